@@ -1,0 +1,42 @@
+"""lit_llm: train your own ChatGPT, as Lightning modules. Everything below is imported when first asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+try:
+    __version__ = version("lit_llm")
+except PackageNotFoundError:  # a source tree on sys.path, not installed
+    __version__ = "0+unknown"
+
+_EXPORTS = {
+    "Transformer": "lit_llm.models.transformer",
+    "TransformerConfig": "lit_llm.models.config",
+    "Tokenizer": "lit_llm.models.tokenizer",
+    "generate": "lit_llm.models.generate",
+    "PretrainModule": "lit_llm.training.pretrain",
+    "PretrainDataModule": "lit_llm.data.pretrain",
+    "MuonAdamW": "lit_llm.training.optimizers",
+    "Checkpoint": "lit_llm.training.callbacks.checkpoint",
+    "SampleCallback": "lit_llm.training.callbacks.samples",
+    "ThroughputCallback": "lit_llm.training.callbacks.throughput",
+    "ProgressBar": "lit_llm.training.callbacks.progress",
+    "CSVLogger": "lit_llm.training.loggers",
+    "RunReport": "lit_llm.report.callback",
+    "UserError": "lit_llm.errors",
+}
+__all__ = [*_EXPORTS, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'lit_llm' has no attribute {name!r}")
+    value = getattr(import_module(_EXPORTS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,90 @@
+"""FLOPs per token and the peak they are measured against: the one MFU formula of the project."""
+
+from __future__ import annotations
+
+import functools
+import time
+
+import torch
+
+from lit_llm.models.config import TransformerConfig
+from lit_llm.models.transformer import Transformer
+
+# Dense bf16/fp16 tensor-core peaks in FLOP/s, from the vendors' data sheets, by a part of the device's name.
+PEAK_FLOPS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H800": 989e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "L40S": 362e12,
+    "A10G": 70e12,
+    "RTX 5090": 209.5e12,
+    "RTX 4090": 165.2e12,
+    "V100": 125e12,
+    "T4": 65e12,
+}
+
+
+def matrix_parameters(config: TransformerConfig) -> int:
+    """Weights that multiply every token: all blocks and the head, not the input embedding."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    blocks = sum(m.weight.numel() for m in model.layers.modules() if isinstance(m, torch.nn.Linear))
+    return blocks + config.vocab_size * config.hidden_size
+
+
+def num_parameters(config: TransformerConfig) -> int:
+    """All parameters, a tied head counted once."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in Transformer(config).parameters())
+
+
+def attention_flops_per_token(config: TransformerConfig, seq_len: int) -> float:
+    """Forward FLOPs a token spends on q.k and weights.v, averaged over a causal sequence of ``seq_len``.
+
+    A query at position t sees min(t + 1, window) keys; each costs 2 products of 2 * heads * head_dim FLOPs.
+    """
+    assert config.head_dim is not None
+    total = 0.0
+    for layer in range(config.num_layers):
+        window = min(config.window(layer) or seq_len, seq_len)
+        visible = (window * (window + 1) / 2 + (seq_len - window) * window) / seq_len
+        total += 4 * config.num_heads * config.head_dim * visible
+    return total
+
+
+def flops_per_token(config: TransformerConfig, seq_len: int) -> float:
+    """Forward and backward FLOPs per trained token: 6 x matrix parameters + 3 x causal attention (PaLM, App. B)."""
+    return 6 * matrix_parameters(config) + 3 * attention_flops_per_token(config, seq_len)
+
+
+@functools.cache
+def peak_flops(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> tuple[float, str]:
+    """Dense peak FLOP/s of ``device`` in ``dtype`` and where the number is from.
+
+    A GPU of the table has its data-sheet peak. Any other device is measured: the best rate of a square matrix product
+    over a few tries, so that MFU still means "share of what this machine can do".
+    """
+    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
+        name = torch.cuda.get_device_name(device)
+        for part, peak in PEAK_FLOPS.items():
+            if part.lower() in name.lower():
+                return peak, f"{part} data sheet, dense {str(dtype).removeprefix('torch.')}"
+    n = 4096 if device.type == "cuda" else 1024
+    a, b = torch.randn(n, n, device=device).to(dtype), torch.randn(n, n, device=device).to(dtype)
+    best = float("inf")
+    for _ in range(6):
+        _synchronize(device)
+        start = time.perf_counter()
+        torch.mm(a, b)
+        _synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best, f"measured {n}x{n} {str(dtype).removeprefix('torch.')} product"
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

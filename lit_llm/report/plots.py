@@ -1,0 +1,296 @@
+"""Line charts as HTML around an inline SVG: honest axes, gaps where numbers are missing, extremes never lost.
+
+The SVG holds only lines and is stretched to the width the page gives it; all text is HTML, so it keeps its size on a
+phone and in print. Without JavaScript a chart is complete; ``script.js`` adds the read-out under the pointer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+from markupsafe import Markup
+
+WIDTH = 1000  # x units of the drawing, stretched by the browser
+PADDING = 8  # pixels between the outermost values and the frame, so that lines are not cut in half
+BUCKETS = 500  # of up to 4 points each: about two buckets a pixel in the widest chart
+LARGEST = 1e100  # beyond it arithmetic on ranges overflows; such values are treated as infinite
+COLOURS = 8  # --s0 to --s7 in style.css; further series repeat them dashed
+UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line. ``x``, ``step`` and ``y`` are (n,) float64, x increasing; a y that is not finite makes a gap."""
+
+    label: str
+    x: np.ndarray
+    step: np.ndarray
+    y: np.ndarray
+    colour: int = 0
+    faint: bool = False
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The x axis all charts of a page share: its range and, for each way to count, (position 0..1, label) ticks."""
+
+    name: str
+    low: float
+    high: float
+    ticks: dict[str, list[tuple[float, str]]]
+
+
+def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Multiples of 1, 2, 2.5 or 5 times a power of ten inside [low, high], about ``count`` of them, evenly spaced."""
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
+    first, last = math.ceil(low / step - 1e-6), math.floor(high / step + 1e-6)
+    return [i * step for i in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Ticks for a log axis over [low, high], 0 < low < high: powers of ten, with 2 and 5 between when there is room."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    if math.log10(high / low) < 1:
+        return nice_ticks(low, high, count)
+    multiples = (1, 2, 5) if last - first <= 2 else (1,)
+    ticks = [m * 10.0**e for e in range(first, last + 1) for m in multiples if low <= m * 10.0**e <= high]
+    return ticks[:: math.ceil(len(ticks) / (count + 2))]
+
+
+def number(value: float, digits: int = 3) -> str:
+    """``value`` for people: 1234567 -> "1.23M", 0.00012 -> "1.2e-4"; "B" is 10^9, as in model sizes."""
+    if not math.isfinite(value):
+        return str(value)
+    if value == 0:
+        return "0"
+    size = float(f"{abs(value):.{digits - 1}e}")  # rounded first: 999,999 is "1M" and not "1000k"
+    if size >= 1e15 or size < 1e-3:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    unit, suffix = next(((u, s) for u, s in UNITS if size >= u), (1.0, ""))
+    decimals = max(0, digits - 1 - math.floor(math.log10(size / unit)))
+    text = f"{value / unit:.{decimals}f}"
+    return (text.rstrip("0").rstrip(".") if "." in text else text) + suffix
+
+
+def percent(value: float) -> str:
+    """A fraction as a percentage with three significant digits: 0.4123 -> "41.2%"."""
+    return f"{number(value * 100)}%" if math.isfinite(value) else str(value)
+
+
+def tick_labels(ticks: list[float], as_percent: bool = False) -> list[str]:
+    """Labels in one common unit with just the decimals that tell evenly spaced ticks apart."""
+    if len(ticks) < 2:
+        return [percent(t) if as_percent else number(t) for t in ticks]
+    step, largest = ticks[1] - ticks[0], max(abs(ticks[0]), abs(ticks[-1]))
+    scale, suffix = 1.0, ""
+    if as_percent:
+        scale, suffix = 0.01, "%"
+    elif largest < 1e-3 or largest >= 1e15:
+        exponent = math.floor(math.log10(largest) + 1e-9)
+        scale, suffix = 10.0**exponent, f"e{exponent}"
+    elif largest >= 1e3:
+        scale, suffix = next((u, s) for u, s in UNITS if largest >= u)
+    step /= scale
+    decimals = next((d for d in range(16) if abs(round(step, d) - step) <= 1e-6 * step), 16)
+    return ["0" if abs(t) < 1e-9 * largest else f"{t / scale:.{decimals}f}{suffix}" for t in ticks]
+
+
+def downsample(x: np.ndarray, y: np.ndarray, buckets: int = BUCKETS) -> np.ndarray:
+    """Indices of the first, lowest, highest and last finite point in each of ``buckets`` equal slices of x.
+
+    At most 4 * buckets + 2 indices, increasing; a line through them covers the same pixels as one through all points.
+    (M4: Jugel et al., "M4: A Visualization-Oriented Time Series Data Aggregation", VLDB 2014.)
+    """
+    finite = np.flatnonzero(np.isfinite(y))
+    if len(finite) <= 4 * buckets:
+        return finite
+    xf, yf = x[finite], y[finite]
+    bucket = np.minimum((xf - xf[0]) / (xf[-1] - xf[0]) * buckets, buckets - 1).astype(int)
+    starts = np.flatnonzero(np.diff(bucket, prepend=-1))
+    ends = np.append(starts[1:], len(xf))
+    keep = {i for a, b in zip(starts, ends, strict=True) for i in (a, b - 1, a + yf[a:b].argmin(), a + yf[a:b].argmax())}
+    return finite[sorted(keep)]
+
+
+def smooth(y: np.ndarray, half: int) -> np.ndarray:
+    """Mean of the finite values within ``half`` rows on either side; nan where ``y`` is not finite.
+
+    Near the start both sides shrink alike, so that the steep first part of a loss curve is not lifted; at the end only
+    the side that is missing shrinks, so that the last value is a mean too.
+    """
+    finite = np.isfinite(y)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, y, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(finite)])
+    row = np.arange(len(y))
+    reach = np.minimum(half, row)
+    low, high = row - reach, np.minimum(row + reach, len(y) - 1) + 1
+    return np.where(finite, (sums[high] - sums[low]) / np.maximum(counts[high] - counts[low], 1), np.nan)
+
+
+def visible_range(values: list[np.ndarray], zero: bool = False, log: bool = False) -> tuple[float, float]:
+    """The y range (low < high) that shows all values of all series, but for spikes which would flatten the rest.
+
+    A value is such a spike when it lies beyond the 2nd..98th percentile by more than three times their distance.
+    ``zero`` puts zero into the range; ``log`` judges distances by ratio, and asks for positive values.
+    """
+    low, high = math.inf, -math.inf
+    for series in values:
+        ordered = np.sort(np.log10(series) if log else series)
+        if not len(ordered):
+            continue
+        inner_low, inner_high = ordered[math.ceil(0.02 * (len(ordered) - 1))], ordered[int(0.98 * (len(ordered) - 1))]
+        reach = 3 * (inner_high - inner_low)
+        kept = ordered[(ordered >= inner_low - reach) & (ordered <= inner_high + reach)] if reach > 0 else ordered
+        low, high = min(low, kept[0]), max(high, kept[-1])
+    if low > high:
+        low, high = 0.0, 1.0
+    if zero and not log:
+        low, high = min(low, 0.0), max(high, 0.0)
+    largest = max(abs(low), abs(high))
+    if high - low <= max(1e-6 * largest, 1e-90):
+        margin = max(0.05 * largest, 0.05 if log else 0.0)
+        low, high = (low - margin, high + margin) if margin > 1e-90 else (0.0, 1.0)
+    return (float(10.0**low), float(10.0**high)) if log else (float(low), float(high))
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """From values to pixels: y from the top of a drawing ``height`` pixels high, x in ``WIDTH`` units."""
+
+    low: float
+    high: float
+    log: bool
+    height: int
+    axis: Axis
+
+    def y(self, values: np.ndarray) -> np.ndarray:
+        low, high, at = self.low, self.high, values
+        if self.log:
+            low, high, at = math.log10(low), math.log10(high), np.log10(values)
+        pixels = self.height - PADDING - (at - low) / (high - low) * (self.height - 2 * PADDING)
+        return np.clip(pixels, -10 * self.height, 11 * self.height)  # browsers draw badly at 1e9 pixels
+
+    def x(self, values: np.ndarray) -> np.ndarray:
+        return (values - self.axis.low) / (self.axis.high - self.axis.low) * WIDTH
+
+
+def line_chart(
+    title: str,
+    unit: str,
+    series: list[Series],
+    axis: Axis,
+    *,
+    note: str = "",
+    zero: bool = False,
+    log: bool = False,
+    as_percent: bool = False,
+    height: int = 170,
+) -> Markup:
+    """A ``<figure>`` with the series over a shared x axis, ``height`` pixels high. All strings are escaped here.
+
+    ``zero`` puts zero on the y axis, ``log`` makes it logarithmic (values <= 0 become gaps). Points that fall outside
+    the drawing and values that are not finite are counted in words under the chart, and the former marked on its edge.
+    """
+    usable = [np.where((np.abs(s.y) < LARGEST) & ((s.y > 0) | (not log)), s.y, np.nan) for s in series]
+    head = f"<b>{escape(title)}</b> <span class=unit>{escape(unit)}{', log scale' if log else ''}</span>"
+    if not any(np.isfinite(y).any() for y in usable):
+        said = "Nothing but values that are not finite." if any(len(y) for y in usable) else "Not measured in this run."
+        return Markup(f'<figure class="chart empty"><figcaption>{head}</figcaption><p class=note>{said}</p></figure>')
+    scale = _Scale(*visible_range([y[np.isfinite(y)] for y in usable], zero, log), log, height, axis)
+    text = percent if as_percent else _four_digits
+
+    ticks = nice_ticks(scale.low, scale.high, 5 if height > 200 else 4)
+    labels = tick_labels(ticks, as_percent)
+    if log:
+        ticks = log_ticks(scale.low, scale.high)
+        labels = [number(t) for t in ticks]
+    tops = scale.y(np.array(ticks))
+    drawn, keys, data = "", "", []
+    for one, y in zip(series, usable, strict=True):
+        keep = downsample(one.x, y)
+        drawn += _lines(one, y, keep, scale)
+        last = text(float(y[keep[-1]])) if len(keep) else "–"
+        faint = " faint" if one.faint else ""
+        keys += f'<span class="key{faint}" style="{_colour(one)}"><i></i>{escape(one.label)} <output>{last}</output></span>'
+        data.append({"x": _short(one.x[keep]), "step": _short(one.step[keep]), "y": _short(y[keep])})
+
+    summary = "; ".join(f"{s.label}: last value {text(d['y'][-1])}" for s, d in zip(series, data, strict=True) if d["y"])
+    attributes = {
+        "data-series": json.dumps(data, separators=(",", ":")),
+        "data-scale": json.dumps([axis.low, axis.high, scale.low, scale.high, height, PADDING, log, as_percent]),
+    }
+    grid = "".join(f"M0 {top:.1f}H{WIDTH}" for top in tops)
+    y_labels = "".join(f'<span style="top:{t:.1f}px">{escape(s)}</span>' for t, s in zip(tops, labels, strict=True))
+    x_labels = "".join(
+        f'<div class="x by-{name}">'
+        + "".join(f'<span style="left:{at:.2%}">{escape(label)}</span>' for at, label in places)
+        + "</div>"
+        for name, places in axis.ticks.items()
+    )
+    sentences = [note, *_exceptions(series, usable, scale, text)]
+    return Markup(
+        f'<figure class=chart style="--h:{height}px;--gutter:{max(map(len, labels), default=1) + 1}ch" '
+        + " ".join(f'{name}="{escape(value)}"' for name, value in attributes.items())
+        + f"><figcaption>{head}<span class=keys>{keys}</span></figcaption>"
+        f"<div class=body><div class=y>{y_labels}</div>"
+        f'<div class=area tabindex=0 role=img aria-label="{escape(f"{title}. {summary}")}">'
+        f'<svg viewBox="0 0 {WIDTH} {height}" preserveAspectRatio="none" aria-hidden="true">'
+        f'<path class=grid d="{grid}"/>{drawn}</svg></div>{x_labels}</div>'
+        f"<p class=note>{escape(' '.join(s for s in sentences if s))}</p></figure>"
+    )
+
+
+def _four_digits(value: float) -> str:
+    return number(value, 4)
+
+
+def _colour(series: Series) -> str:
+    return f"--c:var(--s{series.colour % COLOURS})"
+
+
+def _short(values: np.ndarray) -> list[float]:
+    """Seven digits are enough for a read-out and keep the page small."""
+    return [int(v) if v == int(v) else float(f"{v:.7g}") for v in values.tolist()]
+
+
+def _lines(series: Series, y: np.ndarray, keep: np.ndarray, scale: _Scale) -> str:
+    """The SVG of one series: its line, a dot for each point when there are few, a tick on the edge for each clipped."""
+    px, py = scale.x(series.x[keep]), scale.y(y[keep])
+    gaps = np.cumsum(~np.isfinite(y))[keep]
+    line = ""
+    for i, (a, b) in enumerate(zip(px, py, strict=True)):
+        starts = i == 0 or gaps[i] != gaps[i - 1]
+        alone = starts and (i + 1 == len(keep) or gaps[i + 1] != gaps[i])
+        line += f"{'M' if starts else 'L'}{a:.1f} {b:.1f}{'h0' if alone else ''}"  # h0: a round cap makes it a dot
+    css = "faint" if series.faint else "line dashed" if series.colour >= COLOURS else "line"
+    svg = f'<path class="{css}" style="{_colour(series)}" d="{line}"/>' if line else ""
+    if len(keep) <= 40 and not series.faint:
+        dots = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(px, py, strict=True))
+        svg += f'<path class=dots style="{_colour(series)}" d="{dots}"/>'
+    marks = "".join(f"M{a:.1f} 0v6" for a in px[py < 0]) + "".join(
+        f"M{a:.1f} {scale.height}v-6" for a in px[py > scale.height]
+    )
+    return svg + (f'<path class=clipped style="{_colour(series)}" d="{marks}"/>' if marks else "")
+
+
+def _exceptions(series: list[Series], usable: list[np.ndarray], scale: _Scale, text: Callable[[float], str]) -> list[str]:
+    """What the drawing does not show, in words: one sentence for each series and kind."""
+    found = []
+    for one, y in zip(series, usable, strict=True):
+        top = scale.y(y)
+        for beyond, side, extreme in ((top < 0, "above", np.nanmax), (top > scale.height, "below", np.nanmin)):
+            if count := int(beyond.sum()):
+                points = "1 point is" if count == 1 else f"{count:,} points are"
+                found.append(f"{one.label}: {points} {side} the axis, up to {text(float(extreme(y)))}.")
+        if count := int((~np.isfinite(y)).sum()):
+            kind = "not positive or not finite" if scale.log else "not finite"
+            found.append(f"{one.label}: {count:,} value{' is' if count == 1 else 's are'} {kind} and left as a gap.")
+    return found
