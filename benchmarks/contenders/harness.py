@@ -1,7 +1,7 @@
 """What every contender shares: its arguments, the packed batches, the clock and the result file.
 
-A contender is a script run as `python X_run.py --prepared P --seconds S --seed N --out O [its own options]`. It brings a
-`Contender`; `run` warms it up, puts it back to the start, trains it for the given time, scores it and writes the JSON.
+A contender is a script run as `python X_run.py --prepared P --seconds S --seed N --out O [its own options]`. It brings
+a `Contender`; `run` warms it up, puts it back to the start, trains it for the given time, scores it and writes a JSON.
 """
 
 from __future__ import annotations

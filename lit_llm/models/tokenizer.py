@@ -27,8 +27,8 @@ IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
 SPECIAL_TOKENS = [END_OF_TEXT, PAD, IM_START, IM_END]
 
-# Llama 3's pattern ("llama-bpe" in GGUF). Measured on the standard library, vocabulary 4096: 3.53 bytes a token; letting
-# an indentation join the newline before it gives 3.70, but no engine outside this package would split text that way.
+# Llama 3's pattern ("llama-bpe" in GGUF). Measured on the standard library, vocabulary 4096: 3.53 bytes a token;
+# letting indentation join the newline before it gives 3.70, but no engine outside this package would split that way.
 SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -117,7 +117,7 @@ class Tokenizer:
 
         smallest = 256 + len(SPECIAL_TOKENS)
         if vocab_size < smallest:
-            raise UserError(f"data.vocab_size: {vocab_size} is too small, the 256 bytes and control tokens take {smallest}")
+            raise UserError(f"data.vocab_size: {vocab_size} is too small, bytes and control tokens take {smallest}")
         # ignore_merges: a piece that is itself a token is taken whole, as engines do for this pattern.
         backend = Backend(models.BPE(ignore_merges=True))
         backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -141,9 +141,7 @@ class Tokenizer:
                 f"data.vocab_size: the text supports no more than {found} tokens, {vocab_size} were asked for; "
                 f"set it to {found} or less, or add text"
             )
-        return cls(
-            backend, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=PAD, chat_template=CHATML_TEMPLATE
-        )
+        return cls(backend, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=PAD, chat_template=CHATML_TEMPLATE)
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Tokenizer:
@@ -181,11 +179,13 @@ class Tokenizer:
                 name = next((candidate for candidate in usual if candidate in special), None)
             names[key] = name
         template_file = file.parent / "chat_template.jinja"
-        template = template_file.read_text(encoding="utf-8") if template_file.is_file() else settings.get("chat_template")
+        template = settings.get("chat_template")
+        if template_file.is_file():
+            template = template_file.read_text(encoding="utf-8")
         return cls(backend, **names, chat_template=template if isinstance(template, str) else None)
 
     def save_pretrained(self, folder: str | Path, model_max_length: int | None = None) -> None:
-        """Write tokenizer.json and tokenizer_config.json; transformers' ``AutoTokenizer`` loads the folder with the same ids.
+        """Write tokenizer.json and tokenizer_config.json; ``transformers.AutoTokenizer`` loads them with the same ids.
 
         Args:
             folder: made if it is not there.
@@ -193,7 +193,8 @@ class Tokenizer:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._backend.save(str(folder / "tokenizer.json"))
+        # Not the library's own save: it raises a bare Exception on a full disk.
+        (folder / "tokenizer.json").write_text(self._backend.to_str(pretty=True) + "\n", encoding="utf-8")
         settings: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,  # True would eat the space before a full stop when decoding
@@ -230,12 +231,7 @@ class Tokenizer:
         encodings = iter(
             self._raw.encode_batch_fast([piece for parts in pieces for piece in parts], add_special_tokens=False)
         )
-        return [
-            np.concatenate([np.array(next(encodings).ids, dtype=np.int32) for _ in parts])
-            if len(parts) != 1
-            else np.array(next(encodings).ids, dtype=np.int32)
-            for parts in pieces
-        ]
+        return [np.concatenate([np.array(next(encodings).ids, dtype=np.int32) for _ in parts]) for parts in pieces]
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """The text of ``ids``; with our own tokenizer exactly what was encoded."""
@@ -264,7 +260,7 @@ class Tokenizer:
         return lengths
 
     def fingerprint(self) -> str:
-        """sha256 (hex) of the tokenizer.json with sorted keys: equal exactly when all ids are."""
+        """sha256 (hex) of the tokenizer.json with sorted keys: equal for equal tokenizers, however written."""
         canonical = json.dumps(json.loads(self._backend.to_str()), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 

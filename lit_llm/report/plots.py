@@ -17,7 +17,8 @@ from markupsafe import Markup
 
 WIDTH = 1000  # x units of the drawing, stretched by the browser
 PADDING = 8  # pixels between the outermost values and the frame, so that lines are not cut in half
-BUCKETS = 500  # of up to 4 points each: about two buckets a pixel in the widest chart
+BUCKETS = 250  # of up to 4 points each: about two pixels wide in the widest chart
+SMOOTHED_SHARE = 0.02  # of the rows, averaged for the solid line over a faint one
 LARGEST = 1e100  # beyond it arithmetic on ranges overflows; such values are treated as infinite
 COLOURS = 8  # --s0 to --s7 in style.css; further series repeat them dashed
 UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
@@ -25,7 +26,10 @@ UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 @dataclass(frozen=True)
 class Series:
-    """One line. ``x``, ``step`` and ``y`` are (n,) float64, x increasing; a y that is not finite makes a gap."""
+    """One line. ``x``, ``step`` and ``y`` are (n,) float64, x increasing; a y that is not finite makes a gap.
+
+    ``faint`` is for raw values behind their mean; ``derived`` for that mean, whose exceptions are not counted again.
+    """
 
     label: str
     x: np.ndarray
@@ -33,6 +37,7 @@ class Series:
     y: np.ndarray
     colour: int = 0
     faint: bool = False
+    derived: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,20 +51,23 @@ class Axis:
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Multiples of 1, 2, 2.5 or 5 times a power of ten inside [low, high], about ``count`` of them, evenly spaced."""
+    """Multiples of 1, 2, 2.5 or 5 times a power of ten inside [low, high], evenly spaced, about ``count`` of them.
+
+    Between two and 4/3 count + 1, for count >= 3.
+    """
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= 0.75 * rough)
     first, last = math.ceil(low / step - 1e-6), math.floor(high / step + 1e-6)
     return [i * step for i in range(first, last + 1)]
 
 
 def log_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Ticks for a log axis over [low, high], 0 < low < high: powers of ten, with 2 and 5 between when there is room."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    if math.log10(high / low) < 1:
+    first, last, decades = math.floor(math.log10(low)), math.ceil(math.log10(high)), math.log10(high / low)
+    if decades < 1:
         return nice_ticks(low, high, count)
-    multiples = (1, 2, 5) if last - first <= 2 else (1,)
+    multiples = (1, 2, 5) if decades < 2.5 else (1,)
     ticks = [m * 10.0**e for e in range(first, last + 1) for m in multiples if low <= m * 10.0**e <= high]
     return ticks[:: math.ceil(len(ticks) / (count + 2))]
 
@@ -116,29 +124,38 @@ def downsample(x: np.ndarray, y: np.ndarray, buckets: int = BUCKETS) -> np.ndarr
     bucket = np.minimum((xf - xf[0]) / (xf[-1] - xf[0]) * buckets, buckets - 1).astype(int)
     starts = np.flatnonzero(np.diff(bucket, prepend=-1))
     ends = np.append(starts[1:], len(xf))
-    keep = {i for a, b in zip(starts, ends, strict=True) for i in (a, b - 1, a + yf[a:b].argmin(), a + yf[a:b].argmax())}
+    keep: set[int] = set()
+    for a, b in zip(starts, ends, strict=True):
+        keep |= {int(a), int(b) - 1, int(a + yf[a:b].argmin()), int(a + yf[a:b].argmax())}
     return finite[sorted(keep)]
 
 
-def smooth(y: np.ndarray, half: int) -> np.ndarray:
-    """Mean of the finite values within ``half`` rows on either side; nan where ``y`` is not finite.
+def smooth(y: np.ndarray, share: float = SMOOTHED_SHARE) -> np.ndarray:
+    """Mean of the finite values among the nearest ``share`` of all rows, nearer rows weighing more (a triangle).
 
-    Near the start both sides shrink alike, so that the steep first part of a loss curve is not lifted; at the end only
-    the side that is missing shrinks, so that the last value is a mean too.
+    Near the start the window shrinks on both sides alike, so that the steep first part of a loss curve is not lifted;
+    at the end only the side that is missing shrinks, so that the last value is a mean too. A value that is not finite
+    stays one (nan). With too few rows for a window the values come back as they are.
     """
+    half = round(len(y) * share / 4)  # a box twice over makes the triangle, twice as wide
     finite = np.isfinite(y)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, y, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(finite)])
+    if half == 0:
+        return np.where(finite, y, np.nan)
     row = np.arange(len(y))
     reach = np.minimum(half, row)
     low, high = row - reach, np.minimum(row + reach, len(y) - 1) + 1
-    return np.where(finite, (sums[high] - sums[low]) / np.maximum(counts[high] - counts[low], 1), np.nan)
+    counts = np.concatenate([[0], np.cumsum(finite)])
+    for _ in range(2):
+        sums = np.concatenate([[0.0], np.cumsum(np.where(finite, y, 0.0))])
+        y = np.where(finite, (sums[high] - sums[low]) / np.maximum(counts[high] - counts[low], 1), np.nan)
+    return y
 
 
 def visible_range(values: list[np.ndarray], zero: bool = False, log: bool = False) -> tuple[float, float]:
     """The y range (low < high) that shows all values of all series, but for spikes which would flatten the rest.
 
-    A value is such a spike when it lies beyond the 2nd..98th percentile by more than three times their distance.
+    A value is such a spike when it lies beyond the 2nd..98th percentile by more than three times their distance;
+    thirty times in a series under 50 values, of which the first few are often far from the rest for good reason.
     ``zero`` puts zero into the range; ``log`` judges distances by ratio, and asks for positive values.
     """
     low, high = math.inf, -math.inf
@@ -147,7 +164,7 @@ def visible_range(values: list[np.ndarray], zero: bool = False, log: bool = Fals
         if not len(ordered):
             continue
         inner_low, inner_high = ordered[math.ceil(0.02 * (len(ordered) - 1))], ordered[int(0.98 * (len(ordered) - 1))]
-        reach = 3 * (inner_high - inner_low)
+        reach = (3 if len(ordered) >= 50 else 30) * (inner_high - inner_low)
         kept = ordered[(ordered >= inner_low - reach) & (ordered <= inner_high + reach)] if reach > 0 else ordered
         low, high = min(low, kept[0]), max(high, kept[-1])
     if low > high:
@@ -171,11 +188,16 @@ class _Scale:
     height: int
     axis: Axis
 
+    @property
+    def floor(self) -> int:
+        """The pixel of the lowest value: zero lies on the frame, anything else a little above it."""
+        return self.height - (0 if self.low == 0 and not self.log else PADDING)
+
     def y(self, values: np.ndarray) -> np.ndarray:
         low, high, at = self.low, self.high, values
         if self.log:
             low, high, at = math.log10(low), math.log10(high), np.log10(values)
-        pixels = self.height - PADDING - (at - low) / (high - low) * (self.height - 2 * PADDING)
+        pixels = self.floor - (at - low) / (high - low) * (self.floor - PADDING)
         return np.clip(pixels, -10 * self.height, 11 * self.height)  # browsers draw badly at 1e9 pixels
 
     def x(self, values: np.ndarray) -> np.ndarray:
@@ -200,10 +222,10 @@ def line_chart(
     the drawing and values that are not finite are counted in words under the chart, and the former marked on its edge.
     """
     usable = [np.where((np.abs(s.y) < LARGEST) & ((s.y > 0) | (not log)), s.y, np.nan) for s in series]
-    head = f"<b>{escape(title)}</b> <span class=unit>{escape(unit)}{', log scale' if log else ''}</span>"
+    head = f'<b>{escape(title)}</b> <span class="unit">{escape(unit)}{", log scale" if log else ""}</span>'
     if not any(np.isfinite(y).any() for y in usable):
         said = "Nothing but values that are not finite." if any(len(y) for y in usable) else "Not measured in this run."
-        return Markup(f'<figure class="chart empty"><figcaption>{head}</figcaption><p class=note>{said}</p></figure>')
+        return Markup(f'<figure class="chart empty"><figcaption>{head}</figcaption><p class="note">{said}</p></figure>')
     scale = _Scale(*visible_range([y[np.isfinite(y)] for y in usable], zero, log), log, height, axis)
     text = percent if as_percent else _four_digits
 
@@ -217,34 +239,39 @@ def line_chart(
     for one, y in zip(series, usable, strict=True):
         keep = downsample(one.x, y)
         drawn += _lines(one, y, keep, scale)
-        last = text(float(y[keep[-1]])) if len(keep) else "–"
+        last = text(float(y[keep[-1]])) if len(keep) else "—"
         faint = " faint" if one.faint else ""
-        keys += f'<span class="key{faint}" style="{_colour(one)}"><i></i>{escape(one.label)} <output>{last}</output></span>'
+        label = f"<i></i>{escape(one.label)} <output>{last}</output>"
+        keys += f'<span class="key{faint}" style="{_colour(one)}">{label}</span>'
         data.append({"x": _short(one.x[keep]), "step": _short(one.step[keep]), "y": _short(y[keep])})
 
-    summary = "; ".join(f"{s.label}: last value {text(d['y'][-1])}" for s, d in zip(series, data, strict=True) if d["y"])
+    ends = [f"{s.label}: last value {text(d['y'][-1])}" for s, d in zip(series, data, strict=True) if d["y"]]
+    summary = f"{title}. {'; '.join(ends)}"
     attributes = {
         "data-series": json.dumps(data, separators=(",", ":")),
-        "data-scale": json.dumps([axis.low, axis.high, scale.low, scale.high, height, PADDING, log, as_percent]),
+        "data-scale": json.dumps([axis.low, axis.high, scale.low, scale.high, PADDING, scale.floor, log, as_percent]),
     }
     grid = "".join(f"M0 {top:.1f}H{WIDTH}" for top in tops)
     y_labels = "".join(f'<span style="top:{t:.1f}px">{escape(s)}</span>' for t, s in zip(tops, labels, strict=True))
     x_labels = "".join(
         f'<div class="x by-{name}">'
-        + "".join(f'<span style="left:{at:.2%}">{escape(label)}</span>' for at, label in places)
+        + "".join(
+            f'<span style="left:{at:.2%}{";transform:translateX(-90%)" if at > 0.93 else ""}">{escape(label)}</span>'
+            for at, label in places
+        )
         + "</div>"
         for name, places in axis.ticks.items()
     )
     sentences = [note, *_exceptions(series, usable, scale, text)]
     return Markup(
-        f'<figure class=chart style="--h:{height}px;--gutter:{max(map(len, labels), default=1) + 1}ch" '
+        f'<figure class="chart" style="--h:{height}px;--gutter:{max(map(len, labels)) + 1}ch" '
         + " ".join(f'{name}="{escape(value)}"' for name, value in attributes.items())
-        + f"><figcaption>{head}<span class=keys>{keys}</span></figcaption>"
-        f"<div class=body><div class=y>{y_labels}</div>"
-        f'<div class=area tabindex=0 role=img aria-label="{escape(f"{title}. {summary}")}">'
+        + f'><figcaption>{head}<span class="keys">{keys}</span></figcaption>'
+        f'<div class="body"><div class="y">{y_labels}</div>'
+        f'<div class="area" tabindex="0" role="img" aria-label="{escape(summary)}">'
         f'<svg viewBox="0 0 {WIDTH} {height}" preserveAspectRatio="none" aria-hidden="true">'
-        f'<path class=grid d="{grid}"/>{drawn}</svg></div>{x_labels}</div>'
-        f"<p class=note>{escape(' '.join(s for s in sentences if s))}</p></figure>"
+        f'<path class="grid" d="{grid}"/>{drawn}</svg></div>{x_labels}</div>'
+        f'<p class="note">{escape(" ".join(s for s in sentences if s))}</p></figure>'
     )
 
 
@@ -274,22 +301,26 @@ def _lines(series: Series, y: np.ndarray, keep: np.ndarray, scale: _Scale) -> st
     svg = f'<path class="{css}" style="{_colour(series)}" d="{line}"/>' if line else ""
     if len(keep) <= 40 and not series.faint:
         dots = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(px, py, strict=True))
-        svg += f'<path class=dots style="{_colour(series)}" d="{dots}"/>'
+        svg += f'<path class="dots" style="{_colour(series)}" d="{dots}"/>'
     marks = "".join(f"M{a:.1f} 0v6" for a in px[py < 0]) + "".join(
         f"M{a:.1f} {scale.height}v-6" for a in px[py > scale.height]
     )
-    return svg + (f'<path class=clipped style="{_colour(series)}" d="{marks}"/>' if marks else "")
+    return svg + (f'<path class="clipped" style="{_colour(series)}" d="{marks}"/>' if marks else "")
 
 
-def _exceptions(series: list[Series], usable: list[np.ndarray], scale: _Scale, text: Callable[[float], str]) -> list[str]:
+def _exceptions(
+    series: list[Series], usable: list[np.ndarray], scale: _Scale, text: Callable[[float], str]
+) -> list[str]:
     """What the drawing does not show, in words: one sentence for each series and kind."""
     found = []
-    for one, y in zip(series, usable, strict=True):
+    for one, y in ((s, y) for s, y in zip(series, usable, strict=True) if not s.derived):
         top = scale.y(y)
-        for beyond, side, extreme in ((top < 0, "above", np.nanmax), (top > scale.height, "below", np.nanmin)):
+        above = (top < 0, "above the axis, up", np.nanmax)
+        below = (top > scale.height, "below the axis, down", np.nanmin)
+        for beyond, side, extreme in (above, below):
             if count := int(beyond.sum()):
                 points = "1 point is" if count == 1 else f"{count:,} points are"
-                found.append(f"{one.label}: {points} {side} the axis, up to {text(float(extreme(y)))}.")
+                found.append(f"{one.label}: {points} {side} to {text(float(extreme(y)))}.")
         if count := int((~np.isfinite(y)).sum()):
             kind = "not positive or not finite" if scale.log else "not finite"
             found.append(f"{one.label}: {count:,} value{' is' if count == 1 else 's are'} {kind} and left as a gap.")

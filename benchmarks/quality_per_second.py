@@ -1,0 +1,158 @@
+"""How good is a small language model after the same training time: ours, nanochat and litgpt, side by side.
+
+    make peers && git clone https://github.com/karpathy/nanochat ../nanochat
+    python benchmarks/quality_per_second.py --corpus CORPUS_FOLDER --nanochat ../nanochat
+
+Every contender trains on the same tokens of the same corpus folder for the same time, with its own model shape,
+optimizer and schedule, 4,096 tokens a step in sequences of 512, and is scored by the same function
+(contenders/bpb.py) on the corpus's validation documents: bits per byte, lower is better. Compilation and evaluation are
+outside the time for all. Rounds are interleaved (ours, nanochat, litgpt, ours, ...), so that a machine that slows down
+slows all of them; a round's seed sets initial weights and the order of the data. What counts is the ratio within one
+run of this script: the absolute number moves with the files that a Python version happens to ship.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+CONTENDERS = ("ours", "nanochat", "litgpt")
+
+
+def prepare(corpus_folder: Path, out: Path) -> dict[str, object]:
+    """Write the corpus as the plain arrays that every contender reads, and describe them.
+
+    train and validation: (tokens,) the documents of all sources, each as `[eos] + ids`; token_bytes: (vocab,).
+    """
+    from lit_llm.corpus.build import Corpus
+
+    from lit_llm.corpus.shards import read_tokens
+
+    corpus = Corpus.load(corpus_folder)
+    streams = {
+        "train": [read_tokens(folder) for _, folder in sorted(corpus.train_dirs.items())],
+        "validation": [read_tokens(folder) for _, folder in sorted(corpus.validation_dirs.items())],
+    }
+    arrays = {split: np.concatenate(parts) for split, parts in streams.items()}
+    token_bytes = corpus.tokenizer.token_bytes()
+    np.savez(out, **arrays, token_bytes=token_bytes)
+    return {
+        "train_tokens": len(arrays["train"]),
+        "validation_tokens": len(arrays["validation"]),
+        "validation_bytes": int(token_bytes[arrays["validation"]].sum(dtype=np.int64)),
+        "vocab_size": len(token_bytes),
+        "fingerprint": corpus.fingerprint,
+        "validation_sha256": hashlib.sha256(arrays["validation"].tobytes()).hexdigest(),
+    }
+
+
+def output_of(*command: object) -> str:
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def commit(folder: Path) -> str:
+    changed = " with changes" if output_of("git", "-C", folder, "status", "--porcelain", "-uno") else ""
+    return output_of("git", "-C", folder, "rev-parse", "HEAD") + changed
+
+
+def cpu_model() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def run_once(name: str, args: argparse.Namespace, prepared: Path, seed: int, scratch: Path) -> dict[str, object]:
+    """One contender, one seed, in a process of its own."""
+    python = sys.executable if name == "ours" else args.peers_python
+    out = scratch / f"{name}-{seed}.json"
+    command = [python, HERE / "contenders" / f"{name}_run.py", "--prepared", prepared, "--seconds", args.seconds]
+    command += ["--seed", seed, "--out", out]
+    if name == "nanochat":
+        command += ["--nanochat", args.nanochat.resolve(), "--dtype", args.nanochat_dtype]
+    load_before = os.getloadavg()[0]
+    log = scratch / f"{name}-{seed}.log"
+    with log.open("w") as stream:
+        done = subprocess.run([str(part) for part in command], stdout=stream, stderr=subprocess.STDOUT)
+    if done.returncode:
+        raise SystemExit(f"{name} failed with status {done.returncode}:\n{log.read_text()[-4000:]}")
+    return {"contender": name, "load_before": round(load_before, 2), **json.loads(out.read_text())}
+
+
+def table(runs: list[dict], medians: dict[str, float]) -> str:
+    lines = [f"{'':10}{'bits/byte':>10}{'of median':>11}{'tokens/s':>10}{'tokens':>12}{'parameters':>12}  runs"]
+    for name, median in medians.items():
+        own = [run for run in runs if run["contender"] == name]
+        middle = min(own, key=lambda run: abs(run["bits_per_byte"] - median))
+        scores = " ".join(f"{run['bits_per_byte']:.4f}" for run in own)
+        lines.append(
+            f"{name:10}{median:10.4f}{median / medians['nanochat']:10.3f}x{middle['tokens_per_second']:10,.0f}"
+            f"{middle['tokens']:12,}{middle['parameters']:12,}  {scores}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--corpus", type=Path, required=True, help="folder made by `lit_llm corpus build`")
+    parser.add_argument("--nanochat", type=Path, required=True, help="checkout of karpathy/nanochat")
+    parser.add_argument("--nanochat-dtype", choices=["float32", "bfloat16"], default="bfloat16")
+    parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--peers-python", type=Path, default=HERE.parent / ".venv-peers/bin/python")
+    parser.add_argument("--out", type=Path, default=HERE / "results/quality_per_second.json")
+    args = parser.parse_args()
+
+    runs: list[dict] = []
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        prepared = scratch / "prepared.npz"
+        corpus = prepare(args.corpus, prepared)
+        print(f"train: {corpus['train_tokens']:,} tokens, validation: {corpus['validation_bytes']:,} bytes", flush=True)
+        for seed in range(args.repeats):
+            for name in CONTENDERS:
+                run = run_once(name, args, prepared, seed, scratch)
+                runs.append(run)
+                print(f"round {seed + 1}  {name:10}{run['bits_per_byte']:8.4f} bits/byte", flush=True)
+
+    medians = {
+        name: statistics.median(run["bits_per_byte"] for run in runs if run["contender"] == name) for name in CONTENDERS
+    }
+    result = {
+        "question": __doc__.splitlines()[0],
+        "median_bits_per_byte": medians,
+        "ours_to_nanochat": medians["ours"] / medians["nanochat"],
+        "ours_to_litgpt": medians["ours"] / medians["litgpt"],
+        "command": "python benchmarks/quality_per_second.py "
+        + f"--seconds {args.seconds:g} --repeats {args.repeats} --nanochat-dtype {args.nanochat_dtype}",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "system": platform.platform()},
+        "versions": {
+            "python": platform.python_version(),
+            "lit_llm": commit(HERE.parent),
+            "nanochat": commit(args.nanochat),
+            "litgpt": output_of(
+                args.peers_python, "-c", "from importlib.metadata import version; print(version('litgpt'))"
+            ),
+        },
+        "corpus": corpus,
+        "runs": runs,
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(table(runs, medians))
+    print(f"ours to nanochat {result['ours_to_nanochat']:.3f}x, to litgpt {result['ours_to_litgpt']:.3f}x; {args.out}")
+
+
+if __name__ == "__main__":
+    main()

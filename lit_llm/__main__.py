@@ -1,0 +1,7 @@
+"""``python -m lit_llm``."""
+
+import sys
+
+from lit_llm.cli import main
+
+sys.exit(main())

@@ -1,0 +1,71 @@
+"""The ``lit_llm`` command: verbs to functions. Nothing heavy is imported until a verb needs it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import lit_llm
+from lit_llm.errors import UserError
+
+
+def _trainer_verb(verb: str) -> Callable[[list[str]], None]:
+    def run(args: list[str]) -> None:
+        from lit_llm.trainer_cli import run_trainer
+
+        run_trainer(verb, args)
+
+    return run
+
+
+def _report(args: list[str]) -> None:
+    from lit_llm.report.command import main as report_main
+
+    report_main(args)
+
+
+VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
+    "fit": (_trainer_verb("fit"), "train: pretraining and continued pretraining"),
+    "validate": (_trainer_verb("validate"), "validation loss and bits per byte of a checkpoint"),
+    "test": (_trainer_verb("test"), "the same under test_ names"),
+    "predict": (_trainer_verb("predict"), "continue the prompts of a file"),
+    "report": (_report, "write a run folder's report.html"),
+}
+
+
+def usage() -> str:
+    """What ``lit_llm --help`` prints."""
+    verbs = "\n".join(f"  {name:10} {text}" for name, (_, text) in VERBS.items())
+    return (
+        f"lit_llm {lit_llm.__version__}: train your own ChatGPT\n\n"
+        f"usage: lit_llm VERB --config FILE [--key value ...]\n\n{verbs}\n\n"
+        "lit_llm VERB --help lists the keys; --print_config prints the whole configuration.\n"
+        "A preset's name serves as FILE: lit_llm fit --config pretrain/quickstart"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a verb; returns the exit status: 0, 2 for the user's mistake (said in one line), 130 for Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if argv[0] == "--version":
+        print(lit_llm.__version__)
+        return 0
+    verb, args = argv[0], argv[1:]
+    try:
+        if verb not in VERBS:
+            raise UserError(f"no verb {verb!r}; verbs: {', '.join(VERBS)}")
+        VERBS[verb][0](args)
+    except UserError as error:
+        print(f"lit_llm {verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"lit_llm {verb}: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""Token streams in litdata's chunk format, readable with ``TokensLoader`` at any block size.
+
+Written here rather than with litdata's writer, which names chunks after the distributed rank, waits for every rank's
+part and stamps the time: a corpus is built by one process, and the same text must give the same bytes. The layout
+(uint32 item count, uint32 offsets, raw tokens; index.json) is litdata 0.2's, see ``litdata/streaming/writer.py``;
+tests read it back with litdata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from lit_llm.errors import UserError
+
+CHUNK_TOKENS = 1 << 22  # 8 MB a chunk with 2-byte tokens; a multiple of the usual block sizes, so blocks waste no tail
+_HEADER_BYTES = 12  # item count (always 1: a chunk is one stretch of the stream) and the two offsets around it
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """uint16 where all ids fit, else int32."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
+
+
+class ShardWriter:
+    """Appends token arrays to one stream, cut into chunks of exactly ``CHUNK_TOKENS`` tokens (the last is shorter).
+
+    ``close`` writes index.json: without it the folder is no dataset.
+    """
+
+    def __init__(self, folder: Path, dtype: np.dtype) -> None:
+        self.folder = folder
+        self.dtype = dtype
+        self._pending: list[np.ndarray] = []
+        self._pending_tokens = 0
+        self._chunks: list[dict[str, object]] = []
+        self._digest = hashlib.sha256()
+        folder.mkdir(parents=True)
+
+    def append(self, separator: int, tokens: np.ndarray) -> None:
+        """Add a document: ``separator``, then its ids (1-D, any integer dtype whose values fit)."""
+        self._pending += [np.array([separator], self.dtype), tokens.astype(self.dtype)]
+        self._pending_tokens += len(tokens) + 1
+        if self._pending_tokens < CHUNK_TOKENS:
+            return
+        stream = np.concatenate(self._pending)
+        whole = len(stream) - len(stream) % CHUNK_TOKENS
+        for begin in range(0, whole, CHUNK_TOKENS):
+            self._write_chunk(stream[begin : begin + CHUNK_TOKENS])
+        self._pending = [stream[whole:].copy()]
+        self._pending_tokens = len(stream) - whole
+
+    def close(self) -> None:
+        """Write what is left and the index."""
+        from litdata.streaming.serializers import NoHeaderNumpySerializer
+
+        if self._pending_tokens:
+            self._write_chunk(np.concatenate(self._pending))
+        _, data_format = NoHeaderNumpySerializer().serialize(np.zeros(0, self.dtype))
+        index = {
+            "chunks": self._chunks,
+            "config": {
+                "chunk_bytes": None,
+                "chunk_size": CHUNK_TOKENS,
+                "compression": None,
+                "data_format": [data_format],
+                "data_spec": json.dumps([1, {"type": None, "context": None, "children_spec": []}]),
+                "encryption": None,
+                "item_loader": "TokensLoader",
+            },
+            # litdata names its cache of a remote dataset after this field: the content serves better than a clock
+            "updated_at": self._digest.hexdigest()[:16],
+        }
+        (self.folder / "index.json").write_text(json.dumps(index, sort_keys=True))
+
+    def _write_chunk(self, tokens: np.ndarray) -> None:
+        name = f"chunk-0-{len(self._chunks)}.bin"
+        body = tokens.tobytes()
+        size = _HEADER_BYTES + len(body)
+        header = np.array([1, _HEADER_BYTES, size], dtype="<u4").tobytes()
+        (self.folder / name).write_bytes(header + body)
+        self._digest.update(body)
+        self._chunks.append({"chunk_bytes": size, "chunk_size": 1, "dim": len(tokens), "filename": name})
+
+
+def check_shards(folder: Path) -> int:
+    """Tokens in a dataset folder, after seeing that every chunk is there with the size its index gives.
+
+    Raises:
+        UserError: names the file that is missing, broken or of another size.
+    """
+    total = 0
+    for chunk in _read_index(folder):
+        file = folder / chunk["filename"]
+        found = file.stat().st_size if file.is_file() else None
+        if found != chunk["chunk_bytes"]:
+            state = "missing" if found is None else f"{found} bytes"
+            expected = f"should be {chunk['chunk_bytes']} bytes"
+            raise UserError(f"{file}: {state}, {expected}; remove the corpus and rebuild it")
+        total += chunk["dim"]
+    return total
+
+
+def read_tokens(folder: Path) -> np.ndarray:
+    """A dataset's whole stream: 1-D uint16 or int32, memory-mapped while it is a single chunk."""
+    chunks = []
+    for chunk in _read_index(folder):
+        itemsize = (chunk["chunk_bytes"] - _HEADER_BYTES) // chunk["dim"]
+        dtype = np.uint16 if itemsize == 2 else np.int32
+        chunks.append(np.memmap(folder / chunk["filename"], dtype, "r", _HEADER_BYTES, (chunk["dim"],)))
+    return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
+
+
+def _read_index(folder: Path) -> list[dict]:
+    file = folder / "index.json"
+    try:
+        return list(json.loads(file.read_text())["chunks"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: missing or broken ({error}); remove the corpus and rebuild it") from error

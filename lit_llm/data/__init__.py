@@ -1,0 +1,1 @@
+"""LightningDataModules and the order in which samples are drawn."""

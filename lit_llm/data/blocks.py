@@ -1,0 +1,93 @@
+"""Token streams as map-style datasets of samples: training blocks from litdata, evaluation windows over everything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from lit_llm.corpus.shards import read_tokens
+from lit_llm.errors import UserError
+
+IGNORE = -100
+"""Label of a position that is not predicted: torch's cross-entropy default."""
+
+
+class TokenBlocks(Dataset):
+    """Blocks of seq_len + 1 tokens cut from litdata streams, one after the other through all ``folders``.
+
+    A sample is {"input_ids": int64 (seq_len,), "labels": int64 (seq_len,), "sample_id": int64 ()}, labels being the
+    next tokens. Litdata reads, caches and, for a remote folder, downloads the chunks.
+
+    Attributes:
+        chunk_sizes: samples in each chunk, in index order, for `SampleOrder`.
+    """
+
+    def __init__(self, folders: Sequence[Path | str], seq_len: int):
+        self.folders, self.seq_len = [str(f) for f in folders], seq_len
+        self._readers: list | None = None
+        readers = self._open()
+        self.chunk_sizes = [
+            chunk["dim"] // (seq_len + 1) for reader in readers for chunk in reader.cache._reader.config._chunks
+        ]
+        self.starts = np.concatenate([[0], np.cumsum([len(reader) for reader in readers])])
+        if sum(self.chunk_sizes) != self.starts[-1]:
+            raise AssertionError("litdata counts its blocks otherwise than by whole blocks a chunk")
+
+    def _open(self) -> list:
+        # Opened on first use in each process: a reader holds threads and maps, which a worker must not inherit.
+        if self._readers is None:
+            from litdata import StreamingDataset
+            from litdata.streaming.item_loader import TokensLoader
+
+            self._readers = [
+                StreamingDataset(folder, item_loader=TokensLoader(block_size=self.seq_len + 1), shuffle=False)
+                for folder in self.folders
+            ]
+            for reader in self._readers:
+                len(reader)  # builds the index
+                if reader.cache is None:
+                    from litdata.utilities.env import _WorkerEnv
+
+                    reader.cache = reader._create_cache(worker_env=_WorkerEnv.detect())
+        return self._readers
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_readers": None}
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        reader = int(np.searchsorted(self.starts, index, side="right")) - 1
+        block = np.asarray(self._open()[reader][index - int(self.starts[reader])]).astype(np.int64)
+        return {"input_ids": block[:-1], "labels": block[1:], "sample_id": np.int64(index)}
+
+
+class EvaluationWindows(Dataset):
+    """One stream cut into windows of seq_len, every token but the first predicted exactly once.
+
+    A sample is {"input_ids", "labels", "label_bytes"}, each (seq_len,); label_bytes int64 is the UTF-8 length of each
+    label, 0 for special tokens. The last window is filled up with ignored labels; indices beyond it are all ignored, so
+    that ranks can be given equally many.
+    """
+
+    def __init__(self, folder: Path | str, seq_len: int, token_bytes: np.ndarray, num_samples_multiple: int = 1):
+        self.tokens, self.seq_len, self.token_bytes = read_tokens(Path(folder)), seq_len, token_bytes.astype(np.int64)
+        if len(self.tokens) < 2:
+            raise UserError(f"{folder}: the validation split holds {len(self.tokens)} tokens; nothing can be predicted")
+        windows = -(-(len(self.tokens) - 1) // seq_len)
+        self.num_samples = -(-windows // num_samples_multiple) * num_samples_multiple
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        window = self.tokens[index * self.seq_len : (index + 1) * self.seq_len + 1].astype(np.int64)
+        inputs, targets = np.zeros(self.seq_len, np.int64), np.full(self.seq_len, IGNORE, np.int64)
+        label_bytes = np.zeros(self.seq_len, np.int64)
+        if (n := len(window) - 1) > 0:
+            inputs[:n], targets[:n], label_bytes[:n] = window[:-1], window[1:], self.token_bytes[window[1:]]
+        return {"input_ids": inputs, "labels": targets, "label_bytes": label_bytes}

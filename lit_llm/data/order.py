@@ -1,0 +1,121 @@
+"""Which sample comes when: a pure function of (seed, position), so that resuming is arithmetic.
+
+Chunks are shuffled, then samples within a window of neighbouring chunks: random enough for training, and a remote chunk
+is fetched once and used up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import DistributedSampler
+
+
+def permutation(n: int, *key: int) -> np.ndarray:
+    """A permutation of range(n), int64, fixed by ``key`` for good.
+
+    Sorting raw bits rather than calling ``Generator.permutation``: numpy keeps the bit stream stable between
+    releases, but not what its generators make of it, and a run may be resumed under a newer numpy.
+    """
+    return np.argsort(np.random.PCG64(np.random.SeedSequence(key)).random_raw(n), kind="stable")
+
+
+class SampleOrder:
+    """Maps a position in the run, 0, 1, 2, ... without end, to a sample index.
+
+    Args:
+        chunk_sizes: samples in each chunk; sample indices count through the chunks in this order.
+        seed: of the shuffle. Every epoch over the data has its own order.
+        window: chunks shuffled together.
+        shuffle: False gives 0, 1, 2, ... again and again.
+    """
+
+    def __init__(self, chunk_sizes: Sequence[int], seed: int, window: int = 16, shuffle: bool = True):
+        self.sizes = np.asarray(chunk_sizes, dtype=np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
+        self.num_samples = int(self.starts[-1])
+        self.seed, self.window, self.shuffle = seed, window, shuffle
+        self._epoch = -1
+        self._window_index = -1
+
+    def __call__(self, position: int) -> int:
+        epoch, offset = divmod(position, self.num_samples)
+        if not self.shuffle:
+            return offset
+        if epoch != self._epoch:
+            self._chunks = permutation(len(self.sizes), self.seed, epoch)
+            groups = [self._chunks[i : i + self.window] for i in range(0, len(self._chunks), self.window)]
+            self._groups = groups
+            self._group_ends = np.cumsum([int(self.sizes[g].sum()) for g in groups])
+            self._epoch, self._window_index = epoch, -1
+        index = int(np.searchsorted(self._group_ends, offset, side="right"))
+        if index != self._window_index:
+            group = self._groups[index]
+            samples = np.concatenate([np.arange(self.starts[c], self.starts[c + 1]) for c in group])
+            self._samples = samples[permutation(len(samples), self.seed, epoch, index + 1)]
+            self._window_index = index
+        begin = int(self._group_ends[index - 1]) if index else 0
+        return int(self._samples[offset - begin])
+
+
+class StepSampler(DistributedSampler):
+    """This rank's samples of every micro-batch of a run, from the current optimizer step on.
+
+    Optimizer step s takes positions [s * G, (s + 1) * G) of the order, G being the global batch in samples;
+    micro-batch m of rank r the r-th run of ``micro_batch_size`` in the m-th part of them. So the samples of a step do not
+    depend on accumulation or world size. A ``DistributedSampler`` in name only: the Trainer then leaves it alone.
+
+    Args:
+        step: called when iteration starts; the optimizer step to start from.
+    """
+
+    def __init__(
+        self,
+        order: SampleOrder,
+        *,
+        steps: int,
+        accumulation: int,
+        micro_batch_size: int,
+        rank: int,
+        world_size: int,
+        step: callable,  # type: ignore[valid-type]
+    ):
+        self.order, self.steps, self.accumulation = order, steps, accumulation
+        self.micro_batch_size, self.rank, self.world_size, self.step = micro_batch_size, rank, world_size, step
+
+    def __len__(self) -> int:
+        """Samples of the whole run on this rank: the loader's length must not shrink on resume."""
+        return self.steps * self.accumulation * self.micro_batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        part = self.micro_batch_size * self.world_size
+        for micro_step in range(self.step() * self.accumulation, self.steps * self.accumulation):
+            begin = micro_step * part + self.rank * self.micro_batch_size
+            for position in range(begin, begin + self.micro_batch_size):
+                yield self.order(position)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing to do: the order knows its epochs by position."""
+
+
+class RankSampler(DistributedSampler):
+    """Every world_size-th sample, without the repeats by which torch's sampler makes ranks even."""
+
+    def __init__(self, num_samples: int, rank: int, world_size: int):
+        self.indices = range(rank, num_samples, world_size)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing to do: evaluation has one order."""
+
+
+def stack_samples(samples: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+    """Collate dicts of equal arrays into a dict of tensors with a batch dimension in front."""
+    return {key: torch.from_numpy(np.stack([sample[key] for sample in samples])) for key in samples[0]}

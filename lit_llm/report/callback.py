@@ -1,0 +1,154 @@
+"""RunReport: keeps run.json, the facts of a run, and writes report.html when it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+import lit_llm
+from lit_llm.models.flops import peak_flops
+from lit_llm.report.html import write_report
+
+# Typical on-demand rent of one accelerator in dollars an hour, public price lists of May 2026.
+USD_PER_HOUR = {"B200": 6.69, "H200": 4.0, "H100": 3.0, "A100": 2.0, "L40S": 1.09, "A10G": 1.01, "RTX 5090": 0.99,
+                "RTX 4090": 0.69, "V100": 0.79, "T4": 0.35}  # fmt: skip
+USD_PER_CPU_CORE_HOUR = 0.04
+
+
+class RunReport(L.Callback):
+    """Writes ``run.json`` from the first step on, and ``report.html`` at the end, also when a run fails or is stopped.
+
+    Works with any module; what a module or data module does not have is left out.
+
+    Args:
+        usd_per_hour: price of all devices together. None: typical rent of the device, times their number.
+    """
+
+    def __init__(self, usd_per_hour: float | None = None):
+        self.usd_per_hour = usd_per_hour
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Collect what is known before training, and what an earlier part of the run spent."""
+        self.folder = Path(trainer.default_root_dir)
+        self._began = time.monotonic()
+        earlier = self._earlier()
+        self._seconds_before = float(earlier.get("seconds", 0.0)) if trainer.global_step else 0.0
+        device = trainer.strategy.root_device
+        peak, source = peak_flops(
+            device, torch.bfloat16 if str(trainer.precision).startswith("bf16") else torch.float32
+        )
+        data: Any = getattr(trainer, "datamodule", None)
+        batch = getattr(data, "global_batch_tokens", None)
+        steps = getattr(data, "steps", None)
+        self._batch = batch or 0
+        self.facts: dict[str, Any] = {
+            "name": self.folder.name,
+            "started": earlier.get("started")
+            if trainer.global_step
+            else datetime.now(UTC).isoformat(timespec="seconds"),
+            "parameters": sum(p.numel() for p in pl_module.parameters()),
+            "flops_per_token": getattr(pl_module, "flops_per_token", None),
+            "peak_flops": peak,
+            "peak_flops_source": source,
+            "device": _device_name(device),
+            "world_size": trainer.world_size,
+            "precision": str(trainer.precision),
+            "usd_per_hour": self.usd_per_hour if self.usd_per_hour is not None else _price(device, trainer.world_size),
+            "tokens_planned": batch * steps if batch and steps else None,
+            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "environment": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "lightning": L.__version__,
+                "lit_llm": lit_llm.__version__,
+                "os": platform.platform(),
+                "cpu": _cpu_name(),
+            },
+            "git": _git_commit(),
+            "resumes": int(earlier.get("resumes", 0)) + 1 if trainer.global_step else 0,
+        }
+        if trainer.is_global_zero:
+            card = getattr(getattr(data, "corpus", None), "path", None)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if card is not None and (card / "datacard.json").exists():
+                shutil.copyfile(card / "datacard.json", self.folder / "datacard.json")
+        self._save(trainer, "running")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note the time spent, so that a killed run's report has it."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._save(trainer, "running")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Report what there is."""
+        if hasattr(self, "facts"):
+            self._save(trainer, "interrupted")
+            self._write(trainer)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write the report once loggers have written their last."""
+        if stage == "fit" and hasattr(self, "facts") and not trainer.interrupted:
+            self._save(trainer, "finished")
+            self._write(trainer)
+
+    def _write(self, trainer: L.Trainer) -> None:
+        if trainer.is_global_zero:
+            rank_zero_info(f"wrote {write_report(self.folder)}")
+
+    def _earlier(self) -> dict[str, Any]:
+        try:
+            return json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    def _save(self, trainer: L.Trainer, status: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        self.facts |= {
+            "status": status,
+            "seconds": self._seconds_before + time.monotonic() - self._began,
+            "tokens": trainer.global_step * self._batch,
+        }
+        part = self.folder / "run.json.part"
+        part.write_text(json.dumps(self.facts, indent=2) + "\n", encoding="utf-8")
+        part.replace(self.folder / "run.json")
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
+
+
+def _price(device: torch.device, world_size: int) -> float | None:
+    if device.type != "cuda":
+        return USD_PER_CPU_CORE_HOUR * (os.cpu_count() or 1)
+    name = torch.cuda.get_device_name(device)
+    return next((price * world_size for part, price in USD_PER_HOUR.items() if part in name), None)
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _git_commit() -> str | None:
+    """Commit of the working directory's checkout, if it is one."""
+    try:
+        run = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return run.stdout.strip() or None

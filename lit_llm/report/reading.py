@@ -1,0 +1,146 @@
+"""What a run folder holds, read with tolerance: the run may still be going, may have been killed while it wrote."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_llm.errors import UserError
+
+
+@dataclass
+class Run:
+    """A run folder. ``columns`` are float64 (rows,), nan where the file says nan; ``missing`` is True at empty cells.
+
+    ``problems`` are sentences about what was not there or could not be read.
+    """
+
+    folder: Path
+    info: dict[str, Any] = field(default_factory=dict)
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+    missing: dict[str, np.ndarray] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    config: str = ""
+    datacard: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def measured(self, column: str) -> np.ndarray:
+        """Row numbers (n,) at which ``column`` was written; none for a column that is not there."""
+        return np.flatnonzero(~self.missing[column]) if column in self.missing else np.array([], dtype=int)
+
+    def finite(self, column: str) -> np.ndarray:
+        """The finite values (n,) of ``column`` in order."""
+        values = self.columns.get(column, np.array([]))
+        return values[np.isfinite(values)]
+
+    def number(self, key: str) -> float | None:
+        """``run.json``'s value when it is a finite number, else None."""
+        value = self.info.get(key)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not np.isfinite(value):
+            return None
+        return float(value)
+
+
+def read_run(folder: Path) -> Run:
+    """Read everything there is. Raises UserError when ``folder`` is no folder or holds neither metrics nor run.json."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such run folder; give the folder that `lit_llm fit` wrote")
+    run = Run(folder)
+    if not (folder / "metrics.csv").is_file() and not (folder / "run.json").is_file():
+        raise UserError(f"{folder}: not a run folder, it has neither metrics.csv nor run.json")
+    run.info = _read_json(run, "run.json", "What the header would say about the run is unknown.")
+    run.datacard = _read_json(run, "datacard.json", "The data card is left out.")
+    run.config = _read_text(run, "config.yaml", "The configuration is left out.")
+    _read_metrics(run)
+    _read_samples(run)
+    return run
+
+
+def _read_text(run: Run, name: str, consequence: str) -> str:
+    """The file's text, bytes that are not UTF-8 replaced; "" and a problem when it cannot be read."""
+    try:
+        return (run.folder / name).read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        what = "There is no" if isinstance(error, FileNotFoundError) else f"{error.strerror}:"
+        run.problems.append(f"{what} {name}. {consequence}")
+        return ""
+
+
+def _read_json(run: Run, name: str, consequence: str) -> dict[str, Any]:
+    text = _read_text(run, name, consequence)
+    if not text:
+        return {}
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if isinstance(value, dict):
+        return value
+    run.problems.append(f"{name} does not hold a JSON object. {consequence}")
+    return {}
+
+
+def _read_metrics(run: Run) -> None:
+    """Rows in order of step; of rows with the same step the last counts (a resume may repeat what a kill left)."""
+    text = _read_text(run, "metrics.csv", "The plots are left out.").replace("\0", "")
+    whole, _, torn = text.rpartition("\n")  # a last line without its end was cut off, in the middle of a number or not
+    lines = csv.reader(whole.splitlines())
+    header = next(lines, [])
+    if "step" not in header:
+        if header:
+            run.problems.append("metrics.csv has no column named step. The plots are left out.")
+        return
+    at = header.index("step")
+    rows: dict[int, list[str]] = {}
+    unreadable = int(bool(torn))
+    for row in lines:
+        try:
+            step = int(float(row[at]))
+        except (ValueError, IndexError, OverflowError):
+            unreadable += bool(row)
+            continue
+        if len(row) == len(header):
+            rows[step] = row
+        else:
+            unreadable += 1
+    if unreadable:
+        run.problems.append(f"metrics.csv: {unreadable:,} incomplete line(s) left out.")
+    ordered = [rows[step] for step in sorted(rows)]
+    for i, name in enumerate(header):
+        cells = [row[i].strip() for row in ordered]
+        values = np.array([_to_float(cell) for cell in cells], dtype=np.float64)
+        missing = np.array([not cell for cell in cells], dtype=bool)
+        words = (
+            np.isnan(values) & ~missing & np.array([cell.lower().lstrip("+-") != "nan" for cell in cells], dtype=bool)
+        )
+        if words.any():
+            run.problems.append(f"metrics.csv: column {name} has {int(words.sum()):,} value(s) that are not numbers.")
+        run.columns[name], run.missing[name] = values, missing | words
+
+
+def _to_float(cell: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        return float("nan")
+
+
+def _read_samples(run: Run) -> None:
+    if not (run.folder / "samples.jsonl").is_file():
+        return  # a run without sample prompts is an ordinary one: the section itself says so
+    unreadable = 0
+    for line in _read_text(run, "samples.jsonl", "").split("\n"):
+        if not line.strip():
+            continue
+        try:
+            sample = json.loads(line)
+            run.samples.append({**sample, "step": int(sample["step"]), "text": str(sample["text"])})
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+            unreadable += 1
+    if unreadable:
+        run.problems.append(f"samples.jsonl: {unreadable:,} line(s) that cannot be read were left out.")

@@ -1,0 +1,226 @@
+"""fit, validate, test and predict: LightningCLI with run folders, presets by name and one-line errors."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import re
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lightning as L
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lit_llm.data.pretrain import PretrainDataModule
+from lit_llm.errors import UserError
+from lit_llm.report.callback import RunReport
+from lit_llm.training.callbacks.checkpoint import Checkpoint, checkpoints, resolve_last
+from lit_llm.training.callbacks.progress import ProgressBar
+from lit_llm.training.callbacks.samples import SampleCallback
+from lit_llm.training.callbacks.throughput import ThroughputCallback
+from lit_llm.training.loggers import CSVLogger
+from lit_llm.training.pretrain import PretrainModule
+
+
+def config_folders() -> list[Path]:
+    """Where presets are looked for: beside the package in a checkout, inside it when installed."""
+    package = Path(__file__).parent
+    return [folder for folder in (package.parent / "configs", package / "configs") if folder.is_dir()]
+
+
+def find_config(name: str) -> Path:
+    """The file ``name``, or the preset of that name (``pretrain/quickstart``).
+
+    Raises:
+        UserError: neither is there (the nearest preset is named), or it is no YAML mapping.
+    """
+    path = Path(name).expanduser()
+    if not path.is_file():
+        presets = {
+            str(file.relative_to(folder).with_suffix("")): file
+            for folder in config_folders()
+            for file in sorted(folder.rglob("*.yaml"))
+        }
+        key = name.removesuffix(".yaml").removeprefix("configs/")
+        if key not in presets:
+            near = difflib.get_close_matches(key, presets, n=1, cutoff=0.3)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UserError(f"--config {name}: no such file or preset; {hint}presets: {', '.join(presets)}")
+        path = presets[key]
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where}: broken YAML ({getattr(error, 'problem', None) or error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no settings; a config is a mapping such as 'data: {{...}}'")
+    return path
+
+
+class _Parser(LightningArgumentParser):
+    """Says what is wrong in one line instead of after fifty lines of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+        raise UserError(explain(message, self)) from None
+
+
+def explain(message: str, parser: LightningArgumentParser) -> str:
+    """jsonargparse's message as one line, with the nearest known key for an unknown one."""
+    text = " ".join(message.replace("\n", " ").split())
+    unknown = (
+        re.findall(r"Key '([\w.]+)' is not expected", text)
+        or re.findall(r"[Oo]ption '([\w.]+)' is not accepted", text)
+        or re.findall(r"Unrecognized arguments?: --?([\w.]+)", text)
+        or re.findall(r"(?:No action for|Does not accept nested|not accept) key [\"']([\w.]+)[\"']", text)
+    )
+    if unknown:
+        key = unknown[0]
+        outer = re.findall(r"Parser key \"([\w.]+)\"", text)
+        full = f"{outer[0]}.{key}" if outer and not key.startswith(outer[0]) else key
+        known = known_keys(parser)
+        near = difflib.get_close_matches(full, known, n=1, cutoff=0.6)
+        if not near:
+            tails = {name.rsplit(".", 1)[-1]: name for name in known}
+            near = [tails[t] for t in difflib.get_close_matches(key.rsplit(".", 1)[-1], tails, n=1, cutoff=0.6)]
+        return f"unknown key {full}" + (f": did you mean {near[0]}?" if near else "")
+    # The innermost sentence says it; what stands before it repeats the path through nested types.
+    text = re.sub(r"^Parser key \"([\w.]+)\": ", r"\1: ", text)
+    return text if len(text) < 400 else text[:400] + " ..."
+
+
+def known_keys(parser: LightningArgumentParser) -> list[str]:
+    """All dotted keys of the parser, the arguments of our modules included."""
+    keys = [action.dest for action in parser._actions if action.dest and action.dest != "help"]
+    for group, cls in (("model", PretrainModule), ("data", PretrainDataModule)):
+        for name in list(inspect.signature(cls).parameters):
+            keys += [f"{group}.init_args.{name}", f"{group}.{name}"]
+    return keys
+
+
+class TrainerCLI(LightningCLI):
+    """The configuration of a run: model, data, trainer, and our callbacks as sections of their own."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Callbacks whose settings people change."""
+        parser.add_lightning_class_args(Checkpoint, "checkpoint")
+        parser.add_lightning_class_args(SampleCallback, "samples")
+        parser.add_lightning_class_args(RunReport, "report")
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would let the checkpoint's settings replace the config's in silence."""
+
+    def before_instantiate_classes(self) -> None:
+        """Fix the run folder before anything writes."""
+        self.run_folder = prepare_run(self.subcommand, self.config[self.subcommand])
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Default loggers, where none are configured."""
+        if self.config[self.subcommand].trainer.logger in (None, True):
+            loggers: list[Any] = []
+            if self.subcommand == "fit":
+                loggers = [CSVLogger(self.run_folder), TensorBoardLogger(self.run_folder, name="", version="tensorboard")]
+            kwargs["logger"] = loggers or False
+        return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Write the resolved configuration."""
+        if self.trainer.is_global_zero:
+            self.run_folder.mkdir(parents=True, exist_ok=True)
+            text = self.parser.dump(self.config, skip_none=False)
+            content = yaml.safe_load(text)[self.subcommand]
+            (self.run_folder / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+    def after_predict(self) -> None:
+        """Print and keep the answers."""
+
+
+def prepare_run(verb: str, config: Any) -> Path:
+    """Choose the run folder and the checkpoint of this call, in place; returns the folder.
+
+    Raises:
+        UserError: a fit into a folder that holds a run already, or nothing to resume.
+    """
+    given = config.trainer.default_root_dir
+    name = Path(str(config.config[0])).stem if config.get("config") else "run"
+    base = Path("runs") / name
+    last = config.ckpt_path == "last"
+    if given is not None:
+        folder = Path(given).expanduser()
+        if verb == "fit" and config.ckpt_path is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(
+                f"trainer.default_root_dir={folder} is not empty: resume it with --ckpt_path last, or name another folder"
+            )
+    elif last:
+        numbered = sorted(base.parent.glob(f"{name}*"), key=_run_number)
+        candidates = [f for f in numbered if re.fullmatch(rf"{re.escape(name)}(-\d+)?", f.name) and checkpoints(f / "checkpoints")]
+        folder = candidates[-1] if candidates else base
+    else:
+        folder, number = base, 2
+        while verb == "fit" and folder.exists():
+            folder, number = base.with_name(f"{name}-{number}"), number + 1
+    if last:
+        config.ckpt_path = str(resolve_last(folder))
+    elif config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
+        raise UserError(f"--ckpt_path {config.ckpt_path}: no such file")
+    config.trainer.default_root_dir = str(folder)
+    return folder
+
+
+def _run_number(folder: Path) -> int:
+    match = re.search(r"-(\d+)$", folder.name)
+    return int(match[1]) if match else 1
+
+
+def run_trainer(verb: str, args: list[str]) -> None:
+    """Run one of the Trainer's verbs with command-line arguments.
+
+    Raises:
+        UserError: anything the user can mend.
+    """
+    args = list(args)
+    for i, arg in enumerate(args):
+        if arg in ("--config", "-c") and i + 1 < len(args):
+            args[i + 1] = str(find_config(args[i + 1]))
+        elif arg.startswith("--config="):
+            args[i] = f"--config={find_config(arg.split('=', 1)[1])}"
+    # Lightning advises on things we have decided: loader workers, resumable loaders, missing loggers.
+    for advice in (".*does not have many workers.*", ".*dataloader is not resumable.*", ".*log_every_n_steps.*",
+                   ".*LightningCLI's args parameter.*", ".*`isinstance.treespec, LeafSpec.`.*"):  # fmt: skip
+        warnings.filterwarnings("ignore", advice)
+    torch.set_float32_matmul_precision("high")
+    try:
+        cli = TrainerCLI(
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            model_class=L.LightningModule,
+            datamodule_class=L.LightningDataModule,
+            parser_class=_Parser,
+            save_config_callback=None,
+            load_from_checkpoint_support=False,
+            auto_configure_optimizers=False,
+            seed_everything_default=42,
+            trainer_defaults={
+                "max_epochs": 1,
+                "log_every_n_steps": 10,
+                "num_sanity_val_steps": 0,
+                "use_distributed_sampler": False,
+                "enable_model_summary": False,
+                "callbacks": _default_callbacks(),
+            },
+            args=[verb, *args],
+        )
+    except MisconfigurationException as error:
+        raise UserError(" ".join(str(error).split())) from None
+    del cli
+
+
+def _default_callbacks() -> list[Callback]:
+    return [ProgressBar(), ThroughputCallback()]

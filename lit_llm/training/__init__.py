@@ -1,0 +1,1 @@
+"""LightningModules, callbacks, loggers, optimizers and schedules."""

@@ -1,0 +1,189 @@
+"""Checkpoint: atomic, at optimizer-step borders, the newest k and the best."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from lit_llm.errors import UserError
+
+_NAME = re.compile(r"step-(\d+)\.ckpt")
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The folder's complete step checkpoints, oldest first."""
+    found = [(int(m[1]), file) for file in folder.glob("step-*.ckpt") if (m := _NAME.fullmatch(file.name))]
+    return [file for _, file in sorted(found)]
+
+
+class Checkpoint(CheckpointBase):
+    """Saves ``step-<n>.ckpt`` every ``every_steps`` optimizer steps and at the end, and the best as ``best.ckpt``.
+
+    A checkpoint of step n is written once everything of step n is done, its validation and logging included, so a resumed
+    run neither repeats nor misses a row. It is written under another name, flushed to disk and renamed: a file called
+    ``*.ckpt`` is whole. At the end of training the model is also written as a Hugging Face directory to ``final/``, if the
+    module has ``save_pretrained``.
+
+    Args:
+        every_steps: optimizer steps between checkpoints. None: twenty times in the run.
+        keep_last: how many of the newest to keep.
+        monitor: metric whose lowest value makes a checkpoint the best. None: no best one.
+        dirpath: None: ``checkpoints`` under the Trainer's default_root_dir.
+        final: whether to write ``final/``.
+
+    Raises:
+        UserError: the disk is full (nothing half-written stays, older checkpoints are left alone).
+    """
+
+    def __init__(
+        self,
+        every_steps: int | None = None,
+        keep_last: int = 2,
+        monitor: str | None = "val_loss",
+        dirpath: str | None = None,
+        final: bool = True,
+    ):
+        super().__init__()
+        if keep_last < 1 or (every_steps is not None and every_steps < 1):
+            raise UserError("checkpoint.keep_last and checkpoint.every_steps must be at least 1")
+        self.every_steps, self.keep_last, self.monitor, self.dirpath, self.final = (
+            every_steps, keep_last, monitor, dirpath, final,
+        )  # fmt: skip
+        self.best_score: float | None = None
+        self._saved_step = -1
+        self._unscored = False  # a validation has ended whose weights are not saved yet
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Resolve the folder."""
+        self.folder = Path(self.dirpath or Path(trainer.default_root_dir) / "checkpoints")
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Resolve the interval and forget what an interrupted save left behind."""
+        self._saved_step = trainer.global_step
+        self._interval = self.every_steps
+        if self._interval is None:
+            steps = trainer.num_training_batches / trainer.accumulate_grad_batches
+            if trainer.max_steps > 0:
+                steps = min(steps, trainer.max_steps)
+            self._interval = max(1, int(steps // 20)) if steps != float("inf") else 1000
+        if trainer.is_global_zero and self.folder.is_dir():
+            for leftover in self.folder.glob("*.part"):
+                leftover.unlink()
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Save the step that ended before this batch, when one is due."""
+        if batch_idx % trainer.accumulate_grad_batches:
+            return
+        # Lightning counts a skipped validation as a batch when it resumes; it decides by this count which steps to log.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        if trainer.global_step > self._saved_step:
+            if self._unscored:
+                self._save_best(trainer)
+            if trainer.global_step % self._interval == 0:
+                self._save_step(trainer)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Have the Trainer validate after the very last step, which it does only when told to stop."""
+        if trainer.global_step == trainer.max_steps:
+            trainer.should_stop = True
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note that there is a score; it is acted on at the next border."""
+        self._unscored = trainer.state.fn == "fit" and not trainer.sanity_checking
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the last step, and the model for others to use."""
+        if self._unscored:
+            self._save_best(trainer)
+        if trainer.global_step > self._saved_step:
+            self._save_step(trainer)
+        if self.final and trainer.is_global_zero and hasattr(pl_module, "save_pretrained"):
+            target = self.folder.parent / "final"
+            part = target.with_name("final.part")
+            shutil.rmtree(part, ignore_errors=True)
+            pl_module.save_pretrained(part)
+            shutil.rmtree(target, ignore_errors=True)
+            part.rename(target)
+
+    def _save_step(self, trainer: L.Trainer) -> None:
+        self._write(trainer, f"step-{trainer.global_step:08d}.ckpt")
+        self._saved_step = trainer.global_step
+        if trainer.is_global_zero:
+            for old in checkpoints(self.folder)[: -self.keep_last]:
+                old.unlink()
+
+    def _save_best(self, trainer: L.Trainer) -> None:
+        self._unscored = False
+        if self.monitor is None or self.monitor not in trainer.callback_metrics:
+            return
+        score = float(trainer.callback_metrics[self.monitor])
+        if self.best_score is None or score < self.best_score:
+            self.best_score = score
+            self._write(trainer, "best.ckpt")
+
+    def _write(self, trainer: L.Trainer, name: str) -> None:
+        target = self.folder / name
+        part = target.with_name(name + ".part")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            trainer.save_checkpoint(part)
+            if trainer.is_global_zero:
+                with open(part, "rb+") as file:
+                    os.fsync(file.fileno())
+                part.replace(target)
+        except (OSError, RuntimeError) as error:
+            # torch's zip writer reports a full disk as a RuntimeError
+            part.unlink(missing_ok=True)
+            kept = checkpoints(self.folder)
+            raise UserError(
+                f"{target}: the checkpoint could not be written ({error}); free some disk and resume with --ckpt_path last"
+                + (f" from {kept[-1].name}" if kept else "")
+            ) from error
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best score so far and torch's CPU random state."""
+        return {"best_score": self.best_score, "rng": torch.get_rng_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore both."""
+        self.best_score = state_dict["best_score"]
+        torch.set_rng_state(state_dict["rng"])
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Make the saved loop counters those of the border.
+
+        The batch just fetched has not begun as far as the checkpoint goes, and an epoch that ``max_steps`` cut short is not
+        over: it goes on when the run is resumed with more steps.
+        """
+        loops = checkpoint["loops"]["fit_loop"]
+        batches = loops["epoch_loop.batch_progress"]
+        for count in ("total", "current"):
+            batches[count]["ready"] = batches[count]["started"] = batches[count]["completed"]
+        if batches["current"]["completed"] < trainer.num_training_batches:
+            batches["is_last_batch"] = False
+            for count in ("total", "current"):
+                epochs = loops["epoch_progress"][count]
+                epochs["processed"] = epochs["completed"] = epochs["started"] - 1
+
+
+def resolve_last(run: Path) -> Path:
+    """The newest checkpoint of a run folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = checkpoints(run / "checkpoints")
+    if not found:
+        raise UserError(f"--ckpt_path last: nothing to resume, {run / 'checkpoints'} holds no checkpoint; leave it out to start")
+    rank_zero_info(f"resuming from {found[-1]}")
+    return found[-1]

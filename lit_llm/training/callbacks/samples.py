@@ -1,0 +1,73 @@
+"""SampleCallback: what the model writes, as training goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import lightning as L
+
+from lit_llm.models.generate import generate
+from lit_llm.models.transformer import Transformer
+
+
+class SampleCallback(L.Callback):
+    """After each validation, continues fixed prompts with a fixed seed and appends them to ``samples.jsonl``.
+
+    A line is {"step", "tokens", "prompt", "text"}. Lines of steps that a resumed run repeats are replaced. Needs a module
+    whose ``network`` is a `Transformer` and a data module with a ``tokenizer``; does nothing otherwise.
+
+    Args:
+        prompts: texts to continue.
+        max_new_tokens, temperature, top_k: see `generate`.
+    """
+
+    def __init__(
+        self,
+        prompts: list[str] = ["def ", "import os\n\n\ndef read", '"""This module provides'],  # noqa: B006 -- jsonargparse shows it
+        max_new_tokens: int = 80,
+        temperature: float = 0.7,
+        top_k: int | None = 50,
+    ):
+        self.prompts, self.max_new_tokens, self.temperature, self.top_k = prompts, max_new_tokens, temperature, top_k
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Drop the lines after the step training resumes from."""
+        self.file = Path(trainer.default_root_dir) / "samples.jsonl"
+        if trainer.is_global_zero and self.file.exists():
+            kept = []
+            for line in self.file.read_text(encoding="utf-8").splitlines(keepends=True):
+                try:
+                    whole = line.endswith("\n") and json.loads(line)["step"] <= trainer.global_step
+                except ValueError:  # cut short by a kill
+                    whole = False
+                kept += [line] if whole else []
+            self.file.write_text("".join(kept), encoding="utf-8")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Sample, on the first rank."""
+        model, tokenizer = getattr(pl_module, "network", None), getattr(trainer.datamodule, "tokenizer", None)  # type: ignore[attr-defined]
+        usable = isinstance(model, Transformer) and tokenizer is not None and self.prompts
+        if not usable or trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
+            return
+        assert isinstance(model, Transformer)
+        start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+        prompts = [start + tokenizer.encode(prompt) for prompt in self.prompts]
+        room = model.config.max_seq_len - max(map(len, prompts))
+        if room < 1:
+            return
+        with trainer.precision_plugin.forward_context():
+            answers = generate(
+                model,
+                prompts,
+                min(self.max_new_tokens, room),
+                temperature=self.temperature,
+                top_k=self.top_k,
+                stop_ids=[] if tokenizer.eos_id is None else [tokenizer.eos_id],
+            )
+        tokens = trainer.global_step * (getattr(trainer.datamodule, "global_batch_tokens", None) or 0)  # type: ignore[attr-defined]
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.file, "a", encoding="utf-8") as file:
+            for prompt, ids in zip(self.prompts, answers, strict=True):
+                row = {"step": trainer.global_step, "tokens": tokens, "prompt": prompt, "text": tokenizer.decode(ids)}
+                file.write(json.dumps(row) + "\n")

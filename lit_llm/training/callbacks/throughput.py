@@ -1,0 +1,93 @@
+"""ThroughputCallback: tokens per second, MFU, waiting for data, and peak memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from typing import Any
+
+import lightning as L
+import torch
+
+from lit_llm.models.flops import peak_flops
+
+_DTYPES = {"bf16": torch.bfloat16, "16": torch.float16}
+
+
+class ThroughputCallback(L.Callback):
+    """Logs, every ``log_every_n_steps`` optimizer steps, averages since the last time:
+
+    - tokens_per_second: over all devices, validation and sampling not counted;
+    - mfu: share of the devices' peak FLOP/s, if the module has ``flops_per_token``;
+    - data_wait: share of the time between the end of a batch and the start of the next;
+    - memory_gb: peak so far in 1e9 bytes, of the device, or of the process on CPU.
+
+    Clocks are read on the host and nothing waits for the device: over a logging interval, whose values are fetched at
+    its end, the host's time is the device's. Tokens are the elements of ``batch["input_ids"]``, or of the first
+    tensor in the batch.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look up the peak and start the clocks."""
+        device = trainer.strategy.root_device
+        precision = str(trainer.precision)
+        dtype = next((dtype for name, dtype in _DTYPES.items() if precision.startswith(name)), torch.float32)
+        self.peak, self.peak_source = peak_flops(device, dtype)
+        self._flops_per_token = getattr(pl_module, "flops_per_token", None)
+        self._restart()
+
+    def _restart(self) -> None:
+        self._tokens, self._waited, self._paused = 0, 0.0, 0.0
+        self._since = self._batch_ended = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Count the wait for this batch."""
+        self._waited += time.perf_counter() - self._batch_ended
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count its tokens; log at the border of a step that is logged."""
+        self._tokens += _first_tensor(batch).numel()
+        at_border = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if at_border and trainer.global_step % trainer.log_every_n_steps == 0:
+            seconds = time.perf_counter() - self._since - self._paused
+            rate = self._tokens * trainer.world_size / seconds
+            values = {
+                "tokens_per_second": rate,
+                "data_wait": self._waited / seconds,
+                "memory_gb": peak_memory_bytes(trainer.strategy.root_device) / 1e9,
+            }
+            if self._flops_per_token is not None:
+                values["mfu"] = rate * self._flops_per_token / (self.peak * trainer.world_size)
+            self.log_dict(values)
+            self._restart()
+        self._batch_ended = time.perf_counter()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop the clock."""
+        self._validation_began = time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Go on."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            now = time.perf_counter()
+            self._paused += now - self._validation_began
+            self._batch_ended = now
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Highest memory use so far: allocated on a CUDA device, resident for the process on CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _first_tensor(batch: Any) -> torch.Tensor:
+    if isinstance(batch, torch.Tensor):
+        return batch
+    if isinstance(batch, dict):
+        return batch["input_ids"] if "input_ids" in batch else _first_tensor(next(iter(batch.values())))
+    return _first_tensor(batch[0])

@@ -1,0 +1,52 @@
+"""Evaluation metrics of language models, as torchmetrics."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class LanguageModelMetrics(Metric):
+    """Mean loss per token in nats, and bits per byte of text.
+
+    Bits per byte divides the loss of the text's tokens by the text's length: tokenizers of any vocabulary compare.
+    Special tokens stand for no bytes; they count in the loss per token and not in bits per byte.
+    Sums are float64 (int64 for counts), so that the result does not depend on how the set was batched or sharded, up
+    to 1e-12.
+    """
+
+    full_state_update = False
+    nll: Tensor
+    tokens: Tensor
+    text_nll: Tensor
+    text_bytes: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, dtype in (("nll", torch.float64), ("tokens", torch.int64), ("text_nll", torch.float64),
+                            ("text_bytes", torch.int64)):  # fmt: skip
+            self.add_state(name, torch.zeros((), dtype=dtype), dist_reduce_fx="sum")
+
+    def update(self, nll: Tensor, supervised: Tensor, label_bytes: Tensor | None = None) -> None:
+        """Add tokens: losses in nats, whether each counts (bool), bytes of text of each label; all of one shape."""
+        self.nll += nll.double().masked_fill(~supervised, 0).sum()
+        self.tokens += supervised.sum()
+        if label_bytes is not None:
+            self.text_nll += nll.double().masked_fill(~supervised | (label_bytes == 0), 0).sum()
+            self.text_bytes += label_bytes.masked_fill(~supervised, 0).sum()
+
+    def add(self, other: LanguageModelMetrics) -> None:
+        """Add the sums of ``other``."""
+        for name in self._defaults:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self._update_count += other._update_count
+
+    def compute(self) -> dict[str, Tensor]:
+        """{"loss": nats a token}, and "bits_per_byte" where label bytes were given."""
+        result = {"loss": self.nll / self.tokens}
+        if self.text_bytes > 0:
+            result["bits_per_byte"] = self.text_nll / math.log(2) / self.text_bytes
+        return result

@@ -1,0 +1,174 @@
+"""Optimizers: Muon for the matrices and AdamW for the rest, as one optimizer that automatic optimization can drive.
+
+Muon (https://kellerjordan.github.io/posts/muon/) replaces a matrix's momentum by the nearest semi-orthogonal matrix, found
+by a few matrix products. Here the products use the Polar Express coefficients (arXiv:2505.16932), matrices of one
+shape are stacked into one batched product, and the step is rescaled per row as in NorMuon (arXiv:2510.05491).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+# Polar Express, 5 iterations, safety factor 2e-2, cushion 2 (arXiv:2505.16932, algorithm 1).
+_POLAR_EXPRESS = (
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
+
+
+def orthogonalize(g: Tensor, dtype: torch.dtype) -> Tensor:
+    """The semi-orthogonal factor of each matrix in ``g`` (..., rows, cols), roughly: singular values go to about 1.
+
+    The products run in ``dtype``; bfloat16 is enough, since the result only steers a step.
+    """
+    x = g.to(dtype)
+    tall = x.size(-2) > x.size(-1)
+    if tall:  # the iteration squares the smaller side
+        x = x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-7)
+    for a, b, c in _POLAR_EXPRESS:
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.mT if tall else x).to(g.dtype)
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon for groups with ``muon=True``, AdamW for the others; one state dict, one learning-rate schedule.
+
+    Muon groups take ``lr`` (the step's RMS is ``lr * sqrt(max(1, rows / cols)) / sqrt(cols)``-like, see the scale in
+    ``_muon_step``), ``momentum``, ``beta2`` and ``weight_decay``; AdamW groups ``lr``, ``betas``, ``eps`` and
+    ``weight_decay`` (decoupled). Every parameter of a Muon group is a matrix and gets its gradient on every step.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]]):
+        defaults = {"muon": False, "lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-10, "weight_decay": 0.0,
+                    "momentum": 0.95, "beta2": 0.95}  # fmt: skip
+        super().__init__(groups, defaults)
+        for group in self.param_groups:
+            if group["muon"] and any(p.ndim != 2 for p in group["params"]):
+                raise ValueError("Muon takes matrices; give vectors and embeddings to an AdamW group")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every parameter that has a gradient; returns what ``closure`` returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            if group["muon"]:
+                for shape in sorted({tuple(p.shape) for p in params}):
+                    self._muon_step([p for p in params if tuple(p.shape) == shape], group)
+            else:
+                self._adamw_step(params, group)
+        return loss
+
+    def _muon_step(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:
+        rows, cols = params[0].shape
+        for p in params:
+            if not self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+                # One second moment per row: Muon's own step has rows of unequal size.
+                self.state[p]["row_second_moment"] = p.new_zeros(rows, 1)
+        momenta = [self.state[p]["momentum"] for p in params]
+        grads = [p.grad for p in params]
+        torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
+        nesterov = torch.stack(grads).lerp_(torch.stack(momenta), group["momentum"])
+        dtype = torch.bfloat16 if params[0].is_cuda or _fast_bf16() else torch.float32
+        update = orthogonalize(nesterov, dtype)
+        # NorMuon: divide each row by its running RMS, then restore the whole step's norm.
+        second = torch.stack([self.state[p]["row_second_moment"] for p in params])
+        second.lerp_(update.square().mean(-1, keepdim=True), 1 - group["beta2"])
+        norm = update.norm(dim=(-2, -1), keepdim=True)
+        update = update * second.clamp_min(1e-10).rsqrt()
+        update *= norm / update.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-10)
+        lr = group["lr"] * max(1.0, rows / cols) ** 0.5
+        for i, p in enumerate(params):
+            self.state[p]["row_second_moment"].copy_(second[i])
+            if group["weight_decay"]:
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+            p.add_(update[i], alpha=-lr)
+
+    def _adamw_step(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:
+        for p in params:
+            if not self.state[p]:
+                self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+                self.state[p]["exp_avg"] = torch.zeros_like(p)
+                self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
+        beta1, beta2 = group["betas"]
+        adamw(
+            params,
+            [p.grad for p in params],
+            [self.state[p]["exp_avg"] for p in params],
+            [self.state[p]["exp_avg_sq"] for p in params],
+            [],
+            [self.state[p]["step"] for p in params],
+            fused=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+
+def _fast_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware; elsewhere it is emulated, slower than float32."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+OptimizerName = Literal["muon_adamw", "adamw"]
+
+
+def default_learning_rate(optimizer: OptimizerName, width: int, batch_tokens: int | None) -> float:
+    """A learning rate for the matrices from width and batch, for when none is given.
+
+    Muon's step has a size of its own, so its rate depends on the batch alone; Adam's falls with width (arXiv:2203.03466).
+    Both grow with the square root of the batch (arXiv:2006.09092) up to a million tokens. The constants are from
+    sweeps with `benchmarks/quality_per_second.py`, see docs/decisions.md.
+    """
+    batch = min(batch_tokens or 2**19, 2**20)
+    if optimizer == "muon_adamw":
+        return 0.02 * (batch / 4096) ** 0.5
+    return 3e-3 * (256 / width) * (batch / 4096) ** 0.5
+
+
+def parameter_groups(
+    model: nn.Module, optimizer: OptimizerName, lr: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Parameter groups of ``model``; the first one's learning rate is ``lr``.
+
+    Matrices between embedding and head are the first group (Muon's, or decayed by AdamW). Embedding, head, and vectors
+    (norms, biases) are AdamW groups of their own without decay.
+    """
+    embedding = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    head = {id(getattr(model, "head").weight)} - embedding if hasattr(model, "head") else set()
+    named: dict[str, list[nn.Parameter]] = {"matrices": [], "embedding": [], "head": [], "vectors": []}
+    for p in model.parameters():
+        if not p.requires_grad:
+            continue
+        kind = "embedding" if id(p) in embedding else "head" if id(p) in head else "matrices" if p.ndim == 2 else "vectors"
+        named[kind].append(p)
+    muon = optimizer == "muon_adamw"
+    rates = {"matrices": lr, "embedding": lr * 8, "head": lr * 0.2, "vectors": lr * 0.5} if muon else {}
+    groups = []
+    for kind, params in named.items():
+        if params:
+            groups.append({"params": params, "lr": rates.get(kind, lr), "name": kind,
+                           "weight_decay": weight_decay if kind == "matrices" else 0.0})  # fmt: skip
+            if muon and kind == "matrices":
+                groups[-1]["muon"] = True
+    return groups

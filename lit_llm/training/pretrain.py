@@ -1,0 +1,327 @@
+"""PretrainModule: next-token training of a Transformer under any Trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from lit_llm.data.blocks import IGNORE
+from lit_llm.errors import UserError
+from lit_llm.models import flops
+from lit_llm.models.config import TransformerConfig
+from lit_llm.models.generate import generate
+from lit_llm.models.huggingface import config_from_hf, read_json
+from lit_llm.models.parallelize import can_compile, parallelize
+from lit_llm.models.transformer import Transformer
+from lit_llm.training.metrics import LanguageModelMetrics
+from lit_llm.training.optimizers import MuonAdamW, OptimizerName, default_learning_rate, parameter_groups
+from lit_llm.training.schedules import Schedule, lr_multiplier
+
+
+class PretrainModule(L.LightningModule):
+    """Trains a `Transformer` to predict the next token.
+
+    A batch is a dict with "input_ids" and "labels", int64 (batch, seq), label i being the token after input i and -100
+    where nothing is learnt; "step_tokens", if there, is the number of supervised tokens of the whole optimizer step, and makes
+    the gradient that of sum / global tokens under any accumulation and world size. "label_bytes" in evaluation batches
+    gives bits per byte. `PretrainDataModule` makes such batches; any other source of them will do.
+
+    Subclass by overriding ``compute_loss`` (another objective) or ``build_model`` (another network).
+
+    Args:
+        transformer: a preset's name, or fields of `TransformerConfig` (``preset`` among them names one to start from).
+            vocab_size and max_seq_len come from the data unless given.
+        init_from: Hugging Face directory to start from instead of random weights; ``transformer`` is then its config.
+        optimizer: "muon_adamw" (Muon for the matrices) or "adamw".
+        learning_rate: of the matrices. None: derived from width and batch.
+        weight_decay: decoupled, on matrices.
+        schedule, warmup, decay, final_lr: see `lr_multiplier`; fractions of the horizon and of the learning rate.
+        grad_clip: largest norm of the whole gradient; None never clips.
+        compile: compile the blocks. "auto": where a compiler is found and the run is long enough to pay for it.
+        tokens, global_batch_tokens: horizon and batch for the schedule, where the data module is not ours; ours says so itself.
+
+    Raises:
+        UserError: a configuration that does not fit the data or the machine.
+    """
+
+    def __init__(
+        self,
+        transformer: str | dict[str, Any] = "nano-5m",
+        init_from: str | None = None,
+        optimizer: OptimizerName = "muon_adamw",
+        learning_rate: float | None = None,
+        weight_decay: float = 0.0,
+        schedule: Schedule = "wsd",
+        warmup: float = 0.02,
+        decay: float = 0.6,
+        final_lr: float = 0.0,
+        grad_clip: float | None = 1.0,
+        compile: bool | Literal["auto"] = "auto",
+        tokens: int | float | None = None,
+        global_batch_tokens: int | None = None,
+    ):
+        super().__init__()
+        self.save_hyperparameters()
+        self.fields: dict[str, Any] = {"preset": transformer} if isinstance(transformer, str) else dict(transformer)
+        if init_from is not None:
+            hf = read_json(Path(init_from) / "config.json")
+            self.fields = config_from_hf(hf, f"{init_from}/config.json").to_dict()
+        TransformerConfig.from_dict(self.fields)  # a mistake is told now, before any data is made
+        self.model: nn.Module | None = None
+        self.step_loss = MeanMetric(nan_strategy="disable")  # the default check for NaN synchronises the device
+        self.evaluations: list[LanguageModelMetrics] = []
+        self.grad_norm: Tensor | None = None
+
+    # ---- what subclasses override -------------------------------------------------------------------------------
+
+    def build_model(self) -> nn.Module:
+        """The network to train; called once, on the device. Override for another: ``net(input_ids) -> logits``."""
+        if self.hparams["init_from"] is not None and not self._restored:
+            return Transformer.from_pretrained(self.hparams["init_from"], dtype=torch.float32)
+        return Transformer(self.config)
+
+    def compute_loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """The loss summed over the batch's supervised tokens: a scalar. Override for another objective."""
+        return self.token_losses(batch).sum()
+
+    # -------------------------------------------------------------------------------------------------------------
+
+    def token_losses(self, batch: dict[str, Tensor]) -> Tensor:
+        """Cross-entropy of each position in nats, float32 (batch, seq); 0 where the label is -100."""
+        logits = self.network(batch["input_ids"])
+        losses = F.cross_entropy(
+            logits.flatten(0, 1).float(), batch["labels"].flatten(), ignore_index=IGNORE, reduction="none"
+        )
+        return losses.view_as(batch["labels"])
+
+    @property
+    def network(self) -> nn.Module:
+        """The built network."""
+        if self.model is None:
+            raise RuntimeError("the model is built by the Trainer (configure_model); call configure_model() yourself first")
+        return self.model
+
+    @property
+    def config(self) -> TransformerConfig:
+        """The network's shape; what the data decides is filled in once the Trainer has set it up."""
+        return TransformerConfig.from_dict(self.fields)
+
+    @property
+    def flops_per_token(self) -> float:
+        """Training FLOPs a token at the data's sequence length, by the project's one formula."""
+        seq_len = getattr(self._datamodule, "seq_len", None) or self.config.max_seq_len
+        return flops.flops_per_token(self.config, seq_len)
+
+    @property
+    def _datamodule(self) -> Any:
+        return getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
+
+    _restored = False  # weights come from a checkpoint, so init_from is not read again
+
+    def setup(self, stage: str) -> None:
+        """Take vocabulary, context and horizon from the data, where they are known."""
+        if self.model is not None:
+            return
+        data = self._datamodule
+        tokenizer = getattr(data, "tokenizer", None)
+        if tokenizer is not None:
+            given = self.fields.get("vocab_size")
+            if given is not None and given < tokenizer.vocab_size:
+                raise UserError(f"model.transformer.vocab_size={given} is too small for the tokenizer's {tokenizer.vocab_size}")
+            if given is None:
+                self.fields["vocab_size"] = tokenizer.vocab_size
+            for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+                value = getattr(tokenizer, name.replace("_token", ""))
+                if value is not None:
+                    self.fields.setdefault(name, value)
+        seq_len = getattr(data, "seq_len", None)
+        if seq_len is not None and seq_len > self.config.max_seq_len:
+            if "max_seq_len" in self.fields:
+                raise UserError(f"data.seq_len={seq_len} exceeds model.transformer.max_seq_len={self.config.max_seq_len}")
+            self.fields["max_seq_len"] = seq_len
+        # The checkpoint must build the same network with no data at hand.
+        self.hparams["transformer"] = self.config.to_dict()
+
+    def configure_model(self) -> None:
+        """Build the network once, and prepare it (see `parallelize`)."""
+        if self.model is not None:
+            return
+        self.model = self.build_model()
+        if isinstance(self.model, Transformer):
+            parallelize(self.model, compile=self._wants_compile())
+
+    def _wants_compile(self) -> bool:
+        wanted = self.hparams["compile"]
+        if self._trainer is None or not self.trainer.training or not wanted:
+            return False
+        possible = can_compile(self.trainer.strategy.root_device)
+        if wanted is True and not possible:
+            raise UserError("model.compile=true needs a C++ compiler (g++ or clang++) on CPU, Triton on CUDA; set it to auto")
+        return possible and (wanted is True or self._horizon_steps() >= 200)
+
+    def _horizon_steps(self) -> int:
+        """Optimizer steps of the learning-rate schedule."""
+        steps = getattr(self._datamodule, "steps", None)
+        if steps is not None:
+            return steps
+        tokens, batch = self.hparams["tokens"], self.hparams["global_batch_tokens"]
+        if tokens is not None and batch is not None:
+            return -(-int(tokens) // batch)
+        if self.trainer.max_steps > 0:
+            return self.trainer.max_steps
+        raise UserError("give model.tokens and model.global_batch_tokens, or trainer.max_steps: the schedule needs a horizon")
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """One optimizer for everything, its schedule advanced by optimizer step."""
+        hp = self.hparams
+        batch = getattr(self._datamodule, "global_batch_tokens", None) or hp["global_batch_tokens"]
+        lr = hp["learning_rate"] or default_learning_rate(hp["optimizer"], self.config.hidden_size, batch)
+        groups = parameter_groups(self.network, hp["optimizer"], lr, hp["weight_decay"])
+        optimizer: torch.optim.Optimizer
+        if hp["optimizer"] == "muon_adamw":
+            optimizer = MuonAdamW(groups)
+        else:
+            optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
+        multiplier = lr_multiplier(
+            hp["schedule"], self._horizon_steps(), warmup=hp["warmup"], decay=hp["decay"], final=hp["final_lr"]
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, multiplier)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | int | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the whole gradient's norm, which is kept on the device for the log.
+
+        The Trainer calls this with unscaled gradients in every precision. Its own clipping, if asked for, is left to it.
+        """
+        if gradient_clip_val is not None:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        limit = self.hparams["grad_clip"] or float("inf")
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Loss of one micro-batch, scaled so that what the Trainer makes of it is sum / global tokens."""
+        loss_sum = self.compute_loss(batch)
+        if "step_tokens" in batch:
+            # Lightning divides by the accumulation, data parallelism averages over ranks: undo both.
+            loss = loss_sum * (self.trainer.accumulate_grad_batches * self.trainer.world_size / batch["step_tokens"])
+        else:
+            loss = loss_sum / (batch["labels"] != IGNORE).sum().clamp(min=1)
+        self.step_loss.update(loss.detach())
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log the optimizer step that just ended, if it is one to log; nothing touches the device in between."""
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
+            return
+        step = self.trainer.global_step
+        if step % self.trainer.log_every_n_steps == 0:
+            values: dict[str, Any] = {"train_loss": self.step_loss.compute(), "lr": self._last_lr()}
+            if self.grad_norm is not None:
+                values["grad_norm"] = self.grad_norm
+            self.log_dict({**values, **self._position(step)})
+        self.step_loss.reset()
+
+    def _last_lr(self) -> float:
+        """The learning rate the matrices were just updated with; the scheduler has moved on already."""
+        scheduler = self.lr_schedulers()
+        assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
+        return scheduler.base_lrs[0] * scheduler.lr_lambdas[0](max(0, scheduler.last_epoch - 1))
+
+    def _position(self, step: int) -> dict[str, Tensor]:
+        """step and tokens so far. "step" makes the Trainer file all of the step's metrics under it; float64 keeps it exact."""
+        position = {"step": torch.tensor(step, dtype=torch.float64)}
+        batch = getattr(self._datamodule, "global_batch_tokens", None) or self.hparams["global_batch_tokens"]
+        if batch is not None:
+            position["tokens"] = torch.tensor(step * batch, dtype=torch.float64)
+        return position
+
+    # ---- evaluation ---------------------------------------------------------------------------------------------
+
+    def _start_evaluation(self) -> None:
+        loaders = self.trainer.val_dataloaders if self.trainer.state.fn != "test" else self.trainer.test_dataloaders
+        count = len(loaders) if isinstance(loaders, list) else 1
+        self.evaluations = [LanguageModelMetrics().to(self.device) for _ in range(count)]
+
+    def _evaluate(self, batch: dict[str, Tensor], dataloader_idx: int) -> None:
+        supervised = batch["labels"] != IGNORE
+        self.evaluations[dataloader_idx].update(self.token_losses(batch), supervised, batch.get("label_bytes"))
+
+    def _finish_evaluation(self, stage: str) -> None:
+        total = LanguageModelMetrics().to(self.device)
+        names = getattr(self._datamodule, "validation_sources", None) or [str(i) for i in range(len(self.evaluations))]
+        values: dict[str, Tensor] = {}
+        for name, metric in zip(names, self.evaluations, strict=True):
+            if len(names) > 1:
+                values |= {f"{stage}_{key}/{name}": value for key, value in metric.compute().items()}
+            total.add(metric)
+        values |= {f"{stage}_{key}": value for key, value in total.compute().items()}
+        if stage == "val" and not self.trainer.sanity_checking:
+            values |= self._position(self.trainer.global_step)
+        self.log_dict(values)
+        self.evaluations = []
+
+    def on_validation_epoch_start(self) -> None:
+        self._start_evaluation()
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add a batch to its source's metrics."""
+        self._evaluate(batch, dataloader_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        self._finish_evaluation("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._start_evaluation()
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """As validation_step."""
+        self._evaluate(batch, dataloader_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self._finish_evaluation("test")
+
+    def predict_step(self, batch: dict[str, list], batch_idx: int) -> list[dict[str, str]]:
+        """Continue each prompt greedily for up to 64 tokens: {"prompt", "text"} each."""
+        model, tokenizer = self.network, self._datamodule.tokenizer
+        assert isinstance(model, Transformer)
+        stop = [tokenizer.eos_id] if tokenizer.eos_id is not None else []
+        answers = generate(model, batch["input_ids"], 64, temperature=0, stop_ids=stop)
+        return [
+            {"prompt": prompt, "text": tokenizer.decode(ids)}
+            for prompt, ids in zip(batch["prompt"], answers, strict=True)
+        ]
+
+    # ---- in and out ---------------------------------------------------------------------------------------------
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse weights of another architecture before torch lists every tensor that does not fit."""
+        self._restored = True
+        saved = checkpoint.get("hyper_parameters", {}).get("transformer")
+        if isinstance(saved, dict) and self.hparams["transformer"] != saved and self.model is not None:
+            now = self.config.to_dict()
+            differs = [f"{k}: {v} in the checkpoint, {now[k]} here" for k, v in saved.items() if k in now and now[k] != v]
+            if differs:
+                raise UserError(f"the checkpoint is of another architecture ({'; '.join(differs)})")
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write model and, where the data module has one, tokenizer as a Hugging Face directory."""
+        model, tokenizer = self.network, getattr(self._datamodule, "tokenizer", None)
+        if not isinstance(model, Transformer):
+            raise UserError(f"only a Transformer is written as a Hugging Face directory, not {type(model).__name__}")
+        model.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder, model_max_length=self.config.max_seq_len)
+        rank_zero_info(f"wrote {folder} (loads in transformers and vLLM)")

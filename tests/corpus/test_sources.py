@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from lit_llm.corpus.sources import Document, iter_documents, list_files
+from lit_llm.errors import UserError
+
+
+def write_rows(file: Path, rows: list[dict]) -> None:
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    file.write_bytes(gzip.compress(content) if file.suffix == ".gz" else content)
+
+
+def test_folders_are_walked_and_hidden_files_left_out(tmp_path: Path) -> None:
+    for name in ["b.txt", "a.md", "deep/er/c.py", ".hidden.txt", ".git/config"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"text of {name}\r\n", newline="")
+    documents = list(iter_documents(str(tmp_path)))
+    assert [document.id for document in documents] == ["a.md", "b.txt", "deep/er/c.py"]
+    assert documents[2].text == "text of deep/er/c.py\r\n"
+    assert documents[2].path == str(tmp_path / "deep/er/c.py")
+
+
+def test_globs_give_paths_relative_to_their_fixed_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ["data/x/one.txt", "data/y/two.txt", "data/y/two.md", "data/three.txt"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    monkeypatch.chdir(tmp_path)
+    assert [file.id for file in list_files("data/**/*.txt")] == ["three.txt", "x/one.txt", "y/two.txt"]
+    assert [file.id for file in list_files("data/*")] == ["three.txt", "x/one.txt", "y/two.md", "y/two.txt"]
+    assert [file.id for file in list_files(str(tmp_path / "data/y/*.md"))] == ["two.md"]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert [file.id for file in list_files("~/data/three.txt")] == ["three.txt"]
+
+
+def test_names_are_made_from_patterns_and_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ["wiki/a.txt", "other/wiki/b.txt", "my books!.txt", "part-0.jsonl", "x.txt"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text('{"text": "t"}')
+    monkeypatch.chdir(tmp_path)
+    sources = ["wiki", "other/wiki/*.txt", "my books!.txt", "part-*.jsonl", "../" + tmp_path.name + "/x.txt"]
+    assert [file.source for file in list_files(sources)] == ["wiki", "wiki-2", "my-books", "part", "x"]
+    named = {"a": "wiki", "b": ["x.txt", "x.txt", "*.txt"]}
+    assert [(file.source, file.id) for file in list_files(named)] == [
+        ("a", "a.txt"),
+        ("b", "my books!.txt"),
+        ("b", "x.txt"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        ({"../up": "stdlib"}, "cannot name a folder"),
+        ({"": "stdlib"}, "cannot name a folder"),
+        ({"x": "stdlib", "x-tests": "stdlib"}, "two sources are named 'x-tests'"),
+        ([], "empty"),
+        ({"x": []}, "empty"),
+        ("nothing/*.txt", r"'nothing/\*\.txt' matches no file"),
+        ("missing.txt", "matches no file"),
+    ],
+)
+def test_mistaken_sources_say_what_is_wrong(sources, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        list_files(sources)
+
+
+def test_rows_keep_their_ids(tmp_path: Path) -> None:
+    rows = [{"id": "mine", "text": "one"}, {"text": "two"}, {"id": 7, "text": "three"}]
+    write_rows(tmp_path / "a.jsonl", rows)
+    write_rows(tmp_path / "b.jsonl.gz", rows)
+    expected = [("mine", "one"), ("a.jsonl#2", "two"), ("7", "three")]
+    expected += [("mine", "one"), ("b.jsonl.gz#2", "two"), ("7", "three")]
+    assert [(document.id, document.text) for document in iter_documents(str(tmp_path))] == expected
+
+
+def test_parquet_rows(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.table({"content": ["one", None, "three"], "other": [1, 2, 3]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    documents = list(iter_documents(str(tmp_path), text_field="content"))
+    assert [(d.id, d.text, d.dropped) for d in documents] == [
+        ("a.parquet#1", "one", None),
+        ("a.parquet#2", "", "empty"),
+        ("a.parquet#3", "three", None),
+    ]
+    with pytest.raises(UserError, match=r"a\.parquet: no field 'text'.*'content', 'other'"):
+        list(iter_documents(str(tmp_path)))
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 this is not one")
+    with pytest.raises(UserError, match=r"a\.parquet: not a readable parquet"):
+        list(iter_documents(str(tmp_path)))
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match="pip install pyarrow"):
+        list(iter_documents(str(tmp_path)))
+
+
+def test_messy_files_are_dropped_with_a_reason(tmp_path: Path) -> None:
+    (tmp_path / "a_binary.bin").write_bytes(b"\x89PNG\x00\x01")
+    (tmp_path / "b_latin.txt").write_bytes("café".encode("latin-1"))
+    (tmp_path / "c_empty.txt").write_bytes(b"")
+    (tmp_path / "d_blank.txt").write_bytes(b" \n\t\n")
+    (tmp_path / "e_bom.txt").write_bytes(b"\xef\xbb\xbfgood")
+    (tmp_path / "f_dangling.txt").symlink_to(tmp_path / "gone")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/g_\xff.txt")).write_text("odd name")
+    documents = list(iter_documents(str(tmp_path)))
+    assert [document.dropped for document in documents] == ["NUL bytes", "not UTF-8", "empty", "empty", None, None]
+    assert documents[4].text == "\ufeffgood"
+    assert documents[5].id == "g_?.txt"
+
+
+def test_messy_rows_are_dropped_with_a_reason(tmp_path: Path) -> None:
+    lines = [
+        b'\xef\xbb\xbf{"text": "first"}',
+        b"",
+        b'{"text": "caf\xe9"}',
+        b'{"text": null}',
+        b'{"text": ["a", "list"]}',
+        b'{"text": "nul \\u0000 inside"}',
+        b'{"text": "half \\ud800 pair", "id": "half \\udc00"}',
+        b'{"text": "last"}',
+    ]
+    (tmp_path / "a.jsonl").write_bytes(b"\r\n".join(lines))
+    documents = list(iter_documents(str(tmp_path)))
+    reasons = [None, "not UTF-8", "empty", "not a string", "NUL bytes", "not UTF-8", None]
+    assert [document.dropped for document in documents] == reasons
+    assert [document.text for document in documents if not document.dropped] == ["first", "last"]
+    assert all(document.id.encode() for document in documents)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"text": "a"}\n{"text": \n', r"a\.jsonl:2: not valid JSON"),
+        (b'{"text": "a"}\n["text"]\n', r"a\.jsonl:2: a row must be a JSON object, found list"),
+        (b'{"text": "a"}\n\n{"body": "b", "n": 1}\n', r"a\.jsonl:3: no field 'text' .*'body', 'n'"),
+        (b"[" * 100_000, r"a\.jsonl:1: not valid JSON"),
+    ],
+)
+def test_a_broken_row_names_file_and_line(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        list(iter_documents(str(tmp_path / "a.jsonl")))
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.0])
+def test_a_cut_gzip_names_the_file(tmp_path: Path, keep: float) -> None:
+    whole = gzip.compress(b'{"text": "a"}\n' * 10_000)
+    file = tmp_path / "a.jsonl.gz"
+    file.write_bytes(whole[: int(len(whole) * keep)] or b"not gzip at all")
+    with pytest.raises(UserError, match=r"a\.jsonl\.gz: cannot be read"):
+        list(iter_documents(str(file)))
+
+
+def test_the_standard_library_is_two_sources() -> None:
+    files = {file.id: file for file in list_files("stdlib")}
+    assert files["argparse.py"].source == "stdlib"
+    assert files["pydoc_data/topics.py"].source == "stdlib"
+    assert {file.source for file in files.values()} == {"stdlib", "stdlib-tests"}
+    assert not any("site-packages" in name for name in files)
+    sizes = {name: file.path.stat().st_size for name, file in files.items()}
+    assert min(sizes.values()) >= 200
+    assert [name for name, size in sizes.items() if size > 400_000] == ["pydoc_data/topics.py"]
+    tests = [name for name, file in files.items() if file.source == "stdlib-tests"]
+    assert all("test" in name for name in tests)
+    assert {file.source for file in list_files({"py": "stdlib"})} == {"py", "py-tests"}
+
+
+def test_documents_come_in_the_same_order_however_the_disk_lists_them(tmp_path: Path) -> None:
+    for name in ["zebra", "apple", "mango"]:
+        (tmp_path / f"{name}.txt").write_text(name)
+    documents = list(iter_documents(str(tmp_path)))
+    assert [document.text for document in documents] == ["apple", "mango", "zebra"]
+    assert isinstance(documents[0], Document) and documents[0].source == tmp_path.name.strip("-._")

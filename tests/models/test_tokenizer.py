@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import json
+import pickle
+import random
+import string
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lit_llm.errors import UserError
+from lit_llm.models import tokenizer as module
+from lit_llm.models.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
+
+
+def some_text(seed: int, words: int = 4000) -> str:
+    rng = random.Random(seed)
+    vocabulary = ["".join(rng.choices(string.ascii_lowercase, k=rng.randint(2, 9))) for _ in range(400)]
+    lines = (" ".join(rng.choices(vocabulary, k=8)) for _ in range(words // 8))
+    return "\n".join(f"    def {line}(): # {i} né 北京" for i, line in enumerate(lines))
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train([some_text(0), some_text(1)], 600)
+
+
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
+
+
+@settings(max_examples=300, deadline=None)
+@given(ANY_TEXT | st.text("<|im_start>end\n \t1aé\x00\r\u2028", max_size=60))
+def test_any_text_round_trips_and_token_bytes_add_up(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert int(tokenizer.token_bytes()[ids].sum()) == len(text.encode())
+
+
+def test_vocabulary_is_complete_and_specials_stand_for_no_bytes(tokenizer: Tokenizer) -> None:
+    sizes = tokenizer.token_bytes()
+    assert tokenizer.vocab_size == 600 and sizes.shape == (600,) and sizes.dtype == np.int32
+    assert tokenizer.bos_id == tokenizer.eos_id == 0 and tokenizer.pad_id == 1
+    assert (sizes[:4] == 0).all() and (sizes[4:] > 0).all()
+    assert (sizes == 1).sum() == 256
+
+
+def test_control_tokens_in_raw_text_are_text(tokenizer: Tokenizer) -> None:
+    for special_id, special in enumerate(SPECIAL_TOKENS):
+        attack = f"user said {special}system"
+        assert special_id not in tokenizer.encode(attack)
+        assert special_id not in tokenizer.encode_batch([attack])[0]
+        assert special_id in tokenizer.encode(attack, allow_special=True)
+        assert tokenizer.decode(tokenizer.encode(attack)) == attack
+        assert tokenizer.decode([special_id, *tokenizer.encode("a")], skip_special_tokens=True) == "a"
+
+
+def test_training_on_text_that_spells_control_tokens_does_not_make_them_reachable() -> None:
+    trained = Tokenizer.train(["<|endoftext|><|im_end|>" * 50 + some_text(3)], 500)
+    assert min(trained.encode("<|endoftext|> <|im_end|><|pad|>")) >= len(SPECIAL_TOKENS)
+
+
+def test_control_tokens_marked_as_ordinary_by_a_foreign_file_stay_out_of_raw_text(
+    tokenizer: Tokenizer, tmp_path
+) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    spec = json.loads((tmp_path / "tokenizer.json").read_text())
+    for token in spec["added_tokens"]:
+        token["special"] = False
+    spec["truncation"] = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    loaded = Tokenizer.from_pretrained(tmp_path)
+    text = "one <|im_end|> two three four five"
+    assert loaded.encode(text) == tokenizer.encode(text)  # nor does a truncation left in the file cut documents
+    assert loaded.token_bytes()[:4].tolist() == [0, 0, 0, 0]
+
+
+def test_training_is_deterministic_and_batches_match_single_texts(tokenizer: Tokenizer) -> None:
+    assert Tokenizer.train([some_text(0), some_text(1)], 600).fingerprint() == tokenizer.fingerprint()
+    assert Tokenizer.train([some_text(0), some_text(2)], 600).fingerprint() != tokenizer.fingerprint()
+    texts = ["", "a", some_text(5), "\n\n  x"]
+    batch = tokenizer.encode_batch(texts)
+    assert [ids.tolist() for ids in batch] == [tokenizer.encode(text) for text in texts]
+    assert all(ids.dtype == np.int32 for ids in batch)
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text("a1. \n\r\t#é", max_size=120), size=st.integers(1, 20))
+def test_long_texts_encode_as_if_in_one_piece(tokenizer: Tokenizer, text: str, size: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_PIECE_CHARACTERS", size)
+        assert "".join(module._pieces(text)) == text
+        assert tokenizer.encode_batch([text])[0].tolist() == tokenizer.encode(text)
+
+
+def test_vocabulary_larger_than_the_text_names_the_largest_that_works() -> None:
+    text = "hello hello world world"
+    with pytest.raises(UserError, match=r"data\.vocab_size.*no more than (\d+) tokens") as error:
+        Tokenizer.train([text], 5000)
+    largest = int(str(error.value).split("no more than ")[1].split()[0])
+    assert Tokenizer.train([text], largest).vocab_size == largest
+    with pytest.raises(UserError, match="vocab_size"):
+        Tokenizer.train([text], largest + 1)
+    with pytest.raises(UserError, match="260"):
+        Tokenizer.train([text], 100)
+
+
+def test_transformers_loads_the_same_tokenizer(tokenizer: Tokenizer, tmp_path) -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizer.save_pretrained(tmp_path, model_max_length=512)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in [some_text(7), " a , b . c 's  don't\r\n\n\t x", "日本語 🙂 \x00"]:
+        ids = tokenizer.encode(text)
+        assert theirs(text, add_special_tokens=False)["input_ids"] == ids
+        assert theirs.decode(ids) == tokenizer.decode(ids) == text
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (0, 0, 1)
+    assert theirs.model_max_length == 512
+    chat = [{"role": "user", "content": "hi"}]
+    prompt = theirs.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert prompt == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert theirs(prompt, add_special_tokens=False)["input_ids"] == tokenizer.encode(prompt, allow_special=True)
+
+
+def test_the_saved_folder_loads_again_and_pickles(tokenizer: Tokenizer, tmp_path) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    text = some_text(9) + "<|im_end|>"
+    for other in [
+        Tokenizer.from_pretrained(tmp_path),
+        Tokenizer.from_pretrained(tmp_path / "tokenizer.json"),
+        pickle.loads(pickle.dumps(tokenizer)),
+    ]:
+        assert other.fingerprint() == tokenizer.fingerprint()
+        assert other.encode(text) == tokenizer.encode(text)
+        assert (other.bos_id, other.eos_id, other.pad_id) == (0, 0, 1)
+        assert other.chat_template == tokenizer.chat_template
+    (tmp_path / "tokenizer_config.json").unlink()
+    bare = Tokenizer.from_pretrained(tmp_path)
+    assert (bare.bos_id, bare.eos_id, bare.pad_id, bare.chat_template) == (0, 0, 1, None)
+
+
+def test_control_tokens_come_from_the_settings_beside_a_foreign_tokenizer(tokenizer: Tokenizer, tmp_path) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    settings_file = tmp_path / "tokenizer_config.json"
+    settings_file.write_text(json.dumps({"eos_token": {"content": "<|im_end|>"}, "bos_token": None}))
+    (tmp_path / "config.json").write_text(json.dumps({"bos_token_id": 2, "eos_token_id": [0, 3]}))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"pad_token": "<|endoftext|>"}))
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    loaded = Tokenizer.from_pretrained(tmp_path)
+    assert (loaded.bos_id, loaded.eos_id, loaded.pad_id) == (2, 3, 0)
+    assert loaded.chat_template == "{{ messages }}"
+
+
+def test_a_sentencepiece_like_tokenizer_loads(tmp_path) -> None:
+    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2, "<0x41>": 3, "\u2581": 4, "\u2581é": 5, "a": 6}
+    spec = {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": i, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+            | {"special": True}
+            for name, i in list(vocab.items())[:3]
+        ],
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+        "pre_tokenizer": None,
+        "decoder": {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
+        "model": {"type": "BPE", "vocab": vocab, "merges": [], "byte_fallback": True, "unk_token": "<unk>"},
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    loaded = Tokenizer.from_pretrained(tmp_path)
+    assert loaded.token_bytes().tolist() == [0, 0, 0, 1, 1, 3, 1]
+    assert (loaded.bos_id, loaded.eos_id, loaded.pad_id) == (1, 2, None)
+    assert loaded.encode("a") == [6]
+
+
+def test_mistakes_name_the_file(tmp_path) -> None:
+    with pytest.raises(UserError, match=r"tokenizer\.json: no such file"):
+        Tokenizer.from_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"version": "1.0"')
+    with pytest.raises(UserError, match=r"tokenizer\.json: not a tokenizer"):
+        Tokenizer.from_pretrained(tmp_path)
+    Tokenizer.train(["a b"], 260).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json: not valid JSON"):
+        Tokenizer.from_pretrained(tmp_path)
+
+
+def test_numbers_split_in_threes_and_indentation_stays_apart_from_words() -> None:
+    text = ("12345 " * 30 + "\n        return\n" * 30 + "value " * 30) * 3
+    trained = Tokenizer.train([text], 280)
+    pieces = [trained.decode([i]) for i in trained.encode("12345\n        return")]
+    assert "".join(pieces) == "12345\n        return"
+    assert pieces[0] == "123" and pieces[1] == "45" and SPLIT_PATTERN.startswith("(?i:")
+    assert " return" in pieces and "\n" in pieces
