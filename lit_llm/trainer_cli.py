@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import json
 import re
 import warnings
 from pathlib import Path
@@ -126,7 +125,10 @@ class TrainerCLI(LightningCLI):
         if self.config[self.subcommand].trainer.logger in (None, True):
             loggers: list[Any] = []
             if self.subcommand == "fit":
-                loggers = [CSVLogger(self.run_folder), TensorBoardLogger(self.run_folder, name="", version="tensorboard")]
+                loggers = [
+                    CSVLogger(self.run_folder),
+                    TensorBoardLogger(self.run_folder, name="", version="tensorboard"),
+                ]
             kwargs["logger"] = loggers or False
         return super().instantiate_trainer(**kwargs)
 
@@ -154,13 +156,20 @@ def prepare_run(verb: str, config: Any) -> Path:
     last = config.ckpt_path == "last"
     if given is not None:
         folder = Path(given).expanduser()
-        if verb == "fit" and config.ckpt_path is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if (
+            verb == "fit"
+            and config.ckpt_path is None
+            and folder.exists()
+            and (not folder.is_dir() or any(folder.iterdir()))
+        ):
             raise UserError(
                 f"trainer.default_root_dir={folder} is not empty: resume it with --ckpt_path last, or name another folder"
             )
     elif last:
         numbered = sorted(base.parent.glob(f"{name}*"), key=_run_number)
-        candidates = [f for f in numbered if re.fullmatch(rf"{re.escape(name)}(-\d+)?", f.name) and checkpoints(f / "checkpoints")]
+        candidates = [
+            f for f in numbered if re.fullmatch(rf"{re.escape(name)}(-\d+)?", f.name) and checkpoints(f / "checkpoints")
+        ]
         folder = candidates[-1] if candidates else base
     else:
         folder, number = base, 2

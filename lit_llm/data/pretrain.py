@@ -206,7 +206,9 @@ class PretrainDataModule(L.LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         """Batches of {"prompt": list of str, "input_ids": list of list of int} from the prompts file."""
         if self.prompts_file is None:
-            raise UserError("data.prompts is needed for predict: a text file with a prompt a line, or JSONL with 'prompt'")
+            raise UserError(
+                "data.prompts is needed for predict: a text file with a prompt a line, or JSONL with 'prompt'"
+            )
         prompts = read_prompts(Path(self.prompts_file))
         encode = self.tokenizer.encode
         bos = [self.tokenizer.bos_id] if self.tokenizer.bos_id is not None else []

@@ -222,7 +222,7 @@ def _swap_halves(tensor: Tensor, head_dim: int) -> Tensor:
 def _converted(name: str, tensor: Tensor, config: TransformerConfig, family: Family) -> Tensor:
     """Layout changes a family needs; each is its own inverse."""
     assert config.head_dim is not None
-    if family.reversed_rope and ".q_proj." in name or family.reversed_rope and ".k_proj." in name:
+    if (family.reversed_rope and ".q_proj." in name) or (family.reversed_rope and ".k_proj." in name):
         return _swap_halves(tensor, config.head_dim)
     return tensor
 

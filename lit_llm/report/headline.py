@@ -84,7 +84,9 @@ def duration(seconds: float) -> str:
 
 def dollars(value: float) -> str:
     """US dollars; under a cent with two significant digits: 0.00827 -> "$0.0083"."""
-    return f"${value:,.2f}" if value >= 0.01 or value == 0 else f"${number(value, 2)}"
+    if 0 < value < 0.01:
+        return f"${number(value, 2)}" if value >= 0.001 else "under $0.001"
+    return f"${value:,.2f}"
 
 
 def status(run: Run) -> dict[str, str]:

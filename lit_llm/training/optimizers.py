@@ -155,12 +155,14 @@ def parameter_groups(
     (norms, biases) are AdamW groups of their own without decay.
     """
     embedding = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    head = {id(getattr(model, "head").weight)} - embedding if hasattr(model, "head") else set()
+    head = {id(model.head.weight)} - embedding if hasattr(model, "head") else set()
     named: dict[str, list[nn.Parameter]] = {"matrices": [], "embedding": [], "head": [], "vectors": []}
     for p in model.parameters():
         if not p.requires_grad:
             continue
-        kind = "embedding" if id(p) in embedding else "head" if id(p) in head else "matrices" if p.ndim == 2 else "vectors"
+        kind = (
+            "embedding" if id(p) in embedding else "head" if id(p) in head else "matrices" if p.ndim == 2 else "vectors"
+        )
         named[kind].append(p)
     muon = optimizer == "muon_adamw"
     rates = {"matrices": lr, "embedding": lr * 8, "head": lr * 0.2, "vectors": lr * 0.5} if muon else {}

@@ -8,7 +8,6 @@ from typing import Any, Literal
 import lightning as L
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
@@ -105,7 +104,9 @@ class PretrainModule(L.LightningModule):
     def network(self) -> nn.Module:
         """The built network."""
         if self.model is None:
-            raise RuntimeError("the model is built by the Trainer (configure_model); call configure_model() yourself first")
+            raise RuntimeError(
+                "the model is built by the Trainer (configure_model); call configure_model() yourself first"
+            )
         return self.model
 
     @property
@@ -134,7 +135,9 @@ class PretrainModule(L.LightningModule):
         if tokenizer is not None:
             given = self.fields.get("vocab_size")
             if given is not None and given < tokenizer.vocab_size:
-                raise UserError(f"model.transformer.vocab_size={given} is too small for the tokenizer's {tokenizer.vocab_size}")
+                raise UserError(
+                    f"model.transformer.vocab_size={given} is too small for the tokenizer's {tokenizer.vocab_size}"
+                )
             if given is None:
                 self.fields["vocab_size"] = tokenizer.vocab_size
             for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -144,7 +147,9 @@ class PretrainModule(L.LightningModule):
         seq_len = getattr(data, "seq_len", None)
         if seq_len is not None and seq_len > self.config.max_seq_len:
             if "max_seq_len" in self.fields:
-                raise UserError(f"data.seq_len={seq_len} exceeds model.transformer.max_seq_len={self.config.max_seq_len}")
+                raise UserError(
+                    f"data.seq_len={seq_len} exceeds model.transformer.max_seq_len={self.config.max_seq_len}"
+                )
             self.fields["max_seq_len"] = seq_len
         # The checkpoint must build the same network with no data at hand.
         self.hparams["transformer"] = self.config.to_dict()
@@ -163,7 +168,9 @@ class PretrainModule(L.LightningModule):
             return False
         possible = can_compile(self.trainer.strategy.root_device)
         if wanted is True and not possible:
-            raise UserError("model.compile=true needs a C++ compiler (g++ or clang++) on CPU, Triton on CUDA; set it to auto")
+            raise UserError(
+                "model.compile=true needs a C++ compiler (g++ or clang++) on CPU, Triton on CUDA; set it to auto"
+            )
         return possible and (wanted is True or self._horizon_steps() >= 200)
 
     def _horizon_steps(self) -> int:
@@ -176,7 +183,9 @@ class PretrainModule(L.LightningModule):
             return -(-int(tokens) // batch)
         if self.trainer.max_steps > 0:
             return self.trainer.max_steps
-        raise UserError("give model.tokens and model.global_batch_tokens, or trainer.max_steps: the schedule needs a horizon")
+        raise UserError(
+            "give model.tokens and model.global_batch_tokens, or trainer.max_steps: the schedule needs a horizon"
+        )
 
     def configure_optimizers(self) -> dict[str, Any]:
         """One optimizer for everything, its schedule advanced by optimizer step."""
@@ -312,7 +321,9 @@ class PretrainModule(L.LightningModule):
         saved = checkpoint.get("hyper_parameters", {}).get("transformer")
         if isinstance(saved, dict) and self.hparams["transformer"] != saved and self.model is not None:
             now = self.config.to_dict()
-            differs = [f"{k}: {v} in the checkpoint, {now[k]} here" for k, v in saved.items() if k in now and now[k] != v]
+            differs = [
+                f"{k}: {v} in the checkpoint, {now[k]} here" for k, v in saved.items() if k in now and now[k] != v
+            ]
             if differs:
                 raise UserError(f"the checkpoint is of another architecture ({'; '.join(differs)})")
 
@@ -324,4 +335,3 @@ class PretrainModule(L.LightningModule):
         model.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder, model_max_length=self.config.max_seq_len)
-        rank_zero_info(f"wrote {folder} (loads in transformers and vLLM)")

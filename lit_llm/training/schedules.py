@@ -11,9 +11,7 @@ from lit_llm.errors import UserError
 Schedule = Literal["wsd", "cosine", "constant"]
 
 
-def lr_multiplier(
-    kind: Schedule, steps: int, *, warmup: float, decay: float, final: float
-) -> Callable[[int], float]:
+def lr_multiplier(kind: Schedule, steps: int, *, warmup: float, decay: float, final: float) -> Callable[[int], float]:
     """The multiplier of the base learning rate at optimizer step 0, 1, ..., steps - 1.
 
     A linear warmup over ``warmup * steps`` steps, then: "wsd" holds and falls linearly over the last ``decay * steps``

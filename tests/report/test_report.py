@@ -102,7 +102,12 @@ def test_units() -> None:
     assert (with_unit(2.1e11, "FLOP"), with_unit(999_990, "B"), with_unit(0, "B")) == ("210 GFLOP", "1 MB", "0 B")
     assert (duration(298.4), duration(11_520), duration(187_200)) == ("4 min 58 s", "3 h 12 min", "2 d 4 h")
     assert (duration(12.34), duration(59.7)) == ("12.3 s", "1 min 0 s")
-    assert (dollars(0.00827), dollars(1234.5), dollars(0), dollars(1e-9)) == ("$0.0083", "$1,234.50", "$0.00", "$1e-9")
+    assert (dollars(0.00827), dollars(1234.5), dollars(0), dollars(1e-9)) == (
+        "$0.0083",
+        "$1,234.50",
+        "$0.00",
+        "under $0.001",
+    )
     assert percent(0.4123) == "41.2%"
 
 

@@ -33,7 +33,7 @@ class Checkpoint(CheckpointBase):
     module has ``save_pretrained``.
 
     Args:
-        every_steps: optimizer steps between checkpoints. None: twenty times in the run.
+        every_steps: optimizer steps between checkpoints. None: twenty times in the run, but at least 50 apart.
         keep_last: how many of the newest to keep.
         monitor: metric whose lowest value makes a checkpoint the best. None: no best one.
         dirpath: None: ``checkpoints`` under the Trainer's default_root_dir.
@@ -73,12 +73,14 @@ class Checkpoint(CheckpointBase):
             steps = trainer.num_training_batches / trainer.accumulate_grad_batches
             if trainer.max_steps > 0:
                 steps = min(steps, trainer.max_steps)
-            self._interval = max(1, int(steps // 20)) if steps != float("inf") else 1000
+            self._interval = max(50, int(steps // 20)) if steps != float("inf") else 1000
         if trainer.is_global_zero and self.folder.is_dir():
             for leftover in self.folder.glob("*.part"):
                 leftover.unlink()
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Save the step that ended before this batch, when one is due."""
         if batch_idx % trainer.accumulate_grad_batches:
             return
@@ -114,6 +116,7 @@ class Checkpoint(CheckpointBase):
             pl_module.save_pretrained(part)
             shutil.rmtree(target, ignore_errors=True)
             part.rename(target)
+            rank_zero_info(f"wrote {target}: a Hugging Face directory, for transformers and vLLM")
 
     def _save_step(self, trainer: L.Trainer) -> None:
         self._write(trainer, f"step-{trainer.global_step:08d}.ckpt")
@@ -136,7 +139,7 @@ class Checkpoint(CheckpointBase):
         part = target.with_name(name + ".part")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            trainer.save_checkpoint(part)
+            trainer.save_checkpoint(part, weights_only=False)
             if trainer.is_global_zero:
                 with open(part, "rb+") as file:
                     os.fsync(file.fileno())
@@ -184,6 +187,8 @@ def resolve_last(run: Path) -> Path:
     """
     found = checkpoints(run / "checkpoints")
     if not found:
-        raise UserError(f"--ckpt_path last: nothing to resume, {run / 'checkpoints'} holds no checkpoint; leave it out to start")
+        raise UserError(
+            f"--ckpt_path last: nothing to resume, {run / 'checkpoints'} holds no checkpoint; leave it out to start"
+        )
     rank_zero_info(f"resuming from {found[-1]}")
     return found[-1]

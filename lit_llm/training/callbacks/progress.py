@@ -63,8 +63,15 @@ class ProgressBar(ProgressBarBase):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say the validation's result on a line of its own."""
         if self._enabled and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            shown = {k: trainer.callback_metrics[k] for k in ("val_loss", "val_bits_per_byte") if k in trainer.callback_metrics}
-            tqdm.write(f"step {trainer.global_step}: " + " ".join(f"{k}={float(v):.4f}" for k, v in shown.items()), file=sys.stderr)
+            shown = {
+                k: trainer.callback_metrics[k]
+                for k in ("val_loss", "val_bits_per_byte")
+                if k in trainer.callback_metrics
+            }
+            tqdm.write(
+                f"step {trainer.global_step}: " + " ".join(f"{k}={float(v):.4f}" for k, v in shown.items()),
+                file=sys.stderr,
+            )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Close the bar."""

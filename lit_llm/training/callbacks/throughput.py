@@ -41,7 +41,9 @@ class ThroughputCallback(L.Callback):
         self._tokens, self._waited, self._paused = 0, 0.0, 0.0
         self._since = self._batch_ended = time.perf_counter()
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Count the wait for this batch."""
         self._waited += time.perf_counter() - self._batch_ended
 

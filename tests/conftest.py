@@ -1,0 +1,58 @@
+"""Shared fixtures: a small corpus built once, and runs in subprocesses."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Two torch processes at most share the test machine's two cores; spinning OpenMP threads would starve each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some real text: forty modules of the standard library."""
+    folder = tmp_path_factory.mktemp("text")
+    stdlib = Path(os.__file__).parent
+    for file in sorted(stdlib.glob("*.py"), key=lambda f: f.name)[:40]:
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of its own, so that tests neither see nor leave anything in the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["LIT_LLM_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(text_folder: Path, cache_dir: Path) -> Path:
+    """A built corpus of `text_folder` with 512 tokens."""
+    from lit_llm.corpus.build import build_corpus
+
+    folder = cache_dir / "small"
+    build_corpus(folder, sources={"lib": str(text_folder)}, vocab_size=512, validation_fraction=0.1, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lit_llm_command(cache_dir: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run ``lit_llm ARGS`` in a subprocess from ``cwd``."""
+
+    def run(*args: object, cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "lit_llm", *map(str, args)],
+            cwd=cwd, capture_output=True, text=True, timeout=timeout, env={**os.environ, "LIT_LLM_CACHE": str(cache_dir)},
+            check=False,
+        )  # fmt: skip
+
+    return run

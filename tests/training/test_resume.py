@@ -1,0 +1,167 @@
+"""kill -9 at any moment, then the same command with --ckpt_path last: the run goes on bit for bit."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+STEPS = 24
+
+# The driver records the ids of every micro-batch, flushed before the batch is trained on, and kills itself where told.
+DRIVER = """
+import json, os, signal, sys
+import lightning as L
+from lit_llm.cli import main
+from lit_llm.training.callbacks.throughput import ThroughputCallback
+
+log, kill_at = open(sys.argv[1], "a"), json.loads(sys.argv[2])
+seen = 0
+
+def on_train_batch_start(self, trainer, module, batch, batch_idx):
+    global seen
+    log.write(json.dumps([batch_idx, batch["sample_id"].tolist()]) + "\\n"); log.flush()
+    seen += 1
+    if kill_at == ["batch", seen]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+class Spy(ThroughputCallback):
+    pass
+
+old = ThroughputCallback.on_train_batch_start
+def spied(self, *args):
+    old(self, *args); on_train_batch_start(self, *args)
+ThroughputCallback.on_train_batch_start = spied
+if kill_at and kill_at[0] in ("save", "rename"):
+    real = L.Trainer.save_checkpoint
+    count = 0
+    def save(self, path, *args, **kwargs):
+        global count
+        count += 1
+        if kill_at == ["save", count]:
+            open(path, "wb").write(b"PK half a checkpoint")
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(self, path, *args, **kwargs)
+        if kill_at == ["rename", count]:
+            os.kill(os.getpid(), signal.SIGKILL)
+    L.Trainer.save_checkpoint = save
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+def run(folder: Path, corpus: Path, *extra: str, kill: list | None = None, workers: int = 0, accumulation: int = 1) -> int:
+    """One call of the command line; returns its exit status."""
+    driver = folder.parent / "driver.py"
+    driver.write_text(DRIVER)
+    batch = 2 * 32 * accumulation
+    args = [
+        "fit", "--model", "lit_llm.PretrainModule", "--data", "lit_llm.PretrainDataModule",
+        "--model.transformer", json.dumps({"hidden_size": 32, "num_layers": 1, "num_heads": 2}),
+        "--data.corpus", str(corpus), "--data.seq_len", "32", "--data.micro_batch_size", "2",
+        "--data.global_batch_tokens", str(batch), "--data.tokens", str(batch * STEPS),
+        "--data.validate_every", "6", "--data.num_workers", str(workers), "--data.eval_batch_size", "64",
+        "--checkpoint.every_steps", "4", "--trainer.log_every_n_steps", "1", "--trainer.limit_val_batches", "2",
+        "--samples.max_new_tokens", "4", "--trainer.default_root_dir", str(folder), "--trainer.accelerator", "cpu", *extra,
+    ]  # fmt: skip
+    log = folder.parent / f"{folder.name}.ids"
+    command = [sys.executable, str(driver), str(log), json.dumps(kill), *args]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=os.environ)
+    assert done.returncode in (0, -signal.SIGKILL, 2), done.stderr[-3000:]
+    return done.returncode
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv without what depends on the clock."""
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        for key in ("tokens_per_second", "mfu", "data_wait", "memory_gb"):
+            row.pop(key)
+    return rows
+
+
+def consumed(folder: Path) -> dict[int, list[int]]:
+    """Sample ids by micro-batch, as trained on last."""
+    lines = (folder.parent / f"{folder.name}.ids").read_text().splitlines()
+    return {index: ids for index, ids in map(json.loads, lines)}
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "final" / "model.safetensors").read_bytes()
+
+
+def kills(seed: int, accumulation: int, count: int) -> list[list]:
+    """Moments to kill at: any micro-batch, in the middle of a save, between a save and its rename."""
+    rng = random.Random(seed)
+    moments = [["batch", rng.randint(2, 10 * accumulation)] for _ in range(count - 2)] + [["save", 2], ["rename", 2]]
+    rng.shuffle(moments)
+    return moments
+
+
+def check_kills(tmp_path: Path, corpus: Path, workers: int, accumulation: int, count: int) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run(whole, corpus, workers=workers, accumulation=accumulation) == 0
+    resumed = 0
+    for kill in kills(7 * workers + accumulation, accumulation, count):
+        extra = ["--ckpt_path", "last"] if list((killed / "checkpoints").glob("step-*.ckpt")) else []
+        if not extra and killed.exists():
+            # Killed before the first checkpoint: there is nothing to resume, which is said, and a new folder is needed.
+            assert run(killed, corpus, "--ckpt_path", "last", workers=workers, accumulation=accumulation) == 2
+            subprocess.run(["rm", "-r", str(killed)], check=True)
+        resumed += bool(extra)
+        status = run(killed, corpus, *extra, kill=kill, workers=workers, accumulation=accumulation)
+        assert status in (0, -signal.SIGKILL)
+    if not list((killed / "checkpoints").glob("step-*.ckpt")):
+        pytest.fail("no kill came after a checkpoint; choose another seed")
+    assert run(killed, corpus, "--ckpt_path", "last", workers=workers, accumulation=accumulation) == 0
+    assert resumed >= 1
+    assert metrics(killed) == metrics(whole)
+    assert [int(row["step"]) for row in metrics(killed)] == list(range(1, STEPS + 1))
+    assert consumed(killed) == consumed(whole)
+    assert weights(killed) == weights(whole)
+    samples = [(f / "samples.jsonl").read_text() for f in (killed, whole)]
+    assert samples[0] == samples[1]
+
+
+@pytest.mark.parametrize(("workers", "accumulation"), [(0, 1), (2, 3)])
+def test_killed_run_continues_bit_equal(tmp_path: Path, corpus: Path, workers: int, accumulation: int) -> None:
+    check_kills(tmp_path, corpus, workers, accumulation, count=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_many_kills(tmp_path: Path, corpus: Path, workers: int, accumulation: int) -> None:
+    check_kills(tmp_path, corpus, workers, accumulation, count=10)
+
+
+def test_stopped_by_max_steps_goes_on_with_more(tmp_path: Path, corpus: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run(whole, corpus, "--data.validate_every", "100") == 0
+    assert run(parts, corpus, "--data.validate_every", "100", "--trainer.max_steps", "9") == 0
+    assert [row["val_loss"] != "" for row in metrics(parts)] == [False] * 8 + [True]  # it ends with a validation
+    assert run(parts, corpus, "--data.validate_every", "100", "--ckpt_path", "last") == 0
+    assert weights(parts) == weights(whole)
+    assert consumed(parts) == consumed(whole)
+    assert [row["train_loss"] for row in metrics(parts)] == [row["train_loss"] for row in metrics(whole)]
+
+
+def test_nothing_to_resume_and_a_used_folder(tmp_path: Path, corpus: Path) -> None:
+    folder = tmp_path / "run"
+    assert run(folder, corpus, "--ckpt_path", "last") == 2
+    assert run(folder, corpus, "--trainer.max_steps", "1") == 0
+    assert run(folder, corpus) == 2
+
+
+@pytest.mark.parametrize("change", [["--data.seq_len", "16"], ["--data.seed", "5"], ["--model.transformer.num_heads", "4"]])
+def test_what_must_not_change_is_refused(tmp_path: Path, corpus: Path, change: list[str]) -> None:
+    folder = tmp_path / "run"
+    assert run(folder, corpus, "--trainer.max_steps", "4") == 0
+    assert run(folder, corpus, "--ckpt_path", "last", *change) == 2
