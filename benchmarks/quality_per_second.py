@@ -37,7 +37,6 @@ def prepare(corpus_folder: Path, out: Path) -> dict[str, object]:
     train and validation: (tokens,) the documents of all sources, each as `[eos] + ids`; token_bytes: (vocab,).
     """
     from lit_llm.corpus.build import Corpus
-
     from lit_llm.corpus.shards import read_tokens
 
     corpus = Corpus.load(corpus_folder)
@@ -113,6 +112,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results/quality_per_second.json")
     args = parser.parse_args()
 
+    # Before the first run: a wrong path must not show after half an hour.
+    versions = {
+        "python": platform.python_version(),
+        "lit_llm": commit(HERE.parent),
+        "nanochat": commit(args.nanochat),
+        "litgpt": output_of(args.peers_python, "-c", "import importlib.metadata as m; print(m.version('litgpt'))"),
+    }
     runs: list[dict] = []
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
@@ -137,14 +143,7 @@ def main() -> None:
         + f"--seconds {args.seconds:g} --repeats {args.repeats} --nanochat-dtype {args.nanochat_dtype}",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "system": platform.platform()},
-        "versions": {
-            "python": platform.python_version(),
-            "lit_llm": commit(HERE.parent),
-            "nanochat": commit(args.nanochat),
-            "litgpt": output_of(
-                args.peers_python, "-c", "from importlib.metadata import version; print(version('litgpt'))"
-            ),
-        },
+        "versions": versions,
         "corpus": corpus,
         "runs": runs,
     }

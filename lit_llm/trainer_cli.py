@@ -118,6 +118,7 @@ class TrainerCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Fix the run folder before anything writes."""
+        assert self.subcommand is not None
         self.run_folder = prepare_run(self.subcommand, self.config[self.subcommand])
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -163,7 +164,8 @@ def prepare_run(verb: str, config: Any) -> Path:
             and (not folder.is_dir() or any(folder.iterdir()))
         ):
             raise UserError(
-                f"trainer.default_root_dir={folder} is not empty: resume it with --ckpt_path last, or name another folder"
+                f"trainer.default_root_dir={folder} is not empty: resume it with --ckpt_path last, "
+                "or name another folder"
             )
     elif last:
         numbered = sorted(base.parent.glob(f"{name}*"), key=_run_number)

@@ -63,7 +63,7 @@ class TokenBlocks(Dataset):
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         reader = int(np.searchsorted(self.starts, index, side="right")) - 1
         block = np.asarray(self._open()[reader][index - int(self.starts[reader])]).astype(np.int64)
-        return {"input_ids": block[:-1], "labels": block[1:], "sample_id": np.int64(index)}
+        return {"input_ids": block[:-1], "labels": block[1:], "sample_id": np.array(index)}
 
 
 class EvaluationWindows(Dataset):

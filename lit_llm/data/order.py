@@ -6,7 +6,7 @@ is fetched once and used up.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -64,8 +64,8 @@ class StepSampler(DistributedSampler):
     """This rank's samples of every micro-batch of a run, from the current optimizer step on.
 
     Optimizer step s takes positions [s * G, (s + 1) * G) of the order, G being the global batch in samples;
-    micro-batch m of rank r the r-th run of ``micro_batch_size`` in the m-th part of them. So the samples of a step do not
-    depend on accumulation or world size. A ``DistributedSampler`` in name only: the Trainer then leaves it alone.
+    micro-batch m of rank r the r-th run of ``micro_batch_size`` in the m-th part of them. So the samples of a step do
+    not depend on accumulation or world size. A ``DistributedSampler`` in name only: the Trainer then leaves it alone.
 
     Args:
         step: called when iteration starts; the optimizer step to start from.
@@ -80,7 +80,7 @@ class StepSampler(DistributedSampler):
         micro_batch_size: int,
         rank: int,
         world_size: int,
-        step: callable,  # type: ignore[valid-type]
+        step: Callable[[], int],
     ):
         self.order, self.steps, self.accumulation = order, steps, accumulation
         self.micro_batch_size, self.rank, self.world_size, self.step = micro_batch_size, rank, world_size, step

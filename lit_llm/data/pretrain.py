@@ -29,13 +29,13 @@ class PretrainDataModule(L.LightningDataModule):
     """Packed text for next-token prediction, under any LightningModule.
 
     A training batch is {"input_ids": int64 (micro_batch_size, seq_len), "labels": the same shape, the next tokens,
-    "sample_id": int64 (micro_batch_size,), "step_tokens": int}, step_tokens being the supervised tokens of the whole optimizer step
-    over all ranks and micro-batches, by which a summed loss is divided. Evaluation batches carry "label_bytes" instead
-    of the last two, one loader a source.
+    "sample_id": int64 (micro_batch_size,), "step_tokens": int}, step_tokens being the supervised tokens of the whole
+    optimizer step over all ranks and micro-batches, by which a summed loss is divided. Evaluation batches carry
+    "label_bytes" instead of the last two, one loader a source.
 
     The order is a pure function of (seed, optimizer step): a resumed run goes on with the very sample it would have
-    seen, whatever the number of workers. The run is one epoch of ``steps`` optimizer steps long, however often it passes
-    over the text.
+    seen, whatever the number of workers. The run is one epoch of ``steps`` optimizer steps long, however often it
+    passes over the text.
 
     Args:
         tokens: horizon of the run in tokens, e.g. 20_000_000 or 2e7.
@@ -43,10 +43,11 @@ class PretrainDataModule(L.LightningDataModule):
         micro_batch_size: samples a device takes at once.
         global_batch_tokens: tokens an optimizer step takes over all devices; accumulation is derived from it. None: one
             micro-batch a device.
-        sources: text to make a corpus of when ``corpus`` is not given: "stdlib" (the running interpreter's standard library),
-            a file, folder or glob, a list of these, or a mapping from source names to these.
+        sources: text to make a corpus of when ``corpus`` is not given: "stdlib" (the running interpreter's standard
+            library), a file, folder or glob, a list of these, or a mapping from source names to these.
         text_field: field of JSONL rows and parquet columns that holds the text.
-        corpus: a finished corpus folder; replaces ``sources``, ``tokenizer``, ``vocab_size`` and ``validation_fraction``.
+        corpus: a finished corpus folder; replaces ``sources``, ``tokenizer``, ``vocab_size`` and
+            ``validation_fraction``.
         tokenizer: a tokenizer.json or a folder with one. None trains a byte-level BPE of ``vocab_size`` on the text.
         vocab_size: tokens of a trained tokenizer, special ones included.
         validation_fraction: share of documents held out, chosen by a hash of their names.
@@ -55,7 +56,8 @@ class PretrainDataModule(L.LightningDataModule):
         num_workers: loader processes; 0 reads in the training process, enough for local disks.
         seed: of the sample order.
         prompts: for ``predict``, a text file with a prompt a line, or JSONL with "prompt".
-        cache_dir: where a corpus made from ``sources`` is kept and found again. None: $LIT_LLM_CACHE or ~/.cache/lit_llm.
+        cache_dir: where a corpus made from ``sources`` is kept and found again. None: $LIT_LLM_CACHE or
+            ~/.cache/lit_llm.
 
     Raises:
         UserError: sources that match nothing, shapes that do not divide, less text than one sample.
@@ -142,8 +144,8 @@ class PretrainDataModule(L.LightningDataModule):
         if self.global_batch_tokens % per_pass:
             below = max(1, self.global_batch_tokens // per_pass)
             raise UserError(
-                f"data.global_batch_tokens={self.global_batch_tokens} is not a multiple of micro_batch_size * seq_len * "
-                f"devices = {per_pass}; nearest: {below * per_pass} or {(below + 1) * per_pass}"
+                f"data.global_batch_tokens={self.global_batch_tokens} is not a multiple of micro_batch_size * seq_len "
+                f"* devices = {per_pass}; nearest: {below * per_pass} or {(below + 1) * per_pass}"
             )
         self.accumulation = self.global_batch_tokens // per_pass
         self.steps = -(-self.num_tokens // self.global_batch_tokens)
@@ -162,8 +164,8 @@ class PretrainDataModule(L.LightningDataModule):
             return
         if trainer.accumulate_grad_batches not in (1, self.accumulation):
             raise UserError(
-                f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches} disagrees with the batch sizes, which "
-                f"give {self.accumulation}: remove it and set data.global_batch_tokens"
+                f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches} disagrees with the batch sizes, "
+                f"which give {self.accumulation}: remove it and set data.global_batch_tokens"
             )
         trainer.accumulate_grad_batches = self.accumulation
         if trainer.val_check_interval == 1.0:  # the Trainer's default; the user's own setting stays

@@ -20,6 +20,7 @@ class KVCache:
     def __init__(
         self, config: TransformerConfig, batch_size: int, capacity: int, device: torch.device, dtype: torch.dtype
     ):
+        assert config.num_kv_heads is not None and config.head_dim is not None
         shape = (config.num_layers, batch_size, config.num_kv_heads, capacity, config.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)  # zeros: a masked NaN would still poison SDPA
         self.values = torch.zeros_like(self.keys)

@@ -26,7 +26,8 @@ class TransformerConfig:
     num_heads: int = 4
     """Query heads per layer."""
     num_kv_heads: int | None = None
-    """Key/value heads per layer: fewer than num_heads is grouped-query attention (arXiv:2305.13245). None: num_heads."""
+    """Key/value heads per layer: fewer than num_heads is grouped-query attention (arXiv:2305.13245). None:
+    num_heads."""
     head_dim: int | None = None
     """Width of a head. None: hidden_size / num_heads."""
     intermediate_size: int | None = None

@@ -254,7 +254,7 @@ def iter_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
             raise UserError(f"{file}: no such file; a model directory holds model.safetensors or its shards")
         try:
             with safe_open(file, framework="pt") as reader:
-                for name in reader.keys():
+                for name in reader.keys():  # noqa: SIM118 -- no dict: it has no iterator
                     yield name, reader.get_tensor(name)
         except SafetensorError as error:
             raise UserError(f"{file}: not a whole safetensors file ({error})") from None
@@ -333,7 +333,7 @@ def save_pretrained(model: Transformer, folder: Path, dtype: torch.dtype | None 
     if len(shards) == 1:
         save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         save_file(shard, folder / file, metadata={"format": "pt"})

@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_llm.errors import UserError
 from lit_llm.models.attention import Attention, KVCache, build_mask
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.norm import build_norm
+from lit_llm.models.norm import RMSNorm, build_norm
 from lit_llm.models.rope import inverse_frequencies, rope_cache
 
 
@@ -94,8 +93,8 @@ class Transformer(nn.Module):
         nn.init.normal_(self.embed.weight, std=0.02 if tied or not self.config.embedding_norm else 1.0)
         if not tied:
             nn.init.normal_(self.head.weight, std=0.001)
-        for name, module in self.layers.named_modules():
-            if isinstance(module, nn.Linear):
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear) and module is not self.head:
                 bound = (3 / module.in_features) ** 0.5
                 if name.endswith(("o_proj", "down_proj")):
                     nn.init.zeros_(module.weight)
@@ -103,11 +102,10 @@ class Transformer(nn.Module):
                     nn.init.uniform_(module.weight, -bound, bound)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for module in self.modules():
-            # Norms of a model filled by `to_empty` hold garbage until they are set here.
-            if getattr(module, "weight", None) is not None and not isinstance(module, (nn.Linear, nn.Embedding)):
+            elif isinstance(module, (RMSNorm, nn.LayerNorm)) and module.weight is not None:
+                # Norms of a model filled by `to_empty` hold garbage until they are set here.
                 nn.init.ones_(module.weight)
-                if getattr(module, "bias", None) is not None:
+                if isinstance(module, nn.LayerNorm):
                     nn.init.zeros_(module.bias)
 
     def forward(
@@ -184,9 +182,3 @@ class Transformer(nn.Module):
         from lit_llm.models.huggingface import save_pretrained
 
         save_pretrained(self, Path(path), dtype)
-
-
-def check_ids(config: TransformerConfig, vocab_size: int, what: str) -> None:
-    """Raise UserError if ``what`` (a tokenizer, say) has more tokens than the model has rows."""
-    if vocab_size > config.vocab_size:
-        raise UserError(f"{what} has {vocab_size} tokens but the model's vocab_size is {config.vocab_size}")

@@ -1,7 +1,7 @@
 """Optimizers: Muon for the matrices and AdamW for the rest, as one optimizer that automatic optimization can drive.
 
-Muon (https://kellerjordan.github.io/posts/muon/) replaces a matrix's momentum by the nearest semi-orthogonal matrix, found
-by a few matrix products. Here the products use the Polar Express coefficients (arXiv:2505.16932), matrices of one
+Muon (https://kellerjordan.github.io/posts/muon/) replaces a matrix's momentum by the nearest semi-orthogonal matrix,
+found by a few matrix products. Here the products use the Polar Express coefficients (arXiv:2505.16932), matrices of one
 shape are stacked into one batched product, and the step is rescaled per row as in NorMuon (arXiv:2510.05491).
 """
 
@@ -82,7 +82,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 # One second moment per row: Muon's own step has rows of unequal size.
                 self.state[p]["row_second_moment"] = p.new_zeros(rows, 1)
         momenta = [self.state[p]["momentum"] for p in params]
-        grads = [p.grad for p in params]
+        grads = _gradients(params)
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
         nesterov = torch.stack(grads).lerp_(torch.stack(momenta), group["momentum"])
         dtype = torch.bfloat16 if params[0].is_cuda or _fast_bf16() else torch.float32
@@ -108,8 +108,8 @@ class MuonAdamW(torch.optim.Optimizer):
                 self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
         beta1, beta2 = group["betas"]
         adamw(
-            params,
-            [p.grad for p in params],
+            list(params),
+            _gradients(params),
             [self.state[p]["exp_avg"] for p in params],
             [self.state[p]["exp_avg_sq"] for p in params],
             [],
@@ -125,6 +125,10 @@ class MuonAdamW(torch.optim.Optimizer):
         )
 
 
+def _gradients(params: list[nn.Parameter]) -> list[Tensor]:
+    return [p.grad for p in params if p.grad is not None]
+
+
 def _fast_bf16() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware; elsewhere it is emulated, slower than float32."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -136,9 +140,9 @@ OptimizerName = Literal["muon_adamw", "adamw"]
 def default_learning_rate(optimizer: OptimizerName, width: int, batch_tokens: int | None) -> float:
     """A learning rate for the matrices from width and batch, for when none is given.
 
-    Muon's step has a size of its own, so its rate depends on the batch alone; Adam's falls with width (arXiv:2203.03466).
-    Both grow with the square root of the batch (arXiv:2006.09092) up to a million tokens. The constants are from
-    sweeps with `benchmarks/quality_per_second.py`, see docs/decisions.md.
+    Muon's step has a size of its own, so its rate depends on the batch alone; Adam's falls with width
+    (arXiv:2203.03466). Both grow with the square root of the batch (arXiv:2006.09092) up to a million tokens. The
+    constants are from sweeps with `benchmarks/quality_per_second.py`, see docs/decisions.md.
     """
     batch = min(batch_tokens or 2**19, 2**20)
     if optimizer == "muon_adamw":
@@ -155,7 +159,8 @@ def parameter_groups(
     (norms, biases) are AdamW groups of their own without decay.
     """
     embedding = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    head = {id(model.head.weight)} - embedding if hasattr(model, "head") else set()
+    last = getattr(model, "head", None)
+    head = {id(last.weight)} - embedding if isinstance(last, nn.Linear) else set()
     named: dict[str, list[nn.Parameter]] = {"matrices": [], "embedding": [], "head": [], "vectors": []}
     for p in model.parameters():
         if not p.requires_grad:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
@@ -19,6 +20,7 @@ from lit_llm.models.generate import generate
 from lit_llm.models.huggingface import config_from_hf, read_json
 from lit_llm.models.parallelize import can_compile, parallelize
 from lit_llm.models.transformer import Transformer
+from lit_llm.training.callbacks.borders import at_border, logs_now
 from lit_llm.training.metrics import LanguageModelMetrics
 from lit_llm.training.optimizers import MuonAdamW, OptimizerName, default_learning_rate, parameter_groups
 from lit_llm.training.schedules import Schedule, lr_multiplier
@@ -28,9 +30,9 @@ class PretrainModule(L.LightningModule):
     """Trains a `Transformer` to predict the next token.
 
     A batch is a dict with "input_ids" and "labels", int64 (batch, seq), label i being the token after input i and -100
-    where nothing is learnt; "step_tokens", if there, is the number of supervised tokens of the whole optimizer step, and makes
-    the gradient that of sum / global tokens under any accumulation and world size. "label_bytes" in evaluation batches
-    gives bits per byte. `PretrainDataModule` makes such batches; any other source of them will do.
+    where nothing is learnt; "step_tokens", if there, is the number of supervised tokens of the whole optimizer step,
+    and makes the gradient that of sum / global tokens under any accumulation and world size. "label_bytes" in
+    evaluation batches gives bits per byte. `PretrainDataModule` makes such batches; any other source of them will do.
 
     Subclass by overriding ``compute_loss`` (another objective) or ``build_model`` (another network).
 
@@ -44,7 +46,8 @@ class PretrainModule(L.LightningModule):
         schedule, warmup, decay, final_lr: see `lr_multiplier`; fractions of the horizon and of the learning rate.
         grad_clip: largest norm of the whole gradient; None never clips.
         compile: compile the blocks. "auto": where a compiler is found and the run is long enough to pay for it.
-        tokens, global_batch_tokens: horizon and batch for the schedule, where the data module is not ours; ours says so itself.
+        tokens, global_batch_tokens: horizon and batch for the schedule, where the data module is not ours; ours says
+            so itself.
 
     Raises:
         UserError: a configuration that does not fit the data or the machine.
@@ -187,7 +190,7 @@ class PretrainModule(L.LightningModule):
             "give model.tokens and model.global_batch_tokens, or trainer.max_steps: the schedule needs a horizon"
         )
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer for everything, its schedule advanced by optimizer step."""
         hp = self.hparams
         batch = getattr(self._datamodule, "global_batch_tokens", None) or hp["global_batch_tokens"]
@@ -212,7 +215,8 @@ class PretrainModule(L.LightningModule):
     ) -> None:
         """Clip by the whole gradient's norm, which is kept on the device for the log.
 
-        The Trainer calls this with unscaled gradients in every precision. Its own clipping, if asked for, is left to it.
+        The Trainer calls this with unscaled gradients in every precision. Its own clipping, if asked for, is left to
+        it.
         """
         if gradient_clip_val is not None:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
@@ -233,10 +237,10 @@ class PretrainModule(L.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the optimizer step that just ended, if it is one to log; nothing touches the device in between."""
-        if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
+        if not at_border(self.trainer, batch_idx):
             return
         step = self.trainer.global_step
-        if step % self.trainer.log_every_n_steps == 0:
+        if logs_now(self.trainer):
             values: dict[str, Any] = {"train_loss": self.step_loss.compute(), "lr": self._last_lr()}
             if self.grad_norm is not None:
                 values["grad_norm"] = self.grad_norm
@@ -247,10 +251,11 @@ class PretrainModule(L.LightningModule):
         """The learning rate the matrices were just updated with; the scheduler has moved on already."""
         scheduler = self.lr_schedulers()
         assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
-        return scheduler.base_lrs[0] * scheduler.lr_lambdas[0](max(0, scheduler.last_epoch - 1))
+        return float(scheduler.base_lrs[0]) * scheduler.lr_lambdas[0](max(0, scheduler.last_epoch - 1))
 
     def _position(self, step: int) -> dict[str, Tensor]:
-        """step and tokens so far. "step" makes the Trainer file all of the step's metrics under it; float64 keeps it exact."""
+        """step and tokens so far. "step" makes the Trainer file all of the step's metrics under it; float64 keeps it
+        exact."""
         position = {"step": torch.tensor(step, dtype=torch.float64)}
         batch = getattr(self._datamodule, "global_batch_tokens", None) or self.hparams["global_batch_tokens"]
         if batch is not None:

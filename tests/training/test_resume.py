@@ -56,7 +56,9 @@ sys.exit(main(sys.argv[3:]))
 """
 
 
-def run(folder: Path, corpus: Path, *extra: str, kill: list | None = None, workers: int = 0, accumulation: int = 1) -> int:
+def run(
+    folder: Path, corpus: Path, *extra: str, kill: list | None = None, workers: int = 0, accumulation: int = 1
+) -> int:
     """One call of the command line; returns its exit status."""
     driver = folder.parent / "driver.py"
     driver.write_text(DRIVER)
@@ -160,7 +162,9 @@ def test_nothing_to_resume_and_a_used_folder(tmp_path: Path, corpus: Path) -> No
     assert run(folder, corpus) == 2
 
 
-@pytest.mark.parametrize("change", [["--data.seq_len", "16"], ["--data.seed", "5"], ["--model.transformer.num_heads", "4"]])
+@pytest.mark.parametrize(
+    "change", [["--data.seq_len", "16"], ["--data.seed", "5"], ["--model.transformer.num_heads", "4"]]
+)
 def test_what_must_not_change_is_refused(tmp_path: Path, corpus: Path, change: list[str]) -> None:
     folder = tmp_path / "run"
     assert run(folder, corpus, "--trainer.max_steps", "4") == 0

@@ -27,10 +27,10 @@ def checkpoints(folder: Path) -> list[Path]:
 class Checkpoint(CheckpointBase):
     """Saves ``step-<n>.ckpt`` every ``every_steps`` optimizer steps and at the end, and the best as ``best.ckpt``.
 
-    A checkpoint of step n is written once everything of step n is done, its validation and logging included, so a resumed
-    run neither repeats nor misses a row. It is written under another name, flushed to disk and renamed: a file called
-    ``*.ckpt`` is whole. At the end of training the model is also written as a Hugging Face directory to ``final/``, if the
-    module has ``save_pretrained``.
+    A checkpoint of step n is written once everything of step n is done, its validation and logging included, so a
+    resumed run neither repeats nor misses a row. It is written under another name, flushed to disk and renamed: a file
+    called ``*.ckpt`` is whole. At the end of training the model is also written as a Hugging Face directory to
+    ``final/``, if the module has ``save_pretrained``.
 
     Args:
         every_steps: optimizer steps between checkpoints. None: twenty times in the run, but at least 50 apart.
@@ -59,6 +59,7 @@ class Checkpoint(CheckpointBase):
         )  # fmt: skip
         self.best_score: float | None = None
         self._saved_step = -1
+        self._interval = 0
         self._unscored = False  # a validation has ended whose weights are not saved yet
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -68,8 +69,8 @@ class Checkpoint(CheckpointBase):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Resolve the interval and forget what an interrupted save left behind."""
         self._saved_step = trainer.global_step
-        self._interval = self.every_steps
-        if self._interval is None:
+        self._interval = self.every_steps or 0
+        if self.every_steps is None:
             steps = trainer.num_training_batches / trainer.accumulate_grad_batches
             if trainer.max_steps > 0:
                 steps = min(steps, trainer.max_steps)
@@ -109,11 +110,12 @@ class Checkpoint(CheckpointBase):
             self._save_best(trainer)
         if trainer.global_step > self._saved_step:
             self._save_step(trainer)
-        if self.final and trainer.is_global_zero and hasattr(pl_module, "save_pretrained"):
+        save_pretrained: Any = getattr(pl_module, "save_pretrained", None)
+        if self.final and trainer.is_global_zero and save_pretrained is not None:
             target = self.folder.parent / "final"
             part = target.with_name("final.part")
             shutil.rmtree(part, ignore_errors=True)
-            pl_module.save_pretrained(part)
+            save_pretrained(part)
             shutil.rmtree(target, ignore_errors=True)
             part.rename(target)
             rank_zero_info(f"wrote {target}: a Hugging Face directory, for transformers and vLLM")
@@ -149,8 +151,8 @@ class Checkpoint(CheckpointBase):
             part.unlink(missing_ok=True)
             kept = checkpoints(self.folder)
             raise UserError(
-                f"{target}: the checkpoint could not be written ({error}); free some disk and resume with --ckpt_path last"
-                + (f" from {kept[-1].name}" if kept else "")
+                f"{target}: the checkpoint could not be written ({error}); free some disk and "
+                "resume with --ckpt_path last" + (f" from {kept[-1].name}" if kept else "")
             ) from error
 
     def state_dict(self) -> dict[str, Any]:
@@ -165,7 +167,8 @@ class Checkpoint(CheckpointBase):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Make the saved loop counters those of the border.
 
-        The batch just fetched has not begun as far as the checkpoint goes, and an epoch that ``max_steps`` cut short is not
+        The batch just fetched has not begun as far as the checkpoint goes, and an epoch that ``max_steps`` cut short
+        is not
         over: it goes on when the run is resumed with more steps.
         """
         loops = checkpoint["loops"]["fit_loop"]

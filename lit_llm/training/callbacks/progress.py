@@ -10,9 +10,12 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar as ProgressBarBase
 from tqdm import tqdm
 
+from lit_llm.training.callbacks.borders import at_border, logs_now
+
 
 class ProgressBar(ProgressBarBase):
-    """A bar on a terminal; elsewhere (a log file, a notebook export) a line at every logged step, at most one in ``seconds``.
+    """A bar on a terminal; elsewhere (a log file, a notebook export) a line at every logged step, at most one in
+    ``seconds``.
 
     What it shows is what was logged last, so it costs the device nothing.
     """
@@ -49,15 +52,16 @@ class ProgressBar(ProgressBarBase):
         """Advance by whole optimizer steps."""
         if self._bar is not None:
             self._bar.update(trainer.global_step - self._bar.n)
-            if trainer.global_step % trainer.log_every_n_steps == 0:
+            if logs_now(trainer):
                 self._bar.set_postfix_str(_summary(trainer), refresh=False)
-        elif self._enabled and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+        elif self._enabled and at_border(trainer, batch_idx):
             now, step = time.monotonic(), trainer.global_step
-            if step % trainer.log_every_n_steps == 0 and now - self._said >= self.seconds:
+            if logs_now(trainer) and now - self._said >= self.seconds:
                 self._said = now
                 left = ""
                 if self._total:
-                    left = f"/{self._total}, {(now - self._began) / (step - self._first) * (self._total - step):.0f} s left"
+                    pace = (now - self._began) / (step - self._first)
+                    left = f"/{self._total}, {pace * (self._total - step):.0f} s left"
                 print(f"step {step}{left} {_summary(trainer)}", file=sys.stderr, flush=True)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

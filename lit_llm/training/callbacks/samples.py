@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 
@@ -14,8 +15,8 @@ from lit_llm.models.transformer import Transformer
 class SampleCallback(L.Callback):
     """After each validation, continues fixed prompts with a fixed seed and appends them to ``samples.jsonl``.
 
-    A line is {"step", "tokens", "prompt", "text"}. Lines of steps that a resumed run repeats are replaced. Needs a module
-    whose ``network`` is a `Transformer` and a data module with a ``tokenizer``; does nothing otherwise.
+    A line is {"step", "tokens", "prompt", "text"}. Lines of steps that a resumed run repeats are replaced. Needs a
+    module whose ``network`` is a `Transformer` and a data module with a ``tokenizer``; does nothing otherwise.
 
     Args:
         prompts: texts to continue.
@@ -46,11 +47,11 @@ class SampleCallback(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Sample, on the first rank."""
-        model, tokenizer = getattr(pl_module, "network", None), getattr(trainer.datamodule, "tokenizer", None)  # type: ignore[attr-defined]
-        usable = isinstance(model, Transformer) and tokenizer is not None and self.prompts
-        if not usable or trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
+        model, tokenizer = getattr(pl_module, "network", None), getattr(_datamodule(trainer), "tokenizer", None)
+        if not isinstance(model, Transformer) or tokenizer is None or not self.prompts:
             return
-        assert isinstance(model, Transformer)
+        if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
+            return
         start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         prompts = [start + tokenizer.encode(prompt) for prompt in self.prompts]
         room = model.config.max_seq_len - max(map(len, prompts))
@@ -65,9 +66,13 @@ class SampleCallback(L.Callback):
                 top_k=self.top_k,
                 stop_ids=[] if tokenizer.eos_id is None else [tokenizer.eos_id],
             )
-        tokens = trainer.global_step * (getattr(trainer.datamodule, "global_batch_tokens", None) or 0)  # type: ignore[attr-defined]
+        tokens = trainer.global_step * (getattr(_datamodule(trainer), "global_batch_tokens", None) or 0)
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with open(self.file, "a", encoding="utf-8") as file:
             for prompt, ids in zip(self.prompts, answers, strict=True):
                 row = {"step": trainer.global_step, "tokens": tokens, "prompt": prompt, "text": tokenizer.decode(ids)}
                 file.write(json.dumps(row) + "\n")
+
+
+def _datamodule(trainer: Any) -> Any:
+    return getattr(trainer, "datamodule", None)

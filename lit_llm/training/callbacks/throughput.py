@@ -11,6 +11,7 @@ import lightning as L
 import torch
 
 from lit_llm.models.flops import peak_flops
+from lit_llm.training.callbacks.borders import at_border, logs_now
 
 _DTYPES = {"bf16": torch.bfloat16, "16": torch.float16}
 
@@ -52,8 +53,7 @@ class ThroughputCallback(L.Callback):
     ) -> None:
         """Count its tokens; log at the border of a step that is logged."""
         self._tokens += _first_tensor(batch).numel()
-        at_border = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if at_border and trainer.global_step % trainer.log_every_n_steps == 0:
+        if at_border(trainer, batch_idx) and logs_now(trainer):
             seconds = time.perf_counter() - self._since - self._paused
             rate = self._tokens * trainer.world_size / seconds
             values = {
@@ -63,7 +63,7 @@ class ThroughputCallback(L.Callback):
             }
             if self._flops_per_token is not None:
                 values["mfu"] = rate * self._flops_per_token / (self.peak * trainer.world_size)
-            self.log_dict(values)
+            pl_module.log_dict(values)
             self._restart()
         self._batch_ended = time.perf_counter()
 

@@ -1,0 +1,59 @@
+# quickstart and test do all their set-up themselves; nothing else needs to be run first.
+TORCH ?= 2.13.0
+# The first interpreter that is 3.11 or 3.12 and runs (a version manager's shim may be there and not work).
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+STAMP := .venv/.installed
+PEERS := .venv-peers/bin
+QUICKSTART_ARGS ?=
+
+.PHONY: setup quickstart test test-all lint lock peers benchmarks clean
+
+setup: $(STAMP)
+
+# torch first, by pip: it is the one package whose build depends on the machine. The lock leaves it and torchvision out
+# (litdata names torchvision; a CUDA torchvision beside a CPU torch breaks `import lightning`).
+$(STAMP): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or 3.12 is needed; give it as PYTHON=/path/to/python"; exit 2; }
+	@echo "setup: $(PYTHON), torch $(TORCH) and $$(grep -c == requirements.lock) pinned packages into .venv (1 to 3 minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH) uv==0.13.9
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	$(BIN)/python -c "import torch, lightning"
+	@touch $@
+
+quickstart: $(STAMP)
+	@$(BIN)/lit_llm fit --config pretrain/quickstart $(QUICKSTART_ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+test-all: $(STAMP)
+	@command -v chromium >/dev/null || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || \
+		{ apt-get update -qq && apt-get install -y -qq chromium >/dev/null; }
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: $(STAMP)
+	$(BIN)/ruff check lit_llm tests benchmarks
+	$(BIN)/ruff format --check lit_llm tests benchmarks
+	$(BIN)/mypy
+
+# Refresh the pins within pyproject.toml's ranges.
+lock: $(STAMP)
+	printf 'torch\ntorchvision\n' > .venv/excludes.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --excludes .venv/excludes.txt \
+		--no-annotate --no-emit-package lit_llm --custom-compile-command "make lock" pyproject.toml -o requirements.lock
+
+# What the benchmarks compare with, in an environment of its own.
+peers: $(PEERS)/litgpt
+
+$(PEERS)/litgpt: benchmarks/requirements-peers.txt
+	test -x $(PEERS)/python || $(PYTHON) -m venv .venv-peers
+	$(PEERS)/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH) uv==0.13.9
+	$(PEERS)/uv pip install --quiet --no-deps --python $(PEERS)/python -r benchmarks/requirements-peers.txt
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-peers runs
