@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import re
 import warnings
 from pathlib import Path
@@ -16,9 +17,11 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_llm.data.pretrain import PretrainDataModule
 from lit_llm.errors import UserError
+from lit_llm.models.device import has_fast_bf16
 from lit_llm.report.callback import RunReport
 from lit_llm.training.callbacks.checkpoint import Checkpoint, checkpoints, resolve_last
 from lit_llm.training.callbacks.progress import ProgressBar
@@ -119,6 +122,9 @@ class TrainerCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Fix the run folder before anything writes."""
         assert self.subcommand is not None
+        settings = self.config[self.subcommand].trainer
+        if settings.precision is None:
+            settings.precision = default_precision(settings.accelerator)
         self.run_folder = prepare_run(self.subcommand, self.config[self.subcommand])
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -131,18 +137,71 @@ class TrainerCLI(LightningCLI):
                     TensorBoardLogger(self.run_folder, name="", version="tensorboard"),
                 ]
             kwargs["logger"] = loggers or False
-        return super().instantiate_trainer(**kwargs)
+        settings = self.config[self.subcommand].trainer
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError) as error:
+            text = " ".join(str(error).split())
+            # Name the key the Trainer complains about in its own words.
+            keys = [key for key in ("accelerator", "devices", "strategy", "precision") if key in text.lower()]
+            where = "".join(f"trainer.{key}={settings[key]}: " for key in keys[:1])
+            raise UserError(where + text) from None
 
     def before_fit(self) -> None:
         """Write the resolved configuration."""
         if self.trainer.is_global_zero:
             self.run_folder.mkdir(parents=True, exist_ok=True)
-            text = self.parser.dump(self.config, skip_none=False)
-            content = yaml.safe_load(text)[self.subcommand]
+            content = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand]
+            for key in ("config", "ckpt_path"):  # of this call, not of the run
+                content.pop(key, None)
             (self.run_folder / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        rank_zero_info(f"run folder: {self.run_folder}")
+
+    def after_fit(self) -> None:
+        """Say how it went, show what the model writes, and what can be done next."""
+        if self.trainer.is_global_zero:
+            print(summary(self.run_folder, {k: float(v) for k, v in self.trainer.callback_metrics.items()}))
 
     def after_predict(self) -> None:
-        """Print and keep the answers."""
+        """Print the answers and keep them in the run folder."""
+        rows = [row for batch in self.trainer.predict_loop.predictions for row in batch]
+        self.run_folder.mkdir(parents=True, exist_ok=True)
+        file = self.run_folder / "predictions.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        for row in rows:
+            print(row["prompt"] + row["text"] + "\n")
+        print(f"wrote {file}")
+
+
+def default_precision(accelerator: str) -> str:
+    """bf16-mixed where the device multiplies bfloat16 in hardware, else 32-true."""
+    cuda = accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
+    return "bf16-mixed" if has_fast_bf16(torch.device("cuda" if cuda else "cpu")) else "32-true"
+
+
+def summary(run: Path, metrics: dict[str, float]) -> str:
+    """The closing words of a fit: result, two samples, the files, the next commands."""
+    lines = [""]
+    if "val_bits_per_byte" in metrics:
+        lines.append(f"validation: {metrics['val_bits_per_byte']:.4f} bits per byte, loss {metrics['val_loss']:.4f}")
+    samples = run / "samples.jsonl"
+    if samples.exists():
+        for line in samples.read_text(encoding="utf-8").splitlines()[-2:]:
+            row = json.loads(line)
+            lines += ["", f"--- sample after {row['tokens']:,} tokens", row["prompt"] + row["text"]]
+    lines += ["", f"report:  {run / 'report.html'}"]
+    if (run / "final").exists():
+        lines.append(f"model:   {run / 'final'} (a Hugging Face directory)")
+    last = checkpoints(run / "checkpoints")
+    if last:
+        config = run / "config.yaml"
+        lines += [
+            "next:",
+            f"  lit_llm predict --config {config} --ckpt_path {last[-1]} --data.prompts FILE",
+            f"  lit_llm fit --config {config} --model.init_from {run / 'final'} --data.tokenizer {run / 'final'} "
+            "--data.sources 'your/*.txt' --trainer.default_root_dir runs/more",
+        ]
+    return "\n".join(lines)
 
 
 def prepare_run(verb: str, config: Any) -> Path:
@@ -155,6 +214,9 @@ def prepare_run(verb: str, config: Any) -> Path:
     name = Path(str(config.config[0])).stem if config.get("config") else "run"
     base = Path("runs") / name
     last = config.ckpt_path == "last"
+    checkpoint = None if last or config.ckpt_path is None else Path(config.ckpt_path).expanduser()
+    if checkpoint is not None and not checkpoint.is_file():
+        raise UserError(f"--ckpt_path {checkpoint}: no such file")
     if given is not None:
         folder = Path(given).expanduser()
         if (
@@ -173,14 +235,14 @@ def prepare_run(verb: str, config: Any) -> Path:
             f for f in numbered if re.fullmatch(rf"{re.escape(name)}(-\d+)?", f.name) and checkpoints(f / "checkpoints")
         ]
         folder = candidates[-1] if candidates else base
+    elif verb != "fit" and checkpoint is not None and checkpoint.parent.name == "checkpoints":
+        folder = checkpoint.parent.parent  # the run it belongs to
     else:
         folder, number = base, 2
         while verb == "fit" and folder.exists():
             folder, number = base.with_name(f"{name}-{number}"), number + 1
     if last:
         config.ckpt_path = str(resolve_last(folder))
-    elif config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
-        raise UserError(f"--ckpt_path {config.ckpt_path}: no such file")
     config.trainer.default_root_dir = str(folder)
     return folder
 

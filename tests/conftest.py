@@ -51,8 +51,8 @@ def lit_llm_command(cache_dir: Path) -> Callable[..., subprocess.CompletedProces
     def run(*args: object, cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "lit_llm", *map(str, args)],
-            cwd=cwd, capture_output=True, text=True, timeout=timeout, env={**os.environ, "LIT_LLM_CACHE": str(cache_dir)},
-            check=False,
+            cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False,
+            env={**os.environ, "LIT_LLM_CACHE": str(cache_dir)},
         )  # fmt: skip
 
     return run

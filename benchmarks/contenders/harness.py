@@ -104,7 +104,7 @@ def run(contender: Contender, prepared: Prepared, args: argparse.Namespace) -> N
         if not math.isfinite(losses[-1]):
             raise SystemExit(f"loss became {losses[-1]} at step {len(losses)}")
 
-    score = bits_per_byte(contender.logits, prepared.validation, prepared.token_bytes, args.seq_len)
+    score = bits_per_byte(contender.logits, prepared.validation, prepared.token_bytes)
     result = {
         "bits_per_byte": score,
         "seconds": elapsed,

@@ -94,7 +94,8 @@ def generate(
     step_input = ids
     for _ in range(max_new_tokens):
         mask = real[:, : cache.length + step_input.shape[1]] if padded else None
-        logits = model(step_input, padding_mask=mask, cache=cache, last_only=True)[:, -1]
+        with torch.compiler.set_stance("force_eager"):  # every length is a new shape
+            logits = model(step_input, padding_mask=mask, cache=cache, last_only=True)[:, -1]
         token = sample(logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
         new.append(token)
         stopped |= torch.isin(token, stops)

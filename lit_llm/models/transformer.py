@@ -166,6 +166,15 @@ class Transformer(nn.Module):
         cap = self.config.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits.float() / cap)
 
+    def token_losses(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of each position in nats: float32 (B, T); 0 where ``labels`` (B, T) is -100."""
+        return self.head_losses(self.hidden_states(input_ids), labels)
+
+    def head_losses(self, x_BTC: Tensor, labels_BT: Tensor) -> Tensor:
+        """Head and cross-entropy together, so that a compiler makes one pass over the logits of both."""
+        logits_BTV = self.logits(x_BTC).float()
+        return F.cross_entropy(logits_BTV.flatten(0, 1), labels_BT.flatten(), reduction="none").view(labels_BT.shape)
+
     @classmethod
     def from_pretrained(cls, path: str | Path, dtype: torch.dtype | None = None) -> Transformer:
         """Load a Hugging Face directory (config.json + safetensors); ``dtype`` None keeps the file's.

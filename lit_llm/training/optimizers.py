@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from lit_llm.models.device import has_fast_bf16
+
 # Polar Express, 5 iterations, safety factor 2e-2, cushion 2 (arXiv:2505.16932, algorithm 1).
 _POLAR_EXPRESS = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
@@ -85,7 +87,7 @@ class MuonAdamW(torch.optim.Optimizer):
         grads = _gradients(params)
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
         nesterov = torch.stack(grads).lerp_(torch.stack(momenta), group["momentum"])
-        dtype = torch.bfloat16 if params[0].is_cuda or _fast_bf16() else torch.float32
+        dtype = torch.bfloat16 if has_fast_bf16(params[0].device) else torch.float32
         update = orthogonalize(nesterov, dtype)
         # NorMuon: divide each row by its running RMS, then restore the whole step's norm.
         second = torch.stack([self.state[p]["row_second_moment"] for p in params])
@@ -127,11 +129,6 @@ class MuonAdamW(torch.optim.Optimizer):
 
 def _gradients(params: list[nn.Parameter]) -> list[Tensor]:
     return [p.grad for p in params if p.grad is not None]
-
-
-def _fast_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware; elsewhere it is emulated, slower than float32."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 OptimizerName = Literal["muon_adamw", "adamw"]

@@ -16,9 +16,11 @@ from lit_llm.data.blocks import IGNORE
 from lit_llm.errors import UserError
 from lit_llm.models import flops
 from lit_llm.models.config import TransformerConfig
+from lit_llm.models.device import can_compile
 from lit_llm.models.generate import generate
 from lit_llm.models.huggingface import config_from_hf, read_json
-from lit_llm.models.parallelize import can_compile, parallelize
+from lit_llm.models.parallelize import parallelize
+from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 from lit_llm.training.callbacks.borders import at_border, logs_now
 from lit_llm.training.metrics import LanguageModelMetrics
@@ -97,11 +99,10 @@ class PretrainModule(L.LightningModule):
 
     def token_losses(self, batch: dict[str, Tensor]) -> Tensor:
         """Cross-entropy of each position in nats, float32 (batch, seq); 0 where the label is -100."""
-        logits = self.network(batch["input_ids"])
-        losses = F.cross_entropy(
-            logits.flatten(0, 1).float(), batch["labels"].flatten(), ignore_index=IGNORE, reduction="none"
-        )
-        return losses.view_as(batch["labels"])
+        if isinstance(self.network, Transformer):
+            return self.network.token_losses(batch["input_ids"], batch["labels"])
+        logits, labels = self.network(batch["input_ids"]), batch["labels"]
+        return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none").view_as(labels)
 
     @property
     def network(self) -> nn.Module:
@@ -136,6 +137,7 @@ class PretrainModule(L.LightningModule):
         data = self._datamodule
         tokenizer = getattr(data, "tokenizer", None)
         if tokenizer is not None:
+            self._check_same_tokenizer(tokenizer)
             given = self.fields.get("vocab_size")
             if given is not None and given < tokenizer.vocab_size:
                 raise UserError(
@@ -156,6 +158,14 @@ class PretrainModule(L.LightningModule):
             self.fields["max_seq_len"] = seq_len
         # The checkpoint must build the same network with no data at hand.
         self.hparams["transformer"] = self.config.to_dict()
+
+    def _check_same_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Continued pretraining on other token ids would start from noise, and say nothing."""
+        init_from = self.hparams["init_from"]
+        if init_from is None or not (Path(init_from) / "tokenizer.json").exists():
+            return
+        if Tokenizer.from_pretrained(init_from).fingerprint() != tokenizer.fingerprint():
+            raise UserError(f"the data has another tokenizer than model.init_from: set data.tokenizer={init_from}")
 
     def configure_model(self) -> None:
         """Build the network once, and prepare it (see `parallelize`)."""
@@ -271,7 +281,9 @@ class PretrainModule(L.LightningModule):
 
     def _evaluate(self, batch: dict[str, Tensor], dataloader_idx: int) -> None:
         supervised = batch["labels"] != IGNORE
-        self.evaluations[dataloader_idx].update(self.token_losses(batch), supervised, batch.get("label_bytes"))
+        with torch.compiler.set_stance("force_eager"):  # see parallelize
+            losses = self.token_losses(batch)
+        self.evaluations[dataloader_idx].update(losses, supervised, batch.get("label_bytes"))
 
     def _finish_evaluation(self, stage: str) -> None:
         total = LanguageModelMetrics().to(self.device)

@@ -70,7 +70,8 @@ def run(
         "--data.global_batch_tokens", str(batch), "--data.tokens", str(batch * STEPS),
         "--data.validate_every", "6", "--data.num_workers", str(workers), "--data.eval_batch_size", "64",
         "--checkpoint.every_steps", "4", "--trainer.log_every_n_steps", "1", "--trainer.limit_val_batches", "2",
-        "--samples.max_new_tokens", "4", "--trainer.default_root_dir", str(folder), "--trainer.accelerator", "cpu", *extra,
+        "--samples.max_new_tokens", "4", "--trainer.default_root_dir", str(folder), "--trainer.accelerator", "cpu",
+        *extra,
     ]  # fmt: skip
     log = folder.parent / f"{folder.name}.ids"
     command = [sys.executable, str(driver), str(log), json.dumps(kill), *args]

@@ -1,0 +1,56 @@
+"""What every benchmark's JSON says about where its numbers are from."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def write_result(name: str, result: dict[str, Any]) -> Path:
+    """Write ``results/<name>.json``: the result with machine, versions, command and commit."""
+    record = {
+        "benchmark": name,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["python", *sys.argv]),
+        "commit": _git("rev-parse", "HEAD") + ("-dirty" if _git("status", "--porcelain", "--", "lit_llm") else ""),
+        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "os": platform.platform()},
+        "versions": {
+            "python": platform.python_version(),
+            **{p: _version(p) for p in ("torch", "lightning", "litdata")},
+        },
+        **result,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / f"{name}.json"
+    file.write_text(json.dumps(record, indent=1) + "\n")
+    return file
+
+
+def _git(*args: str) -> str:
+    return subprocess.run(
+        ["git", *args], capture_output=True, text=True, check=False, cwd=RESULTS.parent
+    ).stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,23 @@
+"""What this machine's devices can do."""
+
+from __future__ import annotations
+
+import shutil
+
+import torch
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 products run in hardware; elsewhere they are emulated, slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile has what it needs: Triton on CUDA, a C++ compiler on CPU."""
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        return has_triton()
+    return device.type == "cpu" and any(shutil.which(name) for name in ("g++", "clang++", "c++"))

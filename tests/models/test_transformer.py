@@ -1,0 +1,213 @@
+"""The model against transformers, and against itself with cache, padding and windows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lit_llm.errors import UserError
+from lit_llm.models import huggingface
+from lit_llm.models.attention import KVCache, build_mask
+from lit_llm.models.config import PRESETS, TransformerConfig
+from lit_llm.models.huggingface import FAMILIES, config_to_hf, family_of
+from lit_llm.models.transformer import Transformer
+
+_SHAPE = {"vocab_size": 97, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
+          "num_attention_heads": 4, "max_position_embeddings": 64}  # fmt: skip
+CONFIGS = {
+    "llama-gqa": transformers.LlamaConfig(**_SHAPE, num_key_value_heads=2, head_dim=16, rope_theta=500000.0),
+    "llama-mqa-bias-tied": transformers.LlamaConfig(
+        **_SHAPE, num_key_value_heads=1, attention_bias=True, mlp_bias=True, tie_word_embeddings=True
+    ),
+    "mistral-window": transformers.MistralConfig(**_SHAPE, num_key_value_heads=2, sliding_window=7),
+    "qwen2": transformers.Qwen2Config(**_SHAPE, num_key_value_heads=2, tie_word_embeddings=True),
+    "qwen3": transformers.Qwen3Config(**_SHAPE, num_key_value_heads=2, head_dim=16),
+    "qwen3-window": transformers.Qwen3Config(
+        **_SHAPE, num_key_value_heads=4, head_dim=8, use_sliding_window=True, sliding_window=8, max_window_layers=1
+    ),
+    "nanochat": transformers.NanoChatConfig(**_SHAPE, num_key_value_heads=4),
+    "nanochat-gqa": transformers.NanoChatConfig(**_SHAPE, num_key_value_heads=2, final_logit_softcapping=5.0),
+}
+
+
+@pytest.fixture(params=CONFIGS, scope="module")
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    """A random transformers model and ours read from its directory."""
+    torch.manual_seed(0)
+    theirs = transformers.AutoModelForCausalLM.from_config(CONFIGS[request.param]).eval()
+    for name, p in theirs.named_parameters():  # biases and gains away from 0 and 1, or dropping them would not show
+        if "bias" in name or "norm" in name:
+            torch.nn.init.normal_(p, 1.0 if "norm" in name else 0.0, 0.1)
+    folder = tmp_path_factory.mktemp(request.param)
+    theirs.save_pretrained(folder)
+    return theirs, Transformer.from_pretrained(folder).eval()
+
+
+@torch.no_grad()
+def test_logits_equal_transformers(pair) -> None:
+    theirs, ours = pair
+    ids = torch.randint(0, 97, (3, 40))
+    torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-4, rtol=0)
+    padding = torch.ones(3, 40, dtype=torch.long)
+    padding[0, :9] = padding[2, :1] = 0
+    positions = (padding.cumsum(-1) - 1).clamp(min=0)
+    expected = theirs(ids, attention_mask=padding, position_ids=positions).logits
+    got = ours(ids, padding_mask=padding.bool())
+    torch.testing.assert_close(got[padding.bool()], expected[padding.bool()], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_round_trip_is_bit_equal(pair, tmp_path: Path) -> None:
+    theirs, ours = pair
+    ours.save_pretrained(tmp_path)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    expected, got = theirs.state_dict(), again.state_dict()
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    ids = torch.randint(0, 97, (2, 30))
+    assert torch.equal(again(ids).logits, theirs(ids).logits)
+
+
+@torch.no_grad()
+def test_cached_decoding_equals_full_forward(pair) -> None:
+    _, ours = pair
+    ids = torch.randint(0, 97, (2, 24))
+    cache = KVCache(ours.config, 2, 24, ids.device, torch.float32)
+    parts = [ours(ids[:, a:b], cache=cache) for a, b in ((0, 10), (10, 11), (11, 17), (17, 24))]
+    torch.testing.assert_close(torch.cat(parts, 1), ours(ids), atol=1e-5, rtol=1e-5)
+
+
+@given(
+    st.integers(1, 12), st.integers(0, 12), st.one_of(st.none(), st.integers(1, 14)), st.integers(0, 2**12 - 1)
+)  # fmt: skip
+@settings(max_examples=200, deadline=None)
+def test_mask_is_the_definition(new: int, past: int, window: int | None, padding_bits: int) -> None:
+    total = new + past
+    padding = torch.tensor([[bool(padding_bits >> i & 1) for i in range(total)]])
+    for pad in (None, padding):
+        mask = build_mask(new, total, window, pad, torch.device("cpu"))
+        if mask is None:  # SDPA's own causal mask, which only means this when nothing is cached
+            assert past == 0 and pad is None
+            mask = torch.ones(total, total, dtype=torch.bool).tril()
+        mask = mask.expand(1, 1, new, total)
+        for q in range(new):
+            for k in range(total):
+                at = past + q
+                seen = k <= at and (window is None or k > at - window)
+                if pad is not None:
+                    seen = (seen and bool(padding[0, k])) or k == at
+                assert bool(mask[0, 0, q, k]) == seen
+
+
+def test_meta_construction_makes_no_data_and_leaves_nothing_on_meta() -> None:
+    with torch.device("meta"):
+        model = Transformer(TransformerConfig.from_preset("llama-3-8b"))
+    assert sum(p.numel() for p in model.parameters()) == 8_030_261_248  # the published count
+    assert all(t.is_meta for t in model.state_dict().values())
+    with torch.device("meta"):
+        small = Transformer(TransformerConfig(num_layers=1))
+    small.to_empty(device="cpu").init_weights()
+    assert not any(t.is_meta for t in [*small.parameters(), *small.buffers()])
+    torch.manual_seed(1)
+    again = Transformer(TransformerConfig(num_layers=1))
+    torch.manual_seed(1)
+    small.init_weights()
+    assert all(torch.equal(a, b) for a, b in zip(small.parameters(), again.parameters(), strict=True))
+
+
+def test_first_loss_is_that_of_guessing() -> None:
+    model = Transformer(TransformerConfig.from_preset("nano-5m"))
+    ids = torch.randint(0, 4096, (2, 64))
+    loss = torch.nn.functional.cross_entropy(model(ids).flatten(0, 1), ids.roll(-1, 1).flatten())
+    assert loss.item() == pytest.approx(8.318, abs=0.01)  # ln 4096
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_a_hugging_face_family(preset: str) -> None:
+    config = TransformerConfig.from_preset(preset)
+    hf = config_to_hf(config, torch.bfloat16)
+    assert hf["model_type"] in FAMILIES
+    with torch.device("meta"):
+        ours = Transformer(config)
+        theirs = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**hf))
+    assert sum(p.numel() for p in ours.parameters()) == theirs.num_parameters()
+
+
+def test_a_shape_of_no_family_is_kept_in_our_own_format(tmp_path: Path) -> None:
+    config = TransformerConfig(vocab_size=50, hidden_size=32, num_layers=1, num_heads=2, norm="layernorm", mlp="geglu")
+    assert family_of(config) is None
+    model = Transformer(config)
+    model.save_pretrained(tmp_path)
+    again = Transformer.from_pretrained(tmp_path)
+    assert again.config == config
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_shards_are_written_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface, "MAX_SHARD_BYTES", 40_000)
+    model = Transformer(TransformerConfig(vocab_size=97, hidden_size=48, num_layers=2, mlp="swiglu"))
+    model.save_pretrained(tmp_path)
+    assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 2
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = torch.randint(0, 97, (1, 9))
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, Transformer.from_pretrained(tmp_path)(ids), atol=1e-4, rtol=0)
+
+
+def _saved(folder: Path) -> Path:
+    Transformer(TransformerConfig(vocab_size=50, hidden_size=32, num_layers=1, num_heads=2)).save_pretrained(folder)
+    return folder
+
+
+def test_broken_directories_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such model directory"):
+        Transformer.from_pretrained(tmp_path / "none")
+    folder = _saved(tmp_path / "truncated")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"model\.safetensors: not a whole"):
+        Transformer.from_pretrained(folder)
+    folder = _saved(tmp_path / "layers")
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"num_hidden_layers": 1', '"num_hidden_layers": 2'))
+    with pytest.raises(UserError, match=r"tensors missing: \['model\.layers\.1"):
+        Transformer.from_pretrained(folder)
+    config.write_text(config.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 1')
+                      .replace('"hidden_size": 32', '"hidden_size": 64'))  # fmt: skip
+    with pytest.raises(UserError, match="has shape"):
+        Transformer.from_pretrained(folder)
+    config.write_text('{"model_type": "mamba"}')
+    with pytest.raises(UserError, match="model_type 'mamba' is not known"):
+        Transformer.from_pretrained(folder)
+    config.write_text("{")
+    with pytest.raises(UserError, match=r"config\.json: not readable as JSON"):
+        Transformer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hiden_size": 3}, "unknown key transformer.hiden_size: did you mean hidden_size"),
+        ({"preset": "nano"}, "no model preset named 'nano': did you mean nano-5m"),
+        ({"hidden_size": 100, "num_heads": 3}, "not a multiple of num_heads"),
+        ({"num_heads": 4, "num_kv_heads": 3}, "multiple of num_kv_heads"),
+        ({"num_layers": 0}, "num_layers must be at least 1"),
+        ({"num_layers": "two"}, "transformer.num_layers must be a int"),
+        ({"mlp": "relu"}, "transformer.mlp is one of swiglu"),
+        ({"head_dim": 7}, "must be even"),
+        ({"sliding_layers": [9], "sliding_window": 4}, "names layer 9"),
+        ({"rope_theta": "high"}, "transformer.rope_theta must be a float"),
+    ],
+)
+def test_config_mistakes_are_named(fields: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        TransformerConfig.from_dict(fields)
+
+
+def test_yaml_numbers_are_taken() -> None:
+    assert TransformerConfig.from_dict({"rope_theta": "1e6", "norm_eps": 1}).rope_theta == 1e6

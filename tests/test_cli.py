@@ -1,0 +1,228 @@
+"""The command line: what it promises to start with, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lit_llm.cli import main
+from lit_llm.errors import UserError
+from lit_llm.trainer_cli import config_folders, find_config
+
+BASE = {
+    "model": {
+        "class_path": "lit_llm.PretrainModule",
+        "init_args": {"transformer": {"hidden_size": 32, "num_heads": 2}},
+    },
+    "data": {
+        "class_path": "lit_llm.PretrainDataModule",
+        "init_args": {"seq_len": 32, "micro_batch_size": 2, "tokens": 640, "vocab_size": 512},
+    },
+    "trainer": {"accelerator": "cpu", "max_steps": 1, "limit_val_batches": 1},
+}
+
+
+def config_file(folder: Path, corpus: Path | None, **changes: object) -> Path:
+    """A config that works, with dotted keys replaced."""
+    config = json.loads(json.dumps(BASE))
+    if corpus is not None:
+        config["data"]["init_args"]["corpus"] = str(corpus)
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        node = config
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = value
+    file = folder / "mine.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return file
+
+
+def fit(config: Path | str, *args: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Status and standard error of a fit in this process."""
+    capsys.readouterr()
+    status = main(["fit", "--config", str(config), *args])
+    return status, capsys.readouterr().err
+
+
+def check_mistake(status: int, error: str, *parts: str) -> None:
+    assert status == 2, error
+    lines = [line for line in error.strip().splitlines() if line.startswith("lit_llm fit: ")]
+    assert len(lines) == 1 and "Traceback" not in error, error
+    for part in parts:
+        assert part in lines[0], lines[0]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_help_and_import_load_nothing_heavy() -> None:
+    code = (
+        "import sys, lit_llm, lit_llm.cli; lit_llm.cli.main(['--help']);"
+        "heavy = {'torch', 'lightning', 'litdata', 'numpy', 'transformers', 'jsonargparse', 'yaml'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "fit" in done.stdout and "report" in done.stdout
+
+
+def test_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert main(["fti"]) == 2
+    assert "no verb 'fti'; verbs: fit" in capsys.readouterr().err
+
+
+def test_every_shipped_config_parses() -> None:
+    files = sorted(config_folders()[0].rglob("*.yaml"))
+    assert files
+    for file in files:
+        done = subprocess.run(
+            [sys.executable, "-m", "lit_llm", "fit", "--config", str(file), "--print_config"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert yaml.safe_load(done.stdout)["data"]["init_args"]["seq_len"] > 0
+
+
+def test_presets_by_name_from_anywhere() -> None:
+    assert find_config("pretrain/quickstart").name == "quickstart.yaml"
+    assert find_config("configs/pretrain/quickstart.yaml").name == "quickstart.yaml"
+    with pytest.raises(UserError, match="did you mean pretrain/quickstart"):
+        find_config("pretrain/quikstart")
+
+
+def test_a_fit_and_what_lies_in_its_folder(tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = config_file(tmp_path, corpus)
+    assert fit(config, capsys=capsys)[0] == 0
+    run = tmp_path / "runs" / "mine"
+    for name in ("config.yaml", "metrics.csv", "report.html", "run.json", "datacard.json", "final/model.safetensors",
+                 "final/tokenizer.json", "checkpoints/step-00000001.ckpt"):  # fmt: skip
+        assert (run / name).exists(), name
+    # The default name gets a number; the resolved config runs again by itself.
+    assert fit(run / "config.yaml", "--trainer.default_root_dir", "again", capsys=capsys)[0] == 0
+    assert fit(config, capsys=capsys)[0] == 0
+    assert (tmp_path / "runs" / "mine-2" / "metrics.csv").exists()
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("def main\nimport\n")
+    checkpoint = str(run / "checkpoints" / "step-00000001.ckpt")
+    for verb in ("validate", "test"):
+        assert main([verb, "--config", str(config), "--ckpt_path", checkpoint]) == 0
+        assert "bits_per_byte" in capsys.readouterr().out
+    assert main(["predict", "--config", str(config), "--ckpt_path", checkpoint, "--data.prompts", str(prompts)]) == 0
+    rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == ["def main", "import"]
+    assert main(["report", str(run)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--data.seq_lenn", "3"], ["unknown key", "data.seq_lenn", "seq_len"]),
+        (["--trainer.max_stepz", "3"], ["unknown key", "max_stepz", "trainer.max_steps"]),
+        (["--modell", "x"], ["unknown key modell", "did you mean model?"]),
+        (["--data.seq_len", "many"], ["seq_len", "many"]),
+        (["--trainer.max_steps", "1.5"], ["trainer.max_steps", "1.5"]),
+        (["--data.micro_batch_size", "0"], ["data.micro_batch_size must be at least 1"]),
+        (["--data.global_batch_tokens", "100"], ["data.global_batch_tokens=100", "nearest: 64 or 128"]),
+        (["--data.corpus", "nowhere"], ["nowhere", "no such file"]),
+        (["--data.corpus", "null", "--data.sources", "no/such/*.txt"], ["no/such/*.txt"]),
+        (["--data.seq_len", "10000000"], ["data.seq_len=10000000", "longer than"]),
+        (["--model.transformer", "nano-6m"], ["nano-6m", "nano-5m"]),
+        (["--model.init_from", "nowhere"], ["nowhere"]),
+        (["--model.schedule", "linear"], ["schedule", "wsd"]),
+        (["--ckpt_path", "nothing.ckpt"], ["nothing.ckpt", "no such file"]),
+        (["--ckpt_path", "last"], ["nothing to resume"]),
+        (["--trainer.accelerator", "cuda"], ["trainer.accelerator", "cuda"]),
+        (["--trainer.accelerator", "gpuu"], ["gpuu"]),
+        (["--trainer.devices", "0"], ["trainer.devices"]),
+    ],
+)
+def test_mistakes_in_arguments(
+    tmp_path: Path, corpus: Path, arguments: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    check_mistake(*fit(config_file(tmp_path, corpus), *arguments, capsys=capsys), *parts)
+    assert not list(tmp_path.glob("runs/*/metrics.csv"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"data__init_args__sequence": 4}, ["unknown key", "sequence"]),
+        ({"model__init_args__transformer__hiden_size": 4}, ["unknown key transformer.hiden_size", "hidden_size"]),
+        ({"trainer__max_step": 4}, ["unknown key", "max_step", "trainer.max_steps"]),
+        ({"modle": {}}, ["unknown key modle", "model"]),
+        ({"checkpoint__every": 4}, ["unknown key", "checkpoint.every"]),
+        ({"model__class_path": "lit_llm.PretrainModul"}, ["lit_llm.PretrainModul"]),
+        ({"data__init_args__tokens": "lots"}, ["tokens", "lots"]),
+        ({"model__init_args__transformer__num_heads": 5}, ["num_heads=5"]),
+        ({"model__init_args__transformer__vocab_size": 100}, ["vocab_size=100", "too small"]),
+        ({"model__init_args__transformer__max_seq_len": 16}, ["data.seq_len=32", "max_seq_len=16"]),
+    ],
+)
+def test_mistakes_in_the_file(
+    tmp_path: Path, corpus: Path, changes: dict, parts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    check_mistake(*fit(config_file(tmp_path, corpus, **changes), capsys=capsys), *parts)
+
+
+@pytest.mark.parametrize("text", ["data: {seq_len: 3", "- a\n- b\n", "", "a: b: c\n", "\x00"])
+def test_broken_yaml(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken.yaml").write_text(text)
+    check_mistake(*fit("broken.yaml", capsys=capsys), "broken.yaml")
+
+
+def test_no_text_in_the_corpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.txt").write_bytes(b"\x00\xff" * 500)
+    (tmp_path / "bad" / "b.txt").write_text("")
+    config = config_file(tmp_path, None, data__init_args__sources=str(tmp_path / "bad"))
+    check_mistake(*fit(config, capsys=capsys), "bad")
+
+
+def test_vocabulary_the_text_does_not_support(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "small").mkdir()
+    for i in range(30):
+        (tmp_path / "small" / f"{i}.txt").write_text(f"a few words number {i}\n" * 20)
+    config = config_file(tmp_path, None, data__init_args__sources="small", data__init_args__vocab_size=50_000)
+    check_mistake(*fit(config, capsys=capsys), "data.vocab_size")
+
+
+def test_a_full_disk_loses_nothing(
+    tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lightning as L
+
+    real, calls = L.Trainer.save_checkpoint, []
+
+    def full(self: L.Trainer, path: Path, *args: object, **kwargs: object) -> None:
+        calls.append(path)
+        if len(calls) == 2:
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        real(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(L.Trainer, "save_checkpoint", full)
+    config = config_file(tmp_path, corpus, checkpoint__every_steps=1, trainer__max_steps=3, checkpoint__monitor=None)
+    check_mistake(*fit(config, capsys=capsys), "No space left", "step-00000002", "step-00000001.ckpt")
+    assert [f.name for f in (tmp_path / "runs/mine/checkpoints").iterdir()] == ["step-00000001.ckpt"]
+    assert (tmp_path / "runs/mine/report.html").exists()
+    assert fit(config, "--ckpt_path", "last", capsys=capsys)[0] == 0
+
+
+def test_the_quickstart_preset_runs_from_any_folder(tmp_path: Path, lit_llm_command: Callable) -> None:
+    done = lit_llm_command("fit", "--config", "pretrain/quickstart", "--trainer.max_steps", "2",
+                           "--trainer.limit_val_batches", "2", cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "quickstart" / "report.html").exists()
+    again = lit_llm_command("fit", "--config", "pretrain/quickstart", "--trainer.max_steps", "2",
+                            "--trainer.limit_val_batches", "2", cwd=tmp_path)  # fmt: skip
+    assert "reusing corpus and tokenizer" in again.stderr + again.stdout
+    assert (tmp_path / "runs" / "quickstart-2" / "report.html").exists()

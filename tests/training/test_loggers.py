@@ -1,0 +1,62 @@
+"""metrics.csv: one row a step, whatever happens."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lit_llm.training.loggers import COLUMNS, CSVLogger
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_metrics_of_a_step_share_a_row(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path)
+    logger.log_metrics({"train_loss": 2.5, "tokens": 2.0**40, "epoch": 0}, step=1)
+    logger.log_metrics({"train_loss": 2.25}, step=2)
+    logger.log_metrics({"val_loss": 3.0}, step=2)
+    first, second = rows(tmp_path)
+    assert list(first)[: len(COLUMNS)] == COLUMNS
+    assert (first["step"], first["tokens"], first["train_loss"], first["val_loss"]) == ("1", "1099511627776", "2.5", "")
+    assert (second["train_loss"], second["val_loss"]) == ("2.25", "3.0")
+
+
+def test_new_columns_are_added_to_old_rows(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path)
+    logger.log_metrics({"lr": 1.0}, step=1)
+    logger.log_metrics({"lr": 2.0}, step=2)
+    logger.log_metrics({"mine/accuracy": 0.5}, step=2)
+    logger.log_metrics({"lr": 3.0}, step=3)
+    assert [(r["step"], r["lr"], r["mine/accuracy"]) for r in rows(tmp_path)] == [
+        ("1", "1.0", ""), ("2", "2.0", "0.5"), ("3", "3.0", ""),
+    ]  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 60)), max_size=4))
+@settings(max_examples=30, deadline=None)
+def test_resuming_after_any_cut_leaves_each_step_once(tmp_path_factory, kills: list[tuple[int, int]]) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    resume_at = 0
+    for last, cut in kills:  # a part of the run, then a kill that may have torn the file's end off
+        logger = CSVLogger(folder)
+        for step in range(resume_at + 1, resume_at + last + 1):
+            logger.log_metrics({"train_loss": float(step)}, step=step)
+            logger.log_metrics({"val_loss": -float(step)}, step=step)
+        file = folder / "metrics.csv"
+        whole = file.read_bytes()
+        lines = whole.splitlines(keepends=True)
+        torn = min(cut, len(lines[-1]) - 1)
+        file.write_bytes(whole[: len(whole) - torn])
+        resume_at += last - 1  # the checkpoint is of the step before the torn row
+    logger = CSVLogger(folder)
+    for step in range(resume_at + 1, 41):
+        logger.log_metrics({"train_loss": float(step), "val_loss": -float(step)}, step=step)
+    assert [(r["step"], r["train_loss"], r["val_loss"]) for r in rows(folder)] == [
+        (str(s), str(float(s)), str(-float(s))) for s in range(1, 41)
+    ]
