@@ -3,9 +3,10 @@
     make peers && git clone https://github.com/karpathy/nanochat ../nanochat
     python benchmarks/quality_per_second.py --corpus CORPUS_FOLDER --nanochat ../nanochat
 
-Every contender trains on the same tokens of the same corpus folder for the same time, with its own model shape,
-optimizer and schedule, 4,096 tokens a step in sequences of 512, and is scored by the same function
-(contenders/bpb.py) on the corpus's validation documents: bits per byte, lower is better. Compilation and evaluation are
+Every contender trains on the same tokens of the same corpus folder for the same time, with its own model shape, batch,
+optimizer and schedule (the peers 4,096 tokens a step in sequences of 512, ours as in configs/pretrain/quickstart.yaml),
+and is scored by the same function (contenders/bpb.py: windows of 512) on the corpus's validation documents: bits per
+byte, lower is better. Compilation and evaluation are
 outside the time for all. Rounds are interleaved (ours, nanochat, litgpt, ours, ...), so that a machine that slows down
 slows all of them; a round's seed sets initial weights and the order of the data. What counts is the ratio within one
 run of this script: the absolute number moves with the files that a Python version happens to ship.

@@ -74,33 +74,56 @@ class _Parser(LightningArgumentParser):
         raise UserError(explain(message, self)) from None
 
 
-def explain(message: str, parser: LightningArgumentParser) -> str:
+def explain(message: str, parser: LightningArgumentParser | None = None) -> str:
     """jsonargparse's message as one line, with the nearest known key for an unknown one."""
     text = " ".join(message.replace("\n", " ").split())
-    unknown = (
-        re.findall(r"Key '([\w.]+)' is not expected", text)
-        or re.findall(r"[Oo]ption '([\w.]+)' is not accepted", text)
-        or re.findall(r"Unrecognized arguments?: --?([\w.]+)", text)
-        or re.findall(r"(?:No action for|Does not accept nested|not accept) key [\"']([\w.]+)[\"']", text)
+    # A section that may be absent is told as "matches no subtype: <what is wrong> / not None either".
+    union = re.search(
+        r"^(?:(?:Parser key \")?([\w.]+)\"?: )?Does not validate against any of the Union.*?Errors: - (.*?)"
+        r" - Expected a <class 'NoneType'>",
+        text,
     )
-    if unknown:
-        key = unknown[0]
-        outer = re.findall(r"Parser key \"([\w.]+)\"", text)
-        full = f"{outer[0]}.{key}" if outer and not key.startswith(outer[0]) else key
-        known = known_keys(parser)
-        near = difflib.get_close_matches(full, known, n=1, cutoff=0.6)
-        if not near:
-            tails = {name.rsplit(".", 1)[-1]: name for name in known}
-            near = [tails[t] for t in difflib.get_close_matches(key.rsplit(".", 1)[-1], tails, n=1, cutoff=0.6)]
-        return f"unknown key {full}" + (f": did you mean {near[0]}?" if near else "")
+    section = ""
+    if union:
+        section, text = union[1] or "", union[2]
+    known = known_keys(parser) if parser is not None else []
+    for pattern in _UNKNOWN_KEY:
+        if found := re.search(pattern, text):
+            key = found[1]
+            full = f"{section}.{key}" if section and not key.startswith(section) else key
+            sections = {name.split(".")[0] for name in known}
+            if full.split(".")[0] not in sections:
+                near = difflib.get_close_matches(full.split(".")[0], sections, n=1, cutoff=0.6)
+            else:
+                near = difflib.get_close_matches(full, known, n=1, cutoff=0.6)
+            if not near:
+                tails = {name.rsplit(".", 1)[-1]: name for name in known}
+                near = [tails[t] for t in difflib.get_close_matches(key.rsplit(".", 1)[-1], tails, n=1, cutoff=0.6)]
+            return f"unknown key {full}" + (f": did you mean {near[0]}?" if near else "")
+    if section and not text.startswith("unknown key"):
+        text = f"{section}: {text}"
     # The innermost sentence says it; what stands before it repeats the path through nested types.
     text = re.sub(r"^Parser key \"([\w.]+)\": ", r"\1: ", text)
     return text if len(text) < 400 else text[:400] + " ..."
 
 
+_UNKNOWN_KEY = (
+    r"Key '([\w.]+)' is not expected",
+    r"does not accept option '([\w.]+)'",
+    r"Option '([\w.]+)' is not accepted",
+    r"[Uu]nrecognized arguments?: --?([\w.]+)",
+    r"unknown key ([\w.]+)(?!.*transformer)",
+)
+
+
 def known_keys(parser: LightningArgumentParser) -> list[str]:
     """All dotted keys of the parser, the arguments of our modules included."""
-    keys = [action.dest for action in parser._actions if action.dest and action.dest != "help"]
+    keys = []
+    for action in parser._actions:
+        for verb_parser in (getattr(action, "_name_parser_map", None) or {}).values():
+            keys += [inner.dest for inner in verb_parser._actions if inner.dest != "help"]
+        if action.dest and action.dest != "help":
+            keys.append(action.dest)
     for group, cls in (("model", PretrainModule), ("data", PretrainDataModule)):
         for name in list(inspect.signature(cls).parameters):
             keys += [f"{group}.init_args.{name}", f"{group}.{name}"]
@@ -143,7 +166,8 @@ class TrainerCLI(LightningCLI):
         except (MisconfigurationException, ValueError) as error:
             text = " ".join(str(error).split())
             # Name the key the Trainer complains about in its own words.
-            keys = [key for key in ("accelerator", "devices", "strategy", "precision") if key in text.lower()]
+            keys = [key for key in ("accelerator", "devices", "strategy", "precision") if f"{key}=" in text]
+            keys += ["accelerator"] if "Accelerator" in text else []
             where = "".join(f"trainer.{key}={settings[key]}: " for key in keys[:1])
             raise UserError(where + text) from None
 
@@ -270,7 +294,7 @@ def run_trainer(verb: str, args: list[str]) -> None:
         warnings.filterwarnings("ignore", advice)
     torch.set_float32_matmul_precision("high")
     try:
-        cli = TrainerCLI(
+        TrainerCLI(
             subclass_mode_model=True,
             subclass_mode_data=True,
             model_class=L.LightningModule,
@@ -292,7 +316,20 @@ def run_trainer(verb: str, args: list[str]) -> None:
         )
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from None
-    del cli
+    except ValueError as error:
+        # jsonargparse wraps what a class's __init__ raises in its own account of the types it tried.
+        if mistake := _user_error(error):
+            raise mistake from None
+        if "Does not validate against any of the Union subtypes" in str(error):
+            raise UserError(explain(str(error))) from None
+        raise
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """The UserError in the chain that led to ``error``."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _default_callbacks() -> list[Callback]:

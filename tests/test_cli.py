@@ -158,7 +158,7 @@ def test_mistakes_in_arguments(
         ({"data__init_args__sequence": 4}, ["unknown key", "sequence"]),
         ({"model__init_args__transformer__hiden_size": 4}, ["unknown key transformer.hiden_size", "hidden_size"]),
         ({"trainer__max_step": 4}, ["unknown key", "max_step", "trainer.max_steps"]),
-        ({"modle": {}}, ["unknown key modle", "model"]),
+        ({"modle": {"class_path": "lit_llm.PretrainModule"}}, ["unknown key modle", "model"]),
         ({"checkpoint__every": 4}, ["unknown key", "checkpoint.every"]),
         ({"model__class_path": "lit_llm.PretrainModul"}, ["lit_llm.PretrainModul"]),
         ({"data__init_args__tokens": "lots"}, ["tokens", "lots"]),

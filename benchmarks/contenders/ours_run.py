@@ -15,6 +15,7 @@ import yaml
 from torch import Tensor
 
 from lit_llm.models.config import TransformerConfig
+from lit_llm.models.device import has_fast_bf16
 from lit_llm.models.parallelize import parallelize
 from lit_llm.models.transformer import Transformer
 from lit_llm.training.optimizers import MuonAdamW, default_learning_rate, parameter_groups
@@ -33,22 +34,21 @@ class Ours:
         torch.manual_seed(seed)
         fields = {"vocab_size": vocab_size, **model_args["transformer"]}
         self.model = Transformer(TransformerConfig.from_dict(fields))
-        self.dtype = torch.bfloat16
-        width = self.model.config.hidden_size
-        lr = model_args.get("learning_rate") or default_learning_rate("muon_adamw", width, data["global_batch_tokens"])
+        self.dtype = torch.bfloat16 if has_fast_bf16(torch.device("cpu")) else torch.float32
+        lr = default_learning_rate("muon_adamw", self.model.config.hidden_size)
         self.optimizer = MuonAdamW(parameter_groups(self.model, "muon_adamw", lr, 0.0))
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.multiplier = lr_multiplier("wsd", RESOLUTION, warmup=0.02, decay=0.6, final=0.0)
         self.initial = copy.deepcopy(self.model.state_dict())
         parallelize(self.model, compile=True)
         self.parameters = sum(p.numel() for p in self.model.parameters())
-        self.settings = {"precision": "bfloat16 autocast", "preset": PRESET.stem, "learning_rate": lr,
+        self.settings = {"precision": str(self.dtype), "preset": PRESET.stem, "learning_rate": lr,
                          "tokens_per_step": data["global_batch_tokens"], "seq_len": data["seq_len"]}  # fmt: skip
 
     def step(self, inputs: Tensor, targets: Tensor, iteration: int, progress: float) -> float:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * self.multiplier(int(progress * RESOLUTION))
-        with torch.autocast("cpu", self.dtype):
+        with self.autocast():
             losses = self.model.token_losses(inputs, targets)
         loss = losses.mean()
         loss.backward()
@@ -57,12 +57,15 @@ class Ours:
         self.optimizer.zero_grad(set_to_none=True)
         return loss.item()
 
+    def autocast(self) -> torch.autocast:
+        return torch.autocast("cpu", self.dtype, enabled=self.dtype == torch.bfloat16)
+
     def reset(self) -> None:
         self.model.load_state_dict(self.initial)
         self.optimizer.state.clear()
 
     def logits(self, tokens: Tensor) -> Tensor:
-        with torch.autocast("cpu", self.dtype), torch.compiler.set_stance("force_eager"):
+        with self.autocast(), torch.compiler.set_stance("force_eager"):
             return self.model(tokens)
 
 

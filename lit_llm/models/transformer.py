@@ -142,7 +142,7 @@ class Transformer(nn.Module):
         else:
             positions = (padding_mask.long().cumsum(-1) - 1).clamp(min=0)[:, None, past : past + T]
         x_BTC = self.embed(input_ids)
-        if torch.is_autocast_enabled(device.type):
+        if device.type != "meta" and torch.is_autocast_enabled(device.type):
             # The residual stream is kept in the compute dtype: half the traffic, and what the products read anyway.
             x_BTC = x_BTC.to(torch.get_autocast_dtype(device.type))
         assert self.config.head_dim is not None

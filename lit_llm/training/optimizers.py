@@ -134,17 +134,14 @@ def _gradients(params: list[nn.Parameter]) -> list[Tensor]:
 OptimizerName = Literal["muon_adamw", "adamw"]
 
 
-def default_learning_rate(optimizer: OptimizerName, width: int, batch_tokens: int | None) -> float:
-    """A learning rate for the matrices from width and batch, for when none is given.
+def default_learning_rate(optimizer: OptimizerName, width: int) -> float:
+    """A learning rate for the matrices from the model's width, for when none is given.
 
-    Muon's step has a size of its own, so its rate depends on the batch alone; Adam's falls with width
-    (arXiv:2203.03466). Both grow with the square root of the batch (arXiv:2006.09092) up to a million tokens. The
-    constants are from sweeps with `benchmarks/quality_per_second.py`, see docs/decisions.md.
+    Muon's step has a size of its own, so its rate transfers: 0.02 is nanochat's at half a million tokens a step, and
+    the best of our sweep at two thousand (docs/decisions.md). Adam's falls with width (arXiv:2203.03466) from GPT-3's
+    6e-4 at width 768.
     """
-    batch = min(batch_tokens or 2**19, 2**20)
-    if optimizer == "muon_adamw":
-        return 0.02 * (batch / 4096) ** 0.5
-    return 3e-3 * (256 / width) * (batch / 4096) ** 0.5
+    return 0.02 if optimizer == "muon_adamw" else 6e-4 * 768 / width
 
 
 def parameter_groups(
@@ -167,7 +164,10 @@ def parameter_groups(
         )
         named[kind].append(p)
     muon = optimizer == "muon_adamw"
-    rates = {"matrices": lr, "embedding": lr * 8, "head": lr * 0.2, "vectors": lr * 0.5} if muon else {}
+    rates = {}
+    if muon:  # nanochat's ratios; AdamW's own rates fall with the root of the width
+        scale = (768 / model_width(model)) ** 0.5
+        rates = {"matrices": lr, "embedding": lr * 15 * scale, "head": lr * 0.2 * scale, "vectors": lr * 0.5}
     groups = []
     for kind, params in named.items():
         if params:
@@ -176,3 +176,8 @@ def parameter_groups(
             if muon and kind == "matrices":
                 groups[-1]["muon"] = True
     return groups
+
+
+def model_width(model: nn.Module) -> int:
+    """Width of the residual stream: that of the first embedding (768, the reference of the rates, without one)."""
+    return next((m.embedding_dim for m in model.modules() if isinstance(m, nn.Embedding)), 768)

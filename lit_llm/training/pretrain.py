@@ -24,7 +24,7 @@ from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 from lit_llm.training.callbacks.borders import at_border, logs_now
 from lit_llm.training.metrics import LanguageModelMetrics
-from lit_llm.training.optimizers import MuonAdamW, OptimizerName, default_learning_rate, parameter_groups
+from lit_llm.training.optimizers import MuonAdamW, OptimizerName, default_learning_rate, model_width, parameter_groups
 from lit_llm.training.schedules import Schedule, lr_multiplier
 
 
@@ -43,7 +43,7 @@ class PretrainModule(L.LightningModule):
             vocab_size and max_seq_len come from the data unless given.
         init_from: Hugging Face directory to start from instead of random weights; ``transformer`` is then its config.
         optimizer: "muon_adamw" (Muon for the matrices) or "adamw".
-        learning_rate: of the matrices. None: derived from width and batch.
+        learning_rate: of the matrices. None: derived from the width.
         weight_decay: decoupled, on matrices.
         schedule, warmup, decay, final_lr: see `lr_multiplier`; fractions of the horizon and of the learning rate.
         grad_clip: largest norm of the whole gradient; None never clips.
@@ -184,7 +184,12 @@ class PretrainModule(L.LightningModule):
             raise UserError(
                 "model.compile=true needs a C++ compiler (g++ or clang++) on CPU, Triton on CUDA; set it to auto"
             )
-        return possible and (wanted is True or self._horizon_steps() >= 200)
+        if wanted is True:
+            return True
+        steps = (
+            self._horizon_steps() if self.trainer.max_steps < 0 else min(self.trainer.max_steps, self._horizon_steps())
+        )
+        return possible and steps >= 200  # compiling takes about as long as that many small steps
 
     def _horizon_steps(self) -> int:
         """Optimizer steps of the learning-rate schedule."""
@@ -203,8 +208,7 @@ class PretrainModule(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer for everything, its schedule advanced by optimizer step."""
         hp = self.hparams
-        batch = getattr(self._datamodule, "global_batch_tokens", None) or hp["global_batch_tokens"]
-        lr = hp["learning_rate"] or default_learning_rate(hp["optimizer"], self.config.hidden_size, batch)
+        lr = hp["learning_rate"] or default_learning_rate(hp["optimizer"], model_width(self.network))
         groups = parameter_groups(self.network, hp["optimizer"], lr, hp["weight_decay"])
         optimizer: torch.optim.Optimizer
         if hp["optimizer"] == "muon_adamw":

@@ -113,10 +113,10 @@ def test_meta_construction_makes_no_data_and_leaves_nothing_on_meta() -> None:
         small = Transformer(TransformerConfig(num_layers=1))
     small.to_empty(device="cpu").init_weights()
     assert not any(t.is_meta for t in [*small.parameters(), *small.buffers()])
-    torch.manual_seed(1)
     again = Transformer(TransformerConfig(num_layers=1))
-    torch.manual_seed(1)
-    small.init_weights()
+    for model in (small, again):
+        torch.manual_seed(1)
+        model.init_weights()
     assert all(torch.equal(a, b) for a, b in zip(small.parameters(), again.parameters(), strict=True))
 
 

@@ -48,13 +48,13 @@ def test_muon_step_has_the_size_of_its_rate_whatever_the_gradient() -> None:
     torch.manual_seed(0)
     gradient = torch.randn(64, 32)
     steps = []
-    for scale in (1e-4, 1.0, 1e4):
+    for scale in (2.0**-13, 1.0, 2.0**13):  # powers of two: rounding is the same
         p = torch.nn.Parameter(torch.zeros(64, 32))
         p.grad = gradient * scale
         MuonAdamW([{"params": [p], "muon": True, "lr": 0.1}]).step()
         steps.append(p.detach())
-    torch.testing.assert_close(steps[0], steps[1], atol=2e-3, rtol=0.05)  # the products may run in bfloat16
-    torch.testing.assert_close(steps[2], steps[1], atol=2e-3, rtol=0.05)
+    torch.testing.assert_close(steps[0], steps[1], atol=1e-3, rtol=0.05)  # the norm's epsilon is not scaled
+    torch.testing.assert_close(steps[2], steps[1], atol=1e-3, rtol=0.05)
     # 32 unit directions, times sqrt(rows / cols)
     assert steps[1].norm().item() == pytest.approx(0.1 * 2**0.5 * 32**0.5, rel=0.1)
 
@@ -115,6 +115,5 @@ def test_muon_refuses_vectors() -> None:
 
 
 def test_derived_rates_move_the_right_way() -> None:
-    assert default_learning_rate("adamw", 512, 4096) < default_learning_rate("adamw", 256, 4096)
-    assert default_learning_rate("muon_adamw", 512, 4096) == default_learning_rate("muon_adamw", 256, 4096)
-    assert default_learning_rate("muon_adamw", 256, 16384) > default_learning_rate("muon_adamw", 256, 4096)
+    assert default_learning_rate("adamw", 512) == default_learning_rate("adamw", 256) / 2
+    assert default_learning_rate("muon_adamw", 512) == default_learning_rate("muon_adamw", 256)
