@@ -90,13 +90,13 @@ def run_once(name: str, args: argparse.Namespace, prepared: Path, seed: int, scr
 
 
 def table(runs: list[dict], medians: dict[str, float]) -> str:
-    lines = [f"{'':10}{'bits/byte':>10}{'of median':>11}{'tokens/s':>10}{'tokens':>12}{'parameters':>12}  runs"]
+    lines = [f"{'':10}{'bits/byte':>10}{'of ours':>11}{'tokens/s':>10}{'tokens':>12}{'parameters':>12}  runs"]
     for name, median in medians.items():
         own = [run for run in runs if run["contender"] == name]
         middle = min(own, key=lambda run: abs(run["bits_per_byte"] - median))
         scores = " ".join(f"{run['bits_per_byte']:.4f}" for run in own)
         lines.append(
-            f"{name:10}{median:10.4f}{median / medians['nanochat']:10.3f}x{middle['tokens_per_second']:10,.0f}"
+            f"{name:10}{median:10.4f}{median / medians['ours']:10.3f}x{middle['tokens_per_second']:10,.0f}"
             f"{middle['tokens']:12,}{middle['parameters']:12,}  {scores}"
         )
     return "\n".join(lines)
@@ -109,6 +109,7 @@ def main() -> None:
     parser.add_argument("--nanochat-dtype", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     parser.add_argument("--peers-python", type=Path, default=HERE.parent / ".venv-peers/bin/python")
     parser.add_argument("--out", type=Path, default=HERE / "results/quality_per_second.json")
     args = parser.parse_args()
@@ -127,21 +128,22 @@ def main() -> None:
         corpus = prepare(args.corpus, prepared)
         print(f"train: {corpus['train_tokens']:,} tokens, validation: {corpus['validation_bytes']:,} bytes", flush=True)
         for seed in range(args.repeats):
-            for name in CONTENDERS:
+            for name in args.contenders:
                 run = run_once(name, args, prepared, seed, scratch)
                 runs.append(run)
                 print(f"round {seed + 1}  {name:10}{run['bits_per_byte']:8.4f} bits/byte", flush=True)
 
     medians = {
-        name: statistics.median(run["bits_per_byte"] for run in runs if run["contender"] == name) for name in CONTENDERS
+        name: statistics.median(run["bits_per_byte"] for run in runs if run["contender"] == name)
+        for name in args.contenders
     }
     result = {
         "question": __doc__.splitlines()[0],
         "median_bits_per_byte": medians,
-        "ours_to_nanochat": medians["ours"] / medians["nanochat"],
-        "ours_to_litgpt": medians["ours"] / medians["litgpt"],
+        "ours_to": {name: medians["ours"] / median for name, median in medians.items() if name != "ours"},
         "command": "python benchmarks/quality_per_second.py "
-        + f"--seconds {args.seconds:g} --repeats {args.repeats} --nanochat-dtype {args.nanochat_dtype}",
+        + f"--seconds {args.seconds:g} --repeats {args.repeats} --nanochat-dtype {args.nanochat_dtype} "
+        + f"--contenders {' '.join(args.contenders)}",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "system": platform.platform()},
         "versions": versions,
@@ -151,7 +153,8 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(table(runs, medians))
-    print(f"ours to nanochat {result['ours_to_nanochat']:.3f}x, to litgpt {result['ours_to_litgpt']:.3f}x; {args.out}")
+    ratios = ", ".join(f"{ratio:.3f}x {name}" for name, ratio in result["ours_to"].items())  # type: ignore[attr-defined]
+    print(f"ours: {ratios}; {args.out}")
 
 
 if __name__ == "__main__":

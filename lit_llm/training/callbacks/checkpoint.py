@@ -97,7 +97,10 @@ class Checkpoint(CheckpointBase):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Have the Trainer validate after the very last step, which it does only when told to stop."""
-        if trainer.global_step == trainer.max_steps:
+        counts_batches = trainer.check_val_every_n_epoch is None  # else an epoch's end is validated anyway
+        last_epoch = trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
+        last_batch = last_epoch and batch_idx + 1 == trainer.num_training_batches
+        if trainer.global_step == trainer.max_steps or (counts_batches and last_batch):
             trainer.should_stop = True
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
