@@ -2,9 +2,11 @@
 
     python benchmarks/trainer_overhead.py
 
-Rounds of the two are interleaved, bare first then Trainer; the result is the median over rounds of the ratio of their
-times per optimizer step (Trainer / bare). Each round's first steps are left out on both sides. The bare loop does what
-training needs and nothing else: fetch, forward, backward, clip, optimizer and schedule step.
+The two are interleaved step by step in one process: after each optimizer step of the Trainer a callback makes one step
+of the bare loop on a twin of the model, so a machine that slows down slows both. The Trainer's time is all that passes
+between two bare steps: hooks, callbacks, logging, checkpoints. The bare loop does what training needs and nothing else:
+fetch, forward, backward, clip, optimizer and schedule step. A round's ratio is Trainer seconds / bare seconds over its
+steps; the result is the median over rounds.
 """
 
 from __future__ import annotations
@@ -36,13 +38,34 @@ from lit_llm import (
 SKIP = 5  # steps of a round that are not counted: allocations, first touches
 
 
-class Stopwatch(L.Callback):
-    """Seconds from the end of step SKIP to the end of the last."""
+class BareTwin(L.Callback):
+    """After every step of the Trainer, one step of a bare loop over a model, data and optimizer of its own."""
+
+    def __init__(self, module: PretrainModule, data: PretrainDataModule):
+        data.prepare_data()
+        data.setup("fit")
+        module.fields |= {"vocab_size": data.tokenizer.vocab_size, "max_seq_len": data.seq_len}
+        module.hparams.update(tokens=data.num_tokens, global_batch_tokens=data.global_batch_tokens)
+        module.configure_model()
+        configured: Any = module.configure_optimizers()
+        self.module, self.optimizer = module, configured["optimizer"]
+        self.scheduler, self.batches = configured["lr_scheduler"]["scheduler"], iter(data.train_dataloader())
+        self.bare, self.trainer = 0.0, 0.0
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        if trainer.global_step == SKIP:
-            self.begin = time.perf_counter()
-        self.end = time.perf_counter()
+        begin = time.perf_counter()
+        batch = next(self.batches)
+        loss = self.module.compute_loss(batch) / batch["step_tokens"]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scheduler.step()
+        end = time.perf_counter()
+        if trainer.global_step > SKIP:
+            self.bare += end - begin
+            self.trainer += begin - self._resumed
+        self._resumed = end
 
 
 def modules(args: argparse.Namespace) -> tuple[PretrainModule, PretrainDataModule]:
@@ -55,40 +78,19 @@ def modules(args: argparse.Namespace) -> tuple[PretrainModule, PretrainDataModul
     return PretrainModule(shape, compile=False), data
 
 
-def trainer_round(args: argparse.Namespace, folder: Path) -> float:
-    """Seconds a step under the Trainer."""
+def run_round(args: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """Milliseconds a step of both, and their ratio."""
+    twin = BareTwin(*modules(args))
     module, data = modules(args)
-    watch = Stopwatch()
     trainer = L.Trainer(
         accelerator="cpu", default_root_dir=folder, max_epochs=1, limit_val_batches=0, enable_model_summary=False,
         log_every_n_steps=10, logger=[CSVLogger(folder), TensorBoardLogger(folder, name="", version="tensorboard")],
-        callbacks=[ProgressBar(), ThroughputCallback(), Checkpoint(), SampleCallback(), RunReport(), watch],
+        callbacks=[ProgressBar(), ThroughputCallback(), Checkpoint(), SampleCallback(), RunReport(), twin],
     )  # fmt: skip
     trainer.fit(module, data)
-    return (watch.end - watch.begin) / (args.steps - SKIP)
-
-
-def bare_round(args: argparse.Namespace) -> float:
-    """Seconds a step in a loop of its own over the same parts."""
-    module, data = modules(args)
-    data.prepare_data()
-    data.setup("fit")
-    module.fields |= {"vocab_size": data.tokenizer.vocab_size, "max_seq_len": 256}
-    module.hparams.update(tokens=data.num_tokens, global_batch_tokens=data.global_batch_tokens)
-    module.configure_model()
-    configured: Any = module.configure_optimizers()
-    optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
-    begin = 0.0
-    for step, batch in enumerate(data.train_dataloader(), 1):
-        loss = module.compute_loss(batch) / batch["step_tokens"]
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        scheduler.step()
-        if step == SKIP:
-            begin = time.perf_counter()
-    return (time.perf_counter() - begin) / (args.steps - SKIP)
+    steps = args.steps - SKIP
+    return {"bare_ms": twin.bare / steps * 1e3, "trainer_ms": twin.trainer / steps * 1e3,
+            "ratio": twin.trainer / twin.bare}  # fmt: skip
 
 
 def main() -> None:
@@ -102,12 +104,12 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     rounds = []
     for number in range(args.rounds):
-        bare = bare_round(args)
         with tempfile.TemporaryDirectory() as folder:
-            trained = trainer_round(args, Path(folder))
-        rounds.append({"bare_seconds": bare, "trainer_seconds": trained, "ratio": trained / bare})
+            rounds.append(run_round(args, Path(folder)))
         print(
-            f"round {number + 1}: bare {bare * 1e3:.1f} ms, Trainer {trained * 1e3:.1f} ms, ratio {trained / bare:.4f}"
+            "round {}: bare {bare_ms:.1f} ms, Trainer {trainer_ms:.1f} ms, ratio {ratio:.4f}".format(
+                number + 1, **rounds[-1]
+            )
         )
     ratio = statistics.median(r["ratio"] for r in rounds)
     print(f"median ratio {ratio:.4f}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ class CSVLogger(Logger):
     """Writes ``metrics.csv``: the columns of `COLUMNS`, then any others in the order they appear; empty where not
     measured.
 
-    All metrics of a step share its row, whenever they arrive. Rows reach the file at once. On the first write to a
+    All metrics of a step share its row, whenever they arrive. Rows reach the file at once (a killed process loses none). On the first write to a
     file that is there
     already, rows of that step and later ones are dropped: a resumed run repeats them.
 
@@ -109,8 +108,6 @@ class CSVLogger(Logger):
             file.seek(self._row_start)
             file.write(line)
             file.truncate()
-            file.flush()
-            os.fsync(file.fileno())
 
 
 def _to_csv(rows: list[list[str]]) -> str:
