@@ -16,12 +16,11 @@ COLUMNS = ["step", "tokens", "train_loss", "val_loss", "val_bits_per_byte", "lr"
 
 
 class CSVLogger(Logger):
-    """Writes ``metrics.csv``: the columns of `COLUMNS`, then any others in the order they appear; empty where not
-    measured.
+    """Writes ``metrics.csv``: the columns of `COLUMNS`, then others as they appear; empty where not measured.
 
-    All metrics of a step share its row, whenever they arrive. Rows reach the file at once (a killed process loses none). On the first write to a
-    file that is there
-    already, rows of that step and later ones are dropped: a resumed run repeats them.
+    All metrics of a step share its row, whenever they arrive. Rows reach the file at once (a killed process loses
+    none). On the first write to a file that is there already, rows of that step and later ones are dropped: a resumed
+    run repeats them.
 
     Args:
         save_dir: folder of the file.
