@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import logging
 import re
 import warnings
 from pathlib import Path
@@ -23,7 +24,8 @@ from lit_llm.data.pretrain import PretrainDataModule
 from lit_llm.errors import UserError
 from lit_llm.models.device import has_fast_bf16
 from lit_llm.report.callback import RunReport
-from lit_llm.training.callbacks.checkpoint import Checkpoint, checkpoints, resolve_last
+from lit_llm.run_folder import prepare_run
+from lit_llm.training.callbacks.checkpoint import Checkpoint, checkpoints
 from lit_llm.training.callbacks.progress import ProgressBar
 from lit_llm.training.callbacks.samples import SampleCallback
 from lit_llm.training.callbacks.throughput import ThroughputCallback
@@ -228,54 +230,6 @@ def summary(run: Path, metrics: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
-def prepare_run(verb: str, config: Any) -> Path:
-    """Choose the run folder and the checkpoint of this call, in place; returns the folder.
-
-    Raises:
-        UserError: a fit into a folder that holds a run already, or nothing to resume.
-    """
-    given = config.trainer.default_root_dir
-    name = Path(str(config.config[0])).stem if config.get("config") else "run"
-    base = Path("runs") / name
-    last = config.ckpt_path == "last"
-    checkpoint = None if last or config.ckpt_path is None else Path(config.ckpt_path).expanduser()
-    if checkpoint is not None and not checkpoint.is_file():
-        raise UserError(f"--ckpt_path {checkpoint}: no such file")
-    if given is not None:
-        folder = Path(given).expanduser()
-        if (
-            verb == "fit"
-            and config.ckpt_path is None
-            and folder.exists()
-            and (not folder.is_dir() or any(folder.iterdir()))
-        ):
-            raise UserError(
-                f"trainer.default_root_dir={folder} is not empty: resume it with --ckpt_path last, "
-                "or name another folder"
-            )
-    elif last:
-        numbered = sorted(base.parent.glob(f"{name}*"), key=_run_number)
-        candidates = [
-            f for f in numbered if re.fullmatch(rf"{re.escape(name)}(-\d+)?", f.name) and checkpoints(f / "checkpoints")
-        ]
-        folder = candidates[-1] if candidates else base
-    elif verb != "fit" and checkpoint is not None and checkpoint.parent.name == "checkpoints":
-        folder = checkpoint.parent.parent  # the run it belongs to
-    else:
-        folder, number = base, 2
-        while verb == "fit" and folder.exists():
-            folder, number = base.with_name(f"{name}-{number}"), number + 1
-    if last:
-        config.ckpt_path = str(resolve_last(folder))
-    config.trainer.default_root_dir = str(folder)
-    return folder
-
-
-def _run_number(folder: Path) -> int:
-    match = re.search(r"-(\d+)$", folder.name)
-    return int(match[1]) if match else 1
-
-
 def run_trainer(verb: str, args: list[str]) -> None:
     """Run one of the Trainer's verbs with command-line arguments.
 
@@ -292,6 +246,7 @@ def run_trainer(verb: str, args: list[str]) -> None:
     for advice in (".*does not have many workers.*", ".*dataloader is not resumable.*", ".*log_every_n_steps.*",
                    ".*LightningCLI's args parameter.*", ".*`isinstance.treespec, LeafSpec.`.*"):  # fmt: skip
         warnings.filterwarnings("ignore", advice)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_chatter)
     torch.set_float32_matmul_precision("high")
     try:
         TrainerCLI(
@@ -330,6 +285,12 @@ def _user_error(error: BaseException | None) -> UserError | None:
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def _no_chatter(record: logging.LogRecord) -> bool:
+    """Drop Lightning's list of absent accelerators and its advertisements; keep what it says about the run."""
+    said = record.getMessage()
+    return not said.startswith(("GPU available", "TPU available", "HPU available", "💡", "Using bfloat16"))
 
 
 def _default_callbacks() -> list[Callback]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -173,7 +174,10 @@ class PretrainModule(L.LightningModule):
             return
         self.model = self.build_model()
         if isinstance(self.model, Transformer):
-            parallelize(self.model, compile=self._wants_compile())
+            compile = self._wants_compile()
+            if compile:
+                rank_zero_info("compiling the model for this machine: the first step takes up to a minute")
+            parallelize(self.model, compile=compile)
 
     def _wants_compile(self) -> bool:
         wanted = self.hparams["compile"]

@@ -183,18 +183,3 @@ class Checkpoint(CheckpointBase):
             for count in ("total", "current"):
                 epochs = loops["epoch_progress"][count]
                 epochs["processed"] = epochs["completed"] = epochs["started"] - 1
-
-
-def resolve_last(run: Path) -> Path:
-    """The newest checkpoint of a run folder.
-
-    Raises:
-        UserError: there is none.
-    """
-    found = checkpoints(run / "checkpoints")
-    if not found:
-        raise UserError(
-            f"--ckpt_path last: nothing to resume, {run / 'checkpoints'} holds no checkpoint; leave it out to start"
-        )
-    rank_zero_info(f"resuming from {found[-1]}")
-    return found[-1]
