@@ -88,7 +88,7 @@ class PretrainModule(L.LightningModule):
 
     def build_model(self) -> nn.Module:
         """The network to train; called once, on the device. Override for another: ``net(input_ids) -> logits``."""
-        if self.hparams["init_from"] is not None and not self._restored:
+        if self.hparams["init_from"] is not None:
             return Transformer.from_pretrained(self.hparams["init_from"], dtype=torch.float32)
         return Transformer(self.config)
 
@@ -128,8 +128,6 @@ class PretrainModule(L.LightningModule):
     @property
     def _datamodule(self) -> Any:
         return getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
-
-    _restored = False  # weights come from a checkpoint, so init_from is not read again
 
     def setup(self, stage: str) -> None:
         """Take vocabulary, context and horizon from the data, where they are known."""
@@ -340,9 +338,12 @@ class PretrainModule(L.LightningModule):
 
     # ---- in and out ---------------------------------------------------------------------------------------------
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Forget init_from: the checkpoint holds the weights, and must open where that directory is gone."""
+        checkpoint["hyper_parameters"]["init_from"] = None
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights of another architecture before torch lists every tensor that does not fit."""
-        self._restored = True
         saved = checkpoint.get("hyper_parameters", {}).get("transformer")
         if isinstance(saved, dict) and self.hparams["transformer"] != saved and self.model is not None:
             now = self.config.to_dict()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import lightning as L
@@ -152,11 +153,22 @@ def test_final_is_what_transformers_loads(tmp_path: Path, corpus: Path) -> None:
 def test_init_from_continues_a_finished_model(tmp_path: Path, corpus: Path) -> None:
     first = trainer(tmp_path / "a", callbacks=[Checkpoint()])
     first.fit(PretrainModule(TINY), data(corpus, steps=30))
-    second = trainer(tmp_path / "b")
-    second.validate(PretrainModule(init_from=str(tmp_path / "a" / "final")), data(corpus), verbose=False)
+    second = trainer(tmp_path / "b", callbacks=[Checkpoint()])
+    continued = PretrainModule(init_from=str(tmp_path / "a" / "final"))
+    second.validate(continued, data(corpus), verbose=False)
     assert float(second.callback_metrics["val_loss"]) == pytest.approx(
         float(first.callback_metrics["val_loss"]), abs=1e-6
     )
+
+
+def test_a_continued_checkpoint_opens_without_what_it_started_from(tmp_path: Path, corpus: Path) -> None:
+    trainer(tmp_path / "a", callbacks=[Checkpoint()], limit_val_batches=0).fit(PretrainModule(TINY), data(corpus))
+    second = PretrainModule(init_from=str(tmp_path / "a" / "final"))
+    trainer(tmp_path / "b", callbacks=[Checkpoint()], limit_val_batches=0).fit(second, data(corpus))
+    shutil.rmtree(tmp_path / "a")
+    again = PretrainModule.load_from_checkpoint(tmp_path / "b" / "checkpoints" / "step-00000006.ckpt")
+    for a, b in zip(again.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_accumulation_gives_the_same_run(tmp_path: Path, corpus: Path) -> None:
