@@ -30,11 +30,11 @@ def prepare_run(verb: str, config: Any) -> Path:
     checkpoint = None if last or config.ckpt_path is None else Path(config.ckpt_path).expanduser()
     if checkpoint is not None and not checkpoint.is_file():
         raise UserError(f"--ckpt_path {checkpoint}: no such file")
-    if rank_zero_only.rank and _CHOSEN in os.environ:
+    if _rank() and _CHOSEN in os.environ:
         folder = Path(os.environ[_CHOSEN])
     elif given is not None:
         folder = Path(given).expanduser()
-        if verb == "fit" and config.ckpt_path is None and not rank_zero_only.rank and _used(folder):
+        if verb == "fit" and config.ckpt_path is None and not _rank() and _used(folder):
             raise UserError(
                 f"trainer.default_root_dir={folder} is not empty: resume it with --ckpt_path last, "
                 "or name another folder"
@@ -50,6 +50,10 @@ def prepare_run(verb: str, config: Any) -> Path:
     config.trainer.default_root_dir = str(folder)
     os.environ[_CHOSEN] = str(folder.absolute())
     return folder
+
+
+def _rank() -> int:
+    return int(getattr(rank_zero_only, "rank", 0) or 0)
 
 
 def _used(folder: Path) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import inspect
 import json
 import logging
+import pickle
 import re
 import warnings
 from pathlib import Path
@@ -15,6 +17,8 @@ import lightning as L
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
+from lightning.pytorch.callbacks import ProgressBar as ProgressBarBase
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -150,6 +154,10 @@ class TrainerCLI(LightningCLI):
         settings = self.config[self.subcommand].trainer
         if settings.precision is None:
             settings.precision = default_precision(settings.accelerator)
+        model = self.config[self.subcommand].model
+        starts_from = self.config[self.subcommand].ckpt_path or model.get("init_args", {}).get("init_from")
+        if self.subcommand != "fit" and model.class_path.startswith("lit_llm.") and not starts_from:
+            raise UserError("weights would be random: give --ckpt_path (last, or a file) or --model.init_from")
         self.run_folder = prepare_run(self.subcommand, self.config[self.subcommand])
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -172,6 +180,16 @@ class TrainerCLI(LightningCLI):
             keys += ["accelerator"] if "Accelerator" in text else []
             where = "".join(f"trainer.{key}={settings[key]}: " for key in keys[:1])
             raise UserError(where + text) from None
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> L.Trainer:
+        """Leave out of our callbacks what the user switched off or brings along."""
+        mine = [*callbacks, ProgressBar(), ThroughputCallback()]
+        given = config.get("callbacks") or []
+        given = given if isinstance(given, list) else [given]
+        for base, flag in ((ProgressBarBase, "enable_progress_bar"), (CheckpointBase, "enable_checkpointing")):
+            if config.get(flag) is False or any(isinstance(c, base) for c in given):
+                mine = [c for c in mine if not isinstance(c, base)]
+        return super()._instantiate_trainer(config, mine)
 
     def before_fit(self) -> None:
         """Write the resolved configuration."""
@@ -265,12 +283,17 @@ def run_trainer(verb: str, args: list[str]) -> None:
                 "num_sanity_val_steps": 0,
                 "use_distributed_sampler": False,
                 "enable_model_summary": False,
-                "callbacks": _default_callbacks(),
             },
             args=[verb, *args],
         )
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from None
+    except pickle.UnpicklingError as error:
+        raise UserError(f"--ckpt_path: not a checkpoint of ours ({str(error).splitlines()[0]})") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise
+        raise UserError(f"{error.filename or 'the run folder'}: {error.strerror}") from None
     except ValueError as error:
         # jsonargparse wraps what a class's __init__ raises in its own account of the types it tried.
         if mistake := _user_error(error):
@@ -291,7 +314,3 @@ def _no_chatter(record: logging.LogRecord) -> bool:
     """Drop Lightning's list of absent accelerators and its advertisements; keep what it says about the run."""
     said = record.getMessage()
     return not said.startswith(("GPU available", "TPU available", "HPU available", "💡", "Using bfloat16"))
-
-
-def _default_callbacks() -> list[Callback]:
-    return [ProgressBar(), ThroughputCallback()]

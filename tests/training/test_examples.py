@@ -59,6 +59,21 @@ def test_a_subclass_overriding_compute_loss(tmp_path: Path, corpus: Path) -> Non
     assert losses[ZLossModule] != losses[PretrainModule]
 
 
+class OwnOptimizerModule(PretrainModule):
+    """The most ordinary override of all."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.25)
+
+
+def test_own_optimizer_and_the_trainers_default_epochs(tmp_path: Path, corpus: Path) -> None:
+    run = L.Trainer(default_root_dir=tmp_path, accelerator="cpu", logger=CSVLogger(tmp_path), log_every_n_steps=1)
+    run.fit(OwnOptimizerModule(TINY), data(corpus, steps=5))
+    with open(tmp_path / "metrics.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["lr"]]
+    assert [row["lr"] for row in rows] == ["0.25"] * 5  # and not a thousand epochs
+
+
 class TheirModule(L.LightningModule):
     """Somebody's bigram model."""
 
