@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import inspect
 import json
+import logging
+import pickle
 import re
 import warnings
 from pathlib import Path
@@ -14,6 +17,8 @@ import lightning as L
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
+from lightning.pytorch.callbacks import ProgressBar as ProgressBarBase
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -23,7 +28,8 @@ from lit_llm.data.pretrain import PretrainDataModule
 from lit_llm.errors import UserError
 from lit_llm.models.device import has_fast_bf16
 from lit_llm.report.callback import RunReport
-from lit_llm.training.callbacks.checkpoint import Checkpoint, checkpoints, resolve_last
+from lit_llm.run_folder import prepare_run
+from lit_llm.training.callbacks.checkpoint import Checkpoint, checkpoints
 from lit_llm.training.callbacks.progress import ProgressBar
 from lit_llm.training.callbacks.samples import SampleCallback
 from lit_llm.training.callbacks.throughput import ThroughputCallback
@@ -148,6 +154,10 @@ class TrainerCLI(LightningCLI):
         settings = self.config[self.subcommand].trainer
         if settings.precision is None:
             settings.precision = default_precision(settings.accelerator)
+        model = self.config[self.subcommand].model
+        starts_from = self.config[self.subcommand].ckpt_path or model.get("init_args", {}).get("init_from")
+        if self.subcommand != "fit" and model.class_path.startswith("lit_llm.") and not starts_from:
+            raise UserError("weights would be random: give --ckpt_path (last, or a file) or --model.init_from")
         self.run_folder = prepare_run(self.subcommand, self.config[self.subcommand])
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -170,6 +180,16 @@ class TrainerCLI(LightningCLI):
             keys += ["accelerator"] if "Accelerator" in text else []
             where = "".join(f"trainer.{key}={settings[key]}: " for key in keys[:1])
             raise UserError(where + text) from None
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> L.Trainer:
+        """Leave out of our callbacks what the user switched off or brings along."""
+        mine = [*callbacks, ProgressBar(), ThroughputCallback()]
+        given = config.get("callbacks") or []
+        given = given if isinstance(given, list) else [given]
+        for base, flag in ((ProgressBarBase, "enable_progress_bar"), (CheckpointBase, "enable_checkpointing")):
+            if config.get(flag) is False or any(isinstance(c, base) for c in given):
+                mine = [c for c in mine if not isinstance(c, base)]
+        return super()._instantiate_trainer(config, mine)
 
     def before_fit(self) -> None:
         """Write the resolved configuration."""
@@ -228,54 +248,6 @@ def summary(run: Path, metrics: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
-def prepare_run(verb: str, config: Any) -> Path:
-    """Choose the run folder and the checkpoint of this call, in place; returns the folder.
-
-    Raises:
-        UserError: a fit into a folder that holds a run already, or nothing to resume.
-    """
-    given = config.trainer.default_root_dir
-    name = Path(str(config.config[0])).stem if config.get("config") else "run"
-    base = Path("runs") / name
-    last = config.ckpt_path == "last"
-    checkpoint = None if last or config.ckpt_path is None else Path(config.ckpt_path).expanduser()
-    if checkpoint is not None and not checkpoint.is_file():
-        raise UserError(f"--ckpt_path {checkpoint}: no such file")
-    if given is not None:
-        folder = Path(given).expanduser()
-        if (
-            verb == "fit"
-            and config.ckpt_path is None
-            and folder.exists()
-            and (not folder.is_dir() or any(folder.iterdir()))
-        ):
-            raise UserError(
-                f"trainer.default_root_dir={folder} is not empty: resume it with --ckpt_path last, "
-                "or name another folder"
-            )
-    elif last:
-        numbered = sorted(base.parent.glob(f"{name}*"), key=_run_number)
-        candidates = [
-            f for f in numbered if re.fullmatch(rf"{re.escape(name)}(-\d+)?", f.name) and checkpoints(f / "checkpoints")
-        ]
-        folder = candidates[-1] if candidates else base
-    elif verb != "fit" and checkpoint is not None and checkpoint.parent.name == "checkpoints":
-        folder = checkpoint.parent.parent  # the run it belongs to
-    else:
-        folder, number = base, 2
-        while verb == "fit" and folder.exists():
-            folder, number = base.with_name(f"{name}-{number}"), number + 1
-    if last:
-        config.ckpt_path = str(resolve_last(folder))
-    config.trainer.default_root_dir = str(folder)
-    return folder
-
-
-def _run_number(folder: Path) -> int:
-    match = re.search(r"-(\d+)$", folder.name)
-    return int(match[1]) if match else 1
-
-
 def run_trainer(verb: str, args: list[str]) -> None:
     """Run one of the Trainer's verbs with command-line arguments.
 
@@ -292,6 +264,7 @@ def run_trainer(verb: str, args: list[str]) -> None:
     for advice in (".*does not have many workers.*", ".*dataloader is not resumable.*", ".*log_every_n_steps.*",
                    ".*LightningCLI's args parameter.*", ".*`isinstance.treespec, LeafSpec.`.*"):  # fmt: skip
         warnings.filterwarnings("ignore", advice)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_chatter)
     torch.set_float32_matmul_precision("high")
     try:
         TrainerCLI(
@@ -310,12 +283,17 @@ def run_trainer(verb: str, args: list[str]) -> None:
                 "num_sanity_val_steps": 0,
                 "use_distributed_sampler": False,
                 "enable_model_summary": False,
-                "callbacks": _default_callbacks(),
             },
             args=[verb, *args],
         )
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from None
+    except pickle.UnpicklingError as error:
+        raise UserError(f"--ckpt_path: not a checkpoint of ours ({str(error).splitlines()[0]})") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise
+        raise UserError(f"{error.filename or 'the run folder'}: {error.strerror}") from None
     except ValueError as error:
         # jsonargparse wraps what a class's __init__ raises in its own account of the types it tried.
         if mistake := _user_error(error):
@@ -332,5 +310,7 @@ def _user_error(error: BaseException | None) -> UserError | None:
     return error
 
 
-def _default_callbacks() -> list[Callback]:
-    return [ProgressBar(), ThroughputCallback()]
+def _no_chatter(record: logging.LogRecord) -> bool:
+    """Drop Lightning's list of absent accelerators and its advertisements; keep what it says about the run."""
+    said = record.getMessage()
+    return not said.startswith(("GPU available", "TPU available", "HPU available", "💡", "Using bfloat16"))

@@ -217,12 +217,34 @@ def test_a_full_disk_loses_nothing(
     assert fit(config, "--ckpt_path", "last", capsys=capsys)[0] == 0
 
 
+def test_trainer_switches_reach_our_callbacks(tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = config_file(tmp_path, corpus)
+    status, error = fit(
+        config, "--trainer.enable_progress_bar", "false", "--trainer.enable_checkpointing", "false", capsys=capsys
+    )
+    assert status == 0, error
+    assert not (tmp_path / "runs" / "mine" / "checkpoints").exists()
+    bar = {"class_path": "lightning.pytorch.callbacks.TQDMProgressBar"}
+    status, error = fit(config_file(tmp_path, corpus, trainer__callbacks=[bar]), capsys=capsys)
+    assert status == 0, error
+
+
+def test_evaluating_random_weights_or_no_checkpoint_is_refused(
+    tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_file(tmp_path, corpus)
+    assert main(["validate", "--config", str(config)]) == 2
+    assert "weights would be random" in capsys.readouterr().err
+    (tmp_path / "junk.ckpt").write_bytes(b"not a checkpoint")
+    check_mistake(*fit(config, "--ckpt_path", "junk.ckpt", capsys=capsys), "not a checkpoint")
+
+
 def test_the_quickstart_preset_runs_from_any_folder(tmp_path: Path, lit_llm_command: Callable) -> None:
     done = lit_llm_command("fit", "--config", "pretrain/quickstart", "--trainer.max_steps", "2",
-                           "--trainer.limit_val_batches", "2", cwd=tmp_path)  # fmt: skip
+                           "--trainer.limit_val_batches", "2", "--model.compile", "false", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "quickstart" / "report.html").exists()
     again = lit_llm_command("fit", "--config", "pretrain/quickstart", "--trainer.max_steps", "2",
-                            "--trainer.limit_val_batches", "2", cwd=tmp_path)  # fmt: skip
+                            "--trainer.limit_val_batches", "2", "--model.compile", "false", cwd=tmp_path)  # fmt: skip
     assert "reusing corpus and tokenizer" in again.stderr + again.stdout
     assert (tmp_path / "runs" / "quickstart-2" / "report.html").exists()

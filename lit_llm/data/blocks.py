@@ -28,30 +28,27 @@ class TokenBlocks(Dataset):
     def __init__(self, folders: Sequence[Path | str], seq_len: int):
         self.folders, self.seq_len = [str(f) for f in folders], seq_len
         self._readers: list | None = None
-        readers = self._open()
-        self.chunk_sizes = [
-            chunk["dim"] // (seq_len + 1) for reader in readers for chunk in reader.cache._reader.config._chunks
+        per_reader = [
+            [chunk["dim"] // (seq_len + 1) for chunk in reader.cache._reader.config._chunks] for reader in self._open()
         ]
-        self.starts = np.concatenate([[0], np.cumsum([len(reader) for reader in readers])])
-        if sum(self.chunk_sizes) != self.starts[-1]:
-            raise AssertionError("litdata counts its blocks otherwise than by whole blocks a chunk")
+        self.chunk_sizes = [size for sizes in per_reader for size in sizes]
+        # Not len(reader): under several ranks that is this rank's share alone.
+        self.starts = np.concatenate([[0], np.cumsum([sum(sizes) for sizes in per_reader])])
+        self._readers = None
 
     def _open(self) -> list:
         # Opened on first use in each process: a reader holds threads and maps, which a worker must not inherit.
         if self._readers is None:
             from litdata import StreamingDataset
             from litdata.streaming.item_loader import TokensLoader
+            from litdata.utilities.env import _WorkerEnv
 
             self._readers = [
                 StreamingDataset(folder, item_loader=TokensLoader(block_size=self.seq_len + 1), shuffle=False)
                 for folder in self.folders
             ]
             for reader in self._readers:
-                len(reader)  # builds the index
-                if reader.cache is None:
-                    from litdata.utilities.env import _WorkerEnv
-
-                    reader.cache = reader._create_cache(worker_env=_WorkerEnv.detect())
+                reader.cache = reader._create_cache(worker_env=_WorkerEnv.detect())
         return self._readers
 
     def __getstate__(self) -> dict:

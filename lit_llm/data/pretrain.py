@@ -134,10 +134,14 @@ class PretrainDataModule(L.LightningDataModule):
         return corpus
 
     def setup(self, stage: str) -> None:
-        """Derive steps and accumulation, and tell the Trainer."""
+        """For fit, derive steps and accumulation, and tell the Trainer."""
         trainer = self.trainer
         self.world_size = trainer.world_size if trainer else 1
         self.rank = trainer.global_rank if trainer else 0
+        if stage == "fit":
+            self._setup_training()
+
+    def _setup_training(self) -> None:
         per_pass = self.micro_batch_size * self.seq_len * self.world_size
         if self.global_batch_tokens is None:
             self.global_batch_tokens = per_pass
@@ -149,10 +153,6 @@ class PretrainDataModule(L.LightningDataModule):
             )
         self.accumulation = self.global_batch_tokens // per_pass
         self.steps = -(-self.num_tokens // self.global_batch_tokens)
-        if stage == "fit":
-            self._setup_training()
-
-    def _setup_training(self) -> None:
         corpus = self._corpus
         available = corpus.tokens("train")
         self.train_dataset: TokenBlocks = TokenBlocks(list(corpus.train_dirs.values()), self.seq_len)
@@ -168,6 +168,7 @@ class PretrainDataModule(L.LightningDataModule):
                 f"which give {self.accumulation}: remove it and set data.global_batch_tokens"
             )
         trainer.accumulate_grad_batches = self.accumulation
+        trainer.fit_loop.max_epochs = 1  # the run is one epoch of the loader, whatever the Trainer's default
         if trainer.val_check_interval == 1.0:  # the Trainer's default; the user's own setting stays
             every = self.validate_every if self.validate_every is not None else max(1, self.steps // 10)
             # The Trainer counts micro-batches, and with check_val_every_n_epoch=None accepts more than an epoch has.

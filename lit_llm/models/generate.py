@@ -62,7 +62,12 @@ def generate(
     """
     if not prompts or any(len(p) == 0 for p in prompts):
         raise UserError("every prompt needs at least one token")
-    if max_new_tokens < 1 or temperature < 0 or (top_k is not None and top_k < 1) or not 0 < (top_p or 1) <= 1:
+    if (
+        max_new_tokens < 1
+        or temperature < 0
+        or (top_k is not None and top_k < 1)
+        or (top_p is not None and not 0 < top_p <= 1)
+    ):
         raise UserError("need max_new_tokens >= 1, temperature >= 0, top_k >= 1 and 0 < top_p <= 1")
     longest = max(len(p) for p in prompts)
     if longest + max_new_tokens > model.config.max_seq_len:

@@ -52,7 +52,8 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def __init__(self, groups: Iterable[dict[str, Any]]):
         defaults = {"muon": False, "lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-10, "weight_decay": 0.0,
-                    "momentum": 0.95, "beta2": 0.95}  # fmt: skip
+                    "momentum": 0.95, "beta2": 0.95, "fused": True}  # fmt: skip
+        # "fused" is what makes torch move the step counts to the parameters' device when a checkpoint is loaded.
         super().__init__(groups, defaults)
         for group in self.param_groups:
             if group["muon"] and any(p.ndim != 2 for p in group["params"]):

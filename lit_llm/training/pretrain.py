@@ -8,6 +8,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -87,7 +88,7 @@ class PretrainModule(L.LightningModule):
 
     def build_model(self) -> nn.Module:
         """The network to train; called once, on the device. Override for another: ``net(input_ids) -> logits``."""
-        if self.hparams["init_from"] is not None and not self._restored:
+        if self.hparams["init_from"] is not None:
             return Transformer.from_pretrained(self.hparams["init_from"], dtype=torch.float32)
         return Transformer(self.config)
 
@@ -127,8 +128,6 @@ class PretrainModule(L.LightningModule):
     @property
     def _datamodule(self) -> Any:
         return getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
-
-    _restored = False  # weights come from a checkpoint, so init_from is not read again
 
     def setup(self, stage: str) -> None:
         """Take vocabulary, context and horizon from the data, where they are known."""
@@ -173,7 +172,10 @@ class PretrainModule(L.LightningModule):
             return
         self.model = self.build_model()
         if isinstance(self.model, Transformer):
-            parallelize(self.model, compile=self._wants_compile())
+            compile = self._wants_compile()
+            if compile:
+                rank_zero_info("compiling the model for this machine: the first step takes up to a minute")
+            parallelize(self.model, compile=compile)
 
     def _wants_compile(self) -> bool:
         wanted = self.hparams["compile"]
@@ -186,10 +188,8 @@ class PretrainModule(L.LightningModule):
             )
         if wanted is True:
             return True
-        steps = (
-            self._horizon_steps() if self.trainer.max_steps < 0 else min(self.trainer.max_steps, self._horizon_steps())
-        )
-        return possible and steps >= 200  # compiling takes about as long as that many small steps
+        # By the horizon, not by where max_steps stops: a run stopped early and resumed must not change its kernels.
+        return possible and self._horizon_steps() >= 200  # compiling takes about as long as that many small steps
 
     def _horizon_steps(self) -> int:
         """Optimizer steps of the learning-rate schedule."""
@@ -255,17 +255,15 @@ class PretrainModule(L.LightningModule):
             return
         step = self.trainer.global_step
         if logs_now(self.trainer):
-            values: dict[str, Any] = {"train_loss": self.step_loss.compute(), "lr": self._last_lr()}
+            values: dict[str, Any] = {"train_loss": self.step_loss.compute(), "lr": self._lr}
             if self.grad_norm is not None:
                 values["grad_norm"] = self.grad_norm
             self.log_dict({**values, **self._position(step)})
         self.step_loss.reset()
 
-    def _last_lr(self) -> float:
-        """The learning rate the matrices were just updated with; the scheduler has moved on already."""
-        scheduler = self.lr_schedulers()
-        assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
-        return float(scheduler.base_lrs[0]) * scheduler.lr_lambdas[0](max(0, scheduler.last_epoch - 1))
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Note the rate the matrices are updated with: when the step is logged, the scheduler has moved on."""
+        self._lr = float(optimizer.param_groups[0]["lr"])
 
     def _position(self, step: int) -> dict[str, Tensor]:
         """step and tokens so far. "step" makes the Trainer file all of the step's metrics under it; float64 keeps it
@@ -336,9 +334,18 @@ class PretrainModule(L.LightningModule):
 
     # ---- in and out ---------------------------------------------------------------------------------------------
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Forget init_from: the checkpoint holds the weights, and must open where that directory is gone."""
+        checkpoint["hyper_parameters"]["init_from"] = None
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights of another architecture before torch lists every tensor that does not fit."""
-        self._restored = True
+        accumulation = getattr(self._datamodule, "accumulation", None)
+        if accumulation is not None and "loops" in checkpoint:
+            # Lightning counts micro-batches; our loader's position is the optimizer step, whatever accumulation was.
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+            for counts in (progress["total"], progress["current"]):
+                counts.update(dict.fromkeys(counts, checkpoint["global_step"] * accumulation))
         saved = checkpoint.get("hyper_parameters", {}).get("transformer")
         if isinstance(saved, dict) and self.hparams["transformer"] != saved and self.model is not None:
             now = self.config.to_dict()

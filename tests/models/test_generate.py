@@ -80,3 +80,5 @@ def test_temperature_scales_the_distribution() -> None:
 def test_bad_requests_are_named(model: Transformer, arguments: tuple, message: str) -> None:
     with pytest.raises(UserError, match=message):
         generate(model, *arguments)
+    with pytest.raises(UserError, match="top_p"):
+        generate(model, [[1]], 1, top_p=0.0)

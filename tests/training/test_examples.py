@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import lightning as L
@@ -56,6 +57,21 @@ def test_a_subclass_overriding_compute_loss(tmp_path: Path, corpus: Path) -> Non
         run.fit(module, data(corpus))
         losses[cls] = run.callback_metrics["val_loss"]
     assert losses[ZLossModule] != losses[PretrainModule]
+
+
+class OwnOptimizerModule(PretrainModule):
+    """The most ordinary override of all."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.25)
+
+
+def test_own_optimizer_and_the_trainers_default_epochs(tmp_path: Path, corpus: Path) -> None:
+    run = L.Trainer(default_root_dir=tmp_path, accelerator="cpu", logger=CSVLogger(tmp_path), log_every_n_steps=1)
+    run.fit(OwnOptimizerModule(TINY), data(corpus, steps=5))
+    with open(tmp_path / "metrics.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["lr"]]
+    assert [row["lr"] for row in rows] == ["0.25"] * 5  # and not a thousand epochs
 
 
 class TheirModule(L.LightningModule):
@@ -152,11 +168,22 @@ def test_final_is_what_transformers_loads(tmp_path: Path, corpus: Path) -> None:
 def test_init_from_continues_a_finished_model(tmp_path: Path, corpus: Path) -> None:
     first = trainer(tmp_path / "a", callbacks=[Checkpoint()])
     first.fit(PretrainModule(TINY), data(corpus, steps=30))
-    second = trainer(tmp_path / "b")
-    second.validate(PretrainModule(init_from=str(tmp_path / "a" / "final")), data(corpus), verbose=False)
+    second = trainer(tmp_path / "b", callbacks=[Checkpoint()])
+    continued = PretrainModule(init_from=str(tmp_path / "a" / "final"))
+    second.validate(continued, data(corpus), verbose=False)
     assert float(second.callback_metrics["val_loss"]) == pytest.approx(
         float(first.callback_metrics["val_loss"]), abs=1e-6
     )
+
+
+def test_a_continued_checkpoint_opens_without_what_it_started_from(tmp_path: Path, corpus: Path) -> None:
+    trainer(tmp_path / "a", callbacks=[Checkpoint()], limit_val_batches=0).fit(PretrainModule(TINY), data(corpus))
+    second = PretrainModule(init_from=str(tmp_path / "a" / "final"))
+    trainer(tmp_path / "b", callbacks=[Checkpoint()], limit_val_batches=0).fit(second, data(corpus))
+    shutil.rmtree(tmp_path / "a")
+    again = PretrainModule.load_from_checkpoint(tmp_path / "b" / "checkpoints" / "step-00000006.ckpt")
+    for a, b in zip(again.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_accumulation_gives_the_same_run(tmp_path: Path, corpus: Path) -> None:

@@ -158,6 +158,30 @@ def test_stopped_by_max_steps_goes_on_with_more(tmp_path: Path, corpus: Path) ->
     assert [row["train_loss"] for row in metrics(parts)] == [row["train_loss"] for row in metrics(whole)]
 
 
+def test_accumulation_may_change_on_resume(tmp_path: Path, corpus: Path) -> None:
+    whole, changed = tmp_path / "whole", tmp_path / "changed"
+    small = ["--data.global_batch_tokens", str(2 * 32 * 3), "--data.tokens", str(2 * 32 * 3 * STEPS)]
+    assert run(whole, corpus, *small) == 0
+    assert run(changed, corpus, *small, "--trainer.max_steps", "8") == 0
+    assert run(changed, corpus, *small, "--data.micro_batch_size", "6", "--ckpt_path", "last") == 0
+    ids = [i for _, batch in sorted(consumed(whole).items()) for i in batch]
+    assert [int(row["step"]) for row in metrics(changed)] == list(range(1, STEPS + 1))
+    lines = (changed.parent / "changed.ids").read_text().splitlines()
+    assert [i for line in lines for i in json.loads(line)[1]] == ids
+    for a, b in zip(metrics(whole), metrics(changed), strict=True):
+        assert float(a["train_loss"]) == pytest.approx(float(b["train_loss"]), rel=2e-3)  # bf16, other batch shapes
+
+
+def test_resuming_an_earlier_checkpoint_sets_later_ones_aside(tmp_path: Path, corpus: Path) -> None:
+    folder = tmp_path / "run"
+    assert run(folder, corpus, "--checkpoint.keep_last", "9", "--trainer.max_steps", "16") == 0
+    early = folder / "checkpoints" / "step-00000004.ckpt"
+    assert run(folder, corpus, "--trainer.max_steps", "8", "--ckpt_path", str(early)) == 0
+    names = sorted(f.name for f in (folder / "checkpoints").glob("step-*"))
+    assert names == ["step-00000004.ckpt", "step-00000008.ckpt"]
+    assert (folder / "checkpoints" / "abandoned-step-00000016.ckpt").exists()
+
+
 def test_nothing_to_resume_and_a_used_folder(tmp_path: Path, corpus: Path) -> None:
     folder = tmp_path / "run"
     assert run(folder, corpus, "--ckpt_path", "last") == 2

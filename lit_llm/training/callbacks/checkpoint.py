@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -78,6 +79,10 @@ class Checkpoint(CheckpointBase):
         if trainer.is_global_zero and self.folder.is_dir():
             for leftover in self.folder.glob("*.part"):
                 leftover.unlink()
+            for file in checkpoints(self.folder):
+                # Resumed from an earlier one: what came after it is not this run's past, nor what `last` should find.
+                if int(file.stem.removeprefix("step-")) > trainer.global_step:
+                    file.replace(file.with_name(f"abandoned-{file.name}"))
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -135,7 +140,7 @@ class Checkpoint(CheckpointBase):
         if self.monitor is None or self.monitor not in trainer.callback_metrics:
             return
         score = float(trainer.callback_metrics[self.monitor])
-        if self.best_score is None or score < self.best_score:
+        if math.isfinite(score) and (self.best_score is None or score < self.best_score):
             self.best_score = score
             self._write(trainer, "best.ckpt")
 
@@ -183,18 +188,3 @@ class Checkpoint(CheckpointBase):
             for count in ("total", "current"):
                 epochs = loops["epoch_progress"][count]
                 epochs["processed"] = epochs["completed"] = epochs["started"] - 1
-
-
-def resolve_last(run: Path) -> Path:
-    """The newest checkpoint of a run folder.
-
-    Raises:
-        UserError: there is none.
-    """
-    found = checkpoints(run / "checkpoints")
-    if not found:
-        raise UserError(
-            f"--ckpt_path last: nothing to resume, {run / 'checkpoints'} holds no checkpoint; leave it out to start"
-        )
-    rank_zero_info(f"resuming from {found[-1]}")
-    return found[-1]

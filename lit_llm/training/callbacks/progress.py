@@ -14,8 +14,7 @@ from lit_llm.training.callbacks.borders import at_border, logs_now
 
 
 class ProgressBar(ProgressBarBase):
-    """A bar on a terminal; elsewhere (a log file, a notebook export) a line at every logged step, at most one in
-    ``seconds``.
+    """Bars on a terminal; elsewhere (a log file, a notebook) a line at logged steps, at most one in ``seconds``.
 
     What it shows is what was logged last, so it costs the device nothing.
     """
@@ -25,6 +24,7 @@ class ProgressBar(ProgressBarBase):
         self.seconds = seconds
         self._enabled = True
         self._bar: tqdm | None = None
+        self._validation_bar: tqdm | None = None
 
     def disable(self) -> None:
         """Called by the Trainer on every rank but the first."""
@@ -35,13 +35,20 @@ class ProgressBar(ProgressBarBase):
         self._enabled = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Open the bar at the step training starts from."""
+        """Say what will be trained, and open the bar at the step training starts from."""
         steps = trainer.num_training_batches / trainer.accumulate_grad_batches
         if trainer.max_steps > 0:
             steps = min(steps, trainer.max_steps)
         self._total = None if steps == float("inf") else int(steps)
-        self._first, self._began, self._said = trainer.global_step, time.monotonic(), float("-inf")
-        if self._enabled and sys.stderr.isatty():
+        self._first = self._reference_step = trainer.global_step
+        self._reference_time = self._said = float("-inf")
+        if not self._enabled:
+            return
+        parameters = sum(p.numel() for p in pl_module.parameters())
+        tokens = (getattr(getattr(trainer, "datamodule", None), "global_batch_tokens", None) or 0) * (self._total or 0)
+        said = f"training {parameters:,} parameters, step {self._first} to {self._total or 'the end'}"
+        self._say(said + (f" ({tokens:,} tokens)" if tokens else "") + f", {trainer.precision}")
+        if sys.stderr.isatty():
             self._bar = tqdm(
                 total=self._total, initial=self._first, desc="fit", unit="step", dynamic_ncols=True, mininterval=0.5
             )
@@ -50,45 +57,66 @@ class ProgressBar(ProgressBarBase):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Advance by whole optimizer steps."""
+        step = trainer.global_step
         if self._bar is not None:
-            self._bar.update(trainer.global_step - self._bar.n)
+            self._bar.update(step - self._bar.n)
             if logs_now(trainer):
                 self._bar.set_postfix_str(_summary(trainer), refresh=False)
-        elif self._enabled and at_border(trainer, batch_idx):
-            now, step = time.monotonic(), trainer.global_step
-            if logs_now(trainer) and now - self._said >= self.seconds:
+        elif self._enabled and at_border(trainer, batch_idx) and logs_now(trainer):
+            now = time.monotonic()
+            if now - self._said >= self.seconds:
+                left = self._time_left(step, now)
                 self._said = now
-                left = ""
-                if self._total:
-                    pace = (now - self._began) / (step - self._first)
-                    left = f"/{self._total}, {pace * (self._total - step):.0f} s left"
-                print(f"step {step}{left} {_summary(trainer)}", file=sys.stderr, flush=True)
+                self._say(f"step {step}{f'/{self._total}' if self._total else ''}{left} {_summary(trainer)}")
+
+    def _time_left(self, step: int, now: float) -> str:
+        """From the pace since the first report: the steps before it compiled and allocated."""
+        if self._reference_time == float("-inf"):
+            self._reference_step, self._reference_time = step, now
+            return ""
+        if self._total is None:
+            return ""
+        pace = (now - self._reference_time) / (step - self._reference_step)
+        return f", {pace * (self._total - step):.0f} s left"
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open a bar for it."""
+        if self._enabled and sys.stderr.isatty() and not trainer.sanity_checking:
+            total = sum(n for n in trainer.num_val_batches if n != float("inf"))
+            self._validation_bar = tqdm(total=int(total), desc="validate", unit="batch", leave=False)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """Advance it."""
+        if self._validation_bar is not None:
+            self._validation_bar.update()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say the validation's result on a line of its own."""
+        """Say the result on a line of its own."""
+        if self._validation_bar is not None:
+            self._validation_bar.close()
+            self._validation_bar = None
         if self._enabled and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            shown = {
-                k: trainer.callback_metrics[k]
-                for k in ("val_loss", "val_bits_per_byte")
-                if k in trainer.callback_metrics
-            }
-            tqdm.write(
-                f"step {trainer.global_step}: " + " ".join(f"{k}={float(v):.4f}" for k, v in shown.items()),
-                file=sys.stderr,
-            )
+            known = trainer.callback_metrics
+            shown = [f"{k}={float(known[k]):.4f}" for k in ("val_loss", "val_bits_per_byte") if k in known]
+            self._say(f"step {trainer.global_step}: validation {' '.join(shown)}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Close the bar."""
         self._close()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Close the bar, so that the message stands on a line of its own."""
+        """Close the bars, so that the message stands on a line of its own."""
         self._close()
 
+    def _say(self, line: str) -> None:
+        tqdm.write(line, file=sys.stderr)
+        sys.stderr.flush()
+
     def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        for bar in (self._bar, self._validation_bar):
+            if bar is not None:
+                bar.close()
+        self._bar = self._validation_bar = None
 
 
 def _summary(trainer: L.Trainer) -> str:

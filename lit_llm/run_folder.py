@@ -1,0 +1,91 @@
+"""Which folder a call of the command line works in, and which checkpoint it starts from."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+
+from lit_llm.errors import UserError
+from lit_llm.training.callbacks.checkpoint import checkpoints
+
+# How the first process tells those that Lightning starts from it: by then its folder is no longer empty.
+_CHOSEN = "LIT_LLM_RUN_FOLDER"
+
+
+def prepare_run(verb: str, config: Any) -> Path:
+    """Choose run folder and checkpoint, writing both into ``config``; returns the folder.
+
+    The folder is ``trainer.default_root_dir``, or ``runs/<config name>`` with a number if that is taken.
+
+    Raises:
+        UserError: a fit into a folder that holds a run already, nothing to resume, or ranks started from outside
+            without a folder they could agree on.
+    """
+    name = Path(str(config.config[0])).stem if config.get("config") else "run"
+    given, last = config.trainer.default_root_dir, config.ckpt_path == "last"
+    checkpoint = None if last or config.ckpt_path is None else Path(config.ckpt_path).expanduser()
+    if checkpoint is not None and not checkpoint.is_file():
+        raise UserError(f"--ckpt_path {checkpoint}: no such file")
+    if _rank() and _CHOSEN in os.environ:
+        folder = Path(os.environ[_CHOSEN])
+    elif given is not None:
+        folder = Path(given).expanduser()
+        if verb == "fit" and config.ckpt_path is None and not _rank() and _used(folder):
+            raise UserError(
+                f"trainer.default_root_dir={folder} is not empty: resume it with --ckpt_path last, "
+                "or name another folder"
+            )
+    elif _ranks_from_outside():
+        raise UserError("several processes started by torchrun or a scheduler need --trainer.default_root_dir")
+    elif verb != "fit" and checkpoint is not None and checkpoint.parent.name == "checkpoints":
+        folder = checkpoint.parent.parent  # the run it belongs to
+    else:
+        folder = _newest_run(name) if last else _free_name(name) if verb == "fit" else Path("runs") / name
+    if last:
+        config.ckpt_path = str(_last_checkpoint(folder))
+    config.trainer.default_root_dir = str(folder)
+    os.environ[_CHOSEN] = str(folder.absolute())
+    return folder
+
+
+def _rank() -> int:
+    return int(getattr(rank_zero_only, "rank", 0) or 0)
+
+
+def _used(folder: Path) -> bool:
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+
+
+def _ranks_from_outside() -> bool:
+    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1
+
+
+def _free_name(name: str) -> Path:
+    folder, number = Path("runs") / name, 2
+    while folder.exists():
+        folder, number = folder.with_name(f"{name}-{number}"), number + 1
+    return folder
+
+
+def _newest_run(name: str) -> Path:
+    """The run of this name with the highest number among those that can be resumed, else the plain name."""
+    numbered = []
+    for folder in Path("runs").glob(f"{name}*"):
+        match = re.fullmatch(rf"{re.escape(name)}(?:-(\d+))?", folder.name)
+        if match and checkpoints(folder / "checkpoints"):
+            numbered.append((int(match[1] or 1), folder))
+    return max(numbered)[1] if numbered else Path("runs") / name
+
+
+def _last_checkpoint(run: Path) -> Path:
+    found = checkpoints(run / "checkpoints")
+    if not found:
+        raise UserError(
+            f"--ckpt_path last: nothing to resume, {run / 'checkpoints'} holds no checkpoint; leave it out to start"
+        )
+    rank_zero_info(f"resuming from {found[-1]}")
+    return found[-1]
