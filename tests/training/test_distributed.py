@@ -18,7 +18,8 @@ def test_two_ranks_equal_one(tmp_path: Path, corpus: Path, lit_llm_command: Call
         done = lit_llm_command(
             "fit", "--model", "lit_llm.PretrainModule", "--data", "lit_llm.PretrainDataModule",
             "--model.transformer", json.dumps({"hidden_size": 32, "num_layers": 1, "num_heads": 2}),
-            "--data.corpus", corpus, "--data.seq_len", 32, "--data.micro_batch_size", micro,
+            "--model.optimizer", "adamw", "--data.corpus", corpus, "--data.seq_len", 32,
+            "--data.micro_batch_size", micro,
             "--data.global_batch_tokens", 32 * 8, "--data.tokens", 32 * 8 * 10, "--data.validate_every", 5,
             "--data.eval_batch_size", 64, "--trainer.log_every_n_steps", 1, "--trainer.precision", "32-true",
             "--trainer.accelerator", "cpu", "--trainer.devices", ranks, "--checkpoint.every_steps", 5,
@@ -32,7 +33,7 @@ def test_two_ranks_equal_one(tmp_path: Path, corpus: Path, lit_llm_command: Call
         for key in ("tokens", "train_loss", "val_loss", "val_bits_per_byte", "lr", "grad_norm"):
             assert (one[key] == "") == (two[key] == "")
             if one[key]:
-                # bfloat16 inside Muon rounds a gradient that differs in its last bit
-                assert float(two[key]) == pytest.approx(float(one[key]), rel=2e-3 if key == "grad_norm" else 2e-4), key
+                # AdamW: inside Muon bfloat16 products amplify a gradient that differs in its last bit
+                assert float(two[key]) == pytest.approx(float(one[key]), rel=1e-3 if key == "grad_norm" else 1e-5), key
     first, second = (load_file(tmp_path / f"ranks{r}" / "final" / "model.safetensors") for r in (1, 2))
     assert first.keys() == second.keys()
