@@ -16,7 +16,9 @@ import numpy as np
 
 from lit_llm.errors import UserError
 
-CHUNK_TOKENS = 1 << 22  # 8 MB a chunk with 2-byte tokens; a multiple of the usual block sizes, so blocks waste no tail
+CHUNK_TOKENS = (
+    1 << 22
+)  # 8 MB a chunk with 2-byte tokens; a block never spans two chunks, so each wastes less than a block
 _HEADER_BYTES = 12  # item count (always 1: a chunk is one stretch of the stream) and the two offsets around it
 
 

@@ -29,21 +29,18 @@ class SampleOrder:
         chunk_sizes: samples in each chunk; sample indices count through the chunks in this order.
         seed: of the shuffle. Every epoch over the data has its own order.
         window: chunks shuffled together.
-        shuffle: False gives 0, 1, 2, ... again and again.
     """
 
-    def __init__(self, chunk_sizes: Sequence[int], seed: int, window: int = 16, shuffle: bool = True):
+    def __init__(self, chunk_sizes: Sequence[int], seed: int, window: int = 16):
         self.sizes = np.asarray(chunk_sizes, dtype=np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
         self.num_samples = int(self.starts[-1])
-        self.seed, self.window, self.shuffle = seed, window, shuffle
+        self.seed, self.window = seed, window
         self._epoch = -1
         self._window_index = -1
 
     def __call__(self, position: int) -> int:
         epoch, offset = divmod(position, self.num_samples)
-        if not self.shuffle:
-            return offset
         if epoch != self._epoch:
             self._chunks = permutation(len(self.sizes), self.seed, epoch)
             groups = [self._chunks[i : i + self.window] for i in range(0, len(self._chunks), self.window)]

@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 import lit_llm
 from lit_llm.models.flops import peak_flops
 from lit_llm.report.html import write_report
+from lit_llm.training.callbacks.throughput import compute_dtype
 
 # Typical on-demand rent of one accelerator in dollars an hour, public price lists of May 2026.
 USD_PER_HOUR = {"B200": 6.69, "H200": 4.0, "H100": 3.0, "A100": 2.0, "L40S": 1.09, "A10G": 1.01, "RTX 5090": 0.99,
@@ -46,9 +47,7 @@ class RunReport(L.Callback):
         earlier = self._earlier()
         self._seconds_before = float(earlier.get("seconds", 0.0)) if trainer.global_step else 0.0
         device = trainer.strategy.root_device
-        peak, source = peak_flops(
-            device, torch.bfloat16 if str(trainer.precision).startswith("bf16") else torch.float32
-        )
+        peak, source = peak_flops(device, compute_dtype(str(trainer.precision)))
         data: Any = getattr(trainer, "datamodule", None)
         batch = getattr(data, "global_batch_tokens", None)
         steps = getattr(data, "steps", None)

@@ -32,9 +32,7 @@ class ThroughputCallback(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Look up the peak and start the clocks."""
         device = trainer.strategy.root_device
-        precision = str(trainer.precision)
-        dtype = next((dtype for name, dtype in _DTYPES.items() if precision.startswith(name)), torch.float32)
-        self.peak, self.peak_source = peak_flops(device, dtype)
+        self.peak, self.peak_source = peak_flops(device, compute_dtype(str(trainer.precision)))
         self._flops_per_token = getattr(pl_module, "flops_per_token", None)
         self._restart()
 
@@ -77,6 +75,11 @@ class ThroughputCallback(L.Callback):
             now = time.perf_counter()
             self._paused += now - self._validation_began
             self._batch_ended = now
+
+
+def compute_dtype(precision: str) -> torch.dtype:
+    """The dtype of the matrix products under a Trainer's ``precision``."""
+    return next((dtype for name, dtype in _DTYPES.items() if precision.startswith(name)), torch.float32)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
