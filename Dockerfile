@@ -2,11 +2,12 @@
 #   docker build -t lit_llm . && docker run --gpus all -v $PWD/runs:/home/trainer/runs lit_llm fit --config pretrain/quickstart
 FROM nvidia/cuda:13.0.1-base-ubuntu24.04
 
+# The user has uid 1000, most people's, so that what they mount for runs can be written.
 # g++ is for torch.compile (Triton and Inductor build small C++ launchers).
 RUN apt-get update \
     && apt-get install -y --no-install-recommends python3 python3-venv python3-dev g++ git ca-certificates \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home trainer
+    && userdel --remove ubuntu && useradd --uid 1000 --create-home trainer
 
 USER trainer
 WORKDIR /home/trainer

@@ -18,15 +18,14 @@ import argparse
 import hashlib
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from record import commit, write_result
 
 HERE = Path(__file__).resolve().parent
 CONTENDERS = ("ours", "nanochat", "litgpt")
@@ -58,20 +57,6 @@ def prepare(corpus_folder: Path, out: Path) -> dict[str, object]:
     }
 
 
-def output_of(*command: object) -> str:
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True).stdout.strip()
-
-
-def commit(folder: Path) -> str:
-    changed = " with changes" if output_of("git", "-C", folder, "status", "--porcelain", "-uno") else ""
-    return output_of("git", "-C", folder, "rev-parse", "HEAD") + changed
-
-
-def cpu_model() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def run_once(name: str, args: argparse.Namespace, prepared: Path, seed: int, scratch: Path) -> dict[str, object]:
     """One contender, one seed, in a process of its own."""
     python = sys.executable if name == "ours" else args.peers_python
@@ -80,6 +65,7 @@ def run_once(name: str, args: argparse.Namespace, prepared: Path, seed: int, scr
     command += ["--seed", seed, "--out", out]
     if name == "nanochat":
         command += ["--nanochat", args.nanochat.resolve(), "--dtype", args.nanochat_dtype]
+        command += ["--lr-scale", args.nanochat_lr_scale, "--head-dim", args.nanochat_head_dim]
     load_before = os.getloadavg()[0]
     log = scratch / f"{name}-{seed}.log"
     with log.open("w") as stream:
@@ -107,19 +93,20 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, required=True, help="folder made by `lit_llm corpus build`")
     parser.add_argument("--nanochat", type=Path, required=True, help="checkout of karpathy/nanochat")
     parser.add_argument("--nanochat-dtype", choices=["float32", "bfloat16"], default="bfloat16")
+    parser.add_argument("--nanochat-lr-scale", type=float, default=1.0, help="times the rates its own scaling gives")
+    parser.add_argument("--nanochat-head-dim", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     parser.add_argument("--peers-python", type=Path, default=HERE.parent / ".venv-peers/bin/python")
-    parser.add_argument("--out", type=Path, default=HERE / "results/quality_per_second.json")
+    parser.add_argument("--result", default="quality_per_second", help="name of the JSON under results/")
     args = parser.parse_args()
 
     # Before the first run: a wrong path must not show after half an hour.
-    versions = {
-        "python": platform.python_version(),
-        "lit_llm": commit(HERE.parent),
+    asked = [args.peers_python, "-c", "import importlib.metadata as m; print(m.version('litgpt'))"]
+    peers = {
         "nanochat": commit(args.nanochat),
-        "litgpt": output_of(args.peers_python, "-c", "import importlib.metadata as m; print(m.version('litgpt'))"),
+        "litgpt": subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip(),
     }
     runs: list[dict] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -141,20 +128,14 @@ def main() -> None:
         "question": __doc__.splitlines()[0],
         "median_bits_per_byte": medians,
         "ours_to": {name: medians["ours"] / median for name, median in medians.items() if name != "ours"},
-        "command": "python benchmarks/quality_per_second.py "
-        + f"--seconds {args.seconds:g} --repeats {args.repeats} --nanochat-dtype {args.nanochat_dtype} "
-        + f"--contenders {' '.join(args.contenders)}",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "system": platform.platform()},
-        "versions": versions,
+        "peers": peers,
         "corpus": corpus,
         "runs": runs,
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    file = write_result(args.result, result)
     print(table(runs, medians))
     ratios = ", ".join(f"{ratio:.3f}x {name}" for name, ratio in result["ours_to"].items())  # type: ignore[attr-defined]
-    print(f"ours: {ratios}; {args.out}")
+    print(f"ours: {ratios}; {file}")
 
 
 if __name__ == "__main__":

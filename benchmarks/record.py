@@ -21,7 +21,7 @@ def write_result(name: str, result: dict[str, Any]) -> Path:
         "benchmark": name,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python", *sys.argv]),
-        "commit": _git("rev-parse", "HEAD") + ("-dirty" if _git("status", "--porcelain", "--", "lit_llm") else ""),
+        "commit": commit(RESULTS.parent.parent),
         "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "os": platform.platform()},
         "versions": {
             "python": platform.python_version(),
@@ -35,10 +35,15 @@ def write_result(name: str, result: dict[str, Any]) -> Path:
     return file
 
 
-def _git(*args: str) -> str:
-    return subprocess.run(
-        ["git", *args], capture_output=True, text=True, check=False, cwd=RESULTS.parent
-    ).stdout.strip()
+def commit(checkout: Path) -> str:
+    """The commit of a checkout, "-dirty" added where tracked code differs from it."""
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(checkout), *args]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!benchmarks/results")
+    return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
 
 
 def _version(package: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lit_llm.training.callbacks.checkpoint import checkpoints
 
 # How the first process tells those that Lightning starts from it: by then its folder is no longer empty.
 _CHOSEN = "LIT_LLM_RUN_FOLDER"
+_claimed: list[Path] = []
 
 
 def prepare_run(verb: str, config: Any) -> Path:
@@ -44,12 +46,20 @@ def prepare_run(verb: str, config: Any) -> Path:
     elif verb != "fit" and checkpoint is not None and checkpoint.parent.name == "checkpoints":
         folder = checkpoint.parent.parent  # the run it belongs to
     else:
-        folder = _newest_run(name) if last else _free_name(name) if verb == "fit" else Path("runs") / name
+        folder = _newest_run(name) if last else _claim_name(name) if verb == "fit" else Path("runs") / name
     if last:
         config.ckpt_path = str(_last_checkpoint(folder))
     config.trainer.default_root_dir = str(folder)
     os.environ[_CHOSEN] = str(folder.absolute())
     return folder
+
+
+def discard_unused() -> None:
+    """Remove folders made here in which no training began: a mistake found early leaves no trace."""
+    while _claimed:
+        folder = _claimed.pop()
+        if not (folder / "config.yaml").exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _rank() -> int:
@@ -64,19 +74,28 @@ def _ranks_from_outside() -> bool:
     return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1
 
 
-def _free_name(name: str) -> Path:
+def _claim_name(name: str) -> Path:
+    """The first free folder of this name, made at once: another fit may be looking for one at the same moment."""
     folder, number = Path("runs") / name, 2
-    while folder.exists():
-        folder, number = folder.with_name(f"{name}-{number}"), number + 1
-    return folder
+    folder.parent.mkdir(exist_ok=True)
+    while True:
+        try:
+            folder.mkdir()
+            _claimed.append(folder.absolute())
+            return folder
+        except FileExistsError:
+            folder, number = folder.with_name(f"{name}-{number}"), number + 1
 
 
 def _newest_run(name: str) -> Path:
-    """The run of this name with the highest number among those that can be resumed, else the plain name."""
+    """The run of this name with the highest number that has begun to train, else the plain name.
+
+    One killed before its first checkpoint counts, so that an older run is not trained on in its stead.
+    """
     numbered = []
     for folder in Path("runs").glob(f"{name}*"):
         match = re.fullmatch(rf"{re.escape(name)}(?:-(\d+))?", folder.name)
-        if match and checkpoints(folder / "checkpoints"):
+        if match and (folder / "config.yaml").exists():
             numbered.append((int(match[1] or 1), folder))
     return max(numbered)[1] if numbered else Path("runs") / name
 

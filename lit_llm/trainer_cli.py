@@ -28,7 +28,7 @@ from lit_llm.data.pretrain import PretrainDataModule
 from lit_llm.errors import UserError
 from lit_llm.models.device import has_fast_bf16
 from lit_llm.report.callback import RunReport
-from lit_llm.run_folder import prepare_run
+from lit_llm.run_folder import discard_unused, prepare_run
 from lit_llm.training.callbacks.checkpoint import Checkpoint, checkpoints
 from lit_llm.training.callbacks.progress import ProgressBar
 from lit_llm.training.callbacks.samples import SampleCallback
@@ -192,13 +192,13 @@ class TrainerCLI(LightningCLI):
         return super()._instantiate_trainer(config, mine)
 
     def before_fit(self) -> None:
-        """Write the resolved configuration."""
-        if self.trainer.is_global_zero:
-            self.run_folder.mkdir(parents=True, exist_ok=True)
-            content = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand]
-            for key in ("config", "ckpt_path"):  # of this call, not of the run
-                content.pop(key, None)
-            (self.run_folder / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        """Have the resolved configuration written once data and model are known to fit."""
+        content = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand]
+        for key in ("config", "ckpt_path"):  # of this call, not of the run
+            content.pop(key, None)
+        self.trainer.callbacks.append(  # type: ignore[attr-defined]
+            _WriteConfig(self.run_folder / "config.yaml", content)
+        )
         rank_zero_info(f"run folder: {self.run_folder}")
 
     def after_fit(self) -> None:
@@ -208,6 +208,8 @@ class TrainerCLI(LightningCLI):
 
     def after_predict(self) -> None:
         """Print the answers and keep them in the run folder."""
+        if not self.trainer.is_global_zero:
+            return  # every rank answers every prompt
         rows = [row for batch in self.trainer.predict_loop.predictions for row in batch]
         self.run_folder.mkdir(parents=True, exist_ok=True)
         file = self.run_folder / "predictions.jsonl"
@@ -215,6 +217,16 @@ class TrainerCLI(LightningCLI):
         for row in rows:
             print(row["prompt"] + row["text"] + "\n")
         print(f"wrote {file}")
+
+
+class _WriteConfig(Callback):
+    def __init__(self, file: Path, content: dict[str, Any]):
+        self.file, self.content = file, content
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.file.write_text(yaml.safe_dump(self.content, sort_keys=False), encoding="utf-8")
 
 
 def default_precision(accelerator: str) -> str:
@@ -286,6 +298,11 @@ def run_trainer(verb: str, args: list[str]) -> None:
             },
             args=[verb, *args],
         )
+    except SystemExit as error:
+        # Lightning makes status 1 of Ctrl-C.
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from None
     except pickle.UnpicklingError as error:
@@ -301,6 +318,8 @@ def run_trainer(verb: str, args: list[str]) -> None:
         if "Does not validate against any of the Union subtypes" in str(error):
             raise UserError(explain(str(error))) from None
         raise
+    finally:
+        discard_unused()
 
 
 def _user_error(error: BaseException | None) -> UserError | None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from lit_llm.cli import main
+from lit_llm.data.pretrain import read_prompts
 from lit_llm.errors import UserError
 from lit_llm.trainer_cli import config_folders, find_config
 
@@ -248,3 +251,55 @@ def test_the_quickstart_preset_runs_from_any_folder(tmp_path: Path, lit_llm_comm
                             "--trainer.limit_val_batches", "2", "--model.compile", "false", cwd=tmp_path)  # fmt: skip
     assert "reusing corpus and tokenizer" in again.stderr + again.stdout
     assert (tmp_path / "runs" / "quickstart-2" / "report.html").exists()
+
+
+def test_a_checkpoint_that_cannot_continue_this_run_is_refused(
+    tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_file(tmp_path, corpus)
+    assert fit(config, capsys=capsys)[0] == 0
+    checkpoint = str(next((tmp_path / "runs/mine/checkpoints").glob("step-*.ckpt")))
+    adamw = fit(config, "--ckpt_path", checkpoint, "--model.optimizer", "adamw", capsys=capsys)
+    check_mistake(*adamw, "model.optimizer was muon_adamw", "adamw now")
+    content = torch.load(checkpoint, weights_only=False)
+    content["hyper_parameters"] = {}
+    torch.save(content, "foreign.ckpt")
+    check_mistake(*fit(config, "--ckpt_path", "foreign.ckpt", capsys=capsys), "not a checkpoint of a PretrainModule")
+
+
+def test_the_same_tokens_elsewhere_continue_a_run(
+    tmp_path: Path, text_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_file(tmp_path, None, data__init_args__sources=str(tmp_path / "here"))
+    shutil.copytree(text_folder, tmp_path / "here", copy_function=shutil.copyfile)  # other modification times
+    assert fit(config, capsys=capsys)[0] == 0
+    (tmp_path / "here").rename(tmp_path / "gone")
+    shutil.copytree(tmp_path / "gone", tmp_path / "here", copy_function=shutil.copyfile)
+    assert fit(config, "--ckpt_path", "last", "--trainer.max_steps", "2", capsys=capsys)[0] == 0
+    (tmp_path / "here" / "new.py").write_text("x = 1\n" * 50)
+    check_mistake(*fit(config, "--ckpt_path", "last", capsys=capsys), "data.corpus was")
+
+
+def test_last_is_the_newest_run_even_if_it_has_no_checkpoint(
+    tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_file(tmp_path, corpus)
+    assert fit(config, capsys=capsys)[0] == 0
+    killed = tmp_path / "runs" / "mine-2"
+    killed.mkdir()
+    (killed / "config.yaml").write_text("{}")
+    check_mistake(*fit(config, "--ckpt_path", "last", capsys=capsys), "nothing to resume", "mine-2")
+
+
+def test_a_mistake_leaves_no_run_folder(tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit(config_file(tmp_path, corpus), "--data.seq_len", "10000000", capsys=capsys)[0] == 2
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_prompts_that_are_no_text_name_the_line(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "one\\u2028still one"}\n\n{"prompt": 3}\n')
+    with pytest.raises(UserError, match="line 3: not a JSON object"):
+        read_prompts(file)
+    file.write_text('{"prompt": "one\u2028still one"}\n', encoding="utf-8")
+    assert read_prompts(file) == ["one\u2028still one"]

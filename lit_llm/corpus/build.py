@@ -24,13 +24,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lit_llm.corpus.shards import ShardWriter, check_shards, token_dtype
+from lit_llm.corpus.shards import ShardWriter, check_shards, shards_digest, token_dtype
 from lit_llm.corpus.sources import Document, Sources, iter_documents, list_files
 from lit_llm.corpus.workspace import sync, workspace_beside
 from lit_llm.errors import UserError
 from lit_llm.models.tokenizer import Tokenizer
 
-_FORMAT = 1  # raise when the folder's layout or the meaning of a setting changes: old corpora are then built anew
+_FORMAT = 2  # raise when the folder's layout or the meaning of a setting changes: old corpora are then built anew
 _TOKENIZER_SAMPLE_BYTES = 200_000_000  # more text does not change a vocabulary, it costs 0.2 s a megabyte
 _BATCH_BYTES = 4_000_000
 _REBUILD = "remove the corpus and rebuild it"
@@ -90,6 +90,16 @@ class Corpus:
     def fingerprint(self) -> str:
         """sha256 (hex) over sources and settings; see ``fingerprint``."""
         return self.datacard["fingerprint"]
+
+    @property
+    def content(self) -> str:
+        """sha256 (hex) over every shard's tokens, by split and source: equal wherever and whenever it was built."""
+        parts = [
+            [split, name, shards_digest(self.path / "shards" / split / name)]
+            for split, sources in sorted(self.datacard["splits"].items())
+            for name in sorted(sources)
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @property
     def validation_bytes(self) -> dict[str, int]:

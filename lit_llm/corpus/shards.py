@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -74,7 +75,7 @@ class ShardWriter:
                 "item_loader": "TokensLoader",
             },
             # litdata names its cache of a remote dataset after this field: the content serves better than a clock
-            "updated_at": self._digest.hexdigest()[:16],
+            "updated_at": self._digest.hexdigest(),
         }
         (self.folder / "index.json").write_text(json.dumps(index, sort_keys=True))
 
@@ -106,6 +107,11 @@ def check_shards(folder: Path) -> int:
     return total
 
 
+def shards_digest(folder: Path) -> str:
+    """sha256 (hex) of a dataset's tokens, as noted when it was written."""
+    return str(_read_index(folder, "updated_at"))
+
+
 def read_tokens(folder: Path) -> np.ndarray:
     """A dataset's whole stream: 1-D uint16 or int32, memory-mapped while it is a single chunk."""
     chunks = []
@@ -116,9 +122,9 @@ def read_tokens(folder: Path) -> np.ndarray:
     return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
 
 
-def _read_index(folder: Path) -> list[dict]:
+def _read_index(folder: Path, key: str = "chunks") -> Any:
     file = folder / "index.json"
     try:
-        return list(json.loads(file.read_text())["chunks"])
+        return json.loads(file.read_text())[key]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: missing or broken ({error}); remove the corpus and rebuild it") from error

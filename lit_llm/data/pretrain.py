@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
 from lit_llm.corpus.build import Corpus, cached_corpus
+from lit_llm.corpus.shards import read_tokens
 from lit_llm.data.blocks import EvaluationWindows, TokenBlocks
 from lit_llm.data.order import RankSampler, SampleOrder, StepSampler, stack_samples
 from lit_llm.errors import UserError
@@ -114,6 +117,14 @@ class PretrainDataModule(L.LightningDataModule):
         """Names of the validation loaders, in order."""
         return list(self._corpus.validation_dirs)
 
+    @cached_property
+    def sample_prompts(self) -> list[str]:
+        """The first 12 tokens of up to three validation documents, for `SampleCallback`."""
+        tokens = read_tokens(next(iter(self._corpus.validation_dirs.values())))
+        separators = np.flatnonzero(tokens[:1_000_000] == self.tokenizer.eos_id)[:3]
+        begins = [tokens[at + 1 : at + 13] for at in separators]
+        return [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in begins if len(ids)]
+
     @property
     def _corpus(self) -> Corpus:
         if self.corpus is None:
@@ -169,7 +180,8 @@ class PretrainDataModule(L.LightningDataModule):
             )
         trainer.accumulate_grad_batches = self.accumulation
         trainer.fit_loop.max_epochs = 1  # the run is one epoch of the loader, whatever the Trainer's default
-        if trainer.val_check_interval == 1.0:  # the Trainer's default; the user's own setting stays
+        # The Trainer's default is the float; the user's own setting stays, the int 1 too.
+        if isinstance(trainer.val_check_interval, float) and trainer.val_check_interval == 1.0:
             every = self.validate_every if self.validate_every is not None else max(1, self.steps // 10)
             # The Trainer counts micro-batches, and with check_val_every_n_epoch=None accepts more than an epoch has.
             trainer.val_check_interval = (every or self.steps) * self.accumulation
@@ -234,7 +246,7 @@ class PretrainDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """What the order depends on; the position itself is the Trainer's step."""
-        return {"corpus": self._corpus.fingerprint, "seq_len": self.seq_len, "seed": self.seed,
+        return {"corpus": self._corpus.content, "seq_len": self.seq_len, "seed": self.seed,
                 "global_batch_tokens": self.global_batch_tokens}  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -256,7 +268,7 @@ class PretrainDataModule(L.LightningDataModule):
 def read_prompts(file: Path) -> list[str]:
     """Prompts of a text file (a line each) or of JSONL rows with "prompt"; empty lines are skipped."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")  # splitlines would also cut at U+2028 and the like
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"data.prompts: {file} is not readable ({error})") from None
     prompts = []
@@ -267,7 +279,9 @@ def read_prompts(file: Path) -> list[str]:
             try:
                 line = json.loads(line)["prompt"]
             except (ValueError, KeyError, TypeError):
-                raise UserError(f"{file}, line {number}: not a JSON object with a 'prompt'") from None
+                line = ""
+            if not isinstance(line, str) or not line:
+                raise UserError(f"{file}, line {number}: not a JSON object with a text as 'prompt'")
         prompts.append(line)
     if not prompts:
         raise UserError(f"data.prompts: {file} holds no prompt")

@@ -21,3 +21,8 @@ def can_compile(device: torch.device) -> bool:
 
         return has_triton()
     return device.type == "cpu" and any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+
+
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """The widest float of ``device``: float64, but float32 on Apple's MPS, which has no other."""
+    return torch.float32 if device.type == "mps" else torch.float64

@@ -36,6 +36,8 @@ _COMMON_FIELDS = {
     "eos_token_id": "eos_token_id",
     "pad_token_id": "pad_token_id",
 }
+# our mlp -> the activation's name in config.json
+_ACTIVATIONS = {"swiglu": "silu", "relu2": "relu2"}
 # our tensor -> theirs; {i} is the layer
 _COMMON_TENSORS = {
     "embed": "model.embed_tokens",
@@ -171,6 +173,9 @@ def config_from_hf(hf: dict[str, Any], origin: str) -> TransformerConfig:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         raise UserError(f"{origin}: RoPE scaling {kind!r} is not supported yet; only the default is")
+    activation = hf.get("hidden_act", hf.get("hidden_activation"))
+    if activation is not None and activation != _ACTIVATIONS[family.traits["mlp"]]:
+        raise UserError(f"{origin}: hidden_act {activation!r} is not what {model_type} models have here")
     values = dict(family.traits)
     for ours, theirs in (_COMMON_FIELDS | family.fields).items():
         if theirs in hf:
@@ -195,7 +200,7 @@ def config_to_hf(config: TransformerConfig, dtype: torch.dtype) -> dict[str, Any
         "dtype": dtype_name,
         "torch_dtype": dtype_name,  # what transformers 4 and vLLM read
         **hf,
-        "hidden_act": {"swiglu": "silu", "relu2": "relu2"}[config.mlp],
+        "hidden_act": _ACTIVATIONS[config.mlp],
         "rope_theta": config.rope_theta,
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
         "attention_dropout": 0.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -93,8 +94,9 @@ class RunReport(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Report what there is."""
         if hasattr(self, "facts"):
-            self._save(trainer, "interrupted")
-            self._write(trainer)
+            with contextlib.suppress(OSError):  # a full disk may be the very exception, which is the one to be heard
+                self._save(trainer, "interrupted")
+                self._write(trainer)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Write the report once loggers have written their last."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,13 @@ class Run:
     def number(self, key: str) -> float | None:
         """``run.json``'s value when it is a finite number, else None."""
         value = self.info.get(key)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not np.isfinite(value):
+        if not isinstance(value, int | float) or isinstance(value, bool):
             return None
-        return float(value)
+        try:
+            number = float(value)
+        except OverflowError:  # JSON's integers have no end
+            return None
+        return number if math.isfinite(number) else None
 
 
 def read_run(folder: Path) -> Run:

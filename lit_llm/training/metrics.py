@@ -16,6 +16,9 @@ class LanguageModelMetrics(Metric):
     Special tokens stand for no bytes; they count in the loss per token and not in bits per byte.
     Sums are float64 (int64 for counts), so that the result does not depend on how the set was batched or sharded, up
     to 1e-12.
+
+    Args:
+        dtype: of the sums of losses, for devices without float64 (Apple's).
     """
 
     full_state_update = False
@@ -24,18 +27,18 @@ class LanguageModelMetrics(Metric):
     text_nll: Tensor
     text_bytes: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
-        for name, dtype in (("nll", torch.float64), ("tokens", torch.int64), ("text_nll", torch.float64),
-                            ("text_bytes", torch.int64)):  # fmt: skip
-            self.add_state(name, torch.zeros((), dtype=dtype), dist_reduce_fx="sum")
+        for name, kind in (("nll", dtype), ("tokens", torch.int64), ("text_nll", dtype), ("text_bytes", torch.int64)):
+            self.add_state(name, torch.zeros((), dtype=kind), dist_reduce_fx="sum")
 
     def update(self, nll: Tensor, supervised: Tensor, label_bytes: Tensor | None = None) -> None:
         """Add tokens: losses in nats, whether each counts (bool), bytes of text of each label; all of one shape."""
-        self.nll += nll.double().masked_fill(~supervised, 0).sum()
+        nll = nll.to(self.nll.dtype)
+        self.nll += nll.masked_fill(~supervised, 0).sum()
         self.tokens += supervised.sum()
         if label_bytes is not None:
-            self.text_nll += nll.double().masked_fill(~supervised | (label_bytes == 0), 0).sum()
+            self.text_nll += nll.masked_fill(~supervised | (label_bytes == 0), 0).sum()
             self.text_bytes += label_bytes.masked_fill(~supervised, 0).sum()
 
     def add(self, other: LanguageModelMetrics) -> None:

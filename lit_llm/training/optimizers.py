@@ -154,8 +154,10 @@ def parameter_groups(
     (norms, biases) are AdamW groups of their own without decay.
     """
     embedding = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    last = getattr(model, "head", None)
-    head = {id(last.weight)} - embedding if isinstance(last, nn.Linear) else set()
+    tables = {m.weight.shape for m in model.modules() if isinstance(m, nn.Embedding)}
+    linear = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
+    # Whatever it is called, the last layer that gives a row a token of the embedding is the head.
+    head = {id(w) for w in linear[-1:] if w.shape in tables} - embedding
     named: dict[str, list[nn.Parameter]] = {"matrices": [], "embedding": [], "head": [], "vectors": []}
     for p in model.parameters():
         if not p.requires_grad:

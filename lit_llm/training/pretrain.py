@@ -17,7 +17,7 @@ from lit_llm.data.blocks import IGNORE
 from lit_llm.errors import UserError
 from lit_llm.models import flops
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.device import can_compile
+from lit_llm.models.device import can_compile, exact_dtype
 from lit_llm.models.generate import generate
 from lit_llm.models.huggingface import config_from_hf, read_json
 from lit_llm.models.parallelize import parallelize
@@ -214,7 +214,9 @@ class PretrainModule(L.LightningModule):
         if hp["optimizer"] == "muon_adamw":
             optimizer = MuonAdamW(groups)
         else:
-            optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
+            # Fused AdamW undoes float16's loss scaling inside its step, after our clipping: not there.
+            scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+            optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=not scaled)
         multiplier = lr_multiplier(
             hp["schedule"], self._horizon_steps(), warmup=hp["warmup"], decay=hp["decay"], final=hp["final_lr"]
         )
@@ -268,18 +270,21 @@ class PretrainModule(L.LightningModule):
     def _position(self, step: int) -> dict[str, Tensor]:
         """step and tokens so far. "step" makes the Trainer file all of the step's metrics under it; float64 keeps it
         exact."""
-        position = {"step": torch.tensor(step, dtype=torch.float64)}
+        exact = exact_dtype(self.device)
+        position = {"step": torch.tensor(step, dtype=exact)}
         batch = getattr(self._datamodule, "global_batch_tokens", None) or self.hparams["global_batch_tokens"]
         if batch is not None:
-            position["tokens"] = torch.tensor(step * batch, dtype=torch.float64)
+            position["tokens"] = torch.tensor(step * batch, dtype=exact)
         return position
 
     # ---- evaluation ---------------------------------------------------------------------------------------------
 
     def _start_evaluation(self) -> None:
-        loaders = self.trainer.val_dataloaders if self.trainer.state.fn != "test" else self.trainer.test_dataloaders
-        count = len(loaders) if isinstance(loaders, list) else 1
-        self.evaluations = [LanguageModelMetrics().to(self.device) for _ in range(count)]
+        batches = self.trainer.num_val_batches if self.trainer.state.fn != "test" else self.trainer.num_test_batches
+        self.evaluations = [self._new_metrics() for _ in batches]
+
+    def _new_metrics(self) -> LanguageModelMetrics:
+        return LanguageModelMetrics(exact_dtype(self.device)).to(self.device)
 
     def _evaluate(self, batch: dict[str, Tensor], dataloader_idx: int) -> None:
         supervised = batch["labels"] != IGNORE
@@ -288,7 +293,7 @@ class PretrainModule(L.LightningModule):
         self.evaluations[dataloader_idx].update(losses, supervised, batch.get("label_bytes"))
 
     def _finish_evaluation(self, stage: str) -> None:
-        total = LanguageModelMetrics().to(self.device)
+        total = self._new_metrics()
         names = getattr(self._datamodule, "validation_sources", None) or [str(i) for i in range(len(self.evaluations))]
         values: dict[str, Tensor] = {}
         for name, metric in zip(names, self.evaluations, strict=True):
@@ -346,7 +351,16 @@ class PretrainModule(L.LightningModule):
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
             for counts in (progress["total"], progress["current"]):
                 counts.update(dict.fromkeys(counts, checkpoint["global_step"] * accumulation))
-        saved = checkpoint.get("hyper_parameters", {}).get("transformer")
+        saved_settings = checkpoint.get("hyper_parameters")
+        if not isinstance(saved_settings, dict) or "transformer" not in saved_settings:
+            raise UserError("--ckpt_path: not a checkpoint of a PretrainModule")
+        training = self._trainer is not None and self.trainer.training
+        if training and (before := saved_settings.get("optimizer")) != self.hparams["optimizer"]:
+            raise UserError(
+                f"model.optimizer was {before} when the checkpoint was written and is {self.hparams['optimizer']} now: "
+                "its state would not fit; restore it, or start a new run with model.init_from"
+            )
+        saved = saved_settings["transformer"]
         if isinstance(saved, dict) and self.hparams["transformer"] != saved and self.model is not None:
             now = self.config.to_dict()
             differs = [

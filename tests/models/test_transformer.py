@@ -14,7 +14,7 @@ from lit_llm.errors import UserError
 from lit_llm.models import huggingface
 from lit_llm.models.attention import KVCache, build_mask
 from lit_llm.models.config import PRESETS, TransformerConfig
-from lit_llm.models.huggingface import FAMILIES, config_to_hf, family_of
+from lit_llm.models.huggingface import FAMILIES, config_from_hf, config_to_hf, family_of
 from lit_llm.models.transformer import Transformer
 
 _SHAPE = {"vocab_size": 97, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
@@ -211,3 +211,10 @@ def test_config_mistakes_are_named(fields: dict, message: str) -> None:
 
 def test_yaml_numbers_are_taken() -> None:
     assert TransformerConfig.from_dict({"rope_theta": "1e6", "norm_eps": 1}).rope_theta == 1e6
+
+
+def test_a_family_with_another_activation_is_refused() -> None:
+    hf = config_to_hf(TransformerConfig(), torch.float32)
+    assert config_from_hf(hf, "here").mlp == "swiglu"
+    with pytest.raises(UserError, match="hidden_act 'gelu'"):
+        config_from_hf(hf | {"hidden_act": "gelu"}, "here")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
+from collections import UserDict
 from pathlib import Path
 
 import lightning as L
@@ -11,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 
 from lit_llm import (
@@ -25,6 +28,8 @@ from lit_llm import (
     Tokenizer,
     Transformer,
 )
+from lit_llm.corpus.shards import read_tokens
+from lit_llm.training.callbacks.throughput import _first_tensor
 
 TINY = {"hidden_size": 32, "num_layers": 1, "num_heads": 2}
 
@@ -213,3 +218,40 @@ def test_clipping_in_every_precision(tmp_path: Path, corpus: Path, precision: st
     trainer(tmp_path, precision=precision, limit_val_batches=0).fit(module, data(corpus))
     clipped = [n for n in module.norms if n > 0]
     assert clipped and max(clipped) <= 1.02e-3
+
+
+class Batch(UserDict):
+    """As a Hugging Face tokenizer returns."""
+
+
+@pytest.mark.parametrize(
+    ("batch", "tokens"),
+    [
+        (Batch(text=["a"], input_ids=torch.zeros(2, 3)), 6),
+        ({"names": ["a", "b"], "x": [torch.zeros(4)]}, 4),
+        (["only", "text"], 0),
+    ],
+)
+def test_tokens_of_other_peoples_batches(batch: object, tokens: int) -> None:
+    found = _first_tensor(batch)
+    assert (0 if found is None else found.numel()) == tokens
+
+
+def test_several_named_validation_loaders(tmp_path: Path) -> None:
+    samples = torch.randint(0, 20, (16, 9))
+    rows = [{"input_ids": s[:-1], "labels": s[1:]} for s in samples]
+    loader = torch.utils.data.DataLoader(rows, batch_size=4)
+    module = PretrainModule({**TINY, "vocab_size": 20, "max_seq_len": 8})
+    metrics = trainer(tmp_path).validate(module, CombinedLoader({"one": loader, "two": loader}, "sequential"))[0]
+    assert metrics["val_loss/0"] == metrics["val_loss/1"] == pytest.approx(metrics["val_loss"])
+
+
+def test_samples_begin_as_the_validation_documents_do(tmp_path: Path, corpus: Path) -> None:
+    source = data(corpus)
+    trainer(tmp_path, callbacks=[SampleCallback(max_new_tokens=2)], limit_val_batches=1).fit(
+        PretrainModule(TINY), source
+    )
+    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    text = source.tokenizer.decode(read_tokens(next(iter(source.corpus.validation_dirs.values())))[:100_000])
+    assert len({row["prompt"] for row in rows}) == 3
+    assert all(row["prompt"] in text for row in rows)

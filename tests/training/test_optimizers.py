@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -117,3 +118,10 @@ def test_muon_refuses_vectors() -> None:
 def test_derived_rates_move_the_right_way() -> None:
     assert default_learning_rate("adamw", 512) == default_learning_rate("adamw", 256) / 2
     assert default_learning_rate("muon_adamw", 512) == default_learning_rate("muon_adamw", 256)
+
+
+def test_a_head_of_any_name_is_not_muons() -> None:
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2))  # fmt: skip
+    groups = {group["name"]: group["params"] for group in parameter_groups(model, "muon_adamw", 0.01, 0.0)}
+    assert [id(p) for p in groups["head"]] == [id(model.lm_head.weight)]

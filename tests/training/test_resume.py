@@ -21,6 +21,8 @@ import json, os, signal, sys
 import lightning as L
 from lit_llm.cli import main
 from lit_llm.training.callbacks.throughput import ThroughputCallback
+from lit_llm.training.loggers import CSVLogger
+from lit_llm.training.pretrain import PretrainModule
 
 log, kill_at = open(sys.argv[1], "a"), json.loads(sys.argv[2])
 seen = 0
@@ -31,9 +33,8 @@ def on_train_batch_start(self, trainer, module, batch, batch_idx):
     seen += 1
     if kill_at == ["batch", seen]:
         os.kill(os.getpid(), signal.SIGKILL)
-
-class Spy(ThroughputCallback):
-    pass
+    if kill_at == ["interrupt", seen]:
+        os.kill(os.getpid(), signal.SIGINT)
 
 old = ThroughputCallback.on_train_batch_start
 def spied(self, *args):
@@ -52,6 +53,26 @@ if kill_at and kill_at[0] in ("save", "rename"):
         if kill_at == ["rename", count]:
             os.kill(os.getpid(), signal.SIGKILL)
     L.Trainer.save_checkpoint = save
+if kill_at and kill_at[0] == "validation":
+    evaluate, left = PretrainModule.validation_step, kill_at[1]
+    def validation_step(self, *args, **kwargs):
+        global left
+        evaluate(self, *args, **kwargs)
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+    PretrainModule.validation_step = validation_step
+if kill_at and kill_at[0] == "row":
+    write, rows_left = CSVLogger._write_row, kill_at[1]
+    def write_row(self):
+        global rows_left
+        write(self)
+        rows_left -= 1
+        if not rows_left:
+            with open(self.file, "rb+") as file:  # what a write cut in the middle leaves
+                file.truncate(self.file.stat().st_size - 9)
+            os.kill(os.getpid(), signal.SIGKILL)
+    CSVLogger._write_row = write_row
 sys.exit(main(sys.argv[3:]))
 """
 
@@ -76,7 +97,7 @@ def run(
     log = folder.parent / f"{folder.name}.ids"
     command = [sys.executable, str(driver), str(log), json.dumps(kill), *args]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=os.environ)
-    assert done.returncode in (0, -signal.SIGKILL, 2), done.stderr[-3000:]
+    assert done.returncode in (0, -signal.SIGKILL, 2, 130), done.stderr[-3000:]
     return done.returncode
 
 
@@ -101,9 +122,10 @@ def weights(folder: Path) -> bytes:
 
 
 def kills(seed: int, accumulation: int, count: int) -> list[list]:
-    """Moments to kill at: any micro-batch, in the middle of a save, between a save and its rename."""
+    """Moments to kill at: any micro-batch, within a save, before its rename, within a validation or a row's write."""
     rng = random.Random(seed)
-    moments = [["batch", rng.randint(2, 10 * accumulation)] for _ in range(count - 2)] + [["save", 2], ["rename", 2]]
+    moments = [["save", 2], ["rename", 2], ["validation", 2], ["row", 5]]
+    moments += [["batch", rng.randint(2, 10 * accumulation)] for _ in range(count - len(moments))]
     rng.shuffle(moments)
     return moments
 
@@ -135,7 +157,7 @@ def check_kills(tmp_path: Path, corpus: Path, workers: int, accumulation: int, c
 
 @pytest.mark.parametrize(("workers", "accumulation"), [(0, 1), (2, 3)])
 def test_killed_run_continues_bit_equal(tmp_path: Path, corpus: Path, workers: int, accumulation: int) -> None:
-    check_kills(tmp_path, corpus, workers, accumulation, count=4)
+    check_kills(tmp_path, corpus, workers, accumulation, count=5)
 
 
 @pytest.mark.slow
@@ -196,3 +218,14 @@ def test_what_must_not_change_is_refused(tmp_path: Path, corpus: Path, change: l
     folder = tmp_path / "run"
     assert run(folder, corpus, "--trainer.max_steps", "4") == 0
     assert run(folder, corpus, "--ckpt_path", "last", *change) == 2
+
+
+def test_ctrl_c_finishes_the_step_and_saves_it(tmp_path: Path, corpus: Path) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert run(whole, corpus, accumulation=3) == 0
+    assert run(stopped, corpus, kill=["interrupt", 20], accumulation=3) == 130  # in step 7
+    assert sorted(f.name for f in (stopped / "checkpoints").glob("step-*"))[-1] == "step-00000007.ckpt"
+    assert json.loads((stopped / "run.json").read_text())["status"] == "interrupted"
+    assert run(stopped, corpus, "--ckpt_path", "last", accumulation=3) == 0
+    assert metrics(stopped) == metrics(whole)
+    assert weights(stopped) == weights(whole)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
 import shutil
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,8 @@ class Checkpoint(CheckpointBase):
     A checkpoint of step n is written once everything of step n is done, its validation and logging included, so a
     resumed run neither repeats nor misses a row. It is written under another name, flushed to disk and renamed: a file
     called ``*.ckpt`` is whole. At the end of training the model is also written as a Hugging Face directory to
-    ``final/``, if the module has ``save_pretrained``.
+    ``final/``, if the module has ``save_pretrained``. Ctrl-C lets a single process finish its optimizer step and saves
+    it; a second one stops at once.
 
     Args:
         every_steps: optimizer steps between checkpoints. None: twenty times in the run, but at least 50 apart.
@@ -62,6 +66,8 @@ class Checkpoint(CheckpointBase):
         self._saved_step = -1
         self._interval = 0
         self._unscored = False  # a validation has ended whose weights are not saved yet
+        self._stop_asked = False
+        self._old_handler: Any = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Resolve the folder."""
@@ -70,6 +76,10 @@ class Checkpoint(CheckpointBase):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Resolve the interval and forget what an interrupted save left behind."""
         self._saved_step = trainer.global_step
+        # Several processes get the signal at different steps, and would wait for each other in the save.
+        if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
+            self._stop_asked = False
+            self._old_handler = signal.signal(signal.SIGINT, self._ask_to_stop)
         self._interval = self.every_steps or 0
         if self.every_steps is None:
             steps = trainer.num_training_batches / trainer.accumulate_grad_batches
@@ -95,8 +105,11 @@ class Checkpoint(CheckpointBase):
         if trainer.global_step > self._saved_step:
             if self._unscored:
                 self._save_best(trainer)
-            if trainer.global_step % self._interval == 0:
+            if trainer.global_step % self._interval == 0 or self._stop_asked:
                 self._save_step(trainer)
+        if self._stop_asked:
+            rank_zero_info(f"saved step {trainer.global_step}: --ckpt_path last goes on from there")
+            raise KeyboardInterrupt
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -114,6 +127,7 @@ class Checkpoint(CheckpointBase):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last step, and the model for others to use."""
+        self._restore_handler()
         if self._unscored:
             self._save_best(trainer)
         if trainer.global_step > self._saved_step:
@@ -123,10 +137,32 @@ class Checkpoint(CheckpointBase):
             target = self.folder.parent / "final"
             part = target.with_name("final.part")
             shutil.rmtree(part, ignore_errors=True)
-            save_pretrained(part)
+            try:
+                save_pretrained(part)
+            except Exception as error:
+                shutil.rmtree(part, ignore_errors=True)
+                if not _disk_problem(error):
+                    raise
+                raise UserError(
+                    f"{target}: could not be written ({error}); free some disk and run again with --ckpt_path last"
+                ) from error
             shutil.rmtree(target, ignore_errors=True)
             part.rename(target)
             rank_zero_info(f"wrote {target}: a Hugging Face directory, for transformers and vLLM")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Give Ctrl-C back to whoever had it."""
+        self._restore_handler()
+
+    def _ask_to_stop(self, number: int, frame: Any) -> None:
+        self._stop_asked = True
+        self._restore_handler()
+        rank_zero_info("stopping after this step; Ctrl-C again stops at once")
+
+    def _restore_handler(self) -> None:
+        if self._old_handler is not None:
+            signal.signal(signal.SIGINT, self._old_handler)
+            self._old_handler = None
 
     def _save_step(self, trainer: L.Trainer) -> None:
         self._write(trainer, f"step-{trainer.global_step:08d}.ckpt")
@@ -139,7 +175,8 @@ class Checkpoint(CheckpointBase):
         self._unscored = False
         if self.monitor is None or self.monitor not in trainer.callback_metrics:
             return
-        score = float(trainer.callback_metrics[self.monitor])
+        # The first rank's value: ranks that disagreed would wait for each other in the save.
+        score = float(trainer.strategy.broadcast(float(trainer.callback_metrics[self.monitor])))
         if math.isfinite(score) and (self.best_score is None or score < self.best_score):
             self.best_score = score
             self._write(trainer, "best.ckpt")
@@ -154,9 +191,10 @@ class Checkpoint(CheckpointBase):
                 with open(part, "rb+") as file:
                     os.fsync(file.fileno())
                 part.replace(target)
-        except (OSError, RuntimeError) as error:
-            # torch's zip writer reports a full disk as a RuntimeError
+        except Exception as error:
             part.unlink(missing_ok=True)
+            if not _disk_problem(error):
+                raise
             kept = checkpoints(self.folder)
             raise UserError(
                 f"{target}: the checkpoint could not be written ({error}); free some disk and "
@@ -176,8 +214,7 @@ class Checkpoint(CheckpointBase):
         """Make the saved loop counters those of the border.
 
         The batch just fetched has not begun as far as the checkpoint goes, and an epoch that ``max_steps`` cut short
-        is not
-        over: it goes on when the run is resumed with more steps.
+        is not over: it goes on when the run is resumed with more steps.
         """
         loops = checkpoint["loops"]["fit_loop"]
         batches = loops["epoch_loop.batch_progress"]
@@ -188,3 +225,11 @@ class Checkpoint(CheckpointBase):
             for count in ("total", "current"):
                 epochs = loops["epoch_progress"][count]
                 epochs["processed"] = epochs["completed"] = epochs["started"] - 1
+
+
+def _disk_problem(error: BaseException) -> bool:
+    """Whether ``error`` is of the disk: torch's zip writer and safetensors have exceptions of their own for it."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+    said = str(error)
+    return any(words in said for words in ("No space left", "file write failed", "unexpected pos", "Disk quota"))

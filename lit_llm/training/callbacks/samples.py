@@ -19,13 +19,13 @@ class SampleCallback(L.Callback):
     module whose ``network`` is a `Transformer` and a data module with a ``tokenizer``; does nothing otherwise.
 
     Args:
-        prompts: texts to continue.
+        prompts: texts to continue. None: how the first three validation documents begin.
         max_new_tokens, temperature, top_k: see `generate`.
     """
 
     def __init__(
         self,
-        prompts: list[str] = ["def ", "import os\n\n\ndef read", '"""This module provides'],  # noqa: B006 -- jsonargparse shows it
+        prompts: list[str] | None = None,
         max_new_tokens: int = 80,
         temperature: float = 0.7,
         top_k: int | None = 50,
@@ -47,13 +47,15 @@ class SampleCallback(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Sample, on the first rank."""
-        model, tokenizer = getattr(pl_module, "network", None), getattr(_datamodule(trainer), "tokenizer", None)
-        if not isinstance(model, Transformer) or tokenizer is None or not self.prompts:
+        data = _datamodule(trainer)
+        model, tokenizer = getattr(pl_module, "network", None), getattr(data, "tokenizer", None)
+        if not isinstance(model, Transformer) or tokenizer is None:
             return
-        if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
+        texts = self.prompts if self.prompts is not None else getattr(data, "sample_prompts", [])
+        if not texts or trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
             return
         start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-        prompts = [start + tokenizer.encode(prompt) for prompt in self.prompts]
+        prompts = [start + tokenizer.encode(text) for text in texts]
         room = model.config.max_seq_len - max(map(len, prompts))
         if room < 1:
             return
@@ -66,10 +68,10 @@ class SampleCallback(L.Callback):
                 top_k=self.top_k,
                 stop_ids=[] if tokenizer.eos_id is None else [tokenizer.eos_id],
             )
-        tokens = trainer.global_step * (getattr(_datamodule(trainer), "global_batch_tokens", None) or 0)
+        tokens = trainer.global_step * (getattr(data, "global_batch_tokens", None) or 0)
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with open(self.file, "a", encoding="utf-8") as file:
-            for prompt, ids in zip(self.prompts, answers, strict=True):
+            for prompt, ids in zip(texts, answers, strict=True):
                 row = {"step": trainer.global_step, "tokens": tokens, "prompt": prompt, "text": tokenizer.decode(ids)}
                 file.write(json.dumps(row) + "\n")
 

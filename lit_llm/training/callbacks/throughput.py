@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -50,7 +51,8 @@ class ThroughputCallback(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count its tokens; log at the border of a step that is logged."""
-        self._tokens += _first_tensor(batch).numel()
+        tokens = _first_tensor(batch)
+        self._tokens += tokens.numel() if tokens is not None else 0
         if at_border(trainer, batch_idx) and logs_now(trainer):
             seconds = time.perf_counter() - self._since - self._paused
             rate = self._tokens * trainer.world_size / seconds
@@ -90,9 +92,11 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _first_tensor(batch: Any) -> torch.Tensor:
+def _first_tensor(batch: Any) -> torch.Tensor | None:
     if isinstance(batch, torch.Tensor):
         return batch
-    if isinstance(batch, dict):
-        return batch["input_ids"] if "input_ids" in batch else _first_tensor(next(iter(batch.values())))
-    return _first_tensor(batch[0])
+    if isinstance(batch, Mapping):
+        batch = [batch["input_ids"]] if "input_ids" in batch else list(batch.values())
+    elif not isinstance(batch, (list, tuple)):
+        return None
+    return next((tensor for part in batch if (tensor := _first_tensor(part)) is not None), None)
