@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from importlib import import_module
 
 import lit_llm
 from lit_llm.errors import UserError
@@ -18,18 +19,23 @@ def _trainer_verb(verb: str) -> Callable[[list[str]], None]:
     return run
 
 
-def _report(args: list[str]) -> None:
-    from lit_llm.report.command import main as report_main
+def _function(module: str, name: str) -> Callable[[list[str]], None]:
+    def run(args: list[str]) -> None:
+        getattr(import_module(module), name)(args)
 
-    report_main(args)
+    return run
 
 
 VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
-    "fit": (_trainer_verb("fit"), "train: pretraining and continued pretraining"),
+    "fit": (_trainer_verb("fit"), "train: pretraining, continued pretraining, finetuning"),
     "validate": (_trainer_verb("validate"), "validation loss and bits per byte of a checkpoint"),
     "test": (_trainer_verb("test"), "the same under test_ names"),
-    "predict": (_trainer_verb("predict"), "continue the prompts of a file"),
-    "report": (_report, "write a run folder's report.html"),
+    "predict": (_trainer_verb("predict"), "continue or answer the prompts of a file"),
+    "evaluate": (_function("lit_llm.evaluate.command", "evaluate_main"), "lm-eval tasks on a checkpoint"),
+    "chat": (_function("lit_llm.terminal.chat", "chat_main"), "talk to a model in the terminal"),
+    "generate": (_function("lit_llm.terminal.completion", "generate_main"), "continue prompts"),
+    "import": (_function("lit_llm.terminal.convert", "import_main"), "GGUF file to Hugging Face directory"),
+    "report": (_function("lit_llm.report.command", "main"), "write a run folder's report.html"),
 }
 
 

@@ -18,16 +18,15 @@ _CHOSEN = "LIT_LLM_RUN_FOLDER"
 _claimed: list[Path] = []
 
 
-def prepare_run(verb: str, config: Any) -> Path:
+def prepare_run(verb: str, name: str, config: Any) -> Path:
     """Choose run folder and checkpoint, writing both into ``config``; returns the folder.
 
-    The folder is ``trainer.default_root_dir``, or ``runs/<config name>`` with a number if that is taken.
+    The folder is ``trainer.default_root_dir``, or ``runs/<name>`` with a number if that is taken.
 
     Raises:
         UserError: a fit into a folder that holds a run already, nothing to resume, or ranks started from outside
             without a folder they could agree on.
     """
-    name = Path(str(config.config[0])).stem if config.get("config") else "run"
     given, last = config.trainer.default_root_dir, config.ckpt_path == "last"
     checkpoint = None if last or config.ckpt_path is None else Path(config.ckpt_path).expanduser()
     if checkpoint is not None and not checkpoint.is_file():

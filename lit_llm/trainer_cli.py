@@ -24,6 +24,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from lit_llm.data.base import TokenDataModule
 from lit_llm.data.pretrain import PretrainDataModule
 from lit_llm.errors import UserError
 from lit_llm.models.device import has_fast_bf16
@@ -34,6 +35,7 @@ from lit_llm.training.callbacks.progress import ProgressBar
 from lit_llm.training.callbacks.samples import SampleCallback
 from lit_llm.training.callbacks.throughput import ThroughputCallback
 from lit_llm.training.loggers import CSVLogger
+from lit_llm.training.neptune_logger import NeptuneLogger
 from lit_llm.training.pretrain import PretrainModule
 
 
@@ -71,6 +73,15 @@ def find_config(name: str) -> Path:
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no settings; a config is a mapping such as 'data: {{...}}'")
     return path
+
+
+def config_name(path: str | Path) -> str:
+    """What runs of a config file are called: its name, for a preset with its folder's (``pretrain-quickstart``)."""
+    path = Path(path).absolute()
+    for folder in config_folders():
+        if path.is_relative_to(folder):
+            return "-".join(path.relative_to(folder).with_suffix("").parts)
+    return path.stem
 
 
 class _Parser(LightningArgumentParser):
@@ -158,18 +169,19 @@ class TrainerCLI(LightningCLI):
         starts_from = self.config[self.subcommand].ckpt_path or model.get("init_args", {}).get("init_from")
         if self.subcommand != "fit" and model.class_path.startswith("lit_llm.") and not starts_from:
             raise UserError("weights would be random: give --ckpt_path (last, or a file) or --model.init_from")
-        self.run_folder = prepare_run(self.subcommand, self.config[self.subcommand])
+        given = self.config[self.subcommand].get("config")
+        name = config_name(str(given[0])) if given else "run"
+        self.run_folder = prepare_run(self.subcommand, name, self.config[self.subcommand])
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Default loggers, where none are configured."""
-        if self.config[self.subcommand].trainer.logger in (None, True):
-            loggers: list[Any] = []
-            if self.subcommand == "fit":
-                loggers = [
-                    CSVLogger(self.run_folder),
-                    TensorBoardLogger(self.run_folder, name="", version="tensorboard"),
-                ]
-            kwargs["logger"] = loggers or False
+        """Default loggers, where none are configured; none but for fit, whose files a validation would write into."""
+        if self.subcommand != "fit":
+            kwargs["logger"] = False
+        elif self.config[self.subcommand].trainer.logger in (None, True):
+            kwargs["logger"] = [
+                CSVLogger(self.run_folder),
+                TensorBoardLogger(self.run_folder, name="", version="tensorboard"),
+            ]
         settings = self.config[self.subcommand].trainer
         try:
             return super().instantiate_trainer(**kwargs)
@@ -189,6 +201,10 @@ class TrainerCLI(LightningCLI):
         for base, flag in ((ProgressBarBase, "enable_progress_bar"), (CheckpointBase, "enable_checkpointing")):
             if config.get(flag) is False or any(isinstance(c, base) for c in given):
                 mine = [c for c in mine if not isinstance(c, base)]
+        loggers = config.get("logger") or []
+        for logger in loggers if isinstance(loggers, list) else [loggers]:
+            if isinstance(logger, NeptuneLogger) and logger.save_dir is None:
+                logger.save_dir = str(self.run_folder)
         return super()._instantiate_trainer(config, mine)
 
     def before_fit(self) -> None:
@@ -227,6 +243,9 @@ class _WriteConfig(Callback):
         if trainer.is_global_zero:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self.file.write_text(yaml.safe_dump(self.content, sort_keys=False), encoding="utf-8")
+            data = getattr(trainer, "datamodule", None)
+            if isinstance(data, TokenDataModule):  # a checkpoint can then be used before there is a final/
+                data.tokenizer.save_pretrained(self.file.parent / "tokenizer")
 
 
 def default_precision(accelerator: str) -> str:

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from lit_llm.cli import main
-from lit_llm.data.pretrain import read_prompts
+from lit_llm.data.base import read_prompts
 from lit_llm.errors import UserError
 from lit_llm.trainer_cli import config_folders, find_config
 
@@ -246,11 +246,11 @@ def test_the_quickstart_preset_runs_from_any_folder(tmp_path: Path, lit_llm_comm
     done = lit_llm_command("fit", "--config", "pretrain/quickstart", "--trainer.max_steps", "2",
                            "--trainer.limit_val_batches", "2", "--model.compile", "false", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "runs" / "quickstart" / "report.html").exists()
+    assert (tmp_path / "runs" / "pretrain-quickstart" / "report.html").exists()
     again = lit_llm_command("fit", "--config", "pretrain/quickstart", "--trainer.max_steps", "2",
                             "--trainer.limit_val_batches", "2", "--model.compile", "false", cwd=tmp_path)  # fmt: skip
     assert "reusing corpus and tokenizer" in again.stderr + again.stdout
-    assert (tmp_path / "runs" / "quickstart-2" / "report.html").exists()
+    assert (tmp_path / "runs" / "pretrain-quickstart-2" / "report.html").exists()
 
 
 def test_a_checkpoint_that_cannot_continue_this_run_is_refused(

@@ -7,16 +7,14 @@ and the run goes on; what only the user can mend (nothing matches, a broken row,
 from __future__ import annotations
 
 import glob
-import gzip
-import json
 import os
 import re
 import sysconfig
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lit_llm.corpus.rows import JSON_ENDINGS, json_rows, parquet_rows
 from lit_llm.errors import UserError
 
 Sources = str | Sequence[str] | Mapping[str, str | Sequence[str]]
@@ -24,7 +22,6 @@ Sources = str | Sequence[str] | Mapping[str, str | Sequence[str]]
 STDLIB = "stdlib"
 _STDLIB_SMALLEST, _STDLIB_LARGEST = 200, 400_000  # bytes: below are stubs, above are tables
 _STDLIB_KEPT_ANYWAY = "pydoc_data/topics.py"  # the language reference: above the cap, and the best prose there is
-_JSON_ROWS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 
 
 @dataclass(frozen=True)
@@ -98,9 +95,9 @@ def read_documents(file: SourceFile, text_field: str) -> Iterator[Document]:
     name = file.path.name.lower()
     rows: Iterator[tuple[int | None, object, object]]
     if name.endswith(".parquet"):
-        rows = _parquet_rows(file.path, text_field)
-    elif name.endswith(_JSON_ROWS):
-        rows = _json_rows(file.path, text_field)
+        rows = _parquet_texts(file.path, text_field)
+    elif name.endswith(JSON_ENDINGS):
+        rows = _json_texts(file.path, text_field)
     else:
         rows = _whole_file(file.path)
     for number, identifier, value in rows:
@@ -232,51 +229,25 @@ def _whole_file(path: Path) -> Iterator[tuple[int | None, object, object]]:
     yield None, None, content
 
 
-def _json_rows(path: Path, text_field: str) -> Iterator[tuple[int | None, object, object]]:
+def _json_texts(path: Path, text_field: str) -> Iterator[tuple[int | None, object, object]]:
     """(line number, own id or None, value); the value is bytes where the line is not UTF-8."""
-    number = 0
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-                except UnicodeDecodeError:
-                    yield number, None, line
-                    continue
-                except (ValueError, RecursionError) as error:
-                    raise UserError(f"{path}:{number}: not valid JSON ({error})") from error
-                if not isinstance(row, dict):
-                    raise UserError(f"{path}:{number}: a row must be a JSON object, found {type(row).__name__}")
-                if text_field not in row:
-                    raise UserError(_missing_field(f"{path}:{number}", text_field, list(row)))
-                yield number, row.get("id"), row[text_field]
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read after line {number} ({error})") from error
+    for number, row in json_rows(path):
+        if isinstance(row, bytes):
+            yield number, None, row
+        elif text_field not in row:
+            raise UserError(_missing_field(f"{path}:{number}", text_field, list(row)))
+        else:
+            yield number, row.get("id"), row[text_field]
 
 
-def _parquet_rows(path: Path, text_field: str) -> Iterator[tuple[int | None, object, object]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UserError(f"{path}: reading parquet needs pyarrow; pip install pyarrow") from error
-    try:
-        with pyarrow.parquet.ParquetFile(path) as table:
-            names = table.schema_arrow.names
-            if text_field not in names:
-                raise UserError(_missing_field(str(path), text_field, names))
-            columns = [name for name in ("id", text_field) if name in names]
-            number = 0
-            for batch in table.iter_batches(batch_size=1024, columns=columns):
-                texts = batch.column(text_field).to_pylist()
-                ids = batch.column("id").to_pylist() if "id" in columns else [None] * len(texts)
-                for identifier, value in zip(ids, texts, strict=True):
-                    number += 1
-                    yield number, identifier, value
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable parquet file ({' '.join(str(error).split())[:200]})") from error
+def _parquet_texts(path: Path, text_field: str) -> Iterator[tuple[int | None, object, object]]:
+    def columns(names: list[str]) -> list[str]:
+        if text_field not in names:
+            raise UserError(_missing_field(str(path), text_field, names))
+        return [name for name in ("id", text_field) if name in names]
+
+    for number, row in parquet_rows(path, columns):
+        yield number, row.get("id"), row[text_field]
 
 
 def _missing_field(place: str, text_field: str, names: list[str]) -> str:

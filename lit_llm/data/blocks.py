@@ -10,9 +10,7 @@ from torch.utils.data import Dataset
 
 from lit_llm.corpus.shards import read_tokens
 from lit_llm.errors import UserError
-
-IGNORE = -100
-"""Label of a position that is not predicted: torch's cross-entropy default."""
+from lit_llm.models.transformer import IGNORE
 
 
 class TokenBlocks(Dataset):

@@ -7,6 +7,7 @@ is fetched once and used up.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,6 +21,12 @@ def permutation(n: int, *key: int) -> np.ndarray:
     releases, but not what its generators make of it, and a run may be resumed under a newer numpy.
     """
     return np.argsort(np.random.PCG64(np.random.SeedSequence(key)).random_raw(n), kind="stable")
+
+
+class Order(Protocol):
+    """Maps a position in the run, 0, 1, 2, ..., to a sample index."""
+
+    def __call__(self, position: int) -> int: ...
 
 
 class SampleOrder:
@@ -70,7 +77,7 @@ class StepSampler(DistributedSampler):
 
     def __init__(
         self,
-        order: SampleOrder,
+        order: Order,
         *,
         steps: int,
         accumulation: int,

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from lit_llm.corpus.build import Corpus, cached_corpus
 from lit_llm.corpus.shards import read_tokens
+from lit_llm.data.base import TokenDataModule
 from lit_llm.data.blocks import EvaluationWindows, TokenBlocks
-from lit_llm.data.order import RankSampler, SampleOrder, StepSampler, stack_samples
+from lit_llm.data.order import RankSampler, SampleOrder, stack_samples
 from lit_llm.errors import UserError
 from lit_llm.models.tokenizer import Tokenizer
 
 
-def default_cache_dir() -> Path:
-    """Where corpora made on the way are kept: $LIT_LLM_CACHE, or lit_llm under the user's cache folder."""
-    if "LIT_LLM_CACHE" in os.environ:
-        return Path(os.environ["LIT_LLM_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lit_llm"
-
-
-class PretrainDataModule(L.LightningDataModule):
+class PretrainDataModule(TokenDataModule):
     """Packed text for next-token prediction, under any LightningModule.
 
     A training batch is {"input_ids": int64 (micro_batch_size, seq_len), "labels": the same shape, the next tokens,
@@ -85,16 +76,22 @@ class PretrainDataModule(L.LightningDataModule):
         prompts: str | None = None,
         cache_dir: str | None = None,
     ):
-        super().__init__()
-        at_least_one = {"tokens": tokens, "seq_len": seq_len, "micro_batch_size": micro_batch_size}
-        for name, value in at_least_one.items():
-            if value < 1:
-                raise UserError(f"data.{name} must be at least 1, got {value}")
+        super().__init__(
+            seq_len=seq_len,
+            micro_batch_size=micro_batch_size,
+            global_batch_tokens=global_batch_tokens,
+            validate_every=validate_every,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            prompts=prompts,
+            cache_dir=cache_dir,
+        )
+        if tokens < 1:
+            raise UserError(f"data.tokens must be at least 1, got {tokens}")
         if not 0 < validation_fraction < 1:
             raise UserError(f"data.validation_fraction must be between 0 and 1, got {validation_fraction}")
-        self.num_tokens, self.seq_len, self.micro_batch_size = int(tokens), seq_len, micro_batch_size
-        self.global_batch_tokens = global_batch_tokens
-        self.corpus_folder = corpus
+        self.num_tokens, self.corpus_folder = int(tokens), corpus
         self.build_settings: dict[str, Any] = {
             "sources": sources,
             "text_field": text_field,
@@ -102,9 +99,6 @@ class PretrainDataModule(L.LightningDataModule):
             "vocab_size": vocab_size,
             "validation_fraction": validation_fraction,
         }
-        self.validate_every, self.eval_batch_size = validate_every, eval_batch_size or micro_batch_size
-        self.num_workers, self.seed, self.prompts_file = num_workers, seed, prompts
-        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         self.corpus: Corpus | None = None
 
     @property
@@ -144,61 +138,26 @@ class PretrainDataModule(L.LightningDataModule):
             rank_zero_info(f"{said}: {corpus.path} ({corpus.tokens('train'):,} training tokens)")
         return corpus
 
-    def setup(self, stage: str) -> None:
-        """For fit, derive steps and accumulation, and tell the Trainer."""
-        trainer = self.trainer
-        self.world_size = trainer.world_size if trainer else 1
-        self.rank = trainer.global_rank if trainer else 0
-        if stage == "fit":
-            self._setup_training()
+    @property
+    def datacard_file(self) -> Path:
+        """What the corpus is: documents, tokens, what was left out."""
+        return self._corpus.path / "datacard.json"
 
-    def _setup_training(self) -> None:
-        per_pass = self.micro_batch_size * self.seq_len * self.world_size
-        if self.global_batch_tokens is None:
-            self.global_batch_tokens = per_pass
-        if self.global_batch_tokens % per_pass:
-            below = max(1, self.global_batch_tokens // per_pass)
-            raise UserError(
-                f"data.global_batch_tokens={self.global_batch_tokens} is not a multiple of micro_batch_size * seq_len "
-                f"* devices = {per_pass}; nearest: {below * per_pass} or {(below + 1) * per_pass}"
-            )
-        self.accumulation = self.global_batch_tokens // per_pass
+    def setup_training(self) -> None:
+        """The samples, their order and the number of steps."""
+        assert self.global_batch_tokens is not None
         self.steps = -(-self.num_tokens // self.global_batch_tokens)
         corpus = self._corpus
-        available = corpus.tokens("train")
         self.train_dataset: TokenBlocks = TokenBlocks(list(corpus.train_dirs.values()), self.seq_len)
         if len(self.train_dataset) == 0:
+            available = corpus.tokens("train")
             raise UserError(f"data.seq_len={self.seq_len} is longer than the text: it has {available} training tokens")
         self.order = SampleOrder(self.train_dataset.chunk_sizes, self.seed)
-        trainer = self.trainer
-        if trainer is None:
-            return
-        if trainer.accumulate_grad_batches not in (1, self.accumulation):
-            raise UserError(
-                f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches} disagrees with the batch sizes, "
-                f"which give {self.accumulation}: remove it and set data.global_batch_tokens"
-            )
-        trainer.accumulate_grad_batches = self.accumulation
-        trainer.fit_loop.max_epochs = 1  # the run is one epoch of the loader, whatever the Trainer's default
-        # The Trainer's default is the float; the user's own setting stays, the int 1 too.
-        if isinstance(trainer.val_check_interval, float) and trainer.val_check_interval == 1.0:
-            every = self.validate_every if self.validate_every is not None else max(1, self.steps // 10)
-            # The Trainer counts micro-batches, and with check_val_every_n_epoch=None accepts more than an epoch has.
-            trainer.val_check_interval = (every or self.steps) * self.accumulation
-            trainer.check_val_every_n_epoch = None
+        self.configure_trainer(validations=10)
 
     def train_dataloader(self) -> DataLoader:
         """Batches from the Trainer's current optimizer step to the end of the run."""
-        sampler = StepSampler(
-            self.order,
-            steps=self.steps,
-            accumulation=self.accumulation,
-            micro_batch_size=self.micro_batch_size,
-            rank=self.rank,
-            world_size=self.world_size,
-            step=lambda: self.trainer.global_step if self.trainer else 0,
-        )
-        return self._loader(self.train_dataset, self.micro_batch_size, sampler, self._collate_training)
+        return self.loader(self.train_dataset, self.micro_batch_size, self.step_sampler(), self._collate_training)
 
     def _collate_training(self, samples: list[dict]) -> dict:
         return {**stack_samples(samples), "step_tokens": self.global_batch_tokens}
@@ -211,78 +170,14 @@ class PretrainDataModule(L.LightningDataModule):
             # Ranks get equally many samples (the surplus is all ignored): sharded models meet in every forward.
             windows = EvaluationWindows(folder, self.seq_len, token_bytes, num_samples_multiple=self.world_size)
             sampler = RankSampler(len(windows), self.rank, self.world_size)
-            loaders.append(self._loader(windows, self.eval_batch_size, sampler, stack_samples))
+            loaders.append(self.loader(windows, self.eval_batch_size, sampler, stack_samples))
         return loaders
 
     def test_dataloader(self) -> list[DataLoader]:
         """The validation split: a pretraining corpus has no third one."""
         return self.val_dataloader()
 
-    def predict_dataloader(self) -> DataLoader:
-        """Batches of {"prompt": list of str, "input_ids": list of list of int} from the prompts file."""
-        if self.prompts_file is None:
-            raise UserError(
-                "data.prompts is needed for predict: a text file with a prompt a line, or JSONL with 'prompt'"
-            )
-        prompts = read_prompts(Path(self.prompts_file))
-        encode = self.tokenizer.encode
-        bos = [self.tokenizer.bos_id] if self.tokenizer.bos_id is not None else []
-
-        def collate(batch: list[str]) -> dict[str, list]:
-            return {"prompt": batch, "input_ids": [bos + encode(text) for text in batch]}
-
-        return DataLoader(prompts, batch_size=self.eval_batch_size, collate_fn=collate)  # type: ignore[arg-type]
-
-    def _loader(self, dataset: Dataset, batch_size: int, sampler: Any, collate: Any) -> DataLoader:
-        return DataLoader(
-            dataset,
-            batch_size=batch_size,
-            sampler=sampler,
-            collate_fn=collate,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=bool(self.trainer and self.trainer.strategy.root_device.type == "cuda"),
-        )
-
     def state_dict(self) -> dict[str, Any]:
         """What the order depends on; the position itself is the Trainer's step."""
         return {"corpus": self._corpus.content, "seq_len": self.seq_len, "seed": self.seed,
                 "global_batch_tokens": self.global_batch_tokens}  # fmt: skip
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse to resume where the order would be another one.
-
-        Raises:
-            UserError: names the setting that differs.
-        """
-        if self.trainer is not None and self.trainer.state.fn != "fit":
-            return  # evaluation has an order of its own, and may be of other text
-        for key, now in self.state_dict().items():
-            if state_dict[key] != now:
-                raise UserError(
-                    f"data.{key} was {state_dict[key]} when the checkpoint was written and is {now} now: the samples "
-                    "would not continue; restore it, or start a new run with model.init_from"
-                )
-
-
-def read_prompts(file: Path) -> list[str]:
-    """Prompts of a text file (a line each) or of JSONL rows with "prompt"; empty lines are skipped."""
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")  # splitlines would also cut at U+2028 and the like
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"data.prompts: {file} is not readable ({error})") from None
-    prompts = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        if file.suffix == ".jsonl":
-            try:
-                line = json.loads(line)["prompt"]
-            except (ValueError, KeyError, TypeError):
-                line = ""
-            if not isinstance(line, str) or not line:
-                raise UserError(f"{file}, line {number}: not a JSON object with a text as 'prompt'")
-        prompts.append(line)
-    if not prompts:
-        raise UserError(f"data.prompts: {file} holds no prompt")
-    return prompts

@@ -36,19 +36,27 @@ class KVCache:
 
 
 def build_mask(
-    query_len: int, key_len: int, window: int | None, padding_mask: Tensor | None, device: torch.device
+    query_len: int,
+    key_len: int,
+    window: int | None,
+    padding_mask: Tensor | None,
+    device: torch.device,
+    document_ids: Tensor | None = None,
 ) -> Tensor | None:
-    """Which keys each query may see: bool (T, S), or (B, 1, T, S) with padding; True is visible.
+    """Which keys each query may see: bool (T, S), or (B, 1, T, S) with padding or documents; True is visible.
 
-    ``padding_mask`` is bool (B, S), True for real tokens. None means that SDPA's own causal mask says the same.
+    ``padding_mask`` is bool (B, S), True for real tokens; ``document_ids`` int64 (B, T), with T = S, keeps documents
+    apart. None means that SDPA's own causal mask says the same.
     """
-    if padding_mask is None and query_len == key_len and (window is None or window >= key_len):
+    if padding_mask is None and document_ids is None and query_len == key_len and (window is None or window >= key_len):
         return None
     queries = torch.arange(key_len - query_len, key_len, device=device)[:, None]
     keys = torch.arange(key_len, device=device)[None]
     mask = keys <= queries
     if window is not None:
         mask = mask & (keys > queries - window)
+    if document_ids is not None:
+        return mask & (document_ids[:, None, :, None] == document_ids[:, None, None, :])
     if padding_mask is None:
         return mask
     # A padded query sees itself, so that its softmax has a term: a row of -inf would be NaN and spread to the batch.

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from lit_llm.errors import UserError
+from lit_llm.models.locate import locate
 
 
 @dataclass
@@ -129,6 +131,17 @@ class TransformerConfig:
     def from_preset(cls, name: str, **overrides: Any) -> TransformerConfig:
         """The preset ``name`` with single fields replaced."""
         return cls.from_dict({"preset": name, **overrides})
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> TransformerConfig:
+        """The shape of the model in a Hugging Face directory or GGUF file. Raises as `Transformer.from_pretrained`."""
+        from lit_llm.models.gguf import gguf_config
+        from lit_llm.models.huggingface import config_from_hf, read_json
+
+        found = locate(path)
+        if found.suffix == ".gguf":
+            return gguf_config(found)
+        return config_from_hf(read_json(found / "config.json"), str(found / "config.json"))
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values, resolved."""

@@ -224,7 +224,7 @@ def _swap_halves(tensor: Tensor, head_dim: int) -> Tensor:
     return heads.flip(1).reshape(tensor.shape)
 
 
-def _converted(name: str, tensor: Tensor, config: TransformerConfig, family: Family) -> Tensor:
+def converted(name: str, tensor: Tensor, config: TransformerConfig, family: Family) -> Tensor:
     """Layout changes a family needs; each is its own inverse."""
     assert config.head_dim is not None
     if (family.reversed_rope and ".q_proj." in name) or (family.reversed_rope and ".k_proj." in name):
@@ -292,7 +292,7 @@ def load_pretrained(folder: Path, dtype: torch.dtype | None = None) -> Transform
                 f"{folder}: tensor {theirs} has shape {tuple(tensor.shape)}, config.json says {tuple(shapes[ours])}"
             )
         tensor = tensor if dtype is None else tensor.to(dtype)
-        loaded[ours] = tensor if family is None else _converted(ours, tensor, config, family)
+        loaded[ours] = tensor if family is None else converted(ours, tensor, config, family)
     missing = [theirs for theirs, ours in ours_by_theirs.items() if ours not in loaded]
     if unknown or missing:
         raise UserError(f"{folder}: tensors without a place: {unknown or 'none'}; tensors missing: {missing or 'none'}")
@@ -304,7 +304,9 @@ def load_pretrained(folder: Path, dtype: torch.dtype | None = None) -> Transform
     return model
 
 
-def save_pretrained(model: Transformer, folder: Path, dtype: torch.dtype | None = None) -> None:
+def save_pretrained(
+    model: Transformer, folder: Path, dtype: torch.dtype | None = None, state_dict: dict[str, Tensor] | None = None
+) -> None:
     """See `Transformer.save_pretrained`."""
     from safetensors.torch import save_file
 
@@ -312,12 +314,12 @@ def save_pretrained(model: Transformer, folder: Path, dtype: torch.dtype | None 
     folder.mkdir(parents=True, exist_ok=True)
     name = family_of(config)
     tensors: dict[str, Tensor] = {}
-    for ours, tensor in model.state_dict().items():
+    for ours, tensor in (state_dict or model.state_dict()).items():
         if ours == "head.weight" and config.tie_embeddings:
             continue
         tensor = tensor.detach().to(device="cpu", dtype=dtype or tensor.dtype)
         if name is not None:
-            tensor = _converted(ours, tensor, config, FAMILIES[name])
+            tensor = converted(ours, tensor, config, FAMILIES[name])
             ours = tensor_names(config, ours, FAMILIES[name])
         tensors[ours] = tensor.contiguous()
     saved_dtype = dtype or next(model.parameters()).dtype

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lit_llm.errors import UserError
+from lit_llm.models.locate import locate
 
 if TYPE_CHECKING:
     import tokenizers
@@ -56,6 +57,8 @@ class Tokenizer:
 
     Attributes:
         bos_id, eos_id, pad_id: ids of the control tokens, None where the tokenizer has none.
+        special_names: {"bos_token": its text or None, "eos_token": ..., "pad_token": ...}.
+        control_tokens: text -> id of every control token.
         chat_template: Jinja source, or None.
     """
 
@@ -71,10 +74,10 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
-        self._special_names = {"bos_token": bos_token, "eos_token": eos_token, "pad_token": pad_token}
+        self.special_names = {"bos_token": bos_token, "eos_token": eos_token, "pad_token": pad_token}
         self.chat_template = chat_template
         self.bos_id, self.eos_id, self.pad_id = (
-            None if name is None else backend.token_to_id(name) for name in self._special_names.values()
+            None if name is None else backend.token_to_id(name) for name in self.special_names.values()
         )
         self._raw = self._without_control_tokens()
 
@@ -87,9 +90,13 @@ class Tokenizer:
         from tokenizers import Tokenizer as Backend
 
         spec = json.loads(self._backend.to_str())
-        names = set(self._special_names.values())
+        names = set(self.special_names.values())
+        self.control_tokens: dict[str, int] = {}
         for token in spec.get("added_tokens", []):
             token["special"] |= token["content"] in names or re.fullmatch(r"<\|.*\|>", token["content"]) is not None
+            if token["special"]:
+                self.control_tokens[token["content"]] = token["id"]
+        self._control_ids = set(self.control_tokens.values())
         raw = Backend.from_str(json.dumps(spec))
         raw.encode_special_tokens = True
         return raw
@@ -145,7 +152,7 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Tokenizer:
-        """Load a tokenizer.json, or the folder of one.
+        """Load a tokenizer.json, the folder of one, or a GGUF file's.
 
         Control tokens and the chat template come from the files beside it (tokenizer_config.json,
         special_tokens_map.json, config.json, chat_template.jinja); with none there, a special token with a usual name
@@ -156,7 +163,11 @@ class Tokenizer:
         """
         from tokenizers import Tokenizer as Backend
 
-        path = Path(path).expanduser()
+        path = locate(path)
+        if path.suffix == ".gguf":
+            from lit_llm.models.gguf import gguf_tokenizer
+
+            return gguf_tokenizer(path)
         file = path / "tokenizer.json" if path.is_dir() else path
         if not file.is_file():
             raise UserError(f"{file}: no such file; a tokenizer is a tokenizer.json or a folder holding one")
@@ -198,7 +209,7 @@ class Tokenizer:
         settings: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,  # True would eat the space before a full stop when decoding
-            **{key: name for key, name in self._special_names.items() if name is not None},
+            **{key: name for key, name in self.special_names.items() if name is not None},
         }
         if model_max_length is not None:
             settings["model_max_length"] = model_max_length
@@ -211,6 +222,18 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """One more than the largest id (published vocabularies may have holes)."""
         return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    @property
+    def document_start(self) -> list[int]:
+        """What stands before a plain text: the bos token, if there is one that begins texts.
+
+        ChatML models call ``<|im_start|>`` their bos, but it opens a message: plain text never follows it.
+        """
+        return [] if self.bos_id is None or self.special_names["bos_token"] == IM_START else [self.bos_id]
+
+    def is_control(self, token_id: int) -> bool:
+        """Whether the id is a control token's."""
+        return token_id in self._control_ids
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Token ids of ``text``; nothing is added around them.

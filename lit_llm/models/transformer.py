@@ -6,6 +6,7 @@ Shapes: B batch, T positions, C hidden width, V vocabulary.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +14,16 @@ from torch import Tensor, nn
 
 from lit_llm.models.attention import Attention, KVCache, build_mask
 from lit_llm.models.config import TransformerConfig
+from lit_llm.models.locate import locate
 from lit_llm.models.norm import RMSNorm, build_norm
 from lit_llm.models.rope import inverse_frequencies, rope_cache
+
+if TYPE_CHECKING:
+    from lit_llm.models.lora import LoRAConfig
+
+
+IGNORE = -100
+"""Label of a position that is not predicted: torch's cross-entropy default."""
 
 
 class MLP(nn.Module):
@@ -72,6 +81,7 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.config = config
+        self.lora: LoRAConfig | None = None  # set by `apply_lora`
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.embed_norm = build_norm(config, config.hidden_size) if config.embedding_norm else nn.Identity()
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
@@ -132,12 +142,23 @@ class Transformer(nn.Module):
         return self.logits(x_BTC[:, -1:] if last_only else x_BTC)
 
     def hidden_states(
-        self, input_ids: Tensor, *, padding_mask: Tensor | None = None, cache: KVCache | None = None
+        self,
+        input_ids: Tensor,
+        *,
+        padding_mask: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
-        """What the head reads: the last block's output after the final norm, (B, T, C)."""
+        """What the head reads: the last block's output after the final norm, (B, T, C).
+
+        ``document_ids`` int64 (B, T) says which of a row's documents a token is of: tokens see their own document
+        alone, and positions count from its start, so that packed documents are computed as single ones.
+        """
         T, device = input_ids.shape[1], input_ids.device
         past = 0 if cache is None else cache.length
-        if padding_mask is None:
+        if document_ids is not None:
+            positions = positions_in_documents(document_ids)[:, None]
+        elif padding_mask is None:
             positions = torch.arange(past, past + T, device=device)
         else:
             positions = (padding_mask.long().cumsum(-1) - 1).clamp(min=0)[:, None, past : past + T]
@@ -150,7 +171,7 @@ class Transformer(nn.Module):
         cos, sin = rope_cache(positions, inverse_frequencies(self.config.head_dim, self.config.rope_theta, device))
         rope = cos.to(x_BTC.dtype), sin.to(x_BTC.dtype)
         masks = {  # one mask a kind of layer, not one a layer
-            window: build_mask(T, past + T, window, padding_mask, device)
+            window: build_mask(T, past + T, window, padding_mask, device, document_ids)
             for window in {self.config.window(i) for i in range(self.config.num_layers)}
         }
         x_BTC = self.embed_norm(x_BTC)
@@ -166,28 +187,68 @@ class Transformer(nn.Module):
         cap = self.config.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits.float() / cap)
 
-    def token_losses(self, input_ids: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy of each position in nats: float32 (B, T); 0 where ``labels`` (B, T) is -100."""
-        return self.head_losses(self.hidden_states(input_ids), labels)
+    def token_losses(self, input_ids: Tensor, labels: Tensor, document_ids: Tensor | None = None) -> Tensor:
+        """Cross-entropy of each position in nats: float32 (B, T); 0 where ``labels`` (B, T) is -100.
+
+        With ``document_ids`` the head computes labelled positions alone: of a conversation that is about half, and
+        the logits over a large vocabulary are what such a step spends most memory on.
+        """
+        x_BTC = self.hidden_states(input_ids, document_ids=document_ids)
+        if document_ids is None:
+            return self.head_losses(x_BTC, labels)
+        labelled = labels != IGNORE
+        # The class's own method: their number differs from batch to batch, and a compiler would begin anew each time.
+        losses = Transformer.head_losses(self, x_BTC[labelled], labels[labelled])
+        return torch.zeros(labels.shape, device=losses.device).masked_scatter(labelled, losses)
 
     def head_losses(self, x_BTC: Tensor, labels_BT: Tensor) -> Tensor:
-        """Head and cross-entropy together, so that a compiler makes one pass over the logits of both."""
+        """Head and cross-entropy together, so that a compiler makes one pass over the logits of both.
+
+        (..., C) and labels (...) -> losses (...).
+        """
         logits_BTV = self.logits(x_BTC).float()
-        return F.cross_entropy(logits_BTV.flatten(0, 1), labels_BT.flatten(), reduction="none").view(labels_BT.shape)
+        return F.cross_entropy(logits_BTV.view(-1, logits_BTV.shape[-1]), labels_BT.flatten(), reduction="none").view(
+            labels_BT.shape
+        )
 
     @classmethod
     def from_pretrained(cls, path: str | Path, dtype: torch.dtype | None = None) -> Transformer:
-        """Load a Hugging Face directory (config.json + safetensors); ``dtype`` None keeps the file's.
+        """Load a Hugging Face directory (config.json + safetensors) or a GGUF file.
+
+        Args:
+            path: see `locate`.
+            dtype: of the weights. None: the file's (float32 for GGUF).
 
         Raises:
             UserError: a missing or broken file, an architecture or a tensor name that is not known.
         """
+        found = locate(path)
+        if found.suffix == ".gguf":
+            from lit_llm.models.gguf import load_gguf
+
+            return load_gguf(found, dtype)[0]
         from lit_llm.models.huggingface import load_pretrained
 
-        return load_pretrained(Path(path), dtype)
+        return load_pretrained(found, dtype)
 
-    def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write a Hugging Face directory that transformers and vLLM load; ``dtype`` None keeps the weights'."""
+    def save_pretrained(
+        self, path: str | Path, dtype: torch.dtype | None = None, state_dict: dict[str, Tensor] | None = None
+    ) -> None:
+        """Write a Hugging Face directory that transformers and vLLM load.
+
+        Args:
+            path: made if it is not there.
+            dtype: of the file's weights. None keeps theirs.
+            state_dict: weights to write in place of the model's own, under the same names.
+        """
         from lit_llm.models.huggingface import save_pretrained
 
-        save_pretrained(self, Path(path), dtype)
+        save_pretrained(self, Path(path), dtype, state_dict)
+
+
+def positions_in_documents(document_ids: Tensor) -> Tensor:
+    """Distance of each token from its document's first in the row: int64 (B, T), documents being runs of one id."""
+    index = torch.arange(document_ids.shape[1], device=document_ids.device)
+    begins = torch.ones_like(document_ids, dtype=torch.bool)
+    begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    return index - torch.where(begins, index, 0).cummax(-1).values

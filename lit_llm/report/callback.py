@@ -80,10 +80,10 @@ class RunReport(L.Callback):
             "resumes": int(earlier.get("resumes", 0)) + 1 if trainer.global_step else 0,
         }
         if trainer.is_global_zero:
-            card = getattr(getattr(data, "corpus", None), "path", None)
+            card = getattr(data, "datacard_file", None)
             self.folder.mkdir(parents=True, exist_ok=True)
-            if card is not None and (card / "datacard.json").exists():
-                shutil.copyfile(card / "datacard.json", self.folder / "datacard.json")
+            if card is not None:
+                shutil.copyfile(card, self.folder / "datacard.json")
         self._save(trainer, "running")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from lit_llm.errors import UserError
+from lit_llm.arguments import Parser
 from lit_llm.report.html import write_report
 
 
@@ -15,9 +14,7 @@ def main(args: list[str]) -> None:
     Raises:
         UserError: the folder is no run folder.
     """
-    parser = argparse.ArgumentParser(prog="lit_llm report", description="Write a run folder's report.html.")
-    parser.add_argument("run", type=Path, help="run folder, e.g. runs/quickstart")
+    parser = Parser(prog="lit_llm report", description="Write a run folder's report.html.")
+    parser.add_argument("run", type=Path, help="run folder, e.g. runs/pretrain-quickstart")
     run = parser.parse_args(args).run
-    if not any((run / name).exists() for name in ("metrics.csv", "run.json", "config.yaml")):
-        raise UserError(f"{run} is not a run folder: it holds neither metrics.csv nor run.json")
     print(write_report(run))

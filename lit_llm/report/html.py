@@ -14,6 +14,7 @@ import numpy as np
 from markupsafe import Markup
 
 from lit_llm.report.figures import figure_sections, x_axis
+from lit_llm.report.finetuning import evaluations, example_table, retention
 from lit_llm.report.headline import headline, last_write, lead, status, with_unit
 from lit_llm.report.plots import number
 from lit_llm.report.reading import Run, read_run
@@ -56,6 +57,7 @@ def _printable(html: str) -> str:
 
 def _contents(run: Run) -> dict[str, Any]:
     axis, x = x_axis(run)
+    examples = example_table(run.datacard)
     groups, left_out = _sample_groups(run)
     config = re.sub(rf"(?im){SECRET}:[ \t]+)(?!null$)\S.*$", r"\1(hidden)", run.config)
     command = str(run.info.get("command") or "")
@@ -69,7 +71,10 @@ def _contents(run: Run) -> dict[str, Any]:
         "problems": run.problems,
         "samples": groups,
         "samples_left_out": left_out,
-        "splits": _split_table(run.datacard),
+        "splits": [] if examples else _split_table(run.datacard),
+        "examples": examples,
+        "evaluations": evaluations(run.folder),
+        "retention": retention(run.folder),
         "corpus": _corpus_facts(run.datacard),
         "config": _highlight(config),
         "environment": _environment(run),

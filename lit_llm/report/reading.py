@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lit_llm.errors import UserError
+from lit_llm.training.neptune_offline import PREFIX_PATH, offline_containers, read_offline
 
 
 @dataclass
@@ -52,16 +53,24 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read everything there is. Raises UserError when ``folder`` is no folder or holds neither metrics nor run.json."""
+    """Read everything there is; the metrics from ``metrics.csv``, or where there is none from Neptune's offline data.
+
+    Raises:
+        UserError: ``folder`` is no folder or holds neither metrics nor run.json.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder; give the folder that `lit_llm fit` wrote")
     run = Run(folder)
-    if not (folder / "metrics.csv").is_file() and not (folder / "run.json").is_file():
+    only_neptune = not (folder / "metrics.csv").is_file() and bool(offline_containers(folder))
+    if not only_neptune and not (folder / "metrics.csv").is_file() and not (folder / "run.json").is_file():
         raise UserError(f"{folder}: not a run folder, it has neither metrics.csv nor run.json")
     run.info = _read_json(run, "run.json", "What the header would say about the run is unknown.")
     run.datacard = _read_json(run, "datacard.json", "The data card is left out.")
     run.config = _read_text(run, "config.yaml", "The configuration is left out.")
-    _read_metrics(run)
+    if only_neptune:
+        _read_neptune(run)
+    else:
+        _read_metrics(run)
     _read_samples(run)
     return run
 
@@ -126,6 +135,26 @@ def _read_metrics(run: Run) -> None:
         if words.any():
             run.problems.append(f"metrics.csv: column {name} has {int(words.sum()):,} value(s) that are not numbers.")
         run.columns[name], run.missing[name] = values, missing | words
+
+
+def _read_neptune(run: Run) -> None:
+    """The columns that metrics.csv would have, from the points of NeptuneLogger that have a step."""
+    series, attributes = read_offline(run.folder)
+    prefix = f"{attributes.get(PREFIX_PATH, '')}/"
+    columns = {
+        name.removeprefix(prefix): {step: value for step, value in points if step is not None}
+        for name, points in series.items()
+    }
+    columns.pop("epoch", None)  # the Trainer's own counter; a run here is one pass over (seed, step)
+    steps = sorted({step for points in columns.values() for step in points})
+    rows = {step: row for row, step in enumerate(steps)}
+    for name, points in columns.items():
+        values, missing = np.full(len(steps), np.nan), np.ones(len(steps), dtype=bool)
+        at = [rows[step] for step in points]
+        values[at], missing[at] = list(points.values()), False
+        run.columns[name], run.missing[name] = values, missing
+    run.columns["step"], run.missing["step"] = np.array(steps, dtype=np.float64), np.zeros(len(steps), dtype=bool)
+    run.problems.append("There is no metrics.csv. The plots show what Neptune's client wrote offline.")
 
 
 def _to_float(cell: str) -> float:

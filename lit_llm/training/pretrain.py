@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -19,7 +21,7 @@ from lit_llm.models import flops
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.device import can_compile, exact_dtype
 from lit_llm.models.generate import generate
-from lit_llm.models.huggingface import config_from_hf, read_json
+from lit_llm.models.locate import locate
 from lit_llm.models.parallelize import parallelize
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
@@ -42,7 +44,8 @@ class PretrainModule(L.LightningModule):
     Args:
         transformer: a preset's name, or fields of `TransformerConfig` (``preset`` among them names one to start from).
             vocab_size and max_seq_len come from the data unless given.
-        init_from: Hugging Face directory to start from instead of random weights; ``transformer`` is then its config.
+        init_from: Hugging Face directory or GGUF file to start from instead of random weights; ``transformer`` is then
+            its config. See `locate`.
         optimizer: "muon_adamw" (Muon for the matrices) or "adamw".
         learning_rate: of the matrices. None: derived from the width.
         weight_decay: decoupled, on matrices.
@@ -76,8 +79,7 @@ class PretrainModule(L.LightningModule):
         self.save_hyperparameters()
         self.fields: dict[str, Any] = {"preset": transformer} if isinstance(transformer, str) else dict(transformer)
         if init_from is not None:
-            hf = read_json(Path(init_from) / "config.json")
-            self.fields = config_from_hf(hf, f"{init_from}/config.json").to_dict()
+            self.fields = TransformerConfig.from_pretrained(init_from).to_dict()
         TransformerConfig.from_dict(self.fields)  # a mistake is told now, before any data is made
         self.model: nn.Module | None = None
         self.step_loss = MeanMetric(nan_strategy="disable")  # the default check for NaN synchronises the device
@@ -101,7 +103,7 @@ class PretrainModule(L.LightningModule):
     def token_losses(self, batch: dict[str, Tensor]) -> Tensor:
         """Cross-entropy of each position in nats, float32 (batch, seq); 0 where the label is -100."""
         if isinstance(self.network, Transformer):
-            return self.network.token_losses(batch["input_ids"], batch["labels"])
+            return self.network.token_losses(batch["input_ids"], batch["labels"], batch.get("document_ids"))
         logits, labels = self.network(batch["input_ids"]), batch["labels"]
         return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none").view_as(labels)
 
@@ -161,7 +163,10 @@ class PretrainModule(L.LightningModule):
     def _check_same_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Continued pretraining on other token ids would start from noise, and say nothing."""
         init_from = self.hparams["init_from"]
-        if init_from is None or not (Path(init_from) / "tokenizer.json").exists():
+        if init_from is None:
+            return
+        found = locate(init_from)
+        if found.suffix != ".gguf" and not (found / "tokenizer.json").exists():
             return
         if Tokenizer.from_pretrained(init_from).fingerprint() != tokenizer.fingerprint():
             raise UserError(f"the data has another tokenizer than model.init_from: set data.tokenizer={init_from}")
@@ -205,10 +210,14 @@ class PretrainModule(L.LightningModule):
             "give model.tokens and model.global_batch_tokens, or trainer.max_steps: the schedule needs a horizon"
         )
 
+    def default_learning_rate(self) -> float:
+        """For when none is given."""
+        return default_learning_rate(self.hparams["optimizer"], model_width(self.network))
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer for everything, its schedule advanced by optimizer step."""
         hp = self.hparams
-        lr = hp["learning_rate"] or default_learning_rate(hp["optimizer"], model_width(self.network))
+        lr = hp["learning_rate"] or self.default_learning_rate()
         groups = parameter_groups(self.network, hp["optimizer"], lr, hp["weight_decay"])
         optimizer: torch.optim.Optimizer
         if hp["optimizer"] == "muon_adamw":
@@ -239,6 +248,15 @@ class PretrainModule(L.LightningModule):
             return
         limit = self.hparams["grad_clip"] or float("inf")
         self.grad_norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Make the step's noise (dropout) a function of seed, micro-batch and rank, as its samples are.
+
+        A generator's state would not do: loaders and validations draw from it too, at other times in a resumed run.
+        """
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # what `seed_everything` was given
+        key = np.random.SeedSequence((seed, batch_idx, self.global_rank)).generate_state(1, np.uint64)
+        torch.manual_seed(int(key[0]))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Loss of one micro-batch, scaled so that what the Trainer makes of it is sum / global tokens."""
@@ -330,8 +348,7 @@ class PretrainModule(L.LightningModule):
         """Continue each prompt greedily for up to 64 tokens: {"prompt", "text"} each."""
         model, tokenizer = self.network, self._datamodule.tokenizer
         assert isinstance(model, Transformer)
-        stop = [tokenizer.eos_id] if tokenizer.eos_id is not None else []
-        answers = generate(model, batch["input_ids"], 64, temperature=0, stop_ids=stop)
+        answers = generate(model, batch["input_ids"], 64, temperature=0, stop_ids=self._datamodule.stop_ids)
         return [
             {"prompt": prompt, "text": tokenizer.decode(ids)}
             for prompt, ids in zip(batch["prompt"], answers, strict=True)
@@ -371,9 +388,14 @@ class PretrainModule(L.LightningModule):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model and, where the data module has one, tokenizer as a Hugging Face directory."""
-        model, tokenizer = self.network, getattr(self._datamodule, "tokenizer", None)
+        model = self.network
         if not isinstance(model, Transformer):
             raise UserError(f"only a Transformer is written as a Hugging Face directory, not {type(model).__name__}")
         model.save_pretrained(folder)
+        self.save_tokenizer(folder)
+
+    def save_tokenizer(self, folder: str | Path) -> None:
+        """Write the data module's tokenizer, where it has one, beside the model."""
+        tokenizer = getattr(self._datamodule, "tokenizer", None)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder, model_max_length=self.config.max_seq_len)

@@ -1,4 +1,4 @@
-"""Sampling: against transformers' generate, across batches, and by its definitions."""
+"""Sampling: against transformers' generate, across batches, token by token, and by its definitions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from lit_llm.errors import UserError
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.generate import generate, sample
+from lit_llm.models.generate import PromptCache, TextStream, generate, sample, stream
+from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 
 
@@ -82,3 +83,149 @@ def test_bad_requests_are_named(model: Transformer, arguments: tuple, message: s
         generate(model, *arguments)
     with pytest.raises(UserError, match="top_p"):
         generate(model, [[1]], 1, top_p=0.0)
+
+
+SETTINGS = [
+    {"temperature": 0},
+    {"temperature": 0.8, "seed": 5},
+    {"top_k": 4, "seed": 1},
+    {"top_p": 0.6, "seed": 2, "stop_ids": list(range(0, 61, 7))},
+]
+
+
+@pytest.mark.parametrize("how", SETTINGS)
+def test_stream_equals_generate(model: Transformer, how: dict) -> None:
+    for prompt in ([3], [1, 2, 3, 4, 5, 6, 7]):
+        assert list(stream(model, prompt, 15, **how)) == generate(model, [prompt], 15, **how)[0]
+
+
+@pytest.fixture(scope="module", params=[None, 5], ids=["full", "windowed"])
+def any_model(request: pytest.FixtureRequest) -> Transformer:
+    torch.manual_seed(1)
+    model = Transformer(
+        TransformerConfig(vocab_size=61, hidden_size=32, num_layers=2, num_heads=4, sliding_window=request.param)
+    )
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    return model
+
+
+IDS = st.lists(st.integers(0, 60), min_size=1, max_size=10)
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), IDS), min_size=1, max_size=5))
+@settings(max_examples=15, deadline=None)
+def test_a_reused_cache_changes_no_answer(any_model: Transformer, turns: list[tuple[int, list[int]]]) -> None:
+    cache, said = PromptCache(), []
+    for keep, new in turns:
+        prompt = said[:keep] + new
+        answer = list(stream(any_model, prompt, 6, temperature=0, cache=cache))
+        assert answer == generate(any_model, [prompt], 6, temperature=0)[0]
+        said = prompt + answer
+
+
+def test_a_reused_cache_feeds_new_tokens_only(model: Transformer) -> None:
+    fed = []
+    hook = model.embed.register_forward_pre_hook(lambda module, args: fed.append(args[0].shape[1]))
+    cache = PromptCache()
+    first = list(range(20))
+    answer = list(stream(model, first, 5, temperature=0, cache=cache))
+    second = [*first, *answer, 7, 8, 9]
+    list(stream(model, second, 2, temperature=0, cache=cache))
+    list(stream(model, second[:10], 1, temperature=0, cache=cache))  # shorter than what is known: its last token
+    hook.remove()
+    # The answer's last token was sampled but never fed, so it comes with the three new ones.
+    assert fed == [20, 1, 1, 1, 1, 4, 1, 1]
+
+
+def test_an_interrupted_stream_leaves_a_sound_cache(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, prompt = PromptCache(), [5, 6, 7, 8]
+    forward, calls = model.layers[1].forward, []
+
+    def interrupted(*args: object, **kwargs: object) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return forward(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.layers[1], "forward", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(stream(model, prompt, 8, temperature=0, cache=cache))
+    longer = [*prompt, *cache.ids[4:], 9]
+    assert len(longer) == 7  # two tokens came before the third step broke off
+    assert list(stream(model, longer, 8, temperature=0, cache=cache)) == generate(model, [longer], 8, temperature=0)[0]
+
+
+def test_between_tokens_the_caller_is_left_alone(model: Transformer) -> None:
+    model.train()
+    tokens = stream(model, [1, 2], 5)
+    next(tokens)
+    assert not torch.is_inference_mode_enabled() and torch.is_grad_enabled()
+    tokens.close()
+    assert model.training
+    model.eval()
+
+
+def test_stream_refuses_at_the_call(model: Transformer) -> None:
+    with pytest.raises(UserError, match="exceed max_seq_len"):
+        stream(model, [1], 5000)
+    with pytest.raises(UserError, match="temperature"):
+        stream(model, [1], 1, temperature=-1)
+
+
+TEXT = "the naïve café of 北京 said 🙂 to the 🙃 cat\n" * 8
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train([TEXT], 280)
+
+
+def first_stop(text: str, stop: list[str]) -> int:
+    """Where the stop string begins that is complete first."""
+    ends = [(text.index(s) + len(s), text.index(s)) for s in stop if s in text]
+    return min(ends)[1] if ends else len(text)
+
+
+@given(
+    st.text("the naïvecafé北京🙂🙃\n", max_size=25),
+    st.lists(st.integers(0, 279), max_size=6),
+    st.lists(st.text("thecafé 北🙂", min_size=1, max_size=4), max_size=3),
+)
+@settings(max_examples=200, deadline=None)
+def test_text_comes_whole_and_without_stop_strings(
+    tokenizer: Tokenizer, text: str, noise: list[int], stop: list[str]
+) -> None:
+    ids = tokenizer.encode(text) + noise
+    whole = tokenizer.decode(ids)
+    cut = first_stop(whole, stop)
+    out = TextStream(tokenizer, stop)
+    shown = ""
+    for token in ids:
+        shown += out.push(token)
+        assert whole[:cut].startswith(shown)  # nothing is shown that a later token takes back
+        if out.stopped:
+            break
+    assert shown + out.flush() == whole[:cut]
+    assert out.stopped == any(s in whole for s in stop)
+
+
+def test_characters_and_stop_strings_across_tokens(tokenizer: Tokenizer) -> None:
+    raw = [_byte_token(tokenizer, byte) for byte in "€".encode()]
+    out = TextStream(tokenizer)
+    assert [out.push(token) for token in raw] == ["", "", "€"]
+    assert out.push(raw[0]) == "" and out.flush() == "\ufffd"
+    out = TextStream(tokenizer, ["END"])
+    letters = [_byte_token(tokenizer, byte) for byte in b"aENbENDc"]
+    assert [out.push(token) for token in letters[:7]] == ["a", "", "", "ENb", "", "", ""]
+    assert out.stopped and out.flush() == ""
+    with pytest.raises(UserError, match="empty"):
+        TextStream(tokenizer, [""])
+
+
+def _byte_token(tokenizer: Tokenizer, byte: int) -> int:
+    """The token of a single byte, by GPT-2's table of bytes as printable characters."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    character = chr(byte) if byte in printable else chr(256 + [b for b in range(256) if b not in printable].index(byte))
+    return tokenizer._backend.token_to_id(character)

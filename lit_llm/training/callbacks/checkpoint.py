@@ -34,8 +34,8 @@ class Checkpoint(CheckpointBase):
     A checkpoint of step n is written once everything of step n is done, its validation and logging included, so a
     resumed run neither repeats nor misses a row. It is written under another name, flushed to disk and renamed: a file
     called ``*.ckpt`` is whole. At the end of training the model is also written as a Hugging Face directory to
-    ``final/``, if the module has ``save_pretrained``. Ctrl-C lets a single process finish its optimizer step and saves
-    it; a second one stops at once.
+    ``final/``, if the module has ``save_pretrained``, and an adapter to ``adapter/``, if it has ``save_adapter``.
+    Ctrl-C lets a single process finish its optimizer step and saves it; a second one stops at once.
 
     Args:
         every_steps: optimizer steps between checkpoints. None: twenty times in the run, but at least 50 apart.
@@ -123,7 +123,8 @@ class Checkpoint(CheckpointBase):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note that there is a score; it is acted on at the next border."""
-        self._unscored = trainer.state.fn == "fit" and not trainer.sanity_checking
+        # What training starts from needs no copy.
+        self._unscored = trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.global_step > 0
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last step, and the model for others to use."""
@@ -149,6 +150,9 @@ class Checkpoint(CheckpointBase):
             shutil.rmtree(target, ignore_errors=True)
             part.rename(target)
             rank_zero_info(f"wrote {target}: a Hugging Face directory, for transformers and vLLM")
+            save_adapter: Any = getattr(pl_module, "save_adapter", None)
+            if save_adapter is not None:
+                save_adapter(self.folder.parent / "adapter")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Give Ctrl-C back to whoever had it."""

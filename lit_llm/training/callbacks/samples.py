@@ -8,15 +8,17 @@ from typing import Any
 
 import lightning as L
 
+from lit_llm.data.base import TokenDataModule
 from lit_llm.models.generate import generate
 from lit_llm.models.transformer import Transformer
+from lit_llm.training.callbacks.jsonl import keep_until
 
 
 class SampleCallback(L.Callback):
     """After each validation, continues fixed prompts with a fixed seed and appends them to ``samples.jsonl``.
 
     A line is {"step", "tokens", "prompt", "text"}. Lines of steps that a resumed run repeats are replaced. Needs a
-    module whose ``network`` is a `Transformer` and a data module with a ``tokenizer``; does nothing otherwise.
+    module whose ``network`` is a `Transformer` and a data module of ours; does nothing otherwise.
 
     Args:
         prompts: texts to continue. None: how the first three validation documents begin.
@@ -35,27 +37,19 @@ class SampleCallback(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Drop the lines after the step training resumes from."""
         self.file = Path(trainer.default_root_dir) / "samples.jsonl"
-        if trainer.is_global_zero and self.file.exists():
-            kept = []
-            for line in self.file.read_text(encoding="utf-8").splitlines(keepends=True):
-                try:
-                    whole = line.endswith("\n") and json.loads(line)["step"] <= trainer.global_step
-                except ValueError:  # cut short by a kill
-                    whole = False
-                kept += [line] if whole else []
-            self.file.write_text("".join(kept), encoding="utf-8")
+        if trainer.is_global_zero:
+            keep_until(self.file, trainer.global_step)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Sample, on the first rank."""
         data = _datamodule(trainer)
-        model, tokenizer = getattr(pl_module, "network", None), getattr(data, "tokenizer", None)
-        if not isinstance(model, Transformer) or tokenizer is None:
+        model = getattr(pl_module, "network", None)
+        if not isinstance(model, Transformer) or not isinstance(data, TokenDataModule):
             return
-        texts = self.prompts if self.prompts is not None else getattr(data, "sample_prompts", [])
+        texts = self.prompts if self.prompts is not None else data.sample_prompts
         if not texts or trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
             return
-        start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-        prompts = [start + tokenizer.encode(text) for text in texts]
+        prompts = [data.encode_prompt(text) for text in texts]
         room = model.config.max_seq_len - max(map(len, prompts))
         if room < 1:
             return
@@ -66,13 +60,18 @@ class SampleCallback(L.Callback):
                 min(self.max_new_tokens, room),
                 temperature=self.temperature,
                 top_k=self.top_k,
-                stop_ids=[] if tokenizer.eos_id is None else [tokenizer.eos_id],
+                stop_ids=data.stop_ids,
             )
         tokens = trainer.global_step * (getattr(data, "global_batch_tokens", None) or 0)
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with open(self.file, "a", encoding="utf-8") as file:
             for prompt, ids in zip(texts, answers, strict=True):
-                row = {"step": trainer.global_step, "tokens": tokens, "prompt": prompt, "text": tokenizer.decode(ids)}
+                row = {
+                    "step": trainer.global_step,
+                    "tokens": tokens,
+                    "prompt": prompt,
+                    "text": data.tokenizer.decode(ids),
+                }
                 file.write(json.dumps(row) + "\n")
 
 

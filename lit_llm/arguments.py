@@ -1,0 +1,113 @@
+"""Parser: argparse whose mistakes are one line, with --config FILE and --print_config like the Trainer's verbs."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lit_llm.errors import UserError
+
+_OWN = ("help", "config", "print_config")
+
+
+class Parser(argparse.ArgumentParser):
+    """An ``argparse.ArgumentParser`` for one verb of the command line.
+
+    ``--config FILE`` takes arguments from a YAML mapping, positional ones by their names too; what the command line
+    says wins. ``--print_config`` prints such a mapping, complete, and exits.
+
+    Raises:
+        UserError: instead of printing the usage and exiting, wherever argparse finds a mistake.
+    """
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(allow_abbrev=False, **kwargs)
+        self.add_argument("--config", metavar="FILE", help="YAML file with these arguments")
+        self.add_argument("--print_config", action="store_true", help="print the arguments as such a file and exit")
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the mistake, with the nearest option for an unknown one."""
+        if found := re.match(r"unrecognized arguments: (--[\w-]+)", message):
+            options = [option for action in self._actions for option in action.option_strings]
+            near = difflib.get_close_matches(found[1], options, n=1, cutoff=0.6)
+            message = f"unknown option {found[1]}" + (f": did you mean {near[0]}?" if near else "")
+        raise UserError(message)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
+        """The arguments: the command line's, else the config file's, else the defaults."""
+        args = list(sys.argv[1:] if args is None else args)
+        settings = [action for action in self._actions if action.dest not in _OWN]
+        in_file = self._read_config(args, settings)
+        for action in settings:
+            if action.dest in in_file or "--print_config" in args:
+                action.required = False
+                if not action.option_strings:
+                    action.nargs = "*" if action.nargs in ("+", "*") else "?"
+        # None marks what the command line leaves open: a value given there wins even if it equals the default, and
+        # a list given there replaces the file's instead of growing it.
+        given = vars(super().parse_args(args, argparse.Namespace(**{action.dest: None for action in settings})))
+        for action in settings:
+            if given[action.dest] in (None, []):
+                given[action.dest] = in_file.get(action.dest, action.default)
+        if given.pop("print_config"):
+            import yaml
+
+            del given["config"]
+            plain = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
+            print(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), end="")
+            raise SystemExit(0)
+        return argparse.Namespace(**given)
+
+    def _read_config(self, args: list[str], settings: list[argparse.Action]) -> dict[str, Any]:
+        """Checked values of the file that ``--config`` names, if it is there."""
+        finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        finder.add_argument("--config", nargs="?")
+        file = finder.parse_known_args(args)[0].config
+        if file is None:
+            return {}
+        import yaml
+
+        try:
+            content = yaml.safe_load(Path(file).expanduser().read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(f"--config {file}: not readable as YAML ({' '.join(str(error).split())})") from None
+        if not isinstance(content, dict):
+            raise UserError(f"--config {file}: holds no settings; a config is a mapping such as 'seed: 1'")
+        known = {action.dest: action for action in settings}
+        values = {}
+        for key, value in content.items():
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.6)
+                raise UserError(f"{file}: unknown key {key}" + (f": did you mean {near[0]}?" if near else ""))
+            if value is not None:
+                values[key] = _checked(file, known[key], value)
+        return values
+
+
+def _checked(file: str, action: argparse.Action, value: Any) -> Any:
+    """A file's value as the command line would have made it."""
+    where = f"{file}: {action.dest}"
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise UserError(f"{where} must be true or false, got {value!r}")
+        return value
+    many = action.nargs in ("+", "*") or isinstance(action, argparse._AppendAction)
+    items = value if many and isinstance(value, list) else [value]
+    convert: Any = action.type or str
+    converted = []
+    for item in items:
+        try:
+            if not isinstance(item, (str, int, float)) or isinstance(item, bool):
+                raise ValueError
+            converted.append(convert(str(item)))
+        except ValueError:
+            kind = getattr(convert, "__name__", "value")
+            raise UserError(f"{where} must be {'a list of ' if many else ''}{kind}, got {value!r}") from None
+        if action.choices is not None and converted[-1] not in action.choices:
+            raise UserError(f"{where} is one of {', '.join(map(str, action.choices))}; got {item!r}")
+    return converted if many else converted[0]

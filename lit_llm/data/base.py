@@ -1,0 +1,202 @@
+"""What our data modules share: batch sizes in tokens, an order that resumes by arithmetic, loaders, prompts."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from torch.utils.data import DataLoader, Dataset
+
+from lit_llm.data.order import Order, StepSampler
+from lit_llm.errors import UserError
+from lit_llm.models.tokenizer import Tokenizer
+
+
+def default_cache_dir() -> Path:
+    """Where what is made on the way is kept: $LIT_LLM_CACHE, or lit_llm under the user's cache folder."""
+    if "LIT_LLM_CACHE" in os.environ:
+        return Path(os.environ["LIT_LLM_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lit_llm"
+
+
+class TokenDataModule(L.LightningDataModule):
+    """Rows of ``seq_len`` tokens, batched by optimizer step.
+
+    A run is one epoch of the loader, ``steps`` optimizer steps long; what a step sees is a function of the step alone,
+    so a resumed run goes on with the very samples it would have seen, whatever the number of workers.
+
+    Subclasses set ``order``, ``steps`` (after ``derive_accumulation``) and call ``configure_trainer`` in their setup.
+    """
+
+    order: Order
+    steps: int
+
+    def __init__(
+        self,
+        *,
+        seq_len: int,
+        micro_batch_size: int,
+        global_batch_tokens: int | None,
+        validate_every: int | None,
+        eval_batch_size: int | None,
+        num_workers: int,
+        seed: int,
+        prompts: str | None,
+        cache_dir: str | None,
+    ):
+        super().__init__()
+        for name, value in {"seq_len": seq_len, "micro_batch_size": micro_batch_size}.items():
+            if value < 1:
+                raise UserError(f"data.{name} must be at least 1, got {value}")
+        self.seq_len, self.micro_batch_size, self.global_batch_tokens = seq_len, micro_batch_size, global_batch_tokens
+        self.validate_every, self.eval_batch_size = validate_every, eval_batch_size or micro_batch_size
+        self.num_workers, self.seed, self.prompts_file = num_workers, seed, prompts
+        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+
+    def setup(self, stage: str) -> None:
+        """Learn the world's size; for fit, derive steps and accumulation and tell the Trainer."""
+        trainer = self.trainer
+        self.world_size = trainer.world_size if trainer else 1
+        self.rank = trainer.global_rank if trainer else 0
+        if stage == "fit":
+            self.derive_accumulation()
+            self.setup_training()
+
+    def setup_training(self) -> None:
+        """Make ``order`` and ``steps``."""
+        raise NotImplementedError
+
+    def derive_accumulation(self) -> None:
+        """Micro-batches an optimizer step, from the batch sizes. Raises UserError where they do not divide."""
+        per_pass = self.micro_batch_size * self.seq_len * self.world_size
+        if self.global_batch_tokens is None:
+            self.global_batch_tokens = per_pass
+        if self.global_batch_tokens % per_pass:
+            below = max(1, self.global_batch_tokens // per_pass)
+            raise UserError(
+                f"data.global_batch_tokens={self.global_batch_tokens} is not a multiple of micro_batch_size * seq_len "
+                f"* devices = {per_pass}; nearest: {below * per_pass} or {(below + 1) * per_pass}"
+            )
+        self.accumulation = self.global_batch_tokens // per_pass
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Of the data."""
+        raise NotImplementedError
+
+    @property
+    def sample_prompts(self) -> list[str]:
+        """Texts that `SampleCallback` has the model continue or answer."""
+        raise NotImplementedError
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of seq_len tokens that an optimizer step takes over all devices."""
+        assert self.global_batch_tokens is not None
+        return self.global_batch_tokens // self.seq_len
+
+    def configure_trainer(self, validations: int) -> None:
+        """Give the Trainer accumulation, length and validation interval (``validations`` in the run unless set)."""
+        trainer = self.trainer
+        if trainer is None:
+            return
+        if trainer.accumulate_grad_batches not in (1, self.accumulation):
+            raise UserError(
+                f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches} disagrees with the batch sizes, "
+                f"which give {self.accumulation}: remove it and set data.global_batch_tokens"
+            )
+        trainer.accumulate_grad_batches = self.accumulation
+        trainer.fit_loop.max_epochs = 1  # the run is one epoch of the loader, whatever the Trainer's default
+        # The Trainer's default is the float; the user's own setting stays, the int 1 too.
+        if isinstance(trainer.val_check_interval, float) and trainer.val_check_interval == 1.0:
+            every = self.validate_every if self.validate_every is not None else max(1, self.steps // validations)
+            # The Trainer counts micro-batches, and with check_val_every_n_epoch=None accepts more than an epoch has.
+            trainer.val_check_interval = (every or self.steps) * self.accumulation
+            trainer.check_val_every_n_epoch = None
+
+    def step_sampler(self) -> StepSampler:
+        """This rank's rows, from the Trainer's current optimizer step to the end of the run."""
+        return StepSampler(
+            self.order,
+            steps=self.steps,
+            accumulation=self.accumulation,
+            micro_batch_size=self.micro_batch_size,
+            rank=self.rank,
+            world_size=self.world_size,
+            step=lambda: self.trainer.global_step if self.trainer else 0,
+        )
+
+    def loader(self, dataset: Dataset, batch_size: int, sampler: Any, collate: Any) -> DataLoader:
+        """A loader with this module's workers."""
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            collate_fn=collate,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=bool(self.trainer and self.trainer.strategy.root_device.type == "cuda"),
+        )
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """Tokens that end a generated text."""
+        return [] if self.tokenizer.eos_id is None else [self.tokenizer.eos_id]
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a prompt to ``predict`` from."""
+        return self.tokenizer.document_start + self.tokenizer.encode(text)
+
+    def predict_dataloader(self) -> DataLoader:
+        """Batches of {"prompt": list of str, "input_ids": list of list of int} from the prompts file."""
+        if self.prompts_file is None:
+            raise UserError(
+                "data.prompts is needed for predict: a text file with a prompt a line, or JSONL with 'prompt'"
+            )
+
+        def collate(batch: list[str]) -> dict[str, list]:
+            return {"prompt": batch, "input_ids": [self.encode_prompt(text) for text in batch]}
+
+        prompts: Any = read_prompts(Path(self.prompts_file))
+        return DataLoader(prompts, batch_size=self.eval_batch_size, collate_fn=collate)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to resume where the order would be another one.
+
+        Raises:
+            UserError: names the setting that differs.
+        """
+        if self.trainer is not None and self.trainer.state.fn != "fit":
+            return  # evaluation has an order of its own, and may be of other text
+        for key, now in self.state_dict().items():
+            if state_dict.get(key) != now:
+                raise UserError(
+                    f"data.{key} was {state_dict.get(key)} when the checkpoint was written and is {now} now: the "
+                    "samples would not continue; restore it, or start a new run with model.init_from"
+                )
+
+
+def read_prompts(file: Path) -> list[str]:
+    """Prompts of a text file (a line each) or of JSONL rows with "prompt"; empty lines are skipped."""
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")  # splitlines would also cut at U+2028 and the like
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"data.prompts: {file} is not readable ({error})") from None
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        if file.suffix == ".jsonl":
+            try:
+                line = json.loads(line)["prompt"]
+            except (ValueError, KeyError, TypeError):
+                line = ""
+            if not isinstance(line, str) or not line:
+                raise UserError(f"{file}, line {number}: not a JSON object with a text as 'prompt'")
+        prompts.append(line)
+    if not prompts:
+        raise UserError(f"data.prompts: {file} holds no prompt")
+    return prompts

@@ -1,0 +1,277 @@
+"""InstructionDataModule: conversations in, packed rows with the assistant's tokens as labels out."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch.utils.data import DataLoader, Dataset
+
+from lit_llm.data.base import TokenDataModule
+from lit_llm.data.blocks import IGNORE
+from lit_llm.data.chat import ChatFormat, Message
+from lit_llm.data.conversations import Conversations, encoded_conversations, load_conversations, to_messages
+from lit_llm.data.order import RankSampler, stack_samples
+from lit_llm.data.packing import PackedOrder, pack
+from lit_llm.errors import UserError
+from lit_llm.models.huggingface import read_json
+from lit_llm.models.tokenizer import Tokenizer
+
+
+class PackedRows(Dataset):
+    """Rows of packed examples.
+
+    A sample is {"input_ids", "labels", "document_ids", "sample_id"}, the first three int64 (length,): labels are the
+    next tokens where the assistant speaks and -100 elsewhere, document_ids count the row's examples from 0 and are -1
+    where the row is filled up. With ``token_bytes`` it has "label_bytes" too.
+
+    Args:
+        conversations: the examples.
+        rows: example indices of each row; a row beyond the last is empty.
+        length: tokens a row is filled up to.
+        pad_id: what it is filled with.
+        token_bytes: UTF-8 bytes of each token, int32 (vocab,).
+    """
+
+    def __init__(
+        self,
+        conversations: Conversations,
+        rows: list[list[int]],
+        length: int,
+        pad_id: int,
+        token_bytes: np.ndarray | None = None,
+    ):
+        self.conversations, self.rows, self.length, self.pad_id = conversations, rows, length, pad_id
+        self.token_bytes = token_bytes
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        ids = np.full(self.length, self.pad_id, np.int64)
+        labels, documents = np.full(self.length, IGNORE, np.int64), np.full(self.length, -1, np.int64)
+        at = 0
+        for number, example in enumerate(self.rows[index] if index < len(self.rows) else []):
+            tokens, spoken = self.conversations[example]
+            here = slice(at, at + len(tokens) - 1)
+            ids[here] = tokens[:-1]
+            labels[here] = np.where(spoken[1:], tokens[1:], IGNORE)
+            documents[here] = number
+            at = here.stop
+        sample = {"input_ids": ids, "labels": labels, "document_ids": documents, "sample_id": np.array(index)}
+        if self.token_bytes is not None:
+            sample["label_bytes"] = np.where(labels == IGNORE, 0, self.token_bytes[np.maximum(labels, 0)])
+        return sample
+
+
+class InstructionDataModule(TokenDataModule):
+    """Conversations for supervised finetuning, under any LightningModule.
+
+    A training batch is {"input_ids", "labels", "document_ids": int64 (micro_batch_size, seq_len), "sample_id": int64
+    (micro_batch_size,), "step_tokens": int}; see `PackedRows`. step_tokens is the number of supervised tokens of the
+    whole optimizer step over all ranks and micro-batches: a summed loss divided by it weighs every token alike,
+    whatever the lengths. The order is a pure function of (seed, optimizer step).
+
+    Subclass by overriding ``format_example`` for rows of another shape.
+
+    Args:
+        sources: JSONL or parquet files or globs (see `to_messages` for the shapes of rows), or "stdlib": questions
+            and answers made of the standard library's docstrings.
+        validation: the same for validation. None: rows whose ``split`` says so, else a share of ``sources``.
+        validation_fraction: that share, chosen by a hash of the first question.
+        tokenizer: a tokenizer.json, a folder or GGUF file with one. None: that of the module's ``init_from``.
+        chat_template: a Jinja file. None: the tokenizer's own.
+        seq_len: tokens a row; longer examples are cut.
+        micro_batch_size: rows a device takes at once.
+        global_batch_tokens: tokens of rows an optimizer step takes over all devices; accumulation is derived from it.
+            None: one micro-batch a device.
+        epochs: passes over the examples; may be a fraction.
+        packing: several examples a row, which see each other no more than in rows of their own.
+        bad_rows: "raise" ends with the first row that cannot be used; "skip" leaves them out and counts them.
+        max_validation_examples: how many examples to validate on; None: all.
+        validate_every: optimizer steps between validations. None: five times in the run. 0: only at the end.
+        eval_batch_size: rows a device evaluates at once. None: micro_batch_size.
+        num_workers: loader processes.
+        seed: of the order.
+        prompts: for ``predict``, a text file with a question a line, or JSONL with "prompt".
+        cache_dir: where encoded examples are kept. None: $LIT_LLM_CACHE or ~/.cache/lit_llm.
+
+    Raises:
+        UserError: a bad row, named with file and line; shapes that do not divide; no example in a split.
+    """
+
+    def __init__(
+        self,
+        sources: str | list[str] = "stdlib",
+        validation: str | list[str] | None = None,
+        validation_fraction: float = 0.05,
+        tokenizer: str | None = None,
+        chat_template: str | None = None,
+        seq_len: int = 1024,
+        micro_batch_size: int = 4,
+        global_batch_tokens: int | None = None,
+        epochs: float = 1.0,
+        packing: bool = True,
+        bad_rows: Literal["raise", "skip"] = "raise",
+        max_validation_examples: int | None = None,
+        validate_every: int | None = None,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        prompts: str | None = None,
+        cache_dir: str | None = None,
+    ):
+        super().__init__(
+            seq_len=seq_len,
+            micro_batch_size=micro_batch_size,
+            global_batch_tokens=global_batch_tokens,
+            validate_every=validate_every,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            prompts=prompts,
+            cache_dir=cache_dir,
+        )
+        if epochs <= 0:
+            raise UserError(f"data.epochs must be above 0, got {epochs}")
+        if not 0 < validation_fraction < 1:
+            raise UserError(f"data.validation_fraction must be between 0 and 1, got {validation_fraction}")
+        self.sources, self.validation, self.validation_fraction = sources, validation, validation_fraction
+        self.tokenizer_path, self.chat_template = tokenizer, chat_template
+        self.epochs, self.packing, self.bad_rows = epochs, packing, bad_rows
+        self.max_validation_examples = max_validation_examples
+        self.folder: Path | None = None
+
+    # ---- what subclasses override -------------------------------------------------------------------------------
+
+    def format_example(self, row: dict[str, Any]) -> list[Message]:
+        """The conversation in a row. Raise a UserError for a row that has none."""
+        return to_messages(row)
+
+    # -------------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Of ``tokenizer``, or of what the module starts from."""
+        path = self.tokenizer_path
+        if path is None and self.trainer is not None:
+            path = self.trainer.lightning_module.hparams.get("init_from")
+        if path is None:
+            raise UserError("data.tokenizer is needed: the model does not start from a directory that has one")
+        return Tokenizer.from_pretrained(path)
+
+    @cached_property
+    def chat(self) -> ChatFormat:
+        """The tokenizer with its chat template."""
+        if self.chat_template is None:
+            return ChatFormat(self.tokenizer)
+        try:
+            source = Path(self.chat_template).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"data.chat_template: {self.chat_template} is not readable ({error})") from None
+        return ChatFormat(self.tokenizer, source)
+
+    @property
+    def datacard_file(self) -> Path:
+        """What the examples are: splits, tokens, what was left out."""
+        return self._find(quiet=True) / "datacard.json"
+
+    def prepare_data(self) -> None:
+        """Encode the conversations if that is not done yet."""
+        self._find(quiet=False)
+
+    def _find(self, quiet: bool) -> Path:
+        if self.folder is None:
+            formatter = type(self).format_example
+            own = "" if formatter is InstructionDataModule.format_example else inspect.getsource(formatter)
+            self.folder, reused = encoded_conversations(
+                self.cache_dir,
+                train=self.sources,
+                validation=self.validation,
+                validation_fraction=self.validation_fraction,
+                format_example=self.format_example,
+                format_version=hashlib.sha256(own.encode()).hexdigest(),
+                chat=self.chat,
+                seq_len=self.seq_len,
+                bad_rows=self.bad_rows,
+            )
+            if not quiet:
+                splits = read_json(self.folder / "datacard.json")["splits"]
+                rank_zero_info(
+                    f"{'reusing' if reused else 'made'} examples: {self.folder} ({splits['train']['examples']:,} for "
+                    f"training, {splits['validation']['examples']:,} for validation)"
+                )
+        return self.folder
+
+    def setup_training(self) -> None:
+        """Pack the rows; the number of steps, and the supervised tokens of each."""
+        examples = load_conversations(self._find(quiet=True), "train")
+        self.order = PackedOrder(examples.lengths - 1, self.seq_len, self.epochs, self.seed, self.packing)
+        rows = self.order.rows
+        self.train_dataset = PackedRows(examples, rows, self.seq_len, self._pad_id)
+        self.steps = -(-len(rows) // self.rows_per_step)
+        in_example = np.array([int(examples[i][1][1:].sum()) for i in range(len(examples))])
+        in_row = np.zeros(self.steps * self.rows_per_step, np.int64)  # the last step's rows may be empty
+        in_row[: len(rows)] = [int(in_example[row].sum()) for row in rows]
+        self.supervised_tokens = in_row.reshape(self.steps, self.rows_per_step).sum(1)
+        self.configure_trainer(validations=5)
+
+    @property
+    def _pad_id(self) -> int:
+        return self.tokenizer.pad_id if self.tokenizer.pad_id is not None else 0
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches from the Trainer's current optimizer step to the end of the run."""
+        return self.loader(self.train_dataset, self.micro_batch_size, self.step_sampler(), self._collate_training)
+
+    def _collate_training(self, samples: list[dict]) -> dict:
+        batch: dict[str, Any] = stack_samples(samples)
+        if not self.packing:  # one example a row: no longer than the longest; packed rows keep one shape for a compiler
+            used = max(1, int((batch["document_ids"] >= 0).sum(1).max()))
+            batch = {key: value[:, :used] if value.ndim == 2 else value for key, value in batch.items()}
+        step = int(batch["sample_id"][0]) // self.rows_per_step
+        return {**batch, "step_tokens": int(self.supervised_tokens[step])}
+
+    def val_dataloader(self) -> DataLoader:
+        """The validation examples, packed, spread over the ranks."""
+        examples = load_conversations(self._find(quiet=True), "validation")
+        count = min(len(examples), self.max_validation_examples or len(examples))
+        # Evenly spread over the file, which may be sorted.
+        chosen = np.unique(np.linspace(0, len(examples) - 1, count).astype(np.int64))
+        rows = pack(examples.lengths - 1, chosen, self.seq_len)
+        rows += [[] for _ in range(-len(rows) % self.world_size)]  # sharded models meet in every forward
+        dataset = PackedRows(examples, rows, self.seq_len, self._pad_id, self.tokenizer.token_bytes())
+        sampler = RankSampler(len(rows), self.rank, self.world_size)
+        return self.loader(dataset, self.eval_batch_size, sampler, stack_samples)
+
+    def test_dataloader(self) -> DataLoader:
+        """The validation split."""
+        return self.val_dataloader()
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """Tokens that end an answer."""
+        return self.chat.stop_ids
+
+    @cached_property
+    def sample_prompts(self) -> list[str]:
+        """Three questions of the validation split, for `SampleCallback`."""
+        rows = [json.loads(line) for line in (self._find(quiet=True) / "manifest.jsonl").open(encoding="utf-8")]
+        questions = [row["question"] for row in rows if row["split"] == "validation"]
+        return questions[:: max(1, len(questions) // 3)][:3]
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """A prompt is a user's message."""
+        return self.chat.prompt_ids([{"role": "user", "content": text}])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the order depends on; the position itself is the Trainer's step."""
+        content = read_json(self.datacard_file)["content"]
+        return {"sources": content, "seq_len": self.seq_len, "seed": self.seed, "epochs": self.epochs,
+                "packing": self.packing, "global_batch_tokens": self.global_batch_tokens}  # fmt: skip

@@ -1,0 +1,116 @@
+"""LMEvalCallback: lm-eval's tasks on the model in training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from lit_llm.errors import UserError
+from lit_llm.evaluate.run import load_tasks, metric_rows, one_line, run_task
+from lit_llm.models.tokenizer import Tokenizer
+from lit_llm.models.transformer import Transformer
+from lit_llm.training.callbacks.jsonl import keep_until
+
+
+class LMEvalCallback(L.Callback):
+    """After validations, runs lm-eval tasks; logs ``eval/<task>/<metric>`` and appends to ``evaluations.jsonl``.
+
+    A line is {"step", "task", "metric", "value", "stderr"}. Lines of steps that a resumed run repeats are replaced.
+    Needs a module whose ``network`` is a `Transformer` and a data module with a ``tokenizer``. All ranks share the
+    work. A task that fails is told in one line, and training goes on.
+
+    Args:
+        tasks: names, see ``load_tasks``: "stdlib_choice" and its like need no hub.
+        every_steps: optimizer steps after which the next validation brings the tasks along. None: every validation.
+        limit: the first documents of each task alone. None: all.
+        include: folders of lm-eval YAML files, or such files.
+        num_fewshot: worked examples before each question. None: as the task says.
+        max_batch_tokens: most tokens at once, padding included.
+
+    Raises:
+        UserError: before training, for a bad setting, an unknown task, or a module or data that do not fit.
+    """
+
+    def __init__(
+        self,
+        tasks: list[str],
+        every_steps: int | None = None,
+        limit: int | None = None,
+        include: list[str] | None = None,
+        num_fewshot: int | None = None,
+        max_batch_tokens: int = 4096,
+    ):
+        for name, value in (("every_steps", every_steps), ("limit", limit), ("max_batch_tokens", max_batch_tokens)):
+            if value is not None and value < 1:
+                raise UserError(f"LMEvalCallback: {name} must be at least 1, got {value}")
+        self.tasks, self.every_steps, self.limit = tasks, every_steps, limit
+        self.include, self.num_fewshot, self.max_batch_tokens = include or [], num_fewshot, max_batch_tokens
+        self.last_step = 0
+        self.loaded: dict[str, Mapping[str, Any]] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Load the tasks: a mistake is told before the first step."""
+        if stage == "fit":
+            self.loaded = load_tasks(self.tasks, self.include)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Drop the lines after the step training resumes from."""
+        _model_and_tokenizer(trainer, pl_module)
+        self.file = Path(trainer.default_root_dir) / "evaluations.jsonl"
+        if trainer.is_global_zero:
+            keep_until(self.file, trainer.global_step)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Run the tasks if they are due."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        step, every = trainer.global_step, self.every_steps
+        if every is not None and step // every <= self.last_step // every:
+            return
+        self.last_step = step
+
+        from lit_llm.evaluate.harness import HarnessLM
+
+        rows = []
+        with trainer.precision_plugin.forward_context():
+            lm = HarnessLM(*_model_and_tokenizer(trainer, pl_module), max_batch_tokens=self.max_batch_tokens)
+            for name, task in self.loaded.items():
+                try:
+                    rows += metric_rows(run_task(lm, task, limit=self.limit, num_fewshot=self.num_fewshot))
+                except Exception as error:  # a task is somebody's code, and hours of training are not worth it
+                    rank_zero_info(f"LMEvalCallback: step {step}: {name} failed, training goes on: {one_line(error)}")
+        if not rows or not trainer.is_global_zero:
+            return
+        values = {f"eval/{row['task']}/{row['metric']}": row["value"] for row in rows}
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=step)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.file, "a", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps({"step": step, **{key: row[key] for key in _KEYS}}) + "\n")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step of the last evaluation, so that ``every_steps`` goes on after a resume."""
+        return {"last_step": self.last_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The inverse of ``state_dict``."""
+        self.last_step = state_dict["last_step"]
+
+
+_KEYS = ("task", "metric", "value", "stderr")
+
+
+def _model_and_tokenizer(trainer: Any, pl_module: L.LightningModule) -> tuple[Transformer, Tokenizer]:
+    model = getattr(pl_module, "network", None)
+    tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
+    if not isinstance(model, Transformer):
+        raise UserError("LMEvalCallback: the module's `network` must be a lit_llm Transformer")
+    if not isinstance(tokenizer, Tokenizer):
+        raise UserError("LMEvalCallback: the data module must have a `tokenizer`, a lit_llm Tokenizer")
+    return model, tokenizer

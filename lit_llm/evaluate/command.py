@@ -1,0 +1,136 @@
+"""``lit_llm evaluate CKPT --tasks NAME ...``: lm-eval on a checkpoint of any kind."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lit_llm
+from lit_llm.arguments import Parser
+from lit_llm.errors import UserError
+from lit_llm.evaluate.run import load_tasks, metric_rows, run_task
+from lit_llm.evaluate.tasks import LOCAL_TASKS
+from lit_llm.models.checkpoint import choose_device, load_model
+from lit_llm.models.transformer import Transformer
+
+_MERGED = ("results", "versions", "n-shot", "n-samples", "samples")
+
+
+def evaluate_main(args: list[str]) -> None:
+    """Parse ``args``, run the tasks, print a table or JSON.
+
+    Raises:
+        UserError: an argument, a task, the checkpoint or the device is not there.
+    """
+    settings = _parser().parse_args(args)
+    for name in ("limit", "batch_size"):
+        if getattr(settings, name) is not None and getattr(settings, name) < 1:
+            raise UserError(f"--{name} must be at least 1, got {getattr(settings, name)}")
+    if settings.num_fewshot is not None and settings.num_fewshot < 0:
+        raise UserError(f"--num_fewshot must be at least 0, got {settings.num_fewshot}")
+    if settings.log_samples and settings.json is None:
+        raise UserError("--log_samples needs --json FILE: that is where the samples go")
+    device = choose_device(settings.device)
+    tasks = load_tasks(settings.tasks, settings.include)  # mistakes there are told before a model is read
+
+    from lit_llm.evaluate.harness import HarnessLM
+
+    model, tokenizer = load_model(settings.checkpoint, adapter=settings.adapter)
+    fingerprint = weights_fingerprint(model)
+    lm = HarnessLM(model.to(device), tokenizer, batch_size=settings.batch_size, progress=True)
+    found: dict[str, dict[str, Any]] = {key: {} for key in _MERGED}
+    rows = []
+    for task in tasks.values():
+        results = run_task(
+            lm,
+            task,
+            limit=settings.limit,
+            num_fewshot=settings.num_fewshot,
+            apply_chat_template=settings.apply_chat_template,
+            log_samples=settings.log_samples,
+        )
+        rows += metric_rows(results)
+        for key in _MERGED:
+            found[key] |= results.get(key, {})
+    if settings.json is not None:
+        _write_json(settings.json, {
+            "checkpoint": str(settings.checkpoint),
+            "adapter": settings.adapter,
+            "weights_sha256": fingerprint,
+            "tokenizer_sha256": tokenizer.fingerprint(),
+            "command": shlex.join(["lit_llm", "evaluate", *args]),
+            "package_versions": {"lit_llm": lit_llm.__version__,
+                                 **{name: version(name) for name in ("lm_eval", "torch")}},
+            "device": str(device),
+            "metrics": rows,
+            **{key: found[key] for key in _MERGED if key != "samples" or settings.log_samples},
+        })  # fmt: skip
+    if settings.json != "-":
+        print(table(rows))
+        if settings.json is not None:
+            print(f"wrote {settings.json}")
+
+
+def weights_fingerprint(model: Transformer) -> str:
+    """sha256 (hex) over the names, dtypes, shapes and bytes of the model's tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """`metric_rows` in aligned columns."""
+    cells = [["task", "metric", "value", "stderr", "n"]]
+    for row in rows:
+        stderr = "" if row["stderr"] is None else f"{row['stderr']:.4f}"
+        cells.append([row["task"], row["metric"], f"{row['value']:.4f}", stderr, str(row["n"] or "")])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for cell in cells:
+        left = [text.ljust(width) for text, width in zip(cell[:2], widths[:2], strict=True)]
+        right = [text.rjust(width) for text, width in zip(cell[2:], widths[2:], strict=True)]
+        lines.append("  ".join(left + right).rstrip())
+    return "\n".join(lines)
+
+
+def _write_json(target: str, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
+    if target == "-":
+        print(text)
+        return
+    file = Path(target).expanduser()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--json {file}: cannot be written ({error.strerror})") from None
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="lit_llm evaluate",
+        description=f"Run lm-eval tasks on a checkpoint. Without a hub: {', '.join(LOCAL_TASKS)}.",
+    )
+    add = parser.add_argument
+    add("checkpoint", help="Hugging Face directory, .gguf file, run folder or .ckpt file")
+    add("--tasks", nargs="+", required=True, metavar="NAME", help="local tasks, those of --include, or lm-eval's own")
+    add("--include", nargs="+", default=[], metavar="PATH", help="folders of lm-eval YAML files, or such files")
+    add("--limit", type=int, metavar="N", help="only the first N documents of a task")
+    add("--num_fewshot", type=int, metavar="N", help="worked examples before each question")
+    add("--apply_chat_template", action="store_true", help="ask in the model's chat format")
+    add("--batch_size", type=int, metavar="N", help="most requests at once; default: 4096 tokens' worth")
+    add("--adapter", metavar="DIR", help="LoRA adapter (a PEFT directory) to put onto the checkpoint")
+    add("--json", metavar="FILE", help="write results, versions and hashes; - prints them instead of the table")
+    add("--log_samples", action="store_true", help="with --json: also every prompt and answer")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: CUDA if there is one, else CPU")
+    return parser

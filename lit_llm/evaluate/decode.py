@@ -1,0 +1,128 @@
+"""Generation as lm-eval asks for it: stop strings, a seed for every request, ranks that keep step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lit_llm.errors import UserError
+from lit_llm.models.attention import KVCache
+from lit_llm.models.generate import sample
+from lit_llm.models.tokenizer import Tokenizer
+from lit_llm.models.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a request wants its answer: equal ones share a batch."""
+
+    until: tuple[str, ...]
+    max_new_tokens: int
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+
+    @classmethod
+    def from_request(cls, arguments: dict[str, Any], max_new_tokens: int) -> Decoding:
+        """Read lm-eval's ``generation_kwargs``; ``max_new_tokens`` holds where they name none.
+
+        Raises:
+            UserError: a setting that is not known here.
+        """
+        from lm_eval.models.utils import normalize_gen_kwargs
+
+        rest: dict[str, Any] = dict(normalize_gen_kwargs(arguments, max_new_tokens))
+        sampled = rest.pop("do_sample")
+        temperature = float(rest.pop("temperature", 1.0)) if sampled else 0.0
+        rest.pop("temperature", None)
+        how = cls(
+            until=tuple(text for text in rest.pop("until") if text),
+            max_new_tokens=rest.pop("max_gen_toks"),
+            temperature=temperature,
+            top_k=rest.pop("top_k", None),
+            top_p=rest.pop("top_p", None),
+        )
+        if rest:
+            raise UserError(f"generation_kwargs: {', '.join(rest)} is not supported; known are until, max_gen_toks, "
+                            "do_sample, temperature, top_k and top_p")  # fmt: skip
+        return how
+
+
+def decode(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    how: Decoding,
+    *,
+    seeds: Sequence[int],
+    stop_ids: set[int],
+) -> list[str]:
+    """The text each prompt is continued with, cut before the first stop string or token.
+
+    Every row draws from a generator of its own, so an answer depends neither on its company nor on the rank. With
+    torch.distributed, all ranks must call this together: each goes on with empty steps until the last is done, because
+    sharded weights are gathered by all at once.
+    """
+    batch, longest = len(prompts), max(map(len, prompts))
+    device, dtype = model.embed.weight.device, model.embed.weight.dtype
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    cache = KVCache(model.config, batch, longest + how.max_new_tokens, device, dtype)
+    ids = torch.zeros(batch, longest, dtype=torch.long)
+    real = torch.zeros(batch, longest + how.max_new_tokens, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        real[row, longest - len(prompt) :] = True
+    step_input, real = ids.to(device), real.to(device)
+    padded = any(len(prompt) < longest for prompt in prompts)
+    empty_step = step_input[:1, :1]
+    generators = [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
+    stops = stop_ids | {tokenizer.control_tokens[text] for text in how.until if text in tokenizer.control_tokens}
+
+    written: list[list[int]] = [[] for _ in prompts]
+    going = list(range(batch))
+    while _on_any_rank(bool(going), device):
+        if not going:
+            model(empty_step, last_only=True)
+            continue
+        mask = real[:, : cache.length + step_input.shape[1]] if padded else None
+        logits = model(step_input, padding_mask=mask, cache=cache, last_only=True)[:, -1]
+        tokens = _pick(logits, how, generators)
+        step_input = tokens[:, None]
+        chosen = tokens.tolist()
+        for row in list(going):
+            if chosen[row] in stops:
+                going.remove(row)
+                continue
+            written[row].append(chosen[row])
+            text = tokenizer.decode(written[row], skip_special_tokens=True)
+            if len(written[row]) == how.max_new_tokens or any(stop in text for stop in how.until):
+                going.remove(row)
+    answers = [tokenizer.decode(row, skip_special_tokens=True) for row in written]
+    for stop in how.until:
+        answers = [answer.split(stop)[0] for answer in answers]
+    return answers
+
+
+def _pick(logits_BV: Tensor, how: Decoding, generators: list[torch.Generator]) -> Tensor:
+    """The next token of every row: int64 (B,)."""
+    if how.temperature == 0:
+        return logits_BV.argmax(-1)
+    rows = [
+        sample(row[None], temperature=how.temperature, top_k=how.top_k, top_p=how.top_p, generator=generator)
+        for row, generator in zip(logits_BV, generators, strict=True)
+    ]
+    return torch.cat(rows)
+
+
+def _on_any_rank(here: bool, device: torch.device) -> bool:
+    if not (dist.is_available() and dist.is_initialized()):
+        return here
+    flag = torch.tensor(int(here), device=device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag.item())

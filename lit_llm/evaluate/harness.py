@@ -1,0 +1,292 @@
+"""HarnessLM: a Transformer in memory as lm-eval's language model, with the scores of its ``hf`` backend.
+
+Text becomes tokens as transformers would make them of the exported directory: the tokenizer.json's own rule adds its
+special tokens, and control tokens spelled in a prompt are control tokens, which rendered chat templates need.
+
+Ranks of torch.distributed share the work inside this class, and each ends with all results; lm-eval is told of one
+process. Its own way of sharing fails where a task has fewer documents than ranks, pads requests instead of forward
+passes (ranks with sharded weights then wait for each other for ever), and orders documents by rank in its sums.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from lm_eval.api.model import TemplateLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
+
+from lit_llm.data.chat import ChatFormat
+from lit_llm.errors import UserError
+from lit_llm.evaluate.decode import Decoding, decode
+from lit_llm.models.tokenizer import Tokenizer
+from lit_llm.models.transformer import Transformer
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+Score = tuple[float, bool]
+# A character that no text may contain, and a space by which to see whether the template trims messages.
+_FINAL_MARK = "\ufdd3 "
+
+
+class HarnessLM(TemplateLM):
+    """``lm_eval.evaluate(HarnessLM(model, tokenizer), ...)``: nothing is exported, moved, compiled or left changed.
+
+    Args:
+        model: on any device; runs eagerly, in eval mode and without gradients, and gets its modes back.
+        tokenizer: must know a bos or an eos token, with which a text without context begins.
+        batch_size: most requests at once. None: as many as ``max_batch_tokens`` holds.
+        max_batch_tokens: most tokens at once, padding included; a longer request goes alone.
+        progress: draw a bar on stderr, on the first rank.
+
+    Raises:
+        UserError: no token to begin with. Later, from requests: a continuation longer than the context, more new
+            tokens than the context holds, a generation setting that is not known.
+    """
+
+    max_gen_toks = 256
+    """New tokens where a task does not say how many."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        *,
+        batch_size: int | None = None,
+        max_batch_tokens: int = 4096,
+        progress: bool = False,
+    ):
+        super().__init__()
+        self.model, self.tokenizer = model, tokenizer  # type: ignore[assignment]
+        self.batch_size, self.max_batch_tokens = batch_size, max_batch_tokens
+        self._bar_stream = sys.stderr if progress else None  # lm-eval's own bars are silenced later, ours is not
+        begin = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
+        if begin is None:
+            raise UserError("the tokenizer has neither a bos nor an eos token, so no text can begin: name one")
+        self._prefix, self._prefix_text = begin, tokenizer.decode([begin])
+
+    @property
+    def eot_token_id(self) -> int:
+        """The tokenizer's eos, or what stands in for it."""
+        return self._prefix if self.tokenizer.eos_id is None else self.tokenizer.eos_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What a text without context begins with: bos, or eos where there is none."""
+        return self._prefix
+
+    @property
+    def max_length(self) -> int:
+        """The model's context in tokens."""
+        return self.model.config.max_seq_len
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return self.model.embed.weight.device
+
+    @property
+    def tokenizer_name(self) -> str:
+        """The tokenizer's fingerprint: by it lm-eval keeps its caches apart."""
+        return self.tokenizer.fingerprint()
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Token ids; None adds special tokens unless the text begins with the prefix token already."""
+        if add_special_tokens is None:
+            add_special_tokens = not string.startswith(self._prefix_text)
+        return self.tokenizer._backend.encode(string, add_special_tokens=add_special_tokens).ids
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The conversation as text; without the generation prompt its last message is left open, to be continued.
+
+        Raises:
+            UserError: no chat template, or it refuses the messages, without their system message too.
+        """
+        chat = ChatFormat(self.tokenizer)
+        try:
+            return _render(chat, chat_history, add_generation_prompt)
+        except UserError:
+            rest = [message for message in chat_history if message["role"] != "system"]
+            if len(rest) == len(chat_history):
+                raise
+            return _render(chat, rest, add_generation_prompt)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood in nats of whole texts, in windows of the context that do not overlap."""
+        windows = []
+        owners = []
+        for number, request in enumerate(requests):
+            (text,) = request.args
+            for window in get_rolling_token_windows(
+                self.tok_encode(text), self.prefix_token_id, max_seq_len=self.max_length, context_len=1
+            ):
+                windows.append((("", ""), *make_disjoint_window(window)))
+                owners.append(number)
+        totals = [0.0] * len(requests)
+        for number, (value, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
+            totals[number] += value
+        return totals
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
+    ) -> list[Score]:
+        """(log-likelihood in nats, whether greedy decoding writes it) of each continuation after its context.
+
+        What is too long loses tokens on the left. Requests with the same input, such as the one-token choices of a
+        question, share a row.
+        """
+        answers: list[Score] = [(0.0, True)] * len(requests)  # right for an empty continuation
+        numbers: dict[tuple[int, ...], list[int]] = {}
+        for number, (_, context, continuation) in enumerate(requests):
+            if len(continuation) > self.max_length:
+                raise UserError(
+                    f"a continuation of {len(continuation)} tokens exceeds the model's context of {self.max_length}"
+                )
+            if continuation:
+                whole = (context or [self.prefix_token_id]) + continuation
+                numbers.setdefault(tuple(whole[-(self.max_length + 1) : -1]), []).append(number)
+
+        def score(batch: list[tuple[int, ...]]) -> list[list[Score]]:
+            return self._score(batch, [[requests[n][2] for n in numbers[row]] for row in batch])
+
+        batches = self._batches(list(numbers), len)
+        for batch, scores in zip(
+            batches, self._in_turns(batches, score, "scoring", list(map(len, batches))), strict=True
+        ):
+            for row, row_scores in zip(batch, scores, strict=True):
+                for number, one in zip(numbers[row], row_scores, strict=True):
+                    answers[number] = one
+        return answers
+
+    def _score(self, rows: list[tuple[int, ...]], targets: list[list[list[int]]]) -> list[list[Score]]:
+        """Scores of the targets that end each row one position later; only their positions go through the head."""
+        longest = max(map(len, rows))
+        ids = torch.zeros(len(rows), longest, dtype=torch.long)
+        places: list[int] = []
+        labels: list[int] = []
+        for number, (row, continuations) in enumerate(zip(rows, targets, strict=True)):
+            ids[number, : len(row)] = torch.tensor(row)  # padding on the right: no causal position sees it
+            end = number * longest + len(row)
+            for continuation in continuations:
+                places += range(end - len(continuation), end)
+                labels += continuation
+        with self._evaluating():
+            x_NC = self.model.hidden_states(ids.to(self.device)).flatten(0, 1)
+            logits_NV = self.model.logits(x_NC[torch.tensor(places, device=self.device)]).float()
+            labels_N = torch.tensor(labels, device=self.device)
+            losses = F.cross_entropy(logits_NV, labels_N, reduction="none").cpu().double()
+            greedy = (logits_NV.argmax(-1) == labels_N).cpu()
+        lengths = [len(continuation) for continuations in targets for continuation in continuations]
+        flat = iter(
+            [
+                (-float(loss.sum()), bool(hit.all()))
+                for loss, hit in zip(losses.split(lengths), greedy.split(lengths), strict=True)
+            ]
+        )
+        return [[next(flat) for _ in continuations] for continuations in targets]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """The text after each context, before the first stop string or eos; prompts lose tokens on the left.
+
+        A request's place in the list seeds it, so repeated samples differ and a second call gives the same.
+        """
+        groups: dict[Decoding, list[tuple[int, list[int]]]] = {}
+        for number, request in enumerate(requests):
+            context, arguments = request.args[:2]
+            how = Decoding.from_request(arguments, self.max_gen_toks)
+            room = self.max_length - how.max_new_tokens
+            if room < 1:
+                raise UserError(
+                    f"the task asks for {how.max_new_tokens} new tokens, the model's whole context is "
+                    f"{self.max_length}: lower max_gen_toks in the task's generation_kwargs"
+                )
+            prompt = self.tok_encode(context)[-room:] or [self.prefix_token_id]
+            groups.setdefault(how, []).append((number, prompt))
+        eos = {id for id in (self.eot_token_id, self.model.config.eos_token_id) if id is not None}
+        jobs: list[tuple[Decoding, list[tuple[int, list[int]]]]] = []
+        for how, members in groups.items():
+            new = how.max_new_tokens
+            jobs += [(how, batch) for batch in self._batches(members, lambda m, new=new: len(m[1]) + new)]  # type: ignore[misc]
+
+        def answer(job: tuple[Decoding, list[tuple[int, list[int]]]]) -> list[str]:
+            how, members = job
+            seeds, prompts = [number for number, _ in members], [prompt for _, prompt in members]
+            with self._evaluating():
+                return decode(self.model, self.tokenizer, prompts, how, seeds=seeds, stop_ids=eos)
+
+        answers = [""] * len(requests)
+        sizes = [len(members) for _, members in jobs]
+        for (_, members), texts in zip(jobs, self._in_turns(jobs, answer, "generating", sizes), strict=True):
+            for (number, _), text in zip(members, texts, strict=True):
+                answers[number] = text
+        return answers
+
+    def _batches(self, items: list[Item], length: Callable[[Item], int]) -> list[list[Item]]:
+        """The longest first: a batch is sorted, and what does not fit in memory fails at once."""
+        batches: list[list[Item]] = []
+        room = 0
+        for item in sorted(items, key=length, reverse=True):
+            if room == 0:
+                batches.append([])
+                room = max(1, self.max_batch_tokens // max(1, length(item)))
+                room = room if self.batch_size is None else min(room, self.batch_size)
+            batches[-1].append(item)
+            room -= 1
+        return batches
+
+    def _in_turns(
+        self, batches: list[Item], work: Callable[[Item], Answer], what: str, sizes: list[int]
+    ) -> list[Answer]:
+        """The answer to every batch, on every rank; each turn gives each rank one batch.
+
+        In the last turn a rank without one repeats another's: forward passes must be equally many on all.
+        """
+        shared = dist.is_available() and dist.is_initialized()
+        rank, ranks = (dist.get_rank(), dist.get_world_size()) if shared else (0, 1)
+        done: dict[int, Answer] = {}
+        bar = tqdm(total=sum(sizes), desc=what, unit="request", file=self._bar_stream,
+                   disable=self._bar_stream is None or rank > 0)  # fmt: skip
+        with bar:
+            for first in range(0, len(batches), ranks):
+                number = first + rank
+                answer = work(batches[min(number, len(batches) - 1)])
+                if number < len(batches):
+                    done[number] = answer
+                bar.update(sum(sizes[first : first + ranks]))
+        if shared:
+            parts: list[Any] = [None] * ranks
+            dist.all_gather_object(parts, done)
+            for part in parts:
+                done |= part
+        return [done[number] for number in range(len(batches))]
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # every length is a new shape
+                yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+
+def _render(chat: ChatFormat, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+    if add_generation_prompt:
+        return chat.render(messages, add_generation_prompt=True)
+    *before, last = messages
+    text = chat.render([*before, {**last, "content": last["content"] + _FINAL_MARK}])
+    at = text.find(_FINAL_MARK.strip())
+    if at < 0:
+        raise UserError("the chat template leaves out the message that is to be continued")
+    return text[:at] if text[at:].startswith(_FINAL_MARK) else text[:at].rstrip()

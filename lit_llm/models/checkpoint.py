@@ -1,0 +1,172 @@
+"""A model and its tokenizer from whatever a path names: directory, GGUF file, run folder or training checkpoint."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lit_llm.errors import UserError
+from lit_llm.models.config import TransformerConfig
+from lit_llm.models.device import has_fast_bf16
+from lit_llm.models.huggingface import load_pretrained
+from lit_llm.models.locate import locate
+from lit_llm.models.lora import load_adapter, merge_lora
+from lit_llm.models.tokenizer import Tokenizer
+from lit_llm.models.transformer import Transformer
+
+_KINDS = "a Hugging Face directory, a .gguf file, a run folder or a .ckpt file"
+_PREFIX = "model."  # where our LightningModules keep the network
+
+
+def open_model(
+    path: str | Path, adapter: str | Path | None = None, device: str = "auto"
+) -> tuple[Transformer, Tokenizer]:
+    """`load_model` onto a device to generate with: bfloat16 on CUDA where it is fast, else float32.
+
+    Args:
+        path, adapter: as for `load_model`.
+        device: "auto" (CUDA if there is one, else CPU) or a torch device such as "cuda:1".
+
+    Raises:
+        UserError: as `load_model`, and for a device that is not there.
+    """
+    place = choose_device(device)
+    dtype = torch.bfloat16 if place.type == "cuda" and has_fast_bf16(place) else torch.float32
+    model, tokenizer = load_model(path, adapter, dtype)
+    return model.to(place), tokenizer
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that ``name`` means. Raises UserError if it is unknown or not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises any of these
+        said = str(error).strip().splitlines()[0]
+        raise UserError(f"--device {name}: not available here ({said}); auto takes what is") from None
+    return torch.device(name)
+
+
+def load_model(
+    path: str | Path, adapter: str | Path | None = None, dtype: torch.dtype | None = None
+) -> tuple[Transformer, Tokenizer]:
+    """Model in evaluation mode, on CPU, and its tokenizer.
+
+    Args:
+        path: a Hugging Face directory; a .gguf file; a run folder, whose ``final/`` is taken; or a training
+            checkpoint (.ckpt). See also `locate`.
+        adapter: a PEFT directory whose updates are folded into the weights.
+        dtype: of the weights. None: the file's (float32 for GGUF).
+
+    Raises:
+        UserError: there is no such checkpoint, or it is broken, of an unknown kind or without a tokenizer.
+    """
+    found = locate(path)
+    if not found.exists():
+        raise UserError(f"{path}: no such file or folder; a checkpoint is {_KINDS}")
+    if found.is_dir():
+        folder = _model_folder(found)
+        model, tokenizer = load_pretrained(folder, dtype), Tokenizer.from_pretrained(folder)
+    elif found.suffix == ".gguf":
+        from lit_llm.models.gguf import load_gguf  # its package is an extra
+
+        model, tokenizer = load_gguf(found, dtype)
+    elif found.suffix == ".ckpt":
+        model, tokenizer = _load_training_checkpoint(found, dtype)
+    else:
+        raise UserError(f"{path}: is not a checkpoint; give {_KINDS}")
+    if adapter is not None:
+        load_adapter(model, adapter)
+        merge_lora(model)
+    return model.eval(), tokenizer
+
+
+def _model_folder(folder: Path) -> Path:
+    """``folder`` itself if it holds a model, or the final model of a run."""
+    if (folder / "config.json").is_file():
+        return folder
+    if (folder / "final" / "config.json").is_file():
+        return folder / "final"
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder}: is an adapter; give the model it was made for, and this folder as --adapter")
+    if saved := sorted(folder.glob("checkpoints/step-*.ckpt")):  # the numbers are padded with zeros
+        raise UserError(f"{folder}: the run has no final/ yet; give one of its checkpoints: {saved[-1]}")
+    raise UserError(f"{folder}: holds no config.json and no final/; a checkpoint is {_KINDS}")
+
+
+def _load_training_checkpoint(file: Path, dtype: torch.dtype | None) -> tuple[Transformer, Tokenizer]:
+    try:
+        # mmap: the optimizer's state, twice the weights, is never read.
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{file}: not a whole training checkpoint ({said})") from None
+    settings = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
+    if not isinstance(settings, dict) or not isinstance(settings.get("transformer"), (dict, str)):
+        raise UserError(f"{file}: not a checkpoint of this package: it does not say which transformer it holds")
+    if settings.get("lora") is not None:
+        raise UserError(
+            f"{file}: a checkpoint of LoRA training does not hold the whole model; give the run's final/, or the base "
+            "model with the run's adapter/ as --adapter"
+        )
+    tokenizer = _tokenizer_of_run(file)
+    model = _build(file, settings["transformer"], checkpoint["state_dict"], dtype)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(
+            f"{file}: the model has {model.config.vocab_size} tokens, the tokenizer found for it "
+            f"{tokenizer.vocab_size}: it is another model's"
+        )
+    return model, tokenizer
+
+
+def _build(
+    file: Path, fields: dict[str, Any] | str, state_dict: dict[str, torch.Tensor], dtype: torch.dtype | None
+) -> Transformer:
+    config = TransformerConfig.from_dict({"preset": fields} if isinstance(fields, str) else fields)
+    with torch.device("meta"):
+        model = Transformer(config)
+    weights = {
+        name.removeprefix(_PREFIX): tensor.to(dtype or tensor.dtype, copy=True)  # a copy: the file is mapped
+        for name, tensor in state_dict.items()
+        if name.startswith(_PREFIX)
+    }
+    try:
+        model.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        said = " ".join(str(error).split(":", 1)[-1].split())[:200]
+        raise UserError(f"{file}: its weights are not those of a Transformer ({said})") from None
+    if config.tie_embeddings:
+        model.head.weight = model.embed.weight
+    return model
+
+
+def _tokenizer_of_run(file: Path) -> Tokenizer:
+    """The tokenizer of the run that wrote ``file``, which has none inside."""
+    run = file.parent.parent if file.parent.name == "checkpoints" else file.parent
+    places: list[str | Path] = [run / "final", run / "tokenizer", *_named_in_config(run / "config.yaml")]
+    for place in places:
+        found = locate(place)
+        if found.suffix == ".gguf" or (found / "tokenizer.json").is_file() or found.name == "tokenizer.json":
+            return Tokenizer.from_pretrained(found)
+    raise UserError(
+        f"{file}: no tokenizer of this run is found; copy its tokenizer.json and tokenizer_config.json into "
+        f"{run / 'tokenizer'}"
+    )
+
+
+def _named_in_config(file: Path) -> list[str]:
+    """Tokenizers that a run's config.yaml names."""
+    if not file.is_file():
+        return []
+    import yaml
+
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))["data"]["init_args"]
+        named = [data.get("tokenizer"), data["corpus"] + "/tokenizer" if data.get("corpus") else None]
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError):
+        return []  # another module's or another project's config
+    return [name for name in named if isinstance(name, str)]

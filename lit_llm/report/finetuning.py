@@ -1,0 +1,81 @@
+"""What a finetuning run's page has beyond a pretraining run's: examples and their mask, evaluations, retention."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+
+def example_table(card: dict[str, Any]) -> list[dict[str, str]]:
+    """A row a split of an instruction data card: examples, tokens, the share that is learnt, and how many were cut."""
+    splits = card.get("splits")
+    if card.get("kind") != "instructions" or not isinstance(splits, dict):
+        return []
+    rows = []
+    for split, counts in splits.items():
+        examples, tokens, supervised, truncated = (
+            counts.get(key, 0) for key in ("examples", "tokens", "supervised_tokens", "truncated")
+        )
+        rows.append(
+            {
+                "split": split,
+                "examples": f"{examples:,}",
+                "tokens": f"{tokens:,}",
+                "supervised": f"{supervised:,}",
+                "share": f"{supervised / tokens:.0%}" if tokens else "—",
+                "truncated": f"{truncated:,}",
+            }
+        )
+    return rows
+
+
+def evaluations(folder: Path) -> list[dict[str, str]]:
+    """A row a task and metric of ``evaluations.jsonl``: its first and its last value with their steps."""
+    points: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in _json_lines(folder / "evaluations.jsonl"):
+        if isinstance(row.get("value"), int | float) and isinstance(row.get("step"), int):
+            points.setdefault((str(row.get("task")), str(row.get("metric"))), []).append(row)
+    rows = []
+    for (task, metric), measured in points.items():
+        measured.sort(key=lambda row: row["step"])
+        first, last = measured[0], measured[-1]
+        stderr = last.get("stderr")
+        spread = isinstance(stderr, int | float) and math.isfinite(stderr)
+        rows.append(
+            {
+                "task": task,
+                "metric": metric,
+                "first": f"{first['value']:.4f} (step {first['step']:,})",
+                "last": f"{last['value']:.4f}" + (f" ± {stderr:.4f}" if spread else "") + f" (step {last['step']:,})",
+                "change": f"{last['value'] - first['value']:+.4f}" if len(measured) > 1 else "",
+            }
+        )
+    return rows
+
+
+def retention(folder: Path) -> dict[str, Any] | None:
+    """``retention.json`` of a `RetentionCheck`, the questions that the base answered rightly; None without one."""
+    try:
+        content = json.loads((folder / "retention.json").read_text(encoding="utf-8"))
+        known = [row for row in content["questions"] if row["right_before"]]
+        return {"right_before": content["right_before"], "still_right": content["still_right"], "questions": known}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _json_lines(file: Path) -> list[dict[str, Any]]:
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError):
+        return []
+    rows = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:  # empty, or cut by a kill
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows

@@ -1,0 +1,1 @@
+"""Verbs that use a model at the terminal: chat, generate, import."""

@@ -1,0 +1,112 @@
+"""``lit_llm chat CKPT``: talk to a model in the terminal, or through a pipe with a line a turn."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator, Iterator
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING
+
+from lit_llm.arguments import Parser
+from lit_llm.errors import UserError
+from lit_llm.terminal.options import add_options, forgive_encodings
+
+if TYPE_CHECKING:
+    from lit_llm.terminal.conversation import Conversation
+
+HELP = """\
+/reset  forget the conversation
+/exit   leave (so does Ctrl-D)
+/help   this list
+Ctrl-C stops an answer; what is written of it stays in the conversation."""
+
+
+def chat_main(args: list[str]) -> None:
+    """Parse ``args`` and talk until the input ends.
+
+    Raises:
+        UserError: a mistake in the arguments, or a checkpoint that cannot chat.
+    """
+    parser = Parser(prog="lit_llm chat", description="Talk to a model. Piped input is taken a line a turn.")
+    add_options(parser, max_new_tokens=512, temperature=0.7, top_p=0.95)
+    parser.add_argument("--system", metavar="TEXT", help="system message: how the assistant should behave")
+    options = parser.parse_args(args)
+
+    from lit_llm.models.checkpoint import open_model
+    from lit_llm.terminal.conversation import Conversation
+
+    model, tokenizer = open_model(options.ckpt, options.adapter, options.device)
+    conversation = Conversation(
+        model,
+        tokenizer,
+        system=options.system,
+        stop=options.stop,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        seed=options.seed,
+    )
+    forgive_encodings()
+    if sys.stdin.isatty():
+        weights = sum(p.numel() for p in model.parameters())
+        _note(f"{options.ckpt}: {weights / 1e6:,.1f}M parameters on {model.embed.weight.device}; /help lists commands")
+    _talk(conversation)
+
+
+def _talk(conversation: Conversation) -> None:
+    told = False
+    for line in _lines():
+        if line == "/exit":
+            return
+        if line == "/reset":
+            conversation.reset()
+            told = False
+            _note("the conversation is forgotten")
+        elif line == "/help":
+            _note(HELP)
+        elif line:
+            try:
+                pieces = conversation.ask(line)
+            except UserError as error:
+                _note(str(error))
+                continue
+            if conversation.dropped and not told:
+                told = True
+                _note("the context is full: the oldest turns are left out from here on")
+            _write(pieces)
+
+
+def _write(answer: Generator[str, None, None]) -> None:
+    """Print the answer as it comes; Ctrl-C ends it."""
+    try:
+        with closing(answer):
+            for piece in answer:
+                print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        print(end=" ...")
+    print(flush=True)
+
+
+def _lines() -> Iterator[str]:
+    """The user's lines, stripped: asked for at a terminal, read from a pipe."""
+    if not sys.stdin.isatty():
+        for line in sys.stdin:
+            yield line.strip()
+        return
+    with suppress(ImportError):
+        import readline  # noqa: F401 -- gives input() history and editing, where it exists
+    while True:
+        try:
+            yield input("> ").strip()
+        except KeyboardInterrupt:
+            print()  # a line given up, as in a shell
+        except EOFError:
+            print()
+            return
+
+
+def _note(text: str) -> None:
+    """Something the program says, dim and apart from the answers."""
+    dim = sys.stderr.isatty()
+    print(f"\033[2m{text}\033[0m" if dim else text, file=sys.stderr, flush=True)

@@ -1,0 +1,116 @@
+"""``lit_llm generate CKPT --prompt TEXT``: continue prompts, or answer them with ``--chat``."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_llm.arguments import Parser
+from lit_llm.errors import UserError
+from lit_llm.terminal.options import add_options, forgive_encodings
+
+if TYPE_CHECKING:
+    from lit_llm.models.tokenizer import Tokenizer
+    from lit_llm.models.transformer import Transformer
+
+BATCH = 16  # prompts at once: their keys and values are held together
+
+
+def generate_main(args: list[str]) -> None:
+    """Parse ``args`` and print the continuations.
+
+    Raises:
+        UserError: a mistake in the arguments or the prompts, or a checkpoint that does not load.
+    """
+    parser = Parser(prog="lit_llm generate", description="Continue prompts, or answer them with --chat.")
+    add_options(parser, max_new_tokens=128, temperature=0.0, top_p=1.0)
+    parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="may be given several times")
+    parser.add_argument("--file", type=Path, help="more prompts: a text file with one a line, or JSONL with 'prompt'")
+    parser.add_argument("--chat", action="store_true", help="send each prompt as a user's message")
+    parser.add_argument("--json", action="store_true", help="a JSON object a prompt: prompt, text, tokens, finish")
+    options = parser.parse_args(args)
+    prompts = list(options.prompt)
+    if options.file is not None:
+        from lit_llm.data.base import read_prompts
+
+        prompts += read_prompts(options.file.expanduser())
+    if not prompts:
+        raise UserError("nothing to continue: give --prompt TEXT or --file FILE")
+
+    from lit_llm.models.checkpoint import open_model
+
+    model, tokenizer = open_model(options.ckpt, options.adapter, options.device)
+    if options.chat:
+        from lit_llm.data.chat import ChatFormat
+
+        chat = ChatFormat(tokenizer)
+        encoded = [chat.prompt_ids([{"role": "user", "content": prompt}]) for prompt in prompts]
+        stop_ids = chat.stop_ids
+    else:
+        encoded = [tokenizer.document_start + tokenizer.encode(prompt) for prompt in prompts]
+        stop_ids = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    size = model.config.max_seq_len
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        if not ids:
+            raise UserError("a prompt is empty, and this model has no token that begins a text")
+        if len(ids) >= size:
+            raise UserError(f"the prompt {prompt[:30]!r} takes {len(ids)} tokens; the model's context has {size}")
+    sampling = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p,
+                "seed": options.seed, "stop_ids": stop_ids}  # fmt: skip
+    forgive_encodings()
+    if len(prompts) == 1 and not options.json:
+        length = min(options.max_new_tokens, size - len(encoded[0]))
+        print(end="" if options.chat else prompts[0], flush=True)
+        _print_stream(model, tokenizer, encoded[0], length, options.stop, sampling)
+        return
+    for begin in range(0, len(prompts), BATCH):
+        part = slice(begin, begin + BATCH)
+        rows = _answers(model, tokenizer, encoded[part], options.max_new_tokens, options.stop, sampling)
+        for prompt, row in zip(prompts[part], rows, strict=True):
+            if options.json:
+                print(json.dumps({"prompt": prompt, **row}, ensure_ascii=False), flush=True)
+            else:
+                print(f"> {prompt}\n{row['text']}\n" if options.chat else f"{prompt}{row['text']}\n", flush=True)
+
+
+def _print_stream(
+    model: Transformer, tokenizer: Tokenizer, prompt: list[int], length: int, stop: list[str], sampling: dict[str, Any]
+) -> None:
+    from lit_llm.models.generate import TextStream, stream
+
+    text = TextStream(tokenizer, stop)
+    with closing(stream(model, prompt, length, **sampling)) as tokens:
+        for token in tokens:
+            print(text.push(token), end="", flush=True)
+            if text.stopped:
+                break
+    print(text.flush(), flush=True)
+
+
+def _answers(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    stop: list[str],
+    sampling: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """{"text", "tokens", "finish": "stop" or "length"} for each prompt."""
+    from lit_llm.models.generate import TextStream, generate
+
+    length = min(max_new_tokens, model.config.max_seq_len - max(map(len, prompts)))
+    rows = []
+    for ids in generate(model, prompts, length, **sampling):
+        text = TextStream(tokenizer, stop)
+        pieces = []
+        for token in ids:
+            pieces.append(text.push(token))
+            if text.stopped:
+                break
+        used = len(pieces)
+        pieces.append(text.flush())
+        ended = text.stopped or len(ids) < length
+        rows.append({"text": "".join(pieces), "tokens": used, "finish": "stop" if ended else "length"})
+    return rows

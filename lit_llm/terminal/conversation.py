@@ -1,0 +1,116 @@
+"""Conversation: a chat's history, kept within the model's context, and its answers as they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+
+from lit_llm.data.chat import ChatFormat, Message
+from lit_llm.errors import UserError
+from lit_llm.models.generate import PromptCache, TextStream, check_sampling, stream
+from lit_llm.models.tokenizer import Tokenizer
+from lit_llm.models.transformer import Transformer
+
+
+class Conversation:
+    """A chat with a model.
+
+    Args:
+        model, tokenizer: as `load_model` gives them.
+        system: text of the system message. None: what the chat template does without one.
+        stop: strings that end an answer; neither they nor what follows is in it.
+        max_new_tokens: longest answer; shorter where the context ends.
+        temperature, top_k, top_p, seed: see `generate`. Each answer has a random stream of its own.
+
+    Attributes:
+        history: user and assistant messages in turn.
+        dropped: turns (a user's message and its answer) left out so far because the context was full.
+
+    Raises:
+        UserError: the tokenizer has no chat template, or a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        *,
+        system: str | None = None,
+        stop: Sequence[str] = (),
+        max_new_tokens: int = 512,
+        temperature: float = 0.7,
+        top_k: int | None = None,
+        top_p: float | None = 0.95,
+        seed: int = 0,
+    ):
+        check_sampling(max_new_tokens, temperature, top_k, top_p)
+        TextStream(tokenizer, stop)  # refuses an empty string
+        self.model, self.tokenizer, self.format = model, tokenizer, ChatFormat(tokenizer)
+        self.stop, self.max_new_tokens = stop, max_new_tokens
+        self.temperature, self.top_k, self.top_p, self.seed = temperature, top_k, top_p, seed
+        self.history: list[Message] = []
+        self.dropped = 0
+        self._system: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        self._cache = PromptCache()
+        self._answers = 0
+
+    def reset(self) -> None:
+        """Forget all turns; the system message stays."""
+        self.history, self.dropped = [], 0
+
+    def ask(self, text: str) -> Generator[str, None, None]:
+        """The answer to ``text`` in pieces, as it is written.
+
+        Closing the iterator, or an exception such as KeyboardInterrupt inside it, ends the answer; what was written
+        until then is the answer in the history.
+
+        Raises:
+            UserError: at the call: the message does not fit the context, or the template refuses it.
+        """
+        question: Message = {"role": "user", "content": text}
+        ids = self._fit(question)
+        tokens = stream(
+            self.model,
+            ids,
+            min(self.max_new_tokens, self.model.config.max_seq_len - len(ids)),
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            seed=self.seed + self._answers,
+            stop_ids=self.format.stop_ids,
+            cache=self._cache,
+        )
+        return self._answer(question, tokens)
+
+    def _answer(self, question: Message, tokens: Generator[int, None, None]) -> Generator[str, None, None]:
+        written = TextStream(self.tokenizer, self.stop)
+        pieces: list[str] = []
+        try:
+            for token in tokens:
+                if piece := written.push(token):
+                    pieces.append(piece)
+                    yield piece
+                if written.stopped:
+                    break
+            if piece := written.flush():
+                pieces.append(piece)
+                yield piece
+        finally:
+            tokens.close()
+            self._answers += 1
+            self.history += [question, {"role": "assistant", "content": "".join(pieces)}]
+
+    def _fit(self, question: Message) -> list[int]:
+        """Prompt ids of as much of the history as leaves room for an answer; older turns are dropped for good."""
+        size = self.model.config.max_seq_len
+        room = min(self.max_new_tokens, size // 2)
+        kept = self.history
+        ids = self.format.prompt_ids([*self._system, *kept, question])
+        while kept and len(ids) + room > size:
+            kept = kept[2:]
+            ids = self.format.prompt_ids([*self._system, *kept, question])
+        if len(ids) >= size:
+            with_system = " with the system message" if self._system else ""
+            raise UserError(f"the message takes {len(ids)} tokens{with_system}; the model's context has {size}")
+        self.dropped += (len(self.history) - len(kept)) // 2
+        self.history = kept
+        return ids

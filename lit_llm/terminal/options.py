@@ -1,0 +1,38 @@
+"""What the arguments of ``lit_llm chat`` and ``lit_llm generate`` have in common."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+
+
+def add_options(parser: argparse.ArgumentParser, *, max_new_tokens: int, temperature: float, top_p: float) -> None:
+    """Add checkpoint, sampling and device to ``parser``, with the verb's own defaults."""
+    parser.add_argument("ckpt", metavar="CKPT", help="Hugging Face directory, .gguf file, run folder or .ckpt file")
+    parser.add_argument("--adapter", metavar="DIR", help="PEFT adapter to put on the model")
+    parser.add_argument(
+        "--max_new_tokens", type=int, default=max_new_tokens, metavar="N",
+        help="longest answer in tokens (default %(default)s); the context may end it sooner",
+    )  # fmt: skip
+    parser.add_argument(
+        "--temperature", type=float, default=temperature, metavar="T",
+        help="0 always takes the likeliest token (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--top_p", type=float, default=top_p, metavar="P",
+        help="sample among the likeliest tokens that reach this probability (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--top_k", type=int, metavar="K", help="sample among the K likeliest tokens")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling (default %(default)s)")
+    parser.add_argument(
+        "--stop", nargs="+", action="extend", default=[], metavar="TEXT", help="end an answer before any of these"
+    )
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: CUDA if there is one, else CPU")
+
+
+def forgive_encodings() -> None:
+    """Have text that the terminal's encoding does not know replaced by a mark instead of ending the program."""
+    for file in (sys.stdin, sys.stdout):
+        if isinstance(file, io.TextIOWrapper):
+            file.reconfigure(errors="replace")

@@ -1,0 +1,120 @@
+"""RetentionCheck: does finetuning lose what the base knew?"""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from lit_llm.data.base import TokenDataModule
+from lit_llm.errors import UserError
+from lit_llm.models.generate import generate
+from lit_llm.models.transformer import Transformer
+
+
+class RetentionCheck(L.Callback):
+    """Asks general questions before and after finetuning, greedily, and writes ``retention.json``.
+
+    Of the questions that the base answers rightly, it says how many still are: {"right_before", "still_right",
+    "questions": [{"prompt", "expected", "before", "after", "right_before", "right_after"}]}. An answer is right if it
+    matches the question's pattern, letter case aside. A resumed run keeps the answers from before.
+
+    Args:
+        questions: JSONL of {"prompt", "expected": regular expression}. None: simple questions of ours.
+        count: how many of the questions that the base answers rightly are followed: the first so many.
+        max_new_tokens: length of an answer.
+
+    Raises:
+        UserError: a questions file that cannot be read.
+    """
+
+    def __init__(self, questions: str | None = None, count: int = 20, max_new_tokens: int = 32):
+        self.count, self.max_new_tokens = count, max_new_tokens
+        self.questions = _read(questions)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Ask the base."""
+        self.file = Path(trainer.default_root_dir) / "retention.json"
+        if trainer.global_step:
+            try:
+                self.rows = json.loads(self.file.read_text(encoding="utf-8"))["questions"]
+            except (OSError, ValueError, KeyError):
+                raise UserError(f"{self.file}: what the base answered is gone; start a new run") from None
+            return
+        answers = self._ask(trainer, pl_module, [row["prompt"] for row in self.questions])
+        rows = [
+            {**row, "before": answer, "right_before": _right(answer, row["expected"])}
+            for row, answer in zip(self.questions, answers, strict=True)
+        ]
+        followed = [row for row in rows if row["right_before"]][: self.count]
+        self.rows = [row for row in rows if row in followed or not row["right_before"]]
+        self._write(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Ask again what the base knew."""
+        known = [row for row in self.rows if row["right_before"]]
+        answers = self._ask(trainer, pl_module, [row["prompt"] for row in known])
+        for row, answer in zip(known, answers, strict=True):
+            row |= {"after": answer, "right_after": _right(answer, row["expected"])}
+        self._write(trainer)
+        kept = sum(row["right_after"] for row in known)
+        rank_zero_info(f"retention: {kept} of {len(known)} questions that the base answered rightly still are")
+
+    def _ask(self, trainer: L.Trainer, pl_module: L.LightningModule, questions: list[str]) -> list[str]:
+        model, data = getattr(pl_module, "network", None), getattr(trainer, "datamodule", None)
+        if not isinstance(model, Transformer) or not isinstance(data, TokenDataModule):
+            raise UserError("RetentionCheck needs a module with a Transformer and a data module of ours")
+        if not questions:
+            return []
+        with trainer.precision_plugin.forward_context():
+            answers = generate(
+                model,
+                [data.encode_prompt(question) for question in questions],
+                self.max_new_tokens,
+                temperature=0,
+                stop_ids=data.stop_ids,
+            )
+        return [data.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
+
+    def _write(self, trainer: L.Trainer) -> None:
+        if not trainer.is_global_zero:
+            return
+        known = [row for row in self.rows if row["right_before"]]
+        asked_again = [row for row in known if "right_after" in row]
+        content: dict[str, Any] = {
+            "right_before": len(known),
+            "still_right": sum(row["right_after"] for row in asked_again) if asked_again else None,
+            "questions": self.rows,
+        }
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        part = self.file.with_name("retention.json.part")
+        part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.replace(self.file)
+
+
+def _right(answer: str, expected: str) -> bool:
+    return re.search(expected, answer, re.IGNORECASE) is not None
+
+
+def _read(path: str | None) -> list[dict[str, Any]]:
+    try:
+        source = files("lit_llm.training.callbacks") / "questions.jsonl" if path is None else Path(path).expanduser()
+        lines = source.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"questions: {path} is not readable ({error})") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            re.compile(row["expected"])
+            rows.append({"prompt": str(row["prompt"]), "expected": row["expected"]})
+        except (ValueError, KeyError, TypeError, re.error) as error:
+            raise UserError(f"{path}:{number}: needs 'prompt' and a pattern 'expected' ({error})") from None
+    return rows

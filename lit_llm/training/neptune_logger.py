@@ -1,0 +1,250 @@
+"""NeptuneLogger: Neptune's client, which works offline, without its service, which closed on 2026-03-05.
+
+Lightning dropped its own in 2.6.4. `neptune_offline.read_offline` and ``lit_llm report`` read what this one writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import importlib
+import importlib.util
+import inspect
+import logging
+import math
+import os
+import uuid
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from lit_llm.errors import UserError
+from lit_llm.training.neptune_offline import LOOKALIKE, NOT_FINITE, PREFIX_PATH
+
+
+class NeptuneLogger(Logger):
+    """Logs metrics and hyperparameters with Neptune's client; by default to files, without a network.
+
+    Metrics become series ``<prefix>/<name>``, hyperparameters ``<prefix>/hyperparams/<name>``, the end of a run
+    ``<prefix>/status``. Each call reaches the file at once: a killed process loses nothing. A resumed run adds a
+    container of its own in the same folder, and the reader takes them together. Anything else the client can log goes
+    through `experiment`, as in ``logger.experiment["eval/score"] = 0.9``.
+
+    Args:
+        save_dir: run folder; the data lies in ``<save_dir>/.neptune``. None: in the folder that the environment
+            variable NEPTUNE_DATA_DIRECTORY names, else in ``.neptune`` of the working directory.
+        name: the run's name for people to read.
+        tags: words to find the run by.
+        prefix: group of everything that is logged here.
+        mode: ``offline`` writes files, ``debug`` nothing; ``async`` and ``sync`` need a server of the client's and the
+            settings it takes from environment variables.
+        client: module that has Neptune's interface: ``neptune``, ``minfx.neptune_v2`` or ``goodseed.neptune``. The last
+            keeps its data in a database of its own (GOODSEED_HOME), which `read_offline` does not read.
+
+    Raises:
+        UserError: the client is not installed.
+    """
+
+    def __init__(
+        self,
+        save_dir: str | Path | None = None,
+        name: str | None = None,
+        tags: list[str] | None = None,
+        prefix: str = "training",
+        mode: Literal["offline", "async", "sync", "debug"] = "offline",
+        client: str = "neptune",
+    ):
+        super().__init__()
+        if not _installed(client):
+            mend = "pip install 'lit_llm[neptune]'" if client == "neptune" else f"pip install {client.split('.')[0]}"
+            raise UserError(f"NeptuneLogger client={client}: no such package; {mend}")
+        self._save_dir = None if save_dir is None else Path(save_dir)
+        self._name, self._tags, self._prefix = name, tags, prefix.strip("/")
+        self._mode, self._client = mode, client
+        self._run: Any = None
+        self._buffered = True  # whether the open run keeps lines back until it is told to write
+        self._paths: dict[tuple[str, str], str] = {}  # where each (kind, name) is kept in the open run
+        self._types: dict[str, type] = {}  # of the hyperparameters in the open run
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self._name or ""
+
+    @property
+    def version(self) -> str:
+        """Nothing to add to the folder."""
+        return ""
+
+    @property
+    def save_dir(self) -> str | None:
+        """The run folder. It may be set until something is logged, where it is not known when the logger is made."""
+        return None if self._save_dir is None else str(self._save_dir)
+
+    @save_dir.setter
+    def save_dir(self, folder: str | Path) -> None:
+        self._save_dir = Path(folder)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The client's run, opened when first asked for; on other ranks than the first an object that does nothing."""
+        if self._run is None:
+            self._run = self._open()
+            self._paths, self._types = {}, {}
+            # goodseed writes at once, and its wait takes no such argument.
+            self._buffered = "disk_only" in inspect.signature(self._run.wait).parameters
+            self._path("state", "status")  # takes the path before a metric of that name can
+            self._run[PREFIX_PATH] = self._prefix
+            self._flush()
+        return self._run
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append one point to the series of each metric. nan and inf are kept, in series beside the others."""
+        run = self.experiment
+        step = None if step is None else int(step)
+        for name, value in sorted(metrics.items()):  # `loss` before `loss/code`, so that the plain name keeps its path
+            number = float(value)
+            if math.isfinite(number):
+                run[self._path("metric", name)].append(number, step=step)
+            else:
+                run[self._path("metric", f"{NOT_FINITE}/{name}")].append(str(number), step=step)
+        self._flush()
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Mapping[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Keep each value under its path, ``model/hidden_size`` for one in a nested mapping; see `flatten`."""
+        run = self.experiment
+        for name, value in flatten(params).items():
+            path = self._path("hyperparameter", f"hyperparams/{name}")
+            if self._types.setdefault(path, type(value)) is not type(value):
+                del run[path]  # the client refuses another type
+                self._types[path] = type(value)
+            run[path] = value
+        self._flush()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Note how the run ended and close the client; what is logged afterwards opens it again."""
+        if self._run is None:
+            return
+        self._run[self._path("state", "status")] = status
+        if status == "failed":
+            self._run["sys/failed"] = True
+        self._run.stop()
+        self._run = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the open client, which has locks and threads: a copy opens a container of its own."""
+        return {**self.__dict__, "_run": None}
+
+    def _open(self) -> Any:
+        client = importlib.import_module(self._client)
+        if self._mode in ("offline", "debug"):
+            # On standard output it names a page that there is not, and says that it waits for threads.
+            logging.getLogger("neptune").setLevel(logging.WARNING)
+        given = os.environ.get("NEPTUNE_DATA_DIRECTORY")
+        folder = Path(given or ".neptune") if self._save_dir is None else self._save_dir / ".neptune"
+        folder = folder.absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ["NEPTUNE_DATA_DIRECTORY"] = str(folder)  # the only way to tell the client
+        try:
+            return client.init_run(
+                mode=self._mode,
+                name=self._name,
+                tags=self._tags,
+                custom_run_id=_run_id(folder),
+                # The client would copy the terminal, the sources and the git difference, and poll the hardware.
+                source_files=[],
+                git_ref=False,
+                capture_stdout=False,
+                capture_stderr=False,
+                capture_traceback=False,
+                capture_hardware_metrics=False,
+            )
+        finally:
+            if given is None:
+                del os.environ["NEPTUNE_DATA_DIRECTORY"]
+            else:
+                os.environ["NEPTUNE_DATA_DIRECTORY"] = given
+
+    def _path(self, kind: str, name: str) -> str:
+        """Where ``name`` is kept: its own path unless that would be a value and a group at once (see LOOKALIKE)."""
+        if (kind, name) not in self._paths:
+            path, taken = name, self._paths.values()
+            if any(path == other or path.startswith(f"{other}/") or other.startswith(f"{path}/") for other in taken):
+                path = name.replace("/", LOOKALIKE) if "/" in name else name + LOOKALIKE
+            self._paths[kind, name] = path
+        return f"{self._prefix}/{self._paths[kind, name]}".lstrip("/")
+
+    def _flush(self) -> None:
+        if self._buffered:
+            self._run.wait(disk_only=True)
+
+
+def flatten(params: Mapping[str, Any] | Namespace) -> dict[str, bool | int | float | str]:
+    """Hyperparameters by path, as the types that Neptune has.
+
+    Mappings, namespaces and dataclasses become groups; NumPy and torch scalars numbers; None, lists, arrays, paths,
+    dtypes and the rest text (lists and sets as Python writes them, sets in order; classes and functions by name);
+    enum members their names; nan and inf text, integers beyond 32 bits floats, or text where a float is not exact.
+    """
+    leaves: dict[str, bool | int | float | str] = {}
+    for key, value in _plain(params).items():
+        name = key.strip("/") or repr(key)  # the client drops values without a name
+        if isinstance(value, dict) and value:
+            leaves |= {f"{name}/{inner}": leaf for inner, leaf in flatten(value).items()}
+        elif isinstance(value, int) and not -(2**31) <= value < 2**31:
+            leaves[name] = float(value) if abs(value) < 2**1023 and int(float(value)) == value else str(value)
+        elif isinstance(value, float) and not math.isfinite(value):
+            leaves[name] = str(value)
+        else:
+            leaves[name] = value if isinstance(value, bool | int | float | str) else str(value)
+    return leaves
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as None, bool, int, float or str, or lists and dicts of these."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()  # a scalar of NumPy or torch
+    if value is None:
+        return None
+    if isinstance(value, enum.Enum):
+        return value.name
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)  # subclasses print themselves in their own ways
+    if isinstance(value, Namespace):
+        value = vars(value)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(_plain(key)): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, set | frozenset):
+        return [_plain(inner) for inner in sorted(value, key=repr)]
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"  # without the address in memory
+    return str(value)
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _run_id(folder: Path) -> str:
+    """An identity that goes with the folder, by which a server recognises the parts of a resumed run."""
+    file = folder / "run_id"
+    if not file.exists():
+        file.write_text(uuid.uuid4().hex, encoding="utf-8")
+    return file.read_text(encoding="utf-8")

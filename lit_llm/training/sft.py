@@ -1,0 +1,151 @@
+"""SFTModule: supervised finetuning of a pretrained Transformer, whole or through LoRA."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lit_llm.errors import UserError
+from lit_llm.models import flops
+from lit_llm.models.lora import LoRAConfig, apply_lora, is_lora, lora_from, merged_state_dict, save_adapter
+from lit_llm.models.transformer import Transformer
+from lit_llm.training.optimizers import OptimizerName
+from lit_llm.training.pretrain import PretrainModule
+from lit_llm.training.schedules import Schedule
+
+
+class SFTModule(PretrainModule):
+    """Trains a pretrained `Transformer` on the tokens that the assistant speaks.
+
+    A batch is as `PretrainModule` takes it, with "document_ids" where several examples share a row; labels are -100
+    wherever the assistant does not speak. `InstructionDataModule` makes such batches. Losses are sums divided by the
+    supervised tokens of the whole optimizer step, so every answer's token weighs alike.
+
+    With ``lora`` the base is frozen, checkpoints hold the updates and a digest of the base, and ``final/`` holds the
+    merged model with ``adapter/`` (PEFT's format) beside it.
+
+    Args:
+        init_from: Hugging Face directory or GGUF file of the base; see `locate`.
+        lora: what to adapt. None trains every weight.
+        learning_rate: None: 1e-4 for LoRA, 2e-5 otherwise.
+        validate_first: validate once before the first step: the base's own loss, as step 0.
+        optimizer, weight_decay, schedule, warmup, decay, final_lr, grad_clip, compile: as in `PretrainModule`.
+
+    Raises:
+        UserError: no such base, or settings that do not fit it.
+    """
+
+    def __init__(
+        self,
+        init_from: str,
+        lora: LoRAConfig | None = None,
+        optimizer: OptimizerName = "adamw",
+        learning_rate: float | None = None,
+        weight_decay: float = 0.0,
+        schedule: Schedule = "cosine",
+        warmup: float = 0.05,
+        decay: float = 0.6,
+        final_lr: float = 0.0,
+        grad_clip: float | None = 1.0,
+        compile: bool | Literal["auto"] = "auto",
+        validate_first: bool = True,
+    ):
+        super().__init__(
+            init_from=init_from,
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            schedule=schedule,
+            warmup=warmup,
+            decay=decay,
+            final_lr=final_lr,
+            grad_clip=grad_clip,
+            compile=compile,
+        )
+        self.lora = lora_from(lora)  # a checkpoint holds plain values
+        if self.lora is not None and optimizer != "adamw":
+            raise UserError("model.optimizer: LoRA's factors are no weights of their own; train them with adamw")
+        # A dataclass in a checkpoint cannot be read with weights_only.
+        self.hparams["lora"] = None if self.lora is None else asdict(self.lora)
+
+    def build_model(self) -> nn.Module:
+        """The base, with trainable updates if ``lora`` asks for them."""
+        model = Transformer.from_pretrained(self.hparams["init_from"], dtype=torch.float32)
+        self._base: str | None = None
+        if self.lora is not None:
+            self._base = digest(model.state_dict().items())
+            apply_lora(model, self.lora)
+        return model
+
+    def default_learning_rate(self) -> float:
+        """For when none is given."""
+        return 2e-5 if self.lora is None else 1e-4
+
+    @property
+    def flops_per_token(self) -> float:
+        """As `PretrainModule`; with LoRA less the gradients of the frozen weights, a third of the matrices' share."""
+        total = super().flops_per_token
+        return total if self.lora is None else total - 2 * flops.matrix_parameters(self.config)
+
+    def on_train_start(self) -> None:
+        """Validate the base, when training starts from it."""
+        if self.hparams["validate_first"] and self.trainer.global_step == 0 and self.trainer.enable_validation:
+            # As the Trainer's own loop does between two batches.
+            self.trainer.validating = True
+            self.trainer.fit_loop.epoch_loop.val_loop.run()
+            self.trainer.training = True
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the updates and the name of their base; without LoRA, as `PretrainModule`."""
+        if self.lora is None:
+            super().on_save_checkpoint(checkpoint)
+            return
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if is_lora(k)}
+        checkpoint["base_digest"] = self._base
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the base's weights back in. Raises UserError if it is another base, or LoRA is on in one of them only."""
+        super().on_load_checkpoint(checkpoint)
+        saved = checkpoint["hyper_parameters"].get("lora")
+        if saved != self.hparams["lora"]:
+            raise UserError(f"model.lora was {saved} when the checkpoint was written and is {self.hparams['lora']} now")
+        if self.lora is None:
+            return
+        self.configure_model()
+        if checkpoint.get("base_digest") != self._base:
+            raise UserError(f"model.init_from={self.hparams['init_from']}: its weights are not those the updates were")
+        frozen = {name: value for name, value in self.state_dict().items() if not is_lora(name)}
+        checkpoint["state_dict"] = {**frozen, **checkpoint["state_dict"]}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model, updates merged, and the tokenizer as a Hugging Face directory."""
+        model = self.network
+        assert isinstance(model, Transformer)
+        model.save_pretrained(folder, state_dict=merged_state_dict(model))
+        self.save_tokenizer(folder)
+
+    def save_adapter(self, folder: str | Path) -> None:
+        """Write the updates as PEFT does; nothing without ``lora``."""
+        model = self.network
+        assert isinstance(model, Transformer)
+        if self.lora is not None:
+            save_adapter(model, folder, base=str(self.hparams["init_from"]))
+
+
+def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """A name for weights, hex: sha256 over names, shapes and up to 4,096 evenly spaced values of each tensor.
+
+    Enough to tell two trained models apart in a moment; not proof against someone who edits single weights.
+    """
+    total = hashlib.sha256()
+    for name, tensor in tensors:
+        flat = tensor.detach().flatten()
+        some = flat[:: max(1, flat.numel() // 4096)].float().cpu().contiguous()
+        total.update(f"{name} {tuple(tensor.shape)} ".encode() + some.numpy().tobytes())
+    return total.hexdigest()

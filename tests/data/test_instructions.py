@@ -1,0 +1,207 @@
+"""Conversations from files to batches: every row shape, every mistake with its line, packed as unpacked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lit_llm import InstructionDataModule, Tokenizer, Transformer, TransformerConfig, UserError
+from lit_llm.data.blocks import IGNORE
+from lit_llm.data.conversations import to_messages
+from lit_llm.data.docstrings import docstring_rows, held_out, stdlib_modules
+
+PAIR = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(corpus: Path) -> Path:
+    return corpus / "tokenizer"
+
+
+def write(file: Path, rows: list) -> str:
+    file.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(file)
+
+
+def chat(number: int, words: int = 3) -> dict:
+    return {"messages": [{"role": "user", "content": f"question {number} " + "x " * (number % 5)},
+                         {"role": "assistant", "content": f"answer {number} " + "word " * words}]}  # fmt: skip
+
+
+def module(tmp_path: Path, tokenizer_folder: Path, sources: object, **kwargs) -> InstructionDataModule:
+    defaults = {"seq_len": 64, "micro_batch_size": 2, "validation_fraction": 0.2}
+    made = InstructionDataModule(sources, tokenizer=str(tokenizer_folder), cache_dir=str(tmp_path / "cache"),
+                                 **{**defaults, **kwargs})  # type: ignore[arg-type]  # fmt: skip
+    made.prepare_data()
+    made.setup("fit")
+    return made
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": PAIR},
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+        {"prompt": "q", "completion": "a"},
+        {"prompt": "q", "response": "a"},
+        {"question": "q", "answer": "a"},
+        {"instruction": "q", "input": "", "output": "a"},
+    ],
+)
+def test_rows_of_the_usual_shapes(row: dict) -> None:
+    assert to_messages(row) == PAIR
+    assert to_messages({"instruction": "q", "input": "with", "output": "a"})[0]["content"] == "q\n\nwith"
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ('{"messages": ', "not valid JSON"),
+        ('["messages"]', "must be a JSON object"),
+        ({"text": "x"}, "no conversation in the row.*its keys are text"),
+        ({"messages": [{"content": "x"}]}, "message 1 must be an object with 'role'"),
+        ({"messages": [PAIR[1], PAIR[0]]}, "they must alternate"),
+        ({"messages": [PAIR[0]]}, "no supervised token"),
+        ({"messages": [{"role": "user", "content": "x " * 500}, PAIR[1]]}, "the prompt alone takes .* data.seq_len=64"),
+        ({"conversations": [{"from": "human"}]}, "'conversations' must be a list"),
+    ],
+)
+def test_a_bad_row_names_file_and_line(tmp_path: Path, tokenizer_folder: Path, row: object, said: str) -> None:
+    file = write(tmp_path / "a.jsonl", [chat(1), "", row, chat(2)])
+    with pytest.raises(UserError, match=rf"a\.jsonl:3: .*{said}"):
+        module(tmp_path, tokenizer_folder, file)
+    assert not list(tmp_path.glob("cache/instructions/*/datacard.json"))
+
+
+def test_a_template_that_raises_names_the_row(tmp_path: Path, tokenizer_folder: Path) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text("{% if messages[0]['content'] == 'bad' %}{{ raise_exception('not this') }}{% endif %}x"
+                        "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}")  # fmt: skip
+    bad = {"messages": [{"role": "user", "content": "bad"}, PAIR[1]]}
+    file = write(tmp_path / "a.jsonl", [chat(1), bad])
+    with pytest.raises(UserError, match=r"a\.jsonl:2: the chat template refuses the messages: not this"):
+        module(tmp_path, tokenizer_folder, file, chat_template=str(template))
+    with pytest.raises(UserError, match=r"data\.chat_template: nowhere"):
+        module(tmp_path, tokenizer_folder, file, chat_template="nowhere")
+
+
+def test_bad_rows_can_be_skipped_and_are_counted(tmp_path: Path, tokenizer_folder: Path) -> None:
+    file = write(tmp_path / "a.jsonl", [*(chat(i) for i in range(40)), {"messages": [PAIR[0]]}])
+    card = json.loads(module(tmp_path, tokenizer_folder, file, bad_rows="skip").datacard_file.read_text())
+    assert card["dropped"] == {"no supervised token: the assistant says nothing": 1}
+    assert card["splits"]["train"]["examples"] + card["splits"]["validation"]["examples"] == 40
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 60), min_size=12, max_size=40),
+    seq_len=st.sampled_from([32, 64]),
+    accumulation=st.sampled_from([1, 3]),
+    packing=st.booleans(),
+)
+def test_every_supervised_token_is_a_label_once(
+    tmp_path_factory: pytest.TempPathFactory,
+    tokenizer_folder: Path,
+    sizes: list[int],
+    seq_len: int,
+    accumulation: int,
+    packing: bool,
+) -> None:
+    folder = tmp_path_factory.mktemp("data")
+    file = write(folder / "a.jsonl", [chat(i, words) for i, words in enumerate(sizes)])
+    held = write(folder / "b.jsonl", [chat(99)])
+    data = module(folder, tokenizer_folder, file, validation=held, seq_len=seq_len, packing=packing,
+                  global_batch_tokens=2 * seq_len * accumulation)  # fmt: skip
+    tokenizer = Tokenizer.from_pretrained(tokenizer_folder)
+    expected = []
+    for i, words in enumerate(sizes):
+        ids, spoken = data.chat.encode(chat(i, words)["messages"])
+        expected.append([t for t, s in zip(ids[1 : seq_len + 1], spoken[1 : seq_len + 1], strict=True) if s])
+    batches = list(data.train_dataloader())
+    assert len(batches) == data.steps * accumulation
+    found = []
+    for batch in batches:
+        for labels, documents in zip(batch["labels"], batch["document_ids"], strict=True):
+            assert (labels[documents < 0] == IGNORE).all()
+            found += [labels[(documents == d) & (labels != IGNORE)].tolist() for d in documents.unique() if d >= 0]
+    assert sorted(found) == sorted(expected)
+    for step in range(data.steps):
+        own = batches[step * accumulation : (step + 1) * accumulation]
+        assert sum(int((b["labels"] != IGNORE).sum()) for b in own) == own[0]["step_tokens"]
+    assert tokenizer.vocab_size > 0
+
+
+def test_packed_equals_unpacked(tmp_path: Path, tokenizer_folder: Path) -> None:
+    """The same examples give the same losses and gradients whether they share rows or not."""
+    file = write(tmp_path / "a.jsonl", [chat(i, i % 13) for i in range(30)])
+    torch.manual_seed(0)
+    model = Transformer(TransformerConfig(vocab_size=512, hidden_size=32, num_layers=2, num_heads=2, max_seq_len=256))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    results = []
+    for packing in (True, False):
+        data = module(tmp_path, tokenizer_folder, file, packing=packing, seq_len=256)
+        model.zero_grad()
+        total = 0.0
+        rows = 0
+        for batch in data.train_dataloader():
+            loss = model.token_losses(batch["input_ids"], batch["labels"], batch["document_ids"]).sum()
+            loss.backward()
+            total += loss.item()
+            rows += len(batch["input_ids"])
+        results.append((total, {n: p.grad.clone() for n, p in model.named_parameters()}, rows))
+    (packed, gradients, few), (single, expected, many) = results
+    assert few < many / 2
+    assert packed == pytest.approx(single, rel=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-4)
+
+
+def test_one_question_is_in_one_split(tmp_path: Path, tokenizer_folder: Path) -> None:
+    rows = [{"prompt": f"question {i // 3}", "completion": f"answer {i}"} for i in range(120)]
+    data = module(tmp_path, tokenizer_folder, write(tmp_path / "a.jsonl", rows))
+    lines = [json.loads(line) for line in (data.datacard_file.parent / "manifest.jsonl").open()]
+    splits: dict[str, set[str]] = {}
+    for line in lines:
+        splits.setdefault(line["question"], set()).add(line["split"])
+    assert all(len(found) == 1 for found in splits.values())
+    assert {line["split"] for line in lines} == {"train", "validation"}
+
+
+def test_encoded_once_and_found_again(tmp_path: Path, tokenizer_folder: Path) -> None:
+    file = write(tmp_path / "a.jsonl", [chat(i) for i in range(20)])
+    first = module(tmp_path, tokenizer_folder, file).datacard_file
+    stamp = first.stat().st_mtime_ns
+    assert module(tmp_path, tokenizer_folder, file).datacard_file.stat().st_mtime_ns == stamp
+    assert module(tmp_path, tokenizer_folder, file, seq_len=32).datacard_file != first
+
+    class Upper(InstructionDataModule):
+        def format_example(self, row: dict) -> list[dict[str, str]]:
+            return [{**message, "content": message["content"].upper()} for message in row["messages"]]
+
+    other = Upper(file, tokenizer=str(tokenizer_folder), cache_dir=str(tmp_path / "cache"), seq_len=64,
+                  validation_fraction=0.2)  # fmt: skip
+    other.prepare_data()
+    assert other.datacard_file != first
+    ids = np.load(other.datacard_file.parent / "train.ids.npy")
+    assert "QUESTION" in other.tokenizer.decode(ids)
+
+
+def test_docstrings_make_questions_and_no_module_straddles() -> None:
+    rows = list(docstring_rows())
+    assert len(rows) > 3000
+    assert len({row["id"] for row in rows}) > 0.98 * len(rows)
+    split = {row["module"]: row["split"] for row in rows}
+    assert all(split[row["module"]] == row["split"] for row in rows)
+    assert {held_out(name) for name, _ in stdlib_modules()} == {True, False}
+    share = sum(row["split"] == "validation" for row in rows) / len(rows)
+    assert 0.02 < share < 0.4
+    dumps = next(row for row in rows if row["id"] == "json.dumps")
+    assert "`json.dumps`" in dumps["messages"][0]["content"]
+    assert dumps["messages"][1]["content"].startswith("`dumps(obj, *, skipkeys=False") and "JSON" in str(dumps)

@@ -1,0 +1,159 @@
+"""``lit_llm evaluate`` from argument to table and JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import lm_eval.tasks
+import pytest
+import torch
+
+import lit_llm.evaluate.run as run
+from lit_llm import Transformer, UserError
+from lit_llm.evaluate.command import evaluate_main, table, weights_fingerprint
+
+TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+  cache_dir: {cache}
+test_split: test
+output_type: {kind}
+doc_to_text: question
+doc_to_target: answer
+{more}
+"""
+
+
+@pytest.fixture
+def no_default_tasks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """lm-eval's own index, which takes ten seconds to read, is empty; the list says what was asked for."""
+    asked = []
+    real = lm_eval.tasks.TaskManager
+
+    def manager(include_defaults: bool, include_path: list[Path]) -> lm_eval.tasks.TaskManager:
+        asked.append(include_defaults)
+        return real(include_defaults=False, include_path=include_path)
+
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", manager)
+    return asked
+
+
+def write_task(
+    folder: Path, name: str, kind: str = "loglikelihood", more: str = "metric_list: [{metric: acc}]"
+) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "data.jsonl").write_text("".join(
+        json.dumps({"question": f"{i} and", "answer": f" {i + 1}"}) + "\n" for i in range(4)
+    ))  # fmt: skip
+    file = folder / f"{name}.yaml"
+    file.write_text(TASK.format(name=name, data=folder / "data.jsonl", cache=folder / "arrow", kind=kind, more=more))
+    return file
+
+
+def test_table_and_json(
+    exported: Path, cache_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture, no_default_tasks: list[bool]
+) -> None:
+    out = tmp_path / "sub" / "results.json"
+    evaluate_main([str(exported), "--tasks", "stdlib_choice", "stdlib_rolling", "--limit", "2", "--json", str(out),
+                   "--device", "cpu"])  # fmt: skip
+    printed = capsys.readouterr().out
+    assert no_default_tasks == [False]  # local tasks alone do not wait for the others' index
+    content = json.loads(out.read_text())
+    metrics = {(row["task"], row["metric"]): row for row in content["metrics"]}
+    assert {metric for task, metric in metrics if task == "stdlib_choice"} == {"acc", "acc_norm"}
+    rolling = {metric for task, metric in metrics if task == "stdlib_rolling"}
+    assert rolling == {"bits_per_byte", "byte_perplexity", "word_perplexity"}
+    for (task, metric), row in metrics.items():
+        assert content["results"][task][f"{metric},none"] == row["value"] and row["n"] == 2
+        assert f"{row['value']:.4f}" in printed
+    assert content["versions"] == {"stdlib_choice": 1.0, "stdlib_rolling": 1.0}
+    assert content["checkpoint"] == str(exported) and content["command"].startswith("lit_llm evaluate ")
+    assert content["weights_sha256"] == weights_fingerprint(Transformer.from_pretrained(exported))
+    assert "samples" not in content and set(content["package_versions"]) == {"lit_llm", "lm_eval", "torch"}
+
+
+def test_json_on_stdout_with_samples_chat_and_examples(
+    exported: Path, cache_dir: Path, capsys: pytest.CaptureFixture
+) -> None:
+    evaluate_main([str(exported), "--tasks", "stdlib_complete", "--limit", "1", "--num_fewshot", "1", "--json", "-",
+                   "--apply_chat_template", "--log_samples", "--batch_size", "1", "--device", "cpu"])  # fmt: skip
+    content = json.loads(capsys.readouterr().out)  # nothing else on stdout
+    assert content["n-shot"] == {"stdlib_complete": 1}
+    (sample,) = content["samples"]["stdlib_complete"]
+    prompt = sample["arguments"][0][0]
+    assert prompt.count("<|im_start|>user") == 2 and prompt.endswith("<|im_start|>assistant\n")
+    assert prompt.count(sample["doc"]["question"]) == 1  # a document is no example for itself
+
+
+def test_include_and_a_bootstrapped_error(
+    exported: Path, cache_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    more = "metric_list: [{metric: acc}, {metric: perplexity, aggregation: perplexity, higher_is_better: false}]"
+    file = write_task(tmp_path / "mine", "my_task", more=more)
+    for include in (file, file.parent):
+        evaluate_main([str(exported), "--tasks", "my_task", "--include", str(include), "--device", "cpu"])
+        lines = capfd.readouterr().out.splitlines()
+        assert sorted(line.split()[1] for line in lines[1:]) == ["acc", "perplexity"]
+        assert all(float(line.split()[3]) >= 0 and line.split()[4] == "4" for line in lines[1:])
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--tasks", "stdlib_choise"], "no task 'stdlib_choise'; did you mean stdlib_choice"),
+        (["--tasks", "zzz"], "no task 'zzz'; local ones are stdlib_choice"),
+        (["--tasks", "stdlib_choice", "--include", "nowhere"], "nowhere is neither a folder nor a .yaml file"),
+        (["--tasks", "stdlib_choice", "--limit", "0"], "--limit must be at least 1"),
+        (["--tasks", "stdlib_choice", "--num_fewshot", "-1"], "--num_fewshot must be at least 0"),
+        (["--tasks", "stdlib_choice", "--log_samples"], "--log_samples needs --json"),
+        (["--tasks", "stdlib_choice", "--device", "tpu9"], "--device tpu9"),
+        (["--tasks", "stdlib_choice", "--limt", "3"], "unknown option --limt: did you mean --limit"),
+    ],
+)
+def test_mistakes_are_one_line(
+    exported: Path, cache_dir: Path, no_default_tasks: list[bool], args: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as found:
+        evaluate_main([str(exported), *args])
+    assert "\n" not in str(found.value)
+
+
+def test_a_folder_without_tasks_and_a_task_without_data(exported: Path, tmp_path: Path, cache_dir: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no \.yaml file"):
+        evaluate_main([str(exported), "--tasks", "x", "--include", str(tmp_path)])
+    file = write_task(tmp_path / "mine", "my_task")
+    (tmp_path / "mine" / "data.jsonl").unlink()
+    with pytest.raises(UserError, match="task my_task cannot be loaded: FileNotFoundError") as found:
+        evaluate_main([str(exported), "--tasks", "my_task", "--include", str(file)])
+    assert "\n" not in str(found.value)
+
+
+def test_without_lm_eval(monkeypatch: pytest.MonkeyPatch, exported: Path) -> None:
+    monkeypatch.setattr(run, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'lit_llm\[eval\]'"):
+        evaluate_main([str(exported), "--tasks", "stdlib_choice"])
+
+
+@pytest.mark.slow
+def test_unknown_among_lm_evals_own(exported: Path, cache_dir: Path) -> None:
+    with pytest.raises(UserError, match=r"no task 'helaswag'; did you mean .*hellaswag"):
+        evaluate_main([str(exported), "--tasks", "helaswag"])
+
+
+def test_fingerprint_tells_weights_apart(exported: Path) -> None:
+    model = Transformer.from_pretrained(exported)
+    before = weights_fingerprint(model)
+    assert before == weights_fingerprint(Transformer.from_pretrained(exported))
+    with torch.no_grad():
+        model.norm.weight[0] += 1e-3
+    assert weights_fingerprint(model) != before
+    assert weights_fingerprint(Transformer.from_pretrained(exported, torch.bfloat16)) != before
+
+
+def test_table_leaves_out_what_is_not_known() -> None:
+    rows = [{"task": "a", "metric": "acc", "value": 0.5, "stderr": None, "n": None}]
+    assert table(rows).splitlines() == ["task  metric   value  stderr  n", "a     acc     0.5000"]

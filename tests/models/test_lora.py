@@ -1,0 +1,118 @@
+"""LoRA against PEFT: the same files, the same logits."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+import transformers
+
+from lit_llm.errors import UserError
+from lit_llm.models.config import TransformerConfig
+from lit_llm.models.lora import LoRAConfig, apply_lora, load_adapter, merge_lora, merged_state_dict, save_adapter
+from lit_llm.models.transformer import Transformer
+
+SHAPE = {"vocab_size": 61, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "max_seq_len": 32}
+FAMILIES = {
+    "llama": {},
+    "qwen3": {"qk_norm": "before_rope", "head_dim": 16},
+    "nanochat": {"mlp": "relu2", "qk_norm": "after_rope", "norm_weight": False, "embedding_norm": True,
+                 "logit_softcap": 15.0},
+}  # fmt: skip
+IDS = torch.randint(0, 61, (2, 12), generator=torch.Generator().manual_seed(1))
+
+
+def adapted(family: str, config: LoRAConfig) -> Transformer:
+    """A random model with random updates."""
+    torch.manual_seed(0)
+    model = Transformer(TransformerConfig(**SHAPE, **FAMILIES[family]))
+    for parameter in model.parameters():  # the initial output projections are zero
+        torch.nn.init.normal_(parameter, std=0.1)
+    apply_lora(model, config)
+    for name, parameter in model.named_parameters():
+        if "lora" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("stabilized", [False, True])
+def test_peft_loads_ours_and_we_load_theirs(tmp_path: Path, family: str, stabilized: bool) -> None:
+    model = adapted(family, LoRAConfig(rank=3, alpha=7.0, rank_stabilized=stabilized))
+    save_adapter(model, tmp_path / "adapter", base="here")
+    plain = copy.deepcopy(model)
+    for module in plain.modules():
+        if hasattr(module, "lora_b"):
+            module.lora_b.data.zero_()
+    merge_lora(plain)
+    plain.save_pretrained(tmp_path / "base")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    with torch.no_grad():
+        expected = model(IDS)
+        torch.testing.assert_close(theirs(IDS).logits.float(), expected, atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(plain(IDS), expected, atol=1e-2)
+        theirs.save_pretrained(tmp_path / "theirs")
+        again = Transformer.from_pretrained(tmp_path / "base")
+        load_adapter(again, tmp_path / "theirs")
+        torch.testing.assert_close(again.eval()(IDS), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"]])
+def test_adapters_that_peft_made(tmp_path: Path, targets: str | list[str]) -> None:
+    hf = transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        vocab_size=61, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4))  # fmt: skip
+    hf.save_pretrained(tmp_path / "base")
+    made = peft.get_peft_model(hf, peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM",
+                                                   init_lora_weights=False))  # fmt: skip
+    made.save_pretrained(tmp_path / "adapter")
+    model = Transformer.from_pretrained(tmp_path / "base")
+    load_adapter(model, tmp_path / "adapter")
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(IDS), made.eval()(IDS).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_merging_keeps_the_function_and_the_names() -> None:
+    model = adapted("llama", LoRAConfig(rank=4, targets=("q_proj", "up_proj")))
+    names = list(Transformer(model.config).state_dict())
+    expected = model(IDS)
+    state = merged_state_dict(model)
+    merge_lora(model)
+    assert list(model.state_dict()) == names
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    torch.testing.assert_close(model(IDS), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_training_starts_from_the_base_and_moves_the_updates_alone() -> None:
+    torch.manual_seed(0)
+    model = Transformer(TransformerConfig(**SHAPE))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    before = model(IDS)
+    apply_lora(model, LoRAConfig(rank=2, dropout=0.5))
+    assert torch.equal(model(IDS), before)  # B is zero, whatever dropout does
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trainable and all("lora" in name for name in trainable)
+    model(IDS).sum().backward()
+    assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == trainable
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"lora.rank"):
+        LoRAConfig(rank=0)
+    with pytest.raises(UserError, match=r"lora.targets: unknown wq; known are q_proj"):
+        LoRAConfig(targets=("wq",))
+    model = adapted("llama", LoRAConfig(rank=2))
+    save_adapter(model, tmp_path / "adapter")
+    other = Transformer(TransformerConfig(**{**SHAPE, "hidden_size": 48}))
+    with pytest.raises(UserError, match="does not fit the model"):
+        load_adapter(other, tmp_path / "adapter")
+    with pytest.raises(UserError, match=r"adapter_config.json: no such file"):
+        load_adapter(other, tmp_path / "nowhere")
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(config.read_text().replace('"bias": "none"', '"bias": "none", "use_dora": true'))
+    with pytest.raises(UserError, match="use_dora is not supported"):
+        load_adapter(other, tmp_path / "adapter")

@@ -1,0 +1,177 @@
+"""Supervised finetuning: accumulation, resume, what lies on disk afterwards, and mistakes."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import lightning as L
+import peft
+import pytest
+import torch
+import transformers
+
+from lit_llm import (
+    Checkpoint,
+    CSVLogger,
+    InstructionDataModule,
+    LoRAConfig,
+    RetentionCheck,
+    RunReport,
+    SampleCallback,
+    SFTModule,
+    Tokenizer,
+    Transformer,
+    TransformerConfig,
+    UserError,
+)
+from lit_llm.models.lora import load_adapter
+
+SHAPE = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "max_seq_len": 64}
+
+
+@pytest.fixture(scope="module")
+def base(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model's directory with a chat tokenizer."""
+    torch.manual_seed(3)
+    tokenizer = Tokenizer.from_pretrained(corpus / "tokenizer")
+    model = Transformer(TransformerConfig(**SHAPE, vocab_size=tokenizer.vocab_size))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    folder = tmp_path_factory.mktemp("base")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty ragged conversations."""
+    file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    with file.open("w") as out:
+        for i in range(60):
+            answer = " ".join(["yes", "no", "maybe"][(i + j) % 3] for j in range(1 + i % 9))
+            out.write(json.dumps({"prompt": f"Is {i} right?", "completion": answer}) + "\n")
+    return file
+
+
+def data(rows: Path, cache: Path, **kwargs) -> InstructionDataModule:
+    defaults = {"seq_len": 64, "micro_batch_size": 2, "global_batch_tokens": 8 * 64, "epochs": 3.0, "packing": False,
+                "validation_fraction": 0.1, "validate_every": 0}  # fmt: skip
+    return InstructionDataModule(str(rows), cache_dir=str(cache), **{**defaults, **kwargs})
+
+
+def fit(folder: Path, module: L.LightningModule, source: InstructionDataModule, ckpt: Path | None = None, **kwargs):
+    callbacks = [Checkpoint(every_steps=4), SampleCallback(max_new_tokens=4, temperature=0.0), RunReport(),
+                 *kwargs.pop("callbacks", [])]  # fmt: skip
+    trainer = L.Trainer(
+        accelerator="cpu", default_root_dir=folder, logger=CSVLogger(folder), log_every_n_steps=1,
+        enable_model_summary=False, enable_progress_bar=False, num_sanity_val_steps=0, callbacks=callbacks, **kwargs,
+    )  # fmt: skip
+    trainer.fit(module, source, ckpt_path=ckpt)
+    return trainer
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "metrics.csv", newline="") as file:
+        return [{k: row[k] for k in ("step", "train_loss", "val_loss", "lr")} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("lora", [None, LoRAConfig(rank=4)])
+def test_accumulation_does_not_change_the_run(tmp_path: Path, base: Path, rows: Path, lora: LoRAConfig | None) -> None:
+    runs = []
+    for micro in (8, 1):  # accumulation 1 and 8, on examples of one to nine words
+        folder = tmp_path / str(micro)
+        L.seed_everything(1, verbose=False)
+        module = SFTModule(str(base), lora=lora, learning_rate=1e-3)
+        trainer = fit(folder, module, data(rows, tmp_path / "cache", micro_batch_size=micro))
+        assert trainer.accumulate_grad_batches == 8 // micro
+        runs.append((metrics(folder), Transformer.from_pretrained(folder / "final").state_dict()))
+    (one, weights_one), (eight, weights_eight) = runs
+    assert len(one) == len(eight) > 15 and one[0]["step"] == "0" and one[0]["val_loss"]
+    for a, b in zip(one, eight, strict=True):
+        for key in ("train_loss", "val_loss"):
+            if a[key]:
+                assert float(a[key]) == pytest.approx(float(b[key]), rel=1e-5)
+    for name, value in weights_one.items():
+        torch.testing.assert_close(value, weights_eight[name], rtol=1e-4, atol=1e-5)
+    assert float(one[-1]["val_loss"]) < float(one[0]["val_loss"])
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("lora", [None, LoRAConfig(rank=4, dropout=0.1)])
+def test_resume_is_bit_equal(tmp_path: Path, base: Path, rows: Path, lora: LoRAConfig | None, packing: bool) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder, stops in ((whole, [-1]), (parts, [5, -1])):
+        for number, stop in enumerate(stops):
+            L.seed_everything(1, verbose=False)
+            module = SFTModule(str(base), lora=lora, learning_rate=1e-3)
+            source = data(rows, tmp_path / "cache", packing=packing, global_batch_tokens=2 * 64)
+            last = max((folder / "checkpoints").glob("step-*.ckpt")) if number else None
+            fit(folder, module, source, last, max_steps=stop)
+    # The stopped run validated at its stop; all else is the same.
+    assert [{**row, "val_loss": ""} for row in metrics(parts)] == [{**row, "val_loss": ""} for row in metrics(whole)]
+    assert metrics(parts)[-1] == metrics(whole)[-1]
+    final = [(folder / "final" / "model.safetensors").read_bytes() for folder in (whole, parts)]
+    assert final[0] == final[1]
+
+
+def test_what_lies_on_disk_after_lora(tmp_path: Path, base: Path, rows: Path) -> None:
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text('{"prompt": "Is 1 right?", "expected": "."}\n{"prompt": "And 2?", "expected": "neverever"}\n')
+    module = SFTModule(str(base), lora=LoRAConfig(rank=4), learning_rate=3e-3)
+    fit(tmp_path, module, data(rows, tmp_path / "cache"), callbacks=[RetentionCheck(str(questions), max_new_tokens=3)])
+    checkpoint = torch.load(max((tmp_path / "checkpoints").glob("step-*.ckpt")), weights_only=True)
+    assert checkpoint["state_dict"] and all("lora" in name for name in checkpoint["state_dict"])
+
+    ids = torch.randint(0, 512, (1, 16))
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "final", dtype=torch.float32)
+    theirs = peft.PeftModel.from_pretrained(
+        transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), tmp_path / "adapter"
+    )
+    ours = Transformer.from_pretrained(base)
+    load_adapter(ours, tmp_path / "adapter")
+    with torch.no_grad():
+        expected = module.network.eval()(ids)
+        for logits in (merged(ids).logits, theirs(ids).logits, ours.eval()(ids)):
+            torch.testing.assert_close(logits.float(), expected, atol=1e-4, rtol=1e-4)
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "final").chat_template
+
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert sorted({row["step"] for row in samples})[0] == 0  # what the base answers
+    retention = json.loads((tmp_path / "retention.json").read_text())
+    known, unknown = retention["questions"]
+    assert retention["right_before"] == 1 and known["right_before"] and "after" in known
+    assert not unknown["right_before"] and "after" not in unknown
+    assert "retention" in (tmp_path / "report.html").read_text().lower()
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path, base: Path, rows: Path) -> None:
+    lora = LoRAConfig(rank=4)
+    fit(tmp_path, SFTModule(str(base), lora=lora), data(rows, tmp_path / "cache"), max_steps=4)
+    checkpoint = tmp_path / "checkpoints" / "step-00000004.ckpt"
+    model = Transformer.from_pretrained(base)
+    model.embed.weight.data += 1
+    other = tmp_path / "other"
+    model.save_pretrained(other)
+    Tokenizer.from_pretrained(base).save_pretrained(other)
+    with pytest.raises(UserError, match="its weights are not those"):
+        fit(tmp_path, SFTModule(str(other), lora=lora), data(rows, tmp_path / "cache"), checkpoint)
+    with pytest.raises(UserError, match=r"model\.lora was"):
+        fit(tmp_path, SFTModule(str(base)), data(rows, tmp_path / "cache"), checkpoint)
+    with pytest.raises(UserError, match=r"data\.epochs was 3\.0"):
+        fit(tmp_path, SFTModule(str(base), lora=lora), data(rows, tmp_path / "cache", epochs=2.0), checkpoint)
+    with pytest.raises(UserError, match="train them with adamw"):
+        SFTModule(str(base), lora=lora, optimizer="muon_adamw")
+    with pytest.raises(UserError, match=r"unknown key lora\.rang"):
+        SFTModule(str(base), lora={"rang": 3})  # type: ignore[arg-type]
+
+
+def test_a_lora_checkpoint_opens_without_trainer(tmp_path: Path, base: Path, rows: Path) -> None:
+    module = SFTModule(str(base), lora=LoRAConfig(rank=4), learning_rate=3e-3)
+    fit(tmp_path, module, data(rows, tmp_path / "cache"), max_steps=4)
+    again = SFTModule.load_from_checkpoint(tmp_path / "checkpoints" / "step-00000004.ckpt", weights_only=True)
+    ids = torch.randint(0, 512, (1, 16))
+    with torch.no_grad():
+        assert torch.equal(again.network.eval()(ids), module.network.eval()(ids))
