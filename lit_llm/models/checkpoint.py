@@ -13,7 +13,7 @@ from lit_llm.models.config import TransformerConfig
 from lit_llm.models.device import has_fast_bf16
 from lit_llm.models.huggingface import load_pretrained
 from lit_llm.models.locate import locate
-from lit_llm.models.lora import load_adapter, merge_lora
+from lit_llm.models.lora import LoRAConfig, apply_lora, is_lora, load_adapter, merge_lora
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 
@@ -108,13 +108,16 @@ def _load_training_checkpoint(file: Path, dtype: torch.dtype | None) -> tuple[Tr
     settings = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
     if not isinstance(settings, dict) or not isinstance(settings.get("transformer"), (dict, str)):
         raise UserError(f"{file}: not a checkpoint of this package: it does not say which transformer it holds")
-    if settings.get("lora") is not None:
-        raise UserError(
-            f"{file}: a checkpoint of LoRA training does not hold the whole model; give the run's final/, or the base "
-            "model with the run's adapter/ as --adapter"
-        )
     tokenizer = _tokenizer_of_run(file)
-    model = _build(file, settings["transformer"], checkpoint["state_dict"], dtype)
+    weights = {
+        name.removeprefix(_PREFIX): tensor.to(dtype or tensor.dtype, copy=True)  # a copy: the file is mapped
+        for name, tensor in checkpoint["state_dict"].items()
+        if name.startswith(_PREFIX)
+    }
+    if settings.get("lora") is not None:
+        model = _adapted(file, settings["init_from"], settings["lora"], weights, dtype)
+    else:
+        model = _build(file, settings["transformer"], weights)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UserError(
             f"{file}: the model has {model.config.vocab_size} tokens, the tokenizer found for it "
@@ -123,17 +126,23 @@ def _load_training_checkpoint(file: Path, dtype: torch.dtype | None) -> tuple[Tr
     return model, tokenizer
 
 
-def _build(
-    file: Path, fields: dict[str, Any] | str, state_dict: dict[str, torch.Tensor], dtype: torch.dtype | None
+def _adapted(
+    file: Path, base: str, lora: dict[str, Any], updates: dict[str, torch.Tensor], dtype: torch.dtype | None
 ) -> Transformer:
+    """A checkpoint of LoRA training holds the updates alone: they are folded into their base."""
+    model = Transformer.from_pretrained(base, dtype)
+    apply_lora(model, LoRAConfig(**lora))
+    unfit = model.load_state_dict(updates, strict=False)
+    if unfit.unexpected_keys or any(is_lora(name) for name in unfit.missing_keys):
+        raise UserError(f"{file}: its updates do not fit {base}")
+    merge_lora(model)
+    return model
+
+
+def _build(file: Path, fields: dict[str, Any] | str, weights: dict[str, torch.Tensor]) -> Transformer:
     config = TransformerConfig.from_dict({"preset": fields} if isinstance(fields, str) else fields)
     with torch.device("meta"):
         model = Transformer(config)
-    weights = {
-        name.removeprefix(_PREFIX): tensor.to(dtype or tensor.dtype, copy=True)  # a copy: the file is mapped
-        for name, tensor in state_dict.items()
-        if name.startswith(_PREFIX)
-    }
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
@@ -147,26 +156,10 @@ def _build(
 def _tokenizer_of_run(file: Path) -> Tokenizer:
     """The tokenizer of the run that wrote ``file``, which has none inside."""
     run = file.parent.parent if file.parent.name == "checkpoints" else file.parent
-    places: list[str | Path] = [run / "final", run / "tokenizer", *_named_in_config(run / "config.yaml")]
-    for place in places:
-        found = locate(place)
-        if found.suffix == ".gguf" or (found / "tokenizer.json").is_file() or found.name == "tokenizer.json":
-            return Tokenizer.from_pretrained(found)
+    for place in (run / "tokenizer", run / "final"):
+        if (place / "tokenizer.json").is_file():
+            return Tokenizer.from_pretrained(place)
     raise UserError(
         f"{file}: no tokenizer of this run is found; copy its tokenizer.json and tokenizer_config.json into "
         f"{run / 'tokenizer'}"
     )
-
-
-def _named_in_config(file: Path) -> list[str]:
-    """Tokenizers that a run's config.yaml names."""
-    if not file.is_file():
-        return []
-    import yaml
-
-    try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))["data"]["init_args"]
-        named = [data.get("tokenizer"), data["corpus"] + "/tokenizer" if data.get("corpus") else None]
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError):
-        return []  # another module's or another project's config
-    return [name for name in named if isinstance(name, str)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -69,7 +70,7 @@ def headline(run: Run) -> list[dict[str, str]]:
 def with_unit(value: float, unit: str) -> str:
     """SI prefixes, where G and not B is 10^9: (2.1e11, "FLOP") -> "210 GFLOP"."""
     value = float(f"{value:.2e}")  # rounded first, as in number
-    prefix = min(max(0, int(np.log10(value) // 3)), 6) if value > 0 else 0
+    prefix = min(max(0, int(np.log10(value) // 3)), 6) if 0 < value < math.inf else 0
     return f"{number(value / 1000.0**prefix)} {['', 'k', 'M', 'G', 'T', 'P', 'E'][prefix]}{unit}"
 
 

@@ -26,6 +26,7 @@ from lit_llm import (
     TransformerConfig,
     UserError,
 )
+from lit_llm.models.checkpoint import load_model
 from lit_llm.models.lora import load_adapter
 
 SHAPE = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "max_seq_len": 64}
@@ -175,3 +176,13 @@ def test_a_lora_checkpoint_opens_without_trainer(tmp_path: Path, base: Path, row
     ids = torch.randint(0, 512, (1, 16))
     with torch.no_grad():
         assert torch.equal(again.network.eval()(ids), module.network.eval()(ids))
+
+
+def test_a_lora_checkpoint_can_be_talked_to(tmp_path: Path, base: Path, rows: Path) -> None:
+    module = SFTModule(str(base), lora=LoRAConfig(rank=4), learning_rate=3e-3)
+    fit(tmp_path, module, data(rows, tmp_path / "cache"), max_steps=4)
+    model, tokenizer = load_model(tmp_path / "checkpoints" / "step-00000004.ckpt")
+    ids = torch.randint(0, 512, (1, 16))
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids), module.network.eval()(ids), atol=1e-4, rtol=1e-4)
+    assert tokenizer.chat_template
