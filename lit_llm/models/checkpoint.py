@@ -144,12 +144,10 @@ def _build(file: Path, fields: dict[str, Any] | str, weights: dict[str, torch.Te
     with torch.device("meta"):
         model = Transformer(config)
     try:
-        model.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
+        model.assign_weights(weights)
+    except (RuntimeError, KeyError) as error:
         said = " ".join(str(error).split(":", 1)[-1].split())[:200]
         raise UserError(f"{file}: its weights are not those of a Transformer ({said})") from None
-    if config.tie_embeddings:
-        model.head.weight = model.embed.weight
     return model
 
 

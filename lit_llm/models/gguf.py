@@ -161,11 +161,7 @@ def _model(reader: GGUFReader, path: Path, dtype: torch.dtype) -> Transformer:
         loaded[ours] = value.to(dtype)
     if theirs:
         raise UserError(f"{path}: tensors without a place: {', '.join(theirs)}")
-    if config.tie_embeddings:
-        loaded["head.weight"] = loaded["embed.weight"]
-    model.load_state_dict(loaded, assign=True)
-    if config.tie_embeddings:
-        model.head.weight = model.embed.weight
+    model.assign_weights(loaded)
     return model
 
 

@@ -296,11 +296,7 @@ def load_pretrained(folder: Path, dtype: torch.dtype | None = None) -> Transform
     missing = [theirs for theirs, ours in ours_by_theirs.items() if ours not in loaded]
     if unknown or missing:
         raise UserError(f"{folder}: tensors without a place: {unknown or 'none'}; tensors missing: {missing or 'none'}")
-    if config.tie_embeddings:
-        loaded["head.weight"] = loaded["embed.weight"]
-    model.load_state_dict(loaded, assign=True)
-    if config.tie_embeddings:
-        model.head.weight = model.embed.weight
+    model.assign_weights(loaded)
     return model
 
 

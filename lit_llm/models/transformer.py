@@ -118,6 +118,16 @@ class Transformer(nn.Module):
                 if isinstance(module, nn.LayerNorm):
                     nn.init.zeros_(module.bias)
 
+    def assign_weights(self, weights: dict[str, Tensor]) -> None:
+        """Make ``weights`` the model's own, as they are: how a model on the meta device is filled.
+
+        A tied head need not be among them; head and embedding are one parameter afterwards.
+        """
+        tied = self.config.tie_embeddings
+        self.load_state_dict({**weights, "head.weight": weights["embed.weight"]} if tied else weights, assign=True)
+        if tied:
+            self.head.weight = self.embed.weight
+
     def forward(
         self,
         input_ids: Tensor,
