@@ -20,7 +20,9 @@ from lit_llm.data.chat import ChatFormat, Message
 from lit_llm.data.docstrings import docstring_rows
 from lit_llm.errors import UserError
 
-Sources = str | list[str]
+Sources = str | list[str] | dict[str, int]
+GENERAL = "general"
+_GENERAL_FILE = Path(__file__).with_name("general.jsonl")
 _FORMAT = 1  # raise when what lies on disk, or how it is made, changes
 
 
@@ -53,27 +55,45 @@ class Conversations:
 
 
 def read_rows(sources: Sources) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place to name in an error, row) of every row of JSONL and parquet files, or of the stdlib's docstrings.
+    """(place to name in an error, row) of every row of the sources.
+
+    Args:
+        sources: JSONL or parquet files or globs; "stdlib": questions made of docstrings; "general": eighty simple
+            questions of general knowledge, to be rehearsed. A mapping says how often each is repeated.
 
     Raises:
         UserError: nothing matches, a file of another kind, a broken row (names file and line).
     """
-    patterns = [sources] if isinstance(sources, str) else list(sources)
-    if STDLIB in patterns:
-        for row in docstring_rows():
-            yield f"{STDLIB}:{row['id']}", row
-    patterns = [pattern for pattern in patterns if pattern != STDLIB]
-    for file in list_files(patterns) if patterns else []:
-        name = file.path.name.lower()
+    for pattern, times in _repeats(sources).items():
+        for _ in range(times):
+            yield from _read_source(pattern)
+
+
+def _repeats(sources: Sources) -> dict[str, int]:
+    if isinstance(sources, dict):
+        return sources
+    return dict.fromkeys([sources] if isinstance(sources, str) else sources, 1)
+
+
+def _files(pattern: str) -> list[Path]:
+    return [_GENERAL_FILE] if pattern == GENERAL else [file.path for file in list_files(pattern)]
+
+
+def _read_source(pattern: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    if pattern == STDLIB:
+        yield from ((f"{STDLIB}:{row['id']}", row) for row in docstring_rows())
+        return
+    for path in _files(pattern):
+        name = path.name.lower()
         if name.endswith(".parquet"):
-            yield from ((f"{file.path}:{number}", row) for number, row in parquet_rows(file.path))
+            yield from ((f"{path}:{number}", row) for number, row in parquet_rows(path))
         elif name.endswith(JSON_ENDINGS):
-            for number, line in json_rows(file.path):
+            for number, line in json_rows(path):
                 if isinstance(line, bytes):
-                    raise UserError(f"{file.path}:{number}: not UTF-8")
-                yield f"{file.path}:{number}", line
+                    raise UserError(f"{path}:{number}: not UTF-8")
+                yield f"{path}:{number}", line
         else:
-            raise UserError(f"{file.path}: instructions are read from .jsonl, .jsonl.gz and .parquet files")
+            raise UserError(f"{path}: instructions are read from .jsonl, .jsonl.gz and .parquet files")
 
 
 def to_messages(row: dict[str, Any]) -> list[Message]:
@@ -137,9 +157,10 @@ def encoded_conversations(
                 "seq_len": seq_len, "bad_rows": bad_rows}  # fmt: skip
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for sources in filter(None, (train, validation)):
-        for file in list_files(sources):
-            stat = file.path.stat()
-            digest.update(json.dumps([file.id, stat.st_size, stat.st_mtime_ns]).encode())
+        for pattern in _repeats(sources):
+            for path in _files(pattern):
+                stat = path.stat()
+                digest.update(json.dumps([path.name, stat.st_size, stat.st_mtime_ns]).encode())
     output = cache_dir / "instructions" / digest.hexdigest()[:16]
     if (output / "datacard.json").is_file():
         return output, True

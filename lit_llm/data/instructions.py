@@ -81,8 +81,9 @@ class InstructionDataModule(TokenDataModule):
     Subclass by overriding ``format_example`` for rows of another shape.
 
     Args:
-        sources: JSONL or parquet files or globs (see `to_messages` for the shapes of rows), or "stdlib": questions
-            and answers made of the standard library's docstrings.
+        sources: JSONL or parquet files or globs (see `to_messages` for the shapes of rows); "stdlib": questions and
+            answers made of the standard library's docstrings; "general": eighty simple questions of general knowledge.
+            A mapping from these to numbers says how often an epoch repeats each.
         validation: the same for validation. None: rows whose ``split`` says so, else a share of ``sources``.
         validation_fraction: that share, chosen by a hash of the first question.
         tokenizer: a tokenizer.json, a folder or GGUF file with one. None: that of the module's ``init_from``.
@@ -108,8 +109,8 @@ class InstructionDataModule(TokenDataModule):
 
     def __init__(
         self,
-        sources: str | list[str] = "stdlib",
-        validation: str | list[str] | None = None,
+        sources: str | list[str] | dict[str, int] = "stdlib",
+        validation: str | list[str] | dict[str, int] | None = None,
         validation_fraction: float = 0.05,
         tokenizer: str | None = None,
         chat_template: str | None = None,

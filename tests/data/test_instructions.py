@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import lit_llm
 from lit_llm import InstructionDataModule, Tokenizer, Transformer, TransformerConfig, UserError
 from lit_llm.data.blocks import IGNORE
 from lit_llm.data.conversations import to_messages
@@ -205,3 +206,15 @@ def test_docstrings_make_questions_and_no_module_straddles() -> None:
     dumps = next(row for row in rows if row["id"] == "json.dumps")
     assert "`json.dumps`" in dumps["messages"][0]["content"]
     assert dumps["messages"][1]["content"].startswith("`dumps(obj, *, skipkeys=False") and "JSON" in str(dumps)
+
+
+def test_sources_can_be_repeated_and_rehearsal_is_never_validation(tmp_path: Path, tokenizer_folder: Path) -> None:
+    file = write(tmp_path / "a.jsonl", [chat(i) for i in range(40)])
+    data = module(tmp_path, tokenizer_folder, {file: 1, "general": 3})
+    lines = [json.loads(line) for line in (data.datacard_file.parent / "manifest.jsonl").open()]
+    general = [line for line in lines if str(line["id"]).startswith("general")]
+    assert len(general) == 3 * 80 and {line["split"] for line in general} == {"train"}
+    assert len(lines) - len(general) == 40
+    asked = {json.loads(line)["prompt"] for line in
+             (Path(lit_llm.__file__).parent / "training/callbacks/questions.jsonl").open()}  # fmt: skip
+    assert not asked & {line["question"] for line in general}  # what is rehearsed is not what is checked
