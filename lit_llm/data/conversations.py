@@ -156,7 +156,7 @@ def encoded_conversations(
                 "formatted by": format_version, "template": chat.template, "tokenizer": chat.tokenizer.fingerprint(),
                 "seq_len": seq_len, "bad_rows": bad_rows}  # fmt: skip
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for sources in filter(None, (train, validation)):
+    for sources in (train, validation or []):
         for pattern in _repeats(sources):
             for path in _files(pattern):
                 stat = path.stat()
