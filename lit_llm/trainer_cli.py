@@ -213,7 +213,7 @@ class TrainerCLI(LightningCLI):
         for key in ("config", "ckpt_path"):  # of this call, not of the run
             content.pop(key, None)
         self.trainer.callbacks.append(  # type: ignore[attr-defined]
-            _WriteConfig(self.run_folder / "config.yaml", content)
+            _WriteSetup(self.run_folder, content)
         )
         rank_zero_info(f"run folder: {self.run_folder}")
 
@@ -235,17 +235,20 @@ class TrainerCLI(LightningCLI):
         print(f"wrote {file}")
 
 
-class _WriteConfig(Callback):
-    def __init__(self, file: Path, content: dict[str, Any]):
-        self.file, self.content = file, content
+class _WriteSetup(Callback):
+    """Writes config.yaml, and the tokenizer, with which a checkpoint can be used before there is a final/."""
+
+    def __init__(self, folder: Path, config: dict[str, Any]):
+        self.folder, self.config = folder, config
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            self.file.write_text(yaml.safe_dump(self.content, sort_keys=False), encoding="utf-8")
-            data = getattr(trainer, "datamodule", None)
-            if isinstance(data, TokenDataModule):  # a checkpoint can then be used before there is a final/
-                data.tokenizer.save_pretrained(self.file.parent / "tokenizer")
+        if not trainer.is_global_zero:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, TokenDataModule):
+            data.tokenizer.save_pretrained(self.folder / "tokenizer")
 
 
 def default_precision(accelerator: str) -> str:

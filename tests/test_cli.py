@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from lit_llm.cli import main
-from lit_llm.data.base import read_prompts
+from lit_llm.data.files import read_prompts
 from lit_llm.errors import UserError
 from lit_llm.trainer_cli import config_folders, find_config
 

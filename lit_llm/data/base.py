@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from torch.utils.data import DataLoader, Dataset
 
+from lit_llm.data.files import default_cache_dir, read_prompts
 from lit_llm.data.order import Order, StepSampler
 from lit_llm.errors import UserError
 from lit_llm.models.tokenizer import Tokenizer
 
 
-def default_cache_dir() -> Path:
-    """Where what is made on the way is kept: $LIT_LLM_CACHE, or lit_llm under the user's cache folder."""
-    if "LIT_LLM_CACHE" in os.environ:
-        return Path(os.environ["LIT_LLM_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lit_llm"
-
-
-class TokenDataModule(L.LightningDataModule):
+class TokenDataModule(L.LightningDataModule, ABC):
     """Rows of ``seq_len`` tokens, batched by optimizer step.
 
     A run is one epoch of the loader, ``steps`` optimizer steps long; what a step sees is a function of the step alone,
@@ -65,9 +58,9 @@ class TokenDataModule(L.LightningDataModule):
             self.derive_accumulation()
             self.setup_training()
 
+    @abstractmethod
     def setup_training(self) -> None:
         """Make ``order`` and ``steps``."""
-        raise NotImplementedError
 
     def derive_accumulation(self) -> None:
         """Micro-batches an optimizer step, from the batch sizes. Raises UserError where they do not divide."""
@@ -83,14 +76,14 @@ class TokenDataModule(L.LightningDataModule):
         self.accumulation = self.global_batch_tokens // per_pass
 
     @property
+    @abstractmethod
     def tokenizer(self) -> Tokenizer:
         """Of the data."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def sample_prompts(self) -> list[str]:
         """Texts that `SampleCallback` has the model continue or answer."""
-        raise NotImplementedError
 
     @property
     def rows_per_step(self) -> int:
@@ -177,26 +170,3 @@ class TokenDataModule(L.LightningDataModule):
                     f"data.{key} was {state_dict.get(key)} when the checkpoint was written and is {now} now: the "
                     "samples would not continue; restore it, or start a new run with model.init_from"
                 )
-
-
-def read_prompts(file: Path) -> list[str]:
-    """Prompts of a text file (a line each) or of JSONL rows with "prompt"; empty lines are skipped."""
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")  # splitlines would also cut at U+2028 and the like
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"data.prompts: {file} is not readable ({error})") from None
-    prompts = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        if file.suffix == ".jsonl":
-            try:
-                line = json.loads(line)["prompt"]
-            except (ValueError, KeyError, TypeError):
-                line = ""
-            if not isinstance(line, str) or not line:
-                raise UserError(f"{file}, line {number}: not a JSON object with a text as 'prompt'")
-        prompts.append(line)
-    if not prompts:
-        raise UserError(f"data.prompts: {file} holds no prompt")
-    return prompts

@@ -139,8 +139,6 @@ class ChatFormat:
         names = {key: name for key, name in self.tokenizer.special_names.items() if name is not None}
         try:
             return self._compiled.render(messages=safe, add_generation_prompt=add_generation_prompt, **names)
-        except UserError:
-            raise
         except jinja2.TemplateError as error:
             raise UserError(f"the chat template refuses the messages: {error}") from None
         except Exception as error:  # a template is code: it can raise anything

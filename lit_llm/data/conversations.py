@@ -23,7 +23,7 @@ from lit_llm.errors import UserError
 Sources = str | list[str] | dict[str, int]
 GENERAL = "general"
 _GENERAL_FILE = Path(__file__).with_name("general.jsonl")
-_FORMAT = 1  # raise when what lies on disk, or how it is made, changes
+_FORMAT = 2  # raise when what lies on disk, or how it is made, changes
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,12 @@ class Conversations:
     def lengths(self) -> np.ndarray:
         """Tokens of each example, int64 (examples,)."""
         return np.diff(self.offsets)
+
+    @property
+    def supervised(self) -> np.ndarray:
+        """Labels of each example, int64 (examples,): what the assistant speaks, the very first token left out."""
+        begins = self.offsets[:-1]
+        return np.add.reduceat(self.spoken, begins, dtype=np.int64) - self.spoken[begins]
 
 
 def read_rows(sources: Sources) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -212,13 +218,14 @@ def _encode(
                     split = row["split"] if row.get("split") in arrays else _split(messages, fraction)
                 truncated = len(ids) > seq_len + 1
                 ids, spoken = ids[: seq_len + 1], spoken[: seq_len + 1]
-                arrays[split][0].append(np.array(ids, np.int32))
-                arrays[split][1].append(np.array(spoken, bool))
+                for parts, array in zip(arrays[split], (np.array(ids, np.int32), np.array(spoken)), strict=True):
+                    parts.append(array)
+                    content.update(array.tobytes())
+                content.update(split.encode())
                 counts[split].update(
                     examples=1, tokens=len(ids), supervised_tokens=sum(spoken[1:]), truncated=truncated
                 )
                 sha = hashlib.sha256(json.dumps(messages, sort_keys=True).encode()).hexdigest()
-                content.update(f"{split} {ids} {spoken}".encode())
                 line = {"id": row.get("id", place), "split": split, "tokens": len(ids), "sha256": sha,
                         "question": _question(messages)}  # fmt: skip
                 manifest.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +12,7 @@ import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
+from lit_llm.corpus.rows import json_rows
 from lit_llm.data.base import TokenDataModule
 from lit_llm.data.blocks import IGNORE
 from lit_llm.data.chat import ChatFormat, Message
@@ -217,7 +217,7 @@ class InstructionDataModule(TokenDataModule):
         rows = self.order.rows
         self.train_dataset = PackedRows(examples, rows, self.seq_len, self._pad_id)
         self.steps = -(-len(rows) // self.rows_per_step)
-        in_example = np.array([int(examples[i][1][1:].sum()) for i in range(len(examples))])
+        in_example = examples.supervised
         in_row = np.zeros(self.steps * self.rows_per_step, np.int64)  # the last step's rows may be empty
         in_row[: len(rows)] = [int(in_example[row].sum()) for row in rows]
         self.supervised_tokens = in_row.reshape(self.steps, self.rows_per_step).sum(1)
@@ -263,8 +263,8 @@ class InstructionDataModule(TokenDataModule):
     @cached_property
     def sample_prompts(self) -> list[str]:
         """Three questions of the validation split, for `SampleCallback`."""
-        rows = [json.loads(line) for line in (self._find(quiet=True) / "manifest.jsonl").open(encoding="utf-8")]
-        questions = [row["question"] for row in rows if row["split"] == "validation"]
+        rows: Any = json_rows(self._find(quiet=True) / "manifest.jsonl")
+        questions = [row["question"] for _, row in rows if row["split"] == "validation"]
         return questions[:: max(1, len(questions) // 3)][:3]
 
     def encode_prompt(self, text: str) -> list[int]:

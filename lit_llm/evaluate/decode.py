@@ -11,8 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lit_llm.errors import UserError
-from lit_llm.models.attention import KVCache
-from lit_llm.models.generate import sample
+from lit_llm.models.generate import padded_batch, sample
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 
@@ -68,29 +67,19 @@ def decode(
     torch.distributed, all ranks must call this together: each goes on with empty steps until the last is done, because
     sharded weights are gathered by all at once.
     """
-    batch, longest = len(prompts), max(map(len, prompts))
-    device, dtype = model.embed.weight.device, model.embed.weight.dtype
-    if torch.is_autocast_enabled(device.type):
-        dtype = torch.get_autocast_dtype(device.type)
-    cache = KVCache(model.config, batch, longest + how.max_new_tokens, device, dtype)
-    ids = torch.zeros(batch, longest, dtype=torch.long)
-    real = torch.zeros(batch, longest + how.max_new_tokens, dtype=torch.bool)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        real[row, longest - len(prompt) :] = True
-    step_input, real = ids.to(device), real.to(device)
-    padded = any(len(prompt) < longest for prompt in prompts)
+    step_input, real, cache = padded_batch(model, prompts, how.max_new_tokens)
+    device = step_input.device
     empty_step = step_input[:1, :1]
     generators = [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
     stops = stop_ids | {tokenizer.control_tokens[text] for text in how.until if text in tokenizer.control_tokens}
 
     written: list[list[int]] = [[] for _ in prompts]
-    going = list(range(batch))
+    going = list(range(len(prompts)))
     while _on_any_rank(bool(going), device):
         if not going:
             model(empty_step, last_only=True)
             continue
-        mask = real[:, : cache.length + step_input.shape[1]] if padded else None
+        mask = None if real is None else real[:, : cache.length + step_input.shape[1]]
         logits = model(step_input, padding_mask=mask, cache=cache, last_only=True)[:, -1]
         tokens = _pick(logits, how, generators)
         step_input = tokens[:, None]

@@ -69,19 +69,11 @@ def generate(
     check_sampling(max_new_tokens, temperature, top_k, top_p)
     _check_prompts(model, prompts, max_new_tokens)
     pick = _picker(model, temperature, top_k, top_p, seed)
-    longest, batch = max(len(p) for p in prompts), len(prompts)
-    ids = torch.zeros(batch, longest, dtype=torch.long)
-    real = torch.zeros(batch, longest + max_new_tokens, dtype=torch.bool)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        real[row, longest - len(prompt) :] = True
-    device = model.embed.weight.device
-    real_or_none = real.to(device) if len({len(p) for p in prompts}) > 1 else None
-    cache = _new_cache(model, batch, longest + max_new_tokens)
-    stops = torch.tensor(list(stop_ids), dtype=torch.long, device=device)
-    stopped = torch.zeros(batch, dtype=torch.bool, device=device)
+    ids_BT, real_BS, cache = padded_batch(model, prompts, max_new_tokens)
+    stops = torch.tensor(list(stop_ids), dtype=torch.long, device=ids_BT.device)
+    stopped = torch.zeros(len(prompts), dtype=torch.bool, device=ids_BT.device)
     new: list[Tensor] = []
-    with closing(_decode(model, ids.to(device), real_or_none, cache, max_new_tokens, pick)) as tokens:
+    with closing(_decode(model, ids_BT, real_BS, cache, max_new_tokens, pick)) as tokens:
         for token in tokens:
             new.append(token)
             stopped |= torch.isin(token, stops)
@@ -200,6 +192,27 @@ def _step(
     with torch.compiler.set_stance("force_eager"):  # every length is a new shape
         logits_BTV = model(ids_BT, padding_mask=mask, cache=cache, last_only=True)
     return pick(logits_BTV[:, -1])
+
+
+def padded_batch(
+    model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> tuple[Tensor, Tensor | None, KVCache]:
+    """Prompts padded on the left, on the model's device, and room for their answers.
+
+    Returns:
+        ids: int64 (B, longest).
+        real: bool (B, longest + max_new_tokens), False at padding; None where there is none.
+        cache: empty.
+    """
+    longest, batch = max(len(p) for p in prompts), len(prompts)
+    ids = torch.zeros(batch, longest, dtype=torch.long)
+    real = torch.zeros(batch, longest + max_new_tokens, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        real[row, longest - len(prompt) :] = True
+    device = model.embed.weight.device
+    padded = any(len(p) < longest for p in prompts)
+    return ids.to(device), real.to(device) if padded else None, _new_cache(model, batch, longest + max_new_tokens)
 
 
 def _new_cache(model: Transformer, batch: int, capacity: int) -> KVCache:

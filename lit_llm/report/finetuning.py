@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+_COUNTS = ("examples", "tokens", "supervised_tokens", "truncated")
+
 
 def example_table(card: dict[str, Any]) -> list[dict[str, str]]:
     """A row a split of an instruction data card: examples, tokens, the share that is learnt, and how many were cut."""
@@ -15,9 +17,8 @@ def example_table(card: dict[str, Any]) -> list[dict[str, str]]:
         return []
     rows = []
     for split, counts in splits.items():
-        examples, tokens, supervised, truncated = (
-            counts.get(key, 0) for key in ("examples", "tokens", "supervised_tokens", "truncated")
-        )
+        found = [counts.get(key) if isinstance(counts, dict) else None for key in _COUNTS]
+        examples, tokens, supervised, truncated = (n if isinstance(n, int) else 0 for n in found)
         rows.append(
             {
                 "split": split,

@@ -33,7 +33,7 @@ def generate_main(args: list[str]) -> None:
     options = parser.parse_args(args)
     prompts = list(options.prompt)
     if options.file is not None:
-        from lit_llm.data.base import read_prompts
+        from lit_llm.data.files import read_prompts
 
         prompts += read_prompts(options.file.expanduser())
     if not prompts:

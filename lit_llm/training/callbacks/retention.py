@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from lit_llm.corpus.rows import json_rows
 from lit_llm.data.base import TokenDataModule
 from lit_llm.errors import UserError
 from lit_llm.models.generate import generate
 from lit_llm.models.transformer import Transformer
+
+_OURS = Path(__file__).with_name("questions.jsonl")
 
 
 class RetentionCheck(L.Callback):
@@ -102,19 +104,14 @@ def _right(answer: str, expected: str) -> bool:
 
 
 def _read(path: str | None) -> list[dict[str, Any]]:
-    try:
-        source = files("lit_llm.training.callbacks") / "questions.jsonl" if path is None else Path(path).expanduser()
-        lines = source.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"questions: {path} is not readable ({error})") from None
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    file = _OURS if path is None else Path(path).expanduser()
+    questions = []
+    for number, row in json_rows(file):
         try:
-            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("not UTF-8")
             re.compile(row["expected"])
-            rows.append({"prompt": str(row["prompt"]), "expected": row["expected"]})
+            questions.append({"prompt": str(row["prompt"]), "expected": row["expected"]})
         except (ValueError, KeyError, TypeError, re.error) as error:
-            raise UserError(f"{path}:{number}: needs 'prompt' and a pattern 'expected' ({error})") from None
-    return rows
+            raise UserError(f"{file}:{number}: needs 'prompt' and a pattern 'expected' ({error})") from None
+    return questions

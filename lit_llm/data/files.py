@@ -1,0 +1,39 @@
+"""Files beside the data: where what is made on the way is kept, and prompts. Imports nothing heavy: commands use it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from lit_llm.errors import UserError
+
+
+def default_cache_dir() -> Path:
+    """Where what is made on the way is kept: $LIT_LLM_CACHE, or lit_llm under the user's cache folder."""
+    if "LIT_LLM_CACHE" in os.environ:
+        return Path(os.environ["LIT_LLM_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lit_llm"
+
+
+def read_prompts(file: Path) -> list[str]:
+    """Prompts of a text file (a line each) or of JSONL rows with "prompt"; empty lines are skipped."""
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")  # splitlines would also cut at U+2028 and the like
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"data.prompts: {file} is not readable ({error})") from None
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        if file.suffix == ".jsonl":
+            try:
+                line = json.loads(line)["prompt"]
+            except (ValueError, KeyError, TypeError):
+                line = ""
+            if not isinstance(line, str) or not line:
+                raise UserError(f"{file}, line {number}: not a JSON object with a text as 'prompt'")
+        prompts.append(line)
+    if not prompts:
+        raise UserError(f"data.prompts: {file} holds no prompt")
+    return prompts
