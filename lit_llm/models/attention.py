@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.norm import build_norm
+from lit_llm.models.norm import HeadNorm, build_norm
 from lit_llm.models.rope import apply_rope
 
 
@@ -76,32 +76,57 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, self.num_kv_heads * self.head_dim, bias=config.attention_bias)
         self.v_proj = nn.Linear(config.hidden_size, self.num_kv_heads * self.head_dim, bias=config.attention_bias)
         self.o_proj = nn.Linear(self.num_heads * self.head_dim, config.hidden_size, bias=config.attention_output_bias)
+        self.scale, self.softcap = config.attention_scale, config.attention_softcap
         self.qk_norm = config.qk_norm
-        if self.qk_norm != "none":
+        if self.qk_norm == "projection":
+            self.q_norm = build_norm(config, self.num_heads * self.head_dim)
+            self.k_norm = build_norm(config, self.num_kv_heads * self.head_dim)
+        elif self.qk_norm == "per_head":
+            self.q_norm = HeadNorm(self.num_heads, self.head_dim, config.norm_eps)
+            self.k_norm = HeadNorm(self.num_kv_heads, self.head_dim, config.norm_eps)
+        elif self.qk_norm != "none":
             self.q_norm = build_norm(config, self.head_dim)
             self.k_norm = build_norm(config, self.head_dim)
 
     def forward(
-        self, x_BTC: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None = None
+        self,
+        x_BTC: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        cache: KVCache | None = None,
     ) -> Tensor:
         """(B, T, hidden) -> (B, T, hidden)."""
         B, T, _ = x_BTC.shape
-        q_BHTD = self.q_proj(x_BTC).view(B, T, self.num_heads, self.head_dim).transpose(1, 2)
-        k_BKTD = self.k_proj(x_BTC).view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)
+        q_BTC, k_BTC = self.q_proj(x_BTC), self.k_proj(x_BTC)
+        if self.qk_norm == "projection":
+            q_BTC, k_BTC = self.q_norm(q_BTC), self.k_norm(k_BTC)
+        q_BHTD = q_BTC.view(B, T, self.num_heads, self.head_dim).transpose(1, 2)
+        k_BKTD = k_BTC.view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)
         v_BKTD = self.v_proj(x_BTC).view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)
-        if self.qk_norm == "before_rope":
+        if self.qk_norm in ("before_rope", "per_head"):
             q_BHTD, k_BKTD = self.q_norm(q_BHTD), self.k_norm(k_BKTD)
-        cos, sin = rope
-        q_BHTD, k_BKTD = apply_rope(q_BHTD, cos, sin), apply_rope(k_BKTD, cos, sin)
+        if rope is not None:
+            q_BHTD, k_BKTD = apply_rope(q_BHTD, *rope), apply_rope(k_BKTD, *rope)
         if self.qk_norm == "after_rope":
             q_BHTD, k_BKTD = self.q_norm(q_BHTD), self.k_norm(k_BKTD)
         k_BKSD, v_BKSD = (k_BKTD, v_BKTD) if cache is None else cache.update(self.layer, k_BKTD, v_BKTD)
-        y_BHTD = F.scaled_dot_product_attention(
-            q_BHTD,
-            k_BKSD,
-            v_BKSD,
-            attn_mask=mask,
-            is_causal=mask is None,
-            enable_gqa=self.num_heads != self.num_kv_heads,
-        )
+        y_BHTD = self.attend(q_BHTD, k_BKSD, v_BKSD, mask)
         return self.o_proj(y_BHTD.transpose(1, 2).reshape(B, T, -1))
+
+    def attend(self, q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: Tensor | None) -> Tensor:
+        """Weighted values (B, H, T, D); ``mask`` as `build_mask` makes it, None for causal."""
+        grouped = self.num_heads != self.num_kv_heads
+        if self.softcap is None:
+            return F.scaled_dot_product_attention(
+                q_BHTD, k_BKSD, v_BKSD, attn_mask=mask, is_causal=mask is None, scale=self.scale, enable_gqa=grouped
+            )
+        # No fused kernel squashes scores: the sum is written out.
+        if grouped:
+            k_BKSD, v_BKSD = (t.repeat_interleave(self.num_heads // self.num_kv_heads, 1) for t in (k_BKSD, v_BKSD))
+        if mask is None:
+            T = q_BHTD.shape[2]
+            mask = torch.ones(T, T, dtype=torch.bool, device=q_BHTD.device).tril()
+        scale = self.scale or self.head_dim**-0.5
+        scores_BHTS = self.softcap * torch.tanh(q_BHTD @ k_BKSD.transpose(2, 3) * scale / self.softcap)
+        weights_BHTS = scores_BHTS.float().masked_fill(~mask, -torch.inf).softmax(-1)
+        return weights_BHTS.to(v_BKSD.dtype) @ v_BKSD

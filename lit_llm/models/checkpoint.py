@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from lit_llm.errors import UserError
+from lit_llm.models.adapters import load_adapter
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.device import has_fast_bf16
 from lit_llm.models.huggingface import load_pretrained
 from lit_llm.models.locate import locate
-from lit_llm.models.lora import LoRAConfig, apply_lora, is_lora, load_adapter, merge_lora
+from lit_llm.models.lora import LoRAConfig, apply_lora, is_lora, merge_lora
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 

@@ -11,6 +11,17 @@ from typing import Any, Literal
 from lit_llm.errors import UserError
 from lit_llm.models.locate import locate
 
+# Types of RoPE scaling, as transformers names them -> the keys that each needs, and those it may have besides
+_SCALING_KEYS: dict[str, tuple[set[str], set[str]]] = {
+    "linear": ({"factor"}, set()),
+    "dynamic": ({"factor"}, set()),
+    "llama3": ({"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}, set()),
+    "yarn": (
+        {"factor", "original_max_position_embeddings"},
+        {"attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"},
+    ),
+}
+
 
 @dataclass
 class TransformerConfig:
@@ -42,14 +53,56 @@ class TransformerConfig:
     """Added to the variance in a norm."""
     norm_weight: bool = True
     """Whether norms carry a learned gain (nanochat's do not)."""
+    norm_bias: bool = True
+    """Whether a layernorm carries a learned bias (Command-R's do not)."""
+    norm_offset: bool = False
+    """The gain is 1 + weight (Gemma), so that weight decay pulls it to 1."""
     embedding_norm: bool = False
     """Normalise the embedding before the first block (nanochat)."""
-    mlp: Literal["swiglu", "geglu", "gelu", "relu2"] = "swiglu"
-    """Activation: gated SiLU or GELU (arXiv:2002.05202), plain GELU (tanh form), or squared ReLU (arXiv:2109.08668)."""
-    qk_norm: Literal["none", "before_rope", "after_rope"] = "none"
-    """Normalise queries and keys per head: before RoPE (Qwen3) or after it (nanochat)."""
+    pre_norm: bool = True
+    """Normalise what attention and MLP read."""
+    post_norm: bool = False
+    """Normalise what they add to the residual stream: with pre_norm (Gemma) or in its place (OLMo 2)."""
+    residual: Literal["sequential", "parallel", "parallel_one_norm"] = "sequential"
+    """The MLP reads the stream after attention, or both read the block's input (GPT-NeoX), through one norm
+    (Command-R)."""
+    mlp: Literal["swiglu", "geglu", "gelu", "gelu_erf", "relu2"] = "swiglu"
+    """Activation: gated SiLU or GELU (arXiv:2002.05202), plain GELU (tanh form or exact), or squared ReLU
+    (arXiv:2109.08668)."""
+    num_experts: int = 0
+    """Experts a layer; 0 is one dense MLP."""
+    experts_per_token: int = 2
+    """Experts that each token is sent to."""
+    expert_size: int | None = None
+    """Width of an expert's MLP. None: intermediate_size."""
+    normalize_expert_weights: bool = True
+    """The chosen experts' weights are scaled to a sum of 1."""
+    dense_layers: list[int] | None = None
+    """Layers with one dense MLP in a model of experts, counted from 0. None: none."""
+    router_aux_loss: float = 0.0
+    """Weight of the load-balancing loss in training (arXiv:2101.03961, equations 4 to 6)."""
+    router_z_loss: float = 0.0
+    """Weight of the router's z-loss in training (arXiv:2202.08906, equation 5)."""
+    qk_norm: Literal["none", "before_rope", "after_rope", "projection", "per_head"] = "none"
+    """Normalise queries and keys: each head before RoPE (Qwen3) or after it (nanochat), the whole projection (OLMo 2),
+    or each head with a gain of its own (StableLM 2 12B, Command-R+)."""
+    learned_positions: bool = False
+    """Positions are rows of an embedding (GPT-2) and not rotations."""
     rope_theta: float = 10000.0
     """Base of the rotary frequencies (arXiv:2104.09864)."""
+    rope_scaling: dict[str, Any] | None = None
+    """How frequencies are stretched beyond the context trained on, as config.json says it: rope_type (linear, dynamic,
+    llama3 or yarn), factor, and what that type needs besides."""
+    rotary_fraction: float = 1.0
+    """Part of a head's channels that RoPE turns, the first ones."""
+    local_rope_theta: float | None = None
+    """Base of the frequencies in windowed layers, which are never stretched (Gemma 3). None: as everywhere."""
+    nope_layers: list[int] | None = None
+    """Layers without positions (SmolLM3), counted from 0. None: none."""
+    attention_scale: float | None = None
+    """Scores are multiplied by this. None: 1 / sqrt(head_dim)."""
+    attention_softcap: float | None = None
+    """Squash scores to (-c, c) by c * tanh(scores / c) (Gemma 2)."""
     sliding_window: int | None = None
     """Tokens a windowed layer sees, itself included. None: every layer sees all."""
     sliding_layers: list[int] | None = None
@@ -60,6 +113,12 @@ class TransformerConfig:
     """Bias on the attention's output projection."""
     mlp_bias: bool = False
     """Biases in the MLP."""
+    embedding_scale: float | None = None
+    """Embeddings are multiplied by this (Gemma, Granite)."""
+    residual_scale: float | None = None
+    """What attention and MLP add to the stream is multiplied by this (Granite)."""
+    logit_scale: float | None = None
+    """Logits are multiplied by this (Granite, Command-R)."""
     logit_softcap: float | None = None
     """Squash logits to (-c, c) by c * tanh(logits / c)."""
     tie_embeddings: bool = False
@@ -70,6 +129,9 @@ class TransformerConfig:
     """Token that ends generation."""
     pad_token_id: int | None = None
     """Token that fills a batch."""
+    family: str | None = None
+    """Hugging Face model_type to be saved as, where it can express the model; a loaded model keeps its own. None: the
+    first that can."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "max_seq_len"):
@@ -93,21 +155,93 @@ class TransformerConfig:
             self.intermediate_size = -(-(2 * width // 3) // 32) * 32 if self.gated_mlp else width
         if self.intermediate_size < 1:
             raise UserError(f"intermediate_size must be at least 1, got {self.intermediate_size}")
+        if self.expert_size is None:
+            self.expert_size = self.intermediate_size
+        if self.num_experts and not 1 <= self.experts_per_token <= self.num_experts:
+            raise UserError(f"experts_per_token={self.experts_per_token} must be 1 to num_experts={self.num_experts}")
+        if self.num_experts and not self.gated_mlp:
+            raise UserError(f"experts have gated MLPs (swiglu or geglu), not {self.mlp}")
+        if not (self.pre_norm or self.post_norm):
+            raise UserError("a block needs pre_norm or post_norm")
+        if self.residual != "sequential" and (self.post_norm or not self.pre_norm):
+            raise UserError(f"residual={self.residual} goes with pre_norm alone")
         if self.sliding_window is not None and self.sliding_window < 1:
             raise UserError(f"sliding_window must be at least 1, got {self.sliding_window}")
-        for layer in self.sliding_layers or []:
-            if not 0 <= layer < self.num_layers:
-                raise UserError(f"sliding_layers names layer {layer}; the model has layers 0 to {self.num_layers - 1}")
+        for name in ("sliding_layers", "dense_layers", "nope_layers"):
+            for layer in getattr(self, name) or []:
+                if not 0 <= layer < self.num_layers:
+                    raise UserError(f"{name} names layer {layer}; the model has layers 0 to {self.num_layers - 1}")
+        self._simplify()
+        self._check_scaling()
+        if self.rotary_size < 2 or self.rotary_size % 2:
+            raise UserError(
+                f"rotary_fraction={self.rotary_fraction} of head_dim={self.head_dim} must be an even number"
+            )
+
+    def _check_scaling(self) -> None:
+        if self.rope_scaling is None:
+            return
+        kind = self.rope_scaling.get("rope_type")
+        if kind not in _SCALING_KEYS:
+            raise UserError(f"rope_scaling.rope_type is one of {', '.join(_SCALING_KEYS)}; got {kind!r}")
+        needed, optional = _SCALING_KEYS[kind]
+        if missing := [key for key in needed if self.rope_scaling.get(key) is None]:
+            raise UserError(f"rope_scaling of type {kind} needs {', '.join(missing)}")
+        if unknown := self.rope_scaling.keys() - {"rope_type"} - needed - optional:
+            raise UserError(f"rope_scaling of type {kind} has no {', '.join(sorted(unknown))}")
+
+    def _simplify(self) -> None:
+        """One spelling for each shape, so that equal shapes compare equal."""
+        assert self.head_dim is not None
+        if self.sliding_layers is not None:
+            self.sliding_layers = sorted(set(self.sliding_layers))
+        if self.sliding_layers == [] or self.sliding_window is None:
+            self.sliding_window = self.sliding_layers = None
+        if self.sliding_layers == list(range(self.num_layers)):
+            self.sliding_layers = None
+        self.dense_layers = sorted(set(self.dense_layers or [])) or None
+        if not self.num_experts:
+            self.dense_layers = None
+            self.expert_size, self.experts_per_token, self.normalize_expert_weights = self.intermediate_size, 2, True
+        if self.norm == "rmsnorm":
+            self.norm_bias = True
+        self.nope_layers = sorted(set(self.nope_layers or [])) or None
+        for name, neutral in (
+            ("embedding_scale", 1.0),
+            ("residual_scale", 1.0),
+            ("logit_scale", 1.0),
+            ("attention_scale", self.head_dim**-0.5),
+        ):
+            if getattr(self, name) == neutral:
+                setattr(self, name, None)
+        if self.sliding_window is None or (self.local_rope_theta == self.rope_theta and self.rope_scaling is None):
+            self.local_rope_theta = None
 
     @property
     def gated_mlp(self) -> bool:
         """Whether the MLP multiplies an activated gate with a second projection."""
         return self.mlp in ("swiglu", "geglu")
 
+    @property
+    def rotary_size(self) -> int:
+        """Channels of a head that RoPE turns."""
+        assert self.head_dim is not None
+        return int(self.head_dim * self.rotary_fraction)
+
     def window(self, layer: int) -> int | None:
         """Tokens layer ``layer`` attends to, or None for all."""
         windowed = self.sliding_layers is None or layer in self.sliding_layers
         return self.sliding_window if windowed else None
+
+    def positions(self, layer: int) -> Literal["none", "global", "local"]:
+        """How layer ``layer`` turns queries and keys: not at all, by ``rope_theta``, or by ``local_rope_theta``."""
+        if self.learned_positions or layer in (self.nope_layers or []):
+            return "none"
+        return "global" if self.local_rope_theta is None or self.window(layer) is None else "local"
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether layer ``layer`` is a mixture of experts."""
+        return self.num_experts > 0 and layer not in (self.dense_layers or [])
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TransformerConfig:
@@ -135,8 +269,9 @@ class TransformerConfig:
     @classmethod
     def from_pretrained(cls, path: str | Path) -> TransformerConfig:
         """The shape of the model in a Hugging Face directory or GGUF file. Raises as `Transformer.from_pretrained`."""
+        from lit_llm.models.config_json import config_from_hf
         from lit_llm.models.gguf import gguf_config
-        from lit_llm.models.huggingface import config_from_hf, read_json
+        from lit_llm.models.huggingface import read_json
 
         found = locate(path)
         if found.suffix == ".gguf":
@@ -157,11 +292,15 @@ def _checked(key: str, value: Any, annotation: str) -> Any:
         if value not in choices:
             raise UserError(f"transformer.{key} is one of {', '.join(choices)}; got {value!r}")
         return value
+    if annotation.startswith("dict"):
+        if isinstance(value, dict):
+            return dict(value)
+        raise UserError(f"transformer.{key} must be a mapping, got {value!r}")
     if annotation.startswith("list"):
         if isinstance(value, (list, tuple)) and all(type(v) is int for v in value):
             return list(value)
         raise UserError(f"transformer.{key} must be a list of whole numbers, got {value!r}")
-    wanted = {"int": int, "float": float, "bool": bool}[annotation.split(" ")[0]]
+    wanted = {"int": int, "float": float, "bool": bool, "str": str}[annotation.split(" ")[0]]
     if wanted is float and not isinstance(value, bool):
         try:
             return float(value)
@@ -219,6 +358,27 @@ PRESETS: dict[str, dict[str, Any]] = {
     "qwen3-1.7b": {
         **_QWEN3, "hidden_size": 2048, "num_layers": 28, "num_heads": 16, "intermediate_size": 6144,
         "tie_embeddings": True,
+    },
+    "mixtral-8x7b": {
+        "vocab_size": 32000, "hidden_size": 4096, "num_layers": 32, "num_heads": 32, "num_kv_heads": 8,
+        "intermediate_size": 14336, "norm_eps": 1e-5, "rope_theta": 1e6, "max_seq_len": 32768, "num_experts": 8,
+        "experts_per_token": 2, "router_aux_loss": 0.001,
+    },
+    "qwen3-30b-a3b": {
+        **_QWEN3, "hidden_size": 2048, "num_layers": 48, "num_heads": 32, "num_kv_heads": 4, "intermediate_size": 6144,
+        "num_experts": 128, "experts_per_token": 8, "expert_size": 768, "router_aux_loss": 0.001,
+    },
+    "gemma-3-1b": {
+        "vocab_size": 262144, "hidden_size": 1152, "num_layers": 26, "num_heads": 4, "num_kv_heads": 1,
+        "head_dim": 256, "intermediate_size": 6912, "max_seq_len": 32768, "mlp": "geglu", "norm_offset": True,
+        "post_norm": True, "qk_norm": "before_rope", "rope_theta": 1e6, "local_rope_theta": 1e4,
+        "sliding_window": 512, "sliding_layers": [i for i in range(26) if (i + 1) % 6], "embedding_scale": 1152**0.5,
+        "tie_embeddings": True,
+    },
+    "gpt2": {
+        "vocab_size": 50257, "hidden_size": 768, "num_layers": 12, "num_heads": 12, "max_seq_len": 1024,
+        "norm": "layernorm", "norm_eps": 1e-5, "mlp": "gelu", "learned_positions": True, "attention_bias": True,
+        "attention_output_bias": True, "mlp_bias": True, "tie_embeddings": True,
     },
 }  # fmt: skip
 

@@ -8,6 +8,7 @@ import time
 import torch
 
 from lit_llm.models.config import TransformerConfig
+from lit_llm.models.mlp import Experts
 from lit_llm.models.transformer import Transformer
 
 # Dense bf16/fp16 tensor-core peaks in FLOP/s, from the vendors' data sheets, by a part of the device's name.
@@ -29,11 +30,13 @@ PEAK_FLOPS = {
 
 
 def matrix_parameters(config: TransformerConfig) -> int:
-    """Weights that multiply every token: all blocks and the head, not the input embedding."""
+    """Weights that multiply a token: all blocks and the head, not the input embedding; of experts, those it visits."""
     with torch.device("meta"):
         model = Transformer(config)
     blocks = sum(m.weight.numel() for m in model.layers.modules() if isinstance(m, torch.nn.Linear))
-    return blocks + config.vocab_size * config.hidden_size
+    experts = sum(p.numel() for m in model.layers.modules() if isinstance(m, Experts) for p in m.parameters())
+    visited = experts * config.experts_per_token // config.num_experts if config.num_experts else 0
+    return blocks + visited + config.vocab_size * config.hidden_size
 
 
 def num_parameters(config: TransformerConfig) -> int:

@@ -1,4 +1,4 @@
-"""LoRA (arXiv:2106.09685): low-rank updates beside frozen linear layers, and PEFT's adapter files.
+"""LoRA (arXiv:2106.09685): low-rank updates beside frozen linear layers.
 
 A `LoRALinear` is a linear layer whose weight keeps its name, so that checkpoints of the base fit before and after. The
 update is ``scale * x A^T B^T`` with A (rank, in) and B (out, rank); B starts at zero, so training starts from the base.
@@ -6,10 +6,8 @@ update is ``scale * x A^T B^T`` with A (rank, in) and B (out, rank); B starts at
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_llm.errors import UserError
-from lit_llm.models.huggingface import FAMILIES, converted, family_of, read_json, tensor_names
 from lit_llm.models.transformer import Transformer
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -60,6 +57,7 @@ class LoRALinear(nn.Linear):
     lora_b: nn.Parameter  # (out, rank)
     scale: float
     dropout: float
+    merged = False  # the weight holds the update, see `merge_adapter`
 
     @classmethod
     def adapt(cls, linear: nn.Linear, config: LoRAConfig) -> LoRALinear:
@@ -78,17 +76,28 @@ class LoRALinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output and the update's."""
         base = F.linear(x, self.weight, self.bias)
+        if self.merged:
+            return base
         dropped = F.dropout(x, self.dropout, self.training)
         if not torch.is_autocast_enabled(x.device.type):  # else the products cast what they need themselves
             dropped = dropped.to(self.lora_a.dtype)
         update = F.linear(F.linear(dropped, self.lora_a), self.lora_b)
         return base + self.scale * update.to(base.dtype)
 
-    @torch.no_grad()
+    def update(self) -> Tensor:
+        """What the layer adds to its weight: float32 (out, in)."""
+        return self.scale * (self.lora_b.detach().float() @ self.lora_a.detach().float())
+
     def merged_weight(self) -> Tensor:
         """The weight with the update in it, in the weight's dtype."""
-        update = self.scale * (self.lora_b.float() @ self.lora_a.float())
-        return (self.weight.float() + update).to(self.weight.dtype)
+        weight = self.weight.detach()
+        return weight if self.merged else (weight.float() + self.update()).to(weight.dtype)
+
+    def remove(self) -> None:
+        """Become the ordinary linear layer again that this was, with the weight as it is now."""
+        del self.lora_a, self.lora_b
+        self.__dict__.pop("merged", None)
+        self.__class__ = nn.Linear  # type: ignore[assignment]
 
 
 def apply_lora(model: Transformer, config: LoRAConfig) -> None:
@@ -104,14 +113,31 @@ def apply_lora(model: Transformer, config: LoRAConfig) -> None:
 
 
 def merge_lora(model: Transformer) -> None:
-    """Fold the updates into the weights, in place: ordinary linear layers again."""
-    for module in model.modules():
-        if isinstance(module, LoRALinear):
-            weight = module.merged_weight()
-            del module.lora_a, module.lora_b
-            module.__class__ = nn.Linear  # type: ignore[assignment]
-            module.weight.data = weight
+    """Fold the updates into the weights for good, in place: ordinary linear layers again."""
+    merge_adapter(model)
+    for module in lora_layers(model):
+        module.remove()
     model.lora = None
+
+
+def merge_adapter(model: Transformer) -> None:
+    """Fold the updates into the weights, in place, and keep them for `unmerge_adapter`: the speed of the base."""
+    for module in lora_layers(model):
+        module.weight.data = module.merged_weight()
+        module.merged = True
+
+
+def unmerge_adapter(model: Transformer) -> None:
+    """Take the updates out of the weights again: the base's, up to the rounding of their dtype."""
+    for module in lora_layers(model):
+        if module.merged:
+            module.weight.data = (module.weight.data.float() - module.update()).to(module.weight.dtype)
+            module.merged = False
+
+
+def lora_layers(model: nn.Module) -> list[LoRALinear]:
+    """The layers of ``model`` that have updates."""
+    return [module for module in model.modules() if isinstance(module, LoRALinear)]
 
 
 def merged_state_dict(model: Transformer) -> dict[str, Tensor]:
@@ -124,115 +150,6 @@ def merged_state_dict(model: Transformer) -> dict[str, Tensor]:
 def is_lora(name: str) -> bool:
     """Whether a name in a state dict is of an update."""
     return name.endswith((".lora_a", ".lora_b"))
-
-
-def save_adapter(model: Transformer, folder: str | Path, base: str = "") -> None:
-    """Write the updates as PEFT does: adapter_config.json and adapter_model.safetensors.
-
-    Args:
-        model: has been through ``apply_lora``.
-        folder: made if it is not there.
-        base: path or name of the base model, noted in the config.
-
-    Raises:
-        UserError: the model has no updates, or is of no Hugging Face family.
-    """
-    from safetensors.torch import save_file
-
-    folder, config = Path(folder), model.lora
-    family = family_of(model.config)
-    if config is None:
-        raise UserError("the model has no LoRA updates to save")
-    if family is None:
-        raise UserError("PEFT knows no model of this shape: an adapter cannot be written")
-    tensors = {}
-    for ours, tensor in model.state_dict().items():
-        if is_lora(ours):
-            module, kind = ours.rsplit(".", 1)
-            theirs = tensor_names(model.config, module, FAMILIES[family])
-            value = tensor.detach().cpu().float()
-            if kind == "lora_b":  # rows are the layer's outputs: a family's layout change is theirs too
-                value = converted(module + ".weight", value, model.config, FAMILIES[family])
-            tensors[f"base_model.model.{theirs}.lora_{kind[-1].upper()}.weight"] = value.contiguous()
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    targets = [_their_target(name, model, family) for name in config.targets if _has(model, name)]
-    content = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": config.rank,
-        "lora_alpha": config.alpha, "lora_dropout": config.dropout, "target_modules": sorted(targets), "bias": "none",
-        "fan_in_fan_out": False, "inference_mode": True, "use_rslora": config.rank_stabilized,
-    }  # fmt: skip
-    (folder / "adapter_config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def load_adapter(model: Transformer, folder: str | Path) -> None:
-    """Put the updates of a PEFT directory beside the model's layers, in place; the model is frozen.
-
-    Raises:
-        UserError: no such adapter, one of another kind than plain LoRA, or one that does not fit the model.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    folder = Path(folder).expanduser()
-    family_name = family_of(model.config)
-    if family_name is None:
-        raise UserError(f"{folder}: PEFT knows no model of this shape")
-    family = FAMILIES[family_name]
-    content = _read_config(folder)
-    try:
-        tensors = load_file(folder / "adapter_model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder / 'adapter_model.safetensors'}: not readable ({error})") from None
-    # By the tensors themselves: target_modules may be names, full names, a pattern or a word for all.
-    adapted = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in tensors}
-    targets = [name for name in TARGETS if _has(model, name) and _their_target(name, model, family_name) in adapted]
-    config = LoRAConfig(
-        rank=content["r"],
-        alpha=content["lora_alpha"],
-        dropout=content.get("lora_dropout", 0.0),
-        targets=tuple(targets),
-        rank_stabilized=bool(content.get("use_rslora")),
-    )
-    apply_lora(model, config)
-    expected = {name: value for name, value in model.state_dict(keep_vars=True).items() if is_lora(name)}
-    for ours, parameter in expected.items():
-        module, kind = ours.rsplit(".", 1)
-        name = f"base_model.model.{tensor_names(model.config, module, family)}.lora_{kind[-1].upper()}.weight"
-        value = tensors.pop(name, None)
-        if value is None or value.shape != parameter.shape:
-            found = "missing" if value is None else f"of shape {tuple(value.shape)}, not {tuple(parameter.shape)}"
-            raise UserError(f"{folder}: the adapter does not fit the model: {name} is {found}")
-        if kind == "lora_b":
-            value = converted(module + ".weight", value, model.config, family)
-        parameter.data.copy_(value)
-    if tensors:
-        raise UserError(f"{folder}: the adapter has updates without a place: {', '.join(sorted(tensors)[:4])}")
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    """adapter_config.json, after seeing that it is of plain LoRA."""
-    content = read_json(folder / "adapter_config.json")
-    if content.get("peft_type") != "LORA":
-        raise UserError(f"{folder}: the adapter is {content.get('peft_type')!r}; only LORA is known")
-    # Each of these changes what the tensors mean; off, they are absent, null, false or empty.
-    for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform", "lora_bias",
-                "layer_replication", "fan_in_fan_out", "target_parameters", "trainable_token_indices"):  # fmt: skip
-        if content.get(key):
-            raise UserError(f"{folder}/adapter_config.json: {key} is not supported")
-    if content.get("bias", "none") != "none":
-        raise UserError(f"{folder}/adapter_config.json: bias={content['bias']} is not supported")
-    return content
-
-
-def _has(model: Transformer, name: str) -> bool:
-    return any(module.rsplit(".", 1)[-1] == name for module, _ in model.layers.named_modules())
-
-
-def _their_target(name: str, model: Transformer, family: str) -> str:
-    """Their name of a layer of ours, its last part: what PEFT's ``target_modules`` lists."""
-    part = "mlp" if name in ("gate_proj", "up_proj", "down_proj") else "attention"
-    return tensor_names(model.config, f"layers.0.{part}.{name}", FAMILIES[family]).rsplit(".", 1)[-1]
 
 
 def lora_from(value: dict[str, Any] | LoRAConfig | None) -> LoRAConfig | None:

@@ -10,20 +10,49 @@ from lit_llm.models.config import TransformerConfig
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps), times a gain if it has one; computed in float32, returned in x's dtype."""
+    """x / sqrt(mean(x^2) + eps), times a gain if it has one; computed in float32, returned in x's dtype.
 
-    def __init__(self, size: int, eps: float, weight: bool):
+    With ``offset`` the gain is 1 + weight, and the product is taken in float32 too, as Gemma does.
+    """
+
+    def __init__(self, size: int, eps: float, weight: bool, offset: bool = False):
         super().__init__()
-        self.size, self.eps = size, eps
-        self.weight = nn.Parameter(torch.ones(size)) if weight else None
+        self.size, self.eps, self.offset = size, eps, offset
+        self.weight = nn.Parameter(torch.empty(size)) if weight else None
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """A gain of 1."""
+        if self.weight is not None:
+            self.weight.fill_(0.0 if self.offset else 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.offset:
+            assert self.weight is not None
+            return (F.rms_norm(x.float(), (self.size,), eps=self.eps) * (1 + self.weight.float())).to(x.dtype)
         y = F.rms_norm(x, (self.size,), eps=self.eps)  # the kernel keeps its own float32 sum for half types
         return y if self.weight is None else y * self.weight.to(y.dtype)
+
+
+class HeadNorm(nn.Module):
+    """LayerNorm without bias over each head of (batch, heads, seq, head_dim), with a gain (heads, head_dim)."""
+
+    def __init__(self, num_heads: int, head_dim: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(num_heads, head_dim))
+
+    def reset_parameters(self) -> None:
+        """A gain of 1."""
+        nn.init.ones_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], eps=self.eps) * self.weight[:, None].to(x.dtype)
 
 
 def build_norm(config: TransformerConfig, size: int) -> nn.Module:
     """The norm that ``config`` names, over the last ``size`` channels."""
     if config.norm == "layernorm":
-        return nn.LayerNorm(size, eps=config.norm_eps, elementwise_affine=config.norm_weight)
-    return RMSNorm(size, config.norm_eps, config.norm_weight)
+        return nn.LayerNorm(size, config.norm_eps, elementwise_affine=config.norm_weight, bias=config.norm_bias)
+    return RMSNorm(size, config.norm_eps, config.norm_weight, config.norm_offset)

@@ -1,23 +1,110 @@
-"""Rotary position embedding (arXiv:2104.09864), the half-split layout that Hugging Face checkpoints use."""
+"""Rotary position embedding (arXiv:2104.09864), the half-split layout that Hugging Face checkpoints use.
+
+Scaling beyond the context trained on follows transformers' ``modeling_rope_utils``, whose keys config.json holds.
+"""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-
-def inverse_frequencies(head_dim: int, theta: float, device: torch.device | None = None) -> Tensor:
-    """theta^(-2i/head_dim) for i in [0, head_dim/2): float32, shape (head_dim / 2,)."""
-    return 1.0 / (theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim))
+from lit_llm.models.config import TransformerConfig
 
 
-def rope_cache(positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines for ``positions`` (..., seq): float32, each (..., seq, head_dim / 2)."""
-    angles = positions[..., None].float() * inv_freq
-    return angles.cos(), angles.sin()
+def inverse_frequencies(size: int, theta: float, device: torch.device | None = None) -> Tensor:
+    """theta^(-2i/size) for i in [0, size/2): float32, shape (size / 2,)."""
+    return 1.0 / (theta ** (torch.arange(0, size, 2, dtype=torch.float32, device=device) / size))
+
+
+def rope_cache(config: TransformerConfig, positions: Tensor, *, local: bool = False) -> tuple[Tensor, Tensor]:
+    """Cosines and sines for ``positions`` (..., seq): float32, each (..., seq, rotary_size / 2).
+
+    ``local`` takes the frequencies of windowed layers (``local_rope_theta``).
+    """
+    size, device = config.rotary_size, positions.device
+    if local:
+        assert config.local_rope_theta is not None
+        frequencies, magnitude = inverse_frequencies(size, config.local_rope_theta, device), 1.0
+    elif config.rope_scaling is None:
+        frequencies, magnitude = inverse_frequencies(size, config.rope_theta, device), 1.0
+    else:
+        scale = _SCALINGS[config.rope_scaling["rope_type"]]
+        frequencies, magnitude = scale(config, config.rope_scaling, positions)
+    angles = positions[..., None].float() * frequencies
+    return angles.cos() * magnitude, angles.sin() * magnitude
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn channel pairs (i, i + head_dim/2) of ``x`` (batch, heads, seq, head_dim) by the cached angles."""
-    x1, x2 = x.chunk(2, dim=-1)
-    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1)
+    """Turn channel pairs (i, i + R/2) of the first R channels of ``x`` (batch, heads, seq, head_dim) by the cached
+    angles (..., seq, R/2); the other channels stay."""
+    half = cos.shape[-1]
+    x1, x2, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest), dim=-1)
+
+
+def _linear(config: TransformerConfig, scaling: dict[str, Any], positions: Tensor) -> tuple[Tensor, float]:
+    """Positions are divided by the factor (arXiv:2306.15595)."""
+    return inverse_frequencies(config.rotary_size, config.rope_theta, positions.device) / scaling["factor"], 1.0
+
+
+def _dynamic(config: TransformerConfig, scaling: dict[str, Any], positions: Tensor) -> tuple[Tensor, float]:
+    """The base grows with the longest position seen, past the context (the "dynamic NTK" of arXiv:2309.00071).
+
+    In cached decoding, keys keep the base of their time, as in transformers.
+    """
+    size, factor, trained = config.rotary_size, scaling["factor"], config.max_seq_len
+    length = max(int(positions.max()) + 1, trained)
+    theta = config.rope_theta * ((factor * length / trained) - (factor - 1)) ** (size / (size - 2))
+    return inverse_frequencies(size, theta, positions.device), 1.0
+
+
+def _llama3(config: TransformerConfig, scaling: dict[str, Any], positions: Tensor) -> tuple[Tensor, float]:
+    """Long wavelengths are divided by the factor, short ones kept, those between blended (Llama 3.1)."""
+    frequencies = inverse_frequencies(config.rotary_size, config.rope_theta, positions.device)
+    trained = scaling["original_max_position_embeddings"]
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = trained * frequencies / (2 * math.pi)  # full turns within the context trained on
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return (1 - kept) * frequencies / scaling["factor"] + kept * frequencies, 1.0
+
+
+def _yarn(config: TransformerConfig, scaling: dict[str, Any], positions: Tensor) -> tuple[Tensor, float]:
+    """As llama3 with the blend linear in the channel, and attention sharpened (arXiv:2309.00071)."""
+    size, theta, factor = config.rotary_size, config.rope_theta, scaling["factor"]
+    trained = scaling["original_max_position_embeddings"]
+
+    def channel(turns: float) -> float:
+        """The channel whose frequency makes so many turns within the context trained on."""
+        return size * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = channel(scaling.get("beta_fast") or 32), channel(scaling.get("beta_slow") or 1)
+    if scaling.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, size - 1)
+    channels = torch.arange(size // 2, dtype=torch.float32, device=positions.device)
+    kept = 1 - ((channels - low) / (high - low or 0.001)).clamp(0, 1)
+    frequencies = inverse_frequencies(size, theta, positions.device)
+    frequencies = (1 - kept) * frequencies / factor + kept * frequencies
+    magnitude = scaling.get("attention_factor")
+    if magnitude is None:
+        mscale, mscale_all = scaling.get("mscale"), scaling.get("mscale_all_dim")
+        magnitude = _magnitude(factor, 1.0)
+        if mscale and mscale_all:
+            magnitude = _magnitude(factor, mscale) / _magnitude(factor, mscale_all)
+    return frequencies, magnitude
+
+
+def _magnitude(factor: float, mscale: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+
+_SCALINGS: dict[str, Callable[[TransformerConfig, dict[str, Any], Tensor], tuple[Tensor, float]]] = {
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "llama3": _llama3,
+    "yarn": _yarn,
+}

@@ -1,4 +1,4 @@
-"""The decoder-only transformer: embedding, pre-norm blocks, head.
+"""The decoder-only transformer: embedding, blocks, head; what differs between families is in its config.
 
 Shapes: B batch, T positions, C hidden width, V vocabulary.
 """
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from lit_llm.models.attention import Attention, KVCache, build_mask
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.locate import locate
-from lit_llm.models.norm import RMSNorm, build_norm
-from lit_llm.models.rope import inverse_frequencies, rope_cache
+from lit_llm.models.mlp import MLP, Experts, MixtureOfExperts
+from lit_llm.models.norm import HeadNorm, RMSNorm, build_norm
+from lit_llm.models.rope import rope_cache
 
 if TYPE_CHECKING:
     from lit_llm.models.lora import LoRAConfig
@@ -26,49 +27,47 @@ IGNORE = -100
 """Label of a position that is not predicted: torch's cross-entropy default."""
 
 
-class MLP(nn.Module):
-    """Two projections around an activation, or three when it is gated."""
-
-    def __init__(self, config: TransformerConfig):
-        super().__init__()
-        assert config.intermediate_size is not None
-        self.activation = config.mlp
-        width, bias = config.intermediate_size, config.mlp_bias
-        if config.gated_mlp:
-            self.gate_proj = nn.Linear(config.hidden_size, width, bias=bias)
-        self.up_proj = nn.Linear(config.hidden_size, width, bias=bias)
-        self.down_proj = nn.Linear(width, config.hidden_size, bias=bias)
-
-    def forward(self, x_BTC: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
-        up = self.up_proj(x_BTC)
-        if self.activation == "swiglu":
-            up = F.silu(self.gate_proj(x_BTC)) * up
-        elif self.activation == "geglu":
-            up = F.gelu(self.gate_proj(x_BTC), approximate="tanh") * up
-        elif self.activation == "gelu":
-            up = F.gelu(up, approximate="tanh")
-        else:
-            up = F.relu(up).square()
-        return self.down_proj(up)
-
-
 class Block(nn.Module):
-    """Pre-norm attention and MLP, each added to the residual stream."""
+    """Attention and MLP, each added to the residual stream, with norms before or after them."""
 
     def __init__(self, config: TransformerConfig, layer: int):
         super().__init__()
-        self.attention_norm = build_norm(config, config.hidden_size)
+        self.residual, self.scale = config.residual, config.residual_scale
+        shared = config.residual == "parallel_one_norm"
+
+        def norm(there: bool) -> nn.Module | None:
+            return build_norm(config, config.hidden_size) if there else None
+
+        self.attention_norm = norm(config.pre_norm)
         self.attention = Attention(config, layer)
-        self.mlp_norm = build_norm(config, config.hidden_size)
-        self.mlp = MLP(config)
+        self.attention_post_norm = norm(config.post_norm)
+        self.mlp_norm = norm(config.pre_norm and not shared)
+        self.mlp = MixtureOfExperts(config) if config.has_experts(layer) else MLP(config)
+        self.mlp_post_norm = norm(config.post_norm)
 
     def forward(
-        self, x_BTC: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None = None
+        self,
+        x_BTC: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        cache: KVCache | None = None,
     ) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        x_BTC = x_BTC + self.attention(self.attention_norm(x_BTC), rope, mask, cache)
-        return x_BTC + self.mlp(self.mlp_norm(x_BTC))
+        normed_BTC = _apply(self.attention_norm, x_BTC)
+        attended_BTC = self._scaled(_apply(self.attention_post_norm, self.attention(normed_BTC, rope, mask, cache)))
+        if self.residual == "sequential":
+            x_BTC = x_BTC + attended_BTC
+            return x_BTC + self._scaled(_apply(self.mlp_post_norm, self.mlp(_apply(self.mlp_norm, x_BTC))))
+        if self.residual == "parallel":
+            normed_BTC = _apply(self.mlp_norm, x_BTC)
+        return x_BTC + attended_BTC + self._scaled(self.mlp(normed_BTC))
+
+    def _scaled(self, x_BTC: Tensor) -> Tensor:
+        return x_BTC if self.scale is None else x_BTC * self.scale
+
+
+def _apply(norm: nn.Module | None, x_BTC: Tensor) -> Tensor:
+    return x_BTC if norm is None else norm(x_BTC)
 
 
 class Transformer(nn.Module):
@@ -83,6 +82,8 @@ class Transformer(nn.Module):
         self.config = config
         self.lora: LoRAConfig | None = None  # set by `apply_lora`
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        if config.learned_positions:
+            self.position_embed = nn.Embedding(config.max_seq_len, config.hidden_size)
         self.embed_norm = build_norm(config, config.hidden_size) if config.embedding_norm else nn.Identity()
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
         self.norm = build_norm(config, config.hidden_size)
@@ -96,27 +97,30 @@ class Transformer(nn.Module):
         """Random weights: unit-scale inputs to every matrix product, and blocks that start as the identity.
 
         Matrices are uniform with standard deviation 1/sqrt(fan_in), each block's two output projections zero (as in
-        nanochat and arXiv:2203.03466), the head nearly zero so that the first loss is ln(vocab), the embedding
-        normal(0, 0.02) where head and embedding are tied or no norm follows it, and normal(0, 1) otherwise.
+        nanochat and arXiv:2203.03466) unless a norm follows them, the head nearly zero so that the first loss is
+        ln(vocab), the embedding normal(0, 0.02) where head and embedding are tied or no norm follows it, and
+        normal(0, 1) otherwise.
         """
-        tied = self.config.tie_embeddings
-        nn.init.normal_(self.embed.weight, std=0.02 if tied or not self.config.embedding_norm else 1.0)
+        config = self.config
+        tied, zero_outputs = config.tie_embeddings, not config.post_norm
+        nn.init.normal_(self.embed.weight, std=0.02 if tied or not config.embedding_norm else 1.0)
+        if config.learned_positions:
+            nn.init.normal_(self.position_embed.weight, std=0.02)
         if not tied:
             nn.init.normal_(self.head.weight, std=0.001)
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear) and module is not self.head:
                 bound = (3 / module.in_features) ** 0.5
-                if name.endswith(("o_proj", "down_proj")):
+                if zero_outputs and name.endswith(("o_proj", "down_proj")):
                     nn.init.zeros_(module.weight)
                 else:
                     nn.init.uniform_(module.weight, -bound, bound)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif isinstance(module, (RMSNorm, nn.LayerNorm)) and module.weight is not None:
-                # Norms of a model filled by `to_empty` hold garbage until they are set here.
-                nn.init.ones_(module.weight)
-                if isinstance(module, nn.LayerNorm):
-                    nn.init.zeros_(module.bias)
+            elif isinstance(module, Experts):
+                module.reset_parameters(zero_outputs)
+            elif isinstance(module, (RMSNorm, HeadNorm, nn.LayerNorm)):
+                module.reset_parameters()  # norms of a model filled by `to_empty` hold garbage until here
 
     def assign_weights(self, weights: dict[str, Tensor]) -> None:
         """Make ``weights`` the model's own, as they are: how a model on the meta device is filled.
@@ -173,27 +177,37 @@ class Transformer(nn.Module):
         else:
             positions = (padding_mask.long().cumsum(-1) - 1).clamp(min=0)[:, None, past : past + T]
         x_BTC = self.embed(input_ids)
+        if self.config.learned_positions:
+            x_BTC = x_BTC + self.position_embed(positions.view(-1, T))
+        if self.config.embedding_scale is not None:
+            # Rounded to the weights' dtype first, as Gemma was trained.
+            x_BTC = x_BTC * torch.tensor(self.config.embedding_scale, dtype=x_BTC.dtype, device="cpu").item()
         if device.type != "meta" and torch.is_autocast_enabled(device.type):
             # The residual stream is kept in the compute dtype: half the traffic, and what the products read anyway.
             x_BTC = x_BTC.to(torch.get_autocast_dtype(device.type))
-        assert self.config.head_dim is not None
-        # Frequencies are computed, not stored: a buffer left on meta would reinitialise a loaded model.
-        cos, sin = rope_cache(positions, inverse_frequencies(self.config.head_dim, self.config.rope_theta, device))
-        rope = cos.to(x_BTC.dtype), sin.to(x_BTC.dtype)
-        masks = {  # one mask a kind of layer, not one a layer
+        # Masks and rotations are made once for each kind of layer. Frequencies are computed, not stored: a buffer left
+        # on meta would reinitialise a loaded model.
+        layers = range(self.config.num_layers)
+        ropes: dict[str, tuple[Tensor, Tensor] | None] = {"none": None}
+        for kind in {self.config.positions(i) for i in layers} - {"none"}:
+            cos, sin = rope_cache(self.config, positions, local=kind == "local")
+            ropes[kind] = cos.to(x_BTC.dtype), sin.to(x_BTC.dtype)
+        masks = {
             window: build_mask(T, past + T, window, padding_mask, device, document_ids)
-            for window in {self.config.window(i) for i in range(self.config.num_layers)}
+            for window in {self.config.window(i) for i in layers}
         }
         x_BTC = self.embed_norm(x_BTC)
         for i, block in enumerate(self.layers):
-            x_BTC = block(x_BTC, rope, masks[self.config.window(i)], cache)
+            x_BTC = block(x_BTC, ropes[self.config.positions(i)], masks[self.config.window(i)], cache)
         if cache is not None:
             cache.length += T
         return self.norm(x_BTC)
 
     def logits(self, x_BTC: Tensor) -> Tensor:
-        """The head: (..., C) -> (..., V), soft-capped in float32 if the config says so."""
+        """The head: (..., C) -> (..., V), scaled, and soft-capped in float32, if the config says so."""
         logits = self.head(x_BTC)
+        if self.config.logit_scale is not None:
+            logits = logits * self.config.logit_scale
         cap = self.config.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits.float() / cap)
 
@@ -220,6 +234,16 @@ class Transformer(nn.Module):
         return F.cross_entropy(logits_BTV.view(-1, logits_BTV.shape[-1]), labels_BT.flatten(), reduction="none").view(
             labels_BT.shape
         )
+
+    def take_router_loss(self) -> Tensor | None:
+        """What routers add to a token's loss: the mean over the layers of experts in the forward pass since the last
+        call, a scalar. None in evaluation, without experts, and where both weights in the config are 0."""
+        losses = []
+        for block in self.layers:
+            if isinstance(block.mlp, MixtureOfExperts) and block.mlp.router_loss is not None:
+                losses.append(block.mlp.router_loss)
+                block.mlp.router_loss = None  # it holds the pass's graph
+        return torch.stack(losses).mean() if losses else None
 
     @classmethod
     def from_pretrained(cls, path: str | Path, dtype: torch.dtype | None = None) -> Transformer:

@@ -30,7 +30,7 @@ def import_main(args: list[str]) -> None:
     from safetensors import SafetensorError
 
     from lit_llm.models.checkpoint import load_model
-    from lit_llm.models.huggingface import family_of
+    from lit_llm.models.config_json import family_of
 
     model, tokenizer = load_model(options.src, dtype=None if options.dtype is None else getattr(torch, options.dtype))
     part = out.with_name(out.name + ".part")

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from lit_llm.models.device import has_fast_bf16
+from lit_llm.models.mlp import Experts
+from lit_llm.models.norm import HeadNorm
 
 # Polar Express, 5 iterations, safety factor 2e-2, cushion 2 (arXiv:2505.16932, algorithm 1).
 _POLAR_EXPRESS = (
@@ -47,7 +49,8 @@ class MuonAdamW(torch.optim.Optimizer):
 
     Muon groups take ``lr`` (the step's RMS is ``lr * sqrt(max(1, rows / cols)) / sqrt(cols)``-like, see the scale in
     ``_muon_step``), ``momentum``, ``beta2`` and ``weight_decay``; AdamW groups ``lr``, ``betas``, ``eps`` and
-    ``weight_decay`` (decoupled). Every parameter of a Muon group is a matrix and gets its gradient on every step.
+    ``weight_decay`` (decoupled). Every parameter of a Muon group is a matrix, or a stack of them (..., rows, cols), and
+    gets its gradient on every step.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]]):
@@ -56,7 +59,7 @@ class MuonAdamW(torch.optim.Optimizer):
         # "fused" is what makes torch move the step counts to the parameters' device when a checkpoint is loaded.
         super().__init__(groups, defaults)
         for group in self.param_groups:
-            if group["muon"] and any(p.ndim != 2 for p in group["params"]):
+            if group["muon"] and any(p.ndim < 2 for p in group["params"]):
                 raise ValueError("Muon takes matrices; give vectors and embeddings to an AdamW group")
 
     @torch.no_grad()
@@ -78,12 +81,12 @@ class MuonAdamW(torch.optim.Optimizer):
         return loss
 
     def _muon_step(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:
-        rows, cols = params[0].shape
+        *stacked, rows, cols = params[0].shape
         for p in params:
             if not self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
                 # One second moment per row: Muon's own step has rows of unequal size.
-                self.state[p]["row_second_moment"] = p.new_zeros(rows, 1)
+                self.state[p]["row_second_moment"] = p.new_zeros(*stacked, rows, 1)
         momenta = [self.state[p]["momentum"] for p in params]
         grads = _gradients(params)
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
@@ -150,21 +153,22 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Parameter groups of ``model``; the first one's learning rate is ``lr``.
 
-    Matrices between embedding and head are the first group (Muon's, or decayed by AdamW). Embedding, head, and vectors
-    (norms, biases) are AdamW groups of their own without decay.
+    Matrices between embedding and head, and stacks of them (experts), are the first group (Muon's, or decayed by
+    AdamW). Embedding, head, and vectors (norms, biases) are AdamW groups of their own without decay.
     """
     embedding = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     tables = {m.weight.shape for m in model.modules() if isinstance(m, nn.Embedding)}
     linear = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
     # Whatever it is called, the last layer that gives a row a token of the embedding is the head.
     head = {id(w) for w in linear[-1:] if w.shape in tables} - embedding
+    stacks = {id(p) for m in model.modules() if isinstance(m, Experts) for p in m.parameters()}
+    gains = {id(m.weight) for m in model.modules() if isinstance(m, HeadNorm)}  # two dimensions, and no matrix
     named: dict[str, list[nn.Parameter]] = {"matrices": [], "embedding": [], "head": [], "vectors": []}
     for p in model.parameters():
         if not p.requires_grad:
             continue
-        kind = (
-            "embedding" if id(p) in embedding else "head" if id(p) in head else "matrices" if p.ndim == 2 else "vectors"
-        )
+        matrix = id(p) in stacks or (p.ndim == 2 and id(p) not in gains)
+        kind = "embedding" if id(p) in embedding else "head" if id(p) in head else "matrices" if matrix else "vectors"
         named[kind].append(p)
     muon = optimizer == "muon_adamw"
     rates = {}

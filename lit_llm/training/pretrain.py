@@ -95,8 +95,11 @@ class PretrainModule(L.LightningModule):
         return Transformer(self.config)
 
     def compute_loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """The loss summed over the batch's supervised tokens: a scalar. Override for another objective."""
-        return self.token_losses(batch).sum()
+        """The loss summed over the batch's supervised tokens, the routers' share of it in a model of experts: a
+        scalar. Override for another objective."""
+        loss = self.token_losses(batch).sum()
+        router_loss = self.network.take_router_loss() if isinstance(self.network, Transformer) else None
+        return loss if router_loss is None else loss + router_loss * (batch["labels"] != IGNORE).sum()
 
     # -------------------------------------------------------------------------------------------------------------
 

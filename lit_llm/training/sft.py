@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from lit_llm.errors import UserError
 from lit_llm.models import flops
-from lit_llm.models.lora import LoRAConfig, apply_lora, is_lora, lora_from, merged_state_dict, save_adapter
+from lit_llm.models.adapters import save_adapter
+from lit_llm.models.lora import LoRAConfig, apply_lora, is_lora, lora_from, merged_state_dict
 from lit_llm.models.transformer import Transformer
 from lit_llm.training.optimizers import OptimizerName
 from lit_llm.training.pretrain import PretrainModule

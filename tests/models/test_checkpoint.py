@@ -11,8 +11,9 @@ import yaml
 
 from lit_llm.cli import main
 from lit_llm.errors import UserError
+from lit_llm.models.adapters import save_adapter
 from lit_llm.models.checkpoint import choose_device, load_model, open_model
-from lit_llm.models.lora import LoRAConfig, apply_lora, save_adapter
+from lit_llm.models.lora import LoRAConfig, apply_lora
 from lit_llm.models.transformer import Transformer
 
 

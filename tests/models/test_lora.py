@@ -11,14 +11,32 @@ import torch
 import transformers
 
 from lit_llm.errors import UserError
+from lit_llm.models.adapters import Adapters, load_adapter, save_adapter
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.lora import LoRAConfig, apply_lora, load_adapter, merge_lora, merged_state_dict, save_adapter
+from lit_llm.models.config_json import family_of
+from lit_llm.models.lora import (
+    LoRAConfig,
+    apply_lora,
+    lora_layers,
+    merge_adapter,
+    merge_lora,
+    merged_state_dict,
+    unmerge_adapter,
+)
 from lit_llm.models.transformer import Transformer
 
 SHAPE = {"vocab_size": 61, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "max_seq_len": 32}
 FAMILIES = {
     "llama": {},
     "qwen3": {"qk_norm": "before_rope", "head_dim": 16},
+    "gemma2": {"norm_offset": True, "post_norm": True, "mlp": "geglu", "head_dim": 16, "tie_embeddings": True,
+               "embedding_scale": 32**0.5, "attention_softcap": 20.0, "logit_softcap": 30.0},
+    "phi3": {"family": "phi3"},
+    "gpt2": {"norm": "layernorm", "mlp": "gelu", "learned_positions": True, "num_kv_heads": 4, "mlp_bias": True,
+             "attention_bias": True, "attention_output_bias": True, "tie_embeddings": True},
+    "gpt_neox": {"norm": "layernorm", "mlp": "gelu_erf", "residual": "parallel", "num_kv_heads": 4, "mlp_bias": True,
+                 "attention_bias": True, "attention_output_bias": True},
+    "cohere": {"norm": "layernorm", "norm_bias": False, "residual": "parallel_one_norm"},
     "nanochat": {"mlp": "relu2", "qk_norm": "after_rope", "norm_weight": False, "embedding_norm": True,
                  "logit_softcap": 15.0},
 }  # fmt: skip
@@ -28,7 +46,7 @@ IDS = torch.randint(0, 61, (2, 12), generator=torch.Generator().manual_seed(1))
 def adapted(family: str, config: LoRAConfig) -> Transformer:
     """A random model with random updates."""
     torch.manual_seed(0)
-    model = Transformer(TransformerConfig(**SHAPE, **FAMILIES[family]))
+    model = Transformer(TransformerConfig(**{**SHAPE, **FAMILIES[family]}))
     for parameter in model.parameters():  # the initial output projections are zero
         torch.nn.init.normal_(parameter, std=0.1)
     apply_lora(model, config)
@@ -42,6 +60,7 @@ def adapted(family: str, config: LoRAConfig) -> Transformer:
 @pytest.mark.parametrize("stabilized", [False, True])
 def test_peft_loads_ours_and_we_load_theirs(tmp_path: Path, family: str, stabilized: bool) -> None:
     model = adapted(family, LoRAConfig(rank=3, alpha=7.0, rank_stabilized=stabilized))
+    assert family_of(model.config) == family
     save_adapter(model, tmp_path / "adapter", base="here")
     plain = copy.deepcopy(model)
     for module in plain.modules():
@@ -75,6 +94,25 @@ def test_adapters_that_peft_made(tmp_path: Path, targets: str | list[str]) -> No
         torch.testing.assert_close(model.eval()(IDS), made.eval()(IDS).logits, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("targets", [["qkv_proj"], ["gate_up_proj", "o_proj"]])
+def test_adapters_of_fused_layers(tmp_path: Path, targets: list[str]) -> None:
+    hf = transformers.Phi3ForCausalLM(transformers.Phi3Config(
+        vocab_size=61, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, pad_token_id=0))  # fmt: skip
+    hf.save_pretrained(tmp_path / "base")
+    made = peft.get_peft_model(hf, peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM",
+                                                   init_lora_weights=False))  # fmt: skip
+    made.save_pretrained(tmp_path / "adapter")
+    model = Transformer.from_pretrained(tmp_path / "base")
+    load_adapter(model, tmp_path / "adapter")
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(IDS), made.eval()(IDS).logits, atol=1e-4, rtol=1e-4)
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(config.read_text().replace('"rank_pattern": {}', '"rank_pattern": {"o_proj": 2}'))
+    with pytest.raises(UserError, match="rank_pattern or alpha_pattern is not supported"):
+        load_adapter(Transformer.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
+
+
 def test_merging_keeps_the_function_and_the_names() -> None:
     model = adapted("llama", LoRAConfig(rank=4, targets=("q_proj", "up_proj")))
     names = list(Transformer(model.config).state_dict())
@@ -84,6 +122,46 @@ def test_merging_keeps_the_function_and_the_names() -> None:
     assert list(model.state_dict()) == names
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
     torch.testing.assert_close(model(IDS), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_merging_and_unmerging() -> None:
+    model = adapted("qwen3", LoRAConfig(rank=4))
+    expected, weights = model(IDS), {name: value.clone() for name, value in model.state_dict().items()}
+    merge_adapter(model)
+    merge_adapter(model)  # once is enough
+    assert model.state_dict().keys() == weights.keys()
+    assert not torch.equal(model.layers[0].mlp.up_proj.weight, weights["layers.0.mlp.up_proj.weight"])
+    torch.testing.assert_close(model(IDS), expected, atol=1e-5, rtol=1e-5)
+    unmerge_adapter(model)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, weights[name], atol=1e-6, rtol=0)
+    torch.testing.assert_close(model(IDS), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_several_adapters_of_one_model(tmp_path: Path) -> None:
+    configs = {"a": LoRAConfig(rank=2), "b": LoRAConfig(rank=5, alpha=3.0, targets=("o_proj", "up_proj"))}
+    expected = {}
+    for name, config in configs.items():
+        model = adapted("llama", config)
+        save_adapter(model, tmp_path / name)
+        expected[name] = model(IDS)
+    base = adapted("llama", LoRAConfig())
+    for layer in lora_layers(base):
+        layer.remove()
+    names, plain = list(base.state_dict()), base(IDS)
+    bank = Adapters(base)
+    for name in configs:
+        bank.add(name, tmp_path / name)
+    for name in ("a", "b", "a"):
+        bank.use(name)
+        torch.testing.assert_close(base(IDS), expected[name], atol=1e-5, rtol=1e-5)
+    bank.use("b")
+    merge_adapter(base)
+    bank.use(None)
+    assert list(base.state_dict()) == names
+    torch.testing.assert_close(base(IDS), plain, atol=1e-5, rtol=1e-5)
+    with pytest.raises(UserError, match="no adapter named 'c'; known are a, b"):
+        bank.use("c")
 
 
 def test_training_starts_from_the_base_and_moves_the_updates_alone() -> None:

@@ -26,8 +26,8 @@ from lit_llm import (
     TransformerConfig,
     UserError,
 )
+from lit_llm.models.adapters import load_adapter
 from lit_llm.models.checkpoint import load_model
-from lit_llm.models.lora import load_adapter
 
 SHAPE = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "max_seq_len": 64}
 

@@ -1,0 +1,127 @@
+"""The MLP of a block: dense, or a mixture of experts of which each token visits a few.
+
+Shapes: N tokens, C hidden width, I the MLP's width, E experts, k experts a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_llm.models.config import TransformerConfig
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "swiglu": F.silu,
+    "geglu": partial(F.gelu, approximate="tanh"),
+    "gelu": partial(F.gelu, approximate="tanh"),
+    "gelu_erf": F.gelu,
+    "relu2": lambda x: F.relu(x).square(),
+}
+
+
+class MLP(nn.Module):
+    """Two projections around an activation, or three when it is gated."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        assert config.intermediate_size is not None
+        self.gated, self.activation = config.gated_mlp, _ACTIVATIONS[config.mlp]
+        width, bias = config.intermediate_size, config.mlp_bias
+        if self.gated:
+            self.gate_proj = nn.Linear(config.hidden_size, width, bias=bias)
+        self.up_proj = nn.Linear(config.hidden_size, width, bias=bias)
+        self.down_proj = nn.Linear(width, config.hidden_size, bias=bias)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        up = self.up_proj(x_BTC)
+        up = self.activation(self.gate_proj(x_BTC)) * up if self.gated else self.activation(up)
+        return self.down_proj(up)
+
+
+class Experts(nn.Module):
+    """Gated MLPs side by side: weights (E, I, C), (E, I, C) and (E, C, I)."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        assert config.expert_size is not None
+        self.activation = _ACTIVATIONS[config.mlp]
+        shape = config.num_experts, config.expert_size, config.hidden_size
+        self.gate_proj = nn.Parameter(torch.empty(shape))
+        self.up_proj = nn.Parameter(torch.empty(shape))
+        self.down_proj = nn.Parameter(torch.empty(shape[0], shape[2], shape[1]))
+
+    @torch.no_grad()
+    def reset_parameters(self, zero_output: bool) -> None:
+        """As a dense MLP's: uniform with standard deviation 1/sqrt(fan_in); outputs zero if asked."""
+        for weight in (self.gate_proj, self.up_proj, self.down_proj):
+            bound = (3 / weight.shape[2]) ** 0.5
+            weight.uniform_(-bound, bound)
+        if zero_output:
+            self.down_proj.zero_()
+
+    def forward(self, x_NC: Tensor, counts: Tensor) -> Tensor:
+        """(N, C) -> (N, C), where the first counts[0] rows are the first expert's, and so on: int64 (E,)."""
+        if x_NC.device.type == "cuda" and x_NC.dtype == torch.bfloat16:
+            # Every row in one kernel, which takes its row ends from the device: the host does not wait for counts.
+            ends = counts.cumsum(0, dtype=torch.int32)
+            gate, up, down = (w.to(x_NC.dtype).mT for w in (self.gate_proj, self.up_proj, self.down_proj))
+            hidden = self.activation(F.grouped_mm(x_NC, gate, offs=ends)) * F.grouped_mm(x_NC, up, offs=ends)
+            return F.grouped_mm(hidden, down, offs=ends)
+        outputs = []
+        N, E = len(x_NC), len(counts)
+        # Without data (counting FLOPs or memory on the meta device) every expert gets its share.
+        sizes = [N // E + (i < N % E) for i in range(E)] if counts.is_meta else counts.tolist()
+        for expert, rows in enumerate(x_NC.split(sizes)):
+            hidden = self.activation(F.linear(rows, self.gate_proj[expert])) * F.linear(rows, self.up_proj[expert])
+            outputs.append(F.linear(hidden, self.down_proj[expert]))
+        return torch.cat(outputs)
+
+
+class MixtureOfExperts(nn.Module):
+    """A router sends each token to its k likeliest experts and adds up what they make of it, weighted.
+
+    Tokens are sorted by expert, so each expert multiplies its own tokens once (arXiv:2211.15841), none is dropped.
+
+    Attributes:
+        router_loss: of the last forward pass in training: the load-balancing loss (arXiv:2101.03961, equations 4 to 6)
+            and the router's z-loss (arXiv:2202.08906, equation 5), each times its weight in the config; None where
+            there is none. Read it by `Transformer.take_router_loss`.
+    """
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.top_k, self.normalize = config.experts_per_token, config.normalize_expert_weights
+        self.aux_loss, self.z_loss = config.router_aux_loss, config.router_z_loss
+        self.router = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+        self.experts = Experts(config)
+        self.router_loss: Tensor | None = None
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        x_NC = x_BTC.flatten(0, 1)
+        logits_NE = self.router(x_NC).float()
+        probabilities_NE = logits_NE.softmax(-1)
+        weights_Nk, chosen_Nk = probabilities_NE.topk(self.top_k, dim=-1)
+        if self.normalize:
+            weights_Nk = weights_Nk / weights_Nk.sum(-1, keepdim=True)
+        ones = torch.ones_like(chosen_Nk.flatten())  # bincount would make the host wait for its length
+        counts_E = ones.new_zeros(logits_NE.shape[-1]).index_add(0, chosen_Nk.flatten(), ones)
+        order = chosen_Nk.flatten().argsort(stable=True)  # rows of (token, choice), by expert
+        token = order // self.top_k
+        y_rows = self.experts(x_NC[token], counts_E) * weights_Nk.flatten()[order, None].to(x_NC.dtype)
+        y_NC = torch.zeros_like(x_NC).index_add(0, token, y_rows.to(x_NC.dtype))
+        self.router_loss = self._router_loss(logits_NE, probabilities_NE, counts_E) if self.training else None
+        return y_NC.view_as(x_BTC)
+
+    def _router_loss(self, logits_NE: Tensor, probabilities_NE: Tensor, counts_E: Tensor) -> Tensor | None:
+        if not (self.aux_loss or self.z_loss):
+            return None
+        tokens, experts = logits_NE.shape
+        balance = experts * (counts_E / tokens * probabilities_NE.mean(0)).sum()
+        z = logits_NE.logsumexp(-1).square().mean()
+        return self.aux_loss * balance + self.z_loss * z
