@@ -67,11 +67,7 @@ class Experts(nn.Module):
     def forward(self, x_NC: Tensor, counts: Tensor) -> Tensor:
         """(N, C) -> (N, C), where the first counts[0] rows are the first expert's, and so on: int64 (E,)."""
         if x_NC.device.type == "cuda" and x_NC.dtype == torch.bfloat16:
-            # Every row in one kernel, which takes its row ends from the device: the host does not wait for counts.
-            ends = counts.cumsum(0, dtype=torch.int32)
-            gate, up, down = (w.to(x_NC.dtype).mT for w in (self.gate_proj, self.up_proj, self.down_proj))
-            hidden = self.activation(F.grouped_mm(x_NC, gate, offs=ends)) * F.grouped_mm(x_NC, up, offs=ends)
-            return F.grouped_mm(hidden, down, offs=ends)
+            return self.grouped(x_NC, counts)
         outputs = []
         N, E = len(x_NC), len(counts)
         # Without data (counting FLOPs or memory on the meta device) every expert gets its share.
@@ -80,6 +76,14 @@ class Experts(nn.Module):
             hidden = self.activation(F.linear(rows, self.gate_proj[expert])) * F.linear(rows, self.up_proj[expert])
             outputs.append(F.linear(hidden, self.down_proj[expert]))
         return torch.cat(outputs)
+
+    def grouped(self, x_NC: Tensor, counts: Tensor) -> Tensor:
+        """The same by one kernel a product, which reads where rows end from the device: the host need not wait for
+        the counts. bfloat16."""
+        ends = counts.cumsum(0, dtype=torch.int32)
+        gate, up, down = (w.to(x_NC.dtype).mT for w in (self.gate_proj, self.up_proj, self.down_proj))
+        hidden = self.activation(F.grouped_mm(x_NC, gate, offs=ends)) * F.grouped_mm(x_NC, up, offs=ends)
+        return F.grouped_mm(hidden, down, offs=ends)
 
 
 class MixtureOfExperts(nn.Module):

@@ -64,6 +64,21 @@ def test_only_visited_experts_get_gradients() -> None:
     assert moved == visited
 
 
+def test_the_grouped_kernel_is_the_loop() -> None:
+    torch.manual_seed(0)
+    experts = mixture(num_experts=4).experts.bfloat16()
+    counts = torch.tensor([5, 0, 11, 4])
+    x = torch.randn(20, 16, dtype=torch.bfloat16)
+    results = []
+    for function in (experts, experts.grouped):
+        experts.zero_grad()
+        y = function(x, counts)
+        (y * torch.arange(16)).float().square().sum().backward()
+        results.append((y, *(p.grad for p in experts.parameters())))
+    for got, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(got, expected, atol=0.05, rtol=0.05)
+
+
 def test_the_z_loss_is_the_squared_log_of_the_routers_sum() -> None:
     config = TransformerConfig(**SHAPE, num_experts=4, router_z_loss=0.5)
     model = Transformer(config).train()
