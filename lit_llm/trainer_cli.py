@@ -25,6 +25,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_llm.data.base import TokenDataModule
+from lit_llm.data.instructions import InstructionDataModule
 from lit_llm.data.pretrain import PretrainDataModule
 from lit_llm.errors import UserError
 from lit_llm.models.device import has_fast_bf16
@@ -220,7 +221,8 @@ class TrainerCLI(LightningCLI):
     def after_fit(self) -> None:
         """Say how it went, show what the model writes, and what can be done next."""
         if self.trainer.is_global_zero:
-            print(summary(self.run_folder, {k: float(v) for k, v in self.trainer.callback_metrics.items()}))
+            metrics = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
+            print(summary(self.run_folder, metrics, chats=isinstance(self.datamodule, InstructionDataModule)))
 
     def after_predict(self) -> None:
         """Print the answers and keep them in the run folder."""
@@ -257,8 +259,11 @@ def default_precision(accelerator: str) -> str:
     return "bf16-mixed" if has_fast_bf16(torch.device("cuda" if cuda else "cpu")) else "32-true"
 
 
-def summary(run: Path, metrics: dict[str, float]) -> str:
-    """The closing words of a fit: result, two samples, the files, the next commands."""
+def summary(run: Path, metrics: dict[str, float], chats: bool = False) -> str:
+    """The closing words of a fit: result, two samples, the files, the next commands.
+
+    ``chats``: the model was taught to answer, so talking to it comes next.
+    """
     lines = [""]
     if "val_bits_per_byte" in metrics:
         lines.append(f"validation: {metrics['val_bits_per_byte']:.4f} bits per byte, loss {metrics['val_loss']:.4f}")
@@ -268,17 +273,19 @@ def summary(run: Path, metrics: dict[str, float]) -> str:
             row = json.loads(line)
             lines += ["", f"--- sample after {row['tokens']:,} tokens", row["prompt"] + row["text"]]
     lines += ["", f"report:  {run / 'report.html'}"]
-    if (run / "final").exists():
-        lines.append(f"model:   {run / 'final'} (a Hugging Face directory)")
-    last = checkpoints(run / "checkpoints")
+    final, config, last = run / "final", run / "config.yaml", checkpoints(run / "checkpoints")
+    if final.exists():
+        lines.append(f"model:   {final} (a Hugging Face directory)")
     if last:
-        config = run / "config.yaml"
-        lines += [
-            "next:",
-            f"  lit_llm predict --config {config} --ckpt_path {last[-1]} --data.prompts FILE",
-            f"  lit_llm fit --config {config} --model.init_from {run / 'final'} --data.tokenizer {run / 'final'} "
-            "--data.sources 'your/*.txt' --trainer.default_root_dir runs/more",
-        ]
+        lines.append("next:")
+        if chats and final.exists():
+            lines.append(f"  lit_llm chat {final}")
+        lines.append(f"  lit_llm predict --config {config} --ckpt_path {last[-1]} --data.prompts FILE")
+        if not chats:
+            lines.append(
+                f"  lit_llm fit --config {config} --model.init_from {final} --data.tokenizer {final} "
+                "--data.sources 'your/*.txt' --trainer.default_root_dir runs/more"
+            )
     return "\n".join(lines)
 
 

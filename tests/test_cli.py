@@ -303,3 +303,18 @@ def test_prompts_that_are_no_text_name_the_line(tmp_path: Path) -> None:
         read_prompts(file)
     file.write_text('{"prompt": "one\u2028still one"}\n', encoding="utf-8")
     assert read_prompts(file) == ["one\u2028still one"]
+
+
+@pytest.mark.parametrize(("chats", "first"), [(True, "lit_llm chat {}/final"), (False, "lit_llm predict ")])
+def test_a_fit_ends_with_what_can_be_done_next(tmp_path: Path, chats: bool, first: str) -> None:
+    from lit_llm.trainer_cli import summary
+
+    (tmp_path / "final").mkdir()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step-00000005.ckpt").touch()
+    said = summary(tmp_path, {"val_bits_per_byte": 1.5, "val_loss": 3.0}, chats=chats).splitlines()
+    assert said[1] == "validation: 1.5000 bits per byte, loss 3.0000"
+    following = [line.strip() for line in said[said.index("next:") + 1 :]]
+    assert following[0].startswith(first.format(tmp_path))
+    assert any("step-00000005.ckpt" in line for line in following)
+    assert any(line.startswith("lit_llm fit") for line in following) is not chats

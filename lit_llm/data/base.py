@@ -80,6 +80,9 @@ class TokenDataModule(L.LightningDataModule, ABC):
     def tokenizer(self) -> Tokenizer:
         """Of the data."""
 
+    prompt_end = ""
+    """What stands between a prompt and its answer where both are shown to a reader."""
+
     @property
     @abstractmethod
     def sample_prompts(self) -> list[str]:

@@ -107,6 +107,8 @@ class InstructionDataModule(TokenDataModule):
         UserError: a bad row, named with file and line; shapes that do not divide; no example in a split.
     """
 
+    prompt_end = "\n"
+
     def __init__(
         self,
         sources: str | list[str] | dict[str, int] = "stdlib",

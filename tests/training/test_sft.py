@@ -141,6 +141,7 @@ def test_what_lies_on_disk_after_lora(tmp_path: Path, base: Path, rows: Path) ->
 
     samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert sorted({row["step"] for row in samples})[0] == 0  # what the base answers
+    assert all(row["prompt"].endswith("\n") for row in samples)  # else question and answer would run together
     retention = json.loads((tmp_path / "retention.json").read_text())
     known, unknown = retention["questions"]
     assert retention["right_before"] == 1 and known["right_before"] and "after" in known

@@ -69,7 +69,7 @@ class SampleCallback(L.Callback):
                 row = {
                     "step": trainer.global_step,
                     "tokens": tokens,
-                    "prompt": prompt,
+                    "prompt": prompt + data.prompt_end,
                     "text": data.tokenizer.decode(ids),
                 }
                 file.write(json.dumps(row) + "\n")
