@@ -78,6 +78,8 @@ def test_peft_loads_ours_and_we_load_theirs(tmp_path: Path, family: str, stabili
         again = Transformer.from_pretrained(tmp_path / "base")
         load_adapter(again, tmp_path / "theirs")
         torch.testing.assert_close(again.eval()(IDS), expected, atol=1e-5, rtol=1e-5)
+        merge_lora(again)
+        torch.testing.assert_close(again(IDS), theirs.merge_and_unload()(IDS).logits, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"]])
