@@ -46,6 +46,14 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest), dim=-1)
 
 
+def positions_in_documents(document_ids: Tensor) -> Tensor:
+    """Distance of each token from its document's first in the row: int64 (B, T), documents being runs of one id."""
+    index = torch.arange(document_ids.shape[1], device=document_ids.device)
+    begins = torch.ones_like(document_ids, dtype=torch.bool)
+    begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    return index - torch.where(begins, index, 0).cummax(-1).values
+
+
 def _linear(config: TransformerConfig, scaling: dict[str, Any], positions: Tensor) -> tuple[Tensor, float]:
     """Positions are divided by the factor (arXiv:2306.15595)."""
     return inverse_frequencies(config.rotary_size, config.rope_theta, positions.device) / scaling["factor"], 1.0

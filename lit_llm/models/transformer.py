@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from lit_llm.models.attention import Attention, KVCache, build_mask
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.locate import locate
+from lit_llm.models.loss import linear_cross_entropy
 from lit_llm.models.mlp import MLP, Experts, MixtureOfExperts
 from lit_llm.models.norm import HeadNorm, RMSNorm, build_norm
-from lit_llm.models.rope import rope_cache
+from lit_llm.models.rope import positions_in_documents, rope_cache
 
 if TYPE_CHECKING:
     from lit_llm.models.lora import LoRAConfig
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 IGNORE = -100
 """Label of a position that is not predicted: torch's cross-entropy default."""
+_LARGE_LOGITS = 128 * 2**20  # bytes in float32; below, one compiled pass over them is faster
 
 
 class Block(nn.Module):
@@ -225,6 +227,18 @@ class Transformer(nn.Module):
         losses = Transformer.head_losses(self, x_BTC[labelled], labels[labelled])
         return torch.zeros(labels.shape, device=losses.device).masked_scatter(labelled, losses)
 
+    def loss(self, input_ids: Tensor, labels: Tensor, document_ids: Tensor | None = None) -> Tensor:
+        """The sum of `token_losses`, for training: a float32 scalar.
+
+        Over a large vocabulary the logits are never all there at once, see `linear_cross_entropy`.
+        """
+        labelled = labels != IGNORE
+        if 4 * labels.numel() * self.config.vocab_size <= _LARGE_LOGITS:
+            return self.token_losses(input_ids, labels, document_ids).sum()
+        x_BTC = self.hidden_states(input_ids, document_ids=document_ids)
+        scale, cap = self.config.logit_scale, self.config.logit_softcap
+        return linear_cross_entropy(x_BTC[labelled], self.head.weight, labels[labelled], scale, cap)
+
     def head_losses(self, x_BTC: Tensor, labels_BT: Tensor) -> Tensor:
         """Head and cross-entropy together, so that a compiler makes one pass over the logits of both.
 
@@ -278,11 +292,3 @@ class Transformer(nn.Module):
         from lit_llm.models.huggingface import save_pretrained
 
         save_pretrained(self, Path(path), dtype, state_dict)
-
-
-def positions_in_documents(document_ids: Tensor) -> Tensor:
-    """Distance of each token from its document's first in the row: int64 (B, T), documents being runs of one id."""
-    index = torch.arange(document_ids.shape[1], device=document_ids.device)
-    begins = torch.ones_like(document_ids, dtype=torch.bool)
-    begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
-    return index - torch.where(begins, index, 0).cummax(-1).values

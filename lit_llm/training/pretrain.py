@@ -97,8 +97,10 @@ class PretrainModule(L.LightningModule):
     def compute_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """The loss summed over the batch's supervised tokens, the routers' share of it in a model of experts: a
         scalar. Override for another objective."""
-        loss = self.token_losses(batch).sum()
-        router_loss = self.network.take_router_loss() if isinstance(self.network, Transformer) else None
+        if not isinstance(self.network, Transformer):
+            return self.token_losses(batch).sum()
+        loss = self.network.loss(batch["input_ids"], batch["labels"], batch.get("document_ids"))
+        router_loss = self.network.take_router_loss()
         return loss if router_loss is None else loss + router_loss * (batch["labels"] != IGNORE).sum()
 
     # -------------------------------------------------------------------------------------------------------------

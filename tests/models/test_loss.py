@@ -1,0 +1,86 @@
+"""The chunked loss and its gradients against torch's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lit_llm.models import loss, transformer
+from lit_llm.models.config import TransformerConfig
+from lit_llm.models.loss import linear_cross_entropy
+from lit_llm.models.transformer import IGNORE, Transformer
+
+
+def plain(x: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, scale, cap) -> torch.Tensor:
+    logits = x @ weight.T * (scale or 1.0)
+    logits = logits if cap is None else cap * torch.tanh(logits / cap)
+    return F.cross_entropy(logits, labels, reduction="sum")
+
+
+@given(
+    rows=st.integers(0, 23),
+    vocab=st.integers(2, 40),
+    chunk=st.integers(1, 1200),
+    scale=st.one_of(st.none(), st.floats(0.1, 3.0)),
+    cap=st.one_of(st.none(), st.floats(1.0, 30.0)),
+    upstream=st.floats(-2.0, 2.0),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=100, deadline=None)
+def test_it_is_torchs_cross_entropy(rows, vocab, chunk, scale, cap, upstream, seed) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, 8, generator=generator, dtype=torch.float64)
+    weight = torch.randn(vocab, 8, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, vocab, (rows,), generator=generator)
+    results = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loss, "_CHUNK_BYTES", chunk)
+        for function in (plain, linear_cross_entropy):
+            inputs = [x.float().requires_grad_(), weight.float().requires_grad_()]
+            value = function(*inputs, labels, scale, cap)
+            (value * upstream).backward()
+            results.append((value, *(t.grad for t in inputs)))
+    for got, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_frozen_head_gets_no_gradient() -> None:
+    x, weight = torch.randn(5, 8, requires_grad=True), torch.randn(11, 8)
+    linear_cross_entropy(x, weight, torch.arange(5)).backward()
+    assert x.grad is not None and weight.grad is None
+    with torch.no_grad():
+        assert linear_cross_entropy(x, weight, torch.arange(5)).grad_fn is None
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("documents", [False, True])
+def test_a_model_learns_the_same_with_it(monkeypatch: pytest.MonkeyPatch, tied: bool, documents: bool) -> None:
+    torch.manual_seed(0)
+    config = TransformerConfig(vocab_size=300, hidden_size=32, num_layers=2, num_heads=2, tie_embeddings=tied,
+                               logit_softcap=15.0, logit_scale=0.5)  # fmt: skip
+    model = Transformer(config)
+    ids, labels = torch.randint(0, 300, (2, 2, 24))
+    labels[0, :7] = IGNORE
+    document_ids = torch.arange(24).div(9, rounding_mode="floor").expand(2, -1) if documents else None
+    grads = []
+    for limit in (2**30, 0):
+        monkeypatch.setattr(transformer, "_LARGE_LOGITS", limit)
+        model.zero_grad()
+        value = model.loss(ids, labels, document_ids)
+        value.backward()
+        grads.append([value.detach(), *(p.grad.clone() for p in model.parameters())])
+    for got, expected in zip(grads[1], grads[0], strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_under_autocast_the_products_are_half_and_the_loss_is_not() -> None:
+    x, weight = torch.randn(9, 16, requires_grad=True), torch.randn(50, 16, requires_grad=True)
+    labels = torch.arange(9)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = linear_cross_entropy(x, weight, labels)
+    value.backward()
+    assert value.dtype == x.grad.dtype == weight.grad.dtype == torch.float32
+    torch.testing.assert_close(value, plain(x, weight, labels, None, None), atol=0.5, rtol=0.02)
