@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 import lit_llm
-from lit_llm.errors import UserError
+from lit_llm.errors import Preempted, UserError
 
 
 def _trainer_verb(verb: str) -> Callable[[list[str]], None]:
@@ -35,6 +35,8 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "chat": (_function("lit_llm.terminal.chat", "chat_main"), "talk to a model in the terminal"),
     "generate": (_function("lit_llm.terminal.completion", "generate_main"), "continue prompts"),
     "import": (_function("lit_llm.terminal.convert", "import_main"), "GGUF file to Hugging Face directory"),
+    "export": (_function("lit_llm.terminal.convert", "export_main"), "checkpoint to Hugging Face or GGUF"),
+    "inspect": (_function("lit_llm.terminal.inspect", "inspect_main"), "what a checkpoint is, without loading it"),
     "report": (_function("lit_llm.report.command", "main"), "write a run folder's report.html"),
 }
 
@@ -51,7 +53,10 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a verb; returns the exit status: 0, 2 for the user's mistake (said in one line), 130 for Ctrl-C."""
+    """Run a verb; returns the exit status.
+
+    0, 2 for the user's mistake (said in one line), 130 for Ctrl-C, 75 for a training run that SIGTERM ended.
+    """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
@@ -70,6 +75,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"lit_llm {verb}: stopped", file=sys.stderr)
         return 130
+    except Preempted as stopped:
+        print(f"lit_llm {verb}: {stopped}", file=sys.stderr)
+        return Preempted.status
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this"."""
+"""Exceptions that are no faults of the program: "the user can mend this", and "go on later"."""
 
 from __future__ import annotations
 
@@ -9,3 +9,13 @@ class UserError(ValueError):
     The command line prints the message and exits with status 2, without a traceback; in a library it is an ordinary
     ``ValueError``.
     """
+
+
+class Preempted(Exception):
+    """SIGTERM came, and the optimizer step it came in has been finished and saved.
+
+    The command line exits with `Preempted.status`, 75: "temporary failure, try again" in sysexits.h, for a scheduler to
+    requeue the job on. The same command with ``--ckpt_path last`` goes on.
+    """
+
+    status = 75

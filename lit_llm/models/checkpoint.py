@@ -80,6 +80,11 @@ def load_model(
         model, tokenizer = _load_training_checkpoint(found, dtype)
     else:
         raise UserError(f"{path}: is not a checkpoint; give {_KINDS}")
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(
+            f"{path}: the model has {model.config.vocab_size} tokens, the tokenizer found for it "
+            f"{tokenizer.vocab_size}: it is another model's"
+        )
     if adapter is not None:
         load_adapter(model, adapter)
         merge_lora(model)
@@ -119,11 +124,6 @@ def _load_training_checkpoint(file: Path, dtype: torch.dtype | None) -> tuple[Tr
         model = _adapted(file, settings["init_from"], settings["lora"], weights, dtype)
     else:
         model = _build(file, settings["transformer"], weights)
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise UserError(
-            f"{file}: the model has {model.config.vocab_size} tokens, the tokenizer found for it "
-            f"{tokenizer.vocab_size}: it is another model's"
-        )
     return model, tokenizer
 
 

@@ -11,6 +11,8 @@ from typing import Any, Literal
 from lit_llm.errors import UserError
 from lit_llm.models.locate import locate
 
+MAX_COUNT = 10_000
+"""Layers or experts; a broken file that claims 2^40 would otherwise keep the machine busy for a day."""
 # Types of RoPE scaling, as transformers names them -> the keys that each needs, and those it may have besides
 _SCALING_KEYS: dict[str, tuple[set[str], set[str]]] = {
     "linear": ({"factor"}, set()),
@@ -137,6 +139,9 @@ class TransformerConfig:
         for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "max_seq_len"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("num_layers", "num_experts"):
+            if getattr(self, name) > MAX_COUNT:
+                raise UserError(f"{name}={getattr(self, name)} is beyond {MAX_COUNT}: no model has so many")
         if self.num_kv_heads is None:
             self.num_kv_heads = self.num_heads
         if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lit_llm.errors import UserError
-from lit_llm.models.config import TransformerConfig
+from lit_llm.models.config import MAX_COUNT, TransformerConfig
 from lit_llm.models.families import ACTIVATIONS, COMMON_FIELDS, FAMILIES, Family
 
 
@@ -39,11 +39,19 @@ def config_from_hf(hf: dict[str, Any], origin: str) -> TransformerConfig:
     """
     model_type = hf.get("model_type")
     if model_type == "lit_llm":
-        return TransformerConfig.from_dict(hf["transformer"])
-    if model_type not in FAMILIES:
+        if not isinstance(hf.get("transformer"), dict):
+            raise UserError(f"{origin}: transformer is missing or no object")
+        try:
+            return TransformerConfig.from_dict(hf["transformer"])
+        except UserError as error:
+            raise UserError(f"{origin}: {error}") from None
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UserError(f"{origin}: model_type {model_type!r} is not known; known are {', '.join(FAMILIES)}")
     family = FAMILIES[model_type]
     hf = {**family.defaults, **hf}
+    layers = hf[family.fields.get("num_layers") or "num_hidden_layers"]
+    if type(layers) is not int or layers > MAX_COUNT:  # before anything is made for each of them
+        raise UserError(f"{origin}: {layers!r} layers: not a number of layers")
     for key, wanted in {**family.needs, "quantization_config": None}.items():
         if hf.get(key) is not None and hf[key] != wanted:
             raise UserError(f"{origin}: {key}={hf[key]!r} is not supported")
@@ -55,7 +63,7 @@ def config_from_hf(hf: dict[str, Any], origin: str) -> TransformerConfig:
         if theirs in hf:
             values[ours] = hf[theirs]
     if isinstance(values.get("eos_token_id"), list):
-        values["eos_token_id"] = values["eos_token_id"][0]
+        values["eos_token_id"] = next(iter(values["eos_token_id"]), None)
     try:
         values |= family.read(hf) | _read_rope(hf, family, origin)
         return TransformerConfig.from_dict(values)

@@ -1,4 +1,4 @@
-"""GGUF files in: weights streamed tensor by tensor, through the ``gguf`` package's dequantiser, onto a meta-built model.
+"""GGUF files in: weights streamed tensor by tensor, through the gguf package's dequantiser, onto a meta-built model.
 
 The container is in `gguf_file`, names and metadata in `gguf_names`, tokenizers in `gguf_tokenizer`, writing in
 `gguf_write`.

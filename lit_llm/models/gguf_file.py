@@ -75,8 +75,8 @@ class _Cursor:
                     raise self.broken(f"a list before byte {self.at} has {count} texts")
                 return [self.string() for _ in range(count)]
             if inner in _SCALARS:
-                numbers = np.frombuffer(self.take(count * struct.calcsize("<" + _SCALARS[inner])), "<" + _SCALARS[inner])
-                return numbers.tolist()
+                dtype = np.dtype("<" + _SCALARS[inner])
+                return np.frombuffer(self.take(count * dtype.itemsize), dtype).tolist()
         if kind in _SCALARS:
             number = self.scalar(_SCALARS[kind])
             # The shortest decimal that is this float32: 1e-06, as the config said, and not 9.99999997e-07

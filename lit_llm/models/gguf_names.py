@@ -57,7 +57,7 @@ _COMMON_TENSORS = {
     "layers.{i}.mlp.experts.up_proj": "blk.{i}.ffn_up_exps",
     "layers.{i}.mlp.experts.down_proj": "blk.{i}.ffn_down_exps",
 }
-# Keys that change nothing here, at any value (None) or at these: all others under the architecture's name must be known.
+# Keys that change nothing here, at any value (None) or at these; a key that is neither known nor here is refused.
 _HARMLESS: dict[str, tuple[Any, ...] | None] = {
     "vocab_size": None,
     "tensor_data_layout": None,
@@ -106,7 +106,7 @@ _EXPERTS = {"num_experts": "expert_count", "experts_per_token": "expert_used_cou
 
 
 def _gemma(every: int, layers_of_27b: int) -> Callable[[TransformerConfig, Values], Values]:
-    """Every so many layers one sees all; the 27B, known by its number of layers, scales scores by a width of its own."""
+    """Every so many layers one sees all; the 27B, known by its depth, scales scores by a width of its own."""
 
     def read(config: TransformerConfig, values: Values) -> Values:
         fields: Values = {
@@ -300,9 +300,8 @@ def _as(config: TransformerConfig, family: str) -> TransformerConfig:
 
 def _from_tensors(names: set[str], arch: Architecture) -> Values:
     """What a file says by the tensors that it has."""
-    first = _their_first(arch, "layers.0.attention.q_proj.bias") in names
     return {
-        "attention_bias": first,
+        "attention_bias": their_name("layers.0.attention.q_proj.bias", arch) in names,
         "attention_output_bias": "blk.0.attn_output.bias" in names,
         "mlp_bias": "blk.0.ffn_down.bias" in names,
         "norm_bias": "output_norm.bias" in names if arch.traits.get("norm") == "layernorm" else True,
@@ -310,12 +309,8 @@ def _from_tensors(names: set[str], arch: Architecture) -> Values:
     }
 
 
-def _their_first(arch: Architecture, ours: str) -> str:
-    return their_name(ours, arch)
-
-
 def metadata_of(config: TransformerConfig, kind: str) -> tuple[Values, Tensor | None]:
-    """Keys under architecture ``kind`` for ``config``, whether or not they say it all, and rope_freqs.weight or None."""
+    """Keys under architecture ``kind`` for ``config``, whether or not they say it all; rope_freqs.weight or None."""
     arch = ARCHITECTURES[kind]
     values = {key: getattr(config, ours) for ours, key in (_COMMON_KEYS | arch.keys).items()}
     values[_NORM_EPS[arch.traits.get("norm", "rmsnorm")]] = config.norm_eps
@@ -336,10 +331,10 @@ def metadata_of(config: TransformerConfig, kind: str) -> tuple[Values, Tensor | 
 
 
 def gguf_arch_of(config: TransformerConfig) -> str:
-    """The ``general.architecture`` that expresses ``config`` exactly.
+    """The ``general.architecture`` that expresses ``config`` exactly: its family's own, or the first for other models.
 
     Raises:
-        UserError: there is none; the fields that the nearest one cannot express are named.
+        UserError: there is none; the fields that the family's own one, or the first, cannot express are named.
     """
     from lit_llm.models.transformer import Transformer
 
@@ -348,7 +343,7 @@ def gguf_arch_of(config: TransformerConfig) -> str:
     with torch.device("meta"):
         names = list(Transformer(config).state_dict())
     refused = ""
-    for kind in [own, *ARCHITECTURES] if own else list(ARCHITECTURES):
+    for kind in [own] if own else ARCHITECTURES:
         difference = _difference(config, kind, names)
         if difference is None:
             return kind

@@ -60,10 +60,12 @@ def read_tokenizer(file: GGUFFile) -> Tokenizer:
         )
     from tokenizers import AddedToken
 
-    control = (_CONTROL, _UNKNOWN) if kind == "llama" else (_CONTROL,)
-    pairs = list(zip(tokens, types, strict=True))
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token, t in pairs if t in control])
-    backend.add_tokens([AddedToken(token, normalized=False) for token, t in pairs if t == _USER_DEFINED])
+    special = (_CONTROL, _UNKNOWN) if kind == "llama" else (_CONTROL,)
+    for token, its_type in zip(tokens, types, strict=True):
+        if its_type in special:
+            backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])
+        elif its_type == _USER_DEFINED:
+            backend.add_tokens([AddedToken(token, normalized=False)])
 
     def named(key: str) -> str | None:
         index = meta.get(f"tokenizer.ggml.{key}_token_id")
@@ -144,9 +146,7 @@ def _sentencepiece(file: GGUFFile, tokens: list[str], types: list[int]) -> token
     if type(unknown) is not int or not 0 <= unknown < len(tokens):
         raise UserError(f"{file.path}: tokenizer.ggml.unknown_token_id is {unknown!r}, of {len(tokens)} tokens")
     merges = [(left, right) for *_, left, right in splits]
-    backend = _bpe(
-        file, vocab=vocabulary, merges=merges, unk_token=tokens[unknown], fuse_unk=True, byte_fallback=True
-    )
+    backend = _bpe(file, vocab=vocabulary, merges=merges, unk_token=tokens[unknown], fuse_unk=True, byte_fallback=True)
     prefixed = file.metadata.get("tokenizer.ggml.add_space_prefix", True)
     steps = [normalizers.Prepend(_WORD)] if prefixed else []
     backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _WORD)])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +43,10 @@ def iter_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     Raises:
         UserError: a file is missing or not whole.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     for file in _weight_files(folder):
-        if not file.exists():
-            raise UserError(f"{file}: no such file; a model directory holds model.safetensors or its shards")
-        try:
+        with _naming(file):
             if file.suffix == ".safetensors":
                 with safe_open(file, framework="pt") as reader:
                     for name in reader.keys():  # noqa: SIM118 -- no dict: it has no iterator
@@ -54,22 +54,63 @@ def iter_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
             else:
                 # A pickle can run any code: weights_only takes tensors and nothing else.
                 yield from torch.load(file, map_location="cpu", mmap=True, weights_only=True).items()
-        except (SafetensorError, OSError, RuntimeError, pickle.UnpicklingError, AttributeError) as error:
-            said = " ".join(str(error).split())[:200]
-            raise UserError(f"{file}: not a whole file of weights ({said})") from None
+
+
+def stored_bytes(folder: Path) -> dict[str, int]:
+    """Bytes of the folder's weights by the name of their dtype, from the headers of its files alone.
+
+    Raises:
+        UserError: as `iter_tensors`.
+    """
+    from safetensors import safe_open
+
+    total: dict[str, int] = {}
+    for file in _weight_files(folder):
+        with _naming(file):
+            if file.suffix == ".safetensors":
+                with safe_open(file, framework="np") as reader:  # "pt" would reserve memory for the whole file
+                    for name in reader.keys():  # noqa: SIM118
+                        entry = reader.get_slice(name)
+                        dtype = entry.get_dtype()
+                        bits = int(re.sub(r"\D.*", "", dtype.lstrip("BFIUOL")) or 8)  # BF16, F8_E4M3, I64, U8, BOOL
+                        total[dtype] = total.get(dtype, 0) + math.prod(entry.get_shape()) * bits // 8
+            else:
+                for tensor in torch.load(file, map_location="cpu", mmap=True, weights_only=True).values():
+                    dtype = str(tensor.dtype).removeprefix("torch.")
+                    total[dtype] = total.get(dtype, 0) + tensor.numel() * tensor.element_size()
+    return total
+
+
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Turns what the libraries raise over a broken file of weights into a UserError that names it."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except UserError:
+        raise
+    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError,
+            AttributeError) as error:  # fmt: skip
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"{file}: not a whole file of weights ({said})") from None
 
 
 def _weight_files(folder: Path) -> list[Path]:
+    """The files that hold the folder's weights. Raises UserError where one is not there."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{name}.index.json"
         if index.exists():
             weight_map = read_json(index).get("weight_map")
             if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
                 raise UserError(f"{index}: has no weight_map of file names")
+            for tensor, file in weight_map.items():
+                if Path(file).name != file or not (folder / file).is_file():
+                    raise UserError(f"{folder / file}: no such file; {index.name} says that it holds {tensor}")
             return [folder / file for file in sorted(set(weight_map.values()))]
         if (folder / name).exists():
             return [folder / name]
-    return [folder / "model.safetensors"]
+    raise UserError(f"{folder / 'model.safetensors'}: no such file; a model directory holds it or its shards")
 
 
 def load_pretrained(folder: Path, dtype: torch.dtype | None = None) -> Transformer:

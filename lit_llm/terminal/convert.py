@@ -1,12 +1,21 @@
-"""``lit_llm import SRC OUT``: any checkpoint we read as a Hugging Face directory."""
+"""``lit_llm import SRC OUT`` and ``lit_llm export CKPT OUT``: any checkpoint we read, as a directory or a GGUF file."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lit_llm.arguments import Parser
 from lit_llm.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from lit_llm.models.tokenizer import Tokenizer
+    from lit_llm.models.transformer import Transformer
+
+_DTYPES = ["float32", "bfloat16", "float16"]
 
 
 def import_main(args: list[str]) -> None:
@@ -18,21 +27,82 @@ def import_main(args: list[str]) -> None:
     parser = Parser(prog="lit_llm import", description="Write a model and its tokenizer as a Hugging Face directory.")
     parser.add_argument("src", metavar="SRC", help="a .gguf file or Hugging Face directory; a run or .ckpt will do too")
     parser.add_argument("out", metavar="OUT", type=Path, help="directory to write; must not exist or be empty")
-    parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights; default: the source's"
-    )
+    parser.add_argument("--dtype", choices=_DTYPES, help="of the weights; default: the source's")
     options = parser.parse_args(args)
-    out: Path = options.out.expanduser().absolute()  # "." has no name to put .part behind
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: is not empty; name another directory")
-
-    import torch
-    from safetensors import SafetensorError
+    out = _free_directory(options.out)
 
     from lit_llm.models.checkpoint import load_model
+
+    _write_directory(*load_model(options.src, dtype=_torch_dtype(options.dtype)), out)
+
+
+def export_main(args: list[str]) -> None:
+    """Parse ``args``, write the directory or file and say what it holds.
+
+    Raises:
+        UserError: as `import_main`; a model or tokenizer that GGUF cannot express.
+    """
+    parser = Parser(
+        prog="lit_llm export", description="Write a model and its tokenizer for other programs: transformers and vLLM "
+        "load Hugging Face directories, llama.cpp and what is built on it GGUF files.",
+    )  # fmt: skip
+    parser.add_argument("ckpt", metavar="CKPT", help="Hugging Face directory, .gguf file, run folder or .ckpt file")
+    parser.add_argument("out", metavar="OUT", type=Path, help="directory (hf) or file (gguf) to write; must not exist")
+    parser.add_argument("--format", choices=["hf", "gguf"], required=True, help="what to write")
+    parser.add_argument("--dtype", choices=_DTYPES, help="hf: of the weights; default: the checkpoint's")
+    parser.add_argument(
+        "--quantization", choices=["f16", "q8_0", "f32", "bf16"], help="gguf: of the matrices; default f16"
+    )
+    parser.add_argument("--adapter", metavar="DIR", help="PEFT adapter to fold into the weights")
+    options = parser.parse_args(args)
+    if options.format == "hf" and options.quantization is not None:
+        raise UserError("--quantization goes with --format gguf; a directory's weights have a --dtype")
+    if options.format == "gguf" and options.dtype is not None:
+        raise UserError("--dtype goes with --format hf; a GGUF file's weights have a --quantization")
+    out = _free_directory(options.out) if options.format == "hf" else _free_file(options.out)
+
+    from lit_llm.models.checkpoint import load_model
+
+    model, tokenizer = load_model(options.ckpt, options.adapter, _torch_dtype(options.dtype))
+    if options.format == "hf":
+        return _write_directory(model, tokenizer, out)
+    from lit_llm.models.gguf_names import gguf_arch_of
+    from lit_llm.models.gguf_write import Quantization, write_gguf
+
+    quantization: Quantization = options.quantization or "f16"
+    write_gguf(model, tokenizer, out, quantization)
+    _say(out, model, tokenizer, gguf_arch_of(model.config), quantization)
+
+
+def _torch_dtype(name: str | None) -> torch.dtype | None:
+    import torch
+
+    return None if name is None else getattr(torch, name)
+
+
+def _free_directory(path: Path) -> Path:
+    out = path.expanduser().absolute()  # "." has no name to put .part behind
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: is not empty; name another directory")
+    return out
+
+
+def _free_file(path: Path) -> Path:
+    out = path.expanduser().absolute()
+    if out.exists():
+        raise UserError(f"{out}: exists already; name another file")
+    if out.suffix != ".gguf":
+        raise UserError(f"{out}: the name of a GGUF file ends in .gguf")
+    if not out.parent.is_dir():
+        raise UserError(f"{out.parent}: no such folder")
+    return out
+
+
+def _write_directory(model: Transformer, tokenizer: Tokenizer, out: Path) -> None:
+    from safetensors import SafetensorError
+
     from lit_llm.models.config_json import family_of
 
-    model, tokenizer = load_model(options.src, dtype=None if options.dtype is None else getattr(torch, options.dtype))
     part = out.with_name(out.name + ".part")
     try:
         shutil.rmtree(part, ignore_errors=True)  # left by an import that was killed
@@ -43,8 +113,11 @@ def import_main(args: list[str]) -> None:
         raise UserError(f"{out}: could not be written ({error})") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    weights = sum(p.numel() for p in model.parameters())
-    dtype = str(model.embed.weight.dtype).removeprefix("torch.")
-    chat = "with" if tokenizer.chat_template else "without"
     family = family_of(model.config) or "lit_llm (no Hugging Face family has this shape)"
+    _say(out, model, tokenizer, family, str(model.embed.weight.dtype).removeprefix("torch."))
+
+
+def _say(out: Path, model: Transformer, tokenizer: Tokenizer, family: str, dtype: str) -> None:
+    weights = sum(p.numel() for p in model.parameters())
+    chat = "with" if tokenizer.chat_template else "without"
     print(f"{out}: {weights:,} parameters, {family}, {dtype}, {chat} a chat template")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import gguf
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 import transformers
 
 from lit_llm.errors import UserError
+from lit_llm.models import gguf_write
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.gguf import load_gguf
 from lit_llm.models.locate import locate
@@ -127,6 +129,27 @@ def test_files_that_cannot_be_used(tmp_path: Path, tokenizer: Tokenizer) -> None
     file.write_bytes(whole.replace(key + b"llama", key + b"mamba"))
     with pytest.raises(UserError, match="architecture 'mamba' is not known"):
         load_gguf(file)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", ["f16", "q8_0"])
+@torch.no_grad()
+def test_the_real_file_written_again(tmp_path: Path, quantization: Literal["f16", "q8_0"]) -> None:
+    model, tokenizer = load_gguf(locate(SMOLLM2))
+    file = tmp_path / "m.gguf"
+    gguf_write.write_gguf(model, tokenizer, file, quantization)
+    again, its_tokenizer = load_gguf(file)
+    assert again.config == model.config and its_tokenizer.fingerprint() == tokenizer.fingerprint()
+    assert its_tokenizer.special_names == tokenizer.special_names
+    assert its_tokenizer.chat_template == tokenizer.chat_template
+    ids = torch.tensor([tokenizer.encode("The capital of France is Paris, and that of Italy is")])
+    expected, got = model(ids), again(ids)
+    assert torch.equal(got[0, -1].argmax(), expected[0, -1].argmax())
+    torch.testing.assert_close(got, expected, atol=0.1 if quantization == "f16" else 1.0, rtol=0)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32)
+    torch.testing.assert_close(theirs(ids).logits, got, atol=1e-3, rtol=0)
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file="m.gguf")
+    assert their_tokenizer.encode("Hello, wonderful world") == tokenizer.encode("Hello, wonderful world")
 
 
 def test_a_file_in_a_package() -> None:

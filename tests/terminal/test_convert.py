@@ -1,4 +1,4 @@
-"""lit_llm import: a whole directory or none."""
+"""lit_llm import and export: a whole directory or file, or none."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from lit_llm.cli import main
 from lit_llm.errors import UserError
+from lit_llm.models.adapters import save_adapter
 from lit_llm.models.checkpoint import load_model
+from lit_llm.models.gguf_file import GGUFFile
+from lit_llm.models.lora import LoRAConfig, apply_lora, is_lora
 from lit_llm.models.transformer import Transformer
-from lit_llm.terminal.convert import import_main
+from lit_llm.terminal.convert import export_main, import_main
 
 
 def test_directory_in_directory_out(
@@ -62,3 +66,51 @@ def test_refusals_leave_nothing(chat_model: Path, tmp_path: Path, monkeypatch: p
     with pytest.raises(UserError, match="No space left"):
         import_main([str(chat_model), str(tmp_path / "out")])
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["mine", "used"]
+
+
+def test_export_to_both_formats(chat_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, tokenizer = load_model(chat_model)
+    ids = torch.arange(50)[None]
+    assert main(["export", str(chat_model), str(tmp_path / "hf"), "--format", "hf", "--dtype", "bfloat16"]) == 0
+    assert ", llama, bfloat16, with a chat template" in capsys.readouterr().out
+    assert load_model(tmp_path / "hf")[0].embed.weight.dtype == torch.bfloat16
+    for quantization, tolerance in (("f32", 0.0), ("q8_0", 1.0)):
+        file = tmp_path / f"{quantization}.gguf"
+        assert main(["export", str(chat_model), str(file), "--format", "gguf", "--quantization", quantization]) == 0
+        assert f", llama, {quantization}, with a chat template" in capsys.readouterr().out
+        copy, its_tokenizer = load_model(file)
+        torch.testing.assert_close(copy(ids), model(ids), atol=tolerance + 1e-5, rtol=0)
+        assert its_tokenizer.fingerprint() == tokenizer.fingerprint()
+    export_main([str(chat_model), str(tmp_path / "plain.gguf"), "--format", "gguf"])
+    assert GGUFFile(tmp_path / "plain.gguf").tensors["blk.0.attn_q.weight"].kind == "F16"
+
+
+def test_export_folds_an_adapter_in(chat_model: Path, tmp_path: Path) -> None:
+    model, _ = load_model(chat_model)
+    apply_lora(model, LoRAConfig(rank=2))
+    for name, p in model.named_parameters():
+        if is_lora(name):
+            torch.nn.init.normal_(p, std=0.1)
+    save_adapter(model, tmp_path / "adapter")
+    ids = torch.arange(50)[None]
+    expected = model.eval()(ids)
+    for name in ("m.gguf", "m"):
+        kind = ["--format", "gguf", "--quantization", "f32"] if name == "m.gguf" else ["--format", "hf"]
+        export_main([str(chat_model), str(tmp_path / name), *kind, "--adapter", str(tmp_path / "adapter")])
+        torch.testing.assert_close(load_model(tmp_path / name)[0](ids), expected, atol=1e-4, rtol=0)
+
+
+def test_export_refusals(chat_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "used.gguf").touch()
+    for out, options, said in (
+        ("used.gguf", ["--format", "gguf"], "exists already"),
+        ("m.bin", ["--format", "gguf"], "ends in .gguf"),
+        ("no/m.gguf", ["--format", "gguf"], "no such folder"),
+        ("m.gguf", ["--format", "gguf", "--dtype", "float16"], "--dtype goes with --format hf"),
+        ("m", ["--format", "hf", "--quantization", "f16"], "--quantization goes with --format gguf"),
+        ("m", [], "--format"),
+        ("m", ["--format", "onnx"], "invalid choice"),
+    ):
+        assert main(["export", str(chat_model), str(tmp_path / out), *options]) == 2
+        assert said in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["used.gguf"]

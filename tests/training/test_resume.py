@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from lit_llm.errors import Preempted
+
 STEPS = 24
 
 # The driver records the ids of every micro-batch, flushed before the batch is trained on, and kills itself where told.
@@ -35,6 +37,8 @@ def on_train_batch_start(self, trainer, module, batch, batch_idx):
         os.kill(os.getpid(), signal.SIGKILL)
     if kill_at == ["interrupt", seen]:
         os.kill(os.getpid(), signal.SIGINT)
+    if kill_at == ["terminate", seen, trainer.global_rank]:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 old = ThroughputCallback.on_train_batch_start
 def spied(self, *args):
@@ -97,7 +101,7 @@ def run(
     log = folder.parent / f"{folder.name}.ids"
     command = [sys.executable, str(driver), str(log), json.dumps(kill), *args]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=os.environ)
-    assert done.returncode in (0, -signal.SIGKILL, 2, 130), done.stderr[-3000:]
+    assert done.returncode in (0, -signal.SIGKILL, 2, 130, Preempted.status), done.stderr[-3000:]
     return done.returncode
 
 
@@ -229,3 +233,26 @@ def test_ctrl_c_finishes_the_step_and_saves_it(tmp_path: Path, corpus: Path) -> 
     assert run(stopped, corpus, "--ckpt_path", "last", accumulation=3) == 0
     assert metrics(stopped) == metrics(whole)
     assert weights(stopped) == weights(whole)
+
+
+def test_sigterm_saves_the_step_and_asks_to_be_requeued(tmp_path: Path, corpus: Path) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert run(whole, corpus, accumulation=3) == 0
+    assert run(stopped, corpus, kill=["terminate", 20, 0], accumulation=3) == Preempted.status  # in step 7
+    assert sorted(f.name for f in (stopped / "checkpoints").glob("step-*"))[-1] == "step-00000007.ckpt"
+    assert json.loads((stopped / "run.json").read_text())["status"] == "interrupted"
+    assert run(stopped, corpus, "--ckpt_path", "last", accumulation=3) == 0
+    assert metrics(stopped) == metrics(whole)
+    assert weights(stopped) == weights(whole)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(tmp_path: Path, corpus: Path, rank: int) -> None:
+    folder = tmp_path / "run"
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    assert run(folder, corpus, *two, kill=["terminate", 3, rank], accumulation=2) == Preempted.status
+    # It came as the third step began, before which the processes ask each other.
+    assert [f.name for f in (folder / "checkpoints").glob("step-*")] == ["step-00000002.ckpt"]
+    assert run(folder, corpus, *two, "--ckpt_path", "last", accumulation=2) == 0
+    steps = [row["step"] for row in metrics(folder)]
+    assert steps == sorted(set(steps), key=int)

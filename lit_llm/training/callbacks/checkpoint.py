@@ -8,16 +8,18 @@ import os
 import re
 import shutil
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lit_llm.errors import UserError
+from lit_llm.errors import Preempted, UserError
 
 _NAME = re.compile(r"step-(\d+)\.ckpt")
 
@@ -35,7 +37,8 @@ class Checkpoint(CheckpointBase):
     resumed run neither repeats nor misses a row. It is written under another name, flushed to disk and renamed: a file
     called ``*.ckpt`` is whole. At the end of training the model is also written as a Hugging Face directory to
     ``final/``, if the module has ``save_pretrained``, and an adapter to ``adapter/``, if it has ``save_adapter``.
-    Ctrl-C lets a single process finish its optimizer step and saves it; a second one stops at once.
+    Ctrl-C lets a single process finish its optimizer step and saves it; a second one stops at once. SIGTERM, to any of
+    the processes, has all of them finish and save their step; the first raises `Preempted`, the others exit.
 
     Args:
         every_steps: optimizer steps between checkpoints. None: twenty times in the run, but at least 50 apart.
@@ -66,8 +69,9 @@ class Checkpoint(CheckpointBase):
         self._saved_step = -1
         self._interval = 0
         self._unscored = False  # a validation has ended whose weights are not saved yet
-        self._stop_asked = False
-        self._old_handler: Any = None
+        self._stop_asked = 0  # number of the signal that did
+        self._old_handlers: dict[int, Any] = {}
+        self._group: Any = None  # of all processes, on CPU
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Resolve the folder."""
@@ -76,10 +80,12 @@ class Checkpoint(CheckpointBase):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Resolve the interval and forget what an interrupted save left behind."""
         self._saved_step = trainer.global_step
-        # Several processes get the signal at different steps, and would wait for each other in the save.
-        if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
-            self._stop_asked = False
-            self._old_handler = signal.signal(signal.SIGINT, self._ask_to_stop)
+        self._stop_asked = 0
+        self._group = dist.new_group(backend="gloo") if trainer.world_size > 1 else None
+        if threading.current_thread() is threading.main_thread():
+            # Of several processes, Lightning's launcher kills the others when one ends by Ctrl-C.
+            caught = (signal.SIGINT, signal.SIGTERM) if trainer.world_size == 1 else (signal.SIGTERM,)
+            self._old_handlers = {number: signal.signal(number, self._ask_to_stop) for number in caught}
         self._interval = self.every_steps or 0
         if self.every_steps is None:
             steps = trainer.num_training_batches / trainer.accumulate_grad_batches
@@ -102,13 +108,19 @@ class Checkpoint(CheckpointBase):
             return
         # Lightning counts a skipped validation as a batch when it resumes; it decides by this count which steps to log.
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        stop = self._agree_to_stop()
         if trainer.global_step > self._saved_step:
             if self._unscored:
                 self._save_best(trainer)
-            if trainer.global_step % self._interval == 0 or self._stop_asked:
+            if trainer.global_step % self._interval == 0 or stop:
                 self._save_step(trainer)
-        if self._stop_asked:
-            rank_zero_info(f"saved step {trainer.global_step}: --ckpt_path last goes on from there")
+        if stop:
+            said = f"saved step {trainer.global_step}: --ckpt_path last goes on from there"
+            if stop == signal.SIGTERM and trainer.is_global_zero:
+                raise Preempted(said)
+            if stop == signal.SIGTERM:
+                sys.exit(0)  # launchers take any other status of theirs for a crash, and kill the first process
+            rank_zero_info(said)
             raise KeyboardInterrupt
 
     def on_train_batch_end(
@@ -128,7 +140,7 @@ class Checkpoint(CheckpointBase):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last step, and the model for others to use."""
-        self._restore_handler()
+        self._restore_handlers()
         if self._unscored:
             self._save_best(trainer)
         if trainer.global_step > self._saved_step:
@@ -155,18 +167,27 @@ class Checkpoint(CheckpointBase):
                 save_adapter(self.folder.parent / "adapter")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Give Ctrl-C back to whoever had it."""
-        self._restore_handler()
+        """Give the signals back to whoever had them."""
+        self._restore_handlers()
 
     def _ask_to_stop(self, number: int, frame: Any) -> None:
-        self._stop_asked = True
-        self._restore_handler()
-        rank_zero_info("stopping after this step; Ctrl-C again stops at once")
+        self._stop_asked = number
+        if number == signal.SIGINT:
+            self._restore_handlers()
+            rank_zero_info("stopping after this step; Ctrl-C again stops at once")
 
-    def _restore_handler(self) -> None:
-        if self._old_handler is not None:
-            signal.signal(signal.SIGINT, self._old_handler)
-            self._old_handler = None
+    def _agree_to_stop(self) -> int:
+        """The signal that any of the processes got, or 0. They get it at different steps, and stop at the same one."""
+        if self._group is None:
+            return self._stop_asked
+        asked = torch.tensor(self._stop_asked)
+        dist.all_reduce(asked, dist.ReduceOp.MAX, group=self._group)
+        return int(asked)
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
+        self._old_handlers = {}
 
     def _save_step(self, trainer: L.Trainer) -> None:
         self._write(trainer, f"step-{trainer.global_step:08d}.ckpt")

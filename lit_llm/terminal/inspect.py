@@ -1,0 +1,189 @@
+"""``lit_llm inspect CKPT``: what a checkpoint is, from its config and the headers of its files; no weight is read."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_llm.arguments import Parser
+from lit_llm.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_llm.models.config import TransformerConfig
+    from lit_llm.models.tokenizer import Tokenizer
+
+_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
+
+
+def inspect_main(args: list[str]) -> None:
+    """Parse ``args`` and print what the checkpoint is.
+
+    Raises:
+        UserError: a mistake in the arguments; a checkpoint that is missing, broken or of an unknown kind.
+    """
+    parser = Parser(prog="lit_llm inspect", description="Say what a checkpoint is without loading its weights.")
+    parser.add_argument("ckpt", metavar="CKPT", help="Hugging Face directory, .gguf file, run folder or .ckpt file")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(args)
+    facts = inspect_checkpoint(options.ckpt)
+    print(json.dumps(facts, indent=2, ensure_ascii=False) if options.json else _text(facts))
+
+
+def inspect_checkpoint(ckpt: str | Path) -> dict[str, Any]:
+    """What a checkpoint is, as plain values; the keys are those of ``--json``. Raises as `inspect_main`."""
+    from lit_llm.models.checkpoint import _model_folder, _tokenizer_of_run
+    from lit_llm.models.config import TransformerConfig
+    from lit_llm.models.locate import locate
+    from lit_llm.models.tokenizer import Tokenizer
+
+    found = locate(ckpt)
+    if not found.exists():
+        raise UserError(f"{ckpt}: no such file or folder")
+    found = _model_folder(found) if found.is_dir() else found
+    facts: dict[str, Any] = {"path": str(found)}
+    stored: dict[str, int] = {}
+    if found.suffix == ".ckpt":
+        checkpoint = _open_training_checkpoint(found)
+        fields = checkpoint["hyper_parameters"]["transformer"]
+        config = TransformerConfig.from_dict({"preset": fields} if isinstance(fields, str) else fields)
+        tokenizer = _tokenizer_of_run(found)
+        for tensor in checkpoint["state_dict"].values():
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            stored[dtype] = stored.get(dtype, 0) + tensor.numel() * tensor.element_size()
+        step = checkpoint["global_step"]
+        facts |= {"format": "training checkpoint", "step": step, "tokens_seen": _tokens_seen(found, step)}
+    elif found.suffix == ".gguf":
+        from lit_llm.models.gguf import config_of, open_gguf
+        from lit_llm.models.gguf_tokenizer import read_tokenizer
+
+        file = open_gguf(found)
+        config, tokenizer = config_of(file), read_tokenizer(file)
+        for info in file.tensors.values():
+            stored[info.kind] = stored.get(info.kind, 0) + info.size
+        facts |= {"format": "GGUF"}
+    elif found.is_dir():
+        from lit_llm.models.huggingface import stored_bytes
+
+        config, tokenizer = TransformerConfig.from_pretrained(found), Tokenizer.from_pretrained(found)
+        stored = stored_bytes(found)
+        facts |= {"format": "Hugging Face directory"}
+    else:
+        raise UserError(f"{ckpt}: is not a checkpoint; give a Hugging Face directory, .gguf file, run folder or .ckpt")
+    return facts | _shape(config) | {"stored_bytes": stored} | _tokenizer(tokenizer)
+
+
+def _open_training_checkpoint(file: Path) -> dict[str, Any]:
+    import pickle
+
+    import torch
+
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)  # mapped: no weight is read
+        whole = {"hyper_parameters", "state_dict", "global_step"} <= checkpoint.keys()
+        if whole and isinstance(checkpoint["hyper_parameters"].get("transformer"), (dict, str)):
+            return checkpoint
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, AttributeError) as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{file}: not a whole training checkpoint ({said})") from None
+    raise UserError(f"{file}: not a checkpoint of this package: it does not say which transformer it holds")
+
+
+def _shape(config: TransformerConfig) -> dict[str, Any]:
+    from lit_llm.models.config_json import family_of
+    from lit_llm.models.flops import flops_per_token, matrix_parameters, num_parameters
+
+    assert config.num_kv_heads is not None and config.head_dim is not None
+    total, embedding = num_parameters(config), config.vocab_size * config.hidden_size
+    facts: dict[str, Any] = {
+        "family": family_of(config) or "lit_llm",
+        "layers": config.num_layers,
+        "hidden_size": config.hidden_size,
+        "heads": config.num_heads,
+        "kv_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "parameters": total,
+        "embedding_parameters": embedding,
+    }
+    if config.num_experts:
+        facts["experts"], facts["experts_per_token"] = config.num_experts, config.experts_per_token
+        facts["active_parameters"] = total - _idle(config)
+    kv_values = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    return facts | {
+        "weight_bytes": {name: total * size for name, size in _BYTES.items()},
+        "kv_cache_bytes_per_token": {name: kv_values * size for name, size in _BYTES.items()},
+        "forward_flops_per_token": 2 * matrix_parameters(config),
+        "training_flops_per_token": flops_per_token(config, config.max_seq_len),
+        "context": config.max_seq_len,
+        "vocabulary": config.vocab_size,
+    }
+
+
+def _idle(config: TransformerConfig) -> int:
+    """Parameters of the experts that a token is not sent to."""
+    assert config.expert_size is not None
+    layers = sum(config.has_experts(layer) for layer in range(config.num_layers))
+    return layers * (config.num_experts - config.experts_per_token) * 3 * config.hidden_size * config.expert_size
+
+
+def _tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        "tokenizer_tokens": tokenizer.vocab_size,
+        "special_tokens": {name: token for name, token in tokenizer.special_names.items() if token is not None},
+        "chat_template": tokenizer.chat_template is not None,
+    }
+
+
+def _tokens_seen(file: Path, step: int | None) -> int | None:
+    """From the run's metrics.csv: tokens at ``step``, or None where it does not say."""
+    metrics = file.parent.parent / "metrics.csv"
+    if not metrics.is_file():
+        return None
+    with metrics.open(encoding="utf-8", newline="") as lines:
+        rows = [row for row in csv.DictReader(lines) if row.get("step") == str(step) and row.get("tokens")]
+    try:
+        return int(rows[-1]["tokens"]) if rows else None
+    except ValueError:
+        raise UserError(f"{metrics}: tokens of step {step} is {rows[-1]['tokens']!r}, no number") from None
+
+
+def _text(facts: dict[str, Any]) -> str:
+    lines = [facts["path"]]
+
+    def say(name: str, *values: str) -> None:
+        lines.append(f"  {name:18} {', '.join(values)}")
+
+    say("format", facts["format"])
+    if "step" in facts:
+        tokens = facts["tokens_seen"]
+        say("training", f"step {facts['step']}", *([] if tokens is None else [f"{tokens:,} tokens seen"]))
+    say("family", facts["family"])
+    say(
+        "shape", f"{facts['layers']} layers", f"width {facts['hidden_size']}",
+        f"{facts['heads']} heads of {facts['head_dim']} ({facts['kv_heads']} for keys and values)",
+    )  # fmt: skip
+    say("parameters", f"{facts['parameters']:,}", f"{facts['embedding_parameters']:,} in the embedding")
+    if "experts" in facts:
+        active = f"{facts['active_parameters']:,} parameters active"
+        say("experts", f"{facts['experts_per_token']} of {facts['experts']}", active)
+    say("stored", *(f"{_size(size)} {dtype}" for dtype, size in facts["stored_bytes"].items()))
+    say("weights in memory", *(f"{_size(size)} {dtype}" for dtype, size in facts["weight_bytes"].items()))
+    say("KV cache a token", *(f"{_size(size)} {dtype}" for dtype, size in facts["kv_cache_bytes_per_token"].items()))
+    say(
+        "FLOPs a token", f"{facts['forward_flops_per_token']:.3g} forward without attention",
+        f"{facts['training_flops_per_token']:.3g} training at full context",
+    )  # fmt: skip
+    say("context", f"{facts['context']:,} tokens")
+    say("vocabulary", f"{facts['vocabulary']:,}", f"{facts['tokenizer_tokens']:,} in the tokenizer")
+    say("special tokens", *(f"{name} {token}" for name, token in facts["special_tokens"].items()))
+    say("chat template", "yes" if facts["chat_template"] else "no")
+    return "\n".join(lines)
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.4g} TiB"
