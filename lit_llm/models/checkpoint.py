@@ -70,7 +70,7 @@ def load_model(
     if not found.exists():
         raise UserError(f"{path}: no such file or folder; a checkpoint is {_KINDS}")
     if found.is_dir():
-        folder = _model_folder(found)
+        folder = model_folder(found)
         model, tokenizer = load_pretrained(folder, dtype), Tokenizer.from_pretrained(folder)
     elif found.suffix == ".gguf":
         from lit_llm.models.gguf import load_gguf  # its package is an extra
@@ -91,7 +91,7 @@ def load_model(
     return model.eval(), tokenizer
 
 
-def _model_folder(folder: Path) -> Path:
+def model_folder(folder: Path) -> Path:
     """``folder`` itself if it holds a model, or the final model of a run."""
     if (folder / "config.json").is_file():
         return folder
@@ -114,7 +114,7 @@ def _load_training_checkpoint(file: Path, dtype: torch.dtype | None) -> tuple[Tr
     settings = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
     if not isinstance(settings, dict) or not isinstance(settings.get("transformer"), (dict, str)):
         raise UserError(f"{file}: not a checkpoint of this package: it does not say which transformer it holds")
-    tokenizer = _tokenizer_of_run(file)
+    tokenizer = tokenizer_of_run(file)
     weights = {
         name.removeprefix(_PREFIX): tensor.to(dtype or tensor.dtype, copy=True)  # a copy: the file is mapped
         for name, tensor in checkpoint["state_dict"].items()
@@ -152,7 +152,7 @@ def _build(file: Path, fields: dict[str, Any] | str, weights: dict[str, torch.Te
     return model
 
 
-def _tokenizer_of_run(file: Path) -> Tokenizer:
+def tokenizer_of_run(file: Path) -> Tokenizer:
     """The tokenizer of the run that wrote ``file``, which has none inside."""
     run = file.parent.parent if file.parent.name == "checkpoints" else file.parent
     for place in (run / "tokenizer", run / "final"):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_llm.errors import UserError
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.rope import _llama3, inverse_frequencies
+from lit_llm.models.rope import inverse_frequencies, llama3_frequencies
 
 _KIND, _FACTOR, _TRAINED = "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length"
 _BETAS = {"beta_fast": "rope.scaling.yarn_beta_fast", "beta_slow": "rope.scaling.yarn_beta_slow"}
@@ -62,7 +62,7 @@ def _read_factors(config: TransformerConfig, factors: Tensor, trained: int) -> d
 def _factors(config: TransformerConfig) -> Tensor:
     """What each frequency is divided by: float32 (rotary_size / 2,)."""
     assert config.rope_scaling is not None
-    frequencies, _ = _llama3(config, config.rope_scaling, torch.zeros(1, dtype=torch.int64))
+    frequencies, _ = llama3_frequencies(config, config.rope_scaling, torch.zeros(1, dtype=torch.int64))
     return inverse_frequencies(config.rotary_size, config.rope_theta) / frequencies
 
 

@@ -70,7 +70,7 @@ def _dynamic(config: TransformerConfig, scaling: dict[str, Any], positions: Tens
     return inverse_frequencies(size, theta, positions.device), 1.0
 
 
-def _llama3(config: TransformerConfig, scaling: dict[str, Any], positions: Tensor) -> tuple[Tensor, float]:
+def llama3_frequencies(config: TransformerConfig, scaling: dict[str, Any], positions: Tensor) -> tuple[Tensor, float]:
     """Long wavelengths are divided by the factor, short ones kept, those between blended (Llama 3.1)."""
     frequencies = inverse_frequencies(config.rotary_size, config.rope_theta, positions.device)
     trained = scaling["original_max_position_embeddings"]
@@ -113,6 +113,6 @@ def _magnitude(factor: float, mscale: float) -> float:
 _SCALINGS: dict[str, Callable[[TransformerConfig, dict[str, Any], Tensor], tuple[Tensor, float]]] = {
     "linear": _linear,
     "dynamic": _dynamic,
-    "llama3": _llama3,
+    "llama3": llama3_frequencies,
     "yarn": _yarn,
 }

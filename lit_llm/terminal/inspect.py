@@ -33,7 +33,7 @@ def inspect_main(args: list[str]) -> None:
 
 def inspect_checkpoint(ckpt: str | Path) -> dict[str, Any]:
     """What a checkpoint is, as plain values; the keys are those of ``--json``. Raises as `inspect_main`."""
-    from lit_llm.models.checkpoint import _model_folder, _tokenizer_of_run
+    from lit_llm.models.checkpoint import model_folder, tokenizer_of_run
     from lit_llm.models.config import TransformerConfig
     from lit_llm.models.locate import locate
     from lit_llm.models.tokenizer import Tokenizer
@@ -41,14 +41,14 @@ def inspect_checkpoint(ckpt: str | Path) -> dict[str, Any]:
     found = locate(ckpt)
     if not found.exists():
         raise UserError(f"{ckpt}: no such file or folder")
-    found = _model_folder(found) if found.is_dir() else found
+    found = model_folder(found) if found.is_dir() else found
     facts: dict[str, Any] = {"path": str(found)}
     stored: dict[str, int] = {}
     if found.suffix == ".ckpt":
         checkpoint = _open_training_checkpoint(found)
         fields = checkpoint["hyper_parameters"]["transformer"]
         config = TransformerConfig.from_dict({"preset": fields} if isinstance(fields, str) else fields)
-        tokenizer = _tokenizer_of_run(found)
+        tokenizer = tokenizer_of_run(found)
         for tensor in checkpoint["state_dict"].values():
             dtype = str(tensor.dtype).removeprefix("torch.")
             stored[dtype] = stored.get(dtype, 0) + tensor.numel() * tensor.element_size()

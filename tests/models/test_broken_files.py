@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import struct
@@ -26,7 +27,8 @@ from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 
 _FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-_MEMORY = 3 * 2**30  # bytes of address space that a broken file may take beyond what is taken before
+# Bytes of address space that a broken file may take beyond what is taken before; threads that start now take some too.
+_MEMORY = 3 * 2**30 + (os.cpu_count() or 1) * 2**27
 
 
 @pytest.fixture(scope="module")
