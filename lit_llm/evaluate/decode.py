@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from lit_llm.errors import UserError
-from lit_llm.models.generate import padded_batch, sample
+from lit_llm.models.generate import padded_batch
+from lit_llm.models.sampling import Sampler, Sampling
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
+
+SAMPLING = tuple(field.name for field in fields(Sampling))
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,7 @@ class Decoding:
 
     until: tuple[str, ...]
     max_new_tokens: int
-    temperature: float
-    top_k: int | None
-    top_p: float | None
+    sampling: Sampling
 
     @classmethod
     def from_request(cls, arguments: dict[str, Any], max_new_tokens: int) -> Decoding:
@@ -37,18 +37,17 @@ class Decoding:
 
         rest: dict[str, Any] = dict(normalize_gen_kwargs(arguments, max_new_tokens))
         sampled = rest.pop("do_sample")
-        temperature = float(rest.pop("temperature", 1.0)) if sampled else 0.0
-        rest.pop("temperature", None)
+        settings = {name: rest.pop(name) for name in SAMPLING if name in rest}
+        if not sampled:
+            settings["temperature"] = 0.0
         how = cls(
             until=tuple(text for text in rest.pop("until") if text),
             max_new_tokens=rest.pop("max_gen_toks"),
-            temperature=temperature,
-            top_k=rest.pop("top_k", None),
-            top_p=rest.pop("top_p", None),
+            sampling=Sampling(**settings),
         )
         if rest:
             raise UserError(f"generation_kwargs: {', '.join(rest)} is not supported; known are until, max_gen_toks, "
-                            "do_sample, temperature, top_k and top_p")  # fmt: skip
+                            f"do_sample, {', '.join(SAMPLING)}")  # fmt: skip
         return how
 
 
@@ -70,7 +69,10 @@ def decode(
     step_input, real, cache = padded_batch(model, prompts, how.max_new_tokens)
     device = step_input.device
     empty_step = step_input[:1, :1]
-    generators = [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
+    vocab = model.config.vocab_size
+    samplers = [
+        Sampler(how.sampling, seed, [prompt], vocab, device) for seed, prompt in zip(seeds, prompts, strict=True)
+    ]
     stops = stop_ids | {tokenizer.control_tokens[text] for text in how.until if text in tokenizer.control_tokens}
 
     written: list[list[int]] = [[] for _ in prompts]
@@ -81,7 +83,7 @@ def decode(
             continue
         mask = None if real is None else real[:, : cache.length + step_input.shape[1]]
         logits = model(step_input, padding_mask=mask, cache=cache, last_only=True)[:, -1]
-        tokens = _pick(logits, how, generators)
+        tokens = torch.cat([sampler(logits[row, None]) for row, sampler in enumerate(samplers)])
         step_input = tokens[:, None]
         chosen = tokens.tolist()
         for row in list(going):
@@ -96,17 +98,6 @@ def decode(
     for stop in how.until:
         answers = [answer.split(stop)[0] for answer in answers]
     return answers
-
-
-def _pick(logits_BV: Tensor, how: Decoding, generators: list[torch.Generator]) -> Tensor:
-    """The next token of every row: int64 (B,)."""
-    if how.temperature == 0:
-        return logits_BV.argmax(-1)
-    rows = [
-        sample(row[None], temperature=how.temperature, top_k=how.top_k, top_p=how.top_p, generator=generator)
-        for row, generator in zip(logits_BV, generators, strict=True)
-    ]
-    return torch.cat(rows)
 
 
 def _on_any_rank(here: bool, device: torch.device) -> bool:

@@ -5,45 +5,16 @@ Shapes: B batch, T new positions, S cached and new positions together, V vocabul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from lit_llm.errors import UserError
 from lit_llm.models.attention import KVCache
-from lit_llm.models.tokenizer import Tokenizer
+from lit_llm.models.sampling import Sampler, Sampling
 from lit_llm.models.transformer import Transformer
-
-
-def sample(
-    logits_BV: Tensor,
-    *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """One token per row of ``logits_BV`` (B, V): int64 (B,).
-
-    temperature 0 is greedy. top_k keeps the k most likely tokens, top_p (nucleus, arXiv:1904.09751) the smallest set
-    of most likely tokens whose probabilities reach p.
-    """
-    if temperature == 0:
-        return logits_BV.argmax(-1)
-    logits_BV = logits_BV.float() / temperature
-    if top_k is not None and top_k < logits_BV.shape[-1]:
-        kth = logits_BV.topk(top_k, dim=-1).values[:, -1:]
-        logits_BV = logits_BV.masked_fill(logits_BV < kth, -torch.inf)
-    if top_p is not None and top_p < 1:
-        sorted_logits, order = logits_BV.sort(dim=-1, descending=True)
-        probabilities = sorted_logits.softmax(-1)
-        # A token goes when those before it already reach p: the first always stays.
-        drop = (probabilities.cumsum(-1) - probabilities) >= top_p
-        logits_BV = logits_BV.masked_fill(drop.scatter(-1, order, drop), -torch.inf)
-    return torch.multinomial(logits_BV.softmax(-1), 1, generator=generator).squeeze(-1)
 
 
 @torch.inference_mode()
@@ -51,10 +22,8 @@ def generate(
     model: Transformer,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
+    sampling: Sampling = Sampling(),  # noqa: B008 -- frozen
     *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
     seed: int = 0,
     stop_ids: Sequence[int] = (),
 ) -> list[list[int]]:
@@ -66,14 +35,13 @@ def generate(
     Raises:
         UserError: an empty prompt or batch, a bad setting, or more tokens than the model's max_seq_len.
     """
-    check_sampling(max_new_tokens, temperature, top_k, top_p)
     _check_prompts(model, prompts, max_new_tokens)
-    pick = _picker(model, temperature, top_k, top_p, seed)
+    sampler = Sampler(sampling, seed, prompts, model.config.vocab_size, model.embed.weight.device)
     ids_BT, real_BS, cache = padded_batch(model, prompts, max_new_tokens)
     stops = torch.tensor(list(stop_ids), dtype=torch.long, device=ids_BT.device)
     stopped = torch.zeros(len(prompts), dtype=torch.bool, device=ids_BT.device)
     new: list[Tensor] = []
-    with closing(_decode(model, ids_BT, real_BS, cache, max_new_tokens, pick)) as tokens:
+    with closing(_decode(model, ids_BT, real_BS, cache, max_new_tokens, sampler)) as tokens:
         for token in tokens:
             new.append(token)
             stopped |= torch.isin(token, stops)
@@ -123,10 +91,8 @@ def stream(
     model: Transformer,
     prompt: Sequence[int],
     max_new_tokens: int,
+    sampling: Sampling = Sampling(),  # noqa: B008 -- frozen
     *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
     seed: int = 0,
     stop_ids: Sequence[int] = (),
     cache: PromptCache | None = None,
@@ -139,23 +105,22 @@ def stream(
     Raises:
         UserError: as `generate`, at the call.
     """
-    check_sampling(max_new_tokens, temperature, top_k, top_p)
     _check_prompts(model, [prompt], max_new_tokens)
-    pick = _picker(model, temperature, top_k, top_p, seed)
-    return _stream(model, prompt, max_new_tokens, pick, frozenset(stop_ids), cache or PromptCache())
+    sampler = Sampler(sampling, seed, [prompt], model.config.vocab_size, model.embed.weight.device)
+    return _stream(model, prompt, max_new_tokens, sampler, frozenset(stop_ids), cache or PromptCache())
 
 
 def _stream(
     model: Transformer,
     prompt: Sequence[int],
     max_new_tokens: int,
-    pick: Callable[[Tensor], Tensor],
+    sampler: Sampler,
     stop_ids: frozenset[int],
     cache: PromptCache,
 ) -> Generator[int, None, None]:
     filled = cache.rewind(model, prompt, len(prompt) + max_new_tokens)
     ids = torch.tensor([prompt[filled.length :]], device=model.embed.weight.device)
-    with closing(_decode(model, ids, None, filled, max_new_tokens, pick)) as tokens:
+    with closing(_decode(model, ids, None, filled, max_new_tokens, sampler)) as tokens:
         for tensor in tokens:
             token = int(tensor)
             if token in stop_ids:
@@ -170,14 +135,14 @@ def _decode(
     real_BS: Tensor | None,
     cache: KVCache,
     max_new_tokens: int,
-    pick: Callable[[Tensor], Tensor],
+    sampler: Sampler,
 ) -> Generator[Tensor, None, None]:
     """The loop behind `generate` and `stream`: int64 (B,) a step. ``real_BS`` is False at padding."""
     was_training = model.training
     model.eval()
     try:
         for _ in range(max_new_tokens):
-            token_B = _step(model, ids_BT, real_BS, cache, pick)
+            token_B = _step(model, ids_BT, real_BS, cache, sampler)
             yield token_B
             ids_BT = token_B[:, None]
     finally:
@@ -185,13 +150,11 @@ def _decode(
 
 
 @torch.inference_mode()  # a step at a time: around the loop it would stay on in the caller while a yield waits
-def _step(
-    model: Transformer, ids_BT: Tensor, real_BS: Tensor | None, cache: KVCache, pick: Callable[[Tensor], Tensor]
-) -> Tensor:
+def _step(model: Transformer, ids_BT: Tensor, real_BS: Tensor | None, cache: KVCache, sampler: Sampler) -> Tensor:
     mask = None if real_BS is None else real_BS[:, : cache.length + ids_BT.shape[1]]
     with torch.compiler.set_stance("force_eager"):  # every length is a new shape
         logits_BTV = model(ids_BT, padding_mask=mask, cache=cache, last_only=True)
-    return pick(logits_BTV[:, -1])
+    return sampler(logits_BTV[:, -1])
 
 
 def padded_batch(
@@ -222,26 +185,9 @@ def _new_cache(model: Transformer, batch: int, capacity: int) -> KVCache:
     return KVCache(model.config, batch, capacity, device, dtype)
 
 
-def _picker(
-    model: Transformer, temperature: float, top_k: int | None, top_p: float | None, seed: int
-) -> Callable[[Tensor], Tensor]:
-    """`sample` with its settings, and a random stream of its own on the model's device."""
-    generator = torch.Generator(device=model.embed.weight.device).manual_seed(seed)
-    return partial(sample, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
-
-
-def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Raise UserError for a setting of `generate` that is out of range."""
-    if (
-        max_new_tokens < 1
-        or temperature < 0
-        or (top_k is not None and top_k < 1)
-        or (top_p is not None and not 0 < top_p <= 1)
-    ):
-        raise UserError("need max_new_tokens >= 1, temperature >= 0, top_k >= 1 and 0 < top_p <= 1")
-
-
 def _check_prompts(model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens={max_new_tokens}: must be >= 1")
     if not prompts or any(len(p) == 0 for p in prompts):
         raise UserError("every prompt needs at least one token")
     longest = max(len(p) for p in prompts)
@@ -251,56 +197,3 @@ def _check_prompts(model: Transformer, prompts: Sequence[Sequence[int]], max_new
         )
     if max(max(p) for p in prompts) >= model.config.vocab_size:
         raise UserError(f"a prompt has a token id beyond vocab_size={model.config.vocab_size}")
-
-
-class TextStream:
-    """Tokens in, text out as it can be shown: whole characters, and nothing of a stop string.
-
-    A character can be spread over tokens, and so can a stop string: what may still become one is held back. The pieces
-    together are ``tokenizer.decode`` of all tokens, cut where the first completed stop string begins.
-
-    Attributes:
-        stopped: a stop string has come; push no more.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
-        if not all(stop):
-            raise UserError("a stop string must not be empty")
-        self.stopped = False
-        self._tokenizer, self._stop = tokenizer, stop
-        self._ids: list[int] = []
-        self._shown = 0  # tokens of ``_ids`` whose text has been passed on: the context of those that follow
-        self._held = ""
-
-    def push(self, token: int) -> str:
-        """The text that ``token`` makes showable; often a word, sometimes nothing."""
-        self._ids.append(token)
-        return self._advance(final=False)
-
-    def flush(self) -> str:
-        """At the end: what was held back, U+FFFD for an unfinished character."""
-        return "" if self.stopped else self._advance(final=True)
-
-    def _advance(self, final: bool) -> str:
-        # Decoders treat the first token of a text specially, so new tokens are decoded behind those just shown.
-        before = self._tokenizer.decode(self._ids[: self._shown])
-        text = self._tokenizer.decode(self._ids)
-        if text.endswith("\ufffd") and not final:
-            return ""
-        self._held += text[len(before) :]
-        self._ids = self._ids[self._shown :]
-        self._shown = len(self._ids)
-        # The string completed first counts, not the one that begins first, whatever pieces the tokens come in.
-        ends = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
-        if ends:
-            self.stopped = True
-            return self._held[: min(ends)[1]]
-        keep = 0 if final else self._unfinished_stop()
-        shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-        return shown
-
-    def _unfinished_stop(self) -> int:
-        """Length of the longest end of the held text that a stop string begins with."""
-        longest = max((len(stop) - 1 for stop in self._stop), default=0)
-        lengths = range(min(longest, len(self._held)), 0, -1)
-        return next((n for n in lengths if any(stop.startswith(self._held[-n:]) for stop in self._stop)), 0)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lit_llm.arguments import Parser
 from lit_llm.errors import UserError
-from lit_llm.terminal.options import add_options, forgive_encodings
+from lit_llm.terminal.options import add_options, forgive_encodings, read_sampling
 
 if TYPE_CHECKING:
     from lit_llm.terminal.conversation import Conversation
@@ -35,6 +35,7 @@ def chat_main(args: list[str]) -> None:
     from lit_llm.models.checkpoint import open_model
     from lit_llm.terminal.conversation import Conversation
 
+    sampling = read_sampling(options)
     model, tokenizer = open_model(options.ckpt, options.adapter, options.device)
     conversation = Conversation(
         model,
@@ -42,9 +43,7 @@ def chat_main(args: list[str]) -> None:
         system=options.system,
         stop=options.stop,
         max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
+        sampling=sampling,
         seed=options.seed,
     )
     forgive_encodings()

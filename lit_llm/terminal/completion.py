@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_llm.arguments import Parser
 from lit_llm.errors import UserError
-from lit_llm.terminal.options import add_options, forgive_encodings
+from lit_llm.terminal.options import add_options, forgive_encodings, read_sampling
 
 if TYPE_CHECKING:
     from lit_llm.models.tokenizer import Tokenizer
@@ -41,6 +41,7 @@ def generate_main(args: list[str]) -> None:
 
     from lit_llm.models.checkpoint import open_model
 
+    sampling = read_sampling(options)
     model, tokenizer = open_model(options.ckpt, options.adapter, options.device)
     if options.chat:
         from lit_llm.data.chat import ChatFormat
@@ -57,17 +58,16 @@ def generate_main(args: list[str]) -> None:
             raise UserError("a prompt is empty, and this model has no token that begins a text")
         if len(ids) >= size:
             raise UserError(f"the prompt {prompt[:30]!r} takes {len(ids)} tokens; the model's context has {size}")
-    sampling = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p,
-                "seed": options.seed, "stop_ids": stop_ids}  # fmt: skip
+    how = {"sampling": sampling, "seed": options.seed, "stop_ids": stop_ids}
     forgive_encodings()
     if len(prompts) == 1 and not options.json:
         length = min(options.max_new_tokens, size - len(encoded[0]))
         print(end="" if options.chat else prompts[0], flush=True)
-        _print_stream(model, tokenizer, encoded[0], length, options.stop, sampling)
+        _print_stream(model, tokenizer, encoded[0], length, options.stop, how)
         return
     for begin in range(0, len(prompts), BATCH):
         part = slice(begin, begin + BATCH)
-        rows = _answers(model, tokenizer, encoded[part], options.max_new_tokens, options.stop, sampling)
+        rows = _answers(model, tokenizer, encoded[part], options.max_new_tokens, options.stop, how)
         for prompt, row in zip(prompts[part], rows, strict=True):
             if options.json:
                 print(json.dumps({"prompt": prompt, **row}, ensure_ascii=False), flush=True)
@@ -76,12 +76,13 @@ def generate_main(args: list[str]) -> None:
 
 
 def _print_stream(
-    model: Transformer, tokenizer: Tokenizer, prompt: list[int], length: int, stop: list[str], sampling: dict[str, Any]
+    model: Transformer, tokenizer: Tokenizer, prompt: list[int], length: int, stop: list[str], how: dict[str, Any]
 ) -> None:
-    from lit_llm.models.generate import TextStream, stream
+    from lit_llm.models.generate import stream
+    from lit_llm.models.text_stream import TextStream
 
     text = TextStream(tokenizer, stop)
-    with closing(stream(model, prompt, length, **sampling)) as tokens:
+    with closing(stream(model, prompt, length, **how)) as tokens:
         for token in tokens:
             print(text.push(token), end="", flush=True)
             if text.stopped:
@@ -95,14 +96,15 @@ def _answers(
     prompts: list[list[int]],
     max_new_tokens: int,
     stop: list[str],
-    sampling: dict[str, Any],
+    how: dict[str, Any],
 ) -> list[dict[str, Any]]:
     """{"text", "tokens", "finish": "stop" or "length"} for each prompt."""
-    from lit_llm.models.generate import TextStream, generate
+    from lit_llm.models.generate import generate
+    from lit_llm.models.text_stream import TextStream
 
     length = min(max_new_tokens, model.config.max_seq_len - max(map(len, prompts)))
     rows = []
-    for ids in generate(model, prompts, length, **sampling):
+    for ids in generate(model, prompts, length, **how):
         text = TextStream(tokenizer, stop)
         pieces = []
         for token in ids:

@@ -6,7 +6,9 @@ from collections.abc import Generator, Sequence
 
 from lit_llm.data.chat import ChatFormat, Message
 from lit_llm.errors import UserError
-from lit_llm.models.generate import PromptCache, TextStream, check_sampling, stream
+from lit_llm.models.generate import PromptCache, stream
+from lit_llm.models.sampling import Sampling
+from lit_llm.models.text_stream import TextStream
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 
@@ -19,7 +21,7 @@ class Conversation:
         system: text of the system message. None: what the chat template does without one.
         stop: strings that end an answer; neither they nor what follows is in it.
         max_new_tokens: longest answer; shorter where the context ends.
-        temperature, top_k, top_p, seed: see `generate`. Each answer has a random stream of its own.
+        sampling, seed: see `generate`. Each answer has a random stream of its own.
 
     Attributes:
         history: user and assistant messages in turn.
@@ -37,16 +39,15 @@ class Conversation:
         system: str | None = None,
         stop: Sequence[str] = (),
         max_new_tokens: int = 512,
-        temperature: float = 0.7,
-        top_k: int | None = None,
-        top_p: float | None = 0.95,
+        sampling: Sampling = Sampling(temperature=0.7, top_p=0.95),  # noqa: B008 -- frozen
         seed: int = 0,
     ):
-        check_sampling(max_new_tokens, temperature, top_k, top_p)
+        if max_new_tokens < 1:
+            raise UserError(f"max_new_tokens={max_new_tokens}: must be >= 1")
         TextStream(tokenizer, stop)  # refuses an empty string
         self.model, self.tokenizer, self.format = model, tokenizer, ChatFormat(tokenizer)
         self.stop, self.max_new_tokens = stop, max_new_tokens
-        self.temperature, self.top_k, self.top_p, self.seed = temperature, top_k, top_p, seed
+        self.sampling, self.seed = sampling, seed
         self.history: list[Message] = []
         self.dropped = 0
         self._system: list[Message] = [] if system is None else [{"role": "system", "content": system}]
@@ -72,9 +73,7 @@ class Conversation:
             self.model,
             ids,
             min(self.max_new_tokens, self.model.config.max_seq_len - len(ids)),
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
+            self.sampling,
             seed=self.seed + self._answers,
             stop_ids=self.format.stop_ids,
             cache=self._cache,

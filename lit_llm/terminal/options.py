@@ -5,6 +5,11 @@ from __future__ import annotations
 import argparse
 import io
 import sys
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lit_llm.models.sampling import Sampling
 
 
 def add_options(parser: argparse.ArgumentParser, *, max_new_tokens: int, temperature: float, top_p: float) -> None:
@@ -24,11 +29,29 @@ def add_options(parser: argparse.ArgumentParser, *, max_new_tokens: int, tempera
         help="sample among the likeliest tokens that reach this probability (default %(default)s)",
     )  # fmt: skip
     parser.add_argument("--top_k", type=int, metavar="K", help="sample among the K likeliest tokens")
+    parser.add_argument(
+        "--min_p", type=float, metavar="P", help="sample among tokens at least P times as likely as the likeliest"
+    )
+    parser.add_argument(
+        "--repetition_penalty", type=float, default=1.0, metavar="R",
+        help="above 1: tokens that are already there become less likely (default %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling (default %(default)s)")
     parser.add_argument(
         "--stop", nargs="+", action="extend", default=[], metavar="TEXT", help="end an answer before any of these"
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: CUDA if there is one, else CPU")
+
+
+def read_sampling(options: argparse.Namespace) -> Sampling:
+    """The `Sampling` that the arguments ask for.
+
+    Raises:
+        UserError: a setting out of range.
+    """
+    from lit_llm.models.sampling import Sampling
+
+    return Sampling(**{field.name: getattr(options, field.name) for field in fields(Sampling)})
 
 
 def forgive_encodings() -> None:

@@ -23,6 +23,7 @@ from lit_llm.models.device import can_compile, exact_dtype
 from lit_llm.models.generate import generate
 from lit_llm.models.locate import locate
 from lit_llm.models.parallelize import parallelize
+from lit_llm.models.sampling import GREEDY
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 from lit_llm.training.callbacks.borders import at_border, logs_now
@@ -353,7 +354,7 @@ class PretrainModule(L.LightningModule):
         """Continue each prompt greedily for up to 64 tokens: {"prompt", "text"} each."""
         model, tokenizer = self.network, self._datamodule.tokenizer
         assert isinstance(model, Transformer)
-        answers = generate(model, batch["input_ids"], 64, temperature=0, stop_ids=self._datamodule.stop_ids)
+        answers = generate(model, batch["input_ids"], 64, GREEDY, stop_ids=self._datamodule.stop_ids)
         return [
             {"prompt": prompt, "text": tokenizer.decode(ids)}
             for prompt, ids in zip(batch["prompt"], answers, strict=True)

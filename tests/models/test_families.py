@@ -18,6 +18,7 @@ from lit_llm.models.config import TransformerConfig
 from lit_llm.models.config_json import config_from_hf, config_to_hf, family_of
 from lit_llm.models.families import FAMILIES, Family
 from lit_llm.models.generate import generate
+from lit_llm.models.sampling import GREEDY
 from lit_llm.models.transformer import Transformer
 
 TOLERANCE = 1e-4  # largest difference of a logit, float32
@@ -174,8 +175,8 @@ def test_greedy_answers_do_not_depend_on_company(pair) -> None:
     if "dynamic" in name:
         pytest.skip("its frequencies go by the longest of the batch, as transformers' do")
     prompts = [[5, 6, 7, 8, 9, 10, 11], [3], [40, 41, 42]]
-    together = generate(ours, prompts, 12, temperature=0)
-    assert together == [generate(ours, [prompt], 12, temperature=0)[0] for prompt in prompts]
+    together = generate(ours, prompts, 12, GREEDY)
+    assert together == [generate(ours, [prompt], 12, GREEDY)[0] for prompt in prompts]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from lit_llm.errors import UserError
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.generate import PromptCache, TextStream, generate, sample, stream
+from lit_llm.models.generate import PromptCache, generate, stream
+from lit_llm.models.sampling import GREEDY, Sampling
+from lit_llm.models.text_stream import TextStream
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 
@@ -28,15 +30,20 @@ def test_greedy_equals_transformers(model: Transformer, tmp_path) -> None:
     model.save_pretrained(tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     prompt = torch.randint(0, 61, (1, 7))
-    expected = theirs.generate(prompt, max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
-    assert generate(model, prompt.tolist(), 20, temperature=0)[0] == expected[0, 7:].tolist()
+    for penalty in (1.0, 1.3, 0.8):
+        expected = theirs.generate(
+            prompt, max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0, repetition_penalty=penalty
+        )
+        how = Sampling(temperature=0, repetition_penalty=penalty)
+        assert generate(model, prompt.tolist(), 20, how)[0] == expected[0, 7:].tolist()
 
 
 @given(st.lists(st.lists(st.integers(0, 60), min_size=1, max_size=12), min_size=2, max_size=4))
 @settings(max_examples=15, deadline=None)
 def test_answers_do_not_depend_on_company(model: Transformer, prompts: list[list[int]]) -> None:
-    together = generate(model, prompts, 6, temperature=0)
-    assert together == [generate(model, [prompt], 6, temperature=0)[0] for prompt in prompts]
+    for how in (GREEDY, Sampling(temperature=0, repetition_penalty=1.5)):  # padding is no token of the prompt
+        together = generate(model, prompts, 6, how)
+        assert together == [generate(model, [prompt], 6, how)[0] for prompt in prompts]
 
 
 def test_seed_and_stop(model: Transformer) -> None:
@@ -46,26 +53,6 @@ def test_seed_and_stop(model: Transformer) -> None:
     assert first != generate(model, prompt, 12, seed=4)
     stop = first[0][5]
     assert generate(model, prompt, 12, seed=3, stop_ids=[stop])[0] == first[0][: first[0].index(stop)]
-
-
-@given(st.lists(st.floats(-5, 5), min_size=4, max_size=9), st.integers(1, 4), st.floats(0.05, 1.0))
-@settings(max_examples=100, deadline=None)
-def test_top_k_and_top_p_keep_what_they_say(logits: list[float], k: int, p: float) -> None:
-    row = torch.tensor([logits])
-    ranked = row[0].sort(descending=True).values
-    draws = {int(sample(row, top_k=k, generator=torch.Generator().manual_seed(i))) for i in range(30)}
-    assert all(row[0, d] >= ranked[k - 1] for d in draws)
-    probabilities = row[0].softmax(-1)
-    draws = {int(sample(row, top_p=p, generator=torch.Generator().manual_seed(i))) for i in range(30)}
-    for d in draws:  # what is strictly more likely than a kept token does not reach p without it
-        assert probabilities[probabilities > probabilities[d]].sum() < p + 1e-5
-    assert int(sample(row, temperature=0)) == int(row.argmax())
-
-
-def test_temperature_scales_the_distribution() -> None:
-    row = torch.tensor([[0.0, 1.0]]).expand(20_000, 2)
-    share = sample(row, temperature=0.5, generator=torch.Generator().manual_seed(0)).float().mean()
-    assert share.item() == pytest.approx(torch.tensor([0.0, 2.0]).softmax(0)[1].item(), abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -81,15 +68,13 @@ def test_temperature_scales_the_distribution() -> None:
 def test_bad_requests_are_named(model: Transformer, arguments: tuple, message: str) -> None:
     with pytest.raises(UserError, match=message):
         generate(model, *arguments)
-    with pytest.raises(UserError, match="top_p"):
-        generate(model, [[1]], 1, top_p=0.0)
 
 
 SETTINGS = [
-    {"temperature": 0},
-    {"temperature": 0.8, "seed": 5},
-    {"top_k": 4, "seed": 1},
-    {"top_p": 0.6, "seed": 2, "stop_ids": list(range(0, 61, 7))},
+    {"sampling": GREEDY},
+    {"sampling": Sampling(temperature=0.8), "seed": 5},
+    {"sampling": Sampling(top_k=4, repetition_penalty=1.3), "seed": 1},
+    {"sampling": Sampling(top_p=0.6), "seed": 2, "stop_ids": list(range(0, 61, 7))},
 ]
 
 
@@ -119,8 +104,8 @@ def test_a_reused_cache_changes_no_answer(any_model: Transformer, turns: list[tu
     cache, said = PromptCache(), []
     for keep, new in turns:
         prompt = said[:keep] + new
-        answer = list(stream(any_model, prompt, 6, temperature=0, cache=cache))
-        assert answer == generate(any_model, [prompt], 6, temperature=0)[0]
+        answer = list(stream(any_model, prompt, 6, GREEDY, cache=cache))
+        assert answer == generate(any_model, [prompt], 6, GREEDY)[0]
         said = prompt + answer
 
 
@@ -129,10 +114,10 @@ def test_a_reused_cache_feeds_new_tokens_only(model: Transformer) -> None:
     hook = model.embed.register_forward_pre_hook(lambda module, args: fed.append(args[0].shape[1]))
     cache = PromptCache()
     first = list(range(20))
-    answer = list(stream(model, first, 5, temperature=0, cache=cache))
+    answer = list(stream(model, first, 5, GREEDY, cache=cache))
     second = [*first, *answer, 7, 8, 9]
-    list(stream(model, second, 2, temperature=0, cache=cache))
-    list(stream(model, second[:10], 1, temperature=0, cache=cache))  # shorter than what is known: its last token
+    list(stream(model, second, 2, GREEDY, cache=cache))
+    list(stream(model, second[:10], 1, GREEDY, cache=cache))  # shorter than what is known: its last token
     hook.remove()
     # The answer's last token was sampled but never fed, so it comes with the three new ones.
     assert fed == [20, 1, 1, 1, 1, 4, 1, 1]
@@ -151,10 +136,10 @@ def test_an_interrupted_stream_leaves_a_sound_cache(model: Transformer, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(model.layers[1], "forward", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            list(stream(model, prompt, 8, temperature=0, cache=cache))
+            list(stream(model, prompt, 8, GREEDY, cache=cache))
     longer = [*prompt, *cache.ids[4:], 9]
     assert len(longer) == 7  # two tokens came before the third step broke off
-    assert list(stream(model, longer, 8, temperature=0, cache=cache)) == generate(model, [longer], 8, temperature=0)[0]
+    assert list(stream(model, longer, 8, GREEDY, cache=cache)) == generate(model, [longer], 8, GREEDY)[0]
 
 
 def test_between_tokens_the_caller_is_left_alone(model: Transformer) -> None:
@@ -170,8 +155,8 @@ def test_between_tokens_the_caller_is_left_alone(model: Transformer) -> None:
 def test_stream_refuses_at_the_call(model: Transformer) -> None:
     with pytest.raises(UserError, match="exceed max_seq_len"):
         stream(model, [1], 5000)
-    with pytest.raises(UserError, match="temperature"):
-        stream(model, [1], 1, temperature=-1)
+    with pytest.raises(UserError, match="max_new_tokens"):
+        stream(model, [1], 0)
 
 
 TEXT = "the naïve café of 北京 said 🙂 to the 🙃 cat\n" * 8

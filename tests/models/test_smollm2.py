@@ -15,6 +15,7 @@ import transformers
 from lit_llm.cli import main
 from lit_llm.data.chat import ChatFormat
 from lit_llm.models.generate import generate
+from lit_llm.models.sampling import GREEDY
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 
@@ -50,7 +51,7 @@ def test_greedy_chat_answers_equal_transformers(exported: Path) -> None:
         with torch.no_grad():
             answer = theirs.generate(**encoded, max_new_tokens=64, do_sample=False, eos_token_id=2, pad_token_id=2)
         new = answer[0, ids.shape[1] :].tolist()
-        ours = generate(model, [ids[0].tolist()], 64, temperature=0, stop_ids=chat.stop_ids)[0]
+        ours = generate(model, [ids[0].tolist()], 64, GREEDY, stop_ids=chat.stop_ids)[0]
         assert ours == [token for token in new if token not in chat.stop_ids]
 
 

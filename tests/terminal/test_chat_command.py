@@ -14,6 +14,8 @@ import pytest
 from lit_llm.errors import UserError
 from lit_llm.models import generate as generation
 from lit_llm.models.checkpoint import load_model
+from lit_llm.models.sampling import GREEDY, Sampling
+from lit_llm.models.text_stream import TextStream
 from lit_llm.terminal.chat import chat_main
 from lit_llm.terminal.conversation import Conversation
 
@@ -21,7 +23,7 @@ SHORT = ["--max_new_tokens", "10", "--temperature", "0"]
 
 
 def answers(chat_model: Path, *lines: str, **settings: Any) -> list[str]:
-    talk = Conversation(*load_model(chat_model), **{"max_new_tokens": 10, "temperature": 0, **settings})
+    talk = Conversation(*load_model(chat_model), **{"max_new_tokens": 10, "sampling": GREEDY, **settings})
     return ["".join(talk.ask(line)) for line in lines]
 
 
@@ -39,7 +41,9 @@ def test_a_pipe_gets_answers_and_nothing_else(chat_model: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()
     # A lone surrogate is no UTF-8: three bytes, three marks.
-    expected = answers(chat_model, "hello", "what is 北京? \ufffd\ufffd\ufffd", temperature=0.7, seed=7)
+    expected = answers(
+        chat_model, "hello", "what is 北京? \ufffd\ufffd\ufffd", sampling=Sampling(temperature=0.7, top_p=0.95), seed=7
+    )
     assert done.stdout.decode() == "".join(answer + "\n" for answer in expected)
     assert done.stderr == b""
 
@@ -76,11 +80,9 @@ def test_ctrl_c_stops_the_answer_alone(
     chat(monkeypatch, "hello\nhello again\n", chat_model, *SHORT)
     out = capsys.readouterr().out
     monkeypatch.undo()
-    talk = Conversation(*load_model(chat_model), max_new_tokens=5, temperature=0)
-    tokens = generation.stream(
-        talk.model, talk.format.prompt_ids([{"role": "user", "content": "hello"}]), 5, temperature=0
-    )
-    text = generation.TextStream(talk.tokenizer)
+    talk = Conversation(*load_model(chat_model), max_new_tokens=5, sampling=GREEDY)
+    tokens = generation.stream(talk.model, talk.format.prompt_ids([{"role": "user", "content": "hello"}]), 5, GREEDY)
+    text = TextStream(talk.tokenizer)
     part = "".join(text.push(token) for token in tokens)
     talk.history = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": part}]
     talk.max_new_tokens = 10

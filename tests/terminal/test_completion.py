@@ -10,6 +10,7 @@ import pytest
 from lit_llm.errors import UserError
 from lit_llm.models.checkpoint import load_model
 from lit_llm.models.generate import generate
+from lit_llm.models.sampling import GREEDY
 from lit_llm.models.tokenizer import IM_END, IM_START, Tokenizer
 from lit_llm.terminal import completion
 from lit_llm.terminal.completion import generate_main
@@ -20,7 +21,7 @@ PROMPTS = ["the café", "what is 北京", "hello"]
 def expected(chat_model: Path, prompts: list[str], length: int = 8) -> list[str]:
     model, tokenizer = load_model(chat_model)
     encoded = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts]
-    ids = generate(model, encoded, length, temperature=0, stop_ids=[tokenizer.eos_id])
+    ids = generate(model, encoded, length, GREEDY, stop_ids=[tokenizer.eos_id])
     return [tokenizer.decode(row) for row in ids]
 
 
@@ -66,7 +67,7 @@ def test_chat_wraps_the_prompt(chat_model: Path, capsys: pytest.CaptureFixture[s
     model, tokenizer = load_model(chat_model)
     wrapped = f"{IM_START}user\nhello{IM_END}\n{IM_START}assistant\n"
     stops = [tokenizer.eos_id, tokenizer.encode(IM_END, allow_special=True)[0]]
-    ids = generate(model, [tokenizer.encode(wrapped, allow_special=True)], 8, temperature=0, stop_ids=stops)[0]
+    ids = generate(model, [tokenizer.encode(wrapped, allow_special=True)], 8, GREEDY, stop_ids=stops)[0]
     answer = tokenizer.decode(ids)
     assert run(capsys, chat_model, "--prompt", "hello", "--chat") == answer + "\n"
     both = run(capsys, chat_model, "--prompt", "hello", "--prompt", "hello", "--chat")

@@ -11,23 +11,22 @@ from lit_llm.errors import UserError
 from lit_llm.models import generate as generation
 from lit_llm.models.checkpoint import load_model
 from lit_llm.models.generate import generate
+from lit_llm.models.sampling import GREEDY, Sampling
 from lit_llm.terminal.conversation import Conversation
 
 
 def start(chat_model: Path, **settings: Any) -> Conversation:
-    return Conversation(*load_model(chat_model), **{"max_new_tokens": 12, "temperature": 0, **settings})
+    return Conversation(*load_model(chat_model), **{"max_new_tokens": 12, "sampling": GREEDY, **settings})
 
 
 def test_turns_equal_plain_generation_of_the_whole_history(chat_model: Path) -> None:
     for system in (None, "be brief"):
-        talk = start(chat_model, system=system, temperature=0.9, seed=4)
+        talk = start(chat_model, system=system, sampling=Sampling(temperature=0.9, top_p=0.95), seed=4)
         opening = [] if system is None else [{"role": "system", "content": system}]
         for turn, text in enumerate(["hello", "what is a café?", "北京 🙂"]):
             prompt = talk.format.prompt_ids([*opening, *talk.history, {"role": "user", "content": text}])
             answer = "".join(talk.ask(text))
-            ids = generate(
-                talk.model, [prompt], 12, temperature=0.9, top_p=0.95, seed=4 + turn, stop_ids=talk.format.stop_ids
-            )[0]
+            ids = generate(talk.model, [prompt], 12, talk.sampling, seed=4 + turn, stop_ids=talk.format.stop_ids)[0]
             assert answer == talk.tokenizer.decode(ids)
             assert talk.history[-2:] == [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
         assert len(talk.history) == 6 and talk.dropped == 0
@@ -110,7 +109,7 @@ def test_a_message_beyond_the_context(chat_model: Path) -> None:
 
 
 def test_settings_are_checked_at_once(chat_model: Path, tmp_path: Path) -> None:
-    for bad in ({"top_p": 2.0}, {"max_new_tokens": 0}, {"stop": [""]}):
+    for bad in ({"max_new_tokens": 0}, {"stop": [""]}):
         with pytest.raises(UserError):
             start(chat_model, **bad)
     model, tokenizer = load_model(chat_model)

@@ -28,6 +28,7 @@ from lit_llm import (
 )
 from lit_llm.models.adapters import load_adapter
 from lit_llm.models.checkpoint import load_model
+from lit_llm.models.sampling import GREEDY
 
 SHAPE = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "max_seq_len": 64}
 
@@ -64,7 +65,7 @@ def data(rows: Path, cache: Path, **kwargs) -> InstructionDataModule:
 
 
 def fit(folder: Path, module: L.LightningModule, source: InstructionDataModule, ckpt: Path | None = None, **kwargs):
-    callbacks = [Checkpoint(every_steps=4), SampleCallback(max_new_tokens=4, temperature=0.0), RunReport(),
+    callbacks = [Checkpoint(every_steps=4), SampleCallback(max_new_tokens=4, sampling=GREEDY), RunReport(),
                  *kwargs.pop("callbacks", [])]  # fmt: skip
     trainer = L.Trainer(
         accelerator="cpu", default_root_dir=folder, logger=CSVLogger(folder), log_every_n_steps=1,

@@ -14,6 +14,7 @@ from lit_llm.corpus.rows import json_rows
 from lit_llm.data.base import TokenDataModule
 from lit_llm.errors import UserError
 from lit_llm.models.generate import generate
+from lit_llm.models.sampling import GREEDY
 from lit_llm.models.transformer import Transformer
 
 _OURS = Path(__file__).with_name("questions.jsonl")
@@ -78,7 +79,7 @@ class RetentionCheck(L.Callback):
                 model,
                 [data.encode_prompt(question) for question in questions],
                 self.max_new_tokens,
-                temperature=0,
+                GREEDY,
                 stop_ids=data.stop_ids,
             )
         return [data.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]

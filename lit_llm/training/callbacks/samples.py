@@ -10,6 +10,7 @@ import lightning as L
 
 from lit_llm.data.base import TokenDataModule
 from lit_llm.models.generate import generate
+from lit_llm.models.sampling import Sampling
 from lit_llm.models.transformer import Transformer
 from lit_llm.training.callbacks.jsonl import keep_until
 
@@ -22,17 +23,16 @@ class SampleCallback(L.Callback):
 
     Args:
         prompts: texts to continue. None: how the first three validation documents begin.
-        max_new_tokens, temperature, top_k: see `generate`.
+        max_new_tokens, sampling: see `generate`.
     """
 
     def __init__(
         self,
         prompts: list[str] | None = None,
         max_new_tokens: int = 80,
-        temperature: float = 0.7,
-        top_k: int | None = 50,
+        sampling: Sampling = Sampling(temperature=0.7, top_k=50),  # noqa: B008 -- frozen
     ):
-        self.prompts, self.max_new_tokens, self.temperature, self.top_k = prompts, max_new_tokens, temperature, top_k
+        self.prompts, self.max_new_tokens, self.sampling = prompts, max_new_tokens, sampling
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Drop the lines after the step training resumes from."""
@@ -58,8 +58,7 @@ class SampleCallback(L.Callback):
                 model,
                 prompts,
                 min(self.max_new_tokens, room),
-                temperature=self.temperature,
-                top_k=self.top_k,
+                self.sampling,
                 stop_ids=data.stop_ids,
             )
         tokens = trainer.global_step * (getattr(data, "global_batch_tokens", None) or 0)

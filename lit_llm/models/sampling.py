@@ -1,0 +1,117 @@
+"""From logits to the next token: how likely tokens are chosen, penalised and left out.
+
+Shapes: B batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lit_llm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn. The settings apply in the order they are listed in, as in transformers.
+
+    Raises:
+        UserError: a setting that is out of range.
+    """
+
+    repetition_penalty: float = 1.0
+    """Makes tokens of the prompt and the answer so far less likely (above 1) or more (below): positive logits are
+    divided by it, negative ones multiplied (arXiv:1909.05858). 1 changes nothing."""
+    temperature: float = 1.0
+    """Divides the logits; 0 always takes the likeliest token."""
+    top_k: int | None = None
+    """Keeps the k likeliest tokens."""
+    top_p: float | None = None
+    """Keeps the smallest set of likeliest tokens whose probabilities reach p (nucleus, arXiv:1904.09751)."""
+    min_p: float | None = None
+    """Keeps tokens at least min_p times as likely as the likeliest (arXiv:2407.01082)."""
+
+    def __post_init__(self) -> None:
+        ranges = [
+            ("repetition_penalty", "> 0", 0 < self.repetition_penalty < math.inf),
+            ("temperature", ">= 0", 0 <= self.temperature < math.inf),
+            ("top_k", ">= 1", self.top_k is None or self.top_k >= 1),
+            ("top_p", "> 0 and <= 1", self.top_p is None or 0 < self.top_p <= 1),
+            ("min_p", ">= 0 and <= 1", self.min_p is None or 0 <= self.min_p <= 1),
+        ]
+        for name, wanted, fine in ranges:
+            if not fine:
+                raise UserError(f"{name}={getattr(self, name)}: must be {wanted}")
+
+
+GREEDY = Sampling(temperature=0.0)
+
+
+class Sampler:
+    """Draws one token after another for a batch, with a random stream of its own.
+
+    Args:
+        sampling: the settings.
+        seed: of the random stream.
+        prompts: what the answers follow: a repetition penalty counts their tokens.
+        vocab_size, device: of the logits to come.
+    """
+
+    def __init__(
+        self, sampling: Sampling, seed: int, prompts: Sequence[Sequence[int]], vocab_size: int, device: torch.device
+    ):
+        self._sampling = sampling
+        self._generator = torch.Generator(device=device).manual_seed(seed)
+        self._seen_BV: Tensor | None = None
+        if sampling.repetition_penalty != 1:
+            self._seen_BV = torch.zeros(len(prompts), vocab_size, dtype=torch.bool)
+            for row, prompt in enumerate(prompts):
+                self._seen_BV[row, torch.tensor(prompt)] = True
+            self._seen_BV = self._seen_BV.to(device)
+
+    def __call__(self, logits_BV: Tensor) -> Tensor:
+        """One token per row of ``logits_BV`` (B, V): int64 (B,)."""
+        if self._seen_BV is None:
+            return draw(logits_BV, self._sampling, self._generator)
+        logits_BV = penalize(logits_BV, self._seen_BV, self._sampling.repetition_penalty)
+        token_B = draw(logits_BV, self._sampling, self._generator)
+        self._seen_BV.scatter_(1, token_B[:, None], True)
+        return token_B
+
+
+def penalize(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
+    """Logits in float32, those of tokens in ``seen_BV`` (bool) moved by a repetition penalty."""
+    logits_BV = logits_BV.float()
+    moved_BV = torch.where(logits_BV < 0, logits_BV * penalty, logits_BV / penalty)
+    return torch.where(seen_BV, moved_BV, logits_BV)
+
+
+def draw(logits_BV: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
+    """One token per row of ``logits_BV`` (B, V), penalties already in them: int64 (B,)."""
+    if sampling.temperature == 0:
+        return logits_BV.argmax(-1)
+    return torch.multinomial(probabilities(logits_BV, sampling), 1, generator=generator).squeeze(-1)
+
+
+def probabilities(logits_BV: Tensor, sampling: Sampling) -> Tensor:
+    """What `draw` draws from: float32 (B, V), rows that sum to 1. ``sampling.temperature`` must not be 0."""
+    logits_BV = logits_BV.float() / sampling.temperature
+    if sampling.top_k is not None and sampling.top_k < logits_BV.shape[-1]:
+        kth = logits_BV.topk(sampling.top_k, dim=-1).values[:, -1:]
+        logits_BV = logits_BV.masked_fill(logits_BV < kth, -torch.inf)
+    if sampling.top_p is not None and sampling.top_p < 1:
+        sorted_logits, order = logits_BV.sort(dim=-1, descending=True)
+        sorted_probabilities = sorted_logits.softmax(-1)
+        # A token goes when those before it already reach p: the first always stays.
+        drop = (sorted_probabilities.cumsum(-1) - sorted_probabilities) >= sampling.top_p
+        logits_BV = logits_BV.masked_fill(drop.scatter(-1, order, drop), -torch.inf)
+    probabilities_BV = logits_BV.softmax(-1)
+    if sampling.min_p:
+        least = sampling.min_p * probabilities_BV.amax(-1, keepdim=True)
+        probabilities_BV = probabilities_BV.masked_fill(probabilities_BV < least, 0.0)
+        probabilities_BV = probabilities_BV / probabilities_BV.sum(-1, keepdim=True)
+    return probabilities_BV
