@@ -15,6 +15,8 @@ from lit_llm.models.device import has_fast_bf16
 from lit_llm.models.huggingface import load_pretrained
 from lit_llm.models.locate import locate
 from lit_llm.models.lora import LoRAConfig, apply_lora, is_lora, merge_lora
+from lit_llm.models.meta import meta_transformer
+from lit_llm.models.packed import pack_linears
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 
@@ -27,6 +29,8 @@ def open_model(
 ) -> tuple[Transformer, Tokenizer]:
     """`load_model` onto a device to generate with: bfloat16 on CUDA where it is fast, else float32.
 
+    On a CPU the linear layers are packed (`pack_linears`): the model answers faster and cannot be trained.
+
     Args:
         path, adapter: as for `load_model`.
         device: "auto" (CUDA if there is one, else CPU) or a torch device such as "cuda:1".
@@ -37,7 +41,9 @@ def open_model(
     place = choose_device(device)
     dtype = torch.bfloat16 if place.type == "cuda" and has_fast_bf16(place) else torch.float32
     model, tokenizer = load_model(path, adapter, dtype)
-    return model.to(place), tokenizer
+    model.to(place)
+    pack_linears(model)
+    return model, tokenizer
 
 
 def choose_device(name: str) -> torch.device:
@@ -142,8 +148,7 @@ def _adapted(
 
 def _build(file: Path, fields: dict[str, Any] | str, weights: dict[str, torch.Tensor]) -> Transformer:
     config = TransformerConfig.from_dict({"preset": fields} if isinstance(fields, str) else fields)
-    with torch.device("meta"):
-        model = Transformer(config)
+    model = meta_transformer(config)
     try:
         model.assign_weights(weights)
     except (RuntimeError, KeyError) as error:

@@ -8,8 +8,8 @@ import time
 import torch
 
 from lit_llm.models.config import TransformerConfig
+from lit_llm.models.meta import meta_transformer
 from lit_llm.models.mlp import Experts
-from lit_llm.models.transformer import Transformer
 
 # Dense bf16/fp16 tensor-core peaks in FLOP/s, from the vendors' data sheets, by a part of the device's name.
 PEAK_FLOPS = {
@@ -31,8 +31,7 @@ PEAK_FLOPS = {
 
 def matrix_parameters(config: TransformerConfig) -> int:
     """Weights that multiply a token: all blocks and the head, not the input embedding; of experts, those it visits."""
-    with torch.device("meta"):
-        model = Transformer(config)
+    model = meta_transformer(config)
     blocks = sum(m.weight.numel() for m in model.layers.modules() if isinstance(m, torch.nn.Linear))
     experts = sum(p.numel() for m in model.layers.modules() if isinstance(m, Experts) for p in m.parameters())
     visited = experts * config.experts_per_token // config.num_experts if config.num_experts else 0
@@ -41,8 +40,7 @@ def matrix_parameters(config: TransformerConfig) -> int:
 
 def num_parameters(config: TransformerConfig) -> int:
     """All parameters, a tied head counted once."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in Transformer(config).parameters())
+    return sum(p.numel() for p in meta_transformer(config).parameters())
 
 
 def attention_flops_per_token(config: TransformerConfig, seq_len: int) -> float:

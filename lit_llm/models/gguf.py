@@ -6,6 +6,7 @@ The container is in `gguf_file`, names and metadata in `gguf_names`, tokenizers 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from lit_llm.models.config import TransformerConfig
 from lit_llm.models.gguf_file import GGUFFile
 from lit_llm.models.gguf_names import ARCHITECTURES, config_from_gguf, layout_of, relaid
 from lit_llm.models.gguf_tokenizer import read_tokenizer
+from lit_llm.models.meta import meta_transformer
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 
@@ -31,18 +33,21 @@ def open_gguf(path: Path) -> GGUFFile:
     return GGUFFile(path)
 
 
-def load_gguf(path: Path, dtype: torch.dtype | None = None) -> tuple[Transformer, Tokenizer]:
+def load_gguf(
+    path: Path, dtype: torch.dtype | None = None, prepare: Callable[[Transformer], None] | None = None
+) -> tuple[Transformer, Tokenizer]:
     """Model and tokenizer of a GGUF file.
 
     Args:
         path: the file.
         dtype: of the weights. None: float32, in which the dequantised values are exact.
+        prepare: see `Transformer.from_pretrained`.
 
     Raises:
         UserError: the file is missing, cut or of an architecture, type of tensor or tokenizer that is not known.
     """
     file = open_gguf(path)
-    return _model(file, dtype or torch.float32), read_tokenizer(file)
+    return _model(file, dtype or torch.float32, prepare), read_tokenizer(file)
 
 
 def gguf_config(path: Path) -> TransformerConfig:
@@ -64,13 +69,14 @@ def config_of(file: GGUFFile) -> TransformerConfig:
         raise UserError(f"{file.path}: {error}") from None
 
 
-def _model(file: GGUFFile, dtype: torch.dtype) -> Transformer:
+def _model(file: GGUFFile, dtype: torch.dtype, prepare: Callable[[Transformer], None] | None) -> Transformer:
     config = config_of(file)
     arch = ARCHITECTURES[file.metadata["general.architecture"]]
     _check_size(file, config)
-    with torch.device("meta"):
-        model = Transformer(config)
+    model = meta_transformer(config)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if prepare is not None:
+        prepare(model)
     layout = layout_of(shapes, config, arch)
     for name, held in layout.items():
         if name not in file.tensors:

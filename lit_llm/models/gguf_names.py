@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from lit_llm.errors import UserError
@@ -336,12 +335,11 @@ def gguf_arch_of(config: TransformerConfig) -> str:
     Raises:
         UserError: there is none; the fields that the family's own one, or the first, cannot express are named.
     """
-    from lit_llm.models.transformer import Transformer
+    from lit_llm.models.meta import meta_transformer
 
     family = config.family or family_of(config)
     own = next((kind for kind, arch in ARCHITECTURES.items() if family in arch.families), None)
-    with torch.device("meta"):
-        names = list(Transformer(config).state_dict())
+    names = list(meta_transformer(config).state_dict())
     refused = ""
     for kind in [own] if own else ARCHITECTURES:
         difference = _difference(config, kind, names)

@@ -6,7 +6,7 @@ import json
 import math
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 from lit_llm.errors import UserError
 from lit_llm.models.config_json import config_from_hf, config_to_hf, family_of
 from lit_llm.models.layout import Layout
+from lit_llm.models.meta import meta_transformer
 from lit_llm.models.transformer import Transformer
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -113,16 +114,19 @@ def _weight_files(folder: Path) -> list[Path]:
     raise UserError(f"{folder / 'model.safetensors'}: no such file; a model directory holds it or its shards")
 
 
-def load_pretrained(folder: Path, dtype: torch.dtype | None = None) -> Transformer:
+def load_pretrained(
+    folder: Path, dtype: torch.dtype | None = None, prepare: Callable[[Transformer], None] | None = None
+) -> Transformer:
     """See `Transformer.from_pretrained`."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such model directory")
     hf = read_json(folder / "config.json")
     config = config_from_hf(hf, str(folder / "config.json"))
-    with torch.device("meta"):
-        model = Transformer(config)
+    model = meta_transformer(config)
     family = None if hf["model_type"] == "lit_llm" else hf["model_type"]
     layout = Layout(config, {name: tensor.shape for name, tensor in model.state_dict().items()}, family)
+    if prepare is not None:
+        prepare(model)
     loaded: dict[str, Tensor] = {}
     missing = set(layout.slots)
     unknown = []

@@ -70,8 +70,26 @@ class LoRALinear(nn.Linear):
         options: dict[str, Any] = {"device": weight.device, "dtype": torch.float32}
         linear.lora_a = nn.Parameter(torch.empty(config.rank, linear.in_features, **options))
         linear.lora_b = nn.Parameter(torch.zeros(linear.out_features, config.rank, **options))
-        nn.init.kaiming_uniform_(linear.lora_a, a=math.sqrt(5))  # as in the paper's code and PEFT
+        if not weight.is_meta:
+            linear.reset_update()
         return linear
+
+    @torch.no_grad()
+    def reset_update(self) -> None:
+        """An update of zero, ready to be trained."""
+        nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))  # as in the paper's code and PEFT
+        nn.init.zeros_(self.lora_b)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Adapted on meta, then filled with a base that knows of no update: it begins here, beside its weight.
+        if self.lora_a.is_meta and f"{prefix}weight" in state_dict and f"{prefix}lora_a" not in state_dict:
+            device = state_dict[f"{prefix}weight"].device
+            self.lora_a, self.lora_b = (
+                nn.Parameter(torch.empty_like(p, device=device)) for p in (self.lora_a, self.lora_b)
+            )
+            self.reset_update()
+            state_dict |= {f"{prefix}lora_a": self.lora_a.data, f"{prefix}lora_b": self.lora_b.data}
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output and the update's."""

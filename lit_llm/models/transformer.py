@@ -5,6 +5,7 @@ Shapes: B batch, T positions, C hidden width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -260,12 +261,15 @@ class Transformer(nn.Module):
         return torch.stack(losses).mean() if losses else None
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, dtype: torch.dtype | None = None) -> Transformer:
+    def from_pretrained(
+        cls, path: str | Path, dtype: torch.dtype | None = None, prepare: Callable[[Transformer], None] | None = None
+    ) -> Transformer:
         """Load a Hugging Face directory (config.json + safetensors) or a GGUF file.
 
         Args:
             path: see `locate`.
             dtype: of the weights. None: the file's (float32 for GGUF).
+            prepare: called with the model on the meta device, before it is filled: where layers are changed (LoRA).
 
         Raises:
             UserError: a missing or broken file, an architecture or a tensor name that is not known.
@@ -274,10 +278,10 @@ class Transformer(nn.Module):
         if found.suffix == ".gguf":
             from lit_llm.models.gguf import load_gguf
 
-            return load_gguf(found, dtype)[0]
+            return load_gguf(found, dtype, prepare)[0]
         from lit_llm.models.huggingface import load_pretrained
 
-        return load_pretrained(found, dtype)
+        return load_pretrained(found, dtype, prepare)
 
     def save_pretrained(
         self, path: str | Path, dtype: torch.dtype | None = None, state_dict: dict[str, Tensor] | None = None

@@ -180,6 +180,25 @@ def test_training_starts_from_the_base_and_moves_the_updates_alone() -> None:
     assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == trainable
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_adapted_on_meta_then_loaded(tmp_path: Path, tied: bool) -> None:
+    base = Transformer(TransformerConfig(**SHAPE, tie_embeddings=tied))
+    base.save_pretrained(tmp_path / "base")
+    config = LoRAConfig(rank=2)
+    torch.manual_seed(3)
+    ours = Transformer.from_pretrained(tmp_path / "base", prepare=lambda model: apply_lora(model, config))
+    assert not any(parameter.is_meta for parameter in ours.parameters())
+    torch.manual_seed(3)
+    apply_lora(base, config)
+    state = ours.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in base.state_dict().items())
+    assert {n for n, p in ours.named_parameters() if p.requires_grad} == {
+        n for n, p in base.named_parameters() if p.requires_grad
+    }
+    with pytest.raises(RuntimeError, match="lora_a"):  # a model that is there does not forget its update in silence
+        ours.load_state_dict(Transformer(base.config).state_dict())
+
+
 def test_mistakes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"lora.rank"):
         LoRAConfig(rank=0)
