@@ -29,6 +29,8 @@ from lit_llm.data.instructions import InstructionDataModule
 from lit_llm.data.pretrain import PretrainDataModule
 from lit_llm.errors import UserError
 from lit_llm.models.device import has_fast_bf16
+from lit_llm.plan.preflight import Preflight
+from lit_llm.presets import config_name, find_config
 from lit_llm.report.callback import RunReport
 from lit_llm.run_folder import discard_unused, prepare_run
 from lit_llm.training.callbacks.checkpoint import Checkpoint, checkpoints
@@ -38,51 +40,6 @@ from lit_llm.training.callbacks.throughput import ThroughputCallback
 from lit_llm.training.loggers import CSVLogger
 from lit_llm.training.neptune_logger import NeptuneLogger
 from lit_llm.training.pretrain import PretrainModule
-
-
-def config_folders() -> list[Path]:
-    """Where presets are looked for: beside the package in a checkout, inside it when installed."""
-    package = Path(__file__).parent
-    return [folder for folder in (package.parent / "configs", package / "configs") if folder.is_dir()]
-
-
-def find_config(name: str) -> Path:
-    """The file ``name``, or the preset of that name (``pretrain/quickstart``).
-
-    Raises:
-        UserError: neither is there (the nearest preset is named), or it is no YAML mapping.
-    """
-    path = Path(name).expanduser()
-    if not path.is_file():
-        presets = {
-            str(file.relative_to(folder).with_suffix("")): file
-            for folder in config_folders()
-            for file in sorted(folder.rglob("*.yaml"))
-        }
-        key = name.removesuffix(".yaml").removeprefix("configs/")
-        if key not in presets:
-            near = difflib.get_close_matches(key, presets, n=1, cutoff=0.3)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise UserError(f"--config {name}: no such file or preset; {hint}presets: {', '.join(presets)}")
-        path = presets[key]
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where}: broken YAML ({getattr(error, 'problem', None) or error})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no settings; a config is a mapping such as 'data: {{...}}'")
-    return path
-
-
-def config_name(path: str | Path) -> str:
-    """What runs of a config file are called: its name, for a preset with its folder's (``pretrain-quickstart``)."""
-    path = Path(path).absolute()
-    for folder in config_folders():
-        if path.is_relative_to(folder):
-            return "-".join(path.relative_to(folder).with_suffix("").parts)
-    return path.stem
 
 
 class _Parser(LightningArgumentParser):
@@ -156,6 +113,7 @@ class TrainerCLI(LightningCLI):
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.add_lightning_class_args(SampleCallback, "samples")
         parser.add_lightning_class_args(RunReport, "report")
+        parser.add_argument("--plan", type=bool, default=True, help="say what fit will take; refuse what cannot fit")
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning would let the checkpoint's settings replace the config's in silence."""
@@ -197,6 +155,8 @@ class TrainerCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> L.Trainer:
         """Leave out of our callbacks what the user switched off or brings along."""
         mine = [*callbacks, ProgressBar(), ThroughputCallback()]
+        if self.config[str(self.subcommand)].plan:
+            mine.append(Preflight())
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
         for base, flag in ((ProgressBarBase, "enable_progress_bar"), (CheckpointBase, "enable_checkpointing")):

@@ -16,7 +16,7 @@ import yaml
 from lit_llm.cli import main
 from lit_llm.data.files import read_prompts
 from lit_llm.errors import UserError
-from lit_llm.trainer_cli import config_folders, find_config
+from lit_llm.presets import config_folders, find_config
 
 BASE = {
     "model": {

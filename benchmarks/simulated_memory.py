@@ -1,0 +1,99 @@
+"""Peak memory of a training step without memory: fake tensors, every storage counted while it lives.
+
+The step is the one of `lit_llm.training`: float32 weights, autocast, the loss, the optimizer. Fake tensors run the
+CPU's operators (a CPU build of torch has no others): what CUDA does otherwise, one kernel for RMSNorm, is not in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lit_llm.models.config import TransformerConfig
+from lit_llm.models.loss import linear_cross_entropy
+from lit_llm.models.meta import meta_transformer
+from lit_llm.training.optimizers import MuonAdamW, parameter_groups
+
+LARGE_LOGITS = 128 * 2**20
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that operators make, until they are freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self._count(leaf.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._known:
+            self._known[key] = storage.nbytes()
+            self.live += storage.nbytes()
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._free, key)
+
+    def _free(self, key: int) -> None:
+        self.live -= self._known.pop(key, 0)
+
+
+@contextlib.contextmanager
+def _autocast(enabled: bool) -> Iterator[None]:
+    """torch.autocast, whose own context manager asks the device things that fake tensors cannot answer."""
+    if not enabled:
+        yield
+        return
+    torch.set_autocast_enabled("cpu", True)
+    torch.set_autocast_dtype("cpu", torch.bfloat16)
+    torch.autocast_increment_nesting()
+    try:
+        yield
+    finally:
+        if torch.autocast_decrement_nesting() == 0:
+            torch.clear_autocast_cache()
+        torch.set_autocast_enabled("cpu", False)
+
+
+def simulated_peak(config: TransformerConfig, batch: int, seq_len: int, optimizer: str, autocast: bool) -> int:
+    """Bytes at the peak of the second step, when the optimizer's states are there."""
+    empty = meta_transformer(config)
+    with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as memory:
+        model = empty.to_empty(device="cpu")
+        if config.tie_embeddings:
+            model.head.weight = model.embed.weight  # to_empty gives each name a tensor of its own
+        stepper = (
+            torch.optim.AdamW(model.parameters(), fused=True)
+            if optimizer == "adamw"
+            else MuonAdamW(parameter_groups(model, optimizer, 0.02, 0.0))
+        )
+        ids = torch.zeros(batch, seq_len, dtype=torch.long)
+        for _ in range(2):
+            memory.peak = memory.live
+            with _autocast(autocast):
+                # `Transformer.loss`, which looks at the values of labels: fake ones have none, here all count.
+                if 4 * ids.numel() * config.vocab_size <= LARGE_LOGITS:
+                    loss = model.head_losses(model.hidden_states(ids), ids).sum()
+                else:
+                    x_BTC = model.hidden_states(ids)
+                    loss = linear_cross_entropy(x_BTC.flatten(0, 1), model.head.weight, ids.flatten())
+                    del x_BTC
+            loss.backward()
+            del loss
+            peak = memory.peak
+            stepper.step()
+            stepper.zero_grad()
+    return peak

@@ -1,0 +1,253 @@
+"""``lit_llm plan``: days, dollars and gigabytes of a run, in the terminal or as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_llm.arguments import Parser
+from lit_llm.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_llm.plan.solve import Plan
+
+_SUFFIX = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
+
+
+def number(text: str) -> float:
+    """A number with an optional suffix: 70e9, 70B, 2T, 1.5M, 2_700_000."""
+    found = re.fullmatch(r"([+-]?[\d_]*\.?\d+(?:[eE][+-]?\d+)?|nan|inf)([KMBGT]?)", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise ValueError(text)
+    return float(found[1].replace("_", "")) * _SUFFIX[found[2].upper()]
+
+
+def plan_main(args: list[str]) -> None:
+    """Parse ``args`` and print the plan.
+
+    Raises:
+        UserError: a mistake in the arguments, or a plan that cannot be.
+    """
+    parser = Parser(prog="lit_llm plan", description="Days, dollars and gigabytes of a run. Give any two or three of "
+                    "model, tokens and means; the rest is found. Numbers take K, M, B and T. --config may also be a "
+                    "training config or its name.")  # fmt: skip
+    _add_options(parser)
+    options = parser.parse_args(_with_training_config(args))
+    given = _arguments(options)
+    if options.items is not None:
+        from lit_llm.plan.cost import annotation
+
+        work = annotation(options.items, options.minutes, options.overlap, options.wage)
+        found = {"annotation_hours": work.hours, "annotation_usd": work.usd}
+        alone = not any(given.get(key) for key in ("params", "config", "tokens", "budget", "gpu_hours", "days"))
+        if alone or options.json:
+            print(json.dumps(found) if options.json else _annotation_line(options, work.hours, work.usd))
+            if alone:
+                return
+        else:
+            print(_annotation_line(options, work.hours, work.usd))
+    from lit_llm.plan.solve import advise, plan
+
+    if options.advise:
+        given.pop("gpu")
+        plans, refused = advise(**given)
+        if options.json:
+            print(json.dumps({"plans": [dataclasses.asdict(p) for p in plans], "refused": refused}, indent=1))
+        else:
+            print(_advice(plans, refused))
+        return
+    result = plan(**given)
+    print(json.dumps(dataclasses.asdict(result), indent=1) if options.json else _table(result))
+
+
+def _add_options(parser: Parser) -> None:
+    model = parser.add_argument_group("model")
+    model.add_argument("--params", type=number, metavar="N", help="parameters that a token passes")
+    model.add_argument("--total_params", type=number, metavar="N", help="with all experts")
+    model.add_argument("--model", metavar="PRESET", help="a preset's name or a model folder, in place of --params")
+    model.add_argument("--lora", action="store_true", help="low-rank finetuning: the weights are frozen")
+    data = parser.add_argument_group("data")
+    data.add_argument("--tokens", type=number, metavar="N", help="trained on, repeats counted")
+    data.add_argument("--tokens_per_param", type=number, metavar="R", help="in place of the compute-optimal ratio")
+    data.add_argument("--inference_tokens", type=number, metavar="N", help="that it will serve: a smaller model then")
+    data.add_argument("--seq_len", type=int, default=4096, metavar="N", help="default %(default)s")
+    data.add_argument("--batch_tokens", type=number, metavar="N", help="of an optimizer step")
+    means = parser.add_argument_group("means")
+    means.add_argument("--gpu", default="h100", help="default %(default)s; see lit_llm/plan/hardware.csv")
+    means.add_argument("--gpus", type=int, metavar="N")
+    means.add_argument("--days", type=number, metavar="N")
+    means.add_argument("--budget", type=number, metavar="USD")
+    means.add_argument("--gpu_hours", type=number, metavar="N")
+    means.add_argument("--usd_per_hour", type=number, metavar="USD", help="of one GPU, in place of the typical price")
+    means.add_argument("--precision", choices=["bf16", "fp32", "fp8"], default="bf16")
+    means.add_argument("--optimizer", choices=["adamw", "muon_adamw", "adamw_8bit"], default="adamw")
+    means.add_argument("--calibrate", type=Path, metavar="RUN", help="run folder whose measured MFU is taken")
+    means.add_argument("--leave_out", metavar="FAMILY", help="published runs not to be fitted to: Meta, Google, ...")
+    people = parser.add_argument_group("annotation")
+    people.add_argument("--items", type=number, metavar="N", help="to be written or judged by people")
+    people.add_argument("--minutes", type=number, default=5.0, metavar="N", help="an item (default %(default)s)")
+    people.add_argument("--overlap", type=number, default=1.0, metavar="N", help="people an item (default %(default)s)")
+    people.add_argument("--wage", type=number, default=20.0, metavar="USD", help="an hour (default %(default)s)")
+    parser.add_argument("--advise", action="store_true", help="compare all accelerators")
+    parser.add_argument("--json", action="store_true", help="the plan as JSON")
+
+
+def _arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `plan`."""
+    given = {
+        key: getattr(options, key)
+        for key in ("params", "total_params", "tokens", "tokens_per_param", "inference_tokens", "seq_len",
+                    "batch_tokens", "gpu", "gpus", "days", "budget", "gpu_hours", "usd_per_hour", "precision",
+                    "optimizer", "lora", "leave_out")
+    }  # fmt: skip
+    if options.model is not None:
+        given["config"] = _model_config(options.model)
+    if options.calibrate is not None:
+        given["mfu"] = measured_mfu(options.calibrate)
+    return given
+
+
+def _model_config(name: str) -> Any:
+    from lit_llm.models.config import TransformerConfig
+
+    if name.lstrip().startswith("{"):
+        return TransformerConfig.from_dict(json.loads(name))
+    return TransformerConfig.from_pretrained(name) if Path(name).exists() else TransformerConfig.from_preset(name)
+
+
+def measured_mfu(run: Path) -> float:
+    """The median MFU that a run's metrics.csv holds. Raises UserError where there is none."""
+    import csv
+    import statistics
+
+    file = run / "metrics.csv"
+    try:
+        with open(file, encoding="utf-8", newline="") as lines:
+            values = [float(row["mfu"]) for row in csv.DictReader(lines) if row.get("mfu")]
+    except (OSError, ValueError) as error:
+        raise UserError(f"calibrate={run}: {file} is not a run's metrics ({error})") from None
+    if not values:
+        raise UserError(f"calibrate={run}: {file} has no mfu; it is measured where the peak is known, not on CPUs")
+    return statistics.median(values)
+
+
+def _with_training_config(args: list[str]) -> list[str]:
+    """``args`` with a training config replaced by what it says; other arguments stay and win."""
+    if "--config" not in args or args.index("--config") + 1 == len(args):
+        return args
+    at = args.index("--config")
+    import yaml
+
+    from lit_llm.presets import find_config
+
+    content = yaml.safe_load(find_config(args[at + 1]).read_text(encoding="utf-8"))
+    if not {"model", "data"} & content.keys():
+        return args
+    model, data = (_init_args(content.get(key)) for key in ("model", "data"))
+    if "init_from" in model and "transformer" not in model:
+        model["transformer"] = model["init_from"]
+    network = model.get("transformer")
+    if isinstance(network, dict):
+        network = json.dumps({**network, **({"vocab_size": data["vocab_size"]} if "vocab_size" in data else {})})
+    trainer = content.get("trainer") or {}
+    devices = trainer.get("devices")
+    said = {
+        "--model": network, "--tokens": data.get("tokens"), "--seq_len": data.get("seq_len"),
+        "--batch_tokens": data.get("global_batch_tokens"), "--optimizer": model.get("optimizer"),
+        "--gpus": devices * trainer.get("num_nodes", 1) if isinstance(devices, int) else None,
+    }  # fmt: skip
+    rest = args[:at] + args[at + 2 :]
+    known = ["--lora"] if model.get("lora") and "--lora" not in rest else []
+    for option, value in said.items():
+        if value is not None and option not in rest:
+            known += [option, str(value)]
+    return known + rest
+
+
+def _init_args(part: Any) -> dict[str, Any]:
+    """The arguments of a class in a training config, with or without its class_path."""
+    part = part if isinstance(part, dict) else {}
+    return dict(part.get("init_args") or {key: value for key, value in part.items() if key != "class_path"})
+
+
+def _table(p: Plan) -> str:
+    size = f"{_short(p.params)} parameters"
+    if p.total_params > p.params * 1.0001:
+        size = f"{_short(p.params)} active of {_short(p.total_params)} parameters"
+    rows = [
+        ("model", size),
+        ("data", f"{_short(p.tokens)} tokens, {p.tokens / p.params:.3g} a parameter; {p.corpus_gb:,.0f} GB on disk, "
+                 f"read at {p.data_mb_per_second:.3g} MB/s"),
+        ("compute", f"{p.flops:.3g} FLOPs; steps of {_short(p.batch_tokens)} tokens"),
+        ("hardware", f"{p.gpus:,} x {p.gpu}"),
+        ("", ""),
+        ("GPU-hours", _range(p.gpu_hours, p.gpu_hours_low, p.gpu_hours_high)),
+        ("days", _range(p.days, p.days_low, p.days_high)),
+        ("dollars", _dollars(p)),
+        ("speed", f"{p.tokens_per_second:,.0f} tokens/s, {p.mfu:.1%} of peak over the whole run"),
+        ("memory", f"{p.memory_gb:.1f} of {p.gpu_memory_gb:.0f} GB on each GPU, at {p.micro_batch_size} "
+                   f"sequence{'s' * (p.micro_batch_size > 1)} of {p.seq_len} and {p.accumulation} micro-batch"
+                   f"{'es' * (p.accumulation > 1)} a step"),
+        ("layout", p.parallelism),
+        ("because", p.parallelism_reason),
+        ("failures", f"one in {_duration(p.hours_between_failures)}; a checkpoint ({p.checkpoint_gb:,.0f} GB) every "
+                     f"{_duration(p.checkpoint_minutes / 60)} leaves {p.goodput:.1%} of the time for training"),
+    ]  # fmt: skip
+    if p.solved_for:
+        rows.insert(4, ("found", p.solved_for))
+    lines = [f"{name:10} {text}".rstrip() for name, text in rows]
+    return "\n".join(
+        [*lines, "", "ranges: 80% of published runs, of families that the fit had not seen, were in theirs"]
+    )
+
+
+def _dollars(p: Plan) -> str:
+    if p.usd is None or p.usd_low is None or p.usd_high is None:
+        return f"no price is known for {p.gpu}: give --usd_per_hour"
+    spot = f"; {_amount(p.usd_spot)} at the lowest price seen" if p.usd_spot is not None else ""
+    return f"{_range(p.usd, p.usd_low, p.usd_high)}   at ${p.usd_per_hour:g} a GPU-hour{spot}"
+
+
+def _advice(plans: list[Plan], refused: dict[str, str]) -> str:
+    lines = [f"{'GPU':16}{'number':>8}{'days':>10}{'dollars':>16}{'MFU':>7}{'GB':>7}  layout"]
+    fastest = min(plans, key=lambda p: p.days).gpu
+    for p in plans:
+        usd = "unknown" if p.usd is None else f"{p.usd:,.0f}"
+        note = "  <- fastest" if p.gpu == fastest else ""
+        numbers = f"{p.gpus:8,}{p.days:10.3g}{usd:>16}{p.mfu:7.1%}{p.memory_gb:7.0f}"
+        lines.append(f"{p.gpu:16}{numbers}  {p.parallelism}{note}")
+    return "\n".join(lines + [f"{name:16}cannot: {why}" for name, why in refused.items()])
+
+
+def _annotation_line(options: argparse.Namespace, hours: float, usd: float) -> str:
+    return (
+        f"annotation {_short(options.items)} items x {options.minutes:g} min x {options.overlap:g} people: "
+        f"{hours:,.0f} hours, ${usd:,.0f} at ${options.wage:g} an hour"
+    )
+
+
+def _range(value: float, low: float, high: float) -> str:
+    return f"{_amount(value)}   ({_amount(low)} to {_amount(high)})"
+
+
+def _amount(value: float) -> str:
+    """Three digits, or the whole number."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _short(value: float) -> str:
+    for suffix, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if value >= size * 0.9995:
+            return f"{value / size:.3g}{suffix}"
+    return f"{value:g}"
+
+
+def _duration(hours: float) -> str:
+    if hours >= 48:
+        return f"{hours / 24:,.0f} days"
+    return f"{hours:.1f} hours" if hours >= 1 else f"{math.ceil(hours * 60)} minutes"

@@ -1,0 +1,38 @@
+"""Dollars besides the GPU-hours' own, and what a run needs on disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lit_llm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """People who write or judge items."""
+
+    hours: float
+    usd: float
+
+
+def annotation(items: float, minutes: float, overlap: float = 1.0, wage: float = 20.0) -> Annotation:
+    """``items`` of ``minutes`` each, every one done by ``overlap`` people at ``wage`` dollars an hour.
+
+    Raises:
+        UserError: a number that is not positive.
+    """
+    for name, value in {"items": items, "minutes": minutes, "overlap": overlap, "wage": wage}.items():
+        if not value > 0:
+            raise UserError(f"{name}={value:g}: must be positive")
+    hours = items * minutes * overlap / 60
+    return Annotation(hours, hours * wage)
+
+
+def checkpoint_bytes(params: float, optimizer_bytes: float) -> float:
+    """A training checkpoint: float32 weights and the optimizer's states."""
+    return 4 * params + optimizer_bytes
+
+
+def token_bytes(tokens: float, vocab_size: int) -> float:
+    """The tokenised corpus: two bytes a token up to 65,536 tokens in the vocabulary, four beyond."""
+    return tokens * (2 if vocab_size <= 65_536 else 4)

@@ -1,0 +1,125 @@
+"""Bytes on each GPU while training, by what holds them.
+
+The step is the one that `lit_llm fit` makes: weights, gradients and optimizer states in float32, products in bfloat16
+under autocast (or all in float32). Sources: ZeRO (arXiv:1910.02054) for what sharding divides, arXiv:2205.05198 for
+activations; the counts of saved tensors are those of `lit_llm.models`, checked against torch's own accounting in
+tests/plan/test_memory.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lit_llm.plan.shape import ModelShape
+
+Optimizer = Literal["adamw", "muon_adamw", "adamw_8bit"]
+Precision = Literal["bf16", "fp32", "fp8"]
+
+_LARGE_LOGITS = 128 * 2**20  # as in lit_llm.models.transformer: above, the head works in chunks
+_CHUNK = 256 * 2**20  # bytes of float32 logits in a chunk, as in lit_llm.models.loss
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a model is trained."""
+
+    micro_batch_size: int = 1
+    """Sequences that pass a GPU at once."""
+    seq_len: int = 4096
+    precision: Precision = "bf16"
+    optimizer: Optimizer = "adamw"
+    fsdp: int = 1
+    """GPUs that weights, gradients and states are divided among."""
+    tensor_parallel: int = 1
+    """GPUs that each matrix is cut across; with them go the activations (sequence parallel)."""
+    lora: bool = False
+    """The weights are frozen; updates, their gradients and states are too small to count."""
+    checkpointing: bool = False
+    """Activations are computed again in the backward pass; each block keeps its input alone."""
+    fused_norms: bool = True
+    """RMSNorm is one kernel, as on CUDA; on CPU it keeps its input in float32."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one GPU."""
+
+    states: float
+    """Weights and optimizer states."""
+    gradients: float
+    casts: float
+    """bfloat16 copies of weights: autocast's, or the gathered blocks of a sharded model."""
+    activations: float
+    head: float
+    """Logits, their gradients and what a chunked head holds."""
+
+    @property
+    def peak(self) -> float:
+        """The most at any moment: activations shrink in the backward pass while gradients grow."""
+        return self.states + max(self.casts + self.activations + self.head, self.gradients)
+
+
+def training_memory(shape: ModelShape, setup: Setup) -> Memory:
+    """What training ``shape`` as ``setup`` takes on each GPU."""
+    tp, shards = setup.tensor_parallel, setup.fsdp * setup.tensor_parallel
+    half = setup.precision != "fp32"
+    size = 2 if half else 4
+    tokens = setup.micro_batch_size * setup.seq_len
+    block = (shape.matrices - shape.width * shape.vocab_size) / shape.layers
+    moments = {
+        "adamw": 8 * shape.params,
+        "muon_adamw": 4 * block * shape.layers + 8 * (shape.params - block * shape.layers),
+        "adamw_8bit": 2 * shape.params,
+    }[setup.optimizer]
+    trained = 0.0 if setup.lora else 1.0
+    if setup.fsdp > 1:
+        casts = 2 * size * block / tp  # the block that computes and the one being gathered
+    else:
+        casts = 2 * shape.matrices / tp if half else 0.0
+    one_block = block_activations(shape, size, setup.fused_norms) * tokens / tp
+    if setup.checkpointing:
+        activations = shape.layers * size * shape.width * tokens / tp + one_block
+    else:
+        activations = shape.layers * one_block
+    ends = _norm(shape, size, setup.fused_norms) * shape.width * tokens / tp
+    return Memory(
+        states=(4 * shape.params + trained * moments) / shards,
+        gradients=trained * 4 * shape.params / shards,
+        casts=casts,
+        activations=activations + ends,
+        head=_head(shape, setup, tokens, size),
+    )
+
+
+def _norm(shape: ModelShape, size: int, fused: bool) -> float:
+    """Bytes a channel that a norm before a product keeps."""
+    if shape.norm == "layer":
+        return (4 if fused else size) + size  # its input (autocast's float32 on CUDA) and its output
+    if shape.norm == "rms_float32":
+        return 4 + 4 + size  # input and normalised input in float32, and the output
+    return (size if fused else 4) + 2 * size  # its input, the normalised input and the product with the gain
+
+
+def block_activations(shape: ModelShape, size: int, fused_norms: bool) -> float:
+    """Bytes that one block keeps for its backward pass, a token."""
+    norms = shape.norms * _norm(shape, size, fused_norms) * shape.width
+    # Rotated queries and keys, values, the attention's output; where heads lie apart the output is copied for o_proj.
+    attention = size * ((2 if fused_norms else 3) * shape.query_width + 2 * shape.kv_width)
+    if shape.qk_norm != "none":
+        kept = (size if fused_norms else 4) + (size if shape.qk_norm == "with_gain" else 0)
+        attention += kept * (shape.query_width + shape.kv_width)
+    mlp = size * (4 if shape.gated else 2) * shape.mlp_width  # gate, up, activated gate, product
+    return norms + attention + mlp
+
+
+def _head(shape: ModelShape, setup: Setup, tokens: float, size: int) -> float:
+    """Peak bytes of head and loss."""
+    logits = 4 * tokens * shape.vocab_size
+    if logits <= _LARGE_LOGITS:
+        return logits * (3.5 if size == 2 else 3)  # float32 logits, log-softmax and gradient, and the product's output
+    weight = 4 * shape.vocab_size * shape.width / setup.tensor_parallel
+    chunk = min(_CHUNK, logits) / setup.tensor_parallel
+    if size == 2:
+        weight += 2 * shape.vocab_size * shape.width / setup.tensor_parallel  # a chunk's gradient before it is added
+    return weight + chunk * (1.5 + size / 4) + 2 * size * shape.width * tokens

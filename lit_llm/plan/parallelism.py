@@ -1,0 +1,107 @@
+"""How to spread a model over GPUs: the least communication that fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from lit_llm.errors import UserError
+from lit_llm.plan.hardware import Accelerator
+from lit_llm.plan.memory import Memory, Setup, training_memory
+from lit_llm.plan.shape import ModelShape
+from lit_llm.plan.throughput import NODE
+
+_USABLE = 0.9
+"""Share of a GPU's memory that tensors can have: the rest is context, communication buffers and fragments."""
+
+
+@dataclass(frozen=True)
+class Parallelism:
+    """A layout that fits."""
+
+    setup: Setup
+    memory: Memory
+    accumulation: int
+    """Micro-batches in a step."""
+    description: str
+    reason: str
+
+
+def choose(
+    shape: ModelShape, accelerator: Accelerator, gpus: int, batch_tokens: float, setup: Setup
+) -> Parallelism | None:
+    """The first that fits with one sequence, then as many sequences as fit; None where nothing does.
+
+    In order: copies on every GPU (DDP), shards over one node, then more, and copies of those (hybrid FSDP), shards over
+    all GPUs (FSDP); each without, then all with activation checkpointing. Matrices are cut (tensor parallel) only when
+    the batch has fewer sequences than there are GPUs.
+    """
+    sequences = max(1, round(batch_tokens / setup.seq_len))
+    tensor = 1
+    while gpus / tensor > sequences and tensor < min(NODE, gpus):
+        tensor *= 2
+    room = _USABLE * accelerator.memory_bytes
+    copies = gpus // tensor
+    unit = max(1, NODE // tensor)
+    between = [degree for degree in range(unit, copies, unit) if copies % degree == 0 and degree > 1]
+    degrees = [1, *between, *([copies] if copies > 1 else [])]
+    for checkpointing in (False, True):
+        for degree in degrees:
+            tried = replace(setup, micro_batch_size=1, fsdp=degree, tensor_parallel=tensor, checkpointing=checkpointing)
+            if training_memory(shape, tried).peak > room:
+                continue
+            share = max(1, sequences // copies)
+            while 2 * tried.micro_batch_size <= share:
+                larger = replace(tried, micro_batch_size=2 * tried.micro_batch_size)
+                if training_memory(shape, larger).peak > room:
+                    break
+                tried = larger
+            memory = training_memory(shape, tried)
+            accumulation = max(1, round(sequences / (copies * tried.micro_batch_size)))
+            return Parallelism(tried, memory, accumulation, *_words(shape, tried, gpus))
+    return None
+
+
+def fewest_gpus(shape: ModelShape, accelerator: Accelerator, batch_tokens: float, setup: Setup) -> int | None:
+    """The least number of GPUs, 1 or whole nodes, that some layout fits on; None up to 65,536."""
+    gpus = 1
+    while gpus <= 65_536:
+        if choose(shape, accelerator, gpus, batch_tokens, setup) is not None:
+            return gpus
+        gpus = NODE if gpus < NODE else 2 * gpus
+    return None
+
+
+def check_fits(
+    shape: ModelShape, accelerator: Accelerator, gpus: int, batch_tokens: float, setup: Setup
+) -> Parallelism:
+    """`choose`, or a UserError that names the nearest number of GPUs that does."""
+    found = choose(shape, accelerator, gpus, batch_tokens, setup)
+    if found is not None:
+        return found
+    enough = fewest_gpus(shape, accelerator, batch_tokens, setup)
+    size = f"{shape.params / 1e9:.3g}B parameters do not fit on {gpus} x {accelerator.name}"
+    if enough is None:
+        raise UserError(f"{size}, nor on any number of them at seq_len={setup.seq_len}: take one with more memory")
+    raise UserError(f"{size}, sharded and with activation checkpointing: set gpus={enough} or more")
+
+
+def _words(shape: ModelShape, setup: Setup, gpus: int) -> tuple[str, str]:
+    copies = gpus // setup.tensor_parallel
+    held = 4 * shape.params + training_memory(shape, replace(setup, fsdp=1, tensor_parallel=1)).states
+    whole = f"weights, gradients and optimizer states are {held / 1e9:,.0f} GB"
+    if gpus == 1:
+        name, why = "one GPU", whole
+    elif setup.fsdp == 1:
+        name, why = f"DDP over {copies}", f"{whole}: each GPU can hold a copy, which communicates least"
+    elif setup.fsdp < copies:
+        name = f"hybrid FSDP: shards over {setup.fsdp}, {copies // setup.fsdp} copies"
+        why = f"{whole}: the fewest GPUs that hold them and the activations, as shards communicate"
+    else:
+        name, why = f"FSDP over {copies}", f"{whole}: fewer GPUs do not hold them and the activations"
+    if setup.tensor_parallel > 1:
+        name += f", tensor parallel {setup.tensor_parallel}"
+        why += "; matrices are cut because the batch has fewer sequences than there are GPUs"
+    if setup.checkpointing:
+        name += ", activation checkpointing"
+        why += "; activations do not fit and are computed again"
+    return name, why

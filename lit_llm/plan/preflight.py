@@ -1,0 +1,100 @@
+"""Preflight: what this run will take, said before it starts, and refused when it cannot fit."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from lit_llm.errors import UserError
+from lit_llm.models.config import TransformerConfig
+from lit_llm.plan.hardware import Accelerator, accelerators
+from lit_llm.plan.memory import Setup, training_memory
+from lit_llm.plan.shape import ModelShape, shape_of
+from lit_llm.plan.throughput import Job, fitted
+
+
+class Preflight(L.Callback):
+    """Before training: one line with the run's size, memory and time, or a UserError that names what would fit.
+
+    Needs a module with ``fields`` of a `TransformerConfig` and a data module of ours; does nothing otherwise. Time is
+    told for accelerators that `hardware.csv` knows.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Called when the data is there and the model is not."""
+        data: Any = getattr(trainer, "datamodule", None)
+        fields = getattr(pl_module, "fields", None)
+        tokenizer = getattr(data, "tokenizer", None)
+        if stage != "fit" or not isinstance(fields, dict) or tokenizer is None or not hasattr(data, "micro_batch_size"):
+            return
+        config = TransformerConfig.from_dict({"vocab_size": tokenizer.vocab_size, **fields})
+        shape = shape_of(config, data.seq_len)
+        device = trainer.strategy.root_device
+        room = device_memory(device)
+        setup = Setup(
+            micro_batch_size=data.micro_batch_size, seq_len=data.seq_len,
+            precision="bf16" if "16" in str(trainer.precision) else "fp32",
+            optimizer="muon_adamw" if pl_module.hparams.get("optimizer") == "muon_adamw" else "adamw",
+            lora=getattr(pl_module, "lora", None) is not None, fused_norms=device.type == "cuda",
+        )  # fmt: skip
+        need = training_memory(shape, setup).peak
+        sharded = "Parallel" in type(trainer.strategy).__name__ or "FSDP" in type(trainer.strategy).__name__
+        if room is not None and need > room and not sharded:
+            raise UserError(_refusal(shape, setup, need, room, device, data.global_batch_tokens))
+        rank_zero_info(f"plan: {_summary(shape, setup, need, room, data, trainer)}")
+
+
+def device_memory(device: torch.device) -> float | None:
+    """Bytes of memory that tensors could have there; None where nobody says."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    if device.type == "cpu" and hasattr(os, "sysconf"):
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return None
+
+
+def accelerator_of(device_name: str) -> Accelerator | None:
+    """The accelerator that a CUDA device's name ("NVIDIA H100 80GB HBM3") is, or None."""
+    words = device_name.lower().replace("geforce", "").replace("-", " ").split()
+    matches = [
+        accelerator
+        for name, accelerator in accelerators().items()
+        if all(any(part in word for word in words) for part in name.split("-"))
+    ]
+    return max(matches, key=lambda accelerator: len(accelerator.name), default=None)
+
+
+def _refusal(
+    shape: ModelShape, setup: Setup, need: float, room: float, device: torch.device, batch_tokens: int | None
+) -> str:
+    said = f"a step needs about {need / 1e9:.1f} GB, {device} has {room / 1e9:.1f}"
+    for size in range(setup.micro_batch_size - 1, 0, -1):
+        fewer = Setup(**{**setup.__dict__, "micro_batch_size": size})
+        divides = batch_tokens is None or batch_tokens % (size * setup.seq_len) == 0
+        if divides and training_memory(shape, fewer).peak <= room:
+            return f"{said}: set data.micro_batch_size={size} (--plan off to try all the same)"
+    return f"{said}, and one sequence does not fit either: lower data.seq_len or take a smaller model (or --plan off)"
+
+
+def _summary(shape: ModelShape, setup: Setup, need: float, room: float | None, data: Any, trainer: L.Trainer) -> str:
+    device = trainer.strategy.root_device
+    parts = [f"{shape.params / 1e6:,.1f}M parameters"]
+    tokens = getattr(data, "num_tokens", None)
+    flops = None
+    if tokens:
+        flops = shape.training_flops(tokens, setup.seq_len, setup.lora)
+        parts.append(f"{tokens / 1e6:,.1f}M tokens, {flops:.2g} FLOPs")
+    parts.append(f"about {need / 1e9:.1f} GB" + ("" if room is None else f" of {room / 1e9:.0f} GB") + " at the peak")
+    chip = accelerator_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    if chip is not None and flops is not None:
+        model = fitted()
+        hours = model.gpu_hours(Job(shape.active_params, flops, chip, trainer.world_size))
+        low, high = (hours / trainer.world_size * math.exp(side * model.spread) for side in (-1, 1))
+        cost = "" if chip.usd is None else f", ${hours * chip.usd:,.2f} at ${chip.usd:g} a GPU-hour"
+        parts.append(f"{low:.2g} to {high:.2g} hours on {trainer.world_size} x {chip.name}{cost}")
+    return "; ".join(parts)

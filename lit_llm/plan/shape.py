@@ -1,0 +1,101 @@
+"""The sizes of a model that cost and memory depend on: of a config, or typical of a number of parameters."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from lit_llm.models.config import TransformerConfig
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of a decoder-only transformer; widths are channels."""
+
+    params: float
+    """All weights, a tied head counted once."""
+    matrices: float
+    """Weights of matrix products: blocks with all experts, and the head."""
+    active_matrices: float
+    """Those of them that one token passes."""
+    active_params: float
+    """``params`` less the experts that a token does not visit."""
+    layers: int
+    width: int
+    query_width: float
+    """Heads times head width."""
+    kv_width: float
+    mlp_width: float
+    """Of all experts that a token visits together."""
+    gated: bool
+    vocab_size: int
+    norm: Literal["rms", "rms_float32", "layer"] = "rms"
+    """Kind of norm; "rms_float32" is Gemma's, with the gain applied in float32."""
+    norms: int = 2
+    """In each block."""
+    qk_norm: Literal["none", "with_gain", "without_gain"] = "none"
+    attention_flops: float | None = None
+    """Forward FLOPs a token at a given sequence length; None: causal over the whole sequence in every layer."""
+
+    def training_flops(self, tokens: float, seq_len: int, lora: bool = False) -> float:
+        """FLOPs of training: 6 per matrix weight and token (head included, input embedding not), and three times the
+        forward pass's attention: the project's one formula (`lit_llm.models.flops`). With ``lora`` 4 per weight: a
+        frozen matrix has no gradient of its own."""
+        attention = self.attention_flops
+        if attention is None:
+            attention = 2 * self.layers * self.query_width * seq_len  # causal: half of 4 * width * seq_len
+        return ((4 if lora else 6) * self.active_matrices + 3 * attention) * tokens
+
+
+@functools.cache
+def typical_shape(params: float, total_params: float | None = None) -> ModelShape:
+    """The shape whose width is nearest to 100 times its layers, as in Llama and GPT-3, with untied embeddings.
+
+    The vocabulary is 4k below 30M parameters, then 32k, 64k from 300M and 128k from 10B on. With ``total_params`` a
+    mixture of experts of which ``params`` are active: the others are experts of the same layers.
+    """
+    vocab = 4096 if params < 3e7 else 32_768 if params < 3e8 else 65_536 if params < 1e10 else 131_072
+    layers, width, nearest = 1, 64, float("inf")
+    for candidate in range(64, 65_536, 64):
+        depth = round((params - 2 * vocab * candidate) / (12 * candidate**2))
+        if depth < 1:
+            break
+        distance = max(candidate / depth / 100, 100 * depth / candidate)
+        if distance < nearest:
+            layers, width, nearest = depth, candidate, distance
+    total = params if total_params is None else total_params
+    active = max(params - vocab * width, params / 2)
+    return ModelShape(
+        params=total, matrices=total - params + active, active_matrices=active, active_params=params, layers=layers,
+        width=width, query_width=width, kv_width=width / 4, mlp_width=8 / 3 * width, gated=True, vocab_size=vocab,
+    )  # fmt: skip
+
+
+def shape_of(config: TransformerConfig, seq_len: int) -> ModelShape:
+    """The shape of a model that is known, exactly; its attention's FLOPs are those at ``seq_len``."""
+    from lit_llm.models.flops import attention_flops_per_token, matrix_parameters, num_parameters
+
+    assert config.num_kv_heads is not None and config.head_dim is not None and config.intermediate_size is not None
+    total, active = num_parameters(config), matrix_parameters(config)
+    idle = 0
+    mlp_width: float = config.intermediate_size
+    if config.num_experts:
+        assert config.expert_size is not None
+        with_experts = sum(config.has_experts(layer) for layer in range(config.num_layers))
+        weights = 3 * config.hidden_size * config.expert_size
+        idle = with_experts * (config.num_experts - config.experts_per_token) * weights
+        dense = config.num_layers - with_experts
+        visited = config.experts_per_token * config.expert_size
+        mlp_width = (dense * config.intermediate_size + with_experts * visited) / config.num_layers
+    return ModelShape(
+        params=total, matrices=active + idle, active_matrices=active, active_params=total - idle,
+        layers=config.num_layers, width=config.hidden_size, query_width=config.num_heads * config.head_dim,
+        kv_width=config.num_kv_heads * config.head_dim, mlp_width=mlp_width,
+        gated=config.gated_mlp, vocab_size=config.vocab_size,
+        norm="layer" if config.norm == "layernorm" else "rms_float32" if config.norm_offset else "rms",
+        norms=2 * config.pre_norm + 2 * config.post_norm,
+        qk_norm="none" if config.qk_norm == "none" else "with_gain" if config.norm_weight else "without_gain",
+        attention_flops=attention_flops_per_token(config, seq_len),
+    )  # fmt: skip

@@ -1,0 +1,338 @@
+"""`plan`: what is given decides what is solved for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from lit_llm.errors import UserError
+from lit_llm.plan import scaling
+from lit_llm.plan.cost import checkpoint_bytes, token_bytes
+from lit_llm.plan.goodput import goodput
+from lit_llm.plan.hardware import accelerators, find_accelerator
+from lit_llm.plan.memory import Optimizer, Precision, Setup
+from lit_llm.plan.parallelism import Parallelism, check_fits, fewest_gpus
+from lit_llm.plan.shape import ModelShape, shape_of, typical_shape
+from lit_llm.plan.throughput import NODE, Job, Throughput, fitted, usual_gpus
+
+if TYPE_CHECKING:
+    from lit_llm.models.config import TransformerConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run: what it is, what it takes. Ranges are 80% intervals."""
+
+    params: float
+    total_params: float
+    tokens: float
+    seq_len: int
+    batch_tokens: float
+    flops: float
+    expected_loss: float
+    """By the scaling law, in nats a token of its paper's text: for comparing plans."""
+    gpu: str
+    gpus: int
+    gpu_hours: float
+    gpu_hours_low: float
+    gpu_hours_high: float
+    days: float
+    days_low: float
+    days_high: float
+    usd: float | None
+    usd_low: float | None
+    usd_high: float | None
+    usd_per_hour: float | None
+    usd_spot: float | None
+    """At the lowest known price an hour."""
+    price_source: str
+    mfu: float
+    """Over the whole run, failures and pauses included."""
+    tokens_per_second: float
+    memory_gb: float
+    gpu_memory_gb: float
+    parallelism: str
+    parallelism_reason: str
+    micro_batch_size: int
+    accumulation: int
+    goodput: float
+    hours_between_failures: float
+    checkpoint_minutes: float
+    checkpoint_gb: float
+    corpus_gb: float
+    data_mb_per_second: float
+    solved_for: str
+
+
+def plan(
+    *,
+    params: float | None = None,
+    total_params: float | None = None,
+    config: TransformerConfig | None = None,
+    tokens: float | None = None,
+    seq_len: int = 4096,
+    gpu: str = "h100",
+    gpus: int | None = None,
+    days: float | None = None,
+    budget: float | None = None,
+    gpu_hours: float | None = None,
+    usd_per_hour: float | None = None,
+    precision: Precision = "bf16",
+    optimizer: Optimizer = "adamw",
+    batch_tokens: float | None = None,
+    tokens_per_param: float | None = None,
+    inference_tokens: float | None = None,
+    lora: bool = False,
+    mfu: float | None = None,
+    leave_out: str | None = None,
+) -> Plan:
+    """What a run takes, or what can be had for what there is.
+
+    Of model, tokens and means, any two or three are given. With model and tokens, the means are found; ``days``,
+    ``budget`` and ``gpu_hours`` are then limits that must hold. With one of them or none, it is as much as the tightest
+    limit pays for, split between parameters and tokens by the scaling law (`scaling`) unless ``tokens_per_param`` says
+    otherwise; without a limit, the other is its compute-optimal companion.
+
+    Args:
+        params: of the model that a token passes; ``total_params`` with all experts.
+        config: a model that is known, in place of ``params``.
+        tokens: trained on, repeats counted.
+        seq_len: of the training sequences.
+        gpu: a name in hardware.csv.
+        gpus: how many. None: what ``days`` asks for, or as many as runs of the size have used.
+        days, budget, gpu_hours: limits; budget in dollars.
+        usd_per_hour: of one GPU. None: the typical price in hardware.csv.
+        precision, optimizer, lora: of the training, see `Setup`.
+        batch_tokens: of an optimizer step. None: `scaling.usual_batch_tokens`.
+        inference_tokens: that the model will read and write in use; the split then is the one with the fewest FLOPs
+            over training and use (`scaling.inference_aware`).
+        mfu: measured on one node, in place of the fitted model's; the interval is then that of communication alone.
+        leave_out: a family of published runs that the model is not to be fitted to.
+
+    Raises:
+        UserError: too little is given, or what is given contradicts itself or does not fit.
+    """
+    _positive(params=params, total_params=total_params, tokens=tokens, seq_len=seq_len, gpus=gpus, days=days,
+              budget=budget, gpu_hours=gpu_hours, usd_per_hour=usd_per_hour, batch_tokens=batch_tokens,
+              tokens_per_param=tokens_per_param, inference_tokens=inference_tokens, mfu=mfu)  # fmt: skip
+    accelerator = find_accelerator(gpu)
+    rate = usd_per_hour or accelerator.usd
+    if budget is not None and rate is None:
+        raise UserError(f"budget: no price of {accelerator.name} is known; give usd_per_hour")
+    if precision == "fp8" and accelerator.fp8_flops is None:
+        raise UserError(f"precision=fp8: {accelerator.name} has no fp8 products; use bf16")
+    if total_params is not None and (params is None or total_params < params):
+        raise UserError("total_params counts all experts: it needs params, the active ones, and is no less than them")
+    if config is not None and params is not None:
+        raise UserError("params: the config says how many the model has; give one of the two")
+    if mfu is not None and mfu >= 1:
+        raise UserError(f"mfu={mfu:g}: is a share of the peak, below 1")
+    known = shape_of(config, seq_len) if config is not None else None
+    if known is not None:
+        params = known.active_params
+    model = fitted(leave_out)
+    if leave_out is not None and model == fitted():
+        raise UserError(f"leave_out={leave_out}: no such family among the published runs")
+
+    def shape_with(n: float) -> ModelShape:
+        return known or typical_shape(n, total_params)
+
+    def job(n: float, d: float, count: float) -> Job:
+        flops = shape_with(n).training_flops(d, seq_len, lora)
+        return Job(n, flops, accelerator, count, precision == "fp8")
+
+    if mfu is not None:
+        model = model.calibrated(mfu, params or 1e9, accelerator, precision == "fp8")
+    means = _Means(model, job, rate, gpus, days, budget, gpu_hours, params is None or tokens is None)
+    n, d, solved = _model_and_tokens(params, tokens, tokens_per_param, inference_tokens, means)
+    shape = shape_with(n)
+    flops = shape.training_flops(d, seq_len, lora)
+    batch = max(float(seq_len), batch_tokens or scaling.usual_batch_tokens(flops))
+    setup = Setup(seq_len=seq_len, precision=precision, optimizer=optimizer, lora=lora)
+    count = means.count(n, d)
+    if gpus is None:
+        count = max(count, fewest_gpus(shape, accelerator, batch, setup) or 1)
+        solved = f"{solved}, gpus" if solved else "gpus"
+    layout = check_fits(shape, accelerator, count, batch, setup)
+    means.check(n, d, count)
+    return _describe(model, job(n, d, count), shape, d, batch, layout, rate, solved, measured=mfu is not None)
+
+
+_TYPICAL_MFU = 0.3
+"""For how many GPUs a number of GPU-hours is usually spent on: about the median of published runs."""
+
+
+@dataclass(frozen=True)
+class _Means:
+    """What there is to train with, and what that pays for."""
+
+    model: Throughput
+    job: Callable[[float, float, float], Job]
+    rate: float | None
+    gpus: int | None
+    days: float | None
+    budget: float | None
+    gpu_hours: float | None
+    open: bool
+    """Model or tokens are to be found, and take all there is."""
+
+    def hours(self, n: float, d: float, count: float) -> float:
+        return self.model.gpu_hours(self.job(n, d, count))
+
+    def count(self, n: float, d: float) -> int:
+        """GPUs for this model and these tokens."""
+        if self.gpus is not None:
+            return self.gpus
+        fixed = self._fixed_hours()
+        if self.open and fixed is not None:
+            # From the hours alone: a number that grew with the model would make affording jump.
+            if self.days is not None:
+                return self._in_time(fixed)
+            return usual_gpus(_TYPICAL_MFU * self.job(n, d, 1).accelerator.peak_flops * 3600 * fixed)
+        if self.days is None:
+            return usual_gpus(self.job(n, d, 1).flops)
+        nodes = 1
+        while self.hours(n, d, nodes * NODE) > 24 * self.days * nodes * NODE:
+            nodes += max(1, nodes // 16)
+            if nodes * NODE > 1_000_000:
+                raise UserError(f"days={self.days:g}: no number of GPUs is fast enough; allow more, or train on less")
+        return nodes * NODE
+
+    def _in_time(self, hours: float) -> int:
+        """GPUs, in whole nodes if more than one, that spend ``hours`` in the days given."""
+        assert self.days is not None
+        count = math.ceil(hours / (24 * self.days))
+        return count if count < NODE else -(-count // NODE) * NODE
+
+    def _fixed_hours(self) -> float | None:
+        """GPU-hours that are there whatever their number."""
+        limits = [self.gpu_hours, self.budget / self.rate if self.budget and self.rate else None]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def affords(self, n: float, d: float) -> bool:
+        """Whether the limits pay for this."""
+        fixed = self._fixed_hours()
+        if self.gpus is None and self.days is not None and fixed is None:
+            raise UserError("days: what they pay for depends on gpus; give gpus, budget or gpu_hours too")
+        count = self.count(n, d)
+        limits = [fixed, 24 * self.days * count if self.days is not None else None]
+        return self.hours(n, d, count) <= min(limit for limit in limits if limit is not None)
+
+    @property
+    def limited(self) -> bool:
+        return any(limit is not None for limit in (self.days, self.budget, self.gpu_hours))
+
+    def check(self, n: float, d: float, count: int) -> None:
+        """Raise UserError where a limit does not hold."""
+        hours = self.hours(n, d, count) * (1 - 1e-6)
+        if self.days is not None and hours > 24 * self.days * count:
+            raise UserError(
+                f"days={self.days:g}: the run takes {hours / 24 / count:.3g} days on {count} GPUs; allow that, or "
+                "leave out gpus to have their number found"
+            )
+        if self.gpu_hours is not None and hours > self.gpu_hours:
+            raise UserError(f"gpu_hours={self.gpu_hours:g}: the run takes {hours:,.0f}; allow that or leave out tokens")
+        if self.budget is not None and self.rate is not None and hours * self.rate > self.budget:
+            raise UserError(
+                f"budget={self.budget:g}: the run costs ${hours * self.rate:,.0f} at ${self.rate:g} a GPU-hour; allow "
+                f"that, find GPUs at ${self.budget / hours:.3g}, or leave out tokens to have their number found"
+            )
+
+
+def _model_and_tokens(
+    params: float | None, tokens: float | None, ratio: float | None, inference: float | None, means: _Means
+) -> tuple[float, float, str]:
+    """Parameters, tokens, and the names of those that were solved for."""
+    if params is not None and tokens is not None:
+        if ratio is not None:
+            raise UserError("tokens_per_param: params and tokens say it already; leave one of the three out")
+        return params, tokens, ""
+
+    def pair(x: float) -> tuple[float, float]:
+        """Model and tokens, growing with x."""
+        if params is not None:
+            return params, x
+        if tokens is not None:
+            return x, tokens
+        n, d = x, ratio * x if ratio else scaling.optimal_tokens(x)
+        return scaling.inference_aware(n, d, inference) if inference and not ratio else (n, d)
+
+    solved = "tokens" if params is not None else "params" if tokens is not None else "params, tokens"
+    if not means.limited:
+        if params is not None:
+            return params, ratio * params if ratio else scaling.optimal_tokens(params), solved
+        if tokens is not None:
+            return tokens / ratio if ratio else scaling.optimal_params(tokens), tokens, solved
+        raise UserError("nothing to plan: give params (or a model) or tokens, or what there is: budget, gpu_hours or "
+                        "days with gpus")  # fmt: skip
+    low, high = math.log(1e6), math.log(1e16)
+    if not means.affords(*pair(math.exp(low))):
+        raise UserError("the limits do not pay for any training; raise budget, gpu_hours or days")
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if means.affords(*pair(math.exp(middle))) else (low, middle)
+    return *pair(math.exp(low)), solved
+
+
+def _describe(
+    model: Throughput, job: Job, shape: ModelShape, tokens: float, batch: float, layout: Parallelism,
+    rate: float | None, solved: str, measured: bool,
+) -> Plan:  # fmt: skip
+    count = int(job.gpus)
+    hours = model.gpu_hours(job)
+    if measured:
+        low, high = (
+            replace(model, network=model.network * math.exp(side * model.spread)).gpu_hours(job) for side in (-1, 1)
+        )
+    else:
+        low, high = hours * math.exp(-model.spread), hours * math.exp(model.spread)
+    run = goodput(count)
+    accelerator, setup = job.accelerator, layout.setup
+    rates = tokens / (hours * 3600 / count)
+    states = (layout.memory.states * setup.fsdp * setup.tensor_parallel) - 4 * shape.params
+    seq_len = setup.seq_len
+    return Plan(
+        params=job.active_params, total_params=shape.params, tokens=tokens, seq_len=seq_len, batch_tokens=batch,
+        flops=job.flops, expected_loss=scaling.loss(job.active_params, tokens), gpu=accelerator.name, gpus=count,
+        gpu_hours=hours, gpu_hours_low=low, gpu_hours_high=high,
+        days=hours / 24 / count, days_low=low / 24 / count, days_high=high / 24 / count,
+        usd=_times(hours, rate), usd_low=_times(low, rate), usd_high=_times(high, rate), usd_per_hour=rate,
+        usd_spot=_times(hours, accelerator.usd_low), price_source=accelerator.price_source,
+        mfu=model.mfu(job), tokens_per_second=rates,
+        memory_gb=layout.memory.peak / 1e9, gpu_memory_gb=accelerator.memory_bytes / 1e9,
+        parallelism=layout.description, parallelism_reason=layout.reason,
+        micro_batch_size=setup.micro_batch_size, accumulation=layout.accumulation,
+        goodput=run.share, hours_between_failures=run.mean_hours_between_failures,
+        checkpoint_minutes=run.checkpoint_hours * 60, checkpoint_gb=checkpoint_bytes(shape.params, states) / 1e9,
+        corpus_gb=token_bytes(tokens, shape.vocab_size) / 1e9,
+        data_mb_per_second=token_bytes(rates, shape.vocab_size) / 1e6, solved_for=solved,
+    )  # fmt: skip
+
+
+def _times(hours: float, rate: float | None) -> float | None:
+    return None if rate is None else hours * rate
+
+
+def _positive(**values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise UserError(f"{name}={value:g}: must be positive")
+
+
+def advise(**given: object) -> tuple[list[Plan], dict[str, str]]:
+    """`plan` on every accelerator, cheapest first, and why the others cannot: name -> reason.
+
+    Args:
+        given: arguments of `plan` without ``gpu``.
+    """
+    plans, refused = [], {}
+    for name in accelerators():
+        try:
+            plans.append(plan(**given, gpu=name))  # type: ignore[arg-type]
+        except UserError as error:
+            refused[name] = str(error)
+    if not plans:
+        raise UserError(f"no known accelerator can do this; {next(iter(refused))}: {next(iter(refused.values()))}")
+    return sorted(plans, key=lambda p: (p.usd is None, p.usd or 0.0)), refused

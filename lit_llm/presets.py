@@ -1,0 +1,55 @@
+"""Config files by name: what ``--config pretrain/quickstart`` means."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+import yaml
+
+from lit_llm.errors import UserError
+
+
+def config_folders() -> list[Path]:
+    """Where presets are looked for: beside the package in a checkout, inside it when installed."""
+    package = Path(__file__).parent
+    return [folder for folder in (package.parent / "configs", package / "configs") if folder.is_dir()]
+
+
+def find_config(name: str) -> Path:
+    """The file ``name``, or the preset of that name (``pretrain/quickstart``).
+
+    Raises:
+        UserError: neither is there (the nearest preset is named), or it is no YAML mapping.
+    """
+    path = Path(name).expanduser()
+    if not path.is_file():
+        presets = {
+            str(file.relative_to(folder).with_suffix("")): file
+            for folder in config_folders()
+            for file in sorted(folder.rglob("*.yaml"))
+        }
+        key = name.removesuffix(".yaml").removeprefix("configs/")
+        if key not in presets:
+            near = difflib.get_close_matches(key, presets, n=1, cutoff=0.3)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UserError(f"--config {name}: no such file or preset; {hint}presets: {', '.join(presets)}")
+        path = presets[key]
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where}: broken YAML ({getattr(error, 'problem', None) or error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no settings; a config is a mapping such as 'data: {{...}}'")
+    return path
+
+
+def config_name(path: str | Path) -> str:
+    """What runs of a config file are called: its name, for a preset with its folder's (``pretrain-quickstart``)."""
+    path = Path(path).absolute()
+    for folder in config_folders():
+        if path.is_relative_to(folder):
+            return "-".join(path.relative_to(folder).with_suffix("").parts)
+    return path.stem

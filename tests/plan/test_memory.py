@@ -1,0 +1,90 @@
+"""Memory against torch's own accounting of whole training steps."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lit_llm.models.config import PRESETS, TransformerConfig
+from lit_llm.models.flops import flops_per_token
+from lit_llm.plan.hardware import find_accelerator
+from lit_llm.plan.memory import Setup, training_memory
+from lit_llm.plan.parallelism import choose, fewest_gpus
+from lit_llm.plan.shape import shape_of, typical_shape
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not a package
+
+from planner import STEPS
+from simulated_memory import simulated_peak
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: f"{step[0]}-{step[2]}x{step[3]}-{step[4]}-{step[5]}")
+def test_peak_within_a_tenth(step: tuple) -> None:
+    preset, fields, batch, seq_len, optimizer, autocast = step
+    config = TransformerConfig.from_preset(preset, **fields)
+    setup = Setup(batch, seq_len, "bf16" if autocast else "fp32", optimizer, fused_norms=False)
+    predicted = training_memory(shape_of(config, seq_len), setup).peak
+    assert predicted == pytest.approx(simulated_peak(config, batch, seq_len, optimizer, autocast), rel=0.10)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_flops_are_the_projects(preset: str) -> None:
+    config = TransformerConfig.from_preset(preset)  # its matrices are held to torch's FlopCounterMode in test_flops.py
+    flops = shape_of(config, 2048).training_flops(1.0, 2048)
+    assert flops == pytest.approx(flops_per_token(config, 2048))
+
+
+def test_a_typical_shape_is_close_to_a_real_one() -> None:
+    real = shape_of(TransformerConfig.from_preset("llama-3-8b"), 4096)
+    typical = typical_shape(real.params)
+    assert typical.training_flops(1.0, 4096) == pytest.approx(real.training_flops(1.0, 4096), rel=0.05)
+    setup = Setup(1, 4096)
+    assert training_memory(typical, setup).peak == pytest.approx(training_memory(real, setup).peak, rel=0.15)
+
+
+def test_zero_divides_what_it_says() -> None:
+    """ZeRO's example (arXiv:1910.02054, figure 1): 7.5B parameters on 64 GPUs, 120 GB against 1.9."""
+    shape = typical_shape(7.5e9)
+
+    def state_gb(setup: Setup) -> float:
+        memory = training_memory(shape, setup)
+        return (memory.states + memory.gradients) / 1e9
+
+    assert state_gb(Setup()) == pytest.approx(120)
+    assert state_gb(Setup(fsdp=64)) == pytest.approx(1.9, rel=0.02)
+    assert state_gb(Setup(lora=True)) == pytest.approx(30)
+    assert state_gb(Setup(optimizer="adamw_8bit")) == pytest.approx(75)
+    whole, less = Setup(4, 4096), Setup(4, 4096, checkpointing=True)
+    assert training_memory(shape, less).activations < 0.2 * training_memory(shape, whole).activations
+    halved = training_memory(shape, replace(whole, tensor_parallel=2))
+    assert halved.activations == pytest.approx(training_memory(shape, whole).activations / 2)
+
+
+@pytest.mark.parametrize(
+    ("params", "gpu", "gpus", "batch_tokens", "words"),
+    [
+        (1e9, "h100", 1, 2**20, "one GPU"),
+        (1e9, "h100", 8, 2**20, "DDP over 8"),
+        (8e9, "h100", 64, 2**22, "hybrid FSDP: shards over 8, 8 copies"),
+        (70e9, "h100", 64, 2**22, "hybrid FSDP: shards over 16, 4 copies"),
+        (70e9, "h100", 16, 2**22, "FSDP over 16"),
+        (70e9, "h100", 2048, 2**22, "tensor parallel 2"),
+        (70e9, "h100", 16, 2**22, "activation checkpointing"),
+    ],
+)
+def test_layouts(params: float, gpu: str, gpus: int, batch_tokens: float, words: str) -> None:
+    chip, shape = find_accelerator(gpu), typical_shape(params)
+    found = choose(shape, chip, gpus, batch_tokens, Setup(seq_len=4096))
+    assert found is not None and words in found.description
+    assert found.memory.peak <= 0.9 * chip.memory_bytes
+    step = found.setup.micro_batch_size * 4096 * found.accumulation * gpus / found.setup.tensor_parallel
+    assert step == pytest.approx(batch_tokens, rel=0.5)
+
+
+def test_what_fits_nowhere() -> None:
+    assert choose(typical_shape(70e9), find_accelerator("a100-40gb"), 8, 2**22, Setup()) is None
+    assert fewest_gpus(typical_shape(70e9), find_accelerator("a100-40gb"), 2**22, Setup()) == 64
+    assert fewest_gpus(typical_shape(1e9), find_accelerator("t4"), 2**22, Setup(seq_len=2**22)) is None

@@ -1,0 +1,56 @@
+"""Preflight: said before training, refused where it cannot fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+
+from lit_llm import PretrainDataModule, PretrainModule
+from lit_llm.errors import UserError
+from lit_llm.plan import preflight
+from lit_llm.plan.preflight import Preflight, accelerator_of
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plan")
+    (folder / "a.txt").write_text("\n\n".join(f"line {i}: the cat sat on mat {i % 7}" for i in range(3000)))
+    return folder
+
+
+def fit(corpus: Path, tmp_path: Path, **data: int) -> None:
+    source = PretrainDataModule(sources=str(corpus / "a.txt"), vocab_size=300, seq_len=32, tokens=2048,
+                                cache_dir=str(corpus / "cache"), **data)  # fmt: skip
+    trainer = L.Trainer(accelerator="cpu", default_root_dir=tmp_path, logger=False, callbacks=[Preflight()],
+                        enable_checkpointing=False, enable_progress_bar=False, max_steps=1)  # fmt: skip
+    trainer.fit(PretrainModule({"hidden_size": 32, "num_layers": 1, "num_heads": 2}, compile=False), source)
+
+
+def test_one_line(corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        fit(corpus, tmp_path, micro_batch_size=2)
+    lines = [record.message for record in caplog.records if record.message.startswith("plan: ")]
+    assert len(lines) == 1 and "parameters" in lines[0] and "FLOPs" in lines[0] and "at the peak" in lines[0]
+
+
+def test_refused_with_the_nearest_that_fits(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "device_memory", lambda device: 1.5e6)
+    with pytest.raises(UserError, match=r"set data\.micro_batch_size=4 "):
+        fit(corpus, tmp_path, micro_batch_size=16, global_batch_tokens=512)
+    monkeypatch.setattr(preflight, "device_memory", lambda device: 1e3)
+    with pytest.raises(UserError, match=r"lower data\.seq_len"):
+        fit(corpus, tmp_path, micro_batch_size=16)
+
+
+def test_device_names() -> None:
+    names = {
+        "NVIDIA H100 80GB HBM3": "h100", "NVIDIA A100-SXM4-80GB": "a100-80gb", "NVIDIA A100-SXM4-40GB": "a100-40gb",
+        "NVIDIA H100 PCIe": "h100-pcie", "NVIDIA GeForce RTX 4090": "rtx-4090", "Tesla T4": "t4", "NVIDIA B200": "b200",
+        "NVIDIA L40S": "l40s",
+    }  # fmt: skip
+    assert {name: getattr(accelerator_of(name), "name", None) for name in names} == names
+    assert accelerator_of("Some Other Chip") is None
+    assert preflight.device_memory(torch.device("cpu")) > 1e8
