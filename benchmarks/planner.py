@@ -3,19 +3,23 @@
     python benchmarks/planner.py
 
 Each published run is predicted by a fit that has seen no run of its family (leave-one-family-out), with the interval
-that such a fit gives. Memory is compared with `simulated_memory`; goodput with runs of 6,000 GPUs that fail at random.
+that such a fit gives. Memory is compared with `step_memory`, simulated and real; goodput with runs
+of thousands of GPUs that fail at random.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import statistics
+import subprocess
+import sys
 from dataclasses import asdict
 
 import numpy as np
 from record import write_result
-from simulated_memory import simulated_peak
+from step_memory import resident_peak, simulated_peak
 
 from lit_llm.models.config import TransformerConfig
 from lit_llm.plan import plan
@@ -96,6 +100,34 @@ def memory() -> list[dict[str, object]]:
     return rows
 
 
+REAL_STEPS = [
+    ("smollm2-135m", {"num_layers": 10}, 4, 512, True),
+    ("smollm2-135m", {"num_layers": 10}, 4, 512, False),
+    ("smollm2-135m", {}, 4, 1024, True),
+    ("gpt2", {}, 4, 512, True),
+    ("llama-3.2-1b", {"num_layers": 2}, 1, 1024, True),
+]
+
+
+def real_memory() -> list[dict[str, object]]:
+    """Predicted peaks against what a process grows by on this machine, each in a process of its own."""
+    rows = []
+    for step in REAL_STEPS:
+        preset, fields, batch, seq_len, autocast = step
+        command = [sys.executable, __file__, "--measure", json.dumps(step)]
+        peak = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        config = TransformerConfig.from_preset(preset, **fields)
+        setup = Setup(batch, seq_len, "bf16" if autocast else "fp32", fused_norms=False)
+        ratio = training_memory(shape_of(config, seq_len), setup).peak / peak
+        rows.append({
+            "preset": preset, **fields, "micro_batch_size": batch, "seq_len": seq_len, "precision": setup.precision,
+            "resident_gb": peak / 1e9, "predicted_over_resident": ratio,
+        })  # fmt: skip
+        print("{preset:14} {micro_batch_size:3} x {seq_len}, {precision}: resident {resident_gb:.2f} GB, predicted "
+              "{predicted_over_resident:.3f} of it".format(**rows[-1]))  # fmt: skip
+    return rows
+
+
 def simulated_goodput(gpus: int, hours: float, seed: int = 0) -> float:
     """Useful share of ``hours`` on machines that fail at random: trains, saves, loses what was not saved, restarts."""
     draw = np.random.default_rng(seed)
@@ -128,10 +160,15 @@ def failures() -> list[dict[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.parse_args()
+    parser.add_argument("--measure", metavar="STEP", help="one real step's resident bytes")
+    args = parser.parse_args()
+    if args.measure:
+        preset, fields, *step = json.loads(args.measure)
+        print(resident_peak(TransformerConfig.from_preset(preset, **fields), *step))
+        return
     model = fitted()
     result = {"fitted": asdict(model), "published": published(), "seed_case": seed_case(),
-              "memory": memory(), "goodput": failures()}  # fmt: skip
+              "memory": memory(), "real_memory": real_memory(), "goodput": failures()}  # fmt: skip
     print(f"wrote {write_result('planner', result)}")
 
 

@@ -18,7 +18,7 @@ from lit_llm.plan.shape import shape_of, typical_shape
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not a package
 
 from planner import STEPS
-from simulated_memory import simulated_peak
+from step_memory import simulated_peak
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: f"{step[0]}-{step[2]}x{step[3]}-{step[4]}-{step[5]}")

@@ -1,4 +1,4 @@
-"""Peak memory of a training step without memory: fake tensors, every storage counted while it lives.
+"""Peak memory of a training step: of a real one by its resident set, and of any by fake tensors, without the memory.
 
 The step is the one of `lit_llm.training`: float32 weights, autocast, the loss, the optimizer. Fake tensors run the
 CPU's operators (a CPU build of torch has no others): what CUDA does otherwise, one kernel for RMSNorm, is not in it.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.loss import linear_cross_entropy
 from lit_llm.models.meta import meta_transformer
+from lit_llm.models.transformer import Transformer
 from lit_llm.training.optimizers import MuonAdamW, parameter_groups
 
 LARGE_LOGITS = 128 * 2**20
@@ -97,3 +99,28 @@ def simulated_peak(config: TransformerConfig, batch: int, seq_len: int, optimize
             stepper.step()
             stepper.zero_grad()
     return peak
+
+
+def resident_peak(config: TransformerConfig, batch: int, seq_len: int, autocast: bool) -> int:
+    """Bytes that the resident set of this process grows by, at most, over three real steps with AdamW (Linux)."""
+    tiny = torch.randn(64, 64, requires_grad=True)  # libraries start their threads and buffers before the count
+    (tiny @ tiny).sum().backward()
+    torch.optim.AdamW([tiny], fused=True).step()
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew, see proc(5)
+    before = _resident("VmRSS")
+    model = Transformer(config)
+    stepper = torch.optim.AdamW(model.parameters(), fused=True)
+    ids = torch.randint(0, config.vocab_size, (batch, seq_len))
+    for _ in range(3):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = model.loss(ids, ids)
+        loss.backward()
+        del loss
+        stepper.step()
+        stepper.zero_grad()
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
