@@ -51,7 +51,13 @@ class MuonAdamW(torch.optim.Optimizer):
     ``_muon_step``), ``momentum``, ``beta2`` and ``weight_decay``; AdamW groups ``lr``, ``betas``, ``eps`` and
     ``weight_decay`` (decoupled). Every parameter of a Muon group is a matrix, or a stack of them (..., rows, cols), and
     gets its gradient on every step.
+
+    Attributes:
+        found_inf: None, or a float scalar on the device: at 1 the step changes nothing, whatever the gradients are (the
+            name and meaning of torch's fused optimizers); `SpikeGuard` sets it.
     """
+
+    found_inf: Tensor | None = None
 
     def __init__(self, groups: Iterable[dict[str, Any]]):
         defaults = {"muon": False, "lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-10, "weight_decay": 0.0,
@@ -89,21 +95,30 @@ class MuonAdamW(torch.optim.Optimizer):
                 self.state[p]["row_second_moment"] = p.new_zeros(*stacked, rows, 1)
         momenta = [self.state[p]["momentum"] for p in params]
         grads = _gradients(params)
-        torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
+        keep: Tensor | float = 1.0
+        if self.found_inf is None:
+            torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
+        else:
+            keep = 1 - self.found_inf
+            grads = [torch.where(keep > 0, grad, 0.0) for grad in grads]  # what is broken stays so times zero
+            for momentum, grad in zip(momenta, grads, strict=True):
+                momentum.lerp_(grad, (1 - group["momentum"]) * keep)
         nesterov = torch.stack(grads).lerp_(torch.stack(momenta), group["momentum"])
         dtype = torch.bfloat16 if has_fast_bf16(params[0].device) else torch.float32
         update = orthogonalize(nesterov, dtype)
         # NorMuon: divide each row by its running RMS, then restore the whole step's norm.
         second = torch.stack([self.state[p]["row_second_moment"] for p in params])
-        second.lerp_(update.square().mean(-1, keepdim=True), 1 - group["beta2"])
+        second.lerp_(update.square().mean(-1, keepdim=True), (1 - group["beta2"]) * keep)
         norm = update.norm(dim=(-2, -1), keepdim=True)
         update = update * second.clamp_min(1e-10).rsqrt()
         update *= norm / update.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-10)
+        if self.found_inf is not None:
+            update *= keep
         lr = group["lr"] * max(1.0, rows / cols) ** 0.5
         for i, p in enumerate(params):
             self.state[p]["row_second_moment"].copy_(second[i])
             if group["weight_decay"]:
-                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.mul_(1 - group["lr"] * group["weight_decay"] * keep)
             p.add_(update[i], alpha=-lr)
 
     def _adamw_step(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:
@@ -128,6 +143,7 @@ class MuonAdamW(torch.optim.Optimizer):
             weight_decay=group["weight_decay"],
             eps=group["eps"],
             maximize=False,
+            found_inf=self.found_inf,
         )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,3 +39,30 @@ def test_two_ranks_equal_one(tmp_path: Path, corpus: Path, lit_llm_command: Call
                 assert float(two[key]) == pytest.approx(float(one[key]), rel=1e-3 if key == "grad_norm" else 1e-5), key
     first, second = (load_file(tmp_path / f"ranks{r}" / "final" / "model.safetensors") for r in (1, 2))
     assert first.keys() == second.keys()
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+
+import lightning as L
+import torch
+
+sys.path.insert(0, {tests!r})
+from test_spike_guard import TINY, Breaks, fit
+
+if __name__ == "__main__":
+    L.seed_everything(0)
+    fit(Path({folder!r}), Path({corpus!r}), Breaks(TINY, compile=False), devices=2, strategy="ddp")
+    module_sum = torch.load(Path({folder!r}) / "checkpoints" / "step-00000012.ckpt", weights_only=False)["state_dict"]
+    assert all(torch.isfinite(value).all() for value in module_sum.values())
+"""
+
+
+def test_a_gradient_broken_on_one_rank_is_skipped_on_both(tmp_path: Path, corpus: Path) -> None:
+    program = tmp_path / "program.py"
+    settings = {"tests": str(Path(__file__).parent), "folder": str(tmp_path / "run"), "corpus": str(corpus)}
+    program.write_text(PROGRAM.format(**settings))
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((tmp_path / "run" / "events.jsonl").read_text())["in_all"] == 1

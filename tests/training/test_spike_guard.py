@@ -1,0 +1,145 @@
+"""SpikeGuard: broken and far-out steps change nothing, on every rank, and a resumed run decides alike."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from lit_llm import Checkpoint, MuonAdamW, PretrainDataModule, PretrainModule, SpikeGuard, UserError
+from lit_llm.training.optimizers import parameter_groups
+
+TINY = {"hidden_size": 32, "num_layers": 1, "num_heads": 2}
+
+
+def guard(**settings: float) -> SpikeGuard:
+    """One that is on its first step."""
+    made = SpikeGuard(**settings)  # type: ignore[arg-type]
+    made._norms, made._counts = torch.zeros(made.window), torch.zeros(3, dtype=torch.int64)
+    return made
+
+
+def decide(made: SpikeGuard, *norms: float) -> list[bool]:
+    return [bool(made._decide(torch.tensor(norm))) for norm in norms]
+
+
+@given(st.lists(st.floats(0.5, 2.0), min_size=20, max_size=60), st.sampled_from([math.nan, math.inf, 1e4]))
+@settings(max_examples=30, deadline=None)
+def test_what_is_skipped(ordinary: list[float], broken: float) -> None:
+    made = guard(window=32)
+    assert not any(decide(made, *ordinary))
+    assert decide(made, broken) == [True]
+    assert not any(decide(made, *ordinary))  # and the memory of it spoils nothing
+    assert made._counts is not None and made._counts.tolist() == [2 * len(ordinary) + 1, 1, 0]
+
+
+def test_early_on_only_broken_norms_count_and_a_new_level_is_accepted() -> None:
+    made = guard(window=16)
+    assert decide(made, 1.0, 1e6, math.nan, 1.0) == [False, False, True, False]
+    made = guard(window=16)
+    decide(made, *[1.0] * 16)
+    later = decide(made, *[30.0] * 64)
+    assert later[0] and not any(later[-16:])
+
+
+@pytest.mark.parametrize("name", ["muon_adamw", "adamw"])
+def test_found_inf_leaves_everything_as_it_was(name: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(11, 8), nn.Linear(8, 8), nn.Linear(8, 11))
+    twin = copy.deepcopy(model)
+
+    def optimizer(net: nn.Module) -> torch.optim.Optimizer:
+        groups = parameter_groups(net, name, 0.02, 0.1)  # type: ignore[arg-type]
+        return MuonAdamW(groups) if name == "muon_adamw" else torch.optim.AdamW(groups, lr=0.02, fused=True)
+
+    first, second = optimizer(model), optimizer(twin)
+    second.found_inf = torch.zeros(())  # type: ignore[attr-defined]
+    for _ in range(3):
+        for net, stepper in ((model, first), (twin, second)):
+            net(torch.arange(11)).square().sum().backward()
+            stepper.step()
+            stepper.zero_grad()
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    before = copy.deepcopy((twin.state_dict(), second.state_dict()["state"]))
+    twin(torch.arange(11)).square().sum().backward()
+    for p in twin.parameters():
+        assert p.grad is not None
+        p.grad[0] = math.nan
+    second.found_inf = torch.ones(())  # type: ignore[attr-defined]
+    second.step()
+    torch.testing.assert_close((twin.state_dict(), second.state_dict()["state"]), before, atol=0, rtol=0)
+
+
+class Breaks(PretrainModule):
+    """The loss of some steps is not a number on the last rank."""
+
+    broken: tuple[int, ...] = (7,)
+
+    def compute_loss(self, batch: dict[str, Tensor]) -> Tensor:
+        loss = super().compute_loss(batch)
+        here = self.global_rank == self.trainer.world_size - 1 and self.trainer.global_step in self.broken
+        return loss * math.nan if here else loss
+
+
+class PlainSGD(Breaks):
+    """An optimizer that knows of no found_inf."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+def fit(folder: Path, corpus: Path, module: L.LightningModule, ckpt: Path | None = None, **kwargs: object) -> L.Trainer:
+    data = PretrainDataModule(
+        corpus=str(corpus), seq_len=32, micro_batch_size=2, global_batch_tokens=128, tokens=32 * 4 * 12,
+        validate_every=0,
+    )  # fmt: skip
+    trainer = L.Trainer(
+        accelerator="cpu", default_root_dir=folder, logger=False, log_every_n_steps=1, max_epochs=1,
+        enable_model_summary=False, enable_progress_bar=False, limit_val_batches=0,
+        **{"callbacks": [SpikeGuard(), Checkpoint(every_steps=4, keep_last=9)], **kwargs},
+    )  # fmt: skip
+    trainer.fit(module, data, ckpt_path=ckpt, weights_only=False)
+    return trainer
+
+
+def weights(folder: Path, step: int) -> dict[str, Tensor]:
+    return torch.load(folder / "checkpoints" / f"step-{step:08d}.ckpt", weights_only=False)["state_dict"]
+
+
+@pytest.mark.filterwarnings("ignore:step 8. SpikeGuard skipped 1")
+@pytest.mark.parametrize("cls", [Breaks, PlainSGD])
+def test_a_broken_step_is_skipped_and_told(tmp_path: Path, corpus: Path, cls: type[Breaks]) -> None:
+    L.seed_everything(0)
+    trainer = fit(tmp_path, corpus, cls(TINY, compile=False))
+    assert trainer.global_step == 12
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path, 12).values())
+    rows = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert rows == [{"step": 8, "event": "skipped", "steps": 1, "in_all": 1}]
+
+
+@pytest.mark.filterwarnings("ignore:step 8. SpikeGuard skipped 1")
+def test_a_resumed_run_decides_alike(tmp_path: Path, corpus: Path) -> None:
+    L.seed_everything(0)
+    fit(tmp_path / "whole", corpus, Breaks(TINY, compile=False))
+    checkpoint = tmp_path / "whole" / "checkpoints" / "step-00000004.ckpt"
+    L.seed_everything(0)
+    fit(tmp_path / "again", corpus, Breaks(TINY, compile=False), checkpoint)
+    torch.testing.assert_close(weights(tmp_path / "again", 12), weights(tmp_path / "whole", 12), atol=0, rtol=0)
+
+
+def test_patience_ends(tmp_path: Path, corpus: Path) -> None:
+    module = Breaks(TINY, compile=False)
+    module.broken = (3, 4, 5, 6, 7)
+    with pytest.raises(UserError, match="step 6: SpikeGuard skipped 3 steps in a row"), pytest.warns(UserWarning):
+        fit(tmp_path, corpus, module, callbacks=[SpikeGuard(patience=3)], enable_checkpointing=False)
+    with pytest.raises(UserError, match="patience"):
+        SpikeGuard(patience=0)
