@@ -8,10 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from lit_llm.errors import UserError
-from lit_llm.training.callbacks.checkpoint import checkpoints
+from lit_llm.training.callbacks.checkpoint import checkpoints, damage
 
 # How the first process tells those that Lightning starts from it: by then its folder is no longer empty.
 _CHOSEN = "LIT_LLM_RUN_FOLDER"
@@ -31,6 +31,10 @@ def prepare_run(verb: str, name: str, config: Any) -> Path:
     checkpoint = None if last or config.ckpt_path is None else Path(config.ckpt_path).expanduser()
     if checkpoint is not None and not checkpoint.is_file():
         raise UserError(f"--ckpt_path {checkpoint}: no such file")
+    if checkpoint is not None and (reason := damage(checkpoint)) is not None:
+        raise UserError(
+            f"--ckpt_path {checkpoint}: damaged, or no checkpoint ({reason}); last takes the newest whole one"
+        )
     if _rank() and _CHOSEN in os.environ:
         folder = Path(os.environ[_CHOSEN])
     elif given is not None:
@@ -105,5 +109,12 @@ def _last_checkpoint(run: Path) -> Path:
         raise UserError(
             f"--ckpt_path last: nothing to resume, {run / 'checkpoints'} holds no checkpoint; leave it out to start"
         )
-    rank_zero_info(f"resuming from {found[-1]}")
-    return found[-1]
+    reasons = []
+    for file in reversed(found):
+        reason = damage(file)
+        if reason is None:
+            rank_zero_info(f"resuming from {file}")
+            return file
+        reasons.append(f"{file} is damaged ({reason})")
+        rank_zero_warn(f"{reasons[-1]}: the one before it is taken, the steps since then are made again")
+    raise UserError(f"--ckpt_path last: no checkpoint is whole; {'; '.join(reasons)}")

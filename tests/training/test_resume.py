@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from lit_llm.errors import Preempted
+from lit_llm.training.callbacks.checkpoint import checkpoints, damage
 
 STEPS = 24
 
@@ -206,6 +207,26 @@ def test_resuming_an_earlier_checkpoint_sets_later_ones_aside(tmp_path: Path, co
     names = sorted(f.name for f in (folder / "checkpoints").glob("step-*"))
     assert names == ["step-00000004.ckpt", "step-00000008.ckpt"]
     assert (folder / "checkpoints" / "abandoned-step-00000016.ckpt").exists()
+
+
+@pytest.mark.parametrize("harm", ["flipped", "truncated", "empty"])
+def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(
+    tmp_path: Path, corpus: Path, harm: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert run(folder, corpus, "--checkpoint.keep_last", "9", "--trainer.max_steps", "16") == 0
+    whole = metrics(folder)
+    files = checkpoints(folder / "checkpoints")
+    content = bytearray(files[-1].read_bytes())
+    content[len(content) // 2] ^= 1
+    files[-1].write_bytes({"flipped": content, "truncated": content[: len(content) // 2], "empty": b""}[harm])
+    assert damage(files[-2]) is None and damage(files[-1]) is not None
+    assert run(folder, corpus, "--ckpt_path", str(files[-1])) == 2
+    assert run(folder, corpus, "--trainer.max_steps", "16", "--ckpt_path", "last") == 0
+    assert metrics(folder) == whole
+    for file in checkpoints(folder / "checkpoints"):
+        file.write_bytes(b"PK")
+    assert run(folder, corpus, "--ckpt_path", "last") == 2
 
 
 def test_nothing_to_resume_and_a_used_folder(tmp_path: Path, corpus: Path) -> None:

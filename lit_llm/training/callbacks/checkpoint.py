@@ -10,6 +10,8 @@ import shutil
 import signal
 import sys
 import threading
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,20 @@ def checkpoints(folder: Path) -> list[Path]:
     """The folder's complete step checkpoints, oldest first."""
     found = [(int(m[1]), file) for file in folder.glob("step-*.ckpt") if (m := _NAME.fullmatch(file.name))]
     return [file for _, file in sorted(found)]
+
+
+def damage(file: Path) -> str | None:
+    """What is wrong with a checkpoint's bytes, or None: they are read once and held to their checksums.
+
+    torch writes a zip archive with a CRC-32 of every record and a directory at its end, and reads it without looking at
+    them: a flipped bit would be a weight.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            broken = archive.testzip()
+    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, zlib.error) as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return None if broken is None else f"the checksum of {broken} is another"
 
 
 class Checkpoint(CheckpointBase):
