@@ -32,9 +32,7 @@ def prepare_run(verb: str, name: str, config: Any) -> Path:
     if checkpoint is not None and not checkpoint.is_file():
         raise UserError(f"--ckpt_path {checkpoint}: no such file")
     if checkpoint is not None and (reason := damage(checkpoint)) is not None:
-        raise UserError(
-            f"--ckpt_path {checkpoint}: damaged, or no checkpoint ({reason}); last takes the newest whole one"
-        )
+        raise UserError(f"--ckpt_path {checkpoint}: not a checkpoint, or damaged ({reason}); last takes a whole one")
     if _rank() and _CHOSEN in os.environ:
         folder = Path(os.environ[_CHOSEN])
     elif given is not None:
