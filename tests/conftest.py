@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import lightning  # noqa: F401 -- at its import it binds a log handler to stderr, which in a test is a captured one
 import pytest
 
 # Two torch processes at most share the test machine's two cores; spinning OpenMP threads would starve each other.
