@@ -8,13 +8,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import lightning  # noqa: F401 -- at its import it binds a log handler to stderr, which in a test is a captured one
 import pytest
 
 # Two torch processes at most share the test machine's two cores; spinning OpenMP threads would starve each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# At its import it binds a log handler to stderr, which inside a test would be a captured one, closed later.
+import lightning  # noqa: E402, F401
 
 
 @pytest.fixture(scope="session")
