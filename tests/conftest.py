@@ -16,7 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # At its import it binds a log handler to stderr, which inside a test would be a captured one, closed later.
-import lightning  # noqa: E402, F401
+import lightning  # noqa: F401
 
 
 @pytest.fixture(scope="session")
