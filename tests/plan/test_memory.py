@@ -21,7 +21,14 @@ from planner import STEPS
 from step_memory import simulated_peak
 
 
-@pytest.mark.parametrize("step", STEPS, ids=lambda step: f"{step[0]}-{step[2]}x{step[3]}-{step[4]}-{step[5]}")
+QUICK = {"gpt2", "nano-5m"}  # the others take seconds each
+
+
+@pytest.mark.parametrize(
+    "step",
+    [pytest.param(step, marks=() if step[0] in QUICK else pytest.mark.slow) for step in STEPS],
+    ids=lambda step: f"{step[0]}-{step[2]}x{step[3]}-{step[4]}-{step[5]}",
+)
 def test_peak_within_a_tenth(step: tuple) -> None:
     preset, fields, batch, seq_len, optimizer, autocast = step
     config = TransformerConfig.from_preset(preset, **fields)
