@@ -20,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # scripts, no
 from planner import STEPS
 from step_memory import simulated_peak
 
-
 QUICK = {"gpt2", "nano-5m"}  # the others take seconds each
 
 
