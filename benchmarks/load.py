@@ -19,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import resident
 import torch
 from record import write_result
 
@@ -41,18 +42,12 @@ def measure(contender: str, folder: str) -> dict[str, float]:
         import lit_llm.models.huggingface  # noqa: F401
 
         load = Transformer.from_pretrained
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew, see proc(5)
-    before = _resident("VmRSS")
+    before = resident.begin()
     begin = time.perf_counter()
     model = load(folder)
     for parameter in model.parameters():
         parameter.sum()
-    return {"seconds": time.perf_counter() - begin, "peak_bytes": _resident("VmHWM") - before}
-
-
-def _resident(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+    return {"seconds": time.perf_counter() - begin, "peak_bytes": resident.peak() - before}
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from dataclasses import asdict
 
 import numpy as np
 from record import write_result
-from step_memory import resident_peak, simulated_peak
+from step_memory import real_peak, simulated_peak
 
 from lit_llm.models.config import TransformerConfig
 from lit_llm.plan import plan
@@ -110,21 +110,23 @@ REAL_STEPS = [
 
 
 def real_memory() -> list[dict[str, object]]:
-    """Predicted peaks against what a process grows by on this machine, each in a process of its own."""
+    """Predicted peaks against what torch allocated on this machine, and what the process grew by, each in its own."""
     rows = []
     for step in REAL_STEPS:
         preset, fields, batch, seq_len, autocast = step
         command = [sys.executable, __file__, "--measure", json.dumps(step)]
-        peak = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        peak = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         config = TransformerConfig.from_preset(preset, **fields)
         setup = Setup(batch, seq_len, "bf16" if autocast else "fp32", fused_norms=False)
-        ratio = training_memory(shape_of(config, seq_len), setup).peak / peak
+        predicted = training_memory(shape_of(config, seq_len), setup).peak
         rows.append({
             "preset": preset, **fields, "micro_batch_size": batch, "seq_len": seq_len, "precision": setup.precision,
-            "resident_gb": peak / 1e9, "predicted_over_resident": ratio,
+            "allocated_gb": peak["allocated"] / 1e9, "predicted_over_allocated": predicted / peak["allocated"],
+            "predicted_over_resident": predicted / peak["resident"],
         })  # fmt: skip
-        print("{preset:14} {micro_batch_size:3} x {seq_len}, {precision}: resident {resident_gb:.2f} GB, predicted "
-              "{predicted_over_resident:.3f} of it".format(**rows[-1]))  # fmt: skip
+        print("{preset:14} {micro_batch_size:3} x {seq_len}, {precision}: allocated {allocated_gb:.2f} GB, predicted "
+              "{predicted_over_allocated:.3f} of it, {predicted_over_resident:.3f} of the resident set"
+              .format(**rows[-1]))  # fmt: skip
     return rows
 
 
@@ -160,11 +162,11 @@ def failures() -> list[dict[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--measure", metavar="STEP", help="one real step's resident bytes")
+    parser.add_argument("--measure", metavar="STEP", help="a real step's bytes, as JSON")
     args = parser.parse_args()
     if args.measure:
         preset, fields, *step = json.loads(args.measure)
-        print(resident_peak(TransformerConfig.from_preset(preset, **fields), *step))
+        print(json.dumps(real_peak(TransformerConfig.from_preset(preset, **fields), *step)))
         return
     model = fitted()
     result = {"fitted": asdict(model), "published": published(), "seed_case": seed_case(),

@@ -1,4 +1,4 @@
-"""Peak memory of a training step: of a real one by its resident set, and of any by fake tensors, without the memory.
+"""Peak memory of a training step: of a real one by allocator and resident set, of any by fake tensors, without memory.
 
 The step is the one of `lit_llm.training`: float32 weights, autocast, the loss, the optimizer. Fake tensors run the
 CPU's operators (a CPU build of torch has no others): what CUDA does otherwise, one kernel for RMSNorm, is not in it.
@@ -9,21 +9,20 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+import resident
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lit_llm.models.config import TransformerConfig
+from lit_llm.models.limits import LARGE_LOGITS
 from lit_llm.models.loss import linear_cross_entropy
 from lit_llm.models.meta import meta_transformer
 from lit_llm.models.transformer import Transformer
 from lit_llm.training.optimizers import MuonAdamW, parameter_groups
-
-LARGE_LOGITS = 128 * 2**20
 
 
 class LiveBytes(TorchDispatchMode):
@@ -101,26 +100,38 @@ def simulated_peak(config: TransformerConfig, batch: int, seq_len: int, optimize
     return peak
 
 
-def resident_peak(config: TransformerConfig, batch: int, seq_len: int, autocast: bool) -> int:
-    """Bytes that the resident set of this process grows by, at most, over three real steps with AdamW (Linux)."""
+def real_peak(config: TransformerConfig, batch: int, seq_len: int, autocast: bool) -> dict[str, int]:
+    """Bytes at the peak of two real steps with AdamW on this CPU.
+
+    Returns:
+        allocated: by torch's allocator, from its own record of every allocation.
+        resident: how much the process grew by: what libraries and malloc keep besides.
+    """
     tiny = torch.randn(64, 64, requires_grad=True)  # libraries start their threads and buffers before the count
     (tiny @ tiny).sum().backward()
     torch.optim.AdamW([tiny], fused=True).step()
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew, see proc(5)
-    before = _resident("VmRSS")
+    before = resident.begin()
+    _two_steps(config, batch, seq_len, autocast)
+    grown = resident.peak() - before
+    with torch.profiler.profile(profile_memory=True) as profile:
+        _two_steps(config, batch, seq_len, autocast)
+    assert profile.profiler is not None and profile.profiler.kineto_results is not None
+    live = peak = 0
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return {"allocated": peak, "resident": grown}
+
+
+def _two_steps(config: TransformerConfig, batch: int, seq_len: int, autocast: bool) -> None:
     model = Transformer(config)
     stepper = torch.optim.AdamW(model.parameters(), fused=True)
     ids = torch.randint(0, config.vocab_size, (batch, seq_len))
-    for _ in range(3):
+    for _ in range(2):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             loss = model.loss(ids, ids)
         loss.backward()
         del loss
         stepper.step()
         stepper.zero_grad()
-    return _resident("VmHWM") - before
-
-
-def _resident(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))

@@ -107,12 +107,13 @@ def _last_checkpoint(run: Path) -> Path:
         raise UserError(
             f"--ckpt_path last: nothing to resume, {run / 'checkpoints'} holds no checkpoint; leave it out to start"
         )
-    reasons = []
+    reasons: list[str] = []
     for file in reversed(found):
         reason = damage(file)
         if reason is None:
+            if reasons:
+                rank_zero_warn(f"{'; '.join(reasons)}: the steps since {file.name} are made again")
             rank_zero_info(f"resuming from {file}")
             return file
         reasons.append(f"{file} is damaged ({reason})")
-        rank_zero_warn(f"{reasons[-1]}: the one before it is taken, the steps since then are made again")
     raise UserError(f"--ckpt_path last: no checkpoint is whole; {'; '.join(reasons)}")

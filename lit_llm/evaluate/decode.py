@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from lit_llm.errors import UserError
 from lit_llm.models.generate import padded_batch
@@ -69,10 +70,7 @@ def decode(
     step_input, real, cache = padded_batch(model, prompts, how.max_new_tokens)
     device = step_input.device
     empty_step = step_input[:1, :1]
-    vocab = model.config.vocab_size
-    samplers = [
-        Sampler(how.sampling, seed, [prompt], vocab, device) for seed, prompt in zip(seeds, prompts, strict=True)
-    ]
+    pick = _picker(how.sampling, seeds, prompts, model.config.vocab_size, device)
     stops = stop_ids | {tokenizer.control_tokens[text] for text in how.until if text in tokenizer.control_tokens}
 
     written: list[list[int]] = [[] for _ in prompts]
@@ -83,7 +81,7 @@ def decode(
             continue
         mask = None if real is None else real[:, : cache.length + step_input.shape[1]]
         logits = model(step_input, padding_mask=mask, cache=cache, last_only=True)[:, -1]
-        tokens = torch.cat([sampler(logits[row, None]) for row, sampler in enumerate(samplers)])
+        tokens = pick(logits)
         step_input = tokens[:, None]
         chosen = tokens.tolist()
         for row in list(going):
@@ -98,6 +96,16 @@ def decode(
     for stop in how.until:
         answers = [answer.split(stop)[0] for answer in answers]
     return answers
+
+
+def _picker(
+    sampling: Sampling, seeds: Sequence[int], prompts: Sequence[Sequence[int]], vocab_size: int, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """Logits (B, V) -> the next token of every row, int64 (B,)."""
+    if sampling.temperature == 0:  # nothing is drawn: one call for all rows
+        return Sampler(sampling, 0, prompts, vocab_size, device)
+    rows = [Sampler(sampling, seed, [prompt], vocab_size, device) for seed, prompt in zip(seeds, prompts, strict=True)]
+    return lambda logits_BV: torch.cat([row(logits) for row, logits in zip(rows, logits_BV.split(1), strict=True)])
 
 
 def _on_any_rank(here: bool, device: torch.device) -> bool:

@@ -8,25 +8,9 @@ import time
 import torch
 
 from lit_llm.models.config import TransformerConfig
+from lit_llm.models.hardware import accelerator_of
 from lit_llm.models.meta import meta_transformer
 from lit_llm.models.mlp import Experts
-
-# Dense bf16/fp16 tensor-core peaks in FLOP/s, from the vendors' data sheets, by a part of the device's name.
-PEAK_FLOPS = {
-    "B200": 2250e12,
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "H800": 989e12,
-    "A100": 312e12,
-    "A800": 312e12,
-    "L40S": 362e12,
-    "A10G": 70e12,
-    "RTX 5090": 209.5e12,
-    "RTX 4090": 165.2e12,
-    "V100": 125e12,
-    "T4": 65e12,
-}
 
 
 def matrix_parameters(config: TransformerConfig) -> int:
@@ -41,6 +25,15 @@ def matrix_parameters(config: TransformerConfig) -> int:
 def num_parameters(config: TransformerConfig) -> int:
     """All parameters, a tied head counted once."""
     return sum(p.numel() for p in meta_transformer(config).parameters())
+
+
+def idle_parameters(config: TransformerConfig) -> int:
+    """Weights of the experts that a token is not sent to."""
+    if not config.num_experts:
+        return 0
+    assert config.expert_size is not None
+    layers = sum(config.has_experts(layer) for layer in range(config.num_layers))
+    return layers * (config.num_experts - config.experts_per_token) * 3 * config.hidden_size * config.expert_size
 
 
 def attention_flops_per_token(config: TransformerConfig, seq_len: int) -> float:
@@ -70,10 +63,9 @@ def peak_flops(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> tup
     over a few tries, so that MFU still means "share of what this machine can do".
     """
     if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
-        name = torch.cuda.get_device_name(device)
-        for part, peak in PEAK_FLOPS.items():
-            if part.lower() in name.lower():
-                return peak, f"{part} data sheet, dense {str(dtype).removeprefix('torch.')}"
+        chip = accelerator_of(torch.cuda.get_device_name(device))
+        if chip is not None:
+            return chip.peak_flops, f"{chip.name} data sheet, dense {str(dtype).removeprefix('torch.')}"
     n = 4096 if device.type == "cuda" else 1024
     a, b = torch.randn(n, n, device=device).to(dtype), torch.randn(n, n, device=device).to(dtype)
     best = float("inf")

@@ -1,7 +1,7 @@
 """Cross-entropy of a large head without its logits: a chunk of positions at a time, gradients on the way.
 
 Shapes: N positions, C hidden width, V vocabulary. The logits (N, V) of a step are its largest tensor by far, held in
-the compute dtype and again in float32, and their gradient too; here no more than ``_CHUNK_BYTES`` of them are there.
+the compute dtype and again in float32, and their gradient too; here no more than ``CHUNK_BYTES`` of them are there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_CHUNK_BYTES = 256 * 2**20  # of float32 logits: smaller chunks add up the weight's gradient too often
+from lit_llm.models.limits import CHUNK_BYTES
 
 
 def linear_cross_entropy(
@@ -45,7 +45,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_x = torch.empty_like(x_NC) if needs_x else None
         grad_weight = torch.zeros_like(weight_VC, dtype=torch.float32) if needs_weight else None
         loss = torch.zeros((), dtype=torch.float32, device=x_NC.device)
-        rows = max(1, _CHUNK_BYTES // (4 * len(weight)))
+        rows = max(1, CHUNK_BYTES // (4 * len(weight)))
         for start in range(0, len(x_NC), rows):
             chunk, labels = x_NC[start : start + rows], labels_N[start : start + rows, None]
             logits = (chunk @ weight.T).float()

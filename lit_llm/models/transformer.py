@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lit_llm.models.attention import Attention, KVCache, build_mask
 from lit_llm.models.config import TransformerConfig
+from lit_llm.models.limits import LARGE_LOGITS
 from lit_llm.models.locate import locate
 from lit_llm.models.loss import linear_cross_entropy
 from lit_llm.models.mlp import MLP, Experts, MixtureOfExperts
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 IGNORE = -100
 """Label of a position that is not predicted: torch's cross-entropy default."""
-_LARGE_LOGITS = 128 * 2**20  # bytes in float32; below, one compiled pass over them is faster
 
 
 class Block(nn.Module):
@@ -234,7 +234,7 @@ class Transformer(nn.Module):
         Over a large vocabulary the logits are never all there at once, see `linear_cross_entropy`.
         """
         labelled = labels != IGNORE
-        if 4 * labels.numel() * self.config.vocab_size <= _LARGE_LOGITS:
+        if 4 * labels.numel() * self.config.vocab_size <= LARGE_LOGITS:
             return self.token_losses(input_ids, labels, document_ids).sum()
         x_BTC = self.hidden_states(input_ids, document_ids=document_ids)
         scale, cap = self.config.logit_scale, self.config.logit_softcap

@@ -39,30 +39,27 @@ def plan_main(args: list[str]) -> None:
     _add_options(parser)
     options = parser.parse_args(_with_training_config(args))
     given = _arguments(options)
+    said: list[str] = []
+    facts: dict[str, Any] = {}
     if options.items is not None:
         from lit_llm.plan.cost import annotation
 
         work = annotation(options.items, options.minutes, options.overlap, options.wage)
-        found = {"annotation_hours": work.hours, "annotation_usd": work.usd}
-        alone = not any(given.get(key) for key in ("params", "config", "tokens", "budget", "gpu_hours", "days"))
-        if alone or options.json:
-            print(json.dumps(found) if options.json else _annotation_line(options, work.hours, work.usd))
-            if alone:
-                return
-        else:
-            print(_annotation_line(options, work.hours, work.usd))
-    from lit_llm.plan.solve import advise, plan
+        facts |= {"annotation_hours": work.hours, "annotation_usd": work.usd}
+        said.append(_annotation_line(options, work.hours, work.usd))
+    if options.items is None or any(given.get(key) for key in ("params", "config", "tokens", "budget", "gpu_hours")):
+        from lit_llm.plan.solve import advise, plan
 
-    if options.advise:
-        given.pop("gpu")
-        plans, refused = advise(**given)
-        if options.json:
-            print(json.dumps({"plans": [dataclasses.asdict(p) for p in plans], "refused": refused}, indent=1))
+        if options.advise:
+            given.pop("gpu")
+            plans, refused = advise(**given)
+            facts |= {"plans": [dataclasses.asdict(p) for p in plans], "refused": refused}
+            said.append(_advice(plans, refused))
         else:
-            print(_advice(plans, refused))
-        return
-    result = plan(**given)
-    print(json.dumps(dataclasses.asdict(result), indent=1) if options.json else _table(result))
+            result = plan(**given)
+            facts |= dataclasses.asdict(result)
+            said.append(_table(result))
+    print(json.dumps(facts, indent=1) if options.json else "\n\n".join(said))
 
 
 def _add_options(parser: Parser) -> None:
@@ -78,7 +75,7 @@ def _add_options(parser: Parser) -> None:
     data.add_argument("--seq_len", type=int, default=4096, metavar="N", help="default %(default)s")
     data.add_argument("--batch_tokens", type=number, metavar="N", help="of an optimizer step")
     means = parser.add_argument_group("means")
-    means.add_argument("--gpu", default="h100", help="default %(default)s; see lit_llm/plan/hardware.csv")
+    means.add_argument("--gpu", default="h100", help="default %(default)s; see lit_llm/models/hardware.csv")
     means.add_argument("--gpus", type=int, metavar="N")
     means.add_argument("--days", type=number, metavar="N")
     means.add_argument("--budget", type=number, metavar="USD")
@@ -114,10 +111,11 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
 
 def _model_config(name: str) -> Any:
     from lit_llm.models.config import TransformerConfig
+    from lit_llm.models.locate import locate
 
     if name.lstrip().startswith("{"):
         return TransformerConfig.from_dict(json.loads(name))
-    return TransformerConfig.from_pretrained(name) if Path(name).exists() else TransformerConfig.from_preset(name)
+    return TransformerConfig.from_pretrained(name) if locate(name).exists() else TransformerConfig.from_preset(name)
 
 
 def measured_mfu(run: Path) -> float:
@@ -138,6 +136,7 @@ def measured_mfu(run: Path) -> float:
 
 def _with_training_config(args: list[str]) -> list[str]:
     """``args`` with a training config replaced by what it says; other arguments stay and win."""
+    args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
     if "--config" not in args or args.index("--config") + 1 == len(args):
         return args
     at = args.index("--config")
@@ -149,19 +148,21 @@ def _with_training_config(args: list[str]) -> list[str]:
     if not {"model", "data"} & content.keys():
         return args
     model, data = (_init_args(content.get(key)) for key in ("model", "data"))
-    if "init_from" in model and "transformer" not in model:
-        model["transformer"] = model["init_from"]
-    network = model.get("transformer")
+    network = model.get("transformer") or model.get("init_from")
     if isinstance(network, dict):
         network = json.dumps({**network, **({"vocab_size": data["vocab_size"]} if "vocab_size" in data else {})})
     trainer = content.get("trainer") or {}
     devices = trainer.get("devices")
     said = {
         "--model": network, "--tokens": data.get("tokens"), "--seq_len": data.get("seq_len"),
-        "--batch_tokens": data.get("global_batch_tokens"), "--optimizer": model.get("optimizer"),
+        "--batch_tokens": data.get("global_batch_tokens"),
+        # The modules' own defaults: Muon from nothing, AdamW for what is trained already.
+        "--optimizer": model.get("optimizer", "adamw" if "SFT" in str(content.get("model")) else "muon_adamw"),
         "--gpus": devices * trainer.get("num_nodes", 1) if isinstance(devices, int) else None,
     }  # fmt: skip
     rest = args[:at] + args[at + 2 :]
+    if said["--tokens"] is None and not {"--tokens", "--days", "--budget", "--gpu_hours"} & set(rest):
+        raise UserError(f"--config {args[at + 1]}: how many tokens it trains on depends on its data; give --tokens N")
     known = ["--lora"] if model.get("lora") and "--lora" not in rest else []
     for option, value in said.items():
         if value is not None and option not in rest:

@@ -28,11 +28,6 @@ def annotation(items: float, minutes: float, overlap: float = 1.0, wage: float =
     return Annotation(hours, hours * wage)
 
 
-def checkpoint_bytes(params: float, optimizer_bytes: float) -> float:
-    """A training checkpoint: float32 weights and the optimizer's states."""
-    return 4 * params + optimizer_bytes
-
-
 def token_bytes(tokens: float, vocab_size: int) -> float:
     """The tokenised corpus: two bytes a token up to 65,536 tokens in the vocabulary, four beyond."""
     return tokens * (2 if vocab_size <= 65_536 else 4)

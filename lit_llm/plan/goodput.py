@@ -27,24 +27,16 @@ class Goodput:
     """Useful hours over all hours."""
 
 
-def goodput(
-    gpus: float, gpu_hours_per_failure: float = GPU_HOURS_PER_FAILURE, pause: float = PAUSE_HOURS,
-    restart: float = RESTART_HOURS,
-) -> Goodput:  # fmt: skip
+def goodput(gpus: float) -> Goodput:
     """Expected goodput with failures as a Poisson process and checkpoints at Daly's interval.
 
-    A segment of t useful hours and its checkpoint of ``pause`` hours take, repeats after failures included,
-    M e^(restart/M) (e^((t + pause)/M) - 1) hours on average, M being the mean time between failures (Daly, eq. 13: a
-    failure during the restart begins it anew).
-
-    Args:
-        gpus: machines that stop together when one fails.
-        gpu_hours_per_failure: of one GPU.
-        pause, restart: hours.
+    A segment of t useful hours and the pause for its checkpoint take, repeats after failures included,
+    M e^(restart/M) (e^((t + pause)/M) - 1) hours on average, M being the mean time between failures of ``gpus`` that
+    stop together (Daly, eq. 13: a failure during the restart begins it anew).
     """
-    mean = gpu_hours_per_failure / gpus
+    mean, pause = GPU_HOURS_PER_FAILURE / gpus, PAUSE_HOURS
     ratio = math.sqrt(pause / (2 * mean))
     # Daly's second-order interval (eq. 37); Young's sqrt(2 pause M) is its first term.
     interval = mean if pause >= 2 * mean else math.sqrt(2 * pause * mean) * (1 + ratio / 3 + ratio**2 / 9) - pause
-    taken = mean * math.exp(restart / mean) * math.expm1((interval + pause) / mean)
+    taken = mean * math.exp(RESTART_HOURS / mean) * math.expm1((interval + pause) / mean)
     return Goodput(mean, interval, interval / taken)

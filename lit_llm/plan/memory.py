@@ -11,13 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from lit_llm.models.limits import CHUNK_BYTES, LARGE_LOGITS
 from lit_llm.plan.shape import ModelShape
 
 Optimizer = Literal["adamw", "muon_adamw", "adamw_8bit"]
 Precision = Literal["bf16", "fp32", "fp8"]
-
-_LARGE_LOGITS = 128 * 2**20  # as in lit_llm.models.transformer: above, the head works in chunks
-_CHUNK = 256 * 2**20  # bytes of float32 logits in a chunk, as in lit_llm.models.loss
 
 
 @dataclass(frozen=True)
@@ -116,10 +114,10 @@ def block_activations(shape: ModelShape, size: int, fused_norms: bool) -> float:
 def _head(shape: ModelShape, setup: Setup, tokens: float, size: int) -> float:
     """Peak bytes of head and loss."""
     logits = 4 * tokens * shape.vocab_size
-    if logits <= _LARGE_LOGITS:
+    if logits <= LARGE_LOGITS:
         return logits * (3.5 if size == 2 else 3)  # float32 logits, log-softmax and gradient, and the product's output
     weight = 4 * shape.vocab_size * shape.width / setup.tensor_parallel
-    chunk = min(_CHUNK, logits) / setup.tensor_parallel
+    chunk = min(CHUNK_BYTES, logits) / setup.tensor_parallel
     if size == 2:
         weight += 2 * shape.vocab_size * shape.width / setup.tensor_parallel  # a chunk's gradient before it is added
     return weight + chunk * (1.5 + size / 4) + 2 * size * shape.width * tokens

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_llm.errors import UserError
 from lit_llm.models.config import TransformerConfig
-from lit_llm.plan.hardware import Accelerator, accelerators
+from lit_llm.models.hardware import accelerator_of
 from lit_llm.plan.memory import Setup, training_memory
 from lit_llm.plan.shape import ModelShape, shape_of
 from lit_llm.plan.throughput import Job, fitted
@@ -43,7 +45,7 @@ class Preflight(L.Callback):
             lora=getattr(pl_module, "lora", None) is not None, fused_norms=device.type == "cuda",
         )  # fmt: skip
         need = training_memory(shape, setup).peak
-        sharded = "Parallel" in type(trainer.strategy).__name__ or "FSDP" in type(trainer.strategy).__name__
+        sharded = isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy))
         if room is not None and need > room and not sharded:
             raise UserError(_refusal(shape, setup, need, room, device, data.global_batch_tokens))
         rank_zero_info(f"plan: {_summary(shape, setup, need, room, data, trainer)}")
@@ -58,23 +60,12 @@ def device_memory(device: torch.device) -> float | None:
     return None
 
 
-def accelerator_of(device_name: str) -> Accelerator | None:
-    """The accelerator that a CUDA device's name ("NVIDIA H100 80GB HBM3") is, or None."""
-    words = device_name.lower().replace("geforce", "").replace("-", " ").split()
-    matches = [
-        accelerator
-        for name, accelerator in accelerators().items()
-        if all(any(part in word for word in words) for part in name.split("-"))
-    ]
-    return max(matches, key=lambda accelerator: len(accelerator.name), default=None)
-
-
 def _refusal(
     shape: ModelShape, setup: Setup, need: float, room: float, device: torch.device, batch_tokens: int | None
 ) -> str:
     said = f"a step needs about {need / 1e9:.1f} GB, {device} has {room / 1e9:.1f}"
     for size in range(setup.micro_batch_size - 1, 0, -1):
-        fewer = Setup(**{**setup.__dict__, "micro_batch_size": size})
+        fewer = replace(setup, micro_batch_size=size)
         divides = batch_tokens is None or batch_tokens % (size * setup.seq_len) == 0
         if divides and training_memory(shape, fewer).peak <= room:
             return f"{said}: set data.micro_batch_size={size} (--plan off to try all the same)"

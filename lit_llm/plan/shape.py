@@ -75,17 +75,19 @@ def typical_shape(params: float, total_params: float | None = None) -> ModelShap
 
 def shape_of(config: TransformerConfig, seq_len: int) -> ModelShape:
     """The shape of a model that is known, exactly; its attention's FLOPs are those at ``seq_len``."""
-    from lit_llm.models.flops import attention_flops_per_token, matrix_parameters, num_parameters
+    from lit_llm.models.flops import (
+        attention_flops_per_token,
+        idle_parameters,
+        matrix_parameters,
+        num_parameters,
+    )
 
     assert config.num_kv_heads is not None and config.head_dim is not None and config.intermediate_size is not None
-    total, active = num_parameters(config), matrix_parameters(config)
-    idle = 0
+    total, active, idle = num_parameters(config), matrix_parameters(config), idle_parameters(config)
     mlp_width: float = config.intermediate_size
     if config.num_experts:
         assert config.expert_size is not None
         with_experts = sum(config.has_experts(layer) for layer in range(config.num_layers))
-        weights = 3 * config.hidden_size * config.expert_size
-        idle = with_experts * (config.num_experts - config.experts_per_token) * weights
         dense = config.num_layers - with_experts
         visited = config.experts_per_token * config.expert_size
         mlp_width = (dense * config.intermediate_size + with_experts * visited) / config.num_layers

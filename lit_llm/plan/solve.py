@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lit_llm.errors import UserError
+from lit_llm.models.hardware import accelerators, find_accelerator
 from lit_llm.plan import scaling
-from lit_llm.plan.cost import checkpoint_bytes, token_bytes
+from lit_llm.plan.cost import token_bytes
 from lit_llm.plan.goodput import goodput
-from lit_llm.plan.hardware import accelerators, find_accelerator
 from lit_llm.plan.memory import Optimizer, Precision, Setup
 from lit_llm.plan.parallelism import Parallelism, check_fits, fewest_gpus
 from lit_llm.plan.shape import ModelShape, shape_of, typical_shape
@@ -148,8 +148,7 @@ def plan(
     means = _Means(model, job, rate, gpus, days, budget, gpu_hours, params is None or tokens is None)
     n, d, solved = _model_and_tokens(params, tokens, tokens_per_param, inference_tokens, means)
     shape = shape_with(n)
-    flops = shape.training_flops(d, seq_len, lora)
-    batch = max(float(seq_len), batch_tokens or scaling.usual_batch_tokens(flops))
+    batch = max(float(seq_len), batch_tokens or scaling.usual_batch_tokens(job(n, d, 1).flops))
     setup = Setup(seq_len=seq_len, precision=precision, optimizer=optimizer, lora=lora)
     count = means.count(n, d)
     if gpus is None:
@@ -185,7 +184,7 @@ class _Means:
         """GPUs for this model and these tokens."""
         if self.gpus is not None:
             return self.gpus
-        fixed = self._fixed_hours()
+        fixed = self.fixed_hours
         if self.open and fixed is not None:
             # From the hours alone: a number that grew with the model would make affording jump.
             if self.days is not None:
@@ -206,18 +205,16 @@ class _Means:
         count = math.ceil(hours / (24 * self.days))
         return count if count < NODE else -(-count // NODE) * NODE
 
-    def _fixed_hours(self) -> float | None:
+    @property
+    def fixed_hours(self) -> float | None:
         """GPU-hours that are there whatever their number."""
         limits = [self.gpu_hours, self.budget / self.rate if self.budget and self.rate else None]
         return min((limit for limit in limits if limit is not None), default=None)
 
     def affords(self, n: float, d: float) -> bool:
         """Whether the limits pay for this."""
-        fixed = self._fixed_hours()
-        if self.gpus is None and self.days is not None and fixed is None:
-            raise UserError("days: what they pay for depends on gpus; give gpus, budget or gpu_hours too")
         count = self.count(n, d)
-        limits = [fixed, 24 * self.days * count if self.days is not None else None]
+        limits = [self.fixed_hours, 24 * self.days * count if self.days is not None else None]
         return self.hours(n, d, count) <= min(limit for limit in limits if limit is not None)
 
     @property
@@ -267,6 +264,8 @@ def _model_and_tokens(
             return tokens / ratio if ratio else scaling.optimal_params(tokens), tokens, solved
         raise UserError("nothing to plan: give params (or a model) or tokens, or what there is: budget, gpu_hours or "
                         "days with gpus")  # fmt: skip
+    if means.gpus is None and means.fixed_hours is None:
+        raise UserError("days: what they pay for depends on gpus; give gpus, budget or gpu_hours too")
     low, high = math.log(1e6), math.log(1e16)
     if not means.affords(*pair(math.exp(low))):
         raise UserError("the limits do not pay for any training; raise budget, gpu_hours or days")
@@ -291,10 +290,9 @@ def _describe(
     run = goodput(count)
     accelerator, setup = job.accelerator, layout.setup
     rates = tokens / (hours * 3600 / count)
-    states = (layout.memory.states * setup.fsdp * setup.tensor_parallel) - 4 * shape.params
-    seq_len = setup.seq_len
+    states = layout.memory.states * setup.fsdp * setup.tensor_parallel  # what a checkpoint holds
     return Plan(
-        params=job.active_params, total_params=shape.params, tokens=tokens, seq_len=seq_len, batch_tokens=batch,
+        params=job.active_params, total_params=shape.params, tokens=tokens, seq_len=setup.seq_len, batch_tokens=batch,
         flops=job.flops, expected_loss=scaling.loss(job.active_params, tokens), gpu=accelerator.name, gpus=count,
         gpu_hours=hours, gpu_hours_low=low, gpu_hours_high=high,
         days=hours / 24 / count, days_low=low / 24 / count, days_high=high / 24 / count,
@@ -305,7 +303,7 @@ def _describe(
         parallelism=layout.description, parallelism_reason=layout.reason,
         micro_batch_size=setup.micro_batch_size, accumulation=layout.accumulation,
         goodput=run.share, hours_between_failures=run.mean_hours_between_failures,
-        checkpoint_minutes=run.checkpoint_hours * 60, checkpoint_gb=checkpoint_bytes(shape.params, states) / 1e9,
+        checkpoint_minutes=run.checkpoint_hours * 60, checkpoint_gb=states / 1e9,
         corpus_gb=token_bytes(tokens, shape.vocab_size) / 1e9,
         data_mb_per_second=token_bytes(rates, shape.vocab_size) / 1e6, solved_for=solved,
     )  # fmt: skip

@@ -25,8 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lit_llm.models.hardware import Accelerator, find_accelerator
 from lit_llm.plan.goodput import goodput
-from lit_llm.plan.hardware import Accelerator, find_accelerator
 from lit_llm.plan.shape import typical_shape
 
 NODE = 8

@@ -92,7 +92,7 @@ def _open_training_checkpoint(file: Path) -> dict[str, Any]:
 
 def _shape(config: TransformerConfig) -> dict[str, Any]:
     from lit_llm.models.config_json import family_of
-    from lit_llm.models.flops import flops_per_token, matrix_parameters, num_parameters
+    from lit_llm.models.flops import flops_per_token, idle_parameters, matrix_parameters, num_parameters
 
     assert config.num_kv_heads is not None and config.head_dim is not None
     total, embedding = num_parameters(config), config.vocab_size * config.hidden_size
@@ -108,7 +108,7 @@ def _shape(config: TransformerConfig) -> dict[str, Any]:
     }
     if config.num_experts:
         facts["experts"], facts["experts_per_token"] = config.num_experts, config.experts_per_token
-        facts["active_parameters"] = total - _idle(config)
+        facts["active_parameters"] = total - idle_parameters(config)
     kv_values = 2 * config.num_layers * config.num_kv_heads * config.head_dim
     return facts | {
         "weight_bytes": {name: total * size for name, size in _BYTES.items()},
@@ -118,13 +118,6 @@ def _shape(config: TransformerConfig) -> dict[str, Any]:
         "context": config.max_seq_len,
         "vocabulary": config.vocab_size,
     }
-
-
-def _idle(config: TransformerConfig) -> int:
-    """Parameters of the experts that a token is not sent to."""
-    assert config.expert_size is not None
-    layers = sum(config.has_experts(layer) for layer in range(config.num_layers))
-    return layers * (config.num_experts - config.experts_per_token) * 3 * config.hidden_size * config.expert_size
 
 
 def _tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:

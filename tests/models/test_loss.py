@@ -37,7 +37,7 @@ def test_it_is_torchs_cross_entropy(rows, vocab, chunk, scale, cap, upstream, se
     labels = torch.randint(0, vocab, (rows,), generator=generator)
     results = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loss, "_CHUNK_BYTES", chunk)
+        patch.setattr(loss, "CHUNK_BYTES", chunk)
         for function in (plain, linear_cross_entropy):
             inputs = [x.float().requires_grad_(), weight.float().requires_grad_()]
             value = function(*inputs, labels, scale, cap)
@@ -67,7 +67,7 @@ def test_a_model_learns_the_same_with_it(monkeypatch: pytest.MonkeyPatch, tied: 
     document_ids = torch.arange(24).div(9, rounding_mode="floor").expand(2, -1) if documents else None
     grads = []
     for limit in (2**30, 0):
-        monkeypatch.setattr(transformer, "_LARGE_LOGITS", limit)
+        monkeypatch.setattr(transformer, "LARGE_LOGITS", limit)
         model.zero_grad()
         value = model.loss(ids, labels, document_ids)
         value.backward()

@@ -10,7 +10,7 @@ import pytest
 
 from lit_llm.models.config import PRESETS, TransformerConfig
 from lit_llm.models.flops import flops_per_token
-from lit_llm.plan.hardware import find_accelerator
+from lit_llm.models.hardware import find_accelerator
 from lit_llm.plan.memory import Setup, training_memory
 from lit_llm.plan.parallelism import choose, fewest_gpus
 from lit_llm.plan.shape import shape_of, typical_shape

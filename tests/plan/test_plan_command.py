@@ -47,6 +47,11 @@ def test_configs_and_presets(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert found["gpus"] == 2 and found["tokens"] == 1e6
     file.write_text("params: 7e9\ntokens: 1e12\n")
     assert json.loads(run(capsys, "--config", str(file), "--json")[1])["params"] == 7e9
+    assert run(capsys, f"--config={file}", "--json")[0] == 0
+    tuned = json.loads(run(capsys, "--config=finetune/quickstart", "--tokens", "3M", "--json")[1])
+    assert tuned["tokens"] == 3e6 and tuned["params"] == 134_515_008 and tuned["gpus"] == 1
+    status, _, err = run(capsys, "--config", "finetune/quickstart")
+    assert status == 2 and "give --tokens" in err
     named = json.loads(run(capsys, "--model", "llama-3-8b", "--tokens", "1T", "--json")[1])
     assert named["params"] == 8_030_261_248
 
@@ -55,6 +60,8 @@ def test_advice_annotation_and_calibration(tmp_path: Path, capsys: pytest.Captur
     status, out, _ = run(capsys, "--params", "7B", "--tokens", "1T", "--days", "30", "--advise")
     assert status == 0 and "h100" in out and "<- fastest" in out
     assert "$1,667" in run(capsys, "--items", "1000")[1]
+    both = json.loads(run(capsys, "--items", "1000", "--params", "1B", "--tokens", "1B", "--json")[1])
+    assert both["annotation_hours"] == pytest.approx(83.3, abs=0.1) and both["gpu_hours"] > 0
     (tmp_path / "metrics.csv").write_text("step,mfu\n1,0.30\n2,0.50\n3,0.52\n")
     small = ["--params", "1B", "--tokens", "20B", "--gpus", "8", "--json"]
     assert json.loads(run(capsys, *small, "--calibrate", str(tmp_path))[1])["mfu"] == pytest.approx(0.5, rel=0.01)

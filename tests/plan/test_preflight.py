@@ -11,7 +11,7 @@ import torch
 from lit_llm import PretrainDataModule, PretrainModule
 from lit_llm.errors import UserError
 from lit_llm.plan import preflight
-from lit_llm.plan.preflight import Preflight, accelerator_of
+from lit_llm.plan.preflight import Preflight
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +45,5 @@ def test_refused_with_the_nearest_that_fits(corpus: Path, tmp_path: Path, monkey
         fit(corpus, tmp_path, micro_batch_size=16)
 
 
-def test_device_names() -> None:
-    names = {
-        "NVIDIA H100 80GB HBM3": "h100", "NVIDIA A100-SXM4-80GB": "a100-80gb", "NVIDIA A100-SXM4-40GB": "a100-40gb",
-        "NVIDIA H100 PCIe": "h100-pcie", "NVIDIA GeForce RTX 4090": "rtx-4090", "Tesla T4": "t4", "NVIDIA B200": "b200",
-        "NVIDIA L40S": "l40s",
-    }  # fmt: skip
-    assert {name: getattr(accelerator_of(name), "name", None) for name in names} == names
-    assert accelerator_of("Some Other Chip") is None
+def test_memory_of_this_machine() -> None:
     assert preflight.device_memory(torch.device("cpu")) > 1e8

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
+from lit_llm.models.hardware import find_accelerator
 from lit_llm.plan import plan
-from lit_llm.plan.hardware import accelerators, find_accelerator
 from lit_llm.plan.shape import typical_shape
 from lit_llm.plan.throughput import Job, fitted, published_runs, usual_gpus
 
@@ -63,9 +63,3 @@ def test_directions() -> None:
     )
     assert model.calibrated(0.5, 7e9, chip, False).mfu(replace(job, gpus=8, reliable=True)) == pytest.approx(0.5)
     assert usual_gpus(1e18) == 8 and usual_gpus(1e24) > 1000
-
-
-def test_every_accelerator_is_read() -> None:
-    for name, chip in accelerators().items():
-        assert chip.name == name and 0.5 <= chip.attainable_flops / chip.peak_flops <= 1
-        assert find_accelerator(name.upper().replace("-", " ")) is chip

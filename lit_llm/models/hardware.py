@@ -77,3 +77,10 @@ def find_accelerator(name: str) -> Accelerator:
         return known[near[0]]
     near = near or difflib.get_close_matches(wanted, known, n=4, cutoff=0.3) or list(known)
     raise UserError(f"gpu={name}: not a known accelerator; nearest are {', '.join(near)}")
+
+
+def accelerator_of(device_name: str) -> Accelerator | None:
+    """The accelerator that a CUDA device's name ("NVIDIA H100 80GB HBM3") is, or None."""
+    words = set(device_name.lower().replace("-", " ").split())
+    matches = [accelerator for name, accelerator in accelerators().items() if words >= set(name.split("-"))]
+    return max(matches, key=lambda accelerator: len(accelerator.name), default=None)
