@@ -31,6 +31,7 @@ _EXPORTS = {
     "SpikeGuard": "lit_llm.training.callbacks.spike_guard",
     "RetentionCheck": "lit_llm.training.callbacks.retention",
     "LMEvalCallback": "lit_llm.evaluate.callback",
+    "FSDP2Strategy": "lit_llm.training.strategy",
     "CSVLogger": "lit_llm.training.loggers",
     "NeptuneLogger": "lit_llm.training.neptune_logger",
     "RunReport": "lit_llm.report.callback",

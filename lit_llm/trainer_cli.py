@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
 from lightning.pytorch.callbacks import ProgressBar as ProgressBarBase
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
@@ -40,6 +41,9 @@ from lit_llm.training.callbacks.throughput import ThroughputCallback
 from lit_llm.training.loggers import CSVLogger
 from lit_llm.training.neptune_logger import NeptuneLogger
 from lit_llm.training.pretrain import PretrainModule
+from lit_llm.training.strategy import FSDP2Strategy
+
+StrategyRegistry.register("fsdp2", FSDP2Strategy, description="weights, gradients and states sharded (FSDP2)")
 
 
 class _Parser(LightningArgumentParser):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.strategies import ParallelStrategy, Strategy
 from torch.utils.data import DataLoader, Dataset
 
 from lit_llm.data.files import default_cache_dir, read_prompts
@@ -50,10 +51,9 @@ class TokenDataModule(L.LightningDataModule, ABC):
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
 
     def setup(self, stage: str) -> None:
-        """Learn the world's size; for fit, derive steps and accumulation and tell the Trainer."""
+        """Learn among how many processes a batch is divided; for fit, derive steps and accumulation for the Trainer."""
         trainer = self.trainer
-        self.world_size = trainer.world_size if trainer else 1
-        self.rank = trainer.global_rank if trainer else 0
+        self.rank, self.world_size = data_rank_and_size(trainer.strategy) if trainer else (0, 1)
         if stage == "fit":
             self.derive_accumulation()
             self.setup_training()
@@ -173,3 +173,11 @@ class TokenDataModule(L.LightningDataModule, ABC):
                     f"data.{key} was {state_dict.get(key)} when the checkpoint was written and is {now} now: the "
                     "samples would not continue; restore it, or start a new run with model.init_from"
                 )
+
+
+def data_rank_and_size(strategy: Strategy) -> tuple[int, int]:
+    """Which part of every batch this process gets, and how many there are; tensor-parallel processes share one."""
+    if not isinstance(strategy, ParallelStrategy):
+        return 0, 1
+    sampler = strategy.distributed_sampler_kwargs
+    return sampler["rank"], sampler["num_replicas"]

@@ -15,13 +15,22 @@ from lit_llm.models.rope import apply_rope
 
 
 class KVCache:
-    """Keys and values of one generation, allocated once: per layer two tensors (B, K, capacity, D)."""
+    """Keys and values of one generation, allocated once: per layer two tensors (B, K, capacity, D).
+
+    ``num_kv_heads``: K, where the process has a part of the heads. None: all of the config's.
+    """
 
     def __init__(
-        self, config: TransformerConfig, batch_size: int, capacity: int, device: torch.device, dtype: torch.dtype
+        self,
+        config: TransformerConfig,
+        batch_size: int,
+        capacity: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        num_kv_heads: int | None = None,
     ):
         assert config.num_kv_heads is not None and config.head_dim is not None
-        shape = (config.num_layers, batch_size, config.num_kv_heads, capacity, config.head_dim)
+        shape = (config.num_layers, batch_size, num_kv_heads or config.num_kv_heads, capacity, config.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)  # zeros: a masked NaN would still poison SDPA
         self.values = torch.zeros_like(self.keys)
         self.capacity = capacity

@@ -14,7 +14,7 @@ from torch import Tensor
 from lit_llm.errors import UserError
 from lit_llm.models.attention import KVCache
 from lit_llm.models.sampling import Sampler, Sampling
-from lit_llm.models.transformer import Transformer
+from lit_llm.models.transformer import Block, Transformer
 
 
 @torch.inference_mode()
@@ -182,7 +182,9 @@ def _new_cache(model: Transformer, batch: int, capacity: int) -> KVCache:
     device, dtype = model.embed.weight.device, model.embed.weight.dtype
     if torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
-    return KVCache(model.config, batch, capacity, device, dtype)
+    block = model.layers[0]
+    assert isinstance(block, Block)
+    return KVCache(model.config, batch, capacity, device, dtype, block.attention.num_kv_heads)
 
 
 def _check_prompts(model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:

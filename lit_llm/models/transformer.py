@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lit_llm.models.attention import Attention, KVCache, build_mask
 from lit_llm.models.config import TransformerConfig
+from lit_llm.models.draws import NoDraws
 from lit_llm.models.limits import LARGE_LOGITS
 from lit_llm.models.locate import locate
 from lit_llm.models.loss import linear_cross_entropy
@@ -84,13 +85,14 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.lora: LoRAConfig | None = None  # set by `apply_lora`
-        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
-        if config.learned_positions:
-            self.position_embed = nn.Embedding(config.max_seq_len, config.hidden_size)
-        self.embed_norm = build_norm(config, config.hidden_size) if config.embedding_norm else nn.Identity()
-        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
-        self.norm = build_norm(config, config.hidden_size)
-        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        with NoDraws():  # `init_weights` overwrites them all
+            self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+            if config.learned_positions:
+                self.position_embed = nn.Embedding(config.max_seq_len, config.hidden_size)
+            self.embed_norm = build_norm(config, config.hidden_size) if config.embedding_norm else nn.Identity()
+            self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
+            self.norm = build_norm(config, config.hidden_size)
+            self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embed.weight
         self.init_weights()
@@ -220,6 +222,9 @@ class Transformer(nn.Module):
         With ``document_ids`` the head computes labelled positions alone: of a conversation that is about half, and
         the logits over a large vocabulary are what such a step spends most memory on.
         """
+        return self._token_losses(input_ids, labels, document_ids)
+
+    def _token_losses(self, input_ids: Tensor, labels: Tensor, document_ids: Tensor | None) -> Tensor:
         x_BTC = self.hidden_states(input_ids, document_ids=document_ids)
         if document_ids is None:
             return self.head_losses(x_BTC, labels)
@@ -235,7 +240,7 @@ class Transformer(nn.Module):
         """
         labelled = labels != IGNORE
         if 4 * labels.numel() * self.config.vocab_size <= LARGE_LOGITS:
-            return self.token_losses(input_ids, labels, document_ids).sum()
+            return self._token_losses(input_ids, labels, document_ids).sum()
         x_BTC = self.hidden_states(input_ids, document_ids=document_ids)
         scale, cap = self.config.logit_scale, self.config.logit_softcap
         return linear_cross_entropy(x_BTC[labelled], self.head.weight, labels[labelled], scale, cap)

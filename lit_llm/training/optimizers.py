@@ -12,11 +12,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.placement_types import _StridedShard
 from torch.optim.adamw import adamw
 
 from lit_llm.models.device import has_fast_bf16
 from lit_llm.models.mlp import Experts
 from lit_llm.models.norm import HeadNorm
+from lit_llm.models.sharded import empty_like, local
 
 # Polar Express, 5 iterations, safety factor 2e-2, cushion 2 (arXiv:2505.16932, algorithm 1).
 _POLAR_EXPRESS = (
@@ -50,7 +53,8 @@ class MuonAdamW(torch.optim.Optimizer):
     Muon groups take ``lr`` (the step's RMS is ``lr * sqrt(max(1, rows / cols)) / sqrt(cols)``-like, see the scale in
     ``_muon_step``), ``momentum``, ``beta2`` and ``weight_decay``; AdamW groups ``lr``, ``betas``, ``eps`` and
     ``weight_decay`` (decoupled). Every parameter of a Muon group is a matrix, or a stack of them (..., rows, cols), and
-    gets its gradient on every step.
+    gets its gradient on every step. Parameters may be DTensors: each process then orthogonalizes whole matrices, its
+    share of those of a shape, and sends the parts back.
 
     Attributes:
         found_inf: None, or a float scalar on the device: at 1 the step changes nothing, whatever the gradients are (the
@@ -80,8 +84,8 @@ class MuonAdamW(torch.optim.Optimizer):
             if not params:
                 continue
             if group["muon"]:
-                for shape in sorted({tuple(p.shape) for p in params}):
-                    self._muon_step([p for p in params if tuple(p.shape) == shape], group)
+                for alike in sorted({_layout(p) for p in params}):
+                    self._muon_step([p for p in params if _layout(p) == alike], group)
             else:
                 self._adamw_step(params, group)
         return loss
@@ -92,9 +96,9 @@ class MuonAdamW(torch.optim.Optimizer):
             if not self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
                 # One second moment per row: Muon's own step has rows of unequal size.
-                self.state[p]["row_second_moment"] = p.new_zeros(*stacked, rows, 1)
-        momenta = [self.state[p]["momentum"] for p in params]
-        grads = _gradients(params)
+                self.state[p]["row_second_moment"] = empty_like(p, (*stacked, rows, 1))
+        momenta = [local(self.state[p]["momentum"]) for p in params]
+        grads = [local(grad) for grad in _gradients(params)]
         keep: Tensor | float = 1.0
         if self.found_inf is None:
             torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
@@ -105,9 +109,11 @@ class MuonAdamW(torch.optim.Optimizer):
                 momentum.lerp_(grad, (1 - group["momentum"]) * keep)
         nesterov = torch.stack(grads).lerp_(torch.stack(momenta), group["momentum"])
         dtype = torch.bfloat16 if has_fast_bf16(params[0].device) else torch.float32
+        second = torch.stack([local(self.state[p]["row_second_moment"]) for p in params])
+        nesterov, give_back = _whole_matrices(nesterov, params[0])
+        second, give_back_second = _whole_matrices(second, self.state[params[0]]["row_second_moment"])
         update = orthogonalize(nesterov, dtype)
         # NorMuon: divide each row by its running RMS, then restore the whole step's norm.
-        second = torch.stack([self.state[p]["row_second_moment"] for p in params])
         second.lerp_(update.square().mean(-1, keepdim=True), (1 - group["beta2"]) * keep)
         norm = update.norm(dim=(-2, -1), keepdim=True)
         update = update * second.clamp_min(1e-10).rsqrt()
@@ -115,11 +121,12 @@ class MuonAdamW(torch.optim.Optimizer):
         if self.found_inf is not None:
             update *= keep
         lr = group["lr"] * max(1.0, rows / cols) ** 0.5
+        update, second = give_back(update), give_back_second(second)
         for i, p in enumerate(params):
-            self.state[p]["row_second_moment"].copy_(second[i])
+            local(self.state[p]["row_second_moment"]).copy_(second[i])
             if group["weight_decay"]:
-                p.mul_(1 - group["lr"] * group["weight_decay"] * keep)
-            p.add_(update[i], alpha=-lr)
+                local(p).mul_(1 - group["lr"] * group["weight_decay"] * keep)
+            local(p).add_(update[i], alpha=-lr)
 
     def _adamw_step(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:
         for p in params:
@@ -129,10 +136,10 @@ class MuonAdamW(torch.optim.Optimizer):
                 self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
         beta1, beta2 = group["betas"]
         adamw(
-            list(params),
-            _gradients(params),
-            [self.state[p]["exp_avg"] for p in params],
-            [self.state[p]["exp_avg_sq"] for p in params],
+            [local(p) for p in params],
+            [local(grad) for grad in _gradients(params)],
+            [local(self.state[p]["exp_avg"]) for p in params],
+            [local(self.state[p]["exp_avg_sq"]) for p in params],
             [],
             [self.state[p]["step"] for p in params],
             fused=True,
@@ -145,6 +152,43 @@ class MuonAdamW(torch.optim.Optimizer):
             maximize=False,
             found_inf=self.found_inf,
         )
+
+
+def _layout(p: Tensor) -> tuple[tuple[int, ...], str]:
+    """What matrices that are stacked have in common: their shape, and how they are divided among processes."""
+    return tuple(p.shape), str(p.placements) if isinstance(p, DTensor) else ""
+
+
+def _whole_matrices(parts: Tensor, one: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """From this process's parts of all the matrices of a stack to all of some, and the way back.
+
+    parts: (N, ...), what this process has of N tensors that are divided as ``one`` is. The processes along which they
+    are divided first share the matrices out among them (one all-to-all each way); along others all do the same work.
+    """
+    if not isinstance(one, DTensor):
+        return parts, lambda update: update
+    mesh, shape = one.device_mesh, torch.Size((len(parts), *one.shape))
+    stride = torch.empty(shape, device="meta").stride()
+    # Matrices cut along a second mesh dimension (tensor parallelism) are put together there first.
+    divided = [_behind_stack(placement) for placement in one.placements]
+    shared = [Shard(0), *[Replicate()] * (mesh.ndim - 1)]
+    stack = DTensor.from_local(parts, mesh, divided, run_check=False, shape=shape, stride=stride)
+
+    def give_back(update: Tensor) -> Tensor:
+        return (
+            DTensor.from_local(update, mesh, shared, run_check=False, shape=shape, stride=stride)
+            .redistribute(placements=divided)
+            .to_local()
+        )
+
+    return stack.redistribute(placements=shared).to_local(), give_back
+
+
+def _behind_stack(placement: Any) -> Any:
+    """``placement`` of a tensor as one of the stack, whose first dimension is new."""
+    if isinstance(placement, _StridedShard):  # of a matrix that tensor parallelism had cut before
+        return _StridedShard(placement.dim + 1, split_factor=placement.split_factor)
+    return Shard(placement.dim + 1) if isinstance(placement, Shard) else placement
 
 
 def _gradients(params: list[nn.Parameter]) -> list[Tensor]:

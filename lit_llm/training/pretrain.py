@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from lit_llm.data.base import data_rank_and_size
 from lit_llm.data.blocks import IGNORE
 from lit_llm.errors import UserError
 from lit_llm.models import flops
@@ -22,8 +23,10 @@ from lit_llm.models.config import TransformerConfig
 from lit_llm.models.device import can_compile, exact_dtype
 from lit_llm.models.generate import generate
 from lit_llm.models.locate import locate
-from lit_llm.models.parallelize import parallelize
+from lit_llm.models.meta import meta_transformer
+from lit_llm.models.parallelize import DATA, parallelize, shard
 from lit_llm.models.sampling import GREEDY
+from lit_llm.models.sharded import clip_gradients, whole_state_dict
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 from lit_llm.training.callbacks.borders import at_border, logs_now
@@ -53,6 +56,7 @@ class PretrainModule(L.LightningModule):
         schedule, warmup, decay, final_lr: see `lr_multiplier`; fractions of the horizon and of the learning rate.
         grad_clip: largest norm of the whole gradient; None never clips.
         compile: compile the blocks. "auto": where a compiler is found and the run is long enough to pay for it.
+        recompute: share of the blocks, from 0 to 1, computed again in the backward pass to save memory.
         tokens, global_batch_tokens: horizon and batch for the schedule, where the data module is not ours; ours says
             so itself.
 
@@ -73,6 +77,7 @@ class PretrainModule(L.LightningModule):
         final_lr: float = 0.0,
         grad_clip: float | None = 1.0,
         compile: bool | Literal["auto"] = "auto",
+        recompute: float = 0.0,
         tokens: int | float | None = None,
         global_batch_tokens: int | None = None,
     ):
@@ -90,10 +95,14 @@ class PretrainModule(L.LightningModule):
     # ---- what subclasses override -------------------------------------------------------------------------------
 
     def build_model(self) -> nn.Module:
-        """The network to train; called once, on the device. Override for another: ``net(input_ids) -> logits``."""
+        """The network to train; called once, on the device; to be sharded, on CPU with the same weights everywhere.
+
+        Override for another: ``net(input_ids) -> logits``.
+        """
         if self.hparams["init_from"] is not None:
             return Transformer.from_pretrained(self.hparams["init_from"], dtype=torch.float32)
-        return Transformer(self.config)
+        # Where it is to be sharded no process holds it whole: `parallelize` fills the shards.
+        return Transformer(self.config) if self.device_mesh is None else meta_transformer(self.config)
 
     def compute_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """The loss summed over the batch's supervised tokens, the routers' share of it in a model of experts: a
@@ -186,7 +195,15 @@ class PretrainModule(L.LightningModule):
             compile = self._wants_compile()
             if compile:
                 rank_zero_info("compiling the model for this machine: the first step takes up to a minute")
-            parallelize(self.model, compile=compile)
+            parallelize(
+                self.model, compile=compile, recompute=self.hparams["recompute"], mesh=self.device_mesh,
+                dtype=self._sharded_dtype(),
+            )  # fmt: skip
+        elif self.device_mesh is not None:
+            shard(self.model, [], self.device_mesh[DATA], self._sharded_dtype())
+
+    def _sharded_dtype(self) -> torch.dtype | None:
+        return torch.bfloat16 if self._trainer is not None and self.trainer.precision == "bf16-mixed" else None
 
     def _wants_compile(self) -> bool:
         wanted = self.hparams["compile"]
@@ -252,8 +269,7 @@ class PretrainModule(L.LightningModule):
         if gradient_clip_val is not None:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
-        limit = self.hparams["grad_clip"] or float("inf")
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
+        self.grad_norm = clip_gradients(self.network.parameters(), self.hparams["grad_clip"] or float("inf"))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make the step's noise (dropout) a function of seed, micro-batch and rank, as its samples are.
@@ -261,7 +277,8 @@ class PretrainModule(L.LightningModule):
         A generator's state would not do: loaders and validations draw from it too, at other times in a resumed run.
         """
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # what `seed_everything` was given
-        key = np.random.SeedSequence((seed, batch_idx, self.global_rank)).generate_state(1, np.uint64)
+        rank, _ = data_rank_and_size(self.trainer.strategy)
+        key = np.random.SeedSequence((seed, batch_idx, rank)).generate_state(1, np.uint64)
         torch.manual_seed(int(key[0]))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -269,7 +286,8 @@ class PretrainModule(L.LightningModule):
         loss_sum = self.compute_loss(batch)
         if "step_tokens" in batch:
             # Lightning divides by the accumulation, data parallelism averages over ranks: undo both.
-            loss = loss_sum * (self.trainer.accumulate_grad_batches * self.trainer.world_size / batch["step_tokens"])
+            parts = self.trainer.accumulate_grad_batches * data_rank_and_size(self.trainer.strategy)[1]
+            loss = loss_sum * (parts / batch["step_tokens"])
         else:
             loss = loss_sum / (batch["labels"] != IGNORE).sum().clamp(min=1)
         self.step_loss.update(loss.detach())
@@ -393,12 +411,17 @@ class PretrainModule(L.LightningModule):
                 raise UserError(f"the checkpoint is of another architecture ({'; '.join(differs)})")
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write model and, where the data module has one, tokenizer as a Hugging Face directory."""
+        """Write model and, where the data module has one, tokenizer as a Hugging Face directory.
+
+        All processes of a sharded model call it; the first one writes.
+        """
         model = self.network
         if not isinstance(model, Transformer):
             raise UserError(f"only a Transformer is written as a Hugging Face directory, not {type(model).__name__}")
-        model.save_pretrained(folder)
-        self.save_tokenizer(folder)
+        weights = whole_state_dict(model.state_dict(), keep=self.global_rank == 0)
+        if self.global_rank == 0:
+            model.save_pretrained(folder, state_dict=weights)
+            self.save_tokenizer(folder)
 
     def save_tokenizer(self, folder: str | Path) -> None:
         """Write the data module's tokenizer, where it has one, beside the model."""

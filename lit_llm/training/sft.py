@@ -80,6 +80,8 @@ class SFTModule(PretrainModule):
         model = Transformer.from_pretrained(self.hparams["init_from"], dtype=torch.float32)
         self._base: str | None = None
         if self.lora is not None:
+            if self.device_mesh is not None:
+                raise UserError("trainer.strategy: LoRA is not sharded yet; take ddp, or set model.lora to null")
             self._base = digest(model.state_dict().items())
             apply_lora(model, self.lora)
         return model
@@ -125,7 +127,10 @@ class SFTModule(PretrainModule):
         checkpoint["state_dict"] = {**frozen, **checkpoint["state_dict"]}
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the model, updates merged, and the tokenizer as a Hugging Face directory."""
+        """Write the model, updates merged, and the tokenizer as a Hugging Face directory; as `PretrainModule`."""
+        if self.lora is None:
+            super().save_pretrained(folder)
+            return
         model = self.network
         assert isinstance(model, Transformer)
         model.save_pretrained(folder, state_dict=merged_state_dict(model))

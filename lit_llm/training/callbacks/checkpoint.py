@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_llm.errors import Preempted, UserError
+from lit_llm.training.strategy import is_sharded
 
 _NAME = re.compile(r"step-(\d+)\.ckpt")
 
@@ -98,6 +99,9 @@ class Checkpoint(CheckpointBase):
         self._saved_step = trainer.global_step
         self._stop_asked = 0
         self._group = dist.new_group(backend="gloo") if trainer.world_size > 1 else None
+        # The Trainer asks the device before every micro-batch whether the first process got SIGTERM, and waits for the
+        # answer; `_agree_to_stop` asks all of them once an optimizer step, on the CPU.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         if threading.current_thread() is threading.main_thread():
             # Of several processes, Lightning's launcher kills the others when one ends by Ctrl-C.
             caught = (signal.SIGINT, signal.SIGTERM) if trainer.world_size == 1 else (signal.SIGTERM,)
@@ -162,10 +166,12 @@ class Checkpoint(CheckpointBase):
         if trainer.global_step > self._saved_step:
             self._save_step(trainer)
         save_pretrained: Any = getattr(pl_module, "save_pretrained", None)
-        if self.final and trainer.is_global_zero and save_pretrained is not None:
+        sharded = is_sharded(trainer)  # then no process has the weights alone
+        if self.final and save_pretrained is not None and (trainer.is_global_zero or sharded):
             target = self.folder.parent / "final"
             part = target.with_name("final.part")
-            shutil.rmtree(part, ignore_errors=True)
+            if trainer.is_global_zero:
+                shutil.rmtree(part, ignore_errors=True)
             try:
                 save_pretrained(part)
             except Exception as error:
@@ -175,6 +181,8 @@ class Checkpoint(CheckpointBase):
                 raise UserError(
                     f"{target}: could not be written ({error}); free some disk and run again with --ckpt_path last"
                 ) from error
+            if not trainer.is_global_zero:
+                return
             shutil.rmtree(target, ignore_errors=True)
             part.rename(target)
             rank_zero_info(f"wrote {target}: a Hugging Face directory, for transformers and vLLM")

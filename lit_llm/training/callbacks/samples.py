@@ -13,6 +13,7 @@ from lit_llm.models.generate import generate
 from lit_llm.models.sampling import Sampling
 from lit_llm.models.transformer import Transformer
 from lit_llm.training.callbacks.jsonl import keep_until
+from lit_llm.training.strategy import is_sharded
 
 
 class SampleCallback(L.Callback):
@@ -41,13 +42,15 @@ class SampleCallback(L.Callback):
             keep_until(self.file, trainer.global_step)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Sample, on the first rank."""
+        """Sample, on the first rank; of a sharded model on all of them."""
         data = _datamodule(trainer)
         model = getattr(pl_module, "network", None)
         if not isinstance(model, Transformer) or not isinstance(data, TokenDataModule):
             return
         texts = self.prompts if self.prompts is not None else data.sample_prompts
-        if not texts or trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
+        if not texts or trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        if not (trainer.is_global_zero or is_sharded(trainer)):
             return
         prompts = [data.encode_prompt(text) for text in texts]
         room = model.config.max_seq_len - max(map(len, prompts))
@@ -61,6 +64,8 @@ class SampleCallback(L.Callback):
                 self.sampling,
                 stop_ids=data.stop_ids,
             )
+        if not trainer.is_global_zero:
+            return
         tokens = trainer.global_step * (getattr(data, "global_batch_tokens", None) or 0)
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with open(self.file, "a", encoding="utf-8") as file:

@@ -10,9 +10,9 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from lit_llm.errors import UserError
+from lit_llm.models.sharded import total_norm
 from lit_llm.training.callbacks.borders import at_border, logs_now
 from lit_llm.training.callbacks.jsonl import keep_until
 from lit_llm.training.optimizers import MuonAdamW
@@ -62,7 +62,7 @@ class SpikeGuard(L.Callback):
     ) -> None:
         """Decide, from the gradient as it is before clipping."""
         params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        skip = self._decide(_norm([p.grad for p in params]))
+        skip = self._decide(total_norm(p.grad for p in params if p.grad is not None))
         inner: Any = getattr(optimizer, "_optimizer", optimizer)  # of Lightning's wrapper
         if _reads_found_inf(inner):
             inner.found_inf = skip.float()
@@ -117,11 +117,6 @@ class SpikeGuard(L.Callback):
         """Restore them when training starts; a window of another size begins anew."""
         if len(state_dict.get("norms", ())) == self.window:
             self._saved = state_dict
-
-
-def _norm(grads: list[Any]) -> Tensor:
-    norm = torch.nn.utils.get_total_norm(grads)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def _reads_found_inf(optimizer: Any) -> bool:

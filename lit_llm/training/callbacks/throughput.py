@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from lit_llm.data.base import data_rank_and_size
 from lit_llm.models.flops import peak_flops
 from lit_llm.training.callbacks.borders import at_border, logs_now
 
@@ -55,7 +56,7 @@ class ThroughputCallback(L.Callback):
         self._tokens += tokens.numel() if tokens is not None else 0
         if at_border(trainer, batch_idx) and logs_now(trainer):
             seconds = time.perf_counter() - self._since - self._paused
-            rate = self._tokens * trainer.world_size / seconds
+            rate = self._tokens * data_rank_and_size(trainer.strategy)[1] / seconds
             values = {
                 "tokens_per_second": rate,
                 "data_wait": self._waited / seconds,

@@ -1,0 +1,96 @@
+"""Tensors divided among processes (DTensors) and what must be done with them whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Placement, Replicate
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a DTensor, sharing its memory; any other tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a DTensor, on every process; any other tensor itself. All processes of its mesh must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def copy_part(into: Tensor, full: Tensor) -> None:
+    """Fill ``into`` with its part of ``full``, which every process has, and nobody sends."""
+    if not isinstance(into, DTensor):
+        into.copy_(full)
+        return
+    shape, offset = compute_local_shape_and_global_offset(into.shape, into.device_mesh, into.placements)
+    part = full[tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))]
+    into.to_local().copy_(part)
+
+
+def like_part(parameter: Tensor, full: Tensor) -> Tensor:
+    """``full``, of an optimizer's state, divided as ``parameter`` is: a dimension in which they differ stays whole."""
+    if not isinstance(parameter, DTensor) or full.ndim != parameter.ndim:
+        return full.to(parameter.device)
+    state = empty_like(parameter, full.shape, full.dtype)
+    copy_part(state, full)
+    return state
+
+
+def empty_like(parameter: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+    """Zeros of ``shape``, divided as ``parameter`` is in every dimension in which they have the same size."""
+    dtype = dtype or parameter.dtype
+    if not isinstance(parameter, DTensor):
+        return parameter.new_zeros(tuple(shape), dtype=dtype)
+
+    def placement(there: Placement) -> Placement:
+        dim = getattr(there, "dim", None)
+        return there if dim is None or shape[dim] == parameter.shape[dim] else Replicate()
+
+    placements = [placement(there) for there in parameter.placements]
+    mesh = parameter.device_mesh
+    size, _ = compute_local_shape_and_global_offset(tuple(shape), mesh, placements)
+    part = parameter.to_local().new_zeros(size, dtype=dtype)
+    stride = torch.empty(tuple(shape), device="meta").stride()
+    return DTensor.from_local(part, mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride)
+
+
+def whole_state_dict(state: Mapping[str, Any], keep: bool) -> dict[str, Any]:
+    """``state`` with its DTensors whole on the CPU, one after the other; empty unless ``keep``, to save memory.
+
+    All processes must call it.
+    """
+    kept = {}
+    for name, value in state.items():
+        value = value.detach() if isinstance(value, Tensor) else value
+        value = whole(value).cpu() if isinstance(value, DTensor) else value
+        if keep:
+            kept[name] = value
+    return kept
+
+
+def total_norm(tensors: Iterable[Tensor]) -> Tensor:
+    """The 2-norm of all tensors together, a plain scalar on their device; equal on every process."""
+    meshes: dict[Any, list[Tensor]] = {}
+    for tensor in tensors:
+        meshes.setdefault(tensor.device_mesh if isinstance(tensor, DTensor) else None, []).append(tensor)
+    norms = [whole(torch.nn.utils.get_total_norm(group)) for group in meshes.values()]
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+    """Scale the gradients in place so that their common norm is at most ``limit``; returns it as it was.
+
+    As ``torch.nn.utils.clip_grad_norm_``, for parameters divided over meshes of more than one shape too.
+    """
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if not grads:
+        return torch.zeros(())
+    norm = total_norm(grads)
+    torch._foreach_mul_([local(grad) for grad in grads], (limit / (norm + 1e-6)).clamp(max=1.0))
+    return norm

@@ -1,0 +1,109 @@
+"""FSDP2Strategy: weights, gradients and optimizer states divided among processes, under any module of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.optim import Optimizer
+
+from lit_llm.errors import UserError
+from lit_llm.models.parallelize import gradient_sync
+from lit_llm.models.sharded import copy_part, like_part, whole_state_dict
+
+
+class FSDP2Strategy(ModelParallelStrategy):
+    """Sharded data parallelism (FSDP2), with tensor parallelism inside it if asked for.
+
+    ``trainer.strategy: fsdp2`` is this with its defaults. Works with every LightningModule whose ``configure_model``
+    shards by ``self.device_mesh``, as ours do (see `parallelize`). Differs from Lightning's `ModelParallelStrategy`:
+    all devices are data parallel unless said otherwise; gradients are reduced once an optimizer step; a checkpoint is
+    the file that a single process would write, so a run may go on with other numbers of processes or none at all.
+
+    Args:
+        data_parallel_size: processes the batch is divided among. "auto": all there are, over ``tensor_parallel_size``.
+        tensor_parallel_size: neighbouring processes that cut each matrix; within one node.
+
+    Raises:
+        UserError: sizes that do not multiply to the number of processes.
+    """
+
+    def __init__(
+        self, data_parallel_size: int | Literal["auto"] = "auto", tensor_parallel_size: int = 1, **kwargs: Any
+    ) -> None:
+        super().__init__(data_parallel_size, tensor_parallel_size, save_distributed_checkpoint=False, **kwargs)
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """The optimizer's state is loaded as elsewhere, see `load_optimizer_state_dict`."""
+        return True
+
+    def setup_environment(self) -> None:
+        """Start the processes' group and lay out the mesh."""
+        assert self.cluster_environment is not None
+        world, tensor = self.num_nodes * self.num_processes, int(self._tensor_parallel_size)
+        if self._data_parallel_size == "auto" and tensor >= 1:
+            self._data_parallel_size = max(1, world // tensor)
+        if int(self._data_parallel_size) * tensor != world:
+            raise UserError(
+                f"trainer.strategy: data_parallel_size={self._data_parallel_size} times "
+                f"tensor_parallel_size={tensor} is not the number of processes, {world}"
+            )
+        super().setup_environment()
+
+    @contextmanager
+    def block_backward_sync(self) -> Generator:
+        """Only add gradients up: entered for all but the last micro-batch of an optimizer step."""
+        assert self.model is not None
+        gradient_sync(self.model, False)
+        try:
+            yield
+        finally:
+            gradient_sync(self.model, True)
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Whole tensors on the first process, nothing on the others."""
+        assert self.model is not None
+        return whole_state_dict(self.model.state_dict(), keep=self.is_global_zero)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """As `lightning_module_state_dict`, under the numbers that the optimizer itself gives its parameters."""
+        state = getattr(optimizer, "_optimizer", optimizer).state_dict()
+        keep = self.is_global_zero
+        whole = {number: whole_state_dict(values, keep) for number, values in state["state"].items()}
+        return {"state": whole, "param_groups": state["param_groups"]} if keep else {}
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Map the file: every process reads of it what it needs."""
+        return torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=weights_only)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Take this process's part of every tensor. Raises KeyError for a missing name, if ``strict``."""
+        assert self.lightning_module is not None
+        saved = checkpoint["state_dict"]
+        for name, tensor in self.lightning_module.state_dict().items():
+            if strict or name in saved:
+                copy_part(tensor, saved[name])
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take this process's part of every tensor."""
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            params = [p for group in optimizer.param_groups for p in group["params"]]
+            state = {
+                number: {
+                    key: like_part(params[number], value) if isinstance(value, torch.Tensor) else value
+                    for key, value in values.items()
+                }
+                for number, values in saved["state"].items()
+            }
+            optimizer.load_state_dict({**saved, "state": state})
+
+
+def is_sharded(trainer: L.Trainer) -> bool:
+    """Whether no process holds the whole model: all of them must enter every forward pass."""
+    return isinstance(trainer.strategy, ModelParallelStrategy)
