@@ -48,6 +48,17 @@ def corpus(text_folder: Path, cache_dir: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def three_sources(text_folder: Path, cache_dir: Path) -> Path:
+    """The same text as a corpus of the sources a, b and c."""
+    from lit_llm.corpus.build import build_corpus
+
+    files = sorted(map(str, text_folder.glob("*.py")))
+    folder, sources = cache_dir / "three", {"a": files[:10], "b": files[10:20], "c": files[20:]}
+    build_corpus(folder, sources=sources, vocab_size=512, validation_fraction=0.1, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def lit_llm_command(cache_dir: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run ``lit_llm ARGS`` in a subprocess from ``cwd``."""
 

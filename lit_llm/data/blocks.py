@@ -20,7 +20,7 @@ class TokenBlocks(Dataset):
     next tokens. Litdata reads, caches and, for a remote folder, downloads the chunks.
 
     Attributes:
-        chunk_sizes: samples in each chunk, in index order, for `SampleOrder`.
+        chunk_sizes: samples in each chunk, by folder and in index order.
     """
 
     def __init__(self, folders: Sequence[Path | str], seq_len: int):
@@ -29,7 +29,7 @@ class TokenBlocks(Dataset):
         per_reader = [
             [chunk["dim"] // (seq_len + 1) for chunk in reader.cache._reader.config._chunks] for reader in self._open()
         ]
-        self.chunk_sizes = [size for sizes in per_reader for size in sizes]
+        self.chunk_sizes = per_reader
         # Not len(reader): under several ranks that is this rank's share alone.
         self.starts = np.concatenate([[0], np.cumsum([sum(sizes) for sizes in per_reader])])
         self._readers = None

@@ -14,6 +14,7 @@ from lit_llm.corpus.build import Corpus, cached_corpus
 from lit_llm.corpus.shards import read_tokens
 from lit_llm.data.base import TokenDataModule
 from lit_llm.data.blocks import EvaluationWindows, TokenBlocks
+from lit_llm.data.mixture import MixedOrder, phases_after, read_phases
 from lit_llm.data.order import RankSampler, SampleOrder, stack_samples
 from lit_llm.errors import UserError
 from lit_llm.models.tokenizer import Tokenizer
@@ -39,6 +40,8 @@ class PretrainDataModule(TokenDataModule):
             micro-batch a device.
         sources: text to make a corpus of when ``corpus`` is not given: "stdlib" (the running interpreter's standard
             library), a file, folder or glob, a list of these, or a mapping from source names to these.
+        mixture: weights by source, whatever the sources' sizes; or a list of {step, weights}, each from its optimizer
+            step on. None: all text, in equal passes. On resume it may change: the new one holds from there on.
         text_field: field of JSONL rows and parquet columns that holds the text.
         corpus: a finished corpus folder; replaces ``sources``, ``tokenizer``, ``vocab_size`` and
             ``validation_fraction``.
@@ -64,6 +67,7 @@ class PretrainDataModule(TokenDataModule):
         micro_batch_size: int = 8,
         global_batch_tokens: int | None = None,
         sources: str | list[str] | dict[str, str | list[str]] = "stdlib",
+        mixture: dict[str, float] | list[dict[str, Any]] | None = None,
         text_field: str = "text",
         corpus: str | None = None,
         tokenizer: str | None = None,
@@ -91,7 +95,7 @@ class PretrainDataModule(TokenDataModule):
             raise UserError(f"data.tokens must be at least 1, got {tokens}")
         if not 0 < validation_fraction < 1:
             raise UserError(f"data.validation_fraction must be between 0 and 1, got {validation_fraction}")
-        self.num_tokens, self.corpus_folder = int(tokens), corpus
+        self.num_tokens, self.corpus_folder, self.mixture = int(tokens), corpus, mixture
         self.build_settings: dict[str, Any] = {
             "sources": sources,
             "text_field": text_field,
@@ -152,8 +156,23 @@ class PretrainDataModule(TokenDataModule):
         if len(self.train_dataset) == 0:
             available = corpus.tokens("train")
             raise UserError(f"data.seq_len={self.seq_len} is longer than the text: it has {available} training tokens")
-        self.order = SampleOrder(self.train_dataset.chunk_sizes, self.seed)
+        sizes = dict(zip(corpus.train_dirs, self.train_dataset.chunk_sizes, strict=True))
+        self.phases = None if self.mixture is None else read_phases(self.mixture, list(sizes))
+        for name in {name for _, shares in self.phases or [] for name in shares}:
+            if not sum(sizes[name]):
+                raise UserError(f"data.mixture: source {name} is shorter than data.seq_len={self.seq_len}")
+        self._set_order()
         self.configure_trainer(validations=10)
+
+    def _set_order(self) -> None:
+        sizes = self.train_dataset.chunk_sizes
+        self.order = (
+            SampleOrder([size for source in sizes for size in source], self.seed)
+            if self.phases is None
+            else MixedOrder(
+                dict(zip(self._corpus.train_dirs, sizes, strict=True)), self.phases, self.rows_per_step, self.seed
+            )
+        )
 
     def train_dataloader(self) -> DataLoader:
         """Batches from the Trainer's current optimizer step to the end of the run."""
@@ -180,4 +199,23 @@ class PretrainDataModule(TokenDataModule):
     def state_dict(self) -> dict[str, Any]:
         """What the order depends on; the position itself is the Trainer's step."""
         return {"corpus": self._corpus.content, "seq_len": self.seq_len, "seed": self.seed,
-                "global_batch_tokens": self.global_batch_tokens}  # fmt: skip
+                "global_batch_tokens": self.global_batch_tokens, "mixture": getattr(self, "phases", None),
+                "step": self.trainer.global_step if self.trainer else 0}  # fmt: skip
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As elsewhere; a mixture that changed holds from the checkpoint's step on."""
+        now = self.state_dict()
+        saved, step = state_dict.get("mixture"), state_dict.get("step", 0)
+        if (saved is None) != (now["mixture"] is None) and self._fits():
+            raise UserError(
+                f"data.mixture was {'not ' if saved is None else ''}set when the checkpoint was written: weights may "
+                "change on resume, but not whether there are any"
+            )
+        super().load_state_dict({**state_dict, "mixture": now["mixture"], "step": now["step"]})
+        if saved is not None and self._fits():
+            assert self.phases is not None
+            self.phases = phases_after([(begin, dict(shares)) for begin, shares in saved], step, self.phases)
+            self._set_order()
+
+    def _fits(self) -> bool:
+        return self.trainer is None or self.trainer.state.fn == "fit"

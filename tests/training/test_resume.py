@@ -135,22 +135,25 @@ def kills(seed: int, accumulation: int, count: int) -> list[list]:
     return moments
 
 
-def check_kills(tmp_path: Path, corpus: Path, workers: int, accumulation: int, count: int) -> None:
+def check_kills(
+    tmp_path: Path, corpus: Path, workers: int, accumulation: int, count: int, settings: tuple[str, ...] = ()
+) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert run(whole, corpus, workers=workers, accumulation=accumulation) == 0
+    assert run(whole, corpus, *settings, workers=workers, accumulation=accumulation) == 0
     resumed = 0
     for kill in kills(7 * workers + accumulation, accumulation, count):
         extra = ["--ckpt_path", "last"] if list((killed / "checkpoints").glob("step-*.ckpt")) else []
         if not extra and killed.exists():
             # Killed before the first checkpoint: there is nothing to resume, which is said, and a new folder is needed.
-            assert run(killed, corpus, "--ckpt_path", "last", workers=workers, accumulation=accumulation) == 2
+            last = ("--ckpt_path", "last")
+            assert run(killed, corpus, *settings, *last, workers=workers, accumulation=accumulation) == 2
             subprocess.run(["rm", "-r", str(killed)], check=True)
         resumed += bool(extra)
-        status = run(killed, corpus, *extra, kill=kill, workers=workers, accumulation=accumulation)
+        status = run(killed, corpus, *settings, *extra, kill=kill, workers=workers, accumulation=accumulation)
         assert status in (0, -signal.SIGKILL)
     if not list((killed / "checkpoints").glob("step-*.ckpt")):
         pytest.fail("no kill came after a checkpoint; choose another seed")
-    assert run(killed, corpus, "--ckpt_path", "last", workers=workers, accumulation=accumulation) == 0
+    assert run(killed, corpus, *settings, "--ckpt_path", "last", workers=workers, accumulation=accumulation) == 0
     assert resumed >= 1
     assert metrics(killed) == metrics(whole)
     assert [int(row["step"]) for row in metrics(killed)] == list(range(1, STEPS + 1))
@@ -160,9 +163,26 @@ def check_kills(tmp_path: Path, corpus: Path, workers: int, accumulation: int, c
     assert samples[0] == samples[1]
 
 
-@pytest.mark.parametrize(("workers", "accumulation"), [(2, 3)])  # the others are among `test_many_kills`
-def test_killed_run_continues_bit_equal(tmp_path: Path, corpus: Path, workers: int, accumulation: int) -> None:
-    check_kills(tmp_path, corpus, workers, accumulation, count=5)
+CHANGING = [{"step": 0, "weights": {"a": 1, "b": 2}}, {"step": 10, "weights": {"a": 3, "c": 1}}]
+
+
+def test_killed_run_of_a_changing_mixture_continues_bit_equal(tmp_path: Path, three_sources: Path) -> None:
+    settings = ("--data.mixture", json.dumps(CHANGING))
+    check_kills(tmp_path, three_sources, workers=2, accumulation=3, count=5, settings=settings)
+
+
+def test_a_mixture_may_change_on_resume_and_is_kept(tmp_path: Path, three_sources: Path) -> None:
+    """New weights from the step of the resume on: as if they had been announced from the start."""
+    whole, changed = tmp_path / "whole", tmp_path / "changed"
+    first, second = (json.dumps(phase["weights"]) for phase in CHANGING)
+    assert run(whole, three_sources, "--data.mixture", json.dumps(CHANGING), "--data.validate_every", "100") == 0
+    later = ("--data.validate_every", "100", "--ckpt_path", "last")
+    assert run(changed, three_sources, "--data.mixture", first, "--trainer.max_steps", "10", *later[:2]) == 0
+    assert run(changed, three_sources, "--data.mixture", second, "--trainer.max_steps", "16", *later) == 0
+    assert run(changed, three_sources, "--data.mixture", second, *later) == 0
+    assert consumed(changed) == consumed(whole)
+    assert weights(changed) == weights(whole)
+    assert run(changed, three_sources, *later) == 2  # without any mixture
 
 
 @pytest.mark.slow
