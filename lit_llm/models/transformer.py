@@ -85,7 +85,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.lora: LoRAConfig | None = None  # set by `apply_lora`
-        with NoDraws():  # `init_weights` overwrites them all
+        with NoDraws():  # numbers are drawn once, by init_weights
             self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
             if config.learned_positions:
                 self.position_embed = nn.Embedding(config.max_seq_len, config.hidden_size)
@@ -222,9 +222,6 @@ class Transformer(nn.Module):
         With ``document_ids`` the head computes labelled positions alone: of a conversation that is about half, and
         the logits over a large vocabulary are what such a step spends most memory on.
         """
-        return self._token_losses(input_ids, labels, document_ids)
-
-    def _token_losses(self, input_ids: Tensor, labels: Tensor, document_ids: Tensor | None) -> Tensor:
         x_BTC = self.hidden_states(input_ids, document_ids=document_ids)
         if document_ids is None:
             return self.head_losses(x_BTC, labels)
@@ -240,7 +237,8 @@ class Transformer(nn.Module):
         """
         labelled = labels != IGNORE
         if 4 * labels.numel() * self.config.vocab_size <= LARGE_LOGITS:
-            return self._token_losses(input_ids, labels, document_ids).sum()
+            # The class's own: within a sharded model's `loss` the weights are gathered already.
+            return type(self).token_losses(self, input_ids, labels, document_ids).sum()
         x_BTC = self.hidden_states(input_ids, document_ids=document_ids)
         scale, cap = self.config.logit_scale, self.config.logit_softcap
         return linear_cross_entropy(x_BTC[labelled], self.head.weight, labels[labelled], scale, cap)
@@ -250,10 +248,8 @@ class Transformer(nn.Module):
 
         (..., C) and labels (...) -> losses (...).
         """
-        logits_BTV = self.logits(x_BTC).float()
-        return F.cross_entropy(logits_BTV.view(-1, logits_BTV.shape[-1]), labels_BT.flatten(), reduction="none").view(
-            labels_BT.shape
-        )
+        logits_NV = self.logits(x_BTC).float().flatten(0, -2)
+        return F.cross_entropy(logits_NV, labels_BT.flatten(), reduction="none").view(labels_BT.shape)
 
     def take_router_loss(self) -> Tensor | None:
         """What routers add to a token's loss: the mean over the layers of experts in the forward pass since the last
