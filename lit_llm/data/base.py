@@ -159,6 +159,14 @@ class TokenDataModule(L.LightningDataModule, ABC):
         prompts: Any = read_prompts(Path(self.prompts_file))
         return DataLoader(prompts, batch_size=self.eval_batch_size, collate_fn=collate)
 
+    @abstractmethod
+    def must_stay(self) -> dict[str, Any]:
+        """What the order depends on; the position itself is the Trainer's step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` compares."""
+        return self.must_stay()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuse to resume where the order would be another one.
 
@@ -167,7 +175,7 @@ class TokenDataModule(L.LightningDataModule, ABC):
         """
         if self.trainer is not None and self.trainer.state.fn != "fit":
             return  # evaluation has an order of its own, and may be of other text
-        for key, now in self.state_dict().items():
+        for key, now in self.must_stay().items():
             if state_dict.get(key) != now:
                 raise UserError(
                     f"data.{key} was {state_dict.get(key)} when the checkpoint was written and is {now} now: the "

@@ -273,7 +273,7 @@ class InstructionDataModule(TokenDataModule):
         """A prompt is a user's message."""
         return self.chat.prompt_ids([{"role": "user", "content": text}])
 
-    def state_dict(self) -> dict[str, Any]:
+    def must_stay(self) -> dict[str, Any]:
         """What the order depends on; the position itself is the Trainer's step."""
         content = read_json(self.datacard_file)["content"]
         return {"sources": content, "seq_len": self.seq_len, "seed": self.seed, "epochs": self.epochs,

@@ -101,7 +101,7 @@ class MixedOrder:
         if self._block != (phase, block):
             self._enter(phase, block)
         source = int(self._sources[offset])
-        return source, int(self._used[phase][source] + self._before(phase, block)[source] + self._ranks[offset])
+        return source, int(self._indices[offset])
 
     def _before(self, phase: int, blocks: int) -> np.ndarray:
         """Samples of each source in a phase's first ``blocks`` blocks: rounded sums add up where shares would not."""
@@ -109,10 +109,11 @@ class MixedOrder:
         return np.diff(ends, prepend=0)
 
     def _enter(self, phase: int, block: int) -> None:
-        counts = self._before(phase, block + 1) - self._before(phase, block)
+        before = self._before(phase, block)
+        counts = self._before(phase, block + 1) - before
         ordered = np.repeat(np.arange(len(counts)), counts)
         self._sources = ordered[permutation(BLOCK, self.seed, phase, block)]
-        self._ranks = np.empty(BLOCK, dtype=np.int64)
-        for source, count in enumerate(counts):
-            self._ranks[self._sources == source] = np.arange(count)
+        self._indices = np.empty(BLOCK, dtype=np.int64)
+        for source, first in enumerate(self._used[phase] + before):
+            self._indices[self._sources == source] = np.arange(first, first + counts[source])
         self._block = (phase, block)

@@ -14,7 +14,7 @@ from lit_llm.corpus.build import Corpus, cached_corpus
 from lit_llm.corpus.shards import read_tokens
 from lit_llm.data.base import TokenDataModule
 from lit_llm.data.blocks import EvaluationWindows, TokenBlocks
-from lit_llm.data.mixture import MixedOrder, phases_after, read_phases
+from lit_llm.data.mixture import MixedOrder, Phases, phases_after, read_phases
 from lit_llm.data.order import RankSampler, SampleOrder, stack_samples
 from lit_llm.errors import UserError
 from lit_llm.models.tokenizer import Tokenizer
@@ -104,6 +104,7 @@ class PretrainDataModule(TokenDataModule):
             "validation_fraction": validation_fraction,
         }
         self.corpus: Corpus | None = None
+        self.phases: Phases | None = None  # of the mixture
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -156,22 +157,19 @@ class PretrainDataModule(TokenDataModule):
         if len(self.train_dataset) == 0:
             available = corpus.tokens("train")
             raise UserError(f"data.seq_len={self.seq_len} is longer than the text: it has {available} training tokens")
-        sizes = dict(zip(corpus.train_dirs, self.train_dataset.chunk_sizes, strict=True))
-        self.phases = None if self.mixture is None else read_phases(self.mixture, list(sizes))
+        self._sizes = dict(zip(corpus.train_dirs, self.train_dataset.chunk_sizes, strict=True))
+        self.phases = None if self.mixture is None else read_phases(self.mixture, list(self._sizes))
         for name in {name for _, shares in self.phases or [] for name in shares}:
-            if not sum(sizes[name]):
+            if not sum(self._sizes[name]):
                 raise UserError(f"data.mixture: source {name} is shorter than data.seq_len={self.seq_len}")
         self._set_order()
         self.configure_trainer(validations=10)
 
     def _set_order(self) -> None:
-        sizes = self.train_dataset.chunk_sizes
         self.order = (
-            SampleOrder([size for source in sizes for size in source], self.seed)
+            SampleOrder([size for sizes in self._sizes.values() for size in sizes], self.seed)
             if self.phases is None
-            else MixedOrder(
-                dict(zip(self._corpus.train_dirs, sizes, strict=True)), self.phases, self.rows_per_step, self.seed
-            )
+            else MixedOrder(self._sizes, self.phases, self.rows_per_step, self.seed)
         )
 
     def train_dataloader(self) -> DataLoader:
@@ -196,26 +194,28 @@ class PretrainDataModule(TokenDataModule):
         """The validation split: a pretraining corpus has no third one."""
         return self.val_dataloader()
 
-    def state_dict(self) -> dict[str, Any]:
-        """What the order depends on; the position itself is the Trainer's step."""
+    def must_stay(self) -> dict[str, Any]:
+        """What the order depends on, the mixture aside."""
         return {"corpus": self._corpus.content, "seq_len": self.seq_len, "seed": self.seed,
-                "global_batch_tokens": self.global_batch_tokens, "mixture": getattr(self, "phases", None),
-                "step": self.trainer.global_step if self.trainer else 0}  # fmt: skip
+                "global_batch_tokens": self.global_batch_tokens}  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must stay, and the mixture up to this step."""
+        step = self.trainer.global_step if self.trainer else 0
+        return {**self.must_stay(), "mixture": self.phases, "step": step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As elsewhere; a mixture that changed holds from the checkpoint's step on."""
-        now = self.state_dict()
-        saved, step = state_dict.get("mixture"), state_dict.get("step", 0)
-        if (saved is None) != (now["mixture"] is None) and self._fits():
+        super().load_state_dict(state_dict)
+        if self.trainer is not None and self.trainer.state.fn != "fit":
+            return
+        saved = state_dict.get("mixture")
+        if (saved is None) != (self.phases is None):
             raise UserError(
                 f"data.mixture was {'not ' if saved is None else ''}set when the checkpoint was written: weights may "
                 "change on resume, but not whether there are any"
             )
-        super().load_state_dict({**state_dict, "mixture": now["mixture"], "step": now["step"]})
-        if saved is not None and self._fits():
+        if saved is not None:
             assert self.phases is not None
-            self.phases = phases_after([(begin, dict(shares)) for begin, shares in saved], step, self.phases)
+            self.phases = phases_after(saved, state_dict["step"], self.phases)
             self._set_order()
-
-    def _fits(self) -> bool:
-        return self.trainer is None or self.trainer.state.fn == "fit"

@@ -1,21 +1,18 @@
-"""How random initialisations draw their numbers: not at all, or whole tensors of which a part is kept."""
+"""How random initialisations draw their numbers: elsewhere as torch does, under `NoDraws` not at all."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.overrides import TorchFunctionMode
-
-from lit_llm.models.sharded import copy_part
 
 _INITIALIZERS = {"normal_", "uniform_", "trunc_normal_", "kaiming_uniform_"}
 
 
-class _Initializers(TorchFunctionMode):
+class Initializers(TorchFunctionMode, ABC):
     """Random initialisations go through ``draw``."""
 
     def __torch_function__(
@@ -28,29 +25,14 @@ class _Initializers(TorchFunctionMode):
         self.draw(tensor, lambda into: func(into, *args, **kwargs))
         return tensor
 
+    @abstractmethod
     def draw(self, tensor: Tensor, fill: Callable[[Tensor], Any]) -> None:
-        raise NotImplementedError
+        """Initialise ``tensor``; ``fill`` draws the numbers of a tensor of its shape."""
 
 
-class NoDraws(_Initializers):
+class NoDraws(Initializers):
     """Random initialisations do nothing: those of torch's layers are overwritten by the model's own, and on meta they
     would draw no number, but import the compiler, for a second."""
 
     def draw(self, tensor: Tensor, fill: Callable[[Tensor], Any]) -> None:
         """Leave it."""
-
-
-class WholeDraws(_Initializers):
-    """Random initialisations of a DTensor draw the whole tensor and keep a part of it.
-
-    So a model divided among any number of processes, seeded alike, starts from the weights it would have on one.
-    """
-
-    def draw(self, tensor: Tensor, fill: Callable[[Tensor], Any]) -> None:
-        """Fill ``tensor``, which any process may hold a part of."""
-        if not isinstance(tensor, DTensor):
-            fill(tensor)
-            return
-        full = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-        fill(full)
-        copy_part(tensor, full)

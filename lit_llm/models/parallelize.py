@@ -16,7 +16,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.utils.checkpoint import checkpoint
 
 from lit_llm.errors import UserError
-from lit_llm.models.draws import WholeDraws
+from lit_llm.models.sharded import WholeDraws
 from lit_llm.models.transformer import Block, Transformer
 
 DATA, TENSOR = "data_parallel", "tensor_parallel"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Placement, Replicate
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from lit_llm.models.draws import Initializers
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -94,3 +96,19 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
     norm = total_norm(grads)
     torch._foreach_mul_([local(grad) for grad in grads], (limit / (norm + 1e-6)).clamp(max=1.0))
     return norm
+
+
+class WholeDraws(Initializers):
+    """Random initialisations of a DTensor draw the whole tensor and keep a part of it.
+
+    So a model divided among any number of processes, seeded alike, starts from the weights it would have on one.
+    """
+
+    def draw(self, tensor: Tensor, fill: Callable[[Tensor], Any]) -> None:
+        """Fill ``tensor``, which any process may hold a part of."""
+        if not isinstance(tensor, DTensor):
+            fill(tensor)
+            return
+        full = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+        fill(full)
+        copy_part(tensor, full)

@@ -38,15 +38,18 @@ class Preflight(L.Callback):
         shape = shape_of(config, data.seq_len)
         device = trainer.strategy.root_device
         room = device_memory(device)
+        mesh = trainer.strategy.device_mesh if isinstance(trainer.strategy, ModelParallelStrategy) else None
+        data_parallel, tensor_parallel = (1, 1) if mesh is None else mesh.shape
         setup = Setup(
             micro_batch_size=data.micro_batch_size, seq_len=data.seq_len,
             precision="bf16" if "16" in str(trainer.precision) else "fp32",
             optimizer="muon_adamw" if pl_module.hparams.get("optimizer") == "muon_adamw" else "adamw",
             lora=getattr(pl_module, "lora", None) is not None, fused_norms=device.type == "cuda",
+            fsdp=data_parallel, tensor_parallel=tensor_parallel,
+            checkpointing=pl_module.hparams.get("recompute") == 1,
         )  # fmt: skip
         need = training_memory(shape, setup).peak
-        sharded = isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy))
-        if room is not None and need > room and not sharded:
+        if room is not None and need > room and not isinstance(trainer.strategy, FSDPStrategy):
             raise UserError(_refusal(shape, setup, need, room, device, data.global_batch_tokens))
         rank_zero_info(f"plan: {_summary(shape, setup, need, room, data, trainer)}")
 

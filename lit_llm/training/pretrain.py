@@ -82,6 +82,8 @@ class PretrainModule(L.LightningModule):
         global_batch_tokens: int | None = None,
     ):
         super().__init__()
+        if not 0 <= recompute <= 1:
+            raise UserError(f"model.recompute must be between 0 and 1, got {recompute}")
         self.save_hyperparameters()
         self.fields: dict[str, Any] = {"preset": transformer} if isinstance(transformer, str) else dict(transformer)
         if init_from is not None:

@@ -17,11 +17,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from lit_llm import MuonAdamW, Transformer, TransformerConfig
+from lit_llm import MuonAdamW, PretrainModule, Transformer, TransformerConfig, UserError
 from lit_llm.models import parallelize as parallel
-from lit_llm.models.draws import WholeDraws
 from lit_llm.models.meta import meta_transformer
-from lit_llm.models.sharded import clip_gradients, copy_part, like_part, total_norm, whole, whole_state_dict
+from lit_llm.models.sharded import WholeDraws, clip_gradients, copy_part, like_part, total_norm, whole, whole_state_dict
 from lit_llm.training import optimizers
 
 STEPS = 20
@@ -115,6 +114,11 @@ def test_sizes_that_do_not_fit_are_refused(tmp_path: Path, corpus: Path, lit_llm
         )  # fmt: skip
         assert done.returncode == 2, done.stderr[-2000:]
         assert named in done.stderr
+
+
+def test_a_share_of_blocks_is_a_share() -> None:
+    with pytest.raises(UserError, match="recompute must be between 0 and 1, got 2"):
+        PretrainModule(recompute=2)
 
 
 # ---- in two processes of one test ---------------------------------------------------------------------------------
