@@ -18,8 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.limits import LARGE_LOGITS
-from lit_llm.models.loss import linear_cross_entropy
 from lit_llm.models.meta import meta_transformer
 from lit_llm.models.transformer import Transformer
 from lit_llm.training.optimizers import MuonAdamW, parameter_groups
@@ -85,13 +83,7 @@ def simulated_peak(config: TransformerConfig, batch: int, seq_len: int, optimize
         for _ in range(2):
             memory.peak = memory.live
             with _autocast(autocast):
-                # `Transformer.loss`, which looks at the values of labels: fake ones have none, here all count.
-                if 4 * ids.numel() * config.vocab_size <= LARGE_LOGITS:
-                    loss = model.head_losses(model.hidden_states(ids), ids).sum()
-                else:
-                    x_BTC = model.hidden_states(ids)
-                    loss = linear_cross_entropy(x_BTC.flatten(0, 1), model.head.weight, ids.flatten())
-                    del x_BTC
+                loss = model.loss(ids, ids)
             loss.backward()
             del loss
             peak = memory.peak

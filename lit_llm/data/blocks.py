@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from lit_llm.corpus.shards import read_tokens
 from lit_llm.errors import UserError
-from lit_llm.models.transformer import IGNORE
+from lit_llm.models.loss import IGNORE
 
 
 class TokenBlocks(Dataset):

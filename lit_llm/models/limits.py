@@ -1,6 +1,7 @@
-"""Sizes at which the head works otherwise; the planner counts with them too, and imports no torch."""
+"""Sizes at which the head works otherwise; the planner counts with one too, and imports no torch."""
 
 LARGE_LOGITS = 128 * 2**20
-"""Bytes of a step's float32 logits from which the loss is taken in chunks; below, one compiled pass is faster."""
+"""Bytes of a step's float32 logits from which a compiled model's loss too is taken in chunks; below, one compiled pass
+is faster."""
 CHUNK_BYTES = 256 * 2**20
 """Bytes of float32 logits in a chunk: smaller ones add up the weight's gradient too often."""

@@ -11,7 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_llm.models.eager import product
 from lit_llm.models.limits import CHUNK_BYTES
+
+IGNORE = -100
+"""Label of a position that is not predicted: torch's cross-entropy default."""
+_CACHED_BYTES = 2 * 2**20
+"""Of a chunk on a CPU, what the softmax passes over at once: it then stays in the cache from pass to pass."""
+_SLAB = 8192
+"""Rows of the weight's gradient that a product of another dtype is added to at once: it is never there twice."""
 
 
 def linear_cross_entropy(
@@ -20,12 +28,12 @@ def linear_cross_entropy(
     """The sum over positions of ``cross_entropy(softcap * tanh(scale * x @ weight.T / softcap), labels)``.
 
     Exact, and so are its gradients: each chunk's are computed beside its loss, where the logits are at hand, instead of
-    again in the backward pass.
+    again in the backward pass. Nothing waits for the device.
 
     Args:
         x_NC: what the head reads.
         weight_VC: the head's weight; multiplied in x's dtype, or in autocast's.
-        labels_N: int64; all of them are predicted.
+        labels_N: int64; positions with -100 add nothing.
 
     Returns:
         float32 scalar, in nats.
@@ -47,30 +55,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss = torch.zeros((), dtype=torch.float32, device=x_NC.device)
         rows = max(1, CHUNK_BYTES // (4 * len(weight)))
         for start in range(0, len(x_NC), rows):
-            chunk, labels = x_NC[start : start + rows], labels_N[start : start + rows, None]
-            logits = (chunk @ weight.T).float()
-            if scale is not None:
-                logits *= scale
-            if softcap is not None:
-                logits = logits.div_(softcap).tanh_().mul_(softcap)
-            normalizer = logits.logsumexp(-1, keepdim=True)
-            loss += (normalizer - logits.gather(1, labels)).sum()
-            if grad_x is None and grad_weight is None:
-                continue
-            slope = None if softcap is None else 1 - (logits / softcap).square_()  # of the tanh
-            grad = logits.sub_(normalizer).exp_()  # of the loss by the capped logits: softmax less one at the label
-            grad.scatter_add_(1, labels, grad.new_full(labels.shape, -1.0))
-            if slope is not None:
-                grad *= slope
-            if scale is not None:
-                grad *= scale
-            grad = grad.to(x_NC.dtype)
+            chunk = x_NC[start : start + rows]
+            logits = product(chunk, weight).float()
+            block = max(1, _CACHED_BYTES // (4 * len(weight))) if logits.device.type == "cpu" else rows
+            for part, labels in zip(logits.split(block), labels_N[start : start + rows].split(block), strict=True):
+                loss += _loss_to_grad(part, labels, scale, softcap)
+            grad = logits.to(x_NC.dtype)
             if grad_x is not None:
                 grad_x[start : start + rows] = grad @ weight
             if grad_weight is not None and grad.dtype == grad_weight.dtype:
                 grad_weight.addmm_(grad.T, chunk)
             elif grad_weight is not None:
-                grad_weight += grad.T @ chunk
+                for slab, of in zip(grad_weight.split(_SLAB), grad.split(_SLAB, dim=1), strict=True):
+                    slab += of.T @ chunk
+            del logits, grad  # before the next chunk's are made
         ctx.save_for_backward(grad_x, grad_weight)
         ctx.dtype = weight_VC.dtype
         return loss
@@ -83,3 +81,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if grad_weight is None else (grad_weight * grad).to(ctx.dtype),
         )
         return *scaled, None, None, None
+
+
+def _loss_to_grad(logits_NV: Tensor, labels_N: Tensor, scale: float | None, softcap: float | None) -> Tensor:
+    """The loss of float32 ``logits_NV``, which become its gradient by them in place."""
+    labelled, labels_N1 = labels_N[:, None] != IGNORE, labels_N[:, None].clamp(min=0)
+    if scale is not None:
+        logits_NV *= scale
+    if softcap is not None:
+        logits_NV.div_(softcap).tanh_()
+        slope = 1 - logits_NV.square()
+        logits_NV *= softcap
+    largest, at_label = logits_NV.amax(-1, keepdim=True), logits_NV.gather(1, labels_N1)
+    grad = logits_NV.sub_(largest).exp_()  # of the loss by the capped logits: softmax less one at the label
+    total = grad.sum(-1, keepdim=True)
+    grad *= labelled / total
+    grad.scatter_add_(1, labels_N1, -labelled.to(grad.dtype))
+    if softcap is not None:
+        grad *= slope
+    if scale is not None:
+        grad *= scale
+    return (total.log() + largest - at_label).masked_fill(~labelled, 0).sum()

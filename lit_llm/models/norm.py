@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_llm.models.config import TransformerConfig
+from lit_llm.models.eager import RMSNormalize
 
 
 class RMSNorm(nn.Module):
@@ -31,6 +32,8 @@ class RMSNorm(nn.Module):
         if self.offset:
             assert self.weight is not None
             return (F.rms_norm(x.float(), (self.size,), eps=self.eps) * (1 + self.weight.float())).to(x.dtype)
+        if x.dtype == torch.float32 and x.device.type == "cpu" and not torch.compiler.is_compiling():
+            return RMSNormalize.apply(x, self.weight, self.eps)
         y = F.rms_norm(x, (self.size,), eps=self.eps)  # the kernel keeps its own float32 sum for half types
         return y if self.weight is None else y * self.weight.to(y.dtype)
 

@@ -16,6 +16,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.utils.checkpoint import checkpoint
 
 from lit_llm.errors import UserError
+from lit_llm.models.eager import use_onednn
 from lit_llm.models.sharded import WholeDraws
 from lit_llm.models.transformer import Block, Transformer
 
@@ -66,6 +67,8 @@ def parallelize(
                 model.head.weight = model.embed.weight
             with WholeDraws():
                 model.init_weights()
+    if not compile and (mesh is None or mesh[TENSOR].size() == 1):
+        use_onednn(model.layers)
 
 
 def shard(model: nn.Module, blocks: list[nn.Module], mesh: DeviceMesh, dtype: torch.dtype | None) -> None:

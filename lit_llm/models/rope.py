@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lit_llm.models.config import TransformerConfig
+from lit_llm.models.eager import Rotation
 
 
 def inverse_frequencies(size: int, theta: float, device: torch.device | None = None) -> Tensor:
@@ -41,6 +42,8 @@ def rope_cache(config: TransformerConfig, positions: Tensor, *, local: bool = Fa
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn channel pairs (i, i + R/2) of the first R channels of ``x`` (batch, heads, seq, head_dim) by the cached
     angles (..., seq, R/2); the other channels stay."""
+    if not torch.compiler.is_compiling():
+        return Rotation.apply(x, cos, sin)
     half = cos.shape[-1]
     x1, x2, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest), dim=-1)

@@ -18,17 +18,13 @@ from lit_llm.models.config import TransformerConfig
 from lit_llm.models.draws import NoDraws
 from lit_llm.models.limits import LARGE_LOGITS
 from lit_llm.models.locate import locate
-from lit_llm.models.loss import linear_cross_entropy
+from lit_llm.models.loss import IGNORE, linear_cross_entropy
 from lit_llm.models.mlp import MLP, Experts, MixtureOfExperts
 from lit_llm.models.norm import HeadNorm, RMSNorm, build_norm
 from lit_llm.models.rope import positions_in_documents, rope_cache
 
 if TYPE_CHECKING:
     from lit_llm.models.lora import LoRAConfig
-
-
-IGNORE = -100
-"""Label of a position that is not predicted: torch's cross-entropy default."""
 
 
 class Block(nn.Module):
@@ -230,18 +226,22 @@ class Transformer(nn.Module):
         losses = Transformer.head_losses(self, x_BTC[labelled], labels[labelled])
         return torch.zeros(labels.shape, device=losses.device).masked_scatter(labelled, losses)
 
-    def loss(self, input_ids: Tensor, labels: Tensor, document_ids: Tensor | None = None) -> Tensor:
+    def loss(
+        self, input_ids: Tensor, labels: Tensor, document_ids: Tensor | None = None, few_labels: bool = False
+    ) -> Tensor:
         """The sum of `token_losses`, for training: a float32 scalar.
 
-        Over a large vocabulary the logits are never all there at once, see `linear_cross_entropy`.
+        Over a large vocabulary the logits are never all there at once, see `linear_cross_entropy`. With ``few_labels``
+        the head computes labelled positions alone, for which the host waits for the device.
         """
-        labelled = labels != IGNORE
-        if 4 * labels.numel() * self.config.vocab_size <= LARGE_LOGITS:
-            # The class's own: within a sharded model's `loss` the weights are gathered already.
-            return type(self).token_losses(self, input_ids, labels, document_ids).sum()
         x_BTC = self.hidden_states(input_ids, document_ids=document_ids)
+        if few_labels:
+            labelled = labels != IGNORE
+            x_BTC, labels = x_BTC[labelled], labels[labelled]
+        elif "head_losses" in vars(self) and 4 * labels.numel() * self.config.vocab_size <= LARGE_LOGITS:
+            return self.head_losses(x_BTC, labels).sum()  # compiled, see `parallelize`: one pass over small logits
         scale, cap = self.config.logit_scale, self.config.logit_softcap
-        return linear_cross_entropy(x_BTC[labelled], self.head.weight, labels[labelled], scale, cap)
+        return linear_cross_entropy(x_BTC.flatten(0, -2), self.head.weight, labels.flatten(), scale, cap)
 
     def head_losses(self, x_BTC: Tensor, labels_BT: Tensor) -> Tensor:
         """Head and cross-entropy together, so that a compiler makes one pass over the logits of both.

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lit_llm.models.limits import CHUNK_BYTES, LARGE_LOGITS
+from lit_llm.models.limits import CHUNK_BYTES
 from lit_llm.plan.shape import ModelShape
 
 Optimizer = Literal["adamw", "muon_adamw", "adamw_8bit"]
@@ -96,6 +96,8 @@ def _norm(shape: ModelShape, size: int, fused: bool) -> float:
         return (4 if fused else size) + size  # its input (autocast's float32 on CUDA) and its output
     if shape.norm == "rms_float32":
         return 4 + 4 + size  # input and normalised input in float32, and the output
+    if size == 4 and not fused:
+        return 4 + 4  # its input and its output, see `RMSNormalize`
     return (size if fused else 4) + 2 * size  # its input, the normalised input and the product with the gain
 
 
@@ -113,11 +115,7 @@ def block_activations(shape: ModelShape, size: int, fused_norms: bool) -> float:
 
 def _head(shape: ModelShape, setup: Setup, tokens: float, size: int) -> float:
     """Peak bytes of head and loss."""
-    logits = 4 * tokens * shape.vocab_size
-    if logits <= LARGE_LOGITS:
-        return logits * (3.5 if size == 2 else 3)  # float32 logits, log-softmax and gradient, and the product's output
     weight = 4 * shape.vocab_size * shape.width / setup.tensor_parallel
-    chunk = min(CHUNK_BYTES, logits) / setup.tensor_parallel
-    if size == 2:
-        weight += 2 * shape.vocab_size * shape.width / setup.tensor_parallel  # a chunk's gradient before it is added
-    return weight + chunk * (1.5 + size / 4) + 2 * size * shape.width * tokens
+    # float32 logits become their gradient in place; beside them the product's output, or the gradient in its dtype.
+    chunk = min(CHUNK_BYTES, 4 * tokens * shape.vocab_size) / setup.tensor_parallel * (1.5 if size == 2 else 1)
+    return weight + chunk + 2 * size * shape.width * tokens

@@ -64,6 +64,9 @@ class PretrainModule(L.LightningModule):
         UserError: a configuration that does not fit the data or the machine.
     """
 
+    few_labels = False
+    """Whether many labels are -100, so that the head had better leave them out, see `Transformer.loss`."""
+
     def __init__(
         self,
         transformer: str | dict[str, Any] = "nano-5m",
@@ -111,7 +114,9 @@ class PretrainModule(L.LightningModule):
         scalar. Override for another objective."""
         if not isinstance(self.network, Transformer):
             return self.token_losses(batch).sum()
-        loss = self.network.loss(batch["input_ids"], batch["labels"], batch.get("document_ids"))
+        loss = self.network.loss(
+            batch["input_ids"], batch["labels"], batch.get("document_ids"), few_labels=self.few_labels
+        )
         router_loss = self.network.take_router_loss()
         return loss if router_loss is None else loss + router_loss * (batch["labels"] != IGNORE).sum()
 

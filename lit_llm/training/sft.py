@@ -42,6 +42,8 @@ class SFTModule(PretrainModule):
         UserError: no such base, or settings that do not fit it.
     """
 
+    few_labels = True
+
     def __init__(
         self,
         init_from: str,

@@ -13,7 +13,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.mark.parametrize(
     ("script", "said"),
-    [("decode.py", "transformers eager"), ("load.py", "peak memory ratio")],
+    [("decode.py", "transformers eager"), ("load.py", "peak memory ratio"), ("cpu_step.py", "floor")],
 )
 def test_dry_run(script: str, said: str) -> None:
     done = subprocess.run(

@@ -8,16 +8,16 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_llm.models import loss, transformer
+from lit_llm.models import loss
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.loss import linear_cross_entropy
-from lit_llm.models.transformer import IGNORE, Transformer
+from lit_llm.models.loss import IGNORE, linear_cross_entropy
+from lit_llm.models.transformer import Transformer
 
 
 def plain(x: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, scale, cap) -> torch.Tensor:
     logits = x @ weight.T * (scale or 1.0)
     logits = logits if cap is None else cap * torch.tanh(logits / cap)
-    return F.cross_entropy(logits, labels, reduction="sum")
+    return F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE)
 
 
 @given(
@@ -35,9 +35,11 @@ def test_it_is_torchs_cross_entropy(rows, vocab, chunk, scale, cap, upstream, se
     x = torch.randn(rows, 8, generator=generator, dtype=torch.float64)
     weight = torch.randn(vocab, 8, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, vocab, (rows,), generator=generator)
+    labels[torch.rand(rows, generator=generator) < 0.2] = IGNORE
     results = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loss, "CHUNK_BYTES", chunk)
+        patch.setattr(loss, "_CACHED_BYTES", chunk // 3)
         for function in (plain, linear_cross_entropy):
             inputs = [x.float().requires_grad_(), weight.float().requires_grad_()]
             value = function(*inputs, labels, scale, cap)
@@ -66,21 +68,30 @@ def test_a_model_learns_the_same_with_it(monkeypatch: pytest.MonkeyPatch, tied: 
     labels[0, :7] = IGNORE
     document_ids = torch.arange(24).div(9, rounding_mode="floor").expand(2, -1) if documents else None
     grads = []
-    for limit in (2**30, 0):
-        monkeypatch.setattr(transformer, "LARGE_LOGITS", limit)
+    monkeypatch.setattr(loss, "CHUNK_BYTES", 4 * 300 * 7)
+    for value_of in (
+        lambda: model.token_losses(ids, labels, document_ids).sum(),
+        lambda: model.loss(ids, labels, document_ids),
+        lambda: model.loss(ids, labels, document_ids, few_labels=True),
+    ):
         model.zero_grad()
-        value = model.loss(ids, labels, document_ids)
+        value = value_of()
         value.backward()
         grads.append([value.detach(), *(p.grad.clone() for p in model.parameters())])
-    for got, expected in zip(grads[1], grads[0], strict=True):
-        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    for got in grads[1:]:
+        for tensor, expected in zip(got, grads[0], strict=True):
+            torch.testing.assert_close(tensor, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_under_autocast_the_products_are_half_and_the_loss_is_not() -> None:
+def test_under_autocast_the_products_are_half_and_the_loss_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "_SLAB", 16)
     x, weight = torch.randn(9, 16, requires_grad=True), torch.randn(50, 16, requires_grad=True)
     labels = torch.arange(9)
     with torch.autocast("cpu", torch.bfloat16):
         value = linear_cross_entropy(x, weight, labels)
     value.backward()
+    exact = [t.detach().clone().requires_grad_() for t in (x, weight)]
+    plain(*exact, labels, None, None).backward()
+    torch.testing.assert_close(weight.grad, exact[1].grad, atol=0.05, rtol=0.05)
     assert value.dtype == x.grad.dtype == weight.grad.dtype == torch.float32
     torch.testing.assert_close(value, plain(x, weight, labels, None, None), atol=0.5, rtol=0.02)

@@ -36,7 +36,7 @@ def train(tmp_path_factory: pytest.TempPathFactory, corpus: Path, lit_llm_comman
         done = lit_llm_command(
             "fit", "--model", "lit_llm.PretrainModule", "--data", "lit_llm.PretrainDataModule",
             "--model.transformer", json.dumps({"hidden_size": 32, "num_layers": 2, "num_heads": 4}),
-            "--model.optimizer", "adamw", "--data.corpus", corpus, "--data.seq_len", 32,
+            "--model.optimizer", "adamw", "--model.learning_rate", 2e-3, "--data.corpus", corpus, "--data.seq_len", 32,
             "--data.micro_batch_size", micro_batch_size, "--data.global_batch_tokens", 32 * 8,
             "--data.tokens", 32 * 8 * STEPS, "--data.validate_every", 5, "--data.eval_batch_size", 64,
             "--trainer.log_every_n_steps", 1, "--trainer.precision", "32-true", "--trainer.accelerator", "cpu",

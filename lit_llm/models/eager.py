@@ -1,0 +1,115 @@
+"""Operations with a backward of their own, for eager mode: fewer passes over memory, and less kept for the backward.
+
+A compiler fuses the plain formulas better than this: callers take those while it traces.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class Rotation(torch.autograd.Function):
+    """`lit_llm.models.rope.apply_rope`: the gradient is turned back by the same angles, and only they are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        cos, sin = ctx.saved_tensors
+        return _turn(grad, cos, sin, -1), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+    half = cos.shape[-1]
+    y = torch.empty_like(x)
+    x1, x2 = x[..., :half], x[..., half : 2 * half]
+    torch.mul(x1, cos, out=y[..., :half]).addcmul_(x2, sin, value=-sign)
+    torch.mul(x2, cos, out=y[..., half : 2 * half]).addcmul_(x1, sin, value=sign)
+    if 2 * half < x.shape[-1]:
+        y[..., 2 * half :] = x[..., 2 * half :]
+    return y
+
+
+class RMSNormalize(torch.autograd.Function):
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension of float32 ``x``, which alone is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        y = x * inverse
+        return y if weight is None else y.mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight, inverse = ctx.saved_tensors
+        y = x * inverse
+        product = grad * y
+        grad_weight = None
+        if weight is not None:
+            grad_weight = product.flatten(0, -2).sum(0)
+            grad = grad * weight
+            share = product @ weight  # each row's sum of (gradient by y) * y
+        else:
+            share = product.sum(-1)
+        grad_x = torch.addcmul(grad, y, share.unsqueeze(-1), value=-1 / x.shape[-1], out=product).mul_(inverse)
+        return grad_x, grad_weight, None
+
+
+class OneDNNLinear(nn.Linear):
+    """A linear layer whose float32 products on a CPU are oneDNN's, but for the weight's gradient.
+
+    torch sends float32 products to MKL, which on AMD's processors is 5 to 10% behind; for the third product, whose
+    operands are both transposed, it is ahead (docs/decisions.md, "A training step on a CPU").
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        if input.dtype != torch.float32 or self.weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+            return F.linear(input, self.weight, self.bias)
+        return _OneDNNProduct.apply(input, self.weight, self.bias)
+
+
+class _OneDNNProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        rows = grad.reshape(-1, grad.shape[-1])
+        return (
+            product(grad, weight.t()) if needs_x else None,
+            rows.t() @ x.reshape(-1, x.shape[-1]) if needs_weight else None,
+            rows.sum(0) if needs_bias else None,
+        )
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``F.linear`` without a gradient, by oneDNN where x is float32 on a CPU."""
+    if x.dtype != torch.float32 or x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return F.linear(x, weight, bias)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def use_onednn(model: nn.Module) -> None:
+    """Turn every plain float32 ``nn.Linear`` of ``model`` that lies on a CPU into a `OneDNNLinear`, in place."""
+    if not torch.backends.mkldnn.is_available():
+        return
+    for module in model.modules():
+        if type(module) is nn.Linear and module.weight.device.type == "cpu" and module.weight.dtype == torch.float32:
+            module.__class__ = OneDNNLinear

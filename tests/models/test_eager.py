@@ -1,0 +1,77 @@
+"""Operations with a backward of their own against the plain formulas."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd import gradcheck
+
+from lit_llm.models.config import TransformerConfig
+from lit_llm.models.eager import OneDNNLinear, RMSNormalize, Rotation, use_onednn
+from lit_llm.models.parallelize import parallelize
+from lit_llm.models.transformer import Transformer
+
+
+def doubles(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize("rotary", [4, 8])
+def test_rotation(rotary: int) -> None:
+    x = doubles(2, 3, 5, 8).transpose(1, 2)  # as heads are: not contiguous
+    cos, sin = torch.randn(2, 3, rotary // 2, dtype=torch.float64)
+    x1, x2, rest = x.split([rotary // 2, rotary // 2, 8 - rotary], dim=-1)
+    expected = torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest), -1)
+    torch.testing.assert_close(Rotation.apply(x, cos, sin), expected)
+    assert gradcheck(lambda t: Rotation.apply(t, cos, sin), (x,))
+
+
+@pytest.mark.parametrize("gain", [True, False])
+def test_rms_normalize(gain: bool) -> None:
+    x, weight = doubles(2, 3, 8), doubles(8) if gain else None
+    expected = F.rms_norm(x, (8,), weight, eps=1e-5)
+    torch.testing.assert_close(RMSNormalize.apply(x, weight, 1e-5), expected)
+    assert gradcheck(lambda *inputs: RMSNormalize.apply(*inputs, *([] if gain else [None]), 1e-5),
+                     (x, weight) if gain else (x,))  # fmt: skip
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_onednn_products_are_a_linear_layers(bias: bool) -> None:
+    torch.manual_seed(0)
+    linear, x = nn.Linear(32, 48, bias=bias), torch.randn(2, 5, 32)
+    outcomes = []
+    for prepare in (lambda: None, lambda: use_onednn(linear)):
+        prepare()
+        inputs = x.clone().requires_grad_()
+        y = linear(inputs)
+        linear.zero_grad()
+        y.square().sum().backward()
+        outcomes.append([y, inputs.grad, *(p.grad.clone() for p in linear.parameters())])
+    assert type(linear) is OneDNNLinear
+    for got, expected in zip(outcomes[1], outcomes[0], strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(x).dtype == torch.bfloat16
+
+
+def test_a_compiled_model_learns_what_an_eager_one_does() -> None:
+    """20 steps of AdamW: the largest relative difference of a loss is float32's rounding."""
+    config = TransformerConfig(vocab_size=300, hidden_size=64, num_layers=2, num_heads=4, num_kv_heads=2)
+    losses = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = Transformer(config)
+        parallelize(model, compile=compiled)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        torch.manual_seed(1)
+        losses.append([])
+        for _ in range(20):
+            ids = torch.randint(0, 300, (2, 33))
+            loss = model.loss(ids[:, :-1], ids[:, 1:])
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses[-1].append(loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
