@@ -29,6 +29,7 @@ _EXPORTS = {
     "ThroughputCallback": "lit_llm.training.callbacks.throughput",
     "ProgressBar": "lit_llm.training.callbacks.progress",
     "SpikeGuard": "lit_llm.training.callbacks.spike_guard",
+    "FreezeGarbage": "lit_llm.training.callbacks.garbage",
     "RetentionCheck": "lit_llm.training.callbacks.retention",
     "LMEvalCallback": "lit_llm.evaluate.callback",
     "FSDP2Strategy": "lit_llm.training.strategy",

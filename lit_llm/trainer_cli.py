@@ -35,8 +35,10 @@ from lit_llm.presets import config_name, find_config
 from lit_llm.report.callback import RunReport
 from lit_llm.run_folder import discard_unused, prepare_run
 from lit_llm.training.callbacks.checkpoint import Checkpoint, checkpoints
+from lit_llm.training.callbacks.garbage import FreezeGarbage
 from lit_llm.training.callbacks.progress import ProgressBar
 from lit_llm.training.callbacks.samples import SampleCallback
+from lit_llm.training.callbacks.spike_guard import SpikeGuard
 from lit_llm.training.callbacks.throughput import ThroughputCallback
 from lit_llm.training.loggers import CSVLogger
 from lit_llm.training.neptune_logger import NeptuneLogger
@@ -115,6 +117,7 @@ class TrainerCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Callbacks whose settings people change."""
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
+        parser.add_lightning_class_args(SpikeGuard, "spike_guard")
         parser.add_lightning_class_args(SampleCallback, "samples")
         parser.add_lightning_class_args(RunReport, "report")
         parser.add_argument("--plan", type=bool, default=True, help="say what fit will take; refuse what cannot fit")
@@ -158,12 +161,13 @@ class TrainerCLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> L.Trainer:
         """Leave out of our callbacks what the user switched off or brings along."""
-        mine = [*callbacks, ProgressBar(), ThroughputCallback()]
+        mine = [*callbacks, ProgressBar(), ThroughputCallback(), FreezeGarbage()]
         if self.config[str(self.subcommand)].plan:
             mine.append(Preflight())
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
-        for base, flag in ((ProgressBarBase, "enable_progress_bar"), (CheckpointBase, "enable_checkpointing")):
+        for base, flag in ((ProgressBarBase, "enable_progress_bar"), (CheckpointBase, "enable_checkpointing"),
+                           (SpikeGuard, "")):  # fmt: skip
             if config.get(flag) is False or any(isinstance(c, base) for c in given):
                 mine = [c for c in mine if not isinstance(c, base)]
         loggers = config.get("logger") or []

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
@@ -32,6 +33,9 @@ class PretrainDataModule(TokenDataModule):
     seen, whatever the number of workers. The run is one epoch of ``steps`` optimizer steps long, however often it
     passes over the text.
 
+    Documents lie one after the other, and a sample may hold parts of several. With ``mask_documents`` every batch also
+    has "document_ids": int64 (batch, seq_len), by which a `PretrainModule` computes each as if it were alone.
+
     Args:
         tokens: horizon of the run in tokens, e.g. 20_000_000 or 2e7.
         seq_len: tokens a sample.
@@ -42,6 +46,7 @@ class PretrainDataModule(TokenDataModule):
             library), a file, folder or glob, a list of these, or a mapping from source names to these.
         mixture: weights by source, whatever the sources' sizes; or a list of {step, weights}, each from its optimizer
             step on. None: all text, in equal passes. On resume it may change: the new one holds from there on.
+        mask_documents: tokens see their own document alone, and positions count from its beginning; in evaluation too.
         text_field: field of JSONL rows and parquet columns that holds the text.
         corpus: a finished corpus folder; replaces ``sources``, ``tokenizer``, ``vocab_size`` and
             ``validation_fraction``.
@@ -68,6 +73,7 @@ class PretrainDataModule(TokenDataModule):
         global_batch_tokens: int | None = None,
         sources: str | list[str] | dict[str, str | list[str]] = "stdlib",
         mixture: dict[str, float] | list[dict[str, Any]] | None = None,
+        mask_documents: bool = False,
         text_field: str = "text",
         corpus: str | None = None,
         tokenizer: str | None = None,
@@ -96,6 +102,7 @@ class PretrainDataModule(TokenDataModule):
         if not 0 < validation_fraction < 1:
             raise UserError(f"data.validation_fraction must be between 0 and 1, got {validation_fraction}")
         self.num_tokens, self.corpus_folder, self.mixture = int(tokens), corpus, mixture
+        self.mask_documents = mask_documents
         self.build_settings: dict[str, Any] = {
             "sources": sources,
             "text_field": text_field,
@@ -176,8 +183,19 @@ class PretrainDataModule(TokenDataModule):
         """Batches from the Trainer's current optimizer step to the end of the run."""
         return self.loader(self.train_dataset, self.micro_batch_size, self.step_sampler(), self._collate_training)
 
+    @property
+    def _separator(self) -> int:
+        assert self.tokenizer.eos_id is not None  # a corpus is not built without
+        return self.tokenizer.eos_id
+
+    def _collate(self, samples: list[dict]) -> dict:
+        batch = stack_samples(samples)
+        if self.mask_documents:  # each begins with the separator
+            batch["document_ids"] = torch.eq(batch["input_ids"], self._separator).cumsum(1)
+        return batch
+
     def _collate_training(self, samples: list[dict]) -> dict:
-        return {**stack_samples(samples), "step_tokens": self.global_batch_tokens}
+        return {**self._collate(samples), "step_tokens": self.global_batch_tokens}
 
     def val_dataloader(self) -> list[DataLoader]:
         """One loader a source, all validation tokens, spread over the ranks."""
@@ -187,7 +205,7 @@ class PretrainDataModule(TokenDataModule):
             # Ranks get equally many samples (the surplus is all ignored): sharded models meet in every forward.
             windows = EvaluationWindows(folder, self.seq_len, token_bytes, num_samples_multiple=self.world_size)
             sampler = RankSampler(len(windows), self.rank, self.world_size)
-            loaders.append(self.loader(windows, self.eval_batch_size, sampler, stack_samples))
+            loaders.append(self.loader(windows, self.eval_batch_size, sampler, self._collate))
         return loaders
 
     def test_dataloader(self) -> list[DataLoader]:
@@ -197,7 +215,8 @@ class PretrainDataModule(TokenDataModule):
     def must_stay(self) -> dict[str, Any]:
         """What the order depends on, the mixture aside."""
         return {"corpus": self._corpus.content, "seq_len": self.seq_len, "seed": self.seed,
-                "global_batch_tokens": self.global_batch_tokens}  # fmt: skip
+                "global_batch_tokens": self.global_batch_tokens,
+                "mask_documents": self.mask_documents}  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """What must stay, and the mixture up to this step."""

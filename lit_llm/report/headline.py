@@ -60,11 +60,19 @@ def headline(run: Run) -> list[dict[str, str]]:
         item("Validation loss", shown(loss, form=four), "nats/token", training_note),
         item("Tokens", shown(tokens), "", planned_note, per_parameter),
         item("Parameters", shown(parameters), "", shown(run.number("flops_per_token"), "{} per token", flops)),
-        item("Training time", shown(seconds, form=duration), "", resumed),
+        item("Training time", shown(seconds, form=duration), "", resumed, _guarded(run)),
         item("Throughput", shown(_median(run, "tokens_per_second")), "tokens/s", "median"),
         item("MFU", shown(_median(run, "mfu"), form=percent), "", f"{peak or 'median'} {peak_source}"),
         item("Cost", shown(cost, form=dollars), "", shown(price, "at {} per hour", dollars)),
     ]
+
+
+def _guarded(run: Run) -> str | None:
+    """What SpikeGuard did."""
+    skipped = sum(event["steps"] for event in run.events if event["event"] == "skipped")
+    back = sum(event["event"] == "rolled back" for event in run.events)
+    said = [f"{skipped} step{'s' * (skipped != 1)} skipped"] if skipped else []
+    return ", ".join(said + [f"rolled back {'once' if back == 1 else f'{back} times'}"] * bool(back)) or None
 
 
 def with_unit(value: float, unit: str) -> str:

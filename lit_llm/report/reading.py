@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ class Run:
     columns: dict[str, np.ndarray] = field(default_factory=dict)
     missing: dict[str, np.ndarray] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
     config: str = ""
     datacard: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -71,7 +73,7 @@ def read_run(folder: Path) -> Run:
         _read_neptune(run)
     else:
         _read_metrics(run)
-    _read_samples(run)
+    run.samples, run.events = _read_lines(run, "samples.jsonl", _sample), _read_lines(run, "events.jsonl", _event)
     return run
 
 
@@ -164,17 +166,26 @@ def _to_float(cell: str) -> float:
         return float("nan")
 
 
-def _read_samples(run: Run) -> None:
-    if not (run.folder / "samples.jsonl").is_file():
-        return  # a run without sample prompts is an ordinary one: the section itself says so
-    unreadable = 0
-    for line in _read_text(run, "samples.jsonl", "").split("\n"):
+def _read_lines(run: Run, name: str, read: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
+    """What ``read`` makes of each line of a JSONL file; lines that it cannot read are counted as a problem."""
+    if not (run.folder / name).is_file():
+        return []  # a run without sample prompts or events is an ordinary one: the page itself says so
+    rows, unreadable = [], 0
+    for line in _read_text(run, name, "").split("\n"):
         if not line.strip():
             continue
         try:
-            sample = json.loads(line)
-            run.samples.append({**sample, "step": int(sample["step"]), "text": str(sample["text"])})
+            rows.append(read(json.loads(line)))
         except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
             unreadable += 1
     if unreadable:
-        run.problems.append(f"samples.jsonl: {unreadable:,} line(s) that cannot be read were left out.")
+        run.problems.append(f"{name}: {unreadable:,} line(s) that cannot be read were left out.")
+    return rows
+
+
+def _sample(row: Any) -> dict[str, Any]:
+    return {**row, "step": int(row["step"]), "text": str(row["text"])}
+
+
+def _event(row: Any) -> dict[str, Any]:
+    return {"step": int(row["step"]), "event": str(row["event"]), "steps": int(row.get("steps", 0))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import shutil
 from collections import UserDict
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from lit_llm import (
     Checkpoint,
     CSVLogger,
+    FreezeGarbage,
     PretrainDataModule,
     PretrainModule,
     ProgressBar,
@@ -27,8 +29,10 @@ from lit_llm import (
     ThroughputCallback,
     Tokenizer,
     Transformer,
+    UserError,
 )
 from lit_llm.corpus.shards import read_tokens
+from lit_llm.errors import Preempted
 from lit_llm.training.callbacks.throughput import _first_tensor
 
 TINY = {"hidden_size": 32, "num_layers": 1, "num_heads": 2}
@@ -255,3 +259,25 @@ def test_samples_begin_as_the_validation_documents_do(tmp_path: Path, corpus: Pa
     text = source.tokenizer.decode(read_tokens(next(iter(source.corpus.validation_dirs.values())))[:100_000])
     assert len({row["prompt"] for row in rows}) == 3
     assert all(row["prompt"] in text for row in rows)
+
+
+def test_a_limit_of_time_saves_and_ends_as_a_scheduler_would(tmp_path: Path, corpus: Path) -> None:
+    callbacks = [Checkpoint(max_minutes=1e-9)]
+    with pytest.raises(Preempted, match="saved step 0: "):
+        trainer(tmp_path, callbacks=callbacks).fit(PretrainModule(TINY, compile=False), data(corpus))
+    with pytest.raises(UserError, match="max_minutes"):
+        Checkpoint(max_minutes=0)
+
+
+def test_what_is_there_after_the_first_step_is_frozen_until_the_end(tmp_path: Path, corpus: Path) -> None:
+    frozen = []
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, *args: object) -> None:
+            frozen.append(gc.get_freeze_count())
+
+    before = gc.get_freeze_count()
+    run = trainer(tmp_path, callbacks=[FreezeGarbage(), Watch()], enable_checkpointing=False)
+    run.fit(PretrainModule(TINY, compile=False), data(corpus, steps=3))
+    assert frozen[0] == before and min(frozen[1:]) > before + 10_000
+    assert gc.get_freeze_count() == 0

@@ -139,7 +139,45 @@ def test_a_resumed_run_decides_alike(tmp_path: Path, corpus: Path) -> None:
 def test_patience_ends(tmp_path: Path, corpus: Path) -> None:
     module = Breaks(TINY, compile=False)
     module.broken = (3, 4, 5, 6, 7)
-    with pytest.raises(UserError, match="step 6: SpikeGuard skipped 3 steps in a row"), pytest.warns(UserWarning):
+    with pytest.raises(UserError, match="step 6: SpikeGuard skipped 3 steps in a row; "), pytest.warns(UserWarning):
         fit(tmp_path, corpus, module, callbacks=[SpikeGuard(patience=3)], enable_checkpointing=False)
     with pytest.raises(UserError, match="patience"):
         SpikeGuard(patience=0)
+
+
+@pytest.mark.parametrize("name", ["muon_adamw", "adamw"])
+def test_it_goes_back_to_the_newest_whole_checkpoint_and_on_with_new_data(
+    tmp_path: Path, corpus: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = Breaks(TINY, compile=False, optimizer=name)
+    module.broken = (9, 10)
+    sampled: list[int] = []
+
+    class Damages(L.Callback):
+        """Breaks the newest checkpoint before it is needed, and notes what is trained on."""
+
+        def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: dict, i: int) -> None:
+            sampled.extend(batch["sample_id"].tolist())
+            if trainer.global_step == 10 and i % 2 == 0:
+                file = tmp_path / "checkpoints" / "step-00000008.ckpt"
+                file.write_bytes(file.read_bytes()[:-100])
+
+        def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object) -> None:
+            if trainer.global_step == 11 and not hasattr(self, "after"):
+                self.after = {k: v.clone() for k, v in pl_module.state_dict().items()}
+                self.rate = trainer.optimizers[0].param_groups[0]["lr"]
+                self.momenta = copy.deepcopy(trainer.optimizers[0].state_dict()["state"])
+
+    guard_, watch = SpikeGuard(patience=2), Damages()
+    with pytest.warns(UserWarning, match="back to the weights of step-00000004.ckpt"):
+        trainer = fit(tmp_path, corpus, module, callbacks=[guard_, Checkpoint(every_steps=4, keep_last=9), watch])
+    assert trainer.global_step == 12 and len(set(sampled)) == len(sampled) == 48  # no sample twice, none left out
+    saved = torch.load(tmp_path / "checkpoints" / "step-00000004.ckpt", weights_only=False)
+    torch.testing.assert_close(watch.after, saved["state_dict"], atol=0, rtol=0)
+    torch.testing.assert_close(watch.momenta, saved["optimizer_states"][0]["state"], atol=0, rtol=0)
+    assert watch.rate != saved["optimizer_states"][0]["param_groups"][0]["lr"]  # the schedule went on
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert events[-1] == {"step": 11, "event": "rolled back", "to": "step-00000004.ckpt"}
+    module.broken = tuple(range(1, 12))
+    with pytest.raises(UserError, match="went back 0 times already"), pytest.warns(UserWarning):
+        fit(tmp_path / "no", corpus, module, callbacks=[SpikeGuard(patience=2, rollbacks=0), Checkpoint(1)])

@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import zipfile
 import zlib
 from pathlib import Path
@@ -54,6 +55,7 @@ class Checkpoint(CheckpointBase):
     resumed run neither repeats nor misses a row. It is written under another name, flushed to disk and renamed: a file
     called ``*.ckpt`` is whole. At the end of training the model is also written as a Hugging Face directory to
     ``final/``, if the module has ``save_pretrained``, and an adapter to ``adapter/``, if it has ``save_adapter``.
+    With ``max_minutes`` a run that has trained so long saves and ends as SIGTERM would end it.
     Ctrl-C lets a single process finish its optimizer step and saves it; a second one stops at once. SIGTERM, to any of
     the processes, has all of them finish and save their step; the first raises `Preempted`, the others exit.
 
@@ -63,6 +65,7 @@ class Checkpoint(CheckpointBase):
         monitor: metric whose lowest value makes a checkpoint the best. None: no best one.
         dirpath: None: ``checkpoints`` under the Trainer's default_root_dir.
         final: whether to write ``final/``.
+        max_minutes: of this call, from its first step on; a little less than a scheduler grants.
 
     Raises:
         UserError: the disk is full (nothing half-written stays, older checkpoints are left alone).
@@ -75,12 +78,15 @@ class Checkpoint(CheckpointBase):
         monitor: str | None = "val_loss",
         dirpath: str | None = None,
         final: bool = True,
+        max_minutes: float | None = None,
     ):
         super().__init__()
         if keep_last < 1 or (every_steps is not None and every_steps < 1):
             raise UserError("checkpoint.keep_last and checkpoint.every_steps must be at least 1")
-        self.every_steps, self.keep_last, self.monitor, self.dirpath, self.final = (
-            every_steps, keep_last, monitor, dirpath, final,
+        if max_minutes is not None and max_minutes <= 0:
+            raise UserError(f"checkpoint.max_minutes must be above 0, got {max_minutes}")
+        self.every_steps, self.keep_last, self.monitor, self.dirpath, self.final, self.max_minutes = (
+            every_steps, keep_last, monitor, dirpath, final, max_minutes,
         )  # fmt: skip
         self.best_score: float | None = None
         self._saved_step = -1
@@ -98,6 +104,7 @@ class Checkpoint(CheckpointBase):
         """Resolve the interval and forget what an interrupted save left behind."""
         self._saved_step = trainer.global_step
         self._stop_asked = 0
+        self._began = time.monotonic()
         self._group = dist.new_group(backend="gloo") if trainer.world_size > 1 else None
         # The Trainer asks the device before every micro-batch whether the first process got SIGTERM, and waits for the
         # answer; `_agree_to_stop` asks all of them once an optimizer step, on the CPU.
@@ -202,6 +209,8 @@ class Checkpoint(CheckpointBase):
 
     def _agree_to_stop(self) -> int:
         """The signal that any of the processes got, or 0. They get it at different steps, and stop at the same one."""
+        if self.max_minutes is not None and time.monotonic() - self._began > 60 * self.max_minutes:
+            self._stop_asked = self._stop_asked or signal.SIGTERM
         if self._group is None:
             return self._stop_asked
         asked = torch.tensor(self._stop_asked)
@@ -249,6 +258,13 @@ class Checkpoint(CheckpointBase):
                 f"{target}: the checkpoint could not be written ({error}); free some disk and "
                 "resume with --ckpt_path last" + (f" from {kept[-1].name}" if kept else "")
             ) from error
+
+    def newest_whole(self, trainer: L.Trainer) -> Path | None:
+        """The newest step checkpoint whose checksums hold, by the first process's judgement."""
+        found = None
+        if trainer.is_global_zero:
+            found = next((file for file in reversed(checkpoints(self.folder)) if damage(file) is None), None)
+        return trainer.strategy.broadcast(found)
 
     def state_dict(self) -> dict[str, Any]:
         """The best score so far and torch's CPU random state."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from lit_llm.errors import UserError
 from lit_llm.models.sharded import total_norm
 from lit_llm.training.callbacks.borders import at_border, logs_now
+from lit_llm.training.callbacks.checkpoint import Checkpoint
 from lit_llm.training.callbacks.jsonl import keep_until
 from lit_llm.training.optimizers import MuonAdamW
 
@@ -24,34 +25,40 @@ class SpikeGuard(L.Callback):
     A skipped step leaves weights, momenta and step counts as they were; the learning rate's schedule goes on. The
     decision is taken on the device and handed to the optimizer as its ``found_inf`` (fused Adam's and `MuonAdamW`'s):
     nothing waits for it. Other optimizers lose the step's gradients instead, which costs one synchronisation a step.
-    Where steps are logged, new skips are told and appended to ``events.jsonl`` in the run folder.
+    Where steps are logged, new skips are told and appended to ``events.jsonl`` in the run folder. After ``patience``
+    skips in a row weights and optimizer go back to the newest whole checkpoint of the run's `Checkpoint`, and training
+    goes on from there with the data that comes next, as PaLM's did (arXiv:2204.02311, section 5.1).
 
     Works with any LightningModule under automatic optimization; data-parallel ranks see one gradient and decide alike.
 
     Args:
-        sigmas: how far above the mean is far out. The scale of the norms is that of their logarithm.
+        sigmas: how far above the mean is far out. The scale of the norms is that of their logarithm. None: only norms
+            that are not finite count.
         window: norms that mean and deviation are taken of; until half of them are there, only broken ones count.
-        patience: skips in a row after which training stops.
+        patience: skips in a row after which training goes back, at the next logged step.
+        rollbacks: how often it may; then it stops.
 
     Raises:
-        UserError: ``patience`` steps in a row were skipped, told at the next logged step; settings out of range.
+        UserError: ``patience`` steps in a row were skipped and there is no checkpoint to go back to, or it was gone
+            back to ``rollbacks`` times already; settings out of range.
     """
 
-    def __init__(self, sigmas: float = 6.0, window: int = 128, patience: int = 20):
-        if sigmas <= 0 or window < 4 or patience < 1:
-            raise UserError("SpikeGuard: need sigmas > 0, window >= 4 and patience >= 1")
-        self.sigmas, self.window, self.patience = sigmas, window, patience
+    def __init__(self, sigmas: float | None = 6.0, window: int = 128, patience: int = 20, rollbacks: int = 2):
+        if (sigmas is not None and sigmas <= 0) or window < 4 or patience < 1 or rollbacks < 0:
+            raise UserError("SpikeGuard: need sigmas > 0, window >= 4, patience >= 1 and rollbacks >= 0")
+        self.sigmas, self.window, self.patience, self.rollbacks = sigmas, window, patience, rollbacks
         self._norms: Tensor | None = None  # logarithms, a ring
         self._counts: Tensor | None = None  # steps seen, steps skipped, skipped in a row
         self._saved: dict[str, Tensor] = {}
         self._told = 0
+        self._went_back = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take up where a checkpoint left off."""
         device = pl_module.device
         self._norms = self._saved.get("norms", torch.zeros(self.window)).to(device)
         self._counts = self._saved.get("counts", torch.zeros(3, dtype=torch.int64)).to(device)
-        self._told = int(self._counts[1])
+        self._told, self._went_back = int(self._counts[1]), int(self._saved.get("went_back", torch.zeros(())))
         self.file = Path(trainer.default_root_dir) / "events.jsonl"
         if trainer.is_global_zero:
             keep_until(self.file, trainer.global_step)
@@ -78,7 +85,8 @@ class SpikeGuard(L.Callback):
         number = filled.sum().clamp(min=1)
         mean = (self._norms * filled).sum() / number
         deviation = (((self._norms - mean) * filled).square().sum() / number).sqrt()
-        limit = mean + self.sigmas * deviation.clamp(min=0.05)  # equal norms must not make every change an outlier
+        far_out = float("inf") if self.sigmas is None else self.sigmas
+        limit = mean + far_out * deviation.clamp(min=0.05)  # equal norms must not make every change an outlier
         value = norm.clamp(min=1e-20).log()
         skip = ~torch.isfinite(norm) | ((seen >= self.window // 2) & (value > limit))
         # A spike is remembered as what is just not one: if norms stay up, the limit follows.
@@ -98,20 +106,43 @@ class SpikeGuard(L.Callback):
         if skipped > self._told:
             new, self._told = skipped - self._told, skipped
             rank_zero_warn(f"step {trainer.global_step}: SpikeGuard skipped {new} of the last steps, {skipped} in all")
-            if trainer.is_global_zero:
-                self.file.parent.mkdir(parents=True, exist_ok=True)
-                with open(self.file, "a", encoding="utf-8") as file:
-                    row = {"step": trainer.global_step, "event": "skipped", "steps": new, "in_all": skipped}
-                    file.write(json.dumps(row) + "\n")
+            self._write(trainer, {"event": "skipped", "steps": new, "in_all": skipped})
         if in_a_row >= self.patience:
-            raise UserError(
-                f"step {trainer.global_step}: SpikeGuard skipped {in_a_row} steps in a row; go on from an earlier "
-                "checkpoint with a lower model.learning_rate"
-            )
+            self._go_back(trainer, pl_module, in_a_row)
+
+    def _write(self, trainer: L.Trainer, event: dict[str, Any]) -> None:
+        if trainer.is_global_zero:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.file, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": trainer.global_step, **event}) + "\n")
+
+    def _go_back(self, trainer: L.Trainer, pl_module: L.LightningModule, in_a_row: int) -> None:
+        """Load weights and optimizer of the newest whole checkpoint; step, data and schedule go on."""
+        said = f"step {trainer.global_step}: SpikeGuard skipped {in_a_row} steps in a row"
+        checkpoint = next((c for c in trainer.callbacks if isinstance(c, Checkpoint)), None)  # type: ignore[attr-defined]
+        found = None if checkpoint is None else checkpoint.newest_whole(trainer)
+        if found is None or self._went_back >= self.rollbacks:
+            why = "" if found is None else f" and went back {self._went_back} times already"
+            raise UserError(f"{said}{why}; go on from an earlier checkpoint with a lower model.learning_rate")
+        rank_zero_warn(f"{said}: back to the weights of {found.name}, on with the data that comes next")
+        saved = trainer.strategy.load_checkpoint(found, weights_only=False)
+        trainer.strategy.load_model_state_dict(saved, strict=False)  # a checkpoint of LoRA leaves its base out
+        trainer.strategy.load_optimizer_state_dict(saved)
+        for scheduler in trainer.lr_scheduler_configs:  # the rates are the schedule's, not the checkpoint's
+            rates = scheduler.scheduler.get_last_lr()
+            for group, rate in zip(scheduler.scheduler.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+        assert self._counts is not None and self._norms is not None
+        self._went_back += 1
+        self._counts[0] = self._counts[2] = 0  # the norms of the weights that went wrong are no measure
+        self._norms.zero_()
+        self._write(trainer, {"event": "rolled back", "to": found.name})
 
     def state_dict(self) -> dict[str, Any]:
         """The remembered norms and the counts."""
-        return {} if self._norms is None else {"norms": self._norms.cpu(), "counts": self._counts.cpu()}  # type: ignore[union-attr]
+        if self._norms is None or self._counts is None:
+            return {}
+        return {"norms": self._norms.cpu(), "counts": self._counts.cpu(), "went_back": torch.tensor(self._went_back)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore them when training starts; a window of another size begins anew."""
