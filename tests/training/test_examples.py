@@ -6,8 +6,10 @@ import csv
 import gc
 import json
 import shutil
+import signal
 from collections import UserDict
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -263,8 +265,23 @@ def test_samples_begin_as_the_validation_documents_do(tmp_path: Path, corpus: Pa
 
 def test_a_limit_of_time_saves_and_ends_as_a_scheduler_would(tmp_path: Path, corpus: Path) -> None:
     callbacks = [Checkpoint(max_minutes=1e-9)]
-    with pytest.raises(Preempted, match="saved step 0: "):
+    with pytest.raises(Preempted, match="saved step 1: "):
         trainer(tmp_path, callbacks=callbacks).fit(PretrainModule(TINY, compile=False), data(corpus))
+    assert [file.name for file in (tmp_path / "checkpoints").glob("step-*")] == ["step-00000001.ckpt"]
+
+
+def test_stopped_before_its_first_step_a_run_can_be_resumed(tmp_path: Path, corpus: Path) -> None:
+    class Stops(Checkpoint):
+        def on_train_start(self, *args: Any) -> None:
+            super().on_train_start(*args)
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Preempted, match="saved step 0: "):
+        trainer(tmp_path, callbacks=[Stops()]).fit(PretrainModule(TINY, compile=False), data(corpus))
+    again = trainer(tmp_path, callbacks=[Checkpoint()])
+    file = tmp_path / "checkpoints" / "step-00000000.ckpt"
+    again.fit(PretrainModule(TINY, compile=False), data(corpus), ckpt_path=file, weights_only=False)
+    assert again.global_step == 6
     with pytest.raises(UserError, match="max_minutes"):
         Checkpoint(max_minutes=0)
 

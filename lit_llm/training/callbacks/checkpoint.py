@@ -91,6 +91,7 @@ class Checkpoint(CheckpointBase):
         self.best_score: float | None = None
         self._saved_step = -1
         self._interval = 0
+        self._first_step = 0
         self._unscored = False  # a validation has ended whose weights are not saved yet
         self._stop_asked = 0  # number of the signal that did
         self._old_handlers: dict[int, Any] = {}
@@ -102,8 +103,9 @@ class Checkpoint(CheckpointBase):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Resolve the interval and forget what an interrupted save left behind."""
-        self._saved_step = trainer.global_step
+        self._saved_step = trainer.global_step or -1
         self._stop_asked = 0
+        self._first_step = trainer.global_step
         self._began = time.monotonic()
         self._group = dist.new_group(backend="gloo") if trainer.world_size > 1 else None
         # The Trainer asks the device before every micro-batch whether the first process got SIGTERM, and waits for the
@@ -135,11 +137,13 @@ class Checkpoint(CheckpointBase):
             return
         # Lightning counts a skipped validation as a batch when it resumes; it decides by this count which steps to log.
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        if trainer.global_step > self._first_step and self._out_of_time():
+            self._stop_asked = self._stop_asked or signal.SIGTERM
         stop = self._agree_to_stop()
         if trainer.global_step > self._saved_step:
             if self._unscored:
                 self._save_best(trainer)
-            if trainer.global_step % self._interval == 0 or stop:
+            if stop or (trainer.global_step > 0 and trainer.global_step % self._interval == 0):
                 self._save_step(trainer)
         if stop:
             said = f"saved step {trainer.global_step}: --ckpt_path last goes on from there"
@@ -207,10 +211,11 @@ class Checkpoint(CheckpointBase):
             self._restore_handlers()
             rank_zero_info("stopping after this step; Ctrl-C again stops at once")
 
+    def _out_of_time(self) -> bool:
+        return self.max_minutes is not None and time.monotonic() - self._began > 60 * self.max_minutes
+
     def _agree_to_stop(self) -> int:
         """The signal that any of the processes got, or 0. They get it at different steps, and stop at the same one."""
-        if self.max_minutes is not None and time.monotonic() - self._began > 60 * self.max_minutes:
-            self._stop_asked = self._stop_asked or signal.SIGTERM
         if self._group is None:
             return self._stop_asked
         asked = torch.tensor(self._stop_asked)

@@ -1,0 +1,109 @@
+"""``lit_llm launch``: a job file for a scheduler, which saves in time, is requeued and goes on."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from lit_llm.arguments import Parser
+from lit_llm.errors import Preempted, UserError
+from lit_llm.presets import config_name
+
+_TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
+
+
+def launch_main(args: list[str]) -> None:
+    """Write the job file that ``args`` ask for.
+
+    Raises:
+        UserError: a mistake in the arguments.
+    """
+    parser = Parser(
+        prog="lit_llm launch",
+        description="Write a job file for a scheduler. After -- comes the command to run: fit --config FILE ...",
+    )
+    parser.add_argument("--slurm", action="store_true", required=True, help="for sbatch")
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="default %(default)s")
+    parser.add_argument("--gpus", type=int, default=8, metavar="N", help="of a node, one process each; default 8")
+    parser.add_argument(
+        "--time", default="24:00:00", help="limit that SLURM sets, as sbatch takes it; default %(default)s"
+    )
+    parser.add_argument("--grace", type=int, default=180, metavar="SECONDS",
+                        help="before the limit the run is told to save; default %(default)s")  # fmt: skip
+    parser.add_argument("--sbatch", action="append", default=[], metavar="OPTION",
+                        help="another option of sbatch, e.g. --sbatch partition=gpu; may be repeated")  # fmt: skip
+    parser.add_argument("--output", metavar="FILE", help="default: the config's name, .sbatch added")
+    if "--" not in args:
+        if {"-h", "--help"} & set(args):
+            parser.parse_args(args)
+        raise UserError("give the command to run after --, e.g. lit_llm launch --slurm -- fit --config FILE")
+    at = args.index("--")
+    options, command = parser.parse_args(args[:at]), args[at + 1 :]
+    if command[:1] != ["fit"]:
+        raise UserError(f"after -- comes fit and its arguments, got {' '.join(command[:1]) or 'nothing'}")
+    for name in ("nodes", "gpus", "grace"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} must be at least 1, got {getattr(options, name)}")
+    if not _TIME.fullmatch(options.time):
+        raise UserError(f"--time {options.time}: write it as sbatch takes it, e.g. 24:00:00 or 2-12:00:00")
+    for key in ("--trainer.num_nodes", "--trainer.devices", "--ckpt_path"):
+        if _value(command, key) is not None:
+            raise UserError(f"{key}: the job file sets it; leave it out, and give --nodes and --gpus")
+    config = _value(command, "--config") or _value(command, "-c")
+    name = config_name(config) if config else "run"
+    run = _value(command, "--trainer.default_root_dir")
+    if run is None:
+        run = f"runs/{name}"
+        command += ["--trainer.default_root_dir", run]
+    file = Path(options.output or f"{name}.sbatch")
+    script = _script(name, run, command, options.nodes, options.gpus, options.time, options.grace, options.sbatch)
+    try:
+        file.write_text(script, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--output {file}: {error.strerror}") from None
+    print(f"wrote {file}; submit it with: sbatch {file}")
+
+
+def _value(command: list[str], key: str) -> str | None:
+    """What ``command`` gives for ``key``, written as two words or with an equals sign; the last one counts."""
+    found = None
+    for word, following in zip(command, [*command[1:], None], strict=True):
+        if word == key:
+            found = following
+        elif word.startswith(f"{key}="):
+            found = word.partition("=")[2]
+    return found
+
+
+def _script(
+    name: str, run: str, command: list[str], nodes: int, gpus: int, time: str, grace: int, more: list[str]
+) -> str:
+    header = {
+        "job-name": name, "nodes": nodes, "ntasks-per-node": gpus, "gpus-per-node": gpus, "time": time,
+        # To every process, not to this script: each of them finishes its optimizer step, and the step is saved.
+        "signal": f"TERM@{grace}", "output": f"{name}-%j.log", "open-mode": "append", "chdir": Path.cwd(),
+    }  # fmt: skip
+    lines = [f"#SBATCH --{key}={value}" for key, value in header.items()]
+    lines += ["#SBATCH --requeue", *(f"#SBATCH --{option.removeprefix('--')}" for option in more)]
+    words = " ".join(shlex.quote(word) for word in [sys.executable, "-m", "lit_llm", *command])
+    return f"""#!/bin/bash
+{chr(10).join(lines)}
+
+run={shlex.quote(run)}
+resume=()
+if compgen -G "$run/checkpoints/step-*.ckpt" > /dev/null; then
+    resume=(--ckpt_path last)
+elif [ "${{SLURM_RESTART_COUNT:-0}}" -gt 0 ] && [ -e "$run" ]; then
+    # Requeued before the first checkpoint: it starts again, beside what is there.
+    mv "$run" "$run.started-$(date +%s)"
+fi
+srun --kill-on-bad-exit=1 {words} \\
+    --trainer.num_nodes {nodes} --trainer.devices {gpus} "${{resume[@]}}"
+status=$?
+if [ $status -eq {Preempted.status} ]; then  # saved, and not done
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $status
+"""
