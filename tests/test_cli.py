@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -201,18 +202,16 @@ def test_vocabulary_the_text_does_not_support(tmp_path: Path, capsys: pytest.Cap
 def test_a_full_disk_loses_nothing(
     tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import lightning as L
+    real, calls = torch.save, []
 
-    real, calls = L.Trainer.save_checkpoint, []
-
-    def full(self: L.Trainer, path: Path, *args: object, **kwargs: object) -> None:
-        calls.append(path)
+    def full(state: object, file: BinaryIO) -> None:
+        calls.append(file)
         if len(calls) == 2:
-            Path(path).write_bytes(b"half")
+            file.write(b"half")
             raise OSError(28, "No space left on device")
-        real(self, path, *args, **kwargs)
+        real(state, file)
 
-    monkeypatch.setattr(L.Trainer, "save_checkpoint", full)
+    monkeypatch.setattr(torch, "save", full)
     config = config_file(tmp_path, corpus, checkpoint__every_steps=1, trainer__max_steps=3, checkpoint__monitor=None)
     check_mistake(*fit(config, capsys=capsys), "No space left", "step-00000002", "step-00000001.ckpt")
     assert [f.name for f in (tmp_path / "runs/mine/checkpoints").iterdir()] == ["step-00000001.ckpt"]

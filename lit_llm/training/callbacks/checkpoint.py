@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import math
-import os
 import re
 import shutil
 import signal
@@ -13,6 +12,8 @@ import threading
 import time
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_llm.errors import Preempted, UserError
+from lit_llm.training.callbacks.background import Snapshots, Writer
 from lit_llm.training.strategy import is_sharded
 
 _NAME = re.compile(r"step-(\d+)\.ckpt")
@@ -53,7 +55,8 @@ class Checkpoint(CheckpointBase):
 
     A checkpoint of step n is written once everything of step n is done, its validation and logging included, so a
     resumed run neither repeats nor misses a row. It is written under another name, flushed to disk and renamed: a file
-    called ``*.ckpt`` is whole. At the end of training the model is also written as a Hugging Face directory to
+    called ``*.ckpt`` is whole. A thread writes while training goes on; what went wrong there is told before the next
+    batch. At the end of training the model is also written as a Hugging Face directory to
     ``final/``, if the module has ``save_pretrained``, and an adapter to ``adapter/``, if it has ``save_adapter``.
     With ``max_minutes`` a run that has trained so long saves and ends as SIGTERM would end it.
     Ctrl-C lets a single process finish its optimizer step and saves it; a second one stops at once. SIGTERM, to any of
@@ -65,6 +68,8 @@ class Checkpoint(CheckpointBase):
         monitor: metric whose lowest value makes a checkpoint the best. None: no best one.
         dirpath: None: ``checkpoints`` under the Trainer's default_root_dir.
         final: whether to write ``final/``.
+        background: write in a thread; training then waits for a copy in the CPU's memory alone. It takes the memory of
+            weights and optimizer once more, on the first process.
         max_minutes: of this call, from its first step on; a little less than a scheduler grants.
 
     Raises:
@@ -78,6 +83,7 @@ class Checkpoint(CheckpointBase):
         monitor: str | None = "val_loss",
         dirpath: str | None = None,
         final: bool = True,
+        background: bool = True,
         max_minutes: float | None = None,
     ):
         super().__init__()
@@ -88,6 +94,9 @@ class Checkpoint(CheckpointBase):
         self.every_steps, self.keep_last, self.monitor, self.dirpath, self.final, self.max_minutes = (
             every_steps, keep_last, monitor, dirpath, final, max_minutes,
         )  # fmt: skip
+        self.background = background
+        self._snapshots, self._writer = Snapshots(copies=background), Writer()
+        self._target: Path | None = None  # of the last file
         self.best_score: float | None = None
         self._saved_step = -1
         self._interval = 0
@@ -135,6 +144,7 @@ class Checkpoint(CheckpointBase):
         """Save the step that ended before this batch, when one is due."""
         if batch_idx % trainer.accumulate_grad_batches:
             return
+        self._finish(wait=False)
         # Lightning counts a skipped validation as a batch when it resumes; it decides by this count which steps to log.
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         if trainer.global_step > self._first_step and self._out_of_time():
@@ -146,6 +156,7 @@ class Checkpoint(CheckpointBase):
             if stop or (trainer.global_step > 0 and trainer.global_step % self._interval == 0):
                 self._save_step(trainer)
         if stop:
+            self._finish()
             said = f"saved step {trainer.global_step}: --ckpt_path last goes on from there"
             if stop == signal.SIGTERM and trainer.is_global_zero:
                 raise Preempted(said)
@@ -176,6 +187,7 @@ class Checkpoint(CheckpointBase):
             self._save_best(trainer)
         if trainer.global_step > self._saved_step:
             self._save_step(trainer)
+        self._finish()
         save_pretrained: Any = getattr(pl_module, "save_pretrained", None)
         sharded = is_sharded(trainer)  # then no process has the weights alone
         if self.final and save_pretrained is not None and (trainer.is_global_zero or sharded):
@@ -202,8 +214,10 @@ class Checkpoint(CheckpointBase):
                 save_adapter(self.folder.parent / "adapter")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Give the signals back to whoever had them."""
+        """Give the signals back to whoever had them, and let what is being written be finished."""
         self._restore_handlers()
+        if not isinstance(exception, UserError):  # else it may be the very one
+            self._finish()
 
     def _ask_to_stop(self, number: int, frame: Any) -> None:
         self._stop_asked = number
@@ -230,9 +244,10 @@ class Checkpoint(CheckpointBase):
     def _save_step(self, trainer: L.Trainer) -> None:
         self._write(trainer, f"step-{trainer.global_step:08d}.ckpt")
         self._saved_step = trainer.global_step
-        if trainer.is_global_zero:
-            for old in checkpoints(self.folder)[: -self.keep_last]:
-                old.unlink()
+
+    def _remove_old(self) -> None:
+        for old in checkpoints(self.folder)[: -self.keep_last]:
+            old.unlink()
 
     def _save_best(self, trainer: L.Trainer) -> None:
         self._unscored = False
@@ -246,16 +261,32 @@ class Checkpoint(CheckpointBase):
 
     def _write(self, trainer: L.Trainer, name: str) -> None:
         target = self.folder / name
-        part = target.with_name(name + ".part")
-        try:
+        self._finish()
+        with self._telling(target):
             self.folder.mkdir(parents=True, exist_ok=True)
-            trainer.save_checkpoint(part, weights_only=False)
-            if trainer.is_global_zero:
-                with open(part, "rb+") as file:
-                    os.fsync(file.fileno())
-                part.replace(target)
+            with self._snapshots.instead_of_files(trainer.strategy):
+                trainer.save_checkpoint(target, weights_only=False)
+        if self._snapshots.taken is not None:  # on the first process, unless the strategy has files of its own
+            self._target = target
+            self._writer.start(self._snapshots.taken, target, self._remove_old)
+            self._snapshots.taken = None
+            if not self.background:
+                self._finish()
+
+    def _finish(self, wait: bool = True) -> None:
+        """Have the last file written; without ``wait``, only raise what went wrong so far."""
+        with self._telling(self._target):
+            if wait:
+                self._writer.wait()
+            else:
+                self._writer.check()
+
+    @contextmanager
+    def _telling(self, target: Path | None) -> Iterator[None]:
+        """Make a UserError of what is the disk's fault."""
+        try:
+            yield
         except Exception as error:
-            part.unlink(missing_ok=True)
             if not _disk_problem(error):
                 raise
             kept = checkpoints(self.folder)
@@ -266,6 +297,7 @@ class Checkpoint(CheckpointBase):
 
     def newest_whole(self, trainer: L.Trainer) -> Path | None:
         """The newest step checkpoint whose checksums hold, by the first process's judgement."""
+        self._finish()
         found = None
         if trainer.is_global_zero:
             found = next((file for file in reversed(checkpoints(self.folder)) if damage(file) is None), None)

@@ -1,0 +1,122 @@
+"""Checkpoints written by a thread: training waits for a copy in memory, not for the disk."""
+
+from __future__ import annotations
+
+import copy
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.strategies import Strategy
+from torch.utils._pytree import tree_map
+
+
+class Snapshots(CheckpointIO):
+    """Takes the place of a strategy's own: keeps what should be written, or a copy of it on the CPU.
+
+    Tensors of a CUDA device are copied into pinned memory, all at once, and the device is waited for once; buffers are
+    used again for the next snapshot. Tensors that share memory share it in the copy.
+    """
+
+    def __init__(self, copies: bool) -> None:
+        self.copies = copies
+        self.taken: Any = None
+        self._pinned: dict[int, torch.Tensor] = {}  # by the order in which they are met
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Keep ``checkpoint``."""
+        if not self.copies:
+            self.taken = checkpoint
+            return
+        seen: dict[tuple, torch.Tensor] = {}
+
+        def copied(leaf: Any) -> Any:
+            if not isinstance(leaf, torch.Tensor):
+                return copy.deepcopy(leaf)
+            key = (leaf.device, leaf.data_ptr(), leaf.dtype, leaf.shape, leaf.stride())
+            if leaf.numel() == 0 or key not in seen:
+                seen[key] = self._copy(leaf.detach(), len(seen))
+            return seen[key]
+
+        self.taken = tree_map(copied, checkpoint)
+        if any(key[0].type == "cuda" for key in seen):
+            torch.cuda.synchronize()
+
+    def _copy(self, tensor: torch.Tensor, number: int) -> torch.Tensor:
+        if tensor.device.type != "cuda":
+            return tensor.cpu() if tensor.device.type != "cpu" else tensor.clone()
+        buffer = self._pinned.get(number)
+        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+            buffer = self._pinned[number] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        return buffer.copy_(tensor, non_blocking=True)
+
+    def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> Any:
+        raise NotImplementedError
+
+    def remove_checkpoint(self, path: Any) -> None:
+        raise NotImplementedError
+
+    @contextmanager
+    def instead_of_files(self, strategy: Strategy) -> Iterator[None]:
+        """Have what ``strategy`` saves end here; ``taken`` is None if it wrote its files by other means."""
+        own, self.taken = strategy.checkpoint_io, None
+        strategy.checkpoint_io = self
+        try:
+            yield
+        finally:
+            strategy.checkpoint_io = own
+
+
+class Writer:
+    """One file at a time, in a thread."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def start(self, state: Any, target: Path, done: Callable[[], None]) -> None:
+        """Write ``state`` as ``target``, once the one before is there; then call ``done``. Raises that one's error."""
+        self.wait()
+
+        def run() -> None:
+            try:
+                write(state, target)
+                done()
+            except BaseException as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=run, name=f"writes {target.name}")
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise the error that the last file met, if it has by now."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until the file is there. Raises the error that it met."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+
+def write(state: Any, target: Path) -> None:
+    """A file that is there whole or not at all, also after a power cut."""
+    part = target.with_name(target.name + ".part")
+    try:
+        with open(part, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
