@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,12 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.mark.parametrize(
     ("script", "said"),
-    [("decode.py", "transformers eager"), ("load.py", "peak memory ratio"), ("cpu_step.py", "floor")],
+    [
+        ("decode.py", "transformers eager"),
+        ("load.py", "peak memory ratio"),
+        ("cpu_step.py", "floor"),
+        ("checkpoint_pause.py", "background is"),
+    ],
 )
 def test_dry_run(script: str, said: str) -> None:
     done = subprocess.run(
@@ -21,3 +27,13 @@ def test_dry_run(script: str, said: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert said in done.stdout and "wrote" not in done.stdout
+
+
+@pytest.mark.parametrize("suite", ["bf16", "lora", "peers"])
+def test_gpu_suites_run_dry(suite: str) -> None:
+    done = subprocess.run(
+        [str(BENCHMARKS / "gpu.sh"), "--suite", suite, "--dry-run"], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHON": sys.executable},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "tokens/s" in done.stdout and "wrote" not in done.stdout
