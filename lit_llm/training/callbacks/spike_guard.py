@@ -81,7 +81,8 @@ class SpikeGuard(L.Callback):
         """Whether to skip, a bool scalar on the device; the norm is remembered."""
         assert self._norms is not None and self._counts is not None
         seen, _, in_a_row = self._counts
-        filled = torch.arange(self.window, device=norm.device) < seen
+        places = torch.arange(self.window, device=norm.device)
+        filled = places < seen
         number = filled.sum().clamp(min=1)
         mean = (self._norms * filled).sum() / number
         deviation = (((self._norms - mean) * filled).square().sum() / number).sqrt()
@@ -91,7 +92,8 @@ class SpikeGuard(L.Callback):
         skip = ~torch.isfinite(norm) | ((seen >= self.window // 2) & (value > limit))
         # A spike is remembered as what is just not one: if norms stay up, the limit follows.
         value = torch.where(torch.isfinite(norm), torch.minimum(value, torch.where(skip, limit, value)), mean)
-        self._norms[seen % self.window] = value
+        # Not by index: a tensor as one would be read by the host.
+        self._norms.copy_(torch.where(places == seen % self.window, value, self._norms))
         self._counts.copy_(torch.stack([seen + 1, self._counts[1] + skip, (in_a_row + 1) * skip]))
         return skip
 
