@@ -288,7 +288,7 @@ def test_sigterm_saves_the_step_and_asks_to_be_requeued(tmp_path: Path, corpus: 
     assert weights(stopped) == weights(whole)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(tmp_path: Path, corpus: Path, rank: int) -> None:
     folder = tmp_path / "run"
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
