@@ -48,8 +48,8 @@ def fields_of(name: str, seq_len: int) -> dict[str, Any]:
     return {**SHAPES[name], "max_seq_len": seq_len}
 
 
-def bare(name: str, seq_len: int, device: torch.device, compiled: bool, lora: bool) -> tuple[Any, Step]:
-    """A loop over our parts; returns model and step."""
+def bare(name: str, seq_len: int, device: torch.device, compiled: bool, lora: bool) -> Step:
+    """A loop over our parts."""
     from lit_llm.models.config import TransformerConfig
     from lit_llm.models.lora import LoRAConfig, apply_lora
     from lit_llm.models.parallelize import parallelize
@@ -76,7 +76,7 @@ def bare(name: str, seq_len: int, device: torch.device, compiled: bool, lora: bo
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return model, step
+    return step
 
 
 def transformers_loop(name: str, seq_len: int, device: torch.device, compiled: bool) -> Step:
@@ -153,7 +153,7 @@ def work(args: argparse.Namespace) -> None:
         if args.work == "transformers":
             step = transformers_loop(args.shape, args.seq_len, device, not args.eager)
         else:
-            _, step = bare(args.shape, args.seq_len, device, not args.eager, lora=args.work == "lora")
+            step = bare(args.shape, args.seq_len, device, not args.eager, lora=args.work == "lora")
         ids = torch.randint(0, 300, (args.batch, args.seq_len + 1), device=device)
         for _ in range(args.warmup):
             step(ids)

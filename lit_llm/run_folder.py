@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from lit_llm.errors import UserError
-from lit_llm.training.callbacks.checkpoint import checkpoints, damage
+from lit_llm.training.callbacks.checkpoint import checkpoints, damage, newest_whole
 
 # How the first process tells those that Lightning starts from it: by then its folder is no longer empty.
 _CHOSEN = "LIT_LLM_RUN_FOLDER"
@@ -102,18 +102,13 @@ def _newest_run(name: str) -> Path:
 
 
 def _last_checkpoint(run: Path) -> Path:
-    found = checkpoints(run / "checkpoints")
-    if not found:
-        raise UserError(
-            f"--ckpt_path last: nothing to resume, {run / 'checkpoints'} holds no checkpoint; leave it out to start"
-        )
-    reasons: list[str] = []
-    for file in reversed(found):
-        reason = damage(file)
-        if reason is None:
-            if reasons:
-                rank_zero_warn(f"{'; '.join(reasons)}: the steps since {file.name} are made again")
-            rank_zero_info(f"resuming from {file}")
-            return file
-        reasons.append(f"{file} is damaged ({reason})")
-    raise UserError(f"--ckpt_path last: no checkpoint is whole; {'; '.join(reasons)}")
+    folder = run / "checkpoints"
+    if not checkpoints(folder):
+        raise UserError(f"--ckpt_path last: nothing to resume, {folder} holds no checkpoint; leave it out to start")
+    file, reasons = newest_whole(folder)
+    if file is None:
+        raise UserError(f"--ckpt_path last: no checkpoint is whole; {'; '.join(reasons)}")
+    if reasons:
+        rank_zero_warn(f"{'; '.join(reasons)}: the steps since {file.name} are made again")
+    rank_zero_info(f"resuming from {file}")
+    return file

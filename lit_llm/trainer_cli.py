@@ -166,10 +166,11 @@ class TrainerCLI(LightningCLI):
             mine.append(Preflight())
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
-        for base, flag in ((ProgressBarBase, "enable_progress_bar"), (CheckpointBase, "enable_checkpointing"),
-                           (SpikeGuard, "")):  # fmt: skip
-            if config.get(flag) is False or any(isinstance(c, base) for c in given):
-                mine = [c for c in mine if not isinstance(c, base)]
+        unwanted = [base for base in (ProgressBarBase, CheckpointBase, SpikeGuard)
+                    if any(isinstance(c, base) for c in given)]  # fmt: skip
+        for base, flag in ((ProgressBarBase, "enable_progress_bar"), (CheckpointBase, "enable_checkpointing")):
+            unwanted += [base] if config.get(flag) is False else []
+        mine = [c for c in mine if not isinstance(c, tuple(unwanted))]
         loggers = config.get("logger") or []
         for logger in loggers if isinstance(loggers, list) else [loggers]:
             if isinstance(logger, NeptuneLogger) and logger.save_dir is None:

@@ -85,7 +85,7 @@ def _script(
         # To every process, not to this script: each of them finishes its optimizer step, and the step is saved.
         "signal": f"TERM@{grace}", "output": f"{name}-%j.log", "open-mode": "append", "chdir": Path.cwd(),
     }  # fmt: skip
-    lines = [f"#SBATCH --{key}={value}" for key, value in header.items()]
+    lines = [f"#SBATCH --{key}={shlex.quote(str(value))}" for key, value in header.items()]
     lines += ["#SBATCH --requeue", *(f"#SBATCH --{option.removeprefix('--')}" for option in more)]
     words = " ".join(shlex.quote(word) for word in [sys.executable, "-m", "lit_llm", *command])
     return f"""#!/bin/bash

@@ -39,7 +39,7 @@ class Snapshots(CheckpointIO):
             if not isinstance(leaf, torch.Tensor):
                 return copy.deepcopy(leaf)
             key = (leaf.device, leaf.data_ptr(), leaf.dtype, leaf.shape, leaf.stride())
-            if leaf.numel() == 0 or key not in seen:
+            if key not in seen:
                 seen[key] = self._copy(leaf.detach(), len(seen))
             return seen[key]
 

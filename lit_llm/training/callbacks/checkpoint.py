@@ -50,6 +50,17 @@ def damage(file: Path) -> str | None:
     return None if broken is None else f"the checksum of {broken} is another"
 
 
+def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest of `checkpoints` that has no `damage`, and a sentence about each newer one that has."""
+    reasons: list[str] = []
+    for file in reversed(checkpoints(folder)):
+        reason = damage(file)
+        if reason is None:
+            return file, reasons
+        reasons.append(f"{file} is damaged ({reason})")
+    return None, reasons
+
+
 class Checkpoint(CheckpointBase):
     """Saves ``step-<n>.ckpt`` every ``every_steps`` optimizer steps and at the end, and the best as ``best.ckpt``.
 
@@ -296,12 +307,9 @@ class Checkpoint(CheckpointBase):
             ) from error
 
     def newest_whole(self, trainer: L.Trainer) -> Path | None:
-        """The newest step checkpoint whose checksums hold, by the first process's judgement."""
+        """The run's newest whole checkpoint, by the first process's judgement."""
         self._finish()
-        found = None
-        if trainer.is_global_zero:
-            found = next((file for file in reversed(checkpoints(self.folder)) if damage(file) is None), None)
-        return trainer.strategy.broadcast(found)
+        return trainer.strategy.broadcast(newest_whole(self.folder)[0] if trainer.is_global_zero else None)
 
     def state_dict(self) -> dict[str, Any]:
         """The best score so far and torch's CPU random state."""
