@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_llm.models.config import TransformerConfig
+from lit_llm.models.fused import project
 from lit_llm.models.norm import HeadNorm, build_norm
 from lit_llm.models.rope import apply_rope
 
@@ -106,12 +107,12 @@ class Attention(nn.Module):
     ) -> Tensor:
         """(B, T, hidden) -> (B, T, hidden)."""
         B, T, _ = x_BTC.shape
-        q_BTC, k_BTC = self.q_proj(x_BTC), self.k_proj(x_BTC)
+        q_BTC, k_BTC, v_BTC = project(x_BTC, self.q_proj, self.k_proj, self.v_proj)
         if self.qk_norm == "projection":
             q_BTC, k_BTC = self.q_norm(q_BTC), self.k_norm(k_BTC)
         q_BHTD = q_BTC.view(B, T, self.num_heads, self.head_dim).transpose(1, 2)
         k_BKTD = k_BTC.view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)
-        v_BKTD = self.v_proj(x_BTC).view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)
+        v_BKTD = v_BTC.view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)
         if self.qk_norm in ("before_rope", "per_head"):
             q_BHTD, k_BKTD = self.q_norm(q_BHTD), self.k_norm(k_BKTD)
         if rope is not None:

@@ -66,6 +66,22 @@ class RMSNormalize(torch.autograd.Function):
         return grad_x, grad_weight, None
 
 
+class GatedSiLU(torch.autograd.Function):
+    """silu(gate) * up, of which only ``gate`` and ``up`` are kept; results overwrite what is no longer needed."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        gate, up = ctx.saved_tensors
+        grad_up, grad_gate = F.silu(gate).mul_(grad), grad * up
+        return torch.ops.aten.silu_backward.grad_input(grad_gate, gate, grad_input=grad_gate), grad_up
+
+
 class OneDNNLinear(nn.Linear):
     """A linear layer whose float32 products on a CPU are oneDNN's, but for the weight's gradient.
 
@@ -75,35 +91,51 @@ class OneDNNLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        if input.dtype != torch.float32 or self.weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        if not self.takes(input):
             return F.linear(input, self.weight, self.bias)
-        return _OneDNNProduct.apply(input, self.weight, self.bias)
+        return OneDNNProducts.apply(input, self.weight, self.bias)[0]
+
+    def takes(self, input: Tensor) -> bool:
+        """Whether the products are oneDNN's."""
+        return input.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
-class _OneDNNProduct(torch.autograd.Function):
+class OneDNNProducts(torch.autograd.Function):
+    """``F.linear`` of one input with each of several weights; the gradients by it are added up inside the products.
+
+    Arguments after ``x``: weight and bias (or None) of each, in turn. Returns a tuple.
+    """
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return product(x, weight, bias)
+    def forward(ctx: Any, x: Tensor, *layers: Any) -> tuple[Tensor, ...]:
+        weights, biases = layers[::2], layers[1::2]
+        ctx.save_for_backward(x, *weights)
+        return tuple(product(x, *layer) for layer in zip(weights, biases, strict=True))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        rows = grad.reshape(-1, grad.shape[-1])
-        return (
-            product(grad, weight.t()) if needs_x else None,
-            rows.t() @ x.reshape(-1, x.shape[-1]) if needs_weight else None,
-            rows.sum(0) if needs_bias else None,
-        )
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, *weights = ctx.saved_tensors
+        rows_x = x.reshape(-1, x.shape[-1])
+        grad_x: Tensor | None = None
+        by_layers: list[Tensor | None] = []
+        for i, (grad, weight) in enumerate(zip(grads, weights, strict=True)):
+            rows = grad.reshape(-1, grad.shape[-1])
+            if ctx.needs_input_grad[0]:
+                grad_x = product(grad, weight.t(), add=grad_x)
+            by_layers.append(rows.t() @ rows_x if ctx.needs_input_grad[2 * i + 1] else None)
+            by_layers.append(rows.sum(0) if ctx.needs_input_grad[2 * i + 2] else None)
+        return grad_x, *by_layers
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``F.linear`` without a gradient, by oneDNN where x is float32 on a CPU."""
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, add: Tensor | None = None) -> Tensor:
+    """``F.linear`` without a gradient, plus ``add``, by oneDNN where x is float32 on a CPU."""
     if x.dtype != torch.float32 or x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return F.linear(x, weight, bias)
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        y = F.linear(x, weight, bias)
+        return y if add is None else y.add_(add)
+    if add is None:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise.binary(x, add, weight, bias, "add")
 
 
 def use_onednn(model: nn.Module) -> None:

@@ -3,5 +3,5 @@
 LARGE_LOGITS = 128 * 2**20
 """Bytes of a step's float32 logits from which a compiled model's loss too is taken in chunks; below, one compiled pass
 is faster."""
-CHUNK_BYTES = 256 * 2**20
-"""Bytes of float32 logits in a chunk: smaller ones add up the weight's gradient too often."""
+CHUNK_BYTES = 128 * 2**20
+"""Bytes of logits in a chunk: smaller ones read and write the weight's gradient too often."""

@@ -6,6 +6,7 @@ the compute dtype and again in float32, and their gradient too; here no more tha
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,88 +18,126 @@ from lit_llm.models.limits import CHUNK_BYTES
 IGNORE = -100
 """Label of a position that is not predicted: torch's cross-entropy default."""
 _CACHED_BYTES = 2 * 2**20
-"""Of a chunk on a CPU, what the softmax passes over at once: it then stays in the cache from pass to pass."""
+"""Float32 bytes of a chunk that a CPU's softmax passes over at once: they then stay in the cache from pass to pass."""
 _SLAB = 8192
 """Rows of the weight's gradient that a product of another dtype is added to at once: it is never there twice."""
 
 
 def linear_cross_entropy(
-    x_NC: Tensor, weight_VC: Tensor, labels_N: Tensor, scale: float | None = None, softcap: float | None = None
+    x_NC: Tensor,
+    weight_VC: Tensor,
+    labels_N: Tensor,
+    scale: float | None = None,
+    softcap: float | None = None,
+    compiled: bool = False,
 ) -> Tensor:
     """The sum over positions of ``cross_entropy(softcap * tanh(scale * x @ weight.T / softcap), labels)``.
 
     Exact, and so are its gradients: each chunk's are computed beside its loss, where the logits are at hand, instead of
-    again in the backward pass. Nothing waits for the device.
+    again in the backward pass, which can run once. Nothing waits for the device.
 
     Args:
         x_NC: what the head reads.
         weight_VC: the head's weight; multiplied in x's dtype, or in autocast's.
         labels_N: int64; positions with -100 add nothing.
+        compiled: compile what is between the products, to one pass over a chunk or two.
 
     Returns:
         float32 scalar, in nats.
     """
     if torch.is_autocast_enabled(x_NC.device.type):
         x_NC = x_NC.to(torch.get_autocast_dtype(x_NC.device.type))
-    return _LinearCrossEntropy.apply(x_NC, weight_VC, labels_N, scale, softcap)
+    return _LinearCrossEntropy.apply(x_NC, weight_VC, labels_N, scale, softcap, compiled)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_NC: Tensor, weight_VC: Tensor, labels_N: Tensor, scale: float | None, softcap: float | None
+        ctx: Any,
+        x_NC: Tensor,
+        weight_VC: Tensor,
+        labels_N: Tensor,
+        scale: float | None,
+        softcap: float | None,
+        compiled: bool,
     ) -> Tensor:
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         weight = weight_VC.to(x_NC.dtype)
         grad_x = torch.empty_like(x_NC) if needs_x else None
         grad_weight = torch.zeros_like(weight_VC, dtype=torch.float32) if needs_weight else None
         loss = torch.zeros((), dtype=torch.float32, device=x_NC.device)
-        rows = max(1, CHUNK_BYTES // (4 * len(weight)))
+        largest = max(1, CHUNK_BYTES // (weight.itemsize * len(weight)))
+        rows = max(1, -(-len(x_NC) // max(1, -(-len(x_NC) // largest))))  # alike: one shape to compile for
+        loss_and_grad = _compiled() if compiled else _in_blocks
         for start in range(0, len(x_NC), rows):
             chunk = x_NC[start : start + rows]
-            logits = product(chunk, weight).float()
-            block = max(1, _CACHED_BYTES // (4 * len(weight))) if logits.device.type == "cpu" else rows
-            for part, labels in zip(logits.split(block), labels_N[start : start + rows].split(block), strict=True):
-                loss += _loss_to_grad(part, labels, scale, softcap)
-            grad = logits.to(x_NC.dtype)
+            part, grad = loss_and_grad(product(chunk, weight), labels_N[start : start + rows], scale, softcap)
+            loss += part
             if grad_x is not None:
-                grad_x[start : start + rows] = grad @ weight
+                grad_x[start : start + rows] = product(grad, weight.t())
             if grad_weight is not None and grad.dtype == grad_weight.dtype:
                 grad_weight.addmm_(grad.T, chunk)
             elif grad_weight is not None:
                 for slab, of in zip(grad_weight.split(_SLAB), grad.split(_SLAB, dim=1), strict=True):
                     slab += of.T @ chunk
-            del logits, grad  # before the next chunk's are made
+            del grad  # before the next chunk's is made
         ctx.save_for_backward(grad_x, grad_weight)
-        ctx.dtype = weight_VC.dtype
+        ctx.dtype, ctx.done = weight_VC.dtype, False
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if ctx.done:
+            raise RuntimeError("linear_cross_entropy scales its gradients in place: call backward once")
+        ctx.done = True
         grad_x, grad_weight = ctx.saved_tensors
         scaled = (
-            None if grad_x is None else grad_x * grad.to(grad_x.dtype),
-            None if grad_weight is None else (grad_weight * grad).to(ctx.dtype),
+            None if grad_x is None else grad_x.mul_(grad.to(grad_x.dtype)),
+            None if grad_weight is None else grad_weight.mul_(grad).to(ctx.dtype),
         )
-        return *scaled, None, None, None
+        return *scaled, None, None, None, None
 
 
-def _loss_to_grad(logits_NV: Tensor, labels_N: Tensor, scale: float | None, softcap: float | None) -> Tensor:
-    """The loss of float32 ``logits_NV``, which become its gradient by them in place."""
+def _in_blocks(
+    logits_NV: Tensor, labels_N: Tensor, scale: float | None, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """The loss of ``logits_NV``, summed, and its gradient by them, in their place."""
+    loss = torch.zeros((), dtype=torch.float32, device=logits_NV.device)
+    size = max(1, _CACHED_BYTES // (4 * logits_NV.shape[1])) if logits_NV.device.type == "cpu" else len(logits_NV)
+    for logits, labels in zip(logits_NV.split(size), labels_N.split(size), strict=True):
+        labelled, labels_N1 = labels[:, None] != IGNORE, labels[:, None].clamp(min=0)
+        x, slope = _capped(logits.float(), scale, softcap)
+        largest, at_label = x.amax(-1, keepdim=True), x.gather(1, labels_N1)
+        grad = x.softmax(-1)  # one pass of a kernel where subtracting, exp, sum and division are four
+        log_total = -grad.amax(-1, keepdim=True).log()
+        loss += (log_total + largest - at_label).masked_fill(~labelled, 0).sum()
+        grad.scatter_add_(1, labels_N1, grad.new_full((1, 1), -1.0).expand_as(labels_N1))
+        grad.masked_fill_(~labelled, 0)
+        if slope is not None:
+            grad *= slope
+        logits.copy_(grad)
+    return loss, logits_NV
+
+
+def _whole(logits_NV: Tensor, labels_N: Tensor, scale: float | None, softcap: float | None) -> tuple[Tensor, Tensor]:
+    """As `_in_blocks`, written for a compiler: no scatter, nothing in place."""
     labelled, labels_N1 = labels_N[:, None] != IGNORE, labels_N[:, None].clamp(min=0)
-    if scale is not None:
-        logits_NV *= scale
-    if softcap is not None:
-        logits_NV.div_(softcap).tanh_()
-        slope = 1 - logits_NV.square()
-        logits_NV *= softcap
-    largest, at_label = logits_NV.amax(-1, keepdim=True), logits_NV.gather(1, labels_N1)
-    grad = logits_NV.sub_(largest).exp_()  # of the loss by the capped logits: softmax less one at the label
-    total = grad.sum(-1, keepdim=True)
-    grad *= labelled / total
-    grad.scatter_add_(1, labels_N1, -labelled.to(grad.dtype))
-    if softcap is not None:
-        grad *= slope
-    if scale is not None:
-        grad *= scale
-    return (total.log() + largest - at_label).masked_fill(~labelled, 0).sum()
+    x, slope = _capped(logits_NV.float(), scale, softcap)
+    log_total = x.logsumexp(-1, keepdim=True)
+    at_label = torch.arange(x.shape[1], device=x.device) == labels_N1
+    grad = ((x - log_total).exp() - at_label.float()) * labelled
+    loss = (log_total - x.gather(1, labels_N1)).masked_fill(~labelled, 0).sum()
+    return loss, (grad if slope is None else grad * slope).to(logits_NV.dtype)
+
+
+@cache
+def _compiled() -> Any:
+    return torch.compile(_whole, dynamic=False)
+
+
+def _capped(logits: Tensor, scale: float | None, softcap: float | None) -> tuple[Tensor, Tensor | float | None]:
+    """``logits`` scaled and soft-capped, and the derivative of that; None where it is 1."""
+    if softcap is None:
+        return (logits, None) if scale is None else (logits * scale, scale)
+    squashed = torch.tanh(logits * ((scale or 1.0) / softcap))
+    return softcap * squashed, (scale or 1.0) * (1 - squashed.square())

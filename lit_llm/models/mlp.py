@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_llm.models.config import TransformerConfig
+from lit_llm.models.eager import GatedSiLU
+from lit_llm.models.fused import project
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "swiglu": F.silu,
@@ -38,9 +40,12 @@ class MLP(nn.Module):
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        up = self.up_proj(x_BTC)
-        up = self.activation(self.gate_proj(x_BTC)) * up if self.gated else self.activation(up)
-        return self.down_proj(up)
+        if not self.gated:
+            return self.down_proj(self.activation(self.up_proj(x_BTC)))
+        gate, up = project(x_BTC, self.gate_proj, self.up_proj)
+        if self.activation is F.silu and not torch.compiler.is_compiling():
+            return self.down_proj(GatedSiLU.apply(gate, up))
+        return self.down_proj(self.activation(gate) * up)
 
 
 class Experts(nn.Module):

@@ -236,12 +236,12 @@ class Transformer(nn.Module):
         """
         x_BTC = self.hidden_states(input_ids, document_ids=document_ids)
         if few_labels:
-            labelled = labels != IGNORE
-            x_BTC, labels = x_BTC[labelled], labels[labelled]
-        elif "head_losses" in vars(self) and 4 * labels.numel() * self.config.vocab_size <= LARGE_LOGITS:
-            return self.head_losses(x_BTC, labels).sum()  # compiled, see `parallelize`: one pass over small logits
-        scale, cap = self.config.logit_scale, self.config.logit_softcap
-        return linear_cross_entropy(x_BTC.flatten(0, -2), self.head.weight, labels.flatten(), scale, cap)
+            x_BTC, labels = x_BTC[labels != IGNORE], labels[labels != IGNORE]
+        compiled = "head_losses" in vars(self) and not few_labels  # see `parallelize`; few are never as many again
+        if compiled and 4 * labels.numel() * self.config.vocab_size <= LARGE_LOGITS:
+            return self.head_losses(x_BTC, labels).sum()  # one pass over small logits
+        by = self.config.logit_scale, self.config.logit_softcap, compiled
+        return linear_cross_entropy(x_BTC.flatten(0, -2), self.head.weight, labels.flatten(), *by)
 
     def head_losses(self, x_BTC: Tensor, labels_BT: Tensor) -> Tensor:
         """Head and cross-entropy together, so that a compiler makes one pass over the logits of both.

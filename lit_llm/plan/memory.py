@@ -109,13 +109,13 @@ def block_activations(shape: ModelShape, size: int, fused_norms: bool) -> float:
     if shape.qk_norm != "none":
         kept = (size if fused_norms else 4) + (size if shape.qk_norm == "with_gain" else 0)
         attention += kept * (shape.query_width + shape.kv_width)
-    mlp = size * (4 if shape.gated else 2) * shape.mlp_width  # gate, up, activated gate, product
+    mlp = size * (3 if shape.gated else 2) * shape.mlp_width  # gate, up, their product
     return norms + attention + mlp
 
 
 def _head(shape: ModelShape, setup: Setup, tokens: float, size: int) -> float:
     """Peak bytes of head and loss."""
     weight = 4 * shape.vocab_size * shape.width / setup.tensor_parallel
-    # float32 logits become their gradient in place; beside them the product's output, or the gradient in its dtype.
-    chunk = min(CHUNK_BYTES, 4 * tokens * shape.vocab_size) / setup.tensor_parallel * (1.5 if size == 2 else 1)
+    # On CUDA a compiled pass writes the gradient beside the logits; in eager mode it takes their place.
+    chunk = min(CHUNK_BYTES, size * tokens * shape.vocab_size) / setup.tensor_parallel * (2 if setup.fused_norms else 1)
     return weight + chunk + 2 * size * shape.width * tokens

@@ -9,7 +9,7 @@ from torch import nn
 from torch.autograd import gradcheck
 
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.eager import OneDNNLinear, RMSNormalize, Rotation, use_onednn
+from lit_llm.models.eager import GatedSiLU, OneDNNLinear, RMSNormalize, Rotation, use_onednn
 from lit_llm.models.parallelize import parallelize
 from lit_llm.models.transformer import Transformer
 
@@ -35,6 +35,12 @@ def test_rms_normalize(gain: bool) -> None:
     torch.testing.assert_close(RMSNormalize.apply(x, weight, 1e-5), expected)
     assert gradcheck(lambda *inputs: RMSNormalize.apply(*inputs, *([] if gain else [None]), 1e-5),
                      (x, weight) if gain else (x,))  # fmt: skip
+
+
+def test_gated_silu() -> None:
+    gate, up = doubles(2, 3, 8), doubles(2, 3, 8)
+    torch.testing.assert_close(GatedSiLU.apply(gate, up), F.silu(gate) * up)
+    assert gradcheck(GatedSiLU.apply, (gate, up))
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -40,13 +42,32 @@ def test_it_is_torchs_cross_entropy(rows, vocab, chunk, scale, cap, upstream, se
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loss, "CHUNK_BYTES", chunk)
         patch.setattr(loss, "_CACHED_BYTES", chunk // 3)
-        for function in (plain, linear_cross_entropy):
+        patch.setattr(loss, "_compiled", lambda: loss._whole)  # its formula; the next test compiles it
+        for function in (plain, linear_cross_entropy, partial(linear_cross_entropy, compiled=True)):
             inputs = [x.float().requires_grad_(), weight.float().requires_grad_()]
             value = function(*inputs, labels, scale, cap)
             (value * upstream).backward()
             results.append((value, *(t.grad for t in inputs)))
-    for got, expected in zip(results[1], results[0], strict=True):
-        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    for result in results[1:]:
+        for got, expected in zip(result, results[0], strict=True):
+            torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_compiled_it_is_the_same(monkeypatch: pytest.MonkeyPatch, half: bool) -> None:
+    monkeypatch.setattr(loss, "CHUNK_BYTES", 4 * 50 * 5)
+    torch.manual_seed(0)
+    x, weight, labels = torch.randn(10, 16), torch.randn(50, 16), torch.randint(0, 50, (10,))
+    labels[3] = IGNORE
+    results = []
+    for compiled in (False, True):
+        inputs = [t.clone().requires_grad_() for t in (x, weight)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            value = linear_cross_entropy(*inputs, labels, 0.5, 15.0, compiled)
+        value.backward()
+        results.append((value.detach(), *(t.grad for t in inputs)))
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, atol=2e-2 if half else 1e-6, rtol=1e-5)
 
 
 def test_a_frozen_head_gets_no_gradient() -> None:
@@ -55,6 +76,14 @@ def test_a_frozen_head_gets_no_gradient() -> None:
     assert x.grad is not None and weight.grad is None
     with torch.no_grad():
         assert linear_cross_entropy(x, weight, torch.arange(5)).grad_fn is None
+
+
+def test_a_second_backward_is_refused() -> None:
+    x, weight = torch.randn(5, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
+    value = linear_cross_entropy(x, weight, torch.arange(5))
+    value.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="call backward once"):
+        value.backward()
 
 
 @pytest.mark.parametrize("tied", [False, True])
