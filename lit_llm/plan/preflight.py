@@ -43,7 +43,7 @@ class Preflight(L.Callback):
         setup = Setup(
             micro_batch_size=data.micro_batch_size, seq_len=data.seq_len,
             precision="bf16" if "16" in str(trainer.precision) else "fp32",
-            optimizer="muon_adamw" if pl_module.hparams.get("optimizer") == "muon_adamw" else "adamw",
+            optimizer=pl_module.hparams.get("optimizer", "adamw").removeprefix("paged_"),
             lora=getattr(pl_module, "lora", None) is not None, fused_norms=device.type == "cuda",
             fsdp=data_parallel, tensor_parallel=tensor_parallel,
             checkpointing=pl_module.hparams.get("recompute") == 1,

@@ -195,7 +195,7 @@ def _gradients(params: list[nn.Parameter]) -> list[Tensor]:
     return [p.grad for p in params if p.grad is not None]
 
 
-OptimizerName = Literal["muon_adamw", "adamw"]
+OptimizerName = Literal["muon_adamw", "adamw", "adamw_8bit", "paged_adamw_8bit"]
 
 
 def default_learning_rate(optimizer: OptimizerName, width: int) -> float:

@@ -30,6 +30,7 @@ from lit_llm.models.sharded import clip_gradients, whole_state_dict
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 from lit_llm.training.callbacks.borders import at_border, logs_now
+from lit_llm.training.eight_bit import CLASSES, build_eight_bit
 from lit_llm.training.metrics import LanguageModelMetrics
 from lit_llm.training.optimizers import MuonAdamW, OptimizerName, default_learning_rate, model_width, parameter_groups
 from lit_llm.training.schedules import Schedule, lr_multiplier
@@ -50,7 +51,7 @@ class PretrainModule(L.LightningModule):
             vocab_size and max_seq_len come from the data unless given.
         init_from: Hugging Face directory or GGUF file to start from instead of random weights; ``transformer`` is then
             its config. See `locate`.
-        optimizer: "muon_adamw" (Muon for the matrices) or "adamw".
+        optimizer: "muon_adamw" (Muon for the matrices), "adamw", or bitsandbytes' "adamw_8bit" or "paged_adamw_8bit".
         learning_rate: of the matrices. None: derived from the width.
         weight_decay: decoupled, on matrices.
         schedule, warmup, decay, final_lr: see `lr_multiplier`; fractions of the horizon and of the learning rate.
@@ -252,6 +253,10 @@ class PretrainModule(L.LightningModule):
         optimizer: torch.optim.Optimizer
         if hp["optimizer"] == "muon_adamw":
             optimizer = MuonAdamW(groups)
+        elif hp["optimizer"] in CLASSES:
+            if self.device_mesh is not None:
+                raise UserError(f"model.optimizer={hp['optimizer']} does not take sharded weights: set it to adamw")
+            optimizer = build_eight_bit(hp["optimizer"], groups, lr)
         else:
             # Fused AdamW undoes float16's loss scaling inside its step, after our clipping: not there.
             scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None

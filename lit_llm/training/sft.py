@@ -72,7 +72,7 @@ class SFTModule(PretrainModule):
             compile=compile,
         )
         self.lora = lora_from(lora)  # a checkpoint holds plain values
-        if self.lora is not None and optimizer != "adamw":
+        if self.lora is not None and optimizer == "muon_adamw":
             raise UserError("model.optimizer: LoRA's factors are no weights of their own; train them with adamw")
         # A dataclass in a checkpoint cannot be read with weights_only.
         self.hparams["lora"] = None if self.lora is None else asdict(self.lora)

@@ -37,7 +37,7 @@ def test_one_line(corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 
 
 def test_refused_with_the_nearest_that_fits(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "device_memory", lambda device: 1.5e6)
+    monkeypatch.setattr(preflight, "device_memory", lambda device: 1.2e6)
     with pytest.raises(UserError, match=r"set data\.micro_batch_size=4 "):
         fit(corpus, tmp_path, micro_batch_size=16, global_batch_tokens=512)
     monkeypatch.setattr(preflight, "device_memory", lambda device: 1e3)
