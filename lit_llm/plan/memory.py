@@ -33,8 +33,8 @@ class Setup:
     """GPUs that each matrix is cut across; with them go the activations (sequence parallel)."""
     lora: bool = False
     """The weights are frozen; updates, their gradients and states are too small to count."""
-    checkpointing: bool = False
-    """Activations are computed again in the backward pass; each block keeps its input alone."""
+    recompute: float = 0.0
+    """Share of the blocks that keep their input alone and are computed again in the backward pass."""
     fused_norms: bool = True
     """RMSNorm is one kernel, as on CUDA; on CPU it keeps its input in float32."""
 
@@ -76,10 +76,9 @@ def training_memory(shape: ModelShape, setup: Setup) -> Memory:
     else:
         casts = 2 * shape.matrices / tp if half else 0.0
     one_block = block_activations(shape, size, setup.fused_norms) * tokens / tp
-    if setup.checkpointing:
-        activations = shape.layers * size * shape.width * tokens / tp + one_block
-    else:
-        activations = shape.layers * one_block
+    inputs = size * shape.width * tokens / tp
+    activations = shape.layers * ((1 - setup.recompute) * one_block + setup.recompute * inputs)
+    activations += one_block if setup.recompute else 0  # the one being computed again
     ends = _norm(shape, size, setup.fused_norms) * shape.width * tokens / tp
     return Memory(
         states=(4 * shape.params + trained * moments) / shards,

@@ -10,7 +10,7 @@ from lit_llm.plan.memory import Memory, Setup, training_memory
 from lit_llm.plan.shape import ModelShape
 from lit_llm.plan.throughput import NODE
 
-_USABLE = 0.9
+USABLE = 0.9
 """Share of a GPU's memory that tensors can have: the rest is context, communication buffers and fragments."""
 
 
@@ -39,14 +39,14 @@ def choose(
     tensor = 1
     while gpus / tensor > sequences and tensor < min(NODE, gpus):
         tensor *= 2
-    room = _USABLE * accelerator.memory_bytes
+    room = USABLE * accelerator.memory_bytes
     copies = gpus // tensor
     unit = max(1, NODE // tensor)
     between = [degree for degree in range(unit, copies, unit) if copies % degree == 0 and degree > 1]
     degrees = [1, *between, *([copies] if copies > 1 else [])]
-    for checkpointing in (False, True):
+    for recompute in (0.0, 1.0):
         for degree in degrees:
-            tried = replace(setup, micro_batch_size=1, fsdp=degree, tensor_parallel=tensor, checkpointing=checkpointing)
+            tried = replace(setup, micro_batch_size=1, fsdp=degree, tensor_parallel=tensor, recompute=recompute)
             if training_memory(shape, tried).peak > room:
                 continue
             share = max(1, sequences // copies)
@@ -101,7 +101,7 @@ def _words(shape: ModelShape, setup: Setup, gpus: int) -> tuple[str, str]:
     if setup.tensor_parallel > 1:
         name += f", tensor parallel {setup.tensor_parallel}"
         why += "; matrices are cut because the batch has fewer sequences than there are GPUs"
-    if setup.checkpointing:
+    if setup.recompute:
         name += ", activation checkpointing"
         why += "; activations do not fit and are computed again"
     return name, why

@@ -16,12 +16,15 @@ from lit_llm.errors import UserError
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.hardware import accelerator_of
 from lit_llm.plan.memory import Setup, training_memory
+from lit_llm.plan.parallelism import USABLE
 from lit_llm.plan.shape import ModelShape, shape_of
 from lit_llm.plan.throughput import Job, fitted
 
 
 class Preflight(L.Callback):
     """Before training: one line with the run's size, memory and time, or a UserError that names what would fit.
+
+    A module's ``recompute`` of "auto" becomes the least that the device's memory asks for.
 
     Needs a module with ``fields`` of a `TransformerConfig` and a data module of ours; does nothing otherwise. Time is
     told for accelerators that `hardware.csv` knows.
@@ -46,12 +49,24 @@ class Preflight(L.Callback):
             optimizer=pl_module.hparams.get("optimizer", "adamw").removeprefix("paged_"),
             lora=getattr(pl_module, "lora", None) is not None, fused_norms=device.type == "cuda",
             fsdp=data_parallel, tensor_parallel=tensor_parallel,
-            checkpointing=pl_module.hparams.get("recompute") == 1,
         )  # fmt: skip
+        recompute = pl_module.hparams.get("recompute", 0.0)
+        if recompute == "auto":
+            recompute = pl_module.hparams["recompute"] = least_recompute(shape, setup, room)
+        setup = replace(setup, recompute=recompute)
         need = training_memory(shape, setup).peak
         if room is not None and need > room and not isinstance(trainer.strategy, FSDPStrategy):
             raise UserError(_refusal(shape, setup, need, room, device, data.global_batch_tokens))
         rank_zero_info(f"plan: {_summary(shape, setup, need, room, data, trainer)}")
+
+
+def least_recompute(shape: ModelShape, setup: Setup, room: float | None) -> float:
+    """The smallest share of blocks to compute again with which a step leaves a tenth of ``room`` bytes free."""
+    for blocks in range(shape.layers):
+        share = blocks / shape.layers
+        if room is None or training_memory(shape, replace(setup, recompute=share)).peak <= USABLE * room:
+            return share
+    return 1.0
 
 
 def device_memory(device: torch.device) -> float | None:
@@ -83,7 +98,9 @@ def _summary(shape: ModelShape, setup: Setup, need: float, room: float | None, d
     if tokens:
         flops = shape.training_flops(tokens, setup.seq_len, setup.lora)
         parts.append(f"{tokens / 1e6:,.1f}M tokens, {flops:.2g} FLOPs")
-    parts.append(f"about {need / 1e9:.1f} GB" + ("" if room is None else f" of {room / 1e9:.0f} GB") + " at the peak")
+    again = f", {setup.recompute:.0%} of the blocks computed again" if setup.recompute else ""
+    known = "" if room is None else f" of {room / 1e9:.0f} GB"
+    parts.append(f"about {need / 1e9:.1f} GB{known} at the peak{again}")
     chip = accelerator_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     if chip is not None and flops is not None:
         model = fitted()

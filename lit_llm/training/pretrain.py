@@ -57,7 +57,8 @@ class PretrainModule(L.LightningModule):
         schedule, warmup, decay, final_lr: see `lr_multiplier`; fractions of the horizon and of the learning rate.
         grad_clip: largest norm of the whole gradient; None never clips.
         compile: compile the blocks. "auto": where a compiler is found and the run is long enough to pay for it.
-        recompute: share of the blocks, from 0 to 1, computed again in the backward pass to save memory.
+        recompute: share of the blocks, from 0 to 1, computed again in the backward pass to save memory. "auto": what
+            `Preflight` finds that the device's memory asks for; none without it.
         tokens, global_batch_tokens: horizon and batch for the schedule, where the data module is not ours; ours says
             so itself.
 
@@ -81,12 +82,12 @@ class PretrainModule(L.LightningModule):
         final_lr: float = 0.0,
         grad_clip: float | None = 1.0,
         compile: bool | Literal["auto"] = "auto",
-        recompute: float = 0.0,
+        recompute: float | Literal["auto"] = "auto",
         tokens: int | float | None = None,
         global_batch_tokens: int | None = None,
     ):
         super().__init__()
-        if not 0 <= recompute <= 1:
+        if recompute != "auto" and not 0 <= recompute <= 1:
             raise UserError(f"model.recompute must be between 0 and 1, got {recompute}")
         self.save_hyperparameters()
         self.fields: dict[str, Any] = {"preset": transformer} if isinstance(transformer, str) else dict(transformer)
@@ -203,9 +204,10 @@ class PretrainModule(L.LightningModule):
             compile = self._wants_compile()
             if compile:
                 rank_zero_info("compiling the model for this machine: the first step takes up to a minute")
+            recompute = self.hparams["recompute"]
             parallelize(
-                self.model, compile=compile, recompute=self.hparams["recompute"], mesh=self.device_mesh,
-                dtype=self._sharded_dtype(),
+                self.model, compile=compile, recompute=0.0 if recompute == "auto" else recompute,
+                mesh=self.device_mesh, dtype=self._sharded_dtype(),
             )  # fmt: skip
         elif self.device_mesh is not None:
             shard(self.model, [], self.device_mesh[DATA], self._sharded_dtype())
