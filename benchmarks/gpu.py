@@ -1,9 +1,10 @@
 """Training speed on one GPU: tokens a second, MFU and peak memory; see gpu.sh.
 
 MFU is the project's one formula (`lit_llm.models.flops`): 6 x matrix parameters, head included and input embedding not,
-plus causal attention counted once, a token, over the dense bfloat16 peak of the device. A row is the median of timed
-blocks of steps after the compiler is done; the batch is the largest power of two that fits. Contenders of one shape
-take turns, a process each, so that memory and compiler of one do not touch the other.
+plus causal attention counted once, a token, over the dense bfloat16 peak of the device; where documents are masked it
+counts the attention of whole rows all the same. A row is the median of timed blocks of steps after the compiler is
+done; the batch is the largest power of two that fits. Contenders of one shape take turns, a process each, so that
+memory and compiler of one do not touch the other.
 """
 
 from __future__ import annotations
@@ -40,28 +41,40 @@ SUITES: dict[str, list[tuple[str, list[str]]]] = {
     "bf16": [(name, ["ours", "trainer"]) for name in ("50M", "350M", "1.2B", "3B")],
     "lora": [("8B", ["lora"])],
     "peers": [(name, ["ours", "transformers"]) for name in ("350M", "1.2B")],
+    # Rows of documents that do not see each other: skipped by FlexAttention, and through SDPA with a mask of all pairs.
+    "documents": [("350M", ["ours", "documents", "documents sdpa"])],
 }
 Step = Callable[[Tensor], Any]
+DOCUMENT = 512
+"""Tokens a document in the mean; lengths are geometric."""
 
 
 def fields_of(name: str, seq_len: int) -> dict[str, Any]:
     return {**SHAPES[name], "max_seq_len": seq_len}
 
 
-def bare(name: str, seq_len: int, device: torch.device, compiled: bool, lora: bool) -> Step:
-    """A loop over our parts."""
+def draw_documents(batch: int, seq_len: int, device: torch.device) -> Tensor:
+    """document_ids of rows in which a document ends after every token with one probability."""
+    return (torch.rand(batch, seq_len, device=device) < 1 / DOCUMENT).long().cumsum(1)
+
+
+def bare(args: argparse.Namespace, device: torch.device) -> tuple[Step, str]:
+    """A loop over our parts, and what computes attention in it."""
+    from lit_llm.models.backends import choose_attention
     from lit_llm.models.config import TransformerConfig
     from lit_llm.models.lora import LoRAConfig, apply_lora
     from lit_llm.models.parallelize import parallelize
     from lit_llm.models.transformer import Transformer
     from lit_llm.training.optimizers import MuonAdamW, parameter_groups
 
+    lora, documents = args.work == "lora", args.work.startswith("documents")
+    backends = choose_attention(device, torch.bfloat16, "sdpa" if args.work == "documents sdpa" else "auto")
     with device:
-        model = Transformer(TransformerConfig.from_dict(fields_of(name, seq_len)))
+        model = Transformer(TransformerConfig.from_dict(fields_of(args.shape, args.seq_len)))
         if lora:
             model.to(torch.bfloat16)
             apply_lora(model, LoRAConfig(rank=16))
-    parallelize(model, compile=compiled, recompute=1.0 if lora else 0.0)
+    parallelize(model, backends=backends, compile=not args.eager, recompute=1.0 if lora else 0.0)
     optimizer = (
         torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-4, fused=True)
         if lora
@@ -69,14 +82,15 @@ def bare(name: str, seq_len: int, device: torch.device, compiled: bool, lora: bo
     )
 
     def step(ids: Tensor) -> None:
+        document_ids = draw_documents(args.batch, args.seq_len, device) if documents else None
         with torch.autocast(device.type, torch.bfloat16):
-            loss = model.loss(ids[:, :-1], ids[:, 1:]) / ids[:, 1:].numel()
+            loss = model.loss(ids[:, :-1], ids[:, 1:], document_ids) / ids[:, 1:].numel()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return step
+    return step, str(backends)
 
 
 def transformers_loop(name: str, seq_len: int, device: torch.device, compiled: bool) -> Step:
@@ -107,8 +121,9 @@ def transformers_loop(name: str, seq_len: int, device: torch.device, compiled: b
     return step
 
 
-def time_trainer(args: argparse.Namespace, device: torch.device) -> float:
-    """Seconds a step of PretrainModule under the Trainer with the default callbacks that touch every step."""
+def time_trainer(args: argparse.Namespace, device: torch.device) -> tuple[float, str]:
+    """Seconds a step of PretrainModule under the Trainer with the default callbacks that touch every step, and what
+    computes attention in it."""
     import lightning as L
 
     from lit_llm import PretrainModule, SpikeGuard, ThroughputCallback
@@ -134,7 +149,7 @@ def time_trainer(args: argparse.Namespace, device: torch.device) -> float:
         logger=False, enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
         callbacks=[SpikeGuard(), ThroughputCallback(), clock],
     ).fit(module, loader)  # fmt: skip
-    return clock.seconds
+    return clock.seconds, str(module.network.backends)
 
 
 def synchronize(device: torch.device) -> None:
@@ -148,12 +163,12 @@ def work(args: argparse.Namespace) -> None:
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if args.work == "trainer":
-        seconds = time_trainer(args, device)
+        seconds, attention = time_trainer(args, device)
     else:
         if args.work == "transformers":
-            step = transformers_loop(args.shape, args.seq_len, device, not args.eager)
+            step, attention = transformers_loop(args.shape, args.seq_len, device, not args.eager), "sdpa"
         else:
-            step = bare(args.shape, args.seq_len, device, not args.eager, lora=args.work == "lora")
+            step, attention = bare(args, device)
         ids = torch.randint(0, 300, (args.batch, args.seq_len + 1), device=device)
         for _ in range(args.warmup):
             step(ids)
@@ -167,7 +182,7 @@ def work(args: argparse.Namespace) -> None:
             times.append((time.perf_counter() - began) / max(1, args.steps // 3))
         seconds = statistics.median(times)
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
-    print(json.dumps({"seconds": seconds, "peak_bytes": peak}))
+    print(json.dumps({"seconds": seconds, "peak_bytes": peak, "attention": attention}))
 
 
 def measure(contender: str, shape: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -198,8 +213,8 @@ def measure(contender: str, shape: str, args: argparse.Namespace) -> dict[str, A
         peak, _ = flops.peak_flops(torch.device("cuda"))
         row["mfu"] = row["tokens_per_second"] * row["flops_per_token"] / peak
     mfu = f"{row['mfu']:.1%}" if "mfu" in row else "-"
-    print(f"{shape:>5} {contender:12} batch {batch:3}  {row['tokens_per_second']:10,.0f} tokens/s  MFU {mfu}  "
-          f"{row['peak_bytes'] / 1e9:.1f} GB", flush=True)  # fmt: skip
+    print(f"{shape:>5} {contender:14} batch {batch:3}  {row['tokens_per_second']:10,.0f} tokens/s  MFU {mfu}  "
+          f"{row['peak_bytes'] / 1e9:.1f} GB  attention: {row['attention']}", flush=True)  # fmt: skip
     return row
 
 

@@ -1,4 +1,4 @@
-"""Causal self-attention: grouped queries, sliding windows, padding and a key/value cache over SDPA.
+"""Causal self-attention: grouped queries, windows, documents, padding and a key/value cache over SDPA or FlexAttention.
 
 Shapes: B batch, T query positions, S key positions, H query heads, K key/value heads, D head width.
 """
@@ -8,9 +8,13 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import BlockMask
 
+from lit_llm.models.backends import flex
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.fused import project
+from lit_llm.models.masks import Mask
 from lit_llm.models.norm import HeadNorm, build_norm
 from lit_llm.models.rope import apply_rope
 
@@ -45,34 +49,6 @@ class KVCache:
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
 
-def build_mask(
-    query_len: int,
-    key_len: int,
-    window: int | None,
-    padding_mask: Tensor | None,
-    device: torch.device,
-    document_ids: Tensor | None = None,
-) -> Tensor | None:
-    """Which keys each query may see: bool (T, S), or (B, 1, T, S) with padding or documents; True is visible.
-
-    ``padding_mask`` is bool (B, S), True for real tokens; ``document_ids`` int64 (B, T), with T = S, keeps documents
-    apart. None means that SDPA's own causal mask says the same.
-    """
-    if padding_mask is None and document_ids is None and query_len == key_len and (window is None or window >= key_len):
-        return None
-    queries = torch.arange(key_len - query_len, key_len, device=device)[:, None]
-    keys = torch.arange(key_len, device=device)[None]
-    mask = keys <= queries
-    if window is not None:
-        mask = mask & (keys > queries - window)
-    if document_ids is not None:
-        return mask & (document_ids[:, None, :, None] == document_ids[:, None, None, :])
-    if padding_mask is None:
-        return mask
-    # A padded query sees itself, so that its softmax has a term: a row of -inf would be NaN and spread to the batch.
-    return (mask & padding_mask[:, None, None, :]) | (keys == queries)
-
-
 class Attention(nn.Module):
     """q, k, v and output projections around scaled dot-product attention."""
 
@@ -87,6 +63,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, self.num_kv_heads * self.head_dim, bias=config.attention_bias)
         self.o_proj = nn.Linear(self.num_heads * self.head_dim, config.hidden_size, bias=config.attention_output_bias)
         self.scale, self.softcap = config.attention_scale, config.attention_softcap
+        self.kernel_order: list[SDPBackend] | None = None  # see `Backends`; set by `parallelize`
         self.qk_norm = config.qk_norm
         if self.qk_norm == "projection":
             self.q_norm = build_norm(config, self.num_heads * self.head_dim)
@@ -99,11 +76,7 @@ class Attention(nn.Module):
             self.k_norm = build_norm(config, self.head_dim)
 
     def forward(
-        self,
-        x_BTC: Tensor,
-        rope: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None,
-        cache: KVCache | None = None,
+        self, x_BTC: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Mask, cache: KVCache | None = None
     ) -> Tensor:
         """(B, T, hidden) -> (B, T, hidden)."""
         B, T, _ = x_BTC.shape
@@ -123,15 +96,29 @@ class Attention(nn.Module):
         y_BHTD = self.attend(q_BHTD, k_BKSD, v_BKSD, mask)
         return self.o_proj(y_BHTD.transpose(1, 2).reshape(B, T, -1))
 
-    def attend(self, q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: Tensor | None) -> Tensor:
-        """Weighted values (B, H, T, D); ``mask`` as `build_mask` makes it, None for causal."""
-        grouped = self.num_heads != self.num_kv_heads
-        if self.softcap is None:
-            return F.scaled_dot_product_attention(
-                q_BHTD, k_BKSD, v_BKSD, attn_mask=mask, is_causal=mask is None, scale=self.scale, enable_gqa=grouped
-            )
-        # No fused kernel squashes scores: the sum is written out.
-        if grouped:
+    def attend(self, q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: Mask) -> Tensor:
+        """Weighted values (B, H, T, D); see `Mask` for who sees whom."""
+        if isinstance(mask, BlockMask):
+            return flex(q_BHTD, k_BKSD, v_BKSD, mask, self.scale, self.softcap)
+        if self.softcap is not None:
+            return self._attend_softcapped(q_BHTD, k_BKSD, v_BKSD, mask)
+        order = self.kernel_order
+        # Of other lengths cuDNN before 9.15.1 reads past the end (https://github.com/pytorch/pytorch/pull/171627).
+        if order is not None and mask is None and q_BHTD.shape[2] % 128 == 0:
+            with sdpa_kernel(order, set_priority=True):
+                return self._attend_sdpa(q_BHTD, k_BKSD, v_BKSD, mask)
+        return self._attend_sdpa(q_BHTD, k_BKSD, v_BKSD, mask)
+
+    def _attend_sdpa(self, q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: Tensor | None) -> Tensor:
+        return F.scaled_dot_product_attention(
+            q_BHTD, k_BKSD, v_BKSD, attn_mask=mask, is_causal=mask is None, scale=self.scale,
+            enable_gqa=self.num_heads != self.num_kv_heads,
+        )  # fmt: skip
+
+    def _attend_softcapped(self, q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: Tensor | None) -> Tensor:
+        """SDPA has no soft cap: the sum is written out."""
+        assert self.softcap is not None
+        if self.num_heads != self.num_kv_heads:
             k_BKSD, v_BKSD = (t.repeat_interleave(self.num_heads // self.num_kv_heads, 1) for t in (k_BKSD, v_BKSD))
         if mask is None:
             T = q_BHTD.shape[2]

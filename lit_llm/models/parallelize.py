@@ -13,9 +13,11 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.nn import attention
 from torch.utils.checkpoint import checkpoint
 
 from lit_llm.errors import UserError
+from lit_llm.models.backends import Backends
 from lit_llm.models.eager import use_onednn
 from lit_llm.models.sharded import WholeDraws
 from lit_llm.models.transformer import Block, Transformer
@@ -27,6 +29,7 @@ DATA, TENSOR = "data_parallel", "tensor_parallel"
 def parallelize(
     model: Transformer,
     *,
+    backends: Backends | None = None,
     compile: bool = False,
     recompute: float = 0.0,
     mesh: DeviceMesh | None = None,
@@ -35,6 +38,7 @@ def parallelize(
     """Prepare ``model`` in place.
 
     Args:
+        backends: of attention, see `choose_attention`. None: SDPA.
         compile: compile each block, and head and loss together. Blocks of one shape share one compiled graph, so
             start-up costs one block, and compiling in place leaves parameter names as they are. Graphs are for the
             training shapes; evaluation and sampling run eagerly (``torch.compiler.set_stance``) rather than compile for
@@ -51,6 +55,8 @@ def parallelize(
     """
     if mesh is not None and mesh[TENSOR].size() > 1:
         _cut(model, mesh[TENSOR])
+    if backends is not None:
+        use_backends(model, backends)
     for block in _spread(list(model.layers), recompute):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
     if compile:
@@ -69,6 +75,16 @@ def parallelize(
                 model.init_weights()
     if not compile and (mesh is None or mesh[TENSOR].size() == 1):
         use_onednn(model.layers)
+
+
+def use_backends(model: Transformer, backends: Backends) -> None:
+    """Have ``model`` compute attention in training with ``backends``; FlashAttention 3 takes the place of torch's flash
+    kernel in the whole process."""
+    model.backends = backends
+    for block in model.layers:
+        block.attention.kernel_order = backends.kernel_order  # type: ignore[union-attr]
+    if backends.causal == "flash3":
+        attention.activate_flash_attention_impl("FA3")
 
 
 def shard(model: nn.Module, blocks: list[nn.Module], mesh: DeviceMesh, dtype: torch.dtype | None) -> None:

@@ -13,12 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_llm.models.attention import Attention, KVCache, build_mask
+from lit_llm.models.attention import Attention, KVCache
+from lit_llm.models.backends import Backends
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.draws import NoDraws
 from lit_llm.models.limits import LARGE_LOGITS
 from lit_llm.models.locate import locate
 from lit_llm.models.loss import IGNORE, linear_cross_entropy
+from lit_llm.models.masks import Mask, build_masks
 from lit_llm.models.mlp import MLP, Experts, MixtureOfExperts
 from lit_llm.models.norm import HeadNorm, RMSNorm, build_norm
 from lit_llm.models.rope import positions_in_documents, rope_cache
@@ -46,11 +48,7 @@ class Block(nn.Module):
         self.mlp_post_norm = norm(config.post_norm)
 
     def forward(
-        self,
-        x_BTC: Tensor,
-        rope: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None,
-        cache: KVCache | None = None,
+        self, x_BTC: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Mask, cache: KVCache | None = None
     ) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         normed_BTC = _apply(self.attention_norm, x_BTC)
@@ -81,6 +79,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.lora: LoRAConfig | None = None  # set by `apply_lora`
+        self.backends = Backends()  # set by `parallelize`
         with NoDraws():  # numbers are drawn once, by init_weights
             self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
             if config.learned_positions:
@@ -188,15 +187,13 @@ class Transformer(nn.Module):
             x_BTC = x_BTC.to(torch.get_autocast_dtype(device.type))
         # Masks and rotations are made once for each kind of layer. Frequencies are computed, not stored: a buffer left
         # on meta would reinitialise a loaded model.
-        layers = range(self.config.num_layers)
         ropes: dict[str, tuple[Tensor, Tensor] | None] = {"none": None}
-        for kind in {self.config.positions(i) for i in layers} - {"none"}:
+        for kind in {self.config.positions(i) for i in range(self.config.num_layers)} - {"none"}:
             cos, sin = rope_cache(self.config, positions, local=kind == "local")
             ropes[kind] = cos.to(x_BTC.dtype), sin.to(x_BTC.dtype)
-        masks = {
-            window: build_mask(T, past + T, window, padding_mask, device, document_ids)
-            for window in {self.config.window(i) for i in layers}
-        }
+        # FlexAttention in training alone: evaluation runs uncompiled, where it would hold all scores in memory.
+        backends = self.backends if self.training and cache is None else Backends()
+        masks = build_masks(self.config, backends, input_ids, past, padding_mask, document_ids)
         x_BTC = self.embed_norm(x_BTC)
         for i, block in enumerate(self.layers):
             x_BTC = block(x_BTC, ropes[self.config.positions(i)], masks[self.config.window(i)], cache)

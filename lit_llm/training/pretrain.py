@@ -19,6 +19,7 @@ from lit_llm.data.base import data_rank_and_size
 from lit_llm.data.blocks import IGNORE
 from lit_llm.errors import UserError
 from lit_llm.models import flops
+from lit_llm.models.backends import Backend, Backends, choose_attention
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.device import can_compile, exact_dtype
 from lit_llm.models.generate import generate
@@ -30,6 +31,7 @@ from lit_llm.models.sharded import clip_gradients, whole_state_dict
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 from lit_llm.training.callbacks.borders import at_border, logs_now
+from lit_llm.training.callbacks.throughput import compute_dtype
 from lit_llm.training.eight_bit import CLASSES, build_eight_bit
 from lit_llm.training.metrics import LanguageModelMetrics
 from lit_llm.training.optimizers import MuonAdamW, OptimizerName, default_learning_rate, model_width, parameter_groups
@@ -59,6 +61,7 @@ class PretrainModule(L.LightningModule):
         compile: compile the blocks. "auto": where a compiler is found and the run is long enough to pay for it.
         recompute: share of the blocks, from 0 to 1, computed again in the backward pass to save memory. "auto": what
             `Preflight` finds that the device's memory asks for; none without it.
+        attention: kernels of training attention, see `Backends`; "auto": the fastest this machine has.
         tokens, global_batch_tokens: horizon and batch for the schedule, where the data module is not ours; ours says
             so itself.
 
@@ -83,6 +86,7 @@ class PretrainModule(L.LightningModule):
         grad_clip: float | None = 1.0,
         compile: bool | Literal["auto"] = "auto",
         recompute: float | Literal["auto"] = "auto",
+        attention: Backend | Literal["auto"] = "auto",
         tokens: int | float | None = None,
         global_batch_tokens: int | None = None,
     ):
@@ -206,11 +210,20 @@ class PretrainModule(L.LightningModule):
                 rank_zero_info("compiling the model for this machine: the first step takes up to a minute")
             recompute = self.hparams["recompute"]
             parallelize(
-                self.model, compile=compile, recompute=0.0 if recompute == "auto" else recompute,
+                self.model, backends=self._choose_attention(), compile=compile,
+                recompute=0.0 if recompute == "auto" else recompute,
                 mesh=self.device_mesh, dtype=self._sharded_dtype(),
             )  # fmt: skip
         elif self.device_mesh is not None:
             shard(self.model, [], self.device_mesh[DATA], self._sharded_dtype())
+
+    def _choose_attention(self) -> Backends:
+        if self._trainer is None or not self.trainer.training:
+            return Backends()
+        dtype = compute_dtype(str(self.trainer.precision))
+        backends = choose_attention(self.trainer.strategy.root_device, dtype, self.hparams["attention"])
+        rank_zero_info(f"attention: {backends}")
+        return backends
 
     def _sharded_dtype(self) -> torch.dtype | None:
         return torch.bfloat16 if self._trainer is not None and self.trainer.precision == "bf16-mixed" else None

@@ -29,11 +29,13 @@ def test_dry_run(script: str, said: str) -> None:
     assert said in done.stdout and "wrote" not in done.stdout
 
 
-@pytest.mark.parametrize("suite", ["bf16", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "peers"))])
+@pytest.mark.parametrize(
+    "suite", ["bf16", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "peers", "documents"))]
+)
 def test_gpu_suites_run_dry(suite: str) -> None:
     done = subprocess.run(
         [str(BENCHMARKS / "gpu.sh"), "--suite", suite, "--dry-run"], capture_output=True, text=True, check=False,
         env={**os.environ, "PYTHON": sys.executable},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "tokens/s" in done.stdout and "wrote" not in done.stdout
+    assert "tokens/s" in done.stdout and "attention: sdpa" in done.stdout and "wrote" not in done.stdout

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from lit_llm.errors import UserError
 from lit_llm.models import huggingface
-from lit_llm.models.attention import build_mask
 from lit_llm.models.config import PRESETS, TransformerConfig
 from lit_llm.models.config_json import config_to_hf, family_of
 from lit_llm.models.families import FAMILIES
 from lit_llm.models.flops import num_parameters
+from lit_llm.models.masks import build_mask
 from lit_llm.models.transformer import Transformer
 
 

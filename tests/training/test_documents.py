@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from lit_llm import PretrainDataModule, PretrainModule
+from lit_llm.errors import UserError
+from lit_llm.training import pretrain
 from tests.training.test_examples import TINY, data, trainer
 
 
@@ -54,7 +56,16 @@ def test_loss_and_gradients_are_those_of_single_documents(corpus: Path, window: 
         torch.testing.assert_close(got, expected, atol=1e-5 * expected.abs().max().item(), rtol=1e-4)
 
 
-def test_a_run_with_it(tmp_path: Path, corpus: Path) -> None:
+def test_a_run_with_it(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(pretrain, "rank_zero_info", said.append)
     fit = trainer(tmp_path, enable_checkpointing=False, enable_progress_bar=False)
     fit.fit(PretrainModule(TINY, compile=False), data(corpus, steps=3, mask_documents=True))
     assert fit.global_step == 3 and fit.callback_metrics["val_loss"] > 0
+    assert said == ["attention: sdpa"]
+
+
+def test_kernels_that_are_not_there_are_refused(tmp_path: Path, corpus: Path) -> None:
+    fit = trainer(tmp_path, enable_checkpointing=False, enable_progress_bar=False)
+    with pytest.raises(UserError, match=r"model\.attention=flex needs a GPU with Triton; set it to auto"):
+        fit.fit(PretrainModule(TINY, attention="flex"), data(corpus, steps=3))
