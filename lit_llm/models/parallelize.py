@@ -1,7 +1,7 @@
 """The ordered list of things done to a freshly built model before training.
 
 A step here never changes the names in a state dict. The order: what changes layers (LoRA) comes before, in
-``build_model``; then tensor parallelism, activation checkpointing, compilation, sharding, weights.
+``build_model``; then float8, tensor parallelism, activation checkpointing, compilation, sharding, weights.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lit_llm.errors import UserError
 from lit_llm.models.eager import use_onednn
+from lit_llm.models.float8 import Float8Linear, convert_to_float8
 from lit_llm.models.sharded import WholeDraws
 from lit_llm.models.transformer import Block, Transformer
 
@@ -27,6 +28,7 @@ DATA, TENSOR = "data_parallel", "tensor_parallel"
 def parallelize(
     model: Transformer,
     *,
+    float8: bool = False,
     compile: bool = False,
     recompute: float = 0.0,
     mesh: DeviceMesh | None = None,
@@ -35,6 +37,8 @@ def parallelize(
     """Prepare ``model`` in place.
 
     Args:
+        float8: train large linear layers in 8-bit floating point, see `convert_to_float8`. Faster only compiled, where
+            the casts are fused with what comes before them.
         compile: compile each block, and head and loss together. Blocks of one shape share one compiled graph, so
             start-up costs one block, and compiling in place leaves parameter names as they are. Graphs are for the
             training shapes; evaluation and sampling run eagerly (``torch.compiler.set_stance``) rather than compile for
@@ -47,8 +51,10 @@ def parallelize(
         dtype: of a sharded model's gathered weights and products; gradients are reduced in float32. None: the weights'.
 
     Raises:
-        UserError: a model that cannot be cut as the mesh says.
+        UserError: a model that cannot be cut as the mesh says, or has no layer for float8.
     """
+    if float8:
+        convert_to_float8(model)
     if mesh is not None and mesh[TENSOR].size() > 1:
         _cut(model, mesh[TENSOR])
     for block in _spread(list(model.layers), recompute):
@@ -97,6 +103,8 @@ def _cut(model: Transformer, mesh: DeviceMesh) -> None:
         )
     if any(config.has_experts(i) for i in range(config.num_layers)) or model.lora is not None:
         raise UserError(f"tensor_parallel_size={size}: mixtures of experts and LoRA cannot be cut yet; set it to 1")
+    if any(isinstance(module, Float8Linear) for module in model.modules()):
+        raise UserError(f"tensor_parallel_size={size}: layers in 8 bits cannot be cut yet; set it to 1")
     into = {f"attention.{name}": ColwiseParallel() for name in ("q_proj", "k_proj", "v_proj")}
     into |= {f"mlp.{name}": ColwiseParallel() for name in ("gate_proj", "up_proj")[not config.gated_mlp :]}
     out = {name: RowwiseParallel() for name in ("attention.o_proj", "mlp.down_proj")}
