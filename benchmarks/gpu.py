@@ -1,9 +1,10 @@
 """Training speed on one GPU: tokens a second, MFU and peak memory; see gpu.sh.
 
 MFU is the project's one formula (`lit_llm.models.flops`): 6 x matrix parameters, head included and input embedding not,
-plus causal attention counted once, a token, over the dense bfloat16 peak of the device. A row is the median of timed
-blocks of steps after the compiler is done; the batch is the largest power of two that fits. Contenders of one shape
-take turns, a process each, so that memory and compiler of one do not touch the other.
+plus causal attention counted once, a token, over the dense bfloat16 peak of the device, also where products are in 8
+bits. A row is the median of timed blocks of steps after the compiler is done; the batch is the largest power of two
+that fits. Contenders of one shape take turns, a process each, so that memory and compiler of one do not touch the
+other.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 # Suite -> shape, contenders.
 SUITES: dict[str, list[tuple[str, list[str]]]] = {
     "bf16": [(name, ["ours", "trainer"]) for name in ("50M", "350M", "1.2B", "3B")],
+    "fp8": [(name, ["ours", "fp8"]) for name in ("1.2B", "3B")],
     "lora": [("8B", ["lora"])],
     "peers": [(name, ["ours", "transformers"]) for name in ("350M", "1.2B")],
 }
@@ -48,9 +50,10 @@ def fields_of(name: str, seq_len: int) -> dict[str, Any]:
     return {**SHAPES[name], "max_seq_len": seq_len}
 
 
-def bare(name: str, seq_len: int, device: torch.device, compiled: bool, lora: bool) -> Step:
+def bare(name: str, seq_len: int, device: torch.device, compiled: bool, lora: bool, float8: bool) -> Step:
     """A loop over our parts."""
     from lit_llm.models.config import TransformerConfig
+    from lit_llm.models.float8 import SMALLEST, convert_to_float8
     from lit_llm.models.lora import LoRAConfig, apply_lora
     from lit_llm.models.parallelize import parallelize
     from lit_llm.models.transformer import Transformer
@@ -61,6 +64,8 @@ def bare(name: str, seq_len: int, device: torch.device, compiled: bool, lora: bo
         if lora:
             model.to(torch.bfloat16)
             apply_lora(model, LoRAConfig(rank=16))
+    if float8:
+        convert_to_float8(model, smallest=16 if name == "tiny" else SMALLEST)
     parallelize(model, compile=compiled, recompute=1.0 if lora else 0.0)
     optimizer = (
         torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-4, fused=True)
@@ -153,7 +158,7 @@ def work(args: argparse.Namespace) -> None:
         if args.work == "transformers":
             step = transformers_loop(args.shape, args.seq_len, device, not args.eager)
         else:
-            step = bare(args.shape, args.seq_len, device, not args.eager, lora=args.work == "lora")
+            step = bare(args.shape, args.seq_len, device, not args.eager, args.work == "lora", args.work == "fp8")
         ids = torch.randint(0, 300, (args.batch, args.seq_len + 1), device=device)
         for _ in range(args.warmup):
             step(ids)
@@ -223,7 +228,15 @@ def main() -> None:
         pairs, args.seq_len, args.warmup, args.steps, args.eager = [("tiny", pairs[0][1])], 16, 1, 3, True
     elif not torch.cuda.is_available():
         raise SystemExit("no CUDA device here; --dry-run tries the script on a CPU")
-    rows = [measure(contender, shape, args) for shape, contenders in pairs for contender in contenders]
+    if args.suite == "fp8":
+        print("MFU of both is over the bfloat16 peak")
+    rows = []
+    for shape, contenders in pairs:
+        first, *others = (measure(contender, shape, args) for contender in contenders)
+        for row in others:
+            row["ratio"] = row["tokens_per_second"] / first["tokens_per_second"]
+            print(f"{shape:>5} {row['contender']} is {row['ratio']:.2f} x {first['contender']}", flush=True)
+        rows += [first, *others]
     if not args.dry_run:
         from record import write_result
 

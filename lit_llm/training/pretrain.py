@@ -57,7 +57,8 @@ class PretrainModule(L.LightningModule):
         grad_clip: largest norm of the whole gradient; None never clips.
         compile: compile the blocks. "auto": where a compiler is found and the run is long enough to pay for it.
         recompute: share of the blocks, from 0 to 1, computed again in the backward pass to save memory.
-        float8: train large linear layers in 8-bit floating point, see `convert_to_float8`; evaluation stays in bfloat16.
+        float8: train large linear layers in 8-bit floating point, see `convert_to_float8`; with bf16-mixed, in which
+            evaluation stays.
         tokens, global_batch_tokens: horizon and batch for the schedule, where the data module is not ours; ours says
             so itself.
 

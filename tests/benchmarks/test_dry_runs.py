@@ -29,7 +29,9 @@ def test_dry_run(script: str, said: str) -> None:
     assert said in done.stdout and "wrote" not in done.stdout
 
 
-@pytest.mark.parametrize("suite", ["bf16", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "peers"))])
+@pytest.mark.parametrize(
+    "suite", ["bf16", "fp8", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "peers"))]
+)
 def test_gpu_suites_run_dry(suite: str) -> None:
     done = subprocess.run(
         [str(BENCHMARKS / "gpu.sh"), "--suite", suite, "--dry-run"], capture_output=True, text=True, check=False,
@@ -37,3 +39,4 @@ def test_gpu_suites_run_dry(suite: str) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "tokens/s" in done.stdout and "wrote" not in done.stdout
+    assert (suite == "fp8") == ("fp8 is " in done.stdout)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lit_llm import LoRAConfig, PretrainDataModule, PretrainModule, SFTModule, UserError
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.device import can_compile
+from lit_llm.models.device import can_compile, has_float8
 from lit_llm.models.float8 import Float8Linear, convert_to_float8
 from lit_llm.models.lora import apply_lora
 from lit_llm.models.meta import meta_transformer
@@ -176,9 +176,10 @@ def test_a_block_is_one_graph() -> None:
     convert_to_float8(plain, smallest=16)
     traced = copy.deepcopy(plain)
     traced.layers[0].compile(backend="aot_eager", fullgraph=True, dynamic=False)
-    for got, expected in zip(loss_and_gradients(traced), loss_and_gradients(plain), strict=True):
-        # Norms traced round otherwise, and what was near the border of two 8-bit numbers is the other then.
-        assert (got - expected).norm() <= 0.05 * expected.norm()
+    got, expected = loss_and_gradients(traced), loss_and_gradients(plain)
+    # Norms traced round otherwise, and what was near the border of two 8-bit numbers may be the other one then.
+    assert got[0].item() == pytest.approx(expected[0].item(), rel=1e-3)
+    assert all((a - b).norm() <= 0.1 * b.norm() for a, b in zip(got, expected, strict=True))
 
 
 def test_recomputed_blocks_are_the_same() -> None:
@@ -217,6 +218,13 @@ def test_which_layers_are_turned() -> None:
     }
 
 
+def test_which_devices_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert has_float8(torch.device("cpu")) and not has_float8(torch.device("mps"))
+    for capability, expected in (((8, 0), False), ((8, 9), True), ((9, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert has_float8(torch.device("cuda")) == expected
+
+
 def test_what_is_refused() -> None:
     with pytest.raises(UserError, match=r"model\.float8: no layer has features in multiples of 16 with a .* of 1536"):
         parallelize(model(), float8=True)
@@ -229,26 +237,25 @@ def test_what_is_refused() -> None:
 
 
 def test_it_learns_what_bfloat16_learns() -> None:
-    """40 steps of AdamW on a text that repeats: every loss within 3% of bfloat16's, the last tenth of the first."""
+    """40 steps of AdamW on text that counts: every loss is within 1% of bfloat16's, down to a tenth of the first."""
     curves = []
     for float8 in (False, True):
         net = model()
         if float8:
             convert_to_float8(net, smallest=16)
-        optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
         torch.manual_seed(1)
         curves.append([])
         for _ in range(40):
-            ids = (torch.randint(0, 61, (8, 1)) + torch.arange(33) * torch.randint(1, 3, (8, 1))) % 61
+            ids = (torch.randint(0, 61, (8, 1)) + torch.arange(33)) % 61
             with torch.autocast("cpu", torch.bfloat16):
                 loss = net.loss(ids[:, :-1], ids[:, 1:]) / (8 * 32)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
             curves[-1].append(loss.item())
-    print([max(abs(a/b-1) for a,b in zip(*curves)), curves[0][0], curves[0][-1], curves[1][-1]])
-    assert curves[1] == pytest.approx(curves[0], rel=0.03)
-    assert curves[1] != curves[0]
+    assert curves[1] == pytest.approx(curves[0], rel=0.01)
+    assert curves[1] != curves[0] and curves[1][-1] < 0.1 * curves[1][0]
 
 
 def fit(corpus: Path, folder: Path, module: L.LightningModule, **kwargs: object) -> L.Trainer:
@@ -256,7 +263,7 @@ def fit(corpus: Path, folder: Path, module: L.LightningModule, **kwargs: object)
         corpus=str(corpus), seq_len=32, micro_batch_size=2, global_batch_tokens=64, tokens=64 * 3, validate_every=0
     )
     trainer = L.Trainer(
-        **{"accelerator": "cpu", "precision": "bf16-mixed", "max_epochs": 1, "logger": False, "barebones": False,
+        **{"accelerator": "cpu", "precision": "bf16-mixed", "max_epochs": 1, "logger": False,
            "enable_checkpointing": False, "enable_model_summary": False, "enable_progress_bar": False,
            "default_root_dir": folder, **kwargs}
     )  # fmt: skip
@@ -281,7 +288,7 @@ def test_a_module_says_what_is_missing(tmp_path: Path, corpus: Path, monkeypatch
             return nn.Sequential(nn.Embedding(512, 32), nn.Linear(32, 512))
 
     for module, precision, said in (
-        (PretrainModule(TINY, float8=True), "32-true", r"model\.float8 needs trainer\.precision=bf16-mixed, not 32-true"),
+        (PretrainModule(TINY, float8=True), "32-true", r"model\.float8 needs .*precision=bf16-mixed, not 32-true"),
         (Other(TINY, float8=True), "bf16-mixed", r"model\.float8: a Sequential has no blocks to turn"),
         (PretrainModule(TINY, float8=True, compile=False), "bf16-mixed", r"model\.float8: no layer"),
     ):
