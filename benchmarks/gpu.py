@@ -1,10 +1,10 @@
 """Training speed on one GPU: tokens a second, MFU and peak memory; see gpu.sh.
 
 MFU is the project's one formula (`lit_llm.models.flops`): 6 x matrix parameters, head included and input embedding not,
-plus causal attention counted once, a token, over the dense bfloat16 peak of the device; where documents are masked it
-counts the attention of whole rows all the same. A row is the median of timed blocks of steps after the compiler is
-done; the batch is the largest power of two that fits. Contenders of one shape take turns, a process each, so that
-memory and compiler of one do not touch the other.
+plus causal attention counted once, a token, over the dense bfloat16 peak of the device, also where products are in 8
+bits; where documents are masked it counts the attention of whole rows all the same. A row is the median of timed blocks
+of steps after the compiler is done; the batch is the largest power of two that fits. Contenders of one shape take
+turns, a process each, so that memory and compiler of one do not touch the other.
 """
 
 from __future__ import annotations
@@ -28,22 +28,28 @@ sys.path.insert(0, str(HERE.parent))  # the machine with the GPU has the checkou
 
 LLAMA = {"vocab_size": 50304, "tie_embeddings": False}
 SHAPES: dict[str, dict[str, Any]] = {
-    "50M": {**LLAMA, "vocab_size": 8192, "hidden_size": 512, "num_layers": 8, "num_heads": 4, "intermediate_size": 2048,
-            "mlp": "relu2"},
+    "50M": {"preset": "autoresearch-50m"},
     "350M": {**LLAMA, "hidden_size": 1024, "num_layers": 24, "num_heads": 16, "intermediate_size": 2816},
     "1.2B": {**LLAMA, "hidden_size": 2048, "num_layers": 22, "num_heads": 16, "intermediate_size": 5632},
     "3B": {**LLAMA, "hidden_size": 3072, "num_layers": 26, "num_heads": 24, "intermediate_size": 8192},
     "8B": {"preset": "llama-3-8b"},
+    "d12": {"preset": "nano-5m", "vocab_size": 32768, "hidden_size": 768, "num_layers": 12, "num_heads": 6},
     "tiny": {"vocab_size": 300, "hidden_size": 64, "num_layers": 2, "num_heads": 4},
 }  # fmt: skip
 # Suite -> shape, contenders.
 SUITES: dict[str, list[tuple[str, list[str]]]] = {
     "bf16": [(name, ["ours", "trainer"]) for name in ("50M", "350M", "1.2B", "3B")],
+    "fp8": [(name, ["ours", "fp8"]) for name in ("1.2B", "3B")],
     "lora": [("8B", ["lora"])],
-    "peers": [(name, ["ours", "transformers"]) for name in ("350M", "1.2B")],
+    "peers": [
+        ("350M", ["ours", "transformers", "litgpt"]),
+        ("1.2B", ["ours", "transformers", "litgpt"]),
+        ("d12", ["ours", "nanochat"]),
+    ],
     # Rows of documents that do not see each other: skipped by FlexAttention, and through SDPA with a mask of all pairs.
     "documents": [("350M", ["ours", "documents", "documents sdpa"])],
 }
+PEERS = ("transformers", "litgpt", "nanochat")
 Step = Callable[[Tensor], Any]
 DOCUMENT = 512
 """Tokens a document in the mean; lengths are geometric."""
@@ -62,6 +68,7 @@ def bare(args: argparse.Namespace, device: torch.device) -> tuple[Step, str]:
     """A loop over our parts, and what computes attention in it."""
     from lit_llm.models.backends import choose_attention
     from lit_llm.models.config import TransformerConfig
+    from lit_llm.models.float8 import SMALLEST, convert_to_float8
     from lit_llm.models.lora import LoRAConfig, apply_lora
     from lit_llm.models.parallelize import parallelize
     from lit_llm.models.transformer import Transformer
@@ -74,6 +81,8 @@ def bare(args: argparse.Namespace, device: torch.device) -> tuple[Step, str]:
         if lora:
             model.to(torch.bfloat16)
             apply_lora(model, LoRAConfig(rank=16))
+    if args.work == "fp8":
+        convert_to_float8(model, smallest=16 if args.shape == "tiny" else SMALLEST)
     parallelize(model, backends=backends, compile=not args.eager, recompute=1.0 if lora else 0.0)
     optimizer = (
         torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-4, fused=True)
@@ -91,34 +100,6 @@ def bare(args: argparse.Namespace, device: torch.device) -> tuple[Step, str]:
         optimizer.zero_grad(set_to_none=True)
 
     return step, str(backends)
-
-
-def transformers_loop(name: str, seq_len: int, device: torch.device, compiled: bool) -> Step:
-    """transformers' Llama of the shape in a plain loop with AdamW."""
-    import transformers
-
-    from lit_llm.models.config import TransformerConfig
-
-    config = TransformerConfig.from_dict(fields_of(name, seq_len))
-    with device:
-        model: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(
-            vocab_size=config.vocab_size, hidden_size=config.hidden_size, num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads, num_key_value_heads=config.num_kv_heads,
-            intermediate_size=config.intermediate_size, max_position_embeddings=seq_len, use_cache=False,
-        ))  # fmt: skip
-    run = torch.compile(model) if compiled else model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-
-    def step(ids: Tensor) -> None:
-        inputs, labels = ids[:, :-1], ids[:, 1:].contiguous()
-        with torch.autocast(device.type, torch.bfloat16):
-            loss = run(input_ids=inputs, labels=labels, shift_labels=labels).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
 
 
 def time_trainer(args: argparse.Namespace, device: torch.device) -> tuple[float, str]:
@@ -165,8 +146,14 @@ def work(args: argparse.Namespace) -> None:
     if args.work == "trainer":
         seconds, attention = time_trainer(args, device)
     else:
-        if args.work == "transformers":
-            step, attention = transformers_loop(args.shape, args.seq_len, device, not args.eager), "sdpa"
+        if args.work in PEERS:
+            sys.path.insert(0, str(HERE / "contenders"))
+            import gpu_steps
+
+            from lit_llm.models.config import TransformerConfig
+
+            config = TransformerConfig.from_dict(fields_of(args.shape, args.seq_len))
+            step, attention = getattr(gpu_steps, args.work)(config, device, not args.eager), "its own"
         else:
             step, attention = bare(args, device)
         ids = torch.randint(0, 300, (args.batch, args.seq_len + 1), device=device)
@@ -185,14 +172,15 @@ def work(args: argparse.Namespace) -> None:
     print(json.dumps({"seconds": seconds, "peak_bytes": peak, "attention": attention}))
 
 
-def measure(contender: str, shape: str, args: argparse.Namespace) -> dict[str, Any]:
-    """The largest batch that fits, and what it makes."""
+def measure(contender: str, shape: str, args: argparse.Namespace) -> dict[str, Any] | None:
+    """The largest batch that fits, and what it makes; None where the contender is not at hand."""
     from lit_llm.models import flops
     from lit_llm.models.config import TransformerConfig
 
     batch = 2 if args.dry_run else args.batch
     while True:
-        command = [sys.executable, __file__, "--suite", args.suite, "--work", contender, "--shape", shape,
+        python = args.peers_python if contender in ("litgpt", "nanochat") else sys.executable
+        command = [python, __file__, "--suite", args.suite, "--work", contender, "--shape", shape,
                    "--batch", batch, "--seq-len", args.seq_len, "--warmup", args.warmup,
                    "--steps", args.steps]  # fmt: skip
         done = subprocess.run(
@@ -200,6 +188,9 @@ def measure(contender: str, shape: str, args: argparse.Namespace) -> dict[str, A
         )
         if done.returncode == 0:
             break
+        if contender in PEERS and (f"No module named '{contender}" in done.stderr or "'NANOCHAT'" in done.stderr):
+            print(f"{shape:>5} {contender}: not at hand, left out", flush=True)
+            return None
         if "out of memory" not in done.stderr.lower() or batch == 1:
             raise SystemExit(f"{contender} at {shape} failed:\n{done.stderr[-3000:]}")
         batch //= 2
@@ -226,6 +217,9 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=6)
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--eager", action="store_true")
+    peers = HERE.parent / ".venv-peers/bin/python"
+    parser.add_argument("--peers-python", default=str(peers) if peers.exists() else sys.executable,
+                        help="interpreter that has litgpt; nanochat's checkout is $NANOCHAT")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes on the CPU, no file")
     for hidden in ("--work", "--shape"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
@@ -235,10 +229,19 @@ def main() -> None:
         return
     pairs = SUITES[args.suite]
     if args.dry_run:
-        pairs, args.seq_len, args.warmup, args.steps, args.eager = [("tiny", pairs[0][1])], 16, 1, 3, True
+        contenders = list(dict.fromkeys(contender for _, some in pairs for contender in some))
+        pairs, args.seq_len, args.warmup, args.steps, args.eager = [("tiny", contenders)], 16, 1, 3, True
     elif not torch.cuda.is_available():
         raise SystemExit("no CUDA device here; --dry-run tries the script on a CPU")
-    rows = [measure(contender, shape, args) for shape, contenders in pairs for contender in contenders]
+    if args.suite == "fp8":
+        print("MFU of both is over the bfloat16 peak")
+    rows = []
+    for shape, contenders in pairs:
+        first, *others = (row for contender in contenders if (row := measure(contender, shape, args)))
+        for row in others:
+            row["ratio"] = row["tokens_per_second"] / first["tokens_per_second"]
+            print(f"{shape:>5} {row['contender']} is {row['ratio']:.2f} x {first['contender']}", flush=True)
+        rows += [first, *others]
     if not args.dry_run:
         from record import write_result
 

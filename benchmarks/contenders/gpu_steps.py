@@ -1,4 +1,4 @@
-"""A training step as transformers, litgpt and nanochat make it, for gpu.py: the same shape, plain loops, bf16, compiled.
+"""A training step as transformers, litgpt and nanochat make it, for gpu.py: the same shape, plain loops, bf16.
 
 Each function returns ``step(ids)`` with ids int64 (batch, seq_len + 1) on the device.
 """

@@ -14,6 +14,16 @@ def has_fast_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+def has_float8(device: torch.device) -> bool:
+    """Whether products of 8-bit floats run: on NVIDIA's GPUs from Ada and Hopper on; on CPUs too, slowly, to try it.
+
+    AMD's MI300 has formats of its own, with another largest number.
+    """
+    if device.type == "cuda":
+        return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 9)
+    return device.type == "cpu"
+
+
 def can_compile(device: torch.device) -> bool:
     """Whether torch.compile has what it needs: Triton on CUDA, a C++ compiler on CPU."""
     if device.type == "cuda":

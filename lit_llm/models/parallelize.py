@@ -1,7 +1,7 @@
 """The ordered list of things done to a freshly built model before training.
 
 A step here never changes the names in a state dict. The order: what changes layers (LoRA) comes before, in
-``build_model``; then tensor parallelism, activation checkpointing, compilation, sharding, weights.
+``build_model``; then float8, tensor parallelism, activation checkpointing, compilation, sharding, weights.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from lit_llm.errors import UserError
 from lit_llm.models.backends import Backends
 from lit_llm.models.eager import use_onednn
+from lit_llm.models.float8 import Float8Linear, convert_to_float8
 from lit_llm.models.sharded import WholeDraws
 from lit_llm.models.transformer import Block, Transformer
 
@@ -29,6 +30,7 @@ DATA, TENSOR = "data_parallel", "tensor_parallel"
 def parallelize(
     model: Transformer,
     *,
+    float8: bool = False,
     backends: Backends | None = None,
     compile: bool = False,
     recompute: float = 0.0,
@@ -38,6 +40,8 @@ def parallelize(
     """Prepare ``model`` in place.
 
     Args:
+        float8: train large linear layers in 8-bit floating point, see `convert_to_float8`. Faster only compiled, where
+            the casts are fused with what comes before them.
         backends: of attention, see `choose_attention`. None: SDPA.
         compile: compile each block, and head and loss together. Blocks of one shape share one compiled graph, so
             start-up costs one block, and compiling in place leaves parameter names as they are. Graphs are for the
@@ -51,17 +55,23 @@ def parallelize(
         dtype: of a sharded model's gathered weights and products; gradients are reduced in float32. None: the weights'.
 
     Raises:
-        UserError: a model that cannot be cut as the mesh says.
+        UserError: a model that cannot be cut as the mesh says, or has no layer for float8.
     """
+    if float8:
+        convert_to_float8(model)
     if mesh is not None and mesh[TENSOR].size() > 1:
         _cut(model, mesh[TENSOR])
     if backends is not None:
         use_backends(model, backends)
-    for block in _spread(list(model.layers), recompute):
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
-    if compile:
-        for block in model.layers:
+    again = _spread(list(model.layers), recompute)
+    for block in model.layers:
+        if block in again:
+            # The graph goes inside: of a checkpoint around the block the compiler makes none.
+            forward = torch.compile(block.forward, dynamic=False) if compile else block.forward
+            block.forward = partial(checkpoint, forward, use_reentrant=False)  # type: ignore[method-assign]
+        elif compile:
             block.compile(dynamic=False)
+    if compile:
         model.head_losses = torch.compile(model.head_losses, dynamic=False)  # type: ignore[method-assign]
     if mesh is not None:
         shard(model, list(model.layers), mesh[DATA], dtype)
@@ -113,6 +123,8 @@ def _cut(model: Transformer, mesh: DeviceMesh) -> None:
         )
     if any(config.has_experts(i) for i in range(config.num_layers)) or model.lora is not None:
         raise UserError(f"tensor_parallel_size={size}: mixtures of experts and LoRA cannot be cut yet; set it to 1")
+    if any(isinstance(module, Float8Linear) for module in model.modules()):
+        raise UserError(f"tensor_parallel_size={size}: layers in 8 bits cannot be cut yet; set it to 1")
     into = {f"attention.{name}": ColwiseParallel() for name in ("q_proj", "k_proj", "v_proj")}
     into |= {f"mlp.{name}": ColwiseParallel() for name in ("gate_proj", "up_proj")[not config.gated_mlp :]}
     out = {name: RowwiseParallel() for name in ("attention.o_proj", "mlp.down_proj")}

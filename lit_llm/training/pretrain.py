@@ -10,7 +10,7 @@ import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -21,7 +21,7 @@ from lit_llm.errors import UserError
 from lit_llm.models import flops
 from lit_llm.models.backends import Backend, Backends, choose_attention
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.device import can_compile, exact_dtype
+from lit_llm.models.device import can_compile, exact_dtype, has_float8
 from lit_llm.models.generate import generate
 from lit_llm.models.locate import locate
 from lit_llm.models.meta import meta_transformer
@@ -62,6 +62,8 @@ class PretrainModule(L.LightningModule):
         recompute: share of the blocks, from 0 to 1, computed again in the backward pass to save memory. "auto": what
             `Preflight` finds that the device's memory asks for; none without it.
         attention: kernels of training attention, see `Backends`; "auto": the fastest this machine has.
+        float8: train large linear layers in 8-bit floating point, see `convert_to_float8`; with bf16-mixed, in which
+            evaluation stays.
         tokens, global_batch_tokens: horizon and batch for the schedule, where the data module is not ours; ours says
             so itself.
 
@@ -87,6 +89,7 @@ class PretrainModule(L.LightningModule):
         compile: bool | Literal["auto"] = "auto",
         recompute: float | Literal["auto"] = "auto",
         attention: Backend | Literal["auto"] = "auto",
+        float8: bool = False,
         tokens: int | float | None = None,
         global_batch_tokens: int | None = None,
     ):
@@ -204,13 +207,16 @@ class PretrainModule(L.LightningModule):
         if self.model is not None:
             return
         self.model = self.build_model()
+        float8 = self._wants_float8()
         if isinstance(self.model, Transformer):
             compile = self._wants_compile()
             if compile:
                 rank_zero_info("compiling the model for this machine: the first step takes up to a minute")
+            elif float8:
+                rank_zero_warn("model.float8 without model.compile is slower than bfloat16: casts are not fused")
             recompute = self.hparams["recompute"]
             parallelize(
-                self.model, backends=self._choose_attention(), compile=compile,
+                self.model, float8=float8, backends=self._choose_attention(), compile=compile,
                 recompute=0.0 if recompute == "auto" else recompute,
                 mesh=self.device_mesh, dtype=self._sharded_dtype(),
             )  # fmt: skip
@@ -241,6 +247,17 @@ class PretrainModule(L.LightningModule):
             return True
         # By the horizon, not by where max_steps stops: a run stopped early and resumed must not change its kernels.
         return possible and self._horizon_steps() >= 200  # compiling takes about as long as that many small steps
+
+    def _wants_float8(self) -> bool:
+        if not self.hparams["float8"] or self._trainer is None or not self.trainer.training:
+            return False
+        if self.trainer.precision != "bf16-mixed":
+            raise UserError(f"model.float8 needs trainer.precision=bf16-mixed, not {self.trainer.precision}")
+        if not has_float8(self.trainer.strategy.root_device):
+            raise UserError("model.float8: this device has no products of 8-bit floats; set it to false")
+        if not isinstance(self.network, Transformer):
+            raise UserError(f"model.float8: a {type(self.network).__name__} has no blocks to turn; set it to false")
+        return True
 
     def _horizon_steps(self) -> int:
         """Optimizer steps of the learning-rate schedule."""

@@ -36,7 +36,7 @@ class SFTModule(PretrainModule):
         lora: what to adapt. None trains every weight.
         learning_rate: None: 1e-4 for LoRA, 2e-5 otherwise.
         validate_first: validate once before the first step: the base's own loss, as step 0.
-        optimizer, weight_decay, schedule, warmup, decay, final_lr, grad_clip, compile: as in `PretrainModule`.
+        optimizer, weight_decay, schedule, warmup, decay, final_lr, grad_clip, compile, float8: as in `PretrainModule`.
 
     Raises:
         UserError: no such base, or settings that do not fit it.
@@ -57,8 +57,11 @@ class SFTModule(PretrainModule):
         final_lr: float = 0.0,
         grad_clip: float | None = 1.0,
         compile: bool | Literal["auto"] = "auto",
+        float8: bool = False,
         validate_first: bool = True,
     ):
+        if lora is not None and float8:
+            raise UserError("model.float8: LoRA's layers have no products in 8 bits; set it to false")
         super().__init__(
             init_from=init_from,
             optimizer=optimizer,
@@ -70,6 +73,7 @@ class SFTModule(PretrainModule):
             final_lr=final_lr,
             grad_clip=grad_clip,
             compile=compile,
+            float8=float8,
         )
         self.lora = lora_from(lora)  # a checkpoint holds plain values
         if self.lora is not None and optimizer == "muon_adamw":

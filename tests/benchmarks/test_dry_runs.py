@@ -30,7 +30,8 @@ def test_dry_run(script: str, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "suite", ["bf16", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "peers", "documents"))]
+    "suite",
+    ["bf16", "fp8", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "peers", "documents"))],
 )
 def test_gpu_suites_run_dry(suite: str) -> None:
     done = subprocess.run(
@@ -39,3 +40,4 @@ def test_gpu_suites_run_dry(suite: str) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "tokens/s" in done.stdout and "attention: sdpa" in done.stdout and "wrote" not in done.stdout
+    assert (suite == "fp8") == ("fp8 is " in done.stdout)

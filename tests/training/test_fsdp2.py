@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from lit_llm import MuonAdamW, PretrainModule, Transformer, TransformerConfig, UserError
 from lit_llm.models import parallelize as parallel
+from lit_llm.models.float8 import convert_to_float8
 from lit_llm.models.meta import meta_transformer
 from lit_llm.models.sharded import WholeDraws, clip_gradients, copy_part, like_part, total_norm, whole, whole_state_dict
 from lit_llm.training import optimizers
@@ -243,3 +244,42 @@ def _initial_weights() -> None:
 
 def test_parts_start_from_the_weights_of_the_whole(tmp_path: Path) -> None:
     together(_initial_weights, tmp_path)
+
+
+def _float8() -> None:
+    """Two processes, a micro-batch each, against one that takes both: a micro-batch has scales of its own anyway."""
+    config = TransformerConfig(vocab_size=37, hidden_size=32, num_layers=2, num_heads=2, max_seq_len=16)
+    batch = torch.arange(68).view(2, 2, 17) % 37
+    for dtype in (None, torch.bfloat16):
+        losses = []
+        for mesh in (None, init_device_mesh("cpu", (2, 1), mesh_dim_names=(parallel.DATA, parallel.TENSOR))):
+            torch.manual_seed(3)
+            model = Transformer(config) if mesh is None else meta_transformer(config)
+            convert_to_float8(model, smallest=16)
+            parallel.parallelize(model, mesh=mesh, dtype=dtype)
+            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+            mine = [0, 1] if mesh is None else [dist.get_rank()]
+            for _ in range(6):
+                total = torch.zeros(())
+                for ids in batch[mine]:
+                    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is not None):
+                        loss = model.loss(ids[:, :-1], ids[:, 1:]) / 32 / len(mine)
+                    loss.backward()
+                    total += loss.detach()
+                optimizer.step()
+                optimizer.zero_grad()
+                if mesh is not None:
+                    dist.all_reduce(total)
+                    total /= 2
+                losses.append(total.item())
+        assert losses[6:] == pytest.approx(losses[:6], rel=1e-5)
+        assert losses[5] < losses[0]
+    model = meta_transformer(config)
+    convert_to_float8(model, smallest=16)
+    mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=(parallel.DATA, parallel.TENSOR))
+    with pytest.raises(UserError, match="tensor_parallel_size=2: layers in 8 bits cannot be cut yet"):
+        parallel.parallelize(model, mesh=mesh)
+
+
+def test_float8_on_parts_is_float8(tmp_path: Path) -> None:
+    together(_float8, tmp_path)
