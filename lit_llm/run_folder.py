@@ -21,14 +21,18 @@ _claimed: list[Path] = []
 def prepare_run(verb: str, name: str, config: Any) -> Path:
     """Choose run folder and checkpoint, writing both into ``config``; returns the folder.
 
-    The folder is ``trainer.default_root_dir``, or ``runs/<name>`` with a number if that is taken.
+    The folder is ``trainer.default_root_dir``, or ``runs/<name>`` with a number if that is taken. The checkpoint is a
+    file, "last": the newest whole one of the folder, or "auto", for whatever starts a command again: "last" where the
+    run has saved something, else a new start, what an earlier one left being set aside.
 
     Raises:
         UserError: a fit into a folder that holds a run already, nothing to resume, or ranks started from outside
             without a folder they could agree on.
     """
-    given, last = config.trainer.default_root_dir, config.ckpt_path == "last"
-    checkpoint = None if last or config.ckpt_path is None else Path(config.ckpt_path).expanduser()
+    given, auto, last = config.trainer.default_root_dir, config.ckpt_path == "auto", config.ckpt_path == "last"
+    if auto and verb != "fit":
+        raise UserError(f"--ckpt_path auto: starts or resumes a fit; {verb} takes last, or a file")
+    checkpoint = None if last or auto or config.ckpt_path is None else Path(config.ckpt_path).expanduser()
     if checkpoint is not None and not checkpoint.is_file():
         raise UserError(f"--ckpt_path {checkpoint}: no such file")
     if checkpoint is not None and (reason := damage(checkpoint)) is not None:
@@ -46,8 +50,16 @@ def prepare_run(verb: str, name: str, config: Any) -> Path:
         raise UserError("several processes started by torchrun or a scheduler need --trainer.default_root_dir")
     elif verb != "fit" and checkpoint is not None and checkpoint.parent.name == "checkpoints":
         folder = checkpoint.parent.parent  # the run it belongs to
+    elif last or (auto and checkpoints(_newest_run(name) / "checkpoints")):
+        folder = _newest_run(name)
     else:
-        folder = _newest_run(name) if last else _claim_name(name) if verb == "fit" else Path("runs") / name
+        folder = _claim_name(name) if verb == "fit" else Path("runs") / name
+    if auto:
+        last = bool(checkpoints(folder / "checkpoints"))
+        if not last:
+            config.ckpt_path = None
+            if not _rank() and _used(folder):
+                _set_aside(folder)
     if last:
         config.ckpt_path = str(_last_checkpoint(folder))
     config.trainer.default_root_dir = str(folder)
@@ -63,6 +75,11 @@ def discard_unused() -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def started_by_launcher() -> bool:
+    """Whether this is a process of a run that Lightning's launcher or torchrun started."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or (_rank() > 0 and _CHOSEN in os.environ)
+
+
 def _rank() -> int:
     return int(getattr(rank_zero_only, "rank", 0) or 0)
 
@@ -73,6 +90,18 @@ def _used(folder: Path) -> bool:
 
 def _ranks_from_outside() -> bool:
     return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1
+
+
+def _set_aside(run: Path) -> None:
+    """Rename the folder of a run that saved nothing; one that is no run's is the user's."""
+    # Loggers open their files a little before config.yaml is written.
+    if not run.is_dir() or not ((run / "config.yaml").exists() or {f.name for f in run.iterdir()} <= {"tensorboard"}):
+        raise UserError(f"trainer.default_root_dir={run} is not empty and not a run's: name another folder")
+    number = 1
+    while (aside := run.with_name(f"{run.name}.started-{number}")).exists():
+        number += 1
+    run.rename(aside)
+    rank_zero_info(f"{run} was started and saved nothing: set aside as {aside}")
 
 
 def _claim_name(name: str) -> Path:

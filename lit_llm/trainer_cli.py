@@ -30,10 +30,11 @@ from lit_llm.data.instructions import InstructionDataModule
 from lit_llm.data.pretrain import PretrainDataModule
 from lit_llm.errors import UserError
 from lit_llm.models.device import has_fast_bf16
+from lit_llm.orphans import follow_parent
 from lit_llm.plan.preflight import Preflight
 from lit_llm.presets import config_name, find_config
 from lit_llm.report.callback import RunReport
-from lit_llm.run_folder import discard_unused, prepare_run
+from lit_llm.run_folder import discard_unused, prepare_run, started_by_launcher
 from lit_llm.training.callbacks.checkpoint import Checkpoint, checkpoints
 from lit_llm.training.callbacks.garbage import FreezeGarbage
 from lit_llm.training.callbacks.progress import ProgressBar
@@ -192,6 +193,8 @@ class TrainerCLI(LightningCLI):
         if self.trainer.is_global_zero:
             metrics = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
             print(summary(self.run_folder, metrics, chats=isinstance(self.datamodule, InstructionDataModule)))
+        # The first process writes the model and the report: launchers take the end of another for the run's.
+        self.trainer.strategy.barrier("fit")
 
     def after_predict(self) -> None:
         """Print the answers and keep them in the run folder."""
@@ -264,6 +267,8 @@ def run_trainer(verb: str, args: list[str]) -> None:
     Raises:
         UserError: anything the user can mend.
     """
+    if started_by_launcher():
+        follow_parent()
     args = list(args)
     for i, arg in enumerate(args):
         if arg in ("--config", "-c") and i + 1 < len(args):

@@ -32,7 +32,7 @@ from lit_llm.models.transformer import Transformer
 from lit_llm.training.callbacks.borders import at_border, logs_now
 from lit_llm.training.metrics import LanguageModelMetrics
 from lit_llm.training.optimizers import MuonAdamW, OptimizerName, default_learning_rate, model_width, parameter_groups
-from lit_llm.training.schedules import Schedule, lr_multiplier
+from lit_llm.training.schedules import Schedule, StepSchedule, keep_settings, lr_multiplier
 
 
 class PretrainModule(L.LightningModule):
@@ -259,7 +259,8 @@ class PretrainModule(L.LightningModule):
         multiplier = lr_multiplier(
             hp["schedule"], self._horizon_steps(), warmup=hp["warmup"], decay=hp["decay"], final=hp["final_lr"]
         )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, multiplier)
+        keep_settings(optimizer)
+        scheduler = StepSchedule(optimizer, multiplier)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(
@@ -412,10 +413,12 @@ class PretrainModule(L.LightningModule):
         if isinstance(saved, dict) and self.hparams["transformer"] != saved and self.model is not None:
             now = self.config.to_dict()
             differs = [
-                f"{k}: {v} in the checkpoint, {now[k]} here" for k, v in saved.items() if k in now and now[k] != v
+                f"model.transformer.{k} was {v} when the checkpoint was written and is {now[k]} now"
+                for k, v in saved.items()
+                if k in now and now[k] != v
             ]
             if differs:
-                raise UserError(f"the checkpoint is of another architecture ({'; '.join(differs)})")
+                raise UserError(f"{'; '.join(differs)}: the checkpoint is of another architecture")
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model and, where the data module has one, tokenizer as a Hugging Face directory.
