@@ -8,14 +8,13 @@ import threading
 import time
 
 
-def follow_parent(every: float = 1.0) -> None:
-    """End this process, with status 1 and a line, once the one that started it is gone; looked for ``every`` seconds.
+def follow(parent: int, every: float = 1.0) -> None:
+    """End this process, with status 1 and a line, once ``parent`` started it no more; looked for ``every`` seconds.
 
     Lightning's launcher watches the processes it started, and torchrun's agent its workers, but nobody watches them: if
     they are killed the rest waits for a peer as long as the backend allows, half an hour for gloo and while a group
     forms, or trains on beside the run that a scheduler starts in their place.
     """
-    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -15,6 +15,7 @@ from lit_llm.training.callbacks.checkpoint import checkpoints, damage, newest_wh
 
 # How the first process tells those that Lightning starts from it: by then its folder is no longer empty.
 _CHOSEN = "LIT_LLM_RUN_FOLDER"
+_FIRST = "LIT_LLM_FIRST_PROCESS"  # its id
 _claimed: list[Path] = []
 
 
@@ -63,21 +64,26 @@ def prepare_run(verb: str, name: str, config: Any) -> Path:
     if last:
         config.ckpt_path = str(_last_checkpoint(folder))
     config.trainer.default_root_dir = str(folder)
-    os.environ[_CHOSEN] = str(folder.absolute())
+    if not _rank():
+        os.environ |= {_CHOSEN: str(folder.absolute()), _FIRST: str(os.getpid())}
     return folder
 
 
-def discard_unused() -> None:
+def leave_run() -> None:
     """Remove folders made here in which no training began: a mistake found early leaves no trace."""
+    os.environ.pop(_CHOSEN, None)
+    os.environ.pop(_FIRST, None)
     while _claimed:
         folder = _claimed.pop()
         if not (folder / "config.yaml").exists():
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def started_by_launcher() -> bool:
-    """Whether this is a process of a run that Lightning's launcher or torchrun started."""
-    return "TORCHELASTIC_RUN_ID" in os.environ or (_rank() > 0 and _CHOSEN in os.environ)
+def launcher() -> int | None:
+    """Id of the process that started this one of several: torchrun's agent or, by Lightning, the run's first."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return os.getppid()
+    return int(os.environ[_FIRST]) if _rank() and _FIRST in os.environ else None
 
 
 def _rank() -> int:

@@ -30,11 +30,11 @@ from lit_llm.data.instructions import InstructionDataModule
 from lit_llm.data.pretrain import PretrainDataModule
 from lit_llm.errors import UserError
 from lit_llm.models.device import has_fast_bf16
-from lit_llm.orphans import follow_parent
+from lit_llm.orphans import follow
 from lit_llm.plan.preflight import Preflight
 from lit_llm.presets import config_name, find_config
 from lit_llm.report.callback import RunReport
-from lit_llm.run_folder import discard_unused, prepare_run, started_by_launcher
+from lit_llm.run_folder import launcher, leave_run, prepare_run
 from lit_llm.training.callbacks.checkpoint import Checkpoint, checkpoints
 from lit_llm.training.callbacks.garbage import FreezeGarbage
 from lit_llm.training.callbacks.progress import ProgressBar
@@ -267,8 +267,8 @@ def run_trainer(verb: str, args: list[str]) -> None:
     Raises:
         UserError: anything the user can mend.
     """
-    if started_by_launcher():
-        follow_parent()
+    if (parent := launcher()) is not None:
+        follow(parent)
     args = list(args)
     for i, arg in enumerate(args):
         if arg in ("--config", "-c") and i + 1 < len(args):
@@ -322,7 +322,7 @@ def run_trainer(verb: str, args: list[str]) -> None:
             raise UserError(explain(str(error))) from None
         raise
     finally:
-        discard_unused()
+        leave_run()
 
 
 def _user_error(error: BaseException | None) -> UserError | None:

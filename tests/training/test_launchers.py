@@ -34,8 +34,11 @@ def test_no_process_is_left_when_one_is_killed(tmp_path: Path, corpus: Path, ran
 
 def test_who_started_it_is_gone(tmp_path: Path) -> None:
     """Before there is a peer whose connection could break: as while the processes' group forms."""
-    child = "from lit_llm.orphans import follow_parent; import threading; follow_parent(0.05); threading.Event().wait()"
-    parent = f"import subprocess, sys, os; subprocess.Popen([sys.executable, '-c', {child!r}]); os._exit(3)"
+    child = (
+        "import sys, threading; from lit_llm.orphans import follow; follow(int(sys.argv[1])); threading.Event().wait()"
+    )
+    start = f"subprocess.Popen([sys.executable, '-c', {child!r}, str(os.getpid())])"
+    parent = f"import subprocess, sys, os; {start}; os._exit(3)"
     # The pipe is at its end when the child has ended too.
     done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 3 and "the process that started this one is gone" in done.stderr
