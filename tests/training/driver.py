@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +48,24 @@ def run(
     What the calls write goes to ``<folder>.out``, the samples they train on to ``<folder>.ids``.
     """
     args = arguments(folder, corpus, workers, accumulation, ranks, strategy, steps) + list(extra)
-    process = SERVER.Process(target=_launch, args=(folder, args, ranks, kill))
+    log = folder.with_name(f"{folder.name}.ids")
+    status = together(ranks, folder.with_name(f"{folder.name}.out"), _command, args, log, kill)
+    known = (0, -signal.SIGKILL, 2, 130, Preempted.status)
+    assert status in known, f"{status}: {output(folder)[-3000:]}"
+    return status
+
+
+def together(ranks: int, out: Path, function: Callable[..., int], *args: Any) -> int:
+    """``function(rank, *args)`` in processes that a launcher seems to have started; the first one's status.
+
+    They are one process group. What they write is added to ``out``.
+    """
+    process = SERVER.Process(target=_launch, args=(ranks, out, function, args))
     process.start()
     process.join(300)
     if process.exitcode is None:
         os.killpg(process.pid, signal.SIGKILL)
-        raise AssertionError(f"still running after 300 s: {output(folder)[-3000:]}")
-    known = (0, -signal.SIGKILL, 2, 130, Preempted.status)
-    assert process.exitcode in known, f"{process.exitcode}: {output(folder)[-3000:]}"
+        raise AssertionError(f"still running after 300 s: {out.read_text()[-3000:]}")
     return process.exitcode
 
 
@@ -75,14 +86,12 @@ def arguments(
     ]  # fmt: skip
 
 
-def _launch(folder: Path, args: list[str], ranks: int, kill: list | None) -> None:
-    """Fork the processes of a run, all in one group, and exit as the first of them does."""
+def _launch(ranks: int, out: Path, function: Callable[..., int], args: tuple) -> None:
     os.setsid()
     multiprocessing.set_start_method("fork", force=True)  # loaders' workers: as in an ordinary call
-    with open(folder.with_name(f"{folder.name}.out"), "ab") as out:
-        os.dup2(out.fileno(), 1)
-        os.dup2(out.fileno(), 2)
-    log = folder.with_name(f"{folder.name}.ids")
+    with open(out, "ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -98,10 +107,9 @@ def _launch(folder: Path, args: list[str], ranks: int, kill: list | None) -> Non
                 "TORCHELASTIC_RUN_ID": "test",
             }  # fmt: skip
             rank_zero_only.rank = rank  # which Lightning read from the environment when the server imported it
-        spy(log, kill, rank)
         status = 1
         try:
-            status = main(args)
+            status = function(rank, *args)
         except SystemExit as ended:
             status = int(ended.code or 0)
         except BaseException:
@@ -112,6 +120,11 @@ def _launch(folder: Path, args: list[str], ranks: int, kill: list | None) -> Non
             os._exit(status)
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     os._exit(codes[0] if codes[0] >= 0 else 128 - codes[0])
+
+
+def _command(rank: int, args: list[str], log: Path, kill: list | None) -> int:
+    spy(log, kill, rank)
+    return main(args)
 
 
 def spy(log: Path, kill: list | None, rank: int) -> None:
