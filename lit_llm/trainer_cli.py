@@ -28,7 +28,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lit_llm.data.base import TokenDataModule
 from lit_llm.data.instructions import InstructionDataModule
 from lit_llm.data.pretrain import PretrainDataModule
-from lit_llm.errors import UserError
+from lit_llm.errors import PeerLost, UserError
 from lit_llm.models.device import has_fast_bf16
 from lit_llm.orphans import follow
 from lit_llm.plan.preflight import Preflight
@@ -308,6 +308,11 @@ def run_trainer(verb: str, args: list[str]) -> None:
         raise
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from None
+    except RuntimeError as error:
+        # gloo's words, and NCCL's; torch has no type of error for it.
+        if not re.search("closed by peer|reset by peer|Broken pipe|remote process exited", str(error)):
+            raise
+        raise PeerLost("another process of the run ended: what it said is why; --ckpt_path last goes on") from None
     except pickle.UnpicklingError as error:
         raise UserError(f"--ckpt_path: not a checkpoint of ours ({str(error).splitlines()[0]})") from None
     except OSError as error:

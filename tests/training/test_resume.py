@@ -182,6 +182,31 @@ def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(
     assert run(folder, corpus, "--ckpt_path", "last") == 2
 
 
+def test_two_processes_go_back_to_the_checkpoint_before_a_damaged_one(tmp_path: Path, corpus: Path) -> None:
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    assert run(whole, corpus, ranks=2) == 0
+    assert run(folder, corpus, "--trainer.max_steps", "16", ranks=2) == 0
+    before, newest = checkpoints(folder / "checkpoints")
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    assert run(folder, corpus, "--ckpt_path", "auto", ranks=2) == 0
+    assert f"{newest} is damaged" in output(folder) and f"resuming from {before}" in output(folder)
+    assert metrics(folder)[16:] == metrics(whole)[16:] and weights(folder) == weights(whole)
+
+
+def test_auto_starts_where_nothing_is_saved_and_resumes_where_something_is(tmp_path: Path, corpus: Path) -> None:
+    folder, auto = tmp_path / "run", ("--ckpt_path", "auto")
+    assert run(folder, corpus, *auto, kill=["batch", 3]) == -signal.SIGKILL
+    assert run(folder, corpus, *auto, "--trainer.max_steps", "4") == 0
+    assert "set aside" in output(folder) and (tmp_path / "run.started-1" / "config.yaml").exists()
+    assert run(folder, corpus, *auto) == 0
+    assert run(folder, corpus, *auto) == 0  # nothing is left to do
+    assert [int(row["step"]) for row in metrics(folder)] == list(range(1, STEPS + 1))
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("not a run's")
+    assert run(mine, corpus, *auto) == 2 and (mine / "thesis.tex").exists()
+
+
 def test_nothing_to_resume_and_a_used_folder(tmp_path: Path, corpus: Path) -> None:
     folder = tmp_path / "run"
     assert run(folder, corpus, "--ckpt_path", "last") == 2
