@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 import lit_llm
-from lit_llm.errors import Preempted, UserError
+from lit_llm.errors import PeerLost, Preempted, UserError
 
 
 def _trainer_verb(verb: str) -> Callable[[list[str]], None]:
@@ -57,7 +57,8 @@ def usage() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run a verb; returns the exit status.
 
-    0, 2 for the user's mistake (said in one line), 130 for Ctrl-C, 75 for a training run that SIGTERM ended.
+    0, 2 for the user's mistake (said in one line), 130 for Ctrl-C, 75 for a training run that SIGTERM ended, 1 for
+    one of several processes that lost another.
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
@@ -80,6 +81,9 @@ def main(argv: list[str] | None = None) -> int:
     except Preempted as stopped:
         print(f"lit_llm {verb}: {stopped}", file=sys.stderr)
         return Preempted.status
+    except PeerLost as lost:
+        print(f"lit_llm {verb}: {lost}", file=sys.stderr)
+        return 1
     return 0
 
 

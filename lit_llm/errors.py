@@ -1,4 +1,4 @@
-"""Exceptions that are no faults of the program: "the user can mend this", and "go on later"."""
+"""Exceptions that are no faults of the program: "the user can mend this", "go on later", and "another one's fault"."""
 
 from __future__ import annotations
 
@@ -19,3 +19,7 @@ class Preempted(Exception):
     """
 
     status = 75
+
+
+class PeerLost(Exception):
+    """Another process of the run ended, and a collective with it: what it said is the reason. Exit status 1."""

@@ -15,20 +15,25 @@ from lit_llm.training.callbacks.checkpoint import checkpoints, damage, newest_wh
 
 # How the first process tells those that Lightning starts from it: by then its folder is no longer empty.
 _CHOSEN = "LIT_LLM_RUN_FOLDER"
+_FIRST = "LIT_LLM_FIRST_PROCESS"  # its id
 _claimed: list[Path] = []
 
 
 def prepare_run(verb: str, name: str, config: Any) -> Path:
     """Choose run folder and checkpoint, writing both into ``config``; returns the folder.
 
-    The folder is ``trainer.default_root_dir``, or ``runs/<name>`` with a number if that is taken.
+    The folder is ``trainer.default_root_dir``, or ``runs/<name>`` with a number if that is taken. The checkpoint is a
+    file, "last": the newest whole one of the folder, or "auto", for whatever starts a command again: "last" where the
+    run has saved something, else a new start, what an earlier one left being set aside.
 
     Raises:
         UserError: a fit into a folder that holds a run already, nothing to resume, or ranks started from outside
             without a folder they could agree on.
     """
-    given, last = config.trainer.default_root_dir, config.ckpt_path == "last"
-    checkpoint = None if last or config.ckpt_path is None else Path(config.ckpt_path).expanduser()
+    given, auto, last = config.trainer.default_root_dir, config.ckpt_path == "auto", config.ckpt_path == "last"
+    if auto and verb != "fit":
+        raise UserError(f"--ckpt_path auto: starts or resumes a fit; {verb} takes last, or a file")
+    checkpoint = None if last or auto or config.ckpt_path is None else Path(config.ckpt_path).expanduser()
     if checkpoint is not None and not checkpoint.is_file():
         raise UserError(f"--ckpt_path {checkpoint}: no such file")
     if checkpoint is not None and (reason := damage(checkpoint)) is not None:
@@ -46,21 +51,39 @@ def prepare_run(verb: str, name: str, config: Any) -> Path:
         raise UserError("several processes started by torchrun or a scheduler need --trainer.default_root_dir")
     elif verb != "fit" and checkpoint is not None and checkpoint.parent.name == "checkpoints":
         folder = checkpoint.parent.parent  # the run it belongs to
+    elif last or (auto and checkpoints(_newest_run(name) / "checkpoints")):
+        folder = _newest_run(name)
     else:
-        folder = _newest_run(name) if last else _claim_name(name) if verb == "fit" else Path("runs") / name
+        folder = _claim_name(name) if verb == "fit" else Path("runs") / name
+    if auto:
+        last = bool(checkpoints(folder / "checkpoints"))
+        if not last:
+            config.ckpt_path = None
+            if not _rank() and _used(folder):
+                _set_aside(folder)
     if last:
         config.ckpt_path = str(_last_checkpoint(folder))
     config.trainer.default_root_dir = str(folder)
-    os.environ[_CHOSEN] = str(folder.absolute())
+    if not _rank():
+        os.environ |= {_CHOSEN: str(folder.absolute()), _FIRST: str(os.getpid())}
     return folder
 
 
-def discard_unused() -> None:
+def leave_run() -> None:
     """Remove folders made here in which no training began: a mistake found early leaves no trace."""
+    os.environ.pop(_CHOSEN, None)
+    os.environ.pop(_FIRST, None)
     while _claimed:
         folder = _claimed.pop()
         if not (folder / "config.yaml").exists():
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def launcher() -> int | None:
+    """Id of the process that started this one of several: torchrun's agent or, by Lightning, the run's first."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return os.getppid()
+    return int(os.environ[_FIRST]) if _rank() and _FIRST in os.environ else None
 
 
 def _rank() -> int:
@@ -73,6 +96,18 @@ def _used(folder: Path) -> bool:
 
 def _ranks_from_outside() -> bool:
     return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1
+
+
+def _set_aside(run: Path) -> None:
+    """Rename the folder of a run that saved nothing; one that is no run's is the user's."""
+    # Loggers open their files a little before config.yaml is written.
+    if not run.is_dir() or not ((run / "config.yaml").exists() or {f.name for f in run.iterdir()} <= {"tensorboard"}):
+        raise UserError(f"trainer.default_root_dir={run} is not empty and not a run's: name another folder")
+    number = 1
+    while (aside := run.with_name(f"{run.name}.started-{number}")).exists():
+        number += 1
+    run.rename(aside)
+    rank_zero_info(f"{run} was started and saved nothing: set aside as {aside}")
 
 
 def _claim_name(name: str) -> Path:

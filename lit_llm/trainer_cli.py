@@ -28,12 +28,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lit_llm.data.base import TokenDataModule
 from lit_llm.data.instructions import InstructionDataModule
 from lit_llm.data.pretrain import PretrainDataModule
-from lit_llm.errors import UserError
+from lit_llm.errors import PeerLost, UserError
 from lit_llm.models.device import has_fast_bf16
+from lit_llm.orphans import follow
 from lit_llm.plan.preflight import Preflight
 from lit_llm.presets import config_name, find_config
 from lit_llm.report.callback import RunReport
-from lit_llm.run_folder import discard_unused, prepare_run
+from lit_llm.run_folder import launcher, leave_run, prepare_run
 from lit_llm.training.callbacks.checkpoint import Checkpoint, checkpoints
 from lit_llm.training.callbacks.garbage import FreezeGarbage
 from lit_llm.training.callbacks.progress import ProgressBar
@@ -192,6 +193,8 @@ class TrainerCLI(LightningCLI):
         if self.trainer.is_global_zero:
             metrics = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
             print(summary(self.run_folder, metrics, chats=isinstance(self.datamodule, InstructionDataModule)))
+        # The first process writes the model and the report: launchers take the end of another for the run's.
+        self.trainer.strategy.barrier("fit")
 
     def after_predict(self) -> None:
         """Print the answers and keep them in the run folder."""
@@ -264,6 +267,8 @@ def run_trainer(verb: str, args: list[str]) -> None:
     Raises:
         UserError: anything the user can mend.
     """
+    if (parent := launcher()) is not None:
+        follow(parent)
     args = list(args)
     for i, arg in enumerate(args):
         if arg in ("--config", "-c") and i + 1 < len(args):
@@ -303,6 +308,11 @@ def run_trainer(verb: str, args: list[str]) -> None:
         raise
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from None
+    except RuntimeError as error:
+        # gloo's words, and NCCL's; torch has no type of error for it.
+        if not re.search("closed by peer|reset by peer|Broken pipe|remote process exited", str(error)):
+            raise
+        raise PeerLost("another process of the run ended: what it said is why; --ckpt_path last goes on") from None
     except pickle.UnpicklingError as error:
         raise UserError(f"--ckpt_path: not a checkpoint of ours ({str(error).splitlines()[0]})") from None
     except OSError as error:
@@ -317,7 +327,7 @@ def run_trainer(verb: str, args: list[str]) -> None:
             raise UserError(explain(str(error))) from None
         raise
     finally:
-        discard_unused()
+        leave_run()
 
 
 def _user_error(error: BaseException | None) -> UserError | None:

@@ -228,13 +228,24 @@ class PretrainDataModule(TokenDataModule):
         super().load_state_dict(state_dict)
         if self.trainer is not None and self.trainer.state.fn != "fit":
             return
+        if state_dict["step"] > self.steps:
+            assert self.global_batch_tokens is not None
+            raise UserError(
+                f"data.tokens={self.num_tokens} ends before the checkpoint, which has seen "
+                f"{state_dict['step'] * self.global_batch_tokens}: give at least as many"
+            )
         saved = state_dict.get("mixture")
         if (saved is None) != (self.phases is None):
             raise UserError(
-                f"data.mixture was {'not ' if saved is None else ''}set when the checkpoint was written: weights may "
-                "change on resume, but not whether there are any"
+                f"data.mixture was {_shares(saved)} when the checkpoint was written and is {_shares(self.phases)} now: "
+                "weights may change on resume, but not whether there are any"
             )
         if saved is not None:
             assert self.phases is not None
             self.phases = phases_after(saved, state_dict["step"], self.phases)
             self._set_order()
+
+
+def _shares(phases: Phases | None) -> str:
+    """Those of the last phase, for a message."""
+    return "None" if phases is None else ", ".join(f"{name}: {share:.2g}" for name, share in phases[-1][1].items())

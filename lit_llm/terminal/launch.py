@@ -53,12 +53,10 @@ def launch_main(args: list[str]) -> None:
             raise UserError(f"{key}: the job file sets it; leave it out, and give --nodes and --gpus")
     config = _value(command, "--config") or _value(command, "-c")
     name = config_name(config) if config else "run"
-    run = _value(command, "--trainer.default_root_dir")
-    if run is None:
-        run = f"runs/{name}"
-        command += ["--trainer.default_root_dir", run]
+    if _value(command, "--trainer.default_root_dir") is None:
+        command += ["--trainer.default_root_dir", f"runs/{name}"]
     file = Path(options.output or f"{name}.sbatch")
-    script = _script(name, run, command, options.nodes, options.gpus, options.time, options.grace, options.sbatch)
+    script = _script(name, command, options.nodes, options.gpus, options.time, options.grace, options.sbatch)
     try:
         file.write_text(script, encoding="utf-8")
     except OSError as error:
@@ -77,9 +75,7 @@ def _value(command: list[str], key: str) -> str | None:
     return found
 
 
-def _script(
-    name: str, run: str, command: list[str], nodes: int, gpus: int, time: str, grace: int, more: list[str]
-) -> str:
+def _script(name: str, command: list[str], nodes: int, gpus: int, time: str, grace: int, more: list[str]) -> str:
     header = {
         "job-name": name, "nodes": nodes, "ntasks-per-node": gpus, "gpus-per-node": gpus, "time": time,
         # To every process, not to this script: each of them finishes its optimizer step, and the step is saved.
@@ -91,16 +87,10 @@ def _script(
     return f"""#!/bin/bash
 {chr(10).join(lines)}
 
-run={shlex.quote(run)}
-resume=()
-if compgen -G "$run/checkpoints/step-*.ckpt" > /dev/null; then
-    resume=(--ckpt_path last)
-elif [ "${{SLURM_RESTART_COUNT:-0}}" -gt 0 ] && [ -e "$run" ]; then
-    # Requeued before the first checkpoint: it starts again, beside what is there.
-    mv "$run" "$run.started-$(date +%s)"
-fi
-srun --kill-on-bad-exit=1 {words} \\
-    --trainer.num_nodes {nodes} --trainer.devices {gpus} "${{resume[@]}}"
+# Processes that are left when one has ended get two minutes, not none: of a run that saved itself the first ends with
+# {Preempted.status}, and srun, which tells the highest status, must not see the others killed for it.
+srun --kill-on-bad-exit=0 --wait=120 {words} \\
+    --trainer.num_nodes {nodes} --trainer.devices {gpus} --ckpt_path auto
 status=$?
 if [ $status -eq {Preempted.status} ]; then  # saved, and not done
     scontrol requeue "$SLURM_JOB_ID"

@@ -35,7 +35,7 @@ from lit_llm.training.callbacks.throughput import compute_dtype
 from lit_llm.training.eight_bit import CLASSES, build_eight_bit
 from lit_llm.training.metrics import LanguageModelMetrics
 from lit_llm.training.optimizers import MuonAdamW, OptimizerName, default_learning_rate, model_width, parameter_groups
-from lit_llm.training.schedules import Schedule, lr_multiplier
+from lit_llm.training.schedules import Schedule, StepSchedule, keep_settings, lr_multiplier
 
 
 class PretrainModule(L.LightningModule):
@@ -296,7 +296,8 @@ class PretrainModule(L.LightningModule):
         multiplier = lr_multiplier(
             hp["schedule"], self._horizon_steps(), warmup=hp["warmup"], decay=hp["decay"], final=hp["final_lr"]
         )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, multiplier)
+        keep_settings(optimizer)
+        scheduler = StepSchedule(optimizer, multiplier)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(
@@ -449,10 +450,12 @@ class PretrainModule(L.LightningModule):
         if isinstance(saved, dict) and self.hparams["transformer"] != saved and self.model is not None:
             now = self.config.to_dict()
             differs = [
-                f"{k}: {v} in the checkpoint, {now[k]} here" for k, v in saved.items() if k in now and now[k] != v
+                f"model.transformer.{k} was {v} when the checkpoint was written and is {now[k]} now"
+                for k, v in saved.items()
+                if k in now and now[k] != v
             ]
             if differs:
-                raise UserError(f"the checkpoint is of another architecture ({'; '.join(differs)})")
+                raise UserError(f"{'; '.join(differs)}: the checkpoint is of another architecture")
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model and, where the data module has one, tokenizer as a Hugging Face directory.

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
 
 from lit_llm.errors import UserError
 
@@ -40,3 +43,30 @@ def lr_multiplier(kind: Schedule, steps: int, *, warmup: float, decay: float, fi
         return final + (1 - final) * share
 
     return multiplier
+
+
+class StepSchedule(LambdaLR):
+    """Base rates times a multiplier of the step, of which a checkpoint restores the step alone.
+
+    torch restores the base rates and the rates too, so that a resumed run would keep the old ones whatever its
+    configuration says, one step longer than the old schedule at that.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the step, and give the optimizer the rates of it."""
+        super().load_state_dict({**state_dict, "base_lrs": self.base_lrs})
+        self._last_lr = [
+            base * factor(self.last_epoch) for base, factor in zip(self.base_lrs, self.lr_lambdas, strict=True)
+        ]
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate
+
+
+def keep_settings(optimizer: torch.optim.Optimizer) -> None:
+    """Have ``optimizer.load_state_dict`` restore momenta and counts, and leave rates, decay and the like alone."""
+
+    def with_ours(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+        pairs = zip(optimizer.param_groups, saved["param_groups"], strict=True)
+        return {**saved, "param_groups": [{**now, "params": before["params"]} for now, before in pairs]}
+
+    optimizer.register_load_state_dict_pre_hook(with_ours)

@@ -103,9 +103,9 @@ def fit(folder: Path, corpus: Path, module: L.LightningModule, ckpt: Path | None
         validate_every=0,
     )  # fmt: skip
     trainer = L.Trainer(
-        accelerator="cpu", default_root_dir=folder, logger=False, log_every_n_steps=1, max_epochs=1,
+        accelerator="cpu", default_root_dir=folder, log_every_n_steps=1, max_epochs=1,
         enable_model_summary=False, enable_progress_bar=False, limit_val_batches=0,
-        **{"callbacks": [SpikeGuard(), Checkpoint(every_steps=4, keep_last=9)], **kwargs},
+        **{"callbacks": [SpikeGuard(), Checkpoint(every_steps=4, keep_last=9)], "logger": False, **kwargs},
     )  # fmt: skip
     trainer.fit(module, data, ckpt_path=ckpt, weights_only=False)
     return trainer

@@ -199,6 +199,15 @@ class Checkpoint(CheckpointBase):
         if trainer.global_step > self._saved_step:
             self._save_step(trainer)
         self._finish()
+        self._write_final(trainer, pl_module)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the model of a run that had ended but was stopped while it did: the Trainer skips its training."""
+        had_ended = self._saved_step < 0 < trainer.global_step
+        if had_ended and not trainer.strategy.broadcast((self.folder.parent / "final").exists()):
+            self._write_final(trainer, pl_module)
+
+    def _write_final(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         save_pretrained: Any = getattr(pl_module, "save_pretrained", None)
         sharded = is_sharded(trainer)  # then no process has the weights alone
         if self.final and save_pretrained is not None and (trainer.is_global_zero or sharded):
