@@ -4,13 +4,17 @@
 
 Two runs of the Trainer in turns, in one process, each saving after every step; a pause is the time `Checkpoint` takes
 at a step's border, less the time it waits for the file before, which at a sensible interval is long there. "files" is
-the same model and optimizer by Lightning's ``Trainer.save_checkpoint``, flushed to disk as ours are.
+the same model and optimizer by Lightning's ``Trainer.save_checkpoint``, flushed to disk as ours are. "parts" is the
+pause of two gloo processes that share the model by `FSDP2Strategy`, each writing what it holds; "whole" has the first
+gather and write it all. Both by a thread, and "foreground" written before going on.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -20,9 +24,10 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.multiprocessing as mp
 from record import write_result
 
-from lit_llm import Checkpoint, PretrainModule
+from lit_llm import Checkpoint, FSDP2Strategy, PretrainModule
 
 
 class Timed(Checkpoint):
@@ -54,6 +59,45 @@ class Lightnings(L.Callback):
         self.pauses.append(time.perf_counter() - began)
 
 
+def fit(args: argparse.Namespace, saver: Any, **trainer: Any) -> tuple[list[float], int]:
+    """Pauses of a run, without the first, which allocates the optimizer's state; and the number of parameters."""
+    shape = {"vocab_size": 32768, "hidden_size": args.width, "num_layers": args.layers,
+             "num_heads": args.width // 64, "max_seq_len": 16}  # fmt: skip
+    ids = torch.arange(16)
+    batches = torch.utils.data.DataLoader([{"input_ids": ids, "labels": ids}] * args.steps)
+    module = PretrainModule(shape, optimizer="adamw", compile=False, tokens=1e4, global_batch_tokens=16)
+    L.Trainer(
+        accelerator="cpu", max_epochs=1, logger=False, callbacks=[saver], enable_model_summary=False,
+        enable_checkpointing=isinstance(saver, Checkpoint), enable_progress_bar=False, use_distributed_sampler=False,
+        **trainer,
+    ).fit(module, batches)  # fmt: skip
+    return saver.pauses[1:], sum(p.numel() for p in module.parameters())
+
+
+SHARED = {f"{kind}, {way}": (kind, way) for kind in ("parts", "whole") for way in ("background", "foreground")}
+
+
+def shared(rank: int, args: argparse.Namespace, folder: str) -> None:
+    """One of two processes, in turns with checkpoints of every kind; the first writes the pauses to ``folder``."""
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    os.environ |= {"TORCHELASTIC_RUN_ID": "pause", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+                   "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1"}  # fmt: skip
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    pauses: dict[str, list[float]] = {name: [] for name in SHARED}
+    for round_ in range(args.rounds):
+        for name, (kind, way) in SHARED.items():
+            strategy: Any = FSDP2Strategy(checkpoint=kind)
+            root = f"{folder}/{name}-{round_}"
+            found, _ = fit(args, Timed(way == "background"), strategy=strategy, devices=2, default_root_dir=root)
+            pauses[name] += found
+            torch.distributed.barrier()
+            if rank == 0:
+                shutil.rmtree(root)
+    if rank == 0:
+        Path(folder, "pauses.json").write_text(json.dumps(pauses))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
@@ -65,27 +109,20 @@ def main() -> None:
     if args.dry_run:
         args.rounds, args.steps, args.width, args.layers = 1, 2, 64, 1
     warnings.filterwarnings("ignore")
-    shape = {"vocab_size": 32768, "hidden_size": args.width, "num_layers": args.layers,
-             "num_heads": args.width // 64, "max_seq_len": 16}  # fmt: skip
     pauses: dict[str, list[float]] = {"background": [], "foreground": [], "files": []}
-    ids = torch.randint(0, 32768, (1, 16))
-    batches = torch.utils.data.DataLoader([{"input_ids": ids[0], "labels": ids[0]}] * args.steps)
     for _ in range(args.rounds):
         for name, found in pauses.items():
             with tempfile.TemporaryDirectory(dir=".") as folder:
                 saver = Lightnings() if name == "files" else Timed(background=name == "background")
-                trainer = L.Trainer(
-                    accelerator="cpu", default_root_dir=folder, max_epochs=1, logger=False, callbacks=[saver],
-                    enable_checkpointing=name != "files", enable_model_summary=False, enable_progress_bar=False,
-                )  # fmt: skip
-                module = PretrainModule(shape, optimizer="adamw", compile=False, tokens=1e4, global_batch_tokens=16)
-                trainer.fit(module, batches)
-                found += saver.pauses[1:]  # the first allocates the optimizer's state
-                parameters = sum(p.numel() for p in module.parameters())
+                more, parameters = fit(args, saver, default_root_dir=folder)
+                found += more
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        mp.spawn(shared, (args, str(Path(folder).resolve())), nprocs=2)
+        pauses |= json.loads(Path(folder, "pauses.json").read_text())
     medians = {name: statistics.median(found) for name, found in pauses.items()}
-    said = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in medians.items())
-    print(f"{parameters / 1e6:.0f}M parameters, pause a save: {said}"
-          f"; background is {medians['background'] / medians['foreground']:.2f} of foreground")  # fmt: skip
+    print(f"{parameters / 1e6:.0f}M parameters, median pause a save:")
+    for name, seconds in medians.items():
+        print(f"  {'two processes, ' if name in SHARED else ''}{name}: {seconds:.3f} s")
     if not args.dry_run:
         result = {"parameters": parameters, "seconds": pauses, "medians": medians}
         print(f"wrote {write_result('checkpoint_pause', result)}")

@@ -34,8 +34,8 @@ def prepare_run(verb: str, name: str, config: Any) -> Path:
     if auto and verb != "fit":
         raise UserError(f"--ckpt_path auto: starts or resumes a fit; {verb} takes last, or a file")
     checkpoint = None if last or auto or config.ckpt_path is None else Path(config.ckpt_path).expanduser()
-    if checkpoint is not None and not checkpoint.is_file():
-        raise UserError(f"--ckpt_path {checkpoint}: no such file")
+    if checkpoint is not None and not checkpoint.exists():
+        raise UserError(f"--ckpt_path {checkpoint}: no such file or folder")
     if checkpoint is not None and (reason := damage(checkpoint)) is not None:
         raise UserError(f"--ckpt_path {checkpoint}: not a checkpoint, or damaged ({reason}); last takes a whole one")
     if _rank() and _CHOSEN in os.environ:

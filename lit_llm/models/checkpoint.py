@@ -17,6 +17,7 @@ from lit_llm.models.locate import locate
 from lit_llm.models.lora import LoRAConfig, apply_lora, is_lora, merge_lora
 from lit_llm.models.meta import meta_transformer
 from lit_llm.models.packed import pack_linears
+from lit_llm.models.parts import open_parts
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 
@@ -65,7 +66,7 @@ def load_model(
 
     Args:
         path: a Hugging Face directory; a .gguf file; a run folder, whose ``final/`` is taken; or a training
-            checkpoint (.ckpt). See also `locate`.
+            checkpoint (.ckpt, a file or a folder of parts). See also `locate`.
         adapter: a PEFT directory whose updates are folded into the weights.
         dtype: of the weights. None: the file's (float32 for GGUF).
 
@@ -75,15 +76,15 @@ def load_model(
     found = locate(path)
     if not found.exists():
         raise UserError(f"{path}: no such file or folder; a checkpoint is {_KINDS}")
-    if found.is_dir():
+    if found.suffix == ".ckpt":
+        model, tokenizer = _load_training_checkpoint(found, dtype)
+    elif found.is_dir():
         folder = model_folder(found)
         model, tokenizer = load_pretrained(folder, dtype), Tokenizer.from_pretrained(folder)
     elif found.suffix == ".gguf":
         from lit_llm.models.gguf import load_gguf  # its package is an extra
 
         model, tokenizer = load_gguf(found, dtype)
-    elif found.suffix == ".ckpt":
-        model, tokenizer = _load_training_checkpoint(found, dtype)
     else:
         raise UserError(f"{path}: is not a checkpoint; give {_KINDS}")
     if tokenizer.vocab_size > model.config.vocab_size:
@@ -110,19 +111,35 @@ def model_folder(folder: Path) -> Path:
     raise UserError(f"{folder}: holds no config.json and no final/; a checkpoint is {_KINDS}")
 
 
-def _load_training_checkpoint(file: Path, dtype: torch.dtype | None) -> tuple[Transformer, Tokenizer]:
-    try:
-        # mmap: the optimizer's state, twice the weights, is never read.
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{file}: not a whole training checkpoint ({said})") from None
+def open_training_checkpoint(path: Path) -> dict[str, Any]:
+    """What a .ckpt holds, its tensors mapped: those that nobody reads, the optimizer's say, cost nothing.
+
+    Of a checkpoint in parts they are `Stored`.
+
+    Raises:
+        UserError: it is broken, or not of this package.
+    """
+    if path.is_dir():
+        checkpoint = open_parts(path)
+    else:
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, AttributeError) as error:
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"{path}: not a whole training checkpoint ({said})") from None
     settings = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
-    if not isinstance(settings, dict) or not isinstance(settings.get("transformer"), (dict, str)):
-        raise UserError(f"{file}: not a checkpoint of this package: it does not say which transformer it holds")
+    transformer = settings.get("transformer") if isinstance(settings, dict) else None
+    if not isinstance(transformer, (dict, str)) or "state_dict" not in checkpoint:
+        raise UserError(f"{path}: not a checkpoint of this package: it does not say which transformer it holds")
+    return checkpoint
+
+
+def _load_training_checkpoint(file: Path, dtype: torch.dtype | None) -> tuple[Transformer, Tokenizer]:
+    checkpoint = open_training_checkpoint(file)
+    settings = checkpoint["hyper_parameters"]
     tokenizer = tokenizer_of_run(file)
     weights = {
-        name.removeprefix(_PREFIX): tensor.to(dtype or tensor.dtype, copy=True)  # a copy: the file is mapped
+        name.removeprefix(_PREFIX): tensor[...].to(dtype or tensor.dtype, copy=True)  # a copy: the file is mapped
         for name, tensor in checkpoint["state_dict"].items()
         if name.startswith(_PREFIX)
     }

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Placement, Replicate
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.utils._pytree import MappingKey, tree_map_with_path
 
 from lit_llm.models.draws import Initializers
+from lit_llm.models.parts import MARK, Divided, Part, Stored
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -24,20 +26,20 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def copy_part(into: Tensor, full: Tensor) -> None:
-    """Fill ``into`` with its part of ``full``, which every process has, and nobody sends."""
+def copy_part(into: Tensor, full: Tensor | Stored) -> None:
+    """Fill ``into`` with its part of ``full``, which every process has or can read, and nobody sends."""
     if not isinstance(into, DTensor):
-        into.copy_(full)
+        into.copy_(full[...])
         return
     shape, offset = compute_local_shape_and_global_offset(into.shape, into.device_mesh, into.placements)
     part = full[tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))]
     into.to_local().copy_(part)
 
 
-def like_part(parameter: Tensor, full: Tensor) -> Tensor:
+def like_part(parameter: Tensor, full: Tensor | Stored) -> Tensor:
     """``full``, of an optimizer's state, divided as ``parameter`` is: a dimension in which they differ stays whole."""
     if not isinstance(parameter, DTensor) or full.ndim != parameter.ndim:
-        return full.to(parameter.device)
+        return full[...].to(parameter.device)
     state = empty_like(parameter, full.shape, full.dtype)
     copy_part(state, full)
     return state
@@ -73,6 +75,35 @@ def whole_state_dict(state: Mapping[str, Any], keep: bool) -> dict[str, Any]:
         if keep:
             kept[name] = value
     return kept
+
+
+def divide(checkpoint: dict[str, Any], keep_rest: bool) -> Divided:
+    """This process's share of ``checkpoint``; tensors are not copied, and nothing is sent.
+
+    Of processes that hold the same part one has it in its share. A tensor met twice is one, under its first name.
+    """
+    parts: dict[str, Part] = {}
+    names: dict[tuple, str] = {}
+
+    def taken(path: tuple, leaf: Any) -> Any:
+        if not isinstance(leaf, DTensor):
+            return leaf if keep_rest else None
+        name = ".".join(str(entry.key if isinstance(entry, MappingKey) else entry.idx) for entry in path)
+        part, mesh = local(leaf.detach()), leaf.device_mesh
+        if part.numel():  # of fewer rows than processes some have none
+            name = names.setdefault((part.data_ptr(), part.shape, part.stride(), part.dtype, leaf.shape), name)
+            _, offset = compute_local_shape_and_global_offset(leaf.shape, mesh, leaf.placements)
+            where = mesh.get_coordinate() or ()
+            # Beside a mesh of some processes lie others that hold the same: what tensor parallelism did not cut.
+            mine = bool((mesh.mesh == 0).any()) and all(
+                at == 0 for at, there in zip(where, leaf.placements, strict=True) if isinstance(there, Replicate)
+            )
+            if mine:
+                parts[name] = Part(part, tuple(offset), tuple(leaf.shape))
+        return MARK + name
+
+    rest = tree_map_with_path(taken, checkpoint)
+    return Divided(parts, rest if keep_rest else None)
 
 
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:

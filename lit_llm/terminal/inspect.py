@@ -33,7 +33,7 @@ def inspect_main(args: list[str]) -> None:
 
 def inspect_checkpoint(ckpt: str | Path) -> dict[str, Any]:
     """What a checkpoint is, as plain values; the keys are those of ``--json``. Raises as `inspect_main`."""
-    from lit_llm.models.checkpoint import model_folder, tokenizer_of_run
+    from lit_llm.models.checkpoint import model_folder, open_training_checkpoint, tokenizer_of_run
     from lit_llm.models.config import TransformerConfig
     from lit_llm.models.locate import locate
     from lit_llm.models.tokenizer import Tokenizer
@@ -41,18 +41,18 @@ def inspect_checkpoint(ckpt: str | Path) -> dict[str, Any]:
     found = locate(ckpt)
     if not found.exists():
         raise UserError(f"{ckpt}: no such file or folder")
-    found = model_folder(found) if found.is_dir() else found
+    found = model_folder(found) if found.is_dir() and found.suffix != ".ckpt" else found
     facts: dict[str, Any] = {"path": str(found)}
     stored: dict[str, int] = {}
     if found.suffix == ".ckpt":
-        checkpoint = _open_training_checkpoint(found)
+        checkpoint = open_training_checkpoint(found)
         fields = checkpoint["hyper_parameters"]["transformer"]
         config = TransformerConfig.from_dict({"preset": fields} if isinstance(fields, str) else fields)
         tokenizer = tokenizer_of_run(found)
         for tensor in checkpoint["state_dict"].values():
             dtype = str(tensor.dtype).removeprefix("torch.")
-            stored[dtype] = stored.get(dtype, 0) + tensor.numel() * tensor.element_size()
-        step = checkpoint["global_step"]
+            stored[dtype] = stored.get(dtype, 0) + tensor.numel() * tensor.dtype.itemsize
+        step = checkpoint.get("global_step")
         facts |= {"format": "training checkpoint", "step": step, "tokens_seen": _tokens_seen(found, step)}
     elif found.suffix == ".gguf":
         from lit_llm.models.gguf import config_of, open_gguf
@@ -72,22 +72,6 @@ def inspect_checkpoint(ckpt: str | Path) -> dict[str, Any]:
     else:
         raise UserError(f"{ckpt}: is not a checkpoint; give a Hugging Face directory, .gguf file, run folder or .ckpt")
     return facts | _shape(config) | {"stored_bytes": stored} | _tokenizer(tokenizer)
-
-
-def _open_training_checkpoint(file: Path) -> dict[str, Any]:
-    import pickle
-
-    import torch
-
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)  # mapped: no weight is read
-        whole = {"hyper_parameters", "state_dict", "global_step"} <= checkpoint.keys()
-        if whole and isinstance(checkpoint["hyper_parameters"].get("transformer"), (dict, str)):
-            return checkpoint
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, AttributeError) as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{file}: not a whole training checkpoint ({said})") from None
-    raise UserError(f"{file}: not a checkpoint of this package: it does not say which transformer it holds")
 
 
 def _shape(config: TransformerConfig) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from torch.optim import Optimizer
 
 from lit_llm.errors import UserError
 from lit_llm.models.parallelize import gradient_sync
-from lit_llm.models.sharded import copy_part, like_part, whole_state_dict
+from lit_llm.models.parts import Stored, open_parts
+from lit_llm.models.sharded import copy_part, divide, like_part, whole_state_dict
+from lit_llm.training.parts_io import open_folders
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -22,21 +24,31 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     ``trainer.strategy: fsdp2`` is this with its defaults. Works with every LightningModule whose ``configure_model``
     shards by ``self.device_mesh``, as ours do (see `parallelize`). Differs from Lightning's `ModelParallelStrategy`:
-    all devices are data parallel unless said otherwise; gradients are reduced once an optimizer step; a checkpoint is
-    the file that a single process would write, so a run may go on with other numbers of processes or none at all.
+    all devices are data parallel unless said otherwise; gradients are reduced once an optimizer step; a run may go on
+    from any checkpoint with other numbers of processes, other meshes, or as a single process.
 
     Args:
         data_parallel_size: processes the batch is divided among. "auto": all there are, over ``tensor_parallel_size``.
         tensor_parallel_size: neighbouring processes that cut each matrix; within one node.
+        checkpoint: "parts": a folder to which each process writes what it holds (see `lit_llm.models.parts`), on a file
+            system that all of them share. "whole": the file that a single process would write; the first process
+            gathers it, which takes the memory of all weights and states on its CPU, while the others wait.
 
     Raises:
         UserError: sizes that do not multiply to the number of processes.
     """
 
     def __init__(
-        self, data_parallel_size: int | Literal["auto"] = "auto", tensor_parallel_size: int = 1, **kwargs: Any
+        self,
+        data_parallel_size: int | Literal["auto"] = "auto",
+        tensor_parallel_size: int = 1,
+        checkpoint: Literal["parts", "whole"] = "parts",
+        **kwargs: Any,
     ) -> None:
+        if checkpoint not in ("parts", "whole"):
+            raise UserError(f"trainer.strategy: checkpoint={checkpoint} is neither parts nor whole")
         super().__init__(data_parallel_size, tensor_parallel_size, save_distributed_checkpoint=False, **kwargs)
+        self._in_parts = checkpoint == "parts"
 
     @property
     def lightning_restore_optimizer(self) -> bool:
@@ -55,6 +67,7 @@ class FSDP2Strategy(ModelParallelStrategy):
                 f"tensor_parallel_size={tensor} is not the number of processes, {world}"
             )
         super().setup_environment()
+        open_folders(self)
 
     @contextmanager
     def block_backward_sync(self) -> Generator:
@@ -67,19 +80,32 @@ class FSDP2Strategy(ModelParallelStrategy):
             gradient_sync(self.model, True)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Whole tensors on the first process, nothing on the others."""
+        """DTensors to be saved in parts; else whole tensors on the first process, nothing on the others."""
         assert self.model is not None
-        return whole_state_dict(self.model.state_dict(), keep=self.is_global_zero)
+        state = self.model.state_dict()
+        return state if self._in_parts else whole_state_dict(state, keep=self.is_global_zero)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """As `lightning_module_state_dict`, under the numbers that the optimizer itself gives its parameters."""
         state = getattr(optimizer, "_optimizer", optimizer).state_dict()
+        if self._in_parts:
+            return state
         keep = self.is_global_zero
         whole = {number: whole_state_dict(values, keep) for number, values in state["state"].items()}
         return {"state": whole, "param_groups": state["param_groups"]} if keep else {}
 
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Hand this process's share to the `CheckpointIO`, which all processes enter; or the whole on the first."""
+        share: Any = divide(checkpoint, self.is_global_zero) if self._in_parts else checkpoint
+        if self._in_parts or self.is_global_zero:
+            self.checkpoint_io.save_checkpoint(share, filepath, storage_options)
+
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Map the file: every process reads of it what it needs."""
+        """Map the files: every process reads of them what it needs."""
+        if Path(checkpoint_path).is_dir():
+            return open_parts(Path(checkpoint_path), weights_only)
         return torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
@@ -96,7 +122,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             params = [p for group in optimizer.param_groups for p in group["params"]]
             state = {
                 number: {
-                    key: like_part(params[number], value) if isinstance(value, torch.Tensor) else value
+                    key: like_part(params[number], value) if isinstance(value, torch.Tensor | Stored) else value
                     for key, value in values.items()
                 }
                 for number, values in saved["state"].items()

@@ -18,7 +18,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
         ("decode.py", "transformers eager"),
         ("load.py", "peak memory ratio"),
         ("cpu_step.py", "floor"),
-        ("checkpoint_pause.py", "background is"),
+        ("checkpoint_pause.py", "two processes, parts, background"),
     ],
 )
 def test_dry_run(script: str, said: str) -> None:

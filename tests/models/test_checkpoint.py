@@ -14,7 +14,9 @@ from lit_llm.errors import UserError
 from lit_llm.models.adapters import save_adapter
 from lit_llm.models.checkpoint import choose_device, load_model, open_model
 from lit_llm.models.lora import LoRAConfig, apply_lora
+from lit_llm.models.parts import MARK, Divided, Part, commit, part_of, write_share
 from lit_llm.models.transformer import Transformer
+from lit_llm.terminal.inspect import inspect_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,30 @@ def test_final_run_folder_and_training_checkpoint_are_the_same_model(run: Path) 
         assert its_tokenizer.fingerprint() == tokenizer.fingerprint()
         assert its_tokenizer.chat_template == tokenizer.chat_template
         assert other.head.weight is other.embed.weight and not other.training
+
+
+def test_a_checkpoint_in_parts_is_the_same_model(copy: Path) -> None:
+    file = checkpoint_of(copy)
+    expected, facts = load_model(file)[0], inspect_checkpoint(file)
+    rest = torch.load(file, weights_only=True)
+    shares: list[dict[str, Part]] = [{}, {}]
+    for name, tensor in rest["state_dict"].items():
+        rows = 0
+        for share, strip in zip(shares, tensor.chunk(2), strict=True):
+            share[name] = Part(strip, (rows, *[0] * (tensor.ndim - 1)), tuple(tensor.shape))
+            rows += len(strip)
+        rest["state_dict"][name] = MARK + name
+    files = {}
+    for rank, share in enumerate(shares):
+        files |= write_share(Divided(share, rest if rank == 0 else None), part_of(file), rank)
+    commit(part_of(file), file, files)
+    assert file.is_dir()
+    model, _ = load_model(file)
+    assert torch.equal(logits(model), logits(expected)) and model.head.weight is model.embed.weight
+    assert inspect_checkpoint(file) == facts
+    (file / "part-00001.safetensors").unlink()
+    with pytest.raises(UserError, match=r"step-00000001\.ckpt: not a whole checkpoint.*part-00001"):
+        load_model(file)
 
 
 def test_dtype_and_device(run: Path) -> None:

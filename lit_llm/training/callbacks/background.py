@@ -15,6 +15,8 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.strategies import Strategy
 from torch.utils._pytree import tree_map
 
+from lit_llm.models.parts import part_of, put
+
 
 class Snapshots(CheckpointIO):
     """Takes the place of a strategy's own: keeps what should be written, or a copy of it on the CPU.
@@ -73,50 +75,56 @@ class Snapshots(CheckpointIO):
 
 
 class Writer:
-    """One file at a time, in a thread."""
+    """One checkpoint at a time, in a thread."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
+        self._result: Any = None
         self._error: BaseException | None = None
 
-    def start(self, state: Any, target: Path, done: Callable[[], None]) -> None:
-        """Write ``state`` as ``target``, once the one before is there; then call ``done``. Raises that one's error."""
-        self.wait()
+    @property
+    def busy(self) -> bool:
+        """Whether it is still writing."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(self, job: Callable[[], Any]) -> None:
+        """Have ``job`` done."""
+        self._result = None
 
         def run() -> None:
             try:
-                write(state, target)
-                done()
+                self._result = job()
             except BaseException as error:
                 self._error = error
 
-        self._thread = threading.Thread(target=run, name=f"writes {target.name}")
+        self._thread = threading.Thread(target=run, name="writes a checkpoint")
         self._thread.start()
 
-    def check(self) -> None:
-        """Raise the error that the last file met, if it has by now."""
-        if self._thread is not None and not self._thread.is_alive():
-            self.wait()
-
-    def wait(self) -> None:
-        """Until the file is there. Raises the error that it met."""
+    def join(self) -> None:
+        """Until it is done, however that ends."""
         if self._thread is not None:
             self._thread.join()
-            self._thread = None
+
+    def wait(self) -> Any:
+        """Until it is done: returns what the job returned, or raises the error that it met."""
+        self.join()
+        self._thread = None
         error, self._error = self._error, None
         if error is not None:
             raise error
+        return self._result
 
 
 def write(state: Any, target: Path) -> None:
     """A file that is there whole or not at all, also after a power cut."""
-    part = target.with_name(target.name + ".part")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = part_of(target)
     try:
         with open(part, "wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(target)
+        put(part, target)
     except BaseException:
         part.unlink(missing_ok=True)
         raise

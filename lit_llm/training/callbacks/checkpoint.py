@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_llm.errors import Preempted, UserError
-from lit_llm.training.callbacks.background import Snapshots, Writer
+from lit_llm.models.parts import MANIFEST, Divided, damage_of_parts, discard, part_of, put, write_share
+from lit_llm.training.callbacks.background import Snapshots, Writer, write
+from lit_llm.training.parts_io import finish, open_folders
 from lit_llm.training.strategy import is_sharded
 
 _NAME = re.compile(r"step-(\d+)\.ckpt")
@@ -40,8 +43,10 @@ def damage(file: Path) -> str | None:
     """What is wrong with a checkpoint's bytes, or None: they are read once and held to their checksums.
 
     torch writes a zip archive with a CRC-32 of every record and a directory at its end, and reads it without looking at
-    them: a flipped bit would be a weight.
+    them: a flipped bit would be a weight. A folder has them in its manifest.
     """
+    if file.is_dir():
+        return damage_of_parts(file)
     try:
         with zipfile.ZipFile(file) as archive:
             broken = archive.testzip()
@@ -65,10 +70,11 @@ class Checkpoint(CheckpointBase):
     """Saves ``step-<n>.ckpt`` every ``every_steps`` optimizer steps and at the end, and the best as ``best.ckpt``.
 
     A checkpoint of step n is written once everything of step n is done, its validation and logging included, so a
-    resumed run neither repeats nor misses a row. It is written under another name, flushed to disk and renamed: a file
-    called ``*.ckpt`` is whole. A thread writes while training goes on; what went wrong there is told before the next
-    batch. At the end of training the model is also written as a Hugging Face directory to
-    ``final/``, if the module has ``save_pretrained``, and an adapter to ``adapter/``, if it has ``save_adapter``.
+    resumed run neither repeats nor misses a row. It is written under another name, flushed to disk and renamed: what is
+    called ``*.ckpt`` is whole. A thread writes while training goes on; what went wrong there, on any process, is told
+    before the next optimizer step. What several processes wrote gets its name once they all are done. At the end of
+    training the model is also written as a Hugging Face directory to ``final/``, if the module has ``save_pretrained``,
+    and an adapter to ``adapter/``, if it has ``save_adapter``.
     With ``max_minutes`` a run that has trained so long saves and ends as SIGTERM would end it.
     Ctrl-C lets a single process finish its optimizer step and saves it; a second one stops at once. SIGTERM, to any of
     the processes, has all of them finish and save their step; the first raises `Preempted`, the others exit.
@@ -80,7 +86,7 @@ class Checkpoint(CheckpointBase):
         dirpath: None: ``checkpoints`` under the Trainer's default_root_dir.
         final: whether to write ``final/``.
         background: write in a thread; training then waits for a copy in the CPU's memory alone. It takes the memory of
-            weights and optimizer once more, on the first process.
+            weights and optimizer once more: on the first process, or of what is saved in parts on each its own.
         max_minutes: of this call, from its first step on; a little less than a scheduler grants.
 
     Raises:
@@ -107,7 +113,7 @@ class Checkpoint(CheckpointBase):
         )  # fmt: skip
         self.background = background
         self._snapshots, self._writer = Snapshots(copies=background), Writer()
-        self._target: Path | None = None  # of the last file
+        self._target: Path | None = None  # what is being written, on all processes
         self.best_score: float | None = None
         self._saved_step = -1
         self._interval = 0
@@ -116,16 +122,18 @@ class Checkpoint(CheckpointBase):
         self._stop_asked = 0  # number of the signal that did
         self._old_handlers: dict[int, Any] = {}
         self._group: Any = None  # of all processes, on CPU
+        self._first_process = True
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Resolve the folder."""
+        """Resolve the folder; have any strategy go on from a checkpoint in parts."""
         self.folder = Path(self.dirpath or Path(trainer.default_root_dir) / "checkpoints")
+        open_folders(trainer.strategy)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Resolve the interval and forget what an interrupted save left behind."""
         self._saved_step = trainer.global_step or -1
         self._stop_asked = 0
-        self._first_step = trainer.global_step
+        self._first_step, self._first_process = trainer.global_step, trainer.is_global_zero
         self._began = time.monotonic()
         self._group = dist.new_group(backend="gloo") if trainer.world_size > 1 else None
         # The Trainer asks the device before every micro-batch whether the first process got SIGTERM, and waits for the
@@ -143,11 +151,14 @@ class Checkpoint(CheckpointBase):
             self._interval = max(50, int(steps // 20)) if steps != float("inf") else 1000
         if trainer.is_global_zero and self.folder.is_dir():
             for leftover in self.folder.glob("*.part"):
-                leftover.unlink()
+                if (leftover / MANIFEST).exists() and not leftover.with_suffix("").exists():
+                    put(leftover, leftover.with_suffix(""))  # only its name was missing
+                else:
+                    discard(leftover)
             for file in checkpoints(self.folder):
                 # Resumed from an earlier one: what came after it is not this run's past, nor what `last` should find.
                 if int(file.stem.removeprefix("step-")) > trainer.global_step:
-                    file.replace(file.with_name(f"abandoned-{file.name}"))
+                    put(file, file.with_name(f"abandoned-{file.name}"))
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -155,12 +166,13 @@ class Checkpoint(CheckpointBase):
         """Save the step that ended before this batch, when one is due."""
         if batch_idx % trainer.accumulate_grad_batches:
             return
-        self._finish(wait=False)
         # Lightning counts a skipped validation as a batch when it resumes; it decides by this count which steps to log.
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         if trainer.global_step > self._first_step and self._out_of_time():
             self._stop_asked = self._stop_asked or signal.SIGTERM
-        stop = self._agree_to_stop()
+        stop, writing = self._highest(self._stop_asked, int(self._writer.busy))
+        if not writing:
+            self._finish()
         if trainer.global_step > self._saved_step:
             if self._unscored:
                 self._save_best(trainer)
@@ -236,7 +248,8 @@ class Checkpoint(CheckpointBase):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Give the signals back to whoever had them, and let what is being written be finished."""
         self._restore_handlers()
-        if not isinstance(exception, UserError):  # else it may be the very one
+        self._writer.join()
+        if self._group is None and not isinstance(exception, UserError):  # the others may not have met one
             self._finish()
 
     def _ask_to_stop(self, number: int, frame: Any) -> None:
@@ -248,13 +261,16 @@ class Checkpoint(CheckpointBase):
     def _out_of_time(self) -> bool:
         return self.max_minutes is not None and time.monotonic() - self._began > 60 * self.max_minutes
 
-    def _agree_to_stop(self) -> int:
-        """The signal that any of the processes got, or 0. They get it at different steps, and stop at the same one."""
+    def _highest(self, *numbers: int) -> list[int]:
+        """The highest of each number that any of the processes has.
+
+        They get a signal at different steps, and are done with their parts of a checkpoint at different times.
+        """
         if self._group is None:
-            return self._stop_asked
-        asked = torch.tensor(self._stop_asked)
-        dist.all_reduce(asked, dist.ReduceOp.MAX, group=self._group)
-        return int(asked)
+            return list(numbers)
+        highest = torch.tensor(numbers)
+        dist.all_reduce(highest, dist.ReduceOp.MAX, group=self._group)
+        return highest.tolist()
 
     def _restore_handlers(self) -> None:
         for number, handler in self._old_handlers.items():
@@ -267,7 +283,7 @@ class Checkpoint(CheckpointBase):
 
     def _remove_old(self) -> None:
         for old in checkpoints(self.folder)[: -self.keep_last]:
-            old.unlink()
+            discard(old)
 
     def _save_best(self, trainer: L.Trainer) -> None:
         self._unscored = False
@@ -280,29 +296,37 @@ class Checkpoint(CheckpointBase):
             self._write(trainer, "best.ckpt")
 
     def _write(self, trainer: L.Trainer, name: str) -> None:
-        target = self.folder / name
         self._finish()
-        with self._telling(target):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with self._snapshots.instead_of_files(trainer.strategy):
-                trainer.save_checkpoint(target, weights_only=False)
-        if self._snapshots.taken is not None:  # on the first process, unless the strategy has files of its own
-            self._target = target
-            self._writer.start(self._snapshots.taken, target, self._remove_old)
-            self._snapshots.taken = None
-            if not self.background:
-                self._finish()
+        target = self.folder / name
+        with self._telling(target), self._snapshots.instead_of_files(trainer.strategy):
+            trainer.save_checkpoint(target, weights_only=False)
+        # On the first process, on all of them if it is in parts, on none if the strategy has files of its own.
+        taken, self._snapshots.taken = self._snapshots.taken, None
+        if isinstance(taken, Divided):
+            self._writer.start(partial(write_share, taken, part_of(target), trainer.global_rank))
+        elif taken is not None:
+            self._writer.start(partial(write, taken, target))
+        self._target = target
+        if not self.background:
+            self._finish()
 
-    def _finish(self, wait: bool = True) -> None:
-        """Have the last file written; without ``wait``, only raise what went wrong so far."""
-        with self._telling(self._target):
-            if wait:
-                self._writer.wait()
-            else:
-                self._writer.check()
+    def _finish(self) -> None:
+        """Have what is being written finished; all processes call it."""
+        target, self._target = self._target, None
+        if target is None:
+            return
+        try:
+            with self._telling(target):
+                finish(self._writer.wait, target, self._group)
+                if self._first_process:
+                    self._remove_old()
+        except UserError:
+            if self._first_process:
+                raise
+            sys.exit(0)  # the first one tells; its launcher would kill it for any other status
 
     @contextmanager
-    def _telling(self, target: Path | None) -> Iterator[None]:
+    def _telling(self, target: Path) -> Iterator[None]:
         """Make a UserError of what is the disk's fault."""
         try:
             yield

@@ -1,0 +1,274 @@
+"""A training checkpoint in parts: a folder to which each process wrote what it held, and any number of them can read.
+
+``part-00003.safetensors`` is what process 3 held of every divided tensor; ``rest.pt`` is the checkpoint's dict, in
+which a sentence stands for each of them; ``manifest.json``, written last, has size and CRC-32 of all files. The offsets
+of the parts stand where torch's distributed checkpoints put them in safetensors:
+``torch.distributed.checkpoint.HuggingFaceStorageReader`` reads the folder too.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import pickle
+import shutil
+import zlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import EllipsisType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from lit_llm.errors import UserError
+
+MANIFEST = "manifest.json"
+_REST = "rest.pt"
+MARK = "a tensor in parts: "
+"""And its name: what stands in the rest for a tensor in parts."""
+_OFFSETS = "DCP_SHARDING_INFO"  # torch/distributed/checkpoint/_hf_utils.py
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+_CHUNK = 1 << 24
+
+
+class Part(NamedTuple):
+    """What a process holds of a tensor of ``shape``: the box ``local`` from ``offset`` on."""
+
+    local: Tensor
+    offset: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+class Divided(NamedTuple):
+    """One process's share of a checkpoint: its parts of tensors by name, and on the first process all the rest."""
+
+    parts: dict[str, Part]
+    rest: Any
+
+
+def write_share(share: Divided, folder: Path, rank: int) -> dict[str, dict[str, int]]:
+    """Write the files of process ``rank`` and have them on disk; returns size and CRC-32 by name, see `commit`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"part-{rank:05d}.safetensors"
+    files = {name: _write(folder / name, _safetensors(share.parts))}
+    if share.rest is not None:
+        buffer = io.BytesIO()
+        torch.save(share.rest, buffer)
+        files[_REST] = _write(folder / _REST, [buffer.getbuffer()])
+    return files
+
+
+def commit(folder: Path, target: Path, files: dict[str, dict[str, int]]) -> None:
+    """Make the checkpoint ``target`` of ``folder``, to which all processes have written ``files``."""
+    _write(folder / MANIFEST, [json.dumps({"version": 1, "files": files}, indent=1).encode()])
+    _sync(folder)
+    put(folder, target)
+
+
+def part_of(target: Path) -> Path:
+    """What a checkpoint is called until it is whole."""
+    return target.with_name(target.name + ".part")
+
+
+def put(part: Path, target: Path) -> None:
+    """Give ``part``, a whole checkpoint in one file or in parts, its name; what had it is gone."""
+    if part.is_dir() or target.is_dir():
+        discard(target)
+    part.replace(target)
+    _sync(target.parent)
+
+
+def discard(checkpoint: Path) -> None:
+    """Remove a file, or a folder with its manifest first: whatever is left if that is cut short is no checkpoint."""
+    if checkpoint.is_dir():
+        (checkpoint / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(checkpoint)
+    else:
+        checkpoint.unlink(missing_ok=True)
+
+
+def damage_of_parts(folder: Path) -> str | None:
+    """What is wrong with the folder's bytes, or None: all files are read once and held to the manifest."""
+    try:
+        files = json.loads((folder / MANIFEST).read_bytes())["files"]
+        expected = [(folder / name, entry["bytes"], entry["crc32"]) for name, entry in files.items()]
+    except FileNotFoundError:
+        return f"it has no {MANIFEST}: it was not finished"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} is not readable: {type(error).__name__}: {error}"
+    with ThreadPoolExecutor() as pool:  # zlib lets go of the interpreter's lock
+        return next(filter(None, pool.map(lambda file: _difference(*file), expected)), None)
+
+
+def open_parts(folder: Path, weights_only: bool | None = True) -> dict[str, Any]:
+    """The checkpoint's dict; a `Stored` stands for each tensor in parts, and nothing of it is read yet.
+
+    Raises:
+        UserError: a file is missing or broken, or the parts do not make up whole tensors.
+    """
+    try:
+        names = json.loads((folder / MANIFEST).read_bytes())["files"]
+        stored = _index([folder / name for name in names if name != _REST])
+        rest = torch.load(folder / _REST, map_location="cpu", weights_only=weights_only)
+    except FileNotFoundError as error:
+        missing = Path(error.filename).name if error.filename else str(error)
+        raise UserError(f"{folder}: not a whole checkpoint: {missing} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{folder}: not a whole checkpoint ({said})") from None
+
+    def found(leaf: Any) -> Any:
+        marked = isinstance(leaf, str) and leaf.startswith(MARK)
+        return stored[leaf.removeprefix(MARK)] if marked else leaf
+
+    try:
+        return tree_map(found, rest)
+    except KeyError as error:
+        raise UserError(f"{folder}: not a whole checkpoint: no part of {error} is there") from None
+
+
+def read_parts(folder: Path, weights_only: bool | None = True) -> dict[str, Any]:
+    """As `open_parts`, with whole tensors: what a single process would have saved."""
+    opened = open_parts(folder, weights_only)
+    read: dict[int, Tensor] = {}  # a tied head stays one tensor
+
+    def whole(leaf: Any) -> Any:
+        if not isinstance(leaf, Stored):
+            return leaf
+        if id(leaf) not in read:
+            read[id(leaf)] = leaf[...]
+        return read[id(leaf)]
+
+    return tree_map(whole, opened)
+
+
+class _Piece(NamedTuple):
+    reader: Any  # of the file, mapped
+    name: str
+    offset: list[int]
+    shape: list[int]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor on disk, in parts. Indexed by a slice a dimension, or by ``...``, it is read: that much of it, no more.
+
+    Attributes:
+        shape, dtype: of the whole.
+    """
+
+    shape: torch.Size
+    dtype: torch.dtype
+    pieces: tuple[_Piece, ...]
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    def __getitem__(self, index: tuple[slice, ...] | EllipsisType) -> Tensor:
+        index = tuple(map(slice, self.shape)) if isinstance(index, EllipsisType) else index
+        wanted = [range(*at.indices(size)) for at, size in zip(index, self.shape, strict=True)]
+        read = torch.empty([len(at) for at in wanted], dtype=self.dtype)
+        for piece in self.pieces:
+            starts = [max(at.start, offset) for at, offset in zip(wanted, piece.offset, strict=True)]
+            stops = [
+                min(at.stop, offset + size) for at, offset, size in zip(wanted, piece.offset, piece.shape, strict=True)
+            ]
+            if any(start >= stop for start, stop in zip(starts, stops, strict=True)):
+                continue
+            there, here = (
+                tuple(slice(a - o, b - o) for a, b, o in zip(starts, stops, origin, strict=True))
+                for origin in (piece.offset, [at.start for at in wanted])
+            )
+            read[here] = piece.reader.get_slice(piece.name)[there] if there else piece.reader.get_tensor(piece.name)
+        return read
+
+
+def _index(files: list[Path]) -> dict[str, Stored]:
+    """Every tensor that ``files`` hold parts of, by name."""
+    from safetensors import SafetensorError, safe_open
+
+    dtypes = {name: dtype for dtype, name in _DTYPES.items()}
+    found: dict[str, Stored] = {}
+    for file in files:
+        try:
+            reader = safe_open(file, framework="pt")
+            for name, place in json.loads(reader.metadata()[_OFFSETS]).items():
+                entry = reader.get_slice(name)
+                piece = _Piece(reader, name, place["saved_offsets"], entry.get_shape())
+                before = found[name].pieces if name in found else ()
+                found[name] = Stored(torch.Size(place["shape"]), dtypes[entry.get_dtype()], (*before, piece))
+        except SafetensorError as error:
+            raise ValueError(f"{file.name}: {error}") from None
+    for name, stored in found.items():
+        if sum(math.prod(piece.shape) for piece in stored.pieces) != stored.numel():
+            raise ValueError(f"the parts of {name} do not make up the whole")
+    return found
+
+
+def _safetensors(parts: dict[str, Part]) -> Iterator[Any]:
+    """The bytes of a safetensors file, piece by piece: the checksum is taken while they are written."""
+    places = {name: {"saved_offsets": part.offset, "shape": part.shape} for name, part in parts.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", "DCP_VERSION": "1.0", _OFFSETS: json.dumps(places)}}
+    end = 0
+    for name, (local, *_) in parts.items():
+        begin, end = end, end + local.numel() * local.element_size()
+        header[name] = {"dtype": _DTYPES[local.dtype], "shape": list(local.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for local, *_ in parts.values():
+        yield local.contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _write(file: Path, pieces: Iterable[Any]) -> dict[str, int]:
+    """Write ``pieces`` and have them on disk; returns size and CRC-32."""
+    size = checksum = 0
+    with open(file, "wb") as out:
+        for content in pieces:
+            piece = memoryview(content)
+            for start in range(0, len(piece), _CHUNK):
+                chunk = piece[start : start + _CHUNK]
+                out.write(chunk)
+                checksum = zlib.crc32(chunk, checksum)
+            size += len(piece)
+        out.flush()
+        os.fsync(out.fileno())
+    return {"bytes": size, "crc32": checksum}
+
+
+def _difference(file: Path, size: int, checksum: int) -> str | None:
+    """What ``file`` has other than it should, or None."""
+    try:
+        if file.stat().st_size != size:
+            return f"{file.name} has {file.stat().st_size} bytes, not {size}"
+        found = 0
+        with open(file, "rb") as content:
+            while chunk := content.read(_CHUNK):
+                found = zlib.crc32(chunk, found)
+    except OSError as error:
+        return f"{file.name}: {error.strerror}"
+    return None if found == checksum else f"the checksum of {file.name} is another"
+
+
+def _sync(folder: Path) -> None:
+    """Have the folder's names on disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
