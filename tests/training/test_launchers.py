@@ -13,7 +13,7 @@ import pytest
 from driver import arguments, consumed, metrics, run
 
 DRIVER = Path(__file__).with_name("driver.py")
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
 
 
 def launch(
