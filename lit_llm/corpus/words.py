@@ -184,13 +184,14 @@ def _is_address(points: np.ndarray, begin: int, end: int) -> bool:
 @kernel
 def _contraction(points: np.ndarray, begin: int, end: int, table: np.ndarray) -> int:
     """Where the contraction at the end of a word begins; ``end`` if there is none."""
-    if end - 2 > begin and table[points[end - 3]] & LETTER and points[end - 2] in _APOSTROPHES:
-        return end - 2 if points[end - 1] | 0x20 in _AFTER_ONE else end
-    if end - 3 > begin and table[points[end - 4]] & LETTER:
-        first, second, third = points[end - 3], points[end - 2] | 0x20, points[end - 1] | 0x20
-        if first in _APOSTROPHES and (second, third) in _AFTER_TWO:
-            return end - 3
-        if first | 0x20 == _N and points[end - 2] in _APOSTROPHES and third == _T:
+    if end - 3 < begin:
+        return end
+    third, second, last = points[end - 3], points[end - 2], points[end - 1] | 0x20
+    if second in _APOSTROPHES and table[third] & LETTER and last in _AFTER_ONE:
+        return end - 2
+    if end - 4 >= begin and table[points[end - 4]] & LETTER:
+        not_ = third | 0x20 == _N and second in _APOSTROPHES and last == _T
+        if not_ or (third in _APOSTROPHES and (second | 0x20, last) in _AFTER_TWO):
             return end - 3
     return end
 
