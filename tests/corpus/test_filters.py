@@ -27,7 +27,8 @@ from lit_llm.errors import UserError
 TABLE = character_table()
 SOME = ["the ", "be ", "a b ", "ab", "c. ", "c", "é\u0301", "…", "...", "# ", "- ", "• ", ".", "!", "\n", "\n\n",
         "\r\n", "\u2028", "\0", " ", "\u00a0", "🙂", "北京。", "[1]", "[edit]", "[citation needed]", "{", "JavaScript ",
-        "Lorem ipsum ", "Use cooKies ", "x" * 1001, "One two three four. ", "Five six seven eight nine ten. ", '"', "'"]  # fmt: skip
+        "Lorem ipsum ", "Use cooKies ", "x" * 1001, "One two three four. ", "Five six seven eight nine. ",
+        '"', "'"]  # fmt: skip
 any_text = st.lists(st.sampled_from(SOME), max_size=40).map("".join) | st.text(max_size=30)
 any_texts = st.lists(any_text, max_size=6)
 
@@ -178,7 +179,7 @@ def prose(*, words: int = 60) -> str:
 
 
 LINES = [f"Line number {i} has no other like it." for i in range(10)]
-BULLET, NORMAL, TRAILING = "\n• lines that have bullets", "some word\n", "long line of words that is not over…\n"
+BULLET, NORMAL, TRAILING = "\n• lines that have such bullets", "some word\n", "long line of words that is not over…\n"
 PIECES = GopherRepetition(top_n_grams=(), dup_n_grams=())
 GOPHER = GopherQuality(min_doc_words=1, min_stop_words=0)
 
