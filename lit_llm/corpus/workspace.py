@@ -1,4 +1,4 @@
-"""Folders: the cache; and ones that appear whole or not at all, built under a hidden name and then renamed."""
+"""A folder appears whole or not at all: it is built under a hidden name, by one process, and then renamed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,6 @@ from pathlib import Path
 from typing import IO
 
 _SUFFIX = ".corpus-building"
-
-
-def default_cache_dir() -> Path:
-    """Where what is made on the way is kept: $LIT_LLM_CACHE, or lit_llm under the user's cache folder."""
-    if "LIT_LLM_CACHE" in os.environ:
-        return Path(os.environ["LIT_LLM_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lit_llm"
 
 
 @contextmanager
