@@ -1,7 +1,7 @@
 """Near-duplicates against datatrove: how fast, how many found, how many wrongly?
 
-    uv venv .venv-datatrove && uv pip install --python .venv-datatrove/bin/python 'datatrove[processing]' 'xxhash<4'
-    python benchmarks/dedup.py --datatrove .venv-datatrove/bin/python [--megabytes 100] [--dry-run]
+    make peers
+    python benchmarks/dedup.py [--megabytes 100] [--dry-run]
 
 Both read the same JSONL files and end with the ids to drop, on two workers: datatrove's four stages with its words
 split at whitespace (its own splitter is several times slower), ours with the same 5-grams, bands and rows, and with our
@@ -16,6 +16,7 @@ import json
 import random
 import re
 import resource
+import shutil
 import struct
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from typing import Any
 
 from record import write_result
 
+DATATROVE_PYTHON = Path(__file__).resolve().parents[1] / ".venv-datatrove/bin/python"
 WORKERS = 2
 DATATROVE, SAME, DEFAULT = "datatrove, 14 x 8", "ours, 14 x 8", "ours, 28 x 4"
 
@@ -161,8 +163,9 @@ def child(which: str, folder: Path) -> None:
 
 def run(which: str, python: str, folder: Path) -> dict[str, Any]:
     """One contender on a folder of JSONL files, in a process of its own."""
-    subprocess.run(["rm", "-rf", str(folder / "datatrove")], check=True)
-    done = subprocess.run([python, __file__, "--child", which, str(folder)], capture_output=True, text=True, check=False)
+    shutil.rmtree(folder / "datatrove", ignore_errors=True)
+    command = [python, __file__, "--child", which, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{which}: {done.stderr[-2000:]}")
     return json.loads((folder / "answer.json").read_text())
@@ -179,7 +182,7 @@ def jaccard(a: str, b: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--datatrove", default=".venv-datatrove/bin/python", help="a Python that has datatrove")
+    parser.add_argument("--datatrove", default=str(DATATROVE_PYTHON), help="a Python that has datatrove")
     parser.add_argument("--megabytes", type=float, default=100)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--dry-run", action="store_true", help="2 MB, ours alone; nothing is written")
@@ -223,8 +226,8 @@ def main() -> None:
             "dropped": len(dropped), "exact_recall": recall(exact), "near_recall": recall(near),
             "at_jaccard_half": sum(s >= 0.5 for s in similarity) / len(similarity),
         }  # fmt: skip
-        print("{:18} {mb_per_second:6.1f} MB/s, {mb_per_cpu_second:6.1f} MB a processor second; exact {exact_recall:.3f}, "
-              "near {near_recall:.3f} found; {at_jaccard_half:.3f} of {dropped} drops at Jaccard >= 0.5"
+        print("{:18} {mb_per_second:6.1f} MB/s, {mb_per_cpu_second:6.1f} MB a processor second; exact {exact_recall:.3f} "
+              "and near {near_recall:.3f} found; {at_jaccard_half:.3f} of {dropped} drops at Jaccard >= 0.5"
               .format(which, **result[which]))  # fmt: skip
     if not args.dry_run:
         print(f"wrote {write_result('dedup', result)}")

@@ -19,9 +19,10 @@ import pyarrow.compute as pc
 
 from lit_llm.corpus.block import Block, Texts, documents, texts
 from lit_llm.corpus.folding import fold_table
-from lit_llm.corpus.minhash import LONGEST, buffers
+from lit_llm.corpus.minhash import LONGEST
 from lit_llm.corpus.overlap import document_hits, ngram_hashes
 from lit_llm.corpus.rows import json_rows
+from lit_llm.corpus.utf8 import buffers
 from lit_llm.errors import UserError
 
 
@@ -60,7 +61,7 @@ class Decontaminate(Block):
             raise UserError(f"decontaminate: 1 <= shortest <= ngram <= {LONGEST} does not hold for {shortest}, {ngram}")
         found: dict[int, list[tuple[np.ndarray, int]]] = {}
         for number, given in enumerate(evaluations.values()):
-            lengths, hashes = ngram_hashes(*buffers(texts(given)), *fold_table(), ngram, shortest)
+            lengths, hashes = ngram_hashes(*buffers(texts(given)), fold_table(), ngram, shortest)
             for length in np.unique(lengths):
                 found.setdefault(int(length), []).append((hashes[lengths == length], number))
         if not found:
@@ -80,10 +81,10 @@ class Decontaminate(Block):
 
     def apply(self, table: pa.Table) -> pa.Table:
         """Fill "dropped" and "contaminated_by"."""
-        offsets, data = buffers(texts(table["text"]))
+        data, offsets = buffers(texts(table["text"]))
         starts = np.cumsum([0, *map(len, self.hashes)])
         hits = document_hits(
-            offsets, data, *fold_table(), self.lengths, starts, np.concatenate(self.hashes), np.concatenate(self.owners)
+            data, offsets, fold_table(), self.lengths, starts, np.concatenate(self.hashes), np.concatenate(self.owners)
         )
         by = pa.array(self.names, pa.string()).take(pa.array(hits, mask=hits < 0))
         table = table.append_column("contaminated_by", by)

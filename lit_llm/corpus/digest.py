@@ -9,9 +9,9 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 
-from lit_llm.corpus.folding import SEPARATOR, FoldTable, decode, two_level
-from lit_llm.corpus.kernels import njit
-from lit_llm.corpus.minhash import buffers
+from lit_llm.corpus.folding import POINTS
+from lit_llm.corpus.jit import kernel
+from lit_llm.corpus.utf8 import buffers, decode, encode, longest
 
 BYTES = 16
 
@@ -21,62 +21,45 @@ def digests(text: pa.LargeStringArray, normalize: bool) -> np.ndarray:
 
     With ``normalize`` of the lowercased text, its runs of whitespace (and NULs) one space, none at its ends.
     """
-    offsets, data = buffers(text)
+    data, offsets = buffers(text)
     if normalize:
-        offsets, data = _normalized(offsets, data, *_lower_table())
+        data, offsets = _normalized(data, offsets, _lower_table())
     view = memoryview(data)  # type: ignore[arg-type]
     parts = [hashlib.sha256(view[start:end]).digest()[:BYTES] for start, end in pairwise(offsets)]
     return np.frombuffer(b"".join(parts), np.uint64).reshape(-1, 2)
 
 
 @cache
-def _lower_table() -> FoldTable:
-    """Code point -> its lower case where that is one code point, SEPARATOR for whitespace."""
-    every = np.arange(0x110000, dtype=np.uint32)
+def _lower_table() -> np.ndarray:
+    """[POINTS] int32: a code point's lower case where that is one code point, 0 for whitespace."""
+    table = np.arange(POINTS, dtype=np.int32)
     for code in range(0x20000):  # no script above has cases
         char = chr(code)
         if char.isspace():
-            every[code] = SEPARATOR
+            table[code] = 0
         elif len(char.lower()) == 1:
-            every[code] = ord(char.lower())
-    return two_level(every)
+            table[code] = ord(char.lower())
+    return table
 
 
-@njit
-def _normalized(
-    offsets: np.ndarray, data: np.ndarray, pages: np.ndarray, lowered: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+@kernel
+def _normalized(data: np.ndarray, offsets: np.ndarray, lowered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     texts = len(offsets) - 1
+    points = np.empty(longest(offsets), np.int32)
     # Lower case can take half as much again (U+023A: two bytes, its lower case three).
     out = np.empty((offsets[texts] - offsets[0]) * 3 // 2, np.uint8)
-    starts = np.zeros(texts + 1, np.int64)
-    to = 0
+    ends = np.zeros(texts + 1, np.int64)
     for t in range(texts):
-        at, end = offsets[t], offsets[t + 1]
-        begin, space = to, False
-        while at < end:
-            code, behind = decode(data, at, end)
-            letter = lowered[np.int64(pages[code >> 8]) * 256 + np.int64(code & 255)]
-            if letter == SEPARATOR:
-                space = to > begin  # none at the start
-                at = behind
+        kept, space = 0, False
+        for i in range(decode(data, offsets[t], offsets[t + 1], points)):
+            point = lowered[points[i]]
+            if point == 0:
+                space = kept > 0
                 continue
             if space:
-                out[to] = 32
-                to, space = to + 1, False
-            if letter < 0x80:
-                out[to] = letter
-                to += 1
-            elif behind == at + 1:  # a byte that is no character
-                out[to] = data[at]
-                to += 1
-            else:
-                length = 2 if letter < 0x800 else 3 if letter < 0x10000 else 4
-                for i in range(length - 1, 0, -1):
-                    out[to + i] = 0x80 | (letter & 0x3F)
-                    letter >>= 6
-                out[to] = (0xF00 >> length) & 0xFF | letter
-                to += length
-            at = behind
-        starts[t + 1] = to
-    return starts, out
+                points[kept] = 32
+                kept, space = kept + 1, False
+            points[kept] = point
+            kept += 1
+        ends[t + 1] = encode(points, 0, kept, out, ends[t])
+    return out, ends

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from lit_llm.corpus.kernels import njit
-from lit_llm.corpus.minhash import buffers
+from lit_llm.corpus.jit import kernel
+from lit_llm.corpus.utf8 import buffers
 
 
 def positions(wanted: pa.LargeStringArray, ordered: pa.LargeStringArray) -> pa.Int64Array:
@@ -15,8 +15,8 @@ def positions(wanted: pa.LargeStringArray, ordered: pa.LargeStringArray) -> pa.I
     return pa.array(found, mask=found < 0)
 
 
-@njit
-def _positions(offsets: np.ndarray, data: np.ndarray, ends: np.ndarray, ordered: np.ndarray) -> np.ndarray:
+@kernel
+def _positions(data: np.ndarray, offsets: np.ndarray, ordered: np.ndarray, ends: np.ndarray) -> np.ndarray:
     found = np.full(len(offsets) - 1, -1, np.int64)
     for i in range(len(found)):
         size = offsets[i + 1] - offsets[i]

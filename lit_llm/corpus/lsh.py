@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from lit_llm.corpus.folding import mixed
-from lit_llm.corpus.kernels import njit
+from lit_llm.corpus.jit import kernel
 from lit_llm.corpus.minhash import NONE
 
 _PROBES = 1024  # kept documents that one is compared with in a bucket: 10^7 pages of a template would take hours
@@ -21,7 +21,7 @@ _LINK_BYTES = 32  # a document's key, row, and the sort's copy
 NO_KEY = np.uint64(0)  # of a document without words: shares no band
 
 
-@njit
+@kernel
 def band_keys(entries: np.ndarray) -> np.ndarray:
     """[n, rows] uint16 -> [n] uint64, equal where all entries are; NO_KEY for a document without words."""
     keys = np.empty(len(entries), np.uint64)
@@ -68,7 +68,7 @@ def _part_keys(column: np.ndarray, start: int, end: int, part: int, parts: int) 
     return keys[mine], mine + start
 
 
-@njit
+@kernel
 def _root(parent: np.ndarray, row: int) -> int:
     while parent[row] != row:
         parent[row] = parent[parent[row]]
@@ -76,7 +76,7 @@ def _root(parent: np.ndarray, row: int) -> int:
     return row
 
 
-@njit
+@kernel
 def _join(keys: np.ndarray, rows: np.ndarray, parent: np.ndarray) -> None:
     """Join rows with equal keys, which stand side by side; a component's root is its lowest row."""
     for i in range(1, len(keys)):
@@ -85,7 +85,7 @@ def _join(keys: np.ndarray, rows: np.ndarray, parent: np.ndarray) -> None:
             parent[max(a, b)] = min(a, b)
 
 
-@njit
+@kernel
 def _flatten(parent: np.ndarray) -> None:
     for row in range(len(parent)):
         parent[row] = parent[parent[row]]  # lower rows are flat already
@@ -129,7 +129,7 @@ def kept_copies(digest: np.ndarray, bands: list[np.ndarray], threshold: float) -
     return _kept_copies(groups, digest, sketch, int(np.ceil(threshold * sketch.shape[1] - 1e-9)), _PROBES)
 
 
-@njit
+@kernel
 def _kept_copies(
     groups: np.ndarray, digest: np.ndarray, sketch: np.ndarray, needed: int, probes: int
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from lit_llm.corpus.folding import fold_table, mixed, next_word
-from lit_llm.corpus.kernels import njit
+from lit_llm.corpus.jit import kernel
+from lit_llm.corpus.utf8 import buffers, decode, longest
 
 NONE = np.uint16(0xFFFF)  # fills the sketch of a document without words
 PRIME = np.uint64(0x9E3779B97F4A7C55)  # any odd number with mixed bits: word hashes are combined as a polynomial in it
@@ -28,25 +29,15 @@ def sketches(text: pa.LargeStringArray, ngram: int, entries: int, seed: int = 0)
     """
     draw = np.random.Generator(np.random.PCG64(seed))
     factors = draw.integers(0, 1 << 31, entries, np.uint32) * np.uint32(2) + np.uint32(1)
-    offsets, data = buffers(text)
-    return _sketches(offsets, data, *fold_table(), ngram, factors, draw.integers(0, 1 << 32, entries, np.uint32))
+    data, offsets = buffers(text)
+    return _sketches(data, offsets, fold_table(), ngram, factors, draw.integers(0, 1 << 32, entries, np.uint32))
 
 
-def buffers(text: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
-    """Views of an array without nulls: offsets [n + 1] int64 and the bytes, uint8; text i lies between two offsets."""
-    _, offsets, data = text.buffers()
-    if len(text) == 0 or data is None:
-        return np.zeros(len(text) + 1, np.int64), np.zeros(0, np.uint8)
-    view = np.frombuffer(offsets, np.int64)[text.offset : text.offset + len(text) + 1]
-    return view, np.frombuffer(data, np.uint8)
-
-
-@njit
+@kernel
 def _sketches(
-    offsets: np.ndarray,
     data: np.ndarray,
-    pages: np.ndarray,
-    folded: np.ndarray,
+    offsets: np.ndarray,
+    table: np.ndarray,
     ngram: int,
     factors: np.ndarray,
     addends: np.ndarray,
@@ -57,6 +48,7 @@ def _sketches(
     least = np.empty(entries, np.uint32)
     block = np.empty(_BLOCK, np.uint32)
     ring = np.empty(RING, np.uint64)
+    points = np.empty(longest(offsets), np.int32)
     power = np.uint64(1)
     for _ in range(ngram):
         power *= PRIME
@@ -65,9 +57,9 @@ def _sketches(
         filled = words = 0
         prefix = np.uint64(0)  # hash of all words so far; a difference of two is an n-gram's
         ring[0] = prefix
-        at = offsets[t]
+        at, end = 0, decode(data, offsets[t], offsets[t + 1], points)
         while at >= 0:
-            word, at = next_word(data, at, offsets[t + 1], pages, folded)
+            word, at = next_word(points, at, end, table)
             if at >= 0:
                 words += 1
                 prefix = prefix * PRIME + word
@@ -90,7 +82,7 @@ def _sketches(
     return out
 
 
-@njit
+@kernel
 def _take_least(block: np.ndarray, filled: int, factors: np.ndarray, addends: np.ndarray, least: np.ndarray) -> None:
     """Lower ``least`` to what each hash function, x -> factor * x + addend mod 2^32, takes over ``block[:filled]``.
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from lit_llm.corpus.folding import mixed, next_word
-from lit_llm.corpus.kernels import njit
+from lit_llm.corpus.jit import kernel
 from lit_llm.corpus.minhash import PRIME, RING
+from lit_llm.corpus.utf8 import decode, longest
 
 
-@njit
+@kernel
 def ngram_hashes(
-    offsets: np.ndarray, data: np.ndarray, pages: np.ndarray, folded: np.ndarray, ngram: int, shortest: int
+    data: np.ndarray, offsets: np.ndarray, table: np.ndarray, ngram: int, shortest: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Lengths (int64) and hashes (uint64) of the texts' n-grams: of ``ngram`` words, or the whole of a shorter text.
 
@@ -20,15 +21,17 @@ def ngram_hashes(
     most = (offsets[-1] - offsets[0]) // 2 + len(offsets)  # a word takes a byte and a separator, or is of three bytes
     lengths, hashes = np.empty(most, np.int64), np.empty(most, np.uint64)
     ring = np.zeros(RING, np.uint64)
+    points = np.empty(longest(offsets), np.int32)
     power = np.uint64(1)
     for _ in range(ngram):
         power *= PRIME
     count = 0
     for t in range(len(offsets) - 1):
-        words, prefix, at = 0, np.uint64(0), offsets[t]
+        words, prefix = 0, np.uint64(0)
+        at, end = 0, decode(data, offsets[t], offsets[t + 1], points)
         ring[0] = prefix
         while True:
-            word, at = next_word(data, at, offsets[t + 1], pages, folded)
+            word, at = next_word(points, at, end, table)
             if at < 0:
                 break
             words += 1
@@ -43,12 +46,11 @@ def ngram_hashes(
     return lengths[:count], hashes[:count]
 
 
-@njit
+@kernel
 def document_hits(
-    offsets: np.ndarray,
     data: np.ndarray,
-    pages: np.ndarray,
-    folded: np.ndarray,
+    offsets: np.ndarray,
+    table: np.ndarray,
     lengths: np.ndarray,
     starts: np.ndarray,
     hashes: np.ndarray,
@@ -57,13 +59,14 @@ def document_hits(
     """[texts] int64: the owner of the first n-gram of each text that is listed, -1 where none is.
 
     Args:
-        offsets, data, pages, folded: the texts and `fold_table`.
+        data, offsets, table: the texts and `fold_table`.
         lengths: [k] words in the listed n-grams; those of lengths[i] are hashes[starts[i]:starts[i + 1]], ascending.
         starts: [k + 1].
         hashes, owners: of all n-grams.
     """
     hits = np.full(len(offsets) - 1, -1, np.int64)
     ring = np.zeros(RING, np.uint64)
+    points = np.empty(longest(offsets), np.int32)
     powers = np.ones(len(lengths), np.uint64)
     for i in range(len(lengths)):
         for _ in range(lengths[i]):
@@ -73,10 +76,11 @@ def document_hits(
     for value in hashes:
         maybe[(value & np.uint64(0xFFFFF)) >> np.uint64(3)] |= np.uint8(1) << (value & np.uint64(7))
     for t in range(len(hits)):
-        words, prefix, at = 0, np.uint64(0), offsets[t]
+        words, prefix = 0, np.uint64(0)
+        at, end = 0, decode(data, offsets[t], offsets[t + 1], points)
         ring[0] = prefix
         while hits[t] < 0:
-            word, at = next_word(data, at, offsets[t + 1], pages, folded)
+            word, at = next_word(points, at, end, table)
             if at < 0:
                 break
             words += 1

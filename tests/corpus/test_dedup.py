@@ -238,6 +238,6 @@ for settings in (Dedup(), Dedup(None), Dedup(bands=2, rows=1, ngram=63)):
 Decontaminate.against({{"task": ["one two three four five six seven eight", "a b " * 40]}})(documents(raw(pieces)))
 print("fine")
 """
-    env = {**os.environ, "NUMBA_BOUNDSCHECK": "1", "LIT_LLM_CACHE": str(tmp_path)}
+    env = {**os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_OPT": "1", "LIT_LLM_CACHE": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=env)
     assert done.stdout == "fine\n", done.stderr
