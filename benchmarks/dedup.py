@@ -153,9 +153,8 @@ def child(which: str, folder: Path) -> None:
     """Run one contender and write what it drops, its seconds, and apart from them those until it is loaded."""
     started = time.perf_counter()
     if which == DATATROVE:
-        import datatrove.executor
-        import datatrove.pipeline.dedup
-        import spacy  # noqa: F401  # imported by datatrove when it is first asked for a splitter
+        import datatrove.pipeline.dedup  # noqa: F401
+        import spacy  # noqa: F401  # by datatrove when it is first asked for a splitter
     else:
         from lit_llm.corpus.dedup import near_duplicates
 
@@ -240,13 +239,9 @@ def main() -> None:
             "dropped": len(dropped), "exact_recall": recall(exact), "near_recall": recall(near),
             "at_jaccard_half": sum(s >= 0.5 for s in similarity) / len(similarity),
         }  # fmt: skip
-        print(
-            "{:18} {mb_per_second:6.1f} MB/s, {mb_per_cpu_second:6.1f} MB a processor second".format(
-                which, **result[which]
-            )
-        )
-        print("  exact {exact_recall:.3f} and near {near_recall:.3f} found; {at_jaccard_half:.3f} of {dropped} drops have "
-              "a Jaccard similarity of 0.5 or more".format(**result[which]))  # fmt: skip
+        print("{:18} {mb_per_second:6.1f} MB/s, {mb_per_cpu_second:6.1f} MB/s of a processor; exact {exact_recall:.3f} "
+              "and near {near_recall:.3f} found; {at_jaccard_half:.3f} of {dropped} drops at Jaccard 0.5 or more"
+              .format(which, **result[which]))  # fmt: skip
     if not args.dry_run:
         print(f"wrote {write_result('dedup', result)}")
 
