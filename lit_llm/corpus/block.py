@@ -9,10 +9,12 @@ block runs alone, under Daft, Ray Data or Spark, on batches of any size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -43,6 +45,10 @@ class Block:
         positions = pc.sort_indices(pc.if_else(kept, 0, 1))  # stable: where each row of `both` came from
         return both.take(pc.sort_indices(positions))
 
+    def texts(self, documents_: Texts) -> list[str]:
+        """For a list of strings: what each becomes."""
+        return self(documents(documents_))["text"].to_pylist()
+
 
 @dataclass(frozen=True)
 class Filter(Block):
@@ -71,6 +77,23 @@ def texts(documents: Texts) -> pa.LargeStringArray:
         array = documents if isinstance(documents, pa.Array) else pa.array(documents, pa.large_string())
     array = array.cast(pa.large_string())
     return array.fill_null("") if array.null_count else array
+
+
+def utf8(text: pa.LargeStringArray) -> Iterator[bytes]:
+    """The bytes of each text, straight out of Arrow's buffers: no Python string is made."""
+    offsets = np.frombuffer(text.buffers()[1], np.int64)[text.offset : text.offset + len(text) + 1]
+    data = memoryview(text.buffers()[2] or b"")
+    for start, end in pairwise(offsets.tolist()):
+        yield bytes(data[start:end])
+
+
+def replaced(text: pa.LargeStringArray, rows: Sequence[int], values: Sequence[bytes | str]) -> pa.LargeStringArray:
+    """``text`` with new ``values`` at ``rows`` (ascending)."""
+    if not rows:
+        return text
+    mask = np.zeros(len(text), bool)
+    mask[rows] = True
+    return pc.replace_with_mask(text, pa.array(mask), pa.array(values, pa.large_binary()).cast(pa.large_string()))
 
 
 def documents(text: Texts, **columns: Sequence | pa.Array) -> pa.Table:

@@ -44,7 +44,8 @@ def _longest(text: str, skipped: int, least: int, most: int) -> str:
         total += len(group)
         if total > most:
             break
-        if total >= least and len(group) > 1 and _ends(text, end):
+        decimal = len(group) == 1 and text[end - 2] == "."
+        if total >= least and not decimal and _ends(text, end):
             best = text[:end]
     return best
 

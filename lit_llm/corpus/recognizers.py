@@ -199,6 +199,10 @@ def _as_it_is(before: str, value: str, after: str) -> str:
     return value
 
 
+_SCRIPTS = (
+    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Cyrillic}\p{Greek}\p{Arabic}\p{Hebrew}\p{Devanagari}\p{Bengali}"
+    r"\p{Tamil}\p{Thai}\p{Armenian}\p{Georgian}]"
+)
 _LATIN = r"\p{Latin}0-9"
 RECOGNIZERS = (
     Recognizer(
@@ -217,7 +221,8 @@ RECOGNIZERS = (
         rf"[{_LATIN}](?:[{_LATIN}._+'-]*[{_LATIN}_+-])?(?:@|%40)[{_LATIN}](?:[{_LATIN}-]*\.)+\p{{Latin}}{{2,24}}",
         _email,
     ),
-    Recognizer("email", r"[\p{L}\p{N}][\p{L}\p{N}._+-]*@[\p{L}\p{N}][\p{L}\p{N}-]*\.[\p{L}\p{N}.-]*\p{L}{2,}", _email),
+    # Internationalised addresses (RFC 6531) in other scripts; their words stand without spaces before a Latin one too.
+    Recognizer("email", _SCRIPTS + r"[\p{L}\p{N}._+-]*@[\p{L}\p{N}][\p{L}\p{N}-]*\.[\p{L}\p{N}.-]*\p{L}{2,}", _email),
     Recognizer(
         "email",
         r"(?i)\b[a-z0-9][a-z0-9._+-]* ?[\[({](?:at|@)[\])}] ?[a-z0-9-]+(?: ?[\[({](?:dot|\.)[\])}] ?[a-z0-9-]+|\.[a-z0-9-]+)+",
