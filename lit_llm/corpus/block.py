@@ -9,10 +9,10 @@ block runs alone, under Daft, Ray Data or Spark, on batches of any size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -45,6 +45,11 @@ class Block:
         positions = pc.sort_indices(pc.if_else(kept, 0, 1))  # stable: where each row of `both` came from
         return both.take(pc.sort_indices(positions))
 
+    def drop(self, table: pa.Table, reasons: pa.StringArray) -> pa.Table:
+        """``table`` (all rows kept) with "dropped" filled where there is a reason."""
+        said = pc.binary_join_element_wise(pa.scalar(self.name), reasons, ": ", null_handling="emit_null")
+        return with_column(table, "dropped", said.cast(pa.string()))
+
     def texts(self, documents_: Texts) -> list[str]:
         """For a list of strings: what each becomes."""
         return self(documents(documents_))["text"].to_pylist()
@@ -60,9 +65,7 @@ class Filter(Block):
 
     def apply(self, table: pa.Table) -> pa.Table:
         """Fill "dropped"."""
-        reasons = self.judge(texts(table["text"]))
-        said = pc.binary_join_element_wise(pa.scalar(self.name), reasons, ": ", null_handling="emit_null")
-        return table.set_column(table.schema.get_field_index("dropped"), "dropped", said.cast(pa.string()))
+        return self.drop(table, self.judge(texts(table["text"])))
 
     def reasons(self, documents: Texts) -> list[str | None]:
         """For a list of strings: why each would be dropped, None where it is kept."""
@@ -94,6 +97,18 @@ def replaced(text: pa.LargeStringArray, rows: Sequence[int], values: Sequence[by
     mask = np.zeros(len(text), bool)
     mask[rows] = True
     return pc.replace_with_mask(text, pa.array(mask), pa.array(values, pa.large_binary()).cast(pa.large_string()))
+
+
+def with_column(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """``table`` with the column set, or added if it is new."""
+    index = table.schema.get_field_index(name)
+    return table.append_column(name, values) if index < 0 else table.set_column(index, name, values)
+
+
+def per_value(column: pa.Array | pa.ChunkedArray, judge: Callable[[Any], str | None]) -> pa.StringArray:
+    """``judge`` of each value, null of null, asked once for each distinct one: for columns in which few are."""
+    encoded = (column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column).dictionary_encode()
+    return pa.array([judge(value) for value in encoded.dictionary.to_pylist()], pa.string()).take(encoded.indices)
 
 
 def documents(text: Texts, **columns: Sequence | pa.Array) -> pa.Table:

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lit_llm.corpus.block import Block, replaced, texts
+from lit_llm.corpus.block import Block, replaced, texts, with_column
 
 _LINE_ENDS = re.compile("\r\n?|[\u0085\u2028\u2029]")
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f]")
@@ -65,7 +65,7 @@ class Normalize(Block):
                 if after != before:
                     rows.append(row)
                     values.append(after)
-        return table.set_column(table.schema.get_field_index("text"), "text", replaced(text, rows, values))
+        return with_column(table, "text", replaced(text, rows, values))
 
     def normalize(self, text: str) -> str:
         """One text, normalised. What is taken out can join what stood around it, so until nothing changes."""

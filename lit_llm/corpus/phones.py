@@ -34,7 +34,9 @@ def _groups(text: str) -> list[tuple[int, str]]:
 
 def _ends(text: str, end: int) -> bool:
     """A number is over at ``end``: no digit, decimal or word goes on; an extension may ("x12", "ext. 3")."""
-    return not re.match(r"\d|[.,:/-]\d|[A-Za-z_@]", text[end:]) or bool(re.match(r"(?:x|ext|доб|int)\.? ?\d", text[end:]))
+    return not re.match(r"\d|[.,:/-]\d|[A-Za-z_@]", text[end:]) or bool(
+        re.match(r"(?:x|ext|доб|int)\.? ?\d", text[end:])
+    )
 
 
 def _longest(text: str, skipped: int, least: int, most: int) -> str:
@@ -79,7 +81,9 @@ def _north_american(before: str, value: str, after: str) -> str:
 def _french(before: str, value: str, after: str) -> str:
     """Five pairs, the first from 01 to 09; a sixth makes it a list of numbers, and so do steps of one (01 02 03...)."""
     pairs = [int(pair) for pair in re.findall(r"\d\d", value)]
-    more = pairs == list(range(pairs[0], pairs[0] + 5)) or re.search(r"\d[ .-]?$", before) or re.match(r"[ .-]?\d", after)
+    more = (
+        pairs == list(range(pairs[0], pairs[0] + 5)) or re.search(r"\d[ .-]?$", before) or re.match(r"[ .-]?\d", after)
+    )
     return "" if more or THING.search(before) or len(set(re.findall(r"[ .-]", value))) > 1 else value
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from lit_llm.corpus import national_ids, phones, recognizers
-from lit_llm.corpus.block import Block, replaced, texts, utf8
+from lit_llm.corpus.block import Block, replaced, texts, utf8, with_column
 from lit_llm.corpus.recognizers import Recognizer
 from lit_llm.errors import UserError
 
@@ -70,9 +70,9 @@ class RedactPII(Block):
                 changed.append(redacted)
             for span in spans:
                 counts[span.kind][row] += 1
-        table = table.set_column(table.schema.get_field_index("text"), "text", replaced(text, suspects, changed))
+        table = with_column(table, "text", replaced(text, suspects, changed))
         columns = [pa.array(counts[kind], pa.int32()) for kind in self.kinds]
-        return table.append_column("pii", pa.StructArray.from_arrays(columns, names=list(self.kinds)))
+        return with_column(table, "pii", pa.StructArray.from_arrays(columns, names=list(self.kinds)))
 
     def find(self, text: str) -> list[tuple[int, int, str]]:
         """(start, end, kind) of what would be replaced, in characters of ``text``, in order."""

@@ -122,7 +122,9 @@ def _ipv6(before: str, value: str, after: str) -> str:
 
 
 # --- payment cards and bank accounts ----------------------------------------------------------------------------------
-_CARD = re.compile(r"\d{13,19}(?!\d)|\d{4}([ -])\d{4}\1\d{4}\1\d{1,4}(?:\1\d{3})?(?!\d)|\d{4}([ -])\d{6}\2\d{4,5}(?!\d)")
+_CARD = re.compile(
+    r"\d{13,19}(?!\d)|\d{4}([ -])\d{4}\1\d{4}\1\d{1,4}(?:\1\d{3})?(?!\d)|\d{4}([ -])\d{6}\2\d{4,5}(?!\d)"
+)
 # ISO/IEC 7812 issuer prefixes and the lengths they come in: Visa, Mastercard, American Express, Discover, Diners Club,
 # JCB, UnionPay, Mir, Maestro.
 _ISSUERS = re.compile(
@@ -134,7 +136,11 @@ _ISSUERS = re.compile(
 
 def _card(before: str, value: str, after: str) -> str:
     found = _CARD.match(value + after)
-    if not found or re.search(r"\d[.,]$|[\w+-]$", before) or re.match(r"[.,]\d|-\d|[A-Za-z_]", (value + after)[found.end() :]):
+    if (
+        not found
+        or re.search(r"\d[.,]$|[\w+-]$", before)
+        or re.match(r"[.,]\d|-\d|[A-Za-z_]", (value + after)[found.end() :])
+    ):
         return ""
     digits = digits_of(found[0])
     return found[0] if _ISSUERS.fullmatch(digits) and luhn(digits) else ""
@@ -214,7 +220,9 @@ RECOGNIZERS = (
     Recognizer("secret", r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----(?:\s|\\n)*[A-Za-z0-9+/=\s\\]{32,}", _as_it_is),
     *(Recognizer("secret", pattern, _token) for pattern in _TOKENS.splitlines()),
     Recognizer("secret", r"(?i)\baws_?secret_?(?:access_?)?key\W{1,5}([A-Za-z0-9/+]{40})\b", _as_it_is),
-    Recognizer("secret", r"\bhooks\.slack\.com/services/(T[A-Z0-9]+/B[A-Z0-9]+/[A-Za-z0-9]{16}[A-Za-z0-9]*)", _as_it_is),
+    Recognizer(
+        "secret", r"\bhooks\.slack\.com/services/(T[A-Z0-9]+/B[A-Z0-9]+/[A-Za-z0-9]{16}[A-Za-z0-9]*)", _as_it_is
+    ),
     Recognizer("secret", r"\b[a-z][a-z0-9+.-]*://[^\s:/@]*:([^\s/@]+)@", _password),
     Recognizer(
         "email",
