@@ -107,8 +107,10 @@ def with_column(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) 
 
 def per_value(column: pa.Array | pa.ChunkedArray, judge: Callable[[Any], str | None]) -> pa.StringArray:
     """``judge`` of each value, null of null, asked once for each distinct one: for columns in which few are."""
-    encoded = (column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column).dictionary_encode()
-    return pa.array([judge(value) for value in encoded.dictionary.to_pylist()], pa.string()).take(encoded.indices)
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    encoded = array.dictionary_encode()
+    judged = [None if value is None else judge(value) for value in encoded.dictionary.to_pylist()]
+    return pa.array(judged, pa.string()).take(encoded.indices)
 
 
 def documents(text: Texts, **columns: Sequence | pa.Array) -> pa.Table:

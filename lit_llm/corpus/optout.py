@@ -53,18 +53,17 @@ class OptOut(Block):
         reasons = pa.nulls(len(table), pa.string())
         for flag in self.flags:
             if flag in table.column_names:
-                reasons = pc.coalesce(
-                    reasons, per_value(table[flag], lambda value, flag=flag: self._refused(value, flag))
-                )
+                refused = per_value(table[flag], self._refuses)
+                reasons = pc.coalesce(reasons, pc.if_else(pc.is_valid(refused), flag, refused))
         if "url" in table.column_names and (self.entries or self.files):
             index = self._index()
             reasons = pc.coalesce(reasons, per_value(table["url"], lambda url: listed(url, index)))
         return self.drop(table, reasons)
 
-    def _refused(self, value: object, flag: str) -> str | None:
+    def _refuses(self, value: object) -> str | None:
         said = str(value).strip().lower()
         words = set(re.split(r"[\s,;:]+", said))
-        return flag if said in ("1", "true") or words & set(self.refusals) or _RESERVED.search(said) else None
+        return said if said in ("1", "true") or words & set(self.refusals) or _RESERVED.search(said) else None
 
     def _index(self) -> Index:
         return _load(self.entries, self.files, tuple(_stamp(file) for file in self.files))

@@ -43,7 +43,8 @@ _EXCEPTIONS = {
 }
 # What people write, as `_key` leaves it: lower case, without "the", "license", "version", "v", punctuation.
 _NAMES = {
-    "mit": "MIT", "expat": "MIT", "mit expat": "MIT", "mit no attribution": "MIT-0", "apache": "Apache-2.0", "apache 2": "Apache-2.0",
+    "mit": "MIT", "expat": "MIT", "mit expat": "MIT",
+    "mit mit": "MIT", "mit no attribution": "MIT-0", "apache": "Apache-2.0", "apache 2": "Apache-2.0",
     "apache 2.0": "Apache-2.0", "apache2": "Apache-2.0", "apache software": "Apache-2.0", "apache software 2.0": "Apache-2.0",
     "asl 2.0": "Apache-2.0", "al 2.0": "Apache-2.0", "bsd": "BSD-3-Clause", "new bsd": "BSD-3-Clause", "modified bsd": "BSD-3-Clause",
     "bsd 3": "BSD-3-Clause", "3 clause bsd": "BSD-3-Clause", "bsd 3 clause": "BSD-3-Clause", "bsd 2": "BSD-2-Clause",
@@ -79,7 +80,7 @@ def normalize_license(written: str) -> str | None:
     """
     if one := single_license(written):
         return one
-    tokens = [t for t in re.split(r"(\(|\)|\bAND\b|\bOR\b|\bWITH\b|\band\b|\bor\b|\bwith\b|/|,)", written) if t.strip()]
+    tokens = [t for t in re.split(r"(?i)(\(|\)|(?<=\s)(?:AND|OR|WITH)(?=\s)|/|,)", written) if t.strip()]
     if len(tokens) < 3:
         return None
     try:
