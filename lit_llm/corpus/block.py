@@ -75,7 +75,8 @@ class Filter(Block):
 def texts(documents: Texts) -> pa.LargeStringArray:
     """One contiguous array of them, without nulls: a null counts as empty."""
     if isinstance(documents, pa.ChunkedArray):
-        array = documents.combine_chunks()
+        # combine_chunks copies a single chunk too.
+        array = documents.chunk(0) if documents.num_chunks == 1 else documents.combine_chunks()
     else:
         array = documents if isinstance(documents, pa.Array) else pa.array(documents, pa.large_string())
     array = array.cast(pa.large_string())

@@ -2,8 +2,8 @@
 
     Normalize().texts(["cafÃ©\\r\\n"])  # ["café\\n"]
 
-Most text needs nothing. One scan by RE2 over Arrow's buffers finds the documents that might; pure ASCII that passes it is
-done, the rest are asked whether they are NFC already.
+Most text needs nothing. One scan by RE2 over Arrow's buffers finds the documents that might; pure ASCII that passes it
+is done, the rest are asked whether they are NFC already.
 """
 
 from __future__ import annotations

@@ -2,10 +2,9 @@
 
     RedactPII().texts(["Mail jane@corp.org"])  # ["Mail <EMAIL>"]
 
-What costs is reading text that has nothing in it: one scan by an RE2 set of all patterns (110 MB/s, measured) tells which
-could match, and only these are looked for, on UTF-8 out of Arrow's buffers, without a Python string made. An address is taken
-as personal wherever it is somebody's; private, loopback and documentation ranges are nobody's, nor are the fictitious
-numbers of forms ("ghp_xxxx").
+What costs is reading text that has nothing in it: one scan by an RE2 set of all patterns tells which could match (110 to
+210 MB/s, measured), and only these are looked for, on UTF-8 out of Arrow's buffers. What is somebody's is taken as
+personal; private, loopback and documentation ranges of addresses are nobody's, nor is what a form shows ("ghp_xxxx").
 """
 
 from __future__ import annotations

@@ -53,9 +53,9 @@ def luhn(digits: str) -> bool:
 # What stands after the last dot where no mail goes: file endings, unit names of systemd, attributes in code, and the
 # special-use names of RFC 6762 and of home networks.
 _NO_DOMAIN = frozenset(
-    "png jpg jpeg gif svg webp ico pdf js jsx ts tsx css scss html htm json yaml yml xml txt csv log conf ini lock jar "
-    "tgz whl exe dll service socket timer target mount slice scope local localdomain localhost internal lan data meta "
-    "shape dtype transpose finish context this self class java kt swift cpp hpp".split()
+    """png jpg jpeg gif svg webp ico pdf js jsx ts tsx css scss html htm json yaml yml xml txt csv log conf ini
+    lock jar tgz whl exe dll service socket timer target mount slice scope local localdomain localhost internal
+    lan data meta shape dtype transpose finish context this self class java kt swift cpp hpp""".split()
 )
 _NO_PERSON = frozenset({"git", "this", "super", "self", "return"})
 _REMOTE_SHELL = re.compile(r"\b(?:ssh|scp|sftp|rsync|mosh|ssh-copy-id)\s+(?:-\S+\s+)*(?:\S+\s+)*$")
@@ -83,7 +83,8 @@ def _email(before: str, value: str, after: str) -> str:
 # --- IP addresses -----------------------------------------------------------------------------------------------------
 _VERSION = re.compile(
     r"(?i)(?:\bv|\b(?:version|ver|release|rev|revision|build|section|sect|chapter|clause|kapitel|abschnitt|chapitre|"
-    r"firmware|oid|upgrade to|assembly|windows|app)s?[.:]?\s*(?:nr\.?|no\.?)?\s*v?|§+\s*|[=<>~^!]=?=|[a-z]/|[a-z_]-|[\w.]\.)$"
+    r"firmware|oid|upgrade to|assembly|windows|app)s?"
+    r"[.:]?\s*(?:nr\.?|no\.?)?\s*v?|§+\s*|[=<>~^!]=?=|[a-z]/|[a-z_]-|[\w.]\.)$"
 )
 _NETWORK = re.compile(
     r"(?i)(?:\bip|ipv4|addr|host|server|client|ping|from|src|dst|dns|whois|listen|connect|nameserver|gateway|peer|"
@@ -152,7 +153,7 @@ _IBAN_LENGTHS = {
     for entry in """15:NO 16:BE 18:DK,FI,FO,GL,NL,SD 19:MK,SI,FK 20:AT,BA,EE,KZ,LT,LU,MN,XK,SO 21:CH,HR,LI,LV
     22:BG,BH,CR,DE,GB,GE,IE,ME,RS,VA 23:AE,GI,IL,IQ,OM,TL 24:AD,CZ,ES,MD,PK,RO,SA,SE,SK,TN,VG 25:LY,PT,ST
     26:IS,TR 27:BI,DJ,FR,GR,IT,MC,MR,SM 28:AL,AZ,BY,CY,DO,GT,HN,HU,LB,NI,PL,SV 29:BR,EG,PS,QA,UA 30:JO,KW,MU,YE
-    31:MT,SC 32:LC 33:RU""".split()
+    31:MT,SC 32:LC 33:RU""".split()  # noqa: SIM905
     for length, countries in [entry.split(":")]
     for country in countries.split(",")
 }
@@ -187,7 +188,9 @@ _TOKENS = r"""\b(?:AKIA|ASIA)[A-Z2-7]{16}\b
 
 def _token(before: str, value: str, after: str) -> str:
     """Not a form to fill in ("ghp_xxxxxxxx"), and not a word with hyphens ("sk-something-long-and-telling")."""
-    body = value[value.rfind("_" if value[2:4] in ("p_", "_l") else "-") + 1 :] if "eyJ" != value[:3] else value
+    body = (
+        value[value.rfind("_" if value[2:4] in ("p_", "_l") else "-") + 1 :] if not value.startswith("eyJ") else value
+    )
     if len(set(body)) < 6 and len(set(value)) < 14:
         return ""
     if value.startswith("sk-") and not (re.search(r"\d", value) and re.search("[A-Z]", value)):
@@ -233,7 +236,8 @@ RECOGNIZERS = (
     Recognizer("email", _SCRIPTS + r"[\p{L}\p{N}._+-]*@[\p{L}\p{N}][\p{L}\p{N}-]*\.[\p{L}\p{N}.-]*\p{L}{2,}", _email),
     Recognizer(
         "email",
-        r"(?i)\b[a-z0-9][a-z0-9._+-]* ?[\[({](?:at|@)[\])}] ?[a-z0-9-]+(?: ?[\[({](?:dot|\.)[\])}] ?[a-z0-9-]+|\.[a-z0-9-]+)+",
+        r"(?i)\b[a-z0-9][a-z0-9._+-]* ?[\[({](?:at|@)[\])}] ?[a-z0-9-]+"
+        r"(?: ?[\[({](?:dot|\.)[\])}] ?[a-z0-9-]+|\.[a-z0-9-]+)+",
         _as_it_is,
     ),
     Recognizer("iban", r"\b[A-Za-z]{2}[0-9]{2}[ -]?[A-Za-z0-9]{4}[ -]?[A-Za-z0-9]{3}", _iban, retry=True),

@@ -16,16 +16,18 @@ GROUPS: Mapping[str, frozenset[str]] = {
     "permissive": frozenset(
         f"""0BSD AFL-3.0 Apache-1.1 Apache-2.0 Artistic-2.0 BSD-2-Clause BSD-2-Clause-Patent BSD-3-Clause BSD-4-Clause
         BSL-1.0 BlueOak-1.0.0 CC-BY-1.0 CC-BY-2.0 CC-BY-2.5 CC-BY-3.0 CC-BY-4.0 CC-PDM-1.0 CC0-1.0 CDLA-Permissive-1.0
-        CDLA-Permissive-2.0 ECL-2.0 FTL HPND ICU ISC Libpng MIT MIT-0 MS-PL MulanPSL-2.0 NCSA ODC-By-1.0 OFL-1.1 OLDAP-2.8
+        CDLA-Permissive-2.0 ECL-2.0 FTL HPND ICU ISC Libpng MIT MIT-0 MS-PL MulanPSL-2.0 NCSA ODC-By-1.0 OFL-1.1
+        OLDAP-2.8
         OpenSSL PDDL-1.0 PHP-3.01 PSF-2.0 PostgreSQL Python-2.0 Ruby TCL UPL-1.0 Unicode-3.0 Unicode-DFS-2016 Unlicense
         Vim W3C WTFPL X11 ZPL-2.1 Zlib bzip2-1.0.6 curl {PUBLIC_DOMAIN} LicenseRef-CC-BY""".split()
     ),
     "copyleft": frozenset(
-        """AGPL-1.0-only AGPL-3.0-only AGPL-3.0-or-later CC-BY-SA-1.0 CC-BY-SA-2.0 CC-BY-SA-2.5 CC-BY-SA-3.0 CC-BY-SA-4.0
+        """AGPL-1.0-only AGPL-3.0-only AGPL-3.0-or-later CC-BY-SA-1.0 CC-BY-SA-2.0 CC-BY-SA-2.5 CC-BY-SA-3.0
+        CC-BY-SA-4.0
         CDDL-1.0 CDDL-1.1 CDLA-Sharing-1.0 CECILL-2.1 CPL-1.0 EPL-1.0 EPL-2.0 EUPL-1.1 EUPL-1.2 GFDL-1.1-or-later
         GFDL-1.2-only GFDL-1.2-or-later GFDL-1.3-only GFDL-1.3-or-later GPL-1.0-or-later GPL-2.0-only GPL-2.0-or-later
         GPL-3.0-only GPL-3.0-or-later LGPL-2.0-only LGPL-2.0-or-later LGPL-2.1-only LGPL-2.1-or-later LGPL-3.0-only
-        LGPL-3.0-or-later MPL-1.1 MPL-2.0 MS-RL ODbL-1.0 OSL-3.0 LicenseRef-CC-BY-SA""".split()
+        LGPL-3.0-or-later MPL-1.1 MPL-2.0 MS-RL ODbL-1.0 OSL-3.0 LicenseRef-CC-BY-SA""".split()  # noqa: SIM905
     ),
     "noncommercial": frozenset(
         [f"CC-BY-NC{more}-{v}" for more in ("", "-SA", "-ND") for v in ("1.0", "2.0", "2.5", "3.0", "4.0")]
@@ -38,27 +40,76 @@ GROUPS: Mapping[str, frozenset[str]] = {
 _IDS = {name.lower(): name for group in GROUPS.values() for name in group}
 _EXCEPTIONS = {
     name.lower(): name
-    for name in "Classpath-exception-2.0 GCC-exception-3.1 LLVM-exception Autoconf-exception-3.0 Bison-exception-2.2 "
-    "Font-exception-2.0 OpenSSL-exception Linux-syscall-note".split()
+    for name in """Classpath-exception-2.0 GCC-exception-3.1 LLVM-exception Autoconf-exception-3.0 Bison-exception-2.2
+    Font-exception-2.0 OpenSSL-exception Linux-syscall-note""".split()
 }
 # What people write, as `_key` leaves it: lower case, without "the", "license", "version", "v", punctuation.
 _NAMES = {
-    "mit": "MIT", "expat": "MIT", "mit expat": "MIT",
-    "mit mit": "MIT", "mit no attribution": "MIT-0", "apache": "Apache-2.0", "apache 2": "Apache-2.0",
-    "apache 2.0": "Apache-2.0", "apache2": "Apache-2.0", "apache software": "Apache-2.0", "apache software 2.0": "Apache-2.0",
-    "asl 2.0": "Apache-2.0", "al 2.0": "Apache-2.0", "bsd": "BSD-3-Clause", "new bsd": "BSD-3-Clause", "modified bsd": "BSD-3-Clause",
-    "bsd 3": "BSD-3-Clause", "3 clause bsd": "BSD-3-Clause", "bsd 3 clause": "BSD-3-Clause", "bsd 2": "BSD-2-Clause",
-    "simplified bsd": "BSD-2-Clause", "freebsd": "BSD-2-Clause", "2 clause bsd": "BSD-2-Clause", "bsd 2 clause": "BSD-2-Clause",
-    "bsd 4 clause": "BSD-4-Clause", "original bsd": "BSD-4-Clause", "zero clause bsd": "0BSD", "boost": "BSL-1.0",
-    "boost software 1.0": "BSL-1.0", "boost software": "BSL-1.0", "isc": "ISC", "zlib": "Zlib", "zlib/libpng": "Zlib", "unlicense": "Unlicense",
-    "unlicence": "Unlicense", "wtfpl": "WTFPL", "psf": "PSF-2.0", "python software foundation": "PSF-2.0", "postgresql": "PostgreSQL",
-    "sil open font 1.1": "OFL-1.1", "ofl": "OFL-1.1", "open data commons attribution 1.0": "ODC-By-1.0", "odc by": "ODC-By-1.0",
-    "odbl": "ODbL-1.0", "open database 1.0": "ODbL-1.0", "eclipse public 2.0": "EPL-2.0", "eclipse public 1.0": "EPL-1.0",
-    "mozilla public 2.0": "MPL-2.0", "mozilla public": "MPL-2.0", "mpl": "MPL-2.0", "mpl 2": "MPL-2.0", "mpl2": "MPL-2.0", "cc0": "CC0-1.0",
-    "cc zero": "CC0-1.0", "creative commons zero": "CC0-1.0", "creative commons zero 1.0 universal": "CC0-1.0", "pdm": "CC-PDM-1.0",
-    "public domain mark": "CC-PDM-1.0", "public domain mark 1.0": "CC-PDM-1.0", "public domain": PUBLIC_DOMAIN,
-    "publicdomain": PUBLIC_DOMAIN, "pd": PUBLIC_DOMAIN, "domaine public": PUBLIC_DOMAIN, "gemeinfrei": PUBLIC_DOMAIN,
-}  # fmt: skip
+    "mit": "MIT",
+    "expat": "MIT",
+    "mit expat": "MIT",
+    "mit mit": "MIT",
+    "mit no attribution": "MIT-0",
+    "apache": "Apache-2.0",
+    "apache 2": "Apache-2.0",
+    "apache 2.0": "Apache-2.0",
+    "apache2": "Apache-2.0",
+    "apache software": "Apache-2.0",
+    "apache software 2.0": "Apache-2.0",
+    "asl 2.0": "Apache-2.0",
+    "al 2.0": "Apache-2.0",
+    "bsd": "BSD-3-Clause",
+    "new bsd": "BSD-3-Clause",
+    "modified bsd": "BSD-3-Clause",
+    "bsd 3": "BSD-3-Clause",
+    "3 clause bsd": "BSD-3-Clause",
+    "bsd 3 clause": "BSD-3-Clause",
+    "bsd 2": "BSD-2-Clause",
+    "simplified bsd": "BSD-2-Clause",
+    "freebsd": "BSD-2-Clause",
+    "2 clause bsd": "BSD-2-Clause",
+    "bsd 2 clause": "BSD-2-Clause",
+    "bsd 4 clause": "BSD-4-Clause",
+    "original bsd": "BSD-4-Clause",
+    "zero clause bsd": "0BSD",
+    "boost": "BSL-1.0",
+    "boost software 1.0": "BSL-1.0",
+    "boost software": "BSL-1.0",
+    "isc": "ISC",
+    "zlib": "Zlib",
+    "zlib/libpng": "Zlib",
+    "unlicense": "Unlicense",
+    "unlicence": "Unlicense",
+    "wtfpl": "WTFPL",
+    "psf": "PSF-2.0",
+    "python software foundation": "PSF-2.0",
+    "postgresql": "PostgreSQL",
+    "sil open font 1.1": "OFL-1.1",
+    "ofl": "OFL-1.1",
+    "open data commons attribution 1.0": "ODC-By-1.0",
+    "odc by": "ODC-By-1.0",
+    "odbl": "ODbL-1.0",
+    "open database 1.0": "ODbL-1.0",
+    "eclipse public 2.0": "EPL-2.0",
+    "eclipse public 1.0": "EPL-1.0",
+    "mozilla public 2.0": "MPL-2.0",
+    "mozilla public": "MPL-2.0",
+    "mpl": "MPL-2.0",
+    "mpl 2": "MPL-2.0",
+    "mpl2": "MPL-2.0",
+    "cc0": "CC0-1.0",
+    "cc zero": "CC0-1.0",
+    "creative commons zero": "CC0-1.0",
+    "creative commons zero 1.0 universal": "CC0-1.0",
+    "pdm": "CC-PDM-1.0",
+    "public domain mark": "CC-PDM-1.0",
+    "public domain mark 1.0": "CC-PDM-1.0",
+    "public domain": PUBLIC_DOMAIN,
+    "publicdomain": PUBLIC_DOMAIN,
+    "pd": PUBLIC_DOMAIN,
+    "domaine public": PUBLIC_DOMAIN,
+    "gemeinfrei": PUBLIC_DOMAIN,
+}
 _GNU = re.compile(
     r"(?:gnu )?(?P<kind>agpl|lgpl|gpl|gfdl|affero general public|lesser general public|library general public|"
     r"general public|free documentation)(?: agpl| lgpl| gpl)? ?v?(?P<version>\d(?:\.\d)?)?(?:\.0)? ?"
@@ -69,8 +120,16 @@ _CC = re.compile(
     r"(?:creative commons|cc) (?P<terms>(?:by|nc|nd|sa)(?: (?:by|nc|nd|sa))*)(?: (?P<version>\d(?:\.\d)?))?(?: .*)?"
 )
 CC_URL = re.compile(r"creativecommons\.org/(licenses|publicdomain)/([a-z-]+)(?:/(\d\.\d))?", re.I)
-_CC_WORDS = {"attribution": "by", "noncommercial": "nc", "non commercial": "nc", "noderivatives": "nd", "noderivs": "nd",
-             "no derivatives": "nd", "sharealike": "sa", "share alike": "sa"}  # fmt: skip
+_CC_WORDS = {
+    "attribution": "by",
+    "noncommercial": "nc",
+    "non commercial": "nc",
+    "noderivatives": "nd",
+    "noderivs": "nd",
+    "no derivatives": "nd",
+    "sharealike": "sa",
+    "share alike": "sa",
+}
 
 
 def normalize_license(written: str) -> str | None:
@@ -90,7 +149,7 @@ def normalize_license(written: str) -> str | None:
 
 
 def permitted(expression: str, allowed: frozenset[str]) -> bool:
-    """Whether ``allowed`` identifiers satisfy an SPDX expression: one side of OR, both of AND; WITH only adds rights."""
+    """Whether ``allowed`` identifiers satisfy an SPDX expression: one side of OR, both of AND; WITH adds rights."""
     tokens = re.findall(r"\(|\)|[^\s()]+", expression)
 
     def holds(tree: object) -> bool:
@@ -146,8 +205,8 @@ def _creative_commons(terms: list[str], version: str | None) -> str | None:
 
 
 def _key(written: str) -> str:
-    key = re.sub(r"\b(?:the|licen[sc]es?|licensed|under|version|international|unported|generic|public licen[sc]e)\b", " ",
-                 re.sub(r"[-_,()\"]", " ", written.lower().replace("public license", "public")))  # fmt: skip
+    words = re.sub(r"[-_,()\"]", " ", written.lower().replace("public license", "public"))
+    key = re.sub(r"\b(?:the|licen[sc]es?|licensed|under|version|international|unported|generic)\b", " ", words)
     return re.sub(r"\s+", " ", re.sub(r"\bv\.? ?(?=\d)", "", key)).strip(" .")
 
 
