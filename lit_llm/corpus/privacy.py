@@ -2,8 +2,8 @@
 
     RedactPII().texts(["Mail jane@corp.org"])  # ["Mail <EMAIL>"]
 
-What costs is reading text that has nothing in it: one scan by an RE2 set of all patterns tells which could match (110 to
-210 MB/s, measured), and only these are looked for, on UTF-8 out of Arrow's buffers. What is somebody's is taken as
+What costs is reading text that has nothing in it: one scan by an RE2 set of all patterns tells which could match (110
+to 210 MB/s, measured), and only these are looked for, on UTF-8 out of Arrow's buffers. What is somebody's is taken as
 personal; private, loopback and documentation ranges of addresses are nobody's, nor is what a form shows ("ghp_xxxx").
 """
 
