@@ -48,7 +48,7 @@ def _longest(text: str, skipped: int, least: int, most: int) -> str:
         total += len(group)
         if total > most:
             break
-        if len(group) == 1 and text[end - 2] == ".":  # a decimal
+        if len(group) == 1 and text[:end].endswith(f".{group}"):  # a decimal
             break
         if total >= least and _ends(text, end):
             best = text[:end]

@@ -120,8 +120,9 @@ class RedactPII(Block):
 
 def _spans(data: bytes, recognizer: Recognizer, pattern: Any) -> list[Span]:
     found, at = [], 0
+    group = 1 if pattern.groups else 0
     while match := pattern.search(data, at):
-        start, end = match.span(1) if pattern.groups else match.span()
+        start, end = match.span(group)
         before = data[max(0, start - _AROUND) : start].decode(errors="ignore")
         after = data[end : end + _AROUND].decode(errors="ignore")
         value = recognizer.accept(before, data[start:end].decode(), after)
