@@ -16,9 +16,9 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
     ("script", "said"),
     [
         ("decode.py", "transformers eager"),
-        ("load.py", "peak memory ratio"),
+        pytest.param("load.py", "peak memory ratio", marks=pytest.mark.slow),
         ("cpu_step.py", "floor"),
-        ("checkpoint_pause.py", "two processes, parts, background"),
+        pytest.param("checkpoint_pause.py", "two processes, parts, background", marks=pytest.mark.slow),
         ("dedup.py", "exact 1.000 and near"),
     ],
 )
