@@ -13,7 +13,7 @@ import pytest
 from driver import arguments, consumed, metrics, run
 
 DRIVER = Path(__file__).with_name("driver.py")
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 def launch(
@@ -22,7 +22,9 @@ def launch(
     """A fit on two processes; returns once nobody holds its output any more, so all of them are gone."""
     args = arguments(folder, corpus, 0, 2, 2, strategy, 24)
     command = [*launcher, str(DRIVER), str(folder.with_name(f"{folder.name}.ids")), json.dumps(kill), *args, *extra]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=os.environ)
+    # Else torchrun's restarted workers find the addresses of the killed ones: github.com/pytorch/pytorch/issues/135712
+    env = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=env)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
