@@ -82,6 +82,7 @@ def test_two_tensor_parallel_processes_equal_one(train: Callable, one: Path) -> 
     check_same(train("cut", 2, 4, *TP, 2, "--model.recompute", 0.5), one)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_numbers_of_processes(train: Callable, one: Path) -> None:
     """Two, then one, then two again, with another accumulation each time."""
     train("moving", 2, 2, "--trainer.strategy", "fsdp2", "--trainer.max_steps", 10)

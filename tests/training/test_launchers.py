@@ -47,6 +47,7 @@ def test_who_started_it_is_gone(tmp_path: Path) -> None:
     assert done.returncode == 3 and "the process that started this one is gone" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
 def test_torchrun_starts_again_from_the_newest_checkpoint(tmp_path: Path, corpus: Path, strategy: str) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -58,6 +59,7 @@ def test_torchrun_starts_again_from_the_newest_checkpoint(tmp_path: Path, corpus
     assert metrics(killed) == metrics(whole) and consumed(killed) == consumed(whole)
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_of_torchruns_workers(tmp_path: Path, corpus: Path) -> None:
     """Saved and, for torchrun, failed: it ends with 1, whatever the worker's status, unless it may start again."""
     done = launch(TORCHRUN, tmp_path / "run", corpus, "--ckpt_path", "auto", kill=["terminate", 20, 1])

@@ -63,6 +63,7 @@ def test_killed_run_of_a_changing_mixture_continues_bit_equal(tmp_path: Path, th
     check_kills(tmp_path, three_sources, *settings, kills=kills(17, 3, 6), workers=2, accumulation=3)
 
 
+@pytest.mark.slow
 def test_killed_run_of_two_processes_continues_bit_equal(tmp_path: Path, three_sources: Path) -> None:
     settings = ("--data.mixture", json.dumps(CHANGING))
     check_kills(tmp_path, three_sources, *settings, kills=[["beside", 2], ["batch", 11]], accumulation=2, ranks=2)
@@ -183,6 +184,7 @@ def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(
     assert run(folder, corpus, "--ckpt_path", "last") == 2
 
 
+@pytest.mark.slow
 def test_two_processes_go_back_to_the_checkpoint_before_a_damaged_one(tmp_path: Path, corpus: Path) -> None:
     whole, folder = tmp_path / "whole", tmp_path / "run"
     assert run(whole, corpus, ranks=2) == 0
@@ -218,7 +220,7 @@ def test_nothing_to_resume_and_a_used_folder(tmp_path: Path, corpus: Path) -> No
 def test_ctrl_c_finishes_the_step_and_saves_it(tmp_path: Path, corpus: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert run(whole, corpus, accumulation=3) == 0
-    assert run(stopped, corpus, kill=["interrupt", 20], accumulation=3) == 130  # in step 7
+    assert run(stopped, corpus, kill=["interrupt", 20, 0], accumulation=3) == 130  # in step 7
     assert sorted(f.name for f in (stopped / "checkpoints").glob("step-*"))[-1] == "step-00000007.ckpt"
     assert json.loads((stopped / "run.json").read_text())["status"] == "interrupted"
     assert run(stopped, corpus, "--ckpt_path", "last", accumulation=3) == 0
@@ -240,7 +242,7 @@ def test_sigterm_saves_the_step_and_asks_to_be_requeued(tmp_path: Path, corpus: 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(tmp_path: Path, corpus: Path, rank: int) -> None:
     folder = tmp_path / "run"
-    assert run(folder, corpus, kill=["terminate", 3, rank], ranks=2, accumulation=2) == Preempted.status
+    assert run(folder, corpus, kill=["terminate", 5, rank], ranks=2, accumulation=2) == Preempted.status
     # It came as the third step began, before which the processes ask each other.
     assert [f.name for f in (folder / "checkpoints").glob("step-*")] == ["step-00000002.ckpt"]
     assert run(folder, corpus, "--ckpt_path", "last", ranks=2, accumulation=2) == 0
