@@ -26,7 +26,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_disk_that_fills_up_costs_the_steps_since(tmp_path: Path, small_disk: Path, corpus: Path, ranks: int) -> None:
     shape = {"ranks": ranks, "accumulation": 2 // ranks}
     whole, folder = tmp_path / "whole", small_disk / "run"

@@ -28,7 +28,7 @@ def launch(
     return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=env)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_no_process_is_left_when_one_is_killed(tmp_path: Path, corpus: Path, rank: int) -> None:
     done = launch([sys.executable], tmp_path / "run", corpus, kill=["alone", 20, rank])
     assert done.returncode == -signal.SIGKILL if rank == 0 else done.returncode not in (0, 2, 75), done.stderr[-2000:]
@@ -48,7 +48,7 @@ def test_who_started_it_is_gone(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_torchrun_starts_again_from_the_newest_checkpoint(tmp_path: Path, corpus: Path, strategy: str) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run(whole, corpus, ranks=2, accumulation=2, strategy=strategy) == 0

@@ -164,7 +164,9 @@ def test_resuming_an_earlier_checkpoint_sets_later_ones_aside(tmp_path: Path, co
     assert (folder / "checkpoints" / "abandoned-step-00000016.ckpt").exists()
 
 
-@pytest.mark.parametrize("harm", ["flipped", "truncated", "empty"])
+@pytest.mark.parametrize(
+    "harm", ["flipped", *(pytest.param(harm, marks=pytest.mark.slow) for harm in ("truncated", "empty"))]
+)
 def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(
     tmp_path: Path, corpus: Path, harm: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
