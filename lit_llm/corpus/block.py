@@ -43,6 +43,11 @@ class Block:
         positions = pc.sort_indices(pc.if_else(kept, 0, 1))  # stable: where each row of `both` came from
         return both.take(pc.sort_indices(positions))
 
+    def drop(self, table: pa.Table, reasons: pa.StringArray) -> pa.Table:
+        """``table`` (all rows kept) with "dropped" filled where there is a reason."""
+        said = pc.binary_join_element_wise(pa.scalar(self.name), reasons, ": ", null_handling="emit_null")
+        return table.set_column(table.schema.get_field_index("dropped"), "dropped", said.cast(pa.string()))
+
 
 @dataclass(frozen=True)
 class Filter(Block):
@@ -54,9 +59,7 @@ class Filter(Block):
 
     def apply(self, table: pa.Table) -> pa.Table:
         """Fill "dropped"."""
-        reasons = self.judge(texts(table["text"]))
-        said = pc.binary_join_element_wise(pa.scalar(self.name), reasons, ": ", null_handling="emit_null")
-        return table.set_column(table.schema.get_field_index("dropped"), "dropped", said.cast(pa.string()))
+        return self.drop(table, self.judge(texts(table["text"])))
 
     def reasons(self, documents: Texts) -> list[str | None]:
         """For a list of strings: why each would be dropped, None where it is kept."""

@@ -10,7 +10,8 @@ import lightning as L
 from lightning.pytorch.strategies import ParallelStrategy, Strategy
 from torch.utils.data import DataLoader, Dataset
 
-from lit_llm.data.files import default_cache_dir, read_prompts
+from lit_llm.cache import default_cache_dir
+from lit_llm.data.files import read_prompts
 from lit_llm.data.order import Order, StepSampler
 from lit_llm.errors import UserError
 from lit_llm.models.tokenizer import Tokenizer

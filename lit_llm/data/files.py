@@ -1,19 +1,11 @@
-"""Files beside the data: where what is made on the way is kept, and prompts. Imports nothing heavy: commands use it."""
+"""Prompts from files. Imports nothing heavy: commands use it."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from lit_llm.errors import UserError
-
-
-def default_cache_dir() -> Path:
-    """Where what is made on the way is kept: $LIT_LLM_CACHE, or lit_llm under the user's cache folder."""
-    if "LIT_LLM_CACHE" in os.environ:
-        return Path(os.environ["LIT_LLM_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lit_llm"
 
 
 def read_prompts(file: Path) -> list[str]:

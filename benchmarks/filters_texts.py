@@ -1,0 +1,86 @@
+"""Real texts of this machine and junk made of them, for benchmarks/filters.py."""
+
+from __future__ import annotations
+
+import random
+import sysconfig
+from pathlib import Path
+
+SUFFIXES = {".txt", ".md", ".rst", ".py", ".html", ".htm", ""}
+NAMES = {"METADATA", "README", "LICENSE", "NOTICE", "copyright", "changelog", "NEWS", "COPYING", "AUTHORS"}
+LARGEST = 400_000  # bytes
+
+
+def readable(folder: Path) -> list[Path]:
+    """Files that look like text."""
+    return [
+        file
+        for file in sorted(folder.rglob("*"))
+        if file.suffix in SUFFIXES and (file.suffix or file.name in NAMES) and file.is_file()
+    ]
+
+
+def read(file: Path) -> str:
+    """The text as it is, or the main text of an HTML page; empty if it cannot be read."""
+    from resiliparse.extract.html2text import extract_plain_text
+
+    try:
+        text = file.read_bytes()[:LARGEST].decode("utf-8", "ignore")
+    except OSError:
+        return ""
+    if file.suffix in (".html", ".htm"):
+        return extract_plain_text(text, main_content=True, preserve_formatting=True)
+    return text
+
+
+def junk(text: str, rng: random.Random) -> str:
+    """The text spoiled in one of the ways that the rules are there for."""
+    lines = [line for line in text.splitlines() if line.strip()] or ["x"]
+    words = text.split()[:3000] or ["x"]
+    some = " ".join(rng.sample(words, min(len(words), 8)))
+    part = lines[: rng.randrange(2, 60)]
+    return rng.choice([
+        lambda: "\n".join(part * rng.randrange(2, 6)),
+        lambda: "\n\n".join(rng.choices(part, k=len(part))),
+        lambda: "\n".join(line if rng.random() < 0.7 else part[0] for line in lines),
+        lambda: " ".join([some] * rng.randrange(5, 60)),
+        lambda: " ".join(words + [some] * rng.randrange(1, 20)),
+        lambda: "\n".join(f"{rng.choice('-•*')} {line.strip()}" for line in part),
+        lambda: "\n".join(line + rng.choice(["...", "…", " ...", "."]) for line in part),
+        lambda: "\n".join(words[: rng.randrange(5, 200)]),
+        lambda: " ".join(word + rng.choice(["#", " #", "", "", "…"]) for word in words),
+        lambda: " ".join(rng.sample(words, len(words)))[: rng.randrange(10, 2000)],
+        lambda: " ".join(str(rng.randrange(10**6)) for _ in range(rng.randrange(5, 300))),
+        lambda: text[: rng.randrange(1, 400)],
+        lambda: text.replace(". ", ".\n").replace("the ", rng.choice(["the ", "die ", "[1] the "])),
+        lambda: text + "\n" + rng.choice(["Lorem ipsum dolor sit.", "Please enable JavaScript now.", "if (x) { y.",
+                                          "We use cookies to serve you."]),
+        lambda: "".join(rng.choices("北京大学是中国的。一个学校，我们在这里学习！ \n", k=rng.randrange(20, 800))),  # noqa: RUF001
+        lambda: text.replace(" ", "\u00a0")[:5000],
+        lambda: text[:3000].replace("\n", "\r\n"),
+    ])()  # fmt: skip
+
+
+def default_folders() -> list[Path]:
+    """Standard library, installed packages, the system's documentation."""
+    paths = [sysconfig.get_path("stdlib"), "/usr/share/doc"]
+    return [Path(path) for path in paths if Path(path).is_dir()]
+
+
+def texts(megabytes: float, folders: list[Path], seed: int = 0) -> list[str]:
+    """About ``megabytes`` (1e6) of them, a third of the documents junk, in random order."""
+    rng = random.Random(seed)
+    files = [file for folder in folders for file in readable(folder)]
+    rng.shuffle(files)
+    chosen: dict[str, None] = {}
+    size = 0
+    for file in files:
+        text = read(file)
+        if rng.random() < 1 / 3:
+            text = junk(text, rng)
+        if text not in chosen:
+            chosen[text] = None
+            size += len(text.encode())
+        if size > megabytes * 1e6:
+            break
+    return list(chosen)
