@@ -20,6 +20,7 @@ from lit_llm.errors import UserError
 CHUNK_TOKENS = (
     1 << 22
 )  # 8 MB a chunk with 2-byte tokens; a block never spans two chunks, so each wastes less than a block
+_DATA_FORMATS = {"uint16": "no_header_numpy:5", "int32": "no_header_numpy:2"}  # litdata's names of them
 _HEADER_BYTES = 12  # item count (always 1: a chunk is one stretch of the stream) and the two offsets around it
 
 
@@ -43,10 +44,10 @@ class ShardWriter:
         self._digest = hashlib.sha256()
         folder.mkdir(parents=True)
 
-    def append(self, separator: int, tokens: np.ndarray) -> None:
-        """Add a document: ``separator``, then its ids (1-D, any integer dtype whose values fit)."""
-        self._pending += [np.array([separator], self.dtype), tokens.astype(self.dtype)]
-        self._pending_tokens += len(tokens) + 1
+    def append(self, tokens: np.ndarray) -> None:
+        """Add tokens: 1-D, any integer dtype whose values fit. A document's begin with the separator."""
+        self._pending.append(tokens.astype(self.dtype, copy=False))
+        self._pending_tokens += len(tokens)
         if self._pending_tokens < CHUNK_TOKENS:
             return
         stream = np.concatenate(self._pending)
@@ -58,18 +59,15 @@ class ShardWriter:
 
     def close(self) -> None:
         """Write what is left and the index."""
-        from litdata.streaming.serializers import NoHeaderNumpySerializer
-
         if self._pending_tokens:
             self._write_chunk(np.concatenate(self._pending))
-        _, data_format = NoHeaderNumpySerializer().serialize(np.zeros(0, self.dtype))
         index = {
             "chunks": self._chunks,
             "config": {
                 "chunk_bytes": None,
                 "chunk_size": CHUNK_TOKENS,
                 "compression": None,
-                "data_format": [data_format],
+                "data_format": [_DATA_FORMATS[self.dtype.name]],
                 "data_spec": json.dumps([1, {"type": None, "context": None, "children_spec": []}]),
                 "encryption": None,
                 "item_loader": "TokensLoader",

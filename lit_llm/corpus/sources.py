@@ -51,6 +51,12 @@ class SourceFile:
     path: Path
     id: str
 
+    @property
+    def size(self): return self.path.stat().st_size
+
+    @property
+    def version(self): return str(self.path.stat().st_mtime_ns)
+
 
 def list_files(sources: Sources) -> list[SourceFile]:
     """All input files: sources in the order given, the files of each by their ids.
@@ -62,6 +68,8 @@ def list_files(sources: Sources) -> list[SourceFile]:
     Raises:
         UserError: a pattern matches no file, or a name cannot be a folder's name.
     """
+    if isinstance(sources, list) and sources and isinstance(sources[0], Source):
+        sources = {s.name: s.paths for s in sources}
     files: list[SourceFile] = []
     for name, patterns in _named(sources).items():
         seen: set[str] = set()
@@ -253,3 +261,22 @@ def _parquet_texts(path: Path, text_field: str) -> Iterator[tuple[int | None, ob
 def _missing_field(place: str, text_field: str, names: list[str]) -> str:
     listed = ", ".join(map(repr, names[:20])) or "none"
     return f"{place}: no field {text_field!r} (data.text_field); the fields there are {listed}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Adapter until the readers land."""
+
+    name: str
+    paths: Sequence[str]
+    weight: float = 1.0
+    language: str | None = None
+    license: str | None = None
+    domain: str | None = None
+    text_field: str = "text"
+
+
+def as_sources(sources: Sources | list[Source], text_field: str = "text") -> list[Source]:
+    if isinstance(sources, list) and sources and isinstance(sources[0], Source):
+        return sources
+    return [Source(name, tuple(paths), text_field=text_field) for name, paths in _named(sources).items()]

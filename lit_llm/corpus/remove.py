@@ -1,0 +1,1 @@
+def removed_ids(folder): return frozenset()

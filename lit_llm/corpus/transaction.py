@@ -1,0 +1,79 @@
+"""Changes to several files of a folder that happen together or not at all, whenever the process is killed.
+
+New files are written below ``<folder>/.next``, under the names that they will have. The file COMMIT there says that
+all of them are on disk; from then on moving them into place can be repeated, and `finish` does so at every opening of
+the folder until ``.next`` is gone. Before that it throws away what was begun.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from lit_llm.corpus.store import published, sync, sync_folder
+
+_NEXT, _COMMIT = ".next", "COMMIT"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Alone in ``folder`` among the processes that ask. The lock dies with its process."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def transaction(folder: Path, replaced: Sequence[str] = ()) -> Iterator[Path]:
+    """A folder to write new files into, which replace those of the same paths in ``folder`` when the block ends.
+
+    Args:
+        folder: locked by the caller.
+        replaced: folders in it that are replaced whole: what is there and not written anew goes.
+    """
+    staged = folder / _NEXT
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir()
+    try:
+        yield staged
+        sync(staged)
+        with published(staged / _COMMIT) as partial:
+            partial.write_text(json.dumps(list(replaced)))
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    finish(folder)
+
+
+def finish(folder: Path) -> None:
+    """Complete or undo what a killed process left; the caller holds the lock."""
+    staged = folder / _NEXT
+    if not staged.is_dir():
+        return
+    if (staged / _COMMIT).is_file():
+        for name in json.loads((staged / _COMMIT).read_text()):
+            if (staged / name).is_dir():
+                shutil.rmtree(folder / name, ignore_errors=True)
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                os.rename(staged / name, folder / name)
+        for parent, _, names in os.walk(staged):
+            target = folder / Path(parent).relative_to(staged)
+            target.mkdir(parents=True, exist_ok=True)
+            for name in names:
+                if name != _COMMIT:
+                    os.replace(os.path.join(parent, name), target / name)
+            sync_folder(target)
+    shutil.rmtree(staged)
+
+
+def pending(folder: Path) -> bool:
+    """Whether there is something to finish."""
+    return (folder / _NEXT).is_dir()
