@@ -108,7 +108,7 @@ def build_corpus(
 
 
 def build(config: CorpusConfig, output: str | Path, progress: bool = True, key: str | None = None) -> Corpus:
-    """Build the corpus of ``config`` into ``output``, or return the one there if it is of the same sources and settings.
+    """Build the corpus of ``config`` into ``output``, or return the one there if sources and settings are the same.
 
     What an earlier build left in ``output/.work`` and does not depend on what has changed is used. A corpus that is
     there already stays as it is until the new one takes its place, in one step.
@@ -145,11 +145,10 @@ def build(config: CorpusConfig, output: str | Path, progress: bool = True, key: 
 
 
 def _build(config: CorpusConfig, output: Path, progress: bool, key: str) -> None:
-    from lit_llm.corpus.card import make_card
-    from lit_llm.corpus.card_page import write_page
+    from lit_llm.corpus.card import make_card, write_card
     from lit_llm.corpus.pipeline import Pipeline
     from lit_llm.corpus.progress import Progress
-    from lit_llm.corpus.remove import removed_ids
+    from lit_llm.corpus.removed import removed_ids
     from lit_llm.corpus.store import Store
 
     started = time.perf_counter()
@@ -160,10 +159,9 @@ def _build(config: CorpusConfig, output: Path, progress: bool, key: str) -> None
     card = make_card(pipeline, key, [dataclasses.asdict(source) for source in config.sources])
     seconds = time.perf_counter() - started
     card["build"] = {"seconds": round(seconds, 1), "tasks_run": dict(pipeline.ran)}
-    with transaction(output, _WHOLE) as folder:
+    with transaction(output, gone=_WHOLE) as folder:
         pipeline.lay_out(folder)
-        (folder / "datacard.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        write_page(card, folder / "datacard.html")
+        write_card(card, folder)
     if config.keep_work:
         store.sweep()
     else:

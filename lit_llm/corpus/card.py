@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lit_llm.corpus.card_page import write_page
+from lit_llm.corpus.config import MixtureSettings
 from lit_llm.corpus.folder import FORMAT
-from lit_llm.corpus.pipeline import Pipeline
 from lit_llm.corpus.mixture import shares
+from lit_llm.corpus.pipeline import Pipeline
 from lit_llm.corpus.statistics import distinct_ngrams, entropy, merge
+from lit_llm.corpus.steps import REMOVED
 from lit_llm.corpus.store import read_counts
 
 _LISTED = 100  # languages, hosts, ... by name; the rest are counted together
@@ -47,6 +51,29 @@ def make_card(pipeline: Pipeline, fingerprint: str, sources: Any) -> dict[str, A
     }
     card["mixture"] = mixture_table(card, pipeline.weights(), pipeline.config.mixture)
     return card
+
+
+def revise_card(card: dict[str, Any], documents: list[Path], dropped: list[Path], removed: int) -> dict[str, Any]:
+    """The card of a corpus from which documents were removed, from its card before and its files after."""
+    weights = {row["source"]: row["weight"] for row in card["mixture"]}
+    counts = Counter(card["dropped"])
+    counts[REMOVED] += removed
+    stages = [row["stage"] for row in card["funnel"]]
+    revised = {
+        **card,
+        **describe_dropped(counts, card["read"]["documents"], stages),
+        "examples_dropped": _examples(dropped),
+        **describe(documents),
+    }
+    revised["mixture"] = mixture_table(revised, weights, MixtureSettings(**card["settings"]["mixture"]))
+    return revised
+
+
+def write_card(card: dict[str, Any], folder: Path) -> None:
+    """datacard.json, and the page that shows it."""
+    text = json.dumps(card, indent=2, ensure_ascii=False)
+    (folder / "datacard.json").write_text(text + "\n", encoding="utf-8")
+    write_page(card, folder / "datacard.html")
 
 
 def describe(documents: Iterable[Path]) -> dict[str, Any]:
@@ -88,9 +115,11 @@ def describe_dropped(dropped: dict[str, int], read: int, stages: list[str]) -> d
     return {"funnel": funnel, "dropped": dict(sorted(dropped.items())), "duplicates": duplicates}
 
 
-def mixture_table(card: dict[str, Any], weights: dict[str, float], settings: Any) -> list[dict[str, Any]]:
+def mixture_table(card: dict[str, Any], weights: dict[str, float], settings: MixtureSettings) -> list[dict[str, Any]]:
     """A row a source: tokens for training, its share of it, and passes over it in a run of ``settings.tokens``."""
-    tokens = {name: part["tokens"] for name, part in card["splits"].get("train", {}).items()}
+    tokens = {name: part["tokens"] for name, part in card["splits"]["train"].items()}
+    if not tokens:
+        return []
     found = shares(tokens, weights, settings)
     run = settings.tokens or sum(tokens.values())
     return [

@@ -61,6 +61,14 @@ class MixtureSettings:
             raise UserError("mixture: temperature and max_epochs must be above 0")
 
 
+def _any_language() -> GopherQuality:
+    return GopherQuality(min_doc_words=5, min_avg_word_length=None, max_avg_word_length=30, min_stop_words=None)
+
+
+def _all_licenses() -> LicenseFilter:
+    return LicenseFilter(tuple(GROUPS), keep_unknown=True)
+
+
 @dataclass(frozen=True)
 class CorpusConfig:
     """Everything that decides what is in a corpus, and where and how it is built.
@@ -91,21 +99,19 @@ class CorpusConfig:
         part_bytes: of input in a part, the unit of work and of resuming. The result does not depend on it.
     """
 
-    sources: list[Source]
-    normalize: Normalize | None = Normalize()
-    opt_out: OptOut | None = OptOut()
-    language: IdentifyLanguage | None = IdentifyLanguage()
-    gopher_repetition: GopherRepetition | None = GopherRepetition()
-    gopher_quality: GopherQuality | None = GopherQuality(
-        min_doc_words=5, min_avg_word_length=None, max_avg_word_length=30, min_stop_words=None
-    )
+    sources: list[Source] = field(default_factory=list)
+    normalize: Normalize | None = field(default_factory=Normalize)
+    opt_out: OptOut | None = field(default_factory=OptOut)
+    language: IdentifyLanguage | None = field(default_factory=IdentifyLanguage)
+    gopher_repetition: GopherRepetition | None = field(default_factory=GopherRepetition)
+    gopher_quality: GopherQuality | None = field(default_factory=_any_language)
     c4: C4Quality | None = None
     fineweb: FineWebQuality | None = None
-    privacy: RedactPII | None = RedactPII()
-    license: LicenseFilter | None = field(default_factory=lambda: LicenseFilter(tuple(GROUPS), keep_unknown=True))
-    dedup: Dedup | None = Dedup()
+    privacy: RedactPII | None = field(default_factory=RedactPII)
+    license: LicenseFilter | None = field(default_factory=_all_licenses)
+    dedup: Dedup | None = field(default_factory=Dedup)
     evaluations: Evaluations | None = None
-    mixture: MixtureSettings = MixtureSettings()
+    mixture: MixtureSettings = field(default_factory=MixtureSettings)
     tokenizer: str | None = None
     vocab_size: int | None = None
     validation_fraction: float = 0.05

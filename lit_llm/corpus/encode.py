@@ -28,6 +28,7 @@ DOCUMENTS = pa.schema(
         "sha256": pa.string(), "bytes": pa.int64(), "tokens": pa.int64(), "split": pa.string(),
     }
 )  # fmt: skip
+TAIL = "#tail"  # behind the id of what is held out of a document
 DROPPED = pa.schema(
     {
         "id": pa.string(), "source": pa.string(), "path": pa.string(), "offset": pa.int64(), "url": pa.string(),
@@ -71,7 +72,7 @@ def _with_tails(table: pa.Table, share: float) -> pa.Table:
         if len(row["text"]) < 2:
             rows.append({**row, "split": "train"})
             continue
-        for part, name, split in zip(cut(row["text"], share), ("", "#tail"), ("train", "validation"), strict=True):
+        for part, name, split in zip(cut(row["text"], share), ("", TAIL), ("train", "validation"), strict=True):
             data = part.encode()
             hashed = hashlib.sha256(data).hexdigest()
             rows.append({**row, "id": row.get("id", "") + name, "text": part, "split": split, "bytes": len(data)})
@@ -215,5 +216,3 @@ class WriteDropped:
                 ],
                 schema=DROPPED,
             )  # fmt: skip
-
-

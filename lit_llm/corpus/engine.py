@@ -56,7 +56,8 @@ class Engine:
         if self.runner == "ray":
             rows = rows.into_partitions(len(tasks))  # else all of them go to one node
         one_by_one = daft.method.batch(return_dtype=daft.DataType.binary(), batch_size=1)
-        worker = daft.cls(type("Worker", (), {"work": one_by_one(_work)}), max_concurrency=workers, use_process=not threads)()
+        kind = type("Worker", (), {"work": one_by_one(_work)})
+        worker = daft.cls(kind, max_concurrency=workers, use_process=not threads)()
         done = rows.select(rows["number"], worker.work(rows["task"]).alias("failure"))
         for row in done.iter_rows(results_buffer_size=None):
             if row["failure"] is not None:
@@ -73,7 +74,9 @@ def _daft(runner: str, address: str | None) -> Any:
     try:
         import daft
     except ImportError as error:
-        raise UserError("workers: more than one needs Daft; pip install 'lit_llm[corpus]', or set workers to 1") from error
+        raise UserError(
+            "workers: more than one needs Daft; pip install 'lit_llm[corpus]', or set workers to 1"
+        ) from error
     if runner == "local":
         daft.set_runner_native()
         return daft

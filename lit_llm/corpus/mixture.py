@@ -11,9 +11,9 @@ from lit_llm.errors import UserError
 def shares(sizes: Mapping[str, float], weights: Mapping[str, float], settings: MixtureSettings) -> dict[str, float]:
     """Each source's share of training, summing to 1.
 
-    Shares are weights (sizes, where all weigh the same) to the power 1 / temperature. A source of which that would take more
-    than ``max_epochs`` passes in ``settings.tokens`` gets as many as it may, and the others share the rest in their
-    proportions, until none is above. Where all are at the limit, there is too little text for the run.
+    Shares are weights (sizes, where all weigh the same) to the power 1 / temperature. A source of which that would
+    take more than ``max_epochs`` passes in ``settings.tokens`` gets as many as it may, and the others share the rest in
+    their proportions, until none is above. Where all are at the limit, there is too little text for the run.
 
     Args:
         sizes: tokens (or bytes, without ``settings.tokens``) by source.

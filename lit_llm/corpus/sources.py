@@ -52,10 +52,12 @@ class SourceFile:
     id: str
 
     @property
-    def size(self): return self.path.stat().st_size
+    def size(self):
+        return self.path.stat().st_size
 
     @property
-    def version(self): return str(self.path.stat().st_mtime_ns)
+    def version(self):
+        return str(self.path.stat().st_mtime_ns)
 
 
 def list_files(sources: Sources) -> list[SourceFile]:

@@ -35,13 +35,15 @@ class Statistics:
         content: JSON-able. "splits": split -> source -> documents, bytes, tokens. "languages", "domains", "hosts",
             "licenses": name -> documents and tokens. "pii": kind -> values replaced. "changed_by": block -> documents.
             "lengths": power of two -> documents of as many bytes or more. "language_scores",
-            "bytes_per_token_histogram": lower edge -> documents. "ngrams": all, and the smallest hashes. "examples": id, source and beginning of a text.
+            "bytes_per_token_histogram": lower edge -> documents. "ngrams": all, and the smallest
+            hashes. "examples": id, source and beginning of a text.
     """
 
     def __init__(self) -> None:
         self.content: dict[str, Any] = {
             "splits": {}, **{name: {} for name in _COUNTED}, "pii": {}, "changed_by": {}, "lengths": {},
-            "language_scores": {}, "bytes_per_token_histogram": {}, "ngrams": {"total": 0, "smallest": []}, "examples": [],
+            "language_scores": {}, "bytes_per_token_histogram": {}, "ngrams": {"total": 0, "smallest": []},
+            "examples": [],
         }  # fmt: skip
 
     def add(self, table: pa.Table) -> None:

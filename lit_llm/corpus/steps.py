@@ -16,12 +16,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lit_llm.corpus.block import Block, texts, utf8, with_column
-from lit_llm.corpus.decontaminate import Decontaminate, evaluation_texts
 from lit_llm.corpus.config import Evaluations
+from lit_llm.corpus.decontaminate import Decontaminate, evaluation_texts
 from lit_llm.corpus.dedup import Dedup
+from lit_llm.corpus.parts import Part
 from lit_llm.corpus.privacy import KINDS, RedactPII
 from lit_llm.corpus.read import read_part
-from lit_llm.corpus.parts import Part
 from lit_llm.corpus.store import read_tables, write_arrow, write_tables
 
 EXAMPLE_CHARACTERS = 200
@@ -104,16 +104,12 @@ def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
             columns.append(pa.nulls(len(table), field.type))
         elif pa.types.is_struct(field.type):
             given = table[field.name].combine_chunks()
-            names = {given.type.field(i).name for i in range(given.type.num_fields)}
-            columns.append(
-                pa.StructArray.from_arrays(
-                    [
-                        given.field(inner.name).cast(inner.type) if inner.name in names else pa.nulls(len(given), inner.type)
-                        for inner in field.type
-                    ],
-                    fields=list(field.type), mask=given.is_null(),
-                )
-            )  # fmt: skip
+            has = {inner.name for inner in given.type}
+            parts = [
+                given.field(inner.name).cast(inner.type) if inner.name in has else pa.nulls(len(given), inner.type)
+                for inner in field.type
+            ]
+            columns.append(pa.StructArray.from_arrays(parts, fields=list(field.type), mask=given.is_null()))
         else:
             columns.append(table[field.name].cast(field.type))
     return pa.table(columns, schema=schema)

@@ -90,12 +90,11 @@ def _fsync(path: str) -> None:
 
 def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table], counts: dict[str, Any]) -> None:
     """A parquet file with a row group for each table, and ``counts``, as they are at the end, in its metadata."""
-    with published(path) as partial:
-        with pq.ParquetWriter(partial, schema, compression="zstd", compression_level=1) as writer:
-            for table in tables:
-                if len(table):
-                    writer.write_table(table, row_group_size=len(table))
-            writer.add_key_value_metadata({_COUNTS: json.dumps(counts).encode()})
+    with published(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd", compression_level=1) as file:
+        for table in tables:
+            if len(table):
+                file.write_table(table, row_group_size=len(table))
+        file.add_key_value_metadata({_COUNTS: json.dumps(counts).encode()})
 
 
 def read_counts(path: Path) -> dict[str, Any]:

@@ -32,12 +32,12 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def transaction(folder: Path, replaced: Sequence[str] = ()) -> Iterator[Path]:
+def transaction(folder: Path, gone: Sequence[str] = ()) -> Iterator[Path]:
     """A folder to write new files into, which replace those of the same paths in ``folder`` when the block ends.
 
     Args:
         folder: locked by the caller.
-        replaced: folders in it that are replaced whole: what is there and not written anew goes.
+        gone: files and folders in it that are removed before, as they stand when the block ends.
     """
     staged = folder / _NEXT
     shutil.rmtree(staged, ignore_errors=True)
@@ -46,7 +46,7 @@ def transaction(folder: Path, replaced: Sequence[str] = ()) -> Iterator[Path]:
         yield staged
         sync(staged)
         with published(staged / _COMMIT) as partial:
-            partial.write_text(json.dumps(list(replaced)))
+            partial.write_text(json.dumps(list(gone)))
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise
@@ -58,17 +58,18 @@ def finish(folder: Path) -> None:
     staged = folder / _NEXT
     if not staged.is_dir():
         return
-    if (staged / _COMMIT).is_file():
-        for name in json.loads((staged / _COMMIT).read_text()):
-            if (staged / name).is_dir():
-                shutil.rmtree(folder / name, ignore_errors=True)
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                os.rename(staged / name, folder / name)
+    commit = staged / _COMMIT
+    if commit.is_file():
+        for name in json.loads(commit.read_text()):
+            shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink(missing_ok=True)
+        # Nothing is removed twice: the moves that follow may be repeated.
+        with published(commit) as partial:
+            partial.write_text("[]")
         for parent, _, names in os.walk(staged):
             target = folder / Path(parent).relative_to(staged)
             target.mkdir(parents=True, exist_ok=True)
             for name in names:
-                if name != _COMMIT:
+                if Path(parent, name) != commit:
                     os.replace(os.path.join(parent, name), target / name)
             sync_folder(target)
     shutil.rmtree(staged)

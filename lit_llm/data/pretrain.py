@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
-from lit_llm.corpus.build import Corpus, cached_corpus
+from lit_llm.corpus.build import cached_corpus
+from lit_llm.corpus.folder import Corpus
 from lit_llm.corpus.shards import read_tokens
 from lit_llm.data.base import TokenDataModule
 from lit_llm.data.blocks import EvaluationWindows, TokenBlocks

@@ -53,8 +53,9 @@ _USUAL_NAMES = {
 _PIECE_CHARACTERS = 1_000_000
 # White space, digits, case, marks, scripts, emoji, and spelled control tokens: where encoders part ways.
 _PROBE = (
-    "It's 1234567 o'clock,  DON'T  \t\n\n   stop\r\n\u00a0x=1;\u3000//+=-- na\u00efve cafe\u0301 \u5317\u4eac\u3002\u0928\u092e\u0938\u094d\u0924\u0947 "
-    "\u0645\u0631\u062d\u0628\u0627 \u00df\u0130\u017f \U0001f469\u200d\U0001f467 \u2028\u0085 \u00bd\u2167 _a1_ <|im_end|><|endoftext|></s><s>[CLS] \0 \ufffd  "
+    "It's 1234567 o'clock,  DON'T  \t\n\n   stop\r\n\u00a0x=1;\u3000//+=-- na\u00efve cafe\u0301 \u5317\u4eac\u3002"
+    "\u0928\u092e\u0938\u094d\u0924\u0947 \u0645\u0631\u062d\u0628\u0627 \u00df\u0130\u017f \U0001f469\u200d\U0001f467 "
+    "\u2028\u0085 \u00bd\u2167 _a1_ <|im_end|><|endoftext|></s><s>[CLS] \0 \ufffd  "
 )
 _LINE_START = re.compile(r"\n(?=\S)")
 
