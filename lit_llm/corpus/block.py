@@ -9,10 +9,12 @@ block runs alone, under Daft, Ray Data or Spark, on batches of any size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from itertools import pairwise
+from typing import Any, ClassVar, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -43,6 +45,15 @@ class Block:
         positions = pc.sort_indices(pc.if_else(kept, 0, 1))  # stable: where each row of `both` came from
         return both.take(pc.sort_indices(positions))
 
+    def drop(self, table: pa.Table, reasons: pa.StringArray) -> pa.Table:
+        """``table`` (all rows kept) with "dropped" filled where there is a reason."""
+        said = pc.binary_join_element_wise(pa.scalar(self.name), reasons, ": ", null_handling="emit_null")
+        return with_column(table, "dropped", said.cast(pa.string()))
+
+    def texts(self, documents_: Texts) -> list[str]:
+        """For a list of strings: what each becomes."""
+        return self(documents(documents_))["text"].to_pylist()
+
 
 @dataclass(frozen=True)
 class Filter(Block):
@@ -54,9 +65,7 @@ class Filter(Block):
 
     def apply(self, table: pa.Table) -> pa.Table:
         """Fill "dropped"."""
-        reasons = self.judge(texts(table["text"]))
-        said = pc.binary_join_element_wise(pa.scalar(self.name), reasons, ": ", null_handling="emit_null")
-        return table.set_column(table.schema.get_field_index("dropped"), "dropped", said.cast(pa.string()))
+        return self.drop(table, self.judge(texts(table["text"])))
 
     def reasons(self, documents: Texts) -> list[str | None]:
         """For a list of strings: why each would be dropped, None where it is kept."""
@@ -66,11 +75,43 @@ class Filter(Block):
 def texts(documents: Texts) -> pa.LargeStringArray:
     """One contiguous array of them, without nulls: a null counts as empty."""
     if isinstance(documents, pa.ChunkedArray):
-        array = documents.combine_chunks()
+        # combine_chunks copies a single chunk too.
+        array = documents.chunk(0) if documents.num_chunks == 1 else documents.combine_chunks()
     else:
         array = documents if isinstance(documents, pa.Array) else pa.array(documents, pa.large_string())
     array = array.cast(pa.large_string())
     return array.fill_null("") if array.null_count else array
+
+
+def utf8(text: pa.LargeStringArray) -> Iterator[bytes]:
+    """The bytes of each text, straight out of Arrow's buffers: no Python string is made."""
+    offsets = np.frombuffer(text.buffers()[1], np.int64)[text.offset : text.offset + len(text) + 1]
+    data = memoryview(text.buffers()[2] or b"")
+    for start, end in pairwise(offsets.tolist()):
+        yield bytes(data[start:end])
+
+
+def replaced(text: pa.LargeStringArray, rows: Sequence[int], values: Sequence[bytes | str]) -> pa.LargeStringArray:
+    """``text`` with new ``values`` at ``rows`` (ascending)."""
+    if not rows:
+        return text
+    mask = np.zeros(len(text), bool)
+    mask[rows] = True
+    return pc.replace_with_mask(text, pa.array(mask), pa.array(values, pa.large_binary()).cast(pa.large_string()))
+
+
+def with_column(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """``table`` with the column set, or added if it is new."""
+    index = table.schema.get_field_index(name)
+    return table.append_column(name, values) if index < 0 else table.set_column(index, name, values)
+
+
+def per_value(column: pa.Array | pa.ChunkedArray, judge: Callable[[Any], str | None]) -> pa.StringArray:
+    """``judge`` of each value, null of null, asked once for each distinct one: for columns in which few are."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    encoded = array.dictionary_encode()
+    judged = [None if value is None else judge(value) for value in encoded.dictionary.to_pylist()]
+    return pa.array(judged, pa.string()).take(encoded.indices)
 
 
 def documents(text: Texts, **columns: Sequence | pa.Array) -> pa.Table:

@@ -1,0 +1,247 @@
+"""What personal data looks like: for each kind a pattern that proposes candidates and a check that confirms them.
+
+Patterns are RE2's, which has no look-around and pays for counted repeats; so they say little, and structure, check
+digits and the words around a candidate are judged in Python, on the few candidates there are.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Recognizer:
+    """One form of one kind.
+
+    Attributes:
+        kind: what it is counted and replaced as.
+        pattern: RE2 syntax, on UTF-8; the candidate is group 1 where there is one, else the match.
+        accept: (before, candidate, after) -> the part to redact, a prefix of candidate + after; "" for none. ``before``
+            and ``after`` are up to 64 bytes around.
+        retry: a refused candidate may have swallowed the start of a good one; search on inside it. Only for patterns
+            that end within some dozens of characters, as this costs their length for each of their characters.
+    """
+
+    kind: str
+    pattern: str
+    accept: Callable[[str, str, str], str]
+    retry: bool = False
+
+
+# A number after one of these is a thing's, not a person's.
+THING = re.compile(
+    r"(?i)(?:part|order|serial|item|model|invoice|ticket|sku|isbn|issn|doi|ref|article|tracking|version|bestell|artikel|"
+    r"auftrags?|rechnungs?|serien|commande|pedido|fattura|заказ\w*|артикул|订单)"
+    r"(?:[ -]?(?:nummer|number|num|no|nr|n°|№|id|code)?)[.:#]*\s*$"
+)
+
+
+def digits_of(value: str) -> str:
+    return "".join(c for c in value if "0" <= c <= "9")
+
+
+def luhn(digits: str) -> bool:
+    """ISO/IEC 7812-1, annex B."""
+    odd, even = digits[-1::-2], digits[-2::-2]
+    return (sum(map(int, odd)) + sum(sum(divmod(2 * int(d), 10)) for d in even)) % 10 == 0
+
+
+# --- e-mail -----------------------------------------------------------------------------------------------------------
+# What stands after the last dot where no mail goes: file endings, unit names of systemd, attributes in code, and the
+# special-use names of RFC 6762 and of home networks.
+_NO_DOMAIN = frozenset(
+    """png jpg jpeg gif svg webp ico pdf js jsx ts tsx css scss html htm json yaml yml xml txt csv log conf ini
+    lock jar tgz whl exe dll service socket timer target mount slice scope local localdomain localhost internal
+    lan data meta shape dtype transpose finish context this self class java kt swift cpp hpp""".split()  # noqa: SIM905
+)
+_NO_PERSON = frozenset({"git", "this", "super", "self", "return"})
+_REMOTE_SHELL = re.compile(r"\b(?:ssh|scp|sftp|rsync|mosh|ssh-copy-id)\s+(?:-\S+\s+)*(?:\S+\s+)*$")
+_IN_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s<>\"']*$", re.I)
+
+
+def _email(before: str, value: str, after: str) -> str:
+    at = re.search("@|%40", value)
+    assert at
+    local, host = value[: at.start()], value[at.end() :]
+    last = host.rsplit(".", 1)[1].lower()
+    if last in _NO_DOMAIN or local.lower() in _NO_PERSON or len(local.encode()) > 64 or len(host.encode()) > 255:
+        return ""
+    # a@W.mean(), scp's host:path (a port or a time may follow an address, a path begins otherwise).
+    if after[:1] in ("(", "[", "$") or re.match(r":[~/\w]*/", after):
+        return ""
+    if _REMOTE_SHELL.search(before):
+        return ""
+    # https://user@host and https://site/@user; in a query it is somebody's address.
+    if (url := _IN_URL.search(before + local)) and not re.search(r"[=&?]\S*$", url[0]):
+        return ""
+    return "" if before.endswith("/") and not before.endswith("//") else value
+
+
+# --- IP addresses -----------------------------------------------------------------------------------------------------
+_VERSION = re.compile(
+    r"(?i)(?:\bv|\b(?:version|ver|release|rev|revision|build|section|sect|chapter|clause|kapitel|abschnitt|chapitre|"
+    r"firmware|oid|upgrade to|assembly|windows|app)s?"
+    r"[.:]?\s*(?:nr\.?|no\.?)?\s*v?|§+\s*|[=<>~^!]=?=|[a-z]/|[a-z_]-|[\w.]\.)$"
+)
+_NETWORK = re.compile(
+    r"(?i)(?:\bip|ipv4|addr|host|server|client|ping|from|src|dst|dns|whois|listen|connect|nameserver|gateway|peer|"
+    r"forwarded-for|https?://|адрес|адреса|地址|banned|blocked)\W{0,4}\w{0,12}\W{0,3}$"
+)
+
+
+def _of_a_host(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    return address.is_global and not address.is_multicast
+
+
+def _ipv4(before: str, value: str, after: str) -> str:
+    parts = value.split(".")
+    if any(len(part) > 1 and part[0] == "0" for part in parts) or any(int(part) > 255 for part in parts):
+        return ""
+    if re.match(r"\.?\d|\.[a-z]|[-_+~][\w]", after) or not _of_a_host(ipaddress.IPv4Address(value)):
+        return ""
+    network = _NETWORK.search(before) is not None
+    if _VERSION.search(before) and not before.endswith("=") and not before.endswith("//"):
+        return ""
+    # Four numbers below 32 are far more often a version or a section than an address (1 in 4,096 is so small).
+    if max(map(int, parts)) < 32 and not network and not re.match(r":\d{2,5}\b|/\d{1,2}\b", after):
+        return ""
+    return value
+
+
+def _ipv6(before: str, value: str, after: str) -> str:
+    """Only 2000::/3 is given to anybody (RFC 4291, section 2.4)."""
+    value = value if value.endswith("::") else value.rstrip(":")
+    if before[-1:] in (":", ".") or after[:1].isalnum():
+        return ""
+    try:
+        return value if _of_a_host(ipaddress.IPv6Address(value)) else ""
+    except ValueError:
+        return ""
+
+
+# --- payment cards and bank accounts ----------------------------------------------------------------------------------
+_CARD = re.compile(
+    r"\d{13,19}(?!\d)|\d{4}([ -])\d{4}\1\d{4}\1\d{1,4}(?:\1\d{3})?(?!\d)|\d{4}([ -])\d{6}\2\d{4,5}(?!\d)"
+)
+# ISO/IEC 7812 issuer prefixes and the lengths they come in: Visa, Mastercard, American Express, Discover, Diners Club,
+# JCB, UnionPay, Mir, Maestro.
+_ISSUERS = re.compile(
+    r"4\d{12}(?:\d{3})?(?:\d{3})?|(?:5[1-5]\d\d|222[1-9]|22[3-9]\d|2[3-6]\d\d|27[01]\d|2720)\d{12}|3[47]\d{13}|"
+    r"(?:6011|64[4-9]\d|65\d\d)\d{12,15}|(?:30[0-5]\d|36\d\d|3[89]\d\d)\d{10}|35(?:2[89]|[3-8]\d)\d{12,15}|"
+    r"62\d{14,17}|220[0-4]\d{12}|(?:5018|5020|5038|5893|6304|6759|676[1-3])\d{8,15}"
+)
+
+
+def _card(before: str, value: str, after: str) -> str:
+    found = _CARD.match(value + after)
+    if (
+        not found
+        or re.search(r"\d[.,]$|[\w+#-]$", before)
+        or re.match(r"[.,]\d|-\d|[A-Za-z_]", (value + after)[found.end() :])
+    ):
+        return ""
+    digits = digits_of(found[0])
+    return found[0] if _ISSUERS.fullmatch(digits) and luhn(digits) else ""
+
+
+# SWIFT's IBAN registry: how many characters in all.
+_IBAN_LENGTHS = {
+    country: int(length)
+    for entry in """15:NO 16:BE 18:DK,FI,FO,GL,NL,SD 19:MK,SI,FK 20:AT,BA,EE,KZ,LT,LU,MN,XK,SO 21:CH,HR,LI,LV
+    22:BG,BH,CR,DE,GB,GE,IE,ME,RS,VA 23:AE,GI,IL,IQ,OM,TL 24:AD,CZ,ES,MD,PK,RO,SA,SE,SK,TN,VG 25:LY,PT,ST
+    26:IS,TR 27:BI,DJ,FR,GR,IT,MC,MR,SM 28:AL,AZ,BY,CY,DO,GT,HN,HU,LB,NI,PL,SV 29:BR,EG,PS,QA,UA 30:JO,KW,MU,YE
+    31:MT,SC 32:LC 33:RU""".split()  # noqa: SIM905
+    for length, countries in [entry.split(":")]
+    for country in countries.split(",")
+}
+
+
+def _iban(before: str, value: str, after: str) -> str:
+    """ISO 13616: the country's length, and 1 modulo 97 with the first four characters last and letters as 10 to 35."""
+    length = _IBAN_LENGTHS.get(value[:2].upper())
+    found = length and re.match(rf"[A-Za-z0-9](?:[ -]?[A-Za-z0-9]){{{length - 1}}}(?![A-Za-z0-9])", value + after)
+    if not found or before[-1:] in ("_", "-"):
+        return ""
+    plain = re.sub("[ -]", "", found[0])
+    return found[0] if int("".join(str(int(c, 36)) for c in plain[4:] + plain[:4])) % 97 == 1 else ""
+
+
+# --- keys -------------------------------------------------------------------------------------------------------------
+_TOKENS = r"""\b(?:AKIA|ASIA)[A-Z2-7]{16}\b
+\bgh[pousr]_[A-Za-z0-9]{36}
+\bgithub_pat_[A-Za-z0-9]{22}_[A-Za-z0-9]{59}
+\bglpat-[A-Za-z0-9_-]{20}
+\bxox[abeprs]-[0-9A-Za-z]{8}[0-9A-Za-z-]+
+\bsk-(?:proj-|svcacct-|admin-)?[A-Za-z0-9_-]{20}[A-Za-z0-9_-]+
+\bAIza[A-Za-z0-9_-]{35}
+\b[rs]k_live_[A-Za-z0-9]{24}[A-Za-z0-9]*
+\bhf_[A-Za-z]{34}\b
+\bnpm_[A-Za-z0-9]{36}\b
+\bpypi-AgEIcHlwaS5vcmc[A-Za-z0-9_-]{50}[A-Za-z0-9_-]*
+\bSG\.[A-Za-z0-9_-]{22}\.[A-Za-z0-9_-]{43}
+\b[0-9]{8,10}:AA[A-Za-z0-9_-]{32}[A-Za-z0-9_-]*
+\beyJ[A-Za-z0-9_-]{10}[A-Za-z0-9_-]*\.eyJ[A-Za-z0-9_-]{10}[A-Za-z0-9_-]*\.[A-Za-z0-9_-]{20}[A-Za-z0-9_-]*"""
+
+
+def _token(before: str, value: str, after: str) -> str:
+    """Not a form to fill in ("ghp_xxxxxxxx"), and not a word with hyphens ("sk-something-long-and-telling")."""
+    body = (
+        value[value.rfind("_" if value[2:4] in ("p_", "_l") else "-") + 1 :] if not value.startswith("eyJ") else value
+    )
+    if len(set(body)) < 6 and len(set(value)) < 14:
+        return ""
+    if value.startswith("sk-") and not (re.search(r"\d", value) and re.search("[A-Z]", value)):
+        return ""
+    return value
+
+
+def _password(before: str, value: str, after: str) -> str:
+    """Of a URL: not a word that stands for one, not a variable, not the "b" of an example's "a:b@"."""
+    stands = re.fullmatch(r"(?i)(?:my|your)?[_-]?(?:pass(?:word|wd)?|pwd|pw|secret|token|x+|\*+)", value)
+    return "" if stands or len(value) < 6 or re.search(r"[<>{}$%\[\]():]|\.\.\.", value) else value
+
+
+def _as_it_is(before: str, value: str, after: str) -> str:
+    return value
+
+
+_SCRIPTS = (
+    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Cyrillic}\p{Greek}\p{Arabic}\p{Hebrew}\p{Devanagari}\p{Bengali}"
+    r"\p{Tamil}\p{Thai}\p{Armenian}\p{Georgian}]"
+)
+_LATIN = r"\p{Latin}0-9"
+RECOGNIZERS = (
+    Recognizer(
+        "secret",
+        r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----(?s:.*?)-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----",
+        _as_it_is,
+    ),
+    # A block that was cut off.
+    Recognizer("secret", r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----(?:\s|\\n)*[A-Za-z0-9+/=\s\\]{32,}", _as_it_is),
+    *(Recognizer("secret", pattern, _token) for pattern in _TOKENS.splitlines()),
+    Recognizer("secret", r"(?i)\baws_?secret_?(?:access_?)?key\W{1,5}([A-Za-z0-9/+]{40})\b", _as_it_is),
+    Recognizer(
+        "secret", r"\bhooks\.slack\.com/services/(T[A-Z0-9]+/B[A-Z0-9]+/[A-Za-z0-9]{16}[A-Za-z0-9]*)", _as_it_is
+    ),
+    Recognizer("secret", r"\b[a-z][a-z0-9+.-]*://[^\s:/@]*:([^\s/@]+)@", _password),
+    Recognizer(
+        "email",
+        rf"[{_LATIN}](?:[{_LATIN}._+'-]*[{_LATIN}_+-])?(?:@|%40)[{_LATIN}](?:[{_LATIN}-]*\.)+\p{{Latin}}{{2,24}}",
+        _email,
+    ),
+    # Internationalised addresses (RFC 6531) in other scripts; their words stand without spaces before a Latin one too.
+    Recognizer("email", _SCRIPTS + r"[\p{L}\p{N}._+-]*@[\p{L}\p{N}][\p{L}\p{N}-]*\.[\p{L}\p{N}.-]*\p{L}{2,}", _email),
+    Recognizer(
+        "email",
+        r"(?i)\b[a-z0-9][a-z0-9._+-]* ?[\[({](?:at|@)[\])}] ?[a-z0-9-]+"
+        r"(?: ?[\[({](?:dot|\.)[\])}] ?[a-z0-9-]+|\.[a-z0-9-]+)+",
+        _as_it_is,
+    ),
+    Recognizer("iban", r"\b[A-Za-z]{2}[0-9]{2}[ -]?[A-Za-z0-9]{4}[ -]?[A-Za-z0-9]{3}", _iban, retry=True),
+    Recognizer("card", r"\b[2-6][0-9]{3}[ -]?[0-9]{4}[ -]?[0-9]{2}[ -]?[0-9]{2}", _card, retry=True),
+    Recognizer("ip_address", r"\b[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\b", _ipv4, retry=True),
+    Recognizer("ip_address", r"\b[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]*[0-9A-Fa-f:]", _ipv6),
+)

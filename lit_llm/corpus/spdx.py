@@ -1,0 +1,262 @@
+"""Under which licence a document may be used: names to SPDX expressions, licences found in texts, and who may stay.
+
+normalize_license("Apache License, Version 2.0")  # "Apache-2.0"
+LicenseFilter(allow=("permissive",)).apply(documents(["..."], license=["MIT License"]))
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+
+PUBLIC_DOMAIN = "LicenseRef-Public-Domain"
+# Identifiers of the SPDX licence list, by what they ask for.
+GROUPS: Mapping[str, frozenset[str]] = {
+    "permissive": frozenset(
+        f"""0BSD AFL-3.0 Apache-1.1 Apache-2.0 Artistic-2.0 BSD-2-Clause BSD-2-Clause-Patent BSD-3-Clause BSD-4-Clause
+        BSL-1.0 BlueOak-1.0.0 CC-BY-1.0 CC-BY-2.0 CC-BY-2.5 CC-BY-3.0 CC-BY-4.0 CC-PDM-1.0 CC0-1.0 CDLA-Permissive-1.0
+        CDLA-Permissive-2.0 ECL-2.0 FTL HPND ICU ISC Libpng MIT MIT-0 MS-PL MulanPSL-2.0 NCSA ODC-By-1.0 OFL-1.1
+        OLDAP-2.8
+        OpenSSL PDDL-1.0 PHP-3.01 PSF-2.0 PostgreSQL Python-2.0 Ruby TCL UPL-1.0 Unicode-3.0 Unicode-DFS-2016 Unlicense
+        Vim W3C WTFPL X11 ZPL-2.1 Zlib bzip2-1.0.6 curl {PUBLIC_DOMAIN} LicenseRef-CC-BY""".split()
+    ),
+    "copyleft": frozenset(
+        """AGPL-1.0-only AGPL-3.0-only AGPL-3.0-or-later CC-BY-SA-1.0 CC-BY-SA-2.0 CC-BY-SA-2.5 CC-BY-SA-3.0
+        CC-BY-SA-4.0
+        CDDL-1.0 CDDL-1.1 CDLA-Sharing-1.0 CECILL-2.1 CPL-1.0 EPL-1.0 EPL-2.0 EUPL-1.1 EUPL-1.2 GFDL-1.1-or-later
+        GFDL-1.2-only GFDL-1.2-or-later GFDL-1.3-only GFDL-1.3-or-later GPL-1.0-or-later GPL-2.0-only GPL-2.0-or-later
+        GPL-3.0-only GPL-3.0-or-later LGPL-2.0-only LGPL-2.0-or-later LGPL-2.1-only LGPL-2.1-or-later LGPL-3.0-only
+        LGPL-3.0-or-later MPL-1.1 MPL-2.0 MS-RL ODbL-1.0 OSL-3.0 LicenseRef-CC-BY-SA""".split()  # noqa: SIM905
+    ),
+    "noncommercial": frozenset(
+        [f"CC-BY-NC{more}-{v}" for more in ("", "-SA", "-ND") for v in ("1.0", "2.0", "2.5", "3.0", "4.0")]
+        + ["LicenseRef-CC-BY-NC", "LicenseRef-CC-BY-NC-SA", "LicenseRef-CC-BY-NC-ND", "PolyForm-Noncommercial-1.0.0"]
+    ),
+    "noderivatives": frozenset(
+        [f"CC-BY-ND-{v}" for v in ("1.0", "2.0", "2.5", "3.0", "4.0")] + ["LicenseRef-CC-BY-ND"]
+    ),
+}
+_IDS = {name.lower(): name for group in GROUPS.values() for name in group}
+_EXCEPTIONS = {
+    name.lower(): name
+    for name in """Classpath-exception-2.0 GCC-exception-3.1 LLVM-exception Autoconf-exception-3.0 Bison-exception-2.2
+    Font-exception-2.0 OpenSSL-exception Linux-syscall-note""".split()  # noqa: SIM905
+}
+# What people write, as `_key` leaves it: lower case, without "the", "license", "version", "v", punctuation.
+_NAMES = {
+    "mit": "MIT",
+    "expat": "MIT",
+    "mit expat": "MIT",
+    "mit mit": "MIT",
+    "mit no attribution": "MIT-0",
+    "apache": "Apache-2.0",
+    "apache 2": "Apache-2.0",
+    "apache 2.0": "Apache-2.0",
+    "apache2": "Apache-2.0",
+    "apache software": "Apache-2.0",
+    "apache software 2.0": "Apache-2.0",
+    "asl 2.0": "Apache-2.0",
+    "al 2.0": "Apache-2.0",
+    "bsd": "BSD-3-Clause",
+    "new bsd": "BSD-3-Clause",
+    "modified bsd": "BSD-3-Clause",
+    "bsd 3": "BSD-3-Clause",
+    "3 clause bsd": "BSD-3-Clause",
+    "bsd 3 clause": "BSD-3-Clause",
+    "bsd 2": "BSD-2-Clause",
+    "simplified bsd": "BSD-2-Clause",
+    "freebsd": "BSD-2-Clause",
+    "2 clause bsd": "BSD-2-Clause",
+    "bsd 2 clause": "BSD-2-Clause",
+    "bsd 4 clause": "BSD-4-Clause",
+    "original bsd": "BSD-4-Clause",
+    "zero clause bsd": "0BSD",
+    "boost": "BSL-1.0",
+    "boost software 1.0": "BSL-1.0",
+    "boost software": "BSL-1.0",
+    "isc": "ISC",
+    "zlib": "Zlib",
+    "zlib/libpng": "Zlib",
+    "unlicense": "Unlicense",
+    "unlicence": "Unlicense",
+    "wtfpl": "WTFPL",
+    "psf": "PSF-2.0",
+    "python software foundation": "PSF-2.0",
+    "postgresql": "PostgreSQL",
+    "sil open font 1.1": "OFL-1.1",
+    "ofl": "OFL-1.1",
+    "open data commons attribution 1.0": "ODC-By-1.0",
+    "odc by": "ODC-By-1.0",
+    "odbl": "ODbL-1.0",
+    "open database 1.0": "ODbL-1.0",
+    "eclipse public 2.0": "EPL-2.0",
+    "eclipse public 1.0": "EPL-1.0",
+    "mozilla public 2.0": "MPL-2.0",
+    "mozilla public": "MPL-2.0",
+    "mpl": "MPL-2.0",
+    "mpl 2": "MPL-2.0",
+    "mpl2": "MPL-2.0",
+    "cc0": "CC0-1.0",
+    "cc zero": "CC0-1.0",
+    "creative commons zero": "CC0-1.0",
+    "creative commons zero 1.0 universal": "CC0-1.0",
+    "pdm": "CC-PDM-1.0",
+    "public domain mark": "CC-PDM-1.0",
+    "public domain mark 1.0": "CC-PDM-1.0",
+    "public domain": PUBLIC_DOMAIN,
+    "publicdomain": PUBLIC_DOMAIN,
+    "pd": PUBLIC_DOMAIN,
+    "domaine public": PUBLIC_DOMAIN,
+    "gemeinfrei": PUBLIC_DOMAIN,
+}
+_GNU = re.compile(
+    r"(?:gnu )?(?P<kind>agpl|lgpl|gpl|gfdl|affero general public|lesser general public|library general public|"
+    r"general public|free documentation)(?: agpl| lgpl| gpl)? ?v?(?P<version>\d(?:\.\d)?)?(?:\.0)? ?"
+    r"(?P<later>\+|or later|or newer|(?:or )?\(?at your option\)? any later)?(?: ?only)?"
+)
+_GNU_KINDS = {"affero": "AGPL", "lesser": "LGPL", "library": "LGPL", "general": "GPL", "free": "GFDL"}
+_CC = re.compile(
+    r"(?:creative commons|cc) (?P<terms>(?:by|nc|nd|sa)(?: (?:by|nc|nd|sa))*)(?: (?P<version>\d(?:\.\d)?))?(?: .*)?"
+)
+CC_URL = re.compile(r"creativecommons\.org/(licenses|publicdomain)/([a-z-]+)(?:/(\d\.\d))?", re.I)
+_CC_WORDS = {
+    "attribution": "by",
+    "noncommercial": "nc",
+    "non commercial": "nc",
+    "noderivatives": "nd",
+    "noderivs": "nd",
+    "no derivatives": "nd",
+    "sharealike": "sa",
+    "share alike": "sa",
+}
+
+
+def normalize_license(written: str) -> str | None:
+    """The SPDX expression (specification 2.3, annex D) for what somebody wrote; None if it is not recognised.
+
+    "public domain" becomes LicenseRef-Public-Domain, a Creative Commons licence without its version LicenseRef-CC-...
+    """
+    if one := single_license(written):
+        return one
+    tokens = [t for t in re.split(r"(?i)(\(|\)|(?<=\s)(?:AND|OR|WITH)(?=\s)|/|,)", written) if t.strip()]
+    if len(tokens) < 3:
+        return None
+    try:
+        return _joined(_parse([token.strip() for token in tokens]))
+    except ValueError:
+        return None
+
+
+def permitted(expression: str, allowed: frozenset[str]) -> bool:
+    """Whether ``allowed`` identifiers satisfy an SPDX expression: one side of OR, both of AND; WITH adds rights."""
+    tokens = re.findall(r"\(|\)|[^\s()]+", expression)
+
+    def holds(tree: object) -> bool:
+        if isinstance(tree, str):
+            return tree.split(" WITH ")[0] in allowed
+        assert isinstance(tree, tuple)
+        operator, left, right = tree
+        return (holds(left) or holds(right)) if operator == "OR" else (holds(left) and holds(right))
+
+    return holds(_parse(tokens))
+
+
+@functools.lru_cache(maxsize=4096)
+def single_license(written: str) -> str | None:
+    """One licence's identifier, without AND, OR, WITH."""
+    written = written.strip().strip("\"'`.")
+    if known := _IDS.get(written.lower()):
+        return known
+    if url := CC_URL.search(written):
+        if url[1].lower() == "publicdomain":
+            return {"zero": "CC0-1.0", "mark": "CC-PDM-1.0"}.get(url[2].lower())
+        return _creative_commons(url[2].lower().split("-"), url[3])
+    if re.search(r"apache\.org/licenses/LICENSE-2\.0", written):
+        return "Apache-2.0"
+    if page := re.search(r"(?:opensource|spdx)\.org/licen[sc]es?/([\w.-]+?)(?:\.html|\.php)?/?$", written):
+        return _IDS.get(page[1].lower()) or _NAMES.get(_key(page[1]))
+    if page := re.search(r"gnu\.org/licenses/(?:old-licenses/)?(agpl|lgpl|gpl|fdl)-(\d\.\d)", written):
+        return _IDS.get(f"{page[1].replace('fdl', 'gfdl')}-{page[2]}-only")
+    key = _key(written)
+    if key in _NAMES:
+        return _NAMES[key]
+    if gnu := _GNU.fullmatch(key):
+        kind = _GNU_KINDS.get(gnu["kind"].split()[0], gnu["kind"].upper())
+        version = gnu["version"] or ""
+        if not version:
+            return "GPL-1.0-or-later" if kind == "GPL" else None
+        version = version if "." in version else f"{version}.0"
+        return _IDS.get(f"{kind}-{version}-{'or-later' if gnu['later'] else 'only'}".lower())
+    for word, term in _CC_WORDS.items():
+        key = key.replace(word, term)
+    if cc := _CC.fullmatch(key.replace("creative commons creative commons", "creative commons")):
+        return _creative_commons(cc["terms"].split(), cc["version"])
+    return None
+
+
+def _creative_commons(terms: list[str], version: str | None) -> str | None:
+    name = "CC-" + "-".join(term.upper() for term in ("by", "nc", "nd", "sa") if term in terms)
+    if "nc" in terms and "sa" in terms:
+        name = "CC-BY-NC-SA"
+    if version is None:
+        return _IDS.get(f"licenseref-{name}".lower())
+    return _IDS.get(f"{name}-{version if '.' in version else version + '.0'}".lower())
+
+
+def _key(written: str) -> str:
+    words = re.sub(r"[-_,()\"]", " ", written.lower().replace("public license", "public"))
+    key = re.sub(r"\b(?:the|licen[sc]es?|licensed|under|version|international|unported|generic)\b", " ", words)
+    return re.sub(r"\s+", " ", re.sub(r"\bv\.? ?(?=\d)", "", key)).strip(" .")
+
+
+def _parse(tokens: list[str]) -> object:
+    """Nested (operator, left, right) and identifiers, AND before OR; ValueError where it is no expression."""
+
+    def either() -> object:
+        left = both()
+        while tokens and tokens[0].upper() in ("OR", "/", ","):
+            tokens.pop(0)
+            left = ("OR", left, both())
+        return left
+
+    def both() -> object:
+        left = one()
+        while tokens and tokens[0].upper() == "AND":
+            tokens.pop(0)
+            left = ("AND", left, one())
+        return left
+
+    def one() -> object:
+        if not tokens:
+            raise ValueError
+        if (token := tokens.pop(0)) == "(":
+            inner = either()
+            if not tokens or tokens.pop(0) != ")":
+                raise ValueError
+            return inner
+        license = single_license(token)
+        if license is None:
+            raise ValueError
+        if tokens and tokens[0].upper() == "WITH":
+            tokens.pop(0)
+            exception = _EXCEPTIONS.get(tokens.pop(0).lower()) if tokens else None
+            if exception is None:
+                raise ValueError
+            return f"{license} WITH {exception}"
+        return license
+
+    tokens = list(tokens)
+    tree = either()
+    if tokens:
+        raise ValueError
+    return tree
+
+
+def _joined(tree: object, inside: str = "OR") -> str:
+    if isinstance(tree, str):
+        return tree
+    assert isinstance(tree, tuple)
+    operator, left, right = tree
+    text = f"{_joined(left, operator)} {operator} {_joined(right, operator)}"
+    return f"({text})" if inside == "AND" and operator == "OR" else text

