@@ -24,8 +24,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lit_llm.corpus.documents import Document
+from lit_llm.corpus.read import iter_documents
 from lit_llm.corpus.shards import ShardWriter, check_shards, shards_digest, token_dtype
-from lit_llm.corpus.sources import Document, Sources, iter_documents, list_files
+from lit_llm.corpus.sources import Sources, list_files
 from lit_llm.corpus.workspace import sync, workspace_beside
 from lit_llm.errors import UserError
 from lit_llm.models.tokenizer import Tokenizer
@@ -127,8 +129,7 @@ def fingerprint(sources: Sources, settings: dict[str, Any]) -> str:
         content.pop("vocab_size", None)  # the given tokenizer decides
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     for file in files:
-        stat = file.path.stat()
-        digest.update(json.dumps([file.source, file.id, stat.st_size, stat.st_mtime_ns]).encode())
+        digest.update(json.dumps([file.source, file.id, file.size, file.version]).encode())
     return digest.hexdigest()
 
 
@@ -412,7 +413,7 @@ def _batches(documents: Iterator[tuple[Document, str, str]]) -> Iterator[list[tu
 
 def _disk_full(output: Path, sources: Sources) -> str:
     """Tokens take 2 or 4 bytes and stand for 2 to 5 bytes of text, so the text's size bounds what is needed."""
-    needed = sum(file.path.stat().st_size for file in list_files(sources))
+    needed = sum(file.size for file in list_files(sources))
     free = shutil.disk_usage(output.parent).free
     return (
         f"{output}: the disk is full; the corpus needs up to {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free "
