@@ -36,7 +36,8 @@ _DIRTY = (
     r"[\x00-\x08\x0e-\x1f\x7f-\x{9f}\x{ad}\x{feff}\x{2060}-\x{2064}\x{202a}-\x{202e}\x{2066}-\x{2069}\x{fff9}-\x{fffb}"
     r"\r\x{2028}\x{2029}\x{200b}-\x{200d}]"
 )
-_UNTIDY = r"|[\v\f]|[ \t\x{a0}\x{1680}\x{2000}-\x{200a}\x{202f}\x{205f}\x{3000}](?:\n|\z)|\A\n|\n\n\n|\n\n\z"
+_TRAILING = r"[ \t\x{a0}\x{1680}\x{2000}-\x{200a}\x{202f}\x{205f}\x{3000}](?:\n|\z)"
+_UNTIDY = rf"|[\v\f]|{_TRAILING}|\A\n|\n\n\n|\n\n\z"
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,9 @@ class Normalize(Block):
                 text = pattern.sub("", text)
         text = unicodedata.normalize("NFC", text)
         if not self.code:
-            # Not a pattern with "$": that is quadratic in the length of a run of blanks.
-            text = "\n".join([line.rstrip(_BLANKS) for line in text.split("\n")])
+            if _re2(_TRAILING).search(text):
+                # Not `re` with "$": that is quadratic in the length of a run of blanks.
+                text = "\n".join([line.rstrip(_BLANKS) for line in text.split("\n")])
             text = _BLANK_LINES.sub("\n\n", text.lstrip("\n"))
             text = text[:-1] if text.endswith("\n\n") else text
         return text

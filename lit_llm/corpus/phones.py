@@ -22,14 +22,14 @@ _CODE = re.compile(
     r"1|7|2[07]|3[0-469]|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]|2[1-69]\d|35\d|37\d|38[0-79]|42[013]|50\d|59\d|67\d|"
     r"68\d|69[0-2]|85[0235-9]|88[06]|96\d|97[0-79]|99[2-68]"
 )
-_GROUP = re.compile(r"([ \u00a0./()\-\u2013]{0,3})(\d+)")
+_GROUP = re.compile(r"(?! -\d)[ \u00a0./()\-\u2013]{0,3}(\d+)")
 
 
 def _groups(text: str) -> list[tuple[int, str]]:
     """(where each run of digits ends, its digits) as far as only separators stand between them."""
     found, at = [], 0
     while group := _GROUP.match(text, at):
-        found.append((group.end(), group[2]))
+        found.append((group.end(), group[1]))
         at = group.end()
     return found
 
@@ -48,8 +48,9 @@ def _longest(text: str, skipped: int, least: int, most: int) -> str:
         total += len(group)
         if total > most:
             break
-        decimal = len(group) == 1 and text[end - 2] == "."
-        if total >= least and not decimal and _ends(text, end):
+        if len(group) == 1 and text[:end].endswith(f".{group}"):  # a decimal
+            break
+        if total >= least and _ends(text, end):
             best = text[:end]
     return best
 
@@ -57,7 +58,7 @@ def _longest(text: str, skipped: int, least: int, most: int) -> str:
 def _international(before: str, value: str, after: str) -> str:
     text = value + after
     prefix = re.match(r"\+ ?\(?|00", text)
-    if not prefix or re.search(r"[\d.,)/-]$|\w\+?$" if prefix[0] == "00" else r"[\d)]$|@@.*$", before):
+    if not prefix or re.search(r"[\d.,)/-]$|\w\+?$" if prefix[0] == "00" else r"[\d)]$|\d\.?[eE]$|@@.*$", before):
         return ""
     rest = text[prefix.end() :]
     if not (code := _CODE.match(rest)):

@@ -55,7 +55,7 @@ def luhn(digits: str) -> bool:
 _NO_DOMAIN = frozenset(
     """png jpg jpeg gif svg webp ico pdf js jsx ts tsx css scss html htm json yaml yml xml txt csv log conf ini
     lock jar tgz whl exe dll service socket timer target mount slice scope local localdomain localhost internal
-    lan data meta shape dtype transpose finish context this self class java kt swift cpp hpp""".split()
+    lan data meta shape dtype transpose finish context this self class java kt swift cpp hpp""".split()  # noqa: SIM905
 )
 _NO_PERSON = frozenset({"git", "this", "super", "self", "return"})
 _REMOTE_SHELL = re.compile(r"\b(?:ssh|scp|sftp|rsync|mosh|ssh-copy-id)\s+(?:-\S+\s+)*(?:\S+\s+)*$")
@@ -139,7 +139,7 @@ def _card(before: str, value: str, after: str) -> str:
     found = _CARD.match(value + after)
     if (
         not found
-        or re.search(r"\d[.,]$|[\w+-]$", before)
+        or re.search(r"\d[.,]$|[\w+#-]$", before)
         or re.match(r"[.,]\d|-\d|[A-Za-z_]", (value + after)[found.end() :])
     ):
         return ""

@@ -41,7 +41,7 @@ _IDS = {name.lower(): name for group in GROUPS.values() for name in group}
 _EXCEPTIONS = {
     name.lower(): name
     for name in """Classpath-exception-2.0 GCC-exception-3.1 LLVM-exception Autoconf-exception-3.0 Bison-exception-2.2
-    Font-exception-2.0 OpenSSL-exception Linux-syscall-note""".split()
+    Font-exception-2.0 OpenSSL-exception Linux-syscall-note""".split()  # noqa: SIM905
 }
 # What people write, as `_key` leaves it: lower case, without "the", "license", "version", "v", punctuation.
 _NAMES = {

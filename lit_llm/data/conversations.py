@@ -82,7 +82,7 @@ def _repeats(sources: Sources) -> dict[str, int]:
 
 
 def _files(pattern: str) -> list[Path]:
-    return [_GENERAL_FILE] if pattern == GENERAL else [file.path for file in list_files(pattern)]
+    return [_GENERAL_FILE] if pattern == GENERAL else [Path(file.path) for file in list_files(pattern)]
 
 
 def _read_source(pattern: str) -> Iterator[tuple[str, dict[str, Any]]]:
