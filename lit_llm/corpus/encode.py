@@ -106,14 +106,15 @@ class Encode:
 
     def __call__(self) -> None:
         tokenizer = _tokenizer(self.tokenizer)
+        assert tokenizer.eos_id is not None  # the pipeline has seen to it
         kind = pa.from_numpy_dtype(token_dtype(tokenizer.vocab_size))
         schema = pa.schema({"tokens": pa.large_list(kind)})
-        write_arrow(self.target, schema, self._tables(tokenizer, schema))
+        write_arrow(self.target, schema, self._tables(tokenizer, tokenizer.eos_id, schema))
 
-    def _tables(self, tokenizer: Tokenizer, schema: pa.Schema) -> Iterator[pa.Table]:
+    def _tables(self, tokenizer: Tokenizer, separator: int, schema: pa.Schema) -> Iterator[pa.Table]:
         for table in kept_documents(self.cleaned, self.selected, self.split, ["text"]):
             ids, offsets = tokenizer.encode_ragged(table["text"].to_pylist())
-            ids = np.insert(ids, offsets[:-1], tokenizer.eos_id)
+            ids = np.insert(ids, offsets[:-1], separator)
             lists = pa.LargeListArray.from_arrays(
                 offsets + np.arange(len(offsets)), pa.array(ids, schema.field("tokens").type.value_type)
             )

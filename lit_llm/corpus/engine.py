@@ -12,6 +12,7 @@ import os
 import pickle
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -39,17 +40,29 @@ class Engine:
 
         Args:
             tasks: may be none.
-            threads: they leave the GIL to others, so that a local worker need not be a process of its own.
+            threads: they leave the GIL to others, so that local workers are threads of this process.
 
         Raises:
             UserError: the first task's mistake; the others are not waited for.
             OSError: the first task's.
         """
+        if not tasks:
+            return
         workers = min(self.workers or os.cpu_count() or 1, len(tasks))
-        if self.runner == "local" and workers <= 1:
+        if self.runner == "local" and workers == 1:
             for number, task in enumerate(tasks):
                 task()
                 yield number
+            return
+        if self.runner == "local" and threads:
+            with ThreadPoolExecutor(workers) as pool:
+                running = {pool.submit(task): number for number, task in enumerate(tasks)}
+                try:
+                    for done in as_completed(running):
+                        done.result()
+                        yield running[done]
+                finally:
+                    pool.shutdown(cancel_futures=True)
             return
         daft = _daft(self.runner, self.address)
         rows = daft.from_pydict({"number": list(range(len(tasks))), "task": [pickle.dumps(task) for task in tasks]})
@@ -57,7 +70,7 @@ class Engine:
             rows = rows.into_partitions(len(tasks))  # else all of them go to one node
         one_by_one = daft.method.batch(return_dtype=daft.DataType.binary(), batch_size=1)
         kind = type("Worker", (), {"work": one_by_one(_work)})
-        worker = daft.cls(kind, max_concurrency=workers, use_process=not threads)()
+        worker = daft.cls(kind, max_concurrency=workers, use_process=True)()
         done = rows.select(rows["number"], worker.work(rows["task"]).alias("failure"))
         for row in done.iter_rows(results_buffer_size=None):
             if row["failure"] is not None:

@@ -25,7 +25,8 @@ from lit_llm.corpus.parts import list_parts
 from lit_llm.corpus.progress import Progress
 from lit_llm.corpus.shards import ShardWriter, token_dtype
 from lit_llm.corpus.steps import Clean, Select, Sign, merged
-from lit_llm.corpus.store import Store, digest, published, read_arrow, read_counts, read_tables, write_tables
+from lit_llm.corpus.store import Store, digest, read_arrow, read_counts, read_tables, write_tables
+from lit_llm.corpus.workspace import published
 from lit_llm.errors import UserError
 from lit_llm.models.tokenizer import Tokenizer
 
@@ -305,4 +306,4 @@ def _named(config: CorpusConfig) -> str:
 
 
 def _listed(counts: dict[str, int]) -> str:
-    return ", ".join(f"{n:,} {reason}" for reason, n in list(counts.items())[:5])
+    return ", ".join(f"{n:,} {reason.removeprefix('read: ')}" for reason, n in list(counts.items())[:5])

@@ -168,7 +168,7 @@ class Select:
 
     def _tables(self, counts: dict[str, Any]) -> Iterator[pa.Table]:
         verdicts = pq.read_table(self.verdicts) if self.verdicts is not None else None
-        rows = verdicts["row"].to_numpy() if verdicts is not None else None
+        rows = verdicts["row"].to_numpy() if verdicts is not None else np.zeros(0, np.int64)
         block = contamination(self.evaluations) if self.evaluations is not None else None
         start = 0
         for table in read_tables(self.cleaned, ["id", "text", "source", "dropped"]):

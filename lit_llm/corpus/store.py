@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from lit_llm.corpus.workspace import published
 
 _COUNTS = b"lit_llm"  # key of a table's counters in its file's metadata
 
@@ -48,44 +47,6 @@ class Store:
             for path in stage.iterdir():
                 if path not in self._used:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-@contextmanager
-def published(path: Path) -> Iterator[Path]:
-    """A name to write a file or folder under, which gets its real name when all of it is on disk."""
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        yield partial
-        sync(partial)
-        os.replace(partial, path)
-        sync_folder(path.parent)
-    finally:
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Onto the disk, with all that is in it: a power cut must not leave a trusted name over missing data."""
-    for parent, _, names in os.walk(path) if path.is_dir() else [(str(path.parent), [], [path.name])]:
-        for name in names:
-            _fsync(os.path.join(parent, name))
-        if path.is_dir():
-            _fsync(parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """A folder's own list of names onto the disk."""
-    _fsync(str(folder))
-
-
-def _fsync(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table], counts: dict[str, Any]) -> None:

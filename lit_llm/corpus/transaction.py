@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from lit_llm.corpus.store import published, sync, sync_folder
+from lit_llm.corpus.workspace import published, sync, sync_names
 
 _NEXT, _COMMIT = ".next", "COMMIT"
 
@@ -71,7 +71,7 @@ def finish(folder: Path) -> None:
             for name in names:
                 if Path(parent, name) != commit:
                     os.replace(os.path.join(parent, name), target / name)
-            sync_folder(target)
+            sync_names(target)
     shutil.rmtree(staged)
 
 

@@ -26,10 +26,12 @@ from lit_llm.corpus.sources import Source
 from lit_llm.corpus.store import Store
 from lit_llm.errors import UserError
 
-WORDS = (
+PROSE = (
     "the river of a small town that people have long known with its old bridge and market where every morning "
     "farmers be found to sell bread apples honey wool glass paper letters stories songs maps lamps boats"
-).split()
+)
+WORDS = PROSE.split()
+OWLS = "seven wise owls counted forty green lanterns upon a frozen lake at dusk"
 
 
 def prose(rng: random.Random, words: int = 90) -> str:
@@ -54,7 +56,7 @@ def messy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"id": "mojibake", "text": f"The cafÃ© was closed. {prose(rng)}"},
         {"id": "spam", "text": "buy cheap watches now " * 60},
         {"id": "junk", "text": "#### $$ %% ^^ && ** (( )) ==" * 9},
-        {"id": "task", "text": f"{prose(rng)} seven wise owls counted forty green lanterns upon a frozen lake at dusk {prose(rng)}"},
+        {"id": "task", "text": f"{prose(rng)} {OWLS} {prose(rng)}"},
         {"id": "page", "text": prose(rng), "url": "https://news.example.org/a"},
     ]  # fmt: skip
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -66,7 +68,7 @@ def messy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def evaluation_set(tmp_path_factory: pytest.TempPathFactory) -> str:
     file = tmp_path_factory.mktemp("evaluation") / "owls.jsonl"
-    file.write_text(json.dumps({"question": "seven wise owls counted forty green lanterns upon a frozen lake at dusk"}))
+    file.write_text(json.dumps({"question": OWLS}))
     return str(file)
 
 
@@ -254,7 +256,7 @@ def test_stopped_after_some_files_and_run_again(
     again = build(config(messy, part_bytes=1500), tmp_path / "again", progress=False)
     assert checksums(again) == checksums(whole)
     done = sum(whole.datacard["build"]["tasks_run"].values()) - sum(again.datacard["build"]["tasks_run"].values())
-    assert done == after
+    assert done == min(after, sum(whole.datacard["build"]["tasks_run"].values()))
 
 
 def test_a_failed_rebuild_leaves_the_corpus_there(messy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
