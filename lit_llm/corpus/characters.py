@@ -55,7 +55,7 @@ def terminal_points() -> frozenset[int]:
 
 @functools.cache
 def character_table() -> np.ndarray:
-    """Bits of every code point, uint16 (0x110000,), read-only. Made once in a process, in 0.3 s.
+    """Bits of every code point, uint16 (0x110000,), read-only. Made once in a process, in 0.6 s.
 
     Categories are those of the interpreter's ``unicodedata``: a character that was added to Unicode later than the
     interpreter's version has no bit set.

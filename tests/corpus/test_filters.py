@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import unicodedata
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -19,14 +20,15 @@ from hypothesis import strategies as st
 from lit_llm.corpus.block import documents
 from lit_llm.corpus.c4 import POLICY
 from lit_llm.corpus.characters import SYMBOL, TERMINAL, character_table
-from lit_llm.corpus.filters import STOP_WORDS, C4Quality, FineWebQuality, GopherQuality, GopherRepetition
+from lit_llm.corpus.filters import C4Quality, FineWebQuality, GopherQuality, GopherRepetition
 from lit_llm.corpus.words import words
 from lit_llm.errors import UserError
 
 TABLE = character_table()
-SOME = ["the ", "be ", "a b ", "ab", "c. ", "c", "é\u0301", "…", "...", "# ", "- ", "• ", ".", "!", "\n", "\n\n", "\r\n",
-        "\u2028", "\0", " ", "\u00a0", "🙂", "北京。", "[1]", "[edit]", "[citation needed]", "{", "JavaScript ", "Lorem ipsum ",
-        "Use cooKies ", "x" * 1001, "One two three four. ", "Five six seven eight nine ten. ", '"', "'"]  # fmt: skip
+SOME = ["the ", "be ", "a b ", "ab", "c. ", "c", "é\u0301", "…", "...", "# ", "- ", "• ", ".", "!", "\n", "\n\n",
+        "\r\n", "\u2028", "\0", " ", "\u00a0", "🙂", "北京。", "[1]", "[edit]", "[citation needed]", "{", "JavaScript ",
+        "Lorem ipsum ", "Use cooKies ", "x" * 1001, "One two three four. ", "Five six seven eight nine. ",
+        '"', "'"]  # fmt: skip
 any_text = st.lists(st.sampled_from(SOME), max_size=40).map("".join) | st.text(max_size=30)
 any_texts = st.lists(any_text, max_size=6)
 
@@ -112,16 +114,13 @@ def fineweb(text: str, of: FineWebQuality) -> str | None:
 
 
 def sentence_count(line: str) -> int:
-    kinds = "".join(
-        "." if len(word) == 1 and ends_sentence(word) else "p" if is_punctuation(word) else "w" for word in words(line)
-    )
-    return len(re.findall(r"\.p*w", re.sub(r"[.p]*\.p*", ".", kinds))) + bool(kinds)
-
-
-def is_punctuation(word: str) -> bool:
-    import unicodedata
-
-    return all(unicodedata.category(c)[0] == "P" for c in word)
+    count, ended = 0, True
+    for word in words(line):
+        if len(word) == 1 and ends_sentence(word):
+            count, ended = max(count, 1), True
+        elif count == 0 or (ended and any(unicodedata.category(c)[0] != "P" for c in word)):
+            count, ended = count + 1, False
+    return count
 
 
 def c4(text: str, of: C4Quality) -> tuple[str, str | None]:
@@ -177,3 +176,151 @@ def test_rules_equal_their_references(given: list[str]) -> None:
 
 def prose(*, words: int = 60) -> str:
     return " ".join(f"the {i}th of many" for i in range(words // 4))
+
+
+LINES = [f"Line number {i} has no other like it." for i in range(10)]
+BULLET, NORMAL, TRAILING = "\n• lines that have such bullets", "some word\n", "long line of words that is not over…\n"
+PIECES = GopherRepetition(top_n_grams=(), dup_n_grams=())
+GOPHER = GopherQuality(min_doc_words=1, min_stop_words=0)
+
+
+@pytest.mark.parametrize(
+    ("block", "kept", "dropped", "reason"),
+    [
+        (GopherRepetition(), "a", "", "empty"),
+        (PIECES, "\n\n".join(LINES[:7] + ["a"] * 4), "\n\n".join(LINES[:6] + ["a"] * 5), "dup_para_frac"),
+        (PIECES, "\n\n".join(LINES + LINES[:2]), "\n\n".join(LINES + LINES[:3]), "dup_para_char_frac"),
+        (PIECES, "\n".join(LINES[:7] + ["a"] * 4), "\n".join(LINES[:6] + ["a"] * 5), "dup_line_frac"),
+        (PIECES, "\n".join(LINES + LINES[:2]), "\n".join(LINES + LINES[:3]), "dup_line_char_frac"),
+        (GopherQuality(), prose(words=100), prose(words=40), "gopher_short_doc"),
+        (GopherQuality(), prose(words=100_000), prose(words=100_004), "gopher_long_doc"),
+        (GOPHER, "abc", "ab", "gopher_below_avg_threshold"),
+        (GOPHER, "a" * 10, "a" * 11, "gopher_above_avg_threshold"),
+        (GOPHER, "# " + "word " * 9, "# " + "word " * 8, "gopher_too_many_hashes"),
+        (GOPHER, "... " + "word " * 9, "... " + "word " * 8, "gopher_too_many_ellipsis"),
+        (GOPHER, LINES[0] + 9 * BULLET, LINES[0] + 10 * BULLET, "gopher_too_many_bullets"),
+        (GOPHER, 7 * NORMAL + 3 * TRAILING, 6 * NORMAL + 3 * TRAILING, "gopher_too_many_end_ellipsis"),
+        (GOPHER, "word " * 8 + "1234 " * 2, "word " * 7 + "1234 " * 2, "gopher_below_alpha_threshold"),
+        (GopherQuality(min_doc_words=1), "the words with", "the words the", "gopher_enough_stop_words"),
+        (FineWebQuality(), "x" * 31 + ".", "x" * 32, "line_punct_ratio"),
+        (FineWebQuality(), "x" * 30 + ".", "x" * 29 + ".", "short_line_ratio"),
+        (FineWebQuality(), "\n".join(LINES), "\n".join([*LINES, LINES[0]]), "char_dup_ratio"),
+        (FineWebQuality(), "\n\n".join(LINES), "\n\n\n\n".join(LINES), "list_ratio"),
+    ],
+)  # fmt: skip
+def test_thresholds(block, kept: str, dropped: str, reason: str) -> None:
+    assert block.reasons([kept, dropped]) == [None, reason]
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_most_frequent_n_gram_of_each_length(n: int) -> None:
+    text = " ".join(f"{'abcd'[:n].replace('', ' ').strip()} other{i}" for i in range(4))
+    share = (2 * n - 1) * 4 / len(text)
+    for most, reason in ((share, None), (share - 1e-9, f"top_{n}_gram")):
+        assert GopherRepetition(top_n_grams=((n, most),), dup_n_grams=()).reasons([text]) == [reason]
+
+
+@pytest.mark.parametrize("n", [5, 10])
+def test_repeated_n_grams_of_each_length(n: int) -> None:
+    words_once = [f"w{i}" for i in range(40)]
+    text = " ".join([*words_once, *words_once[:n]])
+    share = len("".join(words_once[:n])) / len(text)
+    for most, reason in ((share, None), (share - 1e-9, f"duplicated_{n}_n_grams")):
+        assert GopherRepetition(top_n_grams=(), dup_n_grams=((n, most),)).reasons([text]) == [reason]
+
+
+def test_none_switches_a_rule_off() -> None:
+    off = (
+        GopherRepetition(None, None, None, None, (), ()),
+        GopherQuality(*[None] * 9),
+        FineWebQuality(None, short_line_thr=None, char_duplicates_ratio=None, new_line_ratio=None),
+    )
+    for block in off:
+        assert block.reasons(["a\n" * 50, "#\n- ...\n" * 50]) == [None, None]
+    nothing = C4Quality(False, False, None, None, None, False, False, False, False)
+    text = ["{\n" + "x" * 2000 + "\n[1] lorem ipsum javascript\nterms of use"]
+    assert [column.to_pylist() for column in nothing.clean(text)] == [text, [None]]
+    with pytest.raises(UserError, match="n-gram"):
+        GopherRepetition(dup_n_grams=((0, 0.1),))
+
+
+def test_c4_edits_kept_documents_and_leaves_dropped_ones() -> None:
+    lines = ["  First line[1] stays here.[citation needed] ", "no end", "Too short.", "Enable JavaScript to see this.",
+             "See our Privacy Policy for more.", "Last line is this one!", "x" * 1001 + " is too long."]  # fmt: skip
+    table = documents(["\r\n".join(lines), "One line alone.", "Lorem Ipsum is here.", "A { is in here."])
+    done = C4Quality(min_num_sentences=2)(table)
+    assert done["text"].to_pylist() == [
+        "First line stays here.\nLast line is this one!",
+        *table["text"].to_pylist()[1:],
+    ]
+    assert done["dropped"].to_pylist() == [
+        None, "c4_quality: too_few_sentences", "c4_quality: lorem_ipsum", "c4_quality: curly_bracket",
+    ]  # fmt: skip
+
+
+def test_stop_characters_may_be_chosen() -> None:
+    block = FineWebQuality(stop_chars=";", short_line_thr=1)
+    assert block.reasons(["This ends so;", "This ends so."]) == [None, "line_punct_ratio"]
+
+
+def test_three_lines_of_use() -> None:
+    assert GopherQuality().reasons(["Too short.", None]) == ["gopher_short_doc", "gopher_short_doc"]
+    done = GopherQuality(min_doc_words=3)(documents(["the words that count", "no"]))
+    assert done["dropped"].to_pylist() == [None, "gopher_quality: gopher_short_doc"]
+
+
+@settings(deadline=None, max_examples=30)
+@given(any_texts, st.integers(0, 3), st.integers(0, 3))
+def test_batches_and_slices_change_nothing(given: list[str], before: int, after: int) -> None:
+    array = pa.array(["skipped"] * before + given + ["skipped"] * after, pa.large_string())[
+        before : before + len(given)
+    ]
+    for block in (GopherRepetition(), QUALITY[0], FINEWEB[1]):
+        assert block.judge(array).to_pylist() == [reason for text in given for reason in block.reasons([text])]
+    whole = C4Quality(min_num_sentences=1).clean(array)
+    parts = [C4Quality(min_num_sentences=1).clean([text]) for text in given]
+    for column in range(2):
+        assert whole[column].to_pylist() == [value for part in parts for value in part[column].to_pylist()]
+
+
+def test_many_tiny_documents_after_a_large_one() -> None:
+    tiny = [text for i in range(3000) for text in ("", "a", f"{i}", "a\n\n" * (i % 9), "one two " * (i % 7))]
+    large = " ".join(map(str, range(30_000)))
+    for block in (REPETITION[1], FINEWEB[1]):
+        alone = {text: block.reasons([text])[0] for text in {*tiny, large}}
+        assert block.reasons([large, *tiny, large]) == [alone[text] for text in (large, *tiny, large)]
+
+
+@pytest.mark.slow
+def test_kernels_stay_in_bounds_on_any_bytes(tmp_path: Path) -> None:
+    """With bounds checks, and a cache of their own: numba does not tell kernels compiled with and without apart."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from tests.corpus.test_filters import fuzz; fuzz()"],
+        env={**os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_OPT": "1", "LIT_LLM_CACHE": str(tmp_path)},
+        cwd=Path(__file__).parents[2], capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == "1", done.stderr
+
+
+def fuzz() -> None:
+    """Run every kernel on random bytes and on pieces of `SOME`, whole and cut in the middle of characters."""
+    import numba
+
+    from lit_llm.corpus.utf8 import from_buffers
+
+    rng = np.random.default_rng(0)
+    parts = [part.encode() for part in SOME]
+    for _ in range(200):
+        pieces = [parts[i] for i in rng.integers(len(parts), size=rng.integers(1, 60))]
+        data = np.frombuffer(b"".join(pieces) + rng.integers(0, 256, rng.integers(40), np.uint8).tobytes(), np.uint8)
+        cuts = np.sort(rng.integers(0, len(data) + 1, rng.integers(1, 12)))
+        text = from_buffers(data, cuts.astype(np.int64))
+        for block in (*REPETITION, *QUALITY, *FINEWEB):
+            assert len(block.judge(text)) == len(cuts) - 1
+        for block in CLEAN:
+            cleaned, reasons = block.clean(text)
+            ends = np.frombuffer(cleaned.buffers()[1], np.int64)
+            assert (
+                ends[-1] <= cuts[-1] - cuts[0] and all(a <= b for a, b in pairwise(ends)) and len(reasons) == len(text)
+            )
+    print(numba.config.BOUNDSCHECK)
