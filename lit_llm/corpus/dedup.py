@@ -90,8 +90,9 @@ class Dedup:
     ) -> pa.Table:
         """Which documents are dropped, and for which kept one.
 
-        Holds ``memory_limit`` bytes (or the largest set of documents that chain, 1 kB each), 32 bytes a document and
-        the result; signatures beyond that lie in files. The limit does not change the result.
+        Holds ``memory_limit`` bytes of signatures and as much to sort them (or the largest set of documents that chain,
+        1.6 kB each), 32 bytes a document and the result; further signatures lie in files, 270 bytes and the id each.
+        The limit does not change the result.
 
         Args:
             signatures: from `sign`, all with these settings; read once.

@@ -73,6 +73,11 @@ def test_all_exact_copies_go() -> None:
     assert exact_duplicates(originals * 3, normalize=False) == expected + list(range(len(originals))) * 2
 
 
+def test_many_texts_are_signed_in_threads() -> None:
+    given = [f"text {i % 1500}" for i in range(3100)]  # more than three batches
+    assert near_duplicates(given) == [None] * 1500 + [i % 1500 for i in range(1500, 3100)]
+
+
 def test_chains_are_cut() -> None:
     """A like B, B like C, A unlike C: C goes only for a document that is kept."""
     draw = random.Random(2)
