@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lit_llm.corpus.block import Block, texts
+from lit_llm.corpus.block import Block, texts, with_column
 
 _DEEPEST = 512  # elements in each other; browsers stop at it too
 _DEEP = " > ".join("*" * _DEEPEST)
@@ -30,9 +30,8 @@ class ExtractHTML(Block):
     def apply(self, table: pa.Table) -> pa.Table:
         """Set "text" and fill "dropped"."""
         found = pa.array([main_text(html) for html in texts(table["text"]).to_pylist()], pa.large_string())
-        table = table.set_column(table.schema.get_field_index("text"), "text", found)
-        dropped = pc.if_else(pc.equal(found, ""), f"{self.name}: no main text", pa.scalar(None, pa.string()))
-        return table.set_column(table.schema.get_field_index("dropped"), "dropped", dropped)
+        reasons = pc.if_else(pc.equal(found, ""), "no main text", pa.scalar(None, pa.string()))
+        return self.drop(with_column(table, "text", found), reasons)
 
 
 def main_text(html: str) -> str:

@@ -20,11 +20,13 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lit_llm.corpus import rows as corpus_rows
 from lit_llm.corpus.block import funnel
 from lit_llm.corpus.documents import schema
 from lit_llm.corpus.parts import list_parts
 from lit_llm.corpus.read import iter_documents, read_part
 from lit_llm.corpus.readers import lines
+from lit_llm.corpus.rows import line_blocks
 from lit_llm.corpus.sources import Source, Sources
 from lit_llm.errors import UserError
 
@@ -108,11 +110,11 @@ def test_every_line_is_read_once_wherever_a_file_is_cut(
 )  # fmt: skip
 def test_ranges_of_bytes_give_every_line_once(cut: list[int], block: int, longest: int, data: bytes) -> None:
     edges = sorted({0, len(data), *(edge for edge in cut if edge < len(data))})
-    with patch.object(lines, "_BLOCK", block):
+    with patch.object(corpus_rows, "_BLOCK", block):
         found = [
             piece
             for start, stop in itertools.pairwise(edges)
-            for piece in lines.line_blocks(io.BytesIO(data), start, stop, longest)
+            for piece in line_blocks(io.BytesIO(data), start, stop, longest)
         ]
     at = 0
     for place, piece in found:
@@ -131,8 +133,7 @@ def test_ranges_of_bytes_give_every_line_once(cut: list[int], block: int, longes
 
 def test_clean_lines_are_not_parsed_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = [
-        {"id": i, "text": f"text {i}", "meta": {"a": [i]}, "url": f"http://x.org/{i}", "license": "MIT"}
-        for i in range(9)
+        {"id": i, "text": f"text {i}", "meta": {"a": [i]}, "url": "http://x.org", "license": "MIT"} for i in range(9)
     ]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
     monkeypatch.setattr(lines, "_parsed", None)

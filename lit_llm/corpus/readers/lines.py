@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from lit_llm.corpus.documents import Document, checked_table, usable
-from lit_llm.corpus.files import SupportsRead, open_input
+from lit_llm.corpus.files import open_input
+from lit_llm.corpus.rows import BOM, line_blocks, parse_row
 from lit_llm.corpus.sources import SourceFile
 from lit_llm.errors import UserError
 
@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from lit_llm.corpus.parts import Part
-
-_BLOCK = 8 * 2**20  # bytes read at a time
-_BOM = b"\xef\xbb\xbf"
 
 
 def read_lines(part: Part, file: SourceFile) -> Iterator[Document]:
@@ -42,39 +39,6 @@ def read_line_tables(part: Part, file: SourceFile) -> Iterator[pa.Table | Docume
         yield from _parsed(part, file, place, block) if table is None else [table]
 
 
-def line_blocks(stream: SupportsRead, start: int, stop: int | None, longest: int) -> Iterator[tuple[int, bytes | None]]:
-    """(place of its first byte, whole lines) of the lines that begin in [start, stop).
-
-    A line that outgrows ``longest`` bytes while it is read is not kept in memory: (place, None) stands for it.
-    """
-    at, rest = start, b""
-    skipping = start > 0  # to the end of the line that the byte before start is in: a newline there ends it at once
-    if skipping:
-        at = start - 1
-        cast(IO[bytes], stream).seek(at)
-    while chunk := stream.read(_BLOCK):
-        if skipping:
-            at += (end := chunk.find(b"\n") + 1) or len(chunk)
-            skipping = not end
-            if stop is not None and at >= stop:
-                return
-            if skipping:
-                continue
-            chunk = chunk[end:]
-        rest += chunk
-        if stop is not None and at + len(rest) >= stop and (last := rest.find(b"\n", stop - 1 - at)) >= 0:
-            yield at, rest[: last + 1]
-            return
-        if end := rest.rfind(b"\n") + 1:
-            yield at, rest[:end]
-            at, rest = at + end, rest[end:]
-        if len(rest) > longest:
-            yield at, None
-            at, rest, skipping = at + len(rest), b"", True
-    if rest:
-        yield at, rest
-
-
 def _is_counted(file: SourceFile) -> bool:
     """Whether places are line numbers, from 1: nobody can go to a byte of a compressed file."""
     return file.path.endswith((".gz", ".zst"))
@@ -86,9 +50,9 @@ def _blocks(part: Part, file: SourceFile) -> Iterator[tuple[int, bytes | None]]:
         number, first = 1, part.start == 0
         for place, block in line_blocks(stream, part.start, part.stop, part.source.max_line_bytes):
             lines = 1 if block is None else block.count(b"\n")
-            if block is not None and place == 0 and block.startswith(_BOM):
+            if block is not None and place == 0 and block.startswith(BOM):
                 # As many spaces: bytes are counted from the start of the file.
-                block = b"   " + block[len(_BOM) :]
+                block = b"   " + block[len(BOM) :]
             if first and block is not None and block.strip():
                 _check_first_row(part, file, number, block)
                 first = False
@@ -98,7 +62,7 @@ def _blocks(part: Part, file: SourceFile) -> Iterator[tuple[int, bytes | None]]:
 
 def _check_first_row(part: Part, file: SourceFile, number: int, block: bytes) -> None:
     blank = len(block) - len(block.lstrip())
-    row = _row(block[blank:].partition(b"\n")[0])
+    row = parse_row(block[blank:].partition(b"\n")[0])
     if isinstance(row, dict) and part.source.text_field not in row:
         number += block.count(b"\n", 0, blank)
         raise UserError(missing_field(f"{file.path}:{number}", part.source.text_field, list(row)))
@@ -117,19 +81,8 @@ def _parsed(part: Part, file: SourceFile, place: int, block: bytes | None) -> It
     for line in block.split(b"\n"):
         if line.strip():
             long = len(line) > part.source.max_line_bytes
-            yield _document(part, file, place, "line too long" if long else _row(line))
+            yield _document(part, file, place, "line too long" if long else parse_row(line))
         place += 1 if _is_counted(file) else len(line) + 1
-
-
-def _row(line: bytes) -> dict[str, Any] | str:
-    """The object on a line, or why there is none."""
-    try:
-        row = json.loads(line.decode())
-    except UnicodeDecodeError:
-        return "not UTF-8"
-    except (ValueError, RecursionError):
-        return "not valid JSON"
-    return row if isinstance(row, dict) else "not a JSON object"
 
 
 def _document(part: Part, file: SourceFile, place: int, row: dict[str, Any] | str) -> Document:
@@ -159,7 +112,7 @@ def _parsed_by_arrow(part: Part, file: SourceFile, place: int, block: bytes) -> 
     import pyarrow as pa
     import pyarrow.json
 
-    first = _row(block.partition(b"\n")[0])
+    first = parse_row(block.partition(b"\n")[0])
     if isinstance(first, str) or not isinstance(first.get(part.source.text_field), str):
         return None
     kept = {part.source.text_field: pa.string(), "url": pa.string(), "license": pa.string()}
