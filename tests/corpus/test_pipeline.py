@@ -36,13 +36,14 @@ OWLS = "seven wise owls counted forty green lanterns upon a frozen lake at dusk"
 
 def prose(rng: random.Random, words: int = 90) -> str:
     text = [rng.choice(WORDS) for _ in range(words)]
-    return " ".join(word + "." * (i % 12 == 11) for i, word in enumerate(text))
+    return " ".join(word + "." * (i % 12 == 11) for i, word in enumerate([*text, "today."]))
 
 
 @pytest.fixture(scope="module")
 def messy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Thirty good texts, and one of each kind of bad one."""
-    folder = tmp_path_factory.mktemp("messy")
+    folder = tmp_path_factory.mktemp("texts") / "messy"
+    folder.mkdir()
     rng = random.Random(0)
     texts = [prose(rng) for _ in range(30)]
     for number, text in enumerate(texts):
