@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,20 @@ from lit_llm.errors import UserError
 from lit_llm.presets import config_folders
 
 
+@pytest.fixture(scope="module")
+def built(messy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """A corpus of several files and chunks."""
+    folder = tmp_path_factory.mktemp("built") / "corpus"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "CHUNK_TOKENS", 1000)
+        build(config(messy, part_bytes=1500, validation_fraction=0.2), folder, progress=False)
+    return folder
+
+
 @pytest.fixture
-def corpus(messy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Corpus:  # noqa: F811
-    """Of several files and chunks."""
-    monkeypatch.setattr(shards, "CHUNK_TOKENS", 1000)
-    return build(config(messy, part_bytes=1500, validation_fraction=0.2), tmp_path / "corpus", progress=False)
+def corpus(built: Path, tmp_path: Path) -> Corpus:
+    """A copy to change."""
+    return Corpus.load(shutil.copytree(built, tmp_path / "corpus"))
 
 
 def files(folder: Path) -> dict[str, tuple[int, int]]:
@@ -113,9 +123,10 @@ def test_every_preset_builds(messy: Path, tmp_path: Path, preset: Path) -> None:
     small = tmp_path / "code.py"
     small.write_text("# SPDX-License-Identifier: MIT\n" + "def double(x):\n    return x + x\n\n\n" * 9)
     args = ["corpus", "build", "--config", f"corpus/{preset.stem}", "--output", str(tmp_path / "c")]
-    given = [] if preset.stem == "stdlib" else ["--input", str(messy if preset.stem == "web" else small)]
-    one = ["--sources", json.dumps([{"name": "stdlib", "paths": [str(small)]}])] if not given else given
-    assert main([*args, *one, "--vocab_size", "270"]) == 0
+    given = ["--input", str(messy if preset.stem == "web" else small)]
+    if preset.stem == "stdlib":
+        given = ["--sources", json.dumps([{"name": "stdlib", "paths": [str(small)]}])]
+    assert main([*args, *given, "--vocab_size", "270"]) == 0
     assert Corpus.load(tmp_path / "c").tokens("train") > 100
 
 
@@ -144,7 +155,7 @@ def test_explain_says_why_not(corpus: Corpus, capsys: pytest.CaptureFixture[str]
 
 def test_remove_rewrites_only_what_holds_the_documents(corpus: Corpus) -> None:
     places = {name: explain(corpus.path, name)[0] for name in ("03.txt", "21.txt")}
-    before = files(corpus.path)
+    before, content = files(corpus.path), corpus.content
     assert remove(corpus.path, Request(frozenset(places))) == 2
     after = files(corpus.path)
     changed = {name for name in before if before[name] != after.get(name)} | set(after) - set(before)
@@ -157,7 +168,7 @@ def test_remove_rewrites_only_what_holds_the_documents(corpus: Corpus) -> None:
     left = Corpus.load(corpus.path)
     check(left)
     assert left.datacard["dropped"]["removed: by request"] == 2 and "03.txt" not in rows(left, "documents")
-    assert left.content != corpus.content
+    assert left.content != content
     for folder in (*left.train_dirs.values(), *left.validation_dirs.values()):
         dataset = StreamingDataset(str(folder), item_loader=TokensLoader(block_size=64), shuffle=False)
         assert len(dataset) > 0 and len(dataset[0]) == 64
@@ -228,7 +239,6 @@ def test_a_removal_that_was_killed(corpus: Corpus, monkeypatch: pytest.MonkeyPat
     except Stopped:
         stopped = True
     monkeypatch.undo()
-    monkeypatch.setattr(shards, "CHUNK_TOKENS", 1000)
     found = Corpus.load(corpus.path)
     check(found)
     assert stopped or after > 8
