@@ -114,7 +114,7 @@ def decode(data: bytes, charset: str | None = None, html: bool = False) -> tuple
     for encoding in filter(None, [charset, _detected(data, html)]):
         try:
             text = data.decode(encoding)
-        except (LookupError, UnicodeDecodeError):
+        except (LookupError, ValueError):  # ValueError: a name that holds a NUL, too
             continue
         if not _C1_CONTROLS.search(text):
             text, reason = usable(text)
