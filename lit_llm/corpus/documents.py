@@ -40,6 +40,7 @@ _LEAST_TO_DETECT = 64
 # A character that is no white space to ``str.isspace``, in RE2's words.
 _INK = r"[^\t-\r\x1c-\x20\x{85}\pZ]"
 _C1_CONTROLS = re.compile("[\x80-\x9f]")  # what text decoded by the wrong 8-bit table is full of
+_GOOD_FOR_A_BAD_ONE = 1000  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class Document:
         license: as its row or its tree of source code says it.
         language: the programming language, by the file's name; None for other documents.
         robots: what the publisher's headers and meta tags say to robots: "noai", "tdm-reservation: 1".
-        encoding: what it was decoded from, where that is not UTF-8.
+        encoding: what it was decoded from, where that is not UTF-8, or how many bad bytes of a page were replaced.
     """
 
     id: str
@@ -95,31 +96,43 @@ def decode(data: bytes, charset: str | None = None, html: bool = False) -> tuple
     """(text, encoding unless it is UTF-8, None) of a file's bytes, or ("", None, why they are no text).
 
     Tried in this order: a byte order mark; UTF-8; ``charset``, which a server named; what uchardet finds, if
-    resiliparse is installed (for ``html`` the page's meta tag before it). What does not decode cleanly is not text.
+    resiliparse is installed (for ``html`` the page's meta tag before it). What does not decode cleanly is not text, but
+    for pages in UTF-8 with few bad bytes, which browsers show too: these become U+FFFD.
     """
     for mark, encoding in _BOMS:
         if data.startswith(mark) and len(data) > len(mark):
-            try:
-                text, reason = usable(data[len(mark) :].decode(encoding))
-            except UnicodeDecodeError:
-                break
-            return text, None if encoding == "utf-8" or reason else encoding, reason
+            return _decoded(data[len(mark) :], encoding) or ("", None, "not UTF-8")
     if b"\0" in data or data.startswith(_MAGIC):
         return "", None, "binary"
-    try:
-        text, reason = usable(data.decode())
-        return text, None, reason
-    except UnicodeDecodeError:
-        pass
-    for encoding in filter(None, [charset, _detected(data, html)]):
-        try:
-            text = data.decode(encoding)
-        except (LookupError, UnicodeDecodeError):
-            continue
-        if not _C1_CONTROLS.search(text):
-            text, reason = usable(text)
-            return text, None if reason else codecs.lookup(encoding).name, reason
+    for guess in _guesses(data, charset, html):
+        if guess and (decoded := _decoded(data, guess)):
+            return decoded
+    if html:
+        text = data.decode(errors="replace")
+        if (bad := text.count("\ufffd")) * _GOOD_FOR_A_BAD_ONE <= len(text):
+            return text, f"utf-8, {bad} replaced", None
     return "", None, "not UTF-8"
+
+
+def _guesses(data: bytes, charset: str | None, html: bool) -> Iterator[str | None]:
+    if b"\x1b$" in data:  # ISO 2022 writes Japanese in ASCII, which is valid UTF-8
+        yield _detected(data, html)
+    yield "utf-8"
+    yield charset
+    yield _detected(data, html)
+
+
+def _decoded(data: bytes, encoding: str) -> tuple[str, str | None, str | None] | None:
+    """As ``decode``; None if the bytes are not in this encoding, or Python has no such."""
+    try:
+        name = codecs.lookup(encoding).name
+        text = data.decode(encoding)
+    except (LookupError, ValueError):  # ValueError: a name that holds a NUL, too
+        return None
+    if name != "utf-8" and _C1_CONTROLS.search(text):
+        return None
+    text, reason = usable(text)
+    return text, None if reason or name == "utf-8" else name, reason
 
 
 def _detected(data: bytes, html: bool) -> str | None:

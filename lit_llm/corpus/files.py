@@ -109,16 +109,14 @@ def open_input(path: str) -> Iterator[SupportsRead]:
 
     Raises:
         OSError: cannot be opened or, here or by ``read``, read; a damaged or cut archive too.
-        UserError: .zst without the package zstandard.
+        ImportError: .zst without the package zstandard.
     """
     with open_raw(path) as raw:
         if path.endswith(".gz"):
             yield _Inflated(raw, lambda: zlib.decompressobj(31))  # 31: with gzip's header
         elif path.endswith(".zst"):
-            try:
-                import zstandard
-            except ImportError:
-                raise UserError(f"{path}: reading .zst needs zstandard; pip install zstandard") from None
+            import zstandard
+
             yield _Inflated(raw, lambda: zstandard.ZstdDecompressor().decompressobj())
         else:
             yield raw

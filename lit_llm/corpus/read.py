@@ -12,6 +12,7 @@ from lit_llm.corpus.readers.parquet import read_parquet
 from lit_llm.corpus.readers.warc import read_warc
 from lit_llm.corpus.readers.whole import read_code, read_html, read_text
 from lit_llm.corpus.sources import SourceFile, Sources
+from lit_llm.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -49,9 +50,9 @@ def iter_documents(sources: Sources, text_field: str = "text") -> Iterator[Docum
 
 def _read(part: Part, file: SourceFile, as_columns: bool) -> Iterator[Document | pa.Table]:
     """A file's documents, one at a time or as columns where its format has them."""
+    longest, kind = part.source.max_line_bytes, part.source.kind_of(file.path)
     try:
-        longest = part.source.max_line_bytes
-        match part.source.kind_of(file.path):
+        match kind:
             case "jsonl":
                 yield from (read_line_tables if as_columns else read_lines)(part, file)
             case "parquet":
@@ -68,6 +69,8 @@ def _read(part: Part, file: SourceFile, as_columns: bool) -> Iterator[Document |
         piece = "" if part.stop is None else f"#{part.start}-{part.stop}"
         why = " ".join(str(error.strerror or error).split())[:120]
         yield Document(file.id + piece, file.source, file.path, "", f"unreadable: {why}", part.start)
+    except ImportError as error:
+        raise UserError(f"{file.path}: {kind} needs {error.name}; pip install 'lit_llm[corpus]'") from error
 
 
 def _rows(table: pa.Table) -> Iterator[Document]:

@@ -44,8 +44,8 @@ class Source:
 
     Attributes:
         name: letters, digits, '.', '-' and '_': it names a folder, a column's value and a line of the data card.
-        paths: files, folders or globs, here or behind a URL (s3://, gs://, hf://: whatever fsspec opens); "stdlib" is
-            the interpreter's own standard library, which makes two sources, NAME and NAME-tests.
+        paths: a file, folder or glob, or several, here or behind a URL (s3://, gs://, hf://: whatever fsspec opens);
+            "stdlib" is the interpreter's own standard library, which makes two sources, NAME and NAME-tests.
         weight: its share of the training mixture, relative to the other sources.
         language: BCP 47 tag of the language it is said to be in.
         license: SPDX expression for documents that name no licence of their own.
@@ -57,7 +57,7 @@ class Source:
     """
 
     name: str
-    paths: Sequence[str]
+    paths: str | Sequence[str]
     weight: float = 1.0
     language: str | None = None
     license: str | None = None

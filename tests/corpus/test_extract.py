@@ -44,6 +44,9 @@ def test_what_a_reader_came_for() -> None:
         ("<p>a\0b</p>", "ab"),
         ("<" * 2000, "<" * 2000),
         ("<div>" * 100_000 + "deep", "deep"),  # minutes, were main content looked for
+        ("<ul><li>x</ul>" * 1000, "  • x\n" * 999 + "  • x"),
+        ("<pre>  indented\n    more</pre>", "  indented\n    more"),
+        ("<p> \n </p>", ""),
     ],
 )
 def test_broken_pages(html: str, text: str) -> None:
@@ -69,6 +72,14 @@ def test_damaged_pages_give_text_that_can_be_written(seed: int, edits: int) -> N
 @given(st.text(max_size=300))
 def test_any_text_is_taken(text: str) -> None:
     main_text(text).encode()
+
+
+@pytest.mark.parametrize("around", ["{}", "<div>{}</div>", "<main><article><div>{}</div></article></main>"])
+def test_lists_stay_and_menus_go(around: str) -> None:
+    menu = "<ul><li><a href='/'>Home page</a><li><a href='/n'>News</a></ul>"
+    text = main_text(around.format(f"{menu}<p>Said before.</p><ul><li>One of <a>them</a> is long.<li>Two</ul>"))
+    assert text == "Said before.\n\n  • One of them is long.\n  • Two"
+    assert main_text("<p>a</p><nav><ul><li>in nav</ul></nav><footer><ul><li>below</ul></footer>") == "a"
 
 
 def test_as_a_block() -> None:

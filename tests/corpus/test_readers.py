@@ -224,6 +224,7 @@ def test_columns_that_are_not_utf8_or_not_text(tmp_path: Path) -> None:
 
 
 GERMAN = "Der Löwe ist groß und schön, aber er ist müde und möchte über Nacht schlafen."
+JAPANESE = "日本語のテキストです。今日はいい天気ですね。明日も晴れるでしょう。"
 RUSSIAN = "Привет, как дела? Сегодня хорошая погода, и мы пойдём гулять в парк."
 
 
@@ -233,6 +234,8 @@ RUSSIAN = "Привет, как дела? Сегодня хорошая пого
         (GERMAN.encode("cp1252"), GERMAN, "cp1252"),
         (RUSSIAN.encode("cp1251"), RUSSIAN, "cp1251"),
         (RUSSIAN.encode("koi8-r"), RUSSIAN, "koi8-r"),
+        (JAPANESE.encode("shift-jis"), JAPANESE, "shift_jis"),
+        (JAPANESE.encode("iso2022-jp"), JAPANESE, "iso2022_jp"),
         (codecs.BOM_UTF16_LE + GERMAN.encode("utf-16-le"), GERMAN, "utf-16-le"),
         (codecs.BOM_UTF16_BE + GERMAN.encode("utf-16-be"), GERMAN, "utf-16-be"),
         (codecs.BOM_UTF32_LE + GERMAN.encode("utf-32-le"), GERMAN, "utf-32-le"),
@@ -254,6 +257,20 @@ def test_any_bytes_are_text_or_dropped(tmp_path_factory: pytest.TempPathFactory,
     for row in rows(Source("s", [str(folder)])):
         assert bool(row["text"]) == (row["dropped"] is None)
         assert row["dropped"] is None or row["dropped"].startswith("read: ")
+
+
+def test_pages_with_few_bad_bytes_are_read(tmp_path: Path) -> None:
+    page = f"<p>{GERMAN * 20}</p>".encode()
+    (tmp_path / "a.html").write_bytes(page + b"\xc3")
+    (tmp_path / "b.html").write_bytes(page + b"\xc3 " * 50)
+    (tmp_path / "c.txt").write_bytes(GERMAN.encode() * 20 + b"\xc3\xff")
+    found = rows(str(tmp_path))
+    assert [(row["encoding"], row["dropped"]) for row in found] == [
+        ("utf-8, 1 replaced", None),
+        (None, "read: not UTF-8"),
+        (None, "read: not UTF-8"),
+    ]
+    assert found[0]["text"].startswith(GERMAN)
 
 
 def test_binary_files_are_dropped(tmp_path: Path) -> None:

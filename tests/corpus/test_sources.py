@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from lit_llm.corpus.documents import Document
+from lit_llm.corpus.parts import list_parts
 from lit_llm.corpus.read import iter_documents
-from lit_llm.corpus.sources import list_files
+from lit_llm.corpus.sources import Source, as_sources, list_files
 from lit_llm.errors import UserError
 
 
@@ -66,11 +67,40 @@ def test_names_are_made_from_patterns_and_kept_apart(tmp_path: Path, monkeypatch
         ({"x": []}, "empty"),
         ("nothing/*.txt", r"'nothing/\*\.txt' matches no file"),
         ("missing.txt", "matches no file"),
+        (["nosuch://x/y"], "nosuch"),
     ],
 )
 def test_mistaken_sources_say_what_is_wrong(sources, message: str) -> None:
     with pytest.raises(UserError, match=message):
         list_files(sources)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "a b"}, "'a b' cannot name a folder"),
+        ({"paths": []}, "s is empty"),
+        ({"kind": "pdf"}, "s.kind is 'pdf'; choose from auto, text, html"),
+        ({"weight": -1.0}, "s: weight must be at least 0"),
+        ({"max_line_bytes": 0}, "max_line_bytes at least 1"),
+    ],
+)
+def test_mistaken_fields_say_what_is_wrong(fields: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Source(**{"name": "s", "paths": "x", **fields})
+
+
+def test_sources_and_patterns_may_be_mixed(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    made = as_sources([Source("law", str(tmp_path), license="MIT"), str(tmp_path / "*.txt"), "stdlib"])
+    assert [source.name for source in made] == ["law", tmp_path.name.strip("-._"), "stdlib"]
+    assert made[0].paths == (str(tmp_path),)
+    assert [file.id for file in list_files(made[0])] == ["a.txt"]
+    parts = list_parts(Source("py", "stdlib", license="Python-2.0"))
+    assert {(part.source.name, part.source.license) for part in parts} == {
+        ("py", "Python-2.0"),
+        ("py-tests", "Python-2.0"),
+    }
 
 
 def test_rows_keep_their_ids(tmp_path: Path) -> None:
@@ -101,10 +131,21 @@ def test_parquet_rows(tmp_path: Path) -> None:
     assert broken.id == "a.parquet" and broken.dropped.startswith("unreadable: not a readable parquet file")
 
 
-def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UserError, match="pip install pyarrow"):
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [
+        ("a.parquet", "pyarrow"),
+        ("a.jsonl.zst", "zstandard"),
+        ("a.warc", "fastwarc.warc"),
+        ("a.html", "resiliparse.extract.html2text"),
+    ],
+)
+def test_a_format_without_its_package_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, package: str
+) -> None:
+    (tmp_path / name).write_bytes(b"<p>text</p>")
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=rf"{name}: .* needs {package}; pip install 'lit_llm\[corpus\]'"):
         list(iter_documents(str(tmp_path)))
 
 

@@ -22,13 +22,11 @@ def read_parquet(part: Part, file: SourceFile) -> Iterator[pa.Table]:
 
     Raises:
         OSError: the file cannot be read, or is no parquet file.
-        UserError: no pyarrow; no column ``source.text_field``, or one that holds no text.
+        UserError: no column ``source.text_field``, or one that holds no text.
     """
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UserError(f"{file.path}: reading parquet needs pyarrow; pip install pyarrow") from error
+    import pyarrow as pa
+    import pyarrow.parquet
+
     field = part.source.text_field
     try:
         with open_raw(file.path) as raw, pyarrow.parquet.ParquetFile(raw) as parquet:
