@@ -111,3 +111,44 @@ def _checked(file: str, action: argparse.Action, value: Any) -> Any:
         if action.choices is not None and converted[-1] not in action.choices:
             raise UserError(f"{where} is one of {', '.join(map(str, action.choices))}; got {item!r}")
     return converted if many else converted[0]
+
+
+def explain_mistake(message: str, known: Sequence[str] = ()) -> str:
+    """jsonargparse's message as one line, with the nearest known key for an unknown one."""
+    text = " ".join(message.replace("\n", " ").split())
+    # A section that may be absent is told as "matches no subtype: <what is wrong> / not None either".
+    union = re.search(
+        r"^(?:(?:Parser key \")?([\w.]+)\"?: )?Does not validate against any of the Union.*?Errors: - (.*?)"
+        r" - Expected a <class 'NoneType'>",
+        text,
+    )
+    section = ""
+    if union:
+        section, text = union[1] or "", union[2]
+    for pattern in _UNKNOWN_KEY:
+        if found := re.search(pattern, text):
+            key = found[1]
+            full = f"{section}.{key}" if section and not key.startswith(section) else key
+            sections = {name.split(".")[0] for name in known}
+            if full.split(".")[0] not in sections:
+                near = difflib.get_close_matches(full.split(".")[0], sections, n=1, cutoff=0.6)
+            else:
+                near = difflib.get_close_matches(full, known, n=1, cutoff=0.6)
+            if not near:
+                tails = {name.rsplit(".", 1)[-1]: name for name in known}
+                near = [tails[t] for t in difflib.get_close_matches(key.rsplit(".", 1)[-1], tails, n=1, cutoff=0.6)]
+            return f"unknown key {full}" + (f": did you mean {near[0]}?" if near else "")
+    if section and not text.startswith("unknown key"):
+        text = f"{section}: {text}"
+    # The innermost sentence says it; what stands before it repeats the path through nested types.
+    text = re.sub(r"^Parser key \"([\w.]+)\": ", r"\1: ", text)
+    return text if len(text) < 400 else text[:400] + " ..."
+
+
+_UNKNOWN_KEY = (
+    r"Key '([\w.]+)' is not expected",
+    r"does not accept option '([\w.]+)'",
+    r"Option '([\w.]+)' is not accepted",
+    r"[Uu]nrecognized arguments?: --?([\w.]+)",
+    r"unknown key ([\w.]+)(?!.*transformer)",
+)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import inspect
 import json
 import logging
 import pickle
-import re
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,6 +23,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from lit_llm.arguments import explain_mistake
 from lit_llm.data.base import TokenDataModule
 from lit_llm.data.instructions import InstructionDataModule
 from lit_llm.data.pretrain import PretrainDataModule
@@ -53,49 +52,7 @@ class _Parser(LightningArgumentParser):
     """Says what is wrong in one line instead of after fifty lines of usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
-        raise UserError(explain(message, self)) from None
-
-
-def explain(message: str, parser: LightningArgumentParser | None = None) -> str:
-    """jsonargparse's message as one line, with the nearest known key for an unknown one."""
-    text = " ".join(message.replace("\n", " ").split())
-    # A section that may be absent is told as "matches no subtype: <what is wrong> / not None either".
-    union = re.search(
-        r"^(?:(?:Parser key \")?([\w.]+)\"?: )?Does not validate against any of the Union.*?Errors: - (.*?)"
-        r" - Expected a <class 'NoneType'>",
-        text,
-    )
-    section = ""
-    if union:
-        section, text = union[1] or "", union[2]
-    known = known_keys(parser) if parser is not None else []
-    for pattern in _UNKNOWN_KEY:
-        if found := re.search(pattern, text):
-            key = found[1]
-            full = f"{section}.{key}" if section and not key.startswith(section) else key
-            sections = {name.split(".")[0] for name in known}
-            if full.split(".")[0] not in sections:
-                near = difflib.get_close_matches(full.split(".")[0], sections, n=1, cutoff=0.6)
-            else:
-                near = difflib.get_close_matches(full, known, n=1, cutoff=0.6)
-            if not near:
-                tails = {name.rsplit(".", 1)[-1]: name for name in known}
-                near = [tails[t] for t in difflib.get_close_matches(key.rsplit(".", 1)[-1], tails, n=1, cutoff=0.6)]
-            return f"unknown key {full}" + (f": did you mean {near[0]}?" if near else "")
-    if section and not text.startswith("unknown key"):
-        text = f"{section}: {text}"
-    # The innermost sentence says it; what stands before it repeats the path through nested types.
-    text = re.sub(r"^Parser key \"([\w.]+)\": ", r"\1: ", text)
-    return text if len(text) < 400 else text[:400] + " ..."
-
-
-_UNKNOWN_KEY = (
-    r"Key '([\w.]+)' is not expected",
-    r"does not accept option '([\w.]+)'",
-    r"Option '([\w.]+)' is not accepted",
-    r"[Uu]nrecognized arguments?: --?([\w.]+)",
-    r"unknown key ([\w.]+)(?!.*transformer)",
-)
+        raise UserError(explain_mistake(message, known_keys(self))) from None
 
 
 def known_keys(parser: LightningArgumentParser) -> list[str]:
@@ -324,7 +281,7 @@ def run_trainer(verb: str, args: list[str]) -> None:
         if mistake := _user_error(error):
             raise mistake from None
         if "Does not validate against any of the Union subtypes" in str(error):
-            raise UserError(explain(str(error))) from None
+            raise UserError(explain_mistake(str(error))) from None
         raise
     finally:
         leave_run()

@@ -1,55 +1,91 @@
-"""Rows of JSONL and parquet files, with the number by which a user finds them."""
+"""Rows of JSONL and parquet files: lines cut out of a file, parsed, and given with the number a user finds them by."""
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
+from lit_llm.corpus.files import SupportsRead, open_input
 from lit_llm.errors import UserError
 
 JSON_ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
+BOM = b"\xef\xbb\xbf"
+_BLOCK = 8 * 2**20  # bytes read at a time
 
 
-def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | bytes]]:
+def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number from 1, row) of a JSONL file, gzipped or not; empty lines are skipped.
-
-    A line that is not UTF-8 is given as its bytes: whether that ends the work is the caller's to say.
 
     Raises:
         UserError: a line is no JSON object, or the file is cut; names file and line.
     """
     number = 0
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-                except UnicodeDecodeError:
-                    yield number, line
-                    continue
-                except (ValueError, RecursionError) as error:
-                    raise UserError(f"{path}:{number}: not valid JSON ({error})") from error
-                if not isinstance(row, dict):
-                    raise UserError(f"{path}:{number}: a row must be a JSON object, found {type(row).__name__}")
-                yield number, row
-    except (OSError, EOFError, zlib.error) as error:
+        with open_input(str(path)) as stream:
+            for _, block in line_blocks(stream, 0, None, sys.maxsize):
+                assert block is not None  # no line is that long
+                for line in block.removesuffix(b"\n").split(b"\n"):
+                    number += 1
+                    line = line.removeprefix(BOM) if number == 1 else line
+                    if not line.strip():
+                        continue
+                    row = parse_row(line)
+                    if isinstance(row, str):
+                        raise UserError(f"{path}:{number}: {row}; mend the line or take it out")
+                    yield number, row
+    except OSError as error:
         raise UserError(f"{path}: cannot be read after line {number} ({error})") from error
 
 
-def parquet_rows(
-    path: Path, columns: Callable[[list[str]], list[str]] = lambda names: names
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number from 1, row) of a parquet file.
+def parse_row(line: bytes) -> dict[str, Any] | str:
+    """The object on a line of JSONL, or why there is none."""
+    try:
+        row = json.loads(line.decode())
+    except UnicodeDecodeError:
+        return "not UTF-8"
+    except (ValueError, RecursionError):
+        return "not valid JSON"
+    return row if isinstance(row, dict) else "not a JSON object"
 
-    Args:
-        path: the file.
-        columns: called with all column names, returns those to read (all, unless given).
+
+def line_blocks(stream: SupportsRead, start: int, stop: int | None, longest: int) -> Iterator[tuple[int, bytes | None]]:
+    """(place of its first byte, whole lines) of the lines that begin in [start, stop).
+
+    A line that outgrows ``longest`` bytes while it is read is not kept in memory: (place, None) stands for it.
+    """
+    at, rest = start, b""
+    skipping = start > 0  # to the end of the line that the byte before start is in: a newline there ends it at once
+    if skipping:
+        at = start - 1
+        cast(IO[bytes], stream).seek(at)
+    while chunk := stream.read(_BLOCK):
+        if skipping:
+            at += (end := chunk.find(b"\n") + 1) or len(chunk)
+            skipping = not end
+            if stop is not None and at >= stop:
+                return
+            if skipping:
+                continue
+            chunk = chunk[end:]
+        rest += chunk
+        if stop is not None and at + len(rest) >= stop and (last := rest.find(b"\n", stop - 1 - at)) >= 0:
+            yield at, rest[: last + 1]
+            return
+        if end := rest.rfind(b"\n") + 1:
+            yield at, rest[:end]
+            at, rest = at + end, rest[end:]
+        if len(rest) > longest:
+            yield at, None
+            at, rest, skipping = at + len(rest), b"", True
+    if rest:
+        yield at, rest
+
+
+def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(row number from 1, row) of a parquet file, all columns.
 
     Raises:
         UserError: pyarrow is missing, or the file is not readable.
@@ -62,7 +98,7 @@ def parquet_rows(
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
             number = 0
-            for batch in table.iter_batches(batch_size=1024, columns=columns(table.schema_arrow.names)):
+            for batch in table.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lit_llm.errors import UserError
 CHUNK_TOKENS = (
     1 << 22
 )  # 8 MB a chunk with 2-byte tokens; a block never spans two chunks, so each wastes less than a block
+_DATA_FORMATS = {"uint16": "no_header_numpy:5", "int32": "no_header_numpy:2"}  # litdata's names of them
 _HEADER_BYTES = 12  # item count (always 1: a chunk is one stretch of the stream) and the two offsets around it
 
 
@@ -39,14 +41,14 @@ class ShardWriter:
         self.dtype = dtype
         self._pending: list[np.ndarray] = []
         self._pending_tokens = 0
-        self._chunks: list[dict[str, object]] = []
+        self._chunks: list[dict[str, Any]] = []
         self._digest = hashlib.sha256()
         folder.mkdir(parents=True)
 
-    def append(self, separator: int, tokens: np.ndarray) -> None:
-        """Add a document: ``separator``, then its ids (1-D, any integer dtype whose values fit)."""
-        self._pending += [np.array([separator], self.dtype), tokens.astype(self.dtype)]
-        self._pending_tokens += len(tokens) + 1
+    def append(self, tokens: np.ndarray) -> None:
+        """Add tokens: 1-D, any integer dtype whose values fit. A document's begin with the separator."""
+        self._pending.append(tokens.astype(self.dtype, copy=False))
+        self._pending_tokens += len(tokens)
         if self._pending_tokens < CHUNK_TOKENS:
             return
         stream = np.concatenate(self._pending)
@@ -58,35 +60,85 @@ class ShardWriter:
 
     def close(self) -> None:
         """Write what is left and the index."""
-        from litdata.streaming.serializers import NoHeaderNumpySerializer
-
         if self._pending_tokens:
             self._write_chunk(np.concatenate(self._pending))
-        _, data_format = NoHeaderNumpySerializer().serialize(np.zeros(0, self.dtype))
-        index = {
-            "chunks": self._chunks,
-            "config": {
-                "chunk_bytes": None,
-                "chunk_size": CHUNK_TOKENS,
-                "compression": None,
-                "data_format": [data_format],
-                "data_spec": json.dumps([1, {"type": None, "context": None, "children_spec": []}]),
-                "encryption": None,
-                "item_loader": "TokensLoader",
-            },
-            # litdata names its cache of a remote dataset after this field: the content serves better than a clock
-            "updated_at": self._digest.hexdigest(),
-        }
-        (self.folder / "index.json").write_text(json.dumps(index, sort_keys=True))
+        _write_index(self.folder, self._chunks, self.dtype, self._digest.hexdigest())
 
     def _write_chunk(self, tokens: np.ndarray) -> None:
-        name = f"chunk-0-{len(self._chunks)}.bin"
-        body = tokens.tobytes()
-        size = _HEADER_BYTES + len(body)
-        header = np.array([1, _HEADER_BYTES, size], dtype="<u4").tobytes()
-        (self.folder / name).write_bytes(header + body)
-        self._digest.update(body)
-        self._chunks.append({"chunk_bytes": size, "chunk_size": 1, "dim": len(tokens), "filename": name})
+        entry = _write_chunk(self.folder / f"chunk-0-{len(self._chunks)}.bin", tokens)
+        self._digest.update(tokens.tobytes())
+        self._chunks.append(entry)
+
+
+def _write_chunk(file: Path, tokens: np.ndarray) -> dict[str, Any]:
+    """Write a chunk; returns its entry in the index."""
+    size = _HEADER_BYTES + tokens.nbytes
+    header = np.array([1, _HEADER_BYTES, size], dtype="<u4").tobytes()
+    file.write_bytes(header + tokens.tobytes())
+    return {"chunk_bytes": size, "chunk_size": 1, "dim": len(tokens), "filename": file.name}
+
+
+def _write_index(folder: Path, chunks: list[dict[str, Any]], dtype: np.dtype, digest: str) -> None:
+    index = {
+        "chunks": chunks,
+        "config": {
+            "chunk_bytes": None,
+            "chunk_size": CHUNK_TOKENS,
+            "compression": None,
+            "data_format": [_DATA_FORMATS[dtype.name]],
+            "data_spec": json.dumps([1, {"type": None, "context": None, "children_spec": []}]),
+            "encryption": None,
+            "item_loader": "TokensLoader",
+        },
+        # litdata names its cache of a remote dataset after this field: the content serves better than a clock
+        "updated_at": digest,
+    }
+    (folder / "index.json").write_text(json.dumps(index, sort_keys=True))
+
+
+def without(folder: Path, spans: Sequence[tuple[int, int]], target: Path) -> list[str]:
+    """Write to ``target`` what changes in a dataset when tokens are taken out: their chunks, shorter, and the index.
+
+    A chunk may have any length (a block never spans two), so those without such tokens stay as they are.
+
+    Args:
+        folder: the dataset.
+        spans: (start, stop) positions in its stream, ascending and apart.
+        target: a folder to be made.
+
+    Returns:
+        Names of the chunks of which nothing is left: they are to be removed from ``folder``.
+    """
+    target.mkdir(parents=True)
+    digest, entries, empty, start = hashlib.sha256(), [], [], 0
+    dtype = np.dtype(np.uint16)
+    for chunk in _read_index(folder):
+        tokens = _chunk_tokens(folder, chunk)
+        dtype = tokens.dtype
+        kept = np.ones(len(tokens), bool)
+        for first, last in spans:
+            kept[max(0, first - start) : max(0, last - start)] = False
+        start += len(tokens)
+        if kept.all():
+            entries.append(chunk)
+        elif kept.any():
+            tokens = tokens[kept]
+            entries.append(_write_chunk(target / chunk["filename"], tokens))
+        else:
+            empty.append(chunk["filename"])
+            continue
+        digest.update(tokens.tobytes())
+    _write_index(target, entries, dtype, digest.hexdigest())
+    return empty
+
+
+def locate(folder: Path, position: int) -> tuple[str, int]:
+    """File name of the chunk that holds a position of the stream, and the position in it."""
+    for chunk in _read_index(folder):
+        if position < chunk["dim"]:
+            return chunk["filename"], position
+        position -= chunk["dim"]
+    raise IndexError(f"{folder} has no such position")
 
 
 def check_shards(folder: Path) -> int:
@@ -114,12 +166,14 @@ def shards_digest(folder: Path) -> str:
 
 def read_tokens(folder: Path) -> np.ndarray:
     """A dataset's whole stream: 1-D uint16 or int32, memory-mapped while it is a single chunk."""
-    chunks = []
-    for chunk in _read_index(folder):
-        itemsize = (chunk["chunk_bytes"] - _HEADER_BYTES) // chunk["dim"]
-        dtype = np.uint16 if itemsize == 2 else np.int32
-        chunks.append(np.memmap(folder / chunk["filename"], dtype, "r", _HEADER_BYTES, (chunk["dim"],)))
+    chunks = [_chunk_tokens(folder, chunk) for chunk in _read_index(folder)]
     return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
+
+
+def _chunk_tokens(folder: Path, chunk: dict[str, Any]) -> np.ndarray:
+    itemsize = (chunk["chunk_bytes"] - _HEADER_BYTES) // chunk["dim"]
+    dtype = np.uint16 if itemsize == 2 else np.int32
+    return np.memmap(folder / chunk["filename"], dtype, "r", _HEADER_BYTES, (chunk["dim"],))
 
 
 def _read_index(folder: Path, key: str = "chunks") -> Any:

@@ -1,167 +1,181 @@
-"""Where text comes from: files by path or glob, JSONL, parquet, and the interpreter's own standard library.
+"""Where text comes from: which files there are, by path or glob, here or in a store, and what is known about them.
 
-What a machine's disk holds is messy, so a file or row that is not text becomes a ``Document`` with a reason to drop it
-and the run goes on; what only the user can mend (nothing matches, a broken row, no such field) is a ``UserError``.
+``parts.list_parts`` makes work units of them and ``read.read_part`` documents of these. What disks hold is messy, so a
+file or row that is no text becomes a dropped document and the run goes on; what only the user can mend (nothing
+matches, no such field) is a ``UserError``.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import glob
+import itertools
 import os
 import re
 import sysconfig
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias, get_args
 
-from lit_llm.corpus.rows import JSON_ENDINGS, json_rows, parquet_rows
+from lit_llm.corpus.code import is_license_file
+from lit_llm.corpus.files import Found, find, found, open_input, walk
 from lit_llm.errors import UserError
 
-Sources = str | Sequence[str] | Mapping[str, str | Sequence[str]]
+Kind: TypeAlias = Literal["auto", "text", "html", "jsonl", "parquet", "warc", "code"]
 
 STDLIB = "stdlib"
 _STDLIB_SMALLEST, _STDLIB_LARGEST = 200, 400_000  # bytes: below are stubs, above are tables
 _STDLIB_KEPT_ANYWAY = "pydoc_data/topics.py"  # the language reference: above the cap, and the best prose there is
+_KINDS: Mapping[str, Kind] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".warc": "warc",
+    ".html": "html",
+    ".htm": "html",
+    ".xhtml": "html",
+}
 
 
 @dataclass(frozen=True)
-class Document:
-    """One text and where it came from.
+class Source:
+    """Files of one origin, and what is known about all of them.
 
     Attributes:
-        id: path relative to the source's fixed folder (posix), with ``#row`` for a row; or the row's own ``id``.
-        source: name of the source, fit for a folder name.
-        path: the file it was read from.
-        text: the text; empty when dropped.
-        dropped: why it cannot be used ("not UTF-8", "NUL bytes", "empty", ...), or None.
+        name: letters, digits, '.', '-' and '_': it names a folder, a column's value and a line of the data card.
+        paths: a file, folder or glob, or several, here or behind a URL (s3://, gs://, hf://: whatever fsspec opens);
+            "stdlib" is the interpreter's own standard library, which makes two sources, NAME and NAME-tests.
+        weight: its share of the training mixture, relative to the other sources.
+        language: BCP 47 tag of the language it is said to be in.
+        license: SPDX expression for documents that name no licence of their own.
+        domain: what it is about ("encyclopedia", "law"); carried along, and counted in the data card.
+        text_field: the field with the text in JSONL and parquet rows.
+        kind: how files are read; "auto" goes by their names (.jsonl, .parquet, .warc, .html; else text, one document a
+            file). "code" is a tree of source code: other files, generated, minified and vendored ones are dropped.
+        max_line_bytes: longer lines (a row of JSONL) and WARC records are dropped: they would not fit in memory.
     """
 
-    id: str
-    source: str
-    path: str
-    text: str
-    dropped: str | None = None
+    name: str
+    paths: str | Sequence[str]
+    weight: float = 1.0
+    language: str | None = None
+    license: str | None = None
+    domain: str | None = None
+    text_field: str = "text"
+    kind: Kind = "auto"
+    max_line_bytes: int = 100 * 2**20
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "paths", (self.paths,) if isinstance(self.paths, str) else tuple(self.paths))
+        if not isinstance(self.name, str) or not self.name or self.name != _safe(self.name):
+            raise UserError(f"data.sources: {self.name!r} cannot name a folder; use letters, digits, '.', '-' and '_'")
+        if not self.paths:
+            raise UserError(f"data.sources: {self.name} is empty; give a path, a glob or 'stdlib'")
+        if self.kind not in get_args(Kind):
+            raise UserError(f"data.sources: {self.name}.kind is {self.kind!r}; choose from {', '.join(get_args(Kind))}")
+        if self.weight < 0 or self.max_line_bytes < 1:
+            raise UserError(f"data.sources: {self.name}: weight must be at least 0, max_line_bytes at least 1")
+
+    def kind_of(self, path: str) -> Kind:
+        """How the file is read: ``kind``, or what its name says."""
+        if self.kind != "auto":
+            return self.kind
+        return _KINDS.get(os.path.splitext(re.sub(r"\.(gz|zst)$", "", path.lower()))[1], "text")
+
+
+Sources: TypeAlias = str | Source | Sequence[str | Source] | Mapping[str, str | Sequence[str]]
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One input file: its source's name, the path to open, and its id within the source."""
+    """One input file.
+
+    Attributes:
+        source: its source's name.
+        path: what opens it, a path or a URL.
+        id: its path within the source, unique there.
+        size: bytes as stored.
+        version: changes when the content does; see ``files.Found``.
+        license: what the LICENSE file of a tree of source code says, beside or above the file.
+    """
 
     source: str
-    path: Path
+    path: str
     id: str
+    size: int
+    version: str
+    license: str | None = None
 
 
 def list_files(sources: Sources) -> list[SourceFile]:
     """All input files: sources in the order given, the files of each by their ids.
 
-    ``sources`` is "stdlib", a path or a glob, a list of these, or a dict from a name to one or more of these. Folders
-    are walked, hidden files left out; relative paths start at the working directory. "stdlib" makes two sources, NAME
-    and NAME-tests.
+    ``sources`` is a ``Source``, "stdlib", a path, URL or glob, a list of these, or a dict from a name to one or more
+    paths. Folders are walked, hidden files left out; relative paths start at the working directory.
 
     Raises:
         UserError: a pattern matches no file, or a name cannot be a folder's name.
     """
-    files: list[SourceFile] = []
-    for name, patterns in _named(sources).items():
-        seen: set[str] = set()
-        found: list[SourceFile] = []
-        for pattern in patterns:
-            listed = _stdlib_files(name) if pattern == STDLIB else _glob_files(name, pattern)
-            if not listed:
-                raise UserError(f"data.sources: {pattern!r} matches no file (relative paths start at {os.getcwd()})")
-            for file in listed:
-                if (absolute := os.path.abspath(file.path)) not in seen:  # overlapping patterns in one source
-                    seen.add(absolute)
-                    found.append(file)
-        files += sorted(found, key=lambda file: (file.source, file.id, str(file.path)))
-    return files
+    return [file for source in as_sources(sources) for file in files_of(source)]
 
 
-def iter_documents(sources: Sources, text_field: str = "text") -> Iterator[Document]:
-    """Every document of ``sources``, one at a time, in a fixed order; unusable ones with ``dropped`` set.
+def files_of(source: Source) -> list[SourceFile]:
+    """The files of one source, by their ids; raises as ``list_files``."""
+    named: dict[str, tuple[str, Found]] = {}
+    for pattern in source.paths:
+        listed = _stdlib(source.name) if pattern == STDLIB else [(source.name, file) for file in find(pattern)]
+        if not listed:
+            raise UserError(f"data.sources: {pattern!r} matches no file (relative paths start at {os.getcwd()})")
+        for name, file in listed:
+            # Patterns may overlap: a file counts once.
+            named.setdefault(file.path if "://" in file.path else os.path.abspath(file.path), (name, file))
+    ids = {absolute: file.id for absolute, (_, file) in named.items()}
+    if len(set(ids.values())) < len(ids):  # two folders with files of the same names: tell them apart by the folders
+        split = {absolute: absolute.replace(os.sep, "/").split("/") for absolute in named}
+        levels = zip(*(parts[:-1] for parts in split.values()), strict=False)
+        shared = sum(1 for _ in itertools.takewhile(lambda names: len(set(names)) == 1, levels))
+        ids = {absolute: "/".join(parts[shared:]) for absolute, parts in split.items()}
+    licenses = _tree_licenses([file for _, file in named.values()]) if source.kind == "code" else {}
+    files = [
+        SourceFile(name, file.path, _writable(ids[absolute]), file.size, file.version, licenses.get(file.path))
+        for absolute, (name, file) in named.items()
+    ]
+    return sorted(files, key=lambda file: (file.source, file.id, file.path))
 
-    A .jsonl, .jsonl.gz or .parquet file gives a document a row from ``text_field``, any other file is one document.
 
-    Raises:
-        UserError: as ``list_files``; a broken row (names file and line); no field ``text_field``; no pyarrow.
-    """
-    for file in list_files(sources):
-        yield from read_documents(file, text_field)
-
-
-def read_documents(file: SourceFile, text_field: str) -> Iterator[Document]:
-    """The documents of one file; see ``iter_documents``."""
-    name = file.path.name.lower()
-    rows: Iterator[tuple[int | None, object, object]]
-    if name.endswith(".parquet"):
-        rows = _parquet_texts(file.path, text_field)
-    elif name.endswith(JSON_ENDINGS):
-        rows = _json_texts(file.path, text_field)
+def as_sources(sources: Sources, text_field: str = "text") -> list[Source]:
+    """``Source``s of the shorter forms; names of plain lists are made from the patterns."""
+    made: list[Source] = []
+    if isinstance(sources, Mapping):
+        made = [Source(name, paths, text_field=text_field) for name, paths in sources.items()]
     else:
-        rows = _whole_file(file.path)
-    for number, identifier, value in rows:
-        if identifier is None:
-            identifier = file.id if number is None else f"{file.id}#{number}"
-        text, dropped = _usable(value)
-        yield Document(_writable(str(identifier)), file.source, _writable(str(file.path)), text, dropped)
+        taken: set[str] = set()
+        for given in [sources] if isinstance(sources, (str, Source)) else sources:
+            if isinstance(given, str):
+                stem = name = _stem(given)
+                number = 2
+                while name in taken:
+                    name, number = f"{stem}-{number}", number + 1
+                given = Source(name, (given,), text_field=text_field)
+            made.append(given)
+            taken |= {given.name, f"{given.name}-tests"} if STDLIB in given.paths else {given.name}
+    if not made:
+        raise UserError("data.sources: empty; give a path, a glob or 'stdlib'")
+    names = [name for source in made for name in (source.name, f"{source.name}-tests")[: 1 + (STDLIB in source.paths)]]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"data.sources: two sources are named {min(twice)!r} ({STDLIB!r} also makes NAME-tests)")
+    return made
+
+
+def renamed(source: Source, name: str) -> Source:
+    """The same source under another name: what is known of NAME holds for NAME-tests too."""
+    return source if source.name == name else dataclasses.replace(source, name=name)
 
 
 def _writable(name: str) -> str:
-    """File names and JSON strings can hold what UTF-8 cannot."""
+    """File names can hold what UTF-8 cannot."""
     return name.encode("utf-8", "replace").decode()
-
-
-def _usable(value: object) -> tuple[str, str | None]:
-    """(text, None) or ("", why there is none)."""
-    if isinstance(value, OSError):
-        return "", "unreadable"
-    if value is None:
-        return "", "empty"
-    if isinstance(value, bytes):
-        if b"\0" in value:
-            return "", "NUL bytes"
-        try:
-            value = value.decode()
-        except UnicodeDecodeError:
-            return "", "not UTF-8"
-    if not isinstance(value, str):
-        return "", "not a string"
-    if "\0" in value:
-        return "", "NUL bytes"
-    if not value.strip():
-        return "", "empty"
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # JSON can spell half a surrogate pair
-        return "", "not UTF-8"
-    return value, None
-
-
-def _named(sources: Sources) -> dict[str, list[str]]:
-    """Source names and their patterns; names of plain lists are made from the patterns."""
-    if isinstance(sources, Mapping):
-        named = {name: [value] if isinstance(value, str) else list(value) for name, value in sources.items()}
-        taken: list[str] = []
-        for name, patterns in named.items():
-            if not isinstance(name, str) or not name or name != _safe(name):
-                raise UserError(f"data.sources: {name!r} cannot name a folder; use letters, digits, '.', '-' and '_'")
-            taken += [name, f"{name}-tests"] if STDLIB in patterns else [name]
-        if twice := {name for name in taken if taken.count(name) > 1}:
-            raise UserError(f"data.sources: two sources are named {min(twice)!r} ({STDLIB!r} also makes NAME-tests)")
-    else:
-        named = {}
-        taken = []
-        for pattern in [sources] if isinstance(sources, str) else sources:
-            stem = name = _stem(pattern)
-            number = 2
-            while name in taken:
-                name, number = f"{stem}-{number}", number + 1
-            taken += [name, f"{name}-tests"] if pattern == STDLIB else [name]
-            named[name] = [pattern]
-    if not named or not all(named.values()):
-        raise UserError("data.sources: empty; give a path, a glob or 'stdlib'")
-    return named
 
 
 def _safe(name: str) -> str:
@@ -179,77 +193,42 @@ def _stem(pattern: str) -> str:
     return "source"
 
 
-def _glob_files(source: str, pattern: str) -> list[SourceFile]:
-    path = Path(pattern).expanduser()
-    if path.is_file():
-        return [SourceFile(source, path, path.name)]
-    if path.is_dir():
-        return [SourceFile(source, file, file.relative_to(path).as_posix()) for file in _walk(path)]
-    parts = path.parts
-    fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
-    base = Path(*parts[:fixed]) if fixed else Path()
-    files: list[Path] = []
-    for match in map(Path, glob.glob(str(path), recursive=True)):
-        if match.is_file():
-            files.append(match)
-        elif "**" not in pattern:  # '**' already lists what is below
-            files += _walk(match)
-    return [SourceFile(source, file, file.relative_to(base).as_posix()) for file in files]
+def _tree_licenses(files: list[Found]) -> dict[str, str]:
+    """path -> licence: of the nearest folder above that has a LICENSE file which is recognised."""
+    from lit_llm.corpus.licensing import detect_license
+
+    of_folder: dict[str, str] = {}
+    for file in files:
+        folder, _, name = file.path.rpartition("/")
+        if is_license_file(name):
+            try:
+                with open_input(file.path) as stream:
+                    said = detect_license(stream.read(2**16).decode("utf-8", "replace"))
+            except OSError:
+                continue  # its own row will say so
+            if said:
+                of_folder.setdefault(folder, said)
+    licenses = {}
+    for file in files:
+        folder = file.path
+        while "/" in folder:
+            folder = folder.rpartition("/")[0]
+            if folder in of_folder:
+                licenses[file.path] = of_folder[folder]
+                break
+    return licenses
 
 
-def _walk(folder: Path, skip: Sequence[str] = ()) -> list[Path]:
-    files: list[Path] = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in skip]
-        files += [path for name in names if not name.startswith(".") and (path := Path(parent, name)).is_file()]
-    return files
-
-
-def _stdlib_files(source: str) -> list[SourceFile]:
+def _stdlib(source: str) -> list[tuple[str, Found]]:
     """Python files of the standard library; its tests, another kind of text, are a source of their own."""
     root = Path(sysconfig.get_path("stdlib"))
-    files: list[SourceFile] = []
-    for path in _walk(root, skip=("site-packages", "dist-packages")):
+    files: list[tuple[str, Found]] = []
+    for path in walk(root, skip=("site-packages", "dist-packages")):
         if path.suffix != ".py":
             continue
-        relative = path.relative_to(root)
-        folders = set(relative.parts[:-1])
+        file = found(path, root)
+        folders = set(file.id.split("/")[:-1])
         tests = bool(folders & {"test", "tests", "idle_test"}) or path.name.startswith("test_")
-        size = path.stat().st_size
-        if _STDLIB_SMALLEST <= size <= _STDLIB_LARGEST or relative.as_posix() == _STDLIB_KEPT_ANYWAY:
-            files.append(SourceFile(f"{source}-tests" if tests else source, path, relative.as_posix()))
+        if _STDLIB_SMALLEST <= file.size <= _STDLIB_LARGEST or file.id == _STDLIB_KEPT_ANYWAY:
+            files.append((f"{source}-tests" if tests else source, file))
     return files
-
-
-def _whole_file(path: Path) -> Iterator[tuple[int | None, object, object]]:
-    try:
-        content: object = path.read_bytes()
-    except OSError as error:
-        content = error
-    yield None, None, content
-
-
-def _json_texts(path: Path, text_field: str) -> Iterator[tuple[int | None, object, object]]:
-    """(line number, own id or None, value); the value is bytes where the line is not UTF-8."""
-    for number, row in json_rows(path):
-        if isinstance(row, bytes):
-            yield number, None, row
-        elif text_field not in row:
-            raise UserError(_missing_field(f"{path}:{number}", text_field, list(row)))
-        else:
-            yield number, row.get("id"), row[text_field]
-
-
-def _parquet_texts(path: Path, text_field: str) -> Iterator[tuple[int | None, object, object]]:
-    def columns(names: list[str]) -> list[str]:
-        if text_field not in names:
-            raise UserError(_missing_field(str(path), text_field, names))
-        return [name for name in ("id", text_field) if name in names]
-
-    for number, row in parquet_rows(path, columns):
-        yield number, row.get("id"), row[text_field]
-
-
-def _missing_field(place: str, text_field: str, names: list[str]) -> str:
-    listed = ", ".join(map(repr, names[:20])) or "none"
-    return f"{place}: no field {text_field!r} (data.text_field); the fields there are {listed}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import shutil
 import sys
 from collections.abc import Iterator
@@ -66,12 +67,41 @@ def _release(lock_file: Path, lock: IO[str]) -> None:
     lock.close()
 
 
-def sync(folder: Path) -> None:
-    """Everything on disk before the rename: a power cut must not leave a trusted name over missing data."""
-    for parent, _, names in os.walk(folder):
-        for path in (parent, *(os.path.join(parent, name) for name in names)):
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+@contextmanager
+def published(path: Path) -> Iterator[Path]:
+    """A name to write a file or folder under, which gets its real name when all of it is on disk."""
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        yield partial
+        sync(partial)
+        os.replace(partial, path)
+        sync_names(path.parent)
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Onto the disk, with all that is in it: a power cut must not leave a trusted name over missing data."""
+    if path.is_dir():
+        for parent, _, names in os.walk(path):
+            for name in names:
+                _fsync(os.path.join(parent, name))
+            _fsync(parent)
+    else:
+        _fsync(path)
+
+
+def sync_names(folder: Path) -> None:
+    """A folder's own list of names onto the disk."""
+    _fsync(folder)
+
+
+def _fsync(path: str | Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -82,7 +82,7 @@ def _repeats(sources: Sources) -> dict[str, int]:
 
 
 def _files(pattern: str) -> list[Path]:
-    return [_GENERAL_FILE] if pattern == GENERAL else [file.path for file in list_files(pattern)]
+    return [_GENERAL_FILE] if pattern == GENERAL else [Path(file.path) for file in list_files(pattern)]
 
 
 def _read_source(pattern: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -94,10 +94,7 @@ def _read_source(pattern: str) -> Iterator[tuple[str, dict[str, Any]]]:
         if name.endswith(".parquet"):
             yield from ((f"{path}:{number}", row) for number, row in parquet_rows(path))
         elif name.endswith(JSON_ENDINGS):
-            for number, line in json_rows(path):
-                if isinstance(line, bytes):
-                    raise UserError(f"{path}:{number}: not UTF-8")
-                yield f"{path}:{number}", line
+            yield from ((f"{path}:{number}", row) for number, row in json_rows(path))
         else:
             raise UserError(f"{path}: instructions are read from .jsonl, .jsonl.gz and .parquet files")
 

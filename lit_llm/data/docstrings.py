@@ -35,7 +35,7 @@ def stdlib_modules() -> list[tuple[str, Path]]:
         parts = parts[:-1] if parts[-1] == "__init__" else parts
         private = any(part.startswith("_") and part != "__future__" for part in parts)
         if file.source == STDLIB and parts and not private and not _SKIPPED & set(parts):
-            found.append((".".join(parts), file.path))
+            found.append((".".join(parts), Path(file.path)))
     return sorted(found)
 
 

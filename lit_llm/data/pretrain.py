@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
-from lit_llm.corpus.build import Corpus, cached_corpus
+from lit_llm.corpus.build import cached_corpus
+from lit_llm.corpus.folder import Corpus
 from lit_llm.corpus.shards import read_tokens
 from lit_llm.data.base import TokenDataModule
 from lit_llm.data.blocks import EvaluationWindows, TokenBlocks
@@ -45,7 +46,8 @@ class PretrainDataModule(TokenDataModule):
         sources: text to make a corpus of when ``corpus`` is not given: "stdlib" (the running interpreter's standard
             library), a file, folder or glob, a list of these, or a mapping from source names to these.
         mixture: weights by source, whatever the sources' sizes; or a list of {step, weights}, each from its optimizer
-            step on. None: all text, in equal passes. On resume it may change: the new one holds from there on.
+            step on. "corpus": what the corpus was built for. None: all text, in equal passes. On resume it may change:
+            the new one holds from there on.
         mask_documents: tokens see their own document alone, and positions count from its beginning; in evaluation too.
         text_field: field of JSONL rows and parquet columns that holds the text.
         corpus: a finished corpus folder; replaces ``sources``, ``tokenizer``, ``vocab_size`` and
@@ -72,7 +74,7 @@ class PretrainDataModule(TokenDataModule):
         micro_batch_size: int = 8,
         global_batch_tokens: int | None = None,
         sources: str | list[str] | dict[str, str | list[str]] = "stdlib",
-        mixture: dict[str, float] | list[dict[str, Any]] | None = None,
+        mixture: Literal["corpus"] | dict[str, float] | list[dict[str, Any]] | None = None,
         mask_documents: bool = False,
         text_field: str = "text",
         corpus: str | None = None,
@@ -165,7 +167,8 @@ class PretrainDataModule(TokenDataModule):
             available = corpus.tokens("train")
             raise UserError(f"data.seq_len={self.seq_len} is longer than the text: it has {available} training tokens")
         self._sizes = dict(zip(corpus.train_dirs, self.train_dataset.chunk_sizes, strict=True))
-        self.phases = None if self.mixture is None else read_phases(self.mixture, list(self._sizes))
+        mixture = corpus.mixture if self.mixture == "corpus" else self.mixture
+        self.phases = None if mixture is None else read_phases(mixture, list(self._sizes))
         for name in {name for _, shares in self.phases or [] for name in shares}:
             if not sum(self._sizes[name]):
                 raise UserError(f"data.mixture: source {name} is shorter than data.seq_len={self.seq_len}")

@@ -20,6 +20,10 @@ from lit_llm.report.plots import number
 from lit_llm.report.reading import Run, read_run
 
 SAMPLE_STEPS, SAMPLES_A_STEP, SAMPLE_CHARACTERS = 12, 8, 3000  # keep the page small enough to read and to send
+_ON_THE_CARD_PAGE = (
+    "splits", "format", "funnel", "examples_kept", "examples_dropped", "hosts", "lengths", "language_scores",
+    "bytes_per_token_histogram", "mixture",
+)  # fmt: skip
 SECRET = (
     r"((?:(?:api_?key|secret|password|(?:api|access|auth|hf)_?token)[\w-]*|\btoken)['\"]?"  # the end of a key's name
 )
@@ -114,10 +118,10 @@ def _count(part: dict[str, Any], key: str) -> float:
 
 
 def _corpus_facts(card: dict[str, Any]) -> list[tuple[str, str]]:
-    """Everything else in the data card, one level deep: dropped documents by reason, duplicates, settings, origin."""
+    """The rest of the data card in a line each; what takes a table or a chart is on the corpus's own page."""
     facts = []
     for key, value in card.items():
-        if key in ("splits", "format"):
+        if key in _ON_THE_CARD_PAGE:
             continue
         if key == "dropped" and not value:
             value = "none"
@@ -130,6 +134,8 @@ def _corpus_facts(card: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, dict):  # a source, a language and its counts, a block and its settings
+        value = next((value[key] for key in ("name", "source", "documents") if key in value), "on")
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 

@@ -16,7 +16,7 @@ from lit_llm.errors import UserError
 def write(folder: Path, documents: list[list[int]], dtype: np.dtype) -> np.ndarray:
     writer = ShardWriter(folder, dtype)
     for document in documents:
-        writer.append(0, np.array(document, dtype=np.int32))
+        writer.append(np.array([0, *document], dtype=np.int32))
     writer.close()
     return np.array([token for document in documents for token in [0, *document]])
 

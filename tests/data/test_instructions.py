@@ -64,7 +64,7 @@ def test_rows_of_the_usual_shapes(row: dict) -> None:
     ("row", "said"),
     [
         ('{"messages": ', "not valid JSON"),
-        ('["messages"]', "must be a JSON object"),
+        ('["messages"]', "not a JSON object"),
         ({"text": "x"}, "no conversation in the row.*its keys are text"),
         ({"messages": [{"content": "x"}]}, "message 1 must be an object with 'role'"),
         ({"messages": [PAIR[1], PAIR[0]]}, "they must alternate"),

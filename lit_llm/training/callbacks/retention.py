@@ -109,8 +109,6 @@ def _read(path: str | None) -> list[dict[str, Any]]:
     questions = []
     for number, row in json_rows(file):
         try:
-            if not isinstance(row, dict):
-                raise ValueError("not UTF-8")
             re.compile(row["expected"])
             questions.append({"prompt": str(row["prompt"]), "expected": row["expected"]})
         except (ValueError, KeyError, TypeError, re.error) as error:

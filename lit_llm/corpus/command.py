@@ -1,0 +1,96 @@
+"""``lit_llm corpus build | report | explain | remove``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from lit_llm.arguments import Parser
+from lit_llm.errors import UserError
+
+USAGE = """usage: lit_llm corpus COMMAND ...
+
+  build    raw text -> cleaned, deduplicated, documented shards:
+           lit_llm corpus build --input 'data/**/*.jsonl' --output corpus [--config corpus/web] [--key value ...]
+  report   write a corpus folder's datacard.html again
+  explain  where a document came from, why it was dropped or where it is now
+  remove   take documents out of a finished corpus
+
+lit_llm corpus COMMAND --help lists its keys."""
+
+
+def corpus_main(args: list[str]) -> None:
+    """Run a command.
+
+    Raises:
+        UserError: no such command, or the user's mistake in it.
+    """
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "build": build_main, "report": report_main, "explain": explain_main, "remove": remove_main,
+    }  # fmt: skip
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE)
+        return
+    if args[0] not in commands:
+        raise UserError(f"no command {args[0]!r}; commands: {', '.join(commands)}")
+    commands[args[0]](args[1:])
+
+
+def build_main(args: list[str]) -> None:
+    """Build a corpus and print its folder."""
+    from lit_llm.corpus.build import build
+    from lit_llm.corpus.config_parser import parse_build
+
+    print(build(*parse_build(args)).path)
+
+
+def report_main(args: list[str]) -> None:
+    """Write the page again."""
+    parser = _parser("report", "Write a corpus folder's datacard.html again.")
+    folder = parser.parse_args(args).corpus
+    from lit_llm.corpus.card_page import write_page
+    from lit_llm.corpus.folder import Corpus
+
+    target = folder / "datacard.html"
+    write_page(Corpus.load(folder).datacard, target)
+    print(target)
+
+
+def explain_main(args: list[str]) -> None:
+    """Say what is known of a document."""
+    parser = _parser("explain", "Where a document came from, what each step said of it, and where it is now.")
+    parser.add_argument("id", help="of the document, as in documents/ and dropped/")
+    parser.add_argument("--json", action="store_true", help="a JSON array instead of lines for people")
+    given = parser.parse_args(args)
+    from lit_llm.corpus.explain import explain, told
+
+    rows = explain(given.corpus, given.id)
+    print(json.dumps(rows, indent=2, ensure_ascii=False) if given.json else "\n\n".join(map(told, rows)))
+
+
+def remove_main(args: list[str]) -> None:
+    """Take documents out."""
+    parser = _parser("remove", "Take documents out of text files and shards; their ids' hashes are logged.")
+    parser.add_argument("--ids", nargs="+", default=[], help="of documents")
+    parser.add_argument("--ids_file", type=Path, help="file with an id a line")
+    parser.add_argument("--domain", help="host, with all below it, or the domain tag of a source")
+    parser.add_argument("--matching", metavar="REGEX", help="found in the text (RE2 syntax)")
+    parser.add_argument("--reason", default="by request", help="for the log; name nobody here")
+    given = parser.parse_args(args)
+    from lit_llm.corpus.remove import Request, remove
+
+    ids = set(given.ids)
+    if given.ids_file is not None:
+        try:
+            ids |= set(given.ids_file.read_text(encoding="utf-8").split("\n")) - {""}
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--ids_file {given.ids_file}: cannot be read ({error})") from None
+    count = remove(given.corpus, Request(frozenset(ids), given.domain, given.matching), given.reason)
+    print(f"{given.corpus}: {count:,} documents removed")
+
+
+def _parser(command: str, description: str) -> Parser:
+    parser = Parser(prog=f"lit_llm corpus {command}", description=description)
+    parser.add_argument("corpus", type=Path, help="corpus folder")
+    return parser

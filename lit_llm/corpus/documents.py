@@ -1,0 +1,266 @@
+"""One document as it was read, what makes it unusable, and the tables that cleaning blocks work on."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from lit_llm.corpus.sources import Source, SourceFile
+
+TABLE_BYTES = 8 * 2**20  # of text in a table: enough to make calls cheap, little beside what a worker holds
+
+_BOMS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+# First bytes of formats that need not hold a NUL: PDF, PostScript, PNG, GIF, JPEG, zip, gzip, bzip2, xz, zstd.
+_MAGIC = (
+    b"%PDF-",
+    b"%!PS",
+    b"\x89PNG",
+    b"GIF8",
+    b"\xff\xd8\xff",
+    b"PK\3\4",
+    b"\x1f\x8b",
+    b"BZh",
+    b"\xfd7zXZ",
+    b"(\xb5/\xfd",
+)
+# uchardet takes "café" in Latin-1 for ISO 8859-2, and a lone byte for text: on less than this it guesses.
+_LEAST_TO_DETECT = 64
+# A character that is no white space to ``str.isspace``, in RE2's words.
+_INK = r"[^\t-\r\x1c-\x20\x{85}\pZ]"
+_C1_CONTROLS = re.compile("[\x80-\x9f]")  # what text decoded by the wrong 8-bit table is full of
+_GOOD_FOR_A_BAD_ONE = 1000  # characters
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text and where it came from.
+
+    Attributes:
+        id: path within the source, with ``#`` and the row's ``offset`` for a row; or the row's own ``id``.
+        source: name of the source, fit for a folder name.
+        path: the file it was read from.
+        text: the text; empty when dropped.
+        dropped: why it cannot be used ("not UTF-8", "binary", "empty", ...), or None.
+        offset: where in the file: the byte at which its line of JSONL or WARC record starts (in a compressed JSONL the
+            line number, from 1), the row of a parquet file, from 1; 0 for a whole file.
+        url: where it was published.
+        license: as its row or its tree of source code says it.
+        language: the programming language, by the file's name; None for other documents.
+        robots: what the publisher's headers and meta tags say to robots: "noai", "tdm-reservation: 1".
+        encoding: what it was decoded from, where that is not UTF-8, or how many bad bytes of a page were replaced.
+    """
+
+    id: str
+    source: str
+    path: str
+    text: str
+    dropped: str | None = None
+    offset: int = 0
+    url: str | None = None
+    license: str | None = None
+    language: str | None = None
+    robots: str | None = None
+    encoding: str | None = None
+
+
+def usable(value: object) -> tuple[str, str | None]:
+    """(text, None) of a row's value, or ("", why there is none)."""
+    if value is None:
+        return "", "empty"
+    if not isinstance(value, str):
+        return "", "not a string"
+    if not value or value.isspace():
+        return "", "empty"
+    if "\0" in value:
+        return "", "binary"
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # JSON can spell half a surrogate pair
+        return "", "not UTF-8"
+    return value, None
+
+
+def decode(data: bytes, charset: str | None = None, html: bool = False) -> tuple[str, str | None, str | None]:
+    """(text, encoding unless it is UTF-8, None) of a file's bytes, or ("", None, why they are no text).
+
+    Tried in this order: a byte order mark; UTF-8; ``charset``, which a server named; what uchardet finds, if
+    resiliparse is installed (for ``html`` the page's meta tag before it). What does not decode cleanly is not text, but
+    for pages in UTF-8 with few bad bytes, which browsers show too: these become U+FFFD.
+    """
+    for mark, encoding in _BOMS:
+        if data.startswith(mark) and len(data) > len(mark):
+            return _decoded(data[len(mark) :], encoding) or ("", None, "not UTF-8")
+    if b"\0" in data or data.startswith(_MAGIC):
+        return "", None, "binary"
+    for guess in _guesses(data, charset, html):
+        if guess and (decoded := _decoded(data, guess)):
+            return decoded
+    if html:
+        text = data.decode(errors="replace")
+        if (bad := text.count("\ufffd")) * _GOOD_FOR_A_BAD_ONE <= len(text):
+            return text, f"utf-8, {bad} replaced", None
+    return "", None, "not UTF-8"
+
+
+def _guesses(data: bytes, charset: str | None, html: bool) -> Iterator[str | None]:
+    if b"\x1b$" in data:  # ISO 2022 writes Japanese in ASCII, which is valid UTF-8
+        yield _detected(data, html)
+    yield "utf-8"
+    yield charset
+    yield _detected(data, html)
+
+
+def _decoded(data: bytes, encoding: str) -> tuple[str, str | None, str | None] | None:
+    """As ``decode``; None if the bytes are not in this encoding, or Python has no such."""
+    try:
+        name = codecs.lookup(encoding).name
+        text = data.decode(encoding)
+    except (LookupError, ValueError):  # ValueError: a name that holds a NUL, too
+        return None
+    if name != "utf-8" and _C1_CONTROLS.search(text):
+        return None
+    text, reason = usable(text)
+    return text, None if reason or name == "utf-8" else name, reason
+
+
+def _detected(data: bytes, html: bool) -> str | None:
+    if len(data) < _LEAST_TO_DETECT:
+        return None
+    try:
+        from resiliparse.parse.encoding import detect_encoding
+    except ImportError:
+        return None
+    # The web's names: what calls itself Latin-1 is Windows-1252, as browsers read it.
+    return detect_encoding(data, html5_compatible=True, from_html_meta=html)
+
+
+def to_tables(read: Iterable[Document | pa.Table], source: Source) -> Iterator[pa.Table]:
+    """Documents put together to tables of about ``TABLE_BYTES`` of text, tables as they are; order is kept."""
+    batch: list[Document] = []
+    size = 0
+    for item in read:
+        if isinstance(item, Document):
+            batch.append(item)
+            size += len(item.text) + 200  # a dropped document is a row too
+            if size < TABLE_BYTES:
+                continue
+        if batch:
+            yield _table(batch, source)
+            batch, size = [], 0
+        if not isinstance(item, Document):
+            yield item
+    if batch:
+        yield _table(batch, source)
+
+
+def _table(documents: list[Document], source: Source) -> pa.Table:
+    """One table of them; what they do not say themselves, ``source`` says."""
+    import pyarrow as pa
+
+    columns: dict[str, list] = {
+        "license": [document.license or source.license for document in documents],
+        "language": [document.language or source.language for document in documents],
+        "domain": [source.domain] * len(documents),
+        "dropped": [document.dropped and f"read: {document.dropped}" for document in documents],
+    }
+    names = schema().names
+    for name in names:
+        if name not in columns:
+            columns[name] = [getattr(document, name) for document in documents]
+    return pa.table({name: columns[name] for name in names}, schema=schema())
+
+
+def checked_table(
+    source: Source,
+    file: SourceFile,
+    text: pa.ChunkedArray,
+    places: pa.Int64Array,
+    ids: pa.ChunkedArray | None,
+    urls: pa.ChunkedArray | None,
+    licenses: pa.ChunkedArray | None,
+) -> pa.Table:
+    """A table of rows that came as columns, judged as ``usable`` judges one; strings or bytes, UTF-8 or not."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    def said(column: pa.ChunkedArray | None) -> pa.Array:
+        """As strings, null where nothing is said."""
+        if column is None:
+            return pa.nulls(len(places), pa.string())
+        strings, _ = _utf8(column)
+        return pc.replace_with_mask(strings, pc.equal(strings, ""), pa.scalar(None, pa.large_string())).cast(
+            pa.string()
+        )
+
+    none = pa.scalar(None, pa.string())
+    strings, broken = _utf8(text)
+    reasons = pc.if_else(pc.is_null(strings), pa.scalar("read: empty"), none)
+    if broken is not None:
+        reasons = pc.if_else(broken, pa.scalar("read: not UTF-8"), reasons)
+    strings = strings.fill_null("")
+    if (np.frombuffer(strings.buffers()[2] or b"", np.uint8) == 0).any():
+        reasons = pc.if_else(pc.match_substring(strings, "\0"), pa.scalar("read: binary"), reasons)
+    inked = pc.match_substring_regex(strings, _INK)
+    reasons = pc.if_else(pc.or_(inked, pc.is_valid(reasons)), reasons, pa.scalar("read: empty"))
+    strings = pc.if_else(pc.is_valid(reasons), pa.scalar("", pa.large_string()), strings)
+    made = pc.binary_join_element_wise(file.id, places.cast(pa.string()), "#")
+    count = len(places)
+    columns = {
+        "id": pc.coalesce(said(ids), made),
+        "text": strings,
+        "source": pa.repeat(pa.scalar(file.source), count),
+        "path": pa.repeat(pa.scalar(file.path), count),
+        "offset": places,
+        "url": said(urls),
+        "license": pc.coalesce(said(licenses), pa.scalar(source.license, pa.string())),
+        "language": pa.repeat(pa.scalar(source.language, pa.string()), count),
+        "domain": pa.repeat(pa.scalar(source.domain, pa.string()), count),
+        "dropped": reasons,
+    }
+    for name in schema().names:
+        columns.setdefault(name, pa.nulls(count, pa.string()))
+    return pa.table({name: columns[name] for name in schema().names}, schema=schema())
+
+
+def _utf8(column: pa.ChunkedArray) -> tuple[pa.LargeStringArray, pa.BooleanArray | None]:
+    """The column as checked strings, null where it is no UTF-8; and where that is, if anywhere."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    data = column.cast(pa.large_binary())
+    data = data.chunk(0) if data.num_chunks == 1 else data.combine_chunks()
+    try:
+        return data.cast(pa.large_string()), None
+    except pa.ArrowInvalid:
+        decoded = [None if value is None else _strict(value) for value in data.to_pylist()]
+        strings = pa.array(decoded, pa.large_string())
+        return strings, pc.and_(pc.is_null(strings), pc.is_valid(data))
+
+
+def _strict(data: bytes) -> str | None:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def schema() -> pa.Schema:
+    """The columns of a table of documents as read; "dropped" is null or "read: reason"."""
+    import pyarrow as pa
+
+    strings = ["source", "path", "url", "license", "language", "domain", "robots", "encoding", "dropped"]
+    columns = [("id", pa.string()), ("text", pa.large_string()), ("offset", pa.int64())]
+    return pa.schema(columns + [(name, pa.string()) for name in strings])

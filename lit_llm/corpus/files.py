@@ -1,0 +1,198 @@
+"""Input files on this machine or behind a URL (s3://, gs://, hf://, memory://): which there are, and opening them.
+
+fsspec is imported at the first URL; for paths on this machine nothing but the standard library is needed.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from lit_llm.errors import UserError
+
+# What file systems call the mark that changes with the content, the surest first.
+_VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "sha256", "mtime", "LastModified", "last_modified", "created")
+
+
+_CHUNK = 2**17  # compressed bytes at a time: what is lost before a cut is less
+
+
+class SupportsRead(Protocol):
+    """A stream of bytes."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file that a pattern matches.
+
+    Attributes:
+        path: what opens it: a path or a URL.
+        id: its path below the pattern's fixed folder, with "/".
+        size: bytes as stored.
+        version: changes when the content does: the time of the last change in nanoseconds, or the store's own mark.
+    """
+
+    path: str
+    id: str
+    size: int
+    version: str
+
+
+def is_url(path: str) -> bool:
+    """Whether fsspec opens it ("s3://bucket/x"), rather than this machine's file system."""
+    return "://" in path
+
+
+def find(pattern: str) -> list[Found]:
+    """Files that a path, a folder (walked) or a glob names, hidden ones left out; in no order, empty if none.
+
+    Raises:
+        UserError: the URL's file system needs a package that is not installed, or refuses to list.
+    """
+    if is_url(pattern):
+        return _find_remote(pattern)
+    path = Path(pattern).expanduser()
+    if path.is_file():
+        return [found(path, path.parent)]
+    if path.is_dir():
+        return [found(file, path) for file in walk(path)]
+    parts = path.parts
+    fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
+    base = Path(*parts[:fixed]) if fixed else Path()
+    files: list[Path] = []
+    for match in map(Path, glob.glob(str(path), recursive=True)):
+        if match.is_file():
+            files.append(match)
+        elif "**" not in pattern:  # '**' already lists what is below
+            files += walk(match)
+    return [found(file, base) for file in files]
+
+
+def found(path: Path, base: Path) -> Found:
+    """A file of this machine as found from ``base``."""
+    stat = path.stat()
+    return Found(str(path), path.relative_to(base).as_posix(), stat.st_size, str(stat.st_mtime_ns))
+
+
+def walk(folder: Path, skip: Sequence[str] = ()) -> list[Path]:
+    """Files below ``folder``, without hidden ones and the folders named in ``skip``."""
+    files: list[Path] = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in skip]
+        files += [path for name in names if not name.startswith(".") and (path := Path(parent, name)).is_file()]
+    return files
+
+
+@contextmanager
+def open_raw(path: str) -> Iterator[IO[bytes]]:
+    """The file's bytes as stored, seekable."""
+    if is_url(path):
+        system, inner = _file_system(path)
+        with system.open(inner, "rb") as file:
+            yield file
+    else:
+        with open(path, "rb") as file:
+            yield file
+
+
+@contextmanager
+def open_input(path: str) -> Iterator[SupportsRead]:
+    """The file's bytes, decompressed if it is called .gz or .zst (then only forwards).
+
+    Raises:
+        OSError: cannot be opened or, here or by ``read``, read; a damaged or cut archive too.
+        ImportError: .zst without the package zstandard.
+    """
+    with open_raw(path) as raw:
+        if path.endswith(".gz"):
+            yield _Inflated(raw, lambda: zlib.decompressobj(31))  # 31: with gzip's header
+        elif path.endswith(".zst"):
+            import zstandard
+
+            yield _Inflated(raw, lambda: zstandard.ZstdDecompressor().decompressobj())
+        else:
+            yield raw
+
+
+class _Inflated:
+    """Compressed members one after the other, read as one. What comes before damage is read; then ``read`` raises."""
+
+    def __init__(self, raw: IO[bytes], new_member: Callable[[], Any]) -> None:
+        self.raw, self.new_member = raw, new_member
+        self.member: Any = None
+        self.left = b""  # decompressed, not asked for yet
+        self.error: OSError | None = None
+
+    def read(self, size: int = -1) -> bytes:
+        pieces, got = [self.left], len(self.left)
+        while self.error is None and (size < 0 or got < size) and (chunk := self.raw.read(_CHUNK)):
+            for piece in self._pieces(chunk):
+                pieces.append(piece)
+                got += len(piece)
+        if self.error is None and self.member is not None and (size < 0 or got < size):
+            self.error = OSError("the compressed file is cut")
+        if self.error is not None and (size < 0 or not got):
+            raise self.error
+        data = b"".join(pieces)
+        self.left = data[size:] if size >= 0 else b""
+        return data[:size] if size >= 0 else data
+
+    def _pieces(self, chunk: bytes) -> Iterator[bytes]:
+        while chunk:
+            if self.member is None:
+                chunk = chunk.lstrip(b"\0")  # tapes and some writers pad the end
+                if not chunk:
+                    return
+                self.member = self.new_member()
+            try:
+                yield self.member.decompress(chunk)
+            except Exception as error:  # zlib's and zstandard's own classes have no other base
+                self.error = OSError(f"the compressed file is damaged: {error}")
+                return
+            if not self.member.eof:
+                return
+            chunk, self.member = self.member.unused_data, None
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    import fsspec
+
+    try:
+        return fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:  # ValueError: fsspec knows no such protocol
+        raise UserError(f"data.sources: {url}: {error}") from None
+
+
+def _find_remote(pattern: str) -> list[Found]:
+    system, inner = _file_system(pattern)
+    try:
+        if glob.has_magic(inner):
+            base = inner[: min(inner.find(sign) for sign in "*?[" if sign in inner)].rpartition("/")[0]
+            listed = dict(system.glob(inner, detail=True))
+            for name in [name for name, info in listed.items() if info["type"] == "directory"]:
+                del listed[name]
+                if "**" not in inner:
+                    listed |= system.find(name, detail=True)
+        else:
+            base = inner if system.isdir(inner) else inner.rpartition("/")[0]
+            listed = system.find(inner, detail=True)
+    except FileNotFoundError:
+        return []
+    except (OSError, ImportError) as error:
+        raise UserError(f"data.sources: {pattern} cannot be listed ({error})") from error
+    files = []
+    for name, info in listed.items():
+        id = name[len(base) :].lstrip("/")
+        if any(part.startswith(".") for part in id.split("/")):
+            continue
+        version = next((str(info[key]) for key in _VERSIONS if info.get(key)), "")
+        files.append(Found(system.unstrip_protocol(name), id, int(info.get("size") or 0), version))
+    return files

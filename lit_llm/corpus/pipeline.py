@@ -1,0 +1,309 @@
+"""A build from sources to a corpus folder: which steps there are, what each depends on, and who runs them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lit_llm.corpus.config import CorpusConfig
+from lit_llm.corpus.encode import Encode, Split, WriteDocuments, WriteDropped, kept_documents, read_encoded
+from lit_llm.corpus.engine import Engine, Task
+from lit_llm.corpus.mixture import shares
+from lit_llm.corpus.parts import list_parts
+from lit_llm.corpus.progress import Progress
+from lit_llm.corpus.shards import ShardWriter, token_dtype
+from lit_llm.corpus.steps import Clean, Select, Sign, merged
+from lit_llm.corpus.store import Store, digest, read_arrow, read_counts, read_tables, write_tables
+from lit_llm.corpus.workspace import published
+from lit_llm.errors import UserError
+from lit_llm.models.tokenizer import Tokenizer
+
+_TOKENIZER_SAMPLE_BYTES = 200_000_000  # more text does not change a vocabulary, it costs 0.2 s a megabyte
+_VOCAB_SIZE = 32_768
+_VERDICTS = pa.schema({"row": pa.int64(), "duplicate_of": pa.string(), "dropped": pa.string()})
+
+
+class Pipeline:
+    """One build's steps. Their outputs lie in ``store``; what is there already is not made again.
+
+    Attributes:
+        ran: stage -> how many of its tasks this build ran.
+    """
+
+    def __init__(self, config: CorpusConfig, store: Store, removed: frozenset[str], progress: Progress) -> None:
+        self.config, self.store, self.removed, self.progress = config, store, removed, progress
+        self.engine = Engine(config.runner, config.address, config.workers)
+        self.parts = list_parts(config.sources, config.part_bytes)
+        self.sizes = [part.size for part in self.parts]
+        self.ran: Counter[str] = Counter()
+
+    def run(self) -> None:
+        """All steps; fills the attributes that ``lay_out`` and the data card read."""
+        self.cleaned = self._clean()
+        self._check_read()
+        self.selected = self._select(self._dedup() if self.config.dedup is not None else [None] * len(self.parts))
+        self.split = self._split()
+        self.shares = self._shares()
+        self.tokenizer_folder = self._tokenizer()
+        self.tokenizer = Tokenizer.from_pretrained(self.tokenizer_folder)
+        self._encode()
+        self.shards = self._shards()
+
+    def _map(self, stage: str, tasks: Sequence[Task], targets: Sequence[Path], threads: bool = False) -> list[Path]:
+        """Run the tasks whose targets are not there."""
+        missing = [number for number, target in enumerate(targets) if not target.exists()]
+        self.ran[stage] += len(missing)
+        done = sum(self.sizes) - sum(self.sizes[number] for number in missing)
+        with self.progress.stage(stage, sum(self.sizes), done) as advance:
+            for number in self.engine.run([tasks[number] for number in missing], threads):
+                advance(self.sizes[missing[number]])
+        return list(targets)
+
+    def _clean(self) -> list[Path]:
+        blocks = self.config.blocks()
+        settings = [code_version(), blocks, [_content(file) for file in getattr(self.config.opt_out, "files", ())]]
+        keys = [digest("clean", part.key, settings) for part in self.parts]
+        self.keys = keys
+        targets = [self.store.path("clean", key) for key in keys]
+        tasks = [Clean(part, blocks, target) for part, target in zip(self.parts, targets, strict=True)]
+        return self._map("clean", tasks, targets)
+
+    def _check_read(self) -> None:
+        counts = [read_counts(path) for path in self.cleaned]
+        read = sum(part["documents"] for part in counts)
+        self.read = {"documents": read, "bytes": sum(part["bytes"] for part in counts)}
+        self.dropped = merged(part["dropped"] for part in counts)
+        bad = {reason: n for reason, n in self.dropped.items() if reason.startswith("read: ")}
+        if sum(bad.values()) > self.config.max_bad_fraction * read:
+            raise UserError(
+                f"max_bad_fraction: {sum(bad.values()):,} of {read:,} documents are unreadable ({_listed(bad)}), more "
+                f"than {self.config.max_bad_fraction:g}; mend the sources or raise it"
+            )
+
+    def _dedup(self) -> list[Path | None]:
+        dedup = self.config.dedup
+        assert dedup is not None
+        signing = [dedup.threshold is None, dedup.normalize, dedup.ngram, dedup.bands, dedup.rows]
+        keys = [digest("sign", key, signing) for key in self.keys]
+        targets = [self.store.path("sign", key, ".arrow") for key in keys]
+        tasks = [Sign(path, dedup, target) for path, target in zip(self.cleaned, targets, strict=True)]
+        signed = self._map("sign", tasks, targets, threads=True)
+        folder = self.store.path("dedup", digest("dedup", keys, dedup), "")
+        if not folder.exists():
+            self.ran["dedup"] += 1
+            with self.progress.stage("dedup", sum(self.sizes)) as advance, published(folder) as partial:
+                partial.mkdir()
+                verdicts = dedup.decide(_placed(signed), folder=self.store.folder)
+                self._write_verdicts(partial, verdicts)
+                advance(sum(self.sizes))
+        return [folder / f"{number}.parquet" for number in range(len(self.parts))]
+
+    def _write_verdicts(self, folder: Path, verdicts: pa.Table) -> None:
+        """A file a part, with names where ``decide`` had places."""
+        part, row = _places(verdicts["id"])
+        of_part, of_row = _places(verdicts["duplicate_of"])
+        names = np.empty(len(verdicts), object)
+        for number in np.unique(of_part):
+            ids = pq.read_table(self.cleaned[number], columns=["id"])["id"]
+            here = np.flatnonzero(of_part == number)
+            names[here] = ids.take(pa.array(of_row[here])).to_pylist()
+        table = pa.table([pa.array(row), pa.array(names, pa.string()), verdicts["dropped"]], schema=_VERDICTS)
+        for number in range(len(self.parts)):
+            first, last = np.searchsorted(part, [number, number + 1])  # verdicts are sorted by place
+            mine = table.slice(first, last - first)
+            key = hashlib.sha256(repr(mine.to_pydict()).encode()).hexdigest()
+            write_tables(folder / f"{number}.parquet", _VERDICTS, [mine], {"key": key})
+
+    def _select(self, verdicts: Sequence[Path | None]) -> list[Path]:
+        evaluations = self.config.evaluations
+        settings = [evaluations, [_content(file) for file in evaluations.files] if evaluations else [], self.removed]
+        settings[2] = sorted(self.removed)
+        keys = [
+            digest("select", key, settings, verdict and read_counts(verdict)["key"])
+            for key, verdict in zip(self.keys, verdicts, strict=True)
+        ]
+        self.keys = keys
+        targets = [self.store.path("select", key) for key in keys]
+        tasks = [
+            Select(path, verdict, evaluations, self.removed, target)
+            for path, verdict, target in zip(self.cleaned, verdicts, targets, strict=True)
+        ]
+        return self._map("select", tasks, targets, threads=True)
+
+    def _split(self) -> Split:
+        """Where the validation split must end for both splits to have text."""
+        counts = [read_counts(path) for path in self.selected]
+        self.dropped = merged([self.dropped, *(part["dropped"] for part in counts)])
+        lowest, highest = min(part["lowest"] for part in counts), max(part["highest"] for part in counts)
+        if lowest > highest:
+            reasons = _listed(self.dropped) or "the files hold no rows"
+            raise UserError(f"data.sources: no usable text in {_named(self.config)} ({reasons})")
+        fraction = self.config.validation_fraction
+        if fraction and lowest == highest:
+            return Split(0.0, fraction)  # no line lies between documents that share an id, or beside a single one
+        if fraction and lowest >= fraction:
+            return Split(math.nextafter(lowest, 1))
+        return Split(highest if highest < fraction else fraction)
+
+    def _shares(self) -> dict[str, float]:
+        """Of each source in the mixture, by bytes."""
+        self.source_bytes = merged(
+            {name: part["bytes"] for name, part in read_counts(path)["sources"].items()} for path in self.selected
+        )
+        settings = dataclasses.replace(self.config.mixture, tokens=None)
+        return shares(self.source_bytes, self.weights(), settings)
+
+    def weights(self) -> dict[str, float]:
+        """Of each source that has text, as its settings say; NAME-tests weighs what NAME does."""
+        given = {source.name: source.weight for source in self.config.sources}
+        return {name: given.get(name, given.get(name.removesuffix("-tests"), 1.0)) for name in self.source_bytes}
+
+    def _tokenizer(self) -> Path:
+        given, size = self.config.tokenizer, self.config.vocab_size
+        if given is not None:
+            tokenizer = Tokenizer.from_pretrained(given)
+            if tokenizer.eos_id is None:
+                raise UserError(
+                    f"{given}: no end-of-text token to put between documents; "
+                    "name one as eos_token in a tokenizer_config.json beside it"
+                )
+            key, train = digest("tokenizer", tokenizer.fingerprint(), tokenizer.special_names), None
+        else:
+            key = digest("tokenizer", size, self.keys, self.split.edge, self.split.tail, self.shares)
+
+            def train() -> Tokenizer:
+                return Tokenizer.train(self._sample(), size or _VOCAB_SIZE, or_fewer=size is None)
+
+        folder = self.store.path("tokenizer", key, "")
+        if not folder.exists():
+            if train is not None:
+                self.ran["tokenizer"] += 1
+                self.progress.say(f"training a tokenizer of {size or _VOCAB_SIZE:,} tokens")
+                tokenizer = train()
+            with published(folder) as partial:
+                tokenizer.save_pretrained(partial)
+        return folder
+
+    def _sample(self) -> Iterator[str]:
+        """Texts of the training split, sources in the mixture's proportions; which ones their digests say."""
+        total = min(_TOKENIZER_SAMPLE_BYTES, sum(self.source_bytes.values()))
+        rates = {name: min(1.0, total * self.shares[name] / size) for name, size in self.source_bytes.items() if size}
+        for cleaned, selected in zip(self.cleaned, self.selected, strict=True):
+            for table in kept_documents(cleaned, selected, self.split, ["text", "source"]):
+                table = table.filter(pc.equal(table["split"], "train"))
+                chosen = [
+                    int(sha256[:12], 16) < rates[source] * 2**48
+                    for sha256, source in zip(table["sha256"].to_pylist(), table["source"].to_pylist(), strict=True)
+                ]
+                yield from table["text"].filter(pa.array(chosen, pa.bool_())).to_pylist()
+
+    def _encode(self) -> None:
+        """Tokens, and the files of kept and dropped documents."""
+        settings = [self.tokenizer.fingerprint(), self.split.tail]
+        keys = [digest("encode", key, settings) for key in self.keys]
+        inputs = list(zip(self.cleaned, self.selected, strict=True))
+        targets = [self.store.path("encode", key, ".arrow") for key in keys]
+        tasks: list[Task] = [
+            Encode(*pair, self.split, self.tokenizer_folder, target)
+            for pair, target in zip(inputs, targets, strict=True)
+        ]
+        self.encoded = self._map("encode", tasks, targets, threads=True)
+        targets = [self.store.path("documents", digest("documents", key, self.split)) for key in keys]
+        tasks = [
+            WriteDocuments(*pair, encoded, self.split, target)
+            for pair, encoded, target in zip(inputs, self.encoded, targets, strict=True)
+        ]
+        self.documents = self._map("documents", tasks, targets, threads=True)
+        targets = [self.store.path("dropped", digest("dropped", key)) for key in self.keys]
+        tasks = [WriteDropped(*pair, target) for pair, target in zip(inputs, targets, strict=True)]
+        self.left_out = self._map("dropped", tasks, targets, threads=True)
+        self.keys = keys
+
+    def _shards(self) -> Path:
+        folder = self.store.path("shards", digest("shards", self.keys, self.split), "")
+        if not folder.exists():
+            self.ran["shards"] += 1
+            with self.progress.stage("shards", sum(self.sizes)) as advance, published(folder) as partial:
+                self._write_shards(partial, advance)
+        return folder
+
+    def _write_shards(self, folder: Path, advance: Callable[[int], object]) -> None:
+        """Each source's documents in order, as two streams."""
+        dtype = token_dtype(self.tokenizer.vocab_size)
+        writers: dict[tuple[str, str], ShardWriter] = {}
+        for documents, encoded, size in zip(self.documents, self.encoded, self.sizes, strict=True):
+            tables = read_tables(documents, ["split", "source"])
+            for table, tokens in zip(tables, read_encoded(encoded), strict=True):
+                for key in sorted(set(zip(table["split"].to_pylist(), table["source"].to_pylist(), strict=True))):
+                    mine = pc.and_(pc.equal(table["split"], key[0]), pc.equal(table["source"], key[1]))
+                    if key not in writers:
+                        writers[key] = ShardWriter(folder / key[0] / key[1], dtype)
+                    writers[key].append(tokens.filter(mine.combine_chunks()).flatten().to_numpy())
+            advance(size)
+        for writer in writers.values():
+            writer.close()
+
+    def lay_out(self, folder: Path) -> None:
+        """The corpus folder's files but for the data card, in an empty ``folder``; files are shared with the store."""
+        for name, paths in (("documents", self.documents), ("dropped", self.left_out)):
+            (folder / name).mkdir()
+            for number, path in enumerate(paths):
+                _link(path, folder / name / f"part-{number:05}.parquet")
+        shutil.copytree(self.shards, folder / "shards", copy_function=_link)
+        shutil.copytree(self.tokenizer_folder, folder / "tokenizer")
+
+
+@cache
+def code_version() -> str:
+    """Of the code that makes the store's files: another version's are made anew."""
+    return digest([[file.name, file.read_text()] for file in sorted(Path(__file__).parent.glob("*.py"))])
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without
+        shutil.copyfile(source, target)
+
+
+def _content(file: str) -> str:
+    try:
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+
+
+def _placed(signed: list[Path]) -> Iterator[pa.Table]:
+    """Signatures whose ids are the documents' places in the corpus: 16 hex digits that sort as they stand there."""
+    for number, path in enumerate(signed):
+        for batch in read_arrow(path):
+            ids = pc.binary_join_element_wise(f"{number:08x}", batch["id"], "")
+            yield pa.Table.from_batches([batch]).set_column(0, "id", ids)
+
+
+def _places(ids: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of parts and rows of places."""
+    if not len(ids):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    found = np.array([(int(place[:8], 16), int(place[8:], 16)) for place in ids.to_pylist()], np.int64)
+    return found[:, 0], found[:, 1]
+
+
+def _named(config: CorpusConfig) -> str:
+    return ", ".join(repr(path) for source in config.sources for path in source.paths)
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{n:,} {reason.removeprefix('read: ')}" for reason, n in list(counts.items())[:5])

@@ -1,0 +1,80 @@
+"""Parts to documents: the readers by kind, and what becomes of files that cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from lit_llm.corpus.documents import Document, to_tables
+from lit_llm.corpus.parts import Part, list_parts
+from lit_llm.corpus.readers.lines import read_line_tables, read_lines
+from lit_llm.corpus.readers.parquet import read_parquet
+from lit_llm.corpus.readers.warc import read_warc
+from lit_llm.corpus.readers.whole import read_code, read_html, read_text
+from lit_llm.corpus.sources import SourceFile, Sources
+from lit_llm.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def read_part(part: Part) -> Iterator[pa.Table]:
+    """Tables of a part's documents, of about 8 MB of text, columns as ``documents.schema()``, in a fixed order.
+
+    Every file, line, row and record has its row. What is no text has an empty one and its reason in "dropped" ("read:
+    binary"); of a file that cannot be read, or not to its end, one more row says so ("read: unreadable: ..."). How much
+    of that is too much is the caller's to say: ``block.funnel`` counts the reasons.
+
+    Raises:
+        UserError: no field ``text_field``; a package is missing that reads such files.
+    """
+    yield from to_tables((read for file in part.files for read in _read(part, file, as_columns=True)), part.source)
+
+
+def iter_documents(sources: Sources, text_field: str = "text") -> Iterator[Document]:
+    """Every document of ``sources``, one at a time, in a fixed order; unusable ones with ``dropped`` set.
+
+    The same documents as ``read_part``'s, without pyarrow, but for parquet files.
+
+    Raises:
+        UserError: as ``list_files`` and ``read_part``.
+    """
+    for part in list_parts(sources, text_field=text_field):
+        for file in part.files:
+            for read in _read(part, file, as_columns=False):
+                if isinstance(read, Document):
+                    yield read
+                else:
+                    yield from _rows(read)
+
+
+def _read(part: Part, file: SourceFile, as_columns: bool) -> Iterator[Document | pa.Table]:
+    """A file's documents, one at a time or as columns where its format has them."""
+    longest, kind = part.source.max_line_bytes, part.source.kind_of(file.path)
+    try:
+        match kind:
+            case "jsonl":
+                yield from (read_line_tables if as_columns else read_lines)(part, file)
+            case "parquet":
+                yield from read_parquet(part, file)
+            case "warc":
+                yield from read_warc(part, file)
+            case "html":
+                yield read_html(file)
+            case "code":
+                yield read_code(file, longest)
+            case _:
+                yield read_text(file, longest)
+    except OSError as error:
+        piece = "" if part.stop is None else f"#{part.start}-{part.stop}"
+        why = " ".join(str(error.strerror or error).split())[:120]
+        yield Document(file.id + piece, file.source, file.path, "", f"unreadable: {why}", part.start)
+    except ImportError as error:
+        raise UserError(f"{file.path}: {kind} needs {error.name}; pip install 'lit_llm[corpus]'") from error
+
+
+def _rows(table: pa.Table) -> Iterator[Document]:
+    for row in table.to_pylist():
+        del row["domain"]
+        dropped = row.pop("dropped")
+        yield Document(**row, dropped=dropped and dropped.removeprefix("read: "))

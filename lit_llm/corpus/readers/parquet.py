@@ -1,0 +1,70 @@
+"""Parquet: a document a row, of the row groups of a part; only the columns that are kept are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from lit_llm.corpus.documents import TABLE_BYTES, checked_table
+from lit_llm.corpus.files import open_raw
+from lit_llm.corpus.readers.lines import missing_field
+from lit_llm.corpus.sources import SourceFile
+from lit_llm.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from lit_llm.corpus.parts import Part
+
+
+def read_parquet(part: Part, file: SourceFile) -> Iterator[pa.Table]:
+    """Tables of documents of about ``TABLE_BYTES``.
+
+    Raises:
+        OSError: the file cannot be read, or is no parquet file.
+        UserError: no column ``source.text_field``, or one that holds no text.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    field = part.source.text_field
+    try:
+        with open_raw(file.path) as raw, pyarrow.parquet.ParquetFile(raw) as parquet:
+            names = parquet.schema_arrow.names
+            if field not in names:
+                raise UserError(missing_field(file.path, field, names))
+            groups = list(range(part.start, parquet.num_row_groups if part.stop is None else part.stop))
+            before = sum(parquet.metadata.row_group(i).num_rows for i in range(part.start))
+            read = [parquet.metadata.row_group(i) for i in groups]
+            row_bytes = sum(group.total_byte_size for group in read) / max(1, sum(group.num_rows for group in read))
+            columns = [name for name in dict.fromkeys((field, "id", "url", "license")) if name in names]
+            rows = max(1, min(2**16, int(TABLE_BYTES / max(1, row_bytes))))
+            number = before + 1
+            for batch in parquet.iter_batches(batch_size=rows, row_groups=groups, columns=columns):
+                table = pa.table(batch)
+                text = _strings(table[field])
+                if text is None:
+                    raise UserError(
+                        f"{file.path}: field {field!r} (data.text_field) holds {table[field].type}, not text"
+                    )
+                places = pa.array(range(number, number + len(table)), pa.int64())
+                own = [_strings(table[name]) if name in columns else None for name in ("id", "url", "license")]
+                yield checked_table(part.source, file, text, places, *own)
+                number += len(table)
+    except pa.ArrowException as error:
+        raise OSError(f"not a readable parquet file ({' '.join(str(error).split())[:200]})") from error
+
+
+def _strings(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """A column of text, bytes, whole numbers or lists of text as strings, unchecked; None if it is anything else."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_list(column.type) and pa.types.is_string(column.type.value_type):
+        return pc.binary_join(column, ", ")
+    if pa.types.is_integer(column.type):
+        return column.cast(pa.string())
+    readable = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    return column if any(test(column.type) for test in readable) else None

@@ -1,0 +1,129 @@
+"""WARC and WET: the pages that servers sent, and what they said about them."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from typing import IO, TYPE_CHECKING, Any
+
+from lit_llm.corpus.documents import Document, decode
+from lit_llm.corpus.files import open_raw
+from lit_llm.corpus.readers.whole import page
+from lit_llm.corpus.sources import SourceFile
+
+if TYPE_CHECKING:
+    from lit_llm.corpus.parts import Part
+
+_HTML = ("text/html", "application/xhtml+xml")
+_STARTS = (b"\x1f\x8b\x08", b"WARC/1.")  # of a record that is compressed by itself, of one that is not
+_STRIDE = 2**20
+
+
+def read_warc(part: Part, file: SourceFile) -> Iterator[Document]:
+    """A document a response, resource or conversion record; other records are not documents.
+
+    Where records are damaged one dropped document says so, and reading goes on at the next that is whole.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    from fastwarc.warc import ArchiveIterator, WarcRecordType
+
+    documents = WarcRecordType.response | WarcRecordType.resource | WarcRecordType.conversion
+    with open_raw(file.path) as raw:
+        start: int | None = 0
+        last, repeats, told = -1, 0, False
+        while start is not None:
+            raw.seek(start)
+            damaged: int | None = start
+            try:
+                for record in ArchiveIterator(raw, record_types=WarcRecordType.any_type, auto_decode="all"):
+                    damaged = record.stream_pos
+                    # The records of a file that is compressed as one have one place between them.
+                    repeats = repeats + 1 if record.stream_pos == last else 0
+                    last = record.stream_pos
+                    if record.record_type & documents:
+                        yield _document(part, file, f"{file.id}#{last}" + (f".{repeats}" if repeats else ""), record)
+                    damaged, told = None, False
+                if (cut := _cut_member(raw, max(last, 0))) is not None and not told:
+                    yield _damaged(file, cut)
+                return
+            except OSError:
+                # Whole records may begin where the last one ended: the damage is on the way there.
+                start = _next_record(raw, last + 1 if damaged is None else damaged + 1)
+                damaged = damaged if damaged is not None else start or last + 1
+                if not told:
+                    yield _damaged(file, damaged)
+                told = True
+
+
+def _document(part: Part, file: SourceFile, id: str, record: Any) -> Document:
+    url, offset = record.headers.get("WARC-Target-URI"), record.stream_pos
+    http = record.http_headers
+    said = {} if http is None else http
+    kind = record.http_content_type if http is not None else record.headers.get("Content-Type")
+    kind = (kind or "").partition(";")[0].strip().lower()
+
+    def dropped(reason: str) -> Document:
+        return Document(id, file.source, file.path, "", reason, offset, url=url)
+
+    if http is not None and http.status_code != 200:
+        return dropped("HTTP status is not 200")
+    if kind not in _HTML and kind != "text/plain":
+        return dropped("neither HTML nor plain text")
+    longest = part.source.max_line_bytes
+    data = record.reader.read(longest + 1)
+    if len(data) > longest:
+        return dropped("record too long")
+    encoded = said.get("Content-Encoding") or said.get("Transfer-Encoding")
+    if not encoded and len(data) < record.content_length:
+        return dropped("cut record")
+    reserved = said.get("tdm-reservation")
+    flags = ", ".join(filter(None, [said.get("X-Robots-Tag"), reserved and f"tdm-reservation: {reserved}"])) or None
+    charset = None if http is None else record.http_charset
+    if kind in _HTML:
+        return page(file, id, offset, data, url, charset, flags)
+    text, encoding, reason = decode(data, charset)
+    return Document(id, file.source, file.path, text, reason, offset, url=url, robots=flags, encoding=encoding)
+
+
+def _damaged(file: SourceFile, offset: int) -> Document:
+    return Document(f"{file.id}#{offset}.damaged", file.source, file.path, "", "damaged record", offset)
+
+
+def _cut_member(raw: IO[bytes], at: int) -> int | None:
+    """Where the gzip member begins that the file ends in, looking from the one at ``at``; None if all end.
+
+    fastwarc takes a file that ends within a record's headers for a whole one.
+    """
+    raw.seek(at)
+    rest = raw.read(_STRIDE)
+    while rest.startswith(_STARTS[0]):
+        member = zlib.decompressobj(31)  # 31: with gzip's header
+        size = len(rest)
+        try:
+            member.decompress(rest)
+            while not member.eof:
+                if not (chunk := raw.read(_STRIDE)):
+                    return at
+                size += len(chunk)
+                member.decompress(chunk)
+        except zlib.error:
+            return at
+        rest = member.unused_data
+        at += size - len(rest)
+        rest = rest or raw.read(_STRIDE)
+    return None
+
+
+def _next_record(raw: IO[bytes], at: int) -> int | None:
+    """Where the next record may begin, at or after ``at``; None before the end of the file."""
+    raw.seek(at)
+    rest = b""
+    while chunk := raw.read(_STRIDE):
+        window = rest + chunk
+        if places := [place for start in _STARTS if (place := window.find(start)) >= 0]:
+            return at + min(places)
+        rest = window[-8:]
+        at += len(window) - len(rest)
+    return None

@@ -1,0 +1,60 @@
+"""Files that are one document each: text, HTML, and the files of a tree of source code."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from lit_llm.corpus import code
+from lit_llm.corpus.documents import Document, decode
+from lit_llm.corpus.files import open_input
+from lit_llm.corpus.sources import SourceFile
+
+
+def read_text(file: SourceFile, longest: int) -> Document:
+    """A text file; ``longest`` bytes a line. Raises OSError."""
+    with open_input(file.path) as stream:
+        data = stream.read()
+    text, encoding, dropped = decode(data)
+    if len(data) > longest and max(map(len, text.splitlines()), default=0) > longest:
+        text, dropped = "", "line too long"
+    return Document(file.id, file.source, file.path, text, dropped, encoding=encoding)
+
+
+def read_html(file: SourceFile) -> Document:
+    """The main text of a page. Raises OSError."""
+    with open_input(file.path) as stream:
+        return page(file, file.id, 0, stream.read())
+
+
+def page(
+    file: SourceFile,
+    id: str,
+    offset: int,
+    data: bytes,
+    url: str | None = None,
+    charset: str | None = None,
+    flags: str | None = None,
+) -> Document:
+    """The main text of a page's bytes, with what its server said of it: ``charset``, and ``flags`` to robots."""
+    from lit_llm.corpus.extract import main_text, robots
+
+    html, encoding, dropped = decode(data, charset, html=True)
+    text = main_text(html) if html else ""
+    flags = ", ".join(filter(None, [flags, robots(html)])) or None
+    reason = dropped or (None if text else "no main text")
+    return Document(id, file.source, file.path, text, reason, offset, url=url, robots=flags, encoding=encoding)
+
+
+def read_code(file: SourceFile, longest: int) -> Document:
+    """A file of source code; one that is left out for its path is not opened. Raises OSError."""
+    dropped = code.skip_path(file.id)
+    read = Document(file.id, file.source, file.path, "", dropped) if dropped else read_text(file, longest)
+    if not dropped and not read.dropped:
+        dropped = code.skip_text(read.text)
+    return dataclasses.replace(
+        read,
+        text="" if dropped else read.text,
+        dropped=dropped or read.dropped,
+        license=file.license,
+        language=code.language_of(file.id.rpartition("/")[2]),
+    )

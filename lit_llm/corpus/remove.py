@@ -1,0 +1,194 @@
+"""Taking documents out of a finished corpus: what a person, a publisher or a court asks for.
+
+Only the files and chunks that hold them are written again, all in one transaction. What is logged is a hash of the id,
+by which a later build into the same folder leaves the document out, and never what it said.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lit_llm.corpus.block import per_value, texts, with_column
+from lit_llm.corpus.build import WORK
+from lit_llm.corpus.card import revise_card, write_card
+from lit_llm.corpus.encode import DROPPED, TAIL, write_documents
+from lit_llm.corpus.folder import Corpus
+from lit_llm.corpus.removed import LOG, removed_ids
+from lit_llm.corpus.shards import without
+from lit_llm.corpus.statistics import host
+from lit_llm.corpus.store import read_counts, read_tables, write_tables
+from lit_llm.corpus.transaction import locked, transaction
+from lit_llm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which documents go: those that any of these says.
+
+    Attributes:
+        ids: documents' ids.
+        domain: a host with all below it, or the domain tag of a source.
+        matching: a regular expression (RE2 syntax) found in the text.
+    """
+
+    ids: frozenset[str] = frozenset()
+    domain: str | None = None
+    matching: str | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.ids or self.domain or self.matching):
+            raise UserError("corpus remove: say which documents, by --ids, --ids_file, --domain or --matching")
+        if self.matching is not None:
+            try:
+                pc.match_substring_regex(pa.array([""]), self.matching)
+            except pa.ArrowInvalid as error:
+                raise UserError(f"--matching {self.matching!r}: no regular expression ({error})") from None
+
+    def finds(self, table: pa.Table, text: str) -> pa.Array:
+        """Boolean array, for a table with id, url, domain, and ``text`` if there is a pattern."""
+        ids = [name in self.ids or name.removesuffix(TAIL) in self.ids for name in table["id"].to_pylist()]
+        found = pa.array(ids, pa.bool_())
+        if self.domain is not None:
+            wanted = self.domain.lower().removeprefix("www.")
+            tagged = pc.fill_null(pc.equal(table["domain"], self.domain), False).combine_chunks()
+            found = pc.or_(pc.or_(found, tagged), pc.is_valid(per_value(table["url"], lambda url: _below(url, wanted))))
+        if self.matching is not None:
+            found = pc.or_(found, pc.match_substring_regex(texts(table[text]), self.matching))
+        return found
+
+    def columns(self, text: str) -> list[str]:
+        return ["id", "url", "domain", *([text] if self.matching is not None else [])]
+
+
+def _below(url: str, domain: str) -> str | None:
+    name = host(url)
+    return name if name is not None and (name == domain or name.endswith(f".{domain}")) else None
+
+
+def remove(folder: str | Path, request: Request, reason: str = "by request") -> int:
+    """Take the documents out of text files and shards, log it and renew the data card; returns how many were there.
+
+    Examples and traces of such documents among the dropped ones go too, and so does what stages left in ``.work``.
+    Asking again finds nothing. A kill in the middle leaves the corpus as it was, or as it should be.
+
+    Raises:
+        UserError: no corpus folder, or no document for training would be left.
+    """
+    folder = Path(folder).expanduser().absolute()
+    Corpus.load(folder)
+    with locked(folder):
+        card = Corpus.load(folder).datacard
+        removal = _Removal(folder, request)
+        removal.find()
+        known = removed_ids(folder)
+        new = sorted({hashlib.sha256(name.encode()).hexdigest() for name in removal.names} - known)
+        if not removal.rows and not new:
+            return 0
+        # First: it holds the texts, and a kill behind the transaction would leave them.
+        shutil.rmtree(folder / WORK, ignore_errors=True)
+        gone: list[str] = []
+        with transaction(folder, gone) as staged:
+            documents, dropped = removal.write(staged, gone)
+            date = datetime.now(UTC).isoformat(timespec="seconds")
+            lines = [json.dumps({"id_sha256": name, "date": date, "reason": reason}) + "\n" for name in new]
+            log = folder / LOG
+            (staged / LOG).write_text((log.read_text() if log.is_file() else "") + "".join(lines))
+            revised = revise_card(card, documents, dropped, removal.count)
+            if not sum(part["tokens"] for part in revised["splits"]["train"].values()):
+                raise UserError(f"{folder}: no document for training would be left; delete the folder instead")
+            write_card(revised, staged)
+    return removal.count
+
+
+class _Removal:
+    """What of a corpus a request concerns.
+
+    Attributes:
+        names: ids, of kept and dropped documents.
+        rows: file of kept documents -> which of its rows go.
+        spans: (split, source) -> positions in the stream.
+        examples: file of dropped documents -> which of its rows lose their example.
+        count: kept documents that go.
+    """
+
+    def __init__(self, folder: Path, request: Request) -> None:
+        self.folder, self.request = folder, request
+        self.names: set[str] = set()
+        self.rows: dict[Path, pa.ChunkedArray] = {}
+        self.spans: dict[tuple[str, str], list[tuple[int, int]]] = {}
+        self.examples: dict[Path, pa.ChunkedArray] = {}
+        self.count = 0
+
+    def find(self) -> None:
+        positions: dict[tuple[str, str], int] = {}
+        for file in sorted((self.folder / "documents").iterdir()):
+            found = []
+            for table in read_tables(file, [*self.request.columns("text"), "split", "source", "tokens"]):
+                found.append(self.request.finds(table, "text"))
+                rows = zip(*(table[name].to_pylist() for name in ("split", "source", "tokens")), strict=True)
+                for (split, source, tokens), goes in zip(rows, found[-1].to_pylist(), strict=True):
+                    start = positions.get((split, source), 0)
+                    positions[split, source] = start + tokens
+                    if goes:
+                        self.spans.setdefault((split, source), []).append((start, start + tokens))
+                self.names |= {name.removesuffix(TAIL) for name in table["id"].filter(found[-1]).to_pylist()}
+            mask = pa.chunked_array(found, pa.bool_())
+            if pc.any(mask).as_py():
+                self.rows[file] = mask
+                self.count += pc.sum(mask).as_py()
+        for file in sorted((self.folder / "dropped").iterdir()):
+            table = pq.read_table(file, columns=[*self.request.columns("example")])
+            mask = self.request.finds(table, "example")
+            if pc.any(mask).as_py():
+                self.examples[file] = mask
+                self.names |= set(table["id"].filter(mask).to_pylist())
+
+    def write(self, staged: Path, gone: list[str]) -> tuple[list[Path], list[Path]]:
+        """The new files; returns those of kept and of dropped documents as they will be."""
+        for name in ("documents", "dropped"):
+            (staged / name).mkdir()
+        for file, mask in self.rows.items():
+            write_documents(staged / "documents" / file.name, _filtered(file, pc.invert(mask)))
+        for (split, source), spans in self.spans.items():
+            shards = Path("shards") / split / source
+            target = staged / shards
+            gone += [str(shards / name) for name in without(self.folder / shards, spans, target)]
+            if not json.loads((target / "index.json").read_text())["chunks"]:
+                gone.append(str(shards))
+                shutil.rmtree(target)
+        for file, mask in self.examples.items():
+            self._without_examples(file, mask, staged / "dropped" / file.name)
+        return tuple(  # type: ignore[return-value]
+            [staged / name / file.name if (staged / name / file.name).exists() else file
+             for file in sorted((self.folder / name).iterdir())]
+            for name in ("documents", "dropped")
+        )  # fmt: skip
+
+    @staticmethod
+    def _without_examples(file: Path, mask: pa.Array, target: Path) -> None:
+        table = pq.read_table(file)
+        names = set(table["id"].filter(mask).to_pylist())
+        examples = pc.if_else(mask, pa.scalar(None, pa.string()), table["example"])
+        counts = read_counts(file)
+        counts["examples"] = {
+            reason: [example for example in shown if example[0] not in names]
+            for reason, shown in counts["examples"].items()
+        }
+        write_tables(target, DROPPED, [with_column(table, "example", examples)], counts)
+
+
+def _filtered(file: Path, keep: pa.ChunkedArray) -> Iterator[pa.Table]:
+    start = 0
+    for table in read_tables(file):
+        yield table.filter(keep.slice(start, len(table)))
+        start += len(table)

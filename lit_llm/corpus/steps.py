@@ -1,0 +1,235 @@
+"""The steps that look at one part of the corpus: tasks for the engine, each of which writes one file of the store."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lit_llm.corpus.block import Block, texts, utf8, with_column
+from lit_llm.corpus.config import Evaluations
+from lit_llm.corpus.decontaminate import Decontaminate, evaluation_texts
+from lit_llm.corpus.dedup import Dedup
+from lit_llm.corpus.parts import Part
+from lit_llm.corpus.privacy import KINDS, RedactPII
+from lit_llm.corpus.read import read_part
+from lit_llm.corpus.store import read_tables, write_arrow, write_tables
+
+EXAMPLE_CHARACTERS = 200
+EXAMPLES = 5  # dropped texts shown a reason and part
+REMOVED = "removed: by request"
+
+CLEANED = pa.schema(
+    {
+        "id": pa.string(), "text": pa.large_string(), "source": pa.string(), "path": pa.string(), "offset": pa.int64(),
+        "url": pa.string(), "license": pa.string(), "language": pa.string(), "language_score": pa.float32(),
+        "domain": pa.string(), "pii": pa.struct({kind: pa.int32() for kind in KINDS}), "changed_by": pa.string(),
+        "dropped": pa.string(), "example": pa.string(),
+    }
+)  # fmt: skip
+SELECTED = pa.schema(
+    {
+        "dropped": pa.string(), "duplicate_of": pa.string(), "contaminated_by": pa.string(), "sha256": pa.string(),
+        "bytes": pa.int64(), "position": pa.float64(),
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Clean:
+    """Read a part and put its documents through the blocks. Of a dropped one an example is left, redacted.
+
+    Attributes:
+        part: what to read.
+        blocks: in this order.
+        target: the file to write, of `CLEANED`.
+    """
+
+    part: Part
+    blocks: tuple[Block, ...]
+    target: Path
+
+    def __call__(self) -> None:
+        counts: dict[str, Any] = {"documents": 0, "bytes": 0, "dropped": Counter()}
+        write_tables(self.target, CLEANED, self._tables(counts), counts)
+
+    def _tables(self, counts: dict[str, Any]) -> Iterator[pa.Table]:
+        shown: Counter[str] = Counter()
+        for table in read_part(self.part):
+            counts["documents"] += len(table)
+            counts["bytes"] += pc.sum(pc.binary_length(table["text"])).as_py() or 0
+            table = with_column(table, "changed_by", pa.nulls(len(table), pa.string()))
+            for block in self.blocks:
+                before = table["text"]
+                table = block(table)
+                changed = pc.fill_null(pc.not_equal(before, table["text"]), False)
+                if pc.any(changed).as_py():
+                    names = table["changed_by"]
+                    longer = pc.binary_join_element_wise(names, block.name, ", ", null_handling="skip")
+                    table = with_column(table, "changed_by", pc.if_else(changed, longer, names))
+            counts["dropped"].update(table["dropped"].drop_null().to_pylist())
+            yield _conform(_with_examples(table, shown), CLEANED)
+
+
+def _with_examples(table: pa.Table, shown: Counter[str]) -> pa.Table:
+    """Dropped texts gone but for the beginnings of the first few for each reason."""
+    rows, beginnings = [], []
+    for row, reason in enumerate(table["dropped"].to_pylist()):
+        if reason is not None and shown[reason] < EXAMPLES and (text := table["text"][row].as_py()):
+            shown[reason] += 1
+            rows.append(row)
+            # Redacted whole and then cut: half an address is not recognised.
+            beginnings.append(RedactPII().texts([text[: 10 * EXAMPLE_CHARACTERS]])[0][:EXAMPLE_CHARACTERS])
+    mask = np.zeros(len(table), bool)
+    mask[rows] = True
+    examples = pc.replace_with_mask(pa.nulls(len(table), pa.string()), mask, pa.array(beginnings, pa.string()))
+    kept = pc.if_else(pc.is_null(table["dropped"]), table["text"], pa.scalar("", pa.large_string()))
+    return with_column(with_column(table, "text", kept), "example", examples)
+
+
+def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """``table`` in exactly these columns, null where it has none; fields of structs too."""
+    columns = []
+    for field in schema:
+        if field.name not in table.column_names:
+            columns.append(pa.nulls(len(table), field.type))
+        elif pa.types.is_struct(field.type):
+            given = table[field.name].combine_chunks()
+            has = {inner.name for inner in given.type}
+            parts = [
+                given.field(inner.name).cast(inner.type) if inner.name in has else pa.nulls(len(given), inner.type)
+                for inner in field.type
+            ]
+            columns.append(pa.StructArray.from_arrays(parts, fields=list(field.type), mask=given.is_null()))
+        else:
+            columns.append(table[field.name].cast(field.type))
+    return pa.table(columns, schema=schema)
+
+
+@dataclass(frozen=True)
+class Sign:
+    """Signatures of a part's kept documents, for deduplication.
+
+    A document's id there is its row in the part: the pipeline, which knows the part's place among all, completes it.
+
+    Attributes:
+        cleaned: what `Clean` wrote.
+        dedup: settings.
+        target: the file to write.
+    """
+
+    cleaned: Path
+    dedup: Dedup
+    target: Path
+
+    def __call__(self) -> None:
+        schema = self.dedup.sign(CLEANED.empty_table()).schema
+        signed = (self.dedup.sign(table) for table in self._tables())
+        write_arrow(self.target, schema, signed)
+
+    def _tables(self) -> Iterator[pa.Table]:
+        row = 0
+        for table in read_tables(self.cleaned, ["text", "dropped"]):
+            rows = pa.array([f"{row + i:08x}" for i in range(len(table))], pa.string())
+            row += len(table)
+            yield table.append_column("id", rows)
+
+
+@dataclass(frozen=True)
+class Select:
+    """The last word on each document of a part: copies, evaluation texts and what was asked to be removed go.
+
+    Attributes:
+        cleaned: what `Clean` wrote.
+        verdicts: of deduplication, a file with "row", "duplicate_of" and "dropped"; None without.
+        evaluations: settings of decontamination; None without.
+        removed: SHA-256 (hex) of the ids of removed documents.
+        target: the file to write: a row for each of ``cleaned``, of `SELECTED`.
+    """
+
+    cleaned: Path
+    verdicts: Path | None
+    evaluations: Evaluations | None
+    removed: frozenset[str]
+    target: Path
+
+    def __call__(self) -> None:
+        counts: dict[str, Any] = {"sources": {}, "lowest": math.inf, "highest": -math.inf, "dropped": Counter()}
+        write_tables(self.target, SELECTED, self._tables(counts), counts)
+
+    def _tables(self, counts: dict[str, Any]) -> Iterator[pa.Table]:
+        verdicts = pq.read_table(self.verdicts) if self.verdicts is not None else None
+        rows = verdicts["row"].to_numpy() if verdicts is not None else np.zeros(0, np.int64)
+        block = contamination(self.evaluations) if self.evaluations is not None else None
+        start = 0
+        for table in read_tables(self.cleaned, ["id", "text", "source", "dropped"]):
+            earlier = table["dropped"]
+            duplicate_of = pa.nulls(len(table), pa.string())
+            if verdicts is not None:
+                first, last = np.searchsorted(rows, [start, start + len(table)])
+                mask = np.zeros(len(table), bool)
+                mask[rows[first:last] - start] = True
+                found = verdicts.slice(first, last - first)
+                duplicate_of = pc.replace_with_mask(duplicate_of, mask, found["duplicate_of"].combine_chunks())
+                dropped = pc.replace_with_mask(earlier.combine_chunks(), mask, found["dropped"].combine_chunks())
+                table = with_column(table, "dropped", dropped)
+            start += len(table)
+            table = with_column(table, "contaminated_by", pa.nulls(len(table), pa.string()))
+            if block is not None:
+                table = block(table.drop_columns("contaminated_by"))
+            names = [hashlib.sha256(name.encode()).digest() for name in table["id"].to_pylist()]
+            if self.removed:
+                gone = pa.array([name.hex() in self.removed for name in names])
+                kept = pc.and_(gone, pc.is_null(table["dropped"]))
+                table = with_column(table, "dropped", pc.if_else(kept, REMOVED, table["dropped"]))
+            text = texts(table["text"])
+            selected = pa.table(
+                [
+                    table["dropped"], duplicate_of, table["contaminated_by"],
+                    pa.array([hashlib.sha256(data).hexdigest() for data in utf8(text)], pa.string()),
+                    pc.binary_length(text), pa.array([int.from_bytes(name[:6], "big") / 2**48 for name in names]),
+                ],
+                schema=SELECTED,
+            )  # fmt: skip
+            self._count(counts, selected, table["source"], earlier)
+            yield selected
+
+    @staticmethod
+    def _count(counts: dict[str, Any], selected: pa.Table, sources: pa.ChunkedArray, earlier: pa.ChunkedArray) -> None:
+        now = pc.and_(pc.is_null(earlier), pc.is_valid(selected["dropped"]))
+        counts["dropped"].update(selected["dropped"].filter(now).to_pylist())
+        kept = pc.is_null(selected["dropped"])
+        if not pc.any(kept).as_py():
+            return
+        positions = pc.min_max(selected["position"].filter(kept)).as_py()
+        counts["lowest"] = min(counts["lowest"], positions["min"])
+        counts["highest"] = max(counts["highest"], positions["max"])
+        by_source = pa.table({"source": sources, "bytes": selected["bytes"]}).filter(kept).group_by("source")
+        for row in by_source.aggregate([("bytes", "sum"), ("bytes", "count")]).to_pylist():
+            so_far = counts["sources"].setdefault(row["source"], {"documents": 0, "bytes": 0})
+            so_far["documents"] += row["bytes_count"]
+            so_far["bytes"] += row["bytes_sum"]
+
+
+def contamination(settings: Evaluations) -> Decontaminate:
+    """The block of these settings."""
+    return Decontaminate.against(
+        evaluation_texts(settings.files, settings.fields), ngram=settings.ngram, shortest=settings.shortest
+    )
+
+
+def merged(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    """Sums by name, the largest first."""
+    total: Counter[str] = Counter()
+    for part in counts:
+        total.update(part)
+    return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))

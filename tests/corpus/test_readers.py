@@ -1,0 +1,443 @@
+"""Every line, row and record is read once, however the work is cut; damage is named and the rest is read."""
+
+from __future__ import annotations
+
+import codecs
+import dataclasses
+import gzip
+import io
+import itertools
+import json
+import pickle
+import random
+from pathlib import Path
+from unittest.mock import patch
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lit_llm.corpus import rows as corpus_rows
+from lit_llm.corpus.block import funnel
+from lit_llm.corpus.documents import schema
+from lit_llm.corpus.parts import list_parts
+from lit_llm.corpus.read import iter_documents, read_part
+from lit_llm.corpus.readers import lines
+from lit_llm.corpus.rows import line_blocks
+from lit_llm.corpus.sources import Source, Sources
+from lit_llm.errors import UserError
+
+
+def rows(sources: Sources, target_bytes: int = 2**26) -> list[dict]:
+    """All rows of all parts; every table has the columns that were promised."""
+    found = []
+    for part in list_parts(sources, target_bytes):
+        for table in read_part(part):
+            assert table.schema.equals(schema())
+            found += table.to_pylist()
+    assert len({(row["source"], row["id"]) for row in found}) == len(found)
+    return found
+
+
+def by_documents(sources: Sources) -> list[dict]:
+    """The same, one document at a time."""
+    found = []
+    for document in iter_documents(sources):
+        row = dataclasses.asdict(document)
+        found.append(row | {"dropped": document.dropped and f"read: {document.dropped}"})
+    return found
+
+
+def response(url: str, body: bytes, kind: str = "text/html", headers: str = "", status: str = "200 OK") -> bytes:
+    http = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\n{headers}\r\n".encode() + body
+    head = (
+        "WARC/1.0\r\nWARC-Type: response\r\nWARC-Date: 2026-01-01T00:00:00Z\r\n"
+        f"WARC-Record-ID: <urn:uuid:{len(url):032x}>\r\nWARC-Target-URI: {url}\r\n"
+        f"Content-Type: application/http; msgtype=response\r\nContent-Length: {len(http)}\r\n\r\n"
+    )
+    return head.encode() + http + b"\r\n\r\n"
+
+
+# JSONL
+
+
+plain = st.builds(lambda text: {"text": text}, st.text(max_size=9))
+numbered = st.builds(lambda text, n: {"n": n, "text": text}, st.text("aé\n ", max_size=9), st.integers())
+labelled = st.builds(lambda url, text: {"text": text, "url": url, "license": [url]}, st.text("ab"), st.text("xy"))
+odd = ["", " ", '{"text": "a"} {"text": "b"}', '{"text": 1}', '{"a": 1}', "[]", "{", '{"text": null}']
+odd += ['{"text": "\\ud800"}', '{"text": "a\\u0000"}', '{"text": "a", "text": "b"}', '{"id": 1.5, "text": "a"}']
+json_lines = st.lists(
+    st.one_of(st.builds(json.dumps, plain | numbered | labelled, ensure_ascii=st.booleans()), st.sampled_from(odd)),
+    max_size=9,
+)
+
+
+@settings(deadline=None)
+@given(lines_=json_lines, target=st.integers(1, 60), crlf=st.booleans(), end=st.booleans(), mark=st.booleans())
+def test_every_line_is_read_once_wherever_a_file_is_cut(
+    tmp_path_factory: pytest.TempPathFactory, lines_: list[str], target: int, crlf: bool, end: bool, mark: bool
+) -> None:
+    folder = tmp_path_factory.mktemp("lines")
+    newline = "\r\n" if crlf else "\n"
+    content = newline.join(['{"text": "first"}', *lines_]) + newline * end
+    data = codecs.BOM_UTF8 * mark + content.encode()
+    (folder / "a.jsonl").write_bytes(data)
+    whole = rows({"s": str(folder)})
+    for row in whole:
+        assert row["id"] == f"a.jsonl#{row['offset']}" and (row["offset"] == 0 or data[row["offset"] - 1] == 10)
+    parsed = []
+    for line in content.split("\n"):
+        if line.strip():
+            try:
+                row = json.loads(line)
+                text = row.get("text") if isinstance(row, dict) else None
+                text.encode()
+            except (ValueError, AttributeError, UnicodeEncodeError):
+                text = None
+            parsed.append(text if text and not text.isspace() and "\0" not in text else "")
+    assert [row["text"] for row in whole] == parsed
+    assert rows({"s": str(folder)}, target) == whole
+    assert [row | {"domain": None} for row in by_documents({"s": str(folder)})] == whole
+
+
+@settings(deadline=None)
+@given(
+    cut=st.lists(st.integers(0, 80), max_size=4), block=st.integers(1, 30), longest=st.integers(1, 40),
+    data=st.lists(st.integers(0, 30).map(lambda n: b"x" * n)).map(b"\n".join),
+)  # fmt: skip
+def test_ranges_of_bytes_give_every_line_once(cut: list[int], block: int, longest: int, data: bytes) -> None:
+    edges = sorted({0, len(data), *(edge for edge in cut if edge < len(data))})
+    with patch.object(corpus_rows, "_BLOCK", block):
+        found = [
+            piece
+            for start, stop in itertools.pairwise(edges)
+            for piece in line_blocks(io.BytesIO(data), start, stop, longest)
+        ]
+    at = 0
+    for place, piece in found:
+        assert place == at
+        if piece is None:  # too long to keep: up to the end of its line
+            end = data.find(b"\n", place)
+            at = len(data) if end < 0 else end + 1
+            assert at - place > longest
+        else:
+            assert data[place : place + len(piece)] == piece and (
+                piece.endswith(b"\n") or place + len(piece) == len(data)
+            )
+            at = place + len(piece)
+    assert at == len(data)
+
+
+def test_clean_lines_are_not_parsed_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [
+        {"id": i, "text": f"text {i}", "meta": {"a": [i]}, "url": "http://x.org", "license": "MIT"} for i in range(9)
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    monkeypatch.setattr(lines, "_parsed", None)
+    found = rows(Source("s", [str(tmp_path)], language="en", domain="law", license="CC0-1.0"))
+    assert [(row["id"], row["url"], row["license"], row["language"], row["domain"]) for row in found] == [
+        (str(i), "http://x.org", "MIT", "en", "law") for i in range(9)
+    ]
+
+
+@pytest.mark.parametrize("ending", [".jsonl.gz", ".jsonl.zst"])
+def test_compressed_lines_are_counted_and_a_cut_file_is_read_to_the_cut(tmp_path: Path, ending: str) -> None:
+    content = b"".join(b'{"text": "%d %d"}\n' % (i, random.Random(i).getrandbits(200)) for i in range(50_000))
+    press = gzip.compress if ending.endswith("gz") else zstandard.compress
+    (tmp_path / f"a{ending}").write_bytes(press(content[:100]) + press(content[100:]))  # two members, one text
+    found = rows(str(tmp_path))
+    assert [row["offset"] for row in found] == list(range(1, 50_001)) and found[7]["id"] == f"a{ending}#8"
+    (tmp_path / f"a{ending}").write_bytes(press(content)[:-1000])
+    *kept, last = rows(str(tmp_path))
+    assert len(kept) > 10_000 and kept == found[: len(kept)]
+    assert last["id"] == f"a{ending}" and last["dropped"].startswith("read: unreadable: ")
+
+
+def test_long_lines_are_dropped(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": "' + "b" * 100 + '"}\n{"text": "c"}\n')
+    (tmp_path / "b.txt").write_text("short\n" + "b" * 100)
+    found = rows(Source("s", [str(tmp_path)], max_line_bytes=50))
+    assert [row["dropped"] for row in found] == [None, "read: line too long", None, "read: line too long"]
+    assert [row["text"] for row in found] == ["a", "", "c", ""]
+
+
+# Parquet
+
+
+@settings(deadline=None, max_examples=25)
+@given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=5), target=st.integers(1, 2000))
+def test_every_row_is_read_once_whatever_the_pieces(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], target: int
+) -> None:
+    folder = tmp_path_factory.mktemp("rows")
+    content = pa.schema([("text", pa.string()), ("id", pa.int64()), ("other", pa.float64())])
+    with pyarrow.parquet.ParquetWriter(folder / "a.parquet", content) as writer:
+        for size in sizes:
+            made = {"text": [f"row {i} of {size}" for i in range(size)], "id": [None] * size, "other": [0.5] * size}
+            writer.write_table(pa.table(made, schema=content))
+    found = rows(str(folder), target)
+    assert [row["text"] for row in found] == [f"row {i} of {size}" for size in sizes for i in range(size)]
+    assert [row["id"] for row in found] == [f"a.parquet#{i + 1}" for i in range(sum(sizes))]
+    assert len(list_parts(str(folder), 1)) == len(sizes)
+
+
+KINDS = [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_columns_of_text_of_any_kind(tmp_path: Path, kind: pa.DataType) -> None:
+    texts = ["one", None, " \n", "nul \0", "two", "\u2003\x1f"]
+    table = pa.table(
+        {
+            "text": pa.array(texts, pa.string()).cast(kind),
+            "license": [["MIT", "ISC"]] + [None] * 5,
+            "id": list("abcdef"),
+        }
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    found = rows(Source("s", [str(tmp_path)], license="CC0-1.0"))
+    assert [row["text"] for row in found] == ["one", "", "", "", "two", ""]
+    assert [row["dropped"] for row in found] == [
+        None, "read: empty", "read: empty", "read: binary", None, "read: empty"
+    ]  # fmt: skip
+    assert [row["license"] for row in found] == ["MIT, ISC"] + ["CC0-1.0"] * 5
+
+
+def test_columns_that_are_not_utf8_or_not_text(tmp_path: Path) -> None:
+    broken = pa.array([b"good", b"caf\xe9"], pa.binary())
+    as_text = pa.StringArray.from_buffers(2, *broken.buffers()[1:])
+    for name, column in [("a", broken), ("b", as_text)]:
+        pyarrow.parquet.write_table(pa.table({"text": column}), tmp_path / f"{name}.parquet")
+    found = rows(str(tmp_path))
+    assert [(row["text"], row["dropped"]) for row in found] == [("good", None), ("", "read: not UTF-8")] * 2
+    pyarrow.parquet.write_table(pa.table({"text": [1, 2]}), tmp_path / "c.parquet")
+    assert [row["text"] for row in rows(str(tmp_path / "c.parquet"))] == ["1", "2"]
+    pyarrow.parquet.write_table(pa.table({"text": [0.5]}), tmp_path / "d.parquet")
+    with pytest.raises(UserError, match=r"d\.parquet: field 'text' \(data\.text_field\) holds double, not text"):
+        rows(str(tmp_path / "d.parquet"))
+
+
+# Encodings
+
+
+GERMAN = "Der Löwe ist groß und schön, aber er ist müde und möchte über Nacht schlafen."
+JAPANESE = "日本語のテキストです。今日はいい天気ですね。明日も晴れるでしょう。"
+RUSSIAN = "Привет, как дела? Сегодня хорошая погода, и мы пойдём гулять в парк."
+
+
+@pytest.mark.parametrize(
+    ("data", "text", "encoding"),
+    [
+        (GERMAN.encode("cp1252"), GERMAN, "cp1252"),
+        (RUSSIAN.encode("cp1251"), RUSSIAN, "cp1251"),
+        (RUSSIAN.encode("koi8-r"), RUSSIAN, "koi8-r"),
+        (JAPANESE.encode("shift-jis"), JAPANESE, "shift_jis"),
+        (JAPANESE.encode("iso2022-jp"), JAPANESE, "iso2022_jp"),
+        (codecs.BOM_UTF16_LE + GERMAN.encode("utf-16-le"), GERMAN, "utf-16-le"),
+        (codecs.BOM_UTF16_BE + GERMAN.encode("utf-16-be"), GERMAN, "utf-16-be"),
+        (codecs.BOM_UTF32_LE + GERMAN.encode("utf-32-le"), GERMAN, "utf-32-le"),
+        (codecs.BOM_UTF8 + GERMAN.encode(), GERMAN, None),
+    ],
+)
+def test_other_encodings_are_read_and_named(tmp_path: Path, data: bytes, text: str, encoding: str | None) -> None:
+    (tmp_path / "a.txt").write_bytes(data)
+    (row,) = rows(str(tmp_path))
+    assert (row["text"], row["encoding"], row["dropped"]) == (text, encoding, None)
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=200))
+def test_any_bytes_are_text_or_dropped(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    for name in ["a.txt", "a.html", "a.jsonl", "a.jsonl.gz", "a.parquet", "a.warc", "a.py", "a.jsonl.zst"]:
+        (folder / name).write_bytes(data)
+    for row in rows(Source("s", [str(folder)])):
+        assert bool(row["text"]) == (row["dropped"] is None)
+        assert row["dropped"] is None or row["dropped"].startswith("read: ")
+
+
+def test_pages_with_few_bad_bytes_are_read(tmp_path: Path) -> None:
+    page = f"<p>{GERMAN * 20}</p>".encode()
+    (tmp_path / "a.html").write_bytes(page + b"\xc3")
+    (tmp_path / "b.html").write_bytes(page + b"\xc3 " * 50)
+    (tmp_path / "c.txt").write_bytes(GERMAN.encode() * 20 + b"\xc3\xff")
+    found = rows(str(tmp_path))
+    assert [(row["encoding"], row["dropped"]) for row in found] == [
+        ("utf-8, 1 replaced", None),
+        (None, "read: not UTF-8"),
+        (None, "read: not UTF-8"),
+    ]
+    assert found[0]["text"].startswith(GERMAN)
+
+
+def test_binary_files_are_dropped(tmp_path: Path) -> None:
+    for name, data in {"a.pdf": b"%PDF-1.7 text", "b.png": b"\x89PNG\r\n", "c.zip": b"PK\3\4abc", "d": b"a\0b"}.items():
+        (tmp_path / name).write_bytes(data)
+    tables = [table for part in list_parts(str(tmp_path)) for table in read_part(part)]
+    assert funnel(pa.concat_tables(tables)) == {"read: binary": 4}
+
+
+# WARC
+
+PAGES = [response(f"http://x.org/{i}", b"<p>Page %d: %s</p>" % (i, b"words " * 99)) for i in range(5)]
+
+
+@pytest.mark.parametrize("pressed", [False, True])
+def test_pages_are_read_around_damage(tmp_path: Path, pressed: bool) -> None:
+    file = tmp_path / ("a.warc.gz" if pressed else "a.warc")
+    records = [gzip.compress(page) if pressed else page for page in PAGES]
+    file.write_bytes(b"".join(records))
+    whole = rows(str(tmp_path))
+    assert [row["url"] for row in whole] == [f"http://x.org/{i}" for i in range(5)]
+    assert [row["offset"] for row in whole] == [sum(map(len, records[:i])) for i in range(5)]
+    assert whole[3]["text"].startswith("Page 3: words")
+    damaged = bytearray(b"".join(records))
+    begin = whole[2]["offset"] + (20 if pressed else 0)
+    damaged[begin : begin + 60] = random.Random(0).randbytes(60)
+    file.write_bytes(damaged)
+    found = rows(str(tmp_path))
+    assert [row["dropped"] for row in found] == [None, None, "read: damaged record", None, None]
+    assert [row for row in found if not row["dropped"]] == [*whole[:2], *whole[3:]]
+    file.write_bytes(b"".join(records)[:-150])
+    found = rows(str(tmp_path))
+    assert found[:4] == whole[:4] and found[4]["dropped"] in ("read: cut record", "read: damaged record")
+
+
+def test_a_warc_that_is_compressed_as_one(tmp_path: Path) -> None:
+    (tmp_path / "a.warc.gz").write_bytes(gzip.compress(b"".join(PAGES)))
+    assert [row["url"] for row in rows(str(tmp_path))] == [f"http://x.org/{i}" for i in range(5)]
+
+
+def test_what_servers_say(tmp_path: Path) -> None:
+    html = "<html><head><meta name='robots' content='noarchive'></head><body><p>Grüße</p></body></html>"
+    plain = b"WARC/1.0\r\nWARC-Type: conversion\r\nWARC-Target-URI: http://w\r\nWARC-Record-ID: <urn:uuid:1>\r\n"
+    records = [
+        response("http://a", html.encode("latin-1"), "text/html; charset=iso-8859-1", "X-Robots-Tag: noai\r\n"),
+        response("http://b", b"<p>b</p>", headers="tdm-reservation: 1\r\n"),
+        response("http://c", b"c", "text/plain"),
+        response("http://d", b"<p>d</p>", status="404 Not Found"),
+        response("http://e", b"e", "image/png"),
+        response("http://f", gzip.compress(b"<p>f</p>"), headers="Content-Encoding: gzip\r\n"),
+        response("http://g", b"<p>" + b"g" * 500),
+        plain + b"WARC-Date: 2026-01-01T00:00:00Z\r\nContent-Type: text/plain\r\nContent-Length: 4\r\n\r\nwet.\r\n\r\n",
+    ]
+    (tmp_path / "a.warc").write_bytes(b"".join(records))
+    found = rows(Source("s", [str(tmp_path)], max_line_bytes=400))
+    assert [(row["text"], row["robots"], row["encoding"], row["dropped"]) for row in found] == [
+        ("Grüße", "noai, noarchive", "iso8859-1", None),
+        ("b", "tdm-reservation: 1", None, None),
+        ("c", None, None, None),
+        ("", None, None, "read: HTTP status is not 200"),
+        ("", None, None, "read: neither HTML nor plain text"),
+        ("f", None, None, None),
+        ("", None, None, "read: record too long"),
+        ("wet.", None, None, None),
+    ]
+
+
+# Source code
+
+
+def test_a_tree_of_source_code(tmp_path: Path) -> None:
+    mit = "MIT License\n\nPermission is hereby granted, free of charge, to any person obtaining a copy of this"
+    apache = "Apache License\nVersion 2.0, January 2004"
+    for name, text in {
+        "one/LICENSE": mit,
+        "one/src/main.rs": "fn main() {}\n",
+        "one/src/min.min.js": "x",
+        "one/vendor/lib.go": "package lib\n",
+        "one/gen.go": "// Code generated by tool. DO NOT EDIT.\npackage gen\n",
+        "one/talks.py": "# This was generated by hand, and is about generators.\nx = 1\n",
+        "one/picture.svg": "<svg/>",
+        "one/data.js": "var x = [" + "1," * 2000 + "];\n",
+        "two/LICENSE.txt": apache,
+        "two/Makefile": "all:\n",
+        "three.py": "x = 1\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = {row["id"]: row for row in rows(Source("s", [str(tmp_path)], kind="code"))}
+    kept = {id: (row["language"], row["license"]) for id, row in found.items() if not row["dropped"]}
+    assert kept == {
+        "one/src/main.rs": ("Rust", "MIT"),
+        "one/talks.py": ("Python", "MIT"),
+        "two/Makefile": ("Makefile", "Apache-2.0"),
+        "three.py": ("Python", None),
+    }
+    assert {id: row["dropped"] for id, row in found.items() if row["dropped"]} == {
+        "one/LICENSE": "read: no source code, by its name",
+        "one/src/min.min.js": "read: generated or minified code",
+        "one/vendor/lib.go": "read: vendored code",
+        "one/gen.go": "read: generated or minified code",
+        "one/picture.svg": "read: no source code, by its name",
+        "one/data.js": "read: generated or minified code",
+        "two/LICENSE.txt": "read: no source code, by its name",
+    }
+
+
+# Parts
+
+
+def test_parts_are_the_same_every_time_and_new_when_something_changes(tmp_path: Path) -> None:
+    for i in range(9):
+        (tmp_path / f"{i}.txt").write_text("text " * 10)
+    source = Source("s", [str(tmp_path)])
+    parts = list_parts(source, 100)
+    assert [len(part.files) for part in parts] == [2, 2, 2, 2, 1] and parts == list_parts(source, 100)
+    keys = [part.key for part in parts]
+    assert len(set(keys)) == 5 and [part.key for part in pickle.loads(pickle.dumps(parts))] == keys
+    assert [part.key for part in list_parts(dataclasses.replace(source, weight=2.0), 100)] == keys
+    for name, value in {"language": "en", "text_field": "body", "kind": "text", "max_line_bytes": 9}.items():
+        other = list_parts(dataclasses.replace(source, **{name: value}), 100)
+        assert not {part.key for part in other} & set(keys)
+    (tmp_path / "3.txt").write_text("text " * 9 + "tent ")
+    assert [a.key == b for a, b in zip(list_parts(source, 100), keys, strict=True)] == [True, False, True, True, True]
+
+
+def test_files_behind_urls(tmp_path: Path) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    for name, data in {"a.txt": b"a", "deep/b.txt": b"b", ".hidden": b"h"}.items():
+        memory.pipe(f"/readers/{name}", data)
+    lines_ = "".join(json.dumps({"text": f"line {i}"}) + "\n" for i in range(100)).encode()
+    memory.pipe("/readers/deep/c.jsonl", lines_)
+    memory.pipe("/readers/d.jsonl.gz", gzip.compress(lines_))
+    memory.pipe("/readers/e.warc.gz", gzip.compress(PAGES[0]))
+    found = rows("memory://readers", 200)
+    assert len(found) == 2 + 100 + 100 + 1 and not any(row["dropped"] for row in found)
+    assert {row["id"] for row in found} >= {"a.txt", "deep/b.txt", "d.jsonl.gz#1", "deep/c.jsonl#0"}
+    assert [row["text"] for row in rows("memory://readers/*.txt")] == ["a"]
+    assert [row["text"] for row in rows({"x": ["memory://readers/**/*.txt", "memory://readers/a.txt"]})] == ["a", "b"]
+    before = list_parts("memory://readers/a.txt")
+    memory.pipe("/readers/a.txt", b"b")
+    assert before[0].key != list_parts("memory://readers/a.txt")[0].key
+    (tmp_path / "l.txt").write_text("local")
+    assert [row["text"] for row in rows(f"file://{tmp_path}/l.txt")] == ["local"]
+    with pytest.raises(UserError, match="matches no file"):
+        list_parts("memory://readers/none")
+    with pytest.raises(UserError, match="nosuch"):
+        list_parts("nosuch://x/y")
+
+
+def test_folders_with_the_same_names_in_them_are_told_apart(tmp_path: Path) -> None:
+    for name in ["one/a.txt", "two/a.txt"]:
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(name)
+    found = rows({"s": [str(tmp_path / "one"), str(tmp_path / "two")]})
+    assert [(row["id"], row["text"]) for row in found] == [("one/a.txt", "one/a.txt"), ("two/a.txt", "two/a.txt")]
+
+
+def test_a_file_that_is_gone_is_a_row(tmp_path: Path) -> None:
+    for name in ["a.txt", "b.jsonl", "c.parquet", "d.warc"]:
+        (tmp_path / name).write_text("x")
+    parts = list_parts(str(tmp_path))
+    for file in tmp_path.iterdir():
+        file.unlink()
+    found = [row for part in parts for table in read_part(part) for row in table.to_pylist()]
+    assert [(row["id"], row["dropped"]) for row in found] == [
+        (name, "read: unreadable: No such file or directory") for name in ["a.txt", "b.jsonl", "c.parquet", "d.warc"]
+    ]
