@@ -7,6 +7,7 @@ import inspect
 import json
 import logging
 import pickle
+import re
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn

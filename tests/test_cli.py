@@ -85,7 +85,8 @@ def test_verbs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_shipped_config_parses() -> None:
-    files = sorted(config_folders()[0].rglob("*.yaml"))
+    folder = config_folders()[0]
+    files = sorted(set(folder.rglob("*.yaml")) - set((folder / "corpus").iterdir()))  # those are another command's
     assert files
     for file in files:
         done = subprocess.run(

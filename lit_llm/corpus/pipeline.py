@@ -268,7 +268,7 @@ class Pipeline:
 @cache
 def code_version() -> str:
     """Of the code that makes the store's files: another version's are made anew."""
-    return digest([[file.name, file.read_text()] for file in sorted(Path(__file__).parent.glob("*.py"))])
+    return digest([[file.name, file.read_text()] for file in sorted(Path(__file__).parent.rglob("*.py"))])
 
 
 def _link(source: str | Path, target: str | Path) -> None:
