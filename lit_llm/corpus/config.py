@@ -62,7 +62,11 @@ class MixtureSettings:
 
 
 def _any_language() -> GopherQuality:
-    return GopherQuality(min_doc_words=5, min_avg_word_length=None, max_avg_word_length=30, min_stop_words=None)
+    # Punctuation is words too: of manuals with markup and code a third, of 400 package documents 0.8 dropped 93%.
+    return GopherQuality(
+        min_doc_words=5, min_avg_word_length=None, max_avg_word_length=30, max_non_alpha_words_ratio=0.5,
+        min_stop_words=None,
+    )  # fmt: skip
 
 
 def _all_licenses() -> LicenseFilter:
