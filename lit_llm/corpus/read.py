@@ -23,7 +23,8 @@ def read_part(part: Part) -> Iterator[pa.Table]:
 
     Every file, line, row and record has its row. What is no text has an empty one and its reason in "dropped" ("read:
     binary"); of a file that cannot be read, or not to its end, one more row says so ("read: unreadable: ..."). How much
-    of that is too much is the caller's to say: ``block.funnel`` counts the reasons.
+    of that is too much is the caller's to say: ``block.funnel`` counts the reasons. Ids are unique within a source but
+    for those that rows bring themselves, which are taken as they are.
 
     Raises:
         UserError: no field ``text_field``; a package is missing that reads such files.

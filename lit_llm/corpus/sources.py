@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from lit_llm.corpus.code import is_license_file
-from lit_llm.corpus.files import Found, find, found, open_input, walk
+from lit_llm.corpus.files import Found, find, found, is_url, open_input, walk
 from lit_llm.errors import UserError
 
 Kind: TypeAlias = Literal["auto", "text", "html", "jsonl", "parquet", "warc", "code"]
@@ -129,7 +129,7 @@ def files_of(source: Source) -> list[SourceFile]:
             raise UserError(f"data.sources: {pattern!r} matches no file (relative paths start at {os.getcwd()})")
         for name, file in listed:
             # Patterns may overlap: a file counts once.
-            named.setdefault(file.path if "://" in file.path else os.path.abspath(file.path), (name, file))
+            named.setdefault(file.path if is_url(file.path) else os.path.abspath(file.path), (name, file))
     ids = {absolute: file.id for absolute, (_, file) in named.items()}
     if len(set(ids.values())) < len(ids):  # two folders with files of the same names: tell them apart by the folders
         split = {absolute: absolute.replace(os.sep, "/").split("/") for absolute in named}

@@ -1,4 +1,4 @@
-"""Every line, row and record is read once, however the work is cut; damage is named and the rest is read."""
+"""Every line and row is read once, however the work is cut; what is no text is named and the rest is read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import gzip
 import io
 import itertools
 import json
-import pickle
 import random
 from pathlib import Path
 from unittest.mock import patch
@@ -19,10 +18,10 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reading import rows
 
 from lit_llm.corpus import rows as corpus_rows
 from lit_llm.corpus.block import funnel
-from lit_llm.corpus.documents import schema
 from lit_llm.corpus.parts import list_parts
 from lit_llm.corpus.read import iter_documents, read_part
 from lit_llm.corpus.readers import lines
@@ -31,34 +30,13 @@ from lit_llm.corpus.sources import Source, Sources
 from lit_llm.errors import UserError
 
 
-def rows(sources: Sources, target_bytes: int = 2**26) -> list[dict]:
-    """All rows of all parts; every table has the columns that were promised."""
-    found = []
-    for part in list_parts(sources, target_bytes):
-        for table in read_part(part):
-            assert table.schema.equals(schema())
-            found += table.to_pylist()
-    assert len({(row["source"], row["id"]) for row in found}) == len(found)
-    return found
-
-
 def by_documents(sources: Sources) -> list[dict]:
-    """The same, one document at a time."""
+    """As ``rows``, one document at a time."""
     found = []
     for document in iter_documents(sources):
         row = dataclasses.asdict(document)
         found.append(row | {"dropped": document.dropped and f"read: {document.dropped}"})
     return found
-
-
-def response(url: str, body: bytes, kind: str = "text/html", headers: str = "", status: str = "200 OK") -> bytes:
-    http = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\n{headers}\r\n".encode() + body
-    head = (
-        "WARC/1.0\r\nWARC-Type: response\r\nWARC-Date: 2026-01-01T00:00:00Z\r\n"
-        f"WARC-Record-ID: <urn:uuid:{len(url):032x}>\r\nWARC-Target-URI: {url}\r\n"
-        f"Content-Type: application/http; msgtype=response\r\nContent-Length: {len(http)}\r\n\r\n"
-    )
-    return head.encode() + http + b"\r\n\r\n"
 
 
 # JSONL
@@ -280,64 +258,6 @@ def test_binary_files_are_dropped(tmp_path: Path) -> None:
     assert funnel(pa.concat_tables(tables)) == {"read: binary": 4}
 
 
-# WARC
-
-PAGES = [response(f"http://x.org/{i}", b"<p>Page %d: %s</p>" % (i, b"words " * 99)) for i in range(5)]
-
-
-@pytest.mark.parametrize("pressed", [False, True])
-def test_pages_are_read_around_damage(tmp_path: Path, pressed: bool) -> None:
-    file = tmp_path / ("a.warc.gz" if pressed else "a.warc")
-    records = [gzip.compress(page) if pressed else page for page in PAGES]
-    file.write_bytes(b"".join(records))
-    whole = rows(str(tmp_path))
-    assert [row["url"] for row in whole] == [f"http://x.org/{i}" for i in range(5)]
-    assert [row["offset"] for row in whole] == [sum(map(len, records[:i])) for i in range(5)]
-    assert whole[3]["text"].startswith("Page 3: words")
-    damaged = bytearray(b"".join(records))
-    begin = whole[2]["offset"] + (20 if pressed else 0)
-    damaged[begin : begin + 60] = random.Random(0).randbytes(60)
-    file.write_bytes(damaged)
-    found = rows(str(tmp_path))
-    assert [row["dropped"] for row in found] == [None, None, "read: damaged record", None, None]
-    assert [row for row in found if not row["dropped"]] == [*whole[:2], *whole[3:]]
-    file.write_bytes(b"".join(records)[:-150])
-    found = rows(str(tmp_path))
-    assert found[:4] == whole[:4] and found[4]["dropped"] in ("read: cut record", "read: damaged record")
-
-
-def test_a_warc_that_is_compressed_as_one(tmp_path: Path) -> None:
-    (tmp_path / "a.warc.gz").write_bytes(gzip.compress(b"".join(PAGES)))
-    assert [row["url"] for row in rows(str(tmp_path))] == [f"http://x.org/{i}" for i in range(5)]
-
-
-def test_what_servers_say(tmp_path: Path) -> None:
-    html = "<html><head><meta name='robots' content='noarchive'></head><body><p>Grüße</p></body></html>"
-    plain = b"WARC/1.0\r\nWARC-Type: conversion\r\nWARC-Target-URI: http://w\r\nWARC-Record-ID: <urn:uuid:1>\r\n"
-    records = [
-        response("http://a", html.encode("latin-1"), "text/html; charset=iso-8859-1", "X-Robots-Tag: noai\r\n"),
-        response("http://b", b"<p>b</p>", headers="tdm-reservation: 1\r\n"),
-        response("http://c", b"c", "text/plain"),
-        response("http://d", b"<p>d</p>", status="404 Not Found"),
-        response("http://e", b"e", "image/png"),
-        response("http://f", gzip.compress(b"<p>f</p>"), headers="Content-Encoding: gzip\r\n"),
-        response("http://g", b"<p>" + b"g" * 500),
-        plain + b"WARC-Date: 2026-01-01T00:00:00Z\r\nContent-Type: text/plain\r\nContent-Length: 4\r\n\r\nwet.\r\n\r\n",
-    ]
-    (tmp_path / "a.warc").write_bytes(b"".join(records))
-    found = rows(Source("s", [str(tmp_path)], max_line_bytes=400))
-    assert [(row["text"], row["robots"], row["encoding"], row["dropped"]) for row in found] == [
-        ("Grüße", "noai, noarchive", "iso8859-1", None),
-        ("b", "tdm-reservation: 1", None, None),
-        ("c", None, None, None),
-        ("", None, None, "read: HTTP status is not 200"),
-        ("", None, None, "read: neither HTML nor plain text"),
-        ("f", None, None, None),
-        ("", None, None, "read: record too long"),
-        ("wet.", None, None, None),
-    ]
-
-
 # Source code
 
 
@@ -350,7 +270,8 @@ def test_a_tree_of_source_code(tmp_path: Path) -> None:
         "one/src/min.min.js": "x",
         "one/vendor/lib.go": "package lib\n",
         "one/gen.go": "// Code generated by tool. DO NOT EDIT.\npackage gen\n",
-        "one/talks.py": "# This was generated by hand, and is about generators.\nx = 1\n",
+        "one/talks.py": "# Do not edit the line below without asking. It is about generators.\nx = 1\n",
+        "one/made.py": "# This file was automatically generated by SWIG.\nx = 1\n",
         "one/picture.svg": "<svg/>",
         "one/data.js": "var x = [" + "1," * 2000 + "];\n",
         "two/LICENSE.txt": apache,
@@ -372,72 +293,8 @@ def test_a_tree_of_source_code(tmp_path: Path) -> None:
         "one/src/min.min.js": "read: generated or minified code",
         "one/vendor/lib.go": "read: vendored code",
         "one/gen.go": "read: generated or minified code",
+        "one/made.py": "read: generated or minified code",
         "one/picture.svg": "read: no source code, by its name",
         "one/data.js": "read: generated or minified code",
         "two/LICENSE.txt": "read: no source code, by its name",
     }
-
-
-# Parts
-
-
-def test_parts_are_the_same_every_time_and_new_when_something_changes(tmp_path: Path) -> None:
-    for i in range(9):
-        (tmp_path / f"{i}.txt").write_text("text " * 10)
-    source = Source("s", [str(tmp_path)])
-    parts = list_parts(source, 100)
-    assert [len(part.files) for part in parts] == [2, 2, 2, 2, 1] and parts == list_parts(source, 100)
-    keys = [part.key for part in parts]
-    assert len(set(keys)) == 5 and [part.key for part in pickle.loads(pickle.dumps(parts))] == keys
-    assert [part.key for part in list_parts(dataclasses.replace(source, weight=2.0), 100)] == keys
-    for name, value in {"language": "en", "text_field": "body", "kind": "text", "max_line_bytes": 9}.items():
-        other = list_parts(dataclasses.replace(source, **{name: value}), 100)
-        assert not {part.key for part in other} & set(keys)
-    (tmp_path / "3.txt").write_text("text " * 9 + "tent ")
-    assert [a.key == b for a, b in zip(list_parts(source, 100), keys, strict=True)] == [True, False, True, True, True]
-
-
-def test_files_behind_urls(tmp_path: Path) -> None:
-    import fsspec
-
-    memory = fsspec.filesystem("memory")
-    for name, data in {"a.txt": b"a", "deep/b.txt": b"b", ".hidden": b"h"}.items():
-        memory.pipe(f"/readers/{name}", data)
-    lines_ = "".join(json.dumps({"text": f"line {i}"}) + "\n" for i in range(100)).encode()
-    memory.pipe("/readers/deep/c.jsonl", lines_)
-    memory.pipe("/readers/d.jsonl.gz", gzip.compress(lines_))
-    memory.pipe("/readers/e.warc.gz", gzip.compress(PAGES[0]))
-    found = rows("memory://readers", 200)
-    assert len(found) == 2 + 100 + 100 + 1 and not any(row["dropped"] for row in found)
-    assert {row["id"] for row in found} >= {"a.txt", "deep/b.txt", "d.jsonl.gz#1", "deep/c.jsonl#0"}
-    assert [row["text"] for row in rows("memory://readers/*.txt")] == ["a"]
-    assert [row["text"] for row in rows({"x": ["memory://readers/**/*.txt", "memory://readers/a.txt"]})] == ["a", "b"]
-    before = list_parts("memory://readers/a.txt")
-    memory.pipe("/readers/a.txt", b"b")
-    assert before[0].key != list_parts("memory://readers/a.txt")[0].key
-    (tmp_path / "l.txt").write_text("local")
-    assert [row["text"] for row in rows(f"file://{tmp_path}/l.txt")] == ["local"]
-    with pytest.raises(UserError, match="matches no file"):
-        list_parts("memory://readers/none")
-    with pytest.raises(UserError, match="nosuch"):
-        list_parts("nosuch://x/y")
-
-
-def test_folders_with_the_same_names_in_them_are_told_apart(tmp_path: Path) -> None:
-    for name in ["one/a.txt", "two/a.txt"]:
-        (tmp_path / name).parent.mkdir()
-        (tmp_path / name).write_text(name)
-    found = rows({"s": [str(tmp_path / "one"), str(tmp_path / "two")]})
-    assert [(row["id"], row["text"]) for row in found] == [("one/a.txt", "one/a.txt"), ("two/a.txt", "two/a.txt")]
-
-
-def test_a_file_that_is_gone_is_a_row(tmp_path: Path) -> None:
-    for name in ["a.txt", "b.jsonl", "c.parquet", "d.warc"]:
-        (tmp_path / name).write_text("x")
-    parts = list_parts(str(tmp_path))
-    for file in tmp_path.iterdir():
-        file.unlink()
-    found = [row for part in parts for table in read_part(part) for row in table.to_pylist()]
-    assert [(row["id"], row["dropped"]) for row in found] == [
-        (name, "read: unreadable: No such file or directory") for name in ["a.txt", "b.jsonl", "c.parquet", "d.warc"]
-    ]

@@ -24,6 +24,7 @@ def read_parquet(part: Part, file: SourceFile) -> Iterator[pa.Table]:
         OSError: the file cannot be read, or is no parquet file.
         UserError: no column ``source.text_field``, or one that holds no text.
     """
+    import numpy as np
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -47,7 +48,7 @@ def read_parquet(part: Part, file: SourceFile) -> Iterator[pa.Table]:
                     raise UserError(
                         f"{file.path}: field {field!r} (data.text_field) holds {table[field].type}, not text"
                     )
-                places = pa.array(range(number, number + len(table)), pa.int64())
+                places = pa.array(np.arange(number, number + len(table), dtype=np.int64))
                 own = [_strings(table[name]) if name in columns else None for name in ("id", "url", "license")]
                 yield checked_table(part.source, file, text, places, *own)
                 number += len(table)

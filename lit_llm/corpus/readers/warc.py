@@ -94,10 +94,14 @@ def _damaged(file: SourceFile, offset: int) -> Document:
 def _cut_member(raw: IO[bytes], at: int) -> int | None:
     """Where the gzip member begins that the file ends in, looking from the one at ``at``; None if all end.
 
-    fastwarc takes a file that ends within a record's headers for a whole one.
+    fastwarc takes a file that ends within a record's headers for a whole one. Of a file that is compressed as one it
+    gives no places, so that is gone through from its start.
     """
     raw.seek(at)
     rest = raw.read(_STRIDE)
+    if not rest.startswith(_STARTS):
+        at = raw.seek(0)
+        rest = raw.read(_STRIDE)
     while rest.startswith(_STARTS[0]):
         member = zlib.decompressobj(31)  # 31: with gzip's header
         size = len(rest)

@@ -1,0 +1,29 @@
+"""What tests of reading share: all rows of a source, and records of a WARC."""
+
+from __future__ import annotations
+
+from lit_llm.corpus.documents import schema
+from lit_llm.corpus.parts import list_parts
+from lit_llm.corpus.read import read_part
+from lit_llm.corpus.sources import Sources
+
+
+def rows(sources: Sources, target_bytes: int = 2**26) -> list[dict]:
+    """All rows of all parts; every table has the columns that were promised."""
+    found = []
+    for part in list_parts(sources, target_bytes):
+        for table in read_part(part):
+            assert table.schema.equals(schema())
+            found += table.to_pylist()
+    assert len({(row["source"], row["id"]) for row in found}) == len(found)
+    return found
+
+
+def response(url: str, body: bytes, kind: str = "text/html", headers: str = "", status: str = "200 OK") -> bytes:
+    http = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\n{headers}\r\n".encode() + body
+    head = (
+        "WARC/1.0\r\nWARC-Type: response\r\nWARC-Date: 2026-01-01T00:00:00Z\r\n"
+        f"WARC-Record-ID: <urn:uuid:{len(url):032x}>\r\nWARC-Target-URI: {url}\r\n"
+        f"Content-Type: application/http; msgtype=response\r\nContent-Length: {len(http)}\r\n\r\n"
+    )
+    return head.encode() + http + b"\r\n\r\n"

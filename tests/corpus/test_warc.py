@@ -1,0 +1,70 @@
+"""Records of WARC and WET: what they say, and reading on around damage."""
+
+from __future__ import annotations
+
+import gzip
+import random
+from pathlib import Path
+
+import pytest
+from reading import response, rows
+
+from lit_llm.corpus.sources import Source
+
+PAGES = [response(f"http://x.org/{i}", b"<p>Page %d: %s</p>" % (i, b"words " * 99)) for i in range(5)]
+
+
+@pytest.mark.parametrize("pressed", [False, True])
+def test_pages_are_read_around_damage(tmp_path: Path, pressed: bool) -> None:
+    file = tmp_path / ("a.warc.gz" if pressed else "a.warc")
+    records = [gzip.compress(page) if pressed else page for page in PAGES]
+    file.write_bytes(b"".join(records))
+    whole = rows(str(tmp_path))
+    assert [row["url"] for row in whole] == [f"http://x.org/{i}" for i in range(5)]
+    assert [row["offset"] for row in whole] == [sum(map(len, records[:i])) for i in range(5)]
+    assert whole[3]["text"].startswith("Page 3: words")
+    damaged = bytearray(b"".join(records))
+    begin = whole[2]["offset"] + (20 if pressed else 0)
+    damaged[begin : begin + 60] = random.Random(0).randbytes(60)
+    file.write_bytes(damaged)
+    found = rows(str(tmp_path))
+    assert [row["dropped"] for row in found] == [None, None, "read: damaged record", None, None]
+    assert [row for row in found if not row["dropped"]] == [*whole[:2], *whole[3:]]
+    file.write_bytes(b"".join(records)[:-150])
+    found = rows(str(tmp_path))
+    assert found[:4] == whole[:4] and found[4]["dropped"] in ("read: cut record", "read: damaged record")
+
+
+def test_a_warc_that_is_compressed_as_one(tmp_path: Path) -> None:
+    data = gzip.compress(b"".join(PAGES))
+    (tmp_path / "a.warc.gz").write_bytes(data)
+    assert [row["url"] for row in rows(str(tmp_path))] == [f"http://x.org/{i}" for i in range(5)]
+    (tmp_path / "a.warc.gz").write_bytes(data[:-20])
+    assert "read: damaged record" in [row["dropped"] for row in rows(str(tmp_path))]
+
+
+def test_what_servers_say(tmp_path: Path) -> None:
+    html = "<html><head><meta name='robots' content='noarchive'></head><body><p>Grüße</p></body></html>"
+    plain = b"WARC/1.0\r\nWARC-Type: conversion\r\nWARC-Target-URI: http://w\r\nWARC-Record-ID: <urn:uuid:1>\r\n"
+    records = [
+        response("http://a", html.encode("latin-1"), "text/html; charset=iso-8859-1", "X-Robots-Tag: noai\r\n"),
+        response("http://b", b"<p>b</p>", headers="tdm-reservation: 1\r\n"),
+        response("http://c", b"c", "text/plain"),
+        response("http://d", b"<p>d</p>", status="404 Not Found"),
+        response("http://e", b"e", "image/png"),
+        response("http://f", gzip.compress(b"<p>f</p>"), headers="Content-Encoding: gzip\r\n"),
+        response("http://g", b"<p>" + b"g" * 500),
+        plain + b"WARC-Date: 2026-01-01T00:00:00Z\r\nContent-Type: text/plain\r\nContent-Length: 4\r\n\r\nwet.\r\n\r\n",
+    ]
+    (tmp_path / "a.warc").write_bytes(b"".join(records))
+    found = rows(Source("s", [str(tmp_path)], max_line_bytes=400))
+    assert [(row["text"], row["robots"], row["encoding"], row["dropped"]) for row in found] == [
+        ("Grüße", "noai, noarchive", "iso8859-1", None),
+        ("b", "tdm-reservation: 1", None, None),
+        ("c", None, None, None),
+        ("", None, None, "read: HTTP status is not 200"),
+        ("", None, None, "read: neither HTML nor plain text"),
+        ("f", None, None, None),
+        ("", None, None, "read: record too long"),
+        ("wet.", None, None, None),
+    ]
