@@ -20,7 +20,8 @@ def write_result(name: str, result: dict[str, Any]) -> Path:
     record = {
         "benchmark": name,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", *sys.argv]),
+        # Where things lie on one machine is nobody's business.
+        "command": " ".join(["python", *(Path(arg).name if Path(arg).is_absolute() else arg for arg in sys.argv)]),
         "commit": commit(RESULTS.parent.parent),
         "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "os": platform.platform()},
         "versions": {

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lit_llm.corpus.extra import corpus_extra
 from lit_llm.corpus.folder import FORMAT, Corpus
 from lit_llm.corpus.sources import Sources, as_sources, list_files
 from lit_llm.corpus.transaction import finish, locked, transaction
@@ -97,7 +98,8 @@ def build_corpus(
     Raises:
         UserError: nothing usable in the sources, vocabulary too large for the text, folder in use, disk full.
     """
-    from lit_llm.corpus.config import plain
+    with corpus_extra():
+        from lit_llm.corpus.config import plain
 
     config = plain(as_sources(sources, text_field), tokenizer, vocab_size, validation_fraction)
     settings = {
@@ -145,11 +147,12 @@ def build(config: CorpusConfig, output: str | Path, progress: bool = True, key: 
 
 
 def _build(config: CorpusConfig, output: Path, progress: bool, key: str) -> None:
-    from lit_llm.corpus.card import make_card, write_card
-    from lit_llm.corpus.pipeline import Pipeline
-    from lit_llm.corpus.progress import Progress
-    from lit_llm.corpus.removed import removed_ids
-    from lit_llm.corpus.store import Store
+    with corpus_extra():
+        from lit_llm.corpus.card import make_card, write_card
+        from lit_llm.corpus.pipeline import Pipeline
+        from lit_llm.corpus.progress import Progress
+        from lit_llm.corpus.removed import removed_ids
+        from lit_llm.corpus.store import Store
 
     started = time.perf_counter()
     say = Progress(progress)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lit_llm.arguments import Parser
+from lit_llm.corpus.extra import corpus_extra
 from lit_llm.errors import UserError
 
 USAGE = """usage: lit_llm corpus COMMAND ...
@@ -34,7 +35,8 @@ def corpus_main(args: list[str]) -> None:
         return
     if args[0] not in commands:
         raise UserError(f"no command {args[0]!r}; commands: {', '.join(commands)}")
-    commands[args[0]](args[1:])
+    with corpus_extra():
+        commands[args[0]](args[1:])
 
 
 def build_main(args: list[str]) -> None:

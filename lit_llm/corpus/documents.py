@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lit_llm.corpus.sources import writable
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -170,6 +172,7 @@ def _table(documents: list[Document], source: Source) -> pa.Table:
     import pyarrow as pa
 
     columns: dict[str, list] = {
+        "path": [writable(document.path) for document in documents],
         "license": [document.license or source.license for document in documents],
         "language": [document.language or source.language for document in documents],
         "domain": [source.domain] * len(documents),
@@ -222,7 +225,7 @@ def checked_table(
         "id": pc.coalesce(said(ids), made),
         "text": strings,
         "source": pa.repeat(pa.scalar(file.source), count),
-        "path": pa.repeat(pa.scalar(file.path), count),
+        "path": pa.repeat(pa.scalar(writable(file.path)), count),
         "offset": places,
         "url": said(urls),
         "license": pc.coalesce(said(licenses), pa.scalar(source.license, pa.string())),

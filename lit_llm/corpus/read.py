@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from lit_llm.corpus.documents import Document, to_tables
-from lit_llm.corpus.parts import Part, list_parts
-from lit_llm.corpus.readers.lines import read_line_tables, read_lines
+from lit_llm.corpus.parts import Part
+from lit_llm.corpus.readers.lines import read_lines
 from lit_llm.corpus.readers.parquet import read_parquet
 from lit_llm.corpus.readers.warc import read_warc
 from lit_llm.corpus.readers.whole import read_code, read_html, read_text
-from lit_llm.corpus.sources import SourceFile, Sources
+from lit_llm.corpus.sources import SourceFile
 from lit_llm.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,33 +29,16 @@ def read_part(part: Part) -> Iterator[pa.Table]:
     Raises:
         UserError: no field ``text_field``; a package is missing that reads such files.
     """
-    yield from to_tables((read for file in part.files for read in _read(part, file, as_columns=True)), part.source)
+    yield from to_tables((read for file in part.files for read in _read(part, file)), part.source)
 
 
-def iter_documents(sources: Sources, text_field: str = "text") -> Iterator[Document]:
-    """Every document of ``sources``, one at a time, in a fixed order; unusable ones with ``dropped`` set.
-
-    The same documents as ``read_part``'s, without pyarrow, but for parquet files.
-
-    Raises:
-        UserError: as ``list_files`` and ``read_part``.
-    """
-    for part in list_parts(sources, text_field=text_field):
-        for file in part.files:
-            for read in _read(part, file, as_columns=False):
-                if isinstance(read, Document):
-                    yield read
-                else:
-                    yield from _rows(read)
-
-
-def _read(part: Part, file: SourceFile, as_columns: bool) -> Iterator[Document | pa.Table]:
+def _read(part: Part, file: SourceFile) -> Iterator[Document | pa.Table]:
     """A file's documents, one at a time or as columns where its format has them."""
     longest, kind = part.source.max_line_bytes, part.source.kind_of(file.path)
     try:
         match kind:
             case "jsonl":
-                yield from (read_line_tables if as_columns else read_lines)(part, file)
+                yield from read_lines(part, file)
             case "parquet":
                 yield from read_parquet(part, file)
             case "warc":
@@ -72,10 +55,3 @@ def _read(part: Part, file: SourceFile, as_columns: bool) -> Iterator[Document |
         yield Document(file.id + piece, file.source, file.path, "", f"unreadable: {why}", part.start)
     except ImportError as error:
         raise UserError(f"{file.path}: {kind} needs {error.name}; pip install 'lit_llm[corpus]'") from error
-
-
-def _rows(table: pa.Table) -> Iterator[Document]:
-    for row in table.to_pylist():
-        del row["domain"]
-        dropped = row.pop("dropped")
-        yield Document(**row, dropped=dropped and dropped.removeprefix("read: "))

@@ -138,7 +138,7 @@ def files_of(source: Source) -> list[SourceFile]:
         ids = {absolute: "/".join(parts[shared:]) for absolute, parts in split.items()}
     licenses = _tree_licenses([file for _, file in named.values()]) if source.kind == "code" else {}
     files = [
-        SourceFile(name, file.path, _writable(ids[absolute]), file.size, file.version, licenses.get(file.path))
+        SourceFile(name, file.path, writable(ids[absolute]), file.size, file.version, licenses.get(file.path))
         for absolute, (name, file) in named.items()
     ]
     return sorted(files, key=lambda file: (file.source, file.id, file.path))
@@ -173,7 +173,7 @@ def renamed(source: Source, name: str) -> Source:
     return source if source.name == name else dataclasses.replace(source, name=name)
 
 
-def _writable(name: str) -> str:
+def writable(name: str) -> str:
     """File names can hold what UTF-8 cannot."""
     return name.encode("utf-8", "replace").decode()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import dataclasses
 import gzip
 import io
 import itertools
@@ -23,21 +22,11 @@ from reading import rows
 from lit_llm.corpus import rows as corpus_rows
 from lit_llm.corpus.block import funnel
 from lit_llm.corpus.parts import list_parts
-from lit_llm.corpus.read import iter_documents, read_part
+from lit_llm.corpus.read import read_part
 from lit_llm.corpus.readers import lines
 from lit_llm.corpus.rows import line_blocks
-from lit_llm.corpus.sources import Source, Sources
+from lit_llm.corpus.sources import Source
 from lit_llm.errors import UserError
-
-
-def by_documents(sources: Sources) -> list[dict]:
-    """As ``rows``, one document at a time."""
-    found = []
-    for document in iter_documents(sources):
-        row = dataclasses.asdict(document)
-        found.append(row | {"dropped": document.dropped and f"read: {document.dropped}"})
-    return found
-
 
 # JSONL
 
@@ -78,7 +67,9 @@ def test_every_line_is_read_once_wherever_a_file_is_cut(
             parsed.append(text if text and not text.isspace() and "\0" not in text else "")
     assert [row["text"] for row in whole] == parsed
     assert rows({"s": str(folder)}, target) == whole
-    assert [row | {"domain": None} for row in by_documents({"s": str(folder)})] == whole
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lines, "_parsed_by_arrow", lambda *block: None)
+        assert rows({"s": str(folder)}) == whole
 
 
 @settings(deadline=None)

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from reading import documents_of
 
 from lit_llm.corpus.documents import Document
 from lit_llm.corpus.parts import list_parts
-from lit_llm.corpus.read import iter_documents
 from lit_llm.corpus.sources import Source, as_sources, list_files
 from lit_llm.errors import UserError
 
@@ -24,7 +24,7 @@ def test_folders_are_walked_and_hidden_files_left_out(tmp_path: Path) -> None:
     for name in ["b.txt", "a.md", "deep/er/c.py", ".hidden.txt", ".git/config"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"text of {name}\r\n", newline="")
-    documents = list(iter_documents(str(tmp_path)))
+    documents = documents_of(str(tmp_path))
     assert [document.id for document in documents] == ["a.md", "b.txt", "deep/er/c.py"]
     assert documents[2].text == "text of deep/er/c.py\r\n"
     assert documents[2].path == str(tmp_path / "deep/er/c.py")
@@ -110,7 +110,7 @@ def test_rows_keep_their_ids(tmp_path: Path) -> None:
     second = len(json.dumps(rows[0])) + 1  # the byte at which the row begins; in a compressed file its number
     expected = [("mine", "one"), (f"a.jsonl#{second}", "two"), ("7", "three")]
     expected += [("mine", "one"), ("b.jsonl.gz#2", "two"), ("7", "three")]
-    assert [(document.id, document.text) for document in iter_documents(str(tmp_path))] == expected
+    assert [(document.id, document.text) for document in documents_of(str(tmp_path))] == expected
 
 
 def test_parquet_rows(tmp_path: Path) -> None:
@@ -118,23 +118,23 @@ def test_parquet_rows(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     table = pyarrow.table({"content": ["one", None, "three"], "other": [1, 2, 3]})
     parquet.write_table(table, tmp_path / "a.parquet")
-    documents = list(iter_documents(str(tmp_path), text_field="content"))
+    documents = documents_of(str(tmp_path), text_field="content")
     assert [(d.id, d.text, d.dropped) for d in documents] == [
         ("a.parquet#1", "one", None),
         ("a.parquet#2", "", "empty"),
         ("a.parquet#3", "three", None),
     ]
     with pytest.raises(UserError, match=r"a\.parquet: no field 'text'.*'content', 'other'"):
-        list(iter_documents(str(tmp_path)))
+        documents_of(str(tmp_path))
     (tmp_path / "a.parquet").write_bytes(b"PAR1 this is not one")
-    (broken,) = iter_documents(str(tmp_path))
+    (broken,) = documents_of(str(tmp_path))
     assert broken.id == "a.parquet" and broken.dropped.startswith("unreadable: not a readable parquet file")
 
 
 @pytest.mark.parametrize(
     ("name", "package"),
     [
-        ("a.parquet", "pyarrow"),
+        ("a.parquet", "pyarrow.parquet"),
         ("a.jsonl.zst", "zstandard"),
         ("a.warc", "fastwarc.warc"),
         ("a.html", "resiliparse.extract.html2text"),
@@ -146,7 +146,7 @@ def test_a_format_without_its_package_says_what_to_install(
     (tmp_path / name).write_bytes(b"<p>text</p>")
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=rf"{name}: .* needs {package}; pip install 'lit_llm\[corpus\]'"):
-        list(iter_documents(str(tmp_path)))
+        documents_of(str(tmp_path))
 
 
 def test_messy_files_are_dropped_with_a_reason(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_messy_files_are_dropped_with_a_reason(tmp_path: Path) -> None:
     (tmp_path / "e_bom.txt").write_bytes(b"\xef\xbb\xbfgood")
     (tmp_path / "f_dangling.txt").symlink_to(tmp_path / "gone")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/g_\xff.txt")).write_text("odd name")
-    documents = list(iter_documents(str(tmp_path)))
+    documents = documents_of(str(tmp_path))
     assert [document.dropped for document in documents] == ["binary", "not UTF-8", "empty", "empty", None, None]
     assert documents[4].text == "good"
     assert documents[5].id == "g_?.txt"
@@ -175,7 +175,7 @@ def test_messy_rows_are_dropped_with_a_reason(tmp_path: Path) -> None:
         b'{"text": "last"}',
     ]
     (tmp_path / "a.jsonl").write_bytes(b"\r\n".join(lines))
-    documents = list(iter_documents(str(tmp_path)))
+    documents = documents_of(str(tmp_path))
     reasons = [None, "not UTF-8", "empty", "not a string", "binary", "not UTF-8", None]
     assert [document.dropped for document in documents] == reasons
     assert [document.text for document in documents if not document.dropped] == ["first", "last"]
@@ -193,14 +193,14 @@ def test_messy_rows_are_dropped_with_a_reason(tmp_path: Path) -> None:
 )
 def test_a_broken_row_is_dropped_and_named(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "a.jsonl").write_bytes(content)
-    documents = list(iter_documents(str(tmp_path / "a.jsonl")))
+    documents = documents_of(str(tmp_path / "a.jsonl"))
     assert [(d.id, d.text, d.dropped) for d in documents] == [("a.jsonl#0", "a", None), ("a.jsonl#14", "", reason)]
 
 
 def test_a_file_without_the_field_is_a_mistake(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'\n\n{"body": "b", "n": 1}\n')
     with pytest.raises(UserError, match=r"a\.jsonl:3: no field 'text' .*'body', 'n'"):
-        list(iter_documents(str(tmp_path / "a.jsonl")))
+        documents_of(str(tmp_path / "a.jsonl"))
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.0])
@@ -208,7 +208,7 @@ def test_a_cut_gzip_names_the_file(tmp_path: Path, keep: float) -> None:
     whole = gzip.compress(b'{"text": "a"}\n' * 10_000)
     file = tmp_path / "a.jsonl.gz"
     file.write_bytes(whole[: int(len(whole) * keep)] or b"not gzip at all")
-    *kept, last = iter_documents(str(file))
+    *kept, last = documents_of(str(file))
     assert last.id == "a.jsonl.gz" and last.dropped.startswith("unreadable: ")
     assert [document.text for document in kept] == ["a"] * len(kept)
 
@@ -230,6 +230,6 @@ def test_the_standard_library_is_two_sources() -> None:
 def test_documents_come_in_the_same_order_however_the_disk_lists_them(tmp_path: Path) -> None:
     for name in ["zebra", "apple", "mango"]:
         (tmp_path / f"{name}.txt").write_text(name)
-    documents = list(iter_documents(str(tmp_path)))
+    documents = documents_of(str(tmp_path))
     assert [document.text for document in documents] == ["apple", "mango", "zebra"]
     assert isinstance(documents[0], Document) and documents[0].source == tmp_path.name.strip("-._")

@@ -103,6 +103,7 @@ def test_mixed_precision_and_muon_come_close(train: Callable, optimizer: str) ->
     check_same(train(f"{optimizer}-two", 2, 2, "--trainer.strategy", "fsdp2", *settings), whole_run, rel=1e-2)
 
 
+@pytest.mark.slow
 def test_sizes_that_do_not_fit_are_refused(tmp_path: Path, corpus: Path, lit_llm_command: Callable) -> None:
     for shape, settings, named in (
         ({"num_heads": 4}, (*TP, 3), "data_parallel_size=1 times tensor_parallel_size=3"),
