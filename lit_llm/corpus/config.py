@@ -156,4 +156,5 @@ def plain(
         sources=sources, normalize=Normalize(code=True), opt_out=None, language=None, gopher_repetition=None,
         gopher_quality=None, privacy=None, license=None, dedup=Dedup(threshold=None, normalize=False),
         tokenizer=tokenizer, vocab_size=vocab_size, validation_fraction=validation_fraction, keep_work=False,
+        workers=1,  # there is little to do; starting others would take longer
     )  # fmt: skip

@@ -94,9 +94,11 @@ def _daft(runner: str, address: str | None) -> Any:
         daft.set_runner_native()
         return daft
     try:
-        import ray  # noqa: F401
+        import ray
     except ImportError as error:
-        raise UserError("runner: ray is not installed here; pip install 'daft[ray]', or set runner to local") from error
+        raise UserError("runner: ray is not installed here; pip install ray, or set runner to local") from error
+    # Its workers' progress bars would come here. Daft joins a session that is there.
+    ray.init(address, ignore_reinit_error=True, log_to_driver=False)
     daft.set_runner_ray(address, noop_if_initialized=True)
     return daft
 

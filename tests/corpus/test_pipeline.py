@@ -215,7 +215,7 @@ def killed(command: list[str], output: Path, files: int) -> bool:
     """Whether the process was still at work when ``files`` files lay in its work folder and it was killed."""
     process = subprocess.Popen(command)
     while process.poll() is None:
-        if sum(1 for _ in output.rglob("*")) >= files:
+        if sum(len(names) for _, _, names in os.walk(output)) >= files:
             process.send_signal(signal.SIGKILL)
             return process.wait() == -signal.SIGKILL
     return False
@@ -228,9 +228,33 @@ def test_killed_at_random_moments_and_run_again(messy: Path, tmp_path: Path) -> 
     for trial in range(20):
         output = tmp_path / str(trial)
         command = [sys.executable, "-c", BUILD, str(messy), str(output), str(Path(__file__).parent)]
-        kills += killed(command, output, rng.randint(1, 70))
+        kills += killed(command, output, rng.randint(1, 60))
         assert checksums(build(config(messy, part_bytes=1500), output, progress=False)) == expected, trial
     assert kills > 10
+
+
+ON_RAY = """
+import sys
+sys.path.insert(0, sys.argv[3])
+from pathlib import Path
+from test_pipeline import build, config
+if __name__ == "__main__":
+    build(config(Path(sys.argv[1]), part_bytes=1500, workers=2, runner="ray"), sys.argv[2], progress=False)
+"""
+
+
+@pytest.mark.slow
+def test_two_workers_of_a_ray_cluster_make_the_same(messy: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    output = tmp_path / "ray"
+    script = tmp_path / "on_ray.py"  # a file, since workers import what the driver runs
+    script.write_text(ON_RAY)
+    command = [sys.executable, str(script), str(messy), str(output), str(Path(__file__).parent)]
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    subprocess.run(command, check=True, timeout=500, env=environment)
+    one = build(config(messy), tmp_path / "one", progress=False)
+    assert checksums(Corpus.load(output)) == checksums(one)
+    assert list(rows(Corpus.load(output), "documents")) == list(rows(one, "documents"))
 
 
 class Stopped(BaseException):
