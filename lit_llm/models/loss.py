@@ -103,19 +103,22 @@ def _in_blocks(
 ) -> tuple[Tensor, Tensor]:
     """The loss of ``logits_NV``, summed, and its gradient by them, in their place."""
     loss = torch.zeros((), dtype=torch.float32, device=logits_NV.device)
-    size = max(1, _CACHED_BYTES // (4 * logits_NV.shape[1])) if logits_NV.device.type == "cpu" else len(logits_NV)
+    cached = logits_NV.device.type == "cpu"
+    size = max(1, _CACHED_BYTES // (4 * logits_NV.shape[1])) if cached else len(logits_NV)
     for logits, labels in zip(logits_NV.split(size), labels_N.split(size), strict=True):
         labelled, labels_N1 = labels[:, None] != IGNORE, labels[:, None].clamp(min=0)
         x, slope = _capped(logits.float(), scale, softcap)
         largest, at_label = x.amax(-1, keepdim=True), x.gather(1, labels_N1)
-        grad = x.softmax(-1)  # one pass of a kernel where subtracting, exp, sum and division are four
+        # One kernel where subtracting, exp, sum and division are four. It reads a row before it writes it.
+        grad = torch.softmax(x, -1, out=x) if cached and x.data_ptr() == logits.data_ptr() else x.softmax(-1)
         log_total = -grad.amax(-1, keepdim=True).log()
         loss += (log_total + largest - at_label).masked_fill(~labelled, 0).sum()
         grad.scatter_add_(1, labels_N1, grad.new_full((1, 1), -1.0).expand_as(labels_N1))
         grad.masked_fill_(~labelled, 0)
         if slope is not None:
             grad *= slope
-        logits.copy_(grad)
+        if grad.data_ptr() != logits.data_ptr():
+            logits.copy_(grad)
     return loss, logits_NV
 
 
