@@ -128,8 +128,8 @@ class Pipeline:
 
     def _select(self, verdicts: Sequence[Path | None]) -> list[Path]:
         evaluations = self.config.evaluations
-        settings = [evaluations, [_content(file) for file in evaluations.files] if evaluations else [], self.removed]
-        settings[2] = sorted(self.removed)
+        read = [_content(file) for file in evaluations.files] if evaluations else []
+        settings = [evaluations, read, sorted(self.removed)]
         keys = [
             digest("select", key, settings, verdict and read_counts(verdict)["key"])
             for key, verdict in zip(self.keys, verdicts, strict=True)

@@ -174,7 +174,7 @@ def renamed(source: Source, name: str) -> Source:
 
 
 def writable(name: str) -> str:
-    """File names can hold what UTF-8 cannot."""
+    """``name`` with what UTF-8 cannot hold replaced: file names and JSON's strings can have it."""
     return name.encode("utf-8", "replace").decode()
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lit_llm.corpus.documents import Document, checked_table, usable
 from lit_llm.corpus.files import open_input
 from lit_llm.corpus.rows import BOM, line_blocks, parse_row
-from lit_llm.corpus.sources import SourceFile
+from lit_llm.corpus.sources import SourceFile, writable
 from lit_llm.errors import UserError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _label(value: object) -> str | None:
         value = ", ".join(value)
     if not isinstance(value, str) or not value:
         return None
-    return value.encode("utf-8", "replace").decode()  # JSON can spell half a surrogate pair
+    return writable(value)  # JSON can spell half a surrogate pair
 
 
 def _parsed_by_arrow(part: Part, file: SourceFile, place: int, block: bytes) -> pa.Table | None:
