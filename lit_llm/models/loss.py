@@ -1,7 +1,7 @@
 """Cross-entropy of a large head without its logits: a chunk of positions at a time, gradients on the way.
 
 Shapes: N positions, C hidden width, V vocabulary. The logits (N, V) of a step are its largest tensor by far, held in
-the compute dtype and again in float32, and their gradient too; here no more than ``CHUNK_BYTES`` of them are there.
+the compute dtype and again in float32, and their gradient too; here no more than ``chunk_bytes`` of them are there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lit_llm.models.eager import product
-from lit_llm.models.limits import CHUNK_BYTES
+from lit_llm.models.limits import chunk_bytes
 
 IGNORE = -100
 """Label of a position that is not predicted: torch's cross-entropy default."""
@@ -66,15 +66,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_x = torch.empty_like(x_NC) if needs_x else None
         grad_weight = torch.zeros_like(weight_VC, dtype=torch.float32) if needs_weight else None
         loss = torch.zeros((), dtype=torch.float32, device=x_NC.device)
-        largest = max(1, CHUNK_BYTES // (weight.itemsize * len(weight)))
+        largest = max(1, chunk_bytes(x_NC.device.type) // (weight.itemsize * len(weight)))
         rows = max(1, -(-len(x_NC) // max(1, -(-len(x_NC) // largest))))  # alike: one shape to compile for
         loss_and_grad = _compiled() if compiled else _in_blocks
         for start in range(0, len(x_NC), rows):
-            chunk = x_NC[start : start + rows]
-            part, grad = loss_and_grad(product(chunk, weight), labels_N[start : start + rows], scale, softcap)
+            labels = labels_N[start : start + rows]
+            # What is not predicted is masked out of these C columns on both sides of the head, not of its V.
+            unlabelled = (labels == IGNORE)[:, None]
+            chunk = x_NC[start : start + rows].masked_fill(unlabelled, 0)
+            part, grad = loss_and_grad(product(chunk, weight), labels, scale, softcap)
             loss += part
             if grad_x is not None:
-                grad_x[start : start + rows] = product(grad, weight.t())
+                grad_x[start : start + rows] = product(grad, weight.t()).masked_fill_(unlabelled, 0)
             if grad_weight is not None and grad.dtype == grad_weight.dtype:
                 grad_weight.addmm_(grad.T, chunk)
             elif grad_weight is not None:
@@ -101,7 +104,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _in_blocks(
     logits_NV: Tensor, labels_N: Tensor, scale: float | None, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
-    """The loss of ``logits_NV``, summed, and its gradient by them, in their place."""
+    """The loss of ``logits_NV``, summed, and its gradient by them, in their place; any at labels that are -100."""
     loss = torch.zeros((), dtype=torch.float32, device=logits_NV.device)
     cached = logits_NV.device.type == "cpu"
     size = max(1, _CACHED_BYTES // (4 * logits_NV.shape[1])) if cached else len(logits_NV)
@@ -114,7 +117,6 @@ def _in_blocks(
         log_total = -grad.amax(-1, keepdim=True).log()
         loss += (log_total + largest - at_label).masked_fill(~labelled, 0).sum()
         grad.scatter_add_(1, labels_N1, grad.new_full((1, 1), -1.0).expand_as(labels_N1))
-        grad.masked_fill_(~labelled, 0)
         if slope is not None:
             grad *= slope
         if grad.data_ptr() != logits.data_ptr():
@@ -128,7 +130,7 @@ def _whole(logits_NV: Tensor, labels_N: Tensor, scale: float | None, softcap: fl
     x, slope = _capped(logits_NV.float(), scale, softcap)
     log_total = x.logsumexp(-1, keepdim=True)
     at_label = torch.arange(x.shape[1], device=x.device) == labels_N1
-    grad = ((x - log_total).exp() - at_label.float()) * labelled
+    grad = (x - log_total).exp() - at_label.float()
     loss = (log_total - x.gather(1, labels_N1)).masked_fill(~labelled, 0).sum()
     return loss, (grad if slope is None else grad * slope).to(logits_NV.dtype)
 

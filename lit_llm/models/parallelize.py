@@ -20,6 +20,7 @@ from lit_llm.errors import UserError
 from lit_llm.models.backends import Backends
 from lit_llm.models.eager import use_onednn
 from lit_llm.models.float8 import Float8Linear, convert_to_float8
+from lit_llm.models.heap import keep_freed_memory
 from lit_llm.models.sharded import WholeDraws
 from lit_llm.models.transformer import Block, Transformer
 
@@ -85,6 +86,7 @@ def parallelize(
                 model.init_weights()
     if not compile and (mesh is None or mesh[TENSOR].size() == 1):
         use_onednn(model.layers)
+    keep_freed_memory()
 
 
 def use_backends(model: Transformer, backends: Backends) -> None:

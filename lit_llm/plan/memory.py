@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lit_llm.models.limits import CHUNK_BYTES
+from lit_llm.models.limits import chunk_bytes
 from lit_llm.plan.shape import ModelShape
 
 Optimizer = Literal["adamw", "muon_adamw", "adamw_8bit"]
@@ -116,5 +116,6 @@ def _head(shape: ModelShape, setup: Setup, tokens: float, size: int) -> float:
     """Peak bytes of head and loss."""
     weight = 4 * shape.vocab_size * shape.width / setup.tensor_parallel
     # On CUDA a compiled pass writes the gradient beside the logits; in eager mode it takes their place.
-    chunk = min(CHUNK_BYTES, size * tokens * shape.vocab_size) / setup.tensor_parallel * (2 if setup.fused_norms else 1)
+    largest = chunk_bytes("cuda" if setup.fused_norms else "cpu")
+    chunk = min(largest, size * tokens * shape.vocab_size) / setup.tensor_parallel * (2 if setup.fused_norms else 1)
     return weight + chunk + 2 * size * shape.width * tokens

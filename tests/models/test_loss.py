@@ -40,7 +40,7 @@ def test_it_is_torchs_cross_entropy(rows, vocab, chunk, scale, cap, upstream, se
     labels[torch.rand(rows, generator=generator) < 0.2] = IGNORE
     results = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loss, "CHUNK_BYTES", chunk)
+        patch.setattr(loss, "chunk_bytes", lambda device: chunk)
         patch.setattr(loss, "_CACHED_BYTES", chunk // 3)
         patch.setattr(loss, "_compiled", lambda: loss._whole)  # its formula; the next test compiles it
         for function in (plain, linear_cross_entropy, partial(linear_cross_entropy, compiled=True)):
@@ -55,7 +55,7 @@ def test_it_is_torchs_cross_entropy(rows, vocab, chunk, scale, cap, upstream, se
 
 @pytest.mark.parametrize("half", [False, True])
 def test_compiled_it_is_the_same(monkeypatch: pytest.MonkeyPatch, half: bool) -> None:
-    monkeypatch.setattr(loss, "CHUNK_BYTES", 4 * 50 * 5)
+    monkeypatch.setattr(loss, "chunk_bytes", lambda device: 4 * 50 * 5)
     torch.manual_seed(0)
     x, weight, labels = torch.randn(10, 16), torch.randn(50, 16), torch.randint(0, 50, (10,))
     labels[3] = IGNORE
@@ -78,6 +78,17 @@ def test_a_frozen_head_gets_no_gradient() -> None:
         assert linear_cross_entropy(x, weight, torch.arange(5)).grad_fn is None
 
 
+def test_what_is_not_predicted_may_be_anything() -> None:
+    x, weight = torch.randn(6, 8), torch.randn(11, 8, requires_grad=True)
+    x[2], x[4, 0] = torch.nan, torch.inf
+    x.requires_grad_()
+    labels = torch.tensor([1, 5, IGNORE, 0, IGNORE, 9])
+    value = linear_cross_entropy(x, weight, labels)
+    value.backward()
+    assert value.isfinite() and weight.grad.isfinite().all() and x.grad.isfinite().all()
+    assert not x.grad[labels == IGNORE].any()
+
+
 def test_a_second_backward_is_refused() -> None:
     x, weight = torch.randn(5, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
     value = linear_cross_entropy(x, weight, torch.arange(5))
@@ -97,7 +108,7 @@ def test_a_model_learns_the_same_with_it(monkeypatch: pytest.MonkeyPatch, tied: 
     labels[0, :7] = IGNORE
     document_ids = torch.arange(24).div(9, rounding_mode="floor").expand(2, -1) if documents else None
     grads = []
-    monkeypatch.setattr(loss, "CHUNK_BYTES", 4 * 300 * 7)
+    monkeypatch.setattr(loss, "chunk_bytes", lambda device: 4 * 300 * 7)
     for value_of in (
         lambda: model.token_losses(ids, labels, document_ids).sum(),
         lambda: model.loss(ids, labels, document_ids),
