@@ -78,8 +78,31 @@ class GatedSiLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         gate, up = ctx.saved_tensors
-        grad_up, grad_gate = F.silu(gate).mul_(grad), grad * up
-        return torch.ops.aten.silu_backward.grad_input(grad_gate, gate, grad_input=grad_gate), grad_up
+        return _gated_silu_backward(grad, gate, up, F.silu(gate))
+
+
+class GatedSiLULinear(torch.autograd.Function):
+    """``F.linear(silu(gate) * up, weight, bias)`` in gate's dtype, without keeping what the layer reads."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(gate, up, weight)
+        return product(F.silu(gate).mul_(up), *(None if t is None else t.to(gate.dtype) for t in (weight, bias)))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        gate, up, weight = ctx.saved_tensors
+        rows, silu = grad.flatten(0, -2), F.silu(gate)
+        by_weight = (rows.t() @ (silu * up).flatten(0, -2)).to(weight.dtype) if ctx.needs_input_grad[2] else None
+        by_bias = rows.sum(0).to(weight.dtype) if ctx.needs_input_grad[3] else None
+        by_hidden = product(grad, weight.to(grad.dtype).t())
+        return *_gated_silu_backward(by_hidden, gate, up, silu), by_weight, by_bias
+
+
+def _gated_silu_backward(grad: Tensor, gate: Tensor, up: Tensor, silu: Tensor) -> tuple[Tensor, Tensor]:
+    grad_up, grad_gate = silu.mul_(grad), grad * up
+    return torch.ops.aten.silu_backward.grad_input(grad_gate, gate, grad_input=grad_gate), grad_up
 
 
 class OneDNNLinear(nn.Linear):

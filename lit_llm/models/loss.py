@@ -113,13 +113,13 @@ def _in_blocks(
         x, slope = _capped(logits.float(), scale, softcap)
         largest, at_label = x.amax(-1, keepdim=True), x.gather(1, labels_N1)
         # One kernel where subtracting, exp, sum and division are four. It reads a row before it writes it.
-        grad = torch.softmax(x, -1, out=x) if cached and x.data_ptr() == logits.data_ptr() else x.softmax(-1)
+        grad = torch.softmax(x, -1, out=x) if cached and x is logits else x.softmax(-1)
         log_total = -grad.amax(-1, keepdim=True).log()
         loss += (log_total + largest - at_label).masked_fill(~labelled, 0).sum()
         grad.scatter_add_(1, labels_N1, grad.new_full((1, 1), -1.0).expand_as(labels_N1))
         if slope is not None:
             grad *= slope
-        if grad.data_ptr() != logits.data_ptr():
+        if grad is not logits:
             logits.copy_(grad)
     return loss, logits_NV
 

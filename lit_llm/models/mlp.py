@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.eager import GatedSiLU
+from lit_llm.models.eager import GatedSiLU, GatedSiLULinear, OneDNNLinear
 from lit_llm.models.fused import project
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -44,6 +44,8 @@ class MLP(nn.Module):
             return self.down_proj(self.activation(self.up_proj(x_BTC)))
         gate, up = project(x_BTC, self.gate_proj, self.up_proj)
         if self.activation is F.silu and not torch.compiler.is_compiling():
+            if isinstance(self.down_proj, OneDNNLinear) and gate.device.type == "cpu":
+                return GatedSiLULinear.apply(gate, up, self.down_proj.weight, self.down_proj.bias)
             return self.down_proj(GatedSiLU.apply(gate, up))
         return self.down_proj(self.activation(gate) * up)
 

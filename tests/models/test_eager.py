@@ -9,7 +9,7 @@ from torch import nn
 from torch.autograd import gradcheck
 
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.eager import GatedSiLU, OneDNNLinear, RMSNormalize, Rotation, use_onednn
+from lit_llm.models.eager import GatedSiLU, GatedSiLULinear, OneDNNLinear, RMSNormalize, Rotation, use_onednn
 from lit_llm.models.parallelize import parallelize
 from lit_llm.models.transformer import Transformer
 
@@ -41,6 +41,28 @@ def test_gated_silu() -> None:
     gate, up = doubles(2, 3, 8), doubles(2, 3, 8)
     torch.testing.assert_close(GatedSiLU.apply(gate, up), F.silu(gate) * up)
     assert gradcheck(GatedSiLU.apply, (gate, up))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_gated_silu_and_the_layer_behind_it(bias: bool) -> None:
+    gate, up, weight = doubles(2, 3, 8), doubles(2, 3, 8), doubles(5, 8)
+    layer = (weight, doubles(5) if bias else None)
+    torch.testing.assert_close(GatedSiLULinear.apply(gate, up, *layer), F.linear(F.silu(gate) * up, *layer))
+    assert gradcheck(lambda *inputs: GatedSiLULinear.apply(*inputs[:3], inputs[3] if bias else None),
+                     (gate, up, *layer[: 1 + bias]))  # fmt: skip
+
+
+def test_in_half_precision_the_gradient_of_the_layer_is_its_own() -> None:
+    torch.manual_seed(0)
+    model = Transformer(TransformerConfig(vocab_size=64, hidden_size=32, num_layers=1, num_heads=2))
+    ids = torch.randint(0, 64, (2, 17))
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = gradients(model, ids)
+        parallelize(model)
+        got = gradients(model, ids)
+    for g, e in zip(got, expected, strict=True):
+        assert g.dtype == torch.float32
+        torch.testing.assert_close(g, e, atol=2e-2, rtol=5e-2)
 
 
 @pytest.mark.parametrize("bias", [True, False])
