@@ -29,7 +29,10 @@ def ngram_hashes(
     for t in range(len(offsets) - 1):
         words, at, end = 0, 0, decode(data, offsets[t], offsets[t + 1], points)
         ring[0] = 0
-        while (at := next_prefix(points, at, end, table, ring, words)) >= 0:
+        while True:
+            at = next_prefix(points, at, end, table, ring, words)
+            if at < 0:
+                break
             words += 1
             if words >= ngram:
                 lengths[count] = ngram
@@ -73,7 +76,10 @@ def document_hits(
     for t in range(len(hits)):
         words, at, end = 0, 0, decode(data, offsets[t], offsets[t + 1], points)
         ring[0] = 0
-        while hits[t] < 0 and (at := next_prefix(points, at, end, table, ring, words)) >= 0:
+        while hits[t] < 0:
+            at = next_prefix(points, at, end, table, ring, words)
+            if at < 0:
+                break
             words += 1
             for i in range(len(lengths)):
                 if words < lengths[i]:

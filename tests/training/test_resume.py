@@ -69,6 +69,7 @@ def test_killed_run_of_two_processes_continues_bit_equal(tmp_path: Path, three_s
     check_kills(tmp_path, three_sources, *settings, kills=[["beside", 2], ["batch", 11]], accumulation=2, ranks=2)
 
 
+@pytest.mark.slow
 def test_killed_while_two_processes_write_parts(tmp_path: Path, corpus: Path) -> None:
     """One of them or both, with half a part, all parts, half a manifest, or all but the name on disk."""
     shape, auto = {"ranks": 2, "strategy": "fsdp2"}, ("--ckpt_path", "auto")
