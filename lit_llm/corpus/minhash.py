@@ -34,6 +34,21 @@ def sketches(text: pa.LargeStringArray, ngram: int, entries: int, seed: int = 0)
 
 
 @kernel
+def next_prefix(points: np.ndarray, at: int, end: int, table: np.ndarray, ring: np.ndarray, words: int) -> int:
+    """Position behind the next word of ``points[at:end]``, see `next_word`; -1 where there is none.
+
+    Args:
+        ring: [RING] uint64, [i % RING] being the hash of the first i words, 0 of none. The next word's is put in. An
+            n-gram, the words i + 1 to j, has the hash ring[j % RING] - ring[i % RING] * PRIME ** (j - i).
+        words: how many came before.
+    """
+    word, at = next_word(points, at, end, table)
+    if at >= 0:
+        ring[(words + 1) % RING] = ring[words % RING] * PRIME + word
+    return at
+
+
+@kernel
 def _sketches(
     data: np.ndarray,
     offsets: np.ndarray,
@@ -55,20 +70,17 @@ def _sketches(
     for t in range(texts):
         least[:] = np.uint32(0xFFFFFFFF)
         filled = words = 0
-        prefix = np.uint64(0)  # hash of all words so far; a difference of two is an n-gram's
-        ring[0] = prefix
+        ring[0] = 0
         at, end = 0, decode(data, offsets[t], offsets[t + 1], points)
         while at >= 0:
-            word, at = next_word(points, at, end, table)
+            at = next_prefix(points, at, end, table, ring, words)
             if at >= 0:
                 words += 1
-                prefix = prefix * PRIME + word
-                ring[words % RING] = prefix
             if words >= ngram and at >= 0:
-                block[filled] = mixed(prefix - ring[(words - ngram) % RING] * power) >> np.uint64(32)
+                block[filled] = mixed(ring[words % RING] - ring[(words - ngram) % RING] * power) >> np.uint64(32)
                 filled += 1
             elif at < 0 and 0 < words < ngram:
-                block[filled] = mixed(prefix) >> np.uint64(32)
+                block[filled] = mixed(ring[words % RING]) >> np.uint64(32)
                 filled += 1
             if filled == _BLOCK or (at < 0 and filled):
                 _take_least(block, filled, factors, addends, least)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from lit_llm.corpus.folding import mixed, next_word
+from lit_llm.corpus.folding import mixed
 from lit_llm.corpus.jit import kernel
-from lit_llm.corpus.minhash import PRIME, RING
+from lit_llm.corpus.minhash import PRIME, RING, next_prefix
 from lit_llm.corpus.utf8 import decode, longest
 
 
@@ -27,21 +27,19 @@ def ngram_hashes(
         power *= PRIME
     count = 0
     for t in range(len(offsets) - 1):
-        words, prefix = 0, np.uint64(0)
-        at, end = 0, decode(data, offsets[t], offsets[t + 1], points)
-        ring[0] = prefix
+        words, at, end = 0, 0, decode(data, offsets[t], offsets[t + 1], points)
+        ring[0] = 0
         while True:
-            word, at = next_word(points, at, end, table)
+            at = next_prefix(points, at, end, table, ring, words)
             if at < 0:
                 break
             words += 1
-            prefix = prefix * PRIME + word
-            ring[words % RING] = prefix
             if words >= ngram:
-                lengths[count], hashes[count] = ngram, mixed(prefix - ring[(words - ngram) % RING] * power)
+                lengths[count] = ngram
+                hashes[count] = mixed(ring[words % RING] - ring[(words - ngram) % RING] * power)
                 count += 1
         if shortest <= words < ngram:
-            lengths[count], hashes[count] = words, mixed(prefix)
+            lengths[count], hashes[count] = words, mixed(ring[words % RING])
             count += 1
     return lengths[:count], hashes[:count]
 
@@ -76,20 +74,17 @@ def document_hits(
     for value in hashes:
         maybe[(value & np.uint64(0xFFFFF)) >> np.uint64(3)] |= np.uint8(1) << (value & np.uint64(7))
     for t in range(len(hits)):
-        words, prefix = 0, np.uint64(0)
-        at, end = 0, decode(data, offsets[t], offsets[t + 1], points)
-        ring[0] = prefix
+        words, at, end = 0, 0, decode(data, offsets[t], offsets[t + 1], points)
+        ring[0] = 0
         while hits[t] < 0:
-            word, at = next_word(points, at, end, table)
+            at = next_prefix(points, at, end, table, ring, words)
             if at < 0:
                 break
             words += 1
-            prefix = prefix * PRIME + word
-            ring[words % RING] = prefix
             for i in range(len(lengths)):
                 if words < lengths[i]:
                     break
-                value = mixed(prefix - ring[(words - lengths[i]) % RING] * powers[i])
+                value = mixed(ring[words % RING] - ring[(words - lengths[i]) % RING] * powers[i])
                 if (maybe[(value & np.uint64(0xFFFFF)) >> np.uint64(3)] >> (value & np.uint64(7))) & np.uint8(1):
                     found = starts[i] + np.searchsorted(hashes[starts[i] : starts[i + 1]], value)
                     if found < starts[i + 1] and hashes[found] == value:

@@ -100,11 +100,26 @@ def use_backends(model: Transformer, backends: Backends) -> None:
 
 
 def shard(model: nn.Module, blocks: list[nn.Module], mesh: DeviceMesh, dtype: torch.dtype | None) -> None:
-    """FSDP2 over ``mesh``: each of ``blocks`` is gathered while it computes, the rest of ``model`` throughout."""
+    """FSDP2 over ``mesh``: each of ``blocks`` is gathered while it computes, the rest of ``model`` throughout.
+
+    Raises:
+        UserError: weights in 4 or 8 bits.
+    """
+    _refuse_quantized(model)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def _refuse_quantized(model: nn.Module) -> None:
+    """A piece of packed weights has no scales of its own, and FSDP2 gathers no states beside them."""
+    for name, weight in model.named_parameters():
+        # bitsandbytes' NF4 and FP4 weights, and its 8-bit ones; they are packed once they are on a device.
+        if hasattr(weight, "quant_state") or hasattr(weight, "CB") or not weight.is_floating_point():
+            raise UserError(
+                f"trainer.strategy: {name} is quantised (NF4 or 8 bits), which cannot be sharded or cut yet; take ddp"
+            )
 
 
 def gradient_sync(model: nn.Module, on: bool) -> None:
@@ -125,6 +140,7 @@ def _cut(model: Transformer, mesh: DeviceMesh) -> None:
         )
     if any(config.has_experts(i) for i in range(config.num_layers)) or model.lora is not None:
         raise UserError(f"tensor_parallel_size={size}: mixtures of experts and LoRA cannot be cut yet; set it to 1")
+    _refuse_quantized(model)
     if any(isinstance(module, Float8Linear) for module in model.modules()):
         raise UserError(f"tensor_parallel_size={size}: layers in 8 bits cannot be cut yet; set it to 1")
     into = {f"attention.{name}": ColwiseParallel() for name in ("q_proj", "k_proj", "v_proj")}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+
+from lit_llm.models.device import exact_dtype
 
 
 class LanguageModelMetrics(Metric):
@@ -53,3 +56,22 @@ class LanguageModelMetrics(Metric):
         if self.text_bytes > 0:
             result["bits_per_byte"] = self.text_nll / math.log(2) / self.text_bytes
         return result
+
+
+def new_metrics(device: torch.device) -> LanguageModelMetrics:
+    """Metrics on ``device``, with sums as exact as it has them."""
+    return LanguageModelMetrics(exact_dtype(device)).to(device)
+
+
+def results(sources: Sequence[LanguageModelMetrics], stage: str, names: Sequence[str] | None) -> dict[str, Tensor]:
+    """``<stage>_loss`` and ``<stage>_bits_per_byte`` of all tokens, and, of several sources, ``.../<name>`` of each.
+
+    All processes call it.
+    """
+    total = new_metrics(sources[0].device)
+    values: dict[str, Tensor] = {}
+    for name, metric in zip(names or map(str, range(len(sources))), sources, strict=True):
+        if len(sources) > 1:
+            values |= {f"{stage}_{key}/{name}": value for key, value in metric.compute().items()}
+        total.add(metric)
+    return values | {f"{stage}_{key}": value for key, value in total.compute().items()}

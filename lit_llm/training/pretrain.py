@@ -10,7 +10,6 @@ import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -19,22 +18,21 @@ from lit_llm.data.base import data_rank_and_size
 from lit_llm.data.blocks import IGNORE
 from lit_llm.errors import UserError
 from lit_llm.models import flops
-from lit_llm.models.backends import Backend, Backends, choose_attention
+from lit_llm.models.backends import Backend
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.device import can_compile, exact_dtype, has_float8
+from lit_llm.models.device import exact_dtype
 from lit_llm.models.generate import generate
-from lit_llm.models.locate import locate
 from lit_llm.models.meta import meta_transformer
-from lit_llm.models.parallelize import DATA, parallelize, shard
 from lit_llm.models.sampling import GREEDY
 from lit_llm.models.sharded import clip_gradients, whole_state_dict
-from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 from lit_llm.training.callbacks.borders import at_border, logs_now
-from lit_llm.training.callbacks.throughput import compute_dtype
 from lit_llm.training.eight_bit import CLASSES, build_eight_bit
-from lit_llm.training.metrics import LanguageModelMetrics
+from lit_llm.training.from_data import take_from_data
+from lit_llm.training.metrics import LanguageModelMetrics, new_metrics, results
 from lit_llm.training.optimizers import MuonAdamW, OptimizerName, default_learning_rate, model_width, parameter_groups
+from lit_llm.training.prepare import prepare
+from lit_llm.training.resume_policy import check_checkpoint, count_by_steps
 from lit_llm.training.schedules import Schedule, StepSchedule, keep_settings, lr_multiplier
 
 
@@ -166,98 +164,16 @@ class PretrainModule(L.LightningModule):
         """Take vocabulary, context and horizon from the data, where they are known."""
         if self.model is not None:
             return
-        data = self._datamodule
-        tokenizer = getattr(data, "tokenizer", None)
-        if tokenizer is not None:
-            self._check_same_tokenizer(tokenizer)
-            given = self.fields.get("vocab_size")
-            if given is not None and given < tokenizer.vocab_size:
-                raise UserError(
-                    f"model.transformer.vocab_size={given} is too small for the tokenizer's {tokenizer.vocab_size}"
-                )
-            if given is None:
-                self.fields["vocab_size"] = tokenizer.vocab_size
-            for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-                value = getattr(tokenizer, name.replace("_token", ""))
-                if value is not None:
-                    self.fields.setdefault(name, value)
-        seq_len = getattr(data, "seq_len", None)
-        if seq_len is not None and seq_len > self.config.max_seq_len:
-            if "max_seq_len" in self.fields:
-                raise UserError(
-                    f"data.seq_len={seq_len} exceeds model.transformer.max_seq_len={self.config.max_seq_len}"
-                )
-            self.fields["max_seq_len"] = seq_len
+        take_from_data(self.fields, self._datamodule, self.hparams["init_from"])
         # The checkpoint must build the same network with no data at hand.
         self.hparams["transformer"] = self.config.to_dict()
-
-    def _check_same_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Continued pretraining on other token ids would start from noise, and say nothing."""
-        init_from = self.hparams["init_from"]
-        if init_from is None:
-            return
-        found = locate(init_from)
-        if found.suffix != ".gguf" and not (found / "tokenizer.json").exists():
-            return
-        if Tokenizer.from_pretrained(init_from).fingerprint() != tokenizer.fingerprint():
-            raise UserError(f"the data has another tokenizer than model.init_from: set data.tokenizer={init_from}")
 
     def configure_model(self) -> None:
         """Build the network once, and prepare it (see `parallelize`)."""
         if self.model is not None:
             return
         self.model = self.build_model()
-        float8 = self._wants_float8()
-        if isinstance(self.model, Transformer):
-            compile = self._wants_compile()
-            if compile:
-                rank_zero_info("compiling the model for this machine: the first step takes up to a minute")
-            elif float8:
-                rank_zero_warn("model.float8 without model.compile is slower than bfloat16: casts are not fused")
-            recompute = self.hparams["recompute"]
-            parallelize(
-                self.model, float8=float8, backends=self._choose_attention(), compile=compile,
-                recompute=0.0 if recompute == "auto" else recompute,
-                mesh=self.device_mesh, dtype=self._sharded_dtype(),
-            )  # fmt: skip
-        elif self.device_mesh is not None:
-            shard(self.model, [], self.device_mesh[DATA], self._sharded_dtype())
-
-    def _choose_attention(self) -> Backends:
-        if self._trainer is None or not self.trainer.training:
-            return Backends()
-        dtype = compute_dtype(str(self.trainer.precision))
-        backends = choose_attention(self.trainer.strategy.root_device, dtype, self.hparams["attention"])
-        rank_zero_info(f"attention: {backends}")
-        return backends
-
-    def _sharded_dtype(self) -> torch.dtype | None:
-        return torch.bfloat16 if self._trainer is not None and self.trainer.precision == "bf16-mixed" else None
-
-    def _wants_compile(self) -> bool:
-        wanted = self.hparams["compile"]
-        if self._trainer is None or not self.trainer.training or not wanted:
-            return False
-        possible = can_compile(self.trainer.strategy.root_device)
-        if wanted is True and not possible:
-            raise UserError(
-                "model.compile=true needs a C++ compiler (g++ or clang++) on CPU, Triton on CUDA; set it to auto"
-            )
-        if wanted is True:
-            return True
-        # By the horizon, not by where max_steps stops: a run stopped early and resumed must not change its kernels.
-        return possible and self._horizon_steps() >= 200  # compiling takes about as long as that many small steps
-
-    def _wants_float8(self) -> bool:
-        if not self.hparams["float8"] or self._trainer is None or not self.trainer.training:
-            return False
-        if self.trainer.precision != "bf16-mixed":
-            raise UserError(f"model.float8 needs trainer.precision=bf16-mixed, not {self.trainer.precision}")
-        if not has_float8(self.trainer.strategy.root_device):
-            raise UserError("model.float8: this device has no products of 8-bit floats; set it to false")
-        if not isinstance(self.network, Transformer):
-            raise UserError(f"model.float8: a {type(self.network).__name__} has no blocks to turn; set it to false")
-        return True
+        prepare(self.model, self.hparams, self._trainer, self.device_mesh, self._horizon_steps)
 
     def _horizon_steps(self) -> int:
         """Optimizer steps of the learning-rate schedule."""
@@ -366,12 +282,8 @@ class PretrainModule(L.LightningModule):
 
     # ---- evaluation ---------------------------------------------------------------------------------------------
 
-    def _start_evaluation(self) -> None:
-        batches = self.trainer.num_val_batches if self.trainer.state.fn != "test" else self.trainer.num_test_batches
-        self.evaluations = [self._new_metrics() for _ in batches]
-
-    def _new_metrics(self) -> LanguageModelMetrics:
-        return LanguageModelMetrics(exact_dtype(self.device)).to(self.device)
+    def _start_evaluation(self, batches: list) -> None:
+        self.evaluations = [new_metrics(self.device) for _ in batches]
 
     def _evaluate(self, batch: dict[str, Tensor], dataloader_idx: int) -> None:
         supervised = batch["labels"] != IGNORE
@@ -380,21 +292,15 @@ class PretrainModule(L.LightningModule):
         self.evaluations[dataloader_idx].update(losses, supervised, batch.get("label_bytes"))
 
     def _finish_evaluation(self, stage: str) -> None:
-        total = self._new_metrics()
-        names = getattr(self._datamodule, "validation_sources", None) or [str(i) for i in range(len(self.evaluations))]
-        values: dict[str, Tensor] = {}
-        for name, metric in zip(names, self.evaluations, strict=True):
-            if len(names) > 1:
-                values |= {f"{stage}_{key}/{name}": value for key, value in metric.compute().items()}
-            total.add(metric)
-        values |= {f"{stage}_{key}": value for key, value in total.compute().items()}
+        names = getattr(self._datamodule, "validation_sources", None)
+        values = results(self.evaluations, stage, names)
         if stage == "val" and not self.trainer.sanity_checking:
             values |= self._position(self.trainer.global_step)
         self.log_dict(values)
         self.evaluations = []
 
     def on_validation_epoch_start(self) -> None:
-        self._start_evaluation()
+        self._start_evaluation(self.trainer.num_val_batches)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to its source's metrics."""
@@ -404,7 +310,7 @@ class PretrainModule(L.LightningModule):
         self._finish_evaluation("val")
 
     def on_test_epoch_start(self) -> None:
-        self._start_evaluation()
+        self._start_evaluation(self.trainer.num_test_batches)
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """As validation_step."""
@@ -433,29 +339,10 @@ class PretrainModule(L.LightningModule):
         """Refuse weights of another architecture before torch lists every tensor that does not fit."""
         accumulation = getattr(self._datamodule, "accumulation", None)
         if accumulation is not None and "loops" in checkpoint:
-            # Lightning counts micro-batches; our loader's position is the optimizer step, whatever accumulation was.
-            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-            for counts in (progress["total"], progress["current"]):
-                counts.update(dict.fromkeys(counts, checkpoint["global_step"] * accumulation))
-        saved_settings = checkpoint.get("hyper_parameters")
-        if not isinstance(saved_settings, dict) or "transformer" not in saved_settings:
-            raise UserError("--ckpt_path: not a checkpoint of a PretrainModule")
+            count_by_steps(checkpoint, accumulation)
         training = self._trainer is not None and self.trainer.training
-        if training and (before := saved_settings.get("optimizer")) != self.hparams["optimizer"]:
-            raise UserError(
-                f"model.optimizer was {before} when the checkpoint was written and is {self.hparams['optimizer']} now: "
-                "its state would not fit; restore it, or start a new run with model.init_from"
-            )
-        saved = saved_settings["transformer"]
-        if isinstance(saved, dict) and self.hparams["transformer"] != saved and self.model is not None:
-            now = self.config.to_dict()
-            differs = [
-                f"model.transformer.{k} was {v} when the checkpoint was written and is {now[k]} now"
-                for k, v in saved.items()
-                if k in now and now[k] != v
-            ]
-            if differs:
-                raise UserError(f"{'; '.join(differs)}: the checkpoint is of another architecture")
+        config = self.config if self.model is not None else None
+        check_checkpoint(checkpoint, self.hparams["optimizer"] if training else None, config)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model and, where the data module has one, tokenizer as a Hugging Face directory.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lit_llm.errors import UserError
 from lit_llm.models import flops
 from lit_llm.models.adapters import save_adapter
+from lit_llm.models.backends import Backend
 from lit_llm.models.lora import LoRAConfig, apply_lora, is_lora, lora_from, merged_state_dict
 from lit_llm.models.transformer import Transformer
 from lit_llm.training.optimizers import OptimizerName
@@ -36,7 +37,8 @@ class SFTModule(PretrainModule):
         lora: what to adapt. None trains every weight.
         learning_rate: None: 1e-4 for LoRA, 2e-5 otherwise.
         validate_first: validate once before the first step: the base's own loss, as step 0.
-        optimizer, weight_decay, schedule, warmup, decay, final_lr, grad_clip, compile, float8: as in `PretrainModule`.
+        optimizer, weight_decay, schedule, warmup, decay, final_lr, grad_clip, compile, recompute, attention, float8: as
+            in `PretrainModule`.
 
     Raises:
         UserError: no such base, or settings that do not fit it.
@@ -57,6 +59,8 @@ class SFTModule(PretrainModule):
         final_lr: float = 0.0,
         grad_clip: float | None = 1.0,
         compile: bool | Literal["auto"] = "auto",
+        recompute: float | Literal["auto"] = "auto",
+        attention: Backend | Literal["auto"] = "auto",
         float8: bool = False,
         validate_first: bool = True,
     ):
@@ -73,6 +77,8 @@ class SFTModule(PretrainModule):
             final_lr=final_lr,
             grad_clip=grad_clip,
             compile=compile,
+            recompute=recompute,
+            attention=attention,
             float8=float8,
         )
         self.lora = lora_from(lora)  # a checkpoint holds plain values

@@ -21,6 +21,9 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from lit_llm.cli import main
 from lit_llm.errors import Preempted
+from lit_llm.models import parts
+from lit_llm.training import parts_io
+from lit_llm.training.callbacks import background
 from lit_llm.training.callbacks.throughput import ThroughputCallback
 from lit_llm.training.loggers import CSVLogger
 from lit_llm.training.pretrain import PretrainModule
@@ -119,6 +122,8 @@ def _launch(ranks: int, out: Path, function: Callable[..., int], args: tuple) ->
             sys.stderr.flush()
             os._exit(status)
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    if -signal.SIGKILL in codes:  # one alone: the others have ended by what they met
+        os.kill(os.getpid(), signal.SIGKILL)
     os._exit(codes[0] if codes[0] >= 0 else 128 - codes[0])
 
 
@@ -135,8 +140,11 @@ def spy(log: Path, kill: list | None, rank: int) -> None:
         ["time", s]: s seconds after the first one began, whatever is going on
         ["save", n]: within the n-th writing of a checkpoint; ["rename", n]: before it gets its name
         ["beside", n]: within it, once training has gone on by a micro-batch
+        ["part", n], ["part", n, rank]: of one in parts, with half of that process's (the first one's) on disk
+        ["parts", n]: once all of them are there; ["manifest", n]: with half of the manifest on disk
         ["validation", n]: within the n-th batch of a validation; ["row", n]: within the n-th writing of metrics.csv
-        ["interrupt", n, rank], ["terminate", n, rank], ["alone", n, rank]: SIGINT, SIGTERM, SIGKILL to that process.
+        ["interrupt", n, rank], ["terminate", n, rank], ["alone", n, rank]: SIGINT, SIGTERM, SIGKILL to that process
+    where a rank stands, that process alone.
     """
     file = open(log, "a")  # noqa: SIM115
     if rank == 0:
@@ -147,17 +155,20 @@ def spy(log: Path, kill: list | None, rank: int) -> None:
     batches, done, went_on = 0, 0, threading.Event()
 
     def die(*_: object) -> None:
+        if whom:
+            os.kill(os.getpid(), signal.SIGKILL)
         os.killpg(0, signal.SIGKILL)
 
     def count(kind: str) -> bool:
         """Whether this is the moment."""
         nonlocal done
         done += kind == what
-        return kind == what and done == when and rank == 0
+        return kind == what and done == when and [rank] == (whom or [0])
 
     begin, write_row, evaluate = (
         ThroughputCallback.on_train_batch_start, CSVLogger._write_row, PretrainModule.validation_step,
     )  # fmt: skip
+    write_file, commit, put = parts._write, parts.commit, parts.put
 
     def on_train_batch_start(self: Any, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
         nonlocal batches
@@ -187,8 +198,23 @@ def spy(log: Path, kill: list | None, rank: int) -> None:
                 went_on.wait(10)
             die()
         real_save(state, target)
+
+    def half_write(file: Path, pieces: Any) -> dict[str, int]:
+        if count("manifest" if file.name == parts.MANIFEST else "part" if file.name.startswith("part-") else "rest"):
+            content = b"".join(map(bytes, pieces))
+            file.write_bytes(content[: len(content) // 2])
+            die()
+        return write_file(file, pieces)
+
+    def commit_parts(*args: Any) -> None:
+        if count("parts"):
+            die()
+        commit(*args)
+
+    def rename(part: Path, target: Path) -> None:
         if count("rename"):
             die()
+        put(part, target)
 
     def validation_step(self: Any, *args: Any, **kwargs: Any) -> None:
         evaluate(self, *args, **kwargs)
@@ -204,6 +230,8 @@ def spy(log: Path, kill: list | None, rank: int) -> None:
 
     ThroughputCallback.on_train_batch_start = on_train_batch_start  # type: ignore[method-assign]
     real_save, torch.save = torch.save, save
+    parts._write, parts_io.commit = half_write, commit_parts
+    parts.put = background.put = rename
     PretrainModule.validation_step = validation_step  # type: ignore[method-assign]
     CSVLogger._write_row = cut_row  # type: ignore[method-assign]
 

@@ -189,14 +189,17 @@ def test_killed_while_it_writes(tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     assert (folder / "step-00000004.ckpt.part").is_dir()
     newest, reasons = newest_whole(folder)
-    assert newest == step(folder, 2) and not reasons
+    assert newest == step(folder, 2)
+    assert reasons == [f"{step(folder, 4)}.part is damaged (it has no manifest.json: it was not finished)"]
     fit(folder, start=newest)
     assert not list(folder.glob("*.part")) and checkpoints(folder)[-1] == step(folder, STEPS)
 
 
-def test_a_folder_whose_name_alone_was_missing_gets_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("written", ['{"files": {}}', '{"files": '])
+def test_a_folder_whose_name_alone_was_missing_gets_it(tmp_path: Path, written: str) -> None:
     folder = tmp_path / "best.ckpt.part"
     folder.mkdir()
-    (folder / MANIFEST).write_text('{"files": {}}')
+    (folder / MANIFEST).write_text(written)
     fit(tmp_path, steps=1)
-    assert (tmp_path / "best.ckpt" / MANIFEST).exists()
+    assert (tmp_path / "best.ckpt" / MANIFEST).exists() == written.endswith("}")
+    assert not folder.exists()

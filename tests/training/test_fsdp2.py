@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from lit_llm import MuonAdamW, PretrainModule, Transformer, TransformerConfig, UserError
+from lit_llm import LoRAConfig, MuonAdamW, PretrainModule, SFTModule, Transformer, TransformerConfig, UserError
 from lit_llm.models import parallelize as parallel
 from lit_llm.models.float8 import convert_to_float8
 from lit_llm.models.meta import meta_transformer
@@ -285,3 +286,39 @@ def _float8() -> None:
 
 def test_float8_on_parts_is_float8(tmp_path: Path) -> None:
     together(_float8, tmp_path)
+
+
+def _quantized(folder: Path) -> None:
+    """Layers of bitsandbytes that a `build_model` of somebody's might have put in, before and after they are packed."""
+    import bitsandbytes
+
+    config = TransformerConfig(vocab_size=37, hidden_size=32, num_layers=1, num_heads=2, max_seq_len=16)
+    for shape, layer, packed in (
+        ((2, 1), bitsandbytes.nn.LinearNF4, True),
+        ((2, 1), bitsandbytes.nn.LinearNF4, False),
+        ((2, 1), partial(bitsandbytes.nn.Linear8bitLt, has_fp16_weights=False), False),
+        ((1, 2), bitsandbytes.nn.LinearNF4, True),
+    ):
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=(parallel.DATA, parallel.TENSOR))
+        model = Transformer(config)
+        up = model.layers[0].mlp.up_proj
+        model.layers[0].mlp.up_proj = layer(up.in_features, up.out_features, bias=False)
+        if packed:
+            model.to("cpu")
+            assert model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
+        said = r"trainer\.strategy: layers\.0\.mlp\.up_proj\.weight is quantised \(NF4 or 8 bits\), which cannot be "
+        with pytest.raises(UserError, match=said):
+            parallel.parallelize(model, mesh=mesh)
+    if dist.get_rank() == 0:
+        Transformer(config).save_pretrained(folder / "base")
+    dist.barrier()
+    module = SFTModule(str(folder / "base"), lora=LoRAConfig(rank=2))
+    module._device_mesh = mesh
+    with pytest.raises(
+        UserError, match=r"trainer\.strategy: LoRA is not sharded yet; take ddp, or set model\.lora to "
+    ):
+        module.configure_model()
+
+
+def test_what_cannot_be_sharded_is_refused(tmp_path: Path) -> None:
+    together(partial(_quantized, tmp_path), tmp_path)

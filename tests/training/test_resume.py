@@ -12,7 +12,7 @@ import pytest
 from driver import STEPS, consumed, metrics, output, run, weights
 
 from lit_llm.errors import Preempted
-from lit_llm.training.callbacks.checkpoint import checkpoints, damage
+from lit_llm.training.callbacks.checkpoint import checkpoints, damage, newest_whole
 
 # All of the validation text: two batches a process would be other ones on two. At this width's default rate, 0.014,
 # runs of one and of two processes that nobody kills differ by 2e-2 of the loss within 240 steps; at this one by 2e-7.
@@ -69,6 +69,34 @@ def test_killed_run_of_two_processes_continues_bit_equal(tmp_path: Path, three_s
     check_kills(tmp_path, three_sources, *settings, kills=[["beside", 2], ["batch", 11]], accumulation=2, ranks=2)
 
 
+@pytest.mark.slow
+def test_killed_while_two_processes_write_parts(tmp_path: Path, corpus: Path) -> None:
+    """One of them or both, with half a part, all parts, half a manifest, or all but the name on disk."""
+    shape, auto = {"ranks": 2, "strategy": "fsdp2"}, ("--ckpt_path", "auto")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    left = killed / "checkpoints" / "step-00000008.ckpt.part"
+    assert run(whole, corpus, **shape) == 0
+    # The first call writes step 4, the best at step 6 and step 8, the others the last two of them.
+    for kill, said in (
+        (["part", 3, 1], "it has no manifest.json: it was not finished"),
+        (["part", 2], "it has no manifest.json: it was not finished"),
+        (["parts", 2], "it has no manifest.json: it was not finished"),
+        (["manifest", 2], "manifest.json is not readable: JSONDecodeError"),
+        (["rename", 2], None),
+    ):
+        assert run(killed, corpus, *auto, kill=kill, **shape) == -signal.SIGKILL
+        newest, reasons = newest_whole(left.parent)
+        assert newest == (left if said is None else left.with_name("step-00000004.ckpt"))
+        assert [reason.startswith(f"{left} is damaged ({said}") for reason in reasons] == [True] * (said is not None)
+    assert run(killed, corpus, *auto, **shape) == 0
+    told = output(killed)
+    assert told.count(f"{left} is damaged (it has no manifest.json: it was not finished): the steps since") == 3
+    assert told.count(f"{left} is damaged (manifest.json is not readable") == 1
+    assert told.count("resuming from") == 5 and told.count(f"resuming from {left}") == 1
+    assert not list(left.parent.glob("*.part")) and not list(left.parent.glob("abandoned-*"))
+    check_same(killed, whole)
+
+
 def test_killed_and_continued_by_other_numbers_of_processes(tmp_path: Path, three_sources: Path) -> None:
     """Two, one, two, with one global batch of twelve samples."""
     settings = ("--data.mixture", json.dumps(CHANGING), *EXACT)
@@ -115,9 +143,13 @@ def test_ten_kills_at_random(tmp_path: Path, three_sources: Path, topologies: li
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run(whole, three_sources, *settings, steps=steps, **topologies[-1]) == 0
     seconds = json.loads((whole / "run.json").read_text())["seconds"]
+    in_parts = topologies[0].get("strategy") == "fsdp2"
     hits = finished = 0
     while hits < 10 or not finished:
-        kill = ["time", rng.uniform(0, 0.2 * seconds)] if hits < 10 else None
+        kill: list | None = ["time", rng.uniform(0, 0.2 * seconds)] if hits < 10 else None
+        if kill and in_parts and hits % 2:  # too short a moment to be hit by chance
+            kill = [rng.choice(("part", "parts", "manifest", "rename")), rng.randint(1, 12)]
+            kill += [1] if kill[0] == "part" and rng.random() < 0.5 else []
         status = run(killed, three_sources, *settings, "--ckpt_path", "auto", kill=kill, steps=steps,
                      **topologies[hits % len(topologies)])  # fmt: skip
         assert status in (0, -signal.SIGKILL)
@@ -164,6 +196,15 @@ def test_resuming_an_earlier_checkpoint_sets_later_ones_aside(tmp_path: Path, co
     assert (folder / "checkpoints" / "abandoned-step-00000016.ckpt").exists()
 
 
+def spoil(file: Path, harm: str) -> None:
+    """Do to ``file`` what disks do."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes({"flipped": content, "truncated": content[: len(content) // 2]}.get(harm, b""))
+    if harm == "gone":
+        file.unlink()
+
+
 @pytest.mark.parametrize(
     "harm", ["flipped", *(pytest.param(harm, marks=pytest.mark.slow) for harm in ("truncated", "empty"))]
 )
@@ -174,9 +215,7 @@ def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(
     assert run(folder, corpus, "--checkpoint.keep_last", "9", "--trainer.max_steps", "16") == 0
     whole = metrics(folder)
     files = checkpoints(folder / "checkpoints")
-    content = bytearray(files[-1].read_bytes())
-    content[len(content) // 2] ^= 1
-    files[-1].write_bytes({"flipped": content, "truncated": content[: len(content) // 2], "empty": b""}[harm])
+    spoil(files[-1], harm)
     assert damage(files[-2]) is None and damage(files[-1]) is not None
     assert run(folder, corpus, "--ckpt_path", str(files[-1])) == 2
     assert run(folder, corpus, "--trainer.max_steps", "16", "--ckpt_path", "last") == 0
@@ -186,16 +225,31 @@ def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(
     assert run(folder, corpus, "--ckpt_path", "last") == 2
 
 
-@pytest.mark.slow
-def test_two_processes_go_back_to_the_checkpoint_before_a_damaged_one(tmp_path: Path, corpus: Path) -> None:
+@pytest.mark.parametrize(
+    ("strategy", "broken", "harm", "said"),
+    [
+        pytest.param("ddp", "", "truncated", "BadZipFile", marks=pytest.mark.slow),
+        ("fsdp2", "part-00001.safetensors", "truncated", "part-00001.safetensors has "),
+        pytest.param("fsdp2", "part-00000.safetensors", "flipped", "the checksum of part-00000.safetensors is another",
+                     marks=pytest.mark.slow),
+        pytest.param("fsdp2", "part-00001.safetensors", "gone", "part-00001.safetensors: No such file",
+                     marks=pytest.mark.slow),
+        pytest.param("fsdp2", "rest.pt", "flipped", "the checksum of rest.pt is another", marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_two_processes_go_back_to_the_checkpoint_before_a_damaged_one(
+    tmp_path: Path, corpus: Path, strategy: str, broken: str, harm: str, said: str
+) -> None:
+    shape = {"ranks": 2, "strategy": strategy}
     whole, folder = tmp_path / "whole", tmp_path / "run"
-    assert run(whole, corpus, ranks=2) == 0
-    assert run(folder, corpus, "--trainer.max_steps", "16", ranks=2) == 0
+    assert run(whole, corpus, **shape) == 0
+    assert run(folder, corpus, "--trainer.max_steps", "16", **shape) == 0
     before, newest = checkpoints(folder / "checkpoints")
-    newest.write_bytes(newest.read_bytes()[:-1000])
-    assert run(folder, corpus, "--ckpt_path", "auto", ranks=2) == 0
-    assert f"{newest} is damaged" in output(folder) and f"resuming from {before}" in output(folder)
-    assert metrics(folder)[16:] == metrics(whole)[16:] and weights(folder) == weights(whole)
+    spoil(newest / broken, harm)
+    assert run(folder, corpus, "--ckpt_path", "auto", **shape) == 0
+    assert f"{newest} is damaged ({said}" in output(folder) and f"resuming from {before}" in output(folder)
+    assert metrics(folder)[16:] == metrics(whole)[16:] and consumed(folder) == consumed(whole)
+    assert weights(folder) == weights(whole)
 
 
 def test_auto_starts_where_nothing_is_saved_and_resumes_where_something_is(tmp_path: Path, corpus: Path) -> None:
@@ -241,12 +295,18 @@ def test_sigterm_saves_the_step_and_asks_to_be_requeued(tmp_path: Path, corpus: 
     assert weights(stopped) == weights(whole)
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(tmp_path: Path, corpus: Path, rank: int) -> None:
-    folder = tmp_path / "run"
-    assert run(folder, corpus, kill=["terminate", 5, rank], ranks=2, accumulation=2) == Preempted.status
+@pytest.mark.parametrize(
+    ("strategy", "rank"),
+    [pytest.param("ddp", 0, marks=pytest.mark.slow), ("ddp", 1), pytest.param("fsdp2", 0, marks=pytest.mark.slow),
+     ("fsdp2", 1)],
+)  # fmt: skip
+def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(
+    tmp_path: Path, corpus: Path, strategy: str, rank: int
+) -> None:
+    folder, shape = tmp_path / "run", {"ranks": 2, "accumulation": 2, "strategy": strategy}
+    assert run(folder, corpus, kill=["terminate", 5, rank], **shape) == Preempted.status
     # It came as the third step began, before which the processes ask each other.
     assert [f.name for f in (folder / "checkpoints").glob("step-*")] == ["step-00000002.ckpt"]
-    assert run(folder, corpus, "--ckpt_path", "last", ranks=2, accumulation=2) == 0
+    assert run(folder, corpus, "--ckpt_path", "last", **shape) == 0
     steps = [row["step"] for row in metrics(folder)]
     assert steps == sorted(set(steps), key=int)

@@ -171,6 +171,29 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, base: Path, rows: Path) ->
         SFTModule(str(base), lora={"rang": 3})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("lora", [None, LoRAConfig(rank=4)])
+def test_recomputing_every_block_changes_nothing(
+    tmp_path: Path, base: Path, rows: Path, lora: LoRAConfig | None
+) -> None:
+    runs = []
+    for recompute in (0.0, 1.0):
+        L.seed_everything(1, verbose=False)
+        folder, module = tmp_path / str(recompute), SFTModule(str(base), lora=lora, recompute=recompute)
+        fit(folder, module, data(rows, tmp_path / "cache"), max_steps=4)
+        again = [block for block in module.network.layers if "forward" in vars(block)]
+        assert len(again) == (2 if recompute else 0)
+        runs.append(metrics(folder))
+    assert runs[0] == runs[1]
+
+
+def test_attention_is_the_users_to_choose(tmp_path: Path, base: Path, rows: Path) -> None:
+    assert SFTModule(str(base), attention="sdpa").hparams["attention"] == "sdpa"
+    with pytest.raises(UserError, match=r"model\.attention=flex needs a GPU with Triton; set it to auto"):
+        fit(tmp_path, SFTModule(str(base), attention="flex"), data(rows, tmp_path / "cache"))
+    with pytest.raises(UserError, match=r"model\.recompute must be between 0 and 1, got 2"):
+        SFTModule(str(base), recompute=2)
+
+
 def test_a_lora_checkpoint_opens_without_trainer(tmp_path: Path, base: Path, rows: Path) -> None:
     module = SFTModule(str(base), lora=LoRAConfig(rank=4), learning_rate=3e-3)
     fit(tmp_path, module, data(rows, tmp_path / "cache"), max_steps=4)

@@ -25,18 +25,19 @@ from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_llm.errors import Preempted, UserError
-from lit_llm.models.parts import MANIFEST, Divided, damage_of_parts, discard, part_of, put, write_share
+from lit_llm.models.parts import Divided, damage_of_parts, discard, part_of, put, write_share
 from lit_llm.training.callbacks.background import Snapshots, Writer, write
 from lit_llm.training.parts_io import finish, open_folders
 from lit_llm.training.strategy import is_sharded
 
-_NAME = re.compile(r"step-(\d+)\.ckpt")
+_NAME = re.compile(r"step-(\d+)\.ckpt(\.part)?")
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The folder's complete step checkpoints, oldest first."""
-    found = [(int(m[1]), file) for file in folder.glob("step-*.ckpt") if (m := _NAME.fullmatch(file.name))]
-    return [file for _, file in sorted(found)]
+def checkpoints(folder: Path, unnamed: bool = False) -> list[Path]:
+    """The folder's step checkpoints, oldest first; with ``unnamed`` also those that were not finished, or did not get
+    their name."""
+    found = [(int(m[1]), file) for file in folder.glob("step-*") if (m := _NAME.fullmatch(file.name))]
+    return [file for _, file in sorted(found) if unnamed or file.suffix == ".ckpt"]
 
 
 def damage(file: Path) -> str | None:
@@ -56,9 +57,12 @@ def damage(file: Path) -> str | None:
 
 
 def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest of `checkpoints` that has no `damage`, and a sentence about each newer one that has."""
+    """The newest of all `checkpoints` that has no `damage`, and a sentence about each newer one that has.
+
+    Nobody may be writing to ``folder``. One that lacks nothing but its name gets it from `Checkpoint`.
+    """
     reasons: list[str] = []
-    for file in reversed(checkpoints(folder)):
+    for file in reversed(checkpoints(folder, unnamed=True)):
         reason = damage(file)
         if reason is None:
             return file, reasons
@@ -151,7 +155,7 @@ class Checkpoint(CheckpointBase):
             self._interval = max(50, int(steps // 20)) if steps != float("inf") else 1000
         if trainer.is_global_zero and self.folder.is_dir():
             for leftover in self.folder.glob("*.part"):
-                if (leftover / MANIFEST).exists() and not leftover.with_suffix("").exists():
+                if not leftover.with_suffix("").exists() and damage(leftover) is None:
                     put(leftover, leftover.with_suffix(""))  # only its name was missing
                 else:
                     discard(leftover)

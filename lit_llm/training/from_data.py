@@ -1,0 +1,52 @@
+"""What a model's shape takes from the data that it is trained on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lit_llm.errors import UserError
+from lit_llm.models.config import TransformerConfig
+from lit_llm.models.locate import locate
+from lit_llm.models.tokenizer import Tokenizer
+
+
+def take_from_data(fields: dict[str, Any], data: Any, init_from: str | None) -> None:
+    """Fill in what ``fields``, of a `TransformerConfig`, leave open: vocabulary, special tokens, context.
+
+    Args:
+        data: a data module with ``tokenizer`` and ``seq_len``; of one without, and of None, nothing is taken.
+        init_from: what the weights come from, or None.
+
+    Raises:
+        UserError: the model is given and too small for the data, or was trained with another tokenizer.
+    """
+    tokenizer = getattr(data, "tokenizer", None)
+    if tokenizer is not None:
+        if init_from is not None:
+            _check_same_tokenizer(tokenizer, init_from)
+        given = fields.get("vocab_size")
+        if given is not None and given < tokenizer.vocab_size:
+            raise UserError(
+                f"model.transformer.vocab_size={given} is too small for the tokenizer's {tokenizer.vocab_size}"
+            )
+        if given is None:
+            fields["vocab_size"] = tokenizer.vocab_size
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            value = getattr(tokenizer, name.replace("_token", ""))
+            if value is not None:
+                fields.setdefault(name, value)
+    seq_len = getattr(data, "seq_len", None)
+    longest = TransformerConfig.from_dict(fields).max_seq_len
+    if seq_len is not None and seq_len > longest:
+        if "max_seq_len" in fields:
+            raise UserError(f"data.seq_len={seq_len} exceeds model.transformer.max_seq_len={longest}")
+        fields["max_seq_len"] = seq_len
+
+
+def _check_same_tokenizer(tokenizer: Tokenizer, init_from: str) -> None:
+    """Continued pretraining on other token ids would start from noise, and say nothing."""
+    found = locate(init_from)
+    if found.suffix != ".gguf" and not (found / "tokenizer.json").exists():
+        return
+    if Tokenizer.from_pretrained(init_from).fingerprint() != tokenizer.fingerprint():
+        raise UserError(f"the data has another tokenizer than model.init_from: set data.tokenizer={init_from}")
