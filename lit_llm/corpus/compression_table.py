@@ -18,7 +18,7 @@ def told(facts: dict[str, Any]) -> str:
     whole, tokenizers = facts["all"], facts["tokenizers"]
     figures = {name: published(known["published_as"]) for name, known in tokenizers.items() if known["published_as"]}
     parts = [
-        f"{facts['text']}: {whole['documents']:,} documents, {whole['bytes'] / 1e6:,.3g} MB, {whole['words']:,} words",
+        f"{facts['text']}: {whole['documents']:,} documents, {_megabytes(whole)} MB, {whole['words']:,} words",
         _summary(facts, figures),
     ]
     for group in GROUPS:
@@ -58,7 +58,7 @@ def _group(group: str, rows: dict[str, Any], tokenizers: list[str], figures: dic
         heads += [name, "published"] if beside.get(name) else [name]
     lines = []
     for row in shown:
-        line = [row, f"{rows[row]['documents']:,}", f"{rows[row]['bytes'] / 1e6:,.3g}"]
+        line = [row, f"{rows[row]['documents']:,}", _megabytes(rows[row])]
         for name in tokenizers:
             line.append(_number(rows[row]["tokenizers"][name]["bytes_per_token"]))
             if beside.get(name):
@@ -88,6 +88,11 @@ def _longest(vocabulary: dict[str, Any]) -> str:
         text = row["text"] if len(row["text"]) <= _CHARACTERS else row["text"][:_CHARACTERS] + "..."
         said.append(f"{json.dumps(text, ensure_ascii=False)} {row['bytes']} bytes, used {row['uses']:,}")
     return "; ".join(said)
+
+
+def _megabytes(row: dict[str, Any]) -> str:
+    size = row["bytes"] / 1e6
+    return f"{size:,.0f}" if size >= 100 else f"{size:.3g}"
 
 
 def _number(value: float | None) -> str:

@@ -213,6 +213,23 @@ def test_pieces_of_characters_and_unknown_tokens() -> None:
     assert list(said["domain"]) == ["x", "unknown"]
 
 
+def counted(tokenizer: Tokenizer, tables: list[list[str]]) -> dict[str, Any]:
+    compression = Compression({"it": tokenizer})
+    for rows in tables:
+        table = documents(rows, language=["en"] * len(rows), domain=[None] * len(rows), source=["s"] * len(rows))
+        compression.add(table.append_column("bytes", pa.array([len(text.encode()) for text in rows])))
+    return compression.report()
+
+
+@given(st.lists(st.text("aé 北\n<|>", max_size=12), min_size=1, max_size=8), st.integers(0, 8))
+@settings(deadline=None)
+def test_counts_do_not_depend_on_the_tables(corpus: Corpus, rows: list[str], at: int) -> None:
+    whole = counted(corpus.tokenizer, [rows])
+    cut = [part for part in (rows[:at], rows[at:]) if part]
+    assert counted(corpus.tokenizer, cut) == whole
+    assert whole["all"]["tokenizers"]["it"]["tokens"] == sum(len(corpus.tokenizer.encode(text)) for text in rows)
+
+
 class Known:
     """Stands for a published tokenizer, whose file is too large to keep here: its size, and its ids of the probe."""
 
