@@ -32,6 +32,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "test": (_trainer_verb("test"), "the same under test_ names"),
     "predict": (_trainer_verb("predict"), "continue or answer the prompts of a file"),
     "corpus": (_function("lit_llm.corpus.command", "corpus_main"), "raw text to cleaned, documented shards"),
+    "tokenizer": (_function("lit_llm.corpus.tokenizer_command", "tokenizer_main"), "train one; how well it compresses"),
     "launch": (_function("lit_llm.terminal.launch", "launch_main"), "a job file that requeues and resumes a fit"),
     "plan": (_function("lit_llm.plan.command", "plan_main"), "days, dollars and gigabytes of a run before it starts"),
     "evaluate": (_function("lit_llm.evaluate.command", "evaluate_main"), "lm-eval tasks on a checkpoint"),

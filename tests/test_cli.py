@@ -197,7 +197,7 @@ def test_vocabulary_the_text_does_not_support(tmp_path: Path, capsys: pytest.Cap
     for i in range(30):
         (tmp_path / "small" / f"{i}.txt").write_text(f"a few words number {i}\n" * 20)
     config = config_file(tmp_path, None, data__init_args__sources="small", data__init_args__vocab_size=50_000)
-    check_mistake(*fit(config, capsys=capsys), "data.vocab_size")
+    check_mistake(*fit(config, capsys=capsys), "vocab_size")
 
 
 def test_a_full_disk_loses_nothing(

@@ -154,7 +154,7 @@ def _largest(counts: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
     rest = ordered[_LISTED:]
     kept = dict(ordered[:_LISTED])
     if rest:
-        kept["(others)"] = {key: sum(part[key] for _, part in rest) for key in ("documents", "tokens")}
+        kept["(others)"] = {key: sum(part[key] for _, part in rest) for key in ("documents", "bytes", "tokens")}
     return kept
 
 

@@ -14,7 +14,7 @@ from lit_llm.corpus.transaction import finish, locked, pending
 from lit_llm.errors import UserError
 from lit_llm.models.tokenizer import Tokenizer
 
-FORMAT = 3  # raise when the folder's layout or the meaning of a setting changes: old corpora are then built anew
+FORMAT = 4  # raise when the folder's layout or the meaning of a setting changes: old corpora are then built anew
 _REBUILD = "remove the corpus and rebuild it"
 
 

@@ -23,6 +23,7 @@ from lit_llm.corpus.engine import Engine, Task
 from lit_llm.corpus.mixture import shares
 from lit_llm.corpus.parts import list_parts
 from lit_llm.corpus.progress import Progress
+from lit_llm.corpus.sample import TRAINING_BYTES, VOCAB_SIZE, rates, take
 from lit_llm.corpus.shards import ShardWriter, token_dtype
 from lit_llm.corpus.steps import Clean, Select, Sign, merged
 from lit_llm.corpus.store import Store, digest, read_arrow, read_counts, read_tables, write_tables
@@ -30,8 +31,6 @@ from lit_llm.corpus.workspace import published
 from lit_llm.errors import UserError
 from lit_llm.models.tokenizer import Tokenizer
 
-_TOKENIZER_SAMPLE_BYTES = 200_000_000  # more text does not change a vocabulary, it costs 0.2 s a megabyte
-_VOCAB_SIZE = 32_768
 _VERDICTS = pa.schema({"row": pa.int64(), "duplicate_of": pa.string(), "dropped": pa.string()})
 
 
@@ -184,30 +183,24 @@ class Pipeline:
             key = digest("tokenizer", size, self.keys, self.split.edge, self.split.tail, self.shares)
 
             def train() -> Tokenizer:
-                return Tokenizer.train(self._sample(), size or _VOCAB_SIZE, or_fewer=size is None)
+                return Tokenizer.train(self._sample(), size or VOCAB_SIZE, or_fewer=size is None)
 
         folder = self.store.path("tokenizer", key, "")
         if not folder.exists():
             if train is not None:
                 self.ran["tokenizer"] += 1
-                self.progress.say(f"training a tokenizer of {size or _VOCAB_SIZE:,} tokens")
+                self.progress.say(f"training a tokenizer of {size or VOCAB_SIZE:,} tokens")
                 tokenizer = train()
             with published(folder) as partial:
                 tokenizer.save_pretrained(partial)
         return folder
 
     def _sample(self) -> Iterator[str]:
-        """Texts of the training split, sources in the mixture's proportions; which ones their digests say."""
-        total = min(_TOKENIZER_SAMPLE_BYTES, sum(self.source_bytes.values()))
-        rates = {name: min(1.0, total * self.shares[name] / size) for name, size in self.source_bytes.items() if size}
+        """Texts of the training split, sources in the mixture's proportions."""
+        by_source = rates(self.source_bytes, self.shares, TRAINING_BYTES)
         for cleaned, selected in zip(self.cleaned, self.selected, strict=True):
             for table in kept_documents(cleaned, selected, self.split, ["text", "source"]):
-                table = table.filter(pc.equal(table["split"], "train"))
-                chosen = [
-                    int(sha256[:12], 16) < rates[source] * 2**48
-                    for sha256, source in zip(table["sha256"].to_pylist(), table["source"].to_pylist(), strict=True)
-                ]
-                yield from table["text"].filter(pa.array(chosen, pa.bool_())).to_pylist()
+                yield from take(table.filter(pc.equal(table["split"], "train")), by_source)["text"].to_pylist()
 
     def _encode(self) -> None:
         """Tokens, and the files of kept and dropped documents."""

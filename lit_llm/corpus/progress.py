@@ -11,10 +11,11 @@ from contextlib import contextmanager
 class Progress:
     """Attributes:
     shown: False says nothing at all.
+    verb: what the lines begin with.
     """
 
-    def __init__(self, shown: bool) -> None:
-        self.shown = shown
+    def __init__(self, shown: bool, verb: str = "corpus") -> None:
+        self.shown, self.verb = shown, verb
 
     @contextmanager
     def stage(self, name: str, total: int, done: int = 0) -> Iterator[Callable[[int], object]]:
@@ -40,4 +41,4 @@ class Progress:
 
     def say(self, line: str) -> None:
         if self.shown:
-            print(f"corpus: {line}", file=sys.stderr, flush=True)
+            print(f"{self.verb}: {line}", file=sys.stderr, flush=True)

@@ -33,10 +33,10 @@ class Statistics:
 
     Attributes:
         content: JSON-able. "splits": split -> source -> documents, bytes, tokens. "languages", "domains", "hosts",
-            "licenses": name -> documents and tokens. "pii": kind -> values replaced. "changed_by": block -> documents.
-            "lengths": power of two -> documents of as many bytes or more. "language_scores",
-            "bytes_per_token_histogram": lower edge -> documents. "ngrams": all, and the smallest
-            hashes. "examples": id, source and beginning of a text.
+            "licenses": name -> documents, bytes, tokens. "pii": kind -> values replaced. "changed_by": block ->
+            documents. "lengths": power of two -> documents of as many bytes or more. "language_scores",
+            "bytes_per_token_histogram": lower edge -> documents. "ngrams": all, and the smallest hashes. "examples":
+            id, source and beginning of a text.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Statistics:
     def add(self, table: pa.Table) -> None:
         """Count a table of ``encode.DOCUMENTS``."""
         content = self.content
-        for row in _sums(table, ["split", "source"], ["bytes", "tokens"]):
+        for row in sums(table, ["split", "source"], ["bytes", "tokens"]):
             part = content["splits"].setdefault(row["split"], {})
             _grow(part, row["source"], {key: row[key] for key in ("documents", "bytes", "tokens")})
         columns = {
@@ -57,10 +57,11 @@ class Statistics:
             "licenses": table["license"],
         }  # fmt: skip
         for name, column in columns.items():
-            for row in _sums(pa.table({"name": column, "tokens": table["tokens"]}), ["name"], ["tokens"]):
+            named = pa.table({"name": column, "bytes": table["bytes"], "tokens": table["tokens"]})
+            for row in sums(named, ["name"], ["bytes", "tokens"]):
                 known = row["name"] in content[name] or len(content[name]) < _NAMED
-                named = ("unknown" if row["name"] is None else row["name"]) if known else "other"
-                _grow(content[name], named, {"documents": row["documents"], "tokens": row["tokens"]})
+                key = ("unknown" if row["name"] is None else row["name"]) if known else "other"
+                _grow(content[name], key, {size: row[size] for size in ("documents", "bytes", "tokens")})
         pii = table["pii"].combine_chunks()
         for field in pii.type:
             if found := pc.sum(pii.field(field.name)).as_py():
@@ -126,7 +127,7 @@ def _merged_ngrams(parts: list[dict[str, Any]]) -> dict[str, Any]:
     return {"total": sum(part["total"] for part in parts), "smallest": smallest}
 
 
-def _sums(table: pa.Table, keys: list[str], columns: list[str]) -> list[dict[str, Any]]:
+def sums(table: pa.Table, keys: list[str], columns: list[str]) -> list[dict[str, Any]]:
     """Of each group: its keys, "documents", and sums of ``columns``."""
     grouped = table.group_by(keys).aggregate([(name, "sum") for name in columns] + [([], "count_all")])
     renamed = {"count_all": "documents", **{f"{name}_sum": name for name in columns}}

@@ -133,7 +133,7 @@ class Tokenizer:
 
         smallest = 256 + len(SPECIAL_TOKENS)
         if vocab_size < smallest:
-            raise UserError(f"data.vocab_size: {vocab_size} is too small, bytes and control tokens take {smallest}")
+            raise UserError(f"vocab_size: {vocab_size} is too small, bytes and control tokens take {smallest}")
         # ignore_merges: a piece that is itself a token is taken whole, as engines do for this pattern.
         backend = Backend(models.BPE(ignore_merges=True))
         backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -154,7 +154,7 @@ class Tokenizer:
         found = backend.get_vocab_size()
         if found < vocab_size and not or_fewer:
             raise UserError(
-                f"data.vocab_size: the text supports no more than {found} tokens, {vocab_size} were asked for; "
+                f"vocab_size: the text supports no more than {found} tokens, {vocab_size} were asked for; "
                 f"set it to {found} or less, or add text"
             )
         return cls(backend, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=PAD, chat_template=CHATML_TEMPLATE)
@@ -233,6 +233,14 @@ class Tokenizer:
         return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
 
     @property
+    def unk_id(self) -> int | None:
+        """The token of text that the vocabulary cannot express; None where there is none, as in byte-level ones."""
+        model = json.loads(self._raw.to_str())["model"]
+        if model.get("unk_id") is not None:  # Unigram's
+            return model["unk_id"]
+        return None if model.get("unk_token") is None else self._raw.token_to_id(model["unk_token"])
+
+    @property
     def document_start(self) -> list[int]:
         """What stands before a plain text: the bos token, if there is one that begins texts.
 
@@ -297,27 +305,35 @@ class Tokenizer:
         """The text of ``ids``; with our own tokenizer exactly what was encoded."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
 
-    def token_bytes(self) -> np.ndarray:
-        """UTF-8 bytes each token stands for: int32 of shape (vocab_size,), 0 for control tokens and unused ids.
+    def vocabulary(self) -> list[bytes]:
+        """UTF-8 bytes each id stands for; empty for control tokens and unused ids.
 
-        Exact for byte-level vocabularies without a normalizer: the sum over an encoding is ``len(text.encode())``. For
-        sentencepiece-like ones the word mark counts as one byte (the space it stands for), ``<0x0A>`` as one, and
-        WordPiece's ``##`` as none; there a sum can differ by what the normalizer drops and by a leading space.
+        Exact for byte-level vocabularies, whose tokens may hold pieces of characters. In sentencepiece-like ones the
+        word mark is the space it stands for and ``<0x0A>`` that byte; WordPiece's ``##`` is nothing.
         """
         spec = json.loads(self._raw.to_str())
         byte_level = '"ByteLevel"' in json.dumps([spec.get("pre_tokenizer"), spec.get("decoder")])
         added = {token["id"]: token for token in spec.get("added_tokens", [])}
-        lengths = np.zeros(self.vocab_size, dtype=np.int32)
+        alphabet = _byte_alphabet() if byte_level else {}
+        found = [b""] * self.vocab_size
         for token, index in self._raw.get_vocab(with_added_tokens=True).items():
             if index in added:
-                lengths[index] = 0 if added[index]["special"] else len(token.encode())
+                found[index] = b"" if added[index]["special"] else token.encode()
             elif byte_level:
-                lengths[index] = len(token)  # one printable character stands for one byte
-            elif re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", token):
-                lengths[index] = 1
+                found[index] = b"".join(alphabet.get(character) or character.encode() for character in token)
+            elif match := re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", token):
+                found[index] = bytes.fromhex(match[1])
             else:
-                lengths[index] = len(token.removeprefix("##").replace("\u2581", " ").encode())
-        return lengths
+                found[index] = token.removeprefix("##").replace("\u2581", " ").encode()
+        return found
+
+    def token_bytes(self) -> np.ndarray:
+        """UTF-8 bytes each token stands for: int32 of shape (vocab_size,), 0 for control tokens and unused ids.
+
+        For byte-level vocabularies without a normalizer the sum over an encoding is ``len(text.encode())``. For others
+        it can differ by what the normalizer drops and by a leading space; see `vocabulary`.
+        """
+        return np.array([len(token) for token in self.vocabulary()], dtype=np.int32)
 
     def fingerprint(self) -> str:
         """sha256 (hex) of the tokenizer.json with sorted keys: equal for equal tokenizers, however written."""
@@ -332,6 +348,19 @@ def _pieces(text: str) -> Iterator[str]:
         yield text[begin : match.end()]
         begin = match.end()
     yield text[begin:] if begin else text
+
+
+def _byte_alphabet() -> dict[str, bytes]:
+    """The character that a byte-level vocabulary writes for a byte -> the byte (GPT-2's encoder.py).
+
+    Printable Latin-1 characters stand for themselves, and the rest, in order, for the other bytes in order.
+    """
+    from tokenizers import pre_tokenizers
+
+    characters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    own = {ord(character) for character in characters if ord(character) < 256}
+    others = iter(byte for byte in range(256) if byte not in own)
+    return {character: bytes([ord(character) if ord(character) in own else next(others)]) for character in characters}
 
 
 def _read_json(file: Path) -> dict[str, Any]:

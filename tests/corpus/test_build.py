@@ -214,7 +214,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     [
         ({"a.bin": b"\0\1", "b.txt": b"\xff", "c.txt": b" "}, r"no usable text .*1 binary, 1 empty, 1 not UTF-8"),
         ({"a.jsonl": b"\n"}, "no usable text .*no rows"),
-        ({"a.txt": b"short text"}, r"data\.vocab_size.*no more than \d+"),
+        ({"a.txt": b"short text"}, r"vocab_size.*no more than \d+"),
         ({"a.jsonl": b'{"body": 1}'}, r"a\.jsonl:1: no field 'text'"),
     ],
 )

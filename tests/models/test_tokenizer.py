@@ -36,6 +36,8 @@ def test_any_text_round_trips_and_token_bytes_add_up(tokenizer: Tokenizer, text:
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     assert int(tokenizer.token_bytes()[ids].sum()) == len(text.encode())
+    vocabulary = tokenizer.vocabulary()
+    assert b"".join(vocabulary[i] for i in ids) == text.encode()
 
 
 def test_vocabulary_is_complete_and_specials_stand_for_no_bytes(tokenizer: Tokenizer) -> None:
@@ -96,7 +98,7 @@ def test_long_texts_encode_as_if_in_one_piece(tokenizer: Tokenizer, text: str, s
 
 def test_vocabulary_larger_than_the_text_names_the_largest_that_works() -> None:
     text = "hello hello world world"
-    with pytest.raises(UserError, match=r"data\.vocab_size.*no more than (\d+) tokens") as error:
+    with pytest.raises(UserError, match=r"vocab_size.*no more than (\d+) tokens") as error:
         Tokenizer.train([text], 5000)
     largest = int(str(error.value).split("no more than ")[1].split()[0])
     assert Tokenizer.train([text], largest).vocab_size == largest
@@ -168,6 +170,8 @@ def test_a_sentencepiece_like_tokenizer_loads(tmp_path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
     loaded = Tokenizer.from_pretrained(tmp_path)
     assert loaded.token_bytes().tolist() == [0, 0, 0, 1, 1, 3, 1]
+    assert loaded.vocabulary() == [b"", b"", b"", b"A", b" ", " é".encode(), b"a"]
+    assert loaded.unk_id == 0 and Tokenizer.train(["a b"], 260).unk_id is None
     assert (loaded.bos_id, loaded.eos_id, loaded.pad_id) == (1, 2, None)
     assert loaded.encode("a") == [6]
 
