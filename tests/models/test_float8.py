@@ -22,7 +22,7 @@ from lit_llm.models.lora import apply_lora
 from lit_llm.models.meta import meta_transformer
 from lit_llm.models.parallelize import parallelize
 from lit_llm.models.transformer import Transformer
-from lit_llm.training import pretrain
+from lit_llm.training import prepare
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 SHAPE = {"vocab_size": 61, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "max_seq_len": 32}
@@ -294,7 +294,7 @@ def test_a_module_says_what_is_missing(tmp_path: Path, corpus: Path, monkeypatch
     ):
         with pytest.raises(UserError, match=said):
             fit(corpus, tmp_path, module, precision=precision)
-    monkeypatch.setattr(pretrain, "has_float8", lambda device: False)
+    monkeypatch.setattr(prepare, "has_float8", lambda device: False)
     with pytest.raises(UserError, match=r"model\.float8: this device has no products of 8-bit floats"):
         fit(corpus, tmp_path, PretrainModule(TINY, float8=True))
     alone = PretrainModule(TINY, float8=True)  # in evaluation any device and precision will do

@@ -9,7 +9,7 @@ import torch
 
 from lit_llm import PretrainDataModule, PretrainModule
 from lit_llm.errors import UserError
-from lit_llm.training import pretrain
+from lit_llm.training import prepare
 from tests.training.test_examples import TINY, data, trainer
 
 
@@ -58,7 +58,7 @@ def test_loss_and_gradients_are_those_of_single_documents(corpus: Path, window: 
 
 def test_a_run_with_it(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(pretrain, "rank_zero_info", said.append)
+    monkeypatch.setattr(prepare, "rank_zero_info", said.append)
     fit = trainer(tmp_path, enable_checkpointing=False, enable_progress_bar=False)
     fit.fit(PretrainModule(TINY, compile=False), data(corpus, steps=3, mask_documents=True))
     assert fit.global_step == 3 and fit.callback_metrics["val_loss"] > 0
