@@ -118,6 +118,12 @@ def test_sentences(text: str, count: int) -> None:
     assert sentences(points, starts, ends, split(points, 0, len(text), table, starts, ends), table) == count
 
 
+def test_nothing_is_said_of_the_last_code_points() -> None:
+    categories = {unicodedata.category(chr(point)) for point in range(characters._ASSIGNED, sys.maxunicode + 1)}
+    assert categories <= {"Mn", "Cf", "Co", "Cn"}
+    assert len(characters.character_table()) == sys.maxunicode + 1
+
+
 def test_kernels_are_kept_in_the_cache_folder_or_nowhere(tmp_path: Path) -> None:
     program = (
         "from lit_llm.corpus.jit import cache_folder, kernel\n"
