@@ -121,15 +121,17 @@ def theirs(text: Path, tokenizer: Path, out: Path) -> None:
         LocalPipelineExecutor(stage, tasks=tasks, workers=CORES, logging_dir=logs, start_method="fork").run()
 
 
-def kept_by_datatrove(out: Path) -> tuple[set[str], int]:
-    """Ids and tokens."""
+def verdicts_of_datatrove(out: Path) -> tuple[set[str], set[str], int]:
+    """Ids that passed the rules; of these what is left without duplicates; its tokens."""
+    passed: set[str] = set()
     kept: set[str] = set()
     for file in sorted((out / "kept").glob("*.jsonl")):
         names = [json.loads(line)["id"] for line in file.read_text(encoding="utf-8").split("\n") if line]
         removed = out / "remove" / f"{int(file.stem):06d}.remove"
         gone = set(memoryview(removed.read_bytes()).cast("I")) if removed.is_file() else set()
+        passed.update(names)
         kept.update(name for row, name in enumerate(names) if row not in gone)
-    return kept, sum(file.stat().st_size // 2 for file in (out / "shards").glob("*.ds"))
+    return passed, kept, sum(file.stat().st_size // 2 for file in (out / "shards").glob("*.ds"))
 
 
 def ours(which: str, text: Path, tokenizer: Path, out: Path) -> None:
@@ -162,12 +164,15 @@ def ours(which: str, text: Path, tokenizer: Path, out: Path) -> None:
     build(config, out, progress=False)
 
 
-def kept_by_us(out: Path) -> tuple[set[str], int]:
-    """Ids and tokens."""
+def our_verdicts(out: Path) -> tuple[set[str], set[str], int]:
+    """As `verdicts_of_datatrove`."""
+    import pyarrow.compute as pc
     import pyarrow.dataset
 
-    table = pyarrow.dataset.dataset(out / "documents").to_table(columns=["id", "tokens"])
-    return set(table["id"].to_pylist()), sum(table["tokens"].to_pylist())
+    kept = pyarrow.dataset.dataset(out / "documents").to_table(columns=["id", "tokens"])
+    gone = pyarrow.dataset.dataset(out / "dropped").to_table(columns=["id"], filter=pc.field("reason") == "duplicate")
+    names = set(kept["id"].to_pylist())
+    return names | set(gone["id"].to_pylist()), names, sum(kept["tokens"].to_pylist())
 
 
 def run(which: str, python: str, text: Path, tokenizer: Path, out: Path) -> dict[str, float]:
@@ -215,11 +220,11 @@ def measure(megabytes: float, rounds: int, pythons: dict[str, str], work: Path) 
     for which, python in pythons.items():  # kernels and bytecode are compiled once a machine
         run(which, python, work / "few", work / "tokenizer", work / "out")
     runs: dict[str, list[dict[str, float]]] = {which: [] for which in pythons}
-    kept = {}
+    verdicts = {}
     for _ in range(rounds):
         for which, python in pythons.items():
             runs[which].append(run(which, python, work / "text", work / "tokenizer", work / "out"))
-            kept[which] = (kept_by_datatrove if which == DATATROVE else kept_by_us)(work / "out")
+            verdicts[which] = (verdicts_of_datatrove if which == DATATROVE else our_verdicts)(work / "out")
     result: dict[str, Any] = {"megabytes": size / 1e6, "documents": len(texts), "files": len(files), "cores": CORES}
     for which, measured in runs.items():
         seconds = statistics.median(each["seconds"] for each in measured)
@@ -227,12 +232,14 @@ def measure(megabytes: float, rounds: int, pythons: dict[str, str], work: Path) 
             "seconds": [each["seconds"] for each in measured], "mb_per_second": size / 1e6 / seconds,
             "cpu_seconds": [each["cpu_seconds"] for each in measured],
             "peak_bytes": max(int(each["peak_bytes"]) for each in measured),
-            "kept": len(kept[which][0]), "tokens": kept[which][1],
+            "passed": len(verdicts[which][0]), "kept": len(verdicts[which][1]), "tokens": verdicts[which][2],
         }  # fmt: skip
     if DATATROVE in runs:
         for which in (SAME, WEB):
             result[which]["times_as_fast"] = result[which]["mb_per_second"] / result[DATATROVE]["mb_per_second"]
-        result["same_verdict"] = 1 - len(kept[SAME][0] ^ kept[DATATROVE][0]) / len(texts)
+        for number, name in enumerate(("rules", "rules and duplicates")):
+            different = verdicts[SAME][number] ^ verdicts[DATATROVE][number]
+            result[f"same by {name}"] = 1 - len(different) / len(texts)
     most = run(SAME, sys.executable, work / "more", work / "tokenizer", work / "out")["peak_bytes"]
     result["memory"] = {
         "megabytes": sum(len(text.encode()) for text in everything.values()) / 1e6, "peak_bytes": int(most),
@@ -267,8 +274,9 @@ def main() -> None:
         times = f", {found['times_as_fast']:.1f} times datatrove" if "times_as_fast" in found else ""
         print(f"{which:16} {found['mb_per_second']:6.2f} MB/s{times}; {found['kept']:,} of {result['documents']:,} "
               f"documents and {found['tokens']:,} tokens; {found['peak_bytes'] / 1e6:,.0f} MB at most")  # fmt: skip
-    if "same_verdict" in result:
-        print(f"the same kept or dropped: {result['same_verdict']:.4f} of documents")
+    if DATATROVE in pythons:
+        print(f"the same documents: by the rules {result['same by rules']:.4f}, after duplicates "
+              f"{result['same by rules and duplicates']:.4f}")  # fmt: skip
     memory = result["memory"]
     print(f"memory at {memory['megabytes']:.0f} MB: {memory['peak_bytes'] / 1e6:,.0f} MB at most, "
           f"{memory['growth']:.2f} times that at {result['megabytes']:.0f} MB (bound: {BOUND})")  # fmt: skip
