@@ -18,7 +18,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lit_llm.corpus.config import CorpusConfig
-from lit_llm.corpus.encode import Encode, Split, WriteDocuments, WriteDropped, kept_documents, read_encoded
+from lit_llm.corpus.encode import (
+    Encode,
+    Split,
+    WriteDocuments,
+    WriteDropped,
+    kept_documents,
+    load_tokenizer,
+    read_encoded,
+)
 from lit_llm.corpus.engine import Engine, Task
 from lit_llm.corpus.mixture import shares
 from lit_llm.corpus.parts import Part, list_parts
@@ -59,7 +67,7 @@ class Pipeline:
         self.split = self._split()
         self.shares = self._shares()
         self.tokenizer_folder = self._tokenizer()
-        self.tokenizer = Tokenizer.from_pretrained(self.tokenizer_folder)
+        self.tokenizer = load_tokenizer(self.tokenizer_folder)
         self._encode()
         self.shards = self._shards()
 
