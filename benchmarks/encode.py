@@ -1,6 +1,6 @@
 """Text to token ids: is gigatoken, behind our Tokenizer, as exact as the `tokenizers` library, and how much faster?
 
-    python benchmarks/encode.py [--megabytes 10] [--vocab 32768] [--dry-run]
+    python benchmarks/encode.py [--megabytes 10] [--vocab 32768] [--dry-run]  # a minute on two cores
 
 The text is Python files and documentation of this machine, in documents as they lie there; the tokenizer is a BPE
 trained on a fifth of it. Both take turns, three times each, on all cores; what is reported are medians. Each turn has

@@ -100,7 +100,7 @@ class CorpusConfig:
         runner: "local", or "ray" for a cluster whose nodes all see the sources and the output folder.
         address: of the Ray cluster; None starts one here.
         workers: parts cleaned at a time; memory is theirs times ``part_bytes`` times about eight. None: a core each.
-        part_bytes: of input in a part, the unit of work and of resuming. The result does not depend on it.
+        part_bytes: of input in a part at most, the unit of work and of resuming. The result does not depend on it.
     """
 
     sources: list[Source] = field(default_factory=list)

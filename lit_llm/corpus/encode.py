@@ -105,7 +105,7 @@ class Encode:
     target: Path
 
     def __call__(self) -> None:
-        tokenizer = _tokenizer(self.tokenizer)
+        tokenizer = load_tokenizer(self.tokenizer)
         assert tokenizer.eos_id is not None  # the pipeline has seen to it
         kind = pa.from_numpy_dtype(token_dtype(tokenizer.vocab_size))
         schema = pa.schema({"tokens": pa.large_list(kind)})
@@ -122,7 +122,8 @@ class Encode:
 
 
 @functools.lru_cache(maxsize=1)
-def _tokenizer(folder: Path) -> Tokenizer:
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The store's: once for all parts that a process encodes."""
     return Tokenizer.from_pretrained(folder)
 
 

@@ -35,6 +35,11 @@ class Engine:
     address: str | None = None
     workers: int | None = None
 
+    @property
+    def processes(self) -> int:
+        """Workers, or one for each core."""
+        return self.workers or os.cpu_count() or 1
+
     def run(self, tasks: Sequence[Task], threads: bool = False) -> Iterator[int]:
         """Do all ``tasks`` in any order, and yield the number of each as it is done.
 
@@ -48,7 +53,7 @@ class Engine:
         """
         if not tasks:
             return
-        workers = min(self.workers or os.cpu_count() or 1, len(tasks))
+        workers = min(self.processes, len(tasks))
         if self.runner == "local" and workers == 1:
             for number, task in enumerate(tasks):
                 task()

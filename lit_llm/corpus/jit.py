@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +41,7 @@ def cache_folder() -> Path | None:
     compiled with an older version of one that it calls from another file.
     """
     digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
+    for file in kernel_files():
         digest.update(file.read_bytes())
     try:
         folder = default_cache_dir().expanduser() / "kernels" / digest.hexdigest()[:12]
@@ -49,3 +50,14 @@ def cache_folder() -> Path | None:
     except (OSError, RuntimeError):  # RuntimeError: no home folder is known, as for a container's arbitrary user
         return None
     return folder
+
+
+def kernel_files() -> list[Path]:
+    """The files of this package with kernels, and those from which they import: constants are compiled in."""
+    files = {file.stem: file for file in Path(__file__).parent.glob("*.py")}
+    sources = {name: file.read_text(encoding="utf-8") for name, file in files.items()}
+    found = [name for name, source in sources.items() if "\n@kernel\n" in source]
+    for name in found:
+        imported = re.findall(r"^from lit_llm\.corpus\.(\w+) import", sources[name], re.M)
+        found += sorted({other for other in imported if other in files and other not in found})
+    return [files[name] for name in sorted(found)]

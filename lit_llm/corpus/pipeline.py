@@ -18,10 +18,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lit_llm.corpus.config import CorpusConfig
-from lit_llm.corpus.encode import Encode, Split, WriteDocuments, WriteDropped, kept_documents, read_encoded
+from lit_llm.corpus.encode import (
+    Encode,
+    Split,
+    WriteDocuments,
+    WriteDropped,
+    kept_documents,
+    load_tokenizer,
+    read_encoded,
+)
 from lit_llm.corpus.engine import Engine, Task
 from lit_llm.corpus.mixture import shares
-from lit_llm.corpus.parts import list_parts
+from lit_llm.corpus.parts import Part, list_parts
 from lit_llm.corpus.progress import Progress
 from lit_llm.corpus.sample import TRAINING_BYTES, VOCAB_SIZE, rates, take
 from lit_llm.corpus.shards import ShardWriter, token_dtype
@@ -31,6 +39,8 @@ from lit_llm.corpus.workspace import published
 from lit_llm.errors import UserError
 from lit_llm.models.tokenizer import Tokenizer
 
+_PARTS_A_WORKER, _LEAST_PART_BYTES = 4, 1 << 20
+_FEW_BYTES = 50_000_000  # of input, which threads have cleaned before Daft's processes have started
 _VERDICTS = pa.schema({"row": pa.int64(), "duplicate_of": pa.string(), "dropped": pa.string()})
 
 
@@ -44,7 +54,7 @@ class Pipeline:
     def __init__(self, config: CorpusConfig, store: Store, removed: frozenset[str], progress: Progress) -> None:
         self.config, self.store, self.removed, self.progress = config, store, removed, progress
         self.engine = Engine(config.runner, config.address, config.workers)
-        self.parts = list_parts(config.sources, config.part_bytes)
+        self.parts = self._parts()
         self.sizes = [part.size for part in self.parts]
         self.ran: Counter[str] = Counter()
 
@@ -56,9 +66,19 @@ class Pipeline:
         self.split = self._split()
         self.shares = self._shares()
         self.tokenizer_folder = self._tokenizer()
-        self.tokenizer = Tokenizer.from_pretrained(self.tokenizer_folder)
+        self.tokenizer = load_tokenizer(self.tokenizer_folder)
         self._encode()
         self.shards = self._shards()
+
+    def _parts(self) -> list[Part]:
+        """Of ``part_bytes``, or smaller where these would be too few to keep all workers busy to the end."""
+        parts = list_parts(self.config.sources, self.config.part_bytes)
+        wanted = _PARTS_A_WORKER * self.engine.processes
+        if self.engine.processes == 1 or len(parts) >= wanted:
+            return parts
+        # A power of two: with one file more the others are seldom cut elsewhere and made anew.
+        share = 1 << (sum(part.size for part in parts) // wanted).bit_length() >> 1
+        return list_parts(self.config.sources, min(self.config.part_bytes, max(_LEAST_PART_BYTES, share)))
 
     def _map(self, stage: str, tasks: Sequence[Task], targets: Sequence[Path], threads: bool = False) -> list[Path]:
         """Run the tasks whose targets are not there."""
@@ -77,7 +97,7 @@ class Pipeline:
         self.keys = keys
         targets = [self.store.path("clean", key) for key in keys]
         tasks = [Clean(part, blocks, target) for part, target in zip(self.parts, targets, strict=True)]
-        return self._map("clean", tasks, targets)
+        return self._map("clean", tasks, targets, threads=sum(self.sizes) < _FEW_BYTES)
 
     def _check_read(self) -> None:
         counts = [read_counts(path) for path in self.cleaned]

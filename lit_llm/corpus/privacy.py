@@ -9,8 +9,10 @@ personal; private, loopback and documentation ranges of addresses are nobody's, 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from bisect import bisect_right
+import itertools
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,6 +27,7 @@ from lit_llm.errors import UserError
 ALL = (*recognizers.RECOGNIZERS, *national_ids.RECOGNIZERS, *phones.RECOGNIZERS)
 KINDS = tuple(dict.fromkeys(recognizer.kind for recognizer in ALL))
 _AROUND = 64  # bytes that a check sees of what stands before and after
+_PASSES = 8  # a mixed list of a thousand addresses takes 5
 
 
 class Span(NamedTuple):
@@ -76,8 +79,12 @@ class RedactPII(Block):
     def find(self, text: str) -> list[tuple[int, int, str]]:
         """(start, end, kind) of what would be replaced, in characters of ``text``, in order."""
         data = text.encode()
-        spans = self._redact(data)[1]
-        return [(len(data[:s].decode()), len(data[:e].decode()), kind) for s, e, kind in spans]
+        found, at, characters = [], 0, 0
+        for start, end, kind in self._redact(data)[1]:
+            first = characters + len(data[at:start].decode())
+            at, characters = end, first + len(data[start:end].decode())
+            found.append((first, characters, kind))
+        return found
 
     def _stand_in(self, kind: str) -> bytes:
         return self.placeholder.replace("{kind}", kind.upper()).encode()
@@ -85,37 +92,48 @@ class RedactPII(Block):
     def _redact(self, data: bytes) -> tuple[bytes, list[Span]]:
         """The redacted text, and the spans of ``data`` that were replaced.
 
-        More than one pass, since what is hidden can make its neighbour stand alone: of "Tel. 030 1234567 / 1234568"
-        the second number is found when the first is gone.
+        More than one pass, since what is hidden can give its neighbour away: "1.2.3.4" is a version, but behind
+        "<IP_ADDRESS> " it is an address. In a list of thousands that is a pass for each, so after `_PASSES` whatever
+        has the form of what is still being found counts.
         """
         spans: list[Span] = []
+        hidden: list[Span] = []  # what stands for them, in ``redacted``
         redacted = data
-        while found := self._find_once(redacted):
-            # Where the text between the spans so far begins in `redacted`, and how far it lies from there in `data`.
-            starts, shifts, shift = [0], [0], 0
-            for span in spans:
-                shift += span.end - span.start - len(self._stand_in(span.kind))
-                starts.append(span.end - shift)
-                shifts.append(shift)
+        passes = itertools.count(1)
+        while found := _apart(self._find_once(redacted, by_form=next(passes) > _PASSES), hidden):
+            starts = [0, *(stand_in.end for stand_in in hidden)]
+            shifts = [0, *(span.end - stand_in.end for span, stand_in in zip(spans, hidden, strict=True))]
             for start, end, kind in found:
                 moved = shifts[bisect_right(starts, start) - 1]
                 spans.append(Span(start + moved, end + moved, kind))
             spans.sort()
-            parts, at = [], 0
+            parts, at, length = [], 0, 0
+            hidden = []
             for span in spans:
-                parts += [data[at : span.start], self._stand_in(span.kind)]
+                stand_in = self._stand_in(span.kind)
+                parts += [data[at : span.start], stand_in]
+                length += span.start - at + len(stand_in)
+                hidden.append(Span(length - len(stand_in), length, span.kind))
                 at = span.end
             redacted = b"".join(parts) + data[at:]
         return redacted, spans
 
-    def _find_once(self, data: bytes) -> list[Span]:
-        """Spans of one pass over ``data``, none in another; where two overlap, the earlier recognizer's."""
+    def _find_once(self, data: bytes, by_form: bool = False) -> list[Span]:
+        """Spans of one pass over ``data``, none in another; where two overlap, the earlier recognizer's.
+
+        With ``by_form`` a recognizer that confirms one candidate is believed all of them.
+        """
         every, compiled = _compiled(self.kinds)
         taken: list[Span] = []
         for index in sorted(every.Match(data) or ()):
             recognizer, pattern = compiled[index]
-            taken += [span for span in _spans(data, recognizer, pattern) if not _overlaps(span, taken)]
-        return sorted(taken)
+            spans = _spans(data, recognizer, pattern)
+            if spans and by_form:
+                spans = _spans(
+                    data, dataclasses.replace(recognizer, accept=lambda before, value, after: value), pattern
+                )
+            taken = sorted([*taken, *_apart(spans, taken)])
+        return taken
 
 
 def _spans(data: bytes, recognizer: Recognizer, pattern: Any) -> list[Span]:
@@ -134,8 +152,11 @@ def _spans(data: bytes, recognizer: Recognizer, pattern: Any) -> list[Span]:
     return found
 
 
-def _overlaps(span: Span, taken: list[Span]) -> bool:
-    return any(span.start < other.end and other.start < span.end for other in taken)
+def _apart(spans: list[Span], taken: list[Span]) -> list[Span]:
+    """Those of ``spans`` that overlap none of ``taken``, which are in order and apart from each other."""
+    starts = [other.start for other in taken]
+    before = [bisect_left(starts, span.end) for span in spans]
+    return [span for span, at in zip(spans, before, strict=True) if not at or taken[at - 1].end <= span.start]
 
 
 @functools.cache

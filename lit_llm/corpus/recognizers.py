@@ -204,7 +204,7 @@ def _password(before: str, value: str, after: str) -> str:
     return "" if stands or len(value) < 6 or re.search(r"[<>{}$%\[\]():]|\.\.\.", value) else value
 
 
-def _as_it_is(before: str, value: str, after: str) -> str:
+def as_it_is(before: str, value: str, after: str) -> str:
     return value
 
 
@@ -217,15 +217,13 @@ RECOGNIZERS = (
     Recognizer(
         "secret",
         r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----(?s:.*?)-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----",
-        _as_it_is,
+        as_it_is,
     ),
     # A block that was cut off.
-    Recognizer("secret", r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----(?:\s|\\n)*[A-Za-z0-9+/=\s\\]{32,}", _as_it_is),
+    Recognizer("secret", r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----(?:\s|\\n)*[A-Za-z0-9+/=\s\\]{32,}", as_it_is),
     *(Recognizer("secret", pattern, _token) for pattern in _TOKENS.splitlines()),
-    Recognizer("secret", r"(?i)\baws_?secret_?(?:access_?)?key\W{1,5}([A-Za-z0-9/+]{40})\b", _as_it_is),
-    Recognizer(
-        "secret", r"\bhooks\.slack\.com/services/(T[A-Z0-9]+/B[A-Z0-9]+/[A-Za-z0-9]{16}[A-Za-z0-9]*)", _as_it_is
-    ),
+    Recognizer("secret", r"(?i)\baws_?secret_?(?:access_?)?key\W{1,5}([A-Za-z0-9/+]{40})\b", as_it_is),
+    Recognizer("secret", r"\bhooks\.slack\.com/services/(T[A-Z0-9]+/B[A-Z0-9]+/[A-Za-z0-9]{16}[A-Za-z0-9]*)", as_it_is),
     Recognizer("secret", r"\b[a-z][a-z0-9+.-]*://[^\s:/@]*:([^\s/@]+)@", _password),
     Recognizer(
         "email",
@@ -238,7 +236,7 @@ RECOGNIZERS = (
         "email",
         r"(?i)\b[a-z0-9][a-z0-9._+-]* ?[\[({](?:at|@)[\])}] ?[a-z0-9-]+"
         r"(?: ?[\[({](?:dot|\.)[\])}] ?[a-z0-9-]+|\.[a-z0-9-]+)+",
-        _as_it_is,
+        as_it_is,
     ),
     Recognizer("iban", r"\b[A-Za-z]{2}[0-9]{2}[ -]?[A-Za-z0-9]{4}[ -]?[A-Za-z0-9]{3}", _iban, retry=True),
     Recognizer("card", r"\b[2-6][0-9]{3}[ -]?[0-9]{4}[ -]?[0-9]{2}[ -]?[0-9]{2}", _card, retry=True),

@@ -77,7 +77,7 @@ class Statistics:
         _histogram(content["bytes_per_token_histogram"], np.floor(scores.field("bytes_per_token").to_numpy() * 2) / 2)
         _, hashes = ngram_hashes(*buffers(texts(table["text"])), fold_table(), NGRAM, NGRAM)
         content["ngrams"] = _merged_ngrams(
-            [content["ngrams"], {"total": len(hashes), "smallest": np.unique(hashes)[:_SKETCH].tolist()}]
+            [content["ngrams"], {"total": len(hashes), "smallest": _smallest(hashes).tolist()}]
         )
         for row in table.slice(0, max(0, _EXAMPLES - len(content["examples"]))).to_pylist():
             content["examples"].append([row["id"], row["source"], row["text"][:_EXAMPLE_CHARACTERS]])
@@ -120,6 +120,17 @@ def entropy(counts: dict[str, int]) -> float:
     """Shannon entropy of shares, in bits: 2 to its power is how many equal ones would be as diverse."""
     total = sum(counts.values())
     return -sum(n / total * math.log2(n / total) for n in counts.values() if n) + 0.0
+
+
+def _smallest(hashes: np.ndarray) -> np.ndarray:
+    """The least `_SKETCH` different ones, in order: of 1.6 million in 0.03 s, `np.unique` of all takes 1.3."""
+    count = 2 * _SKETCH
+    while count < len(hashes):
+        distinct = np.unique(np.partition(hashes, count)[:count])
+        if len(distinct) >= _SKETCH:
+            return distinct[:_SKETCH]
+        count *= 4
+    return np.unique(hashes)[:_SKETCH]
 
 
 def _merged_ngrams(parts: list[dict[str, Any]]) -> dict[str, Any]:

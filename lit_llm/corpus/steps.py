@@ -67,33 +67,46 @@ class Clean:
         for table in read_part(self.part):
             counts["documents"] += len(table)
             counts["bytes"] += pc.sum(pc.binary_length(table["text"])).as_py() or 0
-            table = with_column(table, "changed_by", pa.nulls(len(table), pa.string()))
-            for block in self.blocks:
-                before = table["text"]
-                table = block(table)
-                changed = pc.fill_null(pc.not_equal(before, table["text"]), False)
-                if pc.any(changed).as_py():
-                    names = table["changed_by"]
-                    longer = pc.binary_join_element_wise(names, block.name, ", ", null_handling="skip")
-                    table = with_column(table, "changed_by", pc.if_else(changed, longer, names))
+            table = _conform(self._cleaned(table, shown), CLEANED)
             counts["dropped"].update(table["dropped"].drop_null().to_pylist())
-            yield _conform(_with_examples(table, shown), CLEANED)
+            yield table
+
+    def _cleaned(self, table: pa.Table, shown: Counter[str]) -> pa.Table:
+        """``table`` through the blocks, in its order. What one drops is put aside, so that no other copies its text."""
+        table = with_column(table, "changed_by", pa.nulls(len(table), pa.string()))
+        table = table.append_column("row", pa.array(np.arange(len(table))))
+        table, *aside = _parted(table, shown)
+        for block in self.blocks:
+            before = table["text"]
+            table = block(table)
+            changed = pc.fill_null(pc.not_equal(before, table["text"]), False)
+            if pc.any(changed).as_py():
+                names = table["changed_by"]
+                longer = pc.binary_join_element_wise(names, block.name, ", ", null_handling="skip")
+                table = with_column(table, "changed_by", pc.if_else(changed, longer, names))
+            table, *dropped = _parted(table, shown)
+            aside += dropped
+        if not aside:
+            return table
+        both = pa.concat_tables([table, *aside], promote_options="default")
+        return both.take(pc.sort_indices(both["row"]))
 
 
-def _with_examples(table: pa.Table, shown: Counter[str]) -> pa.Table:
-    """Dropped texts gone but for the beginnings of the first few for each reason."""
-    rows, beginnings = [], []
-    for row, reason in enumerate(table["dropped"].to_pylist()):
-        if reason is not None and shown[reason] < EXAMPLES and (text := table["text"][row].as_py()):
+def _parted(table: pa.Table, shown: Counter[str]) -> list[pa.Table]:
+    """The rows that are kept; then the others, if there are any, without text but for examples of each reason."""
+    kept = pc.is_null(table["dropped"])
+    if table["dropped"].null_count == len(table):
+        return [table]
+    gone = table.filter(pc.invert(kept))
+    redact = RedactPII()
+    beginnings: list[str | None] = [None] * len(gone)
+    for row, reason in enumerate(gone["dropped"].to_pylist()):
+        if shown[reason] < EXAMPLES and (text := gone["text"][row].as_py()):
             shown[reason] += 1
-            rows.append(row)
             # Redacted whole and then cut: half an address is not recognised.
-            beginnings.append(RedactPII().texts([text[: 10 * EXAMPLE_CHARACTERS]])[0][:EXAMPLE_CHARACTERS])
-    mask = np.zeros(len(table), bool)
-    mask[rows] = True
-    examples = pc.replace_with_mask(pa.nulls(len(table), pa.string()), mask, pa.array(beginnings, pa.string()))
-    kept = pc.if_else(pc.is_null(table["dropped"]), table["text"], pa.scalar("", pa.large_string()))
-    return with_column(with_column(table, "text", kept), "example", examples)
+            beginnings[row] = redact.texts([text[: 10 * EXAMPLE_CHARACTERS]])[0][:EXAMPLE_CHARACTERS]
+    gone = with_column(gone, "text", pa.array([""] * len(gone), pa.large_string()))
+    return [table.filter(kept), with_column(gone, "example", pa.array(beginnings, pa.string()))]
 
 
 def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -227,7 +227,7 @@ class Tokenizer:
         text = json.dumps(settings, indent=2, ensure_ascii=False)
         (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
 
-    @property
+    @functools.cached_property
     def vocab_size(self) -> int:
         """One more than the largest id (published vocabularies may have holes)."""
         return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1

@@ -17,10 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from lit_llm.corpus import build as build_module
+from lit_llm.corpus import pipeline as pipeline_module
 from lit_llm.corpus.build import build
 from lit_llm.corpus.config import CorpusConfig, Evaluations, MixtureSettings
 from lit_llm.corpus.dedup import Dedup
 from lit_llm.corpus.folder import Corpus
+from lit_llm.corpus.progress import Progress
 from lit_llm.corpus.shards import read_tokens
 from lit_llm.corpus.sources import Source
 from lit_llm.corpus.store import Store
@@ -147,10 +149,16 @@ def test_the_card_counts(built: Corpus) -> None:
     ]
 
 
-@pytest.mark.parametrize("settings", [{"part_bytes": 1500}, {"part_bytes": 700, "workers": 2}])
+@pytest.mark.parametrize(
+    ("settings", "few"),
+    [({"part_bytes": 1500}, 0), ({"part_bytes": 700, "workers": 2}, 0), ({"part_bytes": 700, "workers": 2}, 10**6)],
+    ids=["one by one", "processes", "threads"],
+)
 def test_parts_and_workers_do_not_change_the_result(
-    built: Corpus, messy: Path, evaluation_set: str, tmp_path: Path, settings: dict[str, Any]
-) -> None:
+    built: Corpus, messy: Path, evaluation_set: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any], few: int,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(pipeline_module, "_FEW_BYTES", few)
     same = config(messy, evaluations=Evaluations((evaluation_set,)), validation_fraction=0.2, **settings)
     other = build(same, tmp_path / "corpus", progress=False)
     assert checksums(other) == checksums(built) and len(list((other.path / "documents").iterdir())) > 3
@@ -189,6 +197,27 @@ def test_a_new_file_reruns_its_own_part(messy: Path, tmp_path: Path) -> None:
     (folder / "d.txt").write_text(prose(random.Random("d")))
     corpus = build(config(folder, part_bytes=10, dedup=None), tmp_path / "corpus", progress=False)
     assert corpus.datacard["build"]["tasks_run"]["clean"] == 1 and corpus.datacard["documents"] == 4
+
+
+def test_parts_are_small_enough_for_all_workers(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+
+    def parts(**settings: Any) -> list[str]:
+        pipeline = pipeline_module.Pipeline(config(folder, **settings), Store(tmp_path), frozenset(), Progress(False))
+        return [part.key for part in pipeline.parts]
+
+    for number in range(12):
+        with (folder / f"{number:02}.txt").open("wb") as file:
+            file.truncate(3 << 19)
+    assert len(parts(workers=1)) == 1 and len(parts(workers=2)) == 12
+    assert len(parts(workers=2, part_bytes=1 << 18)) == 12 and len(parts(workers=16)) == 12
+    before = parts(workers=2)
+    with (folder / "12.txt").open("wb") as file:
+        file.truncate(3 << 19)
+    assert parts(workers=2)[:12] == before
+    (folder / "rows.jsonl").write_bytes(b'{"text": "one"}\n' * 200_000)
+    assert len(parts(workers=2)) == 13 + 2
 
 
 def test_work_that_nothing_needs_goes(messy: Path, tmp_path: Path) -> None:

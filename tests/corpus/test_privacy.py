@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections import Counter
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -122,6 +126,46 @@ def test_redacting_twice_changes_nothing_and_what_is_between_stays(text: str) ->
 )
 def test_huge_lines_take_linear_time(huge: str) -> None:
     assert RedactPII().texts([huge]) == [huge]
+
+
+def lines_run(work: Callable[[], object]) -> int:
+    """Lines of Python that ``work`` takes: the same on every machine."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a{i}@corp{i}.org ",
+        "8.{a}.{b}.9 ",
+        "Tel. 030 1{i:06d}, a{i}@corp{i}.org, 8.{a}.{b}.9; ",  # of several kinds in one text
+        "1.{c}.{d}.3 ",  # each is an address because the one before it is
+        "8.{a}.{b}.9-",  # because the one behind it is
+    ],
+)
+def test_dense_text_takes_linear_work(line: str) -> None:
+    def text(count: int) -> str:
+        lines = [line.format(i=i, a=i % 250, b=i * 7 % 250, c=i % 30, d=i * 7 % 30) for i in range(count)]
+        return "8.8.8.200 " + "".join(lines)
+
+    block = RedactPII()
+    block.find(text(1))
+    few, many = (lines_run(lambda n=n: block.find(text(n))) for n in (40, 160))
+    assert many < 5 * few
+    assert len(block.find(text(160))) >= 150
 
 
 def test_check_digits_refuse_what_is_one_off() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import subprocess
 import sys
 import unicodedata
@@ -13,8 +15,11 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba.core.dispatcher import Dispatcher
 
+import lit_llm.corpus
 from lit_llm.corpus import characters
+from lit_llm.corpus.jit import kernel_files
 from lit_llm.corpus.utf8 import buffers, decode, encode, from_buffers
 from lit_llm.corpus.words import sentences, split, words
 
@@ -113,6 +118,12 @@ def test_sentences(text: str, count: int) -> None:
     assert sentences(points, starts, ends, split(points, 0, len(text), table, starts, ends), table) == count
 
 
+def test_nothing_is_said_of_the_last_code_points() -> None:
+    categories = {unicodedata.category(chr(point)) for point in range(characters._ASSIGNED, sys.maxunicode + 1)}
+    assert categories <= {"Mn", "Cf", "Co", "Cn"}
+    assert len(characters.character_table()) == sys.maxunicode + 1
+
+
 def test_kernels_are_kept_in_the_cache_folder_or_nowhere(tmp_path: Path) -> None:
     program = (
         "from lit_llm.corpus.jit import cache_folder, kernel\n"
@@ -135,3 +146,12 @@ def test_kernels_are_kept_in_the_cache_folder_or_nowhere(tmp_path: Path) -> None
     assert run(tmp_path) == [folder, "1", "theirs"]
     (tmp_path / "file").touch()
     assert run(tmp_path / "file") == ["None", "0", "theirs"]
+
+
+def test_a_change_to_what_kernels_are_made_of_makes_them_anew_and_no_other_change() -> None:
+    names = {file.stem for file in kernel_files()}
+    for module in pkgutil.iter_modules(lit_llm.corpus.__path__):
+        source = importlib.import_module(f"lit_llm.corpus.{module.name}")
+        kernels = [one for one in vars(source).values() if isinstance(one, Dispatcher)]
+        assert {one.py_func.__module__.rpartition(".")[2] for one in kernels} <= names
+    assert {"characters", "jit"} <= names and not {"pipeline", "privacy"} & names
