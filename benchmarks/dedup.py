@@ -23,7 +23,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +58,12 @@ def edited(text: str, draw: random.Random) -> str:
     return "".join(parts)
 
 
-def documents(megabytes: float) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+def documents(megabytes: float, originals_from: Iterable[str]) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
     """Texts by id in random order; each planted exact copy's original; each edited copy's."""
     draw = random.Random(1)
     originals: list[str] = []
     size = 0
-    for piece in pieces():
+    for piece in originals_from:
         if size >= megabytes * 1e6 * 0.85:
             break
         originals.append(piece)
@@ -205,7 +205,7 @@ def main() -> None:
         return
     if args.dry_run:
         args.megabytes, args.rounds = 2, 1
-    texts, exact, near = documents(args.megabytes)
+    texts, exact, near = documents(args.megabytes, pieces())
     size = sum(len(text.encode()) for text in texts.values()) / 1e6
     pythons = {SAME: sys.executable, DEFAULT: sys.executable}
     if not args.dry_run:
