@@ -250,12 +250,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         truths = messy.build(folder, args.megabytes, args.seed)
-        size = sum(file.stat().st_size for file in (folder / "sources").rglob("*") if file.is_file())
+        size = sum(len((truth.text or "").encode()) for truth in truths)
         seconds, held = run(folder, args.workers)
         read = json.loads((folder / "corpus/datacard.json").read_text())
         figures = measure(folder, truths)
     figures += [
-        Figure("MB/s, files to shards", size / 1e6 / seconds, 0), Figure("MB held at most", held / 1e6, 0),
+        Figure("MB of text a second, files to shards", size / 1e6 / seconds, 0), Figure("MB held at most, all processes", held / 1e6, 0),
     ]  # fmt: skip
     print(table(figures))
     result = {

@@ -31,6 +31,7 @@ from filters_texts import spoils
 from planted import jaccard, mojibake
 
 JUNK = ("repeated lines", "repeated words", "ellipses", "symbols", "numbers")  # the certain ones
+LONGEST = 100_000  # bytes of a line that is taken from the source of bad files
 BOILERPLATE = (
     "We use cookies and similar technologies to run this site and to understand how it is used. By going on you agree "
     "to our privacy policy and terms of use. You can change your settings at any time.",
@@ -94,36 +95,39 @@ def build(folder: Path, megabytes: float, seed: int = 0) -> list[Truth]:
         {name: bad for name, (_, bad, *_) in misread.items()},
     )
     put("personal", personal(paragraphs, max(1, round(megabytes / 50)), rng))
-    put("mixed", [*copies(megabytes * 0.8), *junk(megabytes * 0.08, rng), *boilerplate(megabytes)])
-    longest = max(100_000, round(megabytes * 20_000))
-    truths += huge_lines(folder / "sources/mixed", longest)
+    put("mixed", [*copies(megabytes * 0.9), *junk(megabytes * 0.08, rng), *boilerplate(megabytes)])
+    truths += huge_lines(folder / "sources/mixed", max(100_000, round(megabytes * 20_000)))
     truths += encodings(folder / "sources/encodings", rows)
     truths += pages(folder / "sources/pages", paragraphs, megabytes * 0.06, rng)
     spoiled = next(row["text"] for row in rows if row["language"] == "ru")
     for number in range(max(1, round(megabytes / 10))):
-        names = messy_files.write_bad(folder / "sources/bad", str(number), spoiled, longest)
+        names = messy_files.write_bad(folder / "sources/bad", str(number), spoiled, LONGEST)
         truths += [Truth(name, "bad", None) for name in names]
-    _write_config(folder, longest)
+    _write_config(folder)
     lines = (json.dumps(asdict(truth), ensure_ascii=False) for truth in truths)
     (folder / "truth.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return truths
 
 
-def _write_config(folder: Path, longest: int) -> None:
+def _write_config(folder: Path) -> None:
     # Languages first: of copies the first is kept, and these are looked at.
     names = sorted((path.name for path in (folder / "sources").iterdir()), key=lambda name: (name != "languages", name))
     sources = [{"name": name, "paths": str(folder / "sources" / name)} for name in names]
     for source in sources:
         if source["name"] == "bad":
-            source["max_line_bytes"] = longest
+            source["max_line_bytes"] = LONGEST
     (folder / "corpus.yaml").write_text(yaml.safe_dump({"sources": sources}))
 
 
+def tidy(text: str) -> str:
+    """In the spelling that normalisation makes, by Python's own means."""
+    lines = "\n".join(line.rstrip() for line in text.split("\n"))
+    return unicodedata.normalize("NFC", re.sub("\n{3,}", "\n\n", lines).strip("\n")) + "\n"
+
+
 def tidy_pieces() -> Iterator[str]:
-    """Pieces of this machine's text that are in the spelling that normalisation makes, by Python's own means."""
-    for piece in dedup.pieces():
-        text = "\n".join(line.rstrip() for line in piece.split("\n"))
-        text = unicodedata.normalize("NFC", re.sub("\n{3,}", "\n\n", text).strip("\n")) + "\n"
+    """Pieces of this machine's text, tidy, without those that hold control or invisible characters."""
+    for text in map(tidy, dedup.pieces()):
         if text.translate(dict.fromkeys(map(ord, "\n\t\u00a0"))).isprintable():
             yield text
 
@@ -188,6 +192,7 @@ def copies(megabytes: float) -> list[Truth]:
     """Pieces, exact copies of some, and copies of others of which 2 to 5% of the words are edited."""
     texts, exact, near = dedup.documents(megabytes, tidy_pieces())
     truths = []
+    texts |= {name: tidy(texts[name]) for name in near}
     for name, text in texts.items():
         of = exact.get(name) or near.get(name)
         kind = "exact copy" if name in exact else "near copy" if name in near else "clean"
@@ -223,7 +228,7 @@ def huge_lines(folder: Path, size: int) -> list[Truth]:
 
 
 def pages(folder: Path, paragraphs: Iterator[str], megabytes: float, rng: random.Random) -> list[Truth]:
-    """Writes pages of three to eight paragraphs, as HTML files and in web archives."""
+    """Writes pages of three to eight paragraphs, as HTML files and in web archives, as long as there are paragraphs."""
     made: list[list[str]] = []
     size = 0
     while size < megabytes * 1e6 and (page := list(islice(paragraphs, rng.randint(3, 8)))):
