@@ -254,9 +254,8 @@ def main() -> None:
         seconds, held = run(folder, args.workers)
         read = json.loads((folder / "corpus/datacard.json").read_text())
         figures = measure(folder, truths)
-    figures += [
-        Figure("MB of text a second, files to shards", size / 1e6 / seconds, 0), Figure("MB held at most, all processes", held / 1e6, 0),
-    ]  # fmt: skip
+    figures.append(Figure("MB of text a second, files to shards", size / 1e6 / seconds, 0))
+    figures.append(Figure("MB held at most, all processes", held / 1e6, 0))
     print(table(figures))
     result = {
         "megabytes": size / 1e6, "documents": dict(Counter(truth.kind for truth in truths)), "workers": args.workers,

@@ -95,7 +95,7 @@ def build(folder: Path, megabytes: float, seed: int = 0) -> list[Truth]:
         {name: bad for name, (_, bad, *_) in misread.items()},
     )
     put("personal", personal(paragraphs, max(1, round(megabytes / 50)), rng))
-    put("mixed", [*copies(megabytes * 0.9), *junk(megabytes * 0.08, rng), *boilerplate(megabytes)])
+    put("mixed", [*copies(megabytes * 0.93), *junk(megabytes * 0.08, rng), *boilerplate(megabytes)])
     truths += huge_lines(folder / "sources/mixed", max(100_000, round(megabytes * 20_000)))
     truths += encodings(folder / "sources/encodings", rows)
     truths += pages(folder / "sources/pages", paragraphs, megabytes * 0.06, rng)
