@@ -12,6 +12,7 @@ documentation on this machine, with exact copies and copies of which 2 to 5% of 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import random
 import re
@@ -23,7 +24,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +35,30 @@ WORKERS = 2
 DATATROVE, SAME, DEFAULT = "datatrove, 14 x 8", "ours, 14 x 8", "ours, 28 x 4"
 
 
+@functools.cache
+def text_files() -> list[Path]:
+    """Python files and documentation of the standard library, installed packages and the system."""
+    roots = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), "/usr/share/doc")
+    endings = (".py", ".md", ".rst", ".txt")
+    return [
+        file
+        for root in dict.fromkeys(roots)
+        for file in sorted(path for path in Path(root).rglob("*") if path.suffix in endings)
+    ]
+
+
 def pieces() -> Iterator[str]:
     """Text of this machine in pieces of 1 to 8 kB that end with a line."""
     draw = random.Random(0)
-    roots = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), "/usr/share/doc")
-    for root in dict.fromkeys(roots):
-        for file in sorted(path for path in Path(root).rglob("*") if path.suffix in (".py", ".md", ".rst", ".txt")):
-            try:
-                rest = file.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError):
-                continue
-            while len(rest) > 500:
-                at = rest.find("\n", draw.randint(1000, 8000)) + 1 or len(rest)
-                yield rest[:at]
-                rest = rest[at:]
+    for file in text_files():
+        try:
+            rest = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            continue
+        while len(rest) > 500:
+            at = rest.find("\n", draw.randint(1000, 8000)) + 1 or len(rest)
+            yield rest[:at]
+            rest = rest[at:]
 
 
 def edited(text: str, draw: random.Random) -> str:
@@ -58,7 +69,7 @@ def edited(text: str, draw: random.Random) -> str:
     return "".join(parts)
 
 
-def documents(megabytes: float, texts: Iterator[str]) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+def documents(megabytes: float, texts: Iterable[str]) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
     """Of ``texts`` as many, by id and in random order; each planted exact copy's original; each edited copy's."""
     draw = random.Random(1)
     originals: list[str] = []

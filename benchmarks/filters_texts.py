@@ -1,14 +1,16 @@
-"""Real texts of this machine and junk made of them, for benchmarks/filters.py."""
+"""Real texts of this machine and junk made of them, for benchmarks/filters.py and messy.py."""
 
 from __future__ import annotations
 
 import random
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 
 SUFFIXES = {".txt", ".md", ".rst", ".py", ".html", ".htm", ""}
 NAMES = {"METADATA", "README", "LICENSE", "NOTICE", "copyright", "changelog", "NEWS", "COPYING", "AUTHORS"}
 LARGEST = 400_000  # bytes
+_CHINESE = "北京大学是中国的。一个学校，我们在这里学习！ \n"  # noqa: RUF001
 
 
 def readable(folder: Path) -> list[Path]:
@@ -33,32 +35,37 @@ def read(file: Path) -> str:
     return text
 
 
-def junk(text: str, rng: random.Random) -> str:
-    """The text spoiled in one of the ways that the rules are there for."""
+def spoils(text: str, rng: random.Random) -> dict[str, Callable[[], str]]:
+    """Ways to spoil the text that the rules are there for."""
     lines = [line for line in text.splitlines() if line.strip()] or ["x"]
     words = text.split()[:3000] or ["x"]
     some = " ".join(rng.sample(words, min(len(words), 8)))
     part = lines[: rng.randrange(2, 60)]
-    return rng.choice([
-        lambda: "\n".join(part * rng.randrange(2, 6)),
-        lambda: "\n\n".join(rng.choices(part, k=len(part))),
-        lambda: "\n".join(line if rng.random() < 0.7 else part[0] for line in lines),
-        lambda: " ".join([some] * rng.randrange(5, 60)),
-        lambda: " ".join(words + [some] * rng.randrange(1, 20)),
-        lambda: "\n".join(f"{rng.choice('-•*')} {line.strip()}" for line in part),
-        lambda: "\n".join(line + rng.choice(["...", "…", " ...", "."]) for line in part),
-        lambda: "\n".join(words[: rng.randrange(5, 200)]),
-        lambda: " ".join(word + rng.choice(["#", " #", "", "", "…"]) for word in words),
-        lambda: " ".join(rng.sample(words, len(words)))[: rng.randrange(10, 2000)],
-        lambda: " ".join(str(rng.randrange(10**6)) for _ in range(rng.randrange(5, 300))),
-        lambda: text[: rng.randrange(1, 400)],
-        lambda: text.replace(". ", ".\n").replace("the ", rng.choice(["the ", "die ", "[1] the "])),
-        lambda: text + "\n" + rng.choice(["Lorem ipsum dolor sit.", "Please enable JavaScript now.", "if (x) { y.",
-                                          "We use cookies to serve you."]),
-        lambda: "".join(rng.choices("北京大学是中国的。一个学校，我们在这里学习！ \n", k=rng.randrange(20, 800))),  # noqa: RUF001
-        lambda: text.replace(" ", "\u00a0")[:5000],
-        lambda: text[:3000].replace("\n", "\r\n"),
-    ])()  # fmt: skip
+    return {
+        "repeated lines": lambda: "\n".join(part * rng.randrange(2, 6)),
+        "drawn lines": lambda: "\n\n".join(rng.choices(part, k=len(part))),
+        "a line again and again": lambda: "\n".join(line if rng.random() < 0.7 else part[0] for line in lines),
+        "repeated words": lambda: " ".join([some] * rng.randrange(5, 60)),
+        "repeated words at the end": lambda: " ".join(words + [some] * rng.randrange(1, 20)),
+        "bullets": lambda: "\n".join(f"{rng.choice('-•*')} {line.strip()}" for line in part),
+        "ellipses": lambda: "\n".join(line + rng.choice(["...", "…", " ...", "."]) for line in part),
+        "a word a line": lambda: "\n".join(words[: rng.randrange(5, 200)]),
+        "symbols": lambda: " ".join(word + rng.choice(["#", " #", "", "", "…"]) for word in words),
+        "word salad": lambda: " ".join(rng.sample(words, len(words)))[: rng.randrange(10, 2000)],
+        "numbers": lambda: " ".join(str(rng.randrange(10**6)) for _ in range(rng.randrange(5, 300))),
+        "a beginning": lambda: text[: rng.randrange(1, 400)],
+        "short lines": lambda: text.replace(". ", ".\n").replace("the ", rng.choice(["the ", "die ", "[1] the "])),
+        "a notice": lambda: text + "\n" + rng.choice(["Lorem ipsum dolor sit.", "Please enable JavaScript now.",
+                                                      "if (x) { y.", "We use cookies to serve you."]),
+        "Chinese": lambda: "".join(rng.choices(_CHINESE, k=rng.randrange(20, 800))),
+        "no-break spaces": lambda: text.replace(" ", "\u00a0")[:5000],
+        "CRLF": lambda: text[:3000].replace("\n", "\r\n"),
+    }  # fmt: skip
+
+
+def junk(text: str, rng: random.Random) -> str:
+    """The text spoiled in one of these ways."""
+    return rng.choice(list(spoils(text, rng).values()))()
 
 
 def default_folders() -> list[Path]:

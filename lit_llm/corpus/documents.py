@@ -97,9 +97,10 @@ def usable(value: object) -> tuple[str, str | None]:
 def decode(data: bytes, charset: str | None = None, html: bool = False) -> tuple[str, str | None, str | None]:
     """(text, encoding unless it is UTF-8, None) of a file's bytes, or ("", None, why they are no text).
 
-    Tried in this order: a byte order mark; UTF-8; ``charset``, which a server named; what uchardet finds, if
-    resiliparse is installed (for ``html`` the page's meta tag before it). What does not decode cleanly is not text, but
-    for pages in UTF-8 with few bad bytes, which browsers show too: these become U+FFFD.
+    Tried in this order: a byte order mark; UTF-8; ``charset``, which a server named; if resiliparse is installed, what
+    uchardet finds (for ``html`` the page's meta tag before it) or Windows-1252, by the language that comes out. What
+    does not decode cleanly is not text, but for pages in UTF-8 with few bad bytes, which browsers show too: these
+    become U+FFFD.
     """
     for mark, encoding in _BOMS:
         if data.startswith(mark) and len(data) > len(mark):
@@ -138,14 +139,27 @@ def _decoded(data: bytes, encoding: str) -> tuple[str, str | None, str | None] |
 
 
 def _detected(data: bytes, html: bool) -> str | None:
+    """The likeliest encoding that decodes.
+
+    uchardet alone takes Italian in Windows-1252 for Baltic, and its Korean has no name among the web's (under which
+    what calls itself Latin-1 is Windows-1252): of 439 paragraphs in 38 pairs of language and encoding 26 came out
+    wrong, none when CLD2's score decides. Only Ukrainian in KOI8-U is read as KOI8-R still.
+    """
     if len(data) < _LEAST_TO_DETECT:
         return None
     try:
         from resiliparse.parse.encoding import detect_encoding
+
+        from lit_llm.corpus.language import likeness
     except ImportError:
         return None
-    # The web's names: what calls itself Latin-1 is Windows-1252, as browsers read it.
-    return detect_encoding(data, html5_compatible=True, from_html_meta=html)
+    read = data.decode(errors="replace")
+    if 0 < 2 * read.count("\ufffd") <= len(read) - len(read.encode("ascii", "ignore")):
+        return None  # broken UTF-8: of most of its letters other encodings make two
+    named = detect_encoding(data, html5_compatible=True, from_html_meta=html)
+    found = (named, detect_encoding(data, html5_compatible=False), "cp1252")
+    decoded = {name: text[0] for name in found if name and (text := _decoded(data, name))}
+    return max(decoded, key=lambda name: likeness(decoded[name]), default=None)
 
 
 def to_tables(read: Iterable[Document | pa.Table], source: Source) -> Iterator[pa.Table]:

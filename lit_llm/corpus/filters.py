@@ -43,6 +43,8 @@ class GopherRepetition(Filter):
         dup_line_char_frac, dup_para_char_frac: most of the document's characters in those.
         top_n_grams: (n, most of the document's characters in occurrences of its most frequent n-gram of words).
         dup_n_grams: (n, most of its characters in n-grams that stand further up already).
+        min_top_n_gram: occurrences that the most frequent one must have. With 1, as for datatrove, a text of less than
+            some 25 words, or of a script without spaces, is dropped for words that stand there once.
     """
 
     name: ClassVar[str] = "gopher_repetition"
@@ -52,10 +54,13 @@ class GopherRepetition(Filter):
     dup_para_char_frac: float | None = 0.2
     top_n_grams: tuple[tuple[int, float], ...] = ((2, 0.2), (3, 0.18), (4, 0.16))
     dup_n_grams: tuple[tuple[int, float], ...] = ((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.10))
+    min_top_n_gram: int = 1
 
     def __post_init__(self) -> None:
         if any(n < 1 for n, _ in (*self.top_n_grams, *self.dup_n_grams)):
             raise UserError("GopherRepetition: an n-gram has at least one word; give pairs (n, share)")
+        if self.min_top_n_gram < 1:
+            raise UserError(f"GopherRepetition: min_top_n_gram {self.min_top_n_gram} is not at least 1")
 
     @property
     def rules(self) -> tuple[str, ...]:
@@ -73,8 +78,9 @@ class GopherRepetition(Filter):
         verdicts = np.zeros(len(text), np.uint8)
         limits = _limits(self.dup_para_frac, self.dup_para_char_frac, self.dup_line_frac, self.dup_line_char_frac)
         judge_repetition(
-            *buffers(text), character_table(), limits, *_pairs(self.top_n_grams), *_pairs(self.dup_n_grams), verdicts
-        )
+            *buffers(text), character_table(), limits, *_pairs(self.top_n_grams), self.min_top_n_gram,
+            *_pairs(self.dup_n_grams), verdicts,
+        )  # fmt: skip
         return _named(verdicts, self.rules)
 
 

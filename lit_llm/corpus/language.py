@@ -67,6 +67,18 @@ class IdentifyLanguage(Block):
 
 def identify(document: bytes) -> tuple[str, float]:
     """(BCP 47 tag, share of the text in it) of UTF-8 text; ("und", 0.0) where there is too little to tell."""
+    _, code, percent, _ = _first(document)
+    tag = UNKNOWN if code.startswith("xx") else _RENAMED.get(code, code)
+    return tag, 0.0 if tag == UNKNOWN else percent / 100
+
+
+def likeness(text: str) -> float:
+    """How much the text looks like its main language: CLD2's score, comparable between readings of the same bytes."""
+    return _first(text.encode())[3]
+
+
+def _first(document: bytes) -> tuple[str, str, int, float]:
+    """CLD2's (name, code, per cent, score) of the language that most of UTF-8 text is in."""
     import pycld2
 
     sample = document if len(document) <= _SAMPLE else document[:_SAMPLE].decode(errors="ignore").encode()
@@ -74,6 +86,4 @@ def identify(document: bytes) -> tuple[str, float]:
         found = pycld2.detect(sample, isPlainText=True)
     except pycld2.error:
         found = pycld2.detect(_REFUSED.sub(" ", sample.decode(errors="replace")).encode(), isPlainText=True)
-    _, code, percent, _ = found[2][0]
-    tag = UNKNOWN if code.startswith("xx") else _RENAMED.get(code, code)
-    return tag, 0.0 if tag == UNKNOWN else percent / 100
+    return found[2][0]

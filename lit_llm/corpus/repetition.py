@@ -102,9 +102,12 @@ def repeated(points: np.ndarray, starts: np.ndarray, ends: np.ndarray, table: np
 
 @kernel
 def top_n_gram(
-    hashes: np.ndarray, lengths: np.ndarray, n: int, table: np.ndarray, counts: np.ndarray, firsts: np.ndarray
-) -> int:
+    hashes: np.ndarray, lengths: np.ndarray, n: int, table: np.ndarray, counts: np.ndarray, firsts: np.ndarray,
+    least: int,
+) -> int:  # fmt: skip
     """Characters of all occurrences of the most frequent n-gram of words, a space between words; of several the first.
+
+    0 if it occurs less than ``least`` times, at least 1.
 
     Args:
         hashes: uint64 (words,).
@@ -126,7 +129,7 @@ def top_n_gram(
         counts[i] += 1
         if counts[i] > most or (counts[i] == most and firsts[i] < top):
             most, top = counts[i], firsts[i]
-    return most * (lengths[top + n] - lengths[top] + n - 1) if most else 0
+    return most * (lengths[top + n] - lengths[top] + n - 1) if most >= least else 0
 
 
 @kernel
@@ -175,7 +178,8 @@ def _hash_words(
 @kernel
 def judge_repetition(
     data: np.ndarray, offsets: np.ndarray, characters: np.ndarray, limits: np.ndarray,
-    top_n: np.ndarray, top_limits: np.ndarray, dup_n: np.ndarray, dup_limits: np.ndarray, verdicts: np.ndarray,
+    top_n: np.ndarray, top_limits: np.ndarray, top_least: int, dup_n: np.ndarray, dup_limits: np.ndarray,
+    verdicts: np.ndarray,
 ) -> None:  # fmt: skip
     """Which rule drops each document, as a number: 0 none, 1 empty, 2 to 5 ``limits``, then each n of top and dup.
 
@@ -184,6 +188,7 @@ def judge_repetition(
         characters: `characters.character_table`.
         limits: float64, most there may be of paragraphs and their characters, lines and their characters.
         top_n, top_limits: int64, float64: n-grams, and most characters of the document in the most frequent one.
+        top_least: occurrences of an n-gram that make it one.
         dup_n, dup_limits: likewise for all n-grams that were there before.
         verdicts: uint8 (documents,), filled.
     """
@@ -213,8 +218,8 @@ def judge_repetition(
         _hash_words(points, starts[:count], ends[:count], hashes, sums, powers, lengths)
         for rule in range(len(top_n)):
             most = top_n_gram(
-                hashes[:count], lengths[: count + 1], top_n[rule], emptied(table, count), counts, firsts
-            )  # fmt: skip
+                hashes[:count], lengths[: count + 1], top_n[rule], emptied(table, count), counts, firsts, top_least
+            )
             if most / size > top_limits[rule]:
                 verdicts[document] = 6 + rule
                 break

@@ -1,10 +1,11 @@
-"""Texts with planted duplicates, and their true similarity by brute force."""
+"""Texts with planted duplicates and mojibake, and their true similarity by brute force."""
 
 from __future__ import annotations
 
 import random
 import re
 import unicodedata
+from collections.abc import Iterable, Iterator
 
 _WORDS = [
     a + b + c for a in ("ba", "ke", "lo", "mi", "ru") for b in ("n", "st", "r", "") for c in ("a", "ed", "ing", "o")
@@ -33,3 +34,34 @@ def ngrams(text: str, n: int = 5) -> set[tuple[str, ...]]:
 def jaccard(a: str, b: str) -> float:
     first, second = ngrams(a), ngrams(b)
     return len(first & second) / len(first | second) if first or second else 0.0
+
+
+# What reads UTF-8 wrongly in practice: Western systems everything, Central European and Cyrillic ones their own.
+WRONGLY = {
+    "latin-1": {"de", "fr", "es", "pt", "sv", "da", "fi", "ru", "el", "ja", "zh", "hi", "ar"},
+    "cp1252": {"de", "fr", "es", "it", "pt", "nl", "sv", "da", "pl", "cs", "tr", "vi", "uk", "el", "ja", "ko", "th"},
+    "cp1250": {"pl", "cs", "hu", "ro", "de"},
+    "cp1251": {"ru", "uk", "bg"},
+}
+
+
+def misread(text: str, encoding: str) -> str:
+    """UTF-8 bytes read as ``encoding``; bytes it has no character for are kept as C1 controls, as browsers do."""
+    return "".join(bytes([b]).decode(encoding) if can(b, encoding) else chr(b) for b in text.encode())
+
+
+def can(byte: int, encoding: str) -> bool:
+    try:
+        return bool(bytes([byte]).decode(encoding))
+    except UnicodeDecodeError:
+        return False
+
+
+def mojibake(paragraphs: Iterable[dict[str, str]]) -> Iterator[tuple[str, str, str, int]]:
+    """(text, the same misread, as what, how often) of rows with "text" and "language", as it happens to each."""
+    rows = [row for row in paragraphs if not row["text"].isascii()]
+    for encoding, languages in WRONGLY.items():
+        for text in (row["text"] for row in rows if row["language"] in languages):
+            once = misread(text, encoding)
+            yield text, once, encoding, 1
+            yield text, misread(once, encoding), encoding, 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -20,11 +21,13 @@ from hypothesis import strategies as st
 from lit_llm.corpus.block import documents
 from lit_llm.corpus.c4 import POLICY
 from lit_llm.corpus.characters import SYMBOL, TERMINAL, character_table
+from lit_llm.corpus.config import CorpusConfig
 from lit_llm.corpus.filters import C4Quality, FineWebQuality, GopherQuality, GopherRepetition
 from lit_llm.corpus.words import words
 from lit_llm.errors import UserError
 
 TABLE = character_table()
+UDHR = Path(__file__).with_name("udhr.jsonl")
 SOME = ["the ", "be ", "a b ", "ab", "c. ", "c", "é\u0301", "…", "...", "# ", "- ", "• ", ".", "!", "\n", "\n\n",
         "\r\n", "\u2028", "\0", " ", "\u00a0", "🙂", "北京。", "[1]", "[edit]", "[citation needed]", "{", "JavaScript ",
         "Lorem ipsum ", "Use cooKies ", "x" * 1001, "One two three four. ", "Five six seven eight nine. ",
@@ -57,7 +60,8 @@ def repetition(text: str, of: GopherRepetition) -> str | None:
     found = words(text)
     for n, most in of.top_n_grams:
         grams = Counter(" ".join(found[i : i + n]) for i in range(len(found) - n + 1))
-        if grams and len(gram := max(grams, key=grams.__getitem__)) * grams[gram] / len(text) > most:
+        gram = max(grams, key=grams.__getitem__, default="")
+        if grams[gram] >= of.min_top_n_gram and len(gram) * grams[gram] / len(text) > most:
             return f"top_{n}_gram"
     for n, most in of.dup_n_grams:
         seen, inside, i = set(), 0, 0
@@ -147,7 +151,7 @@ def c4(text: str, of: C4Quality) -> tuple[str, str | None]:
     return (text, "too_few_sentences") if count < of.min_num_sentences else ("\n".join(kept).strip(), None)
 
 
-REPETITION = (GopherRepetition(), GopherRepetition(0.5, 0.6, 0.4, 0.5, ((1, 0.5), (3, 0.4)), ((2, 0.3), (5, 0.2))))
+REPETITION = (GopherRepetition(), GopherRepetition(0.5, 0.6, 0.4, 0.5, ((1, 0.5), (3, 0.4)), ((2, 0.3), (5, 0.2)), 2))
 QUALITY = (
     GopherQuality(min_doc_words=3, min_avg_word_length=2),
     GopherQuality(0, 30, 1, 4, 0.2, 0.3, 0.2, 0.5, 1, ("be", "c", "北京", "c")),
@@ -220,6 +224,21 @@ def test_most_frequent_n_gram_of_each_length(n: int) -> None:
         assert GopherRepetition(top_n_grams=((n, most),), dup_n_grams=()).reasons([text]) == [reason]
 
 
+def test_words_that_stand_there_once_are_no_repetition_for_all() -> None:
+    twice, once = "one two one two three", "one two three four five"
+    assert GopherRepetition().reasons([twice, once]) == ["top_2_gram"] * 2
+    assert GopherRepetition(min_top_n_gram=2).reasons([twice, once]) == ["top_2_gram", None]
+
+
+def test_the_default_keeps_paragraphs_of_any_language() -> None:
+    rows = [json.loads(line) for line in UDHR.read_text(encoding="utf-8").splitlines()]
+    config = CorpusConfig()
+    for block in (config.gopher_repetition, config.gopher_quality):
+        reasons = block.reasons([row["text"] for row in rows])
+        dropped = [(row["language"], reason) for row, reason in zip(rows, reasons, strict=True) if reason]
+        assert len(dropped) < 0.02 * len(rows), dropped
+
+
 @pytest.mark.parametrize("n", [5, 10])
 def test_repeated_n_grams_of_each_length(n: int) -> None:
     words_once = [f"w{i}" for i in range(40)]
@@ -242,6 +261,8 @@ def test_none_switches_a_rule_off() -> None:
     assert [column.to_pylist() for column in nothing.clean(text)] == [text, [None]]
     with pytest.raises(UserError, match="n-gram"):
         GopherRepetition(dup_n_grams=((0, 0.1),))
+    with pytest.raises(UserError, match="min_top_n_gram 0"):
+        GopherRepetition(min_top_n_gram=0)
 
 
 def test_c4_edits_kept_documents_and_leaves_dropped_ones() -> None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pii_cases import FILE, generate, read_cases
+from pii_cases import FILE, core, generate, read_cases
 
 from lit_llm.corpus import national_ids
 from lit_llm.corpus.block import documents
@@ -23,15 +23,6 @@ from lit_llm.corpus.recognizers import luhn
 from lit_llm.errors import UserError
 
 CASES = read_cases()
-
-
-def core(text: str, start: int, end: int, kind: str) -> tuple[int, int, str]:
-    """Without brackets, signs and blanks at the ends: whether "(030" begins at the bracket is no difference."""
-    while start < end and not text[start].isalnum():
-        start += 1
-    while end > start and not text[end - 1].isalnum():
-        end -= 1
-    return start, end, kind
 
 
 def test_recall_and_precision_on_the_check_set(record_property: pytest.RecordProperty) -> None:

@@ -194,6 +194,8 @@ def test_columns_that_are_not_utf8_or_not_text(tmp_path: Path) -> None:
 
 GERMAN = "Der Löwe ist groß und schön, aber er ist müde und möchte über Nacht schlafen."
 JAPANESE = "日本語のテキストです。今日はいい天気ですね。明日も晴れるでしょう。"
+ITALIAN = "Ogni individuo ha diritto alla libertà di pensiero, di coscienza e di religione, perché è libero."
+KOREAN = "모든 사람은 생명과 신체의 자유와 안전에 대한 권리를 가진다. 어느 누구도 노예상태에 놓여지지 아니한다."
 RUSSIAN = "Привет, как дела? Сегодня хорошая погода, и мы пойдём гулять в парк."
 
 
@@ -201,6 +203,8 @@ RUSSIAN = "Привет, как дела? Сегодня хорошая пого
     ("data", "text", "encoding"),
     [
         (GERMAN.encode("cp1252"), GERMAN, "cp1252"),
+        (ITALIAN.encode("cp1252"), ITALIAN, "cp1252"),
+        (KOREAN.encode("euc-kr"), KOREAN, "cp949"),
         (RUSSIAN.encode("cp1251"), RUSSIAN, "cp1251"),
         (RUSSIAN.encode("koi8-r"), RUSSIAN, "koi8-r"),
         (JAPANESE.encode("shift-jis"), JAPANESE, "shift_jis"),
@@ -215,6 +219,15 @@ def test_other_encodings_are_read_and_named(tmp_path: Path, data: bytes, text: s
     (tmp_path / "a.txt").write_bytes(data)
     (row,) = rows(str(tmp_path))
     assert (row["text"], row["encoding"], row["dropped"]) == (text, encoding, None)
+
+
+@pytest.mark.parametrize("text", [GERMAN, ITALIAN, RUSSIAN, KOREAN])
+def test_broken_utf8_is_not_read_as_another_encoding(tmp_path: Path, text: str) -> None:
+    data = text.encode()
+    first = next(at for at, byte in enumerate(data) if byte >= 0x80)
+    (tmp_path / "hole.txt").write_bytes(data[:first] + data[first + 1 :])
+    (tmp_path / "end.txt").write_bytes(data[: data.rindex(text[-20:].encode())] * 2 + data[: first + 1])
+    assert [row["dropped"] for row in rows(str(tmp_path))] == ["read: not UTF-8"] * 2
 
 
 @settings(deadline=None)
