@@ -28,7 +28,8 @@ class Engine:
     Attributes:
         runner: "local" or "ray".
         address: of the Ray cluster; None starts one on this machine.
-        workers: processes. One local worker works in this process: starting another takes two seconds.
+        workers: processes; None: a core each. One local worker works in this process: starting another takes two
+            seconds.
     """
 
     runner: Literal["local", "ray"] = "local"
@@ -48,7 +49,8 @@ class Engine:
         """
         if not tasks:
             return
-        workers = min(self.workers or os.cpu_count() or 1, len(tasks))
+        daft = _daft("ray", self.address) if self.runner == "ray" else None
+        workers = min(self.workers or _cores(self.runner), len(tasks))
         if self.runner == "local" and workers == 1:
             for number, task in enumerate(tasks):
                 task()
@@ -64,7 +66,7 @@ class Engine:
                 finally:
                     pool.shutdown(cancel_futures=True)
             return
-        daft = _daft(self.runner, self.address)
+        daft = daft or _daft("local", None)
         rows = daft.from_pydict({"number": list(range(len(tasks))), "task": [pickle.dumps(task) for task in tasks]})
         if self.runner == "ray":
             rows = rows.into_partitions(len(tasks))  # else all of them go to one node
@@ -96,11 +98,22 @@ def _daft(runner: str, address: str | None) -> Any:
     try:
         import ray
     except ImportError as error:
-        raise UserError("runner: ray is not installed here; pip install ray, or set runner to local") from error
+        raise UserError(
+            "runner: ray is not installed here; pip install 'lit_llm[ray]', or set runner to local"
+        ) from error
     # Its workers' progress bars would come here. Daft joins a session that is there.
     ray.init(address, ignore_reinit_error=True, log_to_driver=False)
     daft.set_runner_ray(address, noop_if_initialized=True)
     return daft
+
+
+def _cores(runner: str) -> int:
+    """Of this machine, or of the cluster that Ray is connected to."""
+    if runner == "local":
+        return os.cpu_count() or 1
+    import ray
+
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 def _work(worker: Any, tasks: Any) -> list[bytes | None]:
