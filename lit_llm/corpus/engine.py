@@ -28,7 +28,8 @@ class Engine:
     Attributes:
         runner: "local" or "ray".
         address: of the Ray cluster; None starts one on this machine.
-        workers: processes. One local worker works in this process: starting another takes two seconds.
+        workers: processes; None: a core each. One local worker works in this process: starting another takes two
+            seconds.
     """
 
     runner: Literal["local", "ray"] = "local"
@@ -37,7 +38,12 @@ class Engine:
 
     @property
     def processes(self) -> int:
-        """Workers, or one for each core."""
+        """Workers, or one for each core: of this machine, or of the cluster, which is then connected to."""
+        if self.workers is None and self.runner == "ray":
+            _daft("ray", self.address)
+            import ray
+
+            return max(1, int(ray.cluster_resources().get("CPU", 1)))
         return self.workers or os.cpu_count() or 1
 
     def run(self, tasks: Sequence[Task], threads: bool = False) -> Iterator[int]:
@@ -53,6 +59,7 @@ class Engine:
         """
         if not tasks:
             return
+        daft = _daft("ray", self.address) if self.runner == "ray" else None
         workers = min(self.processes, len(tasks))
         if self.runner == "local" and workers == 1:
             for number, task in enumerate(tasks):
@@ -69,7 +76,7 @@ class Engine:
                 finally:
                     pool.shutdown(cancel_futures=True)
             return
-        daft = _daft(self.runner, self.address)
+        daft = daft or _daft("local", None)
         rows = daft.from_pydict({"number": list(range(len(tasks))), "task": [pickle.dumps(task) for task in tasks]})
         if self.runner == "ray":
             rows = rows.into_partitions(len(tasks))  # else all of them go to one node
@@ -101,7 +108,9 @@ def _daft(runner: str, address: str | None) -> Any:
     try:
         import ray
     except ImportError as error:
-        raise UserError("runner: ray is not installed here; pip install ray, or set runner to local") from error
+        raise UserError(
+            "runner: ray is not installed here; pip install 'lit_llm[ray]', or set runner to local"
+        ) from error
     # Its workers' progress bars would come here. Daft joins a session that is there.
     ray.init(address, ignore_reinit_error=True, log_to_driver=False)
     daft.set_runner_ray(address, noop_if_initialized=True)

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from lit_llm.corpus.encode import DOCUMENTS
 from lit_llm.corpus.folder import Corpus
 from lit_llm.corpus.removed import removals
 from lit_llm.corpus.shards import locate
+from lit_llm.corpus.store import read_table
 from lit_llm.errors import UserError
 
 
@@ -40,10 +41,10 @@ def explain(folder: str | Path, name: str) -> list[dict[str, Any]]:
 def _kept(corpus: Corpus, name: str) -> Iterator[dict[str, Any]]:
     positions: dict[tuple[str, str], int] = {}
     for file in sorted((corpus.path / "documents").iterdir()):
-        places = pq.read_table(file, columns=["id", "split", "source", "tokens"])
+        places = read_table(file, ["id", "split", "source", "tokens"])
         if pc.any(pc.equal(places["id"], name)).as_py():
-            columns = [column for column in pq.read_schema(file).names if column != "text"]
-            rows = iter(pq.read_table(file, columns=columns, filters=pc.field("id") == name).to_pylist())
+            columns = [column for column in DOCUMENTS.names if column != "text"]
+            rows = iter(read_table(file, columns, pc.field("id") == name).to_pylist())
         for place in places.to_pylist():
             stream = place["split"], place["source"]
             position = positions.get(stream, 0)
@@ -65,7 +66,7 @@ def _kept(corpus: Corpus, name: str) -> Iterator[dict[str, Any]]:
 
 def _dropped(corpus: Corpus, name: str) -> Iterator[dict[str, Any]]:
     for file in sorted((corpus.path / "dropped").iterdir()):
-        for row in pq.read_table(file, filters=pc.field("id") == name).to_pylist():
+        for row in read_table(file, rows=pc.field("id") == name).to_pylist():
             steps = {}
             for step in corpus.datacard["funnel"]:
                 steps[step["stage"]] = f"dropped: {row['reason']}" if step["stage"] == row["stage"] else "kept"
@@ -76,7 +77,7 @@ def _dropped(corpus: Corpus, name: str) -> Iterator[dict[str, Any]]:
 
 def _copies(corpus: Corpus, name: str) -> Iterator[str]:
     for file in (corpus.path / "dropped").iterdir():
-        yield from pq.read_table(file, columns=["id"], filters=pc.field("duplicate_of") == name)["id"].to_pylist()
+        yield from read_table(file, ["id"], pc.field("duplicate_of") == name)["id"].to_pylist()
 
 
 def told(row: dict[str, Any]) -> str:

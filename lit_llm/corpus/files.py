@@ -55,10 +55,17 @@ def find(pattern: str) -> list[Found]:
     """Files that a path, a folder (walked) or a glob names, hidden ones left out; in no order, empty if none.
 
     Raises:
-        UserError: the URL's file system needs a package that is not installed, or refuses to list.
+        UserError: a folder or the URL's file system refuses to list, or needs a package that is not installed.
     """
     if is_url(pattern):
         return _find_remote(pattern)
+    try:
+        return _find_here(pattern)
+    except OSError as error:
+        raise UserError(f"data.sources: {error.filename or pattern} cannot be listed ({error.strerror})") from error
+
+
+def _find_here(pattern: str) -> list[Found]:
     path = Path(pattern).expanduser()
     if path.is_file():
         return [found(path, path.parent)]
@@ -85,10 +92,15 @@ def found(path: Path, base: Path) -> Found:
 def walk(folder: Path, skip: Sequence[str] = ()) -> list[Path]:
     """Files below ``folder``, without hidden ones and the folders named in ``skip``."""
     files: list[Path] = []
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith(".") and name not in skip]
         files += [path for name in names if not name.startswith(".") and (path := Path(parent, name)).is_file()]
     return files
+
+
+def _raise(error: OSError) -> None:
+    """A folder that cannot be listed: what it holds would be left out without a word."""
+    raise error
 
 
 @contextmanager

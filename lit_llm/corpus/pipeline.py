@@ -9,13 +9,14 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lit_llm.corpus.config import CorpusConfig
 from lit_llm.corpus.encode import (
@@ -31,16 +32,27 @@ from lit_llm.corpus.engine import Engine, Task
 from lit_llm.corpus.mixture import shares
 from lit_llm.corpus.parts import Part, list_parts
 from lit_llm.corpus.progress import Progress
+from lit_llm.corpus.read import is_broken
 from lit_llm.corpus.sample import TRAINING_BYTES, VOCAB_SIZE, rates, take
 from lit_llm.corpus.shards import ShardWriter, token_dtype
 from lit_llm.corpus.steps import Clean, Select, Sign, merged
-from lit_llm.corpus.store import Store, digest, read_arrow, read_counts, read_tables, write_tables
+from lit_llm.corpus.store import (
+    Store,
+    check,
+    digest,
+    read_arrow,
+    read_counts,
+    read_table,
+    read_tables,
+    write_tables,
+)
 from lit_llm.corpus.workspace import published
 from lit_llm.errors import UserError
 from lit_llm.models.tokenizer import Tokenizer
 
 _PARTS_A_WORKER, _LEAST_PART_BYTES = 4, 1 << 20
 _FEW_BYTES = 50_000_000  # of input, which threads have cleaned before Daft's processes have started
+_NAMED = 3  # damaged documents on one line
 _VERDICTS = pa.schema({"row": pa.int64(), "duplicate_of": pa.string(), "dropped": pa.string()})
 
 
@@ -82,13 +94,26 @@ class Pipeline:
 
     def _map(self, stage: str, tasks: Sequence[Task], targets: Sequence[Path], threads: bool = False) -> list[Path]:
         """Run the tasks whose targets are not there."""
-        missing = [number for number, target in enumerate(targets) if not target.exists()]
+        with ThreadPoolExecutor(self.config.workers) as pool:
+            missing = [number for number, there in enumerate(pool.map(self._there, targets)) if not there]
         self.ran[stage] += len(missing)
         done = sum(self.sizes) - sum(self.sizes[number] for number in missing)
         with self.progress.stage(stage, sum(self.sizes), done) as advance:
             for number in self.engine.run([tasks[number] for number in missing], threads):
                 advance(self.sizes[missing[number]])
         return list(targets)
+
+    def _there(self, output: Path) -> bool:
+        """Whether an earlier build left this output; what is damaged of it is gone then."""
+        if not output.exists():
+            return False
+        try:
+            check(output)
+        except UserError:
+            self.progress.say(f"{output}: damaged; it is made again")
+            shutil.rmtree(output) if output.is_dir() else output.unlink()
+            return False
+        return True
 
     def _clean(self) -> list[Path]:
         blocks = self.config.blocks()
@@ -104,12 +129,24 @@ class Pipeline:
         read = sum(part["documents"] for part in counts)
         self.read = {"documents": read, "bytes": sum(part["bytes"] for part in counts)}
         self.dropped = merged(part["dropped"] for part in counts)
-        bad = {reason: n for reason, n in self.dropped.items() if reason.startswith("read: ")}
-        if sum(bad.values()) > self.config.max_bad_fraction * read:
-            raise UserError(
-                f"max_bad_fraction: {sum(bad.values()):,} of {read:,} documents are unreadable ({_listed(bad)}), more "
-                f"than {self.config.max_bad_fraction:g}; mend the sources or raise it"
-            )
+        broken = sum(n for reason, n in self.dropped.items() if is_broken(reason))
+        if not broken:
+            return
+        said = f"{broken:,} of {read:,} documents are damaged: {', '.join(islice(self._broken(), _NAMED))}"
+        said += ", ..." if broken > _NAMED else ""
+        if broken > self.config.max_bad_fraction * read:
+            limit = f"{self.config.max_bad_fraction:g}"
+            raise UserError(f"max_bad_fraction: {said}, more than {limit}; mend the sources or raise it")
+        self.progress.say(f"{said}; dropped/ names them all")
+
+    def _broken(self) -> Iterator[str]:
+        """Documents that are damaged, and how."""
+        for path in self.cleaned:
+            if any(map(is_broken, read_counts(path)["dropped"])):
+                for table in read_tables(path, ["id", "dropped"]):
+                    for name, reason in zip(*(column.to_pylist() for column in table.columns), strict=True):
+                        if reason is not None and is_broken(reason):
+                            yield f"{name} ({reason.removeprefix('read: ')})"
 
     def _dedup(self) -> list[Path | None]:
         dedup = self.config.dedup
@@ -120,7 +157,7 @@ class Pipeline:
         tasks = [Sign(path, dedup, target) for path, target in zip(self.cleaned, targets, strict=True)]
         signed = self._map("sign", tasks, targets, threads=True)
         folder = self.store.path("dedup", digest("dedup", keys, dedup), "")
-        if not folder.exists():
+        if not self._there(folder):
             self.ran["dedup"] += 1
             with self.progress.stage("dedup", sum(self.sizes)) as advance, published(folder) as partial:
                 partial.mkdir()
@@ -135,7 +172,7 @@ class Pipeline:
         of_part, of_row = _places(verdicts["duplicate_of"])
         names = np.empty(len(verdicts), object)
         for number in np.unique(of_part):
-            ids = pq.read_table(self.cleaned[number], columns=["id"])["id"]
+            ids = read_table(self.cleaned[number], ["id"])["id"]
             here = np.flatnonzero(of_part == number)
             names[here] = ids.take(pa.array(of_row[here])).to_pylist()
         table = pa.table([pa.array(row), pa.array(names, pa.string()), verdicts["dropped"]], schema=_VERDICTS)
@@ -206,7 +243,7 @@ class Pipeline:
                 return Tokenizer.train(self._sample(), size or VOCAB_SIZE, or_fewer=size is None)
 
         folder = self.store.path("tokenizer", key, "")
-        if not folder.exists():
+        if not self._there(folder):
             if train is not None:
                 self.ran["tokenizer"] += 1
                 self.progress.say(f"training a tokenizer of {size or VOCAB_SIZE:,} tokens")
@@ -246,7 +283,7 @@ class Pipeline:
 
     def _shards(self) -> Path:
         folder = self.store.path("shards", digest("shards", self.keys, self.split), "")
-        if not folder.exists():
+        if not self._there(folder):
             self.ran["shards"] += 1
             with self.progress.stage("shards", sum(self.sizes)) as advance, published(folder) as partial:
                 self._write_shards(partial, advance)
@@ -274,8 +311,8 @@ class Pipeline:
             (folder / name).mkdir()
             for number, path in enumerate(paths):
                 _link(path, folder / name / f"part-{number:05}.parquet")
-        shutil.copytree(self.shards, folder / "shards", copy_function=_link)
-        shutil.copytree(self.tokenizer_folder, folder / "tokenizer")
+        _lay_out(self.shards, folder / "shards", _link)
+        _lay_out(self.tokenizer_folder, folder / "tokenizer", shutil.copyfile)
 
 
 @cache
@@ -284,7 +321,16 @@ def code_version() -> str:
     return digest([[file.name, file.read_text()] for file in sorted(Path(__file__).parent.rglob("*.py"))])
 
 
-def _link(source: str | Path, target: str | Path) -> None:
+def _lay_out(source: Path, target: Path, put: Callable[[Path, Path], object]) -> None:
+    """The files of a folder below another. shutil.copytree makes one error of the disk's, which loses their numbers."""
+    for parent, _, names in os.walk(source):
+        folder = target / Path(parent).relative_to(source)
+        folder.mkdir()
+        for name in names:
+            put(Path(parent, name), folder / name)
+
+
+def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # a file system without

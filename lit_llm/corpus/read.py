@@ -17,6 +17,14 @@ from lit_llm.errors import UserError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+# Reasons of what is damaged or not what its name says. The other ones tell of text that is no use, or is not text.
+_BROKEN = ("unreadable", "damaged record", "cut record", "not valid JSON", "not a JSON object", "not UTF-8")
+
+
+def is_broken(dropped: str) -> bool:
+    """Whether a value of "dropped" says that a file or a piece of it is damaged; empty and binary ones are not."""
+    return dropped.startswith(tuple(f"read: {reason}" for reason in _BROKEN))
+
 
 def read_part(part: Part) -> Iterator[pa.Table]:
     """Tables of a part's documents, of about 8 MB of text, columns as ``documents.schema()``, in a fixed order.

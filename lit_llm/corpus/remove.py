@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lit_llm.corpus.block import per_value, texts, with_column
 from lit_llm.corpus.build import WORK
@@ -26,8 +25,8 @@ from lit_llm.corpus.folder import Corpus
 from lit_llm.corpus.removed import LOG, removed_ids
 from lit_llm.corpus.shards import without
 from lit_llm.corpus.statistics import host
-from lit_llm.corpus.store import read_counts, read_tables, write_tables
-from lit_llm.corpus.transaction import locked, transaction
+from lit_llm.corpus.store import read_counts, read_table, read_tables, write_tables
+from lit_llm.corpus.transaction import finish, locked, transaction
 from lit_llm.errors import UserError
 
 
@@ -87,6 +86,7 @@ def remove(folder: str | Path, request: Request, reason: str = "by request") -> 
     folder = Path(folder).expanduser().absolute()
     Corpus.load(folder)
     with locked(folder):
+        finish(folder)  # of one that was killed since; loading would wait for our own lock
         card = Corpus.load(folder).datacard
         removal = _Removal(folder, request)
         removal.find()
@@ -147,7 +147,7 @@ class _Removal:
                 self.rows[file] = mask
                 self.count += pc.sum(mask).as_py()
         for file in sorted((self.folder / "dropped").iterdir()):
-            table = pq.read_table(file, columns=[*self.request.columns("example")])
+            table = read_table(file, [*self.request.columns("example")])
             mask = self.request.finds(table, "example")
             if pc.any(mask).as_py():
                 self.examples[file] = mask
@@ -176,7 +176,7 @@ class _Removal:
 
     @staticmethod
     def _without_examples(file: Path, mask: pa.Array, target: Path) -> None:
-        table = pq.read_table(file)
+        table = read_table(file)
         names = set(table["id"].filter(mask).to_pylist())
         examples = pc.if_else(mask, pa.scalar(None, pa.string()), table["example"])
         counts = read_counts(file)

@@ -141,13 +141,17 @@ def locate(folder: Path, position: int) -> tuple[str, int]:
     raise IndexError(f"{folder} has no such position")
 
 
-def check_shards(folder: Path) -> int:
+def check_shards(folder: Path, contents: bool = False) -> int:
     """Tokens in a dataset folder, after seeing that every chunk is there with the size its index gives.
+
+    Args:
+        folder: the dataset.
+        contents: read the tokens too, and compare them with the digest in the index.
 
     Raises:
         UserError: names the file that is missing, broken or of another size.
     """
-    total = 0
+    total, digest = 0, hashlib.sha256()
     for chunk in _read_index(folder):
         file = folder / chunk["filename"]
         found = file.stat().st_size if file.is_file() else None
@@ -156,6 +160,10 @@ def check_shards(folder: Path) -> int:
             expected = f"should be {chunk['chunk_bytes']} bytes"
             raise UserError(f"{file}: {state}, {expected}; remove the corpus and rebuild it")
         total += chunk["dim"]
+        if contents:
+            digest.update(_chunk_tokens(folder, chunk).tobytes())
+    if contents and digest.hexdigest() != shards_digest(folder):
+        raise UserError(f"{folder}: its tokens are not those that were written; remove the corpus and rebuild it")
     return total
 
 

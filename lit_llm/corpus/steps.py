@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lit_llm.corpus.block import Block, texts, utf8, with_column
 from lit_llm.corpus.config import Evaluations
@@ -22,7 +21,7 @@ from lit_llm.corpus.dedup import Dedup
 from lit_llm.corpus.parts import Part
 from lit_llm.corpus.privacy import KINDS, RedactPII
 from lit_llm.corpus.read import read_part
-from lit_llm.corpus.store import read_tables, write_arrow, write_tables
+from lit_llm.corpus.store import read_table, read_tables, write_arrow, write_tables
 
 EXAMPLE_CHARACTERS = 200
 EXAMPLES = 5  # dropped texts shown a reason and part
@@ -180,7 +179,7 @@ class Select:
         write_tables(self.target, SELECTED, self._tables(counts), counts)
 
     def _tables(self, counts: dict[str, Any]) -> Iterator[pa.Table]:
-        verdicts = pq.read_table(self.verdicts) if self.verdicts is not None else None
+        verdicts = read_table(self.verdicts) if self.verdicts is not None else None
         rows = verdicts["row"].to_numpy() if verdicts is not None else np.zeros(0, np.int64)
         block = contamination(self.evaluations) if self.evaluations is not None else None
         start = 0

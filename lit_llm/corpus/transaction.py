@@ -48,6 +48,7 @@ def transaction(folder: Path, gone: Sequence[str] = ()) -> Iterator[Path]:
         with published(staged / _COMMIT) as partial:
             partial.write_text(json.dumps(list(gone)))
     except BaseException:
+        (staged / _COMMIT).unlink(missing_ok=True)  # before the rest: half of it must not pass for all
         shutil.rmtree(staged, ignore_errors=True)
         raise
     finish(folder)

@@ -7,9 +7,6 @@ import hashlib
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -231,61 +228,6 @@ def test_work_that_nothing_needs_goes(messy: Path, tmp_path: Path) -> None:
     assert not work.exists()
 
 
-BUILD = """
-import sys
-sys.path.insert(0, sys.argv[3])
-from pathlib import Path
-from test_pipeline import build, config
-build(config(Path(sys.argv[1]), part_bytes=1500), sys.argv[2], progress=False)
-"""
-
-
-def killed(command: list[str], output: Path, files: int) -> bool:
-    """Whether the process was still at work when ``files`` files lay in its work folder and it was killed."""
-    process = subprocess.Popen(command)
-    while process.poll() is None:
-        if sum(len(names) for _, _, names in os.walk(output)) >= files:
-            process.send_signal(signal.SIGKILL)
-            return process.wait() == -signal.SIGKILL
-    return False
-
-
-@pytest.mark.slow
-def test_killed_at_random_moments_and_run_again(messy: Path, tmp_path: Path) -> None:
-    expected = checksums(build(config(messy, part_bytes=1500), tmp_path / "whole", progress=False))
-    rng, kills = random.Random(0), 0
-    for trial in range(20):
-        output = tmp_path / str(trial)
-        command = [sys.executable, "-c", BUILD, str(messy), str(output), str(Path(__file__).parent)]
-        kills += killed(command, output, rng.randint(1, 60))
-        assert checksums(build(config(messy, part_bytes=1500), output, progress=False)) == expected, trial
-    assert kills > 10
-
-
-ON_RAY = """
-import sys
-sys.path.insert(0, sys.argv[3])
-from pathlib import Path
-from test_pipeline import build, config
-if __name__ == "__main__":
-    build(config(Path(sys.argv[1]), part_bytes=1500, workers=2, runner="ray"), sys.argv[2], progress=False)
-"""
-
-
-@pytest.mark.slow
-def test_two_workers_of_a_ray_cluster_make_the_same(messy: Path, tmp_path: Path) -> None:
-    pytest.importorskip("ray")
-    output = tmp_path / "ray"
-    script = tmp_path / "on_ray.py"  # a file, since workers import what the driver runs
-    script.write_text(ON_RAY)
-    command = [sys.executable, str(script), str(messy), str(output), str(Path(__file__).parent)]
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    subprocess.run(command, check=True, timeout=500, env=environment)
-    one = build(config(messy), tmp_path / "one", progress=False)
-    assert checksums(Corpus.load(output)) == checksums(one)
-    assert list(rows(Corpus.load(output), "documents")) == list(rows(one, "documents"))
-
-
 class Stopped(BaseException):
     """As a kill, nothing catches it."""
 
@@ -326,11 +268,6 @@ def test_a_failed_rebuild_leaves_the_corpus_there(messy: Path, tmp_path: Path, m
         build(config(messy, vocab_size=310), tmp_path / "corpus", progress=False)
     monkeypatch.undo()
     assert checksums(Corpus.load(tmp_path / "corpus")) == sums
-
-
-def test_unreadable_files_can_be_too_many(messy: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"max_bad_fraction: 2 of 40 documents .* mend the sources or raise it"):
-        build(config(messy, max_bad_fraction=0.01), tmp_path / "corpus", progress=False)
 
 
 def test_sources_weights_are_in_the_card(messy: Path, tmp_path: Path) -> None:
