@@ -18,7 +18,7 @@ def free_port() -> int:
 
 
 def node() -> dict[str, int]:
-    """A port that is known beforehand: a node gives its agent 15 s to find one, and dies on a busy machine."""
+    """A port that is known beforehand: a node waits for its agent to find one, and on a busy machine dies of it."""
     return {"num_cpus": 1, "object_store_memory": 80 * 2**20, "metrics_agent_port": free_port()}
 
 
