@@ -142,7 +142,7 @@ def _detected(data: bytes, html: bool) -> str | None:
     """The likeliest encoding that decodes.
 
     uchardet alone takes Italian in Windows-1252 for Baltic, and its Korean has no name among the web's (under which
-    what calls itself Latin-1 is Windows-1252): of 439 paragraphs in 38 pairs of language and encoding 26 came out
+    what calls itself Latin-1 is Windows-1252): of 439 paragraphs in 39 pairs of language and encoding 26 came out
     wrong, none when CLD2's score decides. Only Ukrainian in KOI8-U is read as KOI8-R still.
     """
     if len(data) < _LEAST_TO_DETECT:
