@@ -87,7 +87,8 @@ class GatedSiLULinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(gate, up, weight)
-        return product(F.silu(gate).mul_(up), *(None if t is None else t.to(gate.dtype) for t in (weight, bias)))
+        bias = None if bias is None else bias.to(gate.dtype)
+        return product(F.silu(gate).mul_(up), weight.to(gate.dtype), bias)
 
     @staticmethod
     @once_differentiable
