@@ -2,7 +2,7 @@
 
     python benchmarks/checkpoint_pause.py
 
-Two runs of the Trainer in turns, in one process, each saving after every step; a pause is the time `Checkpoint` takes
+Runs of the Trainer in turns, in one process, each saving after every step; a pause is the time `Checkpoint` takes
 at a step's border, less the time it waits for the file before, which at a sensible interval is long there. "files" is
 the same model and optimizer by Lightning's ``Trainer.save_checkpoint``, flushed to disk as ours are. "parts" is the
 pause of two gloo processes that share the model by `FSDP2Strategy`, each writing what it holds; "whole" has the first
@@ -77,6 +77,19 @@ def fit(args: argparse.Namespace, saver: Any, **trainer: Any) -> tuple[list[floa
 SHARED = {f"{kind}, {way}": (kind, way) for kind in ("parts", "whole") for way in ("background", "foreground")}
 
 
+def alone(rank: int, args: argparse.Namespace, folder: str) -> None:
+    """One process, with a checkpoint of every kind in turns; writes the pauses to ``folder``."""
+    warnings.filterwarnings("ignore")
+    pauses: dict[str, list[float]] = {"background": [], "foreground": [], "files": []}
+    for _ in range(args.rounds):
+        for name, found in pauses.items():
+            saver = Lightnings() if name == "files" else Timed(background=name == "background")
+            more, parameters = fit(args, saver, default_root_dir=f"{folder}/alone")
+            found += more
+            shutil.rmtree(f"{folder}/alone")
+    Path(folder, "pauses.json").write_text(json.dumps(pauses | {"parameters": parameters}))
+
+
 def shared(rank: int, args: argparse.Namespace, folder: str) -> None:
     """One of two processes, in turns with checkpoints of every kind; the first writes the pauses to ``folder``."""
     warnings.filterwarnings("ignore")
@@ -89,13 +102,15 @@ def shared(rank: int, args: argparse.Namespace, folder: str) -> None:
         for name, (kind, way) in SHARED.items():
             strategy: Any = FSDP2Strategy(checkpoint=kind)
             root = f"{folder}/{name}-{round_}"
-            found, _ = fit(args, Timed(way == "background"), strategy=strategy, devices=2, default_root_dir=root)
+            found, parameters = fit(
+                args, Timed(way == "background"), strategy=strategy, devices=2, default_root_dir=root
+            )
             pauses[name] += found
             torch.distributed.barrier()
             if rank == 0:
                 shutil.rmtree(root)
     if rank == 0:
-        Path(folder, "pauses.json").write_text(json.dumps(pauses))
+        Path(folder, "pauses.json").write_text(json.dumps(pauses | {"parameters": parameters}))
 
 
 def main() -> None:
@@ -108,17 +123,14 @@ def main() -> None:
     args = parser.parse_args()
     if args.dry_run:
         args.rounds, args.steps, args.width, args.layers = 1, 2, 64, 1
-    warnings.filterwarnings("ignore")
-    pauses: dict[str, list[float]] = {"background": [], "foreground": [], "files": []}
-    for _ in range(args.rounds):
-        for name, found in pauses.items():
-            with tempfile.TemporaryDirectory(dir=".") as folder:
-                saver = Lightnings() if name == "files" else Timed(background=name == "background")
-                more, parameters = fit(args, saver, default_root_dir=folder)
-                found += more
+    pauses: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        mp.spawn(shared, (args, str(Path(folder).resolve())), nprocs=2)
-        pauses |= json.loads(Path(folder, "pauses.json").read_text())
+        # In processes of their own: what the first leaves in memory is gone before the others begin.
+        for work, processes in ((alone, 1), (shared, 2)):
+            mp.spawn(work, (args, str(Path(folder).resolve())), nprocs=processes)
+            found = json.loads(Path(folder, "pauses.json").read_text())
+            parameters = found.pop("parameters")
+            pauses |= found
     medians = {name: statistics.median(found) for name, found in pauses.items()}
     print(f"{parameters / 1e6:.0f}M parameters, median pause a save:")
     for name, seconds in medians.items():
