@@ -47,7 +47,8 @@ sys.exit(max(128 - code if code < 0 else code for code in (task.wait() for task 
 """
 
 
-@pytest.mark.parametrize("tasks", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("tasks", [1, 2])
 def test_the_job_is_requeued_until_it_is_done(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, tasks: int
 ) -> None:

@@ -127,6 +127,7 @@ def _two(tmp_path: Path) -> None:
     assert damage(tmp_path / "theirs" / "x.ckpt") is None
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_goes_on(tmp_path: Path) -> None:
     processes(2, _two, tmp_path)
     for optimizer in ("adamw", "muon_adamw"):
@@ -177,6 +178,7 @@ def _killed(tmp_path: Path) -> None:
     fit(tmp_path / "killed", FSDP2Strategy())
 
 
+@pytest.mark.slow
 def test_a_disk_full_on_one_process_ends_all(tmp_path: Path) -> None:
     processes(2, _full_disk, tmp_path)
     assert [f.name for f in sorted((tmp_path / "full").iterdir())] == ["step-00000002.ckpt"]

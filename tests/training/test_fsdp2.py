@@ -79,6 +79,7 @@ def test_four_sharded_processes_equal_one(train: Callable, one: Path) -> None:
     check_same(train("four", 4, 2, "--trainer.strategy", "fsdp2"), one)
 
 
+@pytest.mark.slow
 def test_two_tensor_parallel_processes_equal_one(train: Callable, one: Path) -> None:
     check_same(train("cut", 2, 4, *TP, 2, "--model.recompute", 0.5), one)
 

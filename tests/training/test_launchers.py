@@ -28,7 +28,8 @@ def launch(
     return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=env)
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
 def test_no_process_is_left_when_one_is_killed(tmp_path: Path, corpus: Path, rank: int) -> None:
     done = launch([sys.executable], tmp_path / "run", corpus, kill=["alone", 20, rank])
     assert done.returncode == -signal.SIGKILL if rank == 0 else done.returncode not in (0, 2, 75), done.stderr[-2000:]
