@@ -6,7 +6,7 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -152,3 +152,17 @@ _UNKNOWN_KEY = (
     r"[Uu]nrecognized arguments?: --?([\w.]+)",
     r"unknown key ([\w.]+)(?!.*transformer)",
 )
+
+
+def run_command(commands: Mapping[str, Callable[[list[str]], None]], usage: str, args: list[str]) -> None:
+    """Run the one of ``commands`` that ``args`` begin with, on the others; print ``usage`` where none is named.
+
+    Raises:
+        UserError: no such command.
+    """
+    if not args or args[0] in ("-h", "--help"):
+        print(usage)
+        return
+    if args[0] not in commands:
+        raise UserError(f"no command {args[0]!r}; commands: {', '.join(commands)}")
+    commands[args[0]](args[1:])

@@ -1,11 +1,11 @@
-"""Shared fixtures: a small corpus built once, and runs in subprocesses."""
+"""Shared fixtures: a small corpus built once, runs in subprocesses, a disk that fills up."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -70,3 +70,16 @@ def lit_llm_command(cache_dir: Path) -> Callable[..., subprocess.CompletedProces
         )  # fmt: skip
 
     return run
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", folder], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting a file system is not permitted")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)

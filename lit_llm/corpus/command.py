@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
-from lit_llm.arguments import Parser
+from lit_llm.arguments import Parser, run_command
 from lit_llm.corpus.extra import corpus_extra
 from lit_llm.errors import UserError
 
@@ -27,16 +26,9 @@ def corpus_main(args: list[str]) -> None:
     Raises:
         UserError: no such command, or the user's mistake in it.
     """
-    commands: dict[str, Callable[[list[str]], None]] = {
-        "build": build_main, "report": report_main, "explain": explain_main, "remove": remove_main,
-    }  # fmt: skip
-    if not args or args[0] in ("-h", "--help"):
-        print(USAGE)
-        return
-    if args[0] not in commands:
-        raise UserError(f"no command {args[0]!r}; commands: {', '.join(commands)}")
+    commands = {"build": build_main, "report": report_main, "explain": explain_main, "remove": remove_main}
     with corpus_extra():
-        commands[args[0]](args[1:])
+        run_command(commands, USAGE, args)
 
 
 def build_main(args: list[str]) -> None:

@@ -59,7 +59,6 @@ class Engine:
         """
         if not tasks:
             return
-        daft = _daft("ray", self.address) if self.runner == "ray" else None
         workers = min(self.processes, len(tasks))
         if self.runner == "local" and workers == 1:
             for number, task in enumerate(tasks):
@@ -76,7 +75,7 @@ class Engine:
                 finally:
                     pool.shutdown(cancel_futures=True)
             return
-        daft = daft or _daft("local", None)
+        daft = _daft(self.runner, self.address)
         rows = daft.from_pydict({"number": list(range(len(tasks))), "task": [pickle.dumps(task) for task in tasks]})
         if self.runner == "ray":
             rows = rows.into_partitions(len(tasks))  # else all of them go to one node

@@ -129,9 +129,7 @@ class RedactPII(Block):
             recognizer, pattern = compiled[index]
             spans = _spans(data, recognizer, pattern)
             if spans and by_form:
-                spans = _spans(
-                    data, dataclasses.replace(recognizer, accept=lambda before, value, after: value), pattern
-                )
+                spans = _spans(data, dataclasses.replace(recognizer, accept=recognizers.as_it_is), pattern)
             taken = sorted([*taken, *_apart(spans, taken)])
         return taken
 

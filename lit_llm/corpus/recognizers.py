@@ -205,6 +205,7 @@ def _password(before: str, value: str, after: str) -> str:
 
 
 def as_it_is(before: str, value: str, after: str) -> str:
+    """Accept a candidate for its form alone."""
     return value
 
 

@@ -6,11 +6,11 @@ import argparse
 import dataclasses
 import errno
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_llm.arguments import Parser
+from lit_llm.arguments import Parser, run_command
 from lit_llm.corpus.extra import corpus_extra
 from lit_llm.errors import UserError
 
@@ -34,14 +34,8 @@ def tokenizer_main(args: list[str]) -> None:
     Raises:
         UserError: no such command, or the user's mistake in it.
     """
-    commands: dict[str, Callable[[list[str]], None]] = {"train": train_main, "inspect": inspect_main}
-    if not args or args[0] in ("-h", "--help"):
-        print(USAGE)
-        return
-    if args[0] not in commands:
-        raise UserError(f"no command {args[0]!r}; commands: {', '.join(commands)}")
     with corpus_extra():
-        commands[args[0]](args[1:])
+        run_command({"train": train_main, "inspect": inspect_main}, USAGE, args)
 
 
 def train_main(args: list[str]) -> None:

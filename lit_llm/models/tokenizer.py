@@ -268,7 +268,7 @@ class Tokenizer:
     def encode_ragged(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Token ids, int32, of raw documents one after the other, and int64 offsets: document i has ids[o[i]:o[i+1]].
 
-        By gigatoken where it is installed and knows the tokenizer's kind, 70 times as fast as the `tokenizers` library
+        By gigatoken where it is installed and knows the tokenizer's kind, 60 times as fast as the `tokenizers` library
         (benchmarks/encode.py), else by that library. There, a text above a million characters is encoded in pieces cut
         at line starts, so that memory stays small. A line start is a boundary of our own split pattern, so the ids are
         those of the whole text; another tokenizer may merge a little differently there.
