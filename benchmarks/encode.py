@@ -14,11 +14,10 @@ import argparse
 import os
 import pickle
 import statistics
-import sysconfig
 import time
-from pathlib import Path
 
 import numpy as np
+from dedup import text_files
 from record import write_result
 
 from lit_llm.models.tokenizer import Tokenizer
@@ -29,16 +28,15 @@ ROUNDS = 3
 def documents(size: int) -> list[str]:
     """Files of this machine until they are ``size`` bytes together."""
     texts, total = [], 0
-    for root in (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), "/usr/share/doc"):
-        for file in sorted(path for path in Path(root).rglob("*") if path.suffix in (".py", ".md", ".rst", ".txt")):
-            try:
-                text = file.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError):
-                continue
-            texts.append(text)
-            total += len(text.encode())
-            if total >= size:
-                return texts
+    for file in text_files():
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            continue
+        texts.append(text)
+        total += len(text.encode())
+        if total >= size:
+            break
     return texts
 
 
