@@ -209,7 +209,7 @@ def _norms_and_copies() -> None:
         assert a.grad is not None and b.grad is not None
         torch.testing.assert_close(whole(b.grad), a.grad)
         copy_part(b, 2 * a)
-    state = whole_state_dict(twin.state_dict(), keep=dist.get_rank() == 0)
+    state = whole_state_dict(twin.state_dict().items(), keep=dist.get_rank() == 0)
     assert bool(state) == (dist.get_rank() == 0)
     for name, value in state.items():
         assert torch.equal(value, 2 * model.state_dict()[name])
