@@ -90,27 +90,20 @@ def alone(rank: int, args: argparse.Namespace, folder: str) -> None:
     Path(folder, "pauses.json").write_text(json.dumps(pauses | {"parameters": parameters}))
 
 
-def shared(rank: int, args: argparse.Namespace, folder: str) -> None:
-    """One of two processes, in turns with checkpoints of every kind; the first writes the pauses to ``folder``."""
+def shared(rank: int, args: argparse.Namespace, folder: str, name: str) -> None:
+    """One of two processes, with checkpoints of the kind called ``name``; the first writes the pauses to ``folder``."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     os.environ |= {"TORCHELASTIC_RUN_ID": "pause", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
                    "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1"}  # fmt: skip
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    pauses: dict[str, list[float]] = {name: [] for name in SHARED}
-    for round_ in range(args.rounds):
-        for name, (kind, way) in SHARED.items():
-            strategy: Any = FSDP2Strategy(checkpoint=kind)
-            root = f"{folder}/{name}-{round_}"
-            found, parameters = fit(
-                args, Timed(way == "background"), strategy=strategy, devices=2, default_root_dir=root
-            )
-            pauses[name] += found
-            torch.distributed.barrier()
-            if rank == 0:
-                shutil.rmtree(root)
+    (kind, way), root = SHARED[name], f"{folder}/shared"
+    strategy: Any = FSDP2Strategy(checkpoint=kind)
+    pauses, parameters = fit(args, Timed(way == "background"), strategy=strategy, devices=2, default_root_dir=root)
+    torch.distributed.barrier()
     if rank == 0:
-        Path(folder, "pauses.json").write_text(json.dumps(pauses | {"parameters": parameters}))
+        shutil.rmtree(root)
+        Path(folder, "pauses.json").write_text(json.dumps({name: pauses, "parameters": parameters}))
 
 
 def main() -> None:
@@ -124,13 +117,15 @@ def main() -> None:
     if args.dry_run:
         args.rounds, args.steps, args.width, args.layers = 1, 2, 64, 1
     pauses: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory(dir=".") as folder:
-        # In processes of their own: what the first leaves in memory is gone before the others begin.
-        for work, processes in ((alone, 1), (shared, 2)):
-            mp.spawn(work, (args, str(Path(folder).resolve())), nprocs=processes)
+    jobs: list[tuple] = [(alone, 1, ()), *((shared, 2, (name,)) for _ in range(args.rounds) for name in SHARED)]
+    # In processes of their own: what one leaves in memory is gone before the next begins.
+    for work, processes, what in jobs:
+        with tempfile.TemporaryDirectory(dir=".") as folder:
+            mp.spawn(work, (args, str(Path(folder).resolve()), *what), nprocs=processes)
             found = json.loads(Path(folder, "pauses.json").read_text())
-            parameters = found.pop("parameters")
-            pauses |= found
+        parameters = found.pop("parameters")
+        for name, more in found.items():
+            pauses[name] = pauses.get(name, []) + more
     medians = {name: statistics.median(found) for name, found in pauses.items()}
     print(f"{parameters / 1e6:.0f}M parameters, median pause a save:")
     for name, seconds in medians.items():

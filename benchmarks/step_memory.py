@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lit_llm.models.config import TransformerConfig
+from lit_llm.models.lora import LoRAConfig, apply_lora
 from lit_llm.models.meta import meta_transformer
 from lit_llm.models.transformer import Transformer
 from lit_llm.training.optimizers import MuonAdamW, parameter_groups
@@ -67,13 +68,19 @@ def _autocast(enabled: bool) -> Iterator[None]:
         torch.set_autocast_enabled("cpu", False)
 
 
-def simulated_peak(config: TransformerConfig, batch: int, seq_len: int, optimizer: str, autocast: bool) -> int:
+def simulated_peak(
+    config: TransformerConfig, batch: int, seq_len: int, optimizer: str, autocast: bool, lora: bool = False
+) -> int:
     """Bytes at the peak of the second step, when the optimizer's states are there."""
     empty = meta_transformer(config)
+    if lora and autocast:
+        empty.to(torch.bfloat16)
     with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as memory:
         model = empty.to_empty(device="cpu")
         if config.tie_embeddings:
             model.head.weight = model.embed.weight  # to_empty gives each name a tensor of its own
+        if lora:
+            apply_lora(model, LoRAConfig())
         stepper = (
             torch.optim.AdamW(model.parameters(), fused=True)
             if optimizer == "adamw"

@@ -28,7 +28,9 @@ from lit_llm.models.lora import (
 from lit_llm.models.transformer import Transformer
 
 
-def save_adapter(model: Transformer, folder: str | Path, base: str = "") -> None:
+def save_adapter(
+    model: Transformer, folder: str | Path, base: str = "", state_dict: dict[str, Tensor] | None = None
+) -> None:
     """Write the updates as PEFT does: adapter_config.json and adapter_model.safetensors.
 
     Where the family keeps several of our layers as one, their updates become one of as many times the rank: A holds
@@ -38,6 +40,7 @@ def save_adapter(model: Transformer, folder: str | Path, base: str = "") -> None
         model: has been through ``apply_lora``.
         folder: made if it is not there.
         base: path or name of the base model, noted in the config.
+        state_dict: updates to write in place of the model's own, under the same names.
 
     Raises:
         UserError: the model has no updates, or is of no Hugging Face family.
@@ -50,6 +53,7 @@ def save_adapter(model: Transformer, folder: str | Path, base: str = "") -> None
     layout = _layout(model)
     if layout.family is None:
         raise UserError("PEFT knows no model of this shape: an adapter cannot be written")
+    state = model.state_dict() if state_dict is None else state_dict
     tensors: dict[str, Tensor] = {}
     fused: dict[str, int] = {}  # their layer's name -> how many of ours it holds
     targets = set()
@@ -59,10 +63,10 @@ def save_adapter(model: Transformer, folder: str | Path, base: str = "") -> None
         rank, parts = config.rank, len(ours)
         a = torch.zeros(parts * rank, ours[0].in_features)
         b = [torch.zeros(linear.out_features, parts * rank) for linear in ours]
-        for i, linear in enumerate(ours):
+        for i, (linear, weight) in enumerate(zip(ours, slot.ours, strict=True)):
             if isinstance(linear, LoRALinear):
-                a[i * rank : (i + 1) * rank] = linear.lora_a.detach()
-                b[i][:, i * rank : (i + 1) * rank] = linear.lora_b.detach()
+                part, name = slice(i * rank, (i + 1) * rank), weight.removesuffix("weight")
+                a[part], b[i][:, part] = state[f"{name}lora_a"], state[f"{name}lora_b"]
         prefix, name = f"base_model.model.{module}", module.rsplit(".", 1)[-1]
         tensors[f"{prefix}.lora_A.weight"] = a
         tensors[f"{prefix}.lora_B.weight"] = layout.join_rows(slot, b).contiguous()

@@ -7,6 +7,7 @@ update is ``scale * x A^T B^T`` with A (rank, in) and B (out, rank); B starts at
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -158,11 +159,14 @@ def lora_layers(model: nn.Module) -> list[LoRALinear]:
     return [module for module in model.modules() if isinstance(module, LoRALinear)]
 
 
-def merged_state_dict(model: Transformer) -> dict[str, Tensor]:
-    """The state dict of ``merge_lora``'s result, the model itself left as it is."""
-    updated = {name: module.merged_weight() for name, module in model.named_modules() if isinstance(module, LoRALinear)}
-    state = {name: value for name, value in model.state_dict().items() if not is_lora(name)}
-    return state | {f"{name}.weight": weight for name, weight in updated.items()}
+def merged_weights(model: Transformer) -> Iterator[tuple[str, Tensor]]:
+    """What the state dict of ``merge_lora``'s result holds, one after the other; the model is left as it is."""
+    for name, value in model.state_dict().items():
+        module = model.get_submodule(name.rpartition(".")[0])
+        if isinstance(module, LoRALinear) and name.endswith(".weight"):
+            yield name, module.merged_weight()
+        elif not is_lora(name):
+            yield name, value
 
 
 def is_lora(name: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,9 @@ def copy_part(into: Tensor, full: Tensor | Stored) -> None:
     """Fill ``into`` with its part of ``full``, which every process has or can read, and nobody sends."""
     if not isinstance(into, DTensor):
         into.copy_(full[...])
+        return
+    if isinstance(full, DTensor):  # what a module has itself and no file holds: LoRA's frozen weights
+        into.copy_(full)
         return
     shape, offset = compute_local_shape_and_global_offset(into.shape, into.device_mesh, into.placements)
     part = full[tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))]
@@ -63,17 +66,16 @@ def empty_like(parameter: Tensor, shape: Sequence[int], dtype: torch.dtype | Non
     return DTensor.from_local(part, mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride)
 
 
-def whole_state_dict(state: Mapping[str, Any], keep: bool) -> dict[str, Any]:
-    """``state`` with its DTensors whole on the CPU, one after the other; empty unless ``keep``, to save memory.
+def whole_state_dict(state: Iterable[tuple[str, Any]], keep: bool) -> dict[str, Any]:
+    """The items of a state dict, tensors whole and on the CPU, one after the other; empty unless ``keep``.
 
     All processes must call it.
     """
     kept = {}
-    for name, value in state.items():
-        value = value.detach() if isinstance(value, Tensor) else value
-        value = whole(value).cpu() if isinstance(value, DTensor) else value
+    for name, value in state:
+        value = whole(value.detach()) if isinstance(value, Tensor) else value
         if keep:
-            kept[name] = value
+            kept[name] = value.cpu() if isinstance(value, Tensor) else value
     return kept
 
 

@@ -1,8 +1,8 @@
 """Bytes on each GPU while training, by what holds them.
 
-The step is the one that `lit_llm fit` makes: weights, gradients and optimizer states in float32, products in bfloat16
-under autocast (or all in float32). Sources: ZeRO (arXiv:1910.02054) for what sharding divides, arXiv:2205.05198 for
-activations; the counts of saved tensors are those of `lit_llm.models`, checked against torch's own accounting in
+The step is the one that `lit_llm fit` makes: weights, gradients and optimizer states in float32, products and frozen
+weights in bfloat16 (or all in float32). Sources: ZeRO (arXiv:1910.02054) for what sharding divides, arXiv:2205.05198
+for activations; the counts of saved tensors are those of `lit_llm.models`, checked against torch's own accounting in
 tests/plan/test_memory.py.
 """
 
@@ -47,7 +47,7 @@ class Memory:
     """Weights and optimizer states."""
     gradients: float
     casts: float
-    """bfloat16 copies of weights: autocast's, or the gathered blocks of a sharded model."""
+    """bfloat16 copies of trained weights: autocast's, or the gathered blocks of a sharded model."""
     activations: float
     head: float
     """Logits, their gradients and what a chunked head holds."""
@@ -71,17 +71,18 @@ def training_memory(shape: ModelShape, setup: Setup) -> Memory:
         "adamw_8bit": 2 * shape.params,
     }[setup.optimizer]
     trained = 0.0 if setup.lora else 1.0
+    weight = size if setup.lora else 4
     if setup.fsdp > 1:
         casts = 2 * size * block / tp  # the block that computes and the one being gathered
     else:
-        casts = 2 * shape.matrices / tp if half else 0.0
+        casts = 2 * shape.matrices / tp if half and not setup.lora else 0.0
     one_block = block_activations(shape, size, setup.fused_norms) * tokens / tp
     inputs = size * shape.width * tokens / tp
     activations = shape.layers * ((1 - setup.recompute) * one_block + setup.recompute * inputs)
     activations += one_block if setup.recompute else 0  # the one being computed again
     ends = _norm(shape, size, setup.fused_norms) * shape.width * tokens / tp
     return Memory(
-        states=(4 * shape.params + trained * moments) / shards,
+        states=(weight * shape.params + trained * moments) / shards,
         gradients=trained * 4 * shape.params / shards,
         casts=casts,
         activations=activations + ends,
@@ -114,8 +115,8 @@ def block_activations(shape: ModelShape, size: int, fused_norms: bool) -> float:
 
 def _head(shape: ModelShape, setup: Setup, tokens: float, size: int) -> float:
     """Peak bytes of head and loss."""
-    weight = 4 * shape.vocab_size * shape.width / setup.tensor_parallel
+    gradient = 0.0 if setup.lora else 4 * shape.vocab_size * shape.width / setup.tensor_parallel
     # On CUDA a compiled pass writes the gradient beside the logits; in eager mode it takes their place.
     largest = chunk_bytes("cuda" if setup.fused_norms else "cpu")
     chunk = min(largest, size * tokens * shape.vocab_size) / setup.tensor_parallel * (2 if setup.fused_norms else 1)
-    return weight + chunk + 2 * size * shape.width * tokens
+    return gradient + chunk + 2 * size * shape.width * tokens

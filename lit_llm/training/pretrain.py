@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -344,6 +345,10 @@ class PretrainModule(L.LightningModule):
         config = self.config if self.model is not None else None
         check_checkpoint(checkpoint, self.hparams["optimizer"] if training else None, config)
 
+    def final_weights(self) -> Iterable[tuple[str, Tensor]]:
+        """Names and weights that `save_pretrained` writes, one after the other."""
+        return self.network.state_dict().items()
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model and, where the data module has one, tokenizer as a Hugging Face directory.
 
@@ -352,7 +357,7 @@ class PretrainModule(L.LightningModule):
         model = self.network
         if not isinstance(model, Transformer):
             raise UserError(f"only a Transformer is written as a Hugging Face directory, not {type(model).__name__}")
-        weights = whole_state_dict(model.state_dict(), keep=self.global_rank == 0)
+        weights = whole_state_dict(self.final_weights(), keep=self.global_rank == 0)
         if self.global_rank == 0:
             model.save_pretrained(folder, state_dict=weights)
             self.save_tokenizer(folder)

@@ -15,8 +15,10 @@ from lit_llm.errors import UserError
 from lit_llm.models import flops
 from lit_llm.models.adapters import save_adapter
 from lit_llm.models.backends import Backend
-from lit_llm.models.lora import LoRAConfig, apply_lora, is_lora, lora_from, merged_state_dict
+from lit_llm.models.lora import LoRAConfig, apply_lora, is_lora, lora_from, merged_weights
+from lit_llm.models.sharded import whole_state_dict
 from lit_llm.models.transformer import Transformer
+from lit_llm.training.callbacks.throughput import compute_dtype
 from lit_llm.training.optimizers import OptimizerName
 from lit_llm.training.pretrain import PretrainModule
 from lit_llm.training.schedules import Schedule
@@ -29,8 +31,8 @@ class SFTModule(PretrainModule):
     wherever the assistant does not speak. `InstructionDataModule` makes such batches. Losses are sums divided by the
     supervised tokens of the whole optimizer step, so every answer's token weighs alike.
 
-    With ``lora`` the base is frozen, checkpoints hold the updates and a digest of the base, and ``final/`` holds the
-    merged model with ``adapter/`` (PEFT's format) beside it.
+    With ``lora`` the base is frozen, in mixed precision held in the dtype of the products, checkpoints hold the updates
+    and a digest of the base, and ``final/`` holds the merged model with ``adapter/`` (PEFT's format) beside it.
 
     Args:
         init_from: Hugging Face directory or GGUF file of the base; see `locate`.
@@ -89,13 +91,14 @@ class SFTModule(PretrainModule):
 
     def build_model(self) -> nn.Module:
         """The base, with trainable updates if ``lora`` asks for them."""
-        model = Transformer.from_pretrained(self.hparams["init_from"], dtype=torch.float32)
-        self._base: str | None = None
-        if self.lora is not None:
-            if self.device_mesh is not None:
-                raise UserError("trainer.strategy: LoRA is not sharded yet; take ddp, or set model.lora to null")
-            self._base = digest(model.state_dict().items())
-            apply_lora(model, self.lora)
+        if self.lora is None:
+            return super().build_model()
+        # What is not trained loses nothing by it: products would round it each time, from twice the memory.
+        precision = "32-true" if self._trainer is None else str(self._trainer.precision)
+        dtype = compute_dtype(precision) if precision.endswith("mixed") else torch.float32
+        model = Transformer.from_pretrained(self.hparams["init_from"], dtype)
+        self._base = digest(model.state_dict().items())
+        apply_lora(model, self.lora)
         return model
 
     def default_learning_rate(self) -> float:
@@ -138,32 +141,36 @@ class SFTModule(PretrainModule):
         frozen = {name: value for name, value in self.state_dict().items() if not is_lora(name)}
         checkpoint["state_dict"] = {**frozen, **checkpoint["state_dict"]}
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the model, updates merged, and the tokenizer as a Hugging Face directory; as `PretrainModule`."""
-        if self.lora is None:
-            super().save_pretrained(folder)
-            return
+    def final_weights(self) -> Iterable[tuple[str, Tensor]]:
+        """As `PretrainModule`, updates merged."""
         model = self.network
         assert isinstance(model, Transformer)
-        model.save_pretrained(folder, state_dict=merged_state_dict(model))
-        self.save_tokenizer(folder)
+        return super().final_weights() if self.lora is None else merged_weights(model)
 
     def save_adapter(self, folder: str | Path) -> None:
-        """Write the updates as PEFT does; nothing without ``lora``."""
+        """Write the updates as PEFT does; nothing without ``lora``.
+
+        All processes of a sharded model call it; the first one writes.
+        """
         model = self.network
         assert isinstance(model, Transformer)
-        if self.lora is not None:
-            save_adapter(model, folder, base=str(self.hparams["init_from"]))
+        if self.lora is None:
+            return
+        updates = (item for item in model.state_dict().items() if is_lora(item[0]))
+        whole = whole_state_dict(updates, keep=self.global_rank == 0)
+        if self.global_rank == 0:
+            save_adapter(model, folder, base=str(self.hparams["init_from"]), state_dict=whole)
 
 
 def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """A name for weights, hex: sha256 over names, shapes and up to 4,096 evenly spaced values of each tensor.
 
-    Enough to tell two trained models apart in a moment; not proof against someone who edits single weights.
+    Values count as bfloat16, so that the dtype in which weights are held does not. Enough to tell two trained models
+    apart in a moment; not proof against someone who edits single weights.
     """
     total = hashlib.sha256()
     for name, tensor in tensors:
         flat = tensor.detach().flatten()
-        some = flat[:: max(1, flat.numel() // 4096)].float().cpu().contiguous()
+        some = flat[:: max(1, flat.numel() // 4096)].bfloat16().float().cpu().contiguous()
         total.update(f"{name} {tuple(tensor.shape)} ".encode() + some.numpy().tobytes())
     return total.hexdigest()

@@ -83,7 +83,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         """DTensors to be saved in parts; else whole tensors on the first process, nothing on the others."""
         assert self.model is not None
         state = self.model.state_dict()
-        return state if self._in_parts else whole_state_dict(state, keep=self.is_global_zero)
+        return state if self._in_parts else whole_state_dict(state.items(), keep=self.is_global_zero)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """As `lightning_module_state_dict`, under the numbers that the optimizer itself gives its parameters."""
@@ -91,7 +91,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         if self._in_parts:
             return state
         keep = self.is_global_zero
-        whole = {number: whole_state_dict(values, keep) for number, values in state["state"].items()}
+        whole = {number: whole_state_dict(values.items(), keep) for number, values in state["state"].items()}
         return {"state": whole, "param_groups": state["param_groups"]} if keep else {}
 
     def save_checkpoint(

@@ -20,7 +20,7 @@ from lit_llm.models.lora import (
     lora_layers,
     merge_adapter,
     merge_lora,
-    merged_state_dict,
+    merged_weights,
     unmerge_adapter,
 )
 from lit_llm.models.transformer import Transformer
@@ -119,7 +119,7 @@ def test_merging_keeps_the_function_and_the_names() -> None:
     model = adapted("llama", LoRAConfig(rank=4, targets=("q_proj", "up_proj")))
     names = list(Transformer(model.config).state_dict())
     expected = model(IDS)
-    state = merged_state_dict(model)
+    state = dict(merged_weights(model))
     merge_lora(model)
     assert list(model.state_dict()) == names
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())

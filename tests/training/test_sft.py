@@ -11,16 +11,20 @@ import peft
 import pytest
 import torch
 import transformers
+from driver import together
+from safetensors.torch import load_file
 
 from lit_llm import (
     Checkpoint,
     CSVLogger,
+    FSDP2Strategy,
     InstructionDataModule,
     LoRAConfig,
     RetentionCheck,
     RunReport,
     SampleCallback,
     SFTModule,
+    SpikeGuard,
     Tokenizer,
     Transformer,
     TransformerConfig,
@@ -28,6 +32,8 @@ from lit_llm import (
 )
 from lit_llm.models.adapters import load_adapter
 from lit_llm.models.checkpoint import load_model
+from lit_llm.models.lora import apply_lora
+from lit_llm.models.parts import open_parts
 from lit_llm.models.sampling import GREEDY
 
 SHAPE = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "max_seq_len": 64}
@@ -148,6 +154,71 @@ def test_what_lies_on_disk_after_lora(tmp_path: Path, base: Path, rows: Path) ->
     assert retention["right_before"] == 1 and known["right_before"] and "after" in known
     assert not unknown["right_before"] and "after" not in unknown
     assert "retention" in (tmp_path / "report.html").read_text().lower()
+
+
+class FloatBase(SFTModule):
+    """As if the frozen weights were trained."""
+
+    def build_model(self) -> Transformer:
+        model = Transformer.from_pretrained(self.hparams["init_from"], torch.float32)
+        self._base = "any"
+        apply_lora(model, LoRAConfig(rank=4))
+        return model
+
+
+def test_what_is_frozen_is_held_as_it_is_multiplied(tmp_path: Path, base: Path, rows: Path) -> None:
+    for kind in (SFTModule, FloatBase):
+        L.seed_everything(1, verbose=False)
+        module = kind(str(base), lora=LoRAConfig(rank=4), learning_rate=3e-3)
+        fit(tmp_path / kind.__name__, module, data(rows, tmp_path / "cache"), precision="bf16-mixed", max_steps=8)
+        frozen = {p.dtype for p in module.network.parameters() if not p.requires_grad}
+        assert frozen == ({torch.bfloat16} if kind is SFTModule else {torch.float32})
+        assert {p.dtype for p in module.network.parameters() if p.requires_grad} == {torch.float32}
+    assert metrics(tmp_path / "SFTModule") == metrics(tmp_path / "FloatBase")
+    merged = load_file(tmp_path / "SFTModule" / "final" / "model.safetensors")
+    assert {value.dtype for value in merged.values()} == {torch.bfloat16}
+    for name, value in load_file(tmp_path / "FloatBase" / "final" / "model.safetensors").items():
+        torch.testing.assert_close(merged[name].float(), value, rtol=2**-7, atol=2**-9)
+    checkpoint = tmp_path / "SFTModule" / "checkpoints" / "step-00000008.ckpt"  # goes on in another precision
+    module = SFTModule(str(base), lora=LoRAConfig(rank=4))
+    fit(tmp_path / "SFTModule", module, data(rows, tmp_path / "cache"), checkpoint, max_steps=9)
+    assert metrics(tmp_path / "SFTModule")[-1]["step"] == "9"
+
+
+def adapt(rank: int, folder: Path, base: Path, rows: Path, ranks: int, steps: int, precision: str = "32-true") -> int:
+    """Finetune as one of ``ranks`` processes, from the newest checkpoint if there is one."""
+    last = max((folder / "checkpoints").glob("step-*.ckpt"), default=None)
+    L.seed_everything(1, verbose=False)
+    module = SFTModule(str(base), lora=LoRAConfig(rank=4), learning_rate=3e-3, validate_first=False)
+    fit(
+        folder, module, data(rows, folder.parent / "cache", num_workers=0), last, max_steps=steps, precision=precision,
+        devices=ranks, callbacks=[SpikeGuard()], **({"strategy": FSDP2Strategy()} if ranks > 1 else {}),
+    )  # fmt: skip
+    return 0
+
+
+def test_sharded_lora_equals_lora_of_one(tmp_path: Path, base: Path, rows: Path) -> None:
+    """On two processes, then on one, then on two again."""
+    one, moving = tmp_path / "one", tmp_path / "moving"
+    for folder, calls in ((one, [(1, 12)]), (moving, [(2, 4), (1, 8), (2, 12)])):
+        for ranks, steps in calls:
+            out = folder.with_name("out")
+            assert together(ranks, out, adapt, folder, base, rows, ranks, steps) == 0, out.read_text()[-3000:]
+    for a, b in zip(metrics(one), metrics(moving), strict=True):
+        assert a["step"] == b["step"]
+        assert float(a["train_loss"]) == pytest.approx(float(b["train_loss"]), rel=1e-5)
+    for name in ("final/model.safetensors", "adapter/adapter_model.safetensors"):
+        first, second = load_file(one / name), load_file(moving / name)
+        assert first.keys() == second.keys()
+        for key, value in first.items():
+            torch.testing.assert_close(second[key], value, rtol=1e-4, atol=1e-4)
+    parts = open_parts(moving / "checkpoints" / "step-00000012.ckpt")
+    assert parts["state_dict"] and all("lora" in name for name in parts["state_dict"])
+    half = tmp_path / "half"
+    assert together(2, half.with_name("out"), adapt, half, base, rows, 2, 4, "bf16-mixed") == 0
+    assert {value.dtype for value in load_file(half / "final" / "model.safetensors").values()} == {torch.bfloat16}
+    losses = [[float(row["train_loss"]) for row in metrics(folder)] for folder in (one, half)]
+    assert losses[1] == pytest.approx(losses[0][:4], rel=2e-2)
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path, base: Path, rows: Path) -> None:

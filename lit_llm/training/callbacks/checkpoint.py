@@ -231,8 +231,11 @@ class Checkpoint(CheckpointBase):
             part = target.with_name("final.part")
             if trainer.is_global_zero:
                 shutil.rmtree(part, ignore_errors=True)
+            save_adapter: Any = getattr(pl_module, "save_adapter", None)
             try:
                 save_pretrained(part)
+                if save_adapter is not None:
+                    save_adapter(self.folder.parent / "adapter")
             except Exception as error:
                 shutil.rmtree(part, ignore_errors=True)
                 if not _disk_problem(error):
@@ -245,9 +248,6 @@ class Checkpoint(CheckpointBase):
             shutil.rmtree(target, ignore_errors=True)
             part.rename(target)
             rank_zero_info(f"wrote {target}: a Hugging Face directory, for transformers and vLLM")
-            save_adapter: Any = getattr(pl_module, "save_adapter", None)
-            if save_adapter is not None:
-                save_adapter(self.folder.parent / "adapter")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Give the signals back to whoever had them, and let what is being written be finished."""
