@@ -2,11 +2,11 @@
 
     python benchmarks/checkpoint_pause.py
 
-Runs of the Trainer in turns, in one process, each saving after every step; a pause is the time `Checkpoint` takes
-at a step's border, less the time it waits for the file before, which at a sensible interval is long there. "files" is
-the same model and optimizer by Lightning's ``Trainer.save_checkpoint``, flushed to disk as ours are. "parts" is the
-pause of two gloo processes that share the model by `FSDP2Strategy`, each writing what it holds; "whole" has the first
-gather and write it all. Both by a thread, and "foreground" written before going on.
+Runs of the Trainer in turns, each saving after every step; a pause is the time `Checkpoint` takes at a step's border,
+less the time it waits for the file before, which at a sensible interval is long there. "files" is the same model and
+optimizer by Lightning's ``Trainer.save_checkpoint``, flushed to disk as ours are. "parts" is the pause of two gloo
+processes that share the model by `FSDP2Strategy`, each writing what it holds; "whole" has the first gather and write it
+all. Both by a thread, and "foreground" written before going on.
 """
 
 from __future__ import annotations

@@ -291,7 +291,7 @@ def test_float8_on_parts_is_float8(tmp_path: Path) -> None:
 
 
 def _refused() -> None:
-    """Layers of bitsandbytes that a `build_model` of somebody's might have put in, before and after they are packed."""
+    """Layers of bitsandbytes that a `build_model` might have put in, before and after they are packed; and LoRA."""
     import bitsandbytes
 
     config = TransformerConfig(vocab_size=37, hidden_size=32, num_layers=1, num_heads=2, max_seq_len=16)
