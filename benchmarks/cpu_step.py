@@ -7,7 +7,8 @@ A step is forward, backward and the same fused AdamW for all; eager against eage
 contender has a process of its own that waits while another takes its turn, step by step, so that a machine that slows
 down slows all of them. A ratio is the median over rounds of theirs / ours of that round. "floor" is what no
 implementation of the shape saves: its matrix products through torch, attention, cross-entropy and the optimizer, each
-timed alone and added. Peak memory is the growth of the process's resident set from before the model is built.
+timed alone and added. Peak memory is the growth of the process's resident set from before the model is built; it is
+taken at four times the largest shape's tokens too, where logits and activations outweigh what the optimizer keeps.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ SHAPES = (
     Shape("30M, grouped queries, vocabulary 16k", 16384, 512, 6, 8, 2, 1408, 4, 512),
     Shape("124M, vocabulary 50k", 50304, 768, 12, 12, 12, 2048, 2, 512),
 )
+MEMORY_SHAPE = replace(SHAPES[2], name="124M, vocabulary 50k, 4,096 tokens", batch=8)
 CONTENDERS = ("ours", "transformers", "litgpt")
 
 
@@ -220,6 +222,24 @@ def compare(shape: Shape, dtype: str, compiled: bool, args: argparse.Namespace) 
     return row
 
 
+def compare_memory(shape: Shape, dtype: str, compiled: bool, args: argparse.Namespace) -> dict[str, Any]:
+    """Peak memory of two steps of each, the optimizer's states being there in the second; one process at a time."""
+    peaks: dict[str, float] = {}
+    for name in args.contenders:
+        worker = Worker(name, shape, dtype, compiled, args.peers_python)
+        peaks[name] = max(worker.step()["peak_bytes"] for _ in range(2))
+        worker.close()
+    row = {"shape": shape.__dict__, "dtype": dtype, "compiled": compiled, "peak_bytes": peaks,
+           "memory_of_ours": {name: peaks["ours"] / peak for name, peak in peaks.items()}}  # fmt: skip
+    said = ", ".join(f"{name} {peak / 1e9:.2f} GB (ours is {row['memory_of_ours'][name]:.2f} of it)"  # type: ignore[index]
+                     for name, peak in peaks.items() if name != "ours")  # fmt: skip
+    print(
+        f"{shape.name}, {dtype}, {'compiled' if compiled else 'eager'}: ours {peaks['ours'] / 1e9:.2f} GB; {said}",
+        flush=True,
+    )
+    return row
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
@@ -227,6 +247,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--modes", nargs="+", default=["eager", "compiled"])
     parser.add_argument("--shapes", type=int, nargs="+", default=list(range(len(SHAPES))), help="which of the three")
+    parser.add_argument("--measure", nargs="+", choices=["speed", "memory"], default=["speed", "memory"])
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS))
     parser.add_argument("--peers-python", default=str(HERE.parent / ".venv-peers/bin/python"))
     parser.add_argument("--dry-run", action="store_true", help="a tiny shape, one round, without litgpt, no file")
@@ -237,16 +258,18 @@ def main() -> None:
     if args.work:
         work(args)
         return
-    shapes = [SHAPES[i] for i in args.shapes]
+    shapes, large = [SHAPES[i] for i in args.shapes], MEMORY_SHAPE
     if args.dry_run:
-        shapes, args.dtypes, args.modes = [Shape("tiny", 300, 64, 2, 4, 2, 128, 2, 16)], ["float32"], ["eager"]
+        shapes = [large := Shape("tiny", 300, 64, 2, 4, 2, 128, 2, 16)]
+        args.dtypes, args.modes = ["float32"], ["eager"]
         args.rounds, args.warmup, args.contenders = 1, 1, ["ours", "transformers"]
-    rows = [compare(shape, dtype, mode == "compiled", args)
-            for dtype in args.dtypes for mode in args.modes for shape in shapes]  # fmt: skip
+    kinds = [(dtype, mode == "compiled") for dtype in args.dtypes for mode in args.modes]
+    rows = [compare(shape, *kind, args) for kind in kinds for shape in shapes if "speed" in args.measure]
+    memory_rows = [compare_memory(large, *kind, args) for kind in kinds if "memory" in args.measure]
     if not args.dry_run:
         from record import write_result
 
-        print(f"wrote {write_result('cpu_step', {'rounds': args.rounds, 'rows': rows})}")
+        print(f"wrote {write_result('cpu_step', {'rounds': args.rounds, 'rows': rows, 'memory_rows': memory_rows})}")
 
 
 if __name__ == "__main__":

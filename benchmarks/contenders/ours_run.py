@@ -49,8 +49,7 @@ class Ours:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * self.multiplier(int(progress * RESOLUTION))
         with self.autocast():
-            losses = self.model.token_losses(inputs, targets)
-        loss = losses.mean()
+            loss = self.model.loss(inputs, targets) / targets.numel()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()

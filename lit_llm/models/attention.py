@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask
 
 from lit_llm.models.backends import flex
+from lit_llm.models.blocked_attention import BlockedAttention, suits
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.fused import project
 from lit_llm.models.masks import Mask
@@ -103,6 +104,8 @@ class Attention(nn.Module):
         if self.softcap is not None:
             return self._attend_softcapped(q_BHTD, k_BKSD, v_BKSD, mask)
         order = self.kernel_order
+        if order is None and mask is None and suits(q_BHTD, k_BKSD, v_BKSD):
+            return BlockedAttention.apply(q_BHTD, k_BKSD, v_BKSD, self.scale or self.head_dim**-0.5)
         # Of other lengths cuDNN before 9.15.1 reads past the end (https://github.com/pytorch/pytorch/pull/171627).
         if order is not None and mask is None and q_BHTD.shape[2] % 128 == 0:
             with sdpa_kernel(order, set_priority=True):

@@ -40,30 +40,39 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
 
 
 class RMSNormalize(torch.autograd.Function):
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimension of float32 ``x``, which alone is kept."""
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension of ``x``, which alone is kept.
+
+    In half precision both directions compute in float32; what goes into the product with ``weight`` is rounded to x's
+    dtype first, as in transformers.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        wide = _at_least_float32(x)
+        inverse = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
-        y = x * inverse
-        return y if weight is None else y.mul_(weight)
+        y = (wide * inverse).to(x.dtype)
+        return y if weight is None else y.mul_(weight.to(y.dtype))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, inverse = ctx.saved_tensors
-        y = x * inverse
+        y, grad = x * inverse, _at_least_float32(grad)
         product = grad * y
         grad_weight = None
         if weight is not None:
-            grad_weight = product.flatten(0, -2).sum(0)
-            grad = grad * weight
-            share = product @ weight  # each row's sum of (gradient by y) * y
+            grad_weight, gain = product.flatten(0, -2).sum(0).to(weight.dtype), _at_least_float32(weight)
+            grad = grad * gain
+            share = product @ gain  # each row's sum of (gradient by y) * y
         else:
             share = product.sum(-1)
         grad_x = torch.addcmul(grad, y, share.unsqueeze(-1), value=-1 / x.shape[-1], out=product).mul_(inverse)
-        return grad_x, grad_weight, None
+        return grad_x.to(x.dtype), grad_weight, None
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class GatedSiLU(torch.autograd.Function):
@@ -117,6 +126,8 @@ class OneDNNLinear(nn.Linear):
         """(..., in_features) -> (..., out_features)."""
         if not self.takes(input):
             return F.linear(input, self.weight, self.bias)
+        if torch.compiler.is_compiling():
+            return traced_product(input, self.weight, self.bias)
         return OneDNNProducts.apply(input, self.weight, self.bias)[0]
 
     def takes(self, input: Tensor) -> bool:
@@ -150,6 +161,38 @@ class OneDNNProducts(torch.autograd.Function):
             by_layers.append(rows.t() @ rows_x if ctx.needs_input_grad[2 * i + 1] else None)
             by_layers.append(rows.sum(0) if ctx.needs_input_grad[2 * i + 2] else None)
         return grad_x, *by_layers
+
+
+# An operator of its own, for graphs: the compiler's lowering of oneDNN's takes constant weights only.
+@torch.library.custom_op(
+    "lit_llm::onednn_linear", mutates_args=(), schema="(Tensor x, Tensor weight, Tensor? bias) -> Tensor"
+)
+def traced_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear`` with oneDNN's products where `OneDNNProducts` has them, inside a compiled graph."""
+    return product(x, weight, bias)
+
+
+@traced_product.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+def _keep_operands(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _traced_product_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    by_x, by_weight, by_bias = ctx.needs_input_grad
+    rows = grad.reshape(-1, grad.shape[-1])
+    return (
+        traced_product(grad, weight.t(), None) if by_x else None,
+        rows.t() @ x.reshape(-1, x.shape[-1]) if by_weight else None,
+        rows.sum(0) if by_bias else None,
+    )
+
+
+traced_product.register_autograd(_traced_product_backward, setup_context=_keep_operands)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, add: Tensor | None = None) -> Tensor:

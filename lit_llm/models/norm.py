@@ -32,9 +32,13 @@ class RMSNorm(nn.Module):
         if self.offset:
             assert self.weight is not None
             return (F.rms_norm(x.float(), (self.size,), eps=self.eps) * (1 + self.weight.float())).to(x.dtype)
-        if x.dtype == torch.float32 and x.device.type == "cpu" and not torch.compiler.is_compiling():
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
             return RMSNormalize.apply(x, self.weight, self.eps)
-        y = F.rms_norm(x, (self.size,), eps=self.eps)  # the kernel keeps its own float32 sum for half types
+        if x.is_cuda:  # autocast would have it return float32, from torch 2.12 on
+            with torch.autocast("cuda", enabled=False):
+                y = F.rms_norm(x, (self.size,), eps=self.eps)
+        else:
+            y = F.rms_norm(x, (self.size,), eps=self.eps)  # the kernel keeps its own float32 sum for half types
         return y if self.weight is None else y * self.weight.to(y.dtype)
 
 
@@ -51,7 +55,8 @@ class HeadNorm(nn.Module):
         nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], eps=self.eps) * self.weight[:, None].to(x.dtype)
+        y = F.layer_norm(x, x.shape[-1:], eps=self.eps)  # float32 under CUDA's autocast
+        return y.to(x.dtype) * self.weight[:, None].to(x.dtype)
 
 
 def build_norm(config: TransformerConfig, size: int) -> nn.Module:

@@ -84,7 +84,7 @@ def parallelize(
                 model.head.weight = model.embed.weight
             with WholeDraws():
                 model.init_weights()
-    if not compile and (mesh is None or mesh[TENSOR].size() == 1):
+    if mesh is None or mesh[TENSOR].size() == 1:
         use_onednn(model.layers)
     keep_freed_memory()
 

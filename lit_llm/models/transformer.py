@@ -17,7 +17,7 @@ from lit_llm.models.attention import Attention, KVCache
 from lit_llm.models.backends import Backends
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.draws import NoDraws
-from lit_llm.models.limits import LARGE_LOGITS
+from lit_llm.models.limits import LARGE_LOGITS, chunk_bytes
 from lit_llm.models.locate import locate
 from lit_llm.models.loss import IGNORE, linear_cross_entropy
 from lit_llm.models.masks import Mask, build_masks
@@ -235,7 +235,8 @@ class Transformer(nn.Module):
         if few_labels:
             x_BTC, labels = x_BTC[labels != IGNORE], labels[labels != IGNORE]
         compiled = "head_losses" in vars(self) and not few_labels  # see `parallelize`; few are never as many again
-        if compiled and 4 * labels.numel() * self.config.vocab_size <= LARGE_LOGITS:
+        small = 4 * labels.numel() * self.config.vocab_size <= LARGE_LOGITS
+        if compiled and small and x_BTC.device.type != "cpu":  # there a chunk's products are the faster ones
             return self.head_losses(x_BTC, labels).sum()  # one pass over small logits
         by = self.config.logit_scale, self.config.logit_softcap, compiled
         return linear_cross_entropy(x_BTC.flatten(0, -2), self.head.weight, labels.flatten(), *by)
@@ -243,10 +244,17 @@ class Transformer(nn.Module):
     def head_losses(self, x_BTC: Tensor, labels_BT: Tensor) -> Tensor:
         """Head and cross-entropy together, so that a compiler makes one pass over the logits of both.
 
-        (..., C) and labels (...) -> losses (...).
+        (..., C) and labels (...) -> losses (...). Without a gradient the logits are never all there at once.
         """
-        logits_NV = self.logits(x_BTC).float().flatten(0, -2)
-        return F.cross_entropy(logits_NV, labels_BT.flatten(), reduction="none").view(labels_BT.shape)
+        x_NC, labels_N = x_BTC.flatten(0, -2), labels_BT.flatten()
+        rows = len(x_NC)
+        if not torch.is_grad_enabled():
+            rows = max(1, chunk_bytes(x_NC.device.type) // (4 * self.config.vocab_size))
+        losses = [
+            F.cross_entropy(self.logits(x).float(), labels, reduction="none")
+            for x, labels in zip(x_NC.split(rows), labels_N.split(rows), strict=True)
+        ]
+        return torch.cat(losses).view(labels_BT.shape)
 
     def take_router_loss(self) -> Tensor | None:
         """What routers add to a token's loss: the mean over the layers of experts in the forward pass since the last

@@ -36,7 +36,7 @@ class Setup:
     recompute: float = 0.0
     """Share of the blocks that keep their input alone and are computed again in the backward pass."""
     fused_norms: bool = True
-    """RMSNorm is one kernel, as on CUDA; on CPU it keeps its input in float32."""
+    """RMSNorm is one kernel and a product with the gain, as on CUDA; on CPU it keeps its input alone."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,8 @@ def _norm(shape: ModelShape, size: int, fused: bool) -> float:
         return (4 if fused else size) + size  # its input (autocast's float32 on CUDA) and its output
     if shape.norm == "rms_float32":
         return 4 + 4 + size  # input and normalised input in float32, and the output
-    if size == 4 and not fused:
-        return 4 + 4  # its input and its output, see `RMSNormalize`
-    return (size if fused else 4) + 2 * size  # its input, the normalised input and the product with the gain
+    # Its input and its output (`RMSNormalize`); the fused kernel's output is kept before its product with the gain too.
+    return (3 if fused else 2) * size
 
 
 def block_activations(shape: ModelShape, size: int, fused_norms: bool) -> float:
@@ -107,7 +106,7 @@ def block_activations(shape: ModelShape, size: int, fused_norms: bool) -> float:
     # Rotated queries and keys, values, the attention's output; where heads lie apart the output is copied for o_proj.
     attention = size * ((2 if fused_norms else 3) * shape.query_width + 2 * shape.kv_width)
     if shape.qk_norm != "none":
-        kept = (size if fused_norms else 4) + (size if shape.qk_norm == "with_gain" else 0)
+        kept = size * (2 if fused_norms and shape.qk_norm == "with_gain" else 1)
         attention += kept * (shape.query_width + shape.kv_width)
     mlp = size * (3 if shape.gated else 2) * shape.mlp_width  # gate, up, their product
     return norms + attention + mlp

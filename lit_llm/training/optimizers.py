@@ -7,7 +7,7 @@ shape are stacked into one batched product, and the step is rescaled per row as 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -31,6 +31,10 @@ _POLAR_EXPRESS = (
 )
 
 
+_STACKED = 2**28
+"""Elements that are orthogonalized at once: the steps between need several times their memory."""
+
+
 def orthogonalize(g: Tensor, dtype: torch.dtype) -> Tensor:
     """The semi-orthogonal factor of each matrix in ``g`` (..., rows, cols), roughly: singular values go to about 1.
 
@@ -40,11 +44,12 @@ def orthogonalize(g: Tensor, dtype: torch.dtype) -> Tensor:
     tall = x.size(-2) > x.size(-1)
     if tall:  # the iteration squares the smaller side
         x = x.mT
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-7)
+    x = (x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-7)).reshape(-1, *x.shape[-2:])
     for a, b, c in _POLAR_EXPRESS:
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).to(g.dtype)
+        gram = torch.bmm(x, x.mT)
+        # x <- a x + (b gram + c gram gram) x, without a pass of its own for a sum.
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).reshape(g.shape).to(g.dtype)
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -84,8 +89,8 @@ class MuonAdamW(torch.optim.Optimizer):
             if not params:
                 continue
             if group["muon"]:
-                for alike in sorted({_layout(p) for p in params}):
-                    self._muon_step([p for p in params if _layout(p) == alike], group)
+                for stack in _stacks(params):
+                    self._muon_step(stack, group)
             else:
                 self._adamw_step(params, group)
         return loss
@@ -108,6 +113,7 @@ class MuonAdamW(torch.optim.Optimizer):
             for momentum, grad in zip(momenta, grads, strict=True):
                 momentum.lerp_(grad, (1 - group["momentum"]) * keep)
         nesterov = torch.stack(grads).lerp_(torch.stack(momenta), group["momentum"])
+        del grads  # with `found_inf` copies
         dtype = torch.bfloat16 if has_fast_bf16(params[0].device) else torch.float32
         second = torch.stack([local(self.state[p]["row_second_moment"]) for p in params])
         nesterov, give_back = _whole_matrices(nesterov, params[0])
@@ -152,6 +158,15 @@ class MuonAdamW(torch.optim.Optimizer):
             maximize=False,
             found_inf=self.found_inf,
         )
+
+
+def _stacks(params: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Matrices that are stepped together: of one layout, no more than `_STACKED` elements a process, or one matrix."""
+    for layout in sorted({_layout(p) for p in params}):
+        alike = [p for p in params if _layout(p) == layout]
+        processes = alike[0].device_mesh.size(0) if isinstance(alike[0], DTensor) else 1  # see `_whole_matrices`
+        size = max(1, _STACKED // alike[0].numel()) * processes
+        yield from (alike[start : start + size] for start in range(0, len(alike), size))
 
 
 def _layout(p: Tensor) -> tuple[tuple[int, ...], str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,15 @@ from torch import nn
 from torch.autograd import gradcheck
 
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.eager import GatedSiLU, GatedSiLULinear, OneDNNLinear, RMSNormalize, Rotation, use_onednn
+from lit_llm.models.eager import (
+    GatedSiLU,
+    GatedSiLULinear,
+    OneDNNLinear,
+    RMSNormalize,
+    Rotation,
+    traced_product,
+    use_onednn,
+)
 from lit_llm.models.parallelize import parallelize
 from lit_llm.models.transformer import Transformer
 
@@ -35,6 +45,24 @@ def test_rms_normalize(gain: bool) -> None:
     torch.testing.assert_close(RMSNormalize.apply(x, weight, 1e-5), expected)
     assert gradcheck(lambda *inputs: RMSNormalize.apply(*inputs, *([] if gain else [None]), 1e-5),
                      (x, weight) if gain else (x,))  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rms_normalize_in_half_precision(dtype: torch.dtype) -> None:
+    """Rounded where transformers rounds; gradients are those of float64 but for the rounding of x's dtype."""
+    torch.manual_seed(0)
+    x, grad = torch.randn(2, 4, 33, 64).to(dtype)
+    weight = torch.randn(64, requires_grad=True)
+    x.requires_grad_()
+    y = RMSNormalize.apply(x, weight, 1e-5)
+    rounding = torch.finfo(dtype).eps
+    torch.testing.assert_close(y, F.rms_norm(x, (64,), eps=1e-5) * weight.to(dtype), rtol=rounding, atol=0)
+    y.backward(grad)
+    exact_x, exact_weight = x.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
+    F.rms_norm(exact_x, (64,), exact_weight, 1e-5).backward(grad.double())
+    assert x.grad is not None and x.grad.dtype == dtype and weight.grad is not None
+    torch.testing.assert_close(x.grad.double(), exact_x.grad, rtol=rounding, atol=rounding / 8)
+    torch.testing.assert_close(weight.grad.double(), exact_weight.grad, rtol=1e-5, atol=1e-5)
 
 
 def test_gated_silu() -> None:
@@ -82,6 +110,27 @@ def test_onednn_products_are_a_linear_layers(bias: bool) -> None:
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-5)
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_compiled_layers_have_onednns_products_too(bias: bool) -> None:
+    layer, x = nn.Linear(32, 48, bias=bias), torch.randn(2, 5, 32, requires_grad=True)
+    torch.library.opcheck(traced_product, (x, layer.weight, layer.bias))
+    operators = set()
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable:
+        operators.update(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    use_onednn(layer)
+    torch.compile(layer, backend=backend)(x)
+    assert any("onednn_linear" in operator for operator in operators)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradients_of_compiled_layers_products(bias: bool) -> None:
+    inputs = (doubles(2, 3, 8), doubles(5, 8), doubles(5) if bias else None)
+    assert gradcheck(traced_product, inputs)
 
 
 def test_a_compiled_model_learns_what_an_eager_one_does() -> None:

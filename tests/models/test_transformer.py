@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_llm.errors import UserError
-from lit_llm.models import huggingface
+from lit_llm.models import huggingface, transformer
 from lit_llm.models.config import PRESETS, TransformerConfig
 from lit_llm.models.config_json import config_to_hf, family_of
 from lit_llm.models.families import FAMILIES
 from lit_llm.models.flops import num_parameters
+from lit_llm.models.loss import IGNORE
 from lit_llm.models.masks import build_mask
 from lit_llm.models.transformer import Transformer
 
@@ -63,6 +64,20 @@ def test_first_loss_is_that_of_guessing() -> None:
     ids = torch.randint(0, 4096, (2, 64))
     loss = torch.nn.functional.cross_entropy(model(ids).flatten(0, 1), ids.roll(-1, 1).flatten())
     assert loss.item() == pytest.approx(8.318, abs=0.01)  # ln 4096
+
+
+def test_without_a_gradient_the_logits_are_never_all_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = Transformer(TransformerConfig(vocab_size=50, hidden_size=16, num_layers=1, num_heads=2))
+    ids = torch.randint(0, 50, (3, 9))
+    labels = ids.roll(-1, 1).masked_fill(ids == ids[0, 0], IGNORE)
+    expected = model.token_losses(ids, labels)
+    seen, logits = [], model.logits
+    monkeypatch.setattr(transformer, "chunk_bytes", lambda device: 4 * 50 * 5)
+    monkeypatch.setattr(model, "logits", lambda x: seen.append(x.shape[:-1].numel()) or logits(x))
+    with torch.no_grad():
+        torch.testing.assert_close(model.token_losses(ids, labels), expected)
+    assert max(seen) == 5 and sum(seen) == 27
 
 
 @pytest.mark.parametrize(

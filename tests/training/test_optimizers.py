@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.transformer import Transformer
+from lit_llm.training import optimizers
 from lit_llm.training.optimizers import MuonAdamW, default_learning_rate, orthogonalize, parameter_groups
 
 
@@ -58,6 +59,23 @@ def test_muon_step_has_the_size_of_its_rate_whatever_the_gradient() -> None:
     torch.testing.assert_close(steps[2], steps[1], atol=1e-3, rtol=0.05)
     # 32 unit directions, times sqrt(rows / cols)
     assert steps[1].norm().item() == pytest.approx(0.1 * 2**0.5 * 32**0.5, rel=0.1)
+
+
+def test_matrices_stepped_in_several_stacks_step_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = []
+    for most in (2**28, 2 * 6 * 4):  # all five at once; two at a time
+        monkeypatch.setattr(optimizers, "_STACKED", most)
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(6, 4)) for _ in range(5)]
+        optimizer = MuonAdamW([{"params": params, "muon": True}])
+        for _ in range(3):
+            for p in params:
+                p.grad = torch.randn_like(p)
+            optimizer.step()
+        outcomes.append(params)
+        assert [len(stack) for stack in optimizers._stacks(params)] == ([5] if most == 2**28 else [2, 2, 1])
+    for one, other in zip(*outcomes, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-2)  # bfloat16 products, where they are fast
 
 
 def test_momentum_is_nesterov() -> None:

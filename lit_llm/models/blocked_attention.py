@@ -1,0 +1,111 @@
+"""Causal attention on a CPU: matrix products over blocks of queries.
+
+torch's CPU kernel for SDPA runs at a third of the products' speed in bfloat16 (docs/decisions.md, "Attention on a
+CPU"). Of a block of queries all weights are there at once, so the softmax is one pass; what lies behind the block is
+left out. Like the kernel it keeps q, k and v alone for the backward pass, and computes the weights again there.
+
+Shapes: B batch, T positions, H query heads, K key/value heads, G = H / K, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_LONGEST = 2048
+"""Positions up to which it is the faster one."""
+_WEIGHTS_BYTES = 16 * 2**20
+"""Of a block's weights at most: more do not stay in the cache from pass to pass."""
+_MOST_BLOCKS = 64
+"""A compiler writes each block out."""
+
+
+def suits(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor) -> bool:
+    """Whether `BlockedAttention` can take the place of causal SDPA, and is faster."""
+    B, H, T, _ = q_BHTD.shape
+    if q_BHTD.device.type != "cpu" or not q_BHTD.dtype == k_BKTD.dtype == v_BKTD.dtype:
+        return False
+    computed = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else q_BHTD.dtype
+    if q_BHTD.dtype != computed or computed not in (torch.float32, torch.bfloat16):
+        return False
+    return k_BKTD.shape[2] == T <= _LONGEST and len(list(_blocks(B, H, T, q_BHTD.itemsize))) <= _MOST_BLOCKS
+
+
+class BlockedAttention(torch.autograd.Function):
+    """``F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)``.
+
+    The weights are of q's dtype before and after the softmax, as in transformers' "eager" attention; sums inside
+    products and softmax are float32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float) -> Tensor:
+        """(B, H, T, D), which lies as (B, T, H, D): as the output projection reads it."""
+        ctx.save_for_backward(q_BHTD, k_BKTD, v_BKTD)
+        ctx.scale = scale
+        B, H, T, _ = q_BHTD.shape
+        y_BHTD = _heads_inside(q_BHTD)
+        for rows, start, end in _blocks(B, H, T, q_BHTD.itemsize):
+            k, v = _flat(k_BKTD[rows, :, :end]), _flat(v_BKTD[rows, :, :end])
+            q_block = q_BHTD[rows, :, start:end]
+            weights = _weights(_grouped(q_block, k), k, start, scale)
+            y_BHTD[rows, :, start:end] = torch.bmm(weights, v).view(q_block.shape)
+        return y_BHTD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BHTD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        q_BHTD, k_BKTD, v_BKTD = ctx.saved_tensors
+        B, H, T, _ = q_BHTD.shape
+        grad_q = _heads_inside(q_BHTD)
+        # Keys and values are met by several blocks of queries: their sums are float32.
+        grad_k, grad_v = (torch.zeros(t.shape, dtype=torch.float32) for t in (k_BKTD, v_BKTD))
+        for rows, start, end in _blocks(B, H, T, q_BHTD.itemsize):
+            k, v = _flat(k_BKTD[rows, :, :end]), _flat(v_BKTD[rows, :, :end])
+            q_block = q_BHTD[rows, :, start:end]
+            q, grad = _grouped(q_block, k), _grouped(grad_BHTD[rows, :, start:end], k)
+            weights = _weights(q, k, start, ctx.scale)
+            seen = grad_v[rows, :, :end]
+            seen += torch.bmm(weights.transpose(1, 2), grad).view(seen.shape)
+            by_weights = torch.bmm(grad, v.transpose(1, 2))
+            by_scores = torch.ops.aten._softmax_backward_data(by_weights, weights, -1, weights.dtype) * ctx.scale
+            grad_q[rows, :, start:end] = torch.bmm(by_scores, k).view(q_block.shape)
+            seen = grad_k[rows, :, :end]
+            seen += torch.bmm(by_scores.transpose(1, 2), q).view(seen.shape)
+        return grad_q, grad_k.to(k_BKTD.dtype), grad_v.to(v_BKTD.dtype), None
+
+
+def _blocks(B: int, H: int, T: int, itemsize: int) -> Iterator[tuple[slice, int, int]]:
+    """Which rows of the batch and which queries of them are computed at once."""
+    queries = 128 if T <= 1024 else 256
+    together = max(1, _WEIGHTS_BYTES // (itemsize * H * queries * T))
+    for row in range(0, B, together):
+        for start in range(0, T, queries):
+            yield slice(row, row + together), start, min(T, start + queries)
+
+
+def _weights(q: Tensor, k: Tensor, start: int, scale: float) -> Tensor:
+    """softmax(scale * q k^T) of (b * K, G * t, D) queries from position ``start`` on: (b * K, G * t, S)."""
+    seen = k.shape[1]
+    hidden = torch.full((seen - start, seen), -torch.inf, dtype=q.dtype).triu(start + 1)
+    hidden = hidden.repeat(q.shape[1] // (seen - start), 1)
+    return torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=scale).softmax(-1)
+
+
+def _flat(t: Tensor) -> Tensor:
+    """(b, K, S, D) -> (b * K, S, D)."""
+    return t.reshape(-1, *t.shape[2:])
+
+
+def _grouped(q: Tensor, k: Tensor) -> Tensor:
+    """(b, H, t, D) -> (b * K, G * t, D): the query heads of a key head one below the other."""
+    return q.reshape(len(k), -1, q.shape[3])
+
+
+def _heads_inside(like: Tensor) -> Tensor:
+    B, H, T, D = like.shape
+    return like.new_empty(B, T, H, D).transpose(1, 2)
