@@ -62,7 +62,9 @@ class RMSNormalize(torch.autograd.Function):
         product = grad * y
         grad_weight = None
         if weight is not None:
-            grad_weight, gain = product.flatten(0, -2).sum(0).to(weight.dtype), _at_least_float32(weight)
+            # In x's dtype both, in which they were multiplied: alike for a gain that is held in float32 or gathered.
+            grad_weight = product.flatten(0, -2).sum(0).to(x.dtype).to(weight.dtype)
+            gain = _at_least_float32(weight.to(x.dtype))
             grad = grad * gain
             share = product @ gain  # each row's sum of (gradient by y) * y
         else:
