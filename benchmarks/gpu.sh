@@ -4,7 +4,8 @@
 # Prints the MFU formula and a table row by row. JSON goes to benchmarks/results/gpu_<suite>.json after every row and, if
 # it is set, to $OUT too. Status 1: a contender failed; its row says why.
 # PYTHON names the interpreter. It needs torch with Triton, for the Trainer's rows lightning, and for peers transformers
-# and litgpt; nanochat is a checkout that NANOCHAT names. Peers that are not there are left out.
+# and litgpt (with jsonargparse, docstring_parser and typeshed_client, which litgpt imports); nanochat is a checkout that
+# NANOCHAT names. Peers that are not there are left out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 exec "${PYTHON:-python3}" benchmarks/gpu.py "$@"

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks/contenders"))
 
 import gpu
 import gpu_steps
+import gpu_worker
 import record
 from gpu import Group, Job
 
@@ -135,6 +136,33 @@ def test_a_process_that_outlasts_the_budget_is_stopped(monkeypatch: pytest.Monke
     assert gpu.work(job, sys.executable, 30) == (None, "broken")
     worker.write_text("import sys; print('hello'); print(sys.argv[1]); print('bye')")
     assert gpu.work(job, sys.executable, 30)[0] == {**vars(job)}
+
+
+def test_the_stopwatch_counts_the_timed_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, retries, peaks = [0.0], [5], []
+    monkeypatch.setattr(gpu_worker.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda: {"num_alloc_retries": retries[0]})
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: peaks.append(clock[0]))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 7)
+    watch = gpu_worker.Stopwatch(Job("ours", "tiny", 16, 2, warmup=3, steps=9), torch.device("cuda"))
+    for step in range(1, 13):
+        clock[0] += 100 if step <= 3 else 2 if step <= 6 else 3  # the warm-up, a block at 2, two at 3
+        retries[0] += step == 8
+        watch.step_done(step)
+    assert watch.seconds == 3 and peaks == [300]
+    assert watch.memory() == {"peak_bytes": 7, "alloc_retries": 1}
+
+
+def test_the_optimizers_clock_counts_its_steps_alone() -> None:
+    parameter = torch.nn.Parameter(torch.ones(3))
+    parameter.grad = torch.ones(3)
+    optimizer = torch.optim.AdamW([parameter], fused=True)
+    clock = gpu_worker.OptimizerClock(optimizer, torch.device("cpu"))
+    for _ in range(4):
+        optimizer.step()
+    clock.marks = [0.0, 9.0, 10.0, 10.001, 20.0, 20.002, 30.0, 30.003]
+    assert clock.milliseconds(3) == pytest.approx(2.0)
 
 
 def test_the_published_optimizer_for_all_but_nanochats_shape() -> None:
