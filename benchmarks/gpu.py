@@ -57,7 +57,7 @@ SUITES: dict[str, list[Group]] = {
     ],
     "fp8": [Group("1.2B", 16, ["ours", "fp8"]), Group("3B", 4, ["ours", "fp8"])],
     "lora": [Group("8B", 4, ["lora"]), Group("8B", 2, ["lora"], seq_len=4096)],
-    # What the peers have room for: float32 residuals and all logits at once. The shape that counts comes first.
+    # Batches that the peers have room for, with all logits at once. The shape that counts comes first.
     "peers": [
         Group("1.2B", 8, ["ours", "transformers", "litgpt"]),
         Group("d12", 32, ["ours muon", "nanochat"]),
