@@ -36,15 +36,22 @@ def write_result(name: str, result: dict[str, Any]) -> Path:
     return file
 
 
-def commit(checkout: Path) -> str:
-    """The commit of a checkout, "-dirty" added where tracked code differs from it."""
+def commit(checkout: Path | str) -> str:
+    """The commit of a checkout, "-dirty" added where tracked code differs from it; "unknown" without git or its folder,
+    as on a machine that was sent the files alone."""
 
     def git(*args: str) -> str:
         command = ["git", "-C", str(checkout), *args]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        except OSError:
+            return ""
 
+    head = git("rev-parse", "HEAD")
+    if not head:
+        return "unknown"
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!benchmarks/results")
-    return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
+    return head + ("-dirty" if changed else "")
 
 
 def _version(package: str) -> str | None:
