@@ -109,6 +109,8 @@ def run(contender: Contender, prepared: Prepared, args: argparse.Namespace) -> N
         "bits_per_byte": score,
         "seconds": elapsed,
         "steps": len(losses),
+        "tokens_per_step": args.tokens_per_step,
+        "seq_len": args.seq_len,
         "tokens": len(losses) * args.tokens_per_step,
         "tokens_per_second": len(losses) * args.tokens_per_step / elapsed,
         "parameters": contender.parameters,

@@ -30,7 +30,7 @@ class Ours:
 
     def __init__(self, vocab_size: int, seed: int):
         preset = yaml.safe_load(PRESET.read_text())
-        model_args, data = preset["model"]["init_args"], preset["data"]["init_args"]
+        model_args = preset["model"]["init_args"]
         torch.manual_seed(seed)
         fields = {"vocab_size": vocab_size, **model_args["transformer"]}
         self.model = Transformer(TransformerConfig.from_dict(fields))
@@ -42,8 +42,7 @@ class Ours:
         self.initial = copy.deepcopy(self.model.state_dict())
         parallelize(self.model, compile=True)
         self.parameters = sum(p.numel() for p in self.model.parameters())
-        self.settings = {"precision": str(self.dtype), "preset": PRESET.stem, "learning_rate": lr,
-                         "tokens_per_step": data["global_batch_tokens"], "seq_len": data["seq_len"]}  # fmt: skip
+        self.settings = {"precision": str(self.dtype), "preset": PRESET.stem, "learning_rate": lr}
 
     def step(self, inputs: Tensor, targets: Tensor, iteration: int, progress: float) -> float:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
