@@ -102,10 +102,13 @@ def fit(folder: Path, corpus: Path, module: L.LightningModule, ckpt: Path | None
         corpus=str(corpus), seq_len=32, micro_batch_size=2, global_batch_tokens=128, tokens=32 * 4 * 12,
         validate_every=0,
     )  # fmt: skip
+    settings = {
+        "callbacks": [SpikeGuard(), Checkpoint(every_steps=4, keep_last=9)], "logger": False, "log_every_n_steps": 1,
+        "limit_val_batches": 0, **kwargs,
+    }  # fmt: skip
     trainer = L.Trainer(
-        accelerator="cpu", default_root_dir=folder, log_every_n_steps=1, max_epochs=1,
-        enable_model_summary=False, enable_progress_bar=False, limit_val_batches=0,
-        **{"callbacks": [SpikeGuard(), Checkpoint(every_steps=4, keep_last=9)], "logger": False, **kwargs},
+        accelerator="cpu", default_root_dir=folder, max_epochs=1, enable_model_summary=False,
+        enable_progress_bar=False, **settings,
     )  # fmt: skip
     trainer.fit(module, data, ckpt_path=ckpt, weights_only=False)
     return trainer

@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import sys
-import threading
 import time
 import zipfile
 import zlib
@@ -27,6 +26,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lit_llm.errors import Preempted, UserError
 from lit_llm.models.parts import Divided, damage_of_parts, discard, part_of, put, write_share
 from lit_llm.training.callbacks.background import Snapshots, Writer, write
+from lit_llm.training.callbacks.signals import StopSignals
 from lit_llm.training.parts_io import finish, open_folders
 from lit_llm.training.strategy import is_sharded
 
@@ -81,7 +81,9 @@ class Checkpoint(CheckpointBase):
     and an adapter to ``adapter/``, if it has ``save_adapter``.
     With ``max_minutes`` a run that has trained so long saves and ends as SIGTERM would end it.
     Ctrl-C lets a single process finish its optimizer step and saves it; a second one stops at once. SIGTERM, to any of
-    the processes, has all of them finish and save their step; the first raises `Preempted`, the others exit.
+    the processes, has all of them finish and save their step; the first raises `Preempted`, the others exit. It is
+    heard from `setup` on, while there is nothing to save yet; a run that is writing its model by then ends as if it had
+    not come.
 
     Args:
         every_steps: optimizer steps between checkpoints. None: twenty times in the run, but at least 50 apart.
@@ -123,8 +125,7 @@ class Checkpoint(CheckpointBase):
         self._interval = 0
         self._first_step = 0
         self._unscored = False  # a validation has ended whose weights are not saved yet
-        self._stop_asked = 0  # number of the signal that did
-        self._old_handlers: dict[int, Any] = {}
+        self._signals = StopSignals()
         self._group: Any = None  # of all processes, on CPU
         self._first_process = True
 
@@ -132,21 +133,21 @@ class Checkpoint(CheckpointBase):
         """Resolve the folder; have any strategy go on from a checkpoint in parts."""
         self.folder = Path(self.dirpath or Path(trainer.default_root_dir) / "checkpoints")
         open_folders(trainer.strategy)
+        if stage == "fit":  # a model is to be built yet, a checkpoint to be read, loaders to be started
+            self._signals.asked = 0
+            self._signals.catch(trainer, signal.SIGTERM)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Resolve the interval and forget what an interrupted save left behind."""
         self._saved_step = trainer.global_step or -1
-        self._stop_asked = 0
         self._first_step, self._first_process = trainer.global_step, trainer.is_global_zero
         self._began = time.monotonic()
         self._group = dist.new_group(backend="gloo") if trainer.world_size > 1 else None
         # The Trainer asks the device before every micro-batch whether the first process got SIGTERM, and waits for the
-        # answer; `_agree_to_stop` asks all of them once an optimizer step, on the CPU.
+        # answer; `on_train_batch_start` asks all of them once an optimizer step, on the CPU.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-        if threading.current_thread() is threading.main_thread():
-            # Of several processes, Lightning's launcher kills the others when one ends by Ctrl-C.
-            caught = (signal.SIGINT, signal.SIGTERM) if trainer.world_size == 1 else (signal.SIGTERM,)
-            self._old_handlers = {number: signal.signal(number, self._ask_to_stop) for number in caught}
+        if trainer.world_size == 1:  # of several, Lightning's launcher kills the others when one ends by Ctrl-C
+            self._signals.catch(trainer, signal.SIGINT)
         self._interval = self.every_steps or 0
         if self.every_steps is None:
             steps = trainer.num_training_batches / trainer.accumulate_grad_batches
@@ -173,8 +174,8 @@ class Checkpoint(CheckpointBase):
         # Lightning counts a skipped validation as a batch when it resumes; it decides by this count which steps to log.
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         if trainer.global_step > self._first_step and self._out_of_time():
-            self._stop_asked = self._stop_asked or signal.SIGTERM
-        stop, writing = self._highest(self._stop_asked, int(self._writer.busy))
+            self._signals.asked = self._signals.asked or signal.SIGTERM
+        stop, writing = self._highest(self._signals.asked, int(self._writer.busy))
         if not writing:
             self._finish()
         if trainer.global_step > self._saved_step:
@@ -209,7 +210,6 @@ class Checkpoint(CheckpointBase):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last step, and the model for others to use."""
-        self._restore_handlers()
         if self._unscored:
             self._save_best(trainer)
         if trainer.global_step > self._saved_step:
@@ -250,17 +250,17 @@ class Checkpoint(CheckpointBase):
             rank_zero_info(f"wrote {target}: a Hugging Face directory, for transformers and vLLM")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Give the signals back to whoever had them, and let what is being written be finished."""
-        self._restore_handlers()
-        self._writer.join()
-        if self._group is None and not isinstance(exception, UserError):  # the others may not have met one
-            self._finish()
+        """Let what is being written be finished, and give the signals back to whoever had them."""
+        try:
+            self._writer.join()
+            if self._group is None and not isinstance(exception, UserError):  # the others may not have met one
+                self._finish()
+        finally:
+            self._signals.give_back()
 
-    def _ask_to_stop(self, number: int, frame: Any) -> None:
-        self._stop_asked = number
-        if number == signal.SIGINT:
-            self._restore_handlers()
-            rank_zero_info("stopping after this step; Ctrl-C again stops at once")
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Give the signals back to whoever had them."""
+        self._signals.give_back()
 
     def _out_of_time(self) -> bool:
         return self.max_minutes is not None and time.monotonic() - self._began > 60 * self.max_minutes
@@ -275,11 +275,6 @@ class Checkpoint(CheckpointBase):
         highest = torch.tensor(numbers)
         dist.all_reduce(highest, dist.ReduceOp.MAX, group=self._group)
         return highest.tolist()
-
-    def _restore_handlers(self) -> None:
-        for number, handler in self._old_handlers.items():
-            signal.signal(number, handler)
-        self._old_handlers = {}
 
     def _save_step(self, trainer: L.Trainer) -> None:
         self._write(trainer, f"step-{trainer.global_step:08d}.ckpt")
