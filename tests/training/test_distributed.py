@@ -101,3 +101,17 @@ def test_what_is_broken_on_one_rank_is_skipped_on_both(
     assert "AssertionError" not in out.read_text()  # of the second rank
     assert json.loads((folder / "events.jsonl").read_text()) == {"step": 8, "event": "skipped", "steps": 1, "in_all": 1}
     assert "1 step skipped" in (folder / "report.html").read_text()
+
+
+def fit_back(rank: int, folder: Path, corpus: Path) -> int:
+    module = Breaks(TINY, compile=False)
+    module.broken = (5, 6, 7)
+    callbacks = [SpikeGuard(patience=3), Checkpoint(every_steps=1, keep_last=2)]
+    return fit(folder, corpus, module, devices=2, strategy=FSDP2Strategy(), callbacks=callbacks).global_step - 12
+
+
+def test_two_processes_go_back_behind_what_was_saved_while_steps_were_skipped(tmp_path: Path, corpus: Path) -> None:
+    folder, out = tmp_path / "run", tmp_path / "out"
+    assert together(2, out, fit_back, folder, corpus) == 0, out.read_text()[-3000:]
+    assert json.loads((folder / "events.jsonl").read_text().splitlines()[-1])["to"] == "step-00000004.ckpt"
+    assert "Traceback" not in out.read_text()  # of the second

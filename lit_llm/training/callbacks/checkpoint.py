@@ -11,7 +11,7 @@ import sys
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -36,8 +36,13 @@ _NAME = re.compile(r"step-(\d+)\.ckpt(\.part)?")
 def checkpoints(folder: Path, unnamed: bool = False) -> list[Path]:
     """The folder's step checkpoints, oldest first; with ``unnamed`` also those that were not finished, or did not get
     their name."""
-    found = [(int(m[1]), file) for file in folder.glob("step-*") if (m := _NAME.fullmatch(file.name))]
+    found = [(step_of(file), file) for file in folder.glob("step-*") if _NAME.fullmatch(file.name)]
     return [file for _, file in sorted(found) if unnamed or file.suffix == ".ckpt"]
+
+
+def step_of(checkpoint: Path) -> int:
+    """Of one of `checkpoints`."""
+    return int(checkpoint.name.removeprefix("step-").partition(".")[0])
 
 
 def damage(file: Path) -> str | None:
@@ -56,13 +61,14 @@ def damage(file: Path) -> str | None:
     return None if broken is None else f"the checksum of {broken} is another"
 
 
-def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest of all `checkpoints` that has no `damage`, and a sentence about each newer one that has.
+def newest_whole(folder: Path, before: float = math.inf) -> tuple[Path | None, list[str]]:
+    """The newest of all `checkpoints` of a step below ``before`` that has no `damage`, and a sentence about each newer
+    one that has.
 
     Nobody may be writing to ``folder``. One that lacks nothing but its name gets it from `Checkpoint`.
     """
     reasons: list[str] = []
-    for file in reversed(checkpoints(folder, unnamed=True)):
+    for file in reversed([f for f in checkpoints(folder, unnamed=True) if step_of(f) < before]):
         reason = damage(file)
         if reason is None:
             return file, reasons
@@ -95,6 +101,10 @@ class Checkpoint(CheckpointBase):
             weights and optimizer once more: on the first process, or of what is saved in parts on each its own.
         max_minutes: of this call, from its first step on; a little less than a scheduler grants.
 
+    Attributes:
+        unchanged_since: set by `SpikeGuard`: which step made the weights as they are, if steps were skipped since, else
+            None. The newest checkpoint of an earlier step is then kept besides the others: the way back.
+
     Raises:
         UserError: the disk is full (nothing half-written stays, older checkpoints are left alone).
     """
@@ -118,8 +128,10 @@ class Checkpoint(CheckpointBase):
             every_steps, keep_last, monitor, dirpath, final, max_minutes,
         )  # fmt: skip
         self.background = background
+        self.unchanged_since: Callable[[], int | None] | None = None
         self._snapshots, self._writer = Snapshots(copies=background), Writer()
         self._target: Path | None = None  # what is being written, on all processes
+        self._unchanged: int | None = None  # since which step, as it is written
         self.best_score: float | None = None
         self._saved_step = -1
         self._interval = 0
@@ -162,7 +174,7 @@ class Checkpoint(CheckpointBase):
                     discard(leftover)
             for file in checkpoints(self.folder):
                 # Resumed from an earlier one: what came after it is not this run's past, nor what `last` should find.
-                if int(file.stem.removeprefix("step-")) > trainer.global_step:
+                if step_of(file) > trainer.global_step:
                     put(file, file.with_name(f"abandoned-{file.name}"))
 
     def on_train_batch_start(
@@ -281,8 +293,11 @@ class Checkpoint(CheckpointBase):
         self._saved_step = trainer.global_step
 
     def _remove_old(self) -> None:
-        for old in checkpoints(self.folder)[: -self.keep_last]:
-            discard(old)
+        old = checkpoints(self.folder)[: -self.keep_last]
+        way_back = [file for file in old if self._unchanged is not None and step_of(file) < self._unchanged][-1:]
+        for file in old:
+            if file not in way_back:
+                discard(file)
 
     def _save_best(self, trainer: L.Trainer) -> None:
         self._unscored = False
@@ -296,6 +311,7 @@ class Checkpoint(CheckpointBase):
 
     def _write(self, trainer: L.Trainer, name: str) -> None:
         self._finish()
+        self._unchanged = None if self.unchanged_since is None else self.unchanged_since()
         target = self.folder / name
         with self._telling(target), self._snapshots.instead_of_files(trainer.strategy):
             trainer.save_checkpoint(target, weights_only=False)
@@ -338,10 +354,17 @@ class Checkpoint(CheckpointBase):
                 "resume with --ckpt_path last" + (f" from {kept[-1].name}" if kept else "")
             ) from error
 
-    def newest_whole(self, trainer: L.Trainer) -> Path | None:
-        """The run's newest whole checkpoint, by the first process's judgement."""
+    def newest_whole(self, trainer: L.Trainer, before: float = math.inf) -> Path | None:
+        """The run's newest whole checkpoint of a step below ``before``, by the first process's judgement."""
         self._finish()
-        return trainer.strategy.broadcast(newest_whole(self.folder)[0] if trainer.is_global_zero else None)
+        return trainer.strategy.broadcast(newest_whole(self.folder, before)[0] if trainer.is_global_zero else None)
+
+    def forget(self, trainer: L.Trainer, since: int) -> None:
+        """Remove the checkpoints from step ``since`` on: the run went back behind them."""
+        if trainer.is_global_zero:
+            for file in checkpoints(self.folder):
+                if step_of(file) >= since:
+                    discard(file)
 
     def state_dict(self) -> dict[str, Any]:
         """The best score so far and torch's CPU random state."""
