@@ -143,6 +143,18 @@ def test_a_resumed_run_decides_alike(tmp_path: Path, corpus: Path) -> None:
     torch.testing.assert_close(weights(tmp_path / "again", 12), weights(tmp_path / "whole", 12), atol=0, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore:step 1[02]. SpikeGuard skipped 1")
+def test_skips_that_were_not_told_before_a_kill_or_at_the_end_are(tmp_path: Path, corpus: Path) -> None:
+    """Skipped are step 7, of which the checkpoint of step 8 knows, and step 11 of 12; told is every fifth step."""
+    told = [{"step": 10, "event": "skipped", "steps": 1, "in_all": 1},
+            {"step": 12, "event": "skipped", "steps": 1, "in_all": 2}]  # fmt: skip
+    for start in (None, tmp_path / "checkpoints" / "step-00000008.ckpt"):
+        module = Breaks(TINY, compile=False)
+        module.broken = (6, 10)
+        fit(tmp_path, corpus, module, start, log_every_n_steps=5)
+        assert events(tmp_path) == told
+
+
 def test_patience_ends(tmp_path: Path, corpus: Path) -> None:
     module = Breaks(TINY, compile=False)
     module.broken = (3, 4, 5, 6, 7)

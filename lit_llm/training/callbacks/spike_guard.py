@@ -61,7 +61,8 @@ class SpikeGuard(L.Callback):
         device = pl_module.device
         self._norms = self._saved.get("norms", torch.zeros(self.window)).to(device)
         self._counts = self._saved.get("counts", torch.zeros(3, dtype=torch.int64)).to(device)
-        self._told, self._went_back = int(self._counts[1]), int(self._saved.get("went_back", torch.zeros(())))
+        self._told = int(self._saved.get("told", self._counts[1]))
+        self._went_back = int(self._saved.get("went_back", 0))
         at, to = self._saved.get("last_return", torch.tensor([-1, -1])).tolist()
         self._last_return = at, to
         if (checkpoint := _checkpoint_of(trainer)) is not None:
@@ -107,17 +108,25 @@ class SpikeGuard(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Tell of skips, at the steps that are logged."""
-        if not (at_border(trainer, batch_idx) and logs_now(trainer)):
-            return
+        """Tell of skips, at the steps that are logged, and go back after too many."""
+        if at_border(trainer, batch_idx) and logs_now(trainer):
+            in_a_row = self._tell(trainer)
+            if in_a_row >= self.patience:
+                self._go_back(trainer, pl_module, in_a_row)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Tell of skips since the last step that was logged."""
+        self._tell(trainer)
+
+    def _tell(self, trainer: L.Trainer) -> int:
+        """Say which skips are new; returns how many steps in a row were skipped by now."""
         assert self._counts is not None
         _, skipped, in_a_row = self._counts.tolist()
         if skipped > self._told:
             new, self._told = skipped - self._told, skipped
             rank_zero_warn(f"step {trainer.global_step}: SpikeGuard skipped {new} of the last steps, {skipped} in all")
             self._write(trainer, {"event": "skipped", "steps": new, "in_all": skipped})
-        if in_a_row >= self.patience:
-            self._go_back(trainer, pl_module, in_a_row)
+        return in_a_row
 
     def _write(self, trainer: L.Trainer, event: dict[str, Any]) -> None:
         if trainer.is_global_zero:
@@ -170,6 +179,7 @@ class SpikeGuard(L.Callback):
         return {
             "norms": self._norms.cpu(),
             "counts": self._counts.cpu(),
+            "told": torch.tensor(self._told),
             "went_back": torch.tensor(self._went_back),
             "last_return": torch.tensor(self._last_return),
         }
