@@ -196,6 +196,19 @@ def test_resuming_an_earlier_checkpoint_sets_later_ones_aside(tmp_path: Path, co
     assert (folder / "checkpoints" / "abandoned-step-00000016.ckpt").exists()
 
 
+def test_what_was_resumed_from_elsewhere_is_saved_here_at_once(tmp_path: Path, corpus: Path) -> None:
+    whole, first, told = tmp_path / "whole", tmp_path / "first", tmp_path / "told"
+    assert run(whole, corpus) == 0
+    assert run(first, corpus, "--trainer.max_steps", "6") == 0
+    best = ("--ckpt_path", str(first / "checkpoints" / "best.ckpt"), "--checkpoint.background", "false")
+    assert run(told, corpus, *best, kill=["terminate", 1, 0]) == Preempted.status
+    assert "saved step 6" in output(told) and [f.stem for f in checkpoints(told / "checkpoints")] == ["step-00000006"]
+    killed = tmp_path / "killed"
+    assert run(killed, corpus, *best, kill=["batch", 2]) == -signal.SIGKILL
+    assert run(killed, corpus, "--ckpt_path", "last") == 0
+    assert metrics(killed) == metrics(whole)[6:] and weights(killed) == weights(whole)
+
+
 def spoil(file: Path, harm: str) -> None:
     """Do to ``file`` what disks do."""
     content = bytearray(file.read_bytes())

@@ -40,6 +40,10 @@ def checkpoints(folder: Path, unnamed: bool = False) -> list[Path]:
     return [file for _, file in sorted(found) if unnamed or file.suffix == ".ckpt"]
 
 
+def _name(step: int) -> str:
+    return f"step-{step:08d}.ckpt"
+
+
 def step_of(checkpoint: Path) -> int:
     """Of one of `checkpoints`."""
     return int(checkpoint.name.removeprefix("step-").partition(".")[0])
@@ -134,6 +138,7 @@ class Checkpoint(CheckpointBase):
         self._unchanged: int | None = None  # since which step, as it is written
         self.best_score: float | None = None
         self._saved_step = -1
+        self._trained = False
         self._interval = 0
         self._first_step = 0
         self._unscored = False  # a validation has ended whose weights are not saved yet
@@ -146,12 +151,13 @@ class Checkpoint(CheckpointBase):
         self.folder = Path(self.dirpath or Path(trainer.default_root_dir) / "checkpoints")
         open_folders(trainer.strategy)
         if stage == "fit":  # a model is to be built yet, a checkpoint to be read, loaders to be started
+            self._trained = False
             self._signals.asked = 0
             self._signals.catch(trainer, signal.SIGTERM)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Resolve the interval and forget what an interrupted save left behind."""
-        self._saved_step = trainer.global_step or -1
+        self._trained = True
         self._first_step, self._first_process = trainer.global_step, trainer.is_global_zero
         self._began = time.monotonic()
         self._group = dist.new_group(backend="gloo") if trainer.world_size > 1 else None
@@ -176,6 +182,9 @@ class Checkpoint(CheckpointBase):
                 # Resumed from an earlier one: what came after it is not this run's past, nor what `last` should find.
                 if step_of(file) > trainer.global_step:
                     put(file, file.with_name(f"abandoned-{file.name}"))
+        # What was resumed may be the best one, or lie elsewhere: that is not where `last` looks.
+        here = trainer.strategy.broadcast((self.folder / _name(trainer.global_step)).exists())
+        self._saved_step = trainer.global_step if here else -1
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -193,7 +202,8 @@ class Checkpoint(CheckpointBase):
         if trainer.global_step > self._saved_step:
             if self._unscored:
                 self._save_best(trainer)
-            if stop or (trainer.global_step > 0 and trainer.global_step % self._interval == 0):
+            due = trainer.global_step % self._interval == 0 or trainer.global_step == self._first_step
+            if stop or (trainer.global_step > 0 and due):
                 self._save_step(trainer)
         if stop:
             self._finish()
@@ -231,7 +241,7 @@ class Checkpoint(CheckpointBase):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the model of a run that had ended but was stopped while it did: the Trainer skips its training."""
-        had_ended = self._saved_step < 0 < trainer.global_step
+        had_ended = trainer.global_step > 0 and not self._trained
         if had_ended and not trainer.strategy.broadcast((self.folder.parent / "final").exists()):
             self._write_final(trainer, pl_module)
 
@@ -289,7 +299,7 @@ class Checkpoint(CheckpointBase):
         return highest.tolist()
 
     def _save_step(self, trainer: L.Trainer) -> None:
-        self._write(trainer, f"step-{trainer.global_step:08d}.ckpt")
+        self._write(trainer, _name(trainer.global_step))
         self._saved_step = trainer.global_step
 
     def _remove_old(self) -> None:
