@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import re
 import shutil
@@ -31,6 +32,7 @@ from lit_llm.training.parts_io import finish, open_folders
 from lit_llm.training.strategy import is_sharded
 
 _NAME = re.compile(r"step-(\d+)\.ckpt(\.part)?")
+_MODEL_STEP = "trainer_state.json"  # where transformers' Trainer writes it too
 
 
 def checkpoints(folder: Path, unnamed: bool = False) -> list[Path]:
@@ -241,8 +243,10 @@ class Checkpoint(CheckpointBase):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the model of a run that had ended but was stopped while it did: the Trainer skips its training."""
-        had_ended = trainer.global_step > 0 and not self._trained
-        if had_ended and not trainer.strategy.broadcast((self.folder.parent / "final").exists()):
+        if self._trained or not trainer.global_step:
+            return
+        written = trainer.strategy.broadcast(_step_of_model(self.folder.parent / "final"))
+        if written != trainer.global_step:  # it may have ended at fewer steps before, and left the model of those
             self._write_final(trainer, pl_module)
 
     def _write_final(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -256,6 +260,8 @@ class Checkpoint(CheckpointBase):
             save_adapter: Any = getattr(pl_module, "save_adapter", None)
             try:
                 save_pretrained(part)
+                if trainer.is_global_zero:
+                    (part / _MODEL_STEP).write_text(json.dumps({"global_step": trainer.global_step}) + "\n")
                 if save_adapter is not None:
                     save_adapter(self.folder.parent / "adapter")
             except Exception as error:
@@ -400,6 +406,14 @@ class Checkpoint(CheckpointBase):
             for count in ("total", "current"):
                 epochs = loops["epoch_progress"][count]
                 epochs["processed"] = epochs["completed"] = epochs["started"] - 1
+
+
+def _step_of_model(folder: Path) -> int | None:
+    """Of ``final/``; None if it is not there or does not say."""
+    try:
+        return json.loads((folder / _MODEL_STEP).read_bytes())["global_step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _disk_problem(error: BaseException) -> bool:
