@@ -103,10 +103,11 @@ class FSDP2Strategy(ModelParallelStrategy):
             self.checkpoint_io.save_checkpoint(share, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Map the files: every process reads of them what it needs."""
-        if Path(checkpoint_path).is_dir():
-            return open_parts(Path(checkpoint_path), weights_only)
-        return torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=weights_only)
+        """Map the files: every process reads of them what it needs. All call it, and take the first one's path."""
+        path = Path(self.broadcast(checkpoint_path))
+        if path.is_dir():
+            return open_parts(path, weights_only)
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Take this process's part of every tensor. Raises KeyError for a missing name, if ``strict``."""

@@ -160,6 +160,7 @@ class Checkpoint(CheckpointBase):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Resolve the interval and forget what an interrupted save left behind."""
         self._trained = True
+        _check_steps(trainer)
         self._first_step, self._first_process = trainer.global_step, trainer.is_global_zero
         self._began = time.monotonic()
         self._group = dist.new_group(backend="gloo") if trainer.world_size > 1 else None
@@ -406,6 +407,25 @@ class Checkpoint(CheckpointBase):
             for count in ("total", "current"):
                 epochs = loops["epoch_progress"][count]
                 epochs["processed"] = epochs["completed"] = epochs["started"] - 1
+
+
+def _check_steps(trainer: L.Trainer) -> None:
+    """See that all processes go on from one step: each has looked for a checkpoint itself.
+
+    Raises:
+        UserError: on the first process; the others exit, as their launcher would kill it for any other end.
+    """
+    steps = [trainer.global_step] * trainer.world_size
+    if trainer.world_size > 1:
+        dist.all_gather_object(steps, trainer.global_step)
+    for rank, step in enumerate(steps):
+        if step != steps[0]:
+            if not trainer.is_global_zero:
+                sys.exit(0)
+            raise UserError(
+                f"--ckpt_path: the first process goes on from step {steps[0]}, process {rank} from step {step}: put "
+                "the run folder where all processes see the same checkpoints"
+            )
 
 
 def _step_of_model(folder: Path) -> int | None:
