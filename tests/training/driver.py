@@ -121,6 +121,7 @@ def _launch(ranks: int, out: Path, function: Callable[..., int], args: tuple) ->
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # the group's: launchers wait for what their processes make of it
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     if -signal.SIGKILL in codes:  # one alone: the others have ended by what they met
         os.kill(os.getpid(), signal.SIGKILL)
@@ -145,6 +146,7 @@ def spy(log: Path, kill: list | None, rank: int) -> None:
         ["final", 1]: as the model is written
         ["validation", n]: within the n-th batch of a validation; ["row", n]: within the n-th writing of metrics.csv
         ["interrupt", n, rank], ["terminate", n, rank], ["alone", n, rank]: SIGINT, SIGTERM, SIGKILL to that process
+        ["group", n, rank]: SIGTERM, by it, to all of the run's process group
     where a rank stands, that process alone.
     """
     file = open(log, "a")  # noqa: SIM115
@@ -186,6 +188,8 @@ def spy(log: Path, kill: list | None, rank: int) -> None:
             signal.setitimer(signal.ITIMER_REAL, when)
         if what in signals and batches == when and rank == whom[0]:
             os.kill(os.getpid(), signals[what])
+        if what == "group" and batches == when and rank == whom[0]:
+            os.killpg(0, signal.SIGTERM)
         if count("batch"):
             die()
 

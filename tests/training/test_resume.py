@@ -308,6 +308,13 @@ def test_sigterm_saves_the_step_and_asks_to_be_requeued(tmp_path: Path, corpus: 
     assert weights(stopped) == weights(whole)
 
 
+def test_sigterm_to_a_whole_process_group_leaves_the_loaders_workers_at_work(tmp_path: Path, corpus: Path) -> None:
+    """As Ctrl-C in a terminal, a scheduler's signal goes to all processes of a group."""
+    shape = {"workers": 2, "accumulation": 3}
+    assert run(tmp_path / "run", corpus, kill=["group", 20, 0], **shape) == Preempted.status  # in step 7
+    assert checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "step-00000007.ckpt"
+
+
 @pytest.mark.parametrize(
     ("strategy", "rank"),
     [pytest.param("ddp", 0, marks=pytest.mark.slow), ("ddp", 1), pytest.param("fsdp2", 0, marks=pytest.mark.slow),
