@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from torch.optim import Optimizer
 
 from lit_llm.errors import UserError
@@ -134,3 +134,12 @@ class FSDP2Strategy(ModelParallelStrategy):
 def is_sharded(trainer: L.Trainer) -> bool:
     """Whether no process holds the whole model: all of them must enter every forward pass."""
     return isinstance(trainer.strategy, ModelParallelStrategy)
+
+
+def has_own_format(strategy: Strategy) -> bool:
+    """Whether ``strategy`` writes checkpoints past its `CheckpointIO`: folders of torch's or of DeepSpeed's."""
+    if isinstance(strategy, ModelParallelStrategy):
+        return strategy._save_distributed_checkpoint
+    if isinstance(strategy, FSDPStrategy):
+        return strategy._state_dict_type == "sharded"
+    return isinstance(strategy, DeepSpeedStrategy)

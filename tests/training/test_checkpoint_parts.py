@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -15,12 +16,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch.distributed.tensor import DTensor
 
 from lit_llm import Checkpoint, FSDP2Strategy, PretrainModule, UserError
 from lit_llm.models.parts import MANIFEST, read_parts
 from lit_llm.training.callbacks import checkpoint as callback
 from lit_llm.training.callbacks.checkpoint import checkpoints, damage, newest_whole
+from lit_llm.training.strategy import has_own_format
 
 STEPS = 6
 # Five heads' worth of rows that four processes share unevenly, and norms.
@@ -195,6 +198,14 @@ def test_killed_while_it_writes(tmp_path: Path) -> None:
     assert reasons == [f"{step(folder, 4)}.part is damaged (it has no manifest.json: it was not finished)"]
     fit(folder, start=newest)
     assert not list(folder.glob("*.part")) and checkpoints(folder)[-1] == step(folder, STEPS)
+
+
+@pytest.mark.parametrize("strategy", [ModelParallelStrategy(), FSDPStrategy(state_dict_type="sharded")])
+def test_strategies_that_write_a_format_of_their_own_are_refused(tmp_path: Path, strategy: Any) -> None:
+    trainer: Any = SimpleNamespace(strategy=strategy, default_root_dir=tmp_path)
+    with pytest.raises(UserError, match=f"trainer.strategy: .* {type(strategy).__name__} .* set it to fsdp2"):
+        Checkpoint().setup(trainer, L.LightningModule(), "fit")
+    assert not has_own_format(FSDP2Strategy()) and not has_own_format(FSDPStrategy())
 
 
 @pytest.mark.parametrize("written", ['{"files": {}}', '{"files": '])

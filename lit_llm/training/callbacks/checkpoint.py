@@ -29,7 +29,7 @@ from lit_llm.models.parts import Divided, damage_of_parts, discard, part_of, put
 from lit_llm.training.callbacks.background import Snapshots, Writer, write
 from lit_llm.training.callbacks.signals import StopSignals
 from lit_llm.training.parts_io import finish, open_folders
-from lit_llm.training.strategy import is_sharded
+from lit_llm.training.strategy import has_own_format, is_sharded
 
 _NAME = re.compile(r"step-(\d+)\.ckpt(\.part)?")
 _MODEL_STEP = "trainer_state.json"  # where transformers' Trainer writes it too
@@ -112,7 +112,8 @@ class Checkpoint(CheckpointBase):
             None. The newest checkpoint of an earlier step is then kept besides the others: the way back.
 
     Raises:
-        UserError: the disk is full (nothing half-written stays, older checkpoints are left alone).
+        UserError: the disk is full (nothing half-written stays, older checkpoints are left alone); a strategy whose
+            checkpoints have a format of its own; processes that would go on from different steps.
     """
 
     def __init__(
@@ -149,7 +150,12 @@ class Checkpoint(CheckpointBase):
         self._first_process = True
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Resolve the folder; have any strategy go on from a checkpoint in parts."""
+        """Resolve the folder; have the strategy go on from checkpoints in parts, or refuse one with its own format."""
+        if stage == "fit" and has_own_format(trainer.strategy):
+            raise UserError(
+                f"trainer.strategy: no run goes on from what {type(trainer.strategy).__name__} writes, "
+                "checkpoints in a format of its own: set it to fsdp2"
+            )
         self.folder = Path(self.dirpath or Path(trainer.default_root_dir) / "checkpoints")
         open_folders(trainer.strategy)
         if stage == "fit":  # a model is to be built yet, a checkpoint to be read, loaders to be started
@@ -332,7 +338,7 @@ class Checkpoint(CheckpointBase):
         target = self.folder / name
         with self._telling(target), self._snapshots.instead_of_files(trainer.strategy):
             trainer.save_checkpoint(target, weights_only=False)
-        # On the first process, on all of them if it is in parts, on none if the strategy has files of its own.
+        # On the first process, or on all of them if it is in parts.
         taken, self._snapshots.taken = self._snapshots.taken, None
         if isinstance(taken, Divided):
             self._writer.start(partial(write_share, taken, part_of(target), trainer.global_rank))
