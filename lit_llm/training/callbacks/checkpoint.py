@@ -82,6 +82,22 @@ def newest_whole(folder: Path, before: float = math.inf) -> tuple[Path | None, l
     return None, reasons
 
 
+def tidy(folder: Path) -> None:
+    """Give what lacks nothing but its name that name, and remove what else an interrupted save left behind.
+
+    Nobody may be writing to ``folder``.
+    """
+    for leftover in folder.glob("*.part"):
+        named = leftover.with_suffix("")
+        has_a_whole_one = named.exists() and damage(named) is None
+        if not has_a_whole_one and damage(leftover) is None:
+            put(leftover, named)
+        else:
+            discard(leftover)
+    for leftover in folder.glob("*.replaced"):  # see `put`
+        discard(leftover)
+
+
 class Checkpoint(CheckpointBase):
     """Saves ``step-<n>.ckpt`` every ``every_steps`` optimizer steps and at the end, and the best as ``best.ckpt``.
 
@@ -182,11 +198,7 @@ class Checkpoint(CheckpointBase):
                 steps = min(steps, trainer.max_steps)
             self._interval = max(50, int(steps // 20)) if steps != float("inf") else 1000
         if trainer.is_global_zero and self.folder.is_dir():
-            for leftover in self.folder.glob("*.part"):
-                if not leftover.with_suffix("").exists() and damage(leftover) is None:
-                    put(leftover, leftover.with_suffix(""))  # only its name was missing
-                else:
-                    discard(leftover)
+            tidy(self.folder)
             for file in checkpoints(self.folder):
                 # Resumed from an earlier one: what came after it is not this run's past, nor what `last` should find.
                 if step_of(file) > trainer.global_step:
