@@ -110,8 +110,7 @@ class Checkpoint(CheckpointBase):
     With ``max_minutes`` a run that has trained so long saves and ends as SIGTERM would end it.
     Ctrl-C lets a single process finish its optimizer step and saves it; a second one stops at once. SIGTERM, to any of
     the processes, has all of them finish and save their step; the first raises `Preempted`, the others exit. It is
-    heard from `setup` on, while there is nothing to save yet; a run that is writing its model by then ends as if it had
-    not come.
+    heard from `setup` on, and changes nothing once the model is being written.
 
     Args:
         every_steps: optimizer steps between checkpoints. None: twenty times in the run, but at least 50 apart.
