@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from driver import STEPS, consumed, metrics, output, run, weights
 
-from lit_llm.training.callbacks.checkpoint import checkpoints, damage
+from lit_llm.training.callbacks.checkpoint_folder import checkpoints, damage
 
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])

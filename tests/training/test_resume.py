@@ -12,7 +12,7 @@ import pytest
 from driver import STEPS, consumed, metrics, output, run, weights
 
 from lit_llm.errors import Preempted
-from lit_llm.training.callbacks.checkpoint import checkpoints, damage, newest_whole
+from lit_llm.training.callbacks.checkpoint_folder import checkpoints, damage, newest_whole
 
 # All of the validation text: two batches a process would be other ones on two. At this width's default rate, 0.014,
 # runs of one and of two processes that nobody kills differ by 2e-2 of the loss within 240 steps; at this one by 2e-7.

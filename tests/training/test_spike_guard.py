@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lit_llm import Checkpoint, MuonAdamW, PretrainDataModule, PretrainModule, SpikeGuard, UserError
-from lit_llm.training.callbacks.checkpoint import checkpoints
+from lit_llm.training.callbacks.checkpoint_folder import checkpoints
 from lit_llm.training.optimizers import parameter_groups
 
 TINY = {"hidden_size": 32, "num_layers": 1, "num_heads": 2}

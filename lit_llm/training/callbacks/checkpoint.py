@@ -5,13 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import math
-import re
 import shutil
 import signal
 import sys
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -25,77 +22,14 @@ from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_llm.errors import Preempted, UserError
-from lit_llm.models.parts import Divided, damage_of_parts, discard, part_of, put, write_share
+from lit_llm.models.parts import Divided, discard, part_of, put, write_share
 from lit_llm.training.callbacks.background import Snapshots, Writer, write
+from lit_llm.training.callbacks.checkpoint_folder import checkpoints, name_of, newest_whole, step_of, tidy
 from lit_llm.training.callbacks.signals import StopSignals
 from lit_llm.training.parts_io import finish, open_folders
 from lit_llm.training.strategy import has_own_format, is_sharded
 
-_NAME = re.compile(r"step-(\d+)\.ckpt(\.part)?")
 _MODEL_STEP = "trainer_state.json"  # where transformers' Trainer writes it too
-
-
-def checkpoints(folder: Path, unnamed: bool = False) -> list[Path]:
-    """The folder's step checkpoints, oldest first; with ``unnamed`` also those that were not finished, or did not get
-    their name."""
-    found = [(step_of(file), file) for file in folder.glob("step-*") if _NAME.fullmatch(file.name)]
-    return [file for _, file in sorted(found) if unnamed or file.suffix == ".ckpt"]
-
-
-def _name(step: int) -> str:
-    return f"step-{step:08d}.ckpt"
-
-
-def step_of(checkpoint: Path) -> int:
-    """Of one of `checkpoints`."""
-    return int(checkpoint.name.removeprefix("step-").partition(".")[0])
-
-
-def damage(file: Path) -> str | None:
-    """What is wrong with a checkpoint's bytes, or None: they are read once and held to their checksums.
-
-    torch writes a zip archive with a CRC-32 of every record and a directory at its end, and reads it without looking at
-    them: a flipped bit would be a weight. A folder has them in its manifest.
-    """
-    if file.is_dir():
-        return damage_of_parts(file)
-    try:
-        with zipfile.ZipFile(file) as archive:
-            broken = archive.testzip()
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, zlib.error) as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return None if broken is None else f"the checksum of {broken} is another"
-
-
-def newest_whole(folder: Path, before: float = math.inf) -> tuple[Path | None, list[str]]:
-    """The newest of all `checkpoints` of a step below ``before`` that has no `damage`, and a sentence about each newer
-    one that has.
-
-    Nobody may be writing to ``folder``. One that lacks nothing but its name gets it from `Checkpoint`.
-    """
-    reasons: list[str] = []
-    for file in reversed([f for f in checkpoints(folder, unnamed=True) if step_of(f) < before]):
-        reason = damage(file)
-        if reason is None:
-            return file, reasons
-        reasons.append(f"{file} is damaged ({reason})")
-    return None, reasons
-
-
-def tidy(folder: Path) -> None:
-    """Give what lacks nothing but its name that name, and remove what else an interrupted save left behind.
-
-    Nobody may be writing to ``folder``.
-    """
-    for leftover in folder.glob("*.part"):
-        named = leftover.with_suffix("")
-        has_a_whole_one = named.exists() and damage(named) is None
-        if not has_a_whole_one and damage(leftover) is None:
-            put(leftover, named)
-        else:
-            discard(leftover)
-    for leftover in folder.glob("*.replaced"):  # see `put`
-        discard(leftover)
 
 
 class Checkpoint(CheckpointBase):
@@ -203,7 +137,7 @@ class Checkpoint(CheckpointBase):
                 if step_of(file) > trainer.global_step:
                     put(file, file.with_name(f"abandoned-{file.name}"))
         # What was resumed may be the best one, or lie elsewhere: that is not where `last` looks.
-        here = trainer.strategy.broadcast((self.folder / _name(trainer.global_step)).exists())
+        here = trainer.strategy.broadcast((self.folder / name_of(trainer.global_step)).exists())
         self._saved_step = trainer.global_step if here else -1
 
     def on_train_batch_start(
@@ -323,7 +257,7 @@ class Checkpoint(CheckpointBase):
         return highest.tolist()
 
     def _save_step(self, trainer: L.Trainer) -> None:
-        self._write(trainer, _name(trainer.global_step))
+        self._write(trainer, name_of(trainer.global_step))
         self._saved_step = trainer.global_step
 
     def _remove_old(self) -> None:
