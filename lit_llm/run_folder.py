@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from lit_llm.errors import UserError
-from lit_llm.training.callbacks.checkpoint import checkpoints, damage, newest_whole
+from lit_llm.training.callbacks.checkpoint_folder import checkpoints, damage, newest_whole
 
 # How the first process tells those that Lightning starts from it: by then its folder is no longer empty.
 _CHOSEN = "LIT_LLM_RUN_FOLDER"

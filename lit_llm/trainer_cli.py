@@ -35,7 +35,8 @@ from lit_llm.plan.preflight import Preflight
 from lit_llm.presets import config_name, find_config
 from lit_llm.report.callback import RunReport
 from lit_llm.run_folder import launcher, leave_run, prepare_run
-from lit_llm.training.callbacks.checkpoint import Checkpoint, checkpoints
+from lit_llm.training.callbacks.checkpoint import Checkpoint
+from lit_llm.training.callbacks.checkpoint_folder import checkpoints
 from lit_llm.training.callbacks.garbage import FreezeGarbage
 from lit_llm.training.callbacks.progress import ProgressBar
 from lit_llm.training.callbacks.samples import SampleCallback

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.fabric.utilities.seed import pl_worker_init_function
 from lightning.pytorch.strategies import ParallelStrategy, Strategy
 from torch.utils.data import DataLoader, Dataset
 
@@ -134,6 +136,7 @@ class TokenDataModule(L.LightningDataModule, ABC):
             sampler=sampler,
             collate_fn=collate,
             num_workers=self.num_workers,
+            worker_init_fn=_start_worker,
             persistent_workers=self.num_workers > 0,
             pin_memory=bool(self.trainer and self.trainer.strategy.root_device.type == "cuda"),
         )
@@ -182,6 +185,17 @@ class TokenDataModule(L.LightningDataModule, ABC):
                     f"data.{key} was {state_dict.get(key)} when the checkpoint was written and is {now} now: the "
                     "samples would not continue; restore it, or start a new run with model.init_from"
                 )
+
+
+def _start_worker(number: int) -> None:
+    """Put a loader's worker into a process group of its own.
+
+    Ctrl-C in a terminal and a scheduler's signal go to a whole group. The run finishes its step, for which it needs the
+    workers: they end when it ends, or when torch's watchdog, every five seconds, finds it gone.
+    """
+    os.setpgid(0, 0)
+    if os.environ.get("PL_SEED_WORKERS") == "1":  # the Trainer seeds workers only where there is no such function
+        pl_worker_init_function(number)
 
 
 def data_rank_and_size(strategy: Strategy) -> tuple[int, int]:

@@ -80,11 +80,14 @@ def part_of(target: Path) -> Path:
 
 
 def put(part: Path, target: Path) -> None:
-    """Give ``part``, a whole checkpoint in one file or in parts, its name; what had it is gone."""
-    if part.is_dir() or target.is_dir():
-        discard(target)
+    """Give ``part``, a whole checkpoint in one file or in parts, its name; what had it is gone, once this has it."""
+    replaced = target.with_name(target.name + ".replaced")
+    if target.exists() and (part.is_dir() or target.is_dir()):  # else one rename does it
+        discard(replaced)
+        target.rename(replaced)
     part.replace(target)
     _sync(target.parent)
+    discard(replaced)
 
 
 def discard(checkpoint: Path) -> None:

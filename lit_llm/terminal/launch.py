@@ -31,7 +31,8 @@ def launch_main(args: list[str]) -> None:
         "--time", default="24:00:00", help="limit that SLURM sets, as sbatch takes it; default %(default)s"
     )
     parser.add_argument("--grace", type=int, default=180, metavar="SECONDS",
-                        help="before the limit the run is told to save; default %(default)s")  # fmt: skip
+                        help="before the limit the run is told to save: more than an optimizer step, a validation and "
+                             "a save take together; default %(default)s")  # fmt: skip
     parser.add_argument("--sbatch", action="append", default=[], metavar="OPTION",
                         help="another option of sbatch, e.g. --sbatch partition=gpu; may be repeated")  # fmt: skip
     parser.add_argument("--output", metavar="FILE", help="default: the config's name, .sbatch added")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from torch.optim import Optimizer
 
 from lit_llm.errors import UserError
@@ -103,10 +103,11 @@ class FSDP2Strategy(ModelParallelStrategy):
             self.checkpoint_io.save_checkpoint(share, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Map the files: every process reads of them what it needs."""
-        if Path(checkpoint_path).is_dir():
-            return open_parts(Path(checkpoint_path), weights_only)
-        return torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=weights_only)
+        """Map the files: every process reads of them what it needs. All call it, and take the first one's path."""
+        path = Path(self.broadcast(checkpoint_path))
+        if path.is_dir():
+            return open_parts(path, weights_only)
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Take this process's part of every tensor. Raises KeyError for a missing name, if ``strict``."""
@@ -133,3 +134,12 @@ class FSDP2Strategy(ModelParallelStrategy):
 def is_sharded(trainer: L.Trainer) -> bool:
     """Whether no process holds the whole model: all of them must enter every forward pass."""
     return isinstance(trainer.strategy, ModelParallelStrategy)
+
+
+def has_own_format(strategy: Strategy) -> bool:
+    """Whether ``strategy`` writes checkpoints past its `CheckpointIO`: folders of torch's or of DeepSpeed's."""
+    if isinstance(strategy, ModelParallelStrategy):
+        return strategy._save_distributed_checkpoint
+    if isinstance(strategy, FSDPStrategy):
+        return strategy._state_dict_type == "sharded"
+    return isinstance(strategy, DeepSpeedStrategy)

@@ -121,6 +121,7 @@ def _launch(ranks: int, out: Path, function: Callable[..., int], args: tuple) ->
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # the group's: launchers wait for what their processes make of it
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     if -signal.SIGKILL in codes:  # one alone: the others have ended by what they met
         os.kill(os.getpid(), signal.SIGKILL)
@@ -142,8 +143,10 @@ def spy(log: Path, kill: list | None, rank: int) -> None:
         ["beside", n]: within it, once training has gone on by a micro-batch
         ["part", n], ["part", n, rank]: of one in parts, with half of that process's (the first one's) on disk
         ["parts", n]: once all of them are there; ["manifest", n]: with half of the manifest on disk
+        ["final", 1]: as the model is written
         ["validation", n]: within the n-th batch of a validation; ["row", n]: within the n-th writing of metrics.csv
         ["interrupt", n, rank], ["terminate", n, rank], ["alone", n, rank]: SIGINT, SIGTERM, SIGKILL to that process
+        ["group", n, rank]: SIGTERM, by it, to all of the run's process group
     where a rank stands, that process alone.
     """
     file = open(log, "a")  # noqa: SIM115
@@ -165,8 +168,9 @@ def spy(log: Path, kill: list | None, rank: int) -> None:
         done += kind == what
         return kind == what and done == when and [rank] == (whom or [0])
 
-    begin, write_row, evaluate = (
+    begin, write_row, evaluate, write_model = (
         ThroughputCallback.on_train_batch_start, CSVLogger._write_row, PretrainModule.validation_step,
+        PretrainModule.save_pretrained,
     )  # fmt: skip
     write_file, commit, put = parts._write, parts.commit, parts.put
 
@@ -184,6 +188,8 @@ def spy(log: Path, kill: list | None, rank: int) -> None:
             signal.setitimer(signal.ITIMER_REAL, when)
         if what in signals and batches == when and rank == whom[0]:
             os.kill(os.getpid(), signals[what])
+        if what == "group" and batches == when and rank == whom[0]:
+            os.killpg(0, signal.SIGTERM)
         if count("batch"):
             die()
 
@@ -216,6 +222,11 @@ def spy(log: Path, kill: list | None, rank: int) -> None:
             die()
         put(part, target)
 
+    def save_pretrained(self: Any, folder: Any) -> None:
+        if count("final"):
+            die()
+        write_model(self, folder)
+
     def validation_step(self: Any, *args: Any, **kwargs: Any) -> None:
         evaluate(self, *args, **kwargs)
         if count("validation"):
@@ -233,6 +244,7 @@ def spy(log: Path, kill: list | None, rank: int) -> None:
     parts._write, parts_io.commit = half_write, commit_parts
     parts.put = background.put = rename
     PretrainModule.validation_step = validation_step  # type: ignore[method-assign]
+    PretrainModule.save_pretrained = save_pretrained  # type: ignore[method-assign]
     CSVLogger._write_row = cut_row  # type: ignore[method-assign]
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import itertools
+import json
 import os
 import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -15,12 +19,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch.distributed.tensor import DTensor
 
 from lit_llm import Checkpoint, FSDP2Strategy, PretrainModule, UserError
-from lit_llm.models.parts import MANIFEST, read_parts
+from lit_llm.models.parts import MANIFEST, Divided, discard, put, read_parts, write_share
 from lit_llm.training.callbacks import checkpoint as callback
-from lit_llm.training.callbacks.checkpoint import checkpoints, damage, newest_whole
+from lit_llm.training.callbacks.checkpoint_folder import checkpoints, damage, newest_whole, tidy
+from lit_llm.training.strategy import has_own_format
 
 STEPS = 6
 # Five heads' worth of rows that four processes share unevenly, and norms.
@@ -197,6 +203,14 @@ def test_killed_while_it_writes(tmp_path: Path) -> None:
     assert not list(folder.glob("*.part")) and checkpoints(folder)[-1] == step(folder, STEPS)
 
 
+@pytest.mark.parametrize("strategy", [ModelParallelStrategy(), FSDPStrategy(state_dict_type="sharded")])
+def test_strategies_that_write_a_format_of_their_own_are_refused(tmp_path: Path, strategy: Any) -> None:
+    trainer: Any = SimpleNamespace(strategy=strategy, default_root_dir=tmp_path)
+    with pytest.raises(UserError, match=f"trainer.strategy: .* {type(strategy).__name__} .* set it to fsdp2"):
+        Checkpoint().setup(trainer, L.LightningModule(), "fit")
+    assert not has_own_format(FSDP2Strategy()) and not has_own_format(FSDPStrategy())
+
+
 @pytest.mark.parametrize("written", ['{"files": {}}', '{"files": '])
 def test_a_folder_whose_name_alone_was_missing_gets_it(tmp_path: Path, written: str) -> None:
     folder = tmp_path / "best.ckpt.part"
@@ -205,3 +219,55 @@ def test_a_folder_whose_name_alone_was_missing_gets_it(tmp_path: Path, written: 
     fit(tmp_path, steps=1)
     assert (tmp_path / "best.ckpt" / MANIFEST).exists() == written.endswith("}")
     assert not folder.exists()
+
+
+def whole_folder(folder: Path) -> None:
+    files = write_share(Divided({}, folder.name), folder, 0)
+    (folder / MANIFEST).write_text(json.dumps({"files": files}))
+
+
+def test_beside_a_broken_one_what_is_whole_gets_the_name(tmp_path: Path) -> None:
+    whole_folder(tmp_path / "best.ckpt.part")
+    (tmp_path / "best.ckpt").mkdir()
+    tidy(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["best.ckpt"] and damage(tmp_path / "best.ckpt") is None
+
+
+@pytest.mark.parametrize("by_file", [False, True])
+def test_killed_while_a_folder_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_file: bool) -> None:
+    """At each change of the file system that it takes: one of the two is always whole, and a start names it."""
+
+    class Killed(BaseException):
+        pass
+
+    left = 0
+
+    def counted(change: Callable[..., None]) -> Callable[..., None]:
+        def changing(*args: Any, **kwargs: Any) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Killed
+            change(*args, **kwargs)
+
+        return changing
+
+    best, part = tmp_path / "best.ckpt", tmp_path / "best.ckpt.part"
+    for killed_at in itertools.count():
+        whole_folder(best)
+        if by_file:
+            torch.save({}, part)
+        else:
+            whole_folder(part)
+        left, done = killed_at, False
+        with monkeypatch.context() as patch, contextlib.suppress(Killed):
+            for name in ("unlink", "rmdir", "rename", "replace"):
+                patch.setattr(os, name, counted(getattr(os, name)))
+            put(part, best)
+            done = True
+        tidy(tmp_path)
+        assert [file.name for file in tmp_path.iterdir()] == ["best.ckpt"] and damage(best) is None
+        if done:
+            break
+        discard(best)
+    assert killed_at > 3

@@ -17,7 +17,7 @@ from test_spike_guard import TINY, Breaks, fit
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from lit_llm import Checkpoint, FSDP2Strategy, RunReport, SpikeGuard
+from lit_llm import Checkpoint, FSDP2Strategy, PretrainModule, RunReport, SpikeGuard, UserError
 from lit_llm.training.loggers import CSVLogger
 
 
@@ -101,3 +101,43 @@ def test_what_is_broken_on_one_rank_is_skipped_on_both(
     assert "AssertionError" not in out.read_text()  # of the second rank
     assert json.loads((folder / "events.jsonl").read_text()) == {"step": 8, "event": "skipped", "steps": 1, "in_all": 1}
     assert "1 step skipped" in (folder / "report.html").read_text()
+
+
+def fit_back(rank: int, folder: Path, corpus: Path) -> int:
+    module = Breaks(TINY, compile=False)
+    module.broken = (5, 6, 7)
+    callbacks = [SpikeGuard(patience=3), Checkpoint(every_steps=1, keep_last=2)]
+    return fit(folder, corpus, module, devices=2, strategy=FSDP2Strategy(), callbacks=callbacks).global_step - 12
+
+
+def test_two_processes_go_back_behind_what_was_saved_while_steps_were_skipped(tmp_path: Path, corpus: Path) -> None:
+    folder, out = tmp_path / "run", tmp_path / "out"
+    assert together(2, out, fit_back, folder, corpus) == 0, out.read_text()[-3000:]
+    assert json.loads((folder / "events.jsonl").read_text().splitlines()[-1])["to"] == "step-00000004.ckpt"
+    assert "Traceback" not in out.read_text()  # of the second
+
+
+def fit_apart(rank: int, folder: Path, corpus: Path, strategy: str, starts: list[Path | None]) -> int:
+    try:
+        fit(
+            folder, corpus, Breaks(TINY, compile=False), starts[rank], devices=2,
+            strategy=FSDP2Strategy() if strategy == "fsdp2" else strategy, callbacks=[Checkpoint(every_steps=4)],
+        )  # fmt: skip
+    except UserError as error:
+        print(error, flush=True)
+        return 2
+    return 0
+
+
+def test_processes_that_see_other_checkpoints(tmp_path: Path, corpus: Path) -> None:
+    """Sharded, all take the first one's; else each reads its own, and a difference is told."""
+    fit(tmp_path, corpus, PretrainModule(TINY, compile=False))
+    at = {step: tmp_path / "checkpoints" / f"step-{step:08d}.ckpt" for step in (4, 8)}
+    out = tmp_path / "out"
+    assert together(2, out, fit_apart, tmp_path / "a", corpus, "fsdp2", [at[8], tmp_path / "stale"]) == 0
+    for starts, said in (
+        ([at[8], at[4]], "goes on from step 8, process 1 from step 4"),
+        ([at[8], None], "goes on from step 8, process 1 from step 0"),
+    ):
+        assert together(2, out, fit_apart, tmp_path / "b", corpus, "ddp", starts) == 2, out.read_text()[-3000:]
+        assert said in out.read_text() and "Traceback" not in out.read_text()

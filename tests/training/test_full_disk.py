@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
-from driver import consumed, metrics, output, run, weights
+from driver import STEPS, consumed, metrics, output, run, weights
 
-from lit_llm.training.callbacks.checkpoint import checkpoints, damage
+from lit_llm.training.callbacks.checkpoint_folder import checkpoints, damage
 
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -44,3 +46,17 @@ def test_a_run_that_ended_without_its_model_writes_it_when_resumed(tmp_path: Pat
     shutil.rmtree(folder / "final")  # killed just before
     assert run(folder, corpus, "--ckpt_path", "auto", **shape) == 0
     assert weights(folder) == model
+
+
+def test_the_model_of_fewer_steps_is_not_left_as_the_result(tmp_path: Path, corpus: Path) -> None:
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    assert run(whole, corpus) == 0
+    assert run(folder, corpus, "--trainer.max_steps", "12") == 0
+    assert run(folder, corpus, "--ckpt_path", "last", kill=["final", 1]) == -signal.SIGKILL
+    state = folder / "final" / "trainer_state.json"
+    assert json.loads(state.read_text()) == {"global_step": 12}
+    assert run(folder, corpus, "--ckpt_path", "last") == 0
+    assert weights(folder) == weights(whole) and json.loads(state.read_text()) == {"global_step": STEPS}
+    written = state.stat()
+    assert run(folder, corpus, "--ckpt_path", "last") == 0  # nothing is left to do
+    assert state.stat() == written

@@ -12,7 +12,7 @@ import pytest
 from driver import STEPS, consumed, metrics, output, run, weights
 
 from lit_llm.errors import Preempted
-from lit_llm.training.callbacks.checkpoint import checkpoints, damage, newest_whole
+from lit_llm.training.callbacks.checkpoint_folder import checkpoints, damage, newest_whole
 
 # All of the validation text: two batches a process would be other ones on two. At this width's default rate, 0.014,
 # runs of one and of two processes that nobody kills differ by 2e-2 of the loss within 240 steps; at this one by 2e-7.
@@ -196,6 +196,19 @@ def test_resuming_an_earlier_checkpoint_sets_later_ones_aside(tmp_path: Path, co
     assert (folder / "checkpoints" / "abandoned-step-00000016.ckpt").exists()
 
 
+def test_what_was_resumed_from_elsewhere_is_saved_here_at_once(tmp_path: Path, corpus: Path) -> None:
+    whole, first, told = tmp_path / "whole", tmp_path / "first", tmp_path / "told"
+    assert run(whole, corpus) == 0
+    assert run(first, corpus, "--trainer.max_steps", "6") == 0
+    best = ("--ckpt_path", str(first / "checkpoints" / "best.ckpt"), "--checkpoint.background", "false")
+    assert run(told, corpus, *best, kill=["terminate", 1, 0]) == Preempted.status
+    assert "saved step 6" in output(told) and [f.stem for f in checkpoints(told / "checkpoints")] == ["step-00000006"]
+    killed = tmp_path / "killed"
+    assert run(killed, corpus, *best, kill=["batch", 2]) == -signal.SIGKILL
+    assert run(killed, corpus, "--ckpt_path", "last") == 0
+    assert metrics(killed) == metrics(whole)[6:] and weights(killed) == weights(whole)
+
+
 def spoil(file: Path, harm: str) -> None:
     """Do to ``file`` what disks do."""
     content = bytearray(file.read_bytes())
@@ -293,6 +306,13 @@ def test_sigterm_saves_the_step_and_asks_to_be_requeued(tmp_path: Path, corpus: 
     assert run(stopped, corpus, "--ckpt_path", "last", accumulation=3) == 0
     assert metrics(stopped) == metrics(whole)
     assert weights(stopped) == weights(whole)
+
+
+def test_sigterm_to_a_whole_process_group_leaves_the_loaders_workers_at_work(tmp_path: Path, corpus: Path) -> None:
+    """As Ctrl-C in a terminal, a scheduler's signal goes to all processes of a group."""
+    shape = {"workers": 2, "accumulation": 3}
+    assert run(tmp_path / "run", corpus, kill=["group", 20, 0], **shape) == Preempted.status  # in step 7
+    assert checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "step-00000007.ckpt"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lit_llm import Checkpoint, MuonAdamW, PretrainDataModule, PretrainModule, SpikeGuard, UserError
+from lit_llm.training.callbacks.checkpoint_folder import checkpoints
 from lit_llm.training.optimizers import parameter_groups
 
 TINY = {"hidden_size": 32, "num_layers": 1, "num_heads": 2}
@@ -102,10 +103,13 @@ def fit(folder: Path, corpus: Path, module: L.LightningModule, ckpt: Path | None
         corpus=str(corpus), seq_len=32, micro_batch_size=2, global_batch_tokens=128, tokens=32 * 4 * 12,
         validate_every=0,
     )  # fmt: skip
+    settings = {
+        "callbacks": [SpikeGuard(), Checkpoint(every_steps=4, keep_last=9)], "logger": False, "log_every_n_steps": 1,
+        "limit_val_batches": 0, **kwargs,
+    }  # fmt: skip
     trainer = L.Trainer(
-        accelerator="cpu", default_root_dir=folder, log_every_n_steps=1, max_epochs=1,
-        enable_model_summary=False, enable_progress_bar=False, limit_val_batches=0,
-        **{"callbacks": [SpikeGuard(), Checkpoint(every_steps=4, keep_last=9)], "logger": False, **kwargs},
+        accelerator="cpu", default_root_dir=folder, max_epochs=1, enable_model_summary=False,
+        enable_progress_bar=False, **settings,
     )  # fmt: skip
     trainer.fit(module, data, ckpt_path=ckpt, weights_only=False)
     return trainer
@@ -115,6 +119,10 @@ def weights(folder: Path, step: int) -> dict[str, Tensor]:
     return torch.load(folder / "checkpoints" / f"step-{step:08d}.ckpt", weights_only=False)["state_dict"]
 
 
+def events(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
 @pytest.mark.filterwarnings("ignore:step 8. SpikeGuard skipped 1")
 @pytest.mark.parametrize("cls", [Breaks, PlainSGD])
 def test_a_broken_step_is_skipped_and_told(tmp_path: Path, corpus: Path, cls: type[Breaks]) -> None:
@@ -122,8 +130,7 @@ def test_a_broken_step_is_skipped_and_told(tmp_path: Path, corpus: Path, cls: ty
     trainer = fit(tmp_path, corpus, cls(TINY, compile=False))
     assert trainer.global_step == 12
     assert all(torch.isfinite(value).all() for value in weights(tmp_path, 12).values())
-    rows = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
-    assert rows == [{"step": 8, "event": "skipped", "steps": 1, "in_all": 1}]
+    assert events(tmp_path) == [{"step": 8, "event": "skipped", "steps": 1, "in_all": 1}]
 
 
 @pytest.mark.filterwarnings("ignore:step 8. SpikeGuard skipped 1")
@@ -136,10 +143,23 @@ def test_a_resumed_run_decides_alike(tmp_path: Path, corpus: Path) -> None:
     torch.testing.assert_close(weights(tmp_path / "again", 12), weights(tmp_path / "whole", 12), atol=0, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore:step 1[02]. SpikeGuard skipped 1")
+def test_skips_that_were_not_told_before_a_kill_or_at_the_end_are(tmp_path: Path, corpus: Path) -> None:
+    """Skipped are step 7, of which the checkpoint of step 8 knows, and step 11 of 12; told is every fifth step."""
+    told = [{"step": 10, "event": "skipped", "steps": 1, "in_all": 1},
+            {"step": 12, "event": "skipped", "steps": 1, "in_all": 2}]  # fmt: skip
+    for start in (None, tmp_path / "checkpoints" / "step-00000008.ckpt"):
+        module = Breaks(TINY, compile=False)
+        module.broken = (6, 10)
+        fit(tmp_path, corpus, module, start, log_every_n_steps=5)
+        assert events(tmp_path) == told
+
+
 def test_patience_ends(tmp_path: Path, corpus: Path) -> None:
     module = Breaks(TINY, compile=False)
     module.broken = (3, 4, 5, 6, 7)
-    with pytest.raises(UserError, match="step 6: SpikeGuard skipped 3 steps in a row; "), pytest.warns(UserWarning):
+    said = "step 6: SpikeGuard skipped 3 steps in a row; no whole checkpoint is older than the weights, which step 3"
+    with pytest.raises(UserError, match=said), pytest.warns(UserWarning):
         fit(tmp_path, corpus, module, callbacks=[SpikeGuard(patience=3)], enable_checkpointing=False)
     with pytest.raises(UserError, match="patience"):
         SpikeGuard(patience=0)
@@ -176,8 +196,30 @@ def test_it_goes_back_to_the_newest_whole_checkpoint_and_on_with_new_data(
     torch.testing.assert_close(watch.after, saved["state_dict"], atol=0, rtol=0)
     torch.testing.assert_close(watch.momenta, saved["optimizer_states"][0]["state"], atol=0, rtol=0)
     assert watch.rate != saved["optimizer_states"][0]["param_groups"][0]["lr"]  # the schedule went on
-    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
-    assert events[-1] == {"step": 11, "event": "rolled back", "to": "step-00000004.ckpt"}
-    module.broken = tuple(range(1, 12))
-    with pytest.raises(UserError, match="went back 0 times already"), pytest.warns(UserWarning):
+    assert events(tmp_path)[-1] == {"step": 11, "event": "rolled back", "to": "step-00000004.ckpt"}
+    module.broken = tuple(range(3, 12))
+    said = "went back 0 times already; go on from --ckpt_path .*step-00000002.ckpt"
+    with pytest.raises(UserError, match=said), pytest.warns(UserWarning):
         fit(tmp_path / "no", corpus, module, callbacks=[SpikeGuard(patience=2, rollbacks=0), Checkpoint(1)])
+
+
+def test_it_goes_back_behind_what_was_saved_while_steps_were_skipped(tmp_path: Path, corpus: Path) -> None:
+    """Steps 6 to 8 are skipped: checkpoints 5 to 7 hold the weights that break. Step 9 is made, 10 to 12 skipped."""
+    module = Breaks(TINY, compile=False)
+    module.broken = (5, 6, 7, 9, 10, 11)
+    with pytest.warns(UserWarning, match="back to the weights of step-00000004.ckpt"):
+        fit(tmp_path, corpus, module, callbacks=[SpikeGuard(patience=3), Checkpoint(every_steps=1, keep_last=2)])
+    back = [(e["step"], e["to"]) for e in events(tmp_path) if e["event"] == "rolled back"]
+    assert back == [(8, "step-00000004.ckpt"), (12, "step-00000008.ckpt")]
+    left = [f.name for f in checkpoints(tmp_path / "checkpoints")]
+    assert left == ["step-00000008.ckpt", "step-00000012.ckpt"]
+    torch.testing.assert_close(weights(tmp_path, 12), weights(tmp_path, 8), atol=0, rtol=0)
+
+
+def test_where_every_checkpoint_breaks_it_says_so(tmp_path: Path, corpus: Path) -> None:
+    """It went back to step 4, and its weights break at once: with two kept there is no older one."""
+    module = Breaks(TINY, compile=False)
+    module.broken = tuple(range(5, 12))
+    said = "step 11: SpikeGuard skipped 3 steps in a row; no whole checkpoint is older than the weights, which step 4"
+    with pytest.raises(UserError, match=said), pytest.warns(UserWarning):
+        fit(tmp_path, corpus, module, callbacks=[SpikeGuard(patience=3), Checkpoint(every_steps=1, keep_last=2)])

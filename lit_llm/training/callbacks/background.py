@@ -65,7 +65,7 @@ class Snapshots(CheckpointIO):
 
     @contextmanager
     def instead_of_files(self, strategy: Strategy) -> Iterator[None]:
-        """Have what ``strategy`` saves end here; ``taken`` is None if it wrote its files by other means."""
+        """Have what ``strategy`` saves end here; ``taken`` is None on processes that save nothing."""
         own, self.taken = strategy.checkpoint_io, None
         strategy.checkpoint_io = self
         try:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
-import re
 import shutil
 import signal
 import sys
-import threading
 import time
-import zipfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -25,49 +22,14 @@ from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_llm.errors import Preempted, UserError
-from lit_llm.models.parts import Divided, damage_of_parts, discard, part_of, put, write_share
+from lit_llm.models.parts import Divided, discard, part_of, put, write_share
 from lit_llm.training.callbacks.background import Snapshots, Writer, write
+from lit_llm.training.callbacks.checkpoint_folder import checkpoints, name_of, newest_whole, step_of, tidy
+from lit_llm.training.callbacks.signals import StopSignals
 from lit_llm.training.parts_io import finish, open_folders
-from lit_llm.training.strategy import is_sharded
+from lit_llm.training.strategy import has_own_format, is_sharded
 
-_NAME = re.compile(r"step-(\d+)\.ckpt(\.part)?")
-
-
-def checkpoints(folder: Path, unnamed: bool = False) -> list[Path]:
-    """The folder's step checkpoints, oldest first; with ``unnamed`` also those that were not finished, or did not get
-    their name."""
-    found = [(int(m[1]), file) for file in folder.glob("step-*") if (m := _NAME.fullmatch(file.name))]
-    return [file for _, file in sorted(found) if unnamed or file.suffix == ".ckpt"]
-
-
-def damage(file: Path) -> str | None:
-    """What is wrong with a checkpoint's bytes, or None: they are read once and held to their checksums.
-
-    torch writes a zip archive with a CRC-32 of every record and a directory at its end, and reads it without looking at
-    them: a flipped bit would be a weight. A folder has them in its manifest.
-    """
-    if file.is_dir():
-        return damage_of_parts(file)
-    try:
-        with zipfile.ZipFile(file) as archive:
-            broken = archive.testzip()
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, zlib.error) as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return None if broken is None else f"the checksum of {broken} is another"
-
-
-def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest of all `checkpoints` that has no `damage`, and a sentence about each newer one that has.
-
-    Nobody may be writing to ``folder``. One that lacks nothing but its name gets it from `Checkpoint`.
-    """
-    reasons: list[str] = []
-    for file in reversed(checkpoints(folder, unnamed=True)):
-        reason = damage(file)
-        if reason is None:
-            return file, reasons
-        reasons.append(f"{file} is damaged ({reason})")
-    return None, reasons
+_MODEL_STEP = "trainer_state.json"  # where transformers' Trainer writes it too
 
 
 class Checkpoint(CheckpointBase):
@@ -81,7 +43,8 @@ class Checkpoint(CheckpointBase):
     and an adapter to ``adapter/``, if it has ``save_adapter``.
     With ``max_minutes`` a run that has trained so long saves and ends as SIGTERM would end it.
     Ctrl-C lets a single process finish its optimizer step and saves it; a second one stops at once. SIGTERM, to any of
-    the processes, has all of them finish and save their step; the first raises `Preempted`, the others exit.
+    the processes, has all of them finish and save their step; the first raises `Preempted`, the others exit. It is
+    heard from `setup` on, and changes nothing once the model is being written.
 
     Args:
         every_steps: optimizer steps between checkpoints. None: twenty times in the run, but at least 50 apart.
@@ -93,8 +56,13 @@ class Checkpoint(CheckpointBase):
             weights and optimizer once more: on the first process, or of what is saved in parts on each its own.
         max_minutes: of this call, from its first step on; a little less than a scheduler grants.
 
+    Attributes:
+        unchanged_since: set by `SpikeGuard`: which step made the weights as they are, if steps were skipped since, else
+            None. The newest checkpoint of an earlier step is then kept besides the others: the way back.
+
     Raises:
-        UserError: the disk is full (nothing half-written stays, older checkpoints are left alone).
+        UserError: the disk is full (nothing half-written stays, older checkpoints are left alone); a strategy whose
+            checkpoints have a format of its own; processes that would go on from different steps.
     """
 
     def __init__(
@@ -116,37 +84,46 @@ class Checkpoint(CheckpointBase):
             every_steps, keep_last, monitor, dirpath, final, max_minutes,
         )  # fmt: skip
         self.background = background
+        self.unchanged_since: Callable[[], int | None] | None = None
         self._snapshots, self._writer = Snapshots(copies=background), Writer()
         self._target: Path | None = None  # what is being written, on all processes
+        self._unchanged: int | None = None  # since which step, as it is written
         self.best_score: float | None = None
         self._saved_step = -1
+        self._trained = False
         self._interval = 0
         self._first_step = 0
         self._unscored = False  # a validation has ended whose weights are not saved yet
-        self._stop_asked = 0  # number of the signal that did
-        self._old_handlers: dict[int, Any] = {}
+        self._signals = StopSignals()
         self._group: Any = None  # of all processes, on CPU
         self._first_process = True
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Resolve the folder; have any strategy go on from a checkpoint in parts."""
+        """Resolve the folder; have the strategy go on from checkpoints in parts, or refuse one with its own format."""
+        if stage == "fit" and has_own_format(trainer.strategy):
+            raise UserError(
+                f"trainer.strategy: no run goes on from what {type(trainer.strategy).__name__} writes, "
+                "checkpoints in a format of its own: set it to fsdp2"
+            )
         self.folder = Path(self.dirpath or Path(trainer.default_root_dir) / "checkpoints")
         open_folders(trainer.strategy)
+        if stage == "fit":  # a model is to be built yet, a checkpoint to be read, loaders to be started
+            self._trained = False
+            self._signals.asked = 0
+            self._signals.catch(trainer, signal.SIGTERM)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Resolve the interval and forget what an interrupted save left behind."""
-        self._saved_step = trainer.global_step or -1
-        self._stop_asked = 0
+        self._trained = True
+        _check_steps(trainer)
         self._first_step, self._first_process = trainer.global_step, trainer.is_global_zero
         self._began = time.monotonic()
         self._group = dist.new_group(backend="gloo") if trainer.world_size > 1 else None
         # The Trainer asks the device before every micro-batch whether the first process got SIGTERM, and waits for the
-        # answer; `_agree_to_stop` asks all of them once an optimizer step, on the CPU.
+        # answer; `on_train_batch_start` asks all of them once an optimizer step, on the CPU.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-        if threading.current_thread() is threading.main_thread():
-            # Of several processes, Lightning's launcher kills the others when one ends by Ctrl-C.
-            caught = (signal.SIGINT, signal.SIGTERM) if trainer.world_size == 1 else (signal.SIGTERM,)
-            self._old_handlers = {number: signal.signal(number, self._ask_to_stop) for number in caught}
+        if trainer.world_size == 1:  # of several, Lightning's launcher kills the others when one ends by Ctrl-C
+            self._signals.catch(trainer, signal.SIGINT)
         self._interval = self.every_steps or 0
         if self.every_steps is None:
             steps = trainer.num_training_batches / trainer.accumulate_grad_batches
@@ -154,15 +131,14 @@ class Checkpoint(CheckpointBase):
                 steps = min(steps, trainer.max_steps)
             self._interval = max(50, int(steps // 20)) if steps != float("inf") else 1000
         if trainer.is_global_zero and self.folder.is_dir():
-            for leftover in self.folder.glob("*.part"):
-                if not leftover.with_suffix("").exists() and damage(leftover) is None:
-                    put(leftover, leftover.with_suffix(""))  # only its name was missing
-                else:
-                    discard(leftover)
+            tidy(self.folder)
             for file in checkpoints(self.folder):
                 # Resumed from an earlier one: what came after it is not this run's past, nor what `last` should find.
-                if int(file.stem.removeprefix("step-")) > trainer.global_step:
+                if step_of(file) > trainer.global_step:
                     put(file, file.with_name(f"abandoned-{file.name}"))
+        # What was resumed may be the best one, or lie elsewhere: that is not where `last` looks.
+        here = trainer.strategy.broadcast((self.folder / name_of(trainer.global_step)).exists())
+        self._saved_step = trainer.global_step if here else -1
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -173,14 +149,15 @@ class Checkpoint(CheckpointBase):
         # Lightning counts a skipped validation as a batch when it resumes; it decides by this count which steps to log.
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         if trainer.global_step > self._first_step and self._out_of_time():
-            self._stop_asked = self._stop_asked or signal.SIGTERM
-        stop, writing = self._highest(self._stop_asked, int(self._writer.busy))
+            self._signals.asked = self._signals.asked or signal.SIGTERM
+        stop, writing = self._highest(self._signals.asked, int(self._writer.busy))
         if not writing:
             self._finish()
         if trainer.global_step > self._saved_step:
             if self._unscored:
                 self._save_best(trainer)
-            if stop or (trainer.global_step > 0 and trainer.global_step % self._interval == 0):
+            due = trainer.global_step % self._interval == 0 or trainer.global_step == self._first_step
+            if stop or (trainer.global_step > 0 and due):
                 self._save_step(trainer)
         if stop:
             self._finish()
@@ -209,7 +186,6 @@ class Checkpoint(CheckpointBase):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last step, and the model for others to use."""
-        self._restore_handlers()
         if self._unscored:
             self._save_best(trainer)
         if trainer.global_step > self._saved_step:
@@ -219,8 +195,10 @@ class Checkpoint(CheckpointBase):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the model of a run that had ended but was stopped while it did: the Trainer skips its training."""
-        had_ended = self._saved_step < 0 < trainer.global_step
-        if had_ended and not trainer.strategy.broadcast((self.folder.parent / "final").exists()):
+        if self._trained or not trainer.global_step:
+            return
+        written = trainer.strategy.broadcast(_step_of_model(self.folder.parent / "final"))
+        if written != trainer.global_step:  # it may have ended at fewer steps before, and left the model of those
             self._write_final(trainer, pl_module)
 
     def _write_final(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -234,6 +212,8 @@ class Checkpoint(CheckpointBase):
             save_adapter: Any = getattr(pl_module, "save_adapter", None)
             try:
                 save_pretrained(part)
+                if trainer.is_global_zero:
+                    (part / _MODEL_STEP).write_text(json.dumps({"global_step": trainer.global_step}) + "\n")
                 if save_adapter is not None:
                     save_adapter(self.folder.parent / "adapter")
             except Exception as error:
@@ -250,17 +230,17 @@ class Checkpoint(CheckpointBase):
             rank_zero_info(f"wrote {target}: a Hugging Face directory, for transformers and vLLM")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Give the signals back to whoever had them, and let what is being written be finished."""
-        self._restore_handlers()
-        self._writer.join()
-        if self._group is None and not isinstance(exception, UserError):  # the others may not have met one
-            self._finish()
+        """Let what is being written be finished, and give the signals back to whoever had them."""
+        try:
+            self._writer.join()
+            if self._group is None and not isinstance(exception, UserError):  # the others may not have met one
+                self._finish()
+        finally:
+            self._signals.give_back()
 
-    def _ask_to_stop(self, number: int, frame: Any) -> None:
-        self._stop_asked = number
-        if number == signal.SIGINT:
-            self._restore_handlers()
-            rank_zero_info("stopping after this step; Ctrl-C again stops at once")
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Give the signals back to whoever had them."""
+        self._signals.give_back()
 
     def _out_of_time(self) -> bool:
         return self.max_minutes is not None and time.monotonic() - self._began > 60 * self.max_minutes
@@ -276,18 +256,16 @@ class Checkpoint(CheckpointBase):
         dist.all_reduce(highest, dist.ReduceOp.MAX, group=self._group)
         return highest.tolist()
 
-    def _restore_handlers(self) -> None:
-        for number, handler in self._old_handlers.items():
-            signal.signal(number, handler)
-        self._old_handlers = {}
-
     def _save_step(self, trainer: L.Trainer) -> None:
-        self._write(trainer, f"step-{trainer.global_step:08d}.ckpt")
+        self._write(trainer, name_of(trainer.global_step))
         self._saved_step = trainer.global_step
 
     def _remove_old(self) -> None:
-        for old in checkpoints(self.folder)[: -self.keep_last]:
-            discard(old)
+        old = checkpoints(self.folder)[: -self.keep_last]
+        way_back = [file for file in old if self._unchanged is not None and step_of(file) < self._unchanged][-1:]
+        for file in old:
+            if file not in way_back:
+                discard(file)
 
     def _save_best(self, trainer: L.Trainer) -> None:
         self._unscored = False
@@ -301,10 +279,11 @@ class Checkpoint(CheckpointBase):
 
     def _write(self, trainer: L.Trainer, name: str) -> None:
         self._finish()
+        self._unchanged = None if self.unchanged_since is None else self.unchanged_since()
         target = self.folder / name
         with self._telling(target), self._snapshots.instead_of_files(trainer.strategy):
             trainer.save_checkpoint(target, weights_only=False)
-        # On the first process, on all of them if it is in parts, on none if the strategy has files of its own.
+        # On the first process, or on all of them if it is in parts.
         taken, self._snapshots.taken = self._snapshots.taken, None
         if isinstance(taken, Divided):
             self._writer.start(partial(write_share, taken, part_of(target), trainer.global_rank))
@@ -343,10 +322,17 @@ class Checkpoint(CheckpointBase):
                 "resume with --ckpt_path last" + (f" from {kept[-1].name}" if kept else "")
             ) from error
 
-    def newest_whole(self, trainer: L.Trainer) -> Path | None:
-        """The run's newest whole checkpoint, by the first process's judgement."""
+    def newest_whole(self, trainer: L.Trainer, before: float = math.inf) -> Path | None:
+        """The run's newest whole checkpoint of a step below ``before``, by the first process's judgement."""
         self._finish()
-        return trainer.strategy.broadcast(newest_whole(self.folder)[0] if trainer.is_global_zero else None)
+        return trainer.strategy.broadcast(newest_whole(self.folder, before)[0] if trainer.is_global_zero else None)
+
+    def forget(self, trainer: L.Trainer, since: int) -> None:
+        """Remove the checkpoints from step ``since`` on: the run went back behind them."""
+        if trainer.is_global_zero:
+            for file in checkpoints(self.folder):
+                if step_of(file) >= since:
+                    discard(file)
 
     def state_dict(self) -> dict[str, Any]:
         """The best score so far and torch's CPU random state."""
@@ -372,6 +358,33 @@ class Checkpoint(CheckpointBase):
             for count in ("total", "current"):
                 epochs = loops["epoch_progress"][count]
                 epochs["processed"] = epochs["completed"] = epochs["started"] - 1
+
+
+def _check_steps(trainer: L.Trainer) -> None:
+    """See that all processes go on from one step: each has looked for a checkpoint itself.
+
+    Raises:
+        UserError: on the first process; the others exit, as their launcher would kill it for any other end.
+    """
+    steps = [trainer.global_step] * trainer.world_size
+    if trainer.world_size > 1:
+        dist.all_gather_object(steps, trainer.global_step)
+    for rank, step in enumerate(steps):
+        if step != steps[0]:
+            if not trainer.is_global_zero:
+                sys.exit(0)
+            raise UserError(
+                f"--ckpt_path: the first process goes on from step {steps[0]}, process {rank} from step {step}: put "
+                "the run folder where all processes see the same checkpoints"
+            )
+
+
+def _step_of_model(folder: Path) -> int | None:
+    """Of ``final/``; None if it is not there or does not say."""
+    try:
+        return json.loads((folder / _MODEL_STEP).read_bytes())["global_step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _disk_problem(error: BaseException) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ class SpikeGuard(L.Callback):
     decision is taken on the device and handed to the optimizer as its ``found_inf`` (fused Adam's and `MuonAdamW`'s):
     nothing waits for it. Other optimizers lose the step's gradients instead, which costs one synchronisation a step.
     Where steps are logged, new skips are told and appended to ``events.jsonl`` in the run folder. After ``patience``
-    skips in a row weights and optimizer go back to the newest whole checkpoint of the run's `Checkpoint`, and training
-    goes on from there with the data that comes next, as PaLM's did (arXiv:2204.02311, section 5.1).
+    skips in a row weights and optimizer go back to the newest whole checkpoint of the run's `Checkpoint` that is older
+    than the weights whose gradients are skipped, and training goes on from there with the data that comes next, as
+    PaLM's did (arXiv:2204.02311, section 5.1). Newer checkpoints are removed.
 
     Works with any LightningModule under automatic optimization; data-parallel ranks see one gradient and decide alike.
 
@@ -39,8 +41,8 @@ class SpikeGuard(L.Callback):
         rollbacks: how often it may; then it stops.
 
     Raises:
-        UserError: ``patience`` steps in a row were skipped and there is no checkpoint to go back to, or it was gone
-            back to ``rollbacks`` times already; settings out of range.
+        UserError: ``patience`` steps in a row were skipped and there is no checkpoint to go back to, or training went
+            back ``rollbacks`` times already; settings out of range.
     """
 
     def __init__(self, sigmas: float | None = 6.0, window: int = 128, patience: int = 20, rollbacks: int = 2):
@@ -52,13 +54,19 @@ class SpikeGuard(L.Callback):
         self._saved: dict[str, Tensor] = {}
         self._told = 0
         self._went_back = 0
+        self._last_return = (-1, -1)  # at which step, to the weights of which
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take up where a checkpoint left off."""
         device = pl_module.device
         self._norms = self._saved.get("norms", torch.zeros(self.window)).to(device)
         self._counts = self._saved.get("counts", torch.zeros(3, dtype=torch.int64)).to(device)
-        self._told, self._went_back = int(self._counts[1]), int(self._saved.get("went_back", torch.zeros(())))
+        self._told = int(self._saved.get("told", self._counts[1]))
+        self._went_back = int(self._saved.get("went_back", 0))
+        at, to = self._saved.get("last_return", torch.tensor([-1, -1])).tolist()
+        self._last_return = at, to
+        if (checkpoint := _checkpoint_of(trainer)) is not None:
+            checkpoint.unchanged_since = partial(self._unchanged_since, trainer)
         self.file = Path(trainer.default_root_dir) / "events.jsonl"
         if trainer.is_global_zero:
             keep_until(self.file, trainer.global_step)
@@ -100,17 +108,25 @@ class SpikeGuard(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Tell of skips, at the steps that are logged."""
-        if not (at_border(trainer, batch_idx) and logs_now(trainer)):
-            return
+        """Tell of skips, at the steps that are logged, and go back after too many."""
+        if at_border(trainer, batch_idx) and logs_now(trainer):
+            in_a_row = self._tell(trainer)
+            if in_a_row >= self.patience:
+                self._go_back(trainer, pl_module, in_a_row)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Tell of skips since the last step that was logged."""
+        self._tell(trainer)
+
+    def _tell(self, trainer: L.Trainer) -> int:
+        """Say which skips are new; returns how many steps in a row were skipped by now."""
         assert self._counts is not None
         _, skipped, in_a_row = self._counts.tolist()
         if skipped > self._told:
             new, self._told = skipped - self._told, skipped
             rank_zero_warn(f"step {trainer.global_step}: SpikeGuard skipped {new} of the last steps, {skipped} in all")
             self._write(trainer, {"event": "skipped", "steps": new, "in_all": skipped})
-        if in_a_row >= self.patience:
-            self._go_back(trainer, pl_module, in_a_row)
+        return in_a_row
 
     def _write(self, trainer: L.Trainer, event: dict[str, Any]) -> None:
         if trainer.is_global_zero:
@@ -118,14 +134,28 @@ class SpikeGuard(L.Callback):
             with open(self.file, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": trainer.global_step, **event}) + "\n")
 
+    def _unchanged_since(self, trainer: L.Trainer) -> int | None:
+        """The step that made the weights as they are, if steps were skipped since; None if the last one was not."""
+        assert self._counts is not None
+        in_a_row = int(self._counts[2])
+        if not in_a_row:
+            return None
+        since = trainer.global_step - in_a_row
+        at, to = self._last_return
+        return to if since == at else since
+
     def _go_back(self, trainer: L.Trainer, pl_module: L.LightningModule, in_a_row: int) -> None:
-        """Load weights and optimizer of the newest whole checkpoint; step, data and schedule go on."""
+        """Load weights and optimizer from before the skipped steps; step, data and schedule go on."""
         said = f"step {trainer.global_step}: SpikeGuard skipped {in_a_row} steps in a row"
-        checkpoint = next((c for c in trainer.callbacks if isinstance(c, Checkpoint)), None)  # type: ignore[attr-defined]
-        found = None if checkpoint is None else checkpoint.newest_whole(trainer)
-        if found is None or self._went_back >= self.rollbacks:
-            why = "" if found is None else f" and went back {self._went_back} times already"
-            raise UserError(f"{said}{why}; go on from an earlier checkpoint with a lower model.learning_rate")
+        checkpoint, since = _checkpoint_of(trainer), self._unchanged_since(trainer)
+        assert since is not None
+        found = None if checkpoint is None else checkpoint.newest_whole(trainer, before=since)
+        if checkpoint is None or found is None or self._went_back >= self.rollbacks:
+            often = f" and went back {self._went_back} times already" if self._went_back >= self.rollbacks else ""
+            mend = f"go on from --ckpt_path {found}"
+            if found is None:
+                mend = f"no whole checkpoint is older than the weights, which step {since} made: start again"
+            raise UserError(f"{said}{often}; {mend} with a lower model.learning_rate")
         rank_zero_warn(f"{said}: back to the weights of {found.name}, on with the data that comes next")
         saved = trainer.strategy.load_checkpoint(found, weights_only=False)
         trainer.strategy.load_model_state_dict(saved, strict=False)  # a checkpoint of LoRA leaves its base out
@@ -135,7 +165,9 @@ class SpikeGuard(L.Callback):
             for group, rate in zip(scheduler.scheduler.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
         assert self._counts is not None and self._norms is not None
+        checkpoint.forget(trainer, since)
         self._went_back += 1
+        self._last_return = trainer.global_step, saved["global_step"]
         self._counts[0] = self._counts[2] = 0  # the norms of the weights that went wrong are no measure
         self._norms.zero_()
         self._write(trainer, {"event": "rolled back", "to": found.name})
@@ -144,12 +176,22 @@ class SpikeGuard(L.Callback):
         """The remembered norms and the counts."""
         if self._norms is None or self._counts is None:
             return {}
-        return {"norms": self._norms.cpu(), "counts": self._counts.cpu(), "went_back": torch.tensor(self._went_back)}
+        return {
+            "norms": self._norms.cpu(),
+            "counts": self._counts.cpu(),
+            "told": torch.tensor(self._told),
+            "went_back": torch.tensor(self._went_back),
+            "last_return": torch.tensor(self._last_return),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore them when training starts; a window of another size begins anew."""
         if len(state_dict.get("norms", ())) == self.window:
             self._saved = state_dict
+
+
+def _checkpoint_of(trainer: Any) -> Checkpoint | None:  # the Trainer's type does not know its callbacks
+    return next((callback for callback in trainer.callbacks if isinstance(callback, Checkpoint)), None)
 
 
 def _reads_found_inf(optimizer: Any) -> bool:

@@ -1,0 +1,77 @@
+"""A folder of checkpoints: which there are, which are whole, and what a save that was cut short left."""
+
+from __future__ import annotations
+
+import math
+import re
+import zipfile
+import zlib
+from pathlib import Path
+
+from lit_llm.models.parts import damage_of_parts, discard, put
+
+_NAME = re.compile(r"step-\d+\.ckpt(\.part)?")
+
+
+def checkpoints(folder: Path, unnamed: bool = False) -> list[Path]:
+    """The folder's step checkpoints, oldest first; with ``unnamed`` also those that were not finished, or did not get
+    their name."""
+    found = [(step_of(file), file) for file in folder.glob("step-*") if _NAME.fullmatch(file.name)]
+    return [file for _, file in sorted(found) if unnamed or file.suffix == ".ckpt"]
+
+
+def name_of(step: int) -> str:
+    """Of the checkpoint of a step."""
+    return f"step-{step:08d}.ckpt"
+
+
+def step_of(checkpoint: Path) -> int:
+    """Of one of `checkpoints`."""
+    return int(checkpoint.name.removeprefix("step-").partition(".")[0])
+
+
+def damage(file: Path) -> str | None:
+    """What is wrong with a checkpoint's bytes, or None: they are read once and held to their checksums.
+
+    torch writes a zip archive with a CRC-32 of every record and a directory at its end, and reads it without looking at
+    them: a flipped bit would be a weight. A folder has them in its manifest.
+    """
+    if file.is_dir():
+        return damage_of_parts(file)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            broken = archive.testzip()
+    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, zlib.error) as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return None if broken is None else f"the checksum of {broken} is another"
+
+
+def newest_whole(folder: Path, before: float = math.inf) -> tuple[Path | None, list[str]]:
+    """The newest of all `checkpoints` of a step below ``before`` that has no `damage`, and a sentence about each newer
+    one that has.
+
+    Nobody may be writing to ``folder``. One that lacks nothing but its name gets it from `Checkpoint`.
+    """
+    reasons: list[str] = []
+    for file in reversed([f for f in checkpoints(folder, unnamed=True) if step_of(f) < before]):
+        reason = damage(file)
+        if reason is None:
+            return file, reasons
+        reasons.append(f"{file} is damaged ({reason})")
+    return None, reasons
+
+
+def tidy(folder: Path) -> None:
+    """Give what lacks nothing but its name that name, and remove what else an interrupted save left behind.
+
+    Nobody may be writing to ``folder``.
+    """
+    for leftover in folder.glob("*.part"):
+        named = leftover.with_suffix("")
+        has_a_whole_one = named.exists() and damage(named) is None
+        if not has_a_whole_one and damage(leftover) is None:
+            put(leftover, named)
+        else:
+            discard(leftover)
+    for leftover in folder.glob("*.replaced"):  # see `put`
+        discard(leftover)

@@ -1,0 +1,57 @@
+"""Signals that ask a run to stop: noted when they come, acted on where an optimizer step ends."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+
+class StopSignals:
+    """Handlers for SIGTERM and SIGINT during a fit.
+
+    A second SIGINT stops at once: the first one gives it back. Outside of the main thread, where Python sets no
+    handlers, nothing is caught.
+
+    Attributes:
+        asked: number of the signal that came last, 0 if none did.
+    """
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self._before: dict[int, Any] = {}
+        self._connector: Any = None  # the Trainer's
+
+    def catch(self, trainer: L.Trainer, number: int) -> None:
+        """Note this signal from now on."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        if number == signal.SIGTERM:
+            # The Trainer composes a handler of its own with the one it finds, ours. Its own would end the run unsaved
+            # with status 0 and, of several processes, broadcast from within the handler. SLURM's SIGUSR1 is left to it.
+            self._connector = trainer._signal_connector
+            self._connector._sigterm_notifier_fn = _nothing
+        self._before[number] = signal.signal(number, self._note)
+
+    def give_back(self) -> None:
+        """Give all signals back to whoever had them."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if signal.SIGTERM in self._before:
+            vars(self._connector).pop("_sigterm_notifier_fn", None)
+            # After an exception the Trainer has yet to put back what it found: ours.
+            self._connector._original_handlers.pop(signal.SIGTERM, None)
+        self._before = {}
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.asked = number
+        if number == signal.SIGINT:
+            signal.signal(number, self._before.pop(number))
+            rank_zero_info("stopping after this step; Ctrl-C again stops at once")
+
+
+def _nothing(number: int, frame: Any) -> None:
+    pass
