@@ -3,13 +3,13 @@
     make peers && git clone https://github.com/karpathy/nanochat ../nanochat
     python benchmarks/quality_per_second.py --corpus CORPUS_FOLDER --nanochat ../nanochat
 
-Every contender trains on the same tokens of the same corpus folder for the same time, as many tokens a step as
-configs/pretrain/quickstart.yaml has, with its own model shape, optimizer and schedule (the peers in sequences of 512,
-ours as in that file), and is scored by the same function (contenders/bpb.py: windows of 512) on the corpus's validation
-documents: bits per byte, lower is better. Compilation and evaluation are outside the time for all. Rounds are
-interleaved (ours, nanochat, litgpt, ours, ...), so that a machine that slows down slows all of them; a round's seed
-sets initial weights and the order of the data. What counts is the ratio within one run of this script: the absolute
-number moves with the files that a Python version happens to ship.
+Every contender trains on the same tokens of the same corpus folder for the same time, with its own model shape, batch,
+optimizer and schedule (the peers 4,096 tokens a step in sequences of 512: with 8,192 nanochat is worse, see
+docs/decisions.md; ours as in configs/pretrain/quickstart.yaml), and is scored by the same function (contenders/bpb.py:
+windows of 512) on the corpus's validation documents: bits per byte, lower is better. Compilation and evaluation are
+outside the time for all. Rounds are interleaved (ours, nanochat, litgpt, ours, ...), so that a machine that slows down
+slows all of them; a round's seed sets initial weights and the order of the data. What counts is the ratio within one
+run of this script: the absolute number moves with the files that a Python version happens to ship.
 """
 
 from __future__ import annotations
@@ -25,17 +25,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import yaml
 from record import commit, write_result
 
 HERE = Path(__file__).resolve().parent
 CONTENDERS = ("ours", "nanochat", "litgpt")
-
-
-def preset_batch() -> int:
-    """Tokens of an optimizer step of the quickstart."""
-    preset = HERE.parent / "configs" / "pretrain" / "quickstart.yaml"
-    return yaml.safe_load(preset.read_text())["data"]["init_args"]["global_batch_tokens"]
 
 
 def prepare(corpus_folder: Path, out: Path) -> dict[str, object]:
@@ -69,7 +62,7 @@ def run_once(name: str, args: argparse.Namespace, prepared: Path, seed: int, scr
     python = sys.executable if name == "ours" else args.peers_python
     out = scratch / f"{name}-{seed}.json"
     command = [python, HERE / "contenders" / f"{name}_run.py", "--prepared", prepared, "--seconds", args.seconds]
-    command += ["--seed", seed, "--out", out, "--tokens-per-step", args.tokens_per_step]
+    command += ["--seed", seed, "--out", out]
     if name == "nanochat":
         command += ["--nanochat", args.nanochat.resolve(), "--dtype", args.nanochat_dtype]
         command += ["--lr-scale", args.nanochat_lr_scale, "--head-dim", args.nanochat_head_dim]
@@ -103,7 +96,6 @@ def main() -> None:
     parser.add_argument("--nanochat-lr-scale", type=float, default=1.0, help="times the rates its own scaling gives")
     parser.add_argument("--nanochat-head-dim", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=300.0)
-    parser.add_argument("--tokens-per-step", type=int, default=preset_batch(), help="of all contenders")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     parser.add_argument("--peers-python", type=Path, default=HERE.parent / ".venv-peers/bin/python")
