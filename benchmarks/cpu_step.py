@@ -5,10 +5,11 @@
 
 A step is forward, backward and the same fused AdamW for all; eager against eager, compiled against compiled. Every
 contender has a process of its own that waits while another takes its turn, step by step, so that a machine that slows
-down slows all of them. A ratio is the median over rounds of theirs / ours of that round. "floor" is what no
-implementation of the shape saves: its matrix products through torch, attention, cross-entropy and the optimizer, each
-timed alone and added. Peak memory is the growth of the process's resident set from before the model is built; it is
-taken at four times the largest shape's tokens too, where logits and activations outweigh what the optimizer keeps.
+down slows all of them. A ratio is the median over rounds of theirs / ours of that round. "floor" is what the shape's
+matrix products, SDPA, cross-entropy and the optimizer take through torch's own operators, each timed alone and added:
+ours may be below it where it has better ones. Peak memory is the growth of the process's resident set from before the
+model is built; it is taken at four times the largest shape's tokens too, where logits and activations outweigh what the
+optimizer keeps.
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ class Worker:
 
 
 def floor(shape: Shape, dtype: torch.dtype) -> float:
-    """Seconds of a step's unavoidable parts, each timed alone with its operands in cache or not as they fall."""
+    """Seconds of a step's parts by torch's own operators, each timed alone, operands in cache or as they fall."""
     N, head = shape.batch * shape.seq_len, shape.width // shape.heads
     kv = shape.kv_heads * head
     matrices = [(shape.width, shape.width)] * 2 + [(shape.width, kv)] * 2

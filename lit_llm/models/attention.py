@@ -1,4 +1,4 @@
-"""Causal self-attention: grouped queries, windows, documents, padding and a key/value cache over SDPA or FlexAttention.
+"""Causal self-attention: grouped queries, windows, documents, padding and a cache; by SDPA, FlexAttention or blocks.
 
 Shapes: B batch, T query positions, S key positions, H query heads, K key/value heads, D head width.
 """
@@ -64,7 +64,8 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, self.num_kv_heads * self.head_dim, bias=config.attention_bias)
         self.o_proj = nn.Linear(self.num_heads * self.head_dim, config.hidden_size, bias=config.attention_output_bias)
         self.scale, self.softcap = config.attention_scale, config.attention_softcap
-        self.kernel_order: list[SDPBackend] | None = None  # see `Backends`; set by `parallelize`
+        self.kernel_order: list[SDPBackend] | None = None  # see `Backends`; both are set by `parallelize`
+        self.by_blocks = True  # on a CPU
         self.qk_norm = config.qk_norm
         if self.qk_norm == "projection":
             self.q_norm = build_norm(config, self.num_heads * self.head_dim)
@@ -103,9 +104,9 @@ class Attention(nn.Module):
             return flex(q_BHTD, k_BKSD, v_BKSD, mask, self.scale, self.softcap)
         if self.softcap is not None:
             return self._attend_softcapped(q_BHTD, k_BKSD, v_BKSD, mask)
-        order = self.kernel_order
-        if order is None and mask is None and suits(q_BHTD, k_BKSD, v_BKSD):
+        if self.by_blocks and mask is None and suits(q_BHTD, k_BKSD, v_BKSD):
             return BlockedAttention.apply(q_BHTD, k_BKSD, v_BKSD, self.scale or self.head_dim**-0.5)
+        order = self.kernel_order
         # Of other lengths cuDNN before 9.15.1 reads past the end (https://github.com/pytorch/pytorch/pull/171627).
         if order is not None and mask is None and q_BHTD.shape[2] % 128 == 0:
             with sdpa_kernel(order, set_priority=True):

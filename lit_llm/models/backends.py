@@ -15,7 +15,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from lit_llm.errors import UserError
 from lit_llm.models.device import can_compile
 
-Backend = Literal["sdpa", "cudnn", "flash3", "flex"]
+Backend = Literal["sdpa", "blocks", "cudnn", "flash3", "flex"]
 _HALF = (torch.bfloat16, torch.float16)
 _REST = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _ORDERS = {
@@ -23,6 +23,7 @@ _ORDERS = {
     "flash3": [SDPBackend.FLASH_ATTENTION, *_REST],
 }
 _NEEDS = {
+    "blocks": "a CPU",
     "cudnn": "an NVIDIA GPU since Ampere and trainer.precision bf16 or 16",
     "flash3": "a Hopper GPU, trainer.precision bf16 or 16, and FlashAttention 3 (the module flash_attn_interface)",
     "flex": "a GPU with Triton",
@@ -35,7 +36,7 @@ class Backends:
 
     "sdpa" is torch's ``scaled_dot_product_attention`` in torch's own order of kernels, "cudnn" the same with cuDNN's
     kernel before the others, "flash3" the same with FlashAttention 3 in the place of torch's flash kernel, "flex"
-    FlexAttention, compiled.
+    FlexAttention, compiled; "blocks" is `BlockedAttention` where it suits, else "sdpa".
     """
 
     causal: Backend = "sdpa"
@@ -69,6 +70,8 @@ def choose_attention(device: torch.device, dtype: torch.dtype, wanted: Backend |
         raise UserError(f"model.attention={wanted} needs {_NEEDS[wanted]}; set it to auto")
     if wanted == "sdpa":
         return Backends()
+    if _possible("blocks", device, dtype):
+        return Backends("blocks")
     masked: Literal["sdpa", "flex"] = "flex" if _possible("flex", device, dtype) else "sdpa"
     if wanted != "auto":
         return Backends(wanted, masked)
@@ -82,6 +85,8 @@ def choose_attention(device: torch.device, dtype: torch.dtype, wanted: Backend |
 def _possible(backend: Backend, device: torch.device, dtype: torch.dtype) -> bool:
     if backend == "sdpa":
         return True
+    if backend == "blocks":
+        return device.type == "cpu"
     if device.type != "cuda":
         return False
     if backend == "flex":

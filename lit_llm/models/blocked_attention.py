@@ -27,12 +27,14 @@ _MOST_BLOCKS = 64
 def suits(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor) -> bool:
     """Whether `BlockedAttention` can take the place of causal SDPA, and is faster."""
     B, H, T, _ = q_BHTD.shape
-    if q_BHTD.device.type != "cpu" or not q_BHTD.dtype == k_BKTD.dtype == v_BKTD.dtype:
+    if q_BHTD.device.type != "cpu" or not 0 < T <= _LONGEST or k_BKTD.shape[2] != T:
+        return False
+    if not q_BHTD.dtype == k_BKTD.dtype == v_BKTD.dtype:
         return False
     computed = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else q_BHTD.dtype
     if q_BHTD.dtype != computed or computed not in (torch.float32, torch.bfloat16):
         return False
-    return k_BKTD.shape[2] == T <= _LONGEST and len(list(_blocks(B, H, T, q_BHTD.itemsize))) <= _MOST_BLOCKS
+    return not torch.compiler.is_compiling() or len(list(_blocks(B, H, T, q_BHTD.itemsize))) <= _MOST_BLOCKS
 
 
 class BlockedAttention(torch.autograd.Function):
@@ -63,7 +65,7 @@ class BlockedAttention(torch.autograd.Function):
         B, H, T, _ = q_BHTD.shape
         grad_q = _heads_inside(q_BHTD)
         # Keys and values are met by several blocks of queries: their sums are float32.
-        grad_k, grad_v = (torch.zeros(t.shape, dtype=torch.float32) for t in (k_BKTD, v_BKTD))
+        grad_k, grad_v = (t.new_zeros(t.shape, dtype=torch.float32) for t in (k_BKTD, v_BKTD))
         for rows, start, end in _blocks(B, H, T, q_BHTD.itemsize):
             k, v = _flat(k_BKTD[rows, :, :end]), _flat(v_BKTD[rows, :, :end])
             q_block = q_BHTD[rows, :, start:end]
@@ -91,7 +93,7 @@ def _blocks(B: int, H: int, T: int, itemsize: int) -> Iterator[tuple[slice, int,
 def _weights(q: Tensor, k: Tensor, start: int, scale: float) -> Tensor:
     """softmax(scale * q k^T) of (b * K, G * t, D) queries from position ``start`` on: (b * K, G * t, S)."""
     seen = k.shape[1]
-    hidden = torch.full((seen - start, seen), -torch.inf, dtype=q.dtype).triu(start + 1)
+    hidden = q.new_full((seen - start, seen), -torch.inf).triu(start + 1)
     hidden = hidden.repeat(q.shape[1] // (seen - start), 1)
     return torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=scale).softmax(-1)
 

@@ -1,6 +1,7 @@
-"""Operations with a backward of their own, for eager mode: fewer passes over memory, and less kept for the backward.
+"""Operations with a backward of their own: fewer passes over memory, less kept for the backward, oneDNN's products.
 
-A compiler fuses the plain formulas better than this: callers take those while it traces.
+A compiler fuses the plain formulas better than the first: callers take those while it traces. For oneDNN's products
+graphs have `traced_product`.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class RMSNormalize(torch.autograd.Function):
         grad_weight = None
         if weight is not None:
             # In x's dtype both, in which they were multiplied: alike for a gain that is held in float32 or gathered.
-            grad_weight = product.flatten(0, -2).sum(0).to(x.dtype).to(weight.dtype)
+            if ctx.needs_input_grad[1]:
+                grad_weight = product.flatten(0, -2).sum(0).to(x.dtype).to(weight.dtype)
             gain = _at_least_float32(weight.to(x.dtype))
             grad = grad * gain
             share = product @ gain  # each row's sum of (gradient by y) * y
@@ -134,7 +136,8 @@ class OneDNNLinear(nn.Linear):
 
     def takes(self, input: Tensor) -> bool:
         """Whether the products are oneDNN's."""
-        return input.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        cpu = input.device.type == "cpu"  # a model that is loaded on the CPU may go to a GPU later
+        return cpu and input.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
 class OneDNNProducts(torch.autograd.Function):

@@ -37,4 +37,4 @@ def _side_by_side(x: Tensor, layers: tuple[Any, ...]) -> tuple[Tensor, ...]:
 
 
 def _plain(layer: nn.Module) -> bool:
-    return type(layer) is nn.Linear and not layer._forward_pre_hooks
+    return type(layer) in (nn.Linear, OneDNNLinear) and not layer._forward_pre_hooks

@@ -95,6 +95,7 @@ def use_backends(model: Transformer, backends: Backends) -> None:
     model.backends = backends
     for block in model.layers:
         block.attention.kernel_order = backends.kernel_order  # type: ignore[union-attr]
+        block.attention.by_blocks = backends.causal == "blocks"  # type: ignore[union-attr]
     if backends.causal == "flash3":
         attention.activate_flash_attention_impl("FA3")
 

@@ -85,7 +85,12 @@ def put(part: Path, target: Path) -> None:
     if target.exists() and (part.is_dir() or target.is_dir()):  # else one rename does it
         discard(replaced)
         target.rename(replaced)
-    part.replace(target)
+    try:
+        part.replace(target)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(target)
+        raise
     _sync(target.parent)
     discard(replaced)
 

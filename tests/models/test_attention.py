@@ -239,7 +239,8 @@ CUDA = torch.device("cuda", 0)
 
 
 def test_choice_by_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert str(choose_attention(CPU, torch.bfloat16)) == "sdpa"
+    assert str(choose_attention(CPU, torch.bfloat16)) == "blocks; sdpa for windows, documents and soft caps"
+    assert str(choose_attention(CPU, torch.bfloat16, "sdpa")) == "sdpa"
     for capability, fa3, dtype, expected in [
         ((9, 0), False, torch.bfloat16, "cudnn"), ((9, 0), True, torch.bfloat16, "flash3"),
         ((9, 0), True, torch.float32, "sdpa"), ((10, 0), True, torch.float16, "cudnn"),
@@ -267,6 +268,8 @@ def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch, wanted: Any,
     pretend(monkeypatch, (7, 0), triton=False)
     with pytest.raises(UserError, match=needs):
         choose_attention(CUDA, torch.bfloat16, wanted)
+    with pytest.raises(UserError, match="attention=blocks needs a CPU; set it to auto"):
+        choose_attention(CUDA, torch.bfloat16, "blocks")
 
 
 def test_flash3_takes_the_place_of_torchs_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from lit_llm.models import blocked_attention
+from lit_llm.models import attention, blocked_attention
+from lit_llm.models.backends import choose_attention
 from lit_llm.models.blocked_attention import BlockedAttention, suits
+from lit_llm.models.config import TransformerConfig
+from lit_llm.models.parallelize import use_backends
+from lit_llm.models.transformer import Transformer
 
 
 def heads(B: int, H: int, T: int, D: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -103,13 +107,32 @@ def test_a_compiler_takes_it() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_where_it_is_taken(dtype: torch.dtype) -> None:
+def test_where_it_is_taken(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     q, k = heads(1, 2, 16, 8, dtype), heads(1, 2, 16, 8, dtype)
     assert suits(q, k, k)
     longer = heads(1, 2, 17, 8, dtype)
     assert not suits(q, longer, longer), "a cache holds more keys than there are queries"
     assert not suits(*3 * (heads(1, 1, 4096, 1, dtype),)), "torch's kernel is the faster one"
-    assert not suits(*3 * (torch.empty(4096, 64, 1024, 1, dtype=dtype, device="meta"),))
+    assert not suits(*3 * (heads(1, 2, 0, 8, dtype),))
+    huge = 3 * (torch.empty(1, dtype=dtype).expand(4096, 64, 1024, 1),)
+    assert suits(*huge)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not suits(*huge), "a graph of thousands of blocks"
+    monkeypatch.undo()
     assert not suits(*3 * (heads(1, 2, 16, 8, torch.float16),))
     with torch.autocast("cpu", torch.bfloat16):
         assert suits(q, k, k) == (dtype == torch.bfloat16), "products would be of another dtype than what is summed"
+
+
+def test_another_backend_may_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Transformer(TransformerConfig(vocab_size=50, hidden_size=16, num_layers=1, num_heads=2))
+    ids = torch.zeros(1, 8, dtype=torch.long)
+    asked = []
+    monkeypatch.setattr(attention, "suits", lambda *tensors: bool(asked.append(1)))
+    model(ids)
+    use_backends(model, choose_attention(ids.device, torch.float32))
+    model(ids)
+    assert len(asked) == 2
+    use_backends(model, choose_attention(ids.device, torch.float32, "sdpa"))
+    model(ids)
+    assert len(asked) == 2

@@ -271,3 +271,21 @@ def test_killed_while_a_folder_is_replaced(tmp_path: Path, monkeypatch: pytest.M
             break
         discard(best)
     assert killed_at > 3
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    best, part = tmp_path / "best.ckpt", tmp_path / "best.ckpt.part"
+    whole_folder(best)
+    whole_folder(part)
+
+    def fails(*paths: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
+        patch.setattr(os, "replace", fails)
+        put(part, best)
+    assert damage(best) is None
+    best.rename(tmp_path / "best.ckpt.replaced")  # as a kill would leave it, and the part gone since
+    discard(part)
+    tidy(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["best.ckpt"] and damage(best) is None

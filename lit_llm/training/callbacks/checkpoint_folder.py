@@ -74,4 +74,7 @@ def tidy(folder: Path) -> None:
         else:
             discard(leftover)
     for leftover in folder.glob("*.replaced"):  # see `put`
-        discard(leftover)
+        if leftover.with_suffix("").exists():
+            discard(leftover)
+        else:
+            leftover.rename(leftover.with_suffix(""))
