@@ -33,7 +33,7 @@ $(STAMP): requirements.lock pyproject.toml
 
 quickstart: $(STAMP)
 	@echo "quickstart: makes a corpus and a tokenizer of Python's own standard library (half a minute, once), trains a"
-	@echo "small language model on it (about five minutes on two cores), evaluates it and writes a report under runs/."
+	@echo "small language model on it (two to five minutes on two cores), evaluates it and writes a report under runs/."
 	@$(BIN)/lit_llm fit --config pretrain/quickstart $(QUICKSTART_ARGS)
 
 test: $(STAMP)
