@@ -50,7 +50,7 @@ def prepare(
     elif float8:
         rank_zero_warn("model.float8 without model.compile is slower than bfloat16: casts are not fused")
     recompute = 0.0 if settings["recompute"] == "auto" else settings["recompute"]
-    backends = Backends() if training is None else _choose_attention(settings["attention"], training)
+    backends = Backends("blocks") if training is None else _choose_attention(settings["attention"], training)
     parallelize(model, float8=float8, backends=backends, compile=compile, recompute=recompute, mesh=mesh, dtype=dtype)
 
 
