@@ -168,7 +168,8 @@ class OneDNNProducts(torch.autograd.Function):
         return grad_x, *by_layers
 
 
-# An operator of its own, for graphs: the compiler's lowering of oneDNN's takes constant weights only.
+# An operator of its own, for graphs: the compiler's lowering of oneDNN's takes constant weights only, and of
+# `OneDNNProducts` it makes several graphs.
 @torch.library.custom_op(
     "lit_llm::onednn_linear", mutates_args=(), schema="(Tensor x, Tensor weight, Tensor? bias) -> Tensor"
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,10 +36,8 @@ class RMSNorm(nn.Module):
             return (F.rms_norm(x.float(), (self.size,), eps=self.eps) * (1 + self.weight.float())).to(x.dtype)
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
             return RMSNormalize.apply(x, self.weight, self.eps)
-        if x.is_cuda:  # autocast would have it return float32, from torch 2.12 on
-            with torch.autocast("cuda", enabled=False):
-                y = F.rms_norm(x, (self.size,), eps=self.eps)
-        else:
+        # From torch 2.12 on CUDA's autocast would have it return float32.
+        with torch.autocast("cuda", enabled=False) if x.is_cuda else nullcontext():
             y = F.rms_norm(x, (self.size,), eps=self.eps)  # the kernel keeps its own float32 sum for half types
         return y if self.weight is None else y * self.weight.to(y.dtype)
 
