@@ -172,6 +172,28 @@ def test_recomputed_blocks_are_compiled_too(recompute: float) -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
 
+def test_a_compiled_block_keeps_no_hidden_activations() -> None:
+    """On a CPU: of what has the MLP's width, gate and up alone."""
+    config = TransformerConfig(vocab_size=64, hidden_size=64, num_layers=1, num_heads=2, intermediate_size=96)
+    model = Transformer(config)
+    parallelize(model, compile=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model.loss(*torch.randint(0, 64, (2, 1, 256)))
+    assert sum(t.numel() == 96 * 256 for t in saved_by_graphs(loss)) == 2
+
+
+def saved_by_graphs(loss: torch.Tensor) -> list[torch.Tensor]:
+    todo, seen, saved = [loss.grad_fn], set(), []
+    while todo:
+        if (node := todo.pop()) is None or node in seen:
+            continue
+        seen.add(node)
+        if "Compiled" in node.name():
+            saved += node.saved_tensors
+        todo += [parent for parent, _ in node.next_functions]
+    return saved
+
+
 def gradients(model: Transformer, ids: torch.Tensor) -> list[torch.Tensor]:
     model.zero_grad()
     model.loss(ids[:, :-1], ids[:, 1:]).backward()
