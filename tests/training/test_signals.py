@@ -76,6 +76,17 @@ def test_after_ctrl_c_sigterm_is_still_heard(tmp_path: Path, corpus: Path, befor
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_ctrl_c_is_not_for_a_job_in_the_background(tmp_path: Path, corpus: Path) -> None:
+    found = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        sends = Sends("on_train_batch_start", signal.SIGINT)
+        fit(tmp_path, corpus, module(), callbacks=[sends, Checkpoint()], max_steps=2)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, found)
+    assert (tmp_path / "final" / "model.safetensors").exists()
+
+
 def fit_told(rank: int, folder: Path, corpus: Path) -> int:
     told = [Sends("on_train_start")] if rank == 1 else []
     try:

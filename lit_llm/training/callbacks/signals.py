@@ -13,8 +13,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 class StopSignals:
     """Handlers for SIGTERM and SIGINT during a fit.
 
-    A second SIGINT stops at once: the first one gives it back. Outside of the main thread, where Python sets no
-    handlers, nothing is caught.
+    A second SIGINT stops at once: the first one gives it back. One that is ignored, as a script's shell has its
+    background jobs do, stays so: Ctrl-C is for whatever runs in the foreground. Outside of the main thread, where
+    Python sets no handlers, nothing is caught.
 
     Attributes:
         asked: number of the signal that came last, 0 if none did.
@@ -28,6 +29,8 @@ class StopSignals:
     def catch(self, trainer: L.Trainer, number: int) -> None:
         """Note this signal from now on."""
         if threading.current_thread() is not threading.main_thread():
+            return
+        if number == signal.SIGINT and signal.getsignal(number) is signal.SIG_IGN:
             return
         if number == signal.SIGTERM:
             # The Trainer composes a handler of its own with the one it finds, ours. Its own would end the run unsaved
