@@ -75,7 +75,7 @@ def test_matrices_stepped_in_several_stacks_step_as_in_one(monkeypatch: pytest.M
         outcomes.append(params)
         assert [len(stack) for stack in optimizers._stacks(params)] == ([5] if most == 2**28 else [2, 2, 1])
     for one, other in zip(*outcomes, strict=True):
-        torch.testing.assert_close(one, other, atol=0.05, rtol=0.05)  # bfloat16 products, where they are fast
+        torch.testing.assert_close(one, other, atol=0.05, rtol=1e-2)  # bfloat16 products, where they are fast
 
 
 def test_momentum_is_nesterov() -> None:
