@@ -34,7 +34,9 @@ class Timed(Checkpoint):
     """Notes how long each save keeps training waiting; the file before is waited for outside."""
 
     def __init__(self, background: bool) -> None:
-        super().__init__(every_steps=1, keep_last=1, monitor=None, final=False, background=background)
+        super().__init__(
+            every_steps=1, keep_last=1, monitor=None, final=False, background=background
+        )
         self.pauses: list[float] = []
 
     def _write(self, trainer: L.Trainer, name: str) -> None:
@@ -65,7 +67,9 @@ def fit(args: argparse.Namespace, saver: Any, **trainer: Any) -> tuple[list[floa
              "num_heads": args.width // 64, "max_seq_len": 16}  # fmt: skip
     ids = torch.arange(16)
     batches = torch.utils.data.DataLoader([{"input_ids": ids, "labels": ids}] * args.steps)
-    module = PretrainModule(shape, optimizer="adamw", compile=False, tokens=1e4, global_batch_tokens=16)
+    module = PretrainModule(
+        shape, optimizer="adamw", compile=False, tokens=1e4, global_batch_tokens=16
+    )
     L.Trainer(
         accelerator="cpu", max_epochs=1, logger=False, callbacks=[saver], enable_model_summary=False,
         enable_checkpointing=isinstance(saver, Checkpoint), enable_progress_bar=False, use_distributed_sampler=False,
@@ -74,7 +78,11 @@ def fit(args: argparse.Namespace, saver: Any, **trainer: Any) -> tuple[list[floa
     return saver.pauses[1:], sum(p.numel() for p in module.parameters())
 
 
-SHARED = {f"{kind}, {way}": (kind, way) for kind in ("parts", "whole") for way in ("background", "foreground")}
+SHARED = {
+    f"{kind}, {way}": (kind, way)
+    for kind in ("parts", "whole")
+    for way in ("background", "foreground")
+}
 
 
 def alone(rank: int, args: argparse.Namespace, folder: str) -> None:
@@ -96,10 +104,14 @@ def shared(rank: int, args: argparse.Namespace, folder: str, name: str) -> None:
     torch.set_num_threads(1)
     os.environ |= {"TORCHELASTIC_RUN_ID": "pause", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
                    "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1"}  # fmt: skip
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+    )
     (kind, way), root = SHARED[name], f"{folder}/shared"
     strategy: Any = FSDP2Strategy(checkpoint=kind)
-    pauses, parameters = fit(args, Timed(way == "background"), strategy=strategy, devices=2, default_root_dir=root)
+    pauses, parameters = fit(
+        args, Timed(way == "background"), strategy=strategy, devices=2, default_root_dir=root
+    )
     torch.distributed.barrier()
     if rank == 0:
         shutil.rmtree(root)
@@ -117,7 +129,10 @@ def main() -> None:
     if args.dry_run:
         args.rounds, args.steps, args.width, args.layers = 1, 2, 64, 1
     pauses: dict[str, list[float]] = {}
-    jobs: list[tuple] = [(alone, 1, ()), *((shared, 2, (name,)) for _ in range(args.rounds) for name in SHARED)]
+    jobs: list[tuple] = [
+        (alone, 1, ()),
+        *((shared, 2, (name,)) for _ in range(args.rounds) for name in SHARED),
+    ]
     # In processes of their own: what one leaves in memory is gone before the next begins.
     for work, processes, what in jobs:
         with tempfile.TemporaryDirectory(dir=".") as folder:

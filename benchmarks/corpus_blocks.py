@@ -38,7 +38,9 @@ def read(folders: list[Path], most: int) -> pa.Table:
             except (UnicodeDecodeError, OSError):
                 continue
             total += len(texts[-1])
-    return documents(texts, url=[f"https://site{i % 5000}.example.org/{i}" for i in range(len(texts))])
+    return documents(
+        texts, url=[f"https://site{i % 5000}.example.org/{i}" for i in range(len(texts))]
+    )
 
 
 def rate(block: Block, table: pa.Table) -> tuple[float, pa.Table]:
@@ -53,7 +55,9 @@ def rate(block: Block, table: pa.Table) -> tuple[float, pa.Table]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folders", nargs="*", type=Path, default=[Path(sysconfig.get_paths()["stdlib"])])
+    parser.add_argument(
+        "folders", nargs="*", type=Path, default=[Path(sysconfig.get_paths()["stdlib"])]
+    )
     parser.add_argument("--megabytes", type=int, default=60)
     arguments = parser.parse_args()
     table = read(arguments.folders, arguments.megabytes * 10**6)
@@ -73,12 +77,25 @@ def main() -> None:
         again, _ = rate(block, done.select(table.column_names).set_column(2, "url", table["url"]))
         changed = pc.sum(pc.not_equal(done["text"], table["text"])).as_py()
         dropped = len(table) - done["dropped"].null_count
-        rows.append({"block": name, "mb_s": first, "again_mb_s": again, "changed": changed, "dropped": dropped})
-        print(f"{name:22} {first:8.1f} MB/s, again {again:8.1f}; changed {changed}, dropped {dropped}")
+        rows.append(
+            {
+                "block": name,
+                "mb_s": first,
+                "again_mb_s": again,
+                "changed": changed,
+                "dropped": dropped,
+            }
+        )
+        print(
+            f"{name:22} {first:8.1f} MB/s, again {again:8.1f}; changed {changed}, dropped {dropped}"
+        )
     found = RedactPII()(table)["pii"]
     counts = {kind: pc.sum(pc.struct_field(found, kind)).as_py() for kind in RedactPII().kinds}
     print("found", counts)
-    write_result("corpus_blocks", {"documents": len(table), "megabytes": megabytes, "blocks": rows, "pii": counts})
+    write_result(
+        "corpus_blocks",
+        {"documents": len(table), "megabytes": megabytes, "blocks": rows, "pii": counts},
+    )
 
 
 if __name__ == "__main__":

@@ -33,7 +33,11 @@ from record import write_result
 from lit_llm.corpus.privacy import KINDS
 
 _PLACEHOLDER = re.compile(f"<({'|'.join(kind.upper() for kind in KINDS)})>")
-_COMPARE: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, "<": operator.lt, "=": operator.eq}
+_COMPARE: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    "<": operator.lt,
+    "=": operator.eq,
+}
 
 
 @dataclass(frozen=True)
@@ -78,13 +82,26 @@ class Fate:
 
 def run(folder: Path, workers: int) -> tuple[float, int]:
     """The command on a folder of `messy.build`: seconds, and bytes that its processes held at most."""
-    command = [sys.executable, "-m", "lit_llm", "corpus", "build", "--config", str(folder / "corpus.yaml")]
+    command = [
+        sys.executable,
+        "-m",
+        "lit_llm",
+        "corpus",
+        "build",
+        "--config",
+        str(folder / "corpus.yaml"),
+    ]
     command += ["--output", str(folder / "corpus"), "--workers", str(workers)]
     started = time.perf_counter()
-    with (folder / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+    with (
+        (folder / "log").open("w") as log,
+        subprocess.Popen(command, stdout=log, stderr=log) as process,
+    ):
         most = resident.watch(process)
     if process.returncode:
-        raise SystemExit(f"lit_llm corpus build ended with status {process.returncode}: {(folder / 'log').read_text()}")
+        raise SystemExit(
+            f"lit_llm corpus build ended with status {process.returncode}: {(folder / 'log').read_text()}"
+        )
     return time.perf_counter() - started, most
 
 
@@ -111,9 +128,17 @@ def measure(folder: Path, truths: list[Truth]) -> list[Figure]:
         *_personal([truth for truth in planted if truth.kind == "personal"], found),
         *_restored(planted, found),
         *_clean(planted, found),
-        _share("junk dropped", (found[truth.id].text is None for truth in planted if truth.kind == "junk"), ">= 0.95"),
+        _share(
+            "junk dropped",
+            (found[truth.id].text is None for truth in planted if truth.kind == "junk"),
+            ">= 0.95",
+        ),
         _bad(folder / "corpus", [truth.id for truth in truths if truth.kind == "bad"]),
-        _share("documents that are kept or dropped, once", (rows[truth.id] == 1 for truth in planted), "= 1"),
+        _share(
+            "documents that are kept or dropped, once",
+            (rows[truth.id] == 1 for truth in planted),
+            "= 1",
+        ),
     ]
 
 
@@ -122,7 +147,9 @@ def _share(name: str, right: Iterable[bool], goal: str) -> Figure:
     return Figure(name, sum(verdicts) / max(1, len(verdicts)), len(verdicts), goal)
 
 
-def _duplicates(planted: list[Truth], found: dict[str, Fate], compared: dict[str, str]) -> list[Figure]:
+def _duplicates(
+    planted: list[Truth], found: dict[str, Fate], compared: dict[str, str]
+) -> list[Figure]:
     """Exact copies are all documents whose words are equal, planted or not; similarity is counted out for each drop.
 
     Documents that were spoiled are left out of the exact ones: their text depends on how well they came back.
@@ -135,8 +162,16 @@ def _duplicates(planted: list[Truth], found: dict[str, Fate], compared: dict[str
     again = [group for group in groups.values() if len(group) > 1]
     copies = sum(len(group) - 1 for group in again)
     gone = sum(min(len(group) - 1, sum(found[id].text is None for id in group)) for group in again)
-    near = [truth for truth in planted if truth.kind == "near copy" and truth.id in compared and truth.of in compared]
-    drops = [(text, compared.get(of, "")) for id, text in compared.items() if (of := found[id].duplicate_of)]
+    near = [
+        truth
+        for truth in planted
+        if truth.kind == "near copy" and truth.id in compared and truth.of in compared
+    ]
+    drops = [
+        (text, compared.get(of, ""))
+        for id, text in compared.items()
+        if (of := found[id].duplicate_of)
+    ]
     return [
         Figure("exact copies dropped", gone / max(1, copies), copies, "= 1"),
         _share(
@@ -153,11 +188,17 @@ def _personal(planted: list[Truth], found: dict[str, Fate]) -> list[Figure]:
         text = found[truth.id].text
         if text is None or truth.text is None:
             continue
-        for (original, spans), redacted in zip(truth.cases, text.rstrip("\n").split("\n\n")[1::2], strict=True):
+        for (original, spans), redacted in zip(
+            truth.cases, text.rstrip("\n").split("\n\n")[1::2], strict=True
+        ):
             got = redactions(original, redacted) or []
             want = {pii_cases.core(original, *span) for span in spans}
             have = {pii_cases.core(original, *span) for span in got}
-            hit, missed, wrong = hit + len(want & have), missed + len(want - have), wrong + len(have - want)
+            hit, missed, wrong = (
+                hit + len(want & have),
+                missed + len(want - have),
+                wrong + len(have - want),
+            )
     return [
         Figure("personal data found", hit / max(1, hit + missed), hit + missed, ">= 0.98"),
         Figure("of redactions, right", hit / max(1, hit + wrong), hit + wrong, ">= 0.95"),
@@ -206,10 +247,19 @@ def _clean(planted: list[Truth], found: dict[str, Fate]) -> list[Figure]:
         for truth, fate in kept if truth.kind in ("clean", "exact copy", "near copy", "language", "personal")
     ]  # fmt: skip
     spoken = [(truth.language, fate.language) for truth, fate in kept if truth.kind == "language"]
-    words = ((truth.text or "").split() == (fate.text or "").split() for truth, fate in kept if truth.kind == "page")
+    words = (
+        (truth.text or "").split() == (fate.text or "").split()
+        for truth, fate in kept
+        if truth.kind == "page"
+    )
     languages = len({language for language, _ in spoken})
     return [
-        Figure("clean texts changed, but for redactions", sum(clean) / max(1, len(clean)), len(clean), "< 0.001"),
+        Figure(
+            "clean texts changed, but for redactions",
+            sum(clean) / max(1, len(clean)),
+            len(clean),
+            "< 0.001",
+        ),
         _share("pages' main text exact", words, ">= 0.95"),
         _share(f"languages right, of {languages}", (a == b for a, b in spoken), ">= 0.98"),
     ]
@@ -223,7 +273,9 @@ def _bad(corpus: Path, names: list[str]) -> Figure:
     counted = sum(count for reason, count in card["dropped"].items() if reason.startswith("read: "))
     told = {row["id"] for row in read} | {"/".join(row["path"].split("/")[-2:]) for row in read}
     return _share(
-        "bad files and rows named and counted", (counted == len(read) and name in told for name in names), "= 1"
+        "bad files and rows named and counted",
+        (counted == len(read) and name in told for name in names),
+        "= 1",
     )
 
 

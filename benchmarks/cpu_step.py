@@ -58,7 +58,9 @@ MEMORY_SHAPE = replace(SHAPES[2], name="124M, vocabulary 50k, 4,096 tokens", bat
 CONTENDERS = ("ours", "transformers", "litgpt")
 
 
-def network(contender: str, shape: Shape, compiled: bool) -> tuple[torch.nn.Module, Callable[[Tensor, Tensor], Tensor]]:
+def network(
+    contender: str, shape: Shape, compiled: bool
+) -> tuple[torch.nn.Module, Callable[[Tensor, Tensor], Tensor]]:
     """The model, and its mean loss over (batch, seq_len) inputs and labels, as that project's training computes it."""
     if contender == "ours":
         from lit_llm import Transformer, TransformerConfig
@@ -80,7 +82,10 @@ def network(contender: str, shape: Shape, compiled: bool) -> tuple[torch.nn.Modu
         ))  # fmt: skip
         run = torch.compile(theirs) if compiled else theirs
         # Labels are already those of the next position: shift_labels says so.
-        return theirs, lambda inputs, labels: run(input_ids=inputs, labels=labels, shift_labels=labels).loss
+        return (
+            theirs,
+            lambda inputs, labels: run(input_ids=inputs, labels=labels, shift_labels=labels).loss,
+        )
     from litgpt.config import Config
     from litgpt.model import GPT
     from litgpt.utils import chunked_cross_entropy
@@ -100,7 +105,9 @@ def work(args: argparse.Namespace) -> None:
     warnings.filterwarnings("ignore")
     shape, dtype = Shape(*json.loads(args.shape)), getattr(torch, args.dtype)
     torch.manual_seed(0)
-    import_only = network(args.work, replace(shape, vocab=64, width=64, layers=1, heads=2, kv_heads=1, mlp=64), False)
+    import_only = network(
+        args.work, replace(shape, vocab=64, width=64, layers=1, heads=2, kv_heads=1, mlp=64), False
+    )
     del import_only
     before = resident.begin()
     model, loss_of = network(args.work, shape, args.compile)
@@ -127,7 +134,10 @@ class Worker:
         command = [peers if contender == "litgpt" else sys.executable, str(HERE / "cpu_step.py"),
                    "--work", contender, "--shape", fields, "--dtype", dtype]  # fmt: skip
         self.process = subprocess.Popen(
-            [*command, "--compile"] if compiled else command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [*command, "--compile"] if compiled else command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def step(self) -> dict[str, float]:
@@ -158,7 +168,9 @@ def floor(shape: Shape, dtype: torch.dtype) -> float:
         total += shape.layers * _products(N, fan_in, fan_out, dtype)
     total += _products(N, shape.width, shape.vocab, dtype)
     q = torch.randn(shape.batch, shape.heads, shape.seq_len, head, dtype=dtype, requires_grad=True)
-    k = torch.randn(shape.batch, shape.kv_heads, shape.seq_len, head, dtype=dtype, requires_grad=True)
+    k = torch.randn(
+        shape.batch, shape.kv_heads, shape.seq_len, head, dtype=dtype, requires_grad=True
+    )
     v, grouped = torch.randn_like(k).requires_grad_(), shape.heads != shape.kv_heads
 
     def attention() -> None:
@@ -175,7 +187,9 @@ def floor(shape: Shape, dtype: torch.dtype) -> float:
 
 
 def _products(N: int, fan_in: int, fan_out: int, dtype: torch.dtype) -> float:
-    x, w, g = (torch.randn(*size, dtype=dtype) for size in ((N, fan_in), (fan_out, fan_in), (N, fan_out)))
+    x, w, g = (
+        torch.randn(*size, dtype=dtype) for size in ((N, fan_in), (fan_out, fan_in), (N, fan_out))
+    )
     return _seconds(lambda: F.linear(x, w)) + _seconds(lambda: g @ w) + _seconds(lambda: g.T @ x)
 
 
@@ -191,7 +205,9 @@ def _seconds(run: Callable[[], Any], repeats: int = 5) -> float:
 
 def compare(shape: Shape, dtype: str, compiled: bool, args: argparse.Namespace) -> dict[str, Any]:
     """All contenders on one shape, in turns."""
-    workers = {name: Worker(name, shape, dtype, compiled, args.peers_python) for name in args.contenders}
+    workers = {
+        name: Worker(name, shape, dtype, compiled, args.peers_python) for name in args.contenders
+    }
     seconds: dict[str, list[float]] = {name: [] for name in workers}
     peaks: dict[str, float] = {}
     for round_number in range(args.warmup + args.rounds):
@@ -223,7 +239,9 @@ def compare(shape: Shape, dtype: str, compiled: bool, args: argparse.Namespace) 
     return row
 
 
-def compare_memory(shape: Shape, dtype: str, compiled: bool, args: argparse.Namespace) -> dict[str, Any]:
+def compare_memory(
+    shape: Shape, dtype: str, compiled: bool, args: argparse.Namespace
+) -> dict[str, Any]:
     """Peak memory of two steps of each, the optimizer's states being there in the second; one process at a time."""
     peaks: dict[str, float] = {}
     for name in args.contenders:
@@ -247,11 +265,17 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=3, help="steps of each that are not counted")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--modes", nargs="+", default=["eager", "compiled"])
-    parser.add_argument("--shapes", type=int, nargs="+", default=list(range(len(SHAPES))), help="which of the three")
-    parser.add_argument("--measure", nargs="+", choices=["speed", "memory"], default=["speed", "memory"])
+    parser.add_argument(
+        "--shapes", type=int, nargs="+", default=list(range(len(SHAPES))), help="which of the three"
+    )
+    parser.add_argument(
+        "--measure", nargs="+", choices=["speed", "memory"], default=["speed", "memory"]
+    )
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS))
     parser.add_argument("--peers-python", default=str(HERE.parent / ".venv-peers/bin/python"))
-    parser.add_argument("--dry-run", action="store_true", help="a tiny shape, one round, without litgpt, no file")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="a tiny shape, one round, without litgpt, no file"
+    )
     for hidden in ("--work", "--shape", "--dtype"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     parser.add_argument("--compile", action="store_true", help=argparse.SUPPRESS)
@@ -265,12 +289,16 @@ def main() -> None:
         args.dtypes, args.modes = ["float32"], ["eager"]
         args.rounds, args.warmup, args.contenders = 1, 1, ["ours", "transformers"]
     kinds = [(dtype, mode == "compiled") for dtype in args.dtypes for mode in args.modes]
-    rows = [compare(shape, *kind, args) for kind in kinds for shape in shapes if "speed" in args.measure]
+    rows = [
+        compare(shape, *kind, args) for kind in kinds for shape in shapes if "speed" in args.measure
+    ]
     memory_rows = [compare_memory(large, *kind, args) for kind in kinds if "memory" in args.measure]
     if not args.dry_run:
         from record import write_result
 
-        print(f"wrote {write_result('cpu_step', {'rounds': args.rounds, 'rows': rows, 'memory_rows': memory_rows})}")
+        print(
+            f"wrote {write_result('cpu_step', {'rounds': args.rounds, 'rows': rows, 'memory_rows': memory_rows})}"
+        )
 
 
 if __name__ == "__main__":

@@ -42,9 +42,13 @@ def contenders(source: Transformer, folder: Path, dtype: torch.dtype) -> dict[st
         "plain": lambda ids, new: generate(plain, ids.tolist(), new, GREEDY),
     }
     for attention in ("eager", "sdpa"):
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation=attention
+        )
 
-        def theirs(ids: torch.Tensor, new: int, model: transformers.PreTrainedModel = model) -> list[list[int]]:
+        def theirs(
+            ids: torch.Tensor, new: int, model: transformers.PreTrainedModel = model
+        ) -> list[list[int]]:
             out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False,
                                  eos_token_id=None, pad_token_id=0)  # fmt: skip
             return out[:, ids.shape[1] :].tolist()
@@ -78,7 +82,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--new-tokens", type=int, default=33)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--dry-run", action="store_true", help="a tiny random model, one round, no file")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="a tiny random model, one round, no file"
+    )
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
@@ -86,7 +92,9 @@ def main() -> None:
     torch.manual_seed(0)
     if args.dry_run:
         args.rounds, args.new_tokens = 1, 5
-        source = Transformer(TransformerConfig(vocab_size=300, hidden_size=64, num_layers=2, num_heads=4))
+        source = Transformer(
+            TransformerConfig(vocab_size=300, hidden_size=64, num_layers=2, num_heads=4)
+        )
     else:
         source = Transformer.from_pretrained(args.model)
     rows = []
@@ -98,7 +106,10 @@ def main() -> None:
             for batch in args.batch:
                 ids = torch.randint(0, source.config.vocab_size, (batch, PROMPT))
                 times: dict[str, list[float]] = {who: [] for who in found}
-                rates, first = [], {who: answer(ids, args.new_tokens) for who, answer in found.items()}
+                rates, first = (
+                    [],
+                    {who: answer(ids, args.new_tokens) for who, answer in found.items()},
+                )
                 for _ in range(args.rounds):
                     rates.append(read_rate(16 if args.dry_run else 512))
                     for who, answer in found.items():
@@ -122,7 +133,9 @@ def main() -> None:
                           "step, {floor_share:4.0%} of the floor's rate; ours is {ours_over_this:.2f}x"
                           .format(**rows[-1]), flush=True)  # fmt: skip
     if not args.dry_run:
-        print(f"wrote {write_result('decode', {'settings': vars(args), 'prompt_tokens': PROMPT, 'rows': rows})}")
+        print(
+            f"wrote {write_result('decode', {'settings': vars(args), 'prompt_tokens': PROMPT, 'rows': rows})}"
+        )
 
 
 if __name__ == "__main__":

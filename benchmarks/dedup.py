@@ -69,7 +69,9 @@ def edited(text: str, draw: random.Random) -> str:
     return "".join(parts)
 
 
-def documents(megabytes: float, texts: Iterable[str]) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+def documents(
+    megabytes: float, texts: Iterable[str]
+) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
     """Of ``texts`` as many, by id and in random order; each planted exact copy's original; each edited copy's."""
     draw = random.Random(1)
     originals: list[str] = []
@@ -118,7 +120,11 @@ def ours(folder: Path, bands: int, rows: int) -> dict[str, str]:
 def theirs(folder: Path) -> dict[str, str]:
     """The same by datatrove's clusters: the one document of a cluster that stays."""
     from datatrove.executor import LocalPipelineExecutor
-    from datatrove.pipeline.dedup import MinhashDedupCluster, MinhashDedupFilter, MinhashDedupSignature
+    from datatrove.pipeline.dedup import (
+        MinhashDedupCluster,
+        MinhashDedupFilter,
+        MinhashDedupSignature,
+    )
     from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupBuckets
     from datatrove.pipeline.readers import JsonlReader
     from datatrove.pipeline.writers import JsonlWriter
@@ -131,8 +137,12 @@ def theirs(folder: Path) -> dict[str, str]:
     sign = MinhashDedupSignature(str(out / "signatures"), config)
     sign.word_tokenizer = WhitespaceTokenizer()
     buckets = MinhashDedupBuckets(str(out / "signatures"), str(out / "buckets"), config=config)
-    cluster = MinhashDedupCluster(str(out / "buckets"), str(out / "remove"), config=config, save_cluster_id=True)
-    drop = MinhashDedupFilter(str(out / "remove"), exclusion_writer=JsonlWriter(str(out / "dropped"), compression=None))
+    cluster = MinhashDedupCluster(
+        str(out / "buckets"), str(out / "remove"), config=config, save_cluster_id=True
+    )
+    drop = MinhashDedupFilter(
+        str(out / "remove"), exclusion_writer=JsonlWriter(str(out / "dropped"), compression=None)
+    )
 
     def reader() -> JsonlReader:
         return JsonlReader(str(folder), glob_pattern="*.jsonl")
@@ -142,22 +152,33 @@ def theirs(folder: Path) -> dict[str, str]:
     )  # fmt: skip
     for number, (stage, tasks) in enumerate(stages):
         logs = str(out / f"log-{number}")
-        LocalPipelineExecutor(stage, tasks=tasks, workers=WORKERS, logging_dir=logs, start_method="fork").run()
+        LocalPipelineExecutor(
+            stage, tasks=tasks, workers=WORKERS, logging_dir=logs, start_method="fork"
+        ).run()
     return _clusters(folder, out)
 
 
 def _clusters(folder: Path, out: Path) -> dict[str, str]:
     dropped = {
-        json.loads(line)["id"] for file in (out / "dropped").glob("*.jsonl") for line in file.read_text().splitlines()
+        json.loads(line)["id"]
+        for file in (out / "dropped").glob("*.jsonl")
+        for line in file.read_text().splitlines()
     }
     members: dict[int, list[str]] = {}
     for rank, file in enumerate(sorted(folder.glob("*.jsonl"))):
-        names = [json.loads(line)["id"] for line in file.read_text(encoding="utf-8").split("\n") if line]
+        names = [
+            json.loads(line)["id"] for line in file.read_text(encoding="utf-8").split("\n") if line
+        ]
         data = (out / "remove" / f"{rank:06d}.clusters").read_bytes()
         for document, number in struct.iter_unpack("<II", data):
             members.setdefault(number, []).append(names[document])
-    kept = {number: next(name for name in names if name not in dropped) for number, names in members.items()}
-    return {name: kept[number] for number, names in members.items() for name in names if name in dropped}
+    kept = {
+        number: next(name for name in names if name not in dropped)
+        for number, names in members.items()
+    }
+    return {
+        name: kept[number] for number, names in members.items() for name in names if name in dropped
+    }
 
 
 def child(which: str, folder: Path) -> None:
@@ -175,7 +196,11 @@ def child(which: str, folder: Path) -> None:
         dropped = theirs(folder)
     else:
         dropped = ours(folder, 14, 8) if which == SAME else ours(folder, 28, 4)
-    answer = {"start": ready - started, "wall": time.perf_counter() - ready, "cpu": _processor_seconds() - used}
+    answer = {
+        "start": ready - started,
+        "wall": time.perf_counter() - ready,
+        "cpu": _processor_seconds() - used,
+    }
     (folder / "answer.json").write_text(json.dumps({**answer, "dropped": dropped}))
 
 
@@ -205,10 +230,14 @@ def jaccard(a: str, b: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--datatrove", default=str(DATATROVE_PYTHON), help="a Python that has datatrove")
+    parser.add_argument(
+        "--datatrove", default=str(DATATROVE_PYTHON), help="a Python that has datatrove"
+    )
     parser.add_argument("--megabytes", type=float, default=60)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--dry-run", action="store_true", help="2 MB, ours alone; nothing is written")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="2 MB, ours alone; nothing is written"
+    )
     parser.add_argument("--child", nargs=2, metavar=("WHICH", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -233,12 +262,19 @@ def main() -> None:
         for _ in range(args.rounds):
             for which, python in pythons.items():
                 runs[which].append(run(which, python, folder))
-    result: dict[str, Any] = {"megabytes": size, "documents": len(texts), "exact": len(exact), "near": len(near)}
+    result: dict[str, Any] = {
+        "megabytes": size,
+        "documents": len(texts),
+        "exact": len(exact),
+        "near": len(near),
+    }
     for which, answers in runs.items():
         dropped = answers[0]["dropped"]
 
         def recall(copies: dict[str, str], dropped: dict[str, str] = dropped) -> float:
-            return sum(copy in dropped or name in dropped for copy, name in copies.items()) / len(copies)
+            return sum(copy in dropped or name in dropped for copy, name in copies.items()) / len(
+                copies
+            )
 
         similarity = [jaccard(texts[name], texts[kept]) for name, kept in dropped.items()]
         result[which] = {

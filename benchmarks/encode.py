@@ -42,10 +42,14 @@ def documents(size: int) -> list[str]:
 
 def main() -> None:
     """Measure, print and record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--megabytes", type=float, default=10)
     parser.add_argument("--vocab", type=int, default=32768)
-    parser.add_argument("--dry-run", action="store_true", help="measure, and keep the recorded result as it is")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="measure, and keep the recorded result as it is"
+    )
     args = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     texts = documents(round(args.megabytes * 1e6))
@@ -64,7 +68,9 @@ def main() -> None:
         ended = time.perf_counter()
         seconds["tokenizers"].append(between - started)
         seconds["lit_llm"].append(ended - between)
-        same = sum(np.array_equal(ids, encoding.ids) for ids, encoding in zip(found, expected, strict=True))
+        same = sum(
+            np.array_equal(ids, encoding.ids) for ids, encoding in zip(found, expected, strict=True)
+        )
     rates = {name: size / 1e6 / statistics.median(times) for name, times in seconds.items()}
     result = {
         "documents": len(texts), "megabytes": round(size / 1e6, 2), "vocab_size": tokenizer.vocab_size,

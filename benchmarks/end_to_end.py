@@ -86,7 +86,11 @@ def write_files(texts: dict[str, str], folder: Path) -> list[Path]:
 def theirs(text: Path, tokenizer: Path, out: Path) -> None:
     """datatrove's stages."""
     from datatrove.executor import LocalPipelineExecutor
-    from datatrove.pipeline.dedup import MinhashDedupCluster, MinhashDedupFilter, MinhashDedupSignature
+    from datatrove.pipeline.dedup import (
+        MinhashDedupCluster,
+        MinhashDedupFilter,
+        MinhashDedupSignature,
+    )
     from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupBuckets
     from datatrove.pipeline.filters import (
         C4QualityFilter,
@@ -105,20 +109,43 @@ def theirs(text: Path, tokenizer: Path, out: Path) -> None:
     words = OurWords()
     use(lambda language: words)
     config = MinhashConfig()
-    filters = [GopherRepetitionFilter(), C4QualityFilter(), GopherQualityFilter(), FineWebQualityFilter()]
+    filters = [
+        GopherRepetitionFilter(),
+        C4QualityFilter(),
+        GopherQualityFilter(),
+        FineWebQualityFilter(),
+    ]
     sign = MinhashDedupSignature(str(out / "signatures"), config)
-    sign.word_tokenizer = WhitespaceTokenizer()  # of what is left without punctuation: as ours, and faster
+    sign.word_tokenizer = (
+        WhitespaceTokenizer()
+    )  # of what is left without punctuation: as ours, and faster
     tokenize = DocumentTokenizer(str(out / "shards"), tokenizer_name_or_path=str(tokenizer / "tokenizer.json"),
                                  eos_token="<|endoftext|>", shuffle_documents=False)  # fmt: skip
     stages: tuple[tuple[list[Any], int], ...] = (
-        ([JsonlReader(str(text)), *filters, JsonlWriter(str(out / "kept"), compression=None), sign], CORES),
-        ([MinhashDedupBuckets(str(out / "signatures"), str(out / "buckets"), config=config)], config.num_buckets),
+        (
+            [
+                JsonlReader(str(text)),
+                *filters,
+                JsonlWriter(str(out / "kept"), compression=None),
+                sign,
+            ],
+            CORES,
+        ),
+        (
+            [MinhashDedupBuckets(str(out / "signatures"), str(out / "buckets"), config=config)],
+            config.num_buckets,
+        ),
         ([MinhashDedupCluster(str(out / "buckets"), str(out / "remove"), config=config)], 1),
-        ([JsonlReader(str(out / "kept")), MinhashDedupFilter(str(out / "remove")), tokenize], CORES),
+        (
+            [JsonlReader(str(out / "kept")), MinhashDedupFilter(str(out / "remove")), tokenize],
+            CORES,
+        ),
     )
     for number, (stage, tasks) in enumerate(stages):
         logs = str(out / f"log-{number}")
-        LocalPipelineExecutor(stage, tasks=tasks, workers=CORES, logging_dir=logs, start_method="fork").run()
+        LocalPipelineExecutor(
+            stage, tasks=tasks, workers=CORES, logging_dir=logs, start_method="fork"
+        ).run()
 
 
 def verdicts_of_datatrove(out: Path) -> tuple[set[str], set[str], int]:
@@ -126,7 +153,9 @@ def verdicts_of_datatrove(out: Path) -> tuple[set[str], set[str], int]:
     passed: set[str] = set()
     kept: set[str] = set()
     for file in sorted((out / "kept").glob("*.jsonl")):
-        names = [json.loads(line)["id"] for line in file.read_text(encoding="utf-8").split("\n") if line]
+        names = [
+            json.loads(line)["id"] for line in file.read_text(encoding="utf-8").split("\n") if line
+        ]
         removed = out / "remove" / f"{int(file.stem):06d}.remove"
         gone = set(memoryview(removed.read_bytes()).cast("I")) if removed.is_file() else set()
         passed.update(names)
@@ -149,7 +178,9 @@ def ours(which: str, text: Path, tokenizer: Path, out: Path) -> None:
         build(*parse_build([*arguments, "--tokenizer", str(tokenizer)]), progress=False)
         return
     if which == PROCESSES:
-        pipeline._FEW_BYTES = 0  # threads, which less text is cleaned by, share what processes each hold
+        pipeline._FEW_BYTES = (
+            0  # threads, which less text is cleaned by, share what processes each hold
+        )
     config = CorpusConfig(
         sources=[Source("text", f"{text}/*")], normalize=None, opt_out=None, language=None, privacy=None, license=None,
         gopher_quality=GopherQuality(), c4=C4Quality(), fineweb=FineWebQuality(), dedup=Dedup(bands=14, rows=8),
@@ -164,7 +195,9 @@ def our_verdicts(out: Path) -> tuple[set[str], set[str], int]:
     import pyarrow.dataset
 
     kept = pyarrow.dataset.dataset(out / "documents").to_table(columns=["id", "tokens"])
-    gone = pyarrow.dataset.dataset(out / "dropped").to_table(columns=["id"], filter=pc.field("reason") == "duplicate")
+    gone = pyarrow.dataset.dataset(out / "dropped").to_table(
+        columns=["id"], filter=pc.field("reason") == "duplicate"
+    )
     names = set(kept["id"].to_pylist())
     return names | set(gone["id"].to_pylist()), names, sum(kept["tokens"].to_pylist())
 
@@ -175,7 +208,11 @@ def run(which: str, python: str, text: Path, tokenizer: Path, out: Path) -> dict
     command = [python, __file__, "--child", which, str(text), str(tokenizer), str(out)]
     root = Path(__file__).resolve().parents[1]
     # Bytecode is kept, as it is where people install packages; some machines' settings would compile it in each run.
-    environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONPYCACHEPREFIX": str(out.parent / "bytecode")}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(root),
+        "PYTHONPYCACHEPREFIX": str(out.parent / "bytecode"),
+    }
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     with tempfile.TemporaryFile() as said:
         began, used = time.perf_counter(), _processor_seconds()
@@ -210,7 +247,9 @@ def measure(megabytes: float, rounds: int, pythons: dict[str, str], work: Path) 
     files = write_files(texts, work / "text")
     write_files(everything, work / "more")
     write_files(_first(texts, 0.3), work / "few")
-    Tokenizer.train([*texts.values()][::20], VOCABULARY, or_fewer=True).save_pretrained(work / "tokenizer")
+    Tokenizer.train([*texts.values()][::20], VOCABULARY, or_fewer=True).save_pretrained(
+        work / "tokenizer"
+    )
     for which, python in pythons.items():  # kernels and bytecode are compiled once a machine
         run(which, python, work / "few", work / "tokenizer", work / "out")
     runs: dict[str, list[dict[str, float]]] = {which: [] for which in pythons}
@@ -218,8 +257,15 @@ def measure(megabytes: float, rounds: int, pythons: dict[str, str], work: Path) 
     for _ in range(rounds):
         for which, python in pythons.items():
             runs[which].append(run(which, python, work / "text", work / "tokenizer", work / "out"))
-            verdicts[which] = (verdicts_of_datatrove if which == DATATROVE else our_verdicts)(work / "out")
-    result: dict[str, Any] = {"megabytes": size / 1e6, "documents": len(texts), "files": len(files), "cores": CORES}
+            verdicts[which] = (verdicts_of_datatrove if which == DATATROVE else our_verdicts)(
+                work / "out"
+            )
+    result: dict[str, Any] = {
+        "megabytes": size / 1e6,
+        "documents": len(texts),
+        "files": len(files),
+        "cores": CORES,
+    }
     for which, measured in runs.items():
         seconds = statistics.median(each["seconds"] for each in measured)
         result[which] = {
@@ -230,12 +276,18 @@ def measure(megabytes: float, rounds: int, pythons: dict[str, str], work: Path) 
         }  # fmt: skip
     if DATATROVE in runs:
         for which in (SAME, WEB):
-            result[which]["times_as_fast"] = result[which]["mb_per_second"] / result[DATATROVE]["mb_per_second"]
+            result[which]["times_as_fast"] = (
+                result[which]["mb_per_second"] / result[DATATROVE]["mb_per_second"]
+            )
         for number, name in enumerate(("rules", "rules and duplicates")):
             different = verdicts[SAME][number] ^ verdicts[DATATROVE][number]
             result[f"same by {name}"] = 1 - len(different) / len(texts)
     less, most = (
-        int(run(PROCESSES, sys.executable, work / text, work / "tokenizer", work / "out")["peak_bytes"])
+        int(
+            run(PROCESSES, sys.executable, work / text, work / "tokenizer", work / "out")[
+                "peak_bytes"
+            ]
+        )
         for text in ("text", "more")
     )
     result["memory"] = {
@@ -247,12 +299,20 @@ def measure(megabytes: float, rounds: int, pythons: dict[str, str], work: Path) 
 
 def main() -> None:
     """Measure, print and record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--datatrove", default=str(DATATROVE_PYTHON), help="a Python that has datatrove")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--datatrove", default=str(DATATROVE_PYTHON), help="a Python that has datatrove"
+    )
     parser.add_argument("--megabytes", type=float, default=40)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--dry-run", action="store_true", help="1 MB, ours alone; nothing is written")
-    parser.add_argument("--child", nargs=4, metavar=("WHICH", "TEXT", "TOKENIZER", "OUT"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="1 MB, ours alone; nothing is written"
+    )
+    parser.add_argument(
+        "--child", nargs=4, metavar=("WHICH", "TEXT", "TOKENIZER", "OUT"), help=argparse.SUPPRESS
+    )
     args = parser.parse_args()
     if args.child:
         which, *paths = args.child
@@ -268,7 +328,9 @@ def main() -> None:
         result = measure(args.megabytes, args.rounds, pythons, Path(work))
     for which in pythons:
         found = result[which]
-        times = f", {found['times_as_fast']:.1f} times datatrove" if "times_as_fast" in found else ""
+        times = (
+            f", {found['times_as_fast']:.1f} times datatrove" if "times_as_fast" in found else ""
+        )
         print(f"{which:16} {found['mb_per_second']:6.2f} MB/s{times}; {found['kept']:,} of {result['documents']:,} "
               f"documents and {found['tokens']:,} tokens; {found['peak_bytes'] / 1e6:,.0f} MB at most")  # fmt: skip
     if DATATROVE in pythons:

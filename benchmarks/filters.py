@@ -46,7 +46,12 @@ def theirs(file: str) -> None:
     ours = OurWords()
     load = {"our words": lambda language: ours, "as shipped": tokenizers.load_word_tokenizer}
     documents = json.loads(Path(file).read_text())
-    filters = [GopherRepetitionFilter(), GopherQualityFilter(), C4QualityFilter(), FineWebQualityFilter()]
+    filters = [
+        GopherRepetitionFilter(),
+        GopherQualityFilter(),
+        C4QualityFilter(),
+        FineWebQualityFilter(),
+    ]
     for line in sys.stdin:
         part, whose = json.loads(line)
         use(load[whose])
@@ -70,7 +75,9 @@ def ours(texts: list[str]) -> tuple[list[float], list[list[Any]]]:
     seconds, columns = [], []
     for block in (GopherRepetition(), GopherQuality(), C4Quality(), FineWebQuality()):
         began = time.process_time()
-        text, reasons = block.clean(array) if isinstance(block, C4Quality) else (array, block.judge(array))
+        text, reasons = (
+            block.clean(array) if isinstance(block, C4Quality) else (array, block.judge(array))
+        )
         seconds.append(time.process_time() - began)
         columns.append(list(zip(reasons.to_pylist(), text.to_pylist(), strict=True)))
     return seconds, [list(decision) for row in zip(*columns, strict=True) for decision in row]
@@ -108,7 +115,9 @@ def compare(documents: list[str], peers: str) -> dict[str, Any]:
                         agree[whose][name] += equal[-1]
                         agree[whose][f"{name}, reason"] += a == b
                         if a is None and b is None:
-                            same_text[f"{whose}: {'equal' if text == their_text else 'different'}"] += 1
+                            same_text[
+                                f"{whose}: {'equal' if text == their_text else 'different'}"
+                            ] += 1
                         if a != b:
                             differences[whose][f"{name}: theirs {b}, ours {a}"] += 1
                     agree[whose]["all"] += all(equal)
@@ -133,14 +142,17 @@ def compare(documents: list[str], peers: str) -> dict[str, Any]:
 
 def _versions(peers: str) -> dict[str, str]:
     program = (
-        "import json, importlib.metadata as m; print(json.dumps({p: m.version(p) for p in ('datatrove', 'spacy')}))"
+        "import json, importlib.metadata as m; "
+        "print(json.dumps({p: m.version(p) for p in ('datatrove', 'spacy')}))"
     )
     return json.loads(subprocess.check_output([peers, "-c", program], text=True))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folders", nargs="*", type=Path, help="further folders with text or HTML files")
+    parser.add_argument(
+        "folders", nargs="*", type=Path, help="further folders with text or HTML files"
+    )
     parser.add_argument("--megabytes", type=float, default=24)
     parser.add_argument("--peers", default=str(HERE.parent / ".venv-datatrove/bin/python"))
     parser.add_argument("--work", metavar="FILE", help="be datatrove, on these documents")

@@ -8,7 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 SUFFIXES = {".txt", ".md", ".rst", ".py", ".html", ".htm", ""}
-NAMES = {"METADATA", "README", "LICENSE", "NOTICE", "copyright", "changelog", "NEWS", "COPYING", "AUTHORS"}
+NAMES = {
+    "METADATA",
+    "README",
+    "LICENSE",
+    "NOTICE",
+    "copyright",
+    "changelog",
+    "NEWS",
+    "COPYING",
+    "AUTHORS",
+}
 LARGEST = 400_000  # bytes
 _CHINESE = "北京大学是中国的。一个学校，我们在这里学习！ \n"  # noqa: RUF001
 

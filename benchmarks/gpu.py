@@ -129,7 +129,10 @@ def measure(job: Job, python: str, ends: float) -> dict[str, Any]:
 
 
 def run_suite(
-    groups: list[Group], args: argparse.Namespace, ends: float, save: Callable[[list[dict[str, Any]]], None]
+    groups: list[Group],
+    args: argparse.Namespace,
+    ends: float,
+    save: Callable[[list[dict[str, Any]]], None],
 ) -> list[dict[str, Any]]:
     """All rows, printed and handed to ``save`` as they come; none begins that would not end by ``ends``."""
     rows: list[dict[str, Any]] = []
@@ -138,7 +141,15 @@ def run_suite(
     for shape, batch, contenders, seq_len in groups:
         first: dict[str, Any] = {}
         for contender in contenders:
-            job = Job(contender, shape, seq_len, first.get("batch", batch), args.warmup, args.steps, args.dry_run)
+            job = Job(
+                contender,
+                shape,
+                seq_len,
+                first.get("batch", batch),
+                args.warmup,
+                args.steps,
+                args.dry_run,
+            )
             if now() + longest > ends:
                 row = {"shape": shape, "contender": contender, "seq_len": seq_len, "batch": job.batch,
                        "skipped": f"would not end within the budget of {args.budget:.0f} s"}  # fmt: skip
@@ -177,7 +188,9 @@ def line(row: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--suite", choices=list(SUITES), required=True)
-    parser.add_argument("--shape", help="only this one of the suite's shapes, into a file of its own")
+    parser.add_argument(
+        "--shape", help="only this one of the suite's shapes, into a file of its own"
+    )
     parser.add_argument("--batch", type=int, help="tried first, in place of the suite's")
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--steps", type=int, default=9, help="timed, in three blocks")
@@ -215,7 +228,9 @@ def main() -> None:
             Path(out, file.name).write_text(file.read_text())
 
     print(FORMULA)
-    print(f"suite {args.suite}: {args.budget:.0f} s; what would not end in time, going by the longest row, is skipped")
+    print(
+        f"suite {args.suite}: {args.budget:.0f} s; what would not end in time, going by the longest row, is skipped"
+    )
     rows = run_suite(groups, args, began + args.budget, save)
     print(f"{now() - began:.0f} s")
     failed = [row for row in rows if "failed" in row]

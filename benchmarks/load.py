@@ -54,7 +54,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--dry-run", action="store_true", help="a tiny model, one round, no file")
-    parser.add_argument("--measure", nargs=2, metavar=("CONTENDER", "FOLDER"), help="one load, as JSON")
+    parser.add_argument(
+        "--measure", nargs=2, metavar=("CONTENDER", "FOLDER"), help="one load, as JSON"
+    )
     args = parser.parse_args()
     if args.measure:
         print(json.dumps(measure(*args.measure)))
@@ -72,10 +74,17 @@ def main() -> None:
                     command = [sys.executable, __file__, "--measure", who, folder]
                     done = subprocess.run(command, capture_output=True, text=True, check=True)
                     found.append(json.loads(done.stdout))
-        row: dict[str, object] = {"dtype": str(dtype).removeprefix("torch."), "checkpoint_bytes": size}
+        row: dict[str, object] = {
+            "dtype": str(dtype).removeprefix("torch."),
+            "checkpoint_bytes": size,
+        }
         for what in ("seconds", "peak_bytes"):
             ours, theirs = (statistics.median(run[what] for run in runs[who]) for who in runs)
-            row |= {f"ours_{what}": ours, f"transformers_{what}": theirs, f"ratio_{what}": ours / theirs}
+            row |= {
+                f"ours_{what}": ours,
+                f"transformers_{what}": theirs,
+                f"ratio_{what}": ours / theirs,
+            }
         row["peak_over_checkpoint"] = row["ours_peak_bytes"] / size  # type: ignore[operator]
         rows.append(row)
         print("{dtype:9} seconds: ours {ours_seconds:.2f}, transformers {transformers_seconds:.2f}, ratio "

@@ -111,7 +111,10 @@ def build(folder: Path, megabytes: float, seed: int = 0) -> list[Truth]:
 
 def _write_config(folder: Path) -> None:
     # Languages first: of copies the first is kept, and these are looked at.
-    names = sorted((path.name for path in (folder / "sources").iterdir()), key=lambda name: (name != "languages", name))
+    names = sorted(
+        (path.name for path in (folder / "sources").iterdir()),
+        key=lambda name: (name != "languages", name),
+    )
     sources = [{"name": name, "paths": str(folder / "sources" / name)} for name in names]
     for source in sources:
         if source["name"] == "bad":
@@ -182,9 +185,13 @@ def personal(paragraphs: Iterator[str], rounds: int, rng: random.Random) -> list
     truths = []
     for start in range(0, len(cases), 3):
         some = cases[start : start + 3]
-        blocks = [block for case in some for block in (next(paragraphs), case.text)] + [next(paragraphs)]
+        blocks = [block for case in some for block in (next(paragraphs), case.text)] + [
+            next(paragraphs)
+        ]
         found = [(case.text, case.spans) for case in some]
-        truths.append(Truth(f"personal-{start // 3}.txt", "personal", "\n\n".join(blocks), cases=found))
+        truths.append(
+            Truth(f"personal-{start // 3}.txt", "personal", "\n\n".join(blocks), cases=found)
+        )
     return truths
 
 
@@ -217,7 +224,11 @@ def junk(megabytes: float, rng: random.Random) -> list[Truth]:
 def boilerplate(megabytes: float) -> list[Truth]:
     """The same three notices again and again."""
     times = range(3 + round(megabytes))
-    return [Truth(f"notice-{i}-{n}.txt", "boilerplate", text) for i, text in enumerate(BOILERPLATE) for n in times]
+    return [
+        Truth(f"notice-{i}-{n}.txt", "boilerplate", text)
+        for i, text in enumerate(BOILERPLATE)
+        for n in times
+    ]
 
 
 def huge_lines(folder: Path, size: int) -> list[Truth]:
@@ -227,7 +238,9 @@ def huge_lines(folder: Path, size: int) -> list[Truth]:
     return [Truth("huge-line.txt", "huge line", text)]
 
 
-def pages(folder: Path, paragraphs: Iterator[str], megabytes: float, rng: random.Random) -> list[Truth]:
+def pages(
+    folder: Path, paragraphs: Iterator[str], megabytes: float, rng: random.Random
+) -> list[Truth]:
     """Writes pages of three to eight paragraphs, as HTML files and in web archives, as long as there are paragraphs."""
     made: list[list[str]] = []
     size = 0

@@ -11,7 +11,15 @@ from pathlib import Path
 
 from reading import response
 
-FORMATS = ("files", "jsonl", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "parquet")  # rows are the rule, files are not
+FORMATS = (
+    "files",
+    "jsonl",
+    "jsonl",
+    "jsonl.gz",
+    "jsonl.zst",
+    "parquet",
+    "parquet",
+)  # rows are the rule, files are not
 ROWS = 4000  # in a file, some 16 MB
 LAYOUTS = {
     "article": "<main><article><h1>{title}</h1>{body}</article></main>",

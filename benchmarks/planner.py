@@ -60,7 +60,9 @@ def published() -> dict[str, object]:
         print("{run:42} {gpu_hours:12,.0f} GPU-h, predicted {predicted_over_actual:.2f} of it, within {interval:.2f}x: "
               "{inside}".format(**rows[-1]))  # fmt: skip
     summary: dict[str, object] = {
-        "median_absolute_error": statistics.median(abs(row["predicted_over_actual"] - 1) for row in rows),
+        "median_absolute_error": statistics.median(
+            abs(row["predicted_over_actual"] - 1) for row in rows
+        ),
         "interval_covers": statistics.mean(row["inside"] for row in rows),
         "high_over_low": statistics.median(row["interval"] ** 2 for row in rows),
     }
@@ -115,7 +117,9 @@ def real_memory() -> list[dict[str, object]]:
     for step in REAL_STEPS:
         preset, fields, batch, seq_len, autocast = step
         command = [sys.executable, __file__, "--measure", json.dumps(step)]
-        peak = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        peak = json.loads(
+            subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        )
         config = TransformerConfig.from_preset(preset, **fields)
         setup = Setup(batch, seq_len, "bf16" if autocast else "fp32", fused_norms=False)
         predicted = training_memory(shape_of(config, seq_len), setup).peak
@@ -155,7 +159,13 @@ def failures() -> list[dict[str, float]]:
     """Formula against chance: at the rate that Llama 3 405B was interrupted at, and at three times that."""
     rows = []
     for gpus in (6_000, 16_384, 3 * 16_384):
-        rows.append({"gpus": gpus, "formula": goodput(gpus).share, "simulated": simulated_goodput(gpus, 200_000)})
+        rows.append(
+            {
+                "gpus": gpus,
+                "formula": goodput(gpus).share,
+                "simulated": simulated_goodput(gpus, 200_000),
+            }
+        )
         print("{gpus:,} GPUs: goodput {formula:.4f}, simulated {simulated:.4f}".format(**rows[-1]))
     return rows
 

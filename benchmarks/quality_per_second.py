@@ -57,11 +57,20 @@ def prepare(corpus_folder: Path, out: Path) -> dict[str, object]:
     }
 
 
-def run_once(name: str, args: argparse.Namespace, prepared: Path, seed: int, scratch: Path) -> dict[str, object]:
+def run_once(
+    name: str, args: argparse.Namespace, prepared: Path, seed: int, scratch: Path
+) -> dict[str, object]:
     """One contender, one seed, in a process of its own."""
     python = sys.executable if name == "ours" else args.peers_python
     out = scratch / f"{name}-{seed}.json"
-    command = [python, HERE / "contenders" / f"{name}_run.py", "--prepared", prepared, "--seconds", args.seconds]
+    command = [
+        python,
+        HERE / "contenders" / f"{name}_run.py",
+        "--prepared",
+        prepared,
+        "--seconds",
+        args.seconds,
+    ]
     command += ["--seed", seed, "--out", out]
     if name == "nanochat":
         command += ["--nanochat", args.nanochat.resolve(), "--dtype", args.nanochat_dtype]
@@ -69,14 +78,18 @@ def run_once(name: str, args: argparse.Namespace, prepared: Path, seed: int, scr
     load_before = os.getloadavg()[0]
     log = scratch / f"{name}-{seed}.log"
     with log.open("w") as stream:
-        done = subprocess.run([str(part) for part in command], stdout=stream, stderr=subprocess.STDOUT)
+        done = subprocess.run(
+            [str(part) for part in command], stdout=stream, stderr=subprocess.STDOUT
+        )
     if done.returncode:
         raise SystemExit(f"{name} failed with status {done.returncode}:\n{log.read_text()[-4000:]}")
     return {"contender": name, "load_before": round(load_before, 2), **json.loads(out.read_text())}
 
 
 def table(runs: list[dict], medians: dict[str, float]) -> str:
-    lines = [f"{'':10}{'bits/byte':>10}{'of ours':>11}{'tokens/s':>10}{'tokens':>12}{'parameters':>12}  runs"]
+    lines = [
+        f"{'':10}{'bits/byte':>10}{'of ours':>11}{'tokens/s':>10}{'tokens':>12}{'parameters':>12}  runs"
+    ]
     for name, median in medians.items():
         own = [run for run in runs if run["contender"] == name]
         middle = min(own, key=lambda run: abs(run["bits_per_byte"] - median))
@@ -90,16 +103,24 @@ def table(runs: list[dict], medians: dict[str, float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--corpus", type=Path, required=True, help="folder made by `lit_llm corpus build`")
-    parser.add_argument("--nanochat", type=Path, required=True, help="checkout of karpathy/nanochat")
+    parser.add_argument(
+        "--corpus", type=Path, required=True, help="folder made by `lit_llm corpus build`"
+    )
+    parser.add_argument(
+        "--nanochat", type=Path, required=True, help="checkout of karpathy/nanochat"
+    )
     parser.add_argument("--nanochat-dtype", choices=["float32", "bfloat16"], default="bfloat16")
-    parser.add_argument("--nanochat-lr-scale", type=float, default=1.0, help="times the rates its own scaling gives")
+    parser.add_argument(
+        "--nanochat-lr-scale", type=float, default=1.0, help="times the rates its own scaling gives"
+    )
     parser.add_argument("--nanochat-head-dim", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     parser.add_argument("--peers-python", type=Path, default=HERE.parent / ".venv-peers/bin/python")
-    parser.add_argument("--result", default="quality_per_second", help="name of the JSON under results/")
+    parser.add_argument(
+        "--result", default="quality_per_second", help="name of the JSON under results/"
+    )
     args = parser.parse_args()
 
     # Before the first run: a wrong path must not show after half an hour.
@@ -113,12 +134,17 @@ def main() -> None:
         scratch = Path(folder)
         prepared = scratch / "prepared.npz"
         corpus = prepare(args.corpus, prepared)
-        print(f"train: {corpus['train_tokens']:,} tokens, validation: {corpus['validation_bytes']:,} bytes", flush=True)
+        print(
+            f"train: {corpus['train_tokens']:,} tokens, validation: {corpus['validation_bytes']:,} bytes",
+            flush=True,
+        )
         for seed in range(args.repeats):
             for name in args.contenders:
                 run = run_once(name, args, prepared, seed, scratch)
                 runs.append(run)
-                print(f"round {seed + 1}  {name:10}{run['bits_per_byte']:8.4f} bits/byte", flush=True)
+                print(
+                    f"round {seed + 1}  {name:10}{run['bits_per_byte']:8.4f} bits/byte", flush=True
+                )
 
     medians = {
         name: statistics.median(run["bits_per_byte"] for run in runs if run["contender"] == name)
@@ -127,7 +153,9 @@ def main() -> None:
     result = {
         "question": __doc__.splitlines()[0],
         "median_bits_per_byte": medians,
-        "ours_to": {name: medians["ours"] / median for name, median in medians.items() if name != "ours"},
+        "ours_to": {
+            name: medians["ours"] / median for name, median in medians.items() if name != "ours"
+        },
         "peers": peers,
         "corpus": corpus,
         "runs": runs,

@@ -21,7 +21,9 @@ def write_result(name: str, result: dict[str, Any]) -> Path:
         "benchmark": name,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         # Where things lie on one machine is nobody's business.
-        "command": " ".join(["python", *(Path(arg).name if Path(arg).is_absolute() else arg for arg in sys.argv)]),
+        "command": " ".join(
+            ["python", *(Path(arg).name if Path(arg).is_absolute() else arg for arg in sys.argv)]
+        ),
         "commit": commit(RESULTS.parent.parent),
         "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "os": platform.platform()},
         "versions": {
@@ -43,7 +45,9 @@ def commit(checkout: Path | str) -> str:
     def git(*args: str) -> str:
         command = ["git", "-C", str(checkout), *args]
         try:
-            return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+            return subprocess.run(
+                command, capture_output=True, text=True, check=False
+            ).stdout.strip()
         except OSError:
             return ""
 
@@ -66,4 +70,7 @@ def _cpu() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )

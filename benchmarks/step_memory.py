@@ -69,7 +69,12 @@ def _autocast(enabled: bool) -> Iterator[None]:
 
 
 def simulated_peak(
-    config: TransformerConfig, batch: int, seq_len: int, optimizer: str, autocast: bool, lora: bool = False
+    config: TransformerConfig,
+    batch: int,
+    seq_len: int,
+    optimizer: str,
+    autocast: bool,
+    lora: bool = False,
 ) -> int:
     """Bytes at the peak of the second step, when the optimizer's states are there."""
     empty = meta_transformer(config)
@@ -99,14 +104,18 @@ def simulated_peak(
     return peak
 
 
-def real_peak(config: TransformerConfig, batch: int, seq_len: int, autocast: bool) -> dict[str, int]:
+def real_peak(
+    config: TransformerConfig, batch: int, seq_len: int, autocast: bool
+) -> dict[str, int]:
     """Bytes at the peak of two real steps with AdamW on this CPU.
 
     Returns:
         allocated: by torch's allocator, from its own record of every allocation.
         resident: how much the process grew by: what libraries and malloc keep besides.
     """
-    tiny = torch.randn(64, 64, requires_grad=True)  # libraries start their threads and buffers before the count
+    tiny = torch.randn(
+        64, 64, requires_grad=True
+    )  # libraries start their threads and buffers before the count
     (tiny @ tiny).sum().backward()
     torch.optim.AdamW([tiny], fused=True).step()
     before = resident.begin()
@@ -116,7 +125,9 @@ def real_peak(config: TransformerConfig, batch: int, seq_len: int, autocast: boo
         _two_steps(config, batch, seq_len, autocast)
     assert profile.profiler is not None and profile.profiler.kineto_results is not None
     live = peak = 0
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events = [
+        event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"
+    ]
     for event in sorted(events, key=lambda event: event.start_ns()):
         live += event.nbytes()
         peak = max(peak, live)

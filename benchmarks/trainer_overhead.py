@@ -49,7 +49,10 @@ class BareTwin(L.Callback):
         module.configure_model()
         configured: Any = module.configure_optimizers()
         self.module, self.optimizer = module, configured["optimizer"]
-        self.scheduler, self.batches = configured["lr_scheduler"]["scheduler"], iter(data.train_dataloader())
+        self.scheduler, self.batches = (
+            configured["lr_scheduler"]["scheduler"],
+            iter(data.train_dataloader()),
+        )
         self.bare, self.trainer = 0.0, 0.0
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
@@ -113,7 +116,9 @@ def main() -> None:
         )
     ratio = statistics.median(r["ratio"] for r in rounds)
     print(f"median ratio {ratio:.4f}")
-    file = write_result("trainer_overhead", {"settings": vars(args), "rounds": rounds, "median_ratio": ratio})
+    file = write_result(
+        "trainer_overhead", {"settings": vars(args), "rounds": rounds, "median_ratio": ratio}
+    )
     print(f"wrote {file}")
 
 

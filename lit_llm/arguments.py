@@ -28,7 +28,11 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs: Any):
         super().__init__(allow_abbrev=False, **kwargs)
         self.add_argument("--config", metavar="FILE", help="YAML file with these arguments")
-        self.add_argument("--print_config", action="store_true", help="print the arguments as such a file and exit")
+        self.add_argument(
+            "--print_config",
+            action="store_true",
+            help="print the arguments as such a file and exit",
+        )
 
     def error(self, message: str) -> NoReturn:
         """Raise the mistake, with the nearest option for an unknown one."""
@@ -38,7 +42,9 @@ class Parser(argparse.ArgumentParser):
             message = f"unknown option {found[1]}" + (f": did you mean {near[0]}?" if near else "")
         raise UserError(message)
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
+    def parse_args(
+        self, args: Sequence[str] | None = None, namespace: None = None
+    ) -> argparse.Namespace:  # type: ignore[override]
         """The arguments: the command line's, else the config file's, else the defaults."""
         args = list(sys.argv[1:] if args is None else args)
         settings = [action for action in self._actions if action.dest not in _OWN]
@@ -50,7 +56,11 @@ class Parser(argparse.ArgumentParser):
                     action.nargs = "*" if action.nargs in ("+", "*") else "?"
         # None marks what the command line leaves open: a value given there wins even if it equals the default, and
         # a list given there replaces the file's instead of growing it.
-        given = vars(super().parse_args(args, argparse.Namespace(**{action.dest: None for action in settings})))
+        given = vars(
+            super().parse_args(
+                args, argparse.Namespace(**{action.dest: None for action in settings})
+            )
+        )
         for action in settings:
             if given[action.dest] in (None, []):
                 given[action.dest] = in_file.get(action.dest, action.default)
@@ -58,7 +68,10 @@ class Parser(argparse.ArgumentParser):
             import yaml
 
             del given["config"]
-            plain = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
+            plain = {
+                key: str(value) if isinstance(value, Path) else value
+                for key, value in given.items()
+            }
             print(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), end="")
             raise SystemExit(0)
         return argparse.Namespace(**given)
@@ -75,15 +88,21 @@ class Parser(argparse.ArgumentParser):
         try:
             content = yaml.safe_load(Path(file).expanduser().read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"--config {file}: not readable as YAML ({' '.join(str(error).split())})") from None
+            raise UserError(
+                f"--config {file}: not readable as YAML ({' '.join(str(error).split())})"
+            ) from None
         if not isinstance(content, dict):
-            raise UserError(f"--config {file}: holds no settings; a config is a mapping such as 'seed: 1'")
+            raise UserError(
+                f"--config {file}: holds no settings; a config is a mapping such as 'seed: 1'"
+            )
         known = {action.dest: action for action in settings}
         values = {}
         for key, value in content.items():
             if key not in known:
                 near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.6)
-                raise UserError(f"{file}: unknown key {key}" + (f": did you mean {near[0]}?" if near else ""))
+                raise UserError(
+                    f"{file}: unknown key {key}" + (f": did you mean {near[0]}?" if near else "")
+                )
             if value is not None:
                 values[key] = _checked(file, known[key], value)
         return values
@@ -107,9 +126,13 @@ def _checked(file: str, action: argparse.Action, value: Any) -> Any:
             converted.append(convert(str(item)))
         except ValueError:
             kind = getattr(convert, "__name__", "value")
-            raise UserError(f"{where} must be {'a list of ' if many else ''}{kind}, got {value!r}") from None
+            raise UserError(
+                f"{where} must be {'a list of ' if many else ''}{kind}, got {value!r}"
+            ) from None
         if action.choices is not None and converted[-1] not in action.choices:
-            raise UserError(f"{where} is one of {', '.join(map(str, action.choices))}; got {item!r}")
+            raise UserError(
+                f"{where} is one of {', '.join(map(str, action.choices))}; got {item!r}"
+            )
     return converted if many else converted[0]
 
 
@@ -136,7 +159,12 @@ def explain_mistake(message: str, known: Sequence[str] = ()) -> str:
                 near = difflib.get_close_matches(full, known, n=1, cutoff=0.6)
             if not near:
                 tails = {name.rsplit(".", 1)[-1]: name for name in known}
-                near = [tails[t] for t in difflib.get_close_matches(key.rsplit(".", 1)[-1], tails, n=1, cutoff=0.6)]
+                near = [
+                    tails[t]
+                    for t in difflib.get_close_matches(
+                        key.rsplit(".", 1)[-1], tails, n=1, cutoff=0.6
+                    )
+                ]
             return f"unknown key {full}" + (f": did you mean {near[0]}?" if near else "")
     if section and not text.startswith("unknown key"):
         text = f"{section}: {text}"
@@ -154,7 +182,9 @@ _UNKNOWN_KEY = (
 )
 
 
-def run_command(commands: Mapping[str, Callable[[list[str]], None]], usage: str, args: list[str]) -> None:
+def run_command(
+    commands: Mapping[str, Callable[[list[str]], None]], usage: str, args: list[str]
+) -> None:
     """Run the one of ``commands`` that ``args`` begin with, on the others; print ``usage`` where none is named.
 
     Raises:

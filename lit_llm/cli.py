@@ -31,16 +31,40 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "validate": (_trainer_verb("validate"), "validation loss and bits per byte of a checkpoint"),
     "test": (_trainer_verb("test"), "the same under test_ names"),
     "predict": (_trainer_verb("predict"), "continue or answer the prompts of a file"),
-    "corpus": (_function("lit_llm.corpus.command", "corpus_main"), "raw text to cleaned, documented shards"),
-    "tokenizer": (_function("lit_llm.corpus.tokenizer_command", "tokenizer_main"), "train one; how well it compresses"),
-    "launch": (_function("lit_llm.terminal.launch", "launch_main"), "a job file that requeues and resumes a fit"),
-    "plan": (_function("lit_llm.plan.command", "plan_main"), "days, dollars and gigabytes of a run before it starts"),
-    "evaluate": (_function("lit_llm.evaluate.command", "evaluate_main"), "lm-eval tasks on a checkpoint"),
+    "corpus": (
+        _function("lit_llm.corpus.command", "corpus_main"),
+        "raw text to cleaned, documented shards",
+    ),
+    "tokenizer": (
+        _function("lit_llm.corpus.tokenizer_command", "tokenizer_main"),
+        "train one; how well it compresses",
+    ),
+    "launch": (
+        _function("lit_llm.terminal.launch", "launch_main"),
+        "a job file that requeues and resumes a fit",
+    ),
+    "plan": (
+        _function("lit_llm.plan.command", "plan_main"),
+        "days, dollars and gigabytes of a run before it starts",
+    ),
+    "evaluate": (
+        _function("lit_llm.evaluate.command", "evaluate_main"),
+        "lm-eval tasks on a checkpoint",
+    ),
     "chat": (_function("lit_llm.terminal.chat", "chat_main"), "talk to a model in the terminal"),
     "generate": (_function("lit_llm.terminal.completion", "generate_main"), "continue prompts"),
-    "import": (_function("lit_llm.terminal.convert", "import_main"), "GGUF file to Hugging Face directory"),
-    "export": (_function("lit_llm.terminal.convert", "export_main"), "checkpoint to Hugging Face or GGUF"),
-    "inspect": (_function("lit_llm.terminal.inspect", "inspect_main"), "what a checkpoint is, without loading it"),
+    "import": (
+        _function("lit_llm.terminal.convert", "import_main"),
+        "GGUF file to Hugging Face directory",
+    ),
+    "export": (
+        _function("lit_llm.terminal.convert", "export_main"),
+        "checkpoint to Hugging Face or GGUF",
+    ),
+    "inspect": (
+        _function("lit_llm.terminal.inspect", "inspect_main"),
+        "what a checkpoint is, without loading it",
+    ),
     "report": (_function("lit_llm.report.command", "main"), "write a run folder's report.html"),
 }
 

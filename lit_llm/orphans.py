@@ -20,7 +20,9 @@ def follow(parent: int, every: float = 1.0) -> None:
         while os.getppid() == parent:
             time.sleep(every)
         try:
-            sys.stderr.write("lit_llm: the process that started this one is gone; --ckpt_path last goes on\n")
+            sys.stderr.write(
+                "lit_llm: the process that started this one is gone; --ckpt_path last goes on\n"
+            )
             sys.stderr.flush()
         finally:  # who read the line may be gone too
             os._exit(1)  # the main thread may be waiting within a collective

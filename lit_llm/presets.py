@@ -13,7 +13,9 @@ from lit_llm.errors import UserError
 def config_folders() -> list[Path]:
     """Where presets are looked for: beside the package in a checkout, inside it when installed."""
     package = Path(__file__).parent
-    return [folder for folder in (package.parent / "configs", package / "configs") if folder.is_dir()]
+    return [
+        folder for folder in (package.parent / "configs", package / "configs") if folder.is_dir()
+    ]
 
 
 def find_config(name: str) -> Path:
@@ -33,7 +35,9 @@ def find_config(name: str) -> Path:
         if key not in presets:
             near = difflib.get_close_matches(key, presets, n=1, cutoff=0.3)
             hint = f"did you mean {near[0]}? " if near else ""
-            raise UserError(f"--config {name}: no such file or preset; {hint}presets: {', '.join(presets)}")
+            raise UserError(
+                f"--config {name}: no such file or preset; {hint}presets: {', '.join(presets)}"
+            )
         path = presets[key]
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -30,14 +30,22 @@ def prepare_run(verb: str, name: str, config: Any) -> Path:
         UserError: a fit into a folder that holds a run already, nothing to resume, or ranks started from outside
             without a folder they could agree on.
     """
-    given, auto, last = config.trainer.default_root_dir, config.ckpt_path == "auto", config.ckpt_path == "last"
+    given, auto, last = (
+        config.trainer.default_root_dir,
+        config.ckpt_path == "auto",
+        config.ckpt_path == "last",
+    )
     if auto and verb != "fit":
         raise UserError(f"--ckpt_path auto: starts or resumes a fit; {verb} takes last, or a file")
-    checkpoint = None if last or auto or config.ckpt_path is None else Path(config.ckpt_path).expanduser()
+    checkpoint = (
+        None if last or auto or config.ckpt_path is None else Path(config.ckpt_path).expanduser()
+    )
     if checkpoint is not None and not checkpoint.exists():
         raise UserError(f"--ckpt_path {checkpoint}: no such file or folder")
     if checkpoint is not None and (reason := damage(checkpoint)) is not None:
-        raise UserError(f"--ckpt_path {checkpoint}: not a checkpoint, or damaged ({reason}); last takes a whole one")
+        raise UserError(
+            f"--ckpt_path {checkpoint}: not a checkpoint, or damaged ({reason}); last takes a whole one"
+        )
     if _rank() and _CHOSEN in os.environ:
         folder = Path(os.environ[_CHOSEN])
     elif given is not None:
@@ -48,7 +56,9 @@ def prepare_run(verb: str, name: str, config: Any) -> Path:
                 "or name another folder"
             )
     elif _ranks_from_outside():
-        raise UserError("several processes started by torchrun or a scheduler need --trainer.default_root_dir")
+        raise UserError(
+            "several processes started by torchrun or a scheduler need --trainer.default_root_dir"
+        )
     elif verb != "fit" and checkpoint is not None and checkpoint.parent.name == "checkpoints":
         folder = checkpoint.parent.parent  # the run it belongs to
     elif last or (auto and checkpoints(_newest_run(name) / "checkpoints")):
@@ -101,8 +111,12 @@ def _ranks_from_outside() -> bool:
 def _set_aside(run: Path) -> None:
     """Rename the folder of a run that saved nothing; one that is no run's is the user's."""
     # Loggers open their files a little before config.yaml is written.
-    if not run.is_dir() or not ((run / "config.yaml").exists() or {f.name for f in run.iterdir()} <= {"tensorboard"}):
-        raise UserError(f"trainer.default_root_dir={run} is not empty and not a run's: name another folder")
+    if not run.is_dir() or not (
+        (run / "config.yaml").exists() or {f.name for f in run.iterdir()} <= {"tensorboard"}
+    ):
+        raise UserError(
+            f"trainer.default_root_dir={run} is not empty and not a run's: name another folder"
+        )
     number = 1
     while (aside := run.with_name(f"{run.name}.started-{number}")).exists():
         number += 1
@@ -139,7 +153,9 @@ def _newest_run(name: str) -> Path:
 def _last_checkpoint(run: Path) -> Path:
     folder = run / "checkpoints"
     if not checkpoints(folder):
-        raise UserError(f"--ckpt_path last: nothing to resume, {folder} holds no checkpoint; leave it out to start")
+        raise UserError(
+            f"--ckpt_path last: nothing to resume, {folder} holds no checkpoint; leave it out to start"
+        )
     file, reasons = newest_whole(folder)
     if file is None:
         raise UserError(f"--ckpt_path last: no checkpoint is whole; {'; '.join(reasons)}")

@@ -47,7 +47,9 @@ from lit_llm.training.neptune_logger import NeptuneLogger
 from lit_llm.training.pretrain import PretrainModule
 from lit_llm.training.strategy import FSDP2Strategy
 
-StrategyRegistry.register("fsdp2", FSDP2Strategy, description="weights, gradients and states sharded (FSDP2)")
+StrategyRegistry.register(
+    "fsdp2", FSDP2Strategy, description="weights, gradients and states sharded (FSDP2)"
+)
 
 
 class _Parser(LightningArgumentParser):
@@ -80,7 +82,9 @@ class TrainerCLI(LightningCLI):
         parser.add_lightning_class_args(SpikeGuard, "spike_guard")
         parser.add_lightning_class_args(SampleCallback, "samples")
         parser.add_lightning_class_args(RunReport, "report")
-        parser.add_argument("--plan", type=bool, default=True, help="say what fit will take; refuse what cannot fit")
+        parser.add_argument(
+            "--plan", type=bool, default=True, help="say what fit will take; refuse what cannot fit"
+        )
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning would let the checkpoint's settings replace the config's in silence."""
@@ -92,9 +96,13 @@ class TrainerCLI(LightningCLI):
         if settings.precision is None:
             settings.precision = default_precision(settings.accelerator)
         model = self.config[self.subcommand].model
-        starts_from = self.config[self.subcommand].ckpt_path or model.get("init_args", {}).get("init_from")
+        starts_from = self.config[self.subcommand].ckpt_path or model.get("init_args", {}).get(
+            "init_from"
+        )
         if self.subcommand != "fit" and model.class_path.startswith("lit_llm.") and not starts_from:
-            raise UserError("weights would be random: give --ckpt_path (last, or a file) or --model.init_from")
+            raise UserError(
+                "weights would be random: give --ckpt_path (last, or a file) or --model.init_from"
+            )
         given = self.config[self.subcommand].get("config")
         name = config_name(str(given[0])) if given else "run"
         self.run_folder = prepare_run(self.subcommand, name, self.config[self.subcommand])
@@ -114,7 +122,11 @@ class TrainerCLI(LightningCLI):
         except (MisconfigurationException, ValueError) as error:
             text = " ".join(str(error).split())
             # Name the key the Trainer complains about in its own words.
-            keys = [key for key in ("accelerator", "devices", "strategy", "precision") if f"{key}=" in text]
+            keys = [
+                key
+                for key in ("accelerator", "devices", "strategy", "precision")
+                if f"{key}=" in text
+            ]
             keys += ["accelerator"] if "Accelerator" in text else []
             where = "".join(f"trainer.{key}={settings[key]}: " for key in keys[:1])
             raise UserError(where + text) from None
@@ -128,7 +140,10 @@ class TrainerCLI(LightningCLI):
         given = given if isinstance(given, list) else [given]
         unwanted = [base for base in (ProgressBarBase, CheckpointBase, SpikeGuard)
                     if any(isinstance(c, base) for c in given)]  # fmt: skip
-        for base, flag in ((ProgressBarBase, "enable_progress_bar"), (CheckpointBase, "enable_checkpointing")):
+        for base, flag in (
+            (ProgressBarBase, "enable_progress_bar"),
+            (CheckpointBase, "enable_checkpointing"),
+        ):
             unwanted += [base] if config.get(flag) is False else []
         mine = [c for c in mine if not isinstance(c, tuple(unwanted))]
         loggers = config.get("logger") or []
@@ -151,7 +166,13 @@ class TrainerCLI(LightningCLI):
         """Say how it went, show what the model writes, and what can be done next."""
         if self.trainer.is_global_zero:
             metrics = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
-            print(summary(self.run_folder, metrics, chats=isinstance(self.datamodule, InstructionDataModule)))
+            print(
+                summary(
+                    self.run_folder,
+                    metrics,
+                    chats=isinstance(self.datamodule, InstructionDataModule),
+                )
+            )
         # The first process writes the model and the report: launchers take the end of another for the run's.
         self.trainer.strategy.barrier("fit")
 
@@ -178,7 +199,9 @@ class _WriteSetup(Callback):
         if not trainer.is_global_zero:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "config.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
+        (self.folder / "config.yaml").write_text(
+            yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8"
+        )
         data = getattr(trainer, "datamodule", None)
         if isinstance(data, TokenDataModule):
             data.tokenizer.save_pretrained(self.folder / "tokenizer")
@@ -197,7 +220,9 @@ def summary(run: Path, metrics: dict[str, float], chats: bool = False) -> str:
     """
     lines = [""]
     if "val_bits_per_byte" in metrics:
-        lines.append(f"validation: {metrics['val_bits_per_byte']:.4f} bits per byte, loss {metrics['val_loss']:.4f}")
+        lines.append(
+            f"validation: {metrics['val_bits_per_byte']:.4f} bits per byte, loss {metrics['val_loss']:.4f}"
+        )
     samples = run / "samples.jsonl"
     if samples.exists():
         for line in samples.read_text(encoding="utf-8").splitlines()[-2:]:
@@ -211,7 +236,9 @@ def summary(run: Path, metrics: dict[str, float], chats: bool = False) -> str:
         lines.append("next:")
         if chats and final.exists():
             lines.append(f"  lit_llm chat {final}")
-        lines.append(f"  lit_llm predict --config {config} --ckpt_path {last[-1]} --data.prompts FILE")
+        lines.append(
+            f"  lit_llm predict --config {config} --ckpt_path {last[-1]} --data.prompts FILE"
+        )
         if not chats:
             lines.append(
                 f"  lit_llm fit --config {config} --model.init_from {final} --data.tokenizer {final} "
@@ -269,13 +296,26 @@ def run_trainer(verb: str, args: list[str]) -> None:
         raise UserError(" ".join(str(error).split())) from None
     except RuntimeError as error:
         # gloo's words, and NCCL's; torch has no type of error for it.
-        if not re.search("closed by peer|reset by peer|Broken pipe|remote process exited", str(error)):
+        if not re.search(
+            "closed by peer|reset by peer|Broken pipe|remote process exited", str(error)
+        ):
             raise
-        raise PeerLost("another process of the run ended: what it said is why; --ckpt_path last goes on") from None
+        raise PeerLost(
+            "another process of the run ended: what it said is why; --ckpt_path last goes on"
+        ) from None
     except pickle.UnpicklingError as error:
-        raise UserError(f"--ckpt_path: not a checkpoint of ours ({str(error).splitlines()[0]})") from None
+        raise UserError(
+            f"--ckpt_path: not a checkpoint of ours ({str(error).splitlines()[0]})"
+        ) from None
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno not in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EACCES,
+            errno.EPERM,
+            errno.EROFS,
+            errno.ENOTDIR,
+        ):
             raise
         raise UserError(f"{error.filename or 'the run folder'}: {error.strerror}") from None
     except ValueError as error:
@@ -299,4 +339,6 @@ def _user_error(error: BaseException | None) -> UserError | None:
 def _no_chatter(record: logging.LogRecord) -> bool:
     """Drop Lightning's list of absent accelerators and its advertisements; keep what it says about the run."""
     said = record.getMessage()
-    return not said.startswith(("GPU available", "TPU available", "HPU available", "💡", "Using bfloat16"))
+    return not said.startswith(
+        ("GPU available", "TPU available", "HPU available", "💡", "Using bfloat16")
+    )

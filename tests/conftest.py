@@ -47,7 +47,13 @@ def corpus(text_folder: Path, cache_dir: Path) -> Path:
     from lit_llm.corpus.build import build_corpus
 
     folder = cache_dir / "small"
-    build_corpus(folder, sources={"lib": str(text_folder)}, vocab_size=512, validation_fraction=0.1, progress=False)
+    build_corpus(
+        folder,
+        sources={"lib": str(text_folder)},
+        vocab_size=512,
+        validation_fraction=0.1,
+        progress=False,
+    )
     return folder
 
 
@@ -82,7 +88,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
     try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", folder], check=True, capture_output=True)
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=8m", "none", folder],
+            check=True,
+            capture_output=True,
+        )
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("mounting a file system is not permitted")
     yield folder

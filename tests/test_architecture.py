@@ -38,9 +38,16 @@ def test_arrows() -> None:
         assert files, package
         for file in files:
             inner = {name.split(".")[1] for name in imports(file) if name.startswith("lit_llm.")}
-            assert inner <= allowed | {package, "errors", "arguments", "cache", "presets"}, (file, inner)
+            assert inner <= allowed | {package, "errors", "arguments", "cache", "presets"}, (
+                file,
+                inner,
+            )
 
 
 def test_models_never_import_lightning() -> None:
     for file in (PACKAGE / "models").rglob("*.py"):
-        assert not {n for n in imports(file) if n.split(".")[0] in ("lightning", "pytorch_lightning", "litdata")}, file
+        assert not {
+            n
+            for n in imports(file)
+            if n.split(".")[0] in ("lightning", "pytorch_lightning", "litdata")
+        }, file

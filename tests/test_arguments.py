@@ -33,11 +33,25 @@ def test_command_line_wins_over_file_over_defaults(tmp_path: Path) -> None:
     file = config(tmp_path, ckpt="x", seed=5, rate=1, prompt=["one", "two"], tasks="t", json=True)
     got = vars(parser().parse_args(file))
     del got["config"]
-    expected = {"ckpt": Path("x"), "seed": 5, "rate": 1.0, "prompt": ["one", "two"], "tasks": ["t"], "json": True}
+    expected = {
+        "ckpt": Path("x"),
+        "seed": 5,
+        "rate": 1.0,
+        "prompt": ["one", "two"],
+        "tasks": ["t"],
+        "json": True,
+    }
     assert got == {**expected, "dtype": None}
     # A value equal to the default still wins, and a list replaces the file's.
-    got = vars(parser().parse_args(["y", "--seed", "3", "--prompt", "three", "--tasks", "u", "v", *file]))
-    assert (got["ckpt"], got["seed"], got["prompt"], got["tasks"]) == (Path("y"), 3, ["three"], ["u", "v"])
+    got = vars(
+        parser().parse_args(["y", "--seed", "3", "--prompt", "three", "--tasks", "u", "v", *file])
+    )
+    assert (got["ckpt"], got["seed"], got["prompt"], got["tasks"]) == (
+        Path("y"),
+        3,
+        ["three"],
+        ["u", "v"],
+    )
     assert vars(parser().parse_args(["y", "--tasks", "u"]))["seed"] == 3
 
 
@@ -47,7 +61,13 @@ def test_printed_config_is_read_back(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert stop.value.code == 0
     printed = capsys.readouterr().out
     got = parser().parse_args(config(tmp_path, **yaml.safe_load(printed)))
-    assert (got.ckpt, got.tasks, got.json, got.seed, got.prompt) == (Path("x"), ["a", "b"], True, 3, [])
+    assert (got.ckpt, got.tasks, got.json, got.seed, got.prompt) == (
+        Path("x"),
+        ["a", "b"],
+        True,
+        3,
+        [],
+    )
     with pytest.raises(SystemExit):
         parser().parse_args(["--print_config"])  # what is required may be missing here
     assert yaml.safe_load(capsys.readouterr().out)["ckpt"] is None

@@ -64,7 +64,9 @@ def check_mistake(status: int, error: str, *parts: str) -> None:
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> None:
+def in_a_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_dir: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
 
 
@@ -86,7 +88,9 @@ def test_verbs(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_every_shipped_config_parses() -> None:
     folder = config_folders()[0]
-    files = sorted(set(folder.rglob("*.yaml")) - set((folder / "corpus").iterdir()))  # those are another command's
+    files = sorted(
+        set(folder.rglob("*.yaml")) - set((folder / "corpus").iterdir())
+    )  # those are another command's
     assert files
     for file in files:
         done = subprocess.run(
@@ -104,7 +108,9 @@ def test_presets_by_name_from_anywhere() -> None:
         find_config("pretrain/quikstart")
 
 
-def test_a_fit_and_what_lies_in_its_folder(tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fit_and_what_lies_in_its_folder(
+    tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = config_file(tmp_path, corpus)
     assert fit(config, capsys=capsys)[0] == 0
     run = tmp_path / "runs" / "mine"
@@ -121,7 +127,20 @@ def test_a_fit_and_what_lies_in_its_folder(tmp_path: Path, corpus: Path, capsys:
     for verb in ("validate", "test"):
         assert main([verb, "--config", str(config), "--ckpt_path", checkpoint]) == 0
         assert "bits_per_byte" in capsys.readouterr().out
-    assert main(["predict", "--config", str(config), "--ckpt_path", checkpoint, "--data.prompts", str(prompts)]) == 0
+    assert (
+        main(
+            [
+                "predict",
+                "--config",
+                str(config),
+                "--ckpt_path",
+                checkpoint,
+                "--data.prompts",
+                str(prompts),
+            ]
+        )
+        == 0
+    )
     rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     assert [row["prompt"] for row in rows] == ["def main", "import"]
     assert main(["report", str(run)]) == 0
@@ -136,7 +155,10 @@ def test_a_fit_and_what_lies_in_its_folder(tmp_path: Path, corpus: Path, capsys:
         (["--data.seq_len", "many"], ["seq_len", "many"]),
         (["--trainer.max_steps", "1.5"], ["trainer.max_steps", "1.5"]),
         (["--data.micro_batch_size", "0"], ["data.micro_batch_size must be at least 1"]),
-        (["--data.global_batch_tokens", "100"], ["data.global_batch_tokens=100", "nearest: 64 or 128"]),
+        (
+            ["--data.global_batch_tokens", "100"],
+            ["data.global_batch_tokens=100", "nearest: 64 or 128"],
+        ),
         (["--data.corpus", "nowhere"], ["nowhere", "no such file"]),
         (["--data.corpus", "null", "--data.sources", "no/such/*.txt"], ["no/such/*.txt"]),
         (["--data.seq_len", "10000000"], ["data.seq_len=10000000", "longer than"]),
@@ -151,7 +173,11 @@ def test_a_fit_and_what_lies_in_its_folder(tmp_path: Path, corpus: Path, capsys:
     ],
 )
 def test_mistakes_in_arguments(
-    tmp_path: Path, corpus: Path, arguments: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    corpus: Path,
+    arguments: list[str],
+    parts: list[str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     check_mistake(*fit(config_file(tmp_path, corpus), *arguments, capsys=capsys), *parts)
     assert not list(tmp_path.glob("runs/*/metrics.csv"))
@@ -161,7 +187,10 @@ def test_mistakes_in_arguments(
     ("changes", "parts"),
     [
         ({"data__init_args__sequence": 4}, ["unknown key", "sequence"]),
-        ({"model__init_args__transformer__hiden_size": 4}, ["unknown key transformer.hiden_size", "hidden_size"]),
+        (
+            {"model__init_args__transformer__hiden_size": 4},
+            ["unknown key transformer.hiden_size", "hidden_size"],
+        ),
         ({"trainer__max_step": 4}, ["unknown key", "max_step", "trainer.max_steps"]),
         ({"modle": {"class_path": "lit_llm.PretrainModule"}}, ["unknown key modle", "model"]),
         ({"checkpoint__every": 4}, ["unknown key", "checkpoint.every"]),
@@ -173,7 +202,11 @@ def test_mistakes_in_arguments(
     ],
 )
 def test_mistakes_in_the_file(
-    tmp_path: Path, corpus: Path, changes: dict, parts: list[str], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    corpus: Path,
+    changes: dict,
+    parts: list[str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     check_mistake(*fit(config_file(tmp_path, corpus, **changes), capsys=capsys), *parts)
 
@@ -192,16 +225,23 @@ def test_no_text_in_the_corpus(tmp_path: Path, capsys: pytest.CaptureFixture[str
     check_mistake(*fit(config, capsys=capsys), "bad")
 
 
-def test_vocabulary_the_text_does_not_support(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_vocabulary_the_text_does_not_support(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "small").mkdir()
     for i in range(30):
         (tmp_path / "small" / f"{i}.txt").write_text(f"a few words number {i}\n" * 20)
-    config = config_file(tmp_path, None, data__init_args__sources="small", data__init_args__vocab_size=50_000)
+    config = config_file(
+        tmp_path, None, data__init_args__sources="small", data__init_args__vocab_size=50_000
+    )
     check_mistake(*fit(config, capsys=capsys), "vocab_size")
 
 
 def test_a_full_disk_loses_nothing(
-    tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    corpus: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     real, calls = torch.save, []
 
@@ -213,17 +253,30 @@ def test_a_full_disk_loses_nothing(
         real(state, file)
 
     monkeypatch.setattr(torch, "save", full)
-    config = config_file(tmp_path, corpus, checkpoint__every_steps=1, trainer__max_steps=3, checkpoint__monitor=None)
-    check_mistake(*fit(config, capsys=capsys), "No space left", "step-00000002", "step-00000001.ckpt")
-    assert [f.name for f in (tmp_path / "runs/mine/checkpoints").iterdir()] == ["step-00000001.ckpt"]
+    config = config_file(
+        tmp_path, corpus, checkpoint__every_steps=1, trainer__max_steps=3, checkpoint__monitor=None
+    )
+    check_mistake(
+        *fit(config, capsys=capsys), "No space left", "step-00000002", "step-00000001.ckpt"
+    )
+    assert [f.name for f in (tmp_path / "runs/mine/checkpoints").iterdir()] == [
+        "step-00000001.ckpt"
+    ]
     assert (tmp_path / "runs/mine/report.html").exists()
     assert fit(config, "--ckpt_path", "last", capsys=capsys)[0] == 0
 
 
-def test_trainer_switches_reach_our_callbacks(tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_trainer_switches_reach_our_callbacks(
+    tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = config_file(tmp_path, corpus)
     status, error = fit(
-        config, "--trainer.enable_progress_bar", "false", "--trainer.enable_checkpointing", "false", capsys=capsys
+        config,
+        "--trainer.enable_progress_bar",
+        "false",
+        "--trainer.enable_checkpointing",
+        "false",
+        capsys=capsys,
     )
     assert status == 0, error
     assert not (tmp_path / "runs" / "mine" / "checkpoints").exists()
@@ -242,7 +295,9 @@ def test_evaluating_random_weights_or_no_checkpoint_is_refused(
     check_mistake(*fit(config, "--ckpt_path", "junk.ckpt", capsys=capsys), "not a checkpoint")
 
 
-def test_the_quickstart_preset_runs_from_any_folder(tmp_path: Path, lit_llm_command: Callable) -> None:
+def test_the_quickstart_preset_runs_from_any_folder(
+    tmp_path: Path, lit_llm_command: Callable
+) -> None:
     done = lit_llm_command("fit", "--config", "pretrain/quickstart", "--trainer.max_steps", "2",
                            "--trainer.limit_val_batches", "2", "--model.compile", "false", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -264,14 +319,19 @@ def test_a_checkpoint_that_cannot_continue_this_run_is_refused(
     content = torch.load(checkpoint, weights_only=False)
     content["hyper_parameters"] = {}
     torch.save(content, "foreign.ckpt")
-    check_mistake(*fit(config, "--ckpt_path", "foreign.ckpt", capsys=capsys), "not a checkpoint of a PretrainModule")
+    check_mistake(
+        *fit(config, "--ckpt_path", "foreign.ckpt", capsys=capsys),
+        "not a checkpoint of a PretrainModule",
+    )
 
 
 def test_the_same_tokens_elsewhere_continue_a_run(
     tmp_path: Path, text_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = config_file(tmp_path, None, data__init_args__sources=str(tmp_path / "here"))
-    shutil.copytree(text_folder, tmp_path / "here", copy_function=shutil.copyfile)  # other modification times
+    shutil.copytree(
+        text_folder, tmp_path / "here", copy_function=shutil.copyfile
+    )  # other modification times
     assert fit(config, capsys=capsys)[0] == 0
     (tmp_path / "here").rename(tmp_path / "gone")
     shutil.copytree(tmp_path / "gone", tmp_path / "here", copy_function=shutil.copyfile)
@@ -291,7 +351,9 @@ def test_last_is_the_newest_run_even_if_it_has_no_checkpoint(
     check_mistake(*fit(config, "--ckpt_path", "last", capsys=capsys), "nothing to resume", "mine-2")
 
 
-def test_a_mistake_leaves_no_run_folder(tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_leaves_no_run_folder(
+    tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert fit(config_file(tmp_path, corpus), "--data.seq_len", "10000000", capsys=capsys)[0] == 2
     assert not list(tmp_path.glob("runs/*"))
 
@@ -305,7 +367,9 @@ def test_prompts_that_are_no_text_name_the_line(tmp_path: Path) -> None:
     assert read_prompts(file) == ["one\u2028still one"]
 
 
-@pytest.mark.parametrize(("chats", "first"), [(True, "lit_llm chat {}/final"), (False, "lit_llm predict ")])
+@pytest.mark.parametrize(
+    ("chats", "first"), [(True, "lit_llm chat {}/final"), (False, "lit_llm predict ")]
+)
 def test_a_fit_ends_with_what_can_be_done_next(tmp_path: Path, chats: bool, first: str) -> None:
     from lit_llm.trainer_cli import summary
 

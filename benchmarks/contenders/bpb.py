@@ -48,6 +48,8 @@ def bits_per_byte(
     for start in range(0, windows, batch_size):
         rows = slice(start, start + batch_size)
         scores = logits(inputs[rows]).float()
-        losses = functional.cross_entropy(scores.flatten(0, 1), targets[rows].flatten(), reduction="none")
+        losses = functional.cross_entropy(
+            scores.flatten(0, 1), targets[rows].flatten(), reduction="none"
+        )
         nats += losses[sizes[rows].flatten() > 0].sum(dtype=torch.float64).item()
     return nats / math.log(2) / int(counted.sum())

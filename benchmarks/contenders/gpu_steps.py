@@ -41,7 +41,9 @@ def ours(job: Job, config: TransformerConfig, device: torch.device) -> Contender
     from lit_llm.models.transformer import Transformer
     from lit_llm.training.optimizers import MuonAdamW, default_learning_rate, parameter_groups
 
-    backends = choose_attention(device, torch.bfloat16, "sdpa" if job.contender == "documents sdpa" else "auto")
+    backends = choose_attention(
+        device, torch.bfloat16, "sdpa" if job.contender == "documents sdpa" else "auto"
+    )
     with device:
         model = Transformer(config)
         if job.contender == "lora":
@@ -52,7 +54,11 @@ def ours(job: Job, config: TransformerConfig, device: torch.device) -> Contender
     parallelize(model, backends=backends, compile=not job.dry)
     name: Any = "muon_adamw" if job.contender == "ours muon" else "adamw"
     groups = parameter_groups(model, name, default_learning_rate(name, config.hidden_size), 0.0)
-    optimizer = MuonAdamW(groups) if name == "muon_adamw" else torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+    optimizer = (
+        MuonAdamW(groups)
+        if name == "muon_adamw"
+        else torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+    )
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
         documents = draw_documents(x) if job.contender.startswith("documents") else None
@@ -81,7 +87,9 @@ def transformers(job: Job, config: TransformerConfig, device: torch.device) -> C
     run = model if job.dry else torch.compile(model)
     # Labels are already those of the next position: shift_labels says so.
     step = _loop(model, optimizer, lambda x, y: run(input_ids=x, labels=y, shift_labels=y).loss)
-    return Contender(step, optimizer, "sdpa, causal without a mask", f"adamw, transformers {library.__version__}")
+    return Contender(
+        step, optimizer, "sdpa, causal without a mask", f"adamw, transformers {library.__version__}"
+    )
 
 
 def register_sdpa_without_mask() -> str:
@@ -94,7 +102,9 @@ def register_sdpa_without_mask() -> str:
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **rest: Any) -> Any:
+    def attend(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **rest: Any
+    ) -> Any:
         if mask is not None:
             raise ValueError("transformers made a mask after all")
         return sdpa_attention_forward(module, query, key, value, None, **rest)
@@ -120,7 +130,9 @@ def litgpt(job: Job, config: TransformerConfig, device: torch.device) -> Contend
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     run = model if job.dry else torch.compile(model)
     step = _loop(model, optimizer, lambda x, y: chunked_cross_entropy(run(x), y))
-    return Contender(step, optimizer, "sdpa, causal without a mask", f"adamw, litgpt {version('litgpt')}")
+    return Contender(
+        step, optimizer, "sdpa, causal without a mask", f"adamw, litgpt {version('litgpt')}"
+    )
 
 
 def nanochat(job: Job, config: TransformerConfig, device: torch.device) -> Contender:
@@ -130,7 +142,9 @@ def nanochat(job: Job, config: TransformerConfig, device: torch.device) -> Conte
     """
     checkout = os.environ.get("NANOCHAT")
     if not checkout:
-        raise ModuleNotFoundError("NANOCHAT names no checkout of karpathy/nanochat", name="nanochat")
+        raise ModuleNotFoundError(
+            "NANOCHAT names no checkout of karpathy/nanochat", name="nanochat"
+        )
     os.environ.setdefault("NANOCHAT_DTYPE", "bfloat16")
     sys.path.insert(0, checkout)
     from nanochat.flash_attention import USE_FA3
@@ -152,14 +166,18 @@ def nanochat(job: Job, config: TransformerConfig, device: torch.device) -> Conte
     more = sum(p.numel() for p in model.value_embeds.parameters()) / 1e6
     note = (f"its muon and adamw, nanochat {commit(checkout)[:7]}; not our shape exactly: value embeddings "
             f"({more:.0f}M) besides")  # fmt: skip
-    return Contender(step, optimizer, "FlashAttention 3" if USE_FA3 else "sdpa, found no FlashAttention 3", note)
+    return Contender(
+        step, optimizer, "FlashAttention 3" if USE_FA3 else "sdpa, found no FlashAttention 3", note
+    )
 
 
 PEERS = {"transformers": transformers, "litgpt": litgpt, "nanochat": nanochat}
 
 
 def _loop(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[[Tensor, Tensor], Tensor]
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss_of: Callable[[Tensor, Tensor], Tensor],
 ) -> Callable[[Tensor], None]:
     """The loop around a model with float32 weights under autocast."""
 

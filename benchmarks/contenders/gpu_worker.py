@@ -83,11 +83,14 @@ class OptimizerClock:
             torch.cuda.synchronize()
         pairs = list(zip(self.marks[::2], self.marks[1::2], strict=True))[-steps:]
         return statistics.median(
-            begin.elapsed_time(end) if self.device.type == "cuda" else 1e3 * (end - begin) for begin, end in pairs
+            begin.elapsed_time(end) if self.device.type == "cuda" else 1e3 * (end - begin)
+            for begin, end in pairs
         )
 
 
-def run_loop(job: Job, config: TransformerConfig, device: torch.device, watch: Stopwatch) -> dict[str, Any]:
+def run_loop(
+    job: Job, config: TransformerConfig, device: torch.device, watch: Stopwatch
+) -> dict[str, Any]:
     """A plain loop over the contender's step."""
     contender = PEERS.get(job.contender, ours)(job, config, device)
     clock = OptimizerClock(contender.optimizer, device)
@@ -95,7 +98,11 @@ def run_loop(job: Job, config: TransformerConfig, device: torch.device, watch: S
     for done in range(1, job.warmup + job.steps + 1):
         contender.step(ids)
         watch.step_done(done)
-    return {"optimizer_ms": clock.milliseconds(job.steps), "attention": contender.attention, "note": contender.note}
+    return {
+        "optimizer_ms": clock.milliseconds(job.steps),
+        "attention": contender.attention,
+        "note": contender.note,
+    }
 
 
 def run_trainer(job: Job, fields: dict[str, Any], ids: Tensor, watch: Stopwatch) -> dict[str, Any]:
@@ -148,7 +155,11 @@ def main() -> None:
                **watch.memory(), **said, "torch": torch.__version__}  # fmt: skip
     if device.type == "cuda":
         peak, source = flops.peak_flops(device)
-        numbers |= {"device": torch.cuda.get_device_name(), "mfu": rate * flops_per_token / peak, "peak": source}
+        numbers |= {
+            "device": torch.cuda.get_device_name(),
+            "mfu": rate * flops_per_token / peak,
+            "peak": source,
+        }
     print(json.dumps(numbers))
 
 

@@ -49,8 +49,12 @@ class Contender(Protocol):
 
 def arguments(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--prepared", type=Path, required=True, help="arrays written by quality_per_second.py")
-    parser.add_argument("--seconds", type=float, default=300.0, help="training time, compilation not counted")
+    parser.add_argument(
+        "--prepared", type=Path, required=True, help="arrays written by quality_per_second.py"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=300.0, help="training time, compilation not counted"
+    )
     parser.add_argument("--seed", type=int, default=0, help="initial weights and order of the data")
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--tokens-per-step", type=int, default=4096)
@@ -63,7 +67,9 @@ def load(path: Path) -> Prepared:
         return Prepared(arrays["train"], arrays["validation"], arrays["token_bytes"])
 
 
-def batches(stream: np.ndarray, sequences: int, seq_len: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    stream: np.ndarray, sequences: int, seq_len: int, seed: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Blocks of the packed stream in a new random order each epoch: inputs, targets (sequences, seq_len) int64."""
     blocks = (len(stream) - 1) // seq_len
     generator = np.random.default_rng(seed)
@@ -72,7 +78,9 @@ def batches(stream: np.ndarray, sequences: int, seq_len: int, seed: int) -> Iter
         while len(queue) < sequences:
             queue = np.concatenate([queue, generator.permutation(blocks)])
         starts, queue = queue[:sequences] * seq_len, queue[sequences:]
-        rows = torch.from_numpy(np.stack([stream[s : s + seq_len + 1] for s in starts]).astype(np.int64))
+        rows = torch.from_numpy(
+            np.stack([stream[s : s + seq_len + 1] for s in starts]).astype(np.int64)
+        )
         yield rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
 
 
@@ -100,7 +108,10 @@ def run(contender: Contender, prepared: Prepared, args: argparse.Namespace) -> N
         elapsed = time.perf_counter() - began
         step_seconds = elapsed / len(losses)
         if len(losses) % 50 == 0:
-            print(f"{elapsed:6.1f} s  step {len(losses):5d}  loss {np.mean(losses[-50:]):.4f}", flush=True)
+            print(
+                f"{elapsed:6.1f} s  step {len(losses):5d}  loss {np.mean(losses[-50:]):.4f}",
+                flush=True,
+            )
         if not math.isfinite(losses[-1]):
             raise SystemExit(f"loss became {losses[-1]} at step {len(losses)}")
 

@@ -62,7 +62,10 @@ class Nanochat:
         batch_ratio = args.tokens_per_step / REFERENCE_BATCH
         reference_horizon = self._horizon(self._meta_model(vocab_size, REFERENCE_DEPTH, args))
         self.weight_decay = WEIGHT_DECAY * math.sqrt(batch_ratio) * reference_horizon / horizon
-        rates = {name: rate * math.sqrt(batch_ratio) * args.lr_scale for name, rate in LEARNING_RATES.items()}
+        rates = {
+            name: rate * math.sqrt(batch_ratio) * args.lr_scale
+            for name, rate in LEARNING_RATES.items()
+        }
         self.optimizer = self.model.setup_optimizer(**rates, weight_decay=self.weight_decay)
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.settings = {
@@ -110,10 +113,16 @@ class Nanochat:
 
 def main() -> None:
     parser = harness.arguments(__doc__.splitlines()[0])
-    parser.add_argument("--nanochat", type=Path, required=True, help="checkout of karpathy/nanochat")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16", help="NANOCHAT_DTYPE")
+    parser.add_argument(
+        "--nanochat", type=Path, required=True, help="checkout of karpathy/nanochat"
+    )
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="bfloat16", help="NANOCHAT_DTYPE"
+    )
     parser.add_argument("--depth", type=int, default=4)
-    parser.add_argument("--head-dim", type=int, default=64, help="runs/runcpu.sh has 64, base_train 128")
+    parser.add_argument(
+        "--head-dim", type=int, default=64, help="runs/runcpu.sh has 64, base_train 128"
+    )
     parser.add_argument("--lr-scale", type=float, default=1.0, help="times its own learning rates")
     args = parser.parse_args()
     os.environ["NANOCHAT_DTYPE"] = args.dtype  # read when nanochat.common is imported

@@ -42,12 +42,16 @@ class Block:
         done = self.apply(table.filter(kept))
         # One take puts the two parts back into the order they came in.
         both = pa.concat_tables([done, table.filter(pc.invert(kept))], promote_options="default")
-        positions = pc.sort_indices(pc.if_else(kept, 0, 1))  # stable: where each row of `both` came from
+        positions = pc.sort_indices(
+            pc.if_else(kept, 0, 1)
+        )  # stable: where each row of `both` came from
         return both.take(pc.sort_indices(positions))
 
     def drop(self, table: pa.Table, reasons: pa.StringArray) -> pa.Table:
         """``table`` (all rows kept) with "dropped" filled where there is a reason."""
-        said = pc.binary_join_element_wise(pa.scalar(self.name), reasons, ": ", null_handling="emit_null")
+        said = pc.binary_join_element_wise(
+            pa.scalar(self.name), reasons, ": ", null_handling="emit_null"
+        )
         return with_column(table, "dropped", said.cast(pa.string()))
 
     def texts(self, text: Texts) -> list[str]:
@@ -78,7 +82,9 @@ def texts(documents: Texts) -> pa.LargeStringArray:
         # combine_chunks copies a single chunk too.
         array = documents.chunk(0) if documents.num_chunks == 1 else documents.combine_chunks()
     else:
-        array = documents if isinstance(documents, pa.Array) else pa.array(documents, pa.large_string())
+        array = (
+            documents if isinstance(documents, pa.Array) else pa.array(documents, pa.large_string())
+        )
     array = array.cast(pa.large_string())
     return array.fill_null("") if array.null_count else array
 
@@ -91,13 +97,17 @@ def utf8(text: pa.LargeStringArray) -> Iterator[bytes]:
         yield bytes(data[start:end])
 
 
-def replaced(text: pa.LargeStringArray, rows: Sequence[int], values: Sequence[bytes | str]) -> pa.LargeStringArray:
+def replaced(
+    text: pa.LargeStringArray, rows: Sequence[int], values: Sequence[bytes | str]
+) -> pa.LargeStringArray:
     """``text`` with new ``values`` at ``rows`` (ascending)."""
     if not rows:
         return text
     mask = np.zeros(len(text), bool)
     mask[rows] = True
-    return pc.replace_with_mask(text, pa.array(mask), pa.array(values, pa.large_binary()).cast(pa.large_string()))
+    return pc.replace_with_mask(
+        text, pa.array(mask), pa.array(values, pa.large_binary()).cast(pa.large_string())
+    )
 
 
 def with_column(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
@@ -106,7 +116,9 @@ def with_column(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) 
     return table.append_column(name, values) if index < 0 else table.set_column(index, name, values)
 
 
-def per_value(column: pa.Array | pa.ChunkedArray, judge: Callable[[Any], str | None]) -> pa.StringArray:
+def per_value(
+    column: pa.Array | pa.ChunkedArray, judge: Callable[[Any], str | None]
+) -> pa.StringArray:
     """``judge`` of each value, null of null, asked once for each distinct one: for columns in which few are."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     encoded = array.dictionary_encode()
@@ -116,7 +128,9 @@ def per_value(column: pa.Array | pa.ChunkedArray, judge: Callable[[Any], str | N
 
 def documents(text: Texts, **columns: Sequence | pa.Array) -> pa.Table:
     """A table of documents from their texts and further ``columns``; "id" counts them unless it is given."""
-    array = text if isinstance(text, (pa.Array, pa.ChunkedArray)) else pa.array(text, pa.large_string())
+    array = (
+        text if isinstance(text, (pa.Array, pa.ChunkedArray)) else pa.array(text, pa.large_string())
+    )
     ids = columns.pop("id", None)
     if ids is None:
         ids = pa.array([str(i) for i in range(len(array))], pa.string())
@@ -127,4 +141,7 @@ def documents(text: Texts, **columns: Sequence | pa.Array) -> pa.Table:
 def funnel(table: pa.Table) -> dict[str, int]:
     """How many rows were dropped for each "block: reason", the most frequent first."""
     counted = pc.value_counts(table["dropped"].drop_null()).to_pylist()
-    return {row["values"]: row["counts"] for row in sorted(counted, key=lambda row: (-row["counts"], row["values"]))}
+    return {
+        row["values"]: row["counts"]
+        for row in sorted(counted, key=lambda row: (-row["counts"], row["values"]))
+    }

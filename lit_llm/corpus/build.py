@@ -65,7 +65,9 @@ def cached_corpus(
         "validation_fraction": validation_fraction,
     }
     key = fingerprint(sources, settings)
-    folder = Path(cache_dir).expanduser() / "corpora" / f"{list_files(sources)[0].source}-{key[:12]}"
+    folder = (
+        Path(cache_dir).expanduser() / "corpora" / f"{list_files(sources)[0].source}-{key[:12]}"
+    )
     if (folder / "datacard.json").is_file():
         return Corpus.load(folder), True
     return build_corpus(folder, sources=sources, progress=progress, **settings), False
@@ -109,7 +111,9 @@ def build_corpus(
     return build(config, output, progress=progress, key=fingerprint(sources, settings))
 
 
-def build(config: CorpusConfig, output: str | Path, progress: bool = True, key: str | None = None) -> Corpus:
+def build(
+    config: CorpusConfig, output: str | Path, progress: bool = True, key: str | None = None
+) -> Corpus:
     """Build the corpus of ``config`` into ``output``, or return the one there if sources and settings are the same.
 
     What an earlier build left in ``output/.work`` and does not depend on what has changed is used. A corpus that is
@@ -141,7 +145,9 @@ def build(config: CorpusConfig, output: str | Path, progress: bool = True, key: 
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(_disk_full(output, config)) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise UserError(f"{output}: cannot be written ({error.strerror}: {error.filename})") from error
+            raise UserError(
+                f"{output}: cannot be written ({error.strerror}: {error.filename})"
+            ) from error
         raise
     return Corpus.load(output)
 

@@ -11,7 +11,14 @@ from lit_llm.corpus.quality import ends_in_dots, line_end
 from lit_llm.corpus.utf8 import decode, encode, longest
 from lit_llm.corpus.words import NEWLINE, sentences, split, trim
 
-POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
+POLICY = (
+    "terms of use",
+    "privacy policy",
+    "cookie policy",
+    "uses cookies",
+    "use of cookies",
+    "use cookies",
+)
 _BRACE, _OPEN, _CLOSE = map(ord, "{[]")
 _ENDS = tuple(map(ord, ".?!\"'"))
 _KELVIN = 0x212A  # the only character whose small letter is an ASCII letter of the phrases
@@ -35,7 +42,9 @@ def _small(point: int) -> int:
 
 
 @kernel
-def _mentioned(points: np.ndarray, begin: int, end: int, letters: np.ndarray, bounds: np.ndarray) -> int:
+def _mentioned(
+    points: np.ndarray, begin: int, end: int, letters: np.ndarray, bounds: np.ndarray
+) -> int:
     """Which phrases are in the line, in capitals or not: phrase p is bit p."""
     found = 0
     for i in range(begin, end):
@@ -81,7 +90,9 @@ def _copy_without_citations(
 
 
 @kernel
-def _white_words(points: np.ndarray, begin: int, end: int, characters: np.ndarray) -> tuple[int, int]:
+def _white_words(
+    points: np.ndarray, begin: int, end: int, characters: np.ndarray
+) -> tuple[int, int]:
     """(words between white space, characters of the longest)."""
     count, most, size = 0, 0, 0
     for i in range(begin, end):
@@ -137,7 +148,9 @@ def clean_c4(
                 continue
             last = at
             if citations:
-                last = _copy_without_citations(points, begin, end, characters, marks[0], marks[1], text, at)
+                last = _copy_without_citations(
+                    points, begin, end, characters, marks[0], marks[1], text, at
+                )
             else:
                 for i in range(begin, end):
                     text[last] = points[i]
@@ -152,7 +165,9 @@ def clean_c4(
             elif curly and np.any(text[at:last] == _BRACE):
                 verdict = 2
             elif not (policy and said > 3):
-                found += sentences(text, starts, ends, split(text, at, last, characters, starts, ends), characters)
+                found += sentences(
+                    text, starts, ends, split(text, at, last, characters, starts, ends), characters
+                )
                 text[last] = NEWLINE
                 at = last + 1
         if not verdict and found < limits[0]:

@@ -53,7 +53,9 @@ def make_card(pipeline: Pipeline, fingerprint: str, sources: Any) -> dict[str, A
     return card
 
 
-def revise_card(card: dict[str, Any], documents: list[Path], dropped: list[Path], removed: int) -> dict[str, Any]:
+def revise_card(
+    card: dict[str, Any], documents: list[Path], dropped: list[Path], removed: int
+) -> dict[str, Any]:
     """The card of a corpus from which documents were removed, from its card before and its files after."""
     weights = {row["source"]: row["weight"] for row in card["mixture"]}
     counts = Counter(card["dropped"])
@@ -65,7 +67,9 @@ def revise_card(card: dict[str, Any], documents: list[Path], dropped: list[Path]
         "examples_dropped": _examples(dropped),
         **describe(documents),
     }
-    revised["mixture"] = mixture_table(revised, weights, MixtureSettings(**card["settings"]["mixture"]))
+    revised["mixture"] = mixture_table(
+        revised, weights, MixtureSettings(**card["settings"]["mixture"])
+    )
     return revised
 
 
@@ -85,14 +89,22 @@ def describe(documents: Iterable[Path]) -> dict[str, Any]:
     return {
         **total,
         "bytes_per_token": round(total["bytes"] / total["tokens"], 4) if total["tokens"] else 0.0,
-        "splits": {split: dict(sorted(counts["splits"].get(split, {}).items())) for split in ("train", "validation")},
+        "splits": {
+            split: dict(sorted(counts["splits"].get(split, {}).items()))
+            for split in ("train", "validation")
+        },
         **{name: _largest(counts[name]) for name in named},
         **{name: dict(sorted(counts[name].items())) for name in ("pii", "changed_by")},
-        **{name: _by_edge(counts[name]) for name in ("lengths", "language_scores", "bytes_per_token_histogram")},
+        **{
+            name: _by_edge(counts[name])
+            for name in ("lengths", "language_scores", "bytes_per_token_histogram")
+        },
         "diversity": {
             "distinct_3_grams": round(distinct_ngrams(counts["ngrams"]), 4),
             **{
-                f"{name}_entropy_bits": round(entropy({key: n["documents"] for key, n in counts[name].items()}), 3)
+                f"{name}_entropy_bits": round(
+                    entropy({key: n["documents"] for key, n in counts[name].items()}), 3
+                )
                 for name in named
             },
         },
@@ -111,11 +123,15 @@ def describe_dropped(dropped: dict[str, int], read: int, stages: list[str]) -> d
         gone = sum(reasons.values())
         funnel.append({"stage": stage, "documents": left, "dropped": gone, "reasons": reasons})
         left -= gone
-    duplicates = sum(count for reason, count in dropped.items() if reason.endswith("_dedup: duplicate"))
+    duplicates = sum(
+        count for reason, count in dropped.items() if reason.endswith("_dedup: duplicate")
+    )
     return {"funnel": funnel, "dropped": dict(sorted(dropped.items())), "duplicates": duplicates}
 
 
-def mixture_table(card: dict[str, Any], weights: dict[str, float], settings: MixtureSettings) -> list[dict[str, Any]]:
+def mixture_table(
+    card: dict[str, Any], weights: dict[str, float], settings: MixtureSettings
+) -> list[dict[str, Any]]:
     """A row a source: tokens for training, its share of it, and passes over it in a run of ``settings.tokens``."""
     tokens = {name: part["tokens"] for name, part in card["splits"]["train"].items()}
     if not tokens:
@@ -154,7 +170,9 @@ def _largest(counts: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
     rest = ordered[_LISTED:]
     kept = dict(ordered[:_LISTED])
     if rest:
-        kept["(others)"] = {key: sum(part[key] for _, part in rest) for key in ("documents", "bytes", "tokens")}
+        kept["(others)"] = {
+            key: sum(part[key] for _, part in rest) for key in ("documents", "bytes", "tokens")
+        }
     return kept
 
 

@@ -7,7 +7,12 @@ from typing import Any
 
 import jinja2
 
-_TABLES = (("languages", "Languages"), ("domains", "Domains"), ("hosts", "Hosts"), ("licenses", "Licences"))
+_TABLES = (
+    ("languages", "Languages"),
+    ("domains", "Domains"),
+    ("hosts", "Hosts"),
+    ("licenses", "Licences"),
+)
 _HISTOGRAMS = (
     ("lengths", "Length of documents", "bytes, from"),
     ("language_scores", "Share of the text in its language", "from"),
@@ -24,11 +29,22 @@ def write_page(card: dict[str, Any], target: Path) -> None:
         card=card,
         tables=[(title, _shares(card[name])) for name, title in _TABLES],
         histograms=[
-            (title, unit, [(_edge(edge), n, 100 * n / max(card[name].values())) for edge, n in card[name].items()])
+            (
+                title,
+                unit,
+                [
+                    (_edge(edge), n, 100 * n / max(card[name].values()))
+                    for edge, n in card[name].items()
+                ],
+            )
             for name, title, unit in _HISTOGRAMS
             if card[name]
         ],
-        splits=[(split, source, part) for split, sources in card["splits"].items() for source, part in sources.items()],
+        splits=[
+            (split, source, part)
+            for split, sources in card["splits"].items()
+            for source, part in sources.items()
+        ],
         settings=[(name, value) for name, value in card["settings"].items() if name != "sources"],
     )
     target.write_text(_printable(html), encoding="utf-8")
@@ -57,4 +73,6 @@ def _bytes(value: float) -> str:
 
 def _printable(html: str) -> str:
     """Control characters shown as symbols: texts have them, and HTML forbids them."""
-    return html.translate({i: 0x2400 + i for i in range(32) if chr(i) not in "\t\n\f\r"} | {0x7F: 0x2421})
+    return html.translate(
+        {i: 0x2400 + i for i in range(32) if chr(i) not in "\t\n\f\r"} | {0x7F: 0x2421}
+    )

@@ -37,7 +37,9 @@ FE56-FE57 FF01 FF0E FF1F FF61 10A56-10A57 10F55-10F59 10F86-10F89 11047-11048 11
 """
 # CCNet's punctuation (github.com/facebookresearch/cc_net, text_normalizer.py), which datatrove took over, with the
 # fullwidth digit one in it. Control characters belong to it too.
-_SYMBOLS = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~«´»–—’“”„…∶━►、。〈〉《》「」【】！％（）１，．：；？～"  # noqa: RUF001
+_SYMBOLS = (
+    "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~«´»–—’“”„…∶━►、。〈〉《》「」【】！％（）１，．：；？～"  # noqa: RUF001
+)
 _CONTROLS = (*range(9), 11, 12, *range(13, 32), *range(127, 160))
 _LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 _QUOTES = "'\"”“`‘´’‚,„»«「」『』（）〔〕【】《》〈〉⟦⟧"  # noqa: RUF001

@@ -62,17 +62,38 @@ _BY_NAME: Mapping[str, str] = {
 }
 _VENDORED = {
     *("node_modules", "bower_components", "Pods", "site-packages", "dist-packages"),
-    *("vendor", "vendors", "vendored", "_vendor", "third_party", "third-party", "thirdparty", "extern"),
+    *(
+        "vendor",
+        "vendors",
+        "vendored",
+        "_vendor",
+        "third_party",
+        "third-party",
+        "thirdparty",
+        "extern",
+    ),
 }
-_MACHINES = re.compile(r"[.-]min\.(js|css|mjs)$|[._]pb2?(_grpc)?\.(py|pyi|go|cc|h)$|\.designer\.cs$", re.I)
-_LOCKS = {"package-lock.json", "pnpm-lock.yaml", "yarn.lock", "poetry.lock", "uv.lock", "cargo.lock", "go.sum"}
+_MACHINES = re.compile(
+    r"[.-]min\.(js|css|mjs)$|[._]pb2?(_grpc)?\.(py|pyi|go|cc|h)$|\.designer\.cs$", re.I
+)
+_LOCKS = {
+    "package-lock.json",
+    "pnpm-lock.yaml",
+    "yarn.lock",
+    "poetry.lock",
+    "uv.lock",
+    "cargo.lock",
+    "go.sum",
+}
 # What generators write into the head of a file; a warning alone may guard a line that somebody wrote.
 _GENERATED = re.compile(
     r"@generated\b|generated.{0,200}do not (edit|modify)|do not (edit|modify).{0,200}generated"
     r"|(this|the) file (is|was|has been) auto(-|matically )?generated",
     re.I | re.S,
 )
-_WRITTEN_BY_HAND = 500  # mean bytes a line: minified scripts and tables of data are above, programs never
+_WRITTEN_BY_HAND = (
+    500  # mean bytes a line: minified scripts and tables of data are above, programs never
+)
 
 
 def language_of(name: str) -> str | None:

@@ -26,7 +26,12 @@ def corpus_main(args: list[str]) -> None:
     Raises:
         UserError: no such command, or the user's mistake in it.
     """
-    commands = {"build": build_main, "report": report_main, "explain": explain_main, "remove": remove_main}
+    commands = {
+        "build": build_main,
+        "report": report_main,
+        "explain": explain_main,
+        "remove": remove_main,
+    }
     with corpus_extra():
         run_command(commands, USAGE, args)
 
@@ -53,19 +58,29 @@ def report_main(args: list[str]) -> None:
 
 def explain_main(args: list[str]) -> None:
     """Say what is known of a document."""
-    parser = _parser("explain", "Where a document came from, what each step said of it, and where it is now.")
+    parser = _parser(
+        "explain", "Where a document came from, what each step said of it, and where it is now."
+    )
     parser.add_argument("id", help="of the document, as in documents/ and dropped/")
-    parser.add_argument("--json", action="store_true", help="a JSON array instead of lines for people")
+    parser.add_argument(
+        "--json", action="store_true", help="a JSON array instead of lines for people"
+    )
     given = parser.parse_args(args)
     from lit_llm.corpus.explain import explain, told
 
     rows = explain(given.corpus, given.id)
-    print(json.dumps(rows, indent=2, ensure_ascii=False) if given.json else "\n\n".join(map(told, rows)))
+    print(
+        json.dumps(rows, indent=2, ensure_ascii=False)
+        if given.json
+        else "\n\n".join(map(told, rows))
+    )
 
 
 def remove_main(args: list[str]) -> None:
     """Take documents out."""
-    parser = _parser("remove", "Take documents out of text files and shards; their ids' hashes are logged.")
+    parser = _parser(
+        "remove", "Take documents out of text files and shards; their ids' hashes are logged."
+    )
     parser.add_argument("--ids", nargs="+", default=[], help="of documents")
     parser.add_argument("--ids_file", type=Path, help="file with an id a line")
     parser.add_argument("--domain", help="host, with all below it, or the domain tag of a source")
@@ -80,7 +95,9 @@ def remove_main(args: list[str]) -> None:
             ids |= set(given.ids_file.read_text(encoding="utf-8").split("\n")) - {""}
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--ids_file {given.ids_file}: cannot be read ({error})") from None
-    count = remove(given.corpus, Request(frozenset(ids), given.domain, given.matching), given.reason)
+    count = remove(
+        given.corpus, Request(frozenset(ids), given.domain, given.matching), given.reason
+    )
     print(f"{given.corpus}: {count:,} documents removed")
 
 

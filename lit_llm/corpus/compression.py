@@ -17,7 +17,9 @@ from lit_llm.models.tokenizer import Tokenizer
 
 GROUPS = ("language", "domain", "source")
 UNKNOWN = "unknown"
-_UNSPACED = frozenset(("bo", "dz", "ja", "km", "lo", "my", "th", "zh"))  # written without spaces between words
+_UNSPACED = frozenset(
+    ("bo", "dz", "ja", "km", "lo", "my", "th", "zh")
+)  # written without spaces between words
 _LONGEST = 10
 
 
@@ -26,11 +28,18 @@ class Compression:
 
     def __init__(self, tokenizers: Mapping[str, Tokenizer]) -> None:
         self._tokenizers = dict(tokenizers)
-        self._vocabularies = {name: tokenizer.vocabulary() for name, tokenizer in tokenizers.items()}
-        self._pieces = {name: np.array([_is_piece(token) for token in v]) for name, v in self._vocabularies.items()}
+        self._vocabularies = {
+            name: tokenizer.vocabulary() for name, tokenizer in tokenizers.items()
+        }
+        self._pieces = {
+            name: np.array([_is_piece(token) for token in v])
+            for name, v in self._vocabularies.items()
+        }
         self._unknown = {name: tokenizer.unk_id for name, tokenizer in tokenizers.items()}
         self._used = {name: np.zeros(len(v), np.int64) for name, v in self._vocabularies.items()}
-        self._counts: dict[str, dict[str, dict[str, int]]] = {group: {} for group in ("all", *GROUPS)}
+        self._counts: dict[str, dict[str, dict[str, int]]] = {
+            group: {} for group in ("all", *GROUPS)
+        }
 
     def add(self, table: pa.Table) -> None:
         """Count a table with "text", "bytes" and the columns of `GROUPS`."""
@@ -49,7 +58,9 @@ class Compression:
                 f"{name}/pieces": _sums_by_document(self._pieces[name][ids], offsets),
                 f"{name}/unknown": _sums_by_document(ids == self._unknown[name], offsets),
             }
-        names = {group: [value or UNKNOWN for value in table[group].to_pylist()] for group in GROUPS}
+        names = {
+            group: [value or UNKNOWN for value in table[group].to_pylist()] for group in GROUPS
+        }
         counted = pa.table({**names, "all": pa.repeat("all", len(table)), **columns})
         for group, rows in self._counts.items():
             for row in sums(counted, [group], list(columns)):
@@ -69,10 +80,17 @@ class Compression:
             count) and longest: rows of text, bytes and uses.
         """
         groups = {
-            group: {name: self._row(row) for name, row in sorted(rows.items(), key=lambda item: -item[1]["bytes"])}
+            group: {
+                name: self._row(row)
+                for name, row in sorted(rows.items(), key=lambda item: -item[1]["bytes"])
+            }
             for group, rows in self._counts.items()
         }
-        return {**groups, "all": groups["all"]["all"], "vocabulary": {name: self._words(name) for name in self._used}}
+        return {
+            **groups,
+            "all": groups["all"]["all"],
+            "vocabulary": {name: self._words(name) for name in self._used},
+        }
 
     def _row(self, row: Mapping[str, int]) -> dict[str, Any]:
         found: dict[str, Any] = {key: row[key] for key in ("documents", "bytes", "words")}
@@ -96,7 +114,11 @@ class Compression:
             "tokens": len(vocabulary),
             "unused": int((used[there] == 0).sum()),
             "longest": [
-                {"text": vocabulary[i].decode(errors="replace"), "bytes": len(vocabulary[i]), "uses": int(used[i])}
+                {
+                    "text": vocabulary[i].decode(errors="replace"),
+                    "bytes": len(vocabulary[i]),
+                    "uses": int(used[i]),
+                }
                 for i in longest
             ],
         }

@@ -16,7 +16,11 @@ _NONE = "-"
 def told(facts: dict[str, Any]) -> str:
     """The facts of ``inspect`` (see ``tokenizer_command.inspect``) for people to read."""
     whole, tokenizers = facts["all"], facts["tokenizers"]
-    figures = {name: published(known["published_as"]) for name, known in tokenizers.items() if known["published_as"]}
+    figures = {
+        name: published(known["published_as"])
+        for name, known in tokenizers.items()
+        if known["published_as"]
+    }
     parts = [
         f"{facts['text']}: {whole['documents']:,} documents, {_megabytes(whole)} MB, {whole['words']:,} words",
         _summary(facts, figures),
@@ -25,7 +29,12 @@ def told(facts: dict[str, Any]) -> str:
         if set(facts[group]) - {UNKNOWN}:
             parts.append(_group(group, facts[group], list(tokenizers), figures))
     parts.append(
-        "\n  ".join(["longest tokens", *(f"{name}: {_longest(facts['vocabulary'][name])}" for name in tokenizers)])
+        "\n  ".join(
+            [
+                "longest tokens",
+                *(f"{name}: {_longest(facts['vocabulary'][name])}" for name in tokenizers),
+            ]
+        )
     )
     if said := dict.fromkeys(line for rows in figures.values() for line in _sources(rows)):
         parts.append("\n  ".join(["published, a token, of other text than this", *said]))
@@ -33,20 +42,37 @@ def told(facts: dict[str, Any]) -> str:
 
 
 def _summary(facts: dict[str, Any], figures: dict[str, tuple[Published, ...]]) -> str:
-    heads = ["tokenizer", "vocabulary", "bytes a token", "tokens a word", "pieces of characters", "unknown", "unused"]
-    beside = {name: figure for name, known in figures.items() if (figure := figure_for(known, "all", ""))}
+    heads = [
+        "tokenizer",
+        "vocabulary",
+        "bytes a token",
+        "tokens a word",
+        "pieces of characters",
+        "unknown",
+        "unused",
+    ]
+    beside = {
+        name: figure for name, known in figures.items() if (figure := figure_for(known, "all", ""))
+    }
     lines = []
     for name in facts["tokenizers"]:
         row, vocabulary = facts["all"]["tokenizers"][name], facts["vocabulary"][name]
         shares = (f"{100 * (row[key] or 0):.2f}%" for key in ("character_pieces", "unknown"))
         ratios = (_number(row[key]) for key in ("bytes_per_token", "tokens_per_word"))
-        lines.append([name, f"{vocabulary['tokens']:,}", *ratios, *shares, f"{vocabulary['unused']:,}"])
+        lines.append(
+            [name, f"{vocabulary['tokens']:,}", *ratios, *shares, f"{vocabulary['unused']:,}"]
+        )
         if beside:
             lines[-1].append(_figure(beside.get(name)))
     return _aligned([*heads, "published"] if beside else heads, lines)
 
 
-def _group(group: str, rows: dict[str, Any], tokenizers: list[str], figures: dict[str, tuple[Published, ...]]) -> str:
+def _group(
+    group: str,
+    rows: dict[str, Any],
+    tokenizers: list[str],
+    figures: dict[str, tuple[Published, ...]],
+) -> str:
     """Bytes a token, with a column of published figures for each tokenizer that has one for a row here."""
     shown = list(rows)[:_ROWS]
     beside = {
@@ -79,14 +105,18 @@ def _sources(rows: tuple[Published, ...]) -> list[str]:
     by_source: dict[str, list[str]] = {}
     for row in rows:
         by_source.setdefault(row.source, []).append(f"{row.per_token:.2f} {row.unit} ({row.text})")
-    return [f"{rows[0].tokenizer}: {', '.join(said)}; {source}" for source, said in by_source.items()]
+    return [
+        f"{rows[0].tokenizer}: {', '.join(said)}; {source}" for source, said in by_source.items()
+    ]
 
 
 def _longest(vocabulary: dict[str, Any]) -> str:
     said = []
     for row in vocabulary["longest"][:_TOKENS]:
         text = row["text"] if len(row["text"]) <= _CHARACTERS else row["text"][:_CHARACTERS] + "..."
-        said.append(f"{json.dumps(text, ensure_ascii=False)} {row['bytes']} bytes, used {row['uses']:,}")
+        said.append(
+            f"{json.dumps(text, ensure_ascii=False)} {row['bytes']} bytes, used {row['uses']:,}"
+        )
     return "; ".join(said)
 
 

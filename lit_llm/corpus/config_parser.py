@@ -26,9 +26,19 @@ def parse_build(args: list[str]) -> tuple[CorpusConfig, Path]:
     Raises:
         UserError: a mistake in them, in one line.
     """
-    parser = _Parser(prog="lit_llm corpus build", description="Raw text to cleaned, deduplicated, documented shards.")
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file, or a preset's name (corpus/web)")
-    parser.add_argument("--input", action="append", metavar="GLOB", help="file, folder, glob or URL; may be repeated")
+    parser = _Parser(
+        prog="lit_llm corpus build",
+        description="Raw text to cleaned, deduplicated, documented shards.",
+    )
+    parser.add_argument(
+        "--config", action=ActionConfigFile, help="YAML file, or a preset's name (corpus/web)"
+    )
+    parser.add_argument(
+        "--input",
+        action="append",
+        metavar="GLOB",
+        help="file, folder, glob or URL; may be repeated",
+    )
     parser.add_argument("--output", metavar="DIR", help="corpus folder to make")
     parser.add_class_arguments(CorpusConfig)
     try:
@@ -44,7 +54,9 @@ def parse_build(args: list[str]) -> tuple[CorpusConfig, Path]:
     if patterns:
         given["sources"] = [*(given["sources"] or []), *as_sources(patterns)]
     if not given["sources"]:
-        raise UserError("--input: missing; name files, a folder or a glob, or give sources in --config")
+        raise UserError(
+            "--input: missing; name files, a folder or a glob, or give sources in --config"
+        )
     return CorpusConfig(**given), Path(output)
 
 

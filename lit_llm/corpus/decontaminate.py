@@ -47,7 +47,11 @@ class Decontaminate(Block):
 
     @classmethod
     def against(
-        cls, evaluations: Mapping[str, Texts], ngram: int = 13, shortest: int = 8, report: bool = False
+        cls,
+        evaluations: Mapping[str, Texts],
+        ngram: int = 13,
+        shortest: int = 8,
+        report: bool = False,
     ) -> Decontaminate:
         """From evaluation texts, by the name of the task (or file) that they are of.
 
@@ -58,7 +62,9 @@ class Decontaminate(Block):
             UserError: no text has ``shortest`` words; ``shortest`` <= ``ngram`` <= 63 does not hold.
         """
         if not 1 <= shortest <= ngram <= LONGEST:
-            raise UserError(f"decontaminate: 1 <= shortest <= ngram <= {LONGEST} does not hold for {shortest}, {ngram}")
+            raise UserError(
+                f"decontaminate: 1 <= shortest <= ngram <= {LONGEST} does not hold for {shortest}, {ngram}"
+            )
         found: dict[int, list[tuple[np.ndarray, int]]] = {}
         for number, given in enumerate(evaluations.values()):
             lengths, hashes = ngram_hashes(*buffers(texts(given)), fold_table(), ngram, shortest)
@@ -71,12 +77,18 @@ class Decontaminate(Block):
         hashes_by_length, owners_by_length = [], []
         for _, parts in sorted(found.items()):
             every = np.concatenate([hashes for hashes, _ in parts])
-            owner = np.concatenate([np.full(len(hashes), number, np.int32) for hashes, number in parts])
+            owner = np.concatenate(
+                [np.full(len(hashes), number, np.int32) for hashes, number in parts]
+            )
             unique, first = np.unique(every, return_index=True)
             hashes_by_length.append(unique)
             owners_by_length.append(owner[first])
         return cls(
-            tuple(evaluations), np.array(sorted(found)), tuple(hashes_by_length), tuple(owners_by_length), report
+            tuple(evaluations),
+            np.array(sorted(found)),
+            tuple(hashes_by_length),
+            tuple(owners_by_length),
+            report,
         )
 
     def apply(self, table: pa.Table) -> pa.Table:
@@ -84,7 +96,13 @@ class Decontaminate(Block):
         data, offsets = buffers(texts(table["text"]))
         starts = np.cumsum([0, *map(len, self.hashes)])
         hits = document_hits(
-            data, offsets, fold_table(), self.lengths, starts, np.concatenate(self.hashes), np.concatenate(self.owners)
+            data,
+            offsets,
+            fold_table(),
+            self.lengths,
+            starts,
+            np.concatenate(self.hashes),
+            np.concatenate(self.owners),
         )
         by = pa.array(self.names, pa.string()).take(pa.array(hits, mask=hits < 0))
         table = table.append_column("contaminated_by", by)
@@ -99,7 +117,9 @@ class Decontaminate(Block):
         return self.apply(documents(given))["contaminated_by"].to_pylist()
 
 
-def evaluation_texts(paths: Sequence[str | Path], fields: Sequence[str] | None = None) -> dict[str, list[str]]:
+def evaluation_texts(
+    paths: Sequence[str | Path], fields: Sequence[str] | None = None
+) -> dict[str, list[str]]:
     """The strings in rows of JSONL files, by the file's stem; ``fields`` names the ones to take, None takes all.
 
     Strings inside lists and objects count as well (choices, turns of a conversation).
@@ -113,7 +133,9 @@ def evaluation_texts(paths: Sequence[str | Path], fields: Sequence[str] | None =
         for number, row in json_rows(path):
             if isinstance(row, bytes):
                 raise UserError(f"{path}:{number}: not UTF-8; convert the file")
-            strings += _strings([value for key, value in row.items() if fields is None or key in fields])
+            strings += _strings(
+                [value for key, value in row.items() if fields is None or key in fields]
+            )
         if not strings:
             wanted = "any field" if fields is None else " or ".join(map(repr, fields))
             raise UserError(f"{path}: no row has text in {wanted}")

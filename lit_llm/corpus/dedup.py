@@ -32,7 +32,9 @@ from lit_llm.corpus.signatures import SignatureColumns
 from lit_llm.errors import UserError
 
 EXACT, NEAR = "exact_dedup: duplicate", "near_dedup: duplicate"
-_VERDICTS = pa.schema({"id": pa.large_string(), "duplicate_of": pa.string(), "dropped": pa.string()})
+_VERDICTS = pa.schema(
+    {"id": pa.large_string(), "duplicate_of": pa.string(), "dropped": pa.string()}
+)
 _BATCH = 1000  # texts signed at a time by `near_duplicates`
 
 
@@ -75,7 +77,11 @@ class Dedup:
         """
         kept = table.filter(pc.is_null(table["dropped"]))
         text = texts(kept["text"])
-        rank = kept["rank"].cast(pa.int32()) if "rank" in kept.column_names else pa.array(np.zeros(len(kept), np.int32))
+        rank = (
+            kept["rank"].cast(pa.int32())
+            if "rank" in kept.column_names
+            else pa.array(np.zeros(len(kept), np.int32))
+        )
         if self.threshold is None:
             sketch = np.empty((len(text), 0), np.uint16)
         else:
@@ -86,7 +92,10 @@ class Dedup:
         })  # fmt: skip
 
     def decide(
-        self, signatures: Iterable[pa.Table], memory_limit: int = 4_000_000_000, folder: str | Path | None = None
+        self,
+        signatures: Iterable[pa.Table],
+        memory_limit: int = 4_000_000_000,
+        folder: str | Path | None = None,
     ) -> pa.Table:
         """Which documents are dropped, and for which kept one.
 
@@ -109,7 +118,9 @@ class Dedup:
         bands = 0 if self.threshold is None else self.bands
         verdicts = []
         with tempfile.TemporaryDirectory(prefix="dedup-", dir=folder) as spilled:
-            columns = SignatureColumns.gather(signatures, bands, self.rows, memory_limit, Path(spilled))
+            columns = SignatureColumns.gather(
+                signatures, bands, self.rows, memory_limit, Path(spilled)
+            )
             self._check_ids(columns, memory_limit)
             parent = components([columns.digest, *columns.bands], memory_limit)
             # What `kept_copies` holds of a document: a sketch twice, and five words of 8 bytes a band.
@@ -123,10 +134,14 @@ class Dedup:
         named = columns.ids(rows)
         order = pc.sort_indices(named, [("rank", "ascending"), ("id", "ascending")])
         rows, ids = rows[order.to_numpy()], named["id"].take(order)
-        copy_of, exact = kept_copies(columns.digest[rows], [band[rows] for band in columns.bands], self.threshold or 1)
+        copy_of, exact = kept_copies(
+            columns.digest[rows], [band[rows] for band in columns.bands], self.threshold or 1
+        )
         gone = np.flatnonzero(copy_of >= 0)
         reasons = pc.if_else(pa.array(exact[gone]), EXACT, NEAR)
-        return pa.table([ids.take(gone), ids.take(copy_of[gone]), reasons], _VERDICTS.names).cast(_VERDICTS)
+        return pa.table([ids.take(gone), ids.take(copy_of[gone]), reasons], _VERDICTS.names).cast(
+            _VERDICTS
+        )
 
     @staticmethod
     def _check_ids(columns: SignatureColumns, memory_limit: int) -> None:
@@ -135,7 +150,9 @@ class Dedup:
         again = np.flatnonzero(lowest != np.arange(len(columns)))
         if len(again):
             name = columns.ids(again[:1])["id"][0]
-            raise UserError(f"dedup: {len(again)} documents have the id of another ({name}); make ids unique")
+            raise UserError(
+                f"dedup: {len(again)} documents have the id of another ({name}); make ids unique"
+            )
 
 
 @dataclass(frozen=True)
@@ -155,7 +172,9 @@ class DropDuplicates(Block):
         for name in ("dropped", "duplicate_of"):
             column = self.verdicts[name].take(found)
             at = table.schema.get_field_index(name)
-            table = table.append_column(name, column) if at < 0 else table.set_column(at, name, column)
+            table = (
+                table.append_column(name, column) if at < 0 else table.set_column(at, name, column)
+            )
         return table
 
 

@@ -43,7 +43,9 @@ def _lower_table() -> np.ndarray:
 
 
 @kernel
-def _normalized(data: np.ndarray, offsets: np.ndarray, lowered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _normalized(
+    data: np.ndarray, offsets: np.ndarray, lowered: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     texts = len(offsets) - 1
     points = np.empty(longest(offsets), np.int32)
     # Lower case can take half as much again (U+023A: two bytes, its lower case three).

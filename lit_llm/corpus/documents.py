@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
     from lit_llm.corpus.sources import Source, SourceFile
 
-TABLE_BYTES = 8 * 2**20  # of text in a table: enough to make calls cheap, little beside what a worker holds
+TABLE_BYTES = (
+    8 * 2**20
+)  # of text in a table: enough to make calls cheap, little beside what a worker holds
 
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -94,7 +96,9 @@ def usable(value: object) -> tuple[str, str | None]:
     return value, None
 
 
-def decode(data: bytes, charset: str | None = None, html: bool = False) -> tuple[str, str | None, str | None]:
+def decode(
+    data: bytes, charset: str | None = None, html: bool = False
+) -> tuple[str, str | None, str | None]:
     """(text, encoding unless it is UTF-8, None) of a file's bytes, or ("", None, why they are no text).
 
     Tried in this order: a byte order mark; UTF-8; ``charset``, which a server named; if resiliparse is installed, what
@@ -218,9 +222,9 @@ def checked_table(
         if column is None:
             return pa.nulls(len(places), pa.string())
         strings, _ = _utf8(column)
-        return pc.replace_with_mask(strings, pc.equal(strings, ""), pa.scalar(None, pa.large_string())).cast(
-            pa.string()
-        )
+        return pc.replace_with_mask(
+            strings, pc.equal(strings, ""), pa.scalar(None, pa.large_string())
+        ).cast(pa.string())
 
     none = pa.scalar(None, pa.string())
     strings, broken = _utf8(text)
@@ -278,6 +282,16 @@ def schema() -> pa.Schema:
     """The columns of a table of documents as read; "dropped" is null or "read: reason"."""
     import pyarrow as pa
 
-    strings = ["source", "path", "url", "license", "language", "domain", "robots", "encoding", "dropped"]
+    strings = [
+        "source",
+        "path",
+        "url",
+        "license",
+        "language",
+        "domain",
+        "robots",
+        "encoding",
+        "dropped",
+    ]
     columns = [("id", pa.string()), ("text", pa.large_string()), ("offset", pa.int64())]
     return pa.schema(columns + [(name, pa.string()) for name in strings])

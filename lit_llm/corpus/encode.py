@@ -51,7 +51,9 @@ class Split:
     tail: float = 0.0
 
 
-def kept_documents(cleaned: Path, selected: Path, split: Split, columns: list[str]) -> Iterator[pa.Table]:
+def kept_documents(
+    cleaned: Path, selected: Path, split: Split, columns: list[str]
+) -> Iterator[pa.Table]:
     """Tables of the kept documents in order, with ``columns`` of `CLEANED` and sha256, bytes and "split"."""
     for table, verdict in zip(
         read_tables(cleaned, columns),
@@ -59,7 +61,11 @@ def kept_documents(cleaned: Path, selected: Path, split: Split, columns: list[st
         strict=True,
     ):
         kept = pc.is_null(verdict["dropped"])
-        table = table.append_column("sha256", verdict["sha256"]).append_column("bytes", verdict["bytes"]).filter(kept)
+        table = (
+            table.append_column("sha256", verdict["sha256"])
+            .append_column("bytes", verdict["bytes"])
+            .filter(kept)
+        )
         held_out = pc.less(verdict["position"].filter(kept), split.edge)
         table = table.append_column("split", pc.if_else(held_out, "validation", "train"))
         if len(table):
@@ -72,10 +78,20 @@ def _with_tails(table: pa.Table, share: float) -> pa.Table:
         if len(row["text"]) < 2:
             rows.append({**row, "split": "train"})
             continue
-        for part, name, split in zip(cut(row["text"], share), ("", TAIL), ("train", "validation"), strict=True):
+        for part, name, split in zip(
+            cut(row["text"], share), ("", TAIL), ("train", "validation"), strict=True
+        ):
             data = part.encode()
             hashed = hashlib.sha256(data).hexdigest()
-            rows.append({**row, "id": row.get("id", "") + name, "text": part, "split": split, "bytes": len(data)})
+            rows.append(
+                {
+                    **row,
+                    "id": row.get("id", "") + name,
+                    "text": part,
+                    "split": split,
+                    "bytes": len(data),
+                }
+            )
             rows[-1]["sha256"] = hashed
     return pa.Table.from_pylist(rows, table.schema)
 
@@ -111,12 +127,15 @@ class Encode:
         schema = pa.schema({"tokens": pa.large_list(kind)})
         write_arrow(self.target, schema, self._tables(tokenizer, tokenizer.eos_id, schema))
 
-    def _tables(self, tokenizer: Tokenizer, separator: int, schema: pa.Schema) -> Iterator[pa.Table]:
+    def _tables(
+        self, tokenizer: Tokenizer, separator: int, schema: pa.Schema
+    ) -> Iterator[pa.Table]:
         for table in kept_documents(self.cleaned, self.selected, self.split, ["text"]):
             ids, offsets = tokenizer.encode_ragged(table["text"].to_pylist())
             ids = np.insert(ids, offsets[:-1], separator)
             lists = pa.LargeListArray.from_arrays(
-                offsets + np.arange(len(offsets)), pa.array(ids, schema.field("tokens").type.value_type)
+                offsets + np.arange(len(offsets)),
+                pa.array(ids, schema.field("tokens").type.value_type),
             )
             yield pa.table([lists], schema=schema)
 
@@ -156,9 +175,14 @@ class WriteDocuments:
         documents = kept_documents(self.cleaned, self.selected, self.split, columns)
         for table, tokens in zip(documents, read_encoded(self.encoded), strict=True):
             counts = pc.list_value_length(tokens)
-            ratio = pc.divide(table["bytes"].cast(pa.float64()), counts).combine_chunks().cast(pa.float32())
+            ratio = (
+                pc.divide(table["bytes"].cast(pa.float64()), counts)
+                .combine_chunks()
+                .cast(pa.float32())
+            )
             scores = pa.StructArray.from_arrays(
-                [table["language_score"].combine_chunks(), ratio], fields=list(DOCUMENTS.field("scores").type)
+                [table["language_score"].combine_chunks(), ratio],
+                fields=list(DOCUMENTS.field("scores").type),
             )
             table = with_column(with_column(table, "tokens", counts), "scores", scores)
             yield table.select(DOCUMENTS.names).cast(DOCUMENTS)
@@ -195,17 +219,25 @@ class WriteDropped:
 
     def _tables(self, counts: dict[str, Any]) -> Iterator[pa.Table]:
         shown: Counter[str] = Counter()
-        for table, verdict in zip(read_tables(self.cleaned), read_tables(self.selected), strict=True):
+        for table, verdict in zip(
+            read_tables(self.cleaned), read_tables(self.selected), strict=True
+        ):
             gone = pc.is_valid(verdict["dropped"])
             table, verdict = table.filter(gone), verdict.filter(gone)
             reasons = verdict["dropped"].to_pylist()
             examples = table["example"].to_pylist()
             for row, (reason, example) in enumerate(zip(reasons, examples, strict=True)):
-                if example is None and shown[reason] < EXAMPLES and not reason.startswith("removed"):
+                if (
+                    example is None
+                    and shown[reason] < EXAMPLES
+                    and not reason.startswith("removed")
+                ):
                     examples[row] = example = table["text"][row].as_py()[:200] or None
                 if example is not None:
                     shown[reason] += 1
-                    counts["examples"].setdefault(reason, []).append([table["id"][row].as_py(), example])
+                    counts["examples"].setdefault(reason, []).append(
+                        [table["id"][row].as_py(), example]
+                    )
             said = [reason.partition(": ") for reason in reasons]
             yield pa.table(
                 [

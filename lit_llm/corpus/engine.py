@@ -76,7 +76,9 @@ class Engine:
                     pool.shutdown(cancel_futures=True)
             return
         daft = _daft(self.runner, self.address)
-        rows = daft.from_pydict({"number": list(range(len(tasks))), "task": [pickle.dumps(task) for task in tasks]})
+        rows = daft.from_pydict(
+            {"number": list(range(len(tasks))), "task": [pickle.dumps(task) for task in tasks]}
+        )
         if self.runner == "ray":
             rows = rows.into_partitions(len(tasks))  # else all of them go to one node
         one_by_one = daft.method.batch(return_dtype=daft.DataType.binary(), batch_size=1)
@@ -126,5 +128,7 @@ def _work(worker: Any, tasks: Any) -> list[bytes | None]:
         except (UserError, OSError) as error:
             failures.append(pickle.dumps(error))
         except Exception:
-            failures.append(pickle.dumps(RuntimeError(traceback.format_exc())))  # its text is sure to survive the way
+            failures.append(
+                pickle.dumps(RuntimeError(traceback.format_exc()))
+            )  # its text is sure to survive the way
     return failures

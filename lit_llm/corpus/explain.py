@@ -34,7 +34,9 @@ def explain(folder: str | Path, name: str) -> list[dict[str, Any]]:
     if line is not None:
         found.append({"id": name, "removed": line})
     if not found:
-        raise UserError(f"{corpus.path}: no document has the id {name!r}; ids are in documents/ and dropped/")
+        raise UserError(
+            f"{corpus.path}: no document has the id {name!r}; ids are in documents/ and dropped/"
+        )
     return found
 
 
@@ -69,7 +71,9 @@ def _dropped(corpus: Corpus, name: str) -> Iterator[dict[str, Any]]:
         for row in read_table(file, rows=pc.field("id") == name).to_pylist():
             steps = {}
             for step in corpus.datacard["funnel"]:
-                steps[step["stage"]] = f"dropped: {row['reason']}" if step["stage"] == row["stage"] else "kept"
+                steps[step["stage"]] = (
+                    f"dropped: {row['reason']}" if step["stage"] == row["stage"] else "kept"
+                )
                 if step["stage"] == row["stage"]:
                     break
             yield {**row, "steps": steps}

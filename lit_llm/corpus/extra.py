@@ -14,4 +14,6 @@ def corpus_extra() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise UserError(f"making a corpus needs {error.name}: pip install 'lit_llm[corpus]'") from error
+        raise UserError(
+            f"making a corpus needs {error.name}: pip install 'lit_llm[corpus]'"
+        ) from error

@@ -34,7 +34,9 @@ class ExtractHTML(Block):
 
     def apply(self, table: pa.Table) -> pa.Table:
         """Set "text" and fill "dropped"."""
-        found = pa.array([main_text(html) for html in texts(table["text"]).to_pylist()], pa.large_string())
+        found = pa.array(
+            [main_text(html) for html in texts(table["text"]).to_pylist()], pa.large_string()
+        )
         reasons = pc.if_else(pc.equal(found, ""), "no main text", pa.scalar(None, pa.string()))
         return self.drop(with_column(table, "text", found), reasons)
 

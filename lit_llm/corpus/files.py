@@ -17,7 +17,17 @@ from typing import IO, Any, Protocol
 from lit_llm.errors import UserError
 
 # What file systems call the mark that changes with the content, the surest first.
-_VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "sha256", "mtime", "LastModified", "last_modified", "created")
+_VERSIONS = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "blob_id",
+    "sha256",
+    "mtime",
+    "LastModified",
+    "last_modified",
+    "created",
+)
 
 
 _CHUNK = 2**17  # compressed bytes at a time: what is lost before a cut is less
@@ -62,7 +72,9 @@ def find(pattern: str) -> list[Found]:
     try:
         return _find_here(pattern)
     except OSError as error:
-        raise UserError(f"data.sources: {error.filename or pattern} cannot be listed ({error.strerror})") from error
+        raise UserError(
+            f"data.sources: {error.filename or pattern} cannot be listed ({error.strerror})"
+        ) from error
 
 
 def _find_here(pattern: str) -> list[Found]:
@@ -94,7 +106,11 @@ def walk(folder: Path, skip: Sequence[str] = ()) -> list[Path]:
     files: list[Path] = []
     for parent, folders, names in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith(".") and name not in skip]
-        files += [path for name in names if not name.startswith(".") and (path := Path(parent, name)).is_file()]
+        files += [
+            path
+            for name in names
+            if not name.startswith(".") and (path := Path(parent, name)).is_file()
+        ]
     return files
 
 
@@ -187,7 +203,9 @@ def _find_remote(pattern: str) -> list[Found]:
     system, inner = _file_system(pattern)
     try:
         if glob.has_magic(inner):
-            base = inner[: min(inner.find(sign) for sign in "*?[" if sign in inner)].rpartition("/")[0]
+            base = inner[: min(inner.find(sign) for sign in "*?[" if sign in inner)].rpartition(
+                "/"
+            )[0]
             listed = dict(system.glob(inner, detail=True))
             for name in [name for name, info in listed.items() if info["type"] == "directory"]:
                 del listed[name]

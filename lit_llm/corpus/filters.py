@@ -53,14 +53,25 @@ class GopherRepetition(Filter):
     dup_line_char_frac: float | None = 0.2
     dup_para_char_frac: float | None = 0.2
     top_n_grams: tuple[tuple[int, float], ...] = ((2, 0.2), (3, 0.18), (4, 0.16))
-    dup_n_grams: tuple[tuple[int, float], ...] = ((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.10))
+    dup_n_grams: tuple[tuple[int, float], ...] = (
+        (5, 0.15),
+        (6, 0.14),
+        (7, 0.13),
+        (8, 0.12),
+        (9, 0.11),
+        (10, 0.10),
+    )
     min_top_n_gram: int = 1
 
     def __post_init__(self) -> None:
         if any(n < 1 for n, _ in (*self.top_n_grams, *self.dup_n_grams)):
-            raise UserError("GopherRepetition: an n-gram has at least one word; give pairs (n, share)")
+            raise UserError(
+                "GopherRepetition: an n-gram has at least one word; give pairs (n, share)"
+            )
         if self.min_top_n_gram < 1:
-            raise UserError(f"GopherRepetition: min_top_n_gram {self.min_top_n_gram} is not at least 1")
+            raise UserError(
+                f"GopherRepetition: min_top_n_gram {self.min_top_n_gram} is not at least 1"
+            )
 
     @property
     def rules(self) -> tuple[str, ...]:
@@ -76,7 +87,9 @@ class GopherRepetition(Filter):
         from lit_llm.corpus.utf8 import buffers
 
         verdicts = np.zeros(len(text), np.uint8)
-        limits = _limits(self.dup_para_frac, self.dup_para_char_frac, self.dup_line_frac, self.dup_line_char_frac)
+        limits = _limits(
+            self.dup_para_frac, self.dup_para_char_frac, self.dup_line_frac, self.dup_line_char_frac
+        )
         judge_repetition(
             *buffers(text), character_table(), limits, *_pairs(self.top_n_grams), self.min_top_n_gram,
             *_pairs(self.dup_n_grams), verdicts,
@@ -125,13 +138,26 @@ class GopherQuality(Filter):
         from lit_llm.corpus.utf8 import buffers
 
         verdicts = np.zeros(len(text), np.uint8)
-        least = _limits(self.min_doc_words, self.min_avg_word_length, self.max_non_alpha_words_ratio, absent=-math.inf)
+        least = _limits(
+            self.min_doc_words,
+            self.min_avg_word_length,
+            self.max_non_alpha_words_ratio,
+            absent=-math.inf,
+        )
         most = _limits(
             self.max_doc_words, self.max_avg_word_length, self.max_symbol_word_ratio, self.max_bullet_lines_ratio,
             self.max_ellipsis_lines_ratio,
         )  # fmt: skip
         stop_words = _hashes(self.stop_words)
-        judge_gopher(*buffers(text), character_table(), least, most, stop_words, self.min_stop_words or 0, verdicts)
+        judge_gopher(
+            *buffers(text),
+            character_table(),
+            least,
+            most,
+            stop_words,
+            self.min_stop_words or 0,
+            verdicts,
+        )
         return _named(verdicts, self.rules)
 
 
@@ -159,7 +185,13 @@ class FineWebQuality(Filter):
     """
 
     name: ClassVar[str] = "fineweb_quality"
-    rules: ClassVar[tuple[str, ...]] = ("empty", "line_punct_ratio", "short_line_ratio", "char_dup_ratio", "list_ratio")
+    rules: ClassVar[tuple[str, ...]] = (
+        "empty",
+        "line_punct_ratio",
+        "short_line_ratio",
+        "char_dup_ratio",
+        "list_ratio",
+    )
     line_punct_thr: float | None = 0.12
     line_punct_exclude_zero: bool = False
     stop_chars: str | None = None
@@ -223,13 +255,19 @@ class C4Quality(Block):
 
         data, offsets = buffers(texts(documents))
         count = len(offsets) - 1
-        kept, kept_offsets = np.empty(offsets[-1] - offsets[0], np.uint8), np.empty(count + 1, np.int64)
+        kept, kept_offsets = (
+            np.empty(offsets[-1] - offsets[0], np.uint8),
+            np.empty(count + 1, np.int64),
+        )
         verdicts = np.zeros(count, np.uint8)
         switches = (
             self.remove_citations, self.filter_no_terminal_punct, self.filter_lorem_ipsum, self.filter_javascript,
             self.filter_curly_bracket, self.filter_policy,
         )  # fmt: skip
-        limits = _limits(self.min_num_sentences, self.min_words_per_line, absent=0), _limits(self.max_word_length)
+        limits = (
+            _limits(self.min_num_sentences, self.min_words_per_line, absent=0),
+            _limits(self.max_word_length),
+        )
         clean_c4(
             data, offsets, character_table(), switches, np.concatenate(limits), MARKS, MENTIONED,
             kept, kept_offsets, verdicts,
@@ -239,4 +277,6 @@ class C4Quality(Block):
     def apply(self, table: pa.Table) -> pa.Table:
         """Change "text" and fill "dropped"."""
         text, reasons = self.clean(table["text"])
-        return self.drop(table.set_column(table.schema.get_field_index("text"), "text", text), reasons)
+        return self.drop(
+            table.set_column(table.schema.get_field_index("text"), "text", text), reasons
+        )

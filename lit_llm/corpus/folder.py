@@ -50,15 +50,23 @@ class Corpus:
         card = read_card(folder)
         try:
             version, splits = card["format"], card["splits"]
-            expected = {(split, name): part["tokens"] for split in splits for name, part in splits[split].items()}
+            expected = {
+                (split, name): part["tokens"]
+                for split in splits
+                for name, part in splits[split].items()
+            }
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{card_file}: broken ({error!r}); {_REBUILD}") from error
         if version != FORMAT:
-            raise UserError(f"{card_file}: written in format {version}, this version reads {FORMAT}; {_REBUILD}")
+            raise UserError(
+                f"{card_file}: written in format {version}, this version reads {FORMAT}; {_REBUILD}"
+            )
         for (split, name), tokens in expected.items():
             shards = folder / "shards" / split / name
             if (found := check_shards(shards)) != tokens:
-                raise UserError(f"{shards}: holds {found} tokens, the data card says {tokens}; {_REBUILD}")
+                raise UserError(
+                    f"{shards}: holds {found} tokens, the data card says {tokens}; {_REBUILD}"
+                )
         if not (folder / "tokenizer" / "tokenizer.json").is_file():
             raise UserError(f"{folder / 'tokenizer' / 'tokenizer.json'}: missing; {_REBUILD}")
         train, validation = (
@@ -89,7 +97,10 @@ class Corpus:
     @property
     def validation_bytes(self) -> dict[str, int]:
         """UTF-8 bytes of validation text by source: the denominator of bits per byte."""
-        return {name: part["bytes"] for name, part in self.datacard["splits"].get("validation", {}).items()}
+        return {
+            name: part["bytes"]
+            for name, part in self.datacard["splits"].get("validation", {}).items()
+        }
 
     @property
     def mixture(self) -> dict[str, float]:

@@ -48,7 +48,9 @@ def _fold(char: str) -> int:
     if category[0] not in "LNM":
         return SEPARATOR
     lowered = char.lower()
-    bare = "".join(c for c in unicodedata.normalize("NFD", lowered) if unicodedata.category(c) != "Mn")
+    bare = "".join(
+        c for c in unicodedata.normalize("NFD", lowered) if unicodedata.category(c) != "Mn"
+    )
     # Where the bare form is of several letters (Hangul syllables) the letter stands for itself.
     return ord(bare if len(bare) == 1 else lowered if len(lowered) == 1 else char)
 

@@ -47,7 +47,10 @@ def cache_folder() -> Path | None:
         folder = default_cache_dir().expanduser() / "kernels" / digest.hexdigest()[:12]
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-    except (OSError, RuntimeError):  # RuntimeError: no home folder is known, as for a container's arbitrary user
+    except (
+        OSError,
+        RuntimeError,
+    ):  # RuntimeError: no home folder is known, as for a container's arbitrary user
         return None
     return folder
 

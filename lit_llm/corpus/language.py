@@ -45,10 +45,16 @@ class IdentifyLanguage(Block):
     least_score: float = 0.0
 
     def __post_init__(self) -> None:
-        if wrong := [tag for tag in self.keep if not re.fullmatch("[a-z]{2,3}(-[A-Z][A-Za-z]+)?", tag)]:
-            raise UserError(f"identify_language.keep: {wrong[0]!r} is no language tag; write 'en', 'de' or 'zh-Hant'")
+        if wrong := [
+            tag for tag in self.keep if not re.fullmatch("[a-z]{2,3}(-[A-Z][A-Za-z]+)?", tag)
+        ]:
+            raise UserError(
+                f"identify_language.keep: {wrong[0]!r} is no language tag; write 'en', 'de' or 'zh-Hant'"
+            )
         if not 0 <= self.least_score <= 1:
-            raise UserError(f"identify_language.least_score: {self.least_score} is no share; write 0 to 1")
+            raise UserError(
+                f"identify_language.least_score: {self.least_score} is no share; write 0 to 1"
+            )
 
     def apply(self, table: pa.Table) -> pa.Table:
         """Add the two columns and fill "dropped"."""
@@ -60,7 +66,12 @@ class IdentifyLanguage(Block):
         reasons = pc.if_else(few, "score", pa.scalar(None, pa.string()))
         if self.keep:
             base = pc.replace_substring_regex(language, "-.*", "")
-            kept = pc.or_(*(pc.is_in(tags, value_set=pa.array(self.keep, pa.string())) for tags in (language, base)))
+            kept = pc.or_(
+                *(
+                    pc.is_in(tags, value_set=pa.array(self.keep, pa.string()))
+                    for tags in (language, base)
+                )
+            )
             reasons = pc.if_else(kept, reasons, language)
         return self.drop(table, reasons)
 
@@ -81,9 +92,15 @@ def _first(document: bytes) -> tuple[str, str, int, float]:
     """CLD2's (name, code, per cent, score) of the language that most of UTF-8 text is in."""
     import pycld2
 
-    sample = document if len(document) <= _SAMPLE else document[:_SAMPLE].decode(errors="ignore").encode()
+    sample = (
+        document
+        if len(document) <= _SAMPLE
+        else document[:_SAMPLE].decode(errors="ignore").encode()
+    )
     try:
         found = pycld2.detect(sample, isPlainText=True)
     except pycld2.error:
-        found = pycld2.detect(_REFUSED.sub(" ", sample.decode(errors="replace")).encode(), isPlainText=True)
+        found = pycld2.detect(
+            _REFUSED.sub(" ", sample.decode(errors="replace")).encode(), isPlainText=True
+        )
     return found[2][0]

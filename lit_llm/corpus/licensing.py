@@ -78,11 +78,15 @@ class LicenseFilter(Block):
                 else pa.chunked_array([pa.nulls(len(table), pa.string())])
             )
             given = {source: normalize_license(written) for source, written in self.sources.items()}
-            spdx = pc.coalesce(spdx, per_value(names.fill_null(""), lambda name: given.get(name, given.get("*"))))
+            spdx = pc.coalesce(
+                spdx, per_value(names.fill_null(""), lambda name: given.get(name, given.get("*")))
+            )
         allowed = self._allowed()
         reasons = per_value(spdx, lambda license: None if permitted(license, allowed) else license)
         if not self.keep_unknown:
-            reasons = pc.coalesce(reasons, pc.if_else(pc.is_null(spdx), "unknown", pa.scalar(None, pa.string())))
+            reasons = pc.coalesce(
+                reasons, pc.if_else(pc.is_null(spdx), "unknown", pa.scalar(None, pa.string()))
+            )
         return self.drop(with_column(table, "license", spdx), reasons)
 
     def _allowed(self) -> frozenset[str]:
@@ -90,7 +94,9 @@ class LicenseFilter(Block):
         for name in self.allow:
             one = single_license(name)
             if name not in GROUPS and one is None:
-                raise UserError(f"license.allow: {name!r} is no licence known here; groups are {', '.join(GROUPS)}")
+                raise UserError(
+                    f"license.allow: {name!r} is no licence known here; groups are {', '.join(GROUPS)}"
+                )
             allowed |= GROUPS[name] if name in GROUPS else {str(one)}
         return frozenset(allowed)
 
@@ -104,7 +110,11 @@ def _gnu(kind: str) -> Callable[[re.Match[str], str], str | None]:
 
 
 def _bsd(found: re.Match[str], flat: str) -> str:
-    return "BSD-3-Clause" if "neither the name" in flat or "names of its contributors" in flat else "BSD-2-Clause"
+    return (
+        "BSD-3-Clause"
+        if "neither the name" in flat or "names of its contributors" in flat
+        else "BSD-2-Clause"
+    )
 
 
 _VERSION = r"[^.]{0,120}?version (\d(?:\.\d)?)"
@@ -122,5 +132,8 @@ _SENTENCES: tuple[tuple[str, str | Callable[[re.Match[str], str], str | None]], 
     ),
     (r"this is free and unencumbered software released into the public domain", "Unlicense"),
     (r"boost software license,? version 1\.0", "BSL-1.0"),
-    (r"this software is provided as is ?, without any express or implied warranty\. in no event", "Zlib"),
+    (
+        r"this software is provided as is ?, without any express or implied warranty\. in no event",
+        "Zlib",
+    ),
 )

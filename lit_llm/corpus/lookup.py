@@ -16,7 +16,9 @@ def positions(wanted: pa.LargeStringArray, ordered: pa.LargeStringArray) -> pa.I
 
 
 @kernel
-def _positions(data: np.ndarray, offsets: np.ndarray, ordered: np.ndarray, ends: np.ndarray) -> np.ndarray:
+def _positions(
+    data: np.ndarray, offsets: np.ndarray, ordered: np.ndarray, ends: np.ndarray
+) -> np.ndarray:
     found = np.full(len(offsets) - 1, -1, np.int64)
     for i in range(len(found)):
         size = offsets[i + 1] - offsets[i]

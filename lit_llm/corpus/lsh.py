@@ -48,8 +48,15 @@ def components(columns: list[np.ndarray], memory_limit: int) -> np.ndarray:
     step = max(1, n // parts)
     for column in columns:
         for part in range(parts):
-            found = [_part_keys(column, start, min(start + step, n), part, parts) for start in range(0, n, step)]
-            keys, rows = (np.concatenate(pieces) for pieces in zip(*found, strict=True)) if found else ((), ())
+            found = [
+                _part_keys(column, start, min(start + step, n), part, parts)
+                for start in range(0, n, step)
+            ]
+            keys, rows = (
+                (np.concatenate(pieces) for pieces in zip(*found, strict=True))
+                if found
+                else ((), ())
+            )
             if len(keys):
                 order = np.argsort(keys)
                 _join(keys[order], rows[order], parent)
@@ -59,10 +66,16 @@ def components(columns: list[np.ndarray], memory_limit: int) -> np.ndarray:
 
 def keys_of(part: np.ndarray) -> np.ndarray:
     """[n] uint64 keys of digests ([n, 2] uint64) or of a band's entries ([n, rows] uint16)."""
-    return np.ascontiguousarray(part[:, 0]) if part.dtype == np.uint64 else band_keys(np.ascontiguousarray(part))
+    return (
+        np.ascontiguousarray(part[:, 0])
+        if part.dtype == np.uint64
+        else band_keys(np.ascontiguousarray(part))
+    )
 
 
-def _part_keys(column: np.ndarray, start: int, end: int, part: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
+def _part_keys(
+    column: np.ndarray, start: int, end: int, part: int, parts: int
+) -> tuple[np.ndarray, np.ndarray]:
     keys = keys_of(column[start:end])
     mine = np.flatnonzero((keys % np.uint64(parts) == part) & (keys != NO_KEY))
     return keys[mine], mine + start
@@ -107,7 +120,9 @@ def component_chunks(parent: np.ndarray, most: int) -> Iterator[np.ndarray]:
         start = end
 
 
-def kept_copies(digest: np.ndarray, bands: list[np.ndarray], threshold: float) -> tuple[np.ndarray, np.ndarray]:
+def kept_copies(
+    digest: np.ndarray, bands: list[np.ndarray], threshold: float
+) -> tuple[np.ndarray, np.ndarray]:
     """For documents in order of preference: the kept one that each is a copy of.
 
     Args:
@@ -126,7 +141,9 @@ def kept_copies(digest: np.ndarray, bands: list[np.ndarray], threshold: float) -
         if column is not digest:
             group[keys == NO_KEY] = -1
     sketch = np.concatenate(bands, axis=1) if bands else np.empty((len(digest), 0), np.uint16)
-    return _kept_copies(groups, digest, sketch, int(np.ceil(threshold * sketch.shape[1] - 1e-9)), _PROBES)
+    return _kept_copies(
+        groups, digest, sketch, int(np.ceil(threshold * sketch.shape[1] - 1e-9)), _PROBES
+    )
 
 
 @kernel
@@ -137,7 +154,9 @@ def _kept_copies(
     copy_of = np.full(n, -1, np.int64)
     exact = np.zeros(n, np.bool_)
     last = np.full(groups.shape, -1, np.int64)  # of a bucket, the kept document that came last
-    before = np.full(groups.shape, -1, np.int64)  # of a kept document, the one before it in its bucket
+    before = np.full(
+        groups.shape, -1, np.int64
+    )  # of a kept document, the one before it in its bucket
     compared = np.full(n, -1, np.int64)  # with which document last: once is enough
     for i in range(n):
         other = last[0, groups[0, i]]

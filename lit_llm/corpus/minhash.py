@@ -15,7 +15,9 @@ from lit_llm.corpus.jit import kernel
 from lit_llm.corpus.utf8 import buffers, decode, longest
 
 NONE = np.uint16(0xFFFF)  # fills the sketch of a document without words
-PRIME = np.uint64(0x9E3779B97F4A7C55)  # any odd number with mixed bits: word hashes are combined as a polynomial in it
+PRIME = np.uint64(
+    0x9E3779B97F4A7C55
+)  # any odd number with mixed bits: word hashes are combined as a polynomial in it
 _BLOCK = 1024  # n-grams hashed at a time: they and the sketch stay in the first-level cache
 RING = 64
 LONGEST = RING - 1  # words in an n-gram
@@ -30,11 +32,15 @@ def sketches(text: pa.LargeStringArray, ngram: int, entries: int, seed: int = 0)
     draw = np.random.Generator(np.random.PCG64(seed))
     factors = draw.integers(0, 1 << 31, entries, np.uint32) * np.uint32(2) + np.uint32(1)
     data, offsets = buffers(text)
-    return _sketches(data, offsets, fold_table(), ngram, factors, draw.integers(0, 1 << 32, entries, np.uint32))
+    return _sketches(
+        data, offsets, fold_table(), ngram, factors, draw.integers(0, 1 << 32, entries, np.uint32)
+    )
 
 
 @kernel
-def next_prefix(points: np.ndarray, at: int, end: int, table: np.ndarray, ring: np.ndarray, words: int) -> int:
+def next_prefix(
+    points: np.ndarray, at: int, end: int, table: np.ndarray, ring: np.ndarray, words: int
+) -> int:
     """Position behind the next word of ``points[at:end]``, see `next_word`; -1 where there is none.
 
     Args:
@@ -77,7 +83,9 @@ def _sketches(
             if at >= 0:
                 words += 1
             if words >= ngram and at >= 0:
-                block[filled] = mixed(ring[words % RING] - ring[(words - ngram) % RING] * power) >> np.uint64(32)
+                block[filled] = mixed(
+                    ring[words % RING] - ring[(words - ngram) % RING] * power
+                ) >> np.uint64(32)
                 filled += 1
             elif at < 0 and 0 < words < ngram:
                 block[filled] = mixed(ring[words % RING]) >> np.uint64(32)
@@ -95,7 +103,9 @@ def _sketches(
 
 
 @kernel
-def _take_least(block: np.ndarray, filled: int, factors: np.ndarray, addends: np.ndarray, least: np.ndarray) -> None:
+def _take_least(
+    block: np.ndarray, filled: int, factors: np.ndarray, addends: np.ndarray, least: np.ndarray
+) -> None:
     """Lower ``least`` to what each hash function, x -> factor * x + addend mod 2^32, takes over ``block[:filled]``.
 
     An entry's loop over the n-grams, counted and with this minimum, becomes vector instructions: 3.9 ns an n-gram for

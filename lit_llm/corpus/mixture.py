@@ -8,7 +8,9 @@ from lit_llm.corpus.config import MixtureSettings
 from lit_llm.errors import UserError
 
 
-def shares(sizes: Mapping[str, float], weights: Mapping[str, float], settings: MixtureSettings) -> dict[str, float]:
+def shares(
+    sizes: Mapping[str, float], weights: Mapping[str, float], settings: MixtureSettings
+) -> dict[str, float]:
     """Each source's share of training, summing to 1.
 
     Shares are weights (sizes, where all weigh the same) to the power 1 / temperature. A source of which that would
@@ -24,7 +26,11 @@ def shares(sizes: Mapping[str, float], weights: Mapping[str, float], settings: M
         UserError: no source that has text has a weight, or the run is longer than all sources' passes.
     """
     relative = weights if len(set(weights.values())) > 1 else sizes
-    wanted = {name: relative[name] ** (1 / settings.temperature) for name in sizes if sizes[name] and relative[name]}
+    wanted = {
+        name: relative[name] ** (1 / settings.temperature)
+        for name in sizes
+        if sizes[name] and relative[name]
+    }
     if not wanted:
         raise UserError("sources: every source that has text has weight 0; raise one")
     total = sum(wanted.values())

@@ -55,11 +55,41 @@ def fr_nir(value: str) -> bool:
 def es_dni(value: str) -> bool:
     """DNI and NIE: the letter is the number mod 23."""
     plain = re.sub(r"[-. ]", "", value).upper()
-    return "TRWAGMYFPDXBNJZSQVHLCKE"[int(plain[:-1].translate(str.maketrans("XYZ", "012"))) % 23] == plain[-1]
+    return (
+        "TRWAGMYFPDXBNJZSQVHLCKE"[int(plain[:-1].translate(str.maketrans("XYZ", "012"))) % 23]
+        == plain[-1]
+    )
 
 
 _ODD = dict(zip("0123456789", (1, 0, 5, 7, 9, 13, 15, 17, 19, 21), strict=True))
-_ODD_LETTERS = (1, 0, 5, 7, 9, 13, 15, 17, 19, 21, 2, 4, 18, 20, 11, 3, 6, 8, 12, 14, 16, 10, 22, 25, 24, 23)
+_ODD_LETTERS = (
+    1,
+    0,
+    5,
+    7,
+    9,
+    13,
+    15,
+    17,
+    19,
+    21,
+    2,
+    4,
+    18,
+    20,
+    11,
+    3,
+    6,
+    8,
+    12,
+    14,
+    16,
+    10,
+    22,
+    25,
+    24,
+    23,
+)
 _ODD |= dict(zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", _ODD_LETTERS, strict=True))
 
 
@@ -85,7 +115,10 @@ def br_cpf(value: str) -> bool:
 def pl_pesel(value: str) -> bool:
     """The month carries the century: + 80, 20, 40, 60."""
     d = digits_of(value)
-    return _date(d[4:6], str(int(d[2:4]) % 20)) and _weighted(d, (1, 3, 7, 9, 1, 3, 7, 9, 1, 3, 1)) % 10 == 0
+    return (
+        _date(d[4:6], str(int(d[2:4]) % 20))
+        and _weighted(d, (1, 3, 7, 9, 1, 3, 7, 9, 1, 3, 1)) % 10 == 0
+    )
 
 
 def se_personnummer(value: str) -> bool:
@@ -104,7 +137,9 @@ def no_fodselsnummer(value: str) -> bool:
     """Two check digits mod 11."""
     d = digits_of(value)
     checks = (3, 7, 6, 1, 8, 9, 4, 5, 2, 1), (5, 4, 3, 2, 7, 6, 5, 4, 3, 2, 1)
-    return _date(str(int(d[:2]) % 40), str(int(d[2:4]) % 40)) and all(_weighted(d, w) % 11 == 0 for w in checks)
+    return _date(str(int(d[:2]) % 40), str(int(d[2:4]) % 40)) and all(
+        _weighted(d, w) % 11 == 0 for w in checks
+    )
 
 
 def cn_resident_id(value: str) -> bool:
@@ -113,7 +148,10 @@ def cn_resident_id(value: str) -> bool:
     return _date(value[12:14], value[10:12]) and total % 11 == 1
 
 
-_D5 = [[(i + j) % 5 + 5 * (j > 4) if i < 5 else (i - j) % 5 + 5 * (j < 5) for j in range(10)] for i in range(10)]
+_D5 = [
+    [(i + j) % 5 + 5 * (j > 4) if i < 5 else (i - j) % 5 + 5 * (j < 5) for j in range(10)]
+    for i in range(10)
+]
 _SHIFT = (1, 5, 7, 6, 2, 8, 3, 0, 9, 4)
 
 
@@ -162,7 +200,9 @@ def _id(pattern: str, check: Callable[[str], bool], named: str = "") -> Recogniz
     name = re.compile(rf"(?i)(?:{named})[^\d\n]{{0,30}}$") if named else None
 
     def accept(before: str, value: str, after: str) -> str:
-        if re.search(r"[\w.+-]$" if value[0].isascii() else "$^", before) or re.match(r"[\w-]|[.,]\d", after):
+        if re.search(r"[\w.+-]$" if value[0].isascii() else "$^", before) or re.match(
+            r"[\w-]|[.,]\d", after
+        ):
             return ""
         if name is None and THING.search(before):
             return ""

@@ -28,7 +28,9 @@ _INVISIBLE = re.compile("[\ufeff\u00ad\u2060-\u2064\u202a-\u202e\u2066-\u2069\uf
 # A joiner after a letter of a script that joins, or after an emoji, makes another word or picture; after Latin, Greek
 # and Cyrillic it does nothing. South-East Asian scripts part words by zero-width spaces.
 _JOINERS = re.compile("(?:^|(?<=[\x00-\u058f\u2000-\u200b]))[\u200c\u200d]+", re.M)
-_ZERO_WIDTH_SPACES = re.compile("(?:^|(?<=[^\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]))\u200b+", re.M)
+_ZERO_WIDTH_SPACES = re.compile(
+    "(?:^|(?<=[^\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]))\u200b+", re.M
+)
 _BLANKS = " \t\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
 _BLANK_LINES = re.compile("\n{3,}")
 # What any of these touches, for RE2; non-ASCII white space only where it is trailing.

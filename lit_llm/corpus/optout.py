@@ -20,7 +20,9 @@ from lit_llm.errors import UserError
 
 # Host -> the paths below it that are out; "" is all of it.
 Index: TypeAlias = dict[str, tuple[str, ...]]
-_HOST = re.compile(r"^(?:[a-z][a-z0-9+.-]*:)?(?://)?(?:[^/@?#]*@)?(?:\*?\.)?([^/:?#]+)(?::\d+)?(/[^?#]*)?", re.I)
+_HOST = re.compile(
+    r"^(?:[a-z][a-z0-9+.-]*:)?(?://)?(?:[^/@?#]*@)?(?:\*?\.)?([^/:?#]+)(?::\d+)?(/[^?#]*)?", re.I
+)
 _RESERVED = re.compile(r"tdm-?_?reservation\W{1,4}1\b")
 
 
@@ -63,7 +65,11 @@ class OptOut(Block):
     def _refuses(self, value: object) -> str | None:
         said = str(value).strip().lower()
         words = set(re.split(r"[\s,;:]+", said))
-        return said if said in ("1", "true") or words & set(self.refusals) or _RESERVED.search(said) else None
+        return (
+            said
+            if said in ("1", "true") or words & set(self.refusals) or _RESERVED.search(said)
+            else None
+        )
 
     def _index(self) -> Index:
         return _load(self.entries, self.files, tuple(_stamp(file) for file in self.files))
@@ -102,7 +108,9 @@ def _stamp(file: str) -> int:
     try:
         return Path(file).stat().st_mtime_ns
     except OSError as error:
-        raise UserError(f"opt_out.files: {file} cannot be read ({error.strerror}); give a file of domains") from None
+        raise UserError(
+            f"opt_out.files: {file} cannot be read ({error.strerror}); give a file of domains"
+        ) from None
 
 
 @functools.lru_cache(maxsize=8)
@@ -122,7 +130,9 @@ def _add(index: Index, entries: Iterable[str], where: str) -> None:
             continue
         host_and_path = _split(entry)
         if not host_and_path or "." not in host_and_path[0] or " " in entry:
-            raise UserError(f"{where}: entry {number}, {entry!r}, is no domain or address; write example.org or a URL")
+            raise UserError(
+                f"{where}: entry {number}, {entry!r}, is no domain or address; write example.org or a URL"
+            )
         host, path = host_and_path
         if path not in index.get(host, ()):
             index[host] = (*index.get(host, ()), path)

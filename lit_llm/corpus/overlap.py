@@ -18,7 +18,9 @@ def ngram_hashes(
 
     A text of fewer than ``shortest`` words gives none.
     """
-    most = (offsets[-1] - offsets[0]) // 2 + len(offsets)  # a word takes a byte and a separator, or is of three bytes
+    most = (offsets[-1] - offsets[0]) // 2 + len(
+        offsets
+    )  # a word takes a byte and a separator, or is of three bytes
     lengths, hashes = np.empty(most, np.int64), np.empty(most, np.uint64)
     ring = np.zeros(RING, np.uint64)
     points = np.empty(longest(offsets), np.int32)
@@ -85,7 +87,9 @@ def document_hits(
                 if words < lengths[i]:
                     break
                 value = mixed(ring[words % RING] - ring[(words - lengths[i]) % RING] * powers[i])
-                if (maybe[(value & np.uint64(0xFFFFF)) >> np.uint64(3)] >> (value & np.uint64(7))) & np.uint8(1):
+                if (
+                    maybe[(value & np.uint64(0xFFFFF)) >> np.uint64(3)] >> (value & np.uint64(7))
+                ) & np.uint8(1):
                     found = starts[i] + np.searchsorted(hashes[starts[i] : starts[i + 1]], value)
                     if found < starts[i + 1] and hashes[found] == value:
                         hits[t] = owners[found]

@@ -41,11 +41,19 @@ class Part:
         reader = dataclasses.asdict(self.source)
         for name in ("paths", "weight"):
             del reader[name]
-        content = [_FORMAT, reader, [dataclasses.astuple(file) for file in self.files], self.start, self.stop]
+        content = [
+            _FORMAT,
+            reader,
+            [dataclasses.astuple(file) for file in self.files],
+            self.start,
+            self.stop,
+        ]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def list_parts(sources: Sources, target_bytes: int = 64 * 2**20, text_field: str = "text") -> list[Part]:
+def list_parts(
+    sources: Sources, target_bytes: int = 64 * 2**20, text_field: str = "text"
+) -> list[Part]:
     """The parts of ``sources`` in order; equal files and settings give equal parts, on any machine.
 
     Small files of a source are put together up to ``target_bytes``; bigger ones of plain JSONL and of parquet are cut
@@ -73,7 +81,9 @@ def list_parts(sources: Sources, target_bytes: int = 64 * 2**20, text_field: str
 
 
 def _whole(source: Source, batch: list[SourceFile]) -> Part:
-    return Part(renamed(source, batch[0].source), tuple(batch), 0, None, sum(file.size for file in batch))
+    return Part(
+        renamed(source, batch[0].source), tuple(batch), 0, None, sum(file.size for file in batch)
+    )
 
 
 def _pieces(source: Source, file: SourceFile, target_bytes: int) -> Iterator[tuple[int, int, int]]:
@@ -97,7 +107,10 @@ def _row_groups(file: SourceFile, target_bytes: int) -> Iterator[tuple[int, int,
     except (OSError, pa.ArrowException):
         return  # whoever reads it will say what is wrong
     groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
-    sizes = [sum(group.column(i).total_compressed_size for i in range(group.num_columns)) for group in groups]
+    sizes = [
+        sum(group.column(i).total_compressed_size for i in range(group.num_columns))
+        for group in groups
+    ]
     start = 0
     for stop in range(1, len(sizes) + 1):
         if stop == len(sizes) or sum(sizes[start : stop + 1]) > target_bytes:

@@ -58,7 +58,9 @@ def _longest(text: str, skipped: int, least: int, most: int) -> str:
 def _international(before: str, value: str, after: str) -> str:
     text = value + after
     prefix = re.match(r"\+ ?\(?|00", text)
-    if not prefix or re.search(r"[\d.,)/-]$|\w\+?$" if prefix[0] == "00" else r"[\d)]$|\d\.?[eE]$|@@.*$", before):
+    if not prefix or re.search(
+        r"[\d.,)/-]$|\w\+?$" if prefix[0] == "00" else r"[\d)]$|\d\.?[eE]$|@@.*$", before
+    ):
         return ""
     rest = text[prefix.end() :]
     if not (code := _CODE.match(rest)):
@@ -85,9 +87,13 @@ def _french(before: str, value: str, after: str) -> str:
     """Five pairs, the first from 01 to 09; a sixth makes it a list of numbers, and so do steps of one (01 02 03...)."""
     pairs = [int(pair) for pair in re.findall(r"\d\d", value)]
     more = (
-        pairs == list(range(pairs[0], pairs[0] + 5)) or re.search(r"\d[ .-]?$", before) or re.match(r"[ .-]?\d", after)
+        pairs == list(range(pairs[0], pairs[0] + 5))
+        or re.search(r"\d[ .-]?$", before)
+        or re.match(r"[ .-]?\d", after)
     )
-    return "" if more or THING.search(before) or len(set(re.findall(r"[ .-]", value))) > 1 else value
+    return (
+        "" if more or THING.search(before) or len(set(re.findall(r"[ .-]", value))) > 1 else value
+    )
 
 
 _WORDS = (
@@ -101,7 +107,9 @@ _LABEL = re.compile(rf"(?i)(?:{_WORDS})[^\d\n<>]{{0,24}}$")
 
 
 def _labelled(before: str, value: str, after: str) -> str:
-    if re.match(r"\d{4}[-./]\d\d?[-./]\d\d?\b|\d\d?[./]\d\d?[./](?:19|20)\d\d\b", value) or THING.search(before):
+    if re.match(
+        r"\d{4}[-./]\d\d?[-./]\d\d?\b|\d\d?[./]\d\d?[./](?:19|20)\d\d\b", value
+    ) or THING.search(before):
         return ""
     text = value + after
     found = _longest(re.sub(r"^\(", " ", text), 0, 7, 12)  # a bracket opens before the first group
@@ -119,5 +127,7 @@ RECOGNIZERS = (
         retry=True,
     ),
     Recognizer("phone", r"\b0[1-9](?:[ .-][0-9]{2}){4}", _french, retry=True),
-    Recognizer("phone", rf"(?i)(?:{_WORDS})[^0-9+(\n<>]{{0,24}}(\(?[0-9][0-9() ./-]*[0-9]{{2}})", _labelled),
+    Recognizer(
+        "phone", rf"(?i)(?:{_WORDS})[^0-9+(\n<>]{{0,24}}(\(?[0-9][0-9() ./-]*[0-9]{{2}})", _labelled
+    ),
 )

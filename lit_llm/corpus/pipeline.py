@@ -63,7 +63,9 @@ class Pipeline:
         ran: stage -> how many of its tasks this build ran.
     """
 
-    def __init__(self, config: CorpusConfig, store: Store, removed: frozenset[str], progress: Progress) -> None:
+    def __init__(
+        self, config: CorpusConfig, store: Store, removed: frozenset[str], progress: Progress
+    ) -> None:
         self.config, self.store, self.removed, self.progress = config, store, removed, progress
         self.engine = Engine(config.runner, config.address, config.workers)
         self.parts = self._parts()
@@ -74,7 +76,9 @@ class Pipeline:
         """All steps; fills the attributes that ``lay_out`` and the data card read."""
         self.cleaned = self._clean()
         self._check_read()
-        self.selected = self._select(self._dedup() if self.config.dedup is not None else [None] * len(self.parts))
+        self.selected = self._select(
+            self._dedup() if self.config.dedup is not None else [None] * len(self.parts)
+        )
         self.split = self._split()
         self.shares = self._shares()
         self.tokenizer_folder = self._tokenizer()
@@ -90,12 +94,18 @@ class Pipeline:
             return parts
         # A power of two: with one file more the others are seldom cut elsewhere and made anew.
         share = 1 << (sum(part.size for part in parts) // wanted).bit_length() >> 1
-        return list_parts(self.config.sources, min(self.config.part_bytes, max(_LEAST_PART_BYTES, share)))
+        return list_parts(
+            self.config.sources, min(self.config.part_bytes, max(_LEAST_PART_BYTES, share))
+        )
 
-    def _map(self, stage: str, tasks: Sequence[Task], targets: Sequence[Path], threads: bool = False) -> list[Path]:
+    def _map(
+        self, stage: str, tasks: Sequence[Task], targets: Sequence[Path], threads: bool = False
+    ) -> list[Path]:
         """Run the tasks whose targets are not there."""
         with ThreadPoolExecutor(self.config.workers) as pool:
-            missing = [number for number, there in enumerate(pool.map(self._there, targets)) if not there]
+            missing = [
+                number for number, there in enumerate(pool.map(self._there, targets)) if not there
+            ]
         self.ran[stage] += len(missing)
         done = sum(self.sizes) - sum(self.sizes[number] for number in missing)
         with self.progress.stage(stage, sum(self.sizes), done) as advance:
@@ -117,11 +127,17 @@ class Pipeline:
 
     def _clean(self) -> list[Path]:
         blocks = self.config.blocks()
-        settings = [code_version(), blocks, [_content(file) for file in getattr(self.config.opt_out, "files", ())]]
+        settings = [
+            code_version(),
+            blocks,
+            [_content(file) for file in getattr(self.config.opt_out, "files", ())],
+        ]
         keys = [digest("clean", part.key, settings) for part in self.parts]
         self.keys = keys
         targets = [self.store.path("clean", key) for key in keys]
-        tasks = [Clean(part, blocks, target) for part, target in zip(self.parts, targets, strict=True)]
+        tasks = [
+            Clean(part, blocks, target) for part, target in zip(self.parts, targets, strict=True)
+        ]
         return self._map("clean", tasks, targets, threads=sum(self.sizes) < _FEW_BYTES)
 
     def _check_read(self) -> None:
@@ -136,7 +152,9 @@ class Pipeline:
         said += ", ..." if broken > _NAMED else ""
         if broken > self.config.max_bad_fraction * read:
             limit = f"{self.config.max_bad_fraction:g}"
-            raise UserError(f"max_bad_fraction: {said}, more than {limit}; mend the sources or raise it")
+            raise UserError(
+                f"max_bad_fraction: {said}, more than {limit}; mend the sources or raise it"
+            )
         self.progress.say(f"{said}; dropped/ names them all")
 
     def _broken(self) -> Iterator[str]:
@@ -144,7 +162,9 @@ class Pipeline:
         for path in self.cleaned:
             if any(map(is_broken, read_counts(path)["dropped"])):
                 for table in read_tables(path, ["id", "dropped"]):
-                    for name, reason in zip(*(column.to_pylist() for column in table.columns), strict=True):
+                    for name, reason in zip(
+                        *(column.to_pylist() for column in table.columns), strict=True
+                    ):
                         if reason is not None and is_broken(reason):
                             yield f"{name} ({reason.removeprefix('read: ')})"
 
@@ -154,12 +174,17 @@ class Pipeline:
         signing = [dedup.threshold is None, dedup.normalize, dedup.ngram, dedup.bands, dedup.rows]
         keys = [digest("sign", key, signing) for key in self.keys]
         targets = [self.store.path("sign", key, ".arrow") for key in keys]
-        tasks = [Sign(path, dedup, target) for path, target in zip(self.cleaned, targets, strict=True)]
+        tasks = [
+            Sign(path, dedup, target) for path, target in zip(self.cleaned, targets, strict=True)
+        ]
         signed = self._map("sign", tasks, targets, threads=True)
         folder = self.store.path("dedup", digest("dedup", keys, dedup), "")
         if not self._there(folder):
             self.ran["dedup"] += 1
-            with self.progress.stage("dedup", sum(self.sizes)) as advance, published(folder) as partial:
+            with (
+                self.progress.stage("dedup", sum(self.sizes)) as advance,
+                published(folder) as partial,
+            ):
                 partial.mkdir()
                 verdicts = dedup.decide(_placed(signed), folder=self.store.folder)
                 self._write_verdicts(partial, verdicts)
@@ -175,9 +200,13 @@ class Pipeline:
             ids = read_table(self.cleaned[number], ["id"])["id"]
             here = np.flatnonzero(of_part == number)
             names[here] = ids.take(pa.array(of_row[here])).to_pylist()
-        table = pa.table([pa.array(row), pa.array(names, pa.string()), verdicts["dropped"]], schema=_VERDICTS)
+        table = pa.table(
+            [pa.array(row), pa.array(names, pa.string()), verdicts["dropped"]], schema=_VERDICTS
+        )
         for number in range(len(self.parts)):
-            first, last = np.searchsorted(part, [number, number + 1])  # verdicts are sorted by place
+            first, last = np.searchsorted(
+                part, [number, number + 1]
+            )  # verdicts are sorted by place
             mine = table.slice(first, last - first)
             key = hashlib.sha256(repr(mine.to_pydict()).encode()).hexdigest()
             write_tables(folder / f"{number}.parquet", _VERDICTS, [mine], {"key": key})
@@ -202,13 +231,18 @@ class Pipeline:
         """Where the validation split must end for both splits to have text."""
         counts = [read_counts(path) for path in self.selected]
         self.dropped = merged([self.dropped, *(part["dropped"] for part in counts)])
-        lowest, highest = min(part["lowest"] for part in counts), max(part["highest"] for part in counts)
+        lowest, highest = (
+            min(part["lowest"] for part in counts),
+            max(part["highest"] for part in counts),
+        )
         if lowest > highest:
             reasons = _listed(self.dropped) or "the files hold no rows"
             raise UserError(f"data.sources: no usable text in {_named(self.config)} ({reasons})")
         fraction = self.config.validation_fraction
         if fraction and lowest == highest:
-            return Split(0.0, fraction)  # no line lies between documents that share an id, or beside a single one
+            return Split(
+                0.0, fraction
+            )  # no line lies between documents that share an id, or beside a single one
         if fraction and lowest >= fraction:
             return Split(math.nextafter(lowest, 1))
         return Split(highest if highest < fraction else fraction)
@@ -216,7 +250,8 @@ class Pipeline:
     def _shares(self) -> dict[str, float]:
         """Of each source in the mixture, by bytes."""
         self.source_bytes = merged(
-            {name: part["bytes"] for name, part in read_counts(path)["sources"].items()} for path in self.selected
+            {name: part["bytes"] for name, part in read_counts(path)["sources"].items()}
+            for path in self.selected
         )
         settings = dataclasses.replace(self.config.mixture, tokens=None)
         return shares(self.source_bytes, self.weights(), settings)
@@ -224,7 +259,10 @@ class Pipeline:
     def weights(self) -> dict[str, float]:
         """Of each source that has text, as its settings say; NAME-tests weighs what NAME does."""
         given = {source.name: source.weight for source in self.config.sources}
-        return {name: given.get(name, given.get(name.removesuffix("-tests"), 1.0)) for name in self.source_bytes}
+        return {
+            name: given.get(name, given.get(name.removesuffix("-tests"), 1.0))
+            for name in self.source_bytes
+        }
 
     def _tokenizer(self) -> Path:
         given, size = self.config.tokenizer, self.config.vocab_size
@@ -237,7 +275,9 @@ class Pipeline:
                 )
             key, train = digest("tokenizer", tokenizer.fingerprint(), tokenizer.special_names), None
         else:
-            key = digest("tokenizer", size, self.keys, self.split.edge, self.split.tail, self.shares)
+            key = digest(
+                "tokenizer", size, self.keys, self.split.edge, self.split.tail, self.shares
+            )
 
             def train() -> Tokenizer:
                 return Tokenizer.train(self._sample(), size or VOCAB_SIZE, or_fewer=size is None)
@@ -257,7 +297,9 @@ class Pipeline:
         by_source = rates(self.source_bytes, self.shares, TRAINING_BYTES)
         for cleaned, selected in zip(self.cleaned, self.selected, strict=True):
             for table in kept_documents(cleaned, selected, self.split, ["text", "source"]):
-                yield from take(table.filter(pc.equal(table["split"], "train")), by_source)["text"].to_pylist()
+                yield from take(table.filter(pc.equal(table["split"], "train")), by_source)[
+                    "text"
+                ].to_pylist()
 
     def _encode(self) -> None:
         """Tokens, and the files of kept and dropped documents."""
@@ -270,7 +312,9 @@ class Pipeline:
             for pair, target in zip(inputs, targets, strict=True)
         ]
         self.encoded = self._map("encode", tasks, targets, threads=True)
-        targets = [self.store.path("documents", digest("documents", key, self.split)) for key in keys]
+        targets = [
+            self.store.path("documents", digest("documents", key, self.split)) for key in keys
+        ]
         tasks = [
             WriteDocuments(*pair, encoded, self.split, target)
             for pair, encoded, target in zip(inputs, self.encoded, targets, strict=True)
@@ -285,7 +329,10 @@ class Pipeline:
         folder = self.store.path("shards", digest("shards", self.keys, self.split), "")
         if not self._there(folder):
             self.ran["shards"] += 1
-            with self.progress.stage("shards", sum(self.sizes)) as advance, published(folder) as partial:
+            with (
+                self.progress.stage("shards", sum(self.sizes)) as advance,
+                published(folder) as partial,
+            ):
                 self._write_shards(partial, advance)
         return folder
 
@@ -296,8 +343,12 @@ class Pipeline:
         for documents, encoded, size in zip(self.documents, self.encoded, self.sizes, strict=True):
             tables = read_tables(documents, ["split", "source"])
             for table, tokens in zip(tables, read_encoded(encoded), strict=True):
-                for key in sorted(set(zip(table["split"].to_pylist(), table["source"].to_pylist(), strict=True))):
-                    mine = pc.and_(pc.equal(table["split"], key[0]), pc.equal(table["source"], key[1]))
+                for key in sorted(
+                    set(zip(table["split"].to_pylist(), table["source"].to_pylist(), strict=True))
+                ):
+                    mine = pc.and_(
+                        pc.equal(table["split"], key[0]), pc.equal(table["source"], key[1])
+                    )
                     if key not in writers:
                         writers[key] = ShardWriter(folder / key[0] / key[1], dtype)
                     writers[key].append(tokens.filter(mine.combine_chunks()).flatten().to_numpy())
@@ -318,7 +369,9 @@ class Pipeline:
 @cache
 def code_version() -> str:
     """Of the code that makes the store's files: another version's are made anew."""
-    return digest([[file.name, file.read_text()] for file in sorted(Path(__file__).parent.rglob("*.py"))])
+    return digest(
+        [[file.name, file.read_text()] for file in sorted(Path(__file__).parent.rglob("*.py"))]
+    )
 
 
 def _lay_out(source: Path, target: Path, put: Callable[[Path, Path], object]) -> None:
@@ -356,7 +409,9 @@ def _places(ids: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of parts and rows of places."""
     if not len(ids):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    found = np.array([(int(place[:8], 16), int(place[8:], 16)) for place in ids.to_pylist()], np.int64)
+    found = np.array(
+        [(int(place[:8], 16), int(place[8:], 16)) for place in ids.to_pylist()], np.int64
+    )
     return found[:, 0], found[:, 1]
 
 
@@ -365,4 +420,6 @@ def _named(config: CorpusConfig) -> str:
 
 
 def _listed(counts: dict[str, int]) -> str:
-    return ", ".join(f"{n:,} {reason.removeprefix('read: ')}" for reason, n in list(counts.items())[:5])
+    return ", ".join(
+        f"{n:,} {reason.removeprefix('read: ')}" for reason, n in list(counts.items())[:5]
+    )

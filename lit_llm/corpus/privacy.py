@@ -56,9 +56,13 @@ class RedactPII(Block):
 
     def __post_init__(self) -> None:
         if unknown := [kind for kind in self.kinds if kind not in KINDS]:
-            raise UserError(f"redact_pii.kinds: no kind {unknown[0]!r}; there are {', '.join(KINDS)}")
+            raise UserError(
+                f"redact_pii.kinds: no kind {unknown[0]!r}; there are {', '.join(KINDS)}"
+            )
         if any(self._find_once(self._stand_in(kind)) for kind in self.kinds):
-            raise UserError(f"redact_pii.placeholder: {self.placeholder!r} looks like personal data itself")
+            raise UserError(
+                f"redact_pii.placeholder: {self.placeholder!r} looks like personal data itself"
+            )
 
     def apply(self, table: pa.Table) -> pa.Table:
         """Redact "text" and add "pii"."""
@@ -74,7 +78,9 @@ class RedactPII(Block):
                 counts[span.kind][row] += 1
         table = with_column(table, "text", replaced(text, suspects, changed))
         columns = [pa.array(counts[kind], pa.int32()) for kind in self.kinds]
-        return with_column(table, "pii", pa.StructArray.from_arrays(columns, names=list(self.kinds)))
+        return with_column(
+            table, "pii", pa.StructArray.from_arrays(columns, names=list(self.kinds))
+        )
 
     def find(self, text: str) -> list[tuple[int, int, str]]:
         """(start, end, kind) of what would be replaced, in characters of ``text``, in order."""
@@ -102,7 +108,10 @@ class RedactPII(Block):
         passes = itertools.count(1)
         while found := _apart(self._find_once(redacted, by_form=next(passes) > _PASSES), hidden):
             starts = [0, *(stand_in.end for stand_in in hidden)]
-            shifts = [0, *(span.end - stand_in.end for span, stand_in in zip(spans, hidden, strict=True))]
+            shifts = [
+                0,
+                *(span.end - stand_in.end for span, stand_in in zip(spans, hidden, strict=True)),
+            ]
             for start, end, kind in found:
                 moved = shifts[bisect_right(starts, start) - 1]
                 spans.append(Span(start + moved, end + moved, kind))
@@ -129,7 +138,9 @@ class RedactPII(Block):
             recognizer, pattern = compiled[index]
             spans = _spans(data, recognizer, pattern)
             if spans and by_form:
-                spans = _spans(data, dataclasses.replace(recognizer, accept=recognizers.as_it_is), pattern)
+                spans = _spans(
+                    data, dataclasses.replace(recognizer, accept=recognizers.as_it_is), pattern
+                )
             taken = sorted([*taken, *_apart(spans, taken)])
         return taken
 
@@ -154,7 +165,11 @@ def _apart(spans: list[Span], taken: list[Span]) -> list[Span]:
     """Those of ``spans`` that overlap none of ``taken``, which are in order and apart from each other."""
     starts = [other.start for other in taken]
     before = [bisect_left(starts, span.end) for span in spans]
-    return [span for span, at in zip(spans, before, strict=True) if not at or taken[at - 1].end <= span.start]
+    return [
+        span
+        for span, at in zip(spans, before, strict=True)
+        if not at or taken[at - 1].end <= span.start
+    ]
 
 
 @functools.cache
@@ -163,7 +178,9 @@ def _compiled(kinds: tuple[str, ...]) -> tuple[Any, list[tuple[Recognizer, Any]]
     import re2
 
     options = re2.Options()
-    options.max_mem = 256 << 20  # below, the set's automaton is thrown away and built again within a document
+    options.max_mem = (
+        256 << 20
+    )  # below, the set's automaton is thrown away and built again within a document
     every = re2.Set.SearchSet(options)
     compiled = []
     for recognizer in (r for r in ALL if r.kind in kinds):

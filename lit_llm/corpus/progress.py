@@ -32,7 +32,15 @@ class Progress:
 
         started = time.perf_counter()
         hidden = None if self.shown else True  # None: only on a terminal
-        with tqdm(total=total, initial=done, desc=name, unit="B", unit_scale=True, leave=False, disable=hidden) as bar:
+        with tqdm(
+            total=total,
+            initial=done,
+            desc=name,
+            unit="B",
+            unit_scale=True,
+            leave=False,
+            disable=hidden,
+        ) as bar:
             yield bar.update
         seconds = time.perf_counter() - started
         found = f", {done / 1e6:,.1f} MB of it found done" if done else ""

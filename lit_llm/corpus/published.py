@@ -47,8 +47,13 @@ class Published:
 @functools.cache
 def published(tokenizer: str) -> tuple[Published, ...]:
     """The figures of a tokenizer that `recognised` names."""
-    with open(Path(__file__).with_name("published_compression.csv"), encoding="utf-8", newline="") as file:
-        rows = [Published(**{**row, "per_token": float(row["per_token"])}) for row in csv.DictReader(file)]  # type: ignore[arg-type]
+    with open(
+        Path(__file__).with_name("published_compression.csv"), encoding="utf-8", newline=""
+    ) as file:
+        rows = [
+            Published(**{**row, "per_token": float(row["per_token"])})
+            for row in csv.DictReader(file)
+        ]  # type: ignore[arg-type]
     return tuple(row for row in rows if row.tokenizer == tokenizer)
 
 

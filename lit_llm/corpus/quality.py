@@ -56,7 +56,9 @@ def _line_shares(points: np.ndarray, size: int, characters: np.ndarray) -> tuple
         first, last = trim(points, begin, end, characters)
         lines += 1
         bullets += first < last and (points[first] == _BULLET or points[first] == _DASH)
-        ellipses += ends_in_dots(points, first, last) or (first < last and points[last - 1] == _ELLIPSIS)
+        ellipses += ends_in_dots(points, first, last) or (
+            first < last and points[last - 1] == _ELLIPSIS
+        )
         begin = following
     return bullets / lines, ellipses / lines
 
@@ -124,7 +126,12 @@ def judge_gopher(
 
 @kernel
 def _too_few_of(
-    wanted: np.ndarray, least: int, points: np.ndarray, starts: np.ndarray, ends: np.ndarray, count: int
+    wanted: np.ndarray,
+    least: int,
+    points: np.ndarray,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    count: int,
 ) -> bool:
     """Whether fewer than ``least`` of the ``wanted`` words are among ``count`` words; stops when enough are found."""
     seen = np.zeros(len(wanted), np.bool_)
@@ -181,7 +188,11 @@ def judge_fineweb(
             verdicts[document] = 2
         elif short / lines > limits[1]:
             verdicts[document] = 3
-        elif repeated(points, starts[:lines], ends[:lines], emptied(table, lines))[1] / (size - newlines) > limits[3]:
+        elif (
+            repeated(points, starts[:lines], ends[:lines], emptied(table, lines))[1]
+            / (size - newlines)
+            > limits[3]
+        ):
             verdicts[document] = 4
         elif newlines / split(points, 0, size, characters, starts, ends) > limits[4]:
             verdicts[document] = 5

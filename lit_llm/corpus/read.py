@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 # Reasons of what is damaged or not what its name says. The other ones tell of text that is no use, or is not text.
-_BROKEN = ("unreadable", "damaged record", "cut record", "not valid JSON", "not a JSON object", "not UTF-8")
+_BROKEN = (
+    "unreadable",
+    "damaged record",
+    "cut record",
+    "not valid JSON",
+    "not a JSON object",
+    "not UTF-8",
+)
 
 
 def is_broken(dropped: str) -> bool:
@@ -60,6 +67,10 @@ def _read(part: Part, file: SourceFile) -> Iterator[Document | pa.Table]:
     except OSError as error:
         piece = "" if part.stop is None else f"#{part.start}-{part.stop}"
         why = " ".join(str(error.strerror or error).split())[:120]
-        yield Document(file.id + piece, file.source, file.path, "", f"unreadable: {why}", part.start)
+        yield Document(
+            file.id + piece, file.source, file.path, "", f"unreadable: {why}", part.start
+        )
     except ImportError as error:
-        raise UserError(f"{file.path}: {kind} needs {error.name}; pip install 'lit_llm[corpus]'") from error
+        raise UserError(
+            f"{file.path}: {kind} needs {error.name}; pip install 'lit_llm[corpus]'"
+        ) from error

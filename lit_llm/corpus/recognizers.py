@@ -67,7 +67,12 @@ def _email(before: str, value: str, after: str) -> str:
     assert at
     local, host = value[: at.start()], value[at.end() :]
     last = host.rsplit(".", 1)[1].lower()
-    if last in _NO_DOMAIN or local.lower() in _NO_PERSON or len(local.encode()) > 64 or len(host.encode()) > 255:
+    if (
+        last in _NO_DOMAIN
+        or local.lower() in _NO_PERSON
+        or len(local.encode()) > 64
+        or len(host.encode()) > 255
+    ):
         return ""
     # a@W.mean(), scp's host:path (a port or a time may follow an address, a path begins otherwise).
     if after[:1] in ("(", "[", "$") or re.match(r":[~/\w]*/", after):
@@ -98,7 +103,9 @@ def _of_a_host(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
 
 def _ipv4(before: str, value: str, after: str) -> str:
     parts = value.split(".")
-    if any(len(part) > 1 and part[0] == "0" for part in parts) or any(int(part) > 255 for part in parts):
+    if any(len(part) > 1 and part[0] == "0" for part in parts) or any(
+        int(part) > 255 for part in parts
+    ):
         return ""
     if re.match(r"\.?\d|\.[a-z]|[-_+~][\w]", after) or not _of_a_host(ipaddress.IPv4Address(value)):
         return ""
@@ -162,11 +169,15 @@ _IBAN_LENGTHS = {
 def _iban(before: str, value: str, after: str) -> str:
     """ISO 13616: the country's length, and 1 modulo 97 with the first four characters last and letters as 10 to 35."""
     length = _IBAN_LENGTHS.get(value[:2].upper())
-    found = length and re.match(rf"[A-Za-z0-9](?:[ -]?[A-Za-z0-9]){{{length - 1}}}(?![A-Za-z0-9])", value + after)
+    found = length and re.match(
+        rf"[A-Za-z0-9](?:[ -]?[A-Za-z0-9]){{{length - 1}}}(?![A-Za-z0-9])", value + after
+    )
     if not found or before[-1:] in ("_", "-"):
         return ""
     plain = re.sub("[ -]", "", found[0])
-    return found[0] if int("".join(str(int(c, 36)) for c in plain[4:] + plain[:4])) % 97 == 1 else ""
+    return (
+        found[0] if int("".join(str(int(c, 36)) for c in plain[4:] + plain[:4])) % 97 == 1 else ""
+    )
 
 
 # --- keys -------------------------------------------------------------------------------------------------------------
@@ -189,7 +200,9 @@ _TOKENS = r"""\b(?:AKIA|ASIA)[A-Z2-7]{16}\b
 def _token(before: str, value: str, after: str) -> str:
     """Not a form to fill in ("ghp_xxxxxxxx"), and not a word with hyphens ("sk-something-long-and-telling")."""
     body = (
-        value[value.rfind("_" if value[2:4] in ("p_", "_l") else "-") + 1 :] if not value.startswith("eyJ") else value
+        value[value.rfind("_" if value[2:4] in ("p_", "_l") else "-") + 1 :]
+        if not value.startswith("eyJ")
+        else value
     )
     if len(set(body)) < 6 and len(set(value)) < 14:
         return ""
@@ -200,7 +213,9 @@ def _token(before: str, value: str, after: str) -> str:
 
 def _password(before: str, value: str, after: str) -> str:
     """Of a URL: not a word that stands for one, not a variable, not the "b" of an example's "a:b@"."""
-    stands = re.fullmatch(r"(?i)(?:my|your)?[_-]?(?:pass(?:word|wd)?|pwd|pw|secret|token|x+|\*+)", value)
+    stands = re.fullmatch(
+        r"(?i)(?:my|your)?[_-]?(?:pass(?:word|wd)?|pwd|pw|secret|token|x+|\*+)", value
+    )
     return "" if stands or len(value) < 6 or re.search(r"[<>{}$%\[\]():]|\.\.\.", value) else value
 
 
@@ -221,10 +236,20 @@ RECOGNIZERS = (
         as_it_is,
     ),
     # A block that was cut off.
-    Recognizer("secret", r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----(?:\s|\\n)*[A-Za-z0-9+/=\s\\]{32,}", as_it_is),
+    Recognizer(
+        "secret",
+        r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----(?:\s|\\n)*[A-Za-z0-9+/=\s\\]{32,}",
+        as_it_is,
+    ),
     *(Recognizer("secret", pattern, _token) for pattern in _TOKENS.splitlines()),
-    Recognizer("secret", r"(?i)\baws_?secret_?(?:access_?)?key\W{1,5}([A-Za-z0-9/+]{40})\b", as_it_is),
-    Recognizer("secret", r"\bhooks\.slack\.com/services/(T[A-Z0-9]+/B[A-Z0-9]+/[A-Za-z0-9]{16}[A-Za-z0-9]*)", as_it_is),
+    Recognizer(
+        "secret", r"(?i)\baws_?secret_?(?:access_?)?key\W{1,5}([A-Za-z0-9/+]{40})\b", as_it_is
+    ),
+    Recognizer(
+        "secret",
+        r"\bhooks\.slack\.com/services/(T[A-Z0-9]+/B[A-Z0-9]+/[A-Za-z0-9]{16}[A-Za-z0-9]*)",
+        as_it_is,
+    ),
     Recognizer("secret", r"\b[a-z][a-z0-9+.-]*://[^\s:/@]*:([^\s/@]+)@", _password),
     Recognizer(
         "email",
@@ -232,15 +257,25 @@ RECOGNIZERS = (
         _email,
     ),
     # Internationalised addresses (RFC 6531) in other scripts; their words stand without spaces before a Latin one too.
-    Recognizer("email", _SCRIPTS + r"[\p{L}\p{N}._+-]*@[\p{L}\p{N}][\p{L}\p{N}-]*\.[\p{L}\p{N}.-]*\p{L}{2,}", _email),
+    Recognizer(
+        "email",
+        _SCRIPTS + r"[\p{L}\p{N}._+-]*@[\p{L}\p{N}][\p{L}\p{N}-]*\.[\p{L}\p{N}.-]*\p{L}{2,}",
+        _email,
+    ),
     Recognizer(
         "email",
         r"(?i)\b[a-z0-9][a-z0-9._+-]* ?[\[({](?:at|@)[\])}] ?[a-z0-9-]+"
         r"(?: ?[\[({](?:dot|\.)[\])}] ?[a-z0-9-]+|\.[a-z0-9-]+)+",
         as_it_is,
     ),
-    Recognizer("iban", r"\b[A-Za-z]{2}[0-9]{2}[ -]?[A-Za-z0-9]{4}[ -]?[A-Za-z0-9]{3}", _iban, retry=True),
-    Recognizer("card", r"\b[2-6][0-9]{3}[ -]?[0-9]{4}[ -]?[0-9]{2}[ -]?[0-9]{2}", _card, retry=True),
-    Recognizer("ip_address", r"\b[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\b", _ipv4, retry=True),
+    Recognizer(
+        "iban", r"\b[A-Za-z]{2}[0-9]{2}[ -]?[A-Za-z0-9]{4}[ -]?[A-Za-z0-9]{3}", _iban, retry=True
+    ),
+    Recognizer(
+        "card", r"\b[2-6][0-9]{3}[ -]?[0-9]{4}[ -]?[0-9]{2}[ -]?[0-9]{2}", _card, retry=True
+    ),
+    Recognizer(
+        "ip_address", r"\b[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\b", _ipv4, retry=True
+    ),
     Recognizer("ip_address", r"\b[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]*[0-9A-Fa-f:]", _ipv6),
 )

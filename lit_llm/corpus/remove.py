@@ -46,21 +46,31 @@ class Request:
 
     def __post_init__(self) -> None:
         if not (self.ids or self.domain or self.matching):
-            raise UserError("corpus remove: say which documents, by --ids, --ids_file, --domain or --matching")
+            raise UserError(
+                "corpus remove: say which documents, by --ids, --ids_file, --domain or --matching"
+            )
         if self.matching is not None:
             try:
                 pc.match_substring_regex(pa.array([""]), self.matching)
             except pa.ArrowInvalid as error:
-                raise UserError(f"--matching {self.matching!r}: no regular expression ({error})") from None
+                raise UserError(
+                    f"--matching {self.matching!r}: no regular expression ({error})"
+                ) from None
 
     def finds(self, table: pa.Table, text: str) -> pa.Array:
         """Boolean array, for a table with id, url, domain, and ``text`` if there is a pattern."""
-        ids = [name in self.ids or name.removesuffix(TAIL) in self.ids for name in table["id"].to_pylist()]
+        ids = [
+            name in self.ids or name.removesuffix(TAIL) in self.ids
+            for name in table["id"].to_pylist()
+        ]
         found = pa.array(ids, pa.bool_())
         if self.domain is not None:
             wanted = self.domain.lower().removeprefix("www.")
             tagged = pc.fill_null(pc.equal(table["domain"], self.domain), False).combine_chunks()
-            found = pc.or_(pc.or_(found, tagged), pc.is_valid(per_value(table["url"], lambda url: _below(url, wanted))))
+            found = pc.or_(
+                pc.or_(found, tagged),
+                pc.is_valid(per_value(table["url"], lambda url: _below(url, wanted))),
+            )
         if self.matching is not None:
             found = pc.or_(found, pc.match_substring_regex(texts(table[text]), self.matching))
         return found
@@ -100,12 +110,17 @@ def remove(folder: str | Path, request: Request, reason: str = "by request") -> 
         with transaction(folder, gone) as staged:
             documents, dropped = removal.write(staged, gone)
             date = datetime.now(UTC).isoformat(timespec="seconds")
-            lines = [json.dumps({"id_sha256": name, "date": date, "reason": reason}) + "\n" for name in new]
+            lines = [
+                json.dumps({"id_sha256": name, "date": date, "reason": reason}) + "\n"
+                for name in new
+            ]
             log = folder / LOG
             (staged / LOG).write_text((log.read_text() if log.is_file() else "") + "".join(lines))
             revised = revise_card(card, documents, dropped, removal.count)
             if not sum(part["tokens"] for part in revised["splits"]["train"].values()):
-                raise UserError(f"{folder}: no document for training would be left; delete the folder instead")
+                raise UserError(
+                    f"{folder}: no document for training would be left; delete the folder instead"
+                )
             write_card(revised, staged)
     return removal.count
 
@@ -133,15 +148,22 @@ class _Removal:
         positions: dict[tuple[str, str], int] = {}
         for file in sorted((self.folder / "documents").iterdir()):
             found = []
-            for table in read_tables(file, [*self.request.columns("text"), "split", "source", "tokens"]):
+            for table in read_tables(
+                file, [*self.request.columns("text"), "split", "source", "tokens"]
+            ):
                 found.append(self.request.finds(table, "text"))
-                rows = zip(*(table[name].to_pylist() for name in ("split", "source", "tokens")), strict=True)
+                rows = zip(
+                    *(table[name].to_pylist() for name in ("split", "source", "tokens")),
+                    strict=True,
+                )
                 for (split, source, tokens), goes in zip(rows, found[-1].to_pylist(), strict=True):
                     start = positions.get((split, source), 0)
                     positions[split, source] = start + tokens
                     if goes:
                         self.spans.setdefault((split, source), []).append((start, start + tokens))
-                self.names |= {name.removesuffix(TAIL) for name in table["id"].filter(found[-1]).to_pylist()}
+                self.names |= {
+                    name.removesuffix(TAIL) for name in table["id"].filter(found[-1]).to_pylist()
+                }
             mask = pa.chunked_array(found, pa.bool_())
             if pc.any(mask).as_py():
                 self.rows[file] = mask

@@ -66,7 +66,9 @@ def slot(table: np.ndarray, key: np.uint64) -> np.int64:
 
 
 @kernel
-def pieces(points: np.ndarray, begin: int, end: int, least: int, starts: np.ndarray, ends: np.ndarray) -> int:
+def pieces(
+    points: np.ndarray, begin: int, end: int, least: int, starts: np.ndarray, ends: np.ndarray
+) -> int:
     """What stands between runs of ``least`` or more newlines, empty pieces at the ends too; how many there are.
 
     ``starts`` and ``ends`` need ``end - begin + 1`` places.
@@ -87,7 +89,9 @@ def pieces(points: np.ndarray, begin: int, end: int, least: int, starts: np.ndar
 
 
 @kernel
-def repeated(points: np.ndarray, starts: np.ndarray, ends: np.ndarray, table: np.ndarray) -> tuple[int, int]:
+def repeated(
+    points: np.ndarray, starts: np.ndarray, ends: np.ndarray, table: np.ndarray
+) -> tuple[int, int]:
     """(pieces, their characters) that stand further up already; ``table`` is `emptied`."""
     found, characters = 0, 0
     for k in range(len(starts)):
@@ -133,7 +137,9 @@ def top_n_gram(
 
 
 @kernel
-def repeated_n_grams(sums: np.ndarray, powers: np.ndarray, lengths: np.ndarray, n: int, table: np.ndarray) -> int:
+def repeated_n_grams(
+    sums: np.ndarray, powers: np.ndarray, lengths: np.ndarray, n: int, table: np.ndarray
+) -> int:
     """Characters of the n-grams that stand further up already, no word counted twice.
 
     n-grams are equal if their characters are, wherever the words in them end.
@@ -171,7 +177,11 @@ def _hash_words(
             total += (np.uint64(points[i]) + _ONE) * power
             power *= _BASE
             inverse *= _INVERSE
-        sums[k + 1], powers[k + 1], lengths[k + 1] = total, inverse, lengths[k] + ends[k] - starts[k]
+        sums[k + 1], powers[k + 1], lengths[k + 1] = (
+            total,
+            inverse,
+            lengths[k] + ends[k] - starts[k],
+        )
         hashes[k] = mix((sums[k + 1] - sums[k]) * powers[k])
 
 
@@ -194,8 +204,16 @@ def judge_repetition(
     """
     room = longest(offsets) + 1
     points = np.empty(room, np.int32)
-    starts, ends, lengths = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.int64)
-    hashes, sums, powers = np.empty(room, np.uint64), np.empty(room, np.uint64), np.empty(room, np.uint64)
+    starts, ends, lengths = (
+        np.empty(room, np.int64),
+        np.empty(room, np.int64),
+        np.empty(room, np.int64),
+    )
+    hashes, sums, powers = (
+        np.empty(room, np.uint64),
+        np.empty(room, np.uint64),
+        np.empty(room, np.uint64),
+    )
     # Large enough for any of these documents; memory that is never touched costs nothing.
     table = np.empty(slots(room), np.uint64)
     counts, firsts = np.empty(len(table), np.int32), np.empty(len(table), np.int32)
@@ -218,7 +236,13 @@ def judge_repetition(
         _hash_words(points, starts[:count], ends[:count], hashes, sums, powers, lengths)
         for rule in range(len(top_n)):
             most = top_n_gram(
-                hashes[:count], lengths[: count + 1], top_n[rule], emptied(table, count), counts, firsts, top_least
+                hashes[:count],
+                lengths[: count + 1],
+                top_n[rule],
+                emptied(table, count),
+                counts,
+                firsts,
+                top_least,
             )
             if most / size > top_limits[rule]:
                 verdicts[document] = 6 + rule
@@ -226,7 +250,9 @@ def judge_repetition(
         if verdicts[document]:
             continue
         for rule in range(len(dup_n)):
-            inside = repeated_n_grams(sums, powers, lengths[: count + 1], dup_n[rule], emptied(table, count))
+            inside = repeated_n_grams(
+                sums, powers, lengths[: count + 1], dup_n[rule], emptied(table, count)
+            )
             if inside / size > dup_limits[rule]:
                 verdicts[document] = 6 + len(top_n) + rule
                 break

@@ -51,13 +51,17 @@ def parse_row(line: bytes) -> dict[str, Any] | str:
     return row if isinstance(row, dict) else "not a JSON object"
 
 
-def line_blocks(stream: SupportsRead, start: int, stop: int | None, longest: int) -> Iterator[tuple[int, bytes | None]]:
+def line_blocks(
+    stream: SupportsRead, start: int, stop: int | None, longest: int
+) -> Iterator[tuple[int, bytes | None]]:
     """(place of its first byte, whole lines) of the lines that begin in [start, stop).
 
     A line that outgrows ``longest`` bytes while it is read is not kept in memory: (place, None) stands for it.
     """
     at, rest = start, b""
-    skipping = start > 0  # to the end of the line that the byte before start is in: a newline there ends it at once
+    skipping = (
+        start > 0
+    )  # to the end of the line that the byte before start is in: a newline there ends it at once
     if skipping:
         at = start - 1
         cast(IO[bytes], stream).seek(at)
@@ -71,7 +75,11 @@ def line_blocks(stream: SupportsRead, start: int, stop: int | None, longest: int
                 continue
             chunk = chunk[end:]
         rest += chunk
-        if stop is not None and at + len(rest) >= stop and (last := rest.find(b"\n", stop - 1 - at)) >= 0:
+        if (
+            stop is not None
+            and at + len(rest) >= stop
+            and (last := rest.find(b"\n", stop - 1 - at)) >= 0
+        ):
             yield at, rest[: last + 1]
             return
         if end := rest.rfind(b"\n") + 1:
@@ -103,4 +111,6 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     number += 1
                     yield number, row
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable parquet file ({' '.join(str(error).split())[:200]})") from error
+        raise UserError(
+            f"{path}: not a readable parquet file ({' '.join(str(error).split())[:200]})"
+        ) from error

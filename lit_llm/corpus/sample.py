@@ -44,7 +44,9 @@ def take(table: pa.Table, by_source: Mapping[str, float]) -> pa.Table:
     """Rows of ``table`` ("sha256", "source") that are in the sample of these rates."""
     chosen = [
         int(sha256[:12], 16) < by_source[source] * 2**48
-        for sha256, source in zip(table["sha256"].to_pylist(), table["source"].to_pylist(), strict=True)
+        for sha256, source in zip(
+            table["sha256"].to_pylist(), table["source"].to_pylist(), strict=True
+        )
     ]
     return table.filter(pa.array(chosen, pa.bool_()))
 
@@ -81,11 +83,17 @@ def training_sample(corpus: Corpus, total: int = TRAINING_BYTES) -> Sample:
     The proportions are of bytes, and ``mixture.tokens`` plays no part: before there is a tokenizer nobody knows tokens.
     """
     card = corpus.datacard
-    sizes = {name: sum(_bytes(card, split).get(name, 0) for split in card["splits"]) for name in corpus.train_dirs}
+    sizes = {
+        name: sum(_bytes(card, split).get(name, 0) for split in card["splits"])
+        for name in corpus.train_dirs
+    }
     settings = MixtureSettings(**{**card["settings"]["mixture"], "tokens": None})
     mixture = shares(sizes, {row["source"]: row["weight"] for row in card["mixture"]}, settings)
     return Sample(
-        f"mixture of {corpus.path}", _bytes(card, "train"), rates(sizes, mixture, total), _documents(corpus, "train")
+        f"mixture of {corpus.path}",
+        _bytes(card, "train"),
+        rates(sizes, mixture, total),
+        _documents(corpus, "train"),
     )
 
 
@@ -98,7 +106,9 @@ def split_sample(corpus: Corpus, split: str, total: int) -> Sample:
     sizes = _bytes(corpus.datacard, split)
     if not sizes:
         raise UserError(f"{corpus.path}: has no {split} split; it has {', '.join(_splits(corpus))}")
-    return Sample(f"{split} split of {corpus.path}", sizes, _alike(sizes, total), _documents(corpus, split))
+    return Sample(
+        f"{split} split of {corpus.path}", sizes, _alike(sizes, total), _documents(corpus, split)
+    )
 
 
 def file_sample(patterns: Sequence[str], total: int) -> Sample:
@@ -110,7 +120,9 @@ def file_sample(patterns: Sequence[str], total: int) -> Sample:
     read = functools.partial(_file_tables, patterns)
     sizes: dict[str, int] = {}
     for table in read():
-        for source, size in zip(table["source"].to_pylist(), table["bytes"].to_pylist(), strict=True):
+        for source, size in zip(
+            table["source"].to_pylist(), table["bytes"].to_pylist(), strict=True
+        ):
             sizes[source] = sizes.get(source, 0) + size
     if not sum(sizes.values()):
         raise UserError(f"--files: no usable text in {', '.join(map(repr, patterns))}")
@@ -127,7 +139,9 @@ def _splits(corpus: Corpus) -> list[str]:
     return [split for split, sources in corpus.datacard["splits"].items() if sources]
 
 
-def _bytes(card: Mapping[str, Mapping[str, Mapping[str, Mapping[str, int]]]], split: str) -> dict[str, int]:
+def _bytes(
+    card: Mapping[str, Mapping[str, Mapping[str, Mapping[str, int]]]], split: str
+) -> dict[str, int]:
     return {name: part["bytes"] for name, part in card["splits"].get(split, {}).items()}
 
 
@@ -148,7 +162,11 @@ def _documents(corpus: Corpus, split: str) -> Callable[[], Iterator[pa.Table]]:
 def _file_tables(patterns: Sequence[str]) -> Iterator[pa.Table]:
     for part in list_parts(list(patterns)):
         for table in read_part(part):
-            table = table.filter(pc.and_(pc.is_null(table["dropped"]), pc.greater(pc.binary_length(table["text"]), 0)))
+            table = table.filter(
+                pc.and_(
+                    pc.is_null(table["dropped"]), pc.greater(pc.binary_length(table["text"]), 0)
+                )
+            )
             table = with_column(table, "bytes", pc.binary_length(table["text"]))
             hashed = [hashlib.sha256(data).hexdigest() for data in utf8(texts(table["text"]))]
             yield with_column(table, "sha256", pa.array(hashed, pa.string())).select(COLUMNS)

@@ -21,8 +21,13 @@ from lit_llm.errors import UserError
 CHUNK_TOKENS = (
     1 << 22
 )  # 8 MB a chunk with 2-byte tokens; a block never spans two chunks, so each wastes less than a block
-_DATA_FORMATS = {"uint16": "no_header_numpy:5", "int32": "no_header_numpy:2"}  # litdata's names of them
-_HEADER_BYTES = 12  # item count (always 1: a chunk is one stretch of the stream) and the two offsets around it
+_DATA_FORMATS = {
+    "uint16": "no_header_numpy:5",
+    "int32": "no_header_numpy:2",
+}  # litdata's names of them
+_HEADER_BYTES = (
+    12  # item count (always 1: a chunk is one stretch of the stream) and the two offsets around it
+)
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -163,7 +168,9 @@ def check_shards(folder: Path, contents: bool = False) -> int:
         if contents:
             digest.update(_chunk_tokens(folder, chunk).tobytes())
     if contents and digest.hexdigest() != shards_digest(folder):
-        raise UserError(f"{folder}: its tokens are not those that were written; remove the corpus and rebuild it")
+        raise UserError(
+            f"{folder}: its tokens are not those that were written; remove the corpus and rebuild it"
+        )
     return total
 
 
@@ -189,4 +196,6 @@ def _read_index(folder: Path, key: str = "chunks") -> Any:
     try:
         return json.loads(file.read_text())[key]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: missing or broken ({error}); remove the corpus and rebuild it") from error
+        raise UserError(
+            f"{file}: missing or broken ({error}); remove the corpus and rebuild it"
+        ) from error

@@ -57,7 +57,9 @@ class SignatureColumns:
         edges = np.searchsorted(rows, self._starts)
         parts = [
             batch.take(pa.array(rows[start:end] - offset))
-            for batch, offset, start, end in zip(self._ids, self._starts, edges, edges[1:], strict=False)
+            for batch, offset, start, end in zip(
+                self._ids, self._starts, edges, edges[1:], strict=False
+            )
             if start < end
         ]
         return pa.Table.from_batches(parts)
@@ -70,10 +72,20 @@ class SignatureColumns:
                 "sign all documents with the same settings"
             )
         n = len(batch)
-        entries = _fixed(sketch).view(np.uint16).reshape(n, len(self._shapes) - 2, -1) if self._width else None
-        bands = [] if entries is None else [np.ascontiguousarray(entries[:, b]) for b in range(entries.shape[1])]
+        entries = (
+            _fixed(sketch).view(np.uint16).reshape(n, len(self._shapes) - 2, -1)
+            if self._width
+            else None
+        )
+        bands = (
+            []
+            if entries is None
+            else [np.ascontiguousarray(entries[:, b]) for b in range(entries.shape[1])]
+        )
         id_digest = digests(texts(batch["id"]), normalize=False)
-        self._held.append([id_digest, _fixed(batch["digest"]).view(np.uint64).reshape(n, 2).copy(), *bands])
+        self._held.append(
+            [id_digest, _fixed(batch["digest"]).view(np.uint64).reshape(n, 2).copy(), *bands]
+        )
         ids = batch.select(["id", "rank"])
         self._ids.append(ids)
         self._starts.append(self._starts[-1] + n)
@@ -97,7 +109,9 @@ class SignatureColumns:
             arrays = [
                 np.concatenate(parts) if parts else np.empty((0, width), dtype)
                 for parts, (dtype, width) in zip(
-                    zip(*self._held, strict=True) if self._held else [()] * len(self._shapes), self._shapes, strict=True
+                    zip(*self._held, strict=True) if self._held else [()] * len(self._shapes),
+                    self._shapes,
+                    strict=True,
                 )
             ]
         else:

@@ -26,7 +26,9 @@ Kind: TypeAlias = Literal["auto", "text", "html", "jsonl", "parquet", "warc", "c
 
 STDLIB = "stdlib"
 _STDLIB_SMALLEST, _STDLIB_LARGEST = 200, 400_000  # bytes: below are stubs, above are tables
-_STDLIB_KEPT_ANYWAY = "pydoc_data/topics.py"  # the language reference: above the cap, and the best prose there is
+_STDLIB_KEPT_ANYWAY = (
+    "pydoc_data/topics.py"  # the language reference: above the cap, and the best prose there is
+)
 _KINDS: Mapping[str, Kind] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -67,15 +69,23 @@ class Source:
     max_line_bytes: int = 100 * 2**20
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "paths", (self.paths,) if isinstance(self.paths, str) else tuple(self.paths))
+        object.__setattr__(
+            self, "paths", (self.paths,) if isinstance(self.paths, str) else tuple(self.paths)
+        )
         if not isinstance(self.name, str) or not self.name or self.name != _safe(self.name):
-            raise UserError(f"data.sources: {self.name!r} cannot name a folder; use letters, digits, '.', '-' and '_'")
+            raise UserError(
+                f"data.sources: {self.name!r} cannot name a folder; use letters, digits, '.', '-' and '_'"
+            )
         if not self.paths:
             raise UserError(f"data.sources: {self.name} is empty; give a path, a glob or 'stdlib'")
         if self.kind not in get_args(Kind):
-            raise UserError(f"data.sources: {self.name}.kind is {self.kind!r}; choose from {', '.join(get_args(Kind))}")
+            raise UserError(
+                f"data.sources: {self.name}.kind is {self.kind!r}; choose from {', '.join(get_args(Kind))}"
+            )
         if self.weight < 0 or self.max_line_bytes < 1:
-            raise UserError(f"data.sources: {self.name}: weight must be at least 0, max_line_bytes at least 1")
+            raise UserError(
+                f"data.sources: {self.name}: weight must be at least 0, max_line_bytes at least 1"
+            )
 
     def kind_of(self, path: str) -> Kind:
         """How the file is read: ``kind``, or what its name says."""
@@ -124,21 +134,38 @@ def files_of(source: Source) -> list[SourceFile]:
     """The files of one source, by their ids; raises as ``list_files``."""
     named: dict[str, tuple[str, Found]] = {}
     for pattern in source.paths:
-        listed = _stdlib(source.name) if pattern == STDLIB else [(source.name, file) for file in find(pattern)]
+        listed = (
+            _stdlib(source.name)
+            if pattern == STDLIB
+            else [(source.name, file) for file in find(pattern)]
+        )
         if not listed:
-            raise UserError(f"data.sources: {pattern!r} matches no file (relative paths start at {os.getcwd()})")
+            raise UserError(
+                f"data.sources: {pattern!r} matches no file (relative paths start at {os.getcwd()})"
+            )
         for name, file in listed:
             # Patterns may overlap: a file counts once.
-            named.setdefault(file.path if is_url(file.path) else os.path.abspath(file.path), (name, file))
+            named.setdefault(
+                file.path if is_url(file.path) else os.path.abspath(file.path), (name, file)
+            )
     ids = {absolute: file.id for absolute, (_, file) in named.items()}
-    if len(set(ids.values())) < len(ids):  # two folders with files of the same names: tell them apart by the folders
+    if len(set(ids.values())) < len(
+        ids
+    ):  # two folders with files of the same names: tell them apart by the folders
         split = {absolute: absolute.replace(os.sep, "/").split("/") for absolute in named}
         levels = zip(*(parts[:-1] for parts in split.values()), strict=False)
         shared = sum(1 for _ in itertools.takewhile(lambda names: len(set(names)) == 1, levels))
         ids = {absolute: "/".join(parts[shared:]) for absolute, parts in split.items()}
     licenses = _tree_licenses([file for _, file in named.values()]) if source.kind == "code" else {}
     files = [
-        SourceFile(name, file.path, writable(ids[absolute]), file.size, file.version, licenses.get(file.path))
+        SourceFile(
+            name,
+            file.path,
+            writable(ids[absolute]),
+            file.size,
+            file.version,
+            licenses.get(file.path),
+        )
         for absolute, (name, file) in named.items()
     ]
     return sorted(files, key=lambda file: (file.source, file.id, file.path))
@@ -162,9 +189,15 @@ def as_sources(sources: Sources, text_field: str = "text") -> list[Source]:
             taken |= {given.name, f"{given.name}-tests"} if STDLIB in given.paths else {given.name}
     if not made:
         raise UserError("data.sources: empty; give a path, a glob or 'stdlib'")
-    names = [name for source in made for name in (source.name, f"{source.name}-tests")[: 1 + (STDLIB in source.paths)]]
+    names = [
+        name
+        for source in made
+        for name in (source.name, f"{source.name}-tests")[: 1 + (STDLIB in source.paths)]
+    ]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise UserError(f"data.sources: two sources are named {min(twice)!r} ({STDLIB!r} also makes NAME-tests)")
+        raise UserError(
+            f"data.sources: two sources are named {min(twice)!r} ({STDLIB!r} also makes NAME-tests)"
+        )
     return made
 
 

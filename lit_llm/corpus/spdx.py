@@ -30,8 +30,17 @@ GROUPS: Mapping[str, frozenset[str]] = {
         LGPL-3.0-or-later MPL-1.1 MPL-2.0 MS-RL ODbL-1.0 OSL-3.0 LicenseRef-CC-BY-SA""".split()  # noqa: SIM905
     ),
     "noncommercial": frozenset(
-        [f"CC-BY-NC{more}-{v}" for more in ("", "-SA", "-ND") for v in ("1.0", "2.0", "2.5", "3.0", "4.0")]
-        + ["LicenseRef-CC-BY-NC", "LicenseRef-CC-BY-NC-SA", "LicenseRef-CC-BY-NC-ND", "PolyForm-Noncommercial-1.0.0"]
+        [
+            f"CC-BY-NC{more}-{v}"
+            for more in ("", "-SA", "-ND")
+            for v in ("1.0", "2.0", "2.5", "3.0", "4.0")
+        ]
+        + [
+            "LicenseRef-CC-BY-NC",
+            "LicenseRef-CC-BY-NC-SA",
+            "LicenseRef-CC-BY-NC-ND",
+            "PolyForm-Noncommercial-1.0.0",
+        ]
     ),
     "noderivatives": frozenset(
         [f"CC-BY-ND-{v}" for v in ("1.0", "2.0", "2.5", "3.0", "4.0")] + ["LicenseRef-CC-BY-ND"]
@@ -115,7 +124,13 @@ _GNU = re.compile(
     r"general public|free documentation)(?: agpl| lgpl| gpl)? ?v?(?P<version>\d(?:\.\d)?)?(?:\.0)? ?"
     r"(?P<later>\+|or later|or newer|(?:or )?\(?at your option\)? any later)?(?: ?only)?"
 )
-_GNU_KINDS = {"affero": "AGPL", "lesser": "LGPL", "library": "LGPL", "general": "GPL", "free": "GFDL"}
+_GNU_KINDS = {
+    "affero": "AGPL",
+    "lesser": "LGPL",
+    "library": "LGPL",
+    "general": "GPL",
+    "free": "GFDL",
+}
 _CC = re.compile(
     r"(?:creative commons|cc) (?P<terms>(?:by|nc|nd|sa)(?: (?:by|nc|nd|sa))*)(?: (?P<version>\d(?:\.\d)?))?(?: .*)?"
 )
@@ -139,7 +154,9 @@ def normalize_license(written: str) -> str | None:
     """
     if one := single_license(written):
         return one
-    tokens = [t for t in re.split(r"(?i)(\(|\)|(?<=\s)(?:AND|OR|WITH)(?=\s)|/|,)", written) if t.strip()]
+    tokens = [
+        t for t in re.split(r"(?i)(\(|\)|(?<=\s)(?:AND|OR|WITH)(?=\s)|/|,)", written) if t.strip()
+    ]
     if len(tokens) < 3:
         return None
     try:
@@ -174,9 +191,13 @@ def single_license(written: str) -> str | None:
         return _creative_commons(url[2].lower().split("-"), url[3])
     if re.search(r"apache\.org/licenses/LICENSE-2\.0", written):
         return "Apache-2.0"
-    if page := re.search(r"(?:opensource|spdx)\.org/licen[sc]es?/([\w.-]+?)(?:\.html|\.php)?/?$", written):
+    if page := re.search(
+        r"(?:opensource|spdx)\.org/licen[sc]es?/([\w.-]+?)(?:\.html|\.php)?/?$", written
+    ):
         return _IDS.get(page[1].lower()) or _NAMES.get(_key(page[1]))
-    if page := re.search(r"gnu\.org/licenses/(?:old-licenses/)?(agpl|lgpl|gpl|fdl)-(\d\.\d)", written):
+    if page := re.search(
+        r"gnu\.org/licenses/(?:old-licenses/)?(agpl|lgpl|gpl|fdl)-(\d\.\d)", written
+    ):
         return _IDS.get(f"{page[1].replace('fdl', 'gfdl')}-{page[2]}-only")
     key = _key(written)
     if key in _NAMES:
@@ -206,7 +227,11 @@ def _creative_commons(terms: list[str], version: str | None) -> str | None:
 
 def _key(written: str) -> str:
     words = re.sub(r"[-_,()\"]", " ", written.lower().replace("public license", "public"))
-    key = re.sub(r"\b(?:the|licen[sc]es?|licensed|under|version|international|unported|generic)\b", " ", words)
+    key = re.sub(
+        r"\b(?:the|licen[sc]es?|licensed|under|version|international|unported|generic)\b",
+        " ",
+        words,
+    )
     return re.sub(r"\s+", " ", re.sub(r"\bv\.? ?(?=\d)", "", key)).strip(" .")
 
 

@@ -61,7 +61,11 @@ class Statistics:
             for row in sums(named, ["name"], ["bytes", "tokens"]):
                 known = row["name"] in content[name] or len(content[name]) < _NAMED
                 key = ("unknown" if row["name"] is None else row["name"]) if known else "other"
-                _grow(content[name], key, {size: row[size] for size in ("documents", "bytes", "tokens")})
+                _grow(
+                    content[name],
+                    key,
+                    {size: row[size] for size in ("documents", "bytes", "tokens")},
+                )
         pii = table["pii"].combine_chunks()
         for field in pii.type:
             if found := pc.sum(pii.field(field.name)).as_py():
@@ -74,13 +78,18 @@ class Statistics:
         _histogram(content["lengths"], 2 ** np.floor(np.log2(size)).astype(np.int64))
         language = scores.field("language").drop_null().to_numpy()
         _histogram(content["language_scores"], np.minimum(np.floor(language * 10), 9) / 10)
-        _histogram(content["bytes_per_token_histogram"], np.floor(scores.field("bytes_per_token").to_numpy() * 2) / 2)
+        _histogram(
+            content["bytes_per_token_histogram"],
+            np.floor(scores.field("bytes_per_token").to_numpy() * 2) / 2,
+        )
         _, hashes = ngram_hashes(*buffers(texts(table["text"])), fold_table(), NGRAM, NGRAM)
         content["ngrams"] = _merged_ngrams(
             [content["ngrams"], {"total": len(hashes), "smallest": _smallest(hashes).tolist()}]
         )
         for row in table.slice(0, max(0, _EXAMPLES - len(content["examples"]))).to_pylist():
-            content["examples"].append([row["id"], row["source"], row["text"][:_EXAMPLE_CHARACTERS]])
+            content["examples"].append(
+                [row["id"], row["source"], row["text"][:_EXAMPLE_CHARACTERS]]
+            )
 
 
 def host(url: str) -> str | None:
@@ -140,9 +149,13 @@ def _merged_ngrams(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 def sums(table: pa.Table, keys: list[str], columns: list[str]) -> list[dict[str, Any]]:
     """Of each group: its keys, "documents", and sums of ``columns``."""
-    grouped = table.group_by(keys).aggregate([(name, "sum") for name in columns] + [([], "count_all")])
+    grouped = table.group_by(keys).aggregate(
+        [(name, "sum") for name in columns] + [([], "count_all")]
+    )
     renamed = {"count_all": "documents", **{f"{name}_sum": name for name in columns}}
-    return grouped.rename_columns([renamed.get(name, name) for name in grouped.column_names]).to_pylist()
+    return grouped.rename_columns(
+        [renamed.get(name, name) for name in grouped.column_names]
+    ).to_pylist()
 
 
 def _histogram(into: dict[str, int], edges: np.ndarray) -> None:

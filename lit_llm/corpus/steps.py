@@ -103,7 +103,9 @@ def _parted(table: pa.Table, shown: Counter[str]) -> list[pa.Table]:
         if shown[reason] < EXAMPLES and (text := gone["text"][row].as_py()):
             shown[reason] += 1
             # Redacted whole and then cut: half an address is not recognised.
-            beginnings[row] = redact.texts([text[: 10 * EXAMPLE_CHARACTERS]])[0][:EXAMPLE_CHARACTERS]
+            beginnings[row] = redact.texts([text[: 10 * EXAMPLE_CHARACTERS]])[0][
+                :EXAMPLE_CHARACTERS
+            ]
     gone = with_column(gone, "text", pa.array([""] * len(gone), pa.large_string()))
     return [table.filter(kept), with_column(gone, "example", pa.array(beginnings, pa.string()))]
 
@@ -118,10 +120,14 @@ def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
             given = table[field.name].combine_chunks()
             has = {inner.name for inner in given.type}
             parts = [
-                given.field(inner.name).cast(inner.type) if inner.name in has else pa.nulls(len(given), inner.type)
+                given.field(inner.name).cast(inner.type)
+                if inner.name in has
+                else pa.nulls(len(given), inner.type)
                 for inner in field.type
             ]
-            columns.append(pa.StructArray.from_arrays(parts, fields=list(field.type), mask=given.is_null()))
+            columns.append(
+                pa.StructArray.from_arrays(parts, fields=list(field.type), mask=given.is_null())
+            )
         else:
             columns.append(table[field.name].cast(field.type))
     return pa.table(columns, schema=schema)
@@ -175,7 +181,12 @@ class Select:
     target: Path
 
     def __call__(self) -> None:
-        counts: dict[str, Any] = {"sources": {}, "lowest": math.inf, "highest": -math.inf, "dropped": Counter()}
+        counts: dict[str, Any] = {
+            "sources": {},
+            "lowest": math.inf,
+            "highest": -math.inf,
+            "dropped": Counter(),
+        }
         write_tables(self.target, SELECTED, self._tables(counts), counts)
 
     def _tables(self, counts: dict[str, Any]) -> Iterator[pa.Table]:
@@ -191,8 +202,12 @@ class Select:
                 mask = np.zeros(len(table), bool)
                 mask[rows[first:last] - start] = True
                 found = verdicts.slice(first, last - first)
-                duplicate_of = pc.replace_with_mask(duplicate_of, mask, found["duplicate_of"].combine_chunks())
-                dropped = pc.replace_with_mask(earlier.combine_chunks(), mask, found["dropped"].combine_chunks())
+                duplicate_of = pc.replace_with_mask(
+                    duplicate_of, mask, found["duplicate_of"].combine_chunks()
+                )
+                dropped = pc.replace_with_mask(
+                    earlier.combine_chunks(), mask, found["dropped"].combine_chunks()
+                )
                 table = with_column(table, "dropped", dropped)
             start += len(table)
             table = with_column(table, "contaminated_by", pa.nulls(len(table), pa.string()))
@@ -216,7 +231,12 @@ class Select:
             yield selected
 
     @staticmethod
-    def _count(counts: dict[str, Any], selected: pa.Table, sources: pa.ChunkedArray, earlier: pa.ChunkedArray) -> None:
+    def _count(
+        counts: dict[str, Any],
+        selected: pa.Table,
+        sources: pa.ChunkedArray,
+        earlier: pa.ChunkedArray,
+    ) -> None:
         now = pc.and_(pc.is_null(earlier), pc.is_valid(selected["dropped"]))
         counts["dropped"].update(selected["dropped"].filter(now).to_pylist())
         kept = pc.is_null(selected["dropped"])
@@ -225,7 +245,11 @@ class Select:
         positions = pc.min_max(selected["position"].filter(kept)).as_py()
         counts["lowest"] = min(counts["lowest"], positions["min"])
         counts["highest"] = max(counts["highest"], positions["max"])
-        by_source = pa.table({"source": sources, "bytes": selected["bytes"]}).filter(kept).group_by("source")
+        by_source = (
+            pa.table({"source": sources, "bytes": selected["bytes"]})
+            .filter(kept)
+            .group_by("source")
+        )
         for row in by_source.aggregate([("bytes", "sum"), ("bytes", "count")]).to_pylist():
             so_far = counts["sources"].setdefault(row["source"], {"documents": 0, "bytes": 0})
             so_far["documents"] += row["bytes_count"]
@@ -235,7 +259,9 @@ class Select:
 def contamination(settings: Evaluations) -> Decontaminate:
     """The block of these settings."""
     return Decontaminate.against(
-        evaluation_texts(settings.files, settings.fields), ngram=settings.ngram, shortest=settings.shortest
+        evaluation_texts(settings.files, settings.fields),
+        ngram=settings.ngram,
+        shortest=settings.shortest,
     )
 
 

@@ -86,9 +86,15 @@ def check(output: Path) -> None:
             Tokenizer.from_pretrained(file.parent)
 
 
-def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table], counts: dict[str, Any]) -> None:
+def write_tables(
+    path: Path, schema: pa.Schema, tables: Iterable[pa.Table], counts: dict[str, Any]
+) -> None:
     """A parquet file with a row group for each table, and ``counts``, as they are at the end, in its metadata."""
-    options: dict[str, Any] = {"compression": "zstd", "compression_level": 1, "write_page_checksum": True}
+    options: dict[str, Any] = {
+        "compression": "zstd",
+        "compression_level": 1,
+        "write_page_checksum": True,
+    }
     with published(path) as partial, pq.ParquetWriter(partial, schema, **options) as file:
         for table in tables:
             if len(table):
@@ -127,10 +133,14 @@ def read_tables(path: Path, columns: list[str] | None = None) -> Iterator[pa.Tab
             yield file.read_row_group(group, columns)
 
 
-def read_table(path: Path, columns: list[str] | None = None, rows: pc.Expression | None = None) -> pa.Table:
+def read_table(
+    path: Path, columns: list[str] | None = None, rows: pc.Expression | None = None
+) -> pa.Table:
     """A file whole, or those ``rows`` of it; raises `Damaged`."""
     with _undamaged(path):
-        return pq.read_table(path, columns=columns, filters=rows, partitioning=None, page_checksum_verification=True)
+        return pq.read_table(
+            path, columns=columns, filters=rows, partitioning=None, page_checksum_verification=True
+        )
 
 
 def write_arrow(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
@@ -167,7 +177,9 @@ def read_arrow(path: Path) -> Iterator[pa.RecordBatch]:
     with _undamaged(path):
         data = pa.memory_map(str(path)).read_buffer()
         end = len(data) - _CRC_BYTES
-        if end < 0 or int.from_bytes(memoryview(data)[end:], "little") != zlib.crc32(memoryview(data)[:end]):
+        if end < 0 or int.from_bytes(memoryview(data)[end:], "little") != zlib.crc32(
+            memoryview(data)[:end]
+        ):
             raise ValueError("its checksum is another")
         reader = pa.ipc.open_file(data.slice(0, end))
         for number in range(reader.num_record_batches):

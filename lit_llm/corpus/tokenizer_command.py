@@ -45,13 +45,24 @@ def train_main(args: list[str]) -> None:
         description="Train a byte-level BPE, as a Hugging Face tokenizer folder. The same text and settings give the "
         "same bytes; those of a corpus' build give the tokenizer that it has.",
     )  # fmt: skip
-    _add_text(parser, "the sample keeps the shares that sources have in its mixture, and leaves validation out")
+    _add_text(
+        parser,
+        "the sample keeps the shares that sources have in its mixture, and leaves validation out",
+    )
     parser.add_argument(
         "--vocab_size", type=int, metavar="N", help="ids, bytes and control tokens included; default: 32768, or fewer "
         "where the text supports no more",
     )  # fmt: skip
-    parser.add_argument("--sample_mb", type=float, default=200, metavar="N", help="megabytes of text to train on (200)")
-    parser.add_argument("--output", type=Path, default=Path("tokenizer"), metavar="DIR", help="default: tokenizer")
+    parser.add_argument(
+        "--sample_mb",
+        type=float,
+        default=200,
+        metavar="N",
+        help="megabytes of text to train on (200)",
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("tokenizer"), metavar="DIR", help="default: tokenizer"
+    )
     given = parser.parse_args(args)
     output = given.output.expanduser().absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -62,15 +73,28 @@ def train_main(args: list[str]) -> None:
     from lit_llm.corpus.workspace import published
     from lit_llm.models.tokenizer import Tokenizer
 
-    sample = file_sample(given.files, total) if given.files else training_sample(Corpus.load(given.corpus), total)
+    sample = (
+        file_sample(given.files, total)
+        if given.files
+        else training_sample(Corpus.load(given.corpus), total)
+    )
     size = given.vocab_size
-    tokenizer = Tokenizer.train(_texts(sample), VOCAB_SIZE if size is None else size, or_fewer=size is None)
+    tokenizer = Tokenizer.train(
+        _texts(sample), VOCAB_SIZE if size is None else size, or_fewer=size is None
+    )
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with published(output) as partial:
             tokenizer.save_pretrained(partial)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EACCES,
+            errno.EROFS,
+            errno.ENOTDIR,
+            errno.EEXIST,
+        ):
             raise UserError(f"--output {output}: cannot be written ({error.strerror})") from error
         raise
     print(output)
@@ -83,16 +107,29 @@ def inspect_main(args: list[str]) -> None:
         description="How well a tokenizer compresses text, by language, domain and source, beside other tokenizers, "
         "and beside published figures where those are GPT-2's or Llama 3's.",
     )  # fmt: skip
-    parser.add_argument("tokenizer", metavar="TOKENIZER", help="folder, tokenizer.json or .gguf file")
+    parser.add_argument(
+        "tokenizer", metavar="TOKENIZER", help="folder, tokenizer.json or .gguf file"
+    )
     _add_text(parser, "see --split")
     parser.add_argument(
-        "--against", nargs="+", action="extend", default=[], metavar="TOKENIZER", help="others to compare with"
+        "--against",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="TOKENIZER",
+        help="others to compare with",
     )
     parser.add_argument(
         "--split", choices=["train", "validation"], help="of the corpus; default: validation if it has one, which no "
         "tokenizer was trained on",
     )  # fmt: skip
-    parser.add_argument("--sample_mb", type=float, default=20, metavar="N", help="megabytes of text to measure on (20)")
+    parser.add_argument(
+        "--sample_mb",
+        type=float,
+        default=20,
+        metavar="N",
+        help="megabytes of text to measure on (20)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     given = parser.parse_args(args)
     total = _sample_bytes(given)
@@ -135,7 +172,9 @@ def inspect(paths: list[str], sample: Sample) -> dict[str, Any]:
         compression.add(with_language(table))
         empty = False
     if empty:
-        raise UserError(f"--sample_mb: no document of {sample.name} is in so small a sample; raise it")
+        raise UserError(
+            f"--sample_mb: no document of {sample.name} is in so small a sample; raise it"
+        )
     known = {name: recognised(tokenizer) for name, tokenizer in tokenizers.items()}
     about = {
         name: {
@@ -148,7 +187,9 @@ def inspect(paths: list[str], sample: Sample) -> dict[str, Any]:
 
 
 def _add_text(parser: Parser, of_corpus: str) -> None:
-    parser.add_argument("--corpus", type=Path, metavar="DIR", help=f"built corpus folder; {of_corpus}")
+    parser.add_argument(
+        "--corpus", type=Path, metavar="DIR", help=f"built corpus folder; {of_corpus}"
+    )
     parser.add_argument(
         "--files", nargs="+", action="extend", default=[], metavar="GLOB", help="or files, as they are: text, HTML, "
         "JSONL, parquet, WARC; paths, folders, globs or URLs",
@@ -186,7 +227,9 @@ def _names(paths: list[str]) -> dict[str, str]:
     names: dict[str, str] = {}
     for given in paths:
         path = Path(given)
-        name = stem = (path.absolute().parent if path.name == "tokenizer.json" else path).name.removesuffix(".json")
+        name = stem = (
+            path.absolute().parent if path.name == "tokenizer.json" else path
+        ).name.removesuffix(".json")
         number = 2
         while name in names:
             name, number = f"{stem}-{number}", number + 1

@@ -48,7 +48,9 @@ def transaction(folder: Path, gone: Sequence[str] = ()) -> Iterator[Path]:
         with published(staged / _COMMIT) as partial:
             partial.write_text(json.dumps(list(gone)))
     except BaseException:
-        (staged / _COMMIT).unlink(missing_ok=True)  # before the rest: half of it must not pass for all
+        (staged / _COMMIT).unlink(
+            missing_ok=True
+        )  # before the rest: half of it must not pass for all
         shutil.rmtree(staged, ignore_errors=True)
         raise
     finish(folder)
@@ -62,7 +64,9 @@ def finish(folder: Path) -> None:
     commit = staged / _COMMIT
     if commit.is_file():
         for name in json.loads(commit.read_text()):
-            shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink(missing_ok=True)
+            shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink(
+                missing_ok=True
+            )
         # Nothing is removed twice: the moves that follow may be repeated.
         with published(commit) as partial:
             partial.write_text("[]")

@@ -29,7 +29,9 @@ def buffers(text: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
 
 def from_buffers(data: np.ndarray, offsets: np.ndarray) -> pa.LargeStringArray:
     """The array that `buffers` gives back as (``data``, ``offsets``); nothing is copied."""
-    return pa.LargeStringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(data))
+    return pa.LargeStringArray.from_buffers(
+        len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(data)
+    )
 
 
 @kernel

@@ -47,7 +47,14 @@ _APOSTROPHES = tuple(map(ord, "'’"))  # noqa: RUF001
 
 
 @kernel
-def split(points: np.ndarray, begin: int, end: int, table: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> int:
+def split(
+    points: np.ndarray,
+    begin: int,
+    end: int,
+    table: np.ndarray,
+    starts: np.ndarray,
+    ends: np.ndarray,
+) -> int:
     """Words of ``points[begin:end]``: word k is ``points[starts[k]:ends[k]]``; how many there are.
 
     ``starts`` and ``ends`` are int64 and at least ``end - begin`` long.
@@ -124,7 +131,13 @@ def _ends_abbreviation(points: np.ndarray, begin: int, dot: int, table: np.ndarr
 
 @kernel
 def _split_inside(
-    points: np.ndarray, begin: int, end: int, table: np.ndarray, starts: np.ndarray, ends: np.ndarray, count: int
+    points: np.ndarray,
+    begin: int,
+    end: int,
+    table: np.ndarray,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    count: int,
 ) -> int:
     """Words of a chunk without its ends."""
     start = begin
@@ -163,7 +176,9 @@ def _infix(points: np.ndarray, i: int, end: int, table: np.ndarray) -> int:
         return 1
     if (bits & HYPHEN or point in _JOINTS) and before & (LETTER | DIGIT) and after & LETTER:
         return 1
-    return int(point in _SIGNS and before & DIGIT != 0 and (after & DIGIT != 0 or points[i + 1] == _DASH))
+    return int(
+        point in _SIGNS and before & DIGIT != 0 and (after & DIGIT != 0 or points[i + 1] == _DASH)
+    )
 
 
 @kernel
@@ -197,7 +212,9 @@ def _contraction(points: np.ndarray, begin: int, end: int, table: np.ndarray) ->
 
 
 @kernel
-def sentences(points: np.ndarray, starts: np.ndarray, ends: np.ndarray, count: int, table: np.ndarray) -> int:
+def sentences(
+    points: np.ndarray, starts: np.ndarray, ends: np.ndarray, count: int, table: np.ndarray
+) -> int:
     """Sentences of ``count`` words, by the rule of spaCy's sentencizer.
 
     After a word that is one `characters.TERMINAL` character, the next word begins a sentence that is neither such a
@@ -235,4 +252,7 @@ def words(text: str) -> list[str]:
     count = decode(data, 0, len(data), points)
     starts, ends = np.empty(count, np.int64), np.empty(count, np.int64)
     found = split(points, 0, count, character_table(), starts, ends)
-    return [text[start:end] for start, end in zip(starts[:found].tolist(), ends[:found].tolist(), strict=True)]
+    return [
+        text[start:end]
+        for start, end in zip(starts[:found].tolist(), ends[:found].tolist(), strict=True)
+    ]

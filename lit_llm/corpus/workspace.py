@@ -26,7 +26,11 @@ def workspace_beside(output: Path, progress: bool) -> Iterator[Path]:
     lock = _acquire(lock_file, wait=False)
     if lock is None:
         if progress:
-            print(f"corpus: waiting for another process that builds {output}", file=sys.stderr, flush=True)
+            print(
+                f"corpus: waiting for another process that builds {output}",
+                file=sys.stderr,
+                flush=True,
+            )
         lock = _acquire(lock_file, wait=True)
     assert lock is not None
     try:

@@ -48,8 +48,15 @@ class TokenDataModule(L.LightningDataModule, ABC):
         for name, value in {"seq_len": seq_len, "micro_batch_size": micro_batch_size}.items():
             if value < 1:
                 raise UserError(f"data.{name} must be at least 1, got {value}")
-        self.seq_len, self.micro_batch_size, self.global_batch_tokens = seq_len, micro_batch_size, global_batch_tokens
-        self.validate_every, self.eval_batch_size = validate_every, eval_batch_size or micro_batch_size
+        self.seq_len, self.micro_batch_size, self.global_batch_tokens = (
+            seq_len,
+            micro_batch_size,
+            global_batch_tokens,
+        )
+        self.validate_every, self.eval_batch_size = (
+            validate_every,
+            eval_batch_size or micro_batch_size,
+        )
         self.num_workers, self.seed, self.prompts_file = num_workers, seed, prompts
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
 
@@ -108,10 +115,16 @@ class TokenDataModule(L.LightningDataModule, ABC):
                 f"which give {self.accumulation}: remove it and set data.global_batch_tokens"
             )
         trainer.accumulate_grad_batches = self.accumulation
-        trainer.fit_loop.max_epochs = 1  # the run is one epoch of the loader, whatever the Trainer's default
+        trainer.fit_loop.max_epochs = (
+            1  # the run is one epoch of the loader, whatever the Trainer's default
+        )
         # The Trainer's default is the float; the user's own setting stays, the int 1 too.
         if isinstance(trainer.val_check_interval, float) and trainer.val_check_interval == 1.0:
-            every = self.validate_every if self.validate_every is not None else max(1, self.steps // validations)
+            every = (
+                self.validate_every
+                if self.validate_every is not None
+                else max(1, self.steps // validations)
+            )
             # The Trainer counts micro-batches, and with check_val_every_n_epoch=None accepts more than an epoch has.
             trainer.val_check_interval = (every or self.steps) * self.accumulation
             trainer.check_val_every_n_epoch = None
@@ -194,7 +207,9 @@ def _start_worker(number: int) -> None:
     workers: they end when it ends, or when torch's watchdog, every five seconds, finds it gone.
     """
     os.setpgid(0, 0)
-    if os.environ.get("PL_SEED_WORKERS") == "1":  # the Trainer seeds workers only where there is no such function
+    if (
+        os.environ.get("PL_SEED_WORKERS") == "1"
+    ):  # the Trainer seeds workers only where there is no such function
         pl_worker_init_function(number)
 
 

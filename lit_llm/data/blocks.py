@@ -27,7 +27,8 @@ class TokenBlocks(Dataset):
         self.folders, self.seq_len = [str(f) for f in folders], seq_len
         self._readers: list | None = None
         per_reader = [
-            [chunk["dim"] // (seq_len + 1) for chunk in reader.cache._reader.config._chunks] for reader in self._open()
+            [chunk["dim"] // (seq_len + 1) for chunk in reader.cache._reader.config._chunks]
+            for reader in self._open()
         ]
         self.chunk_sizes = per_reader
         # Not len(reader): under several ranks that is this rank's share alone.
@@ -42,7 +43,9 @@ class TokenBlocks(Dataset):
             from litdata.utilities.env import _WorkerEnv
 
             self._readers = [
-                StreamingDataset(folder, item_loader=TokensLoader(block_size=self.seq_len + 1), shuffle=False)
+                StreamingDataset(
+                    folder, item_loader=TokensLoader(block_size=self.seq_len + 1), shuffle=False
+                )
                 for folder in self.folders
             ]
             for reader in self._readers:
@@ -69,10 +72,22 @@ class EvaluationWindows(Dataset):
     that ranks can be given equally many.
     """
 
-    def __init__(self, folder: Path | str, seq_len: int, token_bytes: np.ndarray, num_samples_multiple: int = 1):
-        self.tokens, self.seq_len, self.token_bytes = read_tokens(Path(folder)), seq_len, token_bytes.astype(np.int64)
+    def __init__(
+        self,
+        folder: Path | str,
+        seq_len: int,
+        token_bytes: np.ndarray,
+        num_samples_multiple: int = 1,
+    ):
+        self.tokens, self.seq_len, self.token_bytes = (
+            read_tokens(Path(folder)),
+            seq_len,
+            token_bytes.astype(np.int64),
+        )
         if len(self.tokens) < 2:
-            raise UserError(f"{folder}: the validation split holds {len(self.tokens)} tokens; nothing can be predicted")
+            raise UserError(
+                f"{folder}: the validation split holds {len(self.tokens)} tokens; nothing can be predicted"
+            )
         windows = -(-(len(self.tokens) - 1) // seq_len)
         self.num_samples = -(-windows // num_samples_multiple) * num_samples_multiple
 
@@ -84,5 +99,9 @@ class EvaluationWindows(Dataset):
         inputs, targets = np.zeros(self.seq_len, np.int64), np.full(self.seq_len, IGNORE, np.int64)
         label_bytes = np.zeros(self.seq_len, np.int64)
         if (n := len(window) - 1) > 0:
-            inputs[:n], targets[:n], label_bytes[:n] = window[:-1], window[1:], self.token_bytes[window[1:]]
+            inputs[:n], targets[:n], label_bytes[:n] = (
+                window[:-1],
+                window[1:],
+                self.token_bytes[window[1:]],
+            )
         return {"input_ids": inputs, "labels": targets, "label_bytes": label_bytes}

@@ -44,7 +44,9 @@ class ChatFormat:
     def __init__(self, tokenizer: Tokenizer, template: str | None = None):
         source = template if template is not None else tokenizer.chat_template
         if source is None:
-            raise UserError("the tokenizer has no chat template: give one, or use a model trained for chat")
+            raise UserError(
+                "the tokenizer has no chat template: give one, or use a model trained for chat"
+            )
         self.tokenizer, self.template = tokenizer, source
         self._compiled = _compile(source)
         self._marks_answers = re.search(r"\{%-?\s*generation\s*-?%\}", source) is not None
@@ -93,7 +95,9 @@ class ChatFormat:
     def stop_ids(self) -> list[int]:
         """See the class."""
         stops = [] if self.tokenizer.eos_id is None else [self.tokenizer.eos_id]
-        ids, spoken = self.encode([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+        ids, spoken = self.encode(
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        )
         last = [i for i, speaks in zip(ids, spoken, strict=True) if speaks][-1]
         if self.tokenizer.is_control(last) and last not in stops:
             stops.append(last)
@@ -121,7 +125,9 @@ class ChatFormat:
             done = upto[: len(upto) - len(rest)]
         whole = self._render(messages, add_generation_prompt=False)
         if not whole.startswith(done):
-            raise UserError("the chat template changes the end of an answer when another turn follows")
+            raise UserError(
+                "the chat template changes the end of an answer when another turn follows"
+            )
         pieces.append((whole[len(done) :], False))
         return [(text, speaks) for text, speaks in pieces if text]
 
@@ -136,9 +142,13 @@ class ChatFormat:
         import jinja2
 
         safe = [{**message, "content": self._defused(message["content"])} for message in messages]
-        names = {key: name for key, name in self.tokenizer.special_names.items() if name is not None}
+        names = {
+            key: name for key, name in self.tokenizer.special_names.items() if name is not None
+        }
         try:
-            return self._compiled.render(messages=safe, add_generation_prompt=add_generation_prompt, **names)
+            return self._compiled.render(
+                messages=safe, add_generation_prompt=add_generation_prompt, **names
+            )
         except jinja2.TemplateError as error:
             raise UserError(f"the chat template refuses the messages: {error}") from None
         except Exception as error:  # a template is code: it can raise anything
@@ -151,7 +161,11 @@ class ChatFormat:
 
     def _encode(self, text: str) -> list[int]:
         text = text.replace(_BEGIN, "").replace(_END, "")
-        return [i for piece in text.split(_CUT) for i in self.tokenizer.encode(piece, allow_special=True)]
+        return [
+            i
+            for piece in text.split(_CUT)
+            for i in self.tokenizer.encode(piece, allow_special=True)
+        ]
 
 
 def check_messages(messages: Any) -> None:
@@ -169,13 +183,17 @@ def check_messages(messages: Any) -> None:
         if role not in ROLES:
             raise UserError(f"message {number} has role {role!r}; roles are {', '.join(ROLES)}")
         if not isinstance(content, str):
-            raise UserError(f"message {number} has content of type {type(content).__name__}, not text")
+            raise UserError(
+                f"message {number} has content of type {type(content).__name__}, not text"
+            )
         if role == "system":
             if number > 1:
                 raise UserError(f"message {number} is a system message: it can only come first")
             continue
         if role != expected:
-            raise UserError(f"message {number} is the {role}'s where the {expected}'s turn is: they must alternate")
+            raise UserError(
+                f"message {number} is the {role}'s where the {expected}'s turn is: they must alternate"
+            )
         expected = "assistant" if role == "user" else "user"
 
 
@@ -215,4 +233,6 @@ def _compile(source: str) -> Any:
     try:
         return environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
-        raise UserError(f"the chat template is not valid Jinja: line {error.lineno}: {error.message}") from None
+        raise UserError(
+            f"the chat template is not valid Jinja: line {error.lineno}: {error.message}"
+        ) from None

@@ -82,7 +82,9 @@ def _repeats(sources: Sources) -> dict[str, int]:
 
 
 def _files(pattern: str) -> list[Path]:
-    return [_GENERAL_FILE] if pattern == GENERAL else [Path(file.path) for file in list_files(pattern)]
+    return (
+        [_GENERAL_FILE] if pattern == GENERAL else [Path(file.path) for file in list_files(pattern)]
+    )
 
 
 def _read_source(pattern: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -96,7 +98,9 @@ def _read_source(pattern: str) -> Iterator[tuple[str, dict[str, Any]]]:
         elif name.endswith(JSON_ENDINGS):
             yield from ((f"{path}:{number}", row) for number, row in json_rows(path))
         else:
-            raise UserError(f"{path}: instructions are read from .jsonl, .jsonl.gz and .parquet files")
+            raise UserError(
+                f"{path}: instructions are read from .jsonl, .jsonl.gz and .parquet files"
+            )
 
 
 def to_messages(row: dict[str, Any]) -> list[Message]:
@@ -113,15 +117,26 @@ def to_messages(row: dict[str, Any]) -> list[Message]:
     if "conversations" in row:
         roles = {"human": "user", "gpt": "assistant"}
         turns = row["conversations"]
-        if isinstance(turns, list) and all(isinstance(turn, dict) and {"from", "value"} <= set(turn) for turn in turns):
-            return [{"role": roles.get(turn["from"], turn["from"]), "content": turn["value"]} for turn in turns]
+        if isinstance(turns, list) and all(
+            isinstance(turn, dict) and {"from", "value"} <= set(turn) for turn in turns
+        ):
+            return [
+                {"role": roles.get(turn["from"], turn["from"]), "content": turn["value"]}
+                for turn in turns
+            ]
         raise UserError("'conversations' must be a list of {from, value}")
-    for asked, answered in (("prompt", "completion"), ("prompt", "response"), ("question", "answer")):
+    for asked, answered in (
+        ("prompt", "completion"),
+        ("prompt", "response"),
+        ("question", "answer"),
+    ):
         if asked in row and answered in row:
             return _pair(row[asked], row[answered])
     if "instruction" in row and "output" in row:
         extra = row.get("input")
-        return _pair(f"{row['instruction']}\n\n{extra}" if extra else row["instruction"], row["output"])
+        return _pair(
+            f"{row['instruction']}\n\n{extra}" if extra else row["instruction"], row["output"]
+        )
     keys = ", ".join(map(str, row)) or "none"
     raise UserError(
         f"no conversation in the row: 'messages' (or 'conversations', 'prompt' and 'completion', 'question' and "
@@ -171,8 +186,19 @@ def encoded_conversations(
     with workspace_beside(output, progress=False) as workspace:
         if (output / "datacard.json").is_file():
             return output, True
-        card = _encode(workspace, train, validation, validation_fraction, format_example, chat, seq_len, bad_rows)
-        (workspace / "datacard.json").write_text(json.dumps(card | {"settings": settings}, indent=2), encoding="utf-8")
+        card = _encode(
+            workspace,
+            train,
+            validation,
+            validation_fraction,
+            format_example,
+            chat,
+            seq_len,
+            bad_rows,
+        )
+        (workspace / "datacard.json").write_text(
+            json.dumps(card | {"settings": settings}, indent=2), encoding="utf-8"
+        )
         sync(workspace)
         os.rename(workspace, output)
     return output, False
@@ -180,7 +206,10 @@ def encoded_conversations(
 
 def load_conversations(folder: Path, split: str) -> Conversations:
     """One split of an encoded folder, memory-mapped."""
-    parts = [np.load(folder / f"{split}.{name}.npy", mmap_mode="r") for name in ("ids", "spoken", "offsets")]
+    parts = [
+        np.load(folder / f"{split}.{name}.npy", mmap_mode="r")
+        for name in ("ids", "spoken", "offsets")
+    ]
     return Conversations(*parts)
 
 
@@ -195,7 +224,10 @@ def _encode(
     bad_rows: str,
 ) -> dict[str, Any]:
     """Write the arrays and the manifest; returns the data card."""
-    arrays: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {"train": ([], []), "validation": ([], [])}
+    arrays: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {
+        "train": ([], []),
+        "validation": ([], []),
+    }
     counts = {split: Counter[str]() for split in arrays}
     dropped: Counter[str] = Counter()
     content = hashlib.sha256()
@@ -212,15 +244,22 @@ def _encode(
                     continue
                 split = given
                 if validation is None:
-                    split = row["split"] if row.get("split") in arrays else _split(messages, fraction)
+                    split = (
+                        row["split"] if row.get("split") in arrays else _split(messages, fraction)
+                    )
                 truncated = len(ids) > seq_len + 1
                 ids, spoken = ids[: seq_len + 1], spoken[: seq_len + 1]
-                for parts, array in zip(arrays[split], (np.array(ids, np.int32), np.array(spoken)), strict=True):
+                for parts, array in zip(
+                    arrays[split], (np.array(ids, np.int32), np.array(spoken)), strict=True
+                ):
                     parts.append(array)
                     content.update(array.tobytes())
                 content.update(split.encode())
                 counts[split].update(
-                    examples=1, tokens=len(ids), supervised_tokens=sum(spoken[1:]), truncated=truncated
+                    examples=1,
+                    tokens=len(ids),
+                    supervised_tokens=sum(spoken[1:]),
+                    truncated=truncated,
                 )
                 sha = hashlib.sha256(json.dumps(messages, sort_keys=True).encode()).hexdigest()
                 line = {"id": row.get("id", place), "split": split, "tokens": len(ids), "sha256": sha,
@@ -229,7 +268,9 @@ def _encode(
     for split, (all_ids, all_spoken) in arrays.items():
         if not all_ids:
             where = "data.validation" if split == "validation" and validation else "data.sources"
-            raise UserError(f"{where}: no usable example for {split} in {train if split == 'train' else validation!r}")
+            raise UserError(
+                f"{where}: no usable example for {split} in {train if split == 'train' else validation!r}"
+            )
         np.save(folder / f"{split}.ids.npy", np.concatenate(all_ids))
         np.save(folder / f"{split}.spoken.npy", np.concatenate(all_spoken))
         offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in all_ids])]).astype(np.int64)
@@ -242,7 +283,9 @@ def _encode(
     }
 
 
-def _encode_one(messages: list[Message], chat: ChatFormat, seq_len: int) -> tuple[list[int], list[bool]]:
+def _encode_one(
+    messages: list[Message], chat: ChatFormat, seq_len: int
+) -> tuple[list[int], list[bool]]:
     """Ids and mask, after seeing that something is left to learn within ``seq_len``."""
     ids, spoken = chat.encode(messages)
     if not any(spoken[1:]):
@@ -255,7 +298,9 @@ def _encode_one(messages: list[Message], chat: ChatFormat, seq_len: int) -> tupl
 
 
 def _split(messages: list[Message], fraction: float) -> str:
-    position = int.from_bytes(hashlib.sha256(_question(messages).encode()).digest()[:6], "big") / 2**48
+    position = (
+        int.from_bytes(hashlib.sha256(_question(messages).encode()).digest()[:6], "big") / 2**48
+    )
     return "validation" if position < fraction else "train"
 
 

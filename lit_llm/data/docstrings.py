@@ -17,8 +17,18 @@ from typing import Any
 from lit_llm.corpus.sources import STDLIB, list_files
 
 HELD_OUT_SHARE = 0.1
-_SKIPPED = {"idlelib", "lib2to3", "turtledemo", "test", "ensurepip", "site-packages"}  # applications and tests
-_SHORTEST, _LONGEST = 25, 600  # characters of an answer's text: below says nothing, above is a chapter
+_SKIPPED = {
+    "idlelib",
+    "lib2to3",
+    "turtledemo",
+    "test",
+    "ensurepip",
+    "site-packages",
+}  # applications and tests
+_SHORTEST, _LONGEST = (
+    25,
+    600,
+)  # characters of an answer's text: below says nothing, above is a chapter
 _QUESTIONS = (
     "What does `{name}` do in Python?",
     "Explain `{name}` from Python's standard library.",
@@ -41,7 +51,9 @@ def stdlib_modules() -> list[tuple[str, Path]]:
 
 def held_out(module: str) -> bool:
     """Whether ``module`` is for validation: sha256 of its name in the lowest tenth."""
-    return int.from_bytes(hashlib.sha256(module.encode()).digest()[:6], "big") < HELD_OUT_SHARE * 2**48
+    return (
+        int.from_bytes(hashlib.sha256(module.encode()).digest()[:6], "big") < HELD_OUT_SHARE * 2**48
+    )
 
 
 def docstring_rows() -> Iterator[dict[str, Any]]:
@@ -77,12 +89,18 @@ def docstring_rows() -> Iterator[dict[str, Any]]:
 def _documented(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, str, str]]:
     """(qualified name, signature or "", docstring) of the public functions, classes and methods below ``node``."""
     for child in ast.iter_child_nodes(node):
-        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or child.name.startswith("_"):
+        if not isinstance(
+            child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+        ) or child.name.startswith("_"):
             continue
         name = prefix + child.name
         text = ast.get_docstring(child, clean=False)
         is_class = isinstance(child, ast.ClassDef)
         if text:
-            yield name, "" if isinstance(child, ast.ClassDef) else f"({ast.unparse(child.args)})", text
+            yield (
+                name,
+                "" if isinstance(child, ast.ClassDef) else f"({ast.unparse(child.args)})",
+                text,
+            )
         if is_class:
             yield from _documented(child, name + ".")

@@ -11,7 +11,9 @@ from lit_llm.errors import UserError
 def read_prompts(file: Path) -> list[str]:
     """Prompts of a text file (a line each) or of JSONL rows with "prompt"; empty lines are skipped."""
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")  # splitlines would also cut at U+2028 and the like
+        lines = file.read_text(encoding="utf-8").split(
+            "\n"
+        )  # splitlines would also cut at U+2028 and the like
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"data.prompts: {file} is not readable ({error})") from None
     prompts = []

@@ -16,7 +16,12 @@ from lit_llm.corpus.rows import json_rows
 from lit_llm.data.base import TokenDataModule
 from lit_llm.data.blocks import IGNORE
 from lit_llm.data.chat import ChatFormat, Message
-from lit_llm.data.conversations import Conversations, encoded_conversations, load_conversations, to_messages
+from lit_llm.data.conversations import (
+    Conversations,
+    encoded_conversations,
+    load_conversations,
+    to_messages,
+)
 from lit_llm.data.order import RankSampler, stack_samples
 from lit_llm.data.packing import PackedOrder, pack
 from lit_llm.errors import UserError
@@ -47,7 +52,12 @@ class PackedRows(Dataset):
         pad_id: int,
         token_bytes: np.ndarray | None = None,
     ):
-        self.conversations, self.rows, self.length, self.pad_id = conversations, rows, length, pad_id
+        self.conversations, self.rows, self.length, self.pad_id = (
+            conversations,
+            rows,
+            length,
+            pad_id,
+        )
         self.token_bytes = token_bytes
 
     def __len__(self) -> int:
@@ -55,7 +65,10 @@ class PackedRows(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         ids = np.full(self.length, self.pad_id, np.int64)
-        labels, documents = np.full(self.length, IGNORE, np.int64), np.full(self.length, -1, np.int64)
+        labels, documents = (
+            np.full(self.length, IGNORE, np.int64),
+            np.full(self.length, -1, np.int64),
+        )
         at = 0
         for number, example in enumerate(self.rows[index] if index < len(self.rows) else []):
             tokens, spoken = self.conversations[example]
@@ -64,9 +77,16 @@ class PackedRows(Dataset):
             labels[here] = np.where(spoken[1:], tokens[1:], IGNORE)
             documents[here] = number
             at = here.stop
-        sample = {"input_ids": ids, "labels": labels, "document_ids": documents, "sample_id": np.array(index)}
+        sample = {
+            "input_ids": ids,
+            "labels": labels,
+            "document_ids": documents,
+            "sample_id": np.array(index),
+        }
         if self.token_bytes is not None:
-            sample["label_bytes"] = np.where(labels == IGNORE, 0, self.token_bytes[np.maximum(labels, 0)])
+            sample["label_bytes"] = np.where(
+                labels == IGNORE, 0, self.token_bytes[np.maximum(labels, 0)]
+            )
         return sample
 
 
@@ -144,8 +164,14 @@ class InstructionDataModule(TokenDataModule):
         if epochs <= 0:
             raise UserError(f"data.epochs must be above 0, got {epochs}")
         if not 0 < validation_fraction < 1:
-            raise UserError(f"data.validation_fraction must be between 0 and 1, got {validation_fraction}")
-        self.sources, self.validation, self.validation_fraction = sources, validation, validation_fraction
+            raise UserError(
+                f"data.validation_fraction must be between 0 and 1, got {validation_fraction}"
+            )
+        self.sources, self.validation, self.validation_fraction = (
+            sources,
+            validation,
+            validation_fraction,
+        )
         self.tokenizer_path, self.chat_template = tokenizer, chat_template
         self.epochs, self.packing, self.bad_rows = epochs, packing, bad_rows
         self.max_validation_examples = max_validation_examples
@@ -166,7 +192,9 @@ class InstructionDataModule(TokenDataModule):
         if path is None and self.trainer is not None:
             path = self.trainer.lightning_module.hparams.get("init_from")
         if path is None:
-            raise UserError("data.tokenizer is needed: the model does not start from a directory that has one")
+            raise UserError(
+                "data.tokenizer is needed: the model does not start from a directory that has one"
+            )
         return Tokenizer.from_pretrained(path)
 
     @cached_property
@@ -177,7 +205,9 @@ class InstructionDataModule(TokenDataModule):
         try:
             source = Path(self.chat_template).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"data.chat_template: {self.chat_template} is not readable ({error})") from None
+            raise UserError(
+                f"data.chat_template: {self.chat_template} is not readable ({error})"
+            ) from None
         return ChatFormat(self.tokenizer, source)
 
     @property
@@ -192,7 +222,11 @@ class InstructionDataModule(TokenDataModule):
     def _find(self, quiet: bool) -> Path:
         if self.folder is None:
             formatter = type(self).format_example
-            own = "" if formatter is InstructionDataModule.format_example else inspect.getsource(formatter)
+            own = (
+                ""
+                if formatter is InstructionDataModule.format_example
+                else inspect.getsource(formatter)
+            )
             self.folder, reused = encoded_conversations(
                 self.cache_dir,
                 train=self.sources,
@@ -215,12 +249,16 @@ class InstructionDataModule(TokenDataModule):
     def setup_training(self) -> None:
         """Pack the rows; the number of steps, and the supervised tokens of each."""
         examples = load_conversations(self._find(quiet=True), "train")
-        self.order = PackedOrder(examples.lengths - 1, self.seq_len, self.epochs, self.seed, self.packing)
+        self.order = PackedOrder(
+            examples.lengths - 1, self.seq_len, self.epochs, self.seed, self.packing
+        )
         rows = self.order.rows
         self.train_dataset = PackedRows(examples, rows, self.seq_len, self._pad_id)
         self.steps = -(-len(rows) // self.rows_per_step)
         in_example = examples.supervised
-        in_row = np.zeros(self.steps * self.rows_per_step, np.int64)  # the last step's rows may be empty
+        in_row = np.zeros(
+            self.steps * self.rows_per_step, np.int64
+        )  # the last step's rows may be empty
         in_row[: len(rows)] = [int(in_example[row].sum()) for row in rows]
         self.supervised_tokens = in_row.reshape(self.steps, self.rows_per_step).sum(1)
         self.configure_trainer(validations=5)
@@ -231,13 +269,17 @@ class InstructionDataModule(TokenDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Batches from the Trainer's current optimizer step to the end of the run."""
-        return self.loader(self.train_dataset, self.micro_batch_size, self.step_sampler(), self._collate_training)
+        return self.loader(
+            self.train_dataset, self.micro_batch_size, self.step_sampler(), self._collate_training
+        )
 
     def _collate_training(self, samples: list[dict]) -> dict:
         batch: dict[str, Any] = stack_samples(samples)
         if not self.packing:  # one example a row: no longer than the longest; packed rows keep one shape for a compiler
             used = max(1, int((batch["document_ids"] >= 0).sum(1).max()))
-            batch = {key: value[:, :used] if value.ndim == 2 else value for key, value in batch.items()}
+            batch = {
+                key: value[:, :used] if value.ndim == 2 else value for key, value in batch.items()
+            }
         step = int(batch["sample_id"][0]) // self.rows_per_step
         return {**batch, "step_tokens": int(self.supervised_tokens[step])}
 
@@ -248,8 +290,12 @@ class InstructionDataModule(TokenDataModule):
         # Evenly spread over the file, which may be sorted.
         chosen = np.unique(np.linspace(0, len(examples) - 1, count).astype(np.int64))
         rows = pack(examples.lengths - 1, chosen, self.seq_len)
-        rows += [[] for _ in range(-len(rows) % self.world_size)]  # sharded models meet in every forward
-        dataset = PackedRows(examples, rows, self.seq_len, self._pad_id, self.tokenizer.token_bytes())
+        rows += [
+            [] for _ in range(-len(rows) % self.world_size)
+        ]  # sharded models meet in every forward
+        dataset = PackedRows(
+            examples, rows, self.seq_len, self._pad_id, self.tokenizer.token_bytes()
+        )
         sampler = RankSampler(len(rows), self.rank, self.world_size)
         return self.loader(dataset, self.eval_batch_size, sampler, stack_samples)
 

@@ -18,7 +18,9 @@ Phases = list[tuple[int, dict[str, float]]]
 """From which optimizer step on which share of the samples comes from which source; shares add up to 1."""
 
 
-def read_phases(mixture: Mapping[str, float] | Sequence[Mapping[str, Any]], sources: Sequence[str]) -> Phases:
+def read_phases(
+    mixture: Mapping[str, float] | Sequence[Mapping[str, Any]], sources: Sequence[str]
+) -> Phases:
     """A mixture as people write it: weights by source, or a list of {"step": first step, "weights": by source}.
 
     Raises:
@@ -27,23 +29,41 @@ def read_phases(mixture: Mapping[str, float] | Sequence[Mapping[str, Any]], sour
     written = [{"step": 0, "weights": mixture}] if isinstance(mixture, Mapping) else list(mixture)
     phases: Phases = []
     if not written:
-        raise UserError(f"data.mixture: each source needs at least 1/{BLOCK} of the weight, or none; got {written}")
+        raise UserError(
+            f"data.mixture: each source needs at least 1/{BLOCK} of the weight, or none; got {written}"
+        )
     for entry in written:
         if set(entry) != {"step", "weights"} or not isinstance(entry["weights"], Mapping):
             raise UserError(
                 "data.mixture: a list's entries are {step: first optimizer step, weights: {source: weight}}"
             )
         step, weights = entry["step"], entry["weights"]
-        if not isinstance(step, int) or step < 0 or (step <= phases[-1][0] if phases else step != 0):
-            raise UserError(f"data.mixture: steps must begin at 0 and ascend, got {[e.get('step') for e in written]}")
+        if (
+            not isinstance(step, int)
+            or step < 0
+            or (step <= phases[-1][0] if phases else step != 0)
+        ):
+            raise UserError(
+                f"data.mixture: steps must begin at 0 and ascend, got {[e.get('step') for e in written]}"
+            )
         if unknown := set(weights) - set(sources):
-            raise UserError(f"data.mixture: no source {sorted(unknown)[0]}; the corpus has {', '.join(sources)}")
-        if any(not isinstance(w, (int, float)) or not 0 <= w < float("inf") for w in weights.values()):
-            raise UserError(f"data.mixture: weights must be numbers of at least 0, got {dict(weights)}")
+            raise UserError(
+                f"data.mixture: no source {sorted(unknown)[0]}; the corpus has {', '.join(sources)}"
+            )
+        if any(
+            not isinstance(w, (int, float)) or not 0 <= w < float("inf") for w in weights.values()
+        ):
+            raise UserError(
+                f"data.mixture: weights must be numbers of at least 0, got {dict(weights)}"
+            )
         total = sum(weights.values())
-        shares = {source: weights[source] / total for source in sources if total and weights.get(source)}
+        shares = {
+            source: weights[source] / total for source in sources if total and weights.get(source)
+        }
         if not shares or min(shares.values()) < 1 / BLOCK:
-            raise UserError(f"data.mixture: each source needs at least 1/{BLOCK} of the weight, or none; got {weights}")
+            raise UserError(
+                f"data.mixture: each source needs at least 1/{BLOCK} of the weight, or none; got {weights}"
+            )
         phases.append((step, shares))
     return phases
 
@@ -70,20 +90,35 @@ class MixedOrder:
         seed: of all the shuffles.
     """
 
-    def __init__(self, chunk_sizes: Mapping[str, Sequence[int]], phases: Phases, rows_per_step: int, seed: int):
+    def __init__(
+        self,
+        chunk_sizes: Mapping[str, Sequence[int]],
+        phases: Phases,
+        rows_per_step: int,
+        seed: int,
+    ):
         self.names, self.seed = list(chunk_sizes), seed
-        self.starts = np.concatenate([[0], np.cumsum([sum(sizes) for sizes in chunk_sizes.values()])])
+        self.starts = np.concatenate(
+            [[0], np.cumsum([sum(sizes) for sizes in chunk_sizes.values()])]
+        )
         # A seed by name: a source keeps its order when others come or go.
         self.orders: list[Order] = [
-            SampleOrder(sizes, int(np.random.SeedSequence((seed, zlib.crc32(name.encode()))).generate_state(1)[0]))
+            SampleOrder(
+                sizes,
+                int(np.random.SeedSequence((seed, zlib.crc32(name.encode()))).generate_state(1)[0]),
+            )
             for name, sizes in chunk_sizes.items()
         ]
         self.begins = np.array([step * rows_per_step for step, _ in phases])
-        self.bounds = [np.cumsum([shares.get(name, 0.0) for name in self.names]) for _, shares in phases]
+        self.bounds = [
+            np.cumsum([shares.get(name, 0.0) for name in self.names]) for _, shares in phases
+        ]
         for bounds in self.bounds:
             bounds[-1] = 1.0
         self._block: tuple[int, int] | None = None
-        self._used = [np.zeros(len(self.names), dtype=np.int64)]  # of each source, when each phase begins
+        self._used = [
+            np.zeros(len(self.names), dtype=np.int64)
+        ]  # of each source, when each phase begins
         for phase, length in enumerate(np.diff(self.begins)):
             block, rest = divmod(int(length), BLOCK)
             self._enter(phase, block)

@@ -50,7 +50,9 @@ class SampleOrder:
         epoch, offset = divmod(position, self.num_samples)
         if epoch != self._epoch:
             self._chunks = permutation(len(self.sizes), self.seed, epoch)
-            groups = [self._chunks[i : i + self.window] for i in range(0, len(self._chunks), self.window)]
+            groups = [
+                self._chunks[i : i + self.window] for i in range(0, len(self._chunks), self.window)
+            ]
             self._groups = groups
             self._group_ends = np.cumsum([int(self.sizes[g].sum()) for g in groups])
             self._epoch, self._window_index = epoch, -1
@@ -87,7 +89,12 @@ class StepSampler(DistributedSampler):
         step: Callable[[], int],
     ):
         self.order, self.steps, self.accumulation = order, steps, accumulation
-        self.micro_batch_size, self.rank, self.world_size, self.step = micro_batch_size, rank, world_size, step
+        self.micro_batch_size, self.rank, self.world_size, self.step = (
+            micro_batch_size,
+            rank,
+            world_size,
+            step,
+        )
 
     def __len__(self) -> int:
         """Samples of the whole run on this rank: the loader's length must not shrink on resume."""
@@ -122,4 +129,6 @@ class RankSampler(DistributedSampler):
 
 def stack_samples(samples: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
     """Collate dicts of equal arrays into a dict of tensors with a batch dimension in front."""
-    return {key: torch.from_numpy(np.stack([sample[key] for sample in samples])) for key in samples[0]}
+    return {
+        key: torch.from_numpy(np.stack([sample[key] for sample in samples])) for key in samples[0]
+    }

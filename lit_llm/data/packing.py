@@ -9,7 +9,9 @@ import numpy as np
 
 from lit_llm.data.order import permutation
 
-_OPEN_ROWS = 64  # rows still being filled at once: more packs a little tighter and mixes neighbours more
+_OPEN_ROWS = (
+    64  # rows still being filled at once: more packs a little tighter and mixes neighbours more
+)
 
 
 def pack(lengths: Sequence[int] | np.ndarray, order: np.ndarray, capacity: int) -> list[list[int]]:
@@ -47,7 +49,9 @@ class PackedOrder:
         packing: False puts one example in a row.
     """
 
-    def __init__(self, lengths: np.ndarray, capacity: int, epochs: float, seed: int, packing: bool = True):
+    def __init__(
+        self, lengths: np.ndarray, capacity: int, epochs: float, seed: int, packing: bool = True
+    ):
         self.rows: list[list[int]] = []
         epoch = 0
         while epochs > 0:

@@ -102,7 +102,9 @@ class PretrainDataModule(TokenDataModule):
         if tokens < 1:
             raise UserError(f"data.tokens must be at least 1, got {tokens}")
         if not 0 < validation_fraction < 1:
-            raise UserError(f"data.validation_fraction must be between 0 and 1, got {validation_fraction}")
+            raise UserError(
+                f"data.validation_fraction must be between 0 and 1, got {validation_fraction}"
+            )
         self.num_tokens, self.corpus_folder, self.mixture = int(tokens), corpus, mixture
         self.mask_documents = mask_documents
         self.build_settings: dict[str, Any] = {
@@ -162,16 +164,22 @@ class PretrainDataModule(TokenDataModule):
         assert self.global_batch_tokens is not None
         self.steps = -(-self.num_tokens // self.global_batch_tokens)
         corpus = self._corpus
-        self.train_dataset: TokenBlocks = TokenBlocks(list(corpus.train_dirs.values()), self.seq_len)
+        self.train_dataset: TokenBlocks = TokenBlocks(
+            list(corpus.train_dirs.values()), self.seq_len
+        )
         if len(self.train_dataset) == 0:
             available = corpus.tokens("train")
-            raise UserError(f"data.seq_len={self.seq_len} is longer than the text: it has {available} training tokens")
+            raise UserError(
+                f"data.seq_len={self.seq_len} is longer than the text: it has {available} training tokens"
+            )
         self._sizes = dict(zip(corpus.train_dirs, self.train_dataset.chunk_sizes, strict=True))
         mixture = corpus.mixture if self.mixture == "corpus" else self.mixture
         self.phases = None if mixture is None else read_phases(mixture, list(self._sizes))
         for name in {name for _, shares in self.phases or [] for name in shares}:
             if not sum(self._sizes[name]):
-                raise UserError(f"data.mixture: source {name} is shorter than data.seq_len={self.seq_len}")
+                raise UserError(
+                    f"data.mixture: source {name} is shorter than data.seq_len={self.seq_len}"
+                )
         self._set_order()
         self.configure_trainer(validations=10)
 
@@ -184,7 +192,9 @@ class PretrainDataModule(TokenDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Batches from the Trainer's current optimizer step to the end of the run."""
-        return self.loader(self.train_dataset, self.micro_batch_size, self.step_sampler(), self._collate_training)
+        return self.loader(
+            self.train_dataset, self.micro_batch_size, self.step_sampler(), self._collate_training
+        )
 
     @property
     def _separator(self) -> int:
@@ -206,7 +216,9 @@ class PretrainDataModule(TokenDataModule):
         loaders = []
         for folder in self._corpus.validation_dirs.values():
             # Ranks get equally many samples (the surplus is all ignored): sharded models meet in every forward.
-            windows = EvaluationWindows(folder, self.seq_len, token_bytes, num_samples_multiple=self.world_size)
+            windows = EvaluationWindows(
+                folder, self.seq_len, token_bytes, num_samples_multiple=self.world_size
+            )
             sampler = RankSampler(len(windows), self.rank, self.world_size)
             loaders.append(self.loader(windows, self.eval_batch_size, sampler, self._collate))
         return loaders
@@ -251,4 +263,8 @@ class PretrainDataModule(TokenDataModule):
 
 def _shares(phases: Phases | None) -> str:
     """Those of the last phase, for a message."""
-    return "None" if phases is None else ", ".join(f"{name}: {share:.2g}" for name, share in phases[-1][1].items())
+    return (
+        "None"
+        if phases is None
+        else ", ".join(f"{name}: {share:.2g}" for name, share in phases[-1][1].items())
+    )

@@ -45,11 +45,19 @@ class LMEvalCallback(L.Callback):
         num_fewshot: int | None = None,
         max_batch_tokens: int = 4096,
     ):
-        for name, value in (("every_steps", every_steps), ("limit", limit), ("max_batch_tokens", max_batch_tokens)):
+        for name, value in (
+            ("every_steps", every_steps),
+            ("limit", limit),
+            ("max_batch_tokens", max_batch_tokens),
+        ):
             if value is not None and value < 1:
                 raise UserError(f"LMEvalCallback: {name} must be at least 1, got {value}")
         self.tasks, self.every_steps, self.limit = tasks, every_steps, limit
-        self.include, self.num_fewshot, self.max_batch_tokens = include or [], num_fewshot, max_batch_tokens
+        self.include, self.num_fewshot, self.max_batch_tokens = (
+            include or [],
+            num_fewshot,
+            max_batch_tokens,
+        )
         self.last_step = 0
         self.loaded: dict[str, Mapping[str, Any]] = {}
 
@@ -78,12 +86,20 @@ class LMEvalCallback(L.Callback):
 
         rows = []
         with trainer.precision_plugin.forward_context():
-            lm = HarnessLM(*_model_and_tokenizer(trainer, pl_module), max_batch_tokens=self.max_batch_tokens)
+            lm = HarnessLM(
+                *_model_and_tokenizer(trainer, pl_module), max_batch_tokens=self.max_batch_tokens
+            )
             for name, task in self.loaded.items():
                 try:
-                    rows += metric_rows(run_task(lm, task, limit=self.limit, num_fewshot=self.num_fewshot))
-                except Exception as error:  # a task is somebody's code, and hours of training are not worth it
-                    rank_zero_info(f"LMEvalCallback: step {step}: {name} failed, training goes on: {one_line(error)}")
+                    rows += metric_rows(
+                        run_task(lm, task, limit=self.limit, num_fewshot=self.num_fewshot)
+                    )
+                except (
+                    Exception
+                ) as error:  # a task is somebody's code, and hours of training are not worth it
+                    rank_zero_info(
+                        f"LMEvalCallback: step {step}: {name} failed, training goes on: {one_line(error)}"
+                    )
         if not rows or not trainer.is_global_zero:
             return
         values = {f"eval/{row['task']}/{row['metric']}": row["value"] for row in rows}
@@ -106,11 +122,15 @@ class LMEvalCallback(L.Callback):
 _KEYS = ("task", "metric", "value", "stderr")
 
 
-def _model_and_tokenizer(trainer: Any, pl_module: L.LightningModule) -> tuple[Transformer, Tokenizer]:
+def _model_and_tokenizer(
+    trainer: Any, pl_module: L.LightningModule
+) -> tuple[Transformer, Tokenizer]:
     model = getattr(pl_module, "network", None)
     tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
     if not isinstance(model, Transformer):
         raise UserError("LMEvalCallback: the module's `network` must be a lit_llm Transformer")
     if not isinstance(tokenizer, Tokenizer):
-        raise UserError("LMEvalCallback: the data module must have a `tokenizer`, a lit_llm Tokenizer")
+        raise UserError(
+            "LMEvalCallback: the data module must have a `tokenizer`, a lit_llm Tokenizer"
+        )
     return model, tokenizer

@@ -38,7 +38,9 @@ def evaluate_main(args: list[str]) -> None:
     if settings.log_samples and settings.json is None:
         raise UserError("--log_samples needs --json FILE: that is where the samples go")
     device = choose_device(settings.device)
-    tasks = load_tasks(settings.tasks, settings.include)  # mistakes there are told before a model is read
+    tasks = load_tasks(
+        settings.tasks, settings.include
+    )  # mistakes there are told before a model is read
 
     from lit_llm.evaluate.harness import HarnessLM
 
@@ -93,7 +95,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     cells = [["task", "metric", "value", "stderr", "n"]]
     for row in rows:
         stderr = "" if row["stderr"] is None else f"{row['stderr']:.4f}"
-        cells.append([row["task"], row["metric"], f"{row['value']:.4f}", stderr, str(row["n"] or "")])
+        cells.append(
+            [row["task"], row["metric"], f"{row['value']:.4f}", stderr, str(row["n"] or "")]
+        )
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
     for cell in cells:
@@ -123,14 +127,43 @@ def _parser() -> Parser:
     )
     add = parser.add_argument
     add("checkpoint", help="Hugging Face directory, .gguf file, run folder or .ckpt file")
-    add("--tasks", nargs="+", required=True, metavar="NAME", help="local tasks, those of --include, or lm-eval's own")
-    add("--include", nargs="+", default=[], metavar="PATH", help="folders of lm-eval YAML files, or such files")
+    add(
+        "--tasks",
+        nargs="+",
+        required=True,
+        metavar="NAME",
+        help="local tasks, those of --include, or lm-eval's own",
+    )
+    add(
+        "--include",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="folders of lm-eval YAML files, or such files",
+    )
     add("--limit", type=int, metavar="N", help="only the first N documents of a task")
     add("--num_fewshot", type=int, metavar="N", help="worked examples before each question")
     add("--apply_chat_template", action="store_true", help="ask in the model's chat format")
-    add("--batch_size", type=int, metavar="N", help="most requests at once; default: 4096 tokens' worth")
-    add("--adapter", metavar="DIR", help="LoRA adapter (a PEFT directory) to put onto the checkpoint")
-    add("--json", metavar="FILE", help="write results, versions and hashes; - prints them instead of the table")
+    add(
+        "--batch_size",
+        type=int,
+        metavar="N",
+        help="most requests at once; default: 4096 tokens' worth",
+    )
+    add(
+        "--adapter",
+        metavar="DIR",
+        help="LoRA adapter (a PEFT directory) to put onto the checkpoint",
+    )
+    add(
+        "--json",
+        metavar="FILE",
+        help="write results, versions and hashes; - prints them instead of the table",
+    )
     add("--log_samples", action="store_true", help="with --json: also every prompt and answer")
-    add("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: CUDA if there is one, else CPU")
+    add(
+        "--device",
+        default="auto",
+        help="cpu, cuda, cuda:1, ...; auto: CUDA if there is one, else CPU",
+    )
     return parser

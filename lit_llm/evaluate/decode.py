@@ -71,7 +71,9 @@ def decode(
     device = step_input.device
     empty_step = step_input[:1, :1]
     pick = _picker(how.sampling, seeds, prompts, model.config.vocab_size, device)
-    stops = stop_ids | {tokenizer.control_tokens[text] for text in how.until if text in tokenizer.control_tokens}
+    stops = stop_ids | {
+        tokenizer.control_tokens[text] for text in how.until if text in tokenizer.control_tokens
+    }
 
     written: list[list[int]] = [[] for _ in prompts]
     going = list(range(len(prompts)))
@@ -99,13 +101,22 @@ def decode(
 
 
 def _picker(
-    sampling: Sampling, seeds: Sequence[int], prompts: Sequence[Sequence[int]], vocab_size: int, device: torch.device
+    sampling: Sampling,
+    seeds: Sequence[int],
+    prompts: Sequence[Sequence[int]],
+    vocab_size: int,
+    device: torch.device,
 ) -> Callable[[Tensor], Tensor]:
     """Logits (B, V) -> the next token of every row, int64 (B,)."""
     if sampling.temperature == 0:  # nothing is drawn: one call for all rows
         return Sampler(sampling, 0, prompts, vocab_size, device)
-    rows = [Sampler(sampling, seed, [prompt], vocab_size, device) for seed, prompt in zip(seeds, prompts, strict=True)]
-    return lambda logits_BV: torch.cat([row(logits) for row, logits in zip(rows, logits_BV.split(1), strict=True)])
+    rows = [
+        Sampler(sampling, seed, [prompt], vocab_size, device)
+        for seed, prompt in zip(seeds, prompts, strict=True)
+    ]
+    return lambda logits_BV: torch.cat(
+        [row(logits) for row, logits in zip(rows, logits_BV.split(1), strict=True)]
+    )
 
 
 def _on_any_rank(here: bool, device: torch.device) -> bool:

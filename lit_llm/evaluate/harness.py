@@ -68,10 +68,14 @@ class HarnessLM(TemplateLM):
         super().__init__()
         self.model, self.tokenizer = model, tokenizer  # type: ignore[assignment]
         self.batch_size, self.max_batch_tokens = batch_size, max_batch_tokens
-        self._bar_stream = sys.stderr if progress else None  # lm-eval's own bars are silenced later, ours is not
+        self._bar_stream = (
+            sys.stderr if progress else None
+        )  # lm-eval's own bars are silenced later, ours is not
         begin = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
         if begin is None:
-            raise UserError("the tokenizer has neither a bos nor an eos token, so no text can begin: name one")
+            raise UserError(
+                "the tokenizer has neither a bos nor an eos token, so no text can begin: name one"
+            )
         self._prefix, self._prefix_text = begin, tokenizer.decode([begin])
 
     @property
@@ -99,13 +103,17 @@ class HarnessLM(TemplateLM):
         """The tokenizer's fingerprint: by it lm-eval keeps its caches apart."""
         return self.tokenizer.fingerprint()
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+    ) -> list[int]:
         """Token ids; None adds special tokens unless the text begins with the prefix token already."""
         if add_special_tokens is None:
             add_special_tokens = not string.startswith(self._prefix_text)
         return self.tokenizer._backend.encode(string, add_special_tokens=add_special_tokens).ids
 
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
         """The conversation as text; without the generation prompt its last message is left open, to be continued.
 
         Raises:
@@ -120,14 +128,19 @@ class HarnessLM(TemplateLM):
                 raise
             return _render(chat, rest, add_generation_prompt)
 
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
         """Log-likelihood in nats of whole texts, in windows of the context that do not overlap."""
         windows = []
         owners = []
         for number, request in enumerate(requests):
             (text,) = request.args
             for window in get_rolling_token_windows(
-                self.tok_encode(text), self.prefix_token_id, max_seq_len=self.max_length, context_len=1
+                self.tok_encode(text),
+                self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
             ):
                 windows.append((("", ""), *make_disjoint_window(window)))
                 owners.append(number)
@@ -137,7 +150,10 @@ class HarnessLM(TemplateLM):
         return totals
 
     def _loglikelihood_tokens(
-        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
+        self,
+        requests: list[tuple[tuple[str, str], list[int], list[int]]],
+        disable_tqdm: bool = False,
+        **kwargs: Any,
     ) -> list[Score]:
         """(log-likelihood in nats, whether greedy decoding writes it) of each continuation after its context.
 
@@ -167,14 +183,18 @@ class HarnessLM(TemplateLM):
                     answers[number] = one
         return answers
 
-    def _score(self, rows: list[tuple[int, ...]], targets: list[list[list[int]]]) -> list[list[Score]]:
+    def _score(
+        self, rows: list[tuple[int, ...]], targets: list[list[list[int]]]
+    ) -> list[list[Score]]:
         """Scores of the targets that end each row one position later; only their positions go through the head."""
         longest = max(map(len, rows))
         ids = torch.zeros(len(rows), longest, dtype=torch.long)
         places: list[int] = []
         labels: list[int] = []
         for number, (row, continuations) in enumerate(zip(rows, targets, strict=True)):
-            ids[number, : len(row)] = torch.tensor(row)  # padding on the right: no causal position sees it
+            ids[number, : len(row)] = torch.tensor(
+                row
+            )  # padding on the right: no causal position sees it
             end = number * longest + len(row)
             for continuation in continuations:
                 places += range(end - len(continuation), end)
@@ -215,7 +235,9 @@ class HarnessLM(TemplateLM):
         jobs: list[tuple[Decoding, list[tuple[int, list[int]]]]] = []
         for how, members in groups.items():
             new = how.max_new_tokens
-            jobs += [(how, batch) for batch in self._batches(members, lambda m, new=new: len(m[1]) + new)]  # type: ignore[misc]
+            jobs += [
+                (how, batch) for batch in self._batches(members, lambda m, new=new: len(m[1]) + new)
+            ]  # type: ignore[misc]
 
         def answer(job: tuple[Decoding, list[tuple[int, list[int]]]]) -> list[str]:
             how, members = job
@@ -225,7 +247,9 @@ class HarnessLM(TemplateLM):
 
         answers = [""] * len(requests)
         sizes = [len(members) for _, members in jobs]
-        for (_, members), texts in zip(jobs, self._in_turns(jobs, answer, "generating", sizes), strict=True):
+        for (_, members), texts in zip(
+            jobs, self._in_turns(jobs, answer, "generating", sizes), strict=True
+        ):
             for (number, _), text in zip(members, texts, strict=True):
                 answers[number] = text
         return answers
@@ -274,7 +298,10 @@ class HarnessLM(TemplateLM):
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         try:
-            with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # every length is a new shape
+            with (
+                torch.no_grad(),
+                torch.compiler.set_stance("force_eager"),
+            ):  # every length is a new shape
                 yield
         finally:
             for module, training in modes:

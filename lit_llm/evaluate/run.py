@@ -166,10 +166,18 @@ def _contained() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     random.seed(_PYTHON_SEED)
     np.random.seed(_OTHER_SEED)
-    os.environ["DISABLE_MULTIPROC"] = "1"  # its standard errors fork a pool, which a training process must not
+    os.environ["DISABLE_MULTIPROC"] = (
+        "1"  # its standard errors fork a pool, which a training process must not
+    )
     try:
-        with torch.random.fork_rng(devices=[]), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            torch.default_generator.manual_seed(_OTHER_SEED)  # torch.manual_seed would touch the device's too
+        with (
+            torch.random.fork_rng(devices=[]),
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+        ):
+            torch.default_generator.manual_seed(
+                _OTHER_SEED
+            )  # torch.manual_seed would touch the device's too
             yield
     finally:
         random.setstate(states[0])

@@ -82,7 +82,9 @@ def _write_tasks(workspace: Path, folder: Path, modules: list[tuple[str, Path]])
     )  # fmt: skip
 
 
-def _write_task(workspace: Path, folder: Path, name: str, items: list[dict[str, Any]], **settings: Any) -> None:
+def _write_task(
+    workspace: Path, folder: Path, name: str, items: list[dict[str, Any]], **settings: Any
+) -> None:
     lines = "".join(json.dumps(item) + "\n" for item in items)
     (workspace / f"{name}.jsonl").write_text(lines, encoding="utf-8")
     config = {
@@ -96,7 +98,9 @@ def _write_task(workspace: Path, folder: Path, name: str, items: list[dict[str, 
         **settings,
         "metadata": {"version": 1.0},
     }
-    (workspace / f"{name}.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    (workspace / f"{name}.yaml").write_text(
+        yaml.safe_dump(config, sort_keys=False), encoding="utf-8"
+    )
 
 
 def choice_items(sentences: list[dict[str, str]]) -> list[dict[str, Any]]:
@@ -116,7 +120,9 @@ def complete_items(sentences: list[dict[str, str]]) -> list[dict[str, Any]]:
     items = []
     for entry in _by_hash(sentences, "complete"):
         if found := re.fullmatch(r"(\S+(?: \S+){3,}) ([A-Za-z]{4,})[.!?]?", entry["sentence"]):
-            items.append({"id": entry["id"], "question": entry["head"] + found[1], "word": found[2]})
+            items.append(
+                {"id": entry["id"], "question": entry["head"] + found[1], "word": found[2]}
+            )
     return items[:_COMPLETE_ITEMS]
 
 
@@ -150,4 +156,6 @@ def _first_sentences() -> Iterator[dict[str, str]]:
 
 
 def _by_hash(entries: list[dict[str, Any]], salt: str) -> list[dict[str, Any]]:
-    return sorted(entries, key=lambda entry: hashlib.sha256(f"{salt}\n{entry['id']}".encode()).digest())
+    return sorted(
+        entries, key=lambda entry: hashlib.sha256(f"{salt}\n{entry['id']}".encode()).digest()
+    )

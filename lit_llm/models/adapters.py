@@ -29,7 +29,10 @@ from lit_llm.models.transformer import Transformer
 
 
 def save_adapter(
-    model: Transformer, folder: str | Path, base: str = "", state_dict: dict[str, Tensor] | None = None
+    model: Transformer,
+    folder: str | Path,
+    base: str = "",
+    state_dict: dict[str, Tensor] | None = None,
 ) -> None:
     """Write the updates as PEFT does: adapter_config.json and adapter_model.safetensors.
 
@@ -81,7 +84,9 @@ def save_adapter(
         "fan_in_fan_out": False, "inference_mode": True, "use_rslora": config.rank_stabilized,
         **{key: value for key, value in _patterns(config, fused).items() if value},
     }  # fmt: skip
-    (folder / "adapter_config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (folder / "adapter_config.json").write_text(
+        json.dumps(content, indent=2) + "\n", encoding="utf-8"
+    )
 
 
 @dataclass
@@ -129,7 +134,9 @@ class Adapters:
             UserError: no adapter of that name.
         """
         if name is not None and name not in self._known:
-            raise UserError(f"no adapter named {name!r}; known are {', '.join(self._known) or 'none'}")
+            raise UserError(
+                f"no adapter named {name!r}; known are {', '.join(self._known) or 'none'}"
+            )
         unmerge_adapter(self.model)
         for layer in lora_layers(self.model):
             layer.remove()
@@ -171,7 +178,9 @@ def read_adapter(model: Transformer, folder: str | Path) -> Adapter:
     adapted = {name.split(".lora_")[0].removeprefix("base_model.model.") for name in tensors}
     slots = [(module, slot) for module, slot, _ in _adaptable(model, layout) if module in adapted]
     names = [ours.removesuffix(".weight") for _, slot in slots for ours in slot.ours]
-    targets = tuple(target for target in TARGETS if any(name.endswith("." + target) for name in names))
+    targets = tuple(
+        target for target in TARGETS if any(name.endswith("." + target) for name in names)
+    )
     config = LoRAConfig(
         rank=content["r"],
         alpha=content["lora_alpha"],
@@ -179,10 +188,16 @@ def read_adapter(model: Transformer, folder: str | Path) -> Adapter:
         targets=targets,
         rank_stabilized=bool(content.get("use_rslora")),
     )
-    fused = {module.rsplit(".", 1)[-1]: len(slot.ours) for module, slot in slots if len(slot.ours) > 1}
+    fused = {
+        module.rsplit(".", 1)[-1]: len(slot.ours) for module, slot in slots if len(slot.ours) > 1
+    }
     stacked = any(content.get(key) for key in ("rank_pattern", "alpha_pattern"))
-    if stacked and any((content.get(key) or {}) != value for key, value in _patterns(config, fused).items()):
-        raise UserError(f"{folder}/adapter_config.json: this rank_pattern or alpha_pattern is not supported")
+    if stacked and any(
+        (content.get(key) or {}) != value for key, value in _patterns(config, fused).items()
+    ):
+        raise UserError(
+            f"{folder}/adapter_config.json: this rank_pattern or alpha_pattern is not supported"
+        )
     updates: dict[str, tuple[Tensor, Tensor]] = {}
     for module, slot in slots:
         parts, rank = len(slot.ours), config.rank
@@ -190,17 +205,23 @@ def read_adapter(model: Transformer, folder: str | Path) -> Adapter:
         shapes = [layout.shapes[ours] for ours in slot.ours]
         prefix = f"base_model.model.{module}"
         a = _fitting(tensors, f"{prefix}.lora_A.weight", (total, shapes[0][1]), folder)
-        joined = _fitting(tensors, f"{prefix}.lora_B.weight", (sum(shape[0] for shape in shapes), total), folder)
+        joined = _fitting(
+            tensors, f"{prefix}.lora_B.weight", (sum(shape[0] for shape in shapes), total), folder
+        )
         for i, (ours, b) in enumerate(zip(slot.ours, layout.split_rows(slot, joined), strict=True)):
             own = slice(i * rank, (i + 1) * rank) if total > rank else slice(None)
             if b.count_nonzero() != b[:, own].count_nonzero():
-                raise UserError(f"{folder}: {prefix}.lora_B.weight mixes the layers that it holds: not supported")
+                raise UserError(
+                    f"{folder}: {prefix}.lora_B.weight mixes the layers that it holds: not supported"
+                )
             updates[ours.removesuffix(".weight")] = a[own].float(), b[:, own].float()
     expected = {name for name, module in model.layers.named_modules(prefix="layers")
                 if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in targets}  # fmt: skip
     if tensors or not updates or expected - updates.keys():
         where = ", ".join((sorted(tensors) or sorted(expected - updates.keys()) or ["it"])[:4])
-        raise UserError(f"{folder}: the adapter does not fit the model: {where} without a place or without an update")
+        raise UserError(
+            f"{folder}: the adapter does not fit the model: {where} without a place or without an update"
+        )
     return Adapter(config, updates)
 
 
@@ -215,7 +236,9 @@ def _fitting(tensors: dict[str, Tensor], name: str, shape: tuple[int, int], fold
 
 def _layout(model: Transformer) -> Layout:
     """Of the model without its updates."""
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if not is_lora(name)}
+    shapes = {
+        name: tensor.shape for name, tensor in model.state_dict().items() if not is_lora(name)
+    }
     return Layout(model.config, shapes, family_of(model.config))
 
 
@@ -223,7 +246,9 @@ def _adaptable(model: Transformer, layout: Layout) -> Iterator[tuple[str, Slot, 
     """Their name, slot and layers of ours for each of their linear layers that can be adapted."""
     for name, slot in layout.slots.items():
         modules = [ours.rpartition(".")[0] for ours in slot.ours]
-        if name.endswith(".weight") and all(module.rsplit(".", 1)[-1] in TARGETS for module in modules):
+        if name.endswith(".weight") and all(
+            module.rsplit(".", 1)[-1] in TARGETS for module in modules
+        ):
             linears = [m for m in map(model.get_submodule, modules) if isinstance(m, nn.Linear)]
             if len(linears) == len(modules):
                 yield name.removesuffix(".weight"), slot, linears
@@ -242,7 +267,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     """adapter_config.json, after seeing that it is of plain LoRA."""
     content = read_json(folder / "adapter_config.json")
     if content.get("peft_type") != "LORA":
-        raise UserError(f"{folder}: the adapter is {content.get('peft_type')!r}; only LORA is known")
+        raise UserError(
+            f"{folder}: the adapter is {content.get('peft_type')!r}; only LORA is known"
+        )
     # Each of these changes what the tensors mean; off, they are absent, null, false or empty. fan_in_fan_out says how
     # the base's own weights lie.
     for key in ("use_dora", "modules_to_save", "layers_to_transform", "lora_bias", "layer_replication",

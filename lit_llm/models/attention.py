@@ -36,8 +36,16 @@ class KVCache:
         num_kv_heads: int | None = None,
     ):
         assert config.num_kv_heads is not None and config.head_dim is not None
-        shape = (config.num_layers, batch_size, num_kv_heads or config.num_kv_heads, capacity, config.head_dim)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)  # zeros: a masked NaN would still poison SDPA
+        shape = (
+            config.num_layers,
+            batch_size,
+            num_kv_heads or config.num_kv_heads,
+            capacity,
+            config.head_dim,
+        )
+        self.keys = torch.zeros(
+            shape, device=device, dtype=dtype
+        )  # zeros: a masked NaN would still poison SDPA
         self.values = torch.zeros_like(self.keys)
         self.capacity = capacity
         self.length = 0  # positions filled; advanced by the model after its last layer
@@ -59,12 +67,22 @@ class Attention(nn.Module):
         self.layer, self.head_dim, self.num_heads, self.num_kv_heads = (
             layer, config.head_dim, config.num_heads, config.num_kv_heads,
         )  # fmt: skip
-        self.q_proj = nn.Linear(config.hidden_size, self.num_heads * self.head_dim, bias=config.attention_bias)
-        self.k_proj = nn.Linear(config.hidden_size, self.num_kv_heads * self.head_dim, bias=config.attention_bias)
-        self.v_proj = nn.Linear(config.hidden_size, self.num_kv_heads * self.head_dim, bias=config.attention_bias)
-        self.o_proj = nn.Linear(self.num_heads * self.head_dim, config.hidden_size, bias=config.attention_output_bias)
+        self.q_proj = nn.Linear(
+            config.hidden_size, self.num_heads * self.head_dim, bias=config.attention_bias
+        )
+        self.k_proj = nn.Linear(
+            config.hidden_size, self.num_kv_heads * self.head_dim, bias=config.attention_bias
+        )
+        self.v_proj = nn.Linear(
+            config.hidden_size, self.num_kv_heads * self.head_dim, bias=config.attention_bias
+        )
+        self.o_proj = nn.Linear(
+            self.num_heads * self.head_dim, config.hidden_size, bias=config.attention_output_bias
+        )
         self.scale, self.softcap = config.attention_scale, config.attention_softcap
-        self.kernel_order: list[SDPBackend] | None = None  # see `Backends`; both are set by `parallelize`
+        self.kernel_order: list[SDPBackend] | None = (
+            None  # see `Backends`; both are set by `parallelize`
+        )
         self.by_blocks = True  # on a CPU
         self.qk_norm = config.qk_norm
         if self.qk_norm == "projection":
@@ -78,7 +96,11 @@ class Attention(nn.Module):
             self.k_norm = build_norm(config, self.head_dim)
 
     def forward(
-        self, x_BTC: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Mask, cache: KVCache | None = None
+        self,
+        x_BTC: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        mask: Mask,
+        cache: KVCache | None = None,
     ) -> Tensor:
         """(B, T, hidden) -> (B, T, hidden)."""
         B, T, _ = x_BTC.shape
@@ -94,7 +116,9 @@ class Attention(nn.Module):
             q_BHTD, k_BKTD = apply_rope(q_BHTD, *rope), apply_rope(k_BKTD, *rope)
         if self.qk_norm == "after_rope":
             q_BHTD, k_BKTD = self.q_norm(q_BHTD), self.k_norm(k_BKTD)
-        k_BKSD, v_BKSD = (k_BKTD, v_BKTD) if cache is None else cache.update(self.layer, k_BKTD, v_BKTD)
+        k_BKSD, v_BKSD = (
+            (k_BKTD, v_BKTD) if cache is None else cache.update(self.layer, k_BKTD, v_BKTD)
+        )
         y_BHTD = self.attend(q_BHTD, k_BKSD, v_BKSD, mask)
         return self.o_proj(y_BHTD.transpose(1, 2).reshape(B, T, -1))
 
@@ -113,21 +137,30 @@ class Attention(nn.Module):
                 return self._attend_sdpa(q_BHTD, k_BKSD, v_BKSD, mask)
         return self._attend_sdpa(q_BHTD, k_BKSD, v_BKSD, mask)
 
-    def _attend_sdpa(self, q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: Tensor | None) -> Tensor:
+    def _attend_sdpa(
+        self, q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: Tensor | None
+    ) -> Tensor:
         return F.scaled_dot_product_attention(
             q_BHTD, k_BKSD, v_BKSD, attn_mask=mask, is_causal=mask is None, scale=self.scale,
             enable_gqa=self.num_heads != self.num_kv_heads,
         )  # fmt: skip
 
-    def _attend_softcapped(self, q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: Tensor | None) -> Tensor:
+    def _attend_softcapped(
+        self, q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: Tensor | None
+    ) -> Tensor:
         """SDPA has no soft cap: the sum is written out."""
         assert self.softcap is not None
         if self.num_heads != self.num_kv_heads:
-            k_BKSD, v_BKSD = (t.repeat_interleave(self.num_heads // self.num_kv_heads, 1) for t in (k_BKSD, v_BKSD))
+            k_BKSD, v_BKSD = (
+                t.repeat_interleave(self.num_heads // self.num_kv_heads, 1)
+                for t in (k_BKSD, v_BKSD)
+            )
         if mask is None:
             T = q_BHTD.shape[2]
             mask = torch.ones(T, T, dtype=torch.bool, device=q_BHTD.device).tril()
         scale = self.scale or self.head_dim**-0.5
-        scores_BHTS = self.softcap * torch.tanh(q_BHTD @ k_BKSD.transpose(2, 3) * scale / self.softcap)
+        scores_BHTS = self.softcap * torch.tanh(
+            q_BHTD @ k_BKSD.transpose(2, 3) * scale / self.softcap
+        )
         weights_BHTS = scores_BHTS.float().masked_fill(~mask, -torch.inf).softmax(-1)
         return weights_BHTS.to(v_BKSD.dtype) @ v_BKSD

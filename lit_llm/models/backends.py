@@ -56,7 +56,9 @@ class Backends:
         return _ORDERS.get(self.causal)
 
 
-def choose_attention(device: torch.device, dtype: torch.dtype, wanted: Backend | Literal["auto"] = "auto") -> Backends:
+def choose_attention(
+    device: torch.device, dtype: torch.dtype, wanted: Backend | Literal["auto"] = "auto"
+) -> Backends:
     """The fastest that ``device`` has for activations of ``dtype``; or ``wanted`` for causal layers, "sdpa" and "flex"
     meaning all layers.
 
@@ -97,7 +99,9 @@ def _possible(backend: Backend, device: torch.device, dtype: torch.dtype) -> boo
     # The kernels of the `kernels` package are left out: torch finds them under their own name alone, and a run would
     # fetch whatever the hub holds that day.
     known = "FA3" in getattr(attention, "list_flash_attention_impls", list)()
-    return dtype in _HALF and capability[0] == 9 and known and bool(find_spec("flash_attn_interface"))
+    return (
+        dtype in _HALF and capability[0] == 9 and known and bool(find_spec("flash_attn_interface"))
+    )
 
 
 # Compiled here for models that are not: uncompiled it holds all scores in memory. In a compiled block it is one graph
@@ -106,7 +110,12 @@ _flex_attention = torch.compile(flex_attention)
 
 
 def flex(
-    q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, mask: BlockMask, scale: float | None, softcap: float | None
+    q_BHTD: Tensor,
+    k_BKTD: Tensor,
+    v_BKTD: Tensor,
+    mask: BlockMask,
+    scale: float | None,
+    softcap: float | None,
 ) -> Tensor:
     """Weighted values (B, H, T, D) by FlexAttention (arXiv:2412.05496); scores are squashed to
     (-softcap, softcap)."""

@@ -34,7 +34,10 @@ def suits(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor) -> bool:
     computed = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else q_BHTD.dtype
     if q_BHTD.dtype != computed or computed not in (torch.float32, torch.bfloat16):
         return False
-    return not torch.compiler.is_compiling() or len(list(_blocks(B, H, T, q_BHTD.itemsize))) <= _MOST_BLOCKS
+    return (
+        not torch.compiler.is_compiling()
+        or len(list(_blocks(B, H, T, q_BHTD.itemsize))) <= _MOST_BLOCKS
+    )
 
 
 class BlockedAttention(torch.autograd.Function):
@@ -74,7 +77,10 @@ class BlockedAttention(torch.autograd.Function):
             seen = grad_v[rows, :, :end]
             seen += torch.bmm(weights.transpose(1, 2), grad).view(seen.shape)
             by_weights = torch.bmm(grad, v.transpose(1, 2))
-            by_scores = torch.ops.aten._softmax_backward_data(by_weights, weights, -1, weights.dtype) * ctx.scale
+            by_scores = (
+                torch.ops.aten._softmax_backward_data(by_weights, weights, -1, weights.dtype)
+                * ctx.scale
+            )
             grad_q[rows, :, start:end] = torch.bmm(by_scores, k).view(q_block.shape)
             seen = grad_k[rows, :, :end]
             seen += torch.bmm(by_scores.transpose(1, 2), q).view(seen.shape)

@@ -53,9 +53,15 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises any of these
+    except (
+        RuntimeError,
+        AssertionError,
+        NotImplementedError,
+    ) as error:  # torch raises any of these
         said = str(error).strip().splitlines()[0]
-        raise UserError(f"--device {name}: not available here ({said}); auto takes what is") from None
+        raise UserError(
+            f"--device {name}: not available here ({said}); auto takes what is"
+        ) from None
     return torch.device(name)
 
 
@@ -105,9 +111,13 @@ def model_folder(folder: Path) -> Path:
     if (folder / "final" / "config.json").is_file():
         return folder / "final"
     if (folder / "adapter_config.json").is_file():
-        raise UserError(f"{folder}: is an adapter; give the model it was made for, and this folder as --adapter")
+        raise UserError(
+            f"{folder}: is an adapter; give the model it was made for, and this folder as --adapter"
+        )
     if saved := sorted(folder.glob("checkpoints/step-*.ckpt")):  # the numbers are padded with zeros
-        raise UserError(f"{folder}: the run has no final/ yet; give one of its checkpoints: {saved[-1]}")
+        raise UserError(
+            f"{folder}: the run has no final/ yet; give one of its checkpoints: {saved[-1]}"
+        )
     raise UserError(f"{folder}: holds no config.json and no final/; a checkpoint is {_KINDS}")
 
 
@@ -124,22 +134,35 @@ def open_training_checkpoint(path: Path) -> dict[str, Any]:
     else:
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, AttributeError) as error:
+        except (
+            pickle.UnpicklingError,
+            RuntimeError,
+            EOFError,
+            OSError,
+            ValueError,
+            AttributeError,
+        ) as error:
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"{path}: not a whole training checkpoint ({said})") from None
     settings = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
     transformer = settings.get("transformer") if isinstance(settings, dict) else None
     if not isinstance(transformer, (dict, str)) or "state_dict" not in checkpoint:
-        raise UserError(f"{path}: not a checkpoint of this package: it does not say which transformer it holds")
+        raise UserError(
+            f"{path}: not a checkpoint of this package: it does not say which transformer it holds"
+        )
     return checkpoint
 
 
-def _load_training_checkpoint(file: Path, dtype: torch.dtype | None) -> tuple[Transformer, Tokenizer]:
+def _load_training_checkpoint(
+    file: Path, dtype: torch.dtype | None
+) -> tuple[Transformer, Tokenizer]:
     checkpoint = open_training_checkpoint(file)
     settings = checkpoint["hyper_parameters"]
     tokenizer = tokenizer_of_run(file)
     weights = {
-        name.removeprefix(_PREFIX): tensor[...].to(dtype or tensor.dtype, copy=True)  # a copy: the file is mapped
+        name.removeprefix(_PREFIX): tensor[...].to(
+            dtype or tensor.dtype, copy=True
+        )  # a copy: the file is mapped
         for name, tensor in checkpoint["state_dict"].items()
         if name.startswith(_PREFIX)
     }
@@ -151,7 +174,11 @@ def _load_training_checkpoint(file: Path, dtype: torch.dtype | None) -> tuple[Tr
 
 
 def _adapted(
-    file: Path, base: str, lora: dict[str, Any], updates: dict[str, torch.Tensor], dtype: torch.dtype | None
+    file: Path,
+    base: str,
+    lora: dict[str, Any],
+    updates: dict[str, torch.Tensor],
+    dtype: torch.dtype | None,
 ) -> Transformer:
     """A checkpoint of LoRA training holds the updates alone: they are folded into their base."""
     model = Transformer.from_pretrained(base, dtype)
@@ -163,7 +190,9 @@ def _adapted(
     return model
 
 
-def _build(file: Path, fields: dict[str, Any] | str, weights: dict[str, torch.Tensor]) -> Transformer:
+def _build(
+    file: Path, fields: dict[str, Any] | str, weights: dict[str, torch.Tensor]
+) -> Transformer:
     config = TransformerConfig.from_dict({"preset": fields} if isinstance(fields, str) else fields)
     model = meta_transformer(config)
     try:

@@ -17,7 +17,10 @@ MAX_COUNT = 10_000
 _SCALING_KEYS: dict[str, tuple[set[str], set[str]]] = {
     "linear": ({"factor"}, set()),
     "dynamic": ({"factor"}, set()),
-    "llama3": ({"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}, set()),
+    "llama3": (
+        {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
+        set(),
+    ),
     "yarn": (
         {"factor", "original_max_position_embeddings"},
         {"attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"},
@@ -141,11 +144,15 @@ class TransformerConfig:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("num_layers", "num_experts"):
             if getattr(self, name) > MAX_COUNT:
-                raise UserError(f"{name}={getattr(self, name)} is beyond {MAX_COUNT}: no model has so many")
+                raise UserError(
+                    f"{name}={getattr(self, name)} is beyond {MAX_COUNT}: no model has so many"
+                )
         if self.num_kv_heads is None:
             self.num_kv_heads = self.num_heads
         if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
-            raise UserError(f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}")
+            raise UserError(
+                f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}"
+            )
         if self.head_dim is None:
             if self.hidden_size % self.num_heads:
                 raise UserError(
@@ -163,7 +170,9 @@ class TransformerConfig:
         if self.expert_size is None:
             self.expert_size = self.intermediate_size
         if self.num_experts and not 1 <= self.experts_per_token <= self.num_experts:
-            raise UserError(f"experts_per_token={self.experts_per_token} must be 1 to num_experts={self.num_experts}")
+            raise UserError(
+                f"experts_per_token={self.experts_per_token} must be 1 to num_experts={self.num_experts}"
+            )
         if self.num_experts and not self.gated_mlp:
             raise UserError(f"experts have gated MLPs (swiglu or geglu), not {self.mlp}")
         if not (self.pre_norm or self.post_norm):
@@ -175,7 +184,9 @@ class TransformerConfig:
         for name in ("sliding_layers", "dense_layers", "nope_layers"):
             for layer in getattr(self, name) or []:
                 if not 0 <= layer < self.num_layers:
-                    raise UserError(f"{name} names layer {layer}; the model has layers 0 to {self.num_layers - 1}")
+                    raise UserError(
+                        f"{name} names layer {layer}; the model has layers 0 to {self.num_layers - 1}"
+                    )
         self._simplify()
         self._check_scaling()
         if self.rotary_size < 2 or self.rotary_size % 2:
@@ -188,7 +199,9 @@ class TransformerConfig:
             return
         kind = self.rope_scaling.get("rope_type")
         if kind not in _SCALING_KEYS:
-            raise UserError(f"rope_scaling.rope_type is one of {', '.join(_SCALING_KEYS)}; got {kind!r}")
+            raise UserError(
+                f"rope_scaling.rope_type is one of {', '.join(_SCALING_KEYS)}; got {kind!r}"
+            )
         needed, optional = _SCALING_KEYS[kind]
         if missing := [key for key in needed if self.rope_scaling.get(key) is None]:
             raise UserError(f"rope_scaling of type {kind} needs {', '.join(missing)}")
@@ -207,7 +220,11 @@ class TransformerConfig:
         self.dense_layers = sorted(set(self.dense_layers or [])) or None
         if not self.num_experts:
             self.dense_layers = None
-            self.expert_size, self.experts_per_token, self.normalize_expert_weights = self.intermediate_size, 2, True
+            self.expert_size, self.experts_per_token, self.normalize_expert_weights = (
+                self.intermediate_size,
+                2,
+                True,
+            )
         if self.norm == "rmsnorm":
             self.norm_bias = True
         self.nope_layers = sorted(set(self.nope_layers or [])) or None
@@ -219,7 +236,9 @@ class TransformerConfig:
         ):
             if getattr(self, name) == neutral:
                 setattr(self, name, None)
-        if self.sliding_window is None or (self.local_rope_theta == self.rope_theta and self.rope_scaling is None):
+        if self.sliding_window is None or (
+            self.local_rope_theta == self.rope_theta and self.rope_scaling is None
+        ):
             self.local_rope_theta = None
 
     @property
@@ -262,7 +281,10 @@ class TransformerConfig:
         for key, value in values.items():
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-                raise UserError(f"unknown key transformer.{key}" + (f": did you mean {near[0]}?" if near else ""))
+                raise UserError(
+                    f"unknown key transformer.{key}"
+                    + (f": did you mean {near[0]}?" if near else "")
+                )
             base[key] = _checked(key, value, str(known[key].type))
         return cls(**base)
 
@@ -324,7 +346,12 @@ _NANOCHAT: dict[str, Any] = {
     "embedding_norm": True,
     "logit_softcap": 15.0,
 }
-_LLAMA3: dict[str, Any] = {"vocab_size": 128256, "norm_eps": 1e-5, "rope_theta": 500000.0, "max_seq_len": 8192}
+_LLAMA3: dict[str, Any] = {
+    "vocab_size": 128256,
+    "norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "max_seq_len": 8192,
+}
 _QWEN3: dict[str, Any] = {
     "vocab_size": 151936,
     "qk_norm": "before_rope",

@@ -46,7 +46,9 @@ def config_from_hf(hf: dict[str, Any], origin: str) -> TransformerConfig:
         except UserError as error:
             raise UserError(f"{origin}: {error}") from None
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise UserError(f"{origin}: model_type {model_type!r} is not known; known are {', '.join(FAMILIES)}")
+        raise UserError(
+            f"{origin}: model_type {model_type!r} is not known; known are {', '.join(FAMILIES)}"
+        )
     family = FAMILIES[model_type]
     hf = {**family.defaults, **hf}
     layers = hf[family.fields.get("num_layers") or "num_hidden_layers"]
@@ -89,14 +91,19 @@ def _read_rope(hf: dict[str, Any], family: Family, origin: str) -> dict[str, Any
     scaling = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
     local: dict[str, Any] = {}
     if "full_attention" in scaling or "sliding_attention" in scaling:
-        scaling, local = dict(scaling.get("full_attention") or {}), dict(scaling.get("sliding_attention") or {})
+        scaling, local = (
+            dict(scaling.get("full_attention") or {}),
+            dict(scaling.get("sliding_attention") or {}),
+        )
     if local.get("rope_type", "default") != "default":
         raise UserError("RoPE scaling in windowed layers is not supported")
     kinds = scaling.pop("rope_type", None), scaling.pop("type", None)
     kind = kinds[0] or kinds[1] or "default"
     values = {
         "rope_theta": scaling.pop("rope_theta", None) or hf.get(theta_key, 10000.0),
-        "rotary_fraction": scaling.pop("partial_rotary_factor", None) or hf.get(fraction_key) or 1.0,
+        "rotary_fraction": scaling.pop("partial_rotary_factor", None)
+        or hf.get(fraction_key)
+        or 1.0,
         "local_rope_theta": local.get("rope_theta") or hf.get("rope_local_base_freq"),
     }
     scaling = {key: value for key, value in scaling.items() if value is not None}
@@ -104,12 +111,18 @@ def _read_rope(hf: dict[str, Any], family: Family, origin: str) -> dict[str, Any
         return values
     if kind in ("llama3", "yarn"):
         # Where transformers looks, in its order.
-        trained = hf.get("original_max_position_embeddings") or scaling.get("original_max_position_embeddings")
+        trained = hf.get("original_max_position_embeddings") or scaling.get(
+            "original_max_position_embeddings"
+        )
         scaling["original_max_position_embeddings"] = trained or hf["max_position_embeddings"]
     else:
-        scaling.pop("original_max_position_embeddings", None)  # transformers does not read it for these either
+        scaling.pop(
+            "original_max_position_embeddings", None
+        )  # transformers does not read it for these either
     if kind == "yarn" and "factor" not in scaling:
-        scaling["factor"] = hf["max_position_embeddings"] / scaling["original_max_position_embeddings"]
+        scaling["factor"] = (
+            hf["max_position_embeddings"] / scaling["original_max_position_embeddings"]
+        )
     return values | {"rope_scaling": {"rope_type": kind, **scaling}}
 
 
@@ -117,7 +130,10 @@ def config_to_hf(config: TransformerConfig, dtype: torch.dtype) -> dict[str, Any
     """The contents of a config.json for ``config``."""
     name = family_of(config)
     dtype_name = str(dtype).removeprefix("torch.")
-    dtypes = {"dtype": dtype_name, "torch_dtype": dtype_name}  # the latter is what transformers 4 and vLLM read
+    dtypes = {
+        "dtype": dtype_name,
+        "torch_dtype": dtype_name,
+    }  # the latter is what transformers 4 and vLLM read
     if name is None:
         return {"model_type": "lit_llm", **dtypes, "transformer": config.to_dict()}
     return _config_as(name, config) | dtypes
@@ -131,15 +147,28 @@ def _config_as(name: str, config: TransformerConfig) -> dict[str, Any]:
     hf |= {family.activation_key: ACTIVATIONS[config.mlp][0], "attention_dropout": 0.0}
     if family.rope_keys is not None:
         hf |= _write_rope(config, family)
-    return {"architectures": [family.architecture], "model_type": name, **hf, **family.write(config)}
+    return {
+        "architectures": [family.architecture],
+        "model_type": name,
+        **hf,
+        **family.write(config),
+    }
 
 
 def _write_rope(config: TransformerConfig, family: Family) -> dict[str, Any]:
     """In both of the forms that `_read_rope` reads: other programs know one or the other."""
     assert family.rope_keys is not None
     theta_key, fraction_key = family.rope_keys
-    parameters = {"rope_type": "default", **(config.rope_scaling or {}), "rope_theta": config.rope_theta}
-    hf = {theta_key: config.rope_theta, "rope_scaling": config.rope_scaling, "rope_parameters": parameters}
+    parameters = {
+        "rope_type": "default",
+        **(config.rope_scaling or {}),
+        "rope_theta": config.rope_theta,
+    }
+    hf = {
+        theta_key: config.rope_theta,
+        "rope_scaling": config.rope_scaling,
+        "rope_parameters": parameters,
+    }
     if config.rotary_fraction != 1.0 or fraction_key in family.defaults:
         hf[fraction_key] = parameters["partial_rotary_factor"] = config.rotary_fraction
     if "rope_local_base_freq" in family.defaults:

@@ -11,7 +11,9 @@ def has_fast_bf16(device: torch.device) -> bool:
     """Whether bfloat16 products run in hardware; elsewhere they are emulated, slower than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return device.type == "cpu" and (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
 
 
 def has_float8(device: torch.device) -> bool:

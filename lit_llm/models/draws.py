@@ -16,7 +16,11 @@ class Initializers(TorchFunctionMode, ABC):
     """Random initialisations go through ``draw``."""
 
     def __torch_function__(
-        self, func: Callable, types: Iterable[type], args: tuple = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Callable,
+        types: Iterable[type],
+        args: tuple = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
         if getattr(func, "__name__", "") not in _INITIALIZERS:

@@ -50,7 +50,13 @@ class RMSNormalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
         wide = _at_least_float32(x)
-        inverse = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        inverse = (
+            torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+            .square_()
+            .div_(x.shape[-1])
+            .add_(eps)
+            .rsqrt_()
+        )
         ctx.save_for_backward(x, weight, inverse)
         y = (wide * inverse).to(x.dtype)
         return y if weight is None else y.mul_(weight.to(y.dtype))
@@ -71,7 +77,9 @@ class RMSNormalize(torch.autograd.Function):
             share = product @ gain  # each row's sum of (gradient by y) * y
         else:
             share = product.sum(-1)
-        grad_x = torch.addcmul(grad, y, share.unsqueeze(-1), value=-1 / x.shape[-1], out=product).mul_(inverse)
+        grad_x = torch.addcmul(
+            grad, y, share.unsqueeze(-1), value=-1 / x.shape[-1], out=product
+        ).mul_(inverse)
         return grad_x.to(x.dtype), grad_weight, None
 
 
@@ -108,13 +116,19 @@ class GatedSiLULinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         gate, up, weight = ctx.saved_tensors
         rows, silu = grad.flatten(0, -2), F.silu(gate)
-        by_weight = (rows.t() @ (silu * up).flatten(0, -2)).to(weight.dtype) if ctx.needs_input_grad[2] else None
+        by_weight = (
+            (rows.t() @ (silu * up).flatten(0, -2)).to(weight.dtype)
+            if ctx.needs_input_grad[2]
+            else None
+        )
         by_bias = rows.sum(0).to(weight.dtype) if ctx.needs_input_grad[3] else None
         by_hidden = product(grad, weight.to(grad.dtype).t())
         return *_gated_silu_backward(by_hidden, gate, up, silu), by_weight, by_bias
 
 
-def _gated_silu_backward(grad: Tensor, gate: Tensor, up: Tensor, silu: Tensor) -> tuple[Tensor, Tensor]:
+def _gated_silu_backward(
+    grad: Tensor, gate: Tensor, up: Tensor, silu: Tensor
+) -> tuple[Tensor, Tensor]:
     grad_up, grad_gate = silu.mul_(grad), grad * up
     return torch.ops.aten.silu_backward.grad_input(grad_gate, gate, grad_input=grad_gate), grad_up
 
@@ -137,7 +151,11 @@ class OneDNNLinear(nn.Linear):
     def takes(self, input: Tensor) -> bool:
         """Whether the products are oneDNN's."""
         cpu = input.device.type == "cpu"  # a model that is loaded on the CPU may go to a GPU later
-        return cpu and input.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        return (
+            cpu
+            and input.dtype == self.weight.dtype == torch.float32
+            and not torch.is_autocast_enabled("cpu")
+        )
 
 
 class OneDNNProducts(torch.autograd.Function):
@@ -171,7 +189,9 @@ class OneDNNProducts(torch.autograd.Function):
 # An operator of its own, for graphs: the compiler's lowering of oneDNN's takes constant weights only, and of
 # `OneDNNProducts` it makes several graphs.
 @torch.library.custom_op(
-    "lit_llm::onednn_linear", mutates_args=(), schema="(Tensor x, Tensor weight, Tensor? bias) -> Tensor"
+    "lit_llm::onednn_linear",
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
 )
 def traced_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``F.linear`` with oneDNN's products where `OneDNNProducts` has them, inside a compiled graph."""
@@ -201,9 +221,15 @@ def _traced_product_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...
 traced_product.register_autograd(_traced_product_backward, setup_context=_keep_operands)
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, add: Tensor | None = None) -> Tensor:
+def product(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, add: Tensor | None = None
+) -> Tensor:
     """``F.linear`` without a gradient, plus ``add``, by oneDNN where x is float32 on a CPU."""
-    if x.dtype != torch.float32 or x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if (
+        x.dtype != torch.float32
+        or x.device.type != "cpu"
+        or not torch.backends.mkldnn.is_available()
+    ):
         y = F.linear(x, weight, bias)
         return y if add is None else y.add_(add)
     if add is None:
@@ -216,5 +242,9 @@ def use_onednn(model: nn.Module) -> None:
     if not torch.backends.mkldnn.is_available():
         return
     for module in model.modules():
-        if type(module) is nn.Linear and module.weight.device.type == "cpu" and module.weight.dtype == torch.float32:
+        if (
+            type(module) is nn.Linear
+            and module.weight.device.type == "cpu"
+            and module.weight.dtype == torch.float32
+        ):
             module.__class__ = OneDNNLinear

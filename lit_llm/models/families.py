@@ -93,7 +93,10 @@ def _write_bias(config: TransformerConfig) -> Values:
 
 
 def _layer_types(config: TransformerConfig) -> list[str]:
-    return ["full_attention" if config.window(i) is None else "sliding_attention" for i in range(config.num_layers)]
+    return [
+        "full_attention" if config.window(i) is None else "sliding_attention"
+        for i in range(config.num_layers)
+    ]
 
 
 def _windowed(types: list[str]) -> list[int]:
@@ -105,7 +108,11 @@ def _read_switched_window(hf: Values) -> Values:
     if not hf.get("use_sliding_window") or hf.get("sliding_window") is None:
         return {"sliding_window": None}
     types = hf.get("layer_types")
-    layers = list(range(hf.get("max_window_layers", 0), hf["num_hidden_layers"])) if types is None else _windowed(types)
+    layers = (
+        list(range(hf.get("max_window_layers", 0), hf["num_hidden_layers"]))
+        if types is None
+        else _windowed(types)
+    )
     return {"sliding_window": hf["sliding_window"], "sliding_layers": layers}
 
 
@@ -122,8 +129,14 @@ def _read_qwen3_moe(hf: Values) -> Values:
     step, named = hf["decoder_sparse_step"], hf.get("mlp_only_layers") or []
     dense = [i for i in range(hf["num_hidden_layers"]) if i in named or (i + 1) % step]
     window = hf["sliding_window"] if hf["use_sliding_window"] else None
-    experts = hf.get("num_local_experts", hf["num_experts"])  # what transformers 5 writes, what files on the hub have
-    return _both_biases(hf) | {"num_experts": experts, "sliding_window": window, "dense_layers": dense}
+    experts = hf.get(
+        "num_local_experts", hf["num_experts"]
+    )  # what transformers 5 writes, what files on the hub have
+    return _both_biases(hf) | {
+        "num_experts": experts,
+        "sliding_window": window,
+        "dense_layers": dense,
+    }
 
 
 def _write_qwen3_moe(config: TransformerConfig) -> Values:
@@ -142,7 +155,9 @@ def _read_gemma(every: int) -> Callable[[Values], Values]:
         types, window = hf.get("layer_types"), hf.get("sliding_window")
         every_nth = hf.get("sliding_window_pattern", every)
         all_layers = range(hf["num_hidden_layers"])
-        layers = [i for i in all_layers if (i + 1) % every_nth] if types is None else _windowed(types)
+        layers = (
+            [i for i in all_layers if (i + 1) % every_nth] if types is None else _windowed(types)
+        )
         return _both_biases(hf) | {
             "attention_scale": hf["query_pre_attn_scalar"] ** -0.5,
             "embedding_scale": hf["hidden_size"] ** 0.5,
@@ -159,7 +174,8 @@ def _write_gemma(config: TransformerConfig) -> Values:
     return _write_bias(config) | {
         "query_pre_attn_scalar": round(scalar) if abs(scalar - round(scalar)) < 1e-6 else scalar,
         "layer_types": _layer_types(config),
-        "sliding_window": config.sliding_window or config.max_seq_len,  # transformers wants one even where none is used
+        "sliding_window": config.sliding_window
+        or config.max_seq_len,  # transformers wants one even where none is used
     }
 
 

@@ -76,8 +76,12 @@ class _Float8Product(torch.autograd.Function):
             grad_x = _multiply(grad8_NO, grad_scale, weight8_OI.t(), weight_scale, ctx.dtype)
         if needs_weight:
             missing = -len(x8_NI) % _TILE
-            x8_NI, grad8_NO = (F.pad(t, (0, 0, 0, missing)) if missing else t for t in (x8_NI, grad8_NO))
-            grad_weight = _multiply(grad8_NO.t(), grad_scale, x8_NI.t(), x_scale, ctx.dtype).to(weight_OI.dtype)
+            x8_NI, grad8_NO = (
+                F.pad(t, (0, 0, 0, missing)) if missing else t for t in (x8_NI, grad8_NO)
+            )
+            grad_weight = _multiply(grad8_NO.t(), grad_scale, x8_NI.t(), x_scale, ctx.dtype).to(
+                weight_OI.dtype
+            )
         return grad_x, grad_weight
 
 
@@ -98,7 +102,12 @@ def to_float8(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _multiply(
-    a_MK: Tensor, a_scale: Tensor, b_NK: Tensor, b_scale: Tensor, dtype: torch.dtype, fast: bool = False
+    a_MK: Tensor,
+    a_scale: Tensor,
+    b_NK: Tensor,
+    b_scale: Tensor,
+    dtype: torch.dtype,
+    fast: bool = False,
 ) -> Tensor:
     """a @ b.T over the scales, (M, N). Kernels read both along K, so that there they are made contiguous, if need be.
 

@@ -17,7 +17,9 @@ def matrix_parameters(config: TransformerConfig) -> int:
     """Weights that multiply a token: all blocks and the head, not the input embedding; of experts, those it visits."""
     model = meta_transformer(config)
     blocks = sum(m.weight.numel() for m in model.layers.modules() if isinstance(m, torch.nn.Linear))
-    experts = sum(p.numel() for m in model.layers.modules() if isinstance(m, Experts) for p in m.parameters())
+    experts = sum(
+        p.numel() for m in model.layers.modules() if isinstance(m, Experts) for p in m.parameters()
+    )
     visited = experts * config.experts_per_token // config.num_experts if config.num_experts else 0
     return blocks + visited + config.vocab_size * config.hidden_size
 
@@ -33,7 +35,13 @@ def idle_parameters(config: TransformerConfig) -> int:
         return 0
     assert config.expert_size is not None
     layers = sum(config.has_experts(layer) for layer in range(config.num_layers))
-    return layers * (config.num_experts - config.experts_per_token) * 3 * config.hidden_size * config.expert_size
+    return (
+        layers
+        * (config.num_experts - config.experts_per_token)
+        * 3
+        * config.hidden_size
+        * config.expert_size
+    )
 
 
 def attention_flops_per_token(config: TransformerConfig, seq_len: int) -> float:
@@ -65,7 +73,10 @@ def peak_flops(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> tup
     if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
         chip = accelerator_of(torch.cuda.get_device_name(device))
         if chip is not None:
-            return chip.peak_flops, f"{chip.name} data sheet, dense {str(dtype).removeprefix('torch.')}"
+            return (
+                chip.peak_flops,
+                f"{chip.name} data sheet, dense {str(dtype).removeprefix('torch.')}",
+            )
     n = 4096 if device.type == "cuda" else 1024
     a, b = torch.randn(n, n, device=device).to(dtype), torch.randn(n, n, device=device).to(dtype)
     best = float("inf")

@@ -63,7 +63,9 @@ class PromptCache:
     """
 
     def __init__(self) -> None:
-        self.ids: list[int] = []  # of the last prompt and its answer: what the filled positions stand for
+        self.ids: list[
+            int
+        ] = []  # of the last prompt and its answer: what the filled positions stand for
         self._cache: KVCache | None = None
 
     @torch.inference_mode()
@@ -77,7 +79,9 @@ class PromptCache:
         common = next((i for i in range(known) if self.ids[i] != prompt[i]), known)
         if old is None or old.capacity < capacity:
             # Doubling keeps the copies few, and a short chat does not pay for the whole context.
-            self._cache = _new_cache(model, 1, max(capacity, min(2 * capacity, model.config.max_seq_len)))
+            self._cache = _new_cache(
+                model, 1, max(capacity, min(2 * capacity, model.config.max_seq_len))
+            )
             if old is not None:
                 self._cache.keys[:, :, :, :common] = old.keys[:, :, :, :common]
                 self._cache.values[:, :, :, :common] = old.values[:, :, :, :common]
@@ -107,7 +111,9 @@ def stream(
     """
     _check_prompts(model, [prompt], max_new_tokens)
     sampler = Sampler(sampling, seed, [prompt], model.config.vocab_size, model.embed.weight.device)
-    return _stream(model, prompt, max_new_tokens, sampler, frozenset(stop_ids), cache or PromptCache())
+    return _stream(
+        model, prompt, max_new_tokens, sampler, frozenset(stop_ids), cache or PromptCache()
+    )
 
 
 def _stream(
@@ -150,7 +156,9 @@ def _decode(
 
 
 @torch.inference_mode()  # a step at a time: around the loop it would stay on in the caller while a yield waits
-def _step(model: Transformer, ids_BT: Tensor, real_BS: Tensor | None, cache: KVCache, sampler: Sampler) -> Tensor:
+def _step(
+    model: Transformer, ids_BT: Tensor, real_BS: Tensor | None, cache: KVCache, sampler: Sampler
+) -> Tensor:
     mask = None if real_BS is None else real_BS[:, : cache.length + ids_BT.shape[1]]
     with torch.compiler.set_stance("force_eager"):  # every length is a new shape
         logits_BTV = model(ids_BT, padding_mask=mask, cache=cache, last_only=True)
@@ -175,7 +183,11 @@ def padded_batch(
         real[row, longest - len(prompt) :] = True
     device = model.embed.weight.device
     padded = any(len(p) < longest for p in prompts)
-    return ids.to(device), real.to(device) if padded else None, _new_cache(model, batch, longest + max_new_tokens)
+    return (
+        ids.to(device),
+        real.to(device) if padded else None,
+        _new_cache(model, batch, longest + max_new_tokens),
+    )
 
 
 def _new_cache(model: Transformer, batch: int, capacity: int) -> KVCache:
@@ -187,7 +199,9 @@ def _new_cache(model: Transformer, batch: int, capacity: int) -> KVCache:
     return KVCache(model.config, batch, capacity, device, dtype, block.attention.num_kv_heads)
 
 
-def _check_prompts(model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+def _check_prompts(
+    model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> None:
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens={max_new_tokens}: must be >= 1")
     if not prompts or any(len(p) == 0 for p in prompts):

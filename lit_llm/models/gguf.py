@@ -29,12 +29,16 @@ def open_gguf(path: Path) -> GGUFFile:
     try:
         import gguf  # noqa: F401 -- an extra
     except ImportError:
-        raise UserError(f"{path}: GGUF needs the gguf package; pip install 'lit_llm[gguf]'") from None
+        raise UserError(
+            f"{path}: GGUF needs the gguf package; pip install 'lit_llm[gguf]'"
+        ) from None
     return GGUFFile(path)
 
 
 def load_gguf(
-    path: Path, dtype: torch.dtype | None = None, prepare: Callable[[Transformer], None] | None = None
+    path: Path,
+    dtype: torch.dtype | None = None,
+    prepare: Callable[[Transformer], None] | None = None,
 ) -> tuple[Transformer, Tokenizer]:
     """Model and tokenizer of a GGUF file.
 
@@ -69,7 +73,9 @@ def config_of(file: GGUFFile) -> TransformerConfig:
         raise UserError(f"{file.path}: {error}") from None
 
 
-def _model(file: GGUFFile, dtype: torch.dtype, prepare: Callable[[Transformer], None] | None) -> Transformer:
+def _model(
+    file: GGUFFile, dtype: torch.dtype, prepare: Callable[[Transformer], None] | None
+) -> Transformer:
     config = config_of(file)
     arch = ARCHITECTURES[file.metadata["general.architecture"]]
     _check_size(file, config)
@@ -94,7 +100,9 @@ def _model(file: GGUFFile, dtype: torch.dtype, prepare: Callable[[Transformer], 
         parts = file.read(name).split([shapes[ours][0] for ours in held])
         for ours, part in zip(held, parts, strict=True):
             value = relaid(ours, part, config, arch, back=False).to(dtype)
-            loaded[ours] = value.clone() if len(held) > 1 and value.data_ptr() == part.data_ptr() else value
+            loaded[ours] = (
+                value.clone() if len(held) > 1 and value.data_ptr() == part.data_ptr() else value
+            )
     model.assign_weights(loaded)
     return model
 
@@ -102,4 +110,6 @@ def _model(file: GGUFFile, dtype: torch.dtype, prepare: Callable[[Transformer], 
 def _check_size(file: GGUFFile, config: TransformerConfig) -> None:
     """A number of layers or experts that the file has no tensors for would take long to build before it is missed."""
     if config.num_layers > len(file.tensors):
-        raise UserError(f"{file.path}: the metadata says {config.num_layers} layers, of {len(file.tensors)} tensors")
+        raise UserError(
+            f"{file.path}: the metadata says {config.num_layers} layers, of {len(file.tensors)} tensors"
+        )

@@ -23,7 +23,19 @@ _MAGIC = b"GGUF"
 _ALIGNMENT = 32  # of tensors in the file, where general.alignment says nothing else
 _MAX_DIMENSIONS = 4
 # Types of metadata: uint8, int8, uint16, int16, uint32, int32, float32, bool, then uint64, int64, float64 after a gap
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
 _FLOAT32, _STRING, _ARRAY = 6, 8, 9
 
 
@@ -108,11 +120,15 @@ class GGUFFile:
             raise UserError(f"{path}: not a GGUF file: it does not begin with the letters GGUF")
         version = cursor.scalar("I")
         if version not in (2, 3):
-            raise UserError(f"{path}: GGUF version {version} is not known; 2 and 3 are (little-endian)")
+            raise UserError(
+                f"{path}: GGUF version {version} is not known; 2 and 3 are (little-endian)"
+            )
         num_tensors, num_keys = cursor.scalar("Q"), cursor.scalar("Q")
         # The smallest entry of either kind takes more than 12 bytes.
         if num_tensors + num_keys > len(self._data) // 12:
-            raise cursor.broken(f"it claims {num_tensors} tensors and {num_keys} keys in {len(self._data)} bytes")
+            raise cursor.broken(
+                f"it claims {num_tensors} tensors and {num_keys} keys in {len(self._data)} bytes"
+            )
         self.metadata: dict[str, Any] = {}
         for _ in range(num_keys):
             key = cursor.string()
@@ -140,7 +156,9 @@ class GGUFFile:
             block, block_bytes = GGML_QUANT_SIZES[kind]
             if not shape or 0 in shape or shape[-1] % block:
                 raise cursor.broken(f"tensor {name} of type {kind.name} has shape {shape}")
-            infos[name] = StoredTensor(shape, kind.name, offset, math.prod(shape) // block * block_bytes)
+            infos[name] = StoredTensor(
+                shape, kind.name, offset, math.prod(shape) // block * block_bytes
+            )
         alignment = self.metadata.get("general.alignment", _ALIGNMENT)
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
             raise cursor.broken(f"general.alignment is {alignment!r}")

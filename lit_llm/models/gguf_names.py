@@ -31,7 +31,10 @@ _COMMON_KEYS = {
     "intermediate_size": "feed_forward_length",
     "num_heads": "attention.head_count",
 }
-_NORM_EPS = {"rmsnorm": "attention.layer_norm_rms_epsilon", "layernorm": "attention.layer_norm_epsilon"}
+_NORM_EPS = {
+    "rmsnorm": "attention.layer_norm_rms_epsilon",
+    "layernorm": "attention.layer_norm_epsilon",
+}
 # our module -> theirs; {i} is the layer
 _COMMON_TENSORS = {
     "embed": "token_embd",
@@ -219,7 +222,9 @@ def their_name(ours: str, arch: Architecture) -> str:
     return table[module].replace("{i}", layer) + "." + kind
 
 
-def layout_of(shapes: Iterable[str], config: TransformerConfig, arch: Architecture) -> dict[str, list[str]]:
+def layout_of(
+    shapes: Iterable[str], config: TransformerConfig, arch: Architecture
+) -> dict[str, list[str]]:
     """GGUF tensors of a model with our tensors ``shapes`` -> ours whose rows each holds, in order."""
     layout: dict[str, list[str]] = {}
     for ours in shapes:
@@ -228,19 +233,27 @@ def layout_of(shapes: Iterable[str], config: TransformerConfig, arch: Architectu
     return layout
 
 
-def relaid(ours: str, tensor: Tensor, config: TransformerConfig, arch: Architecture, *, back: bool) -> Tensor:
+def relaid(
+    ours: str, tensor: Tensor, config: TransformerConfig, arch: Architecture, *, back: bool
+) -> Tensor:
     """A tensor of a file as ours, or ``back``: rotary pairs together or apart, Gemma's gains as 1 + weight or whole."""
     if config.norm_offset and ours.split(".")[-2].endswith("norm"):
         return tensor + 1 if back else tensor - 1
     if not (arch.pairs and re.search(r"\.[qk]_(proj|norm)\.", ours)):
         return tensor
     assert config.head_dim is not None
-    rows = tensor.reshape(-1, *tensor.shape[1:]) if "_proj" in ours or tensor.ndim == 1 else tensor.flatten(0, 1)
+    rows = (
+        tensor.reshape(-1, *tensor.shape[1:])
+        if "_proj" in ours or tensor.ndim == 1
+        else tensor.flatten(0, 1)
+    )
     sizes = (-1, 2, config.head_dim // 2) if back else (-1, config.head_dim // 2, 2)
     return rows.unflatten(0, sizes).transpose(1, 2).reshape(tensor.shape)
 
 
-def config_from_gguf(metadata: Values, names: set[str], rope_factors: Tensor | None) -> TransformerConfig:
+def config_from_gguf(
+    metadata: Values, names: set[str], rope_factors: Tensor | None
+) -> TransformerConfig:
     """The shape of the model in a file with this metadata and these tensors; messages of errors lack the file's name.
 
     Args:
@@ -255,7 +268,11 @@ def config_from_gguf(metadata: Values, names: set[str], rope_factors: Tensor | N
     if kind not in ARCHITECTURES:
         raise UserError(f"architecture {kind!r} is not known; known are {', '.join(ARCHITECTURES)}")
     arch = ARCHITECTURES[kind]
-    given = {key.removeprefix(kind + "."): value for key, value in metadata.items() if key.startswith(kind + ".")}
+    given = {
+        key.removeprefix(kind + "."): value
+        for key, value in metadata.items()
+        if key.startswith(kind + ".")
+    }
     tokens = metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not tokens:
         raise UserError("the metadata lacks tokenizer.ggml.tokens")
@@ -263,17 +280,25 @@ def config_from_gguf(metadata: Values, names: set[str], rope_factors: Tensor | N
     needed = {**_COMMON_KEYS, "norm_eps": _NORM_EPS[norm]}
     if missing := [key for key in needed.values() if key not in given]:
         raise UserError(f"the metadata lacks {', '.join(f'{kind}.{key}' for key in missing)}")
-    fields: Values = {**arch.traits, "vocab_size": len(tokens), "tie_embeddings": "output.weight" not in names}
+    fields: Values = {
+        **arch.traits,
+        "vocab_size": len(tokens),
+        "tie_embeddings": "output.weight" not in names,
+    }
     try:
         fields |= {ours: given.pop(key) for ours, key in needed.items()}
-        fields |= arch.defaults | {ours: given.pop(key) for ours, key in arch.keys.items() if key in given}
+        fields |= arch.defaults | {
+            ours: given.pop(key) for ours, key in arch.keys.items() if key in given
+        }
         heads = fields["num_heads"]
         fields["num_kv_heads"] = given.pop("attention.head_count_kv", heads)
         fields["head_dim"] = given.pop("attention.key_length", fields["hidden_size"] // heads)
         if given.pop("attention.value_length", fields["head_dim"]) != fields["head_dim"]:
             raise UserError("keys and values of different widths are not supported")
         fields["rope_theta"] = given.pop("rope.freq_base", 10000.0)
-        fields["rotary_fraction"] = given.pop("rope.dimension_count", fields["head_dim"]) / fields["head_dim"]
+        fields["rotary_fraction"] = (
+            given.pop("rope.dimension_count", fields["head_dim"]) / fields["head_dim"]
+        )
         fields |= _from_tensors(names, arch)
         extra = {key: given.pop(key) for key in arch.extra_keys if key in given}
         fields |= {key: metadata.get(f"tokenizer.ggml.{name}_token_id") for key, name in
@@ -287,9 +312,13 @@ def config_from_gguf(metadata: Values, names: set[str], rope_factors: Tensor | N
     except (TypeError, ArithmeticError, AttributeError) as error:
         raise UserError(f"a value in the metadata is of the wrong kind ({error})") from None
     for key, value in given.items():
-        if key not in _HARMLESS or (_HARMLESS[key] is not None and value not in (_HARMLESS[key] or ())):
+        if key not in _HARMLESS or (
+            _HARMLESS[key] is not None and value not in (_HARMLESS[key] or ())
+        ):
             raise UserError(f"{kind}.{key} = {value!r} is not supported")
-    config.family = next((name for name in arch.families if family_of(_as(config, name)) == name), arch.families[0])
+    config.family = next(
+        (name for name in arch.families if family_of(_as(config, name)) == name), arch.families[0]
+    )
     return config
 
 
@@ -303,7 +332,9 @@ def _from_tensors(names: set[str], arch: Architecture) -> Values:
         "attention_bias": their_name("layers.0.attention.q_proj.bias", arch) in names,
         "attention_output_bias": "blk.0.attn_output.bias" in names,
         "mlp_bias": "blk.0.ffn_down.bias" in names,
-        "norm_bias": "output_norm.bias" in names if arch.traits.get("norm") == "layernorm" else True,
+        "norm_bias": "output_norm.bias" in names
+        if arch.traits.get("norm") == "layernorm"
+        else True,
         "qk_norm": arch.qk_norm if "blk.0.attn_q_norm.weight" in names else "none",
     }
 
@@ -354,7 +385,9 @@ def _difference(config: TransformerConfig, kind: str, names: list[str]) -> str |
     arch = ARCHITECTURES[kind]
     try:
         values, factors = metadata_of(config, kind)
-        metadata = {f"{kind}.{key}": value for key, value in values.items()} | {"general.architecture": kind}
+        metadata = {f"{kind}.{key}": value for key, value in values.items()} | {
+            "general.architecture": kind
+        }
         metadata["tokenizer.ggml.tokens"] = [""] * config.vocab_size
         again = config_from_gguf(metadata, set(layout_of(names, config, arch)), factors)
     except UserError as error:

@@ -12,14 +12,20 @@ from lit_llm.errors import UserError
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.rope import inverse_frequencies, llama3_frequencies
 
-_KIND, _FACTOR, _TRAINED = "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length"
+_KIND, _FACTOR, _TRAINED = (
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scaling.original_context_length",
+)
 _BETAS = {"beta_fast": "rope.scaling.yarn_beta_fast", "beta_slow": "rope.scaling.yarn_beta_slow"}
 # The values of every published Llama 3: a file holds the factors that they give, and not the values.
 _LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _LLAMA3_CONTEXT = 8192
 
 
-def read_scaling(config: TransformerConfig, given: dict[str, Any], factors: Tensor | None) -> dict[str, Any] | None:
+def read_scaling(
+    config: TransformerConfig, given: dict[str, Any], factors: Tensor | None
+) -> dict[str, Any] | None:
     """``rope_scaling`` of a file.
 
     Args:
@@ -35,34 +41,57 @@ def read_scaling(config: TransformerConfig, given: dict[str, Any], factors: Tens
     betas = {ours: given.pop(key) for ours, key in _BETAS.items() if key in given}
     if factors is not None:
         if kind != "none":
-            raise UserError(f"RoPE scaling of type {kind!r} together with rope_freqs.weight is not supported")
+            raise UserError(
+                f"RoPE scaling of type {kind!r} together with rope_freqs.weight is not supported"
+            )
         return _read_factors(config, factors, trained)
     if kind == "none" or (kind == "linear" and factor in (None, 0, 1)):
         return None
     if kind == "linear":
         return {"rope_type": "linear", "factor": factor}
     if kind != "yarn" or factor is None:
-        raise UserError(f"RoPE scaling of type {kind!r} with factor {factor} is not supported; linear and yarn are")
-    return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": trained, **betas}
+        raise UserError(
+            f"RoPE scaling of type {kind!r} with factor {factor} is not supported; linear and yarn are"
+        )
+    return {
+        "rope_type": "yarn",
+        "factor": factor,
+        "original_max_position_embeddings": trained,
+        **betas,
+    }
 
 
-def _read_factors(config: TransformerConfig, factors: Tensor, trained: int) -> dict[str, Any] | None:
+def _read_factors(
+    config: TransformerConfig, factors: Tensor, trained: int
+) -> dict[str, Any] | None:
     if factors.shape != (config.rotary_size // 2,):
-        raise UserError(f"tensor rope_freqs.weight has shape {tuple(factors.shape)}, not {(config.rotary_size // 2,)}")
+        raise UserError(
+            f"tensor rope_freqs.weight has shape {tuple(factors.shape)}, not {(config.rotary_size // 2,)}"
+        )
     largest = float(factors.max())
     if torch.equal(factors, torch.ones_like(factors)):
         return None
     for context in dict.fromkeys((trained, _LLAMA3_CONTEXT)):
-        scaling = {**_LLAMA3, "factor": round(largest, 4), "original_max_position_embeddings": context}
-        if torch.allclose(_factors(dataclasses.replace(config, rope_scaling=scaling)), factors, rtol=1e-5):
+        scaling = {
+            **_LLAMA3,
+            "factor": round(largest, 4),
+            "original_max_position_embeddings": context,
+        }
+        if torch.allclose(
+            _factors(dataclasses.replace(config, rope_scaling=scaling)), factors, rtol=1e-5
+        ):
             return scaling
-    raise UserError("tensor rope_freqs.weight does not hold the factors of Llama 3's RoPE scaling, nor all ones")
+    raise UserError(
+        "tensor rope_freqs.weight does not hold the factors of Llama 3's RoPE scaling, nor all ones"
+    )
 
 
 def _factors(config: TransformerConfig) -> Tensor:
     """What each frequency is divided by: float32 (rotary_size / 2,)."""
     assert config.rope_scaling is not None
-    frequencies, _ = llama3_frequencies(config, config.rope_scaling, torch.zeros(1, dtype=torch.int64))
+    frequencies, _ = llama3_frequencies(
+        config, config.rope_scaling, torch.zeros(1, dtype=torch.int64)
+    )
     return inverse_frequencies(config.rotary_size, config.rope_theta) / frequencies
 
 
@@ -82,6 +111,10 @@ def write_scaling(config: TransformerConfig) -> tuple[dict[str, Any], Tensor | N
     if kind == "llama3":
         return {_TRAINED: trained}, _factors(config)
     if kind == "yarn":
-        betas = {key: float(scaling[ours]) for ours, key in _BETAS.items() if scaling.get(ours) is not None}
+        betas = {
+            key: float(scaling[ours])
+            for ours, key in _BETAS.items()
+            if scaling.get(ours) is not None
+        }
         return {_KIND: "yarn", _FACTOR: float(scaling["factor"]), _TRAINED: trained, **betas}, None
     raise UserError(f"RoPE scaling of type {kind!r}")

@@ -18,7 +18,12 @@ from lit_llm.models.tokenizer import SPLIT_PATTERN, Tokenizer
 if TYPE_CHECKING:
     import tokenizers
 
-_DIGITS, _GPT2, _LLAMA3, _QWEN2 = "digits, then GPT-2's pattern", "GPT-2's pattern", "Llama 3's", "Qwen 2's"
+_DIGITS, _GPT2, _LLAMA3, _QWEN2 = (
+    "digits, then GPT-2's pattern",
+    "GPT-2's pattern",
+    "Llama 3's",
+    "Qwen 2's",
+)
 # Qwen's differs from Llama 3's in taking digits one by one.
 _PATTERNS = {_LLAMA3: SPLIT_PATTERN, _QWEN2: SPLIT_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")}
 # tokenizer.ggml.pre -> how that vocabulary's text is split before merging; the first of each kind is written
@@ -28,10 +33,19 @@ _SPLITS = {
     "llama-bpe": _LLAMA3, "llama3": _LLAMA3, "llama-v3": _LLAMA3,
     "qwen2": _QWEN2, "stablelm2": _QWEN2,
 }  # fmt: skip
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6  # tokenizer.ggml.token_type
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = (
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+)  # tokenizer.ggml.token_type
 _FILLER = re.compile(r"\[PAD\d+\]")  # rows of the embedding beyond the vocabulary
 _WORD = "\u2581"  # SentencePiece's mark of a space
-_LONGEST_TOKEN = 512  # characters; longer ones are in broken files only, and would take long to split
+_LONGEST_TOKEN = (
+    512  # characters; longer ones are in broken files only, and would take long to split
+)
 _IDS = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding"}
 
 
@@ -72,7 +86,9 @@ def read_tokenizer(file: GGUFFile) -> Tokenizer:
         if index is None:
             return None
         if type(index) is not int or not 0 <= index < len(tokens):
-            raise UserError(f"{path}: tokenizer.ggml.{key}_token_id is {index!r}, of {len(tokens)} tokens")
+            raise UserError(
+                f"{path}: tokenizer.ggml.{key}_token_id is {index!r}, of {len(tokens)} tokens"
+            )
         return tokens[index]
 
     template = meta.get("tokenizer.chat_template")
@@ -103,23 +119,33 @@ def _bpe(file: GGUFFile, **options: Any) -> tokenizers.Tokenizer:
 
     try:
         return Backend(models.BPE(**options))
-    except Exception as error:  # the library raises a bare Exception for merges of tokens that are not there
-        raise UserError(f"{file.path}: tokenizer.ggml.merges does not fit the tokens ({error})") from None
+    except (
+        Exception
+    ) as error:  # the library raises a bare Exception for merges of tokens that are not there
+        raise UserError(
+            f"{file.path}: tokenizer.ggml.merges does not fit the tokens ({error})"
+        ) from None
 
 
-def _byte_level(file: GGUFFile, tokens: list[str], types: list[int], split: str) -> tokenizers.Tokenizer:
+def _byte_level(
+    file: GGUFFile, tokens: list[str], types: list[int], split: str
+) -> tokenizers.Tokenizer:
     from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
     merges = [tuple(merge.split(" ", 1)) for merge in _texts(file, "tokenizer.ggml.merges")]
     if any(len(merge) != 2 for merge in merges):
         raise UserError(f"{file.path}: tokenizer.ggml.merges holds something that is no pair")
-    backend = _bpe(file, vocab=_vocabulary(file, tokens), merges=merges, ignore_merges=split == _LLAMA3)
+    backend = _bpe(
+        file, vocab=_vocabulary(file, tokens), merges=merges, ignore_merges=split == _LLAMA3
+    )
     splitters: list[Any] = []
     if split in _PATTERNS:
         splitters = [pre_tokenizers.Split(Regex(_PATTERNS[split]), behavior="isolated")]
     elif split == _DIGITS:
         splitters = [pre_tokenizers.Digits(individual_digits=True)]
-    by_pattern = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split in (_DIGITS, _GPT2))
+    by_pattern = pre_tokenizers.ByteLevel(
+        add_prefix_space=False, use_regex=split in (_DIGITS, _GPT2)
+    )
     backend.pre_tokenizer = pre_tokenizers.Sequence([*splitters, by_pattern])
     if split == _QWEN2:
         backend.normalizer = normalizers.NFC()
@@ -132,7 +158,11 @@ def _sentencepiece(file: GGUFFile, tokens: list[str], types: list[int]) -> token
 
     vocabulary = _vocabulary(file, tokens)
     scores = file.metadata.get("tokenizer.ggml.scores")
-    if not isinstance(scores, list) or len(scores) < len(tokens) or not isinstance(scores[0], float):
+    if (
+        not isinstance(scores, list)
+        or len(scores) < len(tokens)
+        or not isinstance(scores[0], float)
+    ):
         raise UserError(f"{file.path}: tokenizer.ggml.scores does not have one number a token")
     # Of one token's splits, transformers puts first the one whose parts score highest; engines see no difference.
     splits = [
@@ -144,9 +174,18 @@ def _sentencepiece(file: GGUFFile, tokens: list[str], types: list[int]) -> token
     splits.sort(key=lambda split: split[:3])
     unknown = file.metadata.get("tokenizer.ggml.unknown_token_id", 0)
     if type(unknown) is not int or not 0 <= unknown < len(tokens):
-        raise UserError(f"{file.path}: tokenizer.ggml.unknown_token_id is {unknown!r}, of {len(tokens)} tokens")
+        raise UserError(
+            f"{file.path}: tokenizer.ggml.unknown_token_id is {unknown!r}, of {len(tokens)} tokens"
+        )
     merges = [(left, right) for *_, left, right in splits]
-    backend = _bpe(file, vocab=vocabulary, merges=merges, unk_token=tokens[unknown], fuse_unk=True, byte_fallback=True)
+    backend = _bpe(
+        file,
+        vocab=vocabulary,
+        merges=merges,
+        unk_token=tokens[unknown],
+        fuse_unk=True,
+        byte_fallback=True,
+    )
     prefixed = file.metadata.get("tokenizer.ggml.add_space_prefix", True)
     steps = [normalizers.Prepend(_WORD)] if prefixed else []
     backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _WORD)])
@@ -181,7 +220,9 @@ def tokenizer_metadata(tokenizer: Tokenizer, num_tokens: int) -> dict[str, Any]:
     spec = json.loads(tokenizer._backend.to_str())
     model = spec["model"]
     if model.get("type") != "BPE":
-        raise UserError(f"a tokenizer of kind {model.get('type')} cannot be written as GGUF; BPE can")
+        raise UserError(
+            f"a tokenizer of kind {model.get('type')} cannot be written as GGUF; BPE can"
+        )
     texts, types = [f"[PAD{i}]" for i in range(num_tokens)], [_UNUSED] * num_tokens
     for token, index in tokenizer._backend.get_vocab(with_added_tokens=True).items():
         texts[index], types[index] = token, _NORMAL
@@ -192,7 +233,11 @@ def tokenizer_metadata(tokenizer: Tokenizer, num_tokens: int) -> dict[str, Any]:
     if model.get("byte_fallback"):
         kind = _sentencepiece_metadata(spec, texts, types, merges)
     else:
-        kind = {"model": "gpt2", "pre": _split_name(spec), "merges": [" ".join(merge) for merge in merges]}
+        kind = {
+            "model": "gpt2",
+            "pre": _split_name(spec),
+            "merges": [" ".join(merge) for merge in merges],
+        }
     ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "padding": tokenizer.pad_id}
     values = {
         **{f"tokenizer.ggml.{key}": value for key, value in kind.items()},
@@ -215,9 +260,17 @@ def _split_name(spec: dict[str, Any]) -> str:
     if kinds[-1] == "ByteLevel" and not last.get("add_prefix_space"):
         if kinds == ["ByteLevel"] and last.get("use_regex", True):
             found = _GPT2
-        elif kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits") and last.get("use_regex", True):
+        elif (
+            kinds == ["Digits", "ByteLevel"]
+            and steps[0].get("individual_digits")
+            and last.get("use_regex", True)
+        ):
             found = _DIGITS
-        elif kinds == ["Split", "ByteLevel"] and not last.get("use_regex", True) and not steps[0].get("invert"):
+        elif (
+            kinds == ["Split", "ByteLevel"]
+            and not last.get("use_regex", True)
+            and not steps[0].get("invert")
+        ):
             pattern = steps[0].get("pattern", {}).get("Regex")
             found = next((split for split, known in _PATTERNS.items() if known == pattern), None)
     # Engines take a piece that is a token whole for Llama 3's split and for no other.
@@ -235,10 +288,14 @@ def _sentencepiece_metadata(
     """Scores such that engines merge in the order of ``merges``; marks byte and unknown tokens in ``types``."""
     normalizer = json.dumps(spec.get("normalizer"), ensure_ascii=False)
     splitter = spec.get("pre_tokenizer") or {}
-    scheme = splitter.get("prepend_scheme", "always" if splitter.get("add_prefix_space") else "never")
+    scheme = splitter.get(
+        "prepend_scheme", "always" if splitter.get("add_prefix_space") else "never"
+    )
     metaspace = splitter.get("type") == "Metaspace"
     if splitter and not (metaspace and not splitter.get("split", True)):
-        raise UserError(f"GGUF has no name for how this tokenizer splits text ({splitter.get('type')})")
+        raise UserError(
+            f"GGUF has no name for how this tokenizer splits text ({splitter.get('type')})"
+        )
     by_token: dict[str, list[int]] = {}
     for rank, merge in enumerate(merges):
         by_token.setdefault("".join(merge), []).append(rank)
@@ -251,8 +308,12 @@ def _sentencepiece_metadata(
             continue
         ranks = by_token.get(token, [])
         # A score stands for all ways to make the token: they must all be there, and follow each other.
-        if len(ranks) != len(list(_parts(token, vocabulary))) or ranks != list(range(*_span(ranks))):
-            raise UserError(f"GGUF cannot say this tokenizer's merges: {token!r} is not made at one rank, of any parts")
+        if len(ranks) != len(list(_parts(token, vocabulary))) or ranks != list(
+            range(*_span(ranks))
+        ):
+            raise UserError(
+                f"GGUF cannot say this tokenizer's merges: {token!r} is not made at one rank, of any parts"
+            )
         if ranks:
             scores[index] = -float(ranks[0])
     unknown = spec["model"].get("unk_token")

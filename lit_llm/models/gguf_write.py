@@ -17,13 +17,20 @@ from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 
 Quantization = Literal["f16", "q8_0", "f32", "bf16"]
-_FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}  # general.file_type: llama.cpp's enum llama_ftype
+_FILE_TYPES = {
+    "f32": 0,
+    "f16": 1,
+    "q8_0": 7,
+    "bf16": 32,
+}  # general.file_type: llama.cpp's enum llama_ftype
 _BLOCK = 32  # values of a row that share a scale in Q8_0
 # Small, and read by engines as float32: routers, learned positions, and norms of any rank
 _EXACT = ("ffn_gate_inp.weight", "position_embd.weight", "_norm.weight")
 
 
-def write_gguf(model: Transformer, tokenizer: Tokenizer, file: Path, quantization: Quantization) -> None:
+def write_gguf(
+    model: Transformer, tokenizer: Tokenizer, file: Path, quantization: Quantization
+) -> None:
     """Write ``model`` and ``tokenizer`` as a GGUF file, whole or not at all.
 
     Matrices are stored as ``quantization`` says; norms, biases, routers and learned positions as float32, and so that
@@ -41,7 +48,9 @@ def write_gguf(model: Transformer, tokenizer: Tokenizer, file: Path, quantizatio
     try:
         from gguf import GGMLQuantizationType, GGUFWriter
     except ImportError:
-        raise UserError(f"{file}: GGUF needs the gguf package; pip install 'lit_llm[gguf]'") from None
+        raise UserError(
+            f"{file}: GGUF needs the gguf package; pip install 'lit_llm[gguf]'"
+        ) from None
     config = model.config
     kind = gguf_arch_of(config)
     arch = ARCHITECTURES[kind]
@@ -57,7 +66,11 @@ def write_gguf(model: Transformer, tokenizer: Tokenizer, file: Path, quantizatio
         f"{kind}.vocab_size": config.vocab_size,
         **tokenizer_metadata(tokenizer, config.vocab_size),
     }
-    for key, index in (("bos", config.bos_token_id), ("eos", config.eos_token_id), ("padding", config.pad_token_id)):
+    for key, index in (
+        ("bos", config.bos_token_id),
+        ("eos", config.eos_token_id),
+        ("padding", config.pad_token_id),
+    ):
         if index is not None:
             metadata.setdefault(f"tokenizer.ggml.{key}_token_id", index)
 
@@ -86,8 +99,13 @@ def write_gguf(model: Transformer, tokenizer: Tokenizer, file: Path, quantizatio
         if factors is not None:
             writer.write_tensor_data(factors.numpy())
         for name, held in layout.items():
-            parts = [relaid(ours, state[ours].detach().cpu().float(), config, arch, back=True) for ours in held]
-            writer.write_tensor_data(_quantized(torch.cat(parts) if len(parts) > 1 else parts[0], kinds[name]))
+            parts = [
+                relaid(ours, state[ours].detach().cpu().float(), config, arch, back=True)
+                for ours in held
+            ]
+            writer.write_tensor_data(
+                _quantized(torch.cat(parts) if len(parts) > 1 else parts[0], kinds[name])
+            )
         writer.close()
         part.replace(file)
     except OSError as error:
@@ -116,9 +134,13 @@ def _add_info(writer: Any, name: str, shape: list[int], kind: Any) -> None:
     block, block_bytes = GGML_QUANT_SIZES[kind]
     size = int(np.prod(shape)) // block * block_bytes
     if kind.name in ("F32", "F16"):
-        writer.add_tensor_info(name, shape, np.dtype(np.float32 if kind.name == "F32" else np.float16), size)
+        writer.add_tensor_info(
+            name, shape, np.dtype(np.float32 if kind.name == "F32" else np.float16), size
+        )
     else:
-        writer.add_tensor_info(name, quant_shape_to_byte_shape(shape, kind), np.dtype(np.uint8), size, raw_dtype=kind)
+        writer.add_tensor_info(
+            name, quant_shape_to_byte_shape(shape, kind), np.dtype(np.uint8), size, raw_dtype=kind
+        )
 
 
 def _quantized(tensor: Tensor, kind: Any) -> np.ndarray:

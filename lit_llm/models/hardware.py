@@ -56,7 +56,11 @@ def _read(row: dict[str, str]) -> Accelerator:
     def number(key: str, scale: float = 1.0) -> float | None:
         return float(row[key]) * scale if row[key] else None
 
-    peak, memory, rate = number("dense_tflops", 1e12), number("memory_gb", 1e9), number("memory_tb_s", 1e12)
+    peak, memory, rate = (
+        number("dense_tflops", 1e12),
+        number("memory_gb", 1e9),
+        number("memory_tb_s", 1e12),
+    )
     assert peak is not None and memory is not None and rate is not None
     return Accelerator(
         row["name"], peak, number("fp8_tflops", 1e12), number("attainable_tflops", 1e12) or _ATTAINABLE * peak,
@@ -72,7 +76,11 @@ def find_accelerator(name: str) -> Accelerator:
         return known[wanted]
     bare = wanted.replace("-", "")
     # "A100" alone, "H100 SXM", "4090": what a name begins or ends with, if that says which.
-    near = [key for key in known if key.replace("-", "").startswith(bare) or key.replace("-", "").endswith(bare)]
+    near = [
+        key
+        for key in known
+        if key.replace("-", "").startswith(bare) or key.replace("-", "").endswith(bare)
+    ]
     if len(near) == 1:
         return known[near[0]]
     near = near or difflib.get_close_matches(wanted, known, n=4, cutoff=0.3) or list(known)
@@ -82,5 +90,7 @@ def find_accelerator(name: str) -> Accelerator:
 def accelerator_of(device_name: str) -> Accelerator | None:
     """The accelerator that a CUDA device's name ("NVIDIA H100 80GB HBM3") is, or None."""
     words = set(device_name.lower().replace("-", " ").split())
-    matches = [accelerator for name, accelerator in accelerators().items() if words >= set(name.split("-"))]
+    matches = [
+        accelerator for name, accelerator in accelerators().items() if words >= set(name.split("-"))
+    ]
     return max(matches, key=lambda accelerator: len(accelerator.name), default=None)

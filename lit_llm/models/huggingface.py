@@ -54,7 +54,9 @@ def iter_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
                         yield name, reader.get_tensor(name)
             else:
                 # A pickle can run any code: weights_only takes tensors and nothing else.
-                yield from torch.load(file, map_location="cpu", mmap=True, weights_only=True).items()
+                yield from torch.load(
+                    file, map_location="cpu", mmap=True, weights_only=True
+                ).items()
 
 
 def stored_bytes(folder: Path) -> dict[str, int]:
@@ -69,14 +71,22 @@ def stored_bytes(folder: Path) -> dict[str, int]:
     for file in _weight_files(folder):
         with _naming(file):
             if file.suffix == ".safetensors":
-                with safe_open(file, framework="np") as reader:  # "pt" would reserve memory for the whole file
+                with safe_open(
+                    file, framework="np"
+                ) as reader:  # "pt" would reserve memory for the whole file
                     for name in reader.keys():  # noqa: SIM118
                         entry = reader.get_slice(name)
                         dtype = entry.get_dtype()
-                        bits = int(re.sub(r"\D.*", "", dtype.lstrip("BFIUOL")) or 8)  # BF16, F8_E4M3, I64, U8, BOOL
-                        total[dtype] = total.get(dtype, 0) + math.prod(entry.get_shape()) * bits // 8
+                        bits = int(
+                            re.sub(r"\D.*", "", dtype.lstrip("BFIUOL")) or 8
+                        )  # BF16, F8_E4M3, I64, U8, BOOL
+                        total[dtype] = (
+                            total.get(dtype, 0) + math.prod(entry.get_shape()) * bits // 8
+                        )
             else:
-                for tensor in torch.load(file, map_location="cpu", mmap=True, weights_only=True).values():
+                for tensor in torch.load(
+                    file, map_location="cpu", mmap=True, weights_only=True
+                ).values():
                     dtype = str(tensor.dtype).removeprefix("torch.")
                     total[dtype] = total.get(dtype, 0) + tensor.numel() * tensor.element_size()
     return total
@@ -103,19 +113,27 @@ def _weight_files(folder: Path) -> list[Path]:
         index = folder / f"{name}.index.json"
         if index.exists():
             weight_map = read_json(index).get("weight_map")
-            if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+            if not isinstance(weight_map, dict) or not all(
+                isinstance(file, str) for file in weight_map.values()
+            ):
                 raise UserError(f"{index}: has no weight_map of file names")
             for tensor, file in weight_map.items():
                 if Path(file).name != file or not (folder / file).is_file():
-                    raise UserError(f"{folder / file}: no such file; {index.name} says that it holds {tensor}")
+                    raise UserError(
+                        f"{folder / file}: no such file; {index.name} says that it holds {tensor}"
+                    )
             return [folder / file for file in sorted(set(weight_map.values()))]
         if (folder / name).exists():
             return [folder / name]
-    raise UserError(f"{folder / 'model.safetensors'}: no such file; a model directory holds it or its shards")
+    raise UserError(
+        f"{folder / 'model.safetensors'}: no such file; a model directory holds it or its shards"
+    )
 
 
 def load_pretrained(
-    folder: Path, dtype: torch.dtype | None = None, prepare: Callable[[Transformer], None] | None = None
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    prepare: Callable[[Transformer], None] | None = None,
 ) -> Transformer:
     """See `Transformer.from_pretrained`."""
     if not folder.is_dir():
@@ -124,7 +142,9 @@ def load_pretrained(
     config = config_from_hf(hf, str(folder / "config.json"))
     model = meta_transformer(config)
     family = None if hf["model_type"] == "lit_llm" else hf["model_type"]
-    layout = Layout(config, {name: tensor.shape for name, tensor in model.state_dict().items()}, family)
+    layout = Layout(
+        config, {name: tensor.shape for name, tensor in model.state_dict().items()}, family
+    )
     if prepare is not None:
         prepare(model)
     loaded: dict[str, Tensor] = {}
@@ -133,7 +153,9 @@ def load_pretrained(
     for name, tensor in iter_tensors(folder):
         theirs = layout.find(name)
         if theirs is None:
-            if not (name == "lm_head.weight" and config.tie_embeddings) and not _STORED_TABLES.search(name):
+            if not (
+                name == "lm_head.weight" and config.tie_embeddings
+            ) and not _STORED_TABLES.search(name):
                 unknown.append(name)
             continue
         if tensor.shape != layout.shape(theirs):
@@ -157,11 +179,16 @@ def load_pretrained(
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "none"
+    return (
+        ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "none"
+    )
 
 
 def save_pretrained(
-    model: Transformer, folder: Path, dtype: torch.dtype | None = None, state_dict: dict[str, Tensor] | None = None
+    model: Transformer,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    state_dict: dict[str, Tensor] | None = None,
 ) -> None:
     """See `Transformer.save_pretrained`."""
     from safetensors.torch import save_file
@@ -169,18 +196,26 @@ def save_pretrained(
     config = model.config
     folder.mkdir(parents=True, exist_ok=True)
     state = model.state_dict() if state_dict is None else state_dict
-    layout = Layout(config, {name: tensor.shape for name, tensor in state.items()}, family_of(config))
-    _write_json(folder / "config.json", config_to_hf(config, dtype or next(model.parameters()).dtype))
+    layout = Layout(
+        config, {name: tensor.shape for name, tensor in state.items()}, family_of(config)
+    )
+    _write_json(
+        folder / "config.json", config_to_hf(config, dtype or next(model.parameters()).dtype)
+    )
     generation = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id,
                   "pad_token_id": config.pad_token_id}  # fmt: skip
-    _write_json(folder / "generation_config.json", {k: v for k, v in generation.items() if v is not None})
+    _write_json(
+        folder / "generation_config.json", {k: v for k, v in generation.items() if v is not None}
+    )
 
     def saved(name: str) -> Tensor:
         tensor = layout.join(name, state).detach()
         return tensor.to(device="cpu", dtype=dtype or tensor.dtype).contiguous()
 
     def size(name: str) -> int:
-        return layout.shape(name).numel() * (dtype or state[layout.slots[name].ours[0]].dtype).itemsize
+        return (
+            layout.shape(name).numel() * (dtype or state[layout.slots[name].ours[0]].dtype).itemsize
+        )
 
     shards: list[list[str]] = [[]]
     filled = 0
@@ -199,7 +234,10 @@ def save_pretrained(
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         save_file({name: saved(name) for name in names}, folder / file, metadata)
         weight_map |= dict.fromkeys(names, file)
-    index = {"metadata": {"total_size": sum(size(name) for name in layout.slots)}, "weight_map": weight_map}
+    index = {
+        "metadata": {"total_size": sum(size(name) for name in layout.slots)},
+        "weight_map": weight_map,
+    }
     _write_json(folder / "model.safetensors.index.json", index)
 
 

@@ -18,20 +18,28 @@ def _their_name(ours: str, family: Family) -> str:
     parts = ours.split(".")
     layer = parts[1] if parts[0] == "layers" else ""
     generic = ".".join(["layers", "{i}", *parts[2:]]) if layer else ours
-    table = COMMON_TENSORS | family.tensors | {part: whole for whole, held in family.fused.items() for part in held}
+    table = (
+        COMMON_TENSORS
+        | family.tensors
+        | {part: whole for whole, held in family.fused.items() for part in held}
+    )
     # The longest prefix wins, so that a family renames one projection and keeps the rest.
     prefix = max((p for p in table if generic == p or generic.startswith(p + ".")), key=len)
     return (table[prefix] + generic[len(prefix) :]).replace("{i}", layer)
 
 
-def _relaid(name: str, tensor: Tensor, config: TransformerConfig, family: Family, *, back: bool) -> Tensor:
+def _relaid(
+    name: str, tensor: Tensor, config: TransformerConfig, family: Family, *, back: bool
+) -> Tensor:
     """Rows of our tensor ``name`` from the family's RoPE layout to ours, or ``back``."""
     if family.rope_layout == "halves" or not re.search(r"\.[qk]_(proj|norm)\.", name):
         return tensor
     assert config.head_dim is not None
     half = config.head_dim // 2
     rows = tensor.flatten(0, 1) if "_norm." in name and tensor.ndim == 2 else tensor
-    if family.rope_layout == "reversed":  # exchanging the halves turns pairs by theta instead of -theta
+    if (
+        family.rope_layout == "reversed"
+    ):  # exchanging the halves turns pairs by theta instead of -theta
         moved = rows.unflatten(0, (-1, 2, half)).flip(1)
     elif back:
         moved = rows.unflatten(0, (-1, 2, half)).transpose(1, 2)
@@ -60,7 +68,9 @@ class Layout:
         slots: by their name.
     """
 
-    def __init__(self, config: TransformerConfig, shapes: dict[str, torch.Size], family: str | None):
+    def __init__(
+        self, config: TransformerConfig, shapes: dict[str, torch.Size], family: str | None
+    ):
         self.config, self.shapes = config, shapes
         self.family = None if family is None else FAMILIES[family]
         self.slots: dict[str, Slot] = {}
@@ -69,7 +79,9 @@ class Layout:
                 continue
             theirs = ours if self.family is None else _their_name(ours, self.family)
             if "{n}" in theirs:
-                self.slots |= {theirs.replace("{n}", str(n)): Slot([ours], n) for n in range(shape[0])}
+                self.slots |= {
+                    theirs.replace("{n}", str(n)): Slot([ours], n) for n in range(shape[0])
+                }
             else:
                 self.slots.setdefault(theirs, Slot([])).ours.append(ours)
 
@@ -101,7 +113,9 @@ class Layout:
     def join(self, name: str, state: dict[str, Tensor]) -> Tensor:
         """The file's tensor from our state dict: the inverse of `split`."""
         slot = self.slots[name]
-        parts = [state[ours] if slot.member is None else state[ours][slot.member] for ours in slot.ours]
+        parts = [
+            state[ours] if slot.member is None else state[ours][slot.member] for ours in slot.ours
+        ]
         tensor = self.join_rows(slot, parts)
         return tensor.T if self._transposed(name) else tensor
 
@@ -115,13 +129,19 @@ class Layout:
             parts = [part.flatten(0, 1) for part in by_head.unbind(1)]
         elif len(slot.ours) > 1:
             parts = list(tensor.split([self.shapes[ours][0] for ours in slot.ours]))
-        return [_relaid(*pair, self.config, self.family, back=False) for pair in zip(slot.ours, parts, strict=True)]
+        return [
+            _relaid(*pair, self.config, self.family, back=False)
+            for pair in zip(slot.ours, parts, strict=True)
+        ]
 
     def join_rows(self, slot: Slot, parts: list[Tensor]) -> Tensor:
         """The inverse of `split_rows`."""
         if self.family is None:
             return parts[0]
-        parts = [_relaid(*pair, self.config, self.family, back=True) for pair in zip(slot.ours, parts, strict=True)]
+        parts = [
+            _relaid(*pair, self.config, self.family, back=True)
+            for pair in zip(slot.ours, parts, strict=True)
+        ]
         if len(parts) > 1 and self.family.fused_by_head:
             heads = self.config.num_heads
             return torch.stack([part.unflatten(0, (heads, -1)) for part in parts], 1).flatten(0, 2)
@@ -129,4 +149,6 @@ class Layout:
 
     def _transposed(self, name: str) -> bool:
         module, _, kind = name.rpartition(".")
-        return self.family is not None and kind == "weight" and module.endswith(self.family.transposed)
+        return (
+            self.family is not None and kind == "weight" and module.endswith(self.family.transposed)
+        )

@@ -25,5 +25,7 @@ def locate(path: str | Path) -> Path:
     found = importlib.util.find_spec(name) if name.isidentifier() else None
     if found is None or not found.submodule_search_locations:
         distribution = name.replace("_", "-")
-        raise UserError(f"{text}: no package {name!r} is installed here; pip install --no-deps {distribution}")
+        raise UserError(
+            f"{text}: no package {name!r} is installed here; pip install --no-deps {distribution}"
+        )
     return Path(found.submodule_search_locations[0]) / inner

@@ -43,7 +43,9 @@ class LoRAConfig:
         if not 0 <= self.dropout < 1:
             raise UserError(f"lora.dropout must be in [0, 1), got {self.dropout}")
         if unknown := set(self.targets) - set(TARGETS):
-            raise UserError(f"lora.targets: unknown {', '.join(sorted(unknown))}; known are {', '.join(TARGETS)}")
+            raise UserError(
+                f"lora.targets: unknown {', '.join(sorted(unknown))}; known are {', '.join(TARGETS)}"
+            )
 
     @property
     def scale(self) -> float:
@@ -83,7 +85,11 @@ class LoRALinear(nn.Linear):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # Adapted on meta, then filled with a base that knows of no update: it begins here, beside its weight.
-        if self.lora_a.is_meta and f"{prefix}weight" in state_dict and f"{prefix}lora_a" not in state_dict:
+        if (
+            self.lora_a.is_meta
+            and f"{prefix}weight" in state_dict
+            and f"{prefix}lora_a" not in state_dict
+        ):
             device = state_dict[f"{prefix}weight"].device
             self.lora_a, self.lora_b = (
                 nn.Parameter(torch.empty_like(p, device=device)) for p in (self.lora_a, self.lora_b)
@@ -98,7 +104,9 @@ class LoRALinear(nn.Linear):
         if self.merged:
             return base
         dropped = F.dropout(x, self.dropout, self.training)
-        if not torch.is_autocast_enabled(x.device.type):  # else the products cast what they need themselves
+        if not torch.is_autocast_enabled(
+            x.device.type
+        ):  # else the products cast what they need themselves
             dropped = dropped.to(self.lora_a.dtype)
         update = F.linear(F.linear(dropped, self.lora_a), self.lora_b)
         return base + self.scale * update.to(base.dtype)
@@ -122,7 +130,9 @@ class LoRALinear(nn.Linear):
 def apply_lora(model: Transformer, config: LoRAConfig) -> None:
     """Freeze ``model`` and put trainable updates beside the targets, in place. Raises UserError where none is found."""
     model.requires_grad_(False)
-    found = [m for name, m in model.layers.named_modules() if name.rsplit(".", 1)[-1] in config.targets]
+    found = [
+        m for name, m in model.layers.named_modules() if name.rsplit(".", 1)[-1] in config.targets
+    ]
     if not found:
         raise UserError(f"lora.targets: the model has none of {', '.join(config.targets)}")
     for module in found:
@@ -150,7 +160,9 @@ def unmerge_adapter(model: Transformer) -> None:
     """Take the updates out of the weights again: the base's, up to the rounding of their dtype."""
     for module in lora_layers(model):
         if module.merged:
-            module.weight.data = (module.weight.data.float() - module.update()).to(module.weight.dtype)
+            module.weight.data = (module.weight.data.float() - module.update()).to(
+                module.weight.dtype
+            )
             module.merged = False
 
 
@@ -179,5 +191,7 @@ def lora_from(value: dict[str, Any] | LoRAConfig | None) -> LoRAConfig | None:
     if value is None or isinstance(value, LoRAConfig):
         return value
     if unknown := set(value) - set(asdict(LoRAConfig())):
-        raise UserError(f"unknown key lora.{sorted(unknown)[0]}; known are {', '.join(asdict(LoRAConfig()))}")
+        raise UserError(
+            f"unknown key lora.{sorted(unknown)[0]}; known are {', '.join(asdict(LoRAConfig()))}"
+        )
     return LoRAConfig(**value)

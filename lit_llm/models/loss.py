@@ -67,7 +67,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight_VC, dtype=torch.float32) if needs_weight else None
         loss = torch.zeros((), dtype=torch.float32, device=x_NC.device)
         largest = max(1, chunk_bytes(x_NC.device.type) // (weight.itemsize * len(weight)))
-        rows = max(1, -(-len(x_NC) // max(1, -(-len(x_NC) // largest))))  # alike: one shape to compile for
+        rows = max(
+            1, -(-len(x_NC) // max(1, -(-len(x_NC) // largest)))
+        )  # alike: one shape to compile for
         loss_and_grad = _compiled() if compiled else _in_blocks
         for start in range(0, len(x_NC), rows):
             labels = labels_N[start : start + rows]
@@ -81,7 +83,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_weight is not None and grad.dtype == grad_weight.dtype:
                 grad_weight.addmm_(grad.T, chunk)
             elif grad_weight is not None:
-                for slab, of in zip(grad_weight.split(_SLAB), grad.split(_SLAB, dim=1), strict=True):
+                for slab, of in zip(
+                    grad_weight.split(_SLAB), grad.split(_SLAB, dim=1), strict=True
+                ):
                     slab += of.T @ chunk
             del grad  # before the next chunk's is made
         ctx.save_for_backward(grad_x, grad_weight)
@@ -91,7 +95,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if ctx.done:
-            raise RuntimeError("linear_cross_entropy scales its gradients in place: call backward once")
+            raise RuntimeError(
+                "linear_cross_entropy scales its gradients in place: call backward once"
+            )
         ctx.done = True
         grad_x, grad_weight = ctx.saved_tensors
         scaled = (
@@ -124,7 +130,9 @@ def _in_blocks(
     return loss, logits_NV
 
 
-def _whole(logits_NV: Tensor, labels_N: Tensor, scale: float | None, softcap: float | None) -> tuple[Tensor, Tensor]:
+def _whole(
+    logits_NV: Tensor, labels_N: Tensor, scale: float | None, softcap: float | None
+) -> tuple[Tensor, Tensor]:
     """As `_in_blocks`, written for a compiler: no scatter, nothing in place."""
     labelled, labels_N1 = labels_N[:, None] != IGNORE, labels_N[:, None].clamp(min=0)
     x, slope = _capped(logits_NV.float(), scale, softcap)
@@ -140,7 +148,9 @@ def _compiled() -> Any:
     return torch.compile(_whole, dynamic=False)
 
 
-def _capped(logits: Tensor, scale: float | None, softcap: float | None) -> tuple[Tensor, Tensor | float | None]:
+def _capped(
+    logits: Tensor, scale: float | None, softcap: float | None
+) -> tuple[Tensor, Tensor | float | None]:
     """``logits`` scaled and soft-capped, and the derivative of that; None where it is 1."""
     if softcap is None:
         return (logits, None) if scale is None else (logits * scale, scale)

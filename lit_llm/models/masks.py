@@ -36,12 +36,18 @@ def build_masks(
     T = input_ids.shape[1]
 
     def build(window: int | None) -> Mask:
-        masked = document_ids is not None or config.attention_softcap is not None or (window is not None and window < T)
+        masked = (
+            document_ids is not None
+            or config.attention_softcap is not None
+            or (window is not None and window < T)
+        )
         if padding_mask is None and (backends.masked if masked else backends.causal) == "flex":
             return build_block_mask(input_ids, window, document_ids)
         return build_mask(T, past + T, window, padding_mask, input_ids.device, document_ids)
 
-    return {window: build(window) for window in {config.window(i) for i in range(config.num_layers)}}
+    return {
+        window: build(window) for window in {config.window(i) for i in range(config.num_layers)}
+    }
 
 
 def build_mask(
@@ -57,7 +63,12 @@ def build_mask(
     ``padding_mask`` is bool (B, S), True for real tokens; ``document_ids`` int64 (B, T), with T = S, keeps documents
     apart. None means that SDPA's own causal mask says the same.
     """
-    if padding_mask is None and document_ids is None and query_len == key_len and (window is None or window >= key_len):
+    if (
+        padding_mask is None
+        and document_ids is None
+        and query_len == key_len
+        and (window is None or window >= key_len)
+    ):
         return None
     queries = torch.arange(key_len - query_len, key_len, device=device)[:, None]
     keys = torch.arange(key_len, device=device)[None]
@@ -72,7 +83,9 @@ def build_mask(
     return (mask & padding_mask[:, None, None, :]) | (keys == queries)
 
 
-def build_block_mask(input_ids: Tensor, window: int | None, document_ids: Tensor | None) -> BlockMask:
+def build_block_mask(
+    input_ids: Tensor, window: int | None, document_ids: Tensor | None
+) -> BlockMask:
     """The mask of tokens (B, T) that `build_mask` makes without padding and cache, for FlexAttention.
 
     Causality, windows and documents together let a query see the keys from some first one up to itself, and that first
@@ -98,9 +111,15 @@ def build_block_mask(input_ids: Tensor, window: int | None, document_ids: Tensor
     if T % BLOCK:  # the last block ends with the last query
         highest_BN1 = torch.cat((highest_BN1, first_BT[:, -1:, None]), 1)
     touched_BNN = (keys_N <= queries_N1) & ((keys_N + 1) * BLOCK > lowest_BN1)
-    full_BNN = (keys_N < queries_N1) & (keys_N * BLOCK >= highest_BN1) & ((queries_N1 + 1) * BLOCK <= T)
+    full_BNN = (
+        (keys_N < queries_N1) & (keys_N * BLOCK >= highest_BN1) & ((queries_N1 + 1) * BLOCK <= T)
+    )
     return BlockMask.from_kv_blocks(
-        *_listed(touched_BNN & ~full_BNN), *_listed(full_BNN), BLOCK_SIZE=BLOCK, mask_mod=visible, seq_lengths=(T, T)
+        *_listed(touched_BNN & ~full_BNN),
+        *_listed(full_BNN),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=visible,
+        seq_lengths=(T, T),
     )
 
 
@@ -108,4 +127,6 @@ def _listed(blocks_BNN: Tensor) -> tuple[Tensor, Tensor]:
     """How many key blocks are chosen for each query block, and which: int32 (B, 1, N) and (B, 1, N, N), the chosen
     ones first and in order, the rest after them."""
     blocks = blocks_BNN[:, None].int()
-    return blocks.sum(-1, dtype=torch.int32), blocks.argsort(dim=-1, descending=True, stable=True).int()
+    return blocks.sum(-1, dtype=torch.int32), blocks.argsort(
+        dim=-1, descending=True, stable=True
+    ).int()

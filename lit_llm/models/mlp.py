@@ -80,7 +80,9 @@ class Experts(nn.Module):
         # Without data (counting FLOPs or memory on the meta device) every expert gets its share.
         sizes = [N // E + (i < N % E) for i in range(E)] if counts.is_meta else counts.tolist()
         for expert, rows in enumerate(x_NC.split(sizes)):
-            hidden = self.activation(F.linear(rows, self.gate_proj[expert])) * F.linear(rows, self.up_proj[expert])
+            hidden = self.activation(F.linear(rows, self.gate_proj[expert])) * F.linear(
+                rows, self.up_proj[expert]
+            )
             outputs.append(F.linear(hidden, self.down_proj[expert]))
         return torch.cat(outputs)
 
@@ -88,8 +90,12 @@ class Experts(nn.Module):
         """The same by one kernel a product, which reads where rows end from the device: the host need not wait for
         the counts. bfloat16."""
         ends = counts.cumsum(0, dtype=torch.int32)
-        gate, up, down = (w.to(x_NC.dtype).mT for w in (self.gate_proj, self.up_proj, self.down_proj))
-        hidden = self.activation(F.grouped_mm(x_NC, gate, offs=ends)) * F.grouped_mm(x_NC, up, offs=ends)
+        gate, up, down = (
+            w.to(x_NC.dtype).mT for w in (self.gate_proj, self.up_proj, self.down_proj)
+        )
+        hidden = self.activation(F.grouped_mm(x_NC, gate, offs=ends)) * F.grouped_mm(
+            x_NC, up, offs=ends
+        )
         return F.grouped_mm(hidden, down, offs=ends)
 
 
@@ -120,16 +126,24 @@ class MixtureOfExperts(nn.Module):
         weights_Nk, chosen_Nk = probabilities_NE.topk(self.top_k, dim=-1)
         if self.normalize:
             weights_Nk = weights_Nk / weights_Nk.sum(-1, keepdim=True)
-        ones = torch.ones_like(chosen_Nk.flatten())  # bincount would make the host wait for its length
+        ones = torch.ones_like(
+            chosen_Nk.flatten()
+        )  # bincount would make the host wait for its length
         counts_E = ones.new_zeros(logits_NE.shape[-1]).index_add(0, chosen_Nk.flatten(), ones)
         order = chosen_Nk.flatten().argsort(stable=True)  # rows of (token, choice), by expert
         token = order // self.top_k
-        y_rows = self.experts(x_NC[token], counts_E) * weights_Nk.flatten()[order, None].to(x_NC.dtype)
+        y_rows = self.experts(x_NC[token], counts_E) * weights_Nk.flatten()[order, None].to(
+            x_NC.dtype
+        )
         y_NC = torch.zeros_like(x_NC).index_add(0, token, y_rows.to(x_NC.dtype))
-        self.router_loss = self._router_loss(logits_NE, probabilities_NE, counts_E) if self.training else None
+        self.router_loss = (
+            self._router_loss(logits_NE, probabilities_NE, counts_E) if self.training else None
+        )
         return y_NC.view_as(x_BTC)
 
-    def _router_loss(self, logits_NE: Tensor, probabilities_NE: Tensor, counts_E: Tensor) -> Tensor | None:
+    def _router_loss(
+        self, logits_NE: Tensor, probabilities_NE: Tensor, counts_E: Tensor
+    ) -> Tensor | None:
         if not (self.aux_loss or self.z_loss):
             return None
         tokens, experts = logits_NE.shape

@@ -33,12 +33,16 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.offset:
             assert self.weight is not None
-            return (F.rms_norm(x.float(), (self.size,), eps=self.eps) * (1 + self.weight.float())).to(x.dtype)
+            return (
+                F.rms_norm(x.float(), (self.size,), eps=self.eps) * (1 + self.weight.float())
+            ).to(x.dtype)
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
             return RMSNormalize.apply(x, self.weight, self.eps)
         # From torch 2.12 on CUDA's autocast would have it return float32.
         with torch.autocast("cuda", enabled=False) if x.is_cuda else nullcontext():
-            y = F.rms_norm(x, (self.size,), eps=self.eps)  # the kernel keeps its own float32 sum for half types
+            y = F.rms_norm(
+                x, (self.size,), eps=self.eps
+            )  # the kernel keeps its own float32 sum for half types
         return y if self.weight is None else y * self.weight.to(y.dtype)
 
 
@@ -62,5 +66,7 @@ class HeadNorm(nn.Module):
 def build_norm(config: TransformerConfig, size: int) -> nn.Module:
     """The norm that ``config`` names, over the last ``size`` channels."""
     if config.norm == "layernorm":
-        return nn.LayerNorm(size, config.norm_eps, elementwise_affine=config.norm_weight, bias=config.norm_bias)
+        return nn.LayerNorm(
+            size, config.norm_eps, elementwise_affine=config.norm_weight, bias=config.norm_bias
+        )
     return RMSNorm(size, config.norm_eps, config.norm_weight, config.norm_offset)

@@ -33,7 +33,11 @@ def pack_linears(model: nn.Module) -> None:
         types.add(torch.bfloat16)
     for module in model.modules():
         # Subclasses compute something else; what they hold is not touched.
-        if type(module) is nn.Linear and module.weight.device.type == "cpu" and module.weight.dtype in types:
+        if (
+            type(module) is nn.Linear
+            and module.weight.device.type == "cpu"
+            and module.weight.dtype in types
+        ):
             packed = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach())
             module.weight = nn.Parameter(packed, requires_grad=False)
             module.__class__ = PackedLinear

@@ -12,7 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn import attention
 from torch.utils.checkpoint import checkpoint
@@ -72,7 +77,11 @@ def parallelize(
     for block in model.layers:
         if block in again:
             # The graph goes inside: of a checkpoint around the block the compiler makes none.
-            forward = torch.compile(block.forward, dynamic=False, backend=_keeping_less) if compile else block.forward
+            forward = (
+                torch.compile(block.forward, dynamic=False, backend=_keeping_less)
+                if compile
+                else block.forward
+            )
             block.forward = partial(checkpoint, forward, use_reentrant=False)  # type: ignore[method-assign]
         elif compile:
             block.compile(dynamic=False, backend=_keeping_less)
@@ -117,7 +126,9 @@ def use_backends(model: Transformer, backends: Backends) -> None:
         attention.activate_flash_attention_impl("FA3")
 
 
-def shard(model: nn.Module, blocks: list[nn.Module], mesh: DeviceMesh, dtype: torch.dtype | None) -> None:
+def shard(
+    model: nn.Module, blocks: list[nn.Module], mesh: DeviceMesh, dtype: torch.dtype | None
+) -> None:
     """FSDP2 over ``mesh``: each of ``blocks`` is gathered while it computes, the rest of ``model`` throughout.
 
     Raises:
@@ -134,7 +145,11 @@ def _refuse_quantized(model: nn.Module) -> None:
     """A piece of packed weights has no scales of its own, and FSDP2 gathers no states beside them."""
     for name, weight in model.named_parameters():
         # bitsandbytes' NF4 and FP4 weights, and its 8-bit ones; they are packed once they are on a device.
-        if hasattr(weight, "quant_state") or hasattr(weight, "CB") or not weight.is_floating_point():
+        if (
+            hasattr(weight, "quant_state")
+            or hasattr(weight, "CB")
+            or not weight.is_floating_point()
+        ):
             raise UserError(
                 f"trainer.strategy: {name} is quantised (NF4 or 8 bits), which cannot be sharded or cut yet; take ddp"
             )
@@ -151,18 +166,27 @@ def _cut(model: Transformer, mesh: DeviceMesh) -> None:
     config, size = model.config, mesh.size()
     for name in ("num_heads", "num_kv_heads", "intermediate_size"):
         if getattr(config, name) % size:
-            raise UserError(f"tensor_parallel_size={size} does not divide {name}={getattr(config, name)}")
+            raise UserError(
+                f"tensor_parallel_size={size} does not divide {name}={getattr(config, name)}"
+            )
     if config.qk_norm in ("projection", "per_head"):
         raise UserError(
             f"tensor_parallel_size={size}: a model with {config.qk_norm} qk_norm cannot be cut; set it to 1"
         )
     if any(config.has_experts(i) for i in range(config.num_layers)) or model.lora is not None:
-        raise UserError(f"tensor_parallel_size={size}: mixtures of experts and LoRA cannot be cut yet; set it to 1")
+        raise UserError(
+            f"tensor_parallel_size={size}: mixtures of experts and LoRA cannot be cut yet; set it to 1"
+        )
     _refuse_quantized(model)
     if any(isinstance(module, Float8Linear) for module in model.modules()):
-        raise UserError(f"tensor_parallel_size={size}: layers in 8 bits cannot be cut yet; set it to 1")
+        raise UserError(
+            f"tensor_parallel_size={size}: layers in 8 bits cannot be cut yet; set it to 1"
+        )
     into = {f"attention.{name}": ColwiseParallel() for name in ("q_proj", "k_proj", "v_proj")}
-    into |= {f"mlp.{name}": ColwiseParallel() for name in ("gate_proj", "up_proj")[not config.gated_mlp :]}
+    into |= {
+        f"mlp.{name}": ColwiseParallel()
+        for name in ("gate_proj", "up_proj")[not config.gated_mlp :]
+    }
     out = {name: RowwiseParallel() for name in ("attention.o_proj", "mlp.down_proj")}
     for block in model.layers:
         assert isinstance(block, Block)
@@ -178,4 +202,8 @@ def _spread(blocks: list[nn.Module], share: float) -> list[nn.Module]:
 
 
 def _device(mesh: DeviceMesh) -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if mesh.device_type == "cuda" else torch.device("cpu")
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if mesh.device_type == "cuda"
+        else torch.device("cpu")
+    )

@@ -108,7 +108,9 @@ def damage_of_parts(folder: Path) -> str | None:
     """What is wrong with the folder's bytes, or None: all files are read once and held to the manifest."""
     try:
         files = json.loads((folder / MANIFEST).read_bytes())["files"]
-        expected = [(folder / name, entry["bytes"], entry["crc32"]) for name, entry in files.items()]
+        expected = [
+            (folder / name, entry["bytes"], entry["crc32"]) for name, entry in files.items()
+        ]
     except FileNotFoundError:
         return f"it has no {MANIFEST}: it was not finished"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -130,7 +132,15 @@ def open_parts(folder: Path, weights_only: bool | None = True) -> dict[str, Any]
     except FileNotFoundError as error:
         missing = Path(error.filename).name if error.filename else str(error)
         raise UserError(f"{folder}: not a whole checkpoint: {missing} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RuntimeError,
+        EOFError,
+        pickle.UnpicklingError,
+    ) as error:
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{folder}: not a whole checkpoint ({said})") from None
 
@@ -192,9 +202,12 @@ class Stored:
         wanted = [range(*at.indices(size)) for at, size in zip(index, self.shape, strict=True)]
         read = torch.empty([len(at) for at in wanted], dtype=self.dtype)
         for piece in self.pieces:
-            starts = [max(at.start, offset) for at, offset in zip(wanted, piece.offset, strict=True)]
+            starts = [
+                max(at.start, offset) for at, offset in zip(wanted, piece.offset, strict=True)
+            ]
             stops = [
-                min(at.stop, offset + size) for at, offset, size in zip(wanted, piece.offset, piece.shape, strict=True)
+                min(at.stop, offset + size)
+                for at, offset, size in zip(wanted, piece.offset, piece.shape, strict=True)
             ]
             if any(start >= stop for start, stop in zip(starts, stops, strict=True)):
                 continue
@@ -202,7 +215,11 @@ class Stored:
                 tuple(slice(a - o, b - o) for a, b, o in zip(starts, stops, origin, strict=True))
                 for origin in (piece.offset, [at.start for at in wanted])
             )
-            read[here] = piece.reader.get_slice(piece.name)[there] if there else piece.reader.get_tensor(piece.name)
+            read[here] = (
+                piece.reader.get_slice(piece.name)[there]
+                if there
+                else piece.reader.get_tensor(piece.name)
+            )
         return read
 
 
@@ -219,7 +236,9 @@ def _index(files: list[Path]) -> dict[str, Stored]:
                 entry = reader.get_slice(name)
                 piece = _Piece(reader, name, place["saved_offsets"], entry.get_shape())
                 before = found[name].pieces if name in found else ()
-                found[name] = Stored(torch.Size(place["shape"]), dtypes[entry.get_dtype()], (*before, piece))
+                found[name] = Stored(
+                    torch.Size(place["shape"]), dtypes[entry.get_dtype()], (*before, piece)
+                )
         except SafetensorError as error:
             raise ValueError(f"{file.name}: {error}") from None
     for name, stored in found.items():
@@ -230,12 +249,20 @@ def _index(files: list[Path]) -> dict[str, Stored]:
 
 def _safetensors(parts: dict[str, Part]) -> Iterator[Any]:
     """The bytes of a safetensors file, piece by piece: the checksum is taken while they are written."""
-    places = {name: {"saved_offsets": part.offset, "shape": part.shape} for name, part in parts.items()}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", "DCP_VERSION": "1.0", _OFFSETS: json.dumps(places)}}
+    places = {
+        name: {"saved_offsets": part.offset, "shape": part.shape} for name, part in parts.items()
+    }
+    header: dict[str, Any] = {
+        "__metadata__": {"format": "pt", "DCP_VERSION": "1.0", _OFFSETS: json.dumps(places)}
+    }
     end = 0
     for name, (local, *_) in parts.items():
         begin, end = end, end + local.numel() * local.element_size()
-        header[name] = {"dtype": _DTYPES[local.dtype], "shape": list(local.shape), "data_offsets": [begin, end]}
+        header[name] = {
+            "dtype": _DTYPES[local.dtype],
+            "shape": list(local.shape),
+            "data_offsets": [begin, end],
+        }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text

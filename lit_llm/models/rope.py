@@ -21,7 +21,9 @@ def inverse_frequencies(size: int, theta: float, device: torch.device | None = N
     return 1.0 / (theta ** (torch.arange(0, size, 2, dtype=torch.float32, device=device) / size))
 
 
-def rope_cache(config: TransformerConfig, positions: Tensor, *, local: bool = False) -> tuple[Tensor, Tensor]:
+def rope_cache(
+    config: TransformerConfig, positions: Tensor, *, local: bool = False
+) -> tuple[Tensor, Tensor]:
     """Cosines and sines for ``positions`` (..., seq): float32, each (..., seq, rotary_size / 2).
 
     ``local`` takes the frequencies of windowed layers (``local_rope_theta``).
@@ -57,12 +59,18 @@ def positions_in_documents(document_ids: Tensor) -> Tensor:
     return index - torch.where(begins, index, 0).cummax(-1).values
 
 
-def _linear(config: TransformerConfig, scaling: dict[str, Any], positions: Tensor) -> tuple[Tensor, float]:
+def _linear(
+    config: TransformerConfig, scaling: dict[str, Any], positions: Tensor
+) -> tuple[Tensor, float]:
     """Positions are divided by the factor (arXiv:2306.15595)."""
-    return inverse_frequencies(config.rotary_size, config.rope_theta, positions.device) / scaling["factor"], 1.0
+    return inverse_frequencies(config.rotary_size, config.rope_theta, positions.device) / scaling[
+        "factor"
+    ], 1.0
 
 
-def _dynamic(config: TransformerConfig, scaling: dict[str, Any], positions: Tensor) -> tuple[Tensor, float]:
+def _dynamic(
+    config: TransformerConfig, scaling: dict[str, Any], positions: Tensor
+) -> tuple[Tensor, float]:
     """The base grows with the longest position seen, past the context (the "dynamic NTK" of arXiv:2309.00071).
 
     In cached decoding, keys keep the base of their time, as in transformers.
@@ -73,7 +81,9 @@ def _dynamic(config: TransformerConfig, scaling: dict[str, Any], positions: Tens
     return inverse_frequencies(size, theta, positions.device), 1.0
 
 
-def llama3_frequencies(config: TransformerConfig, scaling: dict[str, Any], positions: Tensor) -> tuple[Tensor, float]:
+def llama3_frequencies(
+    config: TransformerConfig, scaling: dict[str, Any], positions: Tensor
+) -> tuple[Tensor, float]:
     """Long wavelengths are divided by the factor, short ones kept, those between blended (Llama 3.1)."""
     frequencies = inverse_frequencies(config.rotary_size, config.rope_theta, positions.device)
     trained = scaling["original_max_position_embeddings"]
@@ -83,7 +93,9 @@ def llama3_frequencies(config: TransformerConfig, scaling: dict[str, Any], posit
     return (1 - kept) * frequencies / scaling["factor"] + kept * frequencies, 1.0
 
 
-def _yarn(config: TransformerConfig, scaling: dict[str, Any], positions: Tensor) -> tuple[Tensor, float]:
+def _yarn(
+    config: TransformerConfig, scaling: dict[str, Any], positions: Tensor
+) -> tuple[Tensor, float]:
     """As llama3 with the blend linear in the channel, and attention sharpened (arXiv:2309.00071)."""
     size, theta, factor = config.rotary_size, config.rope_theta, scaling["factor"]
     trained = scaling["original_max_position_embeddings"]
@@ -113,7 +125,9 @@ def _magnitude(factor: float, mscale: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
-_SCALINGS: dict[str, Callable[[TransformerConfig, dict[str, Any], Tensor], tuple[Tensor, float]]] = {
+_SCALINGS: dict[
+    str, Callable[[TransformerConfig, dict[str, Any], Tensor], tuple[Tensor, float]]
+] = {
     "linear": _linear,
     "dynamic": _dynamic,
     "llama3": llama3_frequencies,

@@ -62,7 +62,12 @@ class Sampler:
     """
 
     def __init__(
-        self, sampling: Sampling, seed: int, prompts: Sequence[Sequence[int]], vocab_size: int, device: torch.device
+        self,
+        sampling: Sampling,
+        seed: int,
+        prompts: Sequence[Sequence[int]],
+        vocab_size: int,
+        device: torch.device,
     ):
         self._sampling = sampling
         self._generator = torch.Generator(device=device).manual_seed(seed)

@@ -31,11 +31,17 @@ def copy_part(into: Tensor, full: Tensor | Stored) -> None:
     if not isinstance(into, DTensor):
         into.copy_(full[...])
         return
-    if isinstance(full, DTensor):  # what a module has itself and no file holds: LoRA's frozen weights
+    if isinstance(
+        full, DTensor
+    ):  # what a module has itself and no file holds: LoRA's frozen weights
         into.copy_(full)
         return
-    shape, offset = compute_local_shape_and_global_offset(into.shape, into.device_mesh, into.placements)
-    part = full[tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))]
+    shape, offset = compute_local_shape_and_global_offset(
+        into.shape, into.device_mesh, into.placements
+    )
+    part = full[
+        tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
+    ]
     into.to_local().copy_(part)
 
 
@@ -63,7 +69,9 @@ def empty_like(parameter: Tensor, shape: Sequence[int], dtype: torch.dtype | Non
     size, _ = compute_local_shape_and_global_offset(tuple(shape), mesh, placements)
     part = parameter.to_local().new_zeros(size, dtype=dtype)
     stride = torch.empty(tuple(shape), device="meta").stride()
-    return DTensor.from_local(part, mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride)
+    return DTensor.from_local(
+        part, mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride
+    )
 
 
 def whole_state_dict(state: Iterable[tuple[str, Any]], keep: bool) -> dict[str, Any]:
@@ -90,15 +98,21 @@ def divide(checkpoint: dict[str, Any], keep_rest: bool) -> Divided:
     def taken(path: tuple, leaf: Any) -> Any:
         if not isinstance(leaf, DTensor):
             return leaf if keep_rest else None
-        name = ".".join(str(entry.key if isinstance(entry, MappingKey) else entry.idx) for entry in path)
+        name = ".".join(
+            str(entry.key if isinstance(entry, MappingKey) else entry.idx) for entry in path
+        )
         part, mesh = local(leaf.detach()), leaf.device_mesh
         if part.numel():  # of fewer rows than processes some have none
-            name = names.setdefault((part.data_ptr(), part.shape, part.stride(), part.dtype, leaf.shape), name)
+            name = names.setdefault(
+                (part.data_ptr(), part.shape, part.stride(), part.dtype, leaf.shape), name
+            )
             _, offset = compute_local_shape_and_global_offset(leaf.shape, mesh, leaf.placements)
             where = mesh.get_coordinate() or ()
             # Beside a mesh of some processes lie others that hold the same: what tensor parallelism did not cut.
             mine = bool((mesh.mesh == 0).any()) and all(
-                at == 0 for at, there in zip(where, leaf.placements, strict=True) if isinstance(there, Replicate)
+                at == 0
+                for at, there in zip(where, leaf.placements, strict=True)
+                if isinstance(there, Replicate)
             )
             if mine:
                 parts[name] = Part(part, tuple(offset), tuple(leaf.shape))
@@ -112,7 +126,9 @@ def total_norm(tensors: Iterable[Tensor]) -> Tensor:
     """The 2-norm of all tensors together, a plain scalar on their device; equal on every process."""
     meshes: dict[Any, list[Tensor]] = {}
     for tensor in tensors:
-        meshes.setdefault(tensor.device_mesh if isinstance(tensor, DTensor) else None, []).append(tensor)
+        meshes.setdefault(tensor.device_mesh if isinstance(tensor, DTensor) else None, []).append(
+            tensor
+        )
     norms = [whole(torch.nn.utils.get_total_norm(group)) for group in meshes.values()]
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 

@@ -24,7 +24,9 @@ class TextStream:
         self.stopped = False
         self._tokenizer, self._stop = tokenizer, stop
         self._ids: list[int] = []
-        self._shown = 0  # tokens of ``_ids`` whose text has been passed on: the context of those that follow
+        self._shown = (
+            0  # tokens of ``_ids`` whose text has been passed on: the context of those that follow
+        )
         self._held = ""
 
     def push(self, token: int) -> str:
@@ -51,11 +53,16 @@ class TextStream:
             self.stopped = True
             return self._held[: min(ends)[1]]
         keep = 0 if final else self._unfinished_stop()
-        shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        shown, self._held = (
+            self._held[: len(self._held) - keep],
+            self._held[len(self._held) - keep :],
+        )
         return shown
 
     def _unfinished_stop(self) -> int:
         """Length of the longest end of the held text that a stop string begins with."""
         longest = max((len(stop) - 1 for stop in self._stop), default=0)
         lengths = range(min(longest, len(self._held)), 0, -1)
-        return next((n for n in lengths if any(stop.startswith(self._held[-n:]) for stop in self._stop)), 0)
+        return next(
+            (n for n in lengths if any(stop.startswith(self._held[-n:]) for stop in self._stop)), 0
+        )

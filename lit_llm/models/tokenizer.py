@@ -82,10 +82,15 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
-        self.special_names = {"bos_token": bos_token, "eos_token": eos_token, "pad_token": pad_token}
+        self.special_names = {
+            "bos_token": bos_token,
+            "eos_token": eos_token,
+            "pad_token": pad_token,
+        }
         self.chat_template = chat_template
         self.bos_id, self.eos_id, self.pad_id = (
-            None if name is None else backend.token_to_id(name) for name in self.special_names.values()
+            None if name is None else backend.token_to_id(name)
+            for name in self.special_names.values()
         )
         self._raw = self._without_control_tokens()
 
@@ -101,7 +106,9 @@ class Tokenizer:
         names = set(self.special_names.values())
         self.control_tokens: dict[str, int] = {}
         for token in spec.get("added_tokens", []):
-            token["special"] |= token["content"] in names or re.fullmatch(r"<\|.*\|>", token["content"]) is not None
+            token["special"] |= (
+                token["content"] in names or re.fullmatch(r"<\|.*\|>", token["content"]) is not None
+            )
             if token["special"]:
                 self.control_tokens[token["content"]] = token["id"]
         self._control_ids = set(self.control_tokens.values())
@@ -114,7 +121,9 @@ class Tokenizer:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._raw = self._without_control_tokens()  # pickling a backend forgets encode_special_tokens
+        self._raw = (
+            self._without_control_tokens()
+        )  # pickling a backend forgets encode_special_tokens
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, or_fewer: bool = False) -> Tokenizer:
@@ -133,7 +142,9 @@ class Tokenizer:
 
         smallest = 256 + len(SPECIAL_TOKENS)
         if vocab_size < smallest:
-            raise UserError(f"vocab_size: {vocab_size} is too small, bytes and control tokens take {smallest}")
+            raise UserError(
+                f"vocab_size: {vocab_size} is too small, bytes and control tokens take {smallest}"
+            )
         # ignore_merges: a piece that is itself a token is taken whole, as engines do for this pattern.
         backend = Backend(models.BPE(ignore_merges=True))
         backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -157,7 +168,13 @@ class Tokenizer:
                 f"vocab_size: the text supports no more than {found} tokens, {vocab_size} were asked for; "
                 f"set it to {found} or less, or add text"
             )
-        return cls(backend, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=PAD, chat_template=CHATML_TEMPLATE)
+        return cls(
+            backend,
+            bos_token=END_OF_TEXT,
+            eos_token=END_OF_TEXT,
+            pad_token=PAD,
+            chat_template=CHATML_TEMPLATE,
+        )
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Tokenizer:
@@ -179,7 +196,9 @@ class Tokenizer:
             return gguf_tokenizer(path)
         file = path / "tokenizer.json" if path.is_dir() else path
         if not file.is_file():
-            raise UserError(f"{file}: no such file; a tokenizer is a tokenizer.json or a folder holding one")
+            raise UserError(
+                f"{file}: no such file; a tokenizer is a tokenizer.json or a folder holding one"
+            )
         try:
             backend = Backend.from_str(file.read_text(encoding="utf-8"))
         except Exception as error:  # the library raises bare Exception for every malformed file
@@ -188,7 +207,9 @@ class Tokenizer:
         settings = _read_json(file.parent / "tokenizer_config.json")
         special_map = _read_json(file.parent / "special_tokens_map.json")
         model_config = _read_json(file.parent / "config.json")
-        special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+        special = {
+            token.content for token in backend.get_added_tokens_decoder().values() if token.special
+        }
         names: dict[str, str | None] = {}
         for key, usual in _USUAL_NAMES.items():
             name = _token_name(settings.get(key)) or _token_name(special_map.get(key))
@@ -214,7 +235,9 @@ class Tokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         # Not the library's own save: it raises a bare Exception on a full disk.
-        (folder / "tokenizer.json").write_text(self._backend.to_str(pretty=True) + "\n", encoding="utf-8")
+        (folder / "tokenizer.json").write_text(
+            self._backend.to_str(pretty=True) + "\n", encoding="utf-8"
+        )
         settings: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,  # True would eat the space before a full stop when decoding
@@ -246,7 +269,11 @@ class Tokenizer:
 
         ChatML models call ``<|im_start|>`` their bos, but it opens a message: plain text never follows it.
         """
-        return [] if self.bos_id is None or self.special_names["bos_token"] == IM_START else [self.bos_id]
+        return (
+            []
+            if self.bos_id is None or self.special_names["bos_token"] == IM_START
+            else [self.bos_id]
+        )
 
     def is_control(self, token_id: int) -> bool:
         """Whether the id is a control token's."""
@@ -275,12 +302,18 @@ class Tokenizer:
         """
         if self._fast is not None:
             rows = self._fast.encode_batch(texts).layout
-            return np.asarray(rows.content.data).astype(np.int32), np.asarray(rows.offsets).astype(np.int64)
+            return np.asarray(rows.content.data).astype(np.int32), np.asarray(rows.offsets).astype(
+                np.int64
+            )
         pieces = [list(_pieces(text)) for text in texts]
-        flat = self._raw.encode_batch_fast([piece for parts in pieces for piece in parts], add_special_tokens=False)
+        flat = self._raw.encode_batch_fast(
+            [piece for parts in pieces for piece in parts], add_special_tokens=False
+        )
         encoded = [np.array(encoding.ids, dtype=np.int32) for encoding in flat]
         ends = np.cumsum([0, *map(len, encoded)])
-        return np.concatenate([np.zeros(0, np.int32), *encoded]), ends[np.cumsum([0, *map(len, pieces)])]
+        return np.concatenate([np.zeros(0, np.int32), *encoded]), ends[
+            np.cumsum([0, *map(len, pieces)])
+        ]
 
     @functools.cached_property
     def _fast(self) -> Any:
@@ -293,12 +326,16 @@ class Tokenizer:
             import gigatoken
 
             spec = json.loads(self._raw.to_str())
-            spec["added_tokens"] = [t for t in spec.get("added_tokens", []) if t["content"] not in self.control_tokens]
+            spec["added_tokens"] = [
+                t for t in spec.get("added_tokens", []) if t["content"] not in self.control_tokens
+            ]
             fast = gigatoken.Tokenizer.from_json(json.dumps(spec))
             rows = fast.encode_batch([_PROBE]).layout
         except Exception:  # not installed, or the bare Exception with which it refuses
             return None
-        same = np.array_equal(rows.content.data, self._raw.encode(_PROBE, add_special_tokens=False).ids)
+        same = np.array_equal(
+            rows.content.data, self._raw.encode(_PROBE, add_special_tokens=False).ids
+        )
         return fast if same else None
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
@@ -320,7 +357,9 @@ class Tokenizer:
             if index in added:
                 found[index] = b"" if added[index]["special"] else token.encode()
             elif byte_level:
-                found[index] = b"".join(alphabet.get(character) or character.encode() for character in token)
+                found[index] = b"".join(
+                    alphabet.get(character) or character.encode() for character in token
+                )
             elif match := re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", token):
                 found[index] = bytes.fromhex(match[1])
             else:
@@ -344,7 +383,9 @@ class Tokenizer:
 def _pieces(text: str) -> Iterator[str]:
     """``text`` in pieces of at least a million characters, each ending before a line that starts with a non-space."""
     begin = 0
-    while len(text) - begin > _PIECE_CHARACTERS and (match := _LINE_START.search(text, begin + _PIECE_CHARACTERS)):
+    while len(text) - begin > _PIECE_CHARACTERS and (
+        match := _LINE_START.search(text, begin + _PIECE_CHARACTERS)
+    ):
         yield text[begin : match.end()]
         begin = match.end()
     yield text[begin:] if begin else text
@@ -360,7 +401,10 @@ def _byte_alphabet() -> dict[str, bytes]:
     characters = sorted(pre_tokenizers.ByteLevel.alphabet())
     own = {ord(character) for character in characters if ord(character) < 256}
     others = iter(byte for byte in range(256) if byte not in own)
-    return {character: bytes([ord(character) if ord(character) in own else next(others)]) for character in characters}
+    return {
+        character: bytes([ord(character) if ord(character) in own else next(others)])
+        for character in characters
+    }
 
 
 def _read_json(file: Path) -> dict[str, Any]:

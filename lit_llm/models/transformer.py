@@ -48,14 +48,22 @@ class Block(nn.Module):
         self.mlp_post_norm = norm(config.post_norm)
 
     def forward(
-        self, x_BTC: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Mask, cache: KVCache | None = None
+        self,
+        x_BTC: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        mask: Mask,
+        cache: KVCache | None = None,
     ) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         normed_BTC = _apply(self.attention_norm, x_BTC)
-        attended_BTC = self._scaled(_apply(self.attention_post_norm, self.attention(normed_BTC, rope, mask, cache)))
+        attended_BTC = self._scaled(
+            _apply(self.attention_post_norm, self.attention(normed_BTC, rope, mask, cache))
+        )
         if self.residual == "sequential":
             x_BTC = x_BTC + attended_BTC
-            return x_BTC + self._scaled(_apply(self.mlp_post_norm, self.mlp(_apply(self.mlp_norm, x_BTC))))
+            return x_BTC + self._scaled(
+                _apply(self.mlp_post_norm, self.mlp(_apply(self.mlp_norm, x_BTC)))
+            )
         if self.residual == "parallel":
             normed_BTC = _apply(self.mlp_norm, x_BTC)
         return x_BTC + attended_BTC + self._scaled(self.mlp(normed_BTC))
@@ -84,7 +92,9 @@ class Transformer(nn.Module):
             self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
             if config.learned_positions:
                 self.position_embed = nn.Embedding(config.max_seq_len, config.hidden_size)
-            self.embed_norm = build_norm(config, config.hidden_size) if config.embedding_norm else nn.Identity()
+            self.embed_norm = (
+                build_norm(config, config.hidden_size) if config.embedding_norm else nn.Identity()
+            )
             self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
             self.norm = build_norm(config, config.hidden_size)
             self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -128,7 +138,9 @@ class Transformer(nn.Module):
         A tied head need not be among them; head and embedding are one parameter afterwards.
         """
         tied = self.config.tie_embeddings
-        self.load_state_dict({**weights, "head.weight": weights["embed.weight"]} if tied else weights, assign=True)
+        self.load_state_dict(
+            {**weights, "head.weight": weights["embed.weight"]} if tied else weights, assign=True
+        )
         if tied:
             self.head.weight = self.embed.weight
 
@@ -181,7 +193,10 @@ class Transformer(nn.Module):
             x_BTC = x_BTC + self.position_embed(positions.view(-1, T))
         if self.config.embedding_scale is not None:
             # Rounded to the weights' dtype first, as Gemma was trained.
-            x_BTC = x_BTC * torch.tensor(self.config.embedding_scale, dtype=x_BTC.dtype, device="cpu").item()
+            x_BTC = (
+                x_BTC
+                * torch.tensor(self.config.embedding_scale, dtype=x_BTC.dtype, device="cpu").item()
+            )
         if device.type != "meta" and torch.is_autocast_enabled(device.type):
             # The residual stream is kept in the compute dtype: half the traffic, and what the products read anyway.
             x_BTC = x_BTC.to(torch.get_autocast_dtype(device.type))
@@ -196,7 +211,9 @@ class Transformer(nn.Module):
         masks = build_masks(self.config, backends, input_ids, past, padding_mask, document_ids)
         x_BTC = self.embed_norm(x_BTC)
         for i, block in enumerate(self.layers):
-            x_BTC = block(x_BTC, ropes[self.config.positions(i)], masks[self.config.window(i)], cache)
+            x_BTC = block(
+                x_BTC, ropes[self.config.positions(i)], masks[self.config.window(i)], cache
+            )
         if cache is not None:
             cache.length += T
         return self.norm(x_BTC)
@@ -209,7 +226,9 @@ class Transformer(nn.Module):
         cap = self.config.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits.float() / cap)
 
-    def token_losses(self, input_ids: Tensor, labels: Tensor, document_ids: Tensor | None = None) -> Tensor:
+    def token_losses(
+        self, input_ids: Tensor, labels: Tensor, document_ids: Tensor | None = None
+    ) -> Tensor:
         """Cross-entropy of each position in nats: float32 (B, T); 0 where ``labels`` (B, T) is -100.
 
         With ``document_ids`` the head computes labelled positions alone: of a conversation that is about half, and
@@ -224,7 +243,11 @@ class Transformer(nn.Module):
         return torch.zeros(labels.shape, device=losses.device).masked_scatter(labelled, losses)
 
     def loss(
-        self, input_ids: Tensor, labels: Tensor, document_ids: Tensor | None = None, few_labels: bool = False
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        document_ids: Tensor | None = None,
+        few_labels: bool = False,
     ) -> Tensor:
         """The sum of `token_losses`, for training: a float32 scalar.
 
@@ -234,9 +257,13 @@ class Transformer(nn.Module):
         x_BTC = self.hidden_states(input_ids, document_ids=document_ids)
         if few_labels:
             x_BTC, labels = x_BTC[labels != IGNORE], labels[labels != IGNORE]
-        compiled = "head_losses" in vars(self) and not few_labels  # see `parallelize`; few are never as many again
+        compiled = (
+            "head_losses" in vars(self) and not few_labels
+        )  # see `parallelize`; few are never as many again
         small = 4 * labels.numel() * self.config.vocab_size <= LARGE_LOGITS
-        if compiled and small and x_BTC.device.type != "cpu":  # there a chunk's products are the faster ones
+        if (
+            compiled and small and x_BTC.device.type != "cpu"
+        ):  # there a chunk's products are the faster ones
             return self.head_losses(x_BTC, labels).sum()  # one pass over small logits
         by = self.config.logit_scale, self.config.logit_softcap, compiled
         return linear_cross_entropy(x_BTC.flatten(0, -2), self.head.weight, labels.flatten(), *by)
@@ -268,7 +295,10 @@ class Transformer(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, dtype: torch.dtype | None = None, prepare: Callable[[Transformer], None] | None = None
+        cls,
+        path: str | Path,
+        dtype: torch.dtype | None = None,
+        prepare: Callable[[Transformer], None] | None = None,
     ) -> Transformer:
         """Load a Hugging Face directory (config.json + safetensors) or a GGUF file.
 
@@ -290,7 +320,10 @@ class Transformer(nn.Module):
         return load_pretrained(found, dtype, prepare)
 
     def save_pretrained(
-        self, path: str | Path, dtype: torch.dtype | None = None, state_dict: dict[str, Tensor] | None = None
+        self,
+        path: str | Path,
+        dtype: torch.dtype | None = None,
+        state_dict: dict[str, Tensor] | None = None,
     ) -> None:
         """Write a Hugging Face directory that transformers and vLLM load.
 

@@ -21,7 +21,9 @@ _SUFFIX = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 
 def number(text: str) -> float:
     """A number with an optional suffix: 70e9, 70B, 2T, 1.5M, 2_700_000."""
-    found = re.fullmatch(r"([+-]?[\d_]*\.?\d+(?:[eE][+-]?\d+)?|nan|inf)([KMBGT]?)", text.strip(), re.IGNORECASE)
+    found = re.fullmatch(
+        r"([+-]?[\d_]*\.?\d+(?:[eE][+-]?\d+)?|nan|inf)([KMBGT]?)", text.strip(), re.IGNORECASE
+    )
     if found is None:
         raise ValueError(text)
     return float(found[1].replace("_", "")) * _SUFFIX[found[2].upper()]
@@ -47,7 +49,9 @@ def plan_main(args: list[str]) -> None:
         work = annotation(options.items, options.minutes, options.overlap, options.wage)
         facts |= {"annotation_hours": work.hours, "annotation_usd": work.usd}
         said.append(_annotation_line(options, work.hours, work.usd))
-    if options.items is None or any(given.get(key) for key in ("params", "config", "tokens", "budget", "gpu_hours")):
+    if options.items is None or any(
+        given.get(key) for key in ("params", "config", "tokens", "budget", "gpu_hours")
+    ):
         from lit_llm.plan.solve import advise, plan
 
         if options.advise:
@@ -66,30 +70,68 @@ def _add_options(parser: Parser) -> None:
     model = parser.add_argument_group("model")
     model.add_argument("--params", type=number, metavar="N", help="parameters that a token passes")
     model.add_argument("--total_params", type=number, metavar="N", help="with all experts")
-    model.add_argument("--model", metavar="PRESET", help="a preset's name or a model folder, in place of --params")
-    model.add_argument("--lora", action="store_true", help="low-rank finetuning: the weights are frozen")
+    model.add_argument(
+        "--model", metavar="PRESET", help="a preset's name or a model folder, in place of --params"
+    )
+    model.add_argument(
+        "--lora", action="store_true", help="low-rank finetuning: the weights are frozen"
+    )
     data = parser.add_argument_group("data")
     data.add_argument("--tokens", type=number, metavar="N", help="trained on, repeats counted")
-    data.add_argument("--tokens_per_param", type=number, metavar="R", help="in place of the compute-optimal ratio")
-    data.add_argument("--inference_tokens", type=number, metavar="N", help="that it will serve: a smaller model then")
+    data.add_argument(
+        "--tokens_per_param", type=number, metavar="R", help="in place of the compute-optimal ratio"
+    )
+    data.add_argument(
+        "--inference_tokens",
+        type=number,
+        metavar="N",
+        help="that it will serve: a smaller model then",
+    )
     data.add_argument("--seq_len", type=int, default=4096, metavar="N", help="default %(default)s")
     data.add_argument("--batch_tokens", type=number, metavar="N", help="of an optimizer step")
     means = parser.add_argument_group("means")
-    means.add_argument("--gpu", default="h100", help="default %(default)s; see lit_llm/models/hardware.csv")
+    means.add_argument(
+        "--gpu", default="h100", help="default %(default)s; see lit_llm/models/hardware.csv"
+    )
     means.add_argument("--gpus", type=int, metavar="N")
     means.add_argument("--days", type=number, metavar="N")
     means.add_argument("--budget", type=number, metavar="USD")
     means.add_argument("--gpu_hours", type=number, metavar="N")
-    means.add_argument("--usd_per_hour", type=number, metavar="USD", help="of one GPU, in place of the typical price")
+    means.add_argument(
+        "--usd_per_hour",
+        type=number,
+        metavar="USD",
+        help="of one GPU, in place of the typical price",
+    )
     means.add_argument("--precision", choices=["bf16", "fp32", "fp8"], default="bf16")
-    means.add_argument("--optimizer", choices=["adamw", "muon_adamw", "adamw_8bit"], default="adamw")
-    means.add_argument("--calibrate", type=Path, metavar="RUN", help="run folder whose measured MFU is taken")
-    means.add_argument("--leave_out", metavar="FAMILY", help="published runs not to be fitted to: Meta, Google, ...")
+    means.add_argument(
+        "--optimizer", choices=["adamw", "muon_adamw", "adamw_8bit"], default="adamw"
+    )
+    means.add_argument(
+        "--calibrate", type=Path, metavar="RUN", help="run folder whose measured MFU is taken"
+    )
+    means.add_argument(
+        "--leave_out",
+        metavar="FAMILY",
+        help="published runs not to be fitted to: Meta, Google, ...",
+    )
     people = parser.add_argument_group("annotation")
-    people.add_argument("--items", type=number, metavar="N", help="to be written or judged by people")
-    people.add_argument("--minutes", type=number, default=5.0, metavar="N", help="an item (default %(default)s)")
-    people.add_argument("--overlap", type=number, default=1.0, metavar="N", help="people an item (default %(default)s)")
-    people.add_argument("--wage", type=number, default=20.0, metavar="USD", help="an hour (default %(default)s)")
+    people.add_argument(
+        "--items", type=number, metavar="N", help="to be written or judged by people"
+    )
+    people.add_argument(
+        "--minutes", type=number, default=5.0, metavar="N", help="an item (default %(default)s)"
+    )
+    people.add_argument(
+        "--overlap",
+        type=number,
+        default=1.0,
+        metavar="N",
+        help="people an item (default %(default)s)",
+    )
+    people.add_argument(
+        "--wage", type=number, default=20.0, metavar="USD", help="an hour (default %(default)s)"
+    )
     parser.add_argument("--advise", action="store_true", help="compare all accelerators")
     parser.add_argument("--json", action="store_true", help="the plan as JSON")
 
@@ -115,7 +157,11 @@ def _model_config(name: str) -> Any:
 
     if name.lstrip().startswith("{"):
         return TransformerConfig.from_dict(json.loads(name))
-    return TransformerConfig.from_pretrained(name) if locate(name).exists() else TransformerConfig.from_preset(name)
+    return (
+        TransformerConfig.from_pretrained(name)
+        if locate(name).exists()
+        else TransformerConfig.from_preset(name)
+    )
 
 
 def measured_mfu(run: Path) -> float:
@@ -130,13 +176,19 @@ def measured_mfu(run: Path) -> float:
     except (OSError, ValueError) as error:
         raise UserError(f"calibrate={run}: {file} is not a run's metrics ({error})") from None
     if not values:
-        raise UserError(f"calibrate={run}: {file} has no mfu; it is measured where the peak is known, not on CPUs")
+        raise UserError(
+            f"calibrate={run}: {file} has no mfu; it is measured where the peak is known, not on CPUs"
+        )
     return statistics.median(values)
 
 
 def _with_training_config(args: list[str]) -> list[str]:
     """``args`` with a training config replaced by what it says; other arguments stay and win."""
-    args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+    args = [
+        part
+        for arg in args
+        for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])
+    ]
     if "--config" not in args or args.index("--config") + 1 == len(args):
         return args
     at = args.index("--config")
@@ -150,7 +202,9 @@ def _with_training_config(args: list[str]) -> list[str]:
     model, data = (_init_args(content.get(key)) for key in ("model", "data"))
     network = model.get("transformer") or model.get("init_from")
     if isinstance(network, dict):
-        network = json.dumps({**network, **({"vocab_size": data["vocab_size"]} if "vocab_size" in data else {})})
+        network = json.dumps(
+            {**network, **({"vocab_size": data["vocab_size"]} if "vocab_size" in data else {})}
+        )
     trainer = content.get("trainer") or {}
     devices = trainer.get("devices")
     said = {
@@ -161,8 +215,12 @@ def _with_training_config(args: list[str]) -> list[str]:
         "--gpus": devices * trainer.get("num_nodes", 1) if isinstance(devices, int) else None,
     }  # fmt: skip
     rest = args[:at] + args[at + 2 :]
-    if said["--tokens"] is None and not {"--tokens", "--days", "--budget", "--gpu_hours"} & set(rest):
-        raise UserError(f"--config {args[at + 1]}: how many tokens it trains on depends on its data; give --tokens N")
+    if said["--tokens"] is None and not {"--tokens", "--days", "--budget", "--gpu_hours"} & set(
+        rest
+    ):
+        raise UserError(
+            f"--config {args[at + 1]}: how many tokens it trains on depends on its data; give --tokens N"
+        )
     known = ["--lora"] if model.get("lora") and "--lora" not in rest else []
     for option, value in said.items():
         if value is not None and option not in rest:
@@ -173,7 +231,9 @@ def _with_training_config(args: list[str]) -> list[str]:
 def _init_args(part: Any) -> dict[str, Any]:
     """The arguments of a class in a training config, with or without its class_path."""
     part = part if isinstance(part, dict) else {}
-    return dict(part.get("init_args") or {key: value for key, value in part.items() if key != "class_path"})
+    return dict(
+        part.get("init_args") or {key: value for key, value in part.items() if key != "class_path"}
+    )
 
 
 def _table(p: Plan) -> str:
@@ -203,7 +263,11 @@ def _table(p: Plan) -> str:
         rows.insert(4, ("found", p.solved_for))
     lines = [f"{name:10} {text}".rstrip() for name, text in rows]
     return "\n".join(
-        [*lines, "", "ranges: 80% of published runs, of families that the fit had not seen, were in theirs"]
+        [
+            *lines,
+            "",
+            "ranges: 80% of published runs, of families that the fit had not seen, were in theirs",
+        ]
     )
 
 

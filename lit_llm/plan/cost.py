@@ -15,13 +15,20 @@ class Annotation:
     usd: float
 
 
-def annotation(items: float, minutes: float, overlap: float = 1.0, wage: float = 20.0) -> Annotation:
+def annotation(
+    items: float, minutes: float, overlap: float = 1.0, wage: float = 20.0
+) -> Annotation:
     """``items`` of ``minutes`` each, every one done by ``overlap`` people at ``wage`` dollars an hour.
 
     Raises:
         UserError: a number that is not positive.
     """
-    for name, value in {"items": items, "minutes": minutes, "overlap": overlap, "wage": wage}.items():
+    for name, value in {
+        "items": items,
+        "minutes": minutes,
+        "overlap": overlap,
+        "wage": wage,
+    }.items():
         if not value > 0:
             raise UserError(f"{name}={value:g}: must be positive")
     hours = items * minutes * overlap / 60

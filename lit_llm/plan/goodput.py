@@ -37,6 +37,10 @@ def goodput(gpus: float) -> Goodput:
     mean, pause = GPU_HOURS_PER_FAILURE / gpus, PAUSE_HOURS
     ratio = math.sqrt(pause / (2 * mean))
     # Daly's second-order interval (eq. 37); Young's sqrt(2 pause M) is its first term.
-    interval = mean if pause >= 2 * mean else math.sqrt(2 * pause * mean) * (1 + ratio / 3 + ratio**2 / 9) - pause
+    interval = (
+        mean
+        if pause >= 2 * mean
+        else math.sqrt(2 * pause * mean) * (1 + ratio / 3 + ratio**2 / 9) - pause
+    )
     taken = mean * math.exp(RESTART_HOURS / mean) * math.expm1((interval + pause) / mean)
     return Goodput(mean, interval, interval / taken)

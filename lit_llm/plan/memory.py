@@ -93,7 +93,9 @@ def training_memory(shape: ModelShape, setup: Setup) -> Memory:
 def _norm(shape: ModelShape, size: int, fused: bool) -> float:
     """Bytes a channel that a norm before a product keeps."""
     if shape.norm == "layer":
-        return (4 if fused else size) + size  # its input (autocast's float32 on CUDA) and its output
+        return (
+            4 if fused else size
+        ) + size  # its input (autocast's float32 on CUDA) and its output
     if shape.norm == "rms_float32":
         return 4 + 4 + size  # input and normalised input in float32, and the output
     # Its input and its output (`RMSNormalize`); the fused kernel's output is kept before its product with the gain too.
@@ -117,5 +119,9 @@ def _head(shape: ModelShape, setup: Setup, tokens: float, size: int) -> float:
     gradient = 0.0 if setup.lora else 4 * shape.vocab_size * shape.width / setup.tensor_parallel
     # On CUDA a compiled pass writes the gradient beside the logits; in eager mode it takes their place.
     largest = chunk_bytes("cuda" if setup.fused_norms else "cpu")
-    chunk = min(largest, size * tokens * shape.vocab_size) / setup.tensor_parallel * (2 if setup.fused_norms else 1)
+    chunk = (
+        min(largest, size * tokens * shape.vocab_size)
+        / setup.tensor_parallel
+        * (2 if setup.fused_norms else 1)
+    )
     return gradient + chunk + 2 * size * shape.width * tokens

@@ -42,11 +42,15 @@ def choose(
     room = USABLE * accelerator.memory_bytes
     copies = gpus // tensor
     unit = max(1, NODE // tensor)
-    between = [degree for degree in range(unit, copies, unit) if copies % degree == 0 and degree > 1]
+    between = [
+        degree for degree in range(unit, copies, unit) if copies % degree == 0 and degree > 1
+    ]
     degrees = [1, *between, *([copies] if copies > 1 else [])]
     for recompute in (0.0, 1.0):
         for degree in degrees:
-            tried = replace(setup, micro_batch_size=1, fsdp=degree, tensor_parallel=tensor, recompute=recompute)
+            tried = replace(
+                setup, micro_batch_size=1, fsdp=degree, tensor_parallel=tensor, recompute=recompute
+            )
             if training_memory(shape, tried).peak > room:
                 continue
             share = max(1, sequences // copies)
@@ -61,7 +65,9 @@ def choose(
     return None
 
 
-def fewest_gpus(shape: ModelShape, accelerator: Accelerator, batch_tokens: float, setup: Setup) -> int | None:
+def fewest_gpus(
+    shape: ModelShape, accelerator: Accelerator, batch_tokens: float, setup: Setup
+) -> int | None:
     """The least number of GPUs, 1 or whole nodes, that some layout fits on; None up to 65,536."""
     gpus = 1
     while gpus <= 65_536:
@@ -81,23 +87,33 @@ def check_fits(
     enough = fewest_gpus(shape, accelerator, batch_tokens, setup)
     size = f"{shape.params / 1e9:.3g}B parameters do not fit on {gpus} x {accelerator.name}"
     if enough is None:
-        raise UserError(f"{size}, nor on any number of them at seq_len={setup.seq_len}: take one with more memory")
+        raise UserError(
+            f"{size}, nor on any number of them at seq_len={setup.seq_len}: take one with more memory"
+        )
     raise UserError(f"{size}, sharded and with activation checkpointing: set gpus={enough} or more")
 
 
 def _words(shape: ModelShape, setup: Setup, gpus: int) -> tuple[str, str]:
     copies = gpus // setup.tensor_parallel
-    held = 4 * shape.params + training_memory(shape, replace(setup, fsdp=1, tensor_parallel=1)).states
+    held = (
+        4 * shape.params + training_memory(shape, replace(setup, fsdp=1, tensor_parallel=1)).states
+    )
     whole = f"weights, gradients and optimizer states are {held / 1e9:,.0f} GB"
     if gpus == 1:
         name, why = "one GPU", whole
     elif setup.fsdp == 1:
-        name, why = f"DDP over {copies}", f"{whole}: each GPU can hold a copy, which communicates least"
+        name, why = (
+            f"DDP over {copies}",
+            f"{whole}: each GPU can hold a copy, which communicates least",
+        )
     elif setup.fsdp < copies:
         name = f"hybrid FSDP: shards over {setup.fsdp}, {copies // setup.fsdp} copies"
         why = f"{whole}: the fewest GPUs that hold them and the activations, as shards communicate"
     else:
-        name, why = f"FSDP over {copies}", f"{whole}: fewer GPUs do not hold them and the activations"
+        name, why = (
+            f"FSDP over {copies}",
+            f"{whole}: fewer GPUs do not hold them and the activations",
+        )
     if setup.tensor_parallel > 1:
         name += f", tensor parallel {setup.tensor_parallel}"
         why += "; matrices are cut because the batch has fewer sequences than there are GPUs"

@@ -35,13 +35,22 @@ class Preflight(L.Callback):
         data: Any = getattr(trainer, "datamodule", None)
         fields = getattr(pl_module, "fields", None)
         tokenizer = getattr(data, "tokenizer", None)
-        if stage != "fit" or not isinstance(fields, dict) or tokenizer is None or not hasattr(data, "micro_batch_size"):
+        if (
+            stage != "fit"
+            or not isinstance(fields, dict)
+            or tokenizer is None
+            or not hasattr(data, "micro_batch_size")
+        ):
             return
         config = TransformerConfig.from_dict({"vocab_size": tokenizer.vocab_size, **fields})
         shape = shape_of(config, data.seq_len)
         device = trainer.strategy.root_device
         room = device_memory(device)
-        mesh = trainer.strategy.device_mesh if isinstance(trainer.strategy, ModelParallelStrategy) else None
+        mesh = (
+            trainer.strategy.device_mesh
+            if isinstance(trainer.strategy, ModelParallelStrategy)
+            else None
+        )
         data_parallel, tensor_parallel = (1, 1) if mesh is None else mesh.shape
         setup = Setup(
             micro_batch_size=data.micro_batch_size, seq_len=data.seq_len,
@@ -64,7 +73,10 @@ def least_recompute(shape: ModelShape, setup: Setup, room: float | None) -> floa
     """The smallest share of blocks to compute again with which a step leaves a tenth of ``room`` bytes free."""
     for blocks in range(shape.layers):
         share = blocks / shape.layers
-        if room is None or training_memory(shape, replace(setup, recompute=share)).peak <= USABLE * room:
+        if (
+            room is None
+            or training_memory(shape, replace(setup, recompute=share)).peak <= USABLE * room
+        ):
             return share
     return 1.0
 
@@ -79,7 +91,12 @@ def device_memory(device: torch.device) -> float | None:
 
 
 def _refusal(
-    shape: ModelShape, setup: Setup, need: float, room: float, device: torch.device, batch_tokens: int | None
+    shape: ModelShape,
+    setup: Setup,
+    need: float,
+    room: float,
+    device: torch.device,
+    batch_tokens: int | None,
 ) -> str:
     said = f"a step needs about {need / 1e9:.1f} GB, {device} has {room / 1e9:.1f}"
     for size in range(setup.micro_batch_size - 1, 0, -1):
@@ -90,7 +107,9 @@ def _refusal(
     return f"{said}, and one sequence does not fit either: lower data.seq_len or take a smaller model (or --plan off)"
 
 
-def _summary(shape: ModelShape, setup: Setup, need: float, room: float | None, data: Any, trainer: L.Trainer) -> str:
+def _summary(
+    shape: ModelShape, setup: Setup, need: float, room: float | None, data: Any, trainer: L.Trainer
+) -> str:
     device = trainer.strategy.root_device
     parts = [f"{shape.params / 1e6:,.1f}M parameters"]
     tokens = getattr(data, "num_tokens", None)

@@ -45,7 +45,9 @@ class ModelShape:
         frozen matrix has no gradient of its own."""
         attention = self.attention_flops
         if attention is None:
-            attention = 2 * self.layers * self.query_width * seq_len  # causal: half of 4 * width * seq_len
+            attention = (
+                2 * self.layers * self.query_width * seq_len
+            )  # causal: half of 4 * width * seq_len
         return ((4 if lora else 6) * self.active_matrices + 3 * attention) * tokens
 
 
@@ -56,7 +58,9 @@ def typical_shape(params: float, total_params: float | None = None) -> ModelShap
     The vocabulary is 4k below 30M parameters, then 32k, 64k from 300M and 128k from 10B on. With ``total_params`` a
     mixture of experts of which ``params`` are active: the others are experts of the same layers.
     """
-    vocab = 4096 if params < 3e7 else 32_768 if params < 3e8 else 65_536 if params < 1e10 else 131_072
+    vocab = (
+        4096 if params < 3e7 else 32_768 if params < 3e8 else 65_536 if params < 1e10 else 131_072
+    )
     layers, width, nearest = 1, 64, float("inf")
     for candidate in range(64, 65_536, 64):
         depth = round((params - 2 * vocab * candidate) / (12 * candidate**2))
@@ -82,7 +86,11 @@ def shape_of(config: TransformerConfig, seq_len: int) -> ModelShape:
         num_parameters,
     )
 
-    assert config.num_kv_heads is not None and config.head_dim is not None and config.intermediate_size is not None
+    assert (
+        config.num_kv_heads is not None
+        and config.head_dim is not None
+        and config.intermediate_size is not None
+    )
     total, active, idle = num_parameters(config), matrix_parameters(config), idle_parameters(config)
     mlp_width: float = config.intermediate_size
     if config.num_experts:

@@ -124,7 +124,9 @@ def plan(
     if precision == "fp8" and accelerator.fp8_flops is None:
         raise UserError(f"precision=fp8: {accelerator.name} has no fp8 products; use bf16")
     if total_params is not None and (params is None or total_params < params):
-        raise UserError("total_params counts all experts: it needs params, the active ones, and is no less than them")
+        raise UserError(
+            "total_params counts all experts: it needs params, the active ones, and is no less than them"
+        )
     if config is not None and params is not None:
         raise UserError("params: the config says how many the model has; give one of the two")
     if mfu is not None and mfu >= 1:
@@ -145,7 +147,9 @@ def plan(
 
     if mfu is not None:
         model = model.calibrated(mfu, params or 1e9, accelerator, precision == "fp8")
-    means = _Means(model, job, rate, gpus, days, budget, gpu_hours, params is None or tokens is None)
+    means = _Means(
+        model, job, rate, gpus, days, budget, gpu_hours, params is None or tokens is None
+    )
     n, d, solved = _model_and_tokens(params, tokens, tokens_per_param, inference_tokens, means)
     shape = shape_with(n)
     batch = max(float(seq_len), batch_tokens or scaling.usual_batch_tokens(job(n, d, 1).flops))
@@ -156,7 +160,9 @@ def plan(
         solved = f"{solved}, gpus" if solved else "gpus"
     layout = check_fits(shape, accelerator, count, batch, setup)
     means.check(n, d, count)
-    return _describe(model, job(n, d, count), shape, d, batch, layout, rate, solved, measured=mfu is not None)
+    return _describe(
+        model, job(n, d, count), shape, d, batch, layout, rate, solved, measured=mfu is not None
+    )
 
 
 _TYPICAL_MFU = 0.3
@@ -189,14 +195,18 @@ class _Means:
             # From the hours alone: a number that grew with the model would make affording jump.
             if self.days is not None:
                 return self._in_time(fixed)
-            return usual_gpus(_TYPICAL_MFU * self.job(n, d, 1).accelerator.peak_flops * 3600 * fixed)
+            return usual_gpus(
+                _TYPICAL_MFU * self.job(n, d, 1).accelerator.peak_flops * 3600 * fixed
+            )
         if self.days is None:
             return usual_gpus(self.job(n, d, 1).flops)
         nodes = 1
         while self.hours(n, d, nodes * NODE) > 24 * self.days * nodes * NODE:
             nodes += max(1, nodes // 16)
             if nodes * NODE > 1_000_000:
-                raise UserError(f"days={self.days:g}: no number of GPUs is fast enough; allow more, or train on less")
+                raise UserError(
+                    f"days={self.days:g}: no number of GPUs is fast enough; allow more, or train on less"
+                )
         return nodes * NODE
 
     def _in_time(self, hours: float) -> int:
@@ -230,7 +240,9 @@ class _Means:
                 "leave out gpus to have their number found"
             )
         if self.gpu_hours is not None and hours > self.gpu_hours:
-            raise UserError(f"gpu_hours={self.gpu_hours:g}: the run takes {hours:,.0f}; allow that or leave out tokens")
+            raise UserError(
+                f"gpu_hours={self.gpu_hours:g}: the run takes {hours:,.0f}; allow that or leave out tokens"
+            )
         if self.budget is not None and self.rate is not None and hours * self.rate > self.budget:
             raise UserError(
                 f"budget={self.budget:g}: the run costs ${hours * self.rate:,.0f} at ${self.rate:g} a GPU-hour; allow "
@@ -239,12 +251,18 @@ class _Means:
 
 
 def _model_and_tokens(
-    params: float | None, tokens: float | None, ratio: float | None, inference: float | None, means: _Means
+    params: float | None,
+    tokens: float | None,
+    ratio: float | None,
+    inference: float | None,
+    means: _Means,
 ) -> tuple[float, float, str]:
     """Parameters, tokens, and the names of those that were solved for."""
     if params is not None and tokens is not None:
         if ratio is not None:
-            raise UserError("tokens_per_param: params and tokens say it already; leave one of the three out")
+            raise UserError(
+                "tokens_per_param: params and tokens say it already; leave one of the three out"
+            )
         return params, tokens, ""
 
     def pair(x: float) -> tuple[float, float]:
@@ -256,7 +274,9 @@ def _model_and_tokens(
         n, d = x, ratio * x if ratio else scaling.optimal_tokens(x)
         return scaling.inference_aware(n, d, inference) if inference and not ratio else (n, d)
 
-    solved = "tokens" if params is not None else "params" if tokens is not None else "params, tokens"
+    solved = (
+        "tokens" if params is not None else "params" if tokens is not None else "params, tokens"
+    )
     if not means.limited:
         if params is not None:
             return params, ratio * params if ratio else scaling.optimal_tokens(params), solved
@@ -265,7 +285,9 @@ def _model_and_tokens(
         raise UserError("nothing to plan: give params (or a model) or tokens, or what there is: budget, gpu_hours or "
                         "days with gpus")  # fmt: skip
     if means.gpus is None and means.fixed_hours is None:
-        raise UserError("days: what they pay for depends on gpus; give gpus, budget or gpu_hours too")
+        raise UserError(
+            "days: what they pay for depends on gpus; give gpus, budget or gpu_hours too"
+        )
     low, high = math.log(1e6), math.log(1e16)
     if not means.affords(*pair(math.exp(low))):
         raise UserError("the limits do not pay for any training; raise budget, gpu_hours or days")
@@ -283,7 +305,8 @@ def _describe(
     hours = model.gpu_hours(job)
     if measured:
         low, high = (
-            replace(model, network=model.network * math.exp(side * model.spread)).gpu_hours(job) for side in (-1, 1)
+            replace(model, network=model.network * math.exp(side * model.spread)).gpu_hours(job)
+            for side in (-1, 1)
         )
     else:
         low, high = hours * math.exp(-model.spread), hours * math.exp(model.spread)
@@ -332,5 +355,7 @@ def advise(**given: object) -> tuple[list[Plan], dict[str, str]]:
         except UserError as error:
             refused[name] = str(error)
     if not plans:
-        raise UserError(f"no known accelerator can do this; {next(iter(refused))}: {next(iter(refused.values()))}")
+        raise UserError(
+            f"no known accelerator can do this; {next(iter(refused))}: {next(iter(refused.values()))}"
+        )
     return sorted(plans, key=lambda p: (p.usd is None, p.usd or 0.0)), refused

@@ -80,7 +80,9 @@ class Throughput:
         local, network, traffic = _features(job)
         return _ideal_hours(job) * (self.local * local + self.network * network + traffic)
 
-    def calibrated(self, mfu: float, active_params: float, accelerator: Accelerator, fp8: bool) -> Throughput:
+    def calibrated(
+        self, mfu: float, active_params: float, accelerator: Accelerator, fp8: bool
+    ) -> Throughput:
         """The model whose steps on one node have the MFU that was measured there."""
         local, _, traffic = _features(Job(active_params, 1.0, accelerator, NODE, fp8))
         wanted = accelerator.attainable_flops / (accelerator.peak_flops * mfu)
@@ -133,7 +135,9 @@ def _fit(runs: list[PublishedRun]) -> Throughput:
     """Least absolute error in log GPU-hours, by reweighted Gauss-Newton steps; a family of n runs weighs sqrt(n)."""
     features = np.array([_features(run.job) for run in runs])
     target = np.log([run.gpu_hours / _ideal_hours(run.job) for run in runs])
-    size = {family: sum(run.family == family for run in runs) for family in {run.family for run in runs}}
+    size = {
+        family: sum(run.family == family for run in runs) for family in {run.family for run in runs}
+    }
     weight = np.array([size[run.family] ** -0.5 for run in runs])
     fitted = np.array([2.0, 1.0])
     for _ in range(60):
@@ -151,7 +155,11 @@ def _features(job: Job) -> tuple[float, float, float]:
     width = typical_shape(job.active_params).width
     chip = job.accelerator.peak_flops / find_accelerator(_REFERENCE).peak_flops
     outside = max(0.0, 1 - (NODE if job.accelerator.linked else 1) / job.gpus)
-    return 1 / (_FP8_GAIN if job.fp8 else 1.0), outside * chip * 1000 / width, _TRAFFIC * job.accelerator.ridge / width
+    return (
+        1 / (_FP8_GAIN if job.fp8 else 1.0),
+        outside * chip * 1000 / width,
+        _TRAFFIC * job.accelerator.ridge / width,
+    )
 
 
 def _ideal_hours(job: Job) -> float:

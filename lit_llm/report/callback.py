@@ -65,7 +65,9 @@ class RunReport(L.Callback):
             "device": _device_name(device),
             "world_size": trainer.world_size,
             "precision": str(trainer.precision),
-            "usd_per_hour": self.usd_per_hour if self.usd_per_hour is not None else _price(device, trainer.world_size),
+            "usd_per_hour": self.usd_per_hour
+            if self.usd_per_hour is not None
+            else _price(device, trainer.world_size),
             "tokens_planned": batch * steps if batch and steps else None,
             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "environment": {
@@ -91,10 +93,14 @@ class RunReport(L.Callback):
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._save(trainer, "running")
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
         """Report what there is."""
         if hasattr(self, "facts"):
-            with contextlib.suppress(OSError):  # a full disk may be the very exception, which is the one to be heard
+            with contextlib.suppress(
+                OSError
+            ):  # a full disk may be the very exception, which is the one to be heard
                 self._save(trainer, "interrupted")
                 self._write(trainer)
 
@@ -128,7 +134,11 @@ class RunReport(L.Callback):
 
 
 def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
+    return (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{os.cpu_count()} CPU cores"
+    )
 
 
 def _price(device: torch.device, world_size: int) -> float | None:
@@ -141,7 +151,9 @@ def _price(device: torch.device, world_size: int) -> float | None:
 def _cpu_name() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+            return next(
+                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
+            )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 
@@ -149,7 +161,9 @@ def _cpu_name() -> str:
 def _git_commit() -> str | None:
     """Commit of the working directory's checkout, if it is one."""
     try:
-        run = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+        run = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return run.stdout.strip() or None

@@ -33,17 +33,25 @@ def x_axis(run: Run) -> tuple[Axis | None, np.ndarray]:
     tokens = run.columns.get("tokens", np.array([]))
     if not len(step):
         return None, step
-    counted = len(tokens) == len(step) and bool(np.isfinite(tokens).all() and (np.diff(tokens) >= 0).all())
+    counted = len(tokens) == len(step) and bool(
+        np.isfinite(tokens).all() and (np.diff(tokens) >= 0).all()
+    )
     x = tokens if counted else step
     low = 0.0 if x[0] >= 0 and x[0] <= 0.2 * x[-1] else float(x[0])
     high = float(x[-1]) if x[-1] > low else low + 1.0
 
     def places(name: str, values: np.ndarray, start: float) -> list[tuple[float, str]]:
         ticks = nice_ticks(start, max(float(values[-1]), start + 1.0), 5)
-        at = np.interp(ticks, np.append(start, values), np.append(low, x)) if values is not x else np.array(ticks)
+        at = (
+            np.interp(ticks, np.append(start, values), np.append(low, x))
+            if values is not x
+            else np.array(ticks)
+        )
         labels = tick_labels(ticks)
         labels[-1] += f" {name}"
-        return [(float(a), label) for a, label in zip((at - low) / (high - low), labels, strict=True)]
+        return [
+            (float(a), label) for a, label in zip((at - low) / (high - low), labels, strict=True)
+        ]
 
     by = {"tokens": places("tokens", tokens, low)} if counted else {}
     by["step"] = places("steps", step, 0.0 if low == 0 else float(step[0]))
@@ -77,14 +85,24 @@ def figure_sections(run: Run, axis: Axis, x: np.ndarray) -> list[dict[str, Any]]
 
     def of(column: str, sentence: str, shown: Callable[[float], str] = number) -> str:
         values = run.finite(column)
-        return sentence.format(*(shown(float(v)) for v in (np.median(values), values.max()))) if len(values) else ""
+        return (
+            sentence.format(*(shown(float(v)) for v in (np.median(values), values.max())))
+            if len(values)
+            else ""
+        )
 
     sources = [name for name in run.columns if name.startswith(BY_SOURCE)]
     by_source = [one(name, name.removeprefix(BY_SOURCE), 2 + i) for i, name in enumerate(sources)]
     grad = run.finite("grad_norm")
-    wide_grad = len(grad) > 0 and float(grad.min()) > 0 and float(grad.max()) > 30 * float(grad.min())
+    wide_grad = (
+        len(grad) > 0 and float(grad.min()) > 0 and float(grad.max()) > 30 * float(grad.min())
+    )
     loss = noisy("train_loss", "training")
-    faint = f"Faint: as logged. Solid: mean over {SMOOTHED_SHARE:.0%} of the rows. " if len(loss) > 1 else ""
+    faint = (
+        f"Faint: as logged. Solid: mean over {SMOOTHED_SHARE:.0%} of the rows. "
+        if len(loss) > 1
+        else ""
+    )
     total = one("val_bits_per_byte", "all" if by_source else "validation", 1)
     tall: dict[str, Any] = {"height": 270}
     learning = [
@@ -120,7 +138,11 @@ def figure_sections(run: Run, axis: Axis, x: np.ndarray) -> list[dict[str, Any]]
             "Memory", "GB", [one("memory_gb", "peak")], axis, zero=True, note=of("memory_gb", "Highest {1} GB.")
         ),
     ]  # fmt: skip
-    others = [name for name in run.columns if name not in STANDARD and name not in sources and len(run.measured(name))]
+    others = [
+        name
+        for name in run.columns
+        if name not in STANDARD and name not in sources and len(run.measured(name))
+    ]
     sections: list[dict[str, Any]] = [
         {"id": "learning", "title": "Learning", "charts": learning},
         {"id": "optimisation", "title": "Optimisation", "charts": optimisation},

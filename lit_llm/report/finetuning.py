@@ -49,7 +49,9 @@ def evaluations(folder: Path) -> list[dict[str, str]]:
                 "task": task,
                 "metric": metric,
                 "first": f"{first['value']:.4f} (step {first['step']:,})",
-                "last": f"{last['value']:.4f}" + (f" ± {stderr:.4f}" if spread else "") + f" (step {last['step']:,})",
+                "last": f"{last['value']:.4f}"
+                + (f" ± {stderr:.4f}" if spread else "")
+                + f" (step {last['step']:,})",
                 "change": f"{last['value'] - first['value']:+.4f}" if len(measured) > 1 else "",
             }
         )
@@ -61,7 +63,11 @@ def retention(folder: Path) -> dict[str, Any] | None:
     try:
         content = json.loads((folder / "retention.json").read_text(encoding="utf-8"))
         known = [row for row in content["questions"] if row["right_before"]]
-        return {"right_before": content["right_before"], "still_right": content["still_right"], "questions": known}
+        return {
+            "right_before": content["right_before"],
+            "still_right": content["still_right"],
+            "questions": known,
+        }
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

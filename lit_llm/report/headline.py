@@ -24,7 +24,9 @@ def _median(run: Run, column: str) -> float | None:
 
 def _tokens(run: Run) -> float | None:
     """Tokens trained on: the larger of the two records, since a killed run may not have written its last one."""
-    return max((t for t in (run.number("tokens"), _last(run, "tokens")) if t is not None), default=None)
+    return max(
+        (t for t in (run.number("tokens"), _last(run, "tokens")) if t is not None), default=None
+    )
 
 
 def headline(run: Run) -> list[dict[str, str]]:
@@ -34,7 +36,9 @@ def headline(run: Run) -> list[dict[str, str]]:
         note = "; ".join(n for n in notes if n) if value else "not recorded"
         return {"label": label, "value": value or "—", "unit": unit if value else "", "note": note}
 
-    def shown(value: float | None, text: str = "{}", form: Callable[[float], str] = number) -> str | None:
+    def shown(
+        value: float | None, text: str = "{}", form: Callable[[float], str] = number
+    ) -> str | None:
         return None if value is None else text.format(form(value))
 
     def flops(value: float) -> str:
@@ -43,26 +47,54 @@ def headline(run: Run) -> list[dict[str, str]]:
     def four(value: float) -> str:
         return f"{value:.3f}" if 0.1 <= abs(value) < 100 else number(value, 4)
 
-    bits, tokens, parameters = run.finite("val_bits_per_byte"), _tokens(run), run.number("parameters")
-    planned, seconds, price = run.number("tokens_planned"), run.number("seconds"), run.number("usd_per_hour")
+    bits, tokens, parameters = (
+        run.finite("val_bits_per_byte"),
+        _tokens(run),
+        run.number("parameters"),
+    )
+    planned, seconds, price = (
+        run.number("tokens_planned"),
+        run.number("seconds"),
+        run.number("usd_per_hour"),
+    )
     loss, training = _last(run, "val_loss"), smooth(run.finite("train_loss"))[-1:]
     resumes = int(run.number("resumes") or 0)
     training_note = shown(training[0], "training {}", four) if len(training) else None
     first_bits = shown(bits[0], "first {}", four) if len(bits) > 1 else None
     planned_note = f"of {number(planned)} planned" if planned and tokens != planned else None
-    per_parameter = shown(tokens / parameters, "{} per parameter") if tokens and parameters else None
-    resumed = "without interruption" if resumes == 0 else f"resumed {'once' if resumes == 1 else f'{resumes} times'}"
+    per_parameter = (
+        shown(tokens / parameters, "{} per parameter") if tokens and parameters else None
+    )
+    resumed = (
+        "without interruption"
+        if resumes == 0
+        else f"resumed {'once' if resumes == 1 else f'{resumes} times'}"
+    )
     peak = shown(run.number("peak_flops"), "median, of {}/s", flops)
-    peak_source = f"({run.info['peak_flops_source']})" if peak and run.info.get("peak_flops_source") else ""
+    peak_source = (
+        f"({run.info['peak_flops_source']})" if peak and run.info.get("peak_flops_source") else ""
+    )
     cost = None if seconds is None or price is None else seconds / 3600 * price
     return [
-        item("Validation", shown(bits[-1], form=four) if len(bits) else None, "bits per byte", first_bits),
+        item(
+            "Validation",
+            shown(bits[-1], form=four) if len(bits) else None,
+            "bits per byte",
+            first_bits,
+        ),
         item("Validation loss", shown(loss, form=four), "nats/token", training_note),
         item("Tokens", shown(tokens), "", planned_note, per_parameter),
-        item("Parameters", shown(parameters), "", shown(run.number("flops_per_token"), "{} per token", flops)),
+        item(
+            "Parameters",
+            shown(parameters),
+            "",
+            shown(run.number("flops_per_token"), "{} per token", flops),
+        ),
         item("Training time", shown(seconds, form=duration), "", resumed, _guarded(run)),
         item("Throughput", shown(_median(run, "tokens_per_second")), "tokens/s", "median"),
-        item("MFU", shown(_median(run, "mfu"), form=percent), "", f"{peak or 'median'} {peak_source}"),
+        item(
+            "MFU", shown(_median(run, "mfu"), form=percent), "", f"{peak or 'median'} {peak_source}"
+        ),
         item("Cost", shown(cost, form=dollars), "", shown(price, "at {} per hour", dollars)),
     ]
 
@@ -72,7 +104,10 @@ def _guarded(run: Run) -> str | None:
     skipped = sum(event["steps"] for event in run.events if event["event"] == "skipped")
     back = sum(event["event"] == "rolled back" for event in run.events)
     said = [f"{skipped} step{'s' * (skipped != 1)} skipped"] if skipped else []
-    return ", ".join(said + [f"rolled back {'once' if back == 1 else f'{back} times'}"] * bool(back)) or None
+    return (
+        ", ".join(said + [f"rolled back {'once' if back == 1 else f'{back} times'}"] * bool(back))
+        or None
+    )
 
 
 def with_unit(value: float, unit: str) -> str:
@@ -85,7 +120,11 @@ def with_unit(value: float, unit: str) -> str:
 def duration(seconds: float) -> str:
     """Two units: 298.4 -> "4 min 58 s"."""
     total = round(seconds)
-    for size, unit, smaller_size, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+    for size, unit, smaller_size, smaller in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
         if total >= size:
             return f"{total // size} {unit} {total % size // smaller_size} {smaller}"
     return f"{number(seconds)} s"
@@ -104,10 +143,17 @@ def status(run: Run) -> dict[str, str]:
     if state == "finished":
         return {"kind": "finished", "text": "Finished"}
     planned, tokens = run.number("tokens_planned"), _tokens(run)
-    reached = f" at {percent(tokens / planned)} of the planned tokens" if planned and tokens is not None else ""
+    reached = (
+        f" at {percent(tokens / planned)} of the planned tokens"
+        if planned and tokens is not None
+        else ""
+    )
     if state == "running":
         # A killed run cannot change its own status, so the last sign of life is what a reader needs.
-        return {"kind": "running", "text": f"Running or killed{reached}, last metrics at {last_write(run)}"}
+        return {
+            "kind": "running",
+            "text": f"Running or killed{reached}, last metrics at {last_write(run)}",
+        }
     if state == "interrupted":
         return {"kind": "interrupted", "text": f"Interrupted{reached}"}
     return {"kind": "unknown", "text": f"State not recorded, last metrics at {last_write(run)}"}

@@ -19,14 +19,17 @@ from lit_llm.report.headline import headline, last_write, lead, status, with_uni
 from lit_llm.report.plots import number
 from lit_llm.report.reading import Run, read_run
 
-SAMPLE_STEPS, SAMPLES_A_STEP, SAMPLE_CHARACTERS = 12, 8, 3000  # keep the page small enough to read and to send
+SAMPLE_STEPS, SAMPLES_A_STEP, SAMPLE_CHARACTERS = (
+    12,
+    8,
+    3000,
+)  # keep the page small enough to read and to send
 _ON_THE_CARD_PAGE = (
     "splits", "format", "funnel", "examples_kept", "examples_dropped", "hosts", "lengths", "language_scores",
     "bytes_per_token_histogram", "mixture",
 )  # fmt: skip
-SECRET = (
-    r"((?:(?:api_?key|secret|password|(?:api|access|auth|hf)_?token)[\w-]*|\btoken)['\"]?"  # the end of a key's name
-)
+# The end of a key's name.
+SECRET = r"((?:(?:api_?key|secret|password|(?:api|access|auth|hf)_?token)[\w-]*|\btoken)['\"]?"
 
 
 def write_report(run_dir: Path) -> Path:
@@ -56,7 +59,9 @@ def write_report(run_dir: Path) -> Path:
 
 def _printable(html: str) -> str:
     """Control characters shown as symbols: a model writes them, and HTML forbids them."""
-    return html.translate({i: 0x2400 + i for i in range(32) if chr(i) not in "\t\n\f\r"} | {0x7F: 0x2421})
+    return html.translate(
+        {i: 0x2400 + i for i in range(32) if chr(i) not in "\t\n\f\r"} | {0x7F: 0x2421}
+    )
 
 
 def _contents(run: Run) -> dict[str, Any]:
@@ -93,8 +98,15 @@ def _split_table(card: dict[str, Any]) -> list[dict[str, Any]]:
     splits = card.get("splits")
     rows = []
     for split, sources in splits.items() if isinstance(splits, dict) else ():
-        parts = {k: v for k, v in sources.items() if isinstance(v, dict)} if isinstance(sources, dict) else {}
-        total = {k: sum(_count(part, k) for part in parts.values()) for k in ("documents", "bytes", "tokens")}
+        parts = (
+            {k: v for k, v in sources.items() if isinstance(v, dict)}
+            if isinstance(sources, dict)
+            else {}
+        )
+        total = {
+            k: sum(_count(part, k) for part in parts.values())
+            for k in ("documents", "bytes", "tokens")
+        }
         for source, part in [*parts.items(), *([("all", total)] if len(parts) != 1 else [])]:
             size, tokens = _count(part, "bytes"), _count(part, "tokens")
             rows.append(
@@ -126,7 +138,9 @@ def _corpus_facts(card: dict[str, Any]) -> list[tuple[str, str]]:
         if key == "dropped" and not value:
             value = "none"
         if isinstance(value, dict):
-            value = ", ".join(f"{k.replace('_', ' ')}: {_shown(v)}" for k, v in value.items() if v is not None)
+            value = ", ".join(
+                f"{k.replace('_', ' ')}: {_shown(v)}" for k, v in value.items() if v is not None
+            )
         elif isinstance(value, list):
             value = ", ".join(map(_shown, value))
         facts.append((key.replace("_", " "), _shown(value)))
@@ -144,7 +158,11 @@ def _environment(run: Run) -> list[tuple[str, str]]:
     rows = dict(packages) if isinstance(packages, dict) else {}
     for key in ("device", "world_size", "precision", "started", "resumes", "git"):
         rows[key] = run.info.get(key)
-    return [(key.replace("_", " "), str(value)) for key, value in rows.items() if value not in (None, "")]
+    return [
+        (key.replace("_", " "), str(value))
+        for key, value in rows.items()
+        if value not in (None, "")
+    ]
 
 
 def _sample_groups(run: Run) -> tuple[list[dict[str, Any]], int]:
@@ -155,7 +173,9 @@ def _sample_groups(run: Run) -> tuple[list[dict[str, Any]], int]:
         prompt, text = str(sample.get("prompt") or ""), sample["text"]
         text = text.removeprefix(prompt)
         cut = len(text) > SAMPLE_CHARACTERS
-        by_step.setdefault(sample["step"], []).append({"prompt": prompt, "text": text[:SAMPLE_CHARACTERS], "cut": cut})
+        by_step.setdefault(sample["step"], []).append(
+            {"prompt": prompt, "text": text[:SAMPLE_CHARACTERS], "cut": cut}
+        )
         if isinstance(sample.get("tokens"), int | float):
             tokens[sample["step"]] = number(float(sample["tokens"]))
     steps = sorted(by_step)

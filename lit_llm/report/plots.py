@@ -64,11 +64,17 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 def log_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Ticks for a log axis over [low, high], 0 < low < high: powers of ten, with 2 and 5 between when there is room."""
-    first, last, decades = math.floor(math.log10(low)), math.ceil(math.log10(high)), math.log10(high / low)
+    first, last, decades = (
+        math.floor(math.log10(low)),
+        math.ceil(math.log10(high)),
+        math.log10(high / low),
+    )
     if decades < 1:
         return nice_ticks(low, high, count)
     multiples = (1, 2, 5) if decades < 2.5 else (1,)
-    ticks = [m * 10.0**e for e in range(first, last + 1) for m in multiples if low <= m * 10.0**e <= high]
+    ticks = [
+        m * 10.0**e for e in range(first, last + 1) for m in multiples if low <= m * 10.0**e <= high
+    ]
     return ticks[:: math.ceil(len(ticks) / (count + 2))]
 
 
@@ -147,11 +153,15 @@ def smooth(y: np.ndarray, share: float = SMOOTHED_SHARE) -> np.ndarray:
     counts = np.concatenate([[0], np.cumsum(finite)])
     for _ in range(2):
         sums = np.concatenate([[0.0], np.cumsum(np.where(finite, y, 0.0))])
-        y = np.where(finite, (sums[high] - sums[low]) / np.maximum(counts[high] - counts[low], 1), np.nan)
+        y = np.where(
+            finite, (sums[high] - sums[low]) / np.maximum(counts[high] - counts[low], 1), np.nan
+        )
     return y
 
 
-def visible_range(values: list[np.ndarray], zero: bool = False, log: bool = False) -> tuple[float, float]:
+def visible_range(
+    values: list[np.ndarray], zero: bool = False, log: bool = False
+) -> tuple[float, float]:
     """The y range (low < high) that shows all values of all series, but for spikes which would flatten the rest.
 
     A value is such a spike when it lies beyond the 2nd..98th percentile by more than three times their distance;
@@ -163,9 +173,16 @@ def visible_range(values: list[np.ndarray], zero: bool = False, log: bool = Fals
         ordered = np.sort(np.log10(series) if log else series)
         if not len(ordered):
             continue
-        inner_low, inner_high = ordered[math.ceil(0.02 * (len(ordered) - 1))], ordered[int(0.98 * (len(ordered) - 1))]
+        inner_low, inner_high = (
+            ordered[math.ceil(0.02 * (len(ordered) - 1))],
+            ordered[int(0.98 * (len(ordered) - 1))],
+        )
         reach = (3 if len(ordered) >= 50 else 30) * (inner_high - inner_low)
-        kept = ordered[(ordered >= inner_low - reach) & (ordered <= inner_high + reach)] if reach > 0 else ordered
+        kept = (
+            ordered[(ordered >= inner_low - reach) & (ordered <= inner_high + reach)]
+            if reach > 0
+            else ordered
+        )
         low, high = min(low, kept[0]), max(high, kept[-1])
     if low > high:
         low, high = 0.0, 1.0
@@ -198,7 +215,9 @@ class _Scale:
         if self.log:
             low, high, at = math.log10(low), math.log10(high), np.log10(values)
         pixels = self.floor - (at - low) / (high - low) * (self.floor - PADDING)
-        return np.clip(pixels, -10 * self.height, 11 * self.height)  # browsers draw badly at 1e9 pixels
+        return np.clip(
+            pixels, -10 * self.height, 11 * self.height
+        )  # browsers draw badly at 1e9 pixels
 
     def x(self, values: np.ndarray) -> np.ndarray:
         return (values - self.axis.low) / (self.axis.high - self.axis.low) * WIDTH
@@ -221,12 +240,22 @@ def line_chart(
     ``zero`` puts zero on the y axis, ``log`` makes it logarithmic (values <= 0 become gaps). Points that fall outside
     the drawing and values that are not finite are counted in words under the chart, and the former marked on its edge.
     """
-    usable = [np.where((np.abs(s.y) < LARGEST) & ((s.y > 0) | (not log)), s.y, np.nan) for s in series]
+    usable = [
+        np.where((np.abs(s.y) < LARGEST) & ((s.y > 0) | (not log)), s.y, np.nan) for s in series
+    ]
     head = f'<b>{escape(title)}</b> <span class="unit">{escape(unit)}{", log scale" if log else ""}</span>'
     if not any(np.isfinite(y).any() for y in usable):
-        said = "Nothing but values that are not finite." if any(len(y) for y in usable) else "Not measured in this run."
-        return Markup(f'<figure class="chart empty"><figcaption>{head}</figcaption><p class="note">{said}</p></figure>')
-    scale = _Scale(*visible_range([y[np.isfinite(y)] for y in usable], zero, log), log, height, axis)
+        said = (
+            "Nothing but values that are not finite."
+            if any(len(y) for y in usable)
+            else "Not measured in this run."
+        )
+        return Markup(
+            f'<figure class="chart empty"><figcaption>{head}</figcaption><p class="note">{said}</p></figure>'
+        )
+    scale = _Scale(
+        *visible_range([y[np.isfinite(y)] for y in usable], zero, log), log, height, axis
+    )
     text = percent if as_percent else _four_digits
 
     ticks = nice_ticks(scale.low, scale.high, 5 if height > 200 else 4)
@@ -243,16 +272,26 @@ def line_chart(
         faint = " faint" if one.faint else ""
         label = f"<i></i>{escape(one.label)} <output>{last}</output>"
         keys += f'<span class="key{faint}" style="{_colour(one)}">{label}</span>'
-        data.append({"x": _short(one.x[keep]), "step": _short(one.step[keep]), "y": _short(y[keep])})
+        data.append(
+            {"x": _short(one.x[keep]), "step": _short(one.step[keep]), "y": _short(y[keep])}
+        )
 
-    ends = [f"{s.label}: last value {text(d['y'][-1])}" for s, d in zip(series, data, strict=True) if d["y"]]
+    ends = [
+        f"{s.label}: last value {text(d['y'][-1])}"
+        for s, d in zip(series, data, strict=True)
+        if d["y"]
+    ]
     summary = f"{title}. {'; '.join(ends)}"
     attributes = {
         "data-series": json.dumps(data, separators=(",", ":")),
-        "data-scale": json.dumps([axis.low, axis.high, scale.low, scale.high, PADDING, scale.floor, log, as_percent]),
+        "data-scale": json.dumps(
+            [axis.low, axis.high, scale.low, scale.high, PADDING, scale.floor, log, as_percent]
+        ),
     }
     grid = "".join(f"M0 {top:.1f}H{WIDTH}" for top in tops)
-    y_labels = "".join(f'<span style="top:{t:.1f}px">{escape(s)}</span>' for t, s in zip(tops, labels, strict=True))
+    y_labels = "".join(
+        f'<span style="top:{t:.1f}px">{escape(s)}</span>' for t, s in zip(tops, labels, strict=True)
+    )
     x_labels = "".join(
         f'<div class="x by-{name}">'
         + "".join(
@@ -323,5 +362,7 @@ def _exceptions(
                 found.append(f"{one.label}: {points} {side} to {text(float(extreme(y)))}.")
         if count := int((~np.isfinite(y)).sum()):
             kind = "not positive or not finite" if scale.log else "not finite"
-            found.append(f"{one.label}: {count:,} value{' is' if count == 1 else 's are'} {kind} and left as a gap.")
+            found.append(
+                f"{one.label}: {count:,} value{' is' if count == 1 else 's are'} {kind} and left as a gap."
+            )
     return found

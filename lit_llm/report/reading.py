@@ -35,7 +35,11 @@ class Run:
 
     def measured(self, column: str) -> np.ndarray:
         """Row numbers (n,) at which ``column`` was written; none for a column that is not there."""
-        return np.flatnonzero(~self.missing[column]) if column in self.missing else np.array([], dtype=int)
+        return (
+            np.flatnonzero(~self.missing[column])
+            if column in self.missing
+            else np.array([], dtype=int)
+        )
 
     def finite(self, column: str) -> np.ndarray:
         """The finite values (n,) of ``column`` in order."""
@@ -64,7 +68,11 @@ def read_run(folder: Path) -> Run:
         raise UserError(f"{folder}: no such run folder; give the folder that `lit_llm fit` wrote")
     run = Run(folder)
     only_neptune = not (folder / "metrics.csv").is_file() and bool(offline_containers(folder))
-    if not only_neptune and not (folder / "metrics.csv").is_file() and not (folder / "run.json").is_file():
+    if (
+        not only_neptune
+        and not (folder / "metrics.csv").is_file()
+        and not (folder / "run.json").is_file()
+    ):
         raise UserError(f"{folder}: not a run folder, it has neither metrics.csv nor run.json")
     run.info = _read_json(run, "run.json", "What the header would say about the run is unknown.")
     run.datacard = _read_json(run, "datacard.json", "The data card is left out.")
@@ -73,7 +81,10 @@ def read_run(folder: Path) -> Run:
         _read_neptune(run)
     else:
         _read_metrics(run)
-    run.samples, run.events = _read_lines(run, "samples.jsonl", _sample), _read_lines(run, "events.jsonl", _event)
+    run.samples, run.events = (
+        _read_lines(run, "samples.jsonl", _sample),
+        _read_lines(run, "events.jsonl", _event),
+    )
     return run
 
 
@@ -104,7 +115,9 @@ def _read_json(run: Run, name: str, consequence: str) -> dict[str, Any]:
 def _read_metrics(run: Run) -> None:
     """Rows in order of step; of rows with the same step the last counts (a resume may repeat what a kill left)."""
     text = _read_text(run, "metrics.csv", "The plots are left out.").replace("\0", "")
-    whole, _, torn = text.rpartition("\n")  # a last line without its end was cut off, in the middle of a number or not
+    whole, _, torn = text.rpartition(
+        "\n"
+    )  # a last line without its end was cut off, in the middle of a number or not
     lines = csv.reader(whole.splitlines())
     header = next(lines, [])
     if "step" not in header:
@@ -132,10 +145,14 @@ def _read_metrics(run: Run) -> None:
         values = np.array([_to_float(cell) for cell in cells], dtype=np.float64)
         missing = np.array([not cell for cell in cells], dtype=bool)
         words = (
-            np.isnan(values) & ~missing & np.array([cell.lower().lstrip("+-") != "nan" for cell in cells], dtype=bool)
+            np.isnan(values)
+            & ~missing
+            & np.array([cell.lower().lstrip("+-") != "nan" for cell in cells], dtype=bool)
         )
         if words.any():
-            run.problems.append(f"metrics.csv: column {name} has {int(words.sum()):,} value(s) that are not numbers.")
+            run.problems.append(
+                f"metrics.csv: column {name} has {int(words.sum()):,} value(s) that are not numbers."
+            )
         run.columns[name], run.missing[name] = values, missing | words
 
 
@@ -147,7 +164,9 @@ def _read_neptune(run: Run) -> None:
         name.removeprefix(prefix): {step: value for step, value in points if step is not None}
         for name, points in series.items()
     }
-    columns.pop("epoch", None)  # the Trainer's own counter; a run here is one pass over (seed, step)
+    columns.pop(
+        "epoch", None
+    )  # the Trainer's own counter; a run here is one pass over (seed, step)
     steps = sorted({step for points in columns.values() for step in points})
     rows = {step: row for row, step in enumerate(steps)}
     for name, points in columns.items():
@@ -155,8 +174,13 @@ def _read_neptune(run: Run) -> None:
         at = [rows[step] for step in points]
         values[at], missing[at] = list(points.values()), False
         run.columns[name], run.missing[name] = values, missing
-    run.columns["step"], run.missing["step"] = np.array(steps, dtype=np.float64), np.zeros(len(steps), dtype=bool)
-    run.problems.append("There is no metrics.csv. The plots show what Neptune's client wrote offline.")
+    run.columns["step"], run.missing["step"] = (
+        np.array(steps, dtype=np.float64),
+        np.zeros(len(steps), dtype=bool),
+    )
+    run.problems.append(
+        "There is no metrics.csv. The plots show what Neptune's client wrote offline."
+    )
 
 
 def _to_float(cell: str) -> float:

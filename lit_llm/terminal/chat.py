@@ -27,9 +27,13 @@ def chat_main(args: list[str]) -> None:
     Raises:
         UserError: a mistake in the arguments, or a checkpoint that cannot chat.
     """
-    parser = Parser(prog="lit_llm chat", description="Talk to a model. Piped input is taken a line a turn.")
+    parser = Parser(
+        prog="lit_llm chat", description="Talk to a model. Piped input is taken a line a turn."
+    )
     add_options(parser, max_new_tokens=512, temperature=0.7, top_p=0.95)
-    parser.add_argument("--system", metavar="TEXT", help="system message: how the assistant should behave")
+    parser.add_argument(
+        "--system", metavar="TEXT", help="system message: how the assistant should behave"
+    )
     options = parser.parse_args(args)
 
     from lit_llm.models.checkpoint import open_model
@@ -49,7 +53,9 @@ def chat_main(args: list[str]) -> None:
     forgive_encodings()
     if sys.stdin.isatty():
         weights = sum(p.numel() for p in model.parameters())
-        _note(f"{options.ckpt}: {weights / 1e6:,.1f}M parameters on {model.embed.weight.device}; /help lists commands")
+        _note(
+            f"{options.ckpt}: {weights / 1e6:,.1f}M parameters on {model.embed.weight.device}; /help lists commands"
+        )
     _talk(conversation)
 
 

@@ -24,12 +24,22 @@ def generate_main(args: list[str]) -> None:
     Raises:
         UserError: a mistake in the arguments or the prompts, or a checkpoint that does not load.
     """
-    parser = Parser(prog="lit_llm generate", description="Continue prompts, or answer them with --chat.")
+    parser = Parser(
+        prog="lit_llm generate", description="Continue prompts, or answer them with --chat."
+    )
     add_options(parser, max_new_tokens=128, temperature=0.0, top_p=1.0)
-    parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="may be given several times")
-    parser.add_argument("--file", type=Path, help="more prompts: a text file with one a line, or JSONL with 'prompt'")
+    parser.add_argument(
+        "--prompt", action="append", default=[], metavar="TEXT", help="may be given several times"
+    )
+    parser.add_argument(
+        "--file",
+        type=Path,
+        help="more prompts: a text file with one a line, or JSONL with 'prompt'",
+    )
     parser.add_argument("--chat", action="store_true", help="send each prompt as a user's message")
-    parser.add_argument("--json", action="store_true", help="a JSON object a prompt: prompt, text, tokens, finish")
+    parser.add_argument(
+        "--json", action="store_true", help="a JSON object a prompt: prompt, text, tokens, finish"
+    )
     options = parser.parse_args(args)
     prompts = list(options.prompt)
     if options.file is not None:
@@ -57,7 +67,9 @@ def generate_main(args: list[str]) -> None:
         if not ids:
             raise UserError("a prompt is empty, and this model has no token that begins a text")
         if len(ids) >= size:
-            raise UserError(f"the prompt {prompt[:30]!r} takes {len(ids)} tokens; the model's context has {size}")
+            raise UserError(
+                f"the prompt {prompt[:30]!r} takes {len(ids)} tokens; the model's context has {size}"
+            )
     how = {"sampling": sampling, "seed": options.seed, "stop_ids": stop_ids}
     forgive_encodings()
     if len(prompts) == 1 and not options.json:
@@ -72,11 +84,19 @@ def generate_main(args: list[str]) -> None:
             if options.json:
                 print(json.dumps({"prompt": prompt, **row}, ensure_ascii=False), flush=True)
             else:
-                print(f"> {prompt}\n{row['text']}\n" if options.chat else f"{prompt}{row['text']}\n", flush=True)
+                print(
+                    f"> {prompt}\n{row['text']}\n" if options.chat else f"{prompt}{row['text']}\n",
+                    flush=True,
+                )
 
 
 def _print_stream(
-    model: Transformer, tokenizer: Tokenizer, prompt: list[int], length: int, stop: list[str], how: dict[str, Any]
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompt: list[int],
+    length: int,
+    stop: list[str],
+    how: dict[str, Any],
 ) -> None:
     from lit_llm.models.generate import stream
     from lit_llm.models.text_stream import TextStream
@@ -114,5 +134,7 @@ def _answers(
         used = len(pieces)
         pieces.append(text.flush())
         ended = text.stopped or len(ids) < length
-        rows.append({"text": "".join(pieces), "tokens": used, "finish": "stop" if ended else "length"})
+        rows.append(
+            {"text": "".join(pieces), "tokens": used, "finish": "stop" if ended else "length"}
+        )
     return rows

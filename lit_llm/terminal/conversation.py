@@ -50,7 +50,9 @@ class Conversation:
         self.sampling, self.seed = sampling, seed
         self.history: list[Message] = []
         self.dropped = 0
-        self._system: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        self._system: list[Message] = (
+            [] if system is None else [{"role": "system", "content": system}]
+        )
         self._cache = PromptCache()
         self._answers = 0
 
@@ -80,7 +82,9 @@ class Conversation:
         )
         return self._answer(question, tokens)
 
-    def _answer(self, question: Message, tokens: Generator[int, None, None]) -> Generator[str, None, None]:
+    def _answer(
+        self, question: Message, tokens: Generator[int, None, None]
+    ) -> Generator[str, None, None]:
         written = TextStream(self.tokenizer, self.stop)
         pieces: list[str] = []
         try:
@@ -109,7 +113,9 @@ class Conversation:
             ids = self.format.prompt_ids([*self._system, *kept, question])
         if len(ids) >= size:
             with_system = " with the system message" if self._system else ""
-            raise UserError(f"the message takes {len(ids)} tokens{with_system}; the model's context has {size}")
+            raise UserError(
+                f"the message takes {len(ids)} tokens{with_system}; the model's context has {size}"
+            )
         self.dropped += (len(self.history) - len(kept)) // 2
         self.history = kept
         return ids

@@ -24,9 +24,18 @@ def import_main(args: list[str]) -> None:
     Raises:
         UserError: a mistake in the arguments, a source that does not load, a target that is in use or not writable.
     """
-    parser = Parser(prog="lit_llm import", description="Write a model and its tokenizer as a Hugging Face directory.")
-    parser.add_argument("src", metavar="SRC", help="a .gguf file or Hugging Face directory; a run or .ckpt will do too")
-    parser.add_argument("out", metavar="OUT", type=Path, help="directory to write; must not exist or be empty")
+    parser = Parser(
+        prog="lit_llm import",
+        description="Write a model and its tokenizer as a Hugging Face directory.",
+    )
+    parser.add_argument(
+        "src",
+        metavar="SRC",
+        help="a .gguf file or Hugging Face directory; a run or .ckpt will do too",
+    )
+    parser.add_argument(
+        "out", metavar="OUT", type=Path, help="directory to write; must not exist or be empty"
+    )
     parser.add_argument("--dtype", choices=_DTYPES, help="of the weights; default: the source's")
     options = parser.parse_args(args)
     out = _free_directory(options.out)
@@ -46,19 +55,34 @@ def export_main(args: list[str]) -> None:
         prog="lit_llm export", description="Write a model and its tokenizer for other programs: transformers and vLLM "
         "load Hugging Face directories, llama.cpp and what is built on it GGUF files.",
     )  # fmt: skip
-    parser.add_argument("ckpt", metavar="CKPT", help="Hugging Face directory, .gguf file, run folder or .ckpt file")
-    parser.add_argument("out", metavar="OUT", type=Path, help="directory (hf) or file (gguf) to write; must not exist")
-    parser.add_argument("--format", choices=["hf", "gguf"], required=True, help="what to write")
-    parser.add_argument("--dtype", choices=_DTYPES, help="hf: of the weights; default: the checkpoint's")
     parser.add_argument(
-        "--quantization", choices=["f16", "q8_0", "f32", "bf16"], help="gguf: of the matrices; default f16"
+        "ckpt", metavar="CKPT", help="Hugging Face directory, .gguf file, run folder or .ckpt file"
+    )
+    parser.add_argument(
+        "out",
+        metavar="OUT",
+        type=Path,
+        help="directory (hf) or file (gguf) to write; must not exist",
+    )
+    parser.add_argument("--format", choices=["hf", "gguf"], required=True, help="what to write")
+    parser.add_argument(
+        "--dtype", choices=_DTYPES, help="hf: of the weights; default: the checkpoint's"
+    )
+    parser.add_argument(
+        "--quantization",
+        choices=["f16", "q8_0", "f32", "bf16"],
+        help="gguf: of the matrices; default f16",
     )
     parser.add_argument("--adapter", metavar="DIR", help="PEFT adapter to fold into the weights")
     options = parser.parse_args(args)
     if options.format == "hf" and options.quantization is not None:
-        raise UserError("--quantization goes with --format gguf; a directory's weights have a --dtype")
+        raise UserError(
+            "--quantization goes with --format gguf; a directory's weights have a --dtype"
+        )
     if options.format == "gguf" and options.dtype is not None:
-        raise UserError("--dtype goes with --format hf; a GGUF file's weights have a --quantization")
+        raise UserError(
+            "--dtype goes with --format hf; a GGUF file's weights have a --quantization"
+        )
     out = _free_directory(options.out) if options.format == "hf" else _free_file(options.out)
 
     from lit_llm.models.checkpoint import load_model

@@ -23,8 +23,12 @@ def inspect_main(args: list[str]) -> None:
     Raises:
         UserError: a mistake in the arguments; a checkpoint that is missing, broken or of an unknown kind.
     """
-    parser = Parser(prog="lit_llm inspect", description="Say what a checkpoint is without loading its weights.")
-    parser.add_argument("ckpt", metavar="CKPT", help="Hugging Face directory, .gguf file, run folder or .ckpt file")
+    parser = Parser(
+        prog="lit_llm inspect", description="Say what a checkpoint is without loading its weights."
+    )
+    parser.add_argument(
+        "ckpt", metavar="CKPT", help="Hugging Face directory, .gguf file, run folder or .ckpt file"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(args)
     facts = inspect_checkpoint(options.ckpt)
@@ -47,13 +51,19 @@ def inspect_checkpoint(ckpt: str | Path) -> dict[str, Any]:
     if found.suffix == ".ckpt":
         checkpoint = open_training_checkpoint(found)
         fields = checkpoint["hyper_parameters"]["transformer"]
-        config = TransformerConfig.from_dict({"preset": fields} if isinstance(fields, str) else fields)
+        config = TransformerConfig.from_dict(
+            {"preset": fields} if isinstance(fields, str) else fields
+        )
         tokenizer = tokenizer_of_run(found)
         for tensor in checkpoint["state_dict"].values():
             dtype = str(tensor.dtype).removeprefix("torch.")
             stored[dtype] = stored.get(dtype, 0) + tensor.numel() * tensor.dtype.itemsize
         step = checkpoint.get("global_step")
-        facts |= {"format": "training checkpoint", "step": step, "tokens_seen": _tokens_seen(found, step)}
+        facts |= {
+            "format": "training checkpoint",
+            "step": step,
+            "tokens_seen": _tokens_seen(found, step),
+        }
     elif found.suffix == ".gguf":
         from lit_llm.models.gguf import config_of, open_gguf
         from lit_llm.models.gguf_tokenizer import read_tokenizer
@@ -66,17 +76,27 @@ def inspect_checkpoint(ckpt: str | Path) -> dict[str, Any]:
     elif found.is_dir():
         from lit_llm.models.huggingface import stored_bytes
 
-        config, tokenizer = TransformerConfig.from_pretrained(found), Tokenizer.from_pretrained(found)
+        config, tokenizer = (
+            TransformerConfig.from_pretrained(found),
+            Tokenizer.from_pretrained(found),
+        )
         stored = stored_bytes(found)
         facts |= {"format": "Hugging Face directory"}
     else:
-        raise UserError(f"{ckpt}: is not a checkpoint; give a Hugging Face directory, .gguf file, run folder or .ckpt")
+        raise UserError(
+            f"{ckpt}: is not a checkpoint; give a Hugging Face directory, .gguf file, run folder or .ckpt"
+        )
     return facts | _shape(config) | {"stored_bytes": stored} | _tokenizer(tokenizer)
 
 
 def _shape(config: TransformerConfig) -> dict[str, Any]:
     from lit_llm.models.config_json import family_of
-    from lit_llm.models.flops import flops_per_token, idle_parameters, matrix_parameters, num_parameters
+    from lit_llm.models.flops import (
+        flops_per_token,
+        idle_parameters,
+        matrix_parameters,
+        num_parameters,
+    )
 
     assert config.num_kv_heads is not None and config.head_dim is not None
     total, embedding = num_parameters(config), config.vocab_size * config.hidden_size
@@ -107,7 +127,9 @@ def _shape(config: TransformerConfig) -> dict[str, Any]:
 def _tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     return {
         "tokenizer_tokens": tokenizer.vocab_size,
-        "special_tokens": {name: token for name, token in tokenizer.special_names.items() if token is not None},
+        "special_tokens": {
+            name: token for name, token in tokenizer.special_names.items() if token is not None
+        },
         "chat_template": tokenizer.chat_template is not None,
     }
 
@@ -118,11 +140,17 @@ def _tokens_seen(file: Path, step: int | None) -> int | None:
     if not metrics.is_file():
         return None
     with metrics.open(encoding="utf-8", newline="") as lines:
-        rows = [row for row in csv.DictReader(lines) if row.get("step") == str(step) and row.get("tokens")]
+        rows = [
+            row
+            for row in csv.DictReader(lines)
+            if row.get("step") == str(step) and row.get("tokens")
+        ]
     try:
         return int(rows[-1]["tokens"]) if rows else None
     except ValueError:
-        raise UserError(f"{metrics}: tokens of step {step} is {rows[-1]['tokens']!r}, no number") from None
+        raise UserError(
+            f"{metrics}: tokens of step {step} is {rows[-1]['tokens']!r}, no number"
+        ) from None
 
 
 def _text(facts: dict[str, Any]) -> str:
@@ -134,19 +162,33 @@ def _text(facts: dict[str, Any]) -> str:
     say("format", facts["format"])
     if "step" in facts:
         tokens = facts["tokens_seen"]
-        say("training", f"step {facts['step']}", *([] if tokens is None else [f"{tokens:,} tokens seen"]))
+        say(
+            "training",
+            f"step {facts['step']}",
+            *([] if tokens is None else [f"{tokens:,} tokens seen"]),
+        )
     say("family", facts["family"])
     say(
         "shape", f"{facts['layers']} layers", f"width {facts['hidden_size']}",
         f"{facts['heads']} heads of {facts['head_dim']} ({facts['kv_heads']} for keys and values)",
     )  # fmt: skip
-    say("parameters", f"{facts['parameters']:,}", f"{facts['embedding_parameters']:,} in the embedding")
+    say(
+        "parameters",
+        f"{facts['parameters']:,}",
+        f"{facts['embedding_parameters']:,} in the embedding",
+    )
     if "experts" in facts:
         active = f"{facts['active_parameters']:,} parameters active"
         say("experts", f"{facts['experts_per_token']} of {facts['experts']}", active)
     say("stored", *(f"{_size(size)} {dtype}" for dtype, size in facts["stored_bytes"].items()))
-    say("weights in memory", *(f"{_size(size)} {dtype}" for dtype, size in facts["weight_bytes"].items()))
-    say("KV cache a token", *(f"{_size(size)} {dtype}" for dtype, size in facts["kv_cache_bytes_per_token"].items()))
+    say(
+        "weights in memory",
+        *(f"{_size(size)} {dtype}" for dtype, size in facts["weight_bytes"].items()),
+    )
+    say(
+        "KV cache a token",
+        *(f"{_size(size)} {dtype}" for dtype, size in facts["kv_cache_bytes_per_token"].items()),
+    )
     say(
         "FLOPs a token", f"{facts['forward_flops_per_token']:.3g} forward without attention",
         f"{facts['training_flops_per_token']:.3g} training at full context",

@@ -26,38 +26,54 @@ def launch_main(args: list[str]) -> None:
     )
     parser.add_argument("--slurm", action="store_true", required=True, help="for sbatch")
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="default %(default)s")
-    parser.add_argument("--gpus", type=int, default=8, metavar="N", help="of a node, one process each; default 8")
     parser.add_argument(
-        "--time", default="24:00:00", help="limit that SLURM sets, as sbatch takes it; default %(default)s"
+        "--gpus", type=int, default=8, metavar="N", help="of a node, one process each; default 8"
+    )
+    parser.add_argument(
+        "--time",
+        default="24:00:00",
+        help="limit that SLURM sets, as sbatch takes it; default %(default)s",
     )
     parser.add_argument("--grace", type=int, default=180, metavar="SECONDS",
                         help="before the limit the run is told to save: more than an optimizer step, a validation and "
                              "a save take together; default %(default)s")  # fmt: skip
     parser.add_argument("--sbatch", action="append", default=[], metavar="OPTION",
                         help="another option of sbatch, e.g. --sbatch partition=gpu; may be repeated")  # fmt: skip
-    parser.add_argument("--output", metavar="FILE", help="default: the config's name, .sbatch added")
+    parser.add_argument(
+        "--output", metavar="FILE", help="default: the config's name, .sbatch added"
+    )
     if "--" not in args:
         if {"-h", "--help"} & set(args):
             parser.parse_args(args)
-        raise UserError("give the command to run after --, e.g. lit_llm launch --slurm -- fit --config FILE")
+        raise UserError(
+            "give the command to run after --, e.g. lit_llm launch --slurm -- fit --config FILE"
+        )
     at = args.index("--")
     options, command = parser.parse_args(args[:at]), args[at + 1 :]
     if command[:1] != ["fit"]:
-        raise UserError(f"after -- comes fit and its arguments, got {' '.join(command[:1]) or 'nothing'}")
+        raise UserError(
+            f"after -- comes fit and its arguments, got {' '.join(command[:1]) or 'nothing'}"
+        )
     for name in ("nodes", "gpus", "grace"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} must be at least 1, got {getattr(options, name)}")
     if not _TIME.fullmatch(options.time):
-        raise UserError(f"--time {options.time}: write it as sbatch takes it, e.g. 24:00:00 or 2-12:00:00")
+        raise UserError(
+            f"--time {options.time}: write it as sbatch takes it, e.g. 24:00:00 or 2-12:00:00"
+        )
     for key in ("--trainer.num_nodes", "--trainer.devices", "--ckpt_path"):
         if _value(command, key) is not None:
-            raise UserError(f"{key}: the job file sets it; leave it out, and give --nodes and --gpus")
+            raise UserError(
+                f"{key}: the job file sets it; leave it out, and give --nodes and --gpus"
+            )
     config = _value(command, "--config") or _value(command, "-c")
     name = config_name(config) if config else "run"
     if _value(command, "--trainer.default_root_dir") is None:
         command += ["--trainer.default_root_dir", f"runs/{name}"]
     file = Path(options.output or f"{name}.sbatch")
-    script = _script(name, command, options.nodes, options.gpus, options.time, options.grace, options.sbatch)
+    script = _script(
+        name, command, options.nodes, options.gpus, options.time, options.grace, options.sbatch
+    )
     try:
         file.write_text(script, encoding="utf-8")
     except OSError as error:
@@ -76,7 +92,9 @@ def _value(command: list[str], key: str) -> str | None:
     return found
 
 
-def _script(name: str, command: list[str], nodes: int, gpus: int, time: str, grace: int, more: list[str]) -> str:
+def _script(
+    name: str, command: list[str], nodes: int, gpus: int, time: str, grace: int, more: list[str]
+) -> str:
     header = {
         "job-name": name, "nodes": nodes, "ntasks-per-node": gpus, "gpus-per-node": gpus, "time": time,
         # To every process, not to this script: each of them finishes its optimizer step, and the step is saved.

@@ -12,9 +12,13 @@ if TYPE_CHECKING:
     from lit_llm.models.sampling import Sampling
 
 
-def add_options(parser: argparse.ArgumentParser, *, max_new_tokens: int, temperature: float, top_p: float) -> None:
+def add_options(
+    parser: argparse.ArgumentParser, *, max_new_tokens: int, temperature: float, top_p: float
+) -> None:
     """Add checkpoint, sampling and device to ``parser``, with the verb's own defaults."""
-    parser.add_argument("ckpt", metavar="CKPT", help="Hugging Face directory, .gguf file, run folder or .ckpt file")
+    parser.add_argument(
+        "ckpt", metavar="CKPT", help="Hugging Face directory, .gguf file, run folder or .ckpt file"
+    )
     parser.add_argument("--adapter", metavar="DIR", help="PEFT adapter to put on the model")
     parser.add_argument(
         "--max_new_tokens", type=int, default=max_new_tokens, metavar="N",
@@ -28,19 +32,35 @@ def add_options(parser: argparse.ArgumentParser, *, max_new_tokens: int, tempera
         "--top_p", type=float, default=top_p, metavar="P",
         help="sample among the likeliest tokens that reach this probability (default %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--top_k", type=int, metavar="K", help="sample among the K likeliest tokens")
     parser.add_argument(
-        "--min_p", type=float, metavar="P", help="sample among tokens at least P times as likely as the likeliest"
+        "--top_k", type=int, metavar="K", help="sample among the K likeliest tokens"
+    )
+    parser.add_argument(
+        "--min_p",
+        type=float,
+        metavar="P",
+        help="sample among tokens at least P times as likely as the likeliest",
     )
     parser.add_argument(
         "--repetition_penalty", type=float, default=1.0, metavar="R",
         help="above 1: tokens that are already there become less likely (default %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling (default %(default)s)")
     parser.add_argument(
-        "--stop", nargs="+", action="extend", default=[], metavar="TEXT", help="end an answer before any of these"
+        "--seed", type=int, default=0, metavar="N", help="of the sampling (default %(default)s)"
     )
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: CUDA if there is one, else CPU")
+    parser.add_argument(
+        "--stop",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="TEXT",
+        help="end an answer before any of these",
+    )
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="cpu, cuda, cuda:1, ...; auto: CUDA if there is one, else CPU",
+    )
 
 
 def read_sampling(options: argparse.Namespace) -> Sampling:

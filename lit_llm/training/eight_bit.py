@@ -27,7 +27,9 @@ def build_eight_bit(name: str, groups: list[dict[str, Any]], lr: float) -> torch
     try:
         import bitsandbytes
     except ImportError as error:
-        raise UserError(f"model.optimizer={name} needs bitsandbytes: pip install 'lit_llm[quant]'") from error
+        raise UserError(
+            f"model.optimizer={name} needs bitsandbytes: pip install 'lit_llm[quant]'"
+        ) from error
     optimizer = getattr(bitsandbytes.optim, CLASSES[name])(groups, lr=lr, betas=(0.9, 0.95))
     manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
     for group in groups:

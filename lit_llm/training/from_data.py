@@ -39,7 +39,9 @@ def take_from_data(fields: dict[str, Any], data: Any, init_from: str | None) -> 
     longest = TransformerConfig.from_dict(fields).max_seq_len
     if seq_len is not None and seq_len > longest:
         if "max_seq_len" in fields:
-            raise UserError(f"data.seq_len={seq_len} exceeds model.transformer.max_seq_len={longest}")
+            raise UserError(
+                f"data.seq_len={seq_len} exceeds model.transformer.max_seq_len={longest}"
+            )
         fields["max_seq_len"] = seq_len
 
 
@@ -49,4 +51,6 @@ def _check_same_tokenizer(tokenizer: Tokenizer, init_from: str) -> None:
     if found.suffix != ".gguf" and not (found / "tokenizer.json").exists():
         return
     if Tokenizer.from_pretrained(init_from).fingerprint() != tokenizer.fingerprint():
-        raise UserError(f"the data has another tokenizer than model.init_from: set data.tokenizer={init_from}")
+        raise UserError(
+            f"the data has another tokenizer than model.init_from: set data.tokenizer={init_from}"
+        )

@@ -32,7 +32,9 @@ class CSVLogger(Logger):
         self.file = Path(save_dir) / name
         self._columns = list(COLUMNS)
         self._row: dict[str, Any] = {}
-        self._row_start: int | None = None  # where the current row begins in the file; None before the first write
+        self._row_start: int | None = (
+            None  # where the current row begins in the file; None before the first write
+        )
 
     @property
     def name(self) -> str:
@@ -50,7 +52,9 @@ class CSVLogger(Logger):
         return str(self.file.parent)
 
     @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(
+        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
+    ) -> None:
         """Nothing: the run folder's config.yaml holds them."""
 
     @rank_zero_only
@@ -84,7 +88,11 @@ class CSVLogger(Logger):
                 lines = list(csv.reader(file))
             if lines and lines[0][:1] == ["step"]:
                 self._columns = lines[0]
-                rows = [r for r in lines[1:] if len(r) == len(self._columns) and r[0].isdigit() and int(r[0]) < step]
+                rows = [
+                    r
+                    for r in lines[1:]
+                    if len(r) == len(self._columns) and r[0].isdigit() and int(r[0]) < step
+                ]
         self._replace([self._columns, *rows])
 
     def _rewrite_header(self, added: int) -> None:
@@ -101,7 +109,9 @@ class CSVLogger(Logger):
         self._row_start = self.file.stat().st_size
 
     def _write_row(self) -> None:
-        line = _to_csv([[_text(column, self._row.get(column)) for column in self._columns]]).encode()
+        line = _to_csv(
+            [[_text(column, self._row.get(column)) for column in self._columns]]
+        ).encode()
         assert self._row_start is not None
         with open(self.file, "rb+") as file:
             file.seek(self._row_start)

@@ -32,7 +32,12 @@ class LanguageModelMetrics(Metric):
 
     def __init__(self, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
-        for name, kind in (("nll", dtype), ("tokens", torch.int64), ("text_nll", dtype), ("text_bytes", torch.int64)):
+        for name, kind in (
+            ("nll", dtype),
+            ("tokens", torch.int64),
+            ("text_nll", dtype),
+            ("text_bytes", torch.int64),
+        ):
             self.add_state(name, torch.zeros((), dtype=kind), dist_reduce_fx="sum")
 
     def update(self, nll: Tensor, supervised: Tensor, label_bytes: Tensor | None = None) -> None:
@@ -63,7 +68,9 @@ def new_metrics(device: torch.device) -> LanguageModelMetrics:
     return LanguageModelMetrics(exact_dtype(device)).to(device)
 
 
-def results(sources: Sequence[LanguageModelMetrics], stage: str, names: Sequence[str] | None) -> dict[str, Tensor]:
+def results(
+    sources: Sequence[LanguageModelMetrics], stage: str, names: Sequence[str] | None
+) -> dict[str, Tensor]:
     """``<stage>_loss`` and ``<stage>_bits_per_byte`` of all tokens, and, of several sources, ``.../<name>`` of each.
 
     All processes call it.

@@ -61,14 +61,20 @@ class NeptuneLogger(Logger):
     ):
         super().__init__()
         if not _installed(client):
-            mend = "pip install 'lit_llm[neptune]'" if client == "neptune" else f"pip install {client.split('.')[0]}"
+            mend = (
+                "pip install 'lit_llm[neptune]'"
+                if client == "neptune"
+                else f"pip install {client.split('.')[0]}"
+            )
             raise UserError(f"NeptuneLogger client={client}: no such package; {mend}")
         self._save_dir = None if save_dir is None else Path(save_dir)
         self._name, self._tags, self._prefix = name, tags, prefix.strip("/")
         self._mode, self._client = mode, client
         self._run: Any = None
         self._buffered = True  # whether the open run keeps lines back until it is told to write
-        self._paths: dict[tuple[str, str], str] = {}  # where each (kind, name) is kept in the open run
+        self._paths: dict[
+            tuple[str, str], str
+        ] = {}  # where each (kind, name) is kept in the open run
         self._types: dict[str, type] = {}  # of the hyperparameters in the open run
 
     @property
@@ -109,7 +115,9 @@ class NeptuneLogger(Logger):
         """Append one point to the series of each metric. nan and inf are kept, in series beside the others."""
         run = self.experiment
         step = None if step is None else int(step)
-        for name, value in sorted(metrics.items()):  # `loss` before `loss/code`, so that the plain name keeps its path
+        for name, value in sorted(
+            metrics.items()
+        ):  # `loss` before `loss/code`, so that the plain name keeps its path
             number = float(value)
             if math.isfinite(number):
                 run[self._path("metric", name)].append(number, step=step)
@@ -118,7 +126,9 @@ class NeptuneLogger(Logger):
         self._flush()
 
     @rank_zero_only
-    def log_hyperparams(self, params: Mapping[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(
+        self, params: Mapping[str, Any] | Namespace, *args: Any, **kwargs: Any
+    ) -> None:
         """Keep each value under its path, ``model/hidden_size`` for one in a nested mapping; see `flatten`."""
         run = self.experiment
         for name, value in flatten(params).items():
@@ -150,7 +160,9 @@ class NeptuneLogger(Logger):
             # On standard output it names a page that there is not, and says that it waits for threads.
             logging.getLogger("neptune").setLevel(logging.WARNING)
         given = os.environ.get("NEPTUNE_DATA_DIRECTORY")
-        folder = Path(given or ".neptune") if self._save_dir is None else self._save_dir / ".neptune"
+        folder = (
+            Path(given or ".neptune") if self._save_dir is None else self._save_dir / ".neptune"
+        )
         folder = folder.absolute()
         folder.mkdir(parents=True, exist_ok=True)
         os.environ["NEPTUNE_DATA_DIRECTORY"] = str(folder)  # the only way to tell the client
@@ -178,7 +190,10 @@ class NeptuneLogger(Logger):
         """Where ``name`` is kept: its own path unless that would be a value and a group at once (see LOOKALIKE)."""
         if (kind, name) not in self._paths:
             path, taken = name, self._paths.values()
-            if any(path == other or path.startswith(f"{other}/") or other.startswith(f"{path}/") for other in taken):
+            if any(
+                path == other or path.startswith(f"{other}/") or other.startswith(f"{path}/")
+                for other in taken
+            ):
                 path = name.replace("/", LOOKALIKE) if "/" in name else name + LOOKALIKE
             self._paths[kind, name] = path
         return f"{self._prefix}/{self._paths[kind, name]}".lstrip("/")
@@ -201,7 +216,9 @@ def flatten(params: Mapping[str, Any] | Namespace) -> dict[str, bool | int | flo
         if isinstance(value, dict) and value:
             leaves |= {f"{name}/{inner}": leaf for inner, leaf in flatten(value).items()}
         elif isinstance(value, int) and not -(2**31) <= value < 2**31:
-            leaves[name] = float(value) if abs(value) < 2**1023 and int(float(value)) == value else str(value)
+            leaves[name] = (
+                float(value) if abs(value) < 2**1023 and int(float(value)) == value else str(value)
+            )
         elif isinstance(value, float) and not math.isfinite(value):
             leaves[name] = str(value)
         else:

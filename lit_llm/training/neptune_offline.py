@@ -25,7 +25,9 @@ PREFIX_PATH = "lit_llm/prefix"
 def offline_containers(folder: Path) -> list[Path]:
     """The containers (one for each part of a resumed run) of a run folder or of its ``.neptune``, the oldest first."""
     data = folder / ".neptune"
-    found = {path.parent for path in (data if data.is_dir() else folder).glob("offline/*/data-*.log")}
+    found = {
+        path.parent for path in (data if data.is_dir() else folder).glob("offline/*/data-*.log")
+    }
 
     def began(container: Path) -> tuple[float, str]:
         return next((at for at, _ in _operations(container)), math.inf), container.name
@@ -33,7 +35,9 @@ def offline_containers(folder: Path) -> list[Path]:
     return sorted(found, key=began)
 
 
-def read_offline(folder: Path) -> tuple[dict[str, list[tuple[float | None, float]]], dict[str, Any]]:
+def read_offline(
+    folder: Path,
+) -> tuple[dict[str, list[tuple[float | None, float]]], dict[str, Any]]:
     """All number series and all single values under ``folder``, a run folder or its ``.neptune``.
 
     Containers are taken as one run: where two have a point of the same series and step, the later one counts. A line
@@ -69,7 +73,10 @@ def read_offline(folder: Path) -> tuple[dict[str, list[tuple[float | None, float
         elif kind == "LogFloats":
             add(name, operation["values"])
         elif kind == "LogStrings" and NOT_FINITE in name.split("/"):
-            add("/".join(part for part in name.split("/") if part != NOT_FINITE), operation["values"])
+            add(
+                "/".join(part for part in name.split("/") if part != NOT_FINITE),
+                operation["values"],
+            )
         elif kind in ("ClearFloatLog", "ClearStringSet", "DeleteAttribute"):
             for store in (series, stepless, attributes):
                 store.pop(name, None)
@@ -81,7 +88,10 @@ def read_offline(folder: Path) -> tuple[dict[str, list[tuple[float | None, float
             except (KeyError, TypeError, ValueError, AttributeError, OverflowError, OSError):
                 continue  # JSON, but nothing the client wrote
     return {
-        name: [*((None, value) for value in stepless.get(name, ())), *sorted(series.get(name, {}).items())]
+        name: [
+            *((None, value) for value in stepless.get(name, ())),
+            *sorted(series.get(name, {}).items()),
+        ]
         for name in {**stepless, **series}
     }, attributes
 

@@ -75,7 +75,9 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__(groups, defaults)
         for group in self.param_groups:
             if group["muon"] and any(p.ndim < 2 for p in group["params"]):
-                raise ValueError("Muon takes matrices; give vectors and embeddings to an AdamW group")
+                raise ValueError(
+                    "Muon takes matrices; give vectors and embeddings to an AdamW group"
+                )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -109,7 +111,9 @@ class MuonAdamW(torch.optim.Optimizer):
             torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
         else:
             keep = 1 - self.found_inf
-            grads = [torch.where(keep > 0, grad, 0.0) for grad in grads]  # what is broken stays so times zero
+            grads = [
+                torch.where(keep > 0, grad, 0.0) for grad in grads
+            ]  # what is broken stays so times zero
             for momentum, grad in zip(momenta, grads, strict=True):
                 momentum.lerp_(grad, (1 - group["momentum"]) * keep)
         nesterov = torch.stack(grads).lerp_(torch.stack(momenta), group["momentum"])
@@ -117,7 +121,9 @@ class MuonAdamW(torch.optim.Optimizer):
         dtype = torch.bfloat16 if has_fast_bf16(params[0].device) else torch.float32
         second = torch.stack([local(self.state[p]["row_second_moment"]) for p in params])
         nesterov, give_back = _whole_matrices(nesterov, params[0])
-        second, give_back_second = _whole_matrices(second, self.state[params[0]]["row_second_moment"])
+        second, give_back_second = _whole_matrices(
+            second, self.state[params[0]]["row_second_moment"]
+        )
         update = orthogonalize(nesterov, dtype)
         # NorMuon: divide each row by its running RMS, then restore the whole step's norm.
         second.lerp_(update.square().mean(-1, keepdim=True), (1 - group["beta2"]) * keep)
@@ -164,7 +170,9 @@ def _stacks(params: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
     """Matrices that are stepped together: of one layout, no more than `_STACKED` elements a process, or one matrix."""
     for layout in sorted({_layout(p) for p in params}):
         alike = [p for p in params if _layout(p) == layout]
-        processes = alike[0].device_mesh.size(0) if isinstance(alike[0], DTensor) else 1  # see `_whole_matrices`
+        processes = (
+            alike[0].device_mesh.size(0) if isinstance(alike[0], DTensor) else 1
+        )  # see `_whole_matrices`
         size = max(1, _STACKED // alike[0].numel()) * processes
         yield from (alike[start : start + size] for start in range(0, len(alike), size))
 
@@ -237,19 +245,39 @@ def parameter_groups(
     # Whatever it is called, the last layer that gives a row a token of the embedding is the head.
     head = {id(w) for w in linear[-1:] if w.shape in tables} - embedding
     stacks = {id(p) for m in model.modules() if isinstance(m, Experts) for p in m.parameters()}
-    gains = {id(m.weight) for m in model.modules() if isinstance(m, HeadNorm)}  # two dimensions, and no matrix
-    named: dict[str, list[nn.Parameter]] = {"matrices": [], "embedding": [], "head": [], "vectors": []}
+    gains = {
+        id(m.weight) for m in model.modules() if isinstance(m, HeadNorm)
+    }  # two dimensions, and no matrix
+    named: dict[str, list[nn.Parameter]] = {
+        "matrices": [],
+        "embedding": [],
+        "head": [],
+        "vectors": [],
+    }
     for p in model.parameters():
         if not p.requires_grad:
             continue
         matrix = id(p) in stacks or (p.ndim == 2 and id(p) not in gains)
-        kind = "embedding" if id(p) in embedding else "head" if id(p) in head else "matrices" if matrix else "vectors"
+        kind = (
+            "embedding"
+            if id(p) in embedding
+            else "head"
+            if id(p) in head
+            else "matrices"
+            if matrix
+            else "vectors"
+        )
         named[kind].append(p)
     muon = optimizer == "muon_adamw"
     rates = {}
     if muon:  # nanochat's ratios; AdamW's own rates fall with the root of the width
         scale = (768 / model_width(model)) ** 0.5
-        rates = {"matrices": lr, "embedding": lr * 15 * scale, "head": lr * 0.2 * scale, "vectors": lr * 0.5}
+        rates = {
+            "matrices": lr,
+            "embedding": lr * 15 * scale,
+            "head": lr * 0.2 * scale,
+            "vectors": lr * 0.5,
+        }
     groups = []
     for kind, params in named.items():
         if params:

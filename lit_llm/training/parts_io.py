@@ -22,7 +22,9 @@ class PartsIO(TorchCheckpointIO):
     All processes of the default group call ``save_checkpoint`` with their share, and wait for each other.
     """
 
-    def save_checkpoint(self, checkpoint: Any, path: str | Path, storage_options: Any | None = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: Any, path: str | Path, storage_options: Any | None = None
+    ) -> None:
         """Write a checkpoint, on disk when this returns."""
         if not isinstance(checkpoint, Divided):
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -30,7 +32,9 @@ class PartsIO(TorchCheckpointIO):
         rank, group = (dist.get_rank(), dist.group.WORLD) if dist.is_initialized() else (0, None)
         finish(partial(write_share, checkpoint, part_of(Path(path)), rank), Path(path), group)
 
-    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
         """Whole tensors; those of a folder on the CPU."""
         if Path(path).is_dir():
             return read_parts(Path(path), weights_only)
@@ -55,7 +59,11 @@ def finish(job: Callable[[], dict | None], target: Path, group: Any) -> None:
     """
     part, first = part_of(target), group is None or dist.get_rank(group) == 0
     try:
-        files = {name: entry for written in _together(job, group) for name, entry in (written or {}).items()}
+        files = {
+            name: entry
+            for written in _together(job, group)
+            for name, entry in (written or {}).items()
+        }
         if files:
             _together(lambda: commit(part, target, files) if first else None, group)
     except Exception:
@@ -76,7 +84,9 @@ def _together(job: Callable[[], T], group: Any) -> list[T]:
     if group is not None:
         said = "" if error is None else str(error) or type(error).__name__
         everywhere = [None] * dist.get_world_size(group)
-        dist.all_gather_object(everywhere, (result, getattr(error, "errno", None), said), group=group)
+        dist.all_gather_object(
+            everywhere, (result, getattr(error, "errno", None), said), group=group
+        )
     if error is not None:
         raise error
     for rank, (_, number, said) in enumerate(everywhere):

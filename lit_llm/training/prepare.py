@@ -48,10 +48,24 @@ def prepare(
     if compile:
         rank_zero_info("compiling the model for this machine: the first step takes up to a minute")
     elif float8:
-        rank_zero_warn("model.float8 without model.compile is slower than bfloat16: casts are not fused")
+        rank_zero_warn(
+            "model.float8 without model.compile is slower than bfloat16: casts are not fused"
+        )
     recompute = 0.0 if settings["recompute"] == "auto" else settings["recompute"]
-    backends = Backends("blocks") if training is None else _choose_attention(settings["attention"], training)
-    parallelize(model, float8=float8, backends=backends, compile=compile, recompute=recompute, mesh=mesh, dtype=dtype)
+    backends = (
+        Backends("blocks")
+        if training is None
+        else _choose_attention(settings["attention"], training)
+    )
+    parallelize(
+        model,
+        float8=float8,
+        backends=backends,
+        compile=compile,
+        recompute=recompute,
+        mesh=mesh,
+        dtype=dtype,
+    )
 
 
 def _choose_attention(wanted: Any, trainer: L.Trainer) -> Backends:
@@ -80,7 +94,11 @@ def _wants_float8(model: nn.Module, wanted: bool, trainer: L.Trainer) -> bool:
     if trainer.precision != "bf16-mixed":
         raise UserError(f"model.float8 needs trainer.precision=bf16-mixed, not {trainer.precision}")
     if not has_float8(trainer.strategy.root_device):
-        raise UserError("model.float8: this device has no products of 8-bit floats; set it to false")
+        raise UserError(
+            "model.float8: this device has no products of 8-bit floats; set it to false"
+        )
     if not isinstance(model, Transformer):
-        raise UserError(f"model.float8: a {type(model).__name__} has no blocks to turn; set it to false")
+        raise UserError(
+            f"model.float8: a {type(model).__name__} has no blocks to turn; set it to false"
+        )
     return True

@@ -31,7 +31,13 @@ from lit_llm.training.callbacks.borders import at_border, logs_now
 from lit_llm.training.eight_bit import CLASSES, build_eight_bit
 from lit_llm.training.from_data import take_from_data
 from lit_llm.training.metrics import LanguageModelMetrics, new_metrics, results
-from lit_llm.training.optimizers import MuonAdamW, OptimizerName, default_learning_rate, model_width, parameter_groups
+from lit_llm.training.optimizers import (
+    MuonAdamW,
+    OptimizerName,
+    default_learning_rate,
+    model_width,
+    parameter_groups,
+)
 from lit_llm.training.prepare import prepare
 from lit_llm.training.resume_policy import check_checkpoint, count_by_steps
 from lit_llm.training.schedules import Schedule, StepSchedule, keep_settings, lr_multiplier
@@ -96,12 +102,16 @@ class PretrainModule(L.LightningModule):
         if recompute != "auto" and not 0 <= recompute <= 1:
             raise UserError(f"model.recompute must be between 0 and 1, got {recompute}")
         self.save_hyperparameters()
-        self.fields: dict[str, Any] = {"preset": transformer} if isinstance(transformer, str) else dict(transformer)
+        self.fields: dict[str, Any] = (
+            {"preset": transformer} if isinstance(transformer, str) else dict(transformer)
+        )
         if init_from is not None:
             self.fields = TransformerConfig.from_pretrained(init_from).to_dict()
         TransformerConfig.from_dict(self.fields)  # a mistake is told now, before any data is made
         self.model: nn.Module | None = None
-        self.step_loss = MeanMetric(nan_strategy="disable")  # the default check for NaN synchronises the device
+        self.step_loss = MeanMetric(
+            nan_strategy="disable"
+        )  # the default check for NaN synchronises the device
         self.evaluations: list[LanguageModelMetrics] = []
         self.grad_norm: Tensor | None = None
 
@@ -115,7 +125,9 @@ class PretrainModule(L.LightningModule):
         if self.hparams["init_from"] is not None:
             return Transformer.from_pretrained(self.hparams["init_from"], dtype=torch.float32)
         # Where it is to be sharded no process holds it whole: `parallelize` fills the shards.
-        return Transformer(self.config) if self.device_mesh is None else meta_transformer(self.config)
+        return (
+            Transformer(self.config) if self.device_mesh is None else meta_transformer(self.config)
+        )
 
     def compute_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """The loss summed over the batch's supervised tokens, the routers' share of it in a model of experts: a
@@ -123,19 +135,28 @@ class PretrainModule(L.LightningModule):
         if not isinstance(self.network, Transformer):
             return self.token_losses(batch).sum()
         loss = self.network.loss(
-            batch["input_ids"], batch["labels"], batch.get("document_ids"), few_labels=self.few_labels
+            batch["input_ids"],
+            batch["labels"],
+            batch.get("document_ids"),
+            few_labels=self.few_labels,
         )
         router_loss = self.network.take_router_loss()
-        return loss if router_loss is None else loss + router_loss * (batch["labels"] != IGNORE).sum()
+        return (
+            loss if router_loss is None else loss + router_loss * (batch["labels"] != IGNORE).sum()
+        )
 
     # -------------------------------------------------------------------------------------------------------------
 
     def token_losses(self, batch: dict[str, Tensor]) -> Tensor:
         """Cross-entropy of each position in nats, float32 (batch, seq); 0 where the label is -100."""
         if isinstance(self.network, Transformer):
-            return self.network.token_losses(batch["input_ids"], batch["labels"], batch.get("document_ids"))
+            return self.network.token_losses(
+                batch["input_ids"], batch["labels"], batch.get("document_ids")
+            )
         logits, labels = self.network(batch["input_ids"]), batch["labels"]
-        return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none").view_as(labels)
+        return F.cross_entropy(
+            logits.flatten(0, 1).float(), labels.flatten(), reduction="none"
+        ).view_as(labels)
 
     @property
     def network(self) -> nn.Module:
@@ -204,18 +225,27 @@ class PretrainModule(L.LightningModule):
             optimizer = MuonAdamW(groups)
         elif hp["optimizer"] in CLASSES:
             if self.device_mesh is not None:
-                raise UserError(f"model.optimizer={hp['optimizer']} does not take sharded weights: set it to adamw")
+                raise UserError(
+                    f"model.optimizer={hp['optimizer']} does not take sharded weights: set it to adamw"
+                )
             optimizer = build_eight_bit(hp["optimizer"], groups, lr)
         else:
             # Fused AdamW undoes float16's loss scaling inside its step, after our clipping: not there.
             scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
             optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=not scaled)
         multiplier = lr_multiplier(
-            hp["schedule"], self._horizon_steps(), warmup=hp["warmup"], decay=hp["decay"], final=hp["final_lr"]
+            hp["schedule"],
+            self._horizon_steps(),
+            warmup=hp["warmup"],
+            decay=hp["decay"],
+            final=hp["final_lr"],
         )
         keep_settings(optimizer)
         scheduler = StepSchedule(optimizer, multiplier)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
     def configure_gradient_clipping(
         self,
@@ -231,7 +261,9 @@ class PretrainModule(L.LightningModule):
         if gradient_clip_val is not None:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
-        self.grad_norm = clip_gradients(self.network.parameters(), self.hparams["grad_clip"] or float("inf"))
+        self.grad_norm = clip_gradients(
+            self.network.parameters(), self.hparams["grad_clip"] or float("inf")
+        )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make the step's noise (dropout) a function of seed, micro-batch and rank, as its samples are.
@@ -248,7 +280,9 @@ class PretrainModule(L.LightningModule):
         loss_sum = self.compute_loss(batch)
         if "step_tokens" in batch:
             # Lightning divides by the accumulation, data parallelism averages over ranks: undo both.
-            parts = self.trainer.accumulate_grad_batches * data_rank_and_size(self.trainer.strategy)[1]
+            parts = (
+                self.trainer.accumulate_grad_batches * data_rank_and_size(self.trainer.strategy)[1]
+            )
             loss = loss_sum * (parts / batch["step_tokens"])
         else:
             loss = loss_sum / (batch["labels"] != IGNORE).sum().clamp(min=1)
@@ -276,7 +310,10 @@ class PretrainModule(L.LightningModule):
         exact."""
         exact = exact_dtype(self.device)
         position = {"step": torch.tensor(step, dtype=exact)}
-        batch = getattr(self._datamodule, "global_batch_tokens", None) or self.hparams["global_batch_tokens"]
+        batch = (
+            getattr(self._datamodule, "global_batch_tokens", None)
+            or self.hparams["global_batch_tokens"]
+        )
         if batch is not None:
             position["tokens"] = torch.tensor(step * batch, dtype=exact)
         return position
@@ -303,7 +340,9 @@ class PretrainModule(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self._start_evaluation(self.trainer.num_val_batches)
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(
+        self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """Add a batch to its source's metrics."""
         self._evaluate(batch, dataloader_idx)
 
@@ -324,7 +363,9 @@ class PretrainModule(L.LightningModule):
         """Continue each prompt greedily for up to 64 tokens: {"prompt", "text"} each."""
         model, tokenizer = self.network, self._datamodule.tokenizer
         assert isinstance(model, Transformer)
-        answers = generate(model, batch["input_ids"], 64, GREEDY, stop_ids=self._datamodule.stop_ids)
+        answers = generate(
+            model, batch["input_ids"], 64, GREEDY, stop_ids=self._datamodule.stop_ids
+        )
         return [
             {"prompt": prompt, "text": tokenizer.decode(ids)}
             for prompt, ids in zip(batch["prompt"], answers, strict=True)
@@ -356,7 +397,9 @@ class PretrainModule(L.LightningModule):
         """
         model = self.network
         if not isinstance(model, Transformer):
-            raise UserError(f"only a Transformer is written as a Hugging Face directory, not {type(model).__name__}")
+            raise UserError(
+                f"only a Transformer is written as a Hugging Face directory, not {type(model).__name__}"
+            )
         weights = whole_state_dict(self.final_weights(), keep=self.global_rank == 0)
         if self.global_rank == 0:
             model.save_pretrained(folder, state_dict=weights)

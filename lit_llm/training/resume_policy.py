@@ -18,7 +18,9 @@ def count_by_steps(checkpoint: dict[str, Any], accumulation: int) -> None:
         counts.update(dict.fromkeys(counts, checkpoint["global_step"] * accumulation))
 
 
-def check_checkpoint(checkpoint: dict[str, Any], optimizer: str | None, config: TransformerConfig | None) -> None:
+def check_checkpoint(
+    checkpoint: dict[str, Any], optimizer: str | None, config: TransformerConfig | None
+) -> None:
     """See that ``checkpoint`` is one that can be gone on from.
 
     Args:

@@ -14,7 +14,9 @@ from lit_llm.errors import UserError
 Schedule = Literal["wsd", "cosine", "constant"]
 
 
-def lr_multiplier(kind: Schedule, steps: int, *, warmup: float, decay: float, final: float) -> Callable[[int], float]:
+def lr_multiplier(
+    kind: Schedule, steps: int, *, warmup: float, decay: float, final: float
+) -> Callable[[int], float]:
     """The multiplier of the base learning rate at optimizer step 0, 1, ..., steps - 1.
 
     A linear warmup over ``warmup * steps`` steps, then: "wsd" holds and falls linearly over the last ``decay * steps``
@@ -27,7 +29,9 @@ def lr_multiplier(kind: Schedule, steps: int, *, warmup: float, decay: float, fi
         final: fraction of the base learning rate.
     """
     if not (0 <= warmup <= 1 and 0 <= decay <= 1 and warmup + (decay if kind == "wsd" else 0) <= 1):
-        raise UserError(f"warmup={warmup} and decay={decay} are fractions of the run and must fit into it")
+        raise UserError(
+            f"warmup={warmup} and decay={decay} are fractions of the run and must fit into it"
+        )
     warmup_steps = round(warmup * steps)
     fall_steps = {"wsd": round(decay * steps), "cosine": steps - warmup_steps, "constant": 0}[kind]
 
@@ -56,7 +60,8 @@ class StepSchedule(LambdaLR):
         """Take up the step, and give the optimizer the rates of it."""
         super().load_state_dict({**state_dict, "base_lrs": self.base_lrs})
         self._last_lr = [
-            base * factor(self.last_epoch) for base, factor in zip(self.base_lrs, self.lr_lambdas, strict=True)
+            base * factor(self.last_epoch)
+            for base, factor in zip(self.base_lrs, self.lr_lambdas, strict=True)
         ]
         for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             group["lr"] = rate
@@ -67,6 +72,9 @@ def keep_settings(optimizer: torch.optim.Optimizer) -> None:
 
     def with_ours(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
         pairs = zip(optimizer.param_groups, saved["param_groups"], strict=True)
-        return {**saved, "param_groups": [{**now, "params": before["params"]} for now, before in pairs]}
+        return {
+            **saved,
+            "param_groups": [{**now, "params": before["params"]} for now, before in pairs],
+        }
 
     optimizer.register_load_state_dict_pre_hook(with_ours)

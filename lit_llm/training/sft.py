@@ -67,7 +67,9 @@ class SFTModule(PretrainModule):
         validate_first: bool = True,
     ):
         if lora is not None and float8:
-            raise UserError("model.float8: LoRA's layers have no products in 8 bits; set it to false")
+            raise UserError(
+                "model.float8: LoRA's layers have no products in 8 bits; set it to false"
+            )
         super().__init__(
             init_from=init_from,
             optimizer=optimizer,
@@ -85,7 +87,9 @@ class SFTModule(PretrainModule):
         )
         self.lora = lora_from(lora)  # a checkpoint holds plain values
         if self.lora is not None and optimizer == "muon_adamw":
-            raise UserError("model.optimizer: LoRA's factors are no weights of their own; train them with adamw")
+            raise UserError(
+                "model.optimizer: LoRA's factors are no weights of their own; train them with adamw"
+            )
         # A dataclass in a checkpoint cannot be read with weights_only.
         self.hparams["lora"] = None if self.lora is None else asdict(self.lora)
 
@@ -113,7 +117,11 @@ class SFTModule(PretrainModule):
 
     def on_train_start(self) -> None:
         """Validate the base, when training starts from it."""
-        if self.hparams["validate_first"] and self.trainer.global_step == 0 and self.trainer.enable_validation:
+        if (
+            self.hparams["validate_first"]
+            and self.trainer.global_step == 0
+            and self.trainer.enable_validation
+        ):
             # As the Trainer's own loop does between two batches.
             self.trainer.validating = True
             self.trainer.fit_loop.epoch_loop.val_loop.run()
@@ -132,12 +140,16 @@ class SFTModule(PretrainModule):
         super().on_load_checkpoint(checkpoint)
         saved = checkpoint["hyper_parameters"].get("lora")
         if saved != self.hparams["lora"]:
-            raise UserError(f"model.lora was {saved} when the checkpoint was written and is {self.hparams['lora']} now")
+            raise UserError(
+                f"model.lora was {saved} when the checkpoint was written and is {self.hparams['lora']} now"
+            )
         if self.lora is None:
             return
         self.configure_model()
         if checkpoint.get("base_digest") != self._base:
-            raise UserError(f"model.init_from={self.hparams['init_from']}: its weights are not those the updates were")
+            raise UserError(
+                f"model.init_from={self.hparams['init_from']}: its weights are not those the updates were"
+            )
         frozen = {name: value for name, value in self.state_dict().items() if not is_lora(name)}
         checkpoint["state_dict"] = {**frozen, **checkpoint["state_dict"]}
 

@@ -9,7 +9,12 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import (
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    Strategy,
+)
 from torch.optim import Optimizer
 
 from lit_llm.errors import UserError
@@ -47,7 +52,9 @@ class FSDP2Strategy(ModelParallelStrategy):
     ) -> None:
         if checkpoint not in ("parts", "whole"):
             raise UserError(f"trainer.strategy: checkpoint={checkpoint} is neither parts nor whole")
-        super().__init__(data_parallel_size, tensor_parallel_size, save_distributed_checkpoint=False, **kwargs)
+        super().__init__(
+            data_parallel_size, tensor_parallel_size, save_distributed_checkpoint=False, **kwargs
+        )
         self._in_parts = checkpoint == "parts"
 
     @property
@@ -83,7 +90,9 @@ class FSDP2Strategy(ModelParallelStrategy):
         """DTensors to be saved in parts; else whole tensors on the first process, nothing on the others."""
         assert self.model is not None
         state = self.model.state_dict()
-        return state if self._in_parts else whole_state_dict(state.items(), keep=self.is_global_zero)
+        return (
+            state if self._in_parts else whole_state_dict(state.items(), keep=self.is_global_zero)
+        )
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """As `lightning_module_state_dict`, under the numbers that the optimizer itself gives its parameters."""
@@ -91,7 +100,10 @@ class FSDP2Strategy(ModelParallelStrategy):
         if self._in_parts:
             return state
         keep = self.is_global_zero
-        whole = {number: whole_state_dict(values.items(), keep) for number, values in state["state"].items()}
+        whole = {
+            number: whole_state_dict(values.items(), keep)
+            for number, values in state["state"].items()
+        }
         return {"state": whole, "param_groups": state["param_groups"]} if keep else {}
 
     def save_checkpoint(
@@ -102,7 +114,9 @@ class FSDP2Strategy(ModelParallelStrategy):
         if self._in_parts or self.is_global_zero:
             self.checkpoint_io.save_checkpoint(share, filepath, storage_options)
 
-    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, checkpoint_path: str | Path, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         """Map the files: every process reads of them what it needs. All call it, and take the first one's path."""
         path = Path(self.broadcast(checkpoint_path))
         if path.is_dir():
@@ -123,7 +137,9 @@ class FSDP2Strategy(ModelParallelStrategy):
             params = [p for group in optimizer.param_groups for p in group["params"]]
             state = {
                 number: {
-                    key: like_part(params[number], value) if isinstance(value, torch.Tensor | Stored) else value
+                    key: like_part(params[number], value)
+                    if isinstance(value, torch.Tensor | Stored)
+                    else value
                     for key, value in values.items()
                 }
                 for number, values in saved["state"].items()

@@ -12,7 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks/contenders"))  # scripts, not a package
+sys.path.insert(
+    0, str(Path(__file__).parents[2] / "benchmarks/contenders")
+)  # scripts, not a package
 
 import harness
 from bpb import bits_per_byte
@@ -35,11 +37,15 @@ def bigram(tokens: torch.Tensor) -> torch.Tensor:
     seq_len=st.sampled_from([4, 16, 64]),
     batch_size=st.sampled_from([1, 3]),
 )
-def test_every_token_counts_once_whatever_the_windows(stream: np.ndarray, seq_len: int, batch_size: int) -> None:
+def test_every_token_counts_once_whatever_the_windows(
+    stream: np.ndarray, seq_len: int, batch_size: int
+) -> None:
     ids = torch.from_numpy(stream.astype(np.int64))
     nats = torch.nn.functional.cross_entropy(bigram(ids[:-1]), ids[1:], reduction="sum").item()
     expected = nats / math.log(2) / TOKEN_BYTES[stream].sum()
-    assert bits_per_byte(bigram, stream, TOKEN_BYTES, seq_len, batch_size) == pytest.approx(expected, rel=1e-5)
+    assert bits_per_byte(bigram, stream, TOKEN_BYTES, seq_len, batch_size) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_separators_cost_nothing_and_weigh_nothing() -> None:
@@ -51,7 +57,9 @@ def test_separators_cost_nothing_and_weigh_nothing() -> None:
         scores[..., 0] = -1e9
         return scores
 
-    assert bits_per_byte(certain, stream, TOKEN_BYTES) == pytest.approx(3 * math.log2(VOCAB - 1) / (2 + 2 + 3))
+    assert bits_per_byte(certain, stream, TOKEN_BYTES) == pytest.approx(
+        3 * math.log2(VOCAB - 1) / (2 + 2 + 3)
+    )
 
 
 def test_every_call_has_one_shape() -> None:

@@ -23,14 +23,19 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
         ("decode.py", "transformers eager"),
         pytest.param("load.py", "peak memory ratio", marks=pytest.mark.slow),
         ("cpu_step.py", "floor"),
-        pytest.param("checkpoint_pause.py", "two processes, parts, background", marks=pytest.mark.slow),
+        pytest.param(
+            "checkpoint_pause.py", "two processes, parts, background", marks=pytest.mark.slow
+        ),
         ("dedup.py", "exact 1.000 and near"),
         pytest.param("end_to_end.py", "memory at 1 MB", marks=pytest.mark.slow),
     ],
 )
 def test_dry_run(script: str, said: str) -> None:
     done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / script), "--dry-run"], capture_output=True, text=True, check=False
+        [sys.executable, str(BENCHMARKS / script), "--dry-run"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert said in done.stdout and "wrote" not in done.stdout
@@ -38,7 +43,11 @@ def test_dry_run(script: str, said: str) -> None:
 
 @pytest.mark.parametrize(
     "suite",
-    ["bf16", "fp8", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "peers", "documents"))],
+    [
+        "bf16",
+        "fp8",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "peers", "documents")),
+    ],
 )
 def test_gpu_suites_run_dry(suite: str) -> None:
     done = subprocess.run(
@@ -49,4 +58,6 @@ def test_gpu_suites_run_dry(suite: str) -> None:
     assert "6 x matrix parameters" in done.stdout and "tokens/s" in done.stdout
     for group in gpu.SUITES[suite]:
         for contender in group.contenders:
-            assert re.search(rf"tiny +16 {contender} +2 +([\d,]+ .* sdpa|skipped: not at hand)", done.stdout)
+            assert re.search(
+                rf"tiny +16 {contender} +2 +([\d,]+ .* sdpa|skipped: not at hand)", done.stdout
+            )

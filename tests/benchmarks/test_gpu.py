@@ -36,7 +36,9 @@ OOM = "Traceback\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 
 class Stand:
     """Takes the place of `gpu.work`: says of each job what ``says`` does, after ``takes`` seconds of its own clock."""
 
-    def __init__(self, says: Callable[[Job], dict[str, Any] | str] = lambda job: NUMBERS, takes: float = 1.0):
+    def __init__(
+        self, says: Callable[[Job], dict[str, Any] | str] = lambda job: NUMBERS, takes: float = 1.0
+    ):
         self.says, self.takes, self.clock = says, takes, 0.0
         self.tried: list[tuple[str, str, int]] = []
 
@@ -53,12 +55,16 @@ def run(
     """The rows, and how many were there at each save."""
     monkeypatch.setattr(gpu, "work", stand.work)
     monkeypatch.setattr(gpu, "now", lambda: stand.clock)
-    args = argparse.Namespace(budget=budget, warmup=1, steps=3, dry_run=False, peers_python="python")
+    args = argparse.Namespace(
+        budget=budget, warmup=1, steps=3, dry_run=False, peers_python="python"
+    )
     saved: list[int] = []
     return gpu.run_suite(groups, args, budget, lambda rows: saved.append(len(rows))), saved
 
 
-def test_a_batch_is_halved_until_it_fits_and_is_where_the_next_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_is_halved_until_it_fits_and_is_where_the_next_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     room = {"ours": 16, "trainer": 8}
     stand = Stand(lambda job: NUMBERS if job.batch <= room[job.contender] else OOM)
     rows, _ = run(monkeypatch, stand, [Group("350M", 64, ["ours", "trainer"])])
@@ -75,7 +81,9 @@ def test_each_shape_begins_at_its_own_batch(monkeypatch: pytest.MonkeyPatch) -> 
     assert [batch for _, _, batch in stand.tried] == [64, 4]
 
 
-def test_an_allocator_that_has_to_ask_again_counts_as_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_allocator_that_has_to_ask_again_counts_as_out_of_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     stand = Stand(lambda job: {**NUMBERS, "alloc_retries": 3 if job.batch > 2 else 0})
     rows, _ = run(monkeypatch, stand, [Group("3B", 8, ["ours"])])
     assert (rows[0]["batch"], rows[0]["alloc_retries"], rows[0]["too_large"]) == (2, 0, [8, 4])
@@ -100,13 +108,17 @@ def test_without_the_first_there_are_no_ratios(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_would_not_end_in_time_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, saved = run(monkeypatch, Stand(takes=40), [Group("1.2B", 8, ["ours", "trainer", "fp8"])], budget=100)
+    rows, saved = run(
+        monkeypatch, Stand(takes=40), [Group("1.2B", 8, ["ours", "trainer", "fp8"])], budget=100
+    )
     assert ["skipped" in row for row in rows] == [False, False, True]
     assert saved == [1, 2, 3]
 
 
 def test_no_time_to_try_half_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, _ = run(monkeypatch, Stand(lambda job: OOM, takes=40), [Group("1.2B", 8, ["ours"])], budget=70)
+    rows, _ = run(
+        monkeypatch, Stand(lambda job: OOM, takes=40), [Group("1.2B", 8, ["ours"])], budget=70
+    )
     assert "out of memory" in rows[0]["failed"] and rows[0]["batch"] == 8
 
 
@@ -125,7 +137,9 @@ def test_status_and_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert "6 x matrix parameters" in written["formula"]
 
 
-def test_a_process_that_outlasts_the_budget_is_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_process_that_outlasts_the_budget_is_stopped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "contenders").mkdir()
     worker = tmp_path / "contenders/gpu_worker.py"
     monkeypatch.setattr(gpu, "HERE", tmp_path)
@@ -145,9 +159,13 @@ def test_the_stopwatch_counts_the_timed_steps_alone(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cuda, "memory_stats", lambda: {"num_alloc_retries": retries[0]})
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: peaks.append(clock[0]))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 7)
-    watch = gpu_worker.Stopwatch(Job("ours", "tiny", 16, 2, warmup=3, steps=9), torch.device("cuda"))
+    watch = gpu_worker.Stopwatch(
+        Job("ours", "tiny", 16, 2, warmup=3, steps=9), torch.device("cuda")
+    )
     for step in range(1, 13):
-        clock[0] += 100 if step <= 3 else 2 if step <= 6 else 3  # the warm-up, a block at 2, two at 3
+        clock[0] += (
+            100 if step <= 3 else 2 if step <= 6 else 3
+        )  # the warm-up, a block at 2, two at 3
         retries[0] += step == 8
         watch.step_done(step)
     assert watch.seconds == 3 and peaks == [300]
@@ -172,7 +190,9 @@ def test_the_published_optimizer_for_all_but_nanochats_shape() -> None:
     config = gpu_steps.TransformerConfig.from_dict(gpu.SHAPES["tiny"])
     job = Job("ours", "tiny", 16, 2, 1, 3, dry=True)
     optimizer = gpu_steps.ours(job, config, torch.device("cpu")).optimizer
-    assert type(optimizer) is torch.optim.AdamW and all(group["fused"] for group in optimizer.param_groups)
+    assert type(optimizer) is torch.optim.AdamW and all(
+        group["fused"] for group in optimizer.param_groups
+    )
 
 
 def test_commit_where_there_is_no_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -197,7 +217,10 @@ def llama(attention: str) -> Any:
 def test_transformers_without_a_mask_is_transformers() -> None:
     ids = torch.randint(64, (2, 32))
     with torch.no_grad():
-        plain, ours = (llama(name)(input_ids=ids).logits for name in ("sdpa", gpu_steps.register_sdpa_without_mask()))
+        plain, ours = (
+            llama(name)(input_ids=ids).logits
+            for name in ("sdpa", gpu_steps.register_sdpa_without_mask())
+        )
     torch.testing.assert_close(ours, plain, rtol=0, atol=0)
 
 

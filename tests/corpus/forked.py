@@ -26,14 +26,18 @@ class BuildServer:
 
     def __init__(self, config: CorpusConfig, folder: Path) -> None:
         self._orders, theirs = multiprocessing.Pipe()
-        self._process = multiprocessing.get_context("spawn").Process(target=_serve, args=(theirs, config, folder))
+        self._process = multiprocessing.get_context("spawn").Process(
+            target=_serve, args=(theirs, config, folder)
+        )
 
     def __enter__(self) -> Self:
         self._process.start()
         self._received()
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._orders.send(None)
         self._process.join()
 

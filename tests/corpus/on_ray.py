@@ -25,7 +25,9 @@ def node() -> dict[str, int]:
 if __name__ == "__main__":
     cluster = Cluster(initialize_head=True, head_node_args=node())
     cluster.add_node(**node())
-    status = main(["corpus", "build", *sys.argv[1:], "--runner", "ray", "--address", cluster.address])
+    status = main(
+        ["corpus", "build", *sys.argv[1:], "--runner", "ray", "--address", cluster.address]
+    )
     ray.shutdown()
     cluster.shutdown()
     sys.exit(status)

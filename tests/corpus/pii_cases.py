@@ -80,8 +80,17 @@ t-online.de libero.it wp.pl bol.com.br hotmail.es startup.io museum-of-art.museu
 
 def email() -> str:
     first, last = R.choice(FIRST).translate(ASCII), R.choice(LAST).translate(ASCII)
-    local = R.choice(["{f}.{l}", "{f}", "{f}_{l}", "{f}{n}", "{f}.{l}+news", "{F}.{L}", "{i}{l}", "{f}-{l}.{n}"])
-    values = {"f": first, "l": last, "F": first.title(), "L": last.title(), "i": first[0], "n": R.randrange(1, 2000)}
+    local = R.choice(
+        ["{f}.{l}", "{f}", "{f}_{l}", "{f}{n}", "{f}.{l}+news", "{F}.{L}", "{i}{l}", "{f}-{l}.{n}"]
+    )
+    values = {
+        "f": first,
+        "l": last,
+        "F": first.title(),
+        "L": last.title(),
+        "i": first[0],
+        "n": R.randrange(1, 2000),
+    }
     return local.format(**values) + "@" + R.choice(DOMAINS)
 
 
@@ -93,7 +102,10 @@ def ipv4() -> str:
 
 
 def ipv6() -> str:
-    groups = [f"{x:x}" for x in [R.choice([0x2A00, 0x2A02, 0x2600, 0x2607, 0x2400]), *R.sample(range(1, 65536), 7)]]
+    groups = [
+        f"{x:x}"
+        for x in [R.choice([0x2A00, 0x2A02, 0x2600, 0x2607, 0x2400]), *R.sample(range(1, 65536), 7)]
+    ]
     if R.random() < 0.5:
         return ":".join(groups)
     return ":".join(groups[: R.randrange(2, 5)]) + "::" + ":".join(groups[-R.randrange(1, 3) :])
@@ -105,12 +117,23 @@ INTERNATIONAL = """+1 (N##) N##-####|+1-N##-N##-####|+1N##N######|+44 20 7### ##
 +81-3-%###-####|+81 90-####-####|+82-10-####-####|+86 138 #### ####|+86-10-%#######|+91 9#### #####|+91-22-%### ####
 +55 (11) 9####-####|+55 21 %###-####|+52 55 %### ####|+61 2 9### ####|+41 44 %## ## ##|+43 1 %######|+46 8 %## ### ##
 +45 %# ## ## ##|+358 40 %######|+351 9## ### ###|+90 532 ### ## ##|+972 54-###-####|+27 82 ### ####|+234 803 ### ####
-+380 44 ### ## ##|+30 21# ### ####|+353 1 %## ####|0049 30 %#######|0033 6 ## ## ## ##""".replace("\n", "|").split("|")
++380 44 ### ## ##|+30 21# ### ####|+353 1 %## ####|0049 30 %#######|0033 6 ## ## ## ##""".replace(
+    "\n", "|"
+).split("|")
 # National forms: the first stand alone as far as people write them so, the others after a word that says what they are.
-ALONE = "(N##) N##-####|N##-N##-####|N##.N##.####|1-8##-N##-####|0% ## ## ## ##|0%.##.##.##.##".split("|")
+ALONE = (
+    "(N##) N##-####|N##-N##-####|N##.N##.####|1-8##-N##-####|0% ## ## ## ##|0%.##.##.##.##".split(
+        "|"
+    )
+)
 LABELLED = {
     "en": ["Phone: {}", "Call me on {} after six.", "tel {}", "Mobile: {} (evenings)", "Fax: {}"],
-    "de": ["Telefon: {}", "Sie erreichen uns unter Tel. {} werktags.", "Handy {}", "Rückruf bitte: Mobil {}."],
+    "de": [
+        "Telefon: {}",
+        "Sie erreichen uns unter Tel. {} werktags.",
+        "Handy {}",
+        "Rückruf bitte: Mobil {}.",
+    ],
     "fr": ["Tél. : {}", "Téléphone {} (standard)", "Mon numéro de téléphone est le {}."],
     "es": ["Teléfono: {}", "Llámame al móvil {} por favor.", "Tfno. {}"],
     "it": ["Telefono: {}", "Cell. {}", "chiamare il numero di telefono {} in orario d'ufficio"],
@@ -137,7 +160,9 @@ NATIONAL = {
 
 
 def luhn(body: str) -> str:
-    total = sum(sum(divmod(int(d) * (2 if i % 2 == 0 else 1), 10)) for i, d in enumerate(reversed(body)))
+    total = sum(
+        sum(divmod(int(d) * (2 if i % 2 == 0 else 1), 10)) for i, d in enumerate(reversed(body))
+    )
     return body + str(-total % 10)
 
 
@@ -169,10 +194,14 @@ BBAN = {
 def iban() -> str:
     country = R.choice(list(BBAN))
     alphabet = {"n": DIGITS, "a": UPPER, "c": DIGITS + UPPER}
-    body = "".join(pick(alphabet[kind], int(n)) for n, kind in re.findall(r"(\d+)([nac])", BBAN[country]))
+    body = "".join(
+        pick(alphabet[kind], int(n)) for n, kind in re.findall(r"(\d+)([nac])", BBAN[country])
+    )
     numeric = "".join(str(int(c, 36)) for c in body + country + "00")
     plain = f"{country}{98 - int(numeric) % 97:02d}{body}"
-    return plain if R.random() < 0.5 else " ".join(plain[i : i + 4] for i in range(0, len(plain), 4))
+    return (
+        plain if R.random() < 0.5 else " ".join(plain[i : i + 4] for i in range(0, len(plain), 4))
+    )
 
 
 def weighted(digits: str, weights: list[int]) -> int:
@@ -184,9 +213,7 @@ def birth() -> tuple[int, int, int]:
 
 
 def us_ssn() -> str:
-    return (
-        f"{R.choice([n for n in range(1, 900) if n != 666]):03d}-{R.randrange(1, 100):02d}-{R.randrange(1, 10000):04d}"
-    )
+    return f"{R.choice([n for n in range(1, 900) if n != 666]):03d}-{R.randrange(1, 100):02d}-{R.randrange(1, 10000):04d}"
 
 
 def uk_nino() -> str:
@@ -215,14 +242,18 @@ def fr_nir() -> str:
     plain = f"{body}{key:02d}"
     if R.random() < 0.5:
         return plain
-    return " ".join([plain[:1], plain[1:3], plain[3:5], plain[5:7], plain[7:10], plain[10:13], plain[13:]])
+    return " ".join(
+        [plain[:1], plain[1:3], plain[3:5], plain[5:7], plain[7:10], plain[10:13], plain[13:]]
+    )
 
 
 def es_dni() -> str:
     if R.random() < 0.4:
         n = R.randrange(10**7)
         first = R.randrange(3)
-        return f"{'XYZ'[first]}{R.choice(['', '-'])}{n:07d}{R.choice(['', '-'])}" + letter_es(first * 10**7 + n)
+        return f"{'XYZ'[first]}{R.choice(['', '-'])}{n:07d}{R.choice(['', '-'])}" + letter_es(
+            first * 10**7 + n
+        )
     n = R.randrange(10**7, 10**8)
     return f"{n:08d}{R.choice(['', '-'])}{letter_es(n)}"
 
@@ -267,7 +298,9 @@ def se_personnummer() -> str:
 def fi_hetu() -> str:
     year, month, day = birth()
     serial = R.randrange(2, 900)
-    check = "0123456789ABCDEFHJKLMNPRSTUVWXY"[int(f"{day:02d}{month:02d}{year:02d}{serial:03d}") % 31]
+    check = "0123456789ABCDEFHJKLMNPRSTUVWXY"[
+        int(f"{day:02d}{month:02d}{year:02d}{serial:03d}") % 31
+    ]
     return f"{day:02d}{month:02d}{year:02d}-{serial:03d}{check}"
 
 
@@ -321,7 +354,12 @@ def ca_sin() -> str:
 
 
 IDS = {
-    us_ssn: ["SSN: {}", "Her social security number is {}.", "{},John Smith,1980-02-11", "applicant {} was approved"],
+    us_ssn: [
+        "SSN: {}",
+        "Her social security number is {}.",
+        "{},John Smith,1980-02-11",
+        "applicant {} was approved",
+    ],
     uk_nino: ["NI number {}", "National Insurance: {}.", "My NINO is {} if payroll asks."],
     de_steuer_id: ["Steuer-ID: {}", "Meine Steueridentifikationsnummer lautet {}.", "IdNr. {}"],
     fr_nir: ["Numéro de sécurité sociale : {}", "NIR {}", "assuré n° {} depuis 2010"],
@@ -342,7 +380,9 @@ IDS = {
 
 def pem() -> str:
     label = R.choice(["RSA PRIVATE KEY", "PRIVATE KEY", "OPENSSH PRIVATE KEY", "EC PRIVATE KEY"])
-    lines = [pick(ALNUM + "+/", 64) for _ in range(R.randrange(3, 12))] + [pick(ALNUM + "+/", 30) + "=="]
+    lines = [pick(ALNUM + "+/", 64) for _ in range(R.randrange(3, 12))] + [
+        pick(ALNUM + "+/", 30) + "=="
+    ]
     return f"-----BEGIN {label}-----\n" + "\n".join(lines) + f"\n-----END {label}-----"
 
 
@@ -357,7 +397,9 @@ SECRETS = [
     lambda: f"github_pat_{pick(ALNUM, 22)}_{pick(ALNUM, 59)}",
     lambda: "glpat-" + pick(ALNUM + "_-", 19) + pick(ALNUM, 1),
     lambda: f"xoxb-{pick(DIGITS, 12)}-{pick(DIGITS, 12)}-{pick(ALNUM, 24)}",
-    lambda: f"xoxp-{pick(DIGITS, 11)}-{pick(DIGITS, 11)}-{pick(DIGITS, 12)}-{pick('0123456789abcdef', 32)}",
+    lambda: (
+        f"xoxp-{pick(DIGITS, 11)}-{pick(DIGITS, 11)}-{pick(DIGITS, 12)}-{pick('0123456789abcdef', 32)}"
+    ),
     lambda: f"sk-{pick(ALNUM, 20)}T3BlbkFJ{pick(ALNUM, 20)}",
     lambda: "sk-proj-" + pick(ALNUM + "_-", 119) + pick(ALNUM, 1),
     lambda: "sk-ant-api03-" + pick(ALNUM + "_-", 93) + "AA",
@@ -646,9 +688,14 @@ def generate(seed: int = SEED) -> list[dict[str, str]]:
 
 if __name__ == "__main__":
     rows = generate()
-    FILE.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    FILE.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
     print(
         len(rows),
         "rows",
-        {kind: sum(row["kind"] == kind for row in rows) for kind in sorted({r["kind"] for r in rows})},
+        {
+            kind: sum(row["kind"] == kind for row in rows)
+            for kind in sorted({r["kind"] for r in rows})
+        },
     )

@@ -8,7 +8,10 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 
 _WORDS = [
-    a + b + c for a in ("ba", "ke", "lo", "mi", "ru") for b in ("n", "st", "r", "") for c in ("a", "ed", "ing", "o")
+    a + b + c
+    for a in ("ba", "ke", "lo", "mi", "ru")
+    for b in ("n", "st", "r", "")
+    for c in ("a", "ed", "ing", "o")
 ]
 
 
@@ -26,7 +29,9 @@ def edited(words: list[str], share: float, draw: random.Random) -> list[str]:
 
 def ngrams(text: str, n: int = 5) -> set[tuple[str, ...]]:
     """Word n-grams, found another way than by the kernel's table."""
-    bare = "".join(c for c in unicodedata.normalize("NFD", text.lower()) if unicodedata.category(c) != "Mn")
+    bare = "".join(
+        c for c in unicodedata.normalize("NFD", text.lower()) if unicodedata.category(c) != "Mn"
+    )
     words = re.findall(r"[^\W_]+", bare)
     return {tuple(words[i : i + n]) for i in range(max(1, len(words) - n + 1))} if words else set()
 
@@ -39,7 +44,25 @@ def jaccard(a: str, b: str) -> float:
 # What reads UTF-8 wrongly in practice: Western systems everything, Central European and Cyrillic ones their own.
 WRONGLY = {
     "latin-1": {"de", "fr", "es", "pt", "sv", "da", "fi", "ru", "el", "ja", "zh", "hi", "ar"},
-    "cp1252": {"de", "fr", "es", "it", "pt", "nl", "sv", "da", "pl", "cs", "tr", "vi", "uk", "el", "ja", "ko", "th"},
+    "cp1252": {
+        "de",
+        "fr",
+        "es",
+        "it",
+        "pt",
+        "nl",
+        "sv",
+        "da",
+        "pl",
+        "cs",
+        "tr",
+        "vi",
+        "uk",
+        "el",
+        "ja",
+        "ko",
+        "th",
+    },
     "cp1250": {"pl", "cs", "hu", "ro", "de"},
     "cp1251": {"ru", "uk", "bg"},
 }
@@ -47,7 +70,9 @@ WRONGLY = {
 
 def misread(text: str, encoding: str) -> str:
     """UTF-8 bytes read as ``encoding``; bytes it has no character for are kept as C1 controls, as browsers do."""
-    return "".join(bytes([b]).decode(encoding) if can(b, encoding) else chr(b) for b in text.encode())
+    return "".join(
+        bytes([b]).decode(encoding) if can(b, encoding) else chr(b) for b in text.encode()
+    )
 
 
 def can(byte: int, encoding: str) -> bool:

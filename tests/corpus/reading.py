@@ -30,7 +30,9 @@ def documents_of(sources: Sources, text_field: str = "text") -> list[Document]:
     return found
 
 
-def response(url: str, body: bytes, kind: str = "text/html", headers: str = "", status: str = "200 OK") -> bytes:
+def response(
+    url: str, body: bytes, kind: str = "text/html", headers: str = "", status: str = "200 OK"
+) -> bytes:
     http = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\n{headers}\r\n".encode() + body
     head = (
         "WARC/1.0\r\nWARC-Type: response\r\nWARC-Date: 2026-01-01T00:00:00Z\r\n"

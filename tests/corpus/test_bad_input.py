@@ -30,7 +30,17 @@ def build(capsys: pytest.CaptureFixture[str]) -> Build:
     """``build(source, output, *args)``: the exit status, and the lines on stderr."""
 
     def run(source: Path, output: Path, *args: str) -> tuple[int, list[str]]:
-        given = ["--input", str(source), "--output", str(output), "--vocab_size", "280", "--workers", "1", *args]
+        given = [
+            "--input",
+            str(source),
+            "--output",
+            str(output),
+            "--vocab_size",
+            "280",
+            "--workers",
+            "1",
+            *args,
+        ]
         status = main(["corpus", "build", *given])
         return status, capsys.readouterr().err.splitlines()
 
@@ -67,7 +77,7 @@ def forbidding(left: Path) -> Iterator[Path]:
 # The disk
 
 
-def test_a_disk_that_fills_at_any_point(build: Build, messy: Path, small_disk: Path) -> None:  # noqa: F811
+def test_a_disk_that_fills_at_any_point(build: Build, messy: Path, small_disk: Path) -> None:
     """The corpus there stays, what is done stays, and with room the build goes on to what it would have been."""
     parts = ("--part_bytes", "1500")
     assert build(messy, small_disk / "whole", *parts)[0] == 0
@@ -82,7 +92,9 @@ def test_a_disk_that_fills_at_any_point(build: Build, messy: Path, small_disk: P
         older = content(output)
         filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - int(share * used)))
         status, said = build(messy, output, *parts)
-        assert status == 2 and said[-1].startswith(f"lit_llm corpus: {output}: the disk is full; the corpus needs")
+        assert status == 2 and said[-1].startswith(
+            f"lit_llm corpus: {output}: the disk is full; the corpus needs"
+        )
         assert all(line.startswith("corpus: ") for line in said[:-1])
         assert content(Corpus.load(output).path) == older
         assert not [*output.rglob("*.partial"), *output.glob(".next")]
@@ -102,13 +114,15 @@ def damaged(output: Path, how: str) -> None:
     files = [path for path in output.rglob("*") if path.is_file()] if output.is_dir() else [output]
     file = max(files, key=lambda path: path.stat().st_size)
     data = bytearray(file.read_bytes())
-    data[100] ^= 1  # text or tokens: parquet's description of its pages, at the end, has no checksum
+    data[100] ^= (
+        1  # text or tokens: parquet's description of its pages, at the end, has no checksum
+    )
     file.unlink()
     file.write_bytes({"cut": data[: len(data) // 2], "changed": data, "empty": b""}[how])
 
 
 @pytest.fixture(scope="module")
-def left(messy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def left(messy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus that a build with kept work left."""
     folder = tmp_path_factory.mktemp("left") / "corpus"
     args = ["--input", str(messy), "--output", str(folder), "--vocab_size", "280", "--workers", "1"]
@@ -116,14 +130,32 @@ def left(messy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa
     return folder
 
 
-STAGES = ["clean", "sign", "dedup", "select", "tokenizer", "encode", "documents", "dropped", "shards"]
+STAGES = [
+    "clean",
+    "sign",
+    "dedup",
+    "select",
+    "tokenizer",
+    "encode",
+    "documents",
+    "dropped",
+    "shards",
+]
 
 
 @pytest.mark.parametrize("how", ["cut", "changed", "empty"])
-def test_damaged_work_is_made_again(build: Build, messy: Path, left: Path, tmp_path: Path, how: str) -> None:  # noqa: F811
+def test_damaged_work_is_made_again(
+    build: Build,
+    messy: Path,
+    left: Path,
+    tmp_path: Path,
+    how: str,
+) -> None:
     output = tmp_path / "corpus"
     output.mkdir()
-    stages = [stage for stage in STAGES if (stage, how) != ("tokenizer", "changed")]  # that is valid JSON still
+    stages = [
+        stage for stage in STAGES if (stage, how) != ("tokenizer", "changed")
+    ]  # that is valid JSON still
     shutil.copytree(left / WORK, output / WORK)
     broken = [min((output / WORK / stage).iterdir()) for stage in stages]
     for path in broken:
@@ -134,7 +166,10 @@ def test_damaged_work_is_made_again(build: Build, messy: Path, left: Path, tmp_p
         f"corpus: {path}: damaged; it is made again" for path in broken
     ]
     ran = Corpus.load(output).datacard["build"]["tasks_run"]
-    assert ran == {**{stage: 0 for stage in STAGES if stage in ran}, **{stage: 1 for stage in stages}}
+    assert ran == {
+        **{stage: 0 for stage in STAGES if stage in ran},
+        **{stage: 1 for stage in stages},
+    }
 
 
 @pytest.mark.parametrize("command", [["explain", "30.txt"], ["remove", "--ids", "30.txt"]])
@@ -146,14 +181,18 @@ def test_damaged_files_of_a_corpus_are_named(
     damaged(file, "changed")
     assert main(["corpus", command[0], str(corpus), *command[1:]]) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"lit_llm corpus: {file}: damaged (") and "build the corpus again" in line
+    assert (
+        line.startswith(f"lit_llm corpus: {file}: damaged (") and "build the corpus again" in line
+    )
 
 
 # Sources
 
 
 def cut_gzip(file: Path) -> None:
-    lines = "".join(json.dumps({"text": prose(random.Random(f"row {i}"))}) + "\n" for i in range(900))
+    lines = "".join(
+        json.dumps({"text": prose(random.Random(f"row {i}"))}) + "\n" for i in range(900)
+    )
     file.write_bytes(gzip.compress(lines.encode())[:-900])
 
 
@@ -161,12 +200,17 @@ def bad_parquet(file: Path, cut: bool) -> None:
     texts = [f"{i} {prose(random.Random(f'parquet {i}'), 300)}" for i in range(20)]
     pq.write_table(pa.table({"text": texts}), file, compression="zstd")
     data = bytearray(file.read_bytes())
-    data[4:40] = bytes(36)  # what a page says of itself: without it nothing of the row group is found
+    data[4:40] = bytes(
+        36
+    )  # what a page says of itself: without it nothing of the row group is found
     file.write_bytes(data[:-100] if cut else data)
 
 
 def bad_warc(file: Path, cut: bool) -> None:
-    pages = [response(f"http://x.org/{i}", f"<p>{prose(random.Random(f'page {i}'))}</p>".encode()) for i in range(5)]
+    pages = [
+        response(f"http://x.org/{i}", f"<p>{prose(random.Random(f'page {i}'))}</p>".encode())
+        for i in range(5)
+    ]
     records = [gzip.compress(page) for page in pages] if file.suffix == ".gz" else pages
     if not cut:
         records[2] = random.Random(0).randbytes(len(records[2]))
@@ -188,7 +232,9 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_a_bad_file_is_counted_and_named(build: Build, texts: Path, tmp_path: Path, name: str) -> None:
+def test_a_bad_file_is_counted_and_named(
+    build: Build, texts: Path, tmp_path: Path, name: str
+) -> None:
     write, reason = BAD_FILES[name]
     write(texts / name)
     output = tmp_path / "corpus"
@@ -196,7 +242,9 @@ def test_a_bad_file_is_counted_and_named(build: Build, texts: Path, tmp_path: Pa
     assert status == 0
     corpus = Corpus.load(output)
     bad = [row for row in rows(corpus, "dropped").values() if row["stage"] == "read"]
-    assert all(row["path"] == str(texts / name) for row in bad) and bad[-1]["reason"].startswith(reason)
+    assert all(row["path"] == str(texts / name) for row in bad) and bad[-1]["reason"].startswith(
+        reason
+    )
     read = corpus.datacard["read"]["documents"]
     named = ", ".join(f"{row['id']} ({row['reason']})" for row in bad)
     line = f"{len(bad)} of {read} documents are damaged: {named}"
@@ -205,7 +253,10 @@ def test_a_bad_file_is_counted_and_named(build: Build, texts: Path, tmp_path: Pa
     assert read - len(bad) - 4 >= {"rows.jsonl.gz": 600}.get(name, 4 if ".warc" in name else 0)
     status, said = build(texts, tmp_path / "strict", "--max_bad_fraction", "0")
     assert status == 2
-    assert said[-1] == f"lit_llm corpus: max_bad_fraction: {line}, more than 0; mend the sources or raise it"
+    assert (
+        said[-1]
+        == f"lit_llm corpus: max_bad_fraction: {line}, more than 0; mend the sources or raise it"
+    )
 
 
 def test_what_is_no_use_is_not_damaged(build: Build, texts: Path, tmp_path: Path) -> None:
@@ -225,13 +276,23 @@ def test_many_bad_files_are_counted(build: Build, texts: Path, tmp_path: Path) -
         (texts / f"bad{number}.jsonl").write_text("{\n")
     status, said = build(texts, tmp_path / "corpus", "--max_bad_fraction", "0.5")
     assert status == 2
-    assert "5 of 9 documents are damaged: bad0.jsonl#0 (not valid JSON), bad1.jsonl#0 (not valid JSON), " in said[-1]
-    assert "bad2.jsonl#0 (not valid JSON), ..., more than 0.5; mend the sources or raise it" in said[-1]
-    assert build(texts, tmp_path / "corpus", "--max_bad_fraction", "0.6")[0] == 0  # goes on from there
+    assert (
+        "5 of 9 documents are damaged: bad0.jsonl#0 (not valid JSON), bad1.jsonl#0 (not valid JSON), "
+        in said[-1]
+    )
+    assert (
+        "bad2.jsonl#0 (not valid JSON), ..., more than 0.5; mend the sources or raise it"
+        in said[-1]
+    )
+    assert (
+        build(texts, tmp_path / "corpus", "--max_bad_fraction", "0.6")[0] == 0
+    )  # goes on from there
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "jsonl.gz"])
-def test_a_text_field_that_is_not_there(build: Build, texts: Path, tmp_path: Path, kind: str) -> None:
+def test_a_text_field_that_is_not_there(
+    build: Build, texts: Path, tmp_path: Path, kind: str
+) -> None:
     file = texts / f"rows.{kind}"
     if kind == "parquet":
         pq.write_table(pa.table({"body": ["x"]}), file)
@@ -254,23 +315,32 @@ def test_what_may_not_be_read(build: Build, forbidding: Path) -> None:
     status, said = build(source, output)
     assert status == 0
     assert (
-        "corpus: 1 of 3 documents are damaged: a.txt (unreadable: Permission denied); dropped/ names them all" in said
+        "corpus: 1 of 3 documents are damaged: a.txt (unreadable: Permission denied); dropped/ names them all"
+        in said
     )
     (source / "below").chmod(0)
     status, said = build(source, output)
-    assert (status, said) == (2, [f"lit_llm corpus: data.sources: {source}/below cannot be listed (Permission denied)"])
+    assert (status, said) == (
+        2,
+        [f"lit_llm corpus: data.sources: {source}/below cannot be listed (Permission denied)"],
+    )
     status, said = build(source / "below" / "c.txt", output)
     assert status == 2 and said[-1].endswith("cannot be listed (Permission denied)")
     source.chmod(0o700)
     (source / "below").chmod(0o700)
     output.chmod(0o500)
     status, said = build(source, output, "--vocab_size", "281")
-    assert status == 2 and said[-1].startswith(f"lit_llm corpus: {output}: cannot be written (Permission denied: ")
+    assert status == 2 and said[-1].startswith(
+        f"lit_llm corpus: {output}: cannot be written (Permission denied: "
+    )
     settings = forbidding / "corpus.yaml"
     settings.write_text("workers: 1\n")
     settings.chmod(0)
     status, said = build(source, output, "--config", str(settings))
-    assert (status, said) == (2, [f"lit_llm corpus: {settings}: cannot be read (Permission denied)"])
+    assert (status, said) == (
+        2,
+        [f"lit_llm corpus: {settings}: cannot be read (Permission denied)"],
+    )
 
 
 # Settings
@@ -291,7 +361,9 @@ def test_what_may_not_be_read(build: Build, forbidding: Path) -> None:
         ("evaluations:\n  files: [nowhere.jsonl]", "nowhere.jsonl: cannot be read (No such file or directory)"),
     ],
 )  # fmt: skip
-def test_mistakes_in_a_config_file(build: Build, texts: Path, tmp_path: Path, content: str, message: str) -> None:
+def test_mistakes_in_a_config_file(
+    build: Build, texts: Path, tmp_path: Path, content: str, message: str
+) -> None:
     file = tmp_path / "corpus.yaml"
     file.write_text(content + "\n")
     status, said = build(texts, tmp_path / "corpus", "--config", str(file))
@@ -304,11 +376,16 @@ def test_mistakes_in_a_config_file(build: Build, texts: Path, tmp_path: Path, co
     [
         (None, "tokenizer.json: no such file"),
         ("", "tokenizer.json: not a tokenizer.json ("),
-        ('{"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}}', "not a tokenizer"),
+        (
+            '{"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}}',
+            "not a tokenizer",
+        ),
         ("\xff", "tokenizer.json: not a tokenizer.json ("),
     ],
 )
-def test_a_damaged_tokenizer(build: Build, texts: Path, tmp_path: Path, content: str | None, message: str) -> None:
+def test_a_damaged_tokenizer(
+    build: Build, texts: Path, tmp_path: Path, content: str | None, message: str
+) -> None:
     folder = tmp_path / "tokenizer"
     folder.mkdir()
     if content is not None:

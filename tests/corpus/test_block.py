@@ -18,7 +18,9 @@ class Short(Filter):
     least: int = 3
 
     def judge(self, text: pa.LargeStringArray) -> pa.StringArray:
-        return pc.if_else(pc.less(pc.utf8_length(text), self.least), "too short", pa.scalar(None, pa.string()))
+        return pc.if_else(
+            pc.less(pc.utf8_length(text), self.least), "too short", pa.scalar(None, pa.string())
+        )
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,11 @@ def test_rows_stay_in_order_and_dropped_ones_untouched(given: list[str]) -> None
         if len(text) < 3:
             assert (row["text"], row["dropped"], row["length"]) == (text, "short: too short", None)
         else:
-            assert (row["text"], row["dropped"], row["length"]) == (text.upper(), None, len(text.upper()))
+            assert (row["text"], row["dropped"], row["length"]) == (
+                text.upper(),
+                None,
+                len(text.upper()),
+            )
     dropped = sum(len(text) < 3 for text in given)
     assert funnel(table) == ({"short: too short": dropped} if dropped else {})
 

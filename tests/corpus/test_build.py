@@ -28,12 +28,18 @@ def make_texts(folder: Path, count: int = 60, seed: int = 0) -> Path:
     words = ["alpha", "beta", "gamma", "delta", "naïve", "北京", "    return", "x = 1\n"]
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(count):
-        (folder / f"{i:03}.txt").write_text(f"number {i}\n" + " ".join(rng.choices(words, k=60)), encoding="utf-8")
+        (folder / f"{i:03}.txt").write_text(
+            f"number {i}\n" + " ".join(rng.choices(words, k=60)), encoding="utf-8"
+        )
     return folder
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
 
 
 def share(doc_id: str) -> float:
@@ -44,11 +50,17 @@ def test_every_document_is_in_the_shards_once_and_in_its_split(tmp_path: Path) -
     texts = make_texts(tmp_path / "texts")
     (texts / "copy-of-3.txt").write_bytes((texts / "003.txt").read_bytes())
     (texts / "bad.txt").write_bytes(b"\xff\xfe")
-    corpus = build_corpus(tmp_path / "corpus", sources=str(texts), validation_fraction=0.2, **SETTINGS)
+    corpus = build_corpus(
+        tmp_path / "corpus", sources=str(texts), validation_fraction=0.2, **SETTINGS
+    )
     tokenizer = corpus.tokenizer
     lines = pq.read_table(corpus.path / "documents").to_pylist()
-    dropped = {row["id"]: row["reason"] for row in pq.read_table(corpus.path / "dropped").to_pylist()}
-    assert [line["id"] for line in lines] == sorted({file.name for file in texts.iterdir()} - set(dropped))
+    dropped = {
+        row["id"]: row["reason"] for row in pq.read_table(corpus.path / "dropped").to_pylist()
+    }
+    assert [line["id"] for line in lines] == sorted(
+        {file.name for file in texts.iterdir()} - set(dropped)
+    )
     for split, folders in [("train", corpus.train_dirs), ("validation", corpus.validation_dirs)]:
         stream = read_tokens(folders["texts"])
         documents = tokenizer.decode(stream).split("<|endoftext|>")
@@ -60,10 +72,21 @@ def test_every_document_is_in_the_shards_once_and_in_its_split(tmp_path: Path) -
         }
         counts = corpus.datacard["splits"][split]["texts"]
         assert counts["documents"] == len(documents) > 3
-        assert counts["bytes"] == sum(len(text.encode()) for text in documents) == sum(x["bytes"] for x in listed)
-        assert counts["tokens"] == corpus.tokens(split) == len(stream) == sum(x["tokens"] for x in listed)
+        assert (
+            counts["bytes"]
+            == sum(len(text.encode()) for text in documents)
+            == sum(x["bytes"] for x in listed)
+        )
+        assert (
+            counts["tokens"]
+            == corpus.tokens(split)
+            == len(stream)
+            == sum(x["tokens"] for x in listed)
+        )
         assert tokenizer.token_bytes()[stream].sum() == counts["bytes"]
-    assert corpus.validation_bytes == {"texts": corpus.datacard["splits"]["validation"]["texts"]["bytes"]}
+    assert corpus.validation_bytes == {
+        "texts": corpus.datacard["splits"]["validation"]["texts"]["bytes"]
+    }
     assert dropped == {"bad.txt": "not UTF-8", "copy-of-3.txt": "duplicate"}
     card = corpus.datacard
     assert (card["documents"], card["duplicates"]) == (60, 1)
@@ -74,7 +97,9 @@ def test_every_document_is_in_the_shards_once_and_in_its_split(tmp_path: Path) -
 
 def test_the_tokenizer_has_seen_only_training_text(tmp_path: Path) -> None:
     texts = make_texts(tmp_path / "texts")
-    corpus = build_corpus(tmp_path / "corpus", sources=str(texts), validation_fraction=0.2, **SETTINGS)
+    corpus = build_corpus(
+        tmp_path / "corpus", sources=str(texts), validation_fraction=0.2, **SETTINGS
+    )
     training = [file.read_text() for file in sorted(texts.iterdir()) if share(file.name) >= 0.2]
     assert corpus.tokenizer.fingerprint() == Tokenizer.train(training, 300).fingerprint()
 
@@ -89,11 +114,17 @@ def test_two_builds_are_equal_to_the_byte(tmp_path: Path) -> None:
 
 
 def test_sources_become_folders_and_share_one_tokenizer(tmp_path: Path) -> None:
-    sources = {"one": str(make_texts(tmp_path / "1")), "two": str(make_texts(tmp_path / "2", seed=1))}
+    sources = {
+        "one": str(make_texts(tmp_path / "1")),
+        "two": str(make_texts(tmp_path / "2", seed=1)),
+    }
     corpus = build_corpus(tmp_path / "corpus", sources=sources, validation_fraction=0.2, **SETTINGS)
     assert set(corpus.train_dirs) == set(corpus.validation_dirs) == {"one", "two"}
     again = build_corpus(
-        tmp_path / "again", sources=sources, tokenizer=str(corpus.path / "tokenizer"), validation_fraction=0.2
+        tmp_path / "again",
+        sources=sources,
+        tokenizer=str(corpus.path / "tokenizer"),
+        validation_fraction=0.2,
     )
     assert (read_tokens(again.train_dirs["two"]) == read_tokens(corpus.train_dirs["two"])).all()
     assert again.datacard["tokenizer"]["trained"] is False
@@ -107,7 +138,11 @@ def test_two_documents_make_two_splits(tmp_path: Path, name: str) -> None:
     (texts / "other.txt").write_text("two " * 200)
     for fraction in (0.001, 0.5, 0.999):
         corpus = build_corpus(
-            tmp_path / str(fraction), sources=str(texts), vocab_size=261, validation_fraction=fraction, progress=False
+            tmp_path / str(fraction),
+            sources=str(texts),
+            vocab_size=261,
+            validation_fraction=fraction,
+            progress=False,
         )
         assert all(part["texts"]["documents"] == 1 for part in corpus.datacard["splits"].values())
 
@@ -116,7 +151,11 @@ def test_a_single_document_gives_its_tail_to_validation(tmp_path: Path) -> None:
     text = "".join(f"line {i} of the only book\n" for i in range(400))
     (tmp_path / "book.txt").write_text(text)
     corpus = build_corpus(
-        tmp_path / "c", sources=str(tmp_path / "book.txt"), vocab_size=280, validation_fraction=0.1, progress=False
+        tmp_path / "c",
+        sources=str(tmp_path / "book.txt"),
+        vocab_size=280,
+        validation_fraction=0.1,
+        progress=False,
     )
     head, tail = (
         corpus.tokenizer.decode(read_tokens(folders["book"])[1:])
@@ -128,8 +167,14 @@ def test_a_single_document_gives_its_tail_to_validation(tmp_path: Path) -> None:
 
 def test_no_validation_when_none_is_asked_for(tmp_path: Path) -> None:
     texts = make_texts(tmp_path / "texts", 1)
-    corpus = build_corpus(tmp_path / "c", sources=str(texts), vocab_size=270, validation_fraction=0.0, progress=False)
-    assert corpus.validation_dirs == {} and corpus.tokens("validation") == 0 and corpus.tokens("train") > 0
+    corpus = build_corpus(
+        tmp_path / "c", sources=str(texts), vocab_size=270, validation_fraction=0.0, progress=False
+    )
+    assert (
+        corpus.validation_dirs == {}
+        and corpus.tokens("validation") == 0
+        and corpus.tokens("train") > 0
+    )
 
 
 def test_reuse_follows_sources_and_settings(tmp_path: Path) -> None:
@@ -138,8 +183,14 @@ def test_reuse_follows_sources_and_settings(tmp_path: Path) -> None:
     assert not reused and first.path.name == f"texts-{first.fingerprint[:12]}"
     stamp = (first.path / "datacard.json").stat().st_mtime_ns
     second, reused = cached_corpus(tmp_path / "cache", sources=str(texts), **SETTINGS)
-    assert reused and second.path == first.path and (second.path / "datacard.json").stat().st_mtime_ns == stamp
-    assert not cached_corpus(tmp_path / "cache", sources=str(texts), vocab_size=301, progress=False)[1]
+    assert (
+        reused
+        and second.path == first.path
+        and (second.path / "datacard.json").stat().st_mtime_ns == stamp
+    )
+    assert not cached_corpus(
+        tmp_path / "cache", sources=str(texts), vocab_size=301, progress=False
+    )[1]
     (texts / "new.txt").write_text("something new")
     third, reused = cached_corpus(tmp_path / "cache", sources=str(texts), **SETTINGS)
     assert not reused and third.path != first.path
@@ -163,7 +214,9 @@ def test_building_again_into_the_same_folder(tmp_path: Path) -> None:
     (tmp_path / "corpus").mkdir()  # empty folders are fine
     corpus = build_corpus(tmp_path / "corpus", sources=str(texts), **SETTINGS)
     before = files_of(corpus.path)
-    assert files_of(build_corpus(tmp_path / "corpus", sources=str(texts), **SETTINGS).path) == before
+    assert (
+        files_of(build_corpus(tmp_path / "corpus", sources=str(texts), **SETTINGS).path) == before
+    )
     other = build_corpus(tmp_path / "corpus", sources=str(texts), vocab_size=303, progress=False)
     assert other.tokenizer.vocab_size == 303 and other.path == corpus.path
     with pytest.raises(UserError, match="is not empty"):
@@ -183,19 +236,25 @@ def test_builds_at_the_same_time_agree(tmp_path: Path) -> None:
     racers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     outputs = [racer.communicate(timeout=120)[0].strip() for racer in racers]
     assert [racer.returncode for racer in racers] == [0, 0, 0]
-    assert len(set(outputs)) == 1 and [path.name for path in (tmp_path / "out").iterdir()] == ["corpus"]
+    assert len(set(outputs)) == 1 and [path.name for path in (tmp_path / "out").iterdir()] == [
+        "corpus"
+    ]
     assert Corpus.load(tmp_path / "out" / "corpus").fingerprint == outputs[0]
 
 
 @pytest.mark.parametrize("step", ["close", "append"])
-def test_a_full_disk_says_how_much_is_needed_and_keeps_what_is_done(tmp_path: Path, monkeypatch, step: str) -> None:
+def test_a_full_disk_says_how_much_is_needed_and_keeps_what_is_done(
+    tmp_path: Path, monkeypatch, step: str
+) -> None:
     texts = make_texts(tmp_path / "texts")
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(ShardWriter, step, full)
-    with pytest.raises(UserError, match=r"out/corpus: the disk is full; the corpus needs up to [\d.]+ MB"):
+    with pytest.raises(
+        UserError, match=r"out/corpus: the disk is full; the corpus needs up to [\d.]+ MB"
+    ):
         build_corpus(tmp_path / "out" / "corpus", sources=str(texts), **SETTINGS)
     assert [path.name for path in (tmp_path / "out" / "corpus").iterdir()] == [".work"]
     monkeypatch.undo()
@@ -212,13 +271,18 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"a.bin": b"\0\1", "b.txt": b"\xff", "c.txt": b" "}, r"no usable text .*1 binary, 1 empty, 1 not UTF-8"),
+        (
+            {"a.bin": b"\0\1", "b.txt": b"\xff", "c.txt": b" "},
+            r"no usable text .*1 binary, 1 empty, 1 not UTF-8",
+        ),
         ({"a.jsonl": b"\n"}, "no usable text .*no rows"),
         ({"a.txt": b"short text"}, r"vocab_size.*no more than \d+"),
         ({"a.jsonl": b'{"body": 1}'}, r"a\.jsonl:1: no field 'text'"),
     ],
 )
-def test_mistakes_leave_no_corpus_behind(tmp_path: Path, files: dict[str, bytes], message: str) -> None:
+def test_mistakes_leave_no_corpus_behind(
+    tmp_path: Path, files: dict[str, bytes], message: str
+) -> None:
     (tmp_path / "texts").mkdir()
     for name, content in files.items():
         (tmp_path / "texts" / name).write_bytes(content)
@@ -232,7 +296,9 @@ def test_a_tokenizer_without_an_end_of_text_token_is_refused(tmp_path: Path) -> 
     Tokenizer.train(["a a b b"], 261).save_pretrained(tmp_path / "t")
     (tmp_path / "t" / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<|im_start|>"}))
     with pytest.raises(UserError, match="no end-of-text token"):
-        build_corpus(tmp_path / "c", sources=str(texts), tokenizer=str(tmp_path / "t"), progress=False)
+        build_corpus(
+            tmp_path / "c", sources=str(texts), tokenizer=str(tmp_path / "t"), progress=False
+        )
     with pytest.raises(UserError, match="validation_fraction"):
         build_corpus(tmp_path / "c", sources=str(texts), validation_fraction=1.0, **SETTINGS)
 
@@ -248,11 +314,20 @@ def damage_card(folder: Path) -> None:
     [
         (lambda folder: (folder / "datacard.json").unlink(), r"datacard\.json: no such file"),
         (lambda folder: (folder / "datacard.json").write_text("[]"), r"datacard\.json: broken"),
-        (lambda folder: (folder / "datacard.json").write_text('{"format": 0, "splits": {}}'), "format 0"),
+        (
+            lambda folder: (folder / "datacard.json").write_text('{"format": 0, "splits": {}}'),
+            "format 0",
+        ),
         (damage_card, r"shards/train/texts: holds \d+ tokens, the data card says"),
-        (lambda folder: os.truncate(folder / "shards/train/texts/chunk-0-0.bin", 100), r"chunk-0-0\.bin: 100 bytes"),
+        (
+            lambda folder: os.truncate(folder / "shards/train/texts/chunk-0-0.bin", 100),
+            r"chunk-0-0\.bin: 100 bytes",
+        ),
         (lambda folder: shutil.rmtree(folder / "shards/validation/texts"), r"index\.json: missing"),
-        (lambda folder: (folder / "tokenizer/tokenizer.json").unlink(), r"tokenizer\.json: missing"),
+        (
+            lambda folder: (folder / "tokenizer/tokenizer.json").unlink(),
+            r"tokenizer\.json: missing",
+        ),
     ],
 )
 def test_a_damaged_corpus_does_not_load(tmp_path: Path, damage, message: str) -> None:

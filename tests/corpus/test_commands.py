@@ -31,7 +31,7 @@ from lit_llm.presets import config_folders
 
 
 @pytest.fixture(scope="module")
-def built(messy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def built(messy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus of several files and chunks."""
     folder = tmp_path_factory.mktemp("built") / "corpus"
     with pytest.MonkeyPatch.context() as patch:
@@ -66,11 +66,38 @@ def check(corpus: Corpus) -> None:
     assert sum(part["documents"] for part in corpus.datacard["languages"].values()) == len(table)
 
 
-def test_build_by_the_command_line(messy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
-    args = ["corpus", "build", "--input", str(messy / "*.txt"), "--input", str(messy / "rows.jsonl")]
-    assert main([*args, "--output", str(tmp_path / "c"), "--dedup.threshold", "null", "--validation_fraction=0"]) == 0
+def test_build_by_the_command_line(
+    messy: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    args = [
+        "corpus",
+        "build",
+        "--input",
+        str(messy / "*.txt"),
+        "--input",
+        str(messy / "rows.jsonl"),
+    ]
+    assert (
+        main(
+            [
+                *args,
+                "--output",
+                str(tmp_path / "c"),
+                "--dedup.threshold",
+                "null",
+                "--validation_fraction=0",
+            ]
+        )
+        == 0
+    )
     out, err = capsys.readouterr()
-    assert out == f"{tmp_path / 'c'}\n" and "corpus: clean: " in err and "documents" in err.splitlines()[-1]
+    assert (
+        out == f"{tmp_path / 'c'}\n"
+        and "corpus: clean: " in err
+        and "documents" in err.splitlines()[-1]
+    )
     built = Corpus.load(tmp_path / "c")
     assert set(built.train_dirs) == {"messy", "rows"} and "near" in rows(built, "documents")
     assert 260 < built.tokenizer.vocab_size < 32_768  # as many as the text supports
@@ -81,11 +108,23 @@ def test_build_by_the_command_line(messy: Path, tmp_path: Path, capsys: pytest.C
     [
         (["build", "--output", "c"], "--input: missing"),
         (["build", "--input", "here"], "--output: missing"),
-        (["build", "--input", "no/such*.txt", "--output", "c"], r"'no/such\*\.txt' matches no file"),
-        (["build", "--input", "here", "--output", "c", "--dedup.treshold", "1"], "did you mean dedup.threshold"),
-        (["build", "--input", "here", "--output", "c", "--language.keep", "[x]"], "'x' is no language tag"),
+        (
+            ["build", "--input", "no/such*.txt", "--output", "c"],
+            r"'no/such\*\.txt' matches no file",
+        ),
+        (
+            ["build", "--input", "here", "--output", "c", "--dedup.treshold", "1"],
+            "did you mean dedup.threshold",
+        ),
+        (
+            ["build", "--input", "here", "--output", "c", "--language.keep", "[x]"],
+            "'x' is no language tag",
+        ),
         (["build", "--config", "corpus/wob", "--output", "c"], "did you mean corpus/web"),
-        (["build", "--input", "here", "--output", "c", "--runner", "slurm"], "runner: .*'local', 'ray'.* slurm"),
+        (
+            ["build", "--input", "here", "--output", "c", "--runner", "slurm"],
+            "runner: .*'local', 'ray'.* slurm",
+        ),
         (["build", "--input", "here/a.jsonl", "--output", "c"], r"a\.jsonl:1: no field 'text'"),
         (["sweep"], "no command 'sweep'; commands: build, report, explain, remove"),
         (["report", "here"], r"here/datacard\.json: no such file"),
@@ -96,7 +135,11 @@ def test_build_by_the_command_line(messy: Path, tmp_path: Path, capsys: pytest.C
     ],
 )
 def test_a_mistake_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], args: list[str], message: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    args: list[str],
+    message: str,
 ) -> None:
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "a.jsonl").write_text('{"body": 1}')
@@ -107,21 +150,43 @@ def test_a_mistake_is_one_line(
     assert re.search(message, lines[0]), lines[0]
 
 
-def test_print_config_is_a_config(messy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_print_config_is_a_config(
+    messy: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with pytest.raises(SystemExit) as done:
         main(["corpus", "build", "--config", "corpus/web", "--print_config"])
     assert done.value.code == 0
     file = tmp_path / "printed.yaml"
     file.write_text(capsys.readouterr().out)
-    assert main(["corpus", "build", "--config", str(file), "--input", str(messy), "--output", str(tmp_path / "c")]) == 0
+    assert (
+        main(
+            [
+                "corpus",
+                "build",
+                "--config",
+                str(file),
+                "--input",
+                str(messy),
+                "--output",
+                str(tmp_path / "c"),
+            ]
+        )
+        == 0
+    )
     dropped = rows(Corpus.load(tmp_path / "c"), "dropped")
     assert dropped["junk"]["stage"] in ("identify_language", "gopher_quality", "c4_quality")
 
 
-@pytest.mark.parametrize("preset", sorted((config_folders()[0] / "corpus").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_preset_builds(messy: Path, tmp_path: Path, preset: Path) -> None:  # noqa: F811
+@pytest.mark.parametrize(
+    "preset", sorted((config_folders()[0] / "corpus").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_preset_builds(messy: Path, tmp_path: Path, preset: Path) -> None:
     small = tmp_path / "code.py"
-    small.write_text("# SPDX-License-Identifier: MIT\n" + "def double(x):\n    return x + x\n\n\n" * 9)
+    small.write_text(
+        "# SPDX-License-Identifier: MIT\n" + "def double(x):\n    return x + x\n\n\n" * 9
+    )
     args = ["corpus", "build", "--config", f"corpus/{preset.stem}", "--output", str(tmp_path / "c")]
     given = ["--input", str(messy if preset.stem == "web" else small)]
     if preset.stem == "stdlib":
@@ -136,7 +201,9 @@ def test_explain_finds_the_document_in_its_shard(corpus: Corpus) -> None:
         chunk = np.fromfile(corpus.path / row["shard"], np.uint16)[6:]
         tokens = chunk[row["position"] : row["position"] + row["tokens"]]
         text = rows(corpus, "documents")[name]["text"]
-        assert tokens[0] == corpus.tokenizer.eos_id and text.startswith(corpus.tokenizer.decode(tokens[1:]))
+        assert tokens[0] == corpus.tokenizer.eos_id and text.startswith(
+            corpus.tokenizer.decode(tokens[1:])
+        )
         assert row["file"].startswith("documents/part-") and row["path"].startswith("/")
     assert explain(corpus.path, "personal")[0]["steps"]["redact_pii"] == "changed the text"
     assert explain(corpus.path, "03.txt")[0]["copies"] == ["exact"]
@@ -148,7 +215,10 @@ def test_explain_says_why_not(corpus: Corpus, capsys: pytest.CaptureFixture[str]
     assert said.startswith("near: dropped by near_dedup\n") and "duplicate_of     04.txt" in said
     assert main(["corpus", "explain", str(corpus.path), "spam", "--json"]) == 0
     [row] = json.loads(capsys.readouterr().out)
-    assert list(row["steps"].items())[-1][0] == "gopher_repetition" and row["steps"]["normalize"] == "kept"
+    assert (
+        list(row["steps"].items())[-1][0] == "gopher_repetition"
+        and row["steps"]["normalize"] == "kept"
+    )
     with pytest.raises(UserError, match="no document has the id 'nobody'"):
         explain(corpus.path, "nobody")
 
@@ -158,7 +228,9 @@ def test_remove_rewrites_only_what_holds_the_documents(corpus: Corpus) -> None:
     before, content = files(corpus.path), corpus.content
     assert remove(corpus.path, Request(frozenset(places))) == 2
     after = files(corpus.path)
-    changed = {name for name in before if before[name] != after.get(name)} | set(after) - set(before)
+    changed = {name for name in before if before[name] != after.get(name)} | set(after) - set(
+        before
+    )
     touched = {row["file"] for row in places.values()} | {row["shard"] for row in places.values()}
     indices = {f"{Path(row['shard']).parent}/index.json" for row in places.values()}
     spilled = {name for name in changed if "/chunk-" in name} - touched
@@ -167,34 +239,51 @@ def test_remove_rewrites_only_what_holds_the_documents(corpus: Corpus) -> None:
     assert not (corpus.path / ".work").exists()
     left = Corpus.load(corpus.path)
     check(left)
-    assert left.datacard["dropped"]["removed: by request"] == 2 and "03.txt" not in rows(left, "documents")
+    assert left.datacard["dropped"]["removed: by request"] == 2 and "03.txt" not in rows(
+        left, "documents"
+    )
     assert left.content != content
     for folder in (*left.train_dirs.values(), *left.validation_dirs.values()):
-        dataset = StreamingDataset(str(folder), item_loader=TokensLoader(block_size=64), shuffle=False)
+        dataset = StreamingDataset(
+            str(folder), item_loader=TokensLoader(block_size=64), shuffle=False
+        )
         assert len(dataset) > 0 and len(dataset[0]) == 64
     log = [json.loads(line) for line in (corpus.path / "removed.jsonl").read_text().splitlines()]
-    assert {line["id_sha256"] for line in log} == {hashlib.sha256(name.encode()).hexdigest() for name in places}
+    assert {line["id_sha256"] for line in log} == {
+        hashlib.sha256(name.encode()).hexdigest() for name in places
+    }
     again = files(corpus.path)
     assert remove(corpus.path, Request(frozenset(places))) == 0 and files(corpus.path) == again
 
 
-def test_removed_documents_stay_out_of_the_next_build(corpus: Corpus, messy: Path) -> None:  # noqa: F811
+def test_removed_documents_stay_out_of_the_next_build(corpus: Corpus, messy: Path) -> None:
     remove(corpus.path, Request(frozenset({"03.txt"})), "letter of 3 May")
-    built = build(config(messy, part_bytes=1500, validation_fraction=0.1), corpus.path, progress=False)
+    built = build(
+        config(messy, part_bytes=1500, validation_fraction=0.1), corpus.path, progress=False
+    )
     assert "03.txt" not in rows(built, "documents") and "exact" not in rows(built, "documents")
     assert (
-        rows(built, "dropped")["03.txt"]["stage"] == "removed" and rows(built, "dropped")["03.txt"]["example"] is None
+        rows(built, "dropped")["03.txt"]["stage"] == "removed"
+        and rows(built, "dropped")["03.txt"]["example"] is None
     )
     assert "letter of 3 May" in str(explain(built.path, "03.txt"))
 
 
-def test_remove_by_domain_and_by_pattern(corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_remove_by_domain_and_by_pattern(
+    corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = str(corpus.path)
     assert main(["corpus", "remove", folder, "--domain", "example.org"]) == 0
     assert main(["corpus", "remove", folder, "--matching", "(?i)CAFÉ"]) == 0
     (tmp_path / "ids").write_text("00.txt\n01.txt\n")
-    assert main(["corpus", "remove", folder, "--ids_file", str(tmp_path / "ids"), "--ids", "02.txt"]) == 0
-    assert capsys.readouterr().out.split() == " ".join(f"{folder}: {n} documents removed" for n in (1, 1, 3)).split()
+    assert (
+        main(["corpus", "remove", folder, "--ids_file", str(tmp_path / "ids"), "--ids", "02.txt"])
+        == 0
+    )
+    assert (
+        capsys.readouterr().out.split()
+        == " ".join(f"{folder}: {n} documents removed" for n in (1, 1, 3)).split()
+    )
     left = Corpus.load(corpus.path)
     check(left)
     assert not {"page", "mojibake", "00.txt", "01.txt", "02.txt"} & set(rows(left, "documents"))
@@ -220,7 +309,9 @@ class Stopped(BaseException):
 
 
 @pytest.mark.parametrize("after", range(0, 12))
-def test_a_removal_that_was_killed(corpus: Corpus, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+def test_a_removal_that_was_killed(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
     """Stopped at any rename, and with nothing tidied up, the corpus is the old or the new one."""
     old, steps, real = checksums(corpus), [0], os.replace
     names = frozenset({"03.txt", "21.txt"})
@@ -254,7 +345,9 @@ def test_report_writes_the_page_again(corpus: Corpus, capsys: pytest.CaptureFixt
     page.unlink()
     assert main(["corpus", "report", str(corpus.path)]) == 0
     assert capsys.readouterr().out == f"{page}\n" and page.read_text() == before
-    assert "near_dedup" in before and "http" not in before.replace("http-equiv", "").replace("https://news", "")
+    assert "near_dedup" in before and "http" not in before.replace("http-equiv", "").replace(
+        "https://news", ""
+    )
 
 
 @given(
@@ -266,7 +359,10 @@ def test_report_writes_the_page_again(corpus: Corpus, capsys: pytest.CaptureFixt
 def test_tokens_taken_out_of_a_dataset(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], gone: set[int], chunk: int
 ) -> None:
-    folder, target = tmp_path_factory.mktemp("shards") / "a", tmp_path_factory.mktemp("without") / "b"
+    folder, target = (
+        tmp_path_factory.mktemp("shards") / "a",
+        tmp_path_factory.mktemp("without") / "b",
+    )
     before, shards.CHUNK_TOKENS = shards.CHUNK_TOKENS, chunk
     try:
         writer = ShardWriter(folder, np.dtype(np.uint16))
@@ -287,4 +383,7 @@ def test_tokens_taken_out_of_a_dataset(
         assert (read_tokens(folder) == np.concatenate(left)).all()
         name, at = locate(folder, sum(map(len, left)) - 1)
         assert np.fromfile(folder / name, np.uint16)[6 + at] == left[-1][-1]
-    assert shards.shards_digest(folder) == hashlib.sha256(b"".join(d.tobytes() for d in left)).hexdigest()
+    assert (
+        shards.shards_digest(folder)
+        == hashlib.sha256(b"".join(d.tobytes() for d in left)).hexdigest()
+    )

@@ -26,7 +26,9 @@ def test_planted_questions_are_found() -> None:
         "short": ["Which of these eight words is the last?"],
     }
     clean = [" ".join(sentence(draw, 300)) for _ in range(50)]
-    part = questions["task"][7].upper().replace(" ", "  \n").split("\n")[5:18]  # 13 words in a row, written otherwise
+    part = (
+        questions["task"][7].upper().replace(" ", "  \n").split("\n")[5:18]
+    )  # 13 words in a row, written otherwise
     held = [
         " ".join([*clean[0].split()[:90], *part, "end"]),
         f"{clean[1]} which of THESE eight words is the last {clean[2]}",
@@ -37,7 +39,11 @@ def test_planted_questions_are_found() -> None:
     assert cleaned["contaminated_by"].to_pylist() == [None] * 50 + ["task", "short"]
     assert funnel(cleaned) == {REASON: 2}
     twelve = " ".join(part[:12])
-    assert decontaminate.contaminated([twelve, "which of these eight words is last", held[0]]) == [None, None, "task"]
+    assert decontaminate.contaminated([twelve, "which of these eight words is last", held[0]]) == [
+        None,
+        None,
+        "task",
+    ]
     reported = Decontaminate.against(questions, report=True)(table)
     assert reported["dropped"].null_count == 52
     assert reported["contaminated_by"].equals(cleaned["contaminated_by"])
@@ -49,24 +55,38 @@ def test_planted_questions_are_found() -> None:
     given=st.lists(st.lists(st.sampled_from("ABE"), max_size=12), max_size=6),
     ngram=st.integers(3, 6),
 )
-def test_as_sets_of_ngrams(evaluations: list[list[str]], given: list[list[str]], ngram: int) -> None:
-    written, texts = [" ".join(words) for words in evaluations], [", ".join(words) for words in given]
+def test_as_sets_of_ngrams(
+    evaluations: list[list[str]], given: list[list[str]], ngram: int
+) -> None:
+    written, texts = (
+        [" ".join(words) for words in evaluations],
+        [", ".join(words) for words in given],
+    )
     if all(len(words) < 3 for words in evaluations):
         with pytest.raises(UserError, match="no evaluation text has 3 words"):
             Decontaminate.against({"task": written}, ngram, shortest=3)
         return
     listed = [
-        (min(ngram, len(words)), text) for words, text in zip(evaluations, written, strict=True) if len(words) >= 3
+        (min(ngram, len(words)), text)
+        for words, text in zip(evaluations, written, strict=True)
+        if len(words) >= 3
     ]
     expected = [
-        "task" if any(ngrams(text, n) & {g for g in ngrams(other, n) if len(g) == n} for n, text in listed) else None
+        "task"
+        if any(ngrams(text, n) & {g for g in ngrams(other, n) if len(g) == n} for n, text in listed)
+        else None
         for other in texts
     ]
-    assert Decontaminate.against({"task": written}, ngram, shortest=3).contaminated(texts) == expected
+    assert (
+        Decontaminate.against({"task": written}, ngram, shortest=3).contaminated(texts) == expected
+    )
 
 
 def test_texts_come_from_jsonl(tmp_path: Path) -> None:
-    rows = [{"question": "q one", "choices": ["a", {"text": "b"}], "label": 3}, {"question": "q two"}]
+    rows = [
+        {"question": "q one", "choices": ["a", {"text": "b"}], "label": 3},
+        {"question": "q two"},
+    ]
     file = tmp_path / "quiz.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     assert evaluation_texts([file]) == {"quiz": ["q one", "a", "b", "q two"]}
@@ -81,7 +101,9 @@ def test_texts_come_from_jsonl(tmp_path: Path) -> None:
 def test_dropped_documents_stay_and_no_documents_are_fine() -> None:
     decontaminate = Decontaminate.against({"task": ["a b c d e f g h"]})
     table = documents(["a b c d e f g h"])
-    dropped = table.set_column(table.schema.get_field_index("dropped"), "dropped", pa.array(["rule: bad"]))
+    dropped = table.set_column(
+        table.schema.get_field_index("dropped"), "dropped", pa.array(["rule: bad"])
+    )
     assert decontaminate(dropped)["dropped"].to_pylist() == ["rule: bad"]
     assert decontaminate.contaminated([]) == []
 

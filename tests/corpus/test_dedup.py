@@ -17,7 +17,14 @@ from planted import edited, jaccard, ngrams, sentence
 
 from lit_llm.corpus import lsh
 from lit_llm.corpus.block import documents, funnel, texts
-from lit_llm.corpus.dedup import EXACT, NEAR, Dedup, DropDuplicates, exact_duplicates, near_duplicates
+from lit_llm.corpus.dedup import (
+    EXACT,
+    NEAR,
+    Dedup,
+    DropDuplicates,
+    exact_duplicates,
+    near_duplicates,
+)
 from lit_llm.corpus.digest import digests
 from lit_llm.corpus.minhash import sketches
 from lit_llm.errors import UserError
@@ -28,7 +35,8 @@ def planted(seed: int = 0, originals: int = 300) -> tuple[list[str], dict[int, i
     draw = random.Random(seed)
     boilerplate = sentence(draw, 80)
     bases = [
-        sentence(draw, draw.randint(60, 300)) + (boilerplate[: draw.randint(20, 80)] if i % 2 else [])
+        sentence(draw, draw.randint(60, 300))
+        + (boilerplate[: draw.randint(20, 80)] if i % 2 else [])
         for i in range(originals)
     ]
     copies = [edited(words, draw.uniform(0.02, 0.05), draw) for words in bases[: originals // 2]]
@@ -41,7 +49,9 @@ def planted(seed: int = 0, originals: int = 300) -> tuple[list[str], dict[int, i
 
 def test_near_duplicates_are_found_and_nothing_else() -> None:
     given, copies = planted()
-    found = {i: original for i, original in enumerate(near_duplicates(given)) if original is not None}
+    found = {
+        i: original for i, original in enumerate(near_duplicates(given)) if original is not None
+    }
     # The earlier of a pair is kept, whichever of the two was edited.
     pairs = {max(pair): min(pair) for pair in copies.items()}
     assert len(found.keys() & pairs.keys()) >= 0.9 * len(pairs)
@@ -65,12 +75,20 @@ def test_sketches_estimate_jaccard() -> None:
 
 def test_all_exact_copies_go() -> None:
     draw = random.Random(1)
-    originals = [" ".join(sentence(draw, n)) for n in (1, 3, 5, 50, 500)] + ["", "?!", "a\0b", "naïve\n"]
+    originals = [" ".join(sentence(draw, n)) for n in (1, 3, 5, 50, 500)] + [
+        "",
+        "?!",
+        "a\0b",
+        "naïve\n",
+    ]
     variants = [f"  {text.upper()}\n".replace(" ", "\t ") for text in originals]
     expected: list[int | None] = [None] * len(originals)
     assert exact_duplicates(originals + variants) == expected + list(range(len(originals)))
     assert exact_duplicates(originals + variants, normalize=False) == expected + expected
-    assert exact_duplicates(originals * 3, normalize=False) == expected + list(range(len(originals))) * 2
+    assert (
+        exact_duplicates(originals * 3, normalize=False)
+        == expected + list(range(len(originals))) * 2
+    )
 
 
 def test_many_texts_are_signed_in_threads() -> None:
@@ -103,7 +121,9 @@ def signed(dedup: Dedup, table: pa.Table, sizes: list[int]) -> list[pa.Table]:
 
 
 GIVEN, _ = planted(5, 40)
-MESSY = documents([*GIVEN, *GIVEN[:5], "", " ", "one", "One", "x\0y"], id=[f"d{i * 11 % 70}" for i in range(70)])
+MESSY = documents(
+    [*GIVEN, *GIVEN[:5], "", " ", "one", "One", "x\0y"], id=[f"d{i * 11 % 70}" for i in range(70)]
+)
 MESSY = MESSY.append_column("rank", pa.array([i % 3 for i in range(70)]))
 EXPECTED = Dedup().decide([Dedup().sign(MESSY)])
 
@@ -114,7 +134,9 @@ EXPECTED = Dedup().decide([Dedup().sign(MESSY)])
     sizes=st.lists(st.integers(0, 30), max_size=8),
     memory_limit=st.sampled_from([800, 3000, 20_000, 10**9]),
 )
-def test_order_batches_and_memory_do_not_matter(order: list[int], sizes: list[int], memory_limit: int) -> None:
+def test_order_batches_and_memory_do_not_matter(
+    order: list[int], sizes: list[int], memory_limit: int
+) -> None:
     tables = signed(Dedup(), MESSY.take(order), [*sizes, 70])
     assert Dedup().decide(tables, memory_limit).equals(EXPECTED)
 
@@ -133,7 +155,10 @@ def test_drop_block() -> None:
         table = drop(MESSY.slice(start, 37))
         for row in table.to_pylist():
             verdict = dropped.get(row["id"], {"dropped": None, "duplicate_of": None})
-            assert (row["dropped"], row["duplicate_of"]) == (verdict["dropped"], verdict["duplicate_of"])
+            assert (row["dropped"], row["duplicate_of"]) == (
+                verdict["dropped"],
+                verdict["duplicate_of"],
+            )
         assert drop(table).equals(table)  # what is dropped stays as it is
     # A later corpus against this one: its signatures are kept, with a lower rank than any new document's.
     new = documents([GIVEN[0], "something else"], id=["new-1", "new-2"], rank=[9, 9])
@@ -144,17 +169,24 @@ def test_drop_block() -> None:
 
 def test_dropped_documents_are_not_signed() -> None:
     table = documents(["same", "same"])
-    table = table.set_column(table.schema.get_field_index("dropped"), "dropped", pa.array(["rule: bad", None]))
+    table = table.set_column(
+        table.schema.get_field_index("dropped"), "dropped", pa.array(["rule: bad", None])
+    )
     assert len(Dedup().decide([Dedup().sign(table)])) == 0
 
 
 def test_a_crowded_bucket_is_searched_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Alike enough to share bands, too unlike to be dropped: compared with the last few kept."""
-    given = ["common words of all the pages here " * 3 + " ".join(sentence(random.Random(i), 30)) for i in range(50)]
+    given = [
+        "common words of all the pages here " * 3 + " ".join(sentence(random.Random(i), 30))
+        for i in range(50)
+    ]
     full = near_duplicates([*given, given[0]], threshold=0.9)
     assert full == [None] * 50 + [0]
     monkeypatch.setattr(lsh, "_PROBES", 1)
-    assert near_duplicates([*given, given[0]], threshold=0.9) == full  # exact copies do not go by bands
+    assert (
+        near_duplicates([*given, given[0]], threshold=0.9) == full
+    )  # exact copies do not go by bands
 
 
 @pytest.mark.parametrize(
@@ -164,7 +196,10 @@ def test_a_crowded_bucket_is_searched_to_an_end(monkeypatch: pytest.MonkeyPatch)
         (lambda: Dedup(ngram=64), "dedup.ngram"),
         (lambda: Dedup(bands=0), "dedup.bands"),
         (lambda: Dedup().decide([Dedup(rows=2).sign(MESSY)]), "same settings"),
-        (lambda: Dedup().decide([Dedup().sign(documents(["a", "b"], id=["x", "x"]))]), "ids unique"),
+        (
+            lambda: Dedup().decide([Dedup().sign(documents(["a", "b"], id=["x", "x"]))]),
+            "ids unique",
+        ),
     ],
 )
 def test_mistakes_are_named(made: object, said: str) -> None:
@@ -173,10 +208,18 @@ def test_mistakes_are_named(made: object, said: str) -> None:
 
 
 @settings(deadline=None, max_examples=300)
-@given(st.lists(st.text(st.sampled_from("aB é\u0301ÅK ǅ7٣中文かไ한-_\u00ad\u200b\0\n"), max_size=30), min_size=1))
+@given(
+    st.lists(
+        st.text(st.sampled_from("aB é\u0301ÅK ǅ7٣中文かไ한-_\u00ad\u200b\0\n"), max_size=30),
+        min_size=1,
+    )
+)
 def test_words_are_those_of_a_regular_expression(given: list[str]) -> None:
     """Same set of n-grams, same sketch; other sets, another one. Letters of unspaced scripts are set apart first."""
-    apart = ["".join(f" {c} " if c in "中文かไ" else "" if c in "\u00ad\u200b" else c for c in text) for text in given]
+    apart = [
+        "".join(f" {c} " if c in "中文かไ" else "" if c in "\u00ad\u200b" else c for c in text)
+        for text in given
+    ]
     sets = [frozenset(ngrams(text)) for text in apart]
     rows = [row.tobytes() for row in sketches(texts(given), 5, 8)]
     for a, one in zip(sets, rows, strict=True):
@@ -244,5 +287,7 @@ Decontaminate.against({{"task": ["one two three four five six seven eight", "a b
 print("fine")
 """
     env = {**os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_OPT": "1", "LIT_LLM_CACHE": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=env)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, env=env
+    )
     assert done.stdout == "fine\n", done.stderr

@@ -49,7 +49,11 @@ def test_every_task_is_done_once_and_told(tmp_path: Path, workers: int, threads:
 @pytest.mark.parametrize(("workers", "threads"), [(1, False), (3, True), (2, False)])
 @pytest.mark.parametrize(
     ("failure", "kind", "message"),
-    [("mistake", UserError, "a.txt: mend it"), ("disk", OSError, "No space"), ("bug", Exception, "lost")],
+    [
+        ("mistake", UserError, "a.txt: mend it"),
+        ("disk", OSError, "No space"),
+        ("bug", Exception, "lost"),
+    ],
 )
 def test_failures_come_back(
     tmp_path: Path, workers: int, threads: bool, failure: str, kind: type, message: str

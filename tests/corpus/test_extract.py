@@ -29,7 +29,16 @@ def test_what_a_reader_came_for() -> None:
     assert "def f():\n    return 1" in text
     for there in ["Heading", "first", "second", "cell", "inner"]:
         assert there in text
-    for gone in ["The title", "Home", "link.example", "alternative", "alert", "comment", "Footer", "p {}"]:
+    for gone in [
+        "The title",
+        "Home",
+        "link.example",
+        "alternative",
+        "alert",
+        "comment",
+        "Footer",
+        "p {}",
+    ]:
         assert gone not in text
 
 
@@ -53,7 +62,19 @@ def test_broken_pages(html: str, text: str) -> None:
     assert main_text(html) == text
 
 
-BITS = ["<", ">", "</", "<td>", "<svg>", "<template>", "<frameset>", "&#x110000;", "\0", "\ufffe", "😀"]
+BITS = [
+    "<",
+    ">",
+    "</",
+    "<td>",
+    "<svg>",
+    "<template>",
+    "<frameset>",
+    "&#x110000;",
+    "\0",
+    "\ufffe",
+    "😀",
+]
 
 
 @settings(deadline=None)
@@ -74,12 +95,19 @@ def test_any_text_is_taken(text: str) -> None:
     main_text(text).encode()
 
 
-@pytest.mark.parametrize("around", ["{}", "<div>{}</div>", "<main><article><div>{}</div></article></main>"])
+@pytest.mark.parametrize(
+    "around", ["{}", "<div>{}</div>", "<main><article><div>{}</div></article></main>"]
+)
 def test_lists_stay_and_menus_go(around: str) -> None:
     menu = "<ul><li><a href='/'>Home page</a><li><a href='/n'>News</a></ul>"
-    text = main_text(around.format(f"{menu}<p>Said before.</p><ul><li>One of <a>them</a> is long.<li>Two</ul>"))
+    text = main_text(
+        around.format(f"{menu}<p>Said before.</p><ul><li>One of <a>them</a> is long.<li>Two</ul>")
+    )
     assert text == "Said before.\n\n  • One of them is long.\n  • Two"
-    assert main_text("<p>a</p><nav><ul><li>in nav</ul></nav><footer><ul><li>below</ul></footer>") == "a"
+    assert (
+        main_text("<p>a</p><nav><ul><li>in nav</ul></nav><footer><ul><li>below</ul></footer>")
+        == "a"
+    )
 
 
 def test_as_a_block() -> None:
@@ -94,7 +122,10 @@ def test_as_a_block() -> None:
     [
         ('<meta name="robots" content="noai, noimageai">', "noai, noimageai"),
         ("<META CONTENT=noindex NAME=robots>", "noindex"),
-        ("<meta name='tdm-reservation' content='1'><meta name='robots' content='index'>", "tdm-reservation: 1, index"),
+        (
+            "<meta name='tdm-reservation' content='1'><meta name='robots' content='index'>",
+            "tdm-reservation: 1, index",
+        ),
         ('<meta name="description" content="robots">', None),
         ('<meta name="robots">', None),
         ("", None),

@@ -98,9 +98,14 @@ def gopher(text: str, of: GopherQuality) -> str | None:
         return "gopher_too_many_bullets"
     if trailing / len(lines) > of.max_ellipsis_lines_ratio:
         return "gopher_too_many_end_ellipsis"
-    if sum(any(map(str.isalpha, word)) for word in found) / len(found) < of.max_non_alpha_words_ratio:
+    if (
+        sum(any(map(str.isalpha, word)) for word in found) / len(found)
+        < of.max_non_alpha_words_ratio
+    ):
         return "gopher_below_alpha_threshold"
-    return "gopher_enough_stop_words" if len({*found} & {*of.stop_words}) < of.min_stop_words else None
+    return (
+        "gopher_enough_stop_words" if len({*found} & {*of.stop_words}) < of.min_stop_words else None
+    )
 
 
 def fineweb(text: str, of: FineWebQuality) -> str | None:
@@ -135,7 +140,10 @@ def c4(text: str, of: C4Quality) -> tuple[str, str | None]:
         few = len(line.split()) < of.min_words_per_line
         if of.remove_citations:
             line = re.sub(r"\[\d*\]|\[edit\]|\[citation needed\]", "", line)
-        if few or (of.filter_no_terminal_punct and (line[-1:] not in tuple(".?!\"'") or line.endswith("..."))):
+        if few or (
+            of.filter_no_terminal_punct
+            and (line[-1:] not in tuple(".?!\"'") or line.endswith("..."))
+        ):
             continue
         small = line.lower()
         if of.filter_lorem_ipsum and "lorem ipsum" in small:
@@ -148,10 +156,17 @@ def c4(text: str, of: C4Quality) -> tuple[str, str | None]:
             continue
         count += sentence_count(line)
         kept.append(line)
-    return (text, "too_few_sentences") if count < of.min_num_sentences else ("\n".join(kept).strip(), None)
+    return (
+        (text, "too_few_sentences")
+        if count < of.min_num_sentences
+        else ("\n".join(kept).strip(), None)
+    )
 
 
-REPETITION = (GopherRepetition(), GopherRepetition(0.5, 0.6, 0.4, 0.5, ((1, 0.5), (3, 0.4)), ((2, 0.3), (5, 0.2)), 2))
+REPETITION = (
+    GopherRepetition(),
+    GopherRepetition(0.5, 0.6, 0.4, 0.5, ((1, 0.5), (3, 0.4)), ((2, 0.3), (5, 0.2)), 2),
+)
 QUALITY = (
     GopherQuality(min_doc_words=3, min_avg_word_length=2),
     GopherQuality(0, 30, 1, 4, 0.2, 0.3, 0.2, 0.5, 1, ("be", "c", "北京", "c")),
@@ -175,7 +190,9 @@ def test_rules_equal_their_references(given: list[str]) -> None:
         assert of.reasons(given) == [fineweb(text, of) for text in given]
     for of in CLEAN:
         texts, reasons = of.clean(given)
-        assert list(zip(texts.to_pylist(), reasons.to_pylist(), strict=True)) == [c4(text, of) for text in given]
+        assert list(zip(texts.to_pylist(), reasons.to_pylist(), strict=True)) == [
+            c4(text, of) for text in given
+        ]
 
 
 def prose(*, words: int = 60) -> str:
@@ -183,7 +200,11 @@ def prose(*, words: int = 60) -> str:
 
 
 LINES = [f"Line number {i} has no other like it." for i in range(10)]
-BULLET, NORMAL, TRAILING = "\n• lines that have such bullets", "some word\n", "long line of words that is not over…\n"
+BULLET, NORMAL, TRAILING = (
+    "\n• lines that have such bullets",
+    "some word\n",
+    "long line of words that is not over…\n",
+)
 PIECES = GopherRepetition(top_n_grams=(), dup_n_grams=())
 GOPHER = GopherQuality(min_doc_words=1, min_stop_words=0)
 
@@ -221,7 +242,9 @@ def test_most_frequent_n_gram_of_each_length(n: int) -> None:
     text = " ".join(f"{'abcd'[:n].replace('', ' ').strip()} other{i}" for i in range(4))
     share = (2 * n - 1) * 4 / len(text)
     for most, reason in ((share, None), (share - 1e-9, f"top_{n}_gram")):
-        assert GopherRepetition(top_n_grams=((n, most),), dup_n_grams=()).reasons([text]) == [reason]
+        assert GopherRepetition(top_n_grams=((n, most),), dup_n_grams=()).reasons([text]) == [
+            reason
+        ]
 
 
 def test_words_that_stand_there_once_are_no_repetition_for_all() -> None:
@@ -235,7 +258,9 @@ def test_the_default_keeps_paragraphs_of_any_language() -> None:
     config = CorpusConfig()
     for block in (config.gopher_repetition, config.gopher_quality):
         reasons = block.reasons([row["text"] for row in rows])
-        dropped = [(row["language"], reason) for row, reason in zip(rows, reasons, strict=True) if reason]
+        dropped = [
+            (row["language"], reason) for row, reason in zip(rows, reasons, strict=True) if reason
+        ]
         assert len(dropped) < 0.02 * len(rows), dropped
 
 
@@ -245,7 +270,9 @@ def test_repeated_n_grams_of_each_length(n: int) -> None:
     text = " ".join([*words_once, *words_once[:n]])
     share = len("".join(words_once[:n])) / len(text)
     for most, reason in ((share, None), (share - 1e-9, f"duplicated_{n}_n_grams")):
-        assert GopherRepetition(top_n_grams=(), dup_n_grams=((n, most),)).reasons([text]) == [reason]
+        assert GopherRepetition(top_n_grams=(), dup_n_grams=((n, most),)).reasons([text]) == [
+            reason
+        ]
 
 
 def test_none_switches_a_rule_off() -> None:
@@ -268,7 +295,9 @@ def test_none_switches_a_rule_off() -> None:
 def test_c4_edits_kept_documents_and_leaves_dropped_ones() -> None:
     lines = ["  First line[1] stays here.[citation needed] ", "no end", "Too short.", "Enable JavaScript to see this.",
              "See our Privacy Policy for more.", "Last line is this one!", "x" * 1001 + " is too long."]  # fmt: skip
-    table = documents(["\r\n".join(lines), "One line alone.", "Lorem Ipsum is here.", "A { is in here."])
+    table = documents(
+        ["\r\n".join(lines), "One line alone.", "Lorem Ipsum is here.", "A { is in here."]
+    )
     done = C4Quality(min_num_sentences=2)(table)
     assert done["text"].to_pylist() == [
         "First line stays here.\nLast line is this one!",
@@ -297,19 +326,29 @@ def test_batches_and_slices_change_nothing(given: list[str], before: int, after:
         before : before + len(given)
     ]
     for block in (GopherRepetition(), QUALITY[0], FINEWEB[1]):
-        assert block.judge(array).to_pylist() == [reason for text in given for reason in block.reasons([text])]
+        assert block.judge(array).to_pylist() == [
+            reason for text in given for reason in block.reasons([text])
+        ]
     whole = C4Quality(min_num_sentences=1).clean(array)
     parts = [C4Quality(min_num_sentences=1).clean([text]) for text in given]
     for column in range(2):
-        assert whole[column].to_pylist() == [value for part in parts for value in part[column].to_pylist()]
+        assert whole[column].to_pylist() == [
+            value for part in parts for value in part[column].to_pylist()
+        ]
 
 
 def test_many_tiny_documents_after_a_large_one() -> None:
-    tiny = [text for i in range(3000) for text in ("", "a", f"{i}", "a\n\n" * (i % 9), "one two " * (i % 7))]
+    tiny = [
+        text
+        for i in range(3000)
+        for text in ("", "a", f"{i}", "a\n\n" * (i % 9), "one two " * (i % 7))
+    ]
     large = " ".join(map(str, range(30_000)))
     for block in (REPETITION[1], FINEWEB[1]):
         alone = {text: block.reasons([text])[0] for text in {*tiny, large}}
-        assert block.reasons([large, *tiny, large]) == [alone[text] for text in (large, *tiny, large)]
+        assert block.reasons([large, *tiny, large]) == [
+            alone[text] for text in (large, *tiny, large)
+        ]
 
 
 @pytest.mark.slow
@@ -333,7 +372,9 @@ def fuzz() -> None:
     parts = [part.encode() for part in SOME]
     for _ in range(200):
         pieces = [parts[i] for i in rng.integers(len(parts), size=rng.integers(1, 60))]
-        data = np.frombuffer(b"".join(pieces) + rng.integers(0, 256, rng.integers(40), np.uint8).tobytes(), np.uint8)
+        data = np.frombuffer(
+            b"".join(pieces) + rng.integers(0, 256, rng.integers(40), np.uint8).tobytes(), np.uint8
+        )
         cuts = np.sort(rng.integers(0, len(data) + 1, rng.integers(1, 12)))
         text = from_buffers(data, cuts.astype(np.int64))
         for block in (*REPETITION, *QUALITY, *FINEWEB):
@@ -342,6 +383,8 @@ def fuzz() -> None:
             cleaned, reasons = block.clean(text)
             ends = np.frombuffer(cleaned.buffers()[1], np.int64)
             assert (
-                ends[-1] <= cuts[-1] - cuts[0] and all(a <= b for a, b in pairwise(ends)) and len(reasons) == len(text)
+                ends[-1] <= cuts[-1] - cuts[0]
+                and all(a <= b for a, b in pairwise(ends))
+                and len(reasons) == len(text)
             )
     print(numba.config.BOUNDSCHECK)

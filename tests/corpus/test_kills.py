@@ -22,8 +22,10 @@ from lit_llm.corpus.folder import Corpus
 
 
 @pytest.fixture(scope="module")
-def wanted(messy: Path, evaluation_set: str) -> CorpusConfig:  # noqa: F811
-    return config(messy, part_bytes=1500, evaluations=Evaluations((evaluation_set,)), validation_fraction=0.2)
+def wanted(messy: Path, evaluation_set: str) -> CorpusConfig:
+    return config(
+        messy, part_bytes=1500, evaluations=Evaluations((evaluation_set,)), validation_fraction=0.2
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,24 +49,38 @@ def content(corpus: Path) -> dict[str, str]:
 
 def finished(corpus: Path) -> dict[Path, int]:
     """Stages' outputs that are complete, and which files they are."""
-    return {path: path.stat().st_ino for path in (corpus / WORK).glob("*/*") if path.suffix in (".parquet", ".arrow")}
+    return {
+        path: path.stat().st_ino
+        for path in (corpus / WORK).glob("*/*")
+        if path.suffix in (".parquet", ".arrow")
+    }
 
 
 def half_done(corpus: Path) -> bool:
     """Whether something lies there that was being written or put into place."""
-    return bool([*corpus.glob(".next"), *(corpus / WORK).rglob("*.partial"), *(corpus / WORK).glob("dedup-*")])
+    return bool(
+        [
+            *corpus.glob(".next"),
+            *(corpus / WORK).rglob("*.partial"),
+            *(corpus / WORK).glob("dedup-*"),
+        ]
+    )
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
     """In memory where that is a folder: a kill does not ask what is on the disk, but a hundred fsyncs a build wait."""
     memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else tmp_path) as name:
+    with tempfile.TemporaryDirectory(
+        dir=memory if os.access(memory, os.W_OK) else tmp_path
+    ) as name:
         yield Path(name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("workers", "kills"), [(1, 17), (2, 3)])  # Daft's processes take seconds to start
+@pytest.mark.parametrize(
+    ("workers", "kills"), [(1, 17), (2, 3)]
+)  # Daft's processes take seconds to start
 def test_killed_at_random_moments_and_run_again(
     server: BuildServer, wanted: CorpusConfig, folder: Path, workers: int, kills: int
 ) -> None:

@@ -18,12 +18,18 @@ from lit_llm.corpus.block import documents, funnel
 from lit_llm.corpus.language import IdentifyLanguage, identify
 from lit_llm.errors import UserError
 
-ROWS = [json.loads(line) for line in (Path(__file__).parent / "udhr.jsonl").read_text("utf-8").splitlines()]
+ROWS = [
+    json.loads(line)
+    for line in (Path(__file__).parent / "udhr.jsonl").read_text("utf-8").splitlines()
+]
 
 
 def test_accuracy() -> None:
     table = IdentifyLanguage()(documents([row["text"] for row in ROWS]))
-    pairs = [(row["language"], found) for row, found in zip(ROWS, table["language"].to_pylist(), strict=True)]
+    pairs = [
+        (row["language"], found)
+        for row, found in zip(ROWS, table["language"].to_pylist(), strict=True)
+    ]
     assert len({truth for truth, _ in pairs}) >= 25
     right = sum(truth == found for truth, found in pairs)
     assert right / len(pairs) >= 0.98, Counter(pair for pair in pairs if pair[0] != pair[1])
@@ -36,12 +42,18 @@ def test_keep_and_score() -> None:
     table = documents(texts, language=["xx"] * 6)
     done = IdentifyLanguage(keep=("en", "ru", "zh"), least_score=0.8)(table)
     assert done["language"].to_pylist()[:5] == ["en", "de", "zh-Hant", "und", "und"]
-    assert funnel(done) == {"identify_language: und": 2, "identify_language: de": 1, "identify_language: score": 1}
+    assert funnel(done) == {
+        "identify_language: und": 2,
+        "identify_language: de": 1,
+        "identify_language: score": 1,
+    }
     assert done["dropped"][5].as_py() == "identify_language: score"
     assert IdentifyLanguage()(table)["dropped"].null_count == 6
 
 
-@pytest.mark.parametrize("hard", ["\0", "\x7f", "a\ufffe", "\U0010ffff", "<b>", "\ufdd0", "\x85 \x01"])
+@pytest.mark.parametrize(
+    "hard", ["\0", "\x7f", "a\ufffe", "\U0010ffff", "<b>", "\ufdd0", "\x85 \x01"]
+)
 def test_what_cld2_refuses_is_read_without_it(hard: str) -> None:
     german = next(row["text"] for row in ROWS if row["language"] == "de")
     assert identify((hard + german).encode())[0] == "de"

@@ -64,7 +64,10 @@ def test_every_identifier_is_itself() -> None:
 
 
 @settings(deadline=None)
-@given(st.text(max_size=60) | st.lists(st.sampled_from([*WRITTEN, "AND", "OR", "(", ")", "WITH"])).map(" ".join))
+@given(
+    st.text(max_size=60)
+    | st.lists(st.sampled_from([*WRITTEN, "AND", "OR", "(", ")", "WITH"])).map(" ".join)
+)
 def test_any_string_gives_an_expression_or_none(written: str) -> None:
     expression = normalize_license(written)
     if expression is not None:
@@ -116,11 +119,22 @@ def test_column_then_text_then_source() -> None:
     assert done["license"].to_pylist() == [
         "GPL-3.0-only", "MIT", "CC-BY-4.0", "LicenseRef-Public-Domain", None, "CC-BY-SA-4.0",
     ]  # fmt: skip
-    assert funnel(done) == {"license: CC-BY-SA-4.0": 1, "license: GPL-3.0-only": 1, "license: unknown": 1}
-    lenient = LicenseFilter(allow=("permissive", "copyleft"), sources=sources, keep_unknown=True)(table)
+    assert funnel(done) == {
+        "license: CC-BY-SA-4.0": 1,
+        "license: GPL-3.0-only": 1,
+        "license: unknown": 1,
+    }
+    lenient = LicenseFilter(allow=("permissive", "copyleft"), sources=sources, keep_unknown=True)(
+        table
+    )
     assert lenient["dropped"].null_count == len(table)
-    everywhere = LicenseFilter(allow=("CC0-1.0",), sources={"*": "CC0"}, detect=False)(documents(["a", "b"]))
-    assert everywhere["license"].to_pylist() == ["CC0-1.0"] * 2 and everywhere["dropped"].null_count == 2
+    everywhere = LicenseFilter(allow=("CC0-1.0",), sources={"*": "CC0"}, detect=False)(
+        documents(["a", "b"])
+    )
+    assert (
+        everywhere["license"].to_pylist() == ["CC0-1.0"] * 2
+        and everywhere["dropped"].null_count == 2
+    )
 
 
 def test_mistakes_name_the_setting() -> None:

@@ -22,15 +22,28 @@ def test_parts_are_the_same_every_time_and_new_when_something_changes(tmp_path: 
         (tmp_path / f"{i}.txt").write_text("text " * 10)
     source = Source("s", [str(tmp_path)])
     parts = list_parts(source, 100)
-    assert [len(part.files) for part in parts] == [2, 2, 2, 2, 1] and parts == list_parts(source, 100)
+    assert [len(part.files) for part in parts] == [2, 2, 2, 2, 1] and parts == list_parts(
+        source, 100
+    )
     keys = [part.key for part in parts]
     assert len(set(keys)) == 5 and [part.key for part in pickle.loads(pickle.dumps(parts))] == keys
     assert [part.key for part in list_parts(dataclasses.replace(source, weight=2.0), 100)] == keys
-    for name, value in {"language": "en", "text_field": "body", "kind": "text", "max_line_bytes": 9}.items():
+    for name, value in {
+        "language": "en",
+        "text_field": "body",
+        "kind": "text",
+        "max_line_bytes": 9,
+    }.items():
         other = list_parts(dataclasses.replace(source, **{name: value}), 100)
         assert not {part.key for part in other} & set(keys)
     (tmp_path / "3.txt").write_text("text " * 9 + "tent ")
-    assert [a.key == b for a, b in zip(list_parts(source, 100), keys, strict=True)] == [True, False, True, True, True]
+    assert [a.key == b for a, b in zip(list_parts(source, 100), keys, strict=True)] == [
+        True,
+        False,
+        True,
+        True,
+        True,
+    ]
 
 
 def test_files_behind_urls(tmp_path: Path) -> None:
@@ -47,7 +60,9 @@ def test_files_behind_urls(tmp_path: Path) -> None:
     assert len(found) == 2 + 100 + 100 + 1 and not any(row["dropped"] for row in found)
     assert {row["id"] for row in found} >= {"a.txt", "deep/b.txt", "d.jsonl.gz#1", "deep/c.jsonl#0"}
     assert [row["text"] for row in rows("memory://readers/*.txt")] == ["a"]
-    assert [row["text"] for row in rows({"x": ["memory://readers/**/*.txt", "memory://readers/a.txt"]})] == ["a", "b"]
+    assert [
+        row["text"] for row in rows({"x": ["memory://readers/**/*.txt", "memory://readers/a.txt"]})
+    ] == ["a", "b"]
     before = list_parts("memory://readers/a.txt")
     memory.pipe("/readers/a.txt", b"b")
     assert before[0].key != list_parts("memory://readers/a.txt")[0].key
@@ -64,7 +79,10 @@ def test_folders_with_the_same_names_in_them_are_told_apart(tmp_path: Path) -> N
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(name)
     found = rows({"s": [str(tmp_path / "one"), str(tmp_path / "two")]})
-    assert [(row["id"], row["text"]) for row in found] == [("one/a.txt", "one/a.txt"), ("two/a.txt", "two/a.txt")]
+    assert [(row["id"], row["text"]) for row in found] == [
+        ("one/a.txt", "one/a.txt"),
+        ("two/a.txt", "two/a.txt"),
+    ]
 
 
 def test_a_file_that_is_gone_is_a_row(tmp_path: Path) -> None:
@@ -75,5 +93,6 @@ def test_a_file_that_is_gone_is_a_row(tmp_path: Path) -> None:
         file.unlink()
     found = [row for part in parts for table in read_part(part) for row in table.to_pylist()]
     assert [(row["id"], row["dropped"]) for row in found] == [
-        (name, "read: unreadable: No such file or directory") for name in ["a.txt", "b.jsonl", "c.parquet", "d.warc"]
+        (name, "read: unreadable: No such file or directory")
+        for name in ["a.txt", "b.jsonl", "c.parquet", "d.warc"]
     ]

@@ -33,16 +33,25 @@ def test_goals(folder: Path, truths: list[messy.Truth]) -> None:
 
 
 def test_the_truth_is_written_down(folder: Path, truths: list[messy.Truth]) -> None:
-    rows = [json.loads(line) for line in (folder / "truth.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (folder / "truth.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [row["id"] for row in rows] == [truth.id for truth in truths]
     assert len({row["id"] for row in rows}) == len(rows)
-    near = [truth.similarity for truth in truths if truth.similarity is not None and truth.kind == "near copy"]
+    near = [
+        truth.similarity
+        for truth in truths
+        if truth.similarity is not None and truth.kind == "near copy"
+    ]
     assert all(0 < similarity <= 1 for similarity in near) and sum(near) / len(near) > 0.6
     assert len({truth.language for truth in truths if truth.language}) >= 25
 
 
 def test_what_placeholders_stand_for() -> None:
-    found = corpus_truth.redactions("Mail a@b.org, c@d.net or call 030 12.", "Mail <EMAIL>, <EMAIL> or call <PHONE>.")
+    found = corpus_truth.redactions(
+        "Mail a@b.org, c@d.net or call 030 12.", "Mail <EMAIL>, <EMAIL> or call <PHONE>."
+    )
     assert found == [(5, 12, "email"), (14, 21, "email"), (30, 36, "phone")]
     assert corpus_truth.redactions("nothing <b>", "nothing <b>") == []
     for changed in ("mail <EMAIL>", "Mail <EMAIL>!", "Mail x <EMAIL>", "Mail a@b.or"):

@@ -16,7 +16,10 @@ from planted import misread, mojibake
 from lit_llm.corpus.block import documents
 from lit_llm.corpus.normalize import Normalize, undo_mojibake
 
-PARAGRAPHS = [json.loads(line) for line in (Path(__file__).parent / "udhr.jsonl").read_text("utf-8").splitlines()]
+PARAGRAPHS = [
+    json.loads(line)
+    for line in (Path(__file__).parent / "udhr.jsonl").read_text("utf-8").splitlines()
+]
 
 
 def test_mojibake_comes_back_exactly() -> None:
@@ -28,7 +31,10 @@ def test_mojibake_comes_back_exactly() -> None:
     assert sum(planted.values()) > 600
     assert sum(restored.values()) / sum(planted.values()) >= 0.8, (restored, planted)
     once = [key for key in planted if key[1] == 1]
-    assert sum(restored[key] for key in once) / sum(planted[key] for key in once) >= 0.9, (restored, planted)
+    assert sum(restored[key] for key in once) / sum(planted[key] for key in once) >= 0.9, (
+        restored,
+        planted,
+    )
 
 
 def test_clean_text_stays() -> None:
@@ -36,7 +42,9 @@ def test_clean_text_stays() -> None:
     for block in (Normalize(), Normalize(code=True)):
         changed = sum(a != b for a, b in zip(texts, block.texts(texts), strict=True))
         # 420 paragraphs: one in a thousand is none.
-        assert changed == 0, [(a, b) for a, b in zip(texts, block.texts(texts), strict=True) if a != b]
+        assert changed == 0, [
+            (a, b) for a, b in zip(texts, block.texts(texts), strict=True) if a != b
+        ]
 
 
 TIDY = {

@@ -38,7 +38,10 @@ ENTRIES = ("example.org", "https://news.net/archive", "*.bücher.de", "www.block
 
 def test_by_address() -> None:
     table = OptOut(entries=ENTRIES)(documents(["x"] * (len(URLS) + 1), url=[*URLS, None]))
-    assert dict(zip([*URLS, None], table["dropped"].to_pylist(), strict=True)) == {**URLS, None: None}
+    assert dict(zip([*URLS, None], table["dropped"].to_pylist(), strict=True)) == {
+        **URLS,
+        None: None,
+    }
 
 
 def test_files_are_read_again_when_they_change(tmp_path: Path) -> None:
@@ -48,21 +51,45 @@ def test_files_are_read_again_when_they_change(tmp_path: Path) -> None:
     assert OptOut(files=(str(file),))(table)["dropped"].null_count == 1
     file.write_text("c.com\n")
     os.utime(file, ns=(1, 1))
-    assert OptOut(files=(str(file),))(table)["dropped"].to_pylist() == [None, None, "opt_out: domain c.com"]
+    assert OptOut(files=(str(file),))(table)["dropped"].to_pylist() == [
+        None,
+        None,
+        "opt_out: domain c.com",
+    ]
 
 
 def test_flags() -> None:
     table = documents(
         ["x"] * 6,
-        robots=["index, follow", "NOAI, noimageai", "googlebot: noindex", None, "none", "nonetheless"],
+        robots=[
+            "index, follow",
+            "NOAI, noimageai",
+            "googlebot: noindex",
+            None,
+            "none",
+            "nonetheless",
+        ],
         tdm_reservation=[0, 0, 0, 1, None, 0],
     )
     dropped = OptOut()(table)["dropped"].to_pylist()
-    assert dropped == [None, "opt_out: robots", "opt_out: robots", "opt_out: tdm_reservation", "opt_out: robots", None]
+    assert dropped == [
+        None,
+        "opt_out: robots",
+        "opt_out: robots",
+        "opt_out: tdm_reservation",
+        "opt_out: robots",
+        None,
+    ]
     assert OptOut(refusals=())(table)["dropped"].null_count == 5
     header = documents(["x"] * 3, headers=["tdm-reservation: 1", "tdm-reservation: 0", "a"])
-    assert OptOut(flags=("headers",))(header)["dropped"].to_pylist() == ["opt_out: headers", None, None]
-    assert OptOut(flags=("no",))(documents(["x"], no=[True]))["dropped"].to_pylist() == ["opt_out: no"]
+    assert OptOut(flags=("headers",))(header)["dropped"].to_pylist() == [
+        "opt_out: headers",
+        None,
+        None,
+    ]
+    assert OptOut(flags=("no",))(documents(["x"], no=[True]))["dropped"].to_pylist() == [
+        "opt_out: no"
+    ]
 
 
 @settings(deadline=None)

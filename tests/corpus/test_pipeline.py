@@ -73,7 +73,9 @@ def evaluation_set(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def config(folder: Path, **settings: Any) -> CorpusConfig:
-    return CorpusConfig([Source("messy", [str(folder)])], **{"vocab_size": 300, "workers": 1, **settings})
+    return CorpusConfig(
+        [Source("messy", [str(folder)])], **{"vocab_size": 300, "workers": 1, **settings}
+    )
 
 
 def rows(corpus: Corpus, folder: str) -> dict[str, dict[str, Any]]:
@@ -105,13 +107,24 @@ def test_what_is_kept_and_what_is_dropped_and_why(built: Corpus, messy: Path) ->
         "junk": (dropped["junk"]["stage"], None),
         "task": ("decontaminate", None),
     }
-    assert dropped["junk"]["stage"].startswith("gopher_") and dropped["task"]["contaminated_by"] == "owls"
+    assert (
+        dropped["junk"]["stage"].startswith("gopher_")
+        and dropped["task"]["contaminated_by"] == "owls"
+    )
     assert set(kept) == {f"{i:02}.txt" for i in range(30)} | {"personal", "mojibake", "page"}
-    assert kept["personal"]["text"].startswith("Write to <EMAIL> or") and kept["personal"]["pii"]["email"] == 1
-    assert kept["mojibake"]["text"].startswith("The café was") and kept["mojibake"]["changed_by"] == "normalize"
+    assert (
+        kept["personal"]["text"].startswith("Write to <EMAIL> or")
+        and kept["personal"]["pii"]["email"] == 1
+    )
+    assert (
+        kept["mojibake"]["text"].startswith("The café was")
+        and kept["mojibake"]["changed_by"] == "normalize"
+    )
     assert kept["page"]["url"] == "https://news.example.org/a" and kept["page"]["language"] == "en"
     first = kept["00.txt"]
-    assert first["text"] == (messy / "00.txt").read_text() and first["path"] == str(messy / "00.txt")
+    assert first["text"] == (messy / "00.txt").read_text() and first["path"] == str(
+        messy / "00.txt"
+    )
     assert first["sha256"] == hashlib.sha256((messy / "00.txt").read_bytes()).hexdigest()
     assert first["bytes"] / first["tokens"] == pytest.approx(first["scores"]["bytes_per_token"])
 
@@ -121,7 +134,9 @@ def test_shards_hold_the_documents_in_order(built: Corpus) -> None:
     for split, folders in (("train", built.train_dirs), ("validation", built.validation_dirs)):
         mine = [row for row in table if row["split"] == split]
         stream = read_tokens(folders["messy"])
-        assert built.tokenizer.decode(stream).split("<|endoftext|>")[1:] == [row["text"] for row in mine]
+        assert built.tokenizer.decode(stream).split("<|endoftext|>")[1:] == [
+            row["text"] for row in mine
+        ]
         assert built.datacard["splits"][split]["messy"] == {
             "documents": len(mine), "bytes": sum(row["bytes"] for row in mine), "tokens": len(stream),
         }  # fmt: skip
@@ -138,17 +153,30 @@ def test_the_card_counts(built: Corpus) -> None:
     assert left == 33 and sum(card["dropped"].values()) == 7
     assert card["pii"] == {"email": 1} and card["hosts"]["news.example.org"]["documents"] == 1
     assert card["languages"]["en"]["documents"] == sum(card["lengths"].values()) == 33
-    assert "jane.doe" not in json.dumps(card) and "jane.doe" not in (built.path / "datacard.html").read_text()
+    assert (
+        "jane.doe" not in json.dumps(card)
+        and "jane.doe" not in (built.path / "datacard.html").read_text()
+    )
     [[name, text]] = card["examples_dropped"]["near_dedup: duplicate"]
     assert name == "near" and len(text) == 200
     assert card["mixture"] == [
-        {"source": "messy", "tokens": built.tokens("train"), "weight": 1.0, "share": 1.0, "epochs": 1.0}
+        {
+            "source": "messy",
+            "tokens": built.tokens("train"),
+            "weight": 1.0,
+            "share": 1.0,
+            "epochs": 1.0,
+        }
     ]
 
 
 @pytest.mark.parametrize(
     ("settings", "few"),
-    [({"part_bytes": 1500}, 0), ({"part_bytes": 700, "workers": 2}, 0), ({"part_bytes": 700, "workers": 2}, 10**6)],
+    [
+        ({"part_bytes": 1500}, 0),
+        ({"part_bytes": 700, "workers": 2}, 0),
+        ({"part_bytes": 700, "workers": 2}, 10**6),
+    ],
     ids=["one by one", "processes", "threads"],
 )
 def test_parts_and_workers_do_not_change_the_result(
@@ -156,11 +184,17 @@ def test_parts_and_workers_do_not_change_the_result(
     settings: dict[str, Any], few: int,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(pipeline_module, "_FEW_BYTES", few)
-    same = config(messy, evaluations=Evaluations((evaluation_set,)), validation_fraction=0.2, **settings)
+    same = config(
+        messy, evaluations=Evaluations((evaluation_set,)), validation_fraction=0.2, **settings
+    )
     other = build(same, tmp_path / "corpus", progress=False)
-    assert checksums(other) == checksums(built) and len(list((other.path / "documents").iterdir())) > 3
+    assert (
+        checksums(other) == checksums(built) and len(list((other.path / "documents").iterdir())) > 3
+    )
     for folder in ("documents", "dropped"):
-        ours, theirs = (pq.read_table(corpus.path / folder).to_pylist() for corpus in (built, other))
+        ours, theirs = (
+            pq.read_table(corpus.path / folder).to_pylist() for corpus in (built, other)
+        )
         strip = ("example",)
         assert [{k: v for k, v in row.items() if k not in strip} for row in ours] == [
             {k: v for k, v in row.items() if k not in strip} for row in theirs
@@ -169,14 +203,28 @@ def test_parts_and_workers_do_not_change_the_result(
 
 def test_a_changed_setting_reruns_what_depends_on_it(messy: Path, tmp_path: Path) -> None:
     def ran(**settings: Any) -> set[str]:
-        corpus = build(config(messy, part_bytes=1500, **settings), tmp_path / "corpus", progress=False)
+        corpus = build(
+            config(messy, part_bytes=1500, **settings), tmp_path / "corpus", progress=False
+        )
         return {stage for stage, tasks in corpus.datacard["build"]["tasks_run"].items() if tasks}
 
-    every = {"clean", "sign", "dedup", "select", "tokenizer", "encode", "documents", "dropped", "shards"}
+    every = {
+        "clean",
+        "sign",
+        "dedup",
+        "select",
+        "tokenizer",
+        "encode",
+        "documents",
+        "dropped",
+        "shards",
+    }
     assert ran() == every
     created = Corpus.load(tmp_path / "corpus").datacard["created"]
     ran()
-    assert Corpus.load(tmp_path / "corpus").datacard["created"] == created  # nothing to do: nothing was written
+    assert (
+        Corpus.load(tmp_path / "corpus").datacard["created"] == created
+    )  # nothing to do: nothing was written
     later = {"tokenizer", "encode", "documents", "shards"}
     assert ran(vocab_size=310) == later
     assert ran(vocab_size=310, validation_fraction=0.3) == later
@@ -201,7 +249,9 @@ def test_parts_are_small_enough_for_all_workers(tmp_path: Path) -> None:
     folder.mkdir()
 
     def parts(**settings: Any) -> list[str]:
-        pipeline = pipeline_module.Pipeline(config(folder, **settings), Store(tmp_path), frozenset(), Progress(False))
+        pipeline = pipeline_module.Pipeline(
+            config(folder, **settings), Store(tmp_path), frozenset(), Progress(False)
+        )
         return [part.key for part in pipeline.parts]
 
     for number in range(12):
@@ -223,8 +273,14 @@ def test_work_that_nothing_needs_goes(messy: Path, tmp_path: Path) -> None:
     before = {path.name for path in (work / "clean").iterdir()}
     (work / "clean" / "begun.partial").write_text("")
     build(config(messy, privacy=None), tmp_path / "corpus", progress=False)
-    assert len(list((work / "clean").iterdir())) == 1 and before.isdisjoint(p.name for p in (work / "clean").iterdir())
-    build(config(messy, privacy=None, vocab_size=320, keep_work=False), tmp_path / "corpus", progress=False)
+    assert len(list((work / "clean").iterdir())) == 1 and before.isdisjoint(
+        p.name for p in (work / "clean").iterdir()
+    )
+    build(
+        config(messy, privacy=None, vocab_size=320, keep_work=False),
+        tmp_path / "corpus",
+        progress=False,
+    )
     assert not work.exists()
 
 
@@ -251,11 +307,15 @@ def test_stopped_after_some_files_and_run_again(
     monkeypatch.undo()
     again = build(config(messy, part_bytes=1500), tmp_path / "again", progress=False)
     assert checksums(again) == checksums(whole)
-    done = sum(whole.datacard["build"]["tasks_run"].values()) - sum(again.datacard["build"]["tasks_run"].values())
+    done = sum(whole.datacard["build"]["tasks_run"].values()) - sum(
+        again.datacard["build"]["tasks_run"].values()
+    )
     assert done == min(after, sum(whole.datacard["build"]["tasks_run"].values()))
 
 
-def test_a_failed_rebuild_leaves_the_corpus_there(messy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_rebuild_leaves_the_corpus_there(
+    messy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = build(config(messy), tmp_path / "corpus", progress=False)
     sums = checksums(before)
 
@@ -264,7 +324,9 @@ def test_a_failed_rebuild_leaves_the_corpus_there(messy: Path, tmp_path: Path, m
 
     monkeypatch.setattr(build_module.shutil, "rmtree", full)
     monkeypatch.setattr(Store, "path", full)
-    with pytest.raises(UserError, match=r"the disk is full; .* MB are free; free some space and build again"):
+    with pytest.raises(
+        UserError, match=r"the disk is full; .* MB are free; free some space and build again"
+    ):
         build(config(messy, vocab_size=310), tmp_path / "corpus", progress=False)
     monkeypatch.undo()
     assert checksums(Corpus.load(tmp_path / "corpus")) == sums
@@ -272,7 +334,9 @@ def test_a_failed_rebuild_leaves_the_corpus_there(messy: Path, tmp_path: Path, m
 
 def test_sources_weights_are_in_the_card(messy: Path, tmp_path: Path) -> None:
     sources = [Source("a", [str(messy / "0*.txt")], weight=3), Source("b", [str(messy / "1*.txt")])]
-    settings = dataclasses.replace(config(messy), sources=sources, mixture=MixtureSettings(tokens=20_000))
+    settings = dataclasses.replace(
+        config(messy), sources=sources, mixture=MixtureSettings(tokens=20_000)
+    )
     card = build(settings, tmp_path / "corpus", progress=False).datacard
     assert [(row["source"], row["weight"]) for row in card["mixture"]] == [("a", 3), ("b", 1)]
     assert sum(row["share"] for row in card["mixture"]) == pytest.approx(1)

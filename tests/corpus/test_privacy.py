@@ -35,8 +35,13 @@ def test_recall_and_precision_on_the_check_set(record_property: pytest.RecordPro
         missed.update(kind for *_, kind in want - got)
         wrong.update(kind for *_, kind in got - want)
     for kind in KINDS:
-        recall, precision = hit[kind] / (hit[kind] + missed[kind]), hit[kind] / (hit[kind] + wrong[kind])
-        record_property(kind, f"recall {recall:.3f} precision {precision:.3f} of {hit[kind] + missed[kind]}")
+        recall, precision = (
+            hit[kind] / (hit[kind] + missed[kind]),
+            hit[kind] / (hit[kind] + wrong[kind]),
+        )
+        record_property(
+            kind, f"recall {recall:.3f} precision {precision:.3f} of {hit[kind] + missed[kind]}"
+        )
         assert recall >= 0.95 and precision >= 0.9, (kind, recall, precision)
     assert len(CASES) >= 400 and sum(case.kind == "none" for case in CASES) >= 200
     assert hit.total() / (hit.total() + missed.total()) >= 0.98
@@ -49,9 +54,17 @@ def test_the_check_set_is_what_its_generator_makes() -> None:
 
 
 def test_counts_and_placeholders() -> None:
-    texts = ["Mail a.b@corp.org or c@d.net, tel. 030 1234567", "nothing here", "DE89 3704 0044 0532 0130 00"]
+    texts = [
+        "Mail a.b@corp.org or c@d.net, tel. 030 1234567",
+        "nothing here",
+        "DE89 3704 0044 0532 0130 00",
+    ]
     table = RedactPII()(documents(texts))
-    assert table["text"].to_pylist() == ["Mail <EMAIL> or <EMAIL>, tel. <PHONE>", "nothing here", "<IBAN>"]
+    assert table["text"].to_pylist() == [
+        "Mail <EMAIL> or <EMAIL>, tel. <PHONE>",
+        "nothing here",
+        "<IBAN>",
+    ]
     assert table["pii"].type == pa.struct([(kind, pa.int32()) for kind in KINDS])
     assert [{k: n for k, n in row.items() if n} for row in table["pii"].to_pylist()] == [
         {"email": 2, "phone": 1}, {}, {"iban": 1},
@@ -66,7 +79,11 @@ def test_a_number_is_found_behind_one_that_went_before() -> None:
     assert RedactPII().texts(["Tel. 030 1234567 oder 030 7654321."])[0].count("<PHONE>") >= 1
     text = "é tel. +49 30 901820, +49 30 901821 & x@y.org"
     found = RedactPII().find(text)
-    assert [text[start:end] for start, end, _ in found] == ["+49 30 901820", "+49 30 901821", "x@y.org"]
+    assert [text[start:end] for start, end, _ in found] == [
+        "+49 30 901820",
+        "+49 30 901821",
+        "x@y.org",
+    ]
 
 
 def test_sliced_and_chunked_columns() -> None:
@@ -74,7 +91,10 @@ def test_sliced_and_chunked_columns() -> None:
     table = RedactPII()(documents(texts))
     chunked = pa.chunked_array([pa.array(["x", *texts[:7]]), pa.array(texts[7:])]).slice(1)
     assert RedactPII()(documents(chunked))["text"].to_pylist() == table["text"].to_pylist()
-    assert RedactPII()(documents(texts).slice(5, 20))["text"].to_pylist() == table["text"].to_pylist()[5:25]
+    assert (
+        RedactPII()(documents(texts).slice(5, 20))["text"].to_pylist()
+        == table["text"].to_pylist()[5:25]
+    )
     assert len(RedactPII()(documents([]))) == 0
 
 
@@ -83,7 +103,19 @@ PIECES = st.one_of(
     st.text(st.characters(codec="utf-8"), max_size=12),
     st.text("0123456789 .-()+/:", max_size=40),
     st.text("ab@._-<>%\0é用", max_size=30),
-    st.sampled_from(["tel. ", "IBAN ", "v", "SSN ", "://", "<EMAIL>", "-----BEGIN PRIVATE KEY-----\n", "eyJ", "sk-"]),
+    st.sampled_from(
+        [
+            "tel. ",
+            "IBAN ",
+            "v",
+            "SSN ",
+            "://",
+            "<EMAIL>",
+            "-----BEGIN PRIVATE KEY-----\n",
+            "eyJ",
+            "sk-",
+        ]
+    ),
 )
 
 
@@ -149,7 +181,9 @@ def lines_run(work: Callable[[], object]) -> int:
 )
 def test_dense_text_takes_linear_work(line: str) -> None:
     def text(count: int) -> str:
-        lines = [line.format(i=i, a=i % 250, b=i * 7 % 250, c=i % 30, d=i * 7 % 30) for i in range(count)]
+        lines = [
+            line.format(i=i, a=i % 250, b=i * 7 % 250, c=i % 30, d=i * 7 % 30) for i in range(count)
+        ]
         return "8.8.8.200 " + "".join(lines)
 
     block = RedactPII()
@@ -181,7 +215,9 @@ def test_check_digits_refuse_what_is_one_off() -> None:
     for check, value in examples.items():
         assert check(value), check.__name__
         digit = max(i for i, c in enumerate(value) if c.isdigit())
-        assert not check(value[:digit] + str((int(value[digit]) + 1) % 10) + value[digit + 1 :]), check.__name__
+        assert not check(value[:digit] + str((int(value[digit]) + 1) % 10) + value[digit + 1 :]), (
+            check.__name__
+        )
     assert luhn("79927398713") and not luhn("79927398710")
 
 

@@ -15,13 +15,17 @@ from lit_llm.cli import main
 
 
 @pytest.mark.slow
-def test_two_workers_of_a_ray_cluster_make_the_same(messy: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_two_workers_of_a_ray_cluster_make_the_same(messy: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="ray is not installed here; make test-all installs it")
     args = ["--input", str(messy), "--vocab_size", "300", "--part_bytes", "4000", "--output"]
-    script = Path(__file__).with_name("on_ray.py")  # a process of its own: Daft's runner is chosen once
+    script = Path(__file__).with_name(
+        "on_ray.py"
+    )  # a process of its own: Daft's runner is chosen once
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     command = [sys.executable, str(script), *args, str(tmp_path / "ray")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=500, env=environment, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines()[-1] == str(tmp_path / "ray")
     for workers in ("1", "2"):

@@ -32,20 +32,52 @@ from lit_llm.errors import UserError
 
 
 plain = st.builds(lambda text: {"text": text}, st.text(max_size=9))
-numbered = st.builds(lambda text, n: {"n": n, "text": text}, st.text("aé\n ", max_size=9), st.integers())
-labelled = st.builds(lambda url, text: {"text": text, "url": url, "license": [url]}, st.text("ab"), st.text("xy"))
-odd = ["", " ", '{"text": "a"} {"text": "b"}', '{"text": 1}', '{"a": 1}', "[]", "{", '{"text": null}']
-odd += ['{"text": "\\ud800"}', '{"text": "a\\u0000"}', '{"text": "a", "text": "b"}', '{"id": 1.5, "text": "a"}']
+numbered = st.builds(
+    lambda text, n: {"n": n, "text": text}, st.text("aé\n ", max_size=9), st.integers()
+)
+labelled = st.builds(
+    lambda url, text: {"text": text, "url": url, "license": [url]}, st.text("ab"), st.text("xy")
+)
+odd = [
+    "",
+    " ",
+    '{"text": "a"} {"text": "b"}',
+    '{"text": 1}',
+    '{"a": 1}',
+    "[]",
+    "{",
+    '{"text": null}',
+]
+odd += [
+    '{"text": "\\ud800"}',
+    '{"text": "a\\u0000"}',
+    '{"text": "a", "text": "b"}',
+    '{"id": 1.5, "text": "a"}',
+]
 json_lines = st.lists(
-    st.one_of(st.builds(json.dumps, plain | numbered | labelled, ensure_ascii=st.booleans()), st.sampled_from(odd)),
+    st.one_of(
+        st.builds(json.dumps, plain | numbered | labelled, ensure_ascii=st.booleans()),
+        st.sampled_from(odd),
+    ),
     max_size=9,
 )
 
 
 @settings(deadline=None)
-@given(lines_=json_lines, target=st.integers(1, 60), crlf=st.booleans(), end=st.booleans(), mark=st.booleans())
+@given(
+    lines_=json_lines,
+    target=st.integers(1, 60),
+    crlf=st.booleans(),
+    end=st.booleans(),
+    mark=st.booleans(),
+)
 def test_every_line_is_read_once_wherever_a_file_is_cut(
-    tmp_path_factory: pytest.TempPathFactory, lines_: list[str], target: int, crlf: bool, end: bool, mark: bool
+    tmp_path_factory: pytest.TempPathFactory,
+    lines_: list[str],
+    target: int,
+    crlf: bool,
+    end: bool,
+    mark: bool,
 ) -> None:
     folder = tmp_path_factory.mktemp("lines")
     newline = "\r\n" if crlf else "\n"
@@ -54,7 +86,9 @@ def test_every_line_is_read_once_wherever_a_file_is_cut(
     (folder / "a.jsonl").write_bytes(data)
     whole = rows({"s": str(folder)})
     for row in whole:
-        assert row["id"] == f"a.jsonl#{row['offset']}" and (row["offset"] == 0 or data[row["offset"] - 1] == 10)
+        assert row["id"] == f"a.jsonl#{row['offset']}" and (
+            row["offset"] == 0 or data[row["offset"] - 1] == 10
+        )
     parsed = []
     for line in content.split("\n"):
         if line.strip():
@@ -77,7 +111,9 @@ def test_every_line_is_read_once_wherever_a_file_is_cut(
     cut=st.lists(st.integers(0, 80), max_size=4), block=st.integers(1, 30), longest=st.integers(1, 40),
     data=st.lists(st.integers(0, 30).map(lambda n: b"x" * n)).map(b"\n".join),
 )  # fmt: skip
-def test_ranges_of_bytes_give_every_line_once(cut: list[int], block: int, longest: int, data: bytes) -> None:
+def test_ranges_of_bytes_give_every_line_once(
+    cut: list[int], block: int, longest: int, data: bytes
+) -> None:
     edges = sorted({0, len(data), *(edge for edge in cut if edge < len(data))})
     with patch.object(corpus_rows, "_BLOCK", block):
         found = [
@@ -100,25 +136,36 @@ def test_ranges_of_bytes_give_every_line_once(cut: list[int], block: int, longes
     assert at == len(data)
 
 
-def test_clean_lines_are_not_parsed_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clean_lines_are_not_parsed_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = [
-        {"id": i, "text": f"text {i}", "meta": {"a": [i]}, "url": "http://x.org", "license": "MIT"} for i in range(9)
+        {"id": i, "text": f"text {i}", "meta": {"a": [i]}, "url": "http://x.org", "license": "MIT"}
+        for i in range(9)
     ]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
     monkeypatch.setattr(lines, "_parsed", None)
     found = rows(Source("s", [str(tmp_path)], language="en", domain="law", license="CC0-1.0"))
-    assert [(row["id"], row["url"], row["license"], row["language"], row["domain"]) for row in found] == [
-        (str(i), "http://x.org", "MIT", "en", "law") for i in range(9)
-    ]
+    assert [
+        (row["id"], row["url"], row["license"], row["language"], row["domain"]) for row in found
+    ] == [(str(i), "http://x.org", "MIT", "en", "law") for i in range(9)]
 
 
 @pytest.mark.parametrize("ending", [".jsonl.gz", ".jsonl.zst"])
-def test_compressed_lines_are_counted_and_a_cut_file_is_read_to_the_cut(tmp_path: Path, ending: str) -> None:
-    content = b"".join(b'{"text": "%d %d"}\n' % (i, random.Random(i).getrandbits(200)) for i in range(50_000))
+def test_compressed_lines_are_counted_and_a_cut_file_is_read_to_the_cut(
+    tmp_path: Path, ending: str
+) -> None:
+    content = b"".join(
+        b'{"text": "%d %d"}\n' % (i, random.Random(i).getrandbits(200)) for i in range(50_000)
+    )
     press = gzip.compress if ending.endswith("gz") else zstandard.compress
-    (tmp_path / f"a{ending}").write_bytes(press(content[:100]) + press(content[100:]))  # two members, one text
+    (tmp_path / f"a{ending}").write_bytes(
+        press(content[:100]) + press(content[100:])
+    )  # two members, one text
     found = rows(str(tmp_path))
-    assert [row["offset"] for row in found] == list(range(1, 50_001)) and found[7]["id"] == f"a{ending}#8"
+    assert [row["offset"] for row in found] == list(range(1, 50_001)) and found[7][
+        "id"
+    ] == f"a{ending}#8"
     (tmp_path / f"a{ending}").write_bytes(press(content)[:-1000])
     *kept, last = rows(str(tmp_path))
     assert len(kept) > 10_000 and kept == found[: len(kept)]
@@ -126,10 +173,17 @@ def test_compressed_lines_are_counted_and_a_cut_file_is_read_to_the_cut(tmp_path
 
 
 def test_long_lines_are_dropped(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": "' + "b" * 100 + '"}\n{"text": "c"}\n')
+    (tmp_path / "a.jsonl").write_text(
+        '{"text": "a"}\n{"text": "' + "b" * 100 + '"}\n{"text": "c"}\n'
+    )
     (tmp_path / "b.txt").write_text("short\n" + "b" * 100)
     found = rows(Source("s", [str(tmp_path)], max_line_bytes=50))
-    assert [row["dropped"] for row in found] == [None, "read: line too long", None, "read: line too long"]
+    assert [row["dropped"] for row in found] == [
+        None,
+        "read: line too long",
+        None,
+        "read: line too long",
+    ]
     assert [row["text"] for row in found] == ["a", "", "c", ""]
 
 
@@ -145,10 +199,16 @@ def test_every_row_is_read_once_whatever_the_pieces(
     content = pa.schema([("text", pa.string()), ("id", pa.int64()), ("other", pa.float64())])
     with pyarrow.parquet.ParquetWriter(folder / "a.parquet", content) as writer:
         for size in sizes:
-            made = {"text": [f"row {i} of {size}" for i in range(size)], "id": [None] * size, "other": [0.5] * size}
+            made = {
+                "text": [f"row {i} of {size}" for i in range(size)],
+                "id": [None] * size,
+                "other": [0.5] * size,
+            }
             writer.write_table(pa.table(made, schema=content))
     found = rows(str(folder), target)
-    assert [row["text"] for row in found] == [f"row {i} of {size}" for size in sizes for i in range(size)]
+    assert [row["text"] for row in found] == [
+        f"row {i} of {size}" for size in sizes for i in range(size)
+    ]
     assert [row["id"] for row in found] == [f"a.parquet#{i + 1}" for i in range(sum(sizes))]
     assert len(list_parts(str(folder), 1)) == len(sizes)
 
@@ -181,11 +241,16 @@ def test_columns_that_are_not_utf8_or_not_text(tmp_path: Path) -> None:
     for name, column in [("a", broken), ("b", as_text)]:
         pyarrow.parquet.write_table(pa.table({"text": column}), tmp_path / f"{name}.parquet")
     found = rows(str(tmp_path))
-    assert [(row["text"], row["dropped"]) for row in found] == [("good", None), ("", "read: not UTF-8")] * 2
+    assert [(row["text"], row["dropped"]) for row in found] == [
+        ("good", None),
+        ("", "read: not UTF-8"),
+    ] * 2
     pyarrow.parquet.write_table(pa.table({"text": [1, 2]}), tmp_path / "c.parquet")
     assert [row["text"] for row in rows(str(tmp_path / "c.parquet"))] == ["1", "2"]
     pyarrow.parquet.write_table(pa.table({"text": [0.5]}), tmp_path / "d.parquet")
-    with pytest.raises(UserError, match=r"d\.parquet: field 'text' \(data\.text_field\) holds double, not text"):
+    with pytest.raises(
+        UserError, match=r"d\.parquet: field 'text' \(data\.text_field\) holds double, not text"
+    ):
         rows(str(tmp_path / "d.parquet"))
 
 
@@ -215,7 +280,9 @@ RUSSIAN = "Привет, как дела? Сегодня хорошая пого
         (codecs.BOM_UTF8 + GERMAN.encode(), GERMAN, None),
     ],
 )
-def test_other_encodings_are_read_and_named(tmp_path: Path, data: bytes, text: str, encoding: str | None) -> None:
+def test_other_encodings_are_read_and_named(
+    tmp_path: Path, data: bytes, text: str, encoding: str | None
+) -> None:
     (tmp_path / "a.txt").write_bytes(data)
     (row,) = rows(str(tmp_path))
     assert (row["text"], row["encoding"], row["dropped"]) == (text, encoding, None)
@@ -226,15 +293,28 @@ def test_broken_utf8_is_not_read_as_another_encoding(tmp_path: Path, text: str) 
     data = text.encode()
     first = next(at for at, byte in enumerate(data) if byte >= 0x80)
     (tmp_path / "hole.txt").write_bytes(data[:first] + data[first + 1 :])
-    (tmp_path / "end.txt").write_bytes(data[: data.rindex(text[-20:].encode())] * 2 + data[: first + 1])
+    (tmp_path / "end.txt").write_bytes(
+        data[: data.rindex(text[-20:].encode())] * 2 + data[: first + 1]
+    )
     assert [row["dropped"] for row in rows(str(tmp_path))] == ["read: not UTF-8"] * 2
 
 
 @settings(deadline=None)
 @given(st.binary(max_size=200))
-def test_any_bytes_are_text_or_dropped(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+def test_any_bytes_are_text_or_dropped(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes
+) -> None:
     folder = tmp_path_factory.mktemp("any")
-    for name in ["a.txt", "a.html", "a.jsonl", "a.jsonl.gz", "a.parquet", "a.warc", "a.py", "a.jsonl.zst"]:
+    for name in [
+        "a.txt",
+        "a.html",
+        "a.jsonl",
+        "a.jsonl.gz",
+        "a.parquet",
+        "a.warc",
+        "a.py",
+        "a.jsonl.zst",
+    ]:
         (folder / name).write_bytes(data)
     for row in rows(Source("s", [str(folder)])):
         assert bool(row["text"]) == (row["dropped"] is None)
@@ -256,7 +336,12 @@ def test_pages_with_few_bad_bytes_are_read(tmp_path: Path) -> None:
 
 
 def test_binary_files_are_dropped(tmp_path: Path) -> None:
-    for name, data in {"a.pdf": b"%PDF-1.7 text", "b.png": b"\x89PNG\r\n", "c.zip": b"PK\3\4abc", "d": b"a\0b"}.items():
+    for name, data in {
+        "a.pdf": b"%PDF-1.7 text",
+        "b.png": b"\x89PNG\r\n",
+        "c.zip": b"PK\3\4abc",
+        "d": b"a\0b",
+    }.items():
         (tmp_path / name).write_bytes(data)
     tables = [table for part in list_parts(str(tmp_path)) for table in read_part(part)]
     assert funnel(pa.concat_tables(tables)) == {"read: binary": 4}
@@ -285,7 +370,9 @@ def test_a_tree_of_source_code(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     found = {row["id"]: row for row in rows(Source("s", [str(tmp_path)], kind="code"))}
-    kept = {id: (row["language"], row["license"]) for id, row in found.items() if not row["dropped"]}
+    kept = {
+        id: (row["language"], row["license"]) for id, row in found.items() if not row["dropped"]
+    }
     assert kept == {
         "one/src/main.rs": ("Rust", "MIT"),
         "one/talks.py": ("Python", "MIT"),

@@ -27,9 +27,13 @@ def write(folder: Path, documents: list[list[int]], dtype: np.dtype) -> np.ndarr
     chunk_tokens=st.integers(4, 30),
     wide=st.booleans(),
 )
-def test_the_stream_reads_back_whatever_the_chunks(tmp_path_factory, documents, chunk_tokens, wide) -> None:
+def test_the_stream_reads_back_whatever_the_chunks(
+    tmp_path_factory, documents, chunk_tokens, wide
+) -> None:
     dtype = token_dtype(70_001 if wide else 65_536)
-    documents = documents if wide else [[token % 65_536 for token in document] for document in documents]
+    documents = (
+        documents if wide else [[token % 65_536 for token in document] for document in documents]
+    )
     folder = tmp_path_factory.mktemp("shards") / "source"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "CHUNK_TOKENS", chunk_tokens)
@@ -43,13 +47,21 @@ def test_the_stream_reads_back_whatever_the_chunks(tmp_path_factory, documents, 
 
 @pytest.mark.parametrize("vocab_size", [65_536, 65_537])
 @pytest.mark.parametrize("block_size", [1, 4, 7])
-def test_litdata_reads_blocks_of_any_size(tmp_path: Path, monkeypatch, vocab_size: int, block_size: int) -> None:
+def test_litdata_reads_blocks_of_any_size(
+    tmp_path: Path, monkeypatch, vocab_size: int, block_size: int
+) -> None:
     monkeypatch.setattr(shards, "CHUNK_TOKENS", 16)
     folder = tmp_path / "source"
-    stream = write(folder, [list(range(1, 20)), [vocab_size - 1] * 20, [5]], token_dtype(vocab_size))
+    stream = write(
+        folder, [list(range(1, 20)), [vocab_size - 1] * 20, [5]], token_dtype(vocab_size)
+    )
     dataset = StreamingDataset(str(folder), item_loader=TokensLoader(block_size))
     chunks = [stream[begin : begin + 16] for begin in range(0, len(stream), 16)]
-    blocks = [chunk[i : i + block_size] for chunk in chunks for i in range(0, len(chunk) - block_size + 1, block_size)]
+    blocks = [
+        chunk[i : i + block_size]
+        for chunk in chunks
+        for i in range(0, len(chunk) - block_size + 1, block_size)
+    ]
     assert len(dataset) == len(blocks)
     for index in reversed(range(len(blocks))):
         assert dataset[index].tolist() == blocks[index].tolist()
@@ -68,8 +80,14 @@ def test_equal_streams_make_equal_files(tmp_path: Path) -> None:
     ("damage", "message"),
     [
         (lambda folder: (folder / "chunk-0-0.bin").unlink(), r"chunk-0-0\.bin: missing"),
-        (lambda folder: (folder / "chunk-0-0.bin").write_bytes(b"short"), r"chunk-0-0\.bin: 5 bytes, should be 20"),
-        (lambda folder: (folder / "index.json").write_text('{"chunks"'), r"index\.json: missing or broken"),
+        (
+            lambda folder: (folder / "chunk-0-0.bin").write_bytes(b"short"),
+            r"chunk-0-0\.bin: 5 bytes, should be 20",
+        ),
+        (
+            lambda folder: (folder / "index.json").write_text('{"chunks"'),
+            r"index\.json: missing or broken",
+        ),
         (lambda folder: (folder / "index.json").unlink(), r"index\.json: missing or broken"),
     ],
 )

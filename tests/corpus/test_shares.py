@@ -13,8 +13,13 @@ EQUAL = {"a": 1.0, "b": 1.0}
 
 def test_sizes_decide_where_weights_do_not() -> None:
     assert shares({"a": 30, "b": 10}, EQUAL, MixtureSettings()) == {"a": 0.75, "b": 0.25}
-    assert shares({"a": 30, "b": 10}, {"a": 1.0, "b": 4.0}, MixtureSettings()) == {"a": 0.2, "b": 0.8}
-    assert shares({"a": 90, "b": 10}, EQUAL, MixtureSettings(temperature=2)) == pytest.approx({"a": 0.75, "b": 0.25})
+    assert shares({"a": 30, "b": 10}, {"a": 1.0, "b": 4.0}, MixtureSettings()) == {
+        "a": 0.2,
+        "b": 0.8,
+    }
+    assert shares({"a": 90, "b": 10}, EQUAL, MixtureSettings(temperature=2)) == pytest.approx(
+        {"a": 0.75, "b": 0.25}
+    )
 
 
 def test_what_a_source_may_not_take_goes_to_the_others() -> None:
@@ -24,7 +29,9 @@ def test_what_a_source_may_not_take_goes_to_the_others() -> None:
 
 
 def test_mistakes_are_named() -> None:
-    with pytest.raises(UserError, match=r"mixture.tokens: 1,000 are more than the 160 that mixture.max_epochs=4"):
+    with pytest.raises(
+        UserError, match=r"mixture.tokens: 1,000 are more than the 160 that mixture.max_epochs=4"
+    ):
         shares({"a": 30, "b": 10}, EQUAL, MixtureSettings(tokens=1000))
     with pytest.raises(UserError, match="every source that has text has weight 0"):
         shares({"a": 30, "b": 0}, {"a": 0.0, "b": 1.0}, MixtureSettings())
@@ -38,11 +45,15 @@ def test_mistakes_are_named() -> None:
     st.floats(0.05, 1),
 )
 @settings(deadline=None)
-def test_shares_sum_to_one_and_keep_the_limit(rows: list[tuple[int, float]], temperature: float, part: float) -> None:
+def test_shares_sum_to_one_and_keep_the_limit(
+    rows: list[tuple[int, float]], temperature: float, part: float
+) -> None:
     sizes = {str(i): size for i, (size, _) in enumerate(rows)}
     weights = {str(i): weight for i, (_, weight) in enumerate(rows)}
     tokens = 3 * sum(sizes.values()) * part
-    found = shares(sizes, weights, MixtureSettings(temperature=temperature, max_epochs=3, tokens=tokens))
+    found = shares(
+        sizes, weights, MixtureSettings(temperature=temperature, max_epochs=3, tokens=tokens)
+    )
     assert sum(found.values()) == pytest.approx(1)
     free = [name for name in sizes if found[name] * tokens < 3 * sizes[name] * 0.9999]
     assert all(found[name] * tokens <= 3 * sizes[name] * 1.0001 for name in sizes)

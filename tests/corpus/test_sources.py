@@ -30,25 +30,50 @@ def test_folders_are_walked_and_hidden_files_left_out(tmp_path: Path) -> None:
     assert documents[2].path == str(tmp_path / "deep/er/c.py")
 
 
-def test_globs_give_paths_relative_to_their_fixed_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_globs_give_paths_relative_to_their_fixed_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ["data/x/one.txt", "data/y/two.txt", "data/y/two.md", "data/three.txt"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     monkeypatch.chdir(tmp_path)
-    assert [file.id for file in list_files("data/**/*.txt")] == ["three.txt", "x/one.txt", "y/two.txt"]
-    assert [file.id for file in list_files("data/*")] == ["three.txt", "x/one.txt", "y/two.md", "y/two.txt"]
+    assert [file.id for file in list_files("data/**/*.txt")] == [
+        "three.txt",
+        "x/one.txt",
+        "y/two.txt",
+    ]
+    assert [file.id for file in list_files("data/*")] == [
+        "three.txt",
+        "x/one.txt",
+        "y/two.md",
+        "y/two.txt",
+    ]
     assert [file.id for file in list_files(str(tmp_path / "data/y/*.md"))] == ["two.md"]
     monkeypatch.setenv("HOME", str(tmp_path))
     assert [file.id for file in list_files("~/data/three.txt")] == ["three.txt"]
 
 
-def test_names_are_made_from_patterns_and_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_are_made_from_patterns_and_kept_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ["wiki/a.txt", "other/wiki/b.txt", "my books!.txt", "part-0.jsonl", "x.txt"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text('{"text": "t"}')
     monkeypatch.chdir(tmp_path)
-    sources = ["wiki", "other/wiki/*.txt", "my books!.txt", "part-*.jsonl", "../" + tmp_path.name + "/x.txt"]
-    assert [file.source for file in list_files(sources)] == ["wiki", "wiki-2", "my-books", "part", "x"]
+    sources = [
+        "wiki",
+        "other/wiki/*.txt",
+        "my books!.txt",
+        "part-*.jsonl",
+        "../" + tmp_path.name + "/x.txt",
+    ]
+    assert [file.source for file in list_files(sources)] == [
+        "wiki",
+        "wiki-2",
+        "my-books",
+        "part",
+        "x",
+    ]
     named = {"a": "wiki", "b": ["x.txt", "x.txt", "*.txt"]}
     assert [(file.source, file.id) for file in list_files(named)] == [
         ("a", "a.txt"),
@@ -92,7 +117,9 @@ def test_mistaken_fields_say_what_is_wrong(fields: dict, message: str) -> None:
 
 def test_sources_and_patterns_may_be_mixed(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
-    made = as_sources([Source("law", str(tmp_path), license="MIT"), str(tmp_path / "*.txt"), "stdlib"])
+    made = as_sources(
+        [Source("law", str(tmp_path), license="MIT"), str(tmp_path / "*.txt"), "stdlib"]
+    )
     assert [source.name for source in made] == ["law", tmp_path.name.strip("-._"), "stdlib"]
     assert made[0].paths == (str(tmp_path),)
     assert [file.id for file in list_files(made[0])] == ["a.txt"]
@@ -107,7 +134,9 @@ def test_rows_keep_their_ids(tmp_path: Path) -> None:
     rows = [{"id": "mine", "text": "one"}, {"text": "two"}, {"id": 7, "text": "three"}]
     write_rows(tmp_path / "a.jsonl", rows)
     write_rows(tmp_path / "b.jsonl.gz", rows)
-    second = len(json.dumps(rows[0])) + 1  # the byte at which the row begins; in a compressed file its number
+    second = (
+        len(json.dumps(rows[0])) + 1
+    )  # the byte at which the row begins; in a compressed file its number
     expected = [("mine", "one"), (f"a.jsonl#{second}", "two"), ("7", "three")]
     expected += [("mine", "one"), ("b.jsonl.gz#2", "two"), ("7", "three")]
     assert [(document.id, document.text) for document in documents_of(str(tmp_path))] == expected
@@ -128,7 +157,9 @@ def test_parquet_rows(tmp_path: Path) -> None:
         documents_of(str(tmp_path))
     (tmp_path / "a.parquet").write_bytes(b"PAR1 this is not one")
     (broken,) = documents_of(str(tmp_path))
-    assert broken.id == "a.parquet" and broken.dropped.startswith("unreadable: not a readable parquet file")
+    assert broken.id == "a.parquet" and broken.dropped.startswith(
+        "unreadable: not a readable parquet file"
+    )
 
 
 @pytest.mark.parametrize(
@@ -145,7 +176,9 @@ def test_a_format_without_its_package_says_what_to_install(
 ) -> None:
     (tmp_path / name).write_bytes(b"<p>text</p>")
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=rf"{name}: .* needs {package}; pip install 'lit_llm\[corpus\]'"):
+    with pytest.raises(
+        UserError, match=rf"{name}: .* needs {package}; pip install 'lit_llm\[corpus\]'"
+    ):
         documents_of(str(tmp_path))
 
 
@@ -158,7 +191,14 @@ def test_messy_files_are_dropped_with_a_reason(tmp_path: Path) -> None:
     (tmp_path / "f_dangling.txt").symlink_to(tmp_path / "gone")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/g_\xff.txt")).write_text("odd name")
     documents = documents_of(str(tmp_path))
-    assert [document.dropped for document in documents] == ["binary", "not UTF-8", "empty", "empty", None, None]
+    assert [document.dropped for document in documents] == [
+        "binary",
+        "not UTF-8",
+        "empty",
+        "empty",
+        None,
+        None,
+    ]
     assert documents[4].text == "good"
     assert documents[5].id == "g_?.txt"
 
@@ -194,7 +234,10 @@ def test_messy_rows_are_dropped_with_a_reason(tmp_path: Path) -> None:
 def test_a_broken_row_is_dropped_and_named(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "a.jsonl").write_bytes(content)
     documents = documents_of(str(tmp_path / "a.jsonl"))
-    assert [(d.id, d.text, d.dropped) for d in documents] == [("a.jsonl#0", "a", None), ("a.jsonl#14", "", reason)]
+    assert [(d.id, d.text, d.dropped) for d in documents] == [
+        ("a.jsonl#0", "a", None),
+        ("a.jsonl#14", "", reason),
+    ]
 
 
 def test_a_file_without_the_field_is_a_mistake(tmp_path: Path) -> None:

@@ -32,7 +32,10 @@ from lit_llm.corpus.sample import file_sample, rates, training_sample
 from lit_llm.corpus.sources import Source
 from lit_llm.models.tokenizer import Tokenizer
 
-ROWS = [json.loads(line) for line in (Path(__file__).parent / "udhr.jsonl").read_text("utf-8").splitlines()]
+ROWS = [
+    json.loads(line)
+    for line in (Path(__file__).parent / "udhr.jsonl").read_text("utf-8").splitlines()
+]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +56,9 @@ def corpus(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
         Source("english", str(texts / "en.jsonl"), weight=4, domain="law", language="en"),
         Source("others", [str(texts / "ru.jsonl"), str(texts / "ja.jsonl")], weight=1),
     ]
-    config = dataclasses.replace(plain(sources, None, 400, 0.25), mixture=MixtureSettings(temperature=1.5, tokens=500))
+    config = dataclasses.replace(
+        plain(sources, None, 400, 0.25), mixture=MixtureSettings(temperature=1.5, tokens=500)
+    )
     return build(config, tmp_path_factory.mktemp("built") / "corpus", progress=False)
 
 
@@ -73,19 +78,37 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 def theirs(folder: Path, text: str) -> list[int]:
     """Ids by the library, without this package."""
-    return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text, add_special_tokens=False).ids
+    return (
+        tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        .encode(text, add_special_tokens=False)
+        .ids
+    )
 
 
 def test_a_corpus_gives_the_tokenizer_that_its_build_has(
     corpus: Corpus, tmp_path: Path, run: Callable[..., str]
 ) -> None:
     for name in ("one", "two"):
-        out = run("train", "--corpus", corpus.path, "--vocab_size", 400, "--output", tmp_path / name)
+        out = run(
+            "train", "--corpus", corpus.path, "--vocab_size", 400, "--output", tmp_path / name
+        )
         assert out == f"{tmp_path / name}\n"
         for file in ("tokenizer.json", "tokenizer_config.json"):
-            assert (tmp_path / name / file).read_bytes() == (corpus.path / "tokenizer" / file).read_bytes()
+            assert (tmp_path / name / file).read_bytes() == (
+                corpus.path / "tokenizer" / file
+            ).read_bytes()
     smaller = tmp_path / "smaller"
-    run("train", "--corpus", corpus.path, "--vocab_size", 300, "--output", smaller, "--sample_mb", 0.004)
+    run(
+        "train",
+        "--corpus",
+        corpus.path,
+        "--vocab_size",
+        300,
+        "--output",
+        smaller,
+        "--sample_mb",
+        0.004,
+    )
     assert Tokenizer.from_pretrained(smaller).vocab_size == 300
 
 
@@ -97,9 +120,15 @@ def test_the_sample_has_the_shares_of_the_mixture_and_no_validation_text(corpus:
     }  # fmt: skip
     total = sum(sizes.values())
     for name, rate in sample.rates.items():
-        assert rate == pytest.approx(min(1.0, total * weights[name] / sum(weights.values()) / sizes[name]))
+        assert rate == pytest.approx(
+            min(1.0, total * weights[name] / sum(weights.values()) / sizes[name])
+        )
     assert sample.rates["english"] == 1.0 > sample.rates["others"]
-    held_out = {row["text"] for row in pq.read_table(corpus.path / "documents").to_pylist() if row["split"] != "train"}
+    held_out = {
+        row["text"]
+        for row in pq.read_table(corpus.path / "documents").to_pylist()
+        if row["split"] != "train"
+    }
     taken = [text for table in sample.tables() for text in table["text"].to_pylist()]
     assert held_out and taken and not held_out & set(taken)
 
@@ -114,11 +143,15 @@ def test_a_larger_sample_holds_a_smaller_one(texts: Path) -> None:
 
 
 @given(
-    st.dictionaries(st.sampled_from("abcd"), st.tuples(st.integers(0, 10**6), st.floats(0, 1)), min_size=1),
+    st.dictionaries(
+        st.sampled_from("abcd"), st.tuples(st.integers(0, 10**6), st.floats(0, 1)), min_size=1
+    ),
     st.integers(1, 10**7),
 )
 @settings(deadline=None)
-def test_rates_fill_the_sample_in_proportion(sources: dict[str, tuple[int, float]], total: int) -> None:
+def test_rates_fill_the_sample_in_proportion(
+    sources: dict[str, tuple[int, float]], total: int
+) -> None:
     whole = sum(weight for _, weight in sources.values()) or 1.0
     wanted = {name: weight / whole for name, (_, weight) in sources.items()}
     sizes = {name: size for name, (size, _) in sources.items()}
@@ -153,18 +186,33 @@ def test_what_it_trained_reads_back_any_text(corpus: Corpus, text: str) -> None:
     assert corpus.tokenizer.decode(theirs(corpus.path / "tokenizer", text)) == text
 
 
-def test_inspection_counts_what_the_library_counts(corpus: Corpus, tmp_path: Path, run: Callable[..., str]) -> None:
+def test_inspection_counts_what_the_library_counts(
+    corpus: Corpus, tmp_path: Path, run: Callable[..., str]
+) -> None:
     run("train", "--corpus", corpus.path, "--vocab_size", 300, "--output", tmp_path / "small")
     own = corpus.path / "tokenizer"
-    said = json.loads(run("inspect", own, "--corpus", corpus.path, "--against", tmp_path / "small", own, "--json"))
-    rows = [row for row in pq.read_table(corpus.path / "documents").to_pylist() if row["split"] == "validation"]
-    assert said["all"]["documents"] == len(rows) and set(said["tokenizers"]) == {"tokenizer", "small", "tokenizer-2"}
+    said = json.loads(
+        run("inspect", own, "--corpus", corpus.path, "--against", tmp_path / "small", own, "--json")
+    )
+    rows = [
+        row
+        for row in pq.read_table(corpus.path / "documents").to_pylist()
+        if row["split"] == "validation"
+    ]
+    assert said["all"]["documents"] == len(rows) and set(said["tokenizers"]) == {
+        "tokenizer",
+        "small",
+        "tokenizer-2",
+    }
     for name, folder in (("tokenizer", own), ("small", tmp_path / "small"), ("tokenizer-2", own)):
         ids = {row["id"]: theirs(folder, row["text"]) for row in rows}
         for group in ("source", "domain"):
             for value, found in said[group].items():
                 mine = [row for row in rows if (row[group] or "unknown") == value]
-                size, tokens = sum(len(row["text"].encode()) for row in mine), sum(len(ids[row["id"]]) for row in mine)
+                size, tokens = (
+                    sum(len(row["text"].encode()) for row in mine),
+                    sum(len(ids[row["id"]]) for row in mine),
+                )
                 assert (found["documents"], found["bytes"]) == (len(mine), size)
                 assert found["tokenizers"][name]["tokens"] == tokens
                 assert found["tokenizers"][name]["bytes_per_token"] == round(size / tokens, 4)
@@ -173,13 +221,21 @@ def test_inspection_counts_what_the_library_counts(corpus: Corpus, tmp_path: Pat
         assert vocabulary["unused"] == vocabulary["tokens"] - 4 - len(used)
         lengths = [len(token) for token in Tokenizer.from_pretrained(folder).vocabulary()]
         assert [row["bytes"] for row in vocabulary["longest"]] == sorted(lengths, reverse=True)[:10]
-    assert set(said["language"]) == {"en", "ru", "ja"}  # two of them found in the text: their source says none
+    assert set(said["language"]) == {
+        "en",
+        "ru",
+        "ja",
+    }  # two of them found in the text: their source says none
     japanese = said["language"]["ja"]
     assert japanese["words"] == 0 and japanese["tokenizers"]["small"]["tokens_per_word"] is None
     assert said["all"]["words"] == sum(row["words"] for row in said["language"].values())
     en = said["language"]["en"]
-    assert en["words"] == sum(len(row["text"].split()) for row in rows if row["source"] == "english")
-    assert en["tokenizers"]["small"]["tokens_per_word"] == round(en["tokenizers"]["small"]["tokens"] / en["words"], 4)
+    assert en["words"] == sum(
+        len(row["text"].split()) for row in rows if row["source"] == "english"
+    )
+    assert en["tokenizers"]["small"]["tokens_per_word"] == round(
+        en["tokenizers"]["small"]["tokens"] / en["words"], 4
+    )
 
 
 def test_the_card_has_the_same_counts(corpus: Corpus) -> None:
@@ -191,7 +247,10 @@ def test_the_card_has_the_same_counts(corpus: Corpus) -> None:
             assert part["bytes"] == sum(row["bytes"] for row in mine)
             assert part["tokens"] == sum(row["tokens"] for row in mine)
     law = card["domains"]["law"]
-    assert f'<td class="n">{law["bytes"] / law["tokens"]:.2f}</td>' in (corpus.path / "datacard.html").read_text()
+    assert (
+        f'<td class="n">{law["bytes"] / law["tokens"]:.2f}</td>'
+        in (corpus.path / "datacard.html").read_text()
+    )
 
 
 def test_pieces_of_characters_and_unknown_tokens() -> None:
@@ -205,19 +264,28 @@ def test_pieces_of_characters_and_unknown_tokens() -> None:
     table = documents(["ab", "é"], language=["en", "ja"], domain=["x", None], source=["s", "s"])
     compression.add(table.append_column("bytes", pa.array([2, 2])))
     said = compression.report()
-    assert [said["language"][name]["tokenizers"]["bytes"]["character_pieces"] for name in ("en", "ja")] == [0, 1]
+    assert [
+        said["language"][name]["tokenizers"]["bytes"]["character_pieces"] for name in ("en", "ja")
+    ] == [0, 1]
     assert said["all"]["tokenizers"]["bytes"] == {
         "tokens": 4, "bytes_per_token": 1.0, "tokens_per_word": 2.0, "character_pieces": 0.5, "unknown": 0.0,
     }  # fmt: skip
-    assert said["all"]["tokenizers"]["words"]["unknown"] == 0.5 and said["vocabulary"]["words"]["unused"] == 0
+    assert (
+        said["all"]["tokenizers"]["words"]["unknown"] == 0.5
+        and said["vocabulary"]["words"]["unused"] == 0
+    )
     assert list(said["domain"]) == ["x", "unknown"]
 
 
 def counted(tokenizer: Tokenizer, tables: list[list[str]]) -> dict[str, Any]:
     compression = Compression({"it": tokenizer})
     for rows in tables:
-        table = documents(rows, language=["en"] * len(rows), domain=[None] * len(rows), source=["s"] * len(rows))
-        compression.add(table.append_column("bytes", pa.array([len(text.encode()) for text in rows])))
+        table = documents(
+            rows, language=["en"] * len(rows), domain=[None] * len(rows), source=["s"] * len(rows)
+        )
+        compression.add(
+            table.append_column("bytes", pa.array([len(text.encode()) for text in rows]))
+        )
     return compression.report()
 
 
@@ -227,7 +295,9 @@ def test_counts_do_not_depend_on_the_tables(corpus: Corpus, rows: list[str], at:
     whole = counted(corpus.tokenizer, [rows])
     cut = [part for part in (rows[:at], rows[at:]) if part]
     assert counted(corpus.tokenizer, cut) == whole
-    assert whole["all"]["tokenizers"]["it"]["tokens"] == sum(len(corpus.tokenizer.encode(text)) for text in rows)
+    assert whole["all"]["tokenizers"]["it"]["tokens"] == sum(
+        len(corpus.tokenizer.encode(text)) for text in rows
+    )
 
 
 class Known:
@@ -248,13 +318,21 @@ def test_published_figures_stand_beside_what_is_theirs(
     assert recognised(Known(128_256, [9906, 1917, 220, 4513, 1774])) == "Llama 3"  # type: ignore[arg-type]
     assert recognised(corpus.tokenizer) is None
     rows = [row for name in ("GPT-2", "Llama 3") for row in published(name)]
-    assert {row.unit for row in rows} == {"bytes", "characters"} and all(row.text and row.source for row in rows)
+    assert {row.unit for row in rows} == {"bytes", "characters"} and all(
+        row.text and row.source for row in rows
+    )
     ids = tuple(corpus.tokenizer.encode("Hello world 12345"))
     monkeypatch.setitem(published_module._KNOWN, (400, ids), "Llama 3")
     out = run("inspect", corpus.path / "tokenizer", "--corpus", corpus.path)
     lines = {line.split()[0]: line for line in out.splitlines() if line.strip()}
-    assert lines["en"].endswith("3.94 characters") and lines["ru"].endswith("  -")  # none is published for Russian
-    assert lines["by"] and "arXiv:2407.21783" in out and re.search(r"tokenizer +400 .* 4\.40$", lines["tokenizer"])
+    assert lines["en"].endswith("3.94 characters") and lines["ru"].endswith(
+        "  -"
+    )  # none is published for Russian
+    assert (
+        lines["by"]
+        and "arXiv:2407.21783" in out
+        and re.search(r"tokenizer +400 .* 4\.40$", lines["tokenizer"])
+    )
 
 
 def test_the_table(corpus: Corpus, run: Callable[..., str]) -> None:
@@ -263,7 +341,10 @@ def test_the_table(corpus: Corpus, run: Callable[..., str]) -> None:
     out = run("inspect", own, "--corpus", path, "--split", "train")
     assert out == told(facts) + "\n" and out.startswith(f"train split of {path}: ")
     rows = {line.split()[0]: line.split() for line in out.splitlines() if line}
-    assert rows["law"][-1] == f"{facts['domain']['law']['tokenizers']['tokenizer']['bytes_per_token']:.2f}"
+    assert (
+        rows["law"][-1]
+        == f"{facts['domain']['law']['tokenizers']['tokenizer']['bytes_per_token']:.2f}"
+    )
     assert "published" not in out
 
 
@@ -279,7 +360,10 @@ def test_the_table(corpus: Corpus, run: Callable[..., str]) -> None:
         ("train --files a.txt --sample_mb 0", "--sample_mb: 0 is not above 0"),
         ("train --files a.txt --sample_mb nan", "--sample_mb: nan is not above 0"),
         ("train --files a.txt --vocab_size 100", "vocab_size: 100 is too small"),
-        ("train --files a.txt --vocab_size 9000", r"vocab_size: the text supports no more than \d+"),
+        (
+            "train --files a.txt --vocab_size 9000",
+            r"vocab_size: the text supports no more than \d+",
+        ),
         ("train --files a.txt --vocab 9", "unknown option --vocab: did you mean --vocab_size"),
         ("train --files a.txt --output full", "--output .*full: is not empty; name another folder"),
         ("train --files a.txt --output a.txt/b", "--output .*a.txt/b: cannot be written"),
@@ -290,7 +374,11 @@ def test_the_table(corpus: Corpus, run: Callable[..., str]) -> None:
     ],
 )
 def test_a_mistake_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], args: str, message: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    args: str,
+    message: str,
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "tokenizer.json").write_text("{")
@@ -298,14 +386,22 @@ def test_a_mistake_is_one_line(
     (tmp_path / "empty.txt").write_text("")
     monkeypatch.chdir(tmp_path)
     assert main(["tokenizer", *args.replace("'", "").split()]) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lit_llm tokenizer: ")]
+    lines = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if line.startswith("lit_llm tokenizer: ")
+    ]
     assert len(lines) == 1, lines
     assert re.search(message, lines[0]), lines[0]
     assert {path.name for path in tmp_path.iterdir()} == {"full", "a.txt", "empty.txt"}
 
 
-def test_a_split_or_sample_without_text(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    built = build_corpus(tmp_path / "c", sources=str(texts), vocab_size=300, validation_fraction=0, progress=False)
+def test_a_split_or_sample_without_text(
+    texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built = build_corpus(
+        tmp_path / "c", sources=str(texts), vocab_size=300, validation_fraction=0, progress=False
+    )
     inspect = ["tokenizer", "inspect", str(built.path / "tokenizer"), "--corpus", str(built.path)]
     assert main(inspect) == 0 and capsys.readouterr().out.startswith("train split of")
     assert main([*inspect, "--split", "validation"]) == 2
@@ -314,8 +410,12 @@ def test_a_split_or_sample_without_text(texts: Path, tmp_path: Path, capsys: pyt
     assert "--sample_mb: no document" in capsys.readouterr().err
 
 
-def test_as_a_command(lit_llm_command: Callable[..., CompletedProcess[str]], texts: Path, tmp_path: Path) -> None:
-    made = lit_llm_command("tokenizer", "train", "--files", texts, "--vocab_size", 300, cwd=tmp_path)
+def test_as_a_command(
+    lit_llm_command: Callable[..., CompletedProcess[str]], texts: Path, tmp_path: Path
+) -> None:
+    made = lit_llm_command(
+        "tokenizer", "train", "--files", texts, "--vocab_size", 300, cwd=tmp_path
+    )
     assert made.returncode == 0 and made.stdout == f"{tmp_path / 'tokenizer'}\n", made.stderr
     assert "tokenizer: training: " in made.stderr
 

@@ -11,7 +11,9 @@ from reading import response, rows
 
 from lit_llm.corpus.sources import Source
 
-PAGES = [response(f"http://x.org/{i}", b"<p>Page %d: %s</p>" % (i, b"words " * 99)) for i in range(5)]
+PAGES = [
+    response(f"http://x.org/{i}", b"<p>Page %d: %s</p>" % (i, b"words " * 99)) for i in range(5)
+]
 
 
 @pytest.mark.parametrize("pressed", [False, True])
@@ -32,7 +34,10 @@ def test_pages_are_read_around_damage(tmp_path: Path, pressed: bool) -> None:
     assert [row for row in found if not row["dropped"]] == [*whole[:2], *whole[3:]]
     file.write_bytes(b"".join(records)[:-150])
     found = rows(str(tmp_path))
-    assert found[:4] == whole[:4] and found[4]["dropped"] in ("read: cut record", "read: damaged record")
+    assert found[:4] == whole[:4] and found[4]["dropped"] in (
+        "read: cut record",
+        "read: damaged record",
+    )
 
 
 def test_a_warc_that_is_compressed_as_one(tmp_path: Path) -> None:
@@ -47,14 +52,20 @@ def test_what_servers_say(tmp_path: Path) -> None:
     html = "<html><head><meta name='robots' content='noarchive'></head><body><p>Grüße</p></body></html>"
     plain = b"WARC/1.0\r\nWARC-Type: conversion\r\nWARC-Target-URI: http://w\r\nWARC-Record-ID: <urn:uuid:1>\r\n"
     records = [
-        response("http://a", html.encode("latin-1"), "text/html; charset=iso-8859-1", "X-Robots-Tag: noai\r\n"),
+        response(
+            "http://a",
+            html.encode("latin-1"),
+            "text/html; charset=iso-8859-1",
+            "X-Robots-Tag: noai\r\n",
+        ),
         response("http://b", b"<p>b</p>", headers="tdm-reservation: 1\r\n"),
         response("http://c", b"c", "text/plain"),
         response("http://d", b"<p>d</p>", status="404 Not Found"),
         response("http://e", b"e", "image/png"),
         response("http://f", gzip.compress(b"<p>f</p>"), headers="Content-Encoding: gzip\r\n"),
         response("http://g", b"<p>" + b"g" * 500),
-        plain + b"WARC-Date: 2026-01-01T00:00:00Z\r\nContent-Type: text/plain\r\nContent-Length: 4\r\n\r\nwet.\r\n\r\n",
+        plain
+        + b"WARC-Date: 2026-01-01T00:00:00Z\r\nContent-Type: text/plain\r\nContent-Length: 4\r\n\r\nwet.\r\n\r\n",
     ]
     (tmp_path / "a.warc").write_bytes(b"".join(records))
     found = rows(Source("s", [str(tmp_path)], max_line_bytes=400))

@@ -33,7 +33,9 @@ def test_code_points_are_pythons_and_invalid_bytes_come_back(around: bytes, data
     data = data + around
     points, back = np.empty(len(data), np.int32), np.empty(len(data), np.uint8)
     count = decode(np.frombuffer(data, np.uint8), 0, len(data), points)
-    assert points[:count].tolist() == [ord(character) for character in data.decode("utf-8", "surrogateescape")]
+    assert points[:count].tolist() == [
+        ord(character) for character in data.decode("utf-8", "surrogateescape")
+    ]
     assert back[: encode(points, 0, count, back, 0)].tobytes() == data
 
 
@@ -67,16 +69,25 @@ def test_bits_of_characters(bit: str, has) -> None:
     ("text", "expected"),
     [
         ('It\'s (not) a "test", is it?', 'It \'s ( not ) a " test " , is it ?'),
-        ("I don't, we’ve they'll I'm CAN'T he'd you're", "I do n't , we ’ve they 'll I 'm CA N'T he 'd you 're"),  # noqa: RUF001
+        (
+            "I don't, we’ve they'll I'm CAN'T he'd you're",  # noqa: RUF001
+            "I do n't , we ’ve they 'll I 'm CA N'T he 'd you 're",  # noqa: RUF001
+        ),
         ("n't 's a's 1's", "n't ' s a 's 1's"),
         ("J. Doe, the U.S. and e.g. this. Yes.", "J. Doe , the U.S. and e.g. this . Yes ."),
         ("Wait... what?! ....so… a..b", "Wait ... what ? ! .... so … a .. b"),
         ("well-known 3-4 3-d -x --y x- 2*3 a*b", "well - known 3 - 4 3 - d -x --y x- 2 * 3 a*b"),
-        ("end.Start a.b 3.14 a,b 1,000 key:value 10:30", "end . Start a.b 3.14 a , b 1,000 key : value 10:30"),
+        (
+            "end.Start a.b 3.14 a,b 1,000 key:value 10:30",
+            "end . Start a.b 3.14 a , b 1,000 key : value 10:30",
+        ),
         ("and/or 1/2 <b>x</b> a@b.c", "and / or 1/2 < b > x</b > a@b.c"),
         ("http://a.b/c-d:e www.a-b.c, c:/x", "http://a.b/c-d:e www.a-b.c , c:/x"),
         ("€5 $10 50% #tag snake_case f(x)", "€ 5 $ 10 50 % # tag snake_case f(x )"),
-        ("naïve e\u0301te\u0301 北京大学。 🙂x🙂🙂", "naïve e\u0301te\u0301 北京大学 。 🙂 x 🙂 🙂"),
+        (
+            "naïve e\u0301te\u0301 北京大学。 🙂x🙂🙂",
+            "naïve e\u0301te\u0301 北京大学 。 🙂 x 🙂 🙂",
+        ),
         ("\u00a0a\u2003b\x1cc\x00d\r\n", "a b c\x00d"),
         ("- | ' . .. ...", "- | ' . .. ..."),
         ("", ""),
@@ -115,11 +126,17 @@ def test_sentences(text: str, count: int) -> None:
     points = np.array(list(map(ord, text)), np.int32)
     starts, ends = np.empty((2, len(text)), np.int64)
     table = characters.character_table()
-    assert sentences(points, starts, ends, split(points, 0, len(text), table, starts, ends), table) == count
+    assert (
+        sentences(points, starts, ends, split(points, 0, len(text), table, starts, ends), table)
+        == count
+    )
 
 
 def test_nothing_is_said_of_the_last_code_points() -> None:
-    categories = {unicodedata.category(chr(point)) for point in range(characters._ASSIGNED, sys.maxunicode + 1)}
+    categories = {
+        unicodedata.category(chr(point))
+        for point in range(characters._ASSIGNED, sys.maxunicode + 1)
+    }
     assert categories <= {"Mn", "Cf", "Co", "Cn"}
     assert len(characters.character_table()) == sys.maxunicode + 1
 

@@ -40,7 +40,10 @@ def test_windows_predict_every_token_once(corpus: Path, seq_len: int, ranks: int
     assert len(windows) % ranks == 0
     step = max(1, len(windows) // 50)
     if step > 1:  # spot checks where there are many
-        indices = [*range(0, len(windows) - ranks - 1, step), *range(len(windows) - ranks - 1, len(windows))]
+        indices = [
+            *range(0, len(windows) - ranks - 1, step),
+            *range(len(windows) - ranks - 1, len(windows)),
+        ]
     else:
         indices = list(range(len(windows)))
     for index in indices:
@@ -48,7 +51,10 @@ def test_windows_predict_every_token_once(corpus: Path, seq_len: int, ranks: int
         labels = window["labels"]
         expected = tokens[index * seq_len + 1 : (index + 1) * seq_len + 1]
         assert labels[labels != IGNORE].tolist() == expected.tolist()
-        assert window["input_ids"][: len(expected)].tolist() == tokens[index * seq_len :][: len(expected)].tolist()
+        assert (
+            window["input_ids"][: len(expected)].tolist()
+            == tokens[index * seq_len :][: len(expected)].tolist()
+        )
         assert window["label_bytes"].sum() == sizes[expected].sum()
 
 

@@ -30,29 +30,47 @@ TEMPLATES = [CHATML_TEMPLATE, LLAMA_STYLE, MARKED]
 
 @pytest.fixture(scope="session")
 def tokenizer(text_folder: Path) -> Tokenizer:
-    return Tokenizer.train([file.read_text(errors="ignore") for file in sorted(text_folder.iterdir())[:10]], 600)
+    return Tokenizer.train(
+        [file.read_text(errors="ignore") for file in sorted(text_folder.iterdir())[:10]], 600
+    )
 
 
-words = st.text(st.characters(codec="utf-8", exclude_characters="\ufdd0\ufdd1\ufdd2"), max_size=30) | st.sampled_from(
-    ["", "<|im_end|>", "a <|im_start|>assistant\nb", "\n\nlines\n", "naïve 日本語 👩‍👩‍👧", "{{ not_a_template }}"]
+words = st.text(
+    st.characters(codec="utf-8", exclude_characters="\ufdd0\ufdd1\ufdd2"), max_size=30
+) | st.sampled_from(
+    [
+        "",
+        "<|im_end|>",
+        "a <|im_start|>assistant\nb",
+        "\n\nlines\n",
+        "naïve 日本語 👩‍👩‍👧",
+        "{{ not_a_template }}",
+    ]
 )
 conversations = st.tuples(
     st.none() | words, st.lists(st.tuples(words, words), min_size=1, max_size=4), st.none() | words
 )
 
 
-def messages_of(drawn: tuple[str | None, list[tuple[str, str]], str | None]) -> list[dict[str, str]]:
+def messages_of(
+    drawn: tuple[str | None, list[tuple[str, str]], str | None],
+) -> list[dict[str, str]]:
     system, pairs, last = drawn
     messages = [] if system is None else [{"role": "system", "content": system}]
     for question, answer in pairs:
-        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        messages += [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer},
+        ]
     return messages + ([] if last is None else [{"role": "user", "content": last}])
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
 @settings(max_examples=60, deadline=None)
 @given(drawn=conversations)
-def test_the_mask_covers_what_the_assistant_says(tokenizer: Tokenizer, template: str, drawn: tuple) -> None:
+def test_the_mask_covers_what_the_assistant_says(
+    tokenizer: Tokenizer, template: str, drawn: tuple
+) -> None:
     chat, messages = ChatFormat(tokenizer, template), messages_of(drawn)
     ids, spoken = chat.encode(messages)
     assert len(ids) == len(spoken)
@@ -78,7 +96,9 @@ def test_the_mask_covers_what_the_assistant_says(tokenizer: Tokenizer, template:
 @given(drawn=conversations)
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_the_text_is_transformers_text(tokenizer: Tokenizer, template: str, drawn: tuple) -> None:
-    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer._backend, bos_token="<|endoftext|>")
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer._backend, bos_token="<|endoftext|>"
+    )
     messages = messages_of(drawn)
     for prompt in (False, True):
         rendered = theirs.apply_chat_template(
@@ -126,9 +146,18 @@ def test_what_ends_an_answer(tokenizer: Tokenizer) -> None:
         ([{"role": "user"}], "message 1 must be an object with 'role' and 'content'"),
         ([{"role": "human", "content": "x"}], "role 'human'; roles are system, user, assistant"),
         ([{"role": "user", "content": ["x"]}], "content of type list"),
-        ([{"role": "assistant", "content": "x"}], "message 1 is the assistant's where the user's turn is"),
-        ([{"role": "user", "content": "x"}, {"role": "user", "content": "y"}], "message 2 is the user's"),
-        ([{"role": "user", "content": "x"}, {"role": "system", "content": "y"}], "message 2 is a system message"),
+        (
+            [{"role": "assistant", "content": "x"}],
+            "message 1 is the assistant's where the user's turn is",
+        ),
+        (
+            [{"role": "user", "content": "x"}, {"role": "user", "content": "y"}],
+            "message 2 is the user's",
+        ),
+        (
+            [{"role": "user", "content": "x"}, {"role": "system", "content": "y"}],
+            "message 2 is a system message",
+        ),
     ],
 )
 def test_what_is_no_conversation(tokenizer: Tokenizer, messages: object, said: str) -> None:
@@ -140,7 +169,10 @@ def test_what_is_no_conversation(tokenizer: Tokenizer, messages: object, said: s
     ("template", "said"),
     [
         ("{% for m in %}", "not valid Jinja: line 1"),
-        ("{{ raise_exception('no system role here') }}", "refuses the messages: no system role here"),
+        (
+            "{{ raise_exception('no system role here') }}",
+            "refuses the messages: no system role here",
+        ),
         ("{{ messages[0]['tool_calls'][0] }}", "the chat template"),
         ("{{ 1 / 0 }}", "fails .ZeroDivisionError"),
         (

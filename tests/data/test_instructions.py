@@ -26,7 +26,9 @@ def tokenizer_folder(corpus: Path) -> Path:
 
 
 def write(file: Path, rows: list) -> str:
-    file.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    file.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    )
     return str(file)
 
 
@@ -35,7 +37,9 @@ def chat(number: int, words: int = 3) -> dict:
                          {"role": "assistant", "content": f"answer {number} " + "word " * words}]}  # fmt: skip
 
 
-def module(tmp_path: Path, tokenizer_folder: Path, sources: object, **kwargs) -> InstructionDataModule:
+def module(
+    tmp_path: Path, tokenizer_folder: Path, sources: object, **kwargs
+) -> InstructionDataModule:
     defaults = {"seq_len": 64, "micro_batch_size": 2, "validation_fraction": 0.2}
     made = InstructionDataModule(sources, tokenizer=str(tokenizer_folder), cache_dir=str(tmp_path / "cache"),
                                  **{**defaults, **kwargs})  # type: ignore[arg-type]  # fmt: skip
@@ -57,7 +61,10 @@ def module(tmp_path: Path, tokenizer_folder: Path, sources: object, **kwargs) ->
 )
 def test_rows_of_the_usual_shapes(row: dict) -> None:
     assert to_messages(row) == PAIR
-    assert to_messages({"instruction": "q", "input": "with", "output": "a"})[0]["content"] == "q\n\nwith"
+    assert (
+        to_messages({"instruction": "q", "input": "with", "output": "a"})[0]["content"]
+        == "q\n\nwith"
+    )
 
 
 @pytest.mark.parametrize(
@@ -69,11 +76,16 @@ def test_rows_of_the_usual_shapes(row: dict) -> None:
         ({"messages": [{"content": "x"}]}, "message 1 must be an object with 'role'"),
         ({"messages": [PAIR[1], PAIR[0]]}, "they must alternate"),
         ({"messages": [PAIR[0]]}, "no supervised token"),
-        ({"messages": [{"role": "user", "content": "x " * 500}, PAIR[1]]}, "the prompt alone takes .* data.seq_len=64"),
+        (
+            {"messages": [{"role": "user", "content": "x " * 500}, PAIR[1]]},
+            "the prompt alone takes .* data.seq_len=64",
+        ),
         ({"conversations": [{"from": "human"}]}, "'conversations' must be a list"),
     ],
 )
-def test_a_bad_row_names_file_and_line(tmp_path: Path, tokenizer_folder: Path, row: object, said: str) -> None:
+def test_a_bad_row_names_file_and_line(
+    tmp_path: Path, tokenizer_folder: Path, row: object, said: str
+) -> None:
     file = write(tmp_path / "a.jsonl", [chat(1), "", row, chat(2)])
     with pytest.raises(UserError, match=rf"a\.jsonl:3: .*{said}"):
         module(tmp_path, tokenizer_folder, file)
@@ -86,7 +98,9 @@ def test_a_template_that_raises_names_the_row(tmp_path: Path, tokenizer_folder: 
                         "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}")  # fmt: skip
     bad = {"messages": [{"role": "user", "content": "bad"}, PAIR[1]]}
     file = write(tmp_path / "a.jsonl", [chat(1), bad])
-    with pytest.raises(UserError, match=r"a\.jsonl:2: the chat template refuses the messages: not this"):
+    with pytest.raises(
+        UserError, match=r"a\.jsonl:2: the chat template refuses the messages: not this"
+    ):
         module(tmp_path, tokenizer_folder, file, chat_template=str(template))
     with pytest.raises(UserError, match=r"data\.chat_template: nowhere"):
         module(tmp_path, tokenizer_folder, file, chat_template="nowhere")
@@ -94,7 +108,9 @@ def test_a_template_that_raises_names_the_row(tmp_path: Path, tokenizer_folder: 
 
 def test_bad_rows_can_be_skipped_and_are_counted(tmp_path: Path, tokenizer_folder: Path) -> None:
     file = write(tmp_path / "a.jsonl", [*(chat(i) for i in range(40)), {"messages": [PAIR[0]]}])
-    card = json.loads(module(tmp_path, tokenizer_folder, file, bad_rows="skip").datacard_file.read_text())
+    card = json.loads(
+        module(tmp_path, tokenizer_folder, file, bad_rows="skip").datacard_file.read_text()
+    )
     assert card["dropped"] == {"no supervised token: the assistant says nothing": 1}
     assert card["splits"]["train"]["examples"] + card["splits"]["validation"]["examples"] == 40
 
@@ -123,14 +139,20 @@ def test_every_supervised_token_is_a_label_once(
     expected = []
     for i, words in enumerate(sizes):
         ids, spoken = data.chat.encode(chat(i, words)["messages"])
-        expected.append([t for t, s in zip(ids[1 : seq_len + 1], spoken[1 : seq_len + 1], strict=True) if s])
+        expected.append(
+            [t for t, s in zip(ids[1 : seq_len + 1], spoken[1 : seq_len + 1], strict=True) if s]
+        )
     batches = list(data.train_dataloader())
     assert len(batches) == data.steps * accumulation
     found = []
     for batch in batches:
         for labels, documents in zip(batch["labels"], batch["document_ids"], strict=True):
             assert (labels[documents < 0] == IGNORE).all()
-            found += [labels[(documents == d) & (labels != IGNORE)].tolist() for d in documents.unique() if d >= 0]
+            found += [
+                labels[(documents == d) & (labels != IGNORE)].tolist()
+                for d in documents.unique()
+                if d >= 0
+            ]
     assert sorted(found) == sorted(expected)
     for step in range(data.steps):
         own = batches[step * accumulation : (step + 1) * accumulation]
@@ -142,7 +164,11 @@ def test_packed_equals_unpacked(tmp_path: Path, tokenizer_folder: Path) -> None:
     """The same examples give the same losses and gradients whether they share rows or not."""
     file = write(tmp_path / "a.jsonl", [chat(i, i % 13) for i in range(30)])
     torch.manual_seed(0)
-    model = Transformer(TransformerConfig(vocab_size=512, hidden_size=32, num_layers=2, num_heads=2, max_seq_len=256))
+    model = Transformer(
+        TransformerConfig(
+            vocab_size=512, hidden_size=32, num_layers=2, num_heads=2, max_seq_len=256
+        )
+    )
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     results = []
@@ -152,7 +178,9 @@ def test_packed_equals_unpacked(tmp_path: Path, tokenizer_folder: Path) -> None:
         total = 0.0
         rows = 0
         for batch in data.train_dataloader():
-            loss = model.token_losses(batch["input_ids"], batch["labels"], batch["document_ids"]).sum()
+            loss = model.token_losses(
+                batch["input_ids"], batch["labels"], batch["document_ids"]
+            ).sum()
             loss.backward()
             total += loss.item()
             rows += len(batch["input_ids"])
@@ -184,7 +212,9 @@ def test_encoded_once_and_found_again(tmp_path: Path, tokenizer_folder: Path) ->
 
     class Upper(InstructionDataModule):
         def format_example(self, row: dict) -> list[dict[str, str]]:
-            return [{**message, "content": message["content"].upper()} for message in row["messages"]]
+            return [
+                {**message, "content": message["content"].upper()} for message in row["messages"]
+            ]
 
     other = Upper(file, tokenizer=str(tokenizer_folder), cache_dir=str(tmp_path / "cache"), seq_len=64,
                   validation_fraction=0.2)  # fmt: skip
@@ -205,10 +235,14 @@ def test_docstrings_make_questions_and_no_module_straddles() -> None:
     assert 0.02 < share < 0.4
     dumps = next(row for row in rows if row["id"] == "json.dumps")
     assert "`json.dumps`" in dumps["messages"][0]["content"]
-    assert dumps["messages"][1]["content"].startswith("`dumps(obj, *, skipkeys=False") and "JSON" in str(dumps)
+    assert dumps["messages"][1]["content"].startswith(
+        "`dumps(obj, *, skipkeys=False"
+    ) and "JSON" in str(dumps)
 
 
-def test_sources_can_be_repeated_and_rehearsal_is_never_validation(tmp_path: Path, tokenizer_folder: Path) -> None:
+def test_sources_can_be_repeated_and_rehearsal_is_never_validation(
+    tmp_path: Path, tokenizer_folder: Path
+) -> None:
     file = write(tmp_path / "a.jsonl", [chat(i) for i in range(40)])
     data = module(tmp_path, tokenizer_folder, {file: 1, "general": 3})
     lines = [json.loads(line) for line in (data.datacard_file.parent / "manifest.jsonl").open()]
@@ -217,4 +251,6 @@ def test_sources_can_be_repeated_and_rehearsal_is_never_validation(tmp_path: Pat
     assert len(lines) - len(general) == 40
     asked = {json.loads(line)["prompt"] for line in
              (Path(lit_llm.__file__).parent / "training/callbacks/questions.jsonl").open()}  # fmt: skip
-    assert not asked & {line["question"] for line in general}  # what is rehearsed is not what is checked
+    assert not asked & {
+        line["question"] for line in general
+    }  # what is rehearsed is not what is checked

@@ -40,7 +40,9 @@ def test_a_position_says_it_all(mixture: list[dict], rows_per_step: int, seed: i
     for (step, shares), end in zip(phases, ends, strict=True):
         begin = step * rows_per_step
         for block in range(begin, end - BLOCK + 1, BLOCK):
-            counts = np.bincount([source for source, _ in located[block : block + BLOCK]], minlength=len(NAMES))
+            counts = np.bincount(
+                [source for source, _ in located[block : block + BLOCK]], minlength=len(NAMES)
+            )
             for name, count in zip(NAMES, counts, strict=True):
                 assert abs(count - BLOCK * shares.get(name, 0.0)) <= 2
 
@@ -60,7 +62,9 @@ def test_a_source_keeps_its_order_when_another_comes() -> None:
     def of_books(sizes: dict[str, list[int]]) -> list[int]:
         order = MixedOrder(sizes, read_phases(dict.fromkeys(sizes, 1.0), list(sizes)), 1, seed=0)
         books = list(sizes).index("books")
-        return [order(p) - int(order.starts[books]) for p in range(99) if order.locate(p)[0] == books]
+        return [
+            order(p) - int(order.starts[books]) for p in range(99) if order.locate(p)[0] == books
+        ]
 
     few, many = of_books({"books": [7, 5], "code": [11]}), of_books({"art": [4], **SIZES})
     assert few[: len(many)] == many[: len(few)]
@@ -72,7 +76,10 @@ def test_a_changed_mixture_holds_from_the_step_of_the_resume() -> None:
     assert phases_after([(0, even)], 10, [(0, odd)]) == [(0, even), (10, odd)]
     assert phases_after([(0, even), (10, odd)], 15, [(0, odd)]) == [(0, even), (10, odd)]
     assert phases_after([(0, even), (50, odd)], 10, [(0, even)]) == [(0, even)]
-    assert phases_after([(0, even)], 10, [(0, odd), (5, even), (20, late)]) == [(0, even), (20, late)]
+    assert phases_after([(0, even)], 10, [(0, odd), (5, even), (20, late)]) == [
+        (0, even),
+        (20, late),
+    ]
     assert phases_after([(0, even)], 0, [(0, even)]) == [(0, even)]
 
 
@@ -88,7 +95,10 @@ def test_a_changed_mixture_holds_from_the_step_of_the_resume() -> None:
         ({"books": "much"}, "at least 0"),
         ([], "at least 1/4096"),
         ([{"step": 1, "weights": {"books": 1}}], "begin at 0"),
-        ([{"step": 0, "weights": {"books": 1}}, {"step": 0, "weights": {"code": 1}}], "begin at 0 and ascend"),
+        (
+            [{"step": 0, "weights": {"books": 1}}, {"step": 0, "weights": {"code": 1}}],
+            "begin at 0 and ascend",
+        ),
         ([{"weights": {"books": 1}}], "entries are"),
         ([{"step": 0, "weights": 3}], "entries are"),
     ],

@@ -27,7 +27,9 @@ def test_a_chunk_is_used_up_within_its_window(sizes: list[int], window: int) -> 
     owner = [chunk for chunk, size in enumerate(sizes) for _ in range(size)]
     drawn = [owner[order(p)] for p in range(sum(sizes))]
     positions = {c: [i for i, d in enumerate(drawn) if d == c] for c in set(drawn)}
-    for spots in positions.values():  # between a chunk's first and last use, no more than `window` chunks are open
+    for spots in (
+        positions.values()
+    ):  # between a chunk's first and last use, no more than `window` chunks are open
         assert len(set(drawn[spots[0] : spots[-1] + 1])) <= window
 
 
@@ -47,7 +49,12 @@ def test_the_permutation_is_the_one_runs_were_started_with() -> None:
 )  # fmt: skip
 @settings(deadline=None)
 def test_steps_do_not_depend_on_ranks_accumulation_or_resume(
-    sizes: list[int], micro: int, split: tuple[int, int], accumulation: int, steps: int, data: st.DataObject
+    sizes: list[int],
+    micro: int,
+    split: tuple[int, int],
+    accumulation: int,
+    steps: int,
+    data: st.DataObject,
 ) -> None:
     world, micro_scale = split
     start = data.draw(st.integers(0, steps - 1))
@@ -60,7 +67,9 @@ def test_steps_do_not_depend_on_ranks_accumulation_or_resume(
                 world_size=world_size, step=lambda: first,
             )  # fmt: skip
             ids = list(sampler)
-            assert len(sampler) == steps * accumulate * micro_batch  # the whole run's, so that a resume is on time
+            assert (
+                len(sampler) == steps * accumulate * micro_batch
+            )  # the whole run's, so that a resume is on time
             per_step = accumulate * micro_batch
             for i in range(len(taken)):
                 taken[i] += ids[i * per_step : (i + 1) * per_step]

@@ -22,8 +22,15 @@ def test_every_example_once_and_no_row_too_full(lengths: np.ndarray, capacity: i
 
 
 @settings(max_examples=40, deadline=None)
-@given(lengths=lengths_lists, epochs=st.sampled_from([0.3, 1.0, 2.5]), seed=st.integers(0, 5), packing=st.booleans())
-def test_an_epoch_is_a_pass_and_pure(lengths: np.ndarray, epochs: float, seed: int, packing: bool) -> None:
+@given(
+    lengths=lengths_lists,
+    epochs=st.sampled_from([0.3, 1.0, 2.5]),
+    seed=st.integers(0, 5),
+    packing=st.booleans(),
+)
+def test_an_epoch_is_a_pass_and_pure(
+    lengths: np.ndarray, epochs: float, seed: int, packing: bool
+) -> None:
     order = PackedOrder(lengths, 64, epochs, seed, packing)
     assert order.rows == PackedOrder(lengths, 64, epochs, seed, packing).rows
     counts = np.bincount([i for row in order.rows for i in row], minlength=len(lengths))

@@ -16,7 +16,9 @@ from lit_llm import Tokenizer, Transformer, TransformerConfig
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama-like model of 128 positions that has an opinion about every token."""
     library = Path(os.__file__).parent
-    tokenizer = Tokenizer.train([(library / name).read_text() for name in ("os.py", "typing.py", "ast.py")], 400)
+    tokenizer = Tokenizer.train(
+        [(library / name).read_text() for name in ("os.py", "typing.py", "ast.py")], 400
+    )
     config = TransformerConfig(
         vocab_size=400, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, max_seq_len=128,
         bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id,

@@ -50,12 +50,20 @@ def write_task(
         json.dumps({"question": f"{i} and", "answer": f" {i + 1}"}) + "\n" for i in range(4)
     ))  # fmt: skip
     file = folder / f"{name}.yaml"
-    file.write_text(TASK.format(name=name, data=folder / "data.jsonl", cache=folder / "arrow", kind=kind, more=more))
+    file.write_text(
+        TASK.format(
+            name=name, data=folder / "data.jsonl", cache=folder / "arrow", kind=kind, more=more
+        )
+    )
     return file
 
 
 def test_table_and_json(
-    exported: Path, cache_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture, no_default_tasks: list[bool]
+    exported: Path,
+    cache_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    no_default_tasks: list[bool],
 ) -> None:
     out = tmp_path / "sub" / "results.json"
     evaluate_main([str(exported), "--tasks", "stdlib_choice", "stdlib_rolling", "--limit", "2", "--json", str(out),
@@ -71,9 +79,15 @@ def test_table_and_json(
         assert content["results"][task][f"{metric},none"] == row["value"] and row["n"] == 2
         assert f"{row['value']:.4f}" in printed
     assert content["versions"] == {"stdlib_choice": 1.0, "stdlib_rolling": 1.0}
-    assert content["checkpoint"] == str(exported) and content["command"].startswith("lit_llm evaluate ")
+    assert content["checkpoint"] == str(exported) and content["command"].startswith(
+        "lit_llm evaluate "
+    )
     assert content["weights_sha256"] == weights_fingerprint(Transformer.from_pretrained(exported))
-    assert "samples" not in content and set(content["package_versions"]) == {"lit_llm", "lm_eval", "torch"}
+    assert "samples" not in content and set(content["package_versions"]) == {
+        "lit_llm",
+        "lm_eval",
+        "torch",
+    }
 
 
 def test_json_on_stdout_with_samples_chat_and_examples(
@@ -95,7 +109,9 @@ def test_include_and_a_bootstrapped_error(
     more = "metric_list: [{metric: acc}, {metric: perplexity, aggregation: perplexity, higher_is_better: false}]"
     file = write_task(tmp_path / "mine", "my_task", more=more)
     for include in (file, file.parent):
-        evaluate_main([str(exported), "--tasks", "my_task", "--include", str(include), "--device", "cpu"])
+        evaluate_main(
+            [str(exported), "--tasks", "my_task", "--include", str(include), "--device", "cpu"]
+        )
         lines = capfd.readouterr().out.splitlines()
         assert sorted(line.split()[1] for line in lines[1:]) == ["acc", "perplexity"]
         assert all(float(line.split()[3]) >= 0 and line.split()[4] == "4" for line in lines[1:])
@@ -106,12 +122,18 @@ def test_include_and_a_bootstrapped_error(
     [
         (["--tasks", "stdlib_choise"], "no task 'stdlib_choise'; did you mean stdlib_choice"),
         (["--tasks", "zzz"], "no task 'zzz'; local ones are stdlib_choice"),
-        (["--tasks", "stdlib_choice", "--include", "nowhere"], "nowhere is neither a folder nor a .yaml file"),
+        (
+            ["--tasks", "stdlib_choice", "--include", "nowhere"],
+            "nowhere is neither a folder nor a .yaml file",
+        ),
         (["--tasks", "stdlib_choice", "--limit", "0"], "--limit must be at least 1"),
         (["--tasks", "stdlib_choice", "--num_fewshot", "-1"], "--num_fewshot must be at least 0"),
         (["--tasks", "stdlib_choice", "--log_samples"], "--log_samples needs --json"),
         (["--tasks", "stdlib_choice", "--device", "tpu9"], "--device tpu9"),
-        (["--tasks", "stdlib_choice", "--limt", "3"], "unknown option --limt: did you mean --limit"),
+        (
+            ["--tasks", "stdlib_choice", "--limt", "3"],
+            "unknown option --limt: did you mean --limit",
+        ),
     ],
 )
 def test_mistakes_are_one_line(
@@ -122,12 +144,16 @@ def test_mistakes_are_one_line(
     assert "\n" not in str(found.value)
 
 
-def test_a_folder_without_tasks_and_a_task_without_data(exported: Path, tmp_path: Path, cache_dir: Path) -> None:
+def test_a_folder_without_tasks_and_a_task_without_data(
+    exported: Path, tmp_path: Path, cache_dir: Path
+) -> None:
     with pytest.raises(UserError, match=r"holds no \.yaml file"):
         evaluate_main([str(exported), "--tasks", "x", "--include", str(tmp_path)])
     file = write_task(tmp_path / "mine", "my_task")
     (tmp_path / "mine" / "data.jsonl").unlink()
-    with pytest.raises(UserError, match="task my_task cannot be loaded: FileNotFoundError") as found:
+    with pytest.raises(
+        UserError, match="task my_task cannot be loaded: FileNotFoundError"
+    ) as found:
         evaluate_main([str(exported), "--tasks", "my_task", "--include", str(file)])
     assert "\n" not in str(found.value)
 

@@ -67,8 +67,12 @@ def assert_equal_to_hf(ours: HarnessLM, hf: HFLM, names: tuple[str, ...], limit:
     for name, task in load_tasks(names).items():
         mine, theirs = (run_task(lm, task, limit=limit, log_samples=True) for lm in (ours, hf))
         mine_items, their_items = per_item(mine), per_item(theirs)
-        assert without_numbers(mine_items[name]) == without_numbers(their_items[name])  # texts and is_greedy
-        assert numbers(mine_items[name]) == pytest.approx(numbers(their_items[name]), rel=0, abs=1e-3)
+        assert without_numbers(mine_items[name]) == without_numbers(
+            their_items[name]
+        )  # texts and is_greedy
+        assert numbers(mine_items[name]) == pytest.approx(
+            numbers(their_items[name]), rel=0, abs=1e-3
+        )
         if name != "stdlib_complete":
             assert numbers(mine_items[name]) and any(numbers(mine_items[name]))
         mine_rows, their_rows = metric_rows(mine), metric_rows(theirs)
@@ -78,7 +82,9 @@ def assert_equal_to_hf(ours: HarnessLM, hf: HFLM, names: tuple[str, ...], limit:
             assert one["n"] == other["n"] == limit
 
 
-def test_local_tasks_equal_the_hf_backend(model: Transformer, tokenizer: Tokenizer, hf: HFLM, cache_dir: Path) -> None:
+def test_local_tasks_equal_the_hf_backend(
+    model: Transformer, tokenizer: Tokenizer, hf: HFLM, cache_dir: Path
+) -> None:
     assert_equal_to_hf(HarnessLM(model, tokenizer), hf, LOCAL_TASKS, limit=6)
 
 
@@ -91,7 +97,9 @@ def test_loglikelihoods_equal_the_hf_backend(
     ours = HarnessLM(model, tokenizer).loglikelihood(arguments, disable_tqdm=True)
     theirs = hf.loglikelihood(arguments, disable_tqdm=True)
     assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
-    assert [value for value, _ in ours] == pytest.approx([value for value, _ in theirs], rel=0, abs=1e-4)
+    assert [value for value, _ in ours] == pytest.approx(
+        [value for value, _ in theirs], rel=0, abs=1e-4
+    )
     assert len({round(value, 3) for value, _ in ours}) > 10
 
 
@@ -106,28 +114,53 @@ def test_greedy_continuations_are_told(model: Transformer, tokenizer: Tokenizer,
 
 def test_rolling_equals_the_hf_backend(model: Transformer, tokenizer: Tokenizer, hf: HFLM) -> None:
     ids = tokenizer.encode(LONG)
-    texts = ["", "a", LONG, "Grüße 世界", *(tokenizer.decode(ids[:n]) for n in (127, 128, 129, 256, 257))]
+    texts = [
+        "",
+        "a",
+        LONG,
+        "Grüße 世界",
+        *(tokenizer.decode(ids[:n]) for n in (127, 128, 129, 256, 257)),
+    ]
     arguments = requests("loglikelihood_rolling", [(text,) for text in texts])
     ours = HarnessLM(model, tokenizer, batch_size=3).loglikelihood_rolling(arguments)
-    assert ours == pytest.approx(hf.loglikelihood_rolling(arguments, disable_tqdm=True), rel=0, abs=1e-3)
+    assert ours == pytest.approx(
+        hf.loglikelihood_rolling(arguments, disable_tqdm=True), rel=0, abs=1e-3
+    )
     assert ours[0] == 0.0 > max(ours[1:])
 
 
-def test_greedy_generation_equals_the_hf_backend(model: Transformer, tokenizer: Tokenizer, hf: HFLM) -> None:
+def test_greedy_generation_equals_the_hf_backend(
+    model: Transformer, tokenizer: Tokenizer, hf: HFLM
+) -> None:
     contexts = ["def f(", "import os\n", LONG, "Grüße", "class A:\n    def", "x"]
-    settings = [{"until": ["\n\n"], "max_gen_toks": 20}, {"until": [" ", "e"], "max_gen_toks": 12, "do_sample": False}]
-    arguments = requests("generate_until", [(context, dict(how)) for how in settings for context in contexts])
+    settings = [
+        {"until": ["\n\n"], "max_gen_toks": 20},
+        {"until": [" ", "e"], "max_gen_toks": 12, "do_sample": False},
+    ]
+    arguments = requests(
+        "generate_until", [(context, dict(how)) for how in settings for context in contexts]
+    )
     ours = HarnessLM(model, tokenizer, batch_size=3).generate_until(arguments)
     assert ours == hf.generate_until(arguments, disable_tqdm=True)
     assert len(set(ours[:6])) > 3
 
 
-@given(order=st.permutations(range(len(PAIRS))), batch_size=st.integers(1, 9), max_batch_tokens=st.integers(1, 400))
+@given(
+    order=st.permutations(range(len(PAIRS))),
+    batch_size=st.integers(1, 9),
+    max_batch_tokens=st.integers(1, 400),
+)
 @settings(max_examples=15, deadline=None)
 def test_company_does_not_matter(
-    model: Transformer, tokenizer: Tokenizer, order: list[int], batch_size: int, max_batch_tokens: int
+    model: Transformer,
+    tokenizer: Tokenizer,
+    order: list[int],
+    batch_size: int,
+    max_batch_tokens: int,
 ) -> None:
-    alone = HarnessLM(model, tokenizer, batch_size=1).loglikelihood(requests("loglikelihood", PAIRS), True)
+    alone = HarnessLM(model, tokenizer, batch_size=1).loglikelihood(
+        requests("loglikelihood", PAIRS), True
+    )
     lm = HarnessLM(model, tokenizer, batch_size=batch_size, max_batch_tokens=max_batch_tokens)
     mixed = lm.loglikelihood(requests("loglikelihood", [PAIRS[i] for i in order]), True)
     for place, number in enumerate(order):
@@ -136,14 +169,25 @@ def test_company_does_not_matter(
 
 
 def test_sampling_depends_on_the_place_alone(model: Transformer, tokenizer: Tokenizer) -> None:
-    how = {"until": [], "do_sample": True, "temperature": 1.0, "top_k": 50, "top_p": 0.95, "max_gen_toks": 12}
-    arguments = requests("generate_until", [("import", dict(how))] * 3 + [("def f(x):\n", dict(how))] * 2)
+    how = {
+        "until": [],
+        "do_sample": True,
+        "temperature": 1.0,
+        "top_k": 50,
+        "top_p": 0.95,
+        "max_gen_toks": 12,
+    }
+    arguments = requests(
+        "generate_until", [("import", dict(how))] * 3 + [("def f(x):\n", dict(how))] * 2
+    )
     first = HarnessLM(model, tokenizer).generate_until(arguments)
     assert first == HarnessLM(model, tokenizer, batch_size=1).generate_until(arguments)
     assert len(set(first[:3])) == 3  # repeats of a request differ
 
 
-def test_leaves_the_model_and_the_generators_alone(model: Transformer, tokenizer: Tokenizer, cache_dir: Path) -> None:
+def test_leaves_the_model_and_the_generators_alone(
+    model: Transformer, tokenizer: Tokenizer, cache_dir: Path
+) -> None:
     model.train()
     model.layers[0].eval()
     modes = [module.training for module in model.modules()]
@@ -153,14 +197,18 @@ def test_leaves_the_model_and_the_generators_alone(model: Transformer, tokenizer
         for task in load_tasks(["stdlib_choice", "stdlib_complete"]).values():
             run_task(lm, task, limit=2)
         assert [module.training for module in model.modules()] == modes
-        assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+        assert all(
+            parameter.grad is None and parameter.requires_grad for parameter in model.parameters()
+        )
         assert random.getstate() == states[0] and np.random.get_state()[1].tolist() == states[1]
         assert torch.equal(torch.get_rng_state(), states[2])
     finally:
         model.eval()
 
 
-def test_chat_prompts_equal_the_hf_backend(model: Transformer, tokenizer: Tokenizer, hf: HFLM) -> None:
+def test_chat_prompts_equal_the_hf_backend(
+    model: Transformer, tokenizer: Tokenizer, hf: HFLM
+) -> None:
     lm = HarnessLM(model, tokenizer)
     chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi "}]
     open_answer = [*chat, {"role": "assistant", "content": "Answer: "}]
@@ -179,7 +227,9 @@ def test_a_template_without_system_messages(model: Transformer, tokenizer: Token
     lm = HarnessLM(model, strict)
     system, user = {"role": "system", "content": "s"}, {"role": "user", "content": "u "}
     assert lm.apply_chat_template([system, user]) == "[user] u\n"
-    assert lm.apply_chat_template([user], add_generation_prompt=False) == "[user] u"  # trimmed, so nothing to keep
+    assert (
+        lm.apply_chat_template([user], add_generation_prompt=False) == "[user] u"
+    )  # trimmed, so nothing to keep
 
 
 def test_mistakes(model: Transformer, tokenizer: Tokenizer) -> None:
@@ -189,12 +239,20 @@ def test_mistakes(model: Transformer, tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match="asks for 256 new tokens"):
         lm.generate_until(requests("generate_until", [("a", {"until": ["\n"]})]))
     with pytest.raises(UserError, match="num_beams is not supported"):
-        lm.generate_until(requests("generate_until", [("a", {"until": ["\n"], "num_beams": 4, "max_gen_toks": 4})]))
+        lm.generate_until(
+            requests(
+                "generate_until", [("a", {"until": ["\n"], "num_beams": 4, "max_gen_toks": 4})]
+            )
+        )
     with pytest.raises(UserError, match="neither a bos nor an eos"):
         HarnessLM(model, Tokenizer(tokenizer._backend))
 
 
-SHARED = {"stdlib_choice": 5, "stdlib_rolling": 1, "stdlib_complete": 5}  # one has fewer documents than there are ranks
+SHARED = {
+    "stdlib_choice": 5,
+    "stdlib_rolling": 1,
+    "stdlib_complete": 5,
+}  # one has fewer documents than there are ranks
 
 
 def results_of_all(lm: HarnessLM, tasks: dict[str, Any]) -> str:
@@ -202,7 +260,9 @@ def results_of_all(lm: HarnessLM, tasks: dict[str, Any]) -> str:
     for name, limit in SHARED.items():
         results = run_task(lm, tasks[name], limit=limit, log_samples=True)
         found[name] = [metric_rows(results), per_item(results)[name]]
-    lengths = [("def", {"until": [], "max_gen_toks": n}) for n in (3, 20, 9)]  # one rank waits for the other
+    lengths = [
+        ("def", {"until": [], "max_gen_toks": n}) for n in (3, 20, 9)
+    ]  # one rank waits for the other
     found["unequal"] = lm.generate_until(requests("generate_until", lengths))
     return json.dumps(found)
 
@@ -214,7 +274,9 @@ def be_a_rank(rank: int, folder: Path, lm: HarnessLM, tasks: dict[str, Any]) -> 
     dist.destroy_process_group()
 
 
-def test_two_ranks_equal_one(model: Transformer, tokenizer: Tokenizer, cache_dir: Path, tmp_path: Path) -> None:
+def test_two_ranks_equal_one(
+    model: Transformer, tokenizer: Tokenizer, cache_dir: Path, tmp_path: Path
+) -> None:
     tasks, lm = load_tasks(list(SHARED)), HarnessLM(model, tokenizer, batch_size=2)
     fork = multiprocessing.get_context("fork")  # a fresh process would import for ten seconds
     ranks = [fork.Process(target=be_a_rank, args=(rank, tmp_path, lm, tasks)) for rank in range(2)]
@@ -241,5 +303,7 @@ def test_smollm2_equals_the_hf_backend(cache_dir: Path, tmp_path: Path) -> None:
     assert_equal_to_hf(ours, hf, ("stdlib_rolling",), limit=1)
     assert_equal_to_hf(ours, hf, ("stdlib_complete",), limit=8)
     pairs = requests("loglikelihood", PAIRS)
-    for one, other in zip(ours.loglikelihood(pairs, True), hf.loglikelihood(pairs, True), strict=True):
+    for one, other in zip(
+        ours.loglikelihood(pairs, True), hf.loglikelihood(pairs, True), strict=True
+    ):
         assert one[0] == pytest.approx(other[0], rel=0, abs=1e-3) and one[1] == other[1]

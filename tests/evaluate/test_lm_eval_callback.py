@@ -18,7 +18,12 @@ TINY = {"hidden_size": 32, "num_layers": 1, "num_heads": 2}
 
 
 def fit(
-    folder: Path, corpus: Path, callbacks: list[L.Callback], steps: int = 6, ckpt_path: Path | None = None, **kwargs
+    folder: Path,
+    corpus: Path,
+    callbacks: list[L.Callback],
+    steps: int = 6,
+    ckpt_path: Path | None = None,
+    **kwargs,
 ) -> PretrainModule:
     L.seed_everything(0, verbose=False)
     module = PretrainModule(TINY, optimizer="adamw")
@@ -42,10 +47,14 @@ def evaluations(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
 
 
-def test_every_validation_is_logged_and_training_goes_on_the_same(tmp_path: Path, corpus: Path) -> None:
+def test_every_validation_is_logged_and_training_goes_on_the_same(
+    tmp_path: Path, corpus: Path
+) -> None:
     plain = fit(tmp_path / "plain", corpus, [])
     names = ["stdlib_choice", "stdlib_complete"]
-    watched = fit(tmp_path / "watched", corpus, [LMEvalCallback(names, limit=3, max_batch_tokens=64)])
+    watched = fit(
+        tmp_path / "watched", corpus, [LMEvalCallback(names, limit=3, max_batch_tokens=64)]
+    )
     for one, other in zip(plain.parameters(), watched.parameters(), strict=True):
         assert torch.equal(one, other)
     rows = evaluations(tmp_path / "watched")
@@ -75,7 +84,13 @@ def test_every_steps_and_resume(tmp_path: Path, corpus: Path) -> None:
     with open(tmp_path / "evaluations.jsonl", "a") as file:
         file.write('{"step": 8, "ta')  # killed while it wrote
     again = LMEvalCallback(["stdlib_choice"], every_steps=3, limit=2)
-    fit(tmp_path, corpus, [again], steps=8, ckpt_path=tmp_path / "checkpoints" / "step-00000005.ckpt")
+    fit(
+        tmp_path,
+        corpus,
+        [again],
+        steps=8,
+        ckpt_path=tmp_path / "checkpoints" / "step-00000005.ckpt",
+    )
     assert evaluations(tmp_path) == whole
     assert again.last_step == 6
 

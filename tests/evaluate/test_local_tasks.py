@@ -30,7 +30,9 @@ def test_made_once_and_the_same_everywhere(
     folder = local_tasks()
     stamps = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
     assert local_tasks() == folder
-    assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir() if file.name in stamps} == stamps
+    assert {
+        file.name: file.stat().st_mtime_ns for file in folder.iterdir() if file.name in stamps
+    } == stamps
     monkeypatch.setattr(tasks, "docstring_rows", lambda: iter(rows))  # parsed once already
     other = local_tasks(tmp_path)
     for name in LOCAL_TASKS:
@@ -55,7 +57,9 @@ def test_only_held_out_modules(cache_dir: Path, rows: list[dict[str, Any]]) -> N
 
 
 def test_choices(cache_dir: Path, rows: list[dict[str, Any]]) -> None:
-    answers = {row["id"]: row["messages"][1]["content"] for row in rows if row["split"] == "validation"}
+    answers = {
+        row["id"]: row["messages"][1]["content"] for row in rows if row["split"] == "validation"
+    }
     golds = []
     for item in items(local_tasks(), "stdlib_choice"):
         assert len(set(item["choices"])) == 4
@@ -67,7 +71,9 @@ def test_choices(cache_dir: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def test_completions_and_texts(cache_dir: Path, rows: list[dict[str, Any]]) -> None:
-    answers = {row["id"]: row["messages"][1]["content"] for row in rows if row["split"] == "validation"}
+    answers = {
+        row["id"]: row["messages"][1]["content"] for row in rows if row["split"] == "validation"
+    }
     for item in items(local_tasks(), "stdlib_complete"):
         sentence = item["question"].partition('"""')[2] + " " + item["word"]
         assert f"`: {sentence}" in answers[item["id"]]

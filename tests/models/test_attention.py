@@ -72,7 +72,9 @@ def document_ids(lengths: list[list[int]], T: int) -> Tensor:
     return torch.tensor(rows)
 
 
-LENGTHS = st.lists(st.lists(st.one_of(st.just(1), st.integers(1, 30)), max_size=12), min_size=2, max_size=2)
+LENGTHS = st.lists(
+    st.lists(st.one_of(st.just(1), st.integers(1, 30)), max_size=12), min_size=2, max_size=2
+)
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "flex"])
@@ -96,7 +98,9 @@ def test_is_the_plain_sum(
     )  # fmt: skip
     documents = None if lengths is None else document_ids(lengths, T)
     padding = None
-    if padded and documents is None and backend == "sdpa":  # FlexAttention is for training, which pads nothing
+    if (
+        padded and documents is None and backend == "sdpa"
+    ):  # FlexAttention is for training, which pads nothing
         padding = torch.ones(2, T, dtype=torch.bool)
         padding[0, :padded] = False
     inputs = [torch.randn(2, heads, T, 8, dtype=torch.float64) for heads in (4, kv_heads, kv_heads)]
@@ -110,7 +114,9 @@ def test_is_the_plain_sum(
         layer = Attention(config, 0)
         got = _with_gradients(lambda q, k, v: layer.attend(q, k, v, mask), inputs, cotangent)
     expected = _with_gradients(
-        lambda q, k, v: attend_plainly(q, k, v, window, softcap, scale, documents, padding), inputs, cotangent
+        lambda q, k, v: attend_plainly(q, k, v, window, softcap, scale, documents, padding),
+        inputs,
+        cotangent,
     )
     for ours, plain in zip(got, expected, strict=True):
         torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
@@ -124,7 +130,9 @@ def _with_gradients(function: Any, inputs: list[Tensor], cotangent: Tensor) -> l
 
 
 @given(
-    lengths=st.lists(st.lists(st.one_of(st.just(1), st.integers(1, 300)), max_size=12), min_size=2, max_size=2),
+    lengths=st.lists(
+        st.lists(st.one_of(st.just(1), st.integers(1, 300)), max_size=12), min_size=2, max_size=2
+    ),
     T=st.one_of(st.just(3 * BLOCK), st.integers(1, 3 * BLOCK)),
     window=st.one_of(st.none(), st.integers(1, 300)),
     masked=st.booleans(),
@@ -144,13 +152,20 @@ def test_block_mask_is_what_create_block_mask_makes(
                         (mask.full_kv_num_blocks, theirs.full_kv_num_blocks),
                         (mask.full_kv_indices, theirs.full_kv_indices), (mask.q_num_blocks, theirs.q_num_blocks),
                         (mask.full_q_indices, theirs.full_q_indices)):  # fmt: skip
-        assert ours is not None and other is not None and torch.equal(ours, other) and ours.dtype == other.dtype
+        assert (
+            ours is not None
+            and other is not None
+            and torch.equal(ours, other)
+            and ours.dtype == other.dtype
+        )
     b, q, k = torch.meshgrid(torch.arange(2), torch.arange(T), torch.arange(T), indexing="ij")
     assert torch.equal(mask.mask_mod(b, torch.zeros(()), q, k), dense[:, 0])
 
 
 @pytest.mark.parametrize("documents", [False, True])
-@pytest.mark.parametrize("choice", [Backends(), Backends(causal="cudnn", masked="flex"), FLEX], ids=str)
+@pytest.mark.parametrize(
+    "choice", [Backends(), Backends(causal="cudnn", masked="flex"), FLEX], ids=str
+)
 @pytest.mark.usefixtures("flex_on_cpu")
 def test_compiled_blocks_are_whole_graphs(choice: Backends, documents: bool) -> None:
     model, plain = _two_models(choice, compile=True)
@@ -160,7 +175,9 @@ def test_compiled_blocks_are_whole_graphs(choice: Backends, documents: bool) -> 
         block.compile(fullgraph=True, dynamic=False, backend=counter)
     _assert_equal_gradients(model, plain, documents)
     graphs = counter.frame_count
-    _assert_equal_gradients(model, plain, documents)  # another batch is another mask, not another graph
+    _assert_equal_gradients(
+        model, plain, documents
+    )  # another batch is another mask, not another graph
     assert 1 <= counter.frame_count == graphs <= 2
 
 
@@ -175,7 +192,9 @@ def _two_models(choice: Backends, **options: Any) -> tuple[Transformer, Transfor
                                sliding_window=40, sliding_layers=[0, 1])  # fmt: skip
     plain, model = Transformer(config), Transformer(config)
     for block in plain.layers:
-        torch.nn.init.normal_(block.attention.o_proj.weight, std=0.1)  # zero at first: nothing attended
+        torch.nn.init.normal_(
+            block.attention.o_proj.weight, std=0.1
+        )  # zero at first: nothing attended
     model.load_state_dict(plain.state_dict())
     parallelize(model, backends=choice, **options)
     return model, plain
@@ -194,10 +213,14 @@ def _assert_equal_gradients(model: Transformer, plain: Transformer, documents: b
 
 
 @pytest.mark.usefixtures("flex_on_cpu")
-def test_block_masks_are_for_training_without_cache_and_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_block_masks_are_for_training_without_cache_and_padding(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model, _ = _two_models(FLEX)
     used = []
-    monkeypatch.setattr(backends_module, "_flex_attention", lambda q, k, v, **_: used.append(1) or q)
+    monkeypatch.setattr(
+        backends_module, "_flex_attention", lambda q, k, v, **_: used.append(1) or q
+    )
     ids = torch.randint(0, 40, (2, 9))
     model(ids, padding_mask=torch.ones(2, 9, dtype=torch.bool))
     model(ids, cache=KVCache(model.config, 2, 9, CPU, torch.float32))
@@ -225,7 +248,11 @@ def test_sdpa_tries_kernels_in_the_order_asked_for(monkeypatch: pytest.MonkeyPat
 
 
 def pretend(
-    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], *, triton: bool = True, fa3: bool = False
+    monkeypatch: pytest.MonkeyPatch,
+    capability: tuple[int, int],
+    *,
+    triton: bool = True,
+    fa3: bool = False,
 ) -> None:
     """That there is a GPU of this capability, with these packages."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
@@ -239,7 +266,10 @@ CUDA = torch.device("cuda", 0)
 
 
 def test_choice_by_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert str(choose_attention(CPU, torch.bfloat16)) == "blocks; sdpa for windows, documents and soft caps"
+    assert (
+        str(choose_attention(CPU, torch.bfloat16))
+        == "blocks; sdpa for windows, documents and soft caps"
+    )
     assert str(choose_attention(CPU, torch.bfloat16, "sdpa")) == "sdpa"
     for capability, fa3, dtype, expected in [
         ((9, 0), False, torch.bfloat16, "cudnn"), ((9, 0), True, torch.bfloat16, "flash3"),
@@ -262,8 +292,12 @@ def test_choice_by_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("wanted", "needs"), [("cudnn", "since Ampere"), ("flash3", "Hopper GPU"), ("flex", "Triton")]
 )  # fmt: skip
-def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch, wanted: Any, needs: str) -> None:
-    with pytest.raises(UserError, match=f"model.attention={wanted} needs .*{needs}.*; set it to auto"):
+def test_what_cannot_be_is_refused(
+    monkeypatch: pytest.MonkeyPatch, wanted: Any, needs: str
+) -> None:
+    with pytest.raises(
+        UserError, match=f"model.attention={wanted} needs .*{needs}.*; set it to auto"
+    ):
         choose_attention(CPU, torch.bfloat16, wanted)
     pretend(monkeypatch, (7, 0), triton=False)
     with pytest.raises(UserError, match=needs):

@@ -57,7 +57,9 @@ def test_long_samples() -> None:
     torch.manual_seed(0)
     q, k, v = heads(1, 2, 1100, 8), heads(1, 1, 1100, 8), heads(1, 1, 1100, 8)
     grad = torch.randn(1, 2, 1100, 8)
-    for one, other in zip(with_gradients(blocked, q, k, v, grad), with_gradients(sdpa, q, k, v, grad), strict=True):
+    for one, other in zip(
+        with_gradients(blocked, q, k, v, grad), with_gradients(sdpa, q, k, v, grad), strict=True
+    ):
         torch.testing.assert_close(one, other, atol=5e-5, rtol=1e-4)
 
 
@@ -74,15 +76,24 @@ def test_in_half_precision_it_is_as_exact_as_transformers_eager() -> None:
 
     def eager(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
-        scores = (q @ k.transpose(2, 3) * 0.3).masked_fill(~torch.ones(200, 200, dtype=torch.bool).tril(), -torch.inf)
+        scores = (q @ k.transpose(2, 3) * 0.3).masked_fill(
+            ~torch.ones(200, 200, dtype=torch.bool).tril(), -torch.inf
+        )
         return scores.softmax(-1, dtype=torch.float32).to(q.dtype) @ v
 
-    exact = with_gradients(sdpa, *(t.detach().double().requires_grad_() for t in (q, k, v)), grad.double())
+    exact = with_gradients(
+        sdpa, *(t.detach().double().requires_grad_() for t in (q, k, v)), grad.double()
+    )
 
     def errors(results: list[Tensor]) -> list[float]:
-        return [((r.double() - e).norm() / e.norm()).item() for r, e in zip(results, exact, strict=True)]
+        return [
+            ((r.double() - e).norm() / e.norm()).item() for r, e in zip(results, exact, strict=True)
+        ]
 
-    ours, theirs = errors(with_gradients(blocked, q, k, v, grad)), errors(with_gradients(eager, q, k, v, grad))
+    ours, theirs = (
+        errors(with_gradients(blocked, q, k, v, grad)),
+        errors(with_gradients(eager, q, k, v, grad)),
+    )
     for mine, other in zip(ours, theirs, strict=True):
         assert mine <= 1.25 * other
 
@@ -102,7 +113,9 @@ def test_a_compiler_takes_it() -> None:
     q, k, v = heads(2, 4, 160, 8), heads(2, 2, 160, 8), heads(2, 2, 160, 8)
     grad = torch.randn(2, 4, 160, 8)
     compiled = torch.compile(blocked, fullgraph=True, dynamic=False)
-    for one, other in zip(with_gradients(compiled, q, k, v, grad), with_gradients(blocked, q, k, v, grad), strict=True):
+    for one, other in zip(
+        with_gradients(compiled, q, k, v, grad), with_gradients(blocked, q, k, v, grad), strict=True
+    ):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
@@ -121,7 +134,9 @@ def test_where_it_is_taken(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.undo()
     assert not suits(*3 * (heads(1, 2, 16, 8, torch.float16),))
     with torch.autocast("cpu", torch.bfloat16):
-        assert suits(q, k, k) == (dtype == torch.bfloat16), "products would be of another dtype than what is summed"
+        assert suits(q, k, k) == (dtype == torch.bfloat16), (
+            "products would be of another dtype than what is summed"
+        )
 
 
 def test_another_backend_may_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,9 @@ from lit_llm.models.gguf_write import write_gguf
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 
-_FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+_FUZZ = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 # Bytes of address space that a broken file may take beyond what is taken before; threads that start now take some too.
 _MEMORY = 3 * 2**30 + (os.cpu_count() or 1) * 2**27
 
@@ -35,7 +37,9 @@ _MEMORY = 3 * 2**30 + (os.cpu_count() or 1) * 2**27
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole directory, and model.gguf in it."""
     folder = tmp_path_factory.mktemp("whole") / "model"
-    tokenizer = Tokenizer.train(["user asked the assistant: what is a café in 北京? 🙂 system said hello\n" * 8], 300)
+    tokenizer = Tokenizer.train(
+        ["user asked the assistant: what is a café in 北京? 🙂 system said hello\n" * 8], 300
+    )
     config = TransformerConfig(
         vocab_size=300, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, max_seq_len=32,
         rope_scaling={"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -103,7 +107,9 @@ def test_shards(copy: Path) -> None:
     for weight_map in (None, [], {"a": 1}):
         index_file.write_text(json.dumps({"weight_map": weight_map}))
         refused(copy, f"{index_file}: has no weight_map")
-    index_file.write_text(json.dumps({"weight_map": {"a": "../model/" + file}}))  # stays inside the folder
+    index_file.write_text(
+        json.dumps({"weight_map": {"a": "../model/" + file}})
+    )  # stays inside the folder
     refused(copy, "no such file")
     index_file.write_text("{")
     refused(copy, f"{index_file}: not readable as JSON")
@@ -135,7 +141,9 @@ def test_configs(copy: Path, text: str) -> None:
 
 
 def test_tokenizer_of_another_model(copy: Path, tmp_path: Path) -> None:
-    other = Tokenizer.train(["many different words make many pairs " * 4 + "abcdefghij klmnopqrst uvwxyz " * 4], 310)
+    other = Tokenizer.train(
+        ["many different words make many pairs " * 4 + "abcdefghij klmnopqrst uvwxyz " * 4], 310
+    )
     other.save_pretrained(copy)
     refused(copy, "the model has 300 tokens, the tokenizer found for it 310")
     model, _ = load_gguf(copy / "model.gguf")
@@ -160,15 +168,36 @@ def test_gguf(copy: Path) -> None:
         (whole[:4] + struct.pack(">I", 3) + whole[8:], "not known; 2 and 3"),
         (whole[:8] + struct.pack("<Q", 2**60) + whole[16:], r"it claims \d+ tensors"),
         (whole[:16] + struct.pack("<Q", 2**60) + whole[24:], r"it claims \d+ tensors and \d+ keys"),
-        (whole[:kind_at] + struct.pack("<I", 99) + whole[kind_at + 4 :], "blk.1.ffn_up.weight has the unknown type 99"),
-        (whole[:kind_at] + struct.pack("<I", 24) + whole[kind_at + 4 :], "blk.1.ffn_up.weight has type I8"),
+        (
+            whole[:kind_at] + struct.pack("<I", 99) + whole[kind_at + 4 :],
+            "blk.1.ffn_up.weight has the unknown type 99",
+        ),
+        (
+            whole[:kind_at] + struct.pack("<I", 24) + whole[kind_at + 4 :],
+            "blk.1.ffn_up.weight has type I8",
+        ),
         (whole[: up + 4] + struct.pack("<Q", 64) + whole[up + 12 :], r"blk.1.ffn_up.weight"),
-        (whole[: up + 4] + struct.pack("<Q", 2**62) + whole[up + 12 :], "tensor blk.1.ffn_up.weight ends at byte"),
-        (whole[: kind_at + 4] + struct.pack("<Q", 2**63) + whole[kind_at + 12 :], "tensor blk.1.ffn_up.weight ends"),
-        (whole.replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_xx.weight"), "tensor blk.1.ffn_up.weight is missing"),
-        (whole.replace(b"blk.1.ffn_up.weight", b"blk.0.ffn_up.weight"), "tensor blk.0.ffn_up.weight is there twice"),
+        (
+            whole[: up + 4] + struct.pack("<Q", 2**62) + whole[up + 12 :],
+            "tensor blk.1.ffn_up.weight ends at byte",
+        ),
+        (
+            whole[: kind_at + 4] + struct.pack("<Q", 2**63) + whole[kind_at + 12 :],
+            "tensor blk.1.ffn_up.weight ends",
+        ),
+        (
+            whole.replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_xx.weight"),
+            "tensor blk.1.ffn_up.weight is missing",
+        ),
+        (
+            whole.replace(b"blk.1.ffn_up.weight", b"blk.0.ffn_up.weight"),
+            "tensor blk.0.ffn_up.weight is there twice",
+        ),
         (whole.replace(b"llama.block_count", b"llama.block_xxxxx"), "lacks llama.block_count"),
-        (whole.replace(b"rope_freqs.weight", b"rope_freqz.weight"), "without a place: rope_freqz.weight"),
+        (
+            whole.replace(b"rope_freqs.weight", b"rope_freqz.weight"),
+            "without a place: rope_freqz.weight",
+        ),
         (b"", "it is empty"),
     ]
     for content, message in changes:
@@ -190,7 +219,9 @@ def attempt(path: Path) -> None:
 
 
 _LENGTHS = st.sampled_from([0, 1, 2**31 - 1, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1])
-_EDITS = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), min_size=1, max_size=4)
+_EDITS = st.lists(
+    st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), min_size=1, max_size=4
+)
 
 
 def mutated(data: st.DataObject, whole: bytes, header: int) -> bytes:
@@ -229,7 +260,9 @@ def test_any_safetensors_header(data: st.DataObject, folder: Path, arena: Path) 
 def test_any_gguf_header(data: st.DataObject, beginning: bool, folder: Path, arena: Path) -> None:
     whole = (folder / "model.gguf").read_bytes()
     header = min(info.begin for info in GGUFFile(folder / "model.gguf").tensors.values())
-    (arena / "model.gguf").write_bytes(mutated(data, whole, 700 if beginning else header))  # most keys are at the start
+    (arena / "model.gguf").write_bytes(
+        mutated(data, whole, 700 if beginning else header)
+    )  # most keys are at the start
     attempt(arena / "model.gguf")
 
 

@@ -119,7 +119,9 @@ def test_tokenizer_of_an_unfinished_run(copy: Path) -> None:
     expected = load_model(file)[1].fingerprint()
     shutil.rmtree(copy / "final")
     assert load_model(file)[1].fingerprint() == expected  # the run writes it before the first step
-    with pytest.raises(UserError, match=r"no final/ yet; give one of its checkpoints: .*step-00000001\.ckpt"):
+    with pytest.raises(
+        UserError, match=r"no final/ yet; give one of its checkpoints: .*step-00000001\.ckpt"
+    ):
         load_model(copy)
     shutil.rmtree(copy / "tokenizer")
     with pytest.raises(UserError, match=r"no tokenizer .* copy its tokenizer.json") as raised:
@@ -154,10 +156,19 @@ def resave(file: Path, **changes: object) -> None:
 def test_broken_and_foreign_checkpoints(copy: Path) -> None:
     file = checkpoint_of(copy)
     settings = torch.load(file, weights_only=True)["hyper_parameters"]
-    resave(file, hyper_parameters={**settings, "transformer": {**settings["transformer"], "num_layers": 5}})
+    resave(
+        file,
+        hyper_parameters={**settings, "transformer": {**settings["transformer"], "num_layers": 5}},
+    )
     with pytest.raises(UserError, match="weights are not those of a Transformer"):
         load_model(file)
-    resave(file, hyper_parameters={**settings, "transformer": {**settings["transformer"], "vocab_size": 300}})
+    resave(
+        file,
+        hyper_parameters={
+            **settings,
+            "transformer": {**settings["transformer"], "vocab_size": 300},
+        },
+    )
     with pytest.raises(UserError, match=r"weights are not|another model's"):
         load_model(file)
     resave(file, hyper_parameters={})

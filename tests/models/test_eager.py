@@ -56,14 +56,18 @@ def test_rms_normalize_in_half_precision(dtype: torch.dtype) -> None:
     x.requires_grad_()
     y = RMSNormalize.apply(x, weight, 1e-5)
     rounding = torch.finfo(dtype).eps
-    torch.testing.assert_close(y, F.rms_norm(x, (64,), eps=1e-5) * weight.to(dtype), rtol=rounding, atol=0)
+    torch.testing.assert_close(
+        y, F.rms_norm(x, (64,), eps=1e-5) * weight.to(dtype), rtol=rounding, atol=0
+    )
     y.backward(grad)
     exact_x = x.detach().double().requires_grad_()
     exact_weight = weight.detach().to(dtype).double().requires_grad_()
     F.rms_norm(exact_x, (64,), exact_weight, 1e-5).backward(grad.double())
     assert x.grad is not None and x.grad.dtype == dtype and weight.grad is not None
     torch.testing.assert_close(x.grad.double(), exact_x.grad, rtol=rounding, atol=rounding / 8)
-    torch.testing.assert_close(weight.grad.double(), exact_weight.grad, rtol=rounding, atol=rounding / 8)
+    torch.testing.assert_close(
+        weight.grad.double(), exact_weight.grad, rtol=rounding, atol=rounding / 8
+    )
 
 
 def test_gated_silu() -> None:
@@ -76,7 +80,9 @@ def test_gated_silu() -> None:
 def test_gated_silu_and_the_layer_behind_it(bias: bool) -> None:
     gate, up, weight = doubles(2, 3, 8), doubles(2, 3, 8), doubles(5, 8)
     layer = (weight, doubles(5) if bias else None)
-    torch.testing.assert_close(GatedSiLULinear.apply(gate, up, *layer), F.linear(F.silu(gate) * up, *layer))
+    torch.testing.assert_close(
+        GatedSiLULinear.apply(gate, up, *layer), F.linear(F.silu(gate) * up, *layer)
+    )
     assert gradcheck(lambda *inputs: GatedSiLULinear.apply(*inputs[:3], inputs[3] if bias else None),
                      (gate, up, *layer[: 1 + bias]))  # fmt: skip
 
@@ -136,7 +142,9 @@ def test_gradients_of_compiled_layers_products(bias: bool) -> None:
 
 def test_a_compiled_model_learns_what_an_eager_one_does() -> None:
     """20 steps of AdamW: the largest relative difference of a loss is float32's rounding."""
-    config = TransformerConfig(vocab_size=300, hidden_size=64, num_layers=2, num_heads=4, num_kv_heads=2)
+    config = TransformerConfig(
+        vocab_size=300, hidden_size=64, num_layers=2, num_heads=4, num_kv_heads=2
+    )
     losses = []
     for compiled in (False, True):
         torch.manual_seed(0)
@@ -174,7 +182,9 @@ def test_recomputed_blocks_are_compiled_too(recompute: float) -> None:
 
 def test_a_compiled_block_keeps_no_hidden_activations() -> None:
     """On a CPU: of what has the MLP's width, gate and up alone."""
-    config = TransformerConfig(vocab_size=64, hidden_size=64, num_layers=1, num_heads=2, intermediate_size=96)
+    config = TransformerConfig(
+        vocab_size=64, hidden_size=64, num_layers=1, num_heads=2, intermediate_size=96
+    )
     model = Transformer(config)
     parallelize(model, compile=True)
     with torch.autocast("cpu", torch.bfloat16):

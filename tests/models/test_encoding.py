@@ -25,7 +25,11 @@ def trained() -> Tokenizer:
     return Tokenizer.train([file.read_text(encoding="utf-8") for file in files], 2000)
 
 
-@given(st.lists(st.lists(st.sampled_from(HARD) | st.text(max_size=20), max_size=8).map("".join), max_size=6))
+@given(
+    st.lists(
+        st.lists(st.sampled_from(HARD) | st.text(max_size=20), max_size=8).map("".join), max_size=6
+    )
+)
 @settings(deadline=None)
 def test_ids_are_those_of_the_reference(texts: list[str]) -> None:
     tokenizer = trained()

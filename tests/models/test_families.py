@@ -37,7 +37,12 @@ _SHAPE = {"vocab_size": 97, "hidden_size": 48, "intermediate_size": 80, "num_hid
 _GQA = {**_SHAPE, "num_key_value_heads": 2}
 _LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
            "original_max_position_embeddings": 16, "rope_theta": 100.0}  # fmt: skip
-_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 100.0}
+_YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "rope_theta": 100.0,
+}
 _GEMMA = {**_GQA, "head_dim": 16, "query_pre_attn_scalar": 20, "sliding_window": 7}
 CONFIGS: dict[str, tuple[str, dict]] = {
     "Llama 2": ("llama", _SHAPE),
@@ -100,8 +105,12 @@ def table():
     rows: list[str] = []
     yield rows
     if os.environ.get("WRITE_FAMILIES"):
-        versions = f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}"
-        TABLE.write_text(INTRODUCTION.format(versions=versions) + "\n".join(rows) + "\n", encoding="utf-8")
+        versions = (
+            f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}"
+        )
+        TABLE.write_text(
+            INTRODUCTION.format(versions=versions) + "\n".join(rows) + "\n", encoding="utf-8"
+        )
 
 
 @pytest.fixture(params=CONFIGS, scope="module")
@@ -150,7 +159,9 @@ def test_round_trip_is_bit_equal(pair, tmp_path: Path) -> None:
     assert torch.equal(again(ids).logits, theirs(ids).logits)
     once_more = Transformer.from_pretrained(tmp_path)
     assert once_more.config == ours.config
-    assert all(torch.equal(a, b) for a, b in zip(once_more.parameters(), ours.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(once_more.parameters(), ours.parameters(), strict=True)
+    )
 
 
 @torch.no_grad()
@@ -164,10 +175,18 @@ def test_cached_decoding_equals_full_forward(pair) -> None:
         cache = KVCache(ours.config, 2, length, ids.device, torch.float32)
         parts = []
         for a, b in ((0, 10), (10, 11), (11, 17), *((i, i + 1) for i in range(17, length))):
-            parts.append(ours(ids[:, a:b], cache=cache, padding_mask=None if padding is None else padding[:, :b]))
+            parts.append(
+                ours(
+                    ids[:, a:b],
+                    cache=cache,
+                    padding_mask=None if padding is None else padding[:, :b],
+                )
+            )
         expected = ours(ids, padding_mask=padding)
         keep = real if padding is not None else torch.ones_like(real)
-        torch.testing.assert_close(torch.cat(parts, 1)[keep], expected[keep], atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(
+            torch.cat(parts, 1)[keep], expected[keep], atol=TOLERANCE, rtol=0
+        )
 
 
 def test_greedy_answers_do_not_depend_on_company(pair) -> None:
@@ -217,7 +236,9 @@ def test_a_new_dense_family_is_one_row(tmp_path: Path, monkeypatch: pytest.Monke
     )  # fmt: skip
     monkeypatch.setitem(families.FAMILIES, "starcoder2", row)
     torch.manual_seed(0)
-    theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model("starcoder2", **_GQA, sliding_window=5)).eval()
+    theirs = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("starcoder2", **_GQA, sliding_window=5)
+    ).eval()
     theirs.save_pretrained(tmp_path / "theirs")
     ours = Transformer.from_pretrained(tmp_path / "theirs").eval()
     ids = torch.randint(0, 97, (2, 20))
@@ -225,7 +246,9 @@ def test_a_new_dense_family_is_one_row(tmp_path: Path, monkeypatch: pytest.Monke
         torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=TOLERANCE, rtol=0)
     ours.save_pretrained(tmp_path / "ours")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
-    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), theirs.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(again.parameters(), theirs.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -262,7 +285,9 @@ def test_a_family_is_kept_where_another_would_do_too() -> None:
 def test_base_models_and_pickles_load(tmp_path: Path) -> None:
     """The hub's gpt2 has no "transformer." before its names; older directories hold a pickle of tensors."""
     torch.manual_seed(0)
-    full = AutoModelForCausalLM.from_config(AutoConfig.for_model(*CONFIGS["GPT-2"][:1], **CONFIGS["GPT-2"][1]))
+    full = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(*CONFIGS["GPT-2"][:1], **CONFIGS["GPT-2"][1])
+    )
     full.transformer.save_pretrained(tmp_path / "base")
     config = json.loads((tmp_path / "base" / "config.json").read_text())
     ids = torch.randint(0, 97, (1, 8))
@@ -275,7 +300,9 @@ def test_base_models_and_pickles_load(tmp_path: Path) -> None:
         (pickled / "config.json").write_text(json.dumps(config))
         old = {**full.transformer.state_dict(), "h.0.attn.bias": torch.ones(1, 1, 64, 64).tril()}
         torch.save(old, pickled / "pytorch_model.bin")
-        torch.testing.assert_close(Transformer.from_pretrained(pickled).eval()(ids), expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            Transformer.from_pretrained(pickled).eval()(ids), expected, atol=1e-4, rtol=0
+        )
     torch.save({"wte.weight": Path("not a tensor")}, pickled / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"pytorch_model\.bin: not a whole file of weights"):
         Transformer.from_pretrained(pickled)
@@ -285,7 +312,9 @@ def test_load_balancing_loss_is_transformers() -> None:
     """One layer of experts: with several, transformers takes their routers together and we take the mean."""
     torch.manual_seed(0)
     fields = {**_GQA, "num_hidden_layers": 1, "num_local_experts": 4, "num_experts_per_tok": 2}
-    theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model("mixtral", **fields, router_aux_loss_coef=0.1))
+    theirs = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("mixtral", **fields, router_aux_loss_coef=0.1)
+    )
     config = config_from_hf(theirs.config.to_dict(), "here")
     ours = Transformer(config)
     ours.assign_weights(_as_ours(theirs, config))
@@ -301,12 +330,16 @@ def test_load_balancing_loss_is_transformers() -> None:
     assert ours.take_router_loss() is None
 
 
-def _as_ours(theirs: transformers.PreTrainedModel, config: TransformerConfig) -> dict[str, torch.Tensor]:
+def _as_ours(
+    theirs: transformers.PreTrainedModel, config: TransformerConfig
+) -> dict[str, torch.Tensor]:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
-        return {name: t.clone() for name, t in Transformer.from_pretrained(folder).state_dict().items()}
+        return {
+            name: t.clone() for name, t in Transformer.from_pretrained(folder).state_dict().items()
+        }
 
 
 def test_every_family_is_in_the_table(request: pytest.FixtureRequest) -> None:

@@ -54,7 +54,9 @@ def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 @given(rows=st.integers(1, 40), i=FEATURES, o=FEATURES, bias=st.booleans(), seed=st.integers(0, 9))
 @settings(max_examples=40, deadline=None)
-def test_products_are_those_of_rounded_operands(rows: int, i: int, o: int, bias: bool, seed: int) -> None:
+def test_products_are_those_of_rounded_operands(
+    rows: int, i: int, o: int, bias: bool, seed: int
+) -> None:
     torch.manual_seed(seed)
     layer, x, grad = linear(i, o, bias), torch.randn(rows, i), torch.randn(rows, o)
     x8, weight8, grad8 = rounded(x, E4M3), rounded(layer.weight.detach(), E4M3), rounded(grad, E5M2)
@@ -67,7 +69,8 @@ def test_products_are_those_of_rounded_operands(rows: int, i: int, o: int, bias:
     # Under autocast operands are rounded to bfloat16 before, the product after.
     got = through(layer, x, grad, autocast=True)
     x8, weight8, grad8 = (
-        rounded(t.detach().bfloat16().float(), dtype) for t, dtype in ((x, E4M3), (layer.weight, E4M3), (grad, E5M2))
+        rounded(t.detach().bfloat16().float(), dtype)
+        for t, dtype in ((x, E4M3), (layer.weight, E4M3), (grad, E5M2))
     )
     assert [t.dtype for t in got[:3]] == [torch.bfloat16, torch.float32, torch.float32]
     for a, b in zip(got[1:3], (grad8 @ weight8, grad8.T @ x8), strict=True):
@@ -97,7 +100,11 @@ def test_the_error_is_that_of_two_roundings(
     def off(t: Tensor, half_step: float, smallest: float, dtype: torch.dtype) -> Tensor:
         return half_step * t.abs() + smallest / 2 * t.abs().max() / torch.finfo(dtype).max
 
-    dx, dweight, dgrad = off(x, 1 / 16, 2**-9, E4M3), off(weight, 1 / 16, 2**-9, E4M3), off(grad, 1 / 8, 2**-16, E5M2)
+    dx, dweight, dgrad = (
+        off(x, 1 / 16, 2**-9, E4M3),
+        off(weight, 1 / 16, 2**-9, E4M3),
+        off(grad, 1 / 8, 2**-16, E5M2),
+    )
     for got, a, da, b, db in zip(
         through(layer, x, grad),
         (x, grad, grad.T), (dx, dgrad, dgrad.T), (weight.T, weight, x), (dweight.T, dweight, dx), strict=True,
@@ -150,7 +157,9 @@ def test_compiled_it_is_the_same() -> None:
         parameter.data = parameter.data.bfloat16().float()
     compiled = torch.compile(layer, fullgraph=True, dynamic=False)
     x, grad = (torch.randn(21, n).bfloat16() for n in (32, 48))
-    torch.testing.assert_close(through(compiled, x, grad), through(layer, x, grad), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        through(compiled, x, grad), through(layer, x, grad), rtol=1e-6, atol=1e-6
+    )
     x[0, 0] = torch.nan
     assert through(compiled, x, grad)[0].isnan().all()
 
@@ -207,26 +216,40 @@ def turned(net: Transformer) -> set[str]:
 
 
 def test_which_layers_are_turned() -> None:
-    net = model(num_experts=16, experts_per_token=2, expert_size=16, dense_layers=[1], intermediate_size=40)
+    net = model(
+        num_experts=16, experts_per_token=2, expert_size=16, dense_layers=[1], intermediate_size=40
+    )
     convert_to_float8(net, smallest=16)  # 40 is no multiple of 16
     assert turned(net) == {f"layers.{i}.attention.{name}_proj" for i in (0, 1) for name in "qkvo"}
-    wide = {"hidden_size": 2048, "num_heads": 16, "num_kv_heads": 4, "intermediate_size": 5632, "num_layers": 1}
+    wide = {
+        "hidden_size": 2048,
+        "num_heads": 16,
+        "num_kv_heads": 4,
+        "intermediate_size": 5632,
+        "num_layers": 1,
+    }
     net = meta_transformer(TransformerConfig(**{**SHAPE, **wide}))
     parallelize(net, float8=True)  # 2,048 x 512 is too small
     assert turned(net) == {
-        f"layers.0.{name}_proj" for name in ("attention.q", "attention.o", "mlp.gate", "mlp.up", "mlp.down")
+        f"layers.0.{name}_proj"
+        for name in ("attention.q", "attention.o", "mlp.gate", "mlp.up", "mlp.down")
     }
 
 
 def test_which_devices_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert has_float8(torch.device("cpu")) and not has_float8(torch.device("mps"))
     for capability, expected in (((8, 0), False), ((8, 9), True), ((9, 0), True)):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        monkeypatch.setattr(
+            torch.cuda, "get_device_capability", lambda device, found=capability: found
+        )
         assert has_float8(torch.device("cuda")) == expected
 
 
 def test_what_is_refused() -> None:
-    with pytest.raises(UserError, match=r"model\.float8: no layer has features in multiples of 16 with a .* of 1536"):
+    with pytest.raises(
+        UserError,
+        match=r"model\.float8: no layer has features in multiples of 16 with a .* of 1536",
+    ):
         parallelize(model(), float8=True)
     net = model()
     apply_lora(net, LoRAConfig(rank=2))
@@ -260,7 +283,12 @@ def test_it_learns_what_bfloat16_learns() -> None:
 
 def fit(corpus: Path, folder: Path, module: L.LightningModule, **kwargs: object) -> L.Trainer:
     data = PretrainDataModule(
-        corpus=str(corpus), seq_len=32, micro_batch_size=2, global_batch_tokens=64, tokens=64 * 3, validate_every=0
+        corpus=str(corpus),
+        seq_len=32,
+        micro_batch_size=2,
+        global_batch_tokens=64,
+        tokens=64 * 3,
+        validate_every=0,
     )
     trainer = L.Trainer(
         **{"accelerator": "cpu", "precision": "bf16-mixed", "max_epochs": 1, "logger": False,
@@ -274,28 +302,48 @@ def fit(corpus: Path, folder: Path, module: L.LightningModule, **kwargs: object)
 TINY = {"hidden_size": 32, "num_layers": 1, "num_heads": 2}
 
 
-def test_a_module_trains_in_it(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lit_llm.models.parallelize.convert_to_float8", partial(convert_to_float8, smallest=16))
+def test_a_module_trains_in_it(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "lit_llm.models.parallelize.convert_to_float8", partial(convert_to_float8, smallest=16)
+    )
     module = PretrainModule(TINY, float8=True, compile=False)
     with pytest.warns(UserWarning, match=r"model\.float8 without model\.compile is slower"):
         assert fit(corpus, tmp_path, module).global_step == 3
     assert isinstance(module.network, Transformer) and len(turned(module.network)) == 7
 
 
-def test_a_module_says_what_is_missing(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_says_what_is_missing(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Other(PretrainModule):
         def build_model(self) -> nn.Module:
             return nn.Sequential(nn.Embedding(512, 32), nn.Linear(32, 512))
 
     for module, precision, said in (
-        (PretrainModule(TINY, float8=True), "32-true", r"model\.float8 needs .*precision=bf16-mixed, not 32-true"),
-        (Other(TINY, float8=True), "bf16-mixed", r"model\.float8: a Sequential has no blocks to turn"),
-        (PretrainModule(TINY, float8=True, compile=False), "bf16-mixed", r"model\.float8: no layer"),
+        (
+            PretrainModule(TINY, float8=True),
+            "32-true",
+            r"model\.float8 needs .*precision=bf16-mixed, not 32-true",
+        ),
+        (
+            Other(TINY, float8=True),
+            "bf16-mixed",
+            r"model\.float8: a Sequential has no blocks to turn",
+        ),
+        (
+            PretrainModule(TINY, float8=True, compile=False),
+            "bf16-mixed",
+            r"model\.float8: no layer",
+        ),
     ):
         with pytest.raises(UserError, match=said):
             fit(corpus, tmp_path, module, precision=precision)
     monkeypatch.setattr(prepare, "has_float8", lambda device: False)
-    with pytest.raises(UserError, match=r"model\.float8: this device has no products of 8-bit floats"):
+    with pytest.raises(
+        UserError, match=r"model\.float8: this device has no products of 8-bit floats"
+    ):
         fit(corpus, tmp_path, PretrainModule(TINY, float8=True))
     alone = PretrainModule(TINY, float8=True)  # in evaluation any device and precision will do
     alone.configure_model()

@@ -7,7 +7,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lit_llm.models.config import PRESETS, TransformerConfig
-from lit_llm.models.flops import attention_flops_per_token, flops_per_token, matrix_parameters, peak_flops
+from lit_llm.models.flops import (
+    attention_flops_per_token,
+    flops_per_token,
+    matrix_parameters,
+    peak_flops,
+)
 from lit_llm.models.transformer import Transformer
 
 
@@ -31,7 +36,9 @@ def test_causal_attention_is_half_and_windows_cut_it() -> None:
     windowed = TransformerConfig(num_layers=2, num_heads=4, hidden_size=64, sliding_window=10)
     brute = sum(min(t + 1, 10) for t in range(1000)) / 1000 * 2 * 4 * 64
     assert attention_flops_per_token(windowed, 1000) == pytest.approx(brute)
-    assert flops_per_token(config, 1000) == 6 * matrix_parameters(config) + 3 * attention_flops_per_token(config, 1000)
+    assert flops_per_token(config, 1000) == 6 * matrix_parameters(
+        config
+    ) + 3 * attention_flops_per_token(config, 1000)
 
 
 def test_the_peak_of_an_unlisted_device_is_measured() -> None:

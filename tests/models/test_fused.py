@@ -39,7 +39,9 @@ def test_together_they_are_what_they_are_alone(monkeypatch: pytest.MonkeyPatch, 
     expected = outcome(layers)
     monkeypatch.setattr(fused, "SIDE_BY_SIDE", {"cpu"})
     products = []
-    monkeypatch.setattr(torch, "cat", lambda tensors, cat=torch.cat: products.append(len(tensors)) or cat(tensors))
+    monkeypatch.setattr(
+        torch, "cat", lambda tensors, cat=torch.cat: products.append(len(tensors)) or cat(tensors)
+    )
     together = outcome(layers, compiled=True)
     assert products == [3, 3] if bias else [3]
     use_onednn(layers)

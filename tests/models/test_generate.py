@@ -20,7 +20,9 @@ from lit_llm.models.transformer import Transformer
 @pytest.fixture(scope="module")
 def model() -> Transformer:
     torch.manual_seed(0)
-    model = Transformer(TransformerConfig(vocab_size=61, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2))
+    model = Transformer(
+        TransformerConfig(vocab_size=61, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2)
+    )
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.3)
     return model
@@ -32,7 +34,12 @@ def test_greedy_equals_transformers(model: Transformer, tmp_path) -> None:
     prompt = torch.randint(0, 61, (1, 7))
     for penalty in (1.0, 1.3, 0.8):
         expected = theirs.generate(
-            prompt, max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0, repetition_penalty=penalty
+            prompt,
+            max_new_tokens=20,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            repetition_penalty=penalty,
         )
         how = Sampling(temperature=0, repetition_penalty=penalty)
         assert generate(model, prompt.tolist(), 20, how)[0] == expected[0, 7:].tolist()
@@ -41,7 +48,10 @@ def test_greedy_equals_transformers(model: Transformer, tmp_path) -> None:
 @given(st.lists(st.lists(st.integers(0, 60), min_size=1, max_size=12), min_size=2, max_size=4))
 @settings(max_examples=15, deadline=None)
 def test_answers_do_not_depend_on_company(model: Transformer, prompts: list[list[int]]) -> None:
-    for how in (GREEDY, Sampling(temperature=0, repetition_penalty=1.5)):  # padding is no token of the prompt
+    for how in (
+        GREEDY,
+        Sampling(temperature=0, repetition_penalty=1.5),
+    ):  # padding is no token of the prompt
         together = generate(model, prompts, 6, how)
         assert together == [generate(model, [prompt], 6, how)[0] for prompt in prompts]
 
@@ -52,7 +62,9 @@ def test_seed_and_stop(model: Transformer) -> None:
     assert first == generate(model, prompt, 12, seed=3)
     assert first != generate(model, prompt, 12, seed=4)
     stop = first[0][5]
-    assert generate(model, prompt, 12, seed=3, stop_ids=[stop])[0] == first[0][: first[0].index(stop)]
+    assert (
+        generate(model, prompt, 12, seed=3, stop_ids=[stop])[0] == first[0][: first[0].index(stop)]
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,7 +100,9 @@ def test_stream_equals_generate(model: Transformer, how: dict) -> None:
 def any_model(request: pytest.FixtureRequest) -> Transformer:
     torch.manual_seed(1)
     model = Transformer(
-        TransformerConfig(vocab_size=61, hidden_size=32, num_layers=2, num_heads=4, sliding_window=request.param)
+        TransformerConfig(
+            vocab_size=61, hidden_size=32, num_layers=2, num_heads=4, sliding_window=request.param
+        )
     )
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.3)
@@ -100,7 +114,9 @@ IDS = st.lists(st.integers(0, 60), min_size=1, max_size=10)
 
 @given(st.lists(st.tuples(st.integers(0, 40), IDS), min_size=1, max_size=5))
 @settings(max_examples=15, deadline=None)
-def test_a_reused_cache_changes_no_answer(any_model: Transformer, turns: list[tuple[int, list[int]]]) -> None:
+def test_a_reused_cache_changes_no_answer(
+    any_model: Transformer, turns: list[tuple[int, list[int]]]
+) -> None:
     cache, said = PromptCache(), []
     for keep, new in turns:
         prompt = said[:keep] + new
@@ -117,13 +133,17 @@ def test_a_reused_cache_feeds_new_tokens_only(model: Transformer) -> None:
     answer = list(stream(model, first, 5, GREEDY, cache=cache))
     second = [*first, *answer, 7, 8, 9]
     list(stream(model, second, 2, GREEDY, cache=cache))
-    list(stream(model, second[:10], 1, GREEDY, cache=cache))  # shorter than what is known: its last token
+    list(
+        stream(model, second[:10], 1, GREEDY, cache=cache)
+    )  # shorter than what is known: its last token
     hook.remove()
     # The answer's last token was sampled but never fed, so it comes with the three new ones.
     assert fed == [20, 1, 1, 1, 1, 4, 1, 1]
 
 
-def test_an_interrupted_stream_leaves_a_sound_cache(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_stream_leaves_a_sound_cache(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache, prompt = PromptCache(), [5, 6, 7, 8]
     forward, calls = model.layers[1].forward, []
 
@@ -139,7 +159,10 @@ def test_an_interrupted_stream_leaves_a_sound_cache(model: Transformer, monkeypa
             list(stream(model, prompt, 8, GREEDY, cache=cache))
     longer = [*prompt, *cache.ids[4:], 9]
     assert len(longer) == 7  # two tokens came before the third step broke off
-    assert list(stream(model, longer, 8, GREEDY, cache=cache)) == generate(model, [longer], 8, GREEDY)[0]
+    assert (
+        list(stream(model, longer, 8, GREEDY, cache=cache))
+        == generate(model, [longer], 8, GREEDY)[0]
+    )
 
 
 def test_between_tokens_the_caller_is_left_alone(model: Transformer) -> None:
@@ -212,5 +235,9 @@ def test_characters_and_stop_strings_across_tokens(tokenizer: Tokenizer) -> None
 def _byte_token(tokenizer: Tokenizer, byte: int) -> int:
     """The token of a single byte, by GPT-2's table of bytes as printable characters."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    character = chr(byte) if byte in printable else chr(256 + [b for b in range(256) if b not in printable].index(byte))
+    character = (
+        chr(byte)
+        if byte in printable
+        else chr(256 + [b for b in range(256) if b not in printable].index(byte))
+    )
     return tokenizer._backend.token_to_id(character)

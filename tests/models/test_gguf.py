@@ -25,7 +25,12 @@ TYPES = gguf.GGMLQuantizationType
 
 
 def write_gguf(
-    file: Path, model: transformers.PreTrainedModel, tokenizer: Tokenizer, kind: str, quantization: TYPES, **extra
+    file: Path,
+    model: transformers.PreTrainedModel,
+    tokenizer: Tokenizer,
+    kind: str,
+    quantization: TYPES,
+    **extra,
 ) -> None:
     """A transformers model as llama.cpp's converter lays it out: q and k of Llama with interleaved pairs."""
     config, writer = model.config, gguf.GGUFWriter(file, kind)
@@ -46,7 +51,9 @@ def write_gguf(
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("llama-bpe")
     writer.add_token_list([token for token, _ in vocabulary])
-    writer.add_token_types([3 if token in tokenizer.control_tokens else 1 for token, _ in vocabulary])
+    writer.add_token_types(
+        [3 if token in tokenizer.control_tokens else 1 for token, _ in vocabulary]
+    )
     merges = json.loads(tokenizer._backend.to_str())["model"]["merges"]
     writer.add_token_merges([" ".join(merge) for merge in merges])
     writer.add_eos_token_id(tokenizer.eos_id)
@@ -59,18 +66,28 @@ def write_gguf(
         data = tensor.float().numpy()
         if kind == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
             n = heads if "q_proj" in name else kv_heads
-            data = data.reshape(n, 2, data.shape[0] // n // 2, -1).swapaxes(1, 2).reshape(data.shape)
+            data = (
+                data.reshape(n, 2, data.shape[0] // n // 2, -1).swapaxes(1, 2).reshape(data.shape)
+            )
         kept = TYPES.F32 if data.ndim == 1 else quantization
         theirs = names.get_name(name, try_suffixes=(".weight",))
-        writer.add_tensor(theirs, gguf.quants.quantize(np.ascontiguousarray(data), kept), raw_dtype=kept)
-    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        writer.add_tensor(
+            theirs, gguf.quants.quantize(np.ascontiguousarray(data), kept), raw_dtype=kept
+        )
+    for write in (
+        writer.write_header_to_file,
+        writer.write_kv_data_to_file,
+        writer.write_tensors_to_file,
+    ):
         write()
     writer.close()
 
 
 @pytest.fixture(scope="module")
 def tokenizer(text_folder: Path) -> Tokenizer:
-    return Tokenizer.train([file.read_text(errors="ignore") for file in sorted(text_folder.iterdir())[:10]], 600)
+    return Tokenizer.train(
+        [file.read_text(errors="ignore") for file in sorted(text_folder.iterdir())[:10]], 600
+    )
 
 
 def hf_model(kind: str, tokenizer: Tokenizer, tied: bool = False) -> transformers.PreTrainedModel:
@@ -98,7 +115,9 @@ def test_what_the_package_writes(
     with torch.no_grad():  # the quantised weights themselves are the reference
         for parameter in theirs.parameters():
             if parameter.ndim == 2:
-                kept = gguf.quants.dequantize(gguf.quants.quantize(parameter.numpy(), quantization), quantization)
+                kept = gguf.quants.dequantize(
+                    gguf.quants.quantize(parameter.numpy(), quantization), quantization
+                )
                 parameter.copy_(torch.from_numpy(np.ascontiguousarray(kept)))
         ids = torch.tensor([tokenizer.encode("def main(argument):\n    return 12345")])
         torch.testing.assert_close(model(ids), theirs(ids).logits, atol=2e-5, rtol=1e-4)
@@ -106,7 +125,9 @@ def test_what_the_package_writes(
     assert read.encode(text) == tokenizer.encode(text)
     assert read.chat_template == tokenizer.chat_template and read.eos_id == tokenizer.eos_id
     assert TransformerConfig.from_pretrained(file) == model.config
-    assert isinstance(Transformer.from_pretrained(file, dtype=torch.bfloat16).norm.weight, torch.nn.Parameter)
+    assert isinstance(
+        Transformer.from_pretrained(file, dtype=torch.bfloat16).norm.weight, torch.nn.Parameter
+    )
 
 
 def test_files_that_cannot_be_used(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -117,7 +138,14 @@ def test_files_that_cannot_be_used(tmp_path: Path, tokenizer: Tokenizer) -> None
         file.write_bytes(whole[:cut])
         with pytest.raises(UserError, match="not a whole GGUF file"):
             load_gguf(file)
-    write_gguf(file, hf_model("llama", tokenizer), tokenizer, "llama", TYPES.F32, llama__rope__scaling__type="yarn")
+    write_gguf(
+        file,
+        hf_model("llama", tokenizer),
+        tokenizer,
+        "llama",
+        TYPES.F32,
+        llama__rope__scaling__type="yarn",
+    )
     with pytest.raises(UserError, match="RoPE scaling"):
         load_gguf(file)
     with pytest.raises(UserError, match="no such file"):
@@ -125,7 +153,9 @@ def test_files_that_cannot_be_used(tmp_path: Path, tokenizer: Tokenizer) -> None
     file.write_bytes(whole.replace(b"llama-bpe", b"who-knows"))
     with pytest.raises(UserError, match="split 'who-knows' is not known"):
         load_gguf(file)
-    key = b"general.architecture" + bytes([8, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0])  # a string of five bytes
+    key = b"general.architecture" + bytes(
+        [8, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0]
+    )  # a string of five bytes
     file.write_bytes(whole.replace(key + b"llama", key + b"mamba"))
     with pytest.raises(UserError, match="architecture 'mamba' is not known"):
         load_gguf(file)
@@ -147,13 +177,19 @@ def test_the_real_file_written_again(tmp_path: Path, quantization: Literal["f16"
     assert torch.equal(got[0, -1].argmax(), expected[0, -1].argmax())
     if quantization == "f16":  # rounding the matrices is all that happens, and it is exact
         for name, weight in model.state_dict().items():
-            assert torch.equal(again.state_dict()[name], weight if weight.ndim == 1 else weight.half().float()), name
+            assert torch.equal(
+                again.state_dict()[name], weight if weight.ndim == 1 else weight.half().float()
+            ), name
     else:
         torch.testing.assert_close(got, expected, atol=1.0, rtol=0)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file="m.gguf", dtype=torch.float32
+    )
     torch.testing.assert_close(theirs(ids).logits, got, atol=1e-3, rtol=0)
     their_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file="m.gguf")
-    assert their_tokenizer.encode("Hello, wonderful world") == tokenizer.encode("Hello, wonderful world")
+    assert their_tokenizer.encode("Hello, wonderful world") == tokenizer.encode(
+        "Hello, wonderful world"
+    )
 
 
 def test_a_file_in_a_package() -> None:
@@ -166,6 +202,15 @@ def test_the_real_tokenizer() -> None:
     """Ids as published for SmolLM2: digits one by one, GPT-2's split, control tokens only where they are meant."""
     tokenizer = Tokenizer.from_pretrained(SMOLLM2)
     assert tokenizer.encode("Hello world") == [19556, 905]
-    assert [tokenizer.decode([i]) for i in tokenizer.encode("in 2024")] == ["in", " ", "2", "0", "2", "4"]
-    assert tokenizer.encode("<|im_end|>") != [2] and tokenizer.encode("<|im_end|>", allow_special=True) == [2]
+    assert [tokenizer.decode([i]) for i in tokenizer.encode("in 2024")] == [
+        "in",
+        " ",
+        "2",
+        "0",
+        "2",
+        "4",
+    ]
+    assert tokenizer.encode("<|im_end|>") != [2] and tokenizer.encode(
+        "<|im_end|>", allow_special=True
+    ) == [2]
     assert tokenizer.control_tokens["<|im_start|>"] == 1 and tokenizer.eos_id == 2

@@ -23,7 +23,12 @@ from lit_llm.models.transformer import Transformer
 TEXT = "def main(argument):\n    return 12345  # naïve 日本語 don't"
 _LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
            "original_max_position_embeddings": 16}  # fmt: skip
-_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 8.0}
+_YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 8.0,
+}
 _LAYERNORM: dict[str, Any] = {"norm": "layernorm", "norm_eps": 1e-5}
 _BIASED = {"attention_bias": True, "attention_output_bias": True, "mlp_bias": True}
 _GEMMA = {"norm_offset": True, "post_norm": True, "mlp": "geglu", "embedding_scale": 64**0.5, "tie_embeddings": True,
@@ -102,7 +107,9 @@ def test_written_and_read_again(name: str, tmp_path: Path, tokenizer: Tokenizer)
     assert ours.keys() == theirs.keys()
     for key, value in ours.items():
         # Gemma's gains are stored as 1 + weight, which rounds
-        torch.testing.assert_close(theirs[key], value, atol=1e-6 if model.config.norm_offset else 0, rtol=0, msg=key)
+        torch.testing.assert_close(
+            theirs[key], value, atol=1e-6 if model.config.norm_offset else 0, rtol=0, msg=key
+        )
     ids = torch.tensor([tokenizer.encode(TEXT)])
     torch.testing.assert_close(again(ids), model(ids), atol=2e-5, rtol=0)
     assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
@@ -127,12 +134,16 @@ def test_to_quantization_error(name: str, tmp_path: Path, tokenizer: Tokenizer) 
     model = random_model(MODELS[name][1], tokenizer)
     for quantization, bits in (("bf16", 8), ("f16", 11)):
         write_gguf(model, tokenizer, tmp_path / "m.gguf", quantization)  # type: ignore[arg-type]
-        for a, b in zip(model.parameters(), load_gguf(tmp_path / "m.gguf")[0].parameters(), strict=True):
+        for a, b in zip(
+            model.parameters(), load_gguf(tmp_path / "m.gguf")[0].parameters(), strict=True
+        ):
             assert ((a - b).abs() <= a.abs() * 2.0**-bits + 1e-6).all()
     write_gguf(model, tokenizer, tmp_path / "m.gguf", "q8_0")
     kinds = {info.kind for info in GGUFFile(tmp_path / "m.gguf").tensors.values()}
     assert kinds == {"F32", "Q8_0"}
-    for a, b in zip(model.parameters(), load_gguf(tmp_path / "m.gguf")[0].parameters(), strict=True):
+    for a, b in zip(
+        model.parameters(), load_gguf(tmp_path / "m.gguf")[0].parameters(), strict=True
+    ):
         assert (a - b).abs().max() <= a.abs().max() / 127 * 0.55
 
 
@@ -140,7 +151,9 @@ def test_rows_that_are_no_blocks_and_what_stays_exact(tmp_path: Path, tokenizer:
     fields = {**MODELS["mixtral"][1], "expert_size": 40, "intermediate_size": 40}
     write_gguf(random_model(fields, tokenizer), tokenizer, tmp_path / "m.gguf", "q8_0")
     kinds = {name: info.kind for name, info in GGUFFile(tmp_path / "m.gguf").tensors.items()}
-    assert kinds["blk.0.ffn_down_exps.weight"] == "F16" and kinds["blk.0.ffn_up_exps.weight"] == "Q8_0"
+    assert (
+        kinds["blk.0.ffn_down_exps.weight"] == "F16" and kinds["blk.0.ffn_up_exps.weight"] == "Q8_0"
+    )
     assert kinds["blk.0.ffn_gate_inp.weight"] == kinds["output_norm.weight"] == "F32"
 
 
@@ -154,7 +167,9 @@ def test_names_are_those_of_the_package(name: str, tmp_path: Path, tokenizer: To
     for tensor in reader.tensors:
         stem = tensor.name.rsplit(".", 1)[0]
         parts = stem.split(".")
-        assert ".".join(["blk", "{bid}", *parts[2:]] if parts[0] == "blk" else parts) in known, tensor.name
+        assert ".".join(["blk", "{bid}", *parts[2:]] if parts[0] == "blk" else parts) in known, (
+            tensor.name
+        )
 
 
 @pytest.mark.parametrize(
@@ -184,11 +199,16 @@ def test_what_it_cannot_say_is_refused_by_name(
 
 def test_a_shape_without_a_family_finds_one_that_fits() -> None:
     assert gguf_arch_of(TransformerConfig(qk_norm="before_rope")) == "qwen3"
-    assert gguf_arch_of(TransformerConfig(norm="layernorm", mlp="gelu", learned_positions=True)) == "gpt2"
+    assert (
+        gguf_arch_of(TransformerConfig(norm="layernorm", mlp="gelu", learned_positions=True))
+        == "gpt2"
+    )
     assert {arch for arch, _, _ in MODELS.values()} == set(ARCHITECTURES)
 
 
-@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"])
+@pytest.mark.parametrize(
+    "kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"]
+)
 def test_types_of_tensors(kind: str, tmp_path: Path) -> None:
     """Blocks of random bytes with sane scales, as the package dequantises them."""
     type_ = gguf.GGMLQuantizationType[kind]
@@ -198,9 +218,15 @@ def test_types_of_tensors(kind: str, tmp_path: Path) -> None:
     if kind in ("F32", "F16"):
         raw = raw.view(np.float32 if kind == "F32" else np.float16)
     writer.add_tensor("x", raw, raw_dtype=type_)
-    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+    for write in (
+        writer.write_header_to_file,
+        writer.write_kv_data_to_file,
+        writer.write_tensors_to_file,
+    ):
         write()
     writer.close()
     value = GGUFFile(tmp_path / "t.gguf").read("x")
     assert value.shape == (4, 512) and value.dtype == torch.float32
-    np.testing.assert_array_equal(value.numpy(), gguf.quants.dequantize(raw, type_).astype(np.float32))
+    np.testing.assert_array_equal(
+        value.numpy(), gguf.quants.dequantize(raw, type_).astype(np.float32)
+    )

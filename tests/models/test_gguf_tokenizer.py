@@ -20,7 +20,14 @@ from lit_llm.models.gguf_write import write_gguf
 from lit_llm.models.tokenizer import SPLIT_PATTERN, Tokenizer
 from lit_llm.models.transformer import Transformer
 
-TEXTS = ["It's  1,234 naïve 日本語\n\n\tx = y", "don't  stop 🙂 2024", "<|im_end|> <s> ", "a\r\n  b\n", "", " x"]
+TEXTS = [
+    "It's  1,234 naïve 日本語\n\n\tx = y",
+    "don't  stop 🙂 2024",
+    "<|im_end|> <s> ",
+    "a\r\n  b\n",
+    "",
+    " x",
+]
 SPLITTERS = {
     "gpt-2": pre_tokenizers.ByteLevel(add_prefix_space=False),
     "smollm": pre_tokenizers.Sequence(
@@ -53,7 +60,9 @@ def byte_level(corpus: list[str], split: str) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     ))  # fmt: skip
     backend.add_tokens([AddedToken("<tool>", normalized=False)])
-    return Tokenizer(backend, bos_token="<|endoftext|>", eos_token="<|im_end|>", chat_template="{{ messages }}")
+    return Tokenizer(
+        backend, bos_token="<|endoftext|>", eos_token="<|im_end|>", chat_template="{{ messages }}"
+    )
 
 
 def sentencepiece(corpus: list[str], prefix: bool) -> Tokenizer:
@@ -71,7 +80,9 @@ def sentencepiece(corpus: list[str], prefix: bool) -> Tokenizer:
         for cut in range(1, len(token))
         if token[:cut] in vocabulary and token[cut:] in vocabulary
     ]
-    backend = Backend(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend = Backend(
+        models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
     steps = [normalizers.Prepend("\u2581")] if prefix else []
     backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "\u2581")])
     strip = [decoders.Strip(content=" ", left=1)] if prefix else []
@@ -86,7 +97,11 @@ def sentencepiece(corpus: list[str], prefix: bool) -> Tokenizer:
 
 def written(tokenizer: Tokenizer, file: Path, extra: int = 3) -> Path:
     config = TransformerConfig(
-        vocab_size=tokenizer.vocab_size + extra, hidden_size=32, num_layers=1, num_heads=2, family="llama"
+        vocab_size=tokenizer.vocab_size + extra,
+        hidden_size=32,
+        num_layers=1,
+        num_heads=2,
+        family="llama",
     )
     write_gguf(Transformer(config), tokenizer, file, "f32")
     return file
@@ -100,8 +115,13 @@ def test_byte_level(split: str, tmp_path: Path, corpus: list[str]) -> None:
     assert meta["tokenizer.ggml.pre"] == split and meta["tokenizer.ggml.model"] == "gpt2"
     assert meta["tokenizer.ggml.tokens"][-1] == f"[PAD{tokenizer.vocab_size + 2}]"
     again = gguf_tokenizer(file)
-    assert again.vocab_size == tokenizer.vocab_size and again.special_names == tokenizer.special_names
-    assert again.control_tokens == tokenizer.control_tokens and again.chat_template == tokenizer.chat_template
+    assert (
+        again.vocab_size == tokenizer.vocab_size and again.special_names == tokenizer.special_names
+    )
+    assert (
+        again.control_tokens == tokenizer.control_tokens
+        and again.chat_template == tokenizer.chat_template
+    )
     for text in [*TEXTS, corpus[-1], "a <tool> b"]:
         for special in (False, True):
             assert again.encode(text, special) == tokenizer.encode(text, special)
@@ -143,7 +163,9 @@ _CACHE: list[tuple[Tokenizer, Tokenizer]] = []
 
 def _pair(factory: pytest.TempPathFactory) -> tuple[Tokenizer, Tokenizer]:
     if not _CACHE:
-        ours = sentencepiece(["the cat sat on the mat, and then the other cat sat there too " * 3], True)
+        ours = sentencepiece(
+            ["the cat sat on the mat, and then the other cat sat there too " * 3], True
+        )
         _CACHE.append((ours, gguf_tokenizer(written(ours, factory.mktemp("spm") / "m.gguf"))))
     return _CACHE[0]
 
@@ -175,4 +197,6 @@ def test_no_bos_where_the_file_says_so(tmp_path: Path, corpus: list[str]) -> Non
     whole = file.read_bytes()
     assert whole.count(key + b"\1") == 1
     file.write_bytes(whole.replace(key + b"\1", key + b"\0"))
-    assert gguf_tokenizer(file).document_start == [] and tokenizer.document_start == [tokenizer.bos_id]
+    assert gguf_tokenizer(file).document_start == [] and tokenizer.document_start == [
+        tokenizer.bos_id
+    ]

@@ -26,7 +26,12 @@ _SHAPE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_hidde
 _GQA = {**_SHAPE, "num_key_value_heads": 2}
 _LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
            "original_max_position_embeddings": 16, "rope_theta": 500.0}  # fmt: skip
-_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 100.0}
+_YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "rope_theta": 100.0,
+}
 _LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 100.0}
 _GEMMA = {**_GQA, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 7}
 # Name of the GGUF architecture first, then Hugging Face's family and shape
@@ -63,7 +68,9 @@ READ_WHOLE = {"Llama 2", "Llama, tied, wide heads", "Mistral", "Qwen2.5"}
 
 @pytest.fixture(scope="module")
 def tokenizer(text_folder: Path) -> Tokenizer:
-    return Tokenizer.train([file.read_text(errors="ignore") for file in sorted(text_folder.iterdir())[:10]], 600)
+    return Tokenizer.train(
+        [file.read_text(errors="ignore") for file in sorted(text_folder.iterdir())[:10]], 600
+    )
 
 
 def random_model(name: str, tokenizer: Tokenizer, folder: Path) -> tuple[Any, Transformer]:
@@ -71,11 +78,14 @@ def random_model(name: str, tokenizer: Tokenizer, folder: Path) -> tuple[Any, Tr
     _, family, fields = CONFIGS[name]
     torch.manual_seed(0)
     config = AutoConfig.for_model(
-        family, **{"vocab_size": tokenizer.vocab_size, "bos_token_id": 0, "eos_token_id": 0, **fields}
+        family,
+        **{"vocab_size": tokenizer.vocab_size, "bos_token_id": 0, "eos_token_id": 0, **fields},
     )
     theirs = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     for key, p in theirs.named_parameters():  # away from 0 and 1, or dropping them would not show
-        torch.nn.init.normal_(p, 1.0 if ("norm" in key or "ln_" in key) and "bias" not in key else 0.0, 0.15)
+        torch.nn.init.normal_(
+            p, 1.0 if ("norm" in key or "ln_" in key) and "bias" not in key else 0.0, 0.15
+        )
     theirs.save_pretrained(folder)
     return theirs, Transformer.from_pretrained(folder).eval()
 
@@ -93,14 +103,20 @@ def test_out_and_in_is_the_same_model(name: str, tokenizer: Tokenizer, tmp_path:
          "router_aux_loss": 0.0, "family": again.config.family}
     )  # fmt: skip
     assert again.config == expected
-    assert again.config.family == CONFIGS[name][1] or name == "Mistral"  # without a window it is a Llama
+    assert (
+        again.config.family == CONFIGS[name][1] or name == "Mistral"
+    )  # without a window it is a Llama
     for (key, a), b in zip(ours.named_parameters(), again.parameters(), strict=True):
         # Gemma's gains are stored as 1 + weight, which rounds
-        torch.testing.assert_close(b, a, atol=2e-7 if ours.config.norm_offset else 0, rtol=0, msg=key)
+        torch.testing.assert_close(
+            b, a, atol=2e-7 if ours.config.norm_offset else 0, rtol=0, msg=key
+        )
     assert its_tokenizer.encode(TEXT) == tokenizer.encode(TEXT)
     if name in UNREAD:
         return
-    ids = torch.randint(0, tokenizer.vocab_size, (2, 40), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(
+        0, tokenizer.vocab_size, (2, 40), generator=torch.Generator().manual_seed(1)
+    )
     config = None if name in READ_WHOLE else theirs.config
     judged = AutoModelForCausalLM.from_pretrained(
         tmp_path, gguf_file=file.name, config=config, attn_implementation="eager"
@@ -109,8 +125,12 @@ def test_out_and_in_is_the_same_model(name: str, tokenizer: Tokenizer, tmp_path:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("quantization", "largest"), [("f16", 2**-11), ("bf16", 2**-8), ("q8_0", 0.5625 / 127)])
-def test_rounding_is_that_of_the_type(quantization: Any, largest: float, tokenizer: Tokenizer, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("quantization", "largest"), [("f16", 2**-11), ("bf16", 2**-8), ("q8_0", 0.5625 / 127)]
+)
+def test_rounding_is_that_of_the_type(
+    quantization: Any, largest: float, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     _, ours = random_model("Mixtral", tokenizer, tmp_path / "hf")
     write_gguf(ours, tokenizer, tmp_path / "m.gguf", quantization)
     kinds = {name: info.kind for name, info in GGUFFile(tmp_path / "m.gguf").tensors.items()}
@@ -126,7 +146,9 @@ def test_rounding_is_that_of_the_type(quantization: Any, largest: float, tokeniz
 
 
 def test_rows_that_are_no_whole_blocks_stay_16_bits(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    config = TransformerConfig(vocab_size=tokenizer.vocab_size, hidden_size=48, num_layers=1, num_heads=4)
+    config = TransformerConfig(
+        vocab_size=tokenizer.vocab_size, hidden_size=48, num_layers=1, num_heads=4
+    )
     write_gguf(Transformer(config), tokenizer, tmp_path / "m.gguf", "q8_0")
     kinds = {name: info.kind for name, info in GGUFFile(tmp_path / "m.gguf").tensors.items()}
     assert kinds["blk.0.ffn_up.weight"] == "F16" and kinds["blk.0.ffn_down.weight"] == "Q8_0"
@@ -137,8 +159,14 @@ def test_rows_that_are_no_whole_blocks_stay_16_bits(tokenizer: Tokenizer, tmp_pa
     [
         ({"mlp": "relu2"}, "mlp='relu2'"),
         ({"sliding_window": 8}, "sliding_window=8"),
-        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "RoPE scaling of type 'dynamic'"),
-        ({"rope_scaling": {**_LLAMA3, "low_freq_factor": 2.0}}, "factors of Llama 3's RoPE scaling"),
+        (
+            {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+            "RoPE scaling of type 'dynamic'",
+        ),
+        (
+            {"rope_scaling": {**_LLAMA3, "low_freq_factor": 2.0}},
+            "factors of Llama 3's RoPE scaling",
+        ),
         ({"nope_layers": [0]}, "nope_layers"),
         ({"qk_norm": "after_rope"}, "qk_norm='after_rope'"),
         ({"residual_scale": 0.5, "norm": "layernorm"}, "residual_scale=0.5"),
@@ -149,7 +177,9 @@ def test_what_gguf_cannot_say_is_refused(
 ) -> None:
     if "rope_scaling" in fields:
         fields["rope_scaling"].pop("rope_theta", None)
-    config = TransformerConfig(vocab_size=tokenizer.vocab_size, hidden_size=64, num_layers=2, num_heads=4, **fields)
+    config = TransformerConfig(
+        vocab_size=tokenizer.vocab_size, hidden_size=64, num_layers=2, num_heads=4, **fields
+    )
     with pytest.raises(UserError, match=f"no GGUF architecture expresses this model: .*{message}"):
         write_gguf(Transformer(config), tokenizer, tmp_path / "m.gguf", "f16")
     assert not list(tmp_path.iterdir())
@@ -177,25 +207,44 @@ def bpe_like(text: str, pre_tokenizer: Any, decoder: Any, **options: Any) -> Bac
 
 @pytest.fixture(scope="module")
 def text(text_folder: Path) -> str:
-    return "\n".join(file.read_text(errors="ignore")[:8000] for file in sorted(text_folder.iterdir())[:6])
+    return "\n".join(
+        file.read_text(errors="ignore")[:8000] for file in sorted(text_folder.iterdir())[:6]
+    )
 
 
 def sentencepiece_like(text: str) -> Tokenizer:
     """Llama 2's kind: bytes to fall back on, a mark for a space, one score a token; a merge for each way to make it."""
     vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"<0x{i:02X}>": i + 3 for i in range(256)}
     characters = sorted({c for c in text if c.isascii() and not c.isspace()} | {"\u2581"})
-    words = sorted({"\u2581" + word for word in text.split() if word.isascii() and word.isalpha()})[:60]
-    pieces = list(dict.fromkeys(word[:end] for end in (2, 3, 4, 5, 6) for word in words if len(word) >= end))
+    words = sorted({"\u2581" + word for word in text.split() if word.isascii() and word.isalpha()})[
+        :60
+    ]
+    pieces = list(
+        dict.fromkeys(word[:end] for end in (2, 3, 4, 5, 6) for word in words if len(word) >= end)
+    )
     for piece in characters + pieces:
         vocabulary.setdefault(piece, len(vocabulary))
     merges = [(p[:cut], p[cut:]) for p in pieces for cut in range(1, len(p))
               if p[:cut] in vocabulary and p[cut:] in vocabulary]  # fmt: skip
-    backend = Backend(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(content=" ", left=1)]
+    backend = Backend(
+        models.BPE(
+            vocab=vocabulary, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True
+        )
     )
-    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ("<unk>", "<s>", "</s>")])
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(content=" ", left=1),
+        ]
+    )
+    backend.add_special_tokens(
+        [AddedToken(t, special=True, normalized=False) for t in ("<unk>", "<s>", "</s>")]
+    )
     return Tokenizer(backend, bos_token="<s>", eos_token="</s>", chat_template="{{ messages }}")
 
 
@@ -205,17 +254,26 @@ def test_tokenizers_of_each_kind(kind: str, text: str, tmp_path: Path) -> None:
     if kind == "llama":
         tokenizer = sentencepiece_like(text)
     else:
-        digits = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
+        digits = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), byte_level]
+        )
         backend = bpe_like(text, byte_level if kind == "gpt-2" else digits, decoders.ByteLevel())
         tokenizer = Tokenizer(backend, eos_token="<|endoftext|>", chat_template="{{ messages }}")
-    config = TransformerConfig(vocab_size=tokenizer.vocab_size + 7, hidden_size=32, num_layers=1, num_heads=2)
-    write_gguf(Transformer(config), tokenizer, tmp_path / "m.gguf", "f32")  # rows beyond the tokenizer's
+    config = TransformerConfig(
+        vocab_size=tokenizer.vocab_size + 7, hidden_size=32, num_layers=1, num_heads=2
+    )
+    write_gguf(
+        Transformer(config), tokenizer, tmp_path / "m.gguf", "f32"
+    )  # rows beyond the tokenizer's
     metadata = GGUFFile(tmp_path / "m.gguf").metadata
     assert kind in (metadata["tokenizer.ggml.model"], metadata["tokenizer.ggml.pre"])
     assert metadata["tokenizer.ggml.add_bos_token"] is (kind == "llama")
     again = Tokenizer.from_pretrained(tmp_path / "m.gguf")
     theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file="m.gguf")
-    assert again.special_names == tokenizer.special_names and again.chat_template == tokenizer.chat_template
+    assert (
+        again.special_names == tokenizer.special_names
+        and again.chat_template == tokenizer.chat_template
+    )
     assert again.vocab_size == tokenizer.vocab_size
     for sample in (text[:3000], TEXT, " leading", "double  space", "9 87 654", "naïve\u2581 \x00"):
         ids = tokenizer.encode(sample)
@@ -223,7 +281,9 @@ def test_tokenizers_of_each_kind(kind: str, text: str, tmp_path: Path) -> None:
         # transformers takes GPT-2's split for every byte-level file, and puts no mark before a text that begins with a
         # space, where SentencePiece and llama.cpp do
         if kind == "gpt-2" or (kind == "llama" and not sample.startswith(" ")):
-            assert theirs.encode(sample, add_special_tokens=False) == tokenizer.encode(sample, allow_special=True)
+            assert theirs.encode(sample, add_special_tokens=False) == tokenizer.encode(
+                sample, allow_special=True
+            )
 
 
 def test_tokenizers_that_gguf_cannot_name(text: str, tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -25,7 +25,14 @@ from lit_llm.models.lora import (
 )
 from lit_llm.models.transformer import Transformer
 
-SHAPE = {"vocab_size": 61, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "max_seq_len": 32}
+SHAPE = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "max_seq_len": 32,
+}
 FAMILIES = {
     "llama": {},
     "qwen3": {"qk_norm": "before_rope", "head_dim": 16},
@@ -79,7 +86,9 @@ def test_peft_loads_ours_and_we_load_theirs(tmp_path: Path, family: str, stabili
         load_adapter(again, tmp_path / "theirs")
         torch.testing.assert_close(again.eval()(IDS), expected, atol=1e-5, rtol=1e-5)
         merge_lora(again)
-        torch.testing.assert_close(again(IDS), theirs.merge_and_unload()(IDS).logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            again(IDS), theirs.merge_and_unload()(IDS).logits, atol=1e-4, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"]])
@@ -110,7 +119,9 @@ def test_adapters_of_fused_layers(tmp_path: Path, targets: list[str]) -> None:
     with torch.no_grad():
         torch.testing.assert_close(model.eval()(IDS), made.eval()(IDS).logits, atol=1e-4, rtol=1e-4)
     config = tmp_path / "adapter" / "adapter_config.json"
-    config.write_text(config.read_text().replace('"rank_pattern": {}', '"rank_pattern": {"o_proj": 2}'))
+    config.write_text(
+        config.read_text().replace('"rank_pattern": {}', '"rank_pattern": {"o_proj": 2}')
+    )
     with pytest.raises(UserError, match="rank_pattern or alpha_pattern is not supported"):
         load_adapter(Transformer.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
 
@@ -128,11 +139,16 @@ def test_merging_keeps_the_function_and_the_names() -> None:
 
 def test_merging_and_unmerging() -> None:
     model = adapted("qwen3", LoRAConfig(rank=4))
-    expected, weights = model(IDS), {name: value.clone() for name, value in model.state_dict().items()}
+    expected, weights = (
+        model(IDS),
+        {name: value.clone() for name, value in model.state_dict().items()},
+    )
     merge_adapter(model)
     merge_adapter(model)  # once is enough
     assert model.state_dict().keys() == weights.keys()
-    assert not torch.equal(model.layers[0].mlp.up_proj.weight, weights["layers.0.mlp.up_proj.weight"])
+    assert not torch.equal(
+        model.layers[0].mlp.up_proj.weight, weights["layers.0.mlp.up_proj.weight"]
+    )
     torch.testing.assert_close(model(IDS), expected, atol=1e-5, rtol=1e-5)
     unmerge_adapter(model)
     for name, value in model.state_dict().items():
@@ -141,7 +157,10 @@ def test_merging_and_unmerging() -> None:
 
 
 def test_several_adapters_of_one_model(tmp_path: Path) -> None:
-    configs = {"a": LoRAConfig(rank=2), "b": LoRAConfig(rank=5, alpha=3.0, targets=("o_proj", "up_proj"))}
+    configs = {
+        "a": LoRAConfig(rank=2),
+        "b": LoRAConfig(rank=5, alpha=3.0, targets=("o_proj", "up_proj")),
+    }
     expected = {}
     for name, config in configs.items():
         model = adapted("llama", config)
@@ -177,7 +196,9 @@ def test_training_starts_from_the_base_and_moves_the_updates_alone() -> None:
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trainable and all("lora" in name for name in trainable)
     model(IDS).sum().backward()
-    assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == trainable
+    assert {
+        name for name, parameter in model.named_parameters() if parameter.grad is not None
+    } == trainable
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -186,7 +207,9 @@ def test_adapted_on_meta_then_loaded(tmp_path: Path, tied: bool) -> None:
     base.save_pretrained(tmp_path / "base")
     config = LoRAConfig(rank=2)
     torch.manual_seed(3)
-    ours = Transformer.from_pretrained(tmp_path / "base", prepare=lambda model: apply_lora(model, config))
+    ours = Transformer.from_pretrained(
+        tmp_path / "base", prepare=lambda model: apply_lora(model, config)
+    )
     assert not any(parameter.is_meta for parameter in ours.parameters())
     torch.manual_seed(3)
     apply_lora(base, config)
@@ -195,7 +218,9 @@ def test_adapted_on_meta_then_loaded(tmp_path: Path, tied: bool) -> None:
     assert {n for n, p in ours.named_parameters() if p.requires_grad} == {
         n for n, p in base.named_parameters() if p.requires_grad
     }
-    with pytest.raises(RuntimeError, match="lora_a"):  # a model that is there does not forget its update in silence
+    with pytest.raises(
+        RuntimeError, match="lora_a"
+    ):  # a model that is there does not forget its update in silence
         ours.load_state_dict(Transformer(base.config).state_dict())
 
 
@@ -212,6 +237,8 @@ def test_mistakes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"adapter_config.json: no such file"):
         load_adapter(other, tmp_path / "nowhere")
     config = tmp_path / "adapter" / "adapter_config.json"
-    config.write_text(config.read_text().replace('"bias": "none"', '"bias": "none", "use_dora": true'))
+    config.write_text(
+        config.read_text().replace('"bias": "none"', '"bias": "none", "use_dora": true')
+    )
     with pytest.raises(UserError, match="use_dora is not supported"):
         load_adapter(other, tmp_path / "adapter")

@@ -42,7 +42,9 @@ def test_it_is_torchs_cross_entropy(rows, vocab, chunk, scale, cap, upstream, se
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loss, "chunk_bytes", lambda device: chunk)
         patch.setattr(loss, "_CACHED_BYTES", chunk // 3)
-        patch.setattr(loss, "_compiled", lambda: loss._whole)  # its formula; the next test compiles it
+        patch.setattr(
+            loss, "_compiled", lambda: loss._whole
+        )  # its formula; the next test compiles it
         for function in (plain, linear_cross_entropy, partial(linear_cross_entropy, compiled=True)):
             inputs = [x.float().requires_grad_(), weight.float().requires_grad_()]
             value = function(*inputs, labels, scale, cap)
@@ -99,14 +101,18 @@ def test_a_second_backward_is_refused() -> None:
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("documents", [False, True])
-def test_a_model_learns_the_same_with_it(monkeypatch: pytest.MonkeyPatch, tied: bool, documents: bool) -> None:
+def test_a_model_learns_the_same_with_it(
+    monkeypatch: pytest.MonkeyPatch, tied: bool, documents: bool
+) -> None:
     torch.manual_seed(0)
     config = TransformerConfig(vocab_size=300, hidden_size=32, num_layers=2, num_heads=2, tie_embeddings=tied,
                                logit_softcap=15.0, logit_scale=0.5)  # fmt: skip
     model = Transformer(config)
     ids, labels = torch.randint(0, 300, (2, 2, 24))
     labels[0, :7] = IGNORE
-    document_ids = torch.arange(24).div(9, rounding_mode="floor").expand(2, -1) if documents else None
+    document_ids = (
+        torch.arange(24).div(9, rounding_mode="floor").expand(2, -1) if documents else None
+    )
     grads = []
     monkeypatch.setattr(loss, "chunk_bytes", lambda device: 4 * 300 * 7)
     for value_of in (
@@ -123,7 +129,9 @@ def test_a_model_learns_the_same_with_it(monkeypatch: pytest.MonkeyPatch, tied: 
             torch.testing.assert_close(tensor, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_under_autocast_the_products_are_half_and_the_loss_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_under_autocast_the_products_are_half_and_the_loss_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(loss, "_SLAB", 16)
     x, weight = torch.randn(9, 16, requires_grad=True), torch.randn(50, 16, requires_grad=True)
     labels = torch.arange(9)

@@ -18,7 +18,13 @@ from lit_llm.models.transformer import Transformer
 from lit_llm.training.optimizers import MuonAdamW, parameter_groups
 from lit_llm.training.pretrain import PretrainModule
 
-SHAPE = {"vocab_size": 41, "hidden_size": 16, "intermediate_size": 24, "num_layers": 2, "num_heads": 2}
+SHAPE = {
+    "vocab_size": 41,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_layers": 2,
+    "num_heads": 2,
+}
 
 
 def mixture(**fields) -> MixtureOfExperts:
@@ -36,10 +42,14 @@ def mixture(**fields) -> MixtureOfExperts:
     seed=st.integers(0, 9),
 )
 @settings(max_examples=60, deadline=None)
-def test_it_is_the_weighted_sum_of_the_chosen(tokens: int, experts: int, data, normalize: bool, seed: int) -> None:
+def test_it_is_the_weighted_sum_of_the_chosen(
+    tokens: int, experts: int, data, normalize: bool, seed: int
+) -> None:
     torch.manual_seed(seed)
     top_k = data.draw(st.integers(1, experts))
-    module = mixture(num_experts=experts, experts_per_token=top_k, normalize_expert_weights=normalize)
+    module = mixture(
+        num_experts=experts, experts_per_token=top_k, normalize_expert_weights=normalize
+    )
     x = torch.randn(1, tokens, 16)
     expected = torch.zeros(tokens, 16)
     for n, token in enumerate(x[0]):
@@ -94,7 +104,9 @@ def test_the_z_loss_is_the_squared_log_of_the_routers_sum() -> None:
 @pytest.mark.parametrize("optimizer", ["muon_adamw", "adamw"])
 def test_experts_are_matrices_to_the_optimizer(optimizer: str) -> None:
     model = Transformer(TransformerConfig(**SHAPE, num_experts=4, qk_norm="per_head"))
-    groups = {group["name"]: group["params"] for group in parameter_groups(model, optimizer, 1e-2, 0.0)}
+    groups = {
+        group["name"]: group["params"] for group in parameter_groups(model, optimizer, 1e-2, 0.0)
+    }
     experts = [p for name, p in model.named_parameters() if ".experts." in name]
     assert len(experts) == 6
     assert all(any(p is q for q in groups["matrices"]) for p in experts)
@@ -107,19 +119,25 @@ def test_a_stack_takes_the_step_of_its_members() -> None:
     torch.manual_seed(0)
     stack = torch.nn.Parameter(torch.randn(3, 8, 12))
     members = [torch.nn.Parameter(matrix.clone()) for matrix in stack.detach()]
-    optimizers = [MuonAdamW([{"params": params, "muon": True, "lr": 0.02}]) for params in ([stack], members)]
+    optimizers = [
+        MuonAdamW([{"params": params, "muon": True, "lr": 0.02}]) for params in ([stack], members)
+    ]
     for _ in range(3):
         stack.grad = torch.randn(3, 8, 12)
         for member, part in zip(members, stack.grad, strict=True):
             member.grad = part
         for optimizer in optimizers:
             optimizer.step()
-    torch.testing.assert_close(stack.detach(), torch.stack([m.detach() for m in members]), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        stack.detach(), torch.stack([m.detach() for m in members]), atol=1e-6, rtol=1e-5
+    )
 
 
 def test_a_model_of_experts_trains(tmp_path: Path) -> None:
     for i in range(60):
-        (tmp_path / f"{i}.txt").write_text(f"{i}: " + "the cat sat on the mat and the dog on the log\n" * 20)
+        (tmp_path / f"{i}.txt").write_text(
+            f"{i}: " + "the cat sat on the mat and the dog on the log\n" * 20
+        )
     data = PretrainDataModule(sources=str(tmp_path / "*.txt"), vocab_size=280, tokens=16000, seq_len=32,
                               micro_batch_size=4, cache_dir=str(tmp_path / "cache"))  # fmt: skip
     module = PretrainModule({"hidden_size": 32, "num_layers": 2, "num_heads": 2, "num_experts": 4,

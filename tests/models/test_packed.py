@@ -38,7 +38,9 @@ def test_same_function(fields: dict, dtype: torch.dtype) -> None:
     assert torch.equal(packed.embed.weight, model.embed.weight)
     for batch, length in ((1, 1), (3, 9)):
         ids = torch.randint(0, 61, (batch, length))
-        tolerance = 1e-5 if dtype == torch.float32 else 0.06  # bfloat16 has steps of 2^-7 at the size of these logits
+        tolerance = (
+            1e-5 if dtype == torch.float32 else 0.06
+        )  # bfloat16 has steps of 2^-7 at the size of these logits
         torch.testing.assert_close(packed(ids), model(ids), atol=tolerance, rtol=tolerance)
     if dtype == torch.float32:
         prompts = [[1, 2, 3], [4]]

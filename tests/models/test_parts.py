@@ -15,7 +15,16 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, load
 
 from lit_llm.errors import UserError
 from lit_llm.models import parts
-from lit_llm.models.parts import MARK, Divided, Part, commit, damage_of_parts, open_parts, read_parts, write_share
+from lit_llm.models.parts import (
+    MARK,
+    Divided,
+    Part,
+    commit,
+    damage_of_parts,
+    open_parts,
+    read_parts,
+    write_share,
+)
 
 
 def boxes(tensor: Tensor, rows: int, columns: int) -> list[Part]:
@@ -30,7 +39,9 @@ def boxes(tensor: Tensor, rows: int, columns: int) -> list[Part]:
     return found
 
 
-def save(target: Path, tensors: dict[str, Tensor], processes: tuple[int, int] = (2, 2), **rest: Any) -> None:
+def save(
+    target: Path, tensors: dict[str, Tensor], processes: tuple[int, int] = (2, 2), **rest: Any
+) -> None:
     """What so many rows and columns of processes would write."""
     files, folder = {}, parts.part_of(target)
     shares: list[dict[str, Part]] = [{} for _ in range(processes[0] * processes[1])]
@@ -47,7 +58,9 @@ def save(target: Path, tensors: dict[str, Tensor], processes: tuple[int, int] = 
 @given(
     shape=st.tuples(st.integers(1, 9), st.integers(1, 9)),
     processes=st.tuples(st.integers(1, 4), st.integers(1, 3)),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool]),
+    dtype=st.sampled_from(
+        [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool]
+    ),
     data=st.data(),
 )
 def test_any_box_of_it_comes_back(
@@ -59,9 +72,16 @@ def test_any_box_of_it_comes_back(
     save(target, {"a": tensor}, processes)
     assert damage_of_parts(target) is None
     stored = open_parts(target)["state_dict"]["a"]
-    assert (stored.shape, stored.dtype, stored.numel(), stored.ndim) == (tensor.shape, dtype, tensor.numel(), 2)
+    assert (stored.shape, stored.dtype, stored.numel(), stored.ndim) == (
+        tensor.shape,
+        dtype,
+        tensor.numel(),
+        2,
+    )
     assert torch.equal(stored[...], tensor)
-    index = tuple(slice(*sorted(data.draw(st.tuples(st.integers(0, n), st.integers(0, n))))) for n in shape)
+    index = tuple(
+        slice(*sorted(data.draw(st.tuples(st.integers(0, n), st.integers(0, n))))) for n in shape
+    )
     assert torch.equal(stored[index], tensor[index])
 
 
@@ -72,7 +92,10 @@ def test_the_rest_and_what_is_shared(tmp_path: Path) -> None:
     read = read_parts(tmp_path / "x.ckpt")
     assert torch.equal(read["state_dict"]["tied"], tied)
     assert read["more"]["head"] is read["state_dict"]["tied"]
-    assert read["more"]["said"] == "a tensor" and read["more"]["numbers"] == (1, {"step": torch.tensor(2.0)})
+    assert read["more"]["said"] == "a tensor" and read["more"]["numbers"] == (
+        1,
+        {"step": torch.tensor(2.0)},
+    )
 
 
 def test_torchs_distributed_checkpoint_reads_it(tmp_path: Path) -> None:
@@ -95,11 +118,15 @@ def test_every_harm_is_seen_and_named(tmp_path: Path) -> None:
                 (target / file).unlink()
             else:
                 (target / file).write_bytes(
-                    {"flipped": content, "truncated": content[: len(content) // 2], "empty": b""}[harm]
+                    {"flipped": content, "truncated": content[: len(content) // 2], "empty": b""}[
+                        harm
+                    ]
                 )
             said = damage_of_parts(target)
             # Of a flipped bit in the manifest, the file whose checksum it was is named.
-            assert said is not None and (file in said or (file, harm) == ("manifest.json", "flipped")), (file, harm)
+            assert said is not None and (
+                file in said or (file, harm) == ("manifest.json", "flipped")
+            ), (file, harm)
             if harm in ("empty", "missing"):
                 with pytest.raises(UserError, match=r"x\.ckpt: not a whole checkpoint"):
                     open_parts(target)
@@ -107,10 +134,15 @@ def test_every_harm_is_seen_and_named(tmp_path: Path) -> None:
 
 def test_parts_that_do_not_make_up_the_whole_are_refused(tmp_path: Path) -> None:
     target = tmp_path / "x.ckpt"
-    for forgotten, said in (({"part-00001.safetensors"}, "parts of a do not make up"), (None, "no part of 'b'")):
+    for forgotten, said in (
+        ({"part-00001.safetensors"}, "parts of a do not make up"),
+        (None, "no part of 'b'"),
+    ):
         save(target, {"a": torch.rand(6, 6)}, also=MARK + ("a" if forgotten else "b"))
         manifest = json.loads((target / "manifest.json").read_text())
-        manifest["files"] = {name: at for name, at in manifest["files"].items() if name not in (forgotten or ())}
+        manifest["files"] = {
+            name: at for name, at in manifest["files"].items() if name not in (forgotten or ())
+        }
         (target / "manifest.json").write_text(json.dumps(manifest))
         with pytest.raises(UserError, match=said):
             open_parts(target)

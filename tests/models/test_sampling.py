@@ -42,7 +42,9 @@ def test_distribution_equals_transformers(
 ) -> None:
     logits = 3 * torch.randn(2, VOCAB, generator=torch.Generator().manual_seed(seed))
     ids = torch.tensor([prompt, prompt[::-1]])
-    theirs = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(penalty), TemperatureLogitsWarper(temperature)])
+    theirs = LogitsProcessorList(
+        [RepetitionPenaltyLogitsProcessor(penalty), TemperatureLogitsWarper(temperature)]
+    )
     if top_k is not None:
         theirs.append(TopKLogitsWarper(top_k))
     if top_p is not None:
@@ -58,13 +60,17 @@ def test_distribution_equals_transformers(
 def test_draws_follow_the_distribution() -> None:
     row, how = torch.tensor([[0.0, 1.0, -1.0, 0.5]]), Sampling(temperature=0.5, top_k=3, min_p=0.1)
     draws = draw(row.expand(20_000, 4), how, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(draws.bincount(minlength=4) / 20_000, probabilities(row, how)[0], atol=0.01, rtol=0)
+    torch.testing.assert_close(
+        draws.bincount(minlength=4) / 20_000, probabilities(row, how)[0], atol=0.01, rtol=0
+    )
     assert draw(row, GREEDY).tolist() == [1]
 
 
 def test_a_sampler_counts_what_it_draws() -> None:
     logits = torch.tensor([[3.0, 2.0, 1.5], [3.0, 2.9, -1.0]])
-    sampler = Sampler(Sampling(repetition_penalty=2.0, temperature=0), 0, [[0], [2, 2]], 3, logits.device)
+    sampler = Sampler(
+        Sampling(repetition_penalty=2.0, temperature=0), 0, [[0], [2, 2]], 3, logits.device
+    )
     assert [sampler(logits).tolist() for _ in range(3)] == [[1, 0], [0, 1], [0, 0]]
 
 

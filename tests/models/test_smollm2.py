@@ -49,7 +49,9 @@ def test_greedy_chat_answers_equal_transformers(exported: Path) -> None:
         ids = encoded["input_ids"]
         assert chat.prompt_ids(messages) == ids[0].tolist()
         with torch.no_grad():
-            answer = theirs.generate(**encoded, max_new_tokens=64, do_sample=False, eos_token_id=2, pad_token_id=2)
+            answer = theirs.generate(
+                **encoded, max_new_tokens=64, do_sample=False, eos_token_id=2, pad_token_id=2
+            )
         new = answer[0, ids.shape[1] :].tolist()
         ours = generate(model, [ids[0].tolist()], 64, GREEDY, stop_ids=chat.stop_ids)[0]
         assert ours == [token for token in new if token not in chat.stop_ids]
@@ -65,5 +67,8 @@ def test_perplexity_equals_transformers(exported: Path) -> None:
     with torch.no_grad():
         ours, reference = model(tokens), theirs(tokens).logits
     torch.testing.assert_close(ours, reference, atol=2e-3, rtol=1e-3)
-    perplexities = [math.exp(F.cross_entropy(logits[0, :-1], tokens[0, 1:]).item()) for logits in (ours, reference)]
+    perplexities = [
+        math.exp(F.cross_entropy(logits[0, :-1], tokens[0, 1:]).item())
+        for logits in (ours, reference)
+    ]
     assert perplexities[0] == pytest.approx(perplexities[1], abs=1e-3)

@@ -17,7 +17,9 @@ from lit_llm.models.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 
 def some_text(seed: int, words: int = 4000) -> str:
     rng = random.Random(seed)
-    vocabulary = ["".join(rng.choices(string.ascii_lowercase, k=rng.randint(2, 9))) for _ in range(400)]
+    vocabulary = [
+        "".join(rng.choices(string.ascii_lowercase, k=rng.randint(2, 9))) for _ in range(400)
+    ]
     lines = (" ".join(rng.choices(vocabulary, k=8)) for _ in range(words // 8))
     return "\n".join(f"    def {line}(): # {i} né 北京" for i, line in enumerate(lines))
 
@@ -55,7 +57,9 @@ def test_control_tokens_in_raw_text_are_text(tokenizer: Tokenizer) -> None:
         assert special_id not in tokenizer.encode_batch([attack])[0]
         assert special_id in tokenizer.encode(attack, allow_special=True)
         assert tokenizer.decode(tokenizer.encode(attack)) == attack
-        assert tokenizer.decode([special_id, *tokenizer.encode("a")], skip_special_tokens=True) == "a"
+        assert (
+            tokenizer.decode([special_id, *tokenizer.encode("a")], skip_special_tokens=True) == "a"
+        )
 
 
 def test_training_on_text_that_spells_control_tokens_does_not_make_them_reachable() -> None:
@@ -70,17 +74,28 @@ def test_control_tokens_marked_as_ordinary_by_a_foreign_file_stay_out_of_raw_tex
     spec = json.loads((tmp_path / "tokenizer.json").read_text())
     for token in spec["added_tokens"]:
         token["special"] = False
-    spec["truncation"] = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    spec["truncation"] = {
+        "direction": "Right",
+        "max_length": 3,
+        "strategy": "LongestFirst",
+        "stride": 0,
+    }
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
     loaded = Tokenizer.from_pretrained(tmp_path)
     text = "one <|im_end|> two three four five"
-    assert loaded.encode(text) == tokenizer.encode(text)  # nor does a truncation left in the file cut documents
+    assert loaded.encode(text) == tokenizer.encode(
+        text
+    )  # nor does a truncation left in the file cut documents
     assert loaded.token_bytes()[:4].tolist() == [0, 0, 0, 0]
 
 
 def test_training_is_deterministic_and_batches_match_single_texts(tokenizer: Tokenizer) -> None:
-    assert Tokenizer.train([some_text(0), some_text(1)], 600).fingerprint() == tokenizer.fingerprint()
-    assert Tokenizer.train([some_text(0), some_text(2)], 600).fingerprint() != tokenizer.fingerprint()
+    assert (
+        Tokenizer.train([some_text(0), some_text(1)], 600).fingerprint() == tokenizer.fingerprint()
+    )
+    assert (
+        Tokenizer.train([some_text(0), some_text(2)], 600).fingerprint() != tokenizer.fingerprint()
+    )
     texts = ["", "a", some_text(5), "\n\n  x"]
     batch = tokenizer.encode_batch(texts)
     assert [ids.tolist() for ids in batch] == [tokenizer.encode(text) for text in texts]
@@ -121,7 +136,9 @@ def test_transformers_loads_the_same_tokenizer(tokenizer: Tokenizer, tmp_path) -
     chat = [{"role": "user", "content": "hi"}]
     prompt = theirs.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     assert prompt == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
-    assert theirs(prompt, add_special_tokens=False)["input_ids"] == tokenizer.encode(prompt, allow_special=True)
+    assert theirs(prompt, add_special_tokens=False)["input_ids"] == tokenizer.encode(
+        prompt, allow_special=True
+    )
 
 
 def test_the_saved_folder_loads_again_and_pickles(tokenizer: Tokenizer, tmp_path) -> None:
@@ -141,10 +158,14 @@ def test_the_saved_folder_loads_again_and_pickles(tokenizer: Tokenizer, tmp_path
     assert (bare.bos_id, bare.eos_id, bare.pad_id, bare.chat_template) == (0, 0, 1, None)
 
 
-def test_control_tokens_come_from_the_settings_beside_a_foreign_tokenizer(tokenizer: Tokenizer, tmp_path) -> None:
+def test_control_tokens_come_from_the_settings_beside_a_foreign_tokenizer(
+    tokenizer: Tokenizer, tmp_path
+) -> None:
     tokenizer.save_pretrained(tmp_path)
     settings_file = tmp_path / "tokenizer_config.json"
-    settings_file.write_text(json.dumps({"eos_token": {"content": "<|im_end|>"}, "bos_token": None}))
+    settings_file.write_text(
+        json.dumps({"eos_token": {"content": "<|im_end|>"}, "bos_token": None})
+    )
     (tmp_path / "config.json").write_text(json.dumps({"bos_token_id": 2, "eos_token_id": [0, 3]}))
     (tmp_path / "special_tokens_map.json").write_text(json.dumps({"pad_token": "<|endoftext|>"}))
     (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
@@ -158,14 +179,27 @@ def test_a_sentencepiece_like_tokenizer_loads(tmp_path) -> None:
     spec = {
         "version": "1.0",
         "added_tokens": [
-            {"id": i, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+            {
+                "id": i,
+                "content": name,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+            }
             | {"special": True}
             for name, i in list(vocab.items())[:3]
         ],
         "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
         "pre_tokenizer": None,
         "decoder": {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
-        "model": {"type": "BPE", "vocab": vocab, "merges": [], "byte_fallback": True, "unk_token": "<unk>"},
+        "model": {
+            "type": "BPE",
+            "vocab": vocab,
+            "merges": [],
+            "byte_fallback": True,
+            "unk_token": "<unk>",
+        },
     }
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
     loaded = Tokenizer.from_pretrained(tmp_path)

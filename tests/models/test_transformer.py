@@ -56,7 +56,9 @@ def test_meta_construction_makes_no_data_and_leaves_nothing_on_meta() -> None:
     for model in (small, again):
         torch.manual_seed(1)
         model.init_weights()
-    assert all(torch.equal(a, b) for a, b in zip(small.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(small.parameters(), again.parameters(), strict=True)
+    )
 
 
 def test_first_loss_is_that_of_guessing() -> None:
@@ -96,33 +98,45 @@ def test_every_preset_is_a_hugging_face_family(preset: str) -> None:
     assert hf["model_type"] in FAMILIES
     with torch.device("meta"):
         ours = Transformer(config)
-        theirs = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**hf))
+        theirs = transformers.AutoModelForCausalLM.from_config(
+            transformers.AutoConfig.for_model(**hf)
+        )
     assert sum(p.numel() for p in ours.parameters()) == theirs.num_parameters()
 
 
 def test_a_shape_of_no_family_is_kept_in_our_own_format(tmp_path: Path) -> None:
-    config = TransformerConfig(vocab_size=50, hidden_size=32, num_layers=1, num_heads=2, norm="layernorm", mlp="relu2")
+    config = TransformerConfig(
+        vocab_size=50, hidden_size=32, num_layers=1, num_heads=2, norm="layernorm", mlp="relu2"
+    )
     assert family_of(config) is None
     model = Transformer(config)
     model.save_pretrained(tmp_path)
     again = Transformer.from_pretrained(tmp_path)
     assert again.config == config
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
+    )
 
 
 def test_shards_are_written_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface, "MAX_SHARD_BYTES", 40_000)
-    model = Transformer(TransformerConfig(vocab_size=97, hidden_size=48, num_layers=2, mlp="swiglu"))
+    model = Transformer(
+        TransformerConfig(vocab_size=97, hidden_size=48, num_layers=2, mlp="swiglu")
+    )
     model.save_pretrained(tmp_path)
     assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 2
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     ids = torch.randint(0, 97, (1, 9))
     with torch.no_grad():
-        torch.testing.assert_close(theirs(ids).logits, Transformer.from_pretrained(tmp_path)(ids), atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            theirs(ids).logits, Transformer.from_pretrained(tmp_path)(ids), atol=1e-4, rtol=0
+        )
 
 
 def _saved(folder: Path) -> Path:
-    Transformer(TransformerConfig(vocab_size=50, hidden_size=32, num_layers=1, num_heads=2)).save_pretrained(folder)
+    Transformer(
+        TransformerConfig(vocab_size=50, hidden_size=32, num_layers=1, num_heads=2)
+    ).save_pretrained(folder)
     return folder
 
 
@@ -136,7 +150,9 @@ def test_broken_directories_are_named(tmp_path: Path) -> None:
         Transformer.from_pretrained(folder)
     folder = _saved(tmp_path / "layers")
     config = folder / "config.json"
-    config.write_text(config.read_text().replace('"num_hidden_layers": 1', '"num_hidden_layers": 2'))
+    config.write_text(
+        config.read_text().replace('"num_hidden_layers": 1', '"num_hidden_layers": 2')
+    )
     with pytest.raises(UserError, match=r"tensors missing: model\.layers\.1"):
         Transformer.from_pretrained(folder)
     config.write_text(config.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 1')

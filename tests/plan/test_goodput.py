@@ -18,7 +18,9 @@ from planner import simulated_goodput
 
 @pytest.mark.parametrize("gpus", [6_000, 16_384, 50_000])
 def test_formula_against_chance(gpus: int) -> None:
-    assert goodput(gpus).share == pytest.approx(simulated_goodput(gpus, hours=30_000, seed=gpus), rel=0.02)
+    assert goodput(gpus).share == pytest.approx(
+        simulated_goodput(gpus, hours=30_000, seed=gpus), rel=0.02
+    )
 
 
 def test_the_interval_is_the_best_one() -> None:

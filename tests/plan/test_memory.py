@@ -33,7 +33,9 @@ def test_peak_within_a_tenth(step: tuple) -> None:
     config = TransformerConfig.from_preset(preset, **fields)
     setup = Setup(batch, seq_len, "bf16" if autocast else "fp32", optimizer, fused_norms=False)
     predicted = training_memory(shape_of(config, seq_len), setup).peak
-    assert predicted == pytest.approx(simulated_peak(config, batch, seq_len, optimizer, autocast), rel=0.10)
+    assert predicted == pytest.approx(
+        simulated_peak(config, batch, seq_len, optimizer, autocast), rel=0.10
+    )
 
 
 @pytest.mark.parametrize("autocast", [True, False])
@@ -42,12 +44,16 @@ def test_peak_of_lora_within_a_tenth(autocast: bool) -> None:
                                            intermediate_size=3584)  # fmt: skip
     setup = Setup(2, 512, "bf16" if autocast else "fp32", lora=True, fused_norms=False)
     predicted = training_memory(shape_of(config, 512), setup).peak
-    assert predicted == pytest.approx(simulated_peak(config, 2, 512, "adamw", autocast, lora=True), rel=0.10)
+    assert predicted == pytest.approx(
+        simulated_peak(config, 2, 512, "adamw", autocast, lora=True), rel=0.10
+    )
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_flops_are_the_projects(preset: str) -> None:
-    config = TransformerConfig.from_preset(preset)  # its matrices are held to torch's FlopCounterMode in test_flops.py
+    config = TransformerConfig.from_preset(
+        preset
+    )  # its matrices are held to torch's FlopCounterMode in test_flops.py
     flops = shape_of(config, 2048).training_flops(1.0, 2048)
     assert flops == pytest.approx(flops_per_token(config, 2048))
 
@@ -55,9 +61,13 @@ def test_flops_are_the_projects(preset: str) -> None:
 def test_a_typical_shape_is_close_to_a_real_one() -> None:
     real = shape_of(TransformerConfig.from_preset("llama-3-8b"), 4096)
     typical = typical_shape(real.params)
-    assert typical.training_flops(1.0, 4096) == pytest.approx(real.training_flops(1.0, 4096), rel=0.05)
+    assert typical.training_flops(1.0, 4096) == pytest.approx(
+        real.training_flops(1.0, 4096), rel=0.05
+    )
     setup = Setup(1, 4096)
-    assert training_memory(typical, setup).peak == pytest.approx(training_memory(real, setup).peak, rel=0.15)
+    assert training_memory(typical, setup).peak == pytest.approx(
+        training_memory(real, setup).peak, rel=0.15
+    )
 
 
 def test_zero_divides_what_it_says() -> None:
@@ -71,10 +81,14 @@ def test_zero_divides_what_it_says() -> None:
     assert state_gb(Setup()) == pytest.approx(120)
     assert state_gb(Setup(fsdp=64)) == pytest.approx(1.9, rel=0.02)
     assert state_gb(Setup(lora=True, precision="fp32")) == pytest.approx(30)
-    assert state_gb(Setup(lora=True)) == pytest.approx(15)  # what is frozen is held as it is multiplied
+    assert state_gb(Setup(lora=True)) == pytest.approx(
+        15
+    )  # what is frozen is held as it is multiplied
     assert state_gb(Setup(optimizer="adamw_8bit")) == pytest.approx(75)
     whole, less = Setup(4, 4096), Setup(4, 4096, recompute=1.0)
-    assert training_memory(shape, less).activations < 0.2 * training_memory(shape, whole).activations
+    assert (
+        training_memory(shape, less).activations < 0.2 * training_memory(shape, whole).activations
+    )
     halved = training_memory(shape, replace(whole, tensor_parallel=2))
     assert halved.activations == pytest.approx(training_memory(shape, whole).activations / 2)
 
@@ -96,11 +110,19 @@ def test_layouts(params: float, gpu: str, gpus: int, batch_tokens: float, words:
     found = choose(shape, chip, gpus, batch_tokens, Setup(seq_len=4096))
     assert found is not None and words in found.description
     assert found.memory.peak <= 0.9 * chip.memory_bytes
-    step = found.setup.micro_batch_size * 4096 * found.accumulation * gpus / found.setup.tensor_parallel
+    step = (
+        found.setup.micro_batch_size
+        * 4096
+        * found.accumulation
+        * gpus
+        / found.setup.tensor_parallel
+    )
     assert step == pytest.approx(batch_tokens, rel=0.5)
 
 
 def test_what_fits_nowhere() -> None:
     assert choose(typical_shape(70e9), find_accelerator("a100-40gb"), 8, 2**22, Setup()) is None
     assert fewest_gpus(typical_shape(70e9), find_accelerator("a100-40gb"), 2**22, Setup()) == 64
-    assert fewest_gpus(typical_shape(1e9), find_accelerator("t4"), 2**22, Setup(seq_len=2**22)) is None
+    assert (
+        fewest_gpus(typical_shape(1e9), find_accelerator("t4"), 2**22, Setup(seq_len=2**22)) is None
+    )

@@ -25,9 +25,16 @@ def test_json_and_table(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys, *SEED, "--json")
     found = json.loads(out)
     assert status == 0
-    assert {"gpu_hours", "gpu_hours_low", "gpu_hours_high", "days", "usd", "mfu", "memory_gb", "parallelism"} <= set(
-        found
-    )
+    assert {
+        "gpu_hours",
+        "gpu_hours_low",
+        "gpu_hours_high",
+        "days",
+        "usd",
+        "mfu",
+        "memory_gb",
+        "parallelism",
+    } <= set(found)
     status, out, _ = run(capsys, *SEED)
     assert status == 0 and f"{found['gpu_hours']:,.0f}" in out and "6,000 x a100-80gb" in out
     again = json.loads(run(capsys, "--params", "70B", "--tokens", "2T", *SEED[4:], "--json")[1])
@@ -56,15 +63,21 @@ def test_configs_and_presets(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert named["params"] == 8_030_261_248
 
 
-def test_advice_annotation_and_calibration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_advice_annotation_and_calibration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     status, out, _ = run(capsys, "--params", "7B", "--tokens", "1T", "--days", "30", "--advise")
     assert status == 0 and "h100" in out and "<- fastest" in out
     assert "$1,667" in run(capsys, "--items", "1000")[1]
-    both = json.loads(run(capsys, "--items", "1000", "--params", "1B", "--tokens", "1B", "--json")[1])
+    both = json.loads(
+        run(capsys, "--items", "1000", "--params", "1B", "--tokens", "1B", "--json")[1]
+    )
     assert both["annotation_hours"] == pytest.approx(83.3, abs=0.1) and both["gpu_hours"] > 0
     (tmp_path / "metrics.csv").write_text("step,mfu\n1,0.30\n2,0.50\n3,0.52\n")
     small = ["--params", "1B", "--tokens", "20B", "--gpus", "8", "--json"]
-    assert json.loads(run(capsys, *small, "--calibrate", str(tmp_path))[1])["mfu"] == pytest.approx(0.5, rel=0.01)
+    assert json.loads(run(capsys, *small, "--calibrate", str(tmp_path))[1])["mfu"] == pytest.approx(
+        0.5, rel=0.01
+    )
     (tmp_path / "metrics.csv").write_text("step,mfu\n1,\n")
     status, _, err = run(capsys, *small, "--calibrate", str(tmp_path))
     assert status == 2 and "has no mfu" in err
@@ -81,7 +94,9 @@ def test_advice_annotation_and_calibration(tmp_path: Path, capsys: pytest.Captur
         (["--calibrate", "nowhere", "--params", "1B", "--tokens", "1B"], "not a run's metrics"),
     ],
 )
-def test_mistakes_are_one_line(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_one_line(
+    args: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     status, out, err = run(capsys, *args)
     assert status == 2 and out == "" and message in err and err.count("\n") == 1
 

@@ -25,7 +25,9 @@ def test_there_and_back(params: float, tokens: float, gpu: str) -> None:
         assert plan(params=params, **limit, **fixed).tokens == pytest.approx(tokens, rel=1e-3)
     if 4e8 < params < 9e9:  # at 3e8 and 1e10 a larger vocabulary is typical, and hours jump
         found = plan(tokens=tokens, gpu_hours=there.gpu_hours, **fixed)
-        assert found.params == pytest.approx(params, rel=0.05) and found.gpu_hours <= there.gpu_hours
+        assert (
+            found.params == pytest.approx(params, rel=0.05) and found.gpu_hours <= there.gpu_hours
+        )
     assert there.gpu_hours_low < there.gpu_hours < there.gpu_hours_high
 
 
@@ -54,8 +56,14 @@ def test_scaling_law() -> None:
 
 def test_gpus_are_found() -> None:
     found = plan(params=7e9, tokens=1e12, days=20)
-    assert found.gpus % 8 == 0 and found.days <= 20 and plan(params=7e9, tokens=1e12, gpus=found.gpus - 8).days > 20
-    assert plan(params=70e9, tokens=1e9).gpus >= 16  # what memory needs, though so few FLOPs would use one node
+    assert (
+        found.gpus % 8 == 0
+        and found.days <= 20
+        and plan(params=7e9, tokens=1e12, gpus=found.gpus - 8).days > 20
+    )
+    assert (
+        plan(params=70e9, tokens=1e9).gpus >= 16
+    )  # what memory needs, though so few FLOPs would use one node
     both = plan(params=7e9, days=30, budget=1e5)
     assert both.days <= 30 and both.usd == pytest.approx(1e5, rel=0.01)
 

@@ -27,7 +27,9 @@ def test_published_runs_of_unseen_families() -> None:
 
 def test_the_seed_case_without_its_family() -> None:
     found = plan(params=70e9, tokens=2e12, gpu="a100-80gb", gpus=6000, leave_out="Meta")
-    assert found.gpu_hours == pytest.approx(1_720_320, rel=0.25) and found.days == pytest.approx(12, rel=0.25)
+    assert found.gpu_hours == pytest.approx(1_720_320, rel=0.25) and found.days == pytest.approx(
+        12, rel=0.25
+    )
     assert found.gpu_hours_low < 1_720_320 < found.gpu_hours_high
     assert found.gpu_hours != plan(params=70e9, tokens=2e12, gpu="a100-80gb", gpus=6000).gpu_hours
 
@@ -61,5 +63,7 @@ def test_directions() -> None:
     assert model.mfu(replace(job, gpus=8)) == pytest.approx(
         job.flops / model.gpu_hours(replace(job, gpus=8)) / 3600 / 989e12
     )
-    assert model.calibrated(0.5, 7e9, chip, False).mfu(replace(job, gpus=8, reliable=True)) == pytest.approx(0.5)
+    assert model.calibrated(0.5, 7e9, chip, False).mfu(
+        replace(job, gpus=8, reliable=True)
+    ) == pytest.approx(0.5)
     assert usual_gpus(1e18) == 8 and usual_gpus(1e24) > 1000

@@ -26,7 +26,9 @@ SAMPLES = {
 }  # fmt: skip
 
 
-def write_fake_run(folder: Path, steps: int = 2400, status: str = "finished", extra: bool = True) -> Path:
+def write_fake_run(
+    folder: Path, steps: int = 2400, status: str = "finished", extra: bool = True
+) -> Path:
     """``steps`` optimizer steps of 4,096 tokens, validation every 200; one loss spike, one nan, noisy speed."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
@@ -34,29 +36,65 @@ def write_fake_run(folder: Path, steps: int = 2400, status: str = "finished", ex
     share = step / 2400
     base = 2.05 + 6.3 * np.exp(-9 * share**0.55) + 0.25 * (1 - share)
     train = base + random.normal(0, 0.09, steps)
-    lr = 0.02 * np.minimum(1, step / 60) * np.where(share > 0.6, np.clip(1 - (share - 0.6) / 0.4, 0.02, 1), 1)
+    lr = (
+        0.02
+        * np.minimum(1, step / 60)
+        * np.where(share > 0.6, np.clip(1 - (share - 0.6) / 0.4, 0.02, 1), 1)
+    )
     grad = np.exp(random.normal(-0.7, 0.25, steps)) * (1 + 6 * np.exp(-step / 40))
     if steps > 1500:
         train[1400], grad[1400] = 14.7, 61.0
         train[900] = np.nan
     rate = 31_500 + random.normal(0, 700, steps) - 6_000 * (step % 200 == 0)
-    sources = {"val_bits_per_byte/stdlib": 1.03, "val_bits_per_byte/stdlib-tests": 0.95} if extra else {}
-    columns = ["step", "tokens", "train_loss", "val_loss", "val_bits_per_byte", "lr", "grad_norm", "tokens_per_second"]
-    columns += ["mfu", "data_wait", "memory_gb", *sources, *(["weight_norm", "token_accuracy", "logit_scale"] * extra)]
+    sources = (
+        {"val_bits_per_byte/stdlib": 1.03, "val_bits_per_byte/stdlib-tests": 0.95} if extra else {}
+    )
+    columns = [
+        "step",
+        "tokens",
+        "train_loss",
+        "val_loss",
+        "val_bits_per_byte",
+        "lr",
+        "grad_norm",
+        "tokens_per_second",
+    ]
+    columns += [
+        "mfu",
+        "data_wait",
+        "memory_gb",
+        *sources,
+        *(["weight_norm", "token_accuracy", "logit_scale"] * extra),
+    ]
     with (folder / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, columns, restval="")
         table.writeheader()
         for i in range(steps):
-            row = {"step": step[i], "tokens": step[i] * 4096, "train_loss": f"{train[i]:.5f}", "lr": f"{lr[i]:.6g}"}
-            row |= {"grad_norm": f"{grad[i]:.5f}", "tokens_per_second": f"{rate[i]:.1f}", "mfu": f"{rate[i] / 7e4:.4f}"}
-            row |= {"data_wait": f"{abs(random.normal(0.004, 0.002)):.5f}", "memory_gb": f"{1.1 + 0.05 * (i > 50):.3f}"}
+            row = {
+                "step": step[i],
+                "tokens": step[i] * 4096,
+                "train_loss": f"{train[i]:.5f}",
+                "lr": f"{lr[i]:.6g}",
+            }
+            row |= {
+                "grad_norm": f"{grad[i]:.5f}",
+                "tokens_per_second": f"{rate[i]:.1f}",
+                "mfu": f"{rate[i] / 7e4:.4f}",
+            }
+            row |= {
+                "data_wait": f"{abs(random.normal(0.004, 0.002)):.5f}",
+                "memory_gb": f"{1.1 + 0.05 * (i > 50):.3f}",
+            }
             if step[i] % 200 == 0 or step[i] == 20:
                 val = base[i] + 0.06 + 0.05 * share[i]
                 bits = val / 3.469 / np.log(2) * 1.9
                 row |= {"val_loss": f"{val:.5f}", "val_bits_per_byte": f"{bits:.5f}"}
                 row |= {name: f"{bits * factor:.5f}" for name, factor in sources.items()}
             if extra:
-                row |= {"weight_norm": f"{40 + 30 * share[i] ** 0.5:.4f}", "logit_scale": f"{1 + 3 * share[i]:.4f}"}
+                row |= {
+                    "weight_norm": f"{40 + 30 * share[i] ** 0.5:.4f}",
+                    "logit_scale": f"{1 + 3 * share[i]:.4f}",
+                }
                 row |= {"token_accuracy": f"{0.62 - 0.07 * train[i]:.4f}"}
             table.writerow(row)
     seconds = float(np.sum(4096 / rate))
@@ -77,7 +115,9 @@ def write_fake_run(folder: Path, steps: int = 2400, status: str = "finished", ex
         for at, texts in SAMPLES.items() if at <= steps
         for prompt, text in zip(prompts, texts, strict=True)
     ]  # fmt: skip
-    (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (folder / "samples.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
+    )
     (folder / "config.yaml").write_text(
         "# lit_llm==0.1.0\nseed_everything: 0\ntrainer:\n  precision: 32-true\n  logger:\n"
         "    - class_path: lit_llm.CSVLogger\n      init_args:\n        api_key: abc123\n"

@@ -25,7 +25,9 @@ def test_the_same_columns_as_from_metrics_csv(
     with (folder / "metrics.csv").open(newline="") as file:
         for i, row in enumerate(csv.DictReader(file)):
             values = {name: float(cell) for name, cell in row.items() if cell and name != "step"}
-            expected.columns["train_loss"][i] = values["train_loss"] = np.nan if i == 30 else values["train_loss"]
+            expected.columns["train_loss"][i] = values["train_loss"] = (
+                np.nan if i == 30 else values["train_loss"]
+            )
             logger.log_metrics({**values, "epoch": 0}, step=int(row["step"]))
     logger.log_hyperparams({"lr": 0.1})
     (folder / "metrics.csv").unlink()
@@ -33,11 +35,17 @@ def test_the_same_columns_as_from_metrics_csv(
     monkeypatch.setitem(sys.modules, "neptune", None)
     run = read_run(folder)
     measured = {name for name in expected.columns if len(expected.measured(name))}
-    assert set(run.columns) == measured and {"val_bits_per_byte", "val_bits_per_byte/stdlib"} < measured
+    assert (
+        set(run.columns) == measured
+        and {"val_bits_per_byte", "val_bits_per_byte/stdlib"} < measured
+    )
     for name in measured:
         np.testing.assert_array_equal(run.columns[name], expected.columns[name], err_msg=name)
         np.testing.assert_array_equal(run.missing[name], expected.missing[name], err_msg=name)
-    assert "There is no metrics.csv. The plots show what Neptune's client wrote offline." in run.problems
+    assert (
+        "There is no metrics.csv. The plots show what Neptune's client wrote offline."
+        in run.problems
+    )
     assert main(["report", str(folder)]) == 0
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert page.count('<figure class="chart"') > 5 and "1 value is not finite" in page

@@ -48,7 +48,14 @@ RUN_KEYS = [
     "world_size", "tokens", "tokens_planned", "usd_per_hour", "environment", "command", "resumes", "git",
 ]  # fmt: skip
 CARD_KEYS = st.sampled_from(["splits", "train", "dropped", "stdlib", "tokens", "bytes"])
-NEXT_TO_NOTHING = ["", "step,tokens\n", "loss\n1\n", "step,train_loss\n7,3.5\n", "\0\0\xff\n", "step\nx\n"]
+NEXT_TO_NOTHING = [
+    "",
+    "step,tokens\n",
+    "loss\n1\n",
+    "step,train_loss\n7,3.5\n",
+    "\0\0\xff\n",
+    "step\nx\n",
+]
 
 
 class Elements(HTMLParser):
@@ -73,7 +80,9 @@ def page(folder: Path) -> str:
 def chart(y: list[float] | np.ndarray, **options) -> str:
     x = np.arange(len(y), dtype=float)
     axis = Axis("step", 0.0, max(len(y) - 1.0, 1.0), {"step": [(0.0, "0")]})
-    return str(line_chart("T", "u", [Series("s", x, x, np.asarray(y, dtype=float))], axis, **options))
+    return str(
+        line_chart("T", "u", [Series("s", x, x, np.asarray(y, dtype=float))], axis, **options)
+    )
 
 
 # numbers and axes
@@ -99,8 +108,16 @@ def test_number_is_within_its_digits(value: float) -> None:
 
 
 def test_units() -> None:
-    assert (with_unit(2.1e11, "FLOP"), with_unit(999_990, "B"), with_unit(0, "B")) == ("210 GFLOP", "1 MB", "0 B")
-    assert (duration(298.4), duration(11_520), duration(187_200)) == ("4 min 58 s", "3 h 12 min", "2 d 4 h")
+    assert (with_unit(2.1e11, "FLOP"), with_unit(999_990, "B"), with_unit(0, "B")) == (
+        "210 GFLOP",
+        "1 MB",
+        "0 B",
+    )
+    assert (duration(298.4), duration(11_520), duration(187_200)) == (
+        "4 min 58 s",
+        "3 h 12 min",
+        "2 d 4 h",
+    )
     assert (duration(12.34), duration(59.7)) == ("12.3 s", "1 min 0 s")
     assert (dollars(0.00827), dollars(1234.5), dollars(0), dollars(1e-9)) == (
         "$0.0083",
@@ -137,7 +154,10 @@ def test_tick_labels_share_a_unit() -> None:
     assert tick_labels([0, 0.25, 0.5], as_percent=True) == ["0", "25%", "50%"]
 
 
-@given(arrays(float, st.integers(1, 400), elements=st.floats(-1e9, 1e9) | st.just(math.nan)), st.integers(1, 20))
+@given(
+    arrays(float, st.integers(1, 400), elements=st.floats(-1e9, 1e9) | st.just(math.nan)),
+    st.integers(1, 20),
+)
 def test_downsampling_keeps_ends_and_extremes(y: np.ndarray, buckets: int) -> None:
     assume(np.isfinite(y).any())
     keep = downsample(np.arange(len(y), dtype=float), y, buckets)
@@ -164,7 +184,10 @@ def test_smoothing_follows_a_line_and_takes_noise_away() -> None:
     assert np.array_equal(smooth(line[:10]), line[:10])
 
 
-@given(st.lists(arrays(float, st.integers(0, 80), elements=st.floats(-1e99, 1e99)), max_size=3), st.booleans())
+@given(
+    st.lists(arrays(float, st.integers(0, 80), elements=st.floats(-1e99, 1e99)), max_size=3),
+    st.booleans(),
+)
 def test_range_is_never_empty(values: list[np.ndarray], zero: bool) -> None:
     low, high = visible_range(values, zero)
     assert math.isfinite(low) and math.isfinite(high) and low < high
@@ -207,7 +230,9 @@ def test_any_series_is_drawn_or_said_not_to_be(y: list[float], options: dict[str
 def test_a_value_that_is_not_finite_breaks_the_line_and_is_said() -> None:
     html = chart([1, 2, math.nan, 3, math.inf, 4])
     (line,) = Elements(html).of("line")
-    assert line["d"].count("M") == 3 and line["d"].count("h0") == 2  # two of the three pieces are single points
+    assert (
+        line["d"].count("M") == 3 and line["d"].count("h0") == 2
+    )  # two of the three pieces are single points
     assert "2 values are not finite" in html
 
 
@@ -252,7 +277,12 @@ def test_page_of_a_finished_run(fake_run: FakeRun) -> None:
 
 def test_page_asks_for_nothing_from_outside(fake_run: FakeRun) -> None:
     html = page(fake_run())
-    links = [v for _, attrs in Elements(html).found for k, v in attrs.items() if k in ("src", "href", "action")]
+    links = [
+        v
+        for _, attrs in Elements(html).found
+        for k, v in attrs.items()
+        if k in ("src", "href", "action")
+    ]
     assert links and all(link.startswith(("#", "data:")) for link in links)
     assert not re.search(r"url\(|@import|https?://", html)
 
@@ -280,7 +310,12 @@ def test_killed_before_run_json_and_in_the_middle_of_a_line(fake_run: FakeRun) -
     run = read_run(folder)
     assert run.columns["step"].tolist() == list(range(1, 60))
     html = page(folder)
-    for said in ("State not recorded", "run.json does not hold a JSON object", "1 incomplete line(s)", "not recorded"):
+    for said in (
+        "State not recorded",
+        "run.json does not hold a JSON object",
+        "1 incomplete line(s)",
+        "not recorded",
+    ):
         assert said in html, said
 
 
@@ -292,15 +327,23 @@ def test_metrics_with_next_to_nothing_in_them(tmp_path: Path, content: str) -> N
 
 @ANY_JSON
 @given(st.dictionaries(st.sampled_from(RUN_KEYS), JSON_LEAF | st.lists(st.integers(), max_size=3)))
-def test_run_json_of_any_kind_makes_a_page(tmp_path_factory: pytest.TempPathFactory, info: dict) -> None:
+def test_run_json_of_any_kind_makes_a_page(
+    tmp_path_factory: pytest.TempPathFactory, info: dict
+) -> None:
     folder = tmp_path_factory.mktemp("run")
     (folder / "run.json").write_text(json.dumps(info), encoding="utf-8")
     assert "</html>" in page(folder)
 
 
 @ANY_JSON
-@given(st.recursive(JSON_LEAF, lambda inner: st.dictionaries(CARD_KEYS, inner) | st.lists(inner, max_size=3)))
-def test_datacard_of_any_shape_makes_a_page(tmp_path_factory: pytest.TempPathFactory, card: object) -> None:
+@given(
+    st.recursive(
+        JSON_LEAF, lambda inner: st.dictionaries(CARD_KEYS, inner) | st.lists(inner, max_size=3)
+    )
+)
+def test_datacard_of_any_shape_makes_a_page(
+    tmp_path_factory: pytest.TempPathFactory, card: object
+) -> None:
     folder = tmp_path_factory.mktemp("run")
     (folder / "run.json").write_text("{}", encoding="utf-8")
     (folder / "datacard.json").write_text(json.dumps(card), encoding="utf-8")
@@ -308,26 +351,39 @@ def test_datacard_of_any_shape_makes_a_page(tmp_path_factory: pytest.TempPathFac
 
 
 def test_a_step_logged_twice_counts_once_and_words_are_said(tmp_path: Path) -> None:
-    (tmp_path / "metrics.csv").write_text("step,train_loss,note\n2,5,a\n1,9,\n2,4,b\n", encoding="utf-8")
+    (tmp_path / "metrics.csv").write_text(
+        "step,train_loss,note\n2,5,a\n1,9,\n2,4,b\n", encoding="utf-8"
+    )
     run = read_run(tmp_path)
     assert run.columns["step"].tolist() == [1, 2] and run.columns["train_loss"].tolist() == [9, 4]
     assert "metrics.csv: column note has 1 value(s) that are not numbers." in run.problems
 
 
 def test_steps_are_the_axis_where_tokens_are_unknown(tmp_path: Path) -> None:
-    (tmp_path / "metrics.csv").write_text("step,tokens,train_loss\n1,,5\n2,20,4\n", encoding="utf-8")
+    (tmp_path / "metrics.csv").write_text(
+        "step,tokens,train_loss\n1,,5\n2,20,4\n", encoding="utf-8"
+    )
     html = page(tmp_path)
-    assert 'class="axis-step"' in html and "by-tokens" not in html.split("<script>")[0].split("</style>")[1]
+    assert (
+        'class="axis-step"' in html
+        and "by-tokens" not in html.split("<script>")[0].split("</style>")[1]
+    )
 
 
 def test_hostile_text_stays_text(fake_run: FakeRun) -> None:
     folder = fake_run(steps=20)
     text = HOSTILE + "\x00\x1b[31m\ud800 \u202e"
     sample = {"step": 1, "tokens": 1, "prompt": HOSTILE, "text": text}
-    (folder / "samples.jsonl").write_text(json.dumps(sample) + "\nnot json\n[1]\n", encoding="utf-8")
+    (folder / "samples.jsonl").write_text(
+        json.dumps(sample) + "\nnot json\n[1]\n", encoding="utf-8"
+    )
     (folder / "config.yaml").write_text(f"key: {HOSTILE}\n# {HOSTILE}\n", encoding="utf-8")
-    (folder / "datacard.json").write_text(json.dumps({HOSTILE: HOSTILE, "splits": {HOSTILE: {HOSTILE: {}}}}))
-    (folder / "run.json").write_text(json.dumps(dict.fromkeys(["name", "device", "command", "git", "status"], HOSTILE)))
+    (folder / "datacard.json").write_text(
+        json.dumps({HOSTILE: HOSTILE, "splits": {HOSTILE: {HOSTILE: {}}}})
+    )
+    (folder / "run.json").write_text(
+        json.dumps(dict.fromkeys(["name", "device", "command", "git", "status"], HOSTILE))
+    )
     with (folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.reader(file))
     rows[0] = [HOSTILE if name == "logit_scale" else name for name in rows[0]]
@@ -351,17 +407,29 @@ def test_secrets_are_hidden(fake_run: FakeRun) -> None:
     )
     html = page(folder)
     assert "s3cret" not in html and "s3 cret" not in html and html.count("(hidden)") == 5
-    for kept in ("<b>tokens</b>: 100", "<b>api_token</b>: null", "<b>eos_token</b>: x", "--data.tokens 5"):
+    for kept in (
+        "<b>tokens</b>: 100",
+        "<b>api_token</b>: null",
+        "<b>eos_token</b>: x",
+        "--data.tokens 5",
+    ):
         assert kept in html, kept
 
 
 def test_many_long_samples_are_thinned_and_said_so(fake_run: FakeRun) -> None:
     folder = fake_run(steps=20)
-    lines = [{"step": s, "prompt": "p", "text": "p" + "x" * 9000} for s in range(50) for _ in range(10)]
+    lines = [
+        {"step": s, "prompt": "p", "text": "p" + "x" * 9000} for s in range(50) for _ in range(10)
+    ]
     (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     html = page(folder)
     assert len(Elements(html).of("step")) == 12 and "38 steps between are left out" in html
-    assert "Step 0<" in html and "Step 49<" in html and "cut here" in html and "2 more at this step" in html
+    assert (
+        "Step 0<" in html
+        and "Step 49<" in html
+        and "cut here" in html
+        and "2 more at this step" in html
+    )
 
 
 def test_a_folder_that_is_no_run_is_the_users_mistake(tmp_path: Path) -> None:
@@ -415,7 +483,9 @@ def chromium(tmp_path: Path, file: Path, *flags: str) -> subprocess.CompletedPro
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 500])
-def test_in_a_browser_every_plot_is_drawn_and_read_out(fake_run: FakeRun, tmp_path: Path, width: int) -> None:
+def test_in_a_browser_every_plot_is_drawn_and_read_out(
+    fake_run: FakeRun, tmp_path: Path, width: int
+) -> None:
     report = write_report(fake_run())
     done = chromium(tmp_path, report, f"--window-size={width},900", "--dump-dom")
     assert "CONSOLE" not in done.stderr, done.stderr
@@ -423,7 +493,9 @@ def test_in_a_browser_every_plot_is_drawn_and_read_out(fake_run: FakeRun, tmp_pa
     assert re.search(r'class="toggle"[^>]*aria-label="[^"]*">', done.stdout)
 
     # The same page with a second script, which its policy would refuse.
-    html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", report.read_text(encoding="utf-8"))
+    html = re.sub(
+        r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", report.read_text(encoding="utf-8")
+    )
     probe = tmp_path / "probe.html"
     probe.write_text(html.replace("</body>", CHECK + "</body>"), encoding="utf-8")
     done = chromium(tmp_path, probe, f"--window-size={width},900", "--dump-dom")
@@ -439,7 +511,9 @@ def test_in_a_browser_every_plot_is_drawn_and_read_out(fake_run: FakeRun, tmp_pa
 @pytest.mark.slow
 def test_in_a_browser_the_policy_refuses_other_scripts(fake_run: FakeRun, tmp_path: Path) -> None:
     report = write_report(fake_run(steps=20))
-    html = report.read_text(encoding="utf-8").replace("</body>", "<script>document.title = 'owned'</script></body>")
+    html = report.read_text(encoding="utf-8").replace(
+        "</body>", "<script>document.title = 'owned'</script></body>"
+    )
     report.write_text(html, encoding="utf-8")
     done = chromium(tmp_path, report, "--dump-dom")
     assert "<title>owned" not in done.stdout and "Content Security Policy" in done.stderr

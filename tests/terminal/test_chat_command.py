@@ -23,7 +23,9 @@ SHORT = ["--max_new_tokens", "10", "--temperature", "0"]
 
 
 def answers(chat_model: Path, *lines: str, **settings: Any) -> list[str]:
-    talk = Conversation(*load_model(chat_model), **{"max_new_tokens": 10, "sampling": GREEDY, **settings})
+    talk = Conversation(
+        *load_model(chat_model), **{"max_new_tokens": 10, "sampling": GREEDY, **settings}
+    )
     return ["".join(talk.ask(line)) for line in lines]
 
 
@@ -42,13 +44,19 @@ def test_a_pipe_gets_answers_and_nothing_else(chat_model: Path) -> None:
     assert done.returncode == 0, done.stderr.decode()
     # A lone surrogate is no UTF-8: three bytes, three marks.
     expected = answers(
-        chat_model, "hello", "what is 北京? \ufffd\ufffd\ufffd", sampling=Sampling(temperature=0.7, top_p=0.95), seed=7
+        chat_model,
+        "hello",
+        "what is 北京? \ufffd\ufffd\ufffd",
+        sampling=Sampling(temperature=0.7, top_p=0.95),
+        seed=7,
     )
     assert done.stdout.decode() == "".join(answer + "\n" for answer in expected)
     assert done.stderr == b""
 
 
-def test_commands(chat_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands(
+    chat_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     chat(monkeypatch, "/help\nhello\n/reset\nhello\n/resets\n", chat_model, *SHORT)
     shown = capsys.readouterr()
     first = answers(chat_model, "hello")[0]
@@ -61,7 +69,17 @@ def test_options_reach_the_model(
     chat_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = answers(chat_model, "hello", system="be brief")[0]
-    chat(monkeypatch, "hello\n", chat_model, *SHORT, "--system", "be brief", "--stop", "absent", whole[3:5])
+    chat(
+        monkeypatch,
+        "hello\n",
+        chat_model,
+        *SHORT,
+        "--system",
+        "be brief",
+        "--stop",
+        "absent",
+        whole[3:5],
+    )
     assert capsys.readouterr().out == whole[: whole.index(whole[3:5])] + "\n"
 
 
@@ -81,7 +99,9 @@ def test_ctrl_c_stops_the_answer_alone(
     out = capsys.readouterr().out
     monkeypatch.undo()
     talk = Conversation(*load_model(chat_model), max_new_tokens=5, sampling=GREEDY)
-    tokens = generation.stream(talk.model, talk.format.prompt_ids([{"role": "user", "content": "hello"}]), 5, GREEDY)
+    tokens = generation.stream(
+        talk.model, talk.format.prompt_ids([{"role": "user", "content": "hello"}]), 5, GREEDY
+    )
     text = TextStream(talk.tokenizer)
     part = "".join(text.push(token) for token in tokens)
     talk.history = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": part}]
@@ -92,7 +112,9 @@ def test_ctrl_c_stops_the_answer_alone(
 def test_a_full_context_is_told_once(
     chat_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    chat(monkeypatch, "what is a café in 北京?\n" * 12 + "zz" * 400 + "\nhello\n", chat_model, *SHORT)
+    chat(
+        monkeypatch, "what is a café in 北京?\n" * 12 + "zz" * 400 + "\nhello\n", chat_model, *SHORT
+    )
     shown = capsys.readouterr()
     assert shown.err.count("the context is full") == 1
     assert shown.err.count("the model's context has 192") == 1  # and the talk went on

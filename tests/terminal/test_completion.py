@@ -31,7 +31,9 @@ def run(capsys: pytest.CaptureFixture[str], *args: object) -> str:
     return capsys.readouterr().out
 
 
-def test_one_prompt_and_several(chat_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_prompt_and_several(
+    chat_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     texts = expected(chat_model, PROMPTS)
     assert run(capsys, chat_model, "--prompt", PROMPTS[0]) == PROMPTS[0] + texts[0] + "\n"
     together = "".join(f"{prompt}{text}\n\n" for prompt, text in zip(PROMPTS, texts, strict=True))
@@ -49,16 +51,22 @@ def test_json_rows_whatever_the_batches(
     rows = [json.loads(line) for line in run(capsys, *args).splitlines()]
     assert [row["prompt"] for row in rows] == PROMPTS
     assert [row["text"] for row in rows] == expected(chat_model, PROMPTS)
-    assert all(row["tokens"] <= 8 and (row["tokens"] == 8) == (row["finish"] == "length") for row in rows)
+    assert all(
+        row["tokens"] <= 8 and (row["tokens"] == 8) == (row["finish"] == "length") for row in rows
+    )
     monkeypatch.setattr(completion, "BATCH", 2)
     assert [json.loads(line) for line in run(capsys, *args).splitlines()] == rows
 
 
-def test_stop_string_streamed_and_batched(chat_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stop_string_streamed_and_batched(
+    chat_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = expected(chat_model, PROMPTS[:1])[0]
     stop = text[3:6]
     cut = text[: text.index(stop)]
-    assert run(capsys, chat_model, "--prompt", PROMPTS[0], "--stop", stop) == PROMPTS[0] + cut + "\n"
+    assert (
+        run(capsys, chat_model, "--prompt", PROMPTS[0], "--stop", stop) == PROMPTS[0] + cut + "\n"
+    )
     row = json.loads(run(capsys, chat_model, "--prompt", PROMPTS[0], "--json", "--stop", stop))
     assert row["text"] == cut and row["finish"] == "stop" and row["tokens"] < 8
 
@@ -67,7 +75,9 @@ def test_chat_wraps_the_prompt(chat_model: Path, capsys: pytest.CaptureFixture[s
     model, tokenizer = load_model(chat_model)
     wrapped = f"{IM_START}user\nhello{IM_END}\n{IM_START}assistant\n"
     stops = [tokenizer.eos_id, tokenizer.encode(IM_END, allow_special=True)[0]]
-    ids = generate(model, [tokenizer.encode(wrapped, allow_special=True)], 8, GREEDY, stop_ids=stops)[0]
+    ids = generate(
+        model, [tokenizer.encode(wrapped, allow_special=True)], 8, GREEDY, stop_ids=stops
+    )[0]
     answer = tokenizer.decode(ids)
     assert run(capsys, chat_model, "--prompt", "hello", "--chat") == answer + "\n"
     both = run(capsys, chat_model, "--prompt", "hello", "--prompt", "hello", "--chat")
@@ -80,7 +90,9 @@ def test_the_context_ends_an_answer(chat_model: Path, capsys: pytest.CaptureFixt
     row = json.loads(capsys.readouterr().out)
     prompt = len(load_model(chat_model)[1].encode("zz" * 60)) + 1
     assert row["tokens"] == 192 - prompt or row["finish"] == "stop"
-    with pytest.raises(UserError, match=r"the prompt 'zzzz.*' takes \d+ tokens; the model's context has 192"):
+    with pytest.raises(
+        UserError, match=r"the prompt 'zzzz.*' takes \d+ tokens; the model's context has 192"
+    ):
         generate_main([str(chat_model), "--prompt", "zz" * 200])
 
 

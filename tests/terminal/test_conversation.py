@@ -16,19 +16,35 @@ from lit_llm.terminal.conversation import Conversation
 
 
 def start(chat_model: Path, **settings: Any) -> Conversation:
-    return Conversation(*load_model(chat_model), **{"max_new_tokens": 12, "sampling": GREEDY, **settings})
+    return Conversation(
+        *load_model(chat_model), **{"max_new_tokens": 12, "sampling": GREEDY, **settings}
+    )
 
 
 def test_turns_equal_plain_generation_of_the_whole_history(chat_model: Path) -> None:
     for system in (None, "be brief"):
-        talk = start(chat_model, system=system, sampling=Sampling(temperature=0.9, top_p=0.95), seed=4)
+        talk = start(
+            chat_model, system=system, sampling=Sampling(temperature=0.9, top_p=0.95), seed=4
+        )
         opening = [] if system is None else [{"role": "system", "content": system}]
         for turn, text in enumerate(["hello", "what is a café?", "北京 🙂"]):
-            prompt = talk.format.prompt_ids([*opening, *talk.history, {"role": "user", "content": text}])
+            prompt = talk.format.prompt_ids(
+                [*opening, *talk.history, {"role": "user", "content": text}]
+            )
             answer = "".join(talk.ask(text))
-            ids = generate(talk.model, [prompt], 12, talk.sampling, seed=4 + turn, stop_ids=talk.format.stop_ids)[0]
+            ids = generate(
+                talk.model,
+                [prompt],
+                12,
+                talk.sampling,
+                seed=4 + turn,
+                stop_ids=talk.format.stop_ids,
+            )[0]
             assert answer == talk.tokenizer.decode(ids)
-            assert talk.history[-2:] == [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+            assert talk.history[-2:] == [
+                {"role": "user", "content": text},
+                {"role": "assistant", "content": answer},
+            ]
         assert len(talk.history) == 6 and talk.dropped == 0
         talk.reset()
         assert talk.history == []
@@ -43,7 +59,9 @@ def test_a_later_turn_does_not_feed_the_earlier_prompt_again(chat_model: Path) -
     fed.clear()
     whole = talk.format.prompt_ids([*talk.history, {"role": "user", "content": "hi"}])
     "".join(talk.ask("hi"))
-    assert fed[0] <= len(whole) - first  # the answer's bytes may be spelled with other tokens than they were sampled
+    assert (
+        fed[0] <= len(whole) - first
+    )  # the answer's bytes may be spelled with other tokens than they were sampled
 
 
 def test_stop_string(chat_model: Path) -> None:
@@ -53,14 +71,19 @@ def test_stop_string(chat_model: Path) -> None:
     assert "".join(talk.ask("hello")) == whole[: whole.index(stop)] == talk.history[-1]["content"]
 
 
-def test_leaving_an_answer_keeps_its_part(chat_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leaving_an_answer_keeps_its_part(
+    chat_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = "".join(start(chat_model).ask("hello"))
     talk = start(chat_model)
     answer = talk.ask("hello")
     part = next(answer)
     answer.close()
     assert whole.startswith(part) and part != whole
-    assert talk.history == [{"role": "user", "content": "hello"}, {"role": "assistant", "content": part}]
+    assert talk.history == [
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": part},
+    ]
 
     step, calls = generation._step, []
 
@@ -98,7 +121,9 @@ def test_oldest_turns_go_first_and_the_system_message_stays(chat_model: Path) ->
 
 
 def test_a_message_beyond_the_context(chat_model: Path) -> None:
-    talk = start(chat_model, max_new_tokens=10_000)  # longer than the context: the context ends the answer
+    talk = start(
+        chat_model, max_new_tokens=10_000
+    )  # longer than the context: the context ends the answer
     "".join(talk.ask("hello"))
     history = list(talk.history)
     with pytest.raises(UserError, match=r"takes \d+ tokens; the model's context has 192"):

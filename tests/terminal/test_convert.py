@@ -21,7 +21,10 @@ from lit_llm.terminal.convert import export_main, import_main
 
 
 def test_directory_in_directory_out(
-    chat_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    chat_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "a.part").mkdir()
     (tmp_path / "a.part" / "leftover").touch()
@@ -32,8 +35,13 @@ def test_directory_in_directory_out(
     assert its_tokenizer.fingerprint() == tokenizer.fingerprint()
     assert its_tokenizer.chat_template == tokenizer.chat_template
     weights = sum(p.numel() for p in model.parameters())
-    assert f"{weights:,} parameters, llama, float32, with a chat template" in capsys.readouterr().out
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a"] and not (tmp_path / "a" / "leftover").exists()
+    assert (
+        f"{weights:,} parameters, llama, float32, with a chat template" in capsys.readouterr().out
+    )
+    assert (
+        sorted(p.name for p in tmp_path.iterdir()) == ["a"]
+        and not (tmp_path / "a" / "leftover").exists()
+    )
 
     (tmp_path / "b").mkdir()  # empty is as good as absent
     monkeypatch.chdir(tmp_path / "b")
@@ -43,7 +51,9 @@ def test_directory_in_directory_out(
     assert ", bfloat16," in capsys.readouterr().out
 
 
-def test_refusals_leave_nothing(chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusals_leave_nothing(
+    chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     used = tmp_path / "used"
     used.mkdir()
     (used / "mine").touch()
@@ -68,15 +78,43 @@ def test_refusals_leave_nothing(chat_model: Path, tmp_path: Path, monkeypatch: p
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["mine", "used"]
 
 
-def test_export_to_both_formats(chat_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_to_both_formats(
+    chat_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model, tokenizer = load_model(chat_model)
     ids = torch.arange(50)[None]
-    assert main(["export", str(chat_model), str(tmp_path / "hf"), "--format", "hf", "--dtype", "bfloat16"]) == 0
+    assert (
+        main(
+            [
+                "export",
+                str(chat_model),
+                str(tmp_path / "hf"),
+                "--format",
+                "hf",
+                "--dtype",
+                "bfloat16",
+            ]
+        )
+        == 0
+    )
     assert ", llama, bfloat16, with a chat template" in capsys.readouterr().out
     assert load_model(tmp_path / "hf")[0].embed.weight.dtype == torch.bfloat16
     for quantization, tolerance in (("f32", 0.0), ("q8_0", 1.0)):
         file = tmp_path / f"{quantization}.gguf"
-        assert main(["export", str(chat_model), str(file), "--format", "gguf", "--quantization", quantization]) == 0
+        assert (
+            main(
+                [
+                    "export",
+                    str(chat_model),
+                    str(file),
+                    "--format",
+                    "gguf",
+                    "--quantization",
+                    quantization,
+                ]
+            )
+            == 0
+        )
         assert f", llama, {quantization}, with a chat template" in capsys.readouterr().out
         copy, its_tokenizer = load_model(file)
         torch.testing.assert_close(copy(ids), model(ids), atol=tolerance + 1e-5, rtol=0)
@@ -95,19 +133,31 @@ def test_export_folds_an_adapter_in(chat_model: Path, tmp_path: Path) -> None:
     ids = torch.arange(50)[None]
     expected = model.eval()(ids)
     for name in ("m.gguf", "m"):
-        kind = ["--format", "gguf", "--quantization", "f32"] if name == "m.gguf" else ["--format", "hf"]
-        export_main([str(chat_model), str(tmp_path / name), *kind, "--adapter", str(tmp_path / "adapter")])
+        kind = (
+            ["--format", "gguf", "--quantization", "f32"]
+            if name == "m.gguf"
+            else ["--format", "hf"]
+        )
+        export_main(
+            [str(chat_model), str(tmp_path / name), *kind, "--adapter", str(tmp_path / "adapter")]
+        )
         torch.testing.assert_close(load_model(tmp_path / name)[0](ids), expected, atol=1e-4, rtol=0)
 
 
-def test_export_refusals(chat_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_refusals(
+    chat_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "used.gguf").touch()
     for out, options, said in (
         ("used.gguf", ["--format", "gguf"], "exists already"),
         ("m.bin", ["--format", "gguf"], "ends in .gguf"),
         ("no/m.gguf", ["--format", "gguf"], "no such folder"),
         ("m.gguf", ["--format", "gguf", "--dtype", "float16"], "--dtype goes with --format hf"),
-        ("m", ["--format", "hf", "--quantization", "f16"], "--quantization goes with --format gguf"),
+        (
+            "m",
+            ["--format", "hf", "--quantization", "f16"],
+            "--quantization goes with --format gguf",
+        ),
         ("m", [], "--format"),
         ("m", ["--format", "onnx"], "invalid choice"),
     ):

@@ -28,12 +28,16 @@ def test_a_directory(chat_model: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert facts["parameters"] == total and facts["stored_bytes"] == {"F32": 4 * total}
     assert facts["embedding_parameters"] == model.embed.weight.numel()
     assert facts["weight_bytes"] == {"fp32": 4 * total, "bf16": 2 * total, "int8": total}
-    assert facts["kv_cache_bytes_per_token"]["bf16"] == 2 * 2 * 2 * 32  # bytes, keys and values, layers, channels
+    assert (
+        facts["kv_cache_bytes_per_token"]["bf16"] == 2 * 2 * 2 * 32
+    )  # bytes, keys and values, layers, channels
     # 2 a weight that multiplies: all but the input embedding and the norms
     norms = sum(p.numel() for name, p in model.named_parameters() if "norm" in name)
     assert facts["forward_flops_per_token"] == 2 * (total - norms - model.embed.weight.numel())
     assert facts["context"] == 192 and facts["vocabulary"] == tokenizer.vocab_size
-    assert facts["special_tokens"]["eos_token"] == "<|endoftext|>" and facts["chat_template"] is True
+    assert (
+        facts["special_tokens"]["eos_token"] == "<|endoftext|>" and facts["chat_template"] is True
+    )
     assert "active_parameters" not in facts
 
     assert main(["inspect", str(chat_model)]) == 0
@@ -47,7 +51,13 @@ def test_no_weight_is_read(chat_model: Path, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes((chat_model / name).read_bytes())
     shape = [10**6, 10**4]
     header = json.dumps(
-        {"model.embed_tokens.weight": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * 10**10]}}
+        {
+            "model.embed_tokens.weight": {
+                "dtype": "F32",
+                "shape": shape,
+                "data_offsets": [0, 4 * 10**10],
+            }
+        }
     )
     with (tmp_path / "model.safetensors").open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header.encode())
@@ -64,13 +74,21 @@ def test_gguf_and_experts(chat_model: Path, tmp_path: Path) -> None:
     model = Transformer(config)
     write_gguf(model, tokenizer, tmp_path / "m.gguf", "q8_0")
     facts = inspect_checkpoint(tmp_path / "m.gguf")
-    assert facts["format"] == "GGUF" and facts["family"] == "mixtral" and set(facts["stored_bytes"]) == {"F32", "Q8_0"}
+    assert (
+        facts["format"] == "GGUF"
+        and facts["family"] == "mixtral"
+        and set(facts["stored_bytes"]) == {"F32", "Q8_0"}
+    )
     assert sum(facts["stored_bytes"].values()) < (tmp_path / "m.gguf").stat().st_size
-    assert facts["parameters"] - facts["active_parameters"] == 3 * 3 * 3 * 32 * 32  # layers, idle experts, matrices
+    assert (
+        facts["parameters"] - facts["active_parameters"] == 3 * 3 * 3 * 32 * 32
+    )  # layers, idle experts, matrices
     assert facts["vocabulary"] == facts["tokenizer_tokens"] == tokenizer.vocab_size
 
 
-def test_a_training_checkpoint(chat_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_training_checkpoint(
+    chat_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model, tokenizer = load_model(chat_model)
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     (tmp_path / "checkpoints").mkdir()
@@ -81,7 +99,11 @@ def test_a_training_checkpoint(chat_model: Path, tmp_path: Path, capsys: pytest.
     file = tmp_path / "checkpoints" / "step-7.ckpt"
     torch.save(checkpoint, file)
     facts = inspect_checkpoint(file)
-    assert facts["step"] == 7 and facts["tokens_seen"] is None and set(facts["stored_bytes"]) == {"bfloat16"}
+    assert (
+        facts["step"] == 7
+        and facts["tokens_seen"] is None
+        and set(facts["stored_bytes"]) == {"bfloat16"}
+    )
     (tmp_path / "metrics.csv").write_text("step,tokens,train_loss\n6,600,1.0\n7,700,1.0\n")
     assert main(["inspect", str(file)]) == 0
     assert "step 7, 700 tokens seen" in capsys.readouterr().out
@@ -96,6 +118,10 @@ def test_a_training_checkpoint(chat_model: Path, tmp_path: Path, capsys: pytest.
 
 def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
-    for path, said in (("absent", "no such file or folder"), ("notes.txt", "is not a checkpoint"), ("", "holds no")):
+    for path, said in (
+        ("absent", "no such file or folder"),
+        ("notes.txt", "is not a checkpoint"),
+        ("", "holds no"),
+    ):
         with pytest.raises(UserError, match=said):
             inspect_checkpoint(tmp_path / path)

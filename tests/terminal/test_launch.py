@@ -53,8 +53,22 @@ def test_the_job_is_requeued_until_it_is_done(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, tasks: int
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    command = fit(corpus, "--checkpoint.max_minutes", "1e-9", "--trainer.default_root_dir", "it's here")
-    launch_main(["--slurm", "--gpus", str(tasks), "--sbatch", "partition=gpu", "--output", "job", "--", *command])
+    command = fit(
+        corpus, "--checkpoint.max_minutes", "1e-9", "--trainer.default_root_dir", "it's here"
+    )
+    launch_main(
+        [
+            "--slurm",
+            "--gpus",
+            str(tasks),
+            "--sbatch",
+            "partition=gpu",
+            "--output",
+            "job",
+            "--",
+            *command,
+        ]
+    )
     header = [line for line in Path("job").read_text().splitlines() if line.startswith("#SBATCH")]
     assert {"#SBATCH --requeue", "#SBATCH --signal=TERM@180", f"#SBATCH --ntasks-per-node={tasks}",
             "#SBATCH --partition=gpu"} <= set(header)  # fmt: skip
@@ -65,7 +79,12 @@ def test_the_job_is_requeued_until_it_is_done(
         (scheduler / name).write_text(does)
         (scheduler / name).chmod(0o755)
     job = str(os.getpid())  # Lightning makes the port of it
-    env = {**os.environ, "PATH": f"{scheduler}:{os.environ['PATH']}", "SLURM_JOB_ID": job, "SLURM_NTASKS": str(tasks)}
+    env = {
+        **os.environ,
+        "PATH": f"{scheduler}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": job,
+        "SLURM_NTASKS": str(tasks),
+    }
     (tmp_path / "it's here").mkdir()
     (tmp_path / "it's here" / "config.yaml").write_text("of a start that saved nothing")
     codes = []
@@ -89,19 +108,26 @@ def test_the_job_is_requeued_until_it_is_done(
         (["--slurm", "--", "chat"], "after -- comes fit"),
         (["--slurm", "--gpus", "0", "--", "fit"], "--gpus must be"),
         (["--slurm", "--time", "a day", "--", "fit"], "--time a day"),
-        (["--slurm", "--", "fit", "--trainer.devices=4"], "--trainer.devices: the job file sets it"),
+        (
+            ["--slurm", "--", "fit", "--trainer.devices=4"],
+            "--trainer.devices: the job file sets it",
+        ),
         (["--", "fit"], "--slurm"),
         (["--slurm", "--output", "no/such/folder", "--", "fit"], "--output no/such/folder"),
     ],
 )
-def test_mistakes(args: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes(
+    args: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=said):
         launch_main(args)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_name_from_the_config_and_a_folder_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_from_the_config_and_a_folder_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     launch_main(["--slurm", "--nodes", "2", "--", "fit", "--config", "pretrain/quickstart"])
     script = Path("quickstart.sbatch").read_text()

@@ -32,7 +32,9 @@ STEPS = 24
 CALL = "a call"
 SERVER = multiprocessing.get_context("forkserver")
 # The last three are imported when first needed.
-SERVER.set_forkserver_preload(["lit_llm.trainer_cli", "litdata", "safetensors.torch", "torch.utils.tensorboard"])
+SERVER.set_forkserver_preload(
+    ["lit_llm.trainer_cli", "litdata", "safetensors.torch", "torch.utils.tensorboard"]
+)
 
 
 def run(
@@ -73,7 +75,13 @@ def together(ranks: int, out: Path, function: Callable[..., int], *args: Any) ->
 
 
 def arguments(
-    folder: Path, corpus: Path, workers: int, accumulation: int, ranks: int, strategy: str, steps: int
+    folder: Path,
+    corpus: Path,
+    workers: int,
+    accumulation: int,
+    ranks: int,
+    strategy: str,
+    steps: int,
 ) -> list[str]:
     """Of a tiny run; its global batch is 2 * accumulation * ranks samples."""
     batch = 2 * 32 * accumulation * ranks
@@ -109,7 +117,9 @@ def _launch(ranks: int, out: Path, function: Callable[..., int], args: tuple) ->
                 "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
                 "TORCHELASTIC_RUN_ID": "test",
             }  # fmt: skip
-            rank_zero_only.rank = rank  # which Lightning read from the environment when the server imported it
+            rank_zero_only.rank = (
+                rank  # which Lightning read from the environment when the server imported it
+            )
         status = 1
         try:
             status = function(rank, *args)
@@ -121,7 +131,9 @@ def _launch(ranks: int, out: Path, function: Callable[..., int], args: tuple) ->
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
-    signal.signal(signal.SIGTERM, lambda *_: None)  # the group's: launchers wait for what their processes make of it
+    signal.signal(
+        signal.SIGTERM, lambda *_: None
+    )  # the group's: launchers wait for what their processes make of it
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     if -signal.SIGKILL in codes:  # one alone: the others have ended by what they met
         os.kill(os.getpid(), signal.SIGKILL)
@@ -174,11 +186,15 @@ def spy(log: Path, kill: list | None, rank: int) -> None:
     )  # fmt: skip
     write_file, commit, put = parts._write, parts.commit, parts.put
 
-    def on_train_batch_start(self: Any, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self: Any, trainer: Any, module: Any, batch: Any, batch_idx: int
+    ) -> None:
         nonlocal batches
         begin(self, trainer, module, batch, batch_idx)
         micro = batch_idx % trainer.accumulate_grad_batches
-        file.write(json.dumps([trainer.global_step, micro, rank, batch["sample_id"].tolist()]) + "\n")
+        file.write(
+            json.dumps([trainer.global_step, micro, rank, batch["sample_id"].tolist()]) + "\n"
+        )
         file.flush()
         batches += 1
         if what == "beside" and done >= when:
@@ -206,7 +222,13 @@ def spy(log: Path, kill: list | None, rank: int) -> None:
         real_save(state, target)
 
     def half_write(file: Path, pieces: Any) -> dict[str, int]:
-        if count("manifest" if file.name == parts.MANIFEST else "part" if file.name.startswith("part-") else "rest"):
+        if count(
+            "manifest"
+            if file.name == parts.MANIFEST
+            else "part"
+            if file.name.startswith("part-")
+            else "rest"
+        ):
             content = b"".join(map(bytes, pieces))
             file.write_bytes(content[: len(content) // 2])
             die()
@@ -286,5 +308,9 @@ def weights(folder: Path) -> bytes:
 
 if __name__ == "__main__":  # under a launcher: log, kill, then the command line; killed once
     first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
-    spy(Path(sys.argv[1]), json.loads(sys.argv[2]) if first else None, int(os.environ.get("LOCAL_RANK", "0")))
+    spy(
+        Path(sys.argv[1]),
+        json.loads(sys.argv[2]) if first else None,
+        int(os.environ.get("LOCAL_RANK", "0")),
+    )
     sys.exit(main(sys.argv[3:]))

@@ -78,9 +78,16 @@ def fit(
     ids = torch.arange(16) * 5 % 37
     batches = torch.utils.data.DataLoader([{"input_ids": ids[:-1], "labels": ids[1:]}] * 40)
     module = PretrainModule(
-        SHAPE, optimizer=optimizer, learning_rate=1e-3, compile=False, tokens=600, global_batch_tokens=15
+        SHAPE,
+        optimizer=optimizer,
+        learning_rate=1e-3,
+        compile=False,
+        tokens=600,
+        global_batch_tokens=15,
     )
-    trainer.fit(module, batches, ckpt_path=None if start is None else str(start), weights_only=False)
+    trainer.fit(
+        module, batches, ckpt_path=None if start is None else str(start), weights_only=False
+    )
     return trainer, getattr(saver, "losses", {})
 
 
@@ -95,7 +102,9 @@ def _enter(rank: int, number: int, check: Callable[[Path], None], tmp_path: Path
         "TORCHELASTIC_RUN_ID": "x", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number),
         "LOCAL_WORLD_SIZE": str(number), "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0",
     }  # fmt: skip
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}{number}", rank=rank, world_size=number)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'meet'}{number}", rank=rank, world_size=number
+    )
     check(tmp_path)
 
 
@@ -111,7 +120,9 @@ def same(path: Path, other: Path, exact: bool) -> None:
     assert states[0].keys() == states[1].keys()
     for name, value in states[0].items():
         # Adam divides gradients near zero by their own size.
-        torch.testing.assert_close(value, states[1][name], rtol=0 if exact else 1e-3, atol=0 if exact else 1e-5)
+        torch.testing.assert_close(
+            value, states[1][name], rtol=0 if exact else 1e-3, atol=0 if exact else 1e-5
+        )
 
 
 def _two(tmp_path: Path) -> None:
@@ -122,13 +133,19 @@ def _two(tmp_path: Path) -> None:
         _, again = run(root / "again", FSDP2Strategy(), start=step(root / "two", 2))
         assert again == {s: loss for s, loss in losses.items() if s > 2}
         same(step(root / "again", STEPS), step(root / "two", STEPS), exact=True)
-        _, cut = run(root / "cut", FSDP2Strategy(tensor_parallel_size=2), start=step(root / "two", 2))
+        _, cut = run(
+            root / "cut", FSDP2Strategy(tensor_parallel_size=2), start=step(root / "two", 2)
+        )
         assert cut == pytest.approx(again, rel=1e-5)
-        _, whole = run(root / "whole", FSDP2Strategy(checkpoint="whole"), start=step(root / "cut", 4))
+        _, whole = run(
+            root / "whole", FSDP2Strategy(checkpoint="whole"), start=step(root / "cut", 4)
+        )
         assert whole == pytest.approx({s: loss for s, loss in losses.items() if s > 4}, rel=1e-5)
         assert step(root / "whole", STEPS).is_file()
     # The Trainer's own callback has the same strategy: it waits for the disk.
-    theirs = L.pytorch.callbacks.ModelCheckpoint(tmp_path / "theirs", filename="x", every_n_train_steps=2)
+    theirs = L.pytorch.callbacks.ModelCheckpoint(
+        tmp_path / "theirs", filename="x", every_n_train_steps=2
+    )
     fit(tmp_path / "theirs", FSDP2Strategy(), steps=2, saver=theirs)
     assert damage(tmp_path / "theirs" / "x.ckpt") is None
 
@@ -164,7 +181,11 @@ def _full_disk(tmp_path: Path) -> None:
     except UserError as error:
         assert dist.get_rank() == 0
         assert "step-00000004.ckpt: the checkpoint could not be written" in str(error)
-        assert "process 1: " in str(error) and "No space left" in str(error) and "step-00000002.ckpt" in str(error)
+        assert (
+            "process 1: " in str(error)
+            and "No space left" in str(error)
+            and "step-00000002.ckpt" in str(error)
+        )
     except SystemExit as ended:
         assert dist.get_rank() == 1 and ended.code == 0
     else:
@@ -198,15 +219,23 @@ def test_killed_while_it_writes(tmp_path: Path) -> None:
     assert (folder / "step-00000004.ckpt.part").is_dir()
     newest, reasons = newest_whole(folder)
     assert newest == step(folder, 2)
-    assert reasons == [f"{step(folder, 4)}.part is damaged (it has no manifest.json: it was not finished)"]
+    assert reasons == [
+        f"{step(folder, 4)}.part is damaged (it has no manifest.json: it was not finished)"
+    ]
     fit(folder, start=newest)
     assert not list(folder.glob("*.part")) and checkpoints(folder)[-1] == step(folder, STEPS)
 
 
-@pytest.mark.parametrize("strategy", [ModelParallelStrategy(), FSDPStrategy(state_dict_type="sharded")])
-def test_strategies_that_write_a_format_of_their_own_are_refused(tmp_path: Path, strategy: Any) -> None:
+@pytest.mark.parametrize(
+    "strategy", [ModelParallelStrategy(), FSDPStrategy(state_dict_type="sharded")]
+)
+def test_strategies_that_write_a_format_of_their_own_are_refused(
+    tmp_path: Path, strategy: Any
+) -> None:
     trainer: Any = SimpleNamespace(strategy=strategy, default_root_dir=tmp_path)
-    with pytest.raises(UserError, match=f"trainer.strategy: .* {type(strategy).__name__} .* set it to fsdp2"):
+    with pytest.raises(
+        UserError, match=f"trainer.strategy: .* {type(strategy).__name__} .* set it to fsdp2"
+    ):
         Checkpoint().setup(trainer, L.LightningModule(), "fit")
     assert not has_own_format(FSDP2Strategy()) and not has_own_format(FSDPStrategy())
 
@@ -230,11 +259,15 @@ def test_beside_a_broken_one_what_is_whole_gets_the_name(tmp_path: Path) -> None
     whole_folder(tmp_path / "best.ckpt.part")
     (tmp_path / "best.ckpt").mkdir()
     tidy(tmp_path)
-    assert [file.name for file in tmp_path.iterdir()] == ["best.ckpt"] and damage(tmp_path / "best.ckpt") is None
+    assert [file.name for file in tmp_path.iterdir()] == ["best.ckpt"] and damage(
+        tmp_path / "best.ckpt"
+    ) is None
 
 
 @pytest.mark.parametrize("by_file", [False, True])
-def test_killed_while_a_folder_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_file: bool) -> None:
+def test_killed_while_a_folder_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_file: bool
+) -> None:
     """At each change of the file system that it takes: one of the two is always whole, and a start names it."""
 
     class Killed(BaseException):
@@ -273,7 +306,9 @@ def test_killed_while_a_folder_is_replaced(tmp_path: Path, monkeypatch: pytest.M
     assert killed_at > 3
 
 
-def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_replaced_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     best, part = tmp_path / "best.ckpt", tmp_path / "best.ckpt.part"
     whole_folder(best)
     whole_folder(part)
@@ -285,7 +320,9 @@ def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pyt
         patch.setattr(os, "replace", fails)
         put(part, best)
     assert damage(best) is None
-    best.rename(tmp_path / "best.ckpt.replaced")  # as a kill would leave it, and the part gone since
+    best.rename(
+        tmp_path / "best.ckpt.replaced"
+    )  # as a kill would leave it, and the part gone since
     discard(part)
     tidy(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["best.ckpt"] and damage(best) is None

@@ -36,9 +36,14 @@ class Noting(PretrainModule):
 def mixed(text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     """The source "few" weighs three times what "many" does, but may be passed once."""
     files = sorted(map(str, text_folder.glob("*.py")))
-    sources = [Source("few", files[:12], weight=3, license="PSF-2.0"), Source("many", files[12:], domain="manuals")]
+    sources = [
+        Source("few", files[:12], weight=3, license="PSF-2.0"),
+        Source("many", files[12:], domain="manuals"),
+    ]
     mixture = MixtureSettings(tokens=ROWS * STEPS * 32, max_epochs=1)
-    config = CorpusConfig(sources, mixture=mixture, vocab_size=300, validation_fraction=0.1, workers=1)
+    config = CorpusConfig(
+        sources, mixture=mixture, vocab_size=300, validation_fraction=0.1, workers=1
+    )
     return build(config, tmp_path_factory.mktemp("mixed") / "corpus", progress=False)
 
 
@@ -50,7 +55,9 @@ def test_training_takes_the_mixture_of_the_corpus(mixed: Corpus, tmp_path: Path)
     )  # fmt: skip
     module = Noting()
     options: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_model_summary": False}
-    trainer = L.Trainer(default_root_dir=run, callbacks=[RunReport()], max_epochs=1, limit_val_batches=1, **options)
+    trainer = L.Trainer(
+        default_root_dir=run, callbacks=[RunReport()], max_epochs=1, limit_val_batches=1, **options
+    )
     trainer.fit(module, data)
     few = mixed.datacard["splits"]["train"]["few"]["tokens"]
     expected = min(0.75, few / (ROWS * STEPS * 32))
@@ -64,11 +71,19 @@ def test_training_takes_the_mixture_of_the_corpus(mixed: Corpus, tmp_path: Path)
     told = dict(re.findall(r'<tr><th scope="row">([^<]+)</th><td>([^<]*)</td>', page))
     card = mixed.datacard
     assert told["documents"] == f"{card['documents']:,}" and told["tokens"] == f"{card['tokens']:,}"
-    assert told["sources"] == "few, many" and told["read"].startswith(f"documents: {card['read']['documents']:,}")
-    assert "PSF-2.0: " in told["licenses"] and "manuals: " in told["domains"] and "en: " in told["languages"]
+    assert told["sources"] == "few, many" and told["read"].startswith(
+        f"documents: {card['read']['documents']:,}"
+    )
+    assert (
+        "PSF-2.0: " in told["licenses"]
+        and "manuals: " in told["domains"]
+        and "en: " in told["languages"]
+    )
     for reason, count in card["dropped"].items():
         assert f"{reason.replace('_', ' ')}: {count}" in told["dropped"]
     assert "email: " in told["pii"] and "distinct 3 grams: " in told["diversity"]
     for source in ("few", "many"):
         part = card["splits"]["train"][source]
-        assert re.search(rf"<td>{source}</td>\s*<td class=\"n\">{part['documents']:,}</td>", page), source
+        assert re.search(
+            rf"<td>{source}</td>\s*<td class=\"n\">{part['documents']:,}</td>", page
+        ), source

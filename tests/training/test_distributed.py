@@ -44,8 +44,12 @@ def test_two_ranks_equal_one(tmp_path: Path, corpus: Path, lit_llm_command: Call
             assert (one[key] == "") == (two[key] == "")
             if one[key]:
                 # AdamW: inside Muon bfloat16 products amplify a gradient that differs in its last bit
-                assert float(two[key]) == pytest.approx(float(one[key]), rel=1e-2 if key == "grad_norm" else 1e-5), key
-    first, second = (load_file(tmp_path / f"ranks{r}" / "final" / "model.safetensors") for r in (1, 2))
+                assert float(two[key]) == pytest.approx(
+                    float(one[key]), rel=1e-2 if key == "grad_norm" else 1e-5
+                ), key
+    first, second = (
+        load_file(tmp_path / f"ranks{r}" / "final" / "model.safetensors") for r in (1, 2)
+    )
     assert first.keys() == second.keys()
 
 
@@ -70,8 +74,12 @@ class BreaksGradient(Breaks):
 class Watches(L.Callback):
     """On every rank: the eighth step leaves the weights it holds as they were, the ninth does not."""
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *args: object) -> None:
-        parts = [p.to_local() if isinstance(p, DTensor) else p.detach() for p in module.parameters()]
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, *args: object
+    ) -> None:
+        parts = [
+            p.to_local() if isinstance(p, DTensor) else p.detach() for p in module.parameters()
+        ]
         assert all(part.isfinite().all() for part in parts)
         if trainer.global_step == 7:
             self.before = [part.clone() for part in parts]
@@ -97,9 +105,16 @@ def test_what_is_broken_on_one_rank_is_skipped_on_both(
     tmp_path: Path, corpus: Path, strategy: str, module: type[Breaks]
 ) -> None:
     folder, out = tmp_path / "run", tmp_path / "out"
-    assert together(2, out, fit_broken, folder, corpus, strategy, module) == 0, out.read_text()[-3000:]
+    assert together(2, out, fit_broken, folder, corpus, strategy, module) == 0, out.read_text()[
+        -3000:
+    ]
     assert "AssertionError" not in out.read_text()  # of the second rank
-    assert json.loads((folder / "events.jsonl").read_text()) == {"step": 8, "event": "skipped", "steps": 1, "in_all": 1}
+    assert json.loads((folder / "events.jsonl").read_text()) == {
+        "step": 8,
+        "event": "skipped",
+        "steps": 1,
+        "in_all": 1,
+    }
     assert "1 step skipped" in (folder / "report.html").read_text()
 
 
@@ -107,17 +122,29 @@ def fit_back(rank: int, folder: Path, corpus: Path) -> int:
     module = Breaks(TINY, compile=False)
     module.broken = (5, 6, 7)
     callbacks = [SpikeGuard(patience=3), Checkpoint(every_steps=1, keep_last=2)]
-    return fit(folder, corpus, module, devices=2, strategy=FSDP2Strategy(), callbacks=callbacks).global_step - 12
+    return (
+        fit(
+            folder, corpus, module, devices=2, strategy=FSDP2Strategy(), callbacks=callbacks
+        ).global_step
+        - 12
+    )
 
 
-def test_two_processes_go_back_behind_what_was_saved_while_steps_were_skipped(tmp_path: Path, corpus: Path) -> None:
+def test_two_processes_go_back_behind_what_was_saved_while_steps_were_skipped(
+    tmp_path: Path, corpus: Path
+) -> None:
     folder, out = tmp_path / "run", tmp_path / "out"
     assert together(2, out, fit_back, folder, corpus) == 0, out.read_text()[-3000:]
-    assert json.loads((folder / "events.jsonl").read_text().splitlines()[-1])["to"] == "step-00000004.ckpt"
+    assert (
+        json.loads((folder / "events.jsonl").read_text().splitlines()[-1])["to"]
+        == "step-00000004.ckpt"
+    )
     assert "Traceback" not in out.read_text()  # of the second
 
 
-def fit_apart(rank: int, folder: Path, corpus: Path, strategy: str, starts: list[Path | None]) -> int:
+def fit_apart(
+    rank: int, folder: Path, corpus: Path, strategy: str, starts: list[Path | None]
+) -> int:
     try:
         fit(
             folder, corpus, Breaks(TINY, compile=False), starts[rank], devices=2,
@@ -134,10 +161,15 @@ def test_processes_that_see_other_checkpoints(tmp_path: Path, corpus: Path) -> N
     fit(tmp_path, corpus, PretrainModule(TINY, compile=False))
     at = {step: tmp_path / "checkpoints" / f"step-{step:08d}.ckpt" for step in (4, 8)}
     out = tmp_path / "out"
-    assert together(2, out, fit_apart, tmp_path / "a", corpus, "fsdp2", [at[8], tmp_path / "stale"]) == 0
+    assert (
+        together(2, out, fit_apart, tmp_path / "a", corpus, "fsdp2", [at[8], tmp_path / "stale"])
+        == 0
+    )
     for starts, said in (
         ([at[8], at[4]], "goes on from step 8, process 1 from step 4"),
         ([at[8], None], "goes on from step 8, process 1 from step 0"),
     ):
-        assert together(2, out, fit_apart, tmp_path / "b", corpus, "ddp", starts) == 2, out.read_text()[-3000:]
+        assert together(2, out, fit_apart, tmp_path / "b", corpus, "ddp", starts) == 2, (
+            out.read_text()[-3000:]
+        )
         assert said in out.read_text() and "Traceback" not in out.read_text()

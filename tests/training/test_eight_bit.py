@@ -26,7 +26,9 @@ def test_states_are_bytes_and_the_steps_adamws() -> None:
         model = Transformer(TransformerConfig(vocab_size=64, **SHAPE))
         groups = parameter_groups(model, "adamw", 2e-3, 0.1)
         optimizer = (
-            torch.optim.AdamW(groups, betas=(0.9, 0.95)) if name == "adamw" else build_eight_bit(name, groups, 2e-3)
+            torch.optim.AdamW(groups, betas=(0.9, 0.95))
+            if name == "adamw"
+            else build_eight_bit(name, groups, 2e-3)
         )
         losses[name] = []
         for batch in ids.sort(-1).values:  # sorted: there is something to learn
@@ -59,13 +61,16 @@ def test_a_run_resumes_bit_equal(tmp_path: Path, corpus: Path) -> None:
     fit("whole")
     fit("parts", max_steps=3)
     fit("parts", resume=True)
-    runs = [load_file(tmp_path / name / "final" / "model.safetensors") for name in ("whole", "parts")]
+    runs = [
+        load_file(tmp_path / name / "final" / "model.safetensors") for name in ("whole", "parts")
+    ]
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
 
 
 def test_mistakes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(
-        UserError, match=r"model.optimizer=adamw_8bit needs bitsandbytes: pip install 'lit_llm\[quant\]'"
+        UserError,
+        match=r"model.optimizer=adamw_8bit needs bitsandbytes: pip install 'lit_llm\[quant\]'",
     ):
         build_eight_bit("adamw_8bit", [], 1e-3)

@@ -41,12 +41,22 @@ TINY = {"hidden_size": 32, "num_layers": 1, "num_heads": 2}
 
 
 def trainer(folder: Path, **kwargs) -> L.Trainer:
-    defaults = {"accelerator": "cpu", "logger": False, "enable_model_summary": False, "max_epochs": 1}
+    defaults = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_model_summary": False,
+        "max_epochs": 1,
+    }
     return L.Trainer(default_root_dir=folder, **{**defaults, **kwargs})
 
 
 def data(corpus: Path, steps: int = 6, **kwargs) -> PretrainDataModule:
-    defaults = {"corpus": str(corpus), "seq_len": 32, "micro_batch_size": 4, "tokens": 32 * 4 * steps}
+    defaults = {
+        "corpus": str(corpus),
+        "seq_len": 32,
+        "micro_batch_size": 4,
+        "tokens": 32 * 4 * steps,
+    }
     return PretrainDataModule(**{**defaults, "eval_batch_size": 64, **kwargs})
 
 
@@ -78,7 +88,12 @@ class OwnOptimizerModule(PretrainModule):
 
 
 def test_own_optimizer_and_the_trainers_default_epochs(tmp_path: Path, corpus: Path) -> None:
-    run = L.Trainer(default_root_dir=tmp_path, accelerator="cpu", logger=CSVLogger(tmp_path), log_every_n_steps=1)
+    run = L.Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        logger=CSVLogger(tmp_path),
+        log_every_n_steps=1,
+    )
     run.fit(OwnOptimizerModule(TINY), data(corpus, steps=5))
     with open(tmp_path / "metrics.csv") as file:
         rows = [row for row in csv.DictReader(file) if row["lr"]]
@@ -93,12 +108,21 @@ class TheirModule(L.LightningModule):
         self.table = nn.Embedding(vocab_size, vocab_size)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        loss = F.cross_entropy(self.table(batch["input_ids"]).flatten(0, 1), batch["labels"].flatten())
+        loss = F.cross_entropy(
+            self.table(batch["input_ids"]).flatten(0, 1), batch["labels"].flatten()
+        )
         self.log("loss", loss)
         return loss
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.log("val_loss", F.cross_entropy(self.table(batch["input_ids"]).flatten(0, 1), batch["labels"].flatten()))
+    def validation_step(
+        self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self.log(
+            "val_loss",
+            F.cross_entropy(
+                self.table(batch["input_ids"]).flatten(0, 1), batch["labels"].flatten()
+            ),
+        )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=0.1)
@@ -124,14 +148,20 @@ def test_our_callbacks_under_their_trainer_and_model(tmp_path: Path) -> None:
         ProgressBar(),
         RunReport(),
     ]
-    run = trainer(tmp_path, callbacks=callbacks, logger=CSVLogger(tmp_path), log_every_n_steps=4, max_epochs=2)
+    run = trainer(
+        tmp_path, callbacks=callbacks, logger=CSVLogger(tmp_path), log_every_n_steps=4, max_epochs=2
+    )
     run.fit(TheirModule(20), loader, loader)
     assert sorted(f.name for f in (tmp_path / "checkpoints").iterdir()) == [
         "best.ckpt", "step-00000030.ckpt", "step-00000032.ckpt",
     ]  # fmt: skip
     assert (tmp_path / "report.html").exists()
     with open(tmp_path / "metrics.csv") as file:
-        rates = [float(row["tokens_per_second"]) for row in csv.DictReader(file) if row["tokens_per_second"]]
+        rates = [
+            float(row["tokens_per_second"])
+            for row in csv.DictReader(file)
+            if row["tokens_per_second"]
+        ]
     assert len(rates) == 8 and min(rates) > 0
     # And Lightning itself resumes from our checkpoint.
     again = trainer(tmp_path, max_epochs=3)
@@ -142,9 +172,15 @@ def test_our_callbacks_under_their_trainer_and_model(tmp_path: Path) -> None:
 def test_our_module_with_their_data(tmp_path: Path) -> None:
     samples = torch.randint(0, 20, (16, 9))
     rows = [{"input_ids": s[:-1], "labels": s[1:]} for s in samples]
-    module = PretrainModule({**TINY, "vocab_size": 20, "max_seq_len": 8}, optimizer="adamw", schedule="cosine")
+    module = PretrainModule(
+        {**TINY, "vocab_size": 20, "max_seq_len": 8}, optimizer="adamw", schedule="cosine"
+    )
     run = trainer(tmp_path, max_steps=4, max_epochs=-1)
-    run.fit(module, torch.utils.data.DataLoader(rows, batch_size=4), torch.utils.data.DataLoader(rows, batch_size=4))
+    run.fit(
+        module,
+        torch.utils.data.DataLoader(rows, batch_size=4),
+        torch.utils.data.DataLoader(rows, batch_size=4),
+    )
     assert run.global_step == 4
 
 
@@ -163,17 +199,23 @@ def test_a_checkpoint_opens_without_trainer_or_data(tmp_path: Path, corpus: Path
 def test_final_is_what_transformers_loads(tmp_path: Path, corpus: Path) -> None:
     module, source = PretrainModule("nano-5m"), data(corpus, steps=2)
     trainer(tmp_path, callbacks=[Checkpoint()], limit_val_batches=1).fit(module, source)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "final", dtype=torch.float32)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "final", dtype=torch.float32
+    )
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "final")
     text = "import os\n\n\ndef main():\n    return os.getcwd()  # ☃\n"
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
     assert (
-        ids[0].tolist() == source.tokenizer.encode(text) == Tokenizer.from_pretrained(tmp_path / "final").encode(text)
+        ids[0].tolist()
+        == source.tokenizer.encode(text)
+        == Tokenizer.from_pretrained(tmp_path / "final").encode(text)
     )
     with torch.no_grad():
         expected = module.network.eval()(ids)
         torch.testing.assert_close(theirs(ids).logits, expected, atol=1e-4, rtol=0)
-        torch.testing.assert_close(Transformer.from_pretrained(tmp_path / "final")(ids), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            Transformer.from_pretrained(tmp_path / "final")(ids), expected, atol=1e-5, rtol=0
+        )
 
 
 def test_init_from_continues_a_finished_model(tmp_path: Path, corpus: Path) -> None:
@@ -187,12 +229,18 @@ def test_init_from_continues_a_finished_model(tmp_path: Path, corpus: Path) -> N
     )
 
 
-def test_a_continued_checkpoint_opens_without_what_it_started_from(tmp_path: Path, corpus: Path) -> None:
-    trainer(tmp_path / "a", callbacks=[Checkpoint()], limit_val_batches=0).fit(PretrainModule(TINY), data(corpus))
+def test_a_continued_checkpoint_opens_without_what_it_started_from(
+    tmp_path: Path, corpus: Path
+) -> None:
+    trainer(tmp_path / "a", callbacks=[Checkpoint()], limit_val_batches=0).fit(
+        PretrainModule(TINY), data(corpus)
+    )
     second = PretrainModule(init_from=str(tmp_path / "a" / "final"))
     trainer(tmp_path / "b", callbacks=[Checkpoint()], limit_val_batches=0).fit(second, data(corpus))
     shutil.rmtree(tmp_path / "a")
-    again = PretrainModule.load_from_checkpoint(tmp_path / "b" / "checkpoints" / "step-00000006.ckpt")
+    again = PretrainModule.load_from_checkpoint(
+        tmp_path / "b" / "checkpoints" / "step-00000006.ckpt"
+    )
     for a, b in zip(again.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -203,7 +251,10 @@ def test_accumulation_gives_the_same_run(tmp_path: Path, corpus: Path) -> None:
         L.seed_everything(0)
         run = trainer(tmp_path, limit_val_batches=1)
         module = PretrainModule(TINY, optimizer="adamw")
-        run.fit(module, data(corpus, steps=20, micro_batch_size=micro_batch_size, global_batch_tokens=32 * 8))
+        run.fit(
+            module,
+            data(corpus, steps=20, micro_batch_size=micro_batch_size, global_batch_tokens=32 * 8),
+        )
         losses.append(float(run.callback_metrics["val_loss"]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
@@ -214,7 +265,9 @@ def test_clipping_in_every_precision(tmp_path: Path, corpus: Path, precision: st
         norms: list[float] = []
 
         def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
-            norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+            norm = torch.nn.utils.get_total_norm(
+                [p.grad for p in self.parameters() if p.grad is not None]
+            )
             if self.grad_norm is not None:
                 self.norms.append(float(norm))
                 assert float(self.grad_norm) > 1e-3  # it had something to clip
@@ -248,7 +301,9 @@ def test_several_named_validation_loaders(tmp_path: Path) -> None:
     rows = [{"input_ids": s[:-1], "labels": s[1:]} for s in samples]
     loader = torch.utils.data.DataLoader(rows, batch_size=4)
     module = PretrainModule({**TINY, "vocab_size": 20, "max_seq_len": 8})
-    metrics = trainer(tmp_path).validate(module, CombinedLoader({"one": loader, "two": loader}, "sequential"))[0]
+    metrics = trainer(tmp_path).validate(
+        module, CombinedLoader({"one": loader, "two": loader}, "sequential")
+    )[0]
     assert metrics["val_loss/0"] == metrics["val_loss/1"] == pytest.approx(metrics["val_loss"])
 
 
@@ -258,7 +313,9 @@ def test_samples_begin_as_the_validation_documents_do(tmp_path: Path, corpus: Pa
         PretrainModule(TINY), source
     )
     rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
-    text = source.tokenizer.decode(read_tokens(next(iter(source.corpus.validation_dirs.values())))[:100_000])
+    text = source.tokenizer.decode(
+        read_tokens(next(iter(source.corpus.validation_dirs.values())))[:100_000]
+    )
     assert len({row["prompt"] for row in rows}) == 3
     assert all(row["prompt"] in text for row in rows)
 
@@ -266,8 +323,12 @@ def test_samples_begin_as_the_validation_documents_do(tmp_path: Path, corpus: Pa
 def test_a_limit_of_time_saves_and_ends_as_a_scheduler_would(tmp_path: Path, corpus: Path) -> None:
     callbacks = [Checkpoint(max_minutes=1e-9)]
     with pytest.raises(Preempted, match="saved step 1: "):
-        trainer(tmp_path, callbacks=callbacks).fit(PretrainModule(TINY, compile=False), data(corpus))
-    assert [file.name for file in (tmp_path / "checkpoints").glob("step-*")] == ["step-00000001.ckpt"]
+        trainer(tmp_path, callbacks=callbacks).fit(
+            PretrainModule(TINY, compile=False), data(corpus)
+        )
+    assert [file.name for file in (tmp_path / "checkpoints").glob("step-*")] == [
+        "step-00000001.ckpt"
+    ]
 
 
 def test_stopped_before_its_first_step_a_run_can_be_resumed(tmp_path: Path, corpus: Path) -> None:
@@ -277,7 +338,9 @@ def test_stopped_before_its_first_step_a_run_can_be_resumed(tmp_path: Path, corp
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(Preempted, match="saved step 0: "):
-        trainer(tmp_path, callbacks=[Stops()]).fit(PretrainModule(TINY, compile=False), data(corpus))
+        trainer(tmp_path, callbacks=[Stops()]).fit(
+            PretrainModule(TINY, compile=False), data(corpus)
+        )
     again = trainer(tmp_path, callbacks=[Checkpoint()])
     file = tmp_path / "checkpoints" / "step-00000000.ckpt"
     again.fit(PretrainModule(TINY, compile=False), data(corpus), ckpt_path=file, weights_only=False)
@@ -286,7 +349,9 @@ def test_stopped_before_its_first_step_a_run_can_be_resumed(tmp_path: Path, corp
         Checkpoint(max_minutes=0)
 
 
-def test_what_is_there_after_the_first_step_is_frozen_until_the_end(tmp_path: Path, corpus: Path) -> None:
+def test_what_is_there_after_the_first_step_is_frozen_until_the_end(
+    tmp_path: Path, corpus: Path
+) -> None:
     frozen = []
 
     class Watch(L.Callback):

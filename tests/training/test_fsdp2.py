@@ -23,15 +23,29 @@ from lit_llm.models import parallelize as parallel
 from lit_llm.models.float8 import convert_to_float8
 from lit_llm.models.lora import apply_lora
 from lit_llm.models.meta import meta_transformer
-from lit_llm.models.sharded import WholeDraws, clip_gradients, copy_part, like_part, total_norm, whole, whole_state_dict
+from lit_llm.models.sharded import (
+    WholeDraws,
+    clip_gradients,
+    copy_part,
+    like_part,
+    total_norm,
+    whole,
+    whole_state_dict,
+)
 from lit_llm.training import optimizers
 
 STEPS = 20
-TP = ("--trainer.strategy.class_path", "lit_llm.FSDP2Strategy", "--trainer.strategy.init_args.tensor_parallel_size")
+TP = (
+    "--trainer.strategy.class_path",
+    "lit_llm.FSDP2Strategy",
+    "--trainer.strategy.init_args.tensor_parallel_size",
+)
 
 
 @pytest.fixture(scope="module")
-def train(tmp_path_factory: pytest.TempPathFactory, corpus: Path, lit_llm_command: Callable) -> Callable:
+def train(
+    tmp_path_factory: pytest.TempPathFactory, corpus: Path, lit_llm_command: Callable
+) -> Callable:
     """Train for 20 steps of 8 samples; returns the folder."""
     root = tmp_path_factory.mktemp("fsdp2")
 
@@ -65,15 +79,27 @@ def check_same(folder: Path, other: Path, rel: float = 1e-5) -> None:
             rows.append(list(csv.DictReader(file)))
     assert [row["step"] for row in rows[0]] == [str(step) for step in range(1, STEPS + 1)]
     for a, b in zip(*rows, strict=True):
-        for key in ("step", "tokens", "train_loss", "val_loss", "val_bits_per_byte", "lr", "grad_norm"):
+        for key in (
+            "step",
+            "tokens",
+            "train_loss",
+            "val_loss",
+            "val_bits_per_byte",
+            "lr",
+            "grad_norm",
+        ):
             assert (a[key] == "") == (b[key] == "")
             if a[key]:
                 # Adam divides gradients near zero by their own size: their rounding shows in the next norms first.
-                assert float(a[key]) == pytest.approx(float(b[key]), rel=1000 * rel if key == "grad_norm" else rel), key
+                assert float(a[key]) == pytest.approx(
+                    float(b[key]), rel=1000 * rel if key == "grad_norm" else rel
+                ), key
     first, second = (load_file(run / "final" / "model.safetensors") for run in (folder, other))
     assert first.keys() == second.keys()
     assert all(first[name].shape == second[name].shape for name in first)
-    assert (folder / "samples.jsonl").read_text().count("\n") == (other / "samples.jsonl").read_text().count("\n")
+    assert (folder / "samples.jsonl").read_text().count("\n") == (
+        other / "samples.jsonl"
+    ).read_text().count("\n")
 
 
 def test_four_sharded_processes_equal_one(train: Callable, one: Path) -> None:
@@ -103,11 +129,17 @@ def test_sharded_and_cut_at_once(train: Callable, one: Path) -> None:
 def test_mixed_precision_and_muon_come_close(train: Callable, optimizer: str) -> None:
     settings = ("--trainer.precision", "bf16-mixed", "--model.optimizer", optimizer)
     whole_run = train(f"{optimizer}-one", 1, 8, *settings)
-    check_same(train(f"{optimizer}-two", 2, 2, "--trainer.strategy", "fsdp2", *settings), whole_run, rel=1e-2)
+    check_same(
+        train(f"{optimizer}-two", 2, 2, "--trainer.strategy", "fsdp2", *settings),
+        whole_run,
+        rel=1e-2,
+    )
 
 
 @pytest.mark.slow
-def test_sizes_that_do_not_fit_are_refused(tmp_path: Path, corpus: Path, lit_llm_command: Callable) -> None:
+def test_sizes_that_do_not_fit_are_refused(
+    tmp_path: Path, corpus: Path, lit_llm_command: Callable
+) -> None:
     for shape, settings, named in (
         ({"num_heads": 4}, (*TP, 3), "data_parallel_size=1 times tensor_parallel_size=3"),
         ({"num_heads": 1}, (*TP, 2), "tensor_parallel_size=2 does not divide num_heads=1"),
@@ -173,7 +205,10 @@ def _muon_on_parts() -> None:
     def make(net: nn.Module) -> MuonAdamW:
         matrices = [p for p in net.parameters() if p.ndim > 1]
         vectors = [p for p in net.parameters() if p.ndim == 1]
-        groups = [{"params": matrices, "muon": True, "lr": 0.02, "weight_decay": 0.1}, {"params": vectors}]
+        groups = [
+            {"params": matrices, "muon": True, "lr": 0.02, "weight_decay": 0.1},
+            {"params": vectors},
+        ]
         return MuonAdamW(groups)
 
     first, second = make(model), make(twin)
@@ -222,7 +257,12 @@ def test_norms_and_copies_of_parts(tmp_path: Path) -> None:
 def _initial_weights() -> None:
     for tied in (False, True):
         config = TransformerConfig(
-            vocab_size=37, hidden_size=12, num_layers=2, num_heads=2, max_seq_len=16, tie_embeddings=tied
+            vocab_size=37,
+            hidden_size=12,
+            num_layers=2,
+            num_heads=2,
+            max_seq_len=16,
+            tie_embeddings=tied,
         )
         torch.manual_seed(3)
         expected = Transformer(config)
@@ -253,11 +293,16 @@ def test_parts_start_from_the_weights_of_the_whole(tmp_path: Path) -> None:
 
 def _float8() -> None:
     """Two processes, a micro-batch each, against one that takes both: a micro-batch has scales of its own anyway."""
-    config = TransformerConfig(vocab_size=37, hidden_size=32, num_layers=2, num_heads=2, max_seq_len=16)
+    config = TransformerConfig(
+        vocab_size=37, hidden_size=32, num_layers=2, num_heads=2, max_seq_len=16
+    )
     batch = torch.arange(68).view(2, 2, 17) % 37
     for dtype in (None, torch.bfloat16):
         losses = []
-        for mesh in (None, init_device_mesh("cpu", (2, 1), mesh_dim_names=(parallel.DATA, parallel.TENSOR))):
+        for mesh in (
+            None,
+            init_device_mesh("cpu", (2, 1), mesh_dim_names=(parallel.DATA, parallel.TENSOR)),
+        ):
             torch.manual_seed(3)
             model = Transformer(config) if mesh is None else meta_transformer(config)
             convert_to_float8(model, smallest=16)
@@ -282,7 +327,9 @@ def _float8() -> None:
     model = meta_transformer(config)
     convert_to_float8(model, smallest=16)
     mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=(parallel.DATA, parallel.TENSOR))
-    with pytest.raises(UserError, match="tensor_parallel_size=2: layers in 8 bits cannot be cut yet"):
+    with pytest.raises(
+        UserError, match="tensor_parallel_size=2: layers in 8 bits cannot be cut yet"
+    ):
         parallel.parallelize(model, mesh=mesh)
 
 
@@ -294,7 +341,9 @@ def _refused() -> None:
     """Layers of bitsandbytes that a `build_model` might have put in, before and after they are packed; and LoRA."""
     import bitsandbytes
 
-    config = TransformerConfig(vocab_size=37, hidden_size=32, num_layers=1, num_heads=2, max_seq_len=16)
+    config = TransformerConfig(
+        vocab_size=37, hidden_size=32, num_layers=1, num_heads=2, max_seq_len=16
+    )
     for shape, layer, packed in (
         ((2, 1), bitsandbytes.nn.LinearNF4, True),
         ((2, 1), bitsandbytes.nn.LinearNF4, False),
@@ -313,7 +362,9 @@ def _refused() -> None:
             parallel.parallelize(model, mesh=mesh)
     adapted = Transformer(config)
     apply_lora(adapted, LoRAConfig(rank=2))
-    with pytest.raises(UserError, match="tensor_parallel_size=2: mixtures of experts and LoRA cannot be cut yet"):
+    with pytest.raises(
+        UserError, match="tensor_parallel_size=2: mixtures of experts and LoRA cannot be cut yet"
+    ):
         parallel.parallelize(adapted, mesh=mesh)
 
 

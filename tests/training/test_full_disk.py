@@ -14,7 +14,9 @@ from lit_llm.training.callbacks.checkpoint_folder import checkpoints, damage
 
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_disk_that_fills_up_costs_the_steps_since(tmp_path: Path, small_disk: Path, corpus: Path, ranks: int) -> None:
+def test_a_disk_that_fills_up_costs_the_steps_since(
+    tmp_path: Path, small_disk: Path, corpus: Path, ranks: int
+) -> None:
     shape = {"ranks": ranks, "accumulation": 2 // ranks}
     whole, folder = tmp_path / "whole", small_disk / "run"
     assert run(whole, corpus, **shape) == 0
@@ -27,9 +29,14 @@ def test_a_disk_that_fills_up_costs_the_steps_since(tmp_path: Path, small_disk: 
     assert run(folder, corpus, "--ckpt_path", "last", **shape) == 2
     last = next(line for line in output(folder).splitlines() if line.startswith("lit_llm fit: /"))
     assert ".ckpt: the checkpoint could not be written" in last
-    assert "resume with --ckpt_path last from step-00000008.ckpt" in last and "Traceback" not in output(folder)
+    assert (
+        "resume with --ckpt_path last from step-00000008.ckpt" in last
+        and "Traceback" not in output(folder)
+    )
     assert {file: file.read_bytes() for file in checkpoints(folder / "checkpoints")} == older
-    assert not list((folder / "checkpoints").glob("*.part")) and all(damage(file) is None for file in older)
+    assert not list((folder / "checkpoints").glob("*.part")) and all(
+        damage(file) is None for file in older
+    )
     filler.unlink()
     assert run(folder, corpus, "--ckpt_path", "last", **shape) == 0
     assert metrics(folder)[8:] == metrics(whole)[8:] and consumed(folder) == consumed(whole)
@@ -37,9 +44,13 @@ def test_a_disk_that_fills_up_costs_the_steps_since(tmp_path: Path, small_disk: 
 
 
 @pytest.mark.parametrize(
-    "shape", [{}, pytest.param({"ranks": 2, "strategy": "fsdp2"}, marks=pytest.mark.slow)], ids=["one", "fsdp2"]
+    "shape",
+    [{}, pytest.param({"ranks": 2, "strategy": "fsdp2"}, marks=pytest.mark.slow)],
+    ids=["one", "fsdp2"],
 )
-def test_a_run_that_ended_without_its_model_writes_it_when_resumed(tmp_path: Path, corpus: Path, shape: dict) -> None:
+def test_a_run_that_ended_without_its_model_writes_it_when_resumed(
+    tmp_path: Path, corpus: Path, shape: dict
+) -> None:
     folder = tmp_path / "run"
     assert run(folder, corpus, **shape) == 0
     model = weights(folder)
@@ -56,7 +67,9 @@ def test_the_model_of_fewer_steps_is_not_left_as_the_result(tmp_path: Path, corp
     state = folder / "final" / "trainer_state.json"
     assert json.loads(state.read_text()) == {"global_step": 12}
     assert run(folder, corpus, "--ckpt_path", "last") == 0
-    assert weights(folder) == weights(whole) and json.loads(state.read_text()) == {"global_step": STEPS}
+    assert weights(folder) == weights(whole) and json.loads(state.read_text()) == {
+        "global_step": STEPS
+    }
     written = state.stat()
     assert run(folder, corpus, "--ckpt_path", "last") == 0  # nothing is left to do
     assert state.stat() == written

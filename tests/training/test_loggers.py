@@ -23,7 +23,12 @@ def test_metrics_of_a_step_share_a_row(tmp_path: Path) -> None:
     logger.log_metrics({"val_loss": 3.0}, step=2)
     first, second = rows(tmp_path)
     assert list(first)[: len(COLUMNS)] == COLUMNS
-    assert (first["step"], first["tokens"], first["train_loss"], first["val_loss"]) == ("1", "1099511627776", "2.5", "")
+    assert (first["step"], first["tokens"], first["train_loss"], first["val_loss"]) == (
+        "1",
+        "1099511627776",
+        "2.5",
+        "",
+    )
     assert (second["train_loss"], second["val_loss"]) == ("2.25", "3.0")
 
 
@@ -40,7 +45,9 @@ def test_new_columns_are_added_to_old_rows(tmp_path: Path) -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 60)), max_size=4))
 @settings(max_examples=30, deadline=None)
-def test_resuming_after_any_cut_leaves_each_step_once(tmp_path_factory, kills: list[tuple[int, int]]) -> None:
+def test_resuming_after_any_cut_leaves_each_step_once(
+    tmp_path_factory, kills: list[tuple[int, int]]
+) -> None:
     folder = tmp_path_factory.mktemp("run")
     resume_at = 0
     for last, cut in kills:  # a part of the run, then a kill that may have torn the file's end off

@@ -53,7 +53,9 @@ def no_network() -> Iterator[None]:
     assert not attempts
 
 
-def same(points: list[tuple[float | None, float]], expected: list[tuple[float | None, float]]) -> bool:
+def same(
+    points: list[tuple[float | None, float]], expected: list[tuple[float | None, float]]
+) -> bool:
     """Equality in which nan equals nan."""
     return repr(points) == repr(expected)
 
@@ -90,8 +92,16 @@ def test_values_that_are_not_finite_come_back_in_their_place(tmp_path: Path) -> 
     for step, value in enumerate([1.0, math.nan, 2.0, math.inf, -math.inf]):
         logger.log_metrics({"train_loss": value, "group/loss": value}, step=step)
     series, _ = read_offline(tmp_path)
-    expected: list[tuple[float | None, float]] = [(0, 1.0), (1, math.nan), (2, 2.0), (3, math.inf), (4, -math.inf)]
-    assert same(series["training/train_loss"], expected) and same(series["training/group/loss"], expected)
+    expected: list[tuple[float | None, float]] = [
+        (0, 1.0),
+        (1, math.nan),
+        (2, 2.0),
+        (3, math.inf),
+        (4, -math.inf),
+    ]
+    assert same(series["training/train_loss"], expected) and same(
+        series["training/group/loss"], expected
+    )
     assert len(series) == 2
 
 
@@ -100,14 +110,18 @@ def test_values_that_are_not_finite_come_back_in_their_place(tmp_path: Path) -> 
     st.lists(
         st.tuples(
             st.dictionaries(
-                st.sampled_from(["a", "a/b", "a/b/c", "b", "status", "hyperparams", "x y.z"]), st.floats(), min_size=1
+                st.sampled_from(["a", "a/b", "a/b/c", "b", "status", "hyperparams", "x y.z"]),
+                st.floats(),
+                min_size=1,
             ),
             st.integers(0, 5),
         ),
         max_size=8,
     )
 )
-def test_any_names_and_values_come_back(tmp_path_factory: Any, calls: list[tuple[dict[str, float], int]]) -> None:
+def test_any_names_and_values_come_back(
+    tmp_path_factory: Any, calls: list[tuple[dict[str, float], int]]
+) -> None:
     folder = tmp_path_factory.mktemp("run")
     logger, expected = NeptuneLogger(folder), {}
     logger.log_hyperparams({"a": 1})
@@ -117,7 +131,10 @@ def test_any_names_and_values_come_back(tmp_path_factory: Any, calls: list[tuple
             expected.setdefault(f"training/{name}", {})[step] = value
     logger.finalize("success")
     series, attributes = read_offline(folder)
-    assert same(sorted(series.items()), sorted((name, sorted(points.items())) for name, points in expected.items()))
+    assert same(
+        sorted(series.items()),
+        sorted((name, sorted(points.items())) for name, points in expected.items()),
+    )
     assert attributes["training/status"] == "success" and attributes["training/hyperparams/a"] == 1
 
 
@@ -165,8 +182,14 @@ def test_a_hyperparameter_of_this_type_survives(hyperparameters: dict[str, Any],
 def test_groups_of_hyperparameters(tmp_path: Path) -> None:
     logger = NeptuneLogger(tmp_path, prefix="")
     logger.log_hyperparams(argparse.Namespace(model={"size": Size(), 1: {"x": Size}}, lr=0.1))
-    logger.log_hyperparams({"lr": "auto", "model": "none", "": 1, "lr/decay": 2, "deep": {"a/b": 3}})  # other types
-    found = {k.removeprefix("hyperparams/"): v for k, v in read_offline(tmp_path)[1].items() if "hyperparams" in k}
+    logger.log_hyperparams(
+        {"lr": "auto", "model": "none", "": 1, "lr/decay": 2, "deep": {"a/b": 3}}
+    )  # other types
+    found = {
+        k.removeprefix("hyperparams/"): v
+        for k, v in read_offline(tmp_path)[1].items()
+        if "hyperparams" in k
+    }
     assert found == {
         "model/size/width": 3, "model/size/dtype": "torch.float32", "model/1/x": f"{__name__}.Size", "lr": "auto",
         "model": "none", "''": 1, "lr/decay": 2, "deep/a/b": 3,
@@ -175,12 +198,16 @@ def test_groups_of_hyperparameters(tmp_path: Path) -> None:
 
 LEAF = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 KEY = st.text("abc", min_size=1, max_size=3)
-TREE = st.dictionaries(KEY, st.recursive(LEAF | st.lists(LEAF), lambda t: st.dictionaries(KEY, t, max_size=4)))
+TREE = st.dictionaries(
+    KEY, st.recursive(LEAF | st.lists(LEAF), lambda t: st.dictionaries(KEY, t, max_size=4))
+)
 
 
 @FEW
 @given(TREE)
-def test_any_tree_of_hyperparameters_comes_back(tmp_path_factory: Any, tree: dict[str, Any]) -> None:
+def test_any_tree_of_hyperparameters_comes_back(
+    tmp_path_factory: Any, tree: dict[str, Any]
+) -> None:
     folder = tmp_path_factory.mktemp("run")
     logger = NeptuneLogger(folder)
     logger.log_hyperparams(tree)
@@ -207,17 +234,24 @@ def test_any_tree_of_hyperparameters_comes_back(tmp_path_factory: Any, tree: dic
             assert found == value
         else:  # None, booleans, integers of any size: text where Neptune has no exact number
             assert (ast.literal_eval(found) if isinstance(found, str) else found) == value
-    assert len([path for path in attributes if path.startswith("training/hyperparams")]) == len(leaves) * bool(tree)
+    assert len([path for path in attributes if path.startswith("training/hyperparams")]) == len(
+        leaves
+    ) * bool(tree)
 
 
 def test_a_resumed_run_is_read_as_one(tmp_path: Path) -> None:
-    for first, last, offset in ((1, 6, 0.0), (5, 9, 100.0)):  # killed after step 6, resumed from a checkpoint of step 4
+    for first, last, offset in (
+        (1, 6, 0.0),
+        (5, 9, 100.0),
+    ):  # killed after step 6, resumed from a checkpoint of step 4
         logger = NeptuneLogger(tmp_path)
         for step in range(first, last + 1):
             logger.log_metrics({"train_loss": step + offset}, step=step)
         logger.log_hyperparams({"lr": offset})
     series, attributes = read_offline(tmp_path)
-    assert series["training/train_loss"] == [(step, step + 100.0 * (step >= 5)) for step in range(1, 10)]
+    assert series["training/train_loss"] == [
+        (step, step + 100.0 * (step >= 5)) for step in range(1, 10)
+    ]
     assert attributes["training/hyperparams/lr"] == 100.0
     assert len(offline_containers(tmp_path)) == 2
 
@@ -231,7 +265,9 @@ def test_logging_goes_on_after_the_end(tmp_path: Path) -> None:
     assert read_offline(tmp_path)[1]["sys/failed"] is True
     logger.experiment["eval/score"] = 0.5
     series, attributes = read_offline(tmp_path)
-    assert series == {"training/a": [(1, 1.0)]} and "eval/score" not in attributes  # the client keeps it back
+    assert (
+        series == {"training/a": [(1, 1.0)]} and "eval/score" not in attributes
+    )  # the client keeps it back
     logger.finalize("success")
     assert read_offline(tmp_path)[1]["eval/score"] == 0.5
 
@@ -248,12 +284,16 @@ def log_of_forty(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @FEW
 @given(data=st.data())
-def test_a_cut_loses_no_whole_line(tmp_path_factory: Any, log_of_forty: bytes, data: st.DataObject) -> None:
+def test_a_cut_loses_no_whole_line(
+    tmp_path_factory: Any, log_of_forty: bytes, data: st.DataObject
+) -> None:
     cut = data.draw(st.integers(0, len(log_of_forty)))
     container = tmp_path_factory.mktemp("run") / ".neptune" / "offline" / "run__1"
     container.mkdir(parents=True)
     (container / "data-1.log").write_bytes(log_of_forty[:cut])
-    whole = log_of_forty[:cut].count(b"LogFloats") - (b"LogFloats" in log_of_forty[:cut].rpartition(b"\n")[2])
+    whole = log_of_forty[:cut].count(b"LogFloats") - (
+        b"LogFloats" in log_of_forty[:cut].rpartition(b"\n")[2]
+    )
     points = read_offline(container.parents[2])[0].get("training/train_loss", [])
     # The last line may be whole but for its end of line.
     assert points in [[(step, step / 7) for step in range(n)] for n in (whole, whole + 1)]
@@ -261,10 +301,25 @@ def test_a_cut_loses_no_whole_line(tmp_path_factory: Any, log_of_forty: bytes, d
 
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3), lambda v: (
     st.lists(v, max_size=3) | st.dictionaries(st.sampled_from(["value", "values", "step", "type"]), v)))  # fmt: skip
-TYPES = ["AssignInt", "AssignDatetime", "AddStrings", "RemoveStrings", "LogFloats", "LogStrings", "ClearFloatLog", "X"]
+TYPES = [
+    "AssignInt",
+    "AssignDatetime",
+    "AddStrings",
+    "RemoveStrings",
+    "LogFloats",
+    "LogStrings",
+    "ClearFloatLog",
+    "X",
+]
 OPERATION = st.fixed_dictionaries(
-    {"type": st.sampled_from(TYPES), "path": st.just(["a", "not_finite"]) | st.lists(st.text(max_size=2)) | JSON},
-    optional={"value": JSON, "values": JSON | st.lists(st.fixed_dictionaries({"value": JSON, "step": JSON}))},
+    {
+        "type": st.sampled_from(TYPES),
+        "path": st.just(["a", "not_finite"]) | st.lists(st.text(max_size=2)) | JSON,
+    },
+    optional={
+        "value": JSON,
+        "values": JSON | st.lists(st.fixed_dictionaries({"value": JSON, "step": JSON})),
+    },
 )
 
 
@@ -273,9 +328,16 @@ OPERATION = st.fixed_dictionaries(
 def test_hostile_lines_are_left_out(tmp_path_factory: Any, entries: list[Any]) -> None:
     container = tmp_path_factory.mktemp("run") / "offline" / "run__1"
     container.mkdir(parents=True)
-    good = {"type": "LogFloats", "path": ["the good one"], "values": [{"value": 1.5, "step": 2.0, "ts": 0}]}
+    good = {
+        "type": "LogFloats",
+        "path": ["the good one"],
+        "values": [{"value": 1.5, "step": 2.0, "ts": 0}],
+    }
     lines = [
-        json.dumps({"obj": e[0], "version": e[1], "at": e[2]} if isinstance(e, tuple) else e, allow_nan=True)
+        json.dumps(
+            {"obj": e[0], "version": e[1], "at": e[2]} if isinstance(e, tuple) else e,
+            allow_nan=True,
+        )
         for e in [*entries, (good, 10**400, 1.0)]
     ]
     (container / "data-1.log").write_text("\n".join(lines) + "\n[[[[\n" + "[" * 100_000)
@@ -310,13 +372,17 @@ def test_what_the_client_takes_back_is_gone(tmp_path: Path) -> None:
     logger.finalize("success")
     series, attributes = read_offline(tmp_path)
     assert series == {"series": [(None, 2.0)]} and "gone" not in attributes
-    assert attributes["when"] == datetime(2026, 3, 5, 12, tzinfo=UTC) and attributes["sys/tags"] == ["b"]
+    assert attributes["when"] == datetime(2026, 3, 5, 12, tzinfo=UTC) and attributes[
+        "sys/tags"
+    ] == ["b"]
 
 
 def test_copies_write_containers_of_their_own(tmp_path: Path) -> None:
     logger = NeptuneLogger(tmp_path)
     logger.log_metrics({"a": 1.0}, step=1)
-    for step, other in enumerate((copy.deepcopy(logger), pickle.loads(pickle.dumps(logger))), start=2):
+    for step, other in enumerate(
+        (copy.deepcopy(logger), pickle.loads(pickle.dumps(logger))), start=2
+    ):
         other.log_metrics({"a": float(step)}, step=step)
     logger.log_metrics({"a": 4.0}, step=4)
     assert read_offline(tmp_path)[0]["training/a"] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
@@ -333,7 +399,9 @@ def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not (tmp_path / "run").exists()
 
 
-def test_a_plain_trainer_trains_tests_and_keeps_everything(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_plain_trainer_trains_tests_and_keeps_everything(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     class Model(BoringModel):
         def __init__(self, width: int = 3, path: Path = Path("x")):
             super().__init__()
@@ -353,17 +421,26 @@ def test_a_plain_trainer_trains_tests_and_keeps_everything(tmp_path: Path, capfd
     trainer.fit(Model())
     trainer.test(Model(), verbose=False)
     series, attributes = read_offline(tmp_path)
-    values: list[tuple[float | None, float]] = [(step, math.nan if step == 2 else float(step)) for step in range(5)]
+    values: list[tuple[float | None, float]] = [
+        (step, math.nan if step == 2 else float(step)) for step in range(5)
+    ]
     assert same(series["training/loss"], values) and series["training/test_loss"][0][1] == 0.25
-    assert attributes["training/hyperparams/width"] == 3 and attributes["training/hyperparams/path"] == "x"
+    assert (
+        attributes["training/hyperparams/width"] == 3
+        and attributes["training/hyperparams/path"] == "x"
+    )
     assert attributes["training/status"] == "success"
-    assert list((tmp_path / "checkpoints").glob("*.ckpt"))  # Lightning's own checkpoints go beside the data
+    assert list(
+        (tmp_path / "checkpoints").glob("*.ckpt")
+    )  # Lightning's own checkpoints go beside the data
     said = "".join(capfd.readouterr())
     assert "neptune" not in said.lower(), said
 
 
 def test_a_client_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"client=no_such\.client: no such package; pip install no_such"):
+    with pytest.raises(
+        UserError, match=r"client=no_such\.client: no such package; pip install no_such"
+    ):
         NeptuneLogger(tmp_path, client="no_such.client")
     monkeypatch.setitem(sys.modules, "neptune", None)
     with pytest.raises(UserError, match=r"pip install 'lit_llm\[neptune\]'"):
@@ -399,13 +476,19 @@ def test_another_client_and_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert run["stopped"] and run["training/status"] == "success"
     opened = sys.modules["package.other_neptune"].opened
     folders = ("a/.neptune", "a/.neptune", "b/.neptune", "elsewhere")
-    assert [options["folder"] for options in opened] == [str(tmp_path / folder) for folder in folders]
+    assert [options["folder"] for options in opened] == [
+        str(tmp_path / folder) for folder in folders
+    ]
     same_run, resumed, another, _ = (o["custom_run_id"] for o in opened)
     assert same_run == resumed != another and len(same_run) <= 36
-    assert opened[0]["mode"] == "async" and not any(v for k, v in opened[0].items() if k.startswith("capture_"))
+    assert opened[0]["mode"] == "async" and not any(
+        v for k, v in opened[0].items() if k.startswith("capture_")
+    )
 
 
-def test_fit_and_resume_with_csv_beside_it(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fit_and_resume_with_csv_beside_it(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     loggers = [{"class_path": f"lit_llm.training.{name}", "init_args": {"save_dir": "run"}}
                for name in ("loggers.CSVLogger", "neptune_logger.NeptuneLogger")]  # fmt: skip
@@ -423,13 +506,18 @@ def test_fit_and_resume_with_csv_beside_it(tmp_path: Path, corpus: Path, monkeyp
     }  # fmt: skip
     Path("mine.yaml").write_text(yaml.safe_dump(config))
     assert main(["fit", "--config", "mine.yaml"]) == 0
-    assert main(["fit", "--config", "mine.yaml", "--ckpt_path", "last", "--trainer.max_steps", "4"]) == 0
+    assert (
+        main(["fit", "--config", "mine.yaml", "--ckpt_path", "last", "--trainer.max_steps", "4"])
+        == 0
+    )
     series, attributes = read_offline(Path("run"))
     with open("run/metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows][-1] == "4"
     table = {
-        f"training/{column}": [(int(row["step"]), float(row[column])) for row in rows if row[column]]
+        f"training/{column}": [
+            (int(row["step"]), float(row[column])) for row in rows if row[column]
+        ]
         for column in rows[0]
         if column != "step" and any(row[column] for row in rows)
     }

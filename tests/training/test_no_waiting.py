@@ -35,7 +35,9 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name
-        by_mask = name == "aten::index" and any(i is not None and i.dtype == torch.bool for i in args[1])
+        by_mask = name == "aten::index" and any(
+            i is not None and i.dtype == torch.bool for i in args[1]
+        )
         if (name in WAITS or by_mask) and self.step >= 0:
             self.waited.append((self.step, name))
         return func(*args, **(kwargs or {}))
@@ -56,9 +58,13 @@ class Steps(L.Callback):
 
 @pytest.mark.parametrize("optimizer", ["muon_adamw", "adamw"])
 @pytest.mark.parametrize("documents", [False, True])
-def test_only_logged_steps_wait(tmp_path: Path, corpus: Path, optimizer: str, documents: bool) -> None:
+def test_only_logged_steps_wait(
+    tmp_path: Path, corpus: Path, optimizer: str, documents: bool
+) -> None:
     watch = Watch()
-    module = PretrainModule({"hidden_size": 32, "num_layers": 2, "num_heads": 2}, optimizer=optimizer, compile=False)
+    module = PretrainModule(
+        {"hidden_size": 32, "num_layers": 2, "num_heads": 2}, optimizer=optimizer, compile=False
+    )
     data = PretrainDataModule(
         corpus=str(corpus), seq_len=32, micro_batch_size=2, global_batch_tokens=128, tokens=128 * 12,
         validate_every=0, mask_documents=documents,

@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.transformer import Transformer
 from lit_llm.training import optimizers
-from lit_llm.training.optimizers import MuonAdamW, default_learning_rate, orthogonalize, parameter_groups
+from lit_llm.training.optimizers import (
+    MuonAdamW,
+    default_learning_rate,
+    orthogonalize,
+    parameter_groups,
+)
 
 
 @given(st.integers(2, 40), st.integers(2, 40), st.integers(0, 1000))
@@ -55,7 +60,9 @@ def test_muon_step_has_the_size_of_its_rate_whatever_the_gradient() -> None:
         p.grad = gradient * scale
         MuonAdamW([{"params": [p], "muon": True, "lr": 0.1}]).step()
         steps.append(p.detach())
-    torch.testing.assert_close(steps[0], steps[1], atol=1e-3, rtol=0.05)  # the norm's epsilon is not scaled
+    torch.testing.assert_close(
+        steps[0], steps[1], atol=1e-3, rtol=0.05
+    )  # the norm's epsilon is not scaled
     torch.testing.assert_close(steps[2], steps[1], atol=1e-3, rtol=0.05)
     # 32 unit directions, times sqrt(rows / cols)
     assert steps[1].norm().item() == pytest.approx(0.1 * 2**0.5 * 32**0.5, rel=0.1)
@@ -73,9 +80,13 @@ def test_matrices_stepped_in_several_stacks_step_as_in_one(monkeypatch: pytest.M
                 p.grad = torch.randn_like(p)
             optimizer.step()
         outcomes.append(params)
-        assert [len(stack) for stack in optimizers._stacks(params)] == ([5] if most == 2**28 else [2, 2, 1])
+        assert [len(stack) for stack in optimizers._stacks(params)] == (
+            [5] if most == 2**28 else [2, 2, 1]
+        )
     for one, other in zip(*outcomes, strict=True):
-        torch.testing.assert_close(one, other, atol=0.05, rtol=1e-2)  # bfloat16 products, where they are fast
+        torch.testing.assert_close(
+            one, other, atol=0.05, rtol=1e-2
+        )  # bfloat16 products, where they are fast
 
 
 def test_momentum_is_nesterov() -> None:
@@ -117,12 +128,16 @@ def test_groups_hold_each_parameter_once_and_state_survives(optimizer: str) -> N
     for seed in range(3, 6):
         step(model, opt, seed)
         step(other, resumed, seed)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True)
+    )
 
 
 def test_tied_head_is_one_parameter_of_the_embedding_group() -> None:
     model = Transformer(
-        TransformerConfig(vocab_size=50, hidden_size=32, num_layers=1, num_heads=2, tie_embeddings=True)
+        TransformerConfig(
+            vocab_size=50, hidden_size=32, num_layers=1, num_heads=2, tie_embeddings=True
+        )
     )
     groups = parameter_groups(model, "muon_adamw", 0.01, 0.0)
     assert [g["name"] for g in groups] == ["matrices", "embedding", "vectors"]
@@ -141,5 +156,7 @@ def test_derived_rates_move_the_right_way() -> None:
 def test_a_head_of_any_name_is_not_muons() -> None:
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
         vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2))  # fmt: skip
-    groups = {group["name"]: group["params"] for group in parameter_groups(model, "muon_adamw", 0.01, 0.0)}
+    groups = {
+        group["name"]: group["params"] for group in parameter_groups(model, "muon_adamw", 0.01, 0.0)
+    }
     assert [id(p) for p in groups["head"]] == [id(model.lm_head.weight)]

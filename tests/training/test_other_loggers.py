@@ -39,7 +39,10 @@ def test_mlflow_in_files(tmp_path: Path, corpus: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     # MLflow 3 refuses its file store without this; its databases need the full package.
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    logger = {"class_path": LIGHTNING + "MLFlowLogger", "init_args": {"tracking_uri": (tmp_path / "mlruns").as_uri()}}
+    logger = {
+        "class_path": LIGHTNING + "MLFlowLogger",
+        "init_args": {"tracking_uri": (tmp_path / "mlruns").as_uri()},
+    }
     assert main(["fit", "--config", str(config_file(tmp_path, corpus, logger))]) == 0
     (losses,) = tmp_path.glob("mlruns/*/*/metrics/train_loss")
     assert [line.split()[2] for line in losses.read_text().splitlines()] == ["1", "2"]
@@ -49,7 +52,10 @@ def test_mlflow_in_files(tmp_path: Path, corpus: Path, monkeypatch: pytest.Monke
 
 def test_tensorboard(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    logger = {"class_path": LIGHTNING + "TensorBoardLogger", "init_args": {"save_dir": "board", "name": "mine"}}
+    logger = {
+        "class_path": LIGHTNING + "TensorBoardLogger",
+        "init_args": {"save_dir": "board", "name": "mine"},
+    }
     assert main(["fit", "--config", str(config_file(tmp_path, corpus, logger))]) == 0
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -68,7 +74,10 @@ def test_wandb_offline(
     pytest.importorskip("wandb")
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT"):
         monkeypatch.delenv(name, raising=False)
-    logger = {"class_path": LIGHTNING + "WandbLogger", "init_args": {"offline": True, "save_dir": "run"}}
+    logger = {
+        "class_path": LIGHTNING + "WandbLogger",
+        "init_args": {"offline": True, "save_dir": "run"},
+    }
     done = lit_llm_command("fit", "--config", config_file(tmp_path, corpus, logger), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (data,) = tmp_path.glob("run/wandb/offline-run-*/run-*.wandb")

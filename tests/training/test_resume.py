@@ -32,7 +32,9 @@ def kills(seed: int, accumulation: int, count: int) -> list[list]:
 def check_same(killed: Path, whole: Path, exact: bool = True) -> None:
     """``killed`` went on as if nothing had been: with the same samples, and the same bits where ``exact``."""
     assert consumed(killed) == consumed(whole)
-    assert (killed / "samples.jsonl").read_text().count("\n") == (whole / "samples.jsonl").read_text().count("\n")
+    assert (killed / "samples.jsonl").read_text().count("\n") == (
+        whole / "samples.jsonl"
+    ).read_text().count("\n")
     if exact:
         assert metrics(killed) == metrics(whole)
         assert weights(killed) == weights(whole)
@@ -41,14 +43,20 @@ def check_same(killed: Path, whole: Path, exact: bool = True) -> None:
         assert mine["step"] == theirs["step"]
         for key in ("train_loss", "val_loss", "lr"):
             assert (mine[key] == "") == (theirs[key] == "")
-            assert not mine[key] or float(mine[key]) == pytest.approx(float(theirs[key]), rel=1e-5), key
+            assert not mine[key] or float(mine[key]) == pytest.approx(
+                float(theirs[key]), rel=1e-5
+            ), key
 
 
-def check_kills(tmp_path: Path, corpus: Path, *settings: str, kills: list[list], **shape: int) -> None:
+def check_kills(
+    tmp_path: Path, corpus: Path, *settings: str, kills: list[list], **shape: int
+) -> None:
     """One command again and again, until nobody kills it."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run(whole, corpus, *settings, **shape) == 0
-    statuses = [run(killed, corpus, *settings, "--ckpt_path", "auto", kill=kill, **shape) for kill in kills]
+    statuses = [
+        run(killed, corpus, *settings, "--ckpt_path", "auto", kill=kill, **shape) for kill in kills
+    ]
     assert set(statuses) == {-signal.SIGKILL}
     assert run(killed, corpus, *settings, "--ckpt_path", "auto", **shape) == 0
     assert "resuming from" in output(killed)
@@ -58,15 +66,28 @@ def check_kills(tmp_path: Path, corpus: Path, *settings: str, kills: list[list],
 CHANGING = [{"step": 0, "weights": {"a": 1, "b": 2}}, {"step": 10, "weights": {"a": 3, "c": 1}}]
 
 
-def test_killed_run_of_a_changing_mixture_continues_bit_equal(tmp_path: Path, three_sources: Path) -> None:
+def test_killed_run_of_a_changing_mixture_continues_bit_equal(
+    tmp_path: Path, three_sources: Path
+) -> None:
     settings = ("--data.mixture", json.dumps(CHANGING))
-    check_kills(tmp_path, three_sources, *settings, kills=kills(17, 3, 6), workers=2, accumulation=3)
+    check_kills(
+        tmp_path, three_sources, *settings, kills=kills(17, 3, 6), workers=2, accumulation=3
+    )
 
 
 @pytest.mark.slow
-def test_killed_run_of_two_processes_continues_bit_equal(tmp_path: Path, three_sources: Path) -> None:
+def test_killed_run_of_two_processes_continues_bit_equal(
+    tmp_path: Path, three_sources: Path
+) -> None:
     settings = ("--data.mixture", json.dumps(CHANGING))
-    check_kills(tmp_path, three_sources, *settings, kills=[["beside", 2], ["batch", 11]], accumulation=2, ranks=2)
+    check_kills(
+        tmp_path,
+        three_sources,
+        *settings,
+        kills=[["beside", 2], ["batch", 11]],
+        accumulation=2,
+        ranks=2,
+    )
 
 
 @pytest.mark.slow
@@ -87,17 +108,26 @@ def test_killed_while_two_processes_write_parts(tmp_path: Path, corpus: Path) ->
         assert run(killed, corpus, *auto, kill=kill, **shape) == -signal.SIGKILL
         newest, reasons = newest_whole(left.parent)
         assert newest == (left if said is None else left.with_name("step-00000004.ckpt"))
-        assert [reason.startswith(f"{left} is damaged ({said}") for reason in reasons] == [True] * (said is not None)
+        assert [reason.startswith(f"{left} is damaged ({said}") for reason in reasons] == [True] * (
+            said is not None
+        )
     assert run(killed, corpus, *auto, **shape) == 0
     told = output(killed)
-    assert told.count(f"{left} is damaged (it has no manifest.json: it was not finished): the steps since") == 3
+    assert (
+        told.count(
+            f"{left} is damaged (it has no manifest.json: it was not finished): the steps since"
+        )
+        == 3
+    )
     assert told.count(f"{left} is damaged (manifest.json is not readable") == 1
     assert told.count("resuming from") == 5 and told.count(f"resuming from {left}") == 1
     assert not list(left.parent.glob("*.part")) and not list(left.parent.glob("abandoned-*"))
     check_same(killed, whole)
 
 
-def test_killed_and_continued_by_other_numbers_of_processes(tmp_path: Path, three_sources: Path) -> None:
+def test_killed_and_continued_by_other_numbers_of_processes(
+    tmp_path: Path, three_sources: Path
+) -> None:
     """Two, one, two, with one global batch of twelve samples."""
     settings = ("--data.mixture", json.dumps(CHANGING), *EXACT)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -113,10 +143,28 @@ def test_a_mixture_may_change_on_resume_and_is_kept(tmp_path: Path, three_source
     """New weights from the step of the resume on: as if they had been announced from the start."""
     whole, changed = tmp_path / "whole", tmp_path / "changed"
     first, second = (json.dumps(phase["weights"]) for phase in CHANGING)
-    assert run(whole, three_sources, "--data.mixture", json.dumps(CHANGING), "--data.validate_every", "100") == 0
+    assert (
+        run(
+            whole,
+            three_sources,
+            "--data.mixture",
+            json.dumps(CHANGING),
+            "--data.validate_every",
+            "100",
+        )
+        == 0
+    )
     later = ("--data.validate_every", "100", "--ckpt_path", "last")
-    assert run(changed, three_sources, "--data.mixture", first, "--trainer.max_steps", "10", *later[:2]) == 0
-    assert run(changed, three_sources, "--data.mixture", second, "--trainer.max_steps", "16", *later) == 0
+    assert (
+        run(
+            changed, three_sources, "--data.mixture", first, "--trainer.max_steps", "10", *later[:2]
+        )
+        == 0
+    )
+    assert (
+        run(changed, three_sources, "--data.mixture", second, "--trainer.max_steps", "16", *later)
+        == 0
+    )
     assert run(changed, three_sources, "--data.mixture", second, *later) == 0
     assert consumed(changed) == consumed(whole)
     assert weights(changed) == weights(whole)
@@ -171,19 +219,28 @@ def test_stopped_by_max_steps_goes_on_with_more(tmp_path: Path, corpus: Path) ->
     assert run(parts, corpus, "--data.validate_every", "100", "--ckpt_path", "last") == 0
     assert weights(parts) == weights(whole)
     assert consumed(parts) == consumed(whole)
-    assert [row["train_loss"] for row in metrics(parts)] == [row["train_loss"] for row in metrics(whole)]
+    assert [row["train_loss"] for row in metrics(parts)] == [
+        row["train_loss"] for row in metrics(whole)
+    ]
 
 
 def test_accumulation_may_change_on_resume(tmp_path: Path, corpus: Path) -> None:
     whole, changed = tmp_path / "whole", tmp_path / "changed"
-    small = ["--data.global_batch_tokens", str(2 * 32 * 3), "--data.tokens", str(2 * 32 * 3 * STEPS)]
+    small = [
+        "--data.global_batch_tokens",
+        str(2 * 32 * 3),
+        "--data.tokens",
+        str(2 * 32 * 3 * STEPS),
+    ]
     assert run(whole, corpus, *small) == 0
     assert run(changed, corpus, *small, "--trainer.max_steps", "8") == 0
     assert run(changed, corpus, *small, "--data.micro_batch_size", "6", "--ckpt_path", "last") == 0
     assert [int(row["step"]) for row in metrics(changed)] == list(range(1, STEPS + 1))
     assert consumed(changed) == consumed(whole)
     for a, b in zip(metrics(whole), metrics(changed), strict=True):
-        assert float(a["train_loss"]) == pytest.approx(float(b["train_loss"]), rel=2e-3)  # bf16, other batch shapes
+        assert float(a["train_loss"]) == pytest.approx(
+            float(b["train_loss"]), rel=2e-3
+        )  # bf16, other batch shapes
 
 
 def test_resuming_an_earlier_checkpoint_sets_later_ones_aside(tmp_path: Path, corpus: Path) -> None:
@@ -196,13 +253,22 @@ def test_resuming_an_earlier_checkpoint_sets_later_ones_aside(tmp_path: Path, co
     assert (folder / "checkpoints" / "abandoned-step-00000016.ckpt").exists()
 
 
-def test_what_was_resumed_from_elsewhere_is_saved_here_at_once(tmp_path: Path, corpus: Path) -> None:
+def test_what_was_resumed_from_elsewhere_is_saved_here_at_once(
+    tmp_path: Path, corpus: Path
+) -> None:
     whole, first, told = tmp_path / "whole", tmp_path / "first", tmp_path / "told"
     assert run(whole, corpus) == 0
     assert run(first, corpus, "--trainer.max_steps", "6") == 0
-    best = ("--ckpt_path", str(first / "checkpoints" / "best.ckpt"), "--checkpoint.background", "false")
+    best = (
+        "--ckpt_path",
+        str(first / "checkpoints" / "best.ckpt"),
+        "--checkpoint.background",
+        "false",
+    )
     assert run(told, corpus, *best, kill=["terminate", 1, 0]) == Preempted.status
-    assert "saved step 6" in output(told) and [f.stem for f in checkpoints(told / "checkpoints")] == ["step-00000006"]
+    assert "saved step 6" in output(told) and [
+        f.stem for f in checkpoints(told / "checkpoints")
+    ] == ["step-00000006"]
     killed = tmp_path / "killed"
     assert run(killed, corpus, *best, kill=["batch", 2]) == -signal.SIGKILL
     assert run(killed, corpus, "--ckpt_path", "last") == 0
@@ -219,7 +285,8 @@ def spoil(file: Path, harm: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "harm", ["flipped", *(pytest.param(harm, marks=pytest.mark.slow) for harm in ("truncated", "empty"))]
+    "harm",
+    ["flipped", *(pytest.param(harm, marks=pytest.mark.slow) for harm in ("truncated", "empty"))],
 )
 def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(
     tmp_path: Path, corpus: Path, harm: str, capsys: pytest.CaptureFixture[str]
@@ -260,12 +327,16 @@ def test_two_processes_go_back_to_the_checkpoint_before_a_damaged_one(
     before, newest = checkpoints(folder / "checkpoints")
     spoil(newest / broken, harm)
     assert run(folder, corpus, "--ckpt_path", "auto", **shape) == 0
-    assert f"{newest} is damaged ({said}" in output(folder) and f"resuming from {before}" in output(folder)
+    assert f"{newest} is damaged ({said}" in output(folder) and f"resuming from {before}" in output(
+        folder
+    )
     assert metrics(folder)[16:] == metrics(whole)[16:] and consumed(folder) == consumed(whole)
     assert weights(folder) == weights(whole)
 
 
-def test_auto_starts_where_nothing_is_saved_and_resumes_where_something_is(tmp_path: Path, corpus: Path) -> None:
+def test_auto_starts_where_nothing_is_saved_and_resumes_where_something_is(
+    tmp_path: Path, corpus: Path
+) -> None:
     folder, auto = tmp_path / "run", ("--ckpt_path", "auto")
     assert run(folder, corpus, *auto, kill=["batch", 3]) == -signal.SIGKILL
     assert run(folder, corpus, *auto, "--trainer.max_steps", "4") == 0
@@ -290,7 +361,9 @@ def test_ctrl_c_finishes_the_step_and_saves_it(tmp_path: Path, corpus: Path) -> 
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert run(whole, corpus, accumulation=3) == 0
     assert run(stopped, corpus, kill=["interrupt", 20, 0], accumulation=3) == 130  # in step 7
-    assert sorted(f.name for f in (stopped / "checkpoints").glob("step-*"))[-1] == "step-00000007.ckpt"
+    assert (
+        sorted(f.name for f in (stopped / "checkpoints").glob("step-*"))[-1] == "step-00000007.ckpt"
+    )
     assert json.loads((stopped / "run.json").read_text())["status"] == "interrupted"
     assert run(stopped, corpus, "--ckpt_path", "last", accumulation=3) == 0
     assert metrics(stopped) == metrics(whole)
@@ -300,18 +373,26 @@ def test_ctrl_c_finishes_the_step_and_saves_it(tmp_path: Path, corpus: Path) -> 
 def test_sigterm_saves_the_step_and_asks_to_be_requeued(tmp_path: Path, corpus: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert run(whole, corpus, accumulation=3) == 0
-    assert run(stopped, corpus, kill=["terminate", 20, 0], accumulation=3) == Preempted.status  # in step 7
-    assert sorted(f.name for f in (stopped / "checkpoints").glob("step-*"))[-1] == "step-00000007.ckpt"
+    assert (
+        run(stopped, corpus, kill=["terminate", 20, 0], accumulation=3) == Preempted.status
+    )  # in step 7
+    assert (
+        sorted(f.name for f in (stopped / "checkpoints").glob("step-*"))[-1] == "step-00000007.ckpt"
+    )
     assert json.loads((stopped / "run.json").read_text())["status"] == "interrupted"
     assert run(stopped, corpus, "--ckpt_path", "last", accumulation=3) == 0
     assert metrics(stopped) == metrics(whole)
     assert weights(stopped) == weights(whole)
 
 
-def test_sigterm_to_a_whole_process_group_leaves_the_loaders_workers_at_work(tmp_path: Path, corpus: Path) -> None:
+def test_sigterm_to_a_whole_process_group_leaves_the_loaders_workers_at_work(
+    tmp_path: Path, corpus: Path
+) -> None:
     """As Ctrl-C in a terminal, a scheduler's signal goes to all processes of a group."""
     shape = {"workers": 2, "accumulation": 3}
-    assert run(tmp_path / "run", corpus, kill=["group", 20, 0], **shape) == Preempted.status  # in step 7
+    assert (
+        run(tmp_path / "run", corpus, kill=["group", 20, 0], **shape) == Preempted.status
+    )  # in step 7
     assert checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "step-00000007.ckpt"
 
 

@@ -58,7 +58,9 @@ TWO = {"ranks": 2, "accumulation": 1}
           "--trainer.logger", "lit_llm.training.loggers.CSVLogger", "--trainer.logger.save_dir", "logs"], ONE),
     ],
 )  # fmt: skip
-def test_may_change(base: Path, tmp_path: Path, three_sources: Path, change: list[str], shape: dict) -> None:
+def test_may_change(
+    base: Path, tmp_path: Path, three_sources: Path, change: list[str], shape: dict
+) -> None:
     folder = tmp_path / "run"
     copy(base, folder)
     change = [str(folder) if word == "logs" else word for word in change]
@@ -78,7 +80,9 @@ def test_may_change(base: Path, tmp_path: Path, three_sources: Path, change: lis
         final=float(given.get("--model.final_lr", 0.0)),
     )
     rate = float(given.get("--model.learning_rate", RATE))
-    assert [float(row["lr"]) for row in rows[8:]] == pytest.approx([rate * multiplier(step) for step in range(8, 12)])
+    assert [float(row["lr"]) for row in rows[8:]] == pytest.approx(
+        [rate * multiplier(step) for step in range(8, 12)]
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,7 +93,12 @@ def test_may_change(base: Path, tmp_path: Path, three_sources: Path, change: lis
         (["--data.global_batch_tokens", "256"], "data.global_batch_tokens", 128, 256),
         (["--data.mask_documents", "true"], "data.mask_documents", False, True),
         (["--data.mixture", "null"], "data.mixture", "a: 0.33, b: 0.67", None),
-        (["--data.mixture", '{"lib": 1}', "--data.corpus", "OTHER"], "data.corpus", "CONTENT", "CONTENT"),
+        (
+            ["--data.mixture", '{"lib": 1}', "--data.corpus", "OTHER"],
+            "data.corpus",
+            "CONTENT",
+            "CONTENT",
+        ),
         (["--model.transformer.num_heads", "4"], "model.transformer.num_heads", 2, 4),
         (["--model.optimizer", "muon_adamw"], "model.optimizer", "adamw", "muon_adamw"),
     ],
@@ -101,8 +110,16 @@ def test_is_refused(
     folder = tmp_path / "run"
     copy(base, folder)
     if key == "data.corpus":
-        change, (before, now) = [*change[:-1], str(corpus)], (Corpus.load(c).content for c in (three_sources, corpus))
-    refuse(folder, three_sources, change, f"{key} was {before} when the checkpoint was written and is {now} now")
+        change, (before, now) = (
+            [*change[:-1], str(corpus)],
+            (Corpus.load(c).content for c in (three_sources, corpus)),
+        )
+    refuse(
+        folder,
+        three_sources,
+        change,
+        f"{key} was {before} when the checkpoint was written and is {now} now",
+    )
 
 
 def test_a_horizon_that_is_past_is_refused(base: Path, tmp_path: Path, three_sources: Path) -> None:
@@ -113,7 +130,9 @@ def test_a_horizon_that_is_past_is_refused(base: Path, tmp_path: Path, three_sou
 
 def refuse(folder: Path, corpus: Path, change: list[str], said: str) -> None:
     files = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-    status = run(folder, corpus, *SETTINGS, *MIXTURE, "--ckpt_path", "last", *change, accumulation=2)
+    status = run(
+        folder, corpus, *SETTINGS, *MIXTURE, "--ckpt_path", "last", *change, accumulation=2
+    )
     *_, last = output(folder).splitlines()
     assert status == 2 and last.startswith(f"lit_llm fit: {said}"), output(folder)
     assert {file: file.read_bytes() for file in files} == files  # and nothing was touched

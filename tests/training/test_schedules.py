@@ -16,7 +16,9 @@ from lit_llm.training.schedules import lr_multiplier
     st.sampled_from(["wsd", "cosine", "constant"]), st.integers(1, 500), st.floats(0, 0.4), st.floats(0, 0.6),
     st.floats(0, 1),
 )  # fmt: skip
-def test_rises_then_never_rises_again(kind, steps: int, warmup: float, decay: float, final: float) -> None:
+def test_rises_then_never_rises_again(
+    kind, steps: int, warmup: float, decay: float, final: float
+) -> None:
     multiplier = lr_multiplier(kind, steps, warmup=warmup, decay=decay, final=final)
     values = [multiplier(step) for step in range(steps + 5)]
     peak = round(warmup * steps)
@@ -31,7 +33,18 @@ def test_rises_then_never_rises_again(kind, steps: int, warmup: float, decay: fl
 
 def test_wsd_by_hand() -> None:
     multiplier = lr_multiplier("wsd", 10, warmup=0.2, decay=0.5, final=0.0)
-    assert [round(multiplier(s), 3) for s in range(10)] == [0.333, 0.667, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]
+    assert [round(multiplier(s), 3) for s in range(10)] == [
+        0.333,
+        0.667,
+        1,
+        1,
+        1,
+        1,
+        0.8,
+        0.6,
+        0.4,
+        0.2,
+    ]
 
 
 def test_fractions_must_fit() -> None:

@@ -70,7 +70,13 @@ def data(rows: Path, cache: Path, **kwargs) -> InstructionDataModule:
     return InstructionDataModule(str(rows), cache_dir=str(cache), **{**defaults, **kwargs})
 
 
-def fit(folder: Path, module: L.LightningModule, source: InstructionDataModule, ckpt: Path | None = None, **kwargs):
+def fit(
+    folder: Path,
+    module: L.LightningModule,
+    source: InstructionDataModule,
+    ckpt: Path | None = None,
+    **kwargs,
+):
     callbacks = [Checkpoint(every_steps=4), SampleCallback(max_new_tokens=4, sampling=GREEDY), RunReport(),
                  *kwargs.pop("callbacks", [])]  # fmt: skip
     trainer = L.Trainer(
@@ -83,11 +89,16 @@ def fit(folder: Path, module: L.LightningModule, source: InstructionDataModule, 
 
 def metrics(folder: Path) -> list[dict[str, str]]:
     with open(folder / "metrics.csv", newline="") as file:
-        return [{k: row[k] for k in ("step", "train_loss", "val_loss", "lr")} for row in csv.DictReader(file)]
+        return [
+            {k: row[k] for k in ("step", "train_loss", "val_loss", "lr")}
+            for row in csv.DictReader(file)
+        ]
 
 
 @pytest.mark.parametrize("lora", [None, LoRAConfig(rank=4)])
-def test_accumulation_does_not_change_the_run(tmp_path: Path, base: Path, rows: Path, lora: LoRAConfig | None) -> None:
+def test_accumulation_does_not_change_the_run(
+    tmp_path: Path, base: Path, rows: Path, lora: LoRAConfig | None
+) -> None:
     runs = []
     for micro in (8, 1):  # accumulation 1 and 8, on examples of one to nine words
         folder = tmp_path / str(micro)
@@ -109,7 +120,9 @@ def test_accumulation_does_not_change_the_run(tmp_path: Path, base: Path, rows: 
 
 @pytest.mark.parametrize("packing", [True, False])
 @pytest.mark.parametrize("lora", [None, LoRAConfig(rank=4, dropout=0.1)])
-def test_resume_is_bit_equal(tmp_path: Path, base: Path, rows: Path, lora: LoRAConfig | None, packing: bool) -> None:
+def test_resume_is_bit_equal(
+    tmp_path: Path, base: Path, rows: Path, lora: LoRAConfig | None, packing: bool
+) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder, stops in ((whole, [-1]), (parts, [5, -1])):
         for number, stop in enumerate(stops):
@@ -119,7 +132,9 @@ def test_resume_is_bit_equal(tmp_path: Path, base: Path, rows: Path, lora: LoRAC
             last = max((folder / "checkpoints").glob("step-*.ckpt")) if number else None
             fit(folder, module, source, last, max_steps=stop)
     # The stopped run validated at its stop; all else is the same.
-    assert [{**row, "val_loss": ""} for row in metrics(parts)] == [{**row, "val_loss": ""} for row in metrics(whole)]
+    assert [{**row, "val_loss": ""} for row in metrics(parts)] == [
+        {**row, "val_loss": ""} for row in metrics(whole)
+    ]
     assert metrics(parts)[-1] == metrics(whole)[-1]
     final = [(folder / "final" / "model.safetensors").read_bytes() for folder in (whole, parts)]
     assert final[0] == final[1]
@@ -127,16 +142,26 @@ def test_resume_is_bit_equal(tmp_path: Path, base: Path, rows: Path, lora: LoRAC
 
 def test_what_lies_on_disk_after_lora(tmp_path: Path, base: Path, rows: Path) -> None:
     questions = tmp_path / "questions.jsonl"
-    questions.write_text('{"prompt": "Is 1 right?", "expected": "."}\n{"prompt": "And 2?", "expected": "neverever"}\n')
+    questions.write_text(
+        '{"prompt": "Is 1 right?", "expected": "."}\n{"prompt": "And 2?", "expected": "neverever"}\n'
+    )
     module = SFTModule(str(base), lora=LoRAConfig(rank=4), learning_rate=3e-3)
-    fit(tmp_path, module, data(rows, tmp_path / "cache"), callbacks=[RetentionCheck(str(questions), max_new_tokens=3)])
+    fit(
+        tmp_path,
+        module,
+        data(rows, tmp_path / "cache"),
+        callbacks=[RetentionCheck(str(questions), max_new_tokens=3)],
+    )
     checkpoint = torch.load(max((tmp_path / "checkpoints").glob("step-*.ckpt")), weights_only=True)
     assert checkpoint["state_dict"] and all("lora" in name for name in checkpoint["state_dict"])
 
     ids = torch.randint(0, 512, (1, 16))
-    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "final", dtype=torch.float32)
+    merged = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "final", dtype=torch.float32
+    )
     theirs = peft.PeftModel.from_pretrained(
-        transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), tmp_path / "adapter"
+        transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
+        tmp_path / "adapter",
     )
     ours = Transformer.from_pretrained(base)
     load_adapter(ours, tmp_path / "adapter")
@@ -148,7 +173,9 @@ def test_what_lies_on_disk_after_lora(tmp_path: Path, base: Path, rows: Path) ->
 
     samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert sorted({row["step"] for row in samples})[0] == 0  # what the base answers
-    assert all(row["prompt"].endswith("\n") for row in samples)  # else question and answer would run together
+    assert all(
+        row["prompt"].endswith("\n") for row in samples
+    )  # else question and answer would run together
     retention = json.loads((tmp_path / "retention.json").read_text())
     known, unknown = retention["questions"]
     assert retention["right_before"] == 1 and known["right_before"] and "after" in known
@@ -170,7 +197,13 @@ def test_what_is_frozen_is_held_as_it_is_multiplied(tmp_path: Path, base: Path, 
     for kind in (SFTModule, FloatBase):
         L.seed_everything(1, verbose=False)
         module = kind(str(base), lora=LoRAConfig(rank=4), learning_rate=3e-3)
-        fit(tmp_path / kind.__name__, module, data(rows, tmp_path / "cache"), precision="bf16-mixed", max_steps=8)
+        fit(
+            tmp_path / kind.__name__,
+            module,
+            data(rows, tmp_path / "cache"),
+            precision="bf16-mixed",
+            max_steps=8,
+        )
         frozen = {p.dtype for p in module.network.parameters() if not p.requires_grad}
         assert frozen == ({torch.bfloat16} if kind is SFTModule else {torch.float32})
         assert {p.dtype for p in module.network.parameters() if p.requires_grad} == {torch.float32}
@@ -179,13 +212,23 @@ def test_what_is_frozen_is_held_as_it_is_multiplied(tmp_path: Path, base: Path, 
     assert {value.dtype for value in merged.values()} == {torch.bfloat16}
     for name, value in load_file(tmp_path / "FloatBase" / "final" / "model.safetensors").items():
         torch.testing.assert_close(merged[name].float(), value, rtol=2**-7, atol=2**-9)
-    checkpoint = tmp_path / "SFTModule" / "checkpoints" / "step-00000008.ckpt"  # goes on in another precision
+    checkpoint = (
+        tmp_path / "SFTModule" / "checkpoints" / "step-00000008.ckpt"
+    )  # goes on in another precision
     module = SFTModule(str(base), lora=LoRAConfig(rank=4))
     fit(tmp_path / "SFTModule", module, data(rows, tmp_path / "cache"), checkpoint, max_steps=9)
     assert metrics(tmp_path / "SFTModule")[-1]["step"] == "9"
 
 
-def adapt(rank: int, folder: Path, base: Path, rows: Path, ranks: int, steps: int, precision: str = "32-true") -> int:
+def adapt(
+    rank: int,
+    folder: Path,
+    base: Path,
+    rows: Path,
+    ranks: int,
+    steps: int,
+    precision: str = "32-true",
+) -> int:
     """Finetune as one of ``ranks`` processes, from the newest checkpoint if there is one."""
     last = max((folder / "checkpoints").glob("step-*.ckpt"), default=None)
     L.seed_everything(1, verbose=False)
@@ -203,7 +246,9 @@ def test_sharded_lora_equals_lora_of_one(tmp_path: Path, base: Path, rows: Path)
     for folder, calls in ((one, [(1, 12)]), (moving, [(2, 4), (1, 8), (2, 12)])):
         for ranks, steps in calls:
             out = folder.with_name("out")
-            assert together(ranks, out, adapt, folder, base, rows, ranks, steps) == 0, out.read_text()[-3000:]
+            assert together(ranks, out, adapt, folder, base, rows, ranks, steps) == 0, (
+                out.read_text()[-3000:]
+            )
     for a, b in zip(metrics(one), metrics(moving), strict=True):
         assert a["step"] == b["step"]
         assert float(a["train_loss"]) == pytest.approx(float(b["train_loss"]), rel=1e-5)
@@ -216,7 +261,9 @@ def test_sharded_lora_equals_lora_of_one(tmp_path: Path, base: Path, rows: Path)
     assert parts["state_dict"] and all("lora" in name for name in parts["state_dict"])
     half = tmp_path / "half"
     assert together(2, half.with_name("out"), adapt, half, base, rows, 2, 4, "bf16-mixed") == 0
-    assert {value.dtype for value in load_file(half / "final" / "model.safetensors").values()} == {torch.bfloat16}
+    assert {value.dtype for value in load_file(half / "final" / "model.safetensors").values()} == {
+        torch.bfloat16
+    }
     losses = [[float(row["train_loss"]) for row in metrics(folder)] for folder in (one, half)]
     assert losses[1] == pytest.approx(losses[0][:4], rel=2e-2)
 
@@ -235,7 +282,12 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, base: Path, rows: Path) ->
     with pytest.raises(UserError, match=r"model\.lora was"):
         fit(tmp_path, SFTModule(str(base)), data(rows, tmp_path / "cache"), checkpoint)
     with pytest.raises(UserError, match=r"data\.epochs was 3\.0"):
-        fit(tmp_path, SFTModule(str(base), lora=lora), data(rows, tmp_path / "cache", epochs=2.0), checkpoint)
+        fit(
+            tmp_path,
+            SFTModule(str(base), lora=lora),
+            data(rows, tmp_path / "cache", epochs=2.0),
+            checkpoint,
+        )
     with pytest.raises(UserError, match="train them with adamw"):
         SFTModule(str(base), lora=lora, optimizer="muon_adamw")
     with pytest.raises(UserError, match=r"unknown key lora\.rang"):
@@ -249,7 +301,10 @@ def test_recomputing_every_block_changes_nothing(
     runs = []
     for recompute in (0.0, 1.0):
         L.seed_everything(1, verbose=False)
-        folder, module = tmp_path / str(recompute), SFTModule(str(base), lora=lora, recompute=recompute)
+        folder, module = (
+            tmp_path / str(recompute),
+            SFTModule(str(base), lora=lora, recompute=recompute),
+        )
         fit(folder, module, data(rows, tmp_path / "cache"), max_steps=4)
         again = [block for block in module.network.layers if "forward" in vars(block)]
         assert len(again) == (2 if recompute else 0)
@@ -259,7 +314,9 @@ def test_recomputing_every_block_changes_nothing(
 
 def test_attention_is_the_users_to_choose(tmp_path: Path, base: Path, rows: Path) -> None:
     assert SFTModule(str(base), attention="sdpa").hparams["attention"] == "sdpa"
-    with pytest.raises(UserError, match=r"model\.attention=flex needs a GPU with Triton; set it to auto"):
+    with pytest.raises(
+        UserError, match=r"model\.attention=flex needs a GPU with Triton; set it to auto"
+    ):
         fit(tmp_path, SFTModule(str(base), attention="flex"), data(rows, tmp_path / "cache"))
     with pytest.raises(UserError, match=r"model\.recompute must be between 0 and 1, got 2"):
         SFTModule(str(base), recompute=2)
@@ -268,7 +325,9 @@ def test_attention_is_the_users_to_choose(tmp_path: Path, base: Path, rows: Path
 def test_a_lora_checkpoint_opens_without_trainer(tmp_path: Path, base: Path, rows: Path) -> None:
     module = SFTModule(str(base), lora=LoRAConfig(rank=4), learning_rate=3e-3)
     fit(tmp_path, module, data(rows, tmp_path / "cache"), max_steps=4)
-    again = SFTModule.load_from_checkpoint(tmp_path / "checkpoints" / "step-00000004.ckpt", weights_only=True)
+    again = SFTModule.load_from_checkpoint(
+        tmp_path / "checkpoints" / "step-00000004.ckpt", weights_only=True
+    )
     ids = torch.randint(0, 512, (1, 16))
     with torch.no_grad():
         assert torch.equal(again.network.eval()(ids), module.network.eval()(ids))

@@ -52,12 +52,23 @@ def test_sigterm_before_the_first_batch_saves_where_the_run_stands(
         fit(tmp_path, corpus, module(), max_steps=1)
         start = tmp_path / "checkpoints" / "step-00000001.ckpt"
     with pytest.raises(Preempted, match=f"saved step {int(start is not None)}"):
-        fit(tmp_path, corpus, module(), start, callbacks=[Sends(hook), Checkpoint()], limit_val_batches=1)
-    assert [f.stem for f in (tmp_path / "checkpoints").iterdir()] == [f"step-{int(start is not None):08d}"]
+        fit(
+            tmp_path,
+            corpus,
+            module(),
+            start,
+            callbacks=[Sends(hook), Checkpoint()],
+            limit_val_batches=1,
+        )
+    assert [f.stem for f in (tmp_path / "checkpoints").iterdir()] == [
+        f"step-{int(start is not None):08d}"
+    ]
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_sigterm_while_the_model_is_written_changes_nothing(tmp_path: Path, corpus: Path, before: Any) -> None:
+def test_sigterm_while_the_model_is_written_changes_nothing(
+    tmp_path: Path, corpus: Path, before: Any
+) -> None:
     class Told(PretrainModule):
         def save_pretrained(self, folder: str | Path) -> None:
             signal.raise_signal(signal.SIGTERM)
@@ -96,7 +107,9 @@ def fit_told(rank: int, folder: Path, corpus: Path) -> int:
     return 0
 
 
-def test_sigterm_to_the_second_of_two_processes_before_the_first_batch(tmp_path: Path, corpus: Path) -> None:
+def test_sigterm_to_the_second_of_two_processes_before_the_first_batch(
+    tmp_path: Path, corpus: Path
+) -> None:
     folder, out = tmp_path / "run", tmp_path / "out"
     assert together(2, out, fit_told, folder, corpus) == Preempted.status, out.read_text()[-3000:]
     assert (folder / "checkpoints" / "step-00000000.ckpt").exists()

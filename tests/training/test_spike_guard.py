@@ -32,7 +32,10 @@ def decide(made: SpikeGuard, *norms: float) -> list[bool]:
     return [bool(made._decide(torch.tensor(norm))) for norm in norms]
 
 
-@given(st.lists(st.floats(0.5, 2.0), min_size=20, max_size=60), st.sampled_from([math.nan, math.inf, 1e4]))
+@given(
+    st.lists(st.floats(0.5, 2.0), min_size=20, max_size=60),
+    st.sampled_from([math.nan, math.inf, 1e4]),
+)
 @settings(max_examples=30, deadline=None)
 def test_what_is_skipped(ordinary: list[float], broken: float) -> None:
     made = guard(window=32)
@@ -59,7 +62,11 @@ def test_found_inf_leaves_everything_as_it_was(name: str) -> None:
 
     def optimizer(net: nn.Module) -> torch.optim.Optimizer:
         groups = parameter_groups(net, name, 0.02, 0.1)  # type: ignore[arg-type]
-        return MuonAdamW(groups) if name == "muon_adamw" else torch.optim.AdamW(groups, lr=0.02, fused=True)
+        return (
+            MuonAdamW(groups)
+            if name == "muon_adamw"
+            else torch.optim.AdamW(groups, lr=0.02, fused=True)
+        )
 
     first, second = optimizer(model), optimizer(twin)
     second.found_inf = torch.zeros(())  # type: ignore[attr-defined]
@@ -77,7 +84,9 @@ def test_found_inf_leaves_everything_as_it_was(name: str) -> None:
         p.grad[0] = math.nan
     second.found_inf = torch.ones(())  # type: ignore[attr-defined]
     second.step()
-    torch.testing.assert_close((twin.state_dict(), second.state_dict()["state"]), before, atol=0, rtol=0)
+    torch.testing.assert_close(
+        (twin.state_dict(), second.state_dict()["state"]), before, atol=0, rtol=0
+    )
 
 
 class Breaks(PretrainModule):
@@ -87,7 +96,10 @@ class Breaks(PretrainModule):
 
     def compute_loss(self, batch: dict[str, Tensor]) -> Tensor:
         loss = super().compute_loss(batch)
-        here = self.global_rank == self.trainer.world_size - 1 and self.trainer.global_step in self.broken
+        here = (
+            self.global_rank == self.trainer.world_size - 1
+            and self.trainer.global_step in self.broken
+        )
         return loss * math.nan if here else loss
 
 
@@ -98,7 +110,13 @@ class PlainSGD(Breaks):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
-def fit(folder: Path, corpus: Path, module: L.LightningModule, ckpt: Path | None = None, **kwargs: object) -> L.Trainer:
+def fit(
+    folder: Path,
+    corpus: Path,
+    module: L.LightningModule,
+    ckpt: Path | None = None,
+    **kwargs: object,
+) -> L.Trainer:
     data = PretrainDataModule(
         corpus=str(corpus), seq_len=32, micro_batch_size=2, global_batch_tokens=128, tokens=32 * 4 * 12,
         validate_every=0,
@@ -116,7 +134,9 @@ def fit(folder: Path, corpus: Path, module: L.LightningModule, ckpt: Path | None
 
 
 def weights(folder: Path, step: int) -> dict[str, Tensor]:
-    return torch.load(folder / "checkpoints" / f"step-{step:08d}.ckpt", weights_only=False)["state_dict"]
+    return torch.load(folder / "checkpoints" / f"step-{step:08d}.ckpt", weights_only=False)[
+        "state_dict"
+    ]
 
 
 def events(folder: Path) -> list[dict]:
@@ -140,11 +160,15 @@ def test_a_resumed_run_decides_alike(tmp_path: Path, corpus: Path) -> None:
     checkpoint = tmp_path / "whole" / "checkpoints" / "step-00000004.ckpt"
     L.seed_everything(0)
     fit(tmp_path / "again", corpus, Breaks(TINY, compile=False), checkpoint)
-    torch.testing.assert_close(weights(tmp_path / "again", 12), weights(tmp_path / "whole", 12), atol=0, rtol=0)
+    torch.testing.assert_close(
+        weights(tmp_path / "again", 12), weights(tmp_path / "whole", 12), atol=0, rtol=0
+    )
 
 
 @pytest.mark.filterwarnings("ignore:step 1[02]. SpikeGuard skipped 1")
-def test_skips_that_were_not_told_before_a_kill_or_at_the_end_are(tmp_path: Path, corpus: Path) -> None:
+def test_skips_that_were_not_told_before_a_kill_or_at_the_end_are(
+    tmp_path: Path, corpus: Path
+) -> None:
     """Skipped are step 7, of which the checkpoint of step 8 knows, and step 11 of 12; told is every fifth step."""
     told = [{"step": 10, "event": "skipped", "steps": 1, "in_all": 1},
             {"step": 12, "event": "skipped", "steps": 1, "in_all": 2}]  # fmt: skip
@@ -160,7 +184,9 @@ def test_patience_ends(tmp_path: Path, corpus: Path) -> None:
     module.broken = (3, 4, 5, 6, 7)
     said = "step 6: SpikeGuard skipped 3 steps in a row; no whole checkpoint is older than the weights, which step 3"
     with pytest.raises(UserError, match=said), pytest.warns(UserWarning):
-        fit(tmp_path, corpus, module, callbacks=[SpikeGuard(patience=3)], enable_checkpointing=False)
+        fit(
+            tmp_path, corpus, module, callbacks=[SpikeGuard(patience=3)], enable_checkpointing=False
+        )
     with pytest.raises(UserError, match="patience"):
         SpikeGuard(patience=0)
 
@@ -176,13 +202,17 @@ def test_it_goes_back_to_the_newest_whole_checkpoint_and_on_with_new_data(
     class Damages(L.Callback):
         """Breaks the newest checkpoint before it is needed, and notes what is trained on."""
 
-        def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: dict, i: int) -> None:
+        def on_train_batch_start(
+            self, trainer: L.Trainer, pl_module: L.LightningModule, batch: dict, i: int
+        ) -> None:
             sampled.extend(batch["sample_id"].tolist())
             if trainer.global_step == 10 and i % 2 == 0:
                 file = tmp_path / "checkpoints" / "step-00000008.ckpt"
                 file.write_bytes(file.read_bytes()[:-100])
 
-        def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object) -> None:
+        def on_train_batch_end(
+            self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object
+        ) -> None:
             if trainer.global_step == 11 and not hasattr(self, "after"):
                 self.after = {k: v.clone() for k, v in pl_module.state_dict().items()}
                 self.rate = trainer.optimizers[0].param_groups[0]["lr"]
@@ -190,25 +220,46 @@ def test_it_goes_back_to_the_newest_whole_checkpoint_and_on_with_new_data(
 
     guard_, watch = SpikeGuard(patience=2), Damages()
     with pytest.warns(UserWarning, match="back to the weights of step-00000004.ckpt"):
-        trainer = fit(tmp_path, corpus, module, callbacks=[guard_, Checkpoint(every_steps=4, keep_last=9), watch])
-    assert trainer.global_step == 12 and len(set(sampled)) == len(sampled) == 48  # no sample twice, none left out
+        trainer = fit(
+            tmp_path,
+            corpus,
+            module,
+            callbacks=[guard_, Checkpoint(every_steps=4, keep_last=9), watch],
+        )
+    assert (
+        trainer.global_step == 12 and len(set(sampled)) == len(sampled) == 48
+    )  # no sample twice, none left out
     saved = torch.load(tmp_path / "checkpoints" / "step-00000004.ckpt", weights_only=False)
     torch.testing.assert_close(watch.after, saved["state_dict"], atol=0, rtol=0)
     torch.testing.assert_close(watch.momenta, saved["optimizer_states"][0]["state"], atol=0, rtol=0)
-    assert watch.rate != saved["optimizer_states"][0]["param_groups"][0]["lr"]  # the schedule went on
+    assert (
+        watch.rate != saved["optimizer_states"][0]["param_groups"][0]["lr"]
+    )  # the schedule went on
     assert events(tmp_path)[-1] == {"step": 11, "event": "rolled back", "to": "step-00000004.ckpt"}
     module.broken = tuple(range(3, 12))
     said = "went back 0 times already; go on from --ckpt_path .*step-00000002.ckpt"
     with pytest.raises(UserError, match=said), pytest.warns(UserWarning):
-        fit(tmp_path / "no", corpus, module, callbacks=[SpikeGuard(patience=2, rollbacks=0), Checkpoint(1)])
+        fit(
+            tmp_path / "no",
+            corpus,
+            module,
+            callbacks=[SpikeGuard(patience=2, rollbacks=0), Checkpoint(1)],
+        )
 
 
-def test_it_goes_back_behind_what_was_saved_while_steps_were_skipped(tmp_path: Path, corpus: Path) -> None:
+def test_it_goes_back_behind_what_was_saved_while_steps_were_skipped(
+    tmp_path: Path, corpus: Path
+) -> None:
     """Steps 6 to 8 are skipped: checkpoints 5 to 7 hold the weights that break. Step 9 is made, 10 to 12 skipped."""
     module = Breaks(TINY, compile=False)
     module.broken = (5, 6, 7, 9, 10, 11)
     with pytest.warns(UserWarning, match="back to the weights of step-00000004.ckpt"):
-        fit(tmp_path, corpus, module, callbacks=[SpikeGuard(patience=3), Checkpoint(every_steps=1, keep_last=2)])
+        fit(
+            tmp_path,
+            corpus,
+            module,
+            callbacks=[SpikeGuard(patience=3), Checkpoint(every_steps=1, keep_last=2)],
+        )
     back = [(e["step"], e["to"]) for e in events(tmp_path) if e["event"] == "rolled back"]
     assert back == [(8, "step-00000004.ckpt"), (12, "step-00000008.ckpt")]
     left = [f.name for f in checkpoints(tmp_path / "checkpoints")]
@@ -222,4 +273,9 @@ def test_where_every_checkpoint_breaks_it_says_so(tmp_path: Path, corpus: Path) 
     module.broken = tuple(range(5, 12))
     said = "step 11: SpikeGuard skipped 3 steps in a row; no whole checkpoint is older than the weights, which step 4"
     with pytest.raises(UserError, match=said), pytest.warns(UserWarning):
-        fit(tmp_path, corpus, module, callbacks=[SpikeGuard(patience=3), Checkpoint(every_steps=1, keep_last=2)])
+        fit(
+            tmp_path,
+            corpus,
+            module,
+            callbacks=[SpikeGuard(patience=3), Checkpoint(every_steps=1, keep_last=2)],
+        )

@@ -87,7 +87,9 @@ def _document(part: Part, file: SourceFile, place: int, row: dict[str, Any] | st
     if isinstance(own, (str, int)) and not isinstance(own, bool):
         identifier = _label(str(own)) or identifier
     url, license = _label(row.get("url")), _label(row.get("license"))
-    return Document(identifier, file.source, file.path, text, dropped, place, url=url, license=license)
+    return Document(
+        identifier, file.source, file.path, text, dropped, place, url=url, license=license
+    )
 
 
 def _label(value: object) -> str | None:
@@ -122,14 +124,18 @@ def _parsed_by_arrow(part: Part, file: SourceFile, place: int, block: bytes) -> 
         table = pyarrow.json.read_json(
             pa.BufferReader(block),
             read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=len(block) + 1),
-            parse_options=pyarrow.json.ParseOptions(pa.schema(list(kept.items())), unexpected_field_behavior="ignore"),
+            parse_options=pyarrow.json.ParseOptions(
+                pa.schema(list(kept.items())), unexpected_field_behavior="ignore"
+            ),
         )
         table.validate(full=True)  # of UTF-8, which the parser does not look at
     except pa.ArrowInvalid:
         return None
     if len(table) != len(starts) or table[part.source.text_field].null_count:
         return None
-    places = pa.array(np.arange(len(starts)) + place if _is_counted(file) else starts + place, pa.int64())
+    places = pa.array(
+        np.arange(len(starts)) + place if _is_counted(file) else starts + place, pa.int64()
+    )
     return checked_table(
         part.source,
         file,

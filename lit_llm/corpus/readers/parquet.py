@@ -34,11 +34,17 @@ def read_parquet(part: Part, file: SourceFile) -> Iterator[pa.Table]:
             names = parquet.schema_arrow.names
             if field not in names:
                 raise UserError(missing_field(file.path, field, names))
-            groups = list(range(part.start, parquet.num_row_groups if part.stop is None else part.stop))
+            groups = list(
+                range(part.start, parquet.num_row_groups if part.stop is None else part.stop)
+            )
             before = sum(parquet.metadata.row_group(i).num_rows for i in range(part.start))
             read = [parquet.metadata.row_group(i) for i in groups]
-            row_bytes = sum(group.total_byte_size for group in read) / max(1, sum(group.num_rows for group in read))
-            columns = [name for name in dict.fromkeys((field, "id", "url", "license")) if name in names]
+            row_bytes = sum(group.total_byte_size for group in read) / max(
+                1, sum(group.num_rows for group in read)
+            )
+            columns = [
+                name for name in dict.fromkeys((field, "id", "url", "license")) if name in names
+            ]
             rows = max(1, min(2**16, int(TABLE_BYTES / max(1, row_bytes))))
             number = before + 1
             for batch in parquet.iter_batches(batch_size=rows, row_groups=groups, columns=columns):
@@ -49,11 +55,16 @@ def read_parquet(part: Part, file: SourceFile) -> Iterator[pa.Table]:
                         f"{file.path}: field {field!r} (data.text_field) holds {table[field].type}, not text"
                     )
                 places = pa.array(np.arange(number, number + len(table), dtype=np.int64))
-                own = [_strings(table[name]) if name in columns else None for name in ("id", "url", "license")]
+                own = [
+                    _strings(table[name]) if name in columns else None
+                    for name in ("id", "url", "license")
+                ]
                 yield checked_table(part.source, file, text, places, *own)
                 number += len(table)
     except pa.ArrowException as error:
-        raise OSError(f"not a readable parquet file ({' '.join(str(error).split())[:200]})") from error
+        raise OSError(
+            f"not a readable parquet file ({' '.join(str(error).split())[:200]})"
+        ) from error
 
 
 def _strings(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
@@ -67,5 +78,10 @@ def _strings(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
         return pc.binary_join(column, ", ")
     if pa.types.is_integer(column.type):
         return column.cast(pa.string())
-    readable = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    readable = (
+        pa.types.is_string,
+        pa.types.is_large_string,
+        pa.types.is_binary,
+        pa.types.is_large_binary,
+    )
     return column if any(test(column.type) for test in readable) else None

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from lit_llm.corpus.parts import Part
 
 _HTML = ("text/html", "application/xhtml+xml")
-_STARTS = (b"\x1f\x8b\x08", b"WARC/1.")  # of a record that is compressed by itself, of one that is not
+_STARTS = (
+    b"\x1f\x8b\x08",
+    b"WARC/1.",
+)  # of a record that is compressed by itself, of one that is not
 _STRIDE = 2**20
 
 
@@ -37,13 +40,20 @@ def read_warc(part: Part, file: SourceFile) -> Iterator[Document]:
             raw.seek(start)
             damaged: int | None = start
             try:
-                for record in ArchiveIterator(raw, record_types=WarcRecordType.any_type, auto_decode="all"):
+                for record in ArchiveIterator(
+                    raw, record_types=WarcRecordType.any_type, auto_decode="all"
+                ):
                     damaged = record.stream_pos
                     # The records of a file that is compressed as one have one place between them.
                     repeats = repeats + 1 if record.stream_pos == last else 0
                     last = record.stream_pos
                     if record.record_type & documents:
-                        yield _document(part, file, f"{file.id}#{last}" + (f".{repeats}" if repeats else ""), record)
+                        yield _document(
+                            part,
+                            file,
+                            f"{file.id}#{last}" + (f".{repeats}" if repeats else ""),
+                            record,
+                        )
                     damaged, told = None, False
                 if (cut := _cut_member(raw, max(last, 0))) is not None and not told:
                     yield _damaged(file, cut)
@@ -79,16 +89,25 @@ def _document(part: Part, file: SourceFile, id: str, record: Any) -> Document:
     if not encoded and len(data) < record.content_length:
         return dropped("cut record")
     reserved = said.get("tdm-reservation")
-    flags = ", ".join(filter(None, [said.get("X-Robots-Tag"), reserved and f"tdm-reservation: {reserved}"])) or None
+    flags = (
+        ", ".join(
+            filter(None, [said.get("X-Robots-Tag"), reserved and f"tdm-reservation: {reserved}"])
+        )
+        or None
+    )
     charset = None if http is None else record.http_charset
     if kind in _HTML:
         return page(file, id, offset, data, url, charset, flags)
     text, encoding, reason = decode(data, charset)
-    return Document(id, file.source, file.path, text, reason, offset, url=url, robots=flags, encoding=encoding)
+    return Document(
+        id, file.source, file.path, text, reason, offset, url=url, robots=flags, encoding=encoding
+    )
 
 
 def _damaged(file: SourceFile, offset: int) -> Document:
-    return Document(f"{file.id}#{offset}.damaged", file.source, file.path, "", "damaged record", offset)
+    return Document(
+        f"{file.id}#{offset}.damaged", file.source, file.path, "", "damaged record", offset
+    )
 
 
 def _cut_member(raw: IO[bytes], at: int) -> int | None:

@@ -42,13 +42,19 @@ def page(
     text = main_text(html) if html else ""
     flags = ", ".join(filter(None, [flags, robots(html)])) or None
     reason = dropped or (None if text else "no main text")
-    return Document(id, file.source, file.path, text, reason, offset, url=url, robots=flags, encoding=encoding)
+    return Document(
+        id, file.source, file.path, text, reason, offset, url=url, robots=flags, encoding=encoding
+    )
 
 
 def read_code(file: SourceFile, longest: int) -> Document:
     """A file of source code; one that is left out for its path is not opened. Raises OSError."""
     dropped = code.skip_path(file.id)
-    read = Document(file.id, file.source, file.path, "", dropped) if dropped else read_text(file, longest)
+    read = (
+        Document(file.id, file.source, file.path, "", dropped)
+        if dropped
+        else read_text(file, longest)
+    )
     if not dropped and not read.dropped:
         dropped = code.skip_text(read.text)
     return dataclasses.replace(

@@ -30,7 +30,9 @@ class Snapshots(CheckpointIO):
         self.taken: Any = None
         self._pinned: dict[int, torch.Tensor] = {}  # by the order in which they are met
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
         """Keep ``checkpoint``."""
         if not self.copies:
             self.taken = checkpoint
@@ -54,10 +56,14 @@ class Snapshots(CheckpointIO):
             return tensor.cpu() if tensor.device.type != "cpu" else tensor.clone()
         buffer = self._pinned.get(number)
         if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-            buffer = self._pinned[number] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            buffer = self._pinned[number] = torch.empty(
+                tensor.shape, dtype=tensor.dtype, pin_memory=True
+            )
         return buffer.copy_(tensor, non_blocking=True)
 
-    def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> Any:
+    def load_checkpoint(
+        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> Any:
         raise NotImplementedError
 
     def remove_checkpoint(self, path: Any) -> None:

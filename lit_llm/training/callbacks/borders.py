@@ -10,7 +10,9 @@ import lightning as L
 def at_border(trainer: L.Trainer, batch_idx: int) -> bool:
     """Whether micro-batch ``batch_idx`` is the last of an optimizer step."""
     done = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-    return done or batch_idx + 1 == trainer.num_training_batches  # Lightning steps on an epoch's last batch
+    return (
+        done or batch_idx + 1 == trainer.num_training_batches
+    )  # Lightning steps on an epoch's last batch
 
 
 def logs_now(trainer: L.Trainer) -> bool:

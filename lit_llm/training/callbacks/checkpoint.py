@@ -24,7 +24,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lit_llm.errors import Preempted, UserError
 from lit_llm.models.parts import Divided, discard, part_of, put, write_share
 from lit_llm.training.callbacks.background import Snapshots, Writer, write
-from lit_llm.training.callbacks.checkpoint_folder import checkpoints, name_of, newest_whole, step_of, tidy
+from lit_llm.training.callbacks.checkpoint_folder import (
+    checkpoints,
+    name_of,
+    newest_whole,
+    step_of,
+    tidy,
+)
 from lit_llm.training.callbacks.signals import StopSignals
 from lit_llm.training.parts_io import finish, open_folders
 from lit_llm.training.strategy import has_own_format, is_sharded
@@ -107,7 +113,9 @@ class Checkpoint(CheckpointBase):
             )
         self.folder = Path(self.dirpath or Path(trainer.default_root_dir) / "checkpoints")
         open_folders(trainer.strategy)
-        if stage == "fit":  # a model is to be built yet, a checkpoint to be read, loaders to be started
+        if (
+            stage == "fit"
+        ):  # a model is to be built yet, a checkpoint to be read, loaders to be started
             self._trained = False
             self._signals.asked = 0
             self._signals.catch(trainer, signal.SIGTERM)
@@ -122,7 +130,9 @@ class Checkpoint(CheckpointBase):
         # The Trainer asks the device before every micro-batch whether the first process got SIGTERM, and waits for the
         # answer; `on_train_batch_start` asks all of them once an optimizer step, on the CPU.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-        if trainer.world_size == 1:  # of several, Lightning's launcher kills the others when one ends by Ctrl-C
+        if (
+            trainer.world_size == 1
+        ):  # of several, Lightning's launcher kills the others when one ends by Ctrl-C
             self._signals.catch(trainer, signal.SIGINT)
         self._interval = self.every_steps or 0
         if self.every_steps is None:
@@ -156,7 +166,9 @@ class Checkpoint(CheckpointBase):
         if trainer.global_step > self._saved_step:
             if self._unscored:
                 self._save_best(trainer)
-            due = trainer.global_step % self._interval == 0 or trainer.global_step == self._first_step
+            due = (
+                trainer.global_step % self._interval == 0 or trainer.global_step == self._first_step
+            )
             if stop or (trainer.global_step > 0 and due):
                 self._save_step(trainer)
         if stop:
@@ -165,16 +177,27 @@ class Checkpoint(CheckpointBase):
             if stop == signal.SIGTERM and trainer.is_global_zero:
                 raise Preempted(said)
             if stop == signal.SIGTERM:
-                sys.exit(0)  # launchers take any other status of theirs for a crash, and kill the first process
+                sys.exit(
+                    0
+                )  # launchers take any other status of theirs for a crash, and kill the first process
             rank_zero_info(said)
             raise KeyboardInterrupt
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """Have the Trainer validate after the very last step, which it does only when told to stop."""
-        counts_batches = trainer.check_val_every_n_epoch is None  # else an epoch's end is validated anyway
-        last_epoch = trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
+        counts_batches = (
+            trainer.check_val_every_n_epoch is None
+        )  # else an epoch's end is validated anyway
+        last_epoch = (
+            trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
+        )
         last_batch = last_epoch and batch_idx + 1 == trainer.num_training_batches
         if trainer.global_step == trainer.max_steps or (counts_batches and last_batch):
             trainer.should_stop = True
@@ -182,7 +205,9 @@ class Checkpoint(CheckpointBase):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note that there is a score; it is acted on at the next border."""
         # What training starts from needs no copy.
-        self._unscored = trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.global_step > 0
+        self._unscored = (
+            trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.global_step > 0
+        )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last step, and the model for others to use."""
@@ -198,7 +223,9 @@ class Checkpoint(CheckpointBase):
         if self._trained or not trainer.global_step:
             return
         written = trainer.strategy.broadcast(_step_of_model(self.folder.parent / "final"))
-        if written != trainer.global_step:  # it may have ended at fewer steps before, and left the model of those
+        if (
+            written != trainer.global_step
+        ):  # it may have ended at fewer steps before, and left the model of those
             self._write_final(trainer, pl_module)
 
     def _write_final(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -213,7 +240,9 @@ class Checkpoint(CheckpointBase):
             try:
                 save_pretrained(part)
                 if trainer.is_global_zero:
-                    (part / _MODEL_STEP).write_text(json.dumps({"global_step": trainer.global_step}) + "\n")
+                    (part / _MODEL_STEP).write_text(
+                        json.dumps({"global_step": trainer.global_step}) + "\n"
+                    )
                 if save_adapter is not None:
                     save_adapter(self.folder.parent / "adapter")
             except Exception as error:
@@ -229,11 +258,15 @@ class Checkpoint(CheckpointBase):
             part.rename(target)
             rank_zero_info(f"wrote {target}: a Hugging Face directory, for transformers and vLLM")
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
         """Let what is being written be finished, and give the signals back to whoever had them."""
         try:
             self._writer.join()
-            if self._group is None and not isinstance(exception, UserError):  # the others may not have met one
+            if self._group is None and not isinstance(
+                exception, UserError
+            ):  # the others may not have met one
                 self._finish()
         finally:
             self._signals.give_back()
@@ -243,7 +276,9 @@ class Checkpoint(CheckpointBase):
         self._signals.give_back()
 
     def _out_of_time(self) -> bool:
-        return self.max_minutes is not None and time.monotonic() - self._began > 60 * self.max_minutes
+        return (
+            self.max_minutes is not None and time.monotonic() - self._began > 60 * self.max_minutes
+        )
 
     def _highest(self, *numbers: int) -> list[int]:
         """The highest of each number that any of the processes has.
@@ -262,7 +297,9 @@ class Checkpoint(CheckpointBase):
 
     def _remove_old(self) -> None:
         old = checkpoints(self.folder)[: -self.keep_last]
-        way_back = [file for file in old if self._unchanged is not None and step_of(file) < self._unchanged][-1:]
+        way_back = [
+            file for file in old if self._unchanged is not None and step_of(file) < self._unchanged
+        ][-1:]
         for file in old:
             if file not in way_back:
                 discard(file)
@@ -325,7 +362,9 @@ class Checkpoint(CheckpointBase):
     def newest_whole(self, trainer: L.Trainer, before: float = math.inf) -> Path | None:
         """The run's newest whole checkpoint of a step below ``before``, by the first process's judgement."""
         self._finish()
-        return trainer.strategy.broadcast(newest_whole(self.folder, before)[0] if trainer.is_global_zero else None)
+        return trainer.strategy.broadcast(
+            newest_whole(self.folder, before)[0] if trainer.is_global_zero else None
+        )
 
     def forget(self, trainer: L.Trainer, since: int) -> None:
         """Remove the checkpoints from step ``since`` on: the run went back behind them."""
@@ -343,7 +382,9 @@ class Checkpoint(CheckpointBase):
         self.best_score = state_dict["best_score"]
         torch.set_rng_state(state_dict["rng"])
 
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Make the saved loop counters those of the border.
 
         The batch just fetched has not begun as far as the checkpoint goes, and an epoch that ``max_steps`` cut short
@@ -390,6 +431,16 @@ def _step_of_model(folder: Path) -> int | None:
 def _disk_problem(error: BaseException) -> bool:
     """Whether ``error`` is of the disk: torch's zip writer and safetensors have exceptions of their own for it."""
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+        return error.errno in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EACCES,
+            errno.EPERM,
+            errno.EROFS,
+            errno.EIO,
+        )
     said = str(error)
-    return any(words in said for words in ("No space left", "file write failed", "unexpected pos", "Disk quota"))
+    return any(
+        words in said
+        for words in ("No space left", "file write failed", "unexpected pos", "Disk quota")
+    )

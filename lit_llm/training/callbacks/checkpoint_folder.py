@@ -41,7 +41,14 @@ def damage(file: Path) -> str | None:
     try:
         with zipfile.ZipFile(file) as archive:
             broken = archive.testzip()
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, zlib.error) as error:
+    except (
+        OSError,
+        zipfile.BadZipFile,
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+        zlib.error,
+    ) as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     return None if broken is None else f"the checksum of {broken} is another"
 

@@ -21,7 +21,12 @@ class FreezeGarbage(L.Callback):
         self._frozen = False
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """Freeze, the first time."""
         if not self._frozen and at_border(trainer, batch_idx):
@@ -33,7 +38,9 @@ class FreezeGarbage(L.Callback):
         """Give what was frozen back to the collector."""
         self._thaw()
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
         """As at the end."""
         self._thaw()
 

@@ -45,16 +45,30 @@ class ProgressBar(ProgressBarBase):
         if not self._enabled:
             return
         parameters = sum(p.numel() for p in pl_module.parameters())
-        tokens = (getattr(getattr(trainer, "datamodule", None), "global_batch_tokens", None) or 0) * (self._total or 0)
-        said = f"training {parameters:,} parameters, step {self._first} to {self._total or 'the end'}"
+        tokens = (
+            getattr(getattr(trainer, "datamodule", None), "global_batch_tokens", None) or 0
+        ) * (self._total or 0)
+        said = (
+            f"training {parameters:,} parameters, step {self._first} to {self._total or 'the end'}"
+        )
         self._say(said + (f" ({tokens:,} tokens)" if tokens else "") + f", {trainer.precision}")
         if sys.stderr.isatty():
             self._bar = tqdm(
-                total=self._total, initial=self._first, desc="fit", unit="step", dynamic_ncols=True, mininterval=0.5
+                total=self._total,
+                initial=self._first,
+                desc="fit",
+                unit="step",
+                dynamic_ncols=True,
+                mininterval=0.5,
             )
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """Advance by whole optimizer steps."""
         step = trainer.global_step
@@ -67,7 +81,9 @@ class ProgressBar(ProgressBarBase):
             if now - self._said >= self.seconds:
                 left = self._time_left(step, now)
                 self._said = now
-                self._say(f"step {step}{f'/{self._total}' if self._total else ''}{left} {_summary(trainer)}")
+                self._say(
+                    f"step {step}{f'/{self._total}' if self._total else ''}{left} {_summary(trainer)}"
+                )
 
     def _time_left(self, step: int, now: float) -> str:
         """From the pace since the first report: the steps before it compiled and allocated."""
@@ -83,7 +99,9 @@ class ProgressBar(ProgressBarBase):
         """Open a bar for it."""
         if self._enabled and sys.stderr.isatty() and not trainer.sanity_checking:
             total = sum(n for n in trainer.num_val_batches if n != float("inf"))
-            self._validation_bar = tqdm(total=int(total), desc="validate", unit="batch", leave=False)
+            self._validation_bar = tqdm(
+                total=int(total), desc="validate", unit="batch", leave=False
+            )
 
     def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         """Advance it."""
@@ -97,14 +115,20 @@ class ProgressBar(ProgressBarBase):
             self._validation_bar = None
         if self._enabled and trainer.state.fn == "fit" and not trainer.sanity_checking:
             known = trainer.callback_metrics
-            shown = [f"{k}={float(known[k]):.4f}" for k in ("val_loss", "val_bits_per_byte") if k in known]
+            shown = [
+                f"{k}={float(known[k]):.4f}"
+                for k in ("val_loss", "val_bits_per_byte")
+                if k in known
+            ]
             self._say(f"step {trainer.global_step}: validation {' '.join(shown)}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Close the bar."""
         self._close()
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
         """Close the bars, so that the message stands on a line of its own."""
         self._close()
 

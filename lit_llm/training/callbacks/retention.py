@@ -47,7 +47,9 @@ class RetentionCheck(L.Callback):
             try:
                 self.rows = json.loads(self.file.read_text(encoding="utf-8"))["questions"]
             except (OSError, ValueError, KeyError):
-                raise UserError(f"{self.file}: what the base answered is gone; start a new run") from None
+                raise UserError(
+                    f"{self.file}: what the base answered is gone; start a new run"
+                ) from None
             return
         answers = self._ask(trainer, pl_module, [row["prompt"] for row in self.questions])
         rows = [
@@ -66,12 +68,18 @@ class RetentionCheck(L.Callback):
             row |= {"after": answer, "right_after": _right(answer, row["expected"])}
         self._write(trainer)
         kept = sum(row["right_after"] for row in known)
-        rank_zero_info(f"retention: {kept} of {len(known)} questions that the base answered rightly still are")
+        rank_zero_info(
+            f"retention: {kept} of {len(known)} questions that the base answered rightly still are"
+        )
 
-    def _ask(self, trainer: L.Trainer, pl_module: L.LightningModule, questions: list[str]) -> list[str]:
+    def _ask(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, questions: list[str]
+    ) -> list[str]:
         model, data = getattr(pl_module, "network", None), getattr(trainer, "datamodule", None)
         if not isinstance(model, Transformer) or not isinstance(data, TokenDataModule):
-            raise UserError("RetentionCheck needs a module with a Transformer and a data module of ours")
+            raise UserError(
+                "RetentionCheck needs a module with a Transformer and a data module of ours"
+            )
         if not questions:
             return []
         with trainer.precision_plugin.forward_context():
@@ -112,5 +120,7 @@ def _read(path: str | None) -> list[dict[str, Any]]:
             re.compile(row["expected"])
             questions.append({"prompt": str(row["prompt"]), "expected": row["expected"]})
         except (ValueError, KeyError, TypeError, re.error) as error:
-            raise UserError(f"{file}:{number}: needs 'prompt' and a pattern 'expected' ({error})") from None
+            raise UserError(
+                f"{file}:{number}: needs 'prompt' and a pattern 'expected' ({error})"
+            ) from None
     return questions

@@ -45,10 +45,19 @@ class SpikeGuard(L.Callback):
             back ``rollbacks`` times already; settings out of range.
     """
 
-    def __init__(self, sigmas: float | None = 6.0, window: int = 128, patience: int = 20, rollbacks: int = 2):
+    def __init__(
+        self, sigmas: float | None = 6.0, window: int = 128, patience: int = 20, rollbacks: int = 2
+    ):
         if (sigmas is not None and sigmas <= 0) or window < 4 or patience < 1 or rollbacks < 0:
-            raise UserError("SpikeGuard: need sigmas > 0, window >= 4, patience >= 1 and rollbacks >= 0")
-        self.sigmas, self.window, self.patience, self.rollbacks = sigmas, window, patience, rollbacks
+            raise UserError(
+                "SpikeGuard: need sigmas > 0, window >= 4, patience >= 1 and rollbacks >= 0"
+            )
+        self.sigmas, self.window, self.patience, self.rollbacks = (
+            sigmas,
+            window,
+            patience,
+            rollbacks,
+        )
         self._norms: Tensor | None = None  # logarithms, a ring
         self._counts: Tensor | None = None  # steps seen, steps skipped, skipped in a row
         self._saved: dict[str, Tensor] = {}
@@ -76,7 +85,9 @@ class SpikeGuard(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Decide, from the gradient as it is before clipping."""
-        params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        params = [
+            p for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
         skip = self._decide(total_norm(p.grad for p in params if p.grad is not None))
         inner: Any = getattr(optimizer, "_optimizer", optimizer)  # of Lightning's wrapper
         if _reads_found_inf(inner):
@@ -95,18 +106,27 @@ class SpikeGuard(L.Callback):
         mean = (self._norms * filled).sum() / number
         deviation = (((self._norms - mean) * filled).square().sum() / number).sqrt()
         far_out = float("inf") if self.sigmas is None else self.sigmas
-        limit = mean + far_out * deviation.clamp(min=0.05)  # equal norms must not make every change an outlier
+        limit = mean + far_out * deviation.clamp(
+            min=0.05
+        )  # equal norms must not make every change an outlier
         value = norm.clamp(min=1e-20).log()
         skip = ~torch.isfinite(norm) | ((seen >= self.window // 2) & (value > limit))
         # A spike is remembered as what is just not one: if norms stay up, the limit follows.
-        value = torch.where(torch.isfinite(norm), torch.minimum(value, torch.where(skip, limit, value)), mean)
+        value = torch.where(
+            torch.isfinite(norm), torch.minimum(value, torch.where(skip, limit, value)), mean
+        )
         # Not by index: a tensor as one would be read by the host.
         self._norms.copy_(torch.where(places == seen % self.window, value, self._norms))
         self._counts.copy_(torch.stack([seen + 1, self._counts[1] + skip, (in_a_row + 1) * skip]))
         return skip
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """Tell of skips, at the steps that are logged, and go back after too many."""
         if at_border(trainer, batch_idx) and logs_now(trainer):
@@ -124,7 +144,9 @@ class SpikeGuard(L.Callback):
         _, skipped, in_a_row = self._counts.tolist()
         if skipped > self._told:
             new, self._told = skipped - self._told, skipped
-            rank_zero_warn(f"step {trainer.global_step}: SpikeGuard skipped {new} of the last steps, {skipped} in all")
+            rank_zero_warn(
+                f"step {trainer.global_step}: SpikeGuard skipped {new} of the last steps, {skipped} in all"
+            )
             self._write(trainer, {"event": "skipped", "steps": new, "in_all": skipped})
         return in_a_row
 
@@ -151,16 +173,26 @@ class SpikeGuard(L.Callback):
         assert since is not None
         found = None if checkpoint is None else checkpoint.newest_whole(trainer, before=since)
         if checkpoint is None or found is None or self._went_back >= self.rollbacks:
-            often = f" and went back {self._went_back} times already" if self._went_back >= self.rollbacks else ""
+            often = (
+                f" and went back {self._went_back} times already"
+                if self._went_back >= self.rollbacks
+                else ""
+            )
             mend = f"go on from --ckpt_path {found}"
             if found is None:
                 mend = f"no whole checkpoint is older than the weights, which step {since} made: start again"
             raise UserError(f"{said}{often}; {mend} with a lower model.learning_rate")
-        rank_zero_warn(f"{said}: back to the weights of {found.name}, on with the data that comes next")
+        rank_zero_warn(
+            f"{said}: back to the weights of {found.name}, on with the data that comes next"
+        )
         saved = trainer.strategy.load_checkpoint(found, weights_only=False)
-        trainer.strategy.load_model_state_dict(saved, strict=False)  # a checkpoint of LoRA leaves its base out
+        trainer.strategy.load_model_state_dict(
+            saved, strict=False
+        )  # a checkpoint of LoRA leaves its base out
         trainer.strategy.load_optimizer_state_dict(saved)
-        for scheduler in trainer.lr_scheduler_configs:  # the rates are the schedule's, not the checkpoint's
+        for (
+            scheduler
+        ) in trainer.lr_scheduler_configs:  # the rates are the schedule's, not the checkpoint's
             rates = scheduler.scheduler.get_last_lr()
             for group, rate in zip(scheduler.scheduler.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
@@ -168,7 +200,9 @@ class SpikeGuard(L.Callback):
         checkpoint.forget(trainer, since)
         self._went_back += 1
         self._last_return = trainer.global_step, saved["global_step"]
-        self._counts[0] = self._counts[2] = 0  # the norms of the weights that went wrong are no measure
+        self._counts[0] = self._counts[2] = (
+            0  # the norms of the weights that went wrong are no measure
+        )
         self._norms.zero_()
         self._write(trainer, {"event": "rolled back", "to": found.name})
 
@@ -190,10 +224,16 @@ class SpikeGuard(L.Callback):
             self._saved = state_dict
 
 
-def _checkpoint_of(trainer: Any) -> Checkpoint | None:  # the Trainer's type does not know its callbacks
-    return next((callback for callback in trainer.callbacks if isinstance(callback, Checkpoint)), None)
+def _checkpoint_of(
+    trainer: Any,
+) -> Checkpoint | None:  # the Trainer's type does not know its callbacks
+    return next(
+        (callback for callback in trainer.callbacks if isinstance(callback, Checkpoint)), None
+    )
 
 
 def _reads_found_inf(optimizer: Any) -> bool:
     """Whether ``step`` leaves everything as it is when ``found_inf`` is 1: torch's mark of fused optimizers."""
-    return isinstance(optimizer, MuonAdamW) or bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+    return isinstance(optimizer, MuonAdamW) or bool(
+        getattr(optimizer, "_step_supports_amp_scaling", False)
+    )

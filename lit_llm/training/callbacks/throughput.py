@@ -49,7 +49,12 @@ class ThroughputCallback(L.Callback):
         self._waited += time.perf_counter() - self._batch_ended
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """Count its tokens; log at the border of a step that is logged."""
         tokens = _first_tensor(batch)
@@ -82,7 +87,9 @@ class ThroughputCallback(L.Callback):
 
 def compute_dtype(precision: str) -> torch.dtype:
     """The dtype of the matrix products under a Trainer's ``precision``."""
-    return next((dtype for name, dtype in _DTYPES.items() if precision.startswith(name)), torch.float32)
+    return next(
+        (dtype for name, dtype in _DTYPES.items() if precision.startswith(name)), torch.float32
+    )
 
 
 def peak_memory_bytes(device: torch.device) -> int:
