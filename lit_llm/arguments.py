@@ -42,9 +42,9 @@ class Parser(argparse.ArgumentParser):
             message = f"unknown option {found[1]}" + (f": did you mean {near[0]}?" if near else "")
         raise UserError(message)
 
-    def parse_args(
+    def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: None = None
-    ) -> argparse.Namespace:  # type: ignore[override]
+    ) -> argparse.Namespace:
         """The arguments: the command line's, else the config file's, else the defaults."""
         args = list(sys.argv[1:] if args is None else args)
         settings = [action for action in self._actions if action.dest not in _OWN]

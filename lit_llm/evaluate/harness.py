@@ -234,10 +234,11 @@ class HarnessLM(TemplateLM):
         eos = {id for id in (self.eot_token_id, self.model.config.eos_token_id) if id is not None}
         jobs: list[tuple[Decoding, list[tuple[int, list[int]]]]] = []
         for how, members in groups.items():
-            new = how.max_new_tokens
-            jobs += [
-                (how, batch) for batch in self._batches(members, lambda m, new=new: len(m[1]) + new)
-            ]  # type: ignore[misc]
+
+            def size(member: tuple[int, list[int]], new: int = how.max_new_tokens) -> int:
+                return len(member[1]) + new
+
+            jobs += [(how, batch) for batch in self._batches(members, size)]
 
         def answer(job: tuple[Decoding, list[tuple[int, list[int]]]]) -> list[str]:
             how, members = job
