@@ -225,6 +225,11 @@ class _Means:
         """GPUs, in whole nodes if more than one, that spend ``hours`` in the days given."""
         assert self.days is not None
         count = math.ceil(hours / (24 * self.days))
+        if count > MOST_GPUS:
+            raise UserError(
+                f"days={self.days:g}: to spend {hours:,.0f} GPU-hours in them takes {count:,} GPUs; "
+                f"allow more days (at most {MOST_GPUS:,} GPUs are planned)"
+            )
         return count if count < NODE else -(-count // NODE) * NODE
 
     @property
