@@ -13,6 +13,7 @@ import itertools
 import os
 import re
 import sysconfig
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,27 +228,29 @@ def _stem(pattern: str) -> str:
 
 
 def _tree_licenses(files: list[Found]) -> dict[str, str]:
-    """path -> licence: of the nearest folder above that has a LICENSE file which is recognised."""
+    """path -> licence: that of the nearest folder above that has LICENSE files."""
     from lit_llm.corpus.licensing import detect_license
+    from lit_llm.corpus.spdx import UNRECOGNISED, all_of
 
-    of_folder: dict[str, str] = {}
+    of_folder: dict[str, list[str]] = defaultdict(list)
     for file in files:
         folder, _, name = file.path.rpartition("/")
         if is_license_file(name):
             try:
                 with open_input(file.path) as stream:
-                    said = detect_license(stream.read(2**16).decode("utf-8", "replace"))
+                    text = stream.read(2**16).decode("utf-8", "replace")
             except OSError:
                 continue  # its own row will say so
-            if said:
-                of_folder.setdefault(folder, said)
+            # A licence file that is not recognised must not pass for one of the folders above.
+            of_folder[folder].append(detect_license(text, len(text)) or UNRECOGNISED)
+    joined = {folder: all_of(said) or UNRECOGNISED for folder, said in of_folder.items()}
     licenses = {}
     for file in files:
         folder = file.path
         while "/" in folder:
             folder = folder.rpartition("/")[0]
-            if folder in of_folder:
-                licenses[file.path] = of_folder[folder]
+            if folder in joined:
+                licenses[file.path] = joined[folder]
                 break
     return licenses
 
