@@ -45,7 +45,7 @@ class OptOut(Block):
     entries: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     flags: tuple[str, ...] = ("robots", "x_robots_tag", "tdm_reservation")
-    refusals: tuple[str, ...] = ("noai", "noindex", "none")
+    refusals: tuple[str, ...] = ("noai", "noml", "noindex", "none")
 
     def __post_init__(self) -> None:
         self._index()
