@@ -43,6 +43,11 @@ class ChatFormat:
 
     def __init__(self, tokenizer: Tokenizer, template: str | None = None):
         source = template if template is not None else tokenizer.chat_template
+        if source is None and tokenizer.named_templates:
+            raise UserError(
+                "the tokenizer has no default chat template: choose one of "
+                f"{', '.join(tokenizer.named_templates)} with data.chat_template"
+            )
         if source is None:
             raise UserError(
                 "the tokenizer has no chat template: give one, or use a model trained for chat"

@@ -58,6 +58,7 @@ _PROBE = (
     "\u0928\u092e\u0938\u094d\u0924\u0947 \u0645\u0631\u062d\u0628\u0627 \u00df\u0130\u017f \U0001f469\u200d\U0001f467 "
     "\u2028\u0085 \u00bd\u2167 _a1_ <|im_end|><|endoftext|></s><s>[CLS] \0 \ufffd  "
 )
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _LINE_START = re.compile(r"\n(?=\S)")
 
 
@@ -68,7 +69,7 @@ class Tokenizer:
         bos_id, eos_id, pad_id: ids of the control tokens, None where the tokenizer has none.
         special_names: {"bos_token": its text or None, "eos_token": ..., "pad_token": ...}.
         control_tokens: text -> id of every control token.
-        chat_template: Jinja source, or None.
+        chat_template: Jinja source of the template that is used, or None.
         named_templates: further chat templates that a model brings along, such as "tool_use": name -> Jinja source.
         generation_config: fields of the model's generation_config.json, which travels with its tokenizer.
     """
@@ -169,6 +170,8 @@ class Tokenizer:
             show_progress=False,
         )
         backend.train_from_iterator((piece for text in texts for piece in _pieces(text)), trainer)
+        # Documents are trained on behind this token, so prompts begin with it, in transformers and vLLM too.
+        begin_with(backend, END_OF_TEXT)
         found = backend.get_vocab_size()
         if found < vocab_size and not or_fewer:
             raise UserError(
@@ -211,29 +214,32 @@ class Tokenizer:
         except Exception as error:  # the library raises bare Exception for every malformed file
             raise UserError(f"{file}: not a tokenizer.json ({_one_line(error)})") from error
 
-        settings = generation.read_object(file.parent / "tokenizer_config.json")
+        settings_file = file.parent / "tokenizer_config.json"
+        settings = generation.read_object(settings_file)
         special_map = generation.read_object(file.parent / "special_tokens_map.json")
         model_config = generation.read_object(file.parent / "config.json")
         special = {
             token.content for token in backend.get_added_tokens_decoder().values() if token.special
         }
         names: dict[str, str | None] = {}
+        names_eos = "eos_token" in settings or "eos_token" in special_map
         for key, usual in _USUAL_NAMES.items():
             name = _token_name(settings.get(key)) or _token_name(special_map.get(key))
-            if name is None and (ids := model_config.get(f"{key}_id")) is not None:
+            # A file that names an eos and no bos says that there is none, whatever config.json's bos_token_id is.
+            disclaimed = key == "bos_token" and names_eos
+            ids = None if disclaimed else model_config.get(f"{key}_id")
+            if name is None and ids is not None:
                 first = ids[0] if isinstance(ids, list) and ids else ids
                 name = backend.id_to_token(first) if isinstance(first, int) and first >= 0 else None
             if name is None and not (settings or special_map or model_config):
                 name = next((candidate for candidate in usual if candidate in special), None)
             names[key] = name
-        template_file = file.parent / "chat_template.jinja"
-        template = settings.get("chat_template")
-        if template_file.is_file():
-            template = template_file.read_text(encoding="utf-8")
+        templates = _chat_templates(file.parent, settings.get("chat_template"), settings_file)
         return cls(
             backend,
             **names,
-            chat_template=template if isinstance(template, str) else None,
+            chat_template=templates.pop("default", None),
+            named_templates=templates,
             generation_config=generation.read_generation_config(file.parent),
         )
 
@@ -260,8 +266,17 @@ class Tokenizer:
         }
         if model_max_length is not None:
             settings["model_max_length"] = model_max_length
+        templates = dict(self.named_templates)
         if self.chat_template is not None:
+            templates = {"default": self.chat_template, **templates}
+        if self.named_templates:
+            settings["chat_template"] = [
+                {"name": name, "template": source} for name, source in templates.items()
+            ]
+        elif templates:
             settings["chat_template"] = self.chat_template
+        for stale in _template_files(folder).values():  # they would be read in place of these
+            stale.unlink()
         text = json.dumps(settings, indent=2, ensure_ascii=False)
         (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
         there = generation.read_generation_config(folder)
@@ -295,17 +310,31 @@ class Tokenizer:
             self.generation_config, [*self.stop_ids, *ids]
         )
 
-    @property
+    @functools.cached_property
     def document_start(self) -> list[int]:
-        """What stands before a plain text: the bos token, if there is one that begins texts.
+        """What stands before a plain text: the ids that transformers' ``tokenizer(text).input_ids`` begins with.
 
-        ChatML models call ``<|im_start|>`` their bos, but it opens a message: plain text never follows it.
+        The file's post-processor alone says so. A named bos does not (Qwen's tokenizer.json adds none), and neither
+        does ``add_bos_token`` in tokenizer_config.json, which transformers 5 does not read beside a tokenizer.json.
         """
-        return (
-            []
-            if self.bos_id is None or self.special_names["bos_token"] == IM_START
-            else [self.bos_id]
+        encoding = self._backend.encode("a", add_special_tokens=True)
+        added = itertools.takewhile(
+            lambda pair: pair[1], zip(encoding.ids, encoding.special_tokens_mask, strict=True)
         )
+        return [token_id for token_id, _ in added]
+
+    @functools.cached_property
+    def byte_tokens(self) -> frozenset[int]:
+        """Ids of ``<0x00>`` to ``<0xFF>`` where the decoder makes text of runs of them; empty in other vocabularies."""
+        spec = json.loads(self._backend.to_str())
+        if '"ByteFallback"' not in json.dumps(spec.get("decoder")):
+            return frozenset()
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        return frozenset(i for token, i in vocabulary.items() if _BYTE_TOKEN.fullmatch(token))
+
+    def has_token(self, token_id: int) -> bool:
+        """Whether any token has this id: a model's vocabulary may be larger, and have holes."""
+        return self._backend.id_to_token(token_id) is not None
 
     def is_control(self, token_id: int) -> bool:
         """Whether the id is a control token's."""
@@ -358,6 +387,7 @@ class Tokenizer:
             import gigatoken
 
             spec = json.loads(self._raw.to_str())
+            spec["post_processor"] = None  # nothing is added around raw text
             spec["added_tokens"] = [
                 t for t in spec.get("added_tokens", []) if t["content"] not in self.control_tokens
             ]
@@ -392,7 +422,7 @@ class Tokenizer:
                 found[index] = b"".join(
                     alphabet.get(character) or character.encode() for character in token
                 )
-            elif match := re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", token):
+            elif match := _BYTE_TOKEN.fullmatch(token):
                 found[index] = bytes.fromhex(match[1])
             else:
                 found[index] = token.removeprefix("##").replace("\u2581", " ").encode()
@@ -407,9 +437,24 @@ class Tokenizer:
         return np.array([len(token) for token in self.vocabulary()], dtype=np.int32)
 
     def fingerprint(self) -> str:
-        """sha256 (hex) of the tokenizer.json with sorted keys: equal for equal tokenizers, however written."""
-        canonical = json.dumps(json.loads(self._backend.to_str()), sort_keys=True)
+        """sha256 (hex) of the tokenizer.json with sorted keys: equal for equal tokenizers, however written.
+
+        What the post-processor adds around a text is left out: `encode` never uses it.
+        """
+        spec = json.loads(self._backend.to_str()) | {"post_processor": None}
+        canonical = json.dumps(spec, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def begin_with(backend: tokenizers.Tokenizer, token: str) -> None:
+    """Have ``backend`` put ``token`` before every text that it is asked to add special tokens to."""
+    from tokenizers import processors
+
+    backend.post_processor = processors.TemplateProcessing(
+        single=[token, "$A"],
+        pair=[token, "$A", "$B"],
+        special_tokens=[(token, backend.token_to_id(token))],
+    )
 
 
 def _pieces(text: str) -> Iterator[str]:
@@ -437,6 +482,44 @@ def _byte_alphabet() -> dict[str, bytes]:
         character: bytes([ord(character) if ord(character) in own else next(others)])
         for character in characters
     }
+
+
+def _template_files(folder: Path) -> dict[str, Path]:
+    """Files of chat templates as transformers 5 keeps them: name -> file, the main one being "default"."""
+    named = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    files = {file.name.removesuffix(".jinja"): file for file in named}
+    if (folder / "chat_template.jinja").is_file():
+        files["default"] = folder / "chat_template.jinja"
+    return files
+
+
+def _chat_templates(folder: Path, setting: Any, settings_file: Path) -> dict[str, str]:
+    """Name -> Jinja source of every chat template, as transformers finds them: files go before the settings.
+
+    ``setting`` is tokenizer_config.json's ``chat_template``: one source, or a list of {"name", "template"}.
+
+    Raises:
+        UserError: another kind of setting, or a file that is not UTF-8.
+    """
+    files = _template_files(folder)
+    if files:
+        try:
+            return {name: file.read_text(encoding="utf-8") for name, file in files.items()}
+        except UnicodeDecodeError as error:
+            raise UserError(f"{folder}: a chat template is not UTF-8 ({error})") from None
+    if setting is None:
+        return {}
+    if isinstance(setting, str):
+        return {"default": setting}
+    try:
+        templates = {entry["name"]: entry["template"] for entry in setting}
+    except (TypeError, KeyError):
+        templates = {None: None}
+    if not all(isinstance(text, str) for pair in templates.items() for text in pair):
+        raise UserError(
+            f"{settings_file}: chat_template must be a text or a list of {{name, template}}"
+        )
+    return templates
 
 
 def _token_name(entry: object) -> str | None:

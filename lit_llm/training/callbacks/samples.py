@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lit_llm.data.base import TokenDataModule
-from lit_llm.models.generate import generate
+from lit_llm.models.generate import generate, room_for
 from lit_llm.models.sampling import Sampling
 from lit_llm.models.transformer import Transformer
 from lit_llm.training.callbacks.jsonl import keep_until
@@ -53,14 +54,19 @@ class SampleCallback(L.Callback):
         if not (trainer.is_global_zero or is_sharded(trainer)):
             return
         prompts = [data.encode_prompt(text) for text in texts]
-        room = model.config.max_seq_len - max(map(len, prompts))
-        if room < 1:
+        rooms = room_for(model, prompts, self.max_new_tokens)
+        for text, room in zip(texts, rooms, strict=True):
+            if room < 1:
+                rank_zero_warn(f"samples: {text[:30]!r} fills the model's context and is left out")
+        kept = [(t, p, r) for t, p, r in zip(texts, prompts, rooms, strict=True) if r >= 1]
+        if not kept:
             return
+        texts, prompts, rooms = zip(*kept, strict=True)
         with trainer.precision_plugin.forward_context():
             answers = generate(
                 model,
                 prompts,
-                min(self.max_new_tokens, room),
+                rooms,
                 self.sampling,
                 stop_ids=data.stop_ids,
             )
