@@ -98,7 +98,9 @@ def scripted_model() -> Callable[..., Path]:
     from lit_llm.models.config import TransformerConfig
     from lit_llm.models.transformer import Transformer
 
-    def write(folder: Path, tokenizer: Tokenizer, follows: dict[int, int], context: int = 192) -> Path:
+    def write(
+        folder: Path, tokenizer: Tokenizer, follows: dict[int, int], context: int = 192
+    ) -> Path:
         size = tokenizer.vocab_size
         config = TransformerConfig(
             vocab_size=size, hidden_size=-(-size // 16) * 16, intermediate_size=16, num_layers=1,

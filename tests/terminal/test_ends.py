@@ -123,7 +123,7 @@ def test_a_conversation_stops_at_any_of_them(
     prompt = transformers.AutoTokenizer.from_pretrained(talker).apply_chat_template(
         [{"role": "user", "content": PROMPT}], add_generation_prompt=True, return_dict=False
     )
-    folder, end = with_ends(talker, tmp_path / "model", prompt)
+    folder, _ = with_ends(talker, tmp_path / "model", prompt)
     expected = Tokenizer.from_pretrained(folder).decode(theirs(folder, prompt))
     assert answered(capsys, folder, "--chat") == expected
     monkeypatch.setattr(sys, "stdin", io.StringIO(PROMPT + "\n"))
