@@ -88,10 +88,10 @@ def lit_llm_command(cache_dir: Path) -> Callable[..., subprocess.CompletedProces
 
 @pytest.fixture(scope="session")
 def scripted_model() -> Callable[..., Path]:
-    """Write a model's directory that says what a test wants: each token has one that always follows it.
+    """Write the directory of a model in which every token is always followed by the same one.
 
-    ``scripted_model(folder, tokenizer, {a: b})`` answers ``b`` to ``a``; what is not named is followed by the token
-    with the next id, control tokens left out.
+    ``scripted_model(folder, tokenizer, {a: b})`` says ``b`` after ``a``. A token that is not named is
+    followed by the one with the next id that is no control token.
     """
     import torch
 

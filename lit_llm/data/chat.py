@@ -35,7 +35,8 @@ class ChatFormat:
         template: Jinja source. None: the tokenizer's own.
 
     Attributes:
-        stop_ids: tokens that end an answer: the tokenizer's, and the control token the template puts after an answer.
+        stop_ids: tokens that end an answer: the tokenizer's, and the control token that the template
+            puts after an answer.
 
     Raises:
         UserError: there is no template, or it is not valid Jinja.

@@ -108,7 +108,8 @@ class InstructionDataModule(TokenDataModule):
         validation: the same for validation. None: rows whose ``split`` says so, else a share of ``sources``.
         validation_fraction: that share, chosen by a hash of the first question.
         tokenizer: a tokenizer.json, a folder or GGUF file with one. None: that of the module's ``init_from``.
-        chat_template: a Jinja file, or the name of one of the tokenizer's templates. None: the tokenizer's default.
+        chat_template: a Jinja file, or the name of one of the tokenizer's templates. None: its
+            default one.
         seq_len: tokens a row; longer examples are cut.
         micro_batch_size: rows a device takes at once.
         global_batch_tokens: tokens of rows an optimizer step takes over all devices; accumulation is derived from it.
@@ -203,7 +204,7 @@ class InstructionDataModule(TokenDataModule):
         tokenizer = Tokenizer.from_pretrained(path)
         if self.chat_template is not None:
             tokenizer.chat_template = self._read_template(tokenizer.named_templates)
-            tokenizer.named_templates = {}  # transformers would take "tool_use" where there are tools
+            tokenizer.named_templates = {}  # with tools, transformers would take "tool_use"
         tokenizer.add_stop_ids(ChatFormat(tokenizer).stop_ids)
         return tokenizer
 
@@ -265,9 +266,9 @@ class InstructionDataModule(TokenDataModule):
         if not learns_to_stop(self.chat):
             ends = ", ".join(self.tokenizer.decode([i]) for i in self.stop_ids) or "unknown"
             rank_zero_warn(
-                "the chat template puts no token that ends a text after an answer, so the model will "
-                "not learn to stop. Give one that does as data.chat_template, with the token inside "
-                f"{{% generation %}} if there is such a block; tokens that end a text: {ends}"
+                "the chat template puts no token that ends a text after an answer, so the model "
+                "will not learn to stop. Give one that does as data.chat_template, with the token "
+                f"inside {{% generation %}} if it has such a block; tokens that end a text: {ends}"
             )
         examples = load_conversations(self._find(quiet=True), "train")
         self.order = PackedOrder(

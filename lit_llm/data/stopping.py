@@ -9,9 +9,9 @@ from lit_llm.errors import UserError
 def learns_to_stop(chat: ChatFormat) -> bool:
     """Whether the tokens that are learnt of an answer hold one that ends generation.
 
-    False for a template that puts no token after an answer, that spells one which the tokenizer does not know, or that
-    leaves it out of its ``{% generation %}`` block. True where the template refuses a question and an answer alone: the
-    rows tell then.
+    False if the template puts no token after an answer, spells one that the tokenizer does not
+    have, or leaves it out of its ``{% generation %}`` block. True if the template refuses the
+    question and answer that are tried: its rows are then refused with its own words.
     """
     try:
         ids, spoken = chat.encode(

@@ -17,9 +17,7 @@ from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 
 SAMPLING = tuple(field.name for field in fields(Sampling))
-_TOP_K = (
-    50  # what transformers' generate() samples with where neither the request nor the model says
-)
+_TOP_K = 50  # of transformers' generate() if neither the request nor the model names one
 # Settings of transformers' generate() that are not computed here, with the values at which they do
 # nothing. None and an empty list do nothing for any of them.
 _OFF: dict[str, tuple[Any, ...]] = {
@@ -32,11 +30,11 @@ _OFF: dict[str, tuple[Any, ...]] = {
     "exponential_decay_length_penalty": (), "watermarking_config": (), "stop_strings": (),
     "max_time": (),
 }  # fmt: skip
-# The same, read only where tokens are drawn
+# The same; generate() reads them only when it samples.
 _OFF_SAMPLED: dict[str, tuple[Any, ...]] = {
     "typical_p": (1,), "epsilon_cutoff": (0,), "eta_cutoff": (0,), "top_h": (),
 }  # fmt: skip
-# Never change a greedy or sampled text: they are about beams, memory or what else is returned
+# These never change a text without beams: they are about beams, memory and further outputs.
 _WITHOUT_EFFECT = frozenset([
     "early_stopping", "length_penalty", "diversity_penalty", "use_cache", "cache_implementation",
     "cache_config", "max_cache_len", "low_memory", "prefill_chunk_size", "disable_compile",
@@ -61,12 +59,12 @@ class Decoding:
         max_new_tokens: int,
         generation_config: dict[str, Any] | None = None,
     ) -> Decoding:
-        """Read lm-eval's ``generation_kwargs`` as its ``hf`` backend and transformers' ``generate`` do.
+        """Read lm-eval's ``generation_kwargs`` as its ``hf`` backend and transformers do.
 
         Args:
-            arguments: of the request. A setting that does nothing at its value is accepted, known here or not.
-            max_new_tokens: where the request names none.
-            generation_config: the model's, which holds where the request says nothing.
+            arguments: the request's. A setting of ``generate`` is accepted if its value does nothing.
+            max_new_tokens: for a request that names none.
+            generation_config: the model's, for settings that the request does not name.
 
         Raises:
             UserError: a setting that is not known here and would change the text.
@@ -90,7 +88,7 @@ class Decoding:
 
 
 def _refuse(settings: dict[str, Any], sampled: bool, origin: str, or_unknown: bool) -> None:
-    """Raise a UserError that names the settings which would change the text and are not computed here."""
+    """Raise a UserError that names the settings which change the text and are not computed here."""
     off = _OFF | (_OFF_SAMPLED if sampled else {})
     # Greedy decoding does not read what only sampling reads.
     fine = {*SAMPLING, *_WITHOUT_EFFECT, *(() if sampled else _OFF_SAMPLED)}
@@ -109,7 +107,7 @@ def _refuse(settings: dict[str, Any], sampled: bool, origin: str, or_unknown: bo
 
 
 def _sampling(settings: dict[str, Any], sampled: bool) -> Sampling:
-    """`Sampling` of transformers' settings, in which 0 stands for no top_k and, as top_p, for the likeliest token."""
+    """`Sampling` of transformers' settings: there top_k=0 is none, top_p=0 the likeliest token."""
     if not sampled:
         penalty = settings.get("repetition_penalty", 1.0)
         return Sampling(temperature=0.0, repetition_penalty=penalty)

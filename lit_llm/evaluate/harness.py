@@ -87,7 +87,7 @@ class HarnessLM(TemplateLM):
 
     @property
     def stop_ids(self) -> set[int]:
-        """What ends an answer: the ends of text of tokenizer and model, and with chat prompts the end of a turn."""
+        """What ends an answer: the ids of tokenizer and model; in chats also the turn's end."""
         of_model = eos_ids(self.model.generation_config) or [self.model.config.eos_token_id]
         of_text = (self._chat or self.tokenizer).stop_ids
         return {i for i in (self.eot_token_id, *of_model, *of_text) if i is not None}

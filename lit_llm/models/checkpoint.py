@@ -74,7 +74,8 @@ def load_model(
     Args:
         path: a Hugging Face directory; a .gguf file; a run folder, whose ``final/`` is taken; or a training
             checkpoint (.ckpt, a file or a folder of parts). See also `locate`.
-        adapter: a PEFT directory whose updates are folded into the weights; its tokenizer, if it has one, is used.
+        adapter: a PEFT directory whose updates are folded into the weights. If it has a tokenizer,
+            that one is taken.
         dtype: of the weights. None: the file's (float32 for GGUF).
 
     Raises:
@@ -107,7 +108,7 @@ def load_model(
 
 
 def _tokenizer_of_adapter(folder: Path, base: Tokenizer, vocab_size: int) -> Tokenizer:
-    """The adapter's own tokenizer where it has one that fits: it was trained with that chat template."""
+    """The adapter's own tokenizer if it has one that fits: its chat template is the trained one."""
     if not (folder / "tokenizer.json").is_file():
         return base
     own = Tokenizer.from_pretrained(folder)

@@ -64,7 +64,10 @@ def generate(
 def room_for(
     model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> list[int]:
-    """New tokens that each prompt can have: ``max_new_tokens``, or what its own length leaves of the context."""
+    """New tokens that each prompt can have: ``max_new_tokens``, or what is left of the context.
+
+    Below 1 for a prompt that fills it.
+    """
     return [min(max_new_tokens, model.config.max_seq_len - len(prompt)) for prompt in prompts]
 
 
@@ -185,8 +188,8 @@ def padded_batch(
     """Prompts padded on the left, on the model's device, and room for their answers.
 
     Args:
-        max_new_tokens: of every answer, or one number a prompt: what is fed behind that many counts as padding, so
-            that a row that waits for others does not leave the model's context.
+        max_new_tokens: of every answer, or one number a prompt. What is fed behind that many counts
+            as padding, so that a row which waits for others stays inside the model's context.
 
     Returns:
         ids: int64 (B, longest).
@@ -227,14 +230,16 @@ def _new_cache(model: Transformer, batch: int, capacity: int) -> KVCache:
 def _check_prompts(
     model: Transformer, prompts: Sequence[Sequence[int]], limits: Sequence[int]
 ) -> None:
-    if any(limit < 1 for limit in limits):
-        raise UserError(f"max_new_tokens={min(limits)}: must be >= 1")
     if not prompts or any(len(p) == 0 for p in prompts):
         raise UserError("every prompt needs at least one token")
+    size = model.config.max_seq_len
     for prompt, limit in zip(prompts, limits, strict=True):
-        if len(prompt) + limit > model.config.max_seq_len:
+        if len(prompt) >= size or len(prompt) + limit > size:
+            new = max(limit, 1)
             raise UserError(
-                f"prompt of {len(prompt)} tokens + {limit} new ones exceed max_seq_len={model.config.max_seq_len}"
+                f"prompt of {len(prompt)} tokens + {new} new ones exceed max_seq_len={size}"
             )
+        if limit < 1:
+            raise UserError(f"max_new_tokens={limit}: must be >= 1")
     if max(max(p) for p in prompts) >= model.config.vocab_size:
         raise UserError(f"a prompt has a token id beyond vocab_size={model.config.vocab_size}")

@@ -33,10 +33,9 @@ class TextStream:
     def push(self, token: int) -> str:
         """The text that ``token`` makes showable; often a word, sometimes nothing."""
         self._ids.append(token)
-        # A decoder skips ids that no token has: they do not end a run.
-        if self._tokenizer.has_token(token):
+        if self._tokenizer.has_token(token):  # decoders skip other ids: they end no run of bytes
             self._in_bytes = token in self._tokenizer.byte_tokens
-        # One invalid byte makes replacement characters of its whole run of byte tokens, valid characters included.
+        # One invalid byte makes U+FFFD of every byte in its run, those of whole characters too.
         return "" if self._in_bytes else self._advance(final=False)
 
     def flush(self) -> str:
@@ -48,7 +47,7 @@ class TextStream:
         before = self._tokenizer.decode(self._ids[: self._shown])
         text = self._tokenizer.decode(self._ids)
         if text == before or (text.endswith("\ufffd") and not final):
-            new = ""  # tokens without text stay in the window: behind them alone, the next would be decoded as a first
+            new = ""  # tokens without text are no context: the next one would be decoded as a first
         else:
             new = text[len(before) :]
             self._ids = self._ids[self._shown :]

@@ -20,6 +20,7 @@ import numpy as np
 
 from lit_llm.errors import UserError
 from lit_llm.models import generation_config as generation
+from lit_llm.models.chat_templates import read_chat_templates, write_chat_templates
 from lit_llm.models.locate import locate
 
 if TYPE_CHECKING:
@@ -70,8 +71,8 @@ class Tokenizer:
         special_names: {"bos_token": its text or None, "eos_token": ..., "pad_token": ...}.
         control_tokens: text -> id of every control token.
         chat_template: Jinja source of the template that is used, or None.
-        named_templates: further chat templates that a model brings along, such as "tool_use": name -> Jinja source.
-        generation_config: fields of the model's generation_config.json, which travels with its tokenizer.
+        named_templates: the model's further chat templates, such as "tool_use": name -> source.
+        generation_config: fields of the model's generation_config.json, saved with the tokenizer.
     """
 
     def __init__(
@@ -170,7 +171,7 @@ class Tokenizer:
             show_progress=False,
         )
         backend.train_from_iterator((piece for text in texts for piece in _pieces(text)), trainer)
-        # Documents are trained on behind this token, so prompts begin with it, in transformers and vLLM too.
+        # Documents are trained on behind this token: prompts begin with it in every program.
         begin_with(backend, END_OF_TEXT)
         found = backend.get_vocab_size()
         if found < vocab_size and not or_fewer:
@@ -225,7 +226,7 @@ class Tokenizer:
         names_eos = "eos_token" in settings or "eos_token" in special_map
         for key, usual in _USUAL_NAMES.items():
             name = _token_name(settings.get(key)) or _token_name(special_map.get(key))
-            # A file that names an eos and no bos says that there is none, whatever config.json's bos_token_id is.
+            # A file that names an eos and no bos has no bos, whatever config.json says.
             disclaimed = key == "bos_token" and names_eos
             ids = None if disclaimed else model_config.get(f"{key}_id")
             if name is None and ids is not None:
@@ -234,7 +235,7 @@ class Tokenizer:
             if name is None and not (settings or special_map or model_config):
                 name = next((candidate for candidate in usual if candidate in special), None)
             names[key] = name
-        templates = _chat_templates(file.parent, settings.get("chat_template"), settings_file)
+        templates = read_chat_templates(settings_file, settings.get("chat_template"))
         return cls(
             backend,
             **names,
@@ -246,8 +247,8 @@ class Tokenizer:
     def save_pretrained(self, folder: str | Path, model_max_length: int | None = None) -> None:
         """Write tokenizer.json and tokenizer_config.json; ``transformers.AutoTokenizer`` loads them with the same ids.
 
-        generation_config.json is written too where there is more to say than the eos token. If a model's is there
-        already, its fields stay, and the ids of `stop_ids` that it lacks are added.
+        If ``generation_config`` is not empty, generation_config.json is written too. One that is
+        there already, a model's, keeps its fields and gets those ids of `stop_ids` that it lacks.
 
         Args:
             folder: made if it is not there.
@@ -266,17 +267,9 @@ class Tokenizer:
         }
         if model_max_length is not None:
             settings["model_max_length"] = model_max_length
-        templates = dict(self.named_templates)
-        if self.chat_template is not None:
-            templates = {"default": self.chat_template, **templates}
-        if self.named_templates:
-            settings["chat_template"] = [
-                {"name": name, "template": source} for name, source in templates.items()
-            ]
-        elif templates:
-            settings["chat_template"] = self.chat_template
-        for stale in _template_files(folder).values():  # they would be read in place of these
-            stale.unlink()
+        templates = write_chat_templates(folder, self.chat_template, self.named_templates)
+        if templates is not None:
+            settings["chat_template"] = templates
         text = json.dumps(settings, indent=2, ensure_ascii=False)
         (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
         there = generation.read_generation_config(folder)
@@ -300,7 +293,7 @@ class Tokenizer:
 
     @property
     def stop_ids(self) -> list[int]:
-        """Every id that ends a text: the eos, then those of ``generation_config`` in the file's order; [] if none."""
+        """Every id that ends a text: the eos, then those of ``generation_config`` in its order."""
         ids = [self.eos_id, *generation.eos_ids(self.generation_config)]
         return list(dict.fromkeys(i for i in ids if i is not None and i >= 0))
 
@@ -312,10 +305,11 @@ class Tokenizer:
 
     @functools.cached_property
     def document_start(self) -> list[int]:
-        """What stands before a plain text: the ids that transformers' ``tokenizer(text).input_ids`` begins with.
+        """The ids that stand before a plain text in transformers' ``tokenizer(text).input_ids``.
 
-        The file's post-processor alone says so. A named bos does not (Qwen's tokenizer.json adds none), and neither
-        does ``add_bos_token`` in tokenizer_config.json, which transformers 5 does not read beside a tokenizer.json.
+        The post-processor of tokenizer.json alone decides. A named bos does not: Qwen names one and
+        adds none. ``add_bos_token`` in tokenizer_config.json does not either: transformers 5 does
+        not read it beside a tokenizer.json.
         """
         encoding = self._backend.encode("a", add_special_tokens=True)
         added = itertools.takewhile(
@@ -325,7 +319,7 @@ class Tokenizer:
 
     @functools.cached_property
     def byte_tokens(self) -> frozenset[int]:
-        """Ids of ``<0x00>`` to ``<0xFF>`` where the decoder makes text of runs of them; empty in other vocabularies."""
+        """Ids of ``<0x00>`` to ``<0xFF>`` if the decoder makes text of runs of them, else empty."""
         spec = json.loads(self._backend.to_str())
         if '"ByteFallback"' not in json.dumps(spec.get("decoder")):
             return frozenset()
@@ -437,9 +431,9 @@ class Tokenizer:
         return np.array([len(token) for token in self.vocabulary()], dtype=np.int32)
 
     def fingerprint(self) -> str:
-        """sha256 (hex) of the tokenizer.json with sorted keys: equal for equal tokenizers, however written.
+        """sha256 (hex) of the tokenizer.json with sorted keys: equal if `encode` gives equal ids.
 
-        What the post-processor adds around a text is left out: `encode` never uses it.
+        The post-processor is left out, because `encode` adds nothing around a text.
         """
         spec = json.loads(self._backend.to_str()) | {"post_processor": None}
         canonical = json.dumps(spec, sort_keys=True)
@@ -447,7 +441,7 @@ class Tokenizer:
 
 
 def begin_with(backend: tokenizers.Tokenizer, token: str) -> None:
-    """Have ``backend`` put ``token`` before every text that it is asked to add special tokens to."""
+    """Have ``backend`` put ``token`` before every text that is encoded with special tokens."""
     from tokenizers import processors
 
     backend.post_processor = processors.TemplateProcessing(
@@ -482,44 +476,6 @@ def _byte_alphabet() -> dict[str, bytes]:
         character: bytes([ord(character) if ord(character) in own else next(others)])
         for character in characters
     }
-
-
-def _template_files(folder: Path) -> dict[str, Path]:
-    """Files of chat templates as transformers 5 keeps them: name -> file, the main one being "default"."""
-    named = sorted((folder / "additional_chat_templates").glob("*.jinja"))
-    files = {file.name.removesuffix(".jinja"): file for file in named}
-    if (folder / "chat_template.jinja").is_file():
-        files["default"] = folder / "chat_template.jinja"
-    return files
-
-
-def _chat_templates(folder: Path, setting: Any, settings_file: Path) -> dict[str, str]:
-    """Name -> Jinja source of every chat template, as transformers finds them: files go before the settings.
-
-    ``setting`` is tokenizer_config.json's ``chat_template``: one source, or a list of {"name", "template"}.
-
-    Raises:
-        UserError: another kind of setting, or a file that is not UTF-8.
-    """
-    files = _template_files(folder)
-    if files:
-        try:
-            return {name: file.read_text(encoding="utf-8") for name, file in files.items()}
-        except UnicodeDecodeError as error:
-            raise UserError(f"{folder}: a chat template is not UTF-8 ({error})") from None
-    if setting is None:
-        return {}
-    if isinstance(setting, str):
-        return {"default": setting}
-    try:
-        templates = {entry["name"]: entry["template"] for entry in setting}
-    except (TypeError, KeyError):
-        templates = {None: None}
-    if not all(isinstance(text, str) for pair in templates.items() for text in pair):
-        raise UserError(
-            f"{settings_file}: chat_template must be a text or a list of {{name, template}}"
-        )
-    return templates
 
 
 def _token_name(entry: object) -> str | None:

@@ -1,4 +1,4 @@
-"""Generation in lm-eval tasks: the ends and the settings of lm-eval's ``hf`` backend on the same directory."""
+"""Generation in lm-eval tasks ends, and takes settings, as lm-eval's ``hf`` backend does."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TEXT = "<|eot|> user asked the assistant for the capital Paris and 12345\n" * 8
 def spoken(
     scripted_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, str]:
-    """A model that answers three tokens, ends its turn with a token that is no eos, and talks on; and the answer."""
+    """A model that answers, ends its turn with a token that is no eos, and talks on; its answer."""
     tokenizer = Tokenizer.train([TEXT], 300)
     newline, turn_end = tokenizer.encode("\n")[-1], tokenizer.control_tokens["<|im_start|>"]
     answer = tokenizer.encode("Paris")
@@ -68,7 +68,7 @@ def test_a_chat_score_equals_the_hf_backends(spoken: tuple[Path, str], tmp_path:
 
 
 def test_a_chat_prompt_is_answered_up_to_the_templates_own_end(spoken: tuple[Path, str]) -> None:
-    """ChatML over a base that ends nowhere else; raw text has no turns, so it goes on as with ``hf``."""
+    """Raw text has no turns, so there it goes on as with ``hf``."""
     folder, answer = spoken
     tokenizer = Tokenizer.from_pretrained(folder)
     tokenizer.generation_config = {}
@@ -90,7 +90,7 @@ def request(context: str, how: dict[str, Any]) -> Instance:
 NEUTRAL = [
     {"num_beams": 1, "top_p": 0, "top_k": 0, "temperature": 0},
     {"do_sample": False, "top_p": 0.0, "min_p": 0.3, "typical_p": 0.5, "epsilon_cutoff": 0.1},
-    {"num_beams": 1, "early_stopping": True, "length_penalty": 0.5, "use_cache": True},
+    {"num_beams": 1, "early_stopping": True, "length_penalty": 0.5},
     {"no_repeat_ngram_size": 0, "repetition_penalty": 1.0, "min_new_tokens": 0, "top_p": None},
     {"bad_words_ids": None, "suppress_tokens": None, "num_return_sequences": 1},
 ]
@@ -104,6 +104,7 @@ def test_settings_without_effect_are_taken_as_hf_takes_them(
     asked = [request(context, base | how) for how in NEUTRAL for context in contexts]
     assert HarnessLM(model, tokenizer).generate_until(asked) == plain * len(NEUTRAL)
     assert hf.generate_until(asked, disable_tqdm=True) == plain * len(NEUTRAL)
+    assert Decoding.from_request({"use_cache": True}, 8) == Decoding.from_request({}, 8)
 
 
 @pytest.mark.parametrize(

@@ -262,9 +262,8 @@ def byte_fallback() -> Tokenizer:
     backend = Backend(
         models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, unk_token="<unk>")
     )
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )  # fmt: skip
+    steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])
     return Tokenizer(backend, bos_token="<s>", eos_token="</s>")
 
 
@@ -279,7 +278,7 @@ RUNS = st.lists(
 def test_runs_of_bytes_come_as_they_are_decoded(
     byte_fallback: Tokenizer, runs: list[list[int]], stop: list[str]
 ) -> None:
-    """An invalid byte takes the valid characters of its run along; ids without a token do not end a run."""
+    """An invalid byte spoils its whole run; ids without a token do not end a run."""
     ids = [i for run in runs for i in run]
     whole = byte_fallback.decode(ids)
     cut = first_stop(whole, stop)

@@ -258,7 +258,7 @@ def test_named_chat_templates(tokenizer: Tokenizer, tmp_path: Path, how: str) ->
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert loaded.chat_template == theirs.get_chat_template() == NAMED["default"]
     assert {"default": loaded.chat_template, **loaded.named_templates} == NAMED
-    # Written over the same folder, whose files would go before the settings, and read by both again.
+    # Written over the same folder, whose files would be read in place of the settings.
     loaded.chat_template = "{{ messages[0].content }}"
     loaded.save_pretrained(tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)

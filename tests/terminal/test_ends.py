@@ -1,4 +1,4 @@
-"""Where answers end: every id of generation_config.json, kept on import and export, as transformers stops."""
+"""Answers end at every id of generation_config.json, as in transformers; import and export keep it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def ids_of(folder: Path, text: str) -> list[int]:
 
 
 def theirs(folder: Path, prompt: list[int], length: int = 20) -> list[int]:
-    """transformers' greedy answer, with the folder's generation_config.json; its end token is cut."""
+    """transformers' greedy answer under the folder's generation_config.json, without its end."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     whole = model.generate(
         torch.tensor([prompt]), max_new_tokens=length, do_sample=False, pad_token_id=1
@@ -44,7 +44,7 @@ def theirs(folder: Path, prompt: list[int], length: int = 20) -> list[int]:
 
 
 def with_ends(model: Path, folder: Path, prompt: list[int]) -> tuple[Path, int]:
-    """A copy of ``model`` whose generation_config.json names a second end: a token of its answer to ``prompt``."""
+    """A copy of ``model`` with a second end, a token of its answer to ``prompt``; and that token."""
     shutil.copytree(model, folder)
     end = generate(load_model(model)[0], [prompt], 6, GREEDY)[0][-1]
     (folder / "generation_config.json").write_text(json.dumps({**FIELDS, "eos_token_id": [0, end]}))

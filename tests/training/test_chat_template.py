@@ -1,4 +1,4 @@
-"""A base that gets its chat template from a file: everything a run writes renders and stops by that template."""
+"""A base gets its chat template from a file: what the run writes renders and stops by it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ANSWER = "Paris"
 
 @pytest.fixture(scope="module")
 def base(scripted_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Without a template, ending texts at its eos alone, it says `ANSWER`, ``<|im_end|>`` and more after a newline."""
+    """It has no template and one eos; after a newline it says `ANSWER`, ``<|im_end|>`` and more."""
     tokenizer = Tokenizer.train([TEXT], 300)
     tokenizer.chat_template = None
     newline, turn_end = tokenizer.encode("\n")[-1], tokenizer.control_tokens["<|im_end|>"]
@@ -46,7 +46,7 @@ def base(scripted_model: Callable[..., Path], tmp_path_factory: pytest.TempPathF
 def run(
     base: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[str]]:
-    """The folder of a finetuning with ``data.chat_template``, and the commands that it ends with."""
+    """The folder of a run with ``data.chat_template``, and the commands that it names at its end."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "chatml.jinja").write_text(CHATML_TEMPLATE)
     row = {"prompt": "what is a café?", "completion": ANSWER}
@@ -194,5 +194,6 @@ def test_a_named_template_is_chosen_by_its_name(base: Path, tmp_path: Path) -> N
     tokenizer.save_pretrained(tmp_path)
     data = InstructionDataModule(tokenizer=str(tmp_path), chat_template="chatml")
     assert data.tokenizer.chat_template == CHATML_TEMPLATE and not data.tokenizer.named_templates
+    data = InstructionDataModule(tokenizer=str(tmp_path), chat_template="chatmi")
     with pytest.raises(UserError, match=r"data\.chat_template: chatmi is not readable"):
-        InstructionDataModule(tokenizer=str(tmp_path), chat_template="chatmi").tokenizer  # noqa: B018
+        data.stop_ids  # noqa: B018
