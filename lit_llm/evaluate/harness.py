@@ -88,9 +88,13 @@ class HarnessLM(TemplateLM):
     @property
     def stop_ids(self) -> set[int]:
         """What ends an answer: the ids of tokenizer and model; in chats also the turn's end."""
-        of_model = eos_ids(self.model.generation_config) or [self.model.config.eos_token_id]
-        of_text = (self._chat or self.tokenizer).stop_ids
-        return {i for i in (self.eot_token_id, *of_model, *of_text) if i is not None}
+        ids = {self.eot_token_id, *(self._chat or self.tokenizer).stop_ids}
+        of_config = self.model.config.eos_token_id
+        if of_model := eos_ids(self.model.generation_config):
+            ids.update(of_model)
+        elif of_config is not None:
+            ids.add(of_config)
+        return ids
 
     @property
     def _generation_config(self) -> dict[str, Any]:
@@ -250,9 +254,8 @@ class HarnessLM(TemplateLM):
         jobs: list[tuple[Decoding, list[tuple[int, list[int]]]]] = []
         for how, members in groups.items():
             new = how.max_new_tokens
-            jobs += [
-                (how, batch) for batch in self._batches(members, lambda m, new=new: len(m[1]) + new)
-            ]  # type: ignore[misc]
+            batches = self._batches(members, lambda m, new=new: len(m[1]) + new)  # type: ignore[misc]
+            jobs += [(how, batch) for batch in batches]
 
         def answer(job: tuple[Decoding, list[tuple[int, list[int]]]]) -> list[str]:
             how, members = job

@@ -93,7 +93,7 @@ def read_tokenizer(file: GGUFFile) -> Tokenizer:
 
     template = meta.get("tokenizer.chat_template")
     template = template if isinstance(template, str) else None
-    names = {ours: named(theirs) for ours, theirs in _IDS.items()}
+    names: dict[str, Any] = {ours: named(theirs) for ours, theirs in _IDS.items()}
     # Where the file does not say, llama.cpp puts a bos before the texts of these two.
     usual = kind == "llama" or _SPLITS.get(pre) == _LLAMA3
     bos = names["bos_token"]

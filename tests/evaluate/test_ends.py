@@ -141,3 +141,21 @@ def test_what_a_request_leaves_open_the_model_decides_as_in_transformers(
     assert Decoding.from_request(sampled | {"top_p": 0}, 8).sampling == Sampling(1.0, 0.5, 1)
     with pytest.raises(UserError, match=r"generation_config\.json: no_repeat_ngram_size=3 is not"):
         Decoding.from_request({}, 8, {"no_repeat_ngram_size": 3})
+
+
+def test_a_text_without_context_begins_as_with_hf(exported: Path, tmp_path: Path) -> None:
+    """The settings name an eos and no bos: then lm-eval begins with the eos, whatever config.json says."""
+    folder = shutil.copytree(exported, tmp_path / "model")
+    spec = json.loads((folder / "tokenizer.json").read_text()) | {"post_processor": None}
+    (folder / "tokenizer.json").write_text(json.dumps(spec))
+    settings = {"eos_token": "<|im_end|>", "pad_token": "<|pad|>", "add_bos_token": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    ours, theirs = pair(folder)
+    assert ours.prefix_token_id == theirs.prefix_token_id
+    asked = [
+        Instance("loglikelihood", {}, arguments, 0)  # type: ignore[arg-type]
+        for arguments in (("", "Hello world"), ("import", " os"))
+    ]
+    scores, expected = ours.loglikelihood(asked), theirs.loglikelihood(asked, disable_tqdm=True)
+    for (mine, greedy), (other, other_greedy) in zip(scores, expected, strict=True):
+        assert mine == pytest.approx(other, abs=1e-4) and greedy == other_greedy

@@ -53,20 +53,21 @@ class SampleCallback(L.Callback):
             return
         if not (trainer.is_global_zero or is_sharded(trainer)):
             return
-        prompts = [data.encode_prompt(text) for text in texts]
-        rooms = room_for(model, prompts, self.max_new_tokens)
-        for text, room in zip(texts, rooms, strict=True):
-            if room < 1:
+        fitting = []
+        for text in texts:
+            ids = data.encode_prompt(text)
+            if len(ids) < model.config.max_seq_len:
+                fitting.append((text, ids))
+            else:
                 rank_zero_warn(f"samples: {text[:30]!r} fills the model's context and is left out")
-        kept = [(t, p, r) for t, p, r in zip(texts, prompts, rooms, strict=True) if r >= 1]
-        if not kept:
+        if not fitting:
             return
-        texts, prompts, rooms = zip(*kept, strict=True)
+        prompts = [ids for _, ids in fitting]
         with trainer.precision_plugin.forward_context():
             answers = generate(
                 model,
                 prompts,
-                rooms,
+                room_for(model, prompts, self.max_new_tokens),
                 self.sampling,
                 stop_ids=data.stop_ids,
             )
@@ -75,7 +76,7 @@ class SampleCallback(L.Callback):
         tokens = trainer.global_step * (getattr(data, "global_batch_tokens", None) or 0)
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with open(self.file, "a", encoding="utf-8") as file:
-            for prompt, ids in zip(texts, answers, strict=True):
+            for (prompt, _), ids in zip(fitting, answers, strict=True):
                 row = {
                     "step": trainer.global_step,
                     "tokens": tokens,
