@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_llm.errors import UserError
 from lit_llm.models.gguf_file import GGUFFile
-from lit_llm.models.tokenizer import SPLIT_PATTERN, Tokenizer
+from lit_llm.models.tokenizer import SPLIT_PATTERN, Tokenizer, begin_with
 
 if TYPE_CHECKING:
     import tokenizers
@@ -93,9 +93,12 @@ def read_tokenizer(file: GGUFFile) -> Tokenizer:
 
     template = meta.get("tokenizer.chat_template")
     template = template if isinstance(template, str) else None
-    names = {ours: named(theirs) for ours, theirs in _IDS.items()}
-    if meta.get("tokenizer.ggml.add_bos_token") is False and "bos_token" not in (template or ""):
-        names["bos_token"] = None  # for us a bos is what texts begin with
+    names: dict[str, Any] = {ours: named(theirs) for ours, theirs in _IDS.items()}
+    # Where the file does not say, llama.cpp puts a bos before the texts of these two.
+    usual = kind == "llama" or _SPLITS.get(pre) == _LLAMA3
+    bos = names["bos_token"]
+    if bos is not None and meta.get("tokenizer.ggml.add_bos_token", usual):
+        begin_with(backend, bos)
     return Tokenizer(backend, **names, chat_template=template)
 
 

@@ -17,7 +17,7 @@ from lit_llm.models.config import TransformerConfig
 from lit_llm.models.gguf import gguf_tokenizer
 from lit_llm.models.gguf_file import GGUFFile
 from lit_llm.models.gguf_write import write_gguf
-from lit_llm.models.tokenizer import SPLIT_PATTERN, Tokenizer
+from lit_llm.models.tokenizer import SPLIT_PATTERN, Tokenizer, begin_with
 from lit_llm.models.transformer import Transformer
 
 TEXTS = [
@@ -192,6 +192,7 @@ def test_splits_without_a_name_are_refused(tmp_path: Path, corpus: list[str]) ->
 
 def test_no_bos_where_the_file_says_so(tmp_path: Path, corpus: list[str]) -> None:
     tokenizer = byte_level(corpus, "gpt-2")
+    begin_with(tokenizer._backend, tokenizer.special_names["bos_token"])
     file = written(tokenizer, tmp_path / "m.gguf")
     key = b"tokenizer.ggml.add_bos_token" + (7).to_bytes(4, "little")
     whole = file.read_bytes()
