@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ from typing import IO, Any, cast
 from lit_llm.corpus.files import SupportsRead, open_input
 from lit_llm.errors import UserError
 
-JSON_ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
+JSON_ENDINGS = tuple(
+    name + compressed for name in (".jsonl", ".ndjson", ".json") for compressed in ("", ".gz")
+)
 BOM = b"\xef\xbb\xbf"
 _BLOCK = 8 * 2**20  # bytes read at a time
 
@@ -19,11 +22,19 @@ _BLOCK = 8 * 2**20  # bytes read at a time
 def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number from 1, row) of a JSONL file, gzipped or not; empty lines are skipped.
 
+    Of a file that holds a JSON array: (number of the element from 1, row).
+
     Raises:
         UserError: a line is no JSON object, or the file is cut; names file and line.
     """
     number = 0
     try:
+        with open_input(str(path)) as stream:
+            array = stream.read(4096).removeprefix(BOM).lstrip().startswith(b"[")
+        if array:
+            for number, row in _array_rows(path):
+                yield number, row
+            return
         with open_input(str(path)) as stream:
             for _, block in line_blocks(stream, 0, None, sys.maxsize):
                 assert block is not None  # no line is that long
@@ -38,6 +49,74 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     yield number, row
     except OSError as error:
         raise UserError(f"{path}: cannot be read after line {number} ({error})") from error
+
+
+def _array_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with open_input(str(path)) as stream:
+        number = 0
+        try:
+            for number, row in enumerate(array_elements(stream, sys.maxsize), start=1):
+                if not isinstance(row, dict):
+                    raise UserError(f"{path}: element {number} of the array is not a JSON object")
+                yield number, row
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"{path}: element {number + 1} of the array: {error}") from None
+
+
+def array_elements(stream: SupportsRead, longest: int) -> Iterator[Any]:
+    """The elements of a JSON array, read one after the other.
+
+    Args:
+        longest: characters of an element at most.
+
+    Raises:
+        ValueError: what follows is not valid JSON, or too long.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    text, at, sign = "", 0, "["
+    while True:
+        if (found := _element(text, at, sign)) is not None:
+            element, at = found
+            if at < 0:
+                return
+            yield element
+            sign = ","
+            continue
+        if len(text) - at > longest:
+            raise ValueError("not valid JSON, or too long")
+        chunk = stream.read(_BLOCK)
+        if not chunk:
+            raise ValueError("not valid JSON")
+        try:
+            text, at = text[at:] + decoder.decode(chunk), 0
+        except UnicodeDecodeError:
+            raise ValueError("not UTF-8") from None
+
+
+def _element(text: str, at: int, sign: str) -> tuple[Any, int] | None:
+    """The element behind ``sign`` and where it ends; where it ends is -1 behind the last. None: more must be read."""
+    at = _after_space(text, at)
+    if sign == "," and text.startswith("]", at):
+        return None, -1
+    if not text.startswith(sign, at):
+        return None
+    at = _after_space(text, at + 1)
+    if sign == "[" and text.startswith("]", at):
+        return None, -1
+    try:
+        element, end = json.JSONDecoder().raw_decode(text, at)
+    except (ValueError, RecursionError):
+        return None
+    # "12" may be the beginning of "123".
+    return (element, end) if _after_space(text, end) < len(text) else None
+
+
+def _after_space(text: str, at: int) -> int:
+    while at < len(text) and text[at] in " \t\r\n":
+        at += 1
+    return at
 
 
 def parse_row(line: bytes) -> dict[str, Any] | str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import errno
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lit_llm.arguments import Parser, run_command
 from lit_llm.corpus.extra import corpus_extra
 from lit_llm.errors import UserError
+from lit_llm.streams import json_text
 
 if TYPE_CHECKING:
     from lit_llm.corpus.sample import Sample
@@ -146,7 +146,7 @@ def inspect_main(args: list[str]) -> None:
         split = given.split or ("validation" if corpus.validation_dirs else "train")
         sample = split_sample(corpus, split, total)
     facts = inspect([given.tokenizer, *given.against], sample)
-    print(json.dumps(facts, indent=2, ensure_ascii=False) if given.json else told(facts))
+    print(json_text(facts, indent=2) if given.json else told(facts))
 
 
 def inspect(paths: list[str], sample: Sample) -> dict[str, Any]:

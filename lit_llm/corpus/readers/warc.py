@@ -84,7 +84,7 @@ def _document(part: Part, file: SourceFile, id: str, record: Any) -> Document:
     longest = part.source.max_line_bytes
     data = record.reader.read(longest + 1)
     if len(data) > longest:
-        return dropped("record too long")
+        return dropped(part.source.too_long("record"))
     encoded = said.get("Content-Encoding") or said.get("Transfer-Encoding")
     if not encoded and len(data) < record.content_length:
         return dropped("cut record")
