@@ -19,7 +19,8 @@ _NAMES_BELOW = ("sources", "mixture")  # options whose keys are the user's own n
 def with_underscores(args: Sequence[str]) -> list[str]:
     """``args`` with options written as we name them: ``--data.seq-len=8`` is ``--data.seq_len=8``.
 
-    Values stay as they are, and so do the user's own names (``--data.mixture.my-texts``) and what follows ``--``.
+    Values stay as they are, and so do the user's own names (``--data.mixture.my-texts``) and what
+    follows ``--``.
     """
     args = list(args)
     end = args.index("--") if "--" in args else len(args)
@@ -197,15 +198,15 @@ def explain_mistake(message: str, known: Sequence[str] = ()) -> str:
 
 
 def _about_a_class(text: str) -> str | None:
-    """What is wrong with the class that a key names, out of jsonargparse's account of all types it tried."""
+    """What is wrong with the class that a key names, out of all types that jsonargparse tried."""
     found = re.search(r"\b((?:trainer|model|data)[\w.]*)", text)
-    if found is None or "subclass" not in text and "Union" not in text:
+    if found is None or not ("subclass" in text or "Union" in text):
         return None
     key = found[1]
     if many := re.search(r"Multiple subclasses with name (\w+)\..*?ambiguity: ([\w., ]+\w)", text):
         return f"{key}={many[1]}: there are several; give one in full: {many[2]}"
     if unknown := re.search(r"Expected a dot import path string: ([^\s{}\[\]]+)(?: |$)", text):
-        return f"{key}={unknown[1]}: no such class; give its import path, such as package.module.Name"
+        return f"{key}={unknown[1]}: no such class; give its import path (package.module.Name)"
     return None
 
 

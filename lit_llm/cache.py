@@ -8,10 +8,10 @@ from pathlib import Path
 
 
 def default_cache_dir() -> Path:
-    """Where what is made on the way is kept: $LIT_LLM_CACHE, or lit_llm under the user's cache folder.
+    """Where things made on the way are kept: $LIT_LLM_CACHE, or lit_llm in the user's cache folder.
 
-    Without a home folder, or with one that cannot be written to: a folder of the user's under the system's temporary
-    one.
+    Without a home folder, or with one that cannot be written to: a folder of the user's under the
+    system's temporary one.
     """
     if given := os.environ.get("LIT_LLM_CACHE"):
         return Path(given).expanduser()
@@ -22,7 +22,7 @@ def default_cache_dir() -> Path:
 
 
 def ensure_home() -> None:
-    """Give a process without a home folder, such as a container's with an unknown user id, one for its caches.
+    """Give a process without a home folder (a container's unknown user id) one for its caches.
 
     Libraries that we import look for one, and for the user's name, and fail.
     """
@@ -32,7 +32,7 @@ def ensure_home() -> None:
         os.environ["HOME"] = str(_temporary())
         os.environ.setdefault("USER", f"user-{os.getuid()}")
         print(
-            f"lit_llm: no home folder: caches go to {os.environ['HOME']}; set HOME to keep them elsewhere",
+            f"lit_llm: no home folder: caches go to {os.environ['HOME']}; set HOME to move them",
             file=sys.stderr,
         )
 

@@ -82,7 +82,8 @@ def usage() -> str:
     return (
         f"lit_llm {lit_llm.__version__}: train your own ChatGPT\n\n"
         f"usage: lit_llm VERB --config FILE [--key value ...]\n\n{verbs}\n\n"
-        "lit_llm VERB --help lists the keys (hyphens will do for underscores); --print_config prints the whole configuration.\n"
+        "lit_llm VERB --help lists the keys; --print_config prints the whole configuration.\n"
+        "Hyphens serve for underscores: --data.seq-len is --data.seq_len.\n"
         "A preset's name serves as FILE: lit_llm fit --config pretrain/quickstart"
     )
 
@@ -90,8 +91,9 @@ def usage() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run a verb; returns the exit status.
 
-    0, 2 for the user's mistake (said in one line), 130 for Ctrl-C, 75 for a training run that SIGTERM ended, 1 for
-    one of several processes that lost another, 141 where nobody reads the output any more, as a shell has it.
+    0, 2 for the user's mistake (said in one line), 130 for Ctrl-C, 75 for a training run that
+    SIGTERM ended, 1 for one of several processes that lost another, 141 (a shell's number for it)
+    where nobody reads the output any more.
     """
     prepare_streams()
     argv = sys.argv[1:] if argv is None else argv

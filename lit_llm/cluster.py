@@ -1,9 +1,10 @@
 """Which launcher started this process, told from the variables in its environment.
 
-A launcher (torchrun, srun, jsrun, or a script of the user's own) starts a process for each device and tells it by
-variables which one it is. The same variables stay behind in shells: of an interactive SLURM job, of an earlier run, of
-a container's image. Lightning believes them and waits for processes that nobody started, or takes this one for a rank
-that writes nothing. So they are compared with what was asked for.
+A launcher (torchrun, srun, jsrun, or a script of the user's own) starts a process for each device
+and tells it by variables which one it is. The same variables stay behind in shells: of an
+interactive SLURM job, of an earlier run, of a container's image. Lightning believes them and waits
+for processes that nobody started, or takes this one for a rank that writes nothing. So they are
+compared with what was asked for.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 
 from lit_llm.errors import UserError
 
-FIRST = "LIT_LLM_FIRST_PROCESS"  # id of a run's first process, for those that Lightning starts from it
+FIRST = "LIT_LLM_FIRST_PROCESS"  # id of a run's first process, for those that it starts
 
 _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
 _SIZES = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")
@@ -31,7 +32,8 @@ class Launcher:
     """Who started this process as one of several.
 
     Attributes:
-        name: "torchrun", "srun", "jsrun"; "Lightning", for those that a run's first process started; "a script".
+        name: "torchrun", "srun", "jsrun"; "Lightning", for those that a run's first process
+            started; "a script".
         size: processes of the run.
         rank: which of them this one is; of "Lightning": 0 for none.
         variables: those that say so.
@@ -44,7 +46,7 @@ class Launcher:
 
     @property
     def from_outside(self) -> bool:
-        """Whether several processes were started before one of them could choose anything for the others."""
+        """Whether several processes were there before one could choose anything for the others."""
         return self.name != "Lightning" and self.size > 1
 
     @property
@@ -64,26 +66,27 @@ def drop_unreadable() -> None:
 
 
 def run_alone() -> None:
-    """Take the variables of all launchers out of the environment, and say so where they contradict one process."""
+    """Take all launchers' variables out of the environment; say which tell of other processes."""
     _drop(_ALL)
 
 
 def settle(devices: int, num_nodes: int) -> Launcher | None:
     """Find who started this process as one of ``devices * num_nodes``.
 
-    A launcher that started as many processes as asked for is meant. Variables of others are taken out of the
-    environment, and a line says so where they contradict what was asked for.
+    A launcher that started as many processes as asked for is meant. Variables of others are taken
+    out of the environment, and a line says so where they contradict what was asked for.
 
     Args:
         devices: processes on each node that are asked for.
         num_nodes: nodes that are asked for.
 
     Returns:
-        The launcher, or None for a process that stands alone: the Trainer starts the others, if there are any.
+        The launcher, or None for a process that stands alone: the Trainer starts the others, if
+            there are any.
 
     Raises:
-        UserError: a launcher started several processes, but not as many as asked for; or several nodes are asked for
-            and nothing says which one this is.
+        UserError: a launcher started several processes, but not as many as asked for; or several
+            nodes are asked for and nothing says which one this is.
     """
     asked = devices * num_nodes
     if FIRST in os.environ and _number("LOCAL_RANK"):
@@ -97,8 +100,8 @@ def settle(devices: int, num_nodes: int) -> Launcher | None:
     for launcher in found:
         if launcher.size > 1:
             raise UserError(
-                f"{launcher.name} started {launcher.size} processes, but {wanted}: make them agree, or unset "
-                f"{' '.join(launcher.variables)} if another job left them"
+                f"{launcher.name} started {launcher.size} processes, but {wanted}: make them "
+                f"agree, or unset {' '.join(launcher.variables)} if another job left them"
             )
     if num_nodes > 1:
         return _one_a_node(devices, num_nodes, wanted)
@@ -141,11 +144,11 @@ def _make_lightning_see(launcher: Launcher, devices: int, num_nodes: int) -> Non
         return
     if (nodes := _number("SLURM_STEP_NUM_NODES", num_nodes)) != num_nodes:
         raise UserError(
-            f"srun started {launcher.size} processes on {nodes} nodes, but trainer.devices={devices} and "
-            f"trainer.num_nodes={num_nodes}: make them agree"
+            f"srun started {launcher.size} processes on {nodes} nodes, but trainer.devices="
+            f"{devices} and trainer.num_nodes={num_nodes}: make them agree"
         )
-    # Lightning looks at what the job was given, which a step need not have, and at the name of the job: salloc's is
-    # "interactive" within its steps too.
+    # Lightning looks at what the job was given, which a step need not have, and at the name of the
+    # job: salloc's is "interactive" within its steps too.
     os.environ |= {
         "SLURM_NTASKS": str(launcher.size),
         "SLURM_NTASKS_PER_NODE": str(devices),
@@ -163,8 +166,8 @@ def _one_a_node(devices: int, num_nodes: int, wanted: str) -> Launcher:
     told = _there("MASTER_PORT") and (_there("NODE_RANK") or _there("GROUP_RANK"))
     if not told or (node and not _there("MASTER_ADDR")):
         raise UserError(
-            f"{wanted} processes, and nothing started them: begin the command with srun or torchrun, or set NODE_RANK, "
-            "MASTER_ADDR and MASTER_PORT on each node"
+            f"{wanted} processes, and nothing started them: begin the command with srun or "
+            "torchrun, or set NODE_RANK, MASTER_ADDR and MASTER_PORT on each node"
         )
     if node >= num_nodes:
         raise UserError(f"NODE_RANK={node}: with trainer.num_nodes={num_nodes} it is below that")
@@ -173,7 +176,7 @@ def _one_a_node(devices: int, num_nodes: int, wanted: str) -> Launcher:
 
 
 def _drop(names: Iterable[str]) -> None:
-    """Take variables out of the environment; those are told whose values are not what one process alone has."""
+    """Take variables out of the environment; say which have values that one process has not."""
     told = []
     for name in sorted(names):
         value = os.environ.pop(name, None)

@@ -28,7 +28,7 @@ class PeerLost(Exception):
     """Another process of the run ended, and a collective with it: what it said is the reason. Exit status 1."""
 
 
-# A disk that is full or forbids writing; a name that is no file's, no folder's, too long, or a link to nothing.
+# A disk that is full or forbids writing; a name too long, no folder's, or a link to nothing.
 _OF_A_PATH = (
     errno.ENOSPC,
     errno.EDQUOT,

@@ -133,12 +133,13 @@ def _newest_run(name: str) -> Path:
 
     One killed before its first checkpoint counts, so that an older run is not trained on in its stead.
     """
-    numbered = []
-    for folder in Path("runs").iterdir() if Path("runs").is_dir() else []:  # a name may be a pattern
+    numbered, runs = [], Path("runs")
+    # All are looked at: the name may be a pattern to glob.
+    for folder in runs.iterdir() if runs.is_dir() else []:
         match = re.fullmatch(rf"{re.escape(name)}(?:-(\d+))?", folder.name)
         if match and (folder / "config.yaml").exists():
             numbered.append((int(match[1] or 1), folder))
-    return max(numbered)[1] if numbered else Path("runs") / name
+    return max(numbered)[1] if numbered else runs / name
 
 
 def _last_checkpoint(run: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Standard input and output as they are found: closed, no terminal, in an encoding that lacks letters, unread.
+"""Standard input and output as they are found: closed, unread, in an encoding without some letters.
 
 Imports nothing of the package: everything may use it.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def prepare_streams() -> None:
-    """Have no stream end the program: closed ones lead nowhere, and letters that an encoding lacks become a mark."""
+    """Have closed streams lead nowhere, and letters that an encoding lacks become a mark."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by who started the program
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
@@ -42,7 +42,7 @@ def say(text: str) -> None:
 
 
 def unread() -> None:
-    """Have what is still written to standard output and error lead nowhere: nobody reads it any more."""
+    """Have what is still written lead nowhere: nobody reads it any more."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -138,7 +138,13 @@ class TrainerCLI(LightningCLI):
             return super().instantiate_trainer(**kwargs)
         except UserError:
             raise
-        except (ValueError, TypeError, ImportError, RuntimeError, MisconfigurationException) as error:
+        except (
+            ValueError,
+            TypeError,
+            ImportError,
+            RuntimeError,
+            MisconfigurationException,
+        ) as error:
             raise in_constructor(error, settings) from None
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> L.Trainer:
@@ -151,8 +157,8 @@ class TrainerCLI(LightningCLI):
         accumulates = any(isinstance(c, GradientAccumulationScheduler) for c in given)
         if accumulates and isinstance(self.datamodule, TokenDataModule):
             raise UserError(
-                "trainer.callbacks: GradientAccumulationScheduler changes what data.global_batch_tokens "
-                "decides, the tokens of a step: leave it out"
+                "trainer.callbacks: GradientAccumulationScheduler changes the tokens of a step, "
+                "which data.global_batch_tokens decides: leave it out"
             )
         unwanted = [base for base in (ProgressBarBase, CheckpointBase, SpikeGuard)
                     if any(isinstance(c, base) for c in given)]  # fmt: skip
@@ -214,7 +220,8 @@ def _settle(settings: Any) -> cluster.Launcher | None:
     if devices is None or any("Environment" in str(plugin) for plugin in plugins):
         return None  # the Trainer will complain; or the user names the launcher
     launcher = cluster.settle(devices, settings.num_nodes)
-    rank_zero_only.rank = launcher.rank if launcher else 0  # read from stray variables at import
+    # Lightning has read it from the variables while it was imported.
+    rank_zero_only.rank = launcher.rank if launcher else 0  # type: ignore[attr-defined]
     if launcher is not None and launcher.parent is not None:
         follow(launcher.parent)
     return launcher
@@ -287,8 +294,9 @@ def summary(run: Path, metrics: dict[str, float], chats: bool = False) -> str:
         )
         if not chats:
             lines.append(
-                f"  lit_llm fit --config {config} --model.init_from {model} --data.tokenizer {model} "
-                "--data.sources 'your/*.txt' --trainer.default_root_dir runs/more"
+                f"  lit_llm fit --config {config} --model.init_from {model} "
+                f"--data.tokenizer {model} --data.sources 'your/*.txt' "
+                "--trainer.default_root_dir runs/more"
             )
     return "\n".join(lines)
 
@@ -327,7 +335,6 @@ def run_trainer(verb: str, args: list[str]) -> None:
                 "max_epochs": 1,
                 "log_every_n_steps": 10,
                 "num_sanity_val_steps": 0,
-                "use_distributed_sampler": False,
                 "enable_model_summary": False,
             },
             args=[verb, *args],
@@ -346,7 +353,7 @@ def run_trainer(verb: str, args: list[str]) -> None:
 
 
 def _with_logger_folders(args: list[str]) -> list[str]:
-    """``args`` with loggers by their short names in full; they write to the run folder unless told otherwise."""
+    """``args`` with short names of loggers in full; without a folder they get the run's."""
     made = []
     words = iter(args)
     for word in words:

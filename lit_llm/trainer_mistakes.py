@@ -1,4 +1,4 @@
-"""What a user set wrong on the Trainer: refused before it is made, or told apart from a bug when Lightning complains."""
+"""What a user set wrong on the Trainer: refused before it is made, or told from a bug later."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lit_llm.arguments import explain_mistake
 from lit_llm.errors import PeerLost, UserError, told_of_a_path
 
 _LIGHTNING = Path(lightning.__file__).parent
-_LOGGING = ("wandb", "mlflow", "comet_ml", "neptune", "clearml")  # clients, with errors of their own
+_LOGGING = ("wandb", "mlflow", "comet_ml", "neptune", "clearml")  # have errors of their own
 _NO_MEMORY = "out of memory|can't allocate memory|not enough memory"
 
 
@@ -38,7 +38,7 @@ def check_settings(verb: str, trainer: Any, data: Any) -> None:
     unused = f"{verb} would do nothing; leave it out"
     reasons = {
         "barebones": trainer.barebones
-        and "leaves out the checkpoints, metrics and report that a run folder is made of: leave it out",
+        and "leaves out checkpoints, metrics and report, which make a run folder: leave it out",
         "model_registry": trainer.model_registry is not None
         and "uploads what Lightning's ModelCheckpoint writes, which is not used here: leave it out",
         "log_every_n_steps": _below(trainer.log_every_n_steps, 0) and "must be at least 0",
@@ -49,7 +49,8 @@ def check_settings(verb: str, trainer: Any, data: Any) -> None:
         and clip is None
         and "goes with trainer.gradient_clip_val, which is not set",
         "val_check_interval": interval in (0, 0.0)
-        and "must be above 0: data.validate_every=0 validates at the end only, trainer.limit_val_batches=0 never",
+        and "must be above 0: data.validate_every=0 validates at the end only, "
+        "trainer.limit_val_batches=0 never",
         f"limit_{limit}_batches": trainer[f"limit_{limit}_batches"] in (0, 0.0) and unused,
         "max_time": _seconds(trainer.max_time) == 0 and unused,
     }
@@ -59,7 +60,8 @@ def check_settings(verb: str, trainer: Any, data: Any) -> None:
     every = (data.get("init_args") or {}).get("validate_every")
     if verb == "fit" and interval not in (None, 1.0) and every is not None:
         rank_zero_info(
-            f"trainer.val_check_interval={interval} (in micro-batches) replaces data.validate_every={every}"
+            f"trainer.val_check_interval={interval} (in micro-batches) replaces "
+            f"data.validate_every={every}"
         )
 
 
@@ -68,7 +70,7 @@ def _below(value: Any, least: int) -> bool:
 
 
 def _seconds(duration: Any) -> float | None:
-    """Of a Trainer's max_time; None where it has another form, about which Lightning complains itself."""
+    """Of a Trainer's max_time; None for another form, about which Lightning complains itself."""
     if isinstance(duration, str) and re.fullmatch(r"\d+(:\d+){3}", duration):
         return float(sum(map(int, duration.split(":"))))
     return float(sum(duration.values())) if isinstance(duration, dict) else None
@@ -87,7 +89,7 @@ def in_constructor(error: Exception, settings: Mapping[str, Any]) -> UserError:
 
 
 def explain(error: Exception) -> Exception | None:
-    """The mistake of the user's, or the loss of another process, that ``error`` tells of; None for a bug."""
+    """The user's mistake, or the loss of another process, behind ``error``; None for a bug."""
     # jsonargparse wraps what a class's __init__ raises in its own account of the types it tried.
     if isinstance(error, ValueError) and (mistake := _user_error(error)):
         return mistake
@@ -104,11 +106,13 @@ def explain(error: Exception) -> Exception | None:
         return UserError(explain_mistake(text))
     if isinstance(error, MemoryError | RuntimeError) and re.search(_NO_MEMORY, text):
         return UserError(
-            f"the memory does not hold this run ({text[:120]}): lower data.micro_batch_size, or see lit_llm plan"
+            f"the memory does not hold this run ({text[:120]}): lower data.micro_batch_size, "
+            "or see lit_llm plan"
         )
     if isinstance(error, RuntimeError) and re.search("EADDRINUSE|ddress already in use", text):
         return UserError(
-            f"MASTER_PORT={os.environ.get('MASTER_PORT')}: another process listens there; set another port"
+            f"MASTER_PORT={os.environ.get('MASTER_PORT')}: another process listens there; "
+            "set another port"
         )
     if isinstance(error, RuntimeError) and "use_deterministic_algorithms" in text:
         return UserError(f"trainer.deterministic: {text.partition('.')[0]}; set it to warn")
@@ -122,10 +126,10 @@ def explain(error: Exception) -> Exception | None:
 
 
 def _raised_by_lightning(error: Exception) -> bool:
-    """Whether a ``raise`` in Lightning's own code made ``error``: it has checked a setting, or what fits it.
+    """Whether a ``raise`` in Lightning's own code made ``error``: it has checked a setting.
 
-    A callback's metric that is not logged, an interval longer than the loader, an optional package that is not there
-    are found only during the run, and have no type of their own.
+    A callback's metric that is not logged, an interval longer than the loader, an optional package
+    that is not there are found only during the run, and have no type of their own.
     """
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

@@ -16,8 +16,8 @@ from lit_llm.errors import UserError
 
 LEFT = {"LOCAL_RANK": "1", "NODE_RANK": "1", "MASTER_ADDR": "node17"}
 BATCH = {
-    "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "mine", "SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_PROCID": "0",
-    "SLURM_LOCALID": "0", "SLURM_NODEID": "0",
+    "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "mine", "SLURM_NTASKS": "4", "SLURM_NNODES": "2",
+    "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0",
 }  # fmt: skip
 STEP = {**BATCH, "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2"}
 SALLOC = {**BATCH, "SLURM_JOB_NAME": "interactive", "SLURM_STEP_ID": "4294967290"}

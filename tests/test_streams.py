@@ -1,4 +1,4 @@
-"""Terminals as they are found: another encoding, closed streams, nobody who reads on, no home folder."""
+"""Another encoding, closed streams, nobody who reads on, names too long, no home folder."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_json_keeps_its_letters_in_ascii(tmp_path: Path) -> None:
 @pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&-", "<&- >&- 2>&-"])
 def test_closed_streams(closed: str) -> None:
     body = "print('x', flush=True); sys.stderr.write('y'); sys.stderr.flush(); sys.stdin.read()"
-    assert shell(f"$VERB {closed} < /dev/null" if "<" not in closed else f"$VERB {closed}", body).returncode == 0  # fmt: skip
+    assert shell(f"$VERB < /dev/null {closed}", body).returncode == 0
 
 
 def test_nobody_reads_the_output() -> None:
@@ -134,7 +134,7 @@ def test_runs_is_no_folder(
 def test_names_too_long_for_a_file(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(args) == 2
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1 and len(said[0]) < 600, said
+    assert len(said) == 1 and len(said[0]) < 1200, said
 
 
 def test_the_longest_names_that_a_file_can_have(
@@ -150,8 +150,8 @@ def test_the_longest_names_that_a_file_can_have(
     text = tmp_path / "text"
     text.mkdir()
     (text / "a.txt").write_text("some words of a text\n" * 40)
-    for args in (["tokenizer", "train", "--vocab_size", "300", "--files", str(text)],
-                 ["corpus", "build", "--input", str(text)]):  # fmt: skip
+    for args in (["tokenizer", "train", "--vocab_size", "260", "--files", str(text)],
+                 ["corpus", "build", "--vocab_size", "260", "--input", str(text)]):  # fmt: skip
         assert main([*args, "--output", "z" * 254]) == 2
         said = capsys.readouterr().err.splitlines()[-1]
         assert "too long" in said, said
@@ -161,7 +161,7 @@ def test_no_home_folder(tmp_path: Path) -> None:
     """As in a container with a user id that has no name."""
     code = (
         "import os, sys; os.environ.pop('HOME', None); os.environ['TMPDIR'] = sys.argv[1]\n"
-        "for name in ('LIT_LLM_CACHE', 'XDG_CACHE_HOME', 'USER', 'LOGNAME'): os.environ.pop(name, None)\n"
+        "for name in ('LIT_LLM_CACHE', 'XDG_CACHE_HOME', 'USER'): os.environ.pop(name, None)\n"
         "import pwd; del pwd\n"
         "import posixpath; real = posixpath.expanduser\n"
         "posixpath.expanduser = lambda path: real(path) if 'HOME' in os.environ else path\n"

@@ -1,4 +1,4 @@
-"""Trainer settings from the command line: honoured, or refused in one line before anything is trained."""
+"""Trainer settings from the command line: honoured, or refused in one line."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ from test_cli import check_mistake, config_file, fit, in_a_folder_of_its_own  # 
 
 from lit_llm.cli import main
 
-SCHEDULER = json.dumps([{"class_path": "GradientAccumulationScheduler", "init_args": {"scheduling": {"4": 2}}}])
-STOPPING = json.dumps([{"class_path": "EarlyStopping", "init_args": {"monitor": "val_los"}}])  # fmt: skip
+
+def callback(name: str, **arguments: object) -> str:
+    return json.dumps([{"class_path": name, "init_args": arguments}])
+
+
+SCHEDULER = callback("GradientAccumulationScheduler", scheduling={"4": 2})
+STOPPING = callback("EarlyStopping", monitor="val_los")
 
 
 @pytest.mark.parametrize(
@@ -32,14 +37,14 @@ STOPPING = json.dumps([{"class_path": "EarlyStopping", "init_args": {"monitor": 
         (["--trainer.accelerator", "tpu"], ["trainer.accelerator=tpu", "torch_xla"]),
         (["--trainer.devices", "-1"], ["trainer.devices=-1"]),
         (["--trainer.devices", "1.5"], ["trainer.devices=1.5"]),
-        (["--trainer.callbacks", SCHEDULER], ["GradientAccumulationScheduler", "global_batch_tokens"]),
+        (["--trainer.callbacks", SCHEDULER], ["GradientAccumulationScheduler", "global_batch"]),
         (["--trainer.callbacks", STOPPING], ["val_los", "val_bits_per_byte"]),
         (["--trainer.logger", "Foo"], ["trainer.logger=Foo", "no such class"]),
         (["--trainer.logger", "[CSVLogger]"], ["trainer.logger=CSVLogger", "lit_llm.CSVLogger"]),
         (["--trainer.plugins", "foo"], ["trainer.plugins=foo", "no such class"]),
         (["--trainer.max_step", "1"], ["unknown key trainer.max_step", "trainer.max_steps"]),
     ],
-)  # fmt: skip
+)
 def test_settings_that_are_refused(
     tmp_path: Path,
     corpus: Path,

@@ -69,11 +69,7 @@ def explain_main(args: list[str]) -> None:
     from lit_llm.corpus.explain import explain, told
 
     rows = explain(given.corpus, given.id)
-    print(
-        json_text(rows, indent=2)
-        if given.json
-        else "\n\n".join(map(told, rows))
-    )
+    print(json_text(rows, indent=2) if given.json else "\n\n".join(map(told, rows)))
 
 
 def remove_main(args: list[str]) -> None:

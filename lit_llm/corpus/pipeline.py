@@ -148,8 +148,8 @@ class Pipeline:
         for reason, number in self.dropped.items():
             if "max_line_bytes" in reason:
                 self.progress.say(
-                    f"{number:,} of {read:,} documents are dropped: {reason.removeprefix('read: ')}; "
-                    "raise it to keep them"
+                    f"{number:,} of {read:,} documents are dropped: "
+                    f"{reason.removeprefix('read: ')}; raise it to keep them"
                 )
         broken = sum(n for reason, n in self.dropped.items() if is_broken(reason))
         if not broken:
@@ -375,9 +375,8 @@ class Pipeline:
 @cache
 def code_version() -> str:
     """Of the code that makes the store's files: another version's are made anew."""
-    return digest(
-        [[file.name, file.read_text(encoding="utf-8")] for file in sorted(Path(__file__).parent.rglob("*.py"))]
-    )
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return digest([[file.name, file.read_text(encoding="utf-8")] for file in files])
 
 
 def _lay_out(source: Path, target: Path, put: Callable[[Path, Path], object]) -> None:

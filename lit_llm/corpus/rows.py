@@ -16,6 +16,7 @@ JSON_ENDINGS = tuple(
     name + compressed for name in (".jsonl", ".ndjson", ".json") for compressed in ("", ".gz")
 )
 BOM = b"\xef\xbb\xbf"
+_DECODER = json.JSONDecoder()
 _BLOCK = 8 * 2**20  # bytes read at a time
 
 
@@ -32,8 +33,7 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         with open_input(str(path)) as stream:
             array = stream.read(4096).removeprefix(BOM).lstrip().startswith(b"[")
         if array:
-            for number, row in _array_rows(path):
-                yield number, row
+            yield from _array_rows(path)
             return
         with open_input(str(path)) as stream:
             for _, block in line_blocks(stream, 0, None, sys.maxsize):
@@ -96,7 +96,7 @@ def array_elements(stream: SupportsRead, longest: int) -> Iterator[Any]:
 
 
 def _element(text: str, at: int, sign: str) -> tuple[Any, int] | None:
-    """The element behind ``sign`` and where it ends; where it ends is -1 behind the last. None: more must be read."""
+    """The element behind ``sign`` and where it ends (-1: there is none). None: read more first."""
     at = _after_space(text, at)
     if sign == "," and text.startswith("]", at):
         return None, -1
@@ -106,11 +106,11 @@ def _element(text: str, at: int, sign: str) -> tuple[Any, int] | None:
     if sign == "[" and text.startswith("]", at):
         return None, -1
     try:
-        element, end = json.JSONDecoder().raw_decode(text, at)
+        element, end = _DECODER.raw_decode(text, at)
     except (ValueError, RecursionError):
         return None
-    # "12" may be the beginning of "123".
-    return (element, end) if _after_space(text, end) < len(text) else None
+    # A number may go on: "1" is the beginning of "1.5e3".
+    return (element, end) if text.startswith((",", "]"), _after_space(text, end)) else None
 
 
 def _after_space(text: str, at: int) -> int:

@@ -54,10 +54,11 @@ class Source:
         license: SPDX expression for documents that name no licence of their own.
         domain: what it is about ("encyclopedia", "law"); carried along, and counted in the data card.
         text_field: the field with the text in JSONL and parquet rows.
-        kind: how files are read; "auto" goes by their names (.jsonl, .json, .parquet, .warc, .html; else text, one
-            document a file). "code" is a tree of source code: other files, generated, minified and vendored ones are dropped.
-        max_line_bytes: longer lines (a row of JSONL) and WARC records are dropped, and counted: those of broken files would not
-            fit in memory.
+        kind: how files are read; "auto" goes by their names (.jsonl, .json, .parquet, .warc, .html;
+            else text, one document a file). "code" is a tree of source code: other files,
+            generated, minified and vendored ones are dropped.
+        max_line_bytes: texts with a longer line, longer rows of JSONL and WARC records are dropped
+            and counted: those of broken files would not fit in memory.
     """
 
     name: str
@@ -90,7 +91,7 @@ class Source:
             )
 
     def too_long(self, what: str) -> str:
-        """Why a line or record is dropped that exceeds ``max_line_bytes``, with the setting that keeps it."""
+        """Why a line or record above ``max_line_bytes`` is dropped, with the setting's name."""
         return f"{what} too long: above max_line_bytes={self.max_line_bytes}"
 
     def kind_of(self, path: str) -> Kind:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from lit_llm.errors import UserError
 
@@ -11,7 +12,8 @@ from lit_llm.errors import UserError
 def read_prompts(file: Path) -> list[str]:
     """Prompts of a file; empty lines are skipped.
 
-    A text file has one a line. Of JSONL, rows have it as "prompt". A .json file is an array of such rows, or of texts.
+    A text file has one a line. Of JSONL, rows have it as "prompt". A .json file is an array of such
+    rows, or of texts.
 
     Raises:
         UserError: the file cannot be read, or holds something else; names the line.
@@ -50,7 +52,7 @@ def _of_array(file: Path, text: str) -> list[str]:
         raise UserError(f"data.prompts: {file} is not valid JSON ({error})") from None
     if not isinstance(rows, list):
         raise UserError(f"data.prompts: {file} is no array of prompts; one a line is .jsonl")
-    prompts = [row.get("prompt") if isinstance(row, dict) else row for row in rows]
+    prompts: list[Any] = [row.get("prompt") if isinstance(row, dict) else row for row in rows]
     for number, prompt in enumerate(prompts, 1):
         if not isinstance(prompt, str) or not prompt:
             raise UserError(

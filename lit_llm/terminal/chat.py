@@ -97,7 +97,7 @@ def _lines() -> Iterator[str]:
     """The user's lines, stripped: asked for at a terminal, read from a pipe."""
     if not is_terminal(sys.stdin):
         for line in sys.stdin:
-            yield line.strip()
+            yield line.removeprefix("\ufeff").strip()  # a byte order mark begins some files
         return
     with suppress(ImportError):
         import readline  # noqa: F401 -- gives input() history and editing, where it exists

@@ -98,7 +98,8 @@ def _script(
     header = {
         "job-name": name, "nodes": nodes, "ntasks-per-node": gpus, "gpus-per-node": gpus, "time": time,
         # To every process, not to this script: each of them finishes its optimizer step, and the step is saved.
-        "signal": f"TERM@{grace}", "output": f"{name.replace('%', '%%')}-%j.log", "open-mode": "append", "chdir": Path.cwd(),
+        "signal": f"TERM@{grace}", "output": f"{name.replace('%', '%%')}-%j.log",
+        "open-mode": "append", "chdir": Path.cwd(),
     }  # fmt: skip
     lines = [f"#SBATCH --{key}={shlex.quote(str(value))}" for key, value in header.items()]
     lines += ["#SBATCH --requeue", *(f"#SBATCH --{option.removeprefix('--')}" for option in more)]

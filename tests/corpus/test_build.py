@@ -356,7 +356,7 @@ def test_what_is_too_long_is_told_with_the_setting_that_keeps_it(
     texts = tmp_path / "texts"
     texts.mkdir()
     (texts / "long.txt").write_text("some words of one line " * 100)
-    settings = {"sources": str(texts), "cache_dir": str(tmp_path / "cache"), "vocab_size": 280}
+    settings = {"sources": str(texts), "cache_dir": str(tmp_path / "cache"), "vocab_size": 260}
     with pytest.raises(UserError, match="line too long: above max_line_bytes=1000"):
         PretrainDataModule(max_line_bytes=1000, **settings).prepare_data()
     (texts / "short.txt").write_text("other words\n" * 50)

@@ -30,8 +30,8 @@ wait = next(float(a.partition("=")[2]) for a in sys.argv if a.startswith("--wait
 assert "--kill-on-bad-exit=0" in sys.argv
 command = [a for a in sys.argv[1:] if not a.startswith(("--wait", "--kill"))]
 count = os.environ["SLURM_NTASKS"]
-node = {{"SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "SLURM_JOB_NAME": "job", "SLURM_STEP_ID": "0",
-        "SLURM_STEP_NUM_TASKS": count}}
+node = {{"SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "SLURM_JOB_NAME": "job",
+        "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": count}}
 tasks = [
     subprocess.Popen(command, env={{**os.environ, **node, "SLURM_PROCID": str(n), "SLURM_LOCALID": str(n)}})
     for n in range(int(count))

@@ -1,4 +1,4 @@
-"""A .json file: an array of rows, or lines of JSON under that name, or one object; what is no rows is text."""
+"""A .json file: an array of rows, lines of JSON under that name, or one object; else it is text."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _HEAD = 2**20  # bytes that are looked at to tell what a file is
 def read_json(part: Part, file: SourceFile) -> Iterator[pa.Table | Document]:
     """The documents: a row each of an array's objects, a text each of its strings.
 
-    Lines of JSON are read as `read_lines` reads them. An object alone that has the text field is one document. Anything
-    else (settings, tables of numbers) is one text.
+    Lines of JSON are read as `read_lines` reads them. An object alone that has the text field is
+    one document. Anything else (settings, tables of numbers) is one text.
 
     Raises:
         OSError: the file cannot be read (on).
