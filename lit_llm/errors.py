@@ -50,8 +50,20 @@ def told_of_a_path(error: OSError) -> str | None:
     path = str(error.filename) if isinstance(error.filename, str | os.PathLike) else None
     if error.errno == errno.ENAMETOOLONG:
         return f"{str(path)[:60]}...: the name is too long for a file system; shorten it"
-    if path and os.path.islink(path) and not os.path.exists(path):
-        return f"{path}: is a link to {os.readlink(path)}, which is not there; make or remove it"
+    if path and (said := _link_to_nothing(path)):
+        return said
     if error.errno == errno.EEXIST:
         return f"{path}: is there and is no folder; name another or move it"
     return f"{path or 'a file'}: {error.strerror}"
+
+
+def check_no_link_to_nothing(path: str | os.PathLike[str]) -> None:
+    """Raise UserError if ``path`` is a link whose target is missing: it looks free and is not."""
+    if said := _link_to_nothing(os.fspath(path)):
+        raise UserError(said)
+
+
+def _link_to_nothing(path: str) -> str | None:
+    if not os.path.islink(path) or os.path.exists(path):
+        return None
+    return f"{path}: is a link to {os.readlink(path)}, which is not there; make or remove it"

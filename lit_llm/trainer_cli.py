@@ -52,6 +52,8 @@ _LOGGERS = {
     "CSVLogger": "lit_llm.training.loggers.CSVLogger",
     "TensorBoardLogger": "lightning.pytorch.loggers.TensorBoardLogger",
 }
+# Of the Trainer's constructor; what else it raises is a bug.
+_COMPLAINTS = (ValueError, TypeError, ImportError, RuntimeError, MisconfigurationException)
 _SAVE_DIR = ("--trainer.logger.init_args.save_dir", "--trainer.logger.save_dir")
 _RUN_FOLDER = "the run folder"  # which is chosen after the arguments are read
 
@@ -125,8 +127,13 @@ class TrainerCLI(LightningCLI):
                 logger.init_args.save_dir = str(self.run_folder)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Default loggers, where none are configured; none but for fit, whose files a validation would write into."""
+        """Default loggers, where none are configured.
+
+        None but for fit, whose files a validation would write into.
+        """
         if self.subcommand != "fit":
+            if self.config[str(self.subcommand)].trainer.logger not in (None, True, False):
+                rank_zero_info(f"trainer.logger is for fit: {self.subcommand} prints its results")
             kwargs["logger"] = False
         elif self.config[self.subcommand].trainer.logger in (None, True):
             kwargs["logger"] = [
@@ -138,13 +145,7 @@ class TrainerCLI(LightningCLI):
             return super().instantiate_trainer(**kwargs)
         except UserError:
             raise
-        except (
-            ValueError,
-            TypeError,
-            ImportError,
-            RuntimeError,
-            MisconfigurationException,
-        ) as error:
+        except _COMPLAINTS as error:
             raise in_constructor(error, settings) from None
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> L.Trainer:
@@ -162,6 +163,11 @@ class TrainerCLI(LightningCLI):
             )
         unwanted = [base for base in (ProgressBarBase, CheckpointBase, SpikeGuard)
                     if any(isinstance(c, base) for c in given)]  # fmt: skip
+        if CheckpointBase in unwanted:
+            rank_zero_info(
+                "a checkpoint callback of trainer.callbacks takes the place of ours: the settings "
+                "under checkpoint are not used, and no final/ is written"
+            )
         for base, flag in (
             (ProgressBarBase, "enable_progress_bar"),
             (CheckpointBase, "enable_checkpointing"),

@@ -57,7 +57,7 @@ def check_settings(verb: str, trainer: Any, data: Any) -> None:
     for key, reason in reasons.items():
         if reason:
             raise UserError(f"trainer.{key}={trainer[key]}: {reason}")
-    every = (data.get("init_args") or {}).get("validate_every")
+    every = (getattr(data, "init_args", None) or {}).get("validate_every")
     if verb == "fit" and interval not in (None, 1.0) and every is not None:
         rank_zero_info(
             f"trainer.val_check_interval={interval} (in micro-batches) replaces "

@@ -15,7 +15,7 @@ from lit_llm.corpus.extra import corpus_extra
 from lit_llm.corpus.folder import FORMAT, Corpus
 from lit_llm.corpus.sources import Source, Sources, as_sources, list_files
 from lit_llm.corpus.transaction import finish, locked, transaction
-from lit_llm.errors import UserError
+from lit_llm.errors import UserError, told_of_a_path
 from lit_llm.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # pyarrow, numba and the rest are for building, not for reading what was built
@@ -153,9 +153,7 @@ def build(
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(_disk_full(output, config)) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise UserError(
-                f"{output}: cannot be written ({error.strerror}: {error.filename})"
-            ) from error
+            raise UserError(f"{output}: cannot be written ({told_of_a_path(error)})") from error
         raise
     return Corpus.load(output)
 

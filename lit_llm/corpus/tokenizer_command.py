@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_llm.arguments import Parser, run_command
 from lit_llm.corpus.extra import corpus_extra
-from lit_llm.errors import UserError
+from lit_llm.errors import UserError, check_no_link_to_nothing
 from lit_llm.streams import json_text
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def train_main(args: list[str]) -> None:
     )
     given = parser.parse_args(args)
     output = given.output.expanduser().absolute()
+    check_no_link_to_nothing(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output}: is not empty; name another folder")
     total = _sample_bytes(given)
