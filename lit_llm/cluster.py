@@ -177,20 +177,24 @@ def _one_a_node(devices: int, num_nodes: int, wanted: str) -> Launcher:
 
 def _drop(names: Iterable[str]) -> None:
     """Take variables out of the environment; say which have values that one process has not."""
-    told = []
-    for name in sorted(names):
-        value = os.environ.pop(name, None)
-        alone = {"MASTER_ADDR": ("127.0.0.1", "localhost"), "TORCHELASTIC_RUN_ID": (value,)}
-        number = ("1",) if name in _SIZES or name.endswith(("_SIZE", "_NTASKS")) else ("0",)
-        if name == "MASTER_PORT" and value is not None and value.isdecimal():
-            continue
-        if value is not None and value not in alone.get(name, number):
-            told.append(f"{name}={value}")
+    found = {name: os.environ.pop(name) for name in sorted(names) if name in os.environ}
+    told = [f"{name}={value}" for name, value in found.items() if _contradicts(name, value)]
     if told:
         print(
             f"lit_llm: not used, as this run was started without a launcher: {' '.join(told)}",
             file=sys.stderr,
         )
+
+
+def _contradicts(name: str, value: str) -> bool:
+    """Whether a variable says something else than that this process is the only one, here."""
+    if name == "MASTER_ADDR":
+        return value not in ("127.0.0.1", "localhost")
+    if name == "MASTER_PORT":
+        return not value.isdecimal()
+    if name == "TORCHELASTIC_RUN_ID":
+        return False
+    return value != ("1" if name.endswith(("_SIZE", "_NTASKS")) else "0")
 
 
 def _there(*names: str) -> bool:

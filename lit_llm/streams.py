@@ -18,7 +18,7 @@ def prepare_streams() -> None:
         if getattr(sys, name) is None:  # closed by who started the program
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     for file in (sys.stdin, sys.stdout):
-        if isinstance(file, io.TextIOWrapper):
+        if isinstance(file, io.TextIOWrapper) and file.errors != "replace":
             file.reconfigure(errors="replace")
 
 

@@ -104,7 +104,8 @@ def explain(error: Exception) -> Exception | None:
         return UserError(said)
     if isinstance(error, ValueError) and "Does not validate against any of the Union" in text:
         return UserError(explain_mistake(text))
-    if isinstance(error, MemoryError | RuntimeError) and re.search(_NO_MEMORY, text):
+    no_memory = isinstance(error, RuntimeError) and re.search(_NO_MEMORY, text)
+    if no_memory or isinstance(error, MemoryError):
         return UserError(
             f"the memory does not hold this run ({text[:120]}): lower data.micro_batch_size, "
             "or see lit_llm plan"

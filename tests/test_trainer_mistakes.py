@@ -90,6 +90,7 @@ def test_nothing_to_evaluate_is_refused(
     ("error", "said"),
     [
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), "micro_batch_size"),
+        (MemoryError(), "micro_batch_size"),
         (RuntimeError("listen: EADDRINUSE, address already in use"), "MASTER_PORT"),
         (ValueError("of our own code"), None),
         (KeyError("a bug"), None),

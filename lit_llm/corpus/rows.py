@@ -17,6 +17,7 @@ JSON_ENDINGS = tuple(
 )
 BOM = b"\xef\xbb\xbf"
 _DECODER = json.JSONDecoder()
+_END = object()  # of an array
 _BLOCK = 8 * 2**20  # bytes read at a time
 
 
@@ -79,13 +80,13 @@ def array_elements(stream: SupportsRead, longest: int) -> Iterator[Any]:
     while True:
         if (found := _element(text, at, sign)) is not None:
             element, at = found
-            if at < 0:
-                return
+            if element is _END:
+                break
             yield element
             sign = ","
             continue
         if len(text) - at > longest:
-            raise ValueError("not valid JSON, or too long")
+            raise ValueError(f"not valid JSON, or an element above max_line_bytes={longest}")
         chunk = stream.read(_BLOCK)
         if not chunk:
             raise ValueError("not valid JSON")
@@ -93,18 +94,20 @@ def array_elements(stream: SupportsRead, longest: int) -> Iterator[Any]:
             text, at = text[at:] + decoder.decode(chunk), 0
         except UnicodeDecodeError:
             raise ValueError("not UTF-8") from None
+    if text[at:].strip() or stream.read(_BLOCK).strip():
+        raise ValueError("not valid JSON: more follows the array")
 
 
 def _element(text: str, at: int, sign: str) -> tuple[Any, int] | None:
-    """The element behind ``sign`` and where it ends (-1: there is none). None: read more first."""
+    """The element behind ``sign``, or `_END`, and where it ends. None: read more first."""
     at = _after_space(text, at)
     if sign == "," and text.startswith("]", at):
-        return None, -1
+        return _END, at + 1
     if not text.startswith(sign, at):
         return None
     at = _after_space(text, at + 1)
     if sign == "[" and text.startswith("]", at):
-        return None, -1
+        return _END, at + 1
     try:
         element, end = _DECODER.raw_decode(text, at)
     except (ValueError, RecursionError):

@@ -88,5 +88,8 @@ def test_an_array_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     for size in range(1, 12):
         monkeypatch.setattr(module, "_BLOCK", size)
         assert list(module.array_elements(io.BytesIO(data), 1000)) == content
-    with pytest.raises(ValueError, match="too long"):
+    with pytest.raises(ValueError, match="above max_line_bytes=30"):
         list(module.array_elements(io.BytesIO(data), 30))
+    for broken in (b"[1, 2", b"[1 2]", b"[1,]", b"[", b'["\xff"]', b"[1] [2]", b'[{"a":}]'):
+        with pytest.raises(ValueError, match=r"not valid JSON|not UTF-8"):
+            list(module.array_elements(io.BytesIO(broken), 1000))
