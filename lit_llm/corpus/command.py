@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from lit_llm.arguments import Parser, run_command
 from lit_llm.corpus.extra import corpus_extra
 from lit_llm.errors import UserError
+from lit_llm.streams import json_text
 
 USAGE = """usage: lit_llm corpus COMMAND ...
 
@@ -69,11 +69,7 @@ def explain_main(args: list[str]) -> None:
     from lit_llm.corpus.explain import explain, told
 
     rows = explain(given.corpus, given.id)
-    print(
-        json.dumps(rows, indent=2, ensure_ascii=False)
-        if given.json
-        else "\n\n".join(map(told, rows))
-    )
+    print(json_text(rows, indent=2) if given.json else "\n\n".join(map(told, rows)))
 
 
 def remove_main(args: list[str]) -> None:
@@ -92,7 +88,7 @@ def remove_main(args: list[str]) -> None:
     ids = set(given.ids)
     if given.ids_file is not None:
         try:
-            ids |= set(given.ids_file.read_text(encoding="utf-8").split("\n")) - {""}
+            ids |= set(given.ids_file.read_text(encoding="utf-8-sig").split("\n")) - {""}
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--ids_file {given.ids_file}: cannot be read ({error})") from None
     count = remove(

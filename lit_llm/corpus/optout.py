@@ -103,7 +103,7 @@ def _load(entries: tuple[str, ...], files: tuple[str, ...], stamps: tuple[int, .
     index: Index = {}
     _add(index, entries, "opt_out.entries")
     for file in files:
-        with open(file, encoding="utf-8", errors="replace") as lines:
+        with open(file, encoding="utf-8-sig", errors="replace") as lines:
             _add(index, (line.split("#", 1)[0].strip() for line in lines), file)
     return index
 

@@ -115,7 +115,8 @@ def remove(folder: str | Path, request: Request, reason: str = "by request") -> 
                 for name in new
             ]
             log = folder / LOG
-            (staged / LOG).write_text((log.read_text() if log.is_file() else "") + "".join(lines))
+            earlier = log.read_text(encoding="utf-8") if log.is_file() else ""
+            (staged / LOG).write_text(earlier + "".join(lines), encoding="utf-8")
             revised = revise_card(card, documents, dropped, removal.count)
             if not sum(part["tokens"] for part in revised["splits"]["train"].values()):
                 raise UserError(

@@ -17,13 +17,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from lit_llm.corpus.code import is_license_file
 from lit_llm.corpus.files import Found, find, found, is_url, open_input, walk
 from lit_llm.errors import UserError
 
-Kind: TypeAlias = Literal["auto", "text", "html", "jsonl", "parquet", "warc", "code"]
+Kind: TypeAlias = Literal["auto", "text", "html", "jsonl", "json", "parquet", "warc", "code"]
 
 STDLIB = "stdlib"
 _STDLIB_SMALLEST, _STDLIB_LARGEST = 200, 400_000  # bytes: below are stubs, above are tables
@@ -33,6 +33,7 @@ _STDLIB_KEPT_ANYWAY = (
 _KINDS: Mapping[str, Kind] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".json": "json",
     ".parquet": "parquet",
     ".warc": "warc",
     ".html": "html",
@@ -54,9 +55,11 @@ class Source:
         license: SPDX expression for documents that name no licence of their own.
         domain: what it is about ("encyclopedia", "law"); carried along, and counted in the data card.
         text_field: the field with the text in JSONL and parquet rows.
-        kind: how files are read; "auto" goes by their names (.jsonl, .parquet, .warc, .html; else text, one document a
-            file). "code" is a tree of source code: other files, generated, minified and vendored ones are dropped.
-        max_line_bytes: longer lines (a row of JSONL) and WARC records are dropped: they would not fit in memory.
+        kind: how files are read; "auto" goes by their names (.jsonl, .json, .parquet, .warc, .html;
+            else text, one document a file). "code" is a tree of source code: other files,
+            generated, minified and vendored ones are dropped.
+        max_line_bytes: texts with a longer line, longer rows of JSONL and WARC records are dropped
+            and counted: those of broken files would not fit in memory.
     """
 
     name: str
@@ -87,6 +90,10 @@ class Source:
             raise UserError(
                 f"data.sources: {self.name}: weight must be at least 0, max_line_bytes at least 1"
             )
+
+    def too_long(self, what: str) -> str:
+        """Why a line or record above ``max_line_bytes`` is dropped, with the setting's name."""
+        return f"{what} too long: above max_line_bytes={self.max_line_bytes}"
 
     def kind_of(self, path: str) -> Kind:
         """How the file is read: ``kind``, or what its name says."""
@@ -172,11 +179,17 @@ def files_of(source: Source) -> list[SourceFile]:
     return sorted(files, key=lambda file: (file.source, file.id, file.path))
 
 
-def as_sources(sources: Sources, text_field: str = "text") -> list[Source]:
-    """``Source``s of the shorter forms; names of plain lists are made from the patterns."""
+def as_sources(
+    sources: Sources, text_field: str = "text", max_line_bytes: int = Source.max_line_bytes
+) -> list[Source]:
+    """``Source``s of the shorter forms; names of plain lists are made from the patterns.
+
+    The other arguments are those of the made sources; a `Source` keeps its own.
+    """
+    known: dict[str, Any] = {"text_field": text_field, "max_line_bytes": max_line_bytes}
     made: list[Source] = []
     if isinstance(sources, Mapping):
-        made = [Source(name, paths, text_field=text_field) for name, paths in sources.items()]
+        made = [Source(name, paths, **known) for name, paths in sources.items()]
     else:
         taken: set[str] = set()
         for given in [sources] if isinstance(sources, (str, Source)) else sources:
@@ -185,7 +198,7 @@ def as_sources(sources: Sources, text_field: str = "text") -> list[Source]:
                 number = 2
                 while name in taken:
                     name, number = f"{stem}-{number}", number + 1
-                given = Source(name, (given,), text_field=text_field)
+                given = Source(name, (given,), **known)
             made.append(given)
             taken |= {given.name, f"{given.name}-tests"} if STDLIB in given.paths else {given.name}
     if not made:

@@ -99,7 +99,7 @@ def _read_source(pattern: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield from ((f"{path}:{number}", row) for number, row in json_rows(path))
         else:
             raise UserError(
-                f"{path}: instructions are read from .jsonl, .jsonl.gz and .parquet files"
+                f"{path}: instructions are read from .jsonl, .json, .jsonl.gz and .parquet files"
             )
 
 

@@ -50,6 +50,7 @@ class PretrainDataModule(TokenDataModule):
             the new one holds from there on.
         mask_documents: tokens see their own document alone, and positions count from its beginning; in evaluation too.
         text_field: field of JSONL rows and parquet columns that holds the text.
+        max_line_bytes: a text file with a longer line, and a longer row of JSONL, is dropped.
         corpus: a finished corpus folder; replaces ``sources``, ``tokenizer``, ``vocab_size`` and
             ``validation_fraction``.
         tokenizer: a tokenizer.json or a folder with one. None trains a byte-level BPE of ``vocab_size`` on the text.
@@ -77,6 +78,7 @@ class PretrainDataModule(TokenDataModule):
         mixture: Literal["corpus"] | dict[str, float] | list[dict[str, Any]] | None = None,
         mask_documents: bool = False,
         text_field: str = "text",
+        max_line_bytes: int = 100 * 2**20,
         corpus: str | None = None,
         tokenizer: str | None = None,
         vocab_size: int = 4096,
@@ -110,6 +112,7 @@ class PretrainDataModule(TokenDataModule):
         self.build_settings: dict[str, Any] = {
             "sources": sources,
             "text_field": text_field,
+            "max_line_bytes": max_line_bytes,
             "tokenizer": tokenizer,
             "vocab_size": vocab_size,
             "validation_fraction": validation_fraction,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from lit_llm.arguments import Parser
 from lit_llm.errors import UserError
-from lit_llm.terminal.options import add_options, forgive_encodings, read_sampling
+from lit_llm.streams import is_terminal
+from lit_llm.terminal.options import add_options, read_sampling
 
 if TYPE_CHECKING:
     from lit_llm.terminal.conversation import Conversation
@@ -50,8 +51,7 @@ def chat_main(args: list[str]) -> None:
         sampling=sampling,
         seed=options.seed,
     )
-    forgive_encodings()
-    if sys.stdin.isatty():
+    if is_terminal(sys.stdin):
         weights = sum(p.numel() for p in model.parameters())
         _note(
             f"{options.ckpt}: {weights / 1e6:,.1f}M parameters on {model.embed.weight.device}; /help lists commands"
@@ -95,9 +95,9 @@ def _write(answer: Generator[str, None, None]) -> None:
 
 def _lines() -> Iterator[str]:
     """The user's lines, stripped: asked for at a terminal, read from a pipe."""
-    if not sys.stdin.isatty():
+    if not is_terminal(sys.stdin):
         for line in sys.stdin:
-            yield line.strip()
+            yield line.removeprefix("\ufeff").strip()  # a byte order mark begins some files
         return
     with suppress(ImportError):
         import readline  # noqa: F401 -- gives input() history and editing, where it exists
@@ -113,5 +113,5 @@ def _lines() -> Iterator[str]:
 
 def _note(text: str) -> None:
     """Something the program says, dim and apart from the answers."""
-    dim = sys.stderr.isatty()
+    dim = is_terminal(sys.stderr)
     print(f"\033[2m{text}\033[0m" if dim else text, file=sys.stderr, flush=True)

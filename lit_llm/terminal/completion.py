@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.arguments import Parser
 from lit_llm.errors import UserError
-from lit_llm.terminal.options import add_options, forgive_encodings, read_sampling
+from lit_llm.streams import json_text
+from lit_llm.terminal.options import add_options, read_sampling
 
 if TYPE_CHECKING:
     from lit_llm.models.tokenizer import Tokenizer
@@ -71,7 +71,6 @@ def generate_main(args: list[str]) -> None:
                 f"the prompt {prompt[:30]!r} takes {len(ids)} tokens; the model's context has {size}"
             )
     how = {"sampling": sampling, "seed": options.seed, "stop_ids": stop_ids}
-    forgive_encodings()
     if len(prompts) == 1 and not options.json:
         length = min(options.max_new_tokens, size - len(encoded[0]))
         print(end="" if options.chat else prompts[0], flush=True)
@@ -82,7 +81,7 @@ def generate_main(args: list[str]) -> None:
         rows = _answers(model, tokenizer, encoded[part], options.max_new_tokens, options.stop, how)
         for prompt, row in zip(prompts[part], rows, strict=True):
             if options.json:
-                print(json.dumps({"prompt": prompt, **row}, ensure_ascii=False), flush=True)
+                print(json_text({"prompt": prompt, **row}), flush=True)
             else:
                 print(
                     f"> {prompt}\n{row['text']}\n" if options.chat else f"{prompt}{row['text']}\n",

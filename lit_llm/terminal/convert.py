@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_llm.arguments import Parser
-from lit_llm.errors import UserError
+from lit_llm.errors import UserError, check_no_link_to_nothing
 
 if TYPE_CHECKING:
     import torch
@@ -106,6 +106,7 @@ def _torch_dtype(name: str | None) -> torch.dtype | None:
 
 def _free_directory(path: Path) -> Path:
     out = path.expanduser().absolute()  # "." has no name to put .part behind
+    check_no_link_to_nothing(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is not empty; name another directory")
     return out
@@ -113,6 +114,7 @@ def _free_directory(path: Path) -> Path:
 
 def _free_file(path: Path) -> Path:
     out = path.expanduser().absolute()
+    check_no_link_to_nothing(out)
     if out.exists():
         raise UserError(f"{out}: exists already; name another file")
     if out.suffix != ".gguf":

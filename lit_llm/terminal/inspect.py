@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.arguments import Parser
 from lit_llm.errors import UserError
+from lit_llm.streams import json_text
 
 if TYPE_CHECKING:
     from lit_llm.models.config import TransformerConfig
@@ -32,7 +32,7 @@ def inspect_main(args: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(args)
     facts = inspect_checkpoint(options.ckpt)
-    print(json.dumps(facts, indent=2, ensure_ascii=False) if options.json else _text(facts))
+    print(json_text(facts, indent=2) if options.json else _text(facts))
 
 
 def inspect_checkpoint(ckpt: str | Path) -> dict[str, Any]:

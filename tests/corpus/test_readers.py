@@ -176,13 +176,13 @@ def test_long_lines_are_dropped(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(
         '{"text": "a"}\n{"text": "' + "b" * 100 + '"}\n{"text": "c"}\n'
     )
-    (tmp_path / "b.txt").write_text("short\n" + "b" * 100)
+    (tmp_path / "b.txt").write_text("short\n" + "é" * 30, encoding="utf-8")
     found = rows(Source("s", [str(tmp_path)], max_line_bytes=50))
     assert [row["dropped"] for row in found] == [
         None,
-        "read: line too long",
+        "read: line too long: above max_line_bytes=50",
         None,
-        "read: line too long",
+        "read: line too long: above max_line_bytes=50",
     ]
     assert [row["text"] for row in found] == ["a", "", "c", ""]
 

@@ -76,7 +76,7 @@ def test_what_servers_say(tmp_path: Path) -> None:
         ("", None, None, "read: HTTP status is not 200"),
         ("", None, None, "read: neither HTML nor plain text"),
         ("f", None, None, None),
-        ("", None, None, "read: record too long"),
+        ("", None, None, "read: record too long: above max_line_bytes=400"),
         ("wet.", None, None, None),
     ]
 

@@ -10,6 +10,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable
 
+TOO_LONG = "record too long"
 _CHUNK = re.compile(rb"[ \t]*([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]{0,4096})?\r?\n")
 _STEP = 2**16  # bytes that a decompressor gives at once
 _ZSTD = b"\x28\xb5\x2f\xfd"
@@ -41,7 +42,7 @@ def decode_body(
     for name in reversed(_tokens(content)):
         data = _decompressed(name, data, longest)
     if len(data) > longest:
-        raise BodyError("record too long")
+        raise BodyError(TOO_LONG)
     return data
 
 
@@ -117,7 +118,7 @@ def _inflated(data: bytes, window: int, longest: int) -> bytes:
             found.append(piece)
             size += len(piece)
             if size > longest:
-                raise BodyError("record too long")
+                raise BodyError(TOO_LONG)
             if not piece and not rest and not member.eof:
                 raise BodyError("cut record")
         rest = member.unused_data if member.unused_data.startswith(b"\x1f\x8b") else b""
@@ -141,7 +142,7 @@ def _brotli(data: bytes, longest: int) -> bytes:
             found.append(piece)
             size += len(piece)
             if size > longest:
-                raise BodyError("record too long")
+                raise BodyError(TOO_LONG)
             if decoder.is_finished():
                 return b"".join(found)
             if not piece and decoder.can_accept_more_data():
@@ -165,7 +166,7 @@ def _zstd(data: bytes, longest: int) -> bytes:
             raise BodyError("damaged record") from None
         size += len(found[-1])
         if size > longest:
-            raise BodyError("record too long")
+            raise BodyError(TOO_LONG)
     if not member.eof:
         raise BodyError("cut record")
     return b"".join(found)
@@ -176,7 +177,7 @@ def _unless_plain(data: bytes, decode: Callable[[], bytes]) -> bytes:
     try:
         return decode()
     except BodyError as error:
-        if str(error) == "record too long" or not _is_text(data):
+        if str(error) == TOO_LONG or not _is_text(data):
             raise
         return data
 

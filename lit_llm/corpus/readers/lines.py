@@ -70,16 +70,19 @@ def missing_field(place: str, text_field: str, names: list[str]) -> str:
 
 def _parsed(part: Part, file: SourceFile, place: int, block: bytes | None) -> Iterator[Document]:
     if block is None:
-        yield Document(f"{file.id}#{place}", file.source, file.path, "", "line too long", place)
+        reason = part.source.too_long("line")
+        yield Document(f"{file.id}#{place}", file.source, file.path, "", reason, place)
         return
     for line in block.split(b"\n"):
         if line.strip():
             long = len(line) > part.source.max_line_bytes
-            yield _document(part, file, place, "line too long" if long else parse_row(line))
+            row = part.source.too_long("line") if long else parse_row(line)
+            yield document_of(part, file, place, row)
         place += 1 if _is_counted(file) else len(line) + 1
 
 
-def _document(part: Part, file: SourceFile, place: int, row: dict[str, Any] | str) -> Document:
+def document_of(part: Part, file: SourceFile, place: int, row: dict[str, Any] | str) -> Document:
+    """The document of a row, or of why there is none."""
     identifier, field = f"{file.id}#{place}", part.source.text_field
     if isinstance(row, str):
         return Document(identifier, file.source, file.path, "", row, place)

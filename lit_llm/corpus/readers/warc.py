@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from lit_llm.corpus.documents import Document, decode
 from lit_llm.corpus.files import open_raw
-from lit_llm.corpus.readers.http_body import BodyError, decode_body
+from lit_llm.corpus.readers.http_body import TOO_LONG, BodyError, decode_body
 from lit_llm.corpus.readers.whole import page
 from lit_llm.corpus.sources import SourceFile
 
@@ -92,13 +92,14 @@ def _document(part: Part, file: SourceFile, id: str, record: Any) -> Document:
     longest = part.source.max_line_bytes
     data = record.reader.read(longest + 1)
     if len(data) > longest:
-        return dropped("record too long")
+        return dropped(part.source.too_long("record"))
     if len(data) < record.content_length:
         return dropped("cut record")
     try:
         data = decode_body(data, said("Transfer-Encoding"), said("Content-Encoding"), longest)
     except BodyError as error:
-        return dropped(str(error))
+        long = str(error) == TOO_LONG
+        return dropped(part.source.too_long("record") if long else str(error))
     reserved = [f"tdm-reservation: {value}" for value in said("tdm-reservation")]
     flags = ", ".join(filter(None, [*said("X-Robots-Tag"), *reserved])) or None
     charset = None if http is None else record.http_charset

@@ -17,7 +17,8 @@ def at_border(trainer: L.Trainer, batch_idx: int) -> bool:
 
 def logs_now(trainer: L.Trainer) -> bool:
     """Whether the Trainer logs the optimizer step just done."""
-    return trainer.global_step % _log_every(trainer) == 0
+    every = _log_every(trainer)  # 0: never, as Lightning has it
+    return every > 0 and trainer.global_step % every == 0
 
 
 def _log_every(trainer: Any) -> int:  # set by the Trainer, unknown to its type
