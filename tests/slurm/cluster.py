@@ -123,17 +123,17 @@ class Cluster:
         )
         assert done.returncode == 0, f"{name}: {done.stderr}"
 
-    def run(self, *words: object, **given: object) -> str:
+    def run(self, *words: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
         """The output of one of SLURM's commands."""
         done = subprocess.run(
-            list(map(str, words)),
-            env=self.env,
+            words,
+            cwd=cwd,
+            env=env or self.env,
             capture_output=True,
             text=True,
             check=False,
             timeout=60,
-            **given,
-        )  # type: ignore[call-overload]
+        )
         assert done.returncode == 0, f"{words}: {done.stderr}"
         return done.stdout
 
