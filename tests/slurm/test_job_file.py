@@ -38,6 +38,7 @@ def test_time_limit_and_a_second_requeue(place: Place) -> None:
     place.trains()
     place.cluster.run("scontrol", "update", f"jobid={job}", "timelimit=2")  # warned a minute before
     requeued(place, job, 1)
+    place.cluster.run("scontrol", "update", f"jobid={job}", "timelimit=10")
     saved = place.steps()[-1]
     assert f"saved step {saved}" in place.said() and "requeu" not in place.said()
     assert place.checkpoints()[-1] == f"step-{saved:08d}.ckpt"
