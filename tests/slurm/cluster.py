@@ -42,7 +42,7 @@ SelectTypeParameters=CR_Core
 GresTypes=gpu
 JobRequeue=1
 FirstJobId={first_job}
-KillWait=30
+SchedulerParameters=sched_interval=2
 NodeName={nodes[0]} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=8000 Gres=gpu:2
 NodeName={nodes[1]} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=8000 Gres=gpu:2
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
@@ -95,15 +95,19 @@ class Cluster:
                 self._daemon("slurmd", "-N", node)
             wait_for(lambda: self.states() == {"idle"} or None, "two idle nodes", 60)
         except BaseException:
-            self.__exit__()
+            self._stop()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the jobs, then the daemons: those that this object started, by their pid files."""
-        subprocess.run(
-            [_program("scancel"), "--me", "--signal=KILL", "--full"], env=self.env, check=False
-        )
+        """End the jobs, then the daemons."""
+        try:
+            self.clear()
+        finally:
+            self._stop()
+
+    def _stop(self) -> None:
+        """End the daemons that this object started, by their pid files."""
         for name in (*(f"slurmd_{node}" for node in NODES), "slurmctld", "munge"):
             file = self.root / f"{name}.pid"
             if file.exists():
@@ -136,6 +140,12 @@ class Cluster:
         )
         assert done.returncode == 0, f"{words}: {done.stderr}"
         return done.stdout
+
+    def clear(self) -> None:
+        """End all jobs at once."""
+        for kill in (["--signal=KILL", "--full"], []):
+            subprocess.run(["scancel", "--me", *kill], env=self.env, check=False)
+        wait_for(lambda: not self.run("squeue", "--noheader") or None, "an empty queue", 60)
 
     def states(self) -> set[str]:
         """Of the nodes."""

@@ -125,15 +125,20 @@ class Place:
         """Names, without best.ckpt."""
         return sorted(file.name for file in (self.folder / run / "checkpoints").glob("step-*.ckpt"))
 
+    def says(self, words: str) -> None:
+        """Wait for ``words`` in what the jobs write."""
+        wait_for(lambda: words in self.said() or None, lambda: f"{words!r}: {self.said()}", 60)
+
     def said(self) -> str:
         """What the jobs wrote."""
         return "".join(file.read_text() for file in sorted(self.folder.glob("*.log")))
 
 
 @pytest.fixture
-def place(tmp_path: Path, cluster: Cluster, corpus: Path) -> Place:
-    """Where the jobs of a test run."""
-    return Place(tmp_path, cluster, corpus)
+def place(tmp_path: Path, cluster: Cluster, corpus: Path) -> Iterator[Place]:
+    """Where the jobs of a test run; none is left after it."""
+    yield Place(tmp_path, cluster, corpus)
+    cluster.clear()
 
 
 def quoted(words: list[str]) -> str:
