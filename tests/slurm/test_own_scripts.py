@@ -87,6 +87,7 @@ def test_a_job_file_without_srun(place: Place) -> None:
     ended = place.cluster.until(place.submit(), *DONE)
     assert ended["JobState"] == "COMPLETED", place.said()
     made_once(place, 2)
+    assert "`srun` command is available" not in place.said()
 
 
 def test_two_nodes_without_srun(place: Place) -> None:
