@@ -163,6 +163,7 @@ def test_the_signal_of_lightnings_documentation(place: Place) -> None:
         lambda: int(place.cluster.job(job)["Restarts"]) or None,
         lambda: f"a requeue: {place.said()}",
     )
+    place.cluster.run("scontrol", "update", f"jobid={job}", "timelimit=10")
     place.go()
     ended = place.cluster.until(job, *DONE)
     assert ended["JobState"] == "COMPLETED", place.said()
