@@ -9,7 +9,7 @@ import pytest
 from conftest import FIT, Place, quoted
 
 pytestmark = pytest.mark.slow
-DONE = ("COMPLETED", "FAILED", "CANCELLED", "PENDING")
+DONE = ("COMPLETED", "FAILED", "CANCELLED")
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])

@@ -114,7 +114,7 @@ def test_slurms_signal_to_requeue(
     if scontrol:
         (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n{scontrol}\n')
         (tmp_path / "scontrol").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    monkeypatch.setenv("PATH", str(tmp_path))
     for name, value in {
         "NTASKS": 1,
         "NTASKS_PER_NODE": 1,

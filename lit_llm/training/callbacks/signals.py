@@ -66,8 +66,9 @@ class StopSignals:
             signal.signal(number, handler)
         if signal.SIGTERM in self._before:
             vars(self._connector).pop("_sigterm_notifier_fn", None)
-            # After an exception the Trainer has yet to put back what it found: ours.
-            self._connector._original_handlers.pop(signal.SIGTERM, None)
+            for number in self._before:
+                # After an exception the Trainer has yet to put back what it found: ours.
+                self._connector._original_handlers.pop(number, None)
         self._before = {}
 
     def _note(self, number: int, frame: Any) -> None:
