@@ -322,7 +322,8 @@ def run_trainer(verb: str, args: list[str]) -> None:
     args = _with_logger_folders(args)
     # Lightning advises on things we have decided: loader workers, resumable loaders, missing loggers.
     for advice in (".*does not have many workers.*", ".*dataloader is not resumable.*", ".*log_every_n_steps.*",
-                   ".*LightningCLI's args parameter.*", ".*`isinstance.treespec, LeafSpec.`.*"):  # fmt: skip
+                   ".*LightningCLI's args parameter.*", ".*`isinstance.treespec, LeafSpec.`.*",
+                   ".*The `srun` command is available.*"):  # fmt: skip
         warnings.filterwarnings("ignore", advice)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_chatter)
     torch.set_float32_matmul_precision("high")

@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.fabric.utilities.seed import pl_worker_init_function
 from lightning.pytorch.strategies import ParallelStrategy, Strategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
 from lit_llm.cache import default_cache_dir
@@ -73,17 +74,34 @@ class TokenDataModule(L.LightningDataModule, ABC):
         """Make ``order`` and ``steps``."""
 
     def derive_accumulation(self) -> None:
-        """Micro-batches an optimizer step, from the batch sizes. Raises UserError where they do not divide."""
-        per_pass = self.micro_batch_size * self.seq_len * self.world_size
+        """Set ``accumulation``, the micro-batches of an optimizer step on each device.
+
+        Where ``micro_batch_size`` does not divide a device's rows of a step, ``micro_batch_size`` becomes the largest
+        smaller number that does, and the run says so: a step's rows do not depend on how they are divided.
+
+        Raises:
+            UserError: ``global_batch_tokens`` is not a whole number of rows on each device.
+        """
+        row_on_each = self.seq_len * self.world_size
         if self.global_batch_tokens is None:
-            self.global_batch_tokens = per_pass
-        if self.global_batch_tokens % per_pass:
-            below = max(1, self.global_batch_tokens // per_pass)
+            self.global_batch_tokens = self.micro_batch_size * row_on_each
+        rows, rest = divmod(self.global_batch_tokens, row_on_each)
+        if rest or rows < 1:
+            nearest = [count * row_on_each for count in (rows, rows + 1) if count > 0]
             raise UserError(
-                f"data.global_batch_tokens={self.global_batch_tokens} is not a multiple of micro_batch_size * seq_len "
-                f"* devices = {per_pass}; nearest: {below * per_pass} or {(below + 1) * per_pass}"
+                f"data.global_batch_tokens={self.global_batch_tokens} is not a multiple of seq_len * devices = "
+                f"{self.seq_len} * {self.world_size} = {row_on_each}; "
+                f"nearest: {' or '.join(map(str, nearest or [row_on_each]))}"
             )
-        self.accumulation = self.global_batch_tokens // per_pass
+        wanted = min(self.micro_batch_size, rows)
+        size = next(size for size in range(wanted, 0, -1) if rows % size == 0)
+        if size != self.micro_batch_size:
+            rank_zero_info(
+                f"micro-batches of {size} rows, not data.micro_batch_size={self.micro_batch_size}: "
+                f"data.global_batch_tokens={self.global_batch_tokens} gives each device {rows} rows a step"
+            )
+            self.micro_batch_size = size
+        self.accumulation = rows // size
 
     @property
     @abstractmethod

@@ -61,6 +61,13 @@ def launch_main(args: list[str]) -> None:
         raise UserError(
             f"--time {options.time}: write it as sbatch takes it, e.g. 24:00:00 or 2-12:00:00"
         )
+    for option in options.sbatch:
+        # One after the other they go on with one run, as a chain of jobs does.
+        if option.removeprefix("--").startswith("array=") and not option.endswith("%1"):
+            raise UserError(
+                f"--sbatch {option}: its tasks would train in one folder at the same time; end it with %1 to have "
+                "them go on one after the other, or write a job file for each run"
+            )
     for key in ("--trainer.num_nodes", "--trainer.devices", "--ckpt_path"):
         if _value(command, key) is not None:
             raise UserError(

@@ -334,7 +334,9 @@ class PretrainModule(L.LightningModule):
         values = results(self.evaluations, stage, names)
         if stage == "val" and not self.trainer.sanity_checking:
             values |= self._position(self.trainer.global_step)
-        self.log_dict(values)
+        # `results` has added up all processes' sums. With both flags the Trainer neither reduces the values again nor
+        # recommends that it should.
+        self.log_dict(values, sync_dist=True, rank_zero_only=True)
         self.evaluations = []
 
     def on_validation_epoch_start(self) -> None:

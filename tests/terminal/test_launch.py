@@ -113,6 +113,7 @@ def test_the_job_is_requeued_until_it_is_done(
             ["--slurm", "--", "fit", "--trainer.devices=4"],
             "--trainer.devices: the job file sets it",
         ),
+        (["--slurm", "--sbatch", "array=0-3", "--", "fit"], "--sbatch array=0-3"),
         (["--", "fit"], "--slurm"),
         (["--slurm", "--output", "no/such/folder", "--", "fit"], "--output no/such/folder"),
     ],

@@ -31,7 +31,7 @@ from lit_llm.training.callbacks.checkpoint_folder import (
     step_of,
     tidy,
 )
-from lit_llm.training.callbacks.signals import StopSignals
+from lit_llm.training.callbacks.signals import StopSignals, requeue
 from lit_llm.training.parts_io import finish, open_folders
 from lit_llm.training.strategy import has_own_format, is_sharded
 
@@ -50,7 +50,8 @@ class Checkpoint(CheckpointBase):
     With ``max_minutes`` a run that has trained so long saves and ends as SIGTERM would end it.
     Ctrl-C lets a single process finish its optimizer step and saves it; a second one stops at once. SIGTERM, to any of
     the processes, has all of them finish and save their step; the first raises `Preempted`, the others exit. It is
-    heard from `setup` on, and changes nothing once the model is being written.
+    heard from `setup` on, and changes nothing once the model is being written. In a job of SLURM so does SIGUSR1, after
+    which the first process also requeues the job, as Lightning's documentation promises.
 
     Args:
         every_steps: optimizer steps between checkpoints. None: twenty times in the run, but at least 50 apart.
@@ -119,6 +120,7 @@ class Checkpoint(CheckpointBase):
             self._trained = False
             self._signals.asked = 0
             self._signals.catch(trainer, signal.SIGTERM)
+            self._signals.catch_requeue(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Resolve the interval and forget what an interrupted save left behind."""
@@ -174,14 +176,16 @@ class Checkpoint(CheckpointBase):
         if stop:
             self._finish()
             said = f"saved step {trainer.global_step}: --ckpt_path last goes on from there"
-            if stop == signal.SIGTERM and trainer.is_global_zero:
-                raise Preempted(said)
-            if stop == signal.SIGTERM:
-                sys.exit(
-                    0
-                )  # launchers take any other status of theirs for a crash, and kill the first process
-            rank_zero_info(said)
-            raise KeyboardInterrupt
+            if stop == signal.SIGINT:
+                rank_zero_info(said)
+                raise KeyboardInterrupt
+            if not trainer.is_global_zero:
+                # Launchers take any other status of theirs for a crash, and kill the first process.
+                sys.exit(0)
+            if stop == self._signals.requeues:
+                rank_zero_info(said)
+                said = requeue()
+            raise Preempted(said)
 
     def on_train_batch_end(
         self,
