@@ -38,7 +38,7 @@ def ensure_home() -> None:
 
 
 def _temporary() -> Path:
-    import tempfile  # not for --help
+    import tempfile  # this module is imported by everything
 
     return Path(tempfile.gettempdir()) / f"lit_llm-{os.getuid()}"
 
