@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 
@@ -38,8 +39,6 @@ def ensure_home() -> None:
 
 
 def _temporary() -> Path:
-    import tempfile  # not for --help
-
     return Path(tempfile.gettempdir()) / f"lit_llm-{os.getuid()}"
 
 

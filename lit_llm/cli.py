@@ -8,9 +8,6 @@ from collections.abc import Callable
 from importlib import import_module
 
 import lit_llm
-from lit_llm import cluster
-from lit_llm.arguments import with_underscores
-from lit_llm.cache import ensure_home
 from lit_llm.errors import PeerLost, Preempted, UserError, told_of_a_path
 from lit_llm.streams import prepare_streams, unread
 
@@ -113,6 +110,10 @@ def _run(argv: list[str]) -> int:
     if argv[0] == "--version":
         print(lit_llm.__version__)
         return 0
+    from lit_llm import cluster  # not for --help
+    from lit_llm.arguments import with_underscores
+    from lit_llm.cache import ensure_home
+
     verb, args = argv[0], argv[1:]
     try:
         if verb not in VERBS:

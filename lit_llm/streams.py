@@ -6,7 +6,6 @@ Imports nothing of the package: everything may use it.
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
 from typing import Any
@@ -29,6 +28,8 @@ def is_terminal(stream: Any) -> bool:
 
 def json_text(value: Any, indent: int | None = None) -> str:
     """``value`` as JSON for standard output: with escapes where its encoding lacks letters."""
+    import json  # not for --help
+
     plain = not str(getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
     return json.dumps(value, indent=indent, ensure_ascii=plain)
 

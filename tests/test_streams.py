@@ -46,7 +46,7 @@ def test_json_keeps_its_letters_in_ascii(tmp_path: Path) -> None:
     assert shell("$VERB", body, PYTHONIOENCODING="utf-8").stdout == '{"a": "caf\u00e9"}\n'
 
 
-@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("closed", ["2>&-", "<&-", "<&- >&- 2>&-"])
 def test_closed_streams(closed: str) -> None:
     body = "print('x', flush=True); sys.stderr.write('y'); sys.stderr.flush(); sys.stdin.read()"
     assert shell(f"$VERB < /dev/null {closed}", body).returncode == 0
@@ -120,7 +120,7 @@ def test_runs_is_no_folder(
         ["export", "absent", "link", "--format", "gguf"],
         ["import", "absent", "link"],
     ],
-    ids=str,
+    ids=lambda args: " ".join(args)[:30],
 )
 def test_an_output_that_is_a_link_to_nothing(
     tmp_path: Path, args: list[str], capsys: pytest.CaptureFixture[str]
@@ -141,20 +141,15 @@ def test_an_output_that_is_a_link_to_nothing(
         ["report", "x" * 300],
         ["import", "x" * 300, "out"],
         ["export", "x" * 300, "out", "--format", "hf"],
-        pytest.param(["evaluate", "x" * 300, "--tasks", "a"], marks=pytest.mark.slow),
-        ["tokenizer", "train", "--files", "x" * 300],
         ["tokenizer", "train", "--files", "absent", "--output", "x" * 300],
         ["corpus", "report", "x" * 300],
-        ["corpus", "build", "--input", "tests", "--output", "x" * 300],
-        ["corpus", "build", "--input", "x" * 300, "--output", "out"],
-        ["plan", "--calibrate", "x" * 300, "--params", "1e9"],
     ],
-    ids=str,
+    ids=lambda args: " ".join(args)[:30],
 )
 def test_names_too_long_for_a_file(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(args) == 2
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1 and len(said[0]) < 1200, said
+    assert len(said) == 1 and len(said[0]) < 600, said
 
 
 def test_the_longest_names_that_a_file_can_have(
