@@ -36,14 +36,16 @@ class Place:
     corpus: Path
 
     def arguments(self, *more: str, steps: int = 400) -> list[str]:
-        """Of a fit: 400 steps take more than a minute while it is held, and about two seconds otherwise."""
+        """Of a fit. 400 steps take more than a minute while it is held, else a few seconds."""
         return [
             "--model", "lit_llm.PretrainModule", "--data", "lit_llm.PretrainDataModule",
             "--model.transformer", json.dumps({"hidden_size": 32, "num_layers": 1, "num_heads": 2}),
             "--model.compile", "false", "--data.corpus", str(self.corpus), "--data.seq_len", "32",
-            "--data.micro_batch_size", "2", "--data.global_batch_tokens", "128", "--data.tokens", str(128 * steps),
-            "--data.validate_every", "200", "--data.eval_batch_size", "64", "--checkpoint.every_steps", "20",
-            "--trainer.log_every_n_steps", "1", "--trainer.limit_val_batches", "2", "--samples.max_new_tokens", "2",
+            "--data.micro_batch_size", "2", "--data.global_batch_tokens", "128",
+            "--data.tokens", str(128 * steps), "--data.validate_every", "200",
+            "--data.eval_batch_size", "64", "--checkpoint.every_steps", "20",
+            "--trainer.log_every_n_steps", "1", "--trainer.limit_val_batches", "2",
+            "--samples.max_new_tokens", "2",
             "--trainer.accelerator", "cpu", "--trainer.callbacks+=held.Held", *more,
         ]  # fmt: skip
 
