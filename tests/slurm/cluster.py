@@ -44,9 +44,9 @@ GresTypes=gpu
 JobRequeue=1
 FirstJobId={first_job}
 SchedulerParameters=sched_interval=2
-NodeName=DEFAULT NodeHostname={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=8000 Gres=gpu:2
-NodeName={nodes[0]} Port={ports[1]}
-NodeName={nodes[1]} Port={ports[2]}
+NodeName=DEFAULT CPUs=2 RealMemory=8000 Gres=gpu:2
+NodeName={nodes[0]} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]}
+NodeName={nodes[1]} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]}
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -84,16 +84,10 @@ class Cluster:
         (self.root / "gres.conf").write_text(GRES)
         (self.root / "munge.key").write_bytes(os.urandom(128))
         (self.root / "munge.key").chmod(0o400)
-        files = {
-            "socket": "socket",
-            "key-file": "key",
-            "pid-file": "pid",
-            "log-file": "log",
-            "seed-file": "seed",
-        }
-        self._daemon(
-            "munged", "--force", *(f"--{k}={self.root}/munge.{v}" for k, v in files.items())
-        )
+        files = [
+            f"--{kind}-file={self.root}/munge.{kind}" for kind in ("key", "pid", "log", "seed")
+        ]
+        self._daemon("munged", "--force", f"--socket={self.root}/munge.socket", *files)
         try:
             self._daemon("slurmctld")
             for node in NODES:

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import FIT, Place, quoted
+from place import FIT, Place, quoted
 
 pytestmark = pytest.mark.slow
 DONE = ("COMPLETED", "FAILED", "CANCELLED")

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 from cluster import NODES, wait_for
-from conftest import Place
+from place import Place
 
 pytestmark = pytest.mark.slow
 NOISE = ("Traceback", "sync_dist", "auto-requeue", "does not match")

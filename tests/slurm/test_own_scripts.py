@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from cluster import wait_for
-from conftest import FIT, Place, quoted
+from place import FIT, Place, quoted
 
 pytestmark = pytest.mark.slow
 STEPS = 24
