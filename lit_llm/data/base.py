@@ -76,8 +76,8 @@ class TokenDataModule(L.LightningDataModule, ABC):
     def derive_accumulation(self) -> None:
         """Set ``accumulation``, the micro-batches of an optimizer step on each device.
 
-        Where ``micro_batch_size`` does not divide a device's rows of a step, ``micro_batch_size`` becomes the largest
-        smaller number that does, and the run says so: a step's rows do not depend on how they are divided.
+        Where ``micro_batch_size`` does not divide a device's rows of a step, it becomes the largest
+        smaller number that does, and the run says so. The rows of a step stay the same.
 
         Raises:
             UserError: ``global_batch_tokens`` is not a whole number of rows on each device.
@@ -89,8 +89,8 @@ class TokenDataModule(L.LightningDataModule, ABC):
         if rest or rows < 1:
             nearest = [count * row_on_each for count in (rows, rows + 1) if count > 0]
             raise UserError(
-                f"data.global_batch_tokens={self.global_batch_tokens} is not a multiple of seq_len * devices = "
-                f"{self.seq_len} * {self.world_size} = {row_on_each}; "
+                f"data.global_batch_tokens={self.global_batch_tokens} is not a multiple of "
+                f"seq_len * devices = {self.seq_len} * {self.world_size} = {row_on_each}; "
                 f"nearest: {' or '.join(map(str, nearest or [row_on_each]))}"
             )
         wanted = min(self.micro_batch_size, rows)
@@ -98,7 +98,8 @@ class TokenDataModule(L.LightningDataModule, ABC):
         if size != self.micro_batch_size:
             rank_zero_info(
                 f"micro-batches of {size} rows, not data.micro_batch_size={self.micro_batch_size}: "
-                f"data.global_batch_tokens={self.global_batch_tokens} gives each device {rows} rows a step"
+                f"each device has {rows} rows a step (data.global_batch_tokens="
+                f"{self.global_batch_tokens})"
             )
             self.micro_batch_size = size
         self.accumulation = rows // size

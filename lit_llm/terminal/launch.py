@@ -65,8 +65,8 @@ def launch_main(args: list[str]) -> None:
         # One after the other they go on with one run, as a chain of jobs does.
         if option.removeprefix("--").startswith("array=") and not option.endswith("%1"):
             raise UserError(
-                f"--sbatch {option}: its tasks would train in one folder at the same time; end it with %1 to have "
-                "them go on one after the other, or write a job file for each run"
+                f"--sbatch {option}: its tasks would train in one folder at the same time; end it "
+                "with %1 to have them go on one after the other, or write a job file for each run"
             )
     for key in ("--trainer.num_nodes", "--trainer.devices", "--ckpt_path"):
         if _value(command, key) is not None:

@@ -334,8 +334,8 @@ class PretrainModule(L.LightningModule):
         values = results(self.evaluations, stage, names)
         if stage == "val" and not self.trainer.sanity_checking:
             values |= self._position(self.trainer.global_step)
-        # `results` has added up all processes' sums. With both flags the Trainer neither reduces the values again nor
-        # recommends that it should.
+        # `results` has added up all processes' sums. With both flags the Trainer neither reduces
+        # the values again nor recommends that it should.
         self.log_dict(values, sync_dist=True, rank_zero_only=True)
         self.evaluations = []
 

@@ -1,4 +1,4 @@
-"""Micro-batches and accumulation, from the tokens of an optimizer step and the number of processes."""
+"""Micro-batches and accumulation, from the tokens of a step and the number of processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real SLURM of two nodes on this machine, in a folder of its own: Debian's slurm-wlm and munge."""
+"""A real SLURM of two nodes on this machine, in a folder of its own (slurm-wlm and munge)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from typing import TypeVar
 T = TypeVar("T")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 
-# Node names are addresses: the ranks look the first node up by its name, and /etc/hosts stays as it is.
+# Node names are addresses: ranks look the first node up by its name, and /etc/hosts stays as it is.
 NODES = ("127.0.0.1", "127.0.0.2")
 
-# cred_expire: SLURM holds a requeued job back until the old start's credential has expired, 120 s by default.
+# cred_expire: SLURM holds a requeued job back until the credential of its last start has expired,
+# 120 s by default.
 CONF = """
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
@@ -43,8 +44,9 @@ GresTypes=gpu
 JobRequeue=1
 FirstJobId={first_job}
 SchedulerParameters=sched_interval=2
-NodeName={nodes[0]} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=8000 Gres=gpu:2
-NodeName={nodes[1]} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=8000 Gres=gpu:2
+NodeName=DEFAULT CPUs=2 RealMemory=8000 Gres=gpu:2
+NodeName={nodes[0]} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]}
+NodeName={nodes[1]} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]}
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -63,7 +65,10 @@ def missing() -> str | None:
 
 
 class Cluster:
-    """Daemons, started by ``with``; they use no file outside of ``root`` and no fixed port, so several may run."""
+    """Daemons, started by ``with``.
+
+    They use no file outside of ``root`` and no fixed port, so several clusters may run at once.
+    """
 
     def __init__(self, root: Path):
         self.root = root
@@ -79,16 +84,10 @@ class Cluster:
         (self.root / "gres.conf").write_text(GRES)
         (self.root / "munge.key").write_bytes(os.urandom(128))
         (self.root / "munge.key").chmod(0o400)
-        files = {
-            "socket": "socket",
-            "key-file": "key",
-            "pid-file": "pid",
-            "log-file": "log",
-            "seed-file": "seed",
-        }
-        self._daemon(
-            "munged", "--force", *(f"--{k}={self.root}/munge.{v}" for k, v in files.items())
-        )
+        files = [
+            f"--{kind}-file={self.root}/munge.{kind}" for kind in ("key", "pid", "log", "seed")
+        ]
+        self._daemon("munged", "--force", f"--socket={self.root}/munge.socket", *files)
         try:
             self._daemon("slurmctld")
             for node in NODES:

@@ -13,8 +13,8 @@ import lightning as L
 class Held(L.Callback):
     """Notes each optimizer step that ended in ``steps``, and each process in ``processes``.
 
-    While there is no file ``go``, a step takes a quarter of a second: time to do something to the run. All three files
-    are in the working directory.
+    While there is no file ``go``, a step takes a quarter of a second: time to do something to the
+    run. All three files are in the working directory.
     """
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import FIT, Place, quoted
+from place import FIT, Place, quoted
 
 pytestmark = pytest.mark.slow
 DONE = ("COMPLETED", "FAILED", "CANCELLED")
@@ -36,8 +36,8 @@ def test_the_disk_of_the_run(place: Place, small_disk: Path, strategy: str) -> N
 def test_the_disk_of_one_node(place: Place, small_disk: Path, text_folder: Path) -> None:
     """Each node makes the corpus in a cache of its own; the second has no room for it."""
     (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free - 100_000))
-    command = [*FIT, *place.arguments("--trainer.default_root_dir", "runs/run", "--trainer.num_nodes=2",
-                                      "--trainer.devices=1", "--data.sources", str(text_folder))]  # fmt: skip
+    given = ("--trainer.num_nodes=2", "--trainer.devices=1", "--data.sources", str(text_folder))
+    command = [*FIT, *place.arguments("--trainer.default_root_dir", "runs/run", *given)]
     at = command.index("--data.corpus")
     del command[at : at + 2]
     (place.folder / "disk-0").mkdir()
@@ -46,7 +46,7 @@ def test_the_disk_of_one_node(place: Place, small_disk: Path, text_folder: Path)
         f"export LIT_LLM_CACHE=$PWD/disk-$SLURM_NODEID\nexec {quoted(command)}\n"
     )
     place.write("nodes=2", "ntasks-per-node=1", commands="srun bash task.sh")
-    ended = place.cluster.until(place.submit(), *DONE, bound=60)
+    ended = place.cluster.until(place.submit(), *DONE)
     said = place.said()
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "2:0"), said
     assert "No space left on device" in said and "another process of the run ended" in said

@@ -1,4 +1,4 @@
-"""Jobs that ``lit_llm launch --slurm`` wrote, on a real SLURM: what stops them, and what that costs."""
+"""Jobs that ``lit_llm launch --slurm`` wrote, on a real SLURM: what stops them, what that costs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 
 import pytest
 from cluster import NODES, wait_for
-from conftest import Place
+from place import Place
 
 pytestmark = pytest.mark.slow
 NOISE = ("Traceback", "sync_dist", "auto-requeue", "does not match")
@@ -62,7 +62,7 @@ def test_a_node_is_taken_away(place: Place) -> None:
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_one_process_is_killed(place: Place, rank: int) -> None:
-    """The other ends by itself, far within the two minutes that srun gives it; the same job file goes on."""
+    """The other ends itself, long before srun's two minutes are over; the same job file goes on."""
     place.launch("--time", "10", fit=place.arguments())
     job = place.submit()
     place.trains(25)

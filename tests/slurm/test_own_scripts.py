@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from cluster import wait_for
-from conftest import FIT, Place, quoted
+from place import FIT, Place, quoted
 
 pytestmark = pytest.mark.slow
 STEPS = 24
@@ -45,7 +45,7 @@ def test_srun_within_salloc(place: Place) -> None:
 
 
 def test_srun_alone_and_a_script(place: Place) -> None:
-    """srun without a job names the job after the command, here "bash", which is no shell that somebody types in."""
+    """srun names the job after the command: "bash", by which Lightning knows an interactive shell."""
     place.go()
     (place.folder / "train.sh").write_text(quoted(fit(place, devices=2)) + "\n")
     done = place.call("srun", "--ntasks=2", "bash", "train.sh")
@@ -130,7 +130,7 @@ def test_a_plain_fit_in_the_shell_of_a_job(place: Place) -> None:
 
 @pytest.mark.parametrize("tasks", [1, 2])
 def test_variables_left_from_a_step_that_is_over(place: Place, tasks: int) -> None:
-    """As in a terminal multiplexer that was started in ``srun --pty``. One task is no reason to refuse."""
+    """As in a tmux that was started in ``srun --pty``. A step of one task is no reason to refuse."""
     place.go()
     save = "[ $SLURM_PROCID = 0 ] && export -p > left.sh; true"
     srun = ["srun", "--job-name=mine", f"--ntasks={tasks}"]
@@ -147,8 +147,8 @@ def test_variables_left_from_a_step_that_is_over(place: Place, tasks: int) -> No
 
 def test_the_signal_of_lightnings_documentation(place: Place) -> None:
     """SIGUSR1: the run saves, asks to be requeued, and goes on."""
-    command = [*FIT, *place.arguments("--trainer.default_root_dir", "runs/run", "--ckpt_path", "auto",
-                                      "--trainer.num_nodes=2", "--trainer.devices=1")]  # fmt: skip
+    given = ("--ckpt_path", "auto", "--trainer.num_nodes=2", "--trainer.devices=1")
+    command = [*FIT, *place.arguments("--trainer.default_root_dir", "runs/run", *given)]
     place.write(
         "nodes=2",
         "ntasks-per-node=1",

@@ -36,7 +36,7 @@ def test_two_ranks_equal_one(tmp_path: Path, corpus: Path, lit_llm_command: Call
             "--trainer.strategy", "ddp" if ranks > 1 else "auto", "--trainer.default_root_dir", folder, cwd=tmp_path,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
-        # Validation's values are those of all processes: the Trainer need not recommend to reduce them.
+        # Validation's values are those of all processes: no advice to reduce them.
         assert "sync_dist" not in done.stderr
         assert ("micro-batches of 2 rows" in done.stderr) == (ranks == 2)
         with open(folder / "metrics.csv") as file:

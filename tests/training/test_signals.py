@@ -110,7 +110,7 @@ def test_ctrl_c_is_not_for_a_job_in_the_background(tmp_path: Path, corpus: Path)
 def test_slurms_signal_to_requeue(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, scontrol: str | None, said: str
 ) -> None:
-    """SIGUSR1 saves where a step ends, has SLURM requeue the job, and leaves nothing of Lightning's own way."""
+    """SIGUSR1 saves where a step ends and has SLURM requeue the job; Lightning saves nothing."""
     if scontrol:
         (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n{scontrol}\n')
         (tmp_path / "scontrol").chmod(0o755)

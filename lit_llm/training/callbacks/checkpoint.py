@@ -50,8 +50,8 @@ class Checkpoint(CheckpointBase):
     With ``max_minutes`` a run that has trained so long saves and ends as SIGTERM would end it.
     Ctrl-C lets a single process finish its optimizer step and saves it; a second one stops at once. SIGTERM, to any of
     the processes, has all of them finish and save their step; the first raises `Preempted`, the others exit. It is
-    heard from `setup` on, and changes nothing once the model is being written. In a job of SLURM so does SIGUSR1, after
-    which the first process also requeues the job, as Lightning's documentation promises.
+    heard from `setup` on, and changes nothing once the model is being written. In a job of SLURM
+    SIGUSR1 does the same, and the first process then requeues the job, as Lightning's users expect.
 
     Args:
         every_steps: optimizer steps between checkpoints. None: twenty times in the run, but at least 50 apart.

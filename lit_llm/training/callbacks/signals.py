@@ -22,7 +22,8 @@ class StopSignals:
 
     Attributes:
         asked: number of the signal that came last, 0 if none did.
-        requeues: number of the signal after which the run itself asks SLURM to requeue its job, None outside of SLURM.
+        requeues: number of the signal after which the run itself asks SLURM to requeue its job;
+            None outside of SLURM.
     """
 
     def __init__(self) -> None:
@@ -46,10 +47,10 @@ class StopSignals:
         self._before[number] = signal.signal(number, self._note)
 
     def catch_requeue(self, trainer: L.Trainer) -> None:
-        """Note SLURM's ``--signal=SIGUSR1@...``, which Lightning takes as the order to save and requeue the job.
+        """In a job of SLURM, note the signal that has Lightning save and requeue the job (SIGUSR1).
 
-        Lightning would save within the handler, where each process stands at another place, under a name that
-        ``--ckpt_path`` does not look for.
+        Lightning would save within the handler, at another place in each process, and under a name
+        that ``--ckpt_path`` does not look for.
         """
         environment = trainer._accelerator_connector.cluster_environment
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
@@ -79,7 +80,10 @@ class StopSignals:
 
 
 def requeue() -> str:
-    """Ask SLURM to requeue this job; says what became of it. SLURM may end this process before the call returns."""
+    """Ask SLURM to requeue this job; returns what became of it.
+
+    SLURM may end this process before the call returns.
+    """
     command = ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
