@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from lit_llm.training.metrics import LanguageModelMetrics
+from lit_llm.training.metrics import LanguageModelMetrics, StepLoss
 
 
 def test_against_the_definition_in_any_batching() -> None:
@@ -32,3 +32,12 @@ def test_without_bytes_there_is_only_a_loss() -> None:
     metric = LanguageModelMetrics()
     metric.update(torch.ones(3), torch.ones(3, dtype=torch.bool))
     assert metric.compute() == {"loss": torch.tensor(1.0, dtype=torch.float64)}
+
+
+def test_a_steps_loss_is_float32_in_a_module_of_bfloat16() -> None:
+    module = torch.nn.ModuleDict({"loss": StepLoss(), "weights": torch.nn.Linear(2, 2)})
+    module.to(torch.bfloat16)
+    assert module["weights"].weight.dtype == torch.bfloat16
+    for value in (1.003, 1.005):
+        module["loss"].update(torch.tensor(value))
+    assert module["loss"].compute().item() == pytest.approx(1.004, abs=1e-6)
