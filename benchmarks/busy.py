@@ -187,9 +187,7 @@ def main() -> None:
     if not args.dry_run:
         from record import write_result
 
-        print(
-            f"wrote {write_result('busy', {'steps_a_turn': args.steps, 'rows': rows})}"
-        )
+        print(f"wrote {write_result('busy', {'steps_a_turn': args.steps, 'rows': rows})}")
 
 
 if __name__ == "__main__":

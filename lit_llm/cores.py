@@ -44,7 +44,7 @@ def wait_briefly() -> None:
 
 def usable_cores() -> int:
     """Cores that this process may use at a time: those it is bound to, at most its quota."""
-    return max(1, min(len(_bound_to()), math.ceil(_quota())))
+    return max(1, math.ceil(min(len(_bound_to()), _quota())))
 
 
 def limit_threads(divide: bool = False) -> None:

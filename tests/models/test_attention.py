@@ -19,7 +19,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 from lit_llm.errors import UserError
 from lit_llm.models import backends as backends_module
 from lit_llm.models.attention import Attention, KVCache
-from lit_llm.models.backends import Backends, choose_attention
+from lit_llm.models.backends import Backends, choose_attention, without_cudnn
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.masks import BLOCK, build_block_mask, build_mask, build_masks
 from lit_llm.models.parallelize import parallelize
@@ -292,14 +292,20 @@ def test_cudnn_has_no_part_outside_training_and_with_a_mask(
         assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
-def test_who_asks_for_cudnn_alone_gets_it(sdpa_calls: list[Call]) -> None:
-    model, _ = _two_models(Backends())
-    with attention.sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        model.eval()(torch.zeros(1, 9, dtype=torch.long))
-    with attention.sdpa_kernel(SDPBackend.MATH):
-        model(torch.zeros(1, 9, dtype=torch.long))
-        assert not torch.backends.cuda.flash_sdp_enabled()
-    assert [call["cudnn"] for call in sdpa_calls] == [True] * 3 + [False] * 3
+def test_the_callers_own_choice_of_kernels_is_kept() -> None:
+    def allowed() -> tuple[bool, bool, bool]:
+        with without_cudnn():
+            flags = torch.backends.cuda
+            return flags.cudnn_sdp_enabled(), flags.flash_sdp_enabled(), flags.math_sdp_enabled()
+
+    for kernels, expected in [
+        ([SDPBackend.CUDNN_ATTENTION], (True, False, False)),
+        ([SDPBackend.MATH], (False, False, True)),
+        ([SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH], (False, False, True)),
+    ]:
+        with attention.sdpa_kernel(kernels):
+            assert allowed() == expected
+    assert allowed() == (False, True, True)
 
 
 def test_a_single_query_has_no_mask(sdpa_calls: list[Call]) -> None:
@@ -316,13 +322,12 @@ def test_a_single_query_has_no_mask(sdpa_calls: list[Call]) -> None:
 
 def test_masked_groups_on_a_gpu_are_spread(sdpa_calls: list[Call]) -> None:
     """torch's one kernel for masks there takes no groups, and what is left writes all scores out."""
-    with FakeTensorMode(), torch.device("cuda"):
-        model = Transformer(
-            TransformerConfig(hidden_size=32, num_layers=1, num_heads=4, num_kv_heads=2)
-        )
-        ids, real = torch.zeros(2, 9, dtype=torch.long), torch.ones(2, 9, dtype=torch.bool)
-        model.eval()(ids, padding_mask=real)
-        model(ids)
+    config = TransformerConfig(hidden_size=32, num_layers=1, num_heads=4, num_kv_heads=2)
+    layer = Attention(config, 0).eval()
+    with FakeTensorMode():
+        q, k, v = (torch.empty(2, heads, 9, 8, device="cuda") for heads in (4, 2, 2))
+        layer.attend(q, k, v, torch.empty(9, 9, dtype=torch.bool, device="cuda"))
+        layer.attend(q, k, v, None)
     masked, causal = sdpa_calls
     assert masked["k"] == (2, 4, 9, 8) and not masked["enable_gqa"]
     assert causal["k"] == (2, 2, 9, 8) and causal["enable_gqa"]

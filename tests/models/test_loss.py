@@ -80,7 +80,8 @@ def test_the_mean_gradient_of_half_precision_has_the_right_size(
     """Rounding goes up as often as down: whatever the number of tokens, it does not make all gradients smaller."""
     monkeypatch.setattr(loss, "_compiled", lambda: loss._whole)
     torch.manual_seed(0)
-    x, weight = torch.randn(1024, 32).bfloat16(), torch.randn(50, 32).bfloat16()
+    # Small logits: their own rounding shall not show.
+    x, weight = torch.randn(1024, 64).bfloat16(), (0.02 * torch.randn(50, 64)).bfloat16()
     labels = torch.randint(0, 50, (1024,))
     labels[labelled:] = IGNORE
     results = []
@@ -90,8 +91,8 @@ def test_the_mean_gradient_of_half_precision_has_the_right_size(
         (function(*inputs, labels, None, None) / labelled).backward()
         results.append([t.grad.double() for t in inputs])
     for exact, got in zip(*results, strict=True):
-        # How much of the exact gradient is in ours; a bias of all values shows, a rounding of each does not.
-        assert ((got * exact).sum() / exact.square().sum()).item() == pytest.approx(1, abs=4e-4)
+        # How much of the exact gradient is in ours: what all values have in common shows.
+        assert ((got * exact).sum() / exact.square().sum()).item() == pytest.approx(1, abs=2e-4)
 
 
 def test_a_frozen_head_gets_no_gradient() -> None:
