@@ -119,13 +119,12 @@ class MuonAdamW(torch.optim.Optimizer):
         nesterov = torch.stack(grads).lerp_(torch.stack(momenta), group["momentum"])
         del grads  # with `found_inf` copies
         dtype = torch.bfloat16 if has_fast_bf16(params[0].device) else torch.float32
-        # Norms are float32 also of bfloat16 weights: the whole step is multiplied by them.
-        second = _wide(torch.stack([local(self.state[p]["row_second_moment"]) for p in params]))
+        second = torch.stack([local(self.state[p]["row_second_moment"]) for p in params])
         nesterov, give_back = _whole_matrices(nesterov, params[0])
         second, give_back_second = _whole_matrices(
             second, self.state[params[0]]["row_second_moment"]
         )
-        update = _wide(orthogonalize(nesterov, dtype))
+        update = orthogonalize(nesterov, dtype)
         # NorMuon: divide each row by its running RMS, then restore the whole step's norm.
         second.lerp_(update.square().mean(-1, keepdim=True), (1 - group["beta2"]) * keep)
         norm = update.norm(dim=(-2, -1), keepdim=True)
@@ -213,10 +212,6 @@ def _behind_stack(placement: Any) -> Any:
     if isinstance(placement, _StridedShard):  # of a matrix that tensor parallelism had cut before
         return _StridedShard(placement.dim + 1, split_factor=placement.split_factor)
     return Shard(placement.dim + 1) if isinstance(placement, Shard) else placement
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _gradients(params: list[nn.Parameter]) -> list[Tensor]:
