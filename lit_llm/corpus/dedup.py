@@ -12,7 +12,6 @@ beside the new ones with a lower rank, keep its copies out.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lit_llm.cores import usable_cores
 from lit_llm.corpus.block import Block, Texts, documents, texts
 from lit_llm.corpus.digest import BYTES, digests
 from lit_llm.corpus.lookup import positions
@@ -195,7 +195,7 @@ def exact_duplicates(given: Texts, normalize: bool = True) -> list[int | None]:
 def _copies(dedup: Dedup, given: Texts) -> list[int | None]:
     text = texts(given)
     table = documents(text, rank=pa.array(np.arange(len(text), dtype=np.int32)))
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(usable_cores()) as threads:
         batches = [table.slice(start, _BATCH) for start in range(0, len(table), _BATCH)]
         verdicts = dedup.decide(threads.map(dedup.sign, batches))
     copy_of: list[int | None] = [None] * len(text)

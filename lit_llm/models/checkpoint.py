@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lit_llm.cores import limit_threads
 from lit_llm.errors import UserError
 from lit_llm.models.adapters import load_adapter
 from lit_llm.models.config import TransformerConfig
@@ -81,6 +82,7 @@ def load_model(
     Raises:
         UserError: there is no such checkpoint, or it is broken, of an unknown kind or without a tokenizer.
     """
+    limit_threads()
     found = locate(path)
     if not found.exists():
         raise UserError(f"{path}: no such file or folder; a checkpoint is {_KINDS}")

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from lit_llm import cores
 from lit_llm.errors import UserError
 from lit_llm.models.backends import Backends, choose_attention
 from lit_llm.models.device import can_compile, has_float8
@@ -37,6 +38,7 @@ def prepare(
     Raises:
         UserError: the machine or the precision cannot do what is wanted.
     """
+    cores.limit_threads(divide=True)
     training = trainer if trainer is not None and trainer.training else None
     dtype = torch.bfloat16 if trainer is not None and trainer.precision == "bf16-mixed" else None
     float8 = training is not None and _wants_float8(model, settings["float8"], training)
@@ -52,6 +54,8 @@ def prepare(
             "model.float8 without model.compile is slower than bfloat16: casts are not fused"
         )
     recompute = 0.0 if settings["recompute"] == "auto" else settings["recompute"]
+    if training is not None and training.strategy.root_device.type == "cpu":
+        _tell_of_spinning()
     backends = (
         Backends("blocks")
         if training is None
@@ -66,6 +70,15 @@ def prepare(
         mesh=mesh,
         dtype=dtype,
     )
+
+
+def _tell_of_spinning() -> None:
+    if not cores.waits_as_set:
+        rank_zero_info(
+            "OpenMP was loaded before lit_llm, so its threads wait by spinning: where other programs "
+            "use this machine too, import lit_llm before torch, or start with "
+            f"GOMP_SPINCOUNT={cores.SPINS} in the environment"
+        )
 
 
 def _choose_attention(wanted: Any, trainer: L.Trainer) -> Backends:

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from lit_llm.data.base import data_rank_and_size
 from lit_llm.data.blocks import IGNORE
@@ -30,7 +29,7 @@ from lit_llm.models.transformer import Transformer
 from lit_llm.training.callbacks.borders import at_border, logs_now
 from lit_llm.training.eight_bit import CLASSES, build_eight_bit
 from lit_llm.training.from_data import take_from_data
-from lit_llm.training.metrics import LanguageModelMetrics, new_metrics, results
+from lit_llm.training.metrics import LanguageModelMetrics, StepLoss, new_metrics, results
 from lit_llm.training.optimizers import (
     MuonAdamW,
     OptimizerName,
@@ -109,9 +108,7 @@ class PretrainModule(L.LightningModule):
             self.fields = TransformerConfig.from_pretrained(init_from).to_dict()
         TransformerConfig.from_dict(self.fields)  # a mistake is told now, before any data is made
         self.model: nn.Module | None = None
-        self.step_loss = MeanMetric(
-            nan_strategy="disable"
-        )  # the default check for NaN synchronises the device
+        self.step_loss = StepLoss()
         self.evaluations: list[LanguageModelMetrics] = []
         self.grad_norm: Tensor | None = None
 
@@ -283,7 +280,9 @@ class PretrainModule(L.LightningModule):
             parts = (
                 self.trainer.accumulate_grad_batches * data_rank_and_size(self.trainer.strategy)[1]
             )
-            loss = loss_sum * (parts / batch["step_tokens"])
+            # Under bf16-true a division by a tensor of integers gives bfloat16.
+            tokens = torch.as_tensor(batch["step_tokens"], dtype=torch.float32)
+            loss = loss_sum * (parts / tokens)
         else:
             loss = loss_sum / (batch["labels"] != IGNORE).sum().clamp(min=1)
         self.step_loss.update(loss.detach())

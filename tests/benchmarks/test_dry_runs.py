@@ -23,6 +23,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
         ("decode.py", "transformers eager"),
         pytest.param("load.py", "peak memory ratio", marks=pytest.mark.slow),
         ("cpu_step.py", "floor"),
+        ("busy.py", "1 busy, ours, libgomp's waiting"),
         pytest.param(
             "checkpoint_pause.py", "two processes, parts, background", marks=pytest.mark.slow
         ),
