@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lit_llm.errors import UserError
 from lit_llm.models.gguf import ROPE_FACTORS
-from lit_llm.models.gguf_names import ARCHITECTURES, gguf_arch_of, layout_of, metadata_of, relaid
+from lit_llm.models.gguf_architectures import ARCHITECTURES
+from lit_llm.models.gguf_names import gguf_arch_of, layout_of, metadata_of, relaid
 from lit_llm.models.gguf_tokenizer import tokenizer_metadata
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
