@@ -35,7 +35,7 @@ class ChatFormat:
         template: Jinja source. None: the tokenizer's own.
 
     Attributes:
-        stop_ids: tokens that end an answer: the end of text, and the control token the template puts after an answer.
+        stop_ids: tokens that end an answer: the tokenizer's, and the control token the template puts after an answer.
 
     Raises:
         UserError: there is no template, or it is not valid Jinja.
@@ -94,7 +94,7 @@ class ChatFormat:
     @cached_property
     def stop_ids(self) -> list[int]:
         """See the class."""
-        stops = [] if self.tokenizer.eos_id is None else [self.tokenizer.eos_id]
+        stops = self.tokenizer.stop_ids
         ids, spoken = self.encode(
             [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         )

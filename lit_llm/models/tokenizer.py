@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lit_llm.errors import UserError
+from lit_llm.models import generation_config as generation
 from lit_llm.models.locate import locate
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ class Tokenizer:
         special_names: {"bos_token": its text or None, "eos_token": ..., "pad_token": ...}.
         control_tokens: text -> id of every control token.
         chat_template: Jinja source, or None.
+        named_templates: further chat templates that a model brings along, such as "tool_use": name -> Jinja source.
+        generation_config: fields of the model's generation_config.json, which travels with its tokenizer.
     """
 
     def __init__(
@@ -78,6 +81,8 @@ class Tokenizer:
         eos_token: str | None = None,
         pad_token: str | None = None,
         chat_template: str | None = None,
+        named_templates: dict[str, str] | None = None,
+        generation_config: dict[str, Any] | None = None,
     ) -> None:
         backend.no_truncation()
         backend.no_padding()
@@ -88,6 +93,8 @@ class Tokenizer:
             "pad_token": pad_token,
         }
         self.chat_template = chat_template
+        self.named_templates = dict(named_templates or {})
+        self.generation_config = dict(generation_config or {})
         self.bos_id, self.eos_id, self.pad_id = (
             None if name is None else backend.token_to_id(name)
             for name in self.special_names.values()
@@ -204,9 +211,9 @@ class Tokenizer:
         except Exception as error:  # the library raises bare Exception for every malformed file
             raise UserError(f"{file}: not a tokenizer.json ({_one_line(error)})") from error
 
-        settings = _read_json(file.parent / "tokenizer_config.json")
-        special_map = _read_json(file.parent / "special_tokens_map.json")
-        model_config = _read_json(file.parent / "config.json")
+        settings = generation.read_object(file.parent / "tokenizer_config.json")
+        special_map = generation.read_object(file.parent / "special_tokens_map.json")
+        model_config = generation.read_object(file.parent / "config.json")
         special = {
             token.content for token in backend.get_added_tokens_decoder().values() if token.special
         }
@@ -223,10 +230,18 @@ class Tokenizer:
         template = settings.get("chat_template")
         if template_file.is_file():
             template = template_file.read_text(encoding="utf-8")
-        return cls(backend, **names, chat_template=template if isinstance(template, str) else None)
+        return cls(
+            backend,
+            **names,
+            chat_template=template if isinstance(template, str) else None,
+            generation_config=generation.read_generation_config(file.parent),
+        )
 
     def save_pretrained(self, folder: str | Path, model_max_length: int | None = None) -> None:
         """Write tokenizer.json and tokenizer_config.json; ``transformers.AutoTokenizer`` loads them with the same ids.
+
+        generation_config.json is written too where there is more to say than the eos token. If a model's is there
+        already, its fields stay, and the ids of `stop_ids` that it lacks are added.
 
         Args:
             folder: made if it is not there.
@@ -249,6 +264,11 @@ class Tokenizer:
             settings["chat_template"] = self.chat_template
         text = json.dumps(settings, indent=2, ensure_ascii=False)
         (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+        there = generation.read_generation_config(folder)
+        ids = [*generation.eos_ids(self.generation_config), *self.stop_ids]
+        fields = generation.with_eos_ids({**self.generation_config, **there}, ids)
+        if there or self.generation_config:
+            generation.write_generation_config(folder, fields)
 
     @functools.cached_property
     def vocab_size(self) -> int:
@@ -262,6 +282,18 @@ class Tokenizer:
         if model.get("unk_id") is not None:  # Unigram's
             return model["unk_id"]
         return None if model.get("unk_token") is None else self._raw.token_to_id(model["unk_token"])
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """Every id that ends a text: the eos, then those of ``generation_config`` in the file's order; [] if none."""
+        ids = [self.eos_id, *generation.eos_ids(self.generation_config)]
+        return list(dict.fromkeys(i for i in ids if i is not None and i >= 0))
+
+    def add_stop_ids(self, ids: Iterable[int]) -> None:
+        """Have ``ids`` end a text too, here and in what `save_pretrained` writes."""
+        self.generation_config = generation.with_eos_ids(
+            self.generation_config, [*self.stop_ids, *ids]
+        )
 
     @property
     def document_start(self) -> list[int]:
@@ -405,16 +437,6 @@ def _byte_alphabet() -> dict[str, bytes]:
         character: bytes([ord(character) if ord(character) in own else next(others)])
         for character in characters
     }
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file}: not valid JSON ({_one_line(error)})") from error
-    return content if isinstance(content, dict) else {}
 
 
 def _token_name(entry: object) -> str | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -81,11 +81,15 @@ class Transformer(nn.Module):
 
     Weights are made where torch's default device says, so ``with torch.device("meta")`` builds the shapes alone;
     ``to_empty`` and ``init_weights`` (or ``load_state_dict(assign=True)``) fill them.
+
+    Attributes:
+        generation_config: what the generation_config.json it was loaded with says; `save_pretrained` writes it back.
     """
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.config = config
+        self.generation_config: dict[str, Any] = {}
         self.lora: LoRAConfig | None = None  # set by `apply_lora`
         self.backends = Backends()  # set by `parallelize`
         with NoDraws():  # numbers are drawn once, by init_weights
