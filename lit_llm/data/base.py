@@ -157,7 +157,7 @@ class TokenDataModule(L.LightningDataModule, ABC):
     @property
     def stop_ids(self) -> list[int]:
         """Tokens that end a generated text."""
-        return [] if self.tokenizer.eos_id is None else [self.tokenizer.eos_id]
+        return self.tokenizer.stop_ids
 
     def encode_prompt(self, text: str) -> list[int]:
         """Token ids of a prompt to ``predict`` from."""

@@ -35,7 +35,8 @@ class ChatFormat:
         template: Jinja source. None: the tokenizer's own.
 
     Attributes:
-        stop_ids: tokens that end an answer: the tokenizer's, and the control token the template puts after an answer.
+        stop_ids: tokens that end an answer: the tokenizer's, and the control token that the template
+            puts after an answer.
 
     Raises:
         UserError: there is no template, or it is not valid Jinja.
@@ -43,6 +44,11 @@ class ChatFormat:
 
     def __init__(self, tokenizer: Tokenizer, template: str | None = None):
         source = template if template is not None else tokenizer.chat_template
+        if source is None and tokenizer.named_templates:
+            raise UserError(
+                "the tokenizer has no default chat template: choose one of "
+                f"{', '.join(tokenizer.named_templates)} with data.chat_template"
+            )
         if source is None:
             raise UserError(
                 "the tokenizer has no chat template: give one, or use a model trained for chat"

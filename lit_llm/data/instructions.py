@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from lit_llm.corpus.rows import json_rows
@@ -24,6 +24,7 @@ from lit_llm.data.conversations import (
 )
 from lit_llm.data.order import RankSampler, stack_samples
 from lit_llm.data.packing import PackedOrder, pack
+from lit_llm.data.stopping import learns_to_stop
 from lit_llm.errors import UserError
 from lit_llm.models.huggingface import read_json
 from lit_llm.models.tokenizer import Tokenizer
@@ -107,7 +108,8 @@ class InstructionDataModule(TokenDataModule):
         validation: the same for validation. None: rows whose ``split`` says so, else a share of ``sources``.
         validation_fraction: that share, chosen by a hash of the first question.
         tokenizer: a tokenizer.json, a folder or GGUF file with one. None: that of the module's ``init_from``.
-        chat_template: a Jinja file. None: the tokenizer's own.
+        chat_template: a Jinja file, or the name of one of the tokenizer's templates. None: its
+            default one.
         seq_len: tokens a row; longer examples are cut.
         micro_batch_size: rows a device takes at once.
         global_batch_tokens: tokens of rows an optimizer step takes over all devices; accumulation is derived from it.
@@ -187,7 +189,11 @@ class InstructionDataModule(TokenDataModule):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Of ``tokenizer``, or of what the module starts from."""
+        """Of ``tokenizer``, or of what the module starts from.
+
+        It has ``chat_template``, and the token that ends a turn among its `stop_ids`. The run
+        writes it beside the weights, so that a server renders and stops as this module does.
+        """
         path = self.tokenizer_path
         if path is None and self.trainer is not None:
             path = self.trainer.lightning_module.hparams.get("init_from")
@@ -195,20 +201,29 @@ class InstructionDataModule(TokenDataModule):
             raise UserError(
                 "data.tokenizer is needed: the model does not start from a directory that has one"
             )
-        return Tokenizer.from_pretrained(path)
+        tokenizer = Tokenizer.from_pretrained(path)
+        if self.chat_template is not None:
+            tokenizer.chat_template = self._read_template(tokenizer.named_templates)
+            tokenizer.named_templates = {}  # with tools, transformers would take "tool_use"
+        tokenizer.add_stop_ids(ChatFormat(tokenizer).stop_ids)
+        return tokenizer
 
-    @cached_property
-    def chat(self) -> ChatFormat:
-        """The tokenizer with its chat template."""
-        if self.chat_template is None:
-            return ChatFormat(self.tokenizer)
+    def _read_template(self, named: dict[str, str]) -> str:
+        """The source in the file ``chat_template``, or of the base's template of that name."""
+        assert self.chat_template is not None
+        if self.chat_template in named:
+            return named[self.chat_template]
         try:
-            source = Path(self.chat_template).expanduser().read_text(encoding="utf-8")
+            return Path(self.chat_template).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"data.chat_template: {self.chat_template} is not readable ({error})"
             ) from None
-        return ChatFormat(self.tokenizer, source)
+
+    @cached_property
+    def chat(self) -> ChatFormat:
+        """The tokenizer with its chat template."""
+        return ChatFormat(self.tokenizer)
 
     @property
     def datacard_file(self) -> Path:
@@ -248,6 +263,13 @@ class InstructionDataModule(TokenDataModule):
 
     def setup_training(self) -> None:
         """Pack the rows; the number of steps, and the supervised tokens of each."""
+        if not learns_to_stop(self.chat):
+            ends = ", ".join(self.tokenizer.decode([i]) for i in self.stop_ids) or "unknown"
+            rank_zero_warn(
+                "the chat template puts no token that ends a text after an answer, so the model "
+                "will not learn to stop. Give one that does as data.chat_template, with the token "
+                f"inside {{% generation %}} if it has such a block; tokens that end a text: {ends}"
+            )
         examples = load_conversations(self._find(quiet=True), "train")
         self.order = PackedOrder(
             examples.lengths - 1, self.seq_len, self.epochs, self.seed, self.packing

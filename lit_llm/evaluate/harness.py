@@ -25,6 +25,7 @@ from tqdm import tqdm
 from lit_llm.data.chat import ChatFormat
 from lit_llm.errors import UserError
 from lit_llm.evaluate.decode import Decoding, decode
+from lit_llm.models.generation_config import eos_ids
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 
@@ -77,11 +78,27 @@ class HarnessLM(TemplateLM):
                 "the tokenizer has neither a bos nor an eos token, so no text can begin: name one"
             )
         self._prefix, self._prefix_text = begin, tokenizer.decode([begin])
+        self._chat: ChatFormat | None = None
 
     @property
     def eot_token_id(self) -> int:
         """The tokenizer's eos, or what stands in for it."""
         return self._prefix if self.tokenizer.eos_id is None else self.tokenizer.eos_id
+
+    @property
+    def stop_ids(self) -> set[int]:
+        """What ends an answer: the ids of tokenizer and model; in chats also the turn's end."""
+        ids = {self.eot_token_id, *(self._chat or self.tokenizer).stop_ids}
+        of_config = self.model.config.eos_token_id
+        if of_model := eos_ids(self.model.generation_config):
+            ids.update(of_model)
+        elif of_config is not None:
+            ids.add(of_config)
+        return ids
+
+    @property
+    def _generation_config(self) -> dict[str, Any]:
+        return {**self.tokenizer.generation_config, **self.model.generation_config}
 
     @property
     def prefix_token_id(self) -> int:
@@ -119,7 +136,7 @@ class HarnessLM(TemplateLM):
         Raises:
             UserError: no chat template, or it refuses the messages, without their system message too.
         """
-        chat = ChatFormat(self.tokenizer)
+        chat = self._chat = self._chat or ChatFormat(self.tokenizer)
         try:
             return _render(chat, chat_history, add_generation_prompt)
         except UserError:
@@ -215,14 +232,16 @@ class HarnessLM(TemplateLM):
         return [[next(flat) for _ in continuations] for continuations in targets]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The text after each context, before the first stop string or eos; prompts lose tokens on the left.
+        """The text after each context, before the first stop string or `stop_ids`.
 
-        A request's place in the list seeds it, so repeated samples differ and a second call gives the same.
+        Prompts that are too long lose tokens on the left. What a request does not set, the model's
+        generation_config does, as in transformers' ``generate``. A request's place in the list
+        seeds it, so repeated samples differ and a second call gives the same.
         """
         groups: dict[Decoding, list[tuple[int, list[int]]]] = {}
         for number, request in enumerate(requests):
             context, arguments = request.args[:2]
-            how = Decoding.from_request(arguments, self.max_gen_toks)
+            how = Decoding.from_request(arguments, self.max_gen_toks, self._generation_config)
             room = self.max_length - how.max_new_tokens
             if room < 1:
                 raise UserError(
@@ -231,19 +250,18 @@ class HarnessLM(TemplateLM):
                 )
             prompt = self.tok_encode(context)[-room:] or [self.prefix_token_id]
             groups.setdefault(how, []).append((number, prompt))
-        eos = {id for id in (self.eot_token_id, self.model.config.eos_token_id) if id is not None}
+        ends = self.stop_ids
         jobs: list[tuple[Decoding, list[tuple[int, list[int]]]]] = []
         for how, members in groups.items():
             new = how.max_new_tokens
-            jobs += [
-                (how, batch) for batch in self._batches(members, lambda m, new=new: len(m[1]) + new)
-            ]  # type: ignore[misc]
+            batches = self._batches(members, lambda m, new=new: len(m[1]) + new)  # type: ignore[misc]
+            jobs += [(how, batch) for batch in batches]
 
         def answer(job: tuple[Decoding, list[tuple[int, list[int]]]]) -> list[str]:
             how, members = job
             seeds, prompts = [number for number, _ in members], [prompt for _, prompt in members]
             with self._evaluating():
-                return decode(self.model, self.tokenizer, prompts, how, seeds=seeds, stop_ids=eos)
+                return decode(self.model, self.tokenizer, prompts, how, seeds=seeds, stop_ids=ends)
 
         answers = [""] * len(requests)
         sizes = [len(members) for _, members in jobs]

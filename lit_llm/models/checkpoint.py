@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ def load_model(
     Args:
         path: a Hugging Face directory; a .gguf file; a run folder, whose ``final/`` is taken; or a training
             checkpoint (.ckpt, a file or a folder of parts). See also `locate`.
-        adapter: a PEFT directory whose updates are folded into the weights.
+        adapter: a PEFT directory whose updates are folded into the weights. If it has a tokenizer,
+            that one is taken.
         dtype: of the weights. None: the file's (float32 for GGUF).
 
     Raises:
@@ -101,7 +103,23 @@ def load_model(
     if adapter is not None:
         load_adapter(model, adapter)
         merge_lora(model)
+        tokenizer = _tokenizer_of_adapter(locate(adapter), tokenizer, model.config.vocab_size)
     return model.eval(), tokenizer
+
+
+def _tokenizer_of_adapter(folder: Path, base: Tokenizer, vocab_size: int) -> Tokenizer:
+    """The adapter's own tokenizer if it has one that fits: its chat template is the trained one."""
+    if not (folder / "tokenizer.json").is_file():
+        return base
+    own = Tokenizer.from_pretrained(folder)
+    if own.vocab_size > vocab_size:
+        warnings.warn(
+            f"{folder}: its tokenizer has {own.vocab_size} tokens and the model {vocab_size}; the "
+            "model's tokenizer is used",
+            stacklevel=2,
+        )
+        return base
+    return own
 
 
 def model_folder(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""generation_config.json of a Hugging Face directory: how its model is to be sampled, and which tokens end a text."""
+"""generation_config.json of a Hugging Face directory: how to sample, and which tokens end a text."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ EOS = "eos_token_id"
 def read_generation_config(folder: Path) -> dict[str, Any]:
     """All fields of the folder's generation_config.json, whether this package knows them or not.
 
-    Where that file is missing or names no ``eos_token_id``, the one of config.json is taken, as transformers does.
-    Without both files the answer is empty.
+    If it is missing or names no ``eos_token_id``, config.json's is taken, as in transformers. Empty
+    if there is neither file.
 
     Raises:
-        UserError: a file that is no JSON object, or an ``eos_token_id`` that is neither an id nor a list of ids.
+        UserError: a file that is no JSON object, or an ``eos_token_id`` that is neither an id nor a
+            list of ids.
     """
     fields = read_object(folder / NAME)
     where = folder / NAME
@@ -46,7 +47,7 @@ def eos_ids(fields: dict[str, Any]) -> list[int]:
 
 
 def with_eos_ids(fields: dict[str, Any], ids: Iterable[int]) -> dict[str, Any]:
-    """``fields`` with ``ids`` appended to its ``eos_token_id``; unchanged where it holds them all."""
+    """``fields`` with those of ``ids`` appended to its ``eos_token_id`` that it lacks."""
     known = eos_ids(fields)
     union = list(dict.fromkeys([*known, *ids]))
     if union == known:
@@ -63,7 +64,7 @@ def write_generation_config(folder: Path, fields: dict[str, Any]) -> None:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object in ``file``; empty where there is no such file. Raises UserError where it holds none."""
+    """The JSON object in ``file``; empty if there is no such file. Raises UserError if it holds none."""
     if not file.is_file():
         return {}
     try:

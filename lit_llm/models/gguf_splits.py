@@ -1,6 +1,6 @@
 """How byte-level tokenizers split text before merging: tokenizer.ggml.pre names it, and a file carries no pattern.
 
-The table holds names of llama.cpp (``src/llama-vocab.cpp``, release 0.5.0) whose split some tokenizer.json says exactly.
+The table holds names of llama.cpp (``src/llama-vocab.cpp``, release 0.5.0) whose split a tokenizer.json can say.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def read_tokenizer(file: GGUFFile) -> Tokenizer:
             )
         return tokens[index]
 
-    names = {ours: named(theirs) for ours, theirs in _IDS.items()}
+    names: dict[str, Any] = {ours: named(theirs) for ours, theirs in _IDS.items()}
     adds_bos = meta.get(
         "tokenizer.ggml.add_bos_token", kind == "llama" or (split is not None and split.adds_bos)
     )
@@ -85,8 +85,6 @@ def read_tokenizer(file: GGUFFile) -> Tokenizer:
     )
     template = meta.get("tokenizer.chat_template")
     template = template if isinstance(template, str) else None
-    if adds_bos is not True and "bos_token" not in (template or ""):
-        names["bos_token"] = None  # for us a bos is what texts begin with
     stops = read_stop_ids(meta, tokens)
     return Tokenizer(
         backend,
@@ -133,18 +131,13 @@ def _add_around(backend: tokenizers.Tokenizer, bos: str | None, eos: str | None)
     """Put ``bos`` before and ``eos`` after what is encoded with special tokens, as transformers then does."""
     from tokenizers import processors
 
-    if bos is None and eos is None:
+    before, after = ([] if token is None else [token] for token in (bos, eos))
+    if not before + after:
         return
-
-    def around(text: str) -> list[str]:
-        kind = "0" if text == "$A" else "1"
-        parts = [bos, text, eos]
-        return [f"{part}:{kind}" for part in parts if part is not None]
-
     backend.post_processor = processors.TemplateProcessing(
-        single=around("$A"),
-        pair=around("$A") + around("$B"),
-        special_tokens=[(token, backend.token_to_id(token)) for token in {bos, eos} - {None}],
+        single=[*before, "$A", *after],
+        pair=[*before, "$A", *after, *before, "$B", *after],
+        special_tokens=[(token, backend.token_to_id(token)) for token in {*before, *after}],
     )
 
 

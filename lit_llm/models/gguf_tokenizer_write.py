@@ -6,6 +6,7 @@ differs on rare texts only, and for every file of the kind, the file is written 
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from typing import Any
@@ -143,9 +144,7 @@ def _around(tokenizer: Tokenizer, spec: dict[str, Any], eos_id: int) -> dict[str
     Raises:
         UserError: the tokenizer puts something else there.
     """
-    before, after = (
-        _put_around(spec) if spec.get("post_processor") else (tokenizer.document_start, [])
-    )
+    before, after = _put_around(spec)
     if len(before) > 1 or after not in ([], [eos_id]):
         names = [tokenizer._backend.id_to_token(index) for index in before + after]
         raise UserError(
@@ -163,18 +162,18 @@ def _put_around(spec: dict[str, Any]) -> tuple[list[int], list[int]]:
     """Ids that the post-processor of a tokenizer.json puts before and after a text."""
     before: list[int] = []
     after: list[int] = []
-    for step in flat(spec["post_processor"], "processors"):
+    for step in flat(spec.get("post_processor"), "processors"):
         if step["type"] in ("BertProcessing", "RobertaProcessing"):
             before, after = [step["cls"][1], *before], [*after, step["sep"][1]]
         elif step["type"] == "TemplateProcessing":
             at = next(i for i, part in enumerate(step["single"]) if "Sequence" in part)
             ids = [
                 step["special_tokens"][part["SpecialToken"]["id"]]["ids"]
-                if "SpecialToken" in part
-                else []
                 for part in step["single"]
+                if "SpecialToken" in part
             ]
-            before, after = sum(ids[:at], []) + before, after + sum(ids[at:], [])
+            before = [*itertools.chain(*ids[:at]), *before]
+            after = [*after, *itertools.chain(*ids[at:])]
     return before, after
 
 

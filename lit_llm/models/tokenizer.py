@@ -20,6 +20,7 @@ import numpy as np
 
 from lit_llm.errors import UserError
 from lit_llm.models import generation_config as generation
+from lit_llm.models.chat_templates import read_chat_templates, write_chat_templates
 from lit_llm.models.locate import locate
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ _PROBE = (
     "\u0928\u092e\u0938\u094d\u0924\u0947 \u0645\u0631\u062d\u0628\u0627 \u00df\u0130\u017f \U0001f469\u200d\U0001f467 "
     "\u2028\u0085 \u00bd\u2167 _a1_ <|im_end|><|endoftext|></s><s>[CLS] \0 \ufffd  "
 )
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _LINE_START = re.compile(r"\n(?=\S)")
 
 
@@ -68,9 +70,9 @@ class Tokenizer:
         bos_id, eos_id, pad_id: ids of the control tokens, None where the tokenizer has none.
         special_names: {"bos_token": its text or None, "eos_token": ..., "pad_token": ...}.
         control_tokens: text -> id of every control token.
-        chat_template: Jinja source, or None.
-        named_templates: further chat templates that a model brings along, such as "tool_use": name -> Jinja source.
-        generation_config: fields of the model's generation_config.json, which travels with its tokenizer.
+        chat_template: Jinja source of the template that is used, or None.
+        named_templates: the model's further chat templates, such as "tool_use": name -> source.
+        generation_config: fields of the model's generation_config.json, saved with the tokenizer.
     """
 
     def __init__(
@@ -169,6 +171,8 @@ class Tokenizer:
             show_progress=False,
         )
         backend.train_from_iterator((piece for text in texts for piece in _pieces(text)), trainer)
+        # Documents are trained on behind this token: prompts begin with it in every program.
+        begin_with(backend, END_OF_TEXT)
         found = backend.get_vocab_size()
         if found < vocab_size and not or_fewer:
             raise UserError(
@@ -211,37 +215,40 @@ class Tokenizer:
         except Exception as error:  # the library raises bare Exception for every malformed file
             raise UserError(f"{file}: not a tokenizer.json ({_one_line(error)})") from error
 
-        settings = generation.read_object(file.parent / "tokenizer_config.json")
+        settings_file = file.parent / "tokenizer_config.json"
+        settings = generation.read_object(settings_file)
         special_map = generation.read_object(file.parent / "special_tokens_map.json")
         model_config = generation.read_object(file.parent / "config.json")
         special = {
             token.content for token in backend.get_added_tokens_decoder().values() if token.special
         }
         names: dict[str, str | None] = {}
+        names_eos = "eos_token" in settings or "eos_token" in special_map
         for key, usual in _USUAL_NAMES.items():
             name = _token_name(settings.get(key)) or _token_name(special_map.get(key))
-            if name is None and (ids := model_config.get(f"{key}_id")) is not None:
+            # A file that names an eos and no bos has no bos, whatever config.json says.
+            disclaimed = key == "bos_token" and names_eos
+            ids = None if disclaimed else model_config.get(f"{key}_id")
+            if name is None and ids is not None:
                 first = ids[0] if isinstance(ids, list) and ids else ids
                 name = backend.id_to_token(first) if isinstance(first, int) and first >= 0 else None
             if name is None and not (settings or special_map or model_config):
                 name = next((candidate for candidate in usual if candidate in special), None)
             names[key] = name
-        template_file = file.parent / "chat_template.jinja"
-        template = settings.get("chat_template")
-        if template_file.is_file():
-            template = template_file.read_text(encoding="utf-8")
+        templates = read_chat_templates(settings_file, settings.get("chat_template"))
         return cls(
             backend,
             **names,
-            chat_template=template if isinstance(template, str) else None,
+            chat_template=templates.pop("default", None),
+            named_templates=templates,
             generation_config=generation.read_generation_config(file.parent),
         )
 
     def save_pretrained(self, folder: str | Path, model_max_length: int | None = None) -> None:
         """Write tokenizer.json and tokenizer_config.json; ``transformers.AutoTokenizer`` loads them with the same ids.
 
-        generation_config.json is written too where there is more to say than the eos token. If a model's is there
-        already, its fields stay, and the ids of `stop_ids` that it lacks are added.
+        If ``generation_config`` is not empty, generation_config.json is written too. One that is
+        there already, a model's, keeps its fields and gets those ids of `stop_ids` that it lacks.
 
         Args:
             folder: made if it is not there.
@@ -260,8 +267,9 @@ class Tokenizer:
         }
         if model_max_length is not None:
             settings["model_max_length"] = model_max_length
-        if self.chat_template is not None:
-            settings["chat_template"] = self.chat_template
+        templates = write_chat_templates(folder, self.chat_template, self.named_templates)
+        if templates is not None:
+            settings["chat_template"] = templates
         text = json.dumps(settings, indent=2, ensure_ascii=False)
         (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
         there = generation.read_generation_config(folder)
@@ -285,7 +293,7 @@ class Tokenizer:
 
     @property
     def stop_ids(self) -> list[int]:
-        """Every id that ends a text: the eos, then those of ``generation_config`` in the file's order; [] if none."""
+        """Every id that ends a text: the eos, then those of ``generation_config`` in its order."""
         ids = [self.eos_id, *generation.eos_ids(self.generation_config)]
         return list(dict.fromkeys(i for i in ids if i is not None and i >= 0))
 
@@ -295,17 +303,32 @@ class Tokenizer:
             self.generation_config, [*self.stop_ids, *ids]
         )
 
-    @property
+    @functools.cached_property
     def document_start(self) -> list[int]:
-        """What stands before a plain text: the bos token, if there is one that begins texts.
+        """The ids that stand before a plain text in transformers' ``tokenizer(text).input_ids``.
 
-        ChatML models call ``<|im_start|>`` their bos, but it opens a message: plain text never follows it.
+        The post-processor of tokenizer.json alone decides. A named bos does not: Qwen names one and
+        adds none. ``add_bos_token`` in tokenizer_config.json does not either: transformers 5 does
+        not read it beside a tokenizer.json.
         """
-        return (
-            []
-            if self.bos_id is None or self.special_names["bos_token"] == IM_START
-            else [self.bos_id]
+        encoding = self._backend.encode("a", add_special_tokens=True)
+        added = itertools.takewhile(
+            lambda pair: pair[1], zip(encoding.ids, encoding.special_tokens_mask, strict=True)
         )
+        return [token_id for token_id, _ in added]
+
+    @functools.cached_property
+    def byte_tokens(self) -> frozenset[int]:
+        """Ids of ``<0x00>`` to ``<0xFF>`` if the decoder makes text of runs of them, else empty."""
+        spec = json.loads(self._backend.to_str())
+        if '"ByteFallback"' not in json.dumps(spec.get("decoder")):
+            return frozenset()
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        return frozenset(i for token, i in vocabulary.items() if _BYTE_TOKEN.fullmatch(token))
+
+    def has_token(self, token_id: int) -> bool:
+        """Whether any token has this id: a model's vocabulary may be larger, and have holes."""
+        return self._backend.id_to_token(token_id) is not None
 
     def is_control(self, token_id: int) -> bool:
         """Whether the id is a control token's."""
@@ -358,6 +381,7 @@ class Tokenizer:
             import gigatoken
 
             spec = json.loads(self._raw.to_str())
+            spec["post_processor"] = None  # nothing is added around raw text
             spec["added_tokens"] = [
                 t for t in spec.get("added_tokens", []) if t["content"] not in self.control_tokens
             ]
@@ -392,7 +416,7 @@ class Tokenizer:
                 found[index] = b"".join(
                     alphabet.get(character) or character.encode() for character in token
                 )
-            elif match := re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", token):
+            elif match := _BYTE_TOKEN.fullmatch(token):
                 found[index] = bytes.fromhex(match[1])
             else:
                 found[index] = token.removeprefix("##").replace("\u2581", " ").encode()
@@ -407,9 +431,24 @@ class Tokenizer:
         return np.array([len(token) for token in self.vocabulary()], dtype=np.int32)
 
     def fingerprint(self) -> str:
-        """sha256 (hex) of the tokenizer.json with sorted keys: equal for equal tokenizers, however written."""
-        canonical = json.dumps(json.loads(self._backend.to_str()), sort_keys=True)
+        """sha256 (hex) of the tokenizer.json with sorted keys: equal if `encode` gives equal ids.
+
+        The post-processor is left out, because `encode` adds nothing around a text.
+        """
+        spec = json.loads(self._backend.to_str()) | {"post_processor": None}
+        canonical = json.dumps(spec, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def begin_with(backend: tokenizers.Tokenizer, token: str) -> None:
+    """Have ``backend`` put ``token`` before every text that is encoded with special tokens."""
+    from tokenizers import processors
+
+    backend.post_processor = processors.TemplateProcessing(
+        single=[token, "$A"],
+        pair=[token, "$A", "$B"],
+        special_tokens=[(token, backend.token_to_id(token))],
+    )
 
 
 def _pieces(text: str) -> Iterator[str]:

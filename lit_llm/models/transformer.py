@@ -83,7 +83,8 @@ class Transformer(nn.Module):
     ``to_empty`` and ``init_weights`` (or ``load_state_dict(assign=True)``) fill them.
 
     Attributes:
-        generation_config: what the generation_config.json it was loaded with says; `save_pretrained` writes it back.
+        generation_config: fields of the generation_config.json that it was loaded with;
+            `save_pretrained` writes them back.
     """
 
     def __init__(self, config: TransformerConfig):

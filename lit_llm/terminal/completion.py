@@ -61,7 +61,7 @@ def generate_main(args: list[str]) -> None:
         stop_ids = chat.stop_ids
     else:
         encoded = [tokenizer.document_start + tokenizer.encode(prompt) for prompt in prompts]
-        stop_ids = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+        stop_ids = tokenizer.stop_ids
     size = model.config.max_seq_len
     for prompt, ids in zip(prompts, encoded, strict=True):
         if not ids:
@@ -119,12 +119,12 @@ def _answers(
     how: dict[str, Any],
 ) -> list[dict[str, Any]]:
     """{"text", "tokens", "finish": "stop" or "length"} for each prompt."""
-    from lit_llm.models.generate import generate
+    from lit_llm.models.generate import generate, room_for
     from lit_llm.models.text_stream import TextStream
 
-    length = min(max_new_tokens, model.config.max_seq_len - max(map(len, prompts)))
+    lengths = room_for(model, prompts, max_new_tokens)
     rows = []
-    for ids in generate(model, prompts, length, **how):
+    for ids, length in zip(generate(model, prompts, lengths, **how), lengths, strict=True):
         text = TextStream(tokenizer, stop)
         pieces = []
         for token in ids:

@@ -22,7 +22,7 @@ from lit_llm.models import flops
 from lit_llm.models.backends import Backend
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.device import exact_dtype
-from lit_llm.models.generate import generate
+from lit_llm.models.generate import generate, room_for
 from lit_llm.models.meta import meta_transformer
 from lit_llm.models.sampling import GREEDY
 from lit_llm.models.sharded import clip_gradients, whole_state_dict
@@ -360,12 +360,22 @@ class PretrainModule(L.LightningModule):
         self._finish_evaluation("test")
 
     def predict_step(self, batch: dict[str, list], batch_idx: int) -> list[dict[str, str]]:
-        """Continue each prompt greedily for up to 64 tokens: {"prompt", "text"} each."""
+        """Continue each prompt greedily for up to 64 tokens: {"prompt", "text"} each.
+
+        Raises:
+            UserError: a prompt that fills the context.
+        """
         model, tokenizer = self.network, self._datamodule.tokenizer
         assert isinstance(model, Transformer)
-        answers = generate(
-            model, batch["input_ids"], 64, GREEDY, stop_ids=self._datamodule.stop_ids
-        )
+        prompts = batch["input_ids"]
+        lengths = room_for(model, prompts, 64)
+        for text, ids, length in zip(batch["prompt"], prompts, lengths, strict=True):
+            if length < 1:
+                raise UserError(
+                    f"the prompt {text[:30]!r} takes {len(ids)} tokens; the model's context has "
+                    f"{model.config.max_seq_len}"
+                )
+        answers = generate(model, prompts, lengths, GREEDY, stop_ids=self._datamodule.stop_ids)
         return [
             {"prompt": prompt, "text": tokenizer.decode(ids)}
             for prompt, ids in zip(batch["prompt"], answers, strict=True)

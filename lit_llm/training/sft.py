@@ -172,6 +172,7 @@ class SFTModule(PretrainModule):
         whole = whole_state_dict(updates, keep=self.global_rank == 0)
         if self.global_rank == 0:
             save_adapter(model, folder, base=str(self.hparams["init_from"]), state_dict=whole)
+            self.save_tokenizer(folder)  # its template and stop tokens may not be the base's
 
 
 def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:

@@ -238,7 +238,7 @@ def test_mistakes(model: Transformer, tokenizer: Tokenizer) -> None:
         lm.loglikelihood(requests("loglikelihood", [("a", LONG)]), True)
     with pytest.raises(UserError, match="asks for 256 new tokens"):
         lm.generate_until(requests("generate_until", [("a", {"until": ["\n"]})]))
-    with pytest.raises(UserError, match="num_beams is not supported"):
+    with pytest.raises(UserError, match="generation_kwargs: num_beams=4 is not supported"):
         lm.generate_until(
             requests(
                 "generate_until", [("a", {"until": ["\n"], "num_beams": 4, "max_gen_toks": 4})]

@@ -17,7 +17,7 @@ from lit_llm.models.gguf import load_gguf
 from lit_llm.models.gguf_file import GGUFFile
 from lit_llm.models.gguf_names import gguf_arch_of
 from lit_llm.models.gguf_write import write_gguf
-from lit_llm.models.tokenizer import Tokenizer
+from lit_llm.models.tokenizer import Tokenizer, begin_with
 from lit_llm.models.transformer import Transformer
 
 TEXT = "It's  1,234 naïve 日本語\n\n\tx = <|im_end|> 🙂"
@@ -245,6 +245,7 @@ def sentencepiece_like(text: str) -> Tokenizer:
     backend.add_special_tokens(
         [AddedToken(t, special=True, normalized=False) for t in ("<unk>", "<s>", "</s>")]
     )
+    begin_with(backend, "<s>")
     return Tokenizer(backend, bos_token="<s>", eos_token="</s>", chat_template="{{ messages }}")
 
 

@@ -11,7 +11,7 @@ from lit_llm.errors import UserError
 from lit_llm.models.checkpoint import load_model
 from lit_llm.models.generate import generate
 from lit_llm.models.sampling import GREEDY
-from lit_llm.models.tokenizer import IM_END, IM_START, Tokenizer
+from lit_llm.models.tokenizer import IM_END, IM_START
 from lit_llm.terminal import completion
 from lit_llm.terminal.completion import generate_main
 
@@ -94,15 +94,6 @@ def test_the_context_ends_an_answer(chat_model: Path, capsys: pytest.CaptureFixt
         UserError, match=r"the prompt 'zzzz.*' takes \d+ tokens; the model's context has 192"
     ):
         generate_main([str(chat_model), "--prompt", "zz" * 200])
-
-
-def test_plain_text_never_follows_a_message_marker(chat_model: Path) -> None:
-    tokenizer = Tokenizer.from_pretrained(chat_model)
-    assert tokenizer.document_start == [tokenizer.bos_id]
-    tokenizer.special_names["bos_token"] = IM_START
-    assert tokenizer.document_start == []
-    tokenizer.bos_id = None
-    assert tokenizer.document_start == []
 
 
 def test_mistakes(chat_model: Path, tmp_path: Path) -> None:
