@@ -11,8 +11,9 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
 from lit_llm.errors import UserError
+from lit_llm.models import generate as generation
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.generate import PromptCache, generate, room_for, stream
+from lit_llm.models.generate import PromptCache, generate, stream
 from lit_llm.models.sampling import GREEDY, Sampling
 from lit_llm.models.text_stream import TextStream
 from lit_llm.models.tokenizer import Tokenizer
@@ -82,8 +83,9 @@ def test_rows_that_are_done_stay_inside_the_context() -> None:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     prompts = [[1, 2], list(range(14)), [5] * 15]
-    assert room_for(model, prompts, 99) == [14, 2, 1]
-    together = generate(model, prompts, room_for(model, prompts, 99), GREEDY)
+    lengths = generation.room_for(model, prompts, 99)
+    assert lengths == [14, 2, 1]
+    together = generate(model, prompts, lengths, GREEDY)
     assert [len(answer) for answer in together] == [14, 2, 1]
     for prompt, answer in zip(prompts, together, strict=True):
         assert answer == generate(model, [prompt], len(answer), GREEDY)[0]
