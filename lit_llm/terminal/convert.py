@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,8 +95,10 @@ def export_main(args: list[str]) -> None:
     from lit_llm.models.gguf_write import Quantization, write_gguf
 
     quantization: Quantization = options.quantization or "f16"
-    write_gguf(model, tokenizer, out, quantization)
+    notes = write_gguf(model, tokenizer, out, quantization)
     _say(out, model, tokenizer, gguf_arch_of(model.config), quantization)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _torch_dtype(name: str | None) -> torch.dtype | None:

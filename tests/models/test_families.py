@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lit_llm.errors import UserError
@@ -18,8 +22,13 @@ from lit_llm.models.config import TransformerConfig
 from lit_llm.models.config_json import config_from_hf, config_to_hf, family_of
 from lit_llm.models.families import FAMILIES, Family
 from lit_llm.models.generate import generate
+from lit_llm.models.gguf_names import gguf_arch_of
+from lit_llm.models.gguf_write import write_gguf
 from lit_llm.models.sampling import GREEDY
+from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
+from tests.models import llama_cpp
+from tests.models.llama_cpp import LlamaCpp
 
 TOLERANCE = 1e-4  # largest difference of a logit, float32
 TABLE = Path(__file__).parents[2] / "docs" / "families.md"
@@ -29,8 +38,11 @@ Written by `make families`: the largest difference of a float32 logit from trans
 and with left padding ({versions}). The same tests hold every tensor bit-equal over
 transformers -> ours -> transformers, and cached decoding equal to the full forward pass.
 
-| model | `model_type` | plain | padded |
-|---|---|---|---|
+The last column is the same for the model as a GGUF file of float32 in llama.cpp ({llama_cpp}), or what
+`lit_llm export --format gguf` refuses it for. 1e-03 is the float16 table that llama.cpp takes GELU from.
+
+| model | `model_type` | plain | padded | llama.cpp |
+|---|---|---|---|---|
 """
 _SHAPE = {"vocab_size": 97, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 4,
           "num_attention_heads": 4, "max_position_embeddings": 64}  # fmt: skip
@@ -99,39 +111,56 @@ CONFIGS: dict[str, tuple[str, dict]] = {
 }  # fmt: skip
 
 
+class Table(NamedTuple):
+    """Rows of docs/families.md, and llama.cpp where they are written."""
+
+    rows: list[str]
+    engine: LlamaCpp | None
+
+
 @pytest.fixture(scope="module")
-def table():
-    """Rows of docs/families.md; written at the end when ``make families`` asks for it."""
-    rows: list[str] = []
-    yield rows
-    if os.environ.get("WRITE_FAMILIES"):
-        versions = (
-            f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}"
-        )
-        TABLE.write_text(
-            INTRODUCTION.format(versions=versions) + "\n".join(rows) + "\n", encoding="utf-8"
-        )
+def table() -> Iterator[Table]:
+    """docs/families.md is written at the end when ``make families`` asks for it, by a run that has llama.cpp."""
+    if not os.environ.get("WRITE_FAMILIES"):
+        yield Table([], None)
+        return
+    assert llama_cpp.missing() is None, llama_cpp.missing()
+    made = Table([], LlamaCpp())
+    yield made
+    made.engine.close()
+    versions = f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}"
+    introduction = INTRODUCTION.format(versions=versions, llama_cpp=llama_cpp.version())
+    TABLE.write_text(introduction + "\n".join(made.rows) + "\n", encoding="utf-8")
+
+
+def random_pair(name: str, folder: Path, change: dict | None = None):
+    """A random transformers model of the row ``name`` with fields changed, and ours read from its directory."""
+    model_type, fields = CONFIGS[name]
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        model_type, **{"eos_token_id": 1, "bos_token_id": 0, **fields, **(change or {})}
+    )
+    theirs = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    for (
+        parameter,
+        p,
+    ) in theirs.named_parameters():  # away from 0 and 1, or dropping them would not show
+        if "bias" in parameter or "norm" in parameter or "ln_" in parameter:
+            torch.nn.init.normal_(p, 0.0 if "bias" in parameter else 1.0, 0.2)
+        else:
+            torch.nn.init.normal_(p, 0.0, 0.15)
+    theirs.save_pretrained(folder)
+    return theirs, Transformer.from_pretrained(folder).eval()
 
 
 @pytest.fixture(params=CONFIGS, scope="module")
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     """A random transformers model, ours read from its directory, and the row's name."""
-    model_type, fields = CONFIGS[request.param]
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, **{"eos_token_id": 1, "bos_token_id": 0, **fields})
-    theirs = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    for name, p in theirs.named_parameters():  # away from 0 and 1, or dropping them would not show
-        if "bias" in name or "norm" in name or "ln_" in name:
-            torch.nn.init.normal_(p, 0.0 if "bias" in name else 1.0, 0.2)
-        else:
-            torch.nn.init.normal_(p, 0.0, 0.15)
-    folder = tmp_path_factory.mktemp("model")
-    theirs.save_pretrained(folder)
-    return theirs, Transformer.from_pretrained(folder).eval(), request.param
+    return *random_pair(request.param, tmp_path_factory.mktemp("model")), request.param
 
 
 @torch.no_grad()
-def test_logits_equal_transformers(pair, table: list[str]) -> None:
+def test_logits_equal_transformers(pair, table: Table, tmp_path: Path) -> None:
     theirs, ours, name = pair
     ids = torch.randint(0, 97, (3, 40), generator=torch.Generator().manual_seed(1))
     padding = torch.ones(3, 40, dtype=torch.long)
@@ -143,7 +172,26 @@ def test_logits_equal_transformers(pair, table: list[str]) -> None:
     padded = (ours(ids, padding_mask=padding.bool()) - expected)[padding.bool()].abs().max().item()
     assert expected.std() > 0.05, "logits too small for the tolerance to mean anything"
     assert max(plain, padded) <= TOLERANCE
-    table.append(f"| {name} | `{CONFIGS[name][0]}` | {plain:.0e} | {padded:.0e} |")
+    if table.engine is not None:
+        column = in_llama_cpp(table.engine, ours, theirs(ids).logits, ids, tmp_path / "m.gguf")
+        table.rows.append(
+            f"| {name} | `{CONFIGS[name][0]}` | {plain:.0e} | {padded:.0e} | {column} |"
+        )
+
+
+def in_llama_cpp(
+    engine: LlamaCpp, model: Transformer, expected: torch.Tensor, ids: torch.Tensor, file: Path
+) -> str:
+    """The largest difference of a logit in llama.cpp, or the fields for which `write_gguf` refuses the model."""
+    backend = Backend(models.BPE({"<end>": 0}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.add_special_tokens(["<end>"])
+    try:
+        write_gguf(model, Tokenizer(backend, eos_token="<end>"), file, "f32")
+    except UserError as refused:
+        return f"refused: {str(refused).partition(': ')[2].rpartition('; ')[0].partition('; where')[0]}"
+    answer = engine(file, rows=ids.tolist())
+    return answer.get("error") or f"{(torch.tensor(answer['logits']) - expected).abs().max():.0e}"
 
 
 @torch.no_grad()
@@ -345,5 +393,19 @@ def _as_ours(
 def test_every_family_is_in_the_table(request: pytest.FixtureRequest) -> None:
     """docs/families.md is written by ``make families``, from this file's own measurements."""
     assert {model_type for model_type, _ in CONFIGS.values()} == set(FAMILIES)
-    rows = TABLE.read_text(encoding="utf-8")
-    assert all(f"| {name} |" in rows for name in CONFIGS)
+    rows = dict(
+        line[2:].split(" | ", 1) for line in TABLE.read_text("utf-8").splitlines() if " | " in line
+    )
+    for name, (model_type, fields) in CONFIGS.items():
+        config = config_from_hf(AutoConfig.for_model(model_type, **fields).to_dict(), "here")
+        column = rows[name].split(" | ")[-1]
+        assert column.startswith("refused: ") == (_refused(config) is not None), name
+        assert column.startswith("refused: ") or float(column.rstrip(" |")) < 1e-2
+
+
+def _refused(config: TransformerConfig) -> str | None:
+    try:
+        gguf_arch_of(config)
+    except UserError as error:
+        return str(error)
+    return None
