@@ -57,6 +57,7 @@ _PROBE = (
     "\u0928\u092e\u0938\u094d\u0924\u0947 \u0645\u0631\u062d\u0628\u0627 \u00df\u0130\u017f \U0001f469\u200d\U0001f467 "
     "\u2028\u0085 \u00bd\u2167 _a1_ <|im_end|><|endoftext|></s><s>[CLS] \0 \ufffd  "
 )
+_CONTROL = re.compile(r"<[|\uff5c].*[|\uff5c]>")
 _LINE_START = re.compile(r"\n(?=\S)")
 
 
@@ -98,7 +99,7 @@ class Tokenizer:
         """The same tokenizer for raw text: control tokens are read as the characters they are spelled with.
 
         Some published files mark ``<|im_end|>`` and the like as not special; text could then end a turn, so whatever
-        is spelled ``<|...|>`` or is a bos, eos or pad counts as control here.
+        is spelled ``<|...|>`` (DeepSeek writes U+FF5C for the bars) or is a bos, eos or pad counts as control here.
         """
         from tokenizers import Tokenizer as Backend
 
@@ -107,7 +108,7 @@ class Tokenizer:
         self.control_tokens: dict[str, int] = {}
         for token in spec.get("added_tokens", []):
             token["special"] |= (
-                token["content"] in names or re.fullmatch(r"<\|.*\|>", token["content"]) is not None
+                token["content"] in names or _CONTROL.fullmatch(token["content"]) is not None
             )
             if token["special"]:
                 self.control_tokens[token["content"]] = token["id"]

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 import lit_llm
 from lit_llm import InstructionDataModule, Tokenizer, Transformer, TransformerConfig, UserError
 from lit_llm.data.blocks import IGNORE
-from lit_llm.data.conversations import to_messages
 from lit_llm.data.docstrings import docstring_rows, held_out, stdlib_modules
+from lit_llm.data.shapes import to_messages
 
 PAIR = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 
