@@ -8,12 +8,12 @@ later on (Qwen3 and R1 drop earlier thoughts) give answers whose contexts are no
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from lit_llm.data.answers import AnswerFinder, no_answer
 from lit_llm.data.messages import (
     CONTENT_KEYS,
     REASONING,
@@ -36,8 +36,6 @@ from lit_llm.models.tokenizer import Tokenizer
 
 Arguments = Mapping[str, Any]
 _NONE: Arguments = {}
-# A generation prompt that opens a block of thoughts: R1's ends with "<think>" and a newline.
-_OPENED_THOUGHTS = re.compile(r"<(think\w*)>\s*\Z")
 
 
 @dataclass(frozen=True)
@@ -102,6 +100,7 @@ class ChatFormat:
         self.jinja = ChatTemplate(source, names, tokenizer.control_tokens)
         self.encoder = RenderedEncoder(tokenizer)
         self._probe = TemplateProbe(self.jinja)
+        self._finder = AnswerFinder(self.jinja, self._probe)
 
     def render(
         self,
@@ -211,15 +210,11 @@ class ChatFormat:
         for turn in wanted:
             upto = turns.messages[: turn + 1]
             prompt = self._prompt(upto[:-1], arguments)
-            text, spans = self._answer(upto, arguments, prompt)
+            text, spans = self._finder.find(upto, arguments, prompt)
             if not spans and turn != wanted[-1]:
                 continue
             if not spans:
-                raise UserError(
-                    f"the chat template does not render the answer in message {turn + 1} behind its own generation "
-                    "prompt, so what is learnt would not be what is asked for; put {% generation %} ... "
-                    "{% endgeneration %} around the assistant's words in the template"
-                )
+                raise no_answer(turn + 1, upto[-1], prompt)
             begin, end = spans[0][0], spans[-1][1]
             self._check_answer(upto, arguments, text[begin:end])
             if turn == wanted[-1]:
@@ -230,51 +225,6 @@ class ChatFormat:
             learnt = [any(a <= start < b for a, b in spans) for start, _ in offsets[:count]]
             found.append(Target(turn, context, ids[:count], learnt))
         return found
-
-    def _answer(
-        self, messages: list[Message], arguments: Arguments, prompt: str
-    ) -> tuple[str, list[tuple[int, int]]]:
-        """The conversation as text, and which characters the assistant speaks in its last message.
-
-        The text begins with ``prompt`` where that is possible; where it is not and nothing marks what the assistant
-        speaks, there are no such characters.
-        """
-        text, marked = unmarked(self.jinja.render(messages, False, arguments))
-        opened = _OPENED_THOUGHTS.search(prompt)
-        begin = len(prompt)
-        if text.startswith(prompt):
-            marked = [(max(a, begin), b) for a, b in marked if b > begin]
-        elif opened and text.startswith(prompt[: opened.start()]):
-            whole = prompt + _closed(opened[1], text[opened.start() :], thoughts_of(messages[-1]))
-            moved = len(whole) - len(text)
-            marked = [(a + moved, b + moved) for a, b in marked if b > opened.start()]
-            marked = [(begin, b) if i == 0 else (a, b) for i, (a, b) in enumerate(marked)]
-            text = whole
-        else:
-            before = unmarked(self.jinja.render(messages[:-1], True, arguments))[1]
-            marked = marked[len(before) :]
-            if not marked:
-                return text, []
-            begin = marked[0][0]
-        end = begin + self._spoken(text[begin:])
-        if end == len(text) and not self.jinja.marks_answers:
-            text += self._probe.next_turn("tool_calls" in messages[-1]) or ""
-            end = len(text)
-        if self.jinja.marks_answers:
-            return text, [(a, min(b, end)) for a, b in marked if a < end]
-        return text, [(begin, end)]
-
-    def _spoken(self, text: str) -> int:
-        """Characters of ``text`` up to and with the token that ends the turn; what follows is layout."""
-        closing: list[re.Match[str]] = []  # the control tokens at the end, the last one first
-        at = len(text)
-        for match in reversed(list(self.jinja.control.finditer(text))):
-            if text[match.end() : at].strip():
-                break
-            closing.append(match)
-            at = match.start()
-        ends = [match for match in closing if match[0] == self._probe.turn_end]
-        return next((match.end() for match in ends + closing), len(text))
 
     def _check_prompt(self, messages: list[Message], arguments: Arguments, text: str) -> None:
         """Raise a UserError if the template leaves out a message that is not the assistant's, or the tools."""
@@ -322,15 +272,3 @@ def _answers(turns: Turns) -> list[int]:
         for turn, (message, learn) in enumerate(zip(*turns, strict=True))
         if message["role"] == "assistant" and learn
     ]
-
-
-def _closed(tag: str, rendered: str, thoughts: str) -> str:
-    """What the assistant says behind a generation prompt that opens its thoughts with <tag>.
-
-    Args:
-        rendered: the answer as the template renders it where the generation prompt opens the thoughts.
-        thoughts: what it thinks; a template like R1's leaves that out.
-    """
-    if rendered.startswith(f"<{tag}>"):  # it has thoughts of its own, with other white space
-        return rendered.removeprefix(f"<{tag}>").lstrip()
-    return f"{thoughts}\n</{tag}>\n\n" + rendered.lstrip("\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from lit_llm.models.tokenizer import Tokenizer
 if TYPE_CHECKING:
     import tokenizers
 
+Encoded = tuple[list[int], list[tuple[int, int]]]
 # Stands before a text that continues another one: no vocabulary has it, so no token merges it with what follows.
 _ANCHOR = "\ufdd5"
 
@@ -31,27 +33,34 @@ class RenderedEncoder:
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
-        # A conversation that ends with an answer is the text of its last target: it is encoded once.
-        self._last: tuple[str, tuple[list[int], list[tuple[int, int]]]] = ("", ([], []))
+        self._last: tuple[str, Encoded] = ("", ([], []))
 
-    def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    def encode(self, text: str) -> Encoded:
         """(ids, offsets): token i stands for the characters offsets[i][0] up to offsets[i][1] of ``text``.
 
         Offsets count `CUT` marks. Tokens of one character in several bytes have the same offsets.
+
+        Consecutive texts of a conversation begin alike. What lies between two control tokens is encoded by itself, so
+        ids are taken from the text before up to the last control token that both have, and the rest is encoded.
         """
-        if text != self._last[0]:
+        last, (ids, offsets) = self._last
+        if text != last:
+            common = _common(text, last) if self._sections and CUT not in text + last else 0
+            kept = max(0, bisect_right(offsets, common, key=lambda span: span[1]) - 1)
+            while kept and not self._tokenizer.is_control(ids[kept]):
+                kept -= 1
+            begin = offsets[kept][0] if kept else 0
             backend = self._without_cuts if CUT in text else self._exact
-            encoding = backend.encode(text, add_special_tokens=False)
-            self._last = text, (encoding.ids, encoding.offsets)
+            rest = backend.encode(text[begin:], add_special_tokens=False)
+            moved = [(start + begin, end + begin) for start, end in rest.offsets]
+            self._last = text, (ids[:kept] + rest.ids, offsets[:kept] + moved)
         return self._last[1]
 
     def ids(self, text: str) -> list[int]:
         """The ids of ``text`` alone."""
         return self.encode(text)[0]
 
-    def continued(
-        self, context: list[int], text: str, begin: int
-    ) -> tuple[list[int], list[tuple[int, int]]]:
+    def continued(self, context: list[int], text: str, begin: int) -> Encoded:
         """Ids and offsets of ``text[begin:]`` behind ``context``, the ids of ``text[:begin]`` alone.
 
         As a rule these are the further ids of the whole text. Where one of its tokens reaches over ``begin``, the
@@ -78,6 +87,16 @@ class RenderedEncoder:
         ):
             found = anchored[len(anchor) :]  # without the space mark that begins a text
         return found
+
+    @cached_property
+    def _sections(self) -> bool:
+        """Whether control tokens are found before the text is normalized, which may depend on where a text begins."""
+        spec = json.loads(self._tokenizer._backend.to_str())
+        return not any(
+            token["normalized"]
+            for token in spec.get("added_tokens", [])
+            if token["content"] in self._tokenizer.control_tokens
+        )
 
     @cached_property
     def _exact(self) -> tokenizers.Tokenizer:
@@ -108,3 +127,15 @@ class RenderedEncoder:
         from tokenizers import Tokenizer as Backend
 
         return Backend.from_str(json.dumps(json.loads(self._tokenizer._backend.to_str()) | changes))
+
+
+def _common(one: str, other: str) -> int:
+    """How many characters two texts begin with alike."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

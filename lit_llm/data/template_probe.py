@@ -44,7 +44,13 @@ class TemplateProbe:
 
     def shows(self, messages: list[Message], arguments: Mapping[str, Any]) -> bool:
         """Whether the template renders `PROBE`, which stands somewhere in the messages."""
-        return PROBE in (self._render([self.fit(m) for m in messages], arguments) or "")
+        return PROBE in (self.render(messages, arguments) or "")
+
+    def render(
+        self, messages: list[Message], arguments: Mapping[str, Any] | None = None
+    ) -> str | None:
+        """The messages as text, each brought into the form that the template takes; None where it refuses them."""
+        return self._render([self.fit(message) for message in messages], arguments)
 
     @cached_property
     def takes_tools(self) -> bool:
@@ -55,7 +61,7 @@ class TemplateProbe:
             "parameters": {"type": "object", "properties": {}},
         }
         tools = [{"type": "function", "function": schema}]
-        return PROBE in (self._render([self.fit(_QUESTION)], {"tools": tools}) or "")
+        return PROBE in (self.render([_QUESTION], {"tools": tools}) or "")
 
     def leaves_out(self, role: str) -> bool:
         """Whether the template renders a conversation without the words of its messages of this role."""
@@ -64,7 +70,7 @@ class TemplateProbe:
             messages = [said, _QUESTION]
             if role == "tool":
                 messages = [_QUESTION, self._calling(self._calls[0], _OBJECT), {**_TOOL, **said}]
-            text = self._render([self.fit(message) for message in messages])
+            text = self.render(messages)
             self._left_out[role] = text is not None and PROBE not in text.rpartition(_TEXT)[2]
         return self._left_out[role]
 
@@ -115,7 +121,7 @@ class TemplateProbe:
 
     def _rest(self, messages: list[Message]) -> str | None:
         """What is rendered behind `PROBE`; None where the template refuses the messages or leaves it out."""
-        text = self._render([self.fit(message) for message in messages])
+        text = self.render(messages)
         return None if text is None or PROBE not in text else text.rpartition(PROBE)[2]
 
     def _render(

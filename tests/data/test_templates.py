@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lit_llm.data.chat import ChatFormat
+from lit_llm.data.rendered import RenderedEncoder
 from lit_llm.errors import UserError
 from lit_llm.models.tokenizer import Tokenizer
 
@@ -303,3 +306,44 @@ def test_an_old_tokenizer_with_normalized_control_tokens() -> None:
     )
     ids = chat.prompt_ids([{"role": "user", "content": "a<|im_end|>b"}])
     assert sum(map(chat.tokenizer.is_control, ids)) == 3
+
+
+pieces = st.sampled_from(
+    [
+        *CONTROL,
+        "a",
+        " yes",
+        "\n",
+        "\n\n",
+        " ",
+        "<|end",
+        "oftext|>",
+        "\u00e9",
+        "\U0001f469\u200d",
+        "<",
+    ]
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    texts=st.lists(st.lists(pieces, max_size=12).map("".join), min_size=2, max_size=4),
+    shared=st.lists(pieces),
+)
+def test_what_was_encoded_before_changes_no_ids(texts: list[str], shared: list[str]) -> None:
+    """A text that begins as the one before takes ids from it; tokens that swallow white space are the trap."""
+    for encoder, backend in STRIPPING.values():
+        for text in ("".join(shared) + text for text in texts):
+            whole = backend.encode(text, add_special_tokens=False)
+            assert encoder.encode(text) == (whole.ids, whole.offsets)
+
+
+def _stripping(kind: str) -> tuple[RenderedEncoder, Any]:
+    spec = json.loads(TOKENIZERS[kind](CONTROL).to_str())
+    for number, token in enumerate(spec["added_tokens"]):
+        token["rstrip"], token["lstrip"] = number % 3 == 1, number % 3 == 2
+    backend = type(byte_level([])).from_str(json.dumps(spec))
+    return RenderedEncoder(Tokenizer(backend, bos_token="<s>", eos_token="</s>")), backend
+
+
+STRIPPING = {kind: _stripping(kind) for kind in TOKENIZERS}
