@@ -29,6 +29,18 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         UserError: a line is no JSON object, or the file is cut; names file and line.
     """
+    for number, row in json_lines(path):
+        if isinstance(row, str):
+            raise UserError(f"{path}:{number}: {row}")
+        yield number, row
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """`json_rows`, with the reason in place of a row that a line does not hold.
+
+    Raises:
+        UserError: the file is cut.
+    """
     number = 0
     try:
         with open_input(str(path)) as stream:
@@ -45,9 +57,8 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     if not line.strip():
                         continue
                     row = parse_row(line)
-                    if isinstance(row, str):
-                        raise UserError(f"{path}:{number}: {row}; mend the line or take it out")
-                    yield number, row
+                    reason = f"{row}; mend the line or take it out" if isinstance(row, str) else row
+                    yield number, reason
     except OSError as error:
         raise UserError(f"{path}: cannot be read after line {number} ({error})") from error
 
@@ -174,8 +185,11 @@ def line_blocks(
         yield at, rest
 
 
-def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number from 1, row) of a parquet file, all columns.
+def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """(row number from 1, row) of a parquet file, all columns; the reason in place of a row that is not readable.
+
+    A column of structs has every field in every row. Those that are null are left out of the row: whoever wrote
+    {"a": 1} beside {"b": 2} did not write {"a": 1, "b": null}.
 
     Raises:
         UserError: pyarrow is missing, or the file is not readable.
@@ -189,10 +203,30 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         with pyarrow.parquet.ParquetFile(path) as table:
             number = 0
             for batch in table.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
+                for row in _python_rows(batch):
                     number += 1
                     yield number, row
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(
             f"{path}: not a readable parquet file ({' '.join(str(error).split())[:200]})"
         ) from error
+
+
+def _python_rows(batch: Any) -> Iterator[dict[str, Any] | str]:
+    """The rows of a pyarrow batch, or why one is none: a text is not UTF-8, a map has a key twice."""
+    try:
+        rows = batch.to_pylist(maps_as_pydicts="strict")
+    except (UnicodeDecodeError, KeyError) as error:
+        if len(batch) == 1:
+            yield "a text is not UTF-8" if isinstance(error, UnicodeDecodeError) else f"{error}"
+        else:
+            for i in range(len(batch)):
+                yield from _python_rows(batch.slice(i, 1))
+        return
+    yield from ({key: _without_nulls(value) for key, value in row.items()} for row in rows)
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value

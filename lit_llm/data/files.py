@@ -6,7 +6,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lit_llm.data.messages import check_characters
 from lit_llm.errors import UserError
+
+# What would change the answer and is not sent.
+_NOT_SENT = (
+    "messages",
+    "conversations",
+    "system",
+    "system_prompt",
+    "history",
+    "tools",
+    "input",
+    "context",
+)
 
 
 def read_prompts(file: Path) -> list[str]:
@@ -16,7 +29,8 @@ def read_prompts(file: Path) -> list[str]:
     rows, or of texts.
 
     Raises:
-        UserError: the file cannot be read, or holds something else; names the line.
+        UserError: the file cannot be read, or holds something else: a row without a text as
+            "prompt", or with a key beside it that belongs to the prompt. Names the line.
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -37,12 +51,13 @@ def read_prompts(file: Path) -> list[str]:
 
 def _of_row(file: Path, number: int, line: str) -> str:
     try:
-        prompt = json.loads(line)["prompt"]
-    except (ValueError, KeyError, TypeError):
-        prompt = None
-    if not isinstance(prompt, str) or not prompt:
-        raise UserError(f"{file}, line {number}: not a JSON object with a text as 'prompt'")
-    return prompt
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    place = f"{file}, line {number}"
+    if not isinstance(row, dict):
+        raise UserError(f"{place}: not a JSON object with a text as 'prompt'")
+    return _prompt_of(place, row)
 
 
 def _of_array(file: Path, text: str) -> list[str]:
@@ -52,10 +67,17 @@ def _of_array(file: Path, text: str) -> list[str]:
         raise UserError(f"data.prompts: {file} is not valid JSON ({error})") from None
     if not isinstance(rows, list):
         raise UserError(f"data.prompts: {file} is no array of prompts; one a line is .jsonl")
-    prompts: list[Any] = [row.get("prompt") if isinstance(row, dict) else row for row in rows]
-    for number, prompt in enumerate(prompts, 1):
-        if not isinstance(prompt, str) or not prompt:
-            raise UserError(
-                f"{file}, element {number}: neither a text nor an object with one as 'prompt'"
-            )
-    return prompts
+    return [
+        _prompt_of(f"{file}, element {number}", row if isinstance(row, dict) else {"prompt": row})
+        for number, row in enumerate(rows, 1)
+    ]
+
+
+def _prompt_of(place: str, row: dict[str, Any]) -> str:
+    prompt = row.get("prompt")
+    if not isinstance(prompt, str) or not prompt:
+        raise UserError(f"{place}: neither a text nor an object with a text as 'prompt'")
+    if unused := [key for key in _NOT_SENT if row.get(key)]:
+        raise UserError(f"{place}: {unused[0]!r} is not sent, 'prompt' alone is")
+    check_characters(prompt, f"{place}: 'prompt'")
+    return prompt

@@ -15,16 +15,18 @@ from torch.utils.data import DataLoader, Dataset
 from lit_llm.corpus.rows import json_rows
 from lit_llm.data.base import TokenDataModule
 from lit_llm.data.blocks import IGNORE
-from lit_llm.data.chat import ChatFormat, Message
+from lit_llm.data.chat import ChatFormat
 from lit_llm.data.conversations import (
     Conversations,
+    RowFormat,
     encoded_conversations,
     load_conversations,
-    to_messages,
 )
 from lit_llm.data.order import RankSampler, stack_samples
 from lit_llm.data.packing import PackedOrder, pack
+from lit_llm.data.shapes import template_arguments, to_messages
 from lit_llm.data.stopping import learns_to_stop
+from lit_llm.data.template import Message
 from lit_llm.errors import UserError
 from lit_llm.models.huggingface import read_json
 from lit_llm.models.tokenizer import Tokenizer
@@ -185,6 +187,10 @@ class InstructionDataModule(TokenDataModule):
         """The conversation in a row. Raise a UserError for a row that has none."""
         return to_messages(row)
 
+    def template_arguments(self, row: dict[str, Any]) -> dict[str, Any]:
+        """What the chat template gets beside the messages: the row's ``tools`` and ``chat_template_kwargs``."""
+        return template_arguments(row)
+
     # -------------------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -236,30 +242,54 @@ class InstructionDataModule(TokenDataModule):
 
     def _find(self, quiet: bool) -> Path:
         if self.folder is None:
-            formatter = type(self).format_example
-            own = (
-                ""
-                if formatter is InstructionDataModule.format_example
-                else inspect.getsource(formatter)
-            )
             self.folder, reused = encoded_conversations(
                 self.cache_dir,
                 train=self.sources,
                 validation=self.validation,
                 validation_fraction=self.validation_fraction,
-                format_example=self.format_example,
-                format_version=hashlib.sha256(own.encode()).hexdigest(),
+                row_format=self._row_format(),
                 chat=self.chat,
                 seq_len=self.seq_len,
                 bad_rows=self.bad_rows,
             )
             if not quiet:
-                splits = read_json(self.folder / "datacard.json")["splits"]
-                rank_zero_info(
-                    f"{'reusing' if reused else 'made'} examples: {self.folder} ({splits['train']['examples']:,} for "
-                    f"training, {splits['validation']['examples']:,} for validation)"
-                )
+                self._tell(read_json(self.folder / "datacard.json"), reused)
         return self.folder
+
+    def _row_format(self) -> RowFormat:
+        """How rows become conversations; its version changes with the source of what a subclass overrides."""
+        own = [
+            inspect.getsource(method)
+            for method, ours in (
+                (type(self).format_example, InstructionDataModule.format_example),
+                (type(self).template_arguments, InstructionDataModule.template_arguments),
+            )
+            if method is not ours
+        ]
+        version = hashlib.sha256("".join(own).encode()).hexdigest()
+        return RowFormat(self.format_example, self.template_arguments, version)
+
+    def _tell(self, card: dict[str, Any], reused: bool) -> None:
+        """Say what there is, and what of it is not learnt."""
+        splits = card["splits"]
+        rank_zero_info(
+            f"{'reusing' if reused else 'made'} examples: {self.folder} ({splits['train']['examples']:,} for "
+            f"training, {splits['validation']['examples']:,} for validation)"
+        )
+        answers, left_out = (
+            sum(split[key] for split in splits.values()) for key in ("answers", "answers_left_out")
+        )
+        if left_out:
+            rank_zero_info(
+                f"{left_out:,} of {answers:,} answers are not learnt: the chat template renders an earlier turn "
+                "in another way once the conversation goes on (many leave out its thoughts), so in these rows its "
+                "context would not be what a server sends. The last answer of every conversation is learnt."
+            )
+        if others := card["rows_of_the_other_split"]:
+            rank_zero_info(
+                f"{others:,} rows are not used: their 'split' is validation in data.sources, or train in "
+                "data.validation"
+            )
 
     def setup_training(self) -> None:
         """Pack the rows; the number of steps, and the supervised tokens of each."""

@@ -60,6 +60,7 @@ _PROBE = (
     "\u2028\u0085 \u00bd\u2167 _a1_ <|im_end|><|endoftext|></s><s>[CLS] \0 \ufffd  "
 )
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_CONTROL = re.compile(r"<[|\uff5c].*[|\uff5c]>")
 _LINE_START = re.compile(r"\n(?=\S)")
 
 
@@ -107,7 +108,7 @@ class Tokenizer:
         """The same tokenizer for raw text: control tokens are read as the characters they are spelled with.
 
         Some published files mark ``<|im_end|>`` and the like as not special; text could then end a turn, so whatever
-        is spelled ``<|...|>`` or is a bos, eos or pad counts as control here.
+        is spelled ``<|...|>`` (DeepSeek writes U+FF5C for the bars) or is a bos, eos or pad counts as control here.
         """
         from tokenizers import Tokenizer as Backend
 
@@ -116,7 +117,7 @@ class Tokenizer:
         self.control_tokens: dict[str, int] = {}
         for token in spec.get("added_tokens", []):
             token["special"] |= (
-                token["content"] in names or re.fullmatch(r"<\|.*\|>", token["content"]) is not None
+                token["content"] in names or _CONTROL.fullmatch(token["content"]) is not None
             )
             if token["special"]:
                 self.control_tokens[token["content"]] = token["id"]

@@ -26,7 +26,8 @@ def chat_main(args: list[str]) -> None:
     """Parse ``args`` and talk until the input ends.
 
     Raises:
-        UserError: a mistake in the arguments, or a checkpoint that cannot chat.
+        UserError: a mistake in the arguments, a checkpoint that cannot chat, or, when a pipe has ended, a message of
+            it that got no answer.
     """
     parser = Parser(
         prog="lit_llm chat", description="Talk to a model. Piped input is taken a line a turn."
@@ -56,14 +57,17 @@ def chat_main(args: list[str]) -> None:
         _note(
             f"{options.ckpt}: {weights / 1e6:,.1f}M parameters on {model.embed.weight.device}; /help lists commands"
         )
-    _talk(conversation)
+    failed = _talk(conversation)
+    if failed and not sys.stdin.isatty():  # at a terminal the user has seen it and could go on
+        raise UserError(f"{failed} of the messages got no answer")
 
 
-def _talk(conversation: Conversation) -> None:
-    told = False
+def _talk(conversation: Conversation) -> int:
+    """Answer the user's lines; how many of them could not be answered."""
+    told, failed = False, 0
     for line in _lines():
         if line == "/exit":
-            return
+            break
         if line == "/reset":
             conversation.reset()
             told = False
@@ -75,11 +79,13 @@ def _talk(conversation: Conversation) -> None:
                 pieces = conversation.ask(line)
             except UserError as error:
                 _note(str(error))
+                failed += 1
                 continue
             if conversation.dropped and not told:
                 told = True
                 _note("the context is full: the oldest turns are left out from here on")
             _write(pieces)
+    return failed
 
 
 def _write(answer: Generator[str, None, None]) -> None:

@@ -41,7 +41,10 @@ def generate_main(args: list[str]) -> None:
         "--json", action="store_true", help="a JSON object a prompt: prompt, text, tokens, finish"
     )
     options = parser.parse_args(args)
+    from lit_llm.data.messages import check_characters
+
     prompts = list(options.prompt)
+    check_characters(prompts, "--prompt")
     if options.file is not None:
         from lit_llm.data.files import read_prompts
 

@@ -101,3 +101,17 @@ def test_mistakes(chat_model: Path, tmp_path: Path) -> None:
         generate_main([str(chat_model)])
     with pytest.raises(UserError, match=r"absent\.txt"):
         generate_main([str(chat_model), "--file", str(tmp_path / "absent.txt")])
+
+
+def test_prompts_that_would_be_sent_in_part_or_not_at_all(chat_model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    for row, said in (
+        ({"prompt": "hello", "system": "be brief"}, "line 1: 'system' is not sent"),
+        ({"prompt": "hello", "history": [["a", "b"]]}, "line 1: 'history' is not sent"),
+        ({"prompt": "Hi \ud83d"}, r"line 1: 'prompt' holds the lone surrogate \\ud83d"),
+    ):
+        file.write_text(json.dumps(row) + "\n")
+        with pytest.raises(UserError, match=said):
+            generate_main([str(chat_model), "--file", str(file)])
+    with pytest.raises(UserError, match=r"--prompt.* holds the lone surrogate"):
+        generate_main([str(chat_model), "--prompt", "\udcff"])
