@@ -57,6 +57,11 @@ def test_nobody_reads_the_output() -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
+def test_nobody_reads_what_a_command_wrote(tmp_path: Path, corpus: Path) -> None:
+    command = f"'{sys.executable}' -m lit_llm corpus report '{corpus}' | true"
+    assert shell(command, "").returncode == 0
+
+
 def test_nobody_reads_what_a_finished_fit_says(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +173,12 @@ def test_the_longest_names_that_a_file_can_have(
     assert main([*args, "--output", "z" * 254]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "too long" in said, said
+    # The corpus of a file is named after it.
+    from lit_llm.corpus.build import cached_corpus
+
+    long = (text / "a.txt").rename(text / f"{'a' * 250}.txt")
+    found, _ = cached_corpus(tmp_path, sources=str(long), vocab_size=260)
+    assert found.path.name.startswith("a" * 100 + "-")
 
 
 def test_no_home_folder(tmp_path: Path) -> None:

@@ -68,9 +68,8 @@ def cached_corpus(
     if max_line_bytes != Source.max_line_bytes:  # corpora of before stay found
         settings["max_line_bytes"] = max_line_bytes
     key = fingerprint(sources, settings)
-    folder = (
-        Path(cache_dir).expanduser() / "corpora" / f"{list_files(sources)[0].source}-{key[:12]}"
-    )
+    first = list_files(sources)[0].source[:100]  # a folder's name has 255 bytes at most
+    folder = Path(cache_dir).expanduser() / "corpora" / f"{first}-{key[:12]}"
     if (folder / "datacard.json").is_file():
         return Corpus.load(folder), True
     return build_corpus(folder, sources=sources, progress=progress, **settings), False

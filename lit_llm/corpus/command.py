@@ -7,7 +7,7 @@ from pathlib import Path
 from lit_llm.arguments import Parser, run_command
 from lit_llm.corpus.extra import corpus_extra
 from lit_llm.errors import UserError
-from lit_llm.streams import json_text
+from lit_llm.streams import json_text, say
 
 USAGE = """usage: lit_llm corpus COMMAND ...
 
@@ -41,7 +41,7 @@ def build_main(args: list[str]) -> None:
     from lit_llm.corpus.build import build
     from lit_llm.corpus.config_parser import parse_build
 
-    print(build(*parse_build(args)).path)
+    say(str(build(*parse_build(args)).path))
 
 
 def report_main(args: list[str]) -> None:
@@ -53,7 +53,7 @@ def report_main(args: list[str]) -> None:
 
     target = folder / "datacard.html"
     write_page(Corpus.load(folder).datacard, target)
-    print(target)
+    say(str(target))
 
 
 def explain_main(args: list[str]) -> None:
@@ -94,7 +94,7 @@ def remove_main(args: list[str]) -> None:
     count = remove(
         given.corpus, Request(frozenset(ids), given.domain, given.matching), given.reason
     )
-    print(f"{given.corpus}: {count:,} documents removed")
+    say(f"{given.corpus}: {count:,} documents removed")
 
 
 def _parser(command: str, description: str) -> Parser:

@@ -235,7 +235,7 @@ def _stem(pattern: str) -> str:
         words = re.sub(r"\[.*?\]|[*?]", "", part.lstrip("."))
         if glob.has_magic(part) and words.startswith("."):
             continue  # '*.txt' tells a type, not a name
-        if stem := _safe(words.split(".")[0]):
+        if stem := _safe(words.split(".")[0][:100]):  # more is put behind it
             return stem
     return "source"
 

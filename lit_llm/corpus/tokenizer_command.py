@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lit_llm.arguments import Parser, run_command
 from lit_llm.corpus.extra import corpus_extra
 from lit_llm.errors import UserError, check_no_link_to_nothing
-from lit_llm.streams import json_text
+from lit_llm.streams import json_text, say
 
 if TYPE_CHECKING:
     from lit_llm.corpus.sample import Sample
@@ -98,7 +98,7 @@ def train_main(args: list[str]) -> None:
         ):
             raise UserError(f"--output {output}: cannot be written ({error.strerror})") from error
         raise
-    print(output)
+    say(str(output))
 
 
 def inspect_main(args: list[str]) -> None:

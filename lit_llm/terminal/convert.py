@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lit_llm.arguments import Parser
 from lit_llm.errors import UserError, check_no_link_to_nothing
+from lit_llm.streams import say
 
 if TYPE_CHECKING:
     import torch
@@ -149,4 +150,4 @@ def _write_directory(model: Transformer, tokenizer: Tokenizer, out: Path) -> Non
 def _say(out: Path, model: Transformer, tokenizer: Tokenizer, family: str, dtype: str) -> None:
     weights = sum(p.numel() for p in model.parameters())
     chat = "with" if tokenizer.chat_template else "without"
-    print(f"{out}: {weights:,} parameters, {family}, {dtype}, {chat} a chat template")
+    say(f"{out}: {weights:,} parameters, {family}, {dtype}, {chat} a chat template")

@@ -10,6 +10,7 @@ from pathlib import Path
 from lit_llm.arguments import Parser, with_underscores
 from lit_llm.errors import Preempted, UserError
 from lit_llm.presets import config_name
+from lit_llm.streams import say
 
 _TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
 
@@ -85,7 +86,7 @@ def launch_main(args: list[str]) -> None:
         file.write_text(script, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--output {file}: {error.strerror}") from None
-    print(f"wrote {file}; submit it with: sbatch {shlex.quote(str(file))}")
+    say(f"wrote {file}; submit it with: sbatch {shlex.quote(str(file))}")
 
 
 def _value(command: list[str], key: str) -> str | None:
