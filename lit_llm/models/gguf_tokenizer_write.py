@@ -102,6 +102,8 @@ def _check_model(model: dict[str, Any]) -> None:
         raise UserError(
             f"a tokenizer of kind {model.get('type')} cannot be written as GGUF; BPE can"
         )
+    if not model["merges"]:
+        raise UserError("the tokenizer has no merges, and llama.cpp loads no tokenizer without")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise UserError(

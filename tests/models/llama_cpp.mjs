@@ -10,25 +10,20 @@ const llama = await getLlama({
     logger: (level, message) => log.push(message)
 });
 
-async function logits(model, rows, size) {
+async function logits(model, row, size) {
     // The cache of keys and values in float32: the default is float16, which alone changes logits by 1e-3.
     const context = await model.createContext({
         contextSize: size, batchSize: size, threads: 1, flashAttention: false,
         experimentalKvCacheKeyType: "F32", experimentalKvCacheValueType: "F32"
     });
-    const found = [];
-    for (const row of rows) {
-        const sequence = context.getSequence();
-        const answers = await sequence.controlledEvaluate(row.map((id) => [id, {generateNext: {logits: true}}]));
-        found.push(answers.map((answer) => {
-            const values = new Array(answer.next.logits.size);
-            for (const [id, value] of answer.next.logits) values[id] = value;
-            return values;
-        }));
-        sequence.dispose();
-    }
+    const wanted = row.map((id) => [id, {generateNext: {logits: true}}]);
+    const answers = await context.getSequence().controlledEvaluate(wanted);
     await context.dispose();
-    return found;
+    return answers.map((answer) => {
+        const values = new Array(answer.next.logits.size);
+        for (const [id, value] of answer.next.logits) values[id] = value;
+        return values;
+    });
 }
 
 async function answer({file, texts = [], rows = [], context = 64}) {
@@ -37,7 +32,7 @@ async function answer({file, texts = [], rows = [], context = 64}) {
     try {
         model = await llama.loadModel({modelPath: file, useMmap: false, gpuLayers: 0});
     } catch (error) {
-        return {error: [String(error), ...log.filter((line) => /error|assert/i.test(line))].join("; ")};
+        return {error: [String(error), ...log.filter((line) => /error/i.test(line))].join("; ")};
     }
     const size = model.fileInfo.metadata.tokenizer.ggml.tokens.length;
     const made = {
@@ -46,8 +41,9 @@ async function answer({file, texts = [], rows = [], context = 64}) {
         eog: Array.from({length: size}, (_, id) => id).filter((id) => model._model.isEogToken(id)),
         plain: texts.map((text) => Array.from(model._model.tokenize(text, false))),
         special: texts.map((text) => Array.from(model._model.tokenize(text, true))),
-        logits: rows.length ? await logits(model, rows, context) : []
+        logits: []
     };
+    for (const row of rows) made.logits.push(await logits(model, row, context));
     await model.dispose();
     return made;
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -38,8 +39,9 @@ Written by `make families`: the largest difference of a float32 logit from trans
 and with left padding ({versions}). The same tests hold every tensor bit-equal over
 transformers -> ours -> transformers, and cached decoding equal to the full forward pass.
 
-The last column is the same for the model as a GGUF file of float32 in llama.cpp ({llama_cpp}), or what
-`lit_llm export --format gguf` refuses it for. 1e-03 is the float16 table that llama.cpp takes GELU from.
+The last column is the same difference for the model as a GGUF file of float32 in llama.cpp
+({llama_cpp}), or the fields for which `lit_llm export --format gguf`
+refuses the model. From 1e-03 on it is llama.cpp's GELU, which comes from a table of float16 values.
 
 | model | `model_type` | plain | padded | llama.cpp |
 |---|---|---|---|---|
@@ -89,6 +91,10 @@ CONFIGS: dict[str, tuple[str, dict]] = {
     "Gemma 3, scaled": ("gemma3_text", {**_GEMMA, "sliding_window_pattern": 2, "rope_parameters": {
         "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000.0},
         "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}}}),
+    "Gemma 2, scale and windows as published": ("gemma2", {**_GEMMA, "query_pre_attn_scalar": 16}),
+    "Gemma 3, scale and windows as published": ("gemma3_text", {**_GEMMA, "query_pre_attn_scalar": 16,
+                                                                "num_hidden_layers": 7}),
+    "Phi-3": ("phi3", {**_GQA, "pad_token_id": 0}),
     "Phi-3, window": ("phi3", {**_SHAPE, "sliding_window": 11, "pad_token_id": 0}),
     "Phi-4-mini, part of a head turned": ("phi3", {**_GQA, "partial_rotary_factor": 0.5, "pad_token_id": 0,
                                                    "tie_word_embeddings": True}),
@@ -97,7 +103,8 @@ CONFIGS: dict[str, tuple[str, dict]] = {
     "GPT-NeoX, sequential, no biases": ("gpt_neox", {**_SHAPE, "use_parallel_residual": False, "rotary_pct": 1.0,
                                                      "attention_bias": False, "tie_word_embeddings": True}),
     "OLMo 2": ("olmo2", {**_GQA, "pad_token_id": 0}),
-    "SmolLM3": ("smollm3", {**_GQA, "pad_token_id": 0, "no_rope_layer_interval": 2}),
+    "SmolLM3": ("smollm3", {**_GQA, "pad_token_id": 0}),
+    "SmolLM3, every other layer turned": ("smollm3", {**_GQA, "pad_token_id": 0, "no_rope_layer_interval": 2}),
     "SmolLM3, window where nothing turns": ("smollm3", {**_GQA, "pad_token_id": 0, "no_rope_layers": [1, 0, 1, 0],
                                                         "use_sliding_window": True, "sliding_window": 6}),
     "StableLM 2 1.6B": ("stablelm", {**_GQA, "use_qkv_bias": True, "partial_rotary_factor": 0.5}),
@@ -183,15 +190,18 @@ def in_llama_cpp(
     engine: LlamaCpp, model: Transformer, expected: torch.Tensor, ids: torch.Tensor, file: Path
 ) -> str:
     """The largest difference of a logit in llama.cpp, or the fields for which `write_gguf` refuses the model."""
-    backend = Backend(models.BPE({"<end>": 0}, []))
+    backend = Backend(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.add_special_tokens(["<end>"])
     try:
         write_gguf(model, Tokenizer(backend, eos_token="<end>"), file, "f32")
     except UserError as refused:
-        return f"refused: {str(refused).partition(': ')[2].rpartition('; ')[0].partition('; where')[0]}"
+        found = re.search("expresses this model: (?:.* cannot say )?(.*?); ", str(refused))
+        assert found, refused
+        return f"refused: {found[1]}"
     answer = engine(file, rows=ids.tolist())
-    return answer.get("error") or f"{(torch.tensor(answer['logits']) - expected).abs().max():.0e}"
+    assert "error" not in answer, answer["error"]
+    return f"{(torch.tensor(answer['logits']) - expected).abs().max():.0e}"
 
 
 @torch.no_grad()
@@ -400,7 +410,7 @@ def test_every_family_is_in_the_table(request: pytest.FixtureRequest) -> None:
         config = config_from_hf(AutoConfig.for_model(model_type, **fields).to_dict(), "here")
         column = rows[name].split(" | ")[-1]
         assert column.startswith("refused: ") == (_refused(config) is not None), name
-        assert column.startswith("refused: ") or float(column.rstrip(" |")) < 1e-2
+        assert column.startswith("refused: ") or float(column.rstrip(" |")) <= 1e-2
 
 
 def _refused(config: TransformerConfig) -> str | None:

@@ -277,7 +277,7 @@ _STRIP = {"type": "Strip", "strip_left": True, "strip_right": True}
         ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": [_STRIP]}]}},
          'normalizer {"type": "Strip"'),
         ({"model": {"end_of_word_suffix": "</w>"}}, "end_of_word_suffix='</w>'"),
-        ({"model": {"continuing_subword_prefix": "##", "merges": []}}, "continuing_subword_prefix='##'"),
+        ({"model": {"merges": []}}, "no merges"),
         ({"model": {"dropout": 0.1}}, "dropout=0.1"),
         ({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "a"}, "behavior": "Removed", "invert": False}},
          "Split"),

@@ -34,8 +34,9 @@ TEXTS = [
     "It's  1,234 naïve 日本語\n\n\tx = y", "DON'T I'LL WE'VE 'S", "<|im_end|> <s> </s>", "", " x", "  x", "   x   y  ",
     "a\r\n  b\n", "\n\n\n", "\t\t a\tb", "12345678 1234 12 1", "½ Ⅷ ² ٣٤٥", "a  b   c    d     e",
     "x=1;y+=2//3 == <= >= ^~|$`", "\u00a0a\u2003b\u3000c\u0085d\u2028e", "한국어 हिन्दी नमस्ते مرحبا",
-    "👩\u200d👧 \u200b\ufeffz", "_a1_ __init__", "<tool> a <tool>b", "\u2026\u2014\u2013\u201c\u201d\u2018\u2019", "\x01\x7f",
-    "ﬁ ß İ", "trailing   ", "\u2581a x\u2581y", "\U0001d400\U00020000", "https://example.com/a?b=c&d=e#f", " \n \n ", "1a2b3c",
+    "👩\u200d👧 \u200b\ufeffz", "_a1_ __init__", "<tool> a <tool>b", "\u2026\u2014\u201c\u201d", "\x01\x7f",
+    "ﬁ ß İ", "trailing   ", "\u2581a x\u2581y", "\U0001d400\U00020000", "https://example.com/a?b=c&d=e#f", " \n \n ",
+    "1a2b3c",
 ]  # fmt: skip
 
 
