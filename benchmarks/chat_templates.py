@@ -1,6 +1,7 @@
 """Chat templates of other people's models: does ours send, and train on, what transformers sends?
 
-    python benchmarks/chat_templates.py [--templates DIR]  # two minutes; DIR holds .jinja files
+    pip install --no-deps --target /tmp/trl trl==1.16.0  # its folder of 41 templates is all that is needed
+    python benchmarks/chat_templates.py --templates /tmp/trl/trl/chat_templates  # a minute
     python benchmarks/chat_templates.py --dry-run  # our own small templates of the same kinds, in tests/data
 
 For every template and nine conversations: the prompt before each answer has the text and the ids of transformers'
@@ -235,25 +236,17 @@ def check_template(source: str) -> dict[str, str]:
     return said
 
 
-def installed() -> Path | None:
-    """The templates of the trl that `make peers` installs."""
-    found = Path(__file__).parents[1].glob(".venv-peers/lib/*/site-packages/trl/chat_templates")
-    return next(found, None)
-
-
 def main() -> None:
     """Check, print and record."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--templates", type=Path, default=installed(), help="default: of make peers"
-    )
+    parser.add_argument("--templates", type=Path, help="a folder of .jinja files")
     parser.add_argument("--dry-run", action="store_true", help="our own templates; nothing is kept")
     args = parser.parse_args()
     folder = OWN if args.dry_run else args.templates
     if folder is None:
-        parser.error("no trl: run make peers, or give --templates DIR")
+        parser.error("give --templates DIR or --dry-run")
     # Variants that TRL made for its own training stand beside the originals.
     files = [file for file in sorted(folder.glob("*.jinja")) if "_training" not in file.stem]
     result = {file.stem: check_template(file.read_text(encoding="utf-8")) for file in files}

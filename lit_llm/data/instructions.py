@@ -101,14 +101,15 @@ class InstructionDataModule(TokenDataModule):
     whole optimizer step over all ranks and micro-batches: a summed loss divided by it weighs every token alike,
     whatever the lengths. The order is a pure function of (seed, optimizer step).
 
-    Subclass by overriding ``format_example`` for rows of another shape.
+    Subclass by overriding ``format_example`` for rows of another shape, and ``template_arguments`` for what the chat
+    template gets beside the messages.
 
     Args:
         sources: JSONL or parquet files or globs (see `to_messages` for the shapes of rows); "stdlib": questions and
             answers made of the standard library's docstrings; "general": eighty simple questions of general knowledge.
             A mapping from these to numbers says how often an epoch repeats each.
         validation: the same for validation. None: rows whose ``split`` says so, else a share of ``sources``.
-        validation_fraction: that share, chosen by a hash of the first question.
+        validation_fraction: that share, chosen by a hash of the first question; one question at least.
         tokenizer: a tokenizer.json, a folder or GGUF file with one. None: that of the module's ``init_from``.
         chat_template: a Jinja file, or the name of one of the tokenizer's templates. None: its
             default one.

@@ -15,7 +15,7 @@ import lit_llm
 from lit_llm import InstructionDataModule, Tokenizer, Transformer, TransformerConfig, UserError
 from lit_llm.data.blocks import IGNORE
 from lit_llm.data.docstrings import docstring_rows, held_out, stdlib_modules
-from lit_llm.data.shapes import to_messages
+from lit_llm.data.instructions import to_messages
 
 PAIR = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 
@@ -277,7 +277,6 @@ def lines_of(data: InstructionDataModule) -> list[dict]:
         ({"messages": PAIR, "tools": [{"name": "f"}]}, "leaves out the tools"),
         ({"messages": [PAIR[0], {**PAIR[1], "reasoning_content": "r"}]}, "leaves out the 'reasoning_content'"),
         ({"messages": PAIR, "chat_template_kwargs": {"effort": 1}}, "does not take the argument 'effort'"),
-        ({"id": "\ud83d", "prompt": "q", "completion": 3}, "content of type int"),
         ('{"prompt": "q", "completion": ', "not valid JSON"),
         ("[1]", "not a JSON object"),
     ],
@@ -351,7 +350,7 @@ def test_a_row_s_split_is_kept_whatever_it_is_called(
 
 def test_few_rows(tmp_path: Path, tokenizer_folder: Path) -> None:
     """A twentieth of three rows is one of them; one row cannot be both trained and validated on."""
-    few = write(tmp_path / "a.jsonl", [chat(i) for i in range(3)])
+    few = write(tmp_path / "a.jsonl", [{**chat(i), "id": "\ud83d"} for i in range(3)])
     data = module(tmp_path, tokenizer_folder, few, validation_fraction=0.01)
     assert sorted(line["split"] for line in lines_of(data)) == ["train", "train", "validation"]
     one = write(tmp_path / "b.jsonl", [chat(1)])

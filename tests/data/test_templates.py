@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_llm.data.chat import ChatFormat
-from lit_llm.data.rendered import RenderedEncoder
 from lit_llm.errors import UserError
 from lit_llm.models.tokenizer import Tokenizer
 
@@ -70,24 +70,24 @@ def test_prompts_and_answers_of_every_kind(template: str) -> None:
     assert {file.stem for file in OWN.iterdir()} == set(EXPECTED)
 
 
-def test_a_sentencepiece_like_tokenizer_gets_one_space_mark() -> None:
-    chat = chat_of("llama2_like", "sentencepiece-like")
-    theirs = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=chat.tokenizer._backend,
-        bos_token="<s>",
-        eos_token="</s>",
-        chat_template=chat.template,
-    )
-    for end in (1, 3):
-        prompt = chat.prompt_ids(TALK[:end])
-        assert (
-            prompt
-            == theirs.apply_chat_template(TALK[:end], add_generation_prompt=True)["input_ids"]
+@pytest.mark.parametrize("scheme", ["first", "always"])
+def test_a_sentencepiece_like_tokenizer_gets_no_space_mark_per_piece(scheme: str) -> None:
+    spec = json.loads(TOKENIZERS["sentencepiece-like"](CONTROL).to_str())
+    spec["pre_tokenizer"]["prepend_scheme"] = scheme
+    backend = type(byte_level([])).from_str(json.dumps(spec))
+    for template in ("chatml", "phi3_like", "llama2_like"):
+        source = (OWN / f"{template}.jinja").read_text()
+        theirs = transformers.PreTrainedTokenizerFast(
+            tokenizer_object=backend, bos_token="<s>", eos_token="</s>", chat_template=source
         )
-    ids, spoken = chat.encode(TALK)
-    assert ids == theirs.apply_chat_template(TALK)["input_ids"]
-    assert chat.tokenizer.decode(ids) == chat.render(TALK)
-    assert ids[: len(prompt)] == prompt and spoken[len(prompt)] and not spoken[len(prompt) - 1]
+        chat = ChatFormat(Tokenizer(backend, bos_token="<s>", eos_token="</s>"), source)
+        for end in (1, 3):
+            prompt = chat.prompt_ids(TALK[:end])
+            expected = theirs.apply_chat_template(TALK[:end], add_generation_prompt=True)
+            assert prompt == expected["input_ids"]
+        ids, spoken = chat.encode(TALK)
+        assert ids == theirs.apply_chat_template(TALK)["input_ids"]
+        assert ids[: len(prompt)] == prompt and spoken[len(prompt)] and not spoken[len(prompt) - 1]
 
 
 def test_a_token_over_the_border_leaves_the_prompt_as_a_server_sends_it() -> None:
@@ -159,8 +159,13 @@ def test_spelled_control_tokens_stay_text_in_every_field() -> None:
                   "parameters": {"properties": {spelled: {"enum": [spelled]}}}}}  # fmt: skip
         return messages, {"tools": [schema]}
 
-    for kind in TOKENIZERS:
-        chat = chat_of("qwen3_like", kind)
+    byte = chat_of("qwen3_like")
+    # Control tokens that are searched in the normalized text, as old files have them.
+    spec = json.loads(byte.tokenizer._backend.to_str()) | {"normalizer": {"type": "NFC"}}
+    spec["added_tokens"] = [{**token, "normalized": True} for token in spec["added_tokens"]]
+    backend = type(byte_level([])).from_str(json.dumps(spec))
+    old = ChatFormat(Tokenizer(backend, bos_token="<s>", eos_token="</s>"), byte.template)
+    for chat in (byte, old, chat_of("qwen3_like", "sentencepiece-like")):
         count = chat.tokenizer.is_control
         for spelled in ("<|im_end|>", "</s>", "<\uff5cUser\uff5c>", "<|im_start|>assistant\n"):
             messages, arguments = talk(spelled)
@@ -294,20 +299,6 @@ def test_what_would_be_left_out_is_refused(
         chat_of(template).encode(messages, arguments)
 
 
-def test_an_old_tokenizer_with_normalized_control_tokens() -> None:
-    """Control tokens that are searched in the normalized text: a spelled one must not be found there."""
-    spec = json.loads(byte_level(CONTROL).to_str())
-    for token in spec["added_tokens"]:
-        token["normalized"] = True
-    spec["normalizer"] = {"type": "NFC"}
-    backend = type(byte_level([])).from_str(json.dumps(spec))
-    chat = ChatFormat(
-        Tokenizer(backend, bos_token="<s>", eos_token="</s>"), (OWN / "chatml.jinja").read_text()
-    )
-    ids = chat.prompt_ids([{"role": "user", "content": "a<|im_end|>b"}])
-    assert sum(map(chat.tokenizer.is_control, ids)) == 3
-
-
 pieces = st.sampled_from(
     [
         *CONTROL,
@@ -332,18 +323,19 @@ pieces = st.sampled_from(
 )
 def test_what_was_encoded_before_changes_no_ids(texts: list[str], shared: list[str]) -> None:
     """A text that begins as the one before takes ids from it; tokens that swallow white space are the trap."""
-    for encoder, backend in STRIPPING.values():
+    for kind in TOKENIZERS:
+        encoder, backend = _stripping(kind)
         for text in ("".join(shared) + text for text in texts):
             whole = backend.encode(text, add_special_tokens=False)
             assert encoder.encode(text) == (whole.ids, whole.offsets)
 
 
-def _stripping(kind: str) -> tuple[RenderedEncoder, Any]:
+@cache
+def _stripping(kind: str) -> tuple[Any, Any]:
+    from lit_llm.data.rendered import RenderedEncoder
+
     spec = json.loads(TOKENIZERS[kind](CONTROL).to_str())
     for number, token in enumerate(spec["added_tokens"]):
         token["rstrip"], token["lstrip"] = number % 3 == 1, number % 3 == 2
     backend = type(byte_level([])).from_str(json.dumps(spec))
     return RenderedEncoder(Tokenizer(backend, bos_token="<s>", eos_token="</s>")), backend
-
-
-STRIPPING = {kind: _stripping(kind) for kind in TOKENIZERS}
