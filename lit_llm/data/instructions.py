@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from lit_llm.corpus.rows import json_rows
@@ -264,6 +264,11 @@ class InstructionDataModule(TokenDataModule):
         self.configure_trainer(validations=5)
 
     @property
+    def run_length(self) -> str:
+        """The passes over the examples."""
+        return f"data.epochs={self.epochs:g}"
+
+    @property
     def _pad_id(self) -> int:
         return self.tokenizer.pad_id if self.tokenizer.pad_id is not None else 0
 
@@ -322,5 +327,23 @@ class InstructionDataModule(TokenDataModule):
     def must_stay(self) -> dict[str, Any]:
         """What the order depends on; the position itself is the Trainer's step."""
         content = read_json(self.datacard_file)["content"]
-        return {"sources": content, "seq_len": self.seq_len, "seed": self.seed, "epochs": self.epochs,
+        return {"sources": content, "seq_len": self.seq_len, "seed": self.seed,
                 "packing": self.packing, "global_batch_tokens": self.global_batch_tokens}  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must stay, and how many rows the run has, if it is set up for training."""
+        dataset = getattr(self, "train_dataset", None)
+        return {**self.must_stay(), "rows": None if dataset is None else len(dataset)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As elsewhere. ``epochs`` may change: the passes that both runs have are the same rows in the same order."""
+        super().load_state_dict(state_dict)
+        if self.trainer is None or self.trainer.state.fn != "fit":
+            return
+        begin, rows = self._resumed_at * self.rows_per_step, state_dict.get("rows")
+        if rows is not None and rows < begin < len(self.train_dataset):
+            # The last step of the shorter run had no rows to fill it up.
+            rank_zero_warn(
+                f"data.epochs={self.epochs:g}: the checkpoint's last step ended with a pass and was not full; "
+                f"{begin - rows} rows of the next pass are left out"
+            )

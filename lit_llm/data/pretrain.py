@@ -183,6 +183,11 @@ class PretrainDataModule(TokenDataModule):
         self._set_order()
         self.configure_trainer(validations=10)
 
+    @property
+    def run_length(self) -> str:
+        """The horizon."""
+        return f"data.tokens={self.num_tokens}"
+
     def _set_order(self) -> None:
         self.order = (
             SampleOrder([size for sizes in self._sizes.values() for size in sizes], self.seed)
@@ -243,12 +248,6 @@ class PretrainDataModule(TokenDataModule):
         super().load_state_dict(state_dict)
         if self.trainer is not None and self.trainer.state.fn != "fit":
             return
-        if state_dict["step"] > self.steps:
-            assert self.global_batch_tokens is not None
-            raise UserError(
-                f"data.tokens={self.num_tokens} ends before the checkpoint, which has seen "
-                f"{state_dict['step'] * self.global_batch_tokens}: give at least as many"
-            )
         saved = state_dict.get("mixture")
         if (saved is None) != (self.phases is None):
             raise UserError(
