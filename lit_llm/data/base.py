@@ -114,7 +114,7 @@ class TokenDataModule(L.LightningDataModule, ABC):
 
     def configure_trainer(self, validations: int) -> None:
         """Give the Trainer accumulation, length and validation interval (``validations`` in the run unless set)."""
-        trainer = self.trainer
+        trainer: Any = self.trainer  # its type does not know all that it is given
         if trainer is None:
             return
         accumulate = given(trainer, "accumulate_grad_batches")
@@ -182,6 +182,13 @@ class TokenDataModule(L.LightningDataModule, ABC):
                     f"trainer.{name}={getattr(self.trainer, name)} ends before the checkpoint's step {step}: "
                     "raise it or leave it out"
                 )
+
+    def step_counts(self, supervised: int | None) -> dict[str, int | None]:
+        """What a training batch says of its optimizer step: supervised tokens, and micro-batches over all ranks."""
+        return {
+            "step_tokens": supervised,
+            "step_micro_batches": self.accumulation * self.world_size,
+        }
 
     def step_sampler(self) -> StepSampler:
         """This rank's rows, from the Trainer's current optimizer step to the end of the run."""

@@ -94,9 +94,10 @@ class InstructionDataModule(TokenDataModule):
     """Conversations for supervised finetuning, under any LightningModule.
 
     A training batch is {"input_ids", "labels", "document_ids": int64 (micro_batch_size, seq_len), "sample_id": int64
-    (micro_batch_size,), "step_tokens": int}; see `PackedRows`. step_tokens is the number of supervised tokens of the
-    whole optimizer step over all ranks and micro-batches: a summed loss divided by it weighs every token alike,
-    whatever the lengths. The order is a pure function of (seed, optimizer step).
+    (micro_batch_size,), "step_tokens": int, "step_micro_batches": int}; see `PackedRows`. step_tokens is the number
+    of supervised tokens of the whole optimizer step over all ranks and micro-batches, which are step_micro_batches: a
+    summed loss divided by it weighs every token alike, whatever the lengths. The order is a pure function of (seed,
+    optimizer step).
 
     Subclass by overriding ``format_example`` for rows of another shape.
 
@@ -286,7 +287,7 @@ class InstructionDataModule(TokenDataModule):
                 key: value[:, :used] if value.ndim == 2 else value for key, value in batch.items()
             }
         step = int(batch["sample_id"][0]) // self.rows_per_step
-        return {**batch, "step_tokens": int(self.supervised_tokens[step])}
+        return {**batch, **self.step_counts(int(self.supervised_tokens[step]))}
 
     def val_dataloader(self) -> DataLoader:
         """The validation examples, packed, spread over the ranks."""

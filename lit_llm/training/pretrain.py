@@ -9,10 +9,10 @@ from typing import Any, Literal
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from lit_llm.data.base import TokenDataModule, data_rank_and_size
 from lit_llm.data.blocks import IGNORE
@@ -50,14 +50,15 @@ from lit_llm.training.resume_policy import check_architecture, check_checkpoint
 from lit_llm.training.reuse import check_reuse
 from lit_llm.training.saved_settings import SavedSettings
 from lit_llm.training.schedules import Schedule, StepSchedule, keep_settings, lr_multiplier
+from lit_llm.training.step_loss import LossMean, StepLoss
 
 
 class PretrainModule(L.LightningModule):
     """Trains a `Transformer` to predict the next token.
 
     A batch is a dict with "input_ids" and "labels", int64 (batch, seq), label i being the token after input i and -100
-    where nothing is learnt; "step_tokens", if there, is the number of supervised tokens of the whole optimizer step,
-    and makes the gradient that of sum / global tokens under any accumulation and world size. "label_bytes" in
+    where nothing is learnt; "step_tokens", if there, is the number of supervised tokens of the whole optimizer step.
+    The gradient is that of sum / global tokens under any accumulation and world size, see `StepLoss`. "label_bytes" in
     evaluation batches gives bits per byte. `PretrainDataModule` makes such batches; any other source of them will do.
 
     Subclass by overriding ``compute_loss`` (another objective) or ``build_model`` (another network).
@@ -112,7 +113,10 @@ class PretrainModule(L.LightningModule):
             raise UserError(f"model.recompute must be between 0 and 1, got {recompute}")
         # Horizon and batch are the data's: as hyperparameters they would clash with those of a data module.
         self.save_hyperparameters(ignore=["tokens", "global_batch_tokens"])
-        self._horizon = {"tokens": tokens, "global_batch_tokens": global_batch_tokens}
+        self._horizon: dict[str, Any] = {
+            "tokens": tokens,
+            "global_batch_tokens": global_batch_tokens,
+        }
         self._saved_settings = SavedSettings(self)
         self.fields: dict[str, Any] = (
             {"preset": transformer} if isinstance(transformer, str) else dict(transformer)
@@ -121,13 +125,12 @@ class PretrainModule(L.LightningModule):
             self.fields = TransformerConfig.from_pretrained(init_from).to_dict()
         TransformerConfig.from_dict(self.fields)  # a mistake is told now, before any data is made
         self.model: nn.Module | None = None
-        self.step_loss = MeanMetric(
-            nan_strategy="disable"
-        )  # the default check for NaN synchronises the device
+        self.step_loss = LossMean()
         self.evaluations: list[LanguageModelMetrics] = []
         self.grad_norm: Tensor | None = None
         self._prepared: str | None = None  # what the network is prepared for: evaluation, training
         self._noise = StepNoise()
+        self._step_loss = StepLoss()
         self._trained_steps = 0  # by its last Trainer
         self._evaluated_step: int | None = None  # of the checkpoint that is evaluated
 
@@ -201,6 +204,14 @@ class PretrainModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Take vocabulary, context and horizon from the data, where they are known."""
         self._evaluated_step = None
+        if self.model is None and any(
+            isinstance(callback, StochasticWeightAveraging)
+            for callback in self.trainer.callbacks  # type: ignore[attr-defined]
+        ):
+            raise UserError(
+                "StochasticWeightAveraging copies the module before the network is there, and "
+                "would average nothing: take lightning's EMAWeightAveraging or WeightAveraging"
+            )
         self._check_horizon()
         number_by_steps_done(self.trainer, self._steps_done)
         # A network that is there must fit the data as it is.
@@ -227,13 +238,11 @@ class PretrainModule(L.LightningModule):
             return
         if self._prepared is not None and is_divided(self.model):
             rank_zero_warn(
-                "the sharded model was built to be evaluated: it trains as it is, without model.compile and "
-                "model.recompute; use another module to train"
+                "the sharded model was built to be evaluated: it trains as it is, without "
+                "model.compile and model.recompute; use another module to train"
             )
         else:
-            prepare(
-                self.model, self.hparams, self._trainer, self.device_mesh, self._horizon_steps
-            )
+            prepare(self.model, self.hparams, self._trainer, self.device_mesh, self._horizon_steps)
         self._prepared = purpose
 
     def _check_horizon(self) -> None:
@@ -242,12 +251,13 @@ class PretrainModule(L.LightningModule):
             ours = getattr(self._datamodule, {"tokens": "num_tokens"}.get(name, name), None)
             if value is not None and ours is not None and int(value) != ours:
                 raise UserError(
-                    f"model.{name}={value} is not data.{name}={ours}: leave it out, the data module decides"
+                    f"model.{name}={value} is not data.{name}={ours}: leave it out, "
+                    "the data module decides"
                 )
 
     def _horizon_steps(self) -> int:
         """Optimizer steps of the learning-rate schedule."""
-        steps = getattr(self._datamodule, "steps", None)
+        steps: int | None = getattr(self._datamodule, "steps", None)
         if steps is not None:
             return steps
         tokens, batch = self._horizon["tokens"], self._horizon["global_batch_tokens"]
@@ -324,16 +334,17 @@ class PretrainModule(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Loss of one micro-batch, scaled so that what the Trainer makes of it is sum / global tokens."""
         loss_sum = self.compute_loss(batch)
+        loss = self._step_loss.scaled(loss_sum, batch, self.trainer)
         if "step_tokens" in batch:
-            # Lightning divides by the accumulation, data parallelism averages over ranks: undo both.
-            parts = (
-                self.trainer.accumulate_grad_batches * data_rank_and_size(self.trainer.strategy)[1]
-            )
-            loss = loss_sum * (parts / batch["step_tokens"])
+            self.step_loss.update(loss.detach())
         else:
-            loss = loss_sum / (batch["labels"] != IGNORE).sum().clamp(min=1)
-        self.step_loss.update(loss.detach())
+            supervised = (batch["labels"] != IGNORE).sum()
+            self.step_loss.update(loss_sum.detach() / supervised.clamp(min=1), supervised)
         return loss
+
+    def on_after_backward(self) -> None:
+        """Scale the gradient where the step's tokens are known only now."""
+        self._step_loss.after_backward(self.parameters(), self.trainer)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the optimizer step that just ended, if it is one to log; nothing touches the device in between."""
@@ -423,8 +434,8 @@ class PretrainModule(L.LightningModule):
     # ---- in and out ---------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say what the data decided, and forget init_from: the checkpoint holds the weights, and must open where that
-        directory is gone."""
+        """Say what the data decided, and forget init_from: the checkpoint holds the weights, and
+        must open where that directory is gone."""
         self.save_settings(checkpoint, init_from=None)
 
     def save_settings(self, checkpoint: dict[str, Any], **changed: Any) -> None:
@@ -436,8 +447,8 @@ class PretrainModule(L.LightningModule):
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take what neither settings nor data decide from the checkpoint; refuse weights of another architecture
-        before torch lists every tensor that does not fit."""
+        """Take what neither settings nor data decide from the checkpoint; refuse weights of another
+        architecture before torch lists every tensor that does not fit."""
         fitting = self._trainer is not None and self.trainer.state.fn == "fit"
         check_checkpoint(checkpoint, self.hparams["optimizer"] if fitting else None)
         before = self.config
@@ -448,13 +459,13 @@ class PretrainModule(L.LightningModule):
         check_architecture(checkpoint, self.config)
         self._evaluated_step = None if fitting else checkpoint.get("global_step")
         data = self._datamodule
-        if fitting and isinstance(data, TokenDataModule):
-            if type(data).__qualname__ not in checkpoint:
-                rank_zero_warn(
-                    f"--ckpt_path: it was not written with a {type(data).__name__}: training goes on at the same step, "
-                    "but nobody can say whether its samples continue"
-                )
-                data.take_position(checkpoint)
+        name = type(data).__qualname__
+        if fitting and isinstance(data, TokenDataModule) and name not in checkpoint:
+            rank_zero_warn(
+                f"--ckpt_path: it was not written with a {name}: training goes on at the same step, "
+                "but nobody can say whether its samples continue"
+            )
+            data.take_position(checkpoint)
 
     def final_weights(self) -> Iterable[tuple[str, Tensor]]:
         """Names and weights that `save_pretrained` writes, one after the other."""

@@ -21,10 +21,10 @@ def check_reuse(trainer: L.Trainer, trained_steps: int) -> None:
         return
     if trainer.global_step != trained_steps:
         raise UserError(
-            f"this Trainer has trained another module for {trainer.global_step} steps and would go on counting from "
-            "there: make a new Trainer, or give fit a ckpt_path"
+            f"this Trainer has trained another module for {trainer.global_step} steps and would "
+            "count on from there: make a new Trainer, or give fit a ckpt_path"
         )
     rank_zero_warn(
-        f"this Trainer has trained the module for {trainer.global_step} steps: it goes on from there, with an optimizer "
-        'that has forgotten its momenta; fit(..., ckpt_path="last") keeps them'
+        f"this Trainer has trained the module for {trainer.global_step} steps: it goes on from "
+        'there, but the optimizer has lost its momenta; fit(..., ckpt_path="last") keeps them'
     )

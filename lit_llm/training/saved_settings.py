@@ -28,7 +28,11 @@ class SavedSettings:
         own = not type(module).__init__.__module__.startswith("lit_llm.")
         self._not_given: set[str] = set()
         # Of *args Lightning does not know the names: there nothing can be left out.
-        if own and inspect.Parameter.VAR_KEYWORD in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds:
+        if (
+            own
+            and inspect.Parameter.VAR_KEYWORD in kinds
+            and inspect.Parameter.VAR_POSITIONAL not in kinds
+        ):
             frame = inspect.currentframe()
             assert frame is not None and frame.f_back is not None
             *ours, given = collect_init_args(frame.f_back, [], classes=(HyperparametersMixin,))

@@ -24,6 +24,9 @@ from lit_llm.training.optimizers import OptimizerName
 from lit_llm.training.pretrain import PretrainModule
 from lit_llm.training.schedules import Schedule
 
+_STATES = {"state_dict", "current_model_state"}
+"""Keys of weights in a checkpoint; the second is of Lightning's WeightAveraging."""
+
 
 class SFTModule(PretrainModule):
     """Trains a pretrained `Transformer` on the tokens that the assistant speaks.
@@ -134,7 +137,8 @@ class SFTModule(PretrainModule):
             super().on_save_checkpoint(checkpoint)
             return
         self.save_settings(checkpoint)
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if is_lora(k)}
+        for key in _STATES & checkpoint.keys():
+            checkpoint[key] = {k: v for k, v in checkpoint[key].items() if is_lora(k)}
         checkpoint["base_digest"] = self._base
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -153,7 +157,8 @@ class SFTModule(PretrainModule):
                 f"model.init_from={self.hparams['init_from']}: its weights are not those the updates were"
             )
         frozen = {name: value for name, value in self.state_dict().items() if not is_lora(name)}
-        checkpoint["state_dict"] = {**frozen, **checkpoint["state_dict"]}
+        for key in _STATES & checkpoint.keys():
+            checkpoint[key] = {**frozen, **checkpoint[key]}
 
     def final_weights(self) -> Iterable[tuple[str, Tensor]]:
         """As `PretrainModule`, updates merged."""

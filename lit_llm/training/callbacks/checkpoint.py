@@ -240,7 +240,9 @@ class Checkpoint(CheckpointAnswers):
         if self._trained or not trainer.global_step:
             return
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, WeightAveraging):  # of a checkpoint the module has the raw weights
+            if isinstance(
+                callback, WeightAveraging
+            ):  # of a checkpoint the module has the raw weights
                 callback.on_train_end(trainer, pl_module)
         written = trainer.strategy.broadcast(_step_of_model(self.folder.parent / "final"))
         if (
@@ -423,22 +425,25 @@ class Checkpoint(CheckpointAnswers):
         """Make the saved loop counters those of the border.
 
         The batch just fetched has not begun as far as the checkpoint goes, and an epoch that ``max_steps`` cut short
-        is not over: it goes on when the run is resumed with more steps.
+        is not over: it goes on when the run is resumed with more steps. After a whole epoch the next one is about to
+        begin; Lightning, told that the old one is over, would train on one more micro-batch of it.
         """
         loops = checkpoint["loops"]["fit_loop"]
         batches = loops["epoch_loop.batch_progress"]
         for count in ("total", "current"):
             batches[count]["ready"] = batches[count]["started"] = batches[count]["completed"]
-        unfinished = batches["current"]["completed"] < trainer.num_training_batches
-        batches["is_last_batch"] = not unfinished
-        for count in ("total", "current"):
-            epochs = loops["epoch_progress"][count]
-            epochs["processed"] = epochs["completed"] = epochs["started"] - unfinished
+        over = batches["current"]["completed"] >= trainer.num_training_batches
+        batches["is_last_batch"] = False
+        if over:
+            batches["current"] = dict.fromkeys(batches["current"], 0)
+        for epochs in loops["epoch_progress"].values():
+            done = epochs["started"] - (not over)
+            epochs.update(ready=done + 1, processed=done, completed=done)
 
 
 def _ends(trainer: L.Trainer) -> bool:
     """Whether training ends with the epoch that is just over."""
-    loop = trainer.fit_loop
+    loop: Any = trainer.fit_loop
     stopped = trainer.should_stop and loop._can_stop_early
     epochs, steps = loop.max_epochs, trainer.max_steps
     last_epoch = epochs not in (None, -1) and loop.epoch_progress.current.processed >= epochs

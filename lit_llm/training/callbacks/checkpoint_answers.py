@@ -1,4 +1,4 @@
-"""What Lightning, its loggers and people's scripts ask a checkpoint callback: which file is the last, which the best."""
+"""What Lightning, its loggers and scripts ask a checkpoint callback: the last file, the best."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from lit_llm.training.callbacks.checkpoint_folder import newest_whole
 class CheckpointAnswers(ModelCheckpoint):
     """A `ModelCheckpoint` in its answers, not in when and how it saves: subclasses replace every hook of it.
 
-    ``best_model_path``, ``best_model_score``, ``last_model_path``, ``current_score``, ``best_k_models``, ``kth_value``
-    and the callback's state in a checkpoint are as with ``ModelCheckpoint(monitor=..., mode="min", save_top_k=1)``: "" and
-    None before anything is saved; without a monitor the newest checkpoint is the best. ``fit(ckpt_path="last")`` finds
-    the newest whole checkpoint of the folder. A logger is told of every checkpoint once it is on disk.
+    ``best_model_path``, ``best_model_score``, ``last_model_path``, ``current_score``,
+    ``best_k_models``, ``kth_value`` and the callback's state in a checkpoint are as with
+    ``ModelCheckpoint(monitor=..., mode="min", save_top_k=1)``: "" and None before anything is
+    saved. Without a monitor the newest checkpoint is the best. ``fit(ckpt_path="last")`` finds the
+    newest whole checkpoint of the folder. A logger is told of every checkpoint once it is on disk.
     """
 
     def __init__(self, dirpath: str | None, monitor: str | None):
@@ -75,7 +76,7 @@ class CheckpointAnswers(ModelCheckpoint):
         if (path := state_dict.get("best_model_path")) or score is not None:
             here = Path(self.dirpath or "", "best.ckpt")
             moved = not path or (not Path(path).exists() and here.exists())
-            file = here if moved else Path(path)
+            file = here if moved or not path else Path(path)
             if score is not None:
                 self.saves_best(file, score)
             else:
