@@ -97,9 +97,10 @@ class InstructionDataModule(TokenDataModule):
     """Conversations for supervised finetuning, under any LightningModule.
 
     A training batch is {"input_ids", "labels", "document_ids": int64 (micro_batch_size, seq_len), "sample_id": int64
-    (micro_batch_size,), "step_tokens": int}; see `PackedRows`. step_tokens is the number of supervised tokens of the
-    whole optimizer step over all ranks and micro-batches: a summed loss divided by it weighs every token alike,
-    whatever the lengths. The order is a pure function of (seed, optimizer step).
+    (micro_batch_size,), "step_tokens": int, "step_micro_batches": int}; see `PackedRows`. step_tokens is the number
+    of supervised tokens of the whole optimizer step over all ranks and micro-batches, which are step_micro_batches: a
+    summed loss divided by it weighs every token alike, whatever the lengths. The order is a pure function of (seed,
+    optimizer step).
 
     Subclass by overriding ``format_example`` for rows of another shape, and ``template_arguments`` for what the chat
     template gets beside the messages.
@@ -317,6 +318,11 @@ class InstructionDataModule(TokenDataModule):
         self.configure_trainer(validations=5)
 
     @property
+    def run_length(self) -> str:
+        """The passes over the examples."""
+        return f"data.epochs={self.epochs:g}"
+
+    @property
     def _pad_id(self) -> int:
         return self.tokenizer.pad_id if self.tokenizer.pad_id is not None else 0
 
@@ -334,7 +340,7 @@ class InstructionDataModule(TokenDataModule):
                 key: value[:, :used] if value.ndim == 2 else value for key, value in batch.items()
             }
         step = int(batch["sample_id"][0]) // self.rows_per_step
-        return {**batch, "step_tokens": int(self.supervised_tokens[step])}
+        return {**batch, **self.step_counts(int(self.supervised_tokens[step]))}
 
     def val_dataloader(self) -> DataLoader:
         """The validation examples, packed, spread over the ranks."""
@@ -375,5 +381,23 @@ class InstructionDataModule(TokenDataModule):
     def must_stay(self) -> dict[str, Any]:
         """What the order depends on; the position itself is the Trainer's step."""
         content = read_json(self.datacard_file)["content"]
-        return {"sources": content, "seq_len": self.seq_len, "seed": self.seed, "epochs": self.epochs,
+        return {"sources": content, "seq_len": self.seq_len, "seed": self.seed,
                 "packing": self.packing, "global_batch_tokens": self.global_batch_tokens}  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must stay, and how many rows the run has, if it is set up for training."""
+        dataset = getattr(self, "train_dataset", None)
+        return {**self.must_stay(), "rows": None if dataset is None else len(dataset)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As elsewhere. ``epochs`` may change: the passes that both runs have are the same rows in the same order."""
+        super().load_state_dict(state_dict)
+        if self.trainer is None or self.trainer.state.fn != "fit":
+            return
+        begin, rows = self._resumed_at * self.rows_per_step, state_dict.get("rows")
+        if rows is not None and rows < begin < len(self.train_dataset):
+            # The last step of the shorter run had no rows to fill it up.
+            rank_zero_warn(
+                f"data.epochs={self.epochs:g}: the checkpoint's last step ended with a pass and was not full; "
+                f"{begin - rows} rows of the next pass are left out"
+            )

@@ -25,6 +25,14 @@ from lit_llm.models.transformer import Transformer
 
 _KINDS = "a Hugging Face directory, a .gguf file, a run folder or a .ckpt file"
 _PREFIX = "model."  # where our LightningModules keep the network
+SETTINGS = "lit_llm_settings"
+"""Key of a module's settings in a checkpoint whose hyperparameters are not all of them, see `SavedSettings`."""
+
+
+def settings_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The settings that the module in a training checkpoint was made with; empty where there are none."""
+    settings = checkpoint.get(SETTINGS, checkpoint.get("hyper_parameters"))
+    return settings if isinstance(settings, dict) else {}
 
 
 def open_model(
@@ -164,8 +172,9 @@ def open_training_checkpoint(path: Path) -> dict[str, Any]:
         ) as error:
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"{path}: not a whole training checkpoint ({said})") from None
-    settings = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
-    transformer = settings.get("transformer") if isinstance(settings, dict) else None
+    transformer = (
+        settings_of(checkpoint).get("transformer") if isinstance(checkpoint, dict) else None
+    )
     if not isinstance(transformer, (dict, str)) or "state_dict" not in checkpoint:
         raise UserError(
             f"{path}: not a checkpoint of this package: it does not say which transformer it holds"
@@ -177,7 +186,7 @@ def _load_training_checkpoint(
     file: Path, dtype: torch.dtype | None
 ) -> tuple[Transformer, Tokenizer]:
     checkpoint = open_training_checkpoint(file)
-    settings = checkpoint["hyper_parameters"]
+    settings = settings_of(checkpoint)
     tokenizer = tokenizer_of_run(file)
     weights = {
         name.removeprefix(_PREFIX): tensor[...].to(

@@ -25,6 +25,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def is_divided(model: nn.Module) -> bool:
+    """Whether the weights of ``model`` are divided among processes."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
 @torch.no_grad()
 def copy_part(into: Tensor, full: Tensor | Stored) -> None:
     """Fill ``into`` with its part of ``full``, which every process has or can read, and nobody sends."""

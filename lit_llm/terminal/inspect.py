@@ -37,7 +37,12 @@ def inspect_main(args: list[str]) -> None:
 
 def inspect_checkpoint(ckpt: str | Path) -> dict[str, Any]:
     """What a checkpoint is, as plain values; the keys are those of ``--json``. Raises as `inspect_main`."""
-    from lit_llm.models.checkpoint import model_folder, open_training_checkpoint, tokenizer_of_run
+    from lit_llm.models.checkpoint import (
+        model_folder,
+        open_training_checkpoint,
+        settings_of,
+        tokenizer_of_run,
+    )
     from lit_llm.models.config import TransformerConfig
     from lit_llm.models.locate import locate
     from lit_llm.models.tokenizer import Tokenizer
@@ -50,7 +55,7 @@ def inspect_checkpoint(ckpt: str | Path) -> dict[str, Any]:
     stored: dict[str, int] = {}
     if found.suffix == ".ckpt":
         checkpoint = open_training_checkpoint(found)
-        fields = checkpoint["hyper_parameters"]["transformer"]
+        fields = settings_of(checkpoint)["transformer"]
         config = TransformerConfig.from_dict(
             {"preset": fields} if isinstance(fields, str) else fields
         )

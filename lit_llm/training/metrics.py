@@ -3,30 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric
+from torch import Tensor
+from torchmetrics import Metric
 
 from lit_llm.models.device import exact_dtype
-
-
-class StepLoss(MeanMetric):
-    """The mean of a step's losses, in float32 also when the module around it changes its dtype.
-
-    ``trainer.precision=bf16-true`` casts the module and all it holds; a bfloat16 mean is off by up
-    to 0.4%.
-    """
-
-    def __init__(self) -> None:
-        # The default check for NaN synchronises the device.
-        super().__init__(nan_strategy="disable")
-
-    def _apply(
-        self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ""
-    ) -> nn.Module:
-        return super()._apply(lambda t: fn(t).to(t.dtype), exclude_state)
 
 
 class LanguageModelMetrics(Metric):

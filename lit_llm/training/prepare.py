@@ -53,7 +53,9 @@ def prepare(
         rank_zero_warn(
             "model.float8 without model.compile is slower than bfloat16: casts are not fused"
         )
-    recompute = 0.0 if settings["recompute"] == "auto" else settings["recompute"]
+    # Where nothing is trained no block is wrapped: the model may be prepared again, for training.
+    wanted = settings["recompute"] if training is not None else 0.0
+    recompute = 0.0 if wanted == "auto" else wanted
     if training is not None and training.strategy.root_device.type == "cpu":
         _tell_of_spinning()
     backends = (

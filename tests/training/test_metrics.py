@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from lit_llm import PretrainModule
-from lit_llm.training.metrics import LanguageModelMetrics, StepLoss
+from lit_llm.training.metrics import LanguageModelMetrics
+from lit_llm.training.step_loss import LossMean
 
 
 def test_against_the_definition_in_any_batching() -> None:
@@ -39,7 +40,7 @@ def test_without_bytes_there_is_only_a_loss() -> None:
 
 
 def test_a_steps_loss_is_float32_in_a_module_of_bfloat16() -> None:
-    module = torch.nn.ModuleDict({"loss": StepLoss(), "weights": torch.nn.Linear(2, 2)})
+    module = torch.nn.ModuleDict({"loss": LossMean(), "weights": torch.nn.Linear(2, 2)})
     module.to(torch.bfloat16)
     assert module["weights"].weight.dtype == torch.bfloat16
     for value in (1.003, 1.005):
