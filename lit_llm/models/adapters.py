@@ -1,11 +1,14 @@
-"""PEFT's adapter directories: written from a model's LoRA updates, read onto a model, several kept side by side."""
+"""PEFT's adapter directories: written from a model's LoRA updates, put onto a model, several kept side by side.
+
+`adapter_config` reads what adapter_config.json says, `adapter_reader` finds a place for every tensor.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_llm.errors import UserError
-from lit_llm.models.config_json import family_of
-from lit_llm.models.huggingface import read_json
-from lit_llm.models.layout import Layout, Slot
-from lit_llm.models.lora import (
-    TARGETS,
-    LoRAConfig,
-    LoRALinear,
-    apply_lora,
-    is_lora,
-    lora_layers,
-    unmerge_adapter,
-)
+from lit_llm.models.adapter_reader import Adapter, adaptable, layout_without_updates, read_adapter
+from lit_llm.models.lora import LoRAConfig, LoRALinear, lora_layers, unmerge_adapter
 from lit_llm.models.transformer import Transformer
 
 
@@ -37,83 +30,129 @@ def save_adapter(
     """Write the updates as PEFT does: adapter_config.json and adapter_model.safetensors.
 
     Where the family keeps several of our layers as one, their updates become one of as many times the rank: A holds
-    theirs one above the other, B theirs along the diagonal.
+    theirs one above the other, B theirs along the diagonal. Updates that share one A stay one of their rank.
 
     Args:
-        model: has been through ``apply_lora``.
+        model: has been through ``apply_lora`` or ``load_adapter``.
         folder: made if it is not there.
         base: path or name of the base model, noted in the config.
         state_dict: updates to write in place of the model's own, under the same names.
 
     Raises:
-        UserError: the model has no updates, or is of no Hugging Face family.
+        UserError: the model has no updates, has replaced weights besides, or is of no Hugging Face family.
     """
     from safetensors.torch import save_file
 
     folder, config = Path(folder), model.lora
     if config is None:
         raise UserError("the model has no LoRA updates to save")
-    layout = _layout(model)
+    if model.replaced:
+        raise UserError(
+            f"the loaded adapter replaced whole weights ({', '.join(model.replaced[:4])}), which are not written as an "
+            "adapter: merge_lora(model) and save the model"
+        )
+    layout = layout_without_updates(model)
     if layout.family is None:
         raise UserError("PEFT knows no model of this shape: an adapter cannot be written")
     state = model.state_dict() if state_dict is None else state_dict
     tensors: dict[str, Tensor] = {}
-    fused: dict[str, int] = {}  # their layer's name -> how many of ours it holds
-    targets = set()
-    for module, slot, ours in _adaptable(model, layout):
+    adapted: dict[str, tuple[int, float]] = {}  # rank and alpha of their modules
+    others = []
+    for module, slot, ours in adaptable(model, layout):
         if not any(isinstance(linear, LoRALinear) for linear in ours):
+            others.append(module)
             continue
-        rank, parts = config.rank, len(ours)
-        a = torch.zeros(parts * rank, ours[0].in_features)
-        b = [torch.zeros(linear.out_features, parts * rank) for linear in ours]
-        for i, (linear, weight) in enumerate(zip(ours, slot.ours, strict=True)):
-            if isinstance(linear, LoRALinear):
-                part, name = slice(i * rank, (i + 1) * rank), weight.removesuffix("weight")
-                a[part], b[i][:, part] = state[f"{name}lora_a"], state[f"{name}lora_b"]
-        prefix, name = f"base_model.model.{module}", module.rsplit(".", 1)[-1]
-        tensors[f"{prefix}.lora_A.weight"] = a
-        tensors[f"{prefix}.lora_B.weight"] = layout.join_rows(slot, b).contiguous()
-        targets.add(name)
-        if parts > 1:
-            fused[name] = parts
+        names = [name.removesuffix("weight") for name in slot.ours]
+        a, parts, scale = _joined(ours, names, state)
+        tensors[f"base_model.model.{module}.lora_A.weight"] = a
+        tensors[f"base_model.model.{module}.lora_B.weight"] = layout.join_rows(
+            slot, parts
+        ).contiguous()
+        rank = len(a)
+        adapted[module] = rank, scale * (math.sqrt(rank) if config.rank_stabilized else rank)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    content = {
+    _write_config(folder, config, base, adapted, others)
+
+
+def _joined(
+    linears: list[nn.Linear], names: list[str], state: dict[str, Tensor]
+) -> tuple[Tensor, list[Tensor], float]:
+    """A, B's rows for each layer, and the scale of one update that is the layers' updates together."""
+    updates = [
+        (i, state[f"{names[i]}lora_a"], state[f"{names[i]}lora_b"], layer.scale)
+        for i, layer in enumerate(linears)
+        if isinstance(layer, LoRALinear)
+    ]
+    _, first, _, scale = updates[0]
+    alike = all(torch.equal(a, first) and its == scale for _, a, _, its in updates)
+    if alike and len(updates) == len(linears):
+        return first.clone(), [b for _, _, b, _ in updates], scale
+    rank, at = sum(len(a) for _, a, _, _ in updates), 0
+    a_joined = torch.zeros(rank, linears[0].in_features)
+    b_joined = [torch.zeros(linear.out_features, rank) for linear in linears]
+    for i, a, b, its in updates:
+        here = slice(at, at + len(a))
+        a_joined[here], b_joined[i][:, here] = a, b * (its / scale)
+        at = here.stop
+    return a_joined, b_joined, scale
+
+
+def _write_config(
+    folder: Path,
+    config: LoRAConfig,
+    base: str,
+    adapted: dict[str, tuple[int, float]],
+    others: list[str],
+) -> None:
+    """adapter_config.json: a name stands for all modules that end in it, a full name for one."""
+    kinds: dict[str, set[tuple[int, float]]] = defaultdict(set)
+    for module, value in adapted.items():
+        kinds[module.rpartition(".")[2]].add(value)
+    partly = {module.rpartition(".")[2] for module in others}
+    targets, ranks, alphas = set(), {}, {}
+    for module, (rank, alpha) in adapted.items():
+        kind = module.rpartition(".")[2]
+        targets.add(module if kind in partly else kind)
+        name = kind if len(kinds[kind]) == 1 else module
+        if rank != config.rank:
+            ranks[name] = rank
+        if not math.isclose(alpha, config.alpha):
+            alphas[name] = alpha
+    content: dict[str, Any] = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": config.rank,
         "lora_alpha": config.alpha, "lora_dropout": config.dropout, "target_modules": sorted(targets), "bias": "none",
         "fan_in_fan_out": False, "inference_mode": True, "use_rslora": config.rank_stabilized,
-        **{key: value for key, value in _patterns(config, fused).items() if value},
+        **({"rank_pattern": ranks} if ranks else {}), **({"alpha_pattern": alphas} if alphas else {}),
     }  # fmt: skip
     (folder / "adapter_config.json").write_text(
         json.dumps(content, indent=2) + "\n", encoding="utf-8"
     )
 
 
-@dataclass
-class Adapter:
-    """Updates read from a PEFT directory.
-
-    Attributes:
-        config: how they were trained.
-        updates: A (rank, in) and B (out, rank), float32, by the name of our layer.
-    """
-
-    config: LoRAConfig
-    updates: dict[str, tuple[Tensor, Tensor]]
-
-
 def load_adapter(model: Transformer, folder: str | Path) -> None:
     """Put the updates of a PEFT directory beside the model's layers, in place, and freeze the model.
 
-    Raises as `read_adapter`.
+    Weights that the adapter holds whole (PEFT's ``modules_to_save``, updates of embedding, head and experts) take the
+    base's place. Raises as `read_adapter`.
     """
     adapter = read_adapter(model, folder)
-    apply_lora(model, adapter.config)
-    for name, (a, b) in adapter.updates.items():
+    model.requires_grad_(False)
+    _put(model, adapter)
+
+
+def _put(model: Transformer, adapter: Adapter) -> None:
+    if adapter.untied:
+        model.untie()
+    for name, value in adapter.weights.items():
+        model.get_parameter(name).data.copy_(value)
+    for name, (a, b, alpha) in adapter.updates.items():
         linear = model.get_submodule(name)
-        assert isinstance(linear, LoRALinear)
-        linear.lora_a.data.copy_(a)
-        linear.lora_b.data.copy_(b)
+        assert isinstance(linear, nn.Linear)
+        layer = LoRALinear.adapt(linear, adapter.config, len(a), alpha)
+        layer.lora_a.data.copy_(a)
+        layer.lora_b.data.copy_(b)
+    model.lora, model.replaced = adapter.config, tuple(adapter.weights)
 
 
 class Adapters:
@@ -122,10 +161,18 @@ class Adapters:
     def __init__(self, model: Transformer):
         self.model = model
         self._known: dict[str, Adapter] = {}
+        self._used: str | None = None
+        self._base: dict[str, Tensor] = {}  # what the adapter in use replaced
+        self._tied = model.config.tie_embeddings
 
     def add(self, name: str, folder: str | Path) -> None:
         """Read a PEFT directory as ``name``. Raises as `read_adapter`, of which the model must be the base."""
-        self._known[name] = read_adapter(self.model, folder)
+        used = self._used
+        self.use(None)  # an update of a whole weight is added to the base's
+        try:
+            self._known[name] = read_adapter(self.model, folder)
+        finally:
+            self.use(used)
 
     def use(self, name: str | None) -> None:
         """Put ``name``'s updates in place of any other's; None leaves the base alone.
@@ -137,145 +184,27 @@ class Adapters:
             raise UserError(
                 f"no adapter named {name!r}; known are {', '.join(self._known) or 'none'}"
             )
-        unmerge_adapter(self.model)
-        for layer in lora_layers(self.model):
+        self._restore()
+        self._used = name
+        if name is not None:
+            adapter = self._known[name]
+            self._base = {
+                ours: self.model.get_parameter(ours).detach().clone() for ours in adapter.weights
+            }
+            _put(self.model, adapter)
+            for layer in lora_layers(self.model):
+                layer.lora_a.requires_grad_(False)
+                layer.lora_b.requires_grad_(False)
+
+    def _restore(self) -> None:
+        """The base's weights, without updates."""
+        model = self.model
+        unmerge_adapter(model)
+        for layer in lora_layers(model):
             layer.remove()
-        self.model.lora = None
-        if name is None:
-            return
-        adapter = self._known[name]
-        self.model.lora = adapter.config
-        for module, (a, b) in adapter.updates.items():
-            linear = self.model.get_submodule(module)
-            assert isinstance(linear, nn.Linear)
-            layer = LoRALinear.adapt(linear, adapter.config)
-            layer.lora_a.data.copy_(a)
-            layer.lora_b.data.copy_(b)
-            layer.requires_grad_(False)
-
-
-def read_adapter(model: Transformer, folder: str | Path) -> Adapter:
-    """The updates of a PEFT directory for ``model``.
-
-    An update of a layer that is several of ours becomes one of each: B's rows are theirs, A is copied.
-
-    Raises:
-        UserError: no such adapter, one of another kind than plain LoRA, or one that does not fit the model.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    folder = Path(folder).expanduser()
-    layout = _layout(model)
-    if layout.family is None:
-        raise UserError(f"{folder}: PEFT knows no model of this shape")
-    content = _read_config(folder)
-    try:
-        tensors = load_file(folder / "adapter_model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder / 'adapter_model.safetensors'}: not readable ({error})") from None
-    # By the tensors themselves: target_modules may be names, full names, a pattern or a word for all.
-    adapted = {name.split(".lora_")[0].removeprefix("base_model.model.") for name in tensors}
-    slots = [(module, slot) for module, slot, _ in _adaptable(model, layout) if module in adapted]
-    names = [ours.removesuffix(".weight") for _, slot in slots for ours in slot.ours]
-    targets = tuple(
-        target for target in TARGETS if any(name.endswith("." + target) for name in names)
-    )
-    config = LoRAConfig(
-        rank=content["r"],
-        alpha=content["lora_alpha"],
-        dropout=content.get("lora_dropout", 0.0),
-        targets=targets,
-        rank_stabilized=bool(content.get("use_rslora")),
-    )
-    fused = {
-        module.rsplit(".", 1)[-1]: len(slot.ours) for module, slot in slots if len(slot.ours) > 1
-    }
-    stacked = any(content.get(key) for key in ("rank_pattern", "alpha_pattern"))
-    if stacked and any(
-        (content.get(key) or {}) != value for key, value in _patterns(config, fused).items()
-    ):
-        raise UserError(
-            f"{folder}/adapter_config.json: this rank_pattern or alpha_pattern is not supported"
-        )
-    updates: dict[str, tuple[Tensor, Tensor]] = {}
-    for module, slot in slots:
-        parts, rank = len(slot.ours), config.rank
-        total = rank * parts if stacked and parts > 1 else rank
-        shapes = [layout.shapes[ours] for ours in slot.ours]
-        prefix = f"base_model.model.{module}"
-        a = _fitting(tensors, f"{prefix}.lora_A.weight", (total, shapes[0][1]), folder)
-        joined = _fitting(
-            tensors, f"{prefix}.lora_B.weight", (sum(shape[0] for shape in shapes), total), folder
-        )
-        for i, (ours, b) in enumerate(zip(slot.ours, layout.split_rows(slot, joined), strict=True)):
-            own = slice(i * rank, (i + 1) * rank) if total > rank else slice(None)
-            if b.count_nonzero() != b[:, own].count_nonzero():
-                raise UserError(
-                    f"{folder}: {prefix}.lora_B.weight mixes the layers that it holds: not supported"
-                )
-            updates[ours.removesuffix(".weight")] = a[own].float(), b[:, own].float()
-    expected = {name for name, module in model.layers.named_modules(prefix="layers")
-                if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in targets}  # fmt: skip
-    if tensors or not updates or expected - updates.keys():
-        where = ", ".join((sorted(tensors) or sorted(expected - updates.keys()) or ["it"])[:4])
-        raise UserError(
-            f"{folder}: the adapter does not fit the model: {where} without a place or without an update"
-        )
-    return Adapter(config, updates)
-
-
-def _fitting(tensors: dict[str, Tensor], name: str, shape: tuple[int, int], folder: Path) -> Tensor:
-    """``name`` out of ``tensors``, of that shape."""
-    value = tensors.pop(name, None)
-    if value is None or tuple(value.shape) != shape:
-        found = "missing" if value is None else f"of shape {tuple(value.shape)}, not {shape}"
-        raise UserError(f"{folder}: the adapter does not fit the model: {name} is {found}")
-    return value
-
-
-def _layout(model: Transformer) -> Layout:
-    """Of the model without its updates."""
-    shapes = {
-        name: tensor.shape for name, tensor in model.state_dict().items() if not is_lora(name)
-    }
-    return Layout(model.config, shapes, family_of(model.config))
-
-
-def _adaptable(model: Transformer, layout: Layout) -> Iterator[tuple[str, Slot, list[nn.Linear]]]:
-    """Their name, slot and layers of ours for each of their linear layers that can be adapted."""
-    for name, slot in layout.slots.items():
-        modules = [ours.rpartition(".")[0] for ours in slot.ours]
-        if name.endswith(".weight") and all(
-            module.rsplit(".", 1)[-1] in TARGETS for module in modules
-        ):
-            linears = [m for m in map(model.get_submodule, modules) if isinstance(m, nn.Linear)]
-            if len(linears) == len(modules):
-                yield name.removesuffix(".weight"), slot, linears
-
-
-def _patterns(config: LoRAConfig, fused: dict[str, int]) -> dict[str, dict[str, float]]:
-    """PEFT's rank_pattern and alpha_pattern of stacked updates: the scale stays the single ones'."""
-    scale = math.sqrt if config.rank_stabilized else float
-    return {
-        "rank_pattern": {name: parts * config.rank for name, parts in fused.items()},
-        "alpha_pattern": {name: scale(parts) * config.alpha for name, parts in fused.items()},
-    }
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    """adapter_config.json, after seeing that it is of plain LoRA."""
-    content = read_json(folder / "adapter_config.json")
-    if content.get("peft_type") != "LORA":
-        raise UserError(
-            f"{folder}: the adapter is {content.get('peft_type')!r}; only LORA is known"
-        )
-    # Each of these changes what the tensors mean; off, they are absent, null, false or empty. fan_in_fan_out says how
-    # the base's own weights lie.
-    for key in ("use_dora", "modules_to_save", "layers_to_transform", "lora_bias", "layer_replication",
-                "target_parameters", "trainable_token_indices"):  # fmt: skip
-        if content.get(key):
-            raise UserError(f"{folder}/adapter_config.json: {key} is not supported")
-    if content.get("bias", "none") != "none":
-        raise UserError(f"{folder}/adapter_config.json: bias={content['bias']} is not supported")
-    return content
+        for name, value in self._base.items():
+            model.get_parameter(name).data.copy_(value)
+        if self._tied and not model.config.tie_embeddings:
+            model.head.weight = model.embed.weight
+            model.config = dataclasses.replace(model.config, tie_embeddings=True)
+        model.lora, model.replaced, self._base = None, (), {}

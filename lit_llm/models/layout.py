@@ -100,11 +100,11 @@ class Layout:
             shape[0] = sum(self.shapes[ours][0] for ours in slot.ours)
         else:
             shape = shape[1:]
-        return torch.Size(reversed(shape) if self._transposed(name) else shape)
+        return torch.Size(reversed(shape) if self.transposed(name) else shape)
 
     def split(self, name: str, tensor: Tensor) -> Iterator[tuple[str, int | None, Tensor]]:
         """The file's tensor as ours: name, member of a stack, value."""
-        if self._transposed(name):
+        if self.transposed(name):
             tensor = tensor.T.contiguous()
         slot = self.slots[name]
         for ours, part in zip(slot.ours, self.split_rows(slot, tensor), strict=True):
@@ -117,7 +117,7 @@ class Layout:
             state[ours] if slot.member is None else state[ours][slot.member] for ours in slot.ours
         ]
         tensor = self.join_rows(slot, parts)
-        return tensor.T if self._transposed(name) else tensor
+        return tensor.T if self.transposed(name) else tensor
 
     def split_rows(self, slot: Slot, tensor: Tensor) -> list[Tensor]:
         """The rows that each of the slot's tensors has in ``tensor`` (rows, ...), in our order."""
@@ -147,7 +147,8 @@ class Layout:
             return torch.stack([part.unflatten(0, (heads, -1)) for part in parts], 1).flatten(0, 2)
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-    def _transposed(self, name: str) -> bool:
+    def transposed(self, name: str) -> bool:
+        """Whether the file's tensor is a weight (in, out)."""
         module, _, kind = name.rpartition(".")
         return (
             self.family is not None and kind == "weight" and module.endswith(self.family.transposed)

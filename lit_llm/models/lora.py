@@ -47,10 +47,9 @@ class LoRAConfig:
                 f"lora.targets: unknown {', '.join(sorted(unknown))}; known are {', '.join(TARGETS)}"
             )
 
-    @property
-    def scale(self) -> float:
-        """What the product is multiplied by."""
-        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
+    def scale(self, rank: int, alpha: float) -> float:
+        """What the product of an update of this rank is multiplied by."""
+        return alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
 
 
 class LoRALinear(nn.Linear):
@@ -63,16 +62,27 @@ class LoRALinear(nn.Linear):
     merged = False  # the weight holds the update, see `merge_adapter`
 
     @classmethod
-    def adapt(cls, linear: nn.Linear, config: LoRAConfig) -> LoRALinear:
-        """``linear`` itself, turned into a LoRALinear in place: hooks, device and whoever refers to it stay."""
+    def adapt(
+        cls,
+        linear: nn.Linear,
+        config: LoRAConfig,
+        rank: int | None = None,
+        alpha: float | None = None,
+    ) -> LoRALinear:
+        """``linear`` itself, turned into a LoRALinear in place: hooks, device and whoever refers to it stay.
+
+        ``rank`` and ``alpha`` are the config's unless given.
+        """
         weight = linear.weight
+        rank = config.rank if rank is None else rank
         linear.__class__ = cls
         assert isinstance(linear, LoRALinear)
-        linear.scale, linear.dropout = config.scale, config.dropout
+        linear.scale = config.scale(rank, config.alpha if alpha is None else alpha)
+        linear.dropout = config.dropout
         # float32: the updates are small, and optimizers lose them in half precision.
         options: dict[str, Any] = {"device": weight.device, "dtype": torch.float32}
-        linear.lora_a = nn.Parameter(torch.empty(config.rank, linear.in_features, **options))
-        linear.lora_b = nn.Parameter(torch.zeros(linear.out_features, config.rank, **options))
+        linear.lora_a = nn.Parameter(torch.empty(rank, linear.in_features, **options))
+        linear.lora_b = nn.Parameter(torch.zeros(linear.out_features, rank, **options))
         if not weight.is_meta:
             linear.reset_update()
         return linear
@@ -146,7 +156,7 @@ def merge_lora(model: Transformer) -> None:
     merge_adapter(model)
     for module in lora_layers(model):
         module.remove()
-    model.lora = None
+    model.lora, model.replaced = None, ()
 
 
 def merge_adapter(model: Transformer) -> None:

@@ -5,6 +5,7 @@ Shapes: B batch, T positions, C hidden width, V vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,6 +93,7 @@ class Transformer(nn.Module):
         self.config = config
         self.generation_config: dict[str, Any] = {}
         self.lora: LoRAConfig | None = None  # set by `apply_lora`
+        self.replaced: tuple[str, ...] = ()  # weights that `load_adapter` put in the base's place
         self.backends = Backends()  # set by `parallelize`
         with NoDraws():  # numbers are drawn once, by init_weights
             self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -148,6 +150,14 @@ class Transformer(nn.Module):
         )
         if tied:
             self.head.weight = self.embed.weight
+
+    def untie(self) -> None:
+        """Give a tied head a matrix of its own, equal to the embedding's."""
+        if self.config.tie_embeddings:
+            self.head.weight = nn.Parameter(
+                self.embed.weight.detach().clone(), self.embed.weight.requires_grad
+            )
+            self.config = dataclasses.replace(self.config, tie_embeddings=False)
 
     def forward(
         self,

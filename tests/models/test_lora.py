@@ -118,12 +118,6 @@ def test_adapters_of_fused_layers(tmp_path: Path, targets: list[str]) -> None:
     load_adapter(model, tmp_path / "adapter")
     with torch.no_grad():
         torch.testing.assert_close(model.eval()(IDS), made.eval()(IDS).logits, atol=1e-4, rtol=1e-4)
-    config = tmp_path / "adapter" / "adapter_config.json"
-    config.write_text(
-        config.read_text().replace('"rank_pattern": {}', '"rank_pattern": {"o_proj": 2}')
-    )
-    with pytest.raises(UserError, match="rank_pattern or alpha_pattern is not supported"):
-        load_adapter(Transformer.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
 
 
 def test_merging_keeps_the_function_and_the_names() -> None:
@@ -232,7 +226,7 @@ def test_mistakes(tmp_path: Path) -> None:
     model = adapted("llama", LoRAConfig(rank=2))
     save_adapter(model, tmp_path / "adapter")
     other = Transformer(TransformerConfig(**{**SHAPE, "hidden_size": 48}))
-    with pytest.raises(UserError, match="does not fit the model"):
+    with pytest.raises(UserError, match=r"another base: .* an update of a weight \(out 32"):
         load_adapter(other, tmp_path / "adapter")
     with pytest.raises(UserError, match=r"adapter_config.json: no such file"):
         load_adapter(other, tmp_path / "nowhere")
@@ -240,5 +234,5 @@ def test_mistakes(tmp_path: Path) -> None:
     config.write_text(
         config.read_text().replace('"bias": "none"', '"bias": "none", "use_dora": true')
     )
-    with pytest.raises(UserError, match="use_dora is not supported"):
+    with pytest.raises(UserError, match="use_dora=True is not supported"):
         load_adapter(other, tmp_path / "adapter")
