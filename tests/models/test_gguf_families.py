@@ -14,9 +14,13 @@ import transformers
 from lit_llm.errors import UserError
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.gguf import load_gguf
-from lit_llm.models.gguf_architectures import ARCHITECTURES
 from lit_llm.models.gguf_file import GGUFFile
-from lit_llm.models.gguf_names import config_from_gguf, gguf_arch_of, metadata_of
+from lit_llm.models.gguf_names import (
+    ARCHITECTURES,
+    config_from_gguf,
+    gguf_arch_of,
+    metadata_of,
+)
 from lit_llm.models.gguf_write import write_gguf
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
