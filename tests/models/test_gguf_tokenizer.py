@@ -278,7 +278,9 @@ _STRIP = {"type": "Strip", "strip_left": True, "strip_right": True}
          'normalizer {"type": "Strip"'),
         ({"model": {"end_of_word_suffix": "</w>"}}, "end_of_word_suffix='</w>'"),
         ({"model": {"dropout": 0.1}}, "dropout=0.1"),
-        ({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "a"}, "behavior": "Removed", "invert": False}},
+        ({"model": {"ignore_merges": True}, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": SPLIT_PATTERN}, "behavior": "Removed", "invert": False},
+            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]}},
          "Split"),
         ({"pre_tokenizer": {"type": "Metaspace", "replacement": "_", "prepend_scheme": "always", "split": False}},
          "Metaspace"),
