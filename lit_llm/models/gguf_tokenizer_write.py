@@ -102,8 +102,6 @@ def _check_model(model: dict[str, Any]) -> None:
         raise UserError(
             f"a tokenizer of kind {model.get('type')} cannot be written as GGUF; BPE can"
         )
-    if not model["merges"]:
-        raise UserError("the tokenizer has no merges, and llama.cpp loads no tokenizer without")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise UserError(
@@ -193,6 +191,10 @@ def _byte_level(spec: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     for step in normalizers:
         if step["type"] != "NFC":
             raise UserError(f"GGUF cannot say the tokenizer's normalizer {_said(step)}")
+    if not spec["model"]["merges"]:
+        raise UserError(
+            "the tokenizer has no merges, and llama.cpp loads no byte-level one without"
+        )
     nfc = bool(normalizers)
     split = split_of(spec, nfc)
     values = {

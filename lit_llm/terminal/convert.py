@@ -95,11 +95,22 @@ def export_main(args: list[str]) -> None:
     from lit_llm.models.gguf_names import gguf_arch_of
     from lit_llm.models.gguf_write import Quantization, write_gguf
 
+    _add_turn_end(tokenizer)
     quantization: Quantization = options.quantization or "f16"
     notes = write_gguf(model, tokenizer, out, quantization)
     _say(out, model, tokenizer, gguf_arch_of(model.config), quantization)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
+
+
+def _add_turn_end(tokenizer: Tokenizer) -> None:
+    """Have the token with which the chat template ends an answer end generation, as it does in our chat."""
+    from lit_llm.data.chat import ChatFormat
+
+    try:
+        tokenizer.add_stop_ids(ChatFormat(tokenizer).stop_ids)
+    except UserError:  # no template, or one that does not take a plain question and answer
+        return
 
 
 def _torch_dtype(name: str | None) -> torch.dtype | None:

@@ -14,9 +14,13 @@ import transformers
 from lit_llm.errors import UserError
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.gguf import load_gguf
-from lit_llm.models.gguf_architectures import ARCHITECTURES
 from lit_llm.models.gguf_file import GGUFFile
-from lit_llm.models.gguf_names import config_from_gguf, gguf_arch_of, metadata_of
+from lit_llm.models.gguf_names import (
+    ARCHITECTURES,
+    config_from_gguf,
+    gguf_arch_of,
+    metadata_of,
+)
 from lit_llm.models.gguf_write import write_gguf
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
@@ -109,6 +113,10 @@ def test_written_and_read_again(name: str, tmp_path: Path, tokenizer: Tokenizer)
     file = tmp_path / "m.gguf"
     write_gguf(model, tokenizer, file, "f32")
     assert GGUFFile(file).metadata["general.architecture"] == arch
+    # llama.cpp loads no file of these without a head of its own
+    always = arch in ("gptneox", "olmo2", "stablelm")
+    written = "output.weight" in GGUFFile(file).tensors
+    assert written is (always or not model.config.tie_embeddings)
     again, its_tokenizer = load_gguf(file)
     assert its_tokenizer.fingerprint() and its_tokenizer.encode(TEXT) == tokenizer.encode(TEXT)
     assert (

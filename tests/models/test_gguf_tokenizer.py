@@ -277,9 +277,10 @@ _STRIP = {"type": "Strip", "strip_left": True, "strip_right": True}
         ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": [_STRIP]}]}},
          'normalizer {"type": "Strip"'),
         ({"model": {"end_of_word_suffix": "</w>"}}, "end_of_word_suffix='</w>'"),
-        ({"model": {"merges": []}}, "no merges"),
         ({"model": {"dropout": 0.1}}, "dropout=0.1"),
-        ({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "a"}, "behavior": "Removed", "invert": False}},
+        ({"model": {"ignore_merges": True}, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": SPLIT_PATTERN}, "behavior": "Removed", "invert": False},
+            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]}},
          "Split"),
         ({"pre_tokenizer": {"type": "Metaspace", "replacement": "_", "prepend_scheme": "always", "split": False}},
          "Metaspace"),
@@ -294,6 +295,14 @@ def test_what_llama_cpp_leaves_out_is_refused(
     with pytest.raises(UserError, match=re.escape(said)):
         written(changed(tokenizer, **parts), tmp_path / "m.gguf")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_byte_level_tokenizer_without_merges_is_refused(
+    tmp_path: Path, corpus: list[str]
+) -> None:
+    tokenizer = changed(byte_level(corpus, "gpt-2"), model={"merges": []})
+    with pytest.raises(UserError, match="has no merges, and llama"):
+        written(tokenizer, tmp_path / "m.gguf")
 
 
 @pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
