@@ -26,8 +26,9 @@ class TokenDataModule(L.LightningDataModule, ABC):
     """Rows of ``seq_len`` tokens, batched by optimizer step.
 
     A run is one epoch of the loader, ``steps`` optimizer steps long; what a step sees is a function of the step alone,
-    so a resumed run goes on with the very samples it would have seen, whatever the number of workers. Whether a run is
-    over follows from its step and the ``steps`` it has now: a finished run may be made longer.
+    so a resumed run goes on with the very samples it would have seen, whatever the number of
+    workers. Whether a run is over follows from its step and the ``steps`` it has now: a finished
+    run may be made longer.
 
     Subclasses set ``order``, ``steps`` (after ``derive_accumulation``) and call ``configure_trainer`` in their setup.
     """
@@ -165,7 +166,8 @@ class TokenDataModule(L.LightningDataModule, ABC):
         """The setting that makes the run as long as it is, with its value: "data.tokens=1000"."""
 
     def _go_on(self, trainer: L.Trainer) -> None:
-        """Have a Trainer that has trained already go on after its step; a checkpoint, if given, is loaded later."""
+        """Have a Trainer that has trained already go on after its step; a checkpoint, if given, is
+        loaded later."""
         state = trainer.fit_loop.state_dict()
         state["state_dict"].pop("combined_loader", None)  # of another fit's loaders
         place(state, trainer.global_step, self.accumulation, self._batches)
@@ -202,7 +204,8 @@ class TokenDataModule(L.LightningDataModule, ABC):
                 )
 
     def step_counts(self, supervised: int | None) -> dict[str, int | None]:
-        """What a training batch says of its optimizer step: supervised tokens, and micro-batches over all ranks."""
+        """What a training batch says of its optimizer step: supervised tokens, and micro-batches
+        over all ranks."""
         return {
             "step_tokens": supervised,
             "step_micro_batches": self.accumulation * self.world_size,
@@ -214,9 +217,10 @@ class TokenDataModule(L.LightningDataModule, ABC):
             step, steps = self.trainer.global_step, self._batches // self.accumulation
             self._check_length(step)
             if step == steps:
+                limit = f"trainer.limit_train_batches={self.trainer.limit_train_batches}"
                 rank_zero_info(
                     f"nothing is left to train: step {step} of {steps} is done; a longer run takes more than "
-                    f"{self.run_length}"
+                    f"{self.run_length if steps == self.steps else limit}"
                 )
         return StepSampler(
             self.order,
@@ -225,8 +229,8 @@ class TokenDataModule(L.LightningDataModule, ABC):
             micro_batch_size=self.micro_batch_size,
             rank=self.rank,
             world_size=self.world_size,
-            # Loader workers ask before the Trainer has taken up the checkpoint's step where a module reads
-            # `estimated_stepping_batches` in its configure_optimizers.
+            # Loader workers ask before the Trainer has taken up the checkpoint's step where a
+            # module reads `estimated_stepping_batches` in its configure_optimizers.
             step=lambda: max(self._resumed_at, self.trainer.global_step if self.trainer else 0),
         )
 
@@ -274,10 +278,12 @@ class TokenDataModule(L.LightningDataModule, ABC):
         return self.must_stay()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse to resume where the order would be another one; else take up the checkpoint's position.
+        """Refuse to resume where the order would be another one; else take up the checkpoint's
+        position.
 
         Raises:
-            UserError: names the setting that differs, or the one that ends the run before the checkpoint.
+            UserError: names the setting that differs, or the one that ends the run before the
+            checkpoint.
         """
         if self.trainer is not None and self.trainer.state.fn != "fit":
             return  # evaluation has an order of its own, and may be of other text
@@ -288,7 +294,8 @@ class TokenDataModule(L.LightningDataModule, ABC):
                     "samples would not continue; restore it, or start a new run with model.init_from"
                 )
         if self.trainer is not None:
-            # Lightning hands a data module its own part alone, and the counters belong to the Trainer's.
+            # Lightning hands a data module its own part alone, and the counters belong to the
+            # Trainer's.
             self.take_position(self.trainer._checkpoint_connector._loaded_checkpoint)
 
 

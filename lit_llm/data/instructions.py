@@ -97,10 +97,10 @@ class InstructionDataModule(TokenDataModule):
     """Conversations for supervised finetuning, under any LightningModule.
 
     A training batch is {"input_ids", "labels", "document_ids": int64 (micro_batch_size, seq_len), "sample_id": int64
-    (micro_batch_size,), "step_tokens": int, "step_micro_batches": int}; see `PackedRows`. step_tokens is the number
-    of supervised tokens of the whole optimizer step over all ranks and micro-batches, which are step_micro_batches: a
-    summed loss divided by it weighs every token alike, whatever the lengths. The order is a pure function of (seed,
-    optimizer step).
+    (micro_batch_size,), "step_tokens": int, "step_micro_batches": int}; see `PackedRows`.
+    step_tokens is the number of supervised tokens of the whole optimizer step over all ranks and
+    micro-batches, which are step_micro_batches: a summed loss divided by it weighs every token
+    alike, whatever the lengths. The order is a pure function of (seed, optimizer step).
 
     Subclass by overriding ``format_example`` for rows of another shape, and ``template_arguments`` for what the chat
     template gets beside the messages.
@@ -390,7 +390,8 @@ class InstructionDataModule(TokenDataModule):
         return {**self.must_stay(), "rows": None if dataset is None else len(dataset)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As elsewhere. ``epochs`` may change: the passes that both runs have are the same rows in the same order."""
+        """As elsewhere. ``epochs`` may change: the passes that both runs have are the same rows in
+        the same order."""
         super().load_state_dict(state_dict)
         if self.trainer is None or self.trainer.state.fn != "fit":
             return

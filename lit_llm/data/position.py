@@ -1,4 +1,5 @@
-"""Where a run is: the Trainer's counters, made from the optimizer step and the length that the run has now."""
+"""Where a run is: the Trainer's counters, made from the optimizer step and the length that the run
+has now."""
 
 from __future__ import annotations
 
@@ -6,10 +7,11 @@ from typing import Any
 
 
 def place(fit_loop: dict[str, Any], step: int, accumulation: int, batches: int) -> None:
-    """Change the saved state of Lightning's fit loop so that the run goes on after optimizer step ``step``.
+    """Change the saved state of Lightning's fit loop so that the run goes on after optimizer step
+    ``step``.
 
-    Lightning saves how many micro-batches were done and whether the epoch was over. Both depend on accumulation and
-    length at the time of saving, which may be others now. The step does not.
+    Lightning saves how many micro-batches were done and whether the epoch was over. Both depend on
+    accumulation and length at the time of saving, which may be others now. The step does not.
 
     Args:
         fit_loop: ``trainer.fit_loop.state_dict()``, or a checkpoint's ``["loops"]["fit_loop"]``.

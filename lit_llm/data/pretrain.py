@@ -26,10 +26,10 @@ class PretrainDataModule(TokenDataModule):
     """Packed text for next-token prediction, under any LightningModule.
 
     A training batch is {"input_ids": int64 (micro_batch_size, seq_len), "labels": the same shape, the next tokens,
-    "sample_id": int64 (micro_batch_size,), "step_tokens": int, "step_micro_batches": int}, step_tokens being the
-    supervised tokens of the whole optimizer step over all ranks and micro-batches, by which a summed loss is divided,
-    and step_micro_batches the number of these. Evaluation batches carry
-    "label_bytes" instead of the last three, one loader a source.
+    "sample_id": int64 (micro_batch_size,), "step_tokens": int, "step_micro_batches": int},
+    step_tokens being the supervised tokens of the whole optimizer step over all ranks and
+    micro-batches, by which a summed loss is divided, and step_micro_batches the number of these.
+    Evaluation batches carry "label_bytes" instead of the last three, one loader a source.
 
     The order is a pure function of (seed, optimizer step): a resumed run goes on with the very sample it would have
     seen, whatever the number of workers. The run is one epoch of ``steps`` optimizer steps long, however often it

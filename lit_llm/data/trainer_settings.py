@@ -1,7 +1,8 @@
 """What our data modules set on a Trainer, and which of its user's settings they refuse.
 
-A run of ours is one epoch of the loader, as long as the data module says. A Trainer may be used for several fits: what
-its user set is remembered beside what we made of it, so that the second fit does not take our values for the user's.
+A run of ours is one epoch of the loader, as long as the data module says. A Trainer may be used for
+several fits: what its user set is remembered beside what we made of it, so that the second fit does
+not take our values for the user's.
 """
 
 from __future__ import annotations
@@ -80,9 +81,11 @@ def check_length(trainer: Any, steps: int, length: str) -> None:
 
 
 def limit_batches(trainer: Any, steps: int, accumulation: int) -> int:
-    """Have ``trainer.limit_train_batches`` end with a whole optimizer step; returns the micro-batches to train on.
+    """Have ``trainer.limit_train_batches`` end with a whole optimizer step; returns the
+    micro-batches to train on.
 
-    A fraction is rounded down to whole steps, but not to none. ``fast_dev_run`` counts optimizer steps.
+    A fraction is rounded down to whole steps, but not to none. ``fast_dev_run`` counts optimizer
+    steps.
 
     Raises:
         UserError: a number of micro-batches that ends within an optimizer step.

@@ -26,11 +26,13 @@ from lit_llm.models.transformer import Transformer
 _KINDS = "a Hugging Face directory, a .gguf file, a run folder or a .ckpt file"
 _PREFIX = "model."  # where our LightningModules keep the network
 SETTINGS = "lit_llm_settings"
-"""Key of a module's settings in a checkpoint whose hyperparameters are not all of them, see `SavedSettings`."""
+"""Key of a module's settings in a checkpoint whose hyperparameters are not all of them, see
+`SavedSettings`."""
 
 
 def settings_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The settings that the module in a training checkpoint was made with; empty where there are none."""
+    """The settings that the module in a training checkpoint was made with; empty where there are
+    none."""
     settings = checkpoint.get(SETTINGS, checkpoint.get("hyper_parameters"))
     return settings if isinstance(settings, dict) else {}
 

@@ -48,7 +48,8 @@ def take_from_data(fields: dict[str, Any], data: Any, init_from: str | None) -> 
 
 
 def take_from_checkpoint(fields: dict[str, Any], saved: dict[str, Any] | str) -> None:
-    """Fill in what neither ``fields`` nor any data decides with what it was when a checkpoint was written.
+    """Fill in what neither ``fields`` nor any data decides with what it was when a checkpoint was
+    written.
 
     Args:
         saved: the checkpoint's fields; a preset's name says nothing of the data.

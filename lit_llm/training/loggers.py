@@ -20,9 +20,9 @@ class CSVLogger(Logger):
     """Writes ``metrics.csv``: the columns of `COLUMNS`, then others as they appear; empty where not measured.
 
     All metrics of a step share its row, whenever they arrive. Rows reach the file at once (a killed process loses
-    none). A fit's first write to a file that is there already drops the rows of that step and later ones: a resumed
-    run repeats them. An evaluation outside of fit removes nothing: what it measures fills empty cells, and a value
-    that differs from one that is there is told instead.
+    none). A fit's first write to a file that is there already drops the rows of that step and later
+    ones: a resumed run repeats them. An evaluation outside of fit removes nothing: what it measures
+    fills empty cells, and a value that differs from one that is there is told instead.
 
     Args:
         save_dir: folder of the file.
@@ -61,8 +61,10 @@ class CSVLogger(Logger):
 
     @rank_zero_only
     def log_graph(self, model: Any, input_array: Any = None) -> None:
-        """Only remember the module: Lightning tells it to loggers before it runs anything, and it knows the Trainer."""
+        """Remember the module, which knows the Trainer: Lightning hands it over at each start."""
         self._module = weakref.ref(model)
+        if self._is_fitting(0):
+            self._took_over = False
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -105,12 +107,14 @@ class CSVLogger(Logger):
         }
         for name, value in kept.items():
             rank_zero_warn(
-                f"{self.file} keeps {name}={value} of step {row['step']}; evaluated now: {float(new[name])}"
+                f"{self.file} keeps {name}={value} of step {row['step']}; "
+                f"evaluated now: {float(new[name])}"
             )
         return {**row, **new, **kept}
 
     def _open(self, before: int | None) -> None:
-        """Take over the file as far as it goes before step ``before``, or all of it; or start it."""
+        """Take over the file as far as it goes before step ``before``, or all of it; or start
+        it."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         rows: list[list[str]] = []
         if self.file.exists():

@@ -1,4 +1,5 @@
-"""Noise (dropout) that is a function of the step, drawn without touching anybody else's random streams."""
+"""Noise (dropout) that is a function of the step, drawn without touching anybody else's random
+streams."""
 
 from __future__ import annotations
 
@@ -12,9 +13,10 @@ import torch
 class StepNoise:
     """Seeds torch's global generators for one micro-batch, and gives them back as they were.
 
-    A generator's state would not do as it is: loaders and validations draw from it too, at other times in a resumed
-    run. Left seeded it would not do either: whatever draws from it afterwards, the shuffle of a user's ``DataLoader``
-    say, would draw the same again and again. States are read and set on the host; nothing waits for the device.
+    A generator's state would not do as it is: loaders and validations draw from it too, at other
+    times in a resumed run. Left seeded it would not do either: whatever draws from it afterwards,
+    the shuffle of a user's ``DataLoader`` say, would draw the same again and again. States are read
+    and set on the host; nothing waits for the device.
     """
 
     def __init__(self) -> None:

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import lightning as L
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -47,19 +46,20 @@ from lit_llm.training.optimizers import (
 )
 from lit_llm.training.prepare import prepare
 from lit_llm.training.resume_policy import check_architecture, check_checkpoint
-from lit_llm.training.reuse import check_reuse
 from lit_llm.training.saved_settings import SavedSettings
 from lit_llm.training.schedules import Schedule, StepSchedule, keep_settings, lr_multiplier
 from lit_llm.training.step_loss import LossMean, StepLoss
+from lit_llm.training.trainer_checks import check_reuse, refuse_early_copies
 
 
 class PretrainModule(L.LightningModule):
     """Trains a `Transformer` to predict the next token.
 
     A batch is a dict with "input_ids" and "labels", int64 (batch, seq), label i being the token after input i and -100
-    where nothing is learnt; "step_tokens", if there, is the number of supervised tokens of the whole optimizer step.
-    The gradient is that of sum / global tokens under any accumulation and world size, see `StepLoss`. "label_bytes" in
-    evaluation batches gives bits per byte. `PretrainDataModule` makes such batches; any other source of them will do.
+    where nothing is learnt; "step_tokens", if there, is the number of supervised tokens of the
+    whole optimizer step. The gradient is that of sum / global tokens under any accumulation and
+    world size, see `StepLoss`. "label_bytes" in evaluation batches gives bits per byte.
+    `PretrainDataModule` makes such batches; any other source of them will do.
 
     Subclass by overriding ``compute_loss`` (another objective) or ``build_model`` (another network).
 
@@ -111,7 +111,8 @@ class PretrainModule(L.LightningModule):
         super().__init__()
         if recompute != "auto" and not 0 <= recompute <= 1:
             raise UserError(f"model.recompute must be between 0 and 1, got {recompute}")
-        # Horizon and batch are the data's: as hyperparameters they would clash with those of a data module.
+        # Horizon and batch are the data's: as hyperparameters they would clash with those of a data
+        # module.
         self.save_hyperparameters(ignore=["tokens", "global_batch_tokens"])
         self._horizon: dict[str, Any] = {
             "tokens": tokens,
@@ -131,7 +132,6 @@ class PretrainModule(L.LightningModule):
         self._prepared: str | None = None  # what the network is prepared for: evaluation, training
         self._noise = StepNoise()
         self._step_loss = StepLoss()
-        self._trained_steps = 0  # by its last Trainer
         self._evaluated_step: int | None = None  # of the checkpoint that is evaluated
 
     # ---- what subclasses override -------------------------------------------------------------------------------
@@ -204,32 +204,30 @@ class PretrainModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Take vocabulary, context and horizon from the data, where they are known."""
         self._evaluated_step = None
-        if self.model is None and any(
-            isinstance(callback, StochasticWeightAveraging)
-            for callback in self.trainer.callbacks  # type: ignore[attr-defined]
-        ):
-            raise UserError(
-                "StochasticWeightAveraging copies the module before the network is there, and "
-                "would average nothing: take lightning's EMAWeightAveraging or WeightAveraging"
-            )
+        if self._trainer is not None:
+            number_by_steps_done(self._trainer, self._steps_done)
+            if self.model is None:
+                refuse_early_copies(self._trainer)
         self._check_horizon()
-        number_by_steps_done(self.trainer, self._steps_done)
         # A network that is there must fit the data as it is.
         fields = self.fields if self.model is None else self.config.to_dict()
         take_from_data(fields, self._datamodule, self.hparams["init_from"])
 
     def teardown(self, stage: str) -> None:
         """Leave the Trainer to others as it was."""
-        number_as_lightning_does(self.trainer)
+        if self._trainer is not None:
+            number_as_lightning_does(self._trainer)
 
     def on_fit_start(self) -> None:
         """Refuse a Trainer that has trained another module."""
-        check_reuse(self.trainer, self._trained_steps)
+        check_reuse(self.trainer, self)
 
     def configure_model(self) -> None:
-        """Build the network once, and prepare it (see `parallelize`), for training when it is to be trained."""
+        """Build the network once, and prepare it (see `parallelize`), for training when it is to be
+        trained."""
         if self.model is None:
-            # A callback may ask for the network before `setup`, as Lightning's WeightAveraging does.
+            # A callback may ask for the network before `setup`, as Lightning's WeightAveraging
+            # does.
             take_from_data(self.fields, self._datamodule, self.hparams["init_from"])
             self.model, self._prepared = self.build_model(), None
         training = self._trainer is not None and bool(self._trainer.training)
@@ -325,9 +323,11 @@ class PretrainModule(L.LightningModule):
         )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Make the step's noise (dropout) a function of seed, micro-batch and rank, as its samples are."""
+        """Make the step's noise (dropout) a function of seed, micro-batch and rank, as its samples
+        are."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             count_steps(self.trainer)
+            self._step_loss.begin()
         rank, _ = data_rank_and_size(self.trainer.strategy)
         self._noise.start(self.device, self.trainer.fit_loop.total_batch_idx, rank)
 
@@ -349,7 +349,6 @@ class PretrainModule(L.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the optimizer step that just ended, if it is one to log; nothing touches the device in between."""
         self._noise.stop()
-        self._trained_steps = self.trainer.global_step
         if not at_border(self.trainer, batch_idx):
             return
         step = self.trainer.global_step
@@ -451,7 +450,8 @@ class PretrainModule(L.LightningModule):
         self.save_settings(checkpoint, init_from=None)
 
     def save_settings(self, checkpoint: dict[str, Any], **changed: Any) -> None:
-        """Write what the network is built from into ``checkpoint``, with some settings ``changed``."""
+        """Write what the network is built from into ``checkpoint``, with some settings
+        ``changed``."""
         self._saved_settings.write(
             checkpoint,
             self.hparams,

@@ -36,7 +36,8 @@ def check_checkpoint(checkpoint: dict[str, Any], optimizer: str | None) -> None:
 
 
 def check_architecture(checkpoint: dict[str, Any], config: TransformerConfig) -> None:
-    """Raise a UserError that names what differs where ``checkpoint`` is of another network than ``config``."""
+    """Raise a UserError that names what differs where ``checkpoint`` is of another network than
+    ``config``."""
     saved, now = settings_of(checkpoint)["transformer"], config.to_dict()
     if not isinstance(saved, dict):
         return

@@ -1,4 +1,5 @@
-"""The settings of a module in its checkpoint, in a form in which a subclass with arguments of its own opens too."""
+"""The settings of a module in its checkpoint, in a form in which a subclass with arguments of its
+own opens too."""
 
 from __future__ import annotations
 
@@ -16,10 +17,11 @@ from lit_llm.models.checkpoint import SETTINGS
 class SavedSettings:
     """What a module of ours was made with; to be made in its ``__init__``.
 
-    Lightning opens a checkpoint with the hyperparameters in it as arguments of the class. It collects those of all the
-    classes a module inherits from, and hands a class that takes ``**kwargs`` all of them: one that says
-    ``super().__init__({...}, **kwargs)`` would get ``transformer`` twice. For such a class the checkpoint's
-    hyperparameters are what the class itself was given, and everything else stands beside them.
+    Lightning opens a checkpoint with the hyperparameters in it as arguments of the class. It
+    collects those of all the classes a module inherits from, and hands a class that takes
+    ``**kwargs`` all of them: one that says ``super().__init__({...}, **kwargs)`` would get
+    ``transformer`` twice. For such a class the checkpoint's hyperparameters are what the class
+    itself was given, and everything else stands beside them.
     """
 
     def __init__(self, module: L.LightningModule):

@@ -1,4 +1,5 @@
-"""What one micro-batch's loss is divided by, so that every supervised token of an optimizer step weighs alike."""
+"""What one micro-batch's loss is divided by, so that every supervised token of an optimizer step
+weighs alike."""
 
 from __future__ import annotations
 
@@ -14,10 +15,11 @@ from torchmetrics import MeanMetric
 from lit_llm.data.base import data_rank_and_size
 from lit_llm.data.blocks import IGNORE
 from lit_llm.errors import UserError
+from lit_llm.models.sharded import local
 
 _DIVISOR = 4096.0
-"""Of a summed loss whose step's tokens are not known yet: keeps gradients in the range of a mean's; any number will do,
-if it is the same on all processes."""
+"""Of a summed loss whose step's tokens are not known yet: keeps gradients in the range of a mean's;
+any number will do, if it is the same on all processes."""
 
 
 class LossMean(MeanMetric):
@@ -42,11 +44,11 @@ class LossMean(MeanMetric):
 
 
 class StepLoss:
-    """Scales losses so that an optimizer step's gradient is that of sum / supervised tokens, over all micro-batches and
-    processes.
+    """Scales losses so that an optimizer step's gradient is that of sum / supervised tokens, over
+    all micro-batches and processes.
 
-    A batch's "step_tokens" says the number beforehand. Where batches do not have it, the tokens are counted as the
-    micro-batches come, and the gradient is scaled when the step is complete.
+    A batch's "step_tokens" says the number beforehand. Where batches do not have it, the tokens are
+    counted as the micro-batches come, and the gradient is scaled when the step is complete.
     """
 
     def __init__(self) -> None:
@@ -54,13 +56,19 @@ class StepLoss:
             None  # supervised tokens so far, of a step that nobody counted beforehand
         )
 
+    def begin(self) -> None:
+        """Forget the micro-batches of a step that was interrupted."""
+        self._counted = None
+
     def scaled(self, loss_sum: Tensor, batch: dict[str, Any], trainer: L.Trainer) -> Tensor:
-        """What ``training_step`` returns for a micro-batch whose loss, summed over its tokens, is ``loss_sum``.
+        """What ``training_step`` returns for a micro-batch whose loss, summed over its tokens, is
+        ``loss_sum``.
 
         Raises:
             UserError: a loader of a data module of ours, under another accumulation than its own.
         """
-        # Lightning divides by the accumulation, data parallelism averages over processes: undo both.
+        # Lightning divides by the accumulation, data parallelism averages over processes: undo
+        # both.
         processes = data_rank_and_size(trainer.strategy)[1]
         parts = trainer.accumulate_grad_batches * processes
         if "step_tokens" in batch:
@@ -87,5 +95,5 @@ class StepLoss:
         strategy = trainer.strategy
         if isinstance(strategy, ParallelStrategy):  # the gradient is the mean over processes
             tokens = strategy.reduce(tokens, reduce_op="mean")
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        gradients = [local(p.grad) for p in parameters if p.grad is not None]
         torch._foreach_mul_(gradients, _DIVISOR / tokens.clamp(min=1 / trainer.world_size))

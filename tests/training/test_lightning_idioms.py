@@ -1,4 +1,5 @@
-"""What people do with a Trainer, Lightning's callbacks and their own subclasses, as Lightning's manual says."""
+"""What people do with a Trainer, Lightning's callbacks and their own subclasses, as Lightning's
+manual says."""
 
 from __future__ import annotations
 
@@ -50,7 +51,7 @@ def bare_rows(count: int = 16) -> list[dict[str, Any]]:
     ]
 
 
-# ---- random streams ---------------------------------------------------------------------------------------------
+# ---- random streams ------------------------------------------------------------------------------
 
 
 class Notes(PretrainModule):
@@ -112,7 +113,7 @@ def test_random_streams_of_others_are_left_alone(tmp_path: Path) -> None:
     assert drawn[PretrainModule] == drawn[TheirModule]
 
 
-# ---- numbers of steps -------------------------------------------------------------------------------------------
+# ---- numbers of steps ----------------------------------------------------------------------------
 
 
 def test_lightnings_model_checkpoint_keeps_every_save(tmp_path: Path, corpus: Path) -> None:
@@ -214,7 +215,7 @@ class TheirTest(TheirModule):
         self.log("accuracy", 0.5, on_step=True, on_epoch=True)
 
 
-# ---- checkpoints ------------------------------------------------------------------------------------------------
+# ---- checkpoints ---------------------------------------------------------------------------------
 
 
 def test_last_and_best_are_found_as_with_a_model_checkpoint(tmp_path: Path, corpus: Path) -> None:
@@ -362,7 +363,7 @@ def test_averaging_by_epochs_is_refused(tmp_path: Path, corpus: Path) -> None:
         bare.fit(PretrainModule(SMALL, **ADAMW), DataLoader(bare_rows(), batch_size=4))
 
 
-# ---- subclasses -------------------------------------------------------------------------------------------------
+# ---- subclasses ----------------------------------------------------------------------------------
 
 
 class OwnSignature(PretrainModule):
@@ -452,7 +453,7 @@ def test_a_horizon_of_the_modules_own_is_in_its_checkpoint(tmp_path: Path) -> No
     assert again._horizon_steps() == 6
 
 
-# ---- one Trainer, several calls ---------------------------------------------------------------------------------
+# ---- one Trainer, several calls ------------------------------------------------------------------
 
 
 def test_a_trainer_that_is_used_again_goes_on_with_its_module(tmp_path: Path, corpus: Path) -> None:
@@ -509,7 +510,7 @@ def test_blocks_are_wrapped_once(tmp_path: Path, corpus: Path) -> None:
     assert inspect.ismethod(forward.args[0])  # and not another wrapper
 
 
-# ---- accumulation -----------------------------------------------------------------------------------------------
+# ---- accumulation --------------------------------------------------------------------------------
 
 
 def test_a_loader_of_ours_under_another_accumulation_is_refused(

@@ -1,12 +1,15 @@
-"""A run that has ended, however it ended, goes on when it is made longer: its position is the step."""
+"""A run that has ended, however it ended, goes on when it is made longer: its position is the
+step."""
 
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,10 +26,9 @@ from lit_llm import (
     UserError,
 )
 from lit_llm.data.packing import PackedOrder
-from lit_llm.data.position import place
 
 ADAMW: dict[str, Any] = {"optimizer": "adamw", "schedule": "cosine", "compile": False}
-LONG, SHORT, ACCUMULATION = 12, 6, 2
+LONG, SHORT, ACCUMULATION = 8, 4, 2
 
 
 def source(corpus: Path, steps: int, **kwargs: Any) -> L.LightningDataModule:
@@ -46,25 +48,37 @@ class Seen(L.Callback):
         self.samples.append((trainer.global_step, batch["sample_id"].tolist()))
 
 
-def weights(module: torch.nn.Module) -> list[torch.Tensor]:
-    return [p.detach().clone() for p in module.parameters()]
-
-
 def rows(folder: Path) -> list[dict[str, str]]:
     with open(folder / "metrics.csv", newline="") as file:
         return list(csv.DictReader(file))
 
 
-def whole(folder: Path, corpus: Path, module: L.LightningModule) -> Seen:
+MODULES: dict[str, Any] = {
+    "ours": lambda: PretrainModule(TINY, **ADAMW),
+    "theirs": lambda: TheirModule(512),
+}
+
+
+class Whole:
     """A run of LONG steps that nothing stops."""
-    seen = Seen()
-    run = trainer(folder, callbacks=[seen], logger=CSVLogger(folder), log_every_n_steps=1,
-                  limit_val_batches=1, enable_checkpointing=False)  # fmt: skip
-    run.fit(module, source(corpus, LONG))
-    return seen
+
+    def __init__(self, folder: Path, corpus: Path, module: L.LightningModule):
+        self.seen, self.folder, self.module = Seen(), folder, module
+        run = trainer(folder, callbacks=[self.seen], logger=CSVLogger(folder), log_every_n_steps=1,
+                      limit_val_batches=1, enable_checkpointing=False)  # fmt: skip
+        run.fit(module, source(corpus, LONG))
 
 
-ENDS = {
+@pytest.fixture(scope="module")
+def wholes(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> dict[str, Whole]:
+    made = {}
+    for name, make in MODULES.items():
+        L.seed_everything(0)
+        made[name] = Whole(tmp_path_factory.mktemp(name), corpus, make())
+    return made
+
+
+ENDS: dict[str, Any] = {
     "its own end": (SHORT, {}),
     "limit_train_batches": (LONG, {"limit_train_batches": SHORT * ACCUMULATION}),
     "a share of the batches": (LONG, {"limit_train_batches": SHORT / LONG}),
@@ -72,51 +86,51 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("saved_by", ["ours", "epoch", "trainer"])
-@pytest.mark.parametrize("end", list(ENDS))
+@pytest.mark.parametrize(
+    ("end", "kind", "saved_by"),
+    [
+        *((end, "ours", "Checkpoint") for end in ENDS),
+        ("its own end", "theirs", "Checkpoint"),
+        ("its own end", "ours", "ModelCheckpoint"),
+        ("a share of the batches", "theirs", "ModelCheckpoint"),
+        ("its own end", "ours", "save_checkpoint"),
+        ("max_steps", "theirs", "save_checkpoint"),
+    ],
+)
 def test_a_finished_run_is_made_longer(
-    tmp_path: Path, corpus: Path, end: str, saved_by: str
+    tmp_path: Path, corpus: Path, wholes: dict[str, Whole], end: str, kind: str, saved_by: str
 ) -> None:
-    steps, stop = ENDS[end]
-    theirs = saved_by == "epoch"
-    L.seed_everything(0)
-    module = TheirModule(512) if theirs else PretrainModule(TINY, **ADAMW)
-    before = whole(tmp_path / "whole", corpus, module)
-
-    folder, seen = tmp_path / "run", Seen()
-    saver: L.Callback = Checkpoint() if saved_by == "ours" else ModelCheckpoint(folder, "{step}")
-    kwargs: dict[str, Any] = {
-        "logger": CSVLogger(folder), "log_every_n_steps": 1, "limit_val_batches": 1,
-    }  # fmt: skip
-    L.seed_everything(0)
-    first = TheirModule(512) if theirs else PretrainModule(TINY, **ADAMW)
-    run = trainer(folder, callbacks=[saver, seen], **kwargs, **stop)
-    run.fit(first, source(corpus, steps))
-    assert run.global_step == SHORT
-    if saved_by == "trainer":
-        file = folder / "mine.ckpt"
-        run.save_checkpoint(file)
-    elif saved_by == "ours":
-        file = Path(run.checkpoint_callback.last_model_path)
+    (steps, stop), whole, seen = ENDS[end], wholes[kind], Seen()
+    if saved_by == "ModelCheckpoint":
+        saver: L.Callback = ModelCheckpoint(tmp_path, "saved", enable_version_counter=False)
     else:
-        file = folder / f"step={SHORT}.ckpt"
+        saver = Checkpoint()
+    kwargs: dict[str, Any] = {"log_every_n_steps": 1, "limit_val_batches": 1}
+    L.seed_everything(0)
+    run = trainer(tmp_path, callbacks=[saver, seen], logger=CSVLogger(tmp_path), **kwargs, **stop)
+    run.fit(MODULES[kind](), source(corpus, steps))
+    assert run.global_step == SHORT
+    file = tmp_path / "saved.ckpt"
+    if saved_by == "save_checkpoint":
+        run.save_checkpoint(file)
+    elif saved_by == "Checkpoint":
+        file = tmp_path / "checkpoints" / f"step-{SHORT:08d}.ckpt"
 
-    second = TheirModule(512) if theirs else PretrainModule(TINY, **ADAMW)
-    saver = Checkpoint() if saved_by == "ours" else ModelCheckpoint(folder, "{step}-again")
-    again = trainer(folder, callbacks=[saver, seen], **{**kwargs, "logger": CSVLogger(folder)})
-    again.fit(second, source(corpus, LONG), ckpt_path=file, weights_only=False)
+    module = MODULES[kind]()
+    saver = Checkpoint() if saved_by == "Checkpoint" else ModelCheckpoint(tmp_path, "{step}-again")
+    again = trainer(tmp_path, callbacks=[saver, seen], logger=CSVLogger(tmp_path), **kwargs)
+    again.fit(module, source(corpus, LONG), ckpt_path=file, weights_only=False)
     assert again.global_step == LONG
-    assert seen.samples == before.samples
-    got, expected = rows(folder), rows(tmp_path / "whole")
-    if theirs:  # nothing depends on the length: the same run
-        assert [row["loss"] for row in got if row["loss"]] == [
-            row["loss"] for row in expected if row["loss"]
-        ]
+    assert seen.samples == whole.seen.samples
+    got, expected = rows(tmp_path), rows(whole.folder)
+    if kind == "theirs":  # nothing depends on the length: the same run
+        losses = [[row["loss"] for row in table if row["loss"]] for table in (got, expected)]
+        assert losses[0] == losses[1]
     else:  # and the rates of the new horizon
         assert [int(row["step"]) for row in got] == list(range(1, LONG + 1))
         assert [row["lr"] for row in got[SHORT:]] == [row["lr"] for row in expected[SHORT:]]
-    if end == "max_steps" and not theirs:  # the same schedule all along: the same run
-        assert all(map(torch.equal, weights(second), weights(module)))
+    if kind == "theirs" or end != "its own end":  # the same schedule all along: the same run
+        assert all(map(torch.equal, module.parameters(), whole.module.parameters()))
 
 
 def test_what_ends_before_the_checkpoint_is_refused_and_what_is_done_is_told(
@@ -132,20 +146,18 @@ def test_what_ends_before_the_checkpoint_is_refused_and_what_is_done_is_told(
             PretrainModule(TINY, **ADAMW), source(corpus, steps), ckpt_path=file, weights_only=False
         )
 
-    with pytest.raises(UserError, match=r"data.tokens=1280 ends before the checkpoint"):
+    with pytest.raises(UserError, match=r"data.tokens=768 ends before the checkpoint"):
         go_on(SHORT - 1)
-    with pytest.raises(UserError, match=r"trainer.limit_train_batches=10 ends before .* step 6"):
-        go_on(LONG, limit_train_batches=10)
-    with pytest.raises(UserError, match=r"trainer.max_steps=5 ends before .* step 6"):
-        go_on(LONG, max_steps=5)
+    with pytest.raises(UserError, match=r"trainer.limit_train_batches=6 ends before .* step 4"):
+        go_on(LONG, limit_train_batches=6)
+    with pytest.raises(UserError, match=r"trainer.max_steps=3 ends before .* step 4"):
+        go_on(LONG, max_steps=3)
     with caplog.at_level("INFO"):
         go_on(SHORT)
-    assert "nothing is left to train: step 6 of 6 is done" in caplog.text
+    assert "nothing is left to train: step 4 of 4 is done" in caplog.text
 
 
 def conversations(folder: Path, count: int = 21) -> Path:
-    import json
-
     lines = [
         {"prompt": f"What is {i} plus {i}?", "completion": f"{i + i}, of course."}
         for i in range(count)
@@ -181,7 +193,8 @@ def test_more_epochs_of_finetuning(tmp_path: Path, corpus: Path, cache_dir: Path
     two, second = fit("run", 2, one.checkpoint_callback.last_model_path)
     _, all_of_it = fit("whole", 2)
     assert two.global_step == len(all_of_it.samples) > one.global_step
-    # What a step sees is a function of the step alone; the first run had no rows to fill its last step up.
+    # What a step sees is a function of the step alone; the first run had no rows to fill its last
+    # step up.
     assert first.samples[:-1] + second.samples == [
         *all_of_it.samples[: one.global_step - 1],
         *all_of_it.samples[one.global_step :],
@@ -199,8 +212,6 @@ def test_more_epochs_of_finetuning(tmp_path: Path, corpus: Path, cache_dir: Path
 def test_the_rows_of_fewer_epochs_begin_those_of_more(
     lengths: list[int], epochs: float, more: float, seed: int, packing: bool
 ) -> None:
-    import numpy as np
-
     short, long = (
         PackedOrder(np.array(lengths), 40, e, seed, packing).rows for e in (epochs, epochs + more)
     )
@@ -218,6 +229,8 @@ def test_the_rows_of_fewer_epochs_begin_those_of_more(
 def test_a_place_depends_on_the_step_and_the_length_of_now_alone(
     step: int, accumulation: int, length: int, counts: int, epochs: int
 ) -> None:
+    from lit_llm.data.position import place
+
     def saved(counts: int, epochs: int) -> dict[str, Any]:
         names = ("ready", "started", "processed", "completed")
         return {
@@ -247,29 +260,27 @@ class ReadsItsLength(PretrainModule):
         return super().configure_optimizers()
 
 
-@pytest.mark.parametrize("workers", [0, 1])
 def test_a_module_that_reads_its_length_resumes_at_the_right_samples(
-    tmp_path: Path, corpus: Path, workers: int
+    tmp_path: Path, corpus: Path, wholes: dict[str, Whole]
 ) -> None:
     seen = Seen()
     kwargs: dict[str, Any] = {"limit_val_batches": 0}
-    first = trainer(tmp_path, callbacks=[Checkpoint(), seen], max_steps=4, **kwargs)
-    first.fit(ReadsItsLength(TINY, **ADAMW), source(corpus, LONG, num_workers=workers))
+    first = trainer(tmp_path, callbacks=[Checkpoint(), seen], max_steps=3, **kwargs)
+    first.fit(ReadsItsLength(TINY, **ADAMW), source(corpus, LONG, num_workers=1))
     second = trainer(tmp_path, callbacks=[Checkpoint(), seen], **kwargs)
     second.fit(
-        ReadsItsLength(TINY, **ADAMW), source(corpus, LONG, num_workers=workers),
+        ReadsItsLength(TINY, **ADAMW), source(corpus, LONG, num_workers=1),
         ckpt_path=first.checkpoint_callback.last_model_path,
     )  # fmt: skip
-    before = whole(tmp_path / "whole", corpus, PretrainModule(TINY, **ADAMW))
-    assert seen.samples == before.samples
+    assert seen.samples == wholes["ours"].seen.samples
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"max_epochs": 3}, r"trainer.max_epochs=3: the length of a run is data.tokens=3072"),
+        ({"max_epochs": 3}, r"trainer.max_epochs=3: the length of a run is data.tokens=2048"),
         ({"min_epochs": 2}, "trainer.min_epochs=2"),
-        ({"min_steps": 99}, r"trainer.min_steps=99 is more than the run's 12 steps"),
+        ({"min_steps": 99}, r"trainer.min_steps=99 is more than the run's 8 steps"),
         ({"overfit_batches": 2}, "trainer.overfit_batches=2: "),
         ({"check_val_every_n_epoch": 2}, r"trainer.check_val_every_n_epoch=2: .*validate_every"),
         ({"limit_train_batches": 3}, r"limit_train_batches=3 ends within .* nearest are 2 and 4"),
@@ -285,7 +296,7 @@ def test_a_length_that_is_not_the_datas_is_refused(
 
 def test_a_maximum_beyond_the_end_is_told(tmp_path: Path, corpus: Path) -> None:
     run = trainer(tmp_path, max_steps=99, limit_val_batches=0, enable_checkpointing=False)
-    with pytest.warns(UserWarning, match="max_steps=99 is beyond the end .*makes 12 steps"):
+    with pytest.warns(UserWarning, match="max_steps=99 is beyond the end .*makes 8 steps"):
         run.fit(TheirModule(512), source(corpus, LONG))
     assert run.global_step == LONG
 

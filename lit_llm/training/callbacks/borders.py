@@ -28,18 +28,22 @@ def _log_every(trainer: Any) -> int:  # set by the Trainer, unknown to its type
 
 
 def count_steps(trainer: L.Trainer) -> None:
-    """Have the Trainer's own count of steps, by which it decides what to log, agree with the optimizer's.
+    """Have the Trainer's own count of steps, by which it decides what to log, agree with the
+    optimizer's.
 
-    It counts a validation that it skips when it resumes as a step. Call it before the first micro-batch of a step.
+    It counts a validation that it skips when it resumes as a step. Call it before the first
+    micro-batch of a step.
     """
     trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
 
 def number_by_steps_done(trainer: L.Trainer, steps_done: Callable[[], int]) -> None:
-    """Have the loggers get a module's metrics under the number of optimizer steps done, as ``metrics.csv`` counts.
+    """Have the loggers get a module's metrics under the number of optimizer steps done, as
+    ``metrics.csv`` counts.
 
-    Lightning counts a step after it has logged it, so its numbers begin at 0. A metric called "step" would set the
-    number too, but callbacks see that metric as well: ModelCheckpoint takes file names from it.
+    Lightning counts a step after it has logged it, so its numbers begin at 0. A metric called
+    "step" would set the number too, but callbacks see that metric as well: ModelCheckpoint takes
+    file names from it.
     """
     connector: Any = trainer._logger_connector
     connector.log_metrics = partial(_log_metrics, connector, steps_done)

@@ -49,15 +49,18 @@ class Checkpoint(CheckpointAnswers):
     before the next optimizer step. What several processes wrote gets its name once they all are done. At the end of
     training the model is also written as a Hugging Face directory to ``final/``, if the module has ``save_pretrained``,
     and an adapter to ``adapter/``, if it has ``save_adapter``.
-    The last checkpoint holds the weights that training would go on from, ``final/`` those that the module has at the
-    end: an average, if a callback such as Lightning's EMAWeightAveraging puts it there. Nothing is written under the
-    Trainer's ``fast_dev_run``.
-    To Lightning, its loggers and scripts it answers as a `ModelCheckpoint`: ``best_model_path``, ``ckpt_path="last"``.
-    With ``max_minutes`` a run that has trained so long saves and ends as SIGTERM would end it.
-    Ctrl-C lets a single process finish its optimizer step and saves it; a second one stops at once. SIGTERM, to any of
-    the processes, has all of them finish and save their step; the first raises `Preempted`, the others exit. It is
-    heard from `setup` on, and changes nothing once the model is being written. In a job of SLURM
-    SIGUSR1 does the same, and the first process then requeues the job, as Lightning's users expect.
+
+    The last checkpoint holds the weights that training would go on from, ``final/`` those that the
+    module has at the end: an average, if a callback such as Lightning's EMAWeightAveraging puts it
+    there. Nothing is written under the Trainer's ``fast_dev_run``. To Lightning, its loggers and
+    scripts it answers as a `ModelCheckpoint`: ``best_model_path``, ``ckpt_path="last"``. With
+    ``max_minutes`` a run that has trained so long saves and ends as SIGTERM would end it.
+
+    Ctrl-C lets a single process finish its optimizer step and saves it; a second one stops at once.
+    SIGTERM, to any of the processes, has all of them finish and save their step; the first raises
+    `Preempted`, the others exit. It is heard from `setup` on, and changes nothing once the model is
+    being written. In a job of SLURM SIGUSR1 does the same, and the first process then requeues the
+    job, as Lightning's users expect.
 
     Args:
         every_steps: optimizer steps between checkpoints. None: twenty times in the run, but at least 50 apart.
@@ -223,12 +226,14 @@ class Checkpoint(CheckpointAnswers):
         )
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the last step, before callbacks put other weights in the module when training ends."""
+        """Save the last step, before callbacks put other weights in the module when training
+        ends."""
         if _ends(trainer):
             self._save_end(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the last step, if training ended within an epoch, and the model for others to use."""
+        """Save the last step, if training ended within an epoch, and the model for others to
+        use."""
         self._save_end(trainer)
         self._finish()
         self._write_final(trainer, pl_module)
@@ -429,8 +434,9 @@ class Checkpoint(CheckpointAnswers):
         """Make the saved loop counters those of the border.
 
         The batch just fetched has not begun as far as the checkpoint goes, and an epoch that ``max_steps`` cut short
-        is not over: it goes on when the run is resumed with more steps. After a whole epoch the next one is about to
-        begin; Lightning, told that the old one is over, would train on one more micro-batch of it.
+        is not over: it goes on when the run is resumed with more steps. After a whole epoch the
+        next one is about to begin; Lightning, told that the old one is over, would train on one
+        more micro-batch of it.
         """
         loops = checkpoint["loops"]["fit_loop"]
         batches = loops["epoch_loop.batch_progress"]

@@ -16,7 +16,8 @@ from lit_llm.training.callbacks.checkpoint_folder import newest_whole
 
 
 class CheckpointAnswers(ModelCheckpoint):
-    """A `ModelCheckpoint` in its answers, not in when and how it saves: subclasses replace every hook of it.
+    """A `ModelCheckpoint` in its answers, not in when and how it saves: subclasses replace every
+    hook of it.
 
     ``best_model_path``, ``best_model_score``, ``last_model_path``, ``current_score``,
     ``best_k_models``, ``kth_value`` and the callback's state in a checkpoint are as with
@@ -72,15 +73,12 @@ class CheckpointAnswers(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the answers; ``best_score`` alone is what earlier versions saved."""
         self.forget_best()
-        score = state_dict.get("best_score")
-        if (path := state_dict.get("best_model_path")) or score is not None:
-            here = Path(self.dirpath or "", "best.ckpt")
-            moved = not path or (not Path(path).exists() and here.exists())
-            file = here if moved or not path else Path(path)
-            if score is not None:
-                self.saves_best(file, score)
-            else:
-                self.best_model_path = str(file)
+        path, score = state_dict.get("best_model_path", ""), state_dict.get("best_score")
+        if score is not None:
+            here = Path(self.dirpath or "", "best.ckpt")  # the run folder may have been moved
+            self.saves_best(here if here.exists() or not path else Path(path), score)
+        else:
+            self.best_model_path = path
         last = state_dict.get("last_model_path", "")
         self.last_model_path = last if Path(last).exists() else ""
 
