@@ -6,7 +6,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from lit_llm.cores import wait_briefly
+from lit_llm.models.cores import wait_briefly
 
 wait_briefly()  # before anything imports torch
 

@@ -22,7 +22,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lit_llm.cores import usable_cores
 from lit_llm.corpus.block import Block, Texts, documents, texts
 from lit_llm.corpus.digest import BYTES, digests
 from lit_llm.corpus.lookup import positions
@@ -30,6 +29,7 @@ from lit_llm.corpus.lsh import component_chunks, components, kept_copies
 from lit_llm.corpus.minhash import LONGEST, sketches
 from lit_llm.corpus.signatures import SignatureColumns
 from lit_llm.errors import UserError
+from lit_llm.models.cores import usable_cores
 
 EXACT, NEAR = "exact_dedup: duplicate", "near_dedup: duplicate"
 _VERDICTS = pa.schema(

@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from lit_llm.cores import usable_cores
 from lit_llm.errors import UserError
+from lit_llm.models.cores import usable_cores
 
 Task: TypeAlias = Callable[[], None]
 

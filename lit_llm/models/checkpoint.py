@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from lit_llm.cores import limit_threads
 from lit_llm.errors import UserError
 from lit_llm.models.adapters import load_adapter
 from lit_llm.models.config import TransformerConfig
+from lit_llm.models.cores import limit_threads
 from lit_llm.models.device import has_fast_bf16
 from lit_llm.models.huggingface import load_pretrained
 from lit_llm.models.locate import locate

@@ -11,8 +11,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from lit_llm import cores
 from lit_llm.errors import UserError
+from lit_llm.models import cores
 from lit_llm.models.backends import Backends, choose_attention
 from lit_llm.models.device import can_compile, has_float8
 from lit_llm.models.parallelize import DATA, parallelize, shard

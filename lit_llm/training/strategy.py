@@ -17,8 +17,8 @@ from lightning.pytorch.strategies import (
 )
 from torch.optim import Optimizer
 
-from lit_llm.cores import limit_threads
 from lit_llm.errors import UserError
+from lit_llm.models.cores import limit_threads
 from lit_llm.models.parallelize import gradient_sync
 from lit_llm.models.parts import Stored, open_parts
 from lit_llm.models.sharded import copy_part, divide, like_part, whole_state_dict

@@ -19,7 +19,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 from lit_llm.errors import UserError
 from lit_llm.models import backends as backends_module
 from lit_llm.models.attention import Attention, KVCache
-from lit_llm.models.backends import Backends, choose_attention, without_cudnn
+from lit_llm.models.backends import Backends, choose_attention
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.masks import BLOCK, build_block_mask, build_mask, build_masks
 from lit_llm.models.parallelize import parallelize
@@ -294,7 +294,7 @@ def test_cudnn_has_no_part_outside_training_and_with_a_mask(
 
 def test_the_callers_own_choice_of_kernels_is_kept() -> None:
     def allowed() -> tuple[bool, bool, bool]:
-        with without_cudnn():
+        with backends_module.without_cudnn():
             flags = torch.backends.cuda
             return flags.cudnn_sdp_enabled(), flags.flash_sdp_enabled(), flags.math_sdp_enabled()
 

@@ -14,7 +14,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from lit_llm import cores
+from lit_llm.corpus.engine import Engine
+from lit_llm.models import cores
+from lit_llm.report.callback import _device_name
 
 ELSEWHERE = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_", "KMP_"))}
 
@@ -50,7 +52,7 @@ def test_what_openmp_reads(settings: dict[str, str], expected: str) -> None:
 
 
 def test_it_is_known_whether_it_was_in_time() -> None:
-    told = "import sys; from lit_llm.cores import waits_as_set; print(waits_as_set)"
+    told = "import sys; from lit_llm.models.cores import waits_as_set; print(waits_as_set)"
     pretend = "import sys; sys.modules['torch'] = None; "
     assert python(told).stdout == "True\n"
     assert python(pretend + told).stdout == "False\n"
@@ -63,6 +65,8 @@ def test_cores_are_those_the_process_is_bound_to() -> None:
     try:
         os.sched_setaffinity(0, {min(before)})
         assert cores.usable_cores() == 1
+        assert Engine().processes == 1
+        assert _device_name(torch.device("cpu")) == "1 CPU cores"
     finally:
         os.sched_setaffinity(0, before)
 
