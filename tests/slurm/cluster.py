@@ -89,6 +89,7 @@ class Cluster:
         ]
         self._daemon("munged", "--force", f"--socket={self.root}/munge.socket", *files)
         try:
+            wait_for(lambda: (self.root / "munge.pid").exists() or None, "munged", 60)
             self._daemon("slurmctld")
             for node in NODES:
                 self._daemon("slurmd", "-N", node)
