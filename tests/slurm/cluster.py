@@ -89,6 +89,7 @@ class Cluster:
         ]
         self._daemon("munged", "--force", f"--socket={self.root}/munge.socket", *files)
         try:
+            wait_for(lambda: (self.root / "munge.pid").exists() or None, "munged", 60)
             self._daemon("slurmctld")
             for node in NODES:
                 self._daemon("slurmd", "-N", node)
@@ -158,7 +159,7 @@ class Cluster:
         shown = self.run("scontrol", "show", "job", "--oneliner", number)
         return dict(word.split("=", 1) for word in shown.split() if "=" in word)
 
-    def until(self, number: str, *states: str, bound: float = 150) -> dict[str, str]:
+    def until(self, number: str, *states: str, bound: float = 300) -> dict[str, str]:
         """The job, once its state is one of ``states``."""
 
         def look() -> dict[str, str] | None:
@@ -168,7 +169,7 @@ class Cluster:
         return wait_for(look, lambda: f"{states}: {self.job(number)}", bound)
 
 
-def wait_for(look: Callable[[], T | None], what: str | Callable[[], str], bound: float = 120) -> T:
+def wait_for(look: Callable[[], T | None], what: str | Callable[[], str], bound: float = 240) -> T:
     """What ``look`` returns, once it is not None; it is asked for ``bound`` seconds."""
     end = time.monotonic() + bound
     while (found := look()) is None:

@@ -72,7 +72,7 @@ class Place:
             capture_output=True,
             text=True,
             check=False,
-            timeout=240,
+            timeout=400,
         )
 
     def go(self) -> None:
@@ -105,7 +105,7 @@ class Place:
 
     def says(self, words: str) -> None:
         """Wait for ``words`` in what the jobs write."""
-        wait_for(lambda: words in self.said() or None, lambda: f"{words!r}: {self.said()}", 60)
+        wait_for(lambda: words in self.said() or None, lambda: f"{words!r}: {self.said()}")
 
     def said(self) -> str:
         """What the jobs wrote."""

@@ -67,7 +67,7 @@ def test_one_process_is_killed(place: Place, rank: int) -> None:
     job = place.submit()
     place.trains(25)
     os.kill(next(pid for number, pid, _ in place.processes() if number == rank), signal.SIGKILL)
-    ended = place.cluster.until(job, "FAILED", "COMPLETED", bound=60)
+    ended = place.cluster.until(job, "FAILED", "COMPLETED", bound=110)
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "137:0"), place.said()
     said = place.said()
     assert (
