@@ -136,6 +136,8 @@ def _read(number: int, message: Any) -> tuple[Message, bool]:
     elif "tool_calls" not in clean:
         raise UserError(f"message {number} must be an object with 'role' and 'content'")
     for key in REASONING:
+        if role != "assistant" and clean.get(key) == "":
+            del clean[key]  # a column that is there for every message
         if key in clean and (role != "assistant" or not isinstance(clean[key], str)):
             raise UserError(f"message {number}: {key!r} must be a text of the assistant's")
     return with_reasoning(clean), learn

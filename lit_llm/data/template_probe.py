@@ -54,14 +54,15 @@ class TemplateProbe:
 
     @cached_property
     def takes_tools(self) -> bool:
-        """Whether the template renders the schemas of tools."""
+        """Whether the template renders the schemas of tools, as far as it renders the simplest one at all."""
         schema = {
             "name": PROBE,
             "description": "",
             "parameters": {"type": "object", "properties": {}},
         }
         tools = [{"type": "function", "function": schema}]
-        return PROBE in (self.render([_QUESTION], {"tools": tools}) or "")
+        text = self.render([_QUESTION], {"tools": tools})
+        return text is None or PROBE in text
 
     def leaves_out(self, role: str) -> bool:
         """Whether the template renders a conversation without the words of its messages of this role."""
@@ -85,15 +86,15 @@ class TemplateProbe:
         """
         answered = [_QUESTION, {"role": "assistant", "content": PROBE}]
         alone = self._rest(answered) or ""
+        followed = self._rest([*answered, _QUESTION]) or ""
         ends = self._template.control_run(alone)
-        common = len(os.path.commonprefix([alone, self._rest([*answered, _QUESTION]) or ""]))  # noqa: RUF071 -- no paths
-        shared = [match for match in ends if match.end() <= common]
-        joined = [
-            match
-            for number, match in enumerate(ends)
-            if match.end() - ends[0].start() == sum(len(m[0]) for m in ends[: number + 1])
-        ]
-        return next((match[0] for match in reversed(shared or joined)), None)
+        common = len(os.path.commonprefix([alone, followed]))  # noqa: RUF071 -- no paths
+        found = [match for match in ends if match.end() <= common]
+        for match in ends if not found else []:
+            if found and match.start() != found[-1].end():
+                break
+            found.append(match)
+        return found[-1][0] if found else None
 
     def next_turn(self, calls_tools: bool) -> str | None:
         """The control token that follows an assistant's turn where the template writes no `turn_end`.

@@ -40,7 +40,7 @@ Answer = TypeVar("Answer")
 Score = tuple[float, bool]
 # A character that no text may contain, and a space by which to see whether the template trims messages.
 _FINAL_MARK = "\ufdd3 "
-_HEAD = 32  # characters by which a rendered prompt is known again
+_HEAD = 16  # characters by which a rendered prompt is known again
 
 
 class HarnessLM(TemplateLM):
@@ -129,7 +129,7 @@ class HarnessLM(TemplateLM):
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
         """Token ids; None adds special tokens unless the text begins with the prefix token already, or is a chat's."""
-        if string.startswith(tuple(self._rendered_heads)):
+        if string[:_HEAD] in self._rendered_heads:
             return self._chat.encoder.ids(string)
         if add_special_tokens is None:
             add_special_tokens = not string.startswith(self._prefix_text)
