@@ -25,6 +25,7 @@ from lit_llm.models.tokenizer import CHATML_TEMPLATE
 
 TEXT = "<|eot|> user asked the assistant: what is a café in 北京? Paris 12345\n" * 8
 ANSWER = "Paris"
+TOO_LONG = "0" * 400  # for the base's context
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,10 @@ def run(
                 "chat_template": str(folder / "chatml.jinja"),
             },
         },
-        "samples": {"max_new_tokens": 12, "sampling": {"temperature": 0.0}},
+        "samples": {
+            "prompts": ["what is a café?", TOO_LONG], "max_new_tokens": 12,
+            "sampling": {"temperature": 0.0},
+        },
         "trainer": {"accelerator": "cpu", "max_steps": 2},
     }  # fmt: skip
     (folder / "mine.yaml").write_text(yaml.safe_dump(config))
@@ -119,7 +123,23 @@ def test_transformers_stops_at_the_end_of_the_turn(run: tuple[Path, list[str]]) 
 
 def test_samples_stop_there_too(run: tuple[Path, list[str]]) -> None:
     rows = [json.loads(line) for line in (run[0] / "samples.jsonl").read_text().splitlines()]
-    assert rows and {row["text"] for row in rows} == {ANSWER}
+    assert {row["text"] for row in rows} == {ANSWER}
+    assert {row["prompt"] for row in rows} == {"what is a café?\n"}
+
+
+def test_one_long_prompt_costs_the_others_nothing(
+    run: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, commands = run
+    predict, prompts = shlex.split(commands[1])[:-1], tmp_path / "prompts.txt"
+    prompts.write_text("what is 北京?\n" + "0" * 170 + "\n")  # 64 new tokens do not fit behind it
+    assert main([*predict, str(prompts)]) == 0
+    rows = [json.loads(r) for r in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in rows] == [ANSWER] * 2
+    prompts.write_text(f"what is 北京?\n{TOO_LONG}\n")
+    capsys.readouterr()
+    assert main([*predict, str(prompts)]) == 2
+    assert "the prompt '0000" in capsys.readouterr().err
 
 
 def test_a_checkpoint_an_adapter_and_a_gguf_file_keep_them(
