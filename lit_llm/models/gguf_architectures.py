@@ -1,8 +1,8 @@
 """GGUF architectures as data: the keys, tensors and limits of each ``general.architecture``.
 
-Keys, names and layouts are llama.cpp's (``gguf-py/gguf/constants.py``). What its loader needs and what it leaves out
-(``src/models/*.cpp``, release 0.5.0) is in the fields under "limits": a file outside of them does not load, or computes
-something else.
+Keys, names and layouts are llama.cpp's (``gguf-py/gguf/constants.py``). The fields under "limits"
+say what its loader needs and what it leaves out (``src/models/*.cpp``, release 0.5.0): a file
+outside of them does not load, or computes something else.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class Architecture:
     """How one ``general.architecture`` maps to ours."""
 
     families: tuple[str, ...]
-    """Hugging Face families that are written as this; a file that is read is the first that can express it."""
+    """Hugging Face families that are written as this; a file that is read is the first that can
+    express it."""
     traits: Values = field(default_factory=dict)
     """Fields of ours that it fixes, where they differ from Llama's."""
     keys: dict[str, str] = field(default_factory=dict)
@@ -72,7 +73,8 @@ class Architecture:
     pairs: bool = False
     """Rotary pairs are rows (2i, 2i + 1) of a head, and not (i, i + D/2)."""
     read: Callable[[TransformerConfig, Values], Values] = lambda config, values: {}
-    """Fields that no plain key says, from the rest of the config and the values of ``extra_keys``."""
+    """Fields that no plain key says, from the rest of the config and the values of
+    ``extra_keys``."""
     extra_keys: tuple[str, ...] = ()
     """Keys that ``read`` takes."""
     write: Callable[[TransformerConfig], Values] = lambda config: {}
@@ -80,10 +82,11 @@ class Architecture:
 
     # Limits of llama.cpp's loader, which a file that is written must keep.
     head: Literal["either", "own", "tied"] = "either"
-    """The output matrix is in the file or is the embedding; always in the file (a tied one is written twice); never
-    in the file."""
+    """The output matrix is in the file or is the embedding ("either"); is always in the file, so
+    that a tied one is written twice ("own"); is never in the file ("tied")."""
     biases: tuple[str, ...] = ("attention_bias",)
-    """Fields of biases that are loaded where a file has them. Others must be absent, or are in ``needs``."""
+    """Fields of biases that are loaded where a file has them. Others must be absent, or are in
+    ``needs``."""
     needs: Callable[[TransformerConfig], Values] = lambda config: {}
     """Fields that are computed at one value only, whatever the file says."""
     wide_heads: bool = False
@@ -105,7 +108,8 @@ _EXPERTS = {"num_experts": "expert_count", "experts_per_token": "expert_used_cou
 
 
 def _gemma(every: int, layers_of_27b: int) -> Callable[[TransformerConfig, Values], Values]:
-    """Every so many layers one sees all; the 27B, known by its depth, scales scores by a width of its own."""
+    """Every so many layers one sees all; the 27B, known by its depth, scales scores by a width of
+    its own."""
 
     def read(config: TransformerConfig, values: Values) -> Values:
         fields: Values = {
@@ -143,6 +147,10 @@ def _normed_heads(config: TransformerConfig) -> Values:
     return {"qk_norm": "before_rope"}
 
 
+def _normed_heads_and_experts(config: TransformerConfig) -> Values:
+    return {"qk_norm": "before_rope", "num_experts": config.num_experts or "at least 1"}
+
+
 def _all_biases(config: TransformerConfig) -> Values:
     return dict.fromkeys((*_ALL_BIASES, "norm_bias"), True)
 
@@ -162,7 +170,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         ("qwen3_moe",),
         keys={**_EXPERTS, "expert_size": "expert_feed_forward_length"},
         qk_norm="before_rope",
-        needs=_normed_heads,
+        needs=_normed_heads_and_experts,
         wide_heads=True,
     ),
     "gemma2": Architecture(
@@ -266,7 +274,8 @@ _MAX_LAYERS = 512
 
 
 def beyond_limits(config: TransformerConfig, kind: str) -> list[str]:
-    """Fields of ``config``, as "name=value", with which llama.cpp does not load or compute a file of this ``kind``."""
+    """Fields of ``config``, as "name=value", with which llama.cpp does not load or compute a file
+    of this ``kind``."""
     arch = ARCHITECTURES[kind]
     needs = arch.needs(config)
     for name in _ALL_BIASES:
@@ -278,8 +287,6 @@ def beyond_limits(config: TransformerConfig, kind: str) -> list[str]:
         needs["head_dim"] = config.hidden_size / config.num_heads
     if not arch.partial_rotary:
         needs["rotary_fraction"] = 1.0
-    if "num_experts" in arch.keys and kind != "llama" and not config.num_experts:
-        needs["num_experts"] = "some"
     needs |= dict.fromkeys(arch.ignored)
     if config.num_layers > _MAX_LAYERS:
         needs["num_layers"] = _MAX_LAYERS

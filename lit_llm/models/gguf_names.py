@@ -1,8 +1,9 @@
 """GGUF metadata and tensor names to our config and parameters, and back.
 
-The architectures are data in `gguf_architectures`. What an engine takes for granted without a key (Gemma's scale of
-scores, SmolLM3's layers without positions) is in their ``read``. `gguf_arch_of` finds what a model would lose: it reads
-back what would be written, and it asks which of the model's fields llama.cpp does not load or compute.
+The architectures are data in `gguf_architectures`. What an engine takes for granted without a key
+(Gemma's scale of scores, SmolLM3's layers without positions) is in their ``read``. `gguf_arch_of`
+finds what a model would lose: it reads back what would be written, and it asks which of the
+model's fields llama.cpp does not load or compute.
 """
 
 from __future__ import annotations
@@ -104,8 +105,8 @@ def config_from_gguf(
         metadata: of the whole file, tokenizer.ggml.tokens included: they count the vocabulary.
         names: of its tensors.
         rope_factors: its tensor rope_freqs.weight, float32 (rotary_size / 2,), or None.
-        head_repeats_embedding: output.weight is a copy of token_embd.weight: how tied models are stored where
-            llama.cpp wants output.weight in every file.
+        head_repeats_embedding: output.weight is a copy of token_embd.weight. So tied models are
+            stored where llama.cpp wants output.weight in every file.
 
     Raises:
         UserError: an architecture, a key or a scaling that we do not compute, or a value of the wrong type.
@@ -212,8 +213,8 @@ def gguf_arch_of(config: TransformerConfig) -> str:
     """The ``general.architecture`` that expresses ``config`` exactly: its family's own, or the first for other models.
 
     Raises:
-        UserError: there is none; the fields that the family's own one, or the first, cannot express are named, or
-            that llama.cpp does not load.
+        UserError: there is none. The fields that the family's own one, or the first, cannot
+            express, or that llama.cpp does not load, are named.
     """
     from lit_llm.models.meta import meta_transformer
 
@@ -229,14 +230,16 @@ def gguf_arch_of(config: TransformerConfig) -> str:
     mend = "export it with --format hf"
     if "sliding_window=" in refused and config.sliding_window is not None:
         mend = (
-            f"where no text is longer than {config.sliding_window} tokens, the window has no effect: set "
+            f"where no text is longer than {config.sliding_window} tokens, the window has no "
+            f"effect: set "
             f"sliding_window to null in its config.json; else {mend}"
         )
     raise UserError(f"no GGUF architecture expresses this model: {refused}; {mend}")
 
 
 def _said(config: TransformerConfig, arch: Architecture) -> TransformerConfig:
-    """``config`` without fields that change nothing and that a file of this kind has no room for."""
+    """``config`` without fields that change nothing and that a file of this kind has no room
+    for."""
     changes: Values = {"rope_scaling": without_neutral_values(config.rope_scaling)}
     window = config.sliding_window
     if window is not None and window >= config.max_seq_len and config.local_rope_theta is None:

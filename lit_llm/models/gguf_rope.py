@@ -18,7 +18,8 @@ _KIND, _FACTOR, _TRAINED = (
     "rope.scaling.factor",
     "rope.scaling.original_context_length",
 )
-# YaRN's values where a model says nothing; llama.cpp computes no others for the architectures that we write.
+# YaRN's values where a model says nothing; llama.cpp computes no others for the architectures that
+# we write.
 _YARN = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
 _BETAS = {"beta_fast": "rope.scaling.yarn_beta_fast", "beta_slow": "rope.scaling.yarn_beta_slow"}
 # The values of every published Llama 3: a file holds the factors that they give, and not the values.

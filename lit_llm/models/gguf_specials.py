@@ -1,6 +1,8 @@
-"""What llama.cpp makes of tokens by their names: ends of generation, and white space that a token swallows.
+"""What llama.cpp makes of tokens by their names: ends of generation, and white space that a token
+swallows.
 
-Its rules (``src/llama-vocab.cpp``, release 0.5.0) hold whatever a file says, so writing and reading follow them.
+Its rules (``src/llama-vocab.cpp``, release 0.5.0) hold whatever a file says, so writing and
+reading follow them.
 """
 
 from __future__ import annotations
@@ -12,15 +14,18 @@ from lit_llm.errors import UserError
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # tokenizer.ggml.token_type
 
 STOP_IDS = "lit_llm.stop_token_ids"
-"""Our own key: every id that ends a text, in order. GGUF has room for three, and llama.cpp finds more by name."""
+"""Our own key: every id that ends a text, in order. GGUF has room for three, and llama.cpp finds
+more by name."""
 _EOM = "<|eom_id|>"
 # A token of such a name is a control token and ends generation.
 _ENDS = frozenset((
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
-    "<|endoftext|>", "</s>", _EOM, "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>",
-    "<eos>", "<turn|>", "<|tool_response>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~[",
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>",
+    "<end_of_turn>", "<|endoftext|>", "</s>", _EOM, "<EOT>", "_<EOT>", "[EOT]", "[EOS]",
+    "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~[",
 ))  # fmt: skip
-# Phi-3's special tokens swallow the white space after them, but for these. All must be there, and the last one.
+# Phi-3's special tokens swallow the white space after them, all but the plain ones. llama.cpp
+# aborts where one of these four is missing.
 _PHI3_NAMES = ("phi-3", "phi3")
 _PHI3_PLAIN = ("<unk>", "<s>", "<|endoftext|>")
 _PHI3_ALWAYS = "</s>"
@@ -50,8 +55,8 @@ def stop_metadata(stop_ids: list[int], tokens: list[str]) -> dict[str, Any]:
     if len(unknown) > 2:
         raise UserError(
             "llama.cpp ends generation at the eos and two more tokens, and the model ends it at "
-            f"{', '.join(repr(tokens[index]) for index in unknown)} too: leave all but two out of eos_token_id in its "
-            "generation_config.json"
+            f"{', '.join(repr(tokens[index]) for index in unknown)} too: leave all but two out of "
+            "eos_token_id in its generation_config.json"
         )
     eom = [index for index in others if tokens[index] == _EOM]
     turn_ends = unknown[:1] or [index for index in others if index not in eom]
@@ -63,7 +68,8 @@ def stop_metadata(stop_ids: list[int], tokens: list[str]) -> dict[str, Any]:
 
 
 def read_stop_ids(metadata: dict[str, Any], tokens: list[str]) -> list[int]:
-    """Every id that ends a text: what our own files list; of others the eos, eot, eom, and those known by name."""
+    """Every id that ends a text: what our own files list; of others the eos, eot, eom, and those
+    known by name."""
     listed = metadata.get(STOP_IDS)
     if not isinstance(listed, list):
         keys = (f"tokenizer.ggml.{role}_token_id" for role in ("eos", "eot", "eom"))
@@ -81,15 +87,15 @@ def stripping(name: str, tokens: list[str], types: list[int]) -> set[str]:
 
 
 def name_for(stem: str, wanted: set[str], tokens: list[str], types: list[int]) -> str:
-    """general.name of a file called ``stem``, such that exactly the ``wanted`` tokens swallow white space.
+    """general.name of a file called ``stem``, such that exactly the ``wanted`` tokens swallow
+    white space.
 
     Raises:
         UserError: no name has that effect.
     """
+    # With the name of Phi-3 another model's file would not load: it lacks tokens of Phi-3.
     plain = stem
-    for part in (
-        _PHI3_NAMES
-    ):  # in any other model's file llama.cpp would miss tokens of Phi-3, and not load it
+    for part in _PHI3_NAMES:
         at = plain.lower().find(part)
         while at >= 0:
             plain = f"{plain[: at + 3]} {plain[at + len(part) - 1 :]}"
@@ -98,7 +104,8 @@ def name_for(stem: str, wanted: set[str], tokens: list[str], types: list[int]) -
     whole = set(tokens) >= {*_PHI3_PLAIN, _PHI3_ALWAYS}
     if wanted and not (whole and wanted == stripping(named, tokens, types)):
         raise UserError(
-            f"added token {min(wanted)!r} has rstrip=true, and llama.cpp knows that of Phi-3's tokens alone: set it "
+            f"added token {min(wanted)!r} has rstrip=true, and llama.cpp knows that of Phi-3's "
+            f"tokens alone: set it "
             "to false in tokenizer.json if text after the token may keep its spaces"
         )
     return named if wanted else plain

@@ -1,6 +1,8 @@
-"""How byte-level tokenizers split text before merging: tokenizer.ggml.pre names it, and a file carries no pattern.
+"""How byte-level tokenizers split text before merging: tokenizer.ggml.pre names it, and a file
+carries no pattern.
 
-The table holds names of llama.cpp (``src/llama-vocab.cpp``, release 0.5.0) whose split a tokenizer.json can say.
+The table holds names of llama.cpp (``src/llama-vocab.cpp``, release 0.5.0) whose split a
+tokenizer.json can say.
 """
 
 from __future__ import annotations
@@ -88,8 +90,10 @@ def split_of(spec: dict[str, Any], nfc: bool) -> Split:
     if not fitting:
         kinds = " + ".join(kind for kind, _ in steps) or "not at all"
         raise UserError(
-            f"GGUF has no name for how this tokenizer splits text ({kinds}, ignore_merges={whole}); there are names "
-            "for the splits of GPT-2, of digits before GPT-2's, of Llama 3 with ignore_merges, of GPT-4, of Qwen 2"
+            f"GGUF has no name for how this tokenizer splits text ({kinds}, "
+            f"ignore_merges={whole}); there are names "
+            "for the splits of GPT-2, of digits before GPT-2's, of Llama 3 with ignore_merges, of "
+            "GPT-4, of Qwen 2"
         )
     return min(fitting, key=lambda split: split.nfc != nfc)
 

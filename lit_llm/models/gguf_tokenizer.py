@@ -1,7 +1,8 @@
 """Tokenizers out of GGUF metadata: byte-level BPE ("gpt2") and SentencePiece-like BPE ("llama").
 
-A SentencePiece-like vocabulary has scores in place of merges: of all pairs, the one whose token scores highest merges.
-What llama.cpp does by the names of tokens is in `gguf_specials`, the names of splits in `gguf_splits`.
+A SentencePiece-like vocabulary has scores in place of merges: of all pairs, the one whose token
+scores highest merges. What llama.cpp does by the names of tokens is in `gguf_specials`, the names
+of splits in `gguf_splits`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ _IDS = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding"}
 
 
 def read_tokenizer(file: GGUFFile) -> Tokenizer:
-    """The tokenizer of a GGUF file. Encoding with special tokens begins with the bos where llama.cpp's does.
+    """The tokenizer of a GGUF file. Encoding with special tokens begins with the bos where
+    llama.cpp's does.
 
     Raises:
         UserError: a kind or a split that is not known, or lists that do not fit each other.
@@ -58,7 +60,8 @@ def read_tokenizer(file: GGUFFile) -> Tokenizer:
         backend = _sentencepiece(file, tokens, types)
     else:
         raise UserError(
-            f"{path}: tokenizer {kind!r} with split {_split_name(file)!r} is not known; known are llama, and gpt2 "
+            f"{path}: tokenizer {kind!r} with split {_split_name(file)!r} is not known; known are "
+            f"llama, and gpt2 "
             f"with {', '.join(NAMES)}"
         )
     _add_tokens(file, backend, tokens, types)
@@ -96,11 +99,13 @@ def read_tokenizer(file: GGUFFile) -> Tokenizer:
 
 
 def _split_name(file: GGUFFile) -> object:
-    """tokenizer.ggml.pre, with a word where llama.cpp takes a split that the model was hardly trained with."""
+    """tokenizer.ggml.pre, with a word where llama.cpp takes a split that the model was hardly
+    trained with."""
     name = file.metadata.get("tokenizer.ggml.pre", "default")
     if name == "default" and file.metadata.get("tokenizer.ggml.model") == "gpt2":
         warnings.warn(
-            f"{file.path}: tokenizer.ggml.pre does not name how the model's text was split; it is split as llama.cpp "
+            f"{file.path}: tokenizer.ggml.pre does not name how the model's text was split; it is "
+            f"split as llama.cpp "
             "does then, which few models were trained with. Take a file that names it.",
             stacklevel=2,
         )
@@ -128,7 +133,8 @@ def _add_tokens(
 
 
 def _add_around(backend: tokenizers.Tokenizer, bos: str | None, eos: str | None) -> None:
-    """Put ``bos`` before and ``eos`` after what is encoded with special tokens, as transformers then does."""
+    """Put ``bos`` before and ``eos`` after what is encoded with special tokens, as transformers
+    then does."""
     from tokenizers import processors
 
     before, after = ([] if token is None else [token] for token in (bos, eos))

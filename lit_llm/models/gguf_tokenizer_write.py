@@ -1,7 +1,8 @@
 """Tokenizers into GGUF metadata, so that llama.cpp gives a text the ids that transformers gives it.
 
-A file has no normalizers, no patterns and no flags of tokens: what it cannot say is refused by name. Where llama.cpp
-differs on rare texts only, and for every file of the kind, the file is written and a note says so.
+A file has no normalizers, no patterns and no flags of tokens: what it cannot say is refused by
+name. Where llama.cpp differs on rare texts only, and for every file of the kind, the file is
+written and a note says so.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ from lit_llm.models.gguf_tokenizer import WORD, token_parts
 from lit_llm.models.tokenizer import Tokenizer
 
 _NFC_NOTE = (
-    "llama.cpp does not compose characters (Unicode NFC) before it splits a text, and this tokenizer does: the ids of "
+    "llama.cpp does not compose characters (Unicode NFC) before it splits a text, and this "
+    "tokenizer does: the ids of "
     "texts with decomposed accents differ"
 )
 _PREFIX_NOTE = (
-    "llama.cpp puts a space before every text between control tokens, and this tokenizer (Metaspace, "
+    "llama.cpp puts a space before every text between control tokens, and this tokenizer "
+    "(Metaspace, "
     "prepend_scheme={scheme!r}) {otherwise}: the ids of such texts differ"
 )
 _PREPEND = {"type": "Prepend", "prepend": WORD}
@@ -47,23 +50,27 @@ _GEMMA_SPLIT = {
 def tokenizer_metadata(
     tokenizer: Tokenizer, num_tokens: int, eos_id: int | None, name: str
 ) -> tuple[dict[str, Any], list[str]]:
-    """The tokenizer.* keys of a file and its general.name, which decides how some tokens are read; and notes.
+    """The tokenizer.* keys of a file and its general.name, which decides how some tokens are read;
+    and notes.
 
     Args:
         tokenizer: to write.
-        num_tokens: rows of the model's embedding: what the vocabulary lacks is filled with unused tokens.
+        num_tokens: rows of the model's embedding. Ids without a token get an unused one.
         eos_id: the model's, for a tokenizer that names none.
         name: the file's, from which general.name is made.
 
     Returns:
-        Keys without those that are None, and what llama.cpp does otherwise with rare texts, a sentence each.
+        Keys without those that are None, and what llama.cpp does otherwise with rare texts, a
+        sentence each.
 
     Raises:
-        UserError: GGUF cannot say how the tokenizer cuts text, or it has more tokens than the model, or no eos.
+        UserError: GGUF cannot say how the tokenizer cuts text, or it has more tokens than the
+        model, or no eos.
     """
     if tokenizer.vocab_size > num_tokens:
         raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens and the model {num_tokens}: it is another model's"
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model {num_tokens}: it is "
+            f"another model's"
         )
     spec = json.loads(tokenizer._backend.to_str())
     _check_model(spec["model"])
@@ -72,16 +79,10 @@ def tokenizer_metadata(
         kind, notes = _sentencepiece(spec, texts, types)
     else:
         kind, notes = _byte_level(spec)
-    stops = tokenizer.stop_ids or ([] if eos_id is None else [eos_id])
-    if not stops:
-        raise UserError(
-            "the tokenizer names no eos token, and llama.cpp would end texts at another one: name one as eos_token in "
-            "tokenizer_config.json"
-        )
-    if max(stops) >= num_tokens:
-        raise UserError(
-            f"eos_token_id {max(stops)} of generation_config.json is beyond the model's {num_tokens} tokens"
-        )
+    if len(set(texts)) < len(texts):
+        twice = next(text for index, text in enumerate(texts) if text in texts[:index])
+        raise UserError(f"two tokens would be written as {twice!r}, which llama.cpp does not load")
+    stops = _stop_ids(tokenizer, eos_id, num_tokens)
     values = {
         "general.name": name_for(name, _rstripped(spec), texts, types),
         **{f"tokenizer.ggml.{key}": value for key, value in kind.items()},
@@ -97,6 +98,24 @@ def tokenizer_metadata(
     return {key: value for key, value in values.items() if value is not None}, notes
 
 
+def _stop_ids(tokenizer: Tokenizer, eos_id: int | None, num_tokens: int) -> list[int]:
+    """Every id that ends a text, the eos first. Raises UserError if there is none."""
+    stops = tokenizer.stop_ids
+    if not stops and eos_id is not None and 0 <= eos_id < num_tokens:
+        stops = [eos_id]
+    if not stops:
+        raise UserError(
+            "the tokenizer names no eos token, and llama.cpp would take another one for it: name "
+            "one as eos_token in tokenizer_config.json"
+        )
+    if max(stops) >= num_tokens:
+        raise UserError(
+            f"eos_token_id {max(stops)} of generation_config.json is beyond the model's "
+            f"{num_tokens} tokens"
+        )
+    return stops
+
+
 def _check_model(model: dict[str, Any]) -> None:
     if model.get("type") != "BPE":
         raise UserError(
@@ -105,14 +124,16 @@ def _check_model(model: dict[str, Any]) -> None:
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise UserError(
-                f"GGUF cannot say the tokenizer's {key}={model[key]!r} (model.{key} in tokenizer.json)"
+                f"GGUF cannot say the tokenizer's {key}={model[key]!r} (model.{key} in "
+                f"tokenizer.json)"
             )
 
 
 def _tokens(
     tokenizer: Tokenizer, spec: dict[str, Any], num_tokens: int
 ) -> tuple[list[str], list[int]]:
-    """Text and type of every id. Raises UserError for a flag of an added token that GGUF cannot say."""
+    """Text and type of every id. Raises UserError for a flag of an added token that GGUF cannot
+    say."""
     vocabulary = tokenizer._backend.get_vocab(with_added_tokens=True)
     texts, types = [], [UNUSED] * num_tokens
     for index in range(num_tokens):
@@ -126,7 +147,8 @@ def _tokens(
         for flag in ("lstrip", "single_word"):
             if token[flag]:
                 raise UserError(
-                    f"GGUF cannot say that added token {token['content']!r} has {flag}=true: set it to false in "
+                    f"GGUF cannot say that added token {token['content']!r} has {flag}=true: set "
+                    f"it to false in "
                     "tokenizer.json if text around the token may be read without it"
                 )
         control = token["special"] or token["content"] in tokenizer.control_tokens
@@ -148,7 +170,8 @@ def _around(tokenizer: Tokenizer, spec: dict[str, Any], eos_id: int) -> dict[str
     if len(before) > 1 or after not in ([], [eos_id]):
         names = [tokenizer._backend.id_to_token(index) for index in before + after]
         raise UserError(
-            f"the tokenizer's post_processor puts {', '.join(map(repr, names))} around a text; llama.cpp can put one "
+            f"the tokenizer's post_processor puts {', '.join(map(repr, names))} around a text; "
+            f"llama.cpp can put one "
             "token before it and the eos after it"
         )
     return {
@@ -208,7 +231,8 @@ def _byte_level(spec: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 def _sentencepiece(
     spec: dict[str, Any], texts: list[str], types: list[int]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Scores such that llama.cpp merges in the tokenizer's order; marks byte and unknown tokens in ``types``."""
+    """Scores such that llama.cpp merges in the tokenizer's order; marks byte and unknown tokens in
+    ``types``."""
     prefixed, notes = _prefix(spec)
     _plain_marks(spec, texts, types)
     for index, token in enumerate(texts):
@@ -216,7 +240,8 @@ def _sentencepiece(
             types[index] = BYTE
     if types.count(BYTE) != 256:
         raise UserError(
-            f"the tokenizer has {types.count(BYTE)} of the 256 byte tokens <0x00> to <0xFF>, and llama.cpp needs all"
+            f"the tokenizer has {types.count(BYTE)} of the 256 byte tokens <0x00> to <0xFF>, and "
+            f"llama.cpp needs all"
         )
     scores = _scores(spec, texts, types)
     values: dict[str, Any] = {
@@ -263,10 +288,12 @@ def _prefix(spec: dict[str, Any]) -> tuple[bool, list[str]]:
 
 
 def _plain_marks(spec: dict[str, Any], texts: list[str], types: list[int]) -> None:
-    """Make plain tokens of added ones that hold the mark of a space, such as Gemma's for runs of spaces.
+    """Make plain tokens of added ones that hold the mark of a space, such as Gemma's for runs of
+    spaces.
 
-    llama.cpp looks for user-defined tokens in the text as it comes, with its spaces, and writes them as they are. Where
-    the tokenizer looks for them after spaces became marks, they are written with spaces. Else merges make them.
+    llama.cpp looks for user-defined tokens in the text as it comes, with its spaces, and writes
+    them as they are. Where the tokenizer looks for them after spaces became marks, they are
+    written with spaces. Else merges make them.
 
     Raises:
         UserError: neither is so.
@@ -282,7 +309,8 @@ def _plain_marks(spec: dict[str, Any], texts: list[str], types: list[int]) -> No
             types[index] = NORMAL
         else:
             raise UserError(
-                f"GGUF cannot say added token {text!r}: it holds the mark of a space, and no merge makes it"
+                f"GGUF cannot say added token {text!r}: it holds the mark of a space, and no merge "
+                f"makes it"
             )
 
 
@@ -302,12 +330,14 @@ def _scores(spec: dict[str, Any], texts: list[str], types: list[int]) -> list[fl
         if types[index] != NORMAL:
             continue
         ranks = by_token.get(token, [])
-        # A score stands for all ways to make the token: they must all be there, and follow each other.
+        # A score stands for all ways to make the token: they must all be there, and follow each
+        # other.
         if len(ranks) != len(list(token_parts(token, vocabulary))) or ranks != list(
             range(*_span(ranks))
         ):
             raise UserError(
-                f"GGUF cannot say this tokenizer's merges: {token!r} is not made at one rank, of any parts"
+                f"GGUF cannot say this tokenizer's merges: {token!r} is not made at one rank, of "
+                f"any parts"
             )
         if ranks:
             scores[index] = -float(ranks[0])

@@ -71,7 +71,7 @@ def write_gguf(
         **told,
     }
     for key, index in (("bos", config.bos_token_id), ("padding", config.pad_token_id)):
-        if index is not None:
+        if index is not None and 0 <= index < config.vocab_size:
             metadata.setdefault(f"tokenizer.ggml.{key}_token_id", index)
 
     def stored(name: str, shape: list[int]) -> GGMLQuantizationType:

@@ -104,7 +104,8 @@ def export_main(args: list[str]) -> None:
 
 
 def _add_turn_end(tokenizer: Tokenizer) -> None:
-    """Have the token with which the chat template ends an answer end generation, as it does in our chat."""
+    """Have the token with which the chat template ends an answer end generation, as it does in our
+    chat."""
     from lit_llm.data.chat import ChatFormat
 
     try:

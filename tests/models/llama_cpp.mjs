@@ -1,5 +1,5 @@
-// What llama.cpp makes of GGUF files: one JSON request a line on standard input, one JSON answer a line on standard
-// output. Run by llama_cpp.py with the path of node-llama-cpp's index.js.
+// What llama.cpp makes of GGUF files: one JSON request a line on standard input, one JSON answer a
+// line on standard output. Run by llama_cpp.py with the path of node-llama-cpp's index.js.
 import {createInterface} from "node:readline";
 import {pathToFileURL} from "node:url";
 
@@ -11,7 +11,8 @@ const llama = await getLlama({
 });
 
 async function logits(model, row, size) {
-    // The cache of keys and values in float32: the default is float16, which alone changes logits by 1e-3.
+    // The cache of keys and values in float32: the default is float16, which alone changes logits
+    // by 1e-3.
     const context = await model.createContext({
         contextSize: size, batchSize: size, threads: 1, flashAttention: false,
         experimentalKvCacheKeyType: "F32", experimentalKvCacheValueType: "F32"

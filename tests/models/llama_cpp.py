@@ -1,4 +1,5 @@
-"""llama.cpp itself, from the npm package node-llama-cpp, to compare GGUF files with: `make llama-cpp` installs it."""
+"""llama.cpp itself, from the npm package node-llama-cpp, to compare GGUF files with: `make
+llama-cpp` installs it."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ def version() -> str:
 
 
 class LlamaCpp:
-    """A process that loads files. One that llama.cpp aborts in is an error of that file, and is started again."""
+    """A process that loads files. One that llama.cpp aborts in is an error of that file, and is
+    started again."""
 
     def __init__(self) -> None:
         self._start()

@@ -127,7 +127,8 @@ class Table(NamedTuple):
 
 @pytest.fixture(scope="module")
 def table() -> Iterator[Table]:
-    """docs/families.md is written at the end when ``make families`` asks for it, by a run that has llama.cpp."""
+    """docs/families.md is written at the end when ``make families`` asks for it, by a run that has
+    llama.cpp."""
     if not os.environ.get("WRITE_FAMILIES"):
         yield Table([], None)
         return
@@ -141,7 +142,8 @@ def table() -> Iterator[Table]:
 
 
 def random_pair(name: str, folder: Path, change: dict | None = None):
-    """A random transformers model of the row ``name`` with fields changed, and ours read from its directory."""
+    """A random transformers model of the row ``name`` with fields changed, and ours read from its
+    directory."""
     model_type, fields = CONFIGS[name]
     torch.manual_seed(0)
     config = AutoConfig.for_model(
@@ -189,7 +191,8 @@ def test_logits_equal_transformers(pair, table: Table, tmp_path: Path) -> None:
 def in_llama_cpp(
     engine: LlamaCpp, model: Transformer, expected: torch.Tensor, ids: torch.Tensor, file: Path
 ) -> str:
-    """The largest difference of a logit in llama.cpp, or the fields for which `write_gguf` refuses the model."""
+    """The largest difference of a logit in llama.cpp, or the fields for which `write_gguf` refuses
+    the model."""
     backend = Backend(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.add_special_tokens(["<end>"])

@@ -394,6 +394,9 @@ def test_runs_looked_for_in_normalised_text_are_written_as_spaces(
     again = gguf_tokenizer(tmp_path / "m.gguf")
     assert again.encode("a   b") == tokenizer.encode("a   b")
     assert tokenizer.vocab_size - 1 in again.encode("a   b")
+    tokenizer._backend.add_tokens([AddedToken("   ", normalized=False)])
+    with pytest.raises(UserError, match="two tokens would be written as '   '"):
+        written(tokenizer, tmp_path / "n.gguf")
 
 
 def test_notes_say_what_llama_cpp_does_otherwise(tmp_path: Path, corpus: list[str]) -> None:
