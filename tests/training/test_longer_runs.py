@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from test_examples import TINY, TheirModule, data, trainer
 
 from lit_llm import (
@@ -26,6 +26,7 @@ from lit_llm import (
     UserError,
 )
 from lit_llm.data.packing import PackedOrder
+from lit_llm.models.lora import LoRAConfig, is_lora
 
 ADAMW: dict[str, Any] = {"optimizer": "adamw", "schedule": "cosine", "compile": False}
 LONG, SHORT, ACCUMULATION = 8, 4, 2
@@ -82,7 +83,6 @@ ENDS: dict[str, Any] = {
     "its own end": (SHORT, {}),
     "limit_train_batches": (LONG, {"limit_train_batches": SHORT * ACCUMULATION}),
     "a share of the batches": (LONG, {"limit_train_batches": SHORT / LONG}),
-    "max_steps": (LONG, {"max_steps": SHORT}),
 }
 
 
@@ -94,7 +94,7 @@ ENDS: dict[str, Any] = {
         ("its own end", "ours", "ModelCheckpoint"),
         ("a share of the batches", "theirs", "ModelCheckpoint"),
         ("its own end", "ours", "save_checkpoint"),
-        ("max_steps", "theirs", "save_checkpoint"),
+        ("limit_train_batches", "theirs", "save_checkpoint"),
     ],
 )
 def test_a_finished_run_is_made_longer(
@@ -102,7 +102,9 @@ def test_a_finished_run_is_made_longer(
 ) -> None:
     (steps, stop), whole, seen = ENDS[end], wholes[kind], Seen()
     if saved_by == "ModelCheckpoint":
-        saver: L.Callback = ModelCheckpoint(tmp_path, "saved", enable_version_counter=False)
+        saver: L.Callback = ModelCheckpoint(
+            tmp_path, "saved", save_on_train_epoch_end=True, enable_version_counter=False
+        )
     else:
         saver = Checkpoint()
     kwargs: dict[str, Any] = {"log_every_n_steps": 1, "limit_val_batches": 1}
@@ -167,22 +169,32 @@ def conversations(folder: Path, count: int = 21) -> Path:
     return file
 
 
-def test_more_epochs_of_finetuning(tmp_path: Path, corpus: Path, cache_dir: Path) -> None:
-    base = trainer(tmp_path / "base", callbacks=[Checkpoint()], limit_val_batches=0)
+@pytest.fixture(scope="module")
+def finetuning(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> tuple[str, Any]:
+    """A base, and what makes a data module of so many epochs for it."""
+    folder = tmp_path_factory.mktemp("finetuning")
+    base = trainer(folder, callbacks=[Checkpoint()], limit_val_batches=0)
     base.fit(PretrainModule(TINY, **ADAMW), source(corpus, 2, seq_len=64, micro_batch_size=2))
-    init_from, file = str(tmp_path / "base" / "final"), conversations(tmp_path)
-    template = tmp_path / "chat.jinja"
+    file, template = conversations(folder), folder / "chat.jinja"
     template.write_text(
         "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"
     )
 
-    def fit(name: str, epochs: float, ckpt_path: str | None = None) -> tuple[L.Trainer, Seen]:
-        seen = Seen()
-        rows = InstructionDataModule(
+    def rows(epochs: float) -> InstructionDataModule:
+        return InstructionDataModule(
             sources=str(file), chat_template=str(template), seq_len=64, micro_batch_size=4,
             packing=False, epochs=epochs, validation_fraction=0.2,
         )  # fmt: skip
+
+    return str(folder / "final"), rows
+
+
+def test_more_epochs_of_finetuning(tmp_path: Path, finetuning: tuple[str, Any]) -> None:
+    init_from, make = finetuning
+
+    def fit(name: str, epochs: float, ckpt_path: str | None = None) -> tuple[L.Trainer, Seen]:
+        seen, rows = Seen(), make(epochs)
         run = trainer(tmp_path / name, callbacks=[Checkpoint(), seen], limit_val_batches=0)
         run.fit(
             SFTModule(init_from, compile=False, validate_first=False), rows, ckpt_path=ckpt_path
@@ -199,6 +211,26 @@ def test_more_epochs_of_finetuning(tmp_path: Path, corpus: Path, cache_dir: Path
         *all_of_it.samples[: one.global_step - 1],
         *all_of_it.samples[one.global_step :],
     ]
+
+
+def test_averaged_updates_are_saved_without_their_base(
+    tmp_path: Path, finetuning: tuple[str, Any]
+) -> None:
+    init_from, make = finetuning
+
+    def fit(epochs: float, ckpt_path: str | None = None) -> dict[str, Any]:
+        module = SFTModule(init_from, LoRAConfig(rank=2), compile=False, validate_first=False)
+        run = trainer(tmp_path, callbacks=[EMAWeightAveraging(), Checkpoint()], limit_val_batches=0)
+        run.fit(module, make(epochs), ckpt_path=ckpt_path)
+        file = tmp_path / "checkpoints" / f"step-{run.global_step:08d}.ckpt"
+        return {**torch.load(file, weights_only=True), "path": str(file)}
+
+    first = fit(1)
+    second = fit(2, first["path"])
+    for saved in (first, second):
+        for kind in ("state_dict", "current_model_state"):
+            assert saved[kind] and all(is_lora(name) for name in saved[kind])
+    assert second["global_step"] > first["global_step"]
 
 
 @given(
