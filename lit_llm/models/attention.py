@@ -150,8 +150,8 @@ class Attention(nn.Module):
         B, H, T, D = q_BHTD.shape
         K, grouped = k_BKSD.shape[1], k_BKSD.shape[1] != H
         if T == 1:
-            # It sees every key; SDPA's causal mask would show it the first alone. The query heads of
-            # a key head become rows of one product.
+            # It sees every key; SDPA's causal mask would show it the first alone. The query heads
+            # of a key head become rows of one product.
             q_BKGD = q_BHTD.reshape(B, K, H // K, D)
             y_BKGD = F.scaled_dot_product_attention(
                 q_BKGD, k_BKSD, v_BKSD, attn_mask=mask, scale=self.scale

@@ -77,8 +77,8 @@ def prepare(
 def _tell_of_spinning() -> None:
     if not cores.waits_as_set:
         rank_zero_info(
-            "OpenMP was loaded before lit_llm, so its threads wait by spinning: where other programs "
-            "use this machine too, import lit_llm before torch, or start with "
+            "OpenMP was loaded before lit_llm, so its threads wait by spinning: where other "
+            "programs use this machine too, import lit_llm before torch, or start with "
             f"GOMP_SPINCOUNT={cores.SPINS} in the environment"
         )
 

@@ -315,13 +315,13 @@ def test_a_single_query_has_no_mask(sdpa_calls: list[Call]) -> None:
     model.eval()(torch.zeros(2, 1, dtype=torch.long), cache=cache)
     for call, keys in zip(sdpa_calls, (40, 40, 51), strict=True):
         assert call["attn_mask"] is None and not call.get("is_causal")
-        # Four query heads of two key heads: what flash's and the masked kernel take without repeating keys.
+        # Four query heads of two key heads, as rows: no kernel needs repeated keys for them.
         assert call["q"] == (2, 2, 2, 8) and call["k"] == (2, 2, keys, 8)
         assert not call.get("enable_gqa")
 
 
 def test_masked_groups_on_a_gpu_are_spread(sdpa_calls: list[Call]) -> None:
-    """torch's one kernel for masks there takes no groups, and what is left writes all scores out."""
+    """torch's one kernel for masks there takes no groups; the math kernel writes all scores out."""
     config = TransformerConfig(hidden_size=32, num_layers=1, num_heads=4, num_kv_heads=2)
     layer = Attention(config, 0).eval()
     with FakeTensorMode():

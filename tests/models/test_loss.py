@@ -77,7 +77,7 @@ def test_compiled_it_is_the_same(monkeypatch: pytest.MonkeyPatch, half: bool) ->
 def test_the_mean_gradient_of_half_precision_has_the_right_size(
     monkeypatch: pytest.MonkeyPatch, compiled: bool, labelled: int
 ) -> None:
-    """Rounding goes up as often as down: whatever the number of tokens, it does not make all gradients smaller."""
+    """Rounding goes up as often as down, so it does not make all gradients smaller."""
     monkeypatch.setattr(loss, "_compiled", lambda: loss._whole)
     torch.manual_seed(0)
     # Small logits: their own rounding shall not show.
