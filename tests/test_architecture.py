@@ -8,7 +8,7 @@ from pathlib import Path
 import lit_llm
 
 PACKAGE = Path(lit_llm.__file__).parent
-# What each package may import of the others; all may import errors, arguments, cache and presets.
+# What each package may import of the others; all may import errors, checks, arguments, cache and presets.
 ARROWS = {
     "models": set(),
     "corpus": {"models"},
@@ -38,7 +38,7 @@ def test_arrows() -> None:
         assert files, package
         for file in files:
             inner = {name.split(".")[1] for name in imports(file) if name.startswith("lit_llm.")}
-            assert inner <= allowed | {package, "errors", "arguments", "cache", "presets"}, (
+            assert inner <= allowed | {package, "errors", "checks", "arguments", "cache", "presets"}, (
                 file,
                 inner,
             )

@@ -53,6 +53,10 @@ class ChatFormat:
         spelled = sorted(tokenizer.control_tokens, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, spelled)) or r"(?!)")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy is made of the same arguments: a compiled template cannot be pickled."""
+        return type(self), (self.tokenizer, self.template)
+
     def render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
         """The conversation as text. Raises UserError with the template's own complaint."""
         return _OWN_MARKS.sub("", self._render(messages, add_generation_prompt))
