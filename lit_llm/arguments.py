@@ -13,6 +13,28 @@ from typing import Any, NoReturn
 from lit_llm.errors import UserError
 
 _OWN = ("help", "config", "print_config")
+_NAMES_BELOW = ("sources", "mixture")  # options whose keys are the user's own names
+
+
+def with_underscores(args: Sequence[str]) -> list[str]:
+    """``args`` with options written as we name them: ``--data.seq-len=8`` is ``--data.seq_len=8``.
+
+    Values stay as they are, and so do the user's own names (``--data.mixture.my-texts``) and what
+    follows ``--``.
+    """
+    args = list(args)
+    end = args.index("--") if "--" in args else len(args)
+    return [_with_underscores(arg) for arg in args[:end]] + args[end:]
+
+
+def _with_underscores(arg: str) -> str:
+    if not arg.startswith("--"):
+        return arg
+    option, equals, value = arg.partition("=")
+    parts = option[2:].split(".")
+    ours = next((i + 1 for i, part in enumerate(parts) if part in _NAMES_BELOW), len(parts))
+    parts[:ours] = [part.replace("-", "_") for part in parts[:ours]]
+    return "--" + ".".join(parts) + equals + value
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,9 +64,9 @@ class Parser(argparse.ArgumentParser):
             message = f"unknown option {found[1]}" + (f": did you mean {near[0]}?" if near else "")
         raise UserError(message)
 
-    def parse_args(
+    def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: None = None
-    ) -> argparse.Namespace:  # type: ignore[override]
+    ) -> argparse.Namespace:
         """The arguments: the command line's, else the config file's, else the defaults."""
         args = list(sys.argv[1:] if args is None else args)
         settings = [action for action in self._actions if action.dest not in _OWN]
@@ -139,6 +161,8 @@ def _checked(file: str, action: argparse.Action, value: Any) -> Any:
 def explain_mistake(message: str, known: Sequence[str] = ()) -> str:
     """jsonargparse's message as one line, with the nearest known key for an unknown one."""
     text = " ".join(message.replace("\n", " ").split())
+    if said := _about_a_class(text):
+        return said
     # A section that may be absent is told as "matches no subtype: <what is wrong> / not None either".
     union = re.search(
         r"^(?:(?:Parser key \")?([\w.]+)\"?: )?Does not validate against any of the Union.*?Errors: - (.*?)"
@@ -171,6 +195,19 @@ def explain_mistake(message: str, known: Sequence[str] = ()) -> str:
     # The innermost sentence says it; what stands before it repeats the path through nested types.
     text = re.sub(r"^Parser key \"([\w.]+)\": ", r"\1: ", text)
     return text if len(text) < 400 else text[:400] + " ..."
+
+
+def _about_a_class(text: str) -> str | None:
+    """What is wrong with the class that a key names, out of all types that jsonargparse tried."""
+    found = re.search(r"\b((?:trainer|model|data)[\w.]*)", text)
+    if found is None or not ("subclass" in text or "Union" in text):
+        return None
+    key = found[1]
+    if many := re.search(r"Multiple subclasses with name (\w+)\..*?ambiguity: ([\w., ]+\w)", text):
+        return f"{key}={many[1]}: there are several; give one in full: {many[2]}"
+    if unknown := re.search(r"Expected a dot import path string: ([^\s{}\[\]]+)(?: |$)", text):
+        return f"{key}={unknown[1]}: no such class; give its import path (package.module.Name)"
+    return None
 
 
 _UNKNOWN_KEY = (

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from importlib import import_module
 
 import lit_llm
-from lit_llm.errors import PeerLost, Preempted, UserError
+from lit_llm.errors import PeerLost, Preempted, UserError, told_of_a_path
+from lit_llm.streams import prepare_streams, unread
 
 
 def _trainer_verb(verb: str) -> Callable[[list[str]], None]:
@@ -68,6 +70,8 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "report": (_function("lit_llm.report.command", "main"), "write a run folder's report.html"),
 }
 
+_TRAINERS = ("fit", "validate", "test", "predict")  # which may be several processes
+
 
 def usage() -> str:
     """What ``lit_llm --help`` prints."""
@@ -76,6 +80,7 @@ def usage() -> str:
         f"lit_llm {lit_llm.__version__}: train your own ChatGPT\n\n"
         f"usage: lit_llm VERB --config FILE [--key value ...]\n\n{verbs}\n\n"
         "lit_llm VERB --help lists the keys; --print_config prints the whole configuration.\n"
+        "Hyphens serve for underscores: --data.seq-len is --data.seq_len.\n"
         "A preset's name serves as FILE: lit_llm fit --config pretrain/quickstart"
     )
 
@@ -83,21 +88,42 @@ def usage() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run a verb; returns the exit status.
 
-    0, 2 for the user's mistake (said in one line), 130 for Ctrl-C, 75 for a training run that SIGTERM ended, 1 for
-    one of several processes that lost another.
+    0, 2 for the user's mistake (said in one line), 130 for Ctrl-C, 75 for a training run that
+    SIGTERM ended, 1 for one of several processes that lost another, 141 (a shell's number for it)
+    where nobody reads the output any more.
     """
+    prepare_streams()
     argv = sys.argv[1:] if argv is None else argv
+    try:
+        status = _run(argv)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        unread()
+        return 128 + signal.SIGPIPE
+
+
+def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
     if argv[0] == "--version":
         print(lit_llm.__version__)
         return 0
+    from lit_llm import cluster  # not for --help
+    from lit_llm.arguments import with_underscores
+    from lit_llm.cache import ensure_home
+
     verb, args = argv[0], argv[1:]
     try:
         if verb not in VERBS:
             raise UserError(f"no verb {verb!r}; verbs: {', '.join(VERBS)}")
-        VERBS[verb][0](args)
+        ensure_home()
+        if verb in _TRAINERS:
+            cluster.drop_unreadable()
+        else:
+            cluster.run_alone()
+        VERBS[verb][0](with_underscores(args))
     except UserError as error:
         print(f"lit_llm {verb}: {error}", file=sys.stderr)
         return 2
@@ -110,6 +136,11 @@ def main(argv: list[str] | None = None) -> int:
     except PeerLost as lost:
         print(f"lit_llm {verb}: {lost}", file=sys.stderr)
         return 1
+    except OSError as error:
+        if (said := told_of_a_path(error)) is None:
+            raise
+        print(f"lit_llm {verb}: {said}", file=sys.stderr)
+        return 2
     return 0
 
 

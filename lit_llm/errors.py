@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 
 class UserError(ValueError):
     """A mistake in a config, a file or a machine's set-up, said in one line that names the key or file and the mend.
@@ -23,3 +26,44 @@ class Preempted(Exception):
 
 class PeerLost(Exception):
     """Another process of the run ended, and a collective with it: what it said is the reason. Exit status 1."""
+
+
+# A disk that is full or forbids writing; a name too long, no folder's, or a link to nothing.
+_OF_A_PATH = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+)
+
+
+def told_of_a_path(error: OSError) -> str | None:
+    """One line for a path that the user can mend; None for what may be a fault of the program."""
+    if error.errno not in _OF_A_PATH:
+        return None
+    path = str(error.filename) if isinstance(error.filename, str | os.PathLike) else None
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{str(path)[:60]}...: the name is too long for a file system; shorten it"
+    if path and (said := _link_to_nothing(path)):
+        return said
+    if error.errno == errno.EEXIST:
+        return f"{path}: is there and is no folder; name another or move it"
+    return f"{path or 'a file'}: {error.strerror}"
+
+
+def check_no_link_to_nothing(path: str | os.PathLike[str]) -> None:
+    """Raise UserError if ``path`` is a link whose target is missing: it looks free and is not."""
+    if said := _link_to_nothing(os.fspath(path)):
+        raise UserError(said)
+
+
+def _link_to_nothing(path: str) -> str | None:
+    if not os.path.islink(path) or os.path.exists(path):
+        return None
+    return f"{path}: is a link to {os.readlink(path)}, which is not there; make or remove it"

@@ -10,17 +10,19 @@ from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
+from lit_llm.cluster import FIRST, Launcher
 from lit_llm.errors import UserError
 from lit_llm.training.callbacks.checkpoint_folder import checkpoints, damage, newest_whole
 
 # How the first process tells those that Lightning starts from it: by then its folder is no longer empty.
 _CHOSEN = "LIT_LLM_RUN_FOLDER"
-_FIRST = "LIT_LLM_FIRST_PROCESS"  # its id
 _claimed: list[Path] = []
 
 
-def prepare_run(verb: str, name: str, config: Any) -> Path:
+def prepare_run(verb: str, name: str, config: Any, launcher: Launcher | None = None) -> Path:
     """Choose run folder and checkpoint, writing both into ``config``; returns the folder.
+
+    ``launcher`` is who started this process as one of several, None if nobody did.
 
     The folder is ``trainer.default_root_dir``, or ``runs/<name>`` with a number if that is taken. The checkpoint is a
     file, "last": the newest whole one of the folder, or "auto", for whatever starts a command again: "last" where the
@@ -55,7 +57,7 @@ def prepare_run(verb: str, name: str, config: Any) -> Path:
                 f"trainer.default_root_dir={folder} is not empty: resume it with --ckpt_path last, "
                 "or name another folder"
             )
-    elif _ranks_from_outside():
+    elif launcher is not None and launcher.from_outside:
         raise UserError(
             "several processes started by torchrun or a scheduler need --trainer.default_root_dir"
         )
@@ -75,25 +77,18 @@ def prepare_run(verb: str, name: str, config: Any) -> Path:
         config.ckpt_path = str(_last_checkpoint(folder))
     config.trainer.default_root_dir = str(folder)
     if not _rank():
-        os.environ |= {_CHOSEN: str(folder.absolute()), _FIRST: str(os.getpid())}
+        os.environ |= {_CHOSEN: str(folder.absolute()), FIRST: str(os.getpid())}
     return folder
 
 
 def leave_run() -> None:
     """Remove folders made here in which no training began: a mistake found early leaves no trace."""
     os.environ.pop(_CHOSEN, None)
-    os.environ.pop(_FIRST, None)
+    os.environ.pop(FIRST, None)
     while _claimed:
         folder = _claimed.pop()
         if not (folder / "config.yaml").exists():
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def launcher() -> int | None:
-    """Id of the process that started this one of several: torchrun's agent or, by Lightning, the run's first."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return os.getppid()
-    return int(os.environ[_FIRST]) if _rank() and _FIRST in os.environ else None
 
 
 def _rank() -> int:
@@ -102,10 +97,6 @@ def _rank() -> int:
 
 def _used(folder: Path) -> bool:
     return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-
-
-def _ranks_from_outside() -> bool:
-    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1
 
 
 def _set_aside(run: Path) -> None:
@@ -142,12 +133,13 @@ def _newest_run(name: str) -> Path:
 
     One killed before its first checkpoint counts, so that an older run is not trained on in its stead.
     """
-    numbered = []
-    for folder in Path("runs").glob(f"{name}*"):
+    numbered, runs = [], Path("runs")
+    # All are looked at: the name may be a pattern to glob.
+    for folder in runs.iterdir() if runs.is_dir() else []:
         match = re.fullmatch(rf"{re.escape(name)}(?:-(\d+))?", folder.name)
         if match and (folder / "config.yaml").exists():
             numbered.append((int(match[1] or 1), folder))
-    return max(numbered)[1] if numbered else Path("runs") / name
+    return max(numbered)[1] if numbered else runs / name
 
 
 def _last_checkpoint(run: Path) -> Path:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import inspect
 import json
 import logging
-import pickle
-import re
+import shlex
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,26 +13,29 @@ from typing import Any, NoReturn
 import lightning as L
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
 from lightning.pytorch.callbacks import ProgressBar as ProgressBarBase
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
+from lit_llm import cluster
 from lit_llm.arguments import explain_mistake
 from lit_llm.data.base import TokenDataModule
 from lit_llm.data.instructions import InstructionDataModule
 from lit_llm.data.pretrain import PretrainDataModule
-from lit_llm.errors import PeerLost, UserError
+from lit_llm.errors import UserError
 from lit_llm.models.device import has_fast_bf16
 from lit_llm.orphans import follow
 from lit_llm.plan.preflight import Preflight
 from lit_llm.presets import config_name, find_config
 from lit_llm.report.callback import RunReport
-from lit_llm.run_folder import launcher, leave_run, prepare_run
+from lit_llm.run_folder import leave_run, prepare_run
+from lit_llm.streams import say
+from lit_llm.trainer_mistakes import check_settings, explain, in_constructor
 from lit_llm.training.callbacks.checkpoint import Checkpoint
 from lit_llm.training.callbacks.checkpoint_folder import checkpoints
 from lit_llm.training.callbacks.garbage import FreezeGarbage
@@ -47,6 +48,15 @@ from lit_llm.training.neptune_logger import NeptuneLogger
 from lit_llm.training.pretrain import PretrainModule
 from lit_llm.training.strategy import FSDP2Strategy
 
+_LOGGERS = {
+    "CSVLogger": "lit_llm.training.loggers.CSVLogger",
+    "TensorBoardLogger": "lightning.pytorch.loggers.TensorBoardLogger",
+}
+# Of the Trainer's constructor; what else it raises is a bug.
+_COMPLAINTS = (ValueError, TypeError, ImportError, RuntimeError, MisconfigurationException)
+_SAVE_DIR = ("--trainer.logger.init_args.save_dir", "--trainer.logger.save_dir")
+_RUN_FOLDER = "the run folder"  # which is chosen after the arguments are read
+
 StrategyRegistry.register(
     "fsdp2", FSDP2Strategy, description="weights, gradients and states sharded (FSDP2)"
 )
@@ -54,6 +64,9 @@ StrategyRegistry.register(
 
 class _Parser(LightningArgumentParser):
     """Says what is wrong in one line instead of after fifty lines of usage."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
         raise UserError(explain_mistake(message, known_keys(self))) from None
@@ -93,6 +106,8 @@ class TrainerCLI(LightningCLI):
         """Fix the run folder before anything writes."""
         assert self.subcommand is not None
         settings = self.config[self.subcommand].trainer
+        launcher = _settle(settings)
+        check_settings(self.subcommand, settings, self.config[self.subcommand].data)
         if settings.precision is None:
             settings.precision = default_precision(settings.accelerator)
         model = self.config[self.subcommand].model
@@ -105,11 +120,20 @@ class TrainerCLI(LightningCLI):
             )
         given = self.config[self.subcommand].get("config")
         name = config_name(str(given[0])) if given else "run"
-        self.run_folder = prepare_run(self.subcommand, name, self.config[self.subcommand])
+        self.run_folder = prepare_run(self.subcommand, name, self.config[self.subcommand], launcher)
+        loggers = settings.logger if isinstance(settings.logger, list) else [settings.logger]
+        for logger in loggers:
+            if (getattr(logger, "init_args", None) or {}).get("save_dir") == _RUN_FOLDER:
+                logger.init_args.save_dir = str(self.run_folder)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Default loggers, where none are configured; none but for fit, whose files a validation would write into."""
+        """Default loggers, where none are configured.
+
+        None but for fit, whose files a validation would write into.
+        """
         if self.subcommand != "fit":
+            if self.config[str(self.subcommand)].trainer.logger not in (None, True, False):
+                rank_zero_info(f"trainer.logger is for fit: {self.subcommand} prints its results")
             kwargs["logger"] = False
         elif self.config[self.subcommand].trainer.logger in (None, True):
             kwargs["logger"] = [
@@ -119,17 +143,10 @@ class TrainerCLI(LightningCLI):
         settings = self.config[self.subcommand].trainer
         try:
             return super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, ValueError) as error:
-            text = " ".join(str(error).split())
-            # Name the key the Trainer complains about in its own words.
-            keys = [
-                key
-                for key in ("accelerator", "devices", "strategy", "precision")
-                if f"{key}=" in text
-            ]
-            keys += ["accelerator"] if "Accelerator" in text else []
-            where = "".join(f"trainer.{key}={settings[key]}: " for key in keys[:1])
-            raise UserError(where + text) from None
+        except UserError:
+            raise
+        except _COMPLAINTS as error:
+            raise in_constructor(error, settings) from None
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> L.Trainer:
         """Leave out of our callbacks what the user switched off or brings along."""
@@ -138,8 +155,19 @@ class TrainerCLI(LightningCLI):
             mine.append(Preflight())
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
+        accumulates = any(isinstance(c, GradientAccumulationScheduler) for c in given)
+        if accumulates and isinstance(self.datamodule, TokenDataModule):
+            raise UserError(
+                "trainer.callbacks: GradientAccumulationScheduler changes the tokens of a step, "
+                "which data.global_batch_tokens decides: leave it out"
+            )
         unwanted = [base for base in (ProgressBarBase, CheckpointBase, SpikeGuard)
                     if any(isinstance(c, base) for c in given)]  # fmt: skip
+        if CheckpointBase in unwanted:
+            rank_zero_info(
+                "a checkpoint callback of trainer.callbacks takes the place of ours: the settings "
+                "under checkpoint are not used, and no final/ is written"
+            )
         for base, flag in (
             (ProgressBarBase, "enable_progress_bar"),
             (CheckpointBase, "enable_checkpointing"),
@@ -166,7 +194,7 @@ class TrainerCLI(LightningCLI):
         """Say how it went, show what the model writes, and what can be done next."""
         if self.trainer.is_global_zero:
             metrics = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
-            print(
+            say(
                 summary(
                     self.run_folder,
                     metrics,
@@ -184,9 +212,38 @@ class TrainerCLI(LightningCLI):
         self.run_folder.mkdir(parents=True, exist_ok=True)
         file = self.run_folder / "predictions.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        for row in rows:
-            print(row["prompt"] + row["text"] + "\n")
-        print(f"wrote {file}")
+        say("".join(row["prompt"] + row["text"] + "\n\n" for row in rows) + f"wrote {file}")
+
+
+def _settle(settings: Any) -> cluster.Launcher | None:
+    """Who started this process as one of several, by what the Trainer's settings ask for.
+
+    Raises:
+        UserError: see `cluster.settle`.
+    """
+    plugins = settings.plugins if isinstance(settings.plugins, list) else [settings.plugins]
+    devices = _number_of_devices(settings.devices, settings.accelerator)
+    if devices is None or any("Environment" in str(plugin) for plugin in plugins):
+        return None  # the Trainer will complain; or the user names the launcher
+    launcher = cluster.settle(devices, settings.num_nodes)
+    # Lightning has read it from the variables while it was imported.
+    rank_zero_only.rank = launcher.rank if launcher else 0  # type: ignore[attr-defined]
+    if launcher is not None and launcher.parent is not None:
+        follow(launcher.parent)
+    return launcher
+
+
+def _number_of_devices(devices: Any, accelerator: str) -> int | None:
+    """What ``trainer.devices`` asks for, on this node; None if the Trainer would not take it."""
+    cuda = accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
+    text = str(devices).strip("[] ")
+    if text in ("auto", "-1"):
+        return torch.cuda.device_count() if cuda else 1
+    numbers = [number.strip() for number in text.split(",") if number.strip()]
+    if not numbers or not all(number.isdecimal() for number in numbers):
+        return None
+    listed = "," in text or not isinstance(devices, int | str) or "[" in str(devices)
+    return len(numbers) if listed else int(text) or None
 
 
 class _WriteSetup(Callback):
@@ -229,20 +286,23 @@ def summary(run: Path, metrics: dict[str, float], chats: bool = False) -> str:
             row = json.loads(line)
             lines += ["", f"--- sample after {row['tokens']:,} tokens", row["prompt"] + row["text"]]
     lines += ["", f"report:  {run / 'report.html'}"]
-    final, config, last = run / "final", run / "config.yaml", checkpoints(run / "checkpoints")
+    final, last = run / "final", checkpoints(run / "checkpoints")
+    model, config = shlex.quote(str(final)), shlex.quote(str(run / "config.yaml"))
     if final.exists():
         lines.append(f"model:   {final} (a Hugging Face directory)")
     if last:
         lines.append("next:")
         if chats and final.exists():
-            lines.append(f"  lit_llm chat {final}")
+            lines.append(f"  lit_llm chat {model}")
         lines.append(
-            f"  lit_llm predict --config {config} --ckpt_path {last[-1]} --data.prompts FILE"
+            f"  lit_llm predict --config {config} --ckpt_path {shlex.quote(str(last[-1]))} "
+            "--data.prompts FILE"
         )
         if not chats:
             lines.append(
-                f"  lit_llm fit --config {config} --model.init_from {final} --data.tokenizer {final} "
-                "--data.sources 'your/*.txt' --trainer.default_root_dir runs/more"
+                f"  lit_llm fit --config {config} --model.init_from {model} "
+                f"--data.tokenizer {model} --data.sources 'your/*.txt' "
+                "--trainer.default_root_dir runs/more"
             )
     return "\n".join(lines)
 
@@ -253,17 +313,17 @@ def run_trainer(verb: str, args: list[str]) -> None:
     Raises:
         UserError: anything the user can mend.
     """
-    if (parent := launcher()) is not None:
-        follow(parent)
     args = list(args)
     for i, arg in enumerate(args):
         if arg in ("--config", "-c") and i + 1 < len(args):
             args[i + 1] = str(find_config(args[i + 1]))
         elif arg.startswith("--config="):
             args[i] = f"--config={find_config(arg.split('=', 1)[1])}"
+    args = _with_logger_folders(args)
     # Lightning advises on things we have decided: loader workers, resumable loaders, missing loggers.
     for advice in (".*does not have many workers.*", ".*dataloader is not resumable.*", ".*log_every_n_steps.*",
-                   ".*LightningCLI's args parameter.*", ".*`isinstance.treespec, LeafSpec.`.*"):  # fmt: skip
+                   ".*LightningCLI's args parameter.*", ".*`isinstance.treespec, LeafSpec.`.*",
+                   ".*The `srun` command is available.*"):  # fmt: skip
         warnings.filterwarnings("ignore", advice)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_chatter)
     torch.set_float32_matmul_precision("high")
@@ -282,7 +342,6 @@ def run_trainer(verb: str, args: list[str]) -> None:
                 "max_epochs": 1,
                 "log_every_n_steps": 10,
                 "num_sanity_val_steps": 0,
-                "use_distributed_sampler": False,
                 "enable_model_summary": False,
             },
             args=[verb, *args],
@@ -292,48 +351,30 @@ def run_trainer(verb: str, args: list[str]) -> None:
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
-    except MisconfigurationException as error:
-        raise UserError(" ".join(str(error).split())) from None
-    except RuntimeError as error:
-        # gloo's words, and NCCL's; torch has no type of error for it.
-        if not re.search(
-            "closed by peer|reset by peer|Broken pipe|remote process exited", str(error)
-        ):
-            raise
-        raise PeerLost(
-            "another process of the run ended: what it said is why; --ckpt_path last goes on"
-        ) from None
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"--ckpt_path: not a checkpoint of ours ({str(error).splitlines()[0]})"
-        ) from None
-    except OSError as error:
-        if error.errno not in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EACCES,
-            errno.EPERM,
-            errno.EROFS,
-            errno.ENOTDIR,
-        ):
-            raise
-        raise UserError(f"{error.filename or 'the run folder'}: {error.strerror}") from None
-    except ValueError as error:
-        # jsonargparse wraps what a class's __init__ raises in its own account of the types it tried.
-        if mistake := _user_error(error):
+    except Exception as error:
+        if mistake := explain(error):
             raise mistake from None
-        if "Does not validate against any of the Union subtypes" in str(error):
-            raise UserError(explain_mistake(str(error))) from None
         raise
     finally:
         leave_run()
 
 
-def _user_error(error: BaseException | None) -> UserError | None:
-    """The UserError in the chain that led to ``error``."""
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__ or error.__context__
-    return error
+def _with_logger_folders(args: list[str]) -> list[str]:
+    """``args`` with short names of loggers in full; without a folder they get the run's."""
+    made = []
+    words = iter(args)
+    for word in words:
+        made.append(word)
+        option, equals, name = word.partition("=")
+        if option not in ("--trainer.logger", "--trainer.logger+"):
+            continue
+        if not equals:
+            made.append(name := next(words, ""))
+        if name in _LOGGERS:
+            made[-1] = made[-1].removesuffix(name) + _LOGGERS[name]
+            if not any(word.startswith(_SAVE_DIR) for word in args):
+                made.append(f"{_SAVE_DIR[0]}={_RUN_FOLDER}")
+    return made
 
 
 def _no_chatter(record: logging.LogRecord) -> bool:

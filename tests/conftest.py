@@ -8,8 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from lit_llm.models.tokenizer import Tokenizer
 
 # Two torch processes at most share the test machine's two cores; spinning OpenMP threads would starve each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -80,6 +84,42 @@ def lit_llm_command(cache_dir: Path) -> Callable[..., subprocess.CompletedProces
         )  # fmt: skip
 
     return run
+
+
+@pytest.fixture(scope="session")
+def scripted_model() -> Callable[..., Path]:
+    """Write the directory of a model in which every token is always followed by the same one.
+
+    ``scripted_model(folder, tokenizer, {a: b})`` says ``b`` after ``a``. A token that is not named is
+    followed by the one with the next id that is no control token.
+    """
+    import torch
+
+    from lit_llm.models.config import TransformerConfig
+    from lit_llm.models.transformer import Transformer
+
+    def write(
+        folder: Path, tokenizer: Tokenizer, follows: dict[int, int], context: int = 192
+    ) -> Path:
+        size = tokenizer.vocab_size
+        config = TransformerConfig(
+            vocab_size=size, hidden_size=-(-size // 16) * 16, intermediate_size=16, num_layers=1,
+            num_heads=4, max_seq_len=context, bos_token_id=tokenizer.bos_id,
+            eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id,
+        )  # fmt: skip
+        model = Transformer(config)  # whose block adds nothing yet
+        plain = [i for i in range(size) if not tokenizer.is_control(i)]
+        after = dict(zip(plain, plain[1:] + plain[:1], strict=True))
+        with torch.no_grad():
+            model.embed.weight.copy_(torch.eye(size, config.hidden_size))
+            model.head.weight.zero_()
+            for token in range(size):
+                model.head.weight[(after | follows).get(token, plain[0]), token] = 1.0
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder, model_max_length=context)
+        return folder
+
+    return write
 
 
 @pytest.fixture

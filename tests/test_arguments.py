@@ -107,3 +107,51 @@ def test_mistakes_in_a_file(tmp_path: Path, values: dict, message: str) -> None:
     (tmp_path / "list.yaml").write_text("- a")
     with pytest.raises(UserError, match="holds no settings"):
         parser().parse_args(["x", "--tasks", "t", "--config", str(tmp_path / "list.yaml")])
+
+
+def test_hyphens_for_underscores() -> None:
+    from lit_llm.cli import main
+
+    assert main(["plan", "--params", "1e9", "--total-params", "2e9", "--tokens-per-param=20"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("--data.seq-len", "--data.seq_len"),
+        ("--data.seq-len=8", "--data.seq_len=8"),
+        ("--prompt=--total-params", "--prompt=--total-params"),
+        ("--data.mixture.my-texts=1", "--data.mixture.my-texts=1"),
+        ("--data.init-args.sources.a-b", "--data.init_args.sources.a-b"),
+        ("--trainer.callbacks+=a-b", "--trainer.callbacks+=a-b"),
+        ("a-value", "a-value"),
+        ("-1e-3", "-1e-3"),
+    ],
+)
+def test_only_options_are_spelled_anew(given: str, read: str) -> None:
+    from lit_llm.arguments import with_underscores
+
+    assert with_underscores([given, "--", "--a-b"]) == [read, "--", "--a-b"]
+
+
+def test_hyphens_reach_every_parser(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """argparse's, the Trainer's, the corpus builder's, and the command within a job file."""
+    from lit_llm.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    for args, said in (
+        (["generate", "absent", "--max-new-tokens", "x"], "argument --max_new_tokens: invalid int"),
+        (["chat", "absent", "--max-new-tokenz", "x"], "unknown option --max_new_tokenz"),
+        (["evaluate", "absent", "--tasks", "a", "--num-fewshot", "-1"], "--num_fewshot must be"),
+        (["fit", "--trainer.max-steps", "x"], "trainer.max_steps"),
+        (["fit", "--ckpt-path", "absent", "--config", "pretrain/quickstart"], "--ckpt_path absent"),
+        (["corpus", "build", "--vocab-size", "x"], "vocab_size"),
+        (["corpus", "build", "--vocab_siz", "300"], "unknown key vocab_siz"),
+        (["tokenizer", "train", "--sample-mb", "0", "--files", "a"], "--sample_mb: 0"),
+        (["launch", "--slurm", "--", "fit", "--trainer.num-nodes", "2"], "--trainer.num_nodes"),
+    ):  # fmt: skip
+        assert main(args) == 2, args
+        error = capsys.readouterr().err
+        assert said in error and len(error.splitlines()) == 1, (args, error)

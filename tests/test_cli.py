@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -351,11 +352,49 @@ def test_last_is_the_newest_run_even_if_it_has_no_checkpoint(
     check_mistake(*fit(config, "--ckpt_path", "last", capsys=capsys), "nothing to resume", "mine-2")
 
 
+@pytest.mark.parametrize("name", ["exp[lr=3]", "exp[1-3]*"])
+def test_last_of_a_name_that_looks_like_a_pattern(
+    tmp_path: Path, corpus: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_file(tmp_path, corpus).rename(tmp_path / f"{name}.yaml")
+    (tmp_path / "runs" / name / "checkpoints").mkdir(parents=True)  # an older run
+    (tmp_path / "runs" / name / "config.yaml").write_text("{}")
+    assert fit(config, capsys=capsys)[0] == 0
+    status, error = fit(config, "--ckpt_path", "last", "--trainer.max_steps", "2", capsys=capsys)
+    assert status == 0, error
+    rows = (tmp_path / "runs" / f"{name}-2" / "metrics.csv").read_text().splitlines()
+    assert rows[-1].startswith("2,") and not (tmp_path / "runs" / name / "metrics.csv").exists()
+
+
 def test_a_mistake_leaves_no_run_folder(
     tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fit(config_file(tmp_path, corpus), "--data.seq_len", "10000000", capsys=capsys)[0] == 2
     assert not list(tmp_path.glob("runs/*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", "\ufeffone\r\ntwo\n"),
+        ("a.jsonl", '\ufeff{"prompt": "one"}\n\n{"prompt": "two"}\n'),
+        ("a.ndjson", '{"prompt": "one"}\n{"prompt": "two"}\n'),
+        ("a.json", '\ufeff["one",\n {"prompt": "two"}]'),
+    ],
+)
+def test_prompts_of_every_kind_of_file(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8", newline="")
+    assert [prompt.strip() for prompt in read_prompts(tmp_path / name)] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [('["one", 2]', "element 2"), ('{"prompt": "x"}', "no array"), ("[", "not valid JSON")],
+)
+def test_an_array_of_something_else(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(UserError, match=said):
+        read_prompts(tmp_path / "a.json")
 
 
 def test_prompts_that_are_no_text_name_the_line(tmp_path: Path) -> None:
@@ -382,3 +421,17 @@ def test_a_fit_ends_with_what_can_be_done_next(tmp_path: Path, chats: bool, firs
     assert following[0].startswith(first.format(tmp_path))
     assert any("step-00000005.ckpt" in line for line in following)
     assert any(line.startswith("lit_llm fit") for line in following) is not chats
+
+
+def test_commands_to_copy_are_quoted(tmp_path: Path) -> None:
+    from lit_llm.trainer_cli import summary
+
+    run = tmp_path / "it's [1]"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "step-00000005.ckpt").touch()
+    (run / "final").mkdir()
+    lines = summary(run, {}).splitlines()
+    predict = next(line for line in lines if line.strip().startswith("lit_llm predict"))
+    assert shlex.split(predict)[3] == f"{run}/config.yaml"
+    more = next(line for line in lines if line.strip().startswith("lit_llm fit"))
+    assert shlex.split(more)[5] == f"{run}/final"

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from lit_llm.corpus.extra import corpus_extra
 from lit_llm.corpus.folder import FORMAT, Corpus
-from lit_llm.corpus.sources import Sources, as_sources, list_files
+from lit_llm.corpus.sources import Source, Sources, as_sources, list_files
 from lit_llm.corpus.transaction import finish, locked, transaction
-from lit_llm.errors import UserError
+from lit_llm.errors import UserError, told_of_a_path
 from lit_llm.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # pyarrow, numba and the rest are for building, not for reading what was built
@@ -51,6 +51,7 @@ def cached_corpus(
     tokenizer: str | None = None,
     vocab_size: int = 4096,
     text_field: str = "text",
+    max_line_bytes: int = Source.max_line_bytes,
     validation_fraction: float = 0.05,
     progress: bool = True,
 ) -> tuple[Corpus, bool]:
@@ -64,10 +65,11 @@ def cached_corpus(
         "text_field": text_field,
         "validation_fraction": validation_fraction,
     }
+    if max_line_bytes != Source.max_line_bytes:  # corpora of before stay found
+        settings["max_line_bytes"] = max_line_bytes
     key = fingerprint(sources, settings)
-    folder = (
-        Path(cache_dir).expanduser() / "corpora" / f"{list_files(sources)[0].source}-{key[:12]}"
-    )
+    first = list_files(sources)[0].source[:100]  # a folder's name has 255 bytes at most
+    folder = Path(cache_dir).expanduser() / "corpora" / f"{first}-{key[:12]}"
     if (folder / "datacard.json").is_file():
         return Corpus.load(folder), True
     return build_corpus(folder, sources=sources, progress=progress, **settings), False
@@ -80,6 +82,7 @@ def build_corpus(
     tokenizer: str | None = None,
     vocab_size: int = 4096,
     text_field: str = "text",
+    max_line_bytes: int = Source.max_line_bytes,
     validation_fraction: float = 0.05,
     progress: bool = True,
 ) -> Corpus:
@@ -94,6 +97,7 @@ def build_corpus(
         sources: "stdlib", paths or globs; see ``list_files``.
         tokenizer: a tokenizer.json or its folder; None trains one of ``vocab_size`` on the train split.
         text_field: the field with the text in JSONL and parquet rows.
+        max_line_bytes: texts with a longer line, and longer rows of JSONL, are dropped.
         validation_fraction: 0 <= fraction < 1; 0 makes no validation split.
         progress: show a bar a stage on a terminal, a line a stage elsewhere (both on stderr).
 
@@ -103,11 +107,14 @@ def build_corpus(
     with corpus_extra():
         from lit_llm.corpus.config import plain
 
-    config = plain(as_sources(sources, text_field), tokenizer, vocab_size, validation_fraction)
+    made = as_sources(sources, text_field, max_line_bytes)
+    config = plain(made, tokenizer, vocab_size, validation_fraction)
     settings = {
         "tokenizer": tokenizer, "vocab_size": vocab_size, "text_field": text_field,
         "validation_fraction": validation_fraction,
     }  # fmt: skip
+    if max_line_bytes != Source.max_line_bytes:
+        settings["max_line_bytes"] = max_line_bytes
     return build(config, output, progress=progress, key=fingerprint(sources, settings))
 
 
@@ -145,9 +152,7 @@ def build(
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(_disk_full(output, config)) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise UserError(
-                f"{output}: cannot be written ({error.strerror}: {error.filename})"
-            ) from error
+            raise UserError(f"{output}: cannot be written ({told_of_a_path(error)})") from error
         raise
     return Corpus.load(output)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from lit_llm.arguments import Parser, run_command
 from lit_llm.corpus.extra import corpus_extra
 from lit_llm.errors import UserError
+from lit_llm.streams import json_text, say
 
 USAGE = """usage: lit_llm corpus COMMAND ...
 
@@ -41,7 +41,7 @@ def build_main(args: list[str]) -> None:
     from lit_llm.corpus.build import build
     from lit_llm.corpus.config_parser import parse_build
 
-    print(build(*parse_build(args)).path)
+    say(str(build(*parse_build(args)).path))
 
 
 def report_main(args: list[str]) -> None:
@@ -53,7 +53,7 @@ def report_main(args: list[str]) -> None:
 
     target = folder / "datacard.html"
     write_page(Corpus.load(folder).datacard, target)
-    print(target)
+    say(str(target))
 
 
 def explain_main(args: list[str]) -> None:
@@ -69,11 +69,7 @@ def explain_main(args: list[str]) -> None:
     from lit_llm.corpus.explain import explain, told
 
     rows = explain(given.corpus, given.id)
-    print(
-        json.dumps(rows, indent=2, ensure_ascii=False)
-        if given.json
-        else "\n\n".join(map(told, rows))
-    )
+    print(json_text(rows, indent=2) if given.json else "\n\n".join(map(told, rows)))
 
 
 def remove_main(args: list[str]) -> None:
@@ -92,13 +88,13 @@ def remove_main(args: list[str]) -> None:
     ids = set(given.ids)
     if given.ids_file is not None:
         try:
-            ids |= set(given.ids_file.read_text(encoding="utf-8").split("\n")) - {""}
+            ids |= set(given.ids_file.read_text(encoding="utf-8-sig").split("\n")) - {""}
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--ids_file {given.ids_file}: cannot be read ({error})") from None
     count = remove(
         given.corpus, Request(frozenset(ids), given.domain, given.matching), given.reason
     )
-    print(f"{given.corpus}: {count:,} documents removed")
+    say(f"{given.corpus}: {count:,} documents removed")
 
 
 def _parser(command: str, description: str) -> Parser:

@@ -29,6 +29,7 @@ def parse_build(args: list[str]) -> tuple[CorpusConfig, Path]:
     parser = _Parser(
         prog="lit_llm corpus build",
         description="Raw text to cleaned, deduplicated, documented shards.",
+        allow_abbrev=False,
     )
     parser.add_argument(
         "--config", action=ActionConfigFile, help="YAML file, or a preset's name (corpus/web)"

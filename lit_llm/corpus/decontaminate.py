@@ -2,7 +2,8 @@
 
 A document is contaminated when it shares ``ngram`` words in a row with an evaluation text, 13 as in GPT-3
 (arXiv:2005.14165, appendix C), in lower case and without punctuation. Of texts that are shorter, all words in a row
-count if they are ``shortest`` or more: fewer are found anywhere. (Ratios of overlapping 8-grams, as Llama 3 and Tülu 3
+count if they are ``shortest`` or more: fewer are found anywhere. In scripts without spaces between
+words, two letters count as a word. (Ratios of overlapping 8-grams, as Llama 3 and Tülu 3
 take them, grade evaluation items after training; what is asked here is which documents to leave out.)
 """
 
@@ -18,12 +19,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lit_llm.corpus.block import Block, Texts, documents, texts
-from lit_llm.corpus.folding import fold_table
+from lit_llm.corpus.folding import UNSPACED, fold_table
 from lit_llm.corpus.minhash import LONGEST
 from lit_llm.corpus.overlap import document_hits, ngram_hashes
 from lit_llm.corpus.rows import json_rows
 from lit_llm.corpus.utf8 import buffers
 from lit_llm.errors import UserError
+
+LETTERS_A_WORD = 2
+"""In scripts without spaces: running Chinese has about 1.6 letters a word, Japanese 2, Thai 4."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,12 @@ class Decontaminate(Block):
             )
         found: dict[int, list[tuple[np.ndarray, int]]] = {}
         for number, given in enumerate(evaluations.values()):
-            lengths, hashes = ngram_hashes(*buffers(texts(given)), fold_table(), ngram, shortest)
-            for length in np.unique(lengths):
-                found.setdefault(int(length), []).append((hashes[lengths == length], number))
+            spaced, unspaced = _by_script(texts(given))
+            for written, letters in ((spaced, 1), (unspaced, LETTERS_A_WORD)):
+                words = min(letters * ngram, LONGEST), min(letters * shortest, LONGEST)
+                lengths, hashes = ngram_hashes(*buffers(written), fold_table(), *words)
+                for length in np.unique(lengths):
+                    found.setdefault(int(length), []).append((hashes[lengths == length], number))
         if not found:
             raise UserError(
                 f"decontaminate: no evaluation text has {shortest} words; give longer ones or a lower bound"
@@ -115,6 +122,14 @@ class Decontaminate(Block):
     def contaminated(self, given: Texts) -> list[str | None]:
         """For each text of a list the name of what it is contaminated by, None where it is clean."""
         return self.apply(documents(given))["contaminated_by"].to_pylist()
+
+
+def _by_script(given: pa.LargeStringArray) -> tuple[pa.Array, pa.Array]:
+    """The texts in scripts with spaces between words, and those of which most letters are in others."""
+    letters = pc.utf8_length(pc.replace_substring_regex(given, r"[^\pL\pN]", ""))
+    others = pc.utf8_length(pc.replace_substring_regex(given, f"[^{UNSPACED}]", ""))
+    unspaced = pc.greater(pc.multiply(others, 2), letters)
+    return given.filter(pc.invert(unspaced)), given.filter(unspaced)
 
 
 def evaluation_texts(

@@ -12,7 +12,6 @@ beside the new ones with a lower rank, keep its copies out.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +29,7 @@ from lit_llm.corpus.lsh import component_chunks, components, kept_copies
 from lit_llm.corpus.minhash import LONGEST, sketches
 from lit_llm.corpus.signatures import SignatureColumns
 from lit_llm.errors import UserError
+from lit_llm.models.cores import usable_cores
 
 EXACT, NEAR = "exact_dedup: duplicate", "near_dedup: duplicate"
 _VERDICTS = pa.schema(
@@ -195,7 +195,7 @@ def exact_duplicates(given: Texts, normalize: bool = True) -> list[int | None]:
 def _copies(dedup: Dedup, given: Texts) -> list[int | None]:
     text = texts(given)
     table = documents(text, rank=pa.array(np.arange(len(text), dtype=np.int32)))
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(usable_cores()) as threads:
         batches = [table.slice(start, _BATCH) for start in range(0, len(table), _BATCH)]
         verdicts = dedup.decide(threads.map(dedup.sign, batches))
     copy_of: list[int | None] = [None] * len(text)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from lit_llm.errors import UserError
+from lit_llm.models.cores import usable_cores
 
 Task: TypeAlias = Callable[[], None]
 
@@ -44,7 +45,7 @@ class Engine:
             import ray
 
             return max(1, int(ray.cluster_resources().get("CPU", 1)))
-        return self.workers or os.cpu_count() or 1
+        return self.workers or usable_cores()
 
     def run(self, tasks: Sequence[Task], threads: bool = False) -> Iterator[int]:
         """Do all ``tasks`` in any order, and yield the number of each as it is done.

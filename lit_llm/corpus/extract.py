@@ -20,9 +20,14 @@ _DEEP = " > ".join("*" * _DEEPEST)
 _HIGH = 4  # elements below <body>: a <ul> up there is navigation to resiliparse
 _HIGH_LISTS = ", ".join("body > " + "* > " * between + "ul" for between in range(_HIGH))
 _MENU = 5  # characters of text for each of a link's
-_HEAD = 2**16  # characters: meta tags stand in a page's head
+# Where a meta tag is no tag. What is not closed goes to the end, as in a browser.
+_HIDDEN = re.compile(
+    r"<!--(?:.*?-->|.*)|<(script|style|textarea|title|template|noembed)\b[^>]*>(?:.*?</\1\s*>|.*)",
+    re.I | re.S,
+)
 _META = re.compile(r"<meta\b[^>]{0,500}>", re.I)
 _NAME = re.compile(r"""\bname\s*=\s*["']?(robots|tdm-reservation)\b""", re.I)
+_NAMED = re.compile("robots|tdm-reservation", re.I)
 _CONTENT = re.compile(r"""\bcontent\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""", re.I)
 
 
@@ -93,8 +98,10 @@ def _children(element: Any) -> Iterator[Any]:
 
 def robots(html: str) -> str | None:
     """What the meta tags "robots" and "tdm-reservation" (W3C TDM Reservation Protocol) say; None if there are none."""
-    said = []
-    for tag in _META.findall(html[:_HEAD]):
+    said: list[str] = []
+    if not _NAMED.search(html):
+        return None
+    for tag in _META.findall(_HIDDEN.sub("", html)):
         if (name := _NAME.search(tag)) and (content := _CONTENT.search(tag)):
             value = next(group for group in content.groups() if group is not None).strip()
             said.append(value if name[1].lower() == "robots" else f"tdm-reservation: {value}")

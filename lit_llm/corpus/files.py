@@ -83,11 +83,15 @@ def _find_here(pattern: str) -> list[Found]:
         return [found(path, path.parent)]
     if path.is_dir():
         return [found(file, path) for file in walk(path)]
-    parts = path.parts
-    fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
-    base = Path(*parts[:fixed]) if fixed else Path()
+    parts, fixed, base = path.parts, 0, Path()
+    # What is there under that very name is no pattern: a folder may be called "exp[1]".
+    while fixed < len(parts) - 1 and (
+        not glob.has_magic(parts[fixed]) or (base / parts[fixed]).exists()
+    ):
+        base, fixed = base / parts[fixed], fixed + 1
+    escaped = os.path.join(glob.escape(str(base)), *parts[fixed:])
     files: list[Path] = []
-    for match in map(Path, glob.glob(str(path), recursive=True)):
+    for match in map(Path, glob.glob(escaped, recursive=True)):
         if match.is_file():
             files.append(match)
         elif "**" not in pattern:  # '**' already lists what is below
@@ -202,7 +206,7 @@ def _file_system(url: str) -> tuple[Any, str]:
 def _find_remote(pattern: str) -> list[Found]:
     system, inner = _file_system(pattern)
     try:
-        if glob.has_magic(inner):
+        if glob.has_magic(inner) and not system.exists(inner):
             base = inner[: min(inner.find(sign) for sign in "*?[" if sign in inner)].rpartition(
                 "/"
             )[0]

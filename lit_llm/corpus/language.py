@@ -5,6 +5,8 @@ IdentifyLanguage(keep=("en", "de"), least_score=0.5)(documents(["..."]))
 
 from __future__ import annotations
 
+import difflib
+import functools
 import re
 from dataclasses import dataclass
 
@@ -17,6 +19,39 @@ from lit_llm.errors import UserError
 UNKNOWN = "und"  # BCP 47's tag for an undetermined language
 # CLD2 has codes that ISO 639-1 withdrew, and "xx-..." for a script whose language it does not tell.
 _RENAMED = {"iw": "he", "in": "id", "ji": "yi", "jw": "jv", "mo": "ro", "un": UNKNOWN}
+# ISO 639-3 (639-2 where it differs) and other tags for the detector's languages. Of a macrolanguage's
+# members, those that the detector's tag stands for.
+_SAME = {
+    other: tag
+    for tag, others in {
+        "aa": "aar", "ab": "abk", "af": "afr", "ak": "aka", "am": "amh", "ar": "ara arb",
+        "as": "asm", "ay": "aym ayr", "az": "aze azj", "ba": "bak", "be": "bel", "bg": "bul",
+        "bi": "bis", "bn": "ben", "bo": "bod tib", "br": "bre", "bs": "bos", "ca": "cat",
+        "co": "cos", "cs": "ces cze", "cy": "cym wel", "da": "dan", "de": "deu ger", "dv": "div",
+        "dz": "dzo", "el": "ell gre", "en": "eng", "eo": "epo", "es": "spa", "et": "est ekk",
+        "eu": "eus baq", "fa": "fas per pes prs", "fi": "fin", "fj": "fij", "fo": "fao",
+        "fr": "fra fre", "fy": "fry", "ga": "gle", "gd": "gla", "gl": "glg", "gn": "grn gug",
+        "gu": "guj", "gv": "glv", "ha": "hau", "he": "heb iw", "hi": "hin", "hr": "hrv",
+        "ht": "hat", "hu": "hun", "hy": "hye arm", "ia": "ina", "id": "ind in", "ie": "ile",
+        "ig": "ibo", "ik": "ipk", "is": "isl ice", "it": "ita", "iu": "iku", "ja": "jpn",
+        "jv": "jav jw", "ka": "kat geo", "kk": "kaz", "kl": "kal", "km": "khm", "kn": "kan",
+        "ko": "kor", "ks": "kas", "ku": "kur kmr", "ky": "kir", "la": "lat", "lb": "ltz",
+        "lg": "lug", "ln": "lin", "lo": "lao", "lt": "lit", "lv": "lav lvs", "mg": "mlg plt",
+        "mi": "mri mao", "mk": "mkd mac", "ml": "mal", "mn": "mon khk", "mr": "mar",
+        "ms": "msa may zsm", "mt": "mlt", "my": "mya bur", "na": "nau", "ne": "nep npi",
+        "nl": "nld dut", "nn": "nno", "no": "nor nob nb", "nr": "nbl", "ny": "nya", "oc": "oci",
+        "om": "orm gaz", "or": "ori ory", "pa": "pan", "pl": "pol", "ps": "pus pbt", "pt": "por",
+        "qu": "que quy", "rm": "roh", "rn": "run", "ro": "ron rum mo", "ru": "rus", "rw": "kin",
+        "sa": "san", "sd": "snd", "sg": "sag", "si": "sin", "sk": "slk slo", "sl": "slv",
+        "sm": "smo", "sn": "sna", "so": "som", "sq": "sqi alb als", "sr": "srp", "ss": "ssw",
+        "st": "sot", "su": "sun", "sv": "swe", "sw": "swa swh", "ta": "tam", "te": "tel",
+        "tg": "tgk", "th": "tha", "ti": "tir", "tk": "tuk", "tl": "tgl fil", "tn": "tsn",
+        "to": "ton", "tr": "tur", "ts": "tso", "tt": "tat", "ug": "uig", "uk": "ukr", "ur": "urd",
+        "uz": "uzb uzn", "ve": "ven", "vi": "vie", "vo": "vol", "wo": "wol", "xh": "xho",
+        "yi": "yid ydd ji", "yo": "yor", "za": "zha", "zh": "zho chi cmn", "zu": "zul",
+    }.items()
+    for other in others.split()
+}  # fmt: skip
 _SAMPLE = 16_384  # bytes looked at: the share of a language moves little beyond, and huge documents cost no more
 # CLD2 refuses what Unicode does not want interchanged: control characters and noncharacters.
 _REFUSED = re.compile(
@@ -33,11 +68,14 @@ class IdentifyLanguage(Block):
     A "language" that a source claimed is overwritten by what the text is.
 
     Attributes:
-        keep: languages to keep, all others are dropped; none given: all. "zh" keeps "zh-Hant" too.
+        keep: languages to keep, all others are dropped; none given: all. BCP 47 tags or ISO 639-3
+            codes of languages that CLD2 detects, such as "de", "nb" or "fil". "zh" keeps Chinese in
+            both scripts, "zh-Hans" and "zh-Hant" one.
         least_score: drop where less of the text than this, 0 to 1, is in the language.
 
     Raises:
-        UserError: a name in ``keep`` is no language tag, or ``least_score`` no share.
+        UserError: a name in ``keep`` is no language that can be detected, or ``least_score`` no
+            share.
     """
 
     name = "identify_language"
@@ -45,12 +83,8 @@ class IdentifyLanguage(Block):
     least_score: float = 0.0
 
     def __post_init__(self) -> None:
-        if wrong := [
-            tag for tag in self.keep if not re.fullmatch("[a-z]{2,3}(-[A-Z][A-Za-z]+)?", tag)
-        ]:
-            raise UserError(
-                f"identify_language.keep: {wrong[0]!r} is no language tag; write 'en', 'de' or 'zh-Hant'"
-            )
+        for written in self.keep:
+            detected_tags(written)
         if not 0 <= self.least_score <= 1:
             raise UserError(
                 f"identify_language.least_score: {self.least_score} is no share; write 0 to 1"
@@ -65,15 +99,46 @@ class IdentifyLanguage(Block):
         few = pc.less(score, pa.scalar(self.least_score, pa.float32()))
         reasons = pc.if_else(few, "score", pa.scalar(None, pa.string()))
         if self.keep:
-            base = pc.replace_substring_regex(language, "-.*", "")
-            kept = pc.or_(
-                *(
-                    pc.is_in(tags, value_set=pa.array(self.keep, pa.string()))
-                    for tags in (language, base)
-                )
-            )
+            wanted = sorted(frozenset().union(*map(detected_tags, self.keep)))
+            kept = pc.is_in(language, value_set=pa.array(wanted, pa.string()))
             reasons = pc.if_else(kept, reasons, language)
         return self.drop(table, reasons)
+
+
+def detected_tags(written: str) -> frozenset[str]:
+    """The tags of `identify` that a language somebody wrote stands for.
+
+    Raises:
+        UserError: no language that CLD2 detects, or a script or region that it does not tell apart.
+    """
+    language, *subtags = re.split("[-_]", written.strip().lower())
+    language = _SAME.get(language, language)
+    if language == "zh" and subtags in ([], ["hans"], ["hant"]):
+        return frozenset(
+            {"zh", "zh-Hant"} if not subtags else {f"zh{'-Hant' * (subtags == ['hant'])}"}
+        )
+    known = _detected()
+    if language not in known:
+        near = difflib.get_close_matches(language, known | _SAME.keys(), n=1, cutoff=0.6)
+        raise UserError(
+            f"identify_language.keep: {written!r} is no language that is detected; write a tag such as "
+            f"{(near or ['en'])[0]!r}"
+        )
+    if subtags:
+        raise UserError(
+            f"identify_language.keep: scripts and regions are not told apart in {written!r}; write "
+            f"{language!r}"
+        )
+    return frozenset({language})
+
+
+@functools.cache
+def _detected() -> frozenset[str]:
+    """All tags that `identify` can give."""
+    import pycld2
+
+    codes = [code for name, code in pycld2.LANGUAGES if name in pycld2.DETECTED_LANGUAGES]
+    return frozenset(_RENAMED.get(code, code) for code in codes if not code.startswith("xx"))
 
 
 def identify(document: bytes) -> tuple[str, float]:

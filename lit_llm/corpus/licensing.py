@@ -13,35 +13,76 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lit_llm.corpus.block import Block, per_value, with_column
-from lit_llm.corpus.spdx import CC_URL, GROUPS, normalize_license, permitted, single_license
+from lit_llm.corpus.spdx import (
+    CC_URL,
+    COMMONS_CLAUSE,
+    GROUPS,
+    UNRECOGNISED,
+    all_of,
+    normalize_license,
+    permitted,
+    single_license,
+)
 from lit_llm.errors import UserError
 
+HEAD = 4096
+"""Characters at the start of a document in which a licence is looked for."""
 
-def detect_license(text: str) -> str | None:
-    """The licence that a source file's or document's first 4,096 characters declare; None if they do not.
 
-    An SPDX-License-Identifier line counts before the sentences that are found in one licence's text or header alone.
+def detect_license(text: str, characters: int = HEAD) -> str | None:
+    """The licence that the first ``characters`` of a source file or document declare.
+
+    Lines with an SPDX-License-Identifier count before the sentences that are found in one licence's
+    text or header alone. Several declared licences are joined by AND.
+
+    Returns:
+        An SPDX expression, `UNRECOGNISED` if what is declared is not known here, None if nothing is.
     """
-    head = text[:4096]
-    if tag := re.search(r"SPDX-License-Identifier:[ \t]*([^\n]*)", head):
-        return normalize_license(re.sub(r"\s*(?:\*/|-->|\*\)|#\}|\"\"\").*$", "", tag[1]).strip())
+    head = text[:characters]
+    if tags := re.findall(r"SPDX-License-Identifier:[ \t]*([^\n]*)", head):
+        ends = re.compile(r"\s*(?:\*/|-->|\*\)|#\}|\"\"\").*$")
+        return all_of(normalize_license(ends.sub("", tag).strip()) for tag in tags)
     flat = re.sub(r"[\s#*/;!%\"'()-]+", " ", head).lower()
+    found = _declared(flat)
+    if not found and (url := CC_URL.search(head)):
+        return single_license(url[0]) or UNRECOGNISED
+    riders: list[str | None] = [
+        license for sentence, license in _RIDERS if re.search(sentence, flat)
+    ]
+    return all_of(found + riders) if found else None
+
+
+def _declared(flat: str) -> list[str | None]:
+    """The licences whose sentences are in ``flat``: all permissive ones, and of others the first.
+
+    The texts of copyleft licences name one another: the MPL's names the GPL as a second choice.
+    """
+    permissive: list[str | None] = []
+    others: list[tuple[int, str | None]] = []
     for sentence, license in _SENTENCES:
-        if found := re.search(sentence, flat):
-            return license if isinstance(license, str) else license(found, flat)
-    return single_license(url[0]) if (url := CC_URL.search(head)) else None
+        if match := re.search(sentence, flat):
+            name = license if isinstance(license, str) else license(match, flat)
+            if name in GROUPS["permissive"]:
+                permissive.append(name)
+            else:
+                others.append((match.start(), name))
+    return permissive + ([min(others, key=lambda one: one[0])[1]] if others else [])
 
 
 @dataclass(frozen=True)
 class LicenseFilter(Block):
     """Make "license" SPDX expressions, filled in where it is missing, and drop what is not allowed.
 
-    A document's own column counts first, then what its text declares, then its source's licence.
+    A document's own column counts first, then what its text declares, then its source's licence. A
+    licence that is named but not recognised is not replaced by the next of these.
 
     Attributes:
-        allow: SPDX identifiers, or groups: permissive (public domain too), copyleft, noncommercial, noderivatives.
-        sources: licence of the documents of a source that say nothing themselves; "*" for every other source.
-        keep_unknown: keep documents whose licence is not known or not recognised ("license" is null then).
+        allow: SPDX identifiers, or groups: permissive (public domain too), copyleft, noncommercial,
+            noderivatives, restricted (BUSL, SSPL, Commons Clause).
+        sources: licence of the documents of a source that say nothing themselves; "*" for every
+            other source.
+        keep_unknown: keep documents whose licence is not known or not recognised ("license" is null
+            then).
         detect: look for a licence in the text.
 
     Raises:
@@ -66,10 +107,10 @@ class LicenseFilter(Block):
         """Set "license" and fill "dropped"."""
         spdx = pa.nulls(len(table), pa.string())
         if "license" in table.column_names:
-            spdx = per_value(table["license"], normalize_license)
+            spdx = per_value(table["license"], _of_column)
         if self.detect and spdx.null_count:
             missing = pc.indices_nonzero(pc.is_null(spdx))
-            heads = pc.utf8_slice_codeunits(table["text"].take(missing), 0, 4096)
+            heads = pc.utf8_slice_codeunits(table["text"].take(missing), 0, HEAD)
             spdx = pc.replace_with_mask(spdx, pc.is_null(spdx), per_value(heads, detect_license))
         if self.sources:
             names = (
@@ -81,6 +122,7 @@ class LicenseFilter(Block):
             spdx = pc.coalesce(
                 spdx, per_value(names.fill_null(""), lambda name: given.get(name, given.get("*")))
             )
+        spdx = pc.if_else(pc.equal(spdx, UNRECOGNISED), pa.scalar(None, pa.string()), spdx)
         allowed = self._allowed()
         reasons = per_value(spdx, lambda license: None if permitted(license, allowed) else license)
         if not self.keep_unknown:
@@ -99,6 +141,10 @@ class LicenseFilter(Block):
                 )
             allowed |= GROUPS[name] if name in GROUPS else {str(one)}
         return frozenset(allowed)
+
+
+def _of_column(written: str) -> str | None:
+    return normalize_license(written) or UNRECOGNISED if written.strip() else None
 
 
 def _gnu(kind: str) -> Callable[[re.Match[str], str], str | None]:
@@ -126,6 +172,10 @@ _SENTENCES: tuple[tuple[str, str | Callable[[re.Match[str], str], str | None]], 
     (r"gnu (?:lesser|library) general public license" + _VERSION, _gnu("lgpl")),
     (r"gnu general public license" + _VERSION, _gnu("gpl")),
     (r"mozilla public license,? v(?:\.|ersion) ?2\.0", "MPL-2.0"),
+    (r"business source license 1\.1", "BUSL-1.1"),
+    (r"server side public license", "SSPL-1.0"),
+    (r"elastic license 2\.0", "Elastic-2.0"),
+    (r"\bopen ?rail\b|responsible ai license|\bcommunity license agreement", UNRECOGNISED),
     (
         r"permission to use, copy, modify, and (?:or )?distribute this software for any purpose with or without fee",
         "ISC",
@@ -136,4 +186,12 @@ _SENTENCES: tuple[tuple[str, str | Callable[[re.Match[str], str], str | None]], 
         r"this software is provided as is ?, without any express or implied warranty\. in no event",
         "Zlib",
     ),
+)
+
+# What takes rights away from a licence that stands beside it.
+_RIDERS = (
+    (r"\bcommons clause\b", COMMONS_CLAUSE),
+    (r"shall be used for good,? not evil", "JSON"),
+    (r"\bnon ?commercial (?:use|purposes?|research)\b|\bnot for commercial use\b", UNRECOGNISED),
+    (r"\b(?:academic|research|educational) (?:use|purposes?) only\b", UNRECOGNISED),
 )

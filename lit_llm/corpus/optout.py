@@ -15,14 +15,12 @@ from typing import TypeAlias
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lit_llm.corpus.addresses import host_and_path
 from lit_llm.corpus.block import Block, per_value
 from lit_llm.errors import UserError
 
 # Host -> the paths below it that are out; "" is all of it.
 Index: TypeAlias = dict[str, tuple[str, ...]]
-_HOST = re.compile(
-    r"^(?:[a-z][a-z0-9+.-]*:)?(?://)?(?:[^/@?#]*@)?(?:\*?\.)?([^/:?#]+)(?::\d+)?(/[^?#]*)?", re.I
-)
 _RESERVED = re.compile(r"tdm-?_?reservation\W{1,4}1\b")
 
 
@@ -45,7 +43,7 @@ class OptOut(Block):
     entries: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     flags: tuple[str, ...] = ("robots", "x_robots_tag", "tdm_reservation")
-    refusals: tuple[str, ...] = ("noai", "noindex", "none")
+    refusals: tuple[str, ...] = ("noai", "noml", "noindex", "none")
 
     def __post_init__(self) -> None:
         self._index()
@@ -77,9 +75,9 @@ class OptOut(Block):
 
 def listed(url: str, index: Index) -> str | None:
     """The entry of ``index`` that ``url`` falls under: "domain example.org" or "address example.org/a"."""
-    if not (host_and_path := _split(url)):
+    if not (found := host_and_path(url)):
         return None
-    host, path = host_and_path
+    host, path = found
     while host:
         for entry in index.get(host, ()):
             if not entry:
@@ -88,20 +86,6 @@ def listed(url: str, index: Index) -> str | None:
                 return f"address {host}{entry}"
         host = host.partition(".")[2]
     return None
-
-
-def _split(address: str) -> tuple[str, str] | None:
-    """(host, path) as both lists and documents are compared: lower case, Punycode, no "www.", no bare "/"."""
-    match = _HOST.match(address.strip())
-    if not match:
-        return None
-    host, path = match[1].lower().rstrip("."), match[2] or ""
-    if not host.isascii():
-        try:
-            host = host.encode("idna").decode()
-        except UnicodeError:
-            return None
-    return host.removeprefix("www."), "" if path == "/" else path
 
 
 def _stamp(file: str) -> int:
@@ -119,7 +103,7 @@ def _load(entries: tuple[str, ...], files: tuple[str, ...], stamps: tuple[int, .
     index: Index = {}
     _add(index, entries, "opt_out.entries")
     for file in files:
-        with open(file, encoding="utf-8", errors="replace") as lines:
+        with open(file, encoding="utf-8-sig", errors="replace") as lines:
             _add(index, (line.split("#", 1)[0].strip() for line in lines), file)
     return index
 
@@ -128,11 +112,11 @@ def _add(index: Index, entries: Iterable[str], where: str) -> None:
     for number, entry in enumerate(entries, start=1):
         if not entry:
             continue
-        host_and_path = _split(entry)
-        if not host_and_path or "." not in host_and_path[0] or " " in entry:
+        found = host_and_path(entry)
+        if not found or "." not in found[0] or " " in entry:
             raise UserError(
                 f"{where}: entry {number}, {entry!r}, is no domain or address; write example.org or a URL"
             )
-        host, path = host_and_path
+        host, path = found
         if path not in index.get(host, ()):
             index[host] = (*index.get(host, ()), path)

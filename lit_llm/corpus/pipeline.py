@@ -145,6 +145,12 @@ class Pipeline:
         read = sum(part["documents"] for part in counts)
         self.read = {"documents": read, "bytes": sum(part["bytes"] for part in counts)}
         self.dropped = merged(part["dropped"] for part in counts)
+        for reason, number in self.dropped.items():
+            if "max_line_bytes" in reason:
+                self.progress.say(
+                    f"{number:,} of {read:,} documents are dropped: "
+                    f"{reason.removeprefix('read: ')}; raise it to keep them"
+                )
         broken = sum(n for reason, n in self.dropped.items() if is_broken(reason))
         if not broken:
             return
@@ -369,9 +375,8 @@ class Pipeline:
 @cache
 def code_version() -> str:
     """Of the code that makes the store's files: another version's are made anew."""
-    return digest(
-        [[file.name, file.read_text()] for file in sorted(Path(__file__).parent.rglob("*.py"))]
-    )
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return digest([[file.name, file.read_text(encoding="utf-8")] for file in files])
 
 
 def _lay_out(source: Path, target: Path, put: Callable[[Path, Path], object]) -> None:

@@ -48,5 +48,9 @@ class Progress:
         self.say(f"{name}: {total / 1e6:,.1f} MB in {seconds:,.1f} s{rate}{found}")
 
     def say(self, line: str) -> None:
-        if self.shown:
+        if not self.shown:
+            return
+        try:
             print(f"{self.verb}: {line}", file=sys.stderr, flush=True)
+        except BrokenPipeError:
+            self.shown = False  # nobody reads it any more: no reason to stop

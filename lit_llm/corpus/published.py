@@ -51,9 +51,9 @@ def published(tokenizer: str) -> tuple[Published, ...]:
         Path(__file__).with_name("published_compression.csv"), encoding="utf-8", newline=""
     ) as file:
         rows = [
-            Published(**{**row, "per_token": float(row["per_token"])})
+            Published(**{**row, "per_token": float(row["per_token"])})  # type: ignore[arg-type]
             for row in csv.DictReader(file)
-        ]  # type: ignore[arg-type]
+        ]
     return tuple(row for row in rows if row.tokenizer == tokenizer)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lit_llm.corpus.documents import Document, to_tables
 from lit_llm.corpus.parts import Part
+from lit_llm.corpus.readers.json_file import read_json
 from lit_llm.corpus.readers.lines import read_lines
 from lit_llm.corpus.readers.parquet import read_parquet
 from lit_llm.corpus.readers.warc import read_warc
@@ -49,11 +50,13 @@ def read_part(part: Part) -> Iterator[pa.Table]:
 
 def _read(part: Part, file: SourceFile) -> Iterator[Document | pa.Table]:
     """A file's documents, one at a time or as columns where its format has them."""
-    longest, kind = part.source.max_line_bytes, part.source.kind_of(file.path)
+    kind = part.source.kind_of(file.path)
     try:
         match kind:
             case "jsonl":
                 yield from read_lines(part, file)
+            case "json":
+                yield from read_json(part, file)
             case "parquet":
                 yield from read_parquet(part, file)
             case "warc":
@@ -61,9 +64,9 @@ def _read(part: Part, file: SourceFile) -> Iterator[Document | pa.Table]:
             case "html":
                 yield read_html(file)
             case "code":
-                yield read_code(file, longest)
+                yield read_code(file, part.source)
             case _:
-                yield read_text(file, longest)
+                yield read_text(file, part.source)
     except OSError as error:
         piece = "" if part.stop is None else f"#{part.start}-{part.stop}"
         why = " ".join(str(error.strerror or error).split())[:120]

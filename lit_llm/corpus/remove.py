@@ -17,6 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lit_llm.corpus.addresses import host
 from lit_llm.corpus.block import per_value, texts, with_column
 from lit_llm.corpus.build import WORK
 from lit_llm.corpus.card import revise_card, write_card
@@ -24,7 +25,6 @@ from lit_llm.corpus.encode import DROPPED, TAIL, write_documents
 from lit_llm.corpus.folder import Corpus
 from lit_llm.corpus.removed import LOG, removed_ids
 from lit_llm.corpus.shards import without
-from lit_llm.corpus.statistics import host
 from lit_llm.corpus.store import read_counts, read_table, read_tables, write_tables
 from lit_llm.corpus.transaction import finish, locked, transaction
 from lit_llm.errors import UserError
@@ -65,7 +65,7 @@ class Request:
         ]
         found = pa.array(ids, pa.bool_())
         if self.domain is not None:
-            wanted = self.domain.lower().removeprefix("www.")
+            wanted = host(self.domain) or self.domain
             tagged = pc.fill_null(pc.equal(table["domain"], self.domain), False).combine_chunks()
             found = pc.or_(
                 pc.or_(found, tagged),
@@ -115,7 +115,8 @@ def remove(folder: str | Path, request: Request, reason: str = "by request") -> 
                 for name in new
             ]
             log = folder / LOG
-            (staged / LOG).write_text((log.read_text() if log.is_file() else "") + "".join(lines))
+            earlier = log.read_text(encoding="utf-8") if log.is_file() else ""
+            (staged / LOG).write_text(earlier + "".join(lines), encoding="utf-8")
             revised = revise_card(card, documents, dropped, removal.count)
             if not sum(part["tokens"] for part in revised["splits"]["train"].values()):
                 raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 from collections.abc import Iterator
@@ -11,19 +12,42 @@ from typing import IO, Any, cast
 from lit_llm.corpus.files import SupportsRead, open_input
 from lit_llm.errors import UserError
 
-JSON_ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
+JSON_ENDINGS = tuple(
+    name + compressed for name in (".jsonl", ".ndjson", ".json") for compressed in ("", ".gz")
+)
 BOM = b"\xef\xbb\xbf"
+_DECODER = json.JSONDecoder()
+_END = object()  # of an array
 _BLOCK = 8 * 2**20  # bytes read at a time
 
 
 def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number from 1, row) of a JSONL file, gzipped or not; empty lines are skipped.
 
+    Of a file that holds a JSON array: (number of the element from 1, row).
+
     Raises:
         UserError: a line is no JSON object, or the file is cut; names file and line.
     """
+    for number, row in json_lines(path):
+        if isinstance(row, str):
+            raise UserError(f"{path}:{number}: {row}")
+        yield number, row
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """`json_rows`, with the reason in place of a row that a line does not hold.
+
+    Raises:
+        UserError: the file is cut.
+    """
     number = 0
     try:
+        with open_input(str(path)) as stream:
+            array = stream.read(4096).removeprefix(BOM).lstrip().startswith(b"[")
+        if array:
+            yield from _array_rows(path)
+            return
         with open_input(str(path)) as stream:
             for _, block in line_blocks(stream, 0, None, sys.maxsize):
                 assert block is not None  # no line is that long
@@ -33,11 +57,80 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     if not line.strip():
                         continue
                     row = parse_row(line)
-                    if isinstance(row, str):
-                        raise UserError(f"{path}:{number}: {row}; mend the line or take it out")
-                    yield number, row
+                    reason = f"{row}; mend the line or take it out" if isinstance(row, str) else row
+                    yield number, reason
     except OSError as error:
         raise UserError(f"{path}: cannot be read after line {number} ({error})") from error
+
+
+def _array_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with open_input(str(path)) as stream:
+        number = 0
+        try:
+            for number, row in enumerate(array_elements(stream, sys.maxsize), start=1):
+                if not isinstance(row, dict):
+                    raise UserError(f"{path}: element {number} of the array is not a JSON object")
+                yield number, row
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"{path}: element {number + 1} of the array: {error}") from None
+
+
+def array_elements(stream: SupportsRead, longest: int) -> Iterator[Any]:
+    """The elements of a JSON array, read one after the other.
+
+    Args:
+        longest: characters of an element at most.
+
+    Raises:
+        ValueError: what follows is not valid JSON, or too long.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    text, at, sign = "", 0, "["
+    while True:
+        if (found := _element(text, at, sign)) is not None:
+            element, at = found
+            if element is _END:
+                break
+            yield element
+            sign = ","
+            continue
+        if len(text) - at > longest:
+            raise ValueError(f"not valid JSON, or an element above max_line_bytes={longest}")
+        chunk = stream.read(_BLOCK)
+        if not chunk:
+            raise ValueError("not valid JSON")
+        try:
+            text, at = text[at:] + decoder.decode(chunk), 0
+        except UnicodeDecodeError:
+            raise ValueError("not UTF-8") from None
+    if text[at:].strip() or stream.read(_BLOCK).strip():
+        raise ValueError("not valid JSON: more follows the array")
+
+
+def _element(text: str, at: int, sign: str) -> tuple[Any, int] | None:
+    """The element behind ``sign``, or `_END`, and where it ends. None: read more first."""
+    at = _after_space(text, at)
+    if sign == "," and text.startswith("]", at):
+        return _END, at + 1
+    if not text.startswith(sign, at):
+        return None
+    at = _after_space(text, at + 1)
+    if sign == "[" and text.startswith("]", at):
+        return _END, at + 1
+    try:
+        element, end = _DECODER.raw_decode(text, at)
+    except (ValueError, RecursionError):
+        return None
+    # A number may go on: "1" is the beginning of "1.5e3".
+    return (element, end) if text.startswith((",", "]"), _after_space(text, end)) else None
+
+
+def _after_space(text: str, at: int) -> int:
+    while at < len(text) and text[at] in " \t\r\n":
+        at += 1
+    return at
 
 
 def parse_row(line: bytes) -> dict[str, Any] | str:
@@ -92,8 +185,11 @@ def line_blocks(
         yield at, rest
 
 
-def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number from 1, row) of a parquet file, all columns.
+def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """(row number from 1, row) of a parquet file, all columns; the reason in place of a row that is not readable.
+
+    A column of structs has every field in every row. Those that are null are left out of the row: whoever wrote
+    {"a": 1} beside {"b": 2} did not write {"a": 1, "b": null}.
 
     Raises:
         UserError: pyarrow is missing, or the file is not readable.
@@ -107,10 +203,30 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         with pyarrow.parquet.ParquetFile(path) as table:
             number = 0
             for batch in table.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
+                for row in _python_rows(batch):
                     number += 1
                     yield number, row
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(
             f"{path}: not a readable parquet file ({' '.join(str(error).split())[:200]})"
         ) from error
+
+
+def _python_rows(batch: Any) -> Iterator[dict[str, Any] | str]:
+    """The rows of a pyarrow batch, or why one is none: a text is not UTF-8, a map has a key twice."""
+    try:
+        rows = batch.to_pylist(maps_as_pydicts="strict")
+    except (UnicodeDecodeError, KeyError) as error:
+        if len(batch) == 1:
+            yield "a text is not UTF-8" if isinstance(error, UnicodeDecodeError) else f"{error}"
+        else:
+            for i in range(len(batch)):
+                yield from _python_rows(batch.slice(i, 1))
+        return
+    yield from ({key: _without_nulls(value) for key, value in row.items()} for row in rows)
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value

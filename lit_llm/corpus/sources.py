@@ -13,16 +13,17 @@ import itertools
 import os
 import re
 import sysconfig
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from lit_llm.corpus.code import is_license_file
 from lit_llm.corpus.files import Found, find, found, is_url, open_input, walk
 from lit_llm.errors import UserError
 
-Kind: TypeAlias = Literal["auto", "text", "html", "jsonl", "parquet", "warc", "code"]
+Kind: TypeAlias = Literal["auto", "text", "html", "jsonl", "json", "parquet", "warc", "code"]
 
 STDLIB = "stdlib"
 _STDLIB_SMALLEST, _STDLIB_LARGEST = 200, 400_000  # bytes: below are stubs, above are tables
@@ -32,6 +33,7 @@ _STDLIB_KEPT_ANYWAY = (
 _KINDS: Mapping[str, Kind] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".json": "json",
     ".parquet": "parquet",
     ".warc": "warc",
     ".html": "html",
@@ -53,9 +55,11 @@ class Source:
         license: SPDX expression for documents that name no licence of their own.
         domain: what it is about ("encyclopedia", "law"); carried along, and counted in the data card.
         text_field: the field with the text in JSONL and parquet rows.
-        kind: how files are read; "auto" goes by their names (.jsonl, .parquet, .warc, .html; else text, one document a
-            file). "code" is a tree of source code: other files, generated, minified and vendored ones are dropped.
-        max_line_bytes: longer lines (a row of JSONL) and WARC records are dropped: they would not fit in memory.
+        kind: how files are read; "auto" goes by their names (.jsonl, .json, .parquet, .warc, .html;
+            else text, one document a file). "code" is a tree of source code: other files,
+            generated, minified and vendored ones are dropped.
+        max_line_bytes: texts with a longer line, longer rows of JSONL and WARC records are dropped
+            and counted: those of broken files would not fit in memory.
     """
 
     name: str
@@ -86,6 +90,10 @@ class Source:
             raise UserError(
                 f"data.sources: {self.name}: weight must be at least 0, max_line_bytes at least 1"
             )
+
+    def too_long(self, what: str) -> str:
+        """Why a line or record above ``max_line_bytes`` is dropped, with the setting's name."""
+        return f"{what} too long: above max_line_bytes={self.max_line_bytes}"
 
     def kind_of(self, path: str) -> Kind:
         """How the file is read: ``kind``, or what its name says."""
@@ -171,11 +179,17 @@ def files_of(source: Source) -> list[SourceFile]:
     return sorted(files, key=lambda file: (file.source, file.id, file.path))
 
 
-def as_sources(sources: Sources, text_field: str = "text") -> list[Source]:
-    """``Source``s of the shorter forms; names of plain lists are made from the patterns."""
+def as_sources(
+    sources: Sources, text_field: str = "text", max_line_bytes: int = Source.max_line_bytes
+) -> list[Source]:
+    """``Source``s of the shorter forms; names of plain lists are made from the patterns.
+
+    The other arguments are those of the made sources; a `Source` keeps its own.
+    """
+    known: dict[str, Any] = {"text_field": text_field, "max_line_bytes": max_line_bytes}
     made: list[Source] = []
     if isinstance(sources, Mapping):
-        made = [Source(name, paths, text_field=text_field) for name, paths in sources.items()]
+        made = [Source(name, paths, **known) for name, paths in sources.items()]
     else:
         taken: set[str] = set()
         for given in [sources] if isinstance(sources, (str, Source)) else sources:
@@ -184,7 +198,7 @@ def as_sources(sources: Sources, text_field: str = "text") -> list[Source]:
                 number = 2
                 while name in taken:
                     name, number = f"{stem}-{number}", number + 1
-                given = Source(name, (given,), text_field=text_field)
+                given = Source(name, (given,), **known)
             made.append(given)
             taken |= {given.name, f"{given.name}-tests"} if STDLIB in given.paths else {given.name}
     if not made:
@@ -221,33 +235,35 @@ def _stem(pattern: str) -> str:
         words = re.sub(r"\[.*?\]|[*?]", "", part.lstrip("."))
         if glob.has_magic(part) and words.startswith("."):
             continue  # '*.txt' tells a type, not a name
-        if stem := _safe(words.split(".")[0]):
+        if stem := _safe(words.split(".")[0][:100]):  # more is put behind it
             return stem
     return "source"
 
 
 def _tree_licenses(files: list[Found]) -> dict[str, str]:
-    """path -> licence: of the nearest folder above that has a LICENSE file which is recognised."""
+    """path -> licence: that of the nearest folder above that has LICENSE files."""
     from lit_llm.corpus.licensing import detect_license
+    from lit_llm.corpus.spdx import UNRECOGNISED, all_of
 
-    of_folder: dict[str, str] = {}
+    of_folder: dict[str, list[str]] = defaultdict(list)
     for file in files:
         folder, _, name = file.path.rpartition("/")
         if is_license_file(name):
             try:
                 with open_input(file.path) as stream:
-                    said = detect_license(stream.read(2**16).decode("utf-8", "replace"))
+                    text = stream.read(2**16).decode("utf-8", "replace")
             except OSError:
                 continue  # its own row will say so
-            if said:
-                of_folder.setdefault(folder, said)
+            # A licence file that is not recognised must not pass for one of the folders above.
+            of_folder[folder].append(detect_license(text, len(text)) or UNRECOGNISED)
+    joined = {folder: all_of(said) or UNRECOGNISED for folder, said in of_folder.items()}
     licenses = {}
     for file in files:
         folder = file.path
         while "/" in folder:
             folder = folder.rpartition("/")[0]
-            if folder in of_folder:
-                licenses[file.path] = of_folder[folder]
+            if folder in joined:
+                licenses[file.path] = joined[folder]
                 break
     return licenses
 

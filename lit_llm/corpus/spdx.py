@@ -1,16 +1,19 @@
-"""Under which licence a document may be used: names to SPDX expressions, licences found in texts, and who may stay.
+"""SPDX licence expressions: from what people write, and whether an allow-list admits one.
 
 normalize_license("Apache License, Version 2.0")  # "Apache-2.0"
-LicenseFilter(allow=("permissive",)).apply(documents(["..."], license=["MIT License"]))
+permitted("MIT OR GPL-3.0-only", GROUPS["permissive"])  # True
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 PUBLIC_DOMAIN = "LicenseRef-Public-Domain"
+COMMONS_CLAUSE = "LicenseRef-Commons-Clause"
+UNRECOGNISED = "LicenseRef-Unrecognised"
+"""A licence is named, but not one that is known here. No allow-list admits this value."""
 # Identifiers of the SPDX licence list, by what they ask for.
 GROUPS: Mapping[str, frozenset[str]] = {
     "permissive": frozenset(
@@ -45,6 +48,8 @@ GROUPS: Mapping[str, frozenset[str]] = {
     "noderivatives": frozenset(
         [f"CC-BY-ND-{v}" for v in ("1.0", "2.0", "2.5", "3.0", "4.0")] + ["LicenseRef-CC-BY-ND"]
     ),
+    # Source may be read, but some uses or some users are excluded.
+    "restricted": frozenset(["BUSL-1.1", "Elastic-2.0", "JSON", "SSPL-1.0", COMMONS_CLAUSE]),
 }
 _IDS = {name.lower(): name for group in GROUPS.values() for name in group}
 _EXCEPTIONS = {
@@ -113,6 +118,15 @@ _NAMES = {
     "pdm": "CC-PDM-1.0",
     "public domain mark": "CC-PDM-1.0",
     "public domain mark 1.0": "CC-PDM-1.0",
+    "commons clause": COMMONS_CLAUSE,
+    "business source 1.1": "BUSL-1.1",
+    "busl": "BUSL-1.1",
+    "bsl 1.1": "BUSL-1.1",
+    "elastic 2.0": "Elastic-2.0",
+    "elastic": "Elastic-2.0",
+    "sspl": "SSPL-1.0",
+    "server side public 1": "SSPL-1.0",
+    "server side public": "SSPL-1.0",
     "public domain": PUBLIC_DOMAIN,
     "publicdomain": PUBLIC_DOMAIN,
     "pd": PUBLIC_DOMAIN,
@@ -131,8 +145,22 @@ _GNU_KINDS = {
     "general": "GPL",
     "free": "GFDL",
 }
-_CC = re.compile(
-    r"(?:creative commons|cc) (?P<terms>(?:by|nc|nd|sa)(?: (?:by|nc|nd|sa))*)(?: (?P<version>\d(?:\.\d)?))?(?: .*)?"
+_CC = re.compile(r"(?:creative commons|cc) (?P<words>by(?: .*)?|(?:nc|nd|sa) .*)")
+_CC_TERMS = {"by", "nc", "nd", "sa"}
+# What may stand in a Creative Commons licence's name besides its terms and version: the jurisdiction
+# that it was ported to, as a code or a name, and words that change nothing.
+_CC_HARMLESS = frozenset(
+    """creative commons cc deed legalcode legal code igo ported intergovernmental organization
+    organisations organizations public en united states kingdom america new zealand costa
+    rica czech republic hong kong puerto south africa korea viet nam england wales and scotland
+    argentina armenia australia austria azerbaijan belgium brazil bulgaria canada chile china
+    colombia croatia denmark ecuador egypt estonia finland france georgia germany greece guatemala
+    hungary india ireland israel italy japan luxembourg macedonia malaysia malta mexico netherlands
+    norway peru philippines poland portugal romania serbia singapore slovenia spain sweden
+    switzerland taiwan thailand uganda ukraine venezuela
+    am ar at au az be bg br ca ch cl cn co cr cz de dk ec ee eg es fi fr ge gr gt hk hr hu ie il it
+    jp kr lu mk mt mx my ng nl no nz pe ph pl pr pt ro rs se sg si th tw ua ug uk us ve vn
+    za""".split()  # noqa: SIM905
 )
 CC_URL = re.compile(r"creativecommons\.org/(licenses|publicdomain)/([a-z-]+)(?:/(\d\.\d))?", re.I)
 _CC_WORDS = {
@@ -155,7 +183,9 @@ def normalize_license(written: str) -> str | None:
     if one := single_license(written):
         return one
     tokens = [
-        t for t in re.split(r"(?i)(\(|\)|(?<=\s)(?:AND|OR|WITH)(?=\s)|/|,)", written) if t.strip()
+        token
+        for token in re.split(r"(?i)(\(|\)|(?<=[\s)])(?:AND|OR|WITH)(?=[\s(])|/|,|;)", written)
+        if token.strip()
     ]
     if len(tokens) < 3:
         return None
@@ -163,6 +193,19 @@ def normalize_license(written: str) -> str | None:
         return _joined(_parse([token.strip() for token in tokens]))
     except ValueError:
         return None
+
+
+def all_of(expressions: Iterable[str | None]) -> str | None:
+    """The expression that asks for every one of ``expressions``; None if there is none of them.
+
+    `UNRECOGNISED` if one of them is None or unrecognised: what it asks for is not known.
+    """
+    found = list(dict.fromkeys(expression or UNRECOGNISED for expression in expressions))
+    if len(found) < 2:
+        return found[0] if found else None
+    return (
+        normalize_license(" AND ".join(f"({expression})" for expression in found)) or UNRECOGNISED
+    )
 
 
 def permitted(expression: str, allowed: frozenset[str]) -> bool:
@@ -212,8 +255,21 @@ def single_license(written: str) -> str | None:
     for word, term in _CC_WORDS.items():
         key = key.replace(word, term)
     if cc := _CC.fullmatch(key.replace("creative commons creative commons", "creative commons")):
-        return _creative_commons(cc["terms"].split(), cc["version"])
+        return _creative_commons_name(cc["words"].split())
     return None
+
+
+def _creative_commons_name(words: list[str]) -> str | None:
+    """The licence in the words after "Creative Commons". None where a word is not understood.
+
+    Terms count wherever they stand: "BY 4.0 non-commercial" is BY-NC.
+    """
+    versions = [word for word in words if re.fullmatch(r"\d(?:\.\d)?", word)]
+    rest = set(words) - set(versions) - _CC_TERMS - _CC_HARMLESS
+    if rest or len(set(versions)) > 1:
+        return None
+    terms = [word for word in words if word in _CC_TERMS]
+    return _creative_commons(terms, versions[0] if versions else None)
 
 
 def _creative_commons(terms: list[str], version: str | None) -> str | None:
@@ -236,11 +292,22 @@ def _key(written: str) -> str:
 
 
 def _parse(tokens: list[str]) -> object:
-    """Nested (operator, left, right) and identifiers, AND before OR; ValueError where it is no expression."""
+    """Nested (operator, left, right) and identifiers; ValueError where it is no expression.
+
+    AND binds before OR, OR before a comma. A list with commas may mean either; the stricter reading
+    asks for all of it.
+    """
+
+    def listed() -> object:
+        left = either()
+        while tokens and tokens[0] in (",", ";"):
+            tokens.pop(0)
+            left = ("AND", left, either())
+        return left
 
     def either() -> object:
         left = both()
-        while tokens and tokens[0].upper() in ("OR", "/", ","):
+        while tokens and tokens[0].upper() in ("OR", "/"):
             tokens.pop(0)
             left = ("OR", left, both())
         return left
@@ -256,7 +323,7 @@ def _parse(tokens: list[str]) -> object:
         if not tokens:
             raise ValueError
         if (token := tokens.pop(0)) == "(":
-            inner = either()
+            inner = listed()
             if not tokens or tokens.pop(0) != ")":
                 raise ValueError
             return inner
@@ -272,7 +339,7 @@ def _parse(tokens: list[str]) -> object:
         return license
 
     tokens = list(tokens)
-    tree = either()
+    tree = listed()
     if tokens:
         raise ValueError
     return tree

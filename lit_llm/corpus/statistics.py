@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lit_llm.corpus.addresses import host
 from lit_llm.corpus.block import per_value, texts
 from lit_llm.corpus.folding import fold_table
 from lit_llm.corpus.overlap import ngram_hashes
@@ -90,15 +90,6 @@ class Statistics:
             content["examples"].append(
                 [row["id"], row["source"], row["text"][:_EXAMPLE_CHARACTERS]]
             )
-
-
-def host(url: str) -> str | None:
-    """The host of an address without "www.", None where there is none."""
-    try:
-        name = urlsplit(url if "//" in url else f"//{url}").hostname
-    except ValueError:
-        return None
-    return name.removeprefix("www.") if name else None
 
 
 def merge(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:

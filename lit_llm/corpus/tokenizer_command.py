@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import errno
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.arguments import Parser, run_command
 from lit_llm.corpus.extra import corpus_extra
-from lit_llm.errors import UserError
+from lit_llm.errors import UserError, check_no_link_to_nothing
+from lit_llm.streams import json_text, say
 
 if TYPE_CHECKING:
     from lit_llm.corpus.sample import Sample
@@ -65,6 +65,7 @@ def train_main(args: list[str]) -> None:
     )
     given = parser.parse_args(args)
     output = given.output.expanduser().absolute()
+    check_no_link_to_nothing(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output}: is not empty; name another folder")
     total = _sample_bytes(given)
@@ -97,7 +98,7 @@ def train_main(args: list[str]) -> None:
         ):
             raise UserError(f"--output {output}: cannot be written ({error.strerror})") from error
         raise
-    print(output)
+    say(str(output))
 
 
 def inspect_main(args: list[str]) -> None:
@@ -146,7 +147,7 @@ def inspect_main(args: list[str]) -> None:
         split = given.split or ("validation" if corpus.validation_dirs else "train")
         sample = split_sample(corpus, split, total)
     facts = inspect([given.tokenizer, *given.against], sample)
-    print(json.dumps(facts, indent=2, ensure_ascii=False) if given.json else told(facts))
+    print(json_text(facts, indent=2) if given.json else told(facts))
 
 
 def inspect(paths: list[str], sample: Sample) -> dict[str, Any]:

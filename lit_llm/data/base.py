@@ -10,11 +10,14 @@ from typing import Any
 import lightning as L
 from lightning.fabric.utilities.seed import pl_worker_init_function
 from lightning.pytorch.strategies import ParallelStrategy, Strategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
 from lit_llm.cache import default_cache_dir
 from lit_llm.data.files import read_prompts
 from lit_llm.data.order import Order, StepSampler
+from lit_llm.data.position import place
+from lit_llm.data.trainer_settings import check_length, given, limit_batches, replace
 from lit_llm.errors import UserError
 from lit_llm.models.tokenizer import Tokenizer
 
@@ -23,13 +26,16 @@ class TokenDataModule(L.LightningDataModule, ABC):
     """Rows of ``seq_len`` tokens, batched by optimizer step.
 
     A run is one epoch of the loader, ``steps`` optimizer steps long; what a step sees is a function of the step alone,
-    so a resumed run goes on with the very samples it would have seen, whatever the number of workers.
+    so a resumed run goes on with the very samples it would have seen, whatever the number of
+    workers. Whether a run is over follows from its step and the ``steps`` it has now: a finished
+    run may be made longer.
 
     Subclasses set ``order``, ``steps`` (after ``derive_accumulation``) and call ``configure_trainer`` in their setup.
     """
 
     order: Order
     steps: int
+    _resumed_at = 0  # the step of the checkpoint that is being gone on from
 
     def __init__(
         self,
@@ -65,25 +71,46 @@ class TokenDataModule(L.LightningDataModule, ABC):
         trainer = self.trainer
         self.rank, self.world_size = data_rank_and_size(trainer.strategy) if trainer else (0, 1)
         if stage == "fit":
+            self._resumed_at = 0
             self.derive_accumulation()
             self.setup_training()
+            if trainer is not None and trainer.global_step:
+                self._go_on(trainer)
 
     @abstractmethod
     def setup_training(self) -> None:
         """Make ``order`` and ``steps``."""
 
     def derive_accumulation(self) -> None:
-        """Micro-batches an optimizer step, from the batch sizes. Raises UserError where they do not divide."""
-        per_pass = self.micro_batch_size * self.seq_len * self.world_size
+        """Set ``accumulation``, the micro-batches of an optimizer step on each device.
+
+        Where ``micro_batch_size`` does not divide a device's rows of a step, it becomes the largest
+        smaller number that does, and the run says so. The rows of a step stay the same.
+
+        Raises:
+            UserError: ``global_batch_tokens`` is not a whole number of rows on each device.
+        """
+        row_on_each = self.seq_len * self.world_size
         if self.global_batch_tokens is None:
-            self.global_batch_tokens = per_pass
-        if self.global_batch_tokens % per_pass:
-            below = max(1, self.global_batch_tokens // per_pass)
+            self.global_batch_tokens = self.micro_batch_size * row_on_each
+        rows, rest = divmod(self.global_batch_tokens, row_on_each)
+        if rest or rows < 1:
+            nearest = [count * row_on_each for count in (rows, rows + 1) if count > 0]
             raise UserError(
-                f"data.global_batch_tokens={self.global_batch_tokens} is not a multiple of micro_batch_size * seq_len "
-                f"* devices = {per_pass}; nearest: {below * per_pass} or {(below + 1) * per_pass}"
+                f"data.global_batch_tokens={self.global_batch_tokens} is not a multiple of "
+                f"seq_len * devices = {self.seq_len} * {self.world_size} = {row_on_each}; "
+                f"nearest: {' or '.join(map(str, nearest or [row_on_each]))}"
             )
-        self.accumulation = self.global_batch_tokens // per_pass
+        wanted = min(self.micro_batch_size, rows)
+        size = next(size for size in range(wanted, 0, -1) if rows % size == 0)
+        if size != self.micro_batch_size:
+            rank_zero_info(
+                f"micro-batches of {size} rows, not data.micro_batch_size={self.micro_batch_size}: "
+                f"each device has {rows} rows a step (data.global_batch_tokens="
+                f"{self.global_batch_tokens})"
+            )
+            self.micro_batch_size = size
+        self.accumulation = rows // size
 
     @property
     @abstractmethod
@@ -106,31 +133,95 @@ class TokenDataModule(L.LightningDataModule, ABC):
 
     def configure_trainer(self, validations: int) -> None:
         """Give the Trainer accumulation, length and validation interval (``validations`` in the run unless set)."""
-        trainer = self.trainer
+        trainer: Any = self.trainer  # its type does not know all that it is given
         if trainer is None:
             return
-        if trainer.accumulate_grad_batches not in (1, self.accumulation):
+        accumulate = given(trainer, "accumulate_grad_batches")
+        if accumulate not in (1, self.accumulation):
             raise UserError(
-                f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches} disagrees with the batch sizes, "
+                f"trainer.accumulate_grad_batches={accumulate} disagrees with the batch sizes, "
                 f"which give {self.accumulation}: remove it and set data.global_batch_tokens"
             )
-        trainer.accumulate_grad_batches = self.accumulation
+        check_length(trainer, self.steps, self.run_length)
+        replace(trainer, "accumulate_grad_batches", self.accumulation)
+        self._batches = limit_batches(trainer, self.steps, self.accumulation)
         trainer.fit_loop.max_epochs = (
             1  # the run is one epoch of the loader, whatever the Trainer's default
         )
         # The Trainer's default is the float; the user's own setting stays, the int 1 too.
-        if isinstance(trainer.val_check_interval, float) and trainer.val_check_interval == 1.0:
+        interval = given(trainer, "val_check_interval")
+        if isinstance(interval, float) and interval == 1.0 and not trainer.fast_dev_run:
             every = (
                 self.validate_every
                 if self.validate_every is not None
                 else max(1, self.steps // validations)
             )
             # The Trainer counts micro-batches, and with check_val_every_n_epoch=None accepts more than an epoch has.
-            trainer.val_check_interval = (every or self.steps) * self.accumulation
-            trainer.check_val_every_n_epoch = None
+            replace(trainer, "val_check_interval", (every or self.steps) * self.accumulation)
+            replace(trainer, "check_val_every_n_epoch", None)
+
+    @property
+    @abstractmethod
+    def run_length(self) -> str:
+        """The setting that makes the run as long as it is, with its value: "data.tokens=1000"."""
+
+    def _go_on(self, trainer: L.Trainer) -> None:
+        """Have a Trainer that has trained already go on after its step; a checkpoint, if given, is
+        loaded later."""
+        state = trainer.fit_loop.state_dict()
+        state["state_dict"].pop("combined_loader", None)  # of another fit's loaders
+        place(state, trainer.global_step, self.accumulation, self._batches)
+        trainer.fit_loop.load_state_dict(state)
+
+    def take_position(self, checkpoint: dict[str, Any]) -> None:
+        """Make the Trainer's counters in ``checkpoint`` those of its step in this run.
+
+        Raises:
+            UserError: the run is shorter than the checkpoint's step.
+        """
+        step = checkpoint["global_step"]
+        self._check_length(step)
+        place(checkpoint["loops"]["fit_loop"], step, self.accumulation, self._batches)
+        self._resumed_at = step
+
+    def _check_length(self, step: int) -> None:
+        """Raise a UserError if the run ends before ``step``."""
+        assert self.trainer is not None and self.global_batch_tokens is not None
+        if step > self.steps:
+            raise UserError(
+                f"{self.run_length} ends before the checkpoint, which has seen "
+                f"{step * self.global_batch_tokens}: give at least as many"
+            )
+        limits = {
+            "limit_train_batches": self._batches // self.accumulation,
+            "max_steps": self.trainer.max_steps,
+        }
+        for name, limit in limits.items():
+            if 0 < limit < step:
+                raise UserError(
+                    f"trainer.{name}={getattr(self.trainer, name)} ends before the checkpoint's step {step}: "
+                    "raise it or leave it out"
+                )
+
+    def step_counts(self, supervised: int | None) -> dict[str, int | None]:
+        """What a training batch says of its optimizer step: supervised tokens, and micro-batches
+        over all ranks."""
+        return {
+            "step_tokens": supervised,
+            "step_micro_batches": self.accumulation * self.world_size,
+        }
 
     def step_sampler(self) -> StepSampler:
         """This rank's rows, from the Trainer's current optimizer step to the end of the run."""
+        if self.trainer and self.trainer.state.fn == "fit" and self.trainer.global_step:
+            step, steps = self.trainer.global_step, self._batches // self.accumulation
+            self._check_length(step)
+            if step == steps:
+                limit = f"trainer.limit_train_batches={self.trainer.limit_train_batches}"
+                rank_zero_info(
+                    f"nothing is left to train: step {step} of {steps} is done; a longer run takes more than "
+                    f"{self.run_length if steps == self.steps else limit}"
+                )
         return StepSampler(
             self.order,
             steps=self.steps,
@@ -138,7 +229,9 @@ class TokenDataModule(L.LightningDataModule, ABC):
             micro_batch_size=self.micro_batch_size,
             rank=self.rank,
             world_size=self.world_size,
-            step=lambda: self.trainer.global_step if self.trainer else 0,
+            # Loader workers ask before the Trainer has taken up the checkpoint's step where a
+            # module reads `estimated_stepping_batches` in its configure_optimizers.
+            step=lambda: max(self._resumed_at, self.trainer.global_step if self.trainer else 0),
         )
 
     def loader(self, dataset: Dataset, batch_size: int, sampler: Any, collate: Any) -> DataLoader:
@@ -157,7 +250,7 @@ class TokenDataModule(L.LightningDataModule, ABC):
     @property
     def stop_ids(self) -> list[int]:
         """Tokens that end a generated text."""
-        return [] if self.tokenizer.eos_id is None else [self.tokenizer.eos_id]
+        return self.tokenizer.stop_ids
 
     def encode_prompt(self, text: str) -> list[int]:
         """Token ids of a prompt to ``predict`` from."""
@@ -185,10 +278,12 @@ class TokenDataModule(L.LightningDataModule, ABC):
         return self.must_stay()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse to resume where the order would be another one.
+        """Refuse to resume where the order would be another one; else take up the checkpoint's
+        position.
 
         Raises:
-            UserError: names the setting that differs.
+            UserError: names the setting that differs, or the one that ends the run before the
+            checkpoint.
         """
         if self.trainer is not None and self.trainer.state.fn != "fit":
             return  # evaluation has an order of its own, and may be of other text
@@ -198,6 +293,10 @@ class TokenDataModule(L.LightningDataModule, ABC):
                     f"data.{key} was {state_dict.get(key)} when the checkpoint was written and is {now} now: the "
                     "samples would not continue; restore it, or start a new run with model.init_from"
                 )
+        if self.trainer is not None:
+            # Lightning hands a data module its own part alone, and the counters belong to the
+            # Trainer's.
+            self.take_position(self.trainer._checkpoint_connector._loaded_checkpoint)
 
 
 def _start_worker(number: int) -> None:

@@ -1,30 +1,75 @@
-"""Conversations as token ids: the model's own Jinja chat template, and which tokens the assistant speaks.
+"""ChatFormat: conversations as token ids, the same ids in training, chat, evaluation and on any server.
 
-A message is {"role": "system" | "user" | "assistant", "content": text}. The template is rendered as transformers does
-(same names, same extensions), so that what is trained is what serving engines send.
-
-Two things differ on purpose. A message that spells a control token cannot become one: ``<|im_end|>`` in a user's text
-is encoded as those characters. And the text is encoded in pieces, cut where the assistant begins and ends: at inference
-the prompt is encoded without its answer, so no token may straddle that border in training either.
+A prompt is the whole conversation rendered with the generation prompt and encoded at once, as transformers'
+``apply_chat_template(..., add_generation_prompt=True)`` does it. In training every answer has such a prompt as its
+context, and what the template then renders of the answer as its target. Templates that render earlier turns otherwise
+later on (Qwen3 and R1 drop earlier thoughts) give answers whose contexts are no beginnings of one text.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from datetime import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
+from lit_llm.data.answers import AnswerFinder, no_answer
+from lit_llm.data.messages import (
+    CONTENT_KEYS,
+    REASONING,
+    Turns,
+    called,
+    check_characters,
+    read_turns,
+    split_thoughts,
+    text_of,
+    thoughts_of,
+    with_name,
+    with_reasoning,
+    without_nulls,
+)
+from lit_llm.data.rendered import RenderedEncoder
+from lit_llm.data.template import RESERVED, ChatTemplate, Message, plain, unmarked
+from lit_llm.data.template_probe import PROBE, TemplateProbe
 from lit_llm.errors import UserError
 from lit_llm.models.tokenizer import Tokenizer
 
-Message = dict[str, str]
-ROLES = ("system", "user", "assistant")
+Arguments = Mapping[str, Any]
+_NONE: Arguments = {}
 
-# Unicode noncharacters, which no text may contain: a cut in a spelled control token, and the marks of {% generation %}.
-_CUT, _BEGIN, _END = "\ufdd0", "\ufdd1", "\ufdd2"
-_OWN_MARKS = re.compile(f"[{_CUT}{_BEGIN}{_END}]")
+
+@dataclass(frozen=True)
+class Target:
+    """One answer to learn.
+
+    Attributes:
+        turn: its message, counted from 0.
+        context: ids of the prompt that a server sends for it.
+        answer: ids of the answer behind the context, the token that ends the turn included.
+        learnt: for each of ``answer`` whether it is learnt.
+    """
+
+    turn: int
+    context: list[int]
+    answer: list[int]
+    learnt: list[bool]
+
+
+class EncodedRow(NamedTuple):
+    """A conversation in one row.
+
+    Attributes:
+        ids: token ids.
+        spoken: for each whether it is learnt.
+        answers: answers that may be learnt.
+        left_out: those of them that are not learnt: in this row their context would not be the one that a server
+            sends for them.
+    """
+
+    ids: list[int]
+    spoken: list[bool]
+    answers: int
+    left_out: int
 
 
 class ChatFormat:
@@ -35,7 +80,12 @@ class ChatFormat:
         template: Jinja source. None: the tokenizer's own.
 
     Attributes:
-        stop_ids: tokens that end an answer: the end of text, and the control token the template puts after an answer.
+        stop_ids: tokens that end an answer: the tokenizer's, and the control token that the template
+            puts after an answer.
+
+    Every method takes ``arguments``: what the template gets beside the messages, by name. ``tools``
+    is a list of JSON schemas; the others are the template's own switches, such as
+    ``enable_thinking``.
 
     Raises:
         UserError: there is no template, or it is not valid Jinja.
@@ -43,200 +93,192 @@ class ChatFormat:
 
     def __init__(self, tokenizer: Tokenizer, template: str | None = None):
         source = template if template is not None else tokenizer.chat_template
+        if source is None and tokenizer.named_templates:
+            raise UserError(
+                "the tokenizer has no default chat template: choose one of "
+                f"{', '.join(tokenizer.named_templates)} with data.chat_template"
+            )
         if source is None:
             raise UserError(
                 "the tokenizer has no chat template: give one, or use a model trained for chat"
             )
         self.tokenizer, self.template = tokenizer, source
-        self._compiled = _compile(source)
-        self._marks_answers = re.search(r"\{%-?\s*generation\s*-?%\}", source) is not None
-        spelled = sorted(tokenizer.control_tokens, key=len, reverse=True)
-        self._control = re.compile("|".join(map(re.escape, spelled)) or r"(?!)")
+        names = {key: name for key, name in tokenizer.special_names.items() if name is not None}
+        self.jinja = ChatTemplate(source, names, tokenizer.control_tokens)
+        self.encoder = RenderedEncoder(tokenizer)
+        self._probe = TemplateProbe(self.jinja)
+        self._finder = AnswerFinder(self.jinja, self._probe)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy is made of the same arguments: a compiled template cannot be pickled."""
         return type(self), (self.tokenizer, self.template)
 
-    def render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
+    def render(
+        self,
+        messages: list[Message],
+        add_generation_prompt: bool = False,
+        arguments: Arguments = _NONE,
+    ) -> str:
         """The conversation as text. Raises UserError with the template's own complaint."""
-        return _OWN_MARKS.sub("", self._render(messages, add_generation_prompt))
+        return plain(self.marked(messages, add_generation_prompt, arguments))
 
-    def prompt_ids(self, messages: list[Message]) -> list[int]:
+    def marked(
+        self,
+        messages: list[Message],
+        add_generation_prompt: bool = False,
+        arguments: Arguments = _NONE,
+    ) -> str:
+        """`render` with a mark in every control token that a message spells, as `RenderedEncoder` takes it."""
+        given = [with_reasoning(without_nulls(message)) for message in messages]
+        text = self.jinja.render(self._fit(given), add_generation_prompt, arguments)
+        return unmarked(text)[0]
+
+    def prompt_ids(self, messages: list[Message], arguments: Arguments = _NONE) -> list[int]:
         """Token ids of the conversation so far, ready for the assistant's next answer.
 
-        Earlier answers are encoded as pieces of their own, as in ``encode`` and as they were generated.
+        Raises:
+            UserError: the messages are no conversation, or the template refuses them or leaves one out.
         """
-        check_messages(messages)
-        whole = self._render(messages, add_generation_prompt=True)
-        done = ""
-        ids: list[int] = []
-        if not self._marks_answers:
-            for text, speaks in self._segments(messages):
-                if speaks or whole.startswith(done + text):
-                    done += text
-                    ids += self._encode(text)
-        if not whole.startswith(done):
-            done, ids = "", []
-        return ids + self._encode(whole[len(done) :])
+        turns = self._read(messages, arguments)
+        text = self._prompt(turns.messages, arguments)
+        self._check_prompt(turns.messages, arguments, text)
+        return self.encoder.ids(text)
 
-    def encode(self, messages: list[Message]) -> tuple[list[int], list[bool]]:
-        """Token ids, and True where the assistant speaks; the token that ends its turn is spoken too.
+    def encode(
+        self, messages: list[Message], arguments: Arguments = _NONE
+    ) -> tuple[list[int], list[bool]]:
+        """Token ids, and True where the assistant's words are learnt; see `encode_row`."""
+        row = self.encode_row(messages, arguments)
+        return row.ids, row.spoken
+
+    def encode_row(self, messages: list[Message], arguments: Arguments = _NONE) -> EncodedRow:
+        """The conversation in one row: its last target, and the earlier ones that stand in the same row.
+
+        The row is the whole rendered conversation where the last target is a part of it, else that target alone with
+        its context.
 
         Raises:
-            UserError: the messages are not a conversation, the template refuses them, or rewrites earlier turns as the
-                conversation goes on (then it needs ``{% generation %}`` around the assistant's words).
+            UserError: see `targets`.
         """
-        check_messages(messages)
-        ids: list[int] = []
-        spoken: list[bool] = []
-        for text, speaks in self._segments(messages):
-            piece = self._encode(text)
-            ids += piece
-            spoken += [speaks] * len(piece)
-        return ids, spoken
+        turns = self._read(messages, arguments)
+        wanted = _answers(turns)
+        targets = self._targets(turns, arguments)
+        ids = self.encoder.ids(unmarked(self.jinja.render(turns.messages, False, arguments))[0])
+        if targets:
+            last = targets[-1].context + targets[-1].answer
+            ids = ids if ids[: len(last)] == last else last
+        spoken = [False] * len(ids)
+        learnt = 0
+        for target in targets:
+            begin, end = len(target.context), len(target.context) + len(target.answer)
+            if ids[:end] == target.context + target.answer:
+                spoken[begin:end] = target.learnt
+                learnt += 1
+        return EncodedRow(ids, spoken, len(wanted), len(wanted) - learnt)
+
+    def targets(self, messages: list[Message], arguments: Arguments = _NONE) -> list[Target]:
+        """Every answer that may be learnt, with the context that a server would send for it.
+
+        A message with ``train`` false or ``weight`` 0 is none. An earlier answer that the template renders without
+        its generation prompt is left out too; the last may not be.
+
+        Raises:
+            UserError: the messages are no conversation; the template refuses them or leaves a part of them out; it
+                renders the last answer without the generation prompt and has no ``{% generation %}`` marks.
+        """
+        return self._targets(self._read(messages, arguments), arguments)
 
     @cached_property
     def stop_ids(self) -> list[int]:
         """See the class."""
-        stops = [] if self.tokenizer.eos_id is None else [self.tokenizer.eos_id]
-        ids, spoken = self.encode(
-            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        )
-        last = [i for i, speaks in zip(ids, spoken, strict=True) if speaks][-1]
-        if self.tokenizer.is_control(last) and last not in stops:
-            stops.append(last)
-        return stops
+        ends = [self._probe.turn_end, self._probe.next_turn(False), self._probe.next_turn(True)]
+        found = [self.tokenizer.control_tokens[end] for end in ends if end is not None]
+        return list(dict.fromkeys(self.tokenizer.stop_ids + found))
 
-    def _segments(self, messages: list[Message]) -> list[tuple[str, bool]]:
-        """The rendered text in pieces, each with whether the assistant speaks it."""
-        if self._marks_answers:
-            parts = re.split(f"{_BEGIN}(.*?){_END}", self._render(messages, False), flags=re.DOTALL)
-            return [(part, bool(i % 2)) for i, part in enumerate(parts) if part]
-        pieces: list[tuple[str, bool]] = []
-        done = ""
-        for i, message in enumerate(messages):
-            if message["role"] != "assistant":
+    def _read(self, messages: list[Message], arguments: Arguments) -> Turns:
+        """The messages in the form that the template takes, checked together with the arguments."""
+        turns = read_turns(messages)
+        for number, message in enumerate(turns.messages, 1):
+            for key in CONTENT_KEYS:
+                if key in message and not self.jinja.knows(key):
+                    raise UserError(f"message {number}: the chat template does not use {key!r}")
+        for name in arguments:
+            if name != "tools" and (name in RESERVED or not self.jinja.knows(name)):
+                raise UserError(f"the chat template does not take the argument {name!r}")
+        check_characters(dict(arguments), "the template's arguments")
+        return Turns(self._fit(turns.messages), turns.learn)
+
+    def _fit(self, messages: list[Message]) -> list[Message]:
+        return [self._probe.fit(message) for message in messages]
+
+    def _prompt(self, messages: list[Message], arguments: Arguments) -> str:
+        return unmarked(self.jinja.render(messages, True, arguments))[0]
+
+    def _targets(self, turns: Turns, arguments: Arguments) -> list[Target]:
+        wanted = _answers(turns)
+        found = []
+        for turn in wanted:
+            upto = turns.messages[: turn + 1]
+            prompt = self._prompt(upto[:-1], arguments)
+            text, spans = self._finder.find(upto, arguments, prompt)
+            if not spans and turn != wanted[-1]:
                 continue
-            prompt = self._render(messages[:i], add_generation_prompt=True)
-            upto = self._render(messages[: i + 1], add_generation_prompt=False)
-            if not prompt.startswith(done) or not upto.startswith(prompt):
+            if not spans:
+                raise no_answer(turn + 1, upto[-1], prompt)
+            begin, end = spans[0][0], spans[-1][1]
+            self._check_answer(upto, arguments, text[begin:end])
+            if turn == wanted[-1]:
+                self._check_prompt(upto[:-1], arguments, prompt)
+            context = self.encoder.ids(text[:begin])
+            ids, offsets = self.encoder.continued(context, text, begin)
+            count = sum(start < end for start, _ in offsets)
+            learnt = [any(a <= start < b for a, b in spans) for start, _ in offsets[:count]]
+            found.append(Target(turn, context, ids[:count], learnt))
+        return found
+
+    def _check_prompt(self, messages: list[Message], arguments: Arguments, text: str) -> None:
+        """Raise a UserError if the template leaves out a message that is not the assistant's, or the tools."""
+        if arguments.get("tools") and not self._probe.takes_tools:
+            raise UserError("the chat template leaves out the tools: it takes no 'tools'")
+        for number, message in enumerate(messages, 1):
+            role, words = message["role"], self.jinja.defused(text_of(message)).strip()
+            if role == "assistant" or not words:
+                continue
+            probed = [{**m, "content": PROBE} if m is message else m for m in messages]
+            if self._probe.leaves_out(role) or not (
+                words in text or self._probe.shows(probed, arguments)
+            ):
                 raise UserError(
-                    "the chat template renders earlier turns differently later on, so the assistant's words cannot be "
-                    "found; put {% generation %} ... {% endgeneration %} around them in the template"
+                    f"the chat template leaves out message {number}: its role is {role!r}"
                 )
-            answer, rest = self._cut_answer(upto[len(prompt) :])
-            pieces += [(prompt[len(done) :], False), (answer, True)]
-            done = upto[: len(upto) - len(rest)]
-        whole = self._render(messages, add_generation_prompt=False)
-        if not whole.startswith(done):
-            raise UserError(
-                "the chat template changes the end of an answer when another turn follows"
-            )
-        pieces.append((whole[len(done) :], False))
-        return [(text, speaks) for text, speaks in pieces if text]
 
-    def _cut_answer(self, text: str) -> tuple[str, str]:
-        """(answer with the token that ends its turn, layout after it): the model stops at that token."""
-        ends = list(self._control.finditer(text))
-        if ends and not text[ends[-1].end() :].strip():
-            return text[: ends[-1].end()], text[ends[-1].end() :]
-        return text, ""
-
-    def _render(self, messages: list[Message], add_generation_prompt: bool) -> str:
-        import jinja2
-
-        safe = [{**message, "content": self._defused(message["content"])} for message in messages]
-        names = {
-            key: name for key, name in self.tokenizer.special_names.items() if name is not None
-        }
-        try:
-            return self._compiled.render(
-                messages=safe, add_generation_prompt=add_generation_prompt, **names
-            )
-        except jinja2.TemplateError as error:
-            raise UserError(f"the chat template refuses the messages: {error}") from None
-        except Exception as error:  # a template is code: it can raise anything
-            raise UserError(f"the chat template fails ({type(error).__name__}: {error})") from None
-
-    def _defused(self, content: str) -> str:
-        """``content`` with a cut inside every spelled control token, so that it is encoded as characters."""
-        content = _OWN_MARKS.sub("", content)
-        return self._control.sub(lambda match: match[0][:1] + _CUT + match[0][1:], content)
-
-    def _encode(self, text: str) -> list[int]:
-        text = text.replace(_BEGIN, "").replace(_END, "")
-        return [
-            i
-            for piece in text.split(_CUT)
-            for i in self.tokenizer.encode(piece, allow_special=True)
-        ]
+    def _check_answer(self, messages: list[Message], arguments: Arguments, answer: str) -> None:
+        """Raise a UserError if the template leaves out a part of the answer in the last message."""
+        last = messages[-1]
+        thoughts = {key: PROBE for key in REASONING if key in last}
+        calls = [with_name(call, PROBE) for call in last.get("tool_calls", [])]
+        parts = (
+            ("content", split_thoughts(last)[1], {"content": PROBE}),
+            ("reasoning_content", thoughts_of(last), thoughts),
+            ("tool_calls", "".join(f["name"] for f in called(last)), {"tool_calls": calls}),
+        )
+        there = [part for part in parts if part[1].strip()]
+        for key, words, changed in there:
+            words = self.jinja.defused(words).strip()
+            # One part of several may spell a few words of another by chance, so the template is tried with a probe.
+            told = words in answer and (len(words) >= 16 or len(there) == 1)
+            if told or (key == "reasoning_content" and answer.startswith(words)):
+                continue
+            if not self._probe.shows([*messages[:-1], {**last, **changed}], arguments):
+                raise UserError(
+                    f"the chat template leaves out the {key!r} of message {len(messages)}, an answer"
+                )
 
 
-def check_messages(messages: Any) -> None:
-    """Raise a UserError that says what is wrong unless ``messages`` is a conversation.
-
-    A system message may come first; then user and assistant take turns, the user beginning.
-    """
-    if not isinstance(messages, list) or not messages:
-        raise UserError("'messages' must be a list of {role, content} and not empty")
-    expected = "user"
-    for number, message in enumerate(messages, 1):
-        if not isinstance(message, dict) or "role" not in message or "content" not in message:
-            raise UserError(f"message {number} must be an object with 'role' and 'content'")
-        role, content = message["role"], message["content"]
-        if role not in ROLES:
-            raise UserError(f"message {number} has role {role!r}; roles are {', '.join(ROLES)}")
-        if not isinstance(content, str):
-            raise UserError(
-                f"message {number} has content of type {type(content).__name__}, not text"
-            )
-        if role == "system":
-            if number > 1:
-                raise UserError(f"message {number} is a system message: it can only come first")
-            continue
-        if role != expected:
-            raise UserError(
-                f"message {number} is the {role}'s where the {expected}'s turn is: they must alternate"
-            )
-        expected = "assistant" if role == "user" else "user"
-
-
-def _compile(source: str) -> Any:
-    """The template with the names and extensions that transformers gives it."""
-    import jinja2
-    from jinja2.ext import Extension
-    from jinja2.nodes import CallBlock, Node
-    from jinja2.parser import Parser
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """{% generation %} ... {% endgeneration %}: what stands between is the assistant's."""
-
-        tags = {"generation"}
-
-        def parse(self, parser: Parser) -> Node:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
-
-        def _mark(self, caller: Any) -> str:
-            return f"{_BEGIN}{caller()}{_END}"
-
-    def complain(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    def to_json(value: Any, indent: int | None = None) -> str:  # Jinja's own escapes HTML
-        return json.dumps(value, ensure_ascii=False, indent=indent)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = to_json
-    environment.globals["raise_exception"] = complain
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    try:
-        return environment.from_string(source)
-    except jinja2.TemplateSyntaxError as error:
-        raise UserError(
-            f"the chat template is not valid Jinja: line {error.lineno}: {error.message}"
-        ) from None
+def _answers(turns: Turns) -> list[int]:
+    """The messages that may be learnt."""
+    return [
+        turn
+        for turn, (message, learn) in enumerate(zip(*turns, strict=True))
+        if message["role"] == "assistant" and learn
+    ]

@@ -13,17 +13,20 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lit_llm.corpus.rows import JSON_ENDINGS, json_rows, parquet_rows
+from lit_llm.corpus.rows import JSON_ENDINGS, json_lines, parquet_rows
 from lit_llm.corpus.sources import STDLIB, list_files
 from lit_llm.corpus.workspace import sync, workspace_beside
-from lit_llm.data.chat import ChatFormat, Message
+from lit_llm.data.chat import ChatFormat
 from lit_llm.data.docstrings import docstring_rows
+from lit_llm.data.messages import text_of
+from lit_llm.data.shapes import split_of
+from lit_llm.data.template import Message
 from lit_llm.errors import UserError
 
 Sources = str | list[str] | dict[str, int]
 GENERAL = "general"
 _GENERAL_FILE = Path(__file__).with_name("general.jsonl")
-_FORMAT = 2  # raise when what lies on disk, or how it is made, changes
+_FORMAT = 3  # raise when what lies on disk, or how it is made, changes
 
 
 @dataclass(frozen=True)
@@ -60,15 +63,15 @@ class Conversations:
         return np.add.reduceat(self.spoken, begins, dtype=np.int64) - self.spoken[begins]
 
 
-def read_rows(sources: Sources) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place to name in an error, row) of every row of the sources.
+def read_rows(sources: Sources) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
+    """(place to name in an error, row) of every row of the sources; a UserError in place of a row that is none.
 
     Args:
         sources: JSONL or parquet files or globs; "stdlib": questions made of docstrings; "general": eighty simple
             questions of general knowledge, to be rehearsed. A mapping says how often each is repeated.
 
     Raises:
-        UserError: nothing matches, a file of another kind, a broken row (names file and line).
+        UserError: nothing matches, a file of another kind, a file that cannot be read to its end.
     """
     for pattern, times in _repeats(sources).items():
         for _ in range(times):
@@ -87,65 +90,31 @@ def _files(pattern: str) -> list[Path]:
     )
 
 
-def _read_source(pattern: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_source(pattern: str) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
     if pattern == STDLIB:
         yield from ((f"{STDLIB}:{row['id']}", row) for row in docstring_rows())
         return
     for path in _files(pattern):
         name = path.name.lower()
         if name.endswith(".parquet"):
-            yield from ((f"{path}:{number}", row) for number, row in parquet_rows(path))
+            rows = parquet_rows(path)
         elif name.endswith(JSON_ENDINGS):
-            yield from ((f"{path}:{number}", row) for number, row in json_rows(path))
+            rows = json_lines(path)
         else:
             raise UserError(
-                f"{path}: instructions are read from .jsonl, .jsonl.gz and .parquet files"
+                f"{path}: instructions are read from .jsonl, .json, .jsonl.gz and .parquet files"
             )
+        for number, row in rows:
+            yield f"{path}:{number}", UserError(row) if isinstance(row, str) else row
 
 
-def to_messages(row: dict[str, Any]) -> list[Message]:
-    """The conversation in a row of one of the usual shapes.
+@dataclass(frozen=True)
+class RowFormat:
+    """How a row becomes a conversation; see the methods of `InstructionDataModule` with these names."""
 
-    {"messages": [{"role", "content"}]}; {"conversations": [{"from": "human" | "gpt" | "system", "value"}]};
-    {"prompt", "completion" or "response"}; {"question", "answer"}; {"instruction", "input" (may be absent), "output"}.
-
-    Raises:
-        UserError: none of these.
-    """
-    if "messages" in row:
-        return row["messages"]
-    if "conversations" in row:
-        roles = {"human": "user", "gpt": "assistant"}
-        turns = row["conversations"]
-        if isinstance(turns, list) and all(
-            isinstance(turn, dict) and {"from", "value"} <= set(turn) for turn in turns
-        ):
-            return [
-                {"role": roles.get(turn["from"], turn["from"]), "content": turn["value"]}
-                for turn in turns
-            ]
-        raise UserError("'conversations' must be a list of {from, value}")
-    for asked, answered in (
-        ("prompt", "completion"),
-        ("prompt", "response"),
-        ("question", "answer"),
-    ):
-        if asked in row and answered in row:
-            return _pair(row[asked], row[answered])
-    if "instruction" in row and "output" in row:
-        extra = row.get("input")
-        return _pair(
-            f"{row['instruction']}\n\n{extra}" if extra else row["instruction"], row["output"]
-        )
-    keys = ", ".join(map(str, row)) or "none"
-    raise UserError(
-        f"no conversation in the row: 'messages' (or 'conversations', 'prompt' and 'completion', 'question' and "
-        f"'answer', 'instruction' and 'output') is looked for, its keys are {keys}"
-    )
-
-
-def _pair(question: Any, answer: Any) -> list[Message]:
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    format_example: Callable[[dict[str, Any]], list[Message]]
+    template_arguments: Callable[[dict[str, Any]], dict[str, Any]]
+    version: str
 
 
 def encoded_conversations(
@@ -154,8 +123,7 @@ def encoded_conversations(
     train: Sources,
     validation: Sources | None,
     validation_fraction: float,
-    format_example: Callable[[dict[str, Any]], list[Message]],
-    format_version: str,
+    row_format: RowFormat,
     chat: ChatFormat,
     seq_len: int,
     bad_rows: Literal["raise", "skip"],
@@ -164,15 +132,19 @@ def encoded_conversations(
     was.
 
     It holds, for either split, ids.npy, spoken.npy and offsets.npy; manifest.jsonl with a line an example; and
-    datacard.json. An example is cut to seq_len + 1 tokens. A row without a ``split`` of its own goes to validation,
-    where none is given, by a hash of its first user message: the same question never is in both.
+    datacard.json. An example is cut to seq_len + 1 tokens.
+
+    A row's ``split`` says where it goes (`split_of`); with ``validation`` given, rows of the other split are left out
+    of either source and counted. A row without one goes to validation, where none is given, by a hash of its first
+    user message: the same question never is in both. Where the share is less than one question, it is the question
+    with the lowest hash.
 
     Raises:
         UserError: a bad row, with file and line (``bad_rows`` "skip" counts it instead); no example left in a split.
     """
     settings = {"format": _FORMAT, "train": train, "validation": validation, "fraction": validation_fraction,
-                "formatted by": format_version, "template": chat.template, "tokenizer": chat.tokenizer.fingerprint(),
-                "seq_len": seq_len, "bad_rows": bad_rows}  # fmt: skip
+                "formatted by": row_format.version, "template": chat.template,
+                "tokenizer": chat.tokenizer.fingerprint(), "seq_len": seq_len, "bad_rows": bad_rows}  # fmt: skip
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for sources in (train, validation or []):
         for pattern in _repeats(sources):
@@ -186,16 +158,12 @@ def encoded_conversations(
     with workspace_beside(output, progress=False) as workspace:
         if (output / "datacard.json").is_file():
             return output, True
-        card = _encode(
-            workspace,
-            train,
-            validation,
-            validation_fraction,
-            format_example,
-            chat,
-            seq_len,
-            bad_rows,
-        )
+        encoded = _Encoded(row_format, chat, seq_len, bad_rows)
+        encoded.add(train, "train", whole=validation is None)
+        if validation:
+            encoded.add(validation, "validation", whole=False)
+        encoded.choose_validation(validation_fraction)
+        card = encoded.write(workspace, train, validation)
         (workspace / "datacard.json").write_text(
             json.dumps(card | {"settings": settings}, indent=2), encoding="utf-8"
         )
@@ -213,97 +181,130 @@ def load_conversations(folder: Path, split: str) -> Conversations:
     return Conversations(*parts)
 
 
-def _encode(
-    folder: Path,
-    train: Sources,
-    validation: Sources | None,
-    fraction: float,
-    format_example: Callable[[dict[str, Any]], list[Message]],
-    chat: ChatFormat,
-    seq_len: int,
-    bad_rows: str,
-) -> dict[str, Any]:
-    """Write the arrays and the manifest; returns the data card."""
-    arrays: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {
-        "train": ([], []),
-        "validation": ([], []),
-    }
-    counts = {split: Counter[str]() for split in arrays}
-    dropped: Counter[str] = Counter()
-    content = hashlib.sha256()
-    with (folder / "manifest.jsonl").open("w", encoding="utf-8") as manifest:
-        for given, sources in (("train", train), ("validation", validation)):
-            for place, row in read_rows(sources) if sources else ():
-                try:
-                    messages = format_example(row)
-                    ids, spoken = _encode_one(messages, chat, seq_len)
-                except UserError as error:
-                    if bad_rows == "raise":
-                        raise UserError(f"{place}: {error}") from None
-                    dropped[str(error)] += 1
+@dataclass
+class _Example:
+    ids: np.ndarray
+    spoken: np.ndarray
+    split: str | None  # None: by the hash of the question
+    position: float  # of the question's hash in [0, 1)
+    truncated: bool
+    answers: int
+    left_out: int
+    line: dict[str, Any]  # for the manifest
+
+
+class _Encoded:
+    """Examples made of rows, with what was left out."""
+
+    def __init__(self, row_format: RowFormat, chat: ChatFormat, seq_len: int, bad_rows: str):
+        self._format, self._chat, self._seq_len = row_format, chat, seq_len
+        self._bad_rows = bad_rows
+        self._examples: list[_Example] = []
+        self._dropped: Counter[str] = Counter()
+        self._other_split: Counter[str] = Counter()
+
+    def add(self, sources: Sources, split: str, whole: bool) -> None:
+        """Encode the rows of ``sources``; rows of another split than ``split`` are left out unless ``whole``."""
+        for place, row in read_rows(sources):
+            try:
+                if isinstance(row, UserError):
+                    raise row
+                own = split_of(row)
+                if not whole and own not in (None, split):
+                    self._other_split[str(own)] += 1
                     continue
-                split = given
-                if validation is None:
-                    split = (
-                        row["split"] if row.get("split") in arrays else _split(messages, fraction)
-                    )
-                truncated = len(ids) > seq_len + 1
-                ids, spoken = ids[: seq_len + 1], spoken[: seq_len + 1]
-                for parts, array in zip(
-                    arrays[split], (np.array(ids, np.int32), np.array(spoken)), strict=True
-                ):
-                    parts.append(array)
-                    content.update(array.tobytes())
+                self._examples.append(self._encode(row, place, own if whole else split))
+            except Exception as error:
+                # Rows are other people's: whatever one of them raises is said with its place.
+                known = isinstance(error, UserError)
+                reason = str(error) if known else f"{type(error).__name__}: {error}"
+                if self._bad_rows == "raise":
+                    raise UserError(f"{place}: {reason}") from (None if known else error)
+                self._dropped[reason] += 1
+
+    def _encode(self, row: dict[str, Any], place: str, split: str | None) -> _Example:
+        messages = self._format.format_example(row)
+        coded = self._chat.encode_row(messages, self._format.template_arguments(row))
+        size = self._seq_len + 1
+        if not any(coded.spoken[1:]):
+            raise UserError("no supervised token: the assistant says nothing")
+        if not any(coded.spoken[1:size]):
+            raise UserError(
+                f"the prompt alone takes {coded.spoken.index(True)} tokens and data.seq_len={self._seq_len}: "
+                "nothing is left to learn"
+            )
+        question = next(text_of(message) for message in messages if message["role"] == "user")
+        sha = hashlib.sha256(json.dumps(messages, sort_keys=True, default=str).encode()).hexdigest()
+        first = int.from_bytes(hashlib.sha256(question.encode()).digest()[:6], "big")
+        return _Example(
+            ids=np.array(coded.ids[:size], np.int32),
+            spoken=np.array(coded.spoken[:size]),
+            split=split,
+            position=first / 2**48,
+            truncated=len(coded.ids) > size,
+            answers=coded.answers,
+            left_out=coded.left_out,
+            line={"id": row.get("id", place), "sha256": sha, "question": question},
+        )
+
+    def choose_validation(self, fraction: float) -> None:
+        """Give the examples without a split one."""
+        open_ones = [example for example in self._examples if example.split is None]
+        limit = fraction
+        if open_ones and not any(example.split == "validation" for example in self._examples):
+            limit = max(fraction, np.nextafter(min(example.position for example in open_ones), 1))
+        for example in open_ones:
+            example.split = "validation" if example.position < limit else "train"
+
+    def write(self, folder: Path, train: Sources, validation: Sources | None) -> dict[str, Any]:
+        """Write the arrays and the manifest; returns the data card."""
+        counts = {split: Counter[str]() for split in ("train", "validation")}
+        content = hashlib.sha256()
+        with (folder / "manifest.jsonl").open("w", encoding="utf-8") as manifest:
+            for example in self._examples:
+                split = str(example.split)
+                content.update(example.ids.tobytes())
+                content.update(example.spoken.tobytes())
                 content.update(split.encode())
                 counts[split].update(
                     examples=1,
-                    tokens=len(ids),
-                    supervised_tokens=sum(spoken[1:]),
-                    truncated=truncated,
+                    tokens=len(example.ids),
+                    supervised_tokens=int(example.spoken[1:].sum()),
+                    truncated=example.truncated,
+                    answers=example.answers,
+                    answers_left_out=example.left_out,
                 )
-                sha = hashlib.sha256(json.dumps(messages, sort_keys=True).encode()).hexdigest()
-                line = {"id": row.get("id", place), "split": split, "tokens": len(ids), "sha256": sha,
-                        "question": _question(messages)}  # fmt: skip
-                manifest.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
-    for split, (all_ids, all_spoken) in arrays.items():
-        if not all_ids:
-            where = "data.validation" if split == "validation" and validation else "data.sources"
-            raise UserError(
-                f"{where}: no usable example for {split} in {train if split == 'train' else validation!r}"
-            )
-        np.save(folder / f"{split}.ids.npy", np.concatenate(all_ids))
-        np.save(folder / f"{split}.spoken.npy", np.concatenate(all_spoken))
-        offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in all_ids])]).astype(np.int64)
-        np.save(folder / f"{split}.offsets.npy", offsets)
-    return {
-        "kind": "instructions",
-        "content": content.hexdigest(),
-        "splits": {split: dict(count) for split, count in counts.items()},
-        "dropped": dict(dropped),
-    }
+                line = {**example.line, "split": split, "tokens": len(example.ids)}
+                manifest.write(json.dumps(line, default=str) + "\n")
+        for split in counts:
+            own = [example for example in self._examples if example.split == split]
+            if not own:
+                raise UserError(
+                    self._too_few(split, validation if split == "validation" else train)
+                )
+            np.save(folder / f"{split}.ids.npy", np.concatenate([e.ids for e in own]))
+            np.save(folder / f"{split}.spoken.npy", np.concatenate([e.spoken for e in own]))
+            offsets = np.cumsum([0, *(len(example.ids) for example in own)]).astype(np.int64)
+            np.save(folder / f"{split}.offsets.npy", offsets)
+        return {
+            "kind": "instructions",
+            "content": content.hexdigest(),
+            "splits": {split: dict(count) for split, count in counts.items()},
+            "dropped": dict(self._dropped),
+            "rows_of_the_other_split": self._other_split.total(),
+        }
 
-
-def _encode_one(
-    messages: list[Message], chat: ChatFormat, seq_len: int
-) -> tuple[list[int], list[bool]]:
-    """Ids and mask, after seeing that something is left to learn within ``seq_len``."""
-    ids, spoken = chat.encode(messages)
-    if not any(spoken[1:]):
-        raise UserError("no supervised token: the assistant says nothing")
-    if not any(spoken[1 : seq_len + 1]):
-        raise UserError(
-            f"the prompt alone takes {spoken.index(True)} tokens and data.seq_len={seq_len}: nothing is left to learn"
+    def _too_few(self, split: str, sources: Sources | None) -> str:
+        """Why a split is empty, and what to do."""
+        key = "data.validation" if split == "validation" and sources else "data.sources"
+        named = f" in {sources!r}" if sources else ""
+        words = [f"{key}: no example for {split}{named}; {len(self._examples)} rows can be used"]
+        if self._dropped:
+            reason, count = self._dropped.most_common(1)[0]
+            words.append(f"{self._dropped.total()} are bad, {count} of them because: {reason}")
+        if self._other_split:
+            words.append(f"{self._other_split.total()} belong to the other split")
+        words.append(
+            'give rows with at least two different questions, rows with "split", or data.validation'
         )
-    return ids, spoken
-
-
-def _split(messages: list[Message], fraction: float) -> str:
-    position = (
-        int.from_bytes(hashlib.sha256(_question(messages).encode()).digest()[:6], "big") / 2**48
-    )
-    return "validation" if position < fraction else "train"
-
-
-def _question(messages: list[Message]) -> str:
-    """The first thing the user says."""
-    return next(message["content"] for message in messages if message["role"] == "user")
+        return "; ".join(words)

@@ -4,30 +4,80 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+from lit_llm.data.messages import check_characters
 from lit_llm.errors import UserError
+
+# What would change the answer and is not sent.
+_NOT_SENT = (
+    "messages",
+    "conversations",
+    "system",
+    "system_prompt",
+    "history",
+    "tools",
+    "input",
+    "context",
+)
 
 
 def read_prompts(file: Path) -> list[str]:
-    """Prompts of a text file (a line each) or of JSONL rows with "prompt"; empty lines are skipped."""
+    """Prompts of a file; empty lines are skipped.
+
+    A text file has one a line. Of JSONL, rows have it as "prompt". A .json file is an array of such
+    rows, or of texts.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else: a row without a text as
+            "prompt", or with a key beside it that belongs to the prompt. Names the line.
+    """
     try:
-        lines = file.read_text(encoding="utf-8").split(
-            "\n"
-        )  # splitlines would also cut at U+2028 and the like
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"data.prompts: {file} is not readable ({error})") from None
-    prompts = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        if file.suffix == ".jsonl":
-            try:
-                line = json.loads(line)["prompt"]
-            except (ValueError, KeyError, TypeError):
-                line = ""
-            if not isinstance(line, str) or not line:
-                raise UserError(f"{file}, line {number}: not a JSON object with a text as 'prompt'")
-        prompts.append(line)
+    kind = file.suffix.lower()
+    if kind == ".json":
+        prompts = _of_array(file, text)
+    else:
+        # splitlines would also cut at U+2028 and the like
+        lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+        in_rows = kind in (".jsonl", ".ndjson")
+        prompts = [_of_row(file, n, line) if in_rows else line for n, line in lines]
     if not prompts:
         raise UserError(f"data.prompts: {file} holds no prompt")
     return prompts
+
+
+def _of_row(file: Path, number: int, line: str) -> str:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    place = f"{file}, line {number}"
+    if not isinstance(row, dict):
+        raise UserError(f"{place}: not a JSON object with a text as 'prompt'")
+    return _prompt_of(place, row)
+
+
+def _of_array(file: Path, text: str) -> list[str]:
+    try:
+        rows = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"data.prompts: {file} is not valid JSON ({error})") from None
+    if not isinstance(rows, list):
+        raise UserError(f"data.prompts: {file} is no array of prompts; one a line is .jsonl")
+    return [
+        _prompt_of(f"{file}, element {number}", row if isinstance(row, dict) else {"prompt": row})
+        for number, row in enumerate(rows, 1)
+    ]
+
+
+def _prompt_of(place: str, row: dict[str, Any]) -> str:
+    prompt = row.get("prompt")
+    if not isinstance(prompt, str) or not prompt:
+        raise UserError(f"{place}: neither a text nor an object with a text as 'prompt'")
+    if unused := [key for key in _NOT_SENT if row.get(key)]:
+        raise UserError(f"{place}: {unused[0]!r} is not sent, 'prompt' alone is")
+    check_characters(prompt, f"{place}: 'prompt'")
+    return prompt

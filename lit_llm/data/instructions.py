@@ -9,22 +9,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from lit_llm.checks import check_types, plain_paths
 from lit_llm.corpus.rows import json_rows
 from lit_llm.data.base import TokenDataModule
 from lit_llm.data.blocks import IGNORE
-from lit_llm.data.chat import ChatFormat, Message
+from lit_llm.data.chat import ChatFormat
 from lit_llm.data.conversations import (
     Conversations,
+    RowFormat,
     encoded_conversations,
     load_conversations,
-    to_messages,
 )
 from lit_llm.data.order import RankSampler, stack_samples
 from lit_llm.data.packing import PackedOrder, pack
+from lit_llm.data.shapes import template_arguments, to_messages
+from lit_llm.data.stopping import learns_to_stop
+from lit_llm.data.template import Message
 from lit_llm.errors import UserError
 from lit_llm.models.huggingface import read_json
 from lit_llm.models.tokenizer import Tokenizer
@@ -95,20 +98,23 @@ class InstructionDataModule(TokenDataModule):
     """Conversations for supervised finetuning, under any LightningModule.
 
     A training batch is {"input_ids", "labels", "document_ids": int64 (micro_batch_size, seq_len), "sample_id": int64
-    (micro_batch_size,), "step_tokens": int}; see `PackedRows`. step_tokens is the number of supervised tokens of the
-    whole optimizer step over all ranks and micro-batches: a summed loss divided by it weighs every token alike,
-    whatever the lengths. The order is a pure function of (seed, optimizer step).
+    (micro_batch_size,), "step_tokens": int, "step_micro_batches": int}; see `PackedRows`.
+    step_tokens is the number of supervised tokens of the whole optimizer step over all ranks and
+    micro-batches, which are step_micro_batches: a summed loss divided by it weighs every token
+    alike, whatever the lengths. The order is a pure function of (seed, optimizer step).
 
-    Subclass by overriding ``format_example`` for rows of another shape.
+    Subclass by overriding ``format_example`` for rows of another shape, and ``template_arguments`` for what the chat
+    template gets beside the messages.
 
     Args:
         sources: JSONL or parquet files or globs (see `to_messages` for the shapes of rows); "stdlib": questions and
             answers made of the standard library's docstrings; "general": eighty simple questions of general knowledge.
             A mapping from these to numbers says how often an epoch repeats each.
         validation: the same for validation. None: rows whose ``split`` says so, else a share of ``sources``.
-        validation_fraction: that share, chosen by a hash of the first question.
+        validation_fraction: that share, chosen by a hash of the first question; one question at least.
         tokenizer: a tokenizer.json, a folder or GGUF file with one. None: that of the module's ``init_from``.
-        chat_template: a Jinja file. None: the tokenizer's own.
+        chat_template: a Jinja file, or the name of one of the tokenizer's templates. None: its
+            default one.
         seq_len: tokens a row; longer examples are cut.
         micro_batch_size: rows a device takes at once.
         global_batch_tokens: tokens of rows an optimizer step takes over all devices; accumulation is derived from it.
@@ -185,11 +191,19 @@ class InstructionDataModule(TokenDataModule):
         """The conversation in a row. Raise a UserError for a row that has none."""
         return to_messages(row)
 
+    def template_arguments(self, row: dict[str, Any]) -> dict[str, Any]:
+        """What the chat template gets beside the messages: the row's ``tools`` and ``chat_template_kwargs``."""
+        return template_arguments(row)
+
     # -------------------------------------------------------------------------------------------------------------
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Of ``tokenizer``, or of what the module starts from."""
+        """Of ``tokenizer``, or of what the module starts from.
+
+        It has ``chat_template``, and the token that ends a turn among its `stop_ids`. The run
+        writes it beside the weights, so that a server renders and stops as this module does.
+        """
         path = self.tokenizer_path
         if path is None and self.trainer is not None:
             path = self.trainer.lightning_module.hparams.get("init_from")
@@ -197,20 +211,29 @@ class InstructionDataModule(TokenDataModule):
             raise UserError(
                 "data.tokenizer is needed: the model does not start from a directory that has one"
             )
-        return Tokenizer.from_pretrained(path)
+        tokenizer = Tokenizer.from_pretrained(path)
+        if self.chat_template is not None:
+            tokenizer.chat_template = self._read_template(tokenizer.named_templates)
+            tokenizer.named_templates = {}  # with tools, transformers would take "tool_use"
+        tokenizer.add_stop_ids(ChatFormat(tokenizer).stop_ids)
+        return tokenizer
 
-    @cached_property
-    def chat(self) -> ChatFormat:
-        """The tokenizer with its chat template."""
-        if self.chat_template is None:
-            return ChatFormat(self.tokenizer)
+    def _read_template(self, named: dict[str, str]) -> str:
+        """The source in the file ``chat_template``, or of the base's template of that name."""
+        assert self.chat_template is not None
+        if self.chat_template in named:
+            return named[self.chat_template]
         try:
-            source = Path(self.chat_template).expanduser().read_text(encoding="utf-8")
+            return Path(self.chat_template).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"data.chat_template: {self.chat_template} is not readable ({error})"
             ) from None
-        return ChatFormat(self.tokenizer, source)
+
+    @cached_property
+    def chat(self) -> ChatFormat:
+        """The tokenizer with its chat template."""
+        return ChatFormat(self.tokenizer)
 
     @property
     def datacard_file(self) -> Path:
@@ -223,33 +246,64 @@ class InstructionDataModule(TokenDataModule):
 
     def _find(self, quiet: bool) -> Path:
         if self.folder is None:
-            formatter = type(self).format_example
-            own = (
-                ""
-                if formatter is InstructionDataModule.format_example
-                else inspect.getsource(formatter)
-            )
             self.folder, reused = encoded_conversations(
                 self.cache_dir,
                 train=self.sources,
                 validation=self.validation,
                 validation_fraction=self.validation_fraction,
-                format_example=self.format_example,
-                format_version=hashlib.sha256(own.encode()).hexdigest(),
+                row_format=self._row_format(),
                 chat=self.chat,
                 seq_len=self.seq_len,
                 bad_rows=self.bad_rows,
             )
             if not quiet:
-                splits = read_json(self.folder / "datacard.json")["splits"]
-                rank_zero_info(
-                    f"{'reusing' if reused else 'made'} examples: {self.folder} ({splits['train']['examples']:,} for "
-                    f"training, {splits['validation']['examples']:,} for validation)"
-                )
+                self._tell(read_json(self.folder / "datacard.json"), reused)
         return self.folder
+
+    def _row_format(self) -> RowFormat:
+        """How rows become conversations; its version changes with the source of what a subclass overrides."""
+        own = [
+            inspect.getsource(method)
+            for method, ours in (
+                (type(self).format_example, InstructionDataModule.format_example),
+                (type(self).template_arguments, InstructionDataModule.template_arguments),
+            )
+            if method is not ours
+        ]
+        version = hashlib.sha256("".join(own).encode()).hexdigest()
+        return RowFormat(self.format_example, self.template_arguments, version)
+
+    def _tell(self, card: dict[str, Any], reused: bool) -> None:
+        """Say what there is, and what of it is not learnt."""
+        splits = card["splits"]
+        rank_zero_info(
+            f"{'reusing' if reused else 'made'} examples: {self.folder} ({splits['train']['examples']:,} for "
+            f"training, {splits['validation']['examples']:,} for validation)"
+        )
+        answers, left_out = (
+            sum(split[key] for split in splits.values()) for key in ("answers", "answers_left_out")
+        )
+        if left_out:
+            rank_zero_info(
+                f"{left_out:,} of {answers:,} answers are not learnt: the chat template renders an earlier turn "
+                "in another way once the conversation goes on (many leave out its thoughts), so in these rows its "
+                "context would not be what a server sends. The last answer of every conversation is learnt."
+            )
+        if others := card["rows_of_the_other_split"]:
+            rank_zero_info(
+                f"{others:,} rows are not used: their 'split' is validation in data.sources, or train in "
+                "data.validation"
+            )
 
     def setup_training(self) -> None:
         """Pack the rows; the number of steps, and the supervised tokens of each."""
+        if not learns_to_stop(self.chat):
+            ends = ", ".join(self.tokenizer.decode([i]) for i in self.stop_ids) or "unknown"
+            rank_zero_warn(
+                "the chat template puts no token that ends a text after an answer, so the model "
+                "will not learn to stop. Give one that does as data.chat_template, with the token "
+                f"inside {{% generation %}} if it has such a block; tokens that end a text: {ends}"
+            )
         examples = load_conversations(self._find(quiet=True), "train")
         self.order = PackedOrder(
             examples.lengths - 1, self.seq_len, self.epochs, self.seed, self.packing
@@ -264,6 +318,11 @@ class InstructionDataModule(TokenDataModule):
         in_row[: len(rows)] = [int(in_example[row].sum()) for row in rows]
         self.supervised_tokens = in_row.reshape(self.steps, self.rows_per_step).sum(1)
         self.configure_trainer(validations=5)
+
+    @property
+    def run_length(self) -> str:
+        """The passes over the examples."""
+        return f"data.epochs={self.epochs:g}"
 
     @property
     def _pad_id(self) -> int:
@@ -283,7 +342,7 @@ class InstructionDataModule(TokenDataModule):
                 key: value[:, :used] if value.ndim == 2 else value for key, value in batch.items()
             }
         step = int(batch["sample_id"][0]) // self.rows_per_step
-        return {**batch, "step_tokens": int(self.supervised_tokens[step])}
+        return {**batch, **self.step_counts(int(self.supervised_tokens[step]))}
 
     def val_dataloader(self) -> DataLoader:
         """The validation examples, packed, spread over the ranks."""
@@ -324,5 +383,24 @@ class InstructionDataModule(TokenDataModule):
     def must_stay(self) -> dict[str, Any]:
         """What the order depends on; the position itself is the Trainer's step."""
         content = read_json(self.datacard_file)["content"]
-        return {"sources": content, "seq_len": self.seq_len, "seed": self.seed, "epochs": self.epochs,
+        return {"sources": content, "seq_len": self.seq_len, "seed": self.seed,
                 "packing": self.packing, "global_batch_tokens": self.global_batch_tokens}  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must stay, and how many rows the run has, if it is set up for training."""
+        dataset = getattr(self, "train_dataset", None)
+        return {**self.must_stay(), "rows": None if dataset is None else len(dataset)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As elsewhere. ``epochs`` may change: the passes that both runs have are the same rows in
+        the same order."""
+        super().load_state_dict(state_dict)
+        if self.trainer is None or self.trainer.state.fn != "fit":
+            return
+        begin, rows = self._resumed_at * self.rows_per_step, state_dict.get("rows")
+        if rows is not None and rows < begin < len(self.train_dataset):
+            # The last step of the shorter run had no rows to fill it up.
+            rank_zero_warn(
+                f"data.epochs={self.epochs:g}: the checkpoint's last step ended with a pass and was not full; "
+                f"{begin - rows} rows of the next pass are left out"
+            )

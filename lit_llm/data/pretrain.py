@@ -27,9 +27,10 @@ class PretrainDataModule(TokenDataModule):
     """Packed text for next-token prediction, under any LightningModule.
 
     A training batch is {"input_ids": int64 (micro_batch_size, seq_len), "labels": the same shape, the next tokens,
-    "sample_id": int64 (micro_batch_size,), "step_tokens": int}, step_tokens being the supervised tokens of the whole
-    optimizer step over all ranks and micro-batches, by which a summed loss is divided. Evaluation batches carry
-    "label_bytes" instead of the last two, one loader a source.
+    "sample_id": int64 (micro_batch_size,), "step_tokens": int, "step_micro_batches": int},
+    step_tokens being the supervised tokens of the whole optimizer step over all ranks and
+    micro-batches, by which a summed loss is divided, and step_micro_batches the number of these.
+    Evaluation batches carry "label_bytes" instead of the last three, one loader a source.
 
     The order is a pure function of (seed, optimizer step): a resumed run goes on with the very sample it would have
     seen, whatever the number of workers. The run is one epoch of ``steps`` optimizer steps long, however often it
@@ -51,6 +52,7 @@ class PretrainDataModule(TokenDataModule):
             the new one holds from there on.
         mask_documents: tokens see their own document alone, and positions count from its beginning; in evaluation too.
         text_field: field of JSONL rows and parquet columns that holds the text.
+        max_line_bytes: a text file with a longer line, and a longer row of JSONL, is dropped.
         corpus: a finished corpus folder; replaces ``sources``, ``tokenizer``, ``vocab_size`` and
             ``validation_fraction``.
         tokenizer: a tokenizer.json or a folder with one. None trains a byte-level BPE of ``vocab_size`` on the text.
@@ -78,6 +80,7 @@ class PretrainDataModule(TokenDataModule):
         mixture: Literal["corpus"] | dict[str, float] | list[dict[str, Any]] | None = None,
         mask_documents: bool = False,
         text_field: str = "text",
+        max_line_bytes: int = 100 * 2**20,
         corpus: str | None = None,
         tokenizer: str | None = None,
         vocab_size: int = 4096,
@@ -112,6 +115,7 @@ class PretrainDataModule(TokenDataModule):
         self.build_settings: dict[str, Any] = {
             "sources": plain_paths(sources),
             "text_field": text_field,
+            "max_line_bytes": max_line_bytes,
             "tokenizer": tokenizer,
             "vocab_size": vocab_size,
             "validation_fraction": validation_fraction,
@@ -185,6 +189,11 @@ class PretrainDataModule(TokenDataModule):
         self._set_order()
         self.configure_trainer(validations=10)
 
+    @property
+    def run_length(self) -> str:
+        """The horizon."""
+        return f"data.tokens={self.num_tokens}"
+
     def _set_order(self) -> None:
         self.order = (
             SampleOrder([size for sizes in self._sizes.values() for size in sizes], self.seed)
@@ -210,7 +219,7 @@ class PretrainDataModule(TokenDataModule):
         return batch
 
     def _collate_training(self, samples: list[dict]) -> dict:
-        return {**self._collate(samples), "step_tokens": self.global_batch_tokens}
+        return {**self._collate(samples), **self.step_counts(self.global_batch_tokens)}
 
     def val_dataloader(self) -> list[DataLoader]:
         """One loader a source, all validation tokens, spread over the ranks."""
@@ -245,12 +254,6 @@ class PretrainDataModule(TokenDataModule):
         super().load_state_dict(state_dict)
         if self.trainer is not None and self.trainer.state.fn != "fit":
             return
-        if state_dict["step"] > self.steps:
-            assert self.global_batch_tokens is not None
-            raise UserError(
-                f"data.tokens={self.num_tokens} ends before the checkpoint, which has seen "
-                f"{state_dict['step'] * self.global_batch_tokens}: give at least as many"
-            )
         saved = state_dict.get("mixture")
         if (saved is None) != (self.phases is None):
             raise UserError(

@@ -19,6 +19,7 @@ from lit_llm.evaluate.run import load_tasks, metric_rows, run_task
 from lit_llm.evaluate.tasks import LOCAL_TASKS
 from lit_llm.models.checkpoint import choose_device, load_model
 from lit_llm.models.transformer import Transformer
+from lit_llm.streams import json_text
 
 _MERGED = ("results", "versions", "n-shot", "n-samples", "samples")
 
@@ -110,7 +111,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def _write_json(target: str, content: dict[str, Any]) -> None:
     text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
     if target == "-":
-        print(text)
+        print(json_text(json.loads(text), indent=2))
         return
     file = Path(target).expanduser()
     try:

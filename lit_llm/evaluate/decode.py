@@ -17,6 +17,31 @@ from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 
 SAMPLING = tuple(field.name for field in fields(Sampling))
+_TOP_K = 50  # of transformers' generate() if neither the request nor the model names one
+# Settings of transformers' generate() that are not computed here, with the values at which they do
+# nothing. None and an empty list do nothing for any of them.
+_OFF: dict[str, tuple[Any, ...]] = {
+    "num_beams": (1,), "num_beam_groups": (1,), "num_return_sequences": (1,), "penalty_alpha": (0,),
+    "no_repeat_ngram_size": (0,), "encoder_no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1,), "min_length": (0,), "min_new_tokens": (0,),
+    "guidance_scale": (1,), "token_healing": (False,), "dola_layers": (), "bad_words_ids": (),
+    "force_words_ids": (), "constraints": (), "sequence_bias": (), "suppress_tokens": (),
+    "begin_suppress_tokens": (), "forced_bos_token_id": (), "forced_eos_token_id": (),
+    "exponential_decay_length_penalty": (), "watermarking_config": (), "stop_strings": (),
+    "max_time": (),
+}  # fmt: skip
+# The same; generate() reads them only when it samples.
+_OFF_SAMPLED: dict[str, tuple[Any, ...]] = {
+    "typical_p": (1,), "epsilon_cutoff": (0,), "eta_cutoff": (0,), "top_h": (),
+}  # fmt: skip
+# These never change a text without beams: they are about beams, memory and further outputs.
+_WITHOUT_EFFECT = frozenset([
+    "early_stopping", "length_penalty", "diversity_penalty", "use_cache", "cache_implementation",
+    "cache_config", "max_cache_len", "low_memory", "prefill_chunk_size", "disable_compile",
+    "compile_config", "output_scores", "output_logits", "output_attentions",
+    "output_hidden_states", "return_dict_in_generate", "renormalize_logits",
+    "remove_invalid_values",
+])  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -28,28 +53,70 @@ class Decoding:
     sampling: Sampling
 
     @classmethod
-    def from_request(cls, arguments: dict[str, Any], max_new_tokens: int) -> Decoding:
-        """Read lm-eval's ``generation_kwargs``; ``max_new_tokens`` holds where they name none.
+    def from_request(
+        cls,
+        arguments: dict[str, Any],
+        max_new_tokens: int,
+        generation_config: dict[str, Any] | None = None,
+    ) -> Decoding:
+        """Read lm-eval's ``generation_kwargs`` as its ``hf`` backend and transformers do.
+
+        Args:
+            arguments: the request's. A setting of ``generate`` is accepted if its value does nothing.
+            max_new_tokens: for a request that names none.
+            generation_config: the model's, for settings that the request does not name.
 
         Raises:
-            UserError: a setting that is not known here.
+            UserError: a setting that is not known here and would change the text.
         """
         from lm_eval.models.utils import normalize_gen_kwargs
 
-        rest: dict[str, Any] = dict(normalize_gen_kwargs(arguments, max_new_tokens))
+        given = {name: value for name, value in arguments.items() if value is not None}
+        rest: dict[str, Any] = dict(normalize_gen_kwargs(given, max_new_tokens))
         sampled = rest.pop("do_sample")
-        settings = {name: rest.pop(name) for name in SAMPLING if name in rest}
-        if not sampled:
-            settings["temperature"] = 0.0
-        how = cls(
-            until=tuple(text for text in rest.pop("until") if text),
-            max_new_tokens=rest.pop("max_gen_toks"),
-            sampling=Sampling(**settings),
+        until = tuple(text for text in rest.pop("until") if text)
+        length = rest.pop("max_gen_toks")
+        _refuse(rest, sampled, "generation_kwargs", or_unknown=True)
+        defaults = {
+            name: value
+            for name, value in (generation_config or {}).items()
+            if name not in rest and value is not None
+        }
+        _refuse(defaults, sampled, "the model's generation_config.json", or_unknown=False)
+        settings = {name: value for name, value in (defaults | rest).items() if name in SAMPLING}
+        return cls(until=until, max_new_tokens=length, sampling=_sampling(settings, sampled))
+
+
+def _refuse(settings: dict[str, Any], sampled: bool, origin: str, or_unknown: bool) -> None:
+    """Raise a UserError that names the settings which change the text and are not computed here."""
+    off = _OFF | (_OFF_SAMPLED if sampled else {})
+    # Greedy decoding does not read what only sampling reads.
+    fine = {*SAMPLING, *_WITHOUT_EFFECT, *(() if sampled else _OFF_SAMPLED)}
+    wrong = [
+        f"{name}={value!r}"
+        for name, value in settings.items()
+        if name not in fine
+        and (name in off or or_unknown)
+        and not (name in off and (value in off[name] or value == []))
+    ]
+    if wrong:
+        raise UserError(
+            f"{origin}: {', '.join(wrong)} is not supported; known are until, max_gen_toks, "
+            f"do_sample, {', '.join(SAMPLING)}"
         )
-        if rest:
-            raise UserError(f"generation_kwargs: {', '.join(rest)} is not supported; known are until, max_gen_toks, "
-                            f"do_sample, {', '.join(SAMPLING)}")  # fmt: skip
-        return how
+
+
+def _sampling(settings: dict[str, Any], sampled: bool) -> Sampling:
+    """`Sampling` of transformers' settings: there top_k=0 is none, top_p=0 the likeliest token."""
+    if not sampled:
+        penalty = settings.get("repetition_penalty", 1.0)
+        return Sampling(temperature=0.0, repetition_penalty=penalty)
+    settings = {"top_k": _TOP_K, **settings}
+    if settings["top_k"] == 0:
+        settings["top_k"] = None
+    if settings.get("top_p") == 0:
+        settings |= {"top_k": 1, "top_p": None}
+    return Sampling(**settings)
 
 
 def decode(

@@ -1,7 +1,9 @@
 """HarnessLM: a Transformer in memory as lm-eval's language model, with the scores of its ``hf`` backend.
 
 Text becomes tokens as transformers would make them of the exported directory: the tokenizer.json's own rule adds its
-special tokens, and control tokens spelled in a prompt are control tokens, which rendered chat templates need.
+special tokens, and control tokens spelled in a prompt are control tokens. A prompt that the chat template rendered
+becomes the tokens that chat, training and servers make of it: nothing is added, and a control token that a task's text
+spells stays text.
 
 Ranks of torch.distributed share the work inside this class, and each ends with all results; lm-eval is told of one
 process. Its own way of sharing fails where a task has fewer documents than ranks, pads requests instead of forward
@@ -13,6 +15,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -25,6 +28,7 @@ from tqdm import tqdm
 from lit_llm.data.chat import ChatFormat
 from lit_llm.errors import UserError
 from lit_llm.evaluate.decode import Decoding, decode
+from lit_llm.models.generation_config import eos_ids
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 
@@ -36,6 +40,7 @@ Answer = TypeVar("Answer")
 Score = tuple[float, bool]
 # A character that no text may contain, and a space by which to see whether the template trims messages.
 _FINAL_MARK = "\ufdd3 "
+_HEAD = 32  # characters by which a rendered prompt is known again
 
 
 class HarnessLM(TemplateLM):
@@ -77,11 +82,28 @@ class HarnessLM(TemplateLM):
                 "the tokenizer has neither a bos nor an eos token, so no text can begin: name one"
             )
         self._prefix, self._prefix_text = begin, tokenizer.decode([begin])
+        self._rendered_heads: set[str] = set()
 
     @property
     def eot_token_id(self) -> int:
         """The tokenizer's eos, or what stands in for it."""
         return self._prefix if self.tokenizer.eos_id is None else self.tokenizer.eos_id
+
+    @property
+    def stop_ids(self) -> set[int]:
+        """What ends an answer: the ids of tokenizer and model; in chats also the turn's end."""
+        chatting = bool(self._rendered_heads)
+        ids = {self.eot_token_id, *(self._chat if chatting else self.tokenizer).stop_ids}
+        of_config = self.model.config.eos_token_id
+        if of_model := eos_ids(self.model.generation_config):
+            ids.update(of_model)
+        elif of_config is not None:
+            ids.add(of_config)
+        return ids
+
+    @property
+    def _generation_config(self) -> dict[str, Any]:
+        return {**self.tokenizer.generation_config, **self.model.generation_config}
 
     @property
     def prefix_token_id(self) -> int:
@@ -106,7 +128,9 @@ class HarnessLM(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Token ids; None adds special tokens unless the text begins with the prefix token already."""
+        """Token ids; None adds special tokens unless the text begins with the prefix token already, or is a chat's."""
+        if string.startswith(tuple(self._rendered_heads)):
+            return self._chat.encoder.ids(string)
         if add_special_tokens is None:
             add_special_tokens = not string.startswith(self._prefix_text)
         return self.tokenizer._backend.encode(string, add_special_tokens=add_special_tokens).ids
@@ -119,14 +143,22 @@ class HarnessLM(TemplateLM):
         Raises:
             UserError: no chat template, or it refuses the messages, without their system message too.
         """
-        chat = ChatFormat(self.tokenizer)
         try:
-            return _render(chat, chat_history, add_generation_prompt)
+            text = _render(self._chat, chat_history, add_generation_prompt)
         except UserError:
             rest = [message for message in chat_history if message["role"] != "system"]
             if len(rest) == len(chat_history):
                 raise
-            return _render(chat, rest, add_generation_prompt)
+            text = _render(self._chat, rest, add_generation_prompt)
+        if head := text[
+            :_HEAD
+        ].rstrip():  # lm-eval moves white space from a prompt's end to its answer
+            self._rendered_heads.add(head)
+        return text
+
+    @cached_property
+    def _chat(self) -> ChatFormat:
+        return ChatFormat(self.tokenizer)
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
@@ -215,14 +247,16 @@ class HarnessLM(TemplateLM):
         return [[next(flat) for _ in continuations] for continuations in targets]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The text after each context, before the first stop string or eos; prompts lose tokens on the left.
+        """The text after each context, before the first stop string or `stop_ids`.
 
-        A request's place in the list seeds it, so repeated samples differ and a second call gives the same.
+        Prompts that are too long lose tokens on the left. What a request does not set, the model's
+        generation_config does, as in transformers' ``generate``. A request's place in the list
+        seeds it, so repeated samples differ and a second call gives the same.
         """
         groups: dict[Decoding, list[tuple[int, list[int]]]] = {}
         for number, request in enumerate(requests):
             context, arguments = request.args[:2]
-            how = Decoding.from_request(arguments, self.max_gen_toks)
+            how = Decoding.from_request(arguments, self.max_gen_toks, self._generation_config)
             room = self.max_length - how.max_new_tokens
             if room < 1:
                 raise UserError(
@@ -231,19 +265,20 @@ class HarnessLM(TemplateLM):
                 )
             prompt = self.tok_encode(context)[-room:] or [self.prefix_token_id]
             groups.setdefault(how, []).append((number, prompt))
-        eos = {id for id in (self.eot_token_id, self.model.config.eos_token_id) if id is not None}
+        ends = self.stop_ids
         jobs: list[tuple[Decoding, list[tuple[int, list[int]]]]] = []
         for how, members in groups.items():
-            new = how.max_new_tokens
-            jobs += [
-                (how, batch) for batch in self._batches(members, lambda m, new=new: len(m[1]) + new)
-            ]  # type: ignore[misc]
+
+            def size(member: tuple[int, list[int]], new: int = how.max_new_tokens) -> int:
+                return len(member[1]) + new
+
+            jobs += [(how, batch) for batch in self._batches(members, size)]
 
         def answer(job: tuple[Decoding, list[tuple[int, list[int]]]]) -> list[str]:
             how, members = job
             seeds, prompts = [number for number, _ in members], [prompt for _, prompt in members]
             with self._evaluating():
-                return decode(self.model, self.tokenizer, prompts, how, seeds=seeds, stop_ids=eos)
+                return decode(self.model, self.tokenizer, prompts, how, seeds=seeds, stop_ids=ends)
 
         answers = [""] * len(requests)
         sizes = [len(members) for _, members in jobs]
@@ -309,10 +344,11 @@ class HarnessLM(TemplateLM):
 
 
 def _render(chat: ChatFormat, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+    """The text with its marks in spelled control tokens (`RenderedEncoder`); without any it is transformers' text."""
     if add_generation_prompt:
-        return chat.render(messages, add_generation_prompt=True)
+        return chat.marked(messages, add_generation_prompt=True)
     *before, last = messages
-    text = chat.render([*before, {**last, "content": last["content"] + _FINAL_MARK}])
+    text = chat.marked([*before, {**last, "content": last["content"] + _FINAL_MARK}])
     at = text.find(_FINAL_MARK.strip())
     if at < 0:
         raise UserError("the chat template leaves out the message that is to be continued")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask
 
-from lit_llm.models.backends import flex
+from lit_llm.models.backends import flex, without_cudnn
 from lit_llm.models.blocked_attention import BlockedAttention, suits
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.fused import project
@@ -67,6 +67,7 @@ class Attention(nn.Module):
         self.layer, self.head_dim, self.num_heads, self.num_kv_heads = (
             layer, config.head_dim, config.num_heads, config.num_kv_heads,
         )  # fmt: skip
+        self.window = config.window(layer)
         self.q_proj = nn.Linear(
             config.hidden_size, self.num_heads * self.head_dim, bias=config.attention_bias
         )
@@ -116,10 +117,13 @@ class Attention(nn.Module):
             q_BHTD, k_BKTD = apply_rope(q_BHTD, *rope), apply_rope(k_BKTD, *rope)
         if self.qk_norm == "after_rope":
             q_BHTD, k_BKTD = self.q_norm(q_BHTD), self.k_norm(k_BKTD)
-        k_BKSD, v_BKSD = (
-            (k_BKTD, v_BKTD) if cache is None else cache.update(self.layer, k_BKTD, v_BKTD)
-        )
-        y_BHTD = self.attend(q_BHTD, k_BKSD, v_BKSD, mask)
+        if cache is not None:
+            k_BKTD, v_BKTD = cache.update(self.layer, k_BKTD, v_BKTD)
+            if T == 1 and self.window is not None:
+                # Keys that a single query does not see are left out, so that it needs no mask.
+                k_BKTD, v_BKTD = k_BKTD[:, :, -self.window :], v_BKTD[:, :, -self.window :]
+                mask = mask[..., -self.window :] if isinstance(mask, Tensor) else mask
+        y_BHTD = self.attend(q_BHTD, k_BKTD, v_BKTD, mask)
         return self.o_proj(y_BHTD.transpose(1, 2).reshape(B, T, -1))
 
     def attend(self, q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: Mask) -> Tensor:
@@ -132,29 +136,49 @@ class Attention(nn.Module):
             return BlockedAttention.apply(q_BHTD, k_BKSD, v_BKSD, self.scale or self.head_dim**-0.5)
         order = self.kernel_order
         # Of other lengths cuDNN before 9.15.1 reads past the end (https://github.com/pytorch/pytorch/pull/171627).
-        if order is not None and mask is None and q_BHTD.shape[2] % 128 == 0:
+        if self.training and mask is None and q_BHTD.shape[2] % 128 == 0:
+            if order is None:
+                return self._attend_sdpa(q_BHTD, k_BKSD, v_BKSD, mask)
             with sdpa_kernel(order, set_priority=True):
                 return self._attend_sdpa(q_BHTD, k_BKSD, v_BKSD, mask)
-        return self._attend_sdpa(q_BHTD, k_BKSD, v_BKSD, mask)
+        with without_cudnn():
+            return self._attend_sdpa(q_BHTD, k_BKSD, v_BKSD, mask)
 
     def _attend_sdpa(
         self, q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: Tensor | None
     ) -> Tensor:
+        B, H, T, D = q_BHTD.shape
+        K, grouped = k_BKSD.shape[1], k_BKSD.shape[1] != H
+        if T == 1:
+            # It sees every key; SDPA's causal mask would show it the first alone. The query heads of
+            # a key head become rows of one product.
+            q_BKGD = q_BHTD.reshape(B, K, H // K, D)
+            y_BKGD = F.scaled_dot_product_attention(
+                q_BKGD, k_BKSD, v_BKSD, attn_mask=mask, scale=self.scale
+            )
+            return y_BKGD.reshape(B, H, T, D)
+        if grouped and mask is not None and q_BHTD.is_cuda:
+            # There the one kernel that takes a mask takes no groups. transformers does the same in
+            # sdpa_attention_forward.
+            k_BKSD, v_BKSD, grouped = *self._repeated(k_BKSD, v_BKSD), False
         return F.scaled_dot_product_attention(
             q_BHTD, k_BKSD, v_BKSD, attn_mask=mask, is_causal=mask is None, scale=self.scale,
-            enable_gqa=self.num_heads != self.num_kv_heads,
+            enable_gqa=grouped,
         )  # fmt: skip
+
+    def _repeated(self, *tensors_BKSD: Tensor) -> tuple[Tensor, ...]:
+        """Each (B, K, S, D) as (B, H, S, D): a head for each query head."""
+        if self.num_heads == self.num_kv_heads:
+            return tensors_BKSD
+        times = self.num_heads // self.num_kv_heads
+        return tuple(t.repeat_interleave(times, 1) for t in tensors_BKSD)
 
     def _attend_softcapped(
         self, q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: Tensor | None
     ) -> Tensor:
         """SDPA has no soft cap: the sum is written out."""
         assert self.softcap is not None
-        if self.num_heads != self.num_kv_heads:
-            k_BKSD, v_BKSD = (
-                t.repeat_interleave(self.num_heads // self.num_kv_heads, 1)
-                for t in (k_BKSD, v_BKSD)
-            )
+        k_BKSD, v_BKSD = self._repeated(k_BKSD, v_BKSD)
         if mask is None:
             T = q_BHTD.shape[2]
             mask = torch.ones(T, T, dtype=torch.bool, device=q_BHTD.device).tril()

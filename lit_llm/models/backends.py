@@ -1,15 +1,21 @@
-"""Which kernels compute attention in training, chosen once at the start of a run."""
+"""Which kernels compute attention.
+
+In training they are chosen once at the start of a run; elsewhere cuDNN's kernel is left out.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.backends import cuda
 from torch.nn import attention
-from torch.nn.attention import SDPBackend
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from lit_llm.errors import UserError
@@ -18,9 +24,10 @@ from lit_llm.models.device import can_compile
 Backend = Literal["sdpa", "blocks", "cudnn", "flash3", "flex"]
 _HALF = (torch.bfloat16, torch.float16)
 _REST = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+_WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, *_REST]
 _ORDERS = {
-    "cudnn": [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, *_REST],
-    "flash3": [SDPBackend.FLASH_ATTENTION, *_REST],
+    "cudnn": [SDPBackend.CUDNN_ATTENTION, *_WITHOUT_CUDNN],
+    "flash3": _WITHOUT_CUDNN,
 }
 _NEEDS = {
     "blocks": "a CPU",
@@ -102,6 +109,30 @@ def _possible(backend: Backend, device: torch.device, dtype: torch.dtype) -> boo
     return (
         dtype in _HALF and capability[0] == 9 and known and bool(find_spec("flash_attn_interface"))
     )
+
+
+def without_cudnn() -> AbstractContextManager[Any]:
+    """Have SDPA leave cuDNN's kernel out.
+
+    From torch 2.11 on SDPA prefers that kernel on Hopper and Blackwell. But cuDNN makes a plan for
+    every new shape, which takes much longer than attention itself, and in generation the number of
+    keys changes at every token. With a mask its gradients are NaN at some lengths
+    (https://github.com/pytorch/pytorch/issues/196678). So it is for training without a mask alone.
+    """
+    # torch's own context manager takes 16 microseconds: too long for each layer of each token. But
+    # the compiler understands no other.
+    return sdpa_kernel(_WITHOUT_CUDNN) if torch.compiler.is_compiling() else _cudnn_off()
+
+
+@contextmanager
+def _cudnn_off() -> Iterator[None]:
+    # A caller who has left SDPA no kernel but cuDNN's, by `sdpa_kernel`, keeps it.
+    before = cuda.cudnn_sdp_enabled()
+    cuda.enable_cudnn_sdp(before and not cuda.math_sdp_enabled())
+    try:
+        yield
+    finally:
+        cuda.enable_cudnn_sdp(before)
 
 
 # Compiled here for models that are not: uncompiled it holds all scores in memory. In a compiled block it is one graph

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from lit_llm.errors import UserError
 from lit_llm.models.adapters import load_adapter
 from lit_llm.models.config import TransformerConfig
+from lit_llm.models.cores import limit_threads
 from lit_llm.models.device import has_fast_bf16
 from lit_llm.models.huggingface import load_pretrained
 from lit_llm.models.locate import locate
@@ -23,6 +25,16 @@ from lit_llm.models.transformer import Transformer
 
 _KINDS = "a Hugging Face directory, a .gguf file, a run folder or a .ckpt file"
 _PREFIX = "model."  # where our LightningModules keep the network
+SETTINGS = "lit_llm_settings"
+"""Key of a module's settings in a checkpoint whose hyperparameters are not all of them, see
+`SavedSettings`."""
+
+
+def settings_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The settings that the module in a training checkpoint was made with; empty where there are
+    none."""
+    settings = checkpoint.get(SETTINGS, checkpoint.get("hyper_parameters"))
+    return settings if isinstance(settings, dict) else {}
 
 
 def open_model(
@@ -73,12 +85,14 @@ def load_model(
     Args:
         path: a Hugging Face directory; a .gguf file; a run folder, whose ``final/`` is taken; or a training
             checkpoint (.ckpt, a file or a folder of parts). See also `locate`.
-        adapter: a PEFT directory whose updates are folded into the weights.
+        adapter: a PEFT directory whose updates are folded into the weights. If it has a tokenizer,
+            that one is taken.
         dtype: of the weights. None: the file's (float32 for GGUF).
 
     Raises:
         UserError: there is no such checkpoint, or it is broken, of an unknown kind or without a tokenizer.
     """
+    limit_threads()
     found = locate(path)
     if not found.exists():
         raise UserError(f"{path}: no such file or folder; a checkpoint is {_KINDS}")
@@ -101,7 +115,23 @@ def load_model(
     if adapter is not None:
         load_adapter(model, adapter)
         merge_lora(model)
+        tokenizer = _tokenizer_of_adapter(locate(adapter), tokenizer, model.config.vocab_size)
     return model.eval(), tokenizer
+
+
+def _tokenizer_of_adapter(folder: Path, base: Tokenizer, vocab_size: int) -> Tokenizer:
+    """The adapter's own tokenizer if it has one that fits: its chat template is the trained one."""
+    if not (folder / "tokenizer.json").is_file():
+        return base
+    own = Tokenizer.from_pretrained(folder)
+    if own.vocab_size > vocab_size:
+        warnings.warn(
+            f"{folder}: its tokenizer has {own.vocab_size} tokens and the model {vocab_size}; the "
+            "model's tokenizer is used",
+            stacklevel=2,
+        )
+        return base
+    return own
 
 
 def model_folder(folder: Path) -> Path:
@@ -144,8 +174,9 @@ def open_training_checkpoint(path: Path) -> dict[str, Any]:
         ) as error:
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"{path}: not a whole training checkpoint ({said})") from None
-    settings = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
-    transformer = settings.get("transformer") if isinstance(settings, dict) else None
+    transformer = (
+        settings_of(checkpoint).get("transformer") if isinstance(checkpoint, dict) else None
+    )
     if not isinstance(transformer, (dict, str)) or "state_dict" not in checkpoint:
         raise UserError(
             f"{path}: not a checkpoint of this package: it does not say which transformer it holds"
@@ -157,7 +188,7 @@ def _load_training_checkpoint(
     file: Path, dtype: torch.dtype | None
 ) -> tuple[Transformer, Tokenizer]:
     checkpoint = open_training_checkpoint(file)
-    settings = checkpoint["hyper_parameters"]
+    settings = settings_of(checkpoint)
     tokenizer = tokenizer_of_run(file)
     weights = {
         name.removeprefix(_PREFIX): tensor[...].to(

@@ -21,7 +21,7 @@ from lit_llm.models.transformer import Block, Transformer
 def generate(
     model: Transformer,
     prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     sampling: Sampling = Sampling(),  # noqa: B008 -- frozen
     *,
     seed: int = 0,
@@ -32,28 +32,43 @@ def generate(
     Prompts of different lengths are padded on the left and masked, so a prompt's greedy answer does not depend on its
     company. A seed gives the same answers for the same batch on the same device.
 
+    Args:
+        max_new_tokens: of every answer, or one number a prompt; see `room_for`.
+
     Raises:
         UserError: an empty prompt or batch, a bad setting, or more tokens than the model's max_seq_len.
     """
-    _check_prompts(model, prompts, max_new_tokens)
+    limits = _limits(prompts, max_new_tokens)
+    _check_prompts(model, prompts, limits)
     sampler = Sampler(sampling, seed, prompts, model.config.vocab_size, model.embed.weight.device)
-    ids_BT, real_BS, cache = padded_batch(model, prompts, max_new_tokens)
+    ids_BT, real_BS, cache = padded_batch(model, prompts, limits)
     stops = torch.tensor(list(stop_ids), dtype=torch.long, device=ids_BT.device)
+    limits_B = torch.tensor(limits, device=ids_BT.device)
     stopped = torch.zeros(len(prompts), dtype=torch.bool, device=ids_BT.device)
     new: list[Tensor] = []
-    with closing(_decode(model, ids_BT, real_BS, cache, max_new_tokens, sampler)) as tokens:
+    with closing(_decode(model, ids_BT, real_BS, cache, max(limits), sampler)) as tokens:
         for token in tokens:
             new.append(token)
             stopped |= torch.isin(token, stops)
-            if len(stop_ids) and bool(stopped.all()):
+            if len(stop_ids) and bool((stopped | (limits_B <= len(new))).all()):
                 break
 
     stop_set = set(stop_ids)
     answers = []
-    for row in torch.stack(new, 1).tolist():
-        end = next((i for i, token in enumerate(row) if token in stop_set), len(row))
+    for row, limit in zip(torch.stack(new, 1).tolist(), limits, strict=True):
+        end = next((i for i, token in enumerate(row[:limit]) if token in stop_set), limit)
         answers.append(row[:end])
     return answers
+
+
+def room_for(
+    model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> list[int]:
+    """New tokens that each prompt can have: ``max_new_tokens``, or what is left of the context.
+
+    Below 1 for a prompt that fills it.
+    """
+    return [min(max_new_tokens, model.config.max_seq_len - len(prompt)) for prompt in prompts]
 
 
 class PromptCache:
@@ -109,7 +124,7 @@ def stream(
     Raises:
         UserError: as `generate`, at the call.
     """
-    _check_prompts(model, [prompt], max_new_tokens)
+    _check_prompts(model, [prompt], [max_new_tokens])
     sampler = Sampler(sampling, seed, [prompt], model.config.vocab_size, model.embed.weight.device)
     return _stream(
         model, prompt, max_new_tokens, sampler, frozenset(stop_ids), cache or PromptCache()
@@ -166,28 +181,41 @@ def _step(
 
 
 def padded_batch(
-    model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int | Sequence[int],
 ) -> tuple[Tensor, Tensor | None, KVCache]:
     """Prompts padded on the left, on the model's device, and room for their answers.
 
+    Args:
+        max_new_tokens: of every answer, or one number a prompt. What is fed behind that many counts
+            as padding, so that a row which waits for others stays inside the model's context.
+
     Returns:
         ids: int64 (B, longest).
-        real: bool (B, longest + max_new_tokens), False at padding; None where there is none.
+        real: bool (B, longest + most new tokens), False at padding; None where there is none.
         cache: empty.
     """
-    longest, batch = max(len(p) for p in prompts), len(prompts)
+    limits = _limits(prompts, max_new_tokens)
+    longest, batch, most = max(len(p) for p in prompts), len(prompts), max(limits)
     ids = torch.zeros(batch, longest, dtype=torch.long)
-    real = torch.zeros(batch, longest + max_new_tokens, dtype=torch.bool)
+    real = torch.zeros(batch, longest + most, dtype=torch.bool)
     for row, prompt in enumerate(prompts):
         ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        real[row, longest - len(prompt) :] = True
+        real[row, longest - len(prompt) : longest + limits[row]] = True
     device = model.embed.weight.device
-    padded = any(len(p) < longest for p in prompts)
+    padded = not bool(real.all())
     return (
         ids.to(device),
         real.to(device) if padded else None,
-        _new_cache(model, batch, longest + max_new_tokens),
+        _new_cache(model, batch, longest + most),
     )
+
+
+def _limits(prompts: Sequence[Sequence[int]], max_new_tokens: int | Sequence[int]) -> list[int]:
+    if isinstance(max_new_tokens, int):
+        return [max_new_tokens] * len(prompts)
+    return list(max_new_tokens)
 
 
 def _new_cache(model: Transformer, batch: int, capacity: int) -> KVCache:
@@ -200,16 +228,18 @@ def _new_cache(model: Transformer, batch: int, capacity: int) -> KVCache:
 
 
 def _check_prompts(
-    model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int
+    model: Transformer, prompts: Sequence[Sequence[int]], limits: Sequence[int]
 ) -> None:
-    if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens={max_new_tokens}: must be >= 1")
     if not prompts or any(len(p) == 0 for p in prompts):
         raise UserError("every prompt needs at least one token")
-    longest = max(len(p) for p in prompts)
-    if longest + max_new_tokens > model.config.max_seq_len:
-        raise UserError(
-            f"prompt of {longest} tokens + {max_new_tokens} new ones exceed max_seq_len={model.config.max_seq_len}"
-        )
+    size = model.config.max_seq_len
+    for prompt, limit in zip(prompts, limits, strict=True):
+        if len(prompt) >= size or len(prompt) + limit > size:
+            new = max(limit, 1)
+            raise UserError(
+                f"prompt of {len(prompt)} tokens + {new} new ones exceed max_seq_len={size}"
+            )
+        if limit < 1:
+            raise UserError(f"max_new_tokens={limit}: must be >= 1")
     if max(max(p) for p in prompts) >= model.config.vocab_size:
         raise UserError(f"a prompt has a token id beyond vocab_size={model.config.vocab_size}")

@@ -14,14 +14,16 @@ from torch import Tensor
 
 from lit_llm.errors import UserError
 from lit_llm.models.config import TransformerConfig
+from lit_llm.models.gguf_architectures import ARCHITECTURES
 from lit_llm.models.gguf_file import GGUFFile
-from lit_llm.models.gguf_names import ARCHITECTURES, config_from_gguf, layout_of, relaid
+from lit_llm.models.gguf_names import config_from_gguf, layout_of, relaid
 from lit_llm.models.gguf_tokenizer import read_tokenizer
 from lit_llm.models.meta import meta_transformer
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 
 ROPE_FACTORS = "rope_freqs.weight"
+_HEAD = "output.weight"
 
 
 def open_gguf(path: Path) -> GGUFFile:
@@ -67,8 +69,9 @@ def gguf_tokenizer(path: Path) -> Tokenizer:
 def config_of(file: GGUFFile) -> TransformerConfig:
     """The shape of an open file's model. Raises as `load_gguf`."""
     factors = file.read(ROPE_FACTORS) if ROPE_FACTORS in file.tensors else None
+    repeats = _HEAD in file.tensors and file.equal(_HEAD, "token_embd.weight")
     try:
-        return config_from_gguf(file.metadata, set(file.tensors), factors)
+        return config_from_gguf(file.metadata, set(file.tensors), factors, repeats)
     except UserError as error:
         raise UserError(f"{file.path}: {error}") from None
 
@@ -83,6 +86,8 @@ def _model(
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if prepare is not None:
         prepare(model)
+    if config.tie_embeddings:
+        shapes.pop("head.weight")
     layout = layout_of(shapes, config, arch)
     for name, held in layout.items():
         if name not in file.tensors:
@@ -93,7 +98,8 @@ def _model(
             raise UserError(
                 f"{file.path}: tensor {name} has shape {file.tensors[name].shape}, the metadata says {expected}"
             )
-    if unknown := [name for name in file.tensors if name not in layout and name != ROPE_FACTORS]:
+    known = {*layout, ROPE_FACTORS, *([_HEAD] if config.tie_embeddings else [])}
+    if unknown := [name for name in file.tensors if name not in known]:
         raise UserError(f"{file.path}: tensors without a place: {', '.join(unknown[:8])}")
     loaded: dict[str, Tensor] = {}
     for name, held in layout.items():

@@ -194,3 +194,12 @@ class GGUFFile:
                 "take a file of another quantisation"
             ) from None
         return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).view(info.shape)
+
+    def equal(self, name: str, other: str) -> bool:
+        """Whether both tensors are in the file with the same type, shape and bytes."""
+        a, b = self.tensors.get(name), self.tensors.get(other)
+        if a is None or b is None or (a.kind, a.shape) != (b.kind, b.shape):
+            return False
+        return np.array_equal(
+            self._data[a.begin : a.begin + a.size], self._data[b.begin : b.begin + b.size]
+        )

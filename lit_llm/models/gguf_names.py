@@ -1,8 +1,8 @@
-"""GGUF architectures as data: how each one's metadata and tensors map to ours, for reading and writing.
+"""GGUF metadata and tensor names to our config and parameters, and back.
 
-Keys, names and layouts are llama.cpp's (``gguf-py/gguf/constants.py`` and its converter from Hugging Face). What an
-engine takes for granted without a key (Gemma's scale of scores, SmolLM3's layers without positions) is in ``read``; a
-model that differs there is refused when written, because `gguf_arch_of` reads back what would be written.
+The architectures are data in `gguf_architectures`. What an engine takes for granted without a key (Gemma's scale of
+scores, SmolLM3's layers without positions) is in their ``read``. `gguf_arch_of` finds what a model would lose: it reads
+back what would be written, and it asks which of the model's fields llama.cpp does not load or compute.
 """
 
 from __future__ import annotations
@@ -10,55 +10,25 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor
 
 from lit_llm.errors import UserError
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.config_json import family_of
-from lit_llm.models.gguf_rope import read_scaling, write_scaling
+from lit_llm.models.gguf_architectures import (
+    ARCHITECTURES,
+    COMMON_KEYS,
+    COMMON_TENSORS,
+    NORM_EPS,
+    Architecture,
+    Values,
+    beyond_limits,
+)
+from lit_llm.models.gguf_rope import read_scaling, without_neutral_values, write_scaling
 
-Values = dict[str, Any]
-
-# our field -> key after the architecture's name, which every file has
-_COMMON_KEYS = {
-    "num_layers": "block_count",
-    "max_seq_len": "context_length",
-    "hidden_size": "embedding_length",
-    "intermediate_size": "feed_forward_length",
-    "num_heads": "attention.head_count",
-}
-_NORM_EPS = {
-    "rmsnorm": "attention.layer_norm_rms_epsilon",
-    "layernorm": "attention.layer_norm_epsilon",
-}
-# our module -> theirs; {i} is the layer
-_COMMON_TENSORS = {
-    "embed": "token_embd",
-    "position_embed": "position_embd",
-    "norm": "output_norm",
-    "head": "output",
-    "layers.{i}.attention_norm": "blk.{i}.attn_norm",
-    "layers.{i}.attention_post_norm": "blk.{i}.post_attention_norm",
-    "layers.{i}.mlp_norm": "blk.{i}.ffn_norm",
-    "layers.{i}.mlp_post_norm": "blk.{i}.post_ffw_norm",
-    "layers.{i}.attention.q_proj": "blk.{i}.attn_q",
-    "layers.{i}.attention.k_proj": "blk.{i}.attn_k",
-    "layers.{i}.attention.v_proj": "blk.{i}.attn_v",
-    "layers.{i}.attention.o_proj": "blk.{i}.attn_output",
-    "layers.{i}.attention.q_norm": "blk.{i}.attn_q_norm",
-    "layers.{i}.attention.k_norm": "blk.{i}.attn_k_norm",
-    "layers.{i}.mlp.gate_proj": "blk.{i}.ffn_gate",
-    "layers.{i}.mlp.up_proj": "blk.{i}.ffn_up",
-    "layers.{i}.mlp.down_proj": "blk.{i}.ffn_down",
-    "layers.{i}.mlp.router": "blk.{i}.ffn_gate_inp",
-    "layers.{i}.mlp.experts.gate_proj": "blk.{i}.ffn_gate_exps",
-    "layers.{i}.mlp.experts.up_proj": "blk.{i}.ffn_up_exps",
-    "layers.{i}.mlp.experts.down_proj": "blk.{i}.ffn_down_exps",
-}
 # Keys that change nothing here, at any value (None) or at these; a key that is neither known nor here is refused.
 _HARMLESS: dict[str, tuple[Any, ...] | None] = {
     "vocab_size": None,
@@ -74,138 +44,6 @@ _HARMLESS: dict[str, tuple[Any, ...] | None] = {
     "expert_gating_func": (1,),  # softmax
     "leading_dense_block_count": (0,),
 }
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """How one ``general.architecture`` maps to ours."""
-
-    families: tuple[str, ...]
-    """Hugging Face families that are written as this; a file that is read is the first that can express it."""
-    traits: Values = field(default_factory=dict)
-    """Fields of ours that it fixes, where they differ from Llama's."""
-    keys: dict[str, str] = field(default_factory=dict)
-    """Fields of ours -> keys that a file may leave out."""
-    defaults: Values = field(default_factory=dict)
-    """What engines take for those keys of a file that leaves them out."""
-    qk_norm: Literal["none", "before_rope", "projection", "per_head"] = "none"
-    """What it means that the file has norms of q and k."""
-    fused: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Tensors of theirs whose rows are those of several of ours."""
-    pairs: bool = False
-    """Rotary pairs are rows (2i, 2i + 1) of a head, and not (i, i + D/2)."""
-    read: Callable[[TransformerConfig, Values], Values] = lambda config, values: {}
-    """Fields that no plain key says, from the rest of the config and the values of ``extra_keys``."""
-    extra_keys: tuple[str, ...] = ()
-    """Keys that ``read`` takes."""
-    write: Callable[[TransformerConfig], Values] = lambda config: {}
-    """Values of ``extra_keys`` to write."""
-
-
-_QKV = tuple(f"layers.{{i}}.attention.{part}_proj" for part in "qkv")
-_LAYERNORM: Values = {"norm": "layernorm"}
-_EXPERTS = {"num_experts": "expert_count", "experts_per_token": "expert_used_count"}
-
-
-def _gemma(every: int, layers_of_27b: int) -> Callable[[TransformerConfig, Values], Values]:
-    """Every so many layers one sees all; the 27B, known by its depth, scales scores by a width of its own."""
-
-    def read(config: TransformerConfig, values: Values) -> Values:
-        fields: Values = {
-            "embedding_scale": config.hidden_size**0.5,
-            "sliding_layers": [i for i in range(config.num_layers) if (i + 1) % every],
-        }
-        if config.num_layers == layers_of_27b:
-            fields["attention_scale"] = (config.hidden_size / config.num_heads) ** -0.5
-        return fields
-
-    return read
-
-
-def _parallel(shared: bool) -> Callable[[TransformerConfig, Values], Values]:
-    kind = "parallel_one_norm" if shared else "parallel"
-
-    def read(config: TransformerConfig, values: Values) -> Values:
-        return {"residual": kind if values.get("use_parallel_residual", True) else "sequential"}
-
-    return read
-
-
-def _write_parallel(config: TransformerConfig) -> Values:
-    return {"use_parallel_residual": config.residual != "sequential"}
-
-
-ARCHITECTURES: dict[str, Architecture] = {
-    "llama": Architecture(("llama", "mixtral", "mistral"), keys=_EXPERTS, pairs=True),
-    "qwen2": Architecture(("qwen2",)),
-    "qwen3": Architecture(("qwen3",), qk_norm="before_rope"),
-    "qwen3moe": Architecture(
-        ("qwen3_moe",), keys={**_EXPERTS, "expert_size": "expert_feed_forward_length"}, qk_norm="before_rope"
-    ),
-    "gemma2": Architecture(
-        ("gemma2",),
-        {"norm_offset": True, "post_norm": True, "mlp": "geglu"},
-        {"attention_softcap": "attn_logit_softcapping", "logit_softcap": "final_logit_softcapping",
-         "sliding_window": "attention.sliding_window"},
-        {"attention_softcap": 50.0, "logit_softcap": 30.0, "sliding_window": 4096},
-        read=_gemma(2, 46),
-    ),
-    "gemma3": Architecture(
-        ("gemma3_text",),
-        {"norm_offset": True, "post_norm": True, "mlp": "geglu"},
-        {"logit_softcap": "final_logit_softcapping", "sliding_window": "attention.sliding_window",
-         "local_rope_theta": "rope.freq_base_swa"},
-        {"local_rope_theta": 10000.0},
-        qk_norm="before_rope",
-        read=_gemma(6, 62),
-    ),
-    "phi3": Architecture(
-        ("phi3",),
-        keys={"sliding_window": "attention.sliding_window"},
-        fused={"blk.{i}.attn_qkv": _QKV, "blk.{i}.ffn_up": ("layers.{i}.mlp.gate_proj", "layers.{i}.mlp.up_proj")},
-    ),
-    "gpt2": Architecture(
-        ("gpt2",), {**_LAYERNORM, "mlp": "gelu", "learned_positions": True}, fused={"blk.{i}.attn_qkv": _QKV}
-    ),
-    "gptneox": Architecture(
-        ("gpt_neox",),
-        {**_LAYERNORM, "mlp": "gelu_erf"},
-        fused={"blk.{i}.attn_qkv": _QKV},
-        read=_parallel(shared=False),
-        extra_keys=("use_parallel_residual",),
-        write=_write_parallel,
-    ),
-    "olmo2": Architecture(("olmo2",), {"pre_norm": False, "post_norm": True}, qk_norm="projection"),
-    "stablelm": Architecture(
-        ("stablelm",),
-        _LAYERNORM,
-        qk_norm="per_head",
-        read=_parallel(shared=True),
-        extra_keys=("use_parallel_residual",),
-        write=_write_parallel,
-    ),
-    "smollm3": Architecture(
-        ("smollm3",),
-        pairs=True,
-        read=lambda config, values: {"nope_layers": [i for i in range(config.num_layers) if (i + 1) % 4 == 0]},
-    ),
-    "granite": Architecture(
-        ("granite",),
-        keys={"embedding_scale": "embedding_scale", "residual_scale": "residual_scale",
-              "attention_scale": "attention.scale"},
-        pairs=True,
-        read=lambda config, values: {"logit_scale": 1 / values.get("logit_scale", 1.0)},
-        extra_keys=("logit_scale",),
-        write=lambda config: {"logit_scale": 1 / (config.logit_scale or 1.0)},
-    ),
-    "command-r": Architecture(
-        ("cohere",),
-        {**_LAYERNORM, "residual": "parallel_one_norm"},
-        {"logit_scale": "logit_scale"},
-        qk_norm="per_head",
-        pairs=True,
-    ),
-}  # fmt: skip
 _TRAINING_ONLY: Values = {"family": None, "router_aux_loss": 0.0, "router_z_loss": 0.0}
 _FROM_TOKENIZER: Values = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 
@@ -215,7 +53,7 @@ def their_name(ours: str, arch: Architecture) -> str:
     parts = ours.split(".")
     layer = parts[1] if parts[0] == "layers" else ""
     generic = ".".join(["layers", "{i}", *parts[2:]]) if layer else ours
-    table = _COMMON_TENSORS | {part: whole for whole, held in arch.fused.items() for part in held}
+    table = COMMON_TENSORS | {part: whole for whole, held in arch.fused.items() for part in held}
     if generic in table:  # experts are parameters without a ".weight" of their own
         return table[generic].replace("{i}", layer) + ".weight"
     module, _, kind = generic.rpartition(".")
@@ -225,10 +63,13 @@ def their_name(ours: str, arch: Architecture) -> str:
 def layout_of(
     shapes: Iterable[str], config: TransformerConfig, arch: Architecture
 ) -> dict[str, list[str]]:
-    """GGUF tensors of a model with our tensors ``shapes`` -> ours whose rows each holds, in order."""
+    """GGUF tensors of a model with our tensors ``shapes`` -> ours whose rows each holds, in order.
+
+    A tied head is written only where llama.cpp does not load the file without it.
+    """
     layout: dict[str, list[str]] = {}
     for ours in shapes:
-        if ours != "head.weight" or not config.tie_embeddings:
+        if ours != "head.weight" or not config.tie_embeddings or arch.head == "own":
             layout.setdefault(their_name(ours, arch), []).append(ours)
     return layout
 
@@ -252,7 +93,10 @@ def relaid(
 
 
 def config_from_gguf(
-    metadata: Values, names: set[str], rope_factors: Tensor | None
+    metadata: Values,
+    names: set[str],
+    rope_factors: Tensor | None,
+    head_repeats_embedding: bool = False,
 ) -> TransformerConfig:
     """The shape of the model in a file with this metadata and these tensors; messages of errors lack the file's name.
 
@@ -260,6 +104,8 @@ def config_from_gguf(
         metadata: of the whole file, tokenizer.ggml.tokens included: they count the vocabulary.
         names: of its tensors.
         rope_factors: its tensor rope_freqs.weight, float32 (rotary_size / 2,), or None.
+        head_repeats_embedding: output.weight is a copy of token_embd.weight: how tied models are stored where
+            llama.cpp wants output.weight in every file.
 
     Raises:
         UserError: an architecture, a key or a scaling that we do not compute, or a value of the wrong type.
@@ -277,13 +123,14 @@ def config_from_gguf(
     if not isinstance(tokens, list) or not tokens:
         raise UserError("the metadata lacks tokenizer.ggml.tokens")
     norm = {**dataclasses.asdict(TransformerConfig()), **arch.traits}["norm"]
-    needed = {**_COMMON_KEYS, "norm_eps": _NORM_EPS[norm]}
+    needed = {**COMMON_KEYS, "norm_eps": NORM_EPS[norm]}
     if missing := [key for key in needed.values() if key not in given]:
         raise UserError(f"the metadata lacks {', '.join(f'{kind}.{key}' for key in missing)}")
     fields: Values = {
         **arch.traits,
         "vocab_size": len(tokens),
-        "tie_embeddings": "output.weight" not in names,
+        "tie_embeddings": "output.weight" not in names
+        or (arch.head == "own" and head_repeats_embedding),
     }
     try:
         fields |= {ours: given.pop(key) for ours, key in needed.items()}
@@ -342,8 +189,9 @@ def _from_tensors(names: set[str], arch: Architecture) -> Values:
 def metadata_of(config: TransformerConfig, kind: str) -> tuple[Values, Tensor | None]:
     """Keys under architecture ``kind`` for ``config``, whether or not they say it all; rope_freqs.weight or None."""
     arch = ARCHITECTURES[kind]
-    values = {key: getattr(config, ours) for ours, key in (_COMMON_KEYS | arch.keys).items()}
-    values[_NORM_EPS[arch.traits.get("norm", "rmsnorm")]] = config.norm_eps
+    config = _said(config, arch)
+    values = {key: getattr(config, ours) for ours, key in (COMMON_KEYS | arch.keys).items()}
+    values[NORM_EPS[arch.traits.get("norm", "rmsnorm")]] = config.norm_eps
     values |= {
         "attention.head_count_kv": config.num_kv_heads,
         "attention.key_length": config.head_dim,
@@ -364,7 +212,8 @@ def gguf_arch_of(config: TransformerConfig) -> str:
     """The ``general.architecture`` that expresses ``config`` exactly: its family's own, or the first for other models.
 
     Raises:
-        UserError: there is none; the fields that the family's own one, or the first, cannot express are named.
+        UserError: there is none; the fields that the family's own one, or the first, cannot express are named, or
+            that llama.cpp does not load.
     """
     from lit_llm.models.meta import meta_transformer
 
@@ -377,25 +226,46 @@ def gguf_arch_of(config: TransformerConfig) -> str:
         if difference is None:
             return kind
         refused = refused or f"{kind} cannot say {difference}"
-    raise UserError(f"no GGUF architecture expresses this model: {refused}")
+    mend = "export it with --format hf"
+    if "sliding_window=" in refused and config.sliding_window is not None:
+        mend = (
+            f"where no text is longer than {config.sliding_window} tokens, the window has no effect: set "
+            f"sliding_window to null in its config.json; else {mend}"
+        )
+    raise UserError(f"no GGUF architecture expresses this model: {refused}; {mend}")
+
+
+def _said(config: TransformerConfig, arch: Architecture) -> TransformerConfig:
+    """``config`` without fields that change nothing and that a file of this kind has no room for."""
+    changes: Values = {"rope_scaling": without_neutral_values(config.rope_scaling)}
+    window = config.sliding_window
+    if window is not None and window >= config.max_seq_len and config.local_rope_theta is None:
+        said = "sliding_window" in arch.keys and "sliding_window" not in arch.ignored
+        changes |= {} if said else {"sliding_window": None}
+    return dataclasses.replace(config, **changes)
 
 
 def _difference(config: TransformerConfig, kind: str, names: list[str]) -> str | None:
     """What is lost when ``config`` is written as ``kind`` and read again, or None."""
     arch = ARCHITECTURES[kind]
+    config = _said(config, arch)
+    beyond = beyond_limits(config, kind)
     try:
         values, factors = metadata_of(config, kind)
         metadata = {f"{kind}.{key}": value for key, value in values.items()} | {
             "general.architecture": kind
         }
         metadata["tokenizer.ggml.tokens"] = [""] * config.vocab_size
-        again = config_from_gguf(metadata, set(layout_of(names, config, arch)), factors)
+        tensors = set(layout_of(names, config, arch))
+        again = config_from_gguf(metadata, tensors, factors, config.tie_embeddings)
     except UserError as error:
-        return str(error)
+        return ", ".join([*beyond, str(error)])
+    if factors is not None and not arch.rope_factors:
+        beyond.append(f"rope_scaling={config.rope_scaling!r}")
     ours = dataclasses.replace(config, **_TRAINING_ONLY, **_FROM_TOKENIZER).to_dict()
     theirs = dataclasses.replace(again, **_TRAINING_ONLY, **_FROM_TOKENIZER).to_dict()
     lost = [f"{key}={value!r}" for key, value in ours.items() if not _same(value, theirs[key])]
-    return ", ".join(lost) or None
+    return ", ".join(dict.fromkeys(lost + beyond)) or None
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ _KIND, _FACTOR, _TRAINED = (
     "rope.scaling.factor",
     "rope.scaling.original_context_length",
 )
+# YaRN's values where a model says nothing; llama.cpp computes no others for the architectures that we write.
+_YARN = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
 _BETAS = {"beta_fast": "rope.scaling.yarn_beta_fast", "beta_slow": "rope.scaling.yarn_beta_slow"}
 # The values of every published Llama 3: a file holds the factors that they give, and not the values.
 _LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -95,6 +98,26 @@ def _factors(config: TransformerConfig) -> Tensor:
     return inverse_frequencies(config.rotary_size, config.rope_theta) / frequencies
 
 
+def without_neutral_values(scaling: dict[str, Any] | None) -> dict[str, Any] | None:
+    """``scaling`` without the values that YaRN takes where nothing is said, and without None."""
+    if scaling is None:
+        return None
+    kept = {key: value for key, value in scaling.items() if value is not None}
+    if kept["rope_type"] != "yarn":
+        return kept
+    if not (kept.get("mscale") and kept.get("mscale_all_dim")):  # one alone is not used
+        kept.pop("mscale", None)
+        kept.pop("mscale_all_dim", None)
+    sharpened = kept.get("attention_factor")
+    usual = 1.0 if kept["factor"] <= 1 else 0.1 * math.log(kept["factor"]) + 1.0
+    if sharpened is not None and math.isclose(sharpened, usual, rel_tol=1e-6):
+        # With it, mscale is not used either.
+        kept = {
+            key: kept[key] for key in kept.keys() - {"attention_factor", "mscale", "mscale_all_dim"}
+        }
+    return {key: value for key, value in kept.items() if _YARN.get(key) != value}
+
+
 def write_scaling(config: TransformerConfig) -> tuple[dict[str, Any], Tensor | None]:
     """Keys and rope_freqs.weight (or None) that say ``config.rope_scaling``.
 
@@ -111,10 +134,5 @@ def write_scaling(config: TransformerConfig) -> tuple[dict[str, Any], Tensor | N
     if kind == "llama3":
         return {_TRAINED: trained}, _factors(config)
     if kind == "yarn":
-        betas = {
-            key: float(scaling[ours])
-            for ours, key in _BETAS.items()
-            if scaling.get(ours) is not None
-        }
-        return {_KIND: "yarn", _FACTOR: float(scaling["factor"]), _TRAINED: trained, **betas}, None
+        return {_KIND: "yarn", _FACTOR: float(scaling["factor"]), _TRAINED: trained}, None
     raise UserError(f"RoPE scaling of type {kind!r}")

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from lit_llm.errors import UserError
 from lit_llm.models.gguf import ROPE_FACTORS
-from lit_llm.models.gguf_names import ARCHITECTURES, gguf_arch_of, layout_of, metadata_of, relaid
-from lit_llm.models.gguf_tokenizer import tokenizer_metadata
+from lit_llm.models.gguf_architectures import ARCHITECTURES
+from lit_llm.models.gguf_names import gguf_arch_of, layout_of, metadata_of, relaid
+from lit_llm.models.gguf_tokenizer_write import tokenizer_metadata
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 
@@ -30,7 +31,7 @@ _EXACT = ("ffn_gate_inp.weight", "position_embd.weight", "_norm.weight")
 
 def write_gguf(
     model: Transformer, tokenizer: Tokenizer, file: Path, quantization: Quantization
-) -> None:
+) -> list[str]:
     """Write ``model`` and ``tokenizer`` as a GGUF file, whole or not at all.
 
     Matrices are stored as ``quantization`` says; norms, biases, routers and learned positions as float32, and so that
@@ -41,6 +42,9 @@ def write_gguf(
         tokenizer: of at most as many tokens as the model.
         file: written beside itself as FILE.part and then renamed.
         quantization: f32 is exact, f16 and bf16 are rounded, q8_0 has 8 bits a weight and a scale per 32.
+
+    Returns:
+        What llama.cpp does otherwise than the tokenizer with rare texts, a sentence each.
 
     Raises:
         UserError: GGUF cannot express the model or how the tokenizer splits text; the file cannot be written.
@@ -57,20 +61,16 @@ def write_gguf(
     values, factors = metadata_of(config, kind)
     state = model.state_dict()
     layout = layout_of(state, config, arch)
+    told, notes = tokenizer_metadata(tokenizer, config.vocab_size, config.eos_token_id, file.stem)
     metadata: dict[str, Any] = {
-        "general.name": file.stem,
         "general.type": "model",
         "general.file_type": _FILE_TYPES[quantization],
         "general.quantization_version": 2,
         **{f"{kind}.{key}": value for key, value in values.items()},
         f"{kind}.vocab_size": config.vocab_size,
-        **tokenizer_metadata(tokenizer, config.vocab_size),
+        **told,
     }
-    for key, index in (
-        ("bos", config.bos_token_id),
-        ("eos", config.eos_token_id),
-        ("padding", config.pad_token_id),
-    ):
+    for key, index in (("bos", config.bos_token_id), ("padding", config.pad_token_id)):
         if index is not None:
             metadata.setdefault(f"tokenizer.ggml.{key}_token_id", index)
 
@@ -112,6 +112,7 @@ def write_gguf(
         raise UserError(f"{file}: could not be written ({error})") from None
     finally:
         part.unlink(missing_ok=True)
+    return notes
 
 
 def _add(writer: Any, key: str, value: Any) -> None:

@@ -69,18 +69,22 @@ def _read(row: dict[str, str]) -> Accelerator:
 
 
 def find_accelerator(name: str) -> Accelerator:
-    """The accelerator called ``name``, in any case and spelling of blanks. Raises UserError with the nearest names."""
+    """The accelerator called ``name``, in any case and spelling of blanks.
+
+    A part of a name between hyphens is enough if one accelerator alone has it: "4090". A part of a
+    word is not, because other accelerators are called so: an H20 is no H200 and an L4 no L40S.
+
+    Raises:
+        UserError: no such accelerator, or several; names the nearest.
+    """
     known = accelerators()
-    wanted = "-".join(name.lower().replace("_", " ").replace("-", " ").split())
-    if wanted in known:
-        return known[wanted]
-    bare = wanted.replace("-", "")
-    # "A100" alone, "H100 SXM", "4090": what a name begins or ends with, if that says which.
-    near = [
-        key
-        for key in known
-        if key.replace("-", "").startswith(bare) or key.replace("-", "").endswith(bare)
-    ]
+    words = name.lower().replace("_", " ").replace("-", " ").split()
+    wanted = "-".join(words)
+    bare = "".join(words)
+    for key in known:
+        if key.replace("-", "") == bare:
+            return known[key]
+    near = [key for key in known if words and set(words) <= set(key.split("-"))]
     if len(near) == 1:
         return known[near[0]]
     near = near or difflib.get_close_matches(wanted, known, n=4, cutoff=0.3) or list(known)

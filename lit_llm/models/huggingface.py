@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lit_llm.errors import UserError
+from lit_llm.models import generation_config as generation
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.config_json import config_from_hf, config_to_hf, family_of
 from lit_llm.models.layout import Layout
@@ -250,6 +251,7 @@ def load_pretrained(
             f"{folder}: tensors without a place: {_some(unknown)}; tensors missing: {_some(sorted(missing))}"
         )
     model.assign_weights(loaded)
+    model.generation_config = generation.read_generation_config(folder)
     return model
 
 
@@ -274,14 +276,16 @@ def save_pretrained(
     layout = Layout(
         config, {name: tensor.shape for name, tensor in state.items()}, family_of(config)
     )
-    _write_json(
-        folder / "config.json", config_to_hf(config, dtype or next(model.parameters()).dtype)
-    )
-    generation = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id,
-                  "pad_token_id": config.pad_token_id}  # fmt: skip
-    _write_json(
-        folder / "generation_config.json", {k: v for k, v in generation.items() if v is not None}
-    )
+    hf = config_to_hf(config, dtype or next(model.parameters()).dtype)
+    ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id,
+           "pad_token_id": config.pad_token_id}  # fmt: skip
+    fields = {key: value for key, value in ids.items() if value is not None}
+    fields |= model.generation_config
+    ends, eos = generation.eos_ids(fields), hf.get(generation.EOS)
+    if len(ends) > 1 and eos in ends:  # for programs that read config.json alone
+        hf[generation.EOS] = [eos, *(i for i in ends if i != eos)]
+    _write_json(folder / "config.json", hf)
+    generation.write_generation_config(folder, fields)
 
     def saved(name: str) -> Tensor:
         tensor = layout.join(name, state).detach()

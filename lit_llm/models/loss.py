@@ -71,12 +71,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             1, -(-len(x_NC) // max(1, -(-len(x_NC) // largest)))
         )  # alike: one shape to compile for
         loss_and_grad = _compiled() if compiled else _in_blocks
+        share = None if x_NC.dtype == torch.float32 else _share(labels_N)
         for start in range(0, len(x_NC), rows):
             labels = labels_N[start : start + rows]
             # What is not predicted is masked out of these C columns on both sides of the head, not of its V.
             unlabelled = (labels == IGNORE)[:, None]
             chunk = x_NC[start : start + rows].masked_fill(unlabelled, 0)
-            part, grad = loss_and_grad(product(chunk, weight), labels, scale, softcap)
+            part, grad = loss_and_grad(product(chunk, weight), labels, scale, softcap, share)
             loss += part
             if grad_x is not None:
                 grad_x[start : start + rows] = product(grad, weight.t()).masked_fill_(unlabelled, 0)
@@ -88,7 +89,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 ):
                     slab += of.T @ chunk
             del grad  # before the next chunk's is made
-        ctx.save_for_backward(grad_x, grad_weight)
+        ctx.save_for_backward(grad_x, grad_weight, share)
         ctx.dtype, ctx.done = weight_VC.dtype, False
         return loss
 
@@ -99,18 +100,42 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 "linear_cross_entropy scales its gradients in place: call backward once"
             )
         ctx.done = True
-        grad_x, grad_weight = ctx.saved_tensors
+        grad_x, grad_weight, share = ctx.saved_tensors
+        # Of two dimensions, as the gradients are: on a GPU a tensor of none is rounded to their
+        # dtype before it is multiplied.
+        factor = (grad if share is None else grad / share).view(1, 1)
         scaled = (
-            None if grad_x is None else grad_x.mul_(grad.to(grad_x.dtype)),
-            None if grad_weight is None else grad_weight.mul_(grad).to(ctx.dtype),
+            None if grad_x is None else grad_x.mul_(factor),
+            None if grad_weight is None else grad_weight.mul_(factor).to(ctx.dtype),
         )
         return *scaled, None, None, None, None
 
 
+def _share(labels_N: Tensor) -> Tensor:
+    """What gradients in half precision are multiplied by before they are rounded.
+
+    The backward pass divides by it again. Training takes the mean over labelled positions: with
+    this, rounded gradients are then multiplied by a power of two, which is exact. Multiplied by
+    1/8176 all of them would be rounded down: a number of 8 bits times 1.002 is that number again.
+
+    Returns:
+        2^k / labelled positions, in (1/2, 1]: a float32 scalar.
+    """
+    mantissa, _ = torch.frexp((labels_N != IGNORE).sum().float())  # in [1/2, 1); 0 of 0
+    return 0.5 / torch.where(mantissa > 0, mantissa, 0.5)
+
+
 def _in_blocks(
-    logits_NV: Tensor, labels_N: Tensor, scale: float | None, softcap: float | None
+    logits_NV: Tensor,
+    labels_N: Tensor,
+    scale: float | None,
+    softcap: float | None,
+    share: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The loss of ``logits_NV``, summed, and its gradient by them, in their place; any at labels that are -100."""
+    """The loss of ``logits_NV``, summed, and its gradient by them times ``share``, in their place.
+
+    At labels that are -100 the gradient is any.
+    """
     loss = torch.zeros((), dtype=torch.float32, device=logits_NV.device)
     cached = logits_NV.device.type == "cpu"
     size = max(1, _CACHED_BYTES // (4 * logits_NV.shape[1])) if cached else len(logits_NV)
@@ -125,13 +150,19 @@ def _in_blocks(
         grad.scatter_add_(1, labels_N1, grad.new_full((1, 1), -1.0).expand_as(labels_N1))
         if slope is not None:
             grad *= slope
+        if share is not None and not (cached and share == 1):  # elsewhere the host would wait
+            grad *= share
         if grad is not logits:
             logits.copy_(grad)
     return loss, logits_NV
 
 
 def _whole(
-    logits_NV: Tensor, labels_N: Tensor, scale: float | None, softcap: float | None
+    logits_NV: Tensor,
+    labels_N: Tensor,
+    scale: float | None,
+    softcap: float | None,
+    share: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """As `_in_blocks`, written for a compiler: no scatter, nothing in place."""
     labelled, labels_N1 = labels_N[:, None] != IGNORE, labels_N[:, None].clamp(min=0)
@@ -140,7 +171,9 @@ def _whole(
     at_label = torch.arange(x.shape[1], device=x.device) == labels_N1
     grad = (x - log_total).exp() - at_label.float()
     loss = (log_total - x.gather(1, labels_N1)).masked_fill(~labelled, 0).sum()
-    return loss, (grad if slope is None else grad * slope).to(logits_NV.dtype)
+    for factor in (slope, share):
+        grad = grad if factor is None else grad * factor
+    return loss, grad.to(logits_NV.dtype)
 
 
 @cache

@@ -61,15 +61,13 @@ def build_mask(
     """Which keys each query may see: bool (T, S), or (B, 1, T, S) with padding or documents; True is visible.
 
     ``padding_mask`` is bool (B, S), True for real tokens; ``document_ids`` int64 (B, T), with T = S, keeps documents
-    apart. None means that SDPA's own causal mask says the same.
+    apart. None means that each query sees all keys up to its own. A single query behind cached keys
+    needs no mask for a window either: `Attention` leaves out the keys before the window.
     """
-    if (
-        padding_mask is None
-        and document_ids is None
-        and query_len == key_len
-        and (window is None or window >= key_len)
-    ):
-        return None
+    if padding_mask is None and document_ids is None:
+        whole = query_len == key_len and (window is None or window >= key_len)
+        if whole or query_len == 1:
+            return None
     queries = torch.arange(key_len - query_len, key_len, device=device)[:, None]
     keys = torch.arange(key_len, device=device)[None]
     mask = keys <= queries

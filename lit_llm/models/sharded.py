@@ -25,6 +25,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def is_divided(model: nn.Module) -> bool:
+    """Whether the weights of ``model`` are divided among processes."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
 @torch.no_grad()
 def copy_part(into: Tensor, full: Tensor | Stored) -> None:
     """Fill ``into`` with its part of ``full``, which every process has or can read, and nobody sends."""
@@ -123,14 +128,28 @@ def divide(checkpoint: dict[str, Any], keep_rest: bool) -> Divided:
 
 
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:
-    """The 2-norm of all tensors together, a plain scalar on their device; equal on every process."""
+    """The 2-norm of all tensors together: a plain scalar on their device, float32 or wider.
+
+    It is equal on every process.
+    """
     meshes: dict[Any, list[Tensor]] = {}
     for tensor in tensors:
         meshes.setdefault(tensor.device_mesh if isinstance(tensor, DTensor) else None, []).append(
             tensor
         )
-    norms = [whole(torch.nn.utils.get_total_norm(group)) for group in meshes.values()]
+    norms = [whole(_norm(group)) for group in meshes.values()]
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+
+
+def _norm(tensors: list[Tensor]) -> Tensor:
+    if all(tensor.dtype == torch.float32 for tensor in tensors):
+        return torch.nn.utils.get_total_norm(tensors)
+    # torch's function would round each tensor's norm, and the norm of these, to bfloat16.
+    wide = [
+        torch.linalg.vector_norm(t, dtype=torch.promote_types(t.dtype, torch.float32))
+        for t in tensors
+    ]
+    return torch.linalg.vector_norm(torch.stack(wide))
 
 
 @torch.no_grad()

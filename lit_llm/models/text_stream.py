@@ -28,11 +28,15 @@ class TextStream:
             0  # tokens of ``_ids`` whose text has been passed on: the context of those that follow
         )
         self._held = ""
+        self._in_bytes = False
 
     def push(self, token: int) -> str:
         """The text that ``token`` makes showable; often a word, sometimes nothing."""
         self._ids.append(token)
-        return self._advance(final=False)
+        if self._tokenizer.has_token(token):  # decoders skip other ids: they end no run of bytes
+            self._in_bytes = token in self._tokenizer.byte_tokens
+        # One invalid byte makes U+FFFD of every byte in its run, those of whole characters too.
+        return "" if self._in_bytes else self._advance(final=False)
 
     def flush(self) -> str:
         """At the end: what was held back, U+FFFD for an unfinished character."""
@@ -42,11 +46,13 @@ class TextStream:
         # Decoders treat the first token of a text specially, so new tokens are decoded behind those just shown.
         before = self._tokenizer.decode(self._ids[: self._shown])
         text = self._tokenizer.decode(self._ids)
-        if text.endswith("\ufffd") and not final:
-            return ""
-        self._held += text[len(before) :]
-        self._ids = self._ids[self._shown :]
-        self._shown = len(self._ids)
+        if text == before or (text.endswith("\ufffd") and not final):
+            new = ""  # tokens without text are no context: the next one would be decoded as a first
+        else:
+            new = text[len(before) :]
+            self._ids = self._ids[self._shown :]
+            self._shown = len(self._ids)
+        self._held += new
         # The string completed first counts, not the one that begins first, whatever pieces the tokens come in.
         ends = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
         if ends:

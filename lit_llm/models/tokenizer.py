@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lit_llm.errors import UserError
+from lit_llm.models import generation_config as generation
+from lit_llm.models.chat_templates import read_chat_templates, write_chat_templates
 from lit_llm.models.locate import locate
 
 if TYPE_CHECKING:
@@ -57,6 +59,8 @@ _PROBE = (
     "\u0928\u092e\u0938\u094d\u0924\u0947 \u0645\u0631\u062d\u0628\u0627 \u00df\u0130\u017f \U0001f469\u200d\U0001f467 "
     "\u2028\u0085 \u00bd\u2167 _a1_ <|im_end|><|endoftext|></s><s>[CLS] \0 \ufffd  "
 )
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_CONTROL = re.compile(r"<[|\uff5c].*[|\uff5c]>")
 _LINE_START = re.compile(r"\n(?=\S)")
 
 
@@ -67,7 +71,9 @@ class Tokenizer:
         bos_id, eos_id, pad_id: ids of the control tokens, None where the tokenizer has none.
         special_names: {"bos_token": its text or None, "eos_token": ..., "pad_token": ...}.
         control_tokens: text -> id of every control token.
-        chat_template: Jinja source, or None.
+        chat_template: Jinja source of the template that is used, or None.
+        named_templates: the model's further chat templates, such as "tool_use": name -> source.
+        generation_config: fields of the model's generation_config.json, saved with the tokenizer.
     """
 
     def __init__(
@@ -78,6 +84,8 @@ class Tokenizer:
         eos_token: str | None = None,
         pad_token: str | None = None,
         chat_template: str | None = None,
+        named_templates: dict[str, str] | None = None,
+        generation_config: dict[str, Any] | None = None,
     ) -> None:
         backend.no_truncation()
         backend.no_padding()
@@ -88,6 +96,8 @@ class Tokenizer:
             "pad_token": pad_token,
         }
         self.chat_template = chat_template
+        self.named_templates = dict(named_templates or {})
+        self.generation_config = dict(generation_config or {})
         self.bos_id, self.eos_id, self.pad_id = (
             None if name is None else backend.token_to_id(name)
             for name in self.special_names.values()
@@ -98,7 +108,7 @@ class Tokenizer:
         """The same tokenizer for raw text: control tokens are read as the characters they are spelled with.
 
         Some published files mark ``<|im_end|>`` and the like as not special; text could then end a turn, so whatever
-        is spelled ``<|...|>`` or is a bos, eos or pad counts as control here.
+        is spelled ``<|...|>`` (DeepSeek writes U+FF5C for the bars) or is a bos, eos or pad counts as control here.
         """
         from tokenizers import Tokenizer as Backend
 
@@ -107,7 +117,7 @@ class Tokenizer:
         self.control_tokens: dict[str, int] = {}
         for token in spec.get("added_tokens", []):
             token["special"] |= (
-                token["content"] in names or re.fullmatch(r"<\|.*\|>", token["content"]) is not None
+                token["content"] in names or _CONTROL.fullmatch(token["content"]) is not None
             )
             if token["special"]:
                 self.control_tokens[token["content"]] = token["id"]
@@ -162,6 +172,8 @@ class Tokenizer:
             show_progress=False,
         )
         backend.train_from_iterator((piece for text in texts for piece in _pieces(text)), trainer)
+        # Documents are trained on behind this token: prompts begin with it in every program.
+        begin_with(backend, END_OF_TEXT)
         found = backend.get_vocab_size()
         if found < vocab_size and not or_fewer:
             raise UserError(
@@ -204,29 +216,40 @@ class Tokenizer:
         except Exception as error:  # the library raises bare Exception for every malformed file
             raise UserError(f"{file}: not a tokenizer.json ({_one_line(error)})") from error
 
-        settings = _read_json(file.parent / "tokenizer_config.json")
-        special_map = _read_json(file.parent / "special_tokens_map.json")
-        model_config = _read_json(file.parent / "config.json")
+        settings_file = file.parent / "tokenizer_config.json"
+        settings = generation.read_object(settings_file)
+        special_map = generation.read_object(file.parent / "special_tokens_map.json")
+        model_config = generation.read_object(file.parent / "config.json")
         special = {
             token.content for token in backend.get_added_tokens_decoder().values() if token.special
         }
         names: dict[str, str | None] = {}
+        names_eos = "eos_token" in settings or "eos_token" in special_map
         for key, usual in _USUAL_NAMES.items():
             name = _token_name(settings.get(key)) or _token_name(special_map.get(key))
-            if name is None and (ids := model_config.get(f"{key}_id")) is not None:
+            # A file that names an eos and no bos has no bos, whatever config.json says.
+            disclaimed = key == "bos_token" and names_eos
+            ids = None if disclaimed else model_config.get(f"{key}_id")
+            if name is None and ids is not None:
                 first = ids[0] if isinstance(ids, list) and ids else ids
                 name = backend.id_to_token(first) if isinstance(first, int) and first >= 0 else None
             if name is None and not (settings or special_map or model_config):
                 name = next((candidate for candidate in usual if candidate in special), None)
             names[key] = name
-        template_file = file.parent / "chat_template.jinja"
-        template = settings.get("chat_template")
-        if template_file.is_file():
-            template = template_file.read_text(encoding="utf-8")
-        return cls(backend, **names, chat_template=template if isinstance(template, str) else None)
+        templates = read_chat_templates(settings_file, settings.get("chat_template"))
+        return cls(
+            backend,
+            **names,
+            chat_template=templates.pop("default", None),
+            named_templates=templates,
+            generation_config=generation.read_generation_config(file.parent),
+        )
 
     def save_pretrained(self, folder: str | Path, model_max_length: int | None = None) -> None:
         """Write tokenizer.json and tokenizer_config.json; ``transformers.AutoTokenizer`` loads them with the same ids.
+
+        If ``generation_config`` is not empty, generation_config.json is written too. One that is
+        there already, a model's, keeps its fields and gets those ids of `stop_ids` that it lacks.
 
         Args:
             folder: made if it is not there.
@@ -245,10 +268,16 @@ class Tokenizer:
         }
         if model_max_length is not None:
             settings["model_max_length"] = model_max_length
-        if self.chat_template is not None:
-            settings["chat_template"] = self.chat_template
+        templates = write_chat_templates(folder, self.chat_template, self.named_templates)
+        if templates is not None:
+            settings["chat_template"] = templates
         text = json.dumps(settings, indent=2, ensure_ascii=False)
         (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+        there = generation.read_generation_config(folder)
+        ids = [*generation.eos_ids(self.generation_config), *self.stop_ids]
+        fields = generation.with_eos_ids({**self.generation_config, **there}, ids)
+        if there or self.generation_config:
+            generation.write_generation_config(folder, fields)
 
     @functools.cached_property
     def vocab_size(self) -> int:
@@ -264,16 +293,43 @@ class Tokenizer:
         return None if model.get("unk_token") is None else self._raw.token_to_id(model["unk_token"])
 
     @property
-    def document_start(self) -> list[int]:
-        """What stands before a plain text: the bos token, if there is one that begins texts.
+    def stop_ids(self) -> list[int]:
+        """Every id that ends a text: the eos, then those of ``generation_config`` in its order."""
+        ids = [self.eos_id, *generation.eos_ids(self.generation_config)]
+        return list(dict.fromkeys(i for i in ids if i is not None and i >= 0))
 
-        ChatML models call ``<|im_start|>`` their bos, but it opens a message: plain text never follows it.
-        """
-        return (
-            []
-            if self.bos_id is None or self.special_names["bos_token"] == IM_START
-            else [self.bos_id]
+    def add_stop_ids(self, ids: Iterable[int]) -> None:
+        """Have ``ids`` end a text too, here and in what `save_pretrained` writes."""
+        self.generation_config = generation.with_eos_ids(
+            self.generation_config, [*self.stop_ids, *ids]
         )
+
+    @functools.cached_property
+    def document_start(self) -> list[int]:
+        """The ids that stand before a plain text in transformers' ``tokenizer(text).input_ids``.
+
+        The post-processor of tokenizer.json alone decides. A named bos does not: Qwen names one and
+        adds none. ``add_bos_token`` in tokenizer_config.json does not either: transformers 5 does
+        not read it beside a tokenizer.json.
+        """
+        encoding = self._backend.encode("a", add_special_tokens=True)
+        added = itertools.takewhile(
+            lambda pair: pair[1], zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+        )
+        return [token_id for token_id, _ in added]
+
+    @functools.cached_property
+    def byte_tokens(self) -> frozenset[int]:
+        """Ids of ``<0x00>`` to ``<0xFF>`` if the decoder makes text of runs of them, else empty."""
+        spec = json.loads(self._backend.to_str())
+        if '"ByteFallback"' not in json.dumps(spec.get("decoder")):
+            return frozenset()
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        return frozenset(i for token, i in vocabulary.items() if _BYTE_TOKEN.fullmatch(token))
+
+    def has_token(self, token_id: int) -> bool:
+        """Whether any token has this id: a model's vocabulary may be larger, and have holes."""
+        return self._backend.id_to_token(token_id) is not None
 
     def is_control(self, token_id: int) -> bool:
         """Whether the id is a control token's."""
@@ -326,6 +382,7 @@ class Tokenizer:
             import gigatoken
 
             spec = json.loads(self._raw.to_str())
+            spec["post_processor"] = None  # nothing is added around raw text
             spec["added_tokens"] = [
                 t for t in spec.get("added_tokens", []) if t["content"] not in self.control_tokens
             ]
@@ -360,7 +417,7 @@ class Tokenizer:
                 found[index] = b"".join(
                     alphabet.get(character) or character.encode() for character in token
                 )
-            elif match := re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", token):
+            elif match := _BYTE_TOKEN.fullmatch(token):
                 found[index] = bytes.fromhex(match[1])
             else:
                 found[index] = token.removeprefix("##").replace("\u2581", " ").encode()
@@ -375,9 +432,24 @@ class Tokenizer:
         return np.array([len(token) for token in self.vocabulary()], dtype=np.int32)
 
     def fingerprint(self) -> str:
-        """sha256 (hex) of the tokenizer.json with sorted keys: equal for equal tokenizers, however written."""
-        canonical = json.dumps(json.loads(self._backend.to_str()), sort_keys=True)
+        """sha256 (hex) of the tokenizer.json with sorted keys: equal if `encode` gives equal ids.
+
+        The post-processor is left out, because `encode` adds nothing around a text.
+        """
+        spec = json.loads(self._backend.to_str()) | {"post_processor": None}
+        canonical = json.dumps(spec, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def begin_with(backend: tokenizers.Tokenizer, token: str) -> None:
+    """Have ``backend`` put ``token`` before every text that is encoded with special tokens."""
+    from tokenizers import processors
+
+    backend.post_processor = processors.TemplateProcessing(
+        single=[token, "$A"],
+        pair=[token, "$A", "$B"],
+        special_tokens=[(token, backend.token_to_id(token))],
+    )
 
 
 def _pieces(text: str) -> Iterator[str]:
@@ -405,16 +477,6 @@ def _byte_alphabet() -> dict[str, bytes]:
         character: bytes([ord(character) if ord(character) in own else next(others)])
         for character in characters
     }
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file}: not valid JSON ({_one_line(error)})") from error
-    return content if isinstance(content, dict) else {}
 
 
 def _token_name(entry: object) -> str | None:

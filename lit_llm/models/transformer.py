@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -82,11 +82,16 @@ class Transformer(nn.Module):
 
     Weights are made where torch's default device says, so ``with torch.device("meta")`` builds the shapes alone;
     ``to_empty`` and ``init_weights`` (or ``load_state_dict(assign=True)``) fill them.
+
+    Attributes:
+        generation_config: fields of the generation_config.json that it was loaded with;
+            `save_pretrained` writes them back.
     """
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.config = config
+        self.generation_config: dict[str, Any] = {}
         self.lora: LoRAConfig | None = None  # set by `apply_lora`
         self.replaced: tuple[str, ...] = ()  # weights that `load_adapter` put in the base's place
         self.backends = Backends()  # set by `parallelize`

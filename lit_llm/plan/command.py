@@ -76,6 +76,9 @@ def _add_options(parser: Parser) -> None:
     model.add_argument(
         "--lora", action="store_true", help="low-rank finetuning: the weights are frozen"
     )
+    model.add_argument(
+        "--quantize", choices=["nf4", "int8"], help="with --lora: how the frozen weights are held"
+    )
     data = parser.add_argument_group("data")
     data.add_argument("--tokens", type=number, metavar="N", help="trained on, repeats counted")
     data.add_argument(
@@ -142,7 +145,7 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
         key: getattr(options, key)
         for key in ("params", "total_params", "tokens", "tokens_per_param", "inference_tokens", "seq_len",
                     "batch_tokens", "gpu", "gpus", "days", "budget", "gpu_hours", "usd_per_hour", "precision",
-                    "optimizer", "lora", "leave_out")
+                    "optimizer", "lora", "quantize", "leave_out")
     }  # fmt: skip
     if options.model is not None:
         given["config"] = _model_config(options.model)

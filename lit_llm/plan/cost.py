@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lit_llm.errors import UserError
+from lit_llm.ranges import Range, check_ranges, positive
+
+RANGES: dict[str, Range] = {
+    "items": positive(1e12), "minutes": positive(1e6), "overlap": positive(1e4),
+    "wage": positive(1e6),
+}  # fmt: skip
+"""Ranges of the numbers that `annotation` takes."""
 
 
 @dataclass(frozen=True)
@@ -21,16 +27,9 @@ def annotation(
     """``items`` of ``minutes`` each, every one done by ``overlap`` people at ``wage`` dollars an hour.
 
     Raises:
-        UserError: a number that is not positive.
+        UserError: a number outside its range.
     """
-    for name, value in {
-        "items": items,
-        "minutes": minutes,
-        "overlap": overlap,
-        "wage": wage,
-    }.items():
-        if not value > 0:
-            raise UserError(f"{name}={value:g}: must be positive")
+    check_ranges(locals(), RANGES)
     hours = items * minutes * overlap / 60
     return Annotation(hours, hours * wage)
 

@@ -16,6 +16,12 @@ from lit_llm.plan.shape import ModelShape
 
 Optimizer = Literal["adamw", "muon_adamw", "adamw_8bit"]
 Precision = Literal["bf16", "fp32", "fp8"]
+Quantization = Literal["nf4", "int8"]
+
+QUANTIZED_BYTES: dict[Quantization, float] = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
+"""Bytes of a quantised weight. nf4: 4 bits, and for each block of 64 weights a scale of 8 bits, which
+has a float32 scale for each 256 (double quantisation, arXiv:2305.14314, section 3). int8: a byte; the
+float32 scale of each output channel is not counted (arXiv:2208.07339)."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,8 @@ class Setup:
     """GPUs that each matrix is cut across; with them go the activations (sequence parallel)."""
     lora: bool = False
     """The weights are frozen; updates, their gradients and states are too small to count."""
+    quantize: Quantization | None = None
+    """How the frozen matrices of the blocks are held; embedding, head and norms are not quantised."""
     recompute: float = 0.0
     """Share of the blocks that keep their input alone and are computed again in the backward pass."""
     fused_norms: bool = True
@@ -72,7 +80,13 @@ def training_memory(shape: ModelShape, setup: Setup) -> Memory:
     }[setup.optimizer]
     trained = 0.0 if setup.lora else 1.0
     weight = size if setup.lora else 4
-    if setup.fsdp > 1:
+    weights = weight * shape.params
+    if setup.quantize is not None:
+        weights += (QUANTIZED_BYTES[setup.quantize] - weight) * block * shape.layers
+    if setup.quantize is not None:
+        # The matrix that is being multiplied.
+        casts = size * shape.width * max(shape.mlp_width, shape.query_width) / tp
+    elif setup.fsdp > 1:
         casts = 2 * size * block / tp  # the block that computes and the one being gathered
     else:
         casts = 2 * shape.matrices / tp if half and not setup.lora else 0.0
@@ -82,7 +96,7 @@ def training_memory(shape: ModelShape, setup: Setup) -> Memory:
     activations += one_block if setup.recompute else 0  # the one being computed again
     ends = _norm(shape, size, setup.fused_norms) * shape.width * tokens / tp
     return Memory(
-        states=(weight * shape.params + trained * moments) / shards,
+        states=(weights + trained * moments) / shards,
         gradients=trained * 4 * shape.params / shards,
         casts=casts,
         activations=activations + ends,

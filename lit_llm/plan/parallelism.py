@@ -37,7 +37,8 @@ def choose(
     """
     sequences = max(1, round(batch_tokens / setup.seq_len))
     tensor = 1
-    while gpus / tensor > sequences and tensor < min(NODE, gpus):
+    # Quantised weights are not sharded: every GPU has a copy.
+    while setup.quantize is None and gpus / tensor > sequences and tensor < min(NODE, gpus):
         tensor *= 2
     room = USABLE * accelerator.memory_bytes
     copies = gpus // tensor
@@ -46,6 +47,8 @@ def choose(
         degree for degree in range(unit, copies, unit) if copies % degree == 0 and degree > 1
     ]
     degrees = [1, *between, *([copies] if copies > 1 else [])]
+    if setup.quantize is not None:
+        degrees = [1]
     for recompute in (0.0, 1.0):
         for degree in degrees:
             tried = replace(
@@ -68,12 +71,14 @@ def choose(
 def fewest_gpus(
     shape: ModelShape, accelerator: Accelerator, batch_tokens: float, setup: Setup
 ) -> int | None:
-    """The least number of GPUs, 1 or whole nodes, that some layout fits on; None up to 65,536."""
-    gpus = 1
-    while gpus <= 65_536:
+    """The least number of GPUs that some layout fits on; None up to 65,536.
+
+    Counted as machines come: 1, 2, 4 or 8 GPUs, then whole nodes of 8; above 64 nodes in doublings.
+    """
+    few = [1, 2, 4, *range(NODE, 64 * NODE + 1, NODE)]
+    for gpus in (*few, *(64 * NODE * 2**n for n in range(1, 8))):
         if choose(shape, accelerator, gpus, batch_tokens, setup) is not None:
             return gpus
-        gpus = NODE if gpus < NODE else 2 * gpus
     return None
 
 
@@ -95,10 +100,9 @@ def check_fits(
 
 def _words(shape: ModelShape, setup: Setup, gpus: int) -> tuple[str, str]:
     copies = gpus // setup.tensor_parallel
-    held = (
-        4 * shape.params + training_memory(shape, replace(setup, fsdp=1, tensor_parallel=1)).states
-    )
-    whole = f"weights, gradients and optimizer states are {held / 1e9:,.0f} GB"
+    memory = training_memory(shape, replace(setup, fsdp=1, tensor_parallel=1))
+    held = "frozen weights" if setup.lora else "weights, gradients and optimizer states"
+    whole = f"{held} are {(memory.states + memory.gradients) / 1e9:,.0f} GB"
     if gpus == 1:
         name, why = "one GPU", whole
     elif setup.fsdp == 1:

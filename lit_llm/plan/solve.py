@@ -12,13 +12,24 @@ from lit_llm.models.hardware import accelerators, find_accelerator
 from lit_llm.plan import scaling
 from lit_llm.plan.cost import token_bytes
 from lit_llm.plan.goodput import goodput
-from lit_llm.plan.memory import Optimizer, Precision, Setup
+from lit_llm.plan.memory import Optimizer, Precision, Quantization, Setup
 from lit_llm.plan.parallelism import Parallelism, check_fits, fewest_gpus
 from lit_llm.plan.shape import ModelShape, shape_of, typical_shape
 from lit_llm.plan.throughput import NODE, Job, Throughput, fitted, usual_gpus
+from lit_llm.ranges import Range, check_ranges, positive
 
 if TYPE_CHECKING:
     from lit_llm.models.config import TransformerConfig
+
+MOST_GPUS = 1_000_000
+RANGES: dict[str, Range] = {
+    "params": positive(1e15), "total_params": positive(1e16), "tokens": positive(1e18),
+    "seq_len": Range(1, 1e9), "gpus": Range(1, MOST_GPUS), "days": positive(1e5),
+    "budget": positive(1e13), "gpu_hours": positive(1e12), "usd_per_hour": positive(1e6),
+    "batch_tokens": positive(1e12), "tokens_per_param": positive(1e6),
+    "inference_tokens": positive(1e20), "mfu": positive(1.0),
+}  # fmt: skip
+"""Ranges of the numbers that `plan` takes."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +96,7 @@ def plan(
     tokens_per_param: float | None = None,
     inference_tokens: float | None = None,
     lora: bool = False,
+    quantize: Quantization | None = None,
     mfu: float | None = None,
     leave_out: str | None = None,
 ) -> Plan:
@@ -104,7 +116,7 @@ def plan(
         gpus: how many. None: what ``days`` asks for, or as many as runs of the size have used.
         days, budget, gpu_hours: limits; budget in dollars.
         usd_per_hour: of one GPU. None: the typical price in hardware.csv.
-        precision, optimizer, lora: of the training, see `Setup`.
+        precision, optimizer, lora, quantize: of the training, see `Setup`.
         batch_tokens: of an optimizer step. None: `scaling.usual_batch_tokens`.
         inference_tokens: that the model will read and write in use; the split then is the one with the fewest FLOPs
             over training and use (`scaling.inference_aware`).
@@ -114,23 +126,21 @@ def plan(
     Raises:
         UserError: too little is given, or what is given contradicts itself or does not fit.
     """
-    _positive(params=params, total_params=total_params, tokens=tokens, seq_len=seq_len, gpus=gpus, days=days,
-              budget=budget, gpu_hours=gpu_hours, usd_per_hour=usd_per_hour, batch_tokens=batch_tokens,
-              tokens_per_param=tokens_per_param, inference_tokens=inference_tokens, mfu=mfu)  # fmt: skip
+    check_ranges(locals(), RANGES)
     accelerator = find_accelerator(gpu)
     rate = usd_per_hour or accelerator.usd
     if budget is not None and rate is None:
         raise UserError(f"budget: no price of {accelerator.name} is known; give usd_per_hour")
     if precision == "fp8" and accelerator.fp8_flops is None:
         raise UserError(f"precision=fp8: {accelerator.name} has no fp8 products; use bf16")
+    if quantize is not None and not lora:
+        raise UserError(f"quantize={quantize}: quantised weights are frozen; it needs lora")
     if total_params is not None and (params is None or total_params < params):
         raise UserError(
             "total_params counts all experts: it needs params, the active ones, and is no less than them"
         )
     if config is not None and params is not None:
         raise UserError("params: the config says how many the model has; give one of the two")
-    if mfu is not None and mfu >= 1:
-        raise UserError(f"mfu={mfu:g}: is a share of the peak, below 1")
     known = shape_of(config, seq_len) if config is not None else None
     if known is not None:
         params = known.active_params
@@ -153,7 +163,9 @@ def plan(
     n, d, solved = _model_and_tokens(params, tokens, tokens_per_param, inference_tokens, means)
     shape = shape_with(n)
     batch = max(float(seq_len), batch_tokens or scaling.usual_batch_tokens(job(n, d, 1).flops))
-    setup = Setup(seq_len=seq_len, precision=precision, optimizer=optimizer, lora=lora)
+    setup = Setup(
+        seq_len=seq_len, precision=precision, optimizer=optimizer, lora=lora, quantize=quantize
+    )
     count = means.count(n, d)
     if gpus is None:
         count = max(count, fewest_gpus(shape, accelerator, batch, setup) or 1)
@@ -203,7 +215,7 @@ class _Means:
         nodes = 1
         while self.hours(n, d, nodes * NODE) > 24 * self.days * nodes * NODE:
             nodes += max(1, nodes // 16)
-            if nodes * NODE > 1_000_000:
+            if nodes * NODE > MOST_GPUS:
                 raise UserError(
                     f"days={self.days:g}: no number of GPUs is fast enough; allow more, or train on less"
                 )
@@ -213,6 +225,11 @@ class _Means:
         """GPUs, in whole nodes if more than one, that spend ``hours`` in the days given."""
         assert self.days is not None
         count = math.ceil(hours / (24 * self.days))
+        if count > MOST_GPUS:
+            raise UserError(
+                f"days={self.days:g}: to spend {hours:,.0f} GPU-hours in them takes {count:,} GPUs; "
+                f"allow more days (at most {MOST_GPUS:,} GPUs are planned)"
+            )
         return count if count < NODE else -(-count // NODE) * NODE
 
     @property
@@ -313,7 +330,8 @@ def _describe(
     run = goodput(count)
     accelerator, setup = job.accelerator, layout.setup
     rates = tokens / (hours * 3600 / count)
-    states = layout.memory.states * setup.fsdp * setup.tensor_parallel  # what a checkpoint holds
+    # What a checkpoint holds. Without the frozen weights, LoRA's is too small to count.
+    states = 0.0 if setup.lora else layout.memory.states * setup.fsdp * setup.tensor_parallel
     return Plan(
         params=job.active_params, total_params=shape.params, tokens=tokens, seq_len=setup.seq_len, batch_tokens=batch,
         flops=job.flops, expected_loss=scaling.loss(job.active_params, tokens), gpu=accelerator.name, gpus=count,
@@ -334,12 +352,6 @@ def _describe(
 
 def _times(hours: float, rate: float | None) -> float | None:
     return None if rate is None else hours * rate
-
-
-def _positive(**values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise UserError(f"{name}={value:g}: must be positive")
 
 
 def advise(**given: object) -> tuple[list[Plan], dict[str, str]]:

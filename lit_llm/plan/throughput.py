@@ -94,8 +94,11 @@ class Throughput:
 
 
 def usual_gpus(flops: float) -> int:
-    """How many GPUs runs of this size have used, in nodes: one up to 4e19 FLOPs, growing with the root."""
-    return NODE * max(1, int(math.sqrt(flops / 1e19)))
+    """How many GPUs runs of this size have used, in whole nodes.
+
+    One node up to 4e19 FLOPs, growing with the square root, 125,000 nodes at most.
+    """
+    return NODE * min(125_000, max(1, int(math.sqrt(flops / 1e19))))
 
 
 @functools.cache

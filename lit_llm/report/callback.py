@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 import lit_llm
+from lit_llm.models.cores import usable_cores
 from lit_llm.models.flops import peak_flops
 from lit_llm.report.html import write_report
 from lit_llm.training.callbacks.throughput import compute_dtype
@@ -137,13 +137,13 @@ def _device_name(device: torch.device) -> str:
     return (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
-        else f"{os.cpu_count()} CPU cores"
+        else f"{usable_cores()} CPU cores"
     )
 
 
 def _price(device: torch.device, world_size: int) -> float | None:
     if device.type != "cuda":
-        return USD_PER_CPU_CORE_HOUR * (os.cpu_count() or 1)
+        return USD_PER_CPU_CORE_HOUR * usable_cores()
     name = torch.cuda.get_device_name(device)
     return next((price * world_size for part, price in USD_PER_HOUR.items() if part in name), None)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lit_llm.arguments import Parser
 from lit_llm.report.html import write_report
+from lit_llm.streams import say
 
 
 def main(args: list[str]) -> None:
@@ -17,4 +18,4 @@ def main(args: list[str]) -> None:
     parser = Parser(prog="lit_llm report", description="Write a run folder's report.html.")
     parser.add_argument("run", type=Path, help="run folder, e.g. runs/pretrain-quickstart")
     run = parser.parse_args(args).run
-    print(write_report(run))
+    say(str(write_report(run)))

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from lit_llm.arguments import Parser
 from lit_llm.errors import UserError
-from lit_llm.terminal.options import add_options, forgive_encodings, read_sampling
+from lit_llm.streams import is_terminal
+from lit_llm.terminal.options import add_options, read_sampling
 
 if TYPE_CHECKING:
     from lit_llm.terminal.conversation import Conversation
@@ -25,7 +26,8 @@ def chat_main(args: list[str]) -> None:
     """Parse ``args`` and talk until the input ends.
 
     Raises:
-        UserError: a mistake in the arguments, or a checkpoint that cannot chat.
+        UserError: a mistake in the arguments, a checkpoint that cannot chat, or, when a pipe has ended, a message of
+            it that got no answer.
     """
     parser = Parser(
         prog="lit_llm chat", description="Talk to a model. Piped input is taken a line a turn."
@@ -50,20 +52,22 @@ def chat_main(args: list[str]) -> None:
         sampling=sampling,
         seed=options.seed,
     )
-    forgive_encodings()
-    if sys.stdin.isatty():
+    if is_terminal(sys.stdin):
         weights = sum(p.numel() for p in model.parameters())
         _note(
             f"{options.ckpt}: {weights / 1e6:,.1f}M parameters on {model.embed.weight.device}; /help lists commands"
         )
-    _talk(conversation)
+    failed = _talk(conversation)
+    if failed and not sys.stdin.isatty():  # at a terminal the user has seen it and could go on
+        raise UserError(f"{failed} of the messages got no answer")
 
 
-def _talk(conversation: Conversation) -> None:
-    told = False
+def _talk(conversation: Conversation) -> int:
+    """Answer the user's lines; how many of them could not be answered."""
+    told, failed = False, 0
     for line in _lines():
         if line == "/exit":
-            return
+            break
         if line == "/reset":
             conversation.reset()
             told = False
@@ -75,11 +79,13 @@ def _talk(conversation: Conversation) -> None:
                 pieces = conversation.ask(line)
             except UserError as error:
                 _note(str(error))
+                failed += 1
                 continue
             if conversation.dropped and not told:
                 told = True
                 _note("the context is full: the oldest turns are left out from here on")
             _write(pieces)
+    return failed
 
 
 def _write(answer: Generator[str, None, None]) -> None:
@@ -95,9 +101,9 @@ def _write(answer: Generator[str, None, None]) -> None:
 
 def _lines() -> Iterator[str]:
     """The user's lines, stripped: asked for at a terminal, read from a pipe."""
-    if not sys.stdin.isatty():
+    if not is_terminal(sys.stdin):
         for line in sys.stdin:
-            yield line.strip()
+            yield line.removeprefix("\ufeff").strip()  # a byte order mark begins some files
         return
     with suppress(ImportError):
         import readline  # noqa: F401 -- gives input() history and editing, where it exists
@@ -113,5 +119,5 @@ def _lines() -> Iterator[str]:
 
 def _note(text: str) -> None:
     """Something the program says, dim and apart from the answers."""
-    dim = sys.stderr.isatty()
+    dim = is_terminal(sys.stderr)
     print(f"\033[2m{text}\033[0m" if dim else text, file=sys.stderr, flush=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.arguments import Parser
 from lit_llm.errors import UserError
-from lit_llm.terminal.options import add_options, forgive_encodings, read_sampling
+from lit_llm.streams import json_text
+from lit_llm.terminal.options import add_options, read_sampling
 
 if TYPE_CHECKING:
     from lit_llm.models.tokenizer import Tokenizer
@@ -41,7 +41,10 @@ def generate_main(args: list[str]) -> None:
         "--json", action="store_true", help="a JSON object a prompt: prompt, text, tokens, finish"
     )
     options = parser.parse_args(args)
+    from lit_llm.data.messages import check_characters
+
     prompts = list(options.prompt)
+    check_characters(prompts, "--prompt")
     if options.file is not None:
         from lit_llm.data.files import read_prompts
 
@@ -61,7 +64,7 @@ def generate_main(args: list[str]) -> None:
         stop_ids = chat.stop_ids
     else:
         encoded = [tokenizer.document_start + tokenizer.encode(prompt) for prompt in prompts]
-        stop_ids = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+        stop_ids = tokenizer.stop_ids
     size = model.config.max_seq_len
     for prompt, ids in zip(prompts, encoded, strict=True):
         if not ids:
@@ -71,7 +74,6 @@ def generate_main(args: list[str]) -> None:
                 f"the prompt {prompt[:30]!r} takes {len(ids)} tokens; the model's context has {size}"
             )
     how = {"sampling": sampling, "seed": options.seed, "stop_ids": stop_ids}
-    forgive_encodings()
     if len(prompts) == 1 and not options.json:
         length = min(options.max_new_tokens, size - len(encoded[0]))
         print(end="" if options.chat else prompts[0], flush=True)
@@ -82,7 +84,7 @@ def generate_main(args: list[str]) -> None:
         rows = _answers(model, tokenizer, encoded[part], options.max_new_tokens, options.stop, how)
         for prompt, row in zip(prompts[part], rows, strict=True):
             if options.json:
-                print(json.dumps({"prompt": prompt, **row}, ensure_ascii=False), flush=True)
+                print(json_text({"prompt": prompt, **row}), flush=True)
             else:
                 print(
                     f"> {prompt}\n{row['text']}\n" if options.chat else f"{prompt}{row['text']}\n",
@@ -119,12 +121,12 @@ def _answers(
     how: dict[str, Any],
 ) -> list[dict[str, Any]]:
     """{"text", "tokens", "finish": "stop" or "length"} for each prompt."""
-    from lit_llm.models.generate import generate
+    from lit_llm.models.generate import generate, room_for
     from lit_llm.models.text_stream import TextStream
 
-    length = min(max_new_tokens, model.config.max_seq_len - max(map(len, prompts)))
+    lengths = room_for(model, prompts, max_new_tokens)
     rows = []
-    for ids in generate(model, prompts, length, **how):
+    for ids, length in zip(generate(model, prompts, lengths, **how), lengths, strict=True):
         text = TextStream(tokenizer, stop)
         pieces = []
         for token in ids:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
-from lit_llm.data.chat import ChatFormat, Message
+from lit_llm.data.chat import ChatFormat
+from lit_llm.data.template import Message
 from lit_llm.errors import UserError
 from lit_llm.models.generate import PromptCache, stream
 from lit_llm.models.sampling import Sampling

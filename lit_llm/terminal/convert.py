@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_llm.arguments import Parser
-from lit_llm.errors import UserError
+from lit_llm.errors import UserError, check_no_link_to_nothing
+from lit_llm.streams import say
 
 if TYPE_CHECKING:
     import torch
@@ -93,9 +95,22 @@ def export_main(args: list[str]) -> None:
     from lit_llm.models.gguf_names import gguf_arch_of
     from lit_llm.models.gguf_write import Quantization, write_gguf
 
+    _add_turn_end(tokenizer)
     quantization: Quantization = options.quantization or "f16"
-    write_gguf(model, tokenizer, out, quantization)
+    notes = write_gguf(model, tokenizer, out, quantization)
     _say(out, model, tokenizer, gguf_arch_of(model.config), quantization)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+def _add_turn_end(tokenizer: Tokenizer) -> None:
+    """Have the token with which the chat template ends an answer end generation, as it does in our chat."""
+    from lit_llm.data.chat import ChatFormat
+
+    try:
+        tokenizer.add_stop_ids(ChatFormat(tokenizer).stop_ids)
+    except UserError:  # no template, or one that does not take a plain question and answer
+        return
 
 
 def _torch_dtype(name: str | None) -> torch.dtype | None:
@@ -106,6 +121,7 @@ def _torch_dtype(name: str | None) -> torch.dtype | None:
 
 def _free_directory(path: Path) -> Path:
     out = path.expanduser().absolute()  # "." has no name to put .part behind
+    check_no_link_to_nothing(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is not empty; name another directory")
     return out
@@ -113,6 +129,7 @@ def _free_directory(path: Path) -> Path:
 
 def _free_file(path: Path) -> Path:
     out = path.expanduser().absolute()
+    check_no_link_to_nothing(out)
     if out.exists():
         raise UserError(f"{out}: exists already; name another file")
     if out.suffix != ".gguf":
@@ -144,4 +161,4 @@ def _write_directory(model: Transformer, tokenizer: Tokenizer, out: Path) -> Non
 def _say(out: Path, model: Transformer, tokenizer: Tokenizer, family: str, dtype: str) -> None:
     weights = sum(p.numel() for p in model.parameters())
     chat = "with" if tokenizer.chat_template else "without"
-    print(f"{out}: {weights:,} parameters, {family}, {dtype}, {chat} a chat template")
+    say(f"{out}: {weights:,} parameters, {family}, {dtype}, {chat} a chat template")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.arguments import Parser
 from lit_llm.errors import UserError
+from lit_llm.streams import json_text
 
 if TYPE_CHECKING:
     from lit_llm.models.config import TransformerConfig
@@ -32,12 +32,17 @@ def inspect_main(args: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(args)
     facts = inspect_checkpoint(options.ckpt)
-    print(json.dumps(facts, indent=2, ensure_ascii=False) if options.json else _text(facts))
+    print(json_text(facts, indent=2) if options.json else _text(facts))
 
 
 def inspect_checkpoint(ckpt: str | Path) -> dict[str, Any]:
     """What a checkpoint is, as plain values; the keys are those of ``--json``. Raises as `inspect_main`."""
-    from lit_llm.models.checkpoint import model_folder, open_training_checkpoint, tokenizer_of_run
+    from lit_llm.models.checkpoint import (
+        model_folder,
+        open_training_checkpoint,
+        settings_of,
+        tokenizer_of_run,
+    )
     from lit_llm.models.config import TransformerConfig
     from lit_llm.models.locate import locate
     from lit_llm.models.tokenizer import Tokenizer
@@ -50,7 +55,7 @@ def inspect_checkpoint(ckpt: str | Path) -> dict[str, Any]:
     stored: dict[str, int] = {}
     if found.suffix == ".ckpt":
         checkpoint = open_training_checkpoint(found)
-        fields = checkpoint["hyper_parameters"]["transformer"]
+        fields = settings_of(checkpoint)["transformer"]
         config = TransformerConfig.from_dict(
             {"preset": fields} if isinstance(fields, str) else fields
         )

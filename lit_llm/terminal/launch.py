@@ -7,9 +7,10 @@ import shlex
 import sys
 from pathlib import Path
 
-from lit_llm.arguments import Parser
+from lit_llm.arguments import Parser, with_underscores
 from lit_llm.errors import Preempted, UserError
 from lit_llm.presets import config_name
+from lit_llm.streams import say
 
 _TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
 
@@ -49,7 +50,7 @@ def launch_main(args: list[str]) -> None:
             "give the command to run after --, e.g. lit_llm launch --slurm -- fit --config FILE"
         )
     at = args.index("--")
-    options, command = parser.parse_args(args[:at]), args[at + 1 :]
+    options, command = parser.parse_args(args[:at]), with_underscores(args[at + 1 :])
     if command[:1] != ["fit"]:
         raise UserError(
             f"after -- comes fit and its arguments, got {' '.join(command[:1]) or 'nothing'}"
@@ -61,6 +62,13 @@ def launch_main(args: list[str]) -> None:
         raise UserError(
             f"--time {options.time}: write it as sbatch takes it, e.g. 24:00:00 or 2-12:00:00"
         )
+    for option in options.sbatch:
+        # One after the other they go on with one run, as a chain of jobs does.
+        if option.removeprefix("--").startswith("array=") and not option.endswith("%1"):
+            raise UserError(
+                f"--sbatch {option}: its tasks would train in one folder at the same time; end it "
+                "with %1 to have them go on one after the other, or write a job file for each run"
+            )
     for key in ("--trainer.num_nodes", "--trainer.devices", "--ckpt_path"):
         if _value(command, key) is not None:
             raise UserError(
@@ -78,7 +86,7 @@ def launch_main(args: list[str]) -> None:
         file.write_text(script, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--output {file}: {error.strerror}") from None
-    print(f"wrote {file}; submit it with: sbatch {file}")
+    say(f"wrote {file}; submit it with: sbatch {shlex.quote(str(file))}")
 
 
 def _value(command: list[str], key: str) -> str | None:
@@ -98,7 +106,8 @@ def _script(
     header = {
         "job-name": name, "nodes": nodes, "ntasks-per-node": gpus, "gpus-per-node": gpus, "time": time,
         # To every process, not to this script: each of them finishes its optimizer step, and the step is saved.
-        "signal": f"TERM@{grace}", "output": f"{name}-%j.log", "open-mode": "append", "chdir": Path.cwd(),
+        "signal": f"TERM@{grace}", "output": f"{name.replace('%', '%%')}-%j.log",
+        "open-mode": "append", "chdir": Path.cwd(),
     }  # fmt: skip
     lines = [f"#SBATCH --{key}={shlex.quote(str(value))}" for key, value in header.items()]
     lines += ["#SBATCH --requeue", *(f"#SBATCH --{option.removeprefix('--')}" for option in more)]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
-import sys
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
@@ -72,10 +70,3 @@ def read_sampling(options: argparse.Namespace) -> Sampling:
     from lit_llm.models.sampling import Sampling
 
     return Sampling(**{field.name: getattr(options, field.name) for field in fields(Sampling)})
-
-
-def forgive_encodings() -> None:
-    """Have text that the terminal's encoding does not know replaced by a mark instead of ending the program."""
-    for file in (sys.stdin, sys.stdout):
-        if isinstance(file, io.TextIOWrapper):
-            file.reconfigure(errors="replace")

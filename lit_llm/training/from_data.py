@@ -9,6 +9,8 @@ from lit_llm.models.config import TransformerConfig
 from lit_llm.models.locate import locate
 from lit_llm.models.tokenizer import Tokenizer
 
+_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+
 
 def take_from_data(fields: dict[str, Any], data: Any, init_from: str | None) -> None:
     """Fill in what ``fields``, of a `TransformerConfig`, leave open: vocabulary, special tokens, context.
@@ -31,7 +33,7 @@ def take_from_data(fields: dict[str, Any], data: Any, init_from: str | None) -> 
             )
         if given is None:
             fields["vocab_size"] = tokenizer.vocab_size
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        for name in _SPECIAL:
             value = getattr(tokenizer, name.replace("_token", ""))
             if value is not None:
                 fields.setdefault(name, value)
@@ -43,6 +45,20 @@ def take_from_data(fields: dict[str, Any], data: Any, init_from: str | None) -> 
                 f"data.seq_len={seq_len} exceeds model.transformer.max_seq_len={longest}"
             )
         fields["max_seq_len"] = seq_len
+
+
+def take_from_checkpoint(fields: dict[str, Any], saved: dict[str, Any] | str) -> None:
+    """Fill in what neither ``fields`` nor any data decides with what it was when a checkpoint was
+    written.
+
+    Args:
+        saved: the checkpoint's fields; a preset's name says nothing of the data.
+    """
+    if isinstance(saved, str):
+        return
+    for name in ("vocab_size", *_SPECIAL, "max_seq_len"):
+        if name in saved:
+            fields.setdefault(name, saved[name])
 
 
 def _check_same_tokenizer(tokenizer: Tokenizer, init_from: str) -> None:

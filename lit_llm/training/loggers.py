@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import weakref
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 COLUMNS = ["step", "tokens", "train_loss", "val_loss", "val_bits_per_byte", "lr", "grad_norm", "tokens_per_second",
            "mfu", "data_wait", "memory_gb"]  # fmt: skip
@@ -19,8 +20,9 @@ class CSVLogger(Logger):
     """Writes ``metrics.csv``: the columns of `COLUMNS`, then others as they appear; empty where not measured.
 
     All metrics of a step share its row, whenever they arrive. Rows reach the file at once (a killed process loses
-    none). On the first write to a file that is there already, rows of that step and later ones are dropped: a resumed
-    run repeats them.
+    none). A fit's first write to a file that is there already drops the rows of that step and later
+    ones: a resumed run repeats them. An evaluation outside of fit removes nothing: what it measures
+    fills empty cells, and a value that differs from one that is there is told instead.
 
     Args:
         save_dir: folder of the file.
@@ -31,10 +33,10 @@ class CSVLogger(Logger):
         super().__init__()
         self.file = Path(save_dir) / name
         self._columns = list(COLUMNS)
-        self._row: dict[str, Any] = {}
-        self._row_start: int | None = (
-            None  # where the current row begins in the file; None before the first write
-        )
+        self._row: dict[str, Any] = {}  # the last one
+        self._row_start: int | None = None  # where it begins in the file; None before it is opened
+        self._took_over = False  # the file is this fit's
+        self._module: Any = lambda: None  # a weak reference
 
     @property
     def name(self) -> str:
@@ -58,6 +60,13 @@ class CSVLogger(Logger):
         """Nothing: the run folder's config.yaml holds them."""
 
     @rank_zero_only
+    def log_graph(self, model: Any, input_array: Any = None) -> None:
+        """Remember the module, which knows the Trainer: Lightning hands it over at each start."""
+        self._module = weakref.ref(model)
+        if self._is_fitting(0):
+            self._took_over = False
+
+    @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Add ``metrics`` to the row of ``step``."""
         if step is None:
@@ -67,20 +76,45 @@ class CSVLogger(Logger):
         metrics = {k: v for k, v in metrics.items() if k not in ("epoch", "step")}
         if not metrics:
             return
-        if self._row_start is None:
-            self._open(step)
-        if self._row.get("step") != step:
-            self._row = {"step": step}
-            self._row_start = self.file.stat().st_size
-        self._row |= metrics
-        new = [key for key in self._row if key not in self._columns]
-        if new:
-            self._columns += new
-            self._rewrite_header(len(new))
-        self._write_row()
+        fitting = self._is_fitting(step)
+        if self._row_start is None or (fitting and not self._took_over):
+            self._open(before=step if fitting else None)
+            self._took_over = fitting
+        last = int(self._row.get("step", -1))
+        if step < last:
+            self._change_earlier(step, metrics, fitting)
+            return
+        if step > last:
+            self._row, self._row_start = {"step": step}, self.file.stat().st_size
+        self._row = self._merged(self._row, metrics, fitting)
+        if self._add_columns(self._row):
+            rows = self._rows()
+            self._replace([*(rows if step > last else rows[:-1]), self._texts()])
+        else:
+            self._write_row()
 
-    def _open(self, step: int) -> None:
-        """Take over the file as far as it goes before ``step``, or start it."""
+    def _is_fitting(self, step: int) -> bool:
+        """Whether a run is being trained; where nobody said, whether it has a step."""
+        trainer = getattr(self._module(), "_trainer", None)
+        return step > 0 if trainer is None else trainer.state.fn == "fit"
+
+    def _merged(self, row: dict[str, Any], new: dict[str, Any], fitting: bool) -> dict[str, Any]:
+        """``row`` with ``new`` values; training's own are not overwritten by another evaluation."""
+        kept = {
+            name: row[name]
+            for name, value in new.items()
+            if not fitting and name in row and float(row[name]) != float(value)
+        }
+        for name, value in kept.items():
+            rank_zero_warn(
+                f"{self.file} keeps {name}={value} of step {row['step']}; "
+                f"evaluated now: {float(new[name])}"
+            )
+        return {**row, **new, **kept}
+
+    def _open(self, before: int | None) -> None:
+        """Take over the file as far as it goes before step ``before``, or all of it; or start
+        it."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         rows: list[list[str]] = []
         if self.file.exists():
@@ -91,27 +125,45 @@ class CSVLogger(Logger):
                 rows = [
                     r
                     for r in lines[1:]
-                    if len(r) == len(self._columns) and r[0].isdigit() and int(r[0]) < step
+                    if len(r) == len(self._columns)
+                    and r[0].isdigit()
+                    and (before is None or int(r[0]) < before)
                 ]
-        self._replace([self._columns, *rows])
+        self._replace(rows)
 
-    def _rewrite_header(self, added: int) -> None:
+    def _change_earlier(self, step: int, metrics: dict[str, Any], fitting: bool) -> None:
+        """Add ``metrics`` to the row of a ``step`` before the last."""
+        rows = {int(row[0]): row for row in self._rows()}
+        earlier = dict(zip(self._columns, rows.get(step, [str(step)]), strict=False))
+        merged = self._merged({k: v for k, v in earlier.items() if v}, metrics, fitting)
+        self._add_columns(merged)
+        rows[step] = [_text(column, merged.get(column)) for column in self._columns]
+        self._replace([rows[number] for number in sorted(rows)])
+
+    def _rows(self) -> list[list[str]]:
         with open(self.file, newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
-        rows = [r for r in rows[1:] if r[0] != str(self._row["step"])]
-        self._replace([self._columns, *(r + [""] * added for r in rows)])
-        self._row_start = self.file.stat().st_size
+            return list(csv.reader(file))[1:]
+
+    def _add_columns(self, row: dict[str, Any]) -> bool:
+        new = [name for name in row if name not in self._columns]
+        self._columns += new
+        return bool(new)
 
     def _replace(self, rows: list[list[str]]) -> None:
+        """Write the whole file anew; the last of ``rows`` is then the row to add to."""
+        rows = [row + [""] * (len(self._columns) - len(row)) for row in rows]
         part = self.file.with_name(self.file.name + ".part")
-        part.write_text(_to_csv(rows), encoding="utf-8")
+        part.write_text(_to_csv([self._columns, *rows]), encoding="utf-8")
         part.replace(self.file)
-        self._row_start = self.file.stat().st_size
+        last = rows[-1] if rows else []
+        self._row = {k: v for k, v in zip(self._columns, last, strict=False) if v}
+        self._row_start = self.file.stat().st_size - (len(_to_csv([last]).encode()) if last else 0)
+
+    def _texts(self) -> list[str]:
+        return [_text(column, self._row.get(column)) for column in self._columns]
 
     def _write_row(self) -> None:
-        line = _to_csv(
-            [[_text(column, self._row.get(column)) for column in self._columns]]
-        ).encode()
+        line = _to_csv([self._texts()]).encode()
         assert self._row_start is not None
         with open(self.file, "rb+") as file:
             file.seek(self._row_start)

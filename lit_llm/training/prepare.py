@@ -12,6 +12,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from lit_llm.errors import UserError
+from lit_llm.models import cores
 from lit_llm.models.backends import Backends, choose_attention
 from lit_llm.models.device import can_compile, has_float8
 from lit_llm.models.parallelize import DATA, parallelize, shard
@@ -37,6 +38,7 @@ def prepare(
     Raises:
         UserError: the machine or the precision cannot do what is wanted.
     """
+    cores.limit_threads(divide=True)
     training = trainer if trainer is not None and trainer.training else None
     dtype = torch.bfloat16 if trainer is not None and trainer.precision == "bf16-mixed" else None
     float8 = training is not None and _wants_float8(model, settings["float8"], training)
@@ -51,7 +53,11 @@ def prepare(
         rank_zero_warn(
             "model.float8 without model.compile is slower than bfloat16: casts are not fused"
         )
-    recompute = 0.0 if settings["recompute"] == "auto" else settings["recompute"]
+    # Where nothing is trained no block is wrapped: the model may be prepared again, for training.
+    wanted = settings["recompute"] if training is not None else 0.0
+    recompute = 0.0 if wanted == "auto" else wanted
+    if training is not None and training.strategy.root_device.type == "cpu":
+        _tell_of_spinning()
     backends = (
         Backends("blocks")
         if training is None
@@ -66,6 +72,15 @@ def prepare(
         mesh=mesh,
         dtype=dtype,
     )
+
+
+def _tell_of_spinning() -> None:
+    if not cores.waits_as_set:
+        rank_zero_info(
+            "OpenMP was loaded before lit_llm, so its threads wait by spinning: where other programs "
+            "use this machine too, import lit_llm before torch, or start with "
+            f"GOMP_SPINCOUNT={cores.SPINS} in the environment"
+        )
 
 
 def _choose_attention(wanted: Any, trainer: L.Trainer) -> Backends:

@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from lit_llm.checks import check_types, plain_paths
-from lit_llm.data.base import data_rank_and_size
+from lit_llm.data.base import TokenDataModule, data_rank_and_size
 from lit_llm.data.blocks import IGNORE
 from lit_llm.errors import UserError
 from lit_llm.models import flops
 from lit_llm.models.backends import Backend
+from lit_llm.models.checkpoint import settings_of
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.device import exact_dtype
-from lit_llm.models.generate import generate
+from lit_llm.models.generate import generate, room_for
 from lit_llm.models.meta import meta_transformer
 from lit_llm.models.sampling import GREEDY
-from lit_llm.models.sharded import clip_gradients, whole_state_dict
+from lit_llm.models.sharded import clip_gradients, is_divided, whole_state_dict
 from lit_llm.models.transformer import Transformer
-from lit_llm.training.callbacks.borders import at_border, logs_now
+from lit_llm.training.callbacks.borders import (
+    at_border,
+    count_steps,
+    logs_now,
+    number_as_lightning_does,
+    number_by_steps_done,
+)
 from lit_llm.training.eight_bit import CLASSES, build_eight_bit
-from lit_llm.training.from_data import take_from_data
+from lit_llm.training.from_data import take_from_checkpoint, take_from_data
 from lit_llm.training.metrics import LanguageModelMetrics, new_metrics, results
+from lit_llm.training.noise import StepNoise
 from lit_llm.training.optimizers import (
     MuonAdamW,
     OptimizerName,
@@ -40,17 +46,21 @@ from lit_llm.training.optimizers import (
     parameter_groups,
 )
 from lit_llm.training.prepare import prepare
-from lit_llm.training.resume_policy import check_checkpoint, count_by_steps
+from lit_llm.training.resume_policy import check_architecture, check_checkpoint
+from lit_llm.training.saved_settings import SavedSettings
 from lit_llm.training.schedules import Schedule, StepSchedule, keep_settings, lr_multiplier
+from lit_llm.training.step_loss import LossMean, StepLoss
+from lit_llm.training.trainer_checks import check_reuse, refuse_early_copies
 
 
 class PretrainModule(L.LightningModule):
     """Trains a `Transformer` to predict the next token.
 
     A batch is a dict with "input_ids" and "labels", int64 (batch, seq), label i being the token after input i and -100
-    where nothing is learnt; "step_tokens", if there, is the number of supervised tokens of the whole optimizer step,
-    and makes the gradient that of sum / global tokens under any accumulation and world size. "label_bytes" in
-    evaluation batches gives bits per byte. `PretrainDataModule` makes such batches; any other source of them will do.
+    where nothing is learnt; "step_tokens", if there, is the number of supervised tokens of the
+    whole optimizer step. The gradient is that of sum / global tokens under any accumulation and
+    world size, see `StepLoss`. "label_bytes" in evaluation batches gives bits per byte.
+    `PretrainDataModule` makes such batches; any other source of them will do.
 
     Subclass by overriding ``compute_loss`` (another objective) or ``build_model`` (another network).
 
@@ -104,9 +114,16 @@ class PretrainModule(L.LightningModule):
         check_types("model", PretrainModule.__init__, locals())
         if recompute != "auto" and not 0 <= recompute <= 1:
             raise UserError(f"model.recompute must be between 0 and 1, got {recompute}")
-        self.save_hyperparameters()
+        # Horizon and batch are the data's: as hyperparameters they would clash with those of a data
+        # module.
+        self.save_hyperparameters(ignore=["tokens", "global_batch_tokens"])
         # A checkpoint holds plain values: others cannot be read with weights_only.
         self.hparams.update(plain_paths(dict(self.hparams)))
+        self._horizon: dict[str, Any] = {
+            "tokens": tokens,
+            "global_batch_tokens": global_batch_tokens,
+        }
+        self._saved_settings = SavedSettings(self)
         self.fields: dict[str, Any] = _fields(transformer)
         if not isinstance(transformer, str):
             self.hparams["transformer"] = dict(self.fields)
@@ -114,11 +131,13 @@ class PretrainModule(L.LightningModule):
             self.fields = TransformerConfig.from_pretrained(init_from).to_dict()
         TransformerConfig.from_dict(self.fields)  # a mistake is told now, before any data is made
         self.model: nn.Module | None = None
-        self.step_loss = MeanMetric(
-            nan_strategy="disable"
-        )  # the default check for NaN synchronises the device
+        self.step_loss = LossMean()
         self.evaluations: list[LanguageModelMetrics] = []
         self.grad_norm: Tensor | None = None
+        self._prepared: str | None = None  # what the network is prepared for: evaluation, training
+        self._noise = StepNoise()
+        self._step_loss = StepLoss()
+        self._evaluated_step: int | None = None  # of the checkpoint that is evaluated
 
     # ---- what subclasses override -------------------------------------------------------------------------------
 
@@ -189,25 +208,62 @@ class PretrainModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Take vocabulary, context and horizon from the data, where they are known."""
-        if self.model is not None:
-            return
-        take_from_data(self.fields, self._datamodule, self.hparams["init_from"])
-        # The checkpoint must build the same network with no data at hand.
-        self.hparams["transformer"] = self.config.to_dict()
+        self._evaluated_step = None
+        if self._trainer is not None:
+            number_by_steps_done(self._trainer, self._steps_done)
+            if self.model is None:
+                refuse_early_copies(self._trainer)
+        self._check_horizon()
+        # A network that is there must fit the data as it is.
+        fields = self.fields if self.model is None else self.config.to_dict()
+        take_from_data(fields, self._datamodule, self.hparams["init_from"])
+
+    def teardown(self, stage: str) -> None:
+        """Leave the Trainer to others as it was."""
+        if self._trainer is not None:
+            number_as_lightning_does(self._trainer)
+
+    def on_fit_start(self) -> None:
+        """Refuse a Trainer that has trained another module."""
+        check_reuse(self.trainer, self)
 
     def configure_model(self) -> None:
-        """Build the network once, and prepare it (see `parallelize`)."""
-        if self.model is not None:
+        """Build the network once, and prepare it (see `parallelize`), for training when it is to be
+        trained."""
+        if self.model is None:
+            # A callback may ask for the network before `setup`, as Lightning's WeightAveraging
+            # does.
+            take_from_data(self.fields, self._datamodule, self.hparams["init_from"])
+            self.model, self._prepared = self.build_model(), None
+        training = self._trainer is not None and bool(self._trainer.training)
+        purpose = "training" if training else "evaluation"
+        if self._prepared in ("training", purpose):
             return
-        self.model = self.build_model()
-        prepare(self.model, self.hparams, self._trainer, self.device_mesh, self._horizon_steps)
+        if self._prepared is not None and is_divided(self.model):
+            rank_zero_warn(
+                "the sharded model was built to be evaluated: it trains as it is, without "
+                "model.compile and model.recompute; use another module to train"
+            )
+        else:
+            prepare(self.model, self.hparams, self._trainer, self.device_mesh, self._horizon_steps)
+        self._prepared = purpose
+
+    def _check_horizon(self) -> None:
+        """Refuse a horizon of the module's own that is not the data module's."""
+        for name, value in self._horizon.items():
+            ours = getattr(self._datamodule, {"tokens": "num_tokens"}.get(name, name), None)
+            if value is not None and ours is not None and int(value) != ours:
+                raise UserError(
+                    f"model.{name}={value} is not data.{name}={ours}: leave it out, "
+                    "the data module decides"
+                )
 
     def _horizon_steps(self) -> int:
         """Optimizer steps of the learning-rate schedule."""
-        steps = getattr(self._datamodule, "steps", None)
+        steps: int | None = getattr(self._datamodule, "steps", None)
         if steps is not None:
             return steps
-        tokens, batch = self.hparams["tokens"], self.hparams["global_batch_tokens"]
+        tokens, batch = self._horizon["tokens"], self._horizon["global_batch_tokens"]
         if tokens is not None and batch is not None:
             return -(-int(tokens) // batch)
         if self.trainer.max_steps > 0:
@@ -247,6 +303,7 @@ class PretrainModule(L.LightningModule):
         )
         keep_settings(optimizer)
         scheduler = StepSchedule(optimizer, multiplier)
+        scheduler.start_at(self.trainer.global_step)  # not 0 under a Trainer that has trained it
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
@@ -271,31 +328,32 @@ class PretrainModule(L.LightningModule):
         )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Make the step's noise (dropout) a function of seed, micro-batch and rank, as its samples are.
-
-        A generator's state would not do: loaders and validations draw from it too, at other times in a resumed run.
-        """
-        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # what `seed_everything` was given
+        """Make the step's noise (dropout) a function of seed, micro-batch and rank, as its samples
+        are."""
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            count_steps(self.trainer)
+            self._step_loss.begin()
         rank, _ = data_rank_and_size(self.trainer.strategy)
-        key = np.random.SeedSequence((seed, batch_idx, rank)).generate_state(1, np.uint64)
-        torch.manual_seed(int(key[0]))
+        self._noise.start(self.device, self.trainer.fit_loop.total_batch_idx, rank)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Loss of one micro-batch, scaled so that what the Trainer makes of it is sum / global tokens."""
         loss_sum = self.compute_loss(batch)
+        loss = self._step_loss.scaled(loss_sum, batch, self.trainer)
         if "step_tokens" in batch:
-            # Lightning divides by the accumulation, data parallelism averages over ranks: undo both.
-            parts = (
-                self.trainer.accumulate_grad_batches * data_rank_and_size(self.trainer.strategy)[1]
-            )
-            loss = loss_sum * (parts / batch["step_tokens"])
+            self.step_loss.update(loss.detach())
         else:
-            loss = loss_sum / (batch["labels"] != IGNORE).sum().clamp(min=1)
-        self.step_loss.update(loss.detach())
+            supervised = (batch["labels"] != IGNORE).sum()
+            self.step_loss.update(loss_sum.detach() / supervised.clamp(min=1), supervised)
         return loss
+
+    def on_after_backward(self) -> None:
+        """Scale the gradient where the step's tokens are known only now."""
+        self._step_loss.after_backward(self.parameters(), self.trainer)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the optimizer step that just ended, if it is one to log; nothing touches the device in between."""
+        self._noise.stop()
         if not at_border(self.trainer, batch_idx):
             return
         step = self.trainer.global_step
@@ -310,18 +368,19 @@ class PretrainModule(L.LightningModule):
         """Note the rate the matrices are updated with: when the step is logged, the scheduler has moved on."""
         self._lr = float(optimizer.param_groups[0]["lr"])
 
+    def _steps_done(self) -> int:
+        """Optimizer steps that the weights have seen."""
+        return self.trainer.global_step if self._evaluated_step is None else self._evaluated_step
+
     def _position(self, step: int) -> dict[str, Tensor]:
-        """step and tokens so far. "step" makes the Trainer file all of the step's metrics under it; float64 keeps it
-        exact."""
-        exact = exact_dtype(self.device)
-        position = {"step": torch.tensor(step, dtype=exact)}
+        """Tokens so far, where the batch is known; float64 keeps them exact."""
         batch = (
             getattr(self._datamodule, "global_batch_tokens", None)
-            or self.hparams["global_batch_tokens"]
+            or self._horizon["global_batch_tokens"]
         )
-        if batch is not None:
-            position["tokens"] = torch.tensor(step * batch, dtype=exact)
-        return position
+        if batch is None:
+            return {}
+        return {"tokens": torch.tensor(step * batch, dtype=exact_dtype(self.device))}
 
     # ---- evaluation ---------------------------------------------------------------------------------------------
 
@@ -338,8 +397,10 @@ class PretrainModule(L.LightningModule):
         names = getattr(self._datamodule, "validation_sources", None)
         values = results(self.evaluations, stage, names)
         if stage == "val" and not self.trainer.sanity_checking:
-            values |= self._position(self.trainer.global_step)
-        self.log_dict(values)
+            values |= self._position(self._steps_done())
+        # `results` has added up all processes' sums. With both flags the Trainer neither reduces
+        # the values again nor recommends that it should.
+        self.log_dict(values, sync_dist=True, rank_zero_only=True)
         self.evaluations = []
 
     def on_validation_epoch_start(self) -> None:
@@ -365,12 +426,22 @@ class PretrainModule(L.LightningModule):
         self._finish_evaluation("test")
 
     def predict_step(self, batch: dict[str, list], batch_idx: int) -> list[dict[str, str]]:
-        """Continue each prompt greedily for up to 64 tokens: {"prompt", "text"} each."""
+        """Continue each prompt greedily for up to 64 tokens: {"prompt", "text"} each.
+
+        Raises:
+            UserError: a prompt that fills the context.
+        """
         model, tokenizer = self.network, self._datamodule.tokenizer
         assert isinstance(model, Transformer)
-        answers = generate(
-            model, batch["input_ids"], 64, GREEDY, stop_ids=self._datamodule.stop_ids
-        )
+        prompts = batch["input_ids"]
+        lengths = room_for(model, prompts, 64)
+        for text, ids, length in zip(batch["prompt"], prompts, lengths, strict=True):
+            if length < 1:
+                raise UserError(
+                    f"the prompt {text[:30]!r} takes {len(ids)} tokens; the model's context has "
+                    f"{model.config.max_seq_len}"
+                )
+        answers = generate(model, prompts, lengths, GREEDY, stop_ids=self._datamodule.stop_ids)
         return [
             {"prompt": prompt, "text": tokenizer.decode(ids)}
             for prompt, ids in zip(batch["prompt"], answers, strict=True)
@@ -379,17 +450,39 @@ class PretrainModule(L.LightningModule):
     # ---- in and out ---------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Forget init_from: the checkpoint holds the weights, and must open where that directory is gone."""
-        checkpoint["hyper_parameters"]["init_from"] = None
+        """Say what the data decided, and forget init_from: the checkpoint holds the weights, and
+        must open where that directory is gone."""
+        self.save_settings(checkpoint, init_from=None)
+
+    def save_settings(self, checkpoint: dict[str, Any], **changed: Any) -> None:
+        """Write what the network is built from into ``checkpoint``, with some settings
+        ``changed``."""
+        self._saved_settings.write(
+            checkpoint,
+            self.hparams,
+            {"transformer": self.config.to_dict(), **self._horizon, **changed},
+        )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights of another architecture before torch lists every tensor that does not fit."""
-        accumulation = getattr(self._datamodule, "accumulation", None)
-        if accumulation is not None and "loops" in checkpoint:
-            count_by_steps(checkpoint, accumulation)
-        training = self._trainer is not None and self.trainer.training
-        config = self.config if self.model is not None else None
-        check_checkpoint(checkpoint, self.hparams["optimizer"] if training else None, config)
+        """Take what neither settings nor data decide from the checkpoint; refuse weights of another
+        architecture before torch lists every tensor that does not fit."""
+        fitting = self._trainer is not None and self.trainer.state.fn == "fit"
+        check_checkpoint(checkpoint, self.hparams["optimizer"] if fitting else None)
+        before = self.config
+        take_from_checkpoint(self.fields, settings_of(checkpoint)["transformer"])
+        if self.model is not None and self.config != before and not is_divided(self.model):
+            self.model = None
+            self.configure_model()
+        check_architecture(checkpoint, self.config)
+        self._evaluated_step = None if fitting else checkpoint.get("global_step")
+        data = self._datamodule
+        name = type(data).__qualname__
+        if fitting and isinstance(data, TokenDataModule) and name not in checkpoint:
+            rank_zero_warn(
+                f"--ckpt_path: it was not written with a {name}: training goes on at the same step, "
+                "but nobody can say whether its samples continue"
+            )
+            data.take_position(checkpoint)
 
     def final_weights(self) -> Iterable[tuple[str, Tensor]]:
         """Names and weights that `save_pretrained` writes, one after the other."""

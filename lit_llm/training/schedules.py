@@ -56,6 +56,10 @@ class StepSchedule(LambdaLR):
     configuration says, one step longer than the old schedule at that.
     """
 
+    def start_at(self, step: int) -> None:
+        """Be where a run of ``step`` optimizer steps is."""
+        self.load_state_dict({"last_epoch": step, "lr_lambdas": [None] * len(self.lr_lambdas)})
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the step, and give the optimizer the rates of it."""
         super().load_state_dict({**state_dict, "base_lrs": self.base_lrs})

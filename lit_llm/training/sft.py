@@ -16,6 +16,7 @@ from lit_llm.errors import UserError
 from lit_llm.models import flops
 from lit_llm.models.adapters import save_adapter
 from lit_llm.models.backends import Backend
+from lit_llm.models.checkpoint import settings_of
 from lit_llm.models.lora import LoRAConfig, apply_lora, is_lora, lora_from, merged_weights
 from lit_llm.models.sharded import whole_state_dict
 from lit_llm.models.transformer import Transformer
@@ -23,6 +24,9 @@ from lit_llm.training.callbacks.throughput import compute_dtype
 from lit_llm.training.optimizers import OptimizerName
 from lit_llm.training.pretrain import PretrainModule
 from lit_llm.training.schedules import Schedule
+
+_STATES = {"state_dict", "current_model_state"}
+"""Keys of weights in a checkpoint; the second is of Lightning's WeightAveraging."""
 
 
 class SFTModule(PretrainModule):
@@ -134,13 +138,15 @@ class SFTModule(PretrainModule):
         if self.lora is None:
             super().on_save_checkpoint(checkpoint)
             return
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if is_lora(k)}
+        self.save_settings(checkpoint)
+        for key in _STATES & checkpoint.keys():
+            checkpoint[key] = {k: v for k, v in checkpoint[key].items() if is_lora(k)}
         checkpoint["base_digest"] = self._base
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the base's weights back in. Raises UserError if it is another base, or LoRA is on in one of them only."""
         super().on_load_checkpoint(checkpoint)
-        saved = checkpoint["hyper_parameters"].get("lora")
+        saved = settings_of(checkpoint).get("lora")
         if saved != self.hparams["lora"]:
             raise UserError(
                 f"model.lora was {saved} when the checkpoint was written and is {self.hparams['lora']} now"
@@ -153,7 +159,8 @@ class SFTModule(PretrainModule):
                 f"model.init_from={self.hparams['init_from']}: its weights are not those the updates were"
             )
         frozen = {name: value for name, value in self.state_dict().items() if not is_lora(name)}
-        checkpoint["state_dict"] = {**frozen, **checkpoint["state_dict"]}
+        for key in _STATES & checkpoint.keys():
+            checkpoint[key] = {**frozen, **checkpoint[key]}
 
     def final_weights(self) -> Iterable[tuple[str, Tensor]]:
         """As `PretrainModule`, updates merged."""
@@ -174,6 +181,7 @@ class SFTModule(PretrainModule):
         whole = whole_state_dict(updates, keep=self.global_rank == 0)
         if self.global_rank == 0:
             save_adapter(model, folder, base=str(self.hparams["init_from"]), state_dict=whole)
+            self.save_tokenizer(folder)  # its template and stop tokens may not be the base's
 
 
 def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:

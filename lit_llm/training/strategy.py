@@ -18,6 +18,7 @@ from lightning.pytorch.strategies import (
 from torch.optim import Optimizer
 
 from lit_llm.errors import UserError
+from lit_llm.models.cores import limit_threads
 from lit_llm.models.parallelize import gradient_sync
 from lit_llm.models.parts import Stored, open_parts
 from lit_llm.models.sharded import copy_part, divide, like_part, whole_state_dict
@@ -74,6 +75,7 @@ class FSDP2Strategy(ModelParallelStrategy):
                 f"tensor_parallel_size={tensor} is not the number of processes, {world}"
             )
         super().setup_environment()
+        limit_threads(divide=True)
         open_folders(self)
 
     @contextmanager

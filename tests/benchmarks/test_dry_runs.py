@@ -21,8 +21,10 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
     ("script", "said"),
     [
         ("decode.py", "transformers eager"),
+        ("chat_templates.py", "9 of 9 templates pass"),
         pytest.param("load.py", "peak memory ratio", marks=pytest.mark.slow),
         ("cpu_step.py", "floor"),
+        ("busy.py", "1 busy, ours, libgomp's waiting"),
         pytest.param(
             "checkpoint_pause.py", "two processes, parts, background", marks=pytest.mark.slow
         ),

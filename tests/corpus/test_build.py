@@ -346,3 +346,26 @@ def test_progress_says_what_was_made(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "corpus: training a tokenizer of 300 tokens" in lines and "60 documents" in lines[-1]
     build_corpus(tmp_path / "b", sources=str(texts), **SETTINGS)
     assert capsys.readouterr() == ("", "")
+
+
+def test_what_is_too_long_is_told_with_the_setting_that_keeps_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lit_llm.data.pretrain import PretrainDataModule
+
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "long.txt").write_text("some words of one line " * 100)
+    settings = {"sources": str(texts), "cache_dir": str(tmp_path / "cache"), "vocab_size": 260}
+    with pytest.raises(UserError, match="line too long: above max_line_bytes=1000"):
+        PretrainDataModule(max_line_bytes=1000, **settings).prepare_data()
+    (texts / "short.txt").write_text("other words\n" * 50)
+    data = PretrainDataModule(max_line_bytes=1000, **settings)
+    data.prepare_data()
+    said = capsys.readouterr().err
+    assert "1 of 2 documents are dropped: line too long: above max_line_bytes=1000; raise" in said
+    dropped = json.loads(data.datacard_file.read_text())["dropped"]
+    assert dropped == {"read: line too long: above max_line_bytes=1000": 1}
+    data = PretrainDataModule(**settings)
+    data.prepare_data()
+    assert json.loads(data.datacard_file.read_text())["documents"] == 2

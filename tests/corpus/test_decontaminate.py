@@ -49,6 +49,18 @@ def test_planted_questions_are_found() -> None:
     assert reported["contaminated_by"].equals(cleaned["contaminated_by"])
 
 
+def test_a_short_answer_in_a_script_without_spaces_drops_nothing() -> None:
+    answer = "中华人民共和国国务院"  # ten letters, five words
+    question = "下列哪一项是中华人民共和国最高国家行政机关的正式名称"
+    thai = "ประเทศไทยมีเมืองหลวงชื่อกรุงเทพมหานคร"
+    decontaminate = Decontaminate.against({"task": [answer, question, thai, "国务院 is one"]})
+    page = f"昨天 {answer}发布了一项新的规定。"
+    held = [f"问 {question} 答", f"ที่นี่ {thai} ครับ"]
+    assert decontaminate.contaminated([page, *held]) == [None, "task", "task"]
+    with pytest.raises(UserError, match="no evaluation text has 8 words"):
+        Decontaminate.against({"task": [answer]})
+
+
 @settings(deadline=None, max_examples=100)
 @given(
     evaluations=st.lists(st.lists(st.sampled_from("abé"), max_size=9), min_size=1, max_size=4),

@@ -128,6 +128,11 @@ def test_as_a_block() -> None:
         ),
         ('<meta name="description" content="robots">', None),
         ('<meta name="robots">', None),
+        ('<!-- <meta name="robots" content="noai"> -->', None),
+        ('<!-- a --><meta name="robots" content="noml">', "noml"),
+        ('<script>"<meta name=robots content=noai>"</script>', None),
+        (f"<style>{'a{}' * 40_000}</style><meta name=robots content=noai>", "noai"),
+        ("<!--" * 50_000 + "<meta name=robots content=noai>", None),
         ("", None),
     ],
 )

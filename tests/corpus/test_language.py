@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_llm.corpus.block import documents, funnel
-from lit_llm.corpus.language import IdentifyLanguage, identify
+from lit_llm.corpus.language import _SAME, IdentifyLanguage, _detected, detected_tags, identify
 from lit_llm.errors import UserError
 
 ROWS = [
@@ -49,6 +49,50 @@ def test_keep_and_score() -> None:
     }
     assert done["dropped"][5].as_py() == "identify_language: score"
     assert IdentifyLanguage()(table)["dropped"].null_count == 6
+
+
+@pytest.mark.parametrize(
+    ("written", "tags"),
+    [
+        ("nb", {"no"}), ("nob", {"no"}), ("nn", {"nn"}), ("fil", {"tl"}), ("eng", {"en"}),
+        ("zh", {"zh", "zh-Hant"}), ("zh-Hans", {"zh"}), ("zho_Hant", {"zh-Hant"}), ("EN", {"en"}),
+        ("iw", {"he"}), ("cmn", {"zh", "zh-Hant"}), ("swh", {"sw"}), ("ceb", {"ceb"}),
+    ],
+)  # fmt: skip
+def test_other_tags_of_a_language(written: str, tags: set[str]) -> None:
+    assert detected_tags(written) == tags
+
+
+def test_every_other_tag_is_one_of_a_detected_language() -> None:
+    for other, tag in _SAME.items():
+        assert tag in _detected() and (other not in _detected())
+
+
+def test_norwegian_and_one_script_of_chinese_are_kept() -> None:
+    by_language = {row["language"]: row["text"] for row in ROWS}
+    norwegian = (
+        "Alle mennesker er født frie og med samme menneskeverd og menneskerettigheter. De er "
+        "utstyrt med fornuft og samvittighet og bør handle mot hverandre i brorskapets ånd."
+    )
+    table = documents([norwegian, by_language["zh"], by_language["zh-Hant"]])
+    done = IdentifyLanguage(keep=("nb", "zh-Hans"))(table)
+    assert funnel(done) == {"identify_language: zh-Hant": 1}
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("pt-BR", "not told apart in 'pt-BR'; write 'pt'"),
+        ("sr_Latn", "not told apart in 'sr_Latn'; write 'sr'"),
+        ("English", "'English' is no language that is detected"),
+        ("xx", "'xx' is no language that is detected"),
+        ("yue", "'yue' is no language"),
+        ("", "'' is no language"),
+    ],
+)
+def test_a_language_that_cannot_match_is_refused(written: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        IdentifyLanguage(keep=(written,))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lit_llm.corpus.block import documents, funnel
 from lit_llm.corpus.licensing import LicenseFilter, detect_license
-from lit_llm.corpus.spdx import GROUPS, normalize_license, permitted
+from lit_llm.corpus.spdx import GROUPS, UNRECOGNISED, normalize_license, permitted
 from lit_llm.errors import UserError
 
 WRITTEN = {
@@ -44,6 +44,22 @@ WRITTEN = {
     "(mit or apache 2.0) and BSD-3-Clause": "(MIT OR Apache-2.0) AND BSD-3-Clause",
     "GPL-2.0-or-later WITH Classpath-exception-2.0": "GPL-2.0-or-later WITH Classpath-exception-2.0",
     "Unlicense": "Unlicense",
+    "CC-BY-4.0 AND GPL-3.0-only": "CC-BY-4.0 AND GPL-3.0-only",
+    "CC BY 4.0 non-commercial": "CC-BY-NC-4.0",
+    "CC BY 4.0 (non-commercial use only)": None,
+    "CC-BY-4.0, no derivatives": "CC-BY-ND-4.0",
+    "CC BY 4.0 or later": None,
+    "Creative Commons Attribution 3.0 United States License": "CC-BY-3.0",
+    "CC BY 3.0 DE": "CC-BY-3.0",
+    "CC BY 4.0, Apache 2.0": "CC-BY-4.0 AND Apache-2.0",
+    "MIT OR Apache-2.0, GPL-3.0": "(MIT OR Apache-2.0) AND GPL-3.0-only",
+    "MIT; BSD-3-Clause": "MIT AND BSD-3-Clause",
+    "(MIT)AND(GPL-3.0-only)": "MIT AND GPL-3.0-only",
+    "Apache-2.0 WITH Commons-Clause": None,
+    "Apache-2.0 AND Commons Clause": "Apache-2.0 AND LicenseRef-Commons-Clause",
+    "Business Source License 1.1": "BUSL-1.1",
+    "SSPL-1.0": "SSPL-1.0",
+    "MIT non-commercial": None,
     "all rights reserved": None,
     "proprietary": None,
     "": None,
@@ -98,7 +114,20 @@ DECLARED = {
     "This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.": "MPL-2.0",
     "Text is at https://creativecommons.org/licenses/by-sa/3.0/ since": "CC-BY-SA-3.0",
     "def f(): ...": None,
-    "SPDX-License-Identifier: Secret-Sauce": None,
+    "SPDX-License-Identifier: Secret-Sauce": UNRECOGNISED,
+    "# SPDX-License-Identifier: MIT\n# SPDX-License-Identifier: GPL-3.0-only\n": "MIT AND GPL-3.0-only",
+    "// SPDX-License-Identifier: MIT\n// SPDX-License-Identifier: Secret\n": UNRECOGNISED,
+    '"Commons Clause" License Condition v1.0\nLicensed under the Apache License, Version 2.0': "Apache-2.0 AND "
+    "LicenseRef-Commons-Clause",
+    "Permission is hereby granted, free of charge, to any person obtaining a copy ... The Software shall be used for "
+    "Good, not Evil.": "MIT AND JSON",
+    "Permission is hereby granted, free of charge, to any person obtaining a copy for non-commercial use": UNRECOGNISED,
+    "Mozilla Public License Version 2.0 ... 'Secondary License' means the GNU Affero General Public License, "
+    "Version 3.0. Mozilla Public License, v. 2.0": "MPL-2.0",
+    "Business Source License 1.1": "BUSL-1.1",
+    "LLAMA 3 COMMUNITY LICENSE AGREEMENT": UNRECOGNISED,
+    "Redistribution and use in source and binary forms. This file is also under the terms of the GNU General Public "
+    "License version 2": "BSD-2-Clause AND GPL-2.0-only",
 }
 
 
@@ -135,6 +164,17 @@ def test_column_then_text_then_source() -> None:
         everywhere["license"].to_pylist() == ["CC0-1.0"] * 2
         and everywhere["dropped"].null_count == 2
     )
+
+
+def test_a_source_does_not_replace_a_licence_that_is_not_recognised() -> None:
+    table = documents(
+        ["a", "SPDX-License-Identifier: Secret-Sauce", "c", "d"],
+        license=["Our own terms", None, "  ", None],
+        source=["web"] * 4,
+    )
+    done = LicenseFilter(sources={"web": "MIT"})(table)
+    assert done["license"].to_pylist() == [None, None, "MIT", "MIT"]
+    assert funnel(done) == {"license: unknown": 2}
 
 
 def test_mistakes_name_the_setting() -> None:

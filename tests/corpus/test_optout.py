@@ -27,13 +27,30 @@ URLS = {
     "https://news.net/": None,
     "https://bücher.de/": "opt_out: domain xn--bcher-kva.de",
     "https://user@blocked.co.uk/": "opt_out: domain blocked.co.uk",
+    "<https://example.org/a>": "opt_out: domain example.org",
+    "HTTPS://EXAMPLE.ORG.:443/": "opt_out: domain example.org",
+    "https://XN--BCHER-KVA.de/": "opt_out: domain xn--bcher-kva.de",
+    "https://BU\u0308CHER.de/": "opt_out: domain xn--bcher-kva.de",
+    "https://b%C3%BCcher.de/": "opt_out: domain xn--bcher-kva.de",
+    "https://b\u00fccher\u3002de/": "opt_out: domain xn--bcher-kva.de",
+    "https://xn--strae-oqa.de/": "opt_out: domain xn--strae-oqa.de",
+    "https://strasse.de/": None,
+    "https://news.net/%61rchive/x": "opt_out: address news.net/archive",
+    "https://a_b.blocked.co.uk/": "opt_out: domain blocked.co.uk",
+    "https://[::1]:80/": None,
     "": None,
     "not a url": None,
 }
 ADDRESSES = st.text(st.characters(codec="utf-8"), max_size=30) | st.from_regex(
     r"https?://[a-z.]{1,12}/\w*", fullmatch=True
 )
-ENTRIES = ("example.org", "https://news.net/archive", "*.bücher.de", "www.blocked.co.uk")
+ENTRIES = (
+    "example.org",
+    "https://news.net/archive",
+    "*.bücher.de",
+    "www.blocked.co.uk",
+    "straße.de",
+)
 
 
 def test_by_address() -> None:

@@ -176,13 +176,13 @@ def test_long_lines_are_dropped(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(
         '{"text": "a"}\n{"text": "' + "b" * 100 + '"}\n{"text": "c"}\n'
     )
-    (tmp_path / "b.txt").write_text("short\n" + "b" * 100)
+    (tmp_path / "b.txt").write_text("short\n" + "é" * 30, encoding="utf-8")
     found = rows(Source("s", [str(tmp_path)], max_line_bytes=50))
     assert [row["dropped"] for row in found] == [
         None,
-        "read: line too long",
+        "read: line too long: above max_line_bytes=50",
         None,
-        "read: line too long",
+        "read: line too long: above max_line_bytes=50",
     ]
     assert [row["text"] for row in found] == ["a", "", "c", ""]
 
@@ -213,7 +213,10 @@ def test_every_row_is_read_once_whatever_the_pieces(
     assert len(list_parts(str(folder), 1)) == len(sizes)
 
 
-KINDS = [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())]
+KINDS = [
+    pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string()),
+    pa.string_view(), pa.binary_view(),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -232,7 +235,51 @@ def test_columns_of_text_of_any_kind(tmp_path: Path, kind: pa.DataType) -> None:
     assert [row["dropped"] for row in found] == [
         None, "read: empty", "read: empty", "read: binary", None, "read: empty"
     ]  # fmt: skip
-    assert [row["license"] for row in found] == ["MIT, ISC"] + ["CC0-1.0"] * 5
+    assert [row["license"] for row in found] == ["(MIT) AND (ISC)"] + ["CC0-1.0"] * 5
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (pa.string_view(), ["GPL-3.0", None]),
+        (pa.dictionary(pa.int8(), pa.string()), ["GPL-3.0", None]),
+        (pa.list_(pa.string()), [["GPL-3.0"], None]),
+        (pa.large_list(pa.string()), [["GPL-3.0"], []]),
+        (pa.list_(pa.large_string(), 1), [["GPL-3.0"], ["MIT"]]),
+        (pa.struct([("spdx_id", pa.string())]), [{"spdx_id": "GPL-3.0"}, None]),
+    ],
+    ids=lambda kind: str(kind)[:20],
+)
+def test_a_column_of_licences_of_any_type_counts(
+    tmp_path: Path, kind: pa.DataType, values: list
+) -> None:
+    table = pa.table({"text": ["one", "two"], "license": pa.array(values, kind)})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    found = rows(Source("s", [str(tmp_path)], license="MIT"))
+    assert [row["license"].strip("()") for row in found] == ["GPL-3.0", "MIT"]
+
+
+@pytest.mark.parametrize(
+    ("said", "read"),
+    [
+        (["MIT", None], "(MIT) AND (unknown)"),
+        (["MIT OR GPL-3.0", "ISC"], "(MIT OR GPL-3.0) AND (ISC)"),
+        ({"key": "gpl-3.0", "name": "GNU GPL"}, "gpl-3.0"),
+        ({"terms": 3}, '{"terms": 3}'),
+        (7, "7"),
+        ([], "MIT"),
+        ("", "MIT"),
+    ],
+)
+def test_a_licence_in_a_row_of_json(tmp_path: Path, said: object, read: str) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "one", "license": said}))
+    assert rows(Source("s", [str(tmp_path)], license="MIT"))[0]["license"] == read
+
+
+def test_a_column_of_nulls_alone(tmp_path: Path) -> None:
+    table = pa.table({"text": pa.nulls(2), "license": pa.nulls(2)})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert [row["dropped"] for row in rows(str(tmp_path))] == ["read: empty"] * 2
 
 
 def test_columns_that_are_not_utf8_or_not_text(tmp_path: Path) -> None:
@@ -247,11 +294,10 @@ def test_columns_that_are_not_utf8_or_not_text(tmp_path: Path) -> None:
     ] * 2
     pyarrow.parquet.write_table(pa.table({"text": [1, 2]}), tmp_path / "c.parquet")
     assert [row["text"] for row in rows(str(tmp_path / "c.parquet"))] == ["1", "2"]
-    pyarrow.parquet.write_table(pa.table({"text": [0.5]}), tmp_path / "d.parquet")
-    with pytest.raises(
-        UserError, match=r"d\.parquet: field 'text' \(data\.text_field\) holds double, not text"
-    ):
-        rows(str(tmp_path / "d.parquet"))
+    for name, value in {"double": 0.5, "list<element: string>": ["a", "b"]}.items():
+        pyarrow.parquet.write_table(pa.table({"text": [value]}), tmp_path / "d.parquet")
+        with pytest.raises(UserError, match=rf"d\.parquet: field 'text' .* holds {name}, not text"):
+            rows(str(tmp_path / "d.parquet"))
 
 
 # Encodings
@@ -365,6 +411,11 @@ def test_a_tree_of_source_code(tmp_path: Path) -> None:
         "one/data.js": "var x = [" + "1," * 2000 + "];\n",
         "two/LICENSE.txt": apache,
         "two/Makefile": "all:\n",
+        "two/lib/COPYING": "Our own terms.\n",
+        "two/lib/x.py": "x = 1\n",
+        "both/LICENSE-MIT": mit,
+        "both/LICENSE-GPL": "GNU GENERAL PUBLIC LICENSE\nVersion 3, 29 June 2007",
+        "both/x.py": "x = 1\n",
         "three.py": "x = 1\n",
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -377,6 +428,8 @@ def test_a_tree_of_source_code(tmp_path: Path) -> None:
         "one/src/main.rs": ("Rust", "MIT"),
         "one/talks.py": ("Python", "MIT"),
         "two/Makefile": ("Makefile", "Apache-2.0"),
+        "two/lib/x.py": ("Python", "LicenseRef-Unrecognised"),
+        "both/x.py": ("Python", "GPL-3.0-only AND MIT"),
         "three.py": ("Python", None),
     }
     assert {id: row["dropped"] for id, row in found.items() if row["dropped"]} == {
@@ -388,4 +441,7 @@ def test_a_tree_of_source_code(tmp_path: Path) -> None:
         "one/picture.svg": "read: no source code, by its name",
         "one/data.js": "read: generated or minified code",
         "two/LICENSE.txt": "read: no source code, by its name",
+        "two/lib/COPYING": "read: no source code, by its name",
+        "both/LICENSE-MIT": "read: no source code, by its name",
+        "both/LICENSE-GPL": "read: no source code, by its name",
     }

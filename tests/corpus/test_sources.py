@@ -30,6 +30,22 @@ def test_folders_are_walked_and_hidden_files_left_out(tmp_path: Path) -> None:
     assert documents[2].path == str(tmp_path / "deep/er/c.py")
 
 
+def test_a_folder_whose_name_looks_like_a_pattern(tmp_path: Path) -> None:
+    for name in ("texts[v2]", "textsv"):
+        (tmp_path / name / "a*").mkdir(parents=True)
+        (tmp_path / name / "a*" / "b.txt").write_text("b")
+        (tmp_path / name / "c[1].txt").write_text("c")
+    inside = f"{tmp_path}/texts[v2]"
+    for pattern, names in (
+        (f"{inside}/*.txt", ["c[1].txt"]),
+        (f"{inside}/**/*.txt", ["a*/b.txt", "c[1].txt"]),
+        (f"{inside}/a*/*", ["b.txt"]),
+        (f"{inside}/c[1].txt", ["c[1].txt"]),
+        (f"{tmp_path}/texts*/c[[]1].txt", ["texts[v2]/c[1].txt", "textsv/c[1].txt"]),
+    ):
+        assert [file.id for file in list_files(pattern)] == names
+
+
 def test_globs_give_paths_relative_to_their_fixed_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

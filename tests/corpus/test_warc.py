@@ -76,6 +76,37 @@ def test_what_servers_say(tmp_path: Path) -> None:
         ("", None, None, "read: HTTP status is not 200"),
         ("", None, None, "read: neither HTML nor plain text"),
         ("f", None, None, None),
-        ("", None, None, "read: record too long"),
+        ("", None, None, "read: record too long: above max_line_bytes=400"),
         ("wet.", None, None, None),
     ]
+
+
+def test_no_record_is_lost_behind_one_that_is_chunked_and_compressed(tmp_path: Path) -> None:
+    """fastwarc's own decoding ended the iteration there: 6 of 16 were read, and nothing said so."""
+    body = gzip.compress(b"<p>packed</p>")
+    chunks = b"".join(
+        b"%x\r\n%s\r\n" % (len(body[i : i + 9]), body[i : i + 9]) for i in range(0, len(body), 9)
+    )
+    headers = "Transfer-Encoding: chunked\r\nContent-Encoding: gzip\r\n"
+    packed = response("http://p", chunks + b"0\r\n\r\n", headers=headers)
+    cut = response("http://q", chunks[:-4], headers=headers)
+    records = [PAGES[0]] * 5 + [packed] + [PAGES[1]] * 4 + [cut] + [PAGES[2]] * 5
+    for name, data in {
+        "a.warc": b"".join(records),
+        "a.warc.gz": b"".join(map(gzip.compress, records)),
+    }.items():
+        for old in tmp_path.iterdir():
+            old.unlink()
+        (tmp_path / name).write_bytes(data)
+        found = rows(str(tmp_path))
+        assert len(found) == 16 and found[5]["text"] == "packed"
+        assert [(row["url"], row["dropped"]) for row in found if row["dropped"]] == [
+            ("http://q", "read: cut record")
+        ]
+
+
+def test_addresses_without_brackets_and_all_robots_headers(tmp_path: Path) -> None:
+    said = "X-Robots-Tag: noarchive\r\nX-Robots-Tag: noai\r\n"
+    (tmp_path / "a.warc").write_bytes(response("<http://x.org/a>", b"<p>a</p>", headers=said))
+    (found,) = rows(str(tmp_path))
+    assert found["url"] == "http://x.org/a" and found["robots"] == "noarchive, noai"

@@ -72,7 +72,7 @@ def test_the_mask_covers_what_the_assistant_says(
     tokenizer: Tokenizer, template: str, drawn: tuple
 ) -> None:
     chat, messages = ChatFormat(tokenizer, template), messages_of(drawn)
-    ids, spoken = chat.encode(messages)
+    ids, spoken, number, left_out = chat.encode_row(messages)
     assert len(ids) == len(spoken)
     answers = [m["content"].strip() if template is LLAMA_STYLE else m["content"]
                for m in messages if m["role"] == "assistant"]  # fmt: skip
@@ -82,14 +82,20 @@ def test_the_mask_covers_what_the_assistant_says(
             run.append(token)
         elif run:
             runs, run = [*runs, run], []
-    # One run an answer: its words and the token that ends the turn, nothing else.
-    assert [tokenizer.decode(run[:-1]) for run in runs] == answers
+    # One run an answer: its words and the token that ends the turn, nothing else. An earlier answer may be left out,
+    # where a token of the whole text reaches over its beginning; the last may not.
+    said = [tokenizer.decode(run[:-1]) for run in runs]
+    assert said[-1] == answers[-1] and number == len(answers) == len(said) + left_out
+    rest = iter(answers)
+    assert all(text in rest for text in said)
     assert all(run[-1] == tokenizer.control_tokens["<|im_end|>"] for run in runs)
-    # No words become control tokens: as many as the template itself writes.
-    spelled = sum(tokenizer.is_control(token) for token in ids)
-    empty = [{**m, "content": ""} for m in messages]
-    assert spelled == sum(tokenizer.is_control(token) for token in chat.encode(empty)[0])
-    assert tokenizer.decode(ids) == chat.render(messages)
+    # No words become control tokens: there are as many as the template itself writes.
+    whole = chat.render(messages)
+    assert whole.startswith(tokenizer.decode(ids))
+    if tokenizer.decode(ids) == whole:
+        empty = chat.render([{**m, "content": ""} for m in messages])
+        written = len(chat.jinja.control.findall(empty))
+        assert written == sum(tokenizer.is_control(token) for token in ids)
 
 
 @settings(max_examples=40, deadline=None)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 import lit_llm
 from lit_llm import InstructionDataModule, Tokenizer, Transformer, TransformerConfig, UserError
 from lit_llm.data.blocks import IGNORE
-from lit_llm.data.conversations import to_messages
 from lit_llm.data.docstrings import docstring_rows, held_out, stdlib_modules
+from lit_llm.data.instructions import to_messages
 
 PAIR = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 
@@ -254,3 +254,170 @@ def test_sources_can_be_repeated_and_rehearsal_is_never_validation(
     assert not asked & {
         line["question"] for line in general
     }  # what is rehearsed is not what is checked
+
+
+LAST = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if loop.last and m.role == 'assistant' %}<think>\n\n</think>"
+    "\n\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def lines_of(data: InstructionDataModule) -> list[dict]:
+    return [json.loads(line) for line in (data.datacard_file.parent / "manifest.jsonl").open()]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "Hi \ud83d", "completion": "a"}, r"message 1.content holds the lone surrogate \\ud83d"),
+        ({"prompt": "q", "completion": "a", "split": ["train"]}, "the split "),
+        ({"prompt": "q", "completion": "a", "split": "holdout"}, "the split 'holdout'"),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, "message 1 must be an object"),
+        ({"messages": PAIR, "tools": [{"name": "f"}]}, "leaves out the tools"),
+        ({"messages": [PAIR[0], {**PAIR[1], "reasoning_content": "r"}]}, "leaves out the 'reasoning_content'"),
+        ({"messages": PAIR, "chat_template_kwargs": {"effort": 1}}, "does not take the argument 'effort'"),
+        ('{"prompt": "q", "completion": ', "not valid JSON"),
+        ("[1]", "not a JSON object"),
+    ],
+)  # fmt: skip
+def test_a_bad_row_of_any_kind_is_named_or_counted(
+    tmp_path: Path, tokenizer_folder: Path, row: object, said: str
+) -> None:
+    file = write(tmp_path / "a.jsonl", [*(chat(i) for i in range(9)), row])
+    with pytest.raises(UserError, match=rf"a\.jsonl:10: .*{said}"):
+        module(tmp_path, tokenizer_folder, file)
+    card = json.loads(
+        module(tmp_path, tokenizer_folder, file, bad_rows="skip").datacard_file.read_text()
+    )
+    assert (
+        sum(card["dropped"].values()) == 1
+        and sum(s["examples"] for s in card["splits"].values()) == 9
+    )
+
+
+def test_whatever_format_example_raises_is_a_bad_row(
+    tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    class Mine(InstructionDataModule):
+        def format_example(self, row: dict) -> list[dict[str, str]]:
+            return [{"role": "user", "content": row["q"]}, PAIR[1]]
+
+    rows = [{"q": f"question {i}"} for i in range(9)]
+    file = write(tmp_path / "a.jsonl", [*rows, {"p": 1}])
+    given = {
+        "tokenizer": str(tokenizer_folder),
+        "cache_dir": str(tmp_path / "cache"),
+        "seq_len": 64,
+    }
+    with pytest.raises(UserError, match=r"a\.jsonl:10: KeyError: 'q'"):
+        Mine(file, **given).prepare_data()
+    skipping = Mine(file, bad_rows="skip", **given)
+    skipping.prepare_data()
+    assert json.loads(skipping.datacard_file.read_text())["dropped"] == {"KeyError: 'q'": 1}
+
+
+def test_what_leaves_a_file_as_bytes_is_a_bad_row_too(
+    tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    file = tmp_path / "a.jsonl"
+    write(file, [chat(i) for i in range(9)])
+    file.write_bytes(file.read_bytes() + b'{"prompt": "\xff", "completion": "a"}\n')
+    with pytest.raises(UserError, match=r"a\.jsonl:10: not UTF-8"):
+        module(tmp_path, tokenizer_folder, str(file))
+    card = json.loads(
+        module(tmp_path, tokenizer_folder, str(file), bad_rows="skip").datacard_file.read_text()
+    )
+    assert card["dropped"] == {"not UTF-8; mend the line or take it out": 1}
+
+
+def test_a_row_s_split_is_kept_whatever_it_is_called(
+    tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    names = ["train", "dev", "val", "valid", "validation", "test", "test_sft", "train_sft"]
+    rows = [{**chat(i), "id": i, "split": names[i % 8]} for i in range(40)]
+    file = write(tmp_path / "a.jsonl", rows)
+    data = module(tmp_path, tokenizer_folder, file)
+    splits = {line["id"]: line["split"] for line in lines_of(data)}
+    assert splits == {i: "train" if i % 8 in (0, 7) else "validation" for i in range(40)}
+    # With validation data of its own, the file's held-out rows are not trained on either.
+    other = write(tmp_path / "b.jsonl", [{**chat(99), "split": "train"}, chat(98)])
+    data = module(tmp_path, tokenizer_folder, file, validation=other)
+    card = json.loads(data.datacard_file.read_text())
+    assert [card["splits"][split]["examples"] for split in ("train", "validation")] == [10, 1]
+    assert card["rows_of_the_other_split"] == 31
+
+
+def test_few_rows(tmp_path: Path, tokenizer_folder: Path) -> None:
+    """A twentieth of three rows is one of them; one row cannot be both trained and validated on."""
+    few = write(tmp_path / "a.jsonl", [{**chat(i), "id": "\ud83d"} for i in range(3)])
+    data = module(tmp_path, tokenizer_folder, few, validation_fraction=0.01)
+    assert sorted(line["split"] for line in lines_of(data)) == ["train", "train", "validation"]
+    one = write(tmp_path / "b.jsonl", [chat(1)])
+    with pytest.raises(
+        UserError,
+        match=r"no example for train in .*; 1 rows can be used; .* two different",
+    ):
+        module(tmp_path, tokenizer_folder, one)
+    bad = write(tmp_path / "c.jsonl", [{"messages": [PAIR[0]]}])
+    with pytest.raises(UserError, match="1 are bad, 1 of them because: no supervised token"):
+        module(tmp_path, tokenizer_folder, bad, bad_rows="skip")
+    marked = write(tmp_path / "d.jsonl", [{**chat(i), "split": "train"} for i in range(3)])
+    with pytest.raises(UserError, match=r"data\.sources: no example for validation; 3 rows"):
+        module(tmp_path, tokenizer_folder, marked)
+
+
+def test_answers_that_are_left_out_are_counted_and_told(
+    tmp_path: Path, tokenizer_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    template = tmp_path / "t.jinja"
+    template.write_text(LAST)
+    rows = [{"messages": [*chat(i)["messages"], *chat(i + 50)["messages"]]} for i in range(8)]
+    with caplog.at_level("INFO"):
+        data = module(tmp_path, tokenizer_folder, write(tmp_path / "a.jsonl", rows), seq_len=256,
+                      chat_template=str(template))  # fmt: skip
+    splits = json.loads(data.datacard_file.read_text())["splits"].values()
+    assert sum(split["answers"] for split in splits) == 16
+    assert sum(split["answers_left_out"] for split in splits) == 8
+    assert "8 of 16 answers are not learnt" in caplog.text
+    ids = np.load(data.datacard_file.parent / "train.ids.npy")
+    spoken = np.load(data.datacard_file.parent / "train.spoken.npy")
+    assert data.tokenizer.decode(ids[spoken]).count("<think>") == data.tokenizer.decode(ids).count(
+        "<think>"
+    )
+
+
+def test_nulls_of_a_parquet_struct_column_are_no_fields(
+    tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+
+    def called(arguments: dict) -> list:
+        calls = [{"type": "function", "function": {"name": "f", "arguments": arguments}}]
+        return [PAIR[0], {"role": "assistant", "content": None, "tool_calls": calls},
+                {"role": "tool", "content": "o", "tool_call_id": "1"}, PAIR[1]]  # fmt: skip
+
+    template = tmp_path / "t.jinja"
+    template.write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if 'tool_calls' in m %}{{ m.tool_calls | tojson }}"
+        "{% else %}{{ m.content }}{% endif %}{% if 'tool_call_id' in m and m.role != 'tool' %}no{% endif %}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    rows = [{"messages": called({"a": 1}), "split": "train"},
+            {"messages": called({"b": {"c": "x"}}), "split": "train"},
+            {"messages": PAIR, "split": "validation"}]  # fmt: skip
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    data = module(
+        tmp_path,
+        tokenizer_folder,
+        str(tmp_path / "a.parquet"),
+        chat_template=str(template),
+        seq_len=256,
+    )
+    text = "".join(
+        data.tokenizer.decode(np.load(data.datacard_file.parent / f"{split}.ids.npy"))
+        for split in ("train", "validation")
+    )
+    assert '"arguments": {"a": 1}' in text and '"arguments": {"b": {"c": "x"}}' in text
+    assert "null" not in text and "None" not in text and "no<|im_end|>" not in text

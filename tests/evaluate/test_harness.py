@@ -18,6 +18,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from lit_llm import Tokenizer, Transformer, UserError
+from lit_llm.data.chat import ChatFormat
 from lit_llm.evaluate.harness import HarnessLM
 from lit_llm.evaluate.run import load_tasks, metric_rows, run_task
 from lit_llm.evaluate.tasks import LOCAL_TASKS
@@ -126,7 +127,7 @@ def test_rolling_equals_the_hf_backend(model: Transformer, tokenizer: Tokenizer,
     assert ours == pytest.approx(
         hf.loglikelihood_rolling(arguments, disable_tqdm=True), rel=0, abs=1e-3
     )
-    assert ours[0] == 0.0 > max(ours[1:])
+    assert max(ours) == ours[0] < 0  # an empty text still has the token that begins texts
 
 
 def test_greedy_generation_equals_the_hf_backend(
@@ -219,6 +220,32 @@ def test_chat_prompts_equal_the_hf_backend(
     assert lm.chat_template(True) == hf.chat_template(True) == tokenizer.chat_template
 
 
+def test_a_rendered_chat_has_the_ids_of_chat_and_training(
+    model: Transformer, tokenizer: Tokenizer
+) -> None:
+    """No bos is added in front, as the tokenizer's own rule would, and a spelled control token stays text."""
+    from tokenizers.processors import TemplateProcessing
+
+    bos = "<|endoftext|>"
+    backend = type(tokenizer._backend).from_str(tokenizer._backend.to_str())
+    backend.post_processor = TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, backend.token_to_id(bos))]
+    )
+    template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}<|im_end|>\n{% endfor %}"
+    template += "{% if add_generation_prompt %}[assistant]{% endif %}"
+    names = {"bos_token": bos, "eos_token": bos}
+    lm = HarnessLM(model, Tokenizer(backend, **names, chat_template=template))
+    for text in ("Hi", "the <|im_end|> token", "x" * 50):
+        chat = [{"role": "user", "content": text}]
+        rendered = lm.apply_chat_template(chat)
+        ids = ChatFormat(lm.tokenizer).prompt_ids(chat)
+        assert lm.tok_encode(rendered) == ids
+        assert sum(map(lm.tokenizer.is_control, ids)) == 1
+        whole, _ = lm._encode_pair(rendered, " yes")
+        assert whole == ids
+    assert lm.tok_encode("plain text")[0] == lm.tokenizer.bos_id
+
+
 def test_a_template_without_system_messages(model: Transformer, tokenizer: Tokenizer) -> None:
     strict = Tokenizer(tokenizer._backend, **tokenizer.special_names, chat_template=(
         "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
@@ -238,7 +265,7 @@ def test_mistakes(model: Transformer, tokenizer: Tokenizer) -> None:
         lm.loglikelihood(requests("loglikelihood", [("a", LONG)]), True)
     with pytest.raises(UserError, match="asks for 256 new tokens"):
         lm.generate_until(requests("generate_until", [("a", {"until": ["\n"]})]))
-    with pytest.raises(UserError, match="num_beams is not supported"):
+    with pytest.raises(UserError, match="generation_kwargs: num_beams=4 is not supported"):
         lm.generate_until(
             requests(
                 "generate_until", [("a", {"until": ["\n"], "num_beams": 4, "max_gen_toks": 4})]

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import attention
 from torch.nn.attention import SDPBackend, flex_attention
 from torch.nn.attention.flex_attention import create_block_mask
@@ -245,6 +246,119 @@ def test_sdpa_tries_kernels_in_the_order_asked_for(monkeypatch: pytest.MonkeyPat
     orders.clear()
     model(torch.zeros(1, 130, dtype=torch.long))
     assert orders == [before[0]] * 3 and torch._C._get_sdp_priority_order() == before
+
+
+Call = dict[str, Any]
+
+
+@pytest.fixture
+def sdpa_calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
+    """What SDPA is called with, and whether it may take cuDNN's kernel."""
+    calls: list[Call] = []
+    real = torch.nn.functional.scaled_dot_product_attention
+
+    def sdpa(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        cudnn = torch.backends.cuda.cudnn_sdp_enabled()
+        calls.append({"q": q.shape, "k": k.shape, "cudnn": cudnn, **options})
+        return real(q, k, v, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", sdpa)
+    return calls
+
+
+@pytest.mark.parametrize("choice", [Backends(), Backends(causal="cudnn")], ids=str)
+def test_cudnn_has_no_part_outside_training_and_with_a_mask(
+    sdpa_calls: list[Call], choice: Backends
+) -> None:
+    model, _ = _two_models(choice)  # two layers with a window, one without
+    real = torch.ones(2, 129, dtype=torch.bool)
+    for train, length, padding, past, expected in [
+        (True, 128, None, None, [False, False, True]),
+        (True, 130, None, None, [False] * 3),
+        (True, 128, real[:, :128], None, [False] * 3),
+        (False, 128, None, None, [False] * 3),
+        (False, 100, None, None, [False] * 3),
+        (False, 128, None, 0, [False] * 3),
+        (False, 1, None, 128, [False] * 3),
+        (False, 1, real, 128, [False] * 3),
+    ]:
+        cache = None if past is None else KVCache(model.config, 2, 130, CPU, torch.float32)
+        if cache is not None:
+            cache.length = past or 0
+        sdpa_calls.clear()
+        ids = torch.zeros(2, length, dtype=torch.long)
+        model.train(train)(ids, padding_mask=padding, cache=cache)
+        assert [call["cudnn"] for call in sdpa_calls] == expected
+        assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_the_callers_own_choice_of_kernels_is_kept() -> None:
+    def allowed() -> tuple[bool, bool, bool]:
+        with backends_module.without_cudnn():
+            flags = torch.backends.cuda
+            return flags.cudnn_sdp_enabled(), flags.flash_sdp_enabled(), flags.math_sdp_enabled()
+
+    for kernels, expected in [
+        ([SDPBackend.CUDNN_ATTENTION], (True, False, False)),
+        ([SDPBackend.MATH], (False, False, True)),
+        ([SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH], (False, False, True)),
+    ]:
+        with attention.sdpa_kernel(kernels):
+            assert allowed() == expected
+    assert allowed() == (False, True, True)
+
+
+def test_a_single_query_has_no_mask(sdpa_calls: list[Call]) -> None:
+    model, _ = _two_models(Backends())
+    cache = KVCache(model.config, 2, 60, CPU, torch.float32)
+    cache.length = 50
+    model.eval()(torch.zeros(2, 1, dtype=torch.long), cache=cache)
+    for call, keys in zip(sdpa_calls, (40, 40, 51), strict=True):
+        assert call["attn_mask"] is None and not call.get("is_causal")
+        # Four query heads of two key heads: what flash's and the masked kernel take without repeating keys.
+        assert call["q"] == (2, 2, 2, 8) and call["k"] == (2, 2, keys, 8)
+        assert not call.get("enable_gqa")
+
+
+def test_masked_groups_on_a_gpu_are_spread(sdpa_calls: list[Call]) -> None:
+    """torch's one kernel for masks there takes no groups, and what is left writes all scores out."""
+    config = TransformerConfig(hidden_size=32, num_layers=1, num_heads=4, num_kv_heads=2)
+    layer = Attention(config, 0).eval()
+    with FakeTensorMode():
+        q, k, v = (torch.empty(2, heads, 9, 8, device="cuda") for heads in (4, 2, 2))
+        layer.attend(q, k, v, torch.empty(9, 9, dtype=torch.bool, device="cuda"))
+        layer.attend(q, k, v, None)
+    masked, causal = sdpa_calls
+    assert masked["k"] == (2, 4, 9, 8) and not masked["enable_gqa"]
+    assert causal["k"] == (2, 2, 9, 8) and causal["enable_gqa"]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"num_kv_heads": 4},
+        {"sliding_window": 3},
+        {"sliding_window": 3, "attention_softcap": 2.0},
+    ],
+    ids=str,
+)
+def test_token_by_token_is_all_at_once(fields: dict[str, Any], padded: bool) -> None:
+    torch.manual_seed(0)
+    model = Transformer(TransformerConfig(**{
+        "vocab_size": 40, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, **fields
+    })).eval()  # fmt: skip
+    for block in model.layers:
+        torch.nn.init.normal_(block.attention.o_proj.weight, std=0.3)  # zero at first
+    ids, real = torch.randint(0, 40, (2, 9)), torch.ones(2, 9, dtype=torch.bool)
+    real[0, :4] = not padded
+    whole = model(ids, padding_mask=real if padded else None)
+    cache = KVCache(model.config, 2, 9, CPU, torch.float32)
+    for at in range(9):
+        mask = real[:, : at + 1] if padded else None
+        logits = model(ids[:, at : at + 1], padding_mask=mask, cache=cache)
+        torch.testing.assert_close(logits[real[:, at], 0], whole[real[:, at], at])
 
 
 def pretend(

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lit_llm.errors import UserError
@@ -18,8 +23,13 @@ from lit_llm.models.config import TransformerConfig
 from lit_llm.models.config_json import config_from_hf, config_to_hf, family_of
 from lit_llm.models.families import FAMILIES, Family
 from lit_llm.models.generate import generate
+from lit_llm.models.gguf_names import gguf_arch_of
+from lit_llm.models.gguf_write import write_gguf
 from lit_llm.models.sampling import GREEDY
+from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
+from tests.models import llama_cpp
+from tests.models.llama_cpp import LlamaCpp
 
 TOLERANCE = 1e-4  # largest difference of a logit, float32
 TABLE = Path(__file__).parents[2] / "docs" / "families.md"
@@ -29,8 +39,12 @@ Written by `make families`: the largest difference of a float32 logit from trans
 and with left padding ({versions}). The same tests hold every tensor bit-equal over
 transformers -> ours -> transformers, and cached decoding equal to the full forward pass.
 
-| model | `model_type` | plain | padded |
-|---|---|---|---|
+The last column is the same difference for the model as a GGUF file of float32 in llama.cpp
+({llama_cpp}), or the fields for which `lit_llm export --format gguf`
+refuses the model. From 1e-03 on it is llama.cpp's GELU, which comes from a table of float16 values.
+
+| model | `model_type` | plain | padded | llama.cpp |
+|---|---|---|---|---|
 """
 _SHAPE = {"vocab_size": 97, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 4,
           "num_attention_heads": 4, "max_position_embeddings": 64}  # fmt: skip
@@ -77,6 +91,10 @@ CONFIGS: dict[str, tuple[str, dict]] = {
     "Gemma 3, scaled": ("gemma3_text", {**_GEMMA, "sliding_window_pattern": 2, "rope_parameters": {
         "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000.0},
         "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}}}),
+    "Gemma 2, scale and windows as published": ("gemma2", {**_GEMMA, "query_pre_attn_scalar": 16}),
+    "Gemma 3, scale and windows as published": ("gemma3_text", {**_GEMMA, "query_pre_attn_scalar": 16,
+                                                                "num_hidden_layers": 7}),
+    "Phi-3": ("phi3", {**_GQA, "pad_token_id": 0}),
     "Phi-3, window": ("phi3", {**_SHAPE, "sliding_window": 11, "pad_token_id": 0}),
     "Phi-4-mini, part of a head turned": ("phi3", {**_GQA, "partial_rotary_factor": 0.5, "pad_token_id": 0,
                                                    "tie_word_embeddings": True}),
@@ -85,7 +103,8 @@ CONFIGS: dict[str, tuple[str, dict]] = {
     "GPT-NeoX, sequential, no biases": ("gpt_neox", {**_SHAPE, "use_parallel_residual": False, "rotary_pct": 1.0,
                                                      "attention_bias": False, "tie_word_embeddings": True}),
     "OLMo 2": ("olmo2", {**_GQA, "pad_token_id": 0}),
-    "SmolLM3": ("smollm3", {**_GQA, "pad_token_id": 0, "no_rope_layer_interval": 2}),
+    "SmolLM3": ("smollm3", {**_GQA, "pad_token_id": 0}),
+    "SmolLM3, every other layer turned": ("smollm3", {**_GQA, "pad_token_id": 0, "no_rope_layer_interval": 2}),
     "SmolLM3, window where nothing turns": ("smollm3", {**_GQA, "pad_token_id": 0, "no_rope_layers": [1, 0, 1, 0],
                                                         "use_sliding_window": True, "sliding_window": 6}),
     "StableLM 2 1.6B": ("stablelm", {**_GQA, "use_qkv_bias": True, "partial_rotary_factor": 0.5}),
@@ -99,39 +118,56 @@ CONFIGS: dict[str, tuple[str, dict]] = {
 }  # fmt: skip
 
 
+class Table(NamedTuple):
+    """Rows of docs/families.md, and llama.cpp where they are written."""
+
+    rows: list[str]
+    engine: LlamaCpp | None
+
+
 @pytest.fixture(scope="module")
-def table():
-    """Rows of docs/families.md; written at the end when ``make families`` asks for it."""
-    rows: list[str] = []
-    yield rows
-    if os.environ.get("WRITE_FAMILIES"):
-        versions = (
-            f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}"
-        )
-        TABLE.write_text(
-            INTRODUCTION.format(versions=versions) + "\n".join(rows) + "\n", encoding="utf-8"
-        )
+def table() -> Iterator[Table]:
+    """docs/families.md is written at the end when ``make families`` asks for it, by a run that has llama.cpp."""
+    if not os.environ.get("WRITE_FAMILIES"):
+        yield Table([], None)
+        return
+    assert llama_cpp.missing() is None, llama_cpp.missing()
+    made = Table([], LlamaCpp())
+    yield made
+    made.engine.close()
+    versions = f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}"
+    introduction = INTRODUCTION.format(versions=versions, llama_cpp=llama_cpp.version())
+    TABLE.write_text(introduction + "\n".join(made.rows) + "\n", encoding="utf-8")
+
+
+def random_pair(name: str, folder: Path, change: dict | None = None):
+    """A random transformers model of the row ``name`` with fields changed, and ours read from its directory."""
+    model_type, fields = CONFIGS[name]
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        model_type, **{"eos_token_id": 1, "bos_token_id": 0, **fields, **(change or {})}
+    )
+    theirs = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    for (
+        parameter,
+        p,
+    ) in theirs.named_parameters():  # away from 0 and 1, or dropping them would not show
+        if "bias" in parameter or "norm" in parameter or "ln_" in parameter:
+            torch.nn.init.normal_(p, 0.0 if "bias" in parameter else 1.0, 0.2)
+        else:
+            torch.nn.init.normal_(p, 0.0, 0.15)
+    theirs.save_pretrained(folder)
+    return theirs, Transformer.from_pretrained(folder).eval()
 
 
 @pytest.fixture(params=CONFIGS, scope="module")
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     """A random transformers model, ours read from its directory, and the row's name."""
-    model_type, fields = CONFIGS[request.param]
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, **{"eos_token_id": 1, "bos_token_id": 0, **fields})
-    theirs = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    for name, p in theirs.named_parameters():  # away from 0 and 1, or dropping them would not show
-        if "bias" in name or "norm" in name or "ln_" in name:
-            torch.nn.init.normal_(p, 0.0 if "bias" in name else 1.0, 0.2)
-        else:
-            torch.nn.init.normal_(p, 0.0, 0.15)
-    folder = tmp_path_factory.mktemp("model")
-    theirs.save_pretrained(folder)
-    return theirs, Transformer.from_pretrained(folder).eval(), request.param
+    return *random_pair(request.param, tmp_path_factory.mktemp("model")), request.param
 
 
 @torch.no_grad()
-def test_logits_equal_transformers(pair, table: list[str]) -> None:
+def test_logits_equal_transformers(pair, table: Table, tmp_path: Path) -> None:
     theirs, ours, name = pair
     ids = torch.randint(0, 97, (3, 40), generator=torch.Generator().manual_seed(1))
     padding = torch.ones(3, 40, dtype=torch.long)
@@ -143,7 +179,29 @@ def test_logits_equal_transformers(pair, table: list[str]) -> None:
     padded = (ours(ids, padding_mask=padding.bool()) - expected)[padding.bool()].abs().max().item()
     assert expected.std() > 0.05, "logits too small for the tolerance to mean anything"
     assert max(plain, padded) <= TOLERANCE
-    table.append(f"| {name} | `{CONFIGS[name][0]}` | {plain:.0e} | {padded:.0e} |")
+    if table.engine is not None:
+        column = in_llama_cpp(table.engine, ours, theirs(ids).logits, ids, tmp_path / "m.gguf")
+        table.rows.append(
+            f"| {name} | `{CONFIGS[name][0]}` | {plain:.0e} | {padded:.0e} | {column} |"
+        )
+
+
+def in_llama_cpp(
+    engine: LlamaCpp, model: Transformer, expected: torch.Tensor, ids: torch.Tensor, file: Path
+) -> str:
+    """The largest difference of a logit in llama.cpp, or the fields for which `write_gguf` refuses the model."""
+    backend = Backend(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.add_special_tokens(["<end>"])
+    try:
+        write_gguf(model, Tokenizer(backend, eos_token="<end>"), file, "f32")
+    except UserError as refused:
+        found = re.search("expresses this model: (?:.* cannot say )?(.*?); ", str(refused))
+        assert found, refused
+        return f"refused: {found[1]}"
+    answer = engine(file, rows=ids.tolist())
+    assert "error" not in answer, answer["error"]
+    return f"{(torch.tensor(answer['logits']) - expected).abs().max():.0e}"
 
 
 @torch.no_grad()
@@ -345,5 +403,19 @@ def _as_ours(
 def test_every_family_is_in_the_table(request: pytest.FixtureRequest) -> None:
     """docs/families.md is written by ``make families``, from this file's own measurements."""
     assert {model_type for model_type, _ in CONFIGS.values()} == set(FAMILIES)
-    rows = TABLE.read_text(encoding="utf-8")
-    assert all(f"| {name} |" in rows for name in CONFIGS)
+    rows = dict(
+        line[2:].split(" | ", 1) for line in TABLE.read_text("utf-8").splitlines() if " | " in line
+    )
+    for name, (model_type, fields) in CONFIGS.items():
+        config = config_from_hf(AutoConfig.for_model(model_type, **fields).to_dict(), "here")
+        column = rows[name].split(" | ")[-1]
+        assert column.startswith("refused: ") == (_refused(config) is not None), name
+        assert column.startswith("refused: ") or float(column.rstrip(" |")) <= 1e-2
+
+
+def _refused(config: TransformerConfig) -> str | None:
+    try:
+        gguf_arch_of(config)
+    except UserError as error:
+        return str(error)
+    return None

@@ -7,8 +7,11 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models
 
 from lit_llm.errors import UserError
+from lit_llm.models import generate as generation
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.generate import PromptCache, generate, stream
 from lit_llm.models.sampling import GREEDY, Sampling
@@ -54,6 +57,40 @@ def test_answers_do_not_depend_on_company(model: Transformer, prompts: list[list
     ):  # padding is no token of the prompt
         together = generate(model, prompts, 6, how)
         assert together == [generate(model, [prompt], 6, how)[0] for prompt in prompts]
+
+
+@given(
+    st.lists(
+        st.tuples(st.lists(st.integers(0, 60), min_size=1, max_size=12), st.integers(1, 9)),
+        min_size=2,
+        max_size=4,
+    )
+)
+@settings(max_examples=15, deadline=None)
+def test_every_prompt_has_a_length_of_its_own(
+    any_model: Transformer, asked: list[tuple[list[int], int]]
+) -> None:
+    prompts, lengths = [prompt for prompt, _ in asked], [length for _, length in asked]
+    together = generate(any_model, prompts, lengths, GREEDY)
+    assert together == [generate(any_model, [p], n, GREEDY)[0] for p, n in asked]
+
+
+def test_rows_that_are_done_stay_inside_the_context() -> None:
+    """Learned positions have no row beyond the last one."""
+    torch.manual_seed(2)
+    shape = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_seq_len": 16}
+    model = Transformer(TransformerConfig(vocab_size=61, **shape, learned_positions=True))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    prompts = [[1, 2], list(range(14)), [5] * 15]
+    lengths = generation.room_for(model, prompts, 99)
+    assert lengths == [14, 2, 1]
+    together = generate(model, prompts, lengths, GREEDY)
+    assert [len(answer) for answer in together] == [14, 2, 1]
+    for prompt, answer in zip(prompts, together, strict=True):
+        assert answer == generate(model, [prompt], len(answer), GREEDY)[0]
+    with pytest.raises(UserError, match=r"prompt of 15 tokens \+ 2 new ones exceed max_seq_len=16"):
+        generate(model, prompts, [14, 2, 2], GREEDY)
 
 
 def test_seed_and_stop(model: Transformer) -> None:
@@ -217,6 +254,44 @@ def test_text_comes_whole_and_without_stop_strings(
             break
     assert shown + out.flush() == whole[:cut]
     assert out.stopped == any(s in whole for s in stop)
+
+
+@pytest.fixture(scope="module")
+def byte_fallback() -> Tokenizer:
+    """As Llama 2's: what has no token of its own is written as a run of byte tokens."""
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    vocabulary = {name: i for i, name in enumerate([*names, *"ab\u2581é\ufffd你", "\u2581a"])}
+    backend = Backend(
+        models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, unk_token="<unk>")
+    )
+    steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])
+    return Tokenizer(backend, bos_token="<s>", eos_token="</s>")
+
+
+BYTES = st.sampled_from(["é", "你", "🙂", "ab"]).map(lambda text: [3 + b for b in text.encode()])
+RUNS = st.lists(
+    st.one_of(BYTES, BYTES.map(lambda run: run[:-1]), st.integers(0, 269).map(lambda i: [i]))
+)
+
+
+@given(RUNS, st.lists(st.sampled_from(["a", "é", " a", "\ufffd", "你b"]), max_size=2))
+@settings(max_examples=300, deadline=None)
+def test_runs_of_bytes_come_as_they_are_decoded(
+    byte_fallback: Tokenizer, runs: list[list[int]], stop: list[str]
+) -> None:
+    """An invalid byte spoils its whole run; ids without a token do not end a run."""
+    ids = [i for run in runs for i in run]
+    whole = byte_fallback.decode(ids)
+    cut = first_stop(whole, stop)
+    out = TextStream(byte_fallback, stop)
+    shown = ""
+    for token in ids:
+        shown += out.push(token)
+        assert whole[:cut].startswith(shown)
+        if out.stopped:
+            break
+    assert shown + out.flush() == whole[:cut]
 
 
 def test_characters_and_stop_strings_across_tokens(tokenizer: Tokenizer) -> None:

@@ -17,7 +17,7 @@ from lit_llm.models.gguf import load_gguf
 from lit_llm.models.gguf_file import GGUFFile
 from lit_llm.models.gguf_names import gguf_arch_of
 from lit_llm.models.gguf_write import write_gguf
-from lit_llm.models.tokenizer import Tokenizer
+from lit_llm.models.tokenizer import Tokenizer, begin_with
 from lit_llm.models.transformer import Transformer
 
 TEXT = "It's  1,234 naïve 日本語\n\n\tx = <|im_end|> 🙂"
@@ -48,7 +48,7 @@ CONFIGS: dict[str, tuple[str, str, dict[str, Any]]] = {
                                             "moe_intermediate_size": 32, "norm_topk_prob": True}),
     "Gemma 2": ("gemma2", "gemma2", _GEMMA),
     "Gemma 3": ("gemma3", "gemma3_text", {**_GEMMA, "num_hidden_layers": 6}),
-    "Phi-3": ("phi3", "phi3", {**_GQA, "sliding_window": 11, "pad_token_id": 0}),
+    "Phi-3": ("phi3", "phi3", {**_GQA, "pad_token_id": 0}),
     "GPT-2": ("gpt2", "gpt2", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64}),
     "Pythia": ("gptneox", "gpt_neox", {**_SHAPE, "rotary_pct": 0.5}),
     "OLMo 2": ("olmo2", "olmo2", {**_GQA, "pad_token_id": 0}),
@@ -58,10 +58,10 @@ CONFIGS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "SmolLM3": ("smollm3", "smollm3", {**_GQA, "pad_token_id": 0}),
     "Granite": ("granite", "granite", {**_GQA, "embedding_multiplier": 12.0, "logits_scaling": 8.0,
                                        "residual_multiplier": 0.22, "attention_multiplier": 0.125}),
-    "Command-R+": ("command-r", "cohere", {**_GQA, "use_qk_norm": True, "logit_scale": 0.25, "pad_token_id": 0}),
+    "Command-R": ("command-r", "cohere", {**_GQA, "logit_scale": 0.25, "pad_token_id": 0}),
 }  # fmt: skip
 # Architectures of GGUF that transformers does not read; of StableLM 12B it leaves out the norms of single heads
-UNREAD = {"Mixtral", "Pythia", "OLMo 2", "SmolLM3", "Granite", "Command-R+", "StableLM 2 12B"}
+UNREAD = {"Mixtral", "Pythia", "OLMo 2", "SmolLM3", "Granite", "Command-R", "StableLM 2 12B"}
 # Of those it reads, it takes the metadata whole for these; of others it drops scaling, windows or widths of heads
 READ_WHOLE = {"Llama 2", "Llama, tied, wide heads", "Mistral", "Qwen2.5"}
 
@@ -245,6 +245,7 @@ def sentencepiece_like(text: str) -> Tokenizer:
     backend.add_special_tokens(
         [AddedToken(t, special=True, normalized=False) for t in ("<unk>", "<s>", "</s>")]
     )
+    begin_with(backend, "<s>")
     return Tokenizer(backend, bos_token="<s>", eos_token="</s>", chat_template="{{ messages }}")
 
 

@@ -72,6 +72,29 @@ def test_compiled_it_is_the_same(monkeypatch: pytest.MonkeyPatch, half: bool) ->
         torch.testing.assert_close(got, expected, atol=2e-2 if half else 1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("labelled", [255, 341, 511, 1000, 1022, 1024])
+def test_the_mean_gradient_of_half_precision_has_the_right_size(
+    monkeypatch: pytest.MonkeyPatch, compiled: bool, labelled: int
+) -> None:
+    """Rounding goes up as often as down: whatever the number of tokens, it does not make all gradients smaller."""
+    monkeypatch.setattr(loss, "_compiled", lambda: loss._whole)
+    torch.manual_seed(0)
+    # Small logits: their own rounding shall not show.
+    x, weight = torch.randn(1024, 64).bfloat16(), (0.02 * torch.randn(50, 64)).bfloat16()
+    labels = torch.randint(0, 50, (1024,))
+    labels[labelled:] = IGNORE
+    results = []
+    for function in (plain, partial(linear_cross_entropy, compiled=compiled)):
+        dtype = torch.float64 if function is plain else torch.bfloat16
+        inputs = [t.to(dtype).requires_grad_() for t in (x, weight)]
+        (function(*inputs, labels, None, None) / labelled).backward()
+        results.append([t.grad.double() for t in inputs])
+    for exact, got in zip(*results, strict=True):
+        # How much of the exact gradient is in ours: what all values have in common shows.
+        assert ((got * exact).sum() / exact.square().sum()).item() == pytest.approx(1, abs=2e-4)
+
+
 def test_a_frozen_head_gets_no_gradient() -> None:
     x, weight = torch.randn(5, 8, requires_grad=True), torch.randn(11, 8)
     linear_cross_entropy(x, weight, torch.arange(5)).backward()

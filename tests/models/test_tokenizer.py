@@ -4,12 +4,16 @@ import json
 import pickle
 import random
 import string
+from pathlib import Path
 
 import numpy as np
 import pytest
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
 
+from lit_llm.data.chat import ChatFormat
 from lit_llm.errors import UserError
 from lit_llm.models import tokenizer as module
 from lit_llm.models.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
@@ -170,8 +174,125 @@ def test_control_tokens_come_from_the_settings_beside_a_foreign_tokenizer(
     (tmp_path / "special_tokens_map.json").write_text(json.dumps({"pad_token": "<|endoftext|>"}))
     (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
     loaded = Tokenizer.from_pretrained(tmp_path)
-    assert (loaded.bos_id, loaded.eos_id, loaded.pad_id) == (2, 3, 0)
+    assert (loaded.bos_id, loaded.eos_id, loaded.pad_id) == (None, 3, 0)  # the settings have no bos
     assert loaded.chat_template == "{{ messages }}"
+    settings_file.write_text(json.dumps({"model_max_length": 1024}))  # GPT-2's says no more
+    loaded = Tokenizer.from_pretrained(tmp_path)
+    assert (loaded.bos_id, loaded.eos_id, loaded.pad_id) == (2, 0, 0)
+
+
+BOS = {"id": "<|endoftext|>", "type_id": 0}
+TEMPLATE = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": BOS}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+    "special_tokens": {
+        "<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}
+    },
+}
+BYTES = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
+# Qwen2, GPT-2, Llama 3, and a bos whose control token is not the one that config.json names
+PROCESSORS = [None, BYTES, TEMPLATE, {"type": "Sequence", "processors": [BYTES, TEMPLATE]}]
+
+
+@pytest.mark.parametrize("add_bos_token", [None, False, True])
+@pytest.mark.parametrize("processor", PROCESSORS)
+@pytest.mark.parametrize("bos", ["<|endoftext|>", "<|im_start|>", None])
+def test_a_text_begins_as_in_transformers(
+    tokenizer: Tokenizer, tmp_path: Path, processor: object, add_bos_token: bool | None,
+    bos: str | None,
+) -> None:  # fmt: skip
+    spec = json.loads(tokenizer._backend.to_str()) | {"post_processor": processor}
+    settings = {"bos_token": bos, "eos_token": "<|im_end|>", "add_bos_token": add_bos_token}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({key: value for key, value in settings.items() if value is not None})
+    )
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2", "bos_token_id": 1}))
+    ours = Tokenizer.from_pretrained(tmp_path)
+    ours.save_pretrained(tmp_path / "exported")
+    for folder in (tmp_path, tmp_path / "exported"):
+        theirs = transformers.AutoTokenizer.from_pretrained(folder)
+        expected = theirs("import os").input_ids
+        assert ours.document_start + ours.encode("import os") == expected
+        assert ours.bos_id == theirs.bos_token_id
+    again = Tokenizer.from_pretrained(tmp_path / "exported")
+    assert again.document_start == ours.document_start
+
+
+def test_our_own_prompts_begin_everywhere_as_documents_are_trained(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)("import os").input_ids
+    assert theirs == [tokenizer.eos_id, *tokenizer.encode("import os")]
+    assert theirs == tokenizer.document_start + tokenizer.encode("import os")
+    # What stands before a text is no part of how it is encoded.
+    spec = json.loads(tokenizer._backend.to_str()) | {"post_processor": None}
+    bare = Tokenizer(Backend.from_str(json.dumps(spec)), **tokenizer.special_names)
+    assert bare.document_start == [] and bare.fingerprint() == tokenizer.fingerprint()
+
+
+NAMED = {"default": "{{ messages }}", "tool_use": "{{ tools }}", "rag": "{{ documents }}"}
+TALK = [{"role": "user", "content": "hi"}]
+
+
+def write_templates(folder: Path, how: str, templates: dict[str, str]) -> None:
+    """As a list in the settings, or as transformers 5 writes them: files of their own."""
+    settings = {"eos_token": "<|im_end|>", "chat_template": "an old one"}
+    if how == "list":
+        settings["chat_template"] = [{"name": n, "template": t} for n, t in templates.items()]
+    else:
+        (folder / "additional_chat_templates").mkdir()
+        for name, source in templates.items():
+            file = "chat_template" if name == "default" else f"additional_chat_templates/{name}"
+            (folder / f"{file}.jinja").write_text(source)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+@pytest.mark.parametrize("how", ["list", "files"])
+def test_named_chat_templates(tokenizer: Tokenizer, tmp_path: Path, how: str) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    write_templates(tmp_path, how, NAMED)
+    loaded = Tokenizer.from_pretrained(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert loaded.chat_template == theirs.get_chat_template() == NAMED["default"]
+    assert {"default": loaded.chat_template, **loaded.named_templates} == NAMED
+    # Written over the same folder, whose files would be read in place of the settings.
+    loaded.chat_template = "{{ messages[0].content }}"
+    loaded.save_pretrained(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.chat_template == NAMED | {"default": "{{ messages[0].content }}"}
+    assert theirs.apply_chat_template(TALK, tokenize=False) == "hi"
+    assert theirs.get_chat_template(tools=[{}]) == "{{ tools }}"
+    assert Tokenizer.from_pretrained(tmp_path).named_templates == loaded.named_templates
+
+
+@pytest.mark.parametrize("how", ["list", "files"])
+def test_named_chat_templates_without_a_default(
+    tokenizer: Tokenizer, tmp_path: Path, how: str
+) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    write_templates(tmp_path, how, {"tool_use": "{{ tools }}"})
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no default"):
+        theirs.get_chat_template()
+    loaded = Tokenizer.from_pretrained(tmp_path)
+    assert loaded.chat_template is None
+    with pytest.raises(UserError, match=r"no default chat template: choose one of tool_use"):
+        ChatFormat(loaded)
+
+
+@pytest.mark.parametrize(
+    "wrong", [7, [{"name": "default"}], ["text"], [{"name": 1, "template": ""}]]
+)
+def test_a_chat_template_of_another_kind_is_named(
+    tokenizer: Tokenizer, tmp_path: Path, wrong: object
+) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": wrong}))
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: chat_template must be a text or"):
+        Tokenizer.from_pretrained(tmp_path)
 
 
 def test_a_sentencepiece_like_tokenizer_loads(tmp_path) -> None:

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from lit_llm.models.config import PRESETS, TransformerConfig
 from lit_llm.models.flops import flops_per_token
 from lit_llm.models.hardware import find_accelerator
-from lit_llm.plan.memory import Setup, training_memory
+from lit_llm.plan.memory import QUANTIZED_BYTES, Quantization, Setup, training_memory
 from lit_llm.plan.parallelism import choose, fewest_gpus
 from lit_llm.plan.shape import shape_of, typical_shape
 
@@ -47,6 +48,30 @@ def test_peak_of_lora_within_a_tenth(autocast: bool) -> None:
     assert predicted == pytest.approx(
         simulated_peak(config, 2, 512, "adamw", autocast, lora=True), rel=0.10
     )
+
+
+@pytest.mark.parametrize(("kind", "quantize"), [("nf4", "nf4"), ("int8", "int8")])
+def test_bytes_of_a_quantised_weight_are_bitsandbytes(kind: str, quantize: Quantization) -> None:
+    functional = pytest.importorskip("bitsandbytes.functional")
+    weight = torch.randn(1024, 2048, generator=torch.Generator().manual_seed(0))
+    if kind == "nf4":
+        packed, state = functional.quantize_4bit(weight, compress_statistics=True, quant_type=kind)
+        held = [packed, state.absmax, state.state2.absmax]
+    else:
+        packed, scales, _ = functional.int8_vectorwise_quant(weight.half())
+        held = [packed]  # the scales of the output channels are not counted
+        assert scales.nbytes < 0.005 * packed.nbytes
+    stored = sum(tensor.nbytes for tensor in held) / weight.numel()
+    assert QUANTIZED_BYTES[quantize] == pytest.approx(stored, rel=0.001)
+
+
+def test_a_quantised_base_is_smaller_by_its_blocks_alone() -> None:
+    shape = shape_of(TransformerConfig.from_preset("llama-3-8b"), 4096)
+    whole, small = (
+        training_memory(shape, Setup(lora=True, quantize=way)).states for way in (None, "nf4")
+    )
+    blocks = shape.matrices - shape.width * shape.vocab_size
+    assert whole - small == pytest.approx((2 - QUANTIZED_BYTES["nf4"]) * blocks)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -122,7 +147,8 @@ def test_layouts(params: float, gpu: str, gpus: int, batch_tokens: float, words:
 
 def test_what_fits_nowhere() -> None:
     assert choose(typical_shape(70e9), find_accelerator("a100-40gb"), 8, 2**22, Setup()) is None
-    assert fewest_gpus(typical_shape(70e9), find_accelerator("a100-40gb"), 2**22, Setup()) == 64
+    assert fewest_gpus(typical_shape(70e9), find_accelerator("a100-40gb"), 2**22, Setup()) == 40
+    assert fewest_gpus(typical_shape(7e9), find_accelerator("h100"), 2**22, Setup()) == 2
     assert (
         fewest_gpus(typical_shape(1e9), find_accelerator("t4"), 2**22, Setup(seq_len=2**22)) is None
     )

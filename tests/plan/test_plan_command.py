@@ -88,7 +88,7 @@ def test_advice_annotation_and_calibration(
     [
         (["--params", "7x"], "--params"),
         (["--parms", "7B"], "did you mean --params"),
-        (["--params", "0", "--tokens", "1T"], "params=0: must be positive"),
+        (["--params", "0", "--tokens", "1T"], "params=0: must be above 0"),
         (["--model", "lama-3-8b", "--tokens", "1T"], "llama-3-8b"),
         (["--config", "pretrain/base-135"], "did you mean pretrain/base-135m"),
         (["--calibrate", "nowhere", "--params", "1B", "--tokens", "1B"], "not a run's metrics"),

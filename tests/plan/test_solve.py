@@ -14,6 +14,7 @@ from lit_llm.models.flops import flops_per_token, num_parameters
 from lit_llm.plan import advise, plan
 from lit_llm.plan.cost import annotation
 from lit_llm.plan.scaling import inference_aware, loss, optimal_params, optimal_tokens
+from lit_llm.plan.solve import RANGES
 
 
 @given(st.floats(1e8, 1e11), st.floats(1e9, 1e13), st.sampled_from(["h100", "a100-80gb", "b200"]))
@@ -83,6 +84,40 @@ def test_lora_costs_less() -> None:
     assert lora.flops < 0.75 * full.flops and lora.checkpoint_gb < full.checkpoint_gb
 
 
+def test_the_reason_names_what_lora_holds() -> None:
+    found = plan(params=8e9, tokens=1e9, gpus=1, gpu="rtx-4090", seq_len=2048, lora=True)
+    assert found.parallelism_reason.startswith("frozen weights are 16 GB")
+    assert found.memory_gb < 24 and found.checkpoint_gb == 0
+
+
+def test_a_quantised_base_is_not_sharded() -> None:
+    given: dict[str, Any] = {"params": 70e9, "tokens": 1e9, "lora": True}
+    small = plan(**given, quantize="nf4", gpus=8)
+    assert small.parallelism.startswith("DDP over 8") and small.memory_gb < 80
+    assert plan(**given, gpus=8).parallelism.startswith("FSDP")
+    with pytest.raises(UserError, match="nor on any number of them"):
+        plan(**given, quantize="int8", gpu="a100-40gb", gpus=8)
+
+
+@given(
+    st.dictionaries(st.sampled_from(sorted(RANGES)), st.floats(0, 1), min_size=2),
+    st.sampled_from(["h100", "t4"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_no_number_in_its_range_breaks_the_planner(shares: dict[str, float], gpu: str) -> None:
+    def value(name: str, share: float) -> float:
+        low, high = max(RANGES[name].low, 1e-6), RANGES[name].high
+        found = min(high, low * (high / low) ** share)  # a share of the range's orders of magnitude
+        return int(found) if name in ("gpus", "seq_len") else found
+
+    try:
+        found = plan(gpu=gpu, **{name: value(name, share) for name, share in shares.items()})
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        assert found.gpu_hours > 0 and found.days > 0
+
+
 def test_calibrated_by_a_measurement() -> None:
     found = plan(params=1e9, tokens=1e11, gpus=8, mfu=0.55)
     assert found.mfu == pytest.approx(0.55 * found.goodput)
@@ -102,7 +137,7 @@ def test_advice_is_sorted_and_says_why_not() -> None:
 def test_annotation() -> None:
     work = annotation(items=1000, minutes=6, overlap=3, wage=15)
     assert work.hours == 300 and work.usd == 4500
-    with pytest.raises(UserError, match="minutes=0: must be positive"):
+    with pytest.raises(UserError, match="minutes=0: must be above 0"):
         annotation(items=1, minutes=0)
 
 
@@ -110,9 +145,9 @@ def test_annotation() -> None:
     ("given", "message"),
     [
         ({}, "nothing to plan"),
-        ({"params": -1.0}, "params=-1: must be positive"),
-        ({"params": 1e9, "tokens": float("nan")}, "tokens=nan: must be positive"),
-        ({"params": 1e9, "tokens": 0.0}, "tokens=0: must be positive"),
+        ({"params": -1.0}, "params=-1: must be above 0"),
+        ({"params": 1e9, "tokens": float("nan")}, "tokens=nan: must be above 0"),
+        ({"params": 1e9, "tokens": 0.0}, "tokens=0: must be above 0"),
         ({"params": 1e9, "tokens": 1e9, "gpu": "h10"}, "nearest are h100"),
         ({"params": 1e9, "tokens": 1e9, "gpu": "A100"}, "nearest are a100-40gb, a100-80gb"),
         ({"params": 7e9, "tokens": 1e12, "gpus": 8, "days": 1}, "days=1: the run takes .* leave out gpus"),
@@ -125,9 +160,16 @@ def test_annotation() -> None:
         ({"params": 1e9, "tokens": 1e9, "gpu": "a100-80gb", "precision": "fp8"}, "has no fp8"),
         ({"params": 1e9, "total_params": 1e8, "tokens": 1e9}, "total_params"),
         ({"params": 1e9, "tokens": 1e9, "tokens_per_param": 3.0}, "leave one of the three out"),
-        ({"params": 70e9, "tokens": 1e9, "gpus": 8, "gpu": "a100-40gb"}, "do not fit on 8 x a100-40gb.*gpus=64"),
+        ({"params": 70e9, "tokens": 1e9, "gpus": 8, "gpu": "a100-40gb"}, "do not fit on 8 x a100-40gb.*gpus=40"),
         ({"params": 1e9, "tokens": 1e9, "leave_out": "Nobody"}, "no such family"),
-        ({"params": 1e9, "tokens": 1e9, "mfu": 55.0}, "below 1"),
+        ({"params": 1e9, "tokens": 1e9, "mfu": 55.0}, "mfu=55: must be above 0 to 1"),
+        ({"params": 1e9, "tokens": 1e9, "gpus": 10**9}, "gpus=1,000,000,000: .* to 1,000,000"),
+        ({"params": 1e300, "tokens": 1e9}, "params=1e\\+300: must be"),
+        ({"params": 1e9, "tokens": 1e9, "gpu": "h20"}, "nearest are h200"),
+        ({"params": 1e9, "tokens": 1e9, "gpu": "l4"}, "nearest are l40s"),
+        ({"params": 1e9, "tokens": 1e9, "gpu": "h100 sxm"}, "nearest are h100"),
+        ({"params": 7e9, "tokens": 1e9, "gpus": 1}, "set gpus=2 or more"),
+        ({"params": 1e9, "tokens": 1e9, "quantize": "nf4"}, "quantize=nf4: .* needs lora"),
     ],
 )  # fmt: skip
 def test_mistakes(given: dict[str, Any], message: str) -> None:

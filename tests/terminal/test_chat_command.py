@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from lit_llm.cli import main
 from lit_llm.errors import UserError
 from lit_llm.models import generate as generation
 from lit_llm.models.checkpoint import load_model
@@ -112,9 +115,9 @@ def test_ctrl_c_stops_the_answer_alone(
 def test_a_full_context_is_told_once(
     chat_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    chat(
-        monkeypatch, "what is a café in 北京?\n" * 12 + "zz" * 400 + "\nhello\n", chat_model, *SHORT
-    )
+    lines = "what is a café in 北京?\n" * 12 + "zz" * 400 + "\nhello\n"
+    with pytest.raises(UserError, match="1 of the messages got no answer"):  # exit status 2
+        chat(monkeypatch, lines, chat_model, *SHORT)
     shown = capsys.readouterr()
     assert shown.err.count("the context is full") == 1
     assert shown.err.count("the model's context has 192") == 1  # and the talk went on
@@ -146,6 +149,34 @@ def test_a_terminal_is_prompted(
     first, second = answers(chat_model, "hello", "hello")
     assert prompts == ["> "] * 4 and shown.out == f"{first}\n\n{second}\n\n"
     assert "0.0M parameters on cpu; /help" in shown.err
+
+
+def test_a_template_that_rewrites_earlier_turns(
+    chat_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Thoughts of earlier answers are left out, as in Qwen3: every turn is asked as a server would ask it."""
+    folder = tmp_path / "thinks"
+    shutil.copytree(chat_model, folder)
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% if loop.last and m.role == 'assistant' %}<think>{% endif %}"
+        "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": template}))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\nhello again\n"))
+    assert main(["chat", str(folder), *SHORT]) == 0
+    assert len(capsys.readouterr().out.splitlines()) >= 2
+    refuses = "{% if messages | length > 1 %}{{ raise_exception('no more') }}{% endif %}" + template
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": refuses}))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\nhello again\n"))
+    assert main(["chat", str(folder), *SHORT]) == 2
+    assert (
+        "refuses the messages: no more\nlit_llm chat: 1 of the messages" in capsys.readouterr().err
+    )
 
 
 def test_mistakes(chat_model: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from lit_llm.errors import UserError
 from lit_llm.models.checkpoint import load_model
 from lit_llm.models.generate import generate
 from lit_llm.models.sampling import GREEDY
-from lit_llm.models.tokenizer import IM_END, IM_START, Tokenizer
+from lit_llm.models.tokenizer import IM_END, IM_START
 from lit_llm.terminal import completion
 from lit_llm.terminal.completion import generate_main
 
@@ -96,17 +96,22 @@ def test_the_context_ends_an_answer(chat_model: Path, capsys: pytest.CaptureFixt
         generate_main([str(chat_model), "--prompt", "zz" * 200])
 
 
-def test_plain_text_never_follows_a_message_marker(chat_model: Path) -> None:
-    tokenizer = Tokenizer.from_pretrained(chat_model)
-    assert tokenizer.document_start == [tokenizer.bos_id]
-    tokenizer.special_names["bos_token"] = IM_START
-    assert tokenizer.document_start == []
-    tokenizer.bos_id = None
-    assert tokenizer.document_start == []
-
-
 def test_mistakes(chat_model: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing to continue"):
         generate_main([str(chat_model)])
     with pytest.raises(UserError, match=r"absent\.txt"):
         generate_main([str(chat_model), "--file", str(tmp_path / "absent.txt")])
+
+
+def test_prompts_that_would_be_sent_in_part_or_not_at_all(chat_model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    for row, said in (
+        ({"prompt": "hello", "system": "be brief"}, "line 1: 'system' is not sent"),
+        ({"prompt": "hello", "history": [["a", "b"]]}, "line 1: 'history' is not sent"),
+        ({"prompt": "Hi \ud83d"}, r"line 1: 'prompt' holds the lone surrogate \\ud83d"),
+    ):
+        file.write_text(json.dumps(row) + "\n")
+        with pytest.raises(UserError, match=said):
+            generate_main([str(chat_model), "--file", str(file)])
+    with pytest.raises(UserError, match=r"--prompt.* holds the lone surrogate"):
+        generate_main([str(chat_model), "--prompt", "\udcff"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lit_llm.models.adapters import save_adapter
 from lit_llm.models.checkpoint import load_model
 from lit_llm.models.gguf_file import GGUFFile
 from lit_llm.models.lora import LoRAConfig, apply_lora, is_lora
+from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 from lit_llm.terminal.convert import export_main, import_main
 
@@ -121,6 +123,23 @@ def test_export_to_both_formats(
         assert its_tokenizer.fingerprint() == tokenizer.fingerprint()
     export_main([str(chat_model), str(tmp_path / "plain.gguf"), "--format", "gguf"])
     assert GGUFFile(tmp_path / "plain.gguf").tensors["blk.0.attn_q.weight"].kind == "F16"
+
+
+def test_export_to_gguf_ends_turns_and_says_what_differs(
+    chat_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """generation_config.json says nothing of <|im_end|>; the chat template does."""
+    folder = tmp_path / "nfc"
+    shutil.copytree(chat_model, folder)
+    spec = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    (folder / "tokenizer.json").write_text(json.dumps({**spec, "normalizer": {"type": "NFC"}}))
+    export_main([str(folder), str(tmp_path / "m.gguf"), "--format", "gguf"])
+    tokenizer = Tokenizer.from_pretrained(chat_model)
+    metadata = GGUFFile(tmp_path / "m.gguf").metadata
+    assert metadata["tokenizer.ggml.eos_token_id"] == tokenizer.eos_id
+    assert metadata["tokenizer.ggml.eot_token_id"] == tokenizer.control_tokens["<|im_end|>"]
+    notes = capsys.readouterr().err.splitlines()
+    assert len(notes) == 1 and notes[0].startswith("note: llama.cpp does not compose characters")
 
 
 def test_export_folds_an_adapter_in(chat_model: Path, tmp_path: Path) -> None:

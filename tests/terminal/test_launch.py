@@ -30,7 +30,8 @@ wait = next(float(a.partition("=")[2]) for a in sys.argv if a.startswith("--wait
 assert "--kill-on-bad-exit=0" in sys.argv
 command = [a for a in sys.argv[1:] if not a.startswith(("--wait", "--kill"))]
 count = os.environ["SLURM_NTASKS"]
-node = {{"SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "SLURM_JOB_NAME": "job", "SLURM_NTASKS_PER_NODE": count}}
+node = {{"SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "SLURM_JOB_NAME": "job",
+        "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": count}}
 tasks = [
     subprocess.Popen(command, env={{**os.environ, **node, "SLURM_PROCID": str(n), "SLURM_LOCALID": str(n)}})
     for n in range(int(count))
@@ -112,6 +113,7 @@ def test_the_job_is_requeued_until_it_is_done(
             ["--slurm", "--", "fit", "--trainer.devices=4"],
             "--trainer.devices: the job file sets it",
         ),
+        (["--slurm", "--sbatch", "array=0-3", "--", "fit"], "--sbatch array=0-3"),
         (["--", "fit"], "--slurm"),
         (["--slurm", "--output", "no/such/folder", "--", "fit"], "--output no/such/folder"),
     ],
@@ -123,6 +125,16 @@ def test_mistakes(
     with pytest.raises(UserError, match=said):
         launch_main(args)
     assert not list(tmp_path.iterdir())
+
+
+def test_signs_that_sbatch_would_take_for_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    launch_main(["--slurm", "--", "fit", "--config", "my 10%j.yaml"])
+    header = Path("my 10%j.sbatch").read_text().splitlines()
+    assert "#SBATCH --output='my 10%%j-%j.log'" in header
+    assert "sbatch 'my 10%j.sbatch'" in capsys.readouterr().out
 
 
 def test_a_name_from_the_config_and_a_folder_for_it(

@@ -23,7 +23,7 @@ from lit_llm.training.loggers import CSVLogger
 
 def test_two_ranks_equal_one(tmp_path: Path, corpus: Path, lit_llm_command: Callable) -> None:
     runs = {}
-    for ranks, micro in ((1, 8), (2, 2)):
+    for ranks, micro in ((1, 8), (2, 3)):  # 3 does not divide the 4 rows a process has: it takes 2
         folder = tmp_path / f"ranks{ranks}"
         done = lit_llm_command(
             "fit", "--model", "lit_llm.PretrainModule", "--data", "lit_llm.PretrainDataModule",
@@ -36,6 +36,9 @@ def test_two_ranks_equal_one(tmp_path: Path, corpus: Path, lit_llm_command: Call
             "--trainer.strategy", "ddp" if ranks > 1 else "auto", "--trainer.default_root_dir", folder, cwd=tmp_path,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
+        # Validation's values are those of all processes: no advice to reduce them.
+        assert "sync_dist" not in done.stderr
+        assert ("micro-batches of 2 rows" in done.stderr) == (ranks == 2)
         with open(folder / "metrics.csv") as file:
             runs[ranks] = list(csv.DictReader(file))
     assert [row["step"] for row in runs[2]] == [str(step) for step in range(1, 11)]

@@ -239,6 +239,11 @@ def _norms_and_copies() -> None:
     plain = torch.full((2,), 3.0)  # of no mesh
     both = total_norm([*(p.grad for p in twin.parameters() if p.grad is not None), plain])
     torch.testing.assert_close(both, (expected**2 + 18).sqrt())
+    halves = [grad.bfloat16() for grad in grads]
+    parts = [like_part(p, half) for p, half in zip(twin.parameters(), halves, strict=True)]
+    in_float32 = torch.nn.utils.get_total_norm([half.float() for half in halves])
+    torch.testing.assert_close(total_norm(parts), in_float32)
+    torch.testing.assert_close(total_norm(halves), in_float32)
     torch.testing.assert_close(clip_gradients(twin.parameters(), 0.5), expected)
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):
         assert a.grad is not None and b.grad is not None

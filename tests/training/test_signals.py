@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import pytest
 from driver import together
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from test_spike_guard import TINY, fit
 
 from lit_llm import Checkpoint, PretrainModule
@@ -96,6 +97,42 @@ def test_ctrl_c_is_not_for_a_job_in_the_background(tmp_path: Path, corpus: Path)
     finally:
         signal.signal(signal.SIGINT, found)
     assert (tmp_path / "final" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("scontrol", "said"),
+    [
+        ("exit 0", "requeued job 7"),
+        ("echo job 7 may not >&2; exit 1", "job 7 may not"),
+        (None, "scontrol requeue 7:"),
+    ],
+)
+def test_slurms_signal_to_requeue(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, scontrol: str | None, said: str
+) -> None:
+    """SIGUSR1 saves where a step ends and has SLURM requeue the job; Lightning saves nothing."""
+    if scontrol:
+        (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n{scontrol}\n')
+        (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name, value in {
+        "NTASKS": 1,
+        "NTASKS_PER_NODE": 1,
+        "JOB_ID": 7,
+        "PROCID": 0,
+        "LOCALID": 0,
+        "NODEID": 0,
+    }.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    slurm, found = SLURMEnvironment(), signal.getsignal(signal.SIGUSR1)
+    told = Sends("on_train_batch_start", signal.SIGUSR1)
+    with pytest.raises(Preempted, match=said):
+        fit(tmp_path, corpus, module(), callbacks=[told, Checkpoint()], plugins=slurm)
+    if scontrol:
+        assert (tmp_path / "asked").read_text() == "requeue 7\n"
+    assert (tmp_path / "checkpoints" / "step-00000000.ckpt").exists()
+    assert not list(tmp_path.glob("hpc_ckpt*"))
+    assert signal.getsignal(signal.SIGUSR1) is found and slurm.auto_requeue
 
 
 def fit_told(rank: int, folder: Path, corpus: Path) -> int:

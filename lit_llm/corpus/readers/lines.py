@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -69,16 +70,19 @@ def missing_field(place: str, text_field: str, names: list[str]) -> str:
 
 def _parsed(part: Part, file: SourceFile, place: int, block: bytes | None) -> Iterator[Document]:
     if block is None:
-        yield Document(f"{file.id}#{place}", file.source, file.path, "", "line too long", place)
+        reason = part.source.too_long("line")
+        yield Document(f"{file.id}#{place}", file.source, file.path, "", reason, place)
         return
     for line in block.split(b"\n"):
         if line.strip():
             long = len(line) > part.source.max_line_bytes
-            yield _document(part, file, place, "line too long" if long else parse_row(line))
+            row = part.source.too_long("line") if long else parse_row(line)
+            yield document_of(part, file, place, row)
         place += 1 if _is_counted(file) else len(line) + 1
 
 
-def _document(part: Part, file: SourceFile, place: int, row: dict[str, Any] | str) -> Document:
+def document_of(part: Part, file: SourceFile, place: int, row: dict[str, Any] | str) -> Document:
+    """The document of a row, or of why there is none."""
     identifier, field = f"{file.id}#{place}", part.source.text_field
     if isinstance(row, str):
         return Document(identifier, file.source, file.path, "", row, place)
@@ -86,16 +90,30 @@ def _document(part: Part, file: SourceFile, place: int, row: dict[str, Any] | st
     own = row.get("id")
     if isinstance(own, (str, int)) and not isinstance(own, bool):
         identifier = _label(str(own)) or identifier
-    url, license = _label(row.get("url")), _label(row.get("license"))
+    url, license = _label(row.get("url")), license_label(row.get("license"))
     return Document(
         identifier, file.source, file.path, text, dropped, place, url=url, license=license
     )
 
 
+def license_label(value: object) -> str | None:
+    """A row's licence as a string, None if it names none.
+
+    All of a list apply. GitHub's and package.json's objects name it in a field. What is anything else
+    stays as JSON, which is not recognised as a licence, so that nothing freer takes its place.
+    """
+    if isinstance(value, dict):
+        named = (value.get(key) for key in ("spdx_id", "key", "type", "name"))
+        value = next((name for name in named if isinstance(name, str) and name), value)
+    if isinstance(value, list):
+        value = " AND ".join(f"({license_label(one) or 'unknown'})" for one in value)
+    if value is None or isinstance(value, str):
+        return _label(value)
+    return _label(json.dumps(value, ensure_ascii=False, default=str))
+
+
 def _label(value: object) -> str | None:
-    """What a row says of itself, as a string: several licences are listed; None if it says nothing."""
-    if isinstance(value, list) and all(isinstance(one, str) for one in value):
-        value = ", ".join(value)
+    """What a row says of itself, as a string; None if it says nothing."""
     if not isinstance(value, str) or not value:
         return None
     return writable(value)  # JSON can spell half a surrogate pair

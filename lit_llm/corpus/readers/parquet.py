@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lit_llm.corpus.documents import TABLE_BYTES, checked_table
 from lit_llm.corpus.files import open_raw
-from lit_llm.corpus.readers.lines import missing_field
+from lit_llm.corpus.readers.lines import license_label, missing_field
 from lit_llm.corpus.sources import SourceFile
 from lit_llm.errors import UserError
 
@@ -55,11 +55,11 @@ def read_parquet(part: Part, file: SourceFile) -> Iterator[pa.Table]:
                         f"{file.path}: field {field!r} (data.text_field) holds {table[field].type}, not text"
                     )
                 places = pa.array(np.arange(number, number + len(table), dtype=np.int64))
-                own = [
-                    _strings(table[name]) if name in columns else None
-                    for name in ("id", "url", "license")
-                ]
-                yield checked_table(part.source, file, text, places, *own)
+                ids, urls = (
+                    _strings(table[name]) if name in columns else None for name in ("id", "url")
+                )
+                licenses = _licenses(table["license"]) if "license" in columns else None
+                yield checked_table(part.source, file, text, places, ids, urls, licenses)
                 number += len(table)
     except pa.ArrowException as error:
         raise OSError(
@@ -68,16 +68,15 @@ def read_parquet(part: Part, file: SourceFile) -> Iterator[pa.Table]:
 
 
 def _strings(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    """A column of text, bytes, whole numbers or lists of text as strings, unchecked; None if it is anything else."""
+    """A column of text, bytes, whole numbers or nulls alone as strings, unchecked; None if it is anything else."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    if pa.types.is_list(column.type) and pa.types.is_string(column.type.value_type):
-        return pc.binary_join(column, ", ")
-    if pa.types.is_integer(column.type):
+    if pa.types.is_integer(column.type) or pa.types.is_null(column.type):
         return column.cast(pa.string())
+    views = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+    column = column.cast(views.get(column.type, column.type))
     readable = (
         pa.types.is_string,
         pa.types.is_large_string,
@@ -85,3 +84,13 @@ def _strings(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
         pa.types.is_large_binary,
     )
     return column if any(test(column.type) for test in readable) else None
+
+
+def _licenses(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of licences as strings, whatever its type: what is no text is read value by value."""
+    import pyarrow as pa
+
+    strings = _strings(column)
+    if strings is not None and not pa.types.is_integer(column.type):
+        return strings
+    return pa.chunked_array([pa.array(map(license_label, column.to_pylist()), pa.string())])

@@ -8,6 +8,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from lit_llm.corpus.documents import Document, decode
 from lit_llm.corpus.files import open_raw
+from lit_llm.corpus.readers.http_body import TOO_LONG, BodyError, decode_body
 from lit_llm.corpus.readers.whole import page
 from lit_llm.corpus.sources import SourceFile
 
@@ -40,8 +41,10 @@ def read_warc(part: Part, file: SourceFile) -> Iterator[Document]:
             raw.seek(start)
             damaged: int | None = start
             try:
+                # Bodies are decoded here. fastwarc 2.0.1's own decoding loses the end of a body with
+                # both a transfer and a content coding, and with it all records behind.
                 for record in ArchiveIterator(
-                    raw, record_types=WarcRecordType.any_type, auto_decode="all"
+                    raw, record_types=WarcRecordType.any_type, auto_decode="none"
                 ):
                     damaged = record.stream_pos
                     # The records of a file that is compressed as one have one place between them.
@@ -68,9 +71,14 @@ def read_warc(part: Part, file: SourceFile) -> Iterator[Document]:
 
 
 def _document(part: Part, file: SourceFile, id: str, record: Any) -> Document:
+    # WARC 1.0's grammar has angle brackets around the address, and old writers kept to it.
     url, offset = record.headers.get("WARC-Target-URI"), record.stream_pos
+    url = None if url is None else url.strip().removeprefix("<").removesuffix(">")
     http = record.http_headers
-    said = {} if http is None else http
+
+    def said(header: str) -> list[str]:
+        return [] if http is None else http.get_multiple(header)
+
     kind = record.http_content_type if http is not None else record.headers.get("Content-Type")
     kind = (kind or "").partition(";")[0].strip().lower()
 
@@ -84,17 +92,16 @@ def _document(part: Part, file: SourceFile, id: str, record: Any) -> Document:
     longest = part.source.max_line_bytes
     data = record.reader.read(longest + 1)
     if len(data) > longest:
-        return dropped("record too long")
-    encoded = said.get("Content-Encoding") or said.get("Transfer-Encoding")
-    if not encoded and len(data) < record.content_length:
+        return dropped(part.source.too_long("record"))
+    if len(data) < record.content_length:
         return dropped("cut record")
-    reserved = said.get("tdm-reservation")
-    flags = (
-        ", ".join(
-            filter(None, [said.get("X-Robots-Tag"), reserved and f"tdm-reservation: {reserved}"])
-        )
-        or None
-    )
+    try:
+        data = decode_body(data, said("Transfer-Encoding"), said("Content-Encoding"), longest)
+    except BodyError as error:
+        long = str(error) == TOO_LONG
+        return dropped(part.source.too_long("record") if long else str(error))
+    reserved = [f"tdm-reservation: {value}" for value in said("tdm-reservation")]
+    flags = ", ".join(filter(None, [*said("X-Robots-Tag"), *reserved])) or None
     charset = None if http is None else record.http_charset
     if kind in _HTML:
         return page(file, id, offset, data, url, charset, flags)

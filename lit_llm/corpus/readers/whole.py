@@ -7,16 +7,17 @@ import dataclasses
 from lit_llm.corpus import code
 from lit_llm.corpus.documents import Document, decode
 from lit_llm.corpus.files import open_input
-from lit_llm.corpus.sources import SourceFile
+from lit_llm.corpus.sources import Source, SourceFile
 
 
-def read_text(file: SourceFile, longest: int) -> Document:
-    """A text file; ``longest`` bytes a line. Raises OSError."""
+def read_text(file: SourceFile, source: Source) -> Document:
+    """A text file; one with a line above ``source.max_line_bytes`` is dropped. Raises OSError."""
     with open_input(file.path) as stream:
         data = stream.read()
     text, encoding, dropped = decode(data)
-    if len(data) > longest and max(map(len, text.splitlines()), default=0) > longest:
-        text, dropped = "", "line too long"
+    longest = source.max_line_bytes
+    if len(data) > longest and any(len(line.encode()) > longest for line in text.splitlines()):
+        text, dropped = "", source.too_long("line")
     return Document(file.id, file.source, file.path, text, dropped, encoding=encoding)
 
 
@@ -47,13 +48,13 @@ def page(
     )
 
 
-def read_code(file: SourceFile, longest: int) -> Document:
+def read_code(file: SourceFile, source: Source) -> Document:
     """A file of source code; one that is left out for its path is not opened. Raises OSError."""
     dropped = code.skip_path(file.id)
     read = (
         Document(file.id, file.source, file.path, "", dropped)
         if dropped
-        else read_text(file, longest)
+        else read_text(file, source)
     )
     if not dropped and not read.dropped:
         dropped = code.skip_text(read.text)

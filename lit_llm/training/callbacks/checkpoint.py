@@ -18,12 +18,14 @@ from typing import Any
 import lightning as L
 import torch
 import torch.distributed as dist
-from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_llm.errors import Preempted, UserError
 from lit_llm.models.parts import Divided, discard, part_of, put, write_share
 from lit_llm.training.callbacks.background import Snapshots, Writer, write
+from lit_llm.training.callbacks.borders import count_steps
+from lit_llm.training.callbacks.checkpoint_answers import CheckpointAnswers
 from lit_llm.training.callbacks.checkpoint_folder import (
     checkpoints,
     name_of,
@@ -31,14 +33,14 @@ from lit_llm.training.callbacks.checkpoint_folder import (
     step_of,
     tidy,
 )
-from lit_llm.training.callbacks.signals import StopSignals
+from lit_llm.training.callbacks.signals import StopSignals, requeue
 from lit_llm.training.parts_io import finish, open_folders
 from lit_llm.training.strategy import has_own_format, is_sharded
 
 _MODEL_STEP = "trainer_state.json"  # where transformers' Trainer writes it too
 
 
-class Checkpoint(CheckpointBase):
+class Checkpoint(CheckpointAnswers):
     """Saves ``step-<n>.ckpt`` every ``every_steps`` optimizer steps and at the end, and the best as ``best.ckpt``.
 
     A checkpoint of step n is written once everything of step n is done, its validation and logging included, so a
@@ -47,10 +49,18 @@ class Checkpoint(CheckpointBase):
     before the next optimizer step. What several processes wrote gets its name once they all are done. At the end of
     training the model is also written as a Hugging Face directory to ``final/``, if the module has ``save_pretrained``,
     and an adapter to ``adapter/``, if it has ``save_adapter``.
-    With ``max_minutes`` a run that has trained so long saves and ends as SIGTERM would end it.
-    Ctrl-C lets a single process finish its optimizer step and saves it; a second one stops at once. SIGTERM, to any of
-    the processes, has all of them finish and save their step; the first raises `Preempted`, the others exit. It is
-    heard from `setup` on, and changes nothing once the model is being written.
+
+    The last checkpoint holds the weights that training would go on from, ``final/`` those that the
+    module has at the end: an average, if a callback such as Lightning's EMAWeightAveraging puts it
+    there. Nothing is written under the Trainer's ``fast_dev_run``. To Lightning, its loggers and
+    scripts it answers as a `ModelCheckpoint`: ``best_model_path``, ``ckpt_path="last"``. With
+    ``max_minutes`` a run that has trained so long saves and ends as SIGTERM would end it.
+
+    Ctrl-C lets a single process finish its optimizer step and saves it; a second one stops at once.
+    SIGTERM, to any of the processes, has all of them finish and save their step; the first raises
+    `Preempted`, the others exit. It is heard from `setup` on, and changes nothing once the model is
+    being written. In a job of SLURM SIGUSR1 does the same, and the first process then requeues the
+    job, as Lightning's users expect.
 
     Args:
         every_steps: optimizer steps between checkpoints. None: twenty times in the run, but at least 50 apart.
@@ -81,20 +91,19 @@ class Checkpoint(CheckpointBase):
         background: bool = True,
         max_minutes: float | None = None,
     ):
-        super().__init__()
+        super().__init__(dirpath, monitor)
         if keep_last < 1 or (every_steps is not None and every_steps < 1):
             raise UserError("checkpoint.keep_last and checkpoint.every_steps must be at least 1")
         if max_minutes is not None and max_minutes <= 0:
             raise UserError(f"checkpoint.max_minutes must be above 0, got {max_minutes}")
-        self.every_steps, self.keep_last, self.monitor, self.dirpath, self.final, self.max_minutes = (
-            every_steps, keep_last, monitor, dirpath, final, max_minutes,
+        self.every_steps, self.keep_last, self.final, self.max_minutes = (
+            every_steps, keep_last, final, max_minutes,
         )  # fmt: skip
         self.background = background
         self.unchanged_since: Callable[[], int | None] | None = None
         self._snapshots, self._writer = Snapshots(copies=background), Writer()
         self._target: Path | None = None  # what is being written, on all processes
         self._unchanged: int | None = None  # since which step, as it is written
-        self.best_score: float | None = None
         self._saved_step = -1
         self._trained = False
         self._interval = 0
@@ -103,6 +112,7 @@ class Checkpoint(CheckpointBase):
         self._signals = StopSignals()
         self._group: Any = None  # of all processes, on CPU
         self._first_process = True
+        self._loggers: list[Any] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Resolve the folder; have the strategy go on from checkpoints in parts, or refuse one with its own format."""
@@ -111,7 +121,7 @@ class Checkpoint(CheckpointBase):
                 f"trainer.strategy: no run goes on from what {type(trainer.strategy).__name__} writes, "
                 "checkpoints in a format of its own: set it to fsdp2"
             )
-        self.folder = Path(self.dirpath or Path(trainer.default_root_dir) / "checkpoints")
+        self.folder = self.open_folder(trainer)
         open_folders(trainer.strategy)
         if (
             stage == "fit"
@@ -119,12 +129,14 @@ class Checkpoint(CheckpointBase):
             self._trained = False
             self._signals.asked = 0
             self._signals.catch(trainer, signal.SIGTERM)
+            self._signals.catch_requeue(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Resolve the interval and forget what an interrupted save left behind."""
         self._trained = True
         _check_steps(trainer)
         self._first_step, self._first_process = trainer.global_step, trainer.is_global_zero
+        self._loggers = trainer.loggers
         self._began = time.monotonic()
         self._group = dist.new_group(backend="gloo") if trainer.world_size > 1 else None
         # The Trainer asks the device before every micro-batch whether the first process got SIGTERM, and waits for the
@@ -146,6 +158,9 @@ class Checkpoint(CheckpointBase):
                 # Resumed from an earlier one: what came after it is not this run's past, nor what `last` should find.
                 if step_of(file) > trainer.global_step:
                     put(file, file.with_name(f"abandoned-{file.name}"))
+            best = self.folder / "best.ckpt"
+            if self.best_score is None and best.exists():  # another run's
+                put(best, best.with_name("abandoned-best.ckpt"))
         # What was resumed may be the best one, or lie elsewhere: that is not where `last` looks.
         here = trainer.strategy.broadcast((self.folder / name_of(trainer.global_step)).exists())
         self._saved_step = trainer.global_step if here else -1
@@ -156,8 +171,7 @@ class Checkpoint(CheckpointBase):
         """Save the step that ended before this batch, when one is due."""
         if batch_idx % trainer.accumulate_grad_batches:
             return
-        # Lightning counts a skipped validation as a batch when it resumes; it decides by this count which steps to log.
-        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        count_steps(trainer)
         if trainer.global_step > self._first_step and self._out_of_time():
             self._signals.asked = self._signals.asked or signal.SIGTERM
         stop, writing = self._highest(self._signals.asked, int(self._writer.busy))
@@ -174,14 +188,16 @@ class Checkpoint(CheckpointBase):
         if stop:
             self._finish()
             said = f"saved step {trainer.global_step}: --ckpt_path last goes on from there"
-            if stop == signal.SIGTERM and trainer.is_global_zero:
-                raise Preempted(said)
-            if stop == signal.SIGTERM:
-                sys.exit(
-                    0
-                )  # launchers take any other status of theirs for a crash, and kill the first process
-            rank_zero_info(said)
-            raise KeyboardInterrupt
+            if stop == signal.SIGINT:
+                rank_zero_info(said)
+                raise KeyboardInterrupt
+            if not trainer.is_global_zero:
+                # Launchers take any other status of theirs for a crash, and kill the first process.
+                sys.exit(0)
+            if stop == self._signals.requeues:
+                rank_zero_info(said)
+                said = requeue()
+            raise Preempted(said)
 
     def on_train_batch_end(
         self,
@@ -209,19 +225,34 @@ class Checkpoint(CheckpointBase):
             trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.global_step > 0
         )
 
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the last step, before callbacks put other weights in the module when training
+        ends."""
+        if _ends(trainer):
+            self._save_end(trainer)
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the last step, and the model for others to use."""
+        """Save the last step, if training ended within an epoch, and the model for others to
+        use."""
+        self._save_end(trainer)
+        self._finish()
+        self._write_final(trainer, pl_module)
+
+    def _save_end(self, trainer: L.Trainer) -> None:
         if self._unscored:
             self._save_best(trainer)
         if trainer.global_step > self._saved_step:
             self._save_step(trainer)
-        self._finish()
-        self._write_final(trainer, pl_module)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the model of a run that had ended but was stopped while it did: the Trainer skips its training."""
         if self._trained or not trainer.global_step:
             return
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(
+                callback, WeightAveraging
+            ):  # of a checkpoint the module has the raw weights
+                callback.on_train_end(trainer, pl_module)
         written = trainer.strategy.broadcast(_step_of_model(self.folder.parent / "final"))
         if (
             written != trainer.global_step
@@ -229,6 +260,8 @@ class Checkpoint(CheckpointBase):
             self._write_final(trainer, pl_module)
 
     def _write_final(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         save_pretrained: Any = getattr(pl_module, "save_pretrained", None)
         sharded = is_sharded(trainer)  # then no process has the weights alone
         if self.final and save_pretrained is not None and (trainer.is_global_zero or sharded):
@@ -291,7 +324,13 @@ class Checkpoint(CheckpointBase):
         dist.all_reduce(highest, dist.ReduceOp.MAX, group=self._group)
         return highest.tolist()
 
+    @property
+    def best_score(self) -> float | None:
+        """The lowest value of ``monitor`` so far."""
+        return None if self.best_model_score is None else float(self.best_model_score)
+
     def _save_step(self, trainer: L.Trainer) -> None:
+        self.saves_last(self.folder / name_of(trainer.global_step))
         self._write(trainer, name_of(trainer.global_step))
         self._saved_step = trainer.global_step
 
@@ -311,10 +350,12 @@ class Checkpoint(CheckpointBase):
         # The first rank's value: ranks that disagreed would wait for each other in the save.
         score = float(trainer.strategy.broadcast(float(trainer.callback_metrics[self.monitor])))
         if math.isfinite(score) and (self.best_score is None or score < self.best_score):
-            self.best_score = score
+            self.saves_best(self.folder / "best.ckpt", score)
             self._write(trainer, "best.ckpt")
 
     def _write(self, trainer: L.Trainer, name: str) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         self._finish()
         self._unchanged = None if self.unchanged_since is None else self.unchanged_since()
         target = self.folder / name
@@ -340,6 +381,7 @@ class Checkpoint(CheckpointBase):
                 finish(self._writer.wait, target, self._group)
                 if self._first_process:
                     self._remove_old()
+                    self.tell_loggers(self._loggers)
         except UserError:
             if self._first_process:
                 raise
@@ -374,12 +416,16 @@ class Checkpoint(CheckpointBase):
                     discard(file)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best score so far and torch's CPU random state."""
-        return {"best_score": self.best_score, "rng": torch.get_rng_state()}
+        """That of a `ModelCheckpoint`, the best score as a number and torch's CPU random state."""
+        return {
+            **super().state_dict(),
+            "best_score": self.best_score,
+            "rng": torch.get_rng_state(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore both."""
-        self.best_score = state_dict["best_score"]
+        """Restore it."""
+        super().load_state_dict(state_dict)
         torch.set_rng_state(state_dict["rng"])
 
     def on_save_checkpoint(
@@ -388,17 +434,30 @@ class Checkpoint(CheckpointBase):
         """Make the saved loop counters those of the border.
 
         The batch just fetched has not begun as far as the checkpoint goes, and an epoch that ``max_steps`` cut short
-        is not over: it goes on when the run is resumed with more steps.
+        is not over: it goes on when the run is resumed with more steps. After a whole epoch the
+        next one is about to begin; Lightning, told that the old one is over, would train on one
+        more micro-batch of it.
         """
         loops = checkpoint["loops"]["fit_loop"]
         batches = loops["epoch_loop.batch_progress"]
         for count in ("total", "current"):
             batches[count]["ready"] = batches[count]["started"] = batches[count]["completed"]
-        if batches["current"]["completed"] < trainer.num_training_batches:
-            batches["is_last_batch"] = False
-            for count in ("total", "current"):
-                epochs = loops["epoch_progress"][count]
-                epochs["processed"] = epochs["completed"] = epochs["started"] - 1
+        over = batches["current"]["completed"] >= trainer.num_training_batches
+        batches["is_last_batch"] = False
+        if over:
+            batches["current"] = dict.fromkeys(batches["current"], 0)
+        for epochs in loops["epoch_progress"].values():
+            done = epochs["started"] - (not over)
+            epochs.update(ready=done + 1, processed=done, completed=done)
+
+
+def _ends(trainer: L.Trainer) -> bool:
+    """Whether training ends with the epoch that is just over."""
+    loop: Any = trainer.fit_loop
+    stopped = trainer.should_stop and loop._can_stop_early
+    epochs, steps = loop.max_epochs, trainer.max_steps
+    last_epoch = epochs not in (None, -1) and loop.epoch_progress.current.processed >= epochs
+    return bool(stopped or last_epoch or 0 <= steps <= trainer.global_step)
 
 
 def _check_steps(trainer: L.Trainer) -> None:

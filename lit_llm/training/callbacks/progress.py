@@ -10,6 +10,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar as ProgressBarBase
 from tqdm import tqdm
 
+from lit_llm.streams import is_terminal
 from lit_llm.training.callbacks.borders import at_border, logs_now
 
 
@@ -52,7 +53,7 @@ class ProgressBar(ProgressBarBase):
             f"training {parameters:,} parameters, step {self._first} to {self._total or 'the end'}"
         )
         self._say(said + (f" ({tokens:,} tokens)" if tokens else "") + f", {trainer.precision}")
-        if sys.stderr.isatty():
+        if is_terminal(sys.stderr):
             self._bar = tqdm(
                 total=self._total,
                 initial=self._first,
@@ -97,7 +98,7 @@ class ProgressBar(ProgressBarBase):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open a bar for it."""
-        if self._enabled and sys.stderr.isatty() and not trainer.sanity_checking:
+        if self._enabled and is_terminal(sys.stderr) and not trainer.sanity_checking:
             total = sum(n for n in trainer.num_val_batches if n != float("inf"))
             self._validation_bar = tqdm(
                 total=int(total), desc="validate", unit="batch", leave=False
@@ -133,8 +134,11 @@ class ProgressBar(ProgressBarBase):
         self._close()
 
     def _say(self, line: str) -> None:
-        tqdm.write(line, file=sys.stderr)
-        sys.stderr.flush()
+        try:
+            tqdm.write(line, file=sys.stderr)
+            sys.stderr.flush()
+        except OSError:
+            self._enabled = False  # nobody reads it any more: no reason to stop training
 
     def _close(self) -> None:
         for bar in (self._bar, self._validation_bar):

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lit_llm.corpus.rows import json_rows
 from lit_llm.data.base import TokenDataModule
 from lit_llm.errors import UserError
-from lit_llm.models.generate import generate
+from lit_llm.models.generate import generate, room_for
 from lit_llm.models.sampling import GREEDY
 from lit_llm.models.transformer import Transformer
 
@@ -82,11 +82,12 @@ class RetentionCheck(L.Callback):
             )
         if not questions:
             return []
+        prompts = [data.encode_prompt(question) for question in questions]
         with trainer.precision_plugin.forward_context():
             answers = generate(
                 model,
-                [data.encode_prompt(question) for question in questions],
-                self.max_new_tokens,
+                prompts,
+                room_for(model, prompts, self.max_new_tokens),
                 GREEDY,
                 stop_ids=data.stop_ids,
             )

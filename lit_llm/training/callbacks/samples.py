@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lit_llm.data.base import TokenDataModule
-from lit_llm.models.generate import generate
+from lit_llm.models.generate import generate, room_for
 from lit_llm.models.sampling import Sampling
 from lit_llm.models.transformer import Transformer
 from lit_llm.training.callbacks.jsonl import keep_until
@@ -52,15 +53,21 @@ class SampleCallback(L.Callback):
             return
         if not (trainer.is_global_zero or is_sharded(trainer)):
             return
-        prompts = [data.encode_prompt(text) for text in texts]
-        room = model.config.max_seq_len - max(map(len, prompts))
-        if room < 1:
+        fitting = []
+        for text in texts:
+            ids = data.encode_prompt(text)
+            if len(ids) < model.config.max_seq_len:
+                fitting.append((text, ids))
+            else:
+                rank_zero_warn(f"samples: {text[:30]!r} fills the model's context and is left out")
+        if not fitting:
             return
+        prompts = [ids for _, ids in fitting]
         with trainer.precision_plugin.forward_context():
             answers = generate(
                 model,
                 prompts,
-                min(self.max_new_tokens, room),
+                room_for(model, prompts, self.max_new_tokens),
                 self.sampling,
                 stop_ids=data.stop_ids,
             )
@@ -69,7 +76,7 @@ class SampleCallback(L.Callback):
         tokens = trainer.global_step * (getattr(data, "global_batch_tokens", None) or 0)
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with open(self.file, "a", encoding="utf-8") as file:
-            for prompt, ids in zip(texts, answers, strict=True):
+            for (prompt, _), ids in zip(fitting, answers, strict=True):
                 row = {
                     "step": trainer.global_step,
                     "tokens": tokens,

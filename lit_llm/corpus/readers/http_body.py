@@ -1,0 +1,187 @@
+"""The body of an HTTP message: chunks joined, compression undone, as far as what came really has them.
+
+Crawlers often store a body that is decoded already and keep the headers, so a header is believed only
+if the bytes agree with it. RFC 9112, section 7.1 (chunks); RFC 9110, section 8.4 (content codings).
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Callable, Iterable
+
+TOO_LONG = "record too long"
+_CHUNK = re.compile(rb"[ \t]*([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]{0,4096})?\r?\n")
+_STEP = 2**16  # bytes that a decompressor gives at once
+_ZSTD = b"\x28\xb5\x2f\xfd"
+_ZSTD_STEP = (
+    1024  # bytes given to zstd at once, which has no bound for what comes out: 32 MB at most
+)
+
+
+class BodyError(ValueError):
+    """A body that cannot be read; the message is the reason a document is dropped for."""
+
+
+def decode_body(
+    data: bytes, transfer: Iterable[str], content: Iterable[str], longest: int
+) -> bytes:
+    """The body that a server meant.
+
+    Args:
+        data: what lies in the record.
+        transfer: values of the Transfer-Encoding headers.
+        content: values of the Content-Encoding headers.
+        longest: bytes above which the body is refused.
+
+    Raises:
+        BodyError: "cut record", "damaged record", "record too long" or "unknown Content-Encoding".
+    """
+    for name in reversed(_tokens(transfer)):
+        data = _joined_chunks(data) if name == "chunked" else _decompressed(name, data, longest)
+    for name in reversed(_tokens(content)):
+        data = _decompressed(name, data, longest)
+    if len(data) > longest:
+        raise BodyError(TOO_LONG)
+    return data
+
+
+def _tokens(values: Iterable[str]) -> list[str]:
+    """Names of codings in the order they were applied in, lower case."""
+    parts = (
+        part.partition(";")[0].strip(" \t\"'").lower() for v in values for part in v.split(",")
+    )
+    return [part for part in parts if part]
+
+
+def _joined_chunks(data: bytes) -> bytes:
+    """The chunks' contents; ``data`` itself where it does not begin with a chunk."""
+    first = _CHUNK.match(data)
+    size = int(first[1], 16) if first else 0
+    # A text may begin like a chunk's size, but then no line ends where the chunk would.
+    after = data[first.end() + size :][:2] if first else b""
+    if first is None or (size and after and not after.startswith((b"\r\n"[: len(after)], b"\n"))):
+        return data
+    found: list[bytes] = []
+    at = 0
+    while True:
+        head = _CHUNK.match(data, at)
+        if head is None:
+            raise BodyError("cut record" if len(data) - at < 32 else "damaged record")
+        size = int(head[1], 16)
+        if size == 0:
+            return b"".join(found)
+        chunk = data[head.end() : head.end() + size]
+        if len(chunk) < size:
+            raise BodyError("cut record")
+        found.append(chunk)
+        at = head.end() + size
+        at += 2 if data[at : at + 2] == b"\r\n" else data[at : at + 1] == b"\n"
+
+
+def _decompressed(name: str, data: bytes, longest: int) -> bytes:
+    """``data`` without the coding ``name``; ``data`` itself where it is not coded so."""
+    if not data or name in _NO_CODING:
+        return data
+    if name in ("gzip", "x-gzip"):
+        return _inflated(data, 31, longest) if data.startswith(b"\x1f\x8b") else data
+    if name in ("deflate", "x-deflate"):
+        return _deflated(data, longest)
+    if name == "br":
+        return _unless_plain(data, lambda: _brotli(data, longest))
+    if name == "zstd":
+        return _zstd(data, longest) if data.startswith(_ZSTD) else data
+    raise BodyError("unknown Content-Encoding")
+
+
+# What servers write in Content-Encoding that is no coding.
+_NO_CODING = frozenset(
+    """identity none utf-8 utf8 binary 8bit 7bit text html text/html iso-8859-1 windows-1251
+    windows-1252 unicode ascii us-ascii charset=utf-8 0 off false null plain""".split()  # noqa: SIM905
+)
+
+
+def _inflated(data: bytes, window: int, longest: int) -> bytes:
+    """By zlib, all gzip members of it. Trailing bytes that are no member are left out, as browsers do."""
+    found: list[bytes] = []
+    size, rest = 0, data
+    while rest:
+        member = zlib.decompressobj(window)
+        while not member.eof:
+            try:
+                piece = member.decompress(rest, _STEP)
+            except zlib.error:
+                if found and not member.unconsumed_tail and rest is not data:
+                    return b"".join(found)
+                raise BodyError("damaged record") from None
+            rest = member.unconsumed_tail
+            found.append(piece)
+            size += len(piece)
+            if size > longest:
+                raise BodyError(TOO_LONG)
+            if not piece and not rest and not member.eof:
+                raise BodyError("cut record")
+        rest = member.unused_data if member.unused_data.startswith(b"\x1f\x8b") else b""
+    return b"".join(found)
+
+
+def _deflated(data: bytes, longest: int) -> bytes:
+    """deflate means zlib's format; some servers send the bare stream (RFC 9110, section 8.4.1.2)."""
+    if data[0] & 0x0F == 8 and int.from_bytes(data[:2], "big") % 31 == 0:
+        return _inflated(data, 15, longest)
+    return _unless_plain(data, lambda: _inflated(data, -15, longest))
+
+
+def _brotli(data: bytes, longest: int) -> bytes:
+    import brotli
+
+    decoder, found, size = brotli.Decompressor(), [], 0
+    try:
+        piece = decoder.process(data, output_buffer_limit=_STEP)
+        while True:
+            found.append(piece)
+            size += len(piece)
+            if size > longest:
+                raise BodyError(TOO_LONG)
+            if decoder.is_finished():
+                return b"".join(found)
+            if not piece and decoder.can_accept_more_data():
+                raise BodyError("cut record")
+            piece = decoder.process(b"", output_buffer_limit=_STEP)
+    except brotli.error:
+        raise BodyError("damaged record") from None
+
+
+def _zstd(data: bytes, longest: int) -> bytes:
+    import zstandard
+
+    found, size = [], 0
+    member = zstandard.ZstdDecompressor().decompressobj()
+    for at in range(0, len(data), _ZSTD_STEP):
+        if member.eof:  # one frame is a body; what follows is left out
+            break
+        try:
+            found.append(member.decompress(data[at : at + _ZSTD_STEP]))
+        except (zstandard.ZstdError, MemoryError):
+            raise BodyError("damaged record") from None
+        size += len(found[-1])
+        if size > longest:
+            raise BodyError(TOO_LONG)
+    if not member.eof:
+        raise BodyError("cut record")
+    return b"".join(found)
+
+
+def _unless_plain(data: bytes, decode: Callable[[], bytes]) -> bytes:
+    """``decode()``, or ``data`` itself where that fails and it is readable text: a body decoded before."""
+    try:
+        return decode()
+    except BodyError as error:
+        if str(error) == TOO_LONG or not _is_text(data):
+            raise
+        return data
+
+
+def _is_text(data: bytes) -> bool:
+    head = data[:4096]
+    return b"\0" not in head and sum(byte < 9 or 13 < byte < 32 for byte in head) == 0

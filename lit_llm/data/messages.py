@@ -1,0 +1,239 @@
+"""Messages as users write them, checked and brought into the one form that chat templates get.
+
+The keys are those of transformers and of OpenAI's chat API: role, content, name, tool_calls, tool_call_id,
+reasoning_content. Fields that are null are left out, as transformers does: a template that asks ``'tool_calls' in
+message`` would find them. What cannot be used is refused with the number of the message and the key.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NamedTuple
+
+from lit_llm.data.template import Message
+from lit_llm.errors import UserError
+
+ROLES = ("system", "user", "assistant", "developer", "tool")
+# What OpenAI's older API, Llama 3.1 and ShareGPT call a tool's answer.
+_TOOL_ROLES = ("function", "ipython", "observation")
+# The same thoughts under three names: transformers gives templates the first two.
+REASONING = ("reasoning_content", "thinking", "reasoning")
+# Keys of other programs' messages that hold a part of the conversation. A template that does not spell such a key
+# would leave that part out without a word.
+CONTENT_KEYS = ("images", "image", "audio", "audios", "video", "videos", "documents", "citations", "tool_plan",
+                "tool_responses", "reasoning_details", "thinking_blocks")  # fmt: skip
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+class Turns(NamedTuple):
+    """Messages for the template, and for each whether it may be learnt (``train``, ``weight``)."""
+
+    messages: list[Message]
+    learn: list[bool]
+
+
+def read_turns(messages: Any) -> Turns:
+    """The conversation in ``messages``.
+
+    System and developer messages come first. Then user and assistant take turns, the user beginning; tool messages
+    may follow an assistant's, and the assistant speaks after them.
+
+    Raises:
+        UserError: ``messages`` is no such conversation; says which message and key.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise UserError("'messages' must be a list of {role, content} and not empty")
+    read = [_read(number, message) for number, message in enumerate(messages, 1)]
+    _check_order([message for message, _ in read])
+    return Turns([message for message, _ in read], [learn for _, learn in read])
+
+
+def without_nulls(message: Message) -> Message:
+    """The message without its null fields."""
+    return {key: value for key, value in message.items() if value is not None}
+
+
+def with_reasoning(message: Message) -> Message:
+    """The message with its thoughts under both names that templates read, as transformers gives them."""
+    found = next((message[key] for key in REASONING if message.get(key) is not None), None)
+    if found is None:
+        return message
+    return {"thinking": found, **message, "reasoning_content": found}
+
+
+def text_of(message: Message) -> str:
+    """The words of a message: its text, or its text parts joined."""
+    content = message.get("content")
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content)
+    return content or ""
+
+
+def thoughts_of(message: Message) -> str:
+    """The reasoning of a message: beside its words, or in a <think> block that they begin with; or ""."""
+    return next((message[key] for key in REASONING if message.get(key)), split_thoughts(message)[0])
+
+
+def split_thoughts(message: Message) -> tuple[str, str]:
+    """(thoughts, words) of a text that begins with a <think> block; ("", the text) of another."""
+    text = text_of(message)
+    thoughts, closed, words = text.lstrip().removeprefix("<think>").partition("</think>")
+    if not closed or not text.lstrip().startswith("<think>"):
+        return "", text
+    return thoughts.strip(), words.strip()
+
+
+def called(message: Message) -> list[dict[str, Any]]:
+    """{"name", "arguments"} of every tool call of a message."""
+    return [call.get("function", call) for call in message.get("tool_calls", [])]
+
+
+def with_name(call: dict[str, Any], name: str) -> dict[str, Any]:
+    """A tool call with another function's name."""
+    changed = {**call.get("function", call), "name": name}
+    return {**call, "function": changed} if "function" in call else changed
+
+
+def check_characters(value: Any, where: str) -> None:
+    """Raise a UserError that names the place if a text in ``value`` holds half of a character (a lone surrogate)."""
+    if isinstance(value, str):
+        if found := _SURROGATE.search(value):
+            raise UserError(
+                f"{where} holds the lone surrogate \\u{ord(found[0]):04x}, half of a character; mend the text"
+            )
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            check_characters(key, f"a key of {where}")
+            check_characters(item, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value, 1):
+            check_characters(item, f"{where}[{number}]")
+
+
+def _read(number: int, message: Any) -> tuple[Message, bool]:
+    """(message for the template, whether it may be learnt)."""
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise UserError(f"message {number} must be an object with 'role' and 'content'")
+    role = "tool" if message["role"] in _TOOL_ROLES else message["role"]
+    if role not in ROLES:
+        raise UserError(
+            f"message {number} has role {message['role']!r}; roles are {', '.join(ROLES)}"
+        )
+    clean = without_nulls(message) | {"role": role}
+    if not clean.get("tool_calls", True):
+        del clean["tool_calls"]  # an empty list: no call
+    learn = _learn(number, clean)
+    check_characters(clean, f"message {number}")
+    if "function_call" in clean:  # OpenAI's older API
+        if "tool_calls" in clean:
+            raise UserError(f"message {number} has both 'function_call' and 'tool_calls'")
+        clean["tool_calls"] = [{"type": "function", "function": clean.pop("function_call")}]
+    if "tool_calls" in clean:
+        clean["tool_calls"] = _tool_calls(number, clean)
+    if "content" in clean:
+        clean["content"] = _content(number, clean["content"])
+    elif "tool_calls" not in clean:
+        raise UserError(f"message {number} must be an object with 'role' and 'content'")
+    for key in REASONING:
+        if key in clean and (role != "assistant" or not isinstance(clean[key], str)):
+            raise UserError(f"message {number}: {key!r} must be a text of the assistant's")
+    return with_reasoning(clean), learn
+
+
+def _learn(number: int, message: Message) -> bool:
+    """Take ``train`` and ``weight`` out of the message; whether they allow to learn it."""
+    given = set(message)
+    train, weight = message.pop("train", True), message.pop("weight", 1)
+    if not isinstance(train, bool):
+        raise UserError(f"message {number} has 'train' {train!r}; it is true or false")
+    if train and "train" in given and message["role"] != "assistant":
+        raise UserError(
+            f"message {number} of the {message['role']} has 'train' true; answers alone are learnt"
+        )
+    if weight not in (0, 1):
+        raise UserError(f"message {number} has 'weight' {weight!r}; it is 0 (not learnt) or 1")
+    return train and weight == 1
+
+
+def _content(number: int, content: Any) -> str | list[dict[str, Any]]:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise UserError(f"message {number} has content of type {type(content).__name__}, not text")
+    parts = []
+    for place, part in enumerate(content, 1):
+        if isinstance(part, dict) and isinstance(part.get("type"), str) and part["type"] != "text":
+            raise UserError(
+                f"message {number}: part {place} of its content has the type {part['type']!r}; "
+                "text alone can be used"
+            )
+        if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+            raise UserError(
+                f"message {number} has content of type list, and its part {place} is not "
+                '{"type": "text", "text": ...}'
+            )
+        other = [key for key, value in part.items() if key not in ("type", "text") and value]
+        if other:
+            raise UserError(
+                f"message {number}: part {place} of its content has the key {other[0]!r}, which is not used"
+            )
+        parts.append({"type": "text", "text": part["text"]})
+    return parts
+
+
+def _tool_calls(number: int, message: Message) -> list[dict[str, Any]]:
+    """The calls without null fields; arguments keep theirs, and are {} where there are none."""
+    calls = message["tool_calls"]
+    if message["role"] != "assistant":
+        raise UserError(f"message {number}: 'tool_calls' in a message of the {message['role']}")
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise UserError(f"message {number}: 'tool_calls' must be a list of objects")
+    found = []
+    for place, call in enumerate(calls, 1):
+        clean = {key: value for key, value in call.items() if value is not None}
+        function = clean.get("function", clean)
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise UserError(
+                f'message {number}: tool call {place} must be {{"function": {{"name": text, "arguments": object}}}}'
+            )
+        function = {"arguments": {}, **without_nulls(function)}
+        _check_arguments(
+            f"message {number}: the arguments of tool call {place}", function["arguments"]
+        )
+        found.append({**clean, "function": function} if "function" in clean else function)
+    return found
+
+
+def _check_arguments(where: str, arguments: Any) -> None:
+    """Raise a UserError unless the arguments of a tool call are an object or JSON text of one."""
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError:
+            raise UserError(f"{where} are a text that is not JSON") from None
+    if not isinstance(arguments, dict):
+        raise UserError(f"{where} must be an object or JSON text of one")
+
+
+def _check_order(messages: list[Message]) -> None:
+    """Raise a UserError for the first message that cannot stand where it stands."""
+    expected = ["user"]
+    for number, message in enumerate(messages, 1):
+        role = message["role"]
+        if role in ("system", "developer"):
+            before = [earlier["role"] for earlier in messages[: number - 1]]
+            if role in before or not set(before) <= {"system", "developer"}:
+                raise UserError(f"message {number} is a {role} message: it can only come first")
+            continue
+        if role == "tool" and "tool" not in expected:
+            raise UserError(f"message {number} is a tool's: it can only follow the assistant's")
+        if role not in expected:
+            raise UserError(
+                f"message {number} is the {role}'s where the {expected[0]}'s turn is: they must alternate"
+            )
+        if role == "assistant":
+            # Who calls a tool waits for its answer.
+            expected = ["tool"] if "tool_calls" in message else ["user", "tool"]
+        else:
+            expected = ["assistant"] if role == "user" else ["assistant", "tool"]

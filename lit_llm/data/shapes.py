@@ -1,0 +1,246 @@
+"""Rows of the usual instruction datasets: the conversation in each, its tools and its split.
+
+Keys that a row shape has are used; keys that mean a part of a conversation and are not used are refused by name, and
+further columns (id, source, score, ...) are nobody's concern. A null or an empty value counts as absent.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from lit_llm.data.messages import REASONING
+from lit_llm.data.template import Message
+from lit_llm.errors import UserError
+
+_PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"),
+          ("instruction", "output"), ("instruction", "response"))  # fmt: skip
+_ASKED = ("prompt", "question", "instruction", "input", "context")
+_ANSWERED = ("completion", "response", "answer", "output")
+_FURTHER = ("history", *REASONING, "documents", "images", "image", "audio", "audios", "video", "videos",
+            "tool_calls", "function_call", "segments")  # fmt: skip
+# ShareGPT's names; the roles of `messages` are names too.
+_FROM = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
+_SPLITS = {"train": "train", "training": "train",
+           "dev": "validation", "val": "validation", "valid": "validation", "validation": "validation",
+           "eval": "validation", "evaluation": "validation", "test": "validation"}  # fmt: skip
+
+
+def to_messages(row: dict[str, Any]) -> list[Message]:
+    """The conversation in a row of one of the usual shapes.
+
+    - {"messages": [{"role", "content", ...}]}, the keys of a message as transformers and OpenAI have them;
+    - {"conversations": [{"from": "human" | "gpt" | "system" | "function_call" | "observation", "value"}]};
+    - {"prompt", "completion" or "response"}: texts, or lists of messages, of which the completion's are learnt;
+    - {"question", "answer"}; {"instruction", "input" (may be absent), "output" or "response"}.
+
+    Beside any of them ``system`` is the system message; beside a question and its answer ``history`` holds earlier
+    turns, [[question, answer], ...] or messages, and ``reasoning_content`` the answer's thoughts.
+
+    Raises:
+        UserError: none of these; a key that means conversation and is not used; two shapes in one row.
+    """
+    row = {key: value for key, value in row.items() if value is not None}
+    if row.get("weight", 1) != 1 or row.get("train", True) is False or row.get("label") is False:
+        raise UserError(
+            "the row has 'weight', 'train' or 'label' that says not to learn it; 'weight' and 'train' are used in "
+            "a message, and a row that is not to be learnt must be taken out"
+        )
+    messages, used = _find(row)
+    if (system := _system(row)) is not None:
+        messages = _with_system(messages, system)
+    if isinstance(messages, list):
+        _check_unused(
+            {key: row[key] for key in row if row[key] and key not in used}, used, messages
+        )
+    return messages
+
+
+def template_arguments(row: dict[str, Any]) -> dict[str, Any]:
+    """What the chat template gets beside the messages: ``tools`` and what is in ``chat_template_kwargs``.
+
+    Tools are a list of JSON schemas, or JSON text of one; ``functions`` is OpenAI's older name and form.
+
+    Raises:
+        UserError: a value of another type.
+    """
+    found: dict[str, Any] = {}
+    if kwargs := _json("chat_template_kwargs", row.get("chat_template_kwargs")):
+        if not isinstance(kwargs, dict):
+            raise UserError("'chat_template_kwargs' must be an object")
+        found |= {key: value for key, value in kwargs.items() if value is not None}
+    tools, functions = (_json(key, row.get(key)) for key in ("tools", "functions"))
+    if tools and functions:
+        raise UserError("the row has both 'tools' and 'functions'")
+    given = tools or functions
+    if not given:
+        return found
+    if not isinstance(given, list):
+        raise UserError("'tools' must be a list of JSON schemas, or JSON text of one")
+    schemas = [_json("tools", tool) for tool in given]
+    for number, schema in enumerate(schemas, 1):
+        name = schema.get("function", schema).get("name") if isinstance(schema, dict) else None
+        if not isinstance(name, str):
+            raise UserError(f"tool {number} must be a JSON schema that has a 'name'")
+    if functions:
+        schemas = [{"type": "function", "function": schema} for schema in schemas]
+    return found | {"tools": schemas}
+
+
+def split_of(row: dict[str, Any]) -> str | None:
+    """ "train" or "validation", as the row's ``split`` says it; None where it says nothing.
+
+    dev, val, valid, eval and test are validation: such rows are never trained on.
+
+    Raises:
+        UserError: another value.
+    """
+    split = row.get("split")
+    if split is None or split == "":
+        return None
+    known = _SPLITS.get(split.lower().partition("_")[0]) if isinstance(split, str) else None
+    if known is None:
+        raise UserError(
+            f"the row has the split {str(split)[:40]!r}; known are {', '.join(_SPLITS)}. Rename the column if it "
+            "means something else"
+        )
+    return known
+
+
+def _find(row: dict[str, Any]) -> tuple[list[Message], set[str]]:
+    """(messages, the keys that they are made of)."""
+    pair = next((pair for pair in _PAIRS if set(pair) <= set(row)), None)
+    whole = [
+        key for key in ("messages", "conversations") if row.get(key) or (key in row and not pair)
+    ]
+    if len(whole) == 2:
+        raise UserError("the row has both 'messages' and 'conversations'")
+    if whole:
+        turns = row[whole[0]]
+        return turns if whole == ["messages"] else _sharegpt(turns), set(whole)
+    if pair:
+        return _pair(row, *pair)
+    keys = ", ".join(map(str, row)) or "none"
+    raise UserError(
+        f"no conversation in the row: 'messages' (or 'conversations', 'prompt' and 'completion', 'question' and "
+        f"'answer', 'instruction' and 'output') is looked for, its keys are {keys}"
+    )
+
+
+def _pair(row: dict[str, Any], asked: str, answered: str) -> tuple[list[Message], set[str]]:
+    used = {asked, answered, "history"}
+    question, answer = row[asked], row[answered]
+    extra = next((key for key in ("input", "context") if row.get(key)), None)
+    if asked == "instruction" and extra is not None:
+        if not isinstance(question, str) or not isinstance(row[extra], str):
+            raise UserError(f"'instruction' and {extra!r} must be texts")
+        used.add(extra)
+        question = f"{question}\n\n{row[extra]}"
+    before, after = _turns("user", question), _turns("assistant", answer)
+    thoughts = next((key for key in REASONING if row.get(key)), None)
+    if thoughts is not None and isinstance(answer, str):
+        used.add(thoughts)
+        after = [{**after[0], thoughts: row[thoughts]}]
+    if isinstance(question, list):  # a prompt is what is asked with, its answers too
+        before = [
+            {**message, "train": False} if _is_assistants(message) else message
+            for message in before
+        ]
+    return _history(row.get("history") or []) + before + after, used
+
+
+def _is_assistants(message: Any) -> bool:
+    return isinstance(message, dict) and message.get("role") == "assistant"
+
+
+def _turns(role: str, content: Any) -> list[Message]:
+    return content if isinstance(content, list) else [{"role": role, "content": content}]
+
+
+def _history(history: Any) -> list[Message]:
+    if not isinstance(history, list):
+        raise UserError("'history' must be a list of [question, answer] or of messages")
+    messages: list[Message] = []
+    for turn in history:
+        if isinstance(turn, dict):
+            messages.append(turn)
+        elif isinstance(turn, list | tuple) and len(turn) == 2:
+            messages += _turns("user", turn[0]) + _turns("assistant", turn[1])
+        else:
+            raise UserError("'history' must be a list of [question, answer] or of messages")
+    return messages
+
+
+def _sharegpt(turns: Any) -> list[Message]:
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise UserError("'conversations' must be a list of {from, value}")
+    if all({"role", "content"} <= set(turn) for turn in turns):
+        return turns
+    messages = []
+    for turn in turns:
+        if not {"from", "value"} <= set(turn) or not isinstance(turn["from"], str):
+            raise UserError("'conversations' must be a list of {from, value}")
+        other = {key: value for key, value in turn.items() if key not in ("from", "value")}
+        message = {"role": _FROM.get(turn["from"], turn["from"]), "content": turn["value"], **other}
+        if turn["from"] == "function_call":
+            calls = _json("value", turn["value"])
+            calls = calls if isinstance(calls, list) else [calls]
+            message |= {
+                "content": None,
+                "tool_calls": [{"type": "function", "function": call} for call in calls],
+            }
+        messages.append(message)
+    return messages
+
+
+def _system(row: dict[str, Any]) -> str | None:
+    found = {key: row[key] for key in ("system", "system_prompt") if key in row}
+    for key, text in found.items():
+        if not isinstance(text, str):
+            raise UserError(f"{key!r} must be a text")
+    if len(set(found.values())) > 1:
+        raise UserError("the row has both 'system' and 'system_prompt'")
+    return next(iter(found.values()), None)
+
+
+def _with_system(messages: Any, system: str) -> list[Message]:
+    """The messages with the row's system text in front, unless it is there already."""
+    if not isinstance(messages, list) or not messages or not isinstance(messages[0], dict):
+        return messages  # the conversation's own check says what is wrong
+    if messages[0].get("role") != "system":
+        return [{"role": "system", "content": system}, *messages]
+    if messages[0].get("content") != system:
+        raise UserError("the row has 'system' and another system message in the conversation")
+    return messages
+
+
+def _check_unused(unused: dict[str, Any], used: set[str], messages: list[Any]) -> None:
+    """Raise a UserError for a key that means conversation and whose value stands in no message."""
+    told = [message for message in messages if isinstance(message, dict)]
+    keys = [*_ASKED, *_FURTHER]
+    answered = told and _is_assistants(told[-1]) and used & {"messages", "conversations"}
+    if not answered:  # beside a whole conversation an answer is what others compare with
+        keys += _ANSWERED
+    for key in keys:
+        if key in unused and not _is_told(unused[key], told):
+            raise UserError(
+                f"the row has {key!r}, a part of the conversation that its other keys do not use; take the column "
+                "out, or override format_example"
+            )
+
+
+def _is_told(value: Any, messages: list[Message]) -> bool:
+    if isinstance(value, list):
+        return all(part in messages for part in value)
+    texts = [text for message in messages for text in message.values() if isinstance(text, str)]
+    return isinstance(value, str) and any(value in text for text in texts)
+
+
+def _json(key: str, value: Any) -> Any:
+    """``value``, read from JSON if it is a text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value.strip() else None
+    except ValueError:
+        raise UserError(f"{key!r} is a text that is not JSON") from None

@@ -1,0 +1,193 @@
+"""TemplateProbe: what a chat template expects and does, found by rendering small conversations once."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from lit_llm.data.messages import text_of
+from lit_llm.data.template import ChatTemplate, Message, unmarked
+from lit_llm.errors import UserError
+
+PROBE = "qwertzprobe"  # a word that no template spells, changes or escapes
+_QUESTION: Message = {"role": "user", "content": "question"}
+_TOOL: Message = {"role": "tool", "name": "name", "tool_call_id": "abcdefghi", "content": "42"}
+_OBJECT = {"key": PROBE}
+_TEXT = json.dumps(_OBJECT)
+
+
+class TemplateProbe:
+    """Facts about a template, each found when it is first asked for.
+
+    Args:
+        template: what is rendered.
+    """
+
+    def __init__(self, template: ChatTemplate):
+        self._template = template
+        self._left_out: dict[str, bool] = {}
+
+    def fit(self, message: Message) -> Message:
+        """The message as the template takes it: content as text or parts, a tool's arguments as object or text."""
+        content = message.get("content")
+        if isinstance(content, list) and not self._takes_parts:
+            message = {**message, "content": text_of(message)}
+        elif isinstance(content, str) and self._needs_parts:
+            message = {**message, "content": [{"type": "text", "text": content}]}
+        if "tool_calls" in message:
+            calls = [self._fit_call(call) for call in message["tool_calls"]]
+            message = {**self._calls[0], **message, "tool_calls": calls}
+        return message
+
+    def shows(self, messages: list[Message], arguments: Mapping[str, Any]) -> bool:
+        """Whether the template renders `PROBE`, which stands somewhere in the messages."""
+        return PROBE in (self.render(messages, arguments) or "")
+
+    def render(
+        self, messages: list[Message], arguments: Mapping[str, Any] | None = None
+    ) -> str | None:
+        """The messages as text, each brought into the form that the template takes; None where it refuses them."""
+        return self._render([self.fit(message) for message in messages], arguments)
+
+    @cached_property
+    def takes_tools(self) -> bool:
+        """Whether the template renders the schemas of tools."""
+        schema = {
+            "name": PROBE,
+            "description": "",
+            "parameters": {"type": "object", "properties": {}},
+        }
+        tools = [{"type": "function", "function": schema}]
+        return PROBE in (self.render([_QUESTION], {"tools": tools}) or "")
+
+    def leaves_out(self, role: str) -> bool:
+        """Whether the template renders a conversation without the words of its messages of this role."""
+        if role not in self._left_out:
+            said = {"role": role, "content": PROBE}
+            messages = [said, _QUESTION]
+            if role == "tool":
+                messages = [_QUESTION, self._calling(self._calls[0], _OBJECT), {**_TOOL, **said}]
+            text = self.render(messages)
+            self._left_out[role] = text is not None and PROBE not in text.rpartition(_TEXT)[2]
+        return self._left_out[role]
+
+    @cached_property
+    def turn_end(self) -> str | None:
+        """The control token that ends an assistant's turn; None where the template writes none.
+
+        It stands behind the answer whether or not another turn follows: Phi-3 renders ``<|end|>`` and, at the end of
+        the conversation, a newline and ``<|endoftext|>``. Where none stands in both places (gpt-oss: ``<|return|>`` at
+        the end, ``<|end|>`` before another turn), it is the last of those that stand behind the last answer without
+        a gap.
+        """
+        answered = [_QUESTION, {"role": "assistant", "content": PROBE}]
+        alone = self._rest(answered) or ""
+        ends = self._template.control_run(alone)
+        common = len(os.path.commonprefix([alone, self._rest([*answered, _QUESTION]) or ""]))  # noqa: RUF071 -- no paths
+        shared = [match for match in ends if match.end() <= common]
+        joined = [
+            match
+            for number, match in enumerate(ends)
+            if match.end() - ends[0].start() == sum(len(m[0]) for m in ends[: number + 1])
+        ]
+        return next((match[0] for match in reversed(shared or joined)), None)
+
+    def next_turn(self, calls_tools: bool) -> str | None:
+        """The control token that follows an assistant's turn where the template writes no `turn_end`.
+
+        GLM's models end an answer with the token that begins the user's turn, and a tool call with that of the tool's.
+        """
+        return self._next_turns[calls_tools] if self.turn_end is None else None
+
+    @cached_property
+    def _next_turns(self) -> tuple[str | None, str | None]:
+        answered: list[Message] = [_QUESTION, {"role": "assistant", "content": PROBE}]
+        called = [
+            _QUESTION,
+            self._calling(self._calls[0], _TEXT if self._calls[1] == "text" else _OBJECT),
+        ]
+        found = []
+        for messages, following in ((answered, _QUESTION), (called, _TOOL)):
+            alone, followed = self._rest(messages), self._rest([*messages, following])
+            begins = None
+            if alone is not None and followed is not None and followed.startswith(alone):
+                begins = self._template.control.match(followed, len(alone))
+            bos = self._template.names.get("bos_token")
+            found.append(None if begins is None or begins[0] == bos else begins[0])
+        return found[0], found[1]
+
+    def _rest(self, messages: list[Message]) -> str | None:
+        """What is rendered behind `PROBE`; None where the template refuses the messages or leaves it out."""
+        text = self.render(messages)
+        return None if text is None or PROBE not in text else text.rpartition(PROBE)[2]
+
+    def _render(
+        self, messages: list[Message], arguments: Mapping[str, Any] | None = None
+    ) -> str | None:
+        try:
+            return unmarked(self._template.render(messages, False, arguments))[0]
+        except UserError:
+            return None
+
+    @cached_property
+    def _takes_parts(self) -> bool:
+        """Content may be a list of text parts: it renders as the text does, or the text does not render at all."""
+        return self._as_parts is not None and (self._as_parts == self._as_text or self._needs_parts)
+
+    @cached_property
+    def _needs_parts(self) -> bool:
+        """Content must be a list of parts, as in templates for images."""
+        return PROBE not in (self._as_text or "") and PROBE in (self._as_parts or "")
+
+    @cached_property
+    def _as_text(self) -> str | None:
+        return self._render([{"role": "user", "content": PROBE}])
+
+    @cached_property
+    def _as_parts(self) -> str | None:
+        return self._render([{"role": "user", "content": [{"type": "text", "text": PROBE}]}])
+
+    @cached_property
+    def _calls(self) -> tuple[Message, str]:
+        """How a tool call must come: what stands for content that is not there, and the form of the arguments.
+
+        transformers leaves null content out; DeepSeek's templates ask for null, others for text. Arguments are
+        "object" where the template writes them as JSON and would quote a text once more, "text" where it fails on an
+        object or prints it as Python does, and "any" where both are right or neither is.
+        """
+        for empty in ({}, {"content": None}, {"content": ""}):
+            as_object = self._render([_QUESTION, self._calling(empty, _OBJECT)]) or ""
+            as_text = self._render([_QUESTION, self._calling(empty, _TEXT)]) or ""
+            object_works = PROBE in as_object and str(_OBJECT) not in as_object
+            text_works = _TEXT in as_text
+            if object_works or text_works:
+                form = (
+                    "any" if object_works and text_works else "object" if object_works else "text"
+                )
+                return empty, form
+        return {}, "any"
+
+    @staticmethod
+    def _calling(empty: Message, arguments: Any) -> Message:
+        function = {"name": "name", "arguments": arguments}
+        call = {
+            "id": "abcdefghi",
+            "type": "function",
+            "function": function,
+        }  # Mistral: 9 characters
+        return {"role": "assistant", **empty, "tool_calls": [call]}
+
+    def _fit_call(self, call: dict[str, Any]) -> dict[str, Any]:
+        function = call.get("function", call)
+        arguments, form = function.get("arguments"), self._calls[1]
+        if isinstance(arguments, str) and form == "object":
+            arguments = json.loads(arguments)
+        elif isinstance(arguments, dict) and form == "text":
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        else:
+            return call
+        changed = {**function, "arguments": arguments}
+        return {**call, "function": changed} if "function" in call else changed

@@ -1,0 +1,105 @@
+"""What our data modules set on a Trainer, and which of its user's settings they refuse.
+
+A run of ours is one epoch of the loader, as long as the data module says. A Trainer may be used for
+several fits: what its user set is remembered beside what we made of it, so that the second fit does
+not take our values for the user's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import lightning as L
+from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from lit_llm.errors import UserError
+
+_ours: WeakKeyDictionary[L.Trainer, dict[str, tuple[Any, Any]]] = WeakKeyDictionary()
+"""Of each Trainer: what the user gave and what we set, by name."""
+_DEFAULT_EPOCHS = 1000  # what Lightning makes of no max_epochs
+
+
+def given(trainer: Any, name: str) -> Any:
+    """The user's value of the Trainer's attribute ``name``."""
+    now = getattr(trainer, name, None)
+    users, ours = _ours.get(trainer, {}).get(name, (now, now))
+    return users if type(now) is type(ours) and now == ours else now
+
+
+def replace(trainer: Any, name: str, value: Any) -> None:
+    """Set the Trainer's attribute ``name`` to ``value``, and remember what the user gave."""
+    _ours.setdefault(trainer, {})[name] = (given(trainer, name), value)
+    setattr(trainer, name, value)
+
+
+def check_length(trainer: Any, steps: int, length: str) -> None:
+    """Refuse settings that would make the run another length than the data module's.
+
+    Args:
+        steps: optimizer steps of the run.
+        length: the setting that the run's length comes from, with its value: "data.tokens=1000".
+
+    Raises:
+        UserError: names the setting and what to set instead.
+    """
+    epochs = trainer.max_epochs
+    if epochs not in (None, -1, 1, _DEFAULT_EPOCHS):
+        raise UserError(
+            f"trainer.max_epochs={epochs}: the length of a run is {length}, and a run is one epoch of the Trainer; "
+            f"leave max_epochs out and change {length.partition('=')[0]}"
+        )
+    if (trainer.min_epochs or 0) > 1:
+        raise UserError(
+            f"trainer.min_epochs={trainer.min_epochs}: a run is one epoch; leave min_epochs out"
+        )
+    if (trainer.min_steps or 0) > steps:
+        raise UserError(
+            f"trainer.min_steps={trainer.min_steps} is more than the run's {steps} steps, which "
+            f"{length} makes: lower it, or give more data"
+        )
+    if trainer.overfit_batches:
+        raise UserError(
+            f"trainer.overfit_batches={trainer.overfit_batches}: the order of the samples is the data module's and "
+            "does not repeat a few batches; give data.sources a small file and several passes over it"
+        )
+    if given(trainer, "check_val_every_n_epoch") not in (None, 1):
+        raise UserError(
+            f"trainer.check_val_every_n_epoch={trainer.check_val_every_n_epoch}: a run is one epoch; "
+            "set data.validate_every, in optimizer steps"
+        )
+    if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):
+        raise UserError(
+            "StochasticWeightAveraging averages where epochs begin, and a run is one epoch: the model would end with "
+            "its first weights; take lightning's EMAWeightAveraging or WeightAveraging"
+        )
+    if trainer.max_steps > steps and not trainer.fast_dev_run:
+        rank_zero_warn(
+            f"trainer.max_steps={trainer.max_steps} is beyond the end of the run: {length} makes {steps} steps"
+        )
+
+
+def limit_batches(trainer: Any, steps: int, accumulation: int) -> int:
+    """Have ``trainer.limit_train_batches`` end with a whole optimizer step; returns the
+    micro-batches to train on.
+
+    A fraction is rounded down to whole steps, but not to none. ``fast_dev_run`` counts optimizer
+    steps.
+
+    Raises:
+        UserError: a number of micro-batches that ends within an optimizer step.
+    """
+    limit, batches = given(trainer, "limit_train_batches"), steps * accumulation
+    if trainer.fast_dev_run:
+        replace(trainer, "limit_train_batches", limit * accumulation)
+    elif isinstance(limit, float) and 0 < limit < 1:
+        replace(trainer, "limit_train_batches", max(1, int(limit * steps)) * accumulation)
+    elif isinstance(limit, int) and limit % accumulation and limit < batches:
+        below = limit // accumulation * accumulation
+        raise UserError(
+            f"trainer.limit_train_batches={limit} ends within an optimizer step, which takes {accumulation} "
+            f"micro-batches: nearest are {below or ''}{' and ' if below else ''}{below + accumulation}"
+        )
+    limit = trainer.limit_train_batches
+    return batches if isinstance(limit, float) and limit else min(batches, int(limit))

@@ -1,0 +1,64 @@
+"""The range of every number that a user can set, and the check that holds a value to it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lit_llm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Range:
+    """An interval of finite numbers.
+
+    The upper end is no law of nature. It lies beyond what anybody means and before what overflows.
+    """
+
+    low: float
+    high: float
+    above: bool = False
+    """Whether ``low`` itself is left out."""
+
+    def __contains__(self, value: float) -> bool:
+        return (
+            math.isfinite(value)
+            and self.low <= value <= self.high
+            and not (self.above and value == self.low)
+        )
+
+    def __str__(self) -> str:
+        low = f"above {_shown(self.low)}" if self.above else f"from {_shown(self.low)}"
+        return f"{low} to {_shown(self.high)}"
+
+
+def _shown(value: float) -> str:
+    """Whole numbers below 10^13 with all their digits, others with six."""
+    whole = math.isfinite(value) and value == int(value) and abs(value) < 1e13
+    return f"{int(value):,}" if whole else f"{value:g}"
+
+
+def positive(high: float) -> Range:
+    """Numbers above 0, up to ``high``."""
+    return Range(0, high, above=True)
+
+
+def check_ranges(values: Mapping[str, Any], ranges: Mapping[str, Range], prefix: str = "") -> None:
+    """Hold numbers to their ranges.
+
+    Args:
+        values: setting -> number. What is no number (None, "auto") is passed over.
+        ranges: setting -> its range. Settings without one are passed over.
+        prefix: stands before a setting's name in the message, such as "data.".
+
+    Raises:
+        UserError: names the first setting outside its range, its value and the range.
+    """
+    for name, allowed in ranges.items():
+        value = values.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if value not in allowed:
+            raise UserError(f"{prefix}{name}={_shown(value)}: must be {allowed}")

@@ -1,0 +1,149 @@
+"""What a user set wrong on the Trainer: refused before it is made, or told from a bug later."""
+
+from __future__ import annotations
+
+import linecache
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from lit_llm.arguments import explain_mistake
+from lit_llm.errors import PeerLost, UserError, told_of_a_path
+
+_LIGHTNING = Path(lightning.__file__).parent
+_LOGGING = ("wandb", "mlflow", "comet_ml", "neptune", "clearml")  # have errors of their own
+_NO_MEMORY = "out of memory|can't allocate memory|not enough memory"
+
+
+def check_settings(verb: str, trainer: Any, data: Any) -> None:
+    """Refuse settings that Lightning takes without a word and then ignores or fails on.
+
+    Args:
+        verb: fit, validate, test or predict.
+        trainer: the Trainer's arguments in the configuration.
+        data: the data module's.
+
+    Raises:
+        UserError: names the setting and what to set instead.
+    """
+    limit = {"fit": "train", "validate": "val"}.get(verb, verb)
+    clip, interval = trainer.gradient_clip_val, trainer.val_check_interval
+    unused = f"{verb} would do nothing; leave it out"
+    reasons = {
+        "barebones": trainer.barebones
+        and "leaves out checkpoints, metrics and report, which make a run folder: leave it out",
+        "model_registry": trainer.model_registry is not None
+        and "uploads what Lightning's ModelCheckpoint writes, which is not used here: leave it out",
+        "log_every_n_steps": _below(trainer.log_every_n_steps, 0) and "must be at least 0",
+        "num_sanity_val_steps": _below(trainer.num_sanity_val_steps, -1)
+        and "must be at least 0, or -1 for all of the validation data",
+        "gradient_clip_val": _below(clip, 0) and "must be at least 0",
+        "gradient_clip_algorithm": trainer.gradient_clip_algorithm is not None
+        and clip is None
+        and "goes with trainer.gradient_clip_val, which is not set",
+        "val_check_interval": interval in (0, 0.0)
+        and "must be above 0: data.validate_every=0 validates at the end only, "
+        "trainer.limit_val_batches=0 never",
+        f"limit_{limit}_batches": trainer[f"limit_{limit}_batches"] in (0, 0.0) and unused,
+        "max_time": _seconds(trainer.max_time) == 0 and unused,
+    }
+    for key, reason in reasons.items():
+        if reason:
+            raise UserError(f"trainer.{key}={trainer[key]}: {reason}")
+    every = (getattr(data, "init_args", None) or {}).get("validate_every")
+    if verb == "fit" and interval not in (None, 1.0) and every is not None:
+        rank_zero_info(
+            f"trainer.val_check_interval={interval} (in micro-batches) replaces "
+            f"data.validate_every={every}"
+        )
+
+
+def _below(value: Any, least: int) -> bool:
+    return value is not None and value < least
+
+
+def _seconds(duration: Any) -> float | None:
+    """Of a Trainer's max_time; None for another form, about which Lightning complains itself."""
+    if isinstance(duration, str) and re.fullmatch(r"\d+(:\d+){3}", duration):
+        return float(sum(map(int, duration.split(":"))))
+    return float(sum(duration.values())) if isinstance(duration, dict) else None
+
+
+def in_constructor(error: Exception, settings: Mapping[str, Any]) -> UserError:
+    """What the Trainer's constructor complains about, with the key in our words in front."""
+    text = " ".join(str(error).split())
+    keys = [
+        key
+        for key in ("accelerator", "devices", "strategy", "precision")
+        if f"{key}=" in text or f"`{key}`" in text
+    ]
+    keys += ["accelerator"] if "Accelerator" in text or "torch_xla" in text else []
+    return UserError("".join(f"trainer.{key}={settings[key]}: " for key in keys[:1]) + text)
+
+
+def explain(error: Exception) -> Exception | None:
+    """The user's mistake, or the loss of another process, behind ``error``; None for a bug."""
+    # jsonargparse wraps what a class's __init__ raises in its own account of the types it tried.
+    if isinstance(error, ValueError) and (mistake := _user_error(error)):
+        return mistake
+    text = " ".join(str(error).split())
+    if isinstance(error, MisconfigurationException) or _raised_by_lightning(error):
+        return UserError(text)
+    if (package := type(error).__module__.partition(".")[0]) in _LOGGING:
+        return UserError(f"{package}: {text}")
+    if isinstance(error, pickle.UnpicklingError):
+        return UserError(f"--ckpt_path: not a checkpoint of ours ({str(error).splitlines()[0]})")
+    if isinstance(error, OSError) and (said := told_of_a_path(error)):
+        return UserError(said)
+    if isinstance(error, ValueError) and "Does not validate against any of the Union" in text:
+        return UserError(explain_mistake(text))
+    no_memory = isinstance(error, RuntimeError) and re.search(_NO_MEMORY, text)
+    if no_memory or isinstance(error, MemoryError):
+        return UserError(
+            f"the memory does not hold this run ({text[:120]}): lower data.micro_batch_size, "
+            "or see lit_llm plan"
+        )
+    if isinstance(error, RuntimeError) and re.search("EADDRINUSE|ddress already in use", text):
+        return UserError(
+            f"MASTER_PORT={os.environ.get('MASTER_PORT')}: another process listens there; "
+            "set another port"
+        )
+    if isinstance(error, RuntimeError) and "use_deterministic_algorithms" in text:
+        return UserError(f"trainer.deterministic: {text.partition('.')[0]}; set it to warn")
+    # gloo's words, and NCCL's; torch has no type of error for it.
+    gone = "closed by peer|reset by peer|Broken pipe|remote process exited"
+    if isinstance(error, RuntimeError) and re.search(gone, text):
+        return PeerLost(
+            "another process of the run ended: what it said is why; --ckpt_path last goes on"
+        )
+    return None
+
+
+def _raised_by_lightning(error: Exception) -> bool:
+    """Whether a ``raise`` in Lightning's own code made ``error``: it has checked a setting.
+
+    A callback's metric that is not logged, an interval longer than the loader, an optional package
+    that is not there are found only during the run, and have no type of their own.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or not str(error):
+        return False
+    file = trace.tb_frame.f_code.co_filename
+    line = linecache.getline(file, trace.tb_lineno).strip()
+    return Path(file).is_relative_to(_LIGHTNING) and line.startswith("raise ")
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """The UserError in the chain that led to ``error``."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error

@@ -1,0 +1,99 @@
+"""What one micro-batch's loss is divided by, so that every supervised token of an optimizer step
+weighs alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import ParallelStrategy
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from lit_llm.data.base import data_rank_and_size
+from lit_llm.data.blocks import IGNORE
+from lit_llm.errors import UserError
+from lit_llm.models.sharded import local
+
+_DIVISOR = 4096.0
+"""Of a summed loss whose step's tokens are not known yet: keeps gradients in the range of a mean's;
+any number will do, if it is the same on all processes."""
+
+
+class LossMean(MeanMetric):
+    """A mean in float32 that neither looks for NaN, which would wait for the device, nor forgets the weights.
+
+    torchmetrics (1.9) sets every weight to 1 under ``nan_strategy="disable"``. And
+    ``trainer.precision=bf16-true`` casts the module and all it holds; a bfloat16 mean is off by up
+    to 0.4%.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(nan_strategy="disable")
+
+    def _cast_and_nan_check_input(self, x: Any, weight: Any = None) -> tuple[Tensor, Tensor]:
+        weight = torch.ones_like(x) if weight is None else weight
+        return x.float(), weight.float()
+
+    def _apply(
+        self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ""
+    ) -> nn.Module:
+        return super()._apply(lambda t: fn(t).to(t.dtype), exclude_state)
+
+
+class StepLoss:
+    """Scales losses so that an optimizer step's gradient is that of sum / supervised tokens, over
+    all micro-batches and processes.
+
+    A batch's "step_tokens" says the number beforehand. Where batches do not have it, the tokens are
+    counted as the micro-batches come, and the gradient is scaled when the step is complete.
+    """
+
+    def __init__(self) -> None:
+        self._counted: Tensor | None = (
+            None  # supervised tokens so far, of a step that nobody counted beforehand
+        )
+
+    def begin(self) -> None:
+        """Forget the micro-batches of a step that was interrupted."""
+        self._counted = None
+
+    def scaled(self, loss_sum: Tensor, batch: dict[str, Any], trainer: L.Trainer) -> Tensor:
+        """What ``training_step`` returns for a micro-batch whose loss, summed over its tokens, is
+        ``loss_sum``.
+
+        Raises:
+            UserError: a loader of a data module of ours, under another accumulation than its own.
+        """
+        # Lightning divides by the accumulation, data parallelism averages over processes: undo
+        # both.
+        processes = data_rank_and_size(trainer.strategy)[1]
+        parts = trainer.accumulate_grad_batches * processes
+        if "step_tokens" in batch:
+            expected = batch.get("step_micro_batches", parts)
+            if expected != parts:
+                raise UserError(
+                    f"the loader makes optimizer steps of {expected} micro-batches, the Trainer of {parts}: set "
+                    f"accumulate_grad_batches={expected // processes}, or give fit the data module, not its loader"
+                )
+            # Under bf16-true a division by a tensor of integers gives bfloat16.
+            tokens = torch.as_tensor(batch["step_tokens"], dtype=torch.float32)
+            return loss_sum * (parts / tokens)
+        supervised = (batch["labels"] != IGNORE).sum()
+        if parts == 1:
+            return loss_sum / supervised.clamp(min=1)
+        self._counted = supervised if self._counted is None else self._counted + supervised
+        return loss_sum * (trainer.accumulate_grad_batches / _DIVISOR)
+
+    def after_backward(self, parameters: Iterable[nn.Parameter], trainer: L.Trainer) -> None:
+        """Scale the gradient of a step that is complete, if its tokens were counted on the way."""
+        if self._counted is None or trainer.fit_loop._should_accumulate():
+            return
+        tokens, self._counted = self._counted.float(), None
+        strategy = trainer.strategy
+        if isinstance(strategy, ParallelStrategy):  # the gradient is the mean over processes
+            tokens = strategy.reduce(tokens, reduce_op="mean")
+        gradients = [local(p.grad) for p in parameters if p.grad is not None]
+        torch._foreach_mul_(gradients, _DIVISOR / tokens.clamp(min=1 / trainer.world_size))

@@ -1,0 +1,45 @@
+"""What a Trainer brings along: counters of a module it has trained, callbacks that come too
+early."""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+import lightning as L
+from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from lit_llm.errors import UserError
+
+_trains: WeakKeyDictionary[L.Trainer, ref[L.LightningModule]] = WeakKeyDictionary()
+
+
+def check_reuse(trainer: L.Trainer, module: L.LightningModule) -> None:
+    """See that ``trainer``, about to train ``module``, counts the steps of this module; note that
+    it does.
+
+    Raises:
+        UserError: the Trainer has trained another module, and no checkpoint says where to begin.
+    """
+    before = _trains.get(trainer)
+    if trainer.ckpt_path is None and trainer.global_step:
+        if before is None or before() is not module:
+            raise UserError(
+                f"this Trainer has trained another module for {trainer.global_step} steps and would "
+                "count on from there: make a new Trainer, or give fit a ckpt_path"
+            )
+        rank_zero_warn(
+            f"this Trainer has trained the module for {trainer.global_step} steps: it goes on from "
+            'there, but the optimizer has lost its momenta; fit(..., ckpt_path="last") keeps them'
+        )
+    _trains[trainer] = ref(module)
+
+
+def refuse_early_copies(trainer: Any) -> None:
+    """Refuse callbacks that copy a module whose network is to be built yet."""
+    if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):
+        raise UserError(
+            "StochasticWeightAveraging copies the module before the network is there, and "
+            "would average nothing: take lightning's EMAWeightAveraging or WeightAveraging"
+        )
