@@ -109,6 +109,10 @@ class ChatFormat:
         self._probe = TemplateProbe(self.jinja)
         self._finder = AnswerFinder(self.jinja, self._probe)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy is made of the same arguments: a compiled template cannot be pickled."""
+        return type(self), (self.tokenizer, self.template)
+
     def render(
         self,
         messages: list[Message],

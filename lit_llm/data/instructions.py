@@ -12,6 +12,7 @@ import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
+from lit_llm.checks import check_types, plain_paths
 from lit_llm.corpus.rows import json_rows
 from lit_llm.data.base import TokenDataModule
 from lit_llm.data.blocks import IGNORE
@@ -156,6 +157,7 @@ class InstructionDataModule(TokenDataModule):
         prompts: str | None = None,
         cache_dir: str | None = None,
     ):
+        check_types("data", InstructionDataModule.__init__, locals())
         super().__init__(
             seq_len=seq_len,
             micro_batch_size=micro_batch_size,
@@ -174,8 +176,8 @@ class InstructionDataModule(TokenDataModule):
                 f"data.validation_fraction must be between 0 and 1, got {validation_fraction}"
             )
         self.sources, self.validation, self.validation_fraction = (
-            sources,
-            validation,
+            plain_paths(sources),
+            plain_paths(validation),
             validation_fraction,
         )
         self.tokenizer_path, self.chat_template = tokenizer, chat_template

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
+from lit_llm.checks import check_types, plain_paths
 from lit_llm.corpus.build import cached_corpus
 from lit_llm.corpus.folder import Corpus
 from lit_llm.corpus.shards import read_tokens
@@ -91,6 +92,7 @@ class PretrainDataModule(TokenDataModule):
         prompts: str | None = None,
         cache_dir: str | None = None,
     ):
+        check_types("data", PretrainDataModule.__init__, locals())
         super().__init__(
             seq_len=seq_len,
             micro_batch_size=micro_batch_size,
@@ -111,7 +113,7 @@ class PretrainDataModule(TokenDataModule):
         self.num_tokens, self.corpus_folder, self.mixture = int(tokens), corpus, mixture
         self.mask_documents = mask_documents
         self.build_settings: dict[str, Any] = {
-            "sources": sources,
+            "sources": plain_paths(sources),
             "text_field": text_field,
             "max_line_bytes": max_line_bytes,
             "tokenizer": tokenizer,

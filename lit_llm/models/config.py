@@ -296,14 +296,11 @@ class TransformerConfig:
     @classmethod
     def from_pretrained(cls, path: str | Path) -> TransformerConfig:
         """The shape of the model in a Hugging Face directory or GGUF file. Raises as `Transformer.from_pretrained`."""
-        from lit_llm.models.config_json import config_from_hf
         from lit_llm.models.gguf import gguf_config
-        from lit_llm.models.huggingface import read_json
+        from lit_llm.models.huggingface import pretrained_config
 
         found = locate(path)
-        if found.suffix == ".gguf":
-            return gguf_config(found)
-        return config_from_hf(read_json(found / "config.json"), str(found / "config.json"))
+        return gguf_config(found) if found.suffix == ".gguf" else pretrained_config(found)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values, resolved."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 import math
 import pickle
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from torch import Tensor
 
 from lit_llm.errors import UserError
 from lit_llm.models import generation_config as generation
+from lit_llm.models.config import TransformerConfig
 from lit_llm.models.config_json import config_from_hf, config_to_hf, family_of
 from lit_llm.models.layout import Layout
 from lit_llm.models.meta import meta_transformer
@@ -24,6 +28,9 @@ from lit_llm.models.transformer import Transformer
 MAX_SHARD_BYTES = 5 * 10**9
 _STORED_TABLES = re.compile(r"rotary_emb\.inv_freq$|\.(attn|attention)\.(masked_)?bias$")
 """Tensors of old checkpoints that repeat what the config says: frequencies and causal masks."""
+
+_WEIGHT_FILE = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+_log = logging.getLogger(__name__)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -39,8 +46,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def iter_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+def iter_tensors(
+    folder: Path, wanted: Callable[[str], bool] = lambda name: True
+) -> Iterator[tuple[str, Tensor]]:
     """Name and tensor of every entry in the folder's weights, one in memory at a time (safetensors are mapped).
+
+    Entries whose names are not ``wanted`` are not read.
 
     Raises:
         UserError: a file is missing or not whole.
@@ -51,13 +62,13 @@ def iter_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
         with _naming(file):
             if file.suffix == ".safetensors":
                 with safe_open(file, framework="pt") as reader:
-                    for name in reader.keys():  # noqa: SIM118 -- no dict: it has no iterator
+                    for name in filter(wanted, reader.keys()):
                         yield name, reader.get_tensor(name)
             else:
                 # A pickle can run any code: weights_only takes tensors and nothing else.
-                yield from torch.load(
-                    file, map_location="cpu", mmap=True, weights_only=True
-                ).items()
+                held = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+                for name in filter(wanted, held):
+                    yield name, held[name]
 
 
 def stored_bytes(folder: Path) -> dict[str, int]:
@@ -109,9 +120,15 @@ def _naming(file: Path) -> Iterator[None]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The files that hold the folder's weights. Raises UserError where one is not there."""
+    """The files that hold the folder's weights, of several kinds those that transformers takes.
+
+    Others that lie beside them, left by an earlier save, are named in a warning. Raises UserError where one is missing.
+    """
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{name}.index.json"
+        if (folder / name).exists():
+            _say_unused(folder, {name})
+            return [folder / name]
         if index.exists():
             weight_map = read_json(index).get("weight_map")
             if not isinstance(weight_map, dict) or not all(
@@ -123,12 +140,72 @@ def _weight_files(folder: Path) -> list[Path]:
                     raise UserError(
                         f"{folder / file}: no such file; {index.name} says that it holds {tensor}"
                     )
+            _say_unused(folder, {index.name, *weight_map.values()})
             return [folder / file for file in sorted(set(weight_map.values()))]
-        if (folder / name).exists():
-            return [folder / name]
     raise UserError(
         f"{folder / 'model.safetensors'}: no such file; a model directory holds it or its shards"
     )
+
+
+def _say_unused(folder: Path, used: set[str]) -> None:
+    names = {file.name for file in folder.iterdir() if _WEIGHT_FILE.fullmatch(file.name)} - used
+    if names:
+        _warn_once(
+            f"{folder}: the weights are read from {_some(sorted(used))}, as transformers does; not used: "
+            f"{_some(sorted(names))}"
+        )
+
+
+@cache
+def _warn_once(message: str) -> None:
+    _log.warning(message)
+
+
+def pretrained_config(folder: Path) -> TransformerConfig:
+    """The shape of the model in a Hugging Face directory; head and embedding are tied as `load_pretrained` has them.
+
+    Raises:
+        UserError: as `config_from_hf`.
+    """
+    return _config_and_family(folder)[0]
+
+
+def _config_and_family(folder: Path) -> tuple[TransformerConfig, str | None]:
+    """The config, and the family whose names the weights have; None for ours.
+
+    Where config.json ties the head to the embedding and the weights hold two that differ, they stay two, with a
+    warning, as in transformers (``PreTrainedModel.tie_weights``).
+    """
+    hf = read_json(folder / "config.json")
+    config = config_from_hf(hf, str(folder / "config.json"))
+    family = None if hf["model_type"] == "lit_llm" else hf["model_type"]
+    if config.tie_embeddings and _head_differs(folder, config, family):
+        _warn_once(
+            f"{folder}: config.json ties the head to the embedding (tie_word_embeddings), but the "
+            "weights hold two that differ: they are not tied"
+        )
+        config = dataclasses.replace(config, tie_embeddings=False)
+    return config, family
+
+
+def _head_differs(folder: Path, config: TransformerConfig, family: str | None) -> bool:
+    """Whether the weights hold a head that is not the embedding. A directory without weights holds none."""
+    layout = _ends(config, family)
+    try:
+        files = iter_tensors(folder, lambda name: layout.find(name) is not None)
+        found = {layout.find(name): tensor for name, tensor in files}
+    except UserError:  # is told when the weights are loaded
+        return False
+    if len(found) < 2:
+        return False
+    one, other = found.values()
+    return one.shape != other.shape or not torch.equal(one.to(other.dtype), other)
+
+
+def _ends(config: TransformerConfig, family: str | None) -> Layout:
+    """Names of embedding and head alone, as of a model where they are not tied."""
+    shapes = dict.fromkeys(("embed.weight", "head.weight"), torch.Size())
+    return Layout(dataclasses.replace(config, tie_embeddings=False), shapes, family)
 
 
 def load_pretrained(
@@ -139,10 +216,8 @@ def load_pretrained(
     """See `Transformer.from_pretrained`."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such model directory")
-    hf = read_json(folder / "config.json")
-    config = config_from_hf(hf, str(folder / "config.json"))
+    config, family = _config_and_family(folder)
     model = meta_transformer(config)
-    family = None if hf["model_type"] == "lit_llm" else hf["model_type"]
     layout = Layout(
         config, {name: tensor.shape for name, tensor in model.state_dict().items()}, family
     )
@@ -151,12 +226,12 @@ def load_pretrained(
     loaded: dict[str, Tensor] = {}
     missing = set(layout.slots)
     unknown = []
+    embedding, head = _ends(config, family).slots
     for name, tensor in iter_tensors(folder):
-        theirs = layout.find(name)
+        # A tied head is the embedding, and some files hold the head alone.
+        theirs = layout.find(embedding if name == head and config.tie_embeddings else name)
         if theirs is None:
-            if not (
-                name == "lm_head.weight" and config.tie_embeddings
-            ) and not _STORED_TABLES.search(name):
+            if not _STORED_TABLES.search(name):
                 unknown.append(name)
             continue
         if tensor.shape != layout.shape(theirs):
@@ -230,6 +305,11 @@ def save_pretrained(
             filled = size(name)
         shards[-1].append(name)
     metadata = {"format": "pt"}
+    for (
+        file
+    ) in folder.iterdir():  # what is left of an earlier save would be read in place of this one
+        if _WEIGHT_FILE.fullmatch(file.name) and "safetensors" in file.name:
+            file.unlink()
     if len(shards) == 1:
         save_file({name: saved(name) for name in shards[0]}, folder / "model.safetensors", metadata)
         return

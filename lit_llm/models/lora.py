@@ -37,7 +37,9 @@ class LoRAConfig:
     """rsLoRA's scale (arXiv:2312.03732)."""
 
     def __post_init__(self) -> None:
-        self.targets = tuple(self.targets)
+        if isinstance(self.targets, list):
+            self.targets = tuple(self.targets)
+        check_types("lora", LoRAConfig, vars(self))
         if self.rank < 1:
             raise UserError(f"lora.rank must be at least 1, got {self.rank}")
         if not 0 <= self.dropout < 1:
@@ -200,6 +202,8 @@ def lora_from(value: dict[str, Any] | LoRAConfig | None) -> LoRAConfig | None:
     """A LoRAConfig from the plain values of a config file. Raises UserError for an unknown key."""
     if value is None or isinstance(value, LoRAConfig):
         return value
+    if not isinstance(value, dict):
+        raise UserError(f"lora must be a mapping of LoRAConfig's fields, got {value!r}")
     if unknown := set(value) - set(asdict(LoRAConfig())):
         raise UserError(
             f"unknown key lora.{sorted(unknown)[0]}; known are {', '.join(asdict(LoRAConfig()))}"

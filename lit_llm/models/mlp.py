@@ -6,7 +6,6 @@ Shapes: N tokens, C hidden width, I the MLP's width, E experts, k experts a toke
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +15,23 @@ from lit_llm.models.config import TransformerConfig
 from lit_llm.models.eager import GatedSiLU, GatedSiLULinear, OneDNNLinear
 from lit_llm.models.fused import project
 
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def _relu_squared(x: Tensor) -> Tensor:
+    return F.relu(x).square()
+
+
+# Functions with a name of their own: a model with a lambda in it cannot be pickled.
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "swiglu": F.silu,
-    "geglu": partial(F.gelu, approximate="tanh"),
-    "gelu": partial(F.gelu, approximate="tanh"),
+    "geglu": _gelu_tanh,
+    "gelu": _gelu_tanh,
     "gelu_erf": F.gelu,
-    "relu2": lambda x: F.relu(x).square(),
+    "relu2": _relu_squared,
 }
 
 

@@ -255,7 +255,7 @@ class Transformer(nn.Module):
         labelled = labels != IGNORE
         # The class's own method: their number differs from batch to batch, and a compiler would begin anew each time.
         losses = Transformer.head_losses(self, x_BTC[labelled], labels[labelled])
-        return torch.zeros(labels.shape, device=losses.device).masked_scatter(labelled, losses)
+        return losses.new_zeros(labels.shape).masked_scatter(labelled, losses)
 
     def loss(
         self,

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from lit_llm.checks import check_types, plain_paths
 from lit_llm.data.base import TokenDataModule, data_rank_and_size
 from lit_llm.data.blocks import IGNORE
 from lit_llm.errors import UserError
@@ -64,8 +65,9 @@ class PretrainModule(L.LightningModule):
     Subclass by overriding ``compute_loss`` (another objective) or ``build_model`` (another network).
 
     Args:
-        transformer: a preset's name, or fields of `TransformerConfig` (``preset`` among them names one to start from).
-            vocab_size and max_seq_len come from the data unless given.
+        transformer: a preset's name, fields of `TransformerConfig` (``preset`` among them names one to start from), or
+            a `TransformerConfig`. vocab_size and max_seq_len come from the data unless given; a `TransformerConfig`
+            gives them.
         init_from: Hugging Face directory or GGUF file to start from instead of random weights; ``transformer`` is then
             its config. See `locate`.
         optimizer: "muon_adamw" (Muon for the matrices), "adamw", or bitsandbytes' "adamw_8bit" or "paged_adamw_8bit".
@@ -91,7 +93,7 @@ class PretrainModule(L.LightningModule):
 
     def __init__(
         self,
-        transformer: str | dict[str, Any] = "nano-5m",
+        transformer: str | dict[str, Any] | TransformerConfig = "nano-5m",
         init_from: str | None = None,
         optimizer: OptimizerName = "muon_adamw",
         learning_rate: float | None = None,
@@ -109,19 +111,22 @@ class PretrainModule(L.LightningModule):
         global_batch_tokens: int | None = None,
     ):
         super().__init__()
+        check_types("model", PretrainModule.__init__, locals())
         if recompute != "auto" and not 0 <= recompute <= 1:
             raise UserError(f"model.recompute must be between 0 and 1, got {recompute}")
         # Horizon and batch are the data's: as hyperparameters they would clash with those of a data
         # module.
         self.save_hyperparameters(ignore=["tokens", "global_batch_tokens"])
+        # A checkpoint holds plain values: others cannot be read with weights_only.
+        self.hparams.update(plain_paths(dict(self.hparams)))
         self._horizon: dict[str, Any] = {
             "tokens": tokens,
             "global_batch_tokens": global_batch_tokens,
         }
         self._saved_settings = SavedSettings(self)
-        self.fields: dict[str, Any] = (
-            {"preset": transformer} if isinstance(transformer, str) else dict(transformer)
-        )
+        self.fields: dict[str, Any] = _fields(transformer)
+        if not isinstance(transformer, str):
+            self.hparams["transformer"] = dict(self.fields)
         if init_from is not None:
             self.fields = TransformerConfig.from_pretrained(init_from).to_dict()
         TransformerConfig.from_dict(self.fields)  # a mistake is told now, before any data is made
@@ -503,3 +508,10 @@ class PretrainModule(L.LightningModule):
         tokenizer = getattr(self._datamodule, "tokenizer", None)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder, model_max_length=self.config.max_seq_len)
+
+
+def _fields(transformer: str | dict[str, Any] | TransformerConfig) -> dict[str, Any]:
+    """As `TransformerConfig.from_dict` takes them; what is None in a config is left open for the data to decide."""
+    if isinstance(transformer, TransformerConfig):
+        return {key: value for key, value in transformer.to_dict().items() if value is not None}
+    return {"preset": transformer} if isinstance(transformer, str) else dict(transformer)

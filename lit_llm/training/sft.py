@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lit_llm.checks import check_types
 from lit_llm.errors import UserError
 from lit_llm.models import flops
 from lit_llm.models.adapters import save_adapter
@@ -70,6 +71,7 @@ class SFTModule(PretrainModule):
         float8: bool = False,
         validate_first: bool = True,
     ):
+        check_types("model", SFTModule.__init__, locals(), leave_out=["lora"])
         if lora is not None and float8:
             raise UserError(
                 "model.float8: LoRA's layers have no products in 8 bits; set it to false"

@@ -1,0 +1,72 @@
+"""Arguments given in Python: held to their annotations, so that a mistake is one line and no TypeError from the inside.
+
+On the command line and in YAML the parser does this.
+"""
+
+from __future__ import annotations
+
+import inspect
+import numbers
+import os
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, Union
+
+from lit_llm.errors import UserError
+
+
+def check_types(
+    prefix: str,
+    function: Callable[..., Any],
+    values: Mapping[str, Any],
+    leave_out: Iterable[str] = (),
+) -> None:
+    """Hold ``function``'s arguments among ``values`` to its annotations, but for those in ``leave_out``.
+
+    An annotated ``str`` takes a path too, and a ``float`` whole numbers.
+
+    Raises:
+        UserError: names the first argument that is of another type, as ``prefix.name``.
+    """
+    hints = typing.get_type_hints(function)
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name not in hints or name not in values or name in leave_out:
+            continue
+        if not _fits(values[name], hints[name]):
+            wanted = str(parameter.annotation).replace("Literal[", "one of [")
+            raise UserError(f"{prefix}.{name} must be {wanted}, got {values[name]!r}")
+
+
+def plain_paths(value: Any) -> Any:
+    """``value`` with its paths as strings, in lists, tuples and the values of mappings too."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, dict):
+        return {key: plain_paths(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(plain_paths, value))
+    return value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is Literal:
+        return any(value is one or (type(value) is type(one) and value == one) for one in inner)
+    if origin in (list, dict):
+        items = value.items() if isinstance(value, dict) else value
+        if not isinstance(value, origin):
+            return False
+        if origin is list:
+            return all(_fits(item, inner[0]) for item in items)
+        return all(_fits(key, inner[0]) and _fits(item, inner[1]) for key, item in items)
+    if hint is str:
+        return isinstance(value, str | os.PathLike)
+    if hint in (int, float):
+        kind = numbers.Integral if hint is int else numbers.Real
+        return isinstance(value, kind) and not isinstance(value, bool)
+    return isinstance(value, origin or hint)
