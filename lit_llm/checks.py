@@ -57,13 +57,12 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, one) for one in inner)
     if origin is Literal:
         return any(value is one or (type(value) is type(one) and value == one) for one in inner)
-    if origin in (list, dict):
-        items = value.items() if isinstance(value, dict) else value
-        if not isinstance(value, origin):
-            return False
-        if origin is list:
-            return all(_fits(item, inner[0]) for item in items)
-        return all(_fits(key, inner[0]) and _fits(item, inner[1]) for key, item in items)
+    if origin in (list, tuple):  # of tuples we have (X, ...) alone
+        return isinstance(value, origin) and all(_fits(item, inner[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            _fits(key, inner[0]) and _fits(item, inner[1]) for key, item in value.items()
+        )
     if hint is str:
         return isinstance(value, str | os.PathLike)
     if hint in (int, float):

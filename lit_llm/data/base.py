@@ -59,12 +59,17 @@ class TokenDataModule(L.LightningDataModule, ABC):
             micro_batch_size,
             global_batch_tokens,
         )
+        self._given_batch = global_batch_tokens
         self.validate_every, self.eval_batch_size = (
             validate_every,
             eval_batch_size or micro_batch_size,
         )
         self.num_workers, self.seed, self.prompts_file = num_workers, seed, prompts
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the Trainer, as of a LightningModule: a copy has none yet."""
+        return {**self.__dict__, "trainer": None}
 
     def setup(self, stage: str) -> None:
         """Learn among how many processes a batch is divided; for fit, derive steps and accumulation for the Trainer."""
@@ -110,7 +115,15 @@ class TokenDataModule(L.LightningDataModule, ABC):
                 f"{self.global_batch_tokens})"
             )
             self.micro_batch_size = size
-        self.accumulation = rows // size
+        self.accumulation, self._derived_from = rows // size, size
+
+    def follow_micro_batch(self) -> None:
+        """Derive batch and steps anew where ``micro_batch_size`` has been changed since, as by
+        Lightning's BatchSizeFinder."""
+        if self.micro_batch_size != self._derived_from:
+            self.global_batch_tokens = self._given_batch
+            self.derive_accumulation()
+            self.setup_training()
 
     @property
     @abstractmethod
@@ -287,16 +300,21 @@ class TokenDataModule(L.LightningDataModule, ABC):
         """
         if self.trainer is not None and self.trainer.state.fn != "fit":
             return  # evaluation has an order of its own, and may be of other text
+        trainer: Any = self.trainer
+        loaded = trainer._checkpoint_connector._loaded_checkpoint if trainer is not None else {}
+        if loaded.get("global_step") == 0:  # nothing was seen: any order goes on from there
+            self.take_position(loaded)
+            return
         for key, now in self.must_stay().items():
             if state_dict.get(key) != now:
                 raise UserError(
                     f"data.{key} was {state_dict.get(key)} when the checkpoint was written and is {now} now: the "
                     "samples would not continue; restore it, or start a new run with model.init_from"
                 )
-        if self.trainer is not None:
+        if trainer is not None:
             # Lightning hands a data module its own part alone, and the counters belong to the
             # Trainer's.
-            self.take_position(self.trainer._checkpoint_connector._loaded_checkpoint)
+            self.take_position(loaded)
 
 
 def _start_worker(number: int) -> None:

@@ -330,6 +330,7 @@ class InstructionDataModule(TokenDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Batches from the Trainer's current optimizer step to the end of the run."""
+        self.follow_micro_batch()
         return self.loader(
             self.train_dataset, self.micro_batch_size, self.step_sampler(), self._collate_training
         )

@@ -6,10 +6,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch.utils.data import DataLoader
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch.utils.data import ConcatDataset, DataLoader
 
 from lit_llm.checks import check_types, plain_paths
 from lit_llm.corpus.build import cached_corpus
@@ -131,7 +133,8 @@ class PretrainDataModule(TokenDataModule):
     @property
     def validation_sources(self) -> list[str]:
         """Names of the validation loaders, in order."""
-        return list(self._corpus.validation_dirs)
+        names = list(self._corpus.validation_dirs)
+        return names if takes_several_loaders(self.trainer) else ["+".join(names)]
 
     @cached_property
     def sample_prompts(self) -> list[str]:
@@ -203,6 +206,7 @@ class PretrainDataModule(TokenDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Batches from the Trainer's current optimizer step to the end of the run."""
+        self.follow_micro_batch()
         return self.loader(
             self.train_dataset, self.micro_batch_size, self.step_sampler(), self._collate_training
         )
@@ -222,17 +226,29 @@ class PretrainDataModule(TokenDataModule):
         return {**self._collate(samples), **self.step_counts(self.global_batch_tokens)}
 
     def val_dataloader(self) -> list[DataLoader]:
-        """One loader a source, all validation tokens, spread over the ranks."""
+        """One loader a source, all validation tokens, spread over the ranks.
+
+        A module whose evaluation takes no ``dataloader_idx`` gets one loader, of all sources.
+        """
         token_bytes = self.tokenizer.token_bytes()
-        loaders = []
-        for folder in self._corpus.validation_dirs.values():
-            # Ranks get equally many samples (the surplus is all ignored): sharded models meet in every forward.
-            windows = EvaluationWindows(
+        # Ranks get equally many samples (the surplus is all ignored): sharded models meet in every forward.
+        datasets: list[Any] = [
+            EvaluationWindows(
                 folder, self.seq_len, token_bytes, num_samples_multiple=self.world_size
             )
-            sampler = RankSampler(len(windows), self.rank, self.world_size)
-            loaders.append(self.loader(windows, self.eval_batch_size, sampler, self._collate))
-        return loaders
+            for folder in self._corpus.validation_dirs.values()
+        ]
+        if not takes_several_loaders(self.trainer):
+            datasets = [ConcatDataset(datasets)]
+        return [
+            self.loader(
+                windows,
+                self.eval_batch_size,
+                RankSampler(len(windows), self.rank, self.world_size),
+                self._collate,
+            )
+            for windows in datasets
+        ]
 
     def test_dataloader(self) -> list[DataLoader]:
         """The validation split: a pretraining corpus has no third one."""
@@ -264,6 +280,18 @@ class PretrainDataModule(TokenDataModule):
             assert self.phases is not None
             self.phases = phases_after(saved, state_dict["step"], self.phases)
             self._set_order()
+
+
+def takes_several_loaders(trainer: L.Trainer | None) -> bool:
+    """Whether the module under ``trainer`` can be evaluated with several loaders, as Lightning sees it."""
+    if trainer is None:
+        return True
+    stage = "test" if trainer.state.fn == "test" else "validation"
+    hooks = (f"{stage}_step", f"on_{stage}_batch_start", f"on_{stage}_batch_end")
+    return all(
+        is_param_in_hook_signature(getattr(trainer.lightning_module, hook), "dataloader_idx")
+        for hook in hooks
+    )
 
 
 def _shares(phases: Phases | None) -> str:

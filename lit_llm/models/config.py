@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import numbers
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -139,6 +140,10 @@ class TransformerConfig:
     first that can."""
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            setattr(
+                self, field.name, _checked(field.name, getattr(self, field.name), str(field.type))
+            )
         for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "max_seq_len"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -277,7 +282,7 @@ class TransformerConfig:
         values = dict(values)
         preset = values.pop("preset", None)
         base = {} if preset is None else dict(_preset(preset))
-        known = {f.name: f for f in dataclasses.fields(cls)}
+        known = {field.name for field in dataclasses.fields(cls)}
         for key, value in values.items():
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
@@ -285,7 +290,7 @@ class TransformerConfig:
                     f"unknown key transformer.{key}"
                     + (f": did you mean {near[0]}?" if near else "")
                 )
-            base[key] = _checked(key, value, str(known[key].type))
+            base[key] = value
         return cls(**base)
 
     @classmethod
@@ -332,6 +337,8 @@ def _checked(key: str, value: Any, annotation: str) -> Any:
             pass
     elif type(value) is wanted:
         return value
+    elif wanted is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)  # NumPy's
     raise UserError(f"transformer.{key} must be a {wanted.__name__}, got {value!r}")
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_llm.checks import check_types
 from lit_llm.errors import UserError
 from lit_llm.models.transformer import Transformer
 

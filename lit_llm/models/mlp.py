@@ -16,7 +16,6 @@ from lit_llm.models.eager import GatedSiLU, GatedSiLULinear, OneDNNLinear
 from lit_llm.models.fused import project
 
 
-
 def _gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import lightning as L
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -36,8 +37,10 @@ class NeptuneLogger(Logger):
     through `experiment`, as in ``logger.experiment["eval/score"] = 0.9``.
 
     Args:
-        save_dir: run folder; the data lies in ``<save_dir>/.neptune``. None: in the folder that the environment
-            variable NEPTUNE_DATA_DIRECTORY names, else in ``.neptune`` of the working directory.
+        save_dir: run folder; the data lies in ``<save_dir>/.neptune``. None: in the folder that the
+            environment variable NEPTUNE_DATA_DIRECTORY names, else in ``.neptune`` of the
+            ``default_root_dir`` of the Trainer that logs; without a Trainer, or where that is no
+            local folder, of the working directory.
         name: the run's name for people to read.
         tags: words to find the run by.
         prefix: group of everything that is logged here.
@@ -160,6 +163,8 @@ class NeptuneLogger(Logger):
             # On standard output it names a page that there is not, and says that it waits for threads.
             logging.getLogger("neptune").setLevel(logging.WARNING)
         given = os.environ.get("NEPTUNE_DATA_DIRECTORY")
+        if self._save_dir is None and not given:
+            self._save_dir = _root_of_the_trainer()
         folder = (
             Path(given or ".neptune") if self._save_dir is None else self._save_dir / ".neptune"
         )
@@ -250,6 +255,22 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"  # without the address in memory
     return str(value)
+
+
+def _root_of_the_trainer() -> Path | None:
+    """``default_root_dir`` of the Trainer that is calling, or None.
+
+    A Trainer opens its loggers before it hands them anything that knows it: it is found among the
+    callers.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        for name in ("trainer", "self"):
+            if isinstance(found := frame.f_locals.get(name), L.Trainer):
+                root = found.default_root_dir
+                return None if "://" in root else Path(root)
+        frame = frame.f_back
+    return None
 
 
 def _installed(module: str) -> bool:

@@ -124,8 +124,7 @@ class MuonAdamW(torch.optim.Optimizer):
         second, give_back_second = _whole_matrices(
             second, self.state[params[0]]["row_second_moment"]
         )
-        # In float32 whatever the weights are in: 1e-10 is 0 in float16.
-        update, second = orthogonalize(nesterov, dtype).float(), second.float()
+        update = orthogonalize(nesterov, dtype)
         # NorMuon: divide each row by its running RMS, then restore the whole step's norm.
         second.lerp_(update.square().mean(-1, keepdim=True), (1 - group["beta2"]) * keep)
         norm = update.norm(dim=(-2, -1), keepdim=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,6 +134,7 @@ class PretrainModule(L.LightningModule):
         self.step_loss = LossMean()
         self.evaluations: list[LanguageModelMetrics] = []
         self.grad_norm: Tensor | None = None
+        self._scheduled: tuple[float, int] | None = None  # learning rate and horizon
         self._prepared: str | None = None  # what the network is prepared for: evaluation, training
         self._noise = StepNoise()
         self._step_loss = StepLoss()
@@ -278,9 +279,15 @@ class PretrainModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer for everything, its schedule advanced by optimizer step."""
-        hp = self.hparams
-        lr = hp["learning_rate"] or self.default_learning_rate()
+        hp, lr = self.hparams, self._learning_rate()
         groups = parameter_groups(self.network, hp["optimizer"], lr, hp["weight_decay"])
+        if hp["optimizer"] not in CLASSES and any(
+            p.dtype == torch.float16 for p in self.network.parameters() if p.requires_grad
+        ):
+            raise UserError(
+                "trainer.precision=16-true: Adam's squared gradients are 0 in float16, and the "
+                "weights are lost; set 16-mixed or bf16-true"
+            )
         optimizer: torch.optim.Optimizer
         if hp["optimizer"] == "muon_adamw":
             optimizer = MuonAdamW(groups)
@@ -294,20 +301,36 @@ class PretrainModule(L.LightningModule):
             # Fused AdamW undoes float16's loss scaling inside its step, after our clipping: not there.
             scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
             optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=not scaled)
-        multiplier = lr_multiplier(
-            hp["schedule"],
-            self._horizon_steps(),
-            warmup=hp["warmup"],
-            decay=hp["decay"],
-            final=hp["final_lr"],
-        )
         keep_settings(optimizer)
-        scheduler = StepSchedule(optimizer, multiplier)
+        self._scheduled = lr, self._horizon_steps()
+        scheduler = StepSchedule(optimizer, self._multiplier(self._horizon_steps()))
         scheduler.start_at(self.trainer.global_step)  # not 0 under a Trainer that has trained it
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def _learning_rate(self) -> float:
+        return self.hparams["learning_rate"] or self.default_learning_rate()
+
+    def _multiplier(self, steps: int) -> Callable[[int], float]:
+        hp = self.hparams
+        return lr_multiplier(
+            hp["schedule"], steps, warmup=hp["warmup"], decay=hp["decay"], final=hp["final_lr"]
+        )
+
+    def on_train_start(self) -> None:
+        """Have the schedule follow a learning rate or a batch size that was changed since the
+        optimizer was made, as Lightning's LearningRateFinder and BatchSizeFinder do."""
+        if self._scheduled is None:  # the optimizer is a subclass's own
+            return
+        now = self._learning_rate(), self._horizon_steps()
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, StepSchedule) and now != self._scheduled:
+                factor = now[0] / self._scheduled[0]
+                config.scheduler.change(factor, self._multiplier(now[1]))
+                config.scheduler.start_at(self.trainer.global_step)
+                self._scheduled = now
 
     def configure_gradient_clipping(
         self,

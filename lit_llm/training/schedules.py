@@ -60,6 +60,11 @@ class StepSchedule(LambdaLR):
         """Be where a run of ``step`` optimizer steps is."""
         self.load_state_dict({"last_epoch": step, "lr_lambdas": [None] * len(self.lr_lambdas)})
 
+    def change(self, factor: float, multiplier: Callable[[int], float]) -> None:
+        """Multiply the base rates by ``factor``, and follow another multiplier of the step."""
+        self.base_lrs = [base * factor for base in self.base_lrs]
+        self.lr_lambdas = [multiplier] * len(self.base_lrs)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the step, and give the optimizer the rates of it."""
         super().load_state_dict({**state_dict, "base_lrs": self.base_lrs})

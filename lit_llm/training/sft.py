@@ -72,6 +72,7 @@ class SFTModule(PretrainModule):
         validate_first: bool = True,
     ):
         check_types("model", SFTModule.__init__, locals(), leave_out=["lora"])
+        lora = lora_from(lora)  # a checkpoint holds plain values
         if lora is not None and float8:
             raise UserError(
                 "model.float8: LoRA's layers have no products in 8 bits; set it to false"
@@ -91,7 +92,7 @@ class SFTModule(PretrainModule):
             attention=attention,
             float8=float8,
         )
-        self.lora = lora_from(lora)  # a checkpoint holds plain values
+        self.lora = lora
         if self.lora is not None and optimizer == "muon_adamw":
             raise UserError(
                 "model.optimizer: LoRA's factors are no weights of their own; train them with adamw"
@@ -123,6 +124,7 @@ class SFTModule(PretrainModule):
 
     def on_train_start(self) -> None:
         """Validate the base, when training starts from it."""
+        super().on_train_start()
         if (
             self.hparams["validate_first"]
             and self.trainer.global_step == 0
