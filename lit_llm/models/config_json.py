@@ -95,19 +95,20 @@ def _read_rope(hf: dict[str, Any], family: Family, origin: str) -> dict[str, Any
             dict(scaling.get("full_attention") or {}),
             dict(scaling.get("sliding_attention") or {}),
         )
-    if local.get("rope_type", "default") != "default":
+    if (local.get("rope_type") or local.get("type") or "default") != "default":
         raise UserError("RoPE scaling in windowed layers is not supported")
     kinds = scaling.pop("rope_type", None), scaling.pop("type", None)
-    kind = kinds[0] or kinds[1] or "default"
+    said = kinds[0] or kinds[1]
+    kind = said or "default"
     values = {
         "rope_theta": scaling.pop("rope_theta", None) or hf.get(theta_key, 10000.0),
-        "rotary_fraction": scaling.pop("partial_rotary_factor", None)
-        or hf.get(fraction_key)
-        or 1.0,
+        "rotary_fraction": _read_fraction(hf, scaling, local, family),
         "local_rope_theta": local.get("rope_theta") or hf.get("rope_local_base_freq"),
     }
     scaling = {key: value for key, value in scaling.items() if value is not None}
-    if kind == "default" and not scaling:
+    # A stated "default" has no settings, and transformers reads none. A scaling without a type is
+    # refused: its author meant one.
+    if said == "default" or not (said or scaling):
         return values
     if kind in ("llama3", "yarn"):
         # Where transformers looks, in its order.
@@ -119,11 +120,39 @@ def _read_rope(hf: dict[str, Any], family: Family, origin: str) -> dict[str, Any
         scaling.pop(
             "original_max_position_embeddings", None
         )  # transformers does not read it for these either
+    if kind == "yarn":
+        # Keys of older files that change nothing: transformers reads neither.
+        scaling.pop("finetuned", None)
+        if scaling.get("attn_factor") == 1:
+            del scaling["attn_factor"]
     if kind == "yarn" and "factor" not in scaling:
         scaling["factor"] = (
             hf["max_position_embeddings"] / scaling["original_max_position_embeddings"]
         )
     return values | {"rope_scaling": {"rope_type": kind, **scaling}}
+
+
+def _read_fraction(
+    hf: dict[str, Any], scaling: dict[str, Any], local: dict[str, Any], family: Family
+) -> Any:
+    """The turned fraction of a head, taken out of ``scaling``; 1 where the file says nothing.
+
+    Raises:
+        UserError: a fraction other than 1 in a family whose code in transformers does not read it.
+            Other engines read it there, so that the file means two models.
+    """
+    assert family.rope_keys is not None
+    given = scaling.pop("partial_rotary_factor", None), hf.get(family.rope_keys[1])
+    fractions = [fraction for fraction in given if fraction is not None]
+    if not family.partial_rotary:
+        for fraction in (*fractions, local.get("partial_rotary_factor")):
+            if fraction not in (None, 1):
+                raise UserError(
+                    f"partial_rotary_factor={fraction!r} is not supported for "
+                    f"{hf['model_type']}: transformers turns whole heads there, other engines "
+                    "turn a part"
+                )
+    return fractions[0] if fractions else 1.0
 
 
 def config_to_hf(config: TransformerConfig, dtype: torch.dtype) -> dict[str, Any]:
@@ -169,7 +198,8 @@ def _write_rope(config: TransformerConfig, family: Family) -> dict[str, Any]:
         "rope_scaling": config.rope_scaling,
         "rope_parameters": parameters,
     }
-    if config.rotary_fraction != 1.0 or fraction_key in family.defaults:
+    # Other families' code would not read the key; `family_of` finds that the fraction is lost.
+    if family.partial_rotary and (config.rotary_fraction != 1.0 or fraction_key in family.defaults):
         hf[fraction_key] = parameters["partial_rotary_factor"] = config.rotary_fraction
     if "rope_local_base_freq" in family.defaults:
         local = config.local_rope_theta or config.rope_theta

@@ -66,6 +66,8 @@ class Family:
     """Their key of the activation."""
     rope_keys: tuple[str, str] | None = ("rope_theta", "partial_rotary_factor")
     """Their keys of base and turned fraction outside of rope_parameters; None: no RoPE."""
+    partial_rotary: bool = False
+    """transformers' code of the model reads the turned fraction; other models turn whole heads."""
     tensors: dict[str, str] = field(default_factory=dict)
     """Names that differ from the common ones."""
     fused: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -340,6 +342,7 @@ FAMILIES: dict[str, Family] = {
          "intermediate_size": 8192, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "bos_token_id": 1,
          "eos_token_id": 32000, "pad_token_id": 32000, "tie_word_embeddings": False, "sliding_window": None},
         fields={"head_dim": "head_dim", "sliding_window": "sliding_window"},
+        partial_rotary=True,
         fused={"model.layers.{i}.self_attn.qkv_proj": _QKV,
                "model.layers.{i}.mlp.gate_up_proj": ("layers.{i}.mlp.gate_proj", "layers.{i}.mlp.up_proj")},
     ),
@@ -370,6 +373,7 @@ FAMILIES: dict[str, Family] = {
         {**_LAYERNORM, "mlp": "gelu_erf", "mlp_bias": True},
         {"norm_eps": "layer_norm_eps", "num_kv_heads": None},
         rope_keys=("rotary_emb_base", "rotary_pct"),
+        partial_rotary=True,
         tensors={"embed": "gpt_neox.embed_in", "norm": "gpt_neox.final_layer_norm", "head": "embed_out",
                  "layers.{i}.attention_norm": "gpt_neox.layers.{i}.input_layernorm",
                  "layers.{i}.mlp_norm": "gpt_neox.layers.{i}.post_attention_layernorm",
@@ -411,6 +415,7 @@ FAMILIES: dict[str, Family] = {
          "qk_layernorm": False, "use_parallel_residual": False, "partial_rotary_factor": 0.25},
         _LAYERNORM,
         {"norm_eps": "layer_norm_eps"},
+        partial_rotary=True,
         tensors={"layers.{i}.attention.q_norm.weight": "model.layers.{i}.self_attn.q_layernorm.norms.{n}.weight",
                  "layers.{i}.attention.k_norm.weight": "model.layers.{i}.self_attn.k_layernorm.norms.{n}.weight"},
         read=_read_stablelm,
