@@ -87,7 +87,7 @@ def _read_rope(hf: dict[str, Any], family: Family, origin: str) -> dict[str, Any
     """rope_parameters (transformers 5), or rope_theta and rope_scaling (before)."""
     if family.rope_keys is None:
         return {}
-    theta_key, fraction_key = family.rope_keys
+    theta_key, _ = family.rope_keys
     scaling = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
     local: dict[str, Any] = {}
     if "full_attention" in scaling or "sliding_attention" in scaling:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lit_llm.errors import UserError
 from lit_llm.models.config import TransformerConfig
 
 Values = dict[str, Any]
@@ -101,20 +102,40 @@ def _layer_types(config: TransformerConfig) -> list[str]:
     ]
 
 
-def _windowed(types: list[str]) -> list[int]:
+def _windowed(types: list[str], layers: int) -> list[int]:
+    """The layers with a window.
+
+    Raises:
+        UserError: a kind of layer that we do not compute, or not one kind for each of ``layers``.
+    """
+    if len(types) != layers:
+        raise UserError(f"layer_types: {len(types)} of {layers} layers")
+    for kind in types:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise UserError(f"layer_types: {kind!r} is not supported")
     return [i for i, kind in enumerate(types) if kind == "sliding_attention"]
+
+
+def _read_mistral(hf: Values) -> Values:
+    """transformers loads a file with layer_types as Ministral: the window holds in layers named."""
+    types = hf.get("layer_types")
+    return {} if types is None else {"sliding_layers": _windowed(types, hf["num_hidden_layers"])}
+
+
+def _write_mistral(config: TransformerConfig) -> Values:
+    return {} if config.sliding_layers is None else {"layer_types": _layer_types(config)}
 
 
 def _read_switched_window(hf: Values) -> Values:
     """Qwen's window is off unless use_sliding_window; it then holds from layer max_window_layers on."""
+    types, count = hf.get("layer_types"), hf["num_hidden_layers"]
+    layers = (
+        list(range(hf.get("max_window_layers", 0), count))
+        if types is None
+        else _windowed(types, count)
+    )
     if not hf.get("use_sliding_window") or hf.get("sliding_window") is None:
         return {"sliding_window": None}
-    types = hf.get("layer_types")
-    layers = (
-        list(range(hf.get("max_window_layers", 0), hf["num_hidden_layers"]))
-        if types is None
-        else _windowed(types)
-    )
     return {"sliding_window": hf["sliding_window"], "sliding_layers": layers}
 
 
@@ -156,9 +177,11 @@ def _read_gemma(every: int) -> Callable[[Values], Values]:
     def read(hf: Values) -> Values:
         types, window = hf.get("layer_types"), hf.get("sliding_window")
         every_nth = hf.get("sliding_window_pattern", every)
-        all_layers = range(hf["num_hidden_layers"])
+        count = hf["num_hidden_layers"]
         layers = (
-            [i for i in all_layers if (i + 1) % every_nth] if types is None else _windowed(types)
+            [i for i in range(count) if (i + 1) % every_nth]
+            if types is None
+            else _windowed(types, count)
         )
         return _both_biases(hf) | {
             "attention_scale": hf["query_pre_attn_scalar"] ** -0.5,
@@ -254,6 +277,8 @@ FAMILIES: dict[str, Family] = {
          "num_key_value_heads": 8, "intermediate_size": 14336, "max_position_embeddings": 131072, "rms_norm_eps": 1e-6,
          "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False, "sliding_window": 4096},
         fields={"head_dim": "head_dim", "sliding_window": "sliding_window"},
+        read=_read_mistral,
+        write=_write_mistral,
     ),
     "mixtral": Family(
         "MixtralForCausalLM",

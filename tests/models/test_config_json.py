@@ -108,3 +108,33 @@ def test_rope_keys_that_change_nothing_are_read(scaling: dict, tmp_path: Path) -
 def test_rope_keys_that_may_change_something_are_refused(scaling: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         config_from_hf({"model_type": "llama", "rope_scaling": scaling}, "here")
+
+
+@pytest.mark.parametrize("windowed", [[], [1], [0, 1, 2]])
+def test_layer_types_of_mistral_say_which_layers_have_a_window(
+    windowed: list[int], tmp_path: Path
+) -> None:
+    types = ["sliding_attention" if layer in windowed else "full_attention" for layer in range(3)]
+    small(family="mistral", sliding_window=4).save_pretrained(tmp_path / "all")
+    change(tmp_path / "all", layer_types=types)
+    assert type(compare(tmp_path / "all")).__name__ == "MinistralForCausalLM"
+    ours = Transformer.from_pretrained(tmp_path / "all").eval()
+    assert [i for i in range(3) if ours.config.window(i) == 4] == windowed
+    ours.save_pretrained(tmp_path / "again")
+    assert compare(tmp_path / "again", ours).config.model_type in ("mistral", "ministral")
+    assert Transformer.from_pretrained(tmp_path / "again").config == ours.config
+
+
+@pytest.mark.parametrize("name", ["mistral", "qwen3", "gemma2", "smollm3"])
+@pytest.mark.parametrize("window", [True, False])
+def test_layers_of_other_kinds_are_refused(name: str, window: bool) -> None:
+    hf = {"model_type": name, "num_hidden_layers": 2, "use_sliding_window": window,
+          "sliding_window": 4, "layer_types": ["full_attention", "linear_attention"]}  # fmt: skip
+    with pytest.raises(UserError, match=r"^here: layer_types: 'linear_attention' is not supported"):
+        config_from_hf(hf, "here")
+
+
+def test_layer_types_are_as_many_as_layers() -> None:
+    hf = {"model_type": "mistral", "num_hidden_layers": 3, "layer_types": ["sliding_attention"]}
+    with pytest.raises(UserError, match=r"^here: layer_types: 1 of 3 layers"):
+        config_from_hf(hf, "here")
