@@ -1,9 +1,10 @@
-"""Settings of config.json that programs read in different ways: what transformers computes, or a refusal."""
+"""Settings of config.json that programs read in different ways: as transformers, or refused."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,8 +32,8 @@ def small(**fields: object) -> Transformer:
 
 
 @torch.no_grad()
-def compare(folder: Path, model: Transformer | None = None) -> torch.nn.Module:
-    """Hold the logits of ``folder`` in transformers against ours, or against those of ``model``."""
+def compare(folder: Path, model: Transformer | None = None) -> Any:
+    """Hold the logits of ``folder`` in transformers against ours, or those of ``model``."""
     ids = torch.randint(0, 61, (2, 24), generator=torch.Generator().manual_seed(1))
     theirs = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     ours = model or Transformer.from_pretrained(folder).eval()
