@@ -19,6 +19,15 @@ _OBJECT = {"key": PROBE}
 _TEXT = json.dumps(_OBJECT)
 
 
+def with_probe(value: Any) -> Any:
+    """``value`` with `PROBE` in place of every text in it; keys stay."""
+    if isinstance(value, dict):
+        return {key: with_probe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [with_probe(item) for item in value]
+    return PROBE if isinstance(value, str) else value
+
+
 class TemplateProbe:
     """Facts about a template, each found when it is first asked for.
 
