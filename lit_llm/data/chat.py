@@ -108,6 +108,7 @@ class ChatFormat:
         self.jinja = ChatTemplate(source, names, tokenizer.control_tokens)
         self.encoder = RenderedEncoder(tokenizer)
         self._probe = TemplateProbe(self.jinja)
+        self.jinja.always_opened = self._probe.always_opened or ""
         self._finder = AnswerFinder(self.jinja, self._probe)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -227,6 +228,11 @@ class ChatFormat:
         return unmarked(self.jinja.render(messages, True, arguments))[0]
 
     def _targets(self, turns: Turns, arguments: Arguments) -> list[Target]:
+        if self._probe.always_opened is None:
+            raise UserError(
+                "the chat template ignores add_generation_prompt: it begins another turn behind every answer, and the "
+                "model would learn to do so; put {% if add_generation_prompt %} ... {% endif %} around that part"
+            )
         wanted = _answers(turns)
         found = []
         for turn in wanted:

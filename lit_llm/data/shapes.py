@@ -45,7 +45,8 @@ def to_messages(row: dict[str, Any]) -> list[Message]:
     - {"instruction", "input" (may be absent), "output" or "response"}.
 
     Beside any of them ``system``, ``system_prompt`` or ``system_message`` is the system message; beside a question
-    and its answer ``history`` holds earlier turns, [[question, answer], ...] or messages, and ``reasoning_content`` the answer's thoughts.
+    and its answer ``history`` holds earlier turns, [[question, answer], ...] or messages, and ``reasoning_content``
+    the answer's thoughts.
 
     Raises:
         UserError: none of these; a key that means conversation and is not used; two shapes in one row.

@@ -282,6 +282,45 @@ def test_other_keys_of_an_answer_are_used_or_refused(key: str) -> None:
     ]
 
 
+TURN = "{% for m in messages %}<|im_start|>{{m.role}}\n{{m.content}}<|im_end|>\n{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "before", "end"),
+    [
+        # Jinja drops the last newline of a source: the prompt ends with "assistant", and the model writes the newline.
+        (TURN + "<|im_start|>assistant\n", "\n", "<|im_end|>"),
+        (TURN + "{{ '<|im_start|>assistant\\n' }}", "", "<|im_end|>"),
+        ("{{ '<|im_start|>system\\nHi<|im_end|>\\n' }}" + TURN + "{{ '<|im_start|>assistant\\n' }}", "", "<|im_end|>"),
+        ("{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}USER: {{ m.content }} "
+         "{% else %}ASSISTANT: {{ m.content }}</s>{% endif %}{% endfor %}ASSISTANT:", " ", "</s>"),
+        ("{% for m in messages %}<|user|>{{ m.role }}<|end|>\n\n{{ m.content }}<|im_end|>{% endfor %}"
+         "{{ '<|user|>assistant<|end|>\\n\\n' }}", "", "<|im_end|>"),
+        ("{% for m in messages %}### {{ m.role }}:\n{{ m.content }}</s>\n{% endfor %}{{ '### assistant:\\n' }}", "", "</s>"),
+    ],
+)  # fmt: skip
+def test_a_generation_prompt_that_is_always_written_is_not_learnt(
+    template: str, before: str, end: str
+) -> None:
+    chat = chat_of(template)
+    assert learnt(chat, TALK) == [
+        f"{before}{TALK[1]['content']}{end}",
+        f"{before}{TALK[3]['content']}{end}",
+    ]
+    control = chat.tokenizer.control_tokens
+    assert set(chat.stop_ids) == {control["</s>"], control[end]}
+    ids, _ = chat.encode(TALK)
+    assert ids[: len(chat.prompt_ids(TALK[:3]))] == chat.prompt_ids(TALK[:3])
+    assert pickle.loads(pickle.dumps(chat)).encode(TALK) == chat.encode(TALK)
+
+
+def test_another_turn_that_is_always_begun_is_refused() -> None:
+    chat = chat_of(TURN + "{{ '<|im_start|>assistant\\n<think>\\n' }}")
+    assert chat.prompt_ids(TALK[:1])
+    with pytest.raises(UserError, match="the chat template ignores add_generation_prompt"):
+        chat.encode(TALK)
+
+
 def test_names_that_transformers_gives_a_template() -> None:
     """``tools`` is none, not undefined; ``tojson`` takes Python's options."""
     chat = chat_of(
