@@ -296,7 +296,8 @@ TURN = "{% for m in messages %}<|im_start|>{{m.role}}\n{{m.content}}<|im_end|>\n
          "{% else %}ASSISTANT: {{ m.content }}</s>{% endif %}{% endfor %}ASSISTANT:", " ", "</s>"),
         ("{% for m in messages %}<|user|>{{ m.role }}<|end|>\n\n{{ m.content }}<|im_end|>{% endfor %}"
          "{{ '<|user|>assistant<|end|>\\n\\n' }}", "", "<|im_end|>"),
-        ("{% for m in messages %}### {{ m.role }}:\n{{ m.content }}</s>\n{% endfor %}{{ '### assistant:\\n' }}", "", "</s>"),
+        ("{% for m in messages %}### {{ m.role }}:\n{{ m.content }}</s>\n{% endfor %}"
+         "{{ '### assistant:\\n' }}", "", "</s>"),
     ],
 )  # fmt: skip
 def test_a_generation_prompt_that_is_always_written_is_not_learnt(
