@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from lit_llm.data.answers import AnswerFinder, no_answer
 from lit_llm.data.messages import (
+    COMMON_WORDS,
     CONTENT_KEYS,
     REASONING,
     Turns,
@@ -30,7 +31,7 @@ from lit_llm.data.messages import (
 )
 from lit_llm.data.rendered import RenderedEncoder
 from lit_llm.data.template import RESERVED, ChatTemplate, Message, plain, unmarked
-from lit_llm.data.template_probe import PROBE, TemplateProbe
+from lit_llm.data.template_probe import PROBE, TemplateProbe, with_probe
 from lit_llm.errors import UserError
 from lit_llm.models.tokenizer import Tokenizer
 
@@ -107,6 +108,7 @@ class ChatFormat:
         self.jinja = ChatTemplate(source, names, tokenizer.control_tokens)
         self.encoder = RenderedEncoder(tokenizer)
         self._probe = TemplateProbe(self.jinja)
+        self.jinja.always_opened = self._probe.always_opened or ""
         self._finder = AnswerFinder(self.jinja, self._probe)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -200,13 +202,24 @@ class ChatFormat:
         turns = read_turns(messages)
         for number, message in enumerate(turns.messages, 1):
             for key in CONTENT_KEYS:
-                if key in message and not self.jinja.knows(key):
+                if message.get(key) and not self._uses(key, turns.messages, number - 1, arguments):
                     raise UserError(f"message {number}: the chat template does not use {key!r}")
         for name in arguments:
             if name != "tools" and (name in RESERVED or not self.jinja.knows(name)):
                 raise UserError(f"the chat template does not take the argument {name!r}")
         check_characters(dict(arguments), "the template's arguments")
         return Turns(self._fit(turns.messages), turns.learn)
+
+    def _uses(self, key: str, messages: list[Message], place: int, arguments: Arguments) -> bool:
+        """Whether the template uses this key of a message.
+
+        Templates spell some keys for other things ("text" is a part of the content, "tool_call" a variable), so those
+        are tried with a probe.
+        """
+        if key not in COMMON_WORDS or not self.jinja.knows(key):
+            return self.jinja.knows(key)
+        probed = {**messages[place], key: with_probe(messages[place][key])}
+        return self._probe.shows([*messages[:place], probed], arguments)
 
     def _fit(self, messages: list[Message]) -> list[Message]:
         return [self._probe.fit(message) for message in messages]
@@ -215,6 +228,11 @@ class ChatFormat:
         return unmarked(self.jinja.render(messages, True, arguments))[0]
 
     def _targets(self, turns: Turns, arguments: Arguments) -> list[Target]:
+        if self._probe.always_opened is None:
+            raise UserError(
+                "the chat template ignores add_generation_prompt: it begins another turn behind every answer, and the "
+                "model would learn to do so; put {% if add_generation_prompt %} ... {% endif %} around that part"
+            )
         wanted = _answers(turns)
         found = []
         for turn in wanted:

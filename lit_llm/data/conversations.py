@@ -26,7 +26,7 @@ from lit_llm.errors import UserError
 Sources = str | list[str] | dict[str, int]
 GENERAL = "general"
 _GENERAL_FILE = Path(__file__).with_name("general.jsonl")
-_FORMAT = 3  # raise when what lies on disk, or how it is made, changes
+_FORMAT = 4  # raise when what lies on disk, or how it is made, changes
 
 
 @dataclass(frozen=True)

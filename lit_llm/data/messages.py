@@ -11,7 +11,7 @@ import json
 import re
 from typing import Any, NamedTuple
 
-from lit_llm.data.template import Message
+from lit_llm.data.template import BEGIN, CUT, END, Message
 from lit_llm.errors import UserError
 
 ROLES = ("system", "user", "assistant", "developer", "tool")
@@ -19,11 +19,18 @@ ROLES = ("system", "user", "assistant", "developer", "tool")
 _TOOL_ROLES = ("function", "ipython", "observation")
 # The same thoughts under three names: transformers gives templates the first two.
 REASONING = ("reasoning_content", "thinking", "reasoning")
+# Those of `CONTENT_KEYS` that a template may spell for something else than the key of a message.
+COMMON_WORDS = ("thought", "thoughts", "tool_call", "parts", "refusal", "text")
 # Keys of other programs' messages that hold a part of the conversation. A template that does not spell such a key
 # would leave that part out without a word.
 CONTENT_KEYS = ("images", "image", "audio", "audios", "video", "videos", "documents", "citations", "tool_plan",
-                "tool_responses", "reasoning_details", "thinking_blocks")  # fmt: skip
+                "tool_responses", "reasoning_details", "thinking_blocks", *COMMON_WORDS)  # fmt: skip
+# Keys by which other programs say what of a message is learnt; `_learn` reads "train", "training" and "weight". The
+# meaning of these differs between programs ("mask" true hides a text here and shows it there), so none is guessed.
+OTHER_LEARN_KEYS = ("train_detail", "train_details", "loss", "mask", "masked", "loss_mask", "loss_weight", "learn",
+                    "trainable", "do_train")  # fmt: skip
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+_MARK = re.compile(f"[{CUT}{BEGIN}{END}]")
 
 
 class Turns(NamedTuple):
@@ -96,11 +103,18 @@ def with_name(call: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def check_characters(value: Any, where: str) -> None:
-    """Raise a UserError that names the place if a text in ``value`` holds half of a character (a lone surrogate)."""
+    """Raise a UserError that names the place if a text in ``value`` holds what is no character.
+
+    That is half of one (a lone surrogate), or one of the noncharacters that mark rendered text (U+FDD0 to U+FDD2).
+    """
     if isinstance(value, str):
         if found := _SURROGATE.search(value):
             raise UserError(
                 f"{where} holds the lone surrogate \\u{ord(found[0]):04x}, half of a character; mend the text"
+            )
+        if found := _MARK.search(value):
+            raise UserError(
+                f"{where} holds U+{ord(found[0]):04X}, which Unicode reserves and no text may hold; mend the text"
             )
     elif isinstance(value, dict):
         for key, item in value.items():
@@ -144,15 +158,24 @@ def _read(number: int, message: Any) -> tuple[Message, bool]:
 
 
 def _learn(number: int, message: Message) -> bool:
-    """Take ``train`` and ``weight`` out of the message; whether they allow to learn it."""
-    given = set(message)
-    train, weight = message.pop("train", True), message.pop("weight", 1)
-    if not isinstance(train, bool):
-        raise UserError(f"message {number} has 'train' {train!r}; it is true or false")
-    if train and "train" in given and message["role"] != "assistant":
-        raise UserError(
-            f"message {number} of the {message['role']} has 'train' true; answers alone are learnt"
-        )
+    """Take ``train``, ``training`` and ``weight`` out of the message; whether they allow to learn it."""
+    for key in OTHER_LEARN_KEYS:
+        if key in message:
+            raise UserError(
+                f"message {number} has {key!r}, which is not used; 'train' or 'training' (true or false) and 'weight' "
+                "(0 or 1) say whether an answer is learnt"
+            )
+    given = {key: message.pop(key) for key in ("train", "training") if key in message}
+    for key, value in given.items():
+        if value not in (0, 1):
+            raise UserError(f"message {number} has {key!r} {value!r}; it is true or false")
+        if value and message["role"] != "assistant":
+            raise UserError(
+                f"message {number} of the {message['role']} has {key!r} true; answers alone are learnt"
+            )
+    if len(set(given.values())) > 1:
+        raise UserError(f"message {number} has 'train' and 'training' that differ")
+    train, weight = all(given.values()), message.pop("weight", 1)
     if weight not in (0, 1):
         raise UserError(f"message {number} has 'weight' {weight!r}; it is 0 (not learnt) or 1")
     return train and weight == 1

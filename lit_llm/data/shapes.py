@@ -9,18 +9,24 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from lit_llm.data.messages import REASONING
+from lit_llm.data.messages import OTHER_LEARN_KEYS, REASONING
 from lit_llm.data.template import Message
 from lit_llm.errors import UserError
 
 _PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"),
-          ("instruction", "output"), ("instruction", "response"))  # fmt: skip
-_ASKED = ("prompt", "question", "instruction", "input", "context")
+          ("instruction", "output"), ("instruction", "response"), ("prompt", "answer"), ("question", "response"),
+          ("query", "response"), ("query", "answer"), ("input", "output"))  # fmt: skip
+_ASKED = ("prompt", "question", "query", "instruction", "input", "inputs", "context", "choices")
 _ANSWERED = ("completion", "response", "answer", "output")
+_SYSTEM = ("system", "system_prompt", "system_message")
 _FURTHER = ("history", *REASONING, "documents", "images", "image", "audio", "audios", "video", "videos",
-            "tool_calls", "function_call", "segments")  # fmt: skip
+            "tool_calls", "tool_call", "function_call", "thought", "thoughts", "refusal", "parts",
+            "segments")  # fmt: skip
 # ShareGPT's names; the roles of `messages` are names too.
-_FROM = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
+_FROM = {"human": "user", "function_call": "assistant", "observation": "tool",
+         **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "bing", "bard"), "assistant")}  # fmt: skip
+# Keys that say which texts are not learnt, where they hold anything.
+_HIDING = ("train_detail", "train_details", "mask", "masked", "loss_mask")
 _SPLITS = {"train": "train", "training": "train",
            "dev": "validation", "val": "validation", "valid": "validation", "validation": "validation",
            "eval": "validation", "evaluation": "validation", "test": "validation"}  # fmt: skip
@@ -30,22 +36,23 @@ def to_messages(row: dict[str, Any]) -> list[Message]:
     """The conversation in a row of one of the usual shapes.
 
     - {"messages": [{"role", "content", ...}]}, the keys of a message as transformers and OpenAI have them;
-    - {"conversations": [{"from": "human" | "gpt" | "system" | "function_call" | "observation", "value"}]};
-    - {"prompt", "completion" or "response"}: texts, or lists of messages, of which the completion's are learnt;
-    - {"question", "answer"}; {"instruction", "input" (may be absent), "output" or "response"}.
+    - {"conversations": [{"from": "human" | "gpt" | "system" | "function_call" | "observation", "value"}]}; other
+      names of the assistant (chatgpt, bot, model, bing, bard) do as well;
+    - either list as JSON text;
+    - {"prompt", "completion", "response" or "answer"}: texts, or lists of messages, of which the completion's are
+      learnt;
+    - {"question" or "query", "answer" or "response"}; {"input", "output"};
+    - {"instruction", "input" (may be absent), "output" or "response"}.
 
-    Beside any of them ``system`` is the system message; beside a question and its answer ``history`` holds earlier
-    turns, [[question, answer], ...] or messages, and ``reasoning_content`` the answer's thoughts.
+    Beside any of them ``system``, ``system_prompt`` or ``system_message`` is the system message; beside a question
+    and its answer ``history`` holds earlier turns, [[question, answer], ...] or messages, and ``reasoning_content``
+    the answer's thoughts.
 
     Raises:
         UserError: none of these; a key that means conversation and is not used; two shapes in one row.
     """
     row = {key: value for key, value in row.items() if value is not None}
-    if row.get("weight", 1) != 1 or row.get("train", True) is False or row.get("label") is False:
-        raise UserError(
-            "the row has 'weight', 'train' or 'label' that says not to learn it; 'weight' and 'train' are used in "
-            "a message, and a row that is not to be learnt must be taken out"
-        )
+    _check_learnt(row)
     messages, used = _find(row)
     if (system := _system(row)) is not None:
         messages = _with_system(messages, system)
@@ -54,6 +61,27 @@ def to_messages(row: dict[str, Any]) -> list[Message]:
             {key: row[key] for key in row if row[key] and key not in used}, used, messages
         )
     return messages
+
+
+def _check_learnt(row: dict[str, Any]) -> None:
+    """Raise a UserError for a key of the row that says, or may say, not to learn it."""
+    for key in ("weight", "train", "label", "training", *OTHER_LEARN_KEYS):
+        if key not in row:
+            continue
+        value = row[key]
+        if key == "label":  # 0 is a class; false is what KTO's rows have for a bad answer
+            learnt = value is not False
+        elif key == "loss":  # a number is a measured loss
+            learnt = value is not False and value != 0
+        elif key in _HIDING:
+            learnt = not value
+        else:
+            learnt = value == 1
+        if not learnt:
+            raise UserError(
+                f"the row has {key!r} {str(value)[:40]!r}, which may say not to learn it; 'weight' and 'train' are "
+                "used in a message. Take the row out if it is not to be learnt, else the column"
+            )
 
 
 def template_arguments(row: dict[str, Any]) -> dict[str, Any]:
@@ -116,7 +144,7 @@ def _find(row: dict[str, Any]) -> tuple[list[Message], set[str]]:
     if len(whole) == 2:
         raise UserError("the row has both 'messages' and 'conversations'")
     if whole:
-        turns = row[whole[0]]
+        turns = _json(whole[0], row[whole[0]])
         return turns if whole == ["messages"] else _sharegpt(turns), set(whole)
     if pair:
         return _pair(row, *pair)
@@ -130,12 +158,12 @@ def _find(row: dict[str, Any]) -> tuple[list[Message], set[str]]:
 def _pair(row: dict[str, Any], asked: str, answered: str) -> tuple[list[Message], set[str]]:
     used = {asked, answered, "history"}
     question, answer = row[asked], row[answered]
-    extra = next((key for key in ("input", "context") if row.get(key)), None)
+    extra = next((key for key in ("input", "inputs", "context") if row.get(key)), None)
     if asked == "instruction" and extra is not None:
         if not isinstance(question, str) or not isinstance(row[extra], str):
             raise UserError(f"'instruction' and {extra!r} must be texts")
         used.add(extra)
-        question = f"{question}\n\n{row[extra]}"
+        question = "\n\n".join(part for part in (question, row[extra]) if part.strip())
     before, after = _turns("user", question), _turns("assistant", answer)
     thoughts = next((key for key in REASONING if row.get(key)), None)
     if thoughts is not None and isinstance(answer, str):
@@ -143,10 +171,13 @@ def _pair(row: dict[str, Any], asked: str, answered: str) -> tuple[list[Message]
         after = [{**after[0], thoughts: row[thoughts]}]
     if isinstance(question, list):  # a prompt is what is asked with, its answers too
         before = [
-            {**message, "train": False} if _is_assistants(message) else message
-            for message in before
+            _not_learnt(message) if _is_assistants(message) else message for message in before
         ]
     return _history(row.get("history") or []) + before + after, used
+
+
+def _not_learnt(message: Message) -> Message:
+    return {key: value for key, value in message.items() if key != "training"} | {"train": False}
 
 
 def _is_assistants(message: Any) -> bool:
@@ -194,12 +225,12 @@ def _sharegpt(turns: Any) -> list[Message]:
 
 
 def _system(row: dict[str, Any]) -> str | None:
-    found = {key: row[key] for key in ("system", "system_prompt") if key in row}
+    found = {key: row[key] for key in _SYSTEM if row.get(key, "") != ""}
     for key, text in found.items():
         if not isinstance(text, str):
             raise UserError(f"{key!r} must be a text")
     if len(set(found.values())) > 1:
-        raise UserError("the row has both 'system' and 'system_prompt'")
+        raise UserError(f"the row has both {' and '.join(map(repr, found))}, and they differ")
     return next(iter(found.values()), None)
 
 
@@ -231,7 +262,7 @@ def _check_unused(unused: dict[str, Any], used: set[str], messages: list[Any]) -
 
 def _is_told(value: Any, messages: list[Message]) -> bool:
     if isinstance(value, list):
-        return all(part in messages for part in value)
+        return all(part in messages or _is_told(part, messages) for part in value)
     texts = [text for message in messages for text in message.values() if isinstance(text, str)]
     return isinstance(value, str) and any(value in text for text in texts)
 

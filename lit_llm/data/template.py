@@ -41,6 +41,8 @@ class ChatTemplate:
         source, names: as given.
         control: matches a control token in rendered text, unless a message spelled it.
         marks_answers: the source has {% generation %} blocks.
+        always_opened: a generation prompt that the source writes whatever ``add_generation_prompt`` says; see
+            `TemplateProbe.always_opened`. It is cut off where none is asked for.
 
     Raises:
         UserError: the source is not valid Jinja.
@@ -49,6 +51,7 @@ class ChatTemplate:
     def __init__(self, source: str, names: Mapping[str, str], control_tokens: Iterable[str]):
         self.source, self.names = source, dict(names)
         self._compiled = _compile(source)
+        self.always_opened = ""
         self.marks_answers = re.search(r"\{%-?\s*generation\s*-?%\}", source) is not None
         spelled = sorted(control_tokens, key=len, reverse=True)
         self.control = _any_of(spelled)
@@ -81,7 +84,7 @@ class ChatTemplate:
 
         given = {"tools": None, "documents": None, **self._defused(arguments or {}, self.control)}
         try:
-            return self._compiled.render(
+            text = self._compiled.render(
                 **{**self.names, **given},
                 messages=[self._defused_message(message) for message in messages],
                 add_generation_prompt=add_generation_prompt,
@@ -90,6 +93,7 @@ class ChatTemplate:
             raise UserError(f"the chat template refuses the messages: {error}") from None
         except Exception as error:  # a template is code: it can raise anything
             raise UserError(f"the chat template fails ({type(error).__name__}: {error})") from None
+        return text if add_generation_prompt else text.removesuffix(self.always_opened)
 
     def knows(self, name: str) -> bool:
         """Whether the source spells ``name``: a template that does not cannot use it."""

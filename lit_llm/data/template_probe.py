@@ -19,6 +19,15 @@ _OBJECT = {"key": PROBE}
 _TEXT = json.dumps(_OBJECT)
 
 
+def with_probe(value: Any) -> Any:
+    """``value`` with `PROBE` in place of every text in it; keys stay."""
+    if isinstance(value, dict):
+        return {key: with_probe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [with_probe(item) for item in value]
+    return PROBE if isinstance(value, str) else value
+
+
 class TemplateProbe:
     """Facts about a template, each found when it is first asked for.
 
@@ -119,6 +128,52 @@ class TemplateProbe:
             bos = self._template.names.get("bos_token")
             found.append(None if begins is None or begins[0] == bos else begins[0])
         return found[0], found[1]
+
+    @cached_property
+    def always_opened(self) -> str | None:
+        """The generation prompt that the template writes behind an answer too, whatever it is asked for; or "".
+
+        An answered conversation ends with it, and so does the same one with a further question. What stands before it
+        in the first is the beginning of the second, and it stands before the answer as well. None where the template
+        writes something of that kind that does not stand before an answer.
+        """
+        answered = [self.fit(_QUESTION), self.fit({"role": "assistant", "content": PROBE})]
+        alone, followed = self._render(answered), self._render([*answered, answered[0]])
+        try:
+            asked = unmarked(self._template.render(answered, True))[0]
+        except UserError:
+            return ""
+        if alone is None or followed is None or alone != asked or PROBE not in alone:
+            return ""
+        answer = alone.rindex(PROBE)
+        backwards = [alone[::-1], followed[::-1]]
+        first = len(alone) - len(os.path.commonprefix(backwards))  # noqa: RUF071 -- no paths
+        first = max(first, answer + len(PROBE))
+        last = len(os.path.commonprefix([alone, followed]))  # noqa: RUF071 -- no paths
+        if first > last or last == len(alone):
+            return ""
+        header = alone[self._turn_begin(alone, first, last) :]
+        if alone[:answer].rstrip().endswith(header.rstrip()):
+            return header
+        # Control tokens alone are the end of a text: some templates write it behind every conversation.
+        return None if self._template.control.sub("", header).strip() else ""
+
+    def _turn_begin(self, text: str, first: int, last: int) -> int:
+        """Where in text[first:last], which follows an answer, the next turn's header begins.
+
+        The headers of two roles may begin alike: with a control token ("<|im_start|>") that is not the one that ends
+        the answer and stands before the question too, or with the first signs of a line ("### ").
+        """
+        found = [match for match in self._template.control.finditer(text) if match.end() > first]
+        for match in found:
+            if match.start() < last < match.end():
+                return max(match.start(), first)
+        inside = [match for match in found if first <= match.start() and match.end() <= last]
+        before = text.partition(str(_QUESTION["content"]))[0]
+        if len(inside) > 1 and inside[-1][0] in before:
+            return inside[-1].start()
+        line = text.rfind("\n", inside[-1].end() if inside else first, last)
+        return last if line < 0 else line + 1
 
     def _rest(self, messages: list[Message]) -> str | None:
         """What is rendered behind `PROBE`; None where the template refuses the messages or leaves it out."""

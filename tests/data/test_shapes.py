@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -45,6 +46,22 @@ CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
         ({"messages": PAIR, "prompt": "q", "id": 7, "source": "x", "score": 0.5, "text": "q a"}, PAIR),
         ({"messages": PAIR, "answer": "42", "history": [], "input": "", "images": None}, PAIR),
         ({"question": "q", "answer": "a", "weight": 1.0, "label": True}, PAIR),
+        ({"question": "q", "answer": "a", "train": 1, "training": True, "mask": [], "loss": 0.7}, PAIR),
+        ({"prompt": [*BEFORE[:1], {**BEFORE[1], "training": True}, USER], "completion": "a"},
+         [BEFORE[0], {**BEFORE[1], "train": False}, *PAIR]),
+        ({"instruction": "q", "output": "a", "system_message": "s"}, [SYSTEM, *PAIR]),
+        ({"messages": [SYSTEM, *PAIR], "system_message": "", "system": "s"}, [SYSTEM, *PAIR]),
+        ({"instruction": "q", "inputs": "c", "output": "a"}, [{"role": "user", "content": "q\n\nc"}, ASSISTANT]),
+        ({"instruction": "", "input": "q", "output": "a"}, PAIR),
+        ({"question": "q", "answer": "a", "choices": ["q", ""]}, PAIR),
+        ({"messages": json.dumps(PAIR)}, PAIR),
+        ({"conversations": '[{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]'}, PAIR),
+        *(({asked: "q", answered: "a"}, PAIR) for asked, answered in (
+            ("prompt", "answer"), ("question", "response"), ("query", "response"), ("query", "answer"),
+            ("input", "output"))),
+        *(({"conversations": [{"from": user, "value": "q"}, {"from": name, "value": "a"}]}, PAIR)
+          for user in ("human", "user")
+          for name in ("gpt", "assistant", "bot", "chatgpt", "model", "bing")),
     ],
 )  # fmt: skip
 def test_what_a_row_says(row: dict[str, Any], messages: list) -> None:
@@ -67,6 +84,18 @@ def test_what_a_row_says(row: dict[str, Any], messages: list) -> None:
         ({"instruction": ["q"], "input": "i", "output": "a"}, "'instruction' and 'input' must be texts"),
         ({"prompt": "q", "completion": "a", "label": False}, "not to learn it"),
         ({"prompt": "q", "completion": "a", "weight": 0}, "not to learn it"),
+        *(({"prompt": "q", "completion": "a", key: value}, f"{key!r} .* not to learn it") for key, value in (
+            ("train", 0), ("train", "no"), ("training", False), ("learn", 0), ("trainable", False), ("do_train", 0),
+            ("loss_weight", 0.0), ("loss", False), ("loss", 0), ("mask", True), ("masked", 1),
+            ("train_detail", [{"begin_offset": 0}]))),
+        ({"question": "q", "answer": "a", "choices": ["x", "y"]}, "'choices'"),
+        ({"question": "q", "answer": "a", "choices": {"text": ["x"]}}, "'choices'"),
+        ({"question": "q", "answer": "a", "inputs": "c"}, "'inputs'"),
+        ({"prompt": "q", "answer": "a", "query": "other"}, "'query'"),
+        ({"prompt": "q", "response": "a", "answer": "b"}, "'answer'"),
+        ({"question": "q", "answer": "a", "thought": "thinks"}, "'thought'"),
+        ({"messages": PAIR, "system_message": "s", "system": "t"}, "both 'system' and 'system_message'"),
+        ({"messages": "hello"}, "'messages' is a text that is not JSON"),
         ({"instruction": "q", "output": "a", "history": "q0"}, "'history' must be a list"),
         ({"prompt": "q", "chosen": "a", "rejected": "b"}, "its keys are prompt, chosen, rejected"),
         ({"conversations": [{"from": "function_call", "value": "{"}]}, "a text that is not JSON"),

@@ -247,6 +247,79 @@ def test_answers_marked_as_not_to_be_learnt() -> None:
     last = [TALK[0], {**TALK[1], "train": True}, TALK[2], {**TALK[3], "train": False}]
     assert learnt(chat, last) == ["Four, of course.<|im_end|>"]
     assert chat.encode(last)[0] == chat.encode(TALK)[0]
+    for key, no in (("training", False), ("train", 0), ("training", 0)):
+        marked = [TALK[0], {**TALK[1], key: no}, TALK[2], {**TALK[3], key: True}]
+        assert learnt(chat, marked) == ["Six.\n\nIs that all?<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["train_detail", "loss", "mask", "masked", "loss_weight", "learn", "trainable", "do_train"],
+)
+def test_other_keys_that_say_what_is_learnt_are_refused(key: str) -> None:
+    for value in (False, 0, [{"begin_offset": 0, "end_offset": 1, "train": False}]):
+        with pytest.raises(UserError, match=f"message 2 has '{key}'"):
+            chat_of("chatml").encode([TALK[0], {**TALK[1], key: value}])
+
+
+@pytest.mark.parametrize("key", ["thought", "thoughts", "tool_call", "parts", "refusal", "text"])
+def test_other_keys_of_an_answer_are_used_or_refused(key: str) -> None:
+    for template in ("chatml", "parts_like", "qwen3_like"):
+        with pytest.raises(UserError, match=f"message 2: the chat template does not use '{key}'"):
+            chat_of(template).encode([TALK[0], {**TALK[1], key: "words"}])
+    spelled = "{% for m in messages %}<|im_start|>{{ m.role }}:{{ m.KEY }}{{ m.content }}<|im_end|>{% endfor %}"
+    spelled += "{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}"
+    chat = chat_of(spelled.replace("KEY", key))
+    assert learnt(chat, [TALK[0], {**TALK[1], key: "words"}]) == ["wordsFour, of course.<|im_end|>"]
+    if key == "parts":  # a list, as Gemini has it
+        looped = spelled.replace(
+            "{{ m.KEY }}", "{% for p in m.parts or [] %}{{ p.text }}{% endfor %}"
+        )
+        assert learnt(chat_of(looped), [TALK[0], {**TALK[1], key: [{"text": "words"}]}])
+    empty: list = []
+    assert learnt(chat_of("chatml"), [TALK[0], {**TALK[1], key: empty}]) == [
+        "Four, of course.<|im_end|>"
+    ]
+
+
+TURN = "{% for m in messages %}<|im_start|>{{m.role}}\n{{m.content}}<|im_end|>\n{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "before", "end"),
+    [
+        # Jinja drops the last newline of a source: the prompt ends with "assistant", and the model writes the newline.
+        (TURN + "<|im_start|>assistant\n", "\n", "<|im_end|>"),
+        (TURN + "{{ '<|im_start|>assistant\\n' }}", "", "<|im_end|>"),
+        ("{{ '<|im_start|>system\\nHi<|im_end|>\\n' }}" + TURN + "{{ '<|im_start|>assistant\\n' }}", "", "<|im_end|>"),
+        ("{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}USER: {{ m.content }} "
+         "{% else %}ASSISTANT: {{ m.content }}</s>{% endif %}{% endfor %}ASSISTANT:", " ", "</s>"),
+        ("{% for m in messages %}<|user|>{{ m.role }}<|end|>\n\n{{ m.content }}<|im_end|>{% endfor %}"
+         "{{ '<|user|>assistant<|end|>\\n\\n' }}", "", "<|im_end|>"),
+        ("{% for m in messages %}### {{ m.role }}:\n{{ m.content }}</s>\n{% endfor %}"
+         "{{ '### assistant:\\n' }}", "", "</s>"),
+    ],
+)  # fmt: skip
+def test_a_generation_prompt_that_is_always_written_is_not_learnt(
+    template: str, before: str, end: str
+) -> None:
+    chat = chat_of(template)
+    assert learnt(chat, TALK) == [
+        f"{before}{TALK[1]['content']}{end}",
+        f"{before}{TALK[3]['content']}{end}",
+    ]
+    control = chat.tokenizer.control_tokens
+    assert set(chat.stop_ids) == {control["</s>"], control[end]}
+    ids, _ = chat.encode(TALK)
+    assert ids[: len(chat.prompt_ids(TALK[:3]))] == chat.prompt_ids(TALK[:3])
+    assert pickle.loads(pickle.dumps(chat)).encode(TALK) == chat.encode(TALK)
+
+
+def test_another_turn_that_is_always_begun_is_refused() -> None:
+    chat = chat_of(TURN + "{{ '<|im_start|>assistant\\n<think>\\n' }}")
+    assert chat.prompt_ids(TALK[:1])
+    with pytest.raises(UserError, match="the chat template ignores add_generation_prompt"):
+        chat.encode(TALK)
 
 
 def test_names_that_transformers_gives_a_template() -> None:
@@ -281,9 +354,12 @@ TOOL = {"type": "function", "function": {"name": "get_weather"}}
         ("{% for m in messages %}{% if m.role != 'tool' %}{{ m.content }}</s>{% endif %}{% endfor %}",
          [*TALK[:2], {"role": "function", "content": "x"}, TALK[1]], {}, "leaves out message 3: .* 'tool'"),
         ("chatml", [{"role": "user", "content": "Hi \ud83d"}, TALK[1]], {}, r"message 1.content holds .* \\ud83d"),
+        *(("chatml", [TALK[0], {**TALK[1], "content": f"a{mark}b"}], {}, rf"message 2.content holds U\+{ord(mark):04X}")
+          for mark in "\ufdd0\ufdd1\ufdd2"),
         ("chatml", [{"role": "user", "content": [{"type": "image", "url": "x"}]}, TALK[1]], {}, "part 1 .* 'image'"),
         ("chatml", [TALK[0], {**TALK[1], "weight": 0.5}], {}, "message 2 has 'weight' 0.5"),
         ("chatml", [TALK[0], {**TALK[1], "train": "no"}], {}, "message 2 has 'train' 'no'"),
+        ("chatml", [TALK[0], {**TALK[1], "train": True, "training": False}], {}, "message 2 .* that differ"),
         ("chatml", [{**TALK[0], "train": True}, TALK[1]], {}, "message 1 of the user has 'train' true"),
         ("qwen3_like", [TALK[0], {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}],
          {}, "message 2: the arguments of tool call 1 are a text that is not JSON"),
