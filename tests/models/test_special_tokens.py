@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +131,38 @@ def test_every_special_name_reaches_the_template_and_is_written_back(
     again = Tokenizer.from_pretrained(tmp_path / "again")
     assert again.special_names == ours.special_names
     assert ChatFormat(again).render(talk) == expected
+
+
+def test_messages_with_tools_take_the_template_for_them(trained: Tokenizer, tmp_path: Path) -> None:
+    turns = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}END\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    plain = turns.replace("END", "<|im_end|>")
+    tool_use = "{{ tools | tojson }}\n" + turns.replace("END", "<|pad|>")
+    templates = [{"name": "default", "template": plain}, {"name": "tool_use", "template": tool_use}]
+    written(tmp_path, trained, {"chat_template": templates})
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ours = Tokenizer.from_pretrained(tmp_path)
+    talk = [{"role": "user", "content": "hi"}]
+    schema = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}
+    arguments = {"tools": [{"type": "function", "function": schema}]}
+    chat = pickle.loads(pickle.dumps(ChatFormat(ours)))
+    for given in ({}, arguments):
+        expected = theirs.apply_chat_template(
+            talk, tokenize=False, add_generation_prompt=True, **given
+        )
+        assert chat.render(talk, True, given) == expected
+        ids = ours.encode(expected, allow_special=True)
+        assert chat.prompt_ids(talk, given) == ids
+        answered = [*talk, {"role": "assistant", "content": "yes"}]
+        end = ours.control_tokens["<|pad|>" if given else "<|im_end|>"]
+        (target,) = chat.targets(answered, given)
+        assert target.context == ids and target.answer == [*ours.encode("yes"), end]
+        row, spoken = chat.encode(answered, given)
+        assert row[: len(ids)] == ids and row[spoken.index(True) :][: len(target.answer)][-1] == end
+    assert {ours.control_tokens["<|pad|>"], ours.control_tokens["<|im_end|>"]} <= set(chat.stop_ids)
+    chosen = ChatFormat(ours, plain)  # a template that was asked for is used as it is
+    assert chosen.render(talk, True) == ChatFormat(ours).render(talk, True)
+    with pytest.raises(UserError, match="takes no 'tools'"):
+        chosen.prompt_ids(talk, arguments)
