@@ -204,6 +204,12 @@ class ChatFormat:
         chosen = self._for(arguments)
         return chosen._targets(chosen._read(messages, arguments), arguments)
 
+    @property
+    def rendered_by(self) -> dict[str, Any]:
+        """All that decides what text messages become: encoded data is kept under it."""
+        with_tools = None if self._with_tools is None else self._with_tools.template
+        return {"template": self.template, TOOL_USE: with_tools, "names": self.jinja.names}
+
     @cached_property
     def stop_ids(self) -> list[int]:
         """See the class."""

@@ -162,6 +162,7 @@ def test_messages_with_tools_take_the_template_for_them(trained: Tokenizer, tmp_
         row, spoken = chat.encode(answered, given)
         assert row[: len(ids)] == ids and row[spoken.index(True) :][: len(target.answer)][-1] == end
     assert {ours.control_tokens["<|pad|>"], ours.control_tokens["<|im_end|>"]} <= set(chat.stop_ids)
+    assert ChatFormat(ours, plain).rendered_by != chat.rendered_by  # encoded data is not mixed up
     chosen = ChatFormat(ours, plain)  # a template that was asked for is used as it is
     assert chosen.render(talk, True) == ChatFormat(ours).render(talk, True)
     with pytest.raises(UserError, match="takes no 'tools'"):
