@@ -37,6 +37,7 @@ from lit_llm.models.tokenizer import Tokenizer
 
 Arguments = Mapping[str, Any]
 _NONE: Arguments = {}
+TOOL_USE = "tool_use"  # transformers takes the template of this name for messages with tools
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,12 @@ class ChatFormat:
 
     Args:
         tokenizer: encodes; its special tokens are the template's.
-        template: Jinja source. None: the tokenizer's own.
+        template: Jinja source. None: the tokenizer's own. Messages with ``tools`` are then rendered
+            with its template named "tool_use" if it has one, as in transformers' get_chat_template.
 
     Attributes:
         stop_ids: tokens that end an answer: the tokenizer's, and the control token that the template
-            puts after an answer.
+            puts after an answer, "tool_use" included.
 
     Every method takes ``arguments``: what the template gets beside the messages, by name. ``tools``
     is a list of JSON schemas; the others are the template's own switches, such as
@@ -104,6 +106,9 @@ class ChatFormat:
                 "the tokenizer has no chat template: give one, or use a model trained for chat"
             )
         self.tokenizer, self.template = tokenizer, source
+        self._with_tools: ChatFormat | None = None
+        if template is None and TOOL_USE in tokenizer.named_templates:
+            self._with_tools = ChatFormat(tokenizer, tokenizer.named_templates[TOOL_USE])
         names = {key: name for key, name in tokenizer.special_names.items() if name is not None}
         self.jinja = ChatTemplate(source, names, tokenizer.control_tokens)
         self.encoder = RenderedEncoder(tokenizer)
@@ -113,7 +118,14 @@ class ChatFormat:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy is made of the same arguments: a compiled template cannot be pickled."""
-        return type(self), (self.tokenizer, self.template)
+        chosen = None if self._with_tools is not None else self.template
+        return type(self), (self.tokenizer, chosen)
+
+    def _for(self, arguments: Arguments) -> ChatFormat:
+        """The format whose template renders messages with these arguments."""
+        if self._with_tools is None or arguments.get("tools") is None:
+            return self
+        return self._with_tools
 
     def render(
         self,
@@ -132,7 +144,8 @@ class ChatFormat:
     ) -> str:
         """`render` with a mark in every control token that a message spells, as `RenderedEncoder` takes it."""
         given = [with_reasoning(without_nulls(message)) for message in messages]
-        text = self.jinja.render(self._fit(given), add_generation_prompt, arguments)
+        chosen = self._for(arguments)
+        text = chosen.jinja.render(chosen._fit(given), add_generation_prompt, arguments)
         return unmarked(text)[0]
 
     def prompt_ids(self, messages: list[Message], arguments: Arguments = _NONE) -> list[int]:
@@ -141,9 +154,10 @@ class ChatFormat:
         Raises:
             UserError: the messages are no conversation, or the template refuses them or leaves one out.
         """
-        turns = self._read(messages, arguments)
-        text = self._prompt(turns.messages, arguments)
-        self._check_prompt(turns.messages, arguments, text)
+        chosen = self._for(arguments)
+        turns = chosen._read(messages, arguments)
+        text = chosen._prompt(turns.messages, arguments)
+        chosen._check_prompt(turns.messages, arguments, text)
         return self.encoder.ids(text)
 
     def encode(
@@ -162,10 +176,11 @@ class ChatFormat:
         Raises:
             UserError: see `targets`.
         """
-        turns = self._read(messages, arguments)
+        chosen = self._for(arguments)
+        turns = chosen._read(messages, arguments)
         wanted = _answers(turns)
-        targets = self._targets(turns, arguments)
-        ids = self.encoder.ids(unmarked(self.jinja.render(turns.messages, False, arguments))[0])
+        targets = chosen._targets(turns, arguments)
+        ids = self.encoder.ids(unmarked(chosen.jinja.render(turns.messages, False, arguments))[0])
         if targets:
             last = targets[-1].context + targets[-1].answer
             ids = ids if ids[: len(last)] == last else last
@@ -188,14 +203,22 @@ class ChatFormat:
             UserError: the messages are no conversation; the template refuses them or leaves a part of them out; it
                 renders the last answer without the generation prompt and has no ``{% generation %}`` marks.
         """
-        return self._targets(self._read(messages, arguments), arguments)
+        chosen = self._for(arguments)
+        return chosen._targets(chosen._read(messages, arguments), arguments)
+
+    @property
+    def rendered_by(self) -> dict[str, Any]:
+        """All that decides what text messages become: encoded data is kept under it."""
+        with_tools = None if self._with_tools is None else self._with_tools.template
+        return {"template": self.template, TOOL_USE: with_tools, "names": self.jinja.names}
 
     @cached_property
     def stop_ids(self) -> list[int]:
         """See the class."""
         ends = [self._probe.turn_end, self._probe.next_turn(False), self._probe.next_turn(True)]
         found = [self.tokenizer.control_tokens[end] for end in ends if end is not None]
-        return list(dict.fromkeys(self.tokenizer.stop_ids + found))
+        with_tools = [] if self._with_tools is None else self._with_tools.stop_ids
+        return list(dict.fromkeys([*self.tokenizer.stop_ids, *found, *with_tools]))
 
     def _read(self, messages: list[Message], arguments: Arguments) -> Turns:
         """The messages in the form that the template takes, checked together with the arguments."""

@@ -143,7 +143,7 @@ def encoded_conversations(
         UserError: a bad row, with file and line (``bad_rows`` "skip" counts it instead); no example left in a split.
     """
     settings = {"format": _FORMAT, "train": train, "validation": validation, "fraction": validation_fraction,
-                "formatted by": row_format.version, "template": chat.template,
+                "formatted by": row_format.version, "rendered by": chat.rendered_by,
                 "tokenizer": chat.tokenizer.fingerprint(), "seq_len": seq_len, "bad_rows": bad_rows}  # fmt: skip
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for sources in (train, validation or []):

@@ -85,9 +85,12 @@ class ChatTemplate:
         given = {"tools": None, "documents": None, **self._defused(arguments or {}, self.control)}
         try:
             text = self._compiled.render(
-                **{**self.names, **given},
-                messages=[self._defused_message(message) for message in messages],
-                add_generation_prompt=add_generation_prompt,
+                {
+                    **self.names,
+                    **given,
+                    "messages": [self._defused_message(message) for message in messages],
+                    "add_generation_prompt": add_generation_prompt,
+                }
             )
         except jinja2.TemplateError as error:
             raise UserError(f"the chat template refuses the messages: {error}") from None

@@ -120,7 +120,11 @@ def load_model(
 
 
 def _tokenizer_of_adapter(folder: Path, base: Tokenizer, vocab_size: int) -> Tokenizer:
-    """The adapter's own tokenizer if it has one that fits: its chat template is the trained one."""
+    """The adapter's own tokenizer if it has one that fits: its chat template is the trained one.
+
+    An adapter's folder has no generation_config.json of its own as a rule, so the base's fields hold
+    unless the adapter's replace them, and every token that ends the base's texts ends these too.
+    """
     if not (folder / "tokenizer.json").is_file():
         return base
     own = Tokenizer.from_pretrained(folder)
@@ -131,6 +135,8 @@ def _tokenizer_of_adapter(folder: Path, base: Tokenizer, vocab_size: int) -> Tok
             stacklevel=2,
         )
         return base
+    own.generation_config = {**base.generation_config, **own.generation_config}
+    own.add_stop_ids(base.stop_ids)
     return own
 
 

@@ -22,6 +22,7 @@ from lit_llm.errors import UserError
 from lit_llm.models import generation_config as generation
 from lit_llm.models.chat_templates import read_chat_templates, write_chat_templates
 from lit_llm.models.locate import locate
+from lit_llm.models.special_tokens import add_special_tokens, settings_of_names
 
 if TYPE_CHECKING:
     import tokenizers
@@ -69,7 +70,8 @@ class Tokenizer:
 
     Attributes:
         bos_id, eos_id, pad_id: ids of the control tokens, None where the tokenizer has none.
-        special_names: {"bos_token": its text or None, "eos_token": ..., "pad_token": ...}.
+        special_names: {"bos_token": its text or None, "eos_token": ..., "pad_token": ...}, then
+            the further names of the files, such as "unk_token" or a model's own "image_token".
         control_tokens: text -> id of every control token.
         chat_template: Jinja source of the template that is used, or None.
         named_templates: the model's further chat templates, such as "tool_use": name -> source.
@@ -83,6 +85,7 @@ class Tokenizer:
         bos_token: str | None = None,
         eos_token: str | None = None,
         pad_token: str | None = None,
+        further_names: dict[str, str] | None = None,
         chat_template: str | None = None,
         named_templates: dict[str, str] | None = None,
         generation_config: dict[str, Any] | None = None,
@@ -90,17 +93,13 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
-        self.special_names = {
-            "bos_token": bos_token,
-            "eos_token": eos_token,
-            "pad_token": pad_token,
-        }
+        three = {"bos_token": bos_token, "eos_token": eos_token, "pad_token": pad_token}
+        self.special_names: dict[str, str | None] = {**three, **(further_names or {})}
         self.chat_template = chat_template
         self.named_templates = dict(named_templates or {})
         self.generation_config = dict(generation_config or {})
         self.bos_id, self.eos_id, self.pad_id = (
-            None if name is None else backend.token_to_id(name)
-            for name in self.special_names.values()
+            None if name is None else backend.token_to_id(name) for name in three.values()
         )
         self._raw = self._without_control_tokens()
 
@@ -108,7 +107,7 @@ class Tokenizer:
         """The same tokenizer for raw text: control tokens are read as the characters they are spelled with.
 
         Some published files mark ``<|im_end|>`` and the like as not special; text could then end a turn, so whatever
-        is spelled ``<|...|>`` (DeepSeek writes U+FF5C for the bars) or is a bos, eos or pad counts as control here.
+        is spelled ``<|...|>`` (DeepSeek writes U+FF5C for the bars) or has a special name counts as control here.
         """
         from tokenizers import Tokenizer as Backend
 
@@ -194,7 +193,8 @@ class Tokenizer:
 
         Control tokens and the chat template come from the files beside it (tokenizer_config.json,
         special_tokens_map.json, config.json, chat_template.jinja); with none there, a special token with a usual name
-        (``<|endoftext|>``, ``</s>``, ...) is taken. What cannot be found is None.
+        (``<|endoftext|>``, ``</s>``, ...) is taken. What cannot be found is None. Tokens that only
+        those files have are added with the ids that transformers gives them (`add_special_tokens`).
 
         Raises:
             UserError: no such file, or not a tokenizer.
@@ -218,28 +218,29 @@ class Tokenizer:
 
         settings_file = file.parent / "tokenizer_config.json"
         settings = generation.read_object(settings_file)
-        special_map = generation.read_object(file.parent / "special_tokens_map.json")
+        found = add_special_tokens(backend, file.parent)
         model_config = generation.read_object(file.parent / "config.json")
         special = {
             token.content for token in backend.get_added_tokens_decoder().values() if token.special
         }
         names: dict[str, str | None] = {}
-        names_eos = "eos_token" in settings or "eos_token" in special_map
+        alone = not (settings or found.names or found.names_eos or model_config)
         for key, usual in _USUAL_NAMES.items():
-            name = _token_name(settings.get(key)) or _token_name(special_map.get(key))
+            name = found.names.pop(key, None)
             # A file that names an eos and no bos has no bos, whatever config.json says.
-            disclaimed = key == "bos_token" and names_eos
+            disclaimed = key == "bos_token" and found.names_eos
             ids = None if disclaimed else model_config.get(f"{key}_id")
             if name is None and ids is not None:
                 first = ids[0] if isinstance(ids, list) and ids else ids
                 name = backend.id_to_token(first) if isinstance(first, int) and first >= 0 else None
-            if name is None and not (settings or special_map or model_config):
+            if name is None and alone:
                 name = next((candidate for candidate in usual if candidate in special), None)
             names[key] = name
         templates = read_chat_templates(settings_file, settings.get("chat_template"))
         return cls(
             backend,
             **names,
+            further_names=found.names,
             chat_template=templates.pop("default", None),
             named_templates=templates,
             generation_config=generation.read_generation_config(file.parent),
@@ -264,7 +265,7 @@ class Tokenizer:
         settings: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,  # True would eat the space before a full stop when decoding
-            **{key: name for key, name in self.special_names.items() if name is not None},
+            **settings_of_names(self.special_names),
         }
         if model_max_length is not None:
             settings["model_max_length"] = model_max_length
@@ -477,12 +478,6 @@ def _byte_alphabet() -> dict[str, bytes]:
         character: bytes([ord(character) if ord(character) in own else next(others)])
         for character in characters
     }
-
-
-def _token_name(entry: object) -> str | None:
-    """A token in a settings file is its text or an object holding it."""
-    name = entry.get("content") if isinstance(entry, dict) else entry
-    return name if isinstance(name, str) else None
 
 
 def _one_line(error: Exception) -> str:

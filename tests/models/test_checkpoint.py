@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 import yaml
 
 from lit_llm.cli import main
@@ -190,3 +192,19 @@ def test_paths_that_are_no_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(UserError, match="is not a checkpoint; give"):
         load_model(tmp_path / "model.safetensors")
+
+
+def test_an_adapters_own_tokenizer_keeps_the_tokens_that_end_the_bases_texts(
+    run: Path, tmp_path: Path
+) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    shutil.copytree(run / "final", base)
+    settings = {"eos_token_id": [0, 3, 70], "temperature": 0.5}
+    (base / "generation_config.json").write_text(json.dumps(settings))
+    model, tokenizer = load_model(base)
+    apply_lora(model, LoRAConfig(rank=2))
+    save_adapter(model, adapter)
+    transformers.AutoTokenizer.from_pretrained(base).save_pretrained(adapter)
+    own = load_model(base, adapter)[1]
+    assert own.stop_ids == tokenizer.stop_ids == [0, 3, 70]
+    assert own.generation_config["temperature"] == 0.5
