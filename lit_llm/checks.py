@@ -13,6 +13,8 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Union
 
+import numpy as np
+
 from lit_llm.errors import UserError
 
 
@@ -39,9 +41,11 @@ def check_types(
 
 
 def plain_paths(value: Any) -> Any:
-    """``value`` with its paths as strings, in lists, tuples and the values of mappings too."""
+    """``value`` with paths as strings and numpy's numbers as Python's, in lists, tuples and mappings too."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if isinstance(value, np.generic):
+        return value.item()
     if isinstance(value, dict):
         return {key: plain_paths(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

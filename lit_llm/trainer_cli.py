@@ -155,6 +155,8 @@ class TrainerCLI(LightningCLI):
             mine.append(Preflight())
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
+        if isinstance(self.datamodule, TokenDataModule):  # others' samples do repeat
+            warnings.filterwarnings("ignore", ".*dataloader is not resumable.*")
         accumulates = any(isinstance(c, GradientAccumulationScheduler) for c in given)
         if accumulates and isinstance(self.datamodule, TokenDataModule):
             raise UserError(
@@ -320,8 +322,8 @@ def run_trainer(verb: str, args: list[str]) -> None:
         elif arg.startswith("--config="):
             args[i] = f"--config={find_config(arg.split('=', 1)[1])}"
     args = _with_logger_folders(args)
-    # Lightning advises on things we have decided: loader workers, resumable loaders, missing loggers.
-    for advice in (".*does not have many workers.*", ".*dataloader is not resumable.*", ".*log_every_n_steps.*",
+    # Lightning advises on things we have decided: loader workers, missing loggers.
+    for advice in (".*does not have many workers.*", ".*log_every_n_steps.*",
                    ".*LightningCLI's args parameter.*", ".*`isinstance.treespec, LeafSpec.`.*",
                    ".*The `srun` command is available.*"):  # fmt: skip
         warnings.filterwarnings("ignore", advice)

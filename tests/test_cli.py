@@ -155,10 +155,10 @@ def test_a_fit_and_what_lies_in_its_folder(
         (["--modell", "x"], ["unknown key modell", "did you mean model?"]),
         (["--data.seq_len", "many"], ["seq_len", "many"]),
         (["--trainer.max_steps", "1.5"], ["trainer.max_steps", "1.5"]),
-        (["--data.micro_batch_size", "0"], ["data.micro_batch_size must be at least 1"]),
+        (["--data.micro_batch_size", "0"], ["data.micro_batch_size=0: must be from 1"]),
         (
             ["--data.global_batch_tokens", "100"],
-            ["data.global_batch_tokens=100", "nearest: 64 or 128"],
+            ["data.global_batch_tokens=100", "nearest: 96 or 128"],
         ),
         (["--data.corpus", "nowhere"], ["nowhere", "no such file"]),
         (["--data.corpus", "null", "--data.sources", "no/such/*.txt"], ["no/such/*.txt"]),
@@ -400,7 +400,7 @@ def test_an_array_of_something_else(tmp_path: Path, content: str, said: str) -> 
 def test_prompts_that_are_no_text_name_the_line(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "one\\u2028still one"}\n\n{"prompt": 3}\n')
-    with pytest.raises(UserError, match="line 3: not a JSON object"):
+    with pytest.raises(UserError, match="line 3: neither a text"):
         read_prompts(file)
     file.write_text('{"prompt": "one\u2028still one"}\n', encoding="utf-8")
     assert read_prompts(file) == ["one\u2028still one"]

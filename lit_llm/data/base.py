@@ -20,6 +20,14 @@ from lit_llm.data.position import place
 from lit_llm.data.trainer_settings import check_length, given, limit_batches, replace
 from lit_llm.errors import UserError
 from lit_llm.models.tokenizer import Tokenizer
+from lit_llm.ranges import Range, check_ranges
+
+RANGES: dict[str, Range] = {
+    "seq_len": Range(1, 1e8), "micro_batch_size": Range(1, 1e6),
+    "global_batch_tokens": Range(1, 1e12), "validate_every": Range(0, 1e12),
+    "eval_batch_size": Range(1, 1e6), "num_workers": Range(0, 1024), "seed": Range(0, 2**32 - 1),
+}  # fmt: skip
+"""Ranges of the numbers that all our data modules take."""
 
 
 class TokenDataModule(L.LightningDataModule, ABC):
@@ -51,9 +59,7 @@ class TokenDataModule(L.LightningDataModule, ABC):
         cache_dir: str | None,
     ):
         super().__init__()
-        for name, value in {"seq_len": seq_len, "micro_batch_size": micro_batch_size}.items():
-            if value < 1:
-                raise UserError(f"data.{name} must be at least 1, got {value}")
+        check_ranges(locals(), RANGES, "data.")
         self.seq_len, self.micro_batch_size, self.global_batch_tokens = (
             seq_len,
             micro_batch_size,

@@ -23,6 +23,7 @@ from lit_llm.data.mixture import MixedOrder, Phases, phases_after, read_phases
 from lit_llm.data.order import RankSampler, SampleOrder, stack_samples
 from lit_llm.errors import UserError
 from lit_llm.models.tokenizer import Tokenizer
+from lit_llm.ranges import Range, check_ranges
 
 
 class PretrainDataModule(TokenDataModule):
@@ -106,8 +107,9 @@ class PretrainDataModule(TokenDataModule):
             prompts=prompts,
             cache_dir=cache_dir,
         )
-        if tokens < 1:
-            raise UserError(f"data.tokens must be at least 1, got {tokens}")
+        check_ranges(locals(), {"tokens": Range(1, 1e15)}, "data.")
+        if sources == "" or (isinstance(sources, list) and "" in sources):
+            raise UserError("data.sources is empty text: give files, globs or stdlib")
         if not 0 < validation_fraction < 1:
             raise UserError(
                 f"data.validation_fraction must be between 0 and 1, got {validation_fraction}"

@@ -150,7 +150,7 @@ def _in_blocks(
         grad.scatter_add_(1, labels_N1, grad.new_full((1, 1), -1.0).expand_as(labels_N1))
         if slope is not None:
             grad *= slope
-        if share is not None and not (cached and share == 1):  # elsewhere the host would wait
+        if share is not None:
             grad *= share
         if grad is not logits:
             logits.copy_(grad)

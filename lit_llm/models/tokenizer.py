@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -212,14 +213,28 @@ class Tokenizer:
                 f"{file}: no such file; a tokenizer is a tokenizer.json or a folder holding one"
             )
         try:
-            backend = Backend.from_str(file.read_text(encoding="utf-8"))
+            text = file.read_text(encoding="utf-8")
+            backend = Backend.from_str(text)
         except Exception as error:  # the library raises bare Exception for every malformed file
             raise UserError(f"{file}: not a tokenizer.json ({_one_line(error)})") from error
 
         settings_file = file.parent / "tokenizer_config.json"
         settings = generation.read_object(settings_file)
+        own_size = _size(backend)
         found = add_special_tokens(backend, file.parent)
         model_config = generation.read_object(file.parent / "config.json")
+        rows = model_config.get("vocab_size")
+        if isinstance(rows, int) and own_size <= rows < _size(backend):
+            # The model was not resized for them: their ids would lie behind its embedding.
+            backend = Backend.from_str(text)
+            left_out = {k for k, v in found.names.items() if backend.token_to_id(v) is None}
+            warnings.warn(
+                f"{settings_file}: tokens that only this file adds are left out, because the model "
+                f"has {rows} rows ({', '.join(sorted(left_out)) or 'none of them has a name'})",
+                stacklevel=2,
+            )
+            for key in left_out:
+                del found.names[key]
         special = {
             token.content for token in backend.get_added_tokens_decoder().values() if token.special
         }
@@ -283,7 +298,7 @@ class Tokenizer:
     @functools.cached_property
     def vocab_size(self) -> int:
         """One more than the largest id (published vocabularies may have holes)."""
-        return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+        return _size(self._backend)
 
     @property
     def unk_id(self) -> int | None:
@@ -478,6 +493,10 @@ def _byte_alphabet() -> dict[str, bytes]:
         character: bytes([ord(character) if ord(character) in own else next(others)])
         for character in characters
     }
+
+
+def _size(backend: tokenizers.Tokenizer) -> int:
+    return max(backend.get_vocab(with_added_tokens=True).values()) + 1
 
 
 def _one_line(error: Exception) -> str:

@@ -16,6 +16,17 @@ COLUMNS = ["step", "tokens", "train_loss", "val_loss", "val_bits_per_byte", "lr"
            "mfu", "data_wait", "memory_gb"]  # fmt: skip
 
 
+def _first_step(trainer: Any) -> int | None:
+    """The step from which a fit goes on, 0 for a new one; None without a Trainer.
+
+    Lightning hands a logger the module before it restores the step, so the checkpoint is asked.
+    """
+    if trainer is None:
+        return None
+    loaded = trainer._checkpoint_connector._loaded_checkpoint or {}
+    return int(loaded.get("global_step", trainer.global_step))
+
+
 class CSVLogger(Logger):
     """Writes ``metrics.csv``: the columns of `COLUMNS`, then others as they appear; empty where not measured.
 
@@ -36,6 +47,7 @@ class CSVLogger(Logger):
         self._row: dict[str, Any] = {}  # the last one
         self._row_start: int | None = None  # where it begins in the file; None before it is opened
         self._took_over = False  # the file is this fit's
+        self._begins_behind: int | None = None
         self._module: Any = lambda: None  # a weak reference
 
     @property
@@ -65,6 +77,7 @@ class CSVLogger(Logger):
         self._module = weakref.ref(model)
         if self._is_fitting(0):
             self._took_over = False
+            self._begins_behind = _first_step(getattr(model, "_trainer", None))
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -78,7 +91,9 @@ class CSVLogger(Logger):
             return
         fitting = self._is_fitting(step)
         if self._row_start is None or (fitting and not self._took_over):
-            self._open(before=step if fitting else None)
+            # Rows of steps that this fit makes are another run's, or of a part that is made again.
+            before = step if self._begins_behind is None else min(step, self._begins_behind + 1)
+            self._open(before=before if fitting else None)
             self._took_over = fitting
         last = int(self._row.get("step", -1))
         if step < last:

@@ -27,6 +27,7 @@ from lit_llm.models.meta import meta_transformer
 from lit_llm.models.sampling import GREEDY
 from lit_llm.models.sharded import clip_gradients, is_divided, whole_state_dict
 from lit_llm.models.transformer import Transformer
+from lit_llm.ranges import Range, check_ranges, positive
 from lit_llm.training.callbacks.borders import (
     at_border,
     count_steps,
@@ -51,6 +52,13 @@ from lit_llm.training.saved_settings import SavedSettings
 from lit_llm.training.schedules import Schedule, StepSchedule, keep_settings, lr_multiplier
 from lit_llm.training.step_loss import LossMean, StepLoss
 from lit_llm.training.trainer_checks import check_reuse, refuse_early_copies
+
+RANGES: dict[str, Range] = {
+    "learning_rate": positive(1e3), "weight_decay": Range(0, 1e3), "warmup": Range(0, 1),
+    "decay": Range(0, 1), "final_lr": Range(0, 1), "grad_clip": Range(0, 1e9),
+    "recompute": Range(0, 1), "tokens": positive(1e18), "global_batch_tokens": Range(1, 1e12),
+}  # fmt: skip
+"""Ranges of the module's numbers."""
 
 
 class PretrainModule(L.LightningModule):
@@ -112,8 +120,7 @@ class PretrainModule(L.LightningModule):
     ):
         super().__init__()
         check_types("model", PretrainModule.__init__, locals())
-        if recompute != "auto" and not 0 <= recompute <= 1:
-            raise UserError(f"model.recompute must be between 0 and 1, got {recompute}")
+        check_ranges(locals(), RANGES, "model.")
         # Horizon and batch are the data's: as hyperparameters they would clash with those of a data
         # module.
         self.save_hyperparameters(ignore=["tokens", "global_batch_tokens"])
@@ -311,7 +318,8 @@ class PretrainModule(L.LightningModule):
         }
 
     def _learning_rate(self) -> float:
-        return self.hparams["learning_rate"] or self.default_learning_rate()
+        given = self.hparams["learning_rate"]
+        return self.default_learning_rate() if given is None else given
 
     def _multiplier(self, steps: int) -> Callable[[int], float]:
         hp = self.hparams

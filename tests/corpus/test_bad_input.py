@@ -331,7 +331,7 @@ def test_what_may_not_be_read(build: Build, forbidding: Path) -> None:
     output.chmod(0o500)
     status, said = build(source, output, "--vocab_size", "281")
     assert status == 2 and said[-1].startswith(
-        f"lit_llm corpus: {output}: cannot be written (Permission denied: "
+        f"lit_llm corpus: {output}: cannot be written ({output}/.next: Permission denied)"
     )
     settings = forbidding / "corpus.yaml"
     settings.write_text("workers: 1\n")

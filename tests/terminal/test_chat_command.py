@@ -38,9 +38,8 @@ def chat(monkeypatch: pytest.MonkeyPatch, text: str, *args: object) -> None:
 
 
 def test_a_pipe_gets_answers_and_nothing_else(chat_model: Path) -> None:
-    program = "import sys; from lit_llm.terminal.chat import chat_main; chat_main(sys.argv[1:])"
     done = subprocess.run(
-        [sys.executable, "-c", program, str(chat_model), "--max_new_tokens", "10", "--seed", "7"],
+        [sys.executable, "-m", "lit_llm", "chat", str(chat_model), "--max_new_tokens", "10", "--seed", "7"],
         input="hello\n\nwhat is 北京? \ud83d\n/exit\nnever asked\n".encode("utf-8", "surrogatepass"),
         capture_output=True, timeout=120, check=False, env={**os.environ, "PYTHONIOENCODING": "utf-8"},
     )  # fmt: skip

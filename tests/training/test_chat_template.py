@@ -185,7 +185,8 @@ OUTSIDE = (
     [
         (CHATML_TEMPLATE, False),
         (SPEAKERS + "{% if add_generation_prompt %}assistant: {% endif %}", True),
-        (CHATML_TEMPLATE.replace("im_end", "eot"), True),  # no token of this tokenizer
+        # No token of this tokenizer: the one that begins the next turn ends the answer.
+        (CHATML_TEMPLATE.replace("im_end", "eot"), False),
         (OUTSIDE, True),  # not learnt
         (OUTSIDE.replace("{% endgeneration %}", "<|im_end|>{% endgeneration %}"), False),
     ],

@@ -245,7 +245,7 @@ def test_a_folder_whose_name_alone_was_missing_gets_it(tmp_path: Path, written: 
     folder = tmp_path / "best.ckpt.part"
     folder.mkdir()
     (folder / MANIFEST).write_text(written)
-    fit(tmp_path, steps=1)
+    tidy(tmp_path)
     assert (tmp_path / "best.ckpt" / MANIFEST).exists() == written.endswith("}")
     assert not folder.exists()
 

@@ -155,7 +155,7 @@ def test_sizes_that_do_not_fit_are_refused(
 
 
 def test_a_share_of_blocks_is_a_share() -> None:
-    with pytest.raises(UserError, match="recompute must be between 0 and 1, got 2"):
+    with pytest.raises(UserError, match="recompute=2: must be from 0 to 1"):
         PretrainModule(recompute=2)
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import lightning as L
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lit_llm import PretrainModule
 from lit_llm.training.loggers import COLUMNS, CSVLogger
 
 
@@ -67,3 +70,19 @@ def test_resuming_after_any_cut_leaves_each_step_once(
     assert [(r["step"], r["train_loss"], r["val_loss"]) for r in rows(folder)] == [
         (str(s), str(float(s)), str(-float(s))) for s in range(1, 41)
     ]
+
+
+def test_a_new_fit_keeps_no_row_of_an_earlier_one(tmp_path: Path) -> None:
+    """Its first logged step is 4; steps 1 to 3 were another run's."""
+    for every, steps in ((1, 6), (4, 8)):
+        trainer = L.Trainer(
+            accelerator="cpu", max_steps=steps, log_every_n_steps=every, logger=CSVLogger(tmp_path),
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        batch = {"input_ids": torch.zeros(1, 8, dtype=torch.long)}
+        batch["labels"] = batch["input_ids"]
+        loader = torch.utils.data.DataLoader([batch] * 8, batch_size=None)
+        shape = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 16}
+        trainer.fit(PretrainModule({**shape, "max_seq_len": 8}, compile=False), loader)
+    steps = [row["step"] for row in csv.DictReader((tmp_path / "metrics.csv").open())]
+    assert steps == ["4", "8"]
