@@ -1,6 +1,6 @@
-"""Arguments given in Python: held to their annotations, so that a mistake is one line and no TypeError from the inside.
+"""Types of arguments that are given in Python: a mistake is one clear line.
 
-On the command line and in YAML the parser does this.
+On the command line and in YAML the parser checks them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,14 @@ def check_types(
     values: Mapping[str, Any],
     leave_out: Iterable[str] = (),
 ) -> None:
-    """Hold ``function``'s arguments among ``values`` to its annotations, but for those in ``leave_out``.
+    """Check that ``values`` by name are of the types that ``function``'s annotations say.
 
-    An annotated ``str`` takes a path too, and a ``float`` whole numbers.
+    For ``str`` a path will do too, and for ``float`` a whole number.
+
+    Args:
+        prefix: of the names in the message.
+        function: its parameters that are among ``values`` are checked.
+        leave_out: names that are not checked.
 
     Raises:
         UserError: names the first argument that is of another type, as ``prefix.name``.

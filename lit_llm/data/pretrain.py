@@ -233,7 +233,8 @@ class PretrainDataModule(TokenDataModule):
         A module whose evaluation takes no ``dataloader_idx`` gets one loader, of all sources.
         """
         token_bytes = self.tokenizer.token_bytes()
-        # Ranks get equally many samples (the surplus is all ignored): sharded models meet in every forward.
+        # Ranks get equally many samples (the surplus is all ignored): sharded models meet in every
+        # forward.
         datasets: list[Any] = [
             EvaluationWindows(
                 folder, self.seq_len, token_bytes, num_samples_multiple=self.world_size
@@ -285,7 +286,7 @@ class PretrainDataModule(TokenDataModule):
 
 
 def takes_several_loaders(trainer: L.Trainer | None) -> bool:
-    """Whether the module under ``trainer`` can be evaluated with several loaders, as Lightning sees it."""
+    """Whether Lightning evaluates the module under ``trainer`` with several loaders."""
     if trainer is None:
         return True
     stage = "test" if trainer.state.fn == "test" else "validation"

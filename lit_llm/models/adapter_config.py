@@ -1,7 +1,8 @@
-"""PEFT's adapter_config.json of LoRA: which modules of the base an adapter changes, and by how much.
+"""PEFT's adapter_config.json of LoRA: which modules of the base it changes, and by how much.
 
-Every field of PEFT 0.21's ``LoraConfig`` is either read here, known to have no effect on what a trained adapter
-computes, or refused by name unless it is off. The same holds for fields that this version of PEFT does not have.
+Every field of PEFT 0.21's ``LoraConfig`` is either read here, known to have no effect on what a
+trained adapter computes, or refused by name unless it is off. A field that PEFT 0.21 does not have
+is refused unless it is off.
 """
 
 from __future__ import annotations
@@ -15,18 +16,21 @@ from lit_llm.errors import UserError
 from lit_llm.models.huggingface import read_json
 
 _READ = {
-    "peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "use_rslora",
-    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
-    "modules_to_save", "ensure_weight_tying", "bias", "init_lora_weights",
+    "peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout",
+    "use_rslora", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+    "rank_pattern", "alpha_pattern", "modules_to_save", "ensure_weight_tying", "bias",
+    "init_lora_weights",
 }  # fmt: skip
-# Facts about the file, how a base's weights are laid out, and settings of ways to start or to train: the tensors of a
-# trained adapter mean the same whatever these say. `init_lora_weights` decides whether the ways to start were used.
+# Facts about the file, how the base's weights are laid out, and settings of initialisations: the
+# tensors of a trained adapter mean the same whatever these say. `init_lora_weights` says whether
+# one of the initialisations was used.
 _WITHOUT_EFFECT = {
-    "auto_mapping", "peft_version", "revision", "inference_mode", "runtime_config", "fan_in_fan_out", "megatron_core",
-    "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size",
+    "auto_mapping", "peft_version", "revision", "inference_mode", "runtime_config",
+    "fan_in_fan_out", "megatron_core", "loftq_config", "eva_config", "corda_config",
+    "lora_ga_config", "qalora_group_size",
 }  # fmt: skip
-# Starts from the base as it is. The others subtract something from the base's weights, so that what was trained fits a
-# base that the adapter's directory does not hold.
+# Initialisations that leave the base as it is. The others change the base's weights, and the
+# adapter's directory does not hold the changed base.
 _PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 _ALL_LINEAR = "all-linear"
 
@@ -116,9 +120,9 @@ class AdapterConfig:
         return isinstance(self.targets, str) and self.targets.lower() == _ALL_LINEAR
 
     def adapts(self, module: str) -> bool:
-        """Whether the module of this name has an update: ``check_target_module_exists`` of peft/tuners/tuners_utils.py.
+        """Whether the module of this name, a linear layer or an embedding, has an update.
 
-        Only linear layers and embeddings are asked for.
+        As ``check_target_module_exists`` in peft/tuners/tuners_utils.py.
         """
         if self.excluded and _named(module, self.excluded):
             return False
@@ -136,7 +140,8 @@ class AdapterConfig:
         return found is not None and int(found.groups()[-1]) in self.layers
 
     def saves(self, module: str) -> bool:
-        """Whether the module of this name is trained whole: ``_set_trainable`` of peft/utils/other.py."""
+        """Whether the module of this name is trained whole: see ``_set_trainable`` in
+        peft/utils/other.py."""
         return any(module.endswith(name) for name in self.saved)
 
     def rank_of(self, module: str) -> int:
@@ -174,7 +179,8 @@ def _refuse_other_kinds(content: dict[str, Any], file: Path) -> None:
     if (start.lower() if isinstance(start, str) else start) not in _PLAIN_STARTS:
         raise UserError(
             f"{file}: init_lora_weights={start!r} changes the base's weights and is not supported; "
-            "convert the adapter by PEFT: save_pretrained(DIR, path_initial_model_for_weight_conversion=...)"
+            "convert the adapter in PEFT: save_pretrained(DIR, "
+            "path_initial_model_for_weight_conversion=...)"
         )
     for key, value in content.items():
         if key in _READ or key in _WITHOUT_EFFECT or not value:

@@ -29,10 +29,12 @@ class Adapter:
     """Updates read from a PEFT directory.
 
     Attributes:
-        config: how they were trained; ``rank`` and ``alpha`` are those of layers that no pattern names.
+        config: how they were trained; ``rank`` and ``alpha`` are those of layers that no pattern
+            names.
         updates: A (rank, in), B (out, rank), float32, and alpha, by the name of our layer.
-        weights: by our name, values that take the place of the base's: modules that were trained whole, and updates
-            of modules that are no linear layers of a block, added to the base's weight.
+        weights: values that take the place of the base's, by our name: modules that were trained
+            whole, and the base's weight plus the update for modules that are no linear layers of a
+            block.
         untied: whether head and embedding, tied in the base, are two matrices.
     """
 
@@ -45,11 +47,12 @@ class Adapter:
 def read_adapter(model: Transformer, folder: str | Path) -> Adapter:
     """The updates of a PEFT directory for ``model``, which computes with them what PEFT does.
 
-    An update of a layer that is several of ours becomes one of each: B's rows are theirs, A is copied.
+    An update of a layer that is several of ours becomes one of each: B's rows are shared out, A is
+    copied.
 
     Raises:
-        UserError: no such adapter; one of another kind than LoRA; tensors that are missing, without a place in the
-            model or of another shape.
+        UserError: no such adapter; one of another kind than LoRA; tensors that are missing, without
+            a place in the model or of another shape.
     """
     return _Reader(model, Path(folder).expanduser()).read()
 
@@ -64,7 +67,7 @@ def layout_without_updates(model: Transformer) -> Layout:
 
 
 def adaptable(model: Transformer, layout: Layout) -> Iterator[tuple[str, Slot, list[nn.Linear]]]:
-    """Name, slot and our layers for each of the family's linear layers in the blocks that can have updates."""
+    """Name, slot and our layers of each of the family's linear layers that can have updates."""
     for name, slot in layout.slots.items():
         modules = [ours.rpartition(".")[0] for ours in slot.ours]
         if name.endswith(".weight") and all(
@@ -97,7 +100,8 @@ class _Reader:
             raise UserError(f"{self.folder}: tensor {name}: PEFT's begin with {_PREFIX}")
         if found := _FACTOR.fullmatch(inner):
             module, linear, embedding = found.groups()
-            # An embedding's A is (rank, vocabulary) and its B (width, rank): B A is the weight's update transposed.
+            # An embedding's A is (rank, vocabulary) and its B (width, rank): the product B A is
+            # the update of the transposed weight.
             self.factors.setdefault(module, {})[linear or f"embedding_{embedding}"] = tensor
         else:
             self.whole[inner.replace(".base_layer.", ".")] = tensor
@@ -147,8 +151,8 @@ class _Reader:
         tied = set(map(self._spelled, self._embedding_modules())) if config.keep_tied else set()
         if odd := [m for m in self.factors if not config.adapts(m) and m not in tied]:
             raise UserError(
-                f"{self.folder}: it has updates of {_some(odd)}, which {file} does not adapt: see target_modules, "
-                "exclude_modules, layers_to_transform and modules_to_save"
+                f"{self.folder}: it has updates of {_some(odd)}, which {file} does not adapt: see "
+                "target_modules, exclude_modules, layers_to_transform and modules_to_save"
             )
         modules = {self._spelled(name.removesuffix(".weight")): name.removesuffix(".weight")
                    for name in self.layout.slots if name.endswith(".weight")}  # fmt: skip
@@ -164,19 +168,20 @@ class _Reader:
             ]
             if absent:
                 raise UserError(
-                    f"{self.folder}: the adapter is not whole: {file} adapts {_some(absent)}, and there is no tensor "
-                    "of it"
+                    f"{self.folder}: the adapter is not whole: {file} adapts {_some(absent)}, "
+                    "and there is no tensor of it"
                 )
         for end in config.saved:
             if not any(name.rpartition(".")[0].endswith(end) or f".{end}." in f".{name}"
                        for name in self.whole):  # fmt: skip
                 raise UserError(
-                    f"{self.folder}: the adapter is not whole: {file} saves {end} (modules_to_save), and there is no "
-                    "tensor of it"
+                    f"{self.folder}: the adapter is not whole: {file} saves {end} "
+                    "(modules_to_save), and there is no tensor of it"
                 )
 
     def _spelled(self, module: str) -> str:
-        """A module's name as the adapter has it: one of a model without a head leaves out the first part."""
+        """A module's name as the adapter has it: without the first part where it is an adapter of a
+        model without a head."""
         short = any(f"{name}.weight" not in self.layout.slots for name in self.factors)
         return module.partition(".")[2] if short and "." in module else module
 
@@ -185,7 +190,7 @@ class _Reader:
                 if slot.ours[0] in _EMBEDDINGS}  # fmt: skip
 
     def _touches_embeddings(self) -> bool:
-        """Whether head or embedding has an update or a copy of its own: PEFT then changes one without the other."""
+        """Whether head or embedding has an update or a copy of its own: in PEFT the other stays."""
         return any(
             self.config.saves(module) or module in self.factors
             for module in map(self._spelled, self._embedding_modules())
@@ -224,8 +229,8 @@ class _Reader:
         """A and B have the rank that the config says and the widths of the model's layer."""
         if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank:
             raise UserError(
-                f"{self.folder}: {module} has lora_A {tuple(a.shape)} and lora_B {tuple(b.shape)}; adapter_config.json "
-                f"says rank {rank} (r, rank_pattern)"
+                f"{self.folder}: {module} has lora_A {tuple(a.shape)} and lora_B "
+                f"{tuple(b.shape)}; adapter_config.json says rank {rank} (r, rank_pattern)"
             )
         shape = self.layout.shape(slot)
         out_features, in_features = reversed(shape) if turned else shape
@@ -234,7 +239,8 @@ class _Reader:
             raise self._another_base(found, f"(out {out_features}, in {in_features})")
 
     def _put(self, adapter: Adapter, slot: str, value: Tensor, added: bool = False) -> None:
-        """Put the family's tensor ``value`` into ``adapter.weights``, or add it to what is there or in the base."""
+        """Put the family's tensor ``value`` into ``adapter.weights``; with ``added``, added to what
+        is there or in the base."""
         weights = adapter.weights
         for ours, member, part in self.layout.split(slot, value):
             if member is None:
@@ -247,7 +253,7 @@ class _Reader:
                 stack[member] = stack[member].float() + part if added else part
 
     def _keep_tied(self, adapter: Adapter) -> None:
-        """One matrix for both: PEFT writes head and embedding where it saves the embedding of a tied model."""
+        """Keep one matrix for both: PEFT saves the head too where it saves a tied embedding."""
         head = adapter.weights.pop("head.weight", None)
         if head is None:
             return
@@ -255,7 +261,8 @@ class _Reader:
         # Allowing for the rounding of their updates, which are each other's transposed.
         if not torch.allclose(head.float(), embedding.float(), atol=1e-4):
             raise UserError(
-                f"{self.folder}: it holds a head and an embedding that differ, for a model where they are tied"
+                f"{self.folder}: it holds a head and an embedding that differ, for a model where "
+                "they are tied"
             )
 
     def _another_base(self, found: str, wanted: object) -> UserError:

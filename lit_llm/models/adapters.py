@@ -1,6 +1,6 @@
-"""PEFT's adapter directories: written from a model's LoRA updates, put onto a model, several kept side by side.
+"""PEFT's adapter directories: written from a model, put onto a model, several kept side by side.
 
-`adapter_config` reads what adapter_config.json says, `adapter_reader` finds a place for every tensor.
+`adapter_config` reads adapter_config.json, `adapter_reader` finds the place of every tensor.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ def save_adapter(
 ) -> None:
     """Write the updates as PEFT does: adapter_config.json and adapter_model.safetensors.
 
-    Where the family keeps several of our layers as one, their updates become one of as many times the rank: A holds
-    theirs one above the other, B theirs along the diagonal. Updates that share one A stay one of their rank.
+    Where the family keeps several of our layers as one, their updates become one of as many times
+    the rank: A holds theirs one above the other, B theirs along the diagonal. Updates that share
+    one A become one update of their rank.
 
     Args:
         model: has been through ``apply_lora`` or ``load_adapter``.
@@ -39,7 +40,8 @@ def save_adapter(
         state_dict: updates to write in place of the model's own, under the same names.
 
     Raises:
-        UserError: the model has no updates, has replaced weights besides, or is of no Hugging Face family.
+        UserError: the model has no updates, has replaced weights besides, or is of no Hugging Face
+            family.
     """
     from safetensors.torch import save_file
 
@@ -48,8 +50,8 @@ def save_adapter(
         raise UserError("the model has no LoRA updates to save")
     if model.replaced:
         raise UserError(
-            f"the loaded adapter replaced whole weights ({', '.join(model.replaced[:4])}), which are not written as an "
-            "adapter: merge_lora(model) and save the model"
+            f"the loaded adapter replaced whole weights ({', '.join(model.replaced[:4])}), which "
+            "are not written as an adapter: merge_lora(model) and save the model"
         )
     layout = layout_without_updates(model)
     if layout.family is None:
@@ -78,7 +80,7 @@ def save_adapter(
 def _joined(
     linears: list[nn.Linear], names: list[str], state: dict[str, Tensor]
 ) -> tuple[Tensor, list[Tensor], float]:
-    """A, B's rows for each layer, and the scale of one update that is the layers' updates together."""
+    """A, B's rows for each layer, and the scale, of one update that is all the layers' updates."""
     updates = [
         (i, state[f"{names[i]}lora_a"], state[f"{names[i]}lora_b"], layer.scale)
         for i, layer in enumerate(linears)
@@ -120,10 +122,11 @@ def _write_config(
         if not math.isclose(alpha, config.alpha):
             alphas[name] = alpha
     content: dict[str, Any] = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": config.rank,
-        "lora_alpha": config.alpha, "lora_dropout": config.dropout, "target_modules": sorted(targets), "bias": "none",
-        "fan_in_fan_out": False, "inference_mode": True, "use_rslora": config.rank_stabilized,
-        **({"rank_pattern": ranks} if ranks else {}), **({"alpha_pattern": alphas} if alphas else {}),
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base,
+        "r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout,
+        "target_modules": sorted(targets), "bias": "none", "fan_in_fan_out": False,
+        "inference_mode": True, "use_rslora": config.rank_stabilized,
+        "rank_pattern": ranks, "alpha_pattern": alphas,
     }  # fmt: skip
     (folder / "adapter_config.json").write_text(
         json.dumps(content, indent=2) + "\n", encoding="utf-8"
@@ -133,8 +136,8 @@ def _write_config(
 def load_adapter(model: Transformer, folder: str | Path) -> None:
     """Put the updates of a PEFT directory beside the model's layers, in place, and freeze the model.
 
-    Weights that the adapter holds whole (PEFT's ``modules_to_save``, updates of embedding, head and experts) take the
-    base's place. Raises as `read_adapter`.
+    Weights that the adapter replaces as a whole (PEFT's ``modules_to_save``, and updates of
+    embedding, head and experts) take the base's place. Raises as `read_adapter`.
     """
     adapter = read_adapter(model, folder)
     model.requires_grad_(False)

@@ -122,7 +122,10 @@ def _naming(file: Path) -> Iterator[None]:
 def _weight_files(folder: Path) -> list[Path]:
     """The files that hold the folder's weights, of several kinds those that transformers takes.
 
-    Others that lie beside them, left by an earlier save, are named in a warning. Raises UserError where one is missing.
+    Others that lie beside them, left by an earlier save, are named in a warning.
+
+    Raises:
+        UserError: one is missing.
     """
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{name}.index.json"
@@ -151,8 +154,8 @@ def _say_unused(folder: Path, used: set[str]) -> None:
     names = {file.name for file in folder.iterdir() if _WEIGHT_FILE.fullmatch(file.name)} - used
     if names:
         _warn_once(
-            f"{folder}: the weights are read from {_some(sorted(used))}, as transformers does; not used: "
-            f"{_some(sorted(names))}"
+            f"{folder}: the weights are read from {_some(sorted(used))}, as transformers does; "
+            f"not used: {_some(sorted(names))}"
         )
 
 
@@ -162,7 +165,9 @@ def _warn_once(message: str) -> None:
 
 
 def pretrained_config(folder: Path) -> TransformerConfig:
-    """The shape of the model in a Hugging Face directory; head and embedding are tied as `load_pretrained` has them.
+    """The shape of the model in a Hugging Face directory.
+
+    Head and embedding are tied as in the model that `load_pretrained` makes of it.
 
     Raises:
         UserError: as `config_from_hf`.
@@ -173,8 +178,8 @@ def pretrained_config(folder: Path) -> TransformerConfig:
 def _config_and_family(folder: Path) -> tuple[TransformerConfig, str | None]:
     """The config, and the family whose names the weights have; None for ours.
 
-    Where config.json ties the head to the embedding and the weights hold two that differ, they stay two, with a
-    warning, as in transformers (``PreTrainedModel.tie_weights``).
+    Where config.json ties the head to the embedding and the weights hold two that differ, they stay
+    two, with a warning, as in transformers (``PreTrainedModel.tie_weights``).
     """
     hf = read_json(folder / "config.json")
     config = config_from_hf(hf, str(folder / "config.json"))
@@ -189,7 +194,7 @@ def _config_and_family(folder: Path) -> tuple[TransformerConfig, str | None]:
 
 
 def _head_differs(folder: Path, config: TransformerConfig, family: str | None) -> bool:
-    """Whether the weights hold a head that is not the embedding. A directory without weights holds none."""
+    """Whether the weights hold a head that is not the embedding; without weights they do not."""
     layout = _ends(config, family)
     try:
         files = iter_tensors(folder, lambda name: layout.find(name) is not None)
@@ -305,11 +310,9 @@ def save_pretrained(
             filled = size(name)
         shards[-1].append(name)
     metadata = {"format": "pt"}
-    for (
-        file
-    ) in folder.iterdir():  # what is left of an earlier save would be read in place of this one
-        if _WEIGHT_FILE.fullmatch(file.name) and "safetensors" in file.name:
-            file.unlink()
+    for left in folder.iterdir():  # an earlier save's would be read in place of these
+        if _WEIGHT_FILE.fullmatch(left.name) and "safetensors" in left.name:
+            left.unlink()
     if len(shards) == 1:
         save_file({name: saved(name) for name in shards[0]}, folder / "model.safetensors", metadata)
         return

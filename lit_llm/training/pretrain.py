@@ -73,9 +73,9 @@ class PretrainModule(L.LightningModule):
     Subclass by overriding ``compute_loss`` (another objective) or ``build_model`` (another network).
 
     Args:
-        transformer: a preset's name, fields of `TransformerConfig` (``preset`` among them names one to start from), or
-            a `TransformerConfig`. vocab_size and max_seq_len come from the data unless given; a `TransformerConfig`
-            gives them.
+        transformer: a preset's name, fields of `TransformerConfig` (``preset`` among them names one
+            to start from), or a `TransformerConfig`. vocab_size and max_seq_len come from the data
+            unless given; a `TransformerConfig` gives them.
         init_from: Hugging Face directory or GGUF file to start from instead of random weights; ``transformer`` is then
             its config. See `locate`.
         optimizer: "muon_adamw" (Muon for the matrices), "adamw", or bitsandbytes' "adamw_8bit" or "paged_adamw_8bit".
@@ -542,7 +542,7 @@ class PretrainModule(L.LightningModule):
 
 
 def _fields(transformer: str | dict[str, Any] | TransformerConfig) -> dict[str, Any]:
-    """As `TransformerConfig.from_dict` takes them; what is None in a config is left open for the data to decide."""
+    """As `TransformerConfig.from_dict` takes them; what is None in a config, the data decides."""
     if isinstance(transformer, TransformerConfig):
         return {key: value for key, value in transformer.to_dict().items() if value is not None}
     return {"preset": transformer} if isinstance(transformer, str) else dict(transformer)
