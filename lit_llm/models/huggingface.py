@@ -318,9 +318,9 @@ def save_pretrained(
         return
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file({name: saved(name) for name in names}, folder / file, metadata)
-        weight_map |= dict.fromkeys(names, file)
+        shard = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file({name: saved(name) for name in names}, folder / shard, metadata)
+        weight_map |= dict.fromkeys(names, shard)
     index = {
         "metadata": {"total_size": sum(size(name) for name in layout.slots)},
         "weight_map": weight_map,

@@ -8,10 +8,23 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.core.mixins import HyperparametersMixin
 from lightning.pytorch.utilities.parsing import collect_init_args
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lit_llm.models.checkpoint import SETTINGS
+
+_PLAIN = (bool, int, float, str, bytes, torch.Tensor, torch.dtype, torch.device)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether ``torch.load`` reads the value with ``weights_only``."""
+    if isinstance(value, Mapping):
+        return all(_is_plain(key) and _is_plain(inner) for key, inner in value.items())
+    if type(value) in (list, tuple, set):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in _PLAIN
 
 
 class SavedSettings:
@@ -45,6 +58,14 @@ class SavedSettings:
     ) -> None:
         """Put ``hparams`` into ``checkpoint``, with the values in ``changed``."""
         settings = {**hparams, **changed}
+        if odd := [name for name, value in settings.items() if not _is_plain(value)]:
+            # Lightning collects a subclass's own arguments too, and a checkpoint that holds such a
+            # value could not be resumed: it is read with weights_only.
+            rank_zero_warn(
+                f"the checkpoint does not hold {', '.join(odd)}, which is no plain value: give it "
+                "again to load_from_checkpoint"
+            )
+            settings = {name: value for name, value in settings.items() if name not in odd}
         checkpoint["hyper_parameters"] = {
             name: value for name, value in settings.items() if name not in self._not_given
         }

@@ -427,6 +427,27 @@ def test_a_subclass_with_its_own_arguments_opens_its_checkpoint(
     assert isinstance(again.network, Transformer)
 
 
+class HoldsAThing(PretrainModule):
+    def __init__(self, thing: Any):
+        super().__init__(TINY, **ADAMW)
+        self.thing = thing
+
+
+def test_an_argument_that_is_no_plain_value_does_not_stop_a_resume(
+    tmp_path: Path, corpus: Path
+) -> None:
+    thing = torch.nn.Identity()
+    with pytest.warns(UserWarning, match="the checkpoint does not hold thing"):
+        trainer(tmp_path, callbacks=[Checkpoint()], max_steps=1).fit(
+            HoldsAThing(thing), data(corpus)
+        )
+    run = trainer(tmp_path, callbacks=[Checkpoint()], max_steps=2)
+    run.fit(HoldsAThing(thing), data(corpus), ckpt_path="last")
+    assert run.global_step == 2
+    file = run.checkpoint_callback.last_model_path
+    assert HoldsAThing.load_from_checkpoint(file, thing=thing).config == run.lightning_module.config
+
+
 class SavesItsSettings(PretrainDataModule):
     def __init__(self, tokens: float = 1e3, global_batch_tokens: int | None = None, **kwargs: Any):
         super().__init__(tokens=tokens, global_batch_tokens=global_batch_tokens, **kwargs)
