@@ -43,6 +43,7 @@ class TokenDataModule(L.LightningDataModule, ABC):
 
     order: Order
     steps: int
+    _derived_from: int | None = None  # the micro-batch that batch and steps belong to
     _resumed_at = 0  # the step of the checkpoint that is being gone on from
 
     def __init__(
@@ -126,7 +127,7 @@ class TokenDataModule(L.LightningDataModule, ABC):
     def follow_micro_batch(self) -> None:
         """Derive batch and steps anew where ``micro_batch_size`` has been changed since, as by
         Lightning's BatchSizeFinder."""
-        if self.micro_batch_size != self._derived_from:
+        if self._derived_from not in (None, self.micro_batch_size):
             self.global_batch_tokens = self._given_batch
             self.derive_accumulation()
             self.setup_training()

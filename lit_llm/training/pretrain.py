@@ -292,8 +292,8 @@ class PretrainModule(L.LightningModule):
             p.dtype == torch.float16 for p in self.network.parameters() if p.requires_grad
         ):
             raise UserError(
-                "trainer.precision=16-true: Adam's squared gradients are 0 in float16, and the "
-                "weights are lost; set 16-mixed or bf16-true"
+                "trainer.precision=16-true: float16 is too narrow for the optimizer's squared "
+                "gradients, and the weights are lost; set 16-mixed or bf16-true"
             )
         optimizer: torch.optim.Optimizer
         if hp["optimizer"] == "muon_adamw":
