@@ -38,7 +38,7 @@ def choose(
     sequences = max(1, round(batch_tokens / setup.seq_len))
     tensor = 1
     # Quantised weights are not sharded: every GPU has a copy.
-    while setup.quantize is None and gpus / tensor > sequences and tensor < min(NODE, gpus):
+    while setup.quantize is None and gpus / tensor > sequences and 2 * tensor <= min(NODE, gpus):
         tensor *= 2
     room = USABLE * accelerator.memory_bytes
     copies = gpus // tensor

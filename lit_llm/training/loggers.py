@@ -17,11 +17,12 @@ COLUMNS = ["step", "tokens", "train_loss", "val_loss", "val_bits_per_byte", "lr"
 
 
 def _first_step(trainer: Any) -> int | None:
-    """The step from which a fit goes on, 0 for a new one; None without a Trainer.
+    """The step from which a fit goes on, 0 for a new one; None where nobody says.
 
     Lightning hands a logger the module before it restores the step, so the checkpoint is asked.
+    Strategies that shard have not loaded theirs by then.
     """
-    if trainer is None:
+    if trainer is None or trainer.strategy.restore_checkpoint_after_setup:
         return None
     loaded = trainer._checkpoint_connector._loaded_checkpoint or {}
     return int(loaded.get("global_step", trainer.global_step))

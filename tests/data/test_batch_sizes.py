@@ -54,7 +54,6 @@ def test_a_smaller_micro_batch_is_told(caplog: pytest.LogCaptureFixture) -> None
         (8192, 3, "seq_len * devices = 256 * 3 = 768; nearest: 7680 or 8448"),
         (8000, 1, "seq_len * devices = 256 * 1 = 256; nearest: 7936 or 8192"),
         (256, 2, "seq_len * devices = 256 * 2 = 512; nearest: 512"),
-        (0, 2, "nearest: 512"),
     ],
 )
 def test_a_batch_that_no_micro_batch_divides(batch: int, devices: int, said: str) -> None:

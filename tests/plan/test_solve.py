@@ -90,6 +90,12 @@ def test_the_reason_names_what_lora_holds() -> None:
     assert found.memory_gb < 24 and found.checkpoint_gb == 0
 
 
+@pytest.mark.parametrize("gpus", [3, 5, 6, 7, 12])
+def test_matrices_are_not_cut_across_more_gpus_than_there_are(gpus: int) -> None:
+    found = plan(params=1e9, tokens=1e9, gpus=gpus, batch_tokens=4096)
+    assert found.gpus == gpus and "tensor parallel" in found.parallelism
+
+
 def test_a_quantised_base_is_not_sharded() -> None:
     given: dict[str, Any] = {"params": 70e9, "tokens": 1e9, "lora": True}
     small = plan(**given, quantize="nf4", gpus=8)
