@@ -31,8 +31,8 @@ class StepNoise:
         """
         self.stop()  # an interrupted micro-batch had no end
         seed = os.environ.get("PL_GLOBAL_SEED")  # what `seed_everything` was given
-        known = seed is not None and seed.isdecimal()
-        key = (int(seed) if known else torch.initial_seed(), micro_batch, rank)
+        number_given = int(seed) if seed is not None and seed.isdecimal() else torch.initial_seed()
+        key = (number_given, micro_batch, rank)
         number = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
         # torch.cuda and torch.mps have the three functions that torch has for the CPU.
         sources: list[Any] = [torch.random]
