@@ -156,6 +156,6 @@ class MixtureOfExperts(nn.Module):
         if not (self.aux_loss or self.z_loss):
             return None
         tokens, experts = logits_NE.shape
-        balance = experts * (counts_E / tokens * probabilities_NE.mean(0)).sum()
+        balance = experts * (counts_E.float() / tokens * probabilities_NE.mean(0)).sum()
         z = logits_NE.logsumexp(-1).square().mean()
         return self.aux_loss * balance + self.z_loss * z

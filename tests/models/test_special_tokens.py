@@ -167,3 +167,16 @@ def test_messages_with_tools_take_the_template_for_them(trained: Tokenizer, tmp_
     assert chosen.render(talk, True) == ChatFormat(ours).render(talk, True)
     with pytest.raises(UserError, match="takes no 'tools'"):
         chosen.prompt_ids(talk, arguments)
+
+
+def test_tokens_without_rows_in_the_model_are_left_out(trained: Tokenizer, tmp_path: Path) -> None:
+    """Llama's folders often name a [PAD] for which nobody resized the embedding."""
+    new = written(tmp_path, trained, {"pad_token": "[PAD]"})
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": new}))
+    with pytest.warns(
+        UserWarning, match=rf"left out, because the model has {new} rows \(pad_token"
+    ):
+        ours = Tokenizer.from_pretrained(tmp_path)
+    assert ours.vocab_size == new and ours.pad_id is None and ours.eos_id == trained.eos_id
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": new + 1}))
+    assert Tokenizer.from_pretrained(tmp_path).pad_id == new
