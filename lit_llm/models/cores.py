@@ -11,8 +11,8 @@ import platform
 import sys
 from pathlib import Path
 
-SPINS = 2000
-"""How often a waiting thread of libgomp looks again before it sleeps: 40 microseconds on an EPYC.
+SPINS = 3000
+"""How often a waiting thread of libgomp looks again before it sleeps: 60 microseconds on an EPYC.
 
 libgomp's own number is 300,000. A training step waits hundreds of times, and each wait is short
 while no other program runs. But when another program holds the core of the thread that is waited
