@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 from lit_llm.errors import UserError
 
 _OWN = ("help", "config", "print_config")
-_NAMES_BELOW = ("sources", "mixture")  # options whose keys are the user's own names
+# Options whose keys are the user's own names.
+_NAMES_BELOW = ("sources", "mixture", "dict_kwargs", "tags")
 
 
 def with_underscores(args: Sequence[str]) -> list[str]:
@@ -32,7 +33,10 @@ def _with_underscores(arg: str) -> str:
         return arg
     option, equals, value = arg.partition("=")
     parts = option[2:].split(".")
-    ours = next((i + 1 for i, part in enumerate(parts) if part in _NAMES_BELOW), len(parts))
+    ours = next(
+        (i + 1 for i, part in enumerate(parts) if part.replace("-", "_") in _NAMES_BELOW),
+        len(parts),
+    )
     parts[:ours] = [part.replace("-", "_") for part in parts[:ours]]
     return "--" + ".".join(parts) + equals + value
 
@@ -161,7 +165,7 @@ def _checked(file: str, action: argparse.Action, value: Any) -> Any:
 def explain_mistake(message: str, known: Sequence[str] = ()) -> str:
     """jsonargparse's message as one line, with the nearest known key for an unknown one."""
     text = " ".join(message.replace("\n", " ").split())
-    if said := _about_a_class(text):
+    if said := _about_a_class(text) or _about_a_value(text):
         return said
     # A section that may be absent is told as "matches no subtype: <what is wrong> / not None either".
     union = re.search(
@@ -190,8 +194,13 @@ def explain_mistake(message: str, known: Sequence[str] = ()) -> str:
                     )
                 ]
             return f"unknown key {full}" + (f": did you mean {near[0]}?" if near else "")
-    if section and not text.startswith("unknown key"):
+    if section and re.match(
+        r"[\w.]+=.*: must be ", text
+    ):  # said by `_about_a_value`, of a key below
+        text = f"{section}.{text}"
+    elif section and not text.startswith("unknown key"):
         text = f"{section}: {text}"
+    text = text.partition(" - Not a valid subclass of ")[0]
     # The innermost sentence says it; what stands before it repeats the path through nested types.
     text = re.sub(r"^Parser key \"([\w.]+)\": ", r"\1: ", text)
     return text if len(text) < 400 else text[:400] + " ..."
@@ -208,6 +217,32 @@ def _about_a_class(text: str) -> str | None:
     if unknown := re.search(r"Expected a dot import path string: ([^\s{}\[\]]+)(?: |$)", text):
         return f"{key}={unknown[1]}: no such class; give its import path (package.module.Name)"
     return None
+
+
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text",
+          "list": "a list", "dict": "a mapping"}  # fmt: skip
+
+
+def _about_a_value(text: str) -> str | None:
+    """Which key has a value of the wrong kind, and what it takes, out of the types that jsonargparse tried."""
+    key = re.match(r"(?:Parser key \")?([\w.]+)\"?: ", text)
+    value = re.search(
+        r"(?:Got value|Given value): (.*?)(?: - Expected a| Given value type|$)", text
+    )
+    kinds = re.findall(r"Expected a (<class '\w+'>|typing\.Literal\[.*?\])", text)
+    explained = re.search(r"Errors: - (?!\w+: (?:Does|Expected))(?!Expected)", text)
+    if key is None or value is None or not kinds or explained:
+        return None
+    taken: list[str] = []
+    for kind in kinds:
+        if kind.startswith("typing"):
+            taken += re.findall(r"'([^']*)'", kind)
+        elif (name := kind.split("'")[1]) in _KINDS:
+            taken.append(_KINDS[name])
+    if _KINDS["float"] in taken and _KINDS["int"] in taken:
+        taken.remove(_KINDS["int"])
+    inner = re.findall(r"(?:- |\": )(\w+): (?=Expected a|Does not validate)", text)
+    return f"{'.'.join([key[1], *inner])}={value[1]}: must be {' or '.join(dict.fromkeys(taken))}"
 
 
 _UNKNOWN_KEY = (

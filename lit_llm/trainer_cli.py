@@ -47,6 +47,7 @@ from lit_llm.training.loggers import CSVLogger
 from lit_llm.training.neptune_logger import NeptuneLogger
 from lit_llm.training.pretrain import PretrainModule
 from lit_llm.training.strategy import FSDP2Strategy
+from lit_llm.training.trainer_checks import refuse_early_callbacks
 
 _LOGGERS = {
     "CSVLogger": "lit_llm.training.loggers.CSVLogger",
@@ -155,6 +156,8 @@ class TrainerCLI(LightningCLI):
             mine.append(Preflight())
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
+        if isinstance(self.model, PretrainModule):
+            refuse_early_callbacks(given)
         if isinstance(self.datamodule, TokenDataModule):  # others' samples do repeat
             warnings.filterwarnings("ignore", ".*dataloader is not resumable.*")
         accumulates = any(isinstance(c, GradientAccumulationScheduler) for c in given)

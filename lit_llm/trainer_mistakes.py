@@ -48,6 +48,7 @@ def check_settings(verb: str, trainer: Any, data: Any) -> None:
         "gradient_clip_algorithm": trainer.gradient_clip_algorithm is not None
         and clip is None
         and "goes with trainer.gradient_clip_val, which is not set",
+        "max_steps": verb == "fit" and trainer.max_steps == 0 and unused,
         "val_check_interval": interval in (0, 0.0)
         and "must be above 0: data.validate_every=0 validates at the end only, "
         "trainer.limit_val_batches=0 never",
@@ -95,6 +96,8 @@ def explain(error: Exception) -> Exception | None:
         return mistake
     text = " ".join(str(error).split())
     if isinstance(error, MisconfigurationException) or _raised_by_lightning(error):
+        if text.startswith("Field batch_size not found"):
+            text += " BatchSizeFinder's argument is batch_arg_name=micro_batch_size here."
         return UserError(text)
     if (package := type(error).__module__.partition(".")[0]) in _LOGGING:
         return UserError(f"{package}: {text}")

@@ -124,6 +124,8 @@ def test_hyphens_for_underscores() -> None:
         ("--data.mixture.my-texts=1", "--data.mixture.my-texts=1"),
         ("--data.init-args.sources.a-b", "--data.init_args.sources.a-b"),
         ("--trainer.callbacks+=a-b", "--trainer.callbacks+=a-b"),
+        ("--trainer.logger.dict-kwargs.a-b=1", "--trainer.logger.dict_kwargs.a-b=1"),
+        ("--trainer.logger.tags.a-b=1", "--trainer.logger.tags.a-b=1"),
         ("a-value", "a-value"),
         ("-1e-3", "-1e-3"),
     ],

@@ -153,7 +153,12 @@ def test_a_fit_and_what_lies_in_its_folder(
         (["--data.seq_lenn", "3"], ["unknown key", "data.seq_lenn", "seq_len"]),
         (["--trainer.max_stepz", "3"], ["unknown key", "max_stepz", "trainer.max_steps"]),
         (["--modell", "x"], ["unknown key modell", "did you mean model?"]),
-        (["--data.seq_len", "many"], ["seq_len", "many"]),
+        (["--data.seq_len", "many"], ["data.seq_len=many: must be a whole number"]),
+        (["--data.tokens", "nan"], ["data.tokens=nan: must be a number"]),
+        (["--model.attention", "foo"], ["model.attention=foo: must be sdpa or ", " or auto"]),
+        (["--checkpoint.keep_last", "x"], ["checkpoint.keep_last=x: must be a whole number"]),
+        (["--trainer.limit_val_batches", "x"], ["trainer.limit_val_batches=x: must be a number"]),
+        (["--model.init_from", ""], ["model.init_from is empty text"]),
         (["--trainer.max_steps", "1.5"], ["trainer.max_steps", "1.5"]),
         (["--data.micro_batch_size", "0"], ["data.micro_batch_size=0: must be from 1"]),
         (

@@ -34,6 +34,7 @@ from lit_llm.training.callbacks.borders import (
     logs_now,
     number_as_lightning_does,
     number_by_steps_done,
+    planned_steps,
 )
 from lit_llm.training.eight_bit import CLASSES, build_eight_bit
 from lit_llm.training.from_data import take_from_checkpoint, take_from_data
@@ -51,7 +52,7 @@ from lit_llm.training.resume_policy import check_architecture, check_checkpoint
 from lit_llm.training.saved_settings import SavedSettings
 from lit_llm.training.schedules import Schedule, StepSchedule, keep_settings, lr_multiplier
 from lit_llm.training.step_loss import LossMean, StepLoss
-from lit_llm.training.trainer_checks import check_reuse, refuse_early_copies
+from lit_llm.training.trainer_checks import check_reuse, refuse_early_callbacks
 
 RANGES: dict[str, Range] = {
     "learning_rate": positive(1e3), "weight_decay": Range(0, 1e3), "warmup": Range(0, 1),
@@ -134,6 +135,8 @@ class PretrainModule(L.LightningModule):
         self.fields: dict[str, Any] = _fields(transformer)
         if not isinstance(transformer, str):
             self.hparams["transformer"] = dict(self.fields)
+        if init_from == "":
+            raise UserError("model.init_from is empty text: give a folder, or leave it out")
         if init_from is not None:
             self.fields = TransformerConfig.from_pretrained(init_from).to_dict()
         TransformerConfig.from_dict(self.fields)  # a mistake is told now, before any data is made
@@ -220,7 +223,8 @@ class PretrainModule(L.LightningModule):
         if self._trainer is not None:
             number_by_steps_done(self._trainer, self._steps_done)
             if self.model is None:
-                refuse_early_copies(self._trainer)
+                callbacks = self._trainer.callbacks  # type: ignore[attr-defined]
+                refuse_early_callbacks(callbacks)
         self._check_horizon()
         # A network that is there must fit the data as it is.
         fields = self.fields if self.model is None else self.config.to_dict()
@@ -274,10 +278,11 @@ class PretrainModule(L.LightningModule):
         tokens, batch = self._horizon["tokens"], self._horizon["global_batch_tokens"]
         if tokens is not None and batch is not None:
             return -(-int(tokens) // batch)
-        if self.trainer.max_steps > 0:
-            return self.trainer.max_steps
+        if (steps := planned_steps(self.trainer)) is not None:
+            return steps
         raise UserError(
-            "give model.tokens and model.global_batch_tokens, or trainer.max_steps: the schedule needs a horizon"
+            "give model.tokens and model.global_batch_tokens, or trainer.max_steps: the schedule "
+            "needs a horizon, and the data has no length"
         )
 
     def default_learning_rate(self) -> float:

@@ -352,7 +352,7 @@ def test_what_may_not_be_read(build: Build, forbidding: Path) -> None:
         ("max_bad_fration: 0.1", "unknown key max_bad_fration: did you mean max_bad_fraction?"),
         ("dedup:\n  treshold: 0.5", "unknown key dedup.treshold: did you mean dedup.threshold?"),
         ("sources:\n- name: a\n  path: x", "unknown key path: did you mean sources.paths?"),
-        ("workers: many", "workers: Expected a <class 'int'>"),
+        ("workers: many", "workers=many: must be a whole number"),
         ("part_bytes: 0", "part_bytes: 0 is not at least 1"),
         ("sources: [a", "line 2: broken YAML"),
         ("a: \0", "broken YAML (unacceptable character #x0000"),

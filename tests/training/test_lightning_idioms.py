@@ -29,10 +29,12 @@ from lit_llm import (
     CSVLogger,
     PretrainDataModule,
     PretrainModule,
+    ProgressBar,
     Transformer,
     UserError,
 )
 from lit_llm.models.checkpoint import load_model
+from lit_llm.training.callbacks.borders import planned_steps
 
 ADAMW: dict[str, Any] = {"optimizer": "adamw", "compile": False}
 SMALL = {**TINY, "vocab_size": 20, "max_seq_len": 8}
@@ -92,6 +94,28 @@ def test_noise_is_the_micro_batchs_own_after_a_resume(tmp_path: Path) -> None:
     torch.rand(7)
     second = fit("run", 6, tmp_path / "run" / "checkpoints" / "step-00000004.ckpt")
     assert first.noise + second.noise == whole.noise
+
+
+@pytest.mark.parametrize(("epochs", "limit", "steps"), [(3, -1, 6), (3, 5, 5), (-1, 7, 7)])
+def test_steps_of_all_epochs_of_a_users_loader_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], epochs: int, limit: int, steps: int
+) -> None:
+    """16 rows are two steps an epoch."""
+    callbacks = [bar := ProgressBar(seconds=0), checkpoint := Checkpoint()]
+    run = trainer(tmp_path, max_epochs=epochs, max_steps=limit, accumulate_grad_batches=2,
+                  callbacks=callbacks, log_every_n_steps=1)  # fmt: skip
+    run.fit(Notes(SMALL, **ADAMW), DataLoader(bare_rows(), batch_size=4))
+    assert run.global_step == steps and planned_steps(run) == steps
+    said = capsys.readouterr().err
+    assert f"step 0 to {steps}," in said and f"step {steps}/{steps}" in said
+    assert checkpoint._interval == 50 and bar._total == steps
+
+
+def test_a_metric_that_is_not_logged_makes_no_best(tmp_path: Path, corpus: Path) -> None:
+    run = trainer(tmp_path, callbacks=[Checkpoint(monitor="val_los")], limit_val_batches=1)
+    with pytest.warns(UserWarning, match=r"monitor=val_los: no such metric.*val_loss"):
+        run.fit(PretrainModule(TINY, **ADAMW), data(corpus))
+    assert run.checkpoint_callback.best_model_path == ""
 
 
 def test_random_streams_of_others_are_left_alone(tmp_path: Path) -> None:

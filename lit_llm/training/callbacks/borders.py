@@ -17,6 +17,12 @@ def at_border(trainer: L.Trainer, batch_idx: int) -> bool:
     )  # Lightning steps on an epoch's last batch
 
 
+def planned_steps(trainer: L.Trainer) -> int | None:
+    """The optimizer step at which the run ends, over all epochs; None where nothing sets an end."""
+    steps = trainer.estimated_stepping_batches  # -1: batches without a number, and no max_steps
+    return None if steps == float("inf") or steps < 0 else int(steps)
+
+
 def logs_now(trainer: L.Trainer) -> bool:
     """Whether the Trainer logs the optimizer step just done."""
     every = _log_every(trainer)  # 0: never, as Lightning has it

@@ -19,12 +19,12 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lit_llm.errors import Preempted, UserError
 from lit_llm.models.parts import Divided, discard, part_of, put, write_share
 from lit_llm.training.callbacks.background import Snapshots, Writer, write
-from lit_llm.training.callbacks.borders import count_steps
+from lit_llm.training.callbacks.borders import count_steps, planned_steps
 from lit_llm.training.callbacks.checkpoint_answers import CheckpointAnswers
 from lit_llm.training.callbacks.checkpoint_folder import (
     checkpoints,
@@ -106,6 +106,7 @@ class Checkpoint(CheckpointAnswers):
         self._unchanged: int | None = None  # since which step, as it is written
         self._saved_step = -1
         self._trained = False
+        self._told_of_monitor = False
         self._interval = 0
         self._first_step = 0
         self._unscored = False  # a validation has ended whose weights are not saved yet
@@ -148,10 +149,8 @@ class Checkpoint(CheckpointAnswers):
             self._signals.catch(trainer, signal.SIGINT)
         self._interval = self.every_steps or 0
         if self.every_steps is None:
-            steps = trainer.num_training_batches / trainer.accumulate_grad_batches
-            if trainer.max_steps > 0:
-                steps = min(steps, trainer.max_steps)
-            self._interval = max(50, int(steps // 20)) if steps != float("inf") else 1000
+            steps = planned_steps(trainer)
+            self._interval = 1000 if steps is None else max(50, steps // 20)
         if trainer.is_global_zero and self.folder.is_dir():
             tidy(self.folder)
             for file in checkpoints(self.folder):
@@ -345,7 +344,16 @@ class Checkpoint(CheckpointAnswers):
 
     def _save_best(self, trainer: L.Trainer) -> None:
         self._unscored = False
-        if self.monitor is None or self.monitor not in trainer.callback_metrics:
+        if self.monitor is None:
+            return
+        if self.monitor not in trainer.callback_metrics:
+            if not self._told_of_monitor:
+                self._told_of_monitor = True
+                logged = ", ".join(sorted(trainer.callback_metrics)) or "none"
+                rank_zero_warn(
+                    f"checkpoint.monitor={self.monitor}: no such metric was logged, so there is no "
+                    f"best.ckpt; logged: {logged}"
+                )
             return
         # The first rank's value: ranks that disagreed would wait for each other in the save.
         score = float(trainer.strategy.broadcast(float(trainer.callback_metrics[self.monitor])))
