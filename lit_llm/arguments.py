@@ -150,6 +150,8 @@ def _checked(file: str, action: argparse.Action, value: Any) -> Any:
             if not isinstance(item, (str, int, float)) or isinstance(item, bool):
                 raise ValueError
             converted.append(convert(str(item)))
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"{where}: {error}") from None
         except ValueError:
             kind = getattr(convert, "__name__", "value")
             raise UserError(

@@ -18,9 +18,10 @@ from lit_llm.corpus.licensing import LicenseFilter
 from lit_llm.corpus.normalize import Normalize
 from lit_llm.corpus.optout import OptOut
 from lit_llm.corpus.privacy import RedactPII
+from lit_llm.corpus.ranges import RANGES, check_build
 from lit_llm.corpus.sources import Source
 from lit_llm.corpus.spdx import GROUPS
-from lit_llm.errors import UserError
+from lit_llm.ranges import check_ranges
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,7 @@ class MixtureSettings:
     tokens: float | None = None
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0 or self.max_epochs <= 0:
-            raise UserError("mixture: temperature and max_epochs must be above 0")
+        check_ranges(vars(self), RANGES["mixture"], "mixture.")
 
 
 def _any_language() -> GopherQuality:
@@ -136,14 +136,7 @@ class CorpusConfig:
     part_bytes: int = 32_000_000
 
     def __post_init__(self) -> None:
-        if not 0 <= self.validation_fraction < 1:
-            raise UserError(f"validation_fraction: {self.validation_fraction} is not in [0, 1)")
-        if not 0 <= self.max_bad_fraction <= 1:
-            raise UserError(f"max_bad_fraction: {self.max_bad_fraction} is not in [0, 1]")
-        if self.workers is not None and self.workers < 1:
-            raise UserError(f"workers: {self.workers} is not at least 1")
-        if self.part_bytes < 1:
-            raise UserError(f"part_bytes: {self.part_bytes} is not at least 1")
+        check_build(self)
 
     def blocks(self) -> tuple[Block, ...]:
         """The steps that look at one document, in the order in which they run: cheap and lawful ones first."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lit_llm.arguments import Parser, run_command
 from lit_llm.corpus.extra import corpus_extra
 from lit_llm.errors import UserError, check_no_link_to_nothing
+from lit_llm.ranges import VOCAB_SIZE, Number, Range, positive
 from lit_llm.streams import json_text, say
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ USAGE = """usage: lit_llm tokenizer COMMAND ...
 
 lit_llm tokenizer COMMAND --help lists its keys."""
 _MEGABYTE = 1_000_000
+RANGES: dict[str, Range] = {"vocab_size": VOCAB_SIZE, "sample_mb": positive(1e6)}
+"""Ranges of the commands' numbers."""
 
 
 def tokenizer_main(args: list[str]) -> None:
@@ -50,12 +53,12 @@ def train_main(args: list[str]) -> None:
         "the sample keeps the shares that sources have in its mixture, and leaves validation out",
     )
     parser.add_argument(
-        "--vocab_size", type=int, metavar="N", help="ids, bytes and control tokens included; default: 32768, or fewer "
-        "where the text supports no more",
+        "--vocab_size", type=Number(int, RANGES["vocab_size"]), metavar="N", help="ids, bytes and "
+        "control tokens included; default: 32768, or fewer where the text supports no more",
     )  # fmt: skip
     parser.add_argument(
         "--sample_mb",
-        type=float,
+        type=Number(float, RANGES["sample_mb"]),
         default=200,
         metavar="N",
         help="megabytes of text to train on (200)",
@@ -126,7 +129,7 @@ def inspect_main(args: list[str]) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--sample_mb",
-        type=float,
+        type=Number(float, RANGES["sample_mb"]),
         default=20,
         metavar="N",
         help="megabytes of text to measure on (20)",
@@ -203,8 +206,6 @@ def _sample_bytes(given: argparse.Namespace) -> int:
         raise UserError("--corpus: missing; name a corpus folder, or files by --files")
     if given.corpus is not None and given.files:
         raise UserError("--corpus and --files: name one of them")
-    if not given.sample_mb > 0:
-        raise UserError(f"--sample_mb: {given.sample_mb:g} is not above 0")
     return round(given.sample_mb * _MEGABYTE)
 
 

@@ -31,6 +31,13 @@ from lit_llm.data.template import Message
 from lit_llm.errors import UserError
 from lit_llm.models.huggingface import read_json
 from lit_llm.models.tokenizer import Tokenizer
+from lit_llm.ranges import Range, check_ranges, positive
+
+RANGES: dict[str, Range] = {
+    "epochs": positive(1e6), "validation_fraction": Range(0, 1, above=True, below=True),
+    "max_validation_examples": Range(1, 1e12),
+}  # fmt: skip
+"""Ranges of the numbers besides those that all data modules take."""
 
 
 class PackedRows(Dataset):
@@ -169,12 +176,7 @@ class InstructionDataModule(TokenDataModule):
             prompts=prompts,
             cache_dir=cache_dir,
         )
-        if epochs <= 0:
-            raise UserError(f"data.epochs must be above 0, got {epochs}")
-        if not 0 < validation_fraction < 1:
-            raise UserError(
-                f"data.validation_fraction must be between 0 and 1, got {validation_fraction}"
-            )
+        check_ranges(locals(), RANGES, "data.")
         self.sources, self.validation, self.validation_fraction = (
             plain_paths(sources),
             plain_paths(validation),

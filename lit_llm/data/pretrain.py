@@ -23,7 +23,13 @@ from lit_llm.data.mixture import MixedOrder, Phases, phases_after, read_phases
 from lit_llm.data.order import RankSampler, SampleOrder, stack_samples
 from lit_llm.errors import UserError
 from lit_llm.models.tokenizer import Tokenizer
-from lit_llm.ranges import Range, check_ranges
+from lit_llm.ranges import VOCAB_SIZE, Range, check_ranges
+
+RANGES: dict[str, Range] = {
+    "tokens": Range(1, 1e15), "max_line_bytes": Range(1, 1e12), "vocab_size": VOCAB_SIZE,
+    "validation_fraction": Range(0, 1, above=True, below=True),
+}  # fmt: skip
+"""Ranges of the numbers besides those that all data modules take."""
 
 
 class PretrainDataModule(TokenDataModule):
@@ -107,13 +113,9 @@ class PretrainDataModule(TokenDataModule):
             prompts=prompts,
             cache_dir=cache_dir,
         )
-        check_ranges(locals(), {"tokens": Range(1, 1e15)}, "data.")
+        check_ranges(locals(), RANGES, "data.")
         if sources == "" or (isinstance(sources, list) and "" in sources):
             raise UserError("data.sources is empty text: give files, globs or stdlib")
-        if not 0 < validation_fraction < 1:
-            raise UserError(
-                f"data.validation_fraction must be between 0 and 1, got {validation_fraction}"
-            )
         self.num_tokens, self.corpus_folder, self.mixture = int(tokens), corpus, mixture
         self.mask_documents = mask_documents
         self.build_settings: dict[str, Any] = {

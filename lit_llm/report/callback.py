@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 import lit_llm
 from lit_llm.models.cores import usable_cores
 from lit_llm.models.flops import peak_flops
+from lit_llm.ranges import Range, check_ranges, positive
 from lit_llm.report.html import write_report
 from lit_llm.training.callbacks.throughput import compute_dtype
 
@@ -27,6 +28,12 @@ from lit_llm.training.callbacks.throughput import compute_dtype
 USD_PER_HOUR = {"B200": 6.69, "H200": 4.0, "H100": 3.0, "A100": 2.0, "L40S": 1.09, "A10G": 1.01, "RTX 5090": 0.99,
                 "RTX 4090": 0.69, "V100": 0.79, "T4": 0.35}  # fmt: skip
 USD_PER_CPU_CORE_HOUR = 0.04
+
+
+RANGES: dict[str, Range] = {
+    "usd_per_hour": positive(1e6),
+}  # fmt: skip
+"""Ranges of the numbers of `RunReport`."""
 
 
 class RunReport(L.Callback):
@@ -39,6 +46,7 @@ class RunReport(L.Callback):
     """
 
     def __init__(self, usd_per_hour: float | None = None):
+        check_ranges(locals(), RANGES, "report.")
         self.usd_per_hour = usd_per_hour
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -353,7 +353,7 @@ def test_what_may_not_be_read(build: Build, forbidding: Path) -> None:
         ("dedup:\n  treshold: 0.5", "unknown key dedup.treshold: did you mean dedup.threshold?"),
         ("sources:\n- name: a\n  path: x", "unknown key path: did you mean sources.paths?"),
         ("workers: many", "workers=many: must be a whole number"),
-        ("part_bytes: 0", "part_bytes: 0 is not at least 1"),
+        ("part_bytes: 0", "part_bytes=0: must be from 1 to"),
         ("sources: [a", "line 2: broken YAML"),
         ("a: \0", "broken YAML (unacceptable character #x0000"),
         ("- a", "holds no settings"),

@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lit_llm.errors import Preempted, UserError
 from lit_llm.models.parts import Divided, discard, part_of, put, write_share
+from lit_llm.ranges import Range, check_ranges, positive
 from lit_llm.training.callbacks.background import Snapshots, Writer, write
 from lit_llm.training.callbacks.borders import count_steps, planned_steps
 from lit_llm.training.callbacks.checkpoint_answers import CheckpointAnswers
@@ -38,6 +39,12 @@ from lit_llm.training.parts_io import finish, open_folders
 from lit_llm.training.strategy import has_own_format, is_sharded
 
 _MODEL_STEP = "trainer_state.json"  # where transformers' Trainer writes it too
+
+
+RANGES: dict[str, Range] = {
+    "every_steps": Range(1, 1e12), "keep_last": Range(1, 1e6), "max_minutes": positive(1e7),
+}  # fmt: skip
+"""Ranges of the numbers of `Checkpoint`."""
 
 
 class Checkpoint(CheckpointAnswers):
@@ -92,10 +99,7 @@ class Checkpoint(CheckpointAnswers):
         max_minutes: float | None = None,
     ):
         super().__init__(dirpath, monitor)
-        if keep_last < 1 or (every_steps is not None and every_steps < 1):
-            raise UserError("checkpoint.keep_last and checkpoint.every_steps must be at least 1")
-        if max_minutes is not None and max_minutes <= 0:
-            raise UserError(f"checkpoint.max_minutes must be above 0, got {max_minutes}")
+        check_ranges(locals(), RANGES, "checkpoint.")
         self.every_steps, self.keep_last, self.final, self.max_minutes = (
             every_steps, keep_last, final, max_minutes,
         )  # fmt: skip
