@@ -326,8 +326,15 @@ class Pipeline:
             for pair, encoded, target in zip(inputs, self.encoded, targets, strict=True)
         ]
         self.documents = self._map("documents", tasks, targets, threads=True)
-        targets = [self.store.path("dropped", digest("dropped", key)) for key in self.keys]
-        tasks = [WriteDropped(*pair, target) for pair, target in zip(inputs, targets, strict=True)]
+        removed = frozenset(name for path in self.selected for name in read_counts(path)["removed"])
+        keys_dropped = [
+            digest("dropped", key, sorted(removed), sorted(self.removed)) for key in self.keys
+        ]
+        targets = [self.store.path("dropped", key) for key in keys_dropped]
+        tasks = [
+            WriteDropped(*pair, removed, self.removed, target)
+            for pair, target in zip(inputs, targets, strict=True)
+        ]
         self.left_out = self._map("dropped", tasks, targets, threads=True)
         self.keys = keys
 
