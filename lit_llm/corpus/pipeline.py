@@ -151,6 +151,12 @@ class Pipeline:
                     f"{number:,} of {read:,} documents are dropped: "
                     f"{reason.removeprefix('read: ')}; raise it to keep them"
                 )
+        without = sum(part["without_url"] for part in counts)
+        opt_out = self.config.opt_out
+        if without and opt_out is not None and (opt_out.entries or opt_out.files):
+            self.progress.say(
+                f"opt_out: {without:,} of {read:,} documents have no URL, so its lists cannot hold for them"
+            )
         broken = sum(n for reason, n in self.dropped.items() if is_broken(reason))
         if not broken:
             return

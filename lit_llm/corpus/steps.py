@@ -58,13 +58,16 @@ class Clean:
     target: Path
 
     def __call__(self) -> None:
-        counts: dict[str, Any] = {"documents": 0, "bytes": 0, "dropped": Counter()}
+        counts: dict[str, Any] = {
+            "documents": 0, "bytes": 0, "without_url": 0, "dropped": Counter(),
+        }  # fmt: skip
         write_tables(self.target, CLEANED, self._tables(counts), counts)
 
     def _tables(self, counts: dict[str, Any]) -> Iterator[pa.Table]:
         shown: Counter[str] = Counter()
         for table in read_part(self.part):
             counts["documents"] += len(table)
+            counts["without_url"] += table["url"].null_count
             counts["bytes"] += pc.sum(pc.binary_length(table["text"])).as_py() or 0
             table = _conform(self._cleaned(table, shown), CLEANED)
             counts["dropped"].update(table["dropped"].drop_null().to_pylist())
