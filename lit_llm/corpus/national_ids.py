@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from lit_llm.corpus.recognizers import IN_DOI, THING, Recognizer, digits_of, luhn
+from lit_llm.corpus.recognizers import IN_DOI, THING, Recognizer, digits_of, luhn, za_id
 
 
 def _weighted(digits: str, weights: Sequence[int]) -> int:
@@ -218,13 +218,6 @@ def pt_nif(value: str) -> bool:
     d = digits_of(value)
     check = 11 - _weighted(d[:8], range(9, 1, -1)) % 11
     return (0 if check > 9 else check) == int(d[8])
-
-
-def za_id(value: str) -> bool:
-    """Date, citizenship 0 to 2, an 8 or 9, and Luhn."""
-    return (
-        _date(value[4:6], value[2:4]) and value[10] in "012" and value[11] in "89" and luhn(value)
-    )
 
 
 def _id(pattern: str, check: Callable[[str], bool], named: str = "") -> Recognizer:

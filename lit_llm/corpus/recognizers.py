@@ -155,6 +155,13 @@ _ISSUERS = re.compile(
 )
 
 
+def za_id(digits: str) -> bool:
+    """A South African identity number, which Luhn's digit ends as a card's: date, citizenship 0 to 2, an 8 or 9."""
+    return re.fullmatch(
+        r"\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{4}[0-2][89]\d", digits
+    ) is not None and luhn(digits)
+
+
 def _card(before: str, value: str, after: str) -> str:
     found = _CARD.match(value + after)
     if (
@@ -165,7 +172,7 @@ def _card(before: str, value: str, after: str) -> str:
     ):
         return ""
     digits = digits_of(found[0])
-    return found[0] if _ISSUERS.fullmatch(digits) and luhn(digits) else ""
+    return found[0] if _ISSUERS.fullmatch(digits) and luhn(digits) and not za_id(digits) else ""
 
 
 # SWIFT's IBAN registry: how many characters in all.

@@ -29,7 +29,7 @@ from pii_countries import (
     shaped,
 )
 
-from lit_llm.corpus import national_ids
+from lit_llm.corpus import national_ids, recognizers
 from lit_llm.corpus.block import documents
 from lit_llm.corpus.privacy import KINDS, RedactPII
 from lit_llm.corpus.recognizers import luhn
@@ -281,7 +281,7 @@ def test_check_digits_refuse_what_is_one_off() -> None:
         national_ids.in_aadhaar: "2341 2341 2346",
         national_ids.tr_kimlik: "10000000146",
         national_ids.pt_nif: "123 456 789",
-        national_ids.za_id: "8001015009087",
+        recognizers.za_id: "8001015009087",
         national_ids.cz_rodne_cislo: "736028/5163",
     }
     for check, value in examples.items():
@@ -291,6 +291,11 @@ def test_check_digits_refuse_what_is_one_off() -> None:
             check.__name__
         )
     assert luhn("79927398713") and not luhn("79927398710")
+
+
+def test_a_number_with_a_date_of_birth_is_no_old_card() -> None:
+    """Visa had cards of 13 digits, which Luhn's digit ends as South African identity numbers."""
+    assert RedactPII().texts(["4606039161088, 4222222222222"]) == ["<NATIONAL_ID>, <CARD>"]
 
 
 def test_numbers_of_arithmetic_are_nobodys() -> None:
