@@ -95,6 +95,8 @@ _FORMS = {
     "AGE-SECRET-KEY-1": "[0-9A-Z]{58}",
     "ATATT3": "[A-Za-z0-9_=-]{100,}",  # Atlassian
     "HRKU-": "{w}{36,}",  # Heroku
+    "xkeysib-": "{h}{64}-{a}{16}",  # Brevo
+    "key-": "{h}{32}(?![A-Za-z0-9_-])",  # Mailgun
 }  # fmt: skip
 _CLASSES = {"{w}": "[A-Za-z0-9_-]", "{a}": "[A-Za-z0-9]", "{h}": "[0-9a-f]"}
 
@@ -144,9 +146,10 @@ _STANDS_IN = re.compile(r"(?i)your|example|placeholder|x{6}|\.\.\.|(?:api|access
 
 
 def _credential(before: str, value: str, after: str) -> str:
-    """Behind a header's name: letters and digits of many kinds, and nothing that stands for a key."""
+    """Behind a name: letters and digits mixed, of many kinds, and nothing that stands for a key."""
     plain = value.rstrip("=")
-    mixed = re.search(r"\d", plain) and re.search("[A-Za-z]", plain)
+    both_cases = plain != plain.lower() and plain != plain.upper()
+    mixed = re.search(r"\d.*[A-Za-z].*\d" + r"|[A-Za-z]\d[A-Za-z]" * both_cases, plain)
     return value if mixed and len(set(plain)) >= 10 and not _STANDS_IN.search(value) else ""
 
 
@@ -156,7 +159,8 @@ def _base64(*lengths: range) -> Callable[[str, str, str], str]:
     def accept(before: str, value: str, after: str) -> str:
         fits = any(len(value.rstrip("=")) in length for length in lengths)
         shown = "EXAMPLE" in value  # as Amazon's documents have it
-        return value if fits and not shown and not re.match("[A-Za-z0-9+/]", after) else ""
+        name = not re.search("[0-9][A-Za-z+/]", value)  # of something in a program
+        return value if fits and not (shown or name or re.match("[A-Za-z0-9+/]", after)) else ""
 
     return accept
 
@@ -199,6 +203,22 @@ RECOGNIZERS = (
         "secret",
         r"(?i)\b(?:authorization\W{1,8}(?:f\W)?(?:basic|token|apikey)|(?:f\W)?bearer)\s+"
         r"([A-Za-z0-9._~+/-]{16}[A-Za-z0-9._~+/-]*=*)",
+        _credential,
+    ),
+    Recognizer("secret", r"(?i)\bvault_?token\W{1,4}(s\.[A-Za-z0-9]{24})\b", _credential),
+    Recognizer("secret", r"\bsig=([A-Za-z0-9%]{40}[A-Za-z0-9%]*%3[Dd])", _credential),
+    Recognizer("secret", r"\bpat[A-Za-z0-9]{14}\.[0-9a-f]{32}[0-9a-f]{32}\b", _credential),
+    # Discord: an id, a time and a signature.
+    Recognizer(
+        "secret",
+        r"\b[MNO][A-Za-z0-9]{23}[A-Za-z0-9]*\.[A-Za-z0-9_-]{6}\.[A-Za-z0-9_-]{27}[A-Za-z0-9_-]*",
+        _credential,
+    ),
+    # A setting of another service.
+    Recognizer(
+        "secret",
+        r"(?i)(?:api|auth|access|secret)_?(?:access_?)?(?:key|token)[\"']?\s*[:=]\s*[\"']?"
+        r"([A-Za-z0-9+/]{32}[A-Za-z0-9+/]*=*)",
         _credential,
     ),
     Recognizer(

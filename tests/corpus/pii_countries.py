@@ -246,6 +246,10 @@ def service_keys(draw: random.Random) -> dict[str, list[tuple[str, str]]]:
             ("notion: {}", "nt" + "n_" + mixed(46)), ("{}", "GOCSP" + "X-" + pick(draw, URL, 27) + "A"),
             ("LANGSMITH={}", f"lsv2_{'pt'}_{hexadecimal(32)}_{hexadecimal(10)}"), ("{}", "sb" + "p_" + hexadecimal(40)),
             ("GRAFANA={}", f"gls{'a'}_{mixed(32)}_{hexadecimal(8)}"), ("gem {}", "rubyg" + "ems_" + hexadecimal(48)),
+            ("export VAULT_TOKEN={}", "s" + "." + mixed(24)), ("MISTRAL_API_KEY={}", mixed(32)),
+            ('secret_key = "{}"', pick(draw, BASE64, 40)), ("TWILIO_AUTH_TOKEN={}", hexadecimal(32)),
+            ("mail {}", "ke" + "y-" + hexadecimal(32)), ("base {}", "pa" + "t" + mixed(14) + "." + hexadecimal(64)),
+            ("https://a.blob.core.windows.net/c?sv=2022&sig={}", mixed(42) + "%3D"),
             ("webhook secret {}", "whs" + "ec_" + pick(draw, BASE64, 32)), ("x-api-key: {}", mixed(40)),
         ],
     }  # fmt: skip
@@ -428,6 +432,12 @@ nvapi-xxxxxxxx
 whsec_...
 ntn_token
 figd_example
+api-key authentication-with-query-parameters-is-here1
+SecretAccessKey: AwsSecretAccessKeyParameterReferenceArn1
+api_key = settings.SOME_PROVIDER_API_KEY_OF_2024
+Authorization: Bearer mF_9.B5f-4.1JqM
+access_token=1234567890123456789012345678901234567890
+session_token = request.headers.get("X-Session-Token")
 Basic authentication, basic_auth(user, password)
 Authorization: Basic <credentials>
 class glrt-runner-table-row-header
