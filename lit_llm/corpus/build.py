@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # pyarrow, numba and the rest are for building, not for readi
     from lit_llm.corpus.config import CorpusConfig
 
 WORK = ".work"
+_REASONS = 3  # of dropped documents, named at the end of a build
 _WHOLE = ("documents", "dropped", "tokenizer", "shards")
 
 
@@ -162,13 +163,13 @@ def _build(config: CorpusConfig, output: Path, progress: bool, key: str) -> None
         from lit_llm.corpus.card import make_card, write_card
         from lit_llm.corpus.pipeline import Pipeline
         from lit_llm.corpus.progress import Progress
-        from lit_llm.corpus.removed import removed_ids
+        from lit_llm.corpus.removed import removed_hashes
         from lit_llm.corpus.store import Store
 
     started = time.perf_counter()
     say = Progress(progress)
     store = Store(output / WORK)
-    pipeline = Pipeline(config, store, removed_ids(output), say)
+    pipeline = Pipeline(config, store, removed_hashes(output), say)
     pipeline.run()
     card = make_card(pipeline, key, [dataclasses.asdict(source) for source in config.sources])
     seconds = time.perf_counter() - started
@@ -185,6 +186,23 @@ def _build(config: CorpusConfig, output: Path, progress: bool, key: str) -> None
         f"{card['duplicates']:,} duplicates and {sum(card['dropped'].values()) - card['duplicates']:,} others dropped, "
         f"{seconds:.0f} s"
     )
+    if reasons := _main_reasons(card):
+        say.say(
+            f"dropped most often: {reasons}; {output / 'dropped'} has all dropped documents with "
+            f"their reasons, {output / 'datacard.html'} has examples"
+        )
+
+
+def _main_reasons(card: dict[str, Any]) -> str:
+    """Why most documents were dropped, but for copies: "117 by gopher_repetition (dup_line_frac), ..."."""
+    counts = [
+        (count, step["stage"], why)
+        for step in card["funnel"]
+        for why, count in step["reasons"].items()
+        if why != "duplicate"
+    ]
+    most = sorted(counts, key=lambda row: (-row[0], *row[1:]))[:_REASONS]
+    return ", ".join(f"{count:,} by {stage} ({why})" for count, stage, why in most)
 
 
 def _disk_full(output: Path, config: CorpusConfig) -> str:

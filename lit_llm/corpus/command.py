@@ -75,7 +75,8 @@ def explain_main(args: list[str]) -> None:
 def remove_main(args: list[str]) -> None:
     """Take documents out."""
     parser = _parser(
-        "remove", "Take documents out of text files and shards; their ids' hashes are logged."
+        "remove",
+        "Take documents and their copies out of text files and shards; hashes of them are logged.",
     )
     parser.add_argument("--ids", nargs="+", default=[], help="of documents")
     parser.add_argument("--ids_file", type=Path, help="file with an id a line")
@@ -91,9 +92,8 @@ def remove_main(args: list[str]) -> None:
             ids |= set(given.ids_file.read_text(encoding="utf-8-sig").split("\n")) - {""}
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--ids_file {given.ids_file}: cannot be read ({error})") from None
-    count = remove(
-        given.corpus, Request(frozenset(ids), given.domain, given.matching), given.reason
-    )
+    request = Request(frozenset(ids), given.domain, given.matching)
+    count = remove(given.corpus, request, given.reason, say)
     say(f"{given.corpus}: {count:,} documents removed")
 
 

@@ -59,7 +59,7 @@ class Document:
         dropped: why it cannot be used ("not UTF-8", "binary", "empty", ...), or None.
         offset: where in the file: the byte at which its line of JSONL or WARC record starts (in a compressed JSONL the
             line number, from 1), the row of a parquet file, from 1; 0 for a whole file.
-        url: where it was published.
+        url: where it was published; of rows see `row_urls`.
         license: as its row or its tree of source code says it.
         language: the programming language, by the file's name; None for other documents.
         robots: what the publisher's headers and meta tags say to robots: "noai", "tdm-reservation: 1".

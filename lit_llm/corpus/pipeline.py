@@ -151,6 +151,12 @@ class Pipeline:
                     f"{number:,} of {read:,} documents are dropped: "
                     f"{reason.removeprefix('read: ')}; raise it to keep them"
                 )
+        without = sum(part["without_url"] for part in counts)
+        opt_out = self.config.opt_out
+        if without and opt_out is not None and (opt_out.entries or opt_out.files):
+            self.progress.say(
+                f"opt_out: {without:,} of {read:,} documents have no URL, so its lists cannot hold for them"
+            )
         broken = sum(n for reason, n in self.dropped.items() if is_broken(reason))
         if not broken:
             return
@@ -326,8 +332,15 @@ class Pipeline:
             for pair, encoded, target in zip(inputs, self.encoded, targets, strict=True)
         ]
         self.documents = self._map("documents", tasks, targets, threads=True)
-        targets = [self.store.path("dropped", digest("dropped", key)) for key in self.keys]
-        tasks = [WriteDropped(*pair, target) for pair, target in zip(inputs, targets, strict=True)]
+        removed = frozenset(name for path in self.selected for name in read_counts(path)["removed"])
+        keys_dropped = [
+            digest("dropped", key, sorted(removed), sorted(self.removed)) for key in self.keys
+        ]
+        targets = [self.store.path("dropped", key) for key in keys_dropped]
+        tasks = [
+            WriteDropped(*pair, removed, self.removed, target)
+            for pair, target in zip(inputs, targets, strict=True)
+        ]
         self.left_out = self._map("dropped", tasks, targets, threads=True)
         self.keys = keys
 

@@ -21,6 +21,8 @@ RANGES: dict[str, dict[str, Range]] = {
     "gopher_repetition": {
         "dup_line_frac": _SHARE, "dup_para_frac": _SHARE, "dup_line_char_frac": _SHARE,
         "dup_para_char_frac": _SHARE, "min_top_n_gram": Range(1, 1e9),
+        "min_repeated_lines": Range(1, 1e9), "min_repeated_words": Range(1, 1e9),
+        "few_limit": _SHARE, "min_line_width": _COUNT,
     },
     "gopher_quality": {
         "min_doc_words": _COUNT, "max_doc_words": _COUNT, "min_avg_word_length": _COUNT,

@@ -58,13 +58,16 @@ class Clean:
     target: Path
 
     def __call__(self) -> None:
-        counts: dict[str, Any] = {"documents": 0, "bytes": 0, "dropped": Counter()}
+        counts: dict[str, Any] = {
+            "documents": 0, "bytes": 0, "without_url": 0, "dropped": Counter(),
+        }  # fmt: skip
         write_tables(self.target, CLEANED, self._tables(counts), counts)
 
     def _tables(self, counts: dict[str, Any]) -> Iterator[pa.Table]:
         shown: Counter[str] = Counter()
         for table in read_part(self.part):
             counts["documents"] += len(table)
+            counts["without_url"] += table["url"].null_count
             counts["bytes"] += pc.sum(pc.binary_length(table["text"])).as_py() or 0
             table = _conform(self._cleaned(table, shown), CLEANED)
             counts["dropped"].update(table["dropped"].drop_null().to_pylist())
@@ -170,7 +173,7 @@ class Select:
         cleaned: what `Clean` wrote.
         verdicts: of deduplication, a file with "row", "duplicate_of" and "dropped"; None without.
         evaluations: settings of decontamination; None without.
-        removed: SHA-256 (hex) of the ids of removed documents.
+        removed: SHA-256 (hex) of the ids and the texts of removed documents.
         target: the file to write: a row for each of ``cleaned``, of `SELECTED`.
     """
 
@@ -186,6 +189,7 @@ class Select:
             "lowest": math.inf,
             "highest": -math.inf,
             "dropped": Counter(),
+            "removed": [],
         }
         write_tables(self.target, SELECTED, self._tables(counts), counts)
 
@@ -214,15 +218,22 @@ class Select:
             if block is not None:
                 table = block(table.drop_columns("contaminated_by"))
             names = [hashlib.sha256(name.encode()).digest() for name in table["id"].to_pylist()]
+            text = texts(table["text"])
+            hashes = [hashlib.sha256(data).hexdigest() for data in utf8(text)]
             if self.removed:
-                gone = pa.array([name.hex() in self.removed for name in names])
+                gone = pa.array(
+                    [
+                        name.hex() in self.removed or content in self.removed
+                        for name, content in zip(names, hashes, strict=True)
+                    ]
+                )
+                counts["removed"] += table["id"].filter(gone).to_pylist()
                 kept = pc.and_(gone, pc.is_null(table["dropped"]))
                 table = with_column(table, "dropped", pc.if_else(kept, REMOVED, table["dropped"]))
-            text = texts(table["text"])
             selected = pa.table(
                 [
                     table["dropped"], duplicate_of, table["contaminated_by"],
-                    pa.array([hashlib.sha256(data).hexdigest() for data in utf8(text)], pa.string()),
+                    pa.array(hashes, pa.string()),
                     pc.binary_length(text), pa.array([int.from_bytes(name[:6], "big") / 2**48 for name in names]),
                 ],
                 schema=SELECTED,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_llm.corpus.documents import Document, checked_table, usable
 from lit_llm.corpus.files import open_input
+from lit_llm.corpus.row_urls import may_be_elsewhere, row_url
 from lit_llm.corpus.rows import BOM, line_blocks, parse_row
 from lit_llm.corpus.sources import SourceFile, writable
 from lit_llm.errors import UserError
@@ -90,7 +91,7 @@ def document_of(part: Part, file: SourceFile, place: int, row: dict[str, Any] | 
     own = row.get("id")
     if isinstance(own, (str, int)) and not isinstance(own, bool):
         identifier = _label(str(own)) or identifier
-    url, license = _label(row.get("url")), license_label(row.get("license"))
+    url, license = _label(row_url(row)), license_label(row.get("license"))
     return Document(
         identifier, file.source, file.path, text, dropped, place, url=url, license=license
     )
@@ -123,6 +124,7 @@ def _parsed_by_arrow(part: Part, file: SourceFile, place: int, block: bytes) -> 
     """The block's documents; None if it is not clean."""
     import numpy as np
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.json
 
     first = parse_row(block.partition(b"\n")[0])
@@ -150,6 +152,9 @@ def _parsed_by_arrow(part: Part, file: SourceFile, place: int, block: bytes) -> 
     except pa.ArrowInvalid:
         return None
     if len(table) != len(starts) or table[part.source.text_field].null_count:
+        return None
+    named = pc.greater(pc.binary_length(table["url"]), 0)
+    if not pc.all(pc.fill_null(named, False)).as_py() and may_be_elsewhere(block):
         return None
     places = pa.array(
         np.arange(len(starts)) + place if _is_counted(file) else starts + place, pa.int64()
