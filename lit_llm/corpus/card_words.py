@@ -58,8 +58,11 @@ def _kind(license: str) -> str:
     allowed: frozenset[str] = frozenset()
     for kind, names in GROUPS.items():
         allowed |= names
-        if permitted(license, allowed):
-            return kind
+        try:
+            if permitted(license, allowed):
+                return kind
+        except ValueError:  # no expression
+            break
     return "other"
 
 
