@@ -45,6 +45,8 @@ def seconds_in_training(run: Run, tokens: np.ndarray) -> np.ndarray | None:
     known = np.flatnonzero(np.isfinite(rate) & (rate > 0))
     if len(known) < 2:
         return None
+    if run.columns["step"][known[0]] == 1:  # the next mean has the first step in it
+        known = known[1:]
     # A rate is the mean since the one before, so rows between take the next one.
     following = known[np.minimum(np.searchsorted(known, np.arange(len(rate))), len(known) - 1)]
     return np.cumsum(np.diff(tokens, prepend=0.0) / rate[following])
