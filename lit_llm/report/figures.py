@@ -30,13 +30,13 @@ def sources_table(run: Run) -> list[dict[str, str]]:
             source = name.removeprefix(BY_SOURCE)
             values, loss = run.finite(name), run.finite(LOSS_BY_SOURCE + source)
             if len(values):
-                shown = [number(float(v), 4) for v in (values[0], values.min(), values[-1])]
+                shown = [f"{v:.3f}" for v in (values[0], values.min(), values[-1])]
                 row = dict(zip(("first", "best", "last"), shown, strict=True))
                 rows.append(
                     {
                         "source": source,
                         **row,
-                        "loss": number(float(loss[-1]), 4) if len(loss) else "—",
+                        "loss": f"{loss[-1]:.3f}" if len(loss) else "—",
                     }
                 )
     return rows

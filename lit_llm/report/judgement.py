@@ -83,7 +83,7 @@ def of_tokens(per_parameter: float) -> str | None:
     if per_parameter >= ENOUGH_TOKENS / 2:
         return None
     return (
-        f"{number(per_parameter, 2)} tokens a parameter: a model of this size learns most for its "
+        f"{per_parameter:.2g} tokens a parameter: a model of this size learns most for its "
         f"cost from about {ENOUGH_TOKENS}. This one is undertrained."
     )
 
