@@ -3,38 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from lit_llm.corpus.build import build
 from lit_llm.corpus.card_page import write_page
 from lit_llm.corpus.config import CorpusConfig
+from lit_llm.corpus.folder import Corpus
 from lit_llm.corpus.sources import Source
 from lit_llm.report.html import write_report
 
-PAGES = (
-    "pretrain", "finetune", "few steps", "one step", "nothing yet", "hostile run", "corpus", "hostile corpus"
-)  # fmt: skip
+FakeRun = Callable[..., Path]
+Maker = Callable[[Path, FakeRun], Path]
+UDHR = Path(__file__).parents[1] / "corpus" / "udhr.jsonl"
 HOSTILE = "\u202eevil\u2066 </script><img src=x onerror=\"document.title='owned'\">" + "W" * 300
-
-
-def write_pages(folder: Path, fake_run) -> dict[str, Path]:
-    """Name -> page, for each of `PAGES`; ``fake_run`` is conftest's ``write_fake_run``."""
-    pretrain = fake_run(folder / "pretrain")
-    resumed = {"step": 800, "command": "lit_llm fit --ckpt_path auto"}
-    _change(pretrain, resumed=[resumed], parameters_trained=1_000_000)
-    (pretrain / "events.jsonl").write_text('{"step": 1400, "event": "skipped", "steps": 2}\n')
-    few = fake_run(folder / "few", steps=3, extra=False)
-    one = fake_run(folder / "one", steps=1, extra=False)
-    nothing = fake_run(folder / "nothing", steps=0, extra=False)
-    return {
-        "pretrain": write_report(pretrain, compare=few),
-        "finetune": write_report(_finetuned(fake_run(folder / "finetune", steps=60, extra=False))),
-        "few steps": write_report(few),
-        "one step": write_report(one),
-        "nothing yet": write_report(nothing),
-        "hostile run": write_report(_hostile(fake_run(folder / "hostile", steps=20))),
-        **_cards(folder),
-    }
 
 
 def _change(folder: Path, **facts) -> None:
@@ -84,17 +66,22 @@ def _hostile(folder: Path) -> Path:
     return folder
 
 
-def _cards(folder: Path) -> dict[str, Path]:
+def _corpus(folder: Path) -> Corpus:
     rows = [json.loads(line) for line in UDHR.open(encoding="utf-8")]
     lines = [
         json.dumps({"id": f"{row['language']}{i}", "text": row["text"], "license": "MIT" if i % 3 else None,
                     "url": f"https://site{i % 9}.example.org/{i}"}, ensure_ascii=False)
         for i, row in enumerate(rows) if row["language"] in ("en", "de", "zh", "ar", "he")
     ]  # fmt: skip
+    folder.mkdir(parents=True)
     file = folder / "texts.jsonl"
     file.write_text("\n".join([*lines, "{broken"]) + "\n", encoding="utf-8")
     source = Source("texts", (str(file),), domain="law")
-    corpus = build(CorpusConfig([source], vocab_size=300), folder / "corpus", progress=False)
+    return build(CorpusConfig([source], vocab_size=300), folder / "corpus", progress=False)
+
+
+def _hostile_card(folder: Path) -> Path:
+    corpus = _corpus(folder)
     card = {**corpus.datacard, "name": HOSTILE, "examples_kept": [[HOSTILE, HOSTILE, HOSTILE]]}
     count = {"documents": 3, "bytes": 30, "tokens": 10}
     card |= {
@@ -105,7 +92,32 @@ def _cards(folder: Path) -> dict[str, Path]:
     card["damaged"] = {"documents": 900, "named": [[HOSTILE, HOSTILE, HOSTILE]]}
     card["settings"] = {**card["settings"], "tokenizer": HOSTILE}
     write_page(card, folder / "hostile.html")
-    return {"corpus": corpus.path / "datacard.html", "hostile corpus": folder / "hostile.html"}
+    return folder / "hostile.html"
 
 
-UDHR = Path(__file__).parents[1] / "corpus" / "udhr.jsonl"
+def _compared(folder: Path, fake_run: FakeRun) -> Path:
+    earlier, folder = fake_run(folder / "earlier", steps=90), fake_run(folder / "run")
+    resumed = {"step": 800, "command": "lit_llm fit --ckpt_path auto"}
+    _change(folder, resumed=[resumed], parameters_trained=1_000_000)
+    (folder / "events.jsonl").write_text('{"step": 1400, "event": "skipped", "steps": 2}\n')
+    return write_report(folder, compare=earlier)
+
+
+def _of_steps(steps: int) -> Maker:
+    return lambda folder, fake_run: write_report(fake_run(folder, steps=steps, extra=False))
+
+
+PAGES: dict[str, Maker] = {
+    "pretrain": lambda folder, fake_run: write_report(fake_run(folder)),
+    "compared": _compared,
+    "finetune": lambda folder, fake_run: write_report(
+        _finetuned(fake_run(folder, steps=60, extra=False))
+    ),
+    "few steps": _of_steps(3),
+    "one step": _of_steps(1),
+    "nothing yet": _of_steps(0),
+    "hostile run": lambda folder, fake_run: write_report(_hostile(fake_run(folder, steps=20))),
+    "corpus": lambda folder, fake_run: _corpus(folder).path / "datacard.html",
+    "hostile corpus": lambda folder, fake_run: _hostile_card(folder),
+}
+"""Name -> what writes such a page below a folder, given conftest's ``write_fake_run``."""

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from browser import examine
-from pages_of_all_kinds import PAGES, write_pages
+from pages_of_all_kinds import PAGES, FakeRun
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory, write_fake_run: Any) -> dict[str, Path]:
-    return write_pages(tmp_path_factory.mktemp("pages"), write_fake_run)
+def page(
+    tmp_path_factory: pytest.TempPathFactory, write_fake_run: FakeRun
+) -> Callable[[str], Path]:
+    """A page by its name, written once."""
+    return functools.cache(
+        lambda name: PAGES[name](tmp_path_factory.mktemp("pages") / "made", write_fake_run)
+    )
 
 
 @pytest.mark.parametrize(("width", "dark"), [(360, False), (1280, False), (1280, True)])
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_breaks_no_rule_and_does_not_scroll_sideways(
-    pages: dict[str, Path], tmp_path: Path, name: str, width: int, dark: bool
+    page: Callable[[str], Path], tmp_path: Path, name: str, width: int, dark: bool
 ) -> None:
-    found = examine(tmp_path, pages[name], width, dark)
+    found = examine(tmp_path, page(name), width, dark)
     assert found["violations"] == []
     assert (found["overflow"], found["outside"]) == (0, [])
     assert found["width"] == width and found["dark"] is dark and found["checked"] > 20
