@@ -40,9 +40,9 @@ def write_readme(card: dict[str, Any], target: Path) -> None:
 def front_matter(card: dict[str, Any]) -> dict[str, Any]:
     """What the hub reads: name, languages, licence, size, task, and which files are the data."""
     found: dict[str, Any] = {"pretty_name": name_of(card)}
-    languages = [
-        name for name in known_languages(card["languages"]) if re.fullmatch("[a-z]{2,3}", name)
-    ]
+    # "zh-Hant" and "zh" are one language there.
+    names = [name.partition("-")[0] for name in known_languages(card["languages"])]
+    languages = list(dict.fromkeys(name for name in names if re.fullmatch("[a-z]{2,3}", name)))
     if languages:
         found["language"] = languages
     found["license"] = _hub_license(card)

@@ -108,7 +108,7 @@ def remarks(card: dict[str, Any]) -> list[str]:
     if damaged := (card.get("damaged") or {}).get("documents"):
         said.append(
             f"Damaged, and left out: {damaged:,} of {card['read']['documents']:,} documents read. "
-            "They are listed below."
+            "The data card lists them."
         )
     dropped, read = sum(card["dropped"].values()), card["read"]["documents"]
     if read and dropped > read / 2:

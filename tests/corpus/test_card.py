@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -106,6 +107,12 @@ def test_the_page_has_landmarks_named_columns_and_bars(page: str) -> None:
     for tag, attrs in found.tags:
         if tag == "pre" or "scroll" in (attrs.get("class") or ""):
             assert attrs["tabindex"] == "0"
+
+
+def test_settings_are_yaml_and_not_pythons_values(page: str) -> None:
+    settings = unescape(page[page.index('<section id="settings"') :])
+    assert "  threshold: 0.6\n" in settings and "keep_unknown: true" in settings
+    assert not re.search(r"\bNone\b|\bTrue\b|\bFalse\b|\{'|\['", unescape(page))
 
 
 def test_names_from_outside_are_isolated_and_their_controls_shown(built: Corpus, page: str) -> None:
@@ -289,6 +296,15 @@ def test_the_readme_is_a_dataset_card(built: Corpus) -> None:
 def test_the_hubs_licence(built: Corpus, licenses: list[str], hub: str) -> None:
     card = {**built.datacard, "licenses": {name: {"tokens": 1} for name in licenses}}
     assert front_matter(card)["license"] == hub
+
+
+def test_the_hub_knows_languages_without_their_scripts(built: Corpus) -> None:
+    count = {"tokens": 1}
+    card = {
+        **built.datacard,
+        "languages": {"zh-Hant": count, "zh": count, "und": count, "A\nb": count},
+    }
+    assert front_matter(card)["language"] == ["zh"]
 
 
 def test_schema_and_load_lines_hold(built: Corpus, page: str) -> None:
