@@ -172,12 +172,12 @@ def _build(config: CorpusConfig, output: Path, progress: bool, key: str) -> None
     pipeline = Pipeline(config, store, removed_ids(output), say)
     pipeline.run()
     sources = [dataclasses.asdict(source) for source in config.sources]
-    card = make_card(pipeline, key, sources, output.name)
+    card = make_card(pipeline, key, sources)
     seconds = time.perf_counter() - started
     card["build"] = {"seconds": round(seconds, 1), "tasks_run": dict(pipeline.ran)}
     with transaction(output, gone=_WHOLE) as folder:
         pipeline.lay_out(folder)
-        write_card(card, folder)
+        write_card(card, folder, output.name)
     if config.keep_work:
         store.sweep()
     else:

@@ -24,13 +24,11 @@ _EXAMPLES = 3  # dropped texts shown a reason
 _KEPT_EXAMPLES = 12
 
 
-def make_card(
-    pipeline: Pipeline, fingerprint: str, sources: Any, name: str = "corpus"
-) -> dict[str, Any]:
-    """The card of a build; ``name`` is the corpus folder's.
+def make_card(pipeline: Pipeline, fingerprint: str, sources: Any) -> dict[str, Any]:
+    """The card of a build.
 
     Returns:
-        name, format, created (UTC), fingerprint, sources, settings, tokenizer; read (documents and bytes of sources);
+        format, created (UTC), fingerprint, sources, settings, tokenizer; read (documents and bytes of sources);
         funnel, a row a stage with documents that came in, were dropped and why; dropped (reason -> documents),
         dropped_bytes (reason -> bytes of UTF-8 when they were dropped); damaged, how many and which;
         duplicates, examples of dropped documents; mixture; and what `describe` says of the kept ones.
@@ -38,7 +36,6 @@ def make_card(
     tokenizer = pipeline.tokenizer
     damaged = [list(row) for row in pipeline.broken()]
     card = {
-        "name": name,
         "format": FORMAT,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "fingerprint": fingerprint,
@@ -85,11 +82,14 @@ def revise_card(
     return revised
 
 
-def write_card(card: dict[str, Any], folder: Path) -> None:
-    """datacard.json; the page that shows it, and the README.md of a repository that publishes it."""
+def write_card(card: dict[str, Any], folder: Path, name: str) -> None:
+    """datacard.json; the page that shows it, and the README.md of a repository that publishes it.
+
+    ``name`` is that of the corpus' folder, for the page alone: corpora of the same texts have the same files.
+    """
     text = json.dumps(card, indent=2, ensure_ascii=False)
     (folder / "datacard.json").write_text(text + "\n", encoding="utf-8")
-    write_page(card, folder / "datacard.html")
+    write_page(card, folder / "datacard.html", name)
     write_readme(card, folder / "README.md")
 
 

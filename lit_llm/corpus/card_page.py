@@ -24,21 +24,23 @@ _HISTOGRAMS = (
 )
 
 
-def write_page(card: dict[str, Any], target: Path) -> None:
-    """Write the page of ``card``, as datacard.json has it; what an older one lacks is left out."""
+def write_page(card: dict[str, Any], target: Path, name: str) -> None:
+    """Write the page of ``card``, as datacard.json has it, under ``name``; what an older one lacks is left out."""
     here = Path(__file__).parent
     loader = jinja2.FileSystemLoader(here)
     pages = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     pages.filters.update(bytes=in_bytes, count=lambda value: f"{value:,}", ratio=_ratio)
     style = base_style() + (here / "card.css").read_text(encoding="utf-8")
-    html = pages.get_template("card.html").render(**_contents(card), style=Markup(style))
+    html = pages.get_template("card.html").render(
+        **_contents(card), name=name, load=load_lines(name), style=Markup(style)
+    )
     target.write_text(printable(html), encoding="utf-8", errors="replace", newline="\n")
 
 
 def name_of(card: dict[str, Any]) -> str:
-    """The corpus' name; of older cards, which have none, its sources'."""
+    """What to call the corpus where its folder is not known: its sources' names."""
     sources = [source["name"] for source in card["sources"] if isinstance(source, dict)]
-    return card.get("name") or ", ".join(sources[:3]) or "Corpus"
+    return ", ".join(sources[:3]) or "Corpus"
 
 
 def tokens_of(card: dict[str, Any], size: int | None) -> str:
@@ -88,7 +90,6 @@ def _contents(card: dict[str, Any]) -> dict[str, Any]:
     settings = {name: value for name, value in card["settings"].items() if name != "sources"}
     return {
         "card": card,
-        "name": name_of(card),
         "created": str(card["created"]).replace("T", " ").removesuffix("+00:00") + " UTC",
         "summary": summary(card),
         "remarks": remarks(card),
@@ -126,7 +127,6 @@ def _contents(card: dict[str, Any]) -> dict[str, Any]:
             if row["stage"] != "read" or by_stage.get("read")
         ],
         "schema": SCHEMA,
-        "load": load_lines(name_of(card)),
         "examples_dropped": [
             (_reason(reason), shown) for reason, shown in card["examples_dropped"].items()
         ],

@@ -1,7 +1,6 @@
 """README.md of a corpus: the data card as Hugging Face's hub shows it, with the front matter that it reads.
 
-It says nothing of the machine that built it: no folders, and no date, so that equal corpora of one name have equal
-files.
+It says nothing of the machine that built it: no folders, and no date, so that equal corpora have equal files.
 """
 
 from __future__ import annotations

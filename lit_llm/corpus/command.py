@@ -53,7 +53,7 @@ def report_main(args: list[str]) -> None:
     from lit_llm.corpus.folder import Corpus
 
     target, card = folder / "datacard.html", Corpus.load(folder).datacard
-    write_page(card, target)
+    write_page(card, target, folder.resolve().name)
     write_readme(card, folder / "README.md")
     say(str(target))
 

@@ -122,7 +122,7 @@ def remove(folder: str | Path, request: Request, reason: str = "by request") -> 
                 raise UserError(
                     f"{folder}: no document for training would be left; delete the folder instead"
                 )
-            write_card(revised, staged)
+            write_card(revised, staged, folder.name)
     return removal.count
 
 

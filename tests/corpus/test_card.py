@@ -118,15 +118,14 @@ def test_settings_are_yaml_and_not_pythons_values(page: str) -> None:
 def test_names_from_outside_are_isolated_and_their_controls_shown(built: Corpus, page: str) -> None:
     assert "\u202e" not in page and "<bdi>moc.elpmaxe[U+202E]txt</bdi>" in page
     assert "\u202e" not in (built.path / "README.md").read_text(encoding="utf-8")
-    card = {**built.datacard, "name": "a\u2067b\u200fc"}
     target = built.path.parent / "hostile.html"
-    write_page(card, target)
+    write_page(built.datacard, target, "a\u2067b\u200fc")
     assert "<h1><bdi>a[U+2067]b[U+200F]c</bdi></h1>" in target.read_text(encoding="utf-8")
 
 
 def test_the_card_has_a_name_and_a_sentence(built: Corpus, page: str) -> None:
     card = built.datacard
-    assert card["name"] == "named | corpus" and "<h1><bdi>named | corpus</bdi></h1>" in page
+    assert "<h1><bdi>named | corpus</bdi></h1>" in page
     languages = sorted(card["languages"], key=lambda name: -card["languages"][name]["tokens"])
     named = f"{', '.join(languages[:-1])} and {languages[-1]}"
     said = f"{card['documents']} documents with {card['tokens']:,} tokens in {named}, from web."
@@ -263,16 +262,24 @@ def test_licences_in_words(licenses: dict, shares: dict, said: str) -> None:
     assert said in license_verdict(card)
 
 
+def test_a_table_of_the_readme_holds_whatever_a_name_has(built: Corpus, tmp_path: Path) -> None:
+    count = {"documents": 1, "bytes": 3, "tokens": 1}
+    card = {**built.datacard, "domains": {"a|b\n`c` <img src=x>": count}}
+    write_readme(card, tmp_path / "README.md")
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "| a\\|b \\`c\\` \\<img src=x\\> | 1 | 100% |" in text
+
+
 def test_the_readme_is_a_dataset_card(built: Corpus) -> None:
     text = (built.path / "README.md").read_text(encoding="utf-8")
     _, front, body = text.split("---\n", 2)
     meta = yaml.safe_load(front)
-    assert meta["pretty_name"] == "named | corpus" and meta["language"] == list(
+    assert meta["pretty_name"] == "web" and meta["language"] == list(
         known_languages(built.datacard["languages"])
     )
     assert meta["license"] == "other" and meta["size_categories"] == ["n<1K"]
     assert meta["configs"] == [{"config_name": "default", "data_files": "documents/*.parquet"}]
-    assert "# named \\| corpus\n" in body
+    assert "# web\n" in body
     for line in body.split("\n"):
         if line.startswith("|"):
             cells = re.split(r"(?<!\\)\|", line)
@@ -316,12 +323,12 @@ def test_schema_and_load_lines_hold(built: Corpus, page: str) -> None:
 
 def test_a_card_of_the_version_before_makes_a_page(built: Corpus, tmp_path: Path) -> None:
     card = json.loads(json.dumps(built.datacard))
-    for key in ("name", "dropped_bytes", "damaged", "split_languages"):
+    for key in ("dropped_bytes", "damaged", "split_languages"):
         del card[key]
-    write_page(card, tmp_path / "old.html")
+    write_page(card, tmp_path / "old.html", "old")
     write_readme(card, tmp_path / "README.md")
     html = (tmp_path / "old.html").read_text(encoding="utf-8")
-    assert "<h1><bdi>web</bdi></h1>" in html and "not known" in html
+    assert "<h1><bdi>old</bdi></h1>" in html and "not known" in html
 
 
 def test_removal_counts_its_bytes(built: Corpus, tmp_path: Path) -> None:
@@ -330,7 +337,8 @@ def test_removal_counts_its_bytes(built: Corpus, tmp_path: Path) -> None:
     assert remove(folder, Request(frozenset({"en5"}))) == 1
     card = Corpus.load(folder).datacard
     assert card["dropped_bytes"]["removed: by request"] == built.datacard["bytes"] - card["bytes"]
-    assert card["name"] == "named | corpus" and (folder / "README.md").is_file()
+    page = (folder / "datacard.html").read_text(encoding="utf-8")
+    assert "<h1><bdi>corpus</bdi></h1>" in page and (folder / "README.md").is_file()
     languages = card["split_languages"]
     total = sum(part["documents"] for names in languages.values() for part in names.values())
     assert total == card["documents"]

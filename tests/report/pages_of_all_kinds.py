@@ -82,7 +82,7 @@ def _corpus(folder: Path) -> Corpus:
 
 def _hostile_card(folder: Path) -> Path:
     corpus = _corpus(folder)
-    card = {**corpus.datacard, "name": HOSTILE, "examples_kept": [[HOSTILE, HOSTILE, HOSTILE]]}
+    card = {**corpus.datacard, "examples_kept": [[HOSTILE, HOSTILE, HOSTILE]]}
     count = {"documents": 3, "bytes": 30, "tokens": 10}
     card |= {
         name: {HOSTILE: count, "ok": count}
@@ -91,7 +91,7 @@ def _hostile_card(folder: Path) -> Path:
     card["splits"] = {"train": {HOSTILE: count}, "validation": {}}
     card["damaged"] = {"documents": 900, "named": [[HOSTILE, HOSTILE, HOSTILE]]}
     card["settings"] = {**card["settings"], "tokenizer": HOSTILE}
-    write_page(card, folder / "hostile.html")
+    write_page(card, folder / "hostile.html", HOSTILE)
     return folder / "hostile.html"
 
 
