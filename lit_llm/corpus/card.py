@@ -28,9 +28,11 @@ def make_card(pipeline: Pipeline, fingerprint: str, sources: Any) -> dict[str, A
     """The card of a build.
 
     Returns:
-        format, created (UTC), fingerprint, sources, settings, tokenizer; read (documents and bytes of sources);
+        format, created (UTC), fingerprint, sources, settings, tokenizer; read (documents and bytes
+        of sources);
         funnel, a row a stage with documents that came in, were dropped and why; dropped (reason -> documents),
-        dropped_bytes (reason -> bytes of UTF-8 when they were dropped); damaged, how many and which;
+        dropped_bytes (reason -> bytes of UTF-8 when they were dropped); damaged, how many and
+        which;
         duplicates, examples of dropped documents; mixture; and what `describe` says of the kept ones.
     """
     tokenizer = pipeline.tokenizer
@@ -85,7 +87,8 @@ def revise_card(
 def write_card(card: dict[str, Any], folder: Path, name: str) -> None:
     """datacard.json; the page that shows it, and the README.md of a repository that publishes it.
 
-    ``name`` is that of the corpus' folder, for the page alone: corpora of the same texts have the same files.
+    ``name`` is that of the corpus' folder, for the page alone: corpora of the same texts have the
+    same files.
     """
     text = json.dumps(card, indent=2, ensure_ascii=False)
     (folder / "datacard.json").write_text(text + "\n", encoding="utf-8")

@@ -25,7 +25,10 @@ _HISTOGRAMS = (
 
 
 def write_page(card: dict[str, Any], target: Path, name: str) -> None:
-    """Write the page of ``card``, as datacard.json has it, under ``name``; what an older one lacks is left out."""
+    """Write the page of ``card``, as datacard.json has it, under ``name``.
+
+    What an older card lacks is left out.
+    """
     here = Path(__file__).parent
     loader = jinja2.FileSystemLoader(here)
     pages = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)

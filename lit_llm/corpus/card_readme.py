@@ -1,6 +1,7 @@
-"""README.md of a corpus: the data card as Hugging Face's hub shows it, with the front matter that it reads.
+"""README.md of a corpus: the data card as Hugging Face's hub shows it, with its front matter.
 
-It says nothing of the machine that built it: no folders, and no date, so that equal corpora have equal files.
+It says nothing of the machine that built it: no folders, and no date, so that equal corpora have
+equal files.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def front_matter(card: dict[str, Any]) -> dict[str, Any]:
 
 
 def _hub_license(card: dict[str, Any]) -> str:
-    """The one licence of all documents by the hub's name; "unknown" if some have none; else "other"."""
+    """The one licence of all documents by the hub's name; "unknown" if none has one; else "other"."""
     names = set(card["licenses"])
     if not names or names & {"unknown", "other", "(others)"}:
         return "unknown" if not names or names == {"unknown"} else "other"

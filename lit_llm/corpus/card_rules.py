@@ -1,4 +1,4 @@
-"""The rules that left documents out, in plain words: what each says, its limit, the setting that changes it."""
+"""The rules that left documents out: what each says, its limit, the setting that changes it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ STAGES = {
     "decontaminate": "Drop texts of evaluation sets",
     "removed": "Remove on request",
 }
-# (stage, reason) -> sentence about a document, field of the section. "{}" is the limit; "*": any other reason.
+# Stage, reason, sentence about a document, field of the section. "{}" is the limit; "*" is any
+# other reason.
 _RULES: tuple[tuple[str, str, str, str], ...] = (
     ("opt_out", "robots", "Its robots tag says no.", "flags"),
     ("opt_out", "x_robots_tag", "Its server's X-Robots-Tag says no.", "flags"),

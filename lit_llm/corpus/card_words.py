@@ -1,4 +1,4 @@
-"""What the counts of a data card mean, in sentences: for its page, its README.md and the build's last lines."""
+"""What a data card's counts mean, in sentences: for its page, its README.md and the build."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def summary(card: dict[str, Any]) -> str:
 
 
 def license_shares(card: dict[str, Any]) -> dict[str, float]:
-    """Kind of licence -> share of the tokens, 0 to 1; the kinds of `spdx.GROUPS`, "other" and "unknown"."""
+    """Kind of licence (`spdx.GROUPS`, "other", "unknown") -> share of the tokens, 0 to 1."""
     total = sum(part["tokens"] for part in card["licenses"].values())
     shares: dict[str, float] = {}
     for name, part in card["licenses"].items():
@@ -52,7 +52,7 @@ def license_shares(card: dict[str, Any]) -> dict[str, float]:
 
 
 def _kind(license: str) -> str:
-    """The first group that admits an expression: "MIT OR GPL-3.0-only" may be taken as permissive."""
+    """The first group that admits an expression: "MIT OR GPL-3.0-only" may be taken as MIT."""
     if license in _UNTOLD:
         return "unknown"
     allowed: frozenset[str] = frozenset()
@@ -164,7 +164,7 @@ def _some(names: list[str], what: str, most: int = 4) -> str:
 def missing_languages(card: dict[str, Any]) -> dict[str, float]:
     """Languages of training that validation has no text in -> share of training's tokens, 0 to 1.
 
-    Only those with a share that counts. Empty where the card does not say (made by an older version).
+    Only those with a share that counts. Empty where the card, of an older version, does not say.
     """
     split = card.get("split_languages") or {}
     trained, held_out = split.get("train", {}), split.get("validation", {})

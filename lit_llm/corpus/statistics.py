@@ -32,8 +32,8 @@ class Statistics:
     """Counts of kept documents.
 
     Attributes:
-        content: JSON-able. "splits": split -> source -> documents, bytes, tokens. "split_languages": the same by
-            language. "languages", "domains", "hosts",
+        content: JSON-able. "splits": split -> source -> documents, bytes, tokens. "split_languages":
+            the same by language. "languages", "domains", "hosts",
             "licenses": name -> documents, bytes, tokens. "pii": kind -> values replaced. "changed_by": block ->
             documents. "lengths": power of two -> documents of as many bytes or more. "language_scores",
             "bytes_per_token_histogram": lower edge -> documents. "ngrams": all, and the smallest hashes. "examples":

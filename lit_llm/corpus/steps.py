@@ -97,7 +97,7 @@ class Clean:
 
 
 def _parted(table: pa.Table, shown: Counter[str], sizes: Counter[str]) -> list[pa.Table]:
-    """The rows that are kept; then the others, if there are any, without text but for examples of each reason.
+    """The rows that are kept; then the others, if there are any, without text but for examples.
 
     ``sizes`` grows by the bytes of text that each reason drops.
     """

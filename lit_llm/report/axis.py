@@ -12,7 +12,7 @@ _CLOCKS = ((3 * 3600.0, 3600.0, "h"), (180.0, 60.0, "min"), (0.0, 1.0, "s"))
 
 
 def x_axis(run: Run) -> tuple[Axis | None, np.ndarray]:
-    """The shared x axis, and where on it each row lies: tokens when every row has them, steps otherwise.
+    """The shared x axis, and where on it each row lies: in tokens if every row has them, else steps.
 
     A point lies at one place, whichever count is read under it: tokens, steps or time in training.
     """
@@ -37,7 +37,7 @@ def x_axis(run: Run) -> tuple[Axis | None, np.ndarray]:
 
 
 def seconds_in_training(run: Run, tokens: np.ndarray) -> np.ndarray | None:
-    """Seconds (n,) of training up to each row, from the tokens a second measured; validation is not in them.
+    """Seconds (n,) of training up to each row, from the tokens a second; without validation.
 
     None where fewer than two rows measured a rate.
     """

@@ -1,4 +1,4 @@
-"""The tables of a report that are no plots: the corpus, the versions, what was run; never as Python writes values."""
+"""The tables of a report: the corpus, the versions, what was run; never as Python writes values."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def configuration(text: str) -> Markup:
 
 
 def split_table(card: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row for each split and source, then one for the split: counts as text, and the share of the split's tokens."""
+    """A row for each split and source, then one for the split: counts as text, share in percent."""
     splits = card.get("splits")
     rows = []
     for split, sources in splits.items() if isinstance(splits, dict) else ():

@@ -23,7 +23,7 @@ _OTHER_COLOUR = 7  # of another run's curves
 
 
 def sources_table(run: Run) -> list[dict[str, str]]:
-    """A row a validation source: bits per byte first, best and last, and the last loss in nats a token."""
+    """A row a validation source: bits per byte first, best, last; the last loss in nats a token."""
     rows = []
     for name in run.columns:
         if name.startswith(BY_SOURCE):
@@ -60,7 +60,7 @@ def figure_sections(
         log: bool = False,
         **options: Any,
     ) -> Markup:
-        """With ``twin`` the same chart once more on a log scale, which the page's choice shows instead."""
+        """With ``twin`` once more on a log scale, which the page's choice shows instead."""
         options["marks"] = happened
         if not twin:
             return line_chart(title, unit, series, axis, log=log, **options)

@@ -59,8 +59,10 @@ def evaluations(folder: Path) -> list[dict[str, str]]:
 
 
 def retention(folder: Path) -> dict[str, Any] | None:
-    """``retention.json`` of a `RetentionCheck`, the questions that the base answered rightly, those now wrong first;
-    None without one."""
+    """``retention.json`` of a `RetentionCheck`: the questions that the base answered rightly.
+
+    Those now wrong come first. None without such a file.
+    """
     try:
         content = json.loads((folder / "retention.json").read_text(encoding="utf-8"))
         known = [row for row in content["questions"] if row["right_before"]]

@@ -1,4 +1,4 @@
-"""What a run's numbers mean, in sentences that a newcomer would otherwise have to know how to read."""
+"""What a run's numbers mean, in sentences for who does not know how to read them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def of_training(loss: np.ndarray) -> str | None:
 
 
 def of_validation(steps: np.ndarray, loss: np.ndarray, training: np.ndarray) -> str | None:
-    """Whether validation loss (n,) at ``steps`` still falls, stands still, or rises while training's falls."""
+    """Whether validation loss (n,) at ``steps`` falls, stands, or rises while training's falls."""
     keep = np.isfinite(loss)
     steps, loss = steps[keep], loss[keep]
     if len(loss) < 3:
@@ -58,8 +58,9 @@ def of_validation(steps: np.ndarray, loss: np.ndarray, training: np.ndarray) -> 
     rise = float(loss[-1] / loss[best] - 1) if loss[best] > 0 else 0.0
     if rise > _OVERFIT and _fell(training):
         return (
-            f"It overfits: validation loss is {rise:.0%} above its best, at step {steps[best]:,.0f}, "
-            "while training loss went on falling. Take checkpoints/best.ckpt, or train for fewer steps."
+            f"It overfits: validation loss is {rise:.0%} above its best, at step "
+            f"{steps[best]:,.0f}, while training loss went on falling. "
+            "Take checkpoints/best.ckpt, or train for fewer steps."
         )
     since = int(np.searchsorted(steps, steps[0] + 0.75 * (steps[-1] - steps[0])))
     since = min(since, len(loss) - 2)

@@ -1,4 +1,4 @@
-"""What happened in a run besides learning: resumes, checkpoints, skipped steps, as marks in its charts and in words."""
+"""Resumes, checkpoints and skipped steps of a run, as marks in its charts and in words."""
 
 from __future__ import annotations
 

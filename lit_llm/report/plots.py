@@ -28,8 +28,9 @@ UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 class Series:
     """One line. ``x``, ``step`` and ``y`` are (n,) float64, x increasing; a y that is not finite makes a gap.
 
-    ``faint`` is for raw values behind their mean; ``derived`` for that mean, whose exceptions are not counted again;
-    ``dashed`` for another run's. ``css`` are classes of its line and its key, for what the page can switch.
+    ``faint`` is for raw values behind their mean; ``derived`` for that mean, whose exceptions are not
+    counted again; ``dashed`` for another run's. ``css`` are classes of its line and its key, by which
+    the page shows and hides it.
     """
 
     label: str
@@ -362,7 +363,7 @@ def _lines(series: Series, y: np.ndarray, keep: np.ndarray, scale: _Scale) -> st
 
 
 def _marks(marks: Sequence[tuple[str, float]], scale: _Scale) -> str:
-    """A path for each kind: a line from top to bottom at a resume, a short one at the edge for the others."""
+    """A path for each kind: a line from top to bottom at a resume, a short one for the others."""
     drawn: dict[str, str] = {}
     for kind, x in marks:
         at = float(scale.x(np.array(x)))

@@ -16,7 +16,7 @@ _LONGEST_LOOP = 12  # words
 
 
 def broken(text: str) -> str | None:
-    """What is wrong with a continuation: "empty", "repeats itself" when it goes round in a loop at its end; or None."""
+    """What is wrong with a continuation: "empty", "repeats itself" (at its end), or None."""
     words = text.split()
     if not words:
         return "empty"
@@ -32,7 +32,7 @@ def broken(text: str) -> str | None:
 
 
 def sample_groups(run: Run) -> tuple[list[dict[str, Any]], int]:
-    """Samples by step, the first and the last step among those kept, and how many steps were left out."""
+    """Samples by step, the first and the last among them, and how many steps were left out."""
     by_step: dict[int, list[dict[str, Any]]] = {}
     tokens: dict[int, str] = {}
     for sample in run.samples:

@@ -1,4 +1,4 @@
-"""The data card in words: its page, its README.md, and what is said of rules, licences and splits."""
+"""The data card in words: its page, its README.md; what is said of rules, licences and splits."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Texts(HTMLParser):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    """English, German and Chinese articles, a damaged line, a copy and a text that repeats itself."""
+    """English, German and Chinese articles, a damaged line, a copy, a text that repeats itself."""
     folder = tmp_path_factory.mktemp("card")
     rows = [
         {"id": f"en{i}", "text": text, "license": "MIT", "url": f"https://{OVERRIDE}/{i}"}

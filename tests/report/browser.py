@@ -1,4 +1,4 @@
-"""Pages in Chromium: what it draws, whether it scrolls sideways, and what axe-core has to say of it.
+"""Pages in Chromium: what it draws, whether they scroll sideways, and what axe-core says.
 
 `make axe` installs axe-core, a judge of accessibility (the rules of WCAG 2 and common practice).
 """

@@ -1,4 +1,4 @@
-"""The report in a browser: its charts are drawn and read out, its choices work, its policy holds."""
+"""The report in a browser: charts are drawn and read out, choices work, the policy holds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a report says in words: its judgement, its marks, what is broken, and how the run was started."""
+"""What a report says in words: judgement, marks, what is broken, how the run was started."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def test_a_new_fit_keeps_no_row_of_an_earlier_one(tmp_path: Path) -> None:
 def test_the_first_and_the_last_step_are_logged(
     tmp_path: Path, steps: int, every: int, by: str
 ) -> None:
-    """Besides every fifth or tenth: a run of three steps has two rows, not none. 0 is none, as Lightning has it."""
+    """Besides every fifth or tenth: a run of three steps has two rows, not none. 0 is none."""
     batch = {"input_ids": torch.zeros(1, 8, dtype=torch.long)}
     batch["labels"] = batch["input_ids"]
     loader = torch.utils.data.DataLoader([batch] * (2 * steps), batch_size=None)

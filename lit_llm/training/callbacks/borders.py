@@ -24,11 +24,11 @@ def logs_now(trainer: L.Trainer) -> bool:
 
 
 def first_or_last(trainer: L.Trainer) -> bool:
-    """Whether the optimizer step just done is the first or the last of the whole run: these are logged too.
+    """Whether the optimizer step just done is the first or the last of the whole run.
 
-    Else a run of fewer steps than ``log_every_n_steps`` has nothing to show. It is the same on all
-    processes, and the same for a run that was resumed as for one that was not. A Trainer that logs
-    nothing logs neither.
+    These are logged too, else a run of fewer steps than ``log_every_n_steps`` has nothing to show.
+    It is the same on all processes, and the same for a run that was resumed as for one that was
+    not. A Trainer that logs nothing logs neither.
     """
     if _log_every(trainer) == 0:
         return False

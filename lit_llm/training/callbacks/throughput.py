@@ -19,7 +19,8 @@ _DTYPES = {"bf16": torch.bfloat16, "16": torch.float16}
 
 
 class ThroughputCallback(L.Callback):
-    """Logs, every ``log_every_n_steps`` optimizer steps, averages since the last time (and of the first and last step):
+    """Logs, every ``log_every_n_steps`` optimizer steps, and at the first and the last, averages
+    since the last time:
 
     - tokens_per_second: over all devices, validation and sampling not counted;
     - mfu: share of the devices' peak FLOP/s, if the module has ``flops_per_token``;
