@@ -161,6 +161,7 @@ def build(
 def _build(config: CorpusConfig, output: Path, progress: bool, key: str) -> None:
     with corpus_extra():
         from lit_llm.corpus.card import make_card, write_card
+        from lit_llm.corpus.card_words import told_missing
         from lit_llm.corpus.pipeline import Pipeline
         from lit_llm.corpus.progress import Progress
         from lit_llm.corpus.removed import removed_hashes
@@ -171,12 +172,13 @@ def _build(config: CorpusConfig, output: Path, progress: bool, key: str) -> None
     store = Store(output / WORK)
     pipeline = Pipeline(config, store, removed_hashes(output), say)
     pipeline.run()
-    card = make_card(pipeline, key, [dataclasses.asdict(source) for source in config.sources])
+    sources = [dataclasses.asdict(source) for source in config.sources]
+    card = make_card(pipeline, key, sources)
     seconds = time.perf_counter() - started
     card["build"] = {"seconds": round(seconds, 1), "tasks_run": dict(pipeline.ran)}
     with transaction(output, gone=_WHOLE) as folder:
         pipeline.lay_out(folder)
-        write_card(card, folder)
+        write_card(card, folder, output.name)
     if config.keep_work:
         store.sweep()
     else:
@@ -186,6 +188,8 @@ def _build(config: CorpusConfig, output: Path, progress: bool, key: str) -> None
         f"{card['duplicates']:,} duplicates and {sum(card['dropped'].values()) - card['duplicates']:,} others dropped, "
         f"{seconds:.0f} s"
     )
+    if missing := told_missing(card):
+        say.say(missing)
     if reasons := _main_reasons(card):
         say.say(
             f"dropped most often: {reasons}; {output / 'dropped'} has all dropped documents with "

@@ -13,7 +13,7 @@ USAGE = """usage: lit_llm corpus COMMAND ...
 
   build    raw text -> cleaned, deduplicated, documented shards:
            lit_llm corpus build --input 'data/**/*.jsonl' --output corpus [--config corpus/web] [--key value ...]
-  report   write a corpus folder's datacard.html again
+  report   write a corpus folder's datacard.html and README.md again
   explain  where a document came from, why it was dropped or where it is now
   remove   take documents out of a finished corpus
 
@@ -45,14 +45,16 @@ def build_main(args: list[str]) -> None:
 
 
 def report_main(args: list[str]) -> None:
-    """Write the page again."""
-    parser = _parser("report", "Write a corpus folder's datacard.html again.")
+    """Write the page and the README.md again."""
+    parser = _parser("report", "Write a corpus folder's datacard.html and README.md again.")
     folder = parser.parse_args(args).corpus
     from lit_llm.corpus.card_page import write_page
+    from lit_llm.corpus.card_readme import write_readme
     from lit_llm.corpus.folder import Corpus
 
-    target = folder / "datacard.html"
-    write_page(Corpus.load(folder).datacard, target)
+    target, card = folder / "datacard.html", Corpus.load(folder).datacard
+    write_page(card, target, folder.resolve().name)
+    write_readme(card, folder / "README.md")
     say(str(target))
 
 

@@ -145,6 +145,7 @@ class Pipeline:
         read = sum(part["documents"] for part in counts)
         self.read = {"documents": read, "bytes": sum(part["bytes"] for part in counts)}
         self.dropped = merged(part["dropped"] for part in counts)
+        self.dropped_bytes = merged(part["dropped_bytes"] for part in counts)
         for reason, number in self.dropped.items():
             if "max_line_bytes" in reason:
                 self.progress.say(
@@ -160,7 +161,8 @@ class Pipeline:
         broken = sum(n for reason, n in self.dropped.items() if is_broken(reason))
         if not broken:
             return
-        said = f"{broken:,} of {read:,} documents are damaged: {', '.join(islice(self._broken(), _NAMED))}"
+        named = ", ".join(f"{name} ({why})" for _, name, why in islice(self.broken(), _NAMED))
+        said = f"{broken:,} of {read:,} documents are damaged: {named}"
         said += ", ..." if broken > _NAMED else ""
         if broken > self.config.max_bad_fraction * read:
             limit = f"{self.config.max_bad_fraction:g}"
@@ -169,16 +171,16 @@ class Pipeline:
             )
         self.progress.say(f"{said}; dropped/ names them all")
 
-    def _broken(self) -> Iterator[str]:
-        """Documents that are damaged, and how."""
+    def broken(self) -> Iterator[tuple[str, str, str]]:
+        """File, id and reason of the documents that are damaged."""
         for path in self.cleaned:
             if any(map(is_broken, read_counts(path)["dropped"])):
-                for table in read_tables(path, ["id", "dropped"]):
-                    for name, reason in zip(
+                for table in read_tables(path, ["path", "id", "dropped"]):
+                    for file, name, reason in zip(
                         *(column.to_pylist() for column in table.columns), strict=True
                     ):
                         if reason is not None and is_broken(reason):
-                            yield f"{name} ({reason.removeprefix('read: ')})"
+                            yield file or "", name, reason.removeprefix("read: ")
 
     def _dedup(self) -> list[Path | None]:
         dedup = self.config.dedup
@@ -243,6 +245,9 @@ class Pipeline:
         """Where the validation split must end for both splits to have text."""
         counts = [read_counts(path) for path in self.selected]
         self.dropped = merged([self.dropped, *(part["dropped"] for part in counts)])
+        self.dropped_bytes = merged(
+            [self.dropped_bytes, *(part["dropped_bytes"] for part in counts)]
+        )
         lowest, highest = (
             min(part["lowest"] for part in counts),
             max(part["highest"] for part in counts),

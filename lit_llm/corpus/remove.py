@@ -136,7 +136,7 @@ def remove(
                 raise UserError(
                     f"{folder}: no document for training would be left; delete the folder instead"
                 )
-            write_card(revised, staged)
+            write_card(revised, staged, folder.name)
     return removal.count
 
 

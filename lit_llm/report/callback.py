@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -61,12 +62,19 @@ class RunReport(L.Callback):
         batch = getattr(data, "global_batch_tokens", None)
         steps = getattr(data, "steps", None)
         self._batch = batch or 0
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        resumed: list[dict[str, Any]] = []
+        if trainer.global_step:
+            before = earlier.get("resumed")
+            resumed = before if isinstance(before, list) else []
+            resumed = [*resumed, {"step": trainer.global_step, "command": command}]
         self.facts: dict[str, Any] = {
             "name": self.folder.name,
             "started": earlier.get("started")
             if trainer.global_step
             else datetime.now(UTC).isoformat(timespec="seconds"),
             "parameters": sum(p.numel() for p in pl_module.parameters()),
+            "parameters_trained": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
             "flops_per_token": getattr(pl_module, "flops_per_token", None),
             "peak_flops": peak,
             "peak_flops_source": source,
@@ -77,7 +85,8 @@ class RunReport(L.Callback):
             if self.usd_per_hour is not None
             else _price(device, trainer.world_size),
             "tokens_planned": batch * steps if batch and steps else None,
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            # How the run was started, not how it was resumed: that stands in "resumed".
+            "command": earlier.get("command", command) if trainer.global_step else command,
             "environment": {
                 "python": platform.python_version(),
                 "torch": torch.__version__,
@@ -87,6 +96,7 @@ class RunReport(L.Callback):
                 "cpu": _cpu_name(),
             },
             "git": _git_commit(),
+            "resumed": resumed,
             "resumes": int(earlier.get("resumes", 0)) + 1 if trainer.global_step else 0,
         }
         if trainer.is_global_zero:

@@ -31,6 +31,7 @@ from lit_llm.ranges import Range, check_ranges, positive
 from lit_llm.training.callbacks.borders import (
     at_border,
     count_steps,
+    first_or_last,
     logs_now,
     number_as_lightning_does,
     number_by_steps_done,
@@ -393,7 +394,7 @@ class PretrainModule(L.LightningModule):
         if not at_border(self.trainer, batch_idx):
             return
         step = self.trainer.global_step
-        if logs_now(self.trainer):
+        if logs_now(self.trainer) or first_or_last(self.trainer):
             values: dict[str, Any] = {"train_loss": self.step_loss.compute(), "lr": self._lr}
             if self.grad_norm is not None:
                 values["grad_norm"] = self.grad_norm

@@ -127,7 +127,7 @@ def test_build_by_the_command_line(
         (["build", "--config", "corpus/wob", "--output", "c"], "did you mean corpus/web"),
         (
             ["build", "--input", "here", "--output", "c", "--runner", "slurm"],
-            "runner: .*'local', 'ray'.* slurm",
+            "runner=slurm: must be local or ray",
         ),
         (["build", "--input", "here/a.jsonl", "--output", "c"], r"a\.jsonl:1: no field 'text'"),
         (["sweep"], "no command 'sweep'; commands: build, report, explain, remove"),

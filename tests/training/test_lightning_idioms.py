@@ -186,12 +186,13 @@ def test_metrics_have_the_number_of_steps_done_in_every_logger(
     run = trainer(tmp_path, logger=[kept, CSVLogger(tmp_path), board], log_every_n_steps=2,
                   limit_val_batches=1, callbacks=[Checkpoint()])  # fmt: skip
     run.fit(LogsToo(TINY, **ADAMW), data(corpus, steps=6, validate_every=3))
-    assert kept.steps["train_loss"] == kept.steps["mine"] == [2, 4, 6]
+    assert kept.steps["train_loss"] == kept.steps["mine"] == [1, 2, 4, 6]
     assert kept.steps["val_loss"] == [3, 6] and "step" not in kept.steps
     assert "step" not in run.callback_metrics
     rows = read(tmp_path)
     assert [(r["step"], bool(r["train_loss"]), bool(r["val_loss"]), bool(r["mine"])) for r in rows] == [
-        ("2", True, False, True), ("3", False, True, False), ("4", True, False, True), ("6", True, True, True),
+        ("1", True, False, True), ("2", True, False, True), ("3", False, True, False), ("4", True, False, True),
+        ("6", True, True, True),
     ]  # fmt: skip
     assert [r["tokens"] for r in rows] == [str(int(r["step"]) * 128) for r in rows]
 
@@ -199,7 +200,7 @@ def test_metrics_have_the_number_of_steps_done_in_every_logger(
 
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert [e.step for e in events.Scalars("train_loss")] == [2, 4, 6]
+    assert [e.step for e in events.Scalars("train_loss")] == [1, 2, 4, 6]
     assert [e.step for e in events.Scalars("val_loss")] == [3, 6]
 
 
