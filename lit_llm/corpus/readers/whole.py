@@ -37,12 +37,12 @@ def page(
     flags: str | None = None,
 ) -> Document:
     """The main text of a page's bytes, with what its server said of it: ``charset``, and ``flags`` to robots."""
-    from lit_llm.corpus.extract import main_text, robots
+    from lit_llm.corpus.extract import extract, robots
 
     html, encoding, dropped = decode(data, charset, html=True)
-    text = main_text(html) if html else ""
+    text, none = extract(html) if html else ("", None)
     flags = ", ".join(filter(None, [flags, robots(html)])) or None
-    reason = dropped or (None if text else "no main text")
+    reason = dropped or none or (None if text else "no main text")
     return Document(
         id, file.source, file.path, text, reason, offset, url=url, robots=flags, encoding=encoding
     )
