@@ -24,6 +24,7 @@ _ALT = re.compile(r"""\balt\s*=\s*(?:"([^"]*)"|'([^']*)')""", re.I)
 _TEX = re.compile(r"(?:application/x-|math/|text/)?(?:la)?tex\b", re.I)
 _STYLE = re.compile(r"\{\\(?:displaystyle|textstyle)\s*(.*)\}", re.S)
 _INVISIBLE = re.compile("[\u2061-\u2064]")
+_MOST = 10_000  # formulae of a page; behind them it stays as it is. One takes 0.1 ms
 _DEEPEST = 50  # MathML elements in each other; below, their text is taken as it is
 _FUNCTIONS = frozenset(
     """arccos arcsin arctan cos cosh cot det dim exp gcd inf ker lim ln log max min sec sin sinh
@@ -57,7 +58,11 @@ def _replaced(
     """``html`` with each stretch from ``start`` to ``end`` as ``render`` gives it; in one pass."""
     parts: list[str] = []
     at = 0
-    while (begin := start.search(html, at)) and (stop := end.search(html, begin.end())):
+    while (
+        len(parts) < 2 * _MOST
+        and (begin := start.search(html, at))
+        and (stop := end.search(html, begin.end()))
+    ):
         inner = html[begin.start() : stop.end()] if keep_tag else html[begin.end() : stop.start()]
         before = html[at : begin.start()]
         if keep_tag and (wrapper := _WRAPPER.search(before, max(0, len(before) - _WRAPPER_LENGTH))):

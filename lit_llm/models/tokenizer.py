@@ -55,6 +55,9 @@ _USUAL_NAMES = {
     "pad_token": (PAD, "<pad>", "[PAD]"),
 }
 _PIECE_CHARACTERS = 1_000_000
+# Characters of a word in training: DNA and text without spaces have words of any length. The
+# longest in a dictionary has 189 (titin's name aside), a line of Chinese between two commas some 20.
+_LONGEST_WORD = 256
 # White space, digits, case, marks, scripts, emoji, and spelled control tokens: where encoders part ways.
 _PROBE = (
     "It's 1234567 o'clock,  DON'T  \t\n\n   stop\r\n\u00a0x=1;\u3000//+=-- na\u00efve cafe\u0301 \u5317\u4eac\u3002"
@@ -140,7 +143,8 @@ class Tokenizer:
         """Train a byte-level BPE; the same texts in the same order give the same tokenizer.
 
         Args:
-            texts: training documents, read once.
+            texts: training documents, read once. Words above 256 characters (letters or signs without a break between
+                them) are cut, since the time for a word grows with the square of its length.
             vocab_size: number of ids, the 256 bytes and the four control tokens included.
             or_fewer: what the texts support is enough.
 
@@ -157,12 +161,11 @@ class Tokenizer:
             )
         # ignore_merges: a piece that is itself a token is taken whole, as engines do for this pattern.
         backend = Backend(models.BPE(ignore_merges=True))
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
+        words = pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated")
+        cut = pre_tokenizers.Split(Regex(rf"[\s\S]{{{_LONGEST_WORD}}}"), behavior="isolated")
+        as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        # Each merge goes through all of a word that has it. Only training cuts words, not encoding.
+        backend.pre_tokenizer = pre_tokenizers.Sequence([words, cut, as_bytes])
         backend.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
@@ -172,6 +175,7 @@ class Tokenizer:
             show_progress=False,
         )
         backend.train_from_iterator((piece for text in texts for piece in _pieces(text)), trainer)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([words, as_bytes])
         # Documents are trained on behind this token: prompts begin with it in every program.
         begin_with(backend, END_OF_TEXT)
         found = backend.get_vocab_size()

@@ -98,6 +98,13 @@ def test_what_is_no_text_stays_out(page: str, text: str) -> None:
     assert seen(main_text(page)) == seen(text)
 
 
+def test_formulae_behind_very_many_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lit_llm.corpus.formulae._MOST", 2)
+    assert with_formulae("<math><mi>x</mi></math>" * 3) == (
+        "<span>$x$</span>" * 2 + "<math><mi>x</mi></math>"
+    )
+
+
 def test_mathml_as_tex() -> None:
     def tex(inner: str) -> str:
         return with_formulae(f"<math>{inner}</math>").removeprefix("<span>").removesuffix("</span>")
@@ -170,7 +177,8 @@ def test_pages_that_never_end_are_dropped_before_they_are_parsed(
         ("<p title='" + "<b a=1><p>" * 999 + "'>x", "x"),
         ("<script>" * 5000, ""),
         ("<div>" * 100_000 + "deep", "deep"),
-        ("<figure>" * 20_000 + "deep<img alt=q><figcaption>too", "deep\ntoo"),
+        ("<figure><time>x</time></figure>" * 2500, None),
+        *(("<figure>" * n + "deep<img alt=q><figcaption>too", "deep\ntoo") for n in (1500, 20_000)),
         ("<div>x</x></y>" * 300, None),
         ("</ <p>x</>", "x"),
     ],
