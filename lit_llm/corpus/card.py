@@ -27,7 +27,8 @@ def make_card(pipeline: Pipeline, fingerprint: str, sources: Any) -> dict[str, A
     """The card of a build.
 
     Returns:
-        format, created (UTC), fingerprint, sources, settings, tokenizer; read (documents and bytes of the sources);
+        format, created (UTC), fingerprint, sources, settings, tokenizer; read (documents and bytes of the sources, and
+        how many documents were repaired, by what was wrong);
         funnel, a row a stage with documents that came in, were dropped and why; dropped (reason -> documents),
         duplicates, examples of dropped documents; mixture; and what `describe` says of the kept ones.
     """

@@ -77,16 +77,17 @@ def _array_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise UserError(f"{path}: element {number + 1} of the array: {error}") from None
 
 
-def array_elements(stream: SupportsRead, longest: int) -> Iterator[Any]:
+def array_elements(stream: SupportsRead, longest: int, errors: str = "strict") -> Iterator[Any]:
     """The elements of a JSON array, read one after the other.
 
     Args:
         longest: characters of an element at most.
+        errors: what becomes of bytes that are not UTF-8, as of ``bytes.decode``.
 
     Raises:
         ValueError: what follows is not valid JSON, or too long.
     """
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    decoder = codecs.getincrementaldecoder("utf-8-sig")(errors)
     text, at, sign = "", 0, "["
     while True:
         if (found := _element(text, at, sign)) is not None:
@@ -133,10 +134,10 @@ def _after_space(text: str, at: int) -> int:
     return at
 
 
-def parse_row(line: bytes) -> dict[str, Any] | str:
-    """The object on a line of JSONL, or why there is none."""
+def parse_row(line: bytes, errors: str = "strict") -> dict[str, Any] | str:
+    """The object on a line of JSONL, or why there is none; ``errors`` as of ``bytes.decode``."""
     try:
-        row = json.loads(line.decode())
+        row = json.loads(line.decode("utf-8", errors))
     except UnicodeDecodeError:
         return "not UTF-8"
     except (ValueError, RecursionError):

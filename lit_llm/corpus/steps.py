@@ -58,7 +58,12 @@ class Clean:
     target: Path
 
     def __call__(self) -> None:
-        counts: dict[str, Any] = {"documents": 0, "bytes": 0, "dropped": Counter()}
+        counts: dict[str, Any] = {
+            "documents": 0,
+            "bytes": 0,
+            "dropped": Counter(),
+            "repaired": Counter(),
+        }
         write_tables(self.target, CLEANED, self._tables(counts), counts)
 
     def _tables(self, counts: dict[str, Any]) -> Iterator[pa.Table]:
@@ -66,6 +71,7 @@ class Clean:
         for table in read_part(self.part):
             counts["documents"] += len(table)
             counts["bytes"] += pc.sum(pc.binary_length(table["text"])).as_py() or 0
+            counts["repaired"].update(table["repaired"].drop_null().to_pylist())
             table = _conform(self._cleaned(table, shown), CLEANED)
             counts["dropped"].update(table["dropped"].drop_null().to_pylist())
             yield table
