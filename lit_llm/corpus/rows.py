@@ -193,7 +193,7 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     {"a": 1} beside {"b": 2} did not write {"a": 1, "b": null}.
 
     Raises:
-        UserError: pyarrow is missing, or the file is not readable.
+        UserError: pyarrow is missing, the file is not readable, or two columns have one name.
     """
     try:
         import pyarrow
@@ -202,7 +202,9 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
         raise UserError(f"{path}: reading parquet needs pyarrow; pip install pyarrow") from error
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
-            number = 0
+            number, names = 0, table.schema_arrow.names
+            for name in names:
+                check_once(path, name, names)
             for batch in table.iter_batches(batch_size=1024):
                 for row in _python_rows(batch):
                     number += 1
@@ -211,6 +213,14 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
         raise UserError(
             f"{path}: not a readable parquet file ({' '.join(str(error).split())[:200]})"
         ) from error
+
+
+def check_once(path: str | Path, name: str, names: list[str]) -> None:
+    """Raises UserError where more than one of a file's columns has the name: nobody can say which is meant."""
+    if names.count(name) > 1:
+        raise UserError(
+            f"{path}: {names.count(name)} columns are named {name!r}; rename all but one"
+        )
 
 
 def _python_rows(batch: Any) -> Iterator[dict[str, Any] | str]:
