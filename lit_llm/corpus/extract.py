@@ -35,6 +35,7 @@ _VISIBLE = re.compile(f"[{_THREE_BYTES}]")
 # In a <select> lexbor looks at all earlier ones for each; their text is not taken in any case.
 _OPTIONS = 1000
 _LOOKED_AT = 2000  # elements of a page that are looked at one by one, in some 0.2 ms
+_FIGURE_PASSES = 10  # over the page, in looking at figures
 _FIGURE, _TIME = re.compile(r"<(/?)(?:figure|figcaption)\b", re.I), re.compile(r"<(/?)time\b", re.I)
 _OPTION = re.compile(r"<(/?)option\b", re.I)
 _ABOUT_PAGE = (
@@ -109,7 +110,7 @@ def _main_text(html: str, work: Work) -> str:
         text = extract_plain_text(tree, skip_elements=_NO_TEXT)
     else:
         if "figure" in html or "FIGURE" in html:
-            _keep_figures(tree)
+            _keep_figures(tree, _FIGURE_PASSES * len(html))
         _keep_lists(tree)
         if any(word in html for word in _ASIDE_WORDS):
             _keep_asides(tree)
@@ -134,16 +135,18 @@ def _marked(alone: re.Match[str]) -> str:
     return alone[0] + _MARK * bool(_VISIBLE.fullmatch(entities.unescape(alone[1])))
 
 
-def _keep_figures(tree: Any) -> None:
+def _keep_figures(tree: Any, limit: int) -> None:
     """Make divisions of figures that hold text (tables, code, quotations): resiliparse drops every <figure>.
 
-    Those with nothing but a picture and its caption still go.
+    Those with nothing but a picture and its caption still go. Behind ``limit`` characters all stay.
     """
+    looked_at = 0  # characters: of figures in figures, all of each
     for figure in tree.document.query_selector_all("figure").values():
+        looked_at += len(figure.text)
         other = figure.query_selector_all(
             "figcaption, svg, script, style, noscript, button"
         ).values()
-        if _ink(figure) > sum(map(_ink, other)):
+        if looked_at > limit or _ink(figure) > sum(map(_ink, other)):
             for caption in figure.query_selector_all("figcaption").values():
                 _rename(tree, caption, "div")
             _rename(tree, figure, "div")

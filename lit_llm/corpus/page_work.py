@@ -24,7 +24,9 @@ LIMITS = {
     "open formatting elements": 2048,
 }
 
-_VOID, _IMPLIED, _RAW, _FORMAT, _LIST, _CELL, _ROW, _TABLE, _ROOT, _FOREIGN = range(1, 11)
+_VOID, _IMPLIED, _RAW, _FORMAT, _LIST, _CELL, _ROW, _TABLE, _ROOT, _FOREIGN, _BLOCK, _SCOPE = range(
+    1, 13
+)
 _CLASSES = {
     _VOID: "area base basefont bgsound br col embed frame hr img input keygen link meta param"
     " source track wbr",
@@ -37,6 +39,11 @@ _CLASSES = {
     _ROW: "tbody tfoot thead tr",
     _TABLE: "table",
     _ROOT: "body html",
+    # Special elements of the standard: behind one, the end tag of another element says nothing.
+    _BLOCK: "address article aside blockquote button center details dir div dl fieldset figcaption"
+    " figure footer form frameset h1 h2 h3 h4 h5 h6 header hgroup listing main menu nav noscript pre"
+    " search section summary",
+    _SCOPE: "applet marquee object template",  # and behind these, that of a block neither
     _FOREIGN: "math select svg",  # in which <style> and its like hold tags, or are left out
 }
 _OFFSET, _PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)  # FNV-1a's
@@ -93,6 +100,7 @@ def _work(
     size = len(data)
     elements = pairs = depths = levels = most_open = deepest = 0
     names = np.zeros(_OPEN, np.uint64)  # of open elements
+    kinds_open = np.zeros(_OPEN, np.int64)
     depth = 0
     over = 0  # open elements whose names are not kept
     uls = ols = foreign = 0
@@ -294,6 +302,7 @@ def _work(
         if not closing:
             if depth < _OPEN:
                 names[depth] = name
+                kinds_open[depth] = kind
                 depth += 1
             else:
                 over += 1
@@ -302,7 +311,12 @@ def _work(
         else:
             k = depth - 1
             while k >= 0 and names[k] != name:
+                other_kind = kinds_open[k]
+                if kind != _TABLE and other_kind in (_SCOPE, _TABLE):
+                    break
+                if kind == 0 and other_kind in (_BLOCK, _LIST):
+                    break
                 k -= 1
-            if k >= 0:
+            if k >= 0 and names[k] == name:
                 depth = k
     return elements, pairs, depths, levels, most_open, deepest

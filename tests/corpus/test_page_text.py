@@ -9,6 +9,7 @@ from reading import rows
 
 from lit_llm.corpus.extract import extract, main_text
 from lit_llm.corpus.formulae import with_formulae
+from lit_llm.corpus.page_work import measure
 
 AROUND = [
     "<p>{}</p>",
@@ -180,6 +181,7 @@ def test_pages_that_never_end_are_dropped_before_they_are_parsed(
         ("<figure><time>x</time></figure>" * 2500, None),
         *(("<figure>" * n + "deep<img alt=q><figcaption>too", "deep\ntoo") for n in (1500, 20_000)),
         ("<div>x</x></y>" * 300, None),
+        ("<figure>" * 400 + "x" * 9000, None),
         ("</ <p>x</>", "x"),
     ],
     ids=lambda value: repr(value)[:20],
@@ -192,6 +194,25 @@ def test_pages_of_much_work_that_is_bounded_are_read(page: str, text: str | None
         if text is not None
         else found.count("x") == page.count("x") - page.count("</x")
     )
+
+
+@pytest.mark.parametrize(
+    ("page", "depth"),
+    [
+        ("<span><div></span>" * 50, 100),  # an end tag behind a block says nothing
+        ("<div><marquee></div>" * 50, 100),
+        ("<div><table><tr><td></div>" * 50, 100),
+        ("<div><span></div>" * 50, 2),
+        ("<table><td><div></table>" * 50, 2),
+    ],
+)
+def test_depth_is_that_of_the_parser_at_least(page: str, depth: int) -> None:
+    from resiliparse.parse.html import HTMLTree
+
+    tree, real = HTMLTree.parse(page), 0
+    while tree.document.query_selector("body" + " > *" * (real + 1)) is not None:
+        real += 1
+    assert measure(page).depth >= min(real, depth) - 3 and measure(page).depth <= depth
 
 
 def test_a_dropped_page_is_counted_with_its_reason(tmp_path: Path) -> None:
