@@ -140,13 +140,19 @@ def _keep_figures(tree: Any, limit: int) -> None:
 
     Those with nothing but a picture and its caption still go. Behind ``limit`` characters all stay.
     """
-    looked_at = 0  # characters: of figures in figures, all of each
+    left = limit
     for figure in tree.document.query_selector_all("figure").values():
-        looked_at += len(figure.text)
-        other = figure.query_selector_all(
-            "figcaption, svg, script, style, noscript, button"
-        ).values()
-        if looked_at > limit or _ink(figure) > sum(map(_ink, other)):
+        aside = "figcaption, svg, script, style, noscript, button"
+        ink = 0  # of the figure, less that of what is beside its content
+        for sign, part in (
+            (1, figure),
+            *((-1, e) for e in figure.query_selector_all(aside).values()),
+        ):
+            left -= len(part.text)
+            if left < 0:  # a part in a part in a part: what is looked at grows with the depth
+                break
+            ink += sign * _ink(part)
+        if left < 0 or ink > 0:
             for caption in figure.query_selector_all("figcaption").values():
                 _rename(tree, caption, "div")
             _rename(tree, figure, "div")

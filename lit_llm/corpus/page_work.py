@@ -4,7 +4,7 @@ lexbor and resiliparse are linear in a page but for some things: attributes of o
 each other, formatting elements that are not closed are copied into every block behind them, each <div>
 looks at all text below it, and lines of lists are indented. 60 kB of those take minutes or gigabytes. A
 limit in seconds would drop other pages on another machine, so what costs them is counted. The numbers
-are those of the parser's own rules where these are simple, and at least as large where they are not.
+are those of the parser's own rules where these are simple, and mostly larger where they are not.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ LIMITS = {
     "open formatting elements": 2048,
 }
 
-_VOID, _IMPLIED, _RAW, _FORMAT, _LIST, _CELL, _ROW, _TABLE, _ROOT, _FOREIGN, _BLOCK, _SCOPE = range(
-    1, 13
-)
+_VOID, _IMPLIED, _RAW, _FORMAT, _LIST, _CELL, _ROW, _TABLE = range(1, 9)
+_ROOT, _FOREIGN, _BLOCK, _SCOPE, _PARAGRAPH, _ITEM, _TERM = range(9, 16)
 _CLASSES = {
     _VOID: "area base basefont bgsound br col embed frame hr img input keygen link meta param"
     " source track wbr",
-    # Closed by what follows them; what nests these is counted itself.
-    _IMPLIED: "colgroup dd dt head li optgroup option p rb rp rt rtc",
+    _IMPLIED: "colgroup head",  # never in each other
+    _TERM: "dd dt",
+    _PARAGRAPH: "p",
+    _ITEM: "li",
     _RAW: "iframe noembed noframes script style textarea title xmp",
     _FORMAT: "a b big code em font i nobr s small strike strong tt u",
     _LIST: "ol ul",
@@ -119,7 +120,7 @@ def _work(
         begin = i
         while i < size and data[i] != 60:  # <
             i += 1
-        depths += (i - begin) * min(depth + over + active, _DEEPEST)
+        depths += (i - begin) * min(depth + over, _DEEPEST)
         if i + 1 >= size:
             break
         begin = i
@@ -211,7 +212,9 @@ def _work(
             if known[k] == name:
                 kind = kinds[k]
                 break
-        deep = depth + over + active
+        if foreign > 0 and kind in (_CELL, _ROW):
+            kind = 0  # in <math> a cell is an element as any other
+        deep = depth + over
         deepest = max(deepest, deep)
         elements += 1
         pairs += attributes * attributes
@@ -234,6 +237,40 @@ def _work(
         if kind == _TABLE and closing:
             tables = max(0, tables - 1)
         floor = marks[marked - 1] if marked > 0 else 0
+        # Of the open elements: those that this tag closes, or the one that it takes out.
+        if kind in (_CELL, _ROW):
+            k = depth - 1
+            while k >= 0 and kinds_open[k] != _TABLE and kinds_open[k] != _SCOPE:
+                k -= 1
+            if k >= 0 and kinds_open[k] == _TABLE:
+                depth = k + 1
+        elif not closing and kind in (_PARAGRAPH, _ITEM, _TERM, _BLOCK, _LIST, _TABLE):
+            for target in (_ITEM, _TERM, _PARAGRAPH):
+                if target != kind and target != _PARAGRAPH:
+                    continue
+                k = depth - 1
+                while (
+                    k >= 0 and kinds_open[k] in (0, _FORMAT, _PARAGRAPH) and kinds_open[k] != target
+                ):
+                    k -= 1
+                if k >= 0 and kinds_open[k] == target:
+                    depth = k
+        elif kind == _FORMAT and (closing or name in (_A, _NOBR)):
+            k = depth - 1
+            while k >= 0 and names[k] != name and kinds_open[k] not in (_SCOPE, _TABLE):
+                k -= 1
+            if k >= 0 and names[k] == name:
+                for other in range(k, depth - 1):
+                    names[other] = names[other + 1]
+                    kinds_open[other] = kinds_open[other + 1]
+                depth -= 1
+        if kind in (_FORMAT, _PARAGRAPH, _ITEM, _TERM) and not closing:
+            if depth < _OPEN:
+                names[depth] = name
+                kinds_open[depth] = kind
+                depth += 1
+            else:
+                over += 1
         if kind == _FORMAT:
             if closing or name in (_A, _NOBR):
                 k = active - 1
@@ -291,6 +328,8 @@ def _work(
             continue
         if kind in (_IMPLIED, _CELL, _ROW, _ROOT):
             continue
+        if kind in (_PARAGRAPH, _ITEM, _TERM) and not closing:
+            continue
         if kind == _LIST:
             step = -1 if closing else 1
             if not closing:
@@ -314,7 +353,7 @@ def _work(
                 other_kind = kinds_open[k]
                 if kind != _TABLE and other_kind in (_SCOPE, _TABLE):
                     break
-                if kind == 0 and other_kind in (_BLOCK, _LIST):
+                if kind == 0 and other_kind in (_BLOCK, _LIST, _PARAGRAPH, _ITEM, _TERM):
                     break
                 k -= 1
             if k >= 0 and names[k] == name:
