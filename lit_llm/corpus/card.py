@@ -29,7 +29,7 @@ def make_card(pipeline: Pipeline, fingerprint: str, sources: Any) -> dict[str, A
 
     Returns:
         format, created (UTC), fingerprint, sources, settings, tokenizer; read (documents and bytes
-        of sources);
+        of the sources, and how many documents were repaired, by what was wrong);
         funnel, a row a stage with documents that came in, were dropped and why; dropped (reason -> documents),
         dropped_bytes (reason -> bytes of UTF-8 when they were dropped); damaged, how many and
         which;

@@ -143,7 +143,14 @@ class Pipeline:
     def _check_read(self) -> None:
         counts = [read_counts(path) for path in self.cleaned]
         read = sum(part["documents"] for part in counts)
-        self.read = {"documents": read, "bytes": sum(part["bytes"] for part in counts)}
+        repaired = merged(part["repaired"] for part in counts)
+        size = sum(part["bytes"] for part in counts)
+        self.read = {"documents": read, "bytes": size, "repaired": repaired}
+        if repaired:
+            what = ", ".join(f"{number:,} {name}" for name, number in repaired.items())
+            self.progress.say(
+                f"{sum(repaired.values()):,} of {read:,} documents are repaired: {what}"
+            )
         self.dropped = merged(part["dropped"] for part in counts)
         self.dropped_bytes = merged(part["dropped_bytes"] for part in counts)
         for reason, number in self.dropped.items():

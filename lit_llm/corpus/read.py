@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lit_llm.corpus.documents import Document, to_tables
 from lit_llm.corpus.parts import Part
+from lit_llm.corpus.readers.csv_file import NOT_CSV, read_csv
 from lit_llm.corpus.readers.json_file import read_json
 from lit_llm.corpus.readers.lines import read_lines
 from lit_llm.corpus.readers.parquet import read_parquet
@@ -26,6 +27,7 @@ _BROKEN = (
     "not valid JSON",
     "not a JSON object",
     "not UTF-8",
+    NOT_CSV,
 )
 
 
@@ -57,6 +59,8 @@ def _read(part: Part, file: SourceFile) -> Iterator[Document | pa.Table]:
                 yield from read_lines(part, file)
             case "json":
                 yield from read_json(part, file)
+            case "csv":
+                yield from read_csv(part, file)
             case "parquet":
                 yield from read_parquet(part, file)
             case "warc":

@@ -23,7 +23,7 @@ from lit_llm.corpus.code import is_license_file
 from lit_llm.corpus.files import Found, find, found, is_url, open_input, walk
 from lit_llm.errors import UserError
 
-Kind: TypeAlias = Literal["auto", "text", "html", "jsonl", "json", "parquet", "warc", "code"]
+Kind: TypeAlias = Literal["auto", "text", "html", "jsonl", "json", "csv", "parquet", "warc", "code"]
 
 STDLIB = "stdlib"
 _STDLIB_SMALLEST, _STDLIB_LARGEST = 200, 400_000  # bytes: below are stubs, above are tables
@@ -34,6 +34,8 @@ _KINDS: Mapping[str, Kind] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
     ".parquet": "parquet",
     ".warc": "warc",
     ".html": "html",
@@ -54,8 +56,8 @@ class Source:
         language: BCP 47 tag of the language it is said to be in.
         license: SPDX expression for documents that name no licence of their own.
         domain: what it is about ("encyclopedia", "law"); carried along, and counted in the data card.
-        text_field: the field with the text in JSONL and parquet rows.
-        kind: how files are read; "auto" goes by their names (.jsonl, .json, .parquet, .warc, .html;
+        text_field: the field with the text in rows of JSON, CSV and parquet.
+        kind: how files are read; "auto" goes by their names (.jsonl, .json, .csv, .tsv, .parquet, .warc, .html;
             else text, one document a file). "code" is a tree of source code: other files,
             generated, minified and vendored ones are dropped.
         max_line_bytes: texts with a longer line, longer rows of JSONL and WARC records are dropped

@@ -64,6 +64,7 @@ class Clean:
             "without_url": 0,
             "dropped": Counter(),
             "dropped_bytes": Counter(),
+            "repaired": Counter(),
         }
         write_tables(self.target, CLEANED, self._tables(counts), counts)
 
@@ -73,6 +74,7 @@ class Clean:
             counts["documents"] += len(table)
             counts["without_url"] += table["url"].null_count
             counts["bytes"] += pc.sum(pc.binary_length(table["text"])).as_py() or 0
+            counts["repaired"].update(table["repaired"].drop_null().to_pylist())
             table = _conform(self._cleaned(table, shown, counts["dropped_bytes"]), CLEANED)
             counts["dropped"].update(table["dropped"].drop_null().to_pylist())
             yield table

@@ -232,9 +232,12 @@ def test_messy_rows_are_dropped_with_a_reason(tmp_path: Path) -> None:
     ]
     (tmp_path / "a.jsonl").write_bytes(b"\r\n".join(lines))
     documents = documents_of(str(tmp_path))
-    reasons = [None, "not UTF-8", "empty", "not a string", "binary", "not UTF-8", None]
+    reasons = [None, "not UTF-8", "empty", "not a string", None, None, None]
     assert [document.dropped for document in documents] == reasons
-    assert [document.text for document in documents if not document.dropped] == ["first", "last"]
+    kept = [document.text for document in documents if not document.dropped]
+    assert kept == ["first", "nul  inside", "half \ufffd pair", "last"]
+    repaired = [None] * 4 + ["NULs taken out", "half surrogates replaced", None]
+    assert [document.repaired for document in documents] == repaired
     assert all(document.id.encode() for document in documents)
 
 

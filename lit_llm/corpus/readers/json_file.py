@@ -48,7 +48,7 @@ def read_json(part: Part, file: SourceFile) -> Iterator[pa.Table | Document]:
 def _array(part: Part, file: SourceFile) -> Iterator[Document]:
     field, number = part.source.text_field, 0
     with open_input(file.path) as stream:
-        elements = array_elements(stream, part.source.max_line_bytes)
+        elements = array_elements(stream, part.source.max_line_bytes, "surrogateescape")
         try:
             for number, element in enumerate(elements, start=1):
                 if number == 1 and not isinstance(element, dict | str):
@@ -71,7 +71,8 @@ def _object(part: Part, file: SourceFile) -> Iterator[Document]:
     if file.size <= part.source.max_line_bytes:
         with open_input(file.path) as stream:
             try:
-                row = json.loads(stream.read().removeprefix(BOM))
+                text = stream.read().removeprefix(BOM).decode("utf-8", "surrogateescape")
+                row = json.loads(text)
             except ValueError:
                 row = None
         if isinstance(row, dict) and part.source.text_field in row:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from lit_llm.corpus.documents import Document, checked_table, usable
+from lit_llm.corpus.documents import Document, Usable, checked_table, usable
 from lit_llm.corpus.files import open_input
 from lit_llm.corpus.row_urls import may_be_elsewhere, row_url
 from lit_llm.corpus.rows import BOM, line_blocks, parse_row
@@ -77,7 +77,7 @@ def _parsed(part: Part, file: SourceFile, place: int, block: bytes | None) -> It
     for line in block.split(b"\n"):
         if line.strip():
             long = len(line) > part.source.max_line_bytes
-            row = part.source.too_long("line") if long else parse_row(line)
+            row = part.source.too_long("line") if long else parse_row(line, "surrogateescape")
             yield document_of(part, file, place, row)
         place += 1 if _is_counted(file) else len(line) + 1
 
@@ -87,14 +87,17 @@ def document_of(part: Part, file: SourceFile, place: int, row: dict[str, Any] | 
     identifier, field = f"{file.id}#{place}", part.source.text_field
     if isinstance(row, str):
         return Document(identifier, file.source, file.path, "", row, place)
-    text, dropped = usable(row[field]) if field in row else ("", f"no field {field!r}")
+    text, dropped, repaired, _ = (
+        usable(row[field]) if field in row else Usable("", f"no field {field!r}")
+    )
     own = row.get("id")
     if isinstance(own, (str, int)) and not isinstance(own, bool):
         identifier = _label(str(own)) or identifier
     url, license = _label(row_url(row)), license_label(row.get("license"))
     return Document(
-        identifier, file.source, file.path, text, dropped, place, url=url, license=license
-    )
+        identifier, file.source, file.path, text, dropped, place, url=url, license=license,
+        repaired=repaired,
+    )  # fmt: skip
 
 
 def license_label(value: object) -> str | None:

@@ -9,6 +9,7 @@ from lit_llm.corpus.documents import TABLE_BYTES, checked_table
 from lit_llm.corpus.files import open_raw
 from lit_llm.corpus.readers.lines import license_label, missing_field
 from lit_llm.corpus.row_urls import row_url, url_columns
+from lit_llm.corpus.rows import check_once
 from lit_llm.corpus.sources import SourceFile
 from lit_llm.errors import UserError
 
@@ -23,7 +24,7 @@ def read_parquet(part: Part, file: SourceFile) -> Iterator[pa.Table]:
 
     Raises:
         OSError: the file cannot be read, or is no parquet file.
-        UserError: no column ``source.text_field``, or one that holds no text.
+        UserError: no column ``source.text_field``, one that holds no text, or two of a name that is read.
     """
     import numpy as np
     import pyarrow as pa
@@ -44,6 +45,8 @@ def read_parquet(part: Part, file: SourceFile) -> Iterator[pa.Table]:
                 1, sum(group.num_rows for group in read)
             )
             elsewhere = url_columns(names)
+            for name in (field, "id", "url", "license", *elsewhere):
+                check_once(file.path, name, names)
             columns = [
                 name
                 for name in dict.fromkeys((field, "id", "url", "license", *elsewhere))

@@ -14,11 +14,13 @@ def read_text(file: SourceFile, source: Source) -> Document:
     """A text file; one with a line above ``source.max_line_bytes`` is dropped. Raises OSError."""
     with open_input(file.path) as stream:
         data = stream.read()
-    text, encoding, dropped = decode(data)
+    text, dropped, repaired, encoding = decode(data)
     longest = source.max_line_bytes
     if len(data) > longest and any(len(line.encode()) > longest for line in text.splitlines()):
         text, dropped = "", source.too_long("line")
-    return Document(file.id, file.source, file.path, text, dropped, encoding=encoding)
+    return Document(
+        file.id, file.source, file.path, text, dropped, encoding=encoding, repaired=repaired
+    )
 
 
 def read_html(file: SourceFile) -> Document:
@@ -37,15 +39,16 @@ def page(
     flags: str | None = None,
 ) -> Document:
     """The main text of a page's bytes, with what its server said of it: ``charset``, and ``flags`` to robots."""
-    from lit_llm.corpus.extract import main_text, robots
+    from lit_llm.corpus.extract import extract, robots
 
-    html, encoding, dropped = decode(data, charset, html=True)
-    text = main_text(html) if html else ""
+    html, dropped, repaired, encoding = decode(data, charset, html=True)
+    text, none = extract(html) if html else ("", None)
     flags = ", ".join(filter(None, [flags, robots(html)])) or None
-    reason = dropped or (None if text else "no main text")
+    reason = dropped or none or (None if text else "no main text")
     return Document(
-        id, file.source, file.path, text, reason, offset, url=url, robots=flags, encoding=encoding
-    )
+        id, file.source, file.path, text, reason, offset, url=url, robots=flags, encoding=encoding,
+        repaired=repaired,
+    )  # fmt: skip
 
 
 def read_code(file: SourceFile, source: Source) -> Document:
