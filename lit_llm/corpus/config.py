@@ -75,7 +75,8 @@ def _any_language() -> GopherQuality:
 def _repetition_of_any_language() -> GopherRepetition:
     # With the papers' limits and ``min_top_n_gram`` 2 as the default, 53 of the 90 good short texts in
     # tests/corpus/short_texts.py were dropped: for the rules and cells of a table, for a refrain, for
-    # what English web pages of a thousand words are measured by. Rules of paragraphs are FineWeb-2's to leave out: equal lines are found anyway.
+    # what English web pages of a thousand words are measured by. The rules of paragraphs are off, as
+    # in FineWeb-2: equal lines are found anyway.
     return GopherRepetition(
         dup_para_frac=None, dup_para_char_frac=None, min_top_n_gram=10, min_repeated_lines=5,
         min_repeated_words=25, min_line_width=20, by_sense=True, by_language=True,
