@@ -116,6 +116,10 @@ def good() -> list[tuple[str, str, str]]:
     for language, (opening, table, closing, list_, refrain) in TEXTS.items():
         for name, draw in (("grid", grid), ("pipes", pipes), ("cells", cells), ("tabs", tabs)):
             found.append((language, f"table, {name}", f"{opening}\n\n{draw(table)}\n\n{closing}\n"))
+        figures = [
+            [str(1960 + i), *(str(137 * i * k % 900 + 12) for k in (1, 2, 3, 5))] for i in range(12)
+        ]
+        found.append((language, "table of figures", f"{opening}\n\n{tabs(figures)}\n\n{closing}\n"))
         # Two tables of one shape, as a manual has them.
         other = grid([table[0], *([f"{name} 2", *rest] for name, *rest in table[:0:-1])])
         twice = f"{opening}\n\n{grid(table)}\n\n{closing}\n\n{other}\n"
