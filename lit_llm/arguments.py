@@ -105,14 +105,9 @@ class Parser(argparse.ArgumentParser):
         file = finder.parse_known_args(args)[0].config
         if file is None:
             return {}
-        import yaml
+        from lit_llm.yaml_file import read_yaml
 
-        try:
-            content = yaml.safe_load(Path(file).expanduser().read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(
-                f"--config {file}: not readable as YAML ({' '.join(str(error).split())})"
-            ) from None
+        content = read_yaml(file, f"--config {file}")
         if not isinstance(content, dict):
             raise UserError(
                 f"--config {file}: holds no settings; a config is a mapping such as 'seed: 1'"

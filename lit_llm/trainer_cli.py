@@ -47,6 +47,7 @@ from lit_llm.training.loggers import CSVLogger
 from lit_llm.training.neptune_logger import NeptuneLogger
 from lit_llm.training.pretrain import PretrainModule
 from lit_llm.training.strategy import FSDP2Strategy
+from lit_llm.yaml_file import guard_jsonargparse
 
 _LOGGERS = {
     "CSVLogger": "lit_llm.training.loggers.CSVLogger",
@@ -57,6 +58,7 @@ _COMPLAINTS = (ValueError, TypeError, ImportError, RuntimeError, Misconfiguratio
 _SAVE_DIR = ("--trainer.logger.init_args.save_dir", "--trainer.logger.save_dir")
 _RUN_FOLDER = "the run folder"  # which is chosen after the arguments are read
 
+guard_jsonargparse()
 StrategyRegistry.register(
     "fsdp2", FSDP2Strategy, description="weights, gradients and states sharded (FSDP2)"
 )

@@ -13,6 +13,9 @@ from lit_llm.corpus.config import CorpusConfig
 from lit_llm.corpus.sources import Source, as_sources
 from lit_llm.errors import UserError
 from lit_llm.presets import find_config
+from lit_llm.yaml_file import guard_jsonargparse
+
+guard_jsonargparse()
 
 
 class _Parser(ArgumentParser):
