@@ -171,6 +171,8 @@ def explain_mistake(message: str, known: Sequence[str] = ()) -> str:
         if found := re.search(pattern, text):
             key = found[1]
             full = f"{section}.{key}" if section and not key.startswith(section) else key
+            if full in known:
+                return f"unknown key {full}: the class that the configuration names has no such setting"
             sections = {name.split(".")[0] for name in known}
             if full.split(".")[0] not in sections:
                 near = difflib.get_close_matches(full.split(".")[0], sections, n=1, cutoff=0.6)

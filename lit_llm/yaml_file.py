@@ -58,7 +58,7 @@ def check_yaml(text: str) -> None:
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > DEEPEST:
-                line = event.start_mark.line + 1
+                line = event.start_mark.line + 1 if event.start_mark else 1
                 raise UserError(f"line {line}: more than {DEEPEST} levels; write it flatter")
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1

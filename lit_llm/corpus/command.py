@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lit_llm.arguments import Parser, run_command
 from lit_llm.corpus.extra import corpus_extra
 from lit_llm.errors import UserError
-from lit_llm.streams import json_text, say
+from lit_llm.streams import json_text, say, unread
+
+if TYPE_CHECKING:
+    from lit_llm.corpus.folder import Corpus
+
+_QUICKSTART_SEQ_LEN = 256
 
 USAGE = """usage: lit_llm corpus COMMAND ...
 
@@ -41,7 +49,24 @@ def build_main(args: list[str]) -> None:
     from lit_llm.corpus.build import build
     from lit_llm.corpus.config_parser import parse_build
 
-    say(str(build(*parse_build(args)).path))
+    corpus = build(*parse_build(args))
+    # The folder alone on standard output, for scripts.
+    say(str(corpus.path))
+    try:
+        print(following(corpus), file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        unread()
+
+
+def following(corpus: Corpus) -> str:
+    """The card and the next commands of a build; each works as it is printed."""
+    folder = str(corpus.path)
+    commands = [["tokenizer", "inspect", f"{folder}/tokenizer", "--corpus", folder]]
+    # Without a validation split, or with less text than a sample has, it trains nothing.
+    if corpus.validation_dirs and corpus.tokens("train") > _QUICKSTART_SEQ_LEN:
+        commands.append(["fit", "--config", "pretrain/quickstart", "--data.corpus", folder])
+    lines = ["  " + shlex.join(["lit_llm", *command]) for command in commands]
+    return "\n".join([f"card: {folder}/datacard.html", "next:", *lines])
 
 
 def report_main(args: list[str]) -> None:

@@ -55,6 +55,11 @@ def parse_build(args: list[str]) -> tuple[CorpusConfig, Path]:
     patterns, output = given.pop("input"), given.pop("output")
     if not output:
         raise UserError("--output: missing; name the corpus folder to make")
+    if given["tokenizer"] is not None and given["vocab_size"] is not None:
+        raise UserError(
+            "tokenizer and vocab_size: a tokenizer that is given has its vocabulary; leave one of "
+            "them out (--vocab_size null switches a file's off)"
+        )
     if patterns:
         given["sources"] = [*(given["sources"] or []), *as_sources(patterns)]
     if not given["sources"]:

@@ -25,6 +25,18 @@ from lit_llm.errors import UserError
 
 TRAINING_BYTES = 200_000_000  # more text does not change a vocabulary, it costs 0.2 s a megabyte
 VOCAB_SIZE = 32_768  # or what the text supports
+
+
+def fewer_tokens(size: int) -> str | None:
+    """What to say of a vocabulary of ``size`` tokens where `VOCAB_SIZE` was meant; None if it has them."""
+    if size >= VOCAB_SIZE:
+        return None
+    return (
+        f"the tokenizer has {size:,} tokens, not {VOCAB_SIZE:,}: so little text has no more pairs "
+        "that occur twice; --vocab_size sets a number"
+    )
+
+
 COLUMNS = ["text", "source", "language", "domain", "sha256", "bytes"]
 
 

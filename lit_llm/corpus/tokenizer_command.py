@@ -70,7 +70,8 @@ def train_main(args: list[str]) -> None:
         raise UserError(f"--output {output}: is not empty; name another folder")
     total = _sample_bytes(given)
     from lit_llm.corpus.folder import Corpus
-    from lit_llm.corpus.sample import VOCAB_SIZE, file_sample, training_sample
+    from lit_llm.corpus.progress import Progress
+    from lit_llm.corpus.sample import VOCAB_SIZE, fewer_tokens, file_sample, training_sample
     from lit_llm.corpus.workspace import published
     from lit_llm.models.tokenizer import Tokenizer
 
@@ -83,6 +84,8 @@ def train_main(args: list[str]) -> None:
     tokenizer = Tokenizer.train(
         _texts(sample), VOCAB_SIZE if size is None else size, or_fewer=size is None
     )
+    if size is None and (said := fewer_tokens(tokenizer.vocab_size)):
+        Progress(True, "tokenizer").say(said)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with published(output) as partial:

@@ -31,6 +31,7 @@ from lit_llm.data.template import Message
 from lit_llm.errors import UserError
 from lit_llm.models.huggingface import read_json
 from lit_llm.models.tokenizer import Tokenizer
+from lit_llm.replaced_settings import check_replaced
 
 
 class PackedRows(Dataset):
@@ -111,7 +112,8 @@ class InstructionDataModule(TokenDataModule):
             answers made of the standard library's docstrings; "general": eighty simple questions of general knowledge.
             A mapping from these to numbers says how often an epoch repeats each.
         validation: the same for validation. None: rows whose ``split`` says so, else a share of ``sources``.
-        validation_fraction: that share, chosen by a hash of the first question; one question at least.
+        validation_fraction: that share, chosen by a hash of the first question; one question at least. Refused
+            beside ``validation``.
         tokenizer: a tokenizer.json, a folder or GGUF file with one. None: that of the module's ``init_from``.
         chat_template: a Jinja file, or the name of one of the tokenizer's templates. None: its
             default one.
@@ -158,6 +160,7 @@ class InstructionDataModule(TokenDataModule):
         cache_dir: str | None = None,
     ):
         check_types("data", InstructionDataModule.__init__, locals())
+        check_replaced(InstructionDataModule.__init__, locals(), "data.")
         super().__init__(
             seq_len=seq_len,
             micro_batch_size=micro_batch_size,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -69,7 +70,7 @@ class RunReport(L.Callback):
             if self.usd_per_hour is not None
             else _price(device, trainer.world_size),
             "tokens_planned": batch * steps if batch and steps else None,
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": " ".join([Path(sys.argv[0]).name, *map(_quoted, sys.argv[1:])]),
             "environment": {
                 "python": platform.python_version(),
                 "torch": torch.__version__,
@@ -131,6 +132,14 @@ class RunReport(L.Callback):
         part = self.folder / "run.json.part"
         part.write_text(json.dumps(self.facts, indent=2) + "\n", encoding="utf-8")
         part.replace(self.folder / "run.json")
+
+
+def _quoted(word: str) -> str:
+    """A word of the command for a shell; of an option with its value, the value alone is quoted."""
+    option, equals, value = word.partition("=")
+    if word.startswith("--") and equals and shlex.quote(option) == option:
+        return f"{option}={shlex.quote(value)}"
+    return shlex.quote(word)
 
 
 def _device_name(device: torch.device) -> str:
