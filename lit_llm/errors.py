@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -12,6 +14,25 @@ class UserError(ValueError):
     The command line prints the message and exits with status 2, without a traceback; in a library it is an ordinary
     ``ValueError``.
     """
+
+
+@contextmanager
+def settings_called(names: Mapping[str, str]) -> Iterator[None]:
+    """Have a mistake found inside name settings as the verb that runs calls them.
+
+    Args:
+        names: what messages call a setting -> what this verb calls it.
+
+    Raises:
+        UserError: the one from inside, in this verb's words.
+    """
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        for name, called in names.items():
+            text = text.replace(name, called)
+        raise UserError(text) from error.__cause__
 
 
 class Preempted(Exception):

@@ -9,13 +9,25 @@ from typing import TYPE_CHECKING
 
 from lit_llm.arguments import Parser, run_command
 from lit_llm.corpus.extra import corpus_extra
-from lit_llm.errors import UserError
+from lit_llm.errors import UserError, settings_called
 from lit_llm.streams import json_text, say, unread
 
 if TYPE_CHECKING:
     from lit_llm.corpus.folder import Corpus
 
 _QUICKSTART_SEQ_LEN = 256
+# What the sources' messages call their settings -> what they are called here.
+_TYPED = {
+    "data.sources": "--input",
+    "data.text_field=": "--text_field ",
+    "exclude leaves": "--exclude leaves",
+    "or leave out ": "or give --exclude ",
+}
+_IN_A_FILE = {
+    "data.sources": "sources",
+    "name the one with the text: data.text_field=": "write below its source's paths text_field: ",
+    "or leave out ": "or exclude: ",
+}
 
 USAGE = """usage: lit_llm corpus COMMAND ...
 
@@ -49,7 +61,9 @@ def build_main(args: list[str]) -> None:
     from lit_llm.corpus.build import build
     from lit_llm.corpus.config_parser import parse_build
 
-    corpus = build(*parse_build(args))
+    typed = any(arg.partition("=")[0] == "--input" for arg in args)
+    with settings_called(_TYPED if typed else _IN_A_FILE):
+        corpus = build(*parse_build(args))
     # The folder alone on standard output, for scripts.
     say(str(corpus.path))
     try:

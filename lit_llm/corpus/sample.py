@@ -123,13 +123,18 @@ def split_sample(corpus: Corpus, split: str, total: int) -> Sample:
     )
 
 
-def file_sample(patterns: Sequence[str], total: int) -> Sample:
+def file_sample(patterns: Sequence[str], total: int, text_field: str = "text") -> Sample:
     """Of the texts that files hold, as they are; every document as likely as another. The files are read twice.
+
+    Args:
+        patterns: paths, folders, globs or URLs.
+        total: bytes of text.
+        text_field: the field with the text in rows.
 
     Raises:
         UserError: no file, or no text in them.
     """
-    read = functools.partial(_file_tables, patterns)
+    read = functools.partial(_file_tables, patterns, text_field)
     sizes: dict[str, int] = {}
     for table in read():
         for source, size in zip(
@@ -171,8 +176,8 @@ def _documents(corpus: Corpus, split: str) -> Callable[[], Iterator[pa.Table]]:
     return read
 
 
-def _file_tables(patterns: Sequence[str]) -> Iterator[pa.Table]:
-    for part in list_parts(list(patterns)):
+def _file_tables(patterns: Sequence[str], text_field: str) -> Iterator[pa.Table]:
+    for part in list_parts(list(patterns), text_field=text_field):
         for table in read_part(part):
             table = table.filter(
                 pc.and_(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.arguments import Parser
-from lit_llm.errors import UserError
+from lit_llm.errors import UserError, settings_called
 from lit_llm.streams import json_text
 from lit_llm.terminal.options import add_options, read_sampling
 
@@ -48,7 +48,8 @@ def generate_main(args: list[str]) -> None:
     if options.file is not None:
         from lit_llm.data.files import read_prompts
 
-        prompts += read_prompts(options.file.expanduser())
+        with settings_called({"data.prompts": "--file"}):
+            prompts += read_prompts(options.file.expanduser())
     if not prompts:
         raise UserError("nothing to continue: give --prompt TEXT or --file FILE")
 
