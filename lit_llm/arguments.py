@@ -211,7 +211,7 @@ _UNKNOWN_KEY = (
     r"Key '([\w.]+)' is not expected",
     r"does not accept option '([\w.]+)'",
     r"Option '([\w.]+)' is not accepted",
-    r"[Uu]nrecognized arguments?: --?([\w.]+)",
+    r"[Uu]nrecognized arguments?: --?([\w.-]+)",
     r"unknown key ([\w.]+)(?!.*transformer)",
 )
 

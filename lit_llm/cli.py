@@ -80,7 +80,7 @@ def usage() -> str:
         f"lit_llm {lit_llm.__version__}: train your own ChatGPT\n\n"
         f"usage: lit_llm VERB --config FILE [--key value ...]\n\n{verbs}\n\n"
         "lit_llm VERB --help lists the keys; --print_config prints the whole configuration.\n"
-        "Hyphens serve for underscores: --data.seq-len is --data.seq_len.\n"
+        "lit_llm version prints the version. Hyphens serve for underscores: --data.seq-len is --data.seq_len.\n"
         "A preset's name serves as FILE: lit_llm fit --config pretrain/quickstart"
     )
 
@@ -107,7 +107,7 @@ def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
-    if argv[0] == "--version":
+    if argv[0] in ("--version", "-V", "version"):
         print(lit_llm.__version__)
         return 0
     from lit_llm import cluster  # not for --help
