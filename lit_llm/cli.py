@@ -9,7 +9,7 @@ from importlib import import_module
 
 import lit_llm
 from lit_llm.errors import PeerLost, Preempted, UserError, told_of_a_path
-from lit_llm.streams import prepare_streams, unread
+from lit_llm.streams import prepare_streams, start_again_in_utf8, unread
 
 
 def _trainer_verb(verb: str) -> Callable[[list[str]], None]:
@@ -92,8 +92,10 @@ def main(argv: list[str] | None = None) -> int:
     SIGTERM ended, 1 for one of several processes that lost another, 141 (a shell's number for it)
     where nobody reads the output any more.
     """
+    if argv is None:
+        start_again_in_utf8()
+        argv = sys.argv[1:]
     prepare_streams()
-    argv = sys.argv[1:] if argv is None else argv
     try:
         status = _run(argv)
         sys.stdout.flush()

@@ -117,7 +117,7 @@ def test_prompts_in_another_locale(model: Path) -> None:
     args = ["generate", str(model), "--max_new_tokens", "2", "--json", "--prompt"]
     done = command(*args, "über", **limits)
     assert done.returncode == 0, done.stderr
-    assert b'"prompt": "\\u00fcber"' in done.stdout
+    assert '"prompt": "über"' in done.stdout.decode()
     done = command(*args, "$'x'", prefix="set -- \"${@:1:$#-1}\" $'\\xff';", **limits)
     assert done.returncode == 2
     assert b"argument --prompt: not UTF-8: '\\udcff'" in done.stderr
