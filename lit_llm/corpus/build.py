@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.corpus.extra import corpus_extra
+from lit_llm.corpus.files import hidden
 from lit_llm.corpus.folder import FORMAT, Corpus
 from lit_llm.corpus.sources import Source, Sources, as_sources, files_of, list_files
 from lit_llm.corpus.transaction import finish, locked, transaction
@@ -171,6 +172,10 @@ def _build(config: CorpusConfig, output: Path, progress: bool, key: str) -> None
     for source in config.sources:
         if source.exclude and (left_out := files_of(source, excluded=True)):
             say.say(f"{source.name}: {len(left_out):,} files are left out by exclude")
+        if unseen := sum(map(hidden, source.paths)):
+            say.say(
+                f"{source.name}: {unseen:,} hidden files and folders (their names begin with a dot) are left out"
+            )
     pipeline = Pipeline(config, store, removed_ids(output), say)
     pipeline.run()
     card = make_card(pipeline, key, [dataclasses.asdict(source) for source in config.sources])

@@ -161,9 +161,17 @@ def _detected(data: bytes, html: bool) -> str | None:
     if 0 < 2 * read.count("\ufffd") <= len(read) - len(read.encode("ascii", "ignore")):
         return None  # broken UTF-8: of most of its letters other encodings make two
     named = detect_encoding(data, html5_compatible=True, from_html_meta=html)
-    found = (named, detect_encoding(data, html5_compatible=False), "cp1252")
+    mac = "mac_roman" if not html and _like_mac(data) else None
+    found = (named, detect_encoding(data, html5_compatible=False), "cp1252", mac)
     decoded = {name: text[0] for name in found if name and (text := _decoded(data, name))}
     return max(decoded, key=lambda name: likeness(decoded[name]), default=None)
+
+
+def _like_mac(data: bytes) -> bool:
+    """Whether most bytes beyond ASCII lie where Mac OS Roman has its accented letters, 0x80 to 0x9f: other 8-bit tables
+    have signs there, or nothing."""
+    letters = sum(0x80 <= byte < 0xA0 for byte in data)
+    return 2 * letters > sum(byte >= 0x80 for byte in data)
 
 
 def to_tables(read: Iterable[Document | pa.Table], source: Source) -> Iterator[pa.Table]:
