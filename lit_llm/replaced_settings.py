@@ -113,7 +113,7 @@ def _same(value: Any, default: Any) -> bool:
 def _typed(args: Sequence[str]) -> set[str]:
     """Settings that the command line gives a value, ``init_args`` left out of their names."""
     typed = set()
-    for word, following in zip(args, [*args[1:], ""], strict=True):
+    for word, following in zip(args, [*args, ""][1:], strict=True):
         option, equals, value = word.partition("=")
         if not option.startswith("--") or (value if equals else following) == "null":
             continue
@@ -124,7 +124,7 @@ def _typed(args: Sequence[str]) -> set[str]:
 
 def _files(args: Sequence[str]) -> list[str]:
     files = []
-    for word, following in zip(args, [*args[1:], ""], strict=True):
+    for word, following in zip(args, [*args, ""][1:], strict=True):
         if word in ("--config", "-c"):
             files.append(following)
         elif word.startswith("--config="):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import re
 import shlex
 import warnings
 from pathlib import Path
@@ -354,7 +355,6 @@ def run_trainer(verb: str, args: list[str]) -> None:
             args[i + 1] = str(find_config(args[i + 1]))
         elif arg.startswith("--config="):
             args[i] = f"--config={find_config(arg.split('=', 1)[1])}"
-    _check_a_config(args)
     args = settle_replaced(args, _defaults())
     args = _with_logger_folders(args)
     # Lightning advises on things we have decided: loader workers, missing loggers.
@@ -390,6 +390,8 @@ def run_trainer(verb: str, args: list[str]) -> None:
         raise
     except Exception as error:
         if mistake := explain(error):
+            if isinstance(mistake, UserError):
+                mistake = _without_a_config(args, mistake)
             raise mistake from None
         raise
     finally:
@@ -407,21 +409,21 @@ def _defaults() -> dict[str, Any]:
     }
 
 
-def _check_a_config(args: list[str]) -> None:
-    """Raise UserError where neither a config nor the command line names model and data."""
+def _without_a_config(args: list[str], mistake: UserError) -> UserError:
+    """What to say where neither a config nor the command line names model and data; else ``mistake``."""
     names = {arg.partition("=")[0] for arg in args}
-    if names & {"--config", "-c", "--help", "-h", "--print_config"}:
-        return
     missing = [
         f"--{part}" for part in ("model", "data")
-        if not names & {f"--{part}", f"--{part}.class_path"}
+        if not names & {f"--{part}", f"--{part}.class_path", "--config", "-c"}
     ]  # fmt: skip
-    if missing:
-        presets = ", ".join(name for name in all_presets() if not name.startswith("corpus/"))
-        raise UserError(
-            f"{' and '.join(missing)}: no class named; give --config FILE or a preset, "
-            f"e.g. --config pretrain/quickstart; presets: {presets}"
-        )
+    follows = r"unknown key (model|data)\.|.*arguments are required"
+    if not missing or not re.match(follows, str(mistake)):
+        return mistake
+    presets = ", ".join(name for name in all_presets() if not name.startswith("corpus/"))
+    return UserError(
+        f"{' and '.join(missing)}: no class named; give --config FILE or a preset, "
+        f"e.g. --config pretrain/quickstart; presets: {presets}"
+    )
 
 
 def _with_logger_folders(args: list[str]) -> list[str]:
