@@ -35,8 +35,7 @@ def build(capsys: pytest.CaptureFixture[str]) -> Build:
             str(source),
             "--output",
             str(output),
-            "--vocab_size",
-            "280",
+            *([] if "--tokenizer" in args else ["--vocab_size", "280"]),
             "--workers",
             "1",
             *args,
@@ -327,7 +326,7 @@ def test_what_may_not_be_read(build: Build, forbidding: Path) -> None:
     status, said = build(source, output)
     assert (status, said) == (
         2,
-        [f"lit_llm corpus: data.sources: {source}/below cannot be listed (Permission denied)"],
+        [f"lit_llm corpus: --input: {source}/below cannot be listed (Permission denied)"],
     )
     status, said = build(source / "below" / "c.txt", output)
     assert status == 2 and said[-1].endswith("cannot be listed (Permission denied)")
