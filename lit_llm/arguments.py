@@ -109,14 +109,9 @@ class Parser(argparse.ArgumentParser):
         file = finder.parse_known_args(args)[0].config
         if file is None:
             return {}
-        import yaml
+        from lit_llm.yaml_file import read_yaml
 
-        try:
-            content = yaml.safe_load(Path(file).expanduser().read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(
-                f"--config {file}: not readable as YAML ({' '.join(str(error).split())})"
-            ) from None
+        content = read_yaml(file, f"--config {file}")
         if not isinstance(content, dict):
             raise UserError(
                 f"--config {file}: holds no settings; a config is a mapping such as 'seed: 1'"
@@ -182,6 +177,8 @@ def explain_mistake(message: str, known: Sequence[str] = ()) -> str:
         if found := re.search(pattern, text):
             key = found[1]
             full = f"{section}.{key}" if section and not key.startswith(section) else key
+            if full in known:
+                return f"unknown key {full}: the class that the configuration names has no such setting"
             sections = {name.split(".")[0] for name in known}
             if full.split(".")[0] not in sections:
                 near = difflib.get_close_matches(full.split(".")[0], sections, n=1, cutoff=0.6)
@@ -251,7 +248,7 @@ _UNKNOWN_KEY = (
     r"Key '([\w.]+)' is not expected",
     r"does not accept option '([\w.]+)'",
     r"Option '([\w.]+)' is not accepted",
-    r"[Uu]nrecognized arguments?: --?([\w.]+)",
+    r"[Uu]nrecognized arguments?: --?([\w.-]+)",
     r"unknown key ([\w.]+)(?!.*transformer)",
 )
 

@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from lit_llm.cluster import FIRST, Launcher
-from lit_llm.errors import UserError
+from lit_llm.errors import UserError, check_folder
 from lit_llm.run_lock import NAME, RunLock, has_only_a_lock
 from lit_llm.training.callbacks.checkpoint_folder import checkpoints, damage, newest_whole
 
@@ -54,6 +54,7 @@ def prepare_run(verb: str, name: str, config: Any, launcher: Launcher | None = N
         folder = Path(os.environ[_CHOSEN])
     elif given is not None:
         folder = Path(given).expanduser()
+        check_folder("trainer.default_root_dir", folder)
         if verb == "fit" and config.ckpt_path is None and not _rank() and _used(folder):
             raise UserError(
                 f"trainer.default_root_dir={folder} is not empty: resume it with --ckpt_path last, "

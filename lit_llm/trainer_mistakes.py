@@ -85,8 +85,12 @@ def in_constructor(error: Exception, settings: Mapping[str, Any]) -> UserError:
         for key in ("accelerator", "devices", "strategy", "precision")
         if f"{key}=" in text or f"`{key}`" in text
     ]
-    keys += ["accelerator"] if "Accelerator" in text or "torch_xla" in text else []
-    return UserError("".join(f"trainer.{key}={settings[key]}: " for key in keys[:1]) + text)
+    about = ("Accelerator", "torch_xla", "backend found")
+    keys += ["accelerator"] if any(words in text for words in about) else []
+    mend = "; this machine has none: set it to auto or cpu" if keys[:1] == ["accelerator"] else ""
+    mend = mend if settings["accelerator"] in ("gpu", "cuda", "mps", "tpu") else ""
+    said = "".join(f"trainer.{key}={settings[key]}: " for key in keys[:1])
+    return UserError(said + (text.rstrip(".!") if mend else text) + mend)
 
 
 def explain(error: Exception) -> Exception | None:

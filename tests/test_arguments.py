@@ -80,7 +80,7 @@ def test_printed_config_is_read_back(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["x", "--tasks", "t", "--seed", "one"], "argument --seed: invalid int value: 'one'"),
         (["--tasks", "t"], "required: ckpt"),
         (["x"], "required: --tasks"),
-        (["x", "--tasks", "t", "--config", "absent.yaml"], "--config absent.yaml: not readable"),
+        (["x", "--tasks", "t", "--config", "absent.yaml"], "--config absent.yaml: cannot be read"),
         (["x", "--tasks", "t", "--config"], "expected one argument"),
     ],
 )

@@ -38,6 +38,7 @@ def config_file(folder: Path, corpus: Path | None, **changes: object) -> Path:
     config = json.loads(json.dumps(BASE))
     if corpus is not None:
         config["data"]["init_args"]["corpus"] = str(corpus)
+        del config["data"]["init_args"]["vocab_size"]
     for key, value in changes.items():
         *path, last = key.split("__")
         node = config
@@ -410,7 +411,7 @@ def test_prompts_that_are_no_text_name_the_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("chats", "first"), [(True, "lit_llm chat {}/final"), (False, "lit_llm predict ")]
+    ("chats", "first"), [(True, "lit_llm chat {}/final"), (False, "lit_llm generate {}/final")]
 )
 def test_a_fit_ends_with_what_can_be_done_next(tmp_path: Path, chats: bool, first: str) -> None:
     from lit_llm.trainer_cli import summary
@@ -422,7 +423,7 @@ def test_a_fit_ends_with_what_can_be_done_next(tmp_path: Path, chats: bool, firs
     assert said[1] == "validation: 1.5000 bits per byte, loss 3.0000"
     following = [line.strip() for line in said[said.index("next:") + 1 :]]
     assert following[0].startswith(first.format(tmp_path))
-    assert any("step-00000005.ckpt" in line for line in following)
+    assert any(line.startswith(f"lit_llm generate {tmp_path}/final") for line in following)
     assert any(line.startswith("lit_llm fit") for line in following) is not chats
 
 
@@ -434,7 +435,7 @@ def test_commands_to_copy_are_quoted(tmp_path: Path) -> None:
     (run / "checkpoints" / "step-00000005.ckpt").touch()
     (run / "final").mkdir()
     lines = summary(run, {}).splitlines()
-    predict = next(line for line in lines if line.strip().startswith("lit_llm predict"))
-    assert shlex.split(predict)[3] == f"{run}/config.yaml"
+    generate = next(line for line in lines if line.strip().startswith("lit_llm generate"))
+    assert shlex.split(generate)[2] == f"{run}/final"
     more = next(line for line in lines if line.strip().startswith("lit_llm fit"))
-    assert shlex.split(more)[5] == f"{run}/final"
+    assert shlex.split(more)[3:6:2] == [f"{run}/config.yaml", f"{run}/final"]

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.corpus.extra import corpus_extra
+from lit_llm.corpus.files import hidden
 from lit_llm.corpus.folder import FORMAT, Corpus
-from lit_llm.corpus.sources import Source, Sources, as_sources, list_files
+from lit_llm.corpus.sources import Source, Sources, as_sources, files_of, list_files
 from lit_llm.corpus.transaction import finish, locked, transaction
 from lit_llm.errors import UserError, told_of_a_path
 from lit_llm.models.tokenizer import Tokenizer
@@ -170,6 +171,13 @@ def _build(config: CorpusConfig, output: Path, progress: bool, key: str) -> None
     started = time.perf_counter()
     say = Progress(progress)
     store = Store(output / WORK)
+    for source in config.sources:
+        if source.exclude and (left_out := files_of(source, excluded=True)):
+            say.say(f"{source.name}: {len(left_out):,} files are left out by exclude")
+        if unseen := sum(map(hidden, source.paths)):
+            say.say(
+                f"{source.name}: {unseen:,} hidden files and folders (their names begin with a dot) are left out"
+            )
     pipeline = Pipeline(config, store, removed_hashes(output), say)
     pipeline.run()
     sources = [dataclasses.asdict(source) for source in config.sources]

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lit_llm.arguments import Parser, run_command
 from lit_llm.corpus.extra import corpus_extra
-from lit_llm.errors import UserError
-from lit_llm.streams import json_text, say
+from lit_llm.errors import UserError, settings_called
+from lit_llm.streams import json_text, say, unread
+
+if TYPE_CHECKING:
+    from lit_llm.corpus.folder import Corpus
+
+_QUICKSTART_SEQ_LEN = 256
+# What the sources' messages call their settings -> what they are called here.
+_TYPED = {
+    "data.sources": "--input",
+    "data.text_field=": "--text_field ",
+    "exclude leaves": "--exclude leaves",
+    "or leave out ": "or give --exclude ",
+}
+_IN_A_FILE = {
+    "data.sources": "sources",
+    "name the one with the text: data.text_field=": "write below its source's paths text_field: ",
+    "or leave out ": "or exclude: ",
+}
 
 USAGE = """usage: lit_llm corpus COMMAND ...
 
@@ -41,7 +61,26 @@ def build_main(args: list[str]) -> None:
     from lit_llm.corpus.build import build
     from lit_llm.corpus.config_parser import parse_build
 
-    say(str(build(*parse_build(args)).path))
+    typed = any(arg.partition("=")[0] == "--input" for arg in args)
+    with settings_called(_TYPED if typed else _IN_A_FILE):
+        corpus = build(*parse_build(args))
+    # The folder alone on standard output, for scripts.
+    say(str(corpus.path))
+    try:
+        print(following(corpus), file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        unread()
+
+
+def following(corpus: Corpus) -> str:
+    """The card and the next commands of a build; each works as it is printed."""
+    folder = str(corpus.path)
+    commands = [["tokenizer", "inspect", f"{folder}/tokenizer", "--corpus", folder]]
+    # Without a validation split, or with less text than a sample has, it trains nothing.
+    if corpus.validation_dirs and corpus.tokens("train") > _QUICKSTART_SEQ_LEN:
+        commands.append(["fit", "--config", "pretrain/quickstart", "--data.corpus", folder])
+    lines = ["  " + shlex.join(["lit_llm", *command]) for command in commands]
+    return "\n".join([f"card: {folder}/datacard.html", "next:", *lines])
 
 
 def report_main(args: list[str]) -> None:

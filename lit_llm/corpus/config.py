@@ -156,7 +156,11 @@ class CorpusConfig:
     def content(self) -> dict[str, Any]:
         """The settings that decide what is in the corpus, without those that say where and how it is built."""
         machine = ("keep_work", "runner", "address", "workers", "part_bytes", "max_bad_fraction")
-        return {name: value for name, value in asdict(self).items() if name not in machine}
+        content = {name: value for name, value in asdict(self).items() if name not in machine}
+        for source in content["sources"]:
+            if not source["exclude"]:  # corpora of before stay found
+                del source["exclude"]
+        return content
 
 
 def plain(

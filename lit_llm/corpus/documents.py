@@ -231,9 +231,17 @@ def _detected(data: bytes, html: bool) -> Usable | None:
     if 0 < 2 * read.count("\ufffd") <= len(read) - len(read.encode("ascii", "ignore")):
         return None  # broken UTF-8: of most of its letters other encodings make two
     named = detect_encoding(data, html5_compatible=True, from_html_meta=html)
-    names = (named, detect_encoding(data, html5_compatible=False), "cp1252")
+    mac = "mac_roman" if not html and _like_mac(data) else None
+    names = (named, detect_encoding(data, html5_compatible=False), "cp1252", mac)
     found = [_decoded(data, name) or _patched(data, name) for name in dict.fromkeys(names) if name]
     return max(filter(None, found), key=lambda one: likeness(one.text), default=None)
+
+
+def _like_mac(data: bytes) -> bool:
+    """Whether most bytes beyond ASCII lie where Mac OS Roman has its accented letters, 0x80 to 0x9f: other 8-bit tables
+    have signs there, or nothing."""
+    letters = sum(0x80 <= byte < 0xA0 for byte in data)
+    return 2 * letters > sum(byte >= 0x80 for byte in data)
 
 
 def to_tables(read: Iterable[Document | pa.Table], source: Source) -> Iterator[pa.Table]:

@@ -39,7 +39,7 @@ class Part:
     def key(self) -> str:
         """sha256 (hex) of everything that the documents depend on but the files' bytes: for those, size and version."""
         reader = dataclasses.asdict(self.source)
-        for name in ("paths", "weight"):
+        for name in ("paths", "weight", "exclude"):
             del reader[name]
         content = [
             _FORMAT,

@@ -33,7 +33,7 @@ from lit_llm.corpus.mixture import shares
 from lit_llm.corpus.parts import Part, list_parts
 from lit_llm.corpus.progress import Progress
 from lit_llm.corpus.read import is_broken
-from lit_llm.corpus.sample import TRAINING_BYTES, VOCAB_SIZE, rates, take
+from lit_llm.corpus.sample import TRAINING_BYTES, VOCAB_SIZE, fewer_tokens, rates, take
 from lit_llm.corpus.shards import ShardWriter, token_dtype
 from lit_llm.corpus.steps import Clean, Select, Sign, merged
 from lit_llm.corpus.store import (
@@ -310,8 +310,11 @@ class Pipeline:
         if not self._there(folder):
             if train is not None:
                 self.ran["tokenizer"] += 1
-                self.progress.say(f"training a tokenizer of {size or VOCAB_SIZE:,} tokens")
+                most = f"{size:,}" if size else f"up to {VOCAB_SIZE:,}"
+                self.progress.say(f"training a tokenizer of {most} tokens")
                 tokenizer = train()
+                if size is None and (said := fewer_tokens(tokenizer.vocab_size)):
+                    self.progress.say(said)
             with published(folder) as partial:
                 tokenizer.save_pretrained(partial)
         return folder

@@ -14,6 +14,7 @@ from lit_llm.corpus.readers.parquet import read_parquet
 from lit_llm.corpus.readers.warc import read_warc
 from lit_llm.corpus.readers.whole import read_code, read_html, read_text
 from lit_llm.corpus.sources import SourceFile
+from lit_llm.corpus.text_field import with_its_field
 from lit_llm.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def _read(part: Part, file: SourceFile) -> Iterator[Document | pa.Table]:
     """A file's documents, one at a time or as columns where its format has them."""
     kind = part.source.kind_of(file.path)
     try:
+        part = with_its_field(part, file, kind)
         match kind:
             case "jsonl":
                 yield from read_lines(part, file)

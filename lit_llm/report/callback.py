@@ -62,7 +62,7 @@ class RunReport(L.Callback):
         batch = getattr(data, "global_batch_tokens", None)
         steps = getattr(data, "steps", None)
         self._batch = batch or 0
-        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        command = " ".join([Path(sys.argv[0]).name, *map(_quoted, sys.argv[1:])])
         resumed: list[dict[str, Any]] = []
         if trainer.global_step:
             before = earlier.get("resumed")
@@ -149,6 +149,14 @@ class RunReport(L.Callback):
         part = self.folder / "run.json.part"
         part.write_text(json.dumps(self.facts, indent=2) + "\n", encoding="utf-8")
         part.replace(self.folder / "run.json")
+
+
+def _quoted(word: str) -> str:
+    """A word of the command for a shell; of an option with its value, the value alone is quoted."""
+    option, equals, value = word.partition("=")
+    if word.startswith("--") and equals and shlex.quote(option) == option:
+        return f"{option}={shlex.quote(value)}"
+    return shlex.quote(word)
 
 
 def _device_name(device: torch.device) -> str:

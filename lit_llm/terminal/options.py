@@ -60,6 +60,7 @@ def add_options(
     )
     parser.add_argument(
         "--stop",
+        type=shell_text,
         nargs="+",
         action="extend",
         default=[],
@@ -71,6 +72,20 @@ def add_options(
         default="auto",
         help="cpu, cuda, cuda:1, ...; auto: CUDA if there is one, else CPU",
     )
+
+
+def shell_text(word: str) -> str:
+    """A word of the command line that is text: UTF-8, also where the locale is another (LC_ALL=C).
+
+    Raises:
+        argparse.ArgumentTypeError: it is not UTF-8.
+    """
+    try:
+        return word.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeDecodeError:
+        raise argparse.ArgumentTypeError(f"not UTF-8: {word!a}") from None
+    except UnicodeEncodeError:  # half of a character, from a file: told where it is used
+        return word
 
 
 def read_sampling(options: argparse.Namespace) -> Sampling:

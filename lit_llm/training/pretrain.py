@@ -28,6 +28,7 @@ from lit_llm.models.sampling import GREEDY
 from lit_llm.models.sharded import clip_gradients, is_divided, whole_state_dict
 from lit_llm.models.transformer import Transformer
 from lit_llm.ranges import Range, check_ranges, positive
+from lit_llm.replaced_settings import check_replaced
 from lit_llm.training.callbacks.borders import (
     at_border,
     count_steps,
@@ -78,8 +79,8 @@ class PretrainModule(L.LightningModule):
         transformer: a preset's name, fields of `TransformerConfig` (``preset`` among them names one
             to start from), or a `TransformerConfig`. vocab_size and max_seq_len come from the data
             unless given; a `TransformerConfig` gives them.
-        init_from: Hugging Face directory or GGUF file to start from instead of random weights; ``transformer`` is then
-            its config. See `locate`.
+        init_from: Hugging Face directory or GGUF file to start from instead of random weights; its config is then the
+            model's, and ``transformer`` is refused beside it. See `locate`.
         optimizer: "muon_adamw" (Muon for the matrices), "adamw", or bitsandbytes' "adamw_8bit" or "paged_adamw_8bit".
         learning_rate: of the matrices. None: derived from the width.
         weight_decay: decoupled, on matrices.
@@ -122,6 +123,7 @@ class PretrainModule(L.LightningModule):
     ):
         super().__init__()
         check_types("model", PretrainModule.__init__, locals())
+        check_replaced(PretrainModule.__init__, locals(), "model.")
         check_ranges(locals(), RANGES, "model.")
         # Horizon and batch are the data's: as hyperparameters they would clash with those of a data
         # module.

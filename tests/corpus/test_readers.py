@@ -297,7 +297,7 @@ def test_columns_that_are_not_utf8_or_not_text(tmp_path: Path) -> None:
     assert [row["text"] for row in rows(str(tmp_path / "c.parquet"))] == ["1", "2"]
     for name, value in {"double": 0.5, "list<element: string>": ["a", "b"]}.items():
         pyarrow.parquet.write_table(pa.table({"text": [value]}), tmp_path / "d.parquet")
-        with pytest.raises(UserError, match=rf"d\.parquet: field 'text' .* holds {name}, not text"):
+        with pytest.raises(UserError, match=rf"d\.parquet: field 'text' holds {name}, not text"):
             rows(str(tmp_path / "d.parquet"))
 
 

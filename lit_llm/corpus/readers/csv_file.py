@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from lit_llm.corpus.documents import Document, decode
@@ -34,13 +34,17 @@ def read_csv(part: Part, file: SourceFile) -> Iterator[Document]:
     """
     field, longest = part.source.text_field, part.source.max_line_bytes
     lines = _Lines(file, longest)
-    first = next((line for line in lines if line.strip()), None)
+    try:
+        first = next((line for line in lines if line.strip()), None)
+    except _LineTooLong:
+        yield Document(file.id, file.source, file.path, "", part.source.too_long("line"))
+        return
     if first is None:
         yield Document(file.id, file.source, file.path, "", "empty")
         return
     delimiter, names = _header(first, field)
     if field not in names:
-        missing = missing_field(file.path, field, names)
+        missing = missing_field(file.path, field, dict.fromkeys(names))
         raise UserError(f"{missing}; kind: text reads the file as one text")
     for name in (field, "id", "url", "license"):
         check_once(file.path, name, names)
@@ -60,6 +64,18 @@ def read_csv(part: Part, file: SourceFile) -> Iterator[Document]:
             row = dict(zip(names, values, strict=False))
             whole = field in row and len(values) <= len(names)
             yield document_of(part, file, place, row if whole else NOT_CSV)
+
+
+def csv_columns(file: SourceFile, longest: int, wanted: Sequence[str]) -> list[str]:
+    """Names of the columns, read with the delimiter by which one of ``wanted`` is among them. Raises OSError."""
+    try:
+        first = next((line for line in _Lines(file, longest) if line.strip()), "")
+    except _LineTooLong:
+        return []
+    found = [_header(first, name)[1] for name in wanted]
+    return next(
+        (names for name, names in zip(wanted, found, strict=True) if name in names), found[0]
+    )
 
 
 def _header(line: str, field: str) -> tuple[str, list[str]]:

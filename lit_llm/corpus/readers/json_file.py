@@ -56,7 +56,7 @@ def _array(part: Part, file: SourceFile) -> Iterator[Document]:
                     return
                 if number == 1 and isinstance(element, dict) and field not in element:
                     place = f"{file.path}, element 1"
-                    raise UserError(missing_field(place, field, list(element)))
+                    raise UserError(missing_field(place, field, element))
                 row: Any = {field: element} if isinstance(element, str) else element
                 yield document_of(
                     part, file, number, row if isinstance(row, dict) else "not a JSON object"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.corpus.documents import Document, Usable, checked_table, usable
@@ -60,13 +61,25 @@ def _check_first_row(part: Part, file: SourceFile, number: int, block: bytes) ->
     row = parse_row(block[blank:].partition(b"\n")[0])
     if isinstance(row, dict) and part.source.text_field not in row:
         number += block.count(b"\n", 0, blank)
-        raise UserError(missing_field(f"{file.path}:{number}", part.source.text_field, list(row)))
+        raise UserError(missing_field(f"{file.path}:{number}", part.source.text_field, row))
 
 
-def missing_field(place: str, text_field: str, names: list[str]) -> str:
-    """What to tell the user whose rows have no such field."""
-    listed = ", ".join(map(repr, names[:20])) or "none"
-    return f"{place}: no field {text_field!r} (data.text_field); the fields there are {listed}"
+def missing_field(place: str, text_field: str, row: Mapping[str, Any]) -> str:
+    """What to tell the user whose rows have no such field.
+
+    Args:
+        place: file and line.
+        text_field: the field that is not there.
+        row: the first row; the longest of its texts is proposed.
+    """
+    listed = ", ".join(map(repr, list(row)[:20])) or "none"
+    texts = {name: len(value) for name, value in row.items() if isinstance(value, str)}
+    name = max(texts, key=lambda name: texts[name]) if texts else "NAME"
+    file = re.sub(r"(:\d+|, element \d+)$", "", place).rpartition("/")[2]
+    return (
+        f"{place}: no field {text_field!r}; the fields there are {listed}; "
+        f"name the one with the text: data.text_field={name}, or leave out {file!r}"
+    )
 
 
 def _parsed(part: Part, file: SourceFile, place: int, block: bytes | None) -> Iterator[Document]:

@@ -35,7 +35,7 @@ def read_parquet(part: Part, file: SourceFile) -> Iterator[pa.Table]:
         with open_raw(file.path) as raw, pyarrow.parquet.ParquetFile(raw) as parquet:
             names = parquet.schema_arrow.names
             if field not in names:
-                raise UserError(missing_field(file.path, field, names))
+                raise UserError(missing_field(file.path, field, dict.fromkeys(names)))
             groups = list(
                 range(part.start, parquet.num_row_groups if part.stop is None else part.stop)
             )
@@ -59,7 +59,8 @@ def read_parquet(part: Part, file: SourceFile) -> Iterator[pa.Table]:
                 text = _strings(table[field])
                 if text is None:
                     raise UserError(
-                        f"{file.path}: field {field!r} (data.text_field) holds {table[field].type}, not text"
+                        f"{file.path}: field {field!r} holds {table[field].type}, not text; "
+                        "name the one with the text: data.text_field=NAME"
                     )
                 places = pa.array(np.arange(number, number + len(table), dtype=np.int64))
                 ids, urls = (

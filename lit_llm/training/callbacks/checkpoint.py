@@ -21,7 +21,7 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from lit_llm.errors import Preempted, UserError
+from lit_llm.errors import Preempted, UserError, more_room
 from lit_llm.models.parts import Divided, discard, part_of, put, write_share
 from lit_llm.ranges import Range, check_ranges, positive
 from lit_llm.training.callbacks.background import Snapshots, Writer, write
@@ -286,7 +286,8 @@ class Checkpoint(CheckpointAnswers):
                 if not _disk_problem(error):
                     raise
                 raise UserError(
-                    f"{target}: could not be written ({error}); free some disk and run again with --ckpt_path last"
+                    f"{target}: could not be written ({error}); {more_room()} and run again "
+                    "with --ckpt_path last"
                 ) from error
             if not trainer.is_global_zero:
                 return
@@ -409,7 +410,7 @@ class Checkpoint(CheckpointAnswers):
                 raise
             kept = checkpoints(self.folder)
             raise UserError(
-                f"{target}: the checkpoint could not be written ({error}); free some disk and "
+                f"{target}: the checkpoint could not be written ({error}); {more_room()} and "
                 "resume with --ckpt_path last" + (f" from {kept[-1].name}" if kept else "")
             ) from error
 
@@ -509,9 +510,16 @@ def _disk_problem(error: BaseException) -> bool:
             errno.EPERM,
             errno.EROFS,
             errno.EIO,
+            errno.EFBIG,
         )
     said = str(error)
     return any(
         words in said
-        for words in ("No space left", "file write failed", "unexpected pos", "Disk quota")
+        for words in (
+            "No space left",
+            "file write failed",
+            "unexpected pos",
+            "Disk quota",
+            "too large",
+        )
     )
