@@ -224,7 +224,7 @@ def test_broken_yaml(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[st
 
 def test_no_text_in_the_corpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "bad").mkdir()
-    (tmp_path / "bad" / "a.txt").write_bytes(b"\x00\xff" * 500)
+    (tmp_path / "bad" / "a.txt").write_bytes(bytes(range(256)) * 4)
     (tmp_path / "bad" / "b.txt").write_text("")
     config = config_file(tmp_path, None, data__init_args__sources=str(tmp_path / "bad"))
     check_mistake(*fit(config, capsys=capsys), "bad")

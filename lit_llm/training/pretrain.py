@@ -386,6 +386,10 @@ class PretrainModule(L.LightningModule):
             self.step_loss.update(loss_sum.detach() / supervised.clamp(min=1), supervised)
         return loss
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Backward of the loss, weighed by its tokens where they are not in it yet."""
+        super().backward(self._step_loss.for_backward(loss), *args, **kwargs)
+
     def on_after_backward(self) -> None:
         """Scale the gradient where the step's tokens are known only now."""
         self._step_loss.after_backward(self.parameters(), self.trainer)

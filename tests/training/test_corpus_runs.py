@@ -37,8 +37,8 @@ def mixed(text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Corpus
     """The source "few" weighs three times what "many" does, but may be passed once."""
     files = sorted(map(str, text_folder.glob("*.py")))
     sources = [
-        Source("few", files[:12], weight=3, license="PSF-2.0"),
-        Source("many", files[12:], domain="manuals"),
+        Source("few", files[:9], weight=3, license="PSF-2.0"),
+        Source("many", files[9:], domain="manuals"),
     ]
     mixture = MixtureSettings(tokens=ROWS * STEPS * 32, max_epochs=1)
     config = CorpusConfig(

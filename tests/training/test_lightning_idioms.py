@@ -584,7 +584,15 @@ def test_a_bare_loader_weighs_every_supervised_token_alike(tmp_path: Path) -> No
     L.seed_everything(1)
     module = PretrainModule(SMALL, optimizer="adamw", schedule="constant", compile=False, warmup=0.0,
                             grad_clip=None)  # fmt: skip
-    run = trainer(tmp_path, max_steps=2, max_epochs=1, accumulate_grad_batches=4,
+    seen: list[float] = []
+
+    class Sees(Callback):
+        def on_train_batch_end(
+            self, trainer: L.Trainer, module: Any, outputs: Any, *_: Any
+        ) -> None:
+            seen.append(float(outputs["loss"]) * trainer.accumulate_grad_batches)
+
+    run = trainer(tmp_path, max_steps=2, max_epochs=1, accumulate_grad_batches=4, callbacks=[Sees()],
                   logger=CSVLogger(tmp_path), log_every_n_steps=1, enable_checkpointing=False)  # fmt: skip
     run.fit(module, DataLoader(rows, batch_size=2))
     L.seed_everything(1)
@@ -592,6 +600,9 @@ def test_a_bare_loader_weighs_every_supervised_token_alike(tmp_path: Path) -> No
     reference.configure_model()
     batch = {k: torch.stack([row[k] for row in rows[:8]]) for k in ("input_ids", "labels")}
     loss = reference.token_losses(batch).sum() / (batch["labels"] != -100).sum()
+    first_rows = {k: value[:2] for k, value in batch.items()}
+    mean = reference.token_losses(first_rows).sum() / (first_rows["labels"] != -100).sum()
+    assert seen[0] == pytest.approx(float(mean), rel=1e-5)  # what others' callbacks see
     loss.backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in reference.parameters()])
     first = read(tmp_path)[0]

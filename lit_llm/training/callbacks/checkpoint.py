@@ -161,8 +161,9 @@ class Checkpoint(CheckpointAnswers):
                 # Resumed from an earlier one: what came after it is not this run's past, nor what `last` should find.
                 if step_of(file) > trainer.global_step:
                     put(file, file.with_name(f"abandoned-{file.name}"))
-            best = self.folder / "best.ckpt"
-            if self.best_score is None and best.exists():  # another run's
+            best, resumed = self.folder / "best.ckpt", self.folder / name_of(trainer.global_step)
+            # Another run's. One of this run's later steps is written over by the next score.
+            if self.best_score is None and best.exists() and not resumed.exists():
                 put(best, best.with_name("abandoned-best.ckpt"))
         # What was resumed may be the best one, or lie elsewhere: that is not where `last` looks.
         here = trainer.strategy.broadcast((self.folder / name_of(trainer.global_step)).exists())
