@@ -104,7 +104,7 @@ def _shown(value: Any) -> str:
             f"{str(key).replace('_', ' ')}: "
             + _shown(item.get("documents", item) if isinstance(item, dict) else item)
             for key, item in value.items()
-            if item is not None
+            if item not in (None, {}, [])
         )
     return str(value)
 
