@@ -17,9 +17,12 @@ LLAMA_CPP := .peers-npm
 LLAMA_CPP_VERSION := 3.22.1
 LLAMA_CPP_PLATFORM := $(subst Darwin-arm64,mac-arm64-metal,$(subst Linux-aarch64,linux-arm64,$(subst \
 	Linux-x86_64,linux-x64,$(shell uname -s)-$(shell uname -m))))
+# axe-core, the judge of our pages' accessibility: one file of JavaScript that the tests put into a page.
+AXE := .peers-axe
+AXE_VERSION := 4.14.1
 QUICKSTART_ARGS ?=
 
-.PHONY: setup quickstart test test-all lint families lock llama-cpp peers benchmarks clean
+.PHONY: setup quickstart test test-all lint families lock llama-cpp axe peers benchmarks clean
 
 setup: $(STAMP)
 
@@ -51,6 +54,7 @@ test-all: $(STAMP)
 		{ apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm munge >/dev/null; }
 	@$(MAKE) --no-print-directory llama-cpp || echo "test-all: no llama.cpp here, its tests are skipped"
+	@$(MAKE) --no-print-directory axe || echo "test-all: no axe-core here, its tests are skipped"
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps $(RAY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
@@ -78,6 +82,14 @@ $(LLAMA_CPP)/.installed-$(LLAMA_CPP_VERSION):
 		node-llama-cpp@$(LLAMA_CPP_VERSION) @node-llama-cpp/$(LLAMA_CPP_PLATFORM)@$(LLAMA_CPP_VERSION)
 	@touch $@
 
+axe: $(AXE)/.installed-$(AXE_VERSION)
+
+$(AXE)/.installed-$(AXE_VERSION):
+	@command -v npm >/dev/null || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || \
+		{ apt-get update -qq && apt-get install -y -qq nodejs npm >/dev/null; }
+	npm install --prefix $(AXE) --silent --no-audit --no-fund --ignore-scripts axe-core@$(AXE_VERSION)
+	@touch $@
+
 # What the benchmarks compare with, in environments of their own.
 peers: $(PEERS)/litgpt $(DATATROVE)/.installed
 
@@ -94,4 +106,4 @@ $(DATATROVE)/.installed: benchmarks/requirements-datatrove.txt
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-peers $(DATATROVE) $(LLAMA_CPP) runs
+	rm -rf .venv .venv-peers $(DATATROVE) $(LLAMA_CPP) $(AXE) runs

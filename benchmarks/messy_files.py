@@ -105,12 +105,11 @@ def write_bad(folder: Path, below: str, text: str, longest: int) -> list[str]:
     noise = random.Random(below).randbytes(20_000)
     archived = row(id=below, text=noise.hex())
     data = text.encode()
-    first = next(i for i, byte in enumerate(data) if byte >= 0x80)
     page = response("https://example.org/", b"<p>" + data * 20)
     files = {
         "empty.txt": b"", "blank.txt": b" \n\t\n",
         "picture.png": b"\x89PNG\r\n\x1a\n" + noise, "a.out": b"\x7fELF\0" + noise,
-        "paper.pdf": b"%PDF-1.7\n" + data, "cut.txt": data[:first] + data[first + 1 :],
+        "paper.pdf": b"%PDF-1.7\n" + data, "cut.txt": b"\xff ".join(data.split()),
         "cut.jsonl.gz": gzip.compress(archived)[:-9000], "cut.jsonl.zst": zstandard.compress(archived)[:-9000],
         "noise.parquet": noise, "empty.parquet": b"", "noise.warc": noise, "cut.warc.gz": gzip.compress(page)[:-40],
         "empty.html": b"<html><body></body></html>", "one-line.txt": b"x " * longest, "not.jsonl.gz": noise,
@@ -127,8 +126,8 @@ def write_bad(folder: Path, below: str, text: str, longest: int) -> list[str]:
 def _bad_rows(data: bytes, longest: int) -> list[bytes]:
     return [
         row(text=" "), b"{'text': 'single quotes'}\n", b'["a list"]\n', row(body="no such field"),
-        row(text=12), row(text=None), row(text="a NUL \0"), b'{"text": "half a pair \\ud800"}\n',
-        b'{"text": "' + data[:40] + b'\xff"}\n', row(text="y" * longest), b'{"text": "cut' + data[:40],
+        row(text=12), row(text=None), row(text="\0 NULs \0"), b'{"text": "\\ud800 halves \\ud800"}\n',
+        b'{"text": "' + data[:40] + b'\xff \xff"}\n', row(text="y" * longest), b'{"text": "cut' + data[:40],
     ]  # fmt: skip
 
 

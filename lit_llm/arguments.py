@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 from lit_llm.errors import UserError
 
 _OWN = ("help", "config", "print_config")
-_NAMES_BELOW = ("sources", "mixture")  # options whose keys are the user's own names
+# Options whose keys are the user's own names.
+_NAMES_BELOW = ("sources", "mixture", "dict_kwargs", "tags")
 
 
 def with_underscores(args: Sequence[str]) -> list[str]:
@@ -32,7 +33,10 @@ def _with_underscores(arg: str) -> str:
         return arg
     option, equals, value = arg.partition("=")
     parts = option[2:].split(".")
-    ours = next((i + 1 for i, part in enumerate(parts) if part in _NAMES_BELOW), len(parts))
+    ours = next(
+        (i + 1 for i, part in enumerate(parts) if part.replace("-", "_") in _NAMES_BELOW),
+        len(parts),
+    )
     parts[:ours] = [part.replace("-", "_") for part in parts[:ours]]
     return "--" + ".".join(parts) + equals + value
 
@@ -105,14 +109,9 @@ class Parser(argparse.ArgumentParser):
         file = finder.parse_known_args(args)[0].config
         if file is None:
             return {}
-        import yaml
+        from lit_llm.yaml_file import read_yaml
 
-        try:
-            content = yaml.safe_load(Path(file).expanduser().read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(
-                f"--config {file}: not readable as YAML ({' '.join(str(error).split())})"
-            ) from None
+        content = read_yaml(file, f"--config {file}")
         if not isinstance(content, dict):
             raise UserError(
                 f"--config {file}: holds no settings; a config is a mapping such as 'seed: 1'"
@@ -146,6 +145,8 @@ def _checked(file: str, action: argparse.Action, value: Any) -> Any:
             if not isinstance(item, (str, int, float)) or isinstance(item, bool):
                 raise ValueError
             converted.append(convert(str(item)))
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"{where}: {error}") from None
         except ValueError:
             kind = getattr(convert, "__name__", "value")
             raise UserError(
@@ -161,7 +162,7 @@ def _checked(file: str, action: argparse.Action, value: Any) -> Any:
 def explain_mistake(message: str, known: Sequence[str] = ()) -> str:
     """jsonargparse's message as one line, with the nearest known key for an unknown one."""
     text = " ".join(message.replace("\n", " ").split())
-    if said := _about_a_class(text):
+    if said := _about_a_class(text) or _about_a_value(text):
         return said
     # A section that may be absent is told as "matches no subtype: <what is wrong> / not None either".
     union = re.search(
@@ -176,6 +177,8 @@ def explain_mistake(message: str, known: Sequence[str] = ()) -> str:
         if found := re.search(pattern, text):
             key = found[1]
             full = f"{section}.{key}" if section and not key.startswith(section) else key
+            if full in known:
+                return f"unknown key {full}: the class that the configuration names has no such setting"
             sections = {name.split(".")[0] for name in known}
             if full.split(".")[0] not in sections:
                 near = difflib.get_close_matches(full.split(".")[0], sections, n=1, cutoff=0.6)
@@ -190,8 +193,13 @@ def explain_mistake(message: str, known: Sequence[str] = ()) -> str:
                     )
                 ]
             return f"unknown key {full}" + (f": did you mean {near[0]}?" if near else "")
-    if section and not text.startswith("unknown key"):
+    if section and re.match(
+        r"[\w.]+=.*: must be ", text
+    ):  # said by `_about_a_value`, of a key below
+        text = f"{section}.{text}"
+    elif section and not text.startswith("unknown key"):
         text = f"{section}: {text}"
+    text = text.partition(" - Not a valid subclass of ")[0]
     # The innermost sentence says it; what stands before it repeats the path through nested types.
     text = re.sub(r"^Parser key \"([\w.]+)\": ", r"\1: ", text)
     return text if len(text) < 400 else text[:400] + " ..."
@@ -210,11 +218,37 @@ def _about_a_class(text: str) -> str | None:
     return None
 
 
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text",
+          "list": "a list", "dict": "a mapping"}  # fmt: skip
+
+
+def _about_a_value(text: str) -> str | None:
+    """Which key has a value of the wrong kind, and what it takes, out of the types that jsonargparse tried."""
+    key = re.match(r"(?:Parser key \")?([\w.]+)\"?: ", text)
+    value = re.search(
+        r"(?:Got value|Given value): (.*?)(?: - Expected a| Given value type|$)", text
+    )
+    kinds = re.findall(r"Expected a (<class '\w+'>|typing\.Literal\[.*?\])", text)
+    explained = re.search(r"Errors: - (?!\w+: (?:Does|Expected))(?!Expected)", text)
+    if key is None or value is None or not kinds or explained:
+        return None
+    taken: list[str] = []
+    for kind in kinds:
+        if kind.startswith("typing"):
+            taken += re.findall(r"'([^']*)'", kind)
+        elif (name := kind.split("'")[1]) in _KINDS:
+            taken.append(_KINDS[name])
+    if _KINDS["float"] in taken and _KINDS["int"] in taken:
+        taken.remove(_KINDS["int"])
+    inner = re.findall(r"(?:- |\": )(\w+): (?=Expected a|Does not validate)", text)
+    return f"{'.'.join([key[1], *inner])}={value[1]}: must be {' or '.join(dict.fromkeys(taken))}"
+
+
 _UNKNOWN_KEY = (
     r"Key '([\w.]+)' is not expected",
     r"does not accept option '([\w.]+)'",
     r"Option '([\w.]+)' is not accepted",
-    r"[Uu]nrecognized arguments?: --?([\w.]+)",
+    r"[Uu]nrecognized arguments?: --?([\w.-]+)",
     r"unknown key ([\w.]+)(?!.*transformer)",
 )
 

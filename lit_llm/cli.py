@@ -9,7 +9,7 @@ from importlib import import_module
 
 import lit_llm
 from lit_llm.errors import PeerLost, Preempted, UserError, told_of_a_path
-from lit_llm.streams import prepare_streams, unread
+from lit_llm.streams import prepare_streams, start_again_in_utf8, unread
 
 
 def _trainer_verb(verb: str) -> Callable[[list[str]], None]:
@@ -80,7 +80,7 @@ def usage() -> str:
         f"lit_llm {lit_llm.__version__}: train your own ChatGPT\n\n"
         f"usage: lit_llm VERB --config FILE [--key value ...]\n\n{verbs}\n\n"
         "lit_llm VERB --help lists the keys; --print_config prints the whole configuration.\n"
-        "Hyphens serve for underscores: --data.seq-len is --data.seq_len.\n"
+        "lit_llm version prints the version. Hyphens serve for underscores: --data.seq-len is --data.seq_len.\n"
         "A preset's name serves as FILE: lit_llm fit --config pretrain/quickstart"
     )
 
@@ -92,8 +92,10 @@ def main(argv: list[str] | None = None) -> int:
     SIGTERM ended, 1 for one of several processes that lost another, 141 (a shell's number for it)
     where nobody reads the output any more.
     """
+    if argv is None:
+        start_again_in_utf8()
+        argv = sys.argv[1:]
     prepare_streams()
-    argv = sys.argv[1:] if argv is None else argv
     try:
         status = _run(argv)
         sys.stdout.flush()
@@ -107,7 +109,7 @@ def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
-    if argv[0] == "--version":
+    if argv[0] in ("--version", "-V", "version"):
         print(lit_llm.__version__)
         return 0
     from lit_llm import cluster  # not for --help

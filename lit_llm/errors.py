@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -12,6 +14,25 @@ class UserError(ValueError):
     The command line prints the message and exits with status 2, without a traceback; in a library it is an ordinary
     ``ValueError``.
     """
+
+
+@contextmanager
+def settings_called(names: Mapping[str, str]) -> Iterator[None]:
+    """Have a mistake found inside name settings as the verb that runs calls them.
+
+    Args:
+        names: what messages call a setting -> what this verb calls it.
+
+    Raises:
+        UserError: the one from inside, in this verb's words.
+    """
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        for name, called in names.items():
+            text = text.replace(name, called)
+        raise UserError(text) from error.__cause__
 
 
 class Preempted(Exception):
@@ -40,6 +61,7 @@ _OF_A_PATH = (
     errno.EISDIR,
     errno.ELOOP,
     errno.ENAMETOOLONG,
+    errno.EFBIG,
 )
 
 
@@ -50,11 +72,37 @@ def told_of_a_path(error: OSError) -> str | None:
     path = str(error.filename) if isinstance(error.filename, str | os.PathLike) else None
     if error.errno == errno.ENAMETOOLONG:
         return f"{str(path)[:60]}...: the name is too long for a file system; shorten it"
+    if error.errno == errno.EFBIG:
+        return f"{path or 'a file'}: {more_room()}"
     if path and (said := _link_to_nothing(path)):
         return said
     if error.errno == errno.EEXIST:
         return f"{path}: is there and is no folder; name another or move it"
     return f"{path or 'a file'}: {error.strerror}"
+
+
+def more_room() -> str:
+    """What to do where a file cannot grow: the disk is full, or the shell limits the size of files."""
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit == resource.RLIM_INFINITY:
+        return "free some disk"
+    return f"files may have {limit:,} bytes at most here: raise that limit (ulimit -f unlimited)"
+
+
+def check_folder(setting: str, path: str | os.PathLike[str]) -> None:
+    """Raise UserError if ``path``, or what it would lie below, is there and is no folder.
+
+    Args:
+        setting: what gives the path, for the message.
+        path: of the folder, which need not be there yet.
+    """
+    folder = os.path.abspath(path)
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise UserError(f"{setting}={path}: {folder} is a file, not a folder; name a folder")
 
 
 def check_no_link_to_nothing(path: str | os.PathLike[str]) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-import yaml
-
 from lit_llm.errors import UserError
+from lit_llm.yaml_file import read_yaml
 
 
 def config_folders() -> list[Path]:
@@ -18,6 +17,15 @@ def config_folders() -> list[Path]:
     ]
 
 
+def all_presets() -> dict[str, Path]:
+    """The presets by name, ``pretrain/quickstart``."""
+    return {
+        str(file.relative_to(folder).with_suffix("")): file
+        for folder in config_folders()
+        for file in sorted(folder.rglob("*.yaml"))
+    }
+
+
 def find_config(name: str) -> Path:
     """The file ``name``, or the preset of that name (``pretrain/quickstart``).
 
@@ -26,11 +34,7 @@ def find_config(name: str) -> Path:
     """
     path = Path(name).expanduser()
     if not path.is_file():
-        presets = {
-            str(file.relative_to(folder).with_suffix("")): file
-            for folder in config_folders()
-            for file in sorted(folder.rglob("*.yaml"))
-        }
+        presets = all_presets()
         key = name.removesuffix(".yaml").removeprefix("configs/")
         if key not in presets:
             near = difflib.get_close_matches(key, presets, n=1, cutoff=0.3)
@@ -39,16 +43,7 @@ def find_config(name: str) -> Path:
                 f"--config {name}: no such file or preset; {hint}presets: {', '.join(presets)}"
             )
         path = presets[key]
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        why = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise UserError(f"{path}{where}: broken YAML ({why})") from None
-    if not isinstance(content, dict):
+    if not isinstance(read_yaml(path), dict):
         raise UserError(f"{path}: holds no settings; a config is a mapping such as 'data: {{...}}'")
     return path
 

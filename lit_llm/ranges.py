@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,17 +22,20 @@ class Range:
     high: float
     above: bool = False
     """Whether ``low`` itself is left out."""
+    below: bool = False
+    """Whether ``high`` itself is left out."""
 
     def __contains__(self, value: float) -> bool:
         return (
             math.isfinite(value)
             and self.low <= value <= self.high
             and not (self.above and value == self.low)
+            and not (self.below and value == self.high)
         )
 
     def __str__(self) -> str:
         low = f"above {_shown(self.low)}" if self.above else f"from {_shown(self.low)}"
-        return f"{low} to {_shown(self.high)}"
+        return f"{low} {'and below' if self.below else 'to'} {_shown(self.high)}"
 
 
 def _shown(value: float) -> str:
@@ -43,6 +47,15 @@ def _shown(value: float) -> str:
 def positive(high: float) -> Range:
     """Numbers above 0, up to ``high``."""
     return Range(0, high, above=True)
+
+
+VOCAB_SIZE = Range(260, 1e7)
+"""Of a trained tokenizer, which has the 256 bytes and four control tokens at least."""
+SAMPLING: dict[str, Range] = {
+    "repetition_penalty": positive(1e6), "temperature": Range(0, 1e6), "top_k": Range(1, 1e9),
+    "top_p": positive(1), "min_p": Range(0, 1),
+}  # fmt: skip
+"""Ranges of `Sampling`; here, because a command's options name them before torch is imported."""
 
 
 def check_ranges(values: Mapping[str, Any], ranges: Mapping[str, Range], prefix: str = "") -> None:
@@ -62,3 +75,23 @@ def check_ranges(values: Mapping[str, Any], ranges: Mapping[str, Range], prefix:
             continue
         if value not in allowed:
             raise UserError(f"{prefix}{name}={_shown(value)}: must be {allowed}")
+
+
+class Number:
+    """The ``type`` of an argparse option that takes a number in a range.
+
+    Args:
+        kind: int or float, which reads the text.
+        allowed: its range.
+    """
+
+    def __init__(self, kind: Callable[[str], float], allowed: Range):
+        self.kind, self.allowed = kind, allowed
+        self.__name__ = kind.__name__  # argparse says "invalid int value"
+
+    def __call__(self, text: str) -> float:
+        """The number; raises what argparse makes the user's mistake of."""
+        value = self.kind(text)
+        if value not in self.allowed:
+            raise argparse.ArgumentTypeError(f"{_shown(value)} must be {self.allowed}")
+        return value

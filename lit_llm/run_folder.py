@@ -11,12 +11,14 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from lit_llm.cluster import FIRST, Launcher
-from lit_llm.errors import UserError
+from lit_llm.errors import UserError, check_folder
+from lit_llm.run_lock import NAME, RunLock, has_only_a_lock
 from lit_llm.training.callbacks.checkpoint_folder import checkpoints, damage, newest_whole
 
 # How the first process tells those that Lightning starts from it: by then its folder is no longer empty.
 _CHOSEN = "LIT_LLM_RUN_FOLDER"
 _claimed: list[Path] = []
+_held: list[RunLock] = []
 
 
 def prepare_run(verb: str, name: str, config: Any, launcher: Launcher | None = None) -> Path:
@@ -29,8 +31,8 @@ def prepare_run(verb: str, name: str, config: Any, launcher: Launcher | None = N
     run has saved something, else a new start, what an earlier one left being set aside.
 
     Raises:
-        UserError: a fit into a folder that holds a run already, nothing to resume, or ranks started from outside
-            without a folder they could agree on.
+        UserError: a fit into a folder that holds a run already or in which another fit is running, nothing to resume,
+            or ranks started from outside without a folder they could agree on.
     """
     given, auto, last = (
         config.trainer.default_root_dir,
@@ -52,6 +54,7 @@ def prepare_run(verb: str, name: str, config: Any, launcher: Launcher | None = N
         folder = Path(os.environ[_CHOSEN])
     elif given is not None:
         folder = Path(given).expanduser()
+        check_folder("trainer.default_root_dir", folder)
         if verb == "fit" and config.ckpt_path is None and not _rank() and _used(folder):
             raise UserError(
                 f"trainer.default_root_dir={folder} is not empty: resume it with --ckpt_path last, "
@@ -67,12 +70,14 @@ def prepare_run(verb: str, name: str, config: Any, launcher: Launcher | None = N
         folder = _newest_run(name)
     else:
         folder = _claim_name(name) if verb == "fit" else Path("runs") / name
+    if verb == "fit" and not _rank():
+        _held.append(RunLock(folder))
     if auto:
         last = bool(checkpoints(folder / "checkpoints"))
         if not last:
             config.ckpt_path = None
-            if not _rank() and _used(folder):
-                _set_aside(folder)
+            if _held and _used(folder):
+                _held[-1].move(_set_aside(folder))
     if last:
         config.ckpt_path = str(_last_checkpoint(folder))
     config.trainer.default_root_dir = str(folder)
@@ -82,9 +87,12 @@ def prepare_run(verb: str, name: str, config: Any, launcher: Launcher | None = N
 
 
 def leave_run() -> None:
-    """Remove folders made here in which no training began: a mistake found early leaves no trace."""
+    """Let others use the folder; remove folders made here in which no training began: a mistake
+    found early leaves no trace."""
     os.environ.pop(_CHOSEN, None)
     os.environ.pop(FIRST, None)
+    while _held:
+        _held.pop().release()
     while _claimed:
         folder = _claimed.pop()
         if not (folder / "config.yaml").exists():
@@ -96,14 +104,17 @@ def _rank() -> int:
 
 
 def _used(folder: Path) -> bool:
-    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    return folder.exists() and (not folder.is_dir() or not has_only_a_lock(folder))
 
 
-def _set_aside(run: Path) -> None:
-    """Rename the folder of a run that saved nothing; one that is no run's is the user's."""
+def _set_aside(run: Path) -> Path:
+    """Rename the folder of a run that saved nothing; one that is no run's is the user's.
+
+    Returns its new name.
+    """
     # Loggers open their files a little before config.yaml is written.
     if not run.is_dir() or not (
-        (run / "config.yaml").exists() or {f.name for f in run.iterdir()} <= {"tensorboard"}
+        (run / "config.yaml").exists() or {f.name for f in run.iterdir()} <= {"tensorboard", NAME}
     ):
         raise UserError(
             f"trainer.default_root_dir={run} is not empty and not a run's: name another folder"
@@ -113,6 +124,7 @@ def _set_aside(run: Path) -> None:
         number += 1
     run.rename(aside)
     rank_zero_info(f"{run} was started and saved nothing: set aside as {aside}")
+    return aside
 
 
 def _claim_name(name: str) -> Path:

@@ -21,6 +21,21 @@ def prepare_streams() -> None:
             file.reconfigure(errors="replace")
 
 
+def start_again_in_utf8() -> None:
+    """Start the program again in Python's UTF-8 mode where its files would be read as ASCII.
+
+    That is LC_ALL=C with PYTHONUTF8=0: torch itself then cannot read its own source.
+    """
+    import codecs
+    import locale
+
+    name = locale.getpreferredencoding(False)
+    if codecs.lookup(name).name != "ascii" or os.environ.get("PYTHONUTF8") == "1":
+        return
+    os.environ["PYTHONUTF8"] = "1"
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def is_terminal(stream: Any) -> bool:
     """Whether somebody sits before ``stream``; what stands in for one need not know."""
     return bool(getattr(stream, "isatty", lambda: False)())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import re
 import shlex
 import warnings
 from pathlib import Path
@@ -31,9 +32,11 @@ from lit_llm.errors import UserError
 from lit_llm.models.device import has_fast_bf16
 from lit_llm.orphans import follow
 from lit_llm.plan.preflight import Preflight
-from lit_llm.presets import config_name, find_config
+from lit_llm.presets import all_presets, config_name, find_config
+from lit_llm.replaced_settings import settle_replaced
 from lit_llm.report.callback import RunReport
 from lit_llm.run_folder import leave_run, prepare_run
+from lit_llm.saved_config import with_absolute_paths
 from lit_llm.streams import say
 from lit_llm.trainer_mistakes import check_settings, explain, in_constructor
 from lit_llm.training.callbacks.checkpoint import Checkpoint
@@ -47,6 +50,8 @@ from lit_llm.training.loggers import CSVLogger
 from lit_llm.training.neptune_logger import NeptuneLogger
 from lit_llm.training.pretrain import PretrainModule
 from lit_llm.training.strategy import FSDP2Strategy
+from lit_llm.training.trainer_checks import refuse_early_callbacks
+from lit_llm.yaml_file import guard_jsonargparse
 
 _LOGGERS = {
     "CSVLogger": "lit_llm.training.loggers.CSVLogger",
@@ -57,6 +62,7 @@ _COMPLAINTS = (ValueError, TypeError, ImportError, RuntimeError, Misconfiguratio
 _SAVE_DIR = ("--trainer.logger.init_args.save_dir", "--trainer.logger.save_dir")
 _RUN_FOLDER = "the run folder"  # which is chosen after the arguments are read
 
+guard_jsonargparse()
 StrategyRegistry.register(
     "fsdp2", FSDP2Strategy, description="weights, gradients and states sharded (FSDP2)"
 )
@@ -155,6 +161,8 @@ class TrainerCLI(LightningCLI):
             mine.append(Preflight())
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
+        if isinstance(self.model, PretrainModule):
+            refuse_early_callbacks(given)
         if isinstance(self.datamodule, TokenDataModule):  # others' samples do repeat
             warnings.filterwarnings("ignore", ".*dataloader is not resumable.*")
         accumulates = any(isinstance(c, GradientAccumulationScheduler) for c in given)
@@ -187,6 +195,8 @@ class TrainerCLI(LightningCLI):
         content = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand]
         for key in ("config", "ckpt_path"):  # of this call, not of the run
             content.pop(key, None)
+        if isinstance(self.datamodule, TokenDataModule) and isinstance(self.model, PretrainModule):
+            content = with_absolute_paths(content)
         self.trainer.callbacks.append(  # type: ignore[attr-defined]
             _WriteSetup(self.run_folder, content)
         )
@@ -201,6 +211,7 @@ class TrainerCLI(LightningCLI):
                     self.run_folder,
                     metrics,
                     chats=isinstance(self.datamodule, InstructionDataModule),
+                    own_tokenizer=getattr(self.datamodule, "corpus_folder", None) is None,
                 )
             )
         # The first process writes the model and the report: launchers take the end of another for the run's.
@@ -272,10 +283,18 @@ def default_precision(accelerator: str) -> str:
     return "bf16-mixed" if has_fast_bf16(torch.device("cuda" if cuda else "cpu")) else "32-true"
 
 
-def summary(run: Path, metrics: dict[str, float], chats: bool = False) -> str:
+def summary(
+    run: Path, metrics: dict[str, float], chats: bool = False, own_tokenizer: bool = True
+) -> str:
     """The closing words of a fit: result, two samples, the files, the next commands.
 
-    ``chats``: the model was taught to answer, so talking to it comes next.
+    Every command works as it is printed, in the working directory.
+
+    Args:
+        run: the run folder.
+        metrics: what the Trainer logged last.
+        chats: the model was taught to answer, so talking to it comes next.
+        own_tokenizer: the text's tokenizer is a setting, not that of a finished corpus.
     """
     lines = [""]
     if "val_bits_per_byte" in metrics:
@@ -283,30 +302,48 @@ def summary(run: Path, metrics: dict[str, float], chats: bool = False) -> str:
             f"validation: {metrics['val_bits_per_byte']:.4f} bits per byte, loss {metrics['val_loss']:.4f}"
         )
     samples = run / "samples.jsonl"
+    prompt = "What is Python?" if chats else "The "
     if samples.exists():
         for line in samples.read_text(encoding="utf-8").splitlines()[-2:]:
             row = json.loads(line)
             lines += ["", f"--- sample after {row['tokens']:,} tokens", row["prompt"] + row["text"]]
     lines += ["", f"report:  {run / 'report.html'}"]
     final, last = run / "final", checkpoints(run / "checkpoints")
-    model, config = shlex.quote(str(final)), shlex.quote(str(run / "config.yaml"))
+    config = run / "config.yaml"
     if final.exists():
         lines.append(f"model:   {final} (a Hugging Face directory)")
-    if last:
-        lines.append("next:")
-        if chats and final.exists():
-            lines.append(f"  lit_llm chat {model}")
-        lines.append(
-            f"  lit_llm predict --config {config} --ckpt_path {shlex.quote(str(last[-1]))} "
-            "--data.prompts FILE"
-        )
+        following = [["generate", final, *(["--chat"] if chats else []), "--prompt", prompt]]
+        if chats:
+            following.insert(0, ["chat", final])
+        else:
+            more = ["--trainer.default_root_dir", _free_name(run)]
+            tokenizer = ["--data.tokenizer", final] if own_tokenizer else []
+            following.append(
+                ["fit", "--config", config, "--model.init_from", final, *tokenizer, *more]
+            )
+        lines += ["next:", *map(_command, following)]
         if not chats:
             lines.append(
-                f"  lit_llm fit --config {config} --model.init_from {model} "
-                f"--data.tokenizer {model} --data.sources 'your/*.txt' "
-                "--trainer.default_root_dir runs/more"
+                "  the last one goes on with the same text; for your own add "
+                + ("" if own_tokenizer else f"--data.tokenizer {shlex.quote(str(final))} ")
+                + "--data.sources 'your/*.txt'"
             )
+    elif last:
+        validate = ["validate", "--config", config, "--ckpt_path", last[-1]]
+        lines += ["next:", _command(validate)]
     return "\n".join(lines)
+
+
+def _command(words: list[Any]) -> str:
+    return "  " + shlex.join(["lit_llm", *map(str, words)])
+
+
+def _free_name(run: Path) -> Path:
+    """A folder beside ``run`` that is not there: for the run that goes on with its model."""
+    folder, number = run.with_name(f"{run.name}-more"), 2
+    while folder.exists() or folder.is_symlink():
+        folder, number = run.with_name(f"{run.name}-more-{number}"), number + 1
+    return folder
 
 
 def run_trainer(verb: str, args: list[str]) -> None:
@@ -321,6 +358,7 @@ def run_trainer(verb: str, args: list[str]) -> None:
             args[i + 1] = str(find_config(args[i + 1]))
         elif arg.startswith("--config="):
             args[i] = f"--config={find_config(arg.split('=', 1)[1])}"
+    args = settle_replaced(args, _defaults())
     args = _with_logger_folders(args)
     # Lightning advises on things we have decided: loader workers, missing loggers.
     for advice in (".*does not have many workers.*", ".*log_every_n_steps.*",
@@ -355,10 +393,40 @@ def run_trainer(verb: str, args: list[str]) -> None:
         raise
     except Exception as error:
         if mistake := explain(error):
+            if isinstance(mistake, UserError):
+                mistake = _without_a_config(args, mistake)
             raise mistake from None
         raise
     finally:
         leave_run()
+
+
+def _defaults() -> dict[str, Any]:
+    """Defaults of our modules' settings by dotted name."""
+    classes = {"data": (InstructionDataModule, PretrainDataModule), "model": (PretrainModule,)}
+    return {
+        f"{group}.{name}": parameter.default
+        for group, some in classes.items()
+        for cls in some
+        for name, parameter in inspect.signature(cls).parameters.items()
+    }
+
+
+def _without_a_config(args: list[str], mistake: UserError) -> UserError:
+    """What to say where neither a config nor the command line names model and data; else ``mistake``."""
+    names = {arg.partition("=")[0] for arg in args}
+    missing = [
+        f"--{part}" for part in ("model", "data")
+        if not names & {f"--{part}", f"--{part}.class_path", "--config", "-c"}
+    ]  # fmt: skip
+    follows = r"unknown key (model|data)\.|.*arguments are required"
+    if not missing or not re.match(follows, str(mistake)):
+        return mistake
+    presets = ", ".join(name for name in all_presets() if not name.startswith("corpus/"))
+    return UserError(
+        f"{' and '.join(missing)}: no class named; give --config FILE or a preset, "
+        f"e.g. --config pretrain/quickstart; presets: {presets}"
+    )
 
 
 def _with_logger_folders(args: list[str]) -> list[str]:

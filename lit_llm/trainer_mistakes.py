@@ -48,6 +48,7 @@ def check_settings(verb: str, trainer: Any, data: Any) -> None:
         "gradient_clip_algorithm": trainer.gradient_clip_algorithm is not None
         and clip is None
         and "goes with trainer.gradient_clip_val, which is not set",
+        "max_steps": verb == "fit" and trainer.max_steps == 0 and unused,
         "val_check_interval": interval in (0, 0.0)
         and "must be above 0: data.validate_every=0 validates at the end only, "
         "trainer.limit_val_batches=0 never",
@@ -84,8 +85,12 @@ def in_constructor(error: Exception, settings: Mapping[str, Any]) -> UserError:
         for key in ("accelerator", "devices", "strategy", "precision")
         if f"{key}=" in text or f"`{key}`" in text
     ]
-    keys += ["accelerator"] if "Accelerator" in text or "torch_xla" in text else []
-    return UserError("".join(f"trainer.{key}={settings[key]}: " for key in keys[:1]) + text)
+    about = ("Accelerator", "torch_xla", "backend found")
+    keys += ["accelerator"] if any(words in text for words in about) else []
+    mend = "; this machine has none: set it to auto or cpu" if keys[:1] == ["accelerator"] else ""
+    mend = mend if settings["accelerator"] in ("gpu", "cuda", "mps", "tpu") else ""
+    said = "".join(f"trainer.{key}={settings[key]}: " for key in keys[:1])
+    return UserError(said + (text.rstrip(".!") if mend else text) + mend)
 
 
 def explain(error: Exception) -> Exception | None:
@@ -95,6 +100,8 @@ def explain(error: Exception) -> Exception | None:
         return mistake
     text = " ".join(str(error).split())
     if isinstance(error, MisconfigurationException) or _raised_by_lightning(error):
+        if text.startswith("Field batch_size not found"):
+            text += " BatchSizeFinder's argument is batch_arg_name=micro_batch_size here."
         return UserError(text)
     if (package := type(error).__module__.partition(".")[0]) in _LOGGING:
         return UserError(f"{package}: {text}")

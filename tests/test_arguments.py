@@ -80,7 +80,7 @@ def test_printed_config_is_read_back(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["x", "--tasks", "t", "--seed", "one"], "argument --seed: invalid int value: 'one'"),
         (["--tasks", "t"], "required: ckpt"),
         (["x"], "required: --tasks"),
-        (["x", "--tasks", "t", "--config", "absent.yaml"], "--config absent.yaml: not readable"),
+        (["x", "--tasks", "t", "--config", "absent.yaml"], "--config absent.yaml: cannot be read"),
         (["x", "--tasks", "t", "--config"], "expected one argument"),
     ],
 )
@@ -124,6 +124,8 @@ def test_hyphens_for_underscores() -> None:
         ("--data.mixture.my-texts=1", "--data.mixture.my-texts=1"),
         ("--data.init-args.sources.a-b", "--data.init_args.sources.a-b"),
         ("--trainer.callbacks+=a-b", "--trainer.callbacks+=a-b"),
+        ("--trainer.logger.dict-kwargs.a-b=1", "--trainer.logger.dict_kwargs.a-b=1"),
+        ("--trainer.logger.tags.a-b=1", "--trainer.logger.tags.a-b=1"),
         ("a-value", "a-value"),
         ("-1e-3", "-1e-3"),
     ],
@@ -144,12 +146,12 @@ def test_hyphens_reach_every_parser(
     for args, said in (
         (["generate", "absent", "--max-new-tokens", "x"], "argument --max_new_tokens: invalid int"),
         (["chat", "absent", "--max-new-tokenz", "x"], "unknown option --max_new_tokenz"),
-        (["evaluate", "absent", "--tasks", "a", "--num-fewshot", "-1"], "--num_fewshot must be"),
+        (["evaluate", "absent", "--tasks", "a", "--num-fewshot", "-1"], "argument --num_fewshot: -1 must be"),
         (["fit", "--trainer.max-steps", "x"], "trainer.max_steps"),
         (["fit", "--ckpt-path", "absent", "--config", "pretrain/quickstart"], "--ckpt_path absent"),
         (["corpus", "build", "--vocab-size", "x"], "vocab_size"),
         (["corpus", "build", "--vocab_siz", "300"], "unknown key vocab_siz"),
-        (["tokenizer", "train", "--sample-mb", "0", "--files", "a"], "--sample_mb: 0"),
+        (["tokenizer", "train", "--sample-mb", "0", "--files", "a"], "argument --sample_mb: 0 must be"),
         (["launch", "--slurm", "--", "fit", "--trainer.num-nodes", "2"], "--trainer.num_nodes"),
     ):  # fmt: skip
         assert main(args) == 2, args

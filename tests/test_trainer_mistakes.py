@@ -18,6 +18,7 @@ def callback(name: str, **arguments: object) -> str:
 
 SCHEDULER = callback("GradientAccumulationScheduler", scheduling={"4": 2})
 STOPPING = callback("EarlyStopping", monitor="val_los")
+PRUNING = callback("ModelPruning", pruning_fn="l1_unstructured", amount=0.5)
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,19 @@ STOPPING = callback("EarlyStopping", monitor="val_los")
         (["--trainer.callbacks", STOPPING], ["val_los", "val_bits_per_byte"]),
         (["--trainer.logger", "Foo"], ["trainer.logger=Foo", "no such class"]),
         (["--trainer.logger", "[CSVLogger]"], ["trainer.logger=CSVLogger", "lit_llm.CSVLogger"]),
+        (["--trainer.callbacks", PRUNING], ["ModelPruning", "before the network is there"]),
+        (["--trainer.callbacks", callback("BackboneFinetuning")], ["BackboneFinetuning"]),
+        (
+            ["--trainer.callbacks", callback("Timer", duration="foo")],
+            [
+                "`Timer(duration='foo')` is not a valid duration. Expected a string in the format DD:HH:MM:SS."
+            ],
+        ),
+        (
+            ["--trainer.callbacks", callback("BatchSizeFinder")],
+            ["batch_size not found", "batch_arg_name=micro_batch_size"],
+        ),
+        (["--trainer.max_steps", "0"], ["trainer.max_steps=0", "nothing"]),
         (["--trainer.plugins", "foo"], ["trainer.plugins=foo", "no such class"]),
         (["--trainer.max_step", "1"], ["unknown key trainer.max_step", "trainer.max_steps"]),
     ],

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.corpus.extra import corpus_extra
+from lit_llm.corpus.files import hidden
 from lit_llm.corpus.folder import FORMAT, Corpus
-from lit_llm.corpus.sources import Source, Sources, as_sources, list_files
+from lit_llm.corpus.sources import Source, Sources, as_sources, files_of, list_files
 from lit_llm.corpus.transaction import finish, locked, transaction
 from lit_llm.errors import UserError, told_of_a_path
 from lit_llm.models.tokenizer import Tokenizer
@@ -22,6 +23,7 @@ if TYPE_CHECKING:  # pyarrow, numba and the rest are for building, not for readi
     from lit_llm.corpus.config import CorpusConfig
 
 WORK = ".work"
+_REASONS = 3  # of dropped documents, named at the end of a build
 _WHOLE = ("documents", "dropped", "tokenizer", "shards")
 
 
@@ -160,22 +162,31 @@ def build(
 def _build(config: CorpusConfig, output: Path, progress: bool, key: str) -> None:
     with corpus_extra():
         from lit_llm.corpus.card import make_card, write_card
+        from lit_llm.corpus.card_words import told_missing
         from lit_llm.corpus.pipeline import Pipeline
         from lit_llm.corpus.progress import Progress
-        from lit_llm.corpus.removed import removed_ids
+        from lit_llm.corpus.removed import removed_hashes
         from lit_llm.corpus.store import Store
 
     started = time.perf_counter()
     say = Progress(progress)
     store = Store(output / WORK)
-    pipeline = Pipeline(config, store, removed_ids(output), say)
+    for source in config.sources:
+        if source.exclude and (left_out := files_of(source, excluded=True)):
+            say.say(f"{source.name}: {len(left_out):,} files are left out by exclude")
+        if unseen := sum(map(hidden, source.paths)):
+            say.say(
+                f"{source.name}: {unseen:,} hidden files and folders (their names begin with a dot) are left out"
+            )
+    pipeline = Pipeline(config, store, removed_hashes(output), say)
     pipeline.run()
-    card = make_card(pipeline, key, [dataclasses.asdict(source) for source in config.sources])
+    sources = [dataclasses.asdict(source) for source in config.sources]
+    card = make_card(pipeline, key, sources)
     seconds = time.perf_counter() - started
     card["build"] = {"seconds": round(seconds, 1), "tasks_run": dict(pipeline.ran)}
     with transaction(output, gone=_WHOLE) as folder:
         pipeline.lay_out(folder)
-        write_card(card, folder)
+        write_card(card, folder, output.name)
     if config.keep_work:
         store.sweep()
     else:
@@ -185,6 +196,25 @@ def _build(config: CorpusConfig, output: Path, progress: bool, key: str) -> None
         f"{card['duplicates']:,} duplicates and {sum(card['dropped'].values()) - card['duplicates']:,} others dropped, "
         f"{seconds:.0f} s"
     )
+    if missing := told_missing(card):
+        say.say(missing)
+    if reasons := _main_reasons(card):
+        say.say(
+            f"dropped most often: {reasons}; {output / 'dropped'} has all dropped documents with "
+            f"their reasons, {output / 'datacard.html'} has examples"
+        )
+
+
+def _main_reasons(card: dict[str, Any]) -> str:
+    """Why most documents were dropped, but for copies: "117 by gopher_repetition (dup_line_frac), ..."."""
+    counts = [
+        (count, step["stage"], why)
+        for step in card["funnel"]
+        for why, count in step["reasons"].items()
+        if why != "duplicate"
+    ]
+    most = sorted(counts, key=lambda row: (-row[0], *row[1:]))[:_REASONS]
+    return ", ".join(f"{count:,} by {stage} ({why})" for count, stage, why in most)
 
 
 def _disk_full(output: Path, config: CorpusConfig) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.corpus.card_page import write_page
+from lit_llm.corpus.card_readme import write_readme
 from lit_llm.corpus.config import MixtureSettings
 from lit_llm.corpus.folder import FORMAT
 from lit_llm.corpus.mixture import shares
@@ -27,11 +28,15 @@ def make_card(pipeline: Pipeline, fingerprint: str, sources: Any) -> dict[str, A
     """The card of a build.
 
     Returns:
-        format, created (UTC), fingerprint, sources, settings, tokenizer; read (documents and bytes of the sources);
+        format, created (UTC), fingerprint, sources, settings, tokenizer; read (documents and bytes
+        of the sources, and how many documents were repaired, by what was wrong);
         funnel, a row a stage with documents that came in, were dropped and why; dropped (reason -> documents),
+        dropped_bytes (reason -> bytes of UTF-8 when they were dropped); damaged, how many and
+        which;
         duplicates, examples of dropped documents; mixture; and what `describe` says of the kept ones.
     """
     tokenizer = pipeline.tokenizer
+    damaged = [list(row) for row in pipeline.broken()]
     card = {
         "format": FORMAT,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -46,6 +51,8 @@ def make_card(pipeline: Pipeline, fingerprint: str, sources: Any) -> dict[str, A
         },
         "read": pipeline.read,
         **describe_dropped(pipeline.dropped, pipeline.read["documents"], _stages(pipeline)),
+        "dropped_bytes": dict(sorted(pipeline.dropped_bytes.items())),
+        "damaged": {"documents": len(damaged), "named": damaged[:_LISTED]},
         "examples_dropped": _examples(pipeline.left_out),
         **describe(pipeline.documents),
     }
@@ -67,17 +74,26 @@ def revise_card(
         "examples_dropped": _examples(dropped),
         **describe(documents),
     }
+    if "dropped_bytes" in card:
+        gone = card["bytes"] - revised["bytes"]
+        sizes = Counter(card["dropped_bytes"]) + Counter({REMOVED: gone})
+        revised["dropped_bytes"] = dict(sorted(sizes.items()))
     revised["mixture"] = mixture_table(
         revised, weights, MixtureSettings(**card["settings"]["mixture"])
     )
     return revised
 
 
-def write_card(card: dict[str, Any], folder: Path) -> None:
-    """datacard.json, and the page that shows it."""
+def write_card(card: dict[str, Any], folder: Path, name: str) -> None:
+    """datacard.json; the page that shows it, and the README.md of a repository that publishes it.
+
+    ``name`` is that of the corpus' folder, for the page alone: corpora of the same texts have the
+    same files.
+    """
     text = json.dumps(card, indent=2, ensure_ascii=False)
     (folder / "datacard.json").write_text(text + "\n", encoding="utf-8")
-    write_page(card, folder / "datacard.html")
+    write_page(card, folder / "datacard.html", name)
+    write_readme(card, folder / "README.md")
 
 
 def describe(documents: Iterable[Path]) -> dict[str, Any]:
@@ -92,6 +108,9 @@ def describe(documents: Iterable[Path]) -> dict[str, Any]:
         "splits": {
             split: dict(sorted(counts["splits"].get(split, {}).items()))
             for split in ("train", "validation")
+        },
+        "split_languages": {
+            split: _largest(names) for split, names in sorted(counts["split_languages"].items())
         },
         **{name: _largest(counts[name]) for name in named},
         **{name: dict(sorted(counts[name].items())) for name in ("pii", "changed_by")},

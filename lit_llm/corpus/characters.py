@@ -9,6 +9,8 @@ import unicodedata
 
 import numpy as np
 
+from lit_llm.corpus import folding
+
 SPACE = 1 << 0  # str.isspace
 LETTER = 1 << 1  # str.isalpha
 LOWER = 1 << 2  # category Ll
@@ -23,6 +25,7 @@ QUOTE = 1 << 10
 ALONE = 1 << 11  # a word by itself at the start or end of what stands between spaces
 ICON = 1 << 12  # category So: a word by itself everywhere
 HYPHEN = 1 << 13
+UNSPACED = 1 << 14  # of a script without spaces between words
 
 # Unicode's Sentence_Terminal characters as of Unicode 15, less a few and with three Khmer signs more: the set that
 # FineWeb's rule of lines was tuned with (datatrove's TERMINAL_PUNCTUATION). `unicodedata` does not have the property.
@@ -81,6 +84,7 @@ def character_table() -> np.ndarray:
         (LINE_END, _LINE_ENDS),
         (QUOTE, _QUOTES),
         (HYPHEN, _HYPHENS),
+        (UNSPACED, re.findall(f"[{folding.UNSPACED}]", everything)),
         (SYMBOL, _SYMBOLS),
         (ALONE, "<>=`´"),  # noqa: RUF001
     ):

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lit_llm.arguments import Parser, run_command
 from lit_llm.corpus.extra import corpus_extra
-from lit_llm.errors import UserError
-from lit_llm.streams import json_text, say
+from lit_llm.errors import UserError, settings_called
+from lit_llm.streams import json_text, say, unread
+
+if TYPE_CHECKING:
+    from lit_llm.corpus.folder import Corpus
+
+_QUICKSTART_SEQ_LEN = 256
+# What the sources' messages call their settings -> what they are called here.
+_TYPED = {
+    "data.sources": "--input",
+    "data.text_field=": "--text_field ",
+    "exclude leaves": "--exclude leaves",
+    "or leave out ": "or give --exclude ",
+}
+_IN_A_FILE = {
+    "data.sources": "sources",
+    "name the one with the text: data.text_field=": "write below its source's paths text_field: ",
+    "or leave out ": "or exclude: ",
+}
 
 USAGE = """usage: lit_llm corpus COMMAND ...
 
   build    raw text -> cleaned, deduplicated, documented shards:
            lit_llm corpus build --input 'data/**/*.jsonl' --output corpus [--config corpus/web] [--key value ...]
-  report   write a corpus folder's datacard.html again
+  report   write a corpus folder's datacard.html and README.md again
   explain  where a document came from, why it was dropped or where it is now
   remove   take documents out of a finished corpus
 
@@ -41,18 +61,39 @@ def build_main(args: list[str]) -> None:
     from lit_llm.corpus.build import build
     from lit_llm.corpus.config_parser import parse_build
 
-    say(str(build(*parse_build(args)).path))
+    typed = any(arg.partition("=")[0] == "--input" for arg in args)
+    with settings_called(_TYPED if typed else _IN_A_FILE):
+        corpus = build(*parse_build(args))
+    # The folder alone on standard output, for scripts.
+    say(str(corpus.path))
+    try:
+        print(following(corpus), file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        unread()
+
+
+def following(corpus: Corpus) -> str:
+    """The card and the next commands of a build; each works as it is printed."""
+    folder = str(corpus.path)
+    commands = [["tokenizer", "inspect", f"{folder}/tokenizer", "--corpus", folder]]
+    # Without a validation split, or with less text than a sample has, it trains nothing.
+    if corpus.validation_dirs and corpus.tokens("train") > _QUICKSTART_SEQ_LEN:
+        commands.append(["fit", "--config", "pretrain/quickstart", "--data.corpus", folder])
+    lines = ["  " + shlex.join(["lit_llm", *command]) for command in commands]
+    return "\n".join([f"card: {folder}/datacard.html", "next:", *lines])
 
 
 def report_main(args: list[str]) -> None:
-    """Write the page again."""
-    parser = _parser("report", "Write a corpus folder's datacard.html again.")
+    """Write the page and the README.md again."""
+    parser = _parser("report", "Write a corpus folder's datacard.html and README.md again.")
     folder = parser.parse_args(args).corpus
     from lit_llm.corpus.card_page import write_page
+    from lit_llm.corpus.card_readme import write_readme
     from lit_llm.corpus.folder import Corpus
 
-    target = folder / "datacard.html"
-    write_page(Corpus.load(folder).datacard, target)
+    target, card = folder / "datacard.html", Corpus.load(folder).datacard
+    write_page(card, target, folder.resolve().name)
+    write_readme(card, folder / "README.md")
     say(str(target))
 
 
@@ -75,7 +116,8 @@ def explain_main(args: list[str]) -> None:
 def remove_main(args: list[str]) -> None:
     """Take documents out."""
     parser = _parser(
-        "remove", "Take documents out of text files and shards; their ids' hashes are logged."
+        "remove",
+        "Take documents and their copies out of text files and shards; hashes of them are logged.",
     )
     parser.add_argument("--ids", nargs="+", default=[], help="of documents")
     parser.add_argument("--ids_file", type=Path, help="file with an id a line")
@@ -91,9 +133,8 @@ def remove_main(args: list[str]) -> None:
             ids |= set(given.ids_file.read_text(encoding="utf-8-sig").split("\n")) - {""}
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--ids_file {given.ids_file}: cannot be read ({error})") from None
-    count = remove(
-        given.corpus, Request(frozenset(ids), given.domain, given.matching), given.reason
-    )
+    request = Request(frozenset(ids), given.domain, given.matching)
+    count = remove(given.corpus, request, given.reason, say)
     say(f"{given.corpus}: {count:,} documents removed")
 
 

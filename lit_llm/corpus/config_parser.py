@@ -13,6 +13,9 @@ from lit_llm.corpus.config import CorpusConfig
 from lit_llm.corpus.sources import Source, as_sources
 from lit_llm.errors import UserError
 from lit_llm.presets import find_config
+from lit_llm.yaml_file import guard_jsonargparse
+
+guard_jsonargparse()
 
 
 class _Parser(ArgumentParser):
@@ -40,6 +43,17 @@ def parse_build(args: list[str]) -> tuple[CorpusConfig, Path]:
         metavar="GLOB",
         help="file, folder, glob or URL; may be repeated",
     )
+    parser.add_argument(
+        "--text_field",
+        metavar="NAME",
+        help="of --input: the field with the text in rows; default text, else content, body, document",
+    )
+    parser.add_argument(
+        "--exclude",
+        action="append",
+        metavar="GLOB",
+        help="of --input: files to leave out, by name or path; may be repeated",
+    )
     parser.add_argument("--output", metavar="DIR", help="corpus folder to make")
     parser.add_class_arguments(CorpusConfig)
     try:
@@ -52,8 +66,20 @@ def parse_build(args: list[str]) -> tuple[CorpusConfig, Path]:
     patterns, output = given.pop("input"), given.pop("output")
     if not output:
         raise UserError("--output: missing; name the corpus folder to make")
+    if given["tokenizer"] is not None and given["vocab_size"] is not None:
+        raise UserError(
+            "tokenizer and vocab_size: a tokenizer that is given has its vocabulary; leave one of "
+            "them out (--vocab_size null switches a file's off)"
+        )
+    text_field, exclude = given.pop("text_field"), given.pop("exclude")
     if patterns:
-        given["sources"] = [*(given["sources"] or []), *as_sources(patterns)]
+        made = as_sources(patterns, text_field or Source.text_field, exclude=exclude or ())
+        given["sources"] = [*(given["sources"] or []), *made]
+    elif text_field or exclude:
+        raise UserError(
+            f"{'--text_field' if text_field else '--exclude'} goes with --input; in a file it is a "
+            "key of each of the sources"
+        )
     if not given["sources"]:
         raise UserError(
             "--input: missing; name files, a folder or a glob, or give sources in --config"

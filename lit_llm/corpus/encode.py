@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lit_llm.corpus.block import with_column
+from lit_llm.corpus.removed import sha256
 from lit_llm.corpus.shards import token_dtype
 from lit_llm.corpus.statistics import Statistics
 from lit_llm.corpus.steps import CLEANED, EXAMPLES
@@ -206,11 +207,15 @@ class WriteDropped:
 
     Attributes:
         cleaned, selected: what `Clean` and `Select` wrote.
+        removed: ids of documents that were asked to be removed: neither they nor their copies are shown.
+        hashes: SHA-256 (hex) of what is not shown either, see `removed`.
         target: the file to write, of `DROPPED`.
     """
 
     cleaned: Path
     selected: Path
+    removed: frozenset[str]
+    hashes: frozenset[str]
     target: Path
 
     def __call__(self) -> None:
@@ -226,18 +231,18 @@ class WriteDropped:
             table, verdict = table.filter(gone), verdict.filter(gone)
             reasons = verdict["dropped"].to_pylist()
             examples = table["example"].to_pylist()
+            ids, copied = table["id"].to_pylist(), verdict["duplicate_of"].to_pylist()
             for row, (reason, example) in enumerate(zip(reasons, examples, strict=True)):
-                if (
-                    example is None
-                    and shown[reason] < EXAMPLES
-                    and not reason.startswith("removed")
-                ):
+                if ids[row] in self.removed or copied[row] in self.removed:
+                    examples[row] = None
+                    continue
+                if example is None and shown[reason] < EXAMPLES:
                     examples[row] = example = table["text"][row].as_py()[:200] or None
-                if example is not None:
+                if example is not None and sha256(example) in self.hashes:
+                    examples[row] = None
+                elif example is not None:
                     shown[reason] += 1
-                    counts["examples"].setdefault(reason, []).append(
-                        [table["id"][row].as_py(), example]
-                    )
+                    counts["examples"].setdefault(reason, []).append([ids[row], example])
             said = [reason.partition(": ") for reason in reasons]
             yield pa.table(
                 [

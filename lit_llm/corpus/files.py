@@ -118,6 +118,18 @@ def walk(folder: Path, skip: Sequence[str] = ()) -> list[Path]:
     return files
 
 
+def hidden(pattern: str) -> int:
+    """How many files and folders `find` leaves out below a folder of this machine, for the dot that their names begin
+    with; what a hidden folder holds is not counted."""
+    if is_url(pattern):
+        return 0
+    count = 0
+    for _, folders, names in os.walk(Path(pattern).expanduser()):
+        count += sum(name.startswith(".") for name in folders + names)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+    return count
+
+
 def _raise(error: OSError) -> None:
     """A folder that cannot be listed: what it holds would be left out without a word."""
     raise error

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from lit_llm.corpus.block import Block, Filter, Texts, texts
 from lit_llm.corpus.characters import character_table, terminal_points
+from lit_llm.corpus.repetition_limits import letters_a_word, limits_of
 from lit_llm.errors import UserError
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
@@ -45,6 +46,15 @@ class GopherRepetition(Filter):
         dup_n_grams: (n, most of its characters in n-grams that stand further up already).
         min_top_n_gram: occurrences that the most frequent one must have. With 1, as for datatrove, a text of less than
             some 25 words, or of a script without spaces, is dropped for words that stand there once.
+        min_repeated_lines: lines (or paragraphs) that must be repetitions for their rules to drop a document.
+        min_repeated_words: words that must be in repeated n-grams for their rules to drop it.
+        few_limit: most of the document's characters in fewer repetitions than those.
+        min_line_width: characters of the lines that ``dup_line_frac`` looks at; letters of scripts without spaces
+            count twice. Cells of a table are short and the same in many rows.
+        by_sense: what is of symbols alone, such as the rules of a table, is no line and no word; each letter of a
+            script without spaces is a word, and an n-gram is as many letters as n words have in the language.
+        by_language: limits of `repetition_limits` in place of ``dup_line_frac`` and the n-grams' where the table says
+            that a document is in a language that has such.
     """
 
     name: ClassVar[str] = "gopher_repetition"
@@ -62,16 +72,23 @@ class GopherRepetition(Filter):
         (10, 0.10),
     )
     min_top_n_gram: int = 1
+    min_repeated_lines: int = 1
+    min_repeated_words: int = 1
+    few_limit: float | None = 0.45
+    min_line_width: int = 0
+    by_sense: bool = False
+    by_language: bool = False
 
     def __post_init__(self) -> None:
         if any(n < 1 for n, _ in (*self.top_n_grams, *self.dup_n_grams)):
             raise UserError(
                 "GopherRepetition: an n-gram has at least one word; give pairs (n, share)"
             )
-        if self.min_top_n_gram < 1:
-            raise UserError(
-                f"GopherRepetition: min_top_n_gram {self.min_top_n_gram} is not at least 1"
-            )
+        for name in ("min_top_n_gram", "min_repeated_lines", "min_repeated_words"):
+            if getattr(self, name) < 1:
+                raise UserError(f"GopherRepetition: {name} {getattr(self, name)} is not at least 1")
+        if self.min_line_width < 0:
+            raise UserError(f"GopherRepetition: min_line_width {self.min_line_width} is below 0")
 
     @property
     def rules(self) -> tuple[str, ...]:
@@ -83,22 +100,55 @@ class GopherRepetition(Filter):
         )  # fmt: skip
 
     def judge(self, text: pa.LargeStringArray) -> pa.StringArray:
+        """Why each text, of any language, is dropped."""
+        return self.judge_in(None, text)
+
+    def judge_in(self, language: str | None, text: pa.LargeStringArray) -> pa.StringArray:
+        """Why each of some texts in a language (BCP 47) is dropped; null where it is kept."""
         from lit_llm.corpus.repetition import judge_repetition
         from lit_llm.corpus.utf8 import buffers
 
+        of = self._of(language) if self.by_language else self
+        letters = letters_a_word(language) if self.by_sense else 1
         verdicts = np.zeros(len(text), np.uint8)
         limits = _limits(
-            self.dup_para_frac, self.dup_para_char_frac, self.dup_line_frac, self.dup_line_char_frac
+            of.dup_para_frac, of.dup_para_char_frac, of.dup_line_frac, of.dup_line_char_frac,
+            of.few_limit,
+        )  # fmt: skip
+        least = np.array(
+            [self.min_repeated_lines, self.min_repeated_words * letters, self.min_line_width]
         )
         judge_repetition(
-            *buffers(text), character_table(), limits, *_pairs(self.top_n_grams), self.min_top_n_gram,
-            *_pairs(self.dup_n_grams), verdicts,
+            *buffers(text), character_table(), limits, *_pairs(of.top_n_grams, letters), self.min_top_n_gram,
+            *_pairs(of.dup_n_grams, letters), least, self.by_sense, letters == 1, verdicts,
         )  # fmt: skip
-        return _named(verdicts, self.rules)
+        return _named(verdicts, of.rules)
+
+    def _of(self, language: str | None) -> GopherRepetition:
+        """With the limits of a language, where it has any."""
+        own = limits_of(language)
+        if own is None:
+            return self
+        top, dup = enumerate(own[1:4], start=2), enumerate(own[4:], start=5)
+        return replace(self, dup_line_frac=own[0], top_n_grams=tuple(top), dup_n_grams=tuple(dup))
+
+    def apply(self, table: pa.Table) -> pa.Table:
+        """Fill "dropped", by the column "language" where there is one and it matters."""
+        if not (self.by_language or self.by_sense) or "language" not in table.column_names:
+            return super().apply(table)
+        text, reasons = texts(table["text"]), np.full(len(table), None, object)
+        spoken = np.array(table["language"].to_pylist(), object)
+        for language in sorted(set(spoken), key=str):
+            rows = np.flatnonzero(spoken == language)
+            judged = self.judge_in(language, text.take(pa.array(rows)))
+            reasons[rows] = judged.to_numpy(zero_copy_only=False)
+        return self.drop(table, pa.array(reasons, pa.string()))
 
 
-def _pairs(grams: tuple[tuple[int, float], ...]) -> tuple[np.ndarray, np.ndarray]:
-    return np.array([n for n, _ in grams], np.int64), _limits(*(share for _, share in grams))
+def _pairs(grams: tuple[tuple[int, float], ...], letters: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lengths of n-grams, in words of so many letters, and their limits."""
+    lengths = np.array([n * letters for n, _ in grams], np.int64)
+    return lengths, _limits(*(share for _, share in grams))
 
 
 @dataclass(frozen=True)
@@ -114,6 +164,8 @@ class GopherQuality(Filter):
         max_bullet_lines_ratio, max_ellipsis_lines_ratio: most lines that begin with a bullet or end in an ellipsis.
         max_non_alpha_words_ratio: least words with a letter in them (the name is datatrove's).
         min_stop_words: least of ``stop_words`` that must be there; capitals count.
+        by_sense: for the share of words with a letter, what is of symbols alone is no word, and each letter of a script
+            without spaces is one.
     """
 
     name: ClassVar[str] = "gopher_quality"
@@ -132,6 +184,7 @@ class GopherQuality(Filter):
     max_non_alpha_words_ratio: float | None = 0.8
     min_stop_words: int | None = 2
     stop_words: tuple[str, ...] = STOP_WORDS
+    by_sense: bool = False
 
     def judge(self, text: pa.LargeStringArray) -> pa.StringArray:
         from lit_llm.corpus.quality import judge_gopher
@@ -156,6 +209,7 @@ class GopherQuality(Filter):
             most,
             stop_words,
             self.min_stop_words or 0,
+            self.by_sense,
             verdicts,
         )
         return _named(verdicts, self.rules)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from lit_llm.corpus.recognizers import THING, Recognizer, digits_of, luhn
+from lit_llm.corpus.recognizers import IN_DOI, THING, Recognizer, digits_of, luhn, za_id
 
 
 def _weighted(digits: str, weights: Sequence[int]) -> int:
@@ -195,6 +195,31 @@ def mx_curp(value: str) -> bool:
     return _date(value[8:10], value[6:8]) and -total % 10 == int(value[17])
 
 
+def dk_cpr(value: str) -> bool:
+    """A date; since 2007 there is no check digit."""
+    d = digits_of(value)
+    return _date(d[:2], d[2:4])
+
+
+def cz_rodne_cislo(value: str) -> bool:
+    """Date and serial, divisible by 11; a woman's month is 50 higher, a further 20 where serials ran out."""
+    d = digits_of(value)
+    return _date(d[4:6], str(int(d[2:4]) % 50 % 20)) and int(d) % 11 == 0
+
+
+def tr_kimlik(value: str) -> bool:
+    """Seven times the odd places less the even ones, mod 10; then the sum of ten digits."""
+    d = [int(c) for c in value]
+    return (7 * sum(d[:9:2]) - sum(d[1:8:2])) % 10 == d[9] and sum(d[:10]) % 10 == d[10]
+
+
+def pt_nif(value: str) -> bool:
+    """Check digit mod 11, 0 for 10 and 11."""
+    d = digits_of(value)
+    check = 11 - _weighted(d[:8], range(9, 1, -1)) % 11
+    return (0 if check > 9 else check) == int(d[8])
+
+
 def _id(pattern: str, check: Callable[[str], bool], named: str = "") -> Recognizer:
     """``named``: words of which one has to stand before."""
     name = re.compile(rf"(?i)(?:{named})[^\d\n]{{0,30}}$") if named else None
@@ -204,7 +229,7 @@ def _id(pattern: str, check: Callable[[str], bool], named: str = "") -> Recogniz
             r"[\w-]|[.,]\d", after
         ):
             return ""
-        if name is None and THING.search(before):
+        if IN_DOI.search(before) or (name is None and THING.search(before)):
             return ""
         return value if (name is None or name.search(before)) and check(value) else ""
 
@@ -233,5 +258,10 @@ RECOGNIZERS = (
     _id(r"[0-9]{2}\.[0-9]{2}\.[0-9]{2}-[0-9]{3}\.[0-9]{2}", be_national),
     _id(r"756\.?[0-9]{4}\.?[0-9]{4}\.?[0-9]{2}", ch_ahv),
     _id("[0-9]{6}-[1-8][0-9]{6}", kr_rrn),
+    _id("[0-3][0-9][01][0-9]{3}[- ]?[0-9]{4}", dk_cpr, r"\bcpr\b|personnummer"),
+    _id("[0-9]{6}/[0-9]{4}", cz_rodne_cislo),
+    _id("[1-9][0-9]{10}", tr_kimlik, r"kimlik|\btckn\b|\bt\.?c\.?\b"),
+    _id("[1-35689][0-9]{2} ?[0-9]{3} ?[0-9]{3}", pt_nif, r"\bnif\b|contribuinte"),
+    _id("[0-9]{13}", za_id),
     _id("[A-Z]{4}[0-9]{6}[HMX][A-Z]{5}[0-9A-Z][0-9]", mx_curp),
 )

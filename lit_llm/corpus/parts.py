@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from lit_llm.corpus.files import open_raw
 from lit_llm.corpus.sources import Source, SourceFile, Sources, as_sources, files_of, renamed
 
-_FORMAT = 1  # of what readers give; another number makes all parts new
+_FORMAT = 2  # of what readers give; another number makes all parts new
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Part:
     def key(self) -> str:
         """sha256 (hex) of everything that the documents depend on but the files' bytes: for those, size and version."""
         reader = dataclasses.asdict(self.source)
-        for name in ("paths", "weight"):
+        for name in ("paths", "weight", "exclude"):
             del reader[name]
         content = [
             _FORMAT,

@@ -33,7 +33,7 @@ from lit_llm.corpus.mixture import shares
 from lit_llm.corpus.parts import Part, list_parts
 from lit_llm.corpus.progress import Progress
 from lit_llm.corpus.read import is_broken
-from lit_llm.corpus.sample import TRAINING_BYTES, VOCAB_SIZE, rates, take
+from lit_llm.corpus.sample import TRAINING_BYTES, VOCAB_SIZE, fewer_tokens, rates, take
 from lit_llm.corpus.shards import ShardWriter, token_dtype
 from lit_llm.corpus.steps import Clean, Select, Sign, merged
 from lit_llm.corpus.store import (
@@ -143,18 +143,33 @@ class Pipeline:
     def _check_read(self) -> None:
         counts = [read_counts(path) for path in self.cleaned]
         read = sum(part["documents"] for part in counts)
-        self.read = {"documents": read, "bytes": sum(part["bytes"] for part in counts)}
+        repaired = merged(part["repaired"] for part in counts)
+        size = sum(part["bytes"] for part in counts)
+        self.read = {"documents": read, "bytes": size, "repaired": repaired}
+        if repaired:
+            what = ", ".join(f"{number:,} {name}" for name, number in repaired.items())
+            self.progress.say(
+                f"{sum(repaired.values()):,} of {read:,} documents are repaired: {what}"
+            )
         self.dropped = merged(part["dropped"] for part in counts)
+        self.dropped_bytes = merged(part["dropped_bytes"] for part in counts)
         for reason, number in self.dropped.items():
             if "max_line_bytes" in reason:
                 self.progress.say(
                     f"{number:,} of {read:,} documents are dropped: "
                     f"{reason.removeprefix('read: ')}; raise it to keep them"
                 )
+        without = sum(part["without_url"] for part in counts)
+        opt_out = self.config.opt_out
+        if without and opt_out is not None and (opt_out.entries or opt_out.files):
+            self.progress.say(
+                f"opt_out: {without:,} of {read:,} documents have no URL, so its lists cannot hold for them"
+            )
         broken = sum(n for reason, n in self.dropped.items() if is_broken(reason))
         if not broken:
             return
-        said = f"{broken:,} of {read:,} documents are damaged: {', '.join(islice(self._broken(), _NAMED))}"
+        named = ", ".join(f"{name} ({why})" for _, name, why in islice(self.broken(), _NAMED))
+        said = f"{broken:,} of {read:,} documents are damaged: {named}"
         said += ", ..." if broken > _NAMED else ""
         if broken > self.config.max_bad_fraction * read:
             limit = f"{self.config.max_bad_fraction:g}"
@@ -163,16 +178,16 @@ class Pipeline:
             )
         self.progress.say(f"{said}; dropped/ names them all")
 
-    def _broken(self) -> Iterator[str]:
-        """Documents that are damaged, and how."""
+    def broken(self) -> Iterator[tuple[str, str, str]]:
+        """File, id and reason of the documents that are damaged."""
         for path in self.cleaned:
             if any(map(is_broken, read_counts(path)["dropped"])):
-                for table in read_tables(path, ["id", "dropped"]):
-                    for name, reason in zip(
+                for table in read_tables(path, ["path", "id", "dropped"]):
+                    for file, name, reason in zip(
                         *(column.to_pylist() for column in table.columns), strict=True
                     ):
                         if reason is not None and is_broken(reason):
-                            yield f"{name} ({reason.removeprefix('read: ')})"
+                            yield file or "", name, reason.removeprefix("read: ")
 
     def _dedup(self) -> list[Path | None]:
         dedup = self.config.dedup
@@ -237,6 +252,9 @@ class Pipeline:
         """Where the validation split must end for both splits to have text."""
         counts = [read_counts(path) for path in self.selected]
         self.dropped = merged([self.dropped, *(part["dropped"] for part in counts)])
+        self.dropped_bytes = merged(
+            [self.dropped_bytes, *(part["dropped_bytes"] for part in counts)]
+        )
         lowest, highest = (
             min(part["lowest"] for part in counts),
             max(part["highest"] for part in counts),
@@ -292,8 +310,11 @@ class Pipeline:
         if not self._there(folder):
             if train is not None:
                 self.ran["tokenizer"] += 1
-                self.progress.say(f"training a tokenizer of {size or VOCAB_SIZE:,} tokens")
+                most = f"{size:,}" if size else f"up to {VOCAB_SIZE:,}"
+                self.progress.say(f"training a tokenizer of {most} tokens")
                 tokenizer = train()
+                if size is None and (said := fewer_tokens(tokenizer.vocab_size)):
+                    self.progress.say(said)
             with published(folder) as partial:
                 tokenizer.save_pretrained(partial)
         return folder
@@ -326,8 +347,15 @@ class Pipeline:
             for pair, encoded, target in zip(inputs, self.encoded, targets, strict=True)
         ]
         self.documents = self._map("documents", tasks, targets, threads=True)
-        targets = [self.store.path("dropped", digest("dropped", key)) for key in self.keys]
-        tasks = [WriteDropped(*pair, target) for pair, target in zip(inputs, targets, strict=True)]
+        removed = frozenset(name for path in self.selected for name in read_counts(path)["removed"])
+        keys_dropped = [
+            digest("dropped", key, sorted(removed), sorted(self.removed)) for key in self.keys
+        ]
+        targets = [self.store.path("dropped", key) for key in keys_dropped]
+        tasks = [
+            WriteDropped(*pair, removed, self.removed, target)
+            for pair, target in zip(inputs, targets, strict=True)
+        ]
         self.left_out = self._map("dropped", tasks, targets, threads=True)
         self.keys = keys
 

@@ -9,7 +9,7 @@ from lit_llm.corpus.characters import LETTER, LINE_END, SYMBOL
 from lit_llm.corpus.jit import kernel
 from lit_llm.corpus.repetition import emptied, hash_points, pieces, repeated, slots
 from lit_llm.corpus.utf8 import decode, longest
-from lit_llm.corpus.words import NEWLINE, split, trim
+from lit_llm.corpus.words import NEWLINE, letters_apart, split, trim
 
 _CARRIAGE_RETURN = ord("\r")
 _HASH, _DOT, _ELLIPSIS, _BULLET, _DASH = map(ord, "#.…•-")
@@ -66,7 +66,7 @@ def _line_shares(points: np.ndarray, size: int, characters: np.ndarray) -> tuple
 @kernel
 def judge_gopher(
     data: np.ndarray, offsets: np.ndarray, characters: np.ndarray, least: np.ndarray, most: np.ndarray,
-    stop_words: np.ndarray, min_stop_words: int, verdicts: np.ndarray,
+    stop_words: np.ndarray, min_stop_words: int, sense: bool, verdicts: np.ndarray,
 ) -> None:  # fmt: skip
     """Which of Gopher's rules drops each document: 0 none, 1 to 10 as in `filters.GopherQuality.rules`.
 
@@ -77,11 +77,13 @@ def judge_gopher(
         most: float64 (5,): words, mean characters of a word, hashes or ellipses a word, share of lines with a bullet,
             with an ellipsis at the end.
         stop_words: uint64, `hash_points` of each.
+        sense: of `letters_apart`'s words the third of ``least`` is the share.
         verdicts: uint8 (documents,), filled.
     """
     room = longest(offsets)
     points = np.empty(room, np.int32)
     starts, ends = np.empty(room, np.int64), np.empty(room, np.int64)
+    apart, apart_ends = np.empty(room, np.int64), np.empty(room, np.int64)
     for document in range(len(verdicts)):
         size = decode(data, offsets[document], offsets[document + 1], points)
         count = split(points, 0, size, characters, starts, ends)
@@ -96,6 +98,15 @@ def judge_gopher(
                 real += 1
                 inside += ends[k] - starts[k]
             lettered += some & LETTER != 0
+        of = count
+        if sense:
+            of = letters_apart(points, starts, ends, count, characters, apart, apart_ends)
+            lettered = 0
+            for k in range(of):
+                for i in range(apart[k], apart_ends[k]):
+                    if characters[points[i]] & LETTER:
+                        lettered += 1
+                        break
         mean = inside / real if real else np.nan
         if count == 0 or real < least[0]:
             verdicts[document] = 1
@@ -116,7 +127,7 @@ def judge_gopher(
                 verdicts[document] = 7
             elif trailing > most[4]:
                 verdicts[document] = 8
-            elif lettered / count < least[2]:
+            elif lettered / max(of, 1) < least[2]:
                 verdicts[document] = 9
             elif _too_few_of(stop_words, min_stop_words, points, starts, ends, count):
                 verdicts[document] = 10

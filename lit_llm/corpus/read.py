@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 from lit_llm.corpus.documents import Document, to_tables
 from lit_llm.corpus.parts import Part
+from lit_llm.corpus.readers.csv_file import NOT_CSV, read_csv
 from lit_llm.corpus.readers.json_file import read_json
 from lit_llm.corpus.readers.lines import read_lines
 from lit_llm.corpus.readers.parquet import read_parquet
 from lit_llm.corpus.readers.warc import read_warc
 from lit_llm.corpus.readers.whole import read_code, read_html, read_text
 from lit_llm.corpus.sources import SourceFile
+from lit_llm.corpus.text_field import with_its_field
 from lit_llm.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ _BROKEN = (
     "not valid JSON",
     "not a JSON object",
     "not UTF-8",
+    NOT_CSV,
 )
 
 
@@ -52,11 +55,14 @@ def _read(part: Part, file: SourceFile) -> Iterator[Document | pa.Table]:
     """A file's documents, one at a time or as columns where its format has them."""
     kind = part.source.kind_of(file.path)
     try:
+        part = with_its_field(part, file, kind)
         match kind:
             case "jsonl":
                 yield from read_lines(part, file)
             case "json":
                 yield from read_json(part, file)
+            case "csv":
+                yield from read_csv(part, file)
             case "parquet":
                 yield from read_parquet(part, file)
             case "warc":

@@ -1,12 +1,21 @@
-"""The log of removals: removed.jsonl, a line a document with "id_sha256", "date" and "reason"."""
+"""The log of removals: removed.jsonl, a line a document with hashes of its id and text, date and reason.
+
+An id is often a place in a file, which changes when a line is added before it; the text's hash still finds it.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 LOG = "removed.jsonl"
+
+
+def sha256(said: str) -> str:
+    """SHA-256 of a text, in hexadecimal digits."""
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
 def removals(folder: Path) -> dict[str, dict[str, Any]]:
@@ -16,6 +25,11 @@ def removals(folder: Path) -> dict[str, dict[str, Any]]:
     return {row["id_sha256"]: row for row in map(json.loads, lines)}
 
 
-def removed_ids(folder: Path) -> frozenset[str]:
-    """SHA-256 (hex) of the ids of all removed documents."""
-    return frozenset(removals(folder))
+def removed_hashes(folder: Path) -> frozenset[str]:
+    """SHA-256 (hex) of the ids of all removed documents, and of their texts.
+
+    Of those that had been dropped before they had a text: of the beginning that was shown.
+    """
+    lines = removals(folder)
+    texts = (line.get("text_sha256") for line in lines.values())
+    return frozenset(lines) | {text for text in texts if text is not None}

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from lit_llm.corpus.characters import SPACE, SYMBOL, UNSPACED
 from lit_llm.corpus.jit import kernel
 from lit_llm.corpus.utf8 import decode, longest
-from lit_llm.corpus.words import NEWLINE, split, trim
+from lit_llm.corpus.words import NEWLINE, letters_apart, split, trim
 
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that it has an inverse mod 2**64
 _INVERSE = np.uint64(pow(int(_BASE), -1, 1 << 64))
@@ -89,6 +90,28 @@ def pieces(
 
 
 @kernel
+def wide_pieces(
+    points: np.ndarray, starts: np.ndarray, ends: np.ndarray, count: int, characters: np.ndarray, least: int,
+) -> int:  # fmt: skip
+    """Leave of ``count`` pieces those that say something, in ``starts`` and ``ends``; how many.
+
+    Those are pieces with a character that is no symbol, ``least`` characters wide at least; letters
+    of scripts without spaces are two wide.
+    """
+    found = 0
+    for k in range(count):
+        width, said = 0, False
+        for i in range(starts[k], ends[k]):
+            bits = characters[points[i]]
+            width += 2 if bits & UNSPACED else 1
+            said |= bits & (SYMBOL | SPACE) == 0
+        if said and width >= least:
+            starts[found], ends[found] = starts[k], ends[k]
+            found += 1
+    return found
+
+
+@kernel
 def repeated(
     points: np.ndarray, starts: np.ndarray, ends: np.ndarray, table: np.ndarray
 ) -> tuple[int, int]:
@@ -107,9 +130,11 @@ def repeated(
 @kernel
 def top_n_gram(
     hashes: np.ndarray, lengths: np.ndarray, n: int, table: np.ndarray, counts: np.ndarray, firsts: np.ndarray,
-    least: int,
+    least: int, spaced: bool,
 ) -> int:  # fmt: skip
-    """Characters of all occurrences of the most frequent n-gram of words, a space between words; of several the first.
+    """Characters of all occurrences of the most frequent n-gram of words; of several the first.
+
+    With ``spaced`` there is a space between words.
 
     0 if it occurs less than ``least`` times, at least 1.
 
@@ -133,14 +158,15 @@ def top_n_gram(
         counts[i] += 1
         if counts[i] > most or (counts[i] == most and firsts[i] < top):
             most, top = counts[i], firsts[i]
-    return most * (lengths[top + n] - lengths[top] + n - 1) if most >= least else 0
+    spaces = n - 1 if spaced else 0
+    return most * (lengths[top + n] - lengths[top] + spaces) if most >= least else 0
 
 
 @kernel
 def repeated_n_grams(
     sums: np.ndarray, powers: np.ndarray, lengths: np.ndarray, n: int, table: np.ndarray
-) -> int:
-    """Characters of the n-grams that stand further up already, no word counted twice.
+) -> tuple[int, int]:
+    """(characters, words) of the n-grams that stand further up already, no word counted twice.
 
     n-grams are equal if their characters are, wherever the words in them end.
 
@@ -150,18 +176,19 @@ def repeated_n_grams(
         lengths: as in `top_n_gram`.
         table: `emptied`.
     """
-    characters = 0
+    characters, words = 0, 0
     k = 0
     while k + n < len(lengths):
         key = mix((sums[k + n] - sums[k]) * powers[k])
         i = slot(table, key)
         if table[i] == key:
             characters += lengths[k + n] - lengths[k]
+            words += n
             k += n
         else:
             table[i] = key
             k += 1
-    return characters
+    return characters, words
 
 
 @kernel
@@ -189,22 +216,30 @@ def _hash_words(
 def judge_repetition(
     data: np.ndarray, offsets: np.ndarray, characters: np.ndarray, limits: np.ndarray,
     top_n: np.ndarray, top_limits: np.ndarray, top_least: int, dup_n: np.ndarray, dup_limits: np.ndarray,
-    verdicts: np.ndarray,
+    least: np.ndarray, sense: bool, spaced: bool, verdicts: np.ndarray,
 ) -> None:  # fmt: skip
     """Which rule drops each document, as a number: 0 none, 1 empty, 2 to 5 ``limits``, then each n of top and dup.
 
     Args:
         data, offsets: the documents, see `utf8.buffers`.
         characters: `characters.character_table`.
-        limits: float64, most there may be of paragraphs and their characters, lines and their characters.
+        limits: float64, most there may be of paragraphs and their characters, lines and their characters; and of
+            characters where fewer than ``least`` are repeated.
         top_n, top_limits: int64, float64: n-grams, and most characters of the document in the most frequent one.
         top_least: occurrences of an n-gram that make it one.
         dup_n, dup_limits: likewise for all n-grams that were there before.
+        least: int64 (3,): lines or paragraphs, and words, that must be repeated for their own limits to hold;
+            characters of a line that counts in the share of lines.
+        sense: lines, paragraphs and words of symbols alone do not count, and each letter of a script without spaces is
+            a word.
+        spaced: whether the words of an n-gram have spaces between them.
         verdicts: uint8 (documents,), filled.
     """
     room = longest(offsets) + 1
     points = np.empty(room, np.int32)
-    starts, ends, lengths = (
+    starts, ends, lengths, apart, apart_ends = (
+        np.empty(room, np.int64),
+        np.empty(room, np.int64),
         np.empty(room, np.int64),
         np.empty(room, np.int64),
         np.empty(room, np.int64),
@@ -225,14 +260,25 @@ def judge_repetition(
                 break
             begin, end = trim(points, 0, size, characters) if rule == 2 else (0, size)
             count = pieces(points, begin, end, 2 if rule == 2 else 1, starts, ends)
+            if sense:
+                count = wide_pieces(points, starts, ends, count, characters, 0)
             found, inside = repeated(points, starts[:count], ends[:count], emptied(table, count))
-            if found / count > limits[rule - 2]:
+            most = limits[rule - 1]
+            if found < least[0]:
+                most = max(most, limits[4])
+            if rule == 4 and least[2]:
+                count = wide_pieces(points, starts, ends, count, characters, least[2])
+                found, _ = repeated(points, starts[:count], ends[:count], emptied(table, count))
+            if found >= least[0] and count and found / count > limits[rule - 2]:
                 verdicts[document] = rule
-            elif inside / size > limits[rule - 1]:
+            elif inside / size > most:
                 verdicts[document] = rule + 1
         if verdicts[document]:
             continue
         count = split(points, 0, size, characters, starts, ends)
+        if sense:
+            count = letters_apart(points, starts, ends, count, characters, apart, apart_ends)
+            starts[:count], ends[:count] = apart[:count], apart_ends[:count]
         _hash_words(points, starts[:count], ends[:count], hashes, sums, powers, lengths)
         for rule in range(len(top_n)):
             most = top_n_gram(
@@ -243,6 +289,7 @@ def judge_repetition(
                 counts,
                 firsts,
                 top_least,
+                spaced,
             )
             if most / size > top_limits[rule]:
                 verdicts[document] = 6 + rule
@@ -250,9 +297,10 @@ def judge_repetition(
         if verdicts[document]:
             continue
         for rule in range(len(dup_n)):
-            inside = repeated_n_grams(
+            inside, again = repeated_n_grams(
                 sums, powers, lengths[: count + 1], dup_n[rule], emptied(table, count)
             )
-            if inside / size > dup_limits[rule]:
+            share = dup_limits[rule] if again >= least[1] else max(dup_limits[rule], limits[4])
+            if inside / size > share:
                 verdicts[document] = 6 + len(top_n) + rule
                 break

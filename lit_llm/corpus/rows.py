@@ -77,16 +77,17 @@ def _array_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise UserError(f"{path}: element {number + 1} of the array: {error}") from None
 
 
-def array_elements(stream: SupportsRead, longest: int) -> Iterator[Any]:
+def array_elements(stream: SupportsRead, longest: int, errors: str = "strict") -> Iterator[Any]:
     """The elements of a JSON array, read one after the other.
 
     Args:
         longest: characters of an element at most.
+        errors: what becomes of bytes that are not UTF-8, as of ``bytes.decode``.
 
     Raises:
         ValueError: what follows is not valid JSON, or too long.
     """
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    decoder = codecs.getincrementaldecoder("utf-8-sig")(errors)
     text, at, sign = "", 0, "["
     while True:
         if (found := _element(text, at, sign)) is not None:
@@ -133,10 +134,10 @@ def _after_space(text: str, at: int) -> int:
     return at
 
 
-def parse_row(line: bytes) -> dict[str, Any] | str:
-    """The object on a line of JSONL, or why there is none."""
+def parse_row(line: bytes, errors: str = "strict") -> dict[str, Any] | str:
+    """The object on a line of JSONL, or why there is none; ``errors`` as of ``bytes.decode``."""
     try:
-        row = json.loads(line.decode())
+        row = json.loads(line.decode("utf-8", errors))
     except UnicodeDecodeError:
         return "not UTF-8"
     except (ValueError, RecursionError):
@@ -192,7 +193,7 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     {"a": 1} beside {"b": 2} did not write {"a": 1, "b": null}.
 
     Raises:
-        UserError: pyarrow is missing, or the file is not readable.
+        UserError: pyarrow is missing, the file is not readable, or two columns have one name.
     """
     try:
         import pyarrow
@@ -201,7 +202,9 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
         raise UserError(f"{path}: reading parquet needs pyarrow; pip install pyarrow") from error
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
-            number = 0
+            number, names = 0, table.schema_arrow.names
+            for name in names:
+                check_once(path, name, names)
             for batch in table.iter_batches(batch_size=1024):
                 for row in _python_rows(batch):
                     number += 1
@@ -210,6 +213,14 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
         raise UserError(
             f"{path}: not a readable parquet file ({' '.join(str(error).split())[:200]})"
         ) from error
+
+
+def check_once(path: str | Path, name: str, names: list[str]) -> None:
+    """Raises UserError where more than one of a file's columns has the name: nobody can say which is meant."""
+    if names.count(name) > 1:
+        raise UserError(
+            f"{path}: {names.count(name)} columns are named {name!r}; rename all but one"
+        )
 
 
 def _python_rows(batch: Any) -> Iterator[dict[str, Any] | str]:

@@ -25,6 +25,18 @@ from lit_llm.errors import UserError
 
 TRAINING_BYTES = 200_000_000  # more text does not change a vocabulary, it costs 0.2 s a megabyte
 VOCAB_SIZE = 32_768  # or what the text supports
+
+
+def fewer_tokens(size: int) -> str | None:
+    """What to say of a vocabulary of ``size`` tokens where `VOCAB_SIZE` was meant; None if it has them."""
+    if size >= VOCAB_SIZE:
+        return None
+    return (
+        f"the tokenizer has {size:,} tokens, not {VOCAB_SIZE:,}: so little text has no more pairs "
+        "that occur twice; --vocab_size sets a number"
+    )
+
+
 COLUMNS = ["text", "source", "language", "domain", "sha256", "bytes"]
 
 
@@ -111,13 +123,18 @@ def split_sample(corpus: Corpus, split: str, total: int) -> Sample:
     )
 
 
-def file_sample(patterns: Sequence[str], total: int) -> Sample:
+def file_sample(patterns: Sequence[str], total: int, text_field: str = "text") -> Sample:
     """Of the texts that files hold, as they are; every document as likely as another. The files are read twice.
+
+    Args:
+        patterns: paths, folders, globs or URLs.
+        total: bytes of text.
+        text_field: the field with the text in rows.
 
     Raises:
         UserError: no file, or no text in them.
     """
-    read = functools.partial(_file_tables, patterns)
+    read = functools.partial(_file_tables, patterns, text_field)
     sizes: dict[str, int] = {}
     for table in read():
         for source, size in zip(
@@ -159,8 +176,8 @@ def _documents(corpus: Corpus, split: str) -> Callable[[], Iterator[pa.Table]]:
     return read
 
 
-def _file_tables(patterns: Sequence[str]) -> Iterator[pa.Table]:
-    for part in list_parts(list(patterns)):
+def _file_tables(patterns: Sequence[str], text_field: str) -> Iterator[pa.Table]:
+    for part in list_parts(list(patterns), text_field=text_field):
         for table in read_part(part):
             table = table.filter(
                 pc.and_(

@@ -8,6 +8,7 @@ matches, no such field) is a ``UserError``.
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import glob
 import itertools
 import os
@@ -23,7 +24,7 @@ from lit_llm.corpus.code import is_license_file
 from lit_llm.corpus.files import Found, find, found, is_url, open_input, walk
 from lit_llm.errors import UserError
 
-Kind: TypeAlias = Literal["auto", "text", "html", "jsonl", "json", "parquet", "warc", "code"]
+Kind: TypeAlias = Literal["auto", "text", "html", "jsonl", "json", "csv", "parquet", "warc", "code"]
 
 STDLIB = "stdlib"
 _STDLIB_SMALLEST, _STDLIB_LARGEST = 200, 400_000  # bytes: below are stubs, above are tables
@@ -34,6 +35,8 @@ _KINDS: Mapping[str, Kind] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
     ".parquet": "parquet",
     ".warc": "warc",
     ".html": "html",
@@ -54,12 +57,14 @@ class Source:
         language: BCP 47 tag of the language it is said to be in.
         license: SPDX expression for documents that name no licence of their own.
         domain: what it is about ("encyclopedia", "law"); carried along, and counted in the data card.
-        text_field: the field with the text in JSONL and parquet rows.
-        kind: how files are read; "auto" goes by their names (.jsonl, .json, .parquet, .warc, .html;
+        text_field: the field with the text in rows of JSON, CSV and parquet. Where rows have no "text", the default,
+            it is "content", "body" or "document", and the build says so.
+        kind: how files are read; "auto" goes by their names (.jsonl, .json, .csv, .tsv, .parquet, .warc, .html;
             else text, one document a file). "code" is a tree of source code: other files,
             generated, minified and vendored ones are dropped.
         max_line_bytes: texts with a longer line, longer rows of JSONL and WARC records are dropped
             and counted: those of broken files would not fit in memory.
+        exclude: globs of files to leave out, by name ("*.min.js") or by path below the pattern's folder ("old/*").
     """
 
     name: str
@@ -71,11 +76,14 @@ class Source:
     text_field: str = "text"
     kind: Kind = "auto"
     max_line_bytes: int = 100 * 2**20
+    exclude: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(
             self, "paths", (self.paths,) if isinstance(self.paths, str) else tuple(self.paths)
         )
+        exclude = (self.exclude,) if isinstance(self.exclude, str) else tuple(self.exclude)
+        object.__setattr__(self, "exclude", exclude)
         if not isinstance(self.name, str) or not self.name or self.name != _safe(self.name):
             raise UserError(
                 f"data.sources: {self.name!r} cannot name a folder; use letters, digits, '.', '-' and '_'"
@@ -94,6 +102,11 @@ class Source:
     def too_long(self, what: str) -> str:
         """Why a line or record above ``max_line_bytes`` is dropped, with the setting's name."""
         return f"{what} too long: above max_line_bytes={self.max_line_bytes}"
+
+    def excludes(self, file: Found) -> bool:
+        """Whether a file is left out by ``exclude``."""
+        names = (file.id, file.path, file.path.rpartition("/")[2])
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.exclude for name in names)
 
     def kind_of(self, path: str) -> Kind:
         """How the file is read: ``kind``, or what its name says."""
@@ -138,8 +151,11 @@ def list_files(sources: Sources) -> list[SourceFile]:
     return [file for source in as_sources(sources) for file in files_of(source)]
 
 
-def files_of(source: Source) -> list[SourceFile]:
-    """The files of one source, by their ids; raises as ``list_files``."""
+def files_of(source: Source, excluded: bool = False) -> list[SourceFile]:
+    """The files of one source, by their ids; raises as ``list_files``.
+
+    ``excluded``: those that ``exclude`` leaves out instead.
+    """
     named: dict[str, tuple[str, Found]] = {}
     for pattern in source.paths:
         listed = (
@@ -151,7 +167,12 @@ def files_of(source: Source) -> list[SourceFile]:
             raise UserError(
                 f"data.sources: {pattern!r} matches no file (relative paths start at {os.getcwd()})"
             )
-        for name, file in listed:
+        kept = [(name, file) for name, file in listed if source.excludes(file) is excluded]
+        if not kept and not excluded:
+            raise UserError(
+                f"data.sources: {pattern!r}: exclude leaves out each of its {len(listed)} files"
+            )
+        for name, file in kept:
             # Patterns may overlap: a file counts once.
             named.setdefault(
                 file.path if is_url(file.path) else os.path.abspath(file.path), (name, file)
@@ -180,13 +201,20 @@ def files_of(source: Source) -> list[SourceFile]:
 
 
 def as_sources(
-    sources: Sources, text_field: str = "text", max_line_bytes: int = Source.max_line_bytes
+    sources: Sources,
+    text_field: str = "text",
+    max_line_bytes: int = Source.max_line_bytes,
+    exclude: Sequence[str] = (),
 ) -> list[Source]:
     """``Source``s of the shorter forms; names of plain lists are made from the patterns.
 
     The other arguments are those of the made sources; a `Source` keeps its own.
     """
-    known: dict[str, Any] = {"text_field": text_field, "max_line_bytes": max_line_bytes}
+    known: dict[str, Any] = {
+        "text_field": text_field,
+        "max_line_bytes": max_line_bytes,
+        "exclude": exclude,
+    }
     made: list[Source] = []
     if isinstance(sources, Mapping):
         made = [Source(name, paths, **known) for name, paths in sources.items()]

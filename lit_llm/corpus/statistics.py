@@ -32,7 +32,8 @@ class Statistics:
     """Counts of kept documents.
 
     Attributes:
-        content: JSON-able. "splits": split -> source -> documents, bytes, tokens. "languages", "domains", "hosts",
+        content: JSON-able. "splits": split -> source -> documents, bytes, tokens. "split_languages":
+            the same by language. "languages", "domains", "hosts",
             "licenses": name -> documents, bytes, tokens. "pii": kind -> values replaced. "changed_by": block ->
             documents. "lengths": power of two -> documents of as many bytes or more. "language_scores",
             "bytes_per_token_histogram": lower edge -> documents. "ngrams": all, and the smallest hashes. "examples":
@@ -41,8 +42,9 @@ class Statistics:
 
     def __init__(self) -> None:
         self.content: dict[str, Any] = {
-            "splits": {}, **{name: {} for name in _COUNTED}, "pii": {}, "changed_by": {}, "lengths": {},
-            "language_scores": {}, "bytes_per_token_histogram": {}, "ngrams": {"total": 0, "smallest": []},
+            "splits": {}, "split_languages": {}, **{name: {} for name in _COUNTED}, "pii": {},
+            "changed_by": {}, "lengths": {}, "language_scores": {},
+            "bytes_per_token_histogram": {}, "ngrams": {"total": 0, "smallest": []},
             "examples": [],
         }  # fmt: skip
 
@@ -52,6 +54,10 @@ class Statistics:
         for row in sums(table, ["split", "source"], ["bytes", "tokens"]):
             part = content["splits"].setdefault(row["split"], {})
             _grow(part, row["source"], {key: row[key] for key in ("documents", "bytes", "tokens")})
+        for row in sums(table, ["split", "language"], ["bytes", "tokens"]):
+            part = content["split_languages"].setdefault(row["split"], {})
+            size = {key: row[key] for key in ("documents", "bytes", "tokens")}
+            _grow(part, row["language"] or "unknown", size)
         columns = {
             "languages": table["language"], "domains": table["domain"], "hosts": per_value(table["url"], host),
             "licenses": table["license"],
@@ -102,7 +108,8 @@ def merge(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
             elif name == "examples":
                 total[name] = total[name] + part[name]
             else:
-                for key, value in part[name].items():
+                # Files of before this version count no languages by split.
+                for key, value in part.get(name, {}).items():
                     _grow(total[name], key, value)
     return total
 

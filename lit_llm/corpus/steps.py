@@ -58,23 +58,32 @@ class Clean:
     target: Path
 
     def __call__(self) -> None:
-        counts: dict[str, Any] = {"documents": 0, "bytes": 0, "dropped": Counter()}
+        counts: dict[str, Any] = {
+            "documents": 0,
+            "bytes": 0,
+            "without_url": 0,
+            "dropped": Counter(),
+            "dropped_bytes": Counter(),
+            "repaired": Counter(),
+        }
         write_tables(self.target, CLEANED, self._tables(counts), counts)
 
     def _tables(self, counts: dict[str, Any]) -> Iterator[pa.Table]:
         shown: Counter[str] = Counter()
         for table in read_part(self.part):
             counts["documents"] += len(table)
+            counts["without_url"] += table["url"].null_count
             counts["bytes"] += pc.sum(pc.binary_length(table["text"])).as_py() or 0
-            table = _conform(self._cleaned(table, shown), CLEANED)
+            counts["repaired"].update(table["repaired"].drop_null().to_pylist())
+            table = _conform(self._cleaned(table, shown, counts["dropped_bytes"]), CLEANED)
             counts["dropped"].update(table["dropped"].drop_null().to_pylist())
             yield table
 
-    def _cleaned(self, table: pa.Table, shown: Counter[str]) -> pa.Table:
+    def _cleaned(self, table: pa.Table, shown: Counter[str], sizes: Counter[str]) -> pa.Table:
         """``table`` through the blocks, in its order. What one drops is put aside, so that no other copies its text."""
         table = with_column(table, "changed_by", pa.nulls(len(table), pa.string()))
         table = table.append_column("row", pa.array(np.arange(len(table))))
-        table, *aside = _parted(table, shown)
+        table, *aside = _parted(table, shown, sizes)
         for block in self.blocks:
             before = table["text"]
             table = block(table)
@@ -83,7 +92,7 @@ class Clean:
                 names = table["changed_by"]
                 longer = pc.binary_join_element_wise(names, block.name, ", ", null_handling="skip")
                 table = with_column(table, "changed_by", pc.if_else(changed, longer, names))
-            table, *dropped = _parted(table, shown)
+            table, *dropped = _parted(table, shown, sizes)
             aside += dropped
         if not aside:
             return table
@@ -91,12 +100,16 @@ class Clean:
         return both.take(pc.sort_indices(both["row"]))
 
 
-def _parted(table: pa.Table, shown: Counter[str]) -> list[pa.Table]:
-    """The rows that are kept; then the others, if there are any, without text but for examples of each reason."""
+def _parted(table: pa.Table, shown: Counter[str], sizes: Counter[str]) -> list[pa.Table]:
+    """The rows that are kept; then the others, if there are any, without text but for examples.
+
+    ``sizes`` grows by the bytes of text that each reason drops.
+    """
     kept = pc.is_null(table["dropped"])
     if table["dropped"].null_count == len(table):
         return [table]
     gone = table.filter(pc.invert(kept))
+    _add_bytes(sizes, gone["dropped"], pc.binary_length(gone["text"]))
     redact = RedactPII()
     beginnings: list[str | None] = [None] * len(gone)
     for row, reason in enumerate(gone["dropped"].to_pylist()):
@@ -108,6 +121,11 @@ def _parted(table: pa.Table, shown: Counter[str]) -> list[pa.Table]:
             ]
     gone = with_column(gone, "text", pa.array([""] * len(gone), pa.large_string()))
     return [table.filter(kept), with_column(gone, "example", pa.array(beginnings, pa.string()))]
+
+
+def _add_bytes(sizes: Counter[str], reasons: pa.ChunkedArray, lengths: pa.ChunkedArray) -> None:
+    for reason, length in zip(reasons.to_pylist(), lengths.to_pylist(), strict=True):
+        sizes[reason] += length or 0
 
 
 def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -170,7 +188,7 @@ class Select:
         cleaned: what `Clean` wrote.
         verdicts: of deduplication, a file with "row", "duplicate_of" and "dropped"; None without.
         evaluations: settings of decontamination; None without.
-        removed: SHA-256 (hex) of the ids of removed documents.
+        removed: SHA-256 (hex) of the ids and the texts of removed documents.
         target: the file to write: a row for each of ``cleaned``, of `SELECTED`.
     """
 
@@ -186,6 +204,8 @@ class Select:
             "lowest": math.inf,
             "highest": -math.inf,
             "dropped": Counter(),
+            "removed": [],
+            "dropped_bytes": Counter(),
         }
         write_tables(self.target, SELECTED, self._tables(counts), counts)
 
@@ -214,15 +234,22 @@ class Select:
             if block is not None:
                 table = block(table.drop_columns("contaminated_by"))
             names = [hashlib.sha256(name.encode()).digest() for name in table["id"].to_pylist()]
+            text = texts(table["text"])
+            hashes = [hashlib.sha256(data).hexdigest() for data in utf8(text)]
             if self.removed:
-                gone = pa.array([name.hex() in self.removed for name in names])
+                gone = pa.array(
+                    [
+                        name.hex() in self.removed or content in self.removed
+                        for name, content in zip(names, hashes, strict=True)
+                    ]
+                )
+                counts["removed"] += table["id"].filter(gone).to_pylist()
                 kept = pc.and_(gone, pc.is_null(table["dropped"]))
                 table = with_column(table, "dropped", pc.if_else(kept, REMOVED, table["dropped"]))
-            text = texts(table["text"])
             selected = pa.table(
                 [
                     table["dropped"], duplicate_of, table["contaminated_by"],
-                    pa.array([hashlib.sha256(data).hexdigest() for data in utf8(text)], pa.string()),
+                    pa.array(hashes, pa.string()),
                     pc.binary_length(text), pa.array([int.from_bytes(name[:6], "big") / 2**48 for name in names]),
                 ],
                 schema=SELECTED,
@@ -238,7 +265,9 @@ class Select:
         earlier: pa.ChunkedArray,
     ) -> None:
         now = pc.and_(pc.is_null(earlier), pc.is_valid(selected["dropped"]))
-        counts["dropped"].update(selected["dropped"].filter(now).to_pylist())
+        newly = selected.filter(now)
+        counts["dropped"].update(newly["dropped"].to_pylist())
+        _add_bytes(counts["dropped_bytes"], newly["dropped"], newly["bytes"])
         kept = pc.is_null(selected["dropped"])
         if not pc.any(kept).as_py():
             return

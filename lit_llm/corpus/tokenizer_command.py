@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from lit_llm.arguments import Parser, run_command
 from lit_llm.corpus.extra import corpus_extra
-from lit_llm.errors import UserError, check_no_link_to_nothing
+from lit_llm.errors import UserError, check_no_link_to_nothing, settings_called
+from lit_llm.ranges import VOCAB_SIZE, Number, Range, positive
 from lit_llm.streams import json_text, say
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ USAGE = """usage: lit_llm tokenizer COMMAND ...
 
 lit_llm tokenizer COMMAND --help lists its keys."""
 _MEGABYTE = 1_000_000
+RANGES: dict[str, Range] = {"vocab_size": VOCAB_SIZE, "sample_mb": positive(1e6)}
+"""Ranges of the commands' numbers."""
+# What the sources' messages call their settings -> what they are called here.
+_CALLED = {"data.sources": "--files", "data.text_field=": "--text_field "}
 
 
 def tokenizer_main(args: list[str]) -> None:
@@ -34,7 +39,7 @@ def tokenizer_main(args: list[str]) -> None:
     Raises:
         UserError: no such command, or the user's mistake in it.
     """
-    with corpus_extra():
+    with corpus_extra(), settings_called(_CALLED):
         run_command({"train": train_main, "inspect": inspect_main}, USAGE, args)
 
 
@@ -50,12 +55,12 @@ def train_main(args: list[str]) -> None:
         "the sample keeps the shares that sources have in its mixture, and leaves validation out",
     )
     parser.add_argument(
-        "--vocab_size", type=int, metavar="N", help="ids, bytes and control tokens included; default: 32768, or fewer "
-        "where the text supports no more",
+        "--vocab_size", type=Number(int, RANGES["vocab_size"]), metavar="N", help="ids, bytes and "
+        "control tokens included; default: 32768, or fewer where the text supports no more",
     )  # fmt: skip
     parser.add_argument(
         "--sample_mb",
-        type=float,
+        type=Number(float, RANGES["sample_mb"]),
         default=200,
         metavar="N",
         help="megabytes of text to train on (200)",
@@ -70,12 +75,13 @@ def train_main(args: list[str]) -> None:
         raise UserError(f"--output {output}: is not empty; name another folder")
     total = _sample_bytes(given)
     from lit_llm.corpus.folder import Corpus
-    from lit_llm.corpus.sample import VOCAB_SIZE, file_sample, training_sample
+    from lit_llm.corpus.progress import Progress
+    from lit_llm.corpus.sample import VOCAB_SIZE, fewer_tokens, file_sample, training_sample
     from lit_llm.corpus.workspace import published
     from lit_llm.models.tokenizer import Tokenizer
 
     sample = (
-        file_sample(given.files, total)
+        file_sample(given.files, total, given.text_field)
         if given.files
         else training_sample(Corpus.load(given.corpus), total)
     )
@@ -83,6 +89,8 @@ def train_main(args: list[str]) -> None:
     tokenizer = Tokenizer.train(
         _texts(sample), VOCAB_SIZE if size is None else size, or_fewer=size is None
     )
+    if size is None and (said := fewer_tokens(tokenizer.vocab_size)):
+        Progress(True, "tokenizer").say(said)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with published(output) as partial:
@@ -126,7 +134,7 @@ def inspect_main(args: list[str]) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--sample_mb",
-        type=float,
+        type=Number(float, RANGES["sample_mb"]),
         default=20,
         metavar="N",
         help="megabytes of text to measure on (20)",
@@ -141,7 +149,7 @@ def inspect_main(args: list[str]) -> None:
     if given.files:
         if given.split:
             raise UserError("--split goes with --corpus; files have none")
-        sample = file_sample(given.files, total)
+        sample = file_sample(given.files, total, given.text_field)
     else:
         corpus = Corpus.load(given.corpus)
         split = given.split or ("validation" if corpus.validation_dirs else "train")
@@ -195,6 +203,12 @@ def _add_text(parser: Parser, of_corpus: str) -> None:
         "--files", nargs="+", action="extend", default=[], metavar="GLOB", help="or files, as they are: text, HTML, "
         "JSONL, parquet, WARC; paths, folders, globs or URLs",
     )  # fmt: skip
+    parser.add_argument(
+        "--text_field",
+        default="text",
+        metavar="NAME",
+        help="of --files: the field with the text in rows; default text, else content, body, document",
+    )
 
 
 def _sample_bytes(given: argparse.Namespace) -> int:
@@ -203,8 +217,8 @@ def _sample_bytes(given: argparse.Namespace) -> int:
         raise UserError("--corpus: missing; name a corpus folder, or files by --files")
     if given.corpus is not None and given.files:
         raise UserError("--corpus and --files: name one of them")
-    if not given.sample_mb > 0:
-        raise UserError(f"--sample_mb: {given.sample_mb:g} is not above 0")
+    if given.text_field != "text" and not given.files:
+        raise UserError("--text_field goes with --files; a corpus has its text already")
     return round(given.sample_mb * _MEGABYTE)
 
 

@@ -29,7 +29,9 @@ from lit_llm.corpus.characters import (
     PUNCTUATION,
     QUOTE,
     SPACE,
+    SYMBOL,
     TERMINAL,
+    UNSPACED,
     UPPER,
     character_table,
 )
@@ -209,6 +211,40 @@ def _contraction(points: np.ndarray, begin: int, end: int, table: np.ndarray) ->
         if not_ or (third in _APOSTROPHES and (second | 0x20, last) in _AFTER_TWO):
             return end - 3
     return end
+
+
+@kernel
+def letters_apart(
+    points: np.ndarray,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    count: int,
+    table: np.ndarray,
+    apart: np.ndarray,
+    apart_ends: np.ndarray,
+) -> int:
+    """Words that say something: those of symbols alone are left out; how many there are.
+
+    Each letter of a script without spaces is a word. ``apart`` and ``apart_ends`` are int64 and have
+    room for a word a character.
+    """
+    found = 0
+    for k in range(count):
+        symbols = True
+        for i in range(starts[k], ends[k]):
+            symbols &= table[points[i]] & SYMBOL != 0
+        if symbols:
+            continue
+        start = starts[k]
+        for i in range(starts[k], ends[k]):
+            if table[points[i]] & UNSPACED:
+                if start < i:
+                    found = _add(apart, apart_ends, found, start, i)
+                found = _add(apart, apart_ends, found, i, i + 1)
+                start = i + 1
+        if start < ends[k]:
+            found = _add(apart, apart_ends, found, start, ends[k])
+    return found
 
 
 @kernel

@@ -127,6 +127,7 @@ def encoded_conversations(
     chat: ChatFormat,
     seq_len: int,
     bad_rows: Literal["raise", "skip"],
+    rehearsal: float = 0.0,
 ) -> tuple[Path, bool]:
     """The folder of these sources' encoded conversations under ``cache_dir``, made if it is not there; and whether it
     was.
@@ -139,12 +140,16 @@ def encoded_conversations(
     user message: the same question never is in both. Where the share is less than one question, it is the question
     with the lowest hash.
 
+    ``rehearsal`` is the share of the examples that are questions of "general", added to those of ``train``.
+
     Raises:
         UserError: a bad row, with file and line (``bad_rows`` "skip" counts it instead); no example left in a split.
     """
     settings = {"format": _FORMAT, "train": train, "validation": validation, "fraction": validation_fraction,
                 "formatted by": row_format.version, "rendered by": chat.rendered_by,
                 "tokenizer": chat.tokenizer.fingerprint(), "seq_len": seq_len, "bad_rows": bad_rows}  # fmt: skip
+    if rehearsal:  # examples of before stay found
+        settings["rehearsal"] = rehearsal
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for sources in (train, validation or []):
         for pattern in _repeats(sources):
@@ -160,6 +165,8 @@ def encoded_conversations(
             return output, True
         encoded = _Encoded(row_format, chat, seq_len, bad_rows)
         encoded.add(train, "train", whole=validation is None)
+        if rehearsal:
+            encoded.rehearse(rehearsal)
         if validation:
             encoded.add(validation, "validation", whole=False)
         encoded.choose_validation(validation_fraction)
@@ -221,6 +228,17 @@ class _Encoded:
                 if self._bad_rows == "raise":
                     raise UserError(f"{place}: {reason}") from (None if known else error)
                 self._dropped[reason] += 1
+
+    def rehearse(self, share: float) -> None:
+        """Add general questions, so that they are ``share`` of all examples; each as often as the others, or once
+        more."""
+        rows = list(_read_source(GENERAL))
+        wanted = round(share / (1 - share) * len(self._examples))
+        often, rest = divmod(wanted, len(rows))
+        some = [rows[i * len(rows) // rest] for i in range(rest)]
+        for place, row in rows * often + some:
+            assert not isinstance(row, UserError)  # the file is ours
+            self._examples.append(self._encode(row, place, "train"))
 
     def _encode(self, row: dict[str, Any], place: str, split: str | None) -> _Example:
         messages = self._format.format_example(row)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from lit_llm.data.base import TokenDataModule
 from lit_llm.data.blocks import IGNORE
 from lit_llm.data.chat import ChatFormat
 from lit_llm.data.conversations import (
+    GENERAL,
     Conversations,
     RowFormat,
     encoded_conversations,
@@ -31,6 +33,17 @@ from lit_llm.data.template import Message
 from lit_llm.errors import UserError
 from lit_llm.models.huggingface import read_json
 from lit_llm.models.tokenizer import Tokenizer
+from lit_llm.ranges import Range, check_ranges, positive
+from lit_llm.replaced_settings import check_replaced
+
+FEW_STEPS = 50
+"""Optimizer steps below which finetuning changes little."""
+RANGES: dict[str, Range] = {
+    "epochs": positive(1e6), "validation_fraction": Range(0, 1, above=True, below=True),
+    "max_validation_examples": Range(1, 1e12), "min_steps": Range(0, 1e9),
+    "rehearsal": Range(0, 1, below=True),
+}  # fmt: skip
+"""Ranges of the numbers besides those that all data modules take."""
 
 
 class PackedRows(Dataset):
@@ -111,7 +124,8 @@ class InstructionDataModule(TokenDataModule):
             answers made of the standard library's docstrings; "general": eighty simple questions of general knowledge.
             A mapping from these to numbers says how often an epoch repeats each.
         validation: the same for validation. None: rows whose ``split`` says so, else a share of ``sources``.
-        validation_fraction: that share, chosen by a hash of the first question; one question at least.
+        validation_fraction: that share, chosen by a hash of the first question; one question at least. Refused
+            beside ``validation``.
         tokenizer: a tokenizer.json, a folder or GGUF file with one. None: that of the module's ``init_from``.
         chat_template: a Jinja file, or the name of one of the tokenizer's templates. None: its
             default one.
@@ -119,7 +133,12 @@ class InstructionDataModule(TokenDataModule):
         micro_batch_size: rows a device takes at once.
         global_batch_tokens: tokens of rows an optimizer step takes over all devices; accumulation is derived from it.
             None: one micro-batch a device.
+            Open, and in a small set of examples, it is as many rows as make ``min_steps``.
         epochs: passes over the examples; may be a fraction.
+        min_steps: optimizer steps that a run has at least, as far as a smaller batch can make them; the run says which
+            batch. 0: the batch stays as it is. None: 50 where ``global_batch_tokens`` is open, else 0.
+        rehearsal: share of the examples, in [0, 1), that are general questions ("general"), added to ``sources`` so
+            that the model keeps what it knew. Not added where ``sources`` names "general" itself.
         packing: several examples a row, which see each other no more than in rows of their own.
         bad_rows: "raise" ends with the first row that cannot be used; "skip" leaves them out and counts them.
         max_validation_examples: how many examples to validate on; None: all.
@@ -147,6 +166,8 @@ class InstructionDataModule(TokenDataModule):
         micro_batch_size: int = 4,
         global_batch_tokens: int | None = None,
         epochs: float = 1.0,
+        min_steps: int | None = None,
+        rehearsal: float = 0.0,
         packing: bool = True,
         bad_rows: Literal["raise", "skip"] = "raise",
         max_validation_examples: int | None = None,
@@ -158,6 +179,7 @@ class InstructionDataModule(TokenDataModule):
         cache_dir: str | None = None,
     ):
         check_types("data", InstructionDataModule.__init__, locals())
+        check_replaced(InstructionDataModule.__init__, locals(), "data.")
         super().__init__(
             seq_len=seq_len,
             micro_batch_size=micro_batch_size,
@@ -169,12 +191,7 @@ class InstructionDataModule(TokenDataModule):
             prompts=prompts,
             cache_dir=cache_dir,
         )
-        if epochs <= 0:
-            raise UserError(f"data.epochs must be above 0, got {epochs}")
-        if not 0 < validation_fraction < 1:
-            raise UserError(
-                f"data.validation_fraction must be between 0 and 1, got {validation_fraction}"
-            )
+        check_ranges(locals(), RANGES, "data.")
         self.sources, self.validation, self.validation_fraction = (
             plain_paths(sources),
             plain_paths(validation),
@@ -182,6 +199,8 @@ class InstructionDataModule(TokenDataModule):
         )
         self.tokenizer_path, self.chat_template = tokenizer, chat_template
         self.epochs, self.packing, self.bad_rows = epochs, packing, bad_rows
+        self.min_steps = min_steps
+        self.rehearsal = rehearsal
         self.max_validation_examples = max_validation_examples
         self.folder: Path | None = None
 
@@ -246,6 +265,10 @@ class InstructionDataModule(TokenDataModule):
 
     def _find(self, quiet: bool) -> Path:
         if self.folder is None:
+            named = [self.sources] if isinstance(self.sources, str) else self.sources
+            rehearsal = 0.0 if GENERAL in named else self.rehearsal
+            if self.rehearsal and not rehearsal and not quiet:
+                rank_zero_info(f"data.rehearsal is not used: data.sources names {GENERAL} itself")
             self.folder, reused = encoded_conversations(
                 self.cache_dir,
                 train=self.sources,
@@ -255,6 +278,7 @@ class InstructionDataModule(TokenDataModule):
                 chat=self.chat,
                 seq_len=self.seq_len,
                 bad_rows=self.bad_rows,
+                rehearsal=rehearsal,
             )
             if not quiet:
                 self._tell(read_json(self.folder / "datacard.json"), reused)
@@ -310,7 +334,9 @@ class InstructionDataModule(TokenDataModule):
         )
         rows = self.order.rows
         self.train_dataset = PackedRows(examples, rows, self.seq_len, self._pad_id)
+        self._make_steps(len(rows))
         self.steps = -(-len(rows) // self.rows_per_step)
+        self._judge(len(examples))
         in_example = examples.supervised
         in_row = np.zeros(
             self.steps * self.rows_per_step, np.int64
@@ -318,6 +344,44 @@ class InstructionDataModule(TokenDataModule):
         in_row[: len(rows)] = [int(in_example[row].sum()) for row in rows]
         self.supervised_tokens = in_row.reshape(self.steps, self.rows_per_step).sum(1)
         self.configure_trainer(validations=5)
+
+    def _make_steps(self, rows: int) -> None:
+        """Make the batch smaller where the run's ``rows`` would be fewer than ``min_steps`` steps."""
+        least = self.min_steps
+        if least is None:
+            least = FEW_STEPS if self._given_batch is None else 0
+        before = self.rows_per_step
+        size = max(rows // max(1, least), 1) // self.world_size * self.world_size
+        size = max(size, self.world_size)
+        if -(-rows // before) >= least or size >= before:
+            return
+        self.global_batch_tokens = size * self.seq_len
+        rank_zero_info(
+            f"data.global_batch_tokens={self.global_batch_tokens}, not {before * self.seq_len}: "
+            f"of {rows:,} rows that makes {-(-rows // size):,} steps, not {-(-rows // before):,} "
+            "(data.min_steps=0 leaves it)"
+        )
+        self.derive_accumulation()
+
+    def _judge(self, examples: int) -> None:
+        """Say how much the run learns from, and whether that is little."""
+        trainer = self.trainer
+        steps = self.steps
+        if trainer is not None and 0 < trainer.max_steps < steps:
+            return  # cut short on purpose
+        seen = round(self.epochs * examples)
+        said = (
+            f"{steps:,} optimizer steps over {seen:,} examples: data.epochs={self.epochs:g} passes "
+            f"over {examples:,}"
+        )
+        if steps >= FEW_STEPS:
+            rank_zero_info(said)
+            return
+        epochs = math.ceil(self.epochs * FEW_STEPS / steps)
+        rank_zero_warn(
+            f"{said}. In fewer than {FEW_STEPS} steps a model hardly changes: data.epochs={epochs} "
+            f"makes {FEW_STEPS}"
+        )
 
     @property
     def run_length(self) -> str:

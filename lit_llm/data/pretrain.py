@@ -17,13 +17,21 @@ from lit_llm.checks import check_types, plain_paths
 from lit_llm.corpus.build import cached_corpus
 from lit_llm.corpus.folder import Corpus
 from lit_llm.corpus.shards import read_tokens
+from lit_llm.corpus.sources import STDLIB
 from lit_llm.data.base import TokenDataModule
 from lit_llm.data.blocks import EvaluationWindows, TokenBlocks
 from lit_llm.data.mixture import MixedOrder, Phases, phases_after, read_phases
 from lit_llm.data.order import RankSampler, SampleOrder, stack_samples
 from lit_llm.errors import UserError
 from lit_llm.models.tokenizer import Tokenizer
-from lit_llm.ranges import Range, check_ranges
+from lit_llm.ranges import VOCAB_SIZE, Range, check_ranges
+from lit_llm.replaced_settings import check_replaced
+
+RANGES: dict[str, Range] = {
+    "tokens": Range(1, 1e15), "max_line_bytes": Range(1, 1e12), "vocab_size": VOCAB_SIZE,
+    "validation_fraction": Range(0, 1, above=True, below=True),
+}  # fmt: skip
+"""Ranges of the numbers besides those that all data modules take."""
 
 
 class PretrainDataModule(TokenDataModule):
@@ -48,18 +56,18 @@ class PretrainDataModule(TokenDataModule):
         micro_batch_size: samples a device takes at once.
         global_batch_tokens: tokens an optimizer step takes over all devices; accumulation is derived from it. None: one
             micro-batch a device.
-        sources: text to make a corpus of when ``corpus`` is not given: "stdlib" (the running interpreter's standard
-            library), a file, folder or glob, a list of these, or a mapping from source names to these.
+        sources: text to make a corpus of: "stdlib" (the running interpreter's standard library), a file, folder or
+            glob, a list of these, or a mapping from source names to these. None: stdlib, where no ``corpus`` is given.
         mixture: weights by source, whatever the sources' sizes; or a list of {step, weights}, each from its optimizer
             step on. "corpus": what the corpus was built for. None: all text, in equal passes. On resume it may change:
             the new one holds from there on.
         mask_documents: tokens see their own document alone, and positions count from its beginning; in evaluation too.
         text_field: field of JSONL rows and parquet columns that holds the text.
         max_line_bytes: a text file with a longer line, and a longer row of JSONL, is dropped.
-        corpus: a finished corpus folder; replaces ``sources``, ``tokenizer``, ``vocab_size`` and
-            ``validation_fraction``.
+        corpus: a finished corpus folder; takes the place of ``sources``, ``tokenizer``, ``vocab_size``,
+            ``validation_fraction``, ``text_field`` and ``max_line_bytes``, which are refused beside it.
         tokenizer: a tokenizer.json or a folder with one. None trains a byte-level BPE of ``vocab_size`` on the text.
-        vocab_size: tokens of a trained tokenizer, special ones included.
+        vocab_size: tokens of a trained tokenizer, special ones included; refused beside ``tokenizer``.
         validation_fraction: share of documents held out, chosen by a hash of their names.
         validate_every: optimizer steps between validations. None: ten times in the run. 0: only at the end.
         eval_batch_size: samples a device evaluates at once. None: micro_batch_size.
@@ -70,7 +78,8 @@ class PretrainDataModule(TokenDataModule):
             ~/.cache/lit_llm.
 
     Raises:
-        UserError: sources that match nothing, shapes that do not divide, less text than one sample.
+        UserError: sources that match nothing, shapes that do not divide, less text than one sample, two settings of
+            which one takes the place of the other.
     """
 
     def __init__(
@@ -79,7 +88,7 @@ class PretrainDataModule(TokenDataModule):
         seq_len: int = 1024,
         micro_batch_size: int = 8,
         global_batch_tokens: int | None = None,
-        sources: str | list[str] | dict[str, str | list[str]] = "stdlib",
+        sources: str | list[str] | dict[str, str | list[str]] | None = None,
         mixture: Literal["corpus"] | dict[str, float] | list[dict[str, Any]] | None = None,
         mask_documents: bool = False,
         text_field: str = "text",
@@ -96,6 +105,7 @@ class PretrainDataModule(TokenDataModule):
         cache_dir: str | None = None,
     ):
         check_types("data", PretrainDataModule.__init__, locals())
+        check_replaced(PretrainDataModule.__init__, locals(), "data.")
         super().__init__(
             seq_len=seq_len,
             micro_batch_size=micro_batch_size,
@@ -107,17 +117,13 @@ class PretrainDataModule(TokenDataModule):
             prompts=prompts,
             cache_dir=cache_dir,
         )
-        check_ranges(locals(), {"tokens": Range(1, 1e15)}, "data.")
+        check_ranges(locals(), RANGES, "data.")
         if sources == "" or (isinstance(sources, list) and "" in sources):
             raise UserError("data.sources is empty text: give files, globs or stdlib")
-        if not 0 < validation_fraction < 1:
-            raise UserError(
-                f"data.validation_fraction must be between 0 and 1, got {validation_fraction}"
-            )
         self.num_tokens, self.corpus_folder, self.mixture = int(tokens), corpus, mixture
         self.mask_documents = mask_documents
         self.build_settings: dict[str, Any] = {
-            "sources": plain_paths(sources),
+            "sources": STDLIB if sources is None else plain_paths(sources),
             "text_field": text_field,
             "max_line_bytes": max_line_bytes,
             "tokenizer": tokenizer,

@@ -14,7 +14,14 @@ from lit_llm.errors import UserError
 from lit_llm.evaluate.run import load_tasks, metric_rows, one_line, run_task
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
+from lit_llm.ranges import Range, check_ranges
 from lit_llm.training.callbacks.jsonl import keep_until
+
+RANGES: dict[str, Range] = {
+    "every_steps": Range(1, 1e12), "limit": Range(1, 1e9), "num_fewshot": Range(0, 1e4),
+    "max_batch_tokens": Range(1, 1e9),
+}  # fmt: skip
+"""Ranges of the numbers of `LMEvalCallback`."""
 
 
 class LMEvalCallback(L.Callback):
@@ -45,13 +52,7 @@ class LMEvalCallback(L.Callback):
         num_fewshot: int | None = None,
         max_batch_tokens: int = 4096,
     ):
-        for name, value in (
-            ("every_steps", every_steps),
-            ("limit", limit),
-            ("max_batch_tokens", max_batch_tokens),
-        ):
-            if value is not None and value < 1:
-                raise UserError(f"LMEvalCallback: {name} must be at least 1, got {value}")
+        check_ranges(locals(), RANGES, "LMEvalCallback: ")
         self.tasks, self.every_steps, self.limit = tasks, every_steps, limit
         self.include, self.num_fewshot, self.max_batch_tokens = (
             include or [],

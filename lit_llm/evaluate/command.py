@@ -19,8 +19,13 @@ from lit_llm.evaluate.run import load_tasks, metric_rows, run_task
 from lit_llm.evaluate.tasks import LOCAL_TASKS
 from lit_llm.models.checkpoint import choose_device, load_model
 from lit_llm.models.transformer import Transformer
+from lit_llm.ranges import Number, Range
 from lit_llm.streams import json_text
 
+RANGES: dict[str, Range] = {
+    "limit": Range(1, 1e9), "num_fewshot": Range(0, 1e4), "batch_size": Range(1, 1e6),
+}  # fmt: skip
+"""Ranges of the command's numbers."""
 _MERGED = ("results", "versions", "n-shot", "n-samples", "samples")
 
 
@@ -31,11 +36,6 @@ def evaluate_main(args: list[str]) -> None:
         UserError: an argument, a task, the checkpoint or the device is not there.
     """
     settings = _parser().parse_args(args)
-    for name in ("limit", "batch_size"):
-        if getattr(settings, name) is not None and getattr(settings, name) < 1:
-            raise UserError(f"--{name} must be at least 1, got {getattr(settings, name)}")
-    if settings.num_fewshot is not None and settings.num_fewshot < 0:
-        raise UserError(f"--num_fewshot must be at least 0, got {settings.num_fewshot}")
     if settings.log_samples and settings.json is None:
         raise UserError("--log_samples needs --json FILE: that is where the samples go")
     device = choose_device(settings.device)
@@ -142,12 +142,22 @@ def _parser() -> Parser:
         metavar="PATH",
         help="folders of lm-eval YAML files, or such files",
     )
-    add("--limit", type=int, metavar="N", help="only the first N documents of a task")
-    add("--num_fewshot", type=int, metavar="N", help="worked examples before each question")
+    add(
+        "--limit",
+        type=Number(int, RANGES["limit"]),
+        metavar="N",
+        help="only the first N documents of a task",
+    )
+    add(
+        "--num_fewshot",
+        type=Number(int, RANGES["num_fewshot"]),
+        metavar="N",
+        help="worked examples before each question",
+    )
     add("--apply_chat_template", action="store_true", help="ask in the model's chat format")
     add(
         "--batch_size",
-        type=int,
+        type=Number(int, RANGES["batch_size"]),
         metavar="N",
         help="most requests at once; default: 4096 tokens' worth",
     )

@@ -43,7 +43,7 @@ def save_adapter(
         UserError: the model has no updates, has replaced weights besides, or is of no Hugging Face
             family.
     """
-    from safetensors.torch import save_file
+    from lit_llm.models.weight_file import save_tensors
 
     folder, config = Path(folder), model.lora
     if config is None:
@@ -73,7 +73,7 @@ def save_adapter(
         rank = len(a)
         adapted[module] = rank, scale * (math.sqrt(rank) if config.rank_stabilized else rank)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_tensors(tensors, folder / "adapter_model.safetensors")
     _write_config(folder, config, base, adapted, others)
 
 

@@ -11,9 +11,23 @@ from typing import Any, Literal
 
 from lit_llm.errors import UserError
 from lit_llm.models.locate import locate
+from lit_llm.ranges import Range, check_ranges, positive
 
-MAX_COUNT = 10_000
-"""Layers or experts; a broken file that claims 2^40 would otherwise keep the machine busy for a day."""
+_WIDTH, _ID, _FACTOR = Range(1, 1e6), Range(-1, 1e9), Range(0, 1e6)
+# Layers and experts too: a broken file that claims 2^40 would otherwise keep the machine busy for a day.
+_COUNT = Range(1, 1e4)
+RANGES: dict[str, Range] = {
+    "vocab_size": Range(1, 1e8), "hidden_size": _WIDTH, "num_layers": _COUNT, "num_heads": _COUNT,
+    "num_kv_heads": _COUNT, "head_dim": Range(2, 1e5), "intermediate_size": Range(1, 1e7),
+    "max_seq_len": Range(1, 1e9), "norm_eps": Range(0, 1), "num_experts": Range(0, 1e4),
+    "experts_per_token": _COUNT, "expert_size": Range(1, 1e7), "router_aux_loss": _FACTOR,
+    "router_z_loss": _FACTOR, "rope_theta": positive(1e15), "rotary_fraction": positive(1),
+    "local_rope_theta": positive(1e15), "attention_scale": _FACTOR,
+    "attention_softcap": positive(1e6), "sliding_window": Range(1, 1e9),
+    "embedding_scale": _FACTOR, "residual_scale": _FACTOR, "logit_scale": _FACTOR,
+    "logit_softcap": positive(1e6), "bos_token_id": _ID, "eos_token_id": _ID, "pad_token_id": _ID,
+}  # fmt: skip
+"""Ranges of the numbers of `TransformerConfig`."""
 # Types of RoPE scaling, as transformers names them -> the keys that each needs, and those it may have besides
 _SCALING_KEYS: dict[str, tuple[set[str], set[str]]] = {
     "linear": ({"factor"}, set()),
@@ -144,17 +158,10 @@ class TransformerConfig:
             setattr(
                 self, field.name, _checked(field.name, getattr(self, field.name), str(field.type))
             )
-        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "max_seq_len"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("num_layers", "num_experts"):
-            if getattr(self, name) > MAX_COUNT:
-                raise UserError(
-                    f"{name}={getattr(self, name)} is beyond {MAX_COUNT}: no model has so many"
-                )
+        check_ranges(vars(self), RANGES)
         if self.num_kv_heads is None:
             self.num_kv_heads = self.num_heads
-        if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
+        if self.num_heads % self.num_kv_heads:
             raise UserError(
                 f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}"
             )
@@ -165,13 +172,11 @@ class TransformerConfig:
                     "change one or give head_dim"
                 )
             self.head_dim = self.hidden_size // self.num_heads
-        if self.head_dim < 2 or self.head_dim % 2:
+        if self.head_dim % 2:
             raise UserError(f"head_dim={self.head_dim} must be even: RoPE turns pairs of channels")
         if self.intermediate_size is None:
             width = 4 * self.hidden_size
             self.intermediate_size = -(-(2 * width // 3) // 32) * 32 if self.gated_mlp else width
-        if self.intermediate_size < 1:
-            raise UserError(f"intermediate_size must be at least 1, got {self.intermediate_size}")
         if self.expert_size is None:
             self.expert_size = self.intermediate_size
         if self.num_experts and not 1 <= self.experts_per_token <= self.num_experts:
@@ -184,8 +189,6 @@ class TransformerConfig:
             raise UserError("a block needs pre_norm or post_norm")
         if self.residual != "sequential" and (self.post_norm or not self.pre_norm):
             raise UserError(f"residual={self.residual} goes with pre_norm alone")
-        if self.sliding_window is not None and self.sliding_window < 1:
-            raise UserError(f"sliding_window must be at least 1, got {self.sliding_window}")
         for name in ("sliding_layers", "dense_layers", "nope_layers"):
             for layer in getattr(self, name) or []:
                 if not 0 <= layer < self.num_layers:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lit_llm.errors import UserError
-from lit_llm.models.config import MAX_COUNT, TransformerConfig
+from lit_llm.models.config import RANGES, TransformerConfig
 from lit_llm.models.families import ACTIVATIONS, COMMON_FIELDS, FAMILIES, Family
 
 
@@ -52,7 +52,9 @@ def config_from_hf(hf: dict[str, Any], origin: str) -> TransformerConfig:
     family = FAMILIES[model_type]
     hf = {**family.defaults, **hf}
     layers = hf[family.fields.get("num_layers") or "num_hidden_layers"]
-    if type(layers) is not int or layers > MAX_COUNT:  # before anything is made for each of them
+    if (
+        type(layers) is not int or layers not in RANGES["num_layers"]
+    ):  # before anything is made for each of them
         raise UserError(f"{origin}: {layers!r} layers: not a number of layers")
     for key, wanted in {**family.needs, "quantization_config": None}.items():
         if hf.get(key) is not None and hf[key] != wanted:

@@ -209,6 +209,9 @@ def metadata_of(config: TransformerConfig, kind: str) -> tuple[Values, Tensor | 
     return {key: value for key, value in values.items() if value is not None}, factors
 
 
+_PRESETS = "--config pretrain/base-135m or another of transformers' shapes, as model.transformer=qwen3-0.6b"
+
+
 def gguf_arch_of(config: TransformerConfig) -> str:
     """The ``general.architecture`` that expresses ``config`` exactly: its family's own, or the first for other models.
 
@@ -227,7 +230,7 @@ def gguf_arch_of(config: TransformerConfig) -> str:
         if difference is None:
             return kind
         refused = refused or f"{kind} cannot say {difference}"
-    mend = "export it with --format hf"
+    mend = f"export it with --format hf, or train a new one that starts from {_PRESETS}"
     if "sliding_window=" in refused and config.sliding_window is not None:
         mend = (
             f"where no text is longer than {config.sliding_window} tokens, the window has no "

@@ -273,7 +273,7 @@ def save_pretrained(
     state_dict: dict[str, Tensor] | None = None,
 ) -> None:
     """See `Transformer.save_pretrained`."""
-    from safetensors.torch import save_file
+    from lit_llm.models.weight_file import save_tensors
 
     config = model.config
     folder.mkdir(parents=True, exist_ok=True)
@@ -309,17 +309,16 @@ def save_pretrained(
             shards.append([])
             filled = size(name)
         shards[-1].append(name)
-    metadata = {"format": "pt"}
     for left in folder.iterdir():  # an earlier save's would be read in place of these
         if _WEIGHT_FILE.fullmatch(left.name) and "safetensors" in left.name:
             left.unlink()
     if len(shards) == 1:
-        save_file({name: saved(name) for name in shards[0]}, folder / "model.safetensors", metadata)
+        save_tensors({name: saved(name) for name in shards[0]}, folder / "model.safetensors")
         return
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         shard = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file({name: saved(name) for name in names}, folder / shard, metadata)
+        save_tensors({name: saved(name) for name in names}, folder / shard)
         weight_map |= dict.fromkeys(names, shard)
     index = {
         "metadata": {"total_size": sum(size(name) for name in layout.slots)},

@@ -18,8 +18,15 @@ from torch import Tensor, nn
 from lit_llm.checks import check_types
 from lit_llm.errors import UserError
 from lit_llm.models.transformer import Transformer
+from lit_llm.ranges import Range, check_ranges
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+RANGES: dict[str, Range] = {
+    "rank": Range(1, 1e5), "alpha": Range(0, 1e6), "dropout": Range(0, 1, below=True),
+}  # fmt: skip
+"""Ranges of the numbers of `LoRAConfig`."""
 
 
 @dataclass
@@ -41,10 +48,7 @@ class LoRAConfig:
         if isinstance(self.targets, list):
             self.targets = tuple(self.targets)
         check_types("lora", LoRAConfig, vars(self))
-        if self.rank < 1:
-            raise UserError(f"lora.rank must be at least 1, got {self.rank}")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"lora.dropout must be in [0, 1), got {self.dropout}")
+        check_ranges(vars(self), RANGES, "lora.")
         if unknown := set(self.targets) - set(TARGETS):
             raise UserError(
                 f"lora.targets: unknown {', '.join(sorted(unknown))}; known are {', '.join(TARGETS)}"

@@ -5,14 +5,13 @@ Shapes: B batch, V vocabulary.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lit_llm.errors import UserError
+from lit_llm.ranges import SAMPLING, check_ranges
 
 
 @dataclass(frozen=True)
@@ -36,16 +35,7 @@ class Sampling:
     """Keeps tokens at least min_p times as likely as the likeliest (arXiv:2407.01082)."""
 
     def __post_init__(self) -> None:
-        ranges = [
-            ("repetition_penalty", "> 0", 0 < self.repetition_penalty < math.inf),
-            ("temperature", ">= 0", 0 <= self.temperature < math.inf),
-            ("top_k", ">= 1", self.top_k is None or self.top_k >= 1),
-            ("top_p", "> 0 and <= 1", self.top_p is None or 0 < self.top_p <= 1),
-            ("min_p", ">= 0 and <= 1", self.min_p is None or 0 <= self.min_p <= 1),
-        ]
-        for name, wanted, fine in ranges:
-            if not fine:
-                raise UserError(f"{name}={getattr(self, name)}: must be {wanted}")
+        check_ranges(vars(self), SAMPLING)
 
 
 GREEDY = Sampling(temperature=0.0)

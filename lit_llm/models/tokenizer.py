@@ -55,6 +55,10 @@ _USUAL_NAMES = {
     "pad_token": (PAD, "<pad>", "[PAD]"),
 }
 _PIECE_CHARACTERS = 1_000_000
+# Characters of a word in training, where each merge goes through all of every word that has it. DNA and
+# text without spaces have words of any length; between two signs of Chinese are some 20 letters.
+_LONGEST_WORD = 256
+_SIGNS = re.compile(r"[^\w\s]+")
 # White space, digits, case, marks, scripts, emoji, and spelled control tokens: where encoders part ways.
 _PROBE = (
     "It's 1234567 o'clock,  DON'T  \t\n\n   stop\r\n\u00a0x=1;\u3000//+=-- na\u00efve cafe\u0301 \u5317\u4eac\u3002"
@@ -140,7 +144,8 @@ class Tokenizer:
         """Train a byte-level BPE; the same texts in the same order give the same tokenizer.
 
         Args:
-            texts: training documents, read once.
+            texts: training documents, read once. Words above 256 characters (letters or signs without a break between
+                them) are cut, since the time for a word grows with the square of its length.
             vocab_size: number of ids, the 256 bytes and the four control tokens included.
             or_fewer: what the texts support is enough.
 
@@ -157,12 +162,9 @@ class Tokenizer:
             )
         # ignore_merges: a piece that is itself a token is taken whole, as engines do for this pattern.
         backend = Backend(models.BPE(ignore_merges=True))
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
+        words = pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated")
+        as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([words, as_bytes])
         backend.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
@@ -171,7 +173,9 @@ class Tokenizer:
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
-        backend.train_from_iterator((piece for text in texts for piece in _pieces(text)), trainer)
+        pieces = (piece for text in texts for piece in _pieces(text))
+        cut = (part for piece in pieces for part in _with_short_words(piece, words))
+        backend.train_from_iterator(cut, trainer)
         # Documents are trained on behind this token: prompts begin with it in every program.
         begin_with(backend, END_OF_TEXT)
         found = backend.get_vocab_size()
@@ -477,6 +481,24 @@ def _pieces(text: str) -> Iterator[str]:
         yield text[begin : match.end()]
         begin = match.end()
     yield text[begin:] if begin else text
+
+
+def _with_short_words(text: str, words: Any) -> Iterator[str]:
+    """``text`` for training, in parts, so that no word (of the pre-tokenizer ``words``) is above `_LONGEST_WORD`."""
+    half = _LONGEST_WORD // 2  # a longer word fills at least one stretch of these whole
+    stretches = (text[at : at + half] for at in range(0, len(text) - half + 1, half))
+    if not any(s.isalpha() or s.isspace() or _SIGNS.fullmatch(s) for s in stretches):
+        yield text
+        return
+    begin = 0
+    for _, (start, end) in words.pre_tokenize_str(text):
+        if end - start > _LONGEST_WORD:
+            yield text[begin:start]
+            yield from (
+                text[at : min(at + _LONGEST_WORD, end)] for at in range(start, end, _LONGEST_WORD)
+            )
+            begin = end
+    yield text[begin:]
 
 
 def _byte_alphabet() -> dict[str, bytes]:

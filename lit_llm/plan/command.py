@@ -195,11 +195,10 @@ def _with_training_config(args: list[str]) -> list[str]:
     if "--config" not in args or args.index("--config") + 1 == len(args):
         return args
     at = args.index("--config")
-    import yaml
-
     from lit_llm.presets import find_config
+    from lit_llm.yaml_file import read_yaml
 
-    content = yaml.safe_load(find_config(args[at + 1]).read_text(encoding="utf-8"))
+    content = read_yaml(find_config(args[at + 1]))
     if not {"model", "data"} & content.keys():
         return args
     model, data = (_init_args(content.get(key)) for key in ("model", "data"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 import lit_llm
 from lit_llm.models.cores import usable_cores
 from lit_llm.models.flops import peak_flops
+from lit_llm.ranges import Range, check_ranges, positive
 from lit_llm.report.html import write_report
 from lit_llm.training.callbacks.throughput import compute_dtype
 
@@ -27,6 +29,12 @@ from lit_llm.training.callbacks.throughput import compute_dtype
 USD_PER_HOUR = {"B200": 6.69, "H200": 4.0, "H100": 3.0, "A100": 2.0, "L40S": 1.09, "A10G": 1.01, "RTX 5090": 0.99,
                 "RTX 4090": 0.69, "V100": 0.79, "T4": 0.35}  # fmt: skip
 USD_PER_CPU_CORE_HOUR = 0.04
+
+
+RANGES: dict[str, Range] = {
+    "usd_per_hour": positive(1e6),
+}  # fmt: skip
+"""Ranges of the numbers of `RunReport`."""
 
 
 class RunReport(L.Callback):
@@ -39,6 +47,7 @@ class RunReport(L.Callback):
     """
 
     def __init__(self, usd_per_hour: float | None = None):
+        check_ranges(locals(), RANGES, "report.")
         self.usd_per_hour = usd_per_hour
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -53,12 +62,19 @@ class RunReport(L.Callback):
         batch = getattr(data, "global_batch_tokens", None)
         steps = getattr(data, "steps", None)
         self._batch = batch or 0
+        command = " ".join([Path(sys.argv[0]).name, *map(_quoted, sys.argv[1:])])
+        resumed: list[dict[str, Any]] = []
+        if trainer.global_step:
+            before = earlier.get("resumed")
+            resumed = before if isinstance(before, list) else []
+            resumed = [*resumed, {"step": trainer.global_step, "command": command}]
         self.facts: dict[str, Any] = {
             "name": self.folder.name,
             "started": earlier.get("started")
             if trainer.global_step
             else datetime.now(UTC).isoformat(timespec="seconds"),
             "parameters": sum(p.numel() for p in pl_module.parameters()),
+            "parameters_trained": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
             "flops_per_token": getattr(pl_module, "flops_per_token", None),
             "peak_flops": peak,
             "peak_flops_source": source,
@@ -69,7 +85,8 @@ class RunReport(L.Callback):
             if self.usd_per_hour is not None
             else _price(device, trainer.world_size),
             "tokens_planned": batch * steps if batch and steps else None,
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            # How the run was started, not how it was resumed: that stands in "resumed".
+            "command": earlier.get("command", command) if trainer.global_step else command,
             "environment": {
                 "python": platform.python_version(),
                 "torch": torch.__version__,
@@ -79,6 +96,7 @@ class RunReport(L.Callback):
                 "cpu": _cpu_name(),
             },
             "git": _git_commit(),
+            "resumed": resumed,
             "resumes": int(earlier.get("resumes", 0)) + 1 if trainer.global_step else 0,
         }
         if trainer.is_global_zero:
@@ -131,6 +149,14 @@ class RunReport(L.Callback):
         part = self.folder / "run.json.part"
         part.write_text(json.dumps(self.facts, indent=2) + "\n", encoding="utf-8")
         part.replace(self.folder / "run.json")
+
+
+def _quoted(word: str) -> str:
+    """A word of the command for a shell; of an option with its value, the value alone is quoted."""
+    option, equals, value = word.partition("=")
+    if word.startswith("--") and equals and shlex.quote(option) == option:
+        return f"{option}={shlex.quote(value)}"
+    return shlex.quote(word)
 
 
 def _device_name(device: torch.device) -> str:

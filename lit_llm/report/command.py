@@ -13,9 +13,15 @@ def main(args: list[str]) -> None:
     """Parse ``args`` and write the report.
 
     Raises:
-        UserError: the folder is no run folder.
+        UserError: a folder is no run folder.
     """
     parser = Parser(prog="lit_llm report", description="Write a run folder's report.html.")
     parser.add_argument("run", type=Path, help="run folder, e.g. runs/pretrain-quickstart")
-    run = parser.parse_args(args).run
-    say(str(write_report(run)))
+    parser.add_argument(
+        "--compare",
+        type=Path,
+        metavar="RUN",
+        help="an earlier run, or the base's: its curves are drawn dashed",
+    )
+    given = parser.parse_args(args)
+    say(str(write_report(given.run, given.compare)))

@@ -7,59 +7,66 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
-from lit_llm.report.plots import (
-    SMOOTHED_SHARE,
-    Axis,
-    Series,
-    line_chart,
-    nice_ticks,
-    number,
-    percent,
-    smooth,
-    tick_labels,
-)
+from lit_llm.report import marks
+from lit_llm.report.plots import Axis, Series, line_chart, number, percent, smooth
 from lit_llm.report.reading import Run
 
 STANDARD = {"step", "tokens", "train_loss", "val_loss", "val_bits_per_byte", "lr", "grad_norm"} | {
     "tokens_per_second", "mfu", "data_wait", "memory_gb",
 }  # fmt: skip
-BY_SOURCE = "val_bits_per_byte/"
+BY_SOURCE, LOSS_BY_SOURCE = "val_bits_per_byte/", "val_loss/"
+# What the page's choice of smoothing can show: the shares of rows that a mean is taken over.
+SMOOTHING = {"smooth-little": 0.02, "smooth-much": 0.1}
+_OTHER_COLOUR = 7  # of another run's curves
 
 
-def x_axis(run: Run) -> tuple[Axis | None, np.ndarray]:
-    """The shared x axis, and where on it each row lies: tokens when every row has them, steps otherwise."""
-    step = run.columns.get("step", np.array([]))
-    tokens = run.columns.get("tokens", np.array([]))
-    if not len(step):
-        return None, step
-    counted = len(tokens) == len(step) and bool(
-        np.isfinite(tokens).all() and (np.diff(tokens) >= 0).all()
-    )
-    x = tokens if counted else step
-    low = 0.0 if x[0] >= 0 and x[0] <= 0.2 * x[-1] else float(x[0])
-    high = float(x[-1]) if x[-1] > low else low + 1.0
+def sources_table(run: Run) -> list[dict[str, str]]:
+    """A row a validation source: bits per byte first, best, last; the last loss in nats a token."""
+    rows = []
+    for name in run.columns:
+        if name.startswith(BY_SOURCE):
+            source = name.removeprefix(BY_SOURCE)
+            values, loss = run.finite(name), run.finite(LOSS_BY_SOURCE + source)
+            if len(values):
+                shown = [f"{v:.3f}" for v in (values[0], values.min(), values[-1])]
+                row = dict(zip(("first", "best", "last"), shown, strict=True))
+                rows.append(
+                    {
+                        "source": source,
+                        **row,
+                        "loss": f"{loss[-1]:.3f}" if len(loss) else "—",
+                    }
+                )
+    return rows
 
-    def places(name: str, values: np.ndarray, start: float) -> list[tuple[float, str]]:
-        ticks = nice_ticks(start, max(float(values[-1]), start + 1.0), 5)
-        at = (
-            np.interp(ticks, np.append(start, values), np.append(low, x))
-            if values is not x
-            else np.array(ticks)
+
+def figure_sections(
+    run: Run, axis: Axis, x: np.ndarray, other: Run | None = None
+) -> list[dict[str, Any]]:
+    """The sections with plots: id, title, charts (HTML) and whether these are small.
+
+    ``other``: an earlier run, whose curves are drawn dashed beside this one's.
+    """
+    happened = marks.places(marks.marks(run), run, x)
+
+    def chart(
+        title: str,
+        unit: str,
+        series: list[Series],
+        *,
+        twin: bool = False,
+        log: bool = False,
+        **options: Any,
+    ) -> Markup:
+        """With ``twin`` once more on a log scale, which the page's choice shows instead."""
+        options["marks"] = happened
+        if not twin:
+            return line_chart(title, unit, series, axis, log=log, **options)
+        return line_chart(title, unit, series, axis, css="linear", **options) + line_chart(
+            title, unit, series, axis, css="logarithmic", log=True, **options
         )
-        labels = tick_labels(ticks)
-        labels[-1] += f" {name}"
-        return [
-            (float(a), label) for a, label in zip((at - low) / (high - low), labels, strict=True)
-        ]
-
-    by = {"tokens": places("tokens", tokens, low)} if counted else {}
-    by["step"] = places("steps", step, 0.0 if low == 0 else float(step[0]))
-    return Axis("tokens" if counted else "step", low, high, by), x
-
-
-def figure_sections(run: Run, axis: Axis, x: np.ndarray) -> list[dict[str, Any]]:
-    """The sections with plots: id, title, charts (HTML) and whether these are small."""
 
     def one(column: str, label: str = "", colour: int = 0) -> Series:
         rows = run.measured(column)
@@ -67,13 +74,40 @@ def figure_sections(run: Run, axis: Axis, x: np.ndarray) -> list[dict[str, Any]]
         return Series(label or column, x[rows], run.columns["step"][rows], values, colour)
 
     def noisy(column: str, label: str = "mean", colour: int = 0) -> list[Series]:
-        """The raw values faint under their running mean; one plain line where there is no noise to average away."""
+        """The raw values and their running means; the values faint where these are rough."""
         raw = one(column, label, colour)
-        finite, mean = raw.y[np.isfinite(raw.y)], smooth(raw.y)
+        finite = raw.y[np.isfinite(raw.y)]
         rough = len(finite) > 1 and float(np.abs(np.diff(finite)).sum()) > 4 * float(np.ptp(finite))
-        if not rough or np.array_equal(mean[np.isfinite(raw.y)], finite):
-            return [replace(raw, label="value" if label == "mean" else label)]
-        return [replace(raw, label="raw", faint=True), replace(raw, y=mean, derived=True)]
+        means = {css: smooth(raw.y, share) for css, share in SMOOTHING.items()}
+        different = {
+            css: mean
+            for css, mean in means.items()
+            if not np.array_equal(mean[np.isfinite(raw.y)], finite)
+        }
+        # Where a mean shows little, nobody sees it who does not ask for it.
+        faint = rough and "smooth-little" in different
+        plain = "value" if label == "mean" else label
+        return [
+            replace(raw, label="raw" if faint else plain, faint=faint, css="raw"),
+            *(
+                replace(raw, label=label if faint else "mean", y=mean, derived=True, css=css)
+                for css, mean in different.items()
+                if faint or css != "smooth-little"
+            ),
+        ]
+
+    def earlier(column: str) -> list[Series]:
+        """The other run's curve as far as this one's axis goes."""
+        rows = other.measured(column) if other else np.array([], dtype=int)
+        if other is None or not len(rows) or axis.name not in other.columns:
+            return []
+        at = other.columns[axis.name]
+        rows = rows[(at[rows] >= axis.low) & (at[rows] <= axis.high)]
+        y = other.columns[column]
+        y = smooth(y, SMOOTHING["smooth-little"])[rows] if column == "train_loss" else y[rows]
+        name = f"{other.name}: {column.replace('_', ' ')}"
+        step = other.columns["step"][rows]
+        return [Series(name, at[rows], step, y, _OTHER_COLOUR, derived=True, dashed=True)]
 
     def best(column: str) -> str:
         rows = run.measured(column)
@@ -98,50 +132,51 @@ def figure_sections(run: Run, axis: Axis, x: np.ndarray) -> list[dict[str, Any]]
         len(grad) > 0 and float(grad.min()) > 0 and float(grad.max()) > 30 * float(grad.min())
     )
     loss = noisy("train_loss", "training")
-    faint = (
-        f"Faint: as logged. Solid: mean over {SMOOTHED_SHARE:.0%} of the rows. "
-        if len(loss) > 1
-        else ""
-    )
+    faint = "Faint: as logged. Solid: mean of the rows around. " if loss[0].faint else ""
+    if other:
+        faint += f"Dashed: {other.name}. "
     total = one("val_bits_per_byte", "all" if by_source else "validation", 1)
-    tall: dict[str, Any] = {"height": 270}
     learning = [
-        line_chart(
-            "Loss", "nats per token", [*loss, one("val_loss", "validation", 1)], axis,
-            note=faint + best("val_loss"), **tall,
+        chart(
+            "Loss", "nats per token",
+            [*loss, one("val_loss", "validation", 1), *earlier("train_loss"), *earlier("val_loss")],
+            twin=True, note=faint + best("val_loss"), height=270,
         ),
-        line_chart(
-            "Validation", "bits per byte", [*by_source, total], axis, note=best("val_bits_per_byte"), **tall
+        chart(
+            "Validation", "bits per byte", [*by_source, total, *earlier("val_bits_per_byte")],
+            twin=True, note=best("val_bits_per_byte"), height=270,
         ),
     ]  # fmt: skip
     optimisation = [
-        line_chart("Learning rate", "", [one("lr", "rate")], axis, zero=True, note=of("lr", "Highest {1}.")),
-        line_chart(
-            "Gradient norm", "before clipping", noisy("grad_norm"), axis, zero=not wide_grad, log=wide_grad,
+        chart("Learning rate", "", [one("lr", "rate")], zero=True, note=of("lr", "Highest {1}.")),
+        chart(
+            "Gradient norm", "before clipping", noisy("grad_norm"), zero=not wide_grad, log=wide_grad,
             note=of("grad_norm", "Median {0}, highest {1}."),
         ),
     ]  # fmt: skip
     speed = [
-        line_chart(
-            "Throughput", "tokens per second", noisy("tokens_per_second"), axis, zero=True,
+        chart(
+            "Throughput", "tokens per second", noisy("tokens_per_second"), zero=True,
             note=of("tokens_per_second", "Median {0}."),
         ),
-        line_chart(
-            "Model FLOPs utilisation", "of the peak", noisy("mfu"), axis, zero=True, as_percent=True,
+        chart(
+            "Model FLOPs utilisation", "of the peak", noisy("mfu"), zero=True, as_percent=True,
             note=of("mfu", "Median {0}.", percent),
         ),
-        line_chart(
-            "Waiting for data", "share of the step", noisy("data_wait"), axis, zero=True, as_percent=True,
+        chart(
+            "Waiting for data", "share of the step", noisy("data_wait"), zero=True, as_percent=True,
             note=of("data_wait", "Median {0}, highest {1}.", percent),
         ),
-        line_chart(
-            "Memory", "GB", [one("memory_gb", "peak")], axis, zero=True, note=of("memory_gb", "Highest {1} GB.")
+        chart(
+            "Memory", "GB", [one("memory_gb", "peak")], zero=True, note=of("memory_gb", "Highest {1} GB.")
         ),
     ]  # fmt: skip
     others = [
         name
         for name in run.columns
-        if name not in STANDARD and name not in sources and len(run.measured(name))
+        if name not in STANDARD
+        and not name.startswith((BY_SOURCE, LOSS_BY_SOURCE))
+        and len(run.measured(name))
     ]
     sections: list[dict[str, Any]] = [
         {"id": "learning", "title": "Learning", "charts": learning},
@@ -149,6 +184,6 @@ def figure_sections(run: Run, axis: Axis, x: np.ndarray) -> list[dict[str, Any]]
         {"id": "speed", "title": "Speed", "charts": speed},
     ]
     if others:
-        charts = [line_chart(name, "", noisy(name), axis, height=120) for name in others]
+        charts = [chart(name, "", noisy(name), height=120) for name in others]
         sections.append({"id": "others", "title": "Other metrics", "charts": charts, "small": True})
     return sections

@@ -59,10 +59,14 @@ def evaluations(folder: Path) -> list[dict[str, str]]:
 
 
 def retention(folder: Path) -> dict[str, Any] | None:
-    """``retention.json`` of a `RetentionCheck`, the questions that the base answered rightly; None without one."""
+    """``retention.json`` of a `RetentionCheck`: the questions that the base answered rightly.
+
+    Those now wrong come first. None without such a file.
+    """
     try:
         content = json.loads((folder / "retention.json").read_text(encoding="utf-8"))
         known = [row for row in content["questions"] if row["right_before"]]
+        known.sort(key=lambda row: row.get("right_after") is not False)
         return {
             "right_before": content["right_before"],
             "still_right": content["still_right"],

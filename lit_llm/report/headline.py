@@ -88,6 +88,7 @@ def headline(run: Run) -> list[dict[str, str]]:
             "Parameters",
             shown(parameters),
             "",
+            _trained(run),
             shown(run.number("flops_per_token"), "{} per token", flops),
         ),
         item("Training time", shown(seconds, form=duration), "", resumed, _guarded(run)),
@@ -97,6 +98,15 @@ def headline(run: Run) -> list[dict[str, str]]:
         ),
         item("Cost", shown(cost, form=dollars), "", shown(price, "at {} per hour", dollars)),
     ]
+
+
+def _trained(run: Run) -> str | None:
+    """Trained and frozen parameters apart, where some are frozen."""
+    parameters, trained = run.number("parameters"), run.number("parameters_trained")
+    if not parameters or trained is None or not trained < parameters:
+        return None
+    share = percent(trained / parameters)
+    return f"{number(trained)} trained ({share}), {number(parameters - trained)} frozen"
 
 
 def _guarded(run: Run) -> str | None:

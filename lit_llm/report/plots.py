@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -28,7 +28,9 @@ UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 class Series:
     """One line. ``x``, ``step`` and ``y`` are (n,) float64, x increasing; a y that is not finite makes a gap.
 
-    ``faint`` is for raw values behind their mean; ``derived`` for that mean, whose exceptions are not counted again.
+    ``faint`` is for raw values behind their mean; ``derived`` for that mean, whose exceptions are not
+    counted again; ``dashed`` for another run's. ``css`` are classes of its line and its key, by which
+    the page shows and hides it.
     """
 
     label: str
@@ -38,6 +40,8 @@ class Series:
     colour: int = 0
     faint: bool = False
     derived: bool = False
+    dashed: bool = False
+    css: str = ""
 
 
 @dataclass(frozen=True)
@@ -234,16 +238,19 @@ def line_chart(
     log: bool = False,
     as_percent: bool = False,
     height: int = 170,
+    marks: Sequence[tuple[str, float]] = (),
+    css: str = "",
 ) -> Markup:
     """A ``<figure>`` with the series over a shared x axis, ``height`` pixels high. All strings are escaped here.
 
+    ``marks`` are (kind, x) of what happened there; ``css`` are further classes of the figure.
     ``zero`` puts zero on the y axis, ``log`` makes it logarithmic (values <= 0 become gaps). Points that fall outside
     the drawing and values that are not finite are counted in words under the chart, and the former marked on its edge.
     """
     usable = [
         np.where((np.abs(s.y) < LARGEST) & ((s.y > 0) | (not log)), s.y, np.nan) for s in series
     ]
-    head = f'<b>{escape(title)}</b> <span class="unit">{escape(unit)}{", log scale" if log else ""}</span>'
+    head = f'<b><bdi>{escape(title)}</bdi></b> <span class="unit">{escape(unit)}{", log scale" if log else ""}</span>'
     if not any(np.isfinite(y).any() for y in usable):
         said = (
             "Nothing but values that are not finite."
@@ -251,7 +258,8 @@ def line_chart(
             else "Not measured in this run."
         )
         return Markup(
-            f'<figure class="chart empty"><figcaption>{head}</figcaption><p class="note">{said}</p></figure>'
+            f'<figure class="{f"chart empty {css}".strip()}"><figcaption>{head}</figcaption>'
+            f'<p class="note">{said}</p></figure>'
         )
     scale = _Scale(
         *visible_range([y[np.isfinite(y)] for y in usable], zero, log), log, height, axis
@@ -263,15 +271,18 @@ def line_chart(
     if log:
         ticks = log_ticks(scale.low, scale.high)
         labels = [number(t) for t in ticks]
+    values = np.unique(np.concatenate([y[np.isfinite(y)] for y in usable]))
+    if len(values) == 1:  # one value has no scale: what it is stands beside it
+        ticks, labels = [float(values[0])], [text(float(values[0]))]
     tops = scale.y(np.array(ticks))
     drawn, keys, data = "", "", []
     for one, y in zip(series, usable, strict=True):
         keep = downsample(one.x, y)
         drawn += _lines(one, y, keep, scale)
         last = text(float(y[keep[-1]])) if len(keep) else "—"
-        faint = " faint" if one.faint else ""
-        label = f"<i></i>{escape(one.label)} <output>{last}</output>"
-        keys += f'<span class="key{faint}" style="{_colour(one)}">{label}</span>'
+        kind = " ".join(filter(None, ["key", "faint" * one.faint, "dashed" * one.dashed, one.css]))
+        label = f"<i></i><bdi>{escape(one.label)}</bdi> <output>{last}</output>"
+        keys += f'<span class="{kind}" style="{_colour(one)}">{label}</span>'
         data.append(
             {"x": _short(one.x[keep]), "step": _short(one.step[keep]), "y": _short(y[keep])}
         )
@@ -303,13 +314,13 @@ def line_chart(
     )
     sentences = [note, *_exceptions(series, usable, scale, text)]
     return Markup(
-        f'<figure class="chart" style="--h:{height}px;--gutter:{max(map(len, labels)) + 1}ch" '
+        f'<figure class="{f"chart {css}".strip()}" style="--h:{height}px;--gutter:{max(map(len, labels)) + 1}ch" '
         + " ".join(f'{name}="{escape(value)}"' for name, value in attributes.items())
         + f'><figcaption>{head}<span class="keys">{keys}</span></figcaption>'
         f'<div class="body"><div class="y">{y_labels}</div>'
         f'<div class="area" tabindex="0" role="img" aria-label="{escape(summary)}">'
         f'<svg viewBox="0 0 {WIDTH} {height}" preserveAspectRatio="none" aria-hidden="true">'
-        f'<path class="grid" d="{grid}"/>{drawn}</svg></div>{x_labels}</div>'
+        f'<path class="grid" d="{grid}"/>{drawn}{_marks(marks, scale)}</svg></div>{x_labels}</div>'
         f'<p class="note">{escape(" ".join(s for s in sentences if s))}</p></figure>'
     )
 
@@ -336,15 +347,29 @@ def _lines(series: Series, y: np.ndarray, keep: np.ndarray, scale: _Scale) -> st
         starts = i == 0 or gaps[i] != gaps[i - 1]
         alone = starts and (i + 1 == len(keep) or gaps[i + 1] != gaps[i])
         line += f"{'M' if starts else 'L'}{a:.1f} {b:.1f}{'h0' if alone else ''}"  # h0: a round cap makes it a dot
-    css = "faint" if series.faint else "line dashed" if series.colour >= COLOURS else "line"
+    dashed = series.dashed or series.colour >= COLOURS
+    css = "faint" if series.faint else "line dashed" if dashed else "line"
+    css = f"{css} {series.css}".strip()
     svg = f'<path class="{css}" style="{_colour(series)}" d="{line}"/>' if line else ""
     if len(keep) <= 40 and not series.faint:
         dots = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(px, py, strict=True))
-        svg += f'<path class="dots" style="{_colour(series)}" d="{dots}"/>'
+        svg += (
+            f'<path class="{f"dots {series.css}".strip()}" style="{_colour(series)}" d="{dots}"/>'
+        )
     marks = "".join(f"M{a:.1f} 0v6" for a in px[py < 0]) + "".join(
         f"M{a:.1f} {scale.height}v-6" for a in px[py > scale.height]
     )
     return svg + (f'<path class="clipped" style="{_colour(series)}" d="{marks}"/>' if marks else "")
+
+
+def _marks(marks: Sequence[tuple[str, float]], scale: _Scale) -> str:
+    """A path for each kind: a line from top to bottom at a resume, a short one for the others."""
+    drawn: dict[str, str] = {}
+    for kind, x in marks:
+        at = float(scale.x(np.array(x)))
+        length = {"resumed": f"0V{scale.height}", "saved": f"{scale.height}v-7"}.get(kind, "0v9")
+        drawn[kind] = drawn.get(kind, "") + f"M{at:.1f} {length}"
+    return "".join(f'<path class="mark {kind}" d="{path}"/>' for kind, path in drawn.items())
 
 
 def _exceptions(

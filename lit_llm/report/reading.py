@@ -33,6 +33,11 @@ class Run:
     datacard: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
+    @property
+    def name(self) -> str:
+        """What ``run.json`` calls it, or its folder."""
+        return str(self.info.get("name") or self.folder.resolve().name)
+
     def measured(self, column: str) -> np.ndarray:
         """Row numbers (n,) at which ``column`` was written; none for a column that is not there."""
         return (

@@ -1,4 +1,4 @@
-// The read-out under the pointer (or the arrow keys), shared by all charts, and the choice of what the x axis counts.
+// The read-out under the pointer (or the arrow keys), shared by all charts.
 // The page is complete without it.
 (() => {
   "use strict";
@@ -33,8 +33,9 @@
     const [x0, x1, y0, y1, ceiling, floor, log, asPercent] = JSON.parse(figure.dataset.scale);
     const scaled = log ? Math.log10 : (y) => y;
     const series = JSON.parse(figure.dataset.series).map((points, i) => {
-      const spot = element("spot", area);
-      spot.style.cssText = figure.querySelectorAll(".key")[i].style.cssText;
+      const key = figure.querySelectorAll(".key")[i];
+      const spot = element(key.className.replace("key", "spot"), area);
+      spot.style.cssText = key.style.cssText;
       return { ...points, spot, output: outputs[i], last: outputs[i].textContent };
     });
     const text = (y) => (asPercent ? `${number(y * 100, 3)}%` : number(y));
@@ -99,19 +100,6 @@
       at = Math.min(Math.max(at + by * Math.ceil(finest.x.length / 100), 0), finest.x.length - 1);
       show(chart, finest.x[at]);
     });
-  }
-
-  for (const group of document.querySelectorAll(".toggle")) {
-    group.hidden = false;
-    const buttons = [...group.querySelectorAll("button")];
-    for (const button of buttons) {
-      button.addEventListener("click", () => {
-        for (const other of buttons) {
-          other.setAttribute("aria-pressed", String(other === button));
-          document.body.classList.toggle(`axis-${other.dataset.axis}`, other === button);
-        }
-      });
-    }
   }
 
   addEventListener("beforeprint", () => {

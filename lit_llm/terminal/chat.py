@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lit_llm.arguments import Parser
 from lit_llm.errors import UserError
 from lit_llm.streams import is_terminal
-from lit_llm.terminal.options import add_options, read_sampling
+from lit_llm.terminal.options import add_options, read_sampling, shell_text
 
 if TYPE_CHECKING:
     from lit_llm.terminal.conversation import Conversation
@@ -34,7 +34,10 @@ def chat_main(args: list[str]) -> None:
     )
     add_options(parser, max_new_tokens=512, temperature=0.7, top_p=0.95)
     parser.add_argument(
-        "--system", metavar="TEXT", help="system message: how the assistant should behave"
+        "--system",
+        type=shell_text,
+        metavar="TEXT",
+        help="system message: how the assistant should behave",
     )
     options = parser.parse_args(args)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.arguments import Parser
-from lit_llm.errors import UserError
+from lit_llm.errors import UserError, settings_called
 from lit_llm.streams import json_text
-from lit_llm.terminal.options import add_options, read_sampling
+from lit_llm.terminal.options import add_options, read_sampling, shell_text
 
 if TYPE_CHECKING:
     from lit_llm.models.tokenizer import Tokenizer
@@ -29,7 +29,12 @@ def generate_main(args: list[str]) -> None:
     )
     add_options(parser, max_new_tokens=128, temperature=0.0, top_p=1.0)
     parser.add_argument(
-        "--prompt", action="append", default=[], metavar="TEXT", help="may be given several times"
+        "--prompt",
+        type=shell_text,
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="may be given several times",
     )
     parser.add_argument(
         "--file",
@@ -48,7 +53,8 @@ def generate_main(args: list[str]) -> None:
     if options.file is not None:
         from lit_llm.data.files import read_prompts
 
-        prompts += read_prompts(options.file.expanduser())
+        with settings_called({"data.prompts": "--file"}):
+            prompts += read_prompts(options.file.expanduser())
     if not prompts:
         raise UserError("nothing to continue: give --prompt TEXT or --file FILE")
 

@@ -10,8 +10,13 @@ from pathlib import Path
 from lit_llm.arguments import Parser, with_underscores
 from lit_llm.errors import Preempted, UserError
 from lit_llm.presets import config_name
+from lit_llm.ranges import Number, Range
 from lit_llm.streams import say
 
+RANGES: dict[str, Range] = {
+    "nodes": Range(1, 1e5), "gpus": Range(1, 1e3), "grace": Range(1, 1e6),
+}  # fmt: skip
+"""Ranges of the command's numbers."""
 _TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
 
 
@@ -26,16 +31,26 @@ def launch_main(args: list[str]) -> None:
         description="Write a job file for a scheduler. After -- comes the command to run: fit --config FILE ...",
     )
     parser.add_argument("--slurm", action="store_true", required=True, help="for sbatch")
-    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="default %(default)s")
     parser.add_argument(
-        "--gpus", type=int, default=8, metavar="N", help="of a node, one process each; default 8"
+        "--nodes",
+        type=Number(int, RANGES["nodes"]),
+        default=1,
+        metavar="N",
+        help="default %(default)s",
+    )
+    parser.add_argument(
+        "--gpus",
+        type=Number(int, RANGES["gpus"]),
+        default=8,
+        metavar="N",
+        help="of a node, one process each; default 8",
     )
     parser.add_argument(
         "--time",
         default="24:00:00",
         help="limit that SLURM sets, as sbatch takes it; default %(default)s",
     )
-    parser.add_argument("--grace", type=int, default=180, metavar="SECONDS",
+    parser.add_argument("--grace", type=Number(int, RANGES["grace"]), default=180, metavar="SECONDS",
                         help="before the limit the run is told to save: more than an optimizer step, a validation and "
                              "a save take together; default %(default)s")  # fmt: skip
     parser.add_argument("--sbatch", action="append", default=[], metavar="OPTION",
@@ -55,9 +70,6 @@ def launch_main(args: list[str]) -> None:
         raise UserError(
             f"after -- comes fit and its arguments, got {' '.join(command[:1]) or 'nothing'}"
         )
-    for name in ("nodes", "gpus", "grace"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name} must be at least 1, got {getattr(options, name)}")
     if not _TIME.fullmatch(options.time):
         raise UserError(
             f"--time {options.time}: write it as sbatch takes it, e.g. 24:00:00 or 2-12:00:00"

@@ -6,8 +6,13 @@ import argparse
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
+from lit_llm.ranges import SAMPLING, Number, Range
+
 if TYPE_CHECKING:
     from lit_llm.models.sampling import Sampling
+
+RANGES: dict[str, Range] = {"max_new_tokens": Range(1, 1e9), "seed": Range(0, 2**63 - 1)}
+"""Ranges of the numbers besides those of `Sampling`."""
 
 
 def add_options(
@@ -19,35 +24,43 @@ def add_options(
     )
     parser.add_argument("--adapter", metavar="DIR", help="PEFT adapter to put on the model")
     parser.add_argument(
-        "--max_new_tokens", type=int, default=max_new_tokens, metavar="N",
+        "--max_new_tokens", type=Number(int, RANGES["max_new_tokens"]), default=max_new_tokens, metavar="N",
         help="longest answer in tokens (default %(default)s); the context may end it sooner",
     )  # fmt: skip
     parser.add_argument(
-        "--temperature", type=float, default=temperature, metavar="T",
+        "--temperature", type=Number(float, SAMPLING["temperature"]), default=temperature, metavar="T",
         help="0 always takes the likeliest token (default %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--top_p", type=float, default=top_p, metavar="P",
+        "--top_p", type=Number(float, SAMPLING["top_p"]), default=top_p, metavar="P",
         help="sample among the likeliest tokens that reach this probability (default %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--top_k", type=int, metavar="K", help="sample among the K likeliest tokens"
+        "--top_k",
+        type=Number(int, SAMPLING["top_k"]),
+        metavar="K",
+        help="sample among the K likeliest tokens",
     )
     parser.add_argument(
         "--min_p",
-        type=float,
+        type=Number(float, SAMPLING["min_p"]),
         metavar="P",
         help="sample among tokens at least P times as likely as the likeliest",
     )
     parser.add_argument(
-        "--repetition_penalty", type=float, default=1.0, metavar="R",
+        "--repetition_penalty", type=Number(float, SAMPLING["repetition_penalty"]), default=1.0, metavar="R",
         help="above 1: tokens that are already there become less likely (default %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of the sampling (default %(default)s)"
+        "--seed",
+        type=Number(int, RANGES["seed"]),
+        default=0,
+        metavar="N",
+        help="of the sampling (default %(default)s)",
     )
     parser.add_argument(
         "--stop",
+        type=shell_text,
         nargs="+",
         action="extend",
         default=[],
@@ -59,6 +72,20 @@ def add_options(
         default="auto",
         help="cpu, cuda, cuda:1, ...; auto: CUDA if there is one, else CPU",
     )
+
+
+def shell_text(word: str) -> str:
+    """A word of the command line that is text: UTF-8, also where the locale is another (LC_ALL=C).
+
+    Raises:
+        argparse.ArgumentTypeError: it is not UTF-8.
+    """
+    try:
+        return word.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeDecodeError:
+        raise argparse.ArgumentTypeError(f"not UTF-8: {word!a}") from None
+    except UnicodeEncodeError:  # half of a character, from a file: told where it is used
+        return word
 
 
 def read_sampling(options: argparse.Namespace) -> Sampling:

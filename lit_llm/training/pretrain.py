@@ -28,12 +28,15 @@ from lit_llm.models.sampling import GREEDY
 from lit_llm.models.sharded import clip_gradients, is_divided, whole_state_dict
 from lit_llm.models.transformer import Transformer
 from lit_llm.ranges import Range, check_ranges, positive
+from lit_llm.replaced_settings import check_replaced
 from lit_llm.training.callbacks.borders import (
     at_border,
     count_steps,
+    first_or_last,
     logs_now,
     number_as_lightning_does,
     number_by_steps_done,
+    planned_steps,
 )
 from lit_llm.training.eight_bit import CLASSES, build_eight_bit
 from lit_llm.training.from_data import take_from_checkpoint, take_from_data
@@ -51,7 +54,7 @@ from lit_llm.training.resume_policy import check_architecture, check_checkpoint
 from lit_llm.training.saved_settings import SavedSettings
 from lit_llm.training.schedules import Schedule, StepSchedule, keep_settings, lr_multiplier
 from lit_llm.training.step_loss import LossMean, StepLoss
-from lit_llm.training.trainer_checks import check_reuse, refuse_early_copies
+from lit_llm.training.trainer_checks import check_reuse, refuse_early_callbacks
 
 RANGES: dict[str, Range] = {
     "learning_rate": positive(1e3), "weight_decay": Range(0, 1e3), "warmup": Range(0, 1),
@@ -76,8 +79,8 @@ class PretrainModule(L.LightningModule):
         transformer: a preset's name, fields of `TransformerConfig` (``preset`` among them names one
             to start from), or a `TransformerConfig`. vocab_size and max_seq_len come from the data
             unless given; a `TransformerConfig` gives them.
-        init_from: Hugging Face directory or GGUF file to start from instead of random weights; ``transformer`` is then
-            its config. See `locate`.
+        init_from: Hugging Face directory or GGUF file to start from instead of random weights; its config is then the
+            model's, and ``transformer`` is refused beside it. See `locate`.
         optimizer: "muon_adamw" (Muon for the matrices), "adamw", or bitsandbytes' "adamw_8bit" or "paged_adamw_8bit".
         learning_rate: of the matrices. None: derived from the width.
         weight_decay: decoupled, on matrices.
@@ -120,6 +123,7 @@ class PretrainModule(L.LightningModule):
     ):
         super().__init__()
         check_types("model", PretrainModule.__init__, locals())
+        check_replaced(PretrainModule.__init__, locals(), "model.")
         check_ranges(locals(), RANGES, "model.")
         # Horizon and batch are the data's: as hyperparameters they would clash with those of a data
         # module.
@@ -134,6 +138,8 @@ class PretrainModule(L.LightningModule):
         self.fields: dict[str, Any] = _fields(transformer)
         if not isinstance(transformer, str):
             self.hparams["transformer"] = dict(self.fields)
+        if init_from == "":
+            raise UserError("model.init_from is empty text: give a folder, or leave it out")
         if init_from is not None:
             self.fields = TransformerConfig.from_pretrained(init_from).to_dict()
         TransformerConfig.from_dict(self.fields)  # a mistake is told now, before any data is made
@@ -220,7 +226,8 @@ class PretrainModule(L.LightningModule):
         if self._trainer is not None:
             number_by_steps_done(self._trainer, self._steps_done)
             if self.model is None:
-                refuse_early_copies(self._trainer)
+                callbacks = self._trainer.callbacks  # type: ignore[attr-defined]
+                refuse_early_callbacks(callbacks)
         self._check_horizon()
         # A network that is there must fit the data as it is.
         fields = self.fields if self.model is None else self.config.to_dict()
@@ -274,10 +281,11 @@ class PretrainModule(L.LightningModule):
         tokens, batch = self._horizon["tokens"], self._horizon["global_batch_tokens"]
         if tokens is not None and batch is not None:
             return -(-int(tokens) // batch)
-        if self.trainer.max_steps > 0:
-            return self.trainer.max_steps
+        if (steps := planned_steps(self.trainer)) is not None:
+            return steps
         raise UserError(
-            "give model.tokens and model.global_batch_tokens, or trainer.max_steps: the schedule needs a horizon"
+            "give model.tokens and model.global_batch_tokens, or trainer.max_steps: the schedule "
+            "needs a horizon, and the data has no length"
         )
 
     def default_learning_rate(self) -> float:
@@ -378,6 +386,10 @@ class PretrainModule(L.LightningModule):
             self.step_loss.update(loss_sum.detach() / supervised.clamp(min=1), supervised)
         return loss
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Backward of the loss, weighed by its tokens where they are not in it yet."""
+        super().backward(self._step_loss.for_backward(loss), *args, **kwargs)
+
     def on_after_backward(self) -> None:
         """Scale the gradient where the step's tokens are known only now."""
         self._step_loss.after_backward(self.parameters(), self.trainer)
@@ -388,7 +400,7 @@ class PretrainModule(L.LightningModule):
         if not at_border(self.trainer, batch_idx):
             return
         step = self.trainer.global_step
-        if logs_now(self.trainer):
+        if logs_now(self.trainer) or first_or_last(self.trainer):
             values: dict[str, Any] = {"train_loss": self.step_loss.compute(), "lr": self._lr}
             if self.grad_norm is not None:
                 values["grad_norm"] = self.grad_norm

@@ -48,17 +48,19 @@ class StepLoss:
     all micro-batches and processes.
 
     A batch's "step_tokens" says the number beforehand. Where batches do not have it, the tokens are
-    counted as the micro-batches come, and the gradient is scaled when the step is complete.
+    counted as the micro-batches come, and the gradient is scaled when the step is complete. What
+    callbacks and loggers see of such a micro-batch is its own mean loss.
     """
 
     def __init__(self) -> None:
-        self._counted: Tensor | None = (
-            None  # supervised tokens so far, of a step that nobody counted beforehand
-        )
+        # Of a step that nobody counted beforehand: supervised tokens so far, and what the mean of
+        # the micro-batch at hand is multiplied by for its gradient.
+        self._counted: Tensor | None = None
+        self._weight: Tensor | None = None
 
     def begin(self) -> None:
         """Forget the micro-batches of a step that was interrupted."""
-        self._counted = None
+        self._counted = self._weight = None
 
     def scaled(self, loss_sum: Tensor, batch: dict[str, Any], trainer: L.Trainer) -> Tensor:
         """What ``training_step`` returns for a micro-batch whose loss, summed over its tokens, is
@@ -85,7 +87,13 @@ class StepLoss:
         if parts == 1:
             return loss_sum / supervised.clamp(min=1)
         self._counted = supervised if self._counted is None else self._counted + supervised
-        return loss_sum * (trainer.accumulate_grad_batches / _DIVISOR)
+        self._weight = supervised * (trainer.accumulate_grad_batches / _DIVISOR)
+        return loss_sum / supervised.clamp(min=1)
+
+    def for_backward(self, loss: Tensor) -> Tensor:
+        """``loss``, as `scaled` gave it, so that gradients of all micro-batches add up to one scale."""
+        weight, self._weight = self._weight, None
+        return loss if weight is None else loss * weight
 
     def after_backward(self, parameters: Iterable[nn.Parameter], trainer: L.Trainer) -> None:
         """Scale the gradient of a step that is complete, if its tokens were counted on the way."""

@@ -3,11 +3,16 @@ early."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import lightning as L
-from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    ModelPruning,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lit_llm.errors import UserError
@@ -36,10 +41,17 @@ def check_reuse(trainer: L.Trainer, module: L.LightningModule) -> None:
     _trains[trainer] = ref(module)
 
 
-def refuse_early_copies(trainer: Any) -> None:
-    """Refuse callbacks that copy a module whose network is to be built yet."""
-    if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):
-        raise UserError(
-            "StochasticWeightAveraging copies the module before the network is there, and "
-            "would average nothing: take lightning's EMAWeightAveraging or WeightAveraging"
-        )
+def refuse_early_callbacks(callbacks: Iterable[Any]) -> None:
+    """Refuse callbacks that take a module's weights before its network is built."""
+    for callback in callbacks:
+        name = type(callback).__name__
+        if isinstance(callback, StochasticWeightAveraging):
+            raise UserError(
+                f"{name} copies the module before the network is there, and would average "
+                "nothing: take lightning's EMAWeightAveraging or WeightAveraging"
+            )
+        if isinstance(callback, (ModelPruning, BackboneFinetuning)):
+            raise UserError(
+                f"{name} looks for weights before the network is there, and finds none: leave it "
+                "out; --model.lora trains a few weights of a model"
+            )

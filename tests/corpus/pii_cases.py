@@ -3,7 +3,7 @@
     python tests/corpus/pii_cases.py
 
 Written from the formats' specifications before the patterns were, with check digits of its own, and not fitted to them
-since. A row is {"kind", "text"}; what has to be found is marked ⟦kind|value⟧, rows of kind "none" have no mark. A "¦"
+since; the second half is in pii_countries.py. A row is {"kind", "text"}; what has to be found is marked ⟦kind|value⟧, rows of kind "none" have no mark. A "¦"
 stands in values of kind secret, and is taken out by `read_cases`, so that scanners for leaked keys pass it.
 """
 
@@ -16,6 +16,8 @@ import re
 import string
 from dataclasses import dataclass
 from pathlib import Path
+
+import pii_countries
 
 FILE = Path(__file__).with_suffix(".jsonl")
 MARK = re.compile("⟦([a-z_]+)\\|(.*?)⟧", re.S)
@@ -683,7 +685,8 @@ def generate(seed: int = SEED) -> list[dict[str, str]]:
         mark = MARK.search(text)
         assert mark
         rows.append({"kind": mark[1], "text": text})
-    return rows + [{"kind": "none", "text": text} for text in PLAIN]
+    rows += [{"kind": "none", "text": text} for text in PLAIN]
+    return rows + pii_countries.rows(R, card, iban, IDS)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import re
 import shutil
 from pathlib import Path
@@ -17,15 +18,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from litdata import StreamingDataset
 from litdata.streaming.item_loader import TokensLoader
+from planted import sentence
 from test_pipeline import checksums, config, messy, rows  # noqa: F401 (messy is a fixture)
 
 from lit_llm.cli import main
 from lit_llm.corpus import shards
 from lit_llm.corpus.build import build
+from lit_llm.corpus.config import CorpusConfig
 from lit_llm.corpus.explain import explain
 from lit_llm.corpus.folder import Corpus
 from lit_llm.corpus.remove import Request, remove
 from lit_llm.corpus.shards import ShardWriter, locate, read_tokens, without
+from lit_llm.corpus.sources import Source
 from lit_llm.errors import UserError
 from lit_llm.presets import config_folders
 
@@ -93,11 +97,7 @@ def test_build_by_the_command_line(
         == 0
     )
     out, err = capsys.readouterr()
-    assert (
-        out == f"{tmp_path / 'c'}\n"
-        and "corpus: clean: " in err
-        and "documents" in err.splitlines()[-1]
-    )
+    assert out == f"{tmp_path / 'c'}\n" and "corpus: clean: " in err and " documents, " in err
     built = Corpus.load(tmp_path / "c")
     assert set(built.train_dirs) == {"messy", "rows"} and "near" in rows(built, "documents")
     assert 260 < built.tokenizer.vocab_size < 32_768  # as many as the text supports
@@ -123,7 +123,7 @@ def test_build_by_the_command_line(
         (["build", "--config", "corpus/wob", "--output", "c"], "did you mean corpus/web"),
         (
             ["build", "--input", "here", "--output", "c", "--runner", "slurm"],
-            "runner: .*'local', 'ray'.* slurm",
+            "runner=slurm: must be local or ray",
         ),
         (["build", "--input", "here/a.jsonl", "--output", "c"], r"a\.jsonl:1: no field 'text'"),
         (["sweep"], "no command 'sweep'; commands: build, report, explain, remove"),
@@ -295,6 +295,87 @@ def test_examples_of_removed_documents_go(corpus: Corpus) -> None:
     assert remove(corpus.path, Request(frozenset({"spam"}))) == 0
     assert rows(Corpus.load(corpus.path), "dropped")["spam"]["example"] is None
     assert "buy cheap" not in (corpus.path / "datacard.json").read_text()
+
+
+def everything_said(folder: Path) -> str:
+    """All of a corpus folder's texts and examples, and its card and page."""
+    said = [file.read_text() for file in folder.glob("datacard.*")]
+    for name in ("documents", "dropped"):
+        said.append(str(pq.read_table(folder / name).to_pylist()))
+    return "\n".join(said)
+
+
+@pytest.mark.parametrize("asked", ["03.txt", "exact"])
+def test_a_removed_text_is_not_shown_by_its_copies_either(corpus: Corpus, asked: str) -> None:
+    text = rows(corpus, "documents")["03.txt"]["text"]
+    beginning = text[:40].strip()
+    assert rows(corpus, "dropped")["exact"]["example"].startswith(beginning)
+    assert remove(corpus.path, Request(frozenset({asked}))) == 1
+    assert beginning not in everything_said(corpus.path)
+    check(Corpus.load(corpus.path))
+
+
+def test_near_copies_that_stay_are_told(corpus: Corpus, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["corpus", "remove", str(corpus.path), "--ids", "near"]) == 0
+    told = "near was a near copy of 04.txt, which stays; remove that too if it should go"
+    assert told in capsys.readouterr().out
+    assert rows(Corpus.load(corpus.path), "dropped")["near"]["example"] is None
+
+
+def numbered(count: int) -> list[str]:
+    """Texts of which none is like another."""
+    draw = random.Random(7)
+    return [" ".join(sentence(draw, 60)).capitalize() + f" The end of {i}." for i in range(count)]
+
+
+def write_lines(file: Path, texts: list[str]) -> None:
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+def test_a_removed_text_stays_out_when_its_place_in_the_file_changes(tmp_path: Path) -> None:
+    """Ids are places of lines; one more line at the beginning gives each document another id."""
+    file, output = tmp_path / "lines.jsonl", tmp_path / "corpus"
+    texts = numbered(30)
+    spam = "Buy cheap pills here today. " * 30
+    nearly = texts[4].replace("The end of", "The very end of")
+    write_lines(file, [*texts, texts[3], nearly, spam])
+    settings = CorpusConfig(
+        sources=[Source("lines", str(file))], vocab_size=270, validation_fraction=0.1
+    )
+    built = build(settings, output, progress=False)
+    kept = {row["text"].strip(): name for name, row in rows(built, "documents").items()}
+    dropped = rows(built, "dropped")
+    [pills] = [name for name, row in dropped.items() if "pills" in (row["example"] or "")]
+    asked = frozenset({kept[texts[3]], kept[texts[4]], pills})
+    assert remove(output, Request(asked)) == 2
+    write_lines(file, ["A new first line. " + numbered(31)[-1], *texts, texts[3], nearly, spam])
+    again = build(settings, output, progress=False)
+    names = set(rows(again, "documents")) | set(rows(again, "dropped"))
+    assert not asked & names
+    said = everything_said(output)
+    for gone in (texts[3], texts[4], "Buy cheap pills"):
+        assert gone[:40] not in said
+    assert again.datacard["dropped"]["removed: by request"] == 2
+    assert len(rows(again, "documents")) == 29
+
+
+def test_the_end_of_a_build_says_why_documents_were_dropped(
+    messy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "c"
+    build(config(messy), folder)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(
+        r"corpus: dropped most often: \d+ by \w+ \([^()]+\)(, \d+ by \w+ \([^()]+\)){1,2}; "
+        + re.escape(f"{folder / 'dropped'} has all dropped documents with their reasons, ")
+        + re.escape(f"{folder / 'datacard.html'} has examples"),
+        last,
+    )
+    named = re.findall(r"(\d+) by (\w+) \(([^()]+)\)", last)
+    counts = Corpus.load(folder).datacard["dropped"]
+    assert [counts[f"{stage}: {why}"] for _, stage, why in named] == [int(n) for n, *_ in named]
+    others = [count for reason, count in counts.items() if not reason.endswith(": duplicate")]
+    assert sorted(others, reverse=True)[:3] == [int(n) for n, *_ in named]
 
 
 def test_not_everything_can_be_removed(corpus: Corpus) -> None:

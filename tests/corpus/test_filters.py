@@ -20,9 +20,11 @@ from hypothesis import strategies as st
 
 from lit_llm.corpus.block import documents
 from lit_llm.corpus.c4 import POLICY
-from lit_llm.corpus.characters import SYMBOL, TERMINAL, character_table
+from lit_llm.corpus.characters import SPACE, SYMBOL, TERMINAL, UNSPACED, character_table
 from lit_llm.corpus.config import CorpusConfig
+from lit_llm.corpus.config_parser import parse_build
 from lit_llm.corpus.filters import C4Quality, FineWebQuality, GopherQuality, GopherRepetition
+from lit_llm.corpus.repetition_limits import language_limits, letters_a_word, limits_of
 from lit_llm.corpus.words import words
 from lit_llm.errors import UserError
 
@@ -48,29 +50,62 @@ def seen_before(items: list[str]) -> list[str]:
     return [item for i, item in enumerate(items) if item in items[:i]]
 
 
-def repetition(text: str, of: GopherRepetition) -> str | None:
+def says_something(item: str) -> bool:
+    return any(not TABLE[ord(c)] & (SYMBOL | SPACE) for c in item)
+
+
+def width(item: str) -> int:
+    return sum(2 if TABLE[ord(c)] & UNSPACED else 1 for c in item)
+
+
+def sensible_words(text: str) -> list[str]:
+    found = []
+    for word in words(text):
+        if not is_symbol(word):
+            cut = "".join(f"\0{c}\0" if TABLE[ord(c)] & UNSPACED else c for c in word)
+            found += [part for part in cut.split("\0") if part] if "\0" not in word else [word]
+    return found
+
+
+def repetition(text: str, of: GopherRepetition, letters: int = 1) -> str | None:
     if not text:
         return "empty"
     for name, items in (("para", re.split("\n\n+", text.strip())), ("line", re.split("\n+", text))):
+        if of.by_sense:
+            items = [item for item in items if says_something(item)]
         again = seen_before(items)
-        if len(again) / len(items) > getattr(of, f"dup_{name}_frac"):
+        few = len(again) < of.min_repeated_lines
+        counted = items
+        if of.min_line_width and name == "line":
+            counted = [
+                item for item in items if says_something(item) and width(item) >= of.min_line_width
+            ]
+        repeated = len(seen_before(counted))
+        enough = counted and repeated >= of.min_repeated_lines
+        if enough and repeated / len(counted) > getattr(of, f"dup_{name}_frac"):
             return f"dup_{name}_frac"
-        if sum(map(len, again)) / len(text) > getattr(of, f"dup_{name}_char_frac"):
+        most = getattr(of, f"dup_{name}_char_frac")
+        if sum(map(len, again)) / len(text) > (max(most, of.few_limit) if few else most):
             return f"dup_{name}_char_frac"
-    found = words(text)
+    found = sensible_words(text) if of.by_sense else words(text)
     for n, most in of.top_n_grams:
-        grams = Counter(" ".join(found[i : i + n]) for i in range(len(found) - n + 1))
-        gram = max(grams, key=grams.__getitem__, default="")
-        if grams[gram] >= of.min_top_n_gram and len(gram) * grams[gram] / len(text) > most:
+        many, between = n * letters, " " if letters == 1 else ""
+        grams = Counter(tuple(found[i : i + many]) for i in range(len(found) - many + 1))
+        gram = max(grams, key=grams.__getitem__, default=())
+        size = len(between.join(gram)) * grams[gram]
+        if grams[gram] >= of.min_top_n_gram and size / len(text) > most:
             return f"top_{n}_gram"
     for n, most in of.dup_n_grams:
-        seen, inside, i = set(), 0, 0
-        while i + n <= len(found):
-            gram = "".join(found[i : i + n])
+        many = n * letters
+        seen, inside, again_words, i = set(), 0, 0, 0
+        while i + many <= len(found):
+            gram = "".join(found[i : i + many])
             inside += len(gram) if gram in seen else 0
-            i += n if gram in seen else 1
+            again_words += many if gram in seen else 0
+            i += many if gram in seen else 1
             seen.add(gram)
-        if inside / len(text) > most:
+        few = again_words < of.min_repeated_words * letters
+        if inside / len(text) > (max(most, of.few_limit) if few else most):
             return f"duplicated_{n}_n_grams"
     return None
 
@@ -98,10 +133,10 @@ def gopher(text: str, of: GopherQuality) -> str | None:
         return "gopher_too_many_bullets"
     if trailing / len(lines) > of.max_ellipsis_lines_ratio:
         return "gopher_too_many_end_ellipsis"
-    if (
-        sum(any(map(str.isalpha, word)) for word in found) / len(found)
-        < of.max_non_alpha_words_ratio
-    ):
+    if of.by_sense:
+        found = sensible_words(text)
+    lettered = sum(any(map(str.isalpha, word)) for word in found)
+    if lettered / max(1, len(found)) < of.max_non_alpha_words_ratio:
         return "gopher_below_alpha_threshold"
     return (
         "gopher_enough_stop_words" if len({*found} & {*of.stop_words}) < of.min_stop_words else None
@@ -166,10 +201,15 @@ def c4(text: str, of: C4Quality) -> tuple[str, str | None]:
 REPETITION = (
     GopherRepetition(),
     GopherRepetition(0.5, 0.6, 0.4, 0.5, ((1, 0.5), (3, 0.4)), ((2, 0.3), (5, 0.2)), 2),
-)
+    GopherRepetition(
+        0.3, 0.3, 0.3, 0.2, ((1, 0.2), (2, 0.2)), ((2, 0.2), (3, 0.1)), 3, min_repeated_lines=2,
+        min_repeated_words=6, few_limit=0.4, min_line_width=4, by_sense=True,
+    ),
+)  # fmt: skip
 QUALITY = (
     GopherQuality(min_doc_words=3, min_avg_word_length=2),
     GopherQuality(0, 30, 1, 4, 0.2, 0.3, 0.2, 0.5, 1, ("be", "c", "北京", "c")),
+    GopherQuality(0, 30, 0, 9, 0.9, 0.9, 0.9, 0.6, 0, by_sense=True),
 )
 FINEWEB = (FineWebQuality(), FineWebQuality(0.4, True, None, 0.5, 8, 0.2, 0.6))
 CLEAN = (
@@ -184,6 +224,8 @@ CLEAN = (
 def test_rules_equal_their_references(given: list[str]) -> None:
     for of in REPETITION:
         assert of.reasons(given) == [repetition(text, of) for text in given]
+    of, array = REPETITION[2], pa.array(given, pa.large_string())
+    assert of.judge_in("zh", array).to_pylist() == [repetition(text, of, 2) for text in given]
     for of in QUALITY:
         assert of.reasons(given) == [gopher(text, of) for text in given]
     for of in FINEWEB:
@@ -264,6 +306,27 @@ def test_the_default_keeps_paragraphs_of_any_language() -> None:
         assert len(dropped) < 0.02 * len(rows), dropped
 
 
+def test_limits_are_those_of_the_language() -> None:
+    """FineWeb-2 allows Portuguese pages 0.371 of a most frequent pair of words, Spanish ones 0.156."""
+    words_once = [f"palavra{i}" for i in range(12)]
+    text = " ".join(f"aaaa bbbb {word} x{word}" for word in words_once)
+    block = GopherRepetition(dup_n_grams=((5, 1.0),), top_n_grams=((2, 0.2),), by_language=True)
+    table = documents([text] * 4, language=["pt", "es", None, "zh-Hant"])
+    assert 0.256 < len("aaaa bbbb") * 12 / len(text) < 0.371
+    dropped = "gopher_repetition: top_2_gram"
+    assert block(table)["dropped"].to_pylist() == [None, dropped, dropped, dropped]
+    assert limits_of("zh-Hant") == limits_of("zh") and limits_of("en") is None
+    assert len(language_limits()) == 65
+    assert all(0 < share < 0.6 for row in language_limits().values() for share in row)
+    assert [letters_a_word(tag) for tag in ("zh-Hant", "th", "de", None)] == [2, 4, 1, 1]
+
+
+def test_the_web_preset_has_the_limits_of_the_papers() -> None:
+    config, _ = parse_build(["--config", "corpus/web", "--input", __file__, "--output", "x"])
+    assert config.gopher_repetition == GopherRepetition()
+    assert config.gopher_quality == GopherQuality(max_non_alpha_words_ratio=0.5)
+
+
 @pytest.mark.parametrize("n", [5, 10])
 def test_repeated_n_grams_of_each_length(n: int) -> None:
     words_once = [f"w{i}" for i in range(40)]
@@ -277,7 +340,7 @@ def test_repeated_n_grams_of_each_length(n: int) -> None:
 
 def test_none_switches_a_rule_off() -> None:
     off = (
-        GopherRepetition(None, None, None, None, (), ()),
+        GopherRepetition(None, None, None, None, (), (), few_limit=None),
         GopherQuality(*[None] * 9),
         FineWebQuality(None, short_line_thr=None, char_duplicates_ratio=None, new_line_ratio=None),
     )
@@ -288,8 +351,11 @@ def test_none_switches_a_rule_off() -> None:
     assert [column.to_pylist() for column in nothing.clean(text)] == [text, [None]]
     with pytest.raises(UserError, match="n-gram"):
         GopherRepetition(dup_n_grams=((0, 0.1),))
-    with pytest.raises(UserError, match="min_top_n_gram 0"):
-        GopherRepetition(min_top_n_gram=0)
+    for name in ("min_top_n_gram", "min_repeated_lines", "min_repeated_words"):
+        with pytest.raises(UserError, match=f"{name} 0 is not at least 1"):
+            GopherRepetition(**{name: 0})
+    with pytest.raises(UserError, match="min_line_width -1 is below 0"):
+        GopherRepetition(min_line_width=-1)
 
 
 def test_c4_edits_kept_documents_and_leaves_dropped_ones() -> None:
@@ -354,8 +420,11 @@ def test_many_tiny_documents_after_a_large_one() -> None:
 @pytest.mark.slow
 def test_kernels_stay_in_bounds_on_any_bytes(tmp_path: Path) -> None:
     """With bounds checks, and a cache of their own: numba does not tell kernels compiled with and without apart."""
+    fuzzing = (
+        "import sys; sys.path.insert(0, 'tests/corpus'); import test_filters; test_filters.fuzz()"
+    )
     done = subprocess.run(
-        [sys.executable, "-c", "from tests.corpus.test_filters import fuzz; fuzz()"],
+        [sys.executable, "-c", fuzzing],
         env={**os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_OPT": "1", "LIT_LLM_CACHE": str(tmp_path)},
         cwd=Path(__file__).parents[2], capture_output=True, text=True,
     )  # fmt: skip

@@ -59,11 +59,11 @@ def test_lines_objects_and_what_is_no_rows(tmp_path: Path, content: str, texts: 
 
 
 def test_no_such_field_is_told_and_text_can_be_had(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text('[{"content": "x"}]')
-    with pytest.raises(UserError, match=r"element 1: no field 'text'.*'content'"):
+    (tmp_path / "a.json").write_text('[{"prose": "x"}]')
+    with pytest.raises(UserError, match=r"element 1: no field 'text'.*'prose'"):
         rows(str(tmp_path))
     found = rows(Source("s", [str(tmp_path)], kind="text"))
-    assert [row["text"] for row in found] == ['[{"content": "x"}]']
+    assert [row["text"] for row in found] == ['[{"prose": "x"}]']
 
 
 def test_rows_of_instructions(tmp_path: Path) -> None:

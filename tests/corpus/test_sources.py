@@ -161,15 +161,15 @@ def test_rows_keep_their_ids(tmp_path: Path) -> None:
 def test_parquet_rows(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
-    table = pyarrow.table({"content": ["one", None, "three"], "other": [1, 2, 3]})
+    table = pyarrow.table({"prose": ["one", None, "three"], "other": [1, 2, 3]})
     parquet.write_table(table, tmp_path / "a.parquet")
-    documents = documents_of(str(tmp_path), text_field="content")
+    documents = documents_of(str(tmp_path), text_field="prose")
     assert [(d.id, d.text, d.dropped) for d in documents] == [
         ("a.parquet#1", "one", None),
         ("a.parquet#2", "", "empty"),
         ("a.parquet#3", "three", None),
     ]
-    with pytest.raises(UserError, match=r"a\.parquet: no field 'text'.*'content', 'other'"):
+    with pytest.raises(UserError, match=r"a\.parquet: no field 'text'.*'prose', 'other'"):
         documents_of(str(tmp_path))
     (tmp_path / "a.parquet").write_bytes(b"PAR1 this is not one")
     (broken,) = documents_of(str(tmp_path))
@@ -232,9 +232,12 @@ def test_messy_rows_are_dropped_with_a_reason(tmp_path: Path) -> None:
     ]
     (tmp_path / "a.jsonl").write_bytes(b"\r\n".join(lines))
     documents = documents_of(str(tmp_path))
-    reasons = [None, "not UTF-8", "empty", "not a string", "binary", "not UTF-8", None]
+    reasons = [None, "not UTF-8", "empty", "not a string", None, None, None]
     assert [document.dropped for document in documents] == reasons
-    assert [document.text for document in documents if not document.dropped] == ["first", "last"]
+    kept = [document.text for document in documents if not document.dropped]
+    assert kept == ["first", "nul  inside", "half \ufffd pair", "last"]
+    repaired = [None] * 4 + ["NULs taken out", "half surrogates replaced", None]
+    assert [document.repaired for document in documents] == repaired
     assert all(document.id.encode() for document in documents)
 
 
@@ -257,8 +260,8 @@ def test_a_broken_row_is_dropped_and_named(tmp_path: Path, content: bytes, reaso
 
 
 def test_a_file_without_the_field_is_a_mistake(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(b'\n\n{"body": "b", "n": 1}\n')
-    with pytest.raises(UserError, match=r"a\.jsonl:3: no field 'text' .*'body', 'n'"):
+    (tmp_path / "a.jsonl").write_bytes(b'\n\n{"prose": "b", "n": 1}\n')
+    with pytest.raises(UserError, match=r"a\.jsonl:3: no field 'text'.*'prose', 'n'"):
         documents_of(str(tmp_path / "a.jsonl"))
 
 

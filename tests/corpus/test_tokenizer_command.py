@@ -357,9 +357,9 @@ def test_the_table(corpus: Corpus, run: Callable[..., str]) -> None:
         ("train --corpus nowhere", r"nowhere/datacard\.json: no such file"),
         ("train --files 'no*.txt'", r"no\*\.txt.* matches no file"),
         ("train --files empty.txt", "--files: no usable text in 'empty.txt'"),
-        ("train --files a.txt --sample_mb 0", "--sample_mb: 0 is not above 0"),
-        ("train --files a.txt --sample_mb nan", "--sample_mb: nan is not above 0"),
-        ("train --files a.txt --vocab_size 100", "vocab_size: 100 is too small"),
+        ("train --files a.txt --sample_mb 0", "argument --sample_mb: 0 must be above 0"),
+        ("train --files a.txt --sample_mb nan", "argument --sample_mb: nan must be above 0"),
+        ("train --files a.txt --vocab_size 100", "argument --vocab_size: 100 must be from 260 to"),
         (
             "train --files a.txt --vocab_size 9000",
             r"vocab_size: the text supports no more than \d+",

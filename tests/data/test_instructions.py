@@ -40,7 +40,9 @@ def chat(number: int, words: int = 3) -> dict:
 def module(
     tmp_path: Path, tokenizer_folder: Path, sources: object, **kwargs
 ) -> InstructionDataModule:
-    defaults = {"seq_len": 64, "micro_batch_size": 2, "validation_fraction": 0.2}
+    defaults: dict[str, object] = {"seq_len": 64, "micro_batch_size": 2}
+    if "validation" not in kwargs:
+        defaults["validation_fraction"] = 0.2
     made = InstructionDataModule(sources, tokenizer=str(tokenizer_folder), cache_dir=str(tmp_path / "cache"),
                                  **{**defaults, **kwargs})  # type: ignore[arg-type]  # fmt: skip
     made.prepare_data()
@@ -158,6 +160,83 @@ def test_every_supervised_token_is_a_label_once(
         own = batches[step * accumulation : (step + 1) * accumulation]
         assert sum(int((b["labels"] != IGNORE).sum()) for b in own) == own[0]["step_tokens"]
     assert tokenizer.vocab_size > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows_of_a_step", "said"),
+    [
+        (
+            {"global_batch_tokens": 8 * 64, "min_steps": 50},
+            2,
+            "not 512: of 112 rows that makes 56",
+        ),
+        ({"global_batch_tokens": 8 * 64}, 8, "data.epochs=7 makes 50"),
+        ({"micro_batch_size": 4}, 2, "not 256"),
+        ({"micro_batch_size": 4, "min_steps": 0}, 4, "data.epochs=4 makes 50"),
+        ({"micro_batch_size": 4, "min_steps": 20}, 4, "data.epochs=4 makes 50"),
+    ],
+)
+def test_a_small_set_makes_at_least_fifty_steps_or_it_is_said(
+    tmp_path: Path,
+    tokenizer_folder: Path,
+    caplog: pytest.LogCaptureFixture,
+    recwarn: pytest.WarningsRecorder,
+    settings: dict,
+    rows_of_a_step: int,
+    said: str,
+) -> None:
+    file = write(tmp_path / "a.jsonl", [chat(i) for i in range(60)])
+    held = write(tmp_path / "b.jsonl", [chat(99)])
+    with caplog.at_level("INFO"):
+        data = module(
+            tmp_path, tokenizer_folder, file, validation=held, packing=False,
+            epochs=112 / 60, **settings,
+        )  # fmt: skip
+    assert data.rows_per_step == rows_of_a_step
+    assert data.steps == -(-112 // rows_of_a_step)
+    heard = [record.getMessage() for record in caplog.records] + [str(w.message) for w in recwarn]
+    assert any(said in line for line in heard), heard
+    judged = f"{data.steps} optimizer steps over 112 examples: data.epochs=1.86667 passes over 60"
+    assert any(judged in line for line in heard), heard
+    batches = list(data.train_dataloader())
+    assert sum(len(batch["input_ids"]) for batch in batches) == data.steps * rows_of_a_step
+
+
+def test_rehearsal_stays_with_sources_of_ones_own(tmp_path: Path, tokenizer_folder: Path) -> None:
+    held = write(tmp_path / "b.jsonl", [chat(99)])
+
+    def questions(sources: object, **kwargs: object) -> list[str]:
+        data = module(tmp_path, tokenizer_folder, sources, validation=held, **kwargs)
+        lines = (data.datacard_file.parent / "manifest.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        return [row["id"] for row in rows if row["split"] == "train"]
+
+    file = write(tmp_path / "a.jsonl", [chat(i) for i in range(60)])
+    some = questions(file, rehearsal=0.25)
+    assert len(some) == 80 and len({id for id in some if id.startswith("general-")}) == 20
+    many = questions(file, rehearsal=0.75)
+    assert len(many) == 240
+    assert {many.count(f"general-{n}") for n in range(1, 81)} == {2, 3}
+    assert len(questions(file)) == len(questions(file, rehearsal=0.0)) == 60
+    assert len(questions({file: 1, "general": 1}, rehearsal=0.5)) == 140
+    with pytest.raises(UserError, match=r"data\.rehearsal=1: must be from 0"):
+        InstructionDataModule(file, rehearsal=1.0)
+
+
+def test_the_preset_rehearses_whatever_the_sources(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import yaml
+
+    from lit_llm.cli import main
+
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "finetune/quickstart", "--data.sources", "mine.jsonl",
+              "--print_config"])  # fmt: skip
+    data = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]
+    assert data["sources"] == "mine.jsonl" and data["min_steps"] == 50
+    # As many of the 4,259 docstrings' examples as 80 questions, forty times each.
+    assert round(data["rehearsal"] / (1 - data["rehearsal"]) * 4259 / 100) == 32
 
 
 def test_packed_equals_unpacked(tmp_path: Path, tokenizer_folder: Path) -> None:

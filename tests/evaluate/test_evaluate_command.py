@@ -126,8 +126,11 @@ def test_include_and_a_bootstrapped_error(
             ["--tasks", "stdlib_choice", "--include", "nowhere"],
             "nowhere is neither a folder nor a .yaml file",
         ),
-        (["--tasks", "stdlib_choice", "--limit", "0"], "--limit must be at least 1"),
-        (["--tasks", "stdlib_choice", "--num_fewshot", "-1"], "--num_fewshot must be at least 0"),
+        (["--tasks", "stdlib_choice", "--limit", "0"], "argument --limit: 0 must be from 1 to"),
+        (
+            ["--tasks", "stdlib_choice", "--num_fewshot", "-1"],
+            "argument --num_fewshot: -1 must be from 0 to",
+        ),
         (["--tasks", "stdlib_choice", "--log_samples"], "--log_samples needs --json"),
         (["--tasks", "stdlib_choice", "--device", "tpu9"], "--device tpu9"),
         (

@@ -144,7 +144,7 @@ class TheirModule(L.LightningModule):
 
 def test_mistakes_are_told_before_training(tmp_path: Path, corpus: Path) -> None:
     for bad in ({"every_steps": 0}, {"limit": 0}, {"max_batch_tokens": 0}):
-        with pytest.raises(UserError, match=f"{next(iter(bad))} must be at least 1"):
+        with pytest.raises(UserError, match=f"{next(iter(bad))}=0: must be from 1 to"):
             LMEvalCallback(["stdlib_choice"], **bad)
     with pytest.raises(UserError, match="name at least one"):
         fit(tmp_path, corpus, [LMEvalCallback([])])

@@ -88,5 +88,5 @@ def test_a_sampler_counts_what_it_draws() -> None:
     ],
 )
 def test_settings_out_of_range_are_named(name: str, value: float) -> None:
-    with pytest.raises(UserError, match=f"^{name}={value}: must be"):
+    with pytest.raises(UserError, match=f"^{name}={value:g}: must be"):
         Sampling(**{name: value})

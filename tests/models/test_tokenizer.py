@@ -11,6 +11,7 @@ import pytest
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from lit_llm.data.chat import ChatFormat
@@ -350,3 +351,26 @@ def test_numbers_split_in_threes_and_indentation_stays_apart_from_words() -> Non
     assert "".join(pieces) == "12345\n        return"
     assert pieces[0] == "123" and pieces[1] == "45" and SPLIT_PATTERN.startswith("(?i:")
     assert " return" in pieces and "\n" in pieces
+
+
+def test_words_without_end_are_cut_in_training_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(texts: list[str]) -> str:
+        return Tokenizer.train(texts, 2000, or_fewer=True)._backend.to_str()
+
+    def words() -> pre_tokenizers.PreTokenizer:
+        return pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated")
+
+    long = "".join(random.Random(0).choices("ACGT", k=60_000))
+    cut = [long[at : at + 256] for at in range(0, len(long), 256)]
+    assert trained([long]) == trained(cut)  # no merge is of more than is in 256 letters
+    around = ["\u5317\u4eac \U0001f600,\n", " and so on. "]  # characters are counted, not bytes
+    assert trained([around[0] + long + around[1]]) == trained([around[0], *cut, around[1]])
+    for run in (" ", "=", "\u5317"):
+        assert len(list(module._with_short_words(run * 600, words()))) == 5
+    found = Tokenizer.train([long, "two words"], 2000, or_fewer=True)
+    assert found.decode(found.encode(long)) == long
+    assert "256" not in json.dumps(json.loads(found._backend.to_str())["pre_tokenizer"])
+    ordinary = ["Donaudampfschifffahrt, it's 1234567\n\n   x = 1  \u5317\u4eac\u3002" * 50]
+    before = trained(ordinary)
+    monkeypatch.setattr(module, "_LONGEST_WORD", 10**5)
+    assert trained(ordinary) == before

@@ -177,7 +177,7 @@ def test_broken_directories_are_named(tmp_path: Path) -> None:
         ({"preset": "nano"}, "no model preset named 'nano': did you mean nano-5m"),
         ({"hidden_size": 100, "num_heads": 3}, "not a multiple of num_heads"),
         ({"num_heads": 4, "num_kv_heads": 3}, "multiple of num_kv_heads"),
-        ({"num_layers": 0}, "num_layers must be at least 1"),
+        ({"num_layers": 0}, "num_layers=0: must be from 1 to"),
         ({"num_layers": "two"}, "transformer.num_layers must be a int"),
         ({"mlp": "relu"}, "transformer.mlp is one of swiglu"),
         ({"head_dim": 7}, "must be even"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ import torch
 import transformers
 
 from lit_llm.errors import UserError
+from lit_llm.models.adapters import save_adapter
 from lit_llm.models.config import TransformerConfig
+from lit_llm.models.lora import LoRAConfig, apply_lora
 from lit_llm.models.transformer import Transformer
 
 IDS = torch.randint(0, 61, (1, 12), generator=torch.Generator().manual_seed(1))
@@ -171,3 +174,26 @@ def test_a_save_leaves_nothing_of_the_one_before(
     with torch.no_grad():
         torch.testing.assert_close(theirs(IDS).logits, models[1].eval()(IDS), atol=1e-4, rtol=1e-4)
     assert (tmp_path / "model.safetensors").exists() is first_sharded
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664)])
+def test_others_may_read_what_the_umask_lets_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int, mode: int
+) -> None:
+    """A directory in one file, one in shards, an adapter: every file."""
+    monkeypatch.setattr("lit_llm.models.huggingface.MAX_SHARD_BYTES", 10_000)
+    model = Transformer(TransformerConfig(vocab_size=61, hidden_size=32, num_layers=2, num_heads=2))
+    before = os.umask(umask)
+    try:
+        model.save_pretrained(tmp_path / "shards")
+        monkeypatch.setattr("lit_llm.models.huggingface.MAX_SHARD_BYTES", 10**9)
+        model.save_pretrained(tmp_path / "one")
+        apply_lora(model, LoRAConfig(rank=2))
+        save_adapter(model, tmp_path / "adapter")
+    finally:
+        os.umask(before)
+    written = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert sum("safetensors" in file.name for file in written) >= 4
+    assert {file.name: file.stat().st_mode & 0o777 for file in written} == {
+        file.name: mode for file in written
+    }

@@ -141,6 +141,12 @@ def write_fake_run(
     return folder
 
 
+@pytest.fixture(scope="session", name="write_fake_run")
+def _write_fake_run() -> Callable[..., Path]:
+    """`write_fake_run`, for fixtures that outlive a test."""
+    return write_fake_run
+
+
 @pytest.fixture
 def fake_run(tmp_path: Path) -> Callable[..., Path]:
     """``fake_run(steps=..., status=..., extra=...)`` writes a run folder and returns it."""

@@ -113,5 +113,5 @@ def test_prompts_that_would_be_sent_in_part_or_not_at_all(chat_model: Path, tmp_
         file.write_text(json.dumps(row) + "\n")
         with pytest.raises(UserError, match=said):
             generate_main([str(chat_model), "--file", str(file)])
-    with pytest.raises(UserError, match=r"--prompt.* holds the lone surrogate"):
+    with pytest.raises(UserError, match=r"--prompt: not UTF-8: '.udcff'"):
         generate_main([str(chat_model), "--prompt", "\udcff"])

@@ -107,7 +107,7 @@ def test_the_job_is_requeued_until_it_is_done(
     [
         (["--slurm"], "after --"),
         (["--slurm", "--", "chat"], "after -- comes fit"),
-        (["--slurm", "--gpus", "0", "--", "fit"], "--gpus must be"),
+        (["--slurm", "--gpus", "0", "--", "fit"], "argument --gpus: 0 must be"),
         (["--slurm", "--time", "a day", "--", "fit"], "--time a day"),
         (
             ["--slurm", "--", "fit", "--trainer.devices=4"],

@@ -88,14 +88,22 @@ def test_the_commands_that_a_fit_names_next_work(
     run: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, commands = run
-    assert [command.split()[0] for command in commands] == ["chat", "predict"]
+    assert [command.split()[0] for command in commands] == ["chat", "generate"]
     monkeypatch.setattr(sys, "stdin", io.StringIO("what is a café?\n"))
     assert main([*shlex.split(commands[0]), "--temperature", "0"]) == 0
     assert capsys.readouterr().out == ANSWER + "\n"
     assert main(shlex.split(commands[1])) == 0
-    capsys.readouterr()
+    assert capsys.readouterr().out == ANSWER + "\n"
+    assert main([*predict(folder), str(folder.parent / "prompts.txt")]) == 0
     (row,) = (folder / "predictions.jsonl").read_text().splitlines()
     assert json.loads(row)["text"] == ANSWER
+
+
+def predict(folder: Path) -> list[str]:
+    """A call for the prompts of a file, whose name is to follow."""
+    checkpoint = str(max((folder / "checkpoints").glob("step-*.ckpt")))
+    config = ["--config", str(folder / "config.yaml"), "--ckpt_path", checkpoint]
+    return ["predict", *config, "--data.prompts"]
 
 
 @pytest.mark.parametrize("part", ["final", "tokenizer", "adapter"])
@@ -130,15 +138,14 @@ def test_samples_stop_there_too(run: tuple[Path, list[str]]) -> None:
 def test_one_long_prompt_costs_the_others_nothing(
     run: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, commands = run
-    predict, prompts = shlex.split(commands[1])[:-1], tmp_path / "prompts.txt"
+    folder, prompts = run[0], tmp_path / "prompts.txt"
     prompts.write_text("what is 北京?\n" + "0" * 170 + "\n")  # 64 new tokens do not fit behind it
-    assert main([*predict, str(prompts)]) == 0
+    assert main([*predict(folder), str(prompts)]) == 0
     rows = [json.loads(r) for r in (folder / "predictions.jsonl").read_text().splitlines()]
     assert [row["text"] for row in rows] == [ANSWER] * 2
     prompts.write_text(f"what is 北京?\n{TOO_LONG}\n")
     capsys.readouterr()
-    assert main([*predict, str(prompts)]) == 2
+    assert main([*predict(folder), str(prompts)]) == 2
     assert "the prompt '0000" in capsys.readouterr().err
 
 

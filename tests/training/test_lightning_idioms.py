@@ -29,10 +29,12 @@ from lit_llm import (
     CSVLogger,
     PretrainDataModule,
     PretrainModule,
+    ProgressBar,
     Transformer,
     UserError,
 )
 from lit_llm.models.checkpoint import load_model
+from lit_llm.training.callbacks.borders import planned_steps
 
 ADAMW: dict[str, Any] = {"optimizer": "adamw", "compile": False}
 SMALL = {**TINY, "vocab_size": 20, "max_seq_len": 8}
@@ -92,6 +94,28 @@ def test_noise_is_the_micro_batchs_own_after_a_resume(tmp_path: Path) -> None:
     torch.rand(7)
     second = fit("run", 6, tmp_path / "run" / "checkpoints" / "step-00000004.ckpt")
     assert first.noise + second.noise == whole.noise
+
+
+@pytest.mark.parametrize(("epochs", "limit", "steps"), [(3, -1, 6), (3, 5, 5), (-1, 7, 7)])
+def test_steps_of_all_epochs_of_a_users_loader_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], epochs: int, limit: int, steps: int
+) -> None:
+    """16 rows are two steps an epoch."""
+    callbacks = [bar := ProgressBar(seconds=0), checkpoint := Checkpoint()]
+    run = trainer(tmp_path, max_epochs=epochs, max_steps=limit, accumulate_grad_batches=2,
+                  callbacks=callbacks, log_every_n_steps=1)  # fmt: skip
+    run.fit(Notes(SMALL, **ADAMW), DataLoader(bare_rows(), batch_size=4))
+    assert run.global_step == steps and planned_steps(run) == steps
+    said = capsys.readouterr().err
+    assert f"step 0 to {steps}," in said and f"step {steps}/{steps}" in said
+    assert checkpoint._interval == 50 and bar._total == steps
+
+
+def test_a_metric_that_is_not_logged_makes_no_best(tmp_path: Path, corpus: Path) -> None:
+    run = trainer(tmp_path, callbacks=[Checkpoint(monitor="val_los")], limit_val_batches=1)
+    with pytest.warns(UserWarning, match=r"monitor=val_los: no such metric.*val_loss"):
+        run.fit(PretrainModule(TINY, **ADAMW), data(corpus))
+    assert run.checkpoint_callback.best_model_path == ""
 
 
 def test_random_streams_of_others_are_left_alone(tmp_path: Path) -> None:
@@ -162,12 +186,13 @@ def test_metrics_have_the_number_of_steps_done_in_every_logger(
     run = trainer(tmp_path, logger=[kept, CSVLogger(tmp_path), board], log_every_n_steps=2,
                   limit_val_batches=1, callbacks=[Checkpoint()])  # fmt: skip
     run.fit(LogsToo(TINY, **ADAMW), data(corpus, steps=6, validate_every=3))
-    assert kept.steps["train_loss"] == kept.steps["mine"] == [2, 4, 6]
+    assert kept.steps["train_loss"] == kept.steps["mine"] == [1, 2, 4, 6]
     assert kept.steps["val_loss"] == [3, 6] and "step" not in kept.steps
     assert "step" not in run.callback_metrics
     rows = read(tmp_path)
     assert [(r["step"], bool(r["train_loss"]), bool(r["val_loss"]), bool(r["mine"])) for r in rows] == [
-        ("2", True, False, True), ("3", False, True, False), ("4", True, False, True), ("6", True, True, True),
+        ("1", True, False, True), ("2", True, False, True), ("3", False, True, False), ("4", True, False, True),
+        ("6", True, True, True),
     ]  # fmt: skip
     assert [r["tokens"] for r in rows] == [str(int(r["step"]) * 128) for r in rows]
 
@@ -175,7 +200,7 @@ def test_metrics_have_the_number_of_steps_done_in_every_logger(
 
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert [e.step for e in events.Scalars("train_loss")] == [2, 4, 6]
+    assert [e.step for e in events.Scalars("train_loss")] == [1, 2, 4, 6]
     assert [e.step for e in events.Scalars("val_loss")] == [3, 6]
 
 
@@ -559,7 +584,15 @@ def test_a_bare_loader_weighs_every_supervised_token_alike(tmp_path: Path) -> No
     L.seed_everything(1)
     module = PretrainModule(SMALL, optimizer="adamw", schedule="constant", compile=False, warmup=0.0,
                             grad_clip=None)  # fmt: skip
-    run = trainer(tmp_path, max_steps=2, max_epochs=1, accumulate_grad_batches=4,
+    seen: list[float] = []
+
+    class Sees(Callback):
+        def on_train_batch_end(
+            self, trainer: L.Trainer, module: Any, outputs: Any, *_: Any
+        ) -> None:
+            seen.append(float(outputs["loss"]) * trainer.accumulate_grad_batches)
+
+    run = trainer(tmp_path, max_steps=2, max_epochs=1, accumulate_grad_batches=4, callbacks=[Sees()],
                   logger=CSVLogger(tmp_path), log_every_n_steps=1, enable_checkpointing=False)  # fmt: skip
     run.fit(module, DataLoader(rows, batch_size=2))
     L.seed_everything(1)
@@ -567,6 +600,9 @@ def test_a_bare_loader_weighs_every_supervised_token_alike(tmp_path: Path) -> No
     reference.configure_model()
     batch = {k: torch.stack([row[k] for row in rows[:8]]) for k in ("input_ids", "labels")}
     loss = reference.token_losses(batch).sum() / (batch["labels"] != -100).sum()
+    first_rows = {k: value[:2] for k, value in batch.items()}
+    mean = reference.token_losses(first_rows).sum() / (first_rows["labels"] != -100).sum()
+    assert seen[0] == pytest.approx(float(mean), rel=1e-5)  # what others' callbacks see
     loss.backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in reference.parameters()])
     first = read(tmp_path)[0]

@@ -6,11 +6,13 @@ import csv
 from pathlib import Path
 
 import lightning as L
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_llm import PretrainModule
+from lit_llm.training.callbacks.throughput import ThroughputCallback
 from lit_llm.training.loggers import COLUMNS, CSVLogger
 
 
@@ -73,7 +75,7 @@ def test_resuming_after_any_cut_leaves_each_step_once(
 
 
 def test_a_new_fit_keeps_no_row_of_an_earlier_one(tmp_path: Path) -> None:
-    """Its first logged step is 4; steps 1 to 3 were another run's."""
+    """It logs steps 1, 4 and 8; the others were another run's."""
     for every, steps in ((1, 6), (4, 8)):
         trainer = L.Trainer(
             accelerator="cpu", max_steps=steps, log_every_n_steps=every, logger=CSVLogger(tmp_path),
@@ -85,4 +87,58 @@ def test_a_new_fit_keeps_no_row_of_an_earlier_one(tmp_path: Path) -> None:
         shape = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 16}
         trainer.fit(PretrainModule({**shape, "max_seq_len": 8}, compile=False), loader)
     steps = [row["step"] for row in csv.DictReader((tmp_path / "metrics.csv").open())]
-    assert steps == ["4", "8"]
+    assert steps == ["1", "4", "8"]
+
+
+@pytest.mark.parametrize(("steps", "every"), [(1, 10), (3, 10), (12, 5), (10, 5), (3, 0)])
+@pytest.mark.parametrize("by", ["max_steps", "max_epochs"])
+def test_the_first_and_the_last_step_are_logged(
+    tmp_path: Path, steps: int, every: int, by: str
+) -> None:
+    """Besides every fifth or tenth: a run of three steps has two rows, not none. 0 is none."""
+    batch = {"input_ids": torch.zeros(1, 8, dtype=torch.long)}
+    batch["labels"] = batch["input_ids"]
+    loader = torch.utils.data.DataLoader([batch] * (2 * steps), batch_size=None)
+    shape = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 16}
+    trainer = L.Trainer(
+        accelerator="cpu", log_every_n_steps=every, logger=CSVLogger(tmp_path),
+        accumulate_grad_batches=2, callbacks=[ThroughputCallback()], enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+        **({"max_steps": steps} if by == "max_steps" else {"max_epochs": 1}),
+    )  # fmt: skip
+    horizon = {"tokens": 16 * steps, "global_batch_tokens": 16} if by == "max_epochs" else {}
+    module = PretrainModule({**shape, "max_seq_len": 8}, compile=False, **horizon)
+    trainer.fit(module, loader)
+    assert trainer.global_step == steps
+    if not every:
+        assert not (tmp_path / "metrics.csv").exists()
+        return
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    expected = sorted({1, steps, *range(every, steps + 1, every)})
+    assert [int(row["step"]) for row in rows] == expected
+    for row in rows:
+        assert all(row[name] for name in ("train_loss", "lr", "grad_norm", "tokens_per_second")), (
+            row
+        )
+
+
+def test_the_first_steps_row_leaves_the_average_after_it_alone(tmp_path: Path) -> None:
+    """Step 5's average is of five steps, as it was before step 1 had a row of its own."""
+    counted: list[int] = []
+
+    class Counting(ThroughputCallback):
+        def _restart(self) -> None:
+            counted.append(getattr(self, "_tokens", 0))
+            super()._restart()
+
+    batch = {"input_ids": torch.zeros(1, 8, dtype=torch.long)}
+    batch["labels"] = batch["input_ids"]
+    loader = torch.utils.data.DataLoader([batch] * 12, batch_size=None)
+    trainer = L.Trainer(
+        accelerator="cpu", max_steps=12, log_every_n_steps=5, logger=CSVLogger(tmp_path),
+        callbacks=[Counting()], enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    shape = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 16}
+    trainer.fit(PretrainModule({**shape, "max_seq_len": 8}, compile=False), loader)
+    assert counted == [0, 40, 40]

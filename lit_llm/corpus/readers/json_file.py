@@ -48,7 +48,7 @@ def read_json(part: Part, file: SourceFile) -> Iterator[pa.Table | Document]:
 def _array(part: Part, file: SourceFile) -> Iterator[Document]:
     field, number = part.source.text_field, 0
     with open_input(file.path) as stream:
-        elements = array_elements(stream, part.source.max_line_bytes)
+        elements = array_elements(stream, part.source.max_line_bytes, "surrogateescape")
         try:
             for number, element in enumerate(elements, start=1):
                 if number == 1 and not isinstance(element, dict | str):
@@ -56,7 +56,7 @@ def _array(part: Part, file: SourceFile) -> Iterator[Document]:
                     return
                 if number == 1 and isinstance(element, dict) and field not in element:
                     place = f"{file.path}, element 1"
-                    raise UserError(missing_field(place, field, list(element)))
+                    raise UserError(missing_field(place, field, element))
                 row: Any = {field: element} if isinstance(element, str) else element
                 yield document_of(
                     part, file, number, row if isinstance(row, dict) else "not a JSON object"
@@ -71,7 +71,8 @@ def _object(part: Part, file: SourceFile) -> Iterator[Document]:
     if file.size <= part.source.max_line_bytes:
         with open_input(file.path) as stream:
             try:
-                row = json.loads(stream.read().removeprefix(BOM))
+                text = stream.read().removeprefix(BOM).decode("utf-8", "surrogateescape")
+                row = json.loads(text)
             except ValueError:
                 row = None
         if isinstance(row, dict) and part.source.text_field in row:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from lit_llm.corpus.documents import Document, checked_table, usable
+from lit_llm.corpus.documents import Document, Usable, checked_table, usable
 from lit_llm.corpus.files import open_input
+from lit_llm.corpus.row_urls import may_be_elsewhere, row_url
 from lit_llm.corpus.rows import BOM, line_blocks, parse_row
 from lit_llm.corpus.sources import SourceFile, writable
 from lit_llm.errors import UserError
@@ -59,13 +61,25 @@ def _check_first_row(part: Part, file: SourceFile, number: int, block: bytes) ->
     row = parse_row(block[blank:].partition(b"\n")[0])
     if isinstance(row, dict) and part.source.text_field not in row:
         number += block.count(b"\n", 0, blank)
-        raise UserError(missing_field(f"{file.path}:{number}", part.source.text_field, list(row)))
+        raise UserError(missing_field(f"{file.path}:{number}", part.source.text_field, row))
 
 
-def missing_field(place: str, text_field: str, names: list[str]) -> str:
-    """What to tell the user whose rows have no such field."""
-    listed = ", ".join(map(repr, names[:20])) or "none"
-    return f"{place}: no field {text_field!r} (data.text_field); the fields there are {listed}"
+def missing_field(place: str, text_field: str, row: Mapping[str, Any]) -> str:
+    """What to tell the user whose rows have no such field.
+
+    Args:
+        place: file and line.
+        text_field: the field that is not there.
+        row: the first row; the longest of its texts is proposed.
+    """
+    listed = ", ".join(map(repr, list(row)[:20])) or "none"
+    texts = {name: len(value) for name, value in row.items() if isinstance(value, str)}
+    name = max(texts, key=lambda name: texts[name]) if texts else "NAME"
+    file = re.sub(r"(:\d+|, element \d+)$", "", place).rpartition("/")[2]
+    return (
+        f"{place}: no field {text_field!r}; the fields there are {listed}; "
+        f"name the one with the text: data.text_field={name}, or leave out {file!r}"
+    )
 
 
 def _parsed(part: Part, file: SourceFile, place: int, block: bytes | None) -> Iterator[Document]:
@@ -76,7 +90,7 @@ def _parsed(part: Part, file: SourceFile, place: int, block: bytes | None) -> It
     for line in block.split(b"\n"):
         if line.strip():
             long = len(line) > part.source.max_line_bytes
-            row = part.source.too_long("line") if long else parse_row(line)
+            row = part.source.too_long("line") if long else parse_row(line, "surrogateescape")
             yield document_of(part, file, place, row)
         place += 1 if _is_counted(file) else len(line) + 1
 
@@ -86,14 +100,17 @@ def document_of(part: Part, file: SourceFile, place: int, row: dict[str, Any] | 
     identifier, field = f"{file.id}#{place}", part.source.text_field
     if isinstance(row, str):
         return Document(identifier, file.source, file.path, "", row, place)
-    text, dropped = usable(row[field]) if field in row else ("", f"no field {field!r}")
+    text, dropped, repaired, _ = (
+        usable(row[field]) if field in row else Usable("", f"no field {field!r}")
+    )
     own = row.get("id")
     if isinstance(own, (str, int)) and not isinstance(own, bool):
         identifier = _label(str(own)) or identifier
-    url, license = _label(row.get("url")), license_label(row.get("license"))
+    url, license = _label(row_url(row)), license_label(row.get("license"))
     return Document(
-        identifier, file.source, file.path, text, dropped, place, url=url, license=license
-    )
+        identifier, file.source, file.path, text, dropped, place, url=url, license=license,
+        repaired=repaired,
+    )  # fmt: skip
 
 
 def license_label(value: object) -> str | None:
@@ -123,6 +140,7 @@ def _parsed_by_arrow(part: Part, file: SourceFile, place: int, block: bytes) -> 
     """The block's documents; None if it is not clean."""
     import numpy as np
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.json
 
     first = parse_row(block.partition(b"\n")[0])
@@ -150,6 +168,9 @@ def _parsed_by_arrow(part: Part, file: SourceFile, place: int, block: bytes) -> 
     except pa.ArrowInvalid:
         return None
     if len(table) != len(starts) or table[part.source.text_field].null_count:
+        return None
+    named = pc.greater(pc.binary_length(table["url"]), 0)
+    if not pc.all(pc.fill_null(named, False)).as_py() and may_be_elsewhere(block):
         return None
     places = pa.array(
         np.arange(len(starts)) + place if _is_counted(file) else starts + place, pa.int64()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lit_llm.corpus.documents import TABLE_BYTES, checked_table
 from lit_llm.corpus.files import open_raw
 from lit_llm.corpus.readers.lines import license_label, missing_field
+from lit_llm.corpus.row_urls import row_url, url_columns
+from lit_llm.corpus.rows import check_once
 from lit_llm.corpus.sources import SourceFile
 from lit_llm.errors import UserError
 
@@ -22,7 +24,7 @@ def read_parquet(part: Part, file: SourceFile) -> Iterator[pa.Table]:
 
     Raises:
         OSError: the file cannot be read, or is no parquet file.
-        UserError: no column ``source.text_field``, or one that holds no text.
+        UserError: no column ``source.text_field``, one that holds no text, or two of a name that is read.
     """
     import numpy as np
     import pyarrow as pa
@@ -33,7 +35,7 @@ def read_parquet(part: Part, file: SourceFile) -> Iterator[pa.Table]:
         with open_raw(file.path) as raw, pyarrow.parquet.ParquetFile(raw) as parquet:
             names = parquet.schema_arrow.names
             if field not in names:
-                raise UserError(missing_field(file.path, field, names))
+                raise UserError(missing_field(file.path, field, dict.fromkeys(names)))
             groups = list(
                 range(part.start, parquet.num_row_groups if part.stop is None else part.stop)
             )
@@ -42,8 +44,13 @@ def read_parquet(part: Part, file: SourceFile) -> Iterator[pa.Table]:
             row_bytes = sum(group.total_byte_size for group in read) / max(
                 1, sum(group.num_rows for group in read)
             )
+            elsewhere = url_columns(names)
+            for name in (field, "id", "url", "license", *elsewhere):
+                check_once(file.path, name, names)
             columns = [
-                name for name in dict.fromkeys((field, "id", "url", "license")) if name in names
+                name
+                for name in dict.fromkeys((field, "id", "url", "license", *elsewhere))
+                if name in names
             ]
             rows = max(1, min(2**16, int(TABLE_BYTES / max(1, row_bytes))))
             number = before + 1
@@ -52,12 +59,14 @@ def read_parquet(part: Part, file: SourceFile) -> Iterator[pa.Table]:
                 text = _strings(table[field])
                 if text is None:
                     raise UserError(
-                        f"{file.path}: field {field!r} (data.text_field) holds {table[field].type}, not text"
+                        f"{file.path}: field {field!r} holds {table[field].type}, not text; "
+                        "name the one with the text: data.text_field=NAME"
                     )
                 places = pa.array(np.arange(number, number + len(table), dtype=np.int64))
                 ids, urls = (
                     _strings(table[name]) if name in columns else None for name in ("id", "url")
                 )
+                urls = _urls(table.select(elsewhere), urls)
                 licenses = _licenses(table["license"]) if "license" in columns else None
                 yield checked_table(part.source, file, text, places, ids, urls, licenses)
                 number += len(table)
@@ -65,6 +74,29 @@ def read_parquet(part: Part, file: SourceFile) -> Iterator[pa.Table]:
         raise OSError(
             f"not a readable parquet file ({' '.join(str(error).split())[:200]})"
         ) from error
+
+
+def _urls(elsewhere: pa.Table, urls: pa.ChunkedArray | None) -> pa.ChunkedArray | None:
+    """Addresses of rows; where ``urls`` has none, what other columns say, see `row_urls`."""
+    import pyarrow as pa
+
+    if not elsewhere.num_columns:
+        return urls
+    own = [None] * len(elsewhere) if urls is None else urls.cast(pa.large_binary()).to_pylist()
+    found = [
+        address or (said and said.encode(errors="replace"))
+        for address, said in zip(own, map(row_url, _rows(elsewhere)), strict=True)
+    ]
+    return pa.chunked_array([pa.array(found, pa.large_binary())])
+
+
+def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """Rows as dicts; an empty one of a row that holds bytes which are no UTF-8."""
+    for at in range(len(table)):
+        try:
+            yield table.slice(at, 1).to_pylist()[0]
+        except (UnicodeDecodeError, KeyError):
+            yield {}
 
 
 def _strings(column: pa.ChunkedArray) -> pa.ChunkedArray | None:

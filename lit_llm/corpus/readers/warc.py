@@ -105,10 +105,11 @@ def _document(part: Part, file: SourceFile, id: str, record: Any) -> Document:
     charset = None if http is None else record.http_charset
     if kind in _HTML:
         return page(file, id, offset, data, url, charset, flags)
-    text, encoding, reason = decode(data, charset)
+    text, reason, repaired, encoding = decode(data, charset)
     return Document(
-        id, file.source, file.path, text, reason, offset, url=url, robots=flags, encoding=encoding
-    )
+        id, file.source, file.path, text, reason, offset, url=url, robots=flags, encoding=encoding,
+        repaired=repaired,
+    )  # fmt: skip
 
 
 def _damaged(file: SourceFile, offset: int) -> Document:

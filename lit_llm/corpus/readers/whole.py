@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from lit_llm.corpus import code
 from lit_llm.corpus.documents import Document, decode
 from lit_llm.corpus.files import open_input
 from lit_llm.corpus.sources import Source, SourceFile
 
+_FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?\n)?(---|\.\.\.)[ \t]*(\r?\n|\Z)", re.DOTALL)
+_MARKDOWN = (".md", ".markdown", ".mdx", ".mdown", ".qmd", ".rmd")
+
 
 def read_text(file: SourceFile, source: Source) -> Document:
-    """A text file; one with a line above ``source.max_line_bytes`` is dropped. Raises OSError."""
+    """A text file; one with a line above ``source.max_line_bytes`` is dropped, and one in rich text (RTF).
+
+    The settings at the head of a Markdown file ("front matter", between lines of three hyphens) are left out.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     with open_input(file.path) as stream:
         data = stream.read()
-    text, encoding, dropped = decode(data)
+    if data.startswith(b"{\\rtf"):
+        reason = "rich text (RTF): save it as plain text"
+        return Document(file.id, file.source, file.path, "", reason)
+    text, dropped, repaired, encoding = decode(data)
+    if file.path.lower().removesuffix(".gz").endswith(_MARKDOWN):
+        text = _FRONT_MATTER.sub("", text, count=1)
+        dropped = dropped or (None if text and not text.isspace() else "empty")
     longest = source.max_line_bytes
     if len(data) > longest and any(len(line.encode()) > longest for line in text.splitlines()):
         text, dropped = "", source.too_long("line")
-    return Document(file.id, file.source, file.path, text, dropped, encoding=encoding)
+    return Document(
+        file.id, file.source, file.path, text, dropped, encoding=encoding, repaired=repaired
+    )
 
 
 def read_html(file: SourceFile) -> Document:
@@ -37,15 +55,16 @@ def page(
     flags: str | None = None,
 ) -> Document:
     """The main text of a page's bytes, with what its server said of it: ``charset``, and ``flags`` to robots."""
-    from lit_llm.corpus.extract import main_text, robots
+    from lit_llm.corpus.extract import extract, robots
 
-    html, encoding, dropped = decode(data, charset, html=True)
-    text = main_text(html) if html else ""
+    html, dropped, repaired, encoding = decode(data, charset, html=True)
+    text, none = extract(html) if html else ("", None)
     flags = ", ".join(filter(None, [flags, robots(html)])) or None
-    reason = dropped or (None if text else "no main text")
+    reason = dropped or none or (None if text else "no main text")
     return Document(
-        id, file.source, file.path, text, reason, offset, url=url, robots=flags, encoding=encoding
-    )
+        id, file.source, file.path, text, reason, offset, url=url, robots=flags, encoding=encoding,
+        repaired=repaired,
+    )  # fmt: skip
 
 
 def read_code(file: SourceFile, source: Source) -> Document:

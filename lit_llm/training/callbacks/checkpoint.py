@@ -19,12 +19,13 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from lit_llm.errors import Preempted, UserError
+from lit_llm.errors import Preempted, UserError, more_room
 from lit_llm.models.parts import Divided, discard, part_of, put, write_share
+from lit_llm.ranges import Range, check_ranges, positive
 from lit_llm.training.callbacks.background import Snapshots, Writer, write
-from lit_llm.training.callbacks.borders import count_steps
+from lit_llm.training.callbacks.borders import count_steps, planned_steps
 from lit_llm.training.callbacks.checkpoint_answers import CheckpointAnswers
 from lit_llm.training.callbacks.checkpoint_folder import (
     checkpoints,
@@ -38,6 +39,12 @@ from lit_llm.training.parts_io import finish, open_folders
 from lit_llm.training.strategy import has_own_format, is_sharded
 
 _MODEL_STEP = "trainer_state.json"  # where transformers' Trainer writes it too
+
+
+RANGES: dict[str, Range] = {
+    "every_steps": Range(1, 1e12), "keep_last": Range(1, 1e6), "max_minutes": positive(1e7),
+}  # fmt: skip
+"""Ranges of the numbers of `Checkpoint`."""
 
 
 class Checkpoint(CheckpointAnswers):
@@ -92,10 +99,7 @@ class Checkpoint(CheckpointAnswers):
         max_minutes: float | None = None,
     ):
         super().__init__(dirpath, monitor)
-        if keep_last < 1 or (every_steps is not None and every_steps < 1):
-            raise UserError("checkpoint.keep_last and checkpoint.every_steps must be at least 1")
-        if max_minutes is not None and max_minutes <= 0:
-            raise UserError(f"checkpoint.max_minutes must be above 0, got {max_minutes}")
+        check_ranges(locals(), RANGES, "checkpoint.")
         self.every_steps, self.keep_last, self.final, self.max_minutes = (
             every_steps, keep_last, final, max_minutes,
         )  # fmt: skip
@@ -106,6 +110,7 @@ class Checkpoint(CheckpointAnswers):
         self._unchanged: int | None = None  # since which step, as it is written
         self._saved_step = -1
         self._trained = False
+        self._told_of_monitor = False
         self._interval = 0
         self._first_step = 0
         self._unscored = False  # a validation has ended whose weights are not saved yet
@@ -148,18 +153,17 @@ class Checkpoint(CheckpointAnswers):
             self._signals.catch(trainer, signal.SIGINT)
         self._interval = self.every_steps or 0
         if self.every_steps is None:
-            steps = trainer.num_training_batches / trainer.accumulate_grad_batches
-            if trainer.max_steps > 0:
-                steps = min(steps, trainer.max_steps)
-            self._interval = max(50, int(steps // 20)) if steps != float("inf") else 1000
+            steps = planned_steps(trainer)
+            self._interval = 1000 if steps is None else max(50, steps // 20)
         if trainer.is_global_zero and self.folder.is_dir():
             tidy(self.folder)
             for file in checkpoints(self.folder):
                 # Resumed from an earlier one: what came after it is not this run's past, nor what `last` should find.
                 if step_of(file) > trainer.global_step:
                     put(file, file.with_name(f"abandoned-{file.name}"))
-            best = self.folder / "best.ckpt"
-            if self.best_score is None and best.exists():  # another run's
+            best, resumed = self.folder / "best.ckpt", self.folder / name_of(trainer.global_step)
+            # Another run's. One of this run's later steps is written over by the next score.
+            if self.best_score is None and best.exists() and not resumed.exists():
                 put(best, best.with_name("abandoned-best.ckpt"))
         # What was resumed may be the best one, or lie elsewhere: that is not where `last` looks.
         here = trainer.strategy.broadcast((self.folder / name_of(trainer.global_step)).exists())
@@ -283,7 +287,8 @@ class Checkpoint(CheckpointAnswers):
                 if not _disk_problem(error):
                     raise
                 raise UserError(
-                    f"{target}: could not be written ({error}); free some disk and run again with --ckpt_path last"
+                    f"{target}: could not be written ({error}); {more_room()} and run again "
+                    "with --ckpt_path last"
                 ) from error
             if not trainer.is_global_zero:
                 return
@@ -345,7 +350,16 @@ class Checkpoint(CheckpointAnswers):
 
     def _save_best(self, trainer: L.Trainer) -> None:
         self._unscored = False
-        if self.monitor is None or self.monitor not in trainer.callback_metrics:
+        if self.monitor is None:
+            return
+        if self.monitor not in trainer.callback_metrics:
+            if not self._told_of_monitor:
+                self._told_of_monitor = True
+                logged = ", ".join(sorted(trainer.callback_metrics)) or "none"
+                rank_zero_warn(
+                    f"checkpoint.monitor={self.monitor}: no such metric was logged, so there is no "
+                    f"best.ckpt; logged: {logged}"
+                )
             return
         # The first rank's value: ranks that disagreed would wait for each other in the save.
         score = float(trainer.strategy.broadcast(float(trainer.callback_metrics[self.monitor])))
@@ -397,7 +411,7 @@ class Checkpoint(CheckpointAnswers):
                 raise
             kept = checkpoints(self.folder)
             raise UserError(
-                f"{target}: the checkpoint could not be written ({error}); free some disk and "
+                f"{target}: the checkpoint could not be written ({error}); {more_room()} and "
                 "resume with --ckpt_path last" + (f" from {kept[-1].name}" if kept else "")
             ) from error
 
@@ -497,9 +511,16 @@ def _disk_problem(error: BaseException) -> bool:
             errno.EPERM,
             errno.EROFS,
             errno.EIO,
+            errno.EFBIG,
         )
     said = str(error)
     return any(
         words in said
-        for words in ("No space left", "file write failed", "unexpected pos", "Disk quota")
+        for words in (
+            "No space left",
+            "file write failed",
+            "unexpected pos",
+            "Disk quota",
+            "too large",
+        )
     )

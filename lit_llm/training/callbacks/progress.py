@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ProgressBar as ProgressBarBase
 from tqdm import tqdm
 
 from lit_llm.streams import is_terminal
-from lit_llm.training.callbacks.borders import at_border, logs_now
+from lit_llm.training.callbacks.borders import at_border, logs_now, planned_steps
 
 
 class ProgressBar(ProgressBarBase):
@@ -37,10 +37,7 @@ class ProgressBar(ProgressBarBase):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say what will be trained, and open the bar at the step training starts from."""
-        steps = trainer.num_training_batches / trainer.accumulate_grad_batches
-        if trainer.max_steps > 0:
-            steps = min(steps, trainer.max_steps)
-        self._total = None if steps == float("inf") else int(steps)
+        self._total = planned_steps(trainer)
         self._first = self._reference_step = trainer.global_step
         self._reference_time = self._said = float("-inf")
         if not self._enabled:

@@ -16,8 +16,15 @@ from lit_llm.errors import UserError
 from lit_llm.models.generate import generate, room_for
 from lit_llm.models.sampling import GREEDY
 from lit_llm.models.transformer import Transformer
+from lit_llm.ranges import Range, check_ranges
 
 _OURS = Path(__file__).with_name("questions.jsonl")
+
+
+RANGES: dict[str, Range] = {
+    "count": Range(1, 1e6), "max_new_tokens": Range(1, 1e9),
+}  # fmt: skip
+"""Ranges of the numbers of `RetentionCheck`."""
 
 
 class RetentionCheck(L.Callback):
@@ -37,6 +44,7 @@ class RetentionCheck(L.Callback):
     """
 
     def __init__(self, questions: str | None = None, count: int = 20, max_new_tokens: int = 32):
+        check_ranges(locals(), RANGES, "RetentionCheck: ")
         self.count, self.max_new_tokens = count, max_new_tokens
         self.questions = _read(questions)
 

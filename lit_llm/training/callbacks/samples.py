@@ -13,8 +13,14 @@ from lit_llm.data.base import TokenDataModule
 from lit_llm.models.generate import generate, room_for
 from lit_llm.models.sampling import Sampling
 from lit_llm.models.transformer import Transformer
+from lit_llm.ranges import Range, check_ranges
 from lit_llm.training.callbacks.jsonl import keep_until
 from lit_llm.training.strategy import is_sharded
+
+RANGES: dict[str, Range] = {
+    "max_new_tokens": Range(1, 1e9),
+}  # fmt: skip
+"""Ranges of the numbers of `SampleCallback`."""
 
 
 class SampleCallback(L.Callback):
@@ -34,6 +40,7 @@ class SampleCallback(L.Callback):
         max_new_tokens: int = 80,
         sampling: Sampling = Sampling(temperature=0.7, top_k=50),  # noqa: B008 -- frozen
     ):
+        check_ranges(locals(), RANGES, "samples.")
         self.prompts, self.max_new_tokens, self.sampling = prompts, max_new_tokens, sampling
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

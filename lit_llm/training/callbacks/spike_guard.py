@@ -14,10 +14,17 @@ from torch import Tensor
 
 from lit_llm.errors import UserError
 from lit_llm.models.sharded import total_norm
+from lit_llm.ranges import Range, check_ranges, positive
 from lit_llm.training.callbacks.borders import at_border, logs_now
 from lit_llm.training.callbacks.checkpoint import Checkpoint
 from lit_llm.training.callbacks.jsonl import keep_until
 from lit_llm.training.optimizers import MuonAdamW
+
+RANGES: dict[str, Range] = {
+    "sigmas": positive(1e6), "window": Range(4, 1e6), "patience": Range(1, 1e9),
+    "rollbacks": Range(0, 1e6),
+}  # fmt: skip
+"""Ranges of the numbers of `SpikeGuard`."""
 
 
 class SpikeGuard(L.Callback):
@@ -48,10 +55,7 @@ class SpikeGuard(L.Callback):
     def __init__(
         self, sigmas: float | None = 6.0, window: int = 128, patience: int = 20, rollbacks: int = 2
     ):
-        if (sigmas is not None and sigmas <= 0) or window < 4 or patience < 1 or rollbacks < 0:
-            raise UserError(
-                "SpikeGuard: need sigmas > 0, window >= 4, patience >= 1 and rollbacks >= 0"
-            )
+        check_ranges(locals(), RANGES, "spike_guard.")
         self.sigmas, self.window, self.patience, self.rollbacks = (
             sigmas,
             window,

@@ -13,13 +13,14 @@ import torch
 
 from lit_llm.data.base import data_rank_and_size
 from lit_llm.models.flops import peak_flops
-from lit_llm.training.callbacks.borders import at_border, logs_now
+from lit_llm.training.callbacks.borders import at_border, first_or_last, logs_now
 
 _DTYPES = {"bf16": torch.bfloat16, "16": torch.float16}
 
 
 class ThroughputCallback(L.Callback):
-    """Logs, every ``log_every_n_steps`` optimizer steps, averages since the last time:
+    """Logs, every ``log_every_n_steps`` optimizer steps, and at the first and the last, averages
+    since the last time:
 
     - tokens_per_second: over all devices, validation and sampling not counted;
     - mfu: share of the devices' peak FLOP/s, if the module has ``flops_per_token``;
@@ -59,7 +60,8 @@ class ThroughputCallback(L.Callback):
         """Count its tokens; log at the border of a step that is logged."""
         tokens = _first_tensor(batch)
         self._tokens += tokens.numel() if tokens is not None else 0
-        if at_border(trainer, batch_idx) and logs_now(trainer):
+        regular = logs_now(trainer)
+        if at_border(trainer, batch_idx) and (regular or first_or_last(trainer)):
             seconds = time.perf_counter() - self._since - self._paused
             rate = self._tokens * data_rank_and_size(trainer.strategy)[1] / seconds
             values = {
@@ -70,7 +72,8 @@ class ThroughputCallback(L.Callback):
             if self._flops_per_token is not None:
                 values["mfu"] = rate * self._flops_per_token / (self.peak * trainer.world_size)
             pl_module.log_dict(values)
-            self._restart()
+            if regular:  # the first step counts in the average after it as well
+                self._restart()
         self._batch_ended = time.perf_counter()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -1,0 +1,142 @@
+"""Settings that take the place of others: both given is a mistake, and the command line wins over a file."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_llm.errors import UserError
+from lit_llm.yaml_file import read_yaml
+
+OF_CORPUS = (
+    "sources",
+    "tokenizer",
+    "vocab_size",
+    "validation_fraction",
+    "text_field",
+    "max_line_bytes",
+)
+"""What a finished corpus decides of a `PretrainDataModule`."""
+
+REPLACES: dict[str, tuple[str, ...]] = {
+    "data.corpus": tuple(f"data.{name}" for name in OF_CORPUS),
+    "data.tokenizer": ("data.vocab_size",),
+    "data.validation": ("data.validation_fraction",),
+    "model.init_from": ("model.transformer",),
+}
+
+
+def check_replaced(function: Any, values: Mapping[str, Any], prefix: str) -> None:
+    """Refuse arguments of ``function`` of which one takes the place of the other.
+
+    What equals its default counts as not given.
+
+    Args:
+        function: whose signature has the defaults.
+        values: argument -> value.
+        prefix: of the settings in `REPLACES`, "data." or "model.".
+
+    Raises:
+        UserError: names both settings.
+    """
+    plain = inspect.signature(function).parameters
+    given = {
+        prefix + name
+        for name, value in values.items()
+        if name in plain and value is not None and not _same(value, plain[name].default)
+    }
+    for one, others in REPLACES.items():
+        if one in given and (both := given.intersection(others)):
+            raise UserError(_both(one, next(name for name in others if name in both)))
+
+
+def settle_replaced(args: Sequence[str], defaults: Mapping[str, Any]) -> list[str]:
+    """``args`` with settings of the config files switched off where the command line replaces them.
+
+    Args:
+        args: of a Trainer's verb; ``--config`` is followed by files that exist.
+        defaults: setting -> its default, of those in `REPLACES`.
+
+    Raises:
+        UserError: the command line, or the config files, give both of two such settings.
+    """
+    typed = _typed(args)
+    for one, others in REPLACES.items():
+        for other in others:
+            if one in typed and other in typed:
+                raise UserError(_both(one, other))
+    files = _files(args)
+    in_files: dict[str, tuple[str, Any]] = {}
+    for file in files:
+        for group in ("data", "model"):
+            for name, value in _section(file, group).items():
+                in_files[f"{group}.{name}"] = (file, value)
+    in_files = {
+        name: (file, value)
+        for name, (file, value) in in_files.items()
+        if name in defaults
+        and value is not None
+        and not _same(value, defaults[name])
+        # The class that the command line names may have no such setting.
+        and not {name.partition(".")[0], f"{name.partition('.')[0]}.class_path"} & typed
+    }
+    off: dict[str, str] = {}
+    for one, others in REPLACES.items():
+        for other in others:
+            for winner, loser in ((one, other), (other, one)):
+                if winner in typed and loser in in_files and loser not in typed:
+                    off[loser] = winner
+    for one, others in REPLACES.items():
+        for other in others:
+            if one in in_files and other in in_files and not {one, other} & (typed | off.keys()):
+                raise UserError(f"{in_files[other][0]}: {_both(one, other)}")
+    words = list(args)
+    for loser, winner in off.items():
+        file, value = in_files[loser]
+        print(f"--{winner} takes the place of {loser}={value} in {file}", file=sys.stderr)
+        default = defaults[loser]
+        words.append(f"--{loser}={'null' if default is None else default}")
+    return words
+
+
+def _both(one: str, other: str) -> str:
+    return f"{one} and {other}: {one} takes the place of {other}; leave one of them out"
+
+
+def _same(value: Any, default: Any) -> bool:
+    return bool(type(value) is type(default) and value == default)
+
+
+def _typed(args: Sequence[str]) -> set[str]:
+    """Settings that the command line gives a value, ``init_args`` left out of their names."""
+    typed = set()
+    for word, following in zip(args, [*args, ""][1:], strict=True):
+        option, equals, value = word.partition("=")
+        if not option.startswith("--") or (value if equals else following) == "null":
+            continue
+        parts = option.removeprefix("--").rstrip("+").replace(".init_args", "").split(".")
+        typed.add(".".join(parts[:2]))
+    return typed
+
+
+def _files(args: Sequence[str]) -> list[str]:
+    files = []
+    for word, following in zip(args, [*args, ""][1:], strict=True):
+        if word in ("--config", "-c"):
+            files.append(following)
+        elif word.startswith("--config="):
+            files.append(word.removeprefix("--config="))
+    return files
+
+
+def _section(file: str, group: str) -> dict[str, Any]:
+    """The arguments of the class in a section of a config file; of one elsewhere, none."""
+    content = read_yaml(Path(file))
+    section = content.get(group) if isinstance(content, dict) else None
+    if not isinstance(section, dict):
+        return {}
+    inner = section.get("init_args", section)
+    return {str(name): value for name, value in inner.items()} if isinstance(inner, dict) else {}

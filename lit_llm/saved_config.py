@@ -1,0 +1,61 @@
+"""A run's config.yaml: with absolute paths, so that it works from any folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+PATHS: dict[str, tuple[str, ...]] = {
+    "data": (
+        "corpus",
+        "sources",
+        "validation",
+        "tokenizer",
+        "chat_template",
+        "prompts",
+        "cache_dir",
+    ),
+    "model": ("init_from",),
+}
+"""Arguments of our modules that hold paths."""
+_WORDS = ("stdlib", "general")  # names of what we ship, in place of a path
+
+
+def with_absolute_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """``config``, of a fit with modules of ours, with its relative paths from the working directory on.
+
+    URLs, ``package:`` names and the names of what we ship stay as they are.
+    """
+    config = dict(config)
+    for section, names in PATHS.items():
+        part = dict(config[section])
+        if isinstance(part.get("init_args"), dict):
+            inner = part["init_args"] = dict(part["init_args"])
+            for name in names:
+                if name in inner:
+                    inner[name] = _absolute(name, inner[name])
+            config[section] = part
+    trainer = dict(config["trainer"])
+    trainer["default_root_dir"] = _path(trainer["default_root_dir"])
+    return {**config, "trainer": trainer}
+
+
+def _absolute(name: str, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_absolute(name, item) for item in value]
+    if isinstance(value, dict):
+        # {path: how often} of instructions; {name: paths} of texts.
+        if all(isinstance(item, int | float) for item in value.values()):
+            return {_absolute(name, key): item for key, item in value.items()}
+        return {key: _absolute(name, item) for key, item in value.items()}
+    if not isinstance(value, str) or (name == "chat_template" and not Path(value).is_file()):
+        return value  # a template may also be one of the tokenizer's, by name
+    return _path(value)
+
+
+def _path(text: str) -> str:
+    if text in _WORDS or "://" in text or text.startswith("package:"):
+        return text
+    # Not normalised: ".." behind a link leads elsewhere.
+    return os.path.join(os.getcwd(), os.path.expanduser(text))

@@ -1,0 +1,125 @@
+"""The one reader of YAML: what hostile or careless files hold is refused before anything walks it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_llm.errors import UserError
+
+DEEPEST = 100
+"""Levels of lists and mappings; configs have fewer than ten, and readers recurse into each."""
+MOST_FROM_ALIASES = 10_000
+"""Values that aliases (``*name``) may add: nine lines of ten aliases each stand for a billion."""
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def read_yaml(file: str | Path, named: str | None = None) -> Any:
+    """The content of a YAML file, plain values.
+
+    Args:
+        file: its path.
+        named: what messages call it. None: its path.
+
+    Raises:
+        UserError: not readable, not YAML, or as `check_yaml`; names the file and the line.
+    """
+    named = str(file) if named is None else named
+    try:
+        text = Path(file).expanduser().read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{named}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{named}: broken YAML ({error})") from None
+    try:
+        check_yaml(text)
+        return yaml.load(text, Loader=_Loader)
+    except UserError as error:
+        raise UserError(f"{named}, {error}") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-13-01
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        why = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise UserError(f"{named}{where}: broken YAML ({why})") from None
+
+
+def check_yaml(text: str) -> None:
+    """Refuse YAML that would cost time and memory without bound, or that says one thing twice.
+
+    Raises:
+        UserError: levels beyond `DEEPEST`, an anchor that holds itself, aliases beyond
+            `MOST_FROM_ALIASES`, or a key that is there twice in one mapping; names the line.
+        yaml.YAMLError: not YAML.
+    """
+    depth, aliases = 0, False
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > DEEPEST:
+                line = event.start_mark.line + 1 if event.start_mark else 1
+                raise UserError(f"line {line}: more than {DEEPEST} levels; write it flatter")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        aliases = aliases or isinstance(event, yaml.AliasEvent)
+    root = yaml.compose(text, Loader=_Loader)
+    sizes: dict[int, int] = {}
+    if root is not None:
+        values = _size(root, sizes, set())
+        if aliases and values > len(sizes) + MOST_FROM_ALIASES:
+            raise UserError(
+                f"line {root.start_mark.line + 1}: its aliases stand for {values:,} values; "
+                f"write the values out, or use fewer aliases (at most {MOST_FROM_ALIASES:,} values)"
+            )
+
+
+def guard_jsonargparse() -> None:
+    """Have jsonargparse check what it reads as YAML: sections in files of their own, and values."""
+    from jsonargparse import get_loader, set_loader
+
+    load = get_loader("yaml")
+    if getattr(load, "checks", False):
+        return
+
+    def checked(text: str) -> Any:
+        if not set("{[&\n").isdisjoint(text):  # most values are a word or a number
+            check_yaml(text)
+        return load(text)
+
+    checked.checks = True  # type: ignore[attr-defined]
+    set_loader("yaml", checked, (yaml.YAMLError,))
+
+
+def _size(node: yaml.Node, sizes: dict[int, int], open_nodes: set[int]) -> int:
+    """Values that ``node`` stands for once aliases are followed; ``sizes`` holds each node once."""
+    if (known := sizes.get(id(node))) is not None:
+        return known
+    line = node.start_mark.line + 1
+    if id(node) in open_nodes:
+        raise UserError(f"line {line}: an anchor holds itself; write the value out")
+    open_nodes.add(id(node))
+    inner: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        _check_keys(node)
+        inner = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        inner = node.value
+    size = 1 + sum(_size(part, sizes, open_nodes) for part in inner)
+    open_nodes.remove(id(node))
+    sizes[id(node)] = size
+    return size
+
+
+def _check_keys(node: yaml.MappingNode) -> None:
+    lines: dict[tuple[str, str], int] = {}
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode) or key.tag.endswith(":merge"):
+            continue
+        line, name = key.start_mark.line + 1, (key.tag, key.value)
+        if name in lines:
+            raise UserError(
+                f"line {line}: the key {key.value} is there already, in line {lines[name]}; "
+                "leave one of them out"
+            )
+        lines[name] = line

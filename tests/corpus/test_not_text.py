@@ -1,0 +1,51 @@
+"""What is read as something else: rich text, front matter, hidden files, Mac OS Roman."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lit_llm.corpus.documents import decode
+from lit_llm.corpus.files import hidden
+from lit_llm.corpus.parts import list_parts
+from lit_llm.corpus.read import read_part
+
+GERMAN = "Die Datei für die Übung enthält schöne Wörter, größere Zahlen und müde Käfer. " * 3
+FRENCH = "L'été dernier, où les élèves étaient déjà là, le garçon a reçu une lettre à Noël. " * 3
+
+
+def documents(folder: Path) -> dict[str, tuple[str, str | None]]:
+    return {
+        row["id"]: (row["text"], row["dropped"])
+        for part in list_parts(str(folder))
+        for table in read_part(part)
+        for row in table.to_pylist()
+    }
+
+
+def test_rich_text_is_dropped_and_front_matter_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a.rtf").write_bytes(rb"{\rtf1\ansi\deff0 {\fonttbl} Hello}")
+    (tmp_path / "b.md").write_text("---\ntitle: x\ntags: [a]\n---\n\n# Head\ntext\n\n---\n\nmore\n")
+    (tmp_path / "c.md").write_text("---\ntitle: only this\n---\n")
+    (tmp_path / "d.md").write_text("a rule follows\n\n---\n\ntext\n\n---\n")
+    (tmp_path / "e.txt").write_text("---\nkept: as it is\n---\ntext\n")
+    found = documents(tmp_path)
+    assert found["a.rtf"] == ("", "read: rich text (RTF): save it as plain text")
+    assert found["b.md"] == ("\n# Head\ntext\n\n---\n\nmore\n", None)
+    assert found["c.md"] == ("", "read: empty")
+    assert found["d.md"][0].startswith("a rule") and found["e.txt"][0].startswith("---")
+
+
+def test_hidden_files_are_counted(tmp_path: Path) -> None:
+    for name in ("a.txt", ".b.txt", ".git/x", ".git/y", "in/.c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert hidden(str(tmp_path)) == 3
+    assert hidden(str(tmp_path / "a.txt")) == hidden("s3://bucket/x") == 0
+
+
+@pytest.mark.parametrize("text", [GERMAN, FRENCH])
+@pytest.mark.parametrize("encoding", ["mac_roman", "cp1252", "latin-1"])
+def test_mac_roman_and_what_it_is_not(text: str, encoding: str) -> None:
+    assert decode(text.encode(encoding))[0] == text
