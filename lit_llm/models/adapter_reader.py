@@ -20,7 +20,10 @@ from lit_llm.models.lora import TARGETS, LoRAConfig, is_lora
 from lit_llm.models.transformer import Transformer
 
 _PREFIX = "base_model.model."
-_FACTOR = re.compile(r"(.+)\.(?:lora_([AB])\.weight|lora_embedding_([AB]))")
+# PEFT's files leave the adapter's name out ("default"); a state dict that was saved as it is has it.
+_FACTOR = re.compile(
+    r"(.+)\.(?:lora_([AB])(?:\.default)?\.weight|lora_embedding_([AB])(?:\.default)?)"
+)
 _EMBEDDINGS = ("embed.weight", "head.weight")
 
 
@@ -95,8 +98,9 @@ class _Reader:
             self._sort(name, tensor)
 
     def _sort(self, name: str, tensor: Tensor) -> None:
-        inner = name.removeprefix(_PREFIX)
-        if inner == name:
+        spelled = name.replace("_orig_mod.", "")  # torch.compile's
+        inner = spelled.removeprefix(_PREFIX)
+        if inner == spelled:
             raise UserError(f"{self.folder}: tensor {name}: PEFT's begin with {_PREFIX}")
         if found := _FACTOR.fullmatch(inner):
             module, linear, embedding = found.groups()

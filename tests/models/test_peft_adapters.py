@@ -143,6 +143,33 @@ def test_an_adapter_of_a_model_without_a_head_and_as_a_pickle(tmp_path: Path) ->
         torch.testing.assert_close(model.hidden_states(IDS), hidden, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("rename", ["{}", "_orig_mod.{}", "default", "both"])
+def test_names_of_a_state_dict_saved_as_it_is(tmp_path: Path, rename: str) -> None:
+    """Of a compiled model, and with the adapter's name in them."""
+    folder, adapter = base(tmp_path, "llama"), tmp_path / "adapter"
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    theirs = peft.get_peft_model(theirs, config).eval()
+    theirs.save_pretrained(adapter)
+    file = adapter / "adapter_model.safetensors"
+    names = rename if "{}" in rename else "_orig_mod.{}" if rename == "both" else "{}"
+    tensors = {
+        names.format(name): value for name, value in safetensors.torch.load_file(file).items()
+    }
+    if rename in ("default", "both"):
+        tensors = {
+            name.replace("A.weight", "A.default.weight").replace(
+                "B.weight", "B.default.weight"
+            ): value
+            for name, value in tensors.items()
+        }
+    safetensors.torch.save_file(tensors, file)
+    model = Transformer.from_pretrained(folder).eval()
+    load_adapter(model, adapter)
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS), theirs(IDS).logits, atol=1e-4, rtol=1e-4)
+
+
 def test_experts_of_an_adapter_from_before_transformers_5(tmp_path: Path) -> None:
     """There each expert was three linear layers; PEFT 0.21 brings such tensors to transformers 5's stacks."""
     folder = base(tmp_path, "mixtral", num_local_experts=2, num_experts_per_tok=1)
