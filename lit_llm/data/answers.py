@@ -15,6 +15,8 @@ from lit_llm.errors import UserError
 Span = tuple[int, int]
 # A generation prompt that opens a block of thoughts: R1's ends with "<think>" and a newline.
 _OPENED_THOUGHTS = re.compile(r"<(think\w*)>\s*\Z")
+# One that closes them too, so that the answer comes without: Qwen3's with enable_thinking off.
+_NO_THOUGHTS = re.compile(r"<(think\w*)>\s*</\1>\s*\Z")
 
 
 class AnswerFinder:
@@ -70,7 +72,8 @@ class AnswerFinder:
     ) -> tuple[int, str] | None:
         """(where in ``text`` the last answer begins, what stands before it), for a text that begins otherwise.
 
-        A prompt may open thoughts that the template does not render (R1): they are added and closed. Or the template
+        A prompt may open thoughts that the template does not render (R1): they are added and closed. Or it may say that
+        there are none, where the template renders an answer without thoughts as the answer alone. Or the template
         renders earlier turns in another way once this answer is there (gpt-oss drops thoughts between tool calls): the
         answer is what follows the last generation prompt in front of its words.
         """
@@ -81,6 +84,11 @@ class AnswerFinder:
                 return len(text) - len(rest.removeprefix(f"<{tag}>").lstrip()), ""
             thoughts = self._template.defused(thoughts_of(messages[-1]))
             return len(text) - len(rest.lstrip("\n")), f"{thoughts}\n</{tag}>\n\n"
+        none = _NO_THOUGHTS.search(prompt)
+        if none and text.startswith(prompt[: none.start()]) and not thoughts_of(messages[-1]):
+            rest = text[none.start() :]
+            answer = re.sub(rf"\A<{none[1]}>\s*</{none[1]}>", "", rest).lstrip("\n")
+            return len(text) - len(answer), ""
         asked = unmarked(self._template.render(messages[:-1], False, arguments))[0]
         header = prompt.removeprefix(asked) if prompt.startswith(asked) else ""
         if not header:

@@ -144,6 +144,25 @@ def test_thoughts_behind_a_prompt_that_opens_them() -> None:
     assert chat.tokenizer.decode(chat.prompt_ids([asked])).endswith("<think>\n")
 
 
+@pytest.mark.parametrize("empty", ["", "<think></think>\n"])
+def test_answers_behind_a_prompt_that_closes_the_thoughts(empty: str) -> None:
+    """The template renders an answer without thoughts in another way than the prompt says so."""
+    chat = chat_of(
+        "{% for m in messages %}{{ '<|' + m.role + '|>\n' }}"
+        "{% if m.role == 'assistant' %}{{ '<think>\n' + m.reasoning_content + '\n</think>\n\n' "
+        f"if m.reasoning_content else '{empty}' }}}}{{% endif %}}"
+        "{{ m.content + '</s>' }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n<think>\n\n</think>\n\n{% endif %}"
+    )
+    asked = {"role": "user", "content": "2+2?"}
+    talk = [asked, {"role": "assistant", "content": "4"}]
+    assert learnt(chat, talk) == ["4</s>"]
+    ids, prompt = chat.encode(talk)[0], chat.prompt_ids([asked])
+    assert ids[: len(prompt)] == prompt
+    with pytest.raises(UserError, match="closes them before the answer"):
+        chat.encode([asked, {"role": "assistant", "content": "4", "reasoning_content": "Add."}])
+
+
 def test_spelled_control_tokens_stay_text_in_every_field() -> None:
     def talk(spelled: str) -> tuple[list, dict]:
         function = {"name": f"f{spelled}", "arguments": {f"k{spelled}": [spelled]}}
