@@ -55,7 +55,8 @@ def plan_main(args: list[str]) -> None:
         from lit_llm.plan.solve import advise, plan
 
         if options.advise:
-            given.pop("gpu")
+            if "gpu" in given:
+                raise UserError("--advise compares all accelerators: leave --gpu out")
             plans, refused = advise(**given)
             facts |= {"plans": [dataclasses.asdict(p) for p in plans], "refused": refused}
             said.append(_advice(plans, refused))
@@ -94,7 +95,7 @@ def _add_options(parser: Parser) -> None:
     data.add_argument("--batch_tokens", type=number, metavar="N", help="of an optimizer step")
     means = parser.add_argument_group("means")
     means.add_argument(
-        "--gpu", default="h100", help="default %(default)s; see lit_llm/models/hardware.csv"
+        "--gpu", metavar="NAME", help="default h100; see lit_llm/models/hardware.csv"
     )
     means.add_argument("--gpus", type=int, metavar="N")
     means.add_argument("--days", type=number, metavar="N")
@@ -147,6 +148,8 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
                     "batch_tokens", "gpu", "gpus", "days", "budget", "gpu_hours", "usd_per_hour", "precision",
                     "optimizer", "lora", "quantize", "leave_out")
     }  # fmt: skip
+    if options.gpu is None:
+        del given["gpu"]  # `plan` has the default
     if options.model is not None:
         given["config"] = _model_config(options.model)
     if options.calibrate is not None:

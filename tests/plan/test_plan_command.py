@@ -87,6 +87,10 @@ def test_advice_annotation_and_calibration(
     ("args", "message"),
     [
         (["--params", "7x"], "--params"),
+        (
+            ["--params", "7B", "--tokens", "1T", "--days", "9", "--advise", "--gpu", "a100"],
+            "--advise",
+        ),
         (["--parms", "7B"], "did you mean --params"),
         (["--params", "0", "--tokens", "1T"], "params=0: must be above 0"),
         (["--model", "lama-3-8b", "--tokens", "1T"], "llama-3-8b"),
