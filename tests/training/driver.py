@@ -200,8 +200,10 @@ def spy(log: Path, kill: list | None, rank: int) -> None:
         if what == "beside" and done >= when:
             went_on.set()
         if what == "time" and batches == 1 and rank == 0:
-            signal.signal(signal.SIGALRM, die)
-            signal.setitimer(signal.ITIMER_REAL, when)
+            # No alarm: one that comes while Python ends finds no handler any more.
+            timer = threading.Timer(when, die)
+            timer.daemon = True
+            timer.start()
         if what in signals and batches == when and rank == whom[0]:
             os.kill(os.getpid(), signals[what])
         if what == "group" and batches == when and rank == whom[0]:
