@@ -18,10 +18,9 @@ from lit_llm.corpus.licensing import LicenseFilter
 from lit_llm.corpus.normalize import Normalize
 from lit_llm.corpus.optout import OptOut
 from lit_llm.corpus.privacy import RedactPII
-from lit_llm.corpus.ranges import RANGES, check_build
+from lit_llm.corpus.ranges import check_section
 from lit_llm.corpus.sources import Source
 from lit_llm.corpus.spdx import GROUPS
-from lit_llm.ranges import check_ranges
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,9 @@ class Evaluations:
     fields: tuple[str, ...] | None = None
     ngram: int = 13
     shortest: int = 8
+
+    def __post_init__(self) -> None:
+        check_section(self, "evaluations")
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class MixtureSettings:
     tokens: float | None = None
 
     def __post_init__(self) -> None:
-        check_ranges(vars(self), RANGES["mixture"], "mixture.")
+        check_section(self, "mixture")
 
 
 def _any_language() -> GopherQuality:
@@ -143,7 +145,7 @@ class CorpusConfig:
     part_bytes: int = 32_000_000
 
     def __post_init__(self) -> None:
-        check_build(self)
+        check_section(self, "")
 
     def blocks(self) -> tuple[Block, ...]:
         """The steps that look at one document, in the order in which they run: cheap and lawful ones first."""

@@ -26,7 +26,8 @@ from lit_llm.corpus.block import Block, Texts, documents, texts
 from lit_llm.corpus.digest import BYTES, digests
 from lit_llm.corpus.lookup import positions
 from lit_llm.corpus.lsh import component_chunks, components, kept_copies
-from lit_llm.corpus.minhash import LONGEST, sketches
+from lit_llm.corpus.minhash import sketches
+from lit_llm.corpus.ranges import check_section
 from lit_llm.corpus.signatures import SignatureColumns
 from lit_llm.errors import UserError
 from lit_llm.models.cores import usable_cores
@@ -62,11 +63,7 @@ class Dedup:
     rows: int = 4
 
     def __post_init__(self) -> None:
-        if self.threshold is not None and not 0 < self.threshold <= 1:
-            raise UserError(f"dedup.threshold: {self.threshold} is not in (0, 1]")
-        for name, most in (("ngram", LONGEST), ("bands", 10_000), ("rows", 10_000)):
-            if not 1 <= getattr(self, name) <= most:
-                raise UserError(f"dedup.{name}: {getattr(self, name)} is not in 1 to {most}")
+        check_section(self, "dedup")
 
     def sign(self, table: pa.Table) -> pa.Table:
         """Signatures of the documents that are still kept; a batch's do not depend on any other.

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from lit_llm.corpus.block import Block, Filter, Texts, texts
 from lit_llm.corpus.characters import character_table, terminal_points
+from lit_llm.corpus.ranges import check_section
 from lit_llm.corpus.repetition_limits import letters_a_word, limits_of
 from lit_llm.errors import UserError
 
@@ -84,11 +85,7 @@ class GopherRepetition(Filter):
             raise UserError(
                 "GopherRepetition: an n-gram has at least one word; give pairs (n, share)"
             )
-        for name in ("min_top_n_gram", "min_repeated_lines", "min_repeated_words"):
-            if getattr(self, name) < 1:
-                raise UserError(f"GopherRepetition: {name} {getattr(self, name)} is not at least 1")
-        if self.min_line_width < 0:
-            raise UserError(f"GopherRepetition: min_line_width {self.min_line_width} is below 0")
+        check_section(self, "gopher_repetition")
 
     @property
     def rules(self) -> tuple[str, ...]:
@@ -186,6 +183,9 @@ class GopherQuality(Filter):
     stop_words: tuple[str, ...] = STOP_WORDS
     by_sense: bool = False
 
+    def __post_init__(self) -> None:
+        check_section(self, "gopher_quality")
+
     def judge(self, text: pa.LargeStringArray) -> pa.StringArray:
         from lit_llm.corpus.quality import judge_gopher
         from lit_llm.corpus.utf8 import buffers
@@ -254,6 +254,9 @@ class FineWebQuality(Filter):
     char_duplicates_ratio: float | None = 0.01
     new_line_ratio: float | None = 0.3
 
+    def __post_init__(self) -> None:
+        check_section(self, "fineweb")
+
     def judge(self, text: pa.LargeStringArray) -> pa.StringArray:
         from lit_llm.corpus.quality import judge_fineweb
         from lit_llm.corpus.utf8 import buffers
@@ -301,6 +304,9 @@ class C4Quality(Block):
     filter_javascript: bool = True
     filter_curly_bracket: bool = True
     filter_policy: bool = True
+
+    def __post_init__(self) -> None:
+        check_section(self, "c4")
 
     def clean(self, documents: Texts) -> tuple[pa.LargeStringArray, pa.StringArray]:
         """(texts, why each is dropped: null where it is kept)."""

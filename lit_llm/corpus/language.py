@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lit_llm.corpus.block import Block, texts, utf8, with_column
+from lit_llm.corpus.ranges import check_section
 from lit_llm.errors import UserError
 
 UNKNOWN = "und"  # BCP 47's tag for an undetermined language
@@ -85,10 +86,7 @@ class IdentifyLanguage(Block):
     def __post_init__(self) -> None:
         for written in self.keep:
             detected_tags(written)
-        if not 0 <= self.least_score <= 1:
-            raise UserError(
-                f"identify_language.least_score: {self.least_score} is no share; write 0 to 1"
-            )
+        check_section(self, "language")
 
     def apply(self, table: pa.Table) -> pa.Table:
         """Add the two columns and fill "dropped"."""

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from lit_llm.corpus.folding import fold_table, mixed, next_word
 from lit_llm.corpus.jit import kernel
+from lit_llm.corpus.ranges import LONGEST_NGRAM
 from lit_llm.corpus.utf8 import buffers, decode, longest
 
 NONE = np.uint16(0xFFFF)  # fills the sketch of a document without words
@@ -19,8 +20,8 @@ PRIME = np.uint64(
     0x9E3779B97F4A7C55
 )  # any odd number with mixed bits: word hashes are combined as a polynomial in it
 _BLOCK = 1024  # n-grams hashed at a time: they and the sketch stay in the first-level cache
-RING = 64
-LONGEST = RING - 1  # words in an n-gram
+LONGEST = LONGEST_NGRAM
+RING = LONGEST + 1
 
 
 def sketches(text: pa.LargeStringArray, ngram: int, entries: int, seed: int = 0) -> np.ndarray:

@@ -95,6 +95,21 @@ def measure(html: str) -> Work:
 
 
 @kernel
+def _name(data: np.ndarray, i: int) -> tuple[np.uint64, int]:
+    """The hash of the tag's name that begins at byte ``i``, in small letters, and where it ends."""
+    name = _OFFSET
+    while i < len(data):
+        byte = data[i]
+        if byte == 62 or byte == 47 or byte == 32 or 9 <= byte <= 13:
+            break
+        if 65 <= byte <= 90:
+            byte |= 0x20
+        name = (name ^ np.uint64(byte)) * _PRIME
+        i += 1
+    return name, i
+
+
+@kernel
 def _work(
     data: np.ndarray, known: np.ndarray, kinds: np.ndarray
 ) -> tuple[int, int, int, int, int, int]:
@@ -154,15 +169,7 @@ def _work(
             while closing and i < size and data[i] != 62:
                 i += 1
             continue
-        name = _OFFSET
-        while i < size:
-            byte = data[i]
-            if byte == 62 or byte == 47 or byte == 32 or 9 <= byte <= 13:
-                break
-            if 65 <= byte <= 90:
-                byte |= 0x20
-            name = (name ^ np.uint64(byte)) * _PRIME
-            i += 1
+        name, i = _name(data, i)
         tag = name
         attributes = 0
         while i < size:
@@ -310,16 +317,7 @@ def _work(
                 while i < size and data[i] != 60:
                     i += 1
                 if i + 1 < size and data[i + 1] == 47:
-                    end = i + 2
-                    end_name = _OFFSET
-                    while end < size:
-                        byte = data[end]
-                        if byte == 62 or byte == 47 or byte == 32 or 9 <= byte <= 13:
-                            break
-                        if 65 <= byte <= 90:
-                            byte |= 0x20
-                        end_name = (end_name ^ np.uint64(byte)) * _PRIME
-                        end += 1
+                    end_name, end = _name(data, i + 2)
                     found = end_name == name and end < size
                 if not found:
                     i += 1

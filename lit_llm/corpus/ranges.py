@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import TYPE_CHECKING
+from typing import Any
 
 from lit_llm.ranges import VOCAB_SIZE, Range, check_ranges, positive
 
-if TYPE_CHECKING:
-    from lit_llm.corpus.config import CorpusConfig
+LONGEST_NGRAM = 63
+"""Words; `lit_llm.corpus.minhash` keeps a ring of one hash more."""
 
 _SHARE, _COUNT = Range(0, 1), Range(0, 1e9)
 RANGES: dict[str, dict[str, Range]] = {
@@ -36,10 +35,10 @@ RANGES: dict[str, dict[str, Range]] = {
         "char_duplicates_ratio": _SHARE, "new_line_ratio": _COUNT,
     },
     "dedup": {
-        "threshold": positive(1), "ngram": Range(1, 63), "bands": Range(1, 1e4),
+        "threshold": positive(1), "ngram": Range(1, LONGEST_NGRAM), "bands": Range(1, 1e4),
         "rows": Range(1, 1e4),
     },
-    "evaluations": {"ngram": Range(1, 63), "shortest": Range(1, 63)},
+    "evaluations": {"ngram": Range(1, LONGEST_NGRAM), "shortest": Range(1, LONGEST_NGRAM)},
     "mixture": {
         "temperature": positive(1e6), "max_epochs": positive(1e6), "tokens": positive(1e18),
     },
@@ -47,11 +46,17 @@ RANGES: dict[str, dict[str, Range]] = {
 """Section of a build's configuration -> setting -> its range; "" are those at the top."""
 
 
-def check_build(config: CorpusConfig) -> None:
-    """Hold all numbers of a build's configuration to their ranges. Raises UserError for the first that is not in it."""
-    check_ranges(vars(config), RANGES[""])
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        for section in value if isinstance(value, list) else [value]:
-            if dataclasses.is_dataclass(section):
-                check_ranges(vars(section), RANGES.get(field.name, {}), f"{field.name}.")
+def check_section(settings: Any, name: str, prefix: str | None = None) -> None:
+    """Hold the numbers of a section's settings, a dataclass, to their ranges.
+
+    Args:
+        settings: of the section.
+        name: the section's.
+        prefix: stands before a setting in messages. None: the section's name.
+
+    Raises:
+        UserError: names the first that is not in its range.
+    """
+    if prefix is None:
+        prefix = f"{name}." if name else ""
+    check_ranges(vars(settings), RANGES[name], prefix)

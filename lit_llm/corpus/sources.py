@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from lit_llm.corpus.code import is_license_file
 from lit_llm.corpus.files import Found, find, found, is_url, open_input, walk
+from lit_llm.corpus.ranges import check_section
 from lit_llm.errors import UserError
 
 Kind: TypeAlias = Literal["auto", "text", "html", "jsonl", "json", "csv", "parquet", "warc", "code"]
@@ -94,10 +95,7 @@ class Source:
             raise UserError(
                 f"data.sources: {self.name}.kind is {self.kind!r}; choose from {', '.join(get_args(Kind))}"
             )
-        if self.weight < 0 or self.max_line_bytes < 1:
-            raise UserError(
-                f"data.sources: {self.name}: weight must be at least 0, max_line_bytes at least 1"
-            )
+        check_section(self, "sources", f"data.sources: {self.name}: ")
 
     def too_long(self, what: str) -> str:
         """Why a line or record above ``max_line_bytes`` is dropped, with the setting's name."""

@@ -352,9 +352,9 @@ def test_none_switches_a_rule_off() -> None:
     with pytest.raises(UserError, match="n-gram"):
         GopherRepetition(dup_n_grams=((0, 0.1),))
     for name in ("min_top_n_gram", "min_repeated_lines", "min_repeated_words"):
-        with pytest.raises(UserError, match=f"{name} 0 is not at least 1"):
+        with pytest.raises(UserError, match=f"gopher_repetition.{name}=0: must be from 1"):
             GopherRepetition(**{name: 0})
-    with pytest.raises(UserError, match="min_line_width -1 is below 0"):
+    with pytest.raises(UserError, match=r"gopher_repetition\.min_line_width=-1: must be from 0"):
         GopherRepetition(min_line_width=-1)
 
 

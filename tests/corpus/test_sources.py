@@ -122,8 +122,8 @@ def test_mistaken_sources_say_what_is_wrong(sources, message: str) -> None:
         ({"name": "a b"}, "'a b' cannot name a folder"),
         ({"paths": []}, "s is empty"),
         ({"kind": "pdf"}, "s.kind is 'pdf'; choose from auto, text, html"),
-        ({"weight": -1.0}, "s: weight must be at least 0"),
-        ({"max_line_bytes": 0}, "max_line_bytes at least 1"),
+        ({"weight": -1.0}, "data.sources: s: weight=-1: must be from 0 to"),
+        ({"max_line_bytes": 0}, "s: max_line_bytes=0: must be from 1"),
     ],
 )
 def test_mistaken_fields_say_what_is_wrong(fields: dict, message: str) -> None:
