@@ -193,9 +193,8 @@ def explain_mistake(message: str, known: Sequence[str] = ()) -> str:
                     )
                 ]
             return f"unknown key {full}" + (f": did you mean {near[0]}?" if near else "")
-    if section and re.match(
-        r"[\w.]+=.*: must be ", text
-    ):  # said by `_about_a_value`, of a key below
+    # The first form was said by `_about_a_value`, of a key below.
+    if section and re.match(r"[\w.]+=.*: must be ", text):
         text = f"{section}.{text}"
     elif section and not text.startswith("unknown key"):
         text = f"{section}: {text}"

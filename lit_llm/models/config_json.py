@@ -52,9 +52,8 @@ def config_from_hf(hf: dict[str, Any], origin: str) -> TransformerConfig:
     family = FAMILIES[model_type]
     hf = {**family.defaults, **hf}
     layers = hf[family.fields.get("num_layers") or "num_hidden_layers"]
-    if (
-        type(layers) is not int or layers not in RANGES["num_layers"]
-    ):  # before anything is made for each of them
+    # Before anything is made for each of them.
+    if type(layers) is not int or layers not in RANGES["num_layers"]:
         raise UserError(f"{origin}: {layers!r} layers: not a number of layers")
     for key, wanted in {**family.needs, "quantization_config": None}.items():
         if hf.get(key) is not None and hf[key] != wanted:

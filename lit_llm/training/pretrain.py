@@ -377,13 +377,11 @@ class PretrainModule(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Loss of one micro-batch, scaled so that what the Trainer makes of it is sum / global tokens."""
-        loss_sum = self.compute_loss(batch)
-        loss = self._step_loss.scaled(loss_sum, batch, self.trainer)
+        loss = self._step_loss.scaled(self.compute_loss(batch), batch, self.trainer)
         if "step_tokens" in batch:
             self.step_loss.update(loss.detach())
-        else:
-            supervised = (batch["labels"] != IGNORE).sum()
-            self.step_loss.update(loss_sum.detach() / supervised.clamp(min=1), supervised)
+        else:  # the micro-batch's own mean
+            self.step_loss.update(loss.detach(), (batch["labels"] != IGNORE).sum())
         return loss
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:

@@ -53,5 +53,5 @@ def refuse_early_callbacks(callbacks: Iterable[Any]) -> None:
         if isinstance(callback, (ModelPruning, BackboneFinetuning)):
             raise UserError(
                 f"{name} looks for weights before the network is there, and finds none: leave it "
-                "out; --model.lora trains a few weights of a model"
+                "out; SFTModule's model.lora trains a few weights of a model"
             )

@@ -155,18 +155,19 @@ class Checkpoint(CheckpointAnswers):
         if self.every_steps is None:
             steps = planned_steps(trainer)
             self._interval = 1000 if steps is None else max(50, steps // 20)
+        resumed = self.folder / name_of(trainer.global_step)
         if trainer.is_global_zero and self.folder.is_dir():
             tidy(self.folder)
             for file in checkpoints(self.folder):
                 # Resumed from an earlier one: what came after it is not this run's past, nor what `last` should find.
                 if step_of(file) > trainer.global_step:
                     put(file, file.with_name(f"abandoned-{file.name}"))
-            best, resumed = self.folder / "best.ckpt", self.folder / name_of(trainer.global_step)
+            best = self.folder / "best.ckpt"
             # Another run's. One of this run's later steps is written over by the next score.
             if self.best_score is None and best.exists() and not resumed.exists():
                 put(best, best.with_name("abandoned-best.ckpt"))
         # What was resumed may be the best one, or lie elsewhere: that is not where `last` looks.
-        here = trainer.strategy.broadcast((self.folder / name_of(trainer.global_step)).exists())
+        here = trainer.strategy.broadcast(resumed.exists())
         self._saved_step = trainer.global_step if here else -1
 
     def on_train_batch_start(
