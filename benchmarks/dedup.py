@@ -100,7 +100,7 @@ def ours(folder: Path, bands: int, rows: int) -> dict[str, str]:
     import pyarrow.json
 
     from lit_llm.corpus.block import documents
-    from lit_llm.corpus.dedup import Dedup
+    from lit_llm.corpus.dedup.duplicates import Dedup
 
     dedup = Dedup(bands=bands, rows=rows)
     schema = pa.schema({"id": pa.string(), "text": pa.large_string()})
@@ -188,7 +188,7 @@ def child(which: str, folder: Path) -> None:
         import datatrove.pipeline.dedup  # noqa: F401
         import spacy  # noqa: F401  # by datatrove when it is first asked for a splitter
     else:
-        from lit_llm.corpus.dedup import near_duplicates
+        from lit_llm.corpus.dedup.duplicates import near_duplicates
 
         near_duplicates(["numba needs a second and a half to begin", "a second"])
     ready, used = time.perf_counter(), _processor_seconds()

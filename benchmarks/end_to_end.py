@@ -167,11 +167,11 @@ def ours(which: str, text: Path, tokenizer: Path, out: Path) -> None:
     """Our build."""
     from lit_llm.corpus import pipeline
     from lit_llm.corpus.build import build
+    from lit_llm.corpus.commands.config_parser import parse_build
     from lit_llm.corpus.config import CorpusConfig
-    from lit_llm.corpus.config_parser import parse_build
-    from lit_llm.corpus.dedup import Dedup
-    from lit_llm.corpus.filters import C4Quality, FineWebQuality, GopherQuality
-    from lit_llm.corpus.sources import Source
+    from lit_llm.corpus.dedup.duplicates import Dedup
+    from lit_llm.corpus.filters.quality import C4Quality, FineWebQuality, GopherQuality
+    from lit_llm.corpus.reading.sources import Source
 
     if which == WEB:
         arguments = ["--config", "corpus/web", "--input", f"{text}/*", "--output", str(out)]

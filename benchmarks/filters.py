@@ -69,7 +69,12 @@ def ours(texts: list[str]) -> tuple[list[float], list[list[Any]]]:
     """(seconds by filter, decisions as ``theirs`` gives them)."""
     import pyarrow as pa
 
-    from lit_llm.corpus.filters import C4Quality, FineWebQuality, GopherQuality, GopherRepetition
+    from lit_llm.corpus.filters.quality import (
+        C4Quality,
+        FineWebQuality,
+        GopherQuality,
+        GopherRepetition,
+    )
 
     array = pa.array(texts, pa.large_string())
     seconds, columns = [], []

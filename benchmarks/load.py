@@ -39,7 +39,7 @@ def measure(contender: str, folder: str) -> dict[str, float]:
         # Resolves the lazy module of the class: part of the import, not of the load.
         load = transformers.LlamaForCausalLM.from_pretrained
     else:
-        import lit_llm.models.huggingface  # noqa: F401
+        import lit_llm.models.hub.huggingface  # noqa: F401
 
         load = Transformer.from_pretrained
     before = resident.begin()

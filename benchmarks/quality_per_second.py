@@ -37,7 +37,7 @@ def prepare(corpus_folder: Path, out: Path) -> dict[str, object]:
     train and validation: (tokens,) the documents of all sources, each as `[eos] + ids`; token_bytes: (vocab,).
     """
     from lit_llm.corpus.build import Corpus
-    from lit_llm.corpus.shards import read_tokens
+    from lit_llm.corpus.output.shards import read_tokens
 
     corpus = Corpus.load(corpus_folder)
     streams = {

@@ -6,7 +6,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from lit_llm.models.cores import wait_briefly
+from lit_llm.models.kernels.cores import wait_briefly
 
 wait_briefly()  # before anything imports torch
 
@@ -20,8 +20,8 @@ _EXPORTS = {
     "TransformerConfig": "lit_llm.models.config",
     "Tokenizer": "lit_llm.models.tokenizer",
     "LoRAConfig": "lit_llm.models.lora",
-    "generate": "lit_llm.models.generate",
-    "Sampling": "lit_llm.models.sampling",
+    "generate": "lit_llm.models.generation.generate",
+    "Sampling": "lit_llm.models.generation.sampling",
     "PretrainModule": "lit_llm.training.pretrain",
     "SFTModule": "lit_llm.training.sft",
     "PretrainDataModule": "lit_llm.data.pretrain",

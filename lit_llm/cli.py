@@ -34,11 +34,11 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "test": (_trainer_verb("test"), "the same under test_ names"),
     "predict": (_trainer_verb("predict"), "continue or answer the prompts of a file"),
     "corpus": (
-        _function("lit_llm.corpus.command", "corpus_main"),
+        _function("lit_llm.corpus.commands.corpus", "corpus_main"),
         "raw text to cleaned, documented shards",
     ),
     "tokenizer": (
-        _function("lit_llm.corpus.tokenizer_command", "tokenizer_main"),
+        _function("lit_llm.corpus.commands.tokenizer", "tokenizer_main"),
         "train one; how well it compresses",
     ),
     "launch": (

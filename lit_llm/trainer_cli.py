@@ -29,7 +29,7 @@ from lit_llm.data.base import TokenDataModule
 from lit_llm.data.instructions import InstructionDataModule
 from lit_llm.data.pretrain import PretrainDataModule
 from lit_llm.errors import UserError
-from lit_llm.models.device import has_fast_bf16
+from lit_llm.models.kernels.device import has_fast_bf16
 from lit_llm.orphans import follow
 from lit_llm.plan.preflight import Preflight
 from lit_llm.presets import all_presets, config_name, find_config

@@ -127,7 +127,7 @@ def test_gguf_names_the_presets_that_can_go_there() -> None:
     import re
 
     from lit_llm.models.config import TransformerConfig
-    from lit_llm.models.gguf_names import gguf_arch_of
+    from lit_llm.models.hub.gguf.names import gguf_arch_of
 
     with pytest.raises(UserError, match="no GGUF architecture") as raised:
         gguf_arch_of(TransformerConfig.from_preset("nano-5m"))

@@ -17,7 +17,7 @@ from lit_llm.arguments import Parser
 from lit_llm.cli import main
 from lit_llm.corpus.config import CorpusConfig
 from lit_llm.corpus.ranges import RANGES as BUILD
-from lit_llm.corpus.sources import Source
+from lit_llm.corpus.reading.sources import Source
 from lit_llm.errors import UserError
 from lit_llm.plan.cost import RANGES as COST
 from lit_llm.plan.solve import RANGES as PLAN

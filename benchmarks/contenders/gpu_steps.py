@@ -34,10 +34,10 @@ class Contender(NamedTuple):
 
 def ours(job: Job, config: TransformerConfig, device: torch.device) -> Contender:
     """A loop over our parts: "ours", "ours muon", "fp8", "lora", "documents" and "documents sdpa"."""
-    from lit_llm.models.backends import choose_attention
     from lit_llm.models.float8 import SMALLEST, convert_to_float8
+    from lit_llm.models.kernels.backends import choose_attention
     from lit_llm.models.lora import LoRAConfig, apply_lora
-    from lit_llm.models.parallelize import parallelize
+    from lit_llm.models.parallel.parallelize import parallelize
     from lit_llm.models.transformer import Transformer
     from lit_llm.training.optimizers import MuonAdamW, default_learning_rate, parameter_groups
 

@@ -19,7 +19,7 @@ from gpu import SHAPES, Job
 from gpu_steps import PEERS, ours
 from torch import Tensor
 
-from lit_llm.models import flops
+from lit_llm.models.accounting import flops
 from lit_llm.models.config import TransformerConfig
 
 

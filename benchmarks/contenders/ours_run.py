@@ -15,8 +15,8 @@ import yaml
 from torch import Tensor
 
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.device import has_fast_bf16
-from lit_llm.models.parallelize import parallelize
+from lit_llm.models.kernels.device import has_fast_bf16
+from lit_llm.models.parallel.parallelize import parallelize
 from lit_llm.models.transformer import Transformer
 from lit_llm.training.optimizers import MuonAdamW, default_learning_rate, parameter_groups
 from lit_llm.training.schedules import lr_multiplier

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.corpus.extra import corpus_extra
-from lit_llm.corpus.files import hidden
-from lit_llm.corpus.folder import FORMAT, Corpus
-from lit_llm.corpus.sources import Source, Sources, as_sources, files_of, list_files
-from lit_llm.corpus.transaction import finish, locked, transaction
+from lit_llm.corpus.output.folder import FORMAT, Corpus
+from lit_llm.corpus.reading.files import hidden
+from lit_llm.corpus.reading.sources import Source, Sources, as_sources, files_of, list_files
+from lit_llm.corpus.storage.transaction import finish, locked, transaction
 from lit_llm.errors import UserError, told_of_a_path
 from lit_llm.models.tokenizer import Tokenizer
 
@@ -161,12 +161,12 @@ def build(
 
 def _build(config: CorpusConfig, output: Path, progress: bool, key: str) -> None:
     with corpus_extra():
-        from lit_llm.corpus.card import make_card, write_card
-        from lit_llm.corpus.card_words import told_missing
+        from lit_llm.corpus.card.data_card import make_card, write_card
+        from lit_llm.corpus.card.words import told_missing
         from lit_llm.corpus.pipeline import Pipeline
         from lit_llm.corpus.progress import Progress
-        from lit_llm.corpus.removed import removed_hashes
-        from lit_llm.corpus.store import Store
+        from lit_llm.corpus.storage.removed import removed_hashes
+        from lit_llm.corpus.storage.store import Store
 
     started = time.perf_counter()
     say = Progress(progress)

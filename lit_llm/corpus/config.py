@@ -11,16 +11,21 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from lit_llm.corpus.block import Block
-from lit_llm.corpus.dedup import Dedup
-from lit_llm.corpus.filters import C4Quality, FineWebQuality, GopherQuality, GopherRepetition
-from lit_llm.corpus.language import IdentifyLanguage
-from lit_llm.corpus.licensing import LicenseFilter
-from lit_llm.corpus.normalize import Normalize
-from lit_llm.corpus.optout import OptOut
-from lit_llm.corpus.privacy import RedactPII
+from lit_llm.corpus.dedup.duplicates import Dedup
+from lit_llm.corpus.filters.language import IdentifyLanguage
+from lit_llm.corpus.filters.licensing import LicenseFilter
+from lit_llm.corpus.filters.normalize import Normalize
+from lit_llm.corpus.filters.optout import OptOut
+from lit_llm.corpus.filters.quality import (
+    C4Quality,
+    FineWebQuality,
+    GopherQuality,
+    GopherRepetition,
+)
+from lit_llm.corpus.filters.spdx import GROUPS
+from lit_llm.corpus.privacy.personal_data import RedactPII
 from lit_llm.corpus.ranges import check_section
-from lit_llm.corpus.sources import Source
-from lit_llm.corpus.spdx import GROUPS
+from lit_llm.corpus.reading.sources import Source
 
 
 @dataclass(frozen=True)

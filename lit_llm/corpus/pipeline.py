@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lit_llm.corpus.config import CorpusConfig
-from lit_llm.corpus.encode import (
+from lit_llm.corpus.engine import Engine, Task
+from lit_llm.corpus.output.encode import (
     Encode,
     Split,
     WriteDocuments,
@@ -28,15 +29,13 @@ from lit_llm.corpus.encode import (
     load_tokenizer,
     read_encoded,
 )
-from lit_llm.corpus.engine import Engine, Task
-from lit_llm.corpus.mixture import shares
-from lit_llm.corpus.parts import Part, list_parts
+from lit_llm.corpus.output.mixture import shares
+from lit_llm.corpus.output.shards import ShardWriter, token_dtype
 from lit_llm.corpus.progress import Progress
-from lit_llm.corpus.read import is_broken
-from lit_llm.corpus.sample import TRAINING_BYTES, VOCAB_SIZE, fewer_tokens, rates, take
-from lit_llm.corpus.shards import ShardWriter, token_dtype
+from lit_llm.corpus.reading.parts import Part, list_parts
+from lit_llm.corpus.reading.read import is_broken
 from lit_llm.corpus.steps import Clean, Select, Sign, merged
-from lit_llm.corpus.store import (
+from lit_llm.corpus.storage.store import (
     Store,
     check,
     digest,
@@ -46,7 +45,8 @@ from lit_llm.corpus.store import (
     read_tables,
     write_tables,
 )
-from lit_llm.corpus.workspace import published
+from lit_llm.corpus.storage.workspace import published
+from lit_llm.corpus.tokenizers.sample import TRAINING_BYTES, VOCAB_SIZE, fewer_tokens, rates, take
 from lit_llm.errors import UserError
 from lit_llm.models.tokenizer import Tokenizer
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from lit_llm.corpus.kernels.limits import LONGEST_NGRAM
 from lit_llm.ranges import VOCAB_SIZE, Range, check_ranges, positive
-
-LONGEST_NGRAM = 63
-"""Words; `lit_llm.corpus.minhash` keeps a ring of one hash more."""
 
 _SHARE, _COUNT = Range(0, 1), Range(0, 1e9)
 RANGES: dict[str, dict[str, Range]] = {

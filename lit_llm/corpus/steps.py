@@ -16,12 +16,12 @@ import pyarrow.compute as pc
 
 from lit_llm.corpus.block import Block, texts, utf8, with_column
 from lit_llm.corpus.config import Evaluations
-from lit_llm.corpus.decontaminate import Decontaminate, evaluation_texts
-from lit_llm.corpus.dedup import Dedup
-from lit_llm.corpus.parts import Part
-from lit_llm.corpus.privacy import KINDS, RedactPII
-from lit_llm.corpus.read import read_part
-from lit_llm.corpus.store import read_table, read_tables, write_arrow, write_tables
+from lit_llm.corpus.dedup.decontaminate import Decontaminate, evaluation_texts
+from lit_llm.corpus.dedup.duplicates import Dedup
+from lit_llm.corpus.privacy.personal_data import KINDS, RedactPII
+from lit_llm.corpus.reading.parts import Part
+from lit_llm.corpus.reading.read import read_part
+from lit_llm.corpus.storage.store import read_table, read_tables, write_arrow, write_tables
 
 EXAMPLE_CHARACTERS = 200
 EXAMPLES = 5  # dropped texts shown a reason and part

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
-from lit_llm.corpus.shards import read_tokens
+from lit_llm.corpus.output.shards import read_tokens
 from lit_llm.errors import UserError
-from lit_llm.models.loss import IGNORE
+from lit_llm.models.kernels.loss import IGNORE
 
 
 class TokenBlocks(Dataset):

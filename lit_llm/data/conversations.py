@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lit_llm.corpus.rows import JSON_ENDINGS, json_lines, parquet_rows
-from lit_llm.corpus.sources import STDLIB, list_files
-from lit_llm.corpus.workspace import sync, workspace_beside
+from lit_llm.corpus.reading.rows import JSON_ENDINGS, json_lines, parquet_rows
+from lit_llm.corpus.reading.sources import STDLIB, list_files
+from lit_llm.corpus.storage.workspace import sync, workspace_beside
 from lit_llm.data.chat import ChatFormat
 from lit_llm.data.docstrings import docstring_rows
 from lit_llm.data.messages import text_of

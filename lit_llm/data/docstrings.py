@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lit_llm.corpus.sources import STDLIB, list_files
+from lit_llm.corpus.reading.sources import STDLIB, list_files
 
 HELD_OUT_SHARE = 0.1
 _SKIPPED = {

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from lit_llm.checks import check_types, plain_paths
-from lit_llm.corpus.rows import json_rows
+from lit_llm.corpus.reading.rows import json_rows
 from lit_llm.data.base import TokenDataModule
 from lit_llm.data.blocks import IGNORE
 from lit_llm.data.chat import ChatFormat
@@ -31,7 +31,7 @@ from lit_llm.data.shapes import template_arguments, to_messages
 from lit_llm.data.stopping import learns_to_stop
 from lit_llm.data.template import Message
 from lit_llm.errors import UserError
-from lit_llm.models.huggingface import read_json
+from lit_llm.models.hub.huggingface import read_json
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.ranges import Range, check_ranges, positive
 from lit_llm.replaced_settings import check_replaced

@@ -15,9 +15,9 @@ from torch.utils.data import ConcatDataset, DataLoader
 
 from lit_llm.checks import check_types, plain_paths
 from lit_llm.corpus.build import cached_corpus
-from lit_llm.corpus.folder import Corpus
-from lit_llm.corpus.shards import read_tokens
-from lit_llm.corpus.sources import STDLIB
+from lit_llm.corpus.output.folder import Corpus
+from lit_llm.corpus.output.shards import read_tokens
+from lit_llm.corpus.reading.sources import STDLIB
 from lit_llm.data.base import TokenDataModule
 from lit_llm.data.blocks import EvaluationWindows, TokenBlocks
 from lit_llm.data.mixture import MixedOrder, Phases, phases_after, read_phases

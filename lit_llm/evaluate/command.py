@@ -17,7 +17,7 @@ from lit_llm.arguments import Parser
 from lit_llm.errors import UserError
 from lit_llm.evaluate.run import load_tasks, metric_rows, run_task
 from lit_llm.evaluate.tasks import LOCAL_TASKS
-from lit_llm.models.checkpoint import choose_device, load_model
+from lit_llm.models.hub.checkpoint import choose_device, load_model
 from lit_llm.models.transformer import Transformer
 from lit_llm.ranges import Number, Range
 from lit_llm.streams import json_text

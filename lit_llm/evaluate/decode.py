@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lit_llm.errors import UserError
-from lit_llm.models.generate import padded_batch
-from lit_llm.models.sampling import Sampler, Sampling
+from lit_llm.models.generation.generate import padded_batch
+from lit_llm.models.generation.sampling import Sampler, Sampling
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 

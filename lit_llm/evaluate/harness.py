@@ -28,7 +28,7 @@ from tqdm import tqdm
 from lit_llm.data.chat import ChatFormat
 from lit_llm.errors import UserError
 from lit_llm.evaluate.decode import Decoding, decode
-from lit_llm.models.generation_config import eos_ids
+from lit_llm.models.hub.generation_config import eos_ids
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 

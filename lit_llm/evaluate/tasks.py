@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from lit_llm.cache import default_cache_dir
-from lit_llm.corpus.workspace import sync, workspace_beside
+from lit_llm.corpus.storage.workspace import sync, workspace_beside
 from lit_llm.data.docstrings import docstring_rows, held_out, stdlib_modules
 from lit_llm.errors import UserError
 

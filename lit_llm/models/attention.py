@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask
 
-from lit_llm.models.backends import flex, without_cudnn
-from lit_llm.models.blocked_attention import BlockedAttention, suits
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.fused import project
+from lit_llm.models.kernels.backends import flex, without_cudnn
+from lit_llm.models.kernels.blocked_attention import BlockedAttention, suits
+from lit_llm.models.kernels.fused import project
 from lit_llm.models.masks import Mask
 from lit_llm.models.norm import HeadNorm, build_norm
 from lit_llm.models.rope import apply_rope

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lit_llm.errors import UserError
-from lit_llm.models.locate import locate
+from lit_llm.models.hub.locate import locate
 from lit_llm.ranges import Range, check_ranges, positive
 
 _WIDTH, _ID, _FACTOR = Range(1, 1e6), Range(-1, 1e9), Range(0, 1e6)
@@ -304,8 +304,8 @@ class TransformerConfig:
     @classmethod
     def from_pretrained(cls, path: str | Path) -> TransformerConfig:
         """The shape of the model in a Hugging Face directory or GGUF file. Raises as `Transformer.from_pretrained`."""
-        from lit_llm.models.gguf import gguf_config
-        from lit_llm.models.huggingface import pretrained_config
+        from lit_llm.models.hub.gguf.read import gguf_config
+        from lit_llm.models.hub.huggingface import pretrained_config
 
         found = locate(path)
         return gguf_config(found) if found.suffix == ".gguf" else pretrained_config(found)

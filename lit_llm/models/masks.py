@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from lit_llm.models.backends import Backends
 from lit_llm.models.config import TransformerConfig
+from lit_llm.models.kernels.backends import Backends
 from lit_llm.models.rope import positions_in_documents
 
 Mask: TypeAlias = Tensor | BlockMask | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.draws import NoDraws
+from lit_llm.models.parallel.draws import NoDraws
 from lit_llm.models.transformer import Transformer
 
 

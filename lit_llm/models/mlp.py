@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.eager import GatedSiLU, GatedSiLULinear, OneDNNLinear
-from lit_llm.models.fused import project
+from lit_llm.models.kernels.eager import GatedSiLU, GatedSiLULinear, OneDNNLinear
+from lit_llm.models.kernels.fused import project
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.eager import RMSNormalize
+from lit_llm.models.kernels.eager import RMSNormalize
 
 
 class RMSNorm(nn.Module):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.eager import Rotation
+from lit_llm.models.kernels.eager import Rotation
 
 
 def inverse_frequencies(size: int, theta: float, device: torch.device | None = None) -> Tensor:

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lit_llm.errors import UserError
-from lit_llm.models import generation_config as generation
-from lit_llm.models.chat_templates import read_chat_templates, write_chat_templates
-from lit_llm.models.locate import locate
-from lit_llm.models.special_tokens import add_special_tokens, settings_of_names
+from lit_llm.models.hub import generation_config as generation
+from lit_llm.models.hub.chat_templates import read_chat_templates, write_chat_templates
+from lit_llm.models.hub.locate import locate
+from lit_llm.models.hub.special_tokens import add_special_tokens, settings_of_names
 
 if TYPE_CHECKING:
     import tokenizers
@@ -208,7 +208,7 @@ class Tokenizer:
 
         path = locate(path)
         if path.suffix == ".gguf":
-            from lit_llm.models.gguf import gguf_tokenizer
+            from lit_llm.models.hub.gguf.read import gguf_tokenizer
 
             return gguf_tokenizer(path)
         file = path / "tokenizer.json" if path.is_dir() else path

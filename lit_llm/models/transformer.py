@@ -15,15 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_llm.models.attention import Attention, KVCache
-from lit_llm.models.backends import Backends
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.draws import NoDraws
-from lit_llm.models.limits import LARGE_LOGITS, chunk_bytes
-from lit_llm.models.locate import locate
-from lit_llm.models.loss import IGNORE, linear_cross_entropy
+from lit_llm.models.hub.locate import locate
+from lit_llm.models.kernels.backends import Backends
+from lit_llm.models.kernels.limits import LARGE_LOGITS, chunk_bytes
+from lit_llm.models.kernels.loss import IGNORE, linear_cross_entropy
 from lit_llm.models.masks import Mask, build_masks
 from lit_llm.models.mlp import MLP, Experts, MixtureOfExperts
 from lit_llm.models.norm import HeadNorm, RMSNorm, build_norm
+from lit_llm.models.parallel.draws import NoDraws
 from lit_llm.models.rope import positions_in_documents, rope_cache
 
 if TYPE_CHECKING:
@@ -327,10 +327,10 @@ class Transformer(nn.Module):
         """
         found = locate(path)
         if found.suffix == ".gguf":
-            from lit_llm.models.gguf import load_gguf
+            from lit_llm.models.hub.gguf.read import load_gguf
 
             return load_gguf(found, dtype, prepare)[0]
-        from lit_llm.models.huggingface import load_pretrained
+        from lit_llm.models.hub.huggingface import load_pretrained
 
         return load_pretrained(found, dtype, prepare)
 
@@ -347,6 +347,6 @@ class Transformer(nn.Module):
             dtype: of the file's weights. None keeps theirs.
             state_dict: weights to write in place of the model's own, under the same names.
         """
-        from lit_llm.models.huggingface import save_pretrained
+        from lit_llm.models.hub.huggingface import save_pretrained
 
         save_pretrained(self, Path(path), dtype, state_dict)

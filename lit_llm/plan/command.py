@@ -95,7 +95,7 @@ def _add_options(parser: Parser) -> None:
     data.add_argument("--batch_tokens", type=number, metavar="N", help="of an optimizer step")
     means = parser.add_argument_group("means")
     means.add_argument(
-        "--gpu", metavar="NAME", help="default h100; see lit_llm/models/hardware.csv"
+        "--gpu", metavar="NAME", help="default h100; see lit_llm/models/accounting/hardware.csv"
     )
     means.add_argument("--gpus", type=int, metavar="N")
     means.add_argument("--days", type=number, metavar="N")
@@ -159,7 +159,7 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
 
 def _model_config(name: str) -> Any:
     from lit_llm.models.config import TransformerConfig
-    from lit_llm.models.locate import locate
+    from lit_llm.models.hub.locate import locate
 
     if name.lstrip().startswith("{"):
         return TransformerConfig.from_dict(json.loads(name))

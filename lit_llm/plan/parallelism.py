@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from lit_llm.errors import UserError
-from lit_llm.models.hardware import Accelerator
+from lit_llm.models.accounting.hardware import Accelerator
 from lit_llm.plan.memory import Memory, Setup, training_memory
 from lit_llm.plan.shape import ModelShape
 from lit_llm.plan.throughput import NODE

@@ -13,8 +13,8 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_llm.errors import UserError
+from lit_llm.models.accounting.hardware import accelerator_of
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.hardware import accelerator_of
 from lit_llm.plan.memory import Setup, training_memory
 from lit_llm.plan.parallelism import USABLE
 from lit_llm.plan.shape import ModelShape, shape_of

@@ -41,8 +41,8 @@ class ModelShape:
 
     def training_flops(self, tokens: float, seq_len: int, lora: bool = False) -> float:
         """FLOPs of training: 6 per matrix weight and token (head included, input embedding not), and three times the
-        forward pass's attention: the project's one formula (`lit_llm.models.flops`). With ``lora`` 4 per weight: a
-        frozen matrix has no gradient of its own."""
+        forward pass's attention: the project's one formula (`lit_llm.models.accounting.flops`).
+        With ``lora`` 4 per weight: a frozen matrix has no gradient of its own."""
         attention = self.attention_flops
         if attention is None:
             attention = (
@@ -79,7 +79,7 @@ def typical_shape(params: float, total_params: float | None = None) -> ModelShap
 
 def shape_of(config: TransformerConfig, seq_len: int) -> ModelShape:
     """The shape of a model that is known, exactly; its attention's FLOPs are those at ``seq_len``."""
-    from lit_llm.models.flops import (
+    from lit_llm.models.accounting.flops import (
         attention_flops_per_token,
         idle_parameters,
         matrix_parameters,

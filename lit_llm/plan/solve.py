@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lit_llm.errors import UserError
-from lit_llm.models.hardware import accelerators, find_accelerator
+from lit_llm.models.accounting.hardware import accelerators, find_accelerator
 from lit_llm.plan import scaling
 from lit_llm.plan.cost import token_bytes
 from lit_llm.plan.goodput import goodput

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_llm.models.hardware import Accelerator, find_accelerator
+from lit_llm.models.accounting.hardware import Accelerator, find_accelerator
 from lit_llm.plan.goodput import goodput
 from lit_llm.plan.shape import typical_shape
 

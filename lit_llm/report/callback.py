@@ -19,8 +19,8 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 import lit_llm
-from lit_llm.models.cores import usable_cores
-from lit_llm.models.flops import peak_flops
+from lit_llm.models.accounting.flops import peak_flops
+from lit_llm.models.kernels.cores import usable_cores
 from lit_llm.ranges import Range, check_ranges, positive
 from lit_llm.report.html import write_report
 from lit_llm.training.callbacks.throughput import compute_dtype

@@ -41,7 +41,7 @@ def chat_main(args: list[str]) -> None:
     )
     options = parser.parse_args(args)
 
-    from lit_llm.models.checkpoint import open_model
+    from lit_llm.models.hub.checkpoint import open_model
     from lit_llm.terminal.conversation import Conversation
 
     sampling = read_sampling(options)

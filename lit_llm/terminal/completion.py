@@ -58,7 +58,7 @@ def generate_main(args: list[str]) -> None:
     if not prompts:
         raise UserError("nothing to continue: give --prompt TEXT or --file FILE")
 
-    from lit_llm.models.checkpoint import open_model
+    from lit_llm.models.hub.checkpoint import open_model
 
     sampling = read_sampling(options)
     model, tokenizer = open_model(options.ckpt, options.adapter, options.device)
@@ -106,8 +106,8 @@ def _print_stream(
     stop: list[str],
     how: dict[str, Any],
 ) -> None:
-    from lit_llm.models.generate import stream
-    from lit_llm.models.text_stream import TextStream
+    from lit_llm.models.generation.generate import stream
+    from lit_llm.models.generation.text_stream import TextStream
 
     text = TextStream(tokenizer, stop)
     with closing(stream(model, prompt, length, **how)) as tokens:
@@ -127,8 +127,8 @@ def _answers(
     how: dict[str, Any],
 ) -> list[dict[str, Any]]:
     """{"text", "tokens", "finish": "stop" or "length"} for each prompt."""
-    from lit_llm.models.generate import generate, room_for
-    from lit_llm.models.text_stream import TextStream
+    from lit_llm.models.generation.generate import generate, room_for
+    from lit_llm.models.generation.text_stream import TextStream
 
     lengths = room_for(model, prompts, max_new_tokens)
     rows = []

@@ -7,9 +7,9 @@ from collections.abc import Generator, Sequence
 from lit_llm.data.chat import ChatFormat
 from lit_llm.data.template import Message
 from lit_llm.errors import UserError
-from lit_llm.models.generate import PromptCache, stream
-from lit_llm.models.sampling import Sampling
-from lit_llm.models.text_stream import TextStream
+from lit_llm.models.generation.generate import PromptCache, stream
+from lit_llm.models.generation.sampling import Sampling
+from lit_llm.models.generation.text_stream import TextStream
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 

@@ -42,7 +42,7 @@ def import_main(args: list[str]) -> None:
     options = parser.parse_args(args)
     out = _free_directory(options.out)
 
-    from lit_llm.models.checkpoint import load_model
+    from lit_llm.models.hub.checkpoint import load_model
 
     _write_directory(*load_model(options.src, dtype=_torch_dtype(options.dtype)), out)
 
@@ -87,13 +87,13 @@ def export_main(args: list[str]) -> None:
         )
     out = _free_directory(options.out) if options.format == "hf" else _free_file(options.out)
 
-    from lit_llm.models.checkpoint import load_model
+    from lit_llm.models.hub.checkpoint import load_model
 
     model, tokenizer = load_model(options.ckpt, options.adapter, _torch_dtype(options.dtype))
     if options.format == "hf":
         return _write_directory(model, tokenizer, out)
-    from lit_llm.models.gguf_names import gguf_arch_of
-    from lit_llm.models.gguf_write import Quantization, write_gguf
+    from lit_llm.models.hub.gguf.names import gguf_arch_of
+    from lit_llm.models.hub.gguf.write import Quantization, write_gguf
 
     _add_turn_end(tokenizer)
     quantization: Quantization = options.quantization or "f16"
@@ -143,7 +143,7 @@ def _free_file(path: Path) -> Path:
 def _write_directory(model: Transformer, tokenizer: Tokenizer, out: Path) -> None:
     from safetensors import SafetensorError
 
-    from lit_llm.models.config_json import family_of
+    from lit_llm.models.hub.config_json import family_of
 
     part = out.with_name(out.name + ".part")
     try:

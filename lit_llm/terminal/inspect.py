@@ -37,14 +37,14 @@ def inspect_main(args: list[str]) -> None:
 
 def inspect_checkpoint(ckpt: str | Path) -> dict[str, Any]:
     """What a checkpoint is, as plain values; the keys are those of ``--json``. Raises as `inspect_main`."""
-    from lit_llm.models.checkpoint import (
+    from lit_llm.models.config import TransformerConfig
+    from lit_llm.models.hub.checkpoint import (
         model_folder,
         open_training_checkpoint,
         settings_of,
         tokenizer_of_run,
     )
-    from lit_llm.models.config import TransformerConfig
-    from lit_llm.models.locate import locate
+    from lit_llm.models.hub.locate import locate
     from lit_llm.models.tokenizer import Tokenizer
 
     found = locate(ckpt)
@@ -70,8 +70,8 @@ def inspect_checkpoint(ckpt: str | Path) -> dict[str, Any]:
             "tokens_seen": _tokens_seen(found, step),
         }
     elif found.suffix == ".gguf":
-        from lit_llm.models.gguf import config_of, open_gguf
-        from lit_llm.models.gguf_tokenizer import read_tokenizer
+        from lit_llm.models.hub.gguf.read import config_of, open_gguf
+        from lit_llm.models.hub.gguf.tokenizer import read_tokenizer
 
         file = open_gguf(found)
         config, tokenizer = config_of(file), read_tokenizer(file)
@@ -79,7 +79,7 @@ def inspect_checkpoint(ckpt: str | Path) -> dict[str, Any]:
             stored[info.kind] = stored.get(info.kind, 0) + info.size
         facts |= {"format": "GGUF"}
     elif found.is_dir():
-        from lit_llm.models.huggingface import stored_bytes
+        from lit_llm.models.hub.huggingface import stored_bytes
 
         config, tokenizer = (
             TransformerConfig.from_pretrained(found),
@@ -95,13 +95,13 @@ def inspect_checkpoint(ckpt: str | Path) -> dict[str, Any]:
 
 
 def _shape(config: TransformerConfig) -> dict[str, Any]:
-    from lit_llm.models.config_json import family_of
-    from lit_llm.models.flops import (
+    from lit_llm.models.accounting.flops import (
         flops_per_token,
         idle_parameters,
         matrix_parameters,
         num_parameters,
     )
+    from lit_llm.models.hub.config_json import family_of
 
     assert config.num_kv_heads is not None and config.head_dim is not None
     total, embedding = num_parameters(config), config.vocab_size * config.hidden_size

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lit_llm.ranges import SAMPLING, Number, Range
 
 if TYPE_CHECKING:
-    from lit_llm.models.sampling import Sampling
+    from lit_llm.models.generation.sampling import Sampling
 
 RANGES: dict[str, Range] = {"max_new_tokens": Range(1, 1e9), "seed": Range(0, 2**63 - 1)}
 """Ranges of the numbers besides those of `Sampling`."""
@@ -94,6 +94,6 @@ def read_sampling(options: argparse.Namespace) -> Sampling:
     Raises:
         UserError: a setting out of range.
     """
-    from lit_llm.models.sampling import Sampling
+    from lit_llm.models.generation.sampling import Sampling
 
     return Sampling(**{field.name: getattr(options, field.name) for field in fields(Sampling)})

@@ -6,7 +6,7 @@ from typing import Any
 
 from lit_llm.errors import UserError
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.locate import locate
+from lit_llm.models.hub.locate import locate
 from lit_llm.models.tokenizer import Tokenizer
 
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")

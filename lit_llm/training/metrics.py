@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lit_llm.models.device import exact_dtype
+from lit_llm.models.kernels.device import exact_dtype
 
 
 class LanguageModelMetrics(Metric):

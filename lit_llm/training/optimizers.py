@@ -16,10 +16,10 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 from torch.optim.adamw import adamw
 
-from lit_llm.models.device import has_fast_bf16
+from lit_llm.models.kernels.device import has_fast_bf16
 from lit_llm.models.mlp import Experts
 from lit_llm.models.norm import HeadNorm
-from lit_llm.models.sharded import empty_like, local
+from lit_llm.models.parallel.sharded import empty_like, local
 
 # Polar Express, 5 iterations, safety factor 2e-2, cushion 2 (arXiv:2505.16932, algorithm 1).
 _POLAR_EXPRESS = (

@@ -12,10 +12,10 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from lit_llm.errors import UserError
-from lit_llm.models import cores
-from lit_llm.models.backends import Backends, choose_attention
-from lit_llm.models.device import can_compile, has_float8
-from lit_llm.models.parallelize import DATA, parallelize, shard
+from lit_llm.models.kernels import cores
+from lit_llm.models.kernels.backends import Backends, choose_attention
+from lit_llm.models.kernels.device import can_compile, has_float8
+from lit_llm.models.parallel.parallelize import DATA, parallelize, shard
 from lit_llm.models.transformer import Transformer
 from lit_llm.training.callbacks.throughput import compute_dtype
 

@@ -17,15 +17,15 @@ from lit_llm.checks import check_types, plain_paths
 from lit_llm.data.base import TokenDataModule, data_rank_and_size
 from lit_llm.data.blocks import IGNORE
 from lit_llm.errors import UserError
-from lit_llm.models import flops
-from lit_llm.models.backends import Backend
-from lit_llm.models.checkpoint import settings_of
+from lit_llm.models.accounting import flops
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.device import exact_dtype
-from lit_llm.models.generate import generate, room_for
+from lit_llm.models.generation.generate import generate, room_for
+from lit_llm.models.generation.sampling import GREEDY
+from lit_llm.models.hub.checkpoint import settings_of
+from lit_llm.models.kernels.backends import Backend
+from lit_llm.models.kernels.device import exact_dtype
 from lit_llm.models.meta import meta_transformer
-from lit_llm.models.sampling import GREEDY
-from lit_llm.models.sharded import clip_gradients, is_divided, whole_state_dict
+from lit_llm.models.parallel.sharded import clip_gradients, is_divided, whole_state_dict
 from lit_llm.models.transformer import Transformer
 from lit_llm.ranges import Range, check_ranges, positive
 from lit_llm.replaced_settings import check_replaced

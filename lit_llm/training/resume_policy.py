@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from lit_llm.errors import UserError
-from lit_llm.models.checkpoint import settings_of
 from lit_llm.models.config import TransformerConfig
+from lit_llm.models.hub.checkpoint import settings_of
 
 
 def check_checkpoint(checkpoint: dict[str, Any], optimizer: str | None) -> None:

@@ -13,7 +13,7 @@ from lightning.pytorch.core.mixins import HyperparametersMixin
 from lightning.pytorch.utilities.parsing import collect_init_args
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from lit_llm.models.checkpoint import SETTINGS
+from lit_llm.models.hub.checkpoint import SETTINGS
 
 _PLAIN = (bool, int, float, str, bytes, torch.Tensor, torch.dtype, torch.device)
 

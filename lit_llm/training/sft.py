@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from lit_llm.checks import check_types
 from lit_llm.errors import UserError
-from lit_llm.models import flops
-from lit_llm.models.adapters import save_adapter
-from lit_llm.models.backends import Backend
-from lit_llm.models.checkpoint import settings_of
+from lit_llm.models.accounting import flops
+from lit_llm.models.hub.adapters import save_adapter
+from lit_llm.models.hub.checkpoint import settings_of
+from lit_llm.models.kernels.backends import Backend
 from lit_llm.models.lora import LoRAConfig, apply_lora, is_lora, lora_from, merged_weights
-from lit_llm.models.sharded import whole_state_dict
+from lit_llm.models.parallel.sharded import whole_state_dict
 from lit_llm.models.transformer import Transformer
 from lit_llm.training.callbacks.throughput import compute_dtype
 from lit_llm.training.optimizers import OptimizerName

@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric
 from lit_llm.data.base import data_rank_and_size
 from lit_llm.data.blocks import IGNORE
 from lit_llm.errors import UserError
-from lit_llm.models.sharded import local
+from lit_llm.models.parallel.sharded import local
 
 _DIVISOR = 4096.0
 """Of a summed loss whose step's tokens are not known yet: keeps gradients in the range of a mean's;

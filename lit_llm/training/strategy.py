@@ -18,10 +18,10 @@ from lightning.pytorch.strategies import (
 from torch.optim import Optimizer
 
 from lit_llm.errors import UserError
-from lit_llm.models.cores import limit_threads
-from lit_llm.models.parallelize import gradient_sync
-from lit_llm.models.parts import Stored, open_parts
-from lit_llm.models.sharded import copy_part, divide, like_part, whole_state_dict
+from lit_llm.models.kernels.cores import limit_threads
+from lit_llm.models.parallel.parallelize import gradient_sync
+from lit_llm.models.parallel.parts import Stored, open_parts
+from lit_llm.models.parallel.sharded import copy_part, divide, like_part, whole_state_dict
 from lit_llm.training.parts_io import open_folders
 
 
@@ -36,9 +36,10 @@ class FSDP2Strategy(ModelParallelStrategy):
     Args:
         data_parallel_size: processes the batch is divided among. "auto": all there are, over ``tensor_parallel_size``.
         tensor_parallel_size: neighbouring processes that cut each matrix; within one node.
-        checkpoint: "parts": a folder to which each process writes what it holds (see `lit_llm.models.parts`), on a file
-            system that all of them share. "whole": the file that a single process would write; the first process
-            gathers it, which takes the memory of all weights and states on its CPU, while the others wait.
+        checkpoint: "parts": a folder to which each process writes what it holds (see
+            `lit_llm.models.parallel.parts`), on a file system that all of them share. "whole": the
+            file that a single process would write; the first process gathers it, which takes the
+            memory of all weights and states on its CPU, while the others wait.
 
     Raises:
         UserError: sizes that do not multiply to the number of processes.

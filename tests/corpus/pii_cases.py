@@ -1,4 +1,4 @@
-"""Makes pii_cases.jsonl, what `lit_llm.corpus.privacy` is measured on: personal data in running text, and look-alikes.
+"""Makes pii_cases.jsonl, what `lit_llm.corpus.privacy.personal_data` is measured on: personal data in running text, and look-alikes.
 
     python tests/corpus/pii_cases.py
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from lit_llm.corpus.documents import Document, schema
-from lit_llm.corpus.parts import list_parts
-from lit_llm.corpus.read import read_part
-from lit_llm.corpus.sources import Sources
+from lit_llm.corpus.reading.documents import Document, schema
+from lit_llm.corpus.reading.parts import list_parts
+from lit_llm.corpus.reading.read import read_part
+from lit_llm.corpus.reading.sources import Sources
 
 
 def rows(sources: Sources, target_bytes: int = 2**26) -> list[dict]:

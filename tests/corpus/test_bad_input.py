@@ -20,7 +20,7 @@ from test_pipeline import messy, prose, rows  # noqa: F401 (messy is a fixture)
 
 from lit_llm.cli import main
 from lit_llm.corpus.build import WORK
-from lit_llm.corpus.folder import Corpus
+from lit_llm.corpus.output.folder import Corpus
 
 Build = Callable[..., tuple[int, list[str]]]
 

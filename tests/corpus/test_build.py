@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lit_llm.corpus.build import build_corpus, cached_corpus, fingerprint
-from lit_llm.corpus.folder import Corpus
-from lit_llm.corpus.shards import ShardWriter, read_tokens
+from lit_llm.corpus.output.folder import Corpus
+from lit_llm.corpus.output.shards import ShardWriter, read_tokens
 from lit_llm.errors import UserError
 from lit_llm.models.tokenizer import Tokenizer
 

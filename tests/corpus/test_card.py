@@ -15,23 +15,28 @@ import pytest
 import yaml
 
 from lit_llm.corpus.build import build
-from lit_llm.corpus.card_page import write_page
-from lit_llm.corpus.card_readme import front_matter, write_readme
-from lit_llm.corpus.card_rules import rules
-from lit_llm.corpus.card_words import (
+from lit_llm.corpus.card.page import write_page
+from lit_llm.corpus.card.readme import front_matter, write_readme
+from lit_llm.corpus.card.rules import rules
+from lit_llm.corpus.card.words import (
     known_languages,
     license_shares,
     license_verdict,
     missing_languages,
     remarks,
 )
+from lit_llm.corpus.commands.remove import Request, remove
 from lit_llm.corpus.config import CorpusConfig, OptOut
-from lit_llm.corpus.filters import C4Quality, FineWebQuality, GopherQuality, GopherRepetition
-from lit_llm.corpus.folder import Corpus
-from lit_llm.corpus.language import IdentifyLanguage
-from lit_llm.corpus.licensing import LicenseFilter
-from lit_llm.corpus.remove import Request, remove
-from lit_llm.corpus.sources import Source
+from lit_llm.corpus.filters.language import IdentifyLanguage
+from lit_llm.corpus.filters.licensing import LicenseFilter
+from lit_llm.corpus.filters.quality import (
+    C4Quality,
+    FineWebQuality,
+    GopherQuality,
+    GopherRepetition,
+)
+from lit_llm.corpus.output.folder import Corpus
+from lit_llm.corpus.reading.sources import Source
 
 REPEATED = "the same line again and again\n" * 20
 OVERRIDE = "moc.elpmaxe\u202etxt"

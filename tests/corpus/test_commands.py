@@ -22,14 +22,14 @@ from planted import sentence
 from test_pipeline import checksums, config, messy, rows  # noqa: F401 (messy is a fixture)
 
 from lit_llm.cli import main
-from lit_llm.corpus import shards
 from lit_llm.corpus.build import build
+from lit_llm.corpus.commands.explain import explain
+from lit_llm.corpus.commands.remove import Request, remove
 from lit_llm.corpus.config import CorpusConfig
-from lit_llm.corpus.explain import explain
-from lit_llm.corpus.folder import Corpus
-from lit_llm.corpus.remove import Request, remove
-from lit_llm.corpus.shards import ShardWriter, locate, read_tokens, without
-from lit_llm.corpus.sources import Source
+from lit_llm.corpus.output import shards
+from lit_llm.corpus.output.folder import Corpus
+from lit_llm.corpus.output.shards import ShardWriter, locate, read_tokens, without
+from lit_llm.corpus.reading.sources import Source
 from lit_llm.errors import UserError
 from lit_llm.presets import config_folders
 

@@ -11,9 +11,9 @@ import pyarrow.parquet
 import pytest
 from reading import rows
 
-from lit_llm.corpus.read import is_broken
-from lit_llm.corpus.rows import parquet_rows
-from lit_llm.corpus.sources import Source
+from lit_llm.corpus.reading.read import is_broken
+from lit_llm.corpus.reading.rows import parquet_rows
+from lit_llm.corpus.reading.sources import Source
 from lit_llm.errors import UserError
 
 CONTENT = 'id,text,license\r\na,"one, ""two""\nlines",MIT\r\n\r\nb,\u00e9t\u00e9 three,\r\n'
@@ -75,7 +75,7 @@ def test_rows_that_are_not_read_are_told(tmp_path: Path) -> None:
     ]
     (tmp_path / "a.csv").write_text("text\n" + "x" * 200 + "\nlast\n")
     with pytest.MonkeyPatch.context() as patch:  # so that no line of it is whole
-        patch.setattr("lit_llm.corpus.rows._BLOCK", 20)
+        patch.setattr("lit_llm.corpus.reading.rows._BLOCK", 20)
         assert [(text, place) for place, text, *_ in read(tmp_path, max_line_bytes=100)] == [
             ("", "a.csv#2"),
             ("last", "a.csv#3"),
@@ -94,8 +94,8 @@ def test_no_such_column_is_told_and_text_can_be_had(tmp_path: Path) -> None:
 
 
 def test_a_long_file_is_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lit_llm.corpus.readers.csv_file._HEAD", 7)
-    monkeypatch.setattr("lit_llm.corpus.rows._BLOCK", 5)
+    monkeypatch.setattr("lit_llm.corpus.reading.formats.csv_file._HEAD", 7)
+    monkeypatch.setattr("lit_llm.corpus.reading.rows._BLOCK", 5)
     (tmp_path / "a.csv").write_text('text\n"\u00e9\n\u00e9"\n' + "\u00e9t\u00e9\n" * 50)
     assert [text for _, text, *_ in read(tmp_path)] == ["\u00e9\n\u00e9"] + ["\u00e9t\u00e9"] * 50
 
@@ -123,7 +123,7 @@ def test_two_columns_of_one_name_are_refused_and_others_do_no_harm(tmp_path: Pat
 def test_a_header_beyond_the_limit_drops_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lit_llm.corpus.rows._BLOCK", 50)
+    monkeypatch.setattr("lit_llm.corpus.reading.rows._BLOCK", 50)
     (tmp_path / "a.csv").write_text("title,text," + "x" * 300 + "\na,one\n")
     ((_, text, _, dropped),) = read(tmp_path, max_line_bytes=200)
     assert text == "" and "200" in dropped

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from planted import ngrams, sentence
 
 from lit_llm.corpus.block import documents, funnel
-from lit_llm.corpus.decontaminate import Decontaminate, evaluation_texts
+from lit_llm.corpus.dedup.decontaminate import Decontaminate, evaluation_texts
 from lit_llm.errors import UserError
 
 REASON = "decontaminate: shares words with an evaluation text"

@@ -15,9 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import edited, jaccard, ngrams, sentence
 
-from lit_llm.corpus import lsh
 from lit_llm.corpus.block import documents, funnel, texts
-from lit_llm.corpus.dedup import (
+from lit_llm.corpus.dedup.duplicates import (
     EXACT,
     NEAR,
     Dedup,
@@ -25,8 +24,9 @@ from lit_llm.corpus.dedup import (
     exact_duplicates,
     near_duplicates,
 )
-from lit_llm.corpus.digest import digests
-from lit_llm.corpus.minhash import sketches
+from lit_llm.corpus.kernels import lsh
+from lit_llm.corpus.kernels.digest import digests
+from lit_llm.corpus.kernels.minhash import sketches
 from lit_llm.errors import UserError
 
 
@@ -271,8 +271,8 @@ import random, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_dedup import FUZZ, MESSY, raw
 from lit_llm.corpus.block import documents
-from lit_llm.corpus.decontaminate import Decontaminate
-from lit_llm.corpus.dedup import Dedup, DropDuplicates, near_duplicates
+from lit_llm.corpus.dedup.decontaminate import Decontaminate
+from lit_llm.corpus.dedup.duplicates import Dedup, DropDuplicates, near_duplicates
 draw = random.Random(0)
 pieces = [draw.randbytes(draw.randrange(9)) for _ in range(3000)] + FUZZ
 pieces += [draw.choice(FUZZ) + draw.choice(FUZZ) for _ in range(300)]

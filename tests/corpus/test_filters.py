@@ -19,13 +19,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_llm.corpus.block import documents
-from lit_llm.corpus.c4 import POLICY
-from lit_llm.corpus.characters import SPACE, SYMBOL, TERMINAL, UNSPACED, character_table
+from lit_llm.corpus.commands.config_parser import parse_build
 from lit_llm.corpus.config import CorpusConfig
-from lit_llm.corpus.config_parser import parse_build
-from lit_llm.corpus.filters import C4Quality, FineWebQuality, GopherQuality, GopherRepetition
-from lit_llm.corpus.repetition_limits import language_limits, letters_a_word, limits_of
-from lit_llm.corpus.words import words
+from lit_llm.corpus.filters.quality import (
+    C4Quality,
+    FineWebQuality,
+    GopherQuality,
+    GopherRepetition,
+)
+from lit_llm.corpus.filters.repetition_limits import language_limits, letters_a_word, limits_of
+from lit_llm.corpus.kernels.c4_rules import POLICY
+from lit_llm.corpus.kernels.characters import SPACE, SYMBOL, TERMINAL, UNSPACED, character_table
+from lit_llm.corpus.kernels.words import words
 from lit_llm.errors import UserError
 
 TABLE = character_table()
@@ -435,7 +440,7 @@ def fuzz() -> None:
     """Run every kernel on random bytes and on pieces of `SOME`, whole and cut in the middle of characters."""
     import numba
 
-    from lit_llm.corpus.utf8 import from_buffers
+    from lit_llm.corpus.kernels.utf8 import from_buffers
 
     rng = np.random.default_rng(0)
     parts = [part.encode() for part in SOME]

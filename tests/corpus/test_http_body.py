@@ -11,7 +11,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_llm.corpus.readers.http_body import BodyError, decode_body
+from lit_llm.corpus.reading.formats.http_body import BodyError, decode_body
 
 TEXT = b"<p>" + b"Some text of a page. " * 40 + b"</p>"
 CODED = {

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from reading import rows
 
-from lit_llm.corpus.sources import Source
+from lit_llm.corpus.reading.sources import Source
 from lit_llm.errors import UserError
 
 
@@ -81,7 +81,7 @@ def test_rows_of_instructions(tmp_path: Path) -> None:
 
 
 def test_an_array_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lit_llm.corpus import rows as module
+    from lit_llm.corpus.reading import rows as module
 
     content = [{"a": "é\u2028x" * 9}, "s", [1, [2]], 12345, None, True, -1.5e3, "x" * 50]
     data = b"\xef\xbb\xbf\n" + json.dumps(content, ensure_ascii=False).encode()

@@ -18,7 +18,7 @@ from test_pipeline import config, evaluation_set, messy  # noqa: F401 (the last 
 
 from lit_llm.corpus.build import WORK
 from lit_llm.corpus.config import CorpusConfig, Evaluations
-from lit_llm.corpus.folder import Corpus
+from lit_llm.corpus.output.folder import Corpus
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_llm.corpus.block import documents, funnel
-from lit_llm.corpus.language import _SAME, IdentifyLanguage, _detected, detected_tags, identify
+from lit_llm.corpus.filters.language import (
+    _SAME,
+    IdentifyLanguage,
+    _detected,
+    detected_tags,
+    identify,
+)
 from lit_llm.errors import UserError
 
 ROWS = [

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_llm.corpus.block import documents, funnel
-from lit_llm.corpus.licensing import LicenseFilter, detect_license
-from lit_llm.corpus.spdx import GROUPS, UNRECOGNISED, normalize_license, permitted
+from lit_llm.corpus.filters.licensing import LicenseFilter, detect_license
+from lit_llm.corpus.filters.spdx import GROUPS, UNRECOGNISED, normalize_license, permitted
 from lit_llm.errors import UserError
 
 WRITTEN = {

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from reading import response, rows
 
-from lit_llm.corpus.parts import list_parts
-from lit_llm.corpus.read import read_part
-from lit_llm.corpus.sources import Source
+from lit_llm.corpus.reading.parts import list_parts
+from lit_llm.corpus.reading.read import read_part
+from lit_llm.corpus.reading.sources import Source
 from lit_llm.errors import UserError
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from planted import misread, mojibake
 
 from lit_llm.corpus.block import documents
-from lit_llm.corpus.normalize import Normalize, undo_mojibake
+from lit_llm.corpus.filters.normalize import Normalize, undo_mojibake
 
 PARAGRAPHS = [
     json.loads(line)

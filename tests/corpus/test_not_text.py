@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lit_llm.corpus.documents import decode
-from lit_llm.corpus.files import hidden
-from lit_llm.corpus.parts import list_parts
-from lit_llm.corpus.read import read_part
+from lit_llm.corpus.reading.documents import decode
+from lit_llm.corpus.reading.files import hidden
+from lit_llm.corpus.reading.parts import list_parts
+from lit_llm.corpus.reading.read import read_part
 
 GERMAN = "Die Datei für die Übung enthält schöne Wörter, größere Zahlen und müde Käfer. " * 3
 FRENCH = "L'été dernier, où les élèves étaient déjà là, le garçon a reçu une lettre à Noël. " * 3

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_llm.corpus.block import documents
-from lit_llm.corpus.optout import OptOut
+from lit_llm.corpus.filters.optout import OptOut
 from lit_llm.errors import UserError
 
 URLS = {

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from reading import rows
 
-from lit_llm.corpus.extract import extract, main_text
-from lit_llm.corpus.formulae import with_formulae
-from lit_llm.corpus.page_work import measure
+from lit_llm.corpus.kernels.page_work import measure
+from lit_llm.corpus.reading.extract import extract, main_text
+from lit_llm.corpus.reading.formulae import with_formulae
 
 AROUND = [
     "<p>{}</p>",
@@ -100,7 +100,7 @@ def test_what_is_no_text_stays_out(page: str, text: str) -> None:
 
 
 def test_formulae_behind_very_many_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lit_llm.corpus.formulae._MOST", 2)
+    monkeypatch.setattr("lit_llm.corpus.reading.formulae._MOST", 2)
     assert with_formulae("<math><mi>x</mi></math>" * 3) == (
         "<span>$x$</span>" * 2 + "<math><mi>x</mi></math>"
     )
@@ -229,7 +229,7 @@ def test_a_dropped_page_is_counted_with_its_reason(tmp_path: Path) -> None:
 
 
 def test_tags_without_end_are_searched_once_for_robots() -> None:
-    from lit_llm.corpus import extract as module
+    from lit_llm.corpus.reading import extract as module
 
     page = "<script " * 100_000 + "robots"
     assert module.robots(page) is None

@@ -17,12 +17,12 @@ from lit_llm.corpus import build as build_module
 from lit_llm.corpus import pipeline as pipeline_module
 from lit_llm.corpus.build import build
 from lit_llm.corpus.config import CorpusConfig, Evaluations, MixtureSettings
-from lit_llm.corpus.dedup import Dedup
-from lit_llm.corpus.folder import Corpus
+from lit_llm.corpus.dedup.duplicates import Dedup
+from lit_llm.corpus.output.folder import Corpus
+from lit_llm.corpus.output.shards import read_tokens
 from lit_llm.corpus.progress import Progress
-from lit_llm.corpus.shards import read_tokens
-from lit_llm.corpus.sources import Source
-from lit_llm.corpus.store import Store
+from lit_llm.corpus.reading.sources import Source
+from lit_llm.corpus.storage.store import Store
 from lit_llm.errors import UserError
 
 PROSE = (

@@ -29,10 +29,9 @@ from pii_countries import (
     shaped,
 )
 
-from lit_llm.corpus import national_ids, recognizers
 from lit_llm.corpus.block import documents
-from lit_llm.corpus.privacy import KINDS, RedactPII
-from lit_llm.corpus.recognizers import luhn
+from lit_llm.corpus.privacy.personal_data import KINDS, RedactPII, national_ids, recognizers
+from lit_llm.corpus.privacy.recognizers import luhn
 from lit_llm.errors import UserError
 
 CASES = read_cases()

@@ -19,13 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reading import rows
 
-from lit_llm.corpus import rows as corpus_rows
 from lit_llm.corpus.block import funnel
-from lit_llm.corpus.parts import list_parts
-from lit_llm.corpus.read import read_part
-from lit_llm.corpus.readers import lines
-from lit_llm.corpus.rows import line_blocks
-from lit_llm.corpus.sources import Source
+from lit_llm.corpus.reading import rows as corpus_rows
+from lit_llm.corpus.reading.formats import jsonl as lines
+from lit_llm.corpus.reading.parts import list_parts
+from lit_llm.corpus.reading.read import read_part
+from lit_llm.corpus.reading.rows import line_blocks
+from lit_llm.corpus.reading.sources import Source
 from lit_llm.errors import UserError
 
 # JSONL

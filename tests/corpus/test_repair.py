@@ -12,9 +12,9 @@ import pytest
 from reading import response, rows
 
 from lit_llm.corpus.config import plain
-from lit_llm.corpus.documents import decode
-from lit_llm.corpus.repair import repair
-from lit_llm.corpus.sources import Source
+from lit_llm.corpus.reading.documents import decode
+from lit_llm.corpus.reading.repair import repair
+from lit_llm.corpus.reading.sources import Source
 
 GERMAN = (
     "Der L\u00f6we ist gro\u00df und sch\u00f6n, aber er ist m\u00fcde und m\u00f6chte schlafen. "

@@ -13,7 +13,7 @@ import pytest
 from planted import sentence
 
 from lit_llm.cli import main
-from lit_llm.corpus.folder import Corpus
+from lit_llm.corpus.output.folder import Corpus
 
 URL = "HTTPS://User@WWW.Example.org:443/a%7Eb?q=1"
 PLACES: dict[str, dict[str, Any]] = {

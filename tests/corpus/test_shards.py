@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from litdata import StreamingDataset, TokensLoader
 
-from lit_llm.corpus import shards
-from lit_llm.corpus.shards import ShardWriter, check_shards, read_tokens, token_dtype
+from lit_llm.corpus.output import shards
+from lit_llm.corpus.output.shards import ShardWriter, check_shards, read_tokens, token_dtype
 from lit_llm.errors import UserError
 
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_llm.corpus.config import MixtureSettings
-from lit_llm.corpus.mixture import shares
+from lit_llm.corpus.output.mixture import shares
 from lit_llm.errors import UserError
 
 EQUAL = {"a": 1.0, "b": 1.0}

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from reading import documents_of
 
-from lit_llm.corpus.documents import Document
-from lit_llm.corpus.parts import list_parts
-from lit_llm.corpus.sources import Source, as_sources, list_files
+from lit_llm.corpus.reading.documents import Document
+from lit_llm.corpus.reading.parts import list_parts
+from lit_llm.corpus.reading.sources import Source, as_sources, list_files
 from lit_llm.errors import UserError
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_llm.corpus import statistics
+from lit_llm.corpus.output import statistics
 
 
 @settings(deadline=None)

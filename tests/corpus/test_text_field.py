@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from lit_llm.cli import main
-from lit_llm.corpus.parts import list_parts
-from lit_llm.corpus.read import read_part
-from lit_llm.corpus.sources import Source, list_files
-from lit_llm.corpus.text_field import _told
+from lit_llm.corpus.reading.parts import list_parts
+from lit_llm.corpus.reading.read import read_part
+from lit_llm.corpus.reading.sources import Source, list_files
+from lit_llm.corpus.reading.text_field import _told
 from lit_llm.errors import UserError
 
 ROWS = [{"id": str(n), "body": f"text number {n}"} for n in range(6)]

@@ -20,16 +20,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_llm.cli import main
-from lit_llm.corpus import published as published_module
 from lit_llm.corpus.block import documents
 from lit_llm.corpus.build import build, build_corpus
-from lit_llm.corpus.compression import Compression
-from lit_llm.corpus.compression_table import told
 from lit_llm.corpus.config import MixtureSettings, plain
-from lit_llm.corpus.folder import Corpus
-from lit_llm.corpus.published import published, recognised
-from lit_llm.corpus.sample import file_sample, rates, training_sample
-from lit_llm.corpus.sources import Source
+from lit_llm.corpus.output.folder import Corpus
+from lit_llm.corpus.reading.sources import Source
+from lit_llm.corpus.tokenizers import published as published_module
+from lit_llm.corpus.tokenizers.compression import Compression
+from lit_llm.corpus.tokenizers.compression_table import told
+from lit_llm.corpus.tokenizers.published import published, recognised
+from lit_llm.corpus.tokenizers.sample import file_sample, rates, training_sample
 from lit_llm.models.tokenizer import Tokenizer
 
 ROWS = [

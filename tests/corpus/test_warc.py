@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from reading import response, rows
 
-from lit_llm.corpus.sources import Source
+from lit_llm.corpus.reading.sources import Source
 
 PAGES = [
     response(f"http://x.org/{i}", b"<p>Page %d: %s</p>" % (i, b"words " * 99)) for i in range(5)

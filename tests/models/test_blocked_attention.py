@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from lit_llm.models import attention, blocked_attention
-from lit_llm.models.backends import choose_attention
-from lit_llm.models.blocked_attention import BlockedAttention, suits
+from lit_llm.models import attention
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.parallelize import use_backends
+from lit_llm.models.kernels import blocked_attention
+from lit_llm.models.kernels.backends import choose_attention
+from lit_llm.models.kernels.blocked_attention import BlockedAttention, suits
+from lit_llm.models.parallel.parallelize import use_backends
 from lit_llm.models.transformer import Transformer
 
 

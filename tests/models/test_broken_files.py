@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from lit_llm.errors import UserError
-from lit_llm.models.checkpoint import load_model
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.gguf import load_gguf
-from lit_llm.models.gguf_file import GGUFFile
-from lit_llm.models.gguf_write import write_gguf
+from lit_llm.models.hub.checkpoint import load_model
+from lit_llm.models.hub.gguf.container import GGUFFile
+from lit_llm.models.hub.gguf.read import load_gguf
+from lit_llm.models.hub.gguf.write import write_gguf
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from lit_llm.errors import UserError
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.config_json import config_from_hf, config_to_hf
-from lit_llm.models.families import FAMILIES
+from lit_llm.models.hub.config_json import config_from_hf, config_to_hf
+from lit_llm.models.hub.families import FAMILIES
 from lit_llm.models.transformer import Transformer
 
 WHOLE_HEADS = [name for name in FAMILIES if name not in ("gpt2", "gpt_neox", "phi3", "stablelm")]

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from lit_llm.corpus.engine import Engine
-from lit_llm.models import cores
+from lit_llm.models.kernels import cores
 from lit_llm.report.callback import _device_name
 
 ELSEWHERE = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_", "KMP_"))}
@@ -52,7 +52,7 @@ def test_what_openmp_reads(settings: dict[str, str], expected: str) -> None:
 
 
 def test_it_is_known_whether_it_was_in_time() -> None:
-    told = "import sys; from lit_llm.models.cores import waits_as_set; print(waits_as_set)"
+    told = "import sys; from lit_llm.models.kernels.cores import waits_as_set; print(waits_as_set)"
     pretend = "import sys; sys.modules['torch'] = None; "
     assert python(told).stdout == "True\n"
     assert python(pretend + told).stdout == "False\n"

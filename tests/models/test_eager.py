@@ -11,7 +11,7 @@ from torch import nn
 from torch.autograd import gradcheck
 
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.eager import (
+from lit_llm.models.kernels.eager import (
     GatedSiLU,
     GatedSiLULinear,
     OneDNNLinear,
@@ -20,7 +20,7 @@ from lit_llm.models.eager import (
     traced_product,
     use_onednn,
 )
-from lit_llm.models.parallelize import parallelize
+from lit_llm.models.parallel.parallelize import parallelize
 from lit_llm.models.transformer import Transformer
 
 

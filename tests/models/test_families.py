@@ -17,15 +17,15 @@ from tokenizers import models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lit_llm.errors import UserError
-from lit_llm.models import families
 from lit_llm.models.attention import KVCache
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.config_json import config_from_hf, config_to_hf, family_of
-from lit_llm.models.families import FAMILIES, Family
-from lit_llm.models.generate import generate
-from lit_llm.models.gguf_names import gguf_arch_of
-from lit_llm.models.gguf_write import write_gguf
-from lit_llm.models.sampling import GREEDY
+from lit_llm.models.generation.generate import generate
+from lit_llm.models.generation.sampling import GREEDY
+from lit_llm.models.hub import families
+from lit_llm.models.hub.config_json import config_from_hf, config_to_hf, family_of
+from lit_llm.models.hub.families import FAMILIES, Family
+from lit_llm.models.hub.gguf.names import gguf_arch_of
+from lit_llm.models.hub.gguf.write import write_gguf
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 from tests.models import llama_cpp

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from lit_llm import LoRAConfig, PretrainDataModule, PretrainModule, SFTModule, UserError
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.device import can_compile, has_float8
 from lit_llm.models.float8 import Float8Linear, convert_to_float8
+from lit_llm.models.kernels.device import can_compile, has_float8
 from lit_llm.models.lora import apply_lora
 from lit_llm.models.meta import meta_transformer
-from lit_llm.models.parallelize import parallelize
+from lit_llm.models.parallel.parallelize import parallelize
 from lit_llm.models.transformer import Transformer
 from lit_llm.training import prepare
 
@@ -306,7 +306,8 @@ def test_a_module_trains_in_it(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "lit_llm.models.parallelize.convert_to_float8", partial(convert_to_float8, smallest=16)
+        "lit_llm.models.parallel.parallelize.convert_to_float8",
+        partial(convert_to_float8, smallest=16),
     )
     module = PretrainModule(TINY, float8=True, compile=False)
     with pytest.warns(UserWarning, match=r"model\.float8 without model\.compile is slower"):

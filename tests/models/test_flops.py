@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lit_llm.models.config import PRESETS, TransformerConfig
-from lit_llm.models.flops import (
+from lit_llm.models.accounting.flops import (
     attention_flops_per_token,
     flops_per_token,
     matrix_parameters,
     peak_flops,
 )
+from lit_llm.models.config import PRESETS, TransformerConfig
 from lit_llm.models.transformer import Transformer
 
 

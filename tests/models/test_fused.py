@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from lit_llm.models import fused
-from lit_llm.models.eager import use_onednn
-from lit_llm.models.fused import project
+from lit_llm.models.kernels import fused
+from lit_llm.models.kernels.eager import use_onednn
+from lit_llm.models.kernels.fused import project
 from lit_llm.models.lora import LoRAConfig, apply_lora
 from lit_llm.models.transformer import Transformer, TransformerConfig
 

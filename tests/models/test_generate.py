@@ -11,11 +11,11 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
 from lit_llm.errors import UserError
-from lit_llm.models import generate as generation
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.generate import PromptCache, generate, stream
-from lit_llm.models.sampling import GREEDY, Sampling
-from lit_llm.models.text_stream import TextStream
+from lit_llm.models.generation import generate as generation
+from lit_llm.models.generation.generate import PromptCache, generate, stream
+from lit_llm.models.generation.sampling import GREEDY, Sampling
+from lit_llm.models.generation.text_stream import TextStream
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 

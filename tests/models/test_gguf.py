@@ -13,10 +13,10 @@ import torch
 import transformers
 
 from lit_llm.errors import UserError
-from lit_llm.models import gguf_write
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.gguf import load_gguf
-from lit_llm.models.locate import locate
+from lit_llm.models.hub.gguf import write as gguf_write
+from lit_llm.models.hub.gguf.read import load_gguf
+from lit_llm.models.hub.locate import locate
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 

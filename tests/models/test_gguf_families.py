@@ -13,15 +13,15 @@ import transformers
 
 from lit_llm.errors import UserError
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.gguf import load_gguf
-from lit_llm.models.gguf_file import GGUFFile
-from lit_llm.models.gguf_names import (
+from lit_llm.models.hub.gguf.container import GGUFFile
+from lit_llm.models.hub.gguf.names import (
     ARCHITECTURES,
     config_from_gguf,
     gguf_arch_of,
     metadata_of,
 )
-from lit_llm.models.gguf_write import write_gguf
+from lit_llm.models.hub.gguf.read import load_gguf
+from lit_llm.models.hub.gguf.write import write_gguf
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 

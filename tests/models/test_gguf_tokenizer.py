@@ -24,9 +24,9 @@ from tokenizers import Tokenizer as Backend
 
 from lit_llm.errors import UserError
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.gguf import gguf_tokenizer
-from lit_llm.models.gguf_file import GGUFFile
-from lit_llm.models.gguf_write import write_gguf
+from lit_llm.models.hub.gguf.container import GGUFFile
+from lit_llm.models.hub.gguf.read import gguf_tokenizer
+from lit_llm.models.hub.gguf.write import write_gguf
 from lit_llm.models.tokenizer import SPLIT_PATTERN, Tokenizer, begin_with
 from lit_llm.models.transformer import Transformer
 

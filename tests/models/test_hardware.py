@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lit_llm.models.hardware import accelerator_of, accelerators, find_accelerator
+from lit_llm.models.accounting.hardware import accelerator_of, accelerators, find_accelerator
 
 
 def test_every_accelerator_is_read() -> None:

@@ -8,13 +8,13 @@ import sys
 
 import pytest
 
-from lit_llm.models.heap import keep_freed_memory
+from lit_llm.models.kernels.heap import keep_freed_memory
 
 # Of an aligned block glibc keeps the odd end apart, in a cache of seven, before it joins what was freed: the first few
 # blocks do not fit where the one before lay.
 PAGES_OF_A_LATER_BLOCK = """
 import resource, torch
-from lit_llm.models.heap import keep_freed_memory
+from lit_llm.models.kernels.heap import keep_freed_memory
 keep_freed_memory()
 for _ in range(24):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

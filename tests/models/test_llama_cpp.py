@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from lit_llm.errors import UserError
-from lit_llm.models import gguf_names
-from lit_llm.models.gguf import gguf_tokenizer, load_gguf
-from lit_llm.models.gguf_names import gguf_arch_of
-from lit_llm.models.gguf_splits import _SPLITS, pre_tokenizer_of
-from lit_llm.models.gguf_write import write_gguf
+from lit_llm.models.hub.gguf import names as gguf_names
+from lit_llm.models.hub.gguf.names import gguf_arch_of
+from lit_llm.models.hub.gguf.read import gguf_tokenizer, load_gguf
+from lit_llm.models.hub.gguf.splits import _SPLITS, pre_tokenizer_of
+from lit_llm.models.hub.gguf.write import write_gguf
 from lit_llm.models.tokenizer import Tokenizer, begin_with
 from lit_llm.models.transformer import Transformer
 from tests.models.llama_cpp import GELU, GELU_TOLERANCE, TOLERANCE, LlamaCpp, llama_cpp  # noqa: F401

@@ -11,9 +11,9 @@ import torch
 import transformers
 
 from lit_llm.errors import UserError
-from lit_llm.models.adapters import Adapters, load_adapter, save_adapter
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.config_json import family_of
+from lit_llm.models.hub.adapters import Adapters, load_adapter, save_adapter
+from lit_llm.models.hub.config_json import family_of
 from lit_llm.models.lora import (
     LoRAConfig,
     apply_lora,

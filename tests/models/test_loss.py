@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_llm.models import loss
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.loss import IGNORE, linear_cross_entropy
+from lit_llm.models.kernels import loss
+from lit_llm.models.kernels.loss import IGNORE, linear_cross_entropy
 from lit_llm.models.transformer import Transformer
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.generate import generate
+from lit_llm.models.generation.generate import generate
+from lit_llm.models.generation.sampling import GREEDY
+from lit_llm.models.kernels.packed import PackedLinear, pack_linears
 from lit_llm.models.lora import LoRAConfig, LoRALinear, apply_lora
-from lit_llm.models.packed import PackedLinear, pack_linears
-from lit_llm.models.sampling import GREEDY
 from lit_llm.models.transformer import Transformer
 
 SHAPE = {"vocab_size": 61, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2}

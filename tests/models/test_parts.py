@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, load
 
 from lit_llm.errors import UserError
-from lit_llm.models import parts
-from lit_llm.models.parts import (
+from lit_llm.models.parallel import parts
+from lit_llm.models.parallel.parts import (
     MARK,
     Divided,
     Part,

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from lit_llm.errors import UserError
-from lit_llm.models.adapters import Adapters, load_adapter, save_adapter
+from lit_llm.models.hub.adapters import Adapters, load_adapter, save_adapter
 from lit_llm.models.lora import merge_lora
 from lit_llm.models.transformer import Transformer
 
@@ -300,7 +300,7 @@ def test_other_kinds_of_adapters_are_refused_by_name(
 
 
 def test_every_field_of_this_peft_is_known() -> None:
-    from lit_llm.models.adapter_config import _READ, _WITHOUT_EFFECT
+    from lit_llm.models.hub.adapter_config import _READ, _WITHOUT_EFFECT
 
     fields = {field.name for field in dataclasses.fields(peft.LoraConfig)}
     assert not (fields - _READ - _WITHOUT_EFFECT - OTHER_KINDS.keys())

@@ -16,7 +16,14 @@ from transformers.generation import (
 )
 
 from lit_llm.errors import UserError
-from lit_llm.models.sampling import GREEDY, Sampler, Sampling, draw, penalize, probabilities
+from lit_llm.models.generation.sampling import (
+    GREEDY,
+    Sampler,
+    Sampling,
+    draw,
+    penalize,
+    probabilities,
+)
 
 VOCAB = 12
 

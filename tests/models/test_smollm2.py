@@ -14,8 +14,8 @@ import transformers
 
 from lit_llm.cli import main
 from lit_llm.data.chat import ChatFormat
-from lit_llm.models.generate import generate
-from lit_llm.models.sampling import GREEDY
+from lit_llm.models.generation.generate import generate
+from lit_llm.models.generation.sampling import GREEDY
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 

@@ -15,8 +15,8 @@ import torch
 import transformers
 
 from lit_llm.errors import UserError
-from lit_llm.models.adapters import save_adapter
 from lit_llm.models.config import TransformerConfig
+from lit_llm.models.hub.adapters import save_adapter
 from lit_llm.models.lora import LoRAConfig, apply_lora
 from lit_llm.models.transformer import Transformer
 
@@ -166,7 +166,7 @@ def test_a_save_leaves_nothing_of_the_one_before(
     models = [Transformer(config) for _ in range(2)]
     for model, sharded in zip(models, [first_sharded, not first_sharded], strict=True):
         limit = 20_000 if sharded else 10**9
-        monkeypatch.setattr("lit_llm.models.huggingface.MAX_SHARD_BYTES", limit)
+        monkeypatch.setattr("lit_llm.models.hub.huggingface.MAX_SHARD_BYTES", limit)
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
         model.save_pretrained(tmp_path)
@@ -181,12 +181,12 @@ def test_others_may_read_what_the_umask_lets_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int, mode: int
 ) -> None:
     """A directory in one file, one in shards, an adapter: every file."""
-    monkeypatch.setattr("lit_llm.models.huggingface.MAX_SHARD_BYTES", 10_000)
+    monkeypatch.setattr("lit_llm.models.hub.huggingface.MAX_SHARD_BYTES", 10_000)
     model = Transformer(TransformerConfig(vocab_size=61, hidden_size=32, num_layers=2, num_heads=2))
     before = os.umask(umask)
     try:
         model.save_pretrained(tmp_path / "shards")
-        monkeypatch.setattr("lit_llm.models.huggingface.MAX_SHARD_BYTES", 10**9)
+        monkeypatch.setattr("lit_llm.models.hub.huggingface.MAX_SHARD_BYTES", 10**9)
         model.save_pretrained(tmp_path / "one")
         apply_lora(model, LoRAConfig(rank=2))
         save_adapter(model, tmp_path / "adapter")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from lit_llm.models.accounting.flops import flops_per_token
+from lit_llm.models.accounting.hardware import find_accelerator
 from lit_llm.models.config import PRESETS, TransformerConfig
-from lit_llm.models.flops import flops_per_token
-from lit_llm.models.hardware import find_accelerator
 from lit_llm.plan.memory import QUANTIZED_BYTES, Quantization, Setup, training_memory
 from lit_llm.plan.parallelism import choose, fewest_gpus
 from lit_llm.plan.shape import shape_of, typical_shape

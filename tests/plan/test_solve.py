@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_llm.errors import UserError
+from lit_llm.models.accounting.flops import flops_per_token, num_parameters
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.flops import flops_per_token, num_parameters
 from lit_llm.plan import advise, plan
 from lit_llm.plan.cost import annotation
 from lit_llm.plan.scaling import inference_aware, loss, optimal_params, optimal_tokens

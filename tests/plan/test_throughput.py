@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from lit_llm.models.hardware import find_accelerator
+from lit_llm.models.accounting.hardware import find_accelerator
 from lit_llm.plan import plan
 from lit_llm.plan.shape import typical_shape
 from lit_llm.plan.throughput import Job, fitted, published_runs, usual_gpus

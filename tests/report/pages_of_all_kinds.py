@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lit_llm.corpus.build import build
-from lit_llm.corpus.card_page import write_page
+from lit_llm.corpus.card.page import write_page
 from lit_llm.corpus.config import CorpusConfig
-from lit_llm.corpus.folder import Corpus
-from lit_llm.corpus.sources import Source
+from lit_llm.corpus.output.folder import Corpus
+from lit_llm.corpus.reading.sources import Source
 from lit_llm.report.html import write_report
 
 FakeRun = Callable[..., Path]

@@ -15,10 +15,10 @@ import pytest
 
 from lit_llm.cli import main
 from lit_llm.errors import UserError
-from lit_llm.models import generate as generation
-from lit_llm.models.checkpoint import load_model
-from lit_llm.models.sampling import GREEDY, Sampling
-from lit_llm.models.text_stream import TextStream
+from lit_llm.models.generation import generate as generation
+from lit_llm.models.generation.sampling import GREEDY, Sampling
+from lit_llm.models.generation.text_stream import TextStream
+from lit_llm.models.hub.checkpoint import load_model
 from lit_llm.terminal.chat import chat_main
 from lit_llm.terminal.conversation import Conversation
 

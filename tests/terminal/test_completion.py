@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from lit_llm.errors import UserError
-from lit_llm.models.checkpoint import load_model
-from lit_llm.models.generate import generate
-from lit_llm.models.sampling import GREEDY
+from lit_llm.models.generation.generate import generate
+from lit_llm.models.generation.sampling import GREEDY
+from lit_llm.models.hub.checkpoint import load_model
 from lit_llm.models.tokenizer import IM_END, IM_START
 from lit_llm.terminal import completion
 from lit_llm.terminal.completion import generate_main

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from lit_llm.errors import UserError
-from lit_llm.models import generate as generation
-from lit_llm.models.checkpoint import load_model
-from lit_llm.models.generate import generate
-from lit_llm.models.sampling import GREEDY, Sampling
+from lit_llm.models.generation import generate as generation
+from lit_llm.models.generation.generate import generate
+from lit_llm.models.generation.sampling import GREEDY, Sampling
+from lit_llm.models.hub.checkpoint import load_model
 from lit_llm.terminal.conversation import Conversation
 
 

@@ -13,9 +13,9 @@ import torch
 
 from lit_llm.cli import main
 from lit_llm.errors import UserError
-from lit_llm.models.adapters import save_adapter
-from lit_llm.models.checkpoint import load_model
-from lit_llm.models.gguf_file import GGUFFile
+from lit_llm.models.hub.adapters import save_adapter
+from lit_llm.models.hub.checkpoint import load_model
+from lit_llm.models.hub.gguf.container import GGUFFile
 from lit_llm.models.lora import LoRAConfig, apply_lora, is_lora
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer

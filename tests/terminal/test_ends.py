@@ -14,9 +14,9 @@ import torch
 import transformers
 
 from lit_llm.errors import UserError
-from lit_llm.models.checkpoint import load_model
-from lit_llm.models.generate import generate
-from lit_llm.models.sampling import GREEDY
+from lit_llm.models.generation.generate import generate
+from lit_llm.models.generation.sampling import GREEDY
+from lit_llm.models.hub.checkpoint import load_model
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 from lit_llm.terminal.chat import chat_main

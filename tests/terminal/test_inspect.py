@@ -11,9 +11,9 @@ import torch
 
 from lit_llm.cli import main
 from lit_llm.errors import UserError
-from lit_llm.models.checkpoint import load_model
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.gguf_write import write_gguf
+from lit_llm.models.hub.checkpoint import load_model
+from lit_llm.models.hub.gguf.write import write_gguf
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 from lit_llm.terminal.inspect import inspect_checkpoint

@@ -19,8 +19,8 @@ import yaml
 
 from lit_llm import InstructionDataModule, Tokenizer, Transformer, UserError
 from lit_llm.cli import main
-from lit_llm.models.checkpoint import load_model
-from lit_llm.models.gguf import gguf_tokenizer
+from lit_llm.models.hub.checkpoint import load_model
+from lit_llm.models.hub.gguf.read import gguf_tokenizer
 from lit_llm.models.tokenizer import CHATML_TEMPLATE
 
 TEXT = "<|eot|> user asked the assistant: what is a café in 北京? Paris 12345\n" * 8

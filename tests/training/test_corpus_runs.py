@@ -14,8 +14,8 @@ import pytest
 from lit_llm import PretrainDataModule, PretrainModule, RunReport
 from lit_llm.corpus.build import build
 from lit_llm.corpus.config import CorpusConfig, MixtureSettings
-from lit_llm.corpus.folder import Corpus
-from lit_llm.corpus.sources import Source
+from lit_llm.corpus.output.folder import Corpus
+from lit_llm.corpus.reading.sources import Source
 
 ROWS, STEPS = 64, 64  # 4,096 samples: as many as shares are exact over
 

@@ -33,7 +33,7 @@ from lit_llm import (
     Transformer,
     UserError,
 )
-from lit_llm.corpus.shards import read_tokens
+from lit_llm.corpus.output.shards import read_tokens
 from lit_llm.errors import Preempted
 from lit_llm.training.callbacks.throughput import _first_tensor
 

@@ -19,11 +19,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from lit_llm import LoRAConfig, MuonAdamW, PretrainModule, Transformer, TransformerConfig, UserError
-from lit_llm.models import parallelize as parallel
 from lit_llm.models.float8 import convert_to_float8
 from lit_llm.models.lora import apply_lora
 from lit_llm.models.meta import meta_transformer
-from lit_llm.models.sharded import (
+from lit_llm.models.parallel import parallelize as parallel
+from lit_llm.models.parallel.sharded import (
     WholeDraws,
     clip_gradients,
     copy_part,

@@ -33,7 +33,7 @@ from lit_llm import (
     Transformer,
     UserError,
 )
-from lit_llm.models.checkpoint import load_model
+from lit_llm.models.hub.checkpoint import load_model
 from lit_llm.training.callbacks.borders import planned_steps
 
 ADAMW: dict[str, Any] = {"optimizer": "adamw", "compile": False}

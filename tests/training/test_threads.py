@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lit_llm import PretrainModule
-from lit_llm.models import cores
+from lit_llm.models.kernels import cores
 from lit_llm.training import prepare as prepare_module
 
 SCRIPT = """

@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from lit_llm.models.parts import damage_of_parts, discard, put
+from lit_llm.models.parallel.parts import damage_of_parts, discard, put
 
 _NAME = re.compile(r"step-\d+\.ckpt(\.part)?")
 

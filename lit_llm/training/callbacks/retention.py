@@ -10,11 +10,11 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lit_llm.corpus.rows import json_rows
+from lit_llm.corpus.reading.rows import json_rows
 from lit_llm.data.base import TokenDataModule
 from lit_llm.errors import UserError
-from lit_llm.models.generate import generate, room_for
-from lit_llm.models.sampling import GREEDY
+from lit_llm.models.generation.generate import generate, room_for
+from lit_llm.models.generation.sampling import GREEDY
 from lit_llm.models.transformer import Transformer
 from lit_llm.ranges import Range, check_ranges
 

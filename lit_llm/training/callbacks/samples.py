@@ -10,8 +10,8 @@ import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lit_llm.data.base import TokenDataModule
-from lit_llm.models.generate import generate, room_for
-from lit_llm.models.sampling import Sampling
+from lit_llm.models.generation.generate import generate, room_for
+from lit_llm.models.generation.sampling import Sampling
 from lit_llm.models.transformer import Transformer
 from lit_llm.ranges import Range, check_ranges
 from lit_llm.training.callbacks.jsonl import keep_until

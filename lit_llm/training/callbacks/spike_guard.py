@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lit_llm.errors import UserError
-from lit_llm.models.sharded import total_norm
+from lit_llm.models.parallel.sharded import total_norm
 from lit_llm.ranges import Range, check_ranges, positive
 from lit_llm.training.callbacks.borders import at_border, logs_now
 from lit_llm.training.callbacks.checkpoint import Checkpoint

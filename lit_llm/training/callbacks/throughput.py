@@ -12,7 +12,7 @@ import lightning as L
 import torch
 
 from lit_llm.data.base import data_rank_and_size
-from lit_llm.models.flops import peak_flops
+from lit_llm.models.accounting.flops import peak_flops
 from lit_llm.training.callbacks.borders import at_border, first_or_last, logs_now
 
 _DTYPES = {"bf16": torch.bfloat16, "16": torch.float16}

@@ -1,0 +1,205 @@
+"""The data card: what a corpus is, as one JSON object made from the counts in its files."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lit_llm.corpus.card.page import write_page
+from lit_llm.corpus.card.readme import write_readme
+from lit_llm.corpus.config import MixtureSettings
+from lit_llm.corpus.output.folder import FORMAT
+from lit_llm.corpus.output.mixture import shares
+from lit_llm.corpus.output.statistics import distinct_ngrams, entropy, merge
+from lit_llm.corpus.pipeline import Pipeline
+from lit_llm.corpus.steps import REMOVED
+from lit_llm.corpus.storage.store import read_counts
+
+_LISTED = 100  # languages, hosts, ... by name; the rest are counted together
+_EXAMPLES = 3  # dropped texts shown a reason
+_KEPT_EXAMPLES = 12
+
+
+def make_card(pipeline: Pipeline, fingerprint: str, sources: Any) -> dict[str, Any]:
+    """The card of a build.
+
+    Returns:
+        format, created (UTC), fingerprint, sources, settings, tokenizer; read (documents and bytes
+        of the sources, and how many documents were repaired, by what was wrong);
+        funnel, a row a stage with documents that came in, were dropped and why; dropped (reason -> documents),
+        dropped_bytes (reason -> bytes of UTF-8 when they were dropped); damaged, how many and
+        which;
+        duplicates, examples of dropped documents; mixture; and what `describe` says of the kept ones.
+    """
+    tokenizer = pipeline.tokenizer
+    damaged = [list(row) for row in pipeline.broken()]
+    card = {
+        "format": FORMAT,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "fingerprint": fingerprint,
+        "sources": sources,
+        "settings": json.loads(json.dumps(pipeline.config.content(), default=repr)),
+        "tokenizer": {
+            "fingerprint": tokenizer.fingerprint(),
+            "vocab_size": tokenizer.vocab_size,
+            "separator_id": tokenizer.eos_id,
+            "trained": pipeline.config.tokenizer is None,
+        },
+        "read": pipeline.read,
+        **describe_dropped(pipeline.dropped, pipeline.read["documents"], _stages(pipeline)),
+        "dropped_bytes": dict(sorted(pipeline.dropped_bytes.items())),
+        "damaged": {"documents": len(damaged), "named": damaged[:_LISTED]},
+        "examples_dropped": _examples(pipeline.left_out),
+        **describe(pipeline.documents),
+    }
+    card["mixture"] = mixture_table(card, pipeline.weights(), pipeline.config.mixture)
+    return card
+
+
+def revise_card(
+    card: dict[str, Any], documents: list[Path], dropped: list[Path], removed: int
+) -> dict[str, Any]:
+    """The card of a corpus from which documents were removed, from its card before and its files after."""
+    weights = {row["source"]: row["weight"] for row in card["mixture"]}
+    counts = Counter(card["dropped"])
+    counts[REMOVED] += removed
+    stages = [row["stage"] for row in card["funnel"]]
+    revised = {
+        **card,
+        **describe_dropped(counts, card["read"]["documents"], stages),
+        "examples_dropped": _examples(dropped),
+        **describe(documents),
+    }
+    if "dropped_bytes" in card:
+        gone = card["bytes"] - revised["bytes"]
+        sizes = Counter(card["dropped_bytes"]) + Counter({REMOVED: gone})
+        revised["dropped_bytes"] = dict(sorted(sizes.items()))
+    revised["mixture"] = mixture_table(
+        revised, weights, MixtureSettings(**card["settings"]["mixture"])
+    )
+    return revised
+
+
+def write_card(card: dict[str, Any], folder: Path, name: str) -> None:
+    """datacard.json; the page that shows it, and the README.md of a repository that publishes it.
+
+    ``name`` is that of the corpus' folder, for the page alone: corpora of the same texts have the
+    same files.
+    """
+    text = json.dumps(card, indent=2, ensure_ascii=False)
+    (folder / "datacard.json").write_text(text + "\n", encoding="utf-8")
+    write_page(card, folder / "datacard.html", name)
+    write_readme(card, folder / "README.md")
+
+
+def describe(documents: Iterable[Path]) -> dict[str, Any]:
+    """What the files of kept documents hold, from their metadata."""
+    counts = merge(read_counts(path) for path in documents)
+    parts = [part for sources in counts["splits"].values() for part in sources.values()]
+    total = {key: sum(part[key] for part in parts) for key in ("documents", "bytes", "tokens")}
+    named = ("languages", "domains", "hosts", "licenses")
+    return {
+        **total,
+        "bytes_per_token": round(total["bytes"] / total["tokens"], 4) if total["tokens"] else 0.0,
+        "splits": {
+            split: dict(sorted(counts["splits"].get(split, {}).items()))
+            for split in ("train", "validation")
+        },
+        "split_languages": {
+            split: _largest(names) for split, names in sorted(counts["split_languages"].items())
+        },
+        **{name: _largest(counts[name]) for name in named},
+        **{name: dict(sorted(counts[name].items())) for name in ("pii", "changed_by")},
+        **{
+            name: _by_edge(counts[name])
+            for name in ("lengths", "language_scores", "bytes_per_token_histogram")
+        },
+        "diversity": {
+            "distinct_3_grams": round(distinct_ngrams(counts["ngrams"]), 4),
+            **{
+                f"{name}_entropy_bits": round(
+                    entropy({key: n["documents"] for key, n in counts[name].items()}), 3
+                )
+                for name in named
+            },
+        },
+        "examples_kept": _spread(counts["examples"]),
+    }
+
+
+def describe_dropped(dropped: dict[str, int], read: int, stages: list[str]) -> dict[str, Any]:
+    """The funnel and its sums, from reasons ("stage: why") and their counts."""
+    by_stage: dict[str, dict[str, int]] = {stage: {} for stage in stages}
+    for reason, count in dropped.items():
+        stage, _, why = reason.partition(": ")
+        by_stage.setdefault(stage, {})[why] = count
+    funnel, left = [], read
+    for stage, reasons in by_stage.items():
+        gone = sum(reasons.values())
+        funnel.append({"stage": stage, "documents": left, "dropped": gone, "reasons": reasons})
+        left -= gone
+    duplicates = sum(
+        count for reason, count in dropped.items() if reason.endswith("_dedup: duplicate")
+    )
+    return {"funnel": funnel, "dropped": dict(sorted(dropped.items())), "duplicates": duplicates}
+
+
+def mixture_table(
+    card: dict[str, Any], weights: dict[str, float], settings: MixtureSettings
+) -> list[dict[str, Any]]:
+    """A row a source: tokens for training, its share of it, and passes over it in a run of ``settings.tokens``."""
+    tokens = {name: part["tokens"] for name, part in card["splits"]["train"].items()}
+    if not tokens:
+        return []
+    found = shares(tokens, weights, settings)
+    run = settings.tokens or sum(tokens.values())
+    return [
+        {
+            "source": name, "tokens": size, "weight": weights[name], "share": round(found[name], 6),
+            "epochs": round(found[name] * run / size, 3),
+        }
+        for name, size in tokens.items()
+    ]  # fmt: skip
+
+
+def _stages(pipeline: Pipeline) -> list[str]:
+    dedup, evaluations = pipeline.config.dedup, pipeline.config.evaluations
+    after = ["exact_dedup"] if dedup else []
+    after += ["near_dedup"] if dedup and dedup.threshold is not None else []
+    after += ["decontaminate"] if evaluations else []
+    return ["read", *(block.name for block in pipeline.config.blocks()), *after]
+
+
+def _examples(paths: Iterable[Path]) -> dict[str, list[list[str]]]:
+    """Reason -> [id, beginning of the text] of the first few."""
+    found: dict[str, list[list[str]]] = {}
+    for path in paths:
+        for reason, examples in read_counts(path)["examples"].items():
+            shown = found.setdefault(reason, [])
+            shown += examples[: _EXAMPLES - len(shown)]
+    return dict(sorted(found.items()))
+
+
+def _largest(counts: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+    ordered = sorted(counts.items(), key=lambda item: (-item[1]["documents"], item[0]))
+    rest = ordered[_LISTED:]
+    kept = dict(ordered[:_LISTED])
+    if rest:
+        kept["(others)"] = {
+            key: sum(part[key] for _, part in rest) for key in ("documents", "bytes", "tokens")
+        }
+    return kept
+
+
+def _by_edge(counts: dict[str, int]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: float(item[0])))
+
+
+def _spread(examples: list[list[str]]) -> list[list[str]]:
+    """A few from all over the corpus."""
+    step = max(1, -(-len(examples) // _KEPT_EXAMPLES))
+    return examples[::step]

@@ -1,0 +1,1 @@
+"""The verbs `lit_llm corpus ...` and `lit_llm tokenizer ...`."""

@@ -1,0 +1,109 @@
+"""The command line and YAML files of ``lit_llm corpus build``, as a `CorpusConfig`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ActionConfigFile, ArgumentParser
+
+from lit_llm.arguments import explain_mistake
+from lit_llm.corpus.config import CorpusConfig
+from lit_llm.corpus.reading.sources import Source, as_sources
+from lit_llm.errors import UserError
+from lit_llm.presets import find_config
+from lit_llm.yaml_file import guard_jsonargparse
+
+guard_jsonargparse()
+
+
+class _Parser(ArgumentParser):
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(explain_mistake(message, known_keys())) from None
+
+
+def parse_build(args: list[str]) -> tuple[CorpusConfig, Path]:
+    """The configuration and the output folder that arguments and their ``--config`` files name.
+
+    Raises:
+        UserError: a mistake in them, in one line.
+    """
+    parser = _Parser(
+        prog="lit_llm corpus build",
+        description="Raw text to cleaned, deduplicated, documented shards.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config", action=ActionConfigFile, help="YAML file, or a preset's name (corpus/web)"
+    )
+    parser.add_argument(
+        "--input",
+        action="append",
+        metavar="GLOB",
+        help="file, folder, glob or URL; may be repeated",
+    )
+    parser.add_argument(
+        "--text_field",
+        metavar="NAME",
+        help="of --input: the field with the text in rows; default text, else content, body, document",
+    )
+    parser.add_argument(
+        "--exclude",
+        action="append",
+        metavar="GLOB",
+        help="of --input: files to leave out, by name or path; may be repeated",
+    )
+    parser.add_argument("--output", metavar="DIR", help="corpus folder to make")
+    parser.add_class_arguments(CorpusConfig)
+    try:
+        given = dict(vars(parser.instantiate(parser.parse_args(_with_presets(args)))))
+    except UserError:
+        raise
+    except ValueError as error:  # a block's own, wrapped
+        raise UserError(explain_mistake(str(error), known_keys())) from None
+    given.pop("config")
+    patterns, output = given.pop("input"), given.pop("output")
+    if not output:
+        raise UserError("--output: missing; name the corpus folder to make")
+    if given["tokenizer"] is not None and given["vocab_size"] is not None:
+        raise UserError(
+            "tokenizer and vocab_size: a tokenizer that is given has its vocabulary; leave one of "
+            "them out (--vocab_size null switches a file's off)"
+        )
+    text_field, exclude = given.pop("text_field"), given.pop("exclude")
+    if patterns:
+        made = as_sources(patterns, text_field or Source.text_field, exclude=exclude or ())
+        given["sources"] = [*(given["sources"] or []), *made]
+    elif text_field or exclude:
+        raise UserError(
+            f"{'--text_field' if text_field else '--exclude'} goes with --input; in a file it is a "
+            "key of each of the sources"
+        )
+    if not given["sources"]:
+        raise UserError(
+            "--input: missing; name files, a folder or a glob, or give sources in --config"
+        )
+    return CorpusConfig(**given), Path(output)
+
+
+def _with_presets(args: list[str]) -> list[str]:
+    """``args`` with the files that names of presets mean."""
+    found = list(args)
+    for at, arg in enumerate(args):
+        if arg == "--config" and at + 1 < len(args):
+            found[at + 1] = str(find_config(args[at + 1]))
+        elif arg.startswith("--config="):
+            found[at] = f"--config={find_config(arg.removeprefix('--config='))}"
+    return found
+
+
+def known_keys() -> list[str]:
+    """Dotted keys, for the nearest to a mistyped one."""
+    keys = ["input", "output", *(f"sources.{field.name}" for field in dataclasses.fields(Source))]
+    defaults: Any = CorpusConfig(sources=[])
+    for field in dataclasses.fields(CorpusConfig):
+        keys.append(field.name)
+        if dataclasses.is_dataclass(value := getattr(defaults, field.name)):
+            keys += [f"{field.name}.{inner.name}" for inner in dataclasses.fields(value)]
+    return keys

@@ -1,0 +1,144 @@
+"""``lit_llm corpus build | report | explain | remove``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lit_llm.arguments import Parser, run_command
+from lit_llm.corpus.extra import corpus_extra
+from lit_llm.errors import UserError, settings_called
+from lit_llm.streams import json_text, say, unread
+
+if TYPE_CHECKING:
+    from lit_llm.corpus.output.folder import Corpus
+
+_QUICKSTART_SEQ_LEN = 256
+# What the sources' messages call their settings -> what they are called here.
+_TYPED = {
+    "data.sources": "--input",
+    "data.text_field=": "--text_field ",
+    "exclude leaves": "--exclude leaves",
+    "or leave out ": "or give --exclude ",
+}
+_IN_A_FILE = {
+    "data.sources": "sources",
+    "name the one with the text: data.text_field=": "write below its source's paths text_field: ",
+    "or leave out ": "or exclude: ",
+}
+
+USAGE = """usage: lit_llm corpus COMMAND ...
+
+  build    raw text -> cleaned, deduplicated, documented shards:
+           lit_llm corpus build --input 'data/**/*.jsonl' --output corpus [--config corpus/web] [--key value ...]
+  report   write a corpus folder's datacard.html and README.md again
+  explain  where a document came from, why it was dropped or where it is now
+  remove   take documents out of a finished corpus
+
+lit_llm corpus COMMAND --help lists its keys."""
+
+
+def corpus_main(args: list[str]) -> None:
+    """Run a command.
+
+    Raises:
+        UserError: no such command, or the user's mistake in it.
+    """
+    commands = {
+        "build": build_main,
+        "report": report_main,
+        "explain": explain_main,
+        "remove": remove_main,
+    }
+    with corpus_extra():
+        run_command(commands, USAGE, args)
+
+
+def build_main(args: list[str]) -> None:
+    """Build a corpus and print its folder."""
+    from lit_llm.corpus.build import build
+    from lit_llm.corpus.commands.config_parser import parse_build
+
+    typed = any(arg.partition("=")[0] == "--input" for arg in args)
+    with settings_called(_TYPED if typed else _IN_A_FILE):
+        corpus = build(*parse_build(args))
+    # The folder alone on standard output, for scripts.
+    say(str(corpus.path))
+    try:
+        print(following(corpus), file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        unread()
+
+
+def following(corpus: Corpus) -> str:
+    """The card and the next commands of a build; each works as it is printed."""
+    folder = str(corpus.path)
+    commands = [["tokenizer", "inspect", f"{folder}/tokenizer", "--corpus", folder]]
+    # Without a validation split, or with less text than a sample has, it trains nothing.
+    if corpus.validation_dirs and corpus.tokens("train") > _QUICKSTART_SEQ_LEN:
+        commands.append(["fit", "--config", "pretrain/quickstart", "--data.corpus", folder])
+    lines = ["  " + shlex.join(["lit_llm", *command]) for command in commands]
+    return "\n".join([f"card: {folder}/datacard.html", "next:", *lines])
+
+
+def report_main(args: list[str]) -> None:
+    """Write the page and the README.md again."""
+    parser = _parser("report", "Write a corpus folder's datacard.html and README.md again.")
+    folder = parser.parse_args(args).corpus
+    from lit_llm.corpus.card.page import write_page
+    from lit_llm.corpus.card.readme import write_readme
+    from lit_llm.corpus.output.folder import Corpus
+
+    target, card = folder / "datacard.html", Corpus.load(folder).datacard
+    write_page(card, target, folder.resolve().name)
+    write_readme(card, folder / "README.md")
+    say(str(target))
+
+
+def explain_main(args: list[str]) -> None:
+    """Say what is known of a document."""
+    parser = _parser(
+        "explain", "Where a document came from, what each step said of it, and where it is now."
+    )
+    parser.add_argument("id", help="of the document, as in documents/ and dropped/")
+    parser.add_argument(
+        "--json", action="store_true", help="a JSON array instead of lines for people"
+    )
+    given = parser.parse_args(args)
+    from lit_llm.corpus.commands.explain import explain, told
+
+    rows = explain(given.corpus, given.id)
+    print(json_text(rows, indent=2) if given.json else "\n\n".join(map(told, rows)))
+
+
+def remove_main(args: list[str]) -> None:
+    """Take documents out."""
+    parser = _parser(
+        "remove",
+        "Take documents and their copies out of text files and shards; hashes of them are logged.",
+    )
+    parser.add_argument("--ids", nargs="+", default=[], help="of documents")
+    parser.add_argument("--ids_file", type=Path, help="file with an id a line")
+    parser.add_argument("--domain", help="host, with all below it, or the domain tag of a source")
+    parser.add_argument("--matching", metavar="REGEX", help="found in the text (RE2 syntax)")
+    parser.add_argument("--reason", default="by request", help="for the log; name nobody here")
+    given = parser.parse_args(args)
+    from lit_llm.corpus.commands.remove import Request, remove
+
+    ids = set(given.ids)
+    if given.ids_file is not None:
+        try:
+            ids |= set(given.ids_file.read_text(encoding="utf-8-sig").split("\n")) - {""}
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--ids_file {given.ids_file}: cannot be read ({error})") from None
+    request = Request(frozenset(ids), given.domain, given.matching)
+    count = remove(given.corpus, request, given.reason, say)
+    say(f"{given.corpus}: {count:,} documents removed")
+
+
+def _parser(command: str, description: str) -> Parser:
+    parser = Parser(prog=f"lit_llm corpus {command}", description=description)
+    parser.add_argument("corpus", type=Path, help="corpus folder")
+    return parser

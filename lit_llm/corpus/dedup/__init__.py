@@ -1,0 +1,1 @@
+"""Exact duplicates, near duplicates and documents that contain evaluation texts."""

@@ -1,0 +1,122 @@
+"""Documents whose publishers do not want them trained on: by address, and by a flag that came with them.
+
+OptOut(entries=("example.org", "site.net/private"))(documents(["..."], url=["https://www.example.org/a"]))
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lit_llm.corpus.block import Block, per_value
+from lit_llm.corpus.reading.addresses import host_and_path
+from lit_llm.errors import UserError
+
+# Host -> the paths below it that are out; "" is all of it.
+Index: TypeAlias = dict[str, tuple[str, ...]]
+_RESERVED = re.compile(r"tdm-?_?reservation\W{1,4}1\b")
+
+
+@dataclass(frozen=True)
+class OptOut(Block):
+    """Drop documents whose "url" is on a list, or whose flags say no.
+
+    Attributes:
+        entries: domains (with all subdomains) and addresses (with all below them).
+        files: files of such, one a line; "#" begins a comment. A million domains take a second to read.
+        flags: columns to look at where a table has them: what robots meta tags and X-Robots-Tag headers said, and
+            tdm-reservation (W3C TDM Reservation Protocol: 1 is reserved).
+        refusals: words in a flag that say no. Boolean true and the number 1 say it too.
+
+    Raises:
+        UserError: a file cannot be read, or an entry is no domain or address.
+    """
+
+    name = "opt_out"
+    entries: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ("robots", "x_robots_tag", "tdm_reservation")
+    refusals: tuple[str, ...] = ("noai", "noml", "noindex", "none")
+
+    def __post_init__(self) -> None:
+        self._index()
+
+    def apply(self, table: pa.Table) -> pa.Table:
+        """Fill "dropped"."""
+        reasons = pa.nulls(len(table), pa.string())
+        for flag in self.flags:
+            if flag in table.column_names:
+                refused = per_value(table[flag], self._refuses)
+                reasons = pc.coalesce(reasons, pc.if_else(pc.is_valid(refused), flag, refused))
+        if "url" in table.column_names and (self.entries or self.files):
+            index = self._index()
+            reasons = pc.coalesce(reasons, per_value(table["url"], lambda url: listed(url, index)))
+        return self.drop(table, reasons)
+
+    def _refuses(self, value: object) -> str | None:
+        said = str(value).strip().lower()
+        words = set(re.split(r"[\s,;:]+", said))
+        return (
+            said
+            if said in ("1", "true") or words & set(self.refusals) or _RESERVED.search(said)
+            else None
+        )
+
+    def _index(self) -> Index:
+        return _load(self.entries, self.files, tuple(_stamp(file) for file in self.files))
+
+
+def listed(url: str, index: Index) -> str | None:
+    """The entry of ``index`` that ``url`` falls under: "domain example.org" or "address example.org/a"."""
+    if not (found := host_and_path(url)):
+        return None
+    host, path = found
+    while host:
+        for entry in index.get(host, ()):
+            if not entry:
+                return f"domain {host}"
+            if path == entry or path.startswith(entry.rstrip("/") + "/"):
+                return f"address {host}{entry}"
+        host = host.partition(".")[2]
+    return None
+
+
+def _stamp(file: str) -> int:
+    try:
+        return Path(file).stat().st_mtime_ns
+    except OSError as error:
+        raise UserError(
+            f"opt_out.files: {file} cannot be read ({error.strerror}); give a file of domains"
+        ) from None
+
+
+@functools.lru_cache(maxsize=8)
+def _load(entries: tuple[str, ...], files: tuple[str, ...], stamps: tuple[int, ...]) -> Index:
+    """One index a process for the same lists; ``stamps`` tell a file that was changed."""
+    index: Index = {}
+    _add(index, entries, "opt_out.entries")
+    for file in files:
+        with open(file, encoding="utf-8-sig", errors="replace") as lines:
+            _add(index, (line.split("#", 1)[0].strip() for line in lines), file)
+    return index
+
+
+def _add(index: Index, entries: Iterable[str], where: str) -> None:
+    for number, entry in enumerate(entries, start=1):
+        if not entry:
+            continue
+        found = host_and_path(entry)
+        if not found or "." not in found[0] or " " in entry:
+            raise UserError(
+                f"{where}: entry {number}, {entry!r}, is no domain or address; write example.org or a URL"
+            )
+        host, path = found
+        if path not in index.get(host, ()):
+            index[host] = (*index.get(host, ()), path)

@@ -1,0 +1,42 @@
+"""Strings found in a sorted array by bisection: no hash table to be built for every batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from lit_llm.corpus.kernels.jit import kernel
+from lit_llm.corpus.kernels.utf8 import buffers
+
+
+def positions(wanted: pa.LargeStringArray, ordered: pa.LargeStringArray) -> pa.Int64Array:
+    """Where each of ``wanted`` stands in ``ordered`` (ascending by bytes, as Arrow sorts), null where it does not."""
+    found = _positions(*buffers(wanted), *buffers(ordered))
+    return pa.array(found, mask=found < 0)
+
+
+@kernel
+def _positions(
+    data: np.ndarray, offsets: np.ndarray, ordered: np.ndarray, ends: np.ndarray
+) -> np.ndarray:
+    found = np.full(len(offsets) - 1, -1, np.int64)
+    for i in range(len(found)):
+        size = offsets[i + 1] - offsets[i]
+        low, high = 0, len(ends) - 1
+        while low < high and found[i] < 0:
+            middle = (low + high) // 2
+            other = ends[middle + 1] - ends[middle]
+            less = size < other  # if all bytes that both have are equal
+            equal = size == other
+            for k in range(min(size, other)):
+                a, b = data[offsets[i] + k], ordered[ends[middle] + k]
+                if a != b:
+                    less, equal = a < b, False
+                    break
+            if equal:
+                found[i] = middle
+            elif less:
+                high = middle
+            else:
+                low = middle + 1
+    return found

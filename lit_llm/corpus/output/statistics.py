@@ -1,0 +1,172 @@
+"""What there is in a corpus, counted table by table so that files' counts add up to the corpus'.
+
+Everything is a sum, but for the distinct n-grams: a million documents' do not fit in memory, so they are estimated from
+the smallest hashes (Bar-Yossef et al. 2002, "Counting distinct elements in a data stream"), which also add up. With
+1,024 of them the estimate's standard error is 3%.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lit_llm.corpus.block import per_value, texts
+from lit_llm.corpus.kernels.folding import fold_table
+from lit_llm.corpus.kernels.overlap import ngram_hashes
+from lit_llm.corpus.kernels.utf8 import buffers
+from lit_llm.corpus.reading.addresses import host
+
+NGRAM = 3
+_SKETCH = 1024
+_EXAMPLES, _EXAMPLE_CHARACTERS = 2, 200  # kept texts shown a file
+_NAMED = 10_000  # hosts, languages, ... counted by name in a file; the rest are "other"
+_COUNTED = ("languages", "domains", "hosts", "licenses")
+
+
+class Statistics:
+    """Counts of kept documents.
+
+    Attributes:
+        content: JSON-able. "splits": split -> source -> documents, bytes, tokens. "split_languages":
+            the same by language. "languages", "domains", "hosts",
+            "licenses": name -> documents, bytes, tokens. "pii": kind -> values replaced. "changed_by": block ->
+            documents. "lengths": power of two -> documents of as many bytes or more. "language_scores",
+            "bytes_per_token_histogram": lower edge -> documents. "ngrams": all, and the smallest hashes. "examples":
+            id, source and beginning of a text.
+    """
+
+    def __init__(self) -> None:
+        self.content: dict[str, Any] = {
+            "splits": {}, "split_languages": {}, **{name: {} for name in _COUNTED}, "pii": {},
+            "changed_by": {}, "lengths": {}, "language_scores": {},
+            "bytes_per_token_histogram": {}, "ngrams": {"total": 0, "smallest": []},
+            "examples": [],
+        }  # fmt: skip
+
+    def add(self, table: pa.Table) -> None:
+        """Count a table of ``encode.DOCUMENTS``."""
+        content = self.content
+        for row in sums(table, ["split", "source"], ["bytes", "tokens"]):
+            part = content["splits"].setdefault(row["split"], {})
+            _grow(part, row["source"], {key: row[key] for key in ("documents", "bytes", "tokens")})
+        for row in sums(table, ["split", "language"], ["bytes", "tokens"]):
+            part = content["split_languages"].setdefault(row["split"], {})
+            size = {key: row[key] for key in ("documents", "bytes", "tokens")}
+            _grow(part, row["language"] or "unknown", size)
+        columns = {
+            "languages": table["language"], "domains": table["domain"], "hosts": per_value(table["url"], host),
+            "licenses": table["license"],
+        }  # fmt: skip
+        for name, column in columns.items():
+            named = pa.table({"name": column, "bytes": table["bytes"], "tokens": table["tokens"]})
+            for row in sums(named, ["name"], ["bytes", "tokens"]):
+                known = row["name"] in content[name] or len(content[name]) < _NAMED
+                key = ("unknown" if row["name"] is None else row["name"]) if known else "other"
+                _grow(
+                    content[name],
+                    key,
+                    {size: row[size] for size in ("documents", "bytes", "tokens")},
+                )
+        pii = table["pii"].combine_chunks()
+        for field in pii.type:
+            if found := pc.sum(pii.field(field.name)).as_py():
+                content["pii"][field.name] = content["pii"].get(field.name, 0) + found
+        for names in table["changed_by"].drop_null().to_pylist():
+            for name in names.split(", "):
+                content["changed_by"][name] = content["changed_by"].get(name, 0) + 1
+        size = np.maximum(table["bytes"].to_numpy(), 1)
+        scores = table["scores"].combine_chunks()
+        _histogram(content["lengths"], 2 ** np.floor(np.log2(size)).astype(np.int64))
+        language = scores.field("language").drop_null().to_numpy()
+        _histogram(content["language_scores"], np.minimum(np.floor(language * 10), 9) / 10)
+        _histogram(
+            content["bytes_per_token_histogram"],
+            np.floor(scores.field("bytes_per_token").to_numpy() * 2) / 2,
+        )
+        _, hashes = ngram_hashes(*buffers(texts(table["text"])), fold_table(), NGRAM, NGRAM)
+        content["ngrams"] = _merged_ngrams(
+            [content["ngrams"], {"total": len(hashes), "smallest": _smallest(hashes).tolist()}]
+        )
+        for row in table.slice(0, max(0, _EXAMPLES - len(content["examples"]))).to_pylist():
+            content["examples"].append(
+                [row["id"], row["source"], row["text"][:_EXAMPLE_CHARACTERS]]
+            )
+
+
+def merge(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The counts of several files as of one; examples come one after the other."""
+    total = Statistics().content
+    for part in parts:
+        for name in total:
+            if name == "ngrams":
+                total[name] = _merged_ngrams([total[name], part[name]])
+            elif name == "examples":
+                total[name] = total[name] + part[name]
+            else:
+                # Files of before this version count no languages by split.
+                for key, value in part.get(name, {}).items():
+                    _grow(total[name], key, value)
+    return total
+
+
+def distinct_ngrams(ngrams: dict[str, Any]) -> float:
+    """Estimated share of n-grams that are not repetitions of another; 1 where there are none."""
+    smallest, total = ngrams["smallest"], ngrams["total"]
+    if not total:
+        return 1.0
+    distinct = len(smallest) if len(smallest) < _SKETCH else (_SKETCH - 1) / (smallest[-1] / 2**64)
+    return min(1.0, distinct / total)
+
+
+def entropy(counts: dict[str, int]) -> float:
+    """Shannon entropy of shares, in bits: 2 to its power is how many equal ones would be as diverse."""
+    total = sum(counts.values())
+    return -sum(n / total * math.log2(n / total) for n in counts.values() if n) + 0.0
+
+
+def _smallest(hashes: np.ndarray) -> np.ndarray:
+    """The least `_SKETCH` different ones, in order: of 1.6 million in 0.03 s, `np.unique` of all takes 1.3."""
+    count = 2 * _SKETCH
+    while count < len(hashes):
+        distinct = np.unique(np.partition(hashes, count)[:count])
+        if len(distinct) >= _SKETCH:
+            return distinct[:_SKETCH]
+        count *= 4
+    return np.unique(hashes)[:_SKETCH]
+
+
+def _merged_ngrams(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    smallest = sorted({value for part in parts for value in part["smallest"]})[:_SKETCH]
+    return {"total": sum(part["total"] for part in parts), "smallest": smallest}
+
+
+def sums(table: pa.Table, keys: list[str], columns: list[str]) -> list[dict[str, Any]]:
+    """Of each group: its keys, "documents", and sums of ``columns``."""
+    grouped = table.group_by(keys).aggregate(
+        [(name, "sum") for name in columns] + [([], "count_all")]
+    )
+    renamed = {"count_all": "documents", **{f"{name}_sum": name for name in columns}}
+    return grouped.rename_columns(
+        [renamed.get(name, name) for name in grouped.column_names]
+    ).to_pylist()
+
+
+def _histogram(into: dict[str, int], edges: np.ndarray) -> None:
+    for edge, count in zip(*np.unique(edges, return_counts=True), strict=True):
+        name = str(edge.item())
+        into[name] = into.get(name, 0) + int(count)
+
+
+def _grow(into: dict[str, Any], key: str, value: Any) -> None:
+    """Add numbers, and dicts of them name by name."""
+    if isinstance(value, dict):
+        inner = into.setdefault(key, {})
+        for name, part in value.items():
+            _grow(inner, name, part)
+    else:
+        into[key] = into.get(key, 0) + value

@@ -1,0 +1,267 @@
+"""Numbers by which states know a person, confirmed by their check digits; those without need their own form or name.
+
+Lengths, weights and moduli are those of the issuing authorities. A number whose form and check let more than about one
+in a hundred random numbers pass is taken only after a word that names it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from lit_llm.corpus.privacy.recognizers import IN_DOI, THING, Recognizer, digits_of, luhn, za_id
+
+
+def _weighted(digits: str, weights: Sequence[int]) -> int:
+    return sum(int(d) * w for d, w in zip(digits, weights, strict=False))
+
+
+def _date(day: str, month: str) -> bool:
+    return 1 <= int(day) <= 31 and 1 <= int(month) <= 12
+
+
+def us_ssn(value: str) -> bool:
+    """No area 000, 666 or 9xx, no group 00, no serial 0000 (SSA)."""
+    d = digits_of(value)
+    return d[:3] not in ("000", "666") and d[0] != "9" and d[3:5] != "00" and d[5:] != "0000"
+
+
+def uk_nino(value: str) -> bool:
+    """HMRC: letters that no prefix has, and prefixes never given."""
+    return value[:2] not in ("BG", "GB", "KN", "NK", "NT", "TN", "ZZ")
+
+
+def de_tax_id(value: str) -> bool:
+    """Steuer-IdNr: ISO 7064 mod 11,10; of the first ten digits exactly one occurs twice or three times."""
+    d = digits_of(value)
+    counts = sorted(d[:10].count(c) for c in set(d[:10]))
+    if d[0] == "0" or counts[-1] not in (2, 3) or counts[-2] > 1:
+        return False
+    product = 10
+    for c in d[:10]:
+        product = ((int(c) + product) % 10 or 10) * 2 % 11
+    return (11 - product) % 10 == int(d[10])
+
+
+def fr_nir(value: str) -> bool:
+    """INSEE: key = 97 - number mod 97; Corsica's 2A and 2B count as 19 and 18."""
+    plain = re.sub(r"\s", "", value)
+    month = int(plain[3:5])
+    if not (1 <= month <= 12 or 20 <= month <= 42 or month >= 50):
+        return False
+    return 97 - int(plain[:13].replace("2A", "19").replace("2B", "18")) % 97 == int(plain[13:])
+
+
+def es_dni(value: str) -> bool:
+    """DNI and NIE: the letter is the number mod 23."""
+    plain = re.sub(r"[-. ]", "", value).upper()
+    return (
+        "TRWAGMYFPDXBNJZSQVHLCKE"[int(plain[:-1].translate(str.maketrans("XYZ", "012"))) % 23]
+        == plain[-1]
+    )
+
+
+_ODD = dict(zip("0123456789", (1, 0, 5, 7, 9, 13, 15, 17, 19, 21), strict=True))
+_ODD_LETTERS = (
+    1,
+    0,
+    5,
+    7,
+    9,
+    13,
+    15,
+    17,
+    19,
+    21,
+    2,
+    4,
+    18,
+    20,
+    11,
+    3,
+    6,
+    8,
+    12,
+    14,
+    16,
+    10,
+    22,
+    25,
+    24,
+    23,
+)
+_ODD |= dict(zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", _ODD_LETTERS, strict=True))
+
+
+def it_codice_fiscale(value: str) -> bool:
+    """Decree of 23 December 1976: odd places by a table, even ones by value, mod 26."""
+    plain = value.upper()
+    even = sum(int(c) if c.isdigit() else ord(c) - 65 for c in plain[1:15:2])
+    return chr((sum(_ODD[c] for c in plain[:15:2]) + even) % 26 + 65) == plain[15]
+
+
+def nl_bsn(value: str) -> bool:
+    """The eleven test."""
+    return _weighted(digits_of(value), (9, 8, 7, 6, 5, 4, 3, 2, -1)) % 11 == 0
+
+
+def br_cpf(value: str) -> bool:
+    """Two check digits mod 11; one digit eleven times is not given."""
+    d = digits_of(value)
+    checks = [_weighted(d, range(n, 1, -1)) * 10 % 11 % 10 for n in (10, 11)]
+    return len(set(d)) > 1 and [int(d[9]), int(d[10])] == checks
+
+
+def pl_pesel(value: str) -> bool:
+    """The month carries the century: + 80, 20, 40, 60."""
+    d = digits_of(value)
+    return (
+        _date(d[4:6], str(int(d[2:4]) % 20))
+        and _weighted(d, (1, 3, 7, 9, 1, 3, 7, 9, 1, 3, 1)) % 10 == 0
+    )
+
+
+def se_personnummer(value: str) -> bool:
+    """Luhn over the last ten; coordination numbers add 60 to the day."""
+    d = digits_of(value)[-10:]
+    return _date(str(int(d[4:6]) % 60), d[2:4]) and luhn(d)
+
+
+def fi_hetu(value: str) -> bool:
+    """Date and serial mod 31."""
+    d = digits_of(value[:10])
+    return _date(d[:2], d[2:4]) and "0123456789ABCDEFHJKLMNPRSTUVWXY"[int(d[:9]) % 31] == value[-1]
+
+
+def no_fodselsnummer(value: str) -> bool:
+    """Two check digits mod 11."""
+    d = digits_of(value)
+    checks = (3, 7, 6, 1, 8, 9, 4, 5, 2, 1), (5, 4, 3, 2, 7, 6, 5, 4, 3, 2, 1)
+    return _date(str(int(d[:2]) % 40), str(int(d[2:4]) % 40)) and all(
+        _weighted(d, w) % 11 == 0 for w in checks
+    )
+
+
+def cn_resident_id(value: str) -> bool:
+    """GB 11643-1999: ISO 7064 mod 11-2."""
+    total = sum((10 if c in "Xx" else int(c)) * pow(2, 17 - i, 11) for i, c in enumerate(value))
+    return _date(value[12:14], value[10:12]) and total % 11 == 1
+
+
+_D5 = [
+    [(i + j) % 5 + 5 * (j > 4) if i < 5 else (i - j) % 5 + 5 * (j < 5) for j in range(10)]
+    for i in range(10)
+]
+_SHIFT = (1, 5, 7, 6, 2, 8, 3, 0, 9, 4)
+
+
+def in_aadhaar(value: str) -> bool:
+    """Verhoeff's check digit (1969), over the dihedral group of the pentagon."""
+    total = 0
+    for i, c in enumerate(reversed(digits_of(value))):
+        digit = int(c)
+        for _ in range(i % 8):
+            digit = _SHIFT[digit]
+        total = _D5[total][digit]
+    return total == 0
+
+
+def ca_sin(value: str) -> bool:
+    """Luhn."""
+    return luhn(digits_of(value))
+
+
+def be_national(value: str) -> bool:
+    """97 - number mod 97, with a 2 before the number for births from 2000."""
+    d = digits_of(value)
+    return any(97 - int(century + d[:9]) % 97 == int(d[9:]) for century in ("", "2"))
+
+
+def ch_ahv(value: str) -> bool:
+    """EAN-13 that begins with 756."""
+    return _weighted(digits_of(value), (1, 3) * 6 + (1,)) % 10 == 0
+
+
+def kr_rrn(value: str) -> bool:
+    """Date and a century digit 1 to 8; since October 2020 there is no check digit."""
+    d = digits_of(value)
+    return _date(d[4:6], d[2:4])
+
+
+def mx_curp(value: str) -> bool:
+    """Letters as their place in an alphabet with Ñ, weights 18 to 2, mod 10."""
+    alphabet = "0123456789ABCDEFGHIJKLMNÑOPQRSTUVWXYZ"
+    total = sum(alphabet.index(c) * (18 - i) for i, c in enumerate(value[:17]))
+    return _date(value[8:10], value[6:8]) and -total % 10 == int(value[17])
+
+
+def dk_cpr(value: str) -> bool:
+    """A date; since 2007 there is no check digit."""
+    d = digits_of(value)
+    return _date(d[:2], d[2:4])
+
+
+def cz_rodne_cislo(value: str) -> bool:
+    """Date and serial, divisible by 11; a woman's month is 50 higher, a further 20 where serials ran out."""
+    d = digits_of(value)
+    return _date(d[4:6], str(int(d[2:4]) % 50 % 20)) and int(d) % 11 == 0
+
+
+def tr_kimlik(value: str) -> bool:
+    """Seven times the odd places less the even ones, mod 10; then the sum of ten digits."""
+    d = [int(c) for c in value]
+    return (7 * sum(d[:9:2]) - sum(d[1:8:2])) % 10 == d[9] and sum(d[:10]) % 10 == d[10]
+
+
+def pt_nif(value: str) -> bool:
+    """Check digit mod 11, 0 for 10 and 11."""
+    d = digits_of(value)
+    check = 11 - _weighted(d[:8], range(9, 1, -1)) % 11
+    return (0 if check > 9 else check) == int(d[8])
+
+
+def _id(pattern: str, check: Callable[[str], bool], named: str = "") -> Recognizer:
+    """``named``: words of which one has to stand before."""
+    name = re.compile(rf"(?i)(?:{named})[^\d\n]{{0,30}}$") if named else None
+
+    def accept(before: str, value: str, after: str) -> str:
+        if re.search(r"[\w.+-]$" if value[0].isascii() else "$^", before) or re.match(
+            r"[\w-]|[.,]\d", after
+        ):
+            return ""
+        if IN_DOI.search(before) or (name is None and THING.search(before)):
+            return ""
+        return value if (name is None or name.search(before)) and check(value) else ""
+
+    return Recognizer("national_id", rf"\b{pattern}\b", accept, retry=True)
+
+
+RECOGNIZERS = (
+    _id("[0-9]{3}-[0-9]{2}-[0-9]{4}", us_ssn),
+    _id("[0-9]{3} ?[0-9]{2} ?[0-9]{4}", us_ssn, r"\bssn\b|social security"),
+    _id("[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z] ?[0-9]{2} ?[0-9]{2} ?[0-9]{2} ?[A-D]", uk_nino),
+    _id("[1-9][0-9] ?[0-9]{3} ?[0-9]{3} ?[0-9]{3}", de_tax_id),
+    _id("[123478] ?[0-9]{2} ?[0-9]{2} ?(?:[0-9]{2}|2[AB]) ?[0-9]{3} ?[0-9]{3} ?[0-9]{2}", fr_nir),
+    _id("(?:[0-9]{8}|[XYZ]-?[0-9]{7})-?[A-HJ-NP-TV-Z]", es_dni),
+    _id("[A-Z]{6}[0-9]{2}[A-EHLMPRST][0-9]{2}[A-Z][0-9]{3}[A-Z]", it_codice_fiscale),
+    _id("[0-9]{9}", nl_bsn, r"\bbsn\b|burgerservicenummer|sofi-?nummer"),
+    _id(r"[0-9]{3}\.[0-9]{3}\.[0-9]{3}-[0-9]{2}", br_cpf),
+    _id("[0-9]{11}", br_cpf, r"\bcpf\b"),
+    _id("[0-9]{11}", pl_pesel, "pesel"),
+    _id("(?:19|20)?[0-9]{6}[-+][0-9]{4}", se_personnummer),
+    _id("[0-3][0-9]{5}[-+A-FU-Y][0-9]{3}[0-9A-Y]", fi_hetu),
+    _id("[0-7][0-9]{5} ?[0-9]{5}", no_fodselsnummer),
+    _id("[1-9][0-9]{5}(?:19|20)[0-9]{9}[0-9Xx]", cn_resident_id),
+    _id("[2-9][0-9]{3} [0-9]{4} [0-9]{4}", in_aadhaar),
+    _id("[2-9][0-9]{11}", in_aadhaar, "aadhaar|uidai|आधार"),
+    _id("[0-9]{3}[ -]?[0-9]{3}[ -]?[0-9]{3}", ca_sin, r"\bsin\b|social insurance"),
+    _id(r"[0-9]{2}\.[0-9]{2}\.[0-9]{2}-[0-9]{3}\.[0-9]{2}", be_national),
+    _id(r"756\.?[0-9]{4}\.?[0-9]{4}\.?[0-9]{2}", ch_ahv),
+    _id("[0-9]{6}-[1-8][0-9]{6}", kr_rrn),
+    _id("[0-3][0-9][01][0-9]{3}[- ]?[0-9]{4}", dk_cpr, r"\bcpr\b|personnummer"),
+    _id("[0-9]{6}/[0-9]{4}", cz_rodne_cislo),
+    _id("[1-9][0-9]{10}", tr_kimlik, r"kimlik|\btckn\b|\bt\.?c\.?\b"),
+    _id("[1-35689][0-9]{2} ?[0-9]{3} ?[0-9]{3}", pt_nif, r"\bnif\b|contribuinte"),
+    _id("[0-9]{13}", za_id),
+    _id("[A-Z]{4}[0-9]{6}[HMX][A-Z]{5}[0-9A-Z][0-9]", mx_curp),
+)

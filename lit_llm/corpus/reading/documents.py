@@ -1,0 +1,387 @@
+"""One document as it was read, what makes it unusable, and the tables that cleaning blocks work on."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from lit_llm.corpus.reading.repair import BAD_BYTES, LEAST_TO_JUDGE, NULS, bearable, repair
+from lit_llm.corpus.reading.sources import writable
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from lit_llm.corpus.reading.sources import Source, SourceFile
+
+TABLE_BYTES = (
+    8 * 2**20
+)  # of text in a table: enough to make calls cheap, little beside what a worker holds
+
+_BOMS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+# First bytes of formats that need not hold a NUL: PDF, PostScript, PNG, GIF, JPEG, zip, gzip, bzip2, xz, zstd.
+_MAGIC = (
+    b"%PDF-",
+    b"%!PS",
+    b"\x89PNG",
+    b"GIF8",
+    b"\xff\xd8\xff",
+    b"PK\3\4",
+    b"\x1f\x8b",
+    b"BZh",
+    b"\xfd7zXZ",
+    b"(\xb5/\xfd",
+)
+# uchardet takes "café" in Latin-1 for ISO 8859-2, and a lone byte for text: on less than this it guesses.
+_LEAST_TO_DETECT = LEAST_TO_JUDGE
+# A character that is no white space to ``str.isspace``, in RE2's words.
+_INK = r"[^\t-\r\x1c-\x20\x{85}\pZ]"
+_C1_CONTROLS = re.compile("[\x80-\x9f]")  # what text decoded by the wrong 8-bit table is full of
+_CONTROLS = re.compile("[\x01-\x08\x0e-\x1a\x1c-\x1f]")  # but for ESC, which some encodings write
+# Of UTF-16 that holds some ASCII: so many of the bytes on one side are 0, and of those on the other.
+_ZEROS, _OTHER_ZEROS, _LOOKED_AT = 0.3, 0.01, 2**16
+_PRINTABLE = bytes(range(32, 127)) + b"\t\n\r"
+_WIDE = re.compile(r"utf[-_ ]?(16|32)|ucs-?2|iso-10646", re.I)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text and where it came from.
+
+    Attributes:
+        id: path within the source, with ``#`` and the row's ``offset`` for a row; or the row's own ``id``.
+        source: name of the source, fit for a folder name.
+        path: the file it was read from.
+        text: the text; empty when dropped.
+        dropped: why it cannot be used ("not UTF-8", "binary", "empty", ...), or None.
+        offset: where in the file: the byte at which its line of JSONL or WARC record starts (in a compressed JSONL the
+            line number, from 1), the row of a parquet file, from 1; 0 for a whole file.
+        url: where it was published; of rows see `row_urls`.
+        license: as its row or its tree of source code says it.
+        language: the programming language, by the file's name; None for other documents.
+        robots: what the publisher's headers and meta tags say to robots: "noai", "tdm-reservation: 1".
+        encoding: what it was decoded from, where that is not UTF-8, or how many bad bytes of a file were replaced.
+        repaired: what was mended so that it could be read ("NULs taken out"), or None.
+    """
+
+    id: str
+    source: str
+    path: str
+    text: str
+    dropped: str | None = None
+    offset: int = 0
+    url: str | None = None
+    license: str | None = None
+    language: str | None = None
+    robots: str | None = None
+    encoding: str | None = None
+    repaired: str | None = None
+
+
+class Usable(NamedTuple):
+    """A text, or why there is none.
+
+    Attributes:
+        text: empty when dropped.
+        dropped, repaired, encoding: as of a `Document`.
+    """
+
+    text: str
+    dropped: str | None = None
+    repaired: str | None = None
+    encoding: str | None = None
+
+
+def usable(value: object) -> Usable:
+    """The text of a row's value, with little that is wrong in it repaired."""
+    if value is None:
+        return Usable("", "empty")
+    if not isinstance(value, str):
+        return Usable("", "not a string")
+    text, repaired, beyond = repair(value)
+    if beyond is not None:
+        return Usable("", beyond)
+    if not text or text.isspace():
+        return Usable("", "empty")
+    return Usable(text, None, repaired)
+
+
+def decode(data: bytes, charset: str | None = None, html: bool = False) -> Usable:
+    """The text of a file's bytes.
+
+    Tried in this order: a byte order mark; UTF-8; ``charset``, which a server named; if resiliparse is installed, what
+    uchardet finds (for ``html`` the page's meta tag before it) or Windows-1252, by the language that comes out. What
+    does not decode cleanly in any of them, but for one byte or one in a thousand characters, has these become U+FFFD.
+    UTF-16 without a mark is known by its zero bytes, or by ``charset``. A few NULs are taken out of other text.
+    """
+    for mark, encoding in _BOMS:
+        if data.startswith(mark) and len(data) > len(mark):
+            data = data[len(mark) :]
+            return _decoded(data, encoding) or _patched(data, encoding) or Usable("", "not UTF-8")
+    if data.startswith(_MAGIC):
+        return Usable("", "binary")
+    if b"\0" in data:
+        return _with_zeros(data, charset, html)
+    for found in _readings(data, charset, html):
+        if found:
+            return found
+    return Usable("", "not UTF-8")
+
+
+def _with_zeros(data: bytes, charset: str | None, html: bool) -> Usable:
+    """The text of bytes with zeros between them: UTF-16, or text that something wrote NULs into."""
+    for guess in _wide_guesses(data, charset):
+        decoded = _decoded(data, guess)
+        if decoded and not decoded.dropped and not _CONTROLS.search(decoded.text):
+            return decoded
+    rest = data.rstrip(b"\0")  # what pads a file to the end of its block
+    few = bearable(rest.count(b"\0"), len(rest)) and len(rest) >= LEAST_TO_JUDGE
+    rest = rest.replace(b"\0", b"")
+    if not few or rest.startswith(_MAGIC) or _CONTROLS.search(rest.decode("latin-1")):
+        return Usable("", "binary")
+    found = decode(rest, charset, html)
+    repaired = " and ".join(filter(None, [NULS, found.repaired]))
+    return found if found.dropped else found._replace(repaired=repaired)
+
+
+def _wide_guesses(data: bytes, charset: str | None) -> Iterator[str]:
+    """Encodings of two or four bytes a character: those of ``charset``, or UTF-16 by where its zeros are."""
+    named = _WIDE.match(charset or "")
+    ends = [name for name in ("le", "be") if (charset or "").lower().endswith(name)]
+    size = "32" if named and named[1] == "32" else "16"
+    head = data[:_LOOKED_AT]
+    zeros = [head[side::2].count(0) / max(1, len(head) // 2) for side in (1, 0)]
+    order = ["le", "be"] if zeros[0] >= zeros[1] else ["be", "le"]
+    if named:
+        if len(head.translate(None, _PRINTABLE)) * 10 < len(head):
+            return  # it is ASCII, whatever is said of it
+        yield from (f"utf-{size}-{end}" for end in ends or order)
+    elif len(data) % 2 == 0 and max(zeros) >= _ZEROS and min(zeros) <= _OTHER_ZEROS:
+        yield f"utf-16-{order[0]}"
+
+
+def _readings(data: bytes, charset: str | None, html: bool) -> Iterator[Usable | None]:
+    """What the bytes say in one encoding after the other."""
+    if b"\x1b$" in data:  # ISO 2022 writes Japanese in ASCII, which is valid UTF-8
+        yield _detected(data, html)
+    yield _decoded(data, "utf-8")
+    if charset:
+        yield _decoded(data, charset)
+        # Before Windows-1252, in which any bytes are text.
+        yield None if charset.lower() in ("utf-8", "utf8") else _patched(data, charset)
+    yield _detected(data, html)
+    yield _patched(data, "utf-8")
+
+
+def _patched(data: bytes, encoding: str) -> Usable | None:
+    """The text with what is not in this encoding replaced; None if that is more than a little."""
+    try:
+        name = codecs.lookup(encoding).name
+        if name == "utf-8":
+            text, repaired, beyond = repair(data.decode("utf-8", "surrogateescape"))
+        else:
+            text, repaired, beyond = data.decode(encoding, "replace"), BAD_BYTES, None
+    except (LookupError, ValueError):
+        return None
+    bad = text.count("\ufffd")
+    if beyond or not repaired or not bearable(bad, len(text)) or _C1_CONTROLS.search(text):
+        return None
+    if name != "utf-8" and len(data) < LEAST_TO_JUDGE:
+        return None
+    return Usable(text, None, repaired, f"{name}, {bad} replaced")
+
+
+def _decoded(data: bytes, encoding: str) -> Usable | None:
+    """As ``decode``; None if the bytes are not in this encoding, or Python has no such."""
+    try:
+        name = codecs.lookup(encoding).name
+        text = data.decode(encoding)
+    except (LookupError, ValueError):  # ValueError: a name that holds a NUL, too
+        return None
+    if name != "utf-8" and _C1_CONTROLS.search(text):
+        return None
+    found = usable(text)
+    return found if found.dropped or name == "utf-8" else found._replace(encoding=name)
+
+
+def _detected(data: bytes, html: bool) -> Usable | None:
+    """The text in the likeliest encoding, of those in which there is at most a little to repair.
+
+    uchardet alone takes Italian in Windows-1252 for Baltic, and its Korean has no name among the web's (under which
+    what calls itself Latin-1 is Windows-1252): of 439 paragraphs in 39 pairs of language and encoding 26 came out
+    wrong, none when CLD2's score decides. Only Ukrainian in KOI8-U is read as KOI8-R still.
+    """
+    if len(data) < _LEAST_TO_DETECT:
+        return None
+    try:
+        from resiliparse.parse.encoding import detect_encoding
+
+        from lit_llm.corpus.filters.language import likeness
+    except ImportError:
+        return None
+    read = data.decode(errors="replace")
+    if 0 < 2 * read.count("\ufffd") <= len(read) - len(read.encode("ascii", "ignore")):
+        return None  # broken UTF-8: of most of its letters other encodings make two
+    named = detect_encoding(data, html5_compatible=True, from_html_meta=html)
+    mac = "mac_roman" if not html and _like_mac(data) else None
+    names = (named, detect_encoding(data, html5_compatible=False), "cp1252", mac)
+    found = [_decoded(data, name) or _patched(data, name) for name in dict.fromkeys(names) if name]
+    return max(filter(None, found), key=lambda one: likeness(one.text), default=None)
+
+
+def _like_mac(data: bytes) -> bool:
+    """Whether most bytes beyond ASCII lie where Mac OS Roman has its accented letters, 0x80 to 0x9f: other 8-bit tables
+    have signs there, or nothing."""
+    letters = sum(0x80 <= byte < 0xA0 for byte in data)
+    return 2 * letters > sum(byte >= 0x80 for byte in data)
+
+
+def to_tables(read: Iterable[Document | pa.Table], source: Source) -> Iterator[pa.Table]:
+    """Documents put together to tables of about ``TABLE_BYTES`` of text, tables as they are; order is kept."""
+    batch: list[Document] = []
+    size = 0
+    for item in read:
+        if isinstance(item, Document):
+            batch.append(item)
+            size += len(item.text) + 200  # a dropped document is a row too
+            if size < TABLE_BYTES:
+                continue
+        if batch:
+            yield _table(batch, source)
+            batch, size = [], 0
+        if not isinstance(item, Document):
+            yield item
+    if batch:
+        yield _table(batch, source)
+
+
+def _table(documents: list[Document], source: Source) -> pa.Table:
+    """One table of them; what they do not say themselves, ``source`` says."""
+    import pyarrow as pa
+
+    columns: dict[str, list] = {
+        "path": [writable(document.path) for document in documents],
+        "license": [document.license or source.license for document in documents],
+        "language": [document.language or source.language for document in documents],
+        "domain": [source.domain] * len(documents),
+        "dropped": [document.dropped and f"read: {document.dropped}" for document in documents],
+    }
+    names = schema().names
+    for name in names:
+        if name not in columns:
+            columns[name] = [getattr(document, name) for document in documents]
+    return pa.table({name: columns[name] for name in names}, schema=schema())
+
+
+def checked_table(
+    source: Source,
+    file: SourceFile,
+    text: pa.ChunkedArray,
+    places: pa.Int64Array,
+    ids: pa.ChunkedArray | None,
+    urls: pa.ChunkedArray | None,
+    licenses: pa.ChunkedArray | None,
+) -> pa.Table:
+    """A table of rows that came as columns, judged as ``usable`` judges one; strings or bytes, UTF-8 or not."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from lit_llm.corpus.block import replaced
+
+    def said(column: pa.ChunkedArray | None) -> pa.Array:
+        """As strings, null where nothing is said."""
+        if column is None:
+            return pa.nulls(len(places), pa.string())
+        strings, _ = _utf8(column)
+        return pc.replace_with_mask(
+            strings, pc.equal(strings, ""), pa.scalar(None, pa.large_string())
+        ).cast(pa.string())
+
+    none = pa.scalar(None, pa.string())
+    strings, broken = _utf8(text)
+    reasons = pc.if_else(pc.is_null(strings), pa.scalar("read: empty"), none)
+    strings, repaired = strings.fill_null(""), pa.nulls(len(places), pa.string())
+    if (np.frombuffer(strings.buffers()[2] or b"", np.uint8) == 0).any():
+        nuls = pc.match_substring(strings, "\0")
+        broken = nuls if broken is None else pc.or_(broken, nuls)
+    if broken is not None:
+        rows = pc.indices_nonzero(broken)
+        data = text.take(rows).cast(pa.large_binary()).to_pylist()
+        found = [usable(value.decode("utf-8", "surrogateescape")) for value in data]
+        strings = replaced(strings, rows.to_pylist(), [one.text for one in found])
+        said_of = [one.dropped and f"read: {one.dropped}" for one in found]
+        reasons = pc.replace_with_mask(reasons, broken, pa.array(said_of, pa.string()))
+        mended = pa.array([one.repaired for one in found], pa.string())
+        repaired = pc.replace_with_mask(repaired, broken, mended)
+    inked = pc.match_substring_regex(strings, _INK)
+    reasons = pc.if_else(pc.or_(inked, pc.is_valid(reasons)), reasons, pa.scalar("read: empty"))
+    strings = pc.if_else(pc.is_valid(reasons), pa.scalar("", pa.large_string()), strings)
+    made = pc.binary_join_element_wise(file.id, places.cast(pa.string()), "#")
+    count = len(places)
+    columns = {
+        "id": pc.coalesce(said(ids), made),
+        "text": strings,
+        "source": pa.repeat(pa.scalar(file.source), count),
+        "path": pa.repeat(pa.scalar(writable(file.path)), count),
+        "offset": places,
+        "url": said(urls),
+        "license": pc.coalesce(said(licenses), pa.scalar(source.license, pa.string())),
+        "language": pa.repeat(pa.scalar(source.language, pa.string()), count),
+        "domain": pa.repeat(pa.scalar(source.domain, pa.string()), count),
+        "dropped": reasons,
+        "repaired": repaired,
+    }
+    for name in schema().names:
+        columns.setdefault(name, pa.nulls(count, pa.string()))
+    return pa.table({name: columns[name] for name in schema().names}, schema=schema())
+
+
+def _utf8(column: pa.ChunkedArray) -> tuple[pa.LargeStringArray, pa.BooleanArray | None]:
+    """The column as checked strings, null where it is no UTF-8; and where that is, if anywhere."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    data = column.cast(pa.large_binary())
+    data = data.chunk(0) if data.num_chunks == 1 else data.combine_chunks()
+    try:
+        return data.cast(pa.large_string()), None
+    except pa.ArrowInvalid:
+        decoded = [None if value is None else _strict(value) for value in data.to_pylist()]
+        strings = pa.array(decoded, pa.large_string())
+        return strings, pc.and_(pc.is_null(strings), pc.is_valid(data))
+
+
+def _strict(data: bytes) -> str | None:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def schema() -> pa.Schema:
+    """The columns of a table of documents as read; "dropped" is null or "read: reason"."""
+    import pyarrow as pa
+
+    strings = [
+        "source",
+        "path",
+        "url",
+        "license",
+        "language",
+        "domain",
+        "robots",
+        "encoding",
+        "repaired",
+        "dropped",
+    ]
+    columns = [("id", pa.string()), ("text", pa.large_string()), ("offset", pa.int64())]
+    return pa.schema(columns + [(name, pa.string()) for name in strings])

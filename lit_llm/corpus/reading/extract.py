@@ -1,0 +1,244 @@
+"""HTML to the text that a reader came for, by resiliparse; and what a page says to robots.
+
+ExtractHTML()(documents(["<html><body><p>Text.</p></body></html>"]))["text"]
+"""
+
+from __future__ import annotations
+
+import html as entities
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from lit_llm.corpus.block import Block, texts, with_column
+from lit_llm.corpus.kernels.page_work import Work, measure
+from lit_llm.corpus.reading.formulae import with_formulae
+
+_DEEPEST = 512  # elements in each other; browsers stop at it too
+_DEEP = " > ".join("*" * _DEEPEST)
+_IMPLIED = (
+    5  # elements at most for each that a page writes in another: <table> has four with a cell
+)
+_HIGH = 4  # elements below <body>: a <ul> up there is navigation to resiliparse
+_HIGH_LISTS = ", ".join("body > " + "* > " * between + "ul" for between in range(_HIGH))
+_MENU = 5  # characters of text for each of a link's
+# resiliparse takes a text of one character of three bytes for an icon of the private use area. So it gets
+# a second character, which Unicode has promised never to use.
+_MARK = "\ufdd0"
+_THREE_BYTES = (
+    r"\u0800-\u1fff\u2010-\u2027\u2030-\u205e\u2070-\u2fff\u3001-\ud7ff\uf900-\ufefe\uff00-\uffff"
+)
+_ALONE = re.compile(rf">[ \t-\r]*([{_THREE_BYTES}]|&\#?\w{{1,31}};?)(?=[ \t-\r]*(?:<|\Z))")
+_VISIBLE = re.compile(f"[{_THREE_BYTES}]")
+# In a <select> lexbor looks at all earlier ones for each; their text is not taken in any case.
+_OPTIONS = 1000
+_LOOKED_AT = 2000  # elements of a page that are looked at one by one, in some 0.2 ms
+_FIGURE_PASSES = 10  # over the page, in looking at figures
+_FIGURE, _TIME = re.compile(r"<(/?)(?:figure|figcaption)\b", re.I), re.compile(r"<(/?)time\b", re.I)
+_OPTION = re.compile(r"<(/?)option\b", re.I)
+_ABOUT_PAGE = (
+    'time, [rel="author"], [rel="tag"],'
+    ' [itemprop="datePublished"], [itemprop="author"], [itemprop="url"]'
+)
+# Without one of these a page is not searched; <link rel="..."> is on every page.
+_ASIDE_WORDS = ("<time", "<TIME", "itemprop", "presentation", "author", '"tag"')
+_INLINE = frozenset(
+    """a abbr b bdi bdo big cite code data dfn em font i ins kbd mark q s samp small span strong sub
+    sup time tt u var""".split()  # noqa: SIM905
+)
+_BREAKS = frozenset(["br", "hr"])
+_CELLS = frozenset(
+    ["caption", "dd", "dt", *(f"h{level}" for level in range(1, 7)), "li", "td", "th"]
+)
+_INLINE_LEVELS, _BESIDE = 4, 8  # how far is looked for text beside an element
+# What resiliparse leaves out with alternative texts, but for figures.
+_NO_TEXT = ("object", "video", "audio", "embed", "img", "area", "svg")
+# Where a meta tag is no tag. What is not closed goes to the end, as in a browser.
+_HIDDEN = re.compile(
+    r"<!--(?:.*?-->|.*)|<(script|style|textarea|title|template|noembed)\b[^>]{0,1000}>(?:.*?</\1\s*>|.*)",
+    re.I | re.S,
+)
+_META = re.compile(r"<meta\b[^>]{0,500}>", re.I)
+_NAME = re.compile(r"""\bname\s*=\s*["']?(robots|tdm-reservation)\b""", re.I)
+_NAMED = re.compile("robots|tdm-reservation", re.I)
+_CONTENT = re.compile(r"""\bcontent\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""", re.I)
+
+
+@dataclass(frozen=True)
+class ExtractHTML(Block):
+    """Replace "text", HTML, by its main text; drop pages that have none."""
+
+    name = "extract"
+
+    def apply(self, table: pa.Table) -> pa.Table:
+        """Set "text" and fill "dropped"."""
+        found = [extract(html) for html in texts(table["text"]).to_pylist()]
+        reasons = pa.array([reason for _, reason in found], pa.string())
+        text = pa.array([text for text, _ in found], pa.large_string())
+        return self.drop(with_column(table, "text", text), reasons)
+
+
+def extract(html: str) -> tuple[str, str | None]:
+    """(main text, None) of a page, or ("", why there is none): it has no text, or is too much work to parse."""
+    work = measure(html)
+    if reason := work.too_much:
+        return "", reason
+    text = _main_text(html, work)
+    return text, None if text else "no main text"
+
+
+def main_text(html: str) -> str:
+    """The main text of a page: paragraphs, lists and <pre> on lines of their own, entities decoded, nothing else.
+
+    Without title, navigation, link targets, alternative texts, forms, scripts and comments. Any string will do: what
+    is no HTML is one paragraph, and of a page nested beyond any browser's limit all visible text is taken. Formulae are
+    TeX between dollar signs. There is no bound on time and memory: `extract` looks at that first.
+    """
+    return _main_text(html, measure(html))
+
+
+def _main_text(html: str, work: Work) -> str:
+    from resiliparse.extract.html2text import extract_plain_text
+    from resiliparse.parse.html import HTMLTree
+
+    tree = HTMLTree.parse(_readable(html))
+    # What is main content is asked of every element's ancestors: 8,000 open <div> take 1.4 s, 100,000 took minutes.
+    deep = work.depth > _DEEPEST // _IMPLIED and tree.document.query_selector(_DEEP) is not None  # type: ignore[union-attr]
+    if deep:
+        text = extract_plain_text(tree, skip_elements=_NO_TEXT)
+    else:
+        if "figure" in html or "FIGURE" in html:
+            _keep_figures(tree, _FIGURE_PASSES * len(html))
+        _keep_lists(tree)
+        if any(word in html for word in _ASIDE_WORDS):
+            _keep_asides(tree)
+        text = extract_plain_text(tree, main_content=True, alt_texts=False)
+    return text.replace(_MARK, "").rstrip().lstrip("\n")  # the first line may be code, and indented
+
+
+def _readable(html: str) -> str:
+    """The page as resiliparse loses nothing of it that is text."""
+    if html.count("<option") + html.count("<OPTION") > _OPTIONS:
+        html = _OPTION.sub(r"<\1span hidden ", html)
+    if html.count("<figure") + html.count("<time") > _LOOKED_AT:
+        html = _TIME.sub(r"<\1span ", _FIGURE.sub(r"<\1div ", html))  # kept, whatever they are
+    html = with_formulae(html.replace(_MARK, ""))
+    if html.isascii() and "&" not in html:
+        return html
+    return _ALONE.sub(_marked, f">{html}")[1:]
+
+
+def _marked(alone: re.Match[str]) -> str:
+    """A text of one character with the mark, unless it is an icon or blank."""
+    return alone[0] + _MARK * bool(_VISIBLE.fullmatch(entities.unescape(alone[1])))
+
+
+def _keep_figures(tree: Any, limit: int) -> None:
+    """Make divisions of figures that hold text (tables, code, quotations): resiliparse drops every <figure>.
+
+    Those with nothing but a picture and its caption still go. Behind ``limit`` characters all stay.
+    """
+    left = limit
+    for figure in tree.document.query_selector_all("figure").values():
+        aside = "figcaption, svg, script, style, noscript, button"
+        ink = 0  # of the figure, less that of what is beside its content
+        for sign, part in (
+            (1, figure),
+            *((-1, e) for e in figure.query_selector_all(aside).values()),
+        ):
+            left -= len(part.text)
+            if left < 0:  # a part in a part in a part: what is looked at grows with the depth
+                break
+            ink += sign * _ink(part)
+        if left < 0 or ink > 0:
+            for caption in figure.query_selector_all("figcaption").values():
+                _rename(tree, caption, "div")
+            _rename(tree, figure, "div")
+
+
+def _ink(node: Any) -> int:
+    """Characters that are seen."""
+    return sum(map(len, (node.text or "").split()))
+
+
+def _keep_asides(tree: Any) -> None:
+    """Keep what resiliparse takes for data about the page (<time>, rel, itemprop), where it is part of a sentence."""
+    for element in tree.document.query_selector_all(_ABOUT_PAGE)[:_LOOKED_AT]:
+        in_text = _in_text(element)
+        if element.tag == "time":
+            if in_text or _block_of(element) in _CELLS:
+                _rename(tree, element, "span")
+        elif in_text:
+            for name in ("rel", "itemprop"):
+                element.remove_attribute(name)
+    for element in tree.document.query_selector_all('[role="presentation"]')[:_LOOKED_AT]:
+        element.remove_attribute("role")  # says that a layout's table is none, not that it is empty
+
+
+def _in_text(element: Any) -> bool:
+    """Whether text stands beside it, in its line."""
+    for _ in range(_INLINE_LEVELS):
+        for step in ("previous_sibling", "next_sibling"):
+            beside = getattr(element, step)
+            for _ in range(_BESIDE):
+                if beside is None or (beside.tag or "") in _BREAKS:
+                    break
+                if beside.tag == "#text" or beside.tag in _INLINE:
+                    if any(map(str.isalnum, beside.text or "")):
+                        return True
+                elif beside.tag != "#comment":
+                    break
+                beside = getattr(beside, step)
+        element = element.parent
+        if element is None or element.tag not in _INLINE:
+            return False
+    return False
+
+
+def _block_of(element: Any) -> str:
+    """The name of the block that it is in."""
+    for _ in range(_INLINE_LEVELS):
+        element = element.parent
+        if element is None or element.tag not in _INLINE:
+            break
+    return "" if element is None else element.tag or ""
+
+
+def _rename(tree: Any, element: Any, name: str) -> None:
+    """Put another element in its place, without attributes."""
+    other = tree.create_element(name)
+    while (child := element.first_child) is not None:
+        other.append_child(child)
+    element.replace_with(other)
+
+
+def _keep_lists(tree: Any) -> None:
+    """Put lists that are no menus deeper into the page: resiliparse takes every <ul> near <body> for navigation.
+
+    By its own measure for the lists further down, one is a menu when more than a fifth of it is links.
+    """
+    for found in tree.document.query_selector_all(_HIGH_LISTS).values():
+        if found.parent.closest("ul") is not None:
+            continue  # goes where the list goes that it is in
+        linked = sum(len(element.text) for element in found.query_selector_all("a").values())
+        if _MENU * linked <= len(found.text):
+            outer = inner = tree.create_element("div")
+            for _ in range(_HIGH - 1):
+                inner.append_child(tree.create_element("div"))
+                inner = inner.first_child
+            found.parent.insert_before(outer, found)
+            inner.append_child(found)
+
+
+def robots(html: str) -> str | None:
+    """What the meta tags "robots" and "tdm-reservation" (W3C TDM Reservation Protocol) say; None if there are none."""
+    said: list[str] = []
+    if not _NAMED.search(html):
+        return None
+    for tag in _META.findall(_HIDDEN.sub("", html)):
+        if (name := _NAME.search(tag)) and (content := _CONTENT.search(tag)):
+            value = next(group for group in content.groups() if group is not None).strip()
+            said.append(value if name[1].lower() == "robots" else f"tdm-reservation: {value}")
+    return ", ".join(said) or None

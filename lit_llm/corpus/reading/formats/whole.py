@@ -1,0 +1,86 @@
+"""Files that are one document each: text, HTML, and the files of a tree of source code."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from lit_llm.corpus.reading import code
+from lit_llm.corpus.reading.documents import Document, decode
+from lit_llm.corpus.reading.files import open_input
+from lit_llm.corpus.reading.sources import Source, SourceFile
+
+_FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?\n)?(---|\.\.\.)[ \t]*(\r?\n|\Z)", re.DOTALL)
+_MARKDOWN = (".md", ".markdown", ".mdx", ".mdown", ".qmd", ".rmd")
+
+
+def read_text(file: SourceFile, source: Source) -> Document:
+    """A text file; one with a line above ``source.max_line_bytes`` is dropped, and one in rich text (RTF).
+
+    The settings at the head of a Markdown file ("front matter", between lines of three hyphens) are left out.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with open_input(file.path) as stream:
+        data = stream.read()
+    if data.startswith(b"{\\rtf"):
+        reason = "rich text (RTF): save it as plain text"
+        return Document(file.id, file.source, file.path, "", reason)
+    text, dropped, repaired, encoding = decode(data)
+    if file.path.lower().removesuffix(".gz").endswith(_MARKDOWN):
+        text = _FRONT_MATTER.sub("", text, count=1)
+        dropped = dropped or (None if text and not text.isspace() else "empty")
+    longest = source.max_line_bytes
+    if len(data) > longest and any(len(line.encode()) > longest for line in text.splitlines()):
+        text, dropped = "", source.too_long("line")
+    return Document(
+        file.id, file.source, file.path, text, dropped, encoding=encoding, repaired=repaired
+    )
+
+
+def read_html(file: SourceFile) -> Document:
+    """The main text of a page. Raises OSError."""
+    with open_input(file.path) as stream:
+        return page(file, file.id, 0, stream.read())
+
+
+def page(
+    file: SourceFile,
+    id: str,
+    offset: int,
+    data: bytes,
+    url: str | None = None,
+    charset: str | None = None,
+    flags: str | None = None,
+) -> Document:
+    """The main text of a page's bytes, with what its server said of it: ``charset``, and ``flags`` to robots."""
+    from lit_llm.corpus.reading.extract import extract, robots
+
+    html, dropped, repaired, encoding = decode(data, charset, html=True)
+    text, none = extract(html) if html else ("", None)
+    flags = ", ".join(filter(None, [flags, robots(html)])) or None
+    reason = dropped or none or (None if text else "no main text")
+    return Document(
+        id, file.source, file.path, text, reason, offset, url=url, robots=flags, encoding=encoding,
+        repaired=repaired,
+    )  # fmt: skip
+
+
+def read_code(file: SourceFile, source: Source) -> Document:
+    """A file of source code; one that is left out for its path is not opened. Raises OSError."""
+    dropped = code.skip_path(file.id)
+    read = (
+        Document(file.id, file.source, file.path, "", dropped)
+        if dropped
+        else read_text(file, source)
+    )
+    if not dropped and not read.dropped:
+        dropped = code.skip_text(read.text)
+    return dataclasses.replace(
+        read,
+        text="" if dropped else read.text,
+        dropped=dropped or read.dropped,
+        license=file.license,
+        language=code.language_of(file.id.rpartition("/")[2]),
+    )

@@ -1,0 +1,309 @@
+"""Where text comes from: which files there are, by path or glob, here or in a store, and what is known about them.
+
+``parts.list_parts`` makes work units of them and ``read.read_part`` documents of these. What disks hold is messy, so a
+file or row that is no text becomes a dropped document and the run goes on; what only the user can mend (nothing
+matches, no such field) is a ``UserError``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import glob
+import itertools
+import os
+import re
+import sysconfig
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+from lit_llm.corpus.ranges import check_section
+from lit_llm.corpus.reading.code import is_license_file
+from lit_llm.corpus.reading.files import Found, find, found, is_url, open_input, walk
+from lit_llm.errors import UserError
+
+Kind: TypeAlias = Literal["auto", "text", "html", "jsonl", "json", "csv", "parquet", "warc", "code"]
+
+STDLIB = "stdlib"
+_STDLIB_SMALLEST, _STDLIB_LARGEST = 200, 400_000  # bytes: below are stubs, above are tables
+_STDLIB_KEPT_ANYWAY = (
+    "pydoc_data/topics.py"  # the language reference: above the cap, and the best prose there is
+)
+_KINDS: Mapping[str, Kind] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".warc": "warc",
+    ".html": "html",
+    ".htm": "html",
+    ".xhtml": "html",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Files of one origin, and what is known about all of them.
+
+    Attributes:
+        name: letters, digits, '.', '-' and '_': it names a folder, a column's value and a line of the data card.
+        paths: a file, folder or glob, or several, here or behind a URL (s3://, gs://, hf://: whatever fsspec opens);
+            "stdlib" is the interpreter's own standard library, which makes two sources, NAME and NAME-tests.
+        weight: its share of the training mixture, relative to the other sources.
+        language: BCP 47 tag of the language it is said to be in.
+        license: SPDX expression for documents that name no licence of their own.
+        domain: what it is about ("encyclopedia", "law"); carried along, and counted in the data card.
+        text_field: the field with the text in rows of JSON, CSV and parquet. Where rows have no "text", the default,
+            it is "content", "body" or "document", and the build says so.
+        kind: how files are read; "auto" goes by their names (.jsonl, .json, .csv, .tsv, .parquet, .warc, .html;
+            else text, one document a file). "code" is a tree of source code: other files,
+            generated, minified and vendored ones are dropped.
+        max_line_bytes: texts with a longer line, longer rows of JSONL and WARC records are dropped
+            and counted: those of broken files would not fit in memory.
+        exclude: globs of files to leave out, by name ("*.min.js") or by path below the pattern's folder ("old/*").
+    """
+
+    name: str
+    paths: str | Sequence[str]
+    weight: float = 1.0
+    language: str | None = None
+    license: str | None = None
+    domain: str | None = None
+    text_field: str = "text"
+    kind: Kind = "auto"
+    max_line_bytes: int = 100 * 2**20
+    exclude: str | Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(
+            self, "paths", (self.paths,) if isinstance(self.paths, str) else tuple(self.paths)
+        )
+        exclude = (self.exclude,) if isinstance(self.exclude, str) else tuple(self.exclude)
+        object.__setattr__(self, "exclude", exclude)
+        if not isinstance(self.name, str) or not self.name or self.name != _safe(self.name):
+            raise UserError(
+                f"data.sources: {self.name!r} cannot name a folder; use letters, digits, '.', '-' and '_'"
+            )
+        if not self.paths:
+            raise UserError(f"data.sources: {self.name} is empty; give a path, a glob or 'stdlib'")
+        if self.kind not in get_args(Kind):
+            raise UserError(
+                f"data.sources: {self.name}.kind is {self.kind!r}; choose from {', '.join(get_args(Kind))}"
+            )
+        check_section(self, "sources", f"data.sources: {self.name}: ")
+
+    def too_long(self, what: str) -> str:
+        """Why a line or record above ``max_line_bytes`` is dropped, with the setting's name."""
+        return f"{what} too long: above max_line_bytes={self.max_line_bytes}"
+
+    def excludes(self, file: Found) -> bool:
+        """Whether a file is left out by ``exclude``."""
+        names = (file.id, file.path, file.path.rpartition("/")[2])
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.exclude for name in names)
+
+    def kind_of(self, path: str) -> Kind:
+        """How the file is read: ``kind``, or what its name says."""
+        if self.kind != "auto":
+            return self.kind
+        return _KINDS.get(os.path.splitext(re.sub(r"\.(gz|zst)$", "", path.lower()))[1], "text")
+
+
+Sources: TypeAlias = str | Source | Sequence[str | Source] | Mapping[str, str | Sequence[str]]
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One input file.
+
+    Attributes:
+        source: its source's name.
+        path: what opens it, a path or a URL.
+        id: its path within the source, unique there.
+        size: bytes as stored.
+        version: changes when the content does; see ``files.Found``.
+        license: what the LICENSE file of a tree of source code says, beside or above the file.
+    """
+
+    source: str
+    path: str
+    id: str
+    size: int
+    version: str
+    license: str | None = None
+
+
+def list_files(sources: Sources) -> list[SourceFile]:
+    """All input files: sources in the order given, the files of each by their ids.
+
+    ``sources`` is a ``Source``, "stdlib", a path, URL or glob, a list of these, or a dict from a name to one or more
+    paths. Folders are walked, hidden files left out; relative paths start at the working directory.
+
+    Raises:
+        UserError: a pattern matches no file, or a name cannot be a folder's name.
+    """
+    return [file for source in as_sources(sources) for file in files_of(source)]
+
+
+def files_of(source: Source, excluded: bool = False) -> list[SourceFile]:
+    """The files of one source, by their ids; raises as ``list_files``.
+
+    ``excluded``: those that ``exclude`` leaves out instead.
+    """
+    named: dict[str, tuple[str, Found]] = {}
+    for pattern in source.paths:
+        listed = (
+            _stdlib(source.name)
+            if pattern == STDLIB
+            else [(source.name, file) for file in find(pattern)]
+        )
+        if not listed:
+            raise UserError(
+                f"data.sources: {pattern!r} matches no file (relative paths start at {os.getcwd()})"
+            )
+        kept = [(name, file) for name, file in listed if source.excludes(file) is excluded]
+        if not kept and not excluded:
+            raise UserError(
+                f"data.sources: {pattern!r}: exclude leaves out each of its {len(listed)} files"
+            )
+        for name, file in kept:
+            # Patterns may overlap: a file counts once.
+            named.setdefault(
+                file.path if is_url(file.path) else os.path.abspath(file.path), (name, file)
+            )
+    ids = {absolute: file.id for absolute, (_, file) in named.items()}
+    if len(set(ids.values())) < len(
+        ids
+    ):  # two folders with files of the same names: tell them apart by the folders
+        split = {absolute: absolute.replace(os.sep, "/").split("/") for absolute in named}
+        levels = zip(*(parts[:-1] for parts in split.values()), strict=False)
+        shared = sum(1 for _ in itertools.takewhile(lambda names: len(set(names)) == 1, levels))
+        ids = {absolute: "/".join(parts[shared:]) for absolute, parts in split.items()}
+    licenses = _tree_licenses([file for _, file in named.values()]) if source.kind == "code" else {}
+    files = [
+        SourceFile(
+            name,
+            file.path,
+            writable(ids[absolute]),
+            file.size,
+            file.version,
+            licenses.get(file.path),
+        )
+        for absolute, (name, file) in named.items()
+    ]
+    return sorted(files, key=lambda file: (file.source, file.id, file.path))
+
+
+def as_sources(
+    sources: Sources,
+    text_field: str = "text",
+    max_line_bytes: int = Source.max_line_bytes,
+    exclude: Sequence[str] = (),
+) -> list[Source]:
+    """``Source``s of the shorter forms; names of plain lists are made from the patterns.
+
+    The other arguments are those of the made sources; a `Source` keeps its own.
+    """
+    known: dict[str, Any] = {
+        "text_field": text_field,
+        "max_line_bytes": max_line_bytes,
+        "exclude": exclude,
+    }
+    made: list[Source] = []
+    if isinstance(sources, Mapping):
+        made = [Source(name, paths, **known) for name, paths in sources.items()]
+    else:
+        taken: set[str] = set()
+        for given in [sources] if isinstance(sources, (str, Source)) else sources:
+            if isinstance(given, str):
+                stem = name = _stem(given)
+                number = 2
+                while name in taken:
+                    name, number = f"{stem}-{number}", number + 1
+                given = Source(name, (given,), **known)
+            made.append(given)
+            taken |= {given.name, f"{given.name}-tests"} if STDLIB in given.paths else {given.name}
+    if not made:
+        raise UserError("data.sources: empty; give a path, a glob or 'stdlib'")
+    names = [
+        name
+        for source in made
+        for name in (source.name, f"{source.name}-tests")[: 1 + (STDLIB in source.paths)]
+    ]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UserError(
+            f"data.sources: two sources are named {min(twice)!r} ({STDLIB!r} also makes NAME-tests)"
+        )
+    return made
+
+
+def renamed(source: Source, name: str) -> Source:
+    """The same source under another name: what is known of NAME holds for NAME-tests too."""
+    return source if source.name == name else dataclasses.replace(source, name=name)
+
+
+def writable(name: str) -> str:
+    """``name`` with what UTF-8 cannot hold replaced: file names and JSON's strings can have it."""
+    return name.encode("utf-8", "replace").decode()
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")
+
+
+def _stem(pattern: str) -> str:
+    """A folder name from a pattern: the last part that says something, without suffixes ('data/wiki/*.txt': wiki)."""
+    for part in reversed(Path(pattern).expanduser().absolute().parts):
+        words = re.sub(r"\[.*?\]|[*?]", "", part.lstrip("."))
+        if glob.has_magic(part) and words.startswith("."):
+            continue  # '*.txt' tells a type, not a name
+        if stem := _safe(words.split(".")[0][:100]):  # more is put behind it
+            return stem
+    return "source"
+
+
+def _tree_licenses(files: list[Found]) -> dict[str, str]:
+    """path -> licence: that of the nearest folder above that has LICENSE files."""
+    from lit_llm.corpus.filters.licensing import detect_license
+    from lit_llm.corpus.filters.spdx import UNRECOGNISED, all_of
+
+    of_folder: dict[str, list[str]] = defaultdict(list)
+    for file in files:
+        folder, _, name = file.path.rpartition("/")
+        if is_license_file(name):
+            try:
+                with open_input(file.path) as stream:
+                    text = stream.read(2**16).decode("utf-8", "replace")
+            except OSError:
+                continue  # its own row will say so
+            # A licence file that is not recognised must not pass for one of the folders above.
+            of_folder[folder].append(detect_license(text, len(text)) or UNRECOGNISED)
+    joined = {folder: all_of(said) or UNRECOGNISED for folder, said in of_folder.items()}
+    licenses = {}
+    for file in files:
+        folder = file.path
+        while "/" in folder:
+            folder = folder.rpartition("/")[0]
+            if folder in joined:
+                licenses[file.path] = joined[folder]
+                break
+    return licenses
+
+
+def _stdlib(source: str) -> list[tuple[str, Found]]:
+    """Python files of the standard library; its tests, another kind of text, are a source of their own."""
+    root = Path(sysconfig.get_path("stdlib"))
+    files: list[tuple[str, Found]] = []
+    for path in walk(root, skip=("site-packages", "dist-packages")):
+        if path.suffix != ".py":
+            continue
+        file = found(path, root)
+        folders = set(file.id.split("/")[:-1])
+        tests = bool(folders & {"test", "tests", "idle_test"}) or path.name.startswith("test_")
+        if _STDLIB_SMALLEST <= file.size <= _STDLIB_LARGEST or file.id == _STDLIB_KEPT_ANYWAY:
+            files.append((f"{source}-tests" if tests else source, file))
+    return files

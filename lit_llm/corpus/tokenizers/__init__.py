@@ -1,0 +1,1 @@
+"""Training samples of tokenizers and how well tokenizers compress."""

@@ -1,0 +1,189 @@
+"""Some of the documents, enough to train or measure a tokenizer: which ones, their digests say.
+
+So the sample is the same wherever it is taken, in whatever pieces, and taking more only adds to it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lit_llm.corpus.block import texts, utf8, with_column
+from lit_llm.corpus.config import MixtureSettings
+from lit_llm.corpus.filters.language import IdentifyLanguage
+from lit_llm.corpus.output.folder import Corpus
+from lit_llm.corpus.output.mixture import shares
+from lit_llm.corpus.reading.parts import list_parts
+from lit_llm.corpus.reading.read import read_part
+from lit_llm.corpus.storage.store import read_tables
+from lit_llm.errors import UserError
+
+TRAINING_BYTES = 200_000_000  # more text does not change a vocabulary, it costs 0.2 s a megabyte
+VOCAB_SIZE = 32_768  # or what the text supports
+
+
+def fewer_tokens(size: int) -> str | None:
+    """What to say of a vocabulary of ``size`` tokens where `VOCAB_SIZE` was meant; None if it has them."""
+    if size >= VOCAB_SIZE:
+        return None
+    return (
+        f"the tokenizer has {size:,} tokens, not {VOCAB_SIZE:,}: so little text has no more pairs "
+        "that occur twice; --vocab_size sets a number"
+    )
+
+
+COLUMNS = ["text", "source", "language", "domain", "sha256", "bytes"]
+
+
+def rates(sizes: Mapping[str, int], of_sample: Mapping[str, float], total: int) -> dict[str, float]:
+    """Share of each source's documents to take, for a sample of ``total`` bytes.
+
+    Args:
+        sizes: bytes by source.
+        of_sample: share of each source in the sample, summing to 1; what a small one cannot fill is left out.
+        total: bytes wanted.
+    """
+    total = min(total, sum(sizes.values()))
+    return {name: min(1.0, total * of_sample[name] / size) for name, size in sizes.items() if size}
+
+
+def take(table: pa.Table, by_source: Mapping[str, float]) -> pa.Table:
+    """Rows of ``table`` ("sha256", "source") that are in the sample of these rates."""
+    chosen = [
+        int(sha256[:12], 16) < by_source[source] * 2**48
+        for sha256, source in zip(
+            table["sha256"].to_pylist(), table["source"].to_pylist(), strict=True
+        )
+    ]
+    return table.filter(pa.array(chosen, pa.bool_()))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Documents to train or measure a tokenizer on.
+
+    Attributes:
+        name: what text it is, for people.
+        sizes: bytes by source, of all that ``read`` gives.
+        rates: share of each source's documents that is taken.
+        read: the text, as tables of `COLUMNS`; called once for each pass.
+    """
+
+    name: str
+    sizes: Mapping[str, int]
+    rates: Mapping[str, float]
+    read: Callable[[], Iterator[pa.Table]]
+
+    @property
+    def bytes(self) -> int:
+        """About as many bytes are in the sample."""
+        return round(sum(size * self.rates[name] for name, size in self.sizes.items() if size))
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The sample, in the order of the text."""
+        return (taken for table in self.read() if len(taken := take(table, self.rates)))
+
+
+def training_sample(corpus: Corpus, total: int = TRAINING_BYTES) -> Sample:
+    """Of the training split, sources in the mixture's proportions: what the build's own tokenizer is trained on.
+
+    The proportions are of bytes, and ``mixture.tokens`` plays no part: before there is a tokenizer nobody knows tokens.
+    """
+    card = corpus.datacard
+    sizes = {
+        name: sum(_bytes(card, split).get(name, 0) for split in card["splits"])
+        for name in corpus.train_dirs
+    }
+    settings = MixtureSettings(**{**card["settings"]["mixture"], "tokens": None})
+    mixture = shares(sizes, {row["source"]: row["weight"] for row in card["mixture"]}, settings)
+    return Sample(
+        f"mixture of {corpus.path}",
+        _bytes(card, "train"),
+        rates(sizes, mixture, total),
+        _documents(corpus, "train"),
+    )
+
+
+def split_sample(corpus: Corpus, split: str, total: int) -> Sample:
+    """Of a split's documents, each source in its own size.
+
+    Raises:
+        UserError: the corpus has no such split.
+    """
+    sizes = _bytes(corpus.datacard, split)
+    if not sizes:
+        raise UserError(f"{corpus.path}: has no {split} split; it has {', '.join(_splits(corpus))}")
+    return Sample(
+        f"{split} split of {corpus.path}", sizes, _alike(sizes, total), _documents(corpus, split)
+    )
+
+
+def file_sample(patterns: Sequence[str], total: int, text_field: str = "text") -> Sample:
+    """Of the texts that files hold, as they are; every document as likely as another. The files are read twice.
+
+    Args:
+        patterns: paths, folders, globs or URLs.
+        total: bytes of text.
+        text_field: the field with the text in rows.
+
+    Raises:
+        UserError: no file, or no text in them.
+    """
+    read = functools.partial(_file_tables, patterns, text_field)
+    sizes: dict[str, int] = {}
+    for table in read():
+        for source, size in zip(
+            table["source"].to_pylist(), table["bytes"].to_pylist(), strict=True
+        ):
+            sizes[source] = sizes.get(source, 0) + size
+    if not sum(sizes.values()):
+        raise UserError(f"--files: no usable text in {', '.join(map(repr, patterns))}")
+    return Sample(", ".join(patterns), sizes, _alike(sizes, total), read)
+
+
+def with_language(table: pa.Table) -> pa.Table:
+    """``table`` with the "language" of texts whose source does not say it."""
+    found = IdentifyLanguage().apply(table)["language"]
+    return with_column(table, "language", pc.coalesce(table["language"], found))
+
+
+def _splits(corpus: Corpus) -> list[str]:
+    return [split for split, sources in corpus.datacard["splits"].items() if sources]
+
+
+def _bytes(
+    card: Mapping[str, Mapping[str, Mapping[str, Mapping[str, int]]]], split: str
+) -> dict[str, int]:
+    return {name: part["bytes"] for name, part in card["splits"].get(split, {}).items()}
+
+
+def _alike(sizes: Mapping[str, int], total: int) -> dict[str, float]:
+    everything = sum(sizes.values())
+    return rates(sizes, {name: size / everything for name, size in sizes.items()}, total)
+
+
+def _documents(corpus: Corpus, split: str) -> Callable[[], Iterator[pa.Table]]:
+    def read() -> Iterator[pa.Table]:
+        for file in sorted((corpus.path / "documents").iterdir()):
+            for table in read_tables(file, [*COLUMNS, "split"]):
+                yield table.filter(pc.equal(table["split"], split)).select(COLUMNS)
+
+    return read
+
+
+def _file_tables(patterns: Sequence[str], text_field: str) -> Iterator[pa.Table]:
+    for part in list_parts(list(patterns), text_field=text_field):
+        for table in read_part(part):
+            table = table.filter(
+                pc.and_(
+                    pc.is_null(table["dropped"]), pc.greater(pc.binary_length(table["text"]), 0)
+                )
+            )
+            table = with_column(table, "bytes", pc.binary_length(table["text"]))
+            hashed = [hashlib.sha256(data).hexdigest() for data in utf8(texts(table["text"]))]
+            yield with_column(table, "sha256", pa.array(hashed, pa.string())).select(COLUMNS)

@@ -1,0 +1,1 @@
+"""FLOPs, peak rates, memory and prices of accelerators."""

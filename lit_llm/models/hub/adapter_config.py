@@ -1,0 +1,237 @@
+"""PEFT's adapter_config.json of LoRA: which modules of the base it changes, and by how much.
+
+Every field of PEFT 0.21's ``LoraConfig`` is either read here, known to have no effect on what a
+trained adapter computes, or refused by name unless it is off. A field that PEFT 0.21 does not have
+is refused unless it is off.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_llm.errors import UserError
+from lit_llm.models.hub.huggingface import read_json
+
+_READ = {
+    "peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout",
+    "use_rslora", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+    "rank_pattern", "alpha_pattern", "modules_to_save", "ensure_weight_tying", "bias",
+    "init_lora_weights",
+}  # fmt: skip
+# Facts about the file, how the base's weights are laid out, and settings of initialisations: the
+# tensors of a trained adapter mean the same whatever these say. `init_lora_weights` says whether
+# one of the initialisations was used.
+_WITHOUT_EFFECT = {
+    "auto_mapping", "peft_version", "revision", "inference_mode", "runtime_config",
+    "fan_in_fan_out", "megatron_core", "loftq_config", "eva_config", "corda_config",
+    "lora_ga_config", "qalora_group_size",
+}  # fmt: skip
+# Initialisations that leave the base as it is. The others change the base's weights, and the
+# adapter's directory does not hold the changed base.
+_PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+_ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What an adapter_config.json says.
+
+    Attributes:
+        base: name of the model that the adapter was trained on; may be empty.
+        rank, alpha: of modules that no pattern names.
+        targets: names of modules, or one regular expression, or None where the file does not say.
+        excluded: the same for modules that are left alone.
+        layers: numbers of the layers that are adapted; None: all.
+        layers_pattern: names of the list of layers; empty: any.
+        rank_patterns, alpha_patterns: values by regular expressions.
+        saved: ends of the names of modules that are trained whole.
+        keep_tied: a tied head follows an embedding that is adapted.
+    """
+
+    base: str
+    rank: int
+    alpha: float
+    dropout: float
+    rank_stabilized: bool
+    targets: str | list[str] | None
+    excluded: str | list[str] | None
+    layers: list[int] | None
+    layers_pattern: list[str]
+    rank_patterns: dict[str, int]
+    alpha_patterns: dict[str, float]
+    saved: list[str]
+    keep_tied: bool
+
+    @classmethod
+    def read(cls, file: Path) -> AdapterConfig:
+        """Read an adapter_config.json.
+
+        Raises:
+            UserError: names the field that is not supported, or whose value is of the wrong kind.
+        """
+        content = read_json(file)
+        _refuse_other_kinds(content, file)
+        fields = _Fields(content, file)
+        layers = fields.value("layers_to_transform", "a number or list of numbers", _is_layers)
+        pattern = fields.value("layers_pattern", "a string or list of strings", _is_names)
+        config = cls(
+            base=str(content.get("base_model_name_or_path") or ""),
+            rank=fields.value("r", "a number above 0", _is_rank, 8),
+            alpha=fields.value("lora_alpha", "a number", _is_number, 8),
+            dropout=fields.value("lora_dropout", "a number", _is_number, 0.0),
+            rank_stabilized=bool(content.get("use_rslora")),
+            targets=fields.value("target_modules", "a string or list of strings", _is_names),
+            excluded=fields.value("exclude_modules", "a string or list of strings", _is_names),
+            layers=[layers] if isinstance(layers, int) else layers or None,
+            layers_pattern=[pattern] if isinstance(pattern, str) else pattern or [],
+            rank_patterns=fields.value("rank_pattern", "ranks by name", _is_ranks, {}),
+            alpha_patterns=fields.value("alpha_pattern", "numbers by name", _is_numbers, {}),
+            saved=fields.value("modules_to_save", "a list of strings", _is_list_of_names, []),
+            keep_tied=bool(content.get("ensure_weight_tying")),
+        )
+        if isinstance(config.targets, str) and layers is not None:
+            raise UserError(f"{file}: layers_to_transform needs a list of target_modules")
+        for name, patterns in config._patterns().items():
+            for text in patterns:
+                try:
+                    re.compile(text)
+                except re.error as error:
+                    raise UserError(
+                        f"{file}: {name}: {text!r} is no regular expression ({error})"
+                    ) from None
+        return config
+
+    def _patterns(self) -> dict[str, list[str]]:
+        return {
+            "target_modules": [self.targets] if isinstance(self.targets, str) else [],
+            "exclude_modules": [self.excluded] if isinstance(self.excluded, str) else [],
+            "layers_pattern": self.layers_pattern,
+            "rank_pattern": list(self.rank_patterns),
+            "alpha_pattern": list(self.alpha_patterns),
+            "modules_to_save": self.saved,
+        }
+
+    @property
+    def takes_all_linear(self) -> bool:
+        """Whether every linear layer but the head is adapted, which PEFT has a word for."""
+        return isinstance(self.targets, str) and self.targets.lower() == _ALL_LINEAR
+
+    def adapts(self, module: str) -> bool:
+        """Whether the module of this name, a linear layer or an embedding, has an update.
+
+        As ``check_target_module_exists`` in peft/tuners/tuners_utils.py.
+        """
+        if self.excluded and _named(module, self.excluded):
+            return False
+        if any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in self.saved):
+            return False
+        if self.targets is None or self.takes_all_linear:
+            return True
+        if not _named(module, self.targets):
+            return False
+        if isinstance(self.targets, str) or module in self.targets or self.layers is None:
+            return True
+        names = self.layers_pattern
+        patterns = [rf"(?:^|.*?\.){name}\.(\d+)\." for name in names] or [r".*?\.[^.]*\.(\d+)\."]
+        found = next(filter(None, (re.match(pattern, module) for pattern in patterns)), None)
+        return found is not None and int(found.groups()[-1]) in self.layers
+
+    def saves(self, module: str) -> bool:
+        """Whether the module of this name is trained whole: see ``_set_trainable`` in
+        peft/utils/other.py."""
+        return any(module.endswith(name) for name in self.saved)
+
+    def rank_of(self, module: str) -> int:
+        """The update's rank."""
+        return _matching(self.rank_patterns, module, self.rank)
+
+    def alpha_of(self, module: str) -> float:
+        """The update's alpha."""
+        return _matching(self.alpha_patterns, module, self.alpha)
+
+
+def _named(module: str, names: str | list[str]) -> bool:
+    if isinstance(names, str):
+        return re.fullmatch(names, module) is not None
+    return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def _matching(patterns: dict[str, Any], module: str, otherwise: Any) -> Any:
+    """The value of the first pattern that fits: ``get_pattern_key`` of peft/utils/other.py."""
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return otherwise
+
+
+def _refuse_other_kinds(content: dict[str, Any], file: Path) -> None:
+    """Refuse an adapter that computes something else than LoRA does."""
+    if content.get("peft_type") != "LORA":
+        raise UserError(f"{file}: peft_type={content.get('peft_type')!r}: only LORA is supported")
+    if content.get("task_type") not in (None, "CAUSAL_LM"):
+        raise UserError(f"{file}: task_type={content['task_type']!r}: only CAUSAL_LM is supported")
+    if content.get("bias") not in (None, "none", "all", "lora_only"):
+        raise UserError(f"{file}: bias={content['bias']!r} is not supported")
+    start = content.get("init_lora_weights")
+    if (start.lower() if isinstance(start, str) else start) not in _PLAIN_STARTS:
+        raise UserError(
+            f"{file}: init_lora_weights={start!r} changes the base's weights and is not supported; "
+            "convert the adapter in PEFT: save_pretrained(DIR, "
+            "path_initial_model_for_weight_conversion=...)"
+        )
+    for key, value in content.items():
+        if key in _READ or key in _WITHOUT_EFFECT or not value:
+            continue
+        raise UserError(f"{file}: {key}={_short(value)} is not supported; only plain LoRA is")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else text[:57] + "..."
+
+
+class _Fields:
+    """Values of checked types out of a JSON object; null is the default."""
+
+    def __init__(self, content: dict[str, Any], file: Path):
+        self._content, self._file = content, file
+
+    def value(self, key: str, wanted: str, check: Any, default: Any = None) -> Any:
+        value = self._content.get(key)
+        if value is None:
+            return default
+        if not check(value):
+            raise UserError(f"{self._file}: {key} must be {wanted}, got {_short(value)}")
+        return value
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_rank(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_list_of_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, str) or _is_list_of_names(value)
+
+
+def _is_layers(value: Any) -> bool:
+    values = value if isinstance(value, list) else [value]
+    return all(type(number) is int for number in values)
+
+
+def _is_ranks(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_rank, value.values()))
+
+
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_number, value.values()))

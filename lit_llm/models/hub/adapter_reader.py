@@ -1,0 +1,296 @@
+"""The tensors of a PEFT directory, each brought to its place in a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lit_llm.errors import UserError
+from lit_llm.models.hub.adapter_config import AdapterConfig
+from lit_llm.models.hub.config_json import family_of
+from lit_llm.models.hub.layout import Layout, Slot
+from lit_llm.models.lora import TARGETS, LoRAConfig, is_lora
+from lit_llm.models.transformer import Transformer
+
+_PREFIX = "base_model.model."
+# PEFT's files leave the adapter's name out ("default"); a state dict that was saved as it is has it.
+_FACTOR = re.compile(
+    r"(.+)\.(?:lora_([AB])(?:\.default)?\.weight|lora_embedding_([AB])(?:\.default)?)"
+)
+_EMBEDDINGS = ("embed.weight", "head.weight")
+
+
+@dataclass
+class Adapter:
+    """Updates read from a PEFT directory.
+
+    Attributes:
+        config: how they were trained; ``rank`` and ``alpha`` are those of layers that no pattern
+            names.
+        updates: A (rank, in), B (out, rank), float32, and alpha, by the name of our layer.
+        weights: values that take the place of the base's, by our name: modules that were trained
+            whole, and the base's weight plus the update for modules that are no linear layers of a
+            block.
+        untied: whether head and embedding, tied in the base, are two matrices.
+    """
+
+    config: LoRAConfig
+    updates: dict[str, tuple[Tensor, Tensor, float]] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    untied: bool = False
+
+
+def read_adapter(model: Transformer, folder: str | Path) -> Adapter:
+    """The updates of a PEFT directory for ``model``, which computes with them what PEFT does.
+
+    An update of a layer that is several of ours becomes one of each: B's rows are shared out, A is
+    copied.
+
+    Raises:
+        UserError: no such adapter; one of another kind than LoRA; tensors that are missing, without
+            a place in the model or of another shape.
+    """
+    return _Reader(model, Path(folder).expanduser()).read()
+
+
+def layout_without_updates(model: Transformer) -> Layout:
+    """Of the model as its family keeps it, an own matrix for the head included."""
+    shapes = {
+        name: tensor.shape for name, tensor in model.state_dict().items() if not is_lora(name)
+    }
+    untied = dataclasses.replace(model.config, tie_embeddings=False)
+    return Layout(untied, shapes, family_of(model.config))
+
+
+def adaptable(model: Transformer, layout: Layout) -> Iterator[tuple[str, Slot, list[nn.Linear]]]:
+    """Name, slot and our layers of each of the family's linear layers that can have updates."""
+    for name, slot in layout.slots.items():
+        modules = [ours.rpartition(".")[0] for ours in slot.ours]
+        if name.endswith(".weight") and all(
+            module.rsplit(".", 1)[-1] in TARGETS for module in modules
+        ):
+            linears = [m for m in map(model.get_submodule, modules) if isinstance(m, nn.Linear)]
+            if len(linears) == len(modules):
+                yield name.removesuffix(".weight"), slot, linears
+
+
+class _Reader:
+    """One directory and the model that it is for."""
+
+    def __init__(self, model: Transformer, folder: Path):
+        self.folder, self.layout = folder, layout_without_updates(model)
+        if self.layout.family is None:
+            raise UserError(f"{folder}: PEFT knows no model of this shape")
+        self.config = AdapterConfig.read(folder / "adapter_config.json")
+        self.base = model.state_dict()
+        self.tied = model.config.tie_embeddings
+        self.linear = {module for module, _, _ in adaptable(model, self.layout)}
+        self.factors: dict[str, dict[str, Tensor]] = {}  # by their module: A and B
+        self.whole: dict[str, Tensor] = {}  # by their full name
+        for name, tensor in _load(folder).items():
+            self._sort(name, tensor)
+
+    def _sort(self, name: str, tensor: Tensor) -> None:
+        spelled = name.replace("_orig_mod.", "")  # torch.compile's
+        inner = spelled.removeprefix(_PREFIX)
+        if inner == spelled:
+            raise UserError(f"{self.folder}: tensor {name}: PEFT's begin with {_PREFIX}")
+        if found := _FACTOR.fullmatch(inner):
+            module, linear, embedding = found.groups()
+            # An embedding's A is (rank, vocabulary) and its B (width, rank): the product B A is
+            # the update of the transposed weight.
+            self.factors.setdefault(module, {})[linear or f"embedding_{embedding}"] = tensor
+        else:
+            self.whole[inner.replace(".base_layer.", ".")] = tensor
+
+    def read(self) -> Adapter:
+        config = self.config
+        self._check_places()
+        self._check_targets()
+        adapter = Adapter(
+            LoRAConfig(
+                rank=config.rank,
+                alpha=config.alpha,
+                dropout=config.dropout,
+                targets=self._our_targets(),
+                rank_stabilized=config.rank_stabilized,
+            )
+        )
+        adapter.untied = self.tied and not config.keep_tied and self._touches_embeddings()
+        for name, tensor in self.whole.items():
+            slot = self._slot(name)
+            shape = self.layout.shape(slot)
+            if tensor.shape != shape:
+                raise self._another_base(f"{name} has shape {tuple(tensor.shape)}", tuple(shape))
+            self._put(adapter, slot, tensor)
+        for module in self.factors:
+            self._read_update(adapter, module)
+        if self.tied and not adapter.untied:
+            self._keep_tied(adapter)
+        return adapter
+
+    def _slot(self, name: str) -> str:
+        slot = self.layout.find(name)
+        assert slot is not None  # `_check_places`
+        return slot
+
+    def _check_places(self) -> None:
+        """Every tensor belongs to a module of the model."""
+        names = [*(f"{module}.weight" for module in self.factors), *self.whole]
+        if not names:
+            raise UserError(f"{self.folder}: the adapter holds no tensors")
+        if unknown := [name for name in names if self.layout.find(name) is None]:
+            raise self._another_base(f"it has tensors for {_some(unknown)}", None)
+
+    def _check_targets(self) -> None:
+        """What the config says is adapted or saved, that and nothing else has tensors."""
+        config, file = self.config, "adapter_config.json"
+        tied = set(map(self._spelled, self._embedding_modules())) if config.keep_tied else set()
+        if odd := [m for m in self.factors if not config.adapts(m) and m not in tied]:
+            raise UserError(
+                f"{self.folder}: it has updates of {_some(odd)}, which {file} does not adapt: see "
+                "target_modules, exclude_modules, layers_to_transform and modules_to_save"
+            )
+        modules = {self._spelled(name.removesuffix(".weight")): name.removesuffix(".weight")
+                   for name in self.layout.slots if name.endswith(".weight")}  # fmt: skip
+        if config.targets is not None:
+            embeddings = set() if config.takes_all_linear else self._embedding_modules()
+            absent = [
+                module
+                for module, name in modules.items()
+                if name in self.linear | embeddings
+                and config.adapts(module)
+                and module not in self.factors
+                and module not in tied
+            ]
+            if absent:
+                raise UserError(
+                    f"{self.folder}: the adapter is not whole: {file} adapts {_some(absent)}, "
+                    "and there is no tensor of it"
+                )
+        for end in config.saved:
+            if not any(name.rpartition(".")[0].endswith(end) or f".{end}." in f".{name}"
+                       for name in self.whole):  # fmt: skip
+                raise UserError(
+                    f"{self.folder}: the adapter is not whole: {file} saves {end} "
+                    "(modules_to_save), and there is no tensor of it"
+                )
+
+    def _spelled(self, module: str) -> str:
+        """A module's name as the adapter has it: without the first part where it is an adapter of a
+        model without a head."""
+        short = any(f"{name}.weight" not in self.layout.slots for name in self.factors)
+        return module.partition(".")[2] if short and "." in module else module
+
+    def _embedding_modules(self) -> set[str]:
+        return {name.removesuffix(".weight") for name, slot in self.layout.slots.items()
+                if slot.ours[0] in _EMBEDDINGS}  # fmt: skip
+
+    def _touches_embeddings(self) -> bool:
+        """Whether head or embedding has an update or a copy of its own: in PEFT the other stays."""
+        return any(
+            self.config.saves(module) or module in self.factors
+            for module in map(self._spelled, self._embedding_modules())
+        )
+
+    def _our_targets(self) -> tuple[str, ...]:
+        ours = {
+            name.split(".")[-2]
+            for module in self.factors
+            for name in self.layout.slots[self._slot(f"{module}.weight")].ours
+        }
+        return tuple(target for target in TARGETS if target in ours)
+
+    def _read_update(self, adapter: Adapter, module: str) -> None:
+        config, name = self.config, self._slot(f"{module}.weight")
+        slot, factors = self.layout.slots[name], self.factors[module]
+        embedding = slot.ours[0] == "embed.weight"
+        a, b = (factors.get(f"embedding_{side}" if embedding else side) for side in "AB")
+        if a is None or b is None:
+            missing = "lora_A" if a is None else "lora_B"
+            raise UserError(f"{self.folder}: the adapter is not whole: {module} has no {missing}")
+        rank, alpha = config.rank_of(module), config.alpha_of(module)
+        turned = embedding or self.layout.transposed(name)  # the family's weight is (in, out)
+        self._check_factors(module, name, a, b, rank, turned)
+        a, b = a.float(), b.float()
+        if name.removesuffix(".weight") in self.linear:
+            for ours, part in zip(slot.ours, self.layout.split_rows(slot, b), strict=True):
+                adapter.updates[ours.removesuffix(".weight")] = a, part, alpha
+            return
+        update = adapter.config.scale(rank, alpha) * (b @ a)
+        self._put(adapter, name, update.T if turned else update, added=True)
+
+    def _check_factors(
+        self, module: str, slot: str, a: Tensor, b: Tensor, rank: int, turned: bool
+    ) -> None:
+        """A and B have the rank that the config says and the widths of the model's layer."""
+        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank:
+            raise UserError(
+                f"{self.folder}: {module} has lora_A {tuple(a.shape)} and lora_B "
+                f"{tuple(b.shape)}; adapter_config.json says rank {rank} (r, rank_pattern)"
+            )
+        shape = self.layout.shape(slot)
+        out_features, in_features = reversed(shape) if turned else shape
+        if (b.shape[0], a.shape[1]) != (out_features, in_features):
+            found = f"{module} has an update of a weight (out {b.shape[0]}, in {a.shape[1]})"
+            raise self._another_base(found, f"(out {out_features}, in {in_features})")
+
+    def _put(self, adapter: Adapter, slot: str, value: Tensor, added: bool = False) -> None:
+        """Put the family's tensor ``value`` into ``adapter.weights``; with ``added``, added to what
+        is there or in the base."""
+        weights = adapter.weights
+        for ours, member, part in self.layout.split(slot, value):
+            if member is None:
+                before = weights.get(ours, self.base[ours])
+                weights[ours] = before.float() + part if added else part
+            else:
+                if ours not in weights:
+                    weights[ours] = self.base[ours].clone()
+                stack = weights[ours]
+                stack[member] = stack[member].float() + part if added else part
+
+    def _keep_tied(self, adapter: Adapter) -> None:
+        """Keep one matrix for both: PEFT saves the head too where it saves a tied embedding."""
+        head = adapter.weights.pop("head.weight", None)
+        if head is None:
+            return
+        embedding = adapter.weights.setdefault("embed.weight", head)
+        # Allowing for the rounding of their updates, which are each other's transposed.
+        if not torch.allclose(head.float(), embedding.float(), atol=1e-4):
+            raise UserError(
+                f"{self.folder}: it holds a head and an embedding that differ, for a model where "
+                "they are tied"
+            )
+
+    def _another_base(self, found: str, wanted: object) -> UserError:
+        by = f" ({self.config.base})" if self.config.base else ""
+        has = "which this model has not" if wanted is None else f"this model's is {wanted}"
+        return UserError(f"{self.folder}: made for another base{by}: {found}, {has}")
+
+
+def _load(folder: Path) -> dict[str, Tensor]:
+    """The tensors, from the file that PEFT takes."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file, pickled = folder / "adapter_model.safetensors", folder / "adapter_model.bin"
+    try:
+        if file.exists() or not pickled.exists():
+            return load_file(file)
+        file = pickled
+        # A pickle can run any code: weights_only takes tensors and nothing else.
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"{file}: not readable ({said})") from None
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,0 +1,218 @@
+"""PEFT's adapter directories: written from a model, put onto a model, several kept side by side.
+
+`adapter_config` reads adapter_config.json, `adapter_reader` finds the place of every tensor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_llm.errors import UserError
+from lit_llm.models.hub.adapter_reader import (
+    Adapter,
+    adaptable,
+    layout_without_updates,
+    read_adapter,
+)
+from lit_llm.models.lora import LoRAConfig, LoRALinear, lora_layers, unmerge_adapter
+from lit_llm.models.transformer import Transformer
+
+
+def save_adapter(
+    model: Transformer,
+    folder: str | Path,
+    base: str = "",
+    state_dict: dict[str, Tensor] | None = None,
+) -> None:
+    """Write the updates as PEFT does: adapter_config.json and adapter_model.safetensors.
+
+    Where the family keeps several of our layers as one, their updates become one of as many times
+    the rank: A holds theirs one above the other, B theirs along the diagonal. Updates that share
+    one A become one update of their rank.
+
+    Args:
+        model: has been through ``apply_lora`` or ``load_adapter``.
+        folder: made if it is not there.
+        base: path or name of the base model, noted in the config.
+        state_dict: updates to write in place of the model's own, under the same names.
+
+    Raises:
+        UserError: the model has no updates, has replaced weights besides, or is of no Hugging Face
+            family.
+    """
+    from lit_llm.models.hub.weight_file import save_tensors
+
+    folder, config = Path(folder), model.lora
+    if config is None:
+        raise UserError("the model has no LoRA updates to save")
+    if model.replaced:
+        raise UserError(
+            f"the loaded adapter replaced whole weights ({', '.join(model.replaced[:4])}), which "
+            "are not written as an adapter: merge_lora(model) and save the model"
+        )
+    layout = layout_without_updates(model)
+    if layout.family is None:
+        raise UserError("PEFT knows no model of this shape: an adapter cannot be written")
+    state = model.state_dict() if state_dict is None else state_dict
+    tensors: dict[str, Tensor] = {}
+    adapted: dict[str, tuple[int, float]] = {}  # rank and alpha of their modules
+    others = []
+    for module, slot, ours in adaptable(model, layout):
+        if not any(isinstance(linear, LoRALinear) for linear in ours):
+            others.append(module)
+            continue
+        names = [name.removesuffix("weight") for name in slot.ours]
+        a, parts, scale = _joined(ours, names, state)
+        tensors[f"base_model.model.{module}.lora_A.weight"] = a
+        tensors[f"base_model.model.{module}.lora_B.weight"] = layout.join_rows(
+            slot, parts
+        ).contiguous()
+        rank = len(a)
+        adapted[module] = rank, scale * (math.sqrt(rank) if config.rank_stabilized else rank)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(tensors, folder / "adapter_model.safetensors")
+    _write_config(folder, config, base, adapted, others)
+
+
+def _joined(
+    linears: list[nn.Linear], names: list[str], state: dict[str, Tensor]
+) -> tuple[Tensor, list[Tensor], float]:
+    """A, B's rows for each layer, and the scale, of one update that is all the layers' updates."""
+    updates = [
+        (i, state[f"{names[i]}lora_a"], state[f"{names[i]}lora_b"], layer.scale)
+        for i, layer in enumerate(linears)
+        if isinstance(layer, LoRALinear)
+    ]
+    _, first, _, scale = updates[0]
+    alike = all(torch.equal(a, first) and its == scale for _, a, _, its in updates)
+    if alike and len(updates) == len(linears):
+        return first.clone(), [b for _, _, b, _ in updates], scale
+    rank, at = sum(len(a) for _, a, _, _ in updates), 0
+    a_joined = torch.zeros(rank, linears[0].in_features)
+    b_joined = [torch.zeros(linear.out_features, rank) for linear in linears]
+    for i, a, b, its in updates:
+        here = slice(at, at + len(a))
+        a_joined[here], b_joined[i][:, here] = a, b * (its / scale)
+        at = here.stop
+    return a_joined, b_joined, scale
+
+
+def _write_config(
+    folder: Path,
+    config: LoRAConfig,
+    base: str,
+    adapted: dict[str, tuple[int, float]],
+    others: list[str],
+) -> None:
+    """adapter_config.json: a name stands for all modules that end in it, a full name for one."""
+    kinds: dict[str, set[tuple[int, float]]] = defaultdict(set)
+    for module, value in adapted.items():
+        kinds[module.rpartition(".")[2]].add(value)
+    partly = {module.rpartition(".")[2] for module in others}
+    targets, ranks, alphas = set(), {}, {}
+    for module, (rank, alpha) in adapted.items():
+        kind = module.rpartition(".")[2]
+        targets.add(module if kind in partly else kind)
+        name = kind if len(kinds[kind]) == 1 else module
+        if rank != config.rank:
+            ranks[name] = rank
+        if not math.isclose(alpha, config.alpha):
+            alphas[name] = alpha
+    content: dict[str, Any] = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base,
+        "r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout,
+        "target_modules": sorted(targets), "bias": "none", "fan_in_fan_out": False,
+        "inference_mode": True, "use_rslora": config.rank_stabilized,
+        "rank_pattern": ranks, "alpha_pattern": alphas,
+    }  # fmt: skip
+    (folder / "adapter_config.json").write_text(
+        json.dumps(content, indent=2) + "\n", encoding="utf-8"
+    )
+
+
+def load_adapter(model: Transformer, folder: str | Path) -> None:
+    """Put the updates of a PEFT directory beside the model's layers, in place, and freeze the model.
+
+    Weights that the adapter replaces as a whole (PEFT's ``modules_to_save``, and updates of
+    embedding, head and experts) take the base's place. Raises as `read_adapter`.
+    """
+    adapter = read_adapter(model, folder)
+    model.requires_grad_(False)
+    _put(model, adapter)
+
+
+def _put(model: Transformer, adapter: Adapter) -> None:
+    if adapter.untied:
+        model.untie()
+    for name, value in adapter.weights.items():
+        model.get_parameter(name).data.copy_(value)
+    for name, (a, b, alpha) in adapter.updates.items():
+        linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        layer = LoRALinear.adapt(linear, adapter.config, len(a), alpha)
+        layer.lora_a.data.copy_(a)
+        layer.lora_b.data.copy_(b)
+    model.lora, model.replaced = adapter.config, tuple(adapter.weights)
+
+
+class Adapters:
+    """Several adapters of one model, at most one of them in use: a model serves many tasks from one set of weights."""
+
+    def __init__(self, model: Transformer):
+        self.model = model
+        self._known: dict[str, Adapter] = {}
+        self._used: str | None = None
+        self._base: dict[str, Tensor] = {}  # what the adapter in use replaced
+        self._tied = model.config.tie_embeddings
+
+    def add(self, name: str, folder: str | Path) -> None:
+        """Read a PEFT directory as ``name``. Raises as `read_adapter`, of which the model must be the base."""
+        used = self._used
+        self.use(None)  # an update of a whole weight is added to the base's
+        try:
+            self._known[name] = read_adapter(self.model, folder)
+        finally:
+            self.use(used)
+
+    def use(self, name: str | None) -> None:
+        """Put ``name``'s updates in place of any other's; None leaves the base alone.
+
+        Raises:
+            UserError: no adapter of that name.
+        """
+        if name is not None and name not in self._known:
+            raise UserError(
+                f"no adapter named {name!r}; known are {', '.join(self._known) or 'none'}"
+            )
+        self._restore()
+        self._used = name
+        if name is not None:
+            adapter = self._known[name]
+            self._base = {
+                ours: self.model.get_parameter(ours).detach().clone() for ours in adapter.weights
+            }
+            _put(self.model, adapter)
+            for layer in lora_layers(self.model):
+                layer.lora_a.requires_grad_(False)
+                layer.lora_b.requires_grad_(False)
+
+    def _restore(self) -> None:
+        """The base's weights, without updates."""
+        model = self.model
+        unmerge_adapter(model)
+        for layer in lora_layers(model):
+            layer.remove()
+        for name, value in self._base.items():
+            model.get_parameter(name).data.copy_(value)
+        if self._tied and not model.config.tie_embeddings:
+            model.head.weight = model.embed.weight
+            model.config = dataclasses.replace(model.config, tie_embeddings=True)
+        model.lora, model.replaced, self._base = None, (), {}

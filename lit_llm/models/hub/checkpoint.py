@@ -1,0 +1,252 @@
+"""A model and its tokenizer from whatever a path names: directory, GGUF file, run folder or training checkpoint."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lit_llm.errors import UserError
+from lit_llm.models.config import TransformerConfig
+from lit_llm.models.hub.adapters import load_adapter
+from lit_llm.models.hub.huggingface import load_pretrained
+from lit_llm.models.hub.locate import locate
+from lit_llm.models.kernels.cores import limit_threads
+from lit_llm.models.kernels.device import has_fast_bf16
+from lit_llm.models.kernels.packed import pack_linears
+from lit_llm.models.lora import LoRAConfig, apply_lora, is_lora, merge_lora
+from lit_llm.models.meta import meta_transformer
+from lit_llm.models.parallel.parts import open_parts
+from lit_llm.models.tokenizer import Tokenizer
+from lit_llm.models.transformer import Transformer
+
+_KINDS = "a Hugging Face directory, a .gguf file, a run folder or a .ckpt file"
+_PREFIX = "model."  # where our LightningModules keep the network
+SETTINGS = "lit_llm_settings"
+"""Key of a module's settings in a checkpoint whose hyperparameters are not all of them, see
+`SavedSettings`."""
+
+
+def settings_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The settings that the module in a training checkpoint was made with; empty where there are
+    none."""
+    settings = checkpoint.get(SETTINGS, checkpoint.get("hyper_parameters"))
+    return settings if isinstance(settings, dict) else {}
+
+
+def open_model(
+    path: str | Path, adapter: str | Path | None = None, device: str = "auto"
+) -> tuple[Transformer, Tokenizer]:
+    """`load_model` onto a device to generate with: bfloat16 on CUDA where it is fast, else float32.
+
+    On a CPU the linear layers are packed (`pack_linears`): the model answers faster and cannot be trained.
+
+    Args:
+        path, adapter: as for `load_model`.
+        device: "auto" (CUDA if there is one, else CPU) or a torch device such as "cuda:1".
+
+    Raises:
+        UserError: as `load_model`, and for a device that is not there.
+    """
+    place = choose_device(device)
+    dtype = torch.bfloat16 if place.type == "cuda" and has_fast_bf16(place) else torch.float32
+    model, tokenizer = load_model(path, adapter, dtype)
+    model.to(place)
+    pack_linears(model)
+    return model, tokenizer
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that ``name`` means. Raises UserError if it is unknown or not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+    except (
+        RuntimeError,
+        AssertionError,
+        NotImplementedError,
+    ) as error:  # torch raises any of these
+        said = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"--device {name}: not available here ({said}); auto takes what is"
+        ) from None
+    return torch.device(name)
+
+
+def load_model(
+    path: str | Path, adapter: str | Path | None = None, dtype: torch.dtype | None = None
+) -> tuple[Transformer, Tokenizer]:
+    """Model in evaluation mode, on CPU, and its tokenizer.
+
+    Args:
+        path: a Hugging Face directory; a .gguf file; a run folder, whose ``final/`` is taken; or a training
+            checkpoint (.ckpt, a file or a folder of parts). See also `locate`.
+        adapter: a PEFT directory whose updates are folded into the weights. If it has a tokenizer,
+            that one is taken.
+        dtype: of the weights. None: the file's (float32 for GGUF).
+
+    Raises:
+        UserError: there is no such checkpoint, or it is broken, of an unknown kind or without a tokenizer.
+    """
+    limit_threads()
+    found = locate(path)
+    if not found.exists():
+        raise UserError(f"{path}: no such file or folder; a checkpoint is {_KINDS}")
+    if found.suffix == ".ckpt":
+        model, tokenizer = _load_training_checkpoint(found, dtype)
+    elif found.is_dir():
+        folder = model_folder(found)
+        model, tokenizer = load_pretrained(folder, dtype), Tokenizer.from_pretrained(folder)
+    elif found.suffix == ".gguf":
+        from lit_llm.models.hub.gguf.read import load_gguf  # its package is an extra
+
+        model, tokenizer = load_gguf(found, dtype)
+    else:
+        raise UserError(f"{path}: is not a checkpoint; give {_KINDS}")
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(
+            f"{path}: the model has {model.config.vocab_size} tokens, the tokenizer found for it "
+            f"{tokenizer.vocab_size}: it is another model's"
+        )
+    if adapter is not None:
+        load_adapter(model, adapter)
+        merge_lora(model)
+        tokenizer = _tokenizer_of_adapter(locate(adapter), tokenizer, model.config.vocab_size)
+    return model.eval(), tokenizer
+
+
+def _tokenizer_of_adapter(folder: Path, base: Tokenizer, vocab_size: int) -> Tokenizer:
+    """The adapter's own tokenizer if it has one that fits: its chat template is the trained one.
+
+    An adapter's folder has no generation_config.json of its own as a rule, so the base's fields hold
+    unless the adapter's replace them, and every token that ends the base's texts ends these too.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        return base
+    own = Tokenizer.from_pretrained(folder)
+    if own.vocab_size > vocab_size:
+        warnings.warn(
+            f"{folder}: its tokenizer has {own.vocab_size} tokens and the model {vocab_size}; the "
+            "model's tokenizer is used",
+            stacklevel=2,
+        )
+        return base
+    own.generation_config = {**base.generation_config, **own.generation_config}
+    own.add_stop_ids(base.stop_ids)
+    return own
+
+
+def model_folder(folder: Path) -> Path:
+    """``folder`` itself if it holds a model, or the final model of a run."""
+    if (folder / "config.json").is_file():
+        return folder
+    if (folder / "final" / "config.json").is_file():
+        return folder / "final"
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"{folder}: is an adapter; give the model it was made for, and this folder as --adapter"
+        )
+    if saved := sorted(folder.glob("checkpoints/step-*.ckpt")):  # the numbers are padded with zeros
+        raise UserError(
+            f"{folder}: the run has no final/ yet; give one of its checkpoints: {saved[-1]}"
+        )
+    raise UserError(f"{folder}: holds no config.json and no final/; a checkpoint is {_KINDS}")
+
+
+def open_training_checkpoint(path: Path) -> dict[str, Any]:
+    """What a .ckpt holds, its tensors mapped: those that nobody reads, the optimizer's say, cost nothing.
+
+    Of a checkpoint in parts they are `Stored`.
+
+    Raises:
+        UserError: it is broken, or not of this package.
+    """
+    if path.is_dir():
+        checkpoint = open_parts(path)
+    else:
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except (
+            pickle.UnpicklingError,
+            RuntimeError,
+            EOFError,
+            OSError,
+            ValueError,
+            AttributeError,
+        ) as error:
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"{path}: not a whole training checkpoint ({said})") from None
+    transformer = (
+        settings_of(checkpoint).get("transformer") if isinstance(checkpoint, dict) else None
+    )
+    if not isinstance(transformer, (dict, str)) or "state_dict" not in checkpoint:
+        raise UserError(
+            f"{path}: not a checkpoint of this package: it does not say which transformer it holds"
+        )
+    return checkpoint
+
+
+def _load_training_checkpoint(
+    file: Path, dtype: torch.dtype | None
+) -> tuple[Transformer, Tokenizer]:
+    checkpoint = open_training_checkpoint(file)
+    settings = settings_of(checkpoint)
+    tokenizer = tokenizer_of_run(file)
+    weights = {
+        name.removeprefix(_PREFIX): tensor[...].to(
+            dtype or tensor.dtype, copy=True
+        )  # a copy: the file is mapped
+        for name, tensor in checkpoint["state_dict"].items()
+        if name.startswith(_PREFIX)
+    }
+    if settings.get("lora") is not None:
+        model = _adapted(file, settings["init_from"], settings["lora"], weights, dtype)
+    else:
+        model = _build(file, settings["transformer"], weights)
+    return model, tokenizer
+
+
+def _adapted(
+    file: Path,
+    base: str,
+    lora: dict[str, Any],
+    updates: dict[str, torch.Tensor],
+    dtype: torch.dtype | None,
+) -> Transformer:
+    """A checkpoint of LoRA training holds the updates alone: they are folded into their base."""
+    model = Transformer.from_pretrained(base, dtype)
+    apply_lora(model, LoRAConfig(**lora))
+    unfit = model.load_state_dict(updates, strict=False)
+    if unfit.unexpected_keys or any(is_lora(name) for name in unfit.missing_keys):
+        raise UserError(f"{file}: its updates do not fit {base}")
+    merge_lora(model)
+    return model
+
+
+def _build(
+    file: Path, fields: dict[str, Any] | str, weights: dict[str, torch.Tensor]
+) -> Transformer:
+    config = TransformerConfig.from_dict({"preset": fields} if isinstance(fields, str) else fields)
+    model = meta_transformer(config)
+    try:
+        model.assign_weights(weights)
+    except (RuntimeError, KeyError) as error:
+        said = " ".join(str(error).split(":", 1)[-1].split())[:200]
+        raise UserError(f"{file}: its weights are not those of a Transformer ({said})") from None
+    return model
+
+
+def tokenizer_of_run(file: Path) -> Tokenizer:
+    """The tokenizer of the run that wrote ``file``, which has none inside."""
+    run = file.parent.parent if file.parent.name == "checkpoints" else file.parent
+    for place in (run / "tokenizer", run / "final"):
+        if (place / "tokenizer.json").is_file():
+            return Tokenizer.from_pretrained(place)
+    raise UserError(
+        f"{file}: no tokenizer of this run is found; copy its tokenizer.json and tokenizer_config.json into "
+        f"{run / 'tokenizer'}"
+    )

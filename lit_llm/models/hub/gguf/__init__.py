@@ -1,0 +1,1 @@
+"""GGUF files, both ways: container, names, weights and tokenizers."""

@@ -1,0 +1,121 @@
+"""GGUF files in: weights streamed tensor by tensor, through the gguf package's dequantiser, onto a meta-built model.
+
+The container is in `gguf_file`, names and metadata in `gguf_names`, tokenizers in `gguf_tokenizer`, writing in
+`gguf_write`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lit_llm.errors import UserError
+from lit_llm.models.config import TransformerConfig
+from lit_llm.models.hub.gguf.architectures import ARCHITECTURES
+from lit_llm.models.hub.gguf.container import GGUFFile
+from lit_llm.models.hub.gguf.names import config_from_gguf, layout_of, relaid
+from lit_llm.models.hub.gguf.tokenizer import read_tokenizer
+from lit_llm.models.meta import meta_transformer
+from lit_llm.models.tokenizer import Tokenizer
+from lit_llm.models.transformer import Transformer
+
+ROPE_FACTORS = "rope_freqs.weight"
+_HEAD = "output.weight"
+
+
+def open_gguf(path: Path) -> GGUFFile:
+    """The file's header, checked. Raises UserError as `GGUFFile`, and without the gguf package."""
+    try:
+        import gguf  # noqa: F401 -- an extra
+    except ImportError:
+        raise UserError(
+            f"{path}: GGUF needs the gguf package; pip install 'lit_llm[gguf]'"
+        ) from None
+    return GGUFFile(path)
+
+
+def load_gguf(
+    path: Path,
+    dtype: torch.dtype | None = None,
+    prepare: Callable[[Transformer], None] | None = None,
+) -> tuple[Transformer, Tokenizer]:
+    """Model and tokenizer of a GGUF file.
+
+    Args:
+        path: the file.
+        dtype: of the weights. None: float32, in which the dequantised values are exact.
+        prepare: see `Transformer.from_pretrained`.
+
+    Raises:
+        UserError: the file is missing, cut or of an architecture, type of tensor or tokenizer that is not known.
+    """
+    file = open_gguf(path)
+    return _model(file, dtype or torch.float32, prepare), read_tokenizer(file)
+
+
+def gguf_config(path: Path) -> TransformerConfig:
+    """The shape of a GGUF file's model. Raises as `load_gguf`."""
+    return config_of(open_gguf(path))
+
+
+def gguf_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a GGUF file. Raises as `load_gguf`."""
+    return read_tokenizer(open_gguf(path))
+
+
+def config_of(file: GGUFFile) -> TransformerConfig:
+    """The shape of an open file's model. Raises as `load_gguf`."""
+    factors = file.read(ROPE_FACTORS) if ROPE_FACTORS in file.tensors else None
+    repeats = _HEAD in file.tensors and file.equal(_HEAD, "token_embd.weight")
+    try:
+        return config_from_gguf(file.metadata, set(file.tensors), factors, repeats)
+    except UserError as error:
+        raise UserError(f"{file.path}: {error}") from None
+
+
+def _model(
+    file: GGUFFile, dtype: torch.dtype, prepare: Callable[[Transformer], None] | None
+) -> Transformer:
+    config = config_of(file)
+    arch = ARCHITECTURES[file.metadata["general.architecture"]]
+    _check_size(file, config)
+    model = meta_transformer(config)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if prepare is not None:
+        prepare(model)
+    if config.tie_embeddings:
+        shapes.pop("head.weight")
+    layout = layout_of(shapes, config, arch)
+    for name, held in layout.items():
+        if name not in file.tensors:
+            raise UserError(f"{file.path}: tensor {name} is missing")
+        first = shapes[held[0]]
+        expected = (sum(shapes[ours][0] for ours in held), *first[1:])
+        if file.tensors[name].shape != expected:
+            raise UserError(
+                f"{file.path}: tensor {name} has shape {file.tensors[name].shape}, the metadata says {expected}"
+            )
+    known = {*layout, ROPE_FACTORS, *([_HEAD] if config.tie_embeddings else [])}
+    if unknown := [name for name in file.tensors if name not in known]:
+        raise UserError(f"{file.path}: tensors without a place: {', '.join(unknown[:8])}")
+    loaded: dict[str, Tensor] = {}
+    for name, held in layout.items():
+        parts = file.read(name).split([shapes[ours][0] for ours in held])
+        for ours, part in zip(held, parts, strict=True):
+            value = relaid(ours, part, config, arch, back=False).to(dtype)
+            loaded[ours] = (
+                value.clone() if len(held) > 1 and value.data_ptr() == part.data_ptr() else value
+            )
+    model.assign_weights(loaded)
+    return model
+
+
+def _check_size(file: GGUFFile, config: TransformerConfig) -> None:
+    """A number of layers or experts that the file has no tensors for would take long to build before it is missed."""
+    if config.num_layers > len(file.tensors):
+        raise UserError(
+            f"{file.path}: the metadata says {config.num_layers} layers, of {len(file.tensors)} tensors"
+        )

@@ -1,0 +1,331 @@
+"""Hugging Face directories: config.json and (sharded) safetensors, read and written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import pickle
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_llm.errors import UserError
+from lit_llm.models.config import TransformerConfig
+from lit_llm.models.hub import generation_config as generation
+from lit_llm.models.hub.config_json import config_from_hf, config_to_hf, family_of
+from lit_llm.models.hub.layout import Layout
+from lit_llm.models.meta import meta_transformer
+from lit_llm.models.transformer import Transformer
+
+MAX_SHARD_BYTES = 5 * 10**9
+_STORED_TABLES = re.compile(r"rotary_emb\.inv_freq$|\.(attn|attention)\.(masked_)?bias$")
+"""Tensors of old checkpoints that repeat what the config says: frequencies and causal masks."""
+
+_WEIGHT_FILE = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+_log = logging.getLogger(__name__)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from ``path``; UserError names the file when it is missing or broken."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds a {type(value).__name__}, not an object")
+    return value
+
+
+def iter_tensors(
+    folder: Path, wanted: Callable[[str], bool] = lambda name: True
+) -> Iterator[tuple[str, Tensor]]:
+    """Name and tensor of every entry in the folder's weights, one in memory at a time (safetensors are mapped).
+
+    Entries whose names are not ``wanted`` are not read.
+
+    Raises:
+        UserError: a file is missing or not whole.
+    """
+    from safetensors import safe_open
+
+    for file in _weight_files(folder):
+        with _naming(file):
+            if file.suffix == ".safetensors":
+                with safe_open(file, framework="pt") as reader:
+                    for name in filter(wanted, reader.keys()):
+                        yield name, reader.get_tensor(name)
+            else:
+                # A pickle can run any code: weights_only takes tensors and nothing else.
+                held = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+                for name in filter(wanted, held):
+                    yield name, held[name]
+
+
+def stored_bytes(folder: Path) -> dict[str, int]:
+    """Bytes of the folder's weights by the name of their dtype, from the headers of its files alone.
+
+    Raises:
+        UserError: as `iter_tensors`.
+    """
+    from safetensors import safe_open
+
+    total: dict[str, int] = {}
+    for file in _weight_files(folder):
+        with _naming(file):
+            if file.suffix == ".safetensors":
+                with safe_open(
+                    file, framework="np"
+                ) as reader:  # "pt" would reserve memory for the whole file
+                    for name in reader.keys():  # noqa: SIM118
+                        entry = reader.get_slice(name)
+                        dtype = entry.get_dtype()
+                        bits = int(
+                            re.sub(r"\D.*", "", dtype.lstrip("BFIUOL")) or 8
+                        )  # BF16, F8_E4M3, I64, U8, BOOL
+                        total[dtype] = (
+                            total.get(dtype, 0) + math.prod(entry.get_shape()) * bits // 8
+                        )
+            else:
+                for tensor in torch.load(
+                    file, map_location="cpu", mmap=True, weights_only=True
+                ).values():
+                    dtype = str(tensor.dtype).removeprefix("torch.")
+                    total[dtype] = total.get(dtype, 0) + tensor.numel() * tensor.element_size()
+    return total
+
+
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Turns what the libraries raise over a broken file of weights into a UserError that names it."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except UserError:
+        raise
+    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError,
+            AttributeError) as error:  # fmt: skip
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"{file}: not a whole file of weights ({said})") from None
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that hold the folder's weights, of several kinds those that transformers takes.
+
+    Others that lie beside them, left by an earlier save, are named in a warning.
+
+    Raises:
+        UserError: one is missing.
+    """
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{name}.index.json"
+        if (folder / name).exists():
+            _say_unused(folder, {name})
+            return [folder / name]
+        if index.exists():
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict) or not all(
+                isinstance(file, str) for file in weight_map.values()
+            ):
+                raise UserError(f"{index}: has no weight_map of file names")
+            for tensor, file in weight_map.items():
+                if Path(file).name != file or not (folder / file).is_file():
+                    raise UserError(
+                        f"{folder / file}: no such file; {index.name} says that it holds {tensor}"
+                    )
+            _say_unused(folder, {index.name, *weight_map.values()})
+            return [folder / file for file in sorted(set(weight_map.values()))]
+    raise UserError(
+        f"{folder / 'model.safetensors'}: no such file; a model directory holds it or its shards"
+    )
+
+
+def _say_unused(folder: Path, used: set[str]) -> None:
+    names = {file.name for file in folder.iterdir() if _WEIGHT_FILE.fullmatch(file.name)} - used
+    if names:
+        _warn_once(
+            f"{folder}: the weights are read from {_some(sorted(used))}, as transformers does; "
+            f"not used: {_some(sorted(names))}"
+        )
+
+
+@cache
+def _warn_once(message: str) -> None:
+    _log.warning(message)
+
+
+def pretrained_config(folder: Path) -> TransformerConfig:
+    """The shape of the model in a Hugging Face directory.
+
+    Head and embedding are tied as in the model that `load_pretrained` makes of it.
+
+    Raises:
+        UserError: as `config_from_hf`.
+    """
+    return _config_and_family(folder)[0]
+
+
+def _config_and_family(folder: Path) -> tuple[TransformerConfig, str | None]:
+    """The config, and the family whose names the weights have; None for ours.
+
+    Where config.json ties the head to the embedding and the weights hold two that differ, they stay
+    two, with a warning, as in transformers (``PreTrainedModel.tie_weights``).
+    """
+    hf = read_json(folder / "config.json")
+    config = config_from_hf(hf, str(folder / "config.json"))
+    family = None if hf["model_type"] == "lit_llm" else hf["model_type"]
+    if config.tie_embeddings and _head_differs(folder, config, family):
+        _warn_once(
+            f"{folder}: config.json ties the head to the embedding (tie_word_embeddings), but the "
+            "weights hold two that differ: they are not tied"
+        )
+        config = dataclasses.replace(config, tie_embeddings=False)
+    return config, family
+
+
+def _head_differs(folder: Path, config: TransformerConfig, family: str | None) -> bool:
+    """Whether the weights hold a head that is not the embedding; without weights they do not."""
+    layout = _ends(config, family)
+    try:
+        files = iter_tensors(folder, lambda name: layout.find(name) is not None)
+        found = {layout.find(name): tensor for name, tensor in files}
+    except UserError:  # is told when the weights are loaded
+        return False
+    if len(found) < 2:
+        return False
+    one, other = found.values()
+    return one.shape != other.shape or not torch.equal(one.to(other.dtype), other)
+
+
+def _ends(config: TransformerConfig, family: str | None) -> Layout:
+    """Names of embedding and head alone, as of a model where they are not tied."""
+    shapes = dict.fromkeys(("embed.weight", "head.weight"), torch.Size())
+    return Layout(dataclasses.replace(config, tie_embeddings=False), shapes, family)
+
+
+def load_pretrained(
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    prepare: Callable[[Transformer], None] | None = None,
+) -> Transformer:
+    """See `Transformer.from_pretrained`."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such model directory")
+    config, family = _config_and_family(folder)
+    model = meta_transformer(config)
+    layout = Layout(
+        config, {name: tensor.shape for name, tensor in model.state_dict().items()}, family
+    )
+    if prepare is not None:
+        prepare(model)
+    loaded: dict[str, Tensor] = {}
+    missing = set(layout.slots)
+    unknown = []
+    embedding, head = _ends(config, family).slots
+    for name, tensor in iter_tensors(folder):
+        # A tied head is the embedding, and some files hold the head alone.
+        theirs = layout.find(embedding if name == head and config.tie_embeddings else name)
+        if theirs is None:
+            if not _STORED_TABLES.search(name):
+                unknown.append(name)
+            continue
+        if tensor.shape != layout.shape(theirs):
+            raise UserError(
+                f"{folder}: tensor {name} has shape {tuple(tensor.shape)}, config.json says "
+                f"{tuple(layout.shape(theirs))}"
+            )
+        missing.discard(theirs)
+        tensor = tensor if dtype is None else tensor.to(dtype)
+        for ours, member, part in layout.split(theirs, tensor):
+            if member is None:
+                loaded[ours] = part
+            else:
+                loaded.setdefault(ours, part.new_empty(layout.shapes[ours]))[member] = part
+    if unknown or missing:
+        raise UserError(
+            f"{folder}: tensors without a place: {_some(unknown)}; tensors missing: {_some(sorted(missing))}"
+        )
+    model.assign_weights(loaded)
+    model.generation_config = generation.read_generation_config(folder)
+    return model
+
+
+def _some(names: list[str]) -> str:
+    return (
+        ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "none"
+    )
+
+
+def save_pretrained(
+    model: Transformer,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    state_dict: dict[str, Tensor] | None = None,
+) -> None:
+    """See `Transformer.save_pretrained`."""
+    from lit_llm.models.hub.weight_file import save_tensors
+
+    config = model.config
+    folder.mkdir(parents=True, exist_ok=True)
+    state = model.state_dict() if state_dict is None else state_dict
+    layout = Layout(
+        config, {name: tensor.shape for name, tensor in state.items()}, family_of(config)
+    )
+    hf = config_to_hf(config, dtype or next(model.parameters()).dtype)
+    ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id,
+           "pad_token_id": config.pad_token_id}  # fmt: skip
+    fields = {key: value for key, value in ids.items() if value is not None}
+    fields |= model.generation_config
+    ends, eos = generation.eos_ids(fields), hf.get(generation.EOS)
+    if len(ends) > 1 and eos in ends:  # for programs that read config.json alone
+        hf[generation.EOS] = [eos, *(i for i in ends if i != eos)]
+    _write_json(folder / "config.json", hf)
+    generation.write_generation_config(folder, fields)
+
+    def saved(name: str) -> Tensor:
+        tensor = layout.join(name, state).detach()
+        return tensor.to(device="cpu", dtype=dtype or tensor.dtype).contiguous()
+
+    def size(name: str) -> int:
+        return (
+            layout.shape(name).numel() * (dtype or state[layout.slots[name].ours[0]].dtype).itemsize
+        )
+
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name in layout.slots:
+        filled += size(name)
+        if filled > MAX_SHARD_BYTES and shards[-1]:
+            shards.append([])
+            filled = size(name)
+        shards[-1].append(name)
+    for left in folder.iterdir():  # an earlier save's would be read in place of these
+        if _WEIGHT_FILE.fullmatch(left.name) and "safetensors" in left.name:
+            left.unlink()
+    if len(shards) == 1:
+        save_tensors({name: saved(name) for name in shards[0]}, folder / "model.safetensors")
+        return
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        shard = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_tensors({name: saved(name) for name in names}, folder / shard)
+        weight_map |= dict.fromkeys(names, shard)
+    index = {
+        "metadata": {"total_size": sum(size(name) for name in layout.slots)},
+        "weight_map": weight_map,
+    }
+    _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

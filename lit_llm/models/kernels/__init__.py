@@ -1,0 +1,1 @@
+"""Attention, loss and matrix products: the place that chooses by device."""

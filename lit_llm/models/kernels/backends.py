@@ -1,0 +1,161 @@
+"""Which kernels compute attention.
+
+In training they are chosen once at the start of a run; elsewhere cuDNN's kernel is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.backends import cuda
+from torch.nn import attention
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from lit_llm.errors import UserError
+from lit_llm.models.kernels.device import can_compile
+
+Backend = Literal["sdpa", "blocks", "cudnn", "flash3", "flex"]
+_HALF = (torch.bfloat16, torch.float16)
+_REST = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+_WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, *_REST]
+_ORDERS = {
+    "cudnn": [SDPBackend.CUDNN_ATTENTION, *_WITHOUT_CUDNN],
+    "flash3": _WITHOUT_CUDNN,
+}
+_NEEDS = {
+    "blocks": "a CPU",
+    "cudnn": "an NVIDIA GPU since Ampere and trainer.precision bf16 or 16",
+    "flash3": "a Hopper GPU, trainer.precision bf16 or 16, and FlashAttention 3 (the module flash_attn_interface)",
+    "flex": "a GPU with Triton",
+}
+
+
+@dataclass(frozen=True)
+class Backends:
+    """What computes a layer's attention.
+
+    "sdpa" is torch's ``scaled_dot_product_attention`` in torch's own order of kernels, "cudnn" the same with cuDNN's
+    kernel before the others, "flash3" the same with FlashAttention 3 in the place of torch's flash kernel, "flex"
+    FlexAttention, compiled; "blocks" is `BlockedAttention` where it suits, else "sdpa".
+    """
+
+    causal: Backend = "sdpa"
+    """Of layers that see all tokens before."""
+    masked: Literal["sdpa", "flex"] = "sdpa"
+    """Of layers with a window or a soft cap, and of all layers of rows that hold several documents. SDPA reads a mask
+    of T x T a row there, and writes soft-capped scores out."""
+
+    def __str__(self) -> str:
+        if self.causal == self.masked:
+            return self.causal
+        return f"{self.causal}; {self.masked} for windows, documents and soft caps"
+
+    @property
+    def kernel_order(self) -> list[SDPBackend] | None:
+        """Kernels that SDPA tries in turn on causal layers; None: as torch pleases."""
+        return _ORDERS.get(self.causal)
+
+
+def choose_attention(
+    device: torch.device, dtype: torch.dtype, wanted: Backend | Literal["auto"] = "auto"
+) -> Backends:
+    """The fastest that ``device`` has for activations of ``dtype``; or ``wanted`` for causal layers, "sdpa" and "flex"
+    meaning all layers.
+
+    FlashAttention 3 goes before cuDNN because who has its package built it for this; cuDNN goes first on Hopper and
+    Blackwell alone. torch prefers it there too, but from cuDNN 9.15.1 on, which its builds for CUDA 12 do not carry.
+
+    Raises:
+        UserError: this machine cannot do what is wanted.
+    """
+    if wanted != "auto" and not _possible(wanted, device, dtype):
+        raise UserError(f"model.attention={wanted} needs {_NEEDS[wanted]}; set it to auto")
+    if wanted == "sdpa":
+        return Backends()
+    if _possible("blocks", device, dtype):
+        return Backends("blocks")
+    masked: Literal["sdpa", "flex"] = "flex" if _possible("flex", device, dtype) else "sdpa"
+    if wanted != "auto":
+        return Backends(wanted, masked)
+    if _possible("flash3", device, dtype):
+        return Backends("flash3", masked)
+    if _possible("cudnn", device, dtype) and torch.cuda.get_device_capability(device)[0] in (9, 10):
+        return Backends("cudnn", masked)
+    return Backends("sdpa", masked)
+
+
+def _possible(backend: Backend, device: torch.device, dtype: torch.dtype) -> bool:
+    if backend == "sdpa":
+        return True
+    if backend == "blocks":
+        return device.type == "cpu"
+    if device.type != "cuda":
+        return False
+    if backend == "flex":
+        return can_compile(device)
+    capability = torch.cuda.get_device_capability(device)
+    if backend == "cudnn":
+        return dtype in _HALF and capability >= (8, 0) and torch.backends.cudnn.is_available()
+    # The kernels of the `kernels` package are left out: torch finds them under their own name alone, and a run would
+    # fetch whatever the hub holds that day.
+    known = "FA3" in getattr(attention, "list_flash_attention_impls", list)()
+    return (
+        dtype in _HALF and capability[0] == 9 and known and bool(find_spec("flash_attn_interface"))
+    )
+
+
+def without_cudnn() -> AbstractContextManager[Any]:
+    """Have SDPA leave cuDNN's kernel out.
+
+    From torch 2.11 on SDPA prefers that kernel on Hopper and Blackwell. But cuDNN makes a plan for
+    every new shape, which takes much longer than attention itself, and in generation the number of
+    keys changes at every token. With a mask its gradients are NaN at some lengths
+    (https://github.com/pytorch/pytorch/issues/196678). So it is for training without a mask alone.
+    """
+    # torch's own context manager takes 16 microseconds: too long for each layer of each token. But
+    # the compiler understands no other.
+    return sdpa_kernel(_WITHOUT_CUDNN) if torch.compiler.is_compiling() else _cudnn_off()
+
+
+@contextmanager
+def _cudnn_off() -> Iterator[None]:
+    # A caller who has left SDPA no kernel but cuDNN's, by `sdpa_kernel`, keeps it.
+    before = cuda.cudnn_sdp_enabled()
+    cuda.enable_cudnn_sdp(before and not cuda.math_sdp_enabled())
+    try:
+        yield
+    finally:
+        cuda.enable_cudnn_sdp(before)
+
+
+# Compiled here for models that are not: uncompiled it holds all scores in memory. In a compiled block it is one graph
+# with the rest.
+_flex_attention = torch.compile(flex_attention)
+
+
+def flex(
+    q_BHTD: Tensor,
+    k_BKTD: Tensor,
+    v_BKTD: Tensor,
+    mask: BlockMask,
+    scale: float | None,
+    softcap: float | None,
+) -> Tensor:
+    """Weighted values (B, H, T, D) by FlexAttention (arXiv:2412.05496); scores are squashed to
+    (-softcap, softcap)."""
+
+    def squash(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        assert softcap is not None
+        return softcap * torch.tanh(score / softcap)
+
+    return _flex_attention(
+        q_BHTD, k_BKTD, v_BKTD, score_mod=None if softcap is None else squash, block_mask=mask, scale=scale,
+        enable_gqa=q_BHTD.shape[1] != k_BKTD.shape[1],
+    )  # fmt: skip

@@ -1,0 +1,191 @@
+"""Cross-entropy of a large head without its logits: a chunk of positions at a time, gradients on the way.
+
+Shapes: N positions, C hidden width, V vocabulary. The logits (N, V) of a step are its largest tensor by far, held in
+the compute dtype and again in float32, and their gradient too; here no more than ``chunk_bytes`` of them are there.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_llm.models.kernels.eager import product
+from lit_llm.models.kernels.limits import chunk_bytes
+
+IGNORE = -100
+"""Label of a position that is not predicted: torch's cross-entropy default."""
+_CACHED_BYTES = 2 * 2**20
+"""Float32 bytes of a chunk that a CPU's softmax passes over at once: they then stay in the cache from pass to pass."""
+_SLAB = 8192
+"""Rows of the weight's gradient that a product of another dtype is added to at once: it is never there twice."""
+
+
+def linear_cross_entropy(
+    x_NC: Tensor,
+    weight_VC: Tensor,
+    labels_N: Tensor,
+    scale: float | None = None,
+    softcap: float | None = None,
+    compiled: bool = False,
+) -> Tensor:
+    """The sum over positions of ``cross_entropy(softcap * tanh(scale * x @ weight.T / softcap), labels)``.
+
+    Exact, and so are its gradients: each chunk's are computed beside its loss, where the logits are at hand, instead of
+    again in the backward pass, which can run once. Nothing waits for the device.
+
+    Args:
+        x_NC: what the head reads.
+        weight_VC: the head's weight; multiplied in x's dtype, or in autocast's.
+        labels_N: int64; positions with -100 add nothing.
+        compiled: compile what is between the products, to one pass over a chunk or two.
+
+    Returns:
+        float32 scalar, in nats.
+    """
+    if torch.is_autocast_enabled(x_NC.device.type):
+        x_NC = x_NC.to(torch.get_autocast_dtype(x_NC.device.type))
+    return _LinearCrossEntropy.apply(x_NC, weight_VC, labels_N, scale, softcap, compiled)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_NC: Tensor,
+        weight_VC: Tensor,
+        labels_N: Tensor,
+        scale: float | None,
+        softcap: float | None,
+        compiled: bool,
+    ) -> Tensor:
+        needs_x, needs_weight = ctx.needs_input_grad[:2]
+        weight = weight_VC.to(x_NC.dtype)
+        grad_x = torch.empty_like(x_NC) if needs_x else None
+        grad_weight = torch.zeros_like(weight_VC, dtype=torch.float32) if needs_weight else None
+        loss = torch.zeros((), dtype=torch.float32, device=x_NC.device)
+        largest = max(1, chunk_bytes(x_NC.device.type) // (weight.itemsize * len(weight)))
+        rows = max(
+            1, -(-len(x_NC) // max(1, -(-len(x_NC) // largest)))
+        )  # alike: one shape to compile for
+        loss_and_grad = _compiled() if compiled else _in_blocks
+        share = None if x_NC.dtype == torch.float32 else _share(labels_N)
+        for start in range(0, len(x_NC), rows):
+            labels = labels_N[start : start + rows]
+            # What is not predicted is masked out of these C columns on both sides of the head, not of its V.
+            unlabelled = (labels == IGNORE)[:, None]
+            chunk = x_NC[start : start + rows].masked_fill(unlabelled, 0)
+            part, grad = loss_and_grad(product(chunk, weight), labels, scale, softcap, share)
+            loss += part
+            if grad_x is not None:
+                grad_x[start : start + rows] = product(grad, weight.t()).masked_fill_(unlabelled, 0)
+            if grad_weight is not None and grad.dtype == grad_weight.dtype:
+                grad_weight.addmm_(grad.T, chunk)
+            elif grad_weight is not None:
+                for slab, of in zip(
+                    grad_weight.split(_SLAB), grad.split(_SLAB, dim=1), strict=True
+                ):
+                    slab += of.T @ chunk
+            del grad  # before the next chunk's is made
+        ctx.save_for_backward(grad_x, grad_weight, share)
+        ctx.dtype, ctx.done = weight_VC.dtype, False
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if ctx.done:
+            raise RuntimeError(
+                "linear_cross_entropy scales its gradients in place: call backward once"
+            )
+        ctx.done = True
+        grad_x, grad_weight, share = ctx.saved_tensors
+        # Of two dimensions, as the gradients are: on a GPU a tensor of none is rounded to their
+        # dtype before it is multiplied.
+        factor = (grad if share is None else grad / share).view(1, 1)
+        scaled = (
+            None if grad_x is None else grad_x.mul_(factor),
+            None if grad_weight is None else grad_weight.mul_(factor).to(ctx.dtype),
+        )
+        return *scaled, None, None, None, None
+
+
+def _share(labels_N: Tensor) -> Tensor:
+    """What gradients in half precision are multiplied by before they are rounded.
+
+    The backward pass divides by it again. Training takes the mean over labelled positions: with
+    this, rounded gradients are then multiplied by a power of two, which is exact. Multiplied by
+    1/8176 all of them would be rounded down: a number of 8 bits times 1.002 is that number again.
+
+    Returns:
+        2^k / labelled positions, in (1/2, 1]: a float32 scalar.
+    """
+    mantissa, _ = torch.frexp((labels_N != IGNORE).sum().float())  # in [1/2, 1); 0 of 0
+    return 0.5 / torch.where(mantissa > 0, mantissa, 0.5)
+
+
+def _in_blocks(
+    logits_NV: Tensor,
+    labels_N: Tensor,
+    scale: float | None,
+    softcap: float | None,
+    share: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The loss of ``logits_NV``, summed, and its gradient by them times ``share``, in their place.
+
+    At labels that are -100 the gradient is any.
+    """
+    loss = torch.zeros((), dtype=torch.float32, device=logits_NV.device)
+    cached = logits_NV.device.type == "cpu"
+    size = max(1, _CACHED_BYTES // (4 * logits_NV.shape[1])) if cached else len(logits_NV)
+    for logits, labels in zip(logits_NV.split(size), labels_N.split(size), strict=True):
+        labelled, labels_N1 = labels[:, None] != IGNORE, labels[:, None].clamp(min=0)
+        x, slope = _capped(logits.float(), scale, softcap)
+        largest, at_label = x.amax(-1, keepdim=True), x.gather(1, labels_N1)
+        # One kernel where subtracting, exp, sum and division are four. It reads a row before it writes it.
+        grad = torch.softmax(x, -1, out=x) if cached and x is logits else x.softmax(-1)
+        log_total = -grad.amax(-1, keepdim=True).log()
+        loss += (log_total + largest - at_label).masked_fill(~labelled, 0).sum()
+        grad.scatter_add_(1, labels_N1, grad.new_full((1, 1), -1.0).expand_as(labels_N1))
+        if slope is not None:
+            grad *= slope
+        if share is not None:
+            grad *= share
+        if grad is not logits:
+            logits.copy_(grad)
+    return loss, logits_NV
+
+
+def _whole(
+    logits_NV: Tensor,
+    labels_N: Tensor,
+    scale: float | None,
+    softcap: float | None,
+    share: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """As `_in_blocks`, written for a compiler: no scatter, nothing in place."""
+    labelled, labels_N1 = labels_N[:, None] != IGNORE, labels_N[:, None].clamp(min=0)
+    x, slope = _capped(logits_NV.float(), scale, softcap)
+    log_total = x.logsumexp(-1, keepdim=True)
+    at_label = torch.arange(x.shape[1], device=x.device) == labels_N1
+    grad = (x - log_total).exp() - at_label.float()
+    loss = (log_total - x.gather(1, labels_N1)).masked_fill(~labelled, 0).sum()
+    for factor in (slope, share):
+        grad = grad if factor is None else grad * factor
+    return loss, grad.to(logits_NV.dtype)
+
+
+@cache
+def _compiled() -> Any:
+    return torch.compile(_whole, dynamic=False)
+
+
+def _capped(
+    logits: Tensor, scale: float | None, softcap: float | None
+) -> tuple[Tensor, Tensor | float | None]:
+    """``logits`` scaled and soft-capped, and the derivative of that; None where it is 1."""
+    if softcap is None:
+        return (logits, None) if scale is None else (logits * scale, scale)
+    squashed = torch.tanh(logits * ((scale or 1.0) / softcap))
+    return softcap * squashed, (scale or 1.0) * (1 - squashed.square())

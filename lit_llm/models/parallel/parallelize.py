@@ -1,0 +1,209 @@
+"""The ordered list of things done to a freshly built model before training.
+
+A step here never changes the names in a state dict. The order: what changes layers (LoRA) comes before, in
+``build_model``; then float8, tensor parallelism, activation checkpointing, compilation, sharding, weights.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.nn import attention
+from torch.utils.checkpoint import checkpoint
+
+from lit_llm.errors import UserError
+from lit_llm.models.float8 import Float8Linear, convert_to_float8
+from lit_llm.models.kernels.backends import Backends
+from lit_llm.models.kernels.eager import use_onednn
+from lit_llm.models.kernels.heap import keep_freed_memory
+from lit_llm.models.parallel.sharded import WholeDraws
+from lit_llm.models.transformer import Block, Transformer
+
+DATA, TENSOR = "data_parallel", "tensor_parallel"
+"""Names of the mesh's dimensions, Lightning's."""
+_BUDGET = 0.99
+"""Of what the compiler keeps for the backward pass by default: a little less than all makes it reconsider what is cheap
+to compute again, and stops short of products."""
+
+
+def parallelize(
+    model: Transformer,
+    *,
+    float8: bool = False,
+    backends: Backends | None = None,
+    compile: bool = False,
+    recompute: float = 0.0,
+    mesh: DeviceMesh | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Prepare ``model`` in place.
+
+    Args:
+        float8: train large linear layers in 8-bit floating point, see `convert_to_float8`. Faster only compiled, where
+            the casts are fused with what comes before them.
+        backends: of attention, see `choose_attention`. None: SDPA.
+        compile: compile each block, and head and loss together. Blocks of one shape share one compiled graph, so
+            start-up costs one block, and compiling in place leaves parameter names as they are. Graphs are for the
+            training shapes; evaluation and sampling run eagerly (``torch.compiler.set_stance``) rather than compile for
+            each shape they meet.
+        recompute: share of the blocks, spread evenly, that keep only their input for the backward pass and are computed
+            again there (arXiv:1604.06174): less memory, up to a third more time.
+        mesh: dimensions "data_parallel" and "tensor_parallel": matrices are cut along the second (arXiv:1909.08053),
+            everything is sharded along the first (FSDP2, arXiv:2304.11277). A model on the meta device is filled with
+            the weights that ``init_weights`` would give a single process of the same seed.
+        dtype: of a sharded model's gathered weights and products; gradients are reduced in float32. None: the weights'.
+
+    Raises:
+        UserError: a model that cannot be cut as the mesh says, or has no layer for float8.
+    """
+    if float8:
+        convert_to_float8(model)
+    if mesh is not None and mesh[TENSOR].size() > 1:
+        _cut(model, mesh[TENSOR])
+    if backends is not None:
+        use_backends(model, backends)
+    again = _spread(list(model.layers), recompute)
+    for block in model.layers:
+        if block in again:
+            # The graph goes inside: of a checkpoint around the block the compiler makes none.
+            forward = (
+                torch.compile(block.forward, dynamic=False, backend=_keeping_less)
+                if compile
+                else block.forward
+            )
+            block.forward = partial(checkpoint, forward, use_reentrant=False)  # type: ignore[method-assign]
+        elif compile:
+            block.compile(dynamic=False, backend=_keeping_less)
+    if compile:
+        model.head_losses = torch.compile(model.head_losses, dynamic=False)  # type: ignore[method-assign]
+    if mesh is not None:
+        shard(model, list(model.layers), mesh[DATA], dtype)
+        for entry in ("loss", "token_losses"):  # what training calls instead of forward
+            register_fsdp_forward_method(model, entry)
+        if model.embed.weight.is_meta:
+            model.to_empty(device=_device(mesh))
+            if model.config.tie_embeddings:
+                model.head.weight = model.embed.weight
+            with WholeDraws():
+                model.init_weights()
+    if mesh is None or mesh[TENSOR].size() == 1:
+        use_onednn(model.layers)
+    keep_freed_memory()
+
+
+def _keeping_less(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+    """The default compiler, told on a CPU to compute again in the backward pass whatever takes no matrix product: the
+    MLP's hidden activations, norms, casts of weights, copies of keys. At a vocabulary of 50k a tenth of the memory for
+    about a hundredth of the time (docs/decisions.md, "A training step on a CPU"); not measured on CUDA."""
+    from torch._functorch import config
+    from torch._inductor.compile_fx import compile_fx
+
+    if any(t.device.type != "cpu" for t in inputs if isinstance(t, torch.Tensor)):
+        return compile_fx(graph, inputs)
+    with config.patch(activation_memory_budget=min(_BUDGET, config.activation_memory_budget)):
+        return compile_fx(graph, inputs)
+
+
+def use_backends(model: Transformer, backends: Backends) -> None:
+    """Have ``model`` compute attention in training with ``backends``; FlashAttention 3 takes the place of torch's flash
+    kernel in the whole process."""
+    model.backends = backends
+    for block in model.layers:
+        block.attention.kernel_order = backends.kernel_order  # type: ignore[union-attr]
+        block.attention.by_blocks = backends.causal == "blocks"  # type: ignore[union-attr]
+    if backends.causal == "flash3":
+        attention.activate_flash_attention_impl("FA3")
+
+
+def shard(
+    model: nn.Module, blocks: list[nn.Module], mesh: DeviceMesh, dtype: torch.dtype | None
+) -> None:
+    """FSDP2 over ``mesh``: each of ``blocks`` is gathered while it computes, the rest of ``model`` throughout.
+
+    Raises:
+        UserError: weights in 4 or 8 bits.
+    """
+    _refuse_quantized(model)
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    for block in blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def _refuse_quantized(model: nn.Module) -> None:
+    """A piece of packed weights has no scales of its own, and FSDP2 gathers no states beside them."""
+    for name, weight in model.named_parameters():
+        # bitsandbytes' NF4 and FP4 weights, and its 8-bit ones; they are packed once they are on a device.
+        if (
+            hasattr(weight, "quant_state")
+            or hasattr(weight, "CB")
+            or not weight.is_floating_point()
+        ):
+            raise UserError(
+                f"trainer.strategy: {name} is quantised (NF4 or 8 bits), which cannot be sharded or cut yet; take ddp"
+            )
+
+
+def gradient_sync(model: nn.Module, on: bool) -> None:
+    """Whether the next backward passes reduce the gradients of a sharded model, or only add them up."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_requires_gradient_sync(on, recurse=False)
+
+
+def _cut(model: Transformer, mesh: DeviceMesh) -> None:
+    config, size = model.config, mesh.size()
+    for name in ("num_heads", "num_kv_heads", "intermediate_size"):
+        if getattr(config, name) % size:
+            raise UserError(
+                f"tensor_parallel_size={size} does not divide {name}={getattr(config, name)}"
+            )
+    if config.qk_norm in ("projection", "per_head"):
+        raise UserError(
+            f"tensor_parallel_size={size}: a model with {config.qk_norm} qk_norm cannot be cut; set it to 1"
+        )
+    if any(config.has_experts(i) for i in range(config.num_layers)) or model.lora is not None:
+        raise UserError(
+            f"tensor_parallel_size={size}: mixtures of experts and LoRA cannot be cut yet; set it to 1"
+        )
+    _refuse_quantized(model)
+    if any(isinstance(module, Float8Linear) for module in model.modules()):
+        raise UserError(
+            f"tensor_parallel_size={size}: layers in 8 bits cannot be cut yet; set it to 1"
+        )
+    into = {f"attention.{name}": ColwiseParallel() for name in ("q_proj", "k_proj", "v_proj")}
+    into |= {
+        f"mlp.{name}": ColwiseParallel()
+        for name in ("gate_proj", "up_proj")[not config.gated_mlp :]
+    }
+    out = {name: RowwiseParallel() for name in ("attention.o_proj", "mlp.down_proj")}
+    for block in model.layers:
+        assert isinstance(block, Block)
+        block.attention.num_heads //= size  # this process's
+        block.attention.num_kv_heads //= size
+        parallelize_module(block, mesh, {**into, **out}, src_data_rank=None)
+
+
+def _spread(blocks: list[nn.Module], share: float) -> list[nn.Module]:
+    """That share of ``blocks``, evenly spread."""
+    chosen = [i for i in range(len(blocks)) if int((i + 1) * share + 1e-9) > int(i * share + 1e-9)]
+    return [blocks[i] for i in chosen]
+
+
+def _device(mesh: DeviceMesh) -> torch.device:
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if mesh.device_type == "cuda"
+        else torch.device("cpu")
+    )
