@@ -91,7 +91,7 @@ class RenderedEncoder:
     @cached_property
     def _sections(self) -> bool:
         """Whether control tokens are found before the text is normalized, which may depend on where a text begins."""
-        spec = json.loads(self._tokenizer._backend.to_str())
+        spec = json.loads(self._tokenizer.backend.to_str())
         return not any(
             token["normalized"]
             for token in spec.get("added_tokens", [])
@@ -105,7 +105,7 @@ class RenderedEncoder:
 
     @cached_property
     def _without_cuts(self) -> tokenizers.Tokenizer:
-        spec = json.loads(self._tokenizer._backend.to_str())
+        spec = json.loads(self._tokenizer.backend.to_str())
         remove: dict[str, Any] = {
             "type": "Replace",
             "pattern": {"String": CUT},
@@ -126,7 +126,7 @@ class RenderedEncoder:
     def _copy(self, changes: dict[str, Any]) -> tokenizers.Tokenizer:
         from tokenizers import Tokenizer as Backend
 
-        return Backend.from_str(json.dumps(json.loads(self._tokenizer._backend.to_str()) | changes))
+        return Backend.from_str(json.dumps(json.loads(self._tokenizer.backend.to_str()) | changes))
 
 
 def _common(one: str, other: str) -> int:

@@ -133,7 +133,7 @@ class HarnessLM(TemplateLM):
             return self._chat.encoder.ids(string)
         if add_special_tokens is None:
             add_special_tokens = not string.startswith(self._prefix_text)
-        return self.tokenizer._backend.encode(string, add_special_tokens=add_special_tokens).ids
+        return self.tokenizer.backend.encode(string, add_special_tokens=add_special_tokens).ids
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True

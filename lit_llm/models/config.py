@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lit_llm.errors import UserError
+from lit_llm.models.hub.formats import format_of
 from lit_llm.models.hub.locate import locate
 from lit_llm.ranges import Range, check_ranges, positive
 
@@ -304,11 +305,8 @@ class TransformerConfig:
     @classmethod
     def from_pretrained(cls, path: str | Path) -> TransformerConfig:
         """The shape of the model in a Hugging Face directory or GGUF file. Raises as `Transformer.from_pretrained`."""
-        from lit_llm.models.hub.gguf.read import gguf_config
-        from lit_llm.models.hub.huggingface import pretrained_config
-
         found = locate(path)
-        return gguf_config(found) if found.suffix == ".gguf" else pretrained_config(found)
+        return format_of(found).read_config(found)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values, resolved."""

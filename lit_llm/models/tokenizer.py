@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import json
 import re
-import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +20,8 @@ import numpy as np
 
 from lit_llm.errors import UserError
 from lit_llm.models.hub import generation_config as generation
-from lit_llm.models.hub.chat_templates import read_chat_templates, write_chat_templates
+from lit_llm.models.hub.formats import read_tokenizer, write_tokenizer
 from lit_llm.models.hub.locate import locate
-from lit_llm.models.hub.special_tokens import add_special_tokens, settings_of_names
 
 if TYPE_CHECKING:
     import tokenizers
@@ -48,12 +46,6 @@ CHATML_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-# A tokenizer.json does not say which of its special tokens ends a text; these names do, in the field's usage.
-_USUAL_NAMES = {
-    "bos_token": ("<|begin_of_text|>", "<s>", "<bos>", END_OF_TEXT),
-    "eos_token": (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>"),
-    "pad_token": (PAD, "<pad>", "[PAD]"),
-}
 _PIECE_CHARACTERS = 1_000_000
 # Characters of a word in training, where each merge goes through all of every word that has it. DNA and
 # text without spaces have words of any length; between two signs of Chinese are some 20 letters.
@@ -74,6 +66,7 @@ class Tokenizer:
     """A ``tokenizers.Tokenizer`` with the control tokens it uses and the bytes its tokens stand for.
 
     Attributes:
+        backend: the ``tokenizers.Tokenizer``.
         bos_id, eos_id, pad_id: ids of the control tokens, None where the tokenizer has none.
         special_names: {"bos_token": its text or None, "eos_token": ..., "pad_token": ...}, then
             the further names of the files, such as "unk_token" or a model's own "image_token".
@@ -97,7 +90,7 @@ class Tokenizer:
     ) -> None:
         backend.no_truncation()
         backend.no_padding()
-        self._backend = backend
+        self.backend = backend
         three = {"bos_token": bos_token, "eos_token": eos_token, "pad_token": pad_token}
         self.special_names: dict[str, str | None] = {**three, **(further_names or {})}
         self.chat_template = chat_template
@@ -116,7 +109,7 @@ class Tokenizer:
         """
         from tokenizers import Tokenizer as Backend
 
-        spec = json.loads(self._backend.to_str())
+        spec = json.loads(self.backend.to_str())
         names = set(self.special_names.values())
         self.control_tokens: dict[str, int] = {}
         for token in spec.get("added_tokens", []):
@@ -204,66 +197,7 @@ class Tokenizer:
         Raises:
             UserError: no such file, or not a tokenizer.
         """
-        from tokenizers import Tokenizer as Backend
-
-        path = locate(path)
-        if path.suffix == ".gguf":
-            from lit_llm.models.hub.gguf.read import gguf_tokenizer
-
-            return gguf_tokenizer(path)
-        file = path / "tokenizer.json" if path.is_dir() else path
-        if not file.is_file():
-            raise UserError(
-                f"{file}: no such file; a tokenizer is a tokenizer.json or a folder holding one"
-            )
-        try:
-            text = file.read_text(encoding="utf-8")
-            backend = Backend.from_str(text)
-        except Exception as error:  # the library raises bare Exception for every malformed file
-            raise UserError(f"{file}: not a tokenizer.json ({_one_line(error)})") from error
-
-        settings_file = file.parent / "tokenizer_config.json"
-        settings = generation.read_object(settings_file)
-        own_size = _size(backend)
-        found = add_special_tokens(backend, file.parent)
-        model_config = generation.read_object(file.parent / "config.json")
-        rows = model_config.get("vocab_size")
-        if isinstance(rows, int) and own_size <= rows < _size(backend):
-            # The model was not resized for them: their ids would lie behind its embedding.
-            backend = Backend.from_str(text)
-            left_out = {k for k, v in found.names.items() if backend.token_to_id(v) is None}
-            warnings.warn(
-                f"{settings_file}: tokens that only this file adds are left out, because the model "
-                f"has {rows} rows ({', '.join(sorted(left_out)) or 'none of them has a name'})",
-                stacklevel=2,
-            )
-            for key in left_out:
-                del found.names[key]
-        special = {
-            token.content for token in backend.get_added_tokens_decoder().values() if token.special
-        }
-        names: dict[str, str | None] = {}
-        alone = not (settings or found.names or found.names_eos or model_config)
-        for key, usual in _USUAL_NAMES.items():
-            name = found.names.pop(key, None)
-            # A file that names an eos and no bos has no bos, whatever config.json says.
-            disclaimed = key == "bos_token" and found.names_eos
-            ids = None if disclaimed else model_config.get(f"{key}_id")
-            if name is None and ids is not None:
-                first = ids[0] if isinstance(ids, list) and ids else ids
-                name = backend.id_to_token(first) if isinstance(first, int) and first >= 0 else None
-            if name is None and alone:
-                name = next((candidate for candidate in usual if candidate in special), None)
-            names[key] = name
-        templates = read_chat_templates(settings_file, settings.get("chat_template"))
-        return cls(
-            backend,
-            **names,
-            further_names=found.names,
-            chat_template=templates.pop("default", None),
-            named_templates=templates,
-            generation_config=generation.read_generation_config(file.parent),
-        )
+        return read_tokenizer(locate(path))
 
     def save_pretrained(self, folder: str | Path, model_max_length: int | None = None) -> None:
         """Write tokenizer.json and tokenizer_config.json; ``transformers.AutoTokenizer`` loads them with the same ids.
@@ -275,34 +209,12 @@ class Tokenizer:
             folder: made if it is not there.
             model_max_length: context length in tokens to write down; left out if None.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        # Not the library's own save: it raises a bare Exception on a full disk.
-        (folder / "tokenizer.json").write_text(
-            self._backend.to_str(pretty=True) + "\n", encoding="utf-8"
-        )
-        settings: dict[str, Any] = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "clean_up_tokenization_spaces": False,  # True would eat the space before a full stop when decoding
-            **settings_of_names(self.special_names),
-        }
-        if model_max_length is not None:
-            settings["model_max_length"] = model_max_length
-        templates = write_chat_templates(folder, self.chat_template, self.named_templates)
-        if templates is not None:
-            settings["chat_template"] = templates
-        text = json.dumps(settings, indent=2, ensure_ascii=False)
-        (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
-        there = generation.read_generation_config(folder)
-        ids = [*generation.eos_ids(self.generation_config), *self.stop_ids]
-        fields = generation.with_eos_ids({**self.generation_config, **there}, ids)
-        if there or self.generation_config:
-            generation.write_generation_config(folder, fields)
+        write_tokenizer(self, Path(folder), model_max_length)
 
     @functools.cached_property
     def vocab_size(self) -> int:
         """One more than the largest id (published vocabularies may have holes)."""
-        return _size(self._backend)
+        return table_size(self.backend)
 
     @property
     def unk_id(self) -> int | None:
@@ -332,7 +244,7 @@ class Tokenizer:
         adds none. ``add_bos_token`` in tokenizer_config.json does not either: transformers 5 does
         not read it beside a tokenizer.json.
         """
-        encoding = self._backend.encode("a", add_special_tokens=True)
+        encoding = self.backend.encode("a", add_special_tokens=True)
         added = itertools.takewhile(
             lambda pair: pair[1], zip(encoding.ids, encoding.special_tokens_mask, strict=True)
         )
@@ -341,15 +253,15 @@ class Tokenizer:
     @functools.cached_property
     def byte_tokens(self) -> frozenset[int]:
         """Ids of ``<0x00>`` to ``<0xFF>`` if the decoder makes text of runs of them, else empty."""
-        spec = json.loads(self._backend.to_str())
+        spec = json.loads(self.backend.to_str())
         if '"ByteFallback"' not in json.dumps(spec.get("decoder")):
             return frozenset()
-        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        vocabulary = self.backend.get_vocab(with_added_tokens=True)
         return frozenset(i for token, i in vocabulary.items() if _BYTE_TOKEN.fullmatch(token))
 
     def has_token(self, token_id: int) -> bool:
         """Whether any token has this id: a model's vocabulary may be larger, and have holes."""
-        return self._backend.id_to_token(token_id) is not None
+        return self.backend.id_to_token(token_id) is not None
 
     def is_control(self, token_id: int) -> bool:
         """Whether the id is a control token's."""
@@ -360,7 +272,7 @@ class Tokenizer:
 
         With ``allow_special`` control tokens spelled in ``text`` become their ids: only for text this program built.
         """
-        backend = self._backend if allow_special else self._raw
+        backend = self.backend if allow_special else self._raw
         return backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
@@ -417,7 +329,7 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """The text of ``ids``; with our own tokenizer exactly what was encoded."""
-        return self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+        return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
 
     def vocabulary(self) -> list[bytes]:
         """UTF-8 bytes each id stands for; empty for control tokens and unused ids.
@@ -456,7 +368,7 @@ class Tokenizer:
 
         The post-processor is left out, because `encode` adds nothing around a text.
         """
-        spec = json.loads(self._backend.to_str()) | {"post_processor": None}
+        spec = json.loads(self.backend.to_str()) | {"post_processor": None}
         canonical = json.dumps(spec, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -517,9 +429,6 @@ def _byte_alphabet() -> dict[str, bytes]:
     }
 
 
-def _size(backend: tokenizers.Tokenizer) -> int:
+def table_size(backend: tokenizers.Tokenizer) -> int:
+    """One more than the largest id: rows that an embedding of all tokens has."""
     return max(backend.get_vocab(with_added_tokens=True).values()) + 1
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lit_llm.models.attention import Attention, KVCache
 from lit_llm.models.config import TransformerConfig
+from lit_llm.models.hub.formats import format_of, write_model
 from lit_llm.models.hub.locate import locate
 from lit_llm.models.kernels.backends import Backends
 from lit_llm.models.kernels.limits import LARGE_LOGITS, chunk_bytes
@@ -326,13 +327,7 @@ class Transformer(nn.Module):
             UserError: a missing or broken file, an architecture or a tensor name that is not known.
         """
         found = locate(path)
-        if found.suffix == ".gguf":
-            from lit_llm.models.hub.gguf.read import load_gguf
-
-            return load_gguf(found, dtype, prepare)[0]
-        from lit_llm.models.hub.huggingface import load_pretrained
-
-        return load_pretrained(found, dtype, prepare)
+        return format_of(found).read_model(found, dtype, prepare)
 
     def save_pretrained(
         self,
@@ -347,6 +342,4 @@ class Transformer(nn.Module):
             dtype: of the file's weights. None keeps theirs.
             state_dict: weights to write in place of the model's own, under the same names.
         """
-        from lit_llm.models.hub.huggingface import save_pretrained
-
-        save_pretrained(self, Path(path), dtype, state_dict)
+        write_model(self, Path(path), dtype, state_dict)

@@ -71,10 +71,10 @@ def inspect_checkpoint(ckpt: str | Path) -> dict[str, Any]:
         }
     elif found.suffix == ".gguf":
         from lit_llm.models.hub.gguf.read import config_of, open_gguf
-        from lit_llm.models.hub.gguf.tokenizer import read_tokenizer
+        from lit_llm.models.hub.gguf.tokenizer import tokenizer_of
 
         file = open_gguf(found)
-        config, tokenizer = config_of(file), read_tokenizer(file)
+        config, tokenizer = config_of(file), tokenizer_of(file)
         for info in file.tensors.values():
             stored[info.kind] = stored.get(info.kind, 0) + info.size
         facts |= {"format": "GGUF"}

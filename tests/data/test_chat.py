@@ -103,7 +103,7 @@ def test_the_mask_covers_what_the_assistant_says(
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_the_text_is_transformers_text(tokenizer: Tokenizer, template: str, drawn: tuple) -> None:
     theirs = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer._backend, bos_token="<|endoftext|>"
+        tokenizer_object=tokenizer.backend, bos_token="<|endoftext|>"
     )
     messages = messages_of(drawn)
     for prompt in (False, True):
@@ -114,7 +114,7 @@ def test_the_text_is_transformers_text(tokenizer: Tokenizer, template: str, draw
 
 
 def test_generation_marks_agree_with_transformers(tokenizer: Tokenizer) -> None:
-    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer._backend)
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend)
     messages = messages_of(("Be brief.", [("What is x?", "A name."), ("And y?", "Another.")], None))
     theirs_encoded = theirs.apply_chat_template(
         messages, chat_template=MARKED, return_assistant_tokens_mask=True, return_dict=True
@@ -193,6 +193,6 @@ def test_templates_that_do_not_work(tokenizer: Tokenizer, template: str, said: s
 
 
 def test_no_template(tokenizer: Tokenizer) -> None:
-    bare = Tokenizer(tokenizer._backend, eos_token="<|endoftext|>")
+    bare = Tokenizer(tokenizer.backend, eos_token="<|endoftext|>")
     with pytest.raises(UserError, match="no chat template"):
         ChatFormat(bare)

@@ -180,7 +180,7 @@ def test_spelled_control_tokens_stay_text_in_every_field() -> None:
 
     byte = chat_of("qwen3_like")
     # Control tokens that are searched in the normalized text, as old files have them.
-    spec = json.loads(byte.tokenizer._backend.to_str()) | {"normalizer": {"type": "NFC"}}
+    spec = json.loads(byte.tokenizer.backend.to_str()) | {"normalizer": {"type": "NFC"}}
     spec["added_tokens"] = [{**token, "normalized": True} for token in spec["added_tokens"]]
     backend = type(byte_level([])).from_str(json.dumps(spec))
     old = ChatFormat(Tokenizer(backend, bos_token="<s>", eos_token="</s>"), byte.template)

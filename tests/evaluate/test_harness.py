@@ -227,7 +227,7 @@ def test_a_rendered_chat_has_the_ids_of_chat_and_training(
     from tokenizers.processors import TemplateProcessing
 
     bos = "<|endoftext|>"
-    backend = type(tokenizer._backend).from_str(tokenizer._backend.to_str())
+    backend = type(tokenizer.backend).from_str(tokenizer.backend.to_str())
     backend.post_processor = TemplateProcessing(
         single=f"{bos} $A", special_tokens=[(bos, backend.token_to_id(bos))]
     )
@@ -247,7 +247,7 @@ def test_a_rendered_chat_has_the_ids_of_chat_and_training(
 
 
 def test_a_template_without_system_messages(model: Transformer, tokenizer: Tokenizer) -> None:
-    strict = Tokenizer(tokenizer._backend, **tokenizer.special_names, chat_template=(
+    strict = Tokenizer(tokenizer.backend, **tokenizer.special_names, chat_template=(
         "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
         "[{{ m.role }}] {{ m.content.strip() }}\n{% endfor %}"
     ))  # fmt: skip
@@ -272,7 +272,7 @@ def test_mistakes(model: Transformer, tokenizer: Tokenizer) -> None:
             )
         )
     with pytest.raises(UserError, match="neither a bos nor an eos"):
-        HarnessLM(model, Tokenizer(tokenizer._backend))
+        HarnessLM(model, Tokenizer(tokenizer.backend))
 
 
 SHARED = {

@@ -44,6 +44,6 @@ def test_without_gigatoken_the_ids_are_the_same() -> None:
     tokenizer = trained()
     texts = ["".join(HARD), "", "plain text"]
     fast = tokenizer.encode_batch(texts)
-    other = Tokenizer(tokenizer._backend, **tokenizer.special_names)
+    other = Tokenizer(tokenizer.backend, **tokenizer.special_names)
     other.__dict__["_fast"] = None
     assert all((a == b).all() for a, b in zip(fast, other.encode_batch(texts), strict=True))

@@ -315,4 +315,4 @@ def _byte_token(tokenizer: Tokenizer, byte: int) -> int:
         if byte in printable
         else chr(256 + [b for b in range(256) if b not in printable].index(byte))
     )
-    return tokenizer._backend.token_to_id(character)
+    return tokenizer.backend.token_to_id(character)

@@ -47,14 +47,14 @@ def write_gguf(
         writer.add_key_length(config.head_dim)
     for key, value in extra.items():
         writer.add_string(key.replace("__", "."), value)
-    vocabulary = sorted(tokenizer._backend.get_vocab().items(), key=lambda item: item[1])
+    vocabulary = sorted(tokenizer.backend.get_vocab().items(), key=lambda item: item[1])
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("llama-bpe")
     writer.add_token_list([token for token, _ in vocabulary])
     writer.add_token_types(
         [3 if token in tokenizer.control_tokens else 1 for token, _ in vocabulary]
     )
-    merges = json.loads(tokenizer._backend.to_str())["model"]["merges"]
+    merges = json.loads(tokenizer.backend.to_str())["model"]["merges"]
     writer.add_token_merges([" ".join(merge) for merge in merges])
     writer.add_eos_token_id(tokenizer.eos_id)
     writer.add_chat_template(tokenizer.chat_template)

@@ -25,7 +25,7 @@ from tokenizers import Tokenizer as Backend
 from lit_llm.errors import UserError
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.hub.gguf.container import GGUFFile
-from lit_llm.models.hub.gguf.read import gguf_tokenizer
+from lit_llm.models.hub.gguf.read import read_tokenizer
 from lit_llm.models.hub.gguf.write import write_gguf
 from lit_llm.models.tokenizer import SPLIT_PATTERN, Tokenizer, begin_with
 from lit_llm.models.transformer import Transformer
@@ -164,7 +164,7 @@ def test_byte_level(split: str, tmp_path: Path, corpus: list[str]) -> None:
     meta = GGUFFile(file).metadata
     assert meta["tokenizer.ggml.pre"] == split and meta["tokenizer.ggml.model"] == "gpt2"
     assert meta["tokenizer.ggml.tokens"][-1] == f"[PAD{tokenizer.vocab_size + 2}]"
-    again = gguf_tokenizer(file)
+    again = read_tokenizer(file)
     assert (
         again.vocab_size == tokenizer.vocab_size and again.special_names == tokenizer.special_names
     )
@@ -183,8 +183,8 @@ def test_sentencepiece(prefix: bool, tmp_path: Path, corpus: list[str]) -> None:
     tokenizer = sentencepiece(corpus, prefix)
     file = written(tokenizer, tmp_path / "m.gguf")
     assert GGUFFile(file).metadata["tokenizer.ggml.model"] == "llama"
-    again = gguf_tokenizer(file)
-    assert json.loads(again._backend.to_str())["model"]["merges"] is not None
+    again = read_tokenizer(file)
+    assert json.loads(again.backend.to_str())["model"]["merges"] is not None
     for text in [*TEXTS, corpus[-1][:20_000]]:
         assert again.encode(text) == tokenizer.encode(text)
         assert again.decode(again.encode(text)) == tokenizer.decode(tokenizer.encode(text))
@@ -216,13 +216,13 @@ def _pair(factory: pytest.TempPathFactory) -> tuple[Tokenizer, Tokenizer]:
         ours = sentencepiece(
             ["the cat sat on the mat, and then the other cat sat there too " * 3], True
         )
-        _CACHE.append((ours, gguf_tokenizer(written(ours, factory.mktemp("spm") / "m.gguf"))))
+        _CACHE.append((ours, read_tokenizer(written(ours, factory.mktemp("spm") / "m.gguf"))))
     return _CACHE[0]
 
 
 def test_splits_without_a_name_are_refused(tmp_path: Path, corpus: list[str]) -> None:
     tokenizer = byte_level(corpus, "gpt-2")
-    spec = json.loads(tokenizer._backend.to_str())
+    spec = json.loads(tokenizer.backend.to_str())
     for change in (
         {"pre_tokenizer": {"type": "Whitespace"}},
         {"pre_tokenizer": {**spec["pre_tokenizer"], "add_prefix_space": True}},
@@ -233,7 +233,7 @@ def test_splits_without_a_name_are_refused(tmp_path: Path, corpus: list[str]) ->
         other = Tokenizer(Backend.from_str(json.dumps({**spec, **change})))
         with pytest.raises(UserError, match=r"no name for how|WordPiece cannot be written"):
             written(other, tmp_path / "m.gguf")
-    spec = json.loads(sentencepiece(corpus, True)._backend.to_str())
+    spec = json.loads(sentencepiece(corpus, True).backend.to_str())
     spec["model"]["merges"] = spec["model"]["merges"][::2]
     with pytest.raises(UserError, match="cannot say this tokenizer's merges"):
         written(Tokenizer(Backend.from_str(json.dumps(spec))), tmp_path / "m.gguf")
@@ -242,13 +242,13 @@ def test_splits_without_a_name_are_refused(tmp_path: Path, corpus: list[str]) ->
 
 def test_no_bos_where_the_file_says_so(tmp_path: Path, corpus: list[str]) -> None:
     tokenizer = byte_level(corpus, "gpt-2")
-    begin_with(tokenizer._backend, tokenizer.special_names["bos_token"])
+    begin_with(tokenizer.backend, tokenizer.special_names["bos_token"])
     file = written(tokenizer, tmp_path / "m.gguf")
     key = b"tokenizer.ggml.add_bos_token" + (7).to_bytes(4, "little")
     whole = file.read_bytes()
     assert whole.count(key + b"\1") == 1
     file.write_bytes(whole.replace(key + b"\1", key + b"\0"))
-    assert gguf_tokenizer(file).document_start == [] and tokenizer.document_start == [
+    assert read_tokenizer(file).document_start == [] and tokenizer.document_start == [
         tokenizer.bos_id
     ]
 
@@ -259,7 +259,7 @@ def metadata(tokenizer: Tokenizer, folder: Path, name: str = "m") -> dict:
 
 def changed(tokenizer: Tokenizer, **parts: object) -> Tokenizer:
     """The same tokenizer with parts of its tokenizer.json replaced."""
-    spec = json.loads(tokenizer._backend.to_str())
+    spec = json.loads(tokenizer.backend.to_str())
     model = parts.pop("model", {})
     spec = {**spec, **parts, "model": {**spec["model"], **model}}  # type: ignore[dict-item]
     return Tokenizer(Backend.from_str(json.dumps(spec)), **tokenizer.special_names)
@@ -308,7 +308,7 @@ def test_a_byte_level_tokenizer_without_merges_is_refused(
 @pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
 def test_flags_of_added_tokens_are_refused(flag: str, tmp_path: Path, corpus: list[str]) -> None:
     tokenizer = byte_level(corpus, "gpt-2")
-    tokenizer._backend.add_tokens([AddedToken("<think>", normalized=False, **{flag: True})])
+    tokenizer.backend.add_tokens([AddedToken("<think>", normalized=False, **{flag: True})])
     with pytest.raises(UserError, match=f"'<think>' has {flag}=true.*tokenizer.json"):
         written(tokenizer, tmp_path / "m.gguf")
 
@@ -318,7 +318,7 @@ def test_phi3s_tokens_swallow_spaces_by_the_files_name(tmp_path: Path, corpus: l
     tokenizer = phi3(corpus)
     assert metadata(tokenizer, tmp_path, "mine")["general.name"] == "mine (phi-3)"
     assert metadata(tokenizer, tmp_path, "My-Phi3")["general.name"] == "My-Phi3"
-    again = gguf_tokenizer(tmp_path / "mine.gguf")
+    again = read_tokenizer(tmp_path / "mine.gguf")
     text = "<|user|>\n  Hi<|end|>\n<|endoftext|>  x<unk>  y"
     assert again.encode(text, True) == tokenizer.encode(text, True)
     assert len(tokenizer.encode("<|user|>   ", True)) == 1
@@ -338,8 +338,8 @@ def test_gpt4s_split_without_ignore_merges_has_a_name(tmp_path: Path, corpus: li
         )
         tokenizer = byte_level(corpus, "gpt-4", splitter)
         assert metadata(tokenizer, tmp_path)["tokenizer.ggml.pre"] == "dbrx"
-        again = gguf_tokenizer(tmp_path / "m.gguf")
-        assert not json.loads(again._backend.to_str())["model"]["ignore_merges"]
+        again = read_tokenizer(tmp_path / "m.gguf")
+        assert not json.loads(again.backend.to_str())["model"]["ignore_merges"]
         for text in [*TEXTS, corpus[-1]]:
             assert again.encode(text) == tokenizer.encode(text)
 
@@ -356,11 +356,11 @@ def test_a_file_that_names_no_split_is_split_as_llama_cpp_does(
         file.write_bytes(whole.replace(old, new))
         if new.endswith(b"3"):
             with pytest.raises(UserError, match="split 'gpt-3' is not known"):
-                gguf_tokenizer(file)
+                read_tokenizer(file)
             continue
         with pytest.warns(UserWarning, match=r"tokenizer\.ggml\.pre does not name"):
-            again = gguf_tokenizer(file)
-    pieces = again._backend.pre_tokenizer.pre_tokenize_str("ab+= 12345 c?!")  # type: ignore[union-attr]
+            again = read_tokenizer(file)
+    pieces = again.backend.pre_tokenizer.pre_tokenize_str("ab+= 12345 c?!")  # type: ignore[union-attr]
     assert [piece for piece, _ in pieces] == ["ab", "+=", "\u0120", "123", "45", "\u0120c", "?!"]
 
 
@@ -372,11 +372,11 @@ def test_transformers_5s_gemma(tmp_path: Path, corpus: list[str]) -> None:
     assert {
         meta["tokenizer.ggml.token_type"][meta["tokenizer.ggml.tokens"].index(r)] for r in RUNS
     } == {1}
-    again = gguf_tokenizer(tmp_path / "m.gguf")
+    again = read_tokenizer(tmp_path / "m.gguf")
     for text in [*TEXTS, "a  b   c    d     e", corpus[-1][:5000]]:
         assert again.encode(text) == tokenizer.encode(text)
         assert again.decode(again.encode(text)) == tokenizer.decode(tokenizer.encode(text)) == text
-    tokenizer._backend.add_tokens([AddedToken("\u2581<x>", normalized=False)])
+    tokenizer.backend.add_tokens([AddedToken("\u2581<x>", normalized=False)])
     with pytest.raises(UserError, match="holds the mark of a space, and no merge makes it"):
         written(tokenizer, tmp_path / "n.gguf")
 
@@ -385,16 +385,16 @@ def test_runs_looked_for_in_normalised_text_are_written_as_spaces(
     tmp_path: Path, corpus: list[str]
 ) -> None:
     tokenizer = sentencepiece(corpus, False)
-    tokenizer._backend.add_tokens([AddedToken("\u2581\u2581\u2581", normalized=True)])
+    tokenizer.backend.add_tokens([AddedToken("\u2581\u2581\u2581", normalized=True)])
     tokenizer = changed(
         tokenizer, normalizer={"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
     )
     meta = metadata(tokenizer, tmp_path)
     assert meta["tokenizer.ggml.tokens"][tokenizer.vocab_size - 1] == "   "
-    again = gguf_tokenizer(tmp_path / "m.gguf")
+    again = read_tokenizer(tmp_path / "m.gguf")
     assert again.encode("a   b") == tokenizer.encode("a   b")
     assert tokenizer.vocab_size - 1 in again.encode("a   b")
-    tokenizer._backend.add_tokens([AddedToken("   ", normalized=False)])
+    tokenizer.backend.add_tokens([AddedToken("   ", normalized=False)])
     with pytest.raises(UserError, match="two tokens would be written as '   '"):
         written(tokenizer, tmp_path / "n.gguf")
 
@@ -433,7 +433,7 @@ def test_every_stop_id_travels(tmp_path: Path, corpus: list[str]) -> None:
         }
         assert {role: meta[key(role)] for role in ids} == ids
         assert {key("eot"), key("eom")} & meta.keys() == {key(role) for role in roles}
-        again = gguf_tokenizer(tmp_path / "m.gguf")
+        again = read_tokenizer(tmp_path / "m.gguf")
         assert again.stop_ids == [tokenizer.control_tokens[name] for name in stops]
     with pytest.raises(
         UserError, match="'<\\|stop\\|>', '<\\|over\\|>', '<\\|out\\|>' too: leave all but two"
@@ -455,14 +455,14 @@ def test_stop_ids_of_other_peoples_files(tmp_path: Path, corpus: list[str]) -> N
         file.read_bytes().replace(b"lit_llm.stop_token_ids", b"xxx_xxx.stop_token_ids")
     )
     names = {index: name for name, index in tokenizer.control_tokens.items()}
-    stops = [names[index] for index in gguf_tokenizer(file).stop_ids]
+    stops = [names[index] for index in read_tokenizer(file).stop_ids]
     # <|end|> is none where harmony's other two are
     assert stops == ["<|im_end|>", "<|endoftext|>", "<|return|>", "<|call|>", "<|eot_id|>"]
 
 
 def test_a_tokenizer_without_an_end_is_refused(tmp_path: Path, corpus: list[str]) -> None:
     """llama.cpp would take token 11 or 2 for it. The model's own eos does."""
-    tokenizer = Tokenizer(byte_level(corpus, "gpt-2")._backend)
+    tokenizer = Tokenizer(byte_level(corpus, "gpt-2").backend)
     with pytest.raises(UserError, match=r"no eos token.*tokenizer_config\.json"):
         written(tokenizer, tmp_path / "m.gguf")
     config = TransformerConfig(
@@ -483,7 +483,7 @@ def test_what_stands_around_a_text_survives_import(
     bos, eos = tokenizer.special_names["bos_token"], tokenizer.special_names["eos_token"]
     assert bos and eos and tokenizer.bos_id is not None and tokenizer.eos_id is not None
     if around != "nothing":
-        tokenizer._backend.post_processor = processors.TemplateProcessing(
+        tokenizer.backend.post_processor = processors.TemplateProcessing(
             single=[bos, "$A", eos] if "eos" in around else [bos, "$A"],
             special_tokens=[(bos, tokenizer.bos_id), (eos, tokenizer.eos_id)],
         )
@@ -491,7 +491,7 @@ def test_what_stands_around_a_text_survives_import(
     meta = metadata(tokenizer, tmp_path)
     assert meta["tokenizer.ggml.bos_token_id"] == tokenizer.bos_id
     assert meta["tokenizer.ggml.add_bos_token"] is (around != "nothing")
-    again = gguf_tokenizer(tmp_path / "m.gguf")
+    again = read_tokenizer(tmp_path / "m.gguf")
     assert again.special_names == tokenizer.special_names
     again.save_pretrained(tmp_path / "imported")
     before, after = (
@@ -503,7 +503,7 @@ def test_what_stands_around_a_text_survives_import(
 
 
 def test_named_templates_and_names_of_fillers(tmp_path: Path, corpus: list[str]) -> None:
-    backend = byte_level(corpus, "gpt-2")._backend
+    backend = byte_level(corpus, "gpt-2").backend
     rows = backend.get_vocab_size() + 1
     backend.add_tokens(
         [AddedToken(f"[PAD{rows}]", normalized=False)]
@@ -513,6 +513,6 @@ def test_named_templates_and_names_of_fillers(tmp_path: Path, corpus: list[str])
     )
     tokens = metadata(tokenizer, tmp_path)["tokenizer.ggml.tokens"]
     assert len(set(tokens)) == len(tokens)  # llama.cpp aborts where a text is there twice
-    again = gguf_tokenizer(tmp_path / "m.gguf")
+    again = read_tokenizer(tmp_path / "m.gguf")
     assert again.named_templates == {"tool_use": "{{ tools }}"}
     assert again.vocab_size == tokenizer.vocab_size

@@ -12,7 +12,7 @@ import torch
 from lit_llm.errors import UserError
 from lit_llm.models.hub.gguf import names as gguf_names
 from lit_llm.models.hub.gguf.names import gguf_arch_of
-from lit_llm.models.hub.gguf.read import gguf_tokenizer, load_gguf
+from lit_llm.models.hub.gguf.read import load_gguf, read_tokenizer
 from lit_llm.models.hub.gguf.splits import _SPLITS, pre_tokenizer_of
 from lit_llm.models.hub.gguf.write import write_gguf
 from lit_llm.models.tokenizer import Tokenizer, begin_with
@@ -157,13 +157,13 @@ def test_texts_are_cut_as_in_transformers(
     else:
         tokenizer = byte_level(corpus, how.names[0], pre_tokenizer_of(how), how.ignore_merges)
     if begins:
-        begin_with(tokenizer._backend, tokenizer.special_names["bos_token"])
+        begin_with(tokenizer.backend, tokenizer.special_names["bos_token"])
     file = written(tokenizer, tmp_path / "m.gguf")
     answer = llama_cpp(file, TEXTS)
     assert "error" not in answer, answer["error"]
     assert answer["adds_bos"] is begins and not answer["adds_eos"]
     assert (answer["bos"], answer["eos"]) == (tokenizer.bos_id, tokenizer.eos_id)
-    again = gguf_tokenizer(file)
+    again = read_tokenizer(file)
     for text, plain, special in zip(TEXTS, answer["plain"], answer["special"], strict=True):
         assert plain == tokenizer.encode(text) == again.encode(text), text
         assert special == tokenizer.encode(text, True) == again.encode(text, True), text

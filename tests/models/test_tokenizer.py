@@ -203,7 +203,7 @@ def test_a_text_begins_as_in_transformers(
     tokenizer: Tokenizer, tmp_path: Path, processor: object, add_bos_token: bool | None,
     bos: str | None,
 ) -> None:  # fmt: skip
-    spec = json.loads(tokenizer._backend.to_str()) | {"post_processor": processor}
+    spec = json.loads(tokenizer.backend.to_str()) | {"post_processor": processor}
     settings = {"bos_token": bos, "eos_token": "<|im_end|>", "add_bos_token": add_bos_token}
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
     (tmp_path / "tokenizer_config.json").write_text(
@@ -229,7 +229,7 @@ def test_our_own_prompts_begin_everywhere_as_documents_are_trained(
     assert theirs == [tokenizer.eos_id, *tokenizer.encode("import os")]
     assert theirs == tokenizer.document_start + tokenizer.encode("import os")
     # What stands before a text is no part of how it is encoded.
-    spec = json.loads(tokenizer._backend.to_str()) | {"post_processor": None}
+    spec = json.loads(tokenizer.backend.to_str()) | {"post_processor": None}
     bare = Tokenizer(Backend.from_str(json.dumps(spec)), **tokenizer.special_names)
     assert bare.document_start == [] and bare.fingerprint() == tokenizer.fingerprint()
 
@@ -355,7 +355,7 @@ def test_numbers_split_in_threes_and_indentation_stays_apart_from_words() -> Non
 
 def test_words_without_end_are_cut_in_training_only(monkeypatch: pytest.MonkeyPatch) -> None:
     def trained(texts: list[str]) -> str:
-        return Tokenizer.train(texts, 2000, or_fewer=True)._backend.to_str()
+        return Tokenizer.train(texts, 2000, or_fewer=True).backend.to_str()
 
     def words() -> pre_tokenizers.PreTokenizer:
         return pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated")
@@ -369,7 +369,7 @@ def test_words_without_end_are_cut_in_training_only(monkeypatch: pytest.MonkeyPa
         assert len(list(module._with_short_words(run * 600, words()))) == 5
     found = Tokenizer.train([long, "two words"], 2000, or_fewer=True)
     assert found.decode(found.encode(long)) == long
-    assert "256" not in json.dumps(json.loads(found._backend.to_str())["pre_tokenizer"])
+    assert "256" not in json.dumps(json.loads(found.backend.to_str())["pre_tokenizer"])
     ordinary = ["Donaudampfschifffahrt, it's 1234567\n\n   x = 1  \u5317\u4eac\u3002" * 50]
     before = trained(ordinary)
     monkeypatch.setattr(module, "_LONGEST_WORD", 10**5)

@@ -20,7 +20,7 @@ import yaml
 from lit_llm import InstructionDataModule, Tokenizer, Transformer, UserError
 from lit_llm.cli import main
 from lit_llm.models.hub.checkpoint import load_model
-from lit_llm.models.hub.gguf.read import gguf_tokenizer
+from lit_llm.models.hub.gguf.read import read_tokenizer
 from lit_llm.models.tokenizer import CHATML_TEMPLATE
 
 TEXT = "<|eot|> user asked the assistant: what is a café in 北京? Paris 12345\n" * 8
@@ -163,7 +163,7 @@ def test_a_checkpoint_an_adapter_and_a_gguf_file_keep_them(
     final = json.loads((folder / "final" / "generation_config.json").read_text())
     assert fields == final | {"pad_token_id": 1}
     assert main(["export", str(folder), str(tmp_path / "m.gguf"), "--format", "gguf"]) == 0
-    assert gguf_tokenizer(tmp_path / "m.gguf").chat_template == CHATML_TEMPLATE
+    assert read_tokenizer(tmp_path / "m.gguf").chat_template == CHATML_TEMPLATE
 
 
 def test_an_adapters_tokenizer_that_does_not_fit_is_told(

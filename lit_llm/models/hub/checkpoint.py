@@ -12,7 +12,7 @@ import torch
 from lit_llm.errors import UserError
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.hub.adapters import load_adapter
-from lit_llm.models.hub.huggingface import load_pretrained
+from lit_llm.models.hub.huggingface import read_model
 from lit_llm.models.hub.locate import locate
 from lit_llm.models.kernels.cores import limit_threads
 from lit_llm.models.kernels.device import has_fast_bf16
@@ -100,7 +100,7 @@ def load_model(
         model, tokenizer = _load_training_checkpoint(found, dtype)
     elif found.is_dir():
         folder = model_folder(found)
-        model, tokenizer = load_pretrained(folder, dtype), Tokenizer.from_pretrained(folder)
+        model, tokenizer = read_model(folder, dtype), Tokenizer.from_pretrained(folder)
     elif found.suffix == ".gguf":
         from lit_llm.models.hub.gguf.read import load_gguf  # its package is an extra
 

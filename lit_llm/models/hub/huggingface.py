@@ -164,10 +164,10 @@ def _warn_once(message: str) -> None:
     _log.warning(message)
 
 
-def pretrained_config(folder: Path) -> TransformerConfig:
+def read_config(folder: Path) -> TransformerConfig:
     """The shape of the model in a Hugging Face directory.
 
-    Head and embedding are tied as in the model that `load_pretrained` makes of it.
+    Head and embedding are tied as in the model that `read_model` makes of it.
 
     Raises:
         UserError: as `config_from_hf`.
@@ -213,7 +213,7 @@ def _ends(config: TransformerConfig, family: str | None) -> Layout:
     return Layout(dataclasses.replace(config, tie_embeddings=False), shapes, family)
 
 
-def load_pretrained(
+def read_model(
     folder: Path,
     dtype: torch.dtype | None = None,
     prepare: Callable[[Transformer], None] | None = None,
@@ -266,7 +266,7 @@ def _some(names: list[str]) -> str:
     )
 
 
-def save_pretrained(
+def write_model(
     model: Transformer,
     folder: Path,
     dtype: torch.dtype | None = None,

@@ -17,7 +17,7 @@ from lit_llm.models.config import TransformerConfig
 from lit_llm.models.hub.gguf.architectures import ARCHITECTURES
 from lit_llm.models.hub.gguf.container import GGUFFile
 from lit_llm.models.hub.gguf.names import config_from_gguf, layout_of, relaid
-from lit_llm.models.hub.gguf.tokenizer import read_tokenizer
+from lit_llm.models.hub.gguf.tokenizer import tokenizer_of
 from lit_llm.models.meta import meta_transformer
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
@@ -53,17 +53,26 @@ def load_gguf(
         UserError: the file is missing, cut or of an architecture, type of tensor or tokenizer that is not known.
     """
     file = open_gguf(path)
-    return _model(file, dtype or torch.float32, prepare), read_tokenizer(file)
+    return _model(file, dtype or torch.float32, prepare), tokenizer_of(file)
 
 
-def gguf_config(path: Path) -> TransformerConfig:
+def read_model(
+    path: Path,
+    dtype: torch.dtype | None = None,
+    prepare: Callable[[Transformer], None] | None = None,
+) -> Transformer:
+    """The model of a GGUF file; arguments and errors as in `load_gguf`."""
+    return _model(open_gguf(path), dtype or torch.float32, prepare)
+
+
+def read_config(path: Path) -> TransformerConfig:
     """The shape of a GGUF file's model. Raises as `load_gguf`."""
     return config_of(open_gguf(path))
 
 
-def gguf_tokenizer(path: Path) -> Tokenizer:
+def read_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a GGUF file. Raises as `load_gguf`."""
-    return read_tokenizer(open_gguf(path))
+    return tokenizer_of(open_gguf(path))
 
 
 def config_of(file: GGUFFile) -> TransformerConfig:

@@ -39,7 +39,7 @@ _LONGEST_TOKEN = (
 _IDS = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding"}
 
 
-def read_tokenizer(file: GGUFFile) -> Tokenizer:
+def tokenizer_of(file: GGUFFile) -> Tokenizer:
     """The tokenizer of a GGUF file. Encoding with special tokens begins with the bos where
     llama.cpp's does.
 

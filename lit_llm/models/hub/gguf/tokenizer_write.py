@@ -72,7 +72,7 @@ def tokenizer_metadata(
             f"the tokenizer has {tokenizer.vocab_size} tokens and the model {num_tokens}: it is "
             f"another model's"
         )
-    spec = json.loads(tokenizer._backend.to_str())
+    spec = json.loads(tokenizer.backend.to_str())
     _check_model(spec["model"])
     texts, types = _tokens(tokenizer, spec, num_tokens)
     if spec["model"].get("byte_fallback"):
@@ -134,7 +134,7 @@ def _tokens(
 ) -> tuple[list[str], list[int]]:
     """Text and type of every id. Raises UserError for a flag of an added token that GGUF cannot
     say."""
-    vocabulary = tokenizer._backend.get_vocab(with_added_tokens=True)
+    vocabulary = tokenizer.backend.get_vocab(with_added_tokens=True)
     texts, types = [], [UNUSED] * num_tokens
     for index in range(num_tokens):
         filler = f"[PAD{index}]"
@@ -168,7 +168,7 @@ def _around(tokenizer: Tokenizer, spec: dict[str, Any], eos_id: int) -> dict[str
     """
     before, after = _put_around(spec)
     if len(before) > 1 or after not in ([], [eos_id]):
-        names = [tokenizer._backend.id_to_token(index) for index in before + after]
+        names = [tokenizer.backend.id_to_token(index) for index in before + after]
         raise UserError(
             f"the tokenizer's post_processor puts {', '.join(map(repr, names))} around a text; "
             f"llama.cpp can put one "
