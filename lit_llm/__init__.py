@@ -22,6 +22,7 @@ _EXPORTS = {
     "LoRAConfig": "lit_llm.models.lora",
     "generate": "lit_llm.models.generation.generate",
     "Sampling": "lit_llm.models.generation.sampling",
+    "LanguageModule": "lit_llm.training.language",
     "PretrainModule": "lit_llm.training.pretrain",
     "SFTModule": "lit_llm.training.sft",
     "PretrainDataModule": "lit_llm.data.pretrain",

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from lit_llm.cluster import FIRST, Launcher
 from lit_llm.errors import UserError, check_folder
-from lit_llm.run_lock import NAME, RunLock, has_only_a_lock
+from lit_llm.io.run_lock import NAME, RunLock, has_only_a_lock
 from lit_llm.training.callbacks.checkpoint_folder import checkpoints, damage, newest_whole
 
 # How the first process tells those that Lightning starts from it: by then its folder is no longer empty.

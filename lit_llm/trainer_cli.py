@@ -46,6 +46,7 @@ from lit_llm.training.callbacks.progress import ProgressBar
 from lit_llm.training.callbacks.samples import SampleCallback
 from lit_llm.training.callbacks.spike_guard import SpikeGuard
 from lit_llm.training.callbacks.throughput import ThroughputCallback
+from lit_llm.training.language import LanguageModule
 from lit_llm.training.loggers import CSVLogger
 from lit_llm.training.neptune_logger import NeptuneLogger
 from lit_llm.training.pretrain import PretrainModule
@@ -161,7 +162,7 @@ class TrainerCLI(LightningCLI):
             mine.append(Preflight())
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
-        if isinstance(self.model, PretrainModule):
+        if isinstance(self.model, LanguageModule):
             refuse_early_callbacks(given)
         if isinstance(self.datamodule, TokenDataModule):  # others' samples do repeat
             warnings.filterwarnings("ignore", ".*dataloader is not resumable.*")
@@ -195,7 +196,7 @@ class TrainerCLI(LightningCLI):
         content = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand]
         for key in ("config", "ckpt_path"):  # of this call, not of the run
             content.pop(key, None)
-        if isinstance(self.datamodule, TokenDataModule) and isinstance(self.model, PretrainModule):
+        if isinstance(self.datamodule, TokenDataModule) and isinstance(self.model, LanguageModule):
             content = with_absolute_paths(content)
         self.trainer.callbacks.append(  # type: ignore[attr-defined]
             _WriteSetup(self.run_folder, content)

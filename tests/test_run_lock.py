@@ -17,15 +17,15 @@ from typing import Any
 import pytest
 from test_cli import config_file, fit, in_a_folder_of_its_own  # noqa: F401
 
-from lit_llm import run_lock
 from lit_llm.errors import UserError
-from lit_llm.run_lock import NAME, RunLock
+from lit_llm.io import run_lock
+from lit_llm.io.run_lock import NAME, RunLock
 
 HOLD = """
 import sys
 from pathlib import Path
 from lit_llm.errors import UserError
-from lit_llm.run_lock import RunLock
+from lit_llm.io.run_lock import RunLock
 try:
     lock = RunLock(Path(sys.argv[1]))
     print("held", flush=True)

@@ -15,8 +15,9 @@ from lit_llm.corpus.extra import corpus_extra
 from lit_llm.corpus.output.folder import FORMAT, Corpus
 from lit_llm.corpus.reading.files import hidden
 from lit_llm.corpus.reading.sources import Source, Sources, as_sources, files_of, list_files
-from lit_llm.corpus.storage.transaction import finish, locked, transaction
+from lit_llm.corpus.storage.transaction import finish, transaction
 from lit_llm.errors import UserError, told_of_a_path
+from lit_llm.io.locks import lock_folder
 from lit_llm.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # pyarrow, numba and the rest are for building, not for reading what was built
@@ -141,7 +142,7 @@ def build(
     output = Path(output).expanduser().absolute()
     try:
         output.mkdir(parents=True, exist_ok=True)
-        with locked(output):
+        with lock_folder(output):
             finish(output)
             if (output / "datacard.json").is_file():
                 corpus = Corpus.load(output)

@@ -45,9 +45,9 @@ from lit_llm.corpus.storage.store import (
     read_tables,
     write_tables,
 )
-from lit_llm.corpus.storage.workspace import published
 from lit_llm.corpus.tokenizers.sample import TRAINING_BYTES, VOCAB_SIZE, fewer_tokens, rates, take
 from lit_llm.errors import UserError
+from lit_llm.io.atomic import published
 from lit_llm.models.tokenizer import Tokenizer
 
 _PARTS_A_WORKER, _LEAST_PART_BYTES = 4, 1 << 20

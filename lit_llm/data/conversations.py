@@ -15,13 +15,13 @@ import numpy as np
 
 from lit_llm.corpus.reading.rows import JSON_ENDINGS, json_lines, parquet_rows
 from lit_llm.corpus.reading.sources import STDLIB, list_files
-from lit_llm.corpus.storage.workspace import sync, workspace_beside
 from lit_llm.data.chat import ChatFormat
 from lit_llm.data.docstrings import docstring_rows
 from lit_llm.data.messages import text_of
 from lit_llm.data.shapes import split_of
 from lit_llm.data.template import Message
 from lit_llm.errors import UserError
+from lit_llm.io.atomic import sync, workspace_beside
 
 Sources = str | list[str] | dict[str, int]
 GENERAL = "general"

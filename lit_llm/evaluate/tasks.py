@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -22,9 +21,9 @@ from typing import Any
 import yaml
 
 from lit_llm.cache import default_cache_dir
-from lit_llm.corpus.storage.workspace import sync, workspace_beside
 from lit_llm.data.docstrings import docstring_rows, held_out, stdlib_modules
 from lit_llm.errors import UserError
+from lit_llm.io.atomic import build_folder
 
 LOCAL_TASKS = ("stdlib_choice", "stdlib_rolling", "stdlib_complete")
 _CHOICE_ITEMS, _FILES, _COMPLETE_ITEMS = 100, 20, 50
@@ -46,15 +45,8 @@ def local_tasks(cache_dir: Path | None = None) -> Path:
     # The place is part of the key because the YAML files hold absolute paths: lm-eval resolves no relative ones.
     content = [_FORMAT, sys.version, str(parent), [name for name, _ in modules]]
     folder = parent / f"stdlib-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]}"
-    if folder.is_dir():
-        return folder
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        with workspace_beside(folder, progress=False) as workspace:
-            if not folder.is_dir():  # another process made it while this one waited
-                _write_tasks(workspace, folder, modules)
-                sync(workspace)
-                os.rename(workspace, folder)
+        build_folder(folder, lambda workspace: _write_tasks(workspace, folder, modules))
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error})") from None
     return folder

@@ -11,16 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_llm.models.attention import Attention, KVCache
 from lit_llm.models.config import TransformerConfig
+from lit_llm.models.head import LMHead
 from lit_llm.models.hub.formats import format_of, write_model
 from lit_llm.models.hub.locate import locate
 from lit_llm.models.kernels.backends import Backends
-from lit_llm.models.kernels.limits import LARGE_LOGITS, chunk_bytes
-from lit_llm.models.kernels.loss import IGNORE, linear_cross_entropy
 from lit_llm.models.masks import Mask, build_masks
 from lit_llm.models.mlp import MLP, Experts, MixtureOfExperts
 from lit_llm.models.norm import HeadNorm, RMSNorm, build_norm
@@ -106,6 +104,7 @@ class Transformer(nn.Module):
             self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
             self.norm = build_norm(config, config.hidden_size)
             self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = LMHead(config, self.head)
         if config.tie_embeddings:
             self.head.weight = self.embed.weight
         self.init_weights()
@@ -235,12 +234,8 @@ class Transformer(nn.Module):
         return self.norm(x_BTC)
 
     def logits(self, x_BTC: Tensor) -> Tensor:
-        """The head: (..., C) -> (..., V), scaled, and soft-capped in float32, if the config says so."""
-        logits = self.head(x_BTC)
-        if self.config.logit_scale is not None:
-            logits = logits * self.config.logit_scale
-        cap = self.config.logit_softcap
-        return logits if cap is None else cap * torch.tanh(logits.float() / cap)
+        """The head: (..., C) -> (..., V), see `LMHead.logits`."""
+        return self.lm_head.logits(x_BTC)
 
     def token_losses(
         self, input_ids: Tensor, labels: Tensor, document_ids: Tensor | None = None
@@ -252,52 +247,19 @@ class Transformer(nn.Module):
         """
         x_BTC = self.hidden_states(input_ids, document_ids=document_ids)
         if document_ids is None:
-            return self.head_losses(x_BTC, labels)
-        labelled = labels != IGNORE
-        # The class's own method: their number differs from batch to batch, and a compiler would begin anew each time.
-        losses = Transformer.head_losses(self, x_BTC[labelled], labels[labelled])
-        return losses.new_zeros(labels.shape).masked_scatter(labelled, losses)
+            return self.lm_head(x_BTC, labels)
+        return self.lm_head.labelled_losses(x_BTC, labels)
 
     def loss(
         self,
         input_ids: Tensor,
         labels: Tensor,
         document_ids: Tensor | None = None,
-        few_labels: bool = False,
+        skip_ignored_labels: bool = False,
     ) -> Tensor:
-        """The sum of `token_losses`, for training: a float32 scalar.
-
-        Over a large vocabulary the logits are never all there at once, see `linear_cross_entropy`. With ``few_labels``
-        the head computes labelled positions alone, for which the host waits for the device.
-        """
+        """The sum of `token_losses`, for training: a float32 scalar, see `LMHead.loss`."""
         x_BTC = self.hidden_states(input_ids, document_ids=document_ids)
-        if few_labels:
-            x_BTC, labels = x_BTC[labels != IGNORE], labels[labels != IGNORE]
-        compiled = (
-            "head_losses" in vars(self) and not few_labels
-        )  # see `parallelize`; few are never as many again
-        small = 4 * labels.numel() * self.config.vocab_size <= LARGE_LOGITS
-        if (
-            compiled and small and x_BTC.device.type != "cpu"
-        ):  # there a chunk's products are the faster ones
-            return self.head_losses(x_BTC, labels).sum()  # one pass over small logits
-        by = self.config.logit_scale, self.config.logit_softcap, compiled
-        return linear_cross_entropy(x_BTC.flatten(0, -2), self.head.weight, labels.flatten(), *by)
-
-    def head_losses(self, x_BTC: Tensor, labels_BT: Tensor) -> Tensor:
-        """Head and cross-entropy together, so that a compiler makes one pass over the logits of both.
-
-        (..., C) and labels (...) -> losses (...). Without a gradient the logits are never all there at once.
-        """
-        x_NC, labels_N = x_BTC.flatten(0, -2), labels_BT.flatten()
-        rows = len(x_NC)
-        if not torch.is_grad_enabled():
-            rows = max(1, chunk_bytes(x_NC.device.type) // (4 * self.config.vocab_size))
-        losses = [
-            F.cross_entropy(self.logits(x).float(), labels, reduction="none")
-            for x, labels in zip(x_NC.split(rows), labels_N.split(rows), strict=True)
-        ]
-        return torch.cat(losses).view(labels_BT.shape)
+        return self.lm_head.loss(x_BTC, labels, skip_ignored_labels)
 
     def take_router_loss(self) -> Tensor | None:
         """What routers add to a token's loss: the mean over the layers of experts in the forward pass since the last

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.arguments import Parser
 from lit_llm.errors import UserError
+from lit_llm.io import numbers
+from lit_llm.io.metrics import NAME, parse_metrics
 
 if TYPE_CHECKING:
     from lit_llm.plan.solve import Plan
@@ -172,13 +173,12 @@ def _model_config(name: str) -> Any:
 
 def measured_mfu(run: Path) -> float:
     """The median MFU that a run's metrics.csv holds. Raises UserError where there is none."""
-    import csv
     import statistics
 
-    file = run / "metrics.csv"
+    file = run / NAME
     try:
-        with open(file, encoding="utf-8", newline="") as lines:
-            values = [float(row["mfu"]) for row in csv.DictReader(lines) if row.get("mfu")]
+        text = file.read_text(encoding="utf-8")
+        values = [float(cell) for cell in parse_metrics(text).column("mfu").values()]
     except (OSError, ValueError) as error:
         raise UserError(f"calibrate={run}: {file} is not a run's metrics ({error})") from None
     if not values:
@@ -242,14 +242,14 @@ def _init_args(part: Any) -> dict[str, Any]:
 
 
 def _table(p: Plan) -> str:
-    size = f"{_short(p.params)} parameters"
+    size = f"{numbers.number(p.params)} parameters"
     if p.total_params > p.params * 1.0001:
-        size = f"{_short(p.params)} active of {_short(p.total_params)} parameters"
+        size = f"{numbers.number(p.params)} active of {numbers.number(p.total_params)} parameters"
     rows = [
         ("model", size),
-        ("data", f"{_short(p.tokens)} tokens, {p.tokens / p.params:.3g} a parameter; {p.corpus_gb:,.0f} GB on disk, "
-                 f"read at {p.data_mb_per_second:.3g} MB/s"),
-        ("compute", f"{p.flops:.3g} FLOPs; steps of {_short(p.batch_tokens)} tokens"),
+        ("data", f"{numbers.number(p.tokens)} tokens, {p.tokens / p.params:.3g} a parameter; "
+                 f"{p.corpus_gb:,.0f} GB on disk, read at {p.data_mb_per_second:.3g} MB/s"),
+        ("compute", f"{p.flops:.3g} FLOPs; steps of {numbers.number(p.batch_tokens)} tokens"),
         ("hardware", f"{p.gpus:,} x {p.gpu}"),
         ("", ""),
         ("GPU-hours", _range(p.gpu_hours, p.gpu_hours_low, p.gpu_hours_high)),
@@ -261,8 +261,9 @@ def _table(p: Plan) -> str:
                    f"{'es' * (p.accumulation > 1)} a step"),
         ("layout", p.parallelism),
         ("because", p.parallelism_reason),
-        ("failures", f"one in {_duration(p.hours_between_failures)}; a checkpoint ({p.checkpoint_gb:,.0f} GB) every "
-                     f"{_duration(p.checkpoint_minutes / 60)} leaves {p.goodput:.1%} of the time for training"),
+        ("failures", f"one in {numbers.about(p.hours_between_failures)}; a checkpoint "
+                     f"({p.checkpoint_gb:,.0f} GB) every {numbers.about(p.checkpoint_minutes / 60)} "
+                     f"leaves {p.goodput:.1%} of the time for training"),
     ]  # fmt: skip
     if p.solved_for:
         rows.insert(4, ("found", p.solved_for))
@@ -279,7 +280,11 @@ def _table(p: Plan) -> str:
 def _dollars(p: Plan) -> str:
     if p.usd is None or p.usd_low is None or p.usd_high is None:
         return f"no price is known for {p.gpu}: give --usd_per_hour"
-    spot = f"; {_amount(p.usd_spot)} at the lowest price seen" if p.usd_spot is not None else ""
+    spot = (
+        f"; {numbers.whole_or_three_digits(p.usd_spot)} at the lowest price seen"
+        if p.usd_spot is not None
+        else ""
+    )
     return f"{_range(p.usd, p.usd_low, p.usd_high)}   at ${p.usd_per_hour:g} a GPU-hour{spot}"
 
 
@@ -296,28 +301,11 @@ def _advice(plans: list[Plan], refused: dict[str, str]) -> str:
 
 def _annotation_line(options: argparse.Namespace, hours: float, usd: float) -> str:
     return (
-        f"annotation {_short(options.items)} items x {options.minutes:g} min x {options.overlap:g} people: "
+        f"annotation {numbers.number(options.items)} items x {options.minutes:g} min x {options.overlap:g} people: "
         f"{hours:,.0f} hours, ${usd:,.0f} at ${options.wage:g} an hour"
     )
 
 
 def _range(value: float, low: float, high: float) -> str:
-    return f"{_amount(value)}   ({_amount(low)} to {_amount(high)})"
-
-
-def _amount(value: float) -> str:
-    """Three digits, or the whole number."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _short(value: float) -> str:
-    for suffix, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
-        if value >= size * 0.9995:
-            return f"{value / size:.3g}{suffix}"
-    return f"{value:g}"
-
-
-def _duration(hours: float) -> str:
-    if hours >= 48:
-        return f"{hours / 24:,.0f} days"
-    return f"{hours:.1f} hours" if hours >= 1 else f"{math.ceil(hours * 60)} minutes"
+    middle, least, most = map(numbers.whole_or_three_digits, (value, low, high))
+    return f"{middle}   ({least} to {most})"

@@ -19,6 +19,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 import lit_llm
+from lit_llm.io.atomic import write_text
 from lit_llm.models.accounting.flops import peak_flops
 from lit_llm.models.kernels.cores import usable_cores
 from lit_llm.ranges import Range, check_ranges, positive
@@ -146,9 +147,7 @@ class RunReport(L.Callback):
             "seconds": self._seconds_before + time.monotonic() - self._began,
             "tokens": trainer.global_step * self._batch,
         }
-        part = self.folder / "run.json.part"
-        part.write_text(json.dumps(self.facts, indent=2) + "\n", encoding="utf-8")
-        part.replace(self.folder / "run.json")
+        write_text(self.folder / "run.json", json.dumps(self.facts, indent=2) + "\n")
 
 
 def _quoted(word: str) -> str:

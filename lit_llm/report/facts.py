@@ -8,8 +8,7 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from lit_llm.report.headline import with_unit
-from lit_llm.report.plots import number
+from lit_llm.io.numbers import number, with_unit
 from lit_llm.report.reading import Run
 
 # What takes a table or a chart is on the corpus's own page.

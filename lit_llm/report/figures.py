@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from lit_llm.io.numbers import number, percent
 from lit_llm.report import marks
-from lit_llm.report.plots import Axis, Series, line_chart, number, percent, smooth
+from lit_llm.report.plots import Axis, Series, line_chart, smooth
 from lit_llm.report.reading import Run
 
 STANDARD = {"step", "tokens", "train_loss", "val_loss", "val_bits_per_byte", "lr", "grad_norm"} | {

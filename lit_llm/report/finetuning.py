@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from lit_llm.io.jsonl import an_object, read_rows
+
 _COUNTS = ("examples", "tokens", "supervised_tokens", "truncated")
 
 
@@ -78,15 +80,6 @@ def retention(folder: Path) -> dict[str, Any] | None:
 
 def _json_lines(file: Path) -> list[dict[str, Any]]:
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        return read_rows(file.read_text(encoding="utf-8"), an_object)[0]
     except (OSError, UnicodeDecodeError):
         return []
-    rows = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:  # empty, or cut by a kill
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from datetime import UTC, datetime
 
 import numpy as np
 
-from lit_llm.report.plots import number, percent, smooth
+from lit_llm.io.numbers import dollars, duration, number, percent, with_unit
+from lit_llm.report.plots import smooth
 from lit_llm.report.reading import Run
 
 
@@ -118,33 +118,6 @@ def _guarded(run: Run) -> str | None:
         ", ".join(said + [f"rolled back {'once' if back == 1 else f'{back} times'}"] * bool(back))
         or None
     )
-
-
-def with_unit(value: float, unit: str) -> str:
-    """SI prefixes, where G and not B is 10^9: (2.1e11, "FLOP") -> "210 GFLOP"."""
-    value = float(f"{value:.2e}")  # rounded first, as in number
-    prefix = min(max(0, int(np.log10(value) // 3)), 6) if 0 < value < math.inf else 0
-    return f"{number(value / 1000.0**prefix)} {['', 'k', 'M', 'G', 'T', 'P', 'E'][prefix]}{unit}"
-
-
-def duration(seconds: float) -> str:
-    """Two units: 298.4 -> "4 min 58 s"."""
-    total = round(seconds)
-    for size, unit, smaller_size, smaller in (
-        (86400, "d", 3600, "h"),
-        (3600, "h", 60, "min"),
-        (60, "min", 1, "s"),
-    ):
-        if total >= size:
-            return f"{total // size} {unit} {total % size // smaller_size} {smaller}"
-    return f"{number(seconds)} s"
-
-
-def dollars(value: float) -> str:
-    """US dollars; under a cent with two significant digits: 0.00827 -> "$0.0083"."""
-    if 0 < value < 0.01:
-        return f"${number(value, 2)}" if value >= 0.001 else "under $0.001"
-    return f"${value:,.2f}"
 
 
 def status(run: Run) -> dict[str, str]:

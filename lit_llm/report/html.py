@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -12,6 +11,7 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
+from lit_llm.io.atomic import write_text
 from lit_llm.pages.text import base_style, printable
 from lit_llm.report.axis import x_axis
 from lit_llm.report.facts import (
@@ -58,9 +58,7 @@ def write_report(run_dir: Path, compare: Path | None = None) -> Path:
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     target = run.folder / "report.html"
-    partial = target.with_suffix(".html.partial")
-    partial.write_text(printable(html), encoding="utf-8", errors="replace", newline="\n")
-    os.replace(partial, target)
+    write_text(target, printable(html))
     return target
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from lit_llm.report.plots import number, smooth
+from lit_llm.io.numbers import number
+from lit_llm.report.plots import smooth
 from lit_llm.report.reading import Run
 
 ENOUGH_TOKENS = 20  # a parameter: where loss is least for a training budget (arXiv:2203.15556)

@@ -15,13 +15,14 @@ from html import escape
 import numpy as np
 from markupsafe import Markup
 
+from lit_llm.io.numbers import UNITS, number, percent
+
 WIDTH = 1000  # x units of the drawing, stretched by the browser
 PADDING = 8  # pixels between the outermost values and the frame, so that lines are not cut in half
 BUCKETS = 250  # of up to 4 points each: about two pixels wide in the widest chart
 SMOOTHED_SHARE = 0.02  # of the rows, averaged for the solid line over a faint one
 LARGEST = 1e100  # beyond it arithmetic on ranges overflows; such values are treated as infinite
 COLOURS = 8  # --s0 to --s7 in style.css; further series repeat them dashed
-UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
 @dataclass(frozen=True)
@@ -80,27 +81,6 @@ def log_ticks(low: float, high: float, count: int = 5) -> list[float]:
         m * 10.0**e for e in range(first, last + 1) for m in multiples if low <= m * 10.0**e <= high
     ]
     return ticks[:: math.ceil(len(ticks) / (count + 2))]
-
-
-def number(value: float, digits: int = 3) -> str:
-    """``value`` for people: 1234567 -> "1.23M", 0.00012 -> "1.2e-4"; "B" is 10^9, as in model sizes."""
-    if not math.isfinite(value):
-        return str(value)
-    if value == 0:
-        return "0"
-    size = float(f"{abs(value):.{digits - 1}e}")  # rounded first: 999,999 is "1M" and not "1000k"
-    if size >= 1e15 or size < 1e-3:
-        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-    unit, suffix = next(((u, s) for u, s in UNITS if size >= u), (1.0, ""))
-    decimals = max(0, digits - 1 - math.floor(math.log10(size / unit)))
-    text = f"{value / unit:.{decimals}f}"
-    return (text.rstrip("0").rstrip(".") if "." in text else text) + suffix
-
-
-def percent(value: float) -> str:
-    """A fraction as a percentage with three significant digits: 0.4123 -> "41.2%"."""
-    return f"{number(value * 100)}%" if math.isfinite(value) else str(value)
 
 
 def tick_labels(ticks: list[float], as_percent: bool = False) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Callable
@@ -13,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from lit_llm.errors import UserError
+from lit_llm.io.jsonl import read_rows
+from lit_llm.io.metrics import NAME, parse_metrics
 from lit_llm.training.neptune_offline import PREFIX_PATH, offline_containers, read_offline
 
 
@@ -119,32 +120,14 @@ def _read_json(run: Run, name: str, consequence: str) -> dict[str, Any]:
 
 def _read_metrics(run: Run) -> None:
     """Rows in order of step; of rows with the same step the last counts (a resume may repeat what a kill left)."""
-    text = _read_text(run, "metrics.csv", "The plots are left out.").replace("\0", "")
-    whole, _, torn = text.rpartition(
-        "\n"
-    )  # a last line without its end was cut off, in the middle of a number or not
-    lines = csv.reader(whole.splitlines())
-    header = next(lines, [])
-    if "step" not in header:
-        if header:
+    found = parse_metrics(_read_text(run, NAME, "The plots are left out."))
+    if not found.columns:
+        if found.header:
             run.problems.append("metrics.csv has no column named step. The plots are left out.")
         return
-    at = header.index("step")
-    rows: dict[int, list[str]] = {}
-    unreadable = int(bool(torn))
-    for row in lines:
-        try:
-            step = int(float(row[at]))
-        except (ValueError, IndexError, OverflowError):
-            unreadable += bool(row)
-            continue
-        if len(row) == len(header):
-            rows[step] = row
-        else:
-            unreadable += 1
-    if unreadable:
-        run.problems.append(f"metrics.csv: {unreadable:,} incomplete line(s) left out.")
-    ordered = [rows[step] for step in sorted(rows)]
+    if found.unreadable:
+        run.problems.append(f"metrics.csv: {found.unreadable:,} incomplete line(s) left out.")
+    header, ordered = found.columns, list(found.rows.values())
     for i, name in enumerate(header):
         cells = [row[i].strip() for row in ordered]
         values = np.array([_to_float(cell) for cell in cells], dtype=np.float64)
@@ -199,14 +182,7 @@ def _read_lines(run: Run, name: str, read: Callable[[Any], dict[str, Any]]) -> l
     """What ``read`` makes of each line of a JSONL file; lines that it cannot read are counted as a problem."""
     if not (run.folder / name).is_file():
         return []  # a run without sample prompts or events is an ordinary one: the page itself says so
-    rows, unreadable = [], 0
-    for line in _read_text(run, name, "").split("\n"):
-        if not line.strip():
-            continue
-        try:
-            rows.append(read(json.loads(line)))
-        except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
-            unreadable += 1
+    rows, unreadable = read_rows(_read_text(run, name, ""), read)
     if unreadable:
         run.problems.append(f"{name}: {unreadable:,} line(s) that cannot be read were left out.")
     return rows

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_llm.report.plots import number
+from lit_llm.io.numbers import number
 from lit_llm.report.reading import Run
 
 # Keep the page small enough to read and to send.

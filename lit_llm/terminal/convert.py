@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_llm.arguments import Parser
 from lit_llm.errors import UserError, check_no_link_to_nothing
+from lit_llm.io.atomic import replacing
 from lit_llm.streams import say
 
 if TYPE_CHECKING:
@@ -145,16 +145,12 @@ def _write_directory(model: Transformer, tokenizer: Tokenizer, out: Path) -> Non
 
     from lit_llm.models.hub.config_json import family_of
 
-    part = out.with_name(out.name + ".part")
     try:
-        shutil.rmtree(part, ignore_errors=True)  # left by an import that was killed
-        model.save_pretrained(part)
-        tokenizer.save_pretrained(part, model_max_length=model.config.max_seq_len)
-        part.replace(out)  # over an empty directory too
+        with replacing(out) as part:  # an empty directory's place too
+            model.save_pretrained(part)
+            tokenizer.save_pretrained(part, model_max_length=model.config.max_seq_len)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{out}: could not be written ({error})") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     family = family_of(model.config) or "lit_llm (no Hugging Face family has this shape)"
     _say(out, model, tokenizer, family, str(model.embed.weight.dtype).removeprefix("torch."))
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.arguments import Parser
 from lit_llm.errors import UserError
+from lit_llm.io.metrics import read_metrics
+from lit_llm.io.numbers import in_binary_bytes
 from lit_llm.streams import json_text
 
 if TYPE_CHECKING:
@@ -141,20 +142,14 @@ def _tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _tokens_seen(file: Path, step: int | None) -> int | None:
     """From the run's metrics.csv: tokens at ``step``, or None where it does not say."""
-    metrics = file.parent.parent / "metrics.csv"
-    if not metrics.is_file():
-        return None
-    with metrics.open(encoding="utf-8", newline="") as lines:
-        rows = [
-            row
-            for row in csv.DictReader(lines)
-            if row.get("step") == str(step) and row.get("tokens")
-        ]
+    tokens = (
+        read_metrics(file.parent.parent).column("tokens").get(step) if step is not None else None
+    )
     try:
-        return int(rows[-1]["tokens"]) if rows else None
+        return None if tokens is None else int(tokens)
     except ValueError:
         raise UserError(
-            f"{metrics}: tokens of step {step} is {rows[-1]['tokens']!r}, no number"
+            f"{file.parent.parent / 'metrics.csv'}: tokens of step {step} is {tokens!r}, no number"
         ) from None
 
 
@@ -185,14 +180,20 @@ def _text(facts: dict[str, Any]) -> str:
     if "experts" in facts:
         active = f"{facts['active_parameters']:,} parameters active"
         say("experts", f"{facts['experts_per_token']} of {facts['experts']}", active)
-    say("stored", *(f"{_size(size)} {dtype}" for dtype, size in facts["stored_bytes"].items()))
+    say(
+        "stored",
+        *(f"{in_binary_bytes(size)} {dtype}" for dtype, size in facts["stored_bytes"].items()),
+    )
     say(
         "weights in memory",
-        *(f"{_size(size)} {dtype}" for dtype, size in facts["weight_bytes"].items()),
+        *(f"{in_binary_bytes(size)} {dtype}" for dtype, size in facts["weight_bytes"].items()),
     )
     say(
         "KV cache a token",
-        *(f"{_size(size)} {dtype}" for dtype, size in facts["kv_cache_bytes_per_token"].items()),
+        *(
+            f"{in_binary_bytes(size)} {dtype}"
+            for dtype, size in facts["kv_cache_bytes_per_token"].items()
+        ),
     )
     say(
         "FLOPs a token", f"{facts['forward_flops_per_token']:.3g} forward without attention",
@@ -203,11 +204,3 @@ def _text(facts: dict[str, Any]) -> str:
     say("special tokens", *(f"{name} {token}" for name, token in facts["special_tokens"].items()))
     say("chat template", "yes" if facts["chat_template"] else "no")
     return "\n".join(lines)
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.4g} {unit}"
-        count /= 1024
-    return f"{count:.4g} TiB"

@@ -10,6 +10,8 @@ from lit_llm.models.hub.locate import locate
 from lit_llm.models.tokenizer import Tokenizer
 
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+DECIDED_BY_DATA = ("vocab_size", *_SPECIAL, "max_seq_len")
+"""Fields of a `TransformerConfig` that the data decides where they are left open."""
 
 
 def take_from_data(fields: dict[str, Any], data: Any, init_from: str | None) -> None:
@@ -56,7 +58,7 @@ def take_from_checkpoint(fields: dict[str, Any], saved: dict[str, Any] | str) ->
     """
     if isinstance(saved, str):
         return
-    for name in ("vocab_size", *_SPECIAL, "max_seq_len"):
+    for name in DECIDED_BY_DATA:
         if name in saved:
             fields.setdefault(name, saved[name])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import weakref
 from argparse import Namespace
 from pathlib import Path
@@ -11,6 +10,9 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+
+from lit_llm.io.atomic import write_text
+from lit_llm.io.metrics import to_csv
 
 COLUMNS = ["step", "tokens", "train_loss", "val_loss", "val_bits_per_byte", "lr", "grad_norm", "tokens_per_second",
            "mfu", "data_wait", "memory_gb"]  # fmt: skip
@@ -168,29 +170,21 @@ class CSVLogger(Logger):
     def _replace(self, rows: list[list[str]]) -> None:
         """Write the whole file anew; the last of ``rows`` is then the row to add to."""
         rows = [row + [""] * (len(self._columns) - len(row)) for row in rows]
-        part = self.file.with_name(self.file.name + ".part")
-        part.write_text(_to_csv([self._columns, *rows]), encoding="utf-8")
-        part.replace(self.file)
+        write_text(self.file, to_csv([self._columns, *rows]))
         last = rows[-1] if rows else []
         self._row = {k: v for k, v in zip(self._columns, last, strict=False) if v}
-        self._row_start = self.file.stat().st_size - (len(_to_csv([last]).encode()) if last else 0)
+        self._row_start = self.file.stat().st_size - (len(to_csv([last]).encode()) if last else 0)
 
     def _texts(self) -> list[str]:
         return [_text(column, self._row.get(column)) for column in self._columns]
 
     def _write_row(self) -> None:
-        line = _to_csv([self._texts()]).encode()
+        line = to_csv([self._texts()]).encode()
         assert self._row_start is not None
         with open(self.file, "rb+") as file:
             file.seek(self._row_start)
             file.write(line)
             file.truncate()
-
-
-def _to_csv(rows: list[list[str]]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
-    return buffer.getvalue()
 
 
 def _text(column: str, value: Any) -> str:

@@ -49,6 +49,12 @@ class LanguageModelMetrics(Metric):
             self.text_nll += nll.masked_fill(~supervised | (label_bytes == 0), 0).sum()
             self.text_bytes += label_bytes.masked_fill(~supervised, 0).sum()
 
+    def add_sum(self, loss: Tensor, count: Tensor) -> None:
+        """Add a loss that is a sum over ``count`` items; both are scalars."""
+        self.nll += loss.to(self.nll.dtype)
+        self.tokens += count
+        self._update_count += 1
+
     def add(self, other: LanguageModelMetrics) -> None:
         """Add the sums of ``other``."""
         for name in self._defaults:

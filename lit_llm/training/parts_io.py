@@ -11,7 +11,8 @@ import torch.distributed as dist
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.strategies import Strategy
 
-from lit_llm.models.parallel.parts import Divided, commit, discard, part_of, read_parts, write_share
+from lit_llm.io.atomic import part_of
+from lit_llm.models.parallel.parts import Divided, commit, discard, read_parts, write_share
 
 T = TypeVar("T")
 

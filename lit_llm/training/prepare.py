@@ -30,7 +30,7 @@ def prepare(
     """Prepare ``model`` in place; of a network that is not ours nothing is changed but that it is sharded.
 
     Args:
-        settings: ``float8``, ``compile``, ``recompute`` and ``attention`` of `PretrainModule`.
+        settings: ``float8``, ``compile``, ``recompute`` and ``attention`` of `LanguageModule`.
         trainer: None, or one that does not train: the model stays as it was built.
         mesh: see `parallelize`.
         horizon: optimizer steps of the run; asked for only where it decides whether compiling pays.

@@ -16,7 +16,7 @@ def check_checkpoint(checkpoint: dict[str, Any], optimizer: str | None) -> None:
         optimizer: the name of the one whose state it must hold; None where there is no training.
 
     Raises:
-        UserError: no checkpoint of a `PretrainModule`, another optimizer, or nothing but weights.
+        UserError: no checkpoint of a `LanguageModule`, another optimizer, or nothing but weights.
     """
     settings = settings_of(checkpoint)
     if "transformer" not in settings:

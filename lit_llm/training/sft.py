@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +16,11 @@ from lit_llm.errors import UserError
 from lit_llm.models.accounting import flops
 from lit_llm.models.hub.adapters import save_adapter
 from lit_llm.models.hub.checkpoint import settings_of
-from lit_llm.models.kernels.backends import Backend
 from lit_llm.models.lora import LoRAConfig, apply_lora, is_lora, lora_from, merged_weights
 from lit_llm.models.parallel.sharded import whole_state_dict
 from lit_llm.models.transformer import Transformer
 from lit_llm.training.callbacks.throughput import compute_dtype
+from lit_llm.training.language import DEFAULT_TRANSFORMER
 from lit_llm.training.optimizers import OptimizerName
 from lit_llm.training.pretrain import PretrainModule
 from lit_llm.training.schedules import Schedule
@@ -42,55 +42,41 @@ class SFTModule(PretrainModule):
     Args:
         init_from: Hugging Face directory or GGUF file of the base; see `locate`.
         lora: what to adapt. None trains every weight.
-        learning_rate: None: 1e-4 for LoRA, 2e-5 otherwise.
+        optimizer, schedule, warmup: as in `LanguageModule`, with other defaults.
         validate_first: validate once before the first step: the base's own loss, as step 0.
-        optimizer, weight_decay, schedule, warmup, decay, final_lr, grad_clip, compile, recompute, attention, float8: as
-            in `PretrainModule`.
+        settings: further arguments of `LanguageModule`; learning_rate None is 1e-4 for LoRA, 2e-5
+            otherwise.
 
     Raises:
         UserError: no such base, or settings that do not fit it.
     """
 
-    few_labels = True
+    skip_ignored_labels = True
 
     def __init__(
         self,
         init_from: str,
         lora: LoRAConfig | None = None,
         optimizer: OptimizerName = "adamw",
-        learning_rate: float | None = None,
-        weight_decay: float = 0.0,
         schedule: Schedule = "cosine",
         warmup: float = 0.05,
-        decay: float = 0.6,
-        final_lr: float = 0.0,
-        grad_clip: float | None = 1.0,
-        compile: bool | Literal["auto"] = "auto",
-        recompute: float | Literal["auto"] = "auto",
-        attention: Backend | Literal["auto"] = "auto",
-        float8: bool = False,
         validate_first: bool = True,
+        **settings: Any,
     ):
-        check_types("model", SFTModule.__init__, locals(), leave_out=["lora"])
+        check_types("model", SFTModule.__init__, locals(), leave_out=["lora", "settings"])
         lora = lora_from(lora)  # a checkpoint holds plain values
-        if lora is not None and float8:
+        if lora is not None and settings.get("float8"):
             raise UserError(
                 "model.float8: LoRA's layers have no products in 8 bits; set it to false"
             )
         super().__init__(
+            # Lightning's load_from_checkpoint gives it: the base's, which init_from decides.
+            transformer=settings.pop("transformer", DEFAULT_TRANSFORMER),
             init_from=init_from,
             optimizer=optimizer,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
             schedule=schedule,
             warmup=warmup,
-            decay=decay,
-            final_lr=final_lr,
-            grad_clip=grad_clip,
-            compile=compile,
-            recompute=recompute,
-            attention=attention,
-            float8=float8,
+            **settings,
         )
         self.lora = lora
         if self.lora is not None and optimizer == "muon_adamw":

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lit_llm.data.base import data_rank_and_size
-from lit_llm.data.blocks import IGNORE
 from lit_llm.errors import UserError
 from lit_llm.models.parallel.sharded import local
 
@@ -43,7 +42,7 @@ class LossMean(MeanMetric):
         return super()._apply(lambda t: fn(t).to(t.dtype), exclude_state)
 
 
-class StepLoss:
+class LossScaling:
     """Scales losses so that an optimizer step's gradient is that of sum / supervised tokens, over
     all micro-batches and processes.
 
@@ -62,9 +61,12 @@ class StepLoss:
         """Forget the micro-batches of a step that was interrupted."""
         self._counted = self._weight = None
 
-    def scaled(self, loss_sum: Tensor, batch: dict[str, Any], trainer: L.Trainer) -> Tensor:
-        """What ``training_step`` returns for a micro-batch whose loss, summed over its tokens, is
-        ``loss_sum``.
+    def by_step_tokens(self, loss_sum: Tensor, batch: dict[str, Any], trainer: L.Trainer) -> Tensor:
+        """What ``training_step`` returns for a micro-batch that knows the tokens of its whole step.
+
+        Args:
+            loss_sum: the micro-batch's loss, summed.
+            batch: with "step_tokens".
 
         Raises:
             UserError: a loader of a data module of ours, under another accumulation than its own.
@@ -73,25 +75,28 @@ class StepLoss:
         # both.
         processes = data_rank_and_size(trainer.strategy)[1]
         parts = trainer.accumulate_grad_batches * processes
-        if "step_tokens" in batch:
-            expected = batch.get("step_micro_batches", parts)
-            if expected != parts:
-                raise UserError(
-                    f"the loader makes optimizer steps of {expected} micro-batches, the Trainer of {parts}: set "
-                    f"accumulate_grad_batches={expected // processes}, or give fit the data module, not its loader"
-                )
-            # Under bf16-true a division by a tensor of integers gives bfloat16.
-            tokens = torch.as_tensor(batch["step_tokens"], dtype=torch.float32)
-            return loss_sum * (parts / tokens)
-        supervised = (batch["labels"] != IGNORE).sum()
-        if parts == 1:
-            return loss_sum / supervised.clamp(min=1)
-        self._counted = supervised if self._counted is None else self._counted + supervised
-        self._weight = supervised * (trainer.accumulate_grad_batches / _DIVISOR)
-        return loss_sum / supervised.clamp(min=1)
+        expected = batch.get("step_micro_batches", parts)
+        if expected != parts:
+            raise UserError(
+                f"the loader makes optimizer steps of {expected} micro-batches, the Trainer of {parts}: set "
+                f"accumulate_grad_batches={expected // processes}, or give fit the data module, not its loader"
+            )
+        # Under bf16-true a division by a tensor of integers gives bfloat16.
+        tokens = torch.as_tensor(batch["step_tokens"], dtype=torch.float32)
+        return loss_sum * (parts / tokens)
+
+    def by_count(self, loss_sum: Tensor, count: Tensor, trainer: L.Trainer) -> Tensor:
+        """What ``training_step`` returns for a micro-batch of a step whose count nobody knows yet:
+        the micro-batch's own mean, see `for_backward`."""
+        processes = data_rank_and_size(trainer.strategy)[1]
+        if trainer.accumulate_grad_batches * processes > 1:
+            self._counted = count if self._counted is None else self._counted + count
+            self._weight = count * (trainer.accumulate_grad_batches / _DIVISOR)
+        return loss_sum / count.clamp(min=1)
 
     def for_backward(self, loss: Tensor) -> Tensor:
-        """``loss``, as `scaled` gave it, so that gradients of all micro-batches add up to one scale."""
+        """``loss``, as `by_count` or `by_step_tokens` gave it, so that the gradients of all
+        micro-batches add up to one scale."""
         weight, self._weight = self._weight, None
         return loss if weight is None else loss * weight
 

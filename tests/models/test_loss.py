@@ -141,7 +141,7 @@ def test_a_model_learns_the_same_with_it(
     for value_of in (
         lambda: model.token_losses(ids, labels, document_ids).sum(),
         lambda: model.loss(ids, labels, document_ids),
-        lambda: model.loss(ids, labels, document_ids, few_labels=True),
+        lambda: model.loss(ids, labels, document_ids, skip_ignored_labels=True),
     ):
         model.zero_grad()
         value = value_of()

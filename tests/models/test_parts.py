@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, load
 
 from lit_llm.errors import UserError
+from lit_llm.io.atomic import part_of
 from lit_llm.models.parallel import parts
 from lit_llm.models.parallel.parts import (
     MARK,
@@ -43,7 +44,7 @@ def save(
     target: Path, tensors: dict[str, Tensor], processes: tuple[int, int] = (2, 2), **rest: Any
 ) -> None:
     """What so many rows and columns of processes would write."""
-    files, folder = {}, parts.part_of(target)
+    files, folder = {}, part_of(target)
     shares: list[dict[str, Part]] = [{} for _ in range(processes[0] * processes[1])]
     for name, tensor in tensors.items():
         for share, part in zip(shares, boxes(tensor, *processes), strict=False):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_llm.errors import UserError
-from lit_llm.models import transformer
+from lit_llm.models import head
 from lit_llm.models.accounting.flops import num_parameters
 from lit_llm.models.config import PRESETS, TransformerConfig
 from lit_llm.models.hub import huggingface
@@ -78,9 +78,11 @@ def test_without_a_gradient_the_logits_are_never_all_there(monkeypatch: pytest.M
     ids = torch.randint(0, 50, (3, 9))
     labels = ids.roll(-1, 1).masked_fill(ids == ids[0, 0], IGNORE)
     expected = model.token_losses(ids, labels)
-    seen, logits = [], model.logits
-    monkeypatch.setattr(transformer, "chunk_bytes", lambda device: 4 * 50 * 5)
-    monkeypatch.setattr(model, "logits", lambda x: seen.append(x.shape[:-1].numel()) or logits(x))
+    seen, logits = [], model.lm_head.logits
+    monkeypatch.setattr(head, "chunk_bytes", lambda device: 4 * 50 * 5)
+    monkeypatch.setattr(
+        model.lm_head, "logits", lambda x: seen.append(x.shape[:-1].numel()) or logits(x)
+    )
     with torch.no_grad():
         torch.testing.assert_close(model.token_losses(ids, labels), expected)
     assert max(seen) == 5 and sum(seen) == 27

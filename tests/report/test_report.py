@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from lit_llm.errors import UserError
-from lit_llm.report.headline import dollars, duration, with_unit
+from lit_llm.io.numbers import dollars, duration, with_unit
 from lit_llm.report.html import write_report
 from lit_llm.report.plots import (
     Axis,

@@ -536,7 +536,7 @@ def test_validated_or_loaded_first_a_model_is_still_prepared_for_training(
     def note(model: Any, settings: Any, trainer: Any, mesh: Any, horizon: Any) -> None:
         prepared.append(trainer is not None and trainer.training)
 
-    monkeypatch.setattr("lit_llm.training.pretrain.prepare", note)
+    monkeypatch.setattr("lit_llm.training.language.prepare", note)
     run = trainer(tmp_path, limit_val_batches=1, callbacks=[Checkpoint()])
     module = PretrainModule(TINY, **ADAMW)
     run.validate(module, data(corpus), verbose=False)

@@ -154,7 +154,7 @@ def test_the_default_dtype_changes_nothing(shape: dict[str, Any]) -> None:
         return [
             model(ids),
             model.token_losses(ids, ids, documents),
-            model.loss(ids, ids, documents, few_labels=True),
+            model.loss(ids, ids, documents, skip_ignored_labels=True),
         ]
 
     expected = computed()

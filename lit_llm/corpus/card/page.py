@@ -13,6 +13,8 @@ from markupsafe import Markup
 from lit_llm.corpus.card.loading import SCHEMA, load_lines
 from lit_llm.corpus.card.rules import STAGES, rules
 from lit_llm.corpus.card.words import known_languages, license_verdict, remarks, summary
+from lit_llm.io.atomic import write_text
+from lit_llm.io.numbers import in_bytes
 from lit_llm.pages.text import base_style, printable
 
 _ROWS = 12  # names in a table of shares
@@ -37,7 +39,7 @@ def write_page(card: dict[str, Any], target: Path, name: str) -> None:
     html = pages.get_template("card.html").render(
         **_contents(card), name=name, load=load_lines(name), style=Markup(style)
     )
-    target.write_text(printable(html), encoding="utf-8", errors="replace", newline="\n")
+    write_text(target, printable(html))
 
 
 def name_of(card: dict[str, Any]) -> str:
@@ -204,12 +206,3 @@ def _listed(counts: dict[str, int]) -> str:
 
 def _yaml(value: Any) -> str:
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
-
-
-def in_bytes(value: float) -> str:
-    """A size for people: 1234567 -> "1.23 MB"."""
-    for unit in ("", "k", "M", "G"):
-        if value < 999.5:
-            return f"{value:.3g} {unit}B"
-        value /= 1000
-    return f"{value:,.3g} TB"

@@ -13,10 +13,11 @@ from typing import Any
 import yaml
 
 from lit_llm.corpus.card.loading import SCHEMA, load_lines
-from lit_llm.corpus.card.page import in_bytes, name_of, split_rows, tokens_of
+from lit_llm.corpus.card.page import name_of, split_rows, tokens_of
 from lit_llm.corpus.card.rules import STAGES, rules
 from lit_llm.corpus.card.words import known_languages, license_verdict, remarks, summary
 from lit_llm.corpus.filters.spdx import GROUPS
+from lit_llm.io.numbers import in_bytes
 from lit_llm.pages.text import printable
 
 # The hub's classes by number of rows, as https://huggingface.co/docs/hub/datasets-cards names them.

@@ -27,8 +27,9 @@ from lit_llm.corpus.output.shards import without
 from lit_llm.corpus.reading.addresses import host
 from lit_llm.corpus.storage.removed import LOG, removed_hashes, sha256
 from lit_llm.corpus.storage.store import read_counts, read_table, read_tables, write_tables
-from lit_llm.corpus.storage.transaction import finish, locked, transaction
+from lit_llm.corpus.storage.transaction import finish, transaction
 from lit_llm.errors import UserError
+from lit_llm.io.locks import lock_folder
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def remove(
     """
     folder = Path(folder).expanduser().absolute()
     Corpus.load(folder)
-    with locked(folder):
+    with lock_folder(folder):
         finish(folder)  # of one that was killed since; loading would wait for our own lock
         card = Corpus.load(folder).datacard
         removal = _Removal(folder, request)

@@ -76,13 +76,13 @@ def train_main(args: list[str]) -> None:
     total = _sample_bytes(given)
     from lit_llm.corpus.output.folder import Corpus
     from lit_llm.corpus.progress import Progress
-    from lit_llm.corpus.storage.workspace import published
     from lit_llm.corpus.tokenizers.sample import (
         VOCAB_SIZE,
         fewer_tokens,
         file_sample,
         training_sample,
     )
+    from lit_llm.io.atomic import published
     from lit_llm.models.tokenizer import Tokenizer
 
     sample = (

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.corpus.output.shards import check_shards, shards_digest
-from lit_llm.corpus.storage.transaction import finish, locked, pending
+from lit_llm.corpus.storage.transaction import finish, pending
 from lit_llm.errors import UserError
+from lit_llm.io.locks import lock_folder
 from lit_llm.models.tokenizer import Tokenizer
 
 FORMAT = 4  # raise when the folder's layout or the meaning of a setting changes: old corpora are then built anew
@@ -44,7 +45,7 @@ class Corpus:
         """
         folder = Path(folder).expanduser()
         if pending(folder):
-            with locked(folder):
+            with lock_folder(folder):
                 finish(folder)
         card_file = folder / "datacard.json"
         card = read_card(folder)

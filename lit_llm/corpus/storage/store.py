@@ -22,8 +22,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lit_llm.corpus.output.shards import check_shards
-from lit_llm.corpus.storage.workspace import published
 from lit_llm.errors import UserError
+from lit_llm.io.atomic import published
 from lit_llm.models.tokenizer import Tokenizer
 
 _COUNTS = b"lit_llm"  # key of a table's counters in its file's metadata

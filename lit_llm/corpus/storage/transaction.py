@@ -7,7 +7,6 @@ the folder until ``.next`` is gone. Before that it throws away what was begun.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -15,20 +14,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from lit_llm.corpus.storage.workspace import published, sync, sync_names
+from lit_llm.io.atomic import published, sync, sync_names
 
 _NEXT, _COMMIT = ".next", "COMMIT"
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Alone in ``folder`` among the processes that ask. The lock dies with its process."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

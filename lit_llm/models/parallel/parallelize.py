@@ -86,7 +86,7 @@ def parallelize(
         elif compile:
             block.compile(dynamic=False, backend=_keeping_less)
     if compile:
-        model.head_losses = torch.compile(model.head_losses, dynamic=False)  # type: ignore[method-assign]
+        model.lm_head.compile(dynamic=False)
     if mesh is not None:
         shard(model, list(model.layers), mesh[DATA], dtype)
         for entry in ("loss", "token_losses"):  # what training calls instead of forward

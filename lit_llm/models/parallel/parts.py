@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from lit_llm.errors import UserError
+from lit_llm.io.atomic import sync_names
 
 MANIFEST = "manifest.json"
 _REST = "rest.pt"
@@ -70,13 +71,8 @@ def write_share(share: Divided, folder: Path, rank: int) -> dict[str, dict[str, 
 def commit(folder: Path, target: Path, files: dict[str, dict[str, int]]) -> None:
     """Make the checkpoint ``target`` of ``folder``, to which all processes have written ``files``."""
     _write(folder / MANIFEST, [json.dumps({"version": 1, "files": files}, indent=1).encode()])
-    _sync(folder)
+    sync_names(folder)
     put(folder, target)
-
-
-def part_of(target: Path) -> Path:
-    """What a checkpoint is called until it is whole."""
-    return target.with_name(target.name + ".part")
 
 
 def put(part: Path, target: Path) -> None:
@@ -91,7 +87,7 @@ def put(part: Path, target: Path) -> None:
         if replaced.exists():
             replaced.rename(target)
         raise
-    _sync(target.parent)
+    sync_names(target.parent)
     discard(replaced)
 
 
@@ -298,12 +294,3 @@ def _difference(file: Path, size: int, checksum: int) -> str | None:
     except OSError as error:
         return f"{file.name}: {error.strerror}"
     return None if found == checksum else f"the checksum of {file.name} is another"
-
-
-def _sync(folder: Path) -> None:
-    """Have the folder's names on disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

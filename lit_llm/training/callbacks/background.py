@@ -15,7 +15,8 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.strategies import Strategy
 from torch.utils._pytree import tree_map
 
-from lit_llm.models.parallel.parts import part_of, put
+from lit_llm.io.atomic import part_of
+from lit_llm.models.parallel.parts import put
 
 
 class Snapshots(CheckpointIO):

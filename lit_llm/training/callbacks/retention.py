@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lit_llm.corpus.reading.rows import json_rows
 from lit_llm.data.base import TokenDataModule
 from lit_llm.errors import UserError
+from lit_llm.io.atomic import write_text
 from lit_llm.models.generation.generate import generate, room_for
 from lit_llm.models.generation.sampling import GREEDY
 from lit_llm.models.transformer import Transformer
@@ -112,9 +113,7 @@ class RetentionCheck(L.Callback):
             "questions": self.rows,
         }
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        part = self.file.with_name("retention.json.part")
-        part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.replace(self.file)
+        write_text(self.file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def _right(answer: str, expected: str) -> bool:

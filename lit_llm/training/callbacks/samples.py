@@ -10,11 +10,11 @@ import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lit_llm.data.base import TokenDataModule
+from lit_llm.io.jsonl import keep_until
 from lit_llm.models.generation.generate import generate, room_for
 from lit_llm.models.generation.sampling import Sampling
 from lit_llm.models.transformer import Transformer
 from lit_llm.ranges import Range, check_ranges
-from lit_llm.training.callbacks.jsonl import keep_until
 from lit_llm.training.strategy import is_sharded
 
 RANGES: dict[str, Range] = {

@@ -13,11 +13,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lit_llm.errors import UserError
+from lit_llm.io.jsonl import keep_until
 from lit_llm.models.parallel.sharded import total_norm
 from lit_llm.ranges import Range, check_ranges, positive
 from lit_llm.training.callbacks.borders import at_border, logs_now
 from lit_llm.training.callbacks.checkpoint import Checkpoint
-from lit_llm.training.callbacks.jsonl import keep_until
 from lit_llm.training.optimizers import MuonAdamW
 
 RANGES: dict[str, Range] = {

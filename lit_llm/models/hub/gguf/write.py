@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_llm.errors import UserError
+from lit_llm.io.atomic import replacing
 from lit_llm.models.hub.gguf.architectures import ARCHITECTURES
 from lit_llm.models.hub.gguf.names import gguf_arch_of, layout_of, metadata_of, relaid
 from lit_llm.models.hub.gguf.read import ROPE_FACTORS
@@ -81,37 +82,36 @@ def write_gguf(
             return GGMLQuantizationType.F16
         return GGMLQuantizationType[quantization.upper()]
 
-    part = file.with_name(file.name + ".part")
-    writer = GGUFWriter(part, kind)
-    for key, value in metadata.items():
-        _add(writer, key, value)
-    if factors is not None:
-        writer.add_tensor_info(ROPE_FACTORS, factors.shape, np.dtype(np.float32), factors.nbytes)
-    kinds: dict[str, GGMLQuantizationType] = {}
-    for name, held in layout.items():
-        shape = [sum(state[ours].shape[0] for ours in held), *state[held[0]].shape[1:]]
-        kinds[name] = stored(name, shape)
-        _add_info(writer, name, shape, kinds[name])
     try:
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        if factors is not None:
-            writer.write_tensor_data(factors.numpy())
-        for name, held in layout.items():
-            parts = [
-                relaid(ours, state[ours].detach().cpu().float(), config, arch, back=True)
-                for ours in held
-            ]
-            writer.write_tensor_data(
-                _quantized(torch.cat(parts) if len(parts) > 1 else parts[0], kinds[name])
-            )
-        writer.close()
-        part.replace(file)
+        with replacing(file) as part:
+            writer = GGUFWriter(part, kind)
+            for key, value in metadata.items():
+                _add(writer, key, value)
+            if factors is not None:
+                writer.add_tensor_info(
+                    ROPE_FACTORS, factors.shape, np.dtype(np.float32), factors.nbytes
+                )
+            kinds: dict[str, GGMLQuantizationType] = {}
+            for name, held in layout.items():
+                shape = [sum(state[ours].shape[0] for ours in held), *state[held[0]].shape[1:]]
+                kinds[name] = stored(name, shape)
+                _add_info(writer, name, shape, kinds[name])
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            if factors is not None:
+                writer.write_tensor_data(factors.numpy())
+            for name, held in layout.items():
+                parts = [
+                    relaid(ours, state[ours].detach().cpu().float(), config, arch, back=True)
+                    for ours in held
+                ]
+                writer.write_tensor_data(
+                    _quantized(torch.cat(parts) if len(parts) > 1 else parts[0], kinds[name])
+                )
+            writer.close()
     except OSError as error:
         raise UserError(f"{file}: could not be written ({error})") from None
-    finally:
-        part.unlink(missing_ok=True)
     return notes
 
 

@@ -1,0 +1,94 @@
+"""The language-model head: hidden states to logits, and to the cross-entropy of labels.
+
+Shapes: N positions, C hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_llm.models.config import TransformerConfig
+from lit_llm.models.kernels.limits import LARGE_LOGITS, chunk_bytes
+from lit_llm.models.kernels.loss import IGNORE, linear_cross_entropy
+
+
+class LMHead(nn.Module):
+    """What follows a Transformer's last norm. Called with labels it gives the losses.
+
+    ``LMHead(config, projection)(x, labels) -> losses``. It has no parameters: the projection's are
+    the Transformer's, under the name ``head.weight``.
+
+    Args:
+        config: for the scale and the soft cap of the logits.
+        projection: the layer from C to V; what takes its place (LoRA, a packed layer) is used too.
+    """
+
+    def __init__(self, config: TransformerConfig, projection: nn.Linear) -> None:
+        super().__init__()
+        self.scale, self.softcap = config.logit_scale, config.logit_softcap
+        self.compiled = False
+        # In a tuple the layer is no submodule: its weight has one name in the state dict.
+        self._projection = (projection,)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the call, so that head and cross-entropy are one pass over the logits."""
+        super().compile(*args, **kwargs)
+        self.compiled = True
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., V): scaled, and soft-capped in float32, if the config says so."""
+        logits = self._projection[0](x)
+        if self.scale is not None:
+            logits = logits * self.scale
+        cap = self.softcap
+        return logits if cap is None else cap * torch.tanh(logits.float() / cap)
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of each position in nats: (..., C) and labels (...) -> float32 (...).
+
+        0 where the label is -100. Without a gradient the logits are never all there at once.
+        """
+        x_NC, labels_N = x.flatten(0, -2), labels.flatten()
+        rows = len(x_NC)
+        if not torch.is_grad_enabled():
+            vocab_size = self._projection[0].out_features
+            rows = max(1, chunk_bytes(x_NC.device.type) // (4 * vocab_size))
+        losses = [
+            F.cross_entropy(self.logits(x).float(), labels, reduction="none")
+            for x, labels in zip(x_NC.split(rows), labels_N.split(rows), strict=True)
+        ]
+        return torch.cat(losses).view(labels.shape)
+
+    def labelled_losses(self, x: Tensor, labels: Tensor) -> Tensor:
+        """As the call, but the head computes labelled positions alone.
+
+        Never compiled: their number differs from batch to batch, and a compiler would begin anew
+        each time.
+        """
+        labelled = labels != IGNORE
+        losses = self.forward(x[labelled], labels[labelled])
+        return losses.new_zeros(labels.shape).masked_scatter(labelled, losses)
+
+    def loss(self, x: Tensor, labels: Tensor, skip_ignored_labels: bool = False) -> Tensor:
+        """The sum of the losses, for training: a float32 scalar.
+
+        Over a large vocabulary the logits are never all there at once, see `linear_cross_entropy`.
+
+        Args:
+            skip_ignored_labels: compute labelled positions alone. The host waits for the device to
+                learn their number.
+        """
+        if skip_ignored_labels:
+            x, labels = x[labels != IGNORE], labels[labels != IGNORE]
+        compiled = self.compiled and not skip_ignored_labels  # each number would be compiled anew
+        projection = self._projection[0]
+        small = 4 * labels.numel() * projection.out_features <= LARGE_LOGITS
+        # On a CPU the products of a chunk are the faster ones.
+        if compiled and small and x.device.type != "cpu":
+            return self(x, labels).sum()
+        flat = x.flatten(0, -2), projection.weight, labels.flatten()
+        return linear_cross_entropy(*flat, self.scale, self.softcap, compiled)

@@ -1,0 +1,544 @@
+"""LanguageModule: what all objectives share of training a Transformer under any Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from lit_llm.checks import check_types, plain_paths
+from lit_llm.data.base import TokenDataModule, data_rank_and_size
+from lit_llm.data.blocks import IGNORE
+from lit_llm.errors import UserError
+from lit_llm.models.accounting import flops
+from lit_llm.models.config import TransformerConfig
+from lit_llm.models.generation.generate import generate, room_for
+from lit_llm.models.generation.sampling import GREEDY
+from lit_llm.models.hub.checkpoint import settings_of
+from lit_llm.models.kernels.backends import Backend
+from lit_llm.models.kernels.device import exact_dtype
+from lit_llm.models.meta import meta_transformer
+from lit_llm.models.parallel.sharded import clip_gradients, is_divided, whole_state_dict
+from lit_llm.models.transformer import Transformer
+from lit_llm.ranges import Range, check_ranges, positive
+from lit_llm.replaced_settings import check_replaced
+from lit_llm.training.callbacks.borders import (
+    at_border,
+    count_steps,
+    first_or_last,
+    logs_now,
+    number_as_lightning_does,
+    number_by_steps_done,
+    planned_steps,
+)
+from lit_llm.training.from_data import DECIDED_BY_DATA, take_from_checkpoint, take_from_data
+from lit_llm.training.metrics import LanguageModelMetrics, new_metrics, results
+from lit_llm.training.noise import StepNoise
+from lit_llm.training.optimization import build_optimizer
+from lit_llm.training.optimizers import (
+    OptimizerName,
+    default_learning_rate,
+    model_width,
+)
+from lit_llm.training.prepare import prepare
+from lit_llm.training.resume_policy import check_architecture, check_checkpoint
+from lit_llm.training.saved_settings import SavedSettings
+from lit_llm.training.schedules import Schedule, StepSchedule, lr_multiplier
+from lit_llm.training.step_loss import LossMean, LossScaling
+from lit_llm.training.trainer_checks import check_reuse, refuse_early_callbacks
+
+RANGES: dict[str, Range] = {
+    "learning_rate": positive(1e3), "weight_decay": Range(0, 1e3), "warmup": Range(0, 1),
+    "decay": Range(0, 1), "final_lr": Range(0, 1), "grad_clip": Range(0, 1e9),
+    "recompute": Range(0, 1), "tokens": positive(1e18), "global_batch_tokens": Range(1, 1e12),
+}  # fmt: skip
+"""Ranges of the module's numbers."""
+
+
+DEFAULT_TRANSFORMER = "nano-5m"
+
+
+class LanguageModule(L.LightningModule):
+    """Builds a `Transformer`, prepares it for the machine, optimizes, logs, evaluates and saves it.
+
+    An objective is a subclass with its own ``compute_loss``: the loss of a batch, summed. The
+    gradient is that of sum / count of the whole optimizer step, under any accumulation and world
+    size, see `LossScaling`. A batch is a dict; "labels" are -100 where nothing is learnt;
+    "step_tokens", if there, is the sum of ``count`` over the whole optimizer step.
+
+    Further methods to override: ``build_model`` (another network), ``count`` (of what the loss is a
+    sum, supervised tokens by default), ``evaluate`` (what validation and test measure).
+
+    Args:
+        transformer: a preset's name, fields of `TransformerConfig` (``preset`` among them names one
+            to start from), or a `TransformerConfig`. vocab_size and max_seq_len come from the data
+            unless given; a `TransformerConfig` gives them.
+        init_from: Hugging Face directory or GGUF file to start from instead of random weights; its config is then the
+            model's, and ``transformer`` is refused beside it. See `locate`.
+        optimizer: "muon_adamw" (Muon for the matrices), "adamw", or bitsandbytes' "adamw_8bit" or "paged_adamw_8bit".
+        learning_rate: of the matrices. None: derived from the width.
+        weight_decay: decoupled, on matrices.
+        schedule, warmup, decay, final_lr: see `lr_multiplier`; fractions of the horizon and of the learning rate.
+        grad_clip: largest norm of the whole gradient; None never clips.
+        compile: compile the blocks. "auto": where a compiler is found and the run is long enough to pay for it.
+        recompute: share of the blocks, from 0 to 1, computed again in the backward pass to save memory. "auto": what
+            `Preflight` finds that the device's memory asks for; none without it.
+        attention: kernels of training attention, see `Backends`; "auto": the fastest this machine has.
+        float8: train large linear layers in 8-bit floating point, see `convert_to_float8`; with bf16-mixed, in which
+            evaluation stays.
+        tokens, global_batch_tokens: horizon and batch for the schedule, where the data module is not ours; ours says
+            so itself.
+
+    Raises:
+        UserError: a configuration that does not fit the data or the machine.
+    """
+
+    def __init__(
+        self,
+        transformer: str | dict[str, Any] | TransformerConfig = DEFAULT_TRANSFORMER,
+        init_from: str | None = None,
+        optimizer: OptimizerName = "muon_adamw",
+        learning_rate: float | None = None,
+        weight_decay: float = 0.0,
+        schedule: Schedule = "wsd",
+        warmup: float = 0.02,
+        decay: float = 0.6,
+        final_lr: float = 0.0,
+        grad_clip: float | None = 1.0,
+        compile: bool | Literal["auto"] = "auto",
+        recompute: float | Literal["auto"] = "auto",
+        attention: Backend | Literal["auto"] = "auto",
+        float8: bool = False,
+        tokens: int | float | None = None,
+        global_batch_tokens: int | None = None,
+    ):
+        super().__init__()
+        check_types("model", LanguageModule.__init__, locals())
+        if init_from is None or not _is_shape_of(transformer, init_from):
+            check_replaced(LanguageModule.__init__, locals(), "model.")
+        check_ranges(locals(), RANGES, "model.")
+        # Horizon and batch are the data's: as hyperparameters they would clash with those of a data
+        # module.
+        self.save_hyperparameters(ignore=["tokens", "global_batch_tokens"])
+        # A checkpoint holds plain values: others cannot be read with weights_only.
+        self.hparams.update(plain_paths(dict(self.hparams)))
+        self._horizon: dict[str, Any] = {
+            "tokens": tokens,
+            "global_batch_tokens": global_batch_tokens,
+        }
+        self._saved_settings = SavedSettings(self)
+        self.fields: dict[str, Any] = _fields(transformer)
+        if not isinstance(transformer, str):
+            self.hparams["transformer"] = dict(self.fields)
+        if init_from == "":
+            raise UserError("model.init_from is empty text: give a folder, or leave it out")
+        if init_from is not None:
+            self.fields = TransformerConfig.from_pretrained(init_from).to_dict()
+        TransformerConfig.from_dict(self.fields)  # a mistake is told now, before any data is made
+        self.model: nn.Module | None = None
+        self.train_loss = LossMean()
+        self.evaluations: list[LanguageModelMetrics] = []
+        self.grad_norm: Tensor | None = None
+        self._scheduled: tuple[float, int] | None = None  # learning rate and horizon
+        self._prepared: str | None = None  # what the network is prepared for: evaluation, training
+        self._noise = StepNoise()
+        self._scaling = LossScaling()
+        self._evaluated_step: int | None = None  # of the checkpoint that is evaluated
+
+    # ---- what subclasses override -------------------------------------------------------------------------------
+
+    def build_model(self) -> nn.Module:
+        """The network to train; called once, on the device; to be sharded, on CPU with the same weights everywhere.
+
+        Override for another: ``net(input_ids) -> logits``.
+        """
+        if self.hparams["init_from"] is not None:
+            return Transformer.from_pretrained(self.hparams["init_from"], dtype=torch.float32)
+        # Where it is to be sharded no process holds it whole: `parallelize` fills the shards.
+        return (
+            Transformer(self.config) if self.device_mesh is None else meta_transformer(self.config)
+        )
+
+    def compute_loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """The loss summed over what `count` counts in the batch: a scalar. Every objective has its own."""
+        raise NotImplementedError(f"{type(self).__name__} has no compute_loss: the objective")
+
+    def count(self, batch: dict[str, Tensor]) -> Tensor:
+        """How many items `compute_loss` sums over: int64 scalar. Supervised tokens, unless overridden."""
+        return (batch["labels"] != IGNORE).sum()
+
+    def evaluate(self, batch: dict[str, Tensor], metrics: LanguageModelMetrics) -> None:
+        """Add a batch to ``metrics``: its loss, unless overridden to measure more."""
+        metrics.add_sum(self.compute_loss(batch), self.count(batch))
+
+    # -------------------------------------------------------------------------------------------------------------
+
+    @property
+    def network(self) -> nn.Module:
+        """The built network."""
+        if self.model is None:
+            raise RuntimeError(
+                "the model is built by the Trainer (configure_model); call configure_model() yourself first"
+            )
+        return self.model
+
+    @property
+    def config(self) -> TransformerConfig:
+        """The network's shape; what the data decides is filled in once the Trainer has set it up."""
+        return TransformerConfig.from_dict(self.fields)
+
+    @property
+    def flops_per_token(self) -> float:
+        """Training FLOPs a token at the data's sequence length, by the project's one formula."""
+        seq_len = getattr(self._datamodule, "seq_len", None) or self.config.max_seq_len
+        return flops.flops_per_token(self.config, seq_len)
+
+    @property
+    def _datamodule(self) -> Any:
+        return getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
+
+    def setup(self, stage: str) -> None:
+        """Take vocabulary, context and horizon from the data, where they are known."""
+        self._evaluated_step = None
+        if self._trainer is not None:
+            number_by_steps_done(self._trainer, self._steps_done)
+            if self.model is None:
+                callbacks = self._trainer.callbacks  # type: ignore[attr-defined]
+                refuse_early_callbacks(callbacks)
+        self._check_horizon()
+        # A network that is there must fit the data as it is.
+        fields = self.fields if self.model is None else self.config.to_dict()
+        take_from_data(fields, self._datamodule, self.hparams["init_from"])
+
+    def teardown(self, stage: str) -> None:
+        """Leave the Trainer to others as it was."""
+        if self._trainer is not None:
+            number_as_lightning_does(self._trainer)
+
+    def on_fit_start(self) -> None:
+        """Refuse a Trainer that has trained another module."""
+        check_reuse(self.trainer, self)
+
+    def configure_model(self) -> None:
+        """Build the network once, and prepare it (see `parallelize`), for training when it is to be
+        trained."""
+        if self.model is None:
+            # A callback may ask for the network before `setup`, as Lightning's WeightAveraging
+            # does.
+            take_from_data(self.fields, self._datamodule, self.hparams["init_from"])
+            self.model, self._prepared = self.build_model(), None
+        training = self._trainer is not None and bool(self._trainer.training)
+        purpose = "training" if training else "evaluation"
+        if self._prepared in ("training", purpose):
+            return
+        if self._prepared is not None and is_divided(self.model):
+            rank_zero_warn(
+                "the sharded model was built to be evaluated: it trains as it is, without "
+                "model.compile and model.recompute; use another module to train"
+            )
+        else:
+            prepare(self.model, self.hparams, self._trainer, self.device_mesh, self._horizon_steps)
+        self._prepared = purpose
+
+    def _check_horizon(self) -> None:
+        """Refuse a horizon of the module's own that is not the data module's."""
+        for name, value in self._horizon.items():
+            ours = getattr(self._datamodule, {"tokens": "num_tokens"}.get(name, name), None)
+            if value is not None and ours is not None and int(value) != ours:
+                raise UserError(
+                    f"model.{name}={value} is not data.{name}={ours}: leave it out, "
+                    "the data module decides"
+                )
+
+    def _horizon_steps(self) -> int:
+        """Optimizer steps of the learning-rate schedule."""
+        steps: int | None = getattr(self._datamodule, "steps", None)
+        if steps is not None:
+            return steps
+        tokens, batch = self._horizon["tokens"], self._horizon["global_batch_tokens"]
+        if tokens is not None and batch is not None:
+            return -(-int(tokens) // batch)
+        if (steps := planned_steps(self.trainer)) is not None:
+            return steps
+        raise UserError(
+            "give model.tokens and model.global_batch_tokens, or trainer.max_steps: the schedule "
+            "needs a horizon, and the data has no length"
+        )
+
+    def default_learning_rate(self) -> float:
+        """For when none is given."""
+        return default_learning_rate(self.hparams["optimizer"], model_width(self.network))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """One optimizer for everything, its schedule advanced by optimizer step."""
+        hp, lr = self.hparams, self._learning_rate()
+        optimizer = build_optimizer(
+            self.network,
+            hp["optimizer"],
+            lr,
+            hp["weight_decay"],
+            sharded=self.device_mesh is not None,
+            scaled=getattr(self.trainer.precision_plugin, "scaler", None) is not None,
+        )
+        self._scheduled = lr, self._horizon_steps()
+        scheduler = StepSchedule(optimizer, self._multiplier(self._horizon_steps()))
+        scheduler.start_at(self.trainer.global_step)  # not 0 under a Trainer that has trained it
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def _learning_rate(self) -> float:
+        given = self.hparams["learning_rate"]
+        return self.default_learning_rate() if given is None else given
+
+    def _multiplier(self, steps: int) -> Callable[[int], float]:
+        hp = self.hparams
+        return lr_multiplier(
+            hp["schedule"], steps, warmup=hp["warmup"], decay=hp["decay"], final=hp["final_lr"]
+        )
+
+    def on_train_start(self) -> None:
+        """Have the schedule follow a learning rate or a batch size that was changed since the
+        optimizer was made, as Lightning's LearningRateFinder and BatchSizeFinder do."""
+        if self._scheduled is None:  # the optimizer is a subclass's own
+            return
+        now = self._learning_rate(), self._horizon_steps()
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, StepSchedule) and now != self._scheduled:
+                factor = now[0] / self._scheduled[0]
+                config.scheduler.change(factor, self._multiplier(now[1]))
+                config.scheduler.start_at(self.trainer.global_step)
+                self._scheduled = now
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | int | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the whole gradient's norm, which is kept on the device for the log.
+
+        The Trainer calls this with unscaled gradients in every precision. Its own clipping, if asked for, is left to
+        it.
+        """
+        if gradient_clip_val is not None:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        self.grad_norm = clip_gradients(
+            self.network.parameters(), self.hparams["grad_clip"] or float("inf")
+        )
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Make the step's noise (dropout) a function of seed, micro-batch and rank, as its samples
+        are."""
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            count_steps(self.trainer)
+            self._scaling.begin()
+        rank, _ = data_rank_and_size(self.trainer.strategy)
+        self._noise.start(self.device, self.trainer.fit_loop.total_batch_idx, rank)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Loss of one micro-batch, scaled so that what the Trainer makes of it is sum / global tokens."""
+        loss_sum = self.compute_loss(batch)
+        if "step_tokens" in batch:
+            loss = self._scaling.by_step_tokens(loss_sum, batch, self.trainer)
+            self.train_loss.update(loss.detach())
+        else:
+            count = self.count(batch)
+            loss = self._scaling.by_count(loss_sum, count, self.trainer)
+            self.train_loss.update(loss.detach(), count)  # a mean of the micro-batch's own
+        return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Backward of the loss, weighed by its tokens where they are not in it yet."""
+        super().backward(self._scaling.for_backward(loss), *args, **kwargs)
+
+    def on_after_backward(self) -> None:
+        """Scale the gradient where the step's tokens are known only now."""
+        self._scaling.after_backward(self.parameters(), self.trainer)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log the optimizer step that just ended, if it is one to log; nothing touches the device in between."""
+        self._noise.stop()
+        if not at_border(self.trainer, batch_idx):
+            return
+        step = self.trainer.global_step
+        if logs_now(self.trainer) or first_or_last(self.trainer):
+            values: dict[str, Any] = {"train_loss": self.train_loss.compute(), "lr": self._lr}
+            if self.grad_norm is not None:
+                values["grad_norm"] = self.grad_norm
+            self.log_dict({**values, **self._position(step)})
+        self.train_loss.reset()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Note the rate the matrices are updated with: when the step is logged, the scheduler has moved on."""
+        self._lr = float(optimizer.param_groups[0]["lr"])
+
+    def _steps_done(self) -> int:
+        """Optimizer steps that the weights have seen."""
+        return self.trainer.global_step if self._evaluated_step is None else self._evaluated_step
+
+    def _position(self, step: int) -> dict[str, Tensor]:
+        """Tokens so far, where the batch is known; float64 keeps them exact."""
+        batch = (
+            getattr(self._datamodule, "global_batch_tokens", None)
+            or self._horizon["global_batch_tokens"]
+        )
+        if batch is None:
+            return {}
+        return {"tokens": torch.tensor(step * batch, dtype=exact_dtype(self.device))}
+
+    # ---- evaluation ---------------------------------------------------------------------------------------------
+
+    def _start_evaluation(self, batches: list) -> None:
+        self.evaluations = [new_metrics(self.device) for _ in batches]
+
+    def _evaluate(self, batch: dict[str, Tensor], dataloader_idx: int) -> None:
+        with torch.compiler.set_stance("force_eager"):  # see parallelize
+            self.evaluate(batch, self.evaluations[dataloader_idx])
+
+    def _finish_evaluation(self, stage: str) -> None:
+        names = getattr(self._datamodule, "validation_sources", None)
+        values = results(self.evaluations, stage, names)
+        if stage == "val" and not self.trainer.sanity_checking:
+            values |= self._position(self._steps_done())
+        # `results` has added up all processes' sums. With both flags the Trainer neither reduces
+        # the values again nor recommends that it should.
+        self.log_dict(values, sync_dist=True, rank_zero_only=True)
+        self.evaluations = []
+
+    def on_validation_epoch_start(self) -> None:
+        self._start_evaluation(self.trainer.num_val_batches)
+
+    def validation_step(
+        self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Add a batch to its source's metrics."""
+        self._evaluate(batch, dataloader_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        self._finish_evaluation("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._start_evaluation(self.trainer.num_test_batches)
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """As validation_step."""
+        self._evaluate(batch, dataloader_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self._finish_evaluation("test")
+
+    def predict_step(self, batch: dict[str, list], batch_idx: int) -> list[dict[str, str]]:
+        """Continue each prompt greedily for up to 64 tokens: {"prompt", "text"} each.
+
+        Raises:
+            UserError: a prompt that fills the context.
+        """
+        model, tokenizer = self.network, self._datamodule.tokenizer
+        assert isinstance(model, Transformer)
+        prompts = batch["input_ids"]
+        lengths = room_for(model, prompts, 64)
+        for text, ids, length in zip(batch["prompt"], prompts, lengths, strict=True):
+            if length < 1:
+                raise UserError(
+                    f"the prompt {text[:30]!r} takes {len(ids)} tokens; the model's context has "
+                    f"{model.config.max_seq_len}"
+                )
+        answers = generate(model, prompts, lengths, GREEDY, stop_ids=self._datamodule.stop_ids)
+        return [
+            {"prompt": prompt, "text": tokenizer.decode(ids)}
+            for prompt, ids in zip(batch["prompt"], answers, strict=True)
+        ]
+
+    # ---- in and out ---------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say what the data decided, and forget init_from: the checkpoint holds the weights, and
+        must open where that directory is gone."""
+        self.save_settings(checkpoint, init_from=None)
+
+    def save_settings(self, checkpoint: dict[str, Any], **changed: Any) -> None:
+        """Write what the network is built from into ``checkpoint``, with some settings
+        ``changed``."""
+        self._saved_settings.write(
+            checkpoint,
+            self.hparams,
+            {"transformer": self.config.to_dict(), **self._horizon, **changed},
+        )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take what neither settings nor data decide from the checkpoint; refuse weights of another
+        architecture before torch lists every tensor that does not fit."""
+        fitting = self._trainer is not None and self.trainer.state.fn == "fit"
+        check_checkpoint(checkpoint, self.hparams["optimizer"] if fitting else None)
+        before = self.config
+        take_from_checkpoint(self.fields, settings_of(checkpoint)["transformer"])
+        if self.model is not None and self.config != before and not is_divided(self.model):
+            self.model = None
+            self.configure_model()
+        check_architecture(checkpoint, self.config)
+        self._evaluated_step = None if fitting else checkpoint.get("global_step")
+        data = self._datamodule
+        name = type(data).__qualname__
+        if fitting and isinstance(data, TokenDataModule) and name not in checkpoint:
+            rank_zero_warn(
+                f"--ckpt_path: it was not written with a {name}: training goes on at the same step, "
+                "but nobody can say whether its samples continue"
+            )
+            data.take_position(checkpoint)
+
+    def final_weights(self) -> Iterable[tuple[str, Tensor]]:
+        """Names and weights that `save_pretrained` writes, one after the other."""
+        return self.network.state_dict().items()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write model and, where the data module has one, tokenizer as a Hugging Face directory.
+
+        All processes of a sharded model call it; the first one writes.
+        """
+        model = self.network
+        if not isinstance(model, Transformer):
+            raise UserError(
+                f"only a Transformer is written as a Hugging Face directory, not {type(model).__name__}"
+            )
+        weights = whole_state_dict(self.final_weights(), keep=self.global_rank == 0)
+        if self.global_rank == 0:
+            model.save_pretrained(folder, state_dict=weights)
+            self.save_tokenizer(folder)
+
+    def save_tokenizer(self, folder: str | Path) -> None:
+        """Write the data module's tokenizer, where it has one, beside the model."""
+        tokenizer = getattr(self._datamodule, "tokenizer", None)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder, model_max_length=self.config.max_seq_len)
+
+
+def _fields(transformer: str | dict[str, Any] | TransformerConfig) -> dict[str, Any]:
+    """As `TransformerConfig.from_dict` takes them; what is None in a config, the data decides."""
+    if isinstance(transformer, TransformerConfig):
+        return {key: value for key, value in transformer.to_dict().items() if value is not None}
+    return {"preset": transformer} if isinstance(transformer, str) else dict(transformer)
+
+
+def _is_shape_of(transformer: str | dict[str, Any] | TransformerConfig, init_from: str) -> bool:
+    """Whether ``transformer`` says of the model at ``init_from`` what its own config says.
+
+    Checkpoints hold both, and Lightning's ``load_from_checkpoint`` gives both back. What the data
+    decides may differ.
+    """
+    if not isinstance(transformer, dict) or not init_from:
+        return False
+    try:
+        its = TransformerConfig.from_pretrained(init_from).to_dict()
+    except UserError:
+        return False
+    fields = {name: value for name, value in transformer.items() if name not in DECIDED_BY_DATA}
+    return bool(fields) and fields.items() <= its.items()

@@ -1,0 +1,54 @@
+"""The optimizer of a module of ours, from its settings."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from lit_llm.errors import UserError
+from lit_llm.training.eight_bit import CLASSES, build_eight_bit
+from lit_llm.training.optimizers import MuonAdamW, OptimizerName, parameter_groups
+from lit_llm.training.schedules import keep_settings
+
+
+def build_optimizer(
+    network: nn.Module,
+    name: OptimizerName,
+    lr: float,
+    weight_decay: float,
+    *,
+    sharded: bool = False,
+    scaled: bool = False,
+) -> torch.optim.Optimizer:
+    """One optimizer for all trainable parameters of ``network``.
+
+    Args:
+        lr: of the matrices; the other groups' are derived, see `parameter_groups`.
+        weight_decay: decoupled, on matrices.
+        sharded: the parameters are divided among processes.
+        scaled: the Trainer scales the loss, as it does in float16.
+
+    Raises:
+        UserError: an optimizer that cannot train such parameters.
+    """
+    groups = parameter_groups(network, name, lr, weight_decay)
+    if name in CLASSES:
+        if sharded:
+            raise UserError(
+                f"model.optimizer={name} does not take sharded weights: set it to adamw"
+            )
+        return _kept(build_eight_bit(name, groups, lr))
+    if any(p.dtype == torch.float16 for p in network.parameters() if p.requires_grad):
+        raise UserError(
+            "trainer.precision=16-true: float16 is too narrow for the optimizer's squared "
+            "gradients, and the weights are lost; set 16-mixed or bf16-true"
+        )
+    if name == "muon_adamw":
+        return _kept(MuonAdamW(groups))
+    # Fused AdamW undoes float16's loss scaling inside its step, after our clipping: not there.
+    return _kept(torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=not scaled))
+
+
+def _kept(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    keep_settings(optimizer)
+    return optimizer
