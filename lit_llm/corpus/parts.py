@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from lit_llm.corpus.files import open_raw
 from lit_llm.corpus.sources import Source, SourceFile, Sources, as_sources, files_of, renamed
 
-_FORMAT = 2  # of what readers give; another number makes all parts new
+_FORMAT = 3  # of what readers give; another number makes all parts new
 
 
 @dataclass(frozen=True)

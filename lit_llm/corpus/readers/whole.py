@@ -69,6 +69,8 @@ def page(
 
 def read_code(file: SourceFile, source: Source) -> Document:
     """A file of source code; one that is left out for its path is not opened. Raises OSError."""
+    from lit_llm.corpus.licensing import detect_license
+
     dropped = code.skip_path(file.id)
     read = (
         Document(file.id, file.source, file.path, "", dropped)
@@ -81,6 +83,6 @@ def read_code(file: SourceFile, source: Source) -> Document:
         read,
         text="" if dropped else read.text,
         dropped=dropped or read.dropped,
-        license=file.license,
+        license=detect_license(read.text) or file.license,  # a file's own header counts first
         language=code.language_of(file.id.rpartition("/")[2]),
     )
