@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.corpus.documents import Document
-from lit_llm.corpus.files import open_input
+from lit_llm.corpus.files import open_utf8
 from lit_llm.corpus.readers.lines import document_of, missing_field, read_lines
 from lit_llm.corpus.readers.whole import read_text
 from lit_llm.corpus.rows import BOM, array_elements, parse_row
@@ -33,7 +33,7 @@ def read_json(part: Part, file: SourceFile) -> Iterator[pa.Table | Document]:
         UserError: the first object of an array has no field ``source.text_field``.
     """
     field = part.source.text_field
-    with open_input(file.path) as stream:
+    with open_utf8(file.path) as stream:
         head = stream.read(_HEAD).removeprefix(BOM).lstrip()
     first, _, rest = head.partition(b"\n")
     row, following = parse_row(first), parse_row(rest.strip().partition(b"\n")[0])
@@ -47,7 +47,7 @@ def read_json(part: Part, file: SourceFile) -> Iterator[pa.Table | Document]:
 
 def _array(part: Part, file: SourceFile) -> Iterator[Document]:
     field, number = part.source.text_field, 0
-    with open_input(file.path) as stream:
+    with open_utf8(file.path) as stream:
         elements = array_elements(stream, part.source.max_line_bytes, "surrogateescape")
         try:
             for number, element in enumerate(elements, start=1):
@@ -69,7 +69,7 @@ def _array(part: Part, file: SourceFile) -> Iterator[Document]:
 
 def _object(part: Part, file: SourceFile) -> Iterator[Document]:
     if file.size <= part.source.max_line_bytes:
-        with open_input(file.path) as stream:
+        with open_utf8(file.path) as stream:
             try:
                 text = stream.read().removeprefix(BOM).decode("utf-8", "surrogateescape")
                 row = json.loads(text)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.corpus.documents import Document, Usable, checked_table, usable
-from lit_llm.corpus.files import open_input
+from lit_llm.corpus.files import COMPRESSED, open_utf8
 from lit_llm.corpus.row_licenses import may_name_license, row_license
 from lit_llm.corpus.row_urls import may_be_elsewhere, row_url
 from lit_llm.corpus.rows import BOM, line_blocks, parse_row
@@ -37,12 +37,12 @@ def read_lines(part: Part, file: SourceFile) -> Iterator[pa.Table | Document]:
 
 def _is_counted(file: SourceFile) -> bool:
     """Whether places are line numbers, from 1: nobody can go to a byte of a compressed file."""
-    return file.path.endswith((".gz", ".zst"))
+    return COMPRESSED.search(file.path) is not None
 
 
 def _blocks(part: Part, file: SourceFile) -> Iterator[tuple[int, bytes | None]]:
     """``line_blocks`` of the part, the byte order mark taken off the first line."""
-    with open_input(file.path) as stream:
+    with open_utf8(file.path) as stream:
         number, first = 1, part.start == 0
         for place, block in line_blocks(stream, part.start, part.stop, part.source.max_line_bytes):
             lines = 1 if block is None else block.count(b"\n")

@@ -7,28 +7,36 @@ import re
 
 from lit_llm.corpus import code
 from lit_llm.corpus.documents import Document, decode
-from lit_llm.corpus.files import open_input
+from lit_llm.corpus.files import COMPRESSED, open_input
 from lit_llm.corpus.sources import Source, SourceFile
 
-_FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?\n)?(---|\.\.\.)[ \t]*(\r?\n|\Z)", re.DOTALL)
+_FRONT_MATTER = re.compile(
+    r"\A(?:---[ \t]*\r?\n(.*?\n)?(---|\.\.\.)|\+\+\+[ \t]*\r?\n(.*?\n)?\+\+\+)[ \t]*(\r?\n|\Z)",
+    re.DOTALL,
+)
+_OTHERS = {
+    b"{\\rtf": "rich text (RTF): save it as plain text",
+    b"filedesc://": "ARC file: convert it to WARC",
+}
 _MARKDOWN = (".md", ".markdown", ".mdx", ".mdown", ".qmd", ".rmd")
 
 
 def read_text(file: SourceFile, source: Source) -> Document:
     """A text file; one with a line above ``source.max_line_bytes`` is dropped, and one in rich text (RTF).
 
-    The settings at the head of a Markdown file ("front matter", between lines of three hyphens) are left out.
+    The settings at the head of a Markdown file ("front matter", between lines of three hyphens or plus signs) are left
+    out.
 
     Raises:
         OSError: the file cannot be read.
     """
     with open_input(file.path) as stream:
         data = stream.read()
-    if data.startswith(b"{\\rtf"):
-        reason = "rich text (RTF): save it as plain text"
-        return Document(file.id, file.source, file.path, "", reason)
+    for head, reason in _OTHERS.items():
+        if data.startswith(head):
+            return Document(file.id, file.source, file.path, "", reason)
     text, dropped, repaired, encoding = decode(data)
-    if file.path.lower().removesuffix(".gz").endswith(_MARKDOWN):
+    if COMPRESSED.sub("", file.path.lower()).endswith(_MARKDOWN):
         text = _FRONT_MATTER.sub("", text, count=1)
         dropped = dropped or (None if text and not text.isspace() else "empty")
     longest = source.max_line_bytes
