@@ -58,10 +58,10 @@ def read_csv(part: Part, file: SourceFile) -> Iterator[Document]:
             values = next(rows, None)
         except (csv.Error, _NoLine) as error:
             # A quote that nobody closed takes what follows with it, up to the end of the file.
-            lines.leave_first()
-            rows = csv.reader(lines, delimiter=delimiter, strict=True)
             long = isinstance(error, _NoLine) and lines.number == place
             long = long or "limit" in str(error)
+            lines.leave_first()
+            rows = csv.reader(lines, delimiter=delimiter, strict=True)
             yield document_of(part, file, place, part.source.too_long("row") if long else NOT_CSV)
             continue
         if values is None:
