@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lit_llm.corpus.addresses import host
+from lit_llm.corpus.addresses import host, parts
 from lit_llm.corpus.block import per_value, texts, with_column
 from lit_llm.corpus.build import WORK
 from lit_llm.corpus.card import revise_card, write_card
@@ -50,6 +50,8 @@ class Request:
             raise UserError(
                 "corpus remove: say which documents, by --ids, --ids_file, --domain or --matching"
             )
+        if self.domain and (address := parts(self.domain)) and (address.path or address.query):
+            raise UserError(f"--domain {self.domain!r}: give the host alone, {address.host!r}")
         if self.matching is not None:
             try:
                 pc.match_substring_regex(pa.array([""]), self.matching)
