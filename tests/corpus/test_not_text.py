@@ -46,6 +46,31 @@ def test_hidden_files_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [GERMAN, FRENCH])
-@pytest.mark.parametrize("encoding", ["mac_roman", "cp1252", "latin-1"])
+@pytest.mark.parametrize("encoding", ["mac_roman", "cp1252", "latin-1", "cp850", "cp437"])
 def test_mac_roman_and_what_it_is_not(text: str, encoding: str) -> None:
     assert decode(text.encode(encoding))[0] == text
+
+
+def test_spanish_and_turkish_of_dos() -> None:
+    spanish = (
+        "La ciudad tiene una larga historia. Allí fluye el río, y mañana el niño irá también. "
+    )
+    turkish = "Bu şehrin uzun bir tarihi var ve burada birçok insan var. Müzede çok resim de var. "
+    assert decode((spanish * 2).encode("cp850"))[0] == spanish * 2
+    assert decode((turkish * 2).encode("cp857"))[0] == turkish * 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "这座城市有着悠久的历史。",
+        "这座城市有着悠久的历史, 一共有3条河。\nAnd one line.\n",
+        "この町には長い歴史があります。",
+        "이 도시는 오랜 역사를 가지고 있으며 많은 사람들이 살고 있습니다.",
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_of_east_asia_needs_no_mark(text: str, encoding: str) -> None:
+    assert decode(text.encode(encoding))[0] == text
+    for other in ("gb18030", "euc_jp", "cp949", "utf-8"):
+        assert decode(text.encode(other, "ignore") * 9)[3] not in ("utf-16-le", "utf-16-be")
