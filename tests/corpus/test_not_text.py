@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,22 @@ def test_utf_16_of_east_asia_needs_no_mark(text: str, encoding: str) -> None:
     assert decode(text.encode(encoding))[0] == text
     for other in ("gb18030", "euc_jp", "cp949", "utf-8"):
         assert decode(text.encode(other, "ignore") * 9)[3] not in ("utf-16-le", "utf-16-be")
+
+
+def test_cells_of_a_notebook_are_its_text(tmp_path: Path) -> None:
+    cells = [
+        {
+            "cell_type": "markdown",
+            "source": ["# Head\n", "Half \ud83d of a pair, in a line of some length."],
+        },
+        {"cell_type": "code", "source": "x = 1\nx", "outputs": [{"data": {"image/png": "iVBOR"}}]},
+        {"cell_type": "raw", "source": []},
+    ]
+    (tmp_path / "a.ipynb").write_text(json.dumps({"cells": cells, "nbformat": 4}))
+    (tmp_path / "b.ipynb").write_text(json.dumps({"cells": [], "nbformat": 4}))
+    (tmp_path / "c.ipynb").write_text("no notebook")
+    found = documents(tmp_path)
+    head = "# Head\nHalf \ufffd of a pair, in a line of some length."
+    assert found["a.ipynb"] == (f"{head}\n\n```\nx = 1\nx\n```", None)
+    assert found["b.ipynb"] == ("", "read: empty")
+    assert found["c.ipynb"] == ("no notebook", None)

@@ -26,7 +26,7 @@ def read_json(part: Part, file: SourceFile) -> Iterator[pa.Table | Document]:
     """The documents: a row each of an array's objects, a text each of its strings.
 
     Lines of JSON are read as `read_lines` reads them. An object alone that has the text field is
-    one document. Anything else (settings, tables of numbers) is one text.
+    one document, and one that has rows in a field is these. Anything else (settings, tables of numbers) is one text.
 
     Raises:
         OSError: the file cannot be read (on).
@@ -67,6 +67,15 @@ def _array(part: Part, file: SourceFile) -> Iterator[Document]:
             yield document_of(part, file, number + 1, str(error))
 
 
+def _rows_within(value: Any, field: str) -> list[Any]:
+    """The rows of an object that holds them in one of its fields, such as "data": {"version": 1, "data": [...]}."""
+    lists = [v for v in value.values() if isinstance(v, list)] if isinstance(value, dict) else []
+    found = [rows for rows in lists if any(isinstance(r, dict) and field in r for r in rows)]
+    if len(found) != 1:
+        return []
+    return [row if isinstance(row, dict) else "not a JSON object" for row in found[0]]
+
+
 def _object(part: Part, file: SourceFile) -> Iterator[Document]:
     if file.size <= part.source.max_line_bytes:
         with open_utf8(file.path) as stream:
@@ -77,5 +86,9 @@ def _object(part: Part, file: SourceFile) -> Iterator[Document]:
                 row = None
         if isinstance(row, dict) and part.source.text_field in row:
             yield document_of(part, file, 1, row)
+            return
+        if elements := _rows_within(row, part.source.text_field):
+            for number, element in enumerate(elements, start=1):
+                yield document_of(part, file, number, element)
             return
     yield read_text(file, part.source)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 
 from lit_llm.corpus import code
-from lit_llm.corpus.documents import Document, decode
+from lit_llm.corpus.documents import Document, decode, usable
 from lit_llm.corpus.files import COMPRESSED, open_input
 from lit_llm.corpus.sources import Source, SourceFile
 
@@ -24,8 +25,8 @@ _MARKDOWN = (".md", ".markdown", ".mdx", ".mdown", ".qmd", ".rmd")
 def read_text(file: SourceFile, source: Source) -> Document:
     """A text file; one with a line above ``source.max_line_bytes`` is dropped, and one in rich text (RTF).
 
-    The settings at the head of a Markdown file ("front matter", between lines of three hyphens or plus signs) are left
-    out.
+    Of a Jupyter notebook its cells are the text. The settings at the head of a Markdown file ("front matter", between
+    lines of three hyphens or plus signs) are left out.
 
     Raises:
         OSError: the file cannot be read.
@@ -36,7 +37,13 @@ def read_text(file: SourceFile, source: Source) -> Document:
         if data.startswith(head):
             return Document(file.id, file.source, file.path, "", reason)
     text, dropped, repaired, encoding = decode(data)
-    if COMPRESSED.sub("", file.path.lower()).endswith(_MARKDOWN):
+    name = COMPRESSED.sub("", file.path.lower())
+    if name.endswith(".ipynb") and not dropped:
+        text, dropped, mended, _ = usable(
+            _of_notebook(text)
+        )  # JSON can spell what UTF-8 cannot hold
+        repaired = repaired or mended
+    if name.endswith(_MARKDOWN):
         text = _FRONT_MATTER.sub("", text, count=1)
         dropped = dropped or (None if text and not text.isspace() else "empty")
     longest = source.max_line_bytes
@@ -45,6 +52,25 @@ def read_text(file: SourceFile, source: Source) -> Document:
     return Document(
         file.id, file.source, file.path, text, dropped, encoding=encoding, repaired=repaired
     )
+
+
+def _of_notebook(written: str) -> str:
+    """The cells of a Jupyter notebook as Markdown, without what they printed; other text as it is."""
+    try:
+        notebook = json.loads(written)
+    except (ValueError, RecursionError):
+        return written
+    cells = notebook.get("cells") if isinstance(notebook, dict) else None
+    if not isinstance(cells, list):
+        return written
+    found = []
+    for cell in (cell for cell in cells if isinstance(cell, dict)):
+        source = cell.get("source")
+        lines = source if isinstance(source, list) else [source]
+        text = "".join(line for line in lines if isinstance(line, str)).strip("\n")
+        if text.strip():
+            found.append(f"```\n{text}\n```" if cell.get("cell_type") == "code" else text)
+    return "\n\n".join(found)
 
 
 def read_html(file: SourceFile) -> Document:
