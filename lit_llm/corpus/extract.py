@@ -64,10 +64,9 @@ _HIDDEN = re.compile(
     r"<!--(?:.*?-->|.*)|<(script|style|textarea|title|template|noembed)\b[^>]{0,1000}>(?:.*?</\1\s*>|.*)",
     re.I | re.S,
 )
-_META = re.compile(r"<meta\b[^>]{0,500}>", re.I)
-_NAME = re.compile(r"""\bname\s*=\s*["']?(robots|tdm-reservation)\b""", re.I)
+_META = re.compile(r"<meta\b[^>]{0,1000}>", re.I)
 _NAMED = re.compile("robots|tdm-reservation", re.I)
-_CONTENT = re.compile(r"""\bcontent\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""", re.I)
+_ATTRIBUTE = re.compile(r"""([^\s"'=<>/]+)\s*=\s*("[^"]*"|'[^']*'|[^\s"'>]+)""")
 
 
 @dataclass(frozen=True)
@@ -242,7 +241,13 @@ def robots(html: str) -> str | None:
     if not _NAMED.search(html):
         return None
     for tag in _META.findall(_HIDDEN.sub("", html)):
-        if (name := _NAME.search(tag)) and (content := _CONTENT.search(tag)):
-            value = next(group for group in content.groups() if group is not None).strip()
-            said.append(value if name[1].lower() == "robots" else f"tdm-reservation: {value}")
+        found = {
+            name.lower(): entities.unescape(value.strip("\"'")).strip()
+            for name, value in _ATTRIBUTE.findall(tag)
+        }
+        name = (found.get("name") or found.get("http-equiv") or "").lower()
+        if "content" in found and name in ("robots", "x-robots-tag"):
+            said.append(found["content"])
+        elif "content" in found and name == "tdm-reservation":
+            said.append(f"tdm-reservation: {found['content']}")
     return ", ".join(said) or None
