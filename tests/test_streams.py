@@ -40,7 +40,9 @@ def test_letters_that_the_encoding_lacks() -> None:
 
 
 def test_json_keeps_its_letters_in_ascii(tmp_path: Path) -> None:
-    body = "from lit_llm.corpus.commands import corpus; print(corpus.json_text({'a': 'caf\\u00e9'}))"
+    body = (
+        "from lit_llm.corpus.commands import corpus; print(corpus.json_text({'a': 'caf\\u00e9'}))"
+    )
     done = shell("$VERB", body, PYTHONIOENCODING="ascii")
     assert json.loads(done.stdout) == {"a": "caf\u00e9"}, done.stderr
     assert shell("$VERB", body, PYTHONIOENCODING="utf-8").stdout == '{"a": "caf\u00e9"}\n'

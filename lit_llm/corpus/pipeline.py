@@ -136,7 +136,7 @@ class Pipeline:
         self.keys = keys
         targets = [self.store.path("clean", key) for key in keys]
         tasks = [
-            Clean(part, blocks, target) for part, target in zip(self.parts, targets, strict=True)
+            Clean.of(part, blocks, target) for part, target in zip(self.parts, targets, strict=True)
         ]
         return self._map("clean", tasks, targets, threads=sum(self.sizes) < _FEW_BYTES)
 

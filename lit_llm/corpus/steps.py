@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from collections import Counter
@@ -18,6 +19,8 @@ from lit_llm.corpus.block import Block, texts, utf8, with_column
 from lit_llm.corpus.config import Evaluations
 from lit_llm.corpus.dedup.decontaminate import Decontaminate, evaluation_texts
 from lit_llm.corpus.dedup.duplicates import Dedup
+from lit_llm.corpus.filters.licensing import LicenseFilter
+from lit_llm.corpus.filters.spdx import normalize_license
 from lit_llm.corpus.privacy.personal_data import KINDS, RedactPII
 from lit_llm.corpus.reading.parts import Part
 from lit_llm.corpus.reading.read import read_part
@@ -56,6 +59,23 @@ class Clean:
     part: Part
     blocks: tuple[Block, ...]
     target: Path
+
+    @classmethod
+    def of(cls, part: Part, blocks: tuple[Block, ...], target: Path) -> Clean:
+        """The step in which a source's licence counts only where a text declares none itself."""
+        name, license = part.source.name, part.source.license
+        if license is None or normalize_license(license) is None:
+            return cls(part, blocks, target)
+        found = tuple(
+            dataclasses.replace(block, sources={**block.sources, name: license})
+            if isinstance(block, LicenseFilter)
+            else block
+            for block in blocks
+        )
+        if found != blocks:
+            source = dataclasses.replace(part.source, license=None)
+            part = dataclasses.replace(part, source=source)
+        return cls(part, found, target)
 
     def __call__(self) -> None:
         counts: dict[str, Any] = {

@@ -50,7 +50,7 @@ _PIECE_CHARACTERS = 1_000_000
 # Characters of a word in training, where each merge goes through all of every word that has it. DNA and
 # text without spaces have words of any length; between two signs of Chinese are some 20 letters.
 _LONGEST_WORD = 256
-_SIGNS = re.compile(r"[^\w\s]+")
+_SIGNS = re.compile(r"(?:[^\w\s]|_)+")
 # White space, digits, case, marks, scripts, emoji, and spelled control tokens: where encoders part ways.
 _PROBE = (
     "It's 1234567 o'clock,  DON'T  \t\n\n   stop\r\n\u00a0x=1;\u3000//+=-- na\u00efve cafe\u0301 \u5317\u4eac\u3002"

@@ -273,7 +273,10 @@ def test_remove_by_domain_and_by_pattern(
     corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = str(corpus.path)
-    assert main(["corpus", "remove", folder, "--domain", "example.org"]) == 0
+    # An address within a host is not the host: the others there have not been asked for.
+    assert main(["corpus", "remove", folder, "--domain", "example.org/a"]) == 2
+    assert "give the host alone, 'example.org'" in capsys.readouterr().err
+    assert main(["corpus", "remove", folder, "--domain", "WWW.example.org:443"]) == 0
     assert main(["corpus", "remove", folder, "--matching", "(?i)CAFÉ"]) == 0
     (tmp_path / "ids").write_text("00.txt\n01.txt\n")
     assert (

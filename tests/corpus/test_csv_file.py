@@ -59,7 +59,7 @@ def test_rows_that_are_not_read_are_told(tmp_path: Path) -> None:
         "f,\u00e9\u00e9 bad \udce9 byte",
         "g,",
         'h,"no end',
-        "i,swallowed",
+        "i,behind it",
     ]
     (tmp_path / "a.csv").write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
     found = read(tmp_path, max_line_bytes=100)
@@ -72,6 +72,7 @@ def test_rows_that_are_not_read_are_told(tmp_path: Path) -> None:
         ("8", "\u00e9\u00e9 bad \ufffd byte", None),
         ("9", "", "read: empty"),
         ("10", "", "read: not valid CSV"),
+        ("11", "behind it", None),
     ]
     (tmp_path / "a.csv").write_text("text\n" + "x" * 200 + "\nlast\n")
     with pytest.MonkeyPatch.context() as patch:  # so that no line of it is whole
@@ -127,3 +128,31 @@ def test_a_header_beyond_the_limit_drops_the_file(
     (tmp_path / "a.csv").write_text("title,text," + "x" * 300 + "\na,one\n")
     ((_, text, _, dropped),) = read(tmp_path, max_line_bytes=200)
     assert text == "" and "200" in dropped
+
+
+def test_a_quote_that_nobody_closed_takes_its_line_alone(tmp_path: Path) -> None:
+    good = [f"row {number} of the table" for number in range(30_000)]
+    lines = ["text\tid", *(f"{text}\tr{n}" for n, text in enumerate(good))]
+    for number in (5, 700, 29_000):
+        lines[number] = '"' + lines[number]
+    (tmp_path / "a.tsv").write_text("\n".join(lines))
+    found = read(tmp_path)
+    assert len(found) == 30_000
+    assert [i + 1 for i, row in enumerate(found) if row[3] == "read: not valid CSV"] == [
+        5,
+        700,
+        29_000,
+    ]
+    assert [text for _, text, *_ in found if text] == [
+        text for number, text in enumerate(good, start=1) if number not in (5, 700, 29_000)
+    ]
+
+
+def test_excel_names_the_delimiter_before_the_names(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("sep=;\ntext;id\none, two;a\n")
+    assert read(tmp_path) == [("a", "one, two", None, None)]
+
+
+def test_an_encoding_that_is_not_known_is_damage(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"text\nGr\xfcn\n")
+    assert [row[3] for row in read(tmp_path)] == ["read: not UTF-8"]

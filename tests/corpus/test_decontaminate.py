@@ -55,6 +55,12 @@ def test_a_short_answer_in_a_script_without_spaces_drops_nothing() -> None:
     thai = "ประเทศไทยมีเมืองหลวงชื่อกรุงเทพมหานคร"
     decontaminate = Decontaminate.against({"task": [answer, question, thai, "国务院 is one"]})
     page = f"昨天 {answer}发布了一项新的规定。"
+    names = [
+        "มหาวิทยาลัยธรรมศาสตร์", "ธนาคารแห่งประเทศไทย", "ព្រះរាជាណាចក្រកម្ពុជា", "ပြည်ထောင်စုသမ္မတမြန်မာနိုင်ငံတော်",
+        "University of Tokyo 東京大学大学院",
+    ]  # fmt: skip
+    with_names = Decontaminate.against({"task": [*names, question]})
+    assert with_names.contaminated([f"{name} {name}" for name in names]) == [None] * len(names)
     held = [f"问 {question} 答", f"ที่นี่ {thai} ครับ"]
     assert decontaminate.contaminated([page, *held]) == [None, "task", "task"]
     with pytest.raises(UserError, match="no evaluation text has 8 words"):

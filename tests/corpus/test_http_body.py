@@ -69,6 +69,15 @@ def test_several_codings_and_headers() -> None:
     assert decode_body(chunked(gzip.compress(TEXT)), ["gzip, chunked"], [], 10**6) == TEXT
     members = gzip.compress(TEXT[:300]) + gzip.compress(TEXT[300:])
     assert decode_body(members + b"\r\n", [], ["gzip"], 10**6) == TEXT
+    frames = zstandard.compress(TEXT[:300]) + zstandard.compress(TEXT[300:])
+    skipped = b"\x50\x2a\x4d\x18\x04\0\0\0abcd"  # RFC 8878, section 3.1.2
+    for body in (frames, skipped + frames, zstandard.compress(TEXT) + skipped):
+        assert decode_body(body, [], ["zstd"], 10**6) == TEXT
+    with pytest.raises(BodyError, match="record too long"):
+        decode_body(zstandard.compress(bytes(90)) * 9, [], ["zstd"], 100)
+    assert decode_body(TEXT, [], ["aws-chunked"], 10**6) == TEXT
+    assert decode_body(zlib.compress(TEXT), [], ["gzip"], 10**6) == TEXT
+    assert decode_body(gzip.compress(TEXT), [], ["deflate"], 10**6) == TEXT
     with pytest.raises(BodyError, match="unknown Content-Encoding"):
         decode_body(b"\x1f\x9d\x90", [], ["compress"], 10**6)
 

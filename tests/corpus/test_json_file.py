@@ -49,6 +49,12 @@ def test_what_is_behind_damage_is_told(tmp_path: Path) -> None:
         ('{\n "text": "alone",\n "n": 1\n}\n', ["alone"]),
         ('{"settings": [1, 2]}\n', ['{"settings": [1, 2]}\n']),
         ('{\n "settings": [1, 2]\n}\n', ['{\n "settings": [1, 2]\n}\n']),
+        ('{"v": 1, "data": [{"text": "one"}, {"text": "two"}]}', ["one", "two"]),
+        ('{\n"data": [{"text": "one"}, 3]\n}', ["one", ""]),
+        (
+            '{"a": [{"text": "one"}], "b": [{"text": "two"}]}',
+            ['{"a": [{"text": "one"}], "b": [{"text": "two"}]}'],
+        ),
         ("[1, 2]\n", ["[1, 2]\n"]),
         ("[]", []),
     ],

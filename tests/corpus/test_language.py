@@ -62,6 +62,8 @@ def test_keep_and_score() -> None:
     [
         ("nb", {"no"}), ("nob", {"no"}), ("nn", {"nn"}), ("fil", {"tl"}), ("eng", {"en"}),
         ("zh", {"zh", "zh-Hant"}), ("zh-Hans", {"zh"}), ("zho_Hant", {"zh-Hant"}), ("EN", {"en"}),
+        ("zh-CN", {"zh"}), ("zh_TW", {"zh-Hant"}), ("zh-Hant-HK", {"zh-Hant"}), ("und", {"und"}),
+        ("eng_Latn", {"en"}), ("arb_Arab", {"ar"}), ("jpn_Jpan", {"ja"}),
         ("iw", {"he"}), ("cmn", {"zh", "zh-Hant"}), ("swh", {"sw"}), ("ceb", {"ceb"}),
     ],
 )  # fmt: skip
@@ -89,6 +91,9 @@ def test_norwegian_and_one_script_of_chinese_are_kept() -> None:
     ("written", "message"),
     [
         ("pt-BR", "not told apart in 'pt-BR'; write 'pt'"),
+        ("sr_Latn", "not told apart in 'sr_Latn'; write 'sr'"),
+        ("zh-Hant-CN", "not told apart in 'zh-Hant-CN'; write 'zh'"),
+        ("zh-yue", "not told apart in 'zh-yue'; write 'zh'"),
         ("sr_Latn", "not told apart in 'sr_Latn'; write 'sr'"),
         ("English", "'English' is no language that is detected"),
         ("xx", "'xx' is no language that is detected"),

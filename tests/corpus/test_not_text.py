@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,50 @@ def test_hidden_files_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [GERMAN, FRENCH])
-@pytest.mark.parametrize("encoding", ["mac_roman", "cp1252", "latin-1"])
+@pytest.mark.parametrize("encoding", ["mac_roman", "cp1252", "latin-1", "cp850", "cp437"])
 def test_mac_roman_and_what_it_is_not(text: str, encoding: str) -> None:
     assert decode(text.encode(encoding))[0] == text
+
+
+def test_spanish_and_turkish_of_dos() -> None:
+    spanish = (
+        "La ciudad tiene una larga historia. Allí fluye el río, y mañana el niño irá también. "
+    )
+    turkish = "Bu şehrin uzun bir tarihi var ve burada birçok insan var. Müzede çok resim de var. "
+    assert decode((spanish * 2).encode("cp850"))[0] == spanish * 2
+    assert decode((turkish * 2).encode("cp857"))[0] == turkish * 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "这座城市有着悠久的历史。",
+        "这座城市有着悠久的历史, 一共有3条河。\nAnd one line.\n",
+        "この町には長い歴史があります。",
+        "이 도시는 오랜 역사를 가지고 있으며 많은 사람들이 살고 있습니다.",
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_of_east_asia_needs_no_mark(text: str, encoding: str) -> None:
+    assert decode(text.encode(encoding))[0] == text
+    for other in ("gb18030", "euc_jp", "cp949", "utf-8"):
+        assert decode(text.encode(other, "ignore") * 9)[3] not in ("utf-16-le", "utf-16-be")
+
+
+def test_cells_of_a_notebook_are_its_text(tmp_path: Path) -> None:
+    cells = [
+        {
+            "cell_type": "markdown",
+            "source": ["# Head\n", "Half \ud83d of a pair, in a line of some length."],
+        },
+        {"cell_type": "code", "source": "x = 1\nx", "outputs": [{"data": {"image/png": "iVBOR"}}]},
+        {"cell_type": "raw", "source": []},
+    ]
+    (tmp_path / "a.ipynb").write_text(json.dumps({"cells": cells, "nbformat": 4}))
+    (tmp_path / "b.ipynb").write_text(json.dumps({"cells": [], "nbformat": 4}))
+    (tmp_path / "c.ipynb").write_text("no notebook")
+    found = documents(tmp_path)
+    head = "# Head\nHalf \ufffd of a pair, in a line of some length."
+    assert found["a.ipynb"] == (f"{head}\n\n```\nx = 1\nx\n```", None)
+    assert found["b.ipynb"] == ("", "read: empty")
+    assert found["c.ipynb"] == ("no notebook", None)

@@ -37,6 +37,26 @@ URLS = {
     "https://strasse.de/": None,
     "https://news.net/%61rchive/x": "opt_out: address news.net/archive",
     "https://a_b.blocked.co.uk/": "opt_out: domain blocked.co.uk",
+    "https://ann:p@ss@example.org/": "opt_out: domain example.org",
+    "https:/example.org/": "opt_out: domain example.org",
+    "https:\\\\example.org\\a": "opt_out: domain example.org",
+    "https://exam\nple.org/a": "opt_out: domain example.org",
+    "example.org:8080/a": "opt_out: domain example.org",
+    "view-source:https://example.org/a": "opt_out: domain example.org",
+    '"https://example.org/a"': "opt_out: domain example.org",
+    "mailto:ann@example.org": None,
+    "https://evil.com\\@example.org/": None,
+    "https://news.net/x/../archive/./y": "opt_out: address news.net/archive",
+    "https://news.net//archive//y": "opt_out: address news.net/archive",
+    "https://news.net/archive/..": None,
+    "https://photos.net/a": "opt_out: address photos.net/a",
+    "https://photos.net/a/b": "opt_out: address photos.net/a",
+    "https://photos.net/all/b": "opt_out: address photos.net/all",
+    "https://forum.net/?id=5": "opt_out: address forum.net?id=5",
+    "https://forum.net/?id=6": None,
+    "https://forum.net/t?id=5": "opt_out: address forum.net/t?id=5",
+    "https://forum.net/t?id=55": None,
+    "http://[2001:DB8:0:0:0:0:0:1]:80/": "opt_out: domain [2001:db8::1]",
     "https://[::1]:80/": None,
     "": None,
     "not a url": None,
@@ -50,6 +70,11 @@ ENTRIES = (
     "*.bücher.de",
     "www.blocked.co.uk",
     "straße.de",
+    "photos.net/a/",
+    "photos.net/all/*",
+    "https://forum.net/?id=5",
+    "forum.net/t?id=5",
+    "[2001:db8::1]",
 )
 
 
@@ -73,6 +98,14 @@ def test_files_are_read_again_when_they_change(tmp_path: Path) -> None:
         None,
         "opt_out: domain c.com",
     ]
+
+
+@pytest.mark.parametrize(
+    "entry", ["example.org,", "||example.org^", "*example.org", "example..org", "a.org/*.html"]
+)
+def test_an_entry_that_would_match_nothing_is_refused(entry: str) -> None:
+    with pytest.raises(UserError, match="entry 1"):
+        OptOut(entries=(entry,))
 
 
 def test_flags() -> None:

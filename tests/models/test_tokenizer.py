@@ -365,7 +365,7 @@ def test_words_without_end_are_cut_in_training_only(monkeypatch: pytest.MonkeyPa
     assert trained([long]) == trained(cut)  # no merge is of more than is in 256 letters
     around = ["\u5317\u4eac \U0001f600,\n", " and so on. "]  # characters are counted, not bytes
     assert trained([around[0] + long + around[1]]) == trained([around[0], *cut, around[1]])
-    for run in (" ", "=", "\u5317"):
+    for run in (" ", "=", "_", "\u5317"):
         assert len(list(module._with_short_words(run * 600, words()))) == 5
     found = Tokenizer.train([long, "two words"], 2000, or_fewer=True)
     assert found.decode(found.encode(long)) == long

@@ -24,7 +24,7 @@ from lit_llm.corpus.dedup.duplicates import EXACT, NEAR
 from lit_llm.corpus.output.encode import DROPPED, TAIL, write_documents
 from lit_llm.corpus.output.folder import Corpus
 from lit_llm.corpus.output.shards import without
-from lit_llm.corpus.reading.addresses import host
+from lit_llm.corpus.reading.addresses import host, parts
 from lit_llm.corpus.storage.removed import LOG, removed_hashes, sha256
 from lit_llm.corpus.storage.store import read_counts, read_table, read_tables, write_tables
 from lit_llm.corpus.storage.transaction import finish, transaction
@@ -51,6 +51,8 @@ class Request:
             raise UserError(
                 "corpus remove: say which documents, by --ids, --ids_file, --domain or --matching"
             )
+        if self.domain and (address := parts(self.domain)) and (address.path or address.query):
+            raise UserError(f"--domain {self.domain!r}: give the host alone, {address.host!r}")
         if self.matching is not None:
             try:
                 pc.match_substring_regex(pa.array([""]), self.matching)

@@ -3,7 +3,7 @@
 A document is contaminated when it shares ``ngram`` words in a row with an evaluation text, 13 as in GPT-3
 (arXiv:2005.14165, appendix C), in lower case and without punctuation. Of texts that are shorter, all words in a row
 count if they are ``shortest`` or more: fewer are found anywhere. In scripts without spaces between
-words, two letters count as a word. (Ratios of overlapping 8-grams, as Llama 3 and Tülu 3
+words, two letters count as a word, four in Thai and its like. (Ratios of overlapping 8-grams, as Llama 3 and Tülu 3
 take them, grade evaluation items after training; what is asked here is which documents to leave out.)
 """
 
@@ -27,7 +27,10 @@ from lit_llm.corpus.reading.rows import json_rows
 from lit_llm.errors import UserError
 
 LETTERS_A_WORD = 2
-"""In scripts without spaces: running Chinese has about 1.6 letters a word, Japanese 2, Thai 4."""
+"""In Chinese and Japanese: running Chinese has about 1.6 letters a word, Japanese 2."""
+MARKED_LETTERS_A_WORD = 4
+"""In Thai, Lao, Burmese and Khmer, vowel signs counted."""
+_MARKED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,7 @@ class Decontaminate(Block):
             )
         found: dict[int, list[tuple[np.ndarray, int]]] = {}
         for number, given in enumerate(evaluations.values()):
-            spaced, unspaced = _by_script(texts(given))
-            for written, letters in ((spaced, 1), (unspaced, LETTERS_A_WORD)):
+            for written, letters in _by_script(texts(given)):
                 words = min(letters * ngram, LONGEST_NGRAM), min(letters * shortest, LONGEST_NGRAM)
                 lengths, hashes = ngram_hashes(*buffers(written), fold_table(), *words)
                 for length in np.unique(lengths):
@@ -124,12 +126,24 @@ class Decontaminate(Block):
         return self.apply(documents(given))["contaminated_by"].to_pylist()
 
 
-def _by_script(given: pa.LargeStringArray) -> tuple[pa.Array, pa.Array]:
-    """The texts in scripts with spaces between words, and those of which most letters are in others."""
-    letters = pc.utf8_length(pc.replace_substring_regex(given, r"[^\pL\pN]", ""))
-    others = pc.utf8_length(pc.replace_substring_regex(given, f"[^{UNSPACED}]", ""))
-    unspaced = pc.greater(pc.multiply(others, 2), letters)
-    return given.filter(pc.invert(unspaced)), given.filter(unspaced)
+def _by_script(given: pa.LargeStringArray) -> list[tuple[pa.Array, int]]:
+    """(texts, what counts as a word of them in letters): where spaces part most words, that is 1 for a whole word."""
+
+    def count(pattern: str) -> pa.Array:
+        return pc.count_substring_regex(given, pattern)
+
+    letters, marked = count(f"[{UNSPACED}]"), count(f"[{_MARKED}]")
+    # A name in Chinese among English words has more letters than they are words.
+    words = pc.count_substring_regex(
+        pc.replace_substring_regex(given, f"[{UNSPACED}]", " "), r"[\pL\pN]+"
+    )
+    unspaced = pc.greater(letters, words)
+    mostly = pc.and_(unspaced, pc.greater(pc.multiply(marked, 2), letters))
+    return [
+        (given.filter(pc.invert(unspaced)), 1),
+        (given.filter(pc.and_not(unspaced, mostly)), LETTERS_A_WORD),
+        (given.filter(mostly), MARKED_LETTERS_A_WORD),
+    ]
 
 
 def evaluation_texts(

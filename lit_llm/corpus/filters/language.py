@@ -53,6 +53,11 @@ _SAME = {
     }.items()
     for other in others.split()
 }  # fmt: skip
+# Scripts and regions of Chinese (CLDR's likely subtags).
+_CHINESE = {"zh": {"hans", "cn", "sg", "my"}, "zh-Hant": {"hant", "tw", "hk", "mo"}}
+_SEVERAL_SCRIPTS = frozenset(
+    "az bs kk ks ku ky mn ms pa sd sr tg tk tt ug uz yi zh".split()  # noqa: SIM905
+)
 _SAMPLE = 16_384  # bytes looked at: the share of a language moves little beyond, and huge documents cost no more
 # CLD2 refuses what Unicode does not want interchanged: control characters and noncharacters.
 _REFUSED = re.compile(
@@ -111,10 +116,12 @@ def detected_tags(written: str) -> frozenset[str]:
     """
     language, *subtags = re.split("[-_]", written.strip().lower())
     language = _SAME.get(language, language)
-    if language == "zh" and subtags in ([], ["hans"], ["hant"]):
-        return frozenset(
-            {"zh", "zh-Hant"} if not subtags else {f"zh{'-Hant' * (subtags == ['hant'])}"}
-        )
+    if language == "zh":
+        scripts = {tag for subtag in subtags for tag, like in _CHINESE.items() if subtag in like}
+        if not subtags or (len(scripts) == 1 and set(subtags) <= set().union(*_CHINESE.values())):
+            return frozenset(scripts or _CHINESE)
+    if language == UNKNOWN and not subtags:
+        return frozenset({UNKNOWN})
     known = _detected()
     if language not in known:
         near = difflib.get_close_matches(language, known | _SAME.keys(), n=1, cutoff=0.6)
@@ -122,6 +129,8 @@ def detected_tags(written: str) -> frozenset[str]:
             f"identify_language.keep: {written!r} is no language that is detected; write a tag such as "
             f"{(near or ['en'])[0]!r}"
         )
+    if len(subtags) == 1 and len(subtags[0]) == 4 and language not in _SEVERAL_SCRIPTS:
+        subtags = []  # "eng_Latn", as FLORES and FineWeb-2 write it
     if subtags:
         raise UserError(
             f"identify_language.keep: scripts and regions are not told apart in {written!r}; write "

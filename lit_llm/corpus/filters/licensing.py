@@ -43,9 +43,9 @@ def detect_license(text: str, characters: int = HEAD) -> str | None:
         ends = re.compile(r"\s*(?:\*/|-->|\*\)|#\}|\"\"\").*$")
         return all_of(normalize_license(ends.sub("", tag).strip()) for tag in tags)
     flat = re.sub(r"[\s#*/;!%\"'()-]+", " ", head).lower()
-    found = _declared(flat)
-    if not found and (url := CC_URL.search(head)):
-        return single_license(url[0]) or UNRECOGNISED
+    found = _declared(flat) or _named(head)
+    if not found:
+        found = [single_license(url[0]) for url in CC_URL.finditer(head)]
     riders: list[str | None] = [
         license for sentence, license in _RIDERS if re.search(sentence, flat)
     ]
@@ -67,6 +67,17 @@ def _declared(flat: str) -> list[str | None]:
             else:
                 others.append((match.start(), name))
     return permissive + ([min(others, key=lambda one: one[0])[1]] if others else [])
+
+
+def _named(head: str) -> list[str | None]:
+    """The licences under which the text says that it is itself: "This work is licensed under CC BY-NC 4.0"."""
+    found: list[str | None] = []
+    for said in _UNDER.finditer(head):
+        words = head[said.end() : said.end() + _NAME_LENGTH].split()
+        names = (" ".join(words[:count]).rstrip(".,;:") for count in range(len(words), 0, -1))
+        if license := next(filter(None, map(normalize_license, names)), None):
+            found.append(license)
+    return found
 
 
 @dataclass(frozen=True)
@@ -187,6 +198,15 @@ _SENTENCES: tuple[tuple[str, str | Callable[[re.Match[str], str], str | None]], 
         "Zlib",
     ),
 )
+
+# A text that speaks of itself, not of a program that it is about.
+_UNDER = re.compile(
+    r"(?:\bthis (?:\w+[ \t]+){1,4}?(?:is|are)|\b(?:content|text|material)s?\s+(?:of|on|in) this \w+ (?:is|are)"
+    r"|(?:^|\n)[ \t#*/;%>-]*)[ \t]*(?:(?:made )?available|distributed|licen[sc]ed|published|released)\s+under\s+"
+    r"(?:the\s+terms\s+of\s+)?(?:(?:the|an?)\s+)?",
+    re.I,
+)
+_NAME_LENGTH = 160  # characters of a licence's name, and more
 
 # What takes rights away from a licence that stands beside it.
 _RIDERS = (

@@ -16,11 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lit_llm.corpus.block import Block, per_value
-from lit_llm.corpus.reading.addresses import host_and_path
+from lit_llm.corpus.reading.addresses import parts
 from lit_llm.errors import UserError
 
 # Host -> the paths below it that are out; "" is all of it.
 Index: TypeAlias = dict[str, tuple[str, ...]]
+_HOST = re.compile(r"[\w-]+(?:\.[\w-]+)+|\[[0-9a-f:.]+\]")
+_ALL_BELOW = re.compile(r"/\*$")  # "example.org/a/*" is "example.org/a/"
 _RESERVED = re.compile(r"tdm-?_?reservation\W{1,4}1\b")
 
 
@@ -29,7 +31,7 @@ class OptOut(Block):
     """Drop documents whose "url" is on a list, or whose flags say no.
 
     Attributes:
-        entries: domains (with all subdomains) and addresses (with all below them).
+        entries: domains (with all subdomains) and addresses (with all below them; one with a query alone).
         files: files of such, one a line; "#" begins a comment. A million domains take a second to read.
         flags: columns to look at where a table has them: what robots meta tags and X-Robots-Tag headers said, and
             tdm-reservation (W3C TDM Reservation Protocol: 1 is reserved).
@@ -75,14 +77,14 @@ class OptOut(Block):
 
 def listed(url: str, index: Index) -> str | None:
     """The entry of ``index`` that ``url`` falls under: "domain example.org" or "address example.org/a"."""
-    if not (found := host_and_path(url)):
+    if not (found := parts(url)):
         return None
-    host, path = found
+    host, path, query = found
     while host:
         for entry in index.get(host, ()):
             if not entry:
                 return f"domain {host}"
-            if path == entry or path.startswith(entry.rstrip("/") + "/"):
+            if path == entry or path.startswith(entry + "/") or f"{path}?{query}" == entry:
                 return f"address {host}{entry}"
         host = host.partition(".")[2]
     return None
@@ -112,11 +114,12 @@ def _add(index: Index, entries: Iterable[str], where: str) -> None:
     for number, entry in enumerate(entries, start=1):
         if not entry:
             continue
-        found = host_and_path(entry)
-        if not found or "." not in found[0] or " " in entry:
+        found = parts(_ALL_BELOW.sub("/", entry))
+        if not found or not _HOST.fullmatch(found.host) or " " in entry or "*" in found.path:
             raise UserError(
                 f"{where}: entry {number}, {entry!r}, is no domain or address; write example.org or a URL"
             )
-        host, path = found
+        host, path = found.host, found.path.rstrip("/")
+        path += f"?{found.query}" if found.query else ""
         if path not in index.get(host, ()):
             index[host] = (*index.get(host, ()), path)

@@ -112,6 +112,9 @@ _NAMES = {
     "mpl 2": "MPL-2.0",
     "mpl2": "MPL-2.0",
     "cc0": "CC0-1.0",
+    "cc0 1.0": "CC0-1.0",
+    "cc0 1.0 universal": "CC0-1.0",
+    "cc0 1.0 universal cc0 1.0 public domain dedication": "CC0-1.0",
     "cc zero": "CC0-1.0",
     "creative commons zero": "CC0-1.0",
     "creative commons zero 1.0 universal": "CC0-1.0",
@@ -152,7 +155,7 @@ _CC_TERMS = {"by", "nc", "nd", "sa"}
 _CC_HARMLESS = frozenset(
     """creative commons cc deed legalcode legal code igo ported intergovernmental organization
     organisations organizations public en united states kingdom america new zealand costa
-    rica czech republic hong kong puerto south africa korea viet nam england wales and scotland
+    rica czech republic hong kong puerto south africa korea viet nam england wales scotland
     argentina armenia australia austria azerbaijan belgium brazil bulgaria canada chile china
     colombia croatia denmark ecuador egypt estonia finland france georgia germany greece guatemala
     hungary india ireland israel italy japan luxembourg macedonia malaysia malta mexico netherlands
@@ -173,6 +176,10 @@ _CC_WORDS = {
     "sharealike": "sa",
     "share alike": "sa",
 }
+
+
+_TWICE = re.compile(r"([^()]+)\(([^()]+)\)")  # a name, and what it is called for short
+_CLASSIFIER = re.compile(r"License :: (?:OSI Approved :: )?")  # of the Python package index
 
 
 def normalize_license(written: str) -> str | None:
@@ -242,6 +249,10 @@ def single_license(written: str) -> str | None:
         r"gnu\.org/licenses/(?:old-licenses/)?(agpl|lgpl|gpl|fdl)-(\d\.\d)", written
     ):
         return _IDS.get(f"{page[1].replace('fdl', 'gfdl')}-{page[2]}-only")
+    if (twice := _TWICE.fullmatch(written)) and (name := single_license(twice[1])):
+        return name if single_license(twice[2]) == name else None
+    written = _CLASSIFIER.sub("", written)
+    written = re.sub(r"(?i)^(attribution\b.*\d)", r"Creative Commons \1", written)
     key = _key(written)
     if key in _NAMES:
         return _NAMES[key]
@@ -283,6 +294,7 @@ def _creative_commons(terms: list[str], version: str | None) -> str | None:
 
 def _key(written: str) -> str:
     words = re.sub(r"[-_,()\"]", " ", written.lower().replace("public license", "public"))
+    words = words.replace("england and wales", "england wales")
     key = re.sub(
         r"\b(?:the|licen[sc]es?|licensed|under|version|international|unported|generic)\b",
         " ",

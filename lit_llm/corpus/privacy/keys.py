@@ -15,10 +15,10 @@ from lit_llm.corpus.privacy.recognizers import Recognizer, as_it_is
 _CLASSIC = r"""\b(?:AKIA|ASIA)[A-Z2-7]{16}\b
 \bgh[pousr]_[A-Za-z0-9]{36}
 \bgithub_pat_[A-Za-z0-9]{22}_[A-Za-z0-9]{59}
-\bxox[abeprs]-[0-9A-Za-z]{8}[0-9A-Za-z-]+
+\bxox[abcdeprs]-[0-9A-Za-z]{8}[0-9A-Za-z-]+
 \bsk-(?:proj-|svcacct-|admin-)?[A-Za-z0-9_-]{20}[A-Za-z0-9_-]+
 \bAIza[A-Za-z0-9_-]{35}
-\b[rs]k_live_[A-Za-z0-9]{24}[A-Za-z0-9]*
+\b[rs]k_(?:live|test)_[A-Za-z0-9]{24}[A-Za-z0-9]*
 \bhf_[A-Za-z]{34}\b
 \bnpm_[A-Za-z0-9]{36}\b
 \bpypi-AgEIcHlwaS5vcmc[A-Za-z0-9_-]{50}[A-Za-z0-9_-]*
@@ -96,6 +96,18 @@ _FORMS = {
     "ATATT3": "[A-Za-z0-9_=-]{100,}",  # Atlassian
     "HRKU-": "{w}{36,}",  # Heroku
     "xkeysib-": "{h}{64}-{a}{16}",  # Brevo
+    "SK": "{h}{32}(?![0-9a-f])",  # Twilio
+    "EAACEdEose0cBA": "{a}{20,}",  # Facebook
+    "sk.eyJ": r"{w}{20,}\.{w}{20,}",  # Mapbox, secret
+    "dp.pt.": "{a}{40,44}",  # Doppler
+    "dp.st.": r"(?:[a-z0-9_-]+\.)?{a}{40,44}",
+    "shippo_live_": "{h}{40}",
+    "duffel_live_": "[A-Za-z0-9_=-]{43}",
+    "EZAK": "{a}{54}",  # EasyPost
+    "dt0c01.": r"[A-Z0-9]{24}\.[A-Z0-9]{64}",  # Dynatrace
+    "rdme_": "[a-z0-9]{70}",  # ReadMe
+    "CLOJARS_": "[a-z0-9]{60}",
+    "1//0": "{w}{40,}",  # Google, refresh
     "key-": "{h}{32}(?![A-Za-z0-9_-])",  # Mailgun
 }  # fmt: skip
 _CLASSES = {"{w}": "[A-Za-z0-9_-]", "{a}": "[A-Za-z0-9]", "{h}": "[0-9a-f]"}
@@ -196,6 +208,16 @@ RECOGNIZERS = (
     Recognizer(
         "secret",
         r"\bhooks\.slack\.com/services/(T[A-Z0-9]+/B[A-Z0-9]+/[A-Za-z0-9]{16}[A-Za-z0-9]*)",
+        as_it_is,
+    ),
+    Recognizer(
+        "secret",
+        r"\bdiscord(?:app)?\.com/api/(?:v[0-9]+/)?webhooks/([0-9]{17}[0-9]*/[A-Za-z0-9_-]{60}[A-Za-z0-9_-]*)",
+        as_it_is,
+    ),
+    Recognizer(
+        "secret",
+        r"\boffice\.com/webhook(?:b2)?/([0-9a-f-]{36}@[0-9a-f-]{36}/IncomingWebhook/[0-9a-f]{32}/[0-9a-f-]{36})",
         as_it_is,
     ),
     Recognizer("secret", r"\b[a-z][a-z0-9+.-]*://[^\s:/@]*:([^\s/@]+)@", _password),

@@ -9,7 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from lit_llm.corpus.privacy.recognizers import IN_DOI, THING, Recognizer, digits_of, luhn, za_id
+from lit_llm.corpus.privacy.recognizers import (
+    IN_DOI,
+    THING,
+    Recognizer,
+    digits_of,
+    in_a_row,
+    luhn,
+    za_id,
+)
 
 
 def _weighted(digits: str, weights: Sequence[int]) -> int:
@@ -220,6 +228,86 @@ def pt_nif(value: str) -> bool:
     return (0 if check > 9 else check) == int(d[8])
 
 
+def ru_snils(value: str) -> bool:
+    """The weighted sum of nine digits modulo 101, 0 for 100."""
+    d = digits_of(value)
+    return _weighted(d[:9], range(9, 0, -1)) % 101 % 100 == int(d[9:])
+
+
+def ru_inn(value: str) -> bool:
+    """A person's, of twelve digits: two check digits mod 11, mod 10."""
+    weights = (7, 2, 4, 10, 3, 5, 9, 4, 6, 8), (3, 7, 2, 4, 10, 3, 5, 9, 4, 6, 8)
+    return all(_weighted(value, w) % 11 % 10 == int(value[len(w)]) for w in weights)
+
+
+def cl_rut(value: str) -> bool:
+    """Weights 2 to 7 from the right, mod 11; K for 10."""
+    body = digits_of(value[:-1])
+    total = sum(int(c) * (2 + i % 6) for i, c in enumerate(reversed(body)))
+    return "0123456789K0"[11 - total % 11] == value[-1].upper()
+
+
+def uk_nhs(value: str) -> bool:
+    """Check digit mod 11, 0 for 11; 10 is not given."""
+    d = digits_of(value)
+    return (11 - _weighted(d[:9], range(10, 1, -1)) % 11) % 11 == int(d[9])
+
+
+def ro_cnp(value: str) -> bool:
+    """A date, and a check digit mod 11, 1 for 10."""
+    check = _weighted(value[:12], (2, 7, 9, 1, 4, 6, 3, 5, 8, 2, 7, 9)) % 11
+    return _date(value[5:7], value[3:5]) and (1 if check == 10 else check) == int(value[12])
+
+
+def bg_egn(value: str) -> bool:
+    """A date, its month 20 or 40 higher for other centuries; a check digit mod 11, 0 for 10."""
+    check = _weighted(value[:9], (2, 4, 8, 5, 10, 9, 7, 3, 6)) % 11 % 10
+    return _date(value[4:6], str(int(value[2:4]) % 20)) and check == int(value[9])
+
+
+def hr_oib(value: str) -> bool:
+    """ISO 7064 mod 11,10."""
+    product = 10
+    for c in value[:10]:
+        product = ((int(c) + product) % 10 or 10) * 2 % 11
+    return (11 - product) % 10 == int(value[10])
+
+
+def au_tfn(value: str) -> bool:
+    """The weighted sum of nine digits is divisible by 11."""
+    return _weighted(digits_of(value), (1, 4, 3, 7, 5, 8, 6, 9, 10)) % 11 == 0
+
+
+def jp_my_number(value: str) -> bool:
+    """Weights 6 to 2 and 7 to 2, mod 11; 0 for 10 and 11."""
+    d = digits_of(value)
+    left = _weighted(d[:11], (6, 5, 4, 3, 2, 7, 6, 5, 4, 3, 2)) % 11
+    return (0 if left < 2 else 11 - left) == int(d[11])
+
+
+def sg_nric(value: str) -> bool:
+    """Weights 2, 7 to 2, an offset for the century, mod 11; a table of letters for each series."""
+    total = _weighted(value[1:8], (2, 7, 6, 5, 4, 3, 2))
+    total += {"T": 4, "G": 4, "M": 3}.get(value[0], 0)
+    letters = {"S": "JZIHGFEDCBA", "T": "JZIHGFEDCBA", "M": "XWUTRQPNJLK"}
+    return letters.get(value[0], "XWUTRQPNMLK")[total % 11] == value[8]
+
+
+def tw_id(value: str) -> bool:
+    """The letter is a number of two digits; weights 1, 9 to 1, 1, mod 10."""
+    letter = "ABCDEFGHJKLMNPQRSTUVXYWZIO".index(value[0]) + 10
+    weights = (1, 9, 8, 7, 6, 5, 4, 3, 2, 1, 1)
+    return _weighted(str(letter) + value[1:], weights) % 10 == 0
+
+
+def hk_id(value: str) -> bool:
+    """Letters as 10 to 35, a blank as 36; weights 9 to 2, mod 11, A for 10."""
+    plain = re.sub("[()]", "", value)
+    codes = [36] * (len(plain) == 8) + [int(c, 36) for c in plain[:-1]]
+    total = sum(code * weight for code, weight in zip(codes, range(9, 1, -1), strict=True))
+    return "0123456789A0"[11 - total % 11] == plain[-1]
+
+
 def _id(pattern: str, check: Callable[[str], bool], named: str = "") -> Recognizer:
     """``named``: words of which one has to stand before."""
     name = re.compile(rf"(?i)(?:{named})[^\d\n]{{0,30}}$") if named else None
@@ -231,6 +319,10 @@ def _id(pattern: str, check: Callable[[str], bool], named: str = "") -> Recogniz
             return ""
         if IN_DOI.search(before) or (name is None and THING.search(before)):
             return ""
+        if name is None and re.fullmatch(r"\d{4} \d{4} \d{4}", value):
+            years = re.fullmatch(r"(?:(?:19|20)\d\d ?)+", value)  # one in ten has the check digit
+            if years or in_a_row(before, after, 3):
+                return ""
         return value if (name is None or name.search(before)) and check(value) else ""
 
     return Recognizer("national_id", rf"\b{pattern}\b", accept, retry=True)
@@ -253,6 +345,7 @@ RECOGNIZERS = (
     _id("[0-7][0-9]{5} ?[0-9]{5}", no_fodselsnummer),
     _id("[1-9][0-9]{5}(?:19|20)[0-9]{9}[0-9Xx]", cn_resident_id),
     _id("[2-9][0-9]{3} [0-9]{4} [0-9]{4}", in_aadhaar),
+    _id("[2-9][0-9]{3} [0-9]{4} [0-9]{4}", in_aadhaar, "aadhaar|uidai|आधार"),
     _id("[2-9][0-9]{11}", in_aadhaar, "aadhaar|uidai|आधार"),
     _id("[0-9]{3}[ -]?[0-9]{3}[ -]?[0-9]{3}", ca_sin, r"\bsin\b|social insurance"),
     _id(r"[0-9]{2}\.[0-9]{2}\.[0-9]{2}-[0-9]{3}\.[0-9]{2}", be_national),
@@ -263,5 +356,20 @@ RECOGNIZERS = (
     _id("[1-9][0-9]{10}", tr_kimlik, r"kimlik|\btckn\b|\bt\.?c\.?\b"),
     _id("[1-35689][0-9]{2} ?[0-9]{3} ?[0-9]{3}", pt_nif, r"\bnif\b|contribuinte"),
     _id("[0-9]{13}", za_id),
+    _id("[0-9]{3}-[0-9]{3}-[0-9]{3}[ -][0-9]{2}", ru_snils),
+    _id("[0-9]{11}", ru_snils, "снилс|snils"),
+    _id("[0-9]{12}", ru_inn, r"\bинн\b|\binn\b"),
+    _id(r"[0-9]{1,2}\.[0-9]{3}\.[0-9]{3}-[0-9Kk]", cl_rut, r"\brut\b|\brun\b|c[eé]dula"),
+    _id("[0-9]{7,8}-[0-9Kk]", cl_rut, r"\brut\b|\brun\b"),
+    _id("[0-9]{3}[ -]?[0-9]{3}[ -]?[0-9]{4}", uk_nhs, r"\bnhs\b"),
+    _id("[1-8][0-9]{12}", ro_cnp, r"\bcnp\b"),
+    _id("[0-9]{10}", bg_egn, r"\begn\b|егн"),
+    _id("[0-9]{11}", hr_oib, r"\boib\b"),
+    _id("[0-9]{3} ?[0-9]{3} ?[0-9]{3}", au_tfn, r"\btfn\b|tax file number"),
+    _id("[0-9]{4}[ -]?[0-9]{4}[ -]?[0-9]{4}", jp_my_number, "マイナンバー|個人番号|my number"),
+    _id("[STFGM][0-9]{7}[A-Z]", sg_nric, r"\bnric\b|\bfin\b|identity card"),
+    _id("[A-Z][12][0-9]{8}", tw_id, "身分證|身份證|national id"),
+    _id(r"[A-Z]{1,2}[0-9]{6}\([0-9A]", hk_id, "hkid|香港|身份證"),
+    _id("[A-Z]{3}[ABCFGHLJPT][A-Z][0-9]{4}[A-Z]", bool, r"\bpan\b|permanent account"),
     _id("[A-Z]{4}[0-9]{6}[HMX][A-Z]{5}[0-9A-Z][0-9]", mx_curp),
 )

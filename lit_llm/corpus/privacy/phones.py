@@ -11,7 +11,7 @@ from lit_llm.corpus.privacy.recognizers import IN_DOI, IN_URL, THING, Recognizer
 _LENGTHS = {
     "1": (10, 10), "7": (10, 10), "20": (8, 10), "27": (9, 9), "30": (10, 10), "31": (9, 9), "32": (8, 9), "33": (9, 9),
     "34": (9, 9), "36": (8, 9), "39": (6, 11), "40": (9, 9), "41": (9, 9), "43": (5, 12), "44": (9, 10), "45": (8, 8),
-    "46": (7, 10), "47": (8, 8), "48": (9, 9), "49": (6, 11), "51": (8, 9), "52": (10, 10), "54": (10, 11),
+    "46": (7, 10), "47": (8, 8), "48": (9, 9), "49": (6, 11), "51": (8, 9), "52": (10, 11), "54": (10, 11),
     "55": (10, 11),
     "56": (9, 9), "57": (8, 10), "60": (8, 10), "61": (9, 9), "62": (8, 12), "63": (8, 10), "64": (8, 10), "65": (8, 8),
     "66": (8, 9), "81": (9, 10), "82": (8, 10), "84": (9, 10), "86": (10, 11), "90": (10, 10), "91": (10, 10),
@@ -25,6 +25,8 @@ _CODE = re.compile(
 )
 # Two blanks part columns of a table.
 _GROUP = re.compile(r"(?! -\d|  )[ ./()-]{0,3}(\d+)")
+# A coordinate; registrars of domains write "+49.3012345678", with more digits.
+_SIGNED = re.compile(r"\+\d{1,3}\.\d{3,7}(?!\d|[ .-]?\(?\d)")
 _DECIMALS = re.compile(r"\d\.\d+ +[+-]?\d+\.\d")
 
 
@@ -65,6 +67,8 @@ def _international(before: str, value: str, after: str) -> str:
         r"[\d.,)/-]$|\w\+?$" if prefix[0] == "00" else r"[\d)]$|\d\.?[eE]$|@@.*$", before
     ):
         return ""
+    if _SIGNED.match(text) and not _LABEL.search(before):
+        return ""
     rest = text[prefix.end() :]
     if IN_DOI.search(before) or re.match(r"\d+ \d+\.\d+ +[+-]?\d+\.\d", rest):
         return ""  # decimals
@@ -86,7 +90,7 @@ def _north_american(before: str, value: str, after: str) -> str:
     labelled = before.endswith(("tel:", "el.:", "ne:"))
     if THING.search(before) or (re.search(r"[\w.+/=#-]$", before) and not labelled):
         return ""
-    return value if _ends(value + after, len(value)) else ""
+    return value if _ends(value + after, len(value)) and not _UNIT.match(after) else ""
 
 
 def _french(before: str, value: str, after: str) -> str:
@@ -127,7 +131,7 @@ _LABEL = re.compile(rf"(?i)(?:{_NAMES})(?! aviv)[^\d\n<>]{{0,24}}$")
 _WEAK = re.compile(rf"(?i)(?<![._-])(?:{_WORDS}){_LINKS}$")
 _YEAR = r"(?:1[89]|20)\d\d"
 _UNIT = re.compile(
-    r"(?i)\s?(?:(?:[kmgt]?hz|[kmgt]?i?b(?:ytes?|its?)?|[kmµn]?[gml]|eur|usd|cells?|units?|users?|"
+    r"(?i)\s?(?:(?:[kmgt]?hz|[km]?ah|rpm|psi|bp|[kmg]wh?|[kmgt]?i?b(?:ytes?|its?)?|[kmµn]?[gml]|eur|usd|cells?|units?|users?|"
     r"per|a day)\b|[%‰°€$£¥])"
 )
 _SAID = re.compile(r"(?i)[:.\uff1a]|\b(?:n(?:umber|ummer|umer|r|o|º)|n[uú]mero|numéro)")
@@ -169,6 +173,8 @@ def _labelled(before: str, value: str, after: str) -> str:
     text = value + after
     found = _longest(re.sub(r"^\(", " ", text), 0, 7, 12)  # a bracket opens before the first group
     number = text[: len(found)]
+    if re.search(r"(?i)\bcep\W{0,3}$", before) and re.fullmatch(r"\d{5}-?\d{3}", number):
+        return ""  # Brazil's postal code
     if _counts(before, number, text[len(found) :]) or (weak and _pages(number)):
         return ""
     return number

@@ -47,6 +47,12 @@ def digits_of(value: str) -> str:
     return "".join(c for c in value if "0" <= c <= "9")
 
 
+def in_a_row(before: str, after: str, groups: int) -> bool:
+    """Whether groups of four digits go on, so that ``groups`` of them are no number but a part of a table's row."""
+    others = re.search(r"(?:(?<!\d)\d{4}[ -])*$", before), re.match(r"(?:[ -]\d{4}(?!\d))*", after)
+    return any(len(found[0]) // 5 % groups for found in others if found)
+
+
 def luhn(digits: str) -> bool:
     """ISO/IEC 7812-1, annex B."""
     odd, even = digits[-1::-2], digits[-2::-2]
@@ -144,7 +150,7 @@ def _ipv6(before: str, value: str, after: str) -> str:
 
 # --- payment cards and bank accounts ----------------------------------------------------------------------------------
 _CARD = re.compile(
-    r"\d{13,19}(?!\d)|\d{4}([ -])\d{4}\1\d{4}\1\d{1,4}(?:\1\d{3})?(?!\d)|\d{4}([ -])\d{6}\2\d{4,5}(?!\d)"
+    r"\d{13,19}(?!\d)|\d{4}([ .-])\d{4}\1\d{4}\1\d{1,4}(?:\1\d{3})?(?!\d)|\d{4}([ -])\d{6}\2\d{4,5}(?!\d)"
 )
 # ISO/IEC 7812 issuer prefixes and the lengths they come in: Visa, Mastercard, American Express, Discover, Diners Club,
 # JCB, UnionPay, Mir, Maestro.
@@ -163,16 +169,22 @@ def za_id(digits: str) -> bool:
 
 
 def _card(before: str, value: str, after: str) -> str:
-    found = _CARD.match(value + after)
-    if (
-        not found
-        or IN_DOI.search(before)
-        or re.search(r"\d[.,]$|[\w+#-]$", before)
-        or re.match(r"[.,]\d|-\d|[A-Za-z_]", (value + after)[found.end() :])
-    ):
+    text = value + after
+    found = _CARD.match(text)
+    if not found or IN_DOI.search(before) or re.search(r"\d[.,]$|[\w+#-]$", before):
         return ""
-    digits = digits_of(found[0])
-    return found[0] if _ISSUERS.fullmatch(digits) and luhn(digits) and not za_id(digits) else ""
+    # Three digits behind sixteen may be the code on the back.
+    ends = {found.end(), 19} if found[1] and found.end() == 23 else {found.end()}
+    if found[1] and in_a_row(before, text[19:], 4):
+        ends.discard(19)
+    return next((text[:end] for end in sorted(ends, reverse=True) if _is_card(text, end)), "")
+
+
+def _is_card(text: str, end: int) -> bool:
+    digits, after = digits_of(text[:end]), text[end:]
+    if re.match(r"[.,]\d|-\d|[A-Za-z_]", after):
+        return False
+    return _ISSUERS.fullmatch(digits) is not None and luhn(digits) and not za_id(digits)
 
 
 # SWIFT's IBAN registry: how many characters in all.
@@ -231,10 +243,15 @@ RECOGNIZERS = (
         as_it_is,
     ),
     Recognizer(
+        "email",
+        r"\b[A-Za-z0-9][A-Za-z0-9._+-]* AT [A-Za-z0-9-]+(?: DOT [A-Za-z0-9-]+)+",
+        as_it_is,
+    ),
+    Recognizer(
         "iban", r"\b[A-Za-z]{2}[0-9]{2}[ -]?[A-Za-z0-9]{4}[ -]?[A-Za-z0-9]{3}", _iban, retry=True
     ),
     Recognizer(
-        "card", r"\b[2-6][0-9]{3}[ -]?[0-9]{4}[ -]?[0-9]{2}[ -]?[0-9]{2}", _card, retry=True
+        "card", r"\b[2-6][0-9]{3}[ .-]?[0-9]{4}[ .-]?[0-9]{2}[ .-]?[0-9]{2}", _card, retry=True
     ),
     Recognizer(
         "ip_address", r"\b[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\b", _ipv4, retry=True

@@ -8,28 +8,65 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import ipaddress
 import re
 import unicodedata
+from typing import NamedTuple
 from urllib.parse import quote, unquote
 
 _PARTS = re.compile(
-    r"(?:[a-z][a-z0-9+.-]*:)?(?://)?(?:[^/@?#]*@)?(?:\*?\.)?(\[[0-9a-f:.]+\]|[^/:?#\[\]]+)(?::\d*)?(/[^?#]*)?",
+    r"(?:view-source:)?(?:(?:https?|ftp|wss?):/*|[a-z][a-z0-9+.-]*://|//)?(?:[^/?#]*@)?(?:\*\.|\.)?"
+    r"(\[[0-9a-f:.]+\]|[^/:?#\[\]]+)(?::\d*)?(/[^?#]*)?(?:\?([^#]*))?",
     re.I,
 )
+_NO_HOST = re.compile(
+    r"(?!https?:|ftp:|wss?:|view-source:)[a-z][a-z0-9+.-]*:(?!//|\d*(?:/|$))", re.I
+)
 _SAFE = "/:@!$&'()*+,;=~-._"  # characters that a path may hold unescaped (RFC 3986, section 3.3)
+_ENDS = "<>\"' \t\r\n"
 
 
-def host_and_path(address: str) -> tuple[str, str] | None:
-    """(host, path) of an address, with or without a scheme; the path of a whole site is "".
+class Address(NamedTuple):
+    """Parts of an address in one form; the path of a whole site is "", and the query as it is written."""
 
-    None where the address has no host.
-    """
-    match = _PARTS.match(address.strip().strip("<>"))
+    host: str
+    path: str
+    query: str
+
+
+def parts(address: str) -> Address | None:
+    """The parts of an address, with or without a scheme; None where it has no host ("mailto:ann@example.org")."""
+    # As browsers do (WHATWG URL, section 4.4): no line ends within, "\\" is "/".
+    plain = re.sub(r"[\t\r\n]", "", address.strip(_ENDS))
+    head, mark, query = plain.partition("?")
+    plain = head.replace("\\", "/") + mark + query
+    match = None if _NO_HOST.match(plain) else _PARTS.match(plain)
     host = normal_host(match[1]) if match else None
     if match is None or not host:
         return None
     path = quote(unquote(match[2] or ""), safe=_SAFE)
-    return host, "" if path == "/" else path
+    if "/." in path or "//" in path:
+        path = _resolved(path)
+    return Address(host, "" if path == "/" else path, match[3] or "")
+
+
+def _resolved(path: str) -> str:
+    """The path without "." and ".." (RFC 3986, section 5.2.4) and with one slash where there are several."""
+    found: list[str] = []
+    names = path.split("/")
+    for name in names:
+        if name == "..":
+            del found[-1:]
+        elif name not in ("", "."):
+            found.append(name)
+    folder = names[-1] in ("", ".", "..") and found
+    return "/" + "/".join(found) + ("/" if folder else "")
+
+
+def host_and_path(address: str) -> tuple[str, str] | None:
+    """(host, path) of an address, see `parts`."""
+    found = parts(address)
+    return found and (found.host, found.path)
 
 
 def host(address: str) -> str | None:
@@ -51,4 +88,8 @@ def normal_host(written: str) -> str:
 
         with contextlib.suppress(idna.IDNAError):
             name = idna.encode(name, uts46=True).decode()
-    return name.removeprefix("www.")
+    if name.startswith("[") and ":" in name:
+        with contextlib.suppress(ValueError):
+            return f"[{ipaddress.IPv6Address(name[1:-1]).compressed}]"
+    site = name.removeprefix("www.")
+    return site if "." in site else name

@@ -49,6 +49,9 @@ _CONTROLS = re.compile("[\x01-\x08\x0e-\x1a\x1c-\x1f]")  # but for ESC, which so
 # Of UTF-16 that holds some ASCII: so many of the bytes on one side are 0, and of those on the other.
 _ZEROS, _OTHER_ZEROS, _LOOKED_AT = 0.3, 0.01, 2**16
 _PRINTABLE = bytes(range(32, 127)) + b"\t\n\r"
+_LOW = re.compile(rb"[\x00-\x02]")
+_STOPS = re.compile("[ \n\u3000-\u3002\uff0c]")  # which the other order of bytes makes no text
+_FRAMES = re.compile("[\u2500-\u259f]")  # what bytes that are no letters of DOS become
 _WIDE = re.compile(r"utf[-_ ]?(16|32)|ucs-?2|iso-10646", re.I)
 
 
@@ -128,6 +131,8 @@ def decode(data: bytes, charset: str | None = None, html: bool = False) -> Usabl
             return _decoded(data, encoding) or _patched(data, encoding) or Usable("", "not UTF-8")
     if data.startswith(_MAGIC):
         return Usable("", "binary")
+    if found := _wide_ideographs(data):
+        return found
     if b"\0" in data:
         return _with_zeros(data, charset, html)
     for found in _readings(data, charset, html):
@@ -150,6 +155,21 @@ def _with_zeros(data: bytes, charset: str | None, html: bool) -> Usable:
     found = decode(rest, charset, html)
     repaired = " and ".join(filter(None, [NULS, found.repaired]))
     return found if found.dropped else found._replace(repaired=repaired)
+
+
+def _wide_ideographs(data: bytes) -> Usable | None:
+    """UTF-16 without mark, of Chinese, Japanese or Korean: their stops and spaces have a byte that no text has."""
+    if len(data) % 2 or not _LOW.search(data[:_LOOKED_AT]):
+        return None
+    for encoding in ("utf-16-le", "utf-16-be"):
+        found = _decoded(data, encoding)
+        if found and not found.dropped:
+            letters = [char for char in found.text[:_LOOKED_AT] if char > "\x7f" and char.isalpha()]
+            like = sum("\u3040" <= c <= "\u9fff" or "\uac00" <= c <= "\ud7a3" for c in letters)
+            enough = like >= max(1, 0.9 * len(letters), len(found.text[:_LOOKED_AT]) // 4)
+            if enough and _STOPS.search(found.text) and not _CONTROLS.search(found.text):
+                return found
+    return None
 
 
 def _wide_guesses(data: bytes, charset: str | None) -> Iterator[str]:
@@ -231,16 +251,19 @@ def _detected(data: bytes, html: bool) -> Usable | None:
     if 0 < 2 * read.count("\ufffd") <= len(read) - len(read.encode("ascii", "ignore")):
         return None  # broken UTF-8: of most of its letters other encodings make two
     named = detect_encoding(data, html5_compatible=True, from_html_meta=html)
-    mac = "mac_roman" if not html and _like_mac(data) else None
-    names = (named, detect_encoding(data, html5_compatible=False), "cp1252", mac)
+    names = [named, detect_encoding(data, html5_compatible=False), "cp1252"]
+    names += ["mac_roman"] * (not html and _most(data, 0xA0))
     found = [_decoded(data, name) or _patched(data, name) for name in dict.fromkeys(names) if name]
+    if not html and _most(data, 0xA6):
+        dos = (_decoded(data, name) for name in ("cp850", "cp857"))
+        found += [one for one in dos if one and not _FRAMES.search(one.text)]
     return max(filter(None, found), key=lambda one: likeness(one.text), default=None)
 
 
-def _like_mac(data: bytes) -> bool:
-    """Whether most bytes beyond ASCII lie where Mac OS Roman has its accented letters, 0x80 to 0x9f: other 8-bit tables
-    have signs there, or nothing."""
-    letters = sum(0x80 <= byte < 0xA0 for byte in data)
+def _most(data: bytes, end: int) -> bool:
+    """Whether most bytes beyond ASCII lie from 0x80 to ``end``, where Mac OS Roman and DOS have their accented letters,
+    to 0xa0 and 0xa6: other 8-bit tables have signs there, or nothing."""
+    letters = sum(0x80 <= byte < end for byte in data)
     return 2 * letters > sum(byte >= 0x80 for byte in data)
 
 

@@ -37,13 +37,17 @@ _OPTIONS = 1000
 _LOOKED_AT = 2000  # elements of a page that are looked at one by one, in some 0.2 ms
 _FIGURE_PASSES = 10  # over the page, in looking at figures
 _FIGURE, _TIME = re.compile(r"<(/?)(?:figure|figcaption)\b", re.I), re.compile(r"<(/?)time\b", re.I)
+# Blocks that resiliparse takes for words of the line that follows.
+_BLOCKS = re.compile(r"<(/?)(?:summary|legend|search)\b(?=[\s/>])", re.I)
 _OPTION = re.compile(r"<(/?)option\b", re.I)
 _ABOUT_PAGE = (
     'time, [rel="author"], [rel="tag"],'
     ' [itemprop="datePublished"], [itemprop="author"], [itemprop="url"]'
 )
 # Without one of these a page is not searched; <link rel="..."> is on every page.
-_ASIDE_WORDS = ("<time", "<TIME", "itemprop", "presentation", "author", '"tag"')
+_ASIDE_WORDS = (
+    "<time", "<TIME", "<Time", "itemprop", "presentation", "author", '"tag"', "'tag'", "=tag",
+)  # fmt: skip
 _INLINE = frozenset(
     """a abbr b bdi bdo big cite code data dfn em font i ins kbd mark q s samp small span strong sub
     sup time tt u var""".split()  # noqa: SIM905
@@ -60,10 +64,9 @@ _HIDDEN = re.compile(
     r"<!--(?:.*?-->|.*)|<(script|style|textarea|title|template|noembed)\b[^>]{0,1000}>(?:.*?</\1\s*>|.*)",
     re.I | re.S,
 )
-_META = re.compile(r"<meta\b[^>]{0,500}>", re.I)
-_NAME = re.compile(r"""\bname\s*=\s*["']?(robots|tdm-reservation)\b""", re.I)
+_META = re.compile(r"<meta\b[^>]{0,1000}>", re.I)
 _NAMED = re.compile("robots|tdm-reservation", re.I)
-_CONTENT = re.compile(r"""\bcontent\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""", re.I)
+_ATTRIBUTE = re.compile(r"""([^\s"'=<>/]+)\s*=\s*("[^"]*"|'[^']*'|[^\s"'>]+)""")
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ def _readable(html: str) -> str:
         html = _OPTION.sub(r"<\1span hidden ", html)
     if html.count("<figure") + html.count("<time") > _LOOKED_AT:
         html = _TIME.sub(r"<\1span ", _FIGURE.sub(r"<\1div ", html))  # kept, whatever they are
-    html = with_formulae(html.replace(_MARK, ""))
+    html = _BLOCKS.sub(r"<\1div", with_formulae(html.replace(_MARK, "")))
     if html.isascii() and "&" not in html:
         return html
     return _ALONE.sub(_marked, f">{html}")[1:]
@@ -238,7 +241,13 @@ def robots(html: str) -> str | None:
     if not _NAMED.search(html):
         return None
     for tag in _META.findall(_HIDDEN.sub("", html)):
-        if (name := _NAME.search(tag)) and (content := _CONTENT.search(tag)):
-            value = next(group for group in content.groups() if group is not None).strip()
-            said.append(value if name[1].lower() == "robots" else f"tdm-reservation: {value}")
+        found = {
+            name.lower(): entities.unescape(value.strip("\"'")).strip()
+            for name, value in _ATTRIBUTE.findall(tag)
+        }
+        name = (found.get("name") or found.get("http-equiv") or "").lower()
+        if "content" in found and name in ("robots", "x-robots-tag"):
+            said.append(found["content"])
+        elif "content" in found and name == "tdm-reservation":
+            said.append(f"tdm-reservation: {found['content']}")
     return ", ".join(said) or None

@@ -5,8 +5,12 @@ fsspec is imported at the first URL; for paths on this machine nothing but the s
 
 from __future__ import annotations
 
+import bz2
+import codecs
 import glob
+import lzma
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +34,7 @@ _VERSIONS = (
 )
 
 
+COMPRESSED = re.compile(r"\.(gz|zst|bz2|xz)$", re.I)  # how compressed files are called
 _CHUNK = 2**17  # compressed bytes at a time: what is lost before a cut is less
 
 
@@ -149,21 +154,66 @@ def open_raw(path: str) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def open_input(path: str) -> Iterator[SupportsRead]:
-    """The file's bytes, decompressed if it is called .gz or .zst (then only forwards).
+    """The file's bytes, decompressed if it is called .gz, .zst, .bz2 or .xz (then only forwards).
 
     Raises:
         OSError: cannot be opened or, here or by ``read``, read; a damaged or cut archive too.
         ImportError: .zst without the package zstandard.
     """
     with open_raw(path) as raw:
-        if path.endswith(".gz"):
-            yield _Inflated(raw, lambda: zlib.decompressobj(31))  # 31: with gzip's header
-        elif path.endswith(".zst"):
-            import zstandard
+        compressed = COMPRESSED.search(path)
+        match compressed and compressed[1].lower():
+            case "gz":
+                yield _Inflated(raw, lambda: zlib.decompressobj(31))  # 31: with gzip's header
+            case "zst":
+                import zstandard
 
-            yield _Inflated(raw, lambda: zstandard.ZstdDecompressor().decompressobj())
-        else:
-            yield raw
+                yield _Inflated(raw, lambda: zstandard.ZstdDecompressor().decompressobj())
+            case "bz2":
+                yield _Inflated(raw, bz2.BZ2Decompressor)
+            case "xz":
+                yield _Inflated(raw, lzma.LZMADecompressor)
+            case _:
+                yield raw
+
+
+@contextmanager
+def open_utf8(path: str) -> Iterator[SupportsRead]:
+    """`open_input`; what begins with the mark of UTF-16 comes as UTF-8, and then only forwards."""
+    if is_utf16(path):
+        with open_input(path) as stream:
+            yield _Transcoded(stream, "utf-16")
+    else:
+        with open_input(path) as stream:
+            yield stream
+
+
+def is_utf16(path: str) -> bool:
+    """Whether the file begins with the mark of UTF-16: PowerShell and Excel write it. Raises OSError."""
+    with open_input(path) as stream:
+        head = stream.read(4)
+    return head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and head[2:] != b"\0\0"
+
+
+class _Transcoded:
+    """A stream in another encoding, read as UTF-8; what is not in that encoding becomes U+FFFD."""
+
+    def __init__(self, stream: SupportsRead, encoding: str) -> None:
+        self.stream = stream
+        self.decoder = codecs.getincrementaldecoder(encoding)("replace")
+        self.left = b""  # not asked for yet
+
+    def read(self, size: int = -1) -> bytes:
+        pieces, got = [self.left], len(self.left)
+        while (size < 0 or got < size) and (chunk := self.stream.read(_CHUNK)):
+            pieces.append(self.decoder.decode(chunk).encode())
+            got += len(pieces[-1])
+        if size < 0 or got < size:
+            pieces.append(self.decoder.decode(b"", True).encode())
+            self.decoder.reset()
+        data = b"".join(pieces)
+        self.left = data[size:] if size >= 0 else b""
+        return data[:size] if size >= 0 else data
 
 
 class _Inflated:

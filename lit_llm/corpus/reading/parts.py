@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lit_llm.corpus.reading.files import open_raw
+from lit_llm.corpus.reading.files import COMPRESSED, is_utf16, open_raw
 from lit_llm.corpus.reading.sources import (
     Source,
     SourceFile,
@@ -20,7 +20,7 @@ from lit_llm.corpus.reading.sources import (
     renamed,
 )
 
-_FORMAT = 2  # of what readers give; another number makes all parts new
+_FORMAT = 3  # of what readers give; another number makes all parts new
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _whole(source: Source, batch: list[SourceFile]) -> Part:
 def _pieces(source: Source, file: SourceFile, target_bytes: int) -> Iterator[tuple[int, int, int]]:
     """(start, stop, bytes) of each piece; nothing for a file that is read whole."""
     kind = source.kind_of(file.path)
-    if kind == "jsonl" and not file.path.endswith((".gz", ".zst")):
+    if kind == "jsonl" and not COMPRESSED.search(file.path) and not is_utf16(file.path):
         count = -(-file.size // target_bytes)
         edges = [file.size * i // count for i in range(count + 1)]
         yield from ((start, stop, stop - start) for start, stop in itertools.pairwise(edges))

@@ -17,7 +17,7 @@ from typing import Any
 
 # As they are compared: in small letters, "-" for "_".
 _NAMES = ("url", "source-url", "page-url", "warc-target-uri", "target-uri", "uri", "u")
-_FOLDERS = ("metadata", "meta", "warc-headers", "warc-metadata", "json-metadata")
+FOLDERS = ("metadata", "meta", "warc-headers", "warc-metadata", "json-metadata")
 _DEEPEST = 3
 _ADDRESS = re.compile(r"(?i)https?://\S")
 # Of a line of JSON that may have an address in another place than "url".
@@ -40,22 +40,32 @@ def row_url(row: Mapping[str, Any]) -> str | None:
 
 
 def _inside(row: Mapping[str, Any], deep: int) -> str | None:
-    named = {str(key).lower().replace("_", "-"): value for key, value in row.items()}
+    named = folded(row)
     for name in _NAMES:
         value = named.get(name)
         # "url" and WARC's names hold addresses; of the other ones only what looks like one is.
         if isinstance(value, str) and (_ADDRESS.match(value) or (value and name == "url")):
             return value
-    for name in _FOLDERS if deep else ():
-        value = named.get(name)
-        if isinstance(value, str) and value.lstrip().startswith("{"):
-            try:
-                value = json.loads(value)
-            except (ValueError, RecursionError):
-                continue
-        if isinstance(value, Mapping) and (found := _inside(value, deep - 1)):
+    for name in FOLDERS if deep else ():
+        value = opened(named.get(name))
+        if value is not None and (found := _inside(value, deep - 1)):
             return found
     return None
+
+
+def folded(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields by their names in small letters, "-" for "_"."""
+    return {str(key).lower().replace("_", "-"): value for key, value in row.items()}
+
+
+def opened(value: object) -> Mapping[str, Any] | None:
+    """An object that a field holds, or holds as JSON in a string; None where it is anything else."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return None
+    return value if isinstance(value, Mapping) else None
 
 
 def may_be_elsewhere(block: bytes) -> bool:
@@ -65,5 +75,5 @@ def may_be_elsewhere(block: bytes) -> bool:
 
 def url_columns(names: list[str]) -> list[str]:
     """Of a table's columns those that can hold an address, beside "url"."""
-    known = {*_NAMES, *_FOLDERS, "id"} - {"url"}
+    known = {*_NAMES, *FOLDERS, "id"} - {"url"}
     return [name for name in names if name.lower().replace("_", "-") in known]

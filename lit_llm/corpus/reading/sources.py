@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from lit_llm.corpus.ranges import check_section
 from lit_llm.corpus.reading.code import is_license_file
-from lit_llm.corpus.reading.files import Found, find, found, is_url, open_input, walk
+from lit_llm.corpus.reading.files import COMPRESSED, Found, find, found, is_url, open_input, walk
 from lit_llm.errors import UserError
 
 Kind: TypeAlias = Literal["auto", "text", "html", "jsonl", "json", "csv", "parquet", "warc", "code"]
@@ -35,11 +35,16 @@ _STDLIB_KEPT_ANYWAY = (
 _KINDS: Mapping[str, Kind] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".jsonlines": "jsonl",
+    ".ldjson": "jsonl",
+    ".jl": "jsonl",
     ".json": "json",
     ".csv": "csv",
     ".tsv": "csv",
     ".parquet": "parquet",
     ".warc": "warc",
+    ".wet": "warc",  # Common Crawl's texts, x.warc.wet.gz
+    ".wat": "warc",
     ".html": "html",
     ".htm": "html",
     ".xhtml": "html",
@@ -110,7 +115,7 @@ class Source:
         """How the file is read: ``kind``, or what its name says."""
         if self.kind != "auto":
             return self.kind
-        return _KINDS.get(os.path.splitext(re.sub(r"\.(gz|zst)$", "", path.lower()))[1], "text")
+        return _KINDS.get(os.path.splitext(COMPRESSED.sub("", path.lower()))[1], "text")
 
 
 Sources: TypeAlias = str | Source | Sequence[str | Source] | Mapping[str, str | Sequence[str]]

@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from typing import Any
 
-from lit_llm.corpus.reading.files import SupportsRead, open_input, open_raw
+from lit_llm.corpus.reading.files import SupportsRead, open_raw, open_utf8
 from lit_llm.corpus.reading.formats.csv_file import csv_columns
 from lit_llm.corpus.reading.parts import Part
 from lit_llm.corpus.reading.rows import BOM, array_elements, parse_row
@@ -58,12 +58,12 @@ def first_row(file: SourceFile, kind: str, longest: int) -> dict[str, Any] | Non
         return _columns(file)
     if kind == "csv":
         return dict.fromkeys(csv_columns(file, longest, (Source.text_field, *OTHERS)), "")
-    with open_input(file.path) as stream:
+    with open_utf8(file.path) as stream:
         head = _first_line(stream, longest)
     if not head.startswith(b"["):
         row = parse_row(head)
         return row if isinstance(row, dict) else None
-    with open_input(file.path) as stream:
+    with open_utf8(file.path) as stream:
         try:
             element = next(array_elements(stream, longest), None)
         except ValueError:

@@ -68,11 +68,18 @@ def _read(row: dict[str, str]) -> Accelerator:
     )  # fmt: skip
 
 
+_MAKERS = frozenset(["nvidia", "tesla", "geforce", "amd"])
+_OTHERS = frozenset(
+    ["laptop", "max", "nvl", "d"]
+)  # behind a name: another product, such as a laptop's
+
+
 def find_accelerator(name: str) -> Accelerator:
     """The accelerator called ``name``, in any case and spelling of blanks.
 
     A part of a name between hyphens is enough if one accelerator alone has it: "4090". A part of a
-    word is not, because other accelerators are called so: an H20 is no H200 and an L4 no L40S.
+    word is not, because other accelerators are called so: an H20 is no H200 and an L4 no L40S. A name
+    that begins with its maker's is read as a driver's: "NVIDIA A100-SXM4-80GB".
 
     Raises:
         UserError: no such accelerator, or several; names the nearest.
@@ -84,6 +91,8 @@ def find_accelerator(name: str) -> Accelerator:
     for key in known:
         if key.replace("-", "") == bare:
             return known[key]
+    if words and words[0] in _MAKERS and (device := accelerator_of(name)):
+        return device
     near = [key for key in known if words and set(words) <= set(key.split("-"))]
     if len(near) == 1:
         return known[near[0]]
@@ -94,6 +103,8 @@ def find_accelerator(name: str) -> Accelerator:
 def accelerator_of(device_name: str) -> Accelerator | None:
     """The accelerator that a CUDA device's name ("NVIDIA H100 80GB HBM3") is, or None."""
     words = set(device_name.lower().replace("-", " ").split())
+    if words & _OTHERS:
+        return None
     matches = [
         accelerator for name, accelerator in accelerators().items() if words >= set(name.split("-"))
     ]

@@ -14,6 +14,7 @@ TOO_LONG = "record too long"
 _CHUNK = re.compile(rb"[ \t]*([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]{0,4096})?\r?\n")
 _STEP = 2**16  # bytes that a decompressor gives at once
 _ZSTD = b"\x28\xb5\x2f\xfd"
+_ZSTD_SKIPPED = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18(.{4})", re.S)  # a frame without content
 _ZSTD_STEP = (
     1024  # bytes given to zstd at once, which has no bound for what comes out: 32 MB at most
 )
@@ -83,14 +84,21 @@ def _decompressed(name: str, data: bytes, longest: int) -> bytes:
     """``data`` without the coding ``name``; ``data`` itself where it is not coded so."""
     if not data or name in _NO_CODING:
         return data
+    if data.startswith(b"\x1f\x8b\x08") and name in ("deflate", "x-deflate"):
+        name = "gzip"
+    if name in ("gzip", "x-gzip") and not data.startswith(b"\x1f\x8b"):
+        return _inflated(data, 15, longest) if _is_zlib(data) and not _is_text(data) else data
     if name in ("gzip", "x-gzip"):
-        return _inflated(data, 31, longest) if data.startswith(b"\x1f\x8b") else data
+        return _inflated(data, 31, longest)
     if name in ("deflate", "x-deflate"):
         return _deflated(data, longest)
     if name == "br":
         return _unless_plain(data, lambda: _brotli(data, longest))
     if name == "zstd":
-        return _zstd(data, longest) if data.startswith(_ZSTD) else data
+        framed = data.startswith(_ZSTD) or _ZSTD_SKIPPED.match(data)
+        return _zstd(data, longest) if framed else data
+    if _is_text(data):
+        return data
     raise BodyError("unknown Content-Encoding")
 
 
@@ -125,9 +133,14 @@ def _inflated(data: bytes, window: int, longest: int) -> bytes:
     return b"".join(found)
 
 
+def _is_zlib(data: bytes) -> bool:
+    """Whether it begins as zlib's format does (RFC 1950, section 2.2)."""
+    return data[0] & 0x0F == 8 and int.from_bytes(data[:2], "big") % 31 == 0
+
+
 def _deflated(data: bytes, longest: int) -> bytes:
     """deflate means zlib's format; some servers send the bare stream (RFC 9110, section 8.4.1.2)."""
-    if data[0] & 0x0F == 8 and int.from_bytes(data[:2], "big") % 31 == 0:
+    if _is_zlib(data):
         return _inflated(data, 15, longest)
     return _unless_plain(data, lambda: _inflated(data, -15, longest))
 
@@ -153,22 +166,28 @@ def _brotli(data: bytes, longest: int) -> bytes:
 
 
 def _zstd(data: bytes, longest: int) -> bytes:
+    """All frames of it (RFC 8878, section 3.1); what follows the last and is no frame is left out."""
     import zstandard
 
-    found, size = [], 0
-    member = zstandard.ZstdDecompressor().decompressobj()
-    for at in range(0, len(data), _ZSTD_STEP):
-        if member.eof:  # one frame is a body; what follows is left out
-            break
-        try:
-            found.append(member.decompress(data[at : at + _ZSTD_STEP]))
-        except (zstandard.ZstdError, MemoryError):
-            raise BodyError("damaged record") from None
-        size += len(found[-1])
-        if size > longest:
-            raise BodyError(TOO_LONG)
-    if not member.eof:
-        raise BodyError("cut record")
+    found, size, rest = [], 0, data
+    while rest.startswith(_ZSTD) or _ZSTD_SKIPPED.match(rest):
+        if skipped := _ZSTD_SKIPPED.match(rest):
+            rest = rest[8 + int.from_bytes(skipped[1], "little") :]
+            continue
+        member = zstandard.ZstdDecompressor().decompressobj()
+        at = 0
+        while not member.eof and at < len(rest):
+            try:
+                found.append(member.decompress(rest[at : at + _ZSTD_STEP]))
+            except (zstandard.ZstdError, MemoryError):
+                raise BodyError("damaged record") from None
+            at += _ZSTD_STEP
+            size += len(found[-1])
+            if size > longest:
+                raise BodyError(TOO_LONG)
+        if not member.eof:
+            raise BodyError("cut record")
+        rest = member.unused_data + rest[at:]
     return b"".join(found)
 
 

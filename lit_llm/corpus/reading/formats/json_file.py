@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.corpus.reading.documents import Document
-from lit_llm.corpus.reading.files import open_input
+from lit_llm.corpus.reading.files import open_utf8
 from lit_llm.corpus.reading.formats.jsonl import document_of, missing_field, read_lines
 from lit_llm.corpus.reading.formats.whole import read_text
 from lit_llm.corpus.reading.rows import BOM, array_elements, parse_row
@@ -26,14 +26,14 @@ def read_json(part: Part, file: SourceFile) -> Iterator[pa.Table | Document]:
     """The documents: a row each of an array's objects, a text each of its strings.
 
     Lines of JSON are read as `read_lines` reads them. An object alone that has the text field is
-    one document. Anything else (settings, tables of numbers) is one text.
+    one document, and one that has rows in a field is these. Anything else (settings, tables of numbers) is one text.
 
     Raises:
         OSError: the file cannot be read (on).
         UserError: the first object of an array has no field ``source.text_field``.
     """
     field = part.source.text_field
-    with open_input(file.path) as stream:
+    with open_utf8(file.path) as stream:
         head = stream.read(_HEAD).removeprefix(BOM).lstrip()
     first, _, rest = head.partition(b"\n")
     row, following = parse_row(first), parse_row(rest.strip().partition(b"\n")[0])
@@ -47,7 +47,7 @@ def read_json(part: Part, file: SourceFile) -> Iterator[pa.Table | Document]:
 
 def _array(part: Part, file: SourceFile) -> Iterator[Document]:
     field, number = part.source.text_field, 0
-    with open_input(file.path) as stream:
+    with open_utf8(file.path) as stream:
         elements = array_elements(stream, part.source.max_line_bytes, "surrogateescape")
         try:
             for number, element in enumerate(elements, start=1):
@@ -67,9 +67,18 @@ def _array(part: Part, file: SourceFile) -> Iterator[Document]:
             yield document_of(part, file, number + 1, str(error))
 
 
+def _rows_within(value: Any, field: str) -> list[Any]:
+    """The rows of an object that holds them in one of its fields, such as "data": {"version": 1, "data": [...]}."""
+    lists = [v for v in value.values() if isinstance(v, list)] if isinstance(value, dict) else []
+    found = [rows for rows in lists if any(isinstance(r, dict) and field in r for r in rows)]
+    if len(found) != 1:
+        return []
+    return [row if isinstance(row, dict) else "not a JSON object" for row in found[0]]
+
+
 def _object(part: Part, file: SourceFile) -> Iterator[Document]:
     if file.size <= part.source.max_line_bytes:
-        with open_input(file.path) as stream:
+        with open_utf8(file.path) as stream:
             try:
                 text = stream.read().removeprefix(BOM).decode("utf-8", "surrogateescape")
                 row = json.loads(text)
@@ -77,5 +86,9 @@ def _object(part: Part, file: SourceFile) -> Iterator[Document]:
                 row = None
         if isinstance(row, dict) and part.source.text_field in row:
             yield document_of(part, file, 1, row)
+            return
+        if elements := _rows_within(row, part.source.text_field):
+            for number, element in enumerate(elements, start=1):
+                yield document_of(part, file, number, element)
             return
     yield read_text(file, part.source)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.corpus.reading.documents import Document, Usable, checked_table, usable
-from lit_llm.corpus.reading.files import open_input
+from lit_llm.corpus.reading.files import COMPRESSED, open_utf8
+from lit_llm.corpus.reading.row_licenses import may_name_license, row_license
 from lit_llm.corpus.reading.row_urls import may_be_elsewhere, row_url
 from lit_llm.corpus.reading.rows import BOM, line_blocks, parse_row
 from lit_llm.corpus.reading.sources import SourceFile, writable
@@ -37,12 +37,12 @@ def read_lines(part: Part, file: SourceFile) -> Iterator[pa.Table | Document]:
 
 def _is_counted(file: SourceFile) -> bool:
     """Whether places are line numbers, from 1: nobody can go to a byte of a compressed file."""
-    return file.path.endswith((".gz", ".zst"))
+    return COMPRESSED.search(file.path) is not None
 
 
 def _blocks(part: Part, file: SourceFile) -> Iterator[tuple[int, bytes | None]]:
     """``line_blocks`` of the part, the byte order mark taken off the first line."""
-    with open_input(file.path) as stream:
+    with open_utf8(file.path) as stream:
         number, first = 1, part.start == 0
         for place, block in line_blocks(stream, part.start, part.stop, part.source.max_line_bytes):
             lines = 1 if block is None else block.count(b"\n")
@@ -106,27 +106,11 @@ def document_of(part: Part, file: SourceFile, place: int, row: dict[str, Any] | 
     own = row.get("id")
     if isinstance(own, (str, int)) and not isinstance(own, bool):
         identifier = _label(str(own)) or identifier
-    url, license = _label(row_url(row)), license_label(row.get("license"))
+    url, license = _label(row_url(row)), row_license(row)
     return Document(
         identifier, file.source, file.path, text, dropped, place, url=url, license=license,
         repaired=repaired,
     )  # fmt: skip
-
-
-def license_label(value: object) -> str | None:
-    """A row's licence as a string, None if it names none.
-
-    All of a list apply. GitHub's and package.json's objects name it in a field. What is anything else
-    stays as JSON, which is not recognised as a licence, so that nothing freer takes its place.
-    """
-    if isinstance(value, dict):
-        named = (value.get(key) for key in ("spdx_id", "key", "type", "name"))
-        value = next((name for name in named if isinstance(name, str) and name), value)
-    if isinstance(value, list):
-        value = " AND ".join(f"({license_label(one) or 'unknown'})" for one in value)
-    if value is None or isinstance(value, str):
-        return _label(value)
-    return _label(json.dumps(value, ensure_ascii=False, default=str))
 
 
 def _label(value: object) -> str | None:
@@ -169,9 +153,10 @@ def _parsed_by_arrow(part: Part, file: SourceFile, place: int, block: bytes) -> 
         return None
     if len(table) != len(starts) or table[part.source.text_field].null_count:
         return None
-    named = pc.greater(pc.binary_length(table["url"]), 0)
-    if not pc.all(pc.fill_null(named, False)).as_py() and may_be_elsewhere(block):
-        return None
+    for name, may_be_named in (("url", may_be_elsewhere), ("license", may_name_license)):
+        named = pc.greater(pc.binary_length(table[name]), 0)
+        if not pc.all(pc.fill_null(named, False)).as_py() and may_be_named(block):
+            return None
     places = pa.array(
         np.arange(len(starts)) + place if _is_counted(file) else starts + place, pa.int64()
     )

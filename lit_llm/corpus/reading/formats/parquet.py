@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.corpus.reading.documents import TABLE_BYTES, checked_table
 from lit_llm.corpus.reading.files import open_raw
-from lit_llm.corpus.reading.formats.jsonl import license_label, missing_field
+from lit_llm.corpus.reading.formats.jsonl import missing_field
+from lit_llm.corpus.reading.row_licenses import license_columns, license_label, row_license
 from lit_llm.corpus.reading.row_urls import row_url, url_columns
 from lit_llm.corpus.reading.rows import check_once
 from lit_llm.corpus.reading.sources import SourceFile
@@ -44,14 +45,11 @@ def read_parquet(part: Part, file: SourceFile) -> Iterator[pa.Table]:
             row_bytes = sum(group.total_byte_size for group in read) / max(
                 1, sum(group.num_rows for group in read)
             )
-            elsewhere = url_columns(names)
-            for name in (field, "id", "url", "license", *elsewhere):
+            elsewhere, licensed = url_columns(names), license_columns(names)
+            wanted = dict.fromkeys((field, "id", "url", "license", *elsewhere, *licensed))
+            for name in wanted:
                 check_once(file.path, name, names)
-            columns = [
-                name
-                for name in dict.fromkeys((field, "id", "url", "license", *elsewhere))
-                if name in names
-            ]
+            columns = [name for name in wanted if name in names]
             rows = max(1, min(2**16, int(TABLE_BYTES / max(1, row_bytes))))
             number = before + 1
             for batch in parquet.iter_batches(batch_size=rows, row_groups=groups, columns=columns):
@@ -66,8 +64,9 @@ def read_parquet(part: Part, file: SourceFile) -> Iterator[pa.Table]:
                 ids, urls = (
                     _strings(table[name]) if name in columns else None for name in ("id", "url")
                 )
-                urls = _urls(table.select(elsewhere), urls)
+                urls = _or_elsewhere(table.select(elsewhere), urls, row_url)
                 licenses = _licenses(table["license"]) if "license" in columns else None
+                licenses = _or_elsewhere(table.select(licensed), licenses, row_license)
                 yield checked_table(part.source, file, text, places, ids, urls, licenses)
                 number += len(table)
     except pa.ArrowException as error:
@@ -76,16 +75,20 @@ def read_parquet(part: Part, file: SourceFile) -> Iterator[pa.Table]:
         ) from error
 
 
-def _urls(elsewhere: pa.Table, urls: pa.ChunkedArray | None) -> pa.ChunkedArray | None:
-    """Addresses of rows; where ``urls`` has none, what other columns say, see `row_urls`."""
+def _or_elsewhere(
+    elsewhere: pa.Table,
+    column: pa.ChunkedArray | None,
+    said: Callable[[dict[str, Any]], str | None],
+) -> pa.ChunkedArray | None:
+    """The column; where it says nothing, what ``said`` finds in other columns of the row."""
     import pyarrow as pa
 
     if not elsewhere.num_columns:
-        return urls
-    own = [None] * len(elsewhere) if urls is None else urls.cast(pa.large_binary()).to_pylist()
+        return column
+    own = [None] * len(elsewhere) if column is None else column.cast(pa.large_binary()).to_pylist()
     found = [
-        address or (said and said.encode(errors="replace"))
-        for address, said in zip(own, map(row_url, _rows(elsewhere)), strict=True)
+        value or ((other := said(row)) and other.encode(errors="replace"))
+        for value, row in zip(own, _rows(elsewhere), strict=True)
     ]
     return pa.chunked_array([pa.array(found, pa.large_binary())])
 

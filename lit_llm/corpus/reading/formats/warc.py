@@ -35,6 +35,9 @@ def read_warc(part: Part, file: SourceFile) -> Iterator[Document]:
 
     documents = WarcRecordType.response | WarcRecordType.resource | WarcRecordType.conversion
     with open_raw(file.path) as raw:
+        if not raw.read(1):
+            yield Document(file.id, file.source, file.path, "", "empty")
+            return
         start: int | None = 0
         last, repeats, told = -1, 0, False
         while start is not None:
@@ -64,6 +67,8 @@ def read_warc(part: Part, file: SourceFile) -> Iterator[Document]:
             except OSError:
                 # Whole records may begin where the last one ended: the damage is on the way there.
                 start = _next_record(raw, last + 1 if damaged is None else damaged + 1)
+                if start is None and damaged is None and last >= 0 and _is_padded(raw):
+                    return
                 damaged = damaged if damaged is not None else start or last + 1
                 if not told:
                     yield _damaged(file, damaged)
@@ -116,6 +121,12 @@ def _damaged(file: SourceFile, offset: int) -> Document:
     return Document(
         f"{file.id}#{offset}.damaged", file.source, file.path, "", "damaged record", offset
     )
+
+
+def _is_padded(raw: IO[bytes]) -> bool:
+    """Whether the file ends with zeros, as tapes and some writers pad it; a gzip member ends with seven at most."""
+    raw.seek(-min(8, raw.seek(0, 2)), 2)
+    return raw.read(8) == bytes(8)
 
 
 def _cut_member(raw: IO[bytes], at: int) -> int | None:

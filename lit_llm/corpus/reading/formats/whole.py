@@ -3,32 +3,47 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 
 from lit_llm.corpus.reading import code
-from lit_llm.corpus.reading.documents import Document, decode
-from lit_llm.corpus.reading.files import open_input
+from lit_llm.corpus.reading.documents import Document, decode, usable
+from lit_llm.corpus.reading.files import COMPRESSED, open_input
 from lit_llm.corpus.reading.sources import Source, SourceFile
 
-_FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?\n)?(---|\.\.\.)[ \t]*(\r?\n|\Z)", re.DOTALL)
+_FRONT_MATTER = re.compile(
+    r"\A(?:---[ \t]*\r?\n(.*?\n)?(---|\.\.\.)|\+\+\+[ \t]*\r?\n(.*?\n)?\+\+\+)[ \t]*(\r?\n|\Z)",
+    re.DOTALL,
+)
+_OTHERS = {
+    b"{\\rtf": "rich text (RTF): save it as plain text",
+    b"filedesc://": "ARC file: convert it to WARC",
+}
 _MARKDOWN = (".md", ".markdown", ".mdx", ".mdown", ".qmd", ".rmd")
 
 
 def read_text(file: SourceFile, source: Source) -> Document:
     """A text file; one with a line above ``source.max_line_bytes`` is dropped, and one in rich text (RTF).
 
-    The settings at the head of a Markdown file ("front matter", between lines of three hyphens) are left out.
+    Of a Jupyter notebook its cells are the text. The settings at the head of a Markdown file ("front matter", between
+    lines of three hyphens or plus signs) are left out.
 
     Raises:
         OSError: the file cannot be read.
     """
     with open_input(file.path) as stream:
         data = stream.read()
-    if data.startswith(b"{\\rtf"):
-        reason = "rich text (RTF): save it as plain text"
-        return Document(file.id, file.source, file.path, "", reason)
+    for head, reason in _OTHERS.items():
+        if data.startswith(head):
+            return Document(file.id, file.source, file.path, "", reason)
     text, dropped, repaired, encoding = decode(data)
-    if file.path.lower().removesuffix(".gz").endswith(_MARKDOWN):
+    name = COMPRESSED.sub("", file.path.lower())
+    if name.endswith(".ipynb") and not dropped:
+        text, dropped, mended, _ = usable(
+            _of_notebook(text)
+        )  # JSON can spell what UTF-8 cannot hold
+        repaired = repaired or mended
+    if name.endswith(_MARKDOWN):
         text = _FRONT_MATTER.sub("", text, count=1)
         dropped = dropped or (None if text and not text.isspace() else "empty")
     longest = source.max_line_bytes
@@ -37,6 +52,25 @@ def read_text(file: SourceFile, source: Source) -> Document:
     return Document(
         file.id, file.source, file.path, text, dropped, encoding=encoding, repaired=repaired
     )
+
+
+def _of_notebook(written: str) -> str:
+    """The cells of a Jupyter notebook as Markdown, without what they printed; other text as it is."""
+    try:
+        notebook = json.loads(written)
+    except (ValueError, RecursionError):
+        return written
+    cells = notebook.get("cells") if isinstance(notebook, dict) else None
+    if not isinstance(cells, list):
+        return written
+    found = []
+    for cell in (cell for cell in cells if isinstance(cell, dict)):
+        source = cell.get("source")
+        lines = source if isinstance(source, list) else [source]
+        text = "".join(line for line in lines if isinstance(line, str)).strip("\n")
+        if text.strip():
+            found.append(f"```\n{text}\n```" if cell.get("cell_type") == "code" else text)
+    return "\n\n".join(found)
 
 
 def read_html(file: SourceFile) -> Document:
@@ -69,6 +103,8 @@ def page(
 
 def read_code(file: SourceFile, source: Source) -> Document:
     """A file of source code; one that is left out for its path is not opened. Raises OSError."""
+    from lit_llm.corpus.filters.licensing import detect_license
+
     dropped = code.skip_path(file.id)
     read = (
         Document(file.id, file.source, file.path, "", dropped)
@@ -81,6 +117,6 @@ def read_code(file: SourceFile, source: Source) -> Document:
         read,
         text="" if dropped else read.text,
         dropped=dropped or read.dropped,
-        license=file.license,
+        license=detect_license(read.text) or file.license,  # a file's own header counts first
         language=code.language_of(file.id.rpartition("/")[2]),
     )
