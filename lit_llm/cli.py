@@ -9,12 +9,12 @@ from importlib import import_module
 
 import lit_llm
 from lit_llm.errors import PeerLost, Preempted, UserError, told_of_a_path
-from lit_llm.streams import prepare_streams, start_again_in_utf8, unread
+from lit_llm.io.streams import prepare_streams, start_again_in_utf8, unread
 
 
 def _trainer_verb(verb: str) -> Callable[[list[str]], None]:
     def run(args: list[str]) -> None:
-        from lit_llm.trainer_cli import run_trainer
+        from lit_llm.fit.command import run_trainer
 
         run_trainer(verb, args)
 
@@ -112,9 +112,9 @@ def _run(argv: list[str]) -> int:
     if argv[0] in ("--version", "-V", "version"):
         print(lit_llm.__version__)
         return 0
-    from lit_llm import cluster  # not for --help
-    from lit_llm.arguments import with_underscores
-    from lit_llm.cache import ensure_home
+    from lit_llm.fit import launchers  # not for --help
+    from lit_llm.io.cache import ensure_home
+    from lit_llm.settings.arguments import with_underscores
 
     verb, args = argv[0], argv[1:]
     try:
@@ -122,9 +122,9 @@ def _run(argv: list[str]) -> int:
             raise UserError(f"no verb {verb!r}; verbs: {', '.join(VERBS)}")
         ensure_home()
         if verb in _TRAINERS:
-            cluster.drop_unreadable()
+            launchers.drop_unreadable()
         else:
-            cluster.run_alone()
+            launchers.run_alone()
         VERBS[verb][0](with_underscores(args))
     except UserError as error:
         print(f"lit_llm {verb}: {error}", file=sys.stderr)

@@ -12,8 +12,7 @@ import lit_llm
 
 PACKAGE = Path(lit_llm.__file__).parent
 # What each package may import of the others; all may import what is shared.
-SHARED = {"errors", "checks", "arguments", "cache", "presets", "ranges", "replaced_settings", "streams",
-          "yaml_file", "pages", "io"}  # fmt: skip
+SHARED = {"errors", "io", "pages", "settings"}
 ARROWS = {
     "models": set(),
     "corpus": {"models"},

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lit_llm.arguments import Parser
 from lit_llm.errors import UserError
+from lit_llm.settings.arguments import Parser
 
 
 def parser() -> Parser:
@@ -131,7 +131,7 @@ def test_hyphens_for_underscores() -> None:
     ],
 )
 def test_only_options_are_spelled_anew(given: str, read: str) -> None:
-    from lit_llm.arguments import with_underscores
+    from lit_llm.settings.arguments import with_underscores
 
     assert with_underscores([given, "--", "--a-b"]) == [read, "--", "--a-b"]
 

@@ -18,7 +18,7 @@ import yaml
 from lit_llm.cli import main
 from lit_llm.data.files import read_prompts
 from lit_llm.errors import UserError
-from lit_llm.presets import config_folders, find_config
+from lit_llm.settings.presets import config_folders, find_config
 
 BASE = {
     "model": {
@@ -414,7 +414,7 @@ def test_prompts_that_are_no_text_name_the_line(tmp_path: Path) -> None:
     ("chats", "first"), [(True, "lit_llm chat {}/final"), (False, "lit_llm generate {}/final")]
 )
 def test_a_fit_ends_with_what_can_be_done_next(tmp_path: Path, chats: bool, first: str) -> None:
-    from lit_llm.trainer_cli import summary
+    from lit_llm.fit.command import summary
 
     (tmp_path / "final").mkdir()
     (tmp_path / "checkpoints").mkdir()
@@ -428,7 +428,7 @@ def test_a_fit_ends_with_what_can_be_done_next(tmp_path: Path, chats: bool, firs
 
 
 def test_commands_to_copy_are_quoted(tmp_path: Path) -> None:
-    from lit_llm.trainer_cli import summary
+    from lit_llm.fit.command import summary
 
     run = tmp_path / "it's [1]"
     (run / "checkpoints").mkdir(parents=True)

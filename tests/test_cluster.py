@@ -78,7 +78,7 @@ def test_a_rank_that_is_no_number(
 def test_as_many_processes_as_asked_for_or_a_word(
     variables: dict, devices: int, nodes: int, said: str
 ) -> None:
-    from lit_llm.cluster import settle
+    from lit_llm.fit.launchers import settle
 
     os.environ |= variables
     with pytest.raises(UserError, match=said):
@@ -113,7 +113,7 @@ def test_who_is_meant_and_what_lightning_then_sees(
         TorchElasticEnvironment,
     )
 
-    from lit_llm.cluster import settle
+    from lit_llm.fit.launchers import settle
 
     os.environ |= variables
     launcher = settle(devices, nodes)
@@ -132,7 +132,7 @@ def test_who_is_meant_and_what_lightning_then_sees(
 
 
 def test_processes_that_the_first_one_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lit_llm.cluster import settle
+    from lit_llm.fit.launchers import settle
 
     os.environ |= {**HAND, "NODE_RANK": "0", "LIT_LLM_FIRST_PROCESS": "123"}
     started = settle(2, 1)

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 import lit_llm
-from lit_llm.arguments import Parser
 from lit_llm.cli import main
 from lit_llm.corpus.config import CorpusConfig
 from lit_llm.corpus.ranges import RANGES as BUILD
@@ -21,7 +20,8 @@ from lit_llm.corpus.reading.sources import Source
 from lit_llm.errors import UserError
 from lit_llm.plan.cost import RANGES as COST
 from lit_llm.plan.solve import RANGES as PLAN
-from lit_llm.ranges import SAMPLING, Number, Range
+from lit_llm.settings.arguments import Parser
+from lit_llm.settings.ranges import SAMPLING, Number, Range
 
 TABLE = Path(__file__).parents[1] / "docs" / "numbers.md"
 COMMANDS = ("plan", "evaluate", "chat", "generate", "import", "export", "inspect", "report",

@@ -10,7 +10,7 @@ import pytest
 
 from lit_llm import InstructionDataModule, PretrainDataModule, PretrainModule
 from lit_llm.errors import UserError
-from lit_llm.ranges import Range, check_ranges, positive
+from lit_llm.settings.ranges import Range, check_ranges, positive
 
 
 def test_a_range_holds_finite_numbers_alone() -> None:

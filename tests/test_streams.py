@@ -192,7 +192,7 @@ def test_no_home_folder(tmp_path: Path) -> None:
         "import posixpath; real = posixpath.expanduser\n"
         "posixpath.expanduser = lambda path: real(path) if 'HOME' in os.environ else path\n"
         "from lit_llm.cli import main; assert main(['report', 'absent']) == 2\n"
-        "from lit_llm.cache import default_cache_dir; print(default_cache_dir())\n"
+        "from lit_llm.io.cache import default_cache_dir; print(default_cache_dir())\n"
         "import litdata"
     )
     done = subprocess.run(
@@ -206,7 +206,7 @@ def test_no_home_folder(tmp_path: Path) -> None:
 def test_a_home_folder_that_cannot_be_written_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lit_llm.cache import default_cache_dir
+    from lit_llm.io.cache import default_cache_dir
 
     for name in ("LIT_LLM_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)

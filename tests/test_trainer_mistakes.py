@@ -111,7 +111,7 @@ def test_nothing_to_evaluate_is_refused(
     ],
 )
 def test_mistakes_and_bugs_are_told_apart(error: Exception, said: str | None) -> None:
-    from lit_llm.trainer_mistakes import explain
+    from lit_llm.fit.mistakes import explain
 
     told = explain(error)
     assert told is None if said is None else said in str(told)

@@ -8,7 +8,7 @@ import pytest
 
 from lit_llm.cli import main
 from lit_llm.errors import UserError
-from lit_llm.presets import config_folders
+from lit_llm.settings.presets import config_folders
 
 BOMB = "a0: &a0 [1, 2]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
@@ -65,7 +65,7 @@ def test_hostile_yaml_in_a_section_of_its_own(
 
 
 def test_aliases_in_moderation_and_every_preset(tmp_path: Path) -> None:
-    from lit_llm.yaml_file import read_yaml
+    from lit_llm.settings.yaml_file import read_yaml
 
     (tmp_path / "fine.yaml").write_text("a: &a {x: 1}\nb: [*a, *a]\nc: {<<: *a, x: 2}\n")
     assert read_yaml(tmp_path / "fine.yaml") == {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lit_llm.corpus.kernels.limits import LONGEST_NGRAM
-from lit_llm.ranges import VOCAB_SIZE, Range, check_ranges, positive
+from lit_llm.settings.ranges import VOCAB_SIZE, Range, check_ranges, positive
 
 _SHARE, _COUNT = Range(0, 1), Range(0, 1e9)
 RANGES: dict[str, dict[str, Range]] = {

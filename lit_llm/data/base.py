@@ -13,14 +13,14 @@ from lightning.pytorch.strategies import ParallelStrategy, Strategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
-from lit_llm.cache import default_cache_dir
 from lit_llm.data.files import read_prompts
 from lit_llm.data.order import Order, StepSampler
 from lit_llm.data.position import place
 from lit_llm.data.trainer_settings import check_length, given, limit_batches, replace
 from lit_llm.errors import UserError
+from lit_llm.io.cache import default_cache_dir
 from lit_llm.models.tokenizer import Tokenizer
-from lit_llm.ranges import Range, check_ranges
+from lit_llm.settings.ranges import Range, check_ranges
 
 RANGES: dict[str, Range] = {
     "seq_len": Range(1, 1e8), "micro_batch_size": Range(1, 1e6),

@@ -13,7 +13,6 @@ import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
-from lit_llm.checks import check_types, plain_paths
 from lit_llm.corpus.reading.rows import json_rows
 from lit_llm.data.base import TokenDataModule
 from lit_llm.data.blocks import IGNORE
@@ -33,8 +32,9 @@ from lit_llm.data.template import Message
 from lit_llm.errors import UserError
 from lit_llm.models.hub.huggingface import read_json
 from lit_llm.models.tokenizer import Tokenizer
-from lit_llm.ranges import Range, check_ranges, positive
-from lit_llm.replaced_settings import check_replaced
+from lit_llm.settings.checks import check_types, plain_paths
+from lit_llm.settings.ranges import Range, check_ranges, positive
+from lit_llm.settings.replaced_settings import check_replaced
 
 FEW_STEPS = 50
 """Optimizer steps below which finetuning changes little."""

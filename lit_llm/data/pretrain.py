@@ -13,7 +13,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch.utils.data import ConcatDataset, DataLoader
 
-from lit_llm.checks import check_types, plain_paths
 from lit_llm.corpus.build import cached_corpus
 from lit_llm.corpus.output.folder import Corpus
 from lit_llm.corpus.output.shards import read_tokens
@@ -24,8 +23,9 @@ from lit_llm.data.mixture import MixedOrder, Phases, phases_after, read_phases
 from lit_llm.data.order import RankSampler, SampleOrder, stack_samples
 from lit_llm.errors import UserError
 from lit_llm.models.tokenizer import Tokenizer
-from lit_llm.ranges import VOCAB_SIZE, Range, check_ranges
-from lit_llm.replaced_settings import check_replaced
+from lit_llm.settings.checks import check_types, plain_paths
+from lit_llm.settings.ranges import VOCAB_SIZE, Range, check_ranges
+from lit_llm.settings.replaced_settings import check_replaced
 
 RANGES: dict[str, Range] = {
     "tokens": Range(1, 1e15), "max_line_bytes": Range(1, 1e12), "vocab_size": VOCAB_SIZE,

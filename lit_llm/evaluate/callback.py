@@ -15,7 +15,7 @@ from lit_llm.evaluate.run import load_tasks, metric_rows, one_line, run_task
 from lit_llm.io.jsonl import keep_until
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
-from lit_llm.ranges import Range, check_ranges
+from lit_llm.settings.ranges import Range, check_ranges
 
 RANGES: dict[str, Range] = {
     "every_steps": Range(1, 1e12), "limit": Range(1, 1e9), "num_fewshot": Range(0, 1e4),

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 
 import lit_llm
-from lit_llm.arguments import Parser
 from lit_llm.errors import UserError
 from lit_llm.evaluate.run import load_tasks, metric_rows, run_task
 from lit_llm.evaluate.tasks import LOCAL_TASKS
+from lit_llm.io.streams import json_text
 from lit_llm.models.hub.checkpoint import choose_device, load_model
 from lit_llm.models.transformer import Transformer
-from lit_llm.ranges import Number, Range
-from lit_llm.streams import json_text
+from lit_llm.settings.arguments import Parser
+from lit_llm.settings.ranges import Number, Range
 
 RANGES: dict[str, Range] = {
     "limit": Range(1, 1e9), "num_fewshot": Range(0, 1e4), "batch_size": Range(1, 1e6),

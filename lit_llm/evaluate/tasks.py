@@ -20,10 +20,10 @@ from typing import Any
 
 import yaml
 
-from lit_llm.cache import default_cache_dir
 from lit_llm.data.docstrings import docstring_rows, held_out, stdlib_modules
 from lit_llm.errors import UserError
 from lit_llm.io.atomic import build_folder
+from lit_llm.io.cache import default_cache_dir
 
 LOCAL_TASKS = ("stdlib_choice", "stdlib_rolling", "stdlib_complete")
 _CHOICE_ITEMS, _FILES, _COMPLETE_ITEMS = 100, 20, 50

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from lit_llm.errors import UserError
-from lit_llm.streams import say
+from lit_llm.io.streams import say
 
 NAME = "run.lock"
 BEAT_SECONDS = 10.0

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from lit_llm.errors import UserError
 from lit_llm.models.hub.formats import format_of
 from lit_llm.models.hub.locate import locate
-from lit_llm.ranges import Range, check_ranges, positive
+from lit_llm.settings.ranges import Range, check_ranges, positive
 
 _WIDTH, _ID, _FACTOR = Range(1, 1e6), Range(-1, 1e9), Range(0, 1e6)
 # Layers and experts too: a broken file that claims 2^40 would otherwise keep the machine busy for a day.

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_llm.checks import check_types
 from lit_llm.errors import UserError
 from lit_llm.models.transformer import Transformer
-from lit_llm.ranges import Range, check_ranges
+from lit_llm.settings.checks import check_types
+from lit_llm.settings.ranges import Range, check_ranges
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

@@ -9,10 +9,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_llm.arguments import Parser
 from lit_llm.errors import UserError
 from lit_llm.io import numbers
 from lit_llm.io.metrics import NAME, parse_metrics
+from lit_llm.settings.arguments import Parser
 
 if TYPE_CHECKING:
     from lit_llm.plan.solve import Plan
@@ -198,8 +198,8 @@ def _with_training_config(args: list[str]) -> list[str]:
     if "--config" not in args or args.index("--config") + 1 == len(args):
         return args
     at = args.index("--config")
-    from lit_llm.presets import find_config
-    from lit_llm.yaml_file import read_yaml
+    from lit_llm.settings.presets import find_config
+    from lit_llm.settings.yaml_file import read_yaml
 
     content = read_yaml(find_config(args[at + 1]))
     if not {"model", "data"} & content.keys():

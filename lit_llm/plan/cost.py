@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lit_llm.ranges import Range, check_ranges, positive
+from lit_llm.settings.ranges import Range, check_ranges, positive
 
 RANGES: dict[str, Range] = {
     "items": positive(1e12), "minutes": positive(1e6), "overlap": positive(1e4),

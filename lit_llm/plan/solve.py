@@ -16,7 +16,7 @@ from lit_llm.plan.memory import Optimizer, Precision, Quantization, Setup
 from lit_llm.plan.parallelism import Parallelism, check_fits, fewest_gpus
 from lit_llm.plan.shape import ModelShape, shape_of, typical_shape
 from lit_llm.plan.throughput import NODE, Job, Throughput, fitted, usual_gpus
-from lit_llm.ranges import Range, check_ranges, positive
+from lit_llm.settings.ranges import Range, check_ranges, positive
 
 if TYPE_CHECKING:
     from lit_llm.models.config import TransformerConfig

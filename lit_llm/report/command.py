@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lit_llm.arguments import Parser
+from lit_llm.io.streams import say
 from lit_llm.report.html import write_report
-from lit_llm.streams import say
+from lit_llm.settings.arguments import Parser
 
 
 def main(args: list[str]) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
-from lit_llm.arguments import Parser
 from lit_llm.errors import UserError
-from lit_llm.streams import is_terminal
+from lit_llm.io.streams import is_terminal
+from lit_llm.settings.arguments import Parser
 from lit_llm.terminal.options import add_options, read_sampling, shell_text
 
 if TYPE_CHECKING:

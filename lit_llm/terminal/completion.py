@@ -6,9 +6,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_llm.arguments import Parser
 from lit_llm.errors import UserError, settings_called
-from lit_llm.streams import json_text
+from lit_llm.io.streams import json_text
+from lit_llm.settings.arguments import Parser
 from lit_llm.terminal.options import add_options, read_sampling, shell_text
 
 if TYPE_CHECKING:

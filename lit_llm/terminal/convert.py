@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_llm.arguments import Parser
 from lit_llm.errors import UserError, check_no_link_to_nothing
 from lit_llm.io.atomic import replacing
-from lit_llm.streams import say
+from lit_llm.io.streams import say
+from lit_llm.settings.arguments import Parser
 
 if TYPE_CHECKING:
     import torch

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_llm.arguments import Parser
 from lit_llm.errors import UserError
 from lit_llm.io.metrics import read_metrics
 from lit_llm.io.numbers import in_binary_bytes
-from lit_llm.streams import json_text
+from lit_llm.io.streams import json_text
+from lit_llm.settings.arguments import Parser
 
 if TYPE_CHECKING:
     from lit_llm.models.config import TransformerConfig

@@ -7,11 +7,11 @@ import shlex
 import sys
 from pathlib import Path
 
-from lit_llm.arguments import Parser, with_underscores
 from lit_llm.errors import Preempted, UserError
-from lit_llm.presets import config_name
-from lit_llm.ranges import Number, Range
-from lit_llm.streams import say
+from lit_llm.io.streams import say
+from lit_llm.settings.arguments import Parser, with_underscores
+from lit_llm.settings.presets import config_name
+from lit_llm.settings.ranges import Number, Range
 
 RANGES: dict[str, Range] = {
     "nodes": Range(1, 1e5), "gpus": Range(1, 1e3), "grace": Range(1, 1e6),

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from lit_llm.ranges import SAMPLING, Number, Range
+from lit_llm.settings.ranges import SAMPLING, Number, Range
 
 if TYPE_CHECKING:
     from lit_llm.models.generation.sampling import Sampling

@@ -12,7 +12,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from lit_llm.checks import check_types, plain_paths
 from lit_llm.data.base import TokenDataModule, data_rank_and_size
 from lit_llm.data.blocks import IGNORE
 from lit_llm.errors import UserError
@@ -26,8 +25,9 @@ from lit_llm.models.kernels.device import exact_dtype
 from lit_llm.models.meta import meta_transformer
 from lit_llm.models.parallel.sharded import clip_gradients, is_divided, whole_state_dict
 from lit_llm.models.transformer import Transformer
-from lit_llm.ranges import Range, check_ranges, positive
-from lit_llm.replaced_settings import check_replaced
+from lit_llm.settings.checks import check_types, plain_paths
+from lit_llm.settings.ranges import Range, check_ranges, positive
+from lit_llm.settings.replaced_settings import check_replaced
 from lit_llm.training.callbacks.borders import (
     at_border,
     count_steps,

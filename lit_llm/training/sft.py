@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_llm.checks import check_types
 from lit_llm.errors import UserError
 from lit_llm.models.accounting import flops
 from lit_llm.models.hub.adapters import save_adapter
@@ -19,6 +18,7 @@ from lit_llm.models.hub.checkpoint import settings_of
 from lit_llm.models.lora import LoRAConfig, apply_lora, is_lora, lora_from, merged_weights
 from lit_llm.models.parallel.sharded import whole_state_dict
 from lit_llm.models.transformer import Transformer
+from lit_llm.settings.checks import check_types
 from lit_llm.training.callbacks.throughput import compute_dtype
 from lit_llm.training.language import DEFAULT_TRANSFORMER
 from lit_llm.training.optimizers import OptimizerName

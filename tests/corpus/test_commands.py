@@ -31,7 +31,7 @@ from lit_llm.corpus.output.folder import Corpus
 from lit_llm.corpus.output.shards import ShardWriter, locate, read_tokens, without
 from lit_llm.corpus.reading.sources import Source
 from lit_llm.errors import UserError
-from lit_llm.presets import config_folders
+from lit_llm.settings.presets import config_folders
 
 
 @pytest.fixture(scope="module")

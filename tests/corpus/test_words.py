@@ -176,5 +176,5 @@ def test_a_change_to_what_kernels_are_made_of_makes_them_anew_and_no_other_chang
     assert files and files <= set(kernel_files())
     for file in kernel_files():
         imported = re.findall(r"from (lit_llm\S*) import", file.read_text(encoding="utf-8"))
-        allowed = ("lit_llm.cache", "lit_llm.corpus.kernels")
+        allowed = ("lit_llm.io.cache", "lit_llm.corpus.kernels")
         assert all(name.startswith(allowed) for name in imported), file

@@ -33,7 +33,7 @@ CALL = "a call"
 SERVER = multiprocessing.get_context("forkserver")
 # The last three are imported when first needed.
 SERVER.set_forkserver_preload(
-    ["lit_llm.trainer_cli", "litdata", "safetensors.torch", "torch.utils.tensorboard"]
+    ["lit_llm.fit.command", "litdata", "safetensors.torch", "torch.utils.tensorboard"]
 )
 
 

@@ -55,7 +55,7 @@ def test_no_process_is_left_when_one_is_killed(tmp_path: Path, corpus: Path, ran
 def test_who_started_it_is_gone(tmp_path: Path) -> None:
     """Before there is a peer whose connection could break: as while the processes' group forms."""
     child = (
-        "import sys, threading; from lit_llm.orphans import follow; "
+        "import sys, threading; from lit_llm.fit.orphans import follow; "
         "follow(int(sys.argv[1])); threading.Event().wait()"
     )
     start = f"subprocess.Popen([sys.executable, '-c', {child!r}, str(os.getpid())])"

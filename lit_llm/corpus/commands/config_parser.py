@@ -8,12 +8,12 @@ from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
-from lit_llm.arguments import explain_mistake
 from lit_llm.corpus.config import CorpusConfig
 from lit_llm.corpus.reading.sources import Source, as_sources
 from lit_llm.errors import UserError
-from lit_llm.presets import find_config
-from lit_llm.yaml_file import guard_jsonargparse
+from lit_llm.settings.arguments import explain_mistake
+from lit_llm.settings.presets import find_config
+from lit_llm.settings.yaml_file import guard_jsonargparse
 
 guard_jsonargparse()
 

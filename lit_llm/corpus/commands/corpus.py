@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_llm.arguments import Parser, run_command
 from lit_llm.corpus.extra import corpus_extra
 from lit_llm.errors import UserError, settings_called
-from lit_llm.streams import json_text, say, unread
+from lit_llm.io.streams import json_text, say, unread
+from lit_llm.settings.arguments import Parser, run_command
 
 if TYPE_CHECKING:
     from lit_llm.corpus.output.folder import Corpus

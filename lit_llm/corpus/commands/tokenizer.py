@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_llm.arguments import Parser, run_command
 from lit_llm.corpus.extra import corpus_extra
 from lit_llm.errors import UserError, check_no_link_to_nothing, settings_called
-from lit_llm.ranges import VOCAB_SIZE, Number, Range, positive
-from lit_llm.streams import json_text, say
+from lit_llm.io.streams import json_text, say
+from lit_llm.settings.arguments import Parser, run_command
+from lit_llm.settings.ranges import VOCAB_SIZE, Number, Range, positive
 
 if TYPE_CHECKING:
     from lit_llm.corpus.tokenizers.sample import Sample

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 import numba
 
-from lit_llm.cache import default_cache_dir
+from lit_llm.io.cache import default_cache_dir
 
 Kernel = TypeVar("Kernel", bound=Callable)
 

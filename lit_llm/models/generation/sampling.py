@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lit_llm.ranges import SAMPLING, check_ranges
+from lit_llm.settings.ranges import SAMPLING, check_ranges
 
 
 @dataclass(frozen=True)

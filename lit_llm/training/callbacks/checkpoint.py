@@ -24,7 +24,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lit_llm.errors import Preempted, UserError, more_room
 from lit_llm.io.atomic import part_of
 from lit_llm.models.parallel.parts import Divided, discard, put, write_share
-from lit_llm.ranges import Range, check_ranges, positive
+from lit_llm.settings.ranges import Range, check_ranges, positive
 from lit_llm.training.callbacks.background import Snapshots, Writer, write
 from lit_llm.training.callbacks.borders import count_steps, planned_steps
 from lit_llm.training.callbacks.checkpoint_answers import CheckpointAnswers

@@ -10,7 +10,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar as ProgressBarBase
 from tqdm import tqdm
 
-from lit_llm.streams import is_terminal
+from lit_llm.io.streams import is_terminal
 from lit_llm.training.callbacks.borders import at_border, logs_now, planned_steps
 
 

@@ -17,7 +17,7 @@ from lit_llm.io.atomic import write_text
 from lit_llm.models.generation.generate import generate, room_for
 from lit_llm.models.generation.sampling import GREEDY
 from lit_llm.models.transformer import Transformer
-from lit_llm.ranges import Range, check_ranges
+from lit_llm.settings.ranges import Range, check_ranges
 
 _OURS = Path(__file__).with_name("questions.jsonl")
 

@@ -14,7 +14,7 @@ from lit_llm.io.jsonl import keep_until
 from lit_llm.models.generation.generate import generate, room_for
 from lit_llm.models.generation.sampling import Sampling
 from lit_llm.models.transformer import Transformer
-from lit_llm.ranges import Range, check_ranges
+from lit_llm.settings.ranges import Range, check_ranges
 from lit_llm.training.strategy import is_sharded
 
 RANGES: dict[str, Range] = {

@@ -15,7 +15,7 @@ from torch import Tensor
 from lit_llm.errors import UserError
 from lit_llm.io.jsonl import keep_until
 from lit_llm.models.parallel.sharded import total_norm
-from lit_llm.ranges import Range, check_ranges, positive
+from lit_llm.settings.ranges import Range, check_ranges, positive
 from lit_llm.training.callbacks.borders import at_border, logs_now
 from lit_llm.training.callbacks.checkpoint import Checkpoint
 from lit_llm.training.optimizers import MuonAdamW

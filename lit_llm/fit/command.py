@@ -23,22 +23,23 @@ from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
-from lit_llm import cluster
-from lit_llm.arguments import explain_mistake
 from lit_llm.data.base import TokenDataModule
 from lit_llm.data.instructions import InstructionDataModule
 from lit_llm.data.pretrain import PretrainDataModule
 from lit_llm.errors import UserError
+from lit_llm.fit import launchers
+from lit_llm.fit.mistakes import check_settings, explain, in_constructor
+from lit_llm.fit.orphans import follow
+from lit_llm.fit.run_folder import leave_run, prepare_run
+from lit_llm.fit.saved_config import with_absolute_paths
+from lit_llm.io.streams import say
 from lit_llm.models.kernels.device import has_fast_bf16
-from lit_llm.orphans import follow
 from lit_llm.plan.preflight import Preflight
-from lit_llm.presets import all_presets, config_name, find_config
-from lit_llm.replaced_settings import settle_replaced
 from lit_llm.report.callback import RunReport
-from lit_llm.run_folder import leave_run, prepare_run
-from lit_llm.saved_config import with_absolute_paths
-from lit_llm.streams import say
-from lit_llm.trainer_mistakes import check_settings, explain, in_constructor
+from lit_llm.settings.arguments import explain_mistake
+from lit_llm.settings.presets import all_presets, config_name, find_config
+from lit_llm.settings.replaced_settings import settle_replaced
+from lit_llm.settings.yaml_file import guard_jsonargparse
 from lit_llm.training.callbacks.checkpoint import Checkpoint
 from lit_llm.training.callbacks.checkpoint_folder import checkpoints
 from lit_llm.training.callbacks.garbage import FreezeGarbage
@@ -52,7 +53,6 @@ from lit_llm.training.neptune_logger import NeptuneLogger
 from lit_llm.training.pretrain import PretrainModule
 from lit_llm.training.strategy import FSDP2Strategy
 from lit_llm.training.trainer_checks import refuse_early_callbacks
-from lit_llm.yaml_file import guard_jsonargparse
 
 _LOGGERS = {
     "CSVLogger": "lit_llm.training.loggers.CSVLogger",
@@ -239,7 +239,7 @@ def _settle(settings: Any) -> cluster.Launcher | None:
     devices = _number_of_devices(settings.devices, settings.accelerator)
     if devices is None or any("Environment" in str(plugin) for plugin in plugins):
         return None  # the Trainer will complain; or the user names the launcher
-    launcher = cluster.settle(devices, settings.num_nodes)
+    launcher = launchers.settle(devices, settings.num_nodes)
     # Lightning has read it from the variables while it was imported.
     rank_zero_only.rank = launcher.rank if launcher else 0  # type: ignore[attr-defined]
     if launcher is not None and launcher.parent is not None:

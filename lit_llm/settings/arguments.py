@@ -109,7 +109,7 @@ class Parser(argparse.ArgumentParser):
         file = finder.parse_known_args(args)[0].config
         if file is None:
             return {}
-        from lit_llm.yaml_file import read_yaml
+        from lit_llm.settings.yaml_file import read_yaml
 
         content = read_yaml(file, f"--config {file}")
         if not isinstance(content, dict):

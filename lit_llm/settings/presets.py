@@ -6,12 +6,12 @@ import difflib
 from pathlib import Path
 
 from lit_llm.errors import UserError
-from lit_llm.yaml_file import read_yaml
+from lit_llm.settings.yaml_file import read_yaml
 
 
 def config_folders() -> list[Path]:
     """Where presets are looked for: beside the package in a checkout, inside it when installed."""
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     return [
         folder for folder in (package.parent / "configs", package / "configs") if folder.is_dir()
     ]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.errors import UserError
-from lit_llm.yaml_file import read_yaml
+from lit_llm.settings.yaml_file import read_yaml
 
 OF_CORPUS = (
     "sources",

@@ -10,8 +10,8 @@ from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
-from lit_llm.cluster import FIRST, Launcher
 from lit_llm.errors import UserError, check_folder
+from lit_llm.fit.launchers import FIRST, Launcher
 from lit_llm.io.run_lock import NAME, RunLock, has_only_a_lock
 from lit_llm.training.callbacks.checkpoint_folder import checkpoints, damage, newest_whole
 

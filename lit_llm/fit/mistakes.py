@@ -14,8 +14,8 @@ import lightning
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lit_llm.arguments import explain_mistake
 from lit_llm.errors import PeerLost, UserError, told_of_a_path
+from lit_llm.settings.arguments import explain_mistake
 
 _LIGHTNING = Path(lightning.__file__).parent
 _LOGGING = ("wandb", "mlflow", "comet_ml", "neptune", "clearml")  # have errors of their own
