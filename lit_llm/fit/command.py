@@ -229,11 +229,11 @@ class TrainerCLI(LightningCLI):
         say("".join(row["prompt"] + row["text"] + "\n\n" for row in rows) + f"wrote {file}")
 
 
-def _settle(settings: Any) -> cluster.Launcher | None:
+def _settle(settings: Any) -> launchers.Launcher | None:
     """Who started this process as one of several, by what the Trainer's settings ask for.
 
     Raises:
-        UserError: see `cluster.settle`.
+        UserError: see `launchers.settle`.
     """
     plugins = settings.plugins if isinstance(settings.plugins, list) else [settings.plugins]
     devices = _number_of_devices(settings.devices, settings.accelerator)
