@@ -9,7 +9,7 @@ import lit_llm
 
 PACKAGE = Path(lit_llm.__file__).parent
 # What each package may import of the others; all may import what is shared.
-SHARED = {"errors", "checks", "arguments", "cache", "presets", "ranges", "replaced_settings", "streams",
+SHARED = {"errors", "checks", "arguments", "cache", "presets", "ranges", "replaced_settings", "shell", "streams",
           "yaml_file", "pages"}  # fmt: skip
 ARROWS = {
     "models": set(),
