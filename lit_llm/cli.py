@@ -103,6 +103,12 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         unread()
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        if (said := told_of_a_path(error)) is None:
+            raise
+        print(f"lit_llm {argv[0] if argv else ''}: {said}", file=sys.stderr)
+        unread()
+        return 2
 
 
 def _run(argv: list[str]) -> int:
@@ -120,6 +126,9 @@ def _run(argv: list[str]) -> int:
     try:
         if verb not in VERBS:
             raise UserError(f"no verb {verb!r}; verbs: {', '.join(VERBS)}")
+        if verb in _TRAINERS:
+            for arg in args:
+                _check_letters(arg)
         ensure_home()
         if verb in _TRAINERS:
             launchers.drop_unreadable()
@@ -138,12 +147,13 @@ def _run(argv: list[str]) -> int:
     except PeerLost as lost:
         print(f"lit_llm {verb}: {lost}", file=sys.stderr)
         return 1
-    except OSError as error:
-        if (said := told_of_a_path(error)) is None:
-            raise
-        print(f"lit_llm {verb}: {said}", file=sys.stderr)
-        return 2
     return 0
+
+
+def _check_letters(arg: str) -> None:
+    """Raise UserError for bytes that are no text: the run's files could not hold them."""
+    if any("\ud800" <= letter <= "\udfff" for letter in arg):
+        raise UserError(f"{arg!r}: not UTF-8; give it, and name files, in UTF-8")
 
 
 if __name__ == "__main__":

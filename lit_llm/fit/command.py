@@ -6,7 +6,6 @@ import inspect
 import json
 import logging
 import re
-import shlex
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
@@ -39,6 +38,7 @@ from lit_llm.report.callback import RunReport
 from lit_llm.settings.arguments import explain_mistake
 from lit_llm.settings.presets import all_presets, config_name, find_config
 from lit_llm.settings.replaced_settings import settle_replaced
+from lit_llm.settings.shell import command_line, path_word
 from lit_llm.settings.yaml_file import guard_jsonargparse
 from lit_llm.training.callbacks.checkpoint import Checkpoint
 from lit_llm.training.callbacks.checkpoint_folder import checkpoints
@@ -112,6 +112,11 @@ class TrainerCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Fix the run folder before anything writes."""
         assert self.subcommand is not None
+        for section in ("trainer", "checkpoint", "spike_guard", "samples", "report"):
+            if isinstance(given := self.config[self.subcommand].get(section), list | str):
+                raise UserError(
+                    f"{section} must be a mapping such as {{key: value}}, got {given!r}"
+                )
         settings = self.config[self.subcommand].trainer
         launcher = _settle(settings)
         check_settings(self.subcommand, settings, self.config[self.subcommand].data)
@@ -326,7 +331,7 @@ def summary(
         if not chats:
             lines.append(
                 "  the last one goes on with the same text; for your own add "
-                + ("" if own_tokenizer else f"--data.tokenizer {shlex.quote(str(final))} ")
+                + ("" if own_tokenizer else f"{command_line('--data.tokenizer', final)} ")
                 + "--data.sources 'your/*.txt'"
             )
     elif last:
@@ -336,7 +341,7 @@ def summary(
 
 
 def _command(words: list[Any]) -> str:
-    return "  " + shlex.join(["lit_llm", *map(str, words)])
+    return "  " + command_line("lit_llm", *words)
 
 
 def _free_name(run: Path) -> Path:
@@ -356,7 +361,7 @@ def run_trainer(verb: str, args: list[str]) -> None:
     args = list(args)
     for i, arg in enumerate(args):
         if arg in ("--config", "-c") and i + 1 < len(args):
-            args[i + 1] = str(find_config(args[i + 1]))
+            args[i + 1] = path_word(find_config(args[i + 1]))
         elif arg.startswith("--config="):
             args[i] = f"--config={find_config(arg.split('=', 1)[1])}"
     args = settle_replaced(args, _defaults())

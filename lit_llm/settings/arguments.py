@@ -66,6 +66,8 @@ class Parser(argparse.ArgumentParser):
             options = [option for action in self._actions for option in action.option_strings]
             near = difflib.get_close_matches(found[1], options, n=1, cutoff=0.6)
             message = f"unknown option {found[1]}" + (f": did you mean {near[0]}?" if near else "")
+            if found[1] in options:
+                message = f"{found[1]}: stands after --, where no options are read; put it before"
         raise UserError(message)
 
     def parse_args(  # type: ignore[override]
@@ -73,6 +75,11 @@ class Parser(argparse.ArgumentParser):
     ) -> argparse.Namespace:
         """The arguments: the command line's, else the config file's, else the defaults."""
         args = list(sys.argv[1:] if args is None else args)
+        end = args.index("--") if "--" in args else len(args)
+        for option in (arg.partition("=")[0] for arg in args[:end]):
+            # argparse would tell first what is missing, as if this were not there.
+            if re.fullmatch(r"--[\w-]+", option) and option not in self._option_string_actions:
+                self.error(f"unrecognized arguments: {option}")
         settings = [action for action in self._actions if action.dest not in _OWN]
         in_file = self._read_config(args, settings)
         for action in settings:
@@ -239,6 +246,8 @@ def _about_a_value(text: str) -> str | None:
             taken.append(_KINDS[name])
     if _KINDS["float"] in taken and _KINDS["int"] in taken:
         taken.remove(_KINDS["int"])
+    if nested := re.match(r"NestedArg\(key='([\w.]+)'", value[1]):
+        return f"unknown key {key[1]}.{nested[1]}: {key[1]} has one value and nothing below it"
     inner = re.findall(r"(?:- |\": )(\w+): (?=Expected a|Does not validate)", text)
     return f"{'.'.join([key[1], *inner])}={value[1]}: must be {' or '.join(dict.fromkeys(taken))}"
 
