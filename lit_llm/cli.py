@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -111,6 +112,14 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 
+def _has_folder() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
@@ -124,6 +133,8 @@ def _run(argv: list[str]) -> int:
 
     verb, args = argv[0], argv[1:]
     try:
+        if not _has_folder():
+            raise UserError("the current folder is gone: change to one that exists")
         if verb not in VERBS:
             raise UserError(f"no verb {verb!r}; verbs: {', '.join(VERBS)}")
         if verb in _TRAINERS:

@@ -99,3 +99,81 @@ def test_a_job_of_a_config_that_is_not_there(capsys: pytest.CaptureFixture[str])
     assert main(["launch", "--slurm", "--", "fit", "--config", "nope.yaml"]) == 2
     assert "--config nope.yaml: no such file or preset" in capsys.readouterr().err
     assert not Path("nope.sbatch").exists()
+
+
+RUN = """\
+model:
+  class_path: lit_llm.PretrainModule
+data:
+  class_path: lit_llm.PretrainDataModule
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["fit", "run.yaml"], "run.yaml: give it as --config run.yaml"),
+        (["fit", "--config"], "--config: give a file or a preset: finetune/"),
+        (["fit", "--config="], "--config: give a file or a preset: finetune/"),
+        (
+            ["fit", "--config", "corpus/web"],
+            "--config corpus/web: a preset of lit_llm corpus build",
+        ),
+        (["corpus", "build", "--config", "pretrain/quickstart"], "a preset of lit_llm fit"),
+        (["corpus", "build", "--config"], "--config: give a file or a preset: corpus/"),
+        (["fit", "--config", "run.yaml", "--data.sources"], "--data.sources: give a value"),
+        (
+            ["fit", "--config", "run.yaml", "--trainer.max_steps="],
+            "--trainer.max_steps: give a value",
+        ),
+        (
+            ["fit", "--config", "run.yaml", "--trainer.max_time", "yesterday"],
+            "trainer.max_time=yesterday: must be DD:HH:MM:SS",
+        ),
+        (
+            ["fit", "--config", "run.yaml", "--model", "lit_llm.PretrainModul"],
+            "model: lit_llm has no class PretrainModul: did you mean lit_llm.PretrainModule?",
+        ),
+        (
+            ["fit", "--config", "run.yaml", "--trainer.callbacks", "[lit_llm.SpikeGard]"],
+            "trainer.callbacks: lit_llm has no class SpikeGard: did you mean lit_llm.SpikeGuard?",
+        ),
+        (["fit", "--config", "model.yaml"], "data: no class named; give data.class_path"),
+        (
+            ["validate", "--config", "run.yaml", "--ckpt_path", "hf"],
+            "--ckpt_path hf: a Hugging Face directory, not a checkpoint; give it as --model.init_from",
+        ),
+        (["fit", "--config", "run.yaml", "--data.corpus", "a-run"], "a-run: the folder of a run"),
+        (
+            ["corpus", "build", "--input", "run.yaml", "--output", "c", "--language.keep", "en"],
+            "language.keep=en: must be a list such as",
+        ),
+        (
+            ["corpus", "build", "--input", "run.yaml", "--output", "c", "--language.keep", "[xx]"],
+            "lit_llm corpus: language.keep: 'xx' is no language",
+        ),
+        (["inspect", "empty.ckpt"], "empty.ckpt: is empty, not a training checkpoint"),
+    ],
+)
+def test_what_a_newcomer_forgets_or_mixes_up(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("run.yaml").write_text(RUN)
+    Path("model.yaml").write_text(RUN.partition("data:")[0] + "data: null\n")
+    Path("empty.ckpt").touch()
+    Path("hf").mkdir()
+    Path("hf/config.json").write_text("{}")
+    Path("a-run").mkdir()
+    Path("a-run/metrics.csv").write_text("step\n")
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert said in told and len(told.splitlines()) == 1, told
+    assert not Path("c").exists() and not list(Path().glob("runs/*/config.yaml"))
+
+
+def test_the_current_folder_is_gone(tmp_path: Path) -> None:
+    script = f"mkdir {tmp_path}/gone && cd {tmp_path}/gone && rmdir ../gone && "
+    words = shlex.join([sys.executable, "-c", "from lit_llm.cli import main; exit(main(['plan']))"])
+    done = subprocess.run(["bash", "-c", script + words], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "lit_llm plan: the current folder is gone: change to one that exists\n"

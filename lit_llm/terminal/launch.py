@@ -10,7 +10,7 @@ from pathlib import Path
 from lit_llm.errors import Preempted, UserError
 from lit_llm.io.streams import say
 from lit_llm.settings.arguments import Parser, with_underscores
-from lit_llm.settings.presets import config_name, find_config
+from lit_llm.settings.presets import OF_RUNS, config_name, find_config
 from lit_llm.settings.ranges import Number, Range
 from lit_llm.settings.shell import command_line
 
@@ -90,7 +90,7 @@ def launch_main(args: list[str]) -> None:
     config = _value(command, "--config") or _value(command, "-c")
     name = config_name(config) if config else "run"
     if config:
-        find_config(config)  # now, not when the job starts
+        find_config(config, OF_RUNS)  # now, not when the job starts
     if _value(command, "--trainer.default_root_dir") is None:
         command += ["--trainer.default_root_dir", f"runs/{name}"]
     file = Path(options.output or f"{name}.sbatch")
