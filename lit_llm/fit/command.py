@@ -21,7 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_llm.data.base import TokenDataModule
 from lit_llm.data.instructions import InstructionDataModule
@@ -33,6 +33,7 @@ from lit_llm.fit.orphans import follow
 from lit_llm.fit.run_folder import leave_run, prepare_run
 from lit_llm.fit.saved_config import with_absolute_paths
 from lit_llm.io.streams import say
+from lit_llm.lightning_internals import CLIHooks, set_rank
 from lit_llm.models.kernels.device import has_fast_bf16
 from lit_llm.plan.preflight import Preflight
 from lit_llm.report.callback import RunReport
@@ -93,7 +94,7 @@ def known_keys(parser: LightningArgumentParser) -> list[str]:
     return keys
 
 
-class TrainerCLI(LightningCLI):
+class TrainerCLI(CLIHooks, LightningCLI):
     """The configuration of a run: model, data, trainer, and our callbacks as sections of their own."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -105,9 +106,6 @@ class TrainerCLI(LightningCLI):
         parser.add_argument(
             "--plan", type=bool, default=True, help="say what fit will take; refuse what cannot fit"
         )
-
-    def _parse_ckpt_path(self) -> None:
-        """Nothing: Lightning would let the checkpoint's settings replace the config's in silence."""
 
     def before_instantiate_classes(self) -> None:
         """Fix the run folder before anything writes."""
@@ -155,7 +153,7 @@ class TrainerCLI(LightningCLI):
         except _COMPLAINTS as error:
             raise in_constructor(error, settings) from None
 
-    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> L.Trainer:
+    def choose_callbacks(self, config: dict[str, Any], callbacks: list[Callback]) -> list[Callback]:
         """Leave out of our callbacks what the user switched off or brings along."""
         mine = [*callbacks, ProgressBar(), ThroughputCallback(), FreezeGarbage()]
         if self.config[str(self.subcommand)].plan:
@@ -189,7 +187,7 @@ class TrainerCLI(LightningCLI):
         for logger in loggers if isinstance(loggers, list) else [loggers]:
             if isinstance(logger, NeptuneLogger) and logger.save_dir is None:
                 logger.save_dir = str(self.run_folder)
-        return super()._instantiate_trainer(config, mine)
+        return mine
 
     def before_fit(self) -> None:
         """Have the resolved configuration written once data and model are known to fit."""
@@ -240,8 +238,7 @@ def _settle(settings: Any) -> launchers.Launcher | None:
     if devices is None or any("Environment" in str(plugin) for plugin in plugins):
         return None  # the Trainer will complain; or the user names the launcher
     launcher = launchers.settle(devices, settings.num_nodes)
-    # Lightning has read it from the variables while it was imported.
-    rank_zero_only.rank = launcher.rank if launcher else 0  # type: ignore[attr-defined]
+    set_rank(launcher.rank if launcher else 0)
     if launcher is not None and launcher.parent is not None:
         follow(launcher.parent)
     return launcher

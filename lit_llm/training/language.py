@@ -15,6 +15,13 @@ from torch import Tensor, nn
 from lit_llm.data.base import TokenDataModule, data_rank_and_size
 from lit_llm.data.blocks import IGNORE
 from lit_llm.errors import UserError
+from lit_llm.lightning_internals import (
+    batch_of_run,
+    count_steps,
+    number_as_lightning_does,
+    number_by_steps_done,
+    trainer_of,
+)
 from lit_llm.models.accounting import flops
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.generation.generate import generate, room_for
@@ -30,11 +37,8 @@ from lit_llm.settings.ranges import Range, check_ranges, positive
 from lit_llm.settings.replaced_settings import check_replaced
 from lit_llm.training.callbacks.borders import (
     at_border,
-    count_steps,
     first_or_last,
     logs_now,
-    number_as_lightning_does,
-    number_by_steps_done,
     planned_steps,
 )
 from lit_llm.training.from_data import DECIDED_BY_DATA, take_from_checkpoint, take_from_data
@@ -201,15 +205,15 @@ class LanguageModule(L.LightningModule):
 
     @property
     def _datamodule(self) -> Any:
-        return getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
+        return getattr(trainer_of(self), "datamodule", None)
 
     def setup(self, stage: str) -> None:
         """Take vocabulary, context and horizon from the data, where they are known."""
         self._evaluated_step = None
-        if self._trainer is not None:
-            number_by_steps_done(self._trainer, self._steps_done)
+        if (trainer := trainer_of(self)) is not None:
+            number_by_steps_done(trainer, self._steps_done, logs_too=first_or_last)
             if self.model is None:
-                callbacks = self._trainer.callbacks  # type: ignore[attr-defined]
+                callbacks = trainer.callbacks  # type: ignore[attr-defined]
                 refuse_early_callbacks(callbacks)
         self._check_horizon()
         # A network that is there must fit the data as it is.
@@ -218,8 +222,8 @@ class LanguageModule(L.LightningModule):
 
     def teardown(self, stage: str) -> None:
         """Leave the Trainer to others as it was."""
-        if self._trainer is not None:
-            number_as_lightning_does(self._trainer)
+        if (trainer := trainer_of(self)) is not None:
+            number_as_lightning_does(trainer)
 
     def on_fit_start(self) -> None:
         """Refuse a Trainer that has trained another module."""
@@ -233,7 +237,8 @@ class LanguageModule(L.LightningModule):
             # does.
             take_from_data(self.fields, self._datamodule, self.hparams["init_from"])
             self.model, self._prepared = self.build_model(), None
-        training = self._trainer is not None and bool(self._trainer.training)
+        trainer = trainer_of(self)
+        training = trainer is not None and bool(trainer.training)
         purpose = "training" if training else "evaluation"
         if self._prepared in ("training", purpose):
             return
@@ -243,7 +248,7 @@ class LanguageModule(L.LightningModule):
                 "model.compile and model.recompute; use another module to train"
             )
         else:
-            prepare(self.model, self.hparams, self._trainer, self.device_mesh, self._horizon_steps)
+            prepare(self.model, self.hparams, trainer, self.device_mesh, self._horizon_steps)
         self._prepared = purpose
 
     def _check_horizon(self) -> None:
@@ -342,7 +347,7 @@ class LanguageModule(L.LightningModule):
             count_steps(self.trainer)
             self._scaling.begin()
         rank, _ = data_rank_and_size(self.trainer.strategy)
-        self._noise.start(self.device, self.trainer.fit_loop.total_batch_idx, rank)
+        self._noise.start(self.device, batch_of_run(self.trainer), rank)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Loss of one micro-batch, scaled so that what the Trainer makes of it is sum / global tokens."""
@@ -477,7 +482,8 @@ class LanguageModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take what neither settings nor data decide from the checkpoint; refuse weights of another
         architecture before torch lists every tensor that does not fit."""
-        fitting = self._trainer is not None and self.trainer.state.fn == "fit"
+        trainer = trainer_of(self)
+        fitting = trainer is not None and trainer.state.fn == "fit"
         check_checkpoint(checkpoint, self.hparams["optimizer"] if fitting else None)
         before = self.config
         take_from_checkpoint(self.fields, settings_of(checkpoint)["transformer"])

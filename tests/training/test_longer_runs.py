@@ -261,7 +261,7 @@ def test_the_rows_of_fewer_epochs_begin_those_of_more(
 def test_a_place_depends_on_the_step_and_the_length_of_now_alone(
     step: int, accumulation: int, length: int, counts: int, epochs: int
 ) -> None:
-    from lit_llm.data.position import place
+    from lit_llm.lightning_internals import place
 
     def saved(counts: int, epochs: int) -> dict[str, Any]:
         names = ("ready", "started", "processed", "completed")

@@ -23,10 +23,18 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lit_llm.errors import Preempted, UserError, more_room
 from lit_llm.io.atomic import part_of
+from lit_llm.lightning_internals import (
+    count_steps,
+    end_at_step,
+    ends_with_epoch,
+    has_own_format,
+    skip_sigterm_broadcast,
+    validate_after_this_batch,
+)
 from lit_llm.models.parallel.parts import Divided, discard, put, write_share
 from lit_llm.settings.ranges import Range, check_ranges, positive
 from lit_llm.training.callbacks.background import Snapshots, Writer, write
-from lit_llm.training.callbacks.borders import count_steps, planned_steps
+from lit_llm.training.callbacks.borders import planned_steps
 from lit_llm.training.callbacks.checkpoint_answers import CheckpointAnswers
 from lit_llm.training.callbacks.checkpoint_folder import (
     checkpoints,
@@ -37,7 +45,7 @@ from lit_llm.training.callbacks.checkpoint_folder import (
 )
 from lit_llm.training.callbacks.signals import StopSignals, requeue
 from lit_llm.training.parts_io import finish, open_folders
-from lit_llm.training.strategy import has_own_format, is_sharded
+from lit_llm.training.strategy import is_sharded
 
 _MODEL_STEP = "trainer_state.json"  # where transformers' Trainer writes it too
 
@@ -145,9 +153,8 @@ class Checkpoint(CheckpointAnswers):
         self._loggers = trainer.loggers
         self._began = time.monotonic()
         self._group = dist.new_group(backend="gloo") if trainer.world_size > 1 else None
-        # The Trainer asks the device before every micro-batch whether the first process got SIGTERM, and waits for the
-        # answer; `on_train_batch_start` asks all of them once an optimizer step, on the CPU.
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        # `on_train_batch_start` asks all processes once an optimizer step, on the CPU.
+        skip_sigterm_broadcast(trainer)
         if (
             trainer.world_size == 1
         ):  # of several, Lightning's launcher kills the others when one ends by Ctrl-C
@@ -222,7 +229,7 @@ class Checkpoint(CheckpointAnswers):
         )
         last_batch = last_epoch and batch_idx + 1 == trainer.num_training_batches
         if trainer.global_step == trainer.max_steps or (counts_batches and last_batch):
-            trainer.should_stop = True
+            validate_after_this_batch(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note that there is a score; it is acted on at the next border."""
@@ -234,7 +241,7 @@ class Checkpoint(CheckpointAnswers):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last step, before callbacks put other weights in the module when training
         ends."""
-        if _ends(trainer):
+        if ends_with_epoch(trainer):
             self._save_end(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -447,33 +454,8 @@ class Checkpoint(CheckpointAnswers):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Make the saved loop counters those of the border.
-
-        The batch just fetched has not begun as far as the checkpoint goes, and an epoch that ``max_steps`` cut short
-        is not over: it goes on when the run is resumed with more steps. After a whole epoch the
-        next one is about to begin; Lightning, told that the old one is over, would train on one
-        more micro-batch of it.
-        """
-        loops = checkpoint["loops"]["fit_loop"]
-        batches = loops["epoch_loop.batch_progress"]
-        for count in ("total", "current"):
-            batches[count]["ready"] = batches[count]["started"] = batches[count]["completed"]
-        over = batches["current"]["completed"] >= trainer.num_training_batches
-        batches["is_last_batch"] = False
-        if over:
-            batches["current"] = dict.fromkeys(batches["current"], 0)
-        for epochs in loops["epoch_progress"].values():
-            done = epochs["started"] - (not over)
-            epochs.update(ready=done + 1, processed=done, completed=done)
-
-
-def _ends(trainer: L.Trainer) -> bool:
-    """Whether training ends with the epoch that is just over."""
-    loop: Any = trainer.fit_loop
-    stopped = trainer.should_stop and loop._can_stop_early
-    epochs, steps = loop.max_epochs, trainer.max_steps
-    last_epoch = epochs not in (None, -1) and loop.epoch_progress.current.processed >= epochs
-    return bool(stopped or last_epoch or 0 <= steps <= trainer.global_step)
+        """Make the saved loop counters those of the border."""
+        end_at_step(checkpoint, trainer.num_training_batches)
 
 
 def _check_steps(trainer: L.Trainer) -> None:
