@@ -38,10 +38,14 @@ def first_or_last(trainer: L.Trainer) -> bool:
     """
     if _log_every(trainer) == 0:
         return False
-    done, most, epochs = trainer.global_step, trainer.max_steps, trainer.max_epochs
-    ends = batch_of_epoch(trainer) + 1 == trainer.num_training_batches
-    ends = ends and epochs is not None and trainer.current_epoch + 1 == epochs
-    return done == 1 or done == most or ends
+    done = trainer.global_step
+    return done in (1, trainer.max_steps) or is_last_batch(trainer, batch_of_epoch(trainer))
+
+
+def is_last_batch(trainer: L.Trainer, batch_idx: int) -> bool:
+    """Whether micro-batch ``batch_idx`` of an epoch is the last of the last epoch."""
+    last_epoch = trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
+    return last_epoch and batch_idx + 1 == trainer.num_training_batches
 
 
 def _log_every(trainer: Any) -> int:  # set by the Trainer, unknown to its type
