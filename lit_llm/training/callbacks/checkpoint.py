@@ -112,13 +112,9 @@ class Checkpoint(CheckpointAnswers):
         self._snapshots, self._writer = Snapshots(copies=background), Writer()
         self._target: Path | None = None  # what is being written, on all processes
         self._unchanged: int | None = None  # since which step, as it is written
-        self._saved_step = -1
+        self._first_step, self._saved_step, self._interval = 0, -1, 0
         self._trained = False
-        self._interval = 0
-        self._first_step = 0
-        self._best = BestScore()
-        self._signals = StopSignals()
-        self._ranks = Ranks()
+        self._best, self._signals, self._ranks = BestScore(), StopSignals(), Ranks()
         self._loggers: list[Any] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -178,10 +174,9 @@ class Checkpoint(CheckpointAnswers):
         if trainer.global_step > self._saved_step:
             if self._best.pending:
                 self._save_best(trainer)
-            due = (
-                trainer.global_step % self._interval == 0 or trainer.global_step == self._first_step
-            )
-            if stop or (trainer.global_step > 0 and due):
+            step = trainer.global_step
+            due = step % self._interval == 0 or step == self._first_step
+            if stop or (step > 0 and due):
                 self._save_step(trainer)
         if stop:
             self._finish()
@@ -265,9 +260,8 @@ class Checkpoint(CheckpointAnswers):
         self._signals.give_back()
 
     def _out_of_time(self) -> bool:
-        return (
-            self.max_minutes is not None and time.monotonic() - self._began > 60 * self.max_minutes
-        )
+        limit = math.inf if self.max_minutes is None else 60 * self.max_minutes
+        return time.monotonic() - self._began > limit
 
     @property
     def best_score(self) -> float | None:
@@ -275,6 +269,7 @@ class Checkpoint(CheckpointAnswers):
         return None if self.best_model_score is None else float(self.best_model_score)
 
     def _save_step(self, trainer: L.Trainer) -> None:
+        self._finish()  # the loggers hear of an earlier one before this one is called the last
         self.saves_last(self.folder / name_of(trainer.global_step))
         self._write(trainer, name_of(trainer.global_step))
         self._saved_step = trainer.global_step
@@ -282,6 +277,7 @@ class Checkpoint(CheckpointAnswers):
     def _save_best(self, trainer: L.Trainer) -> None:
         score = self._best.improved(trainer, self.monitor, self.best_score)
         if score is not None:
+            self._finish()
             self.saves_best(self.folder / "best.ckpt", score)
             self._write(trainer, "best.ckpt")
 
