@@ -171,6 +171,16 @@ def _log_metrics(
     type(connector).log_metrics(connector, metrics, step=step)
 
 
+def log_reduced(module: L.LightningModule, values: dict[str, Any]) -> None:
+    """Log what is the same on all processes already.
+
+    With both flags the Trainer neither reduces the values once more nor recommends that it should;
+    the manual describes each flag alone. Lightning:
+    ``trainer/connectors/logger_connector/result.py``, ``_Sync``.
+    """
+    module.log_dict(values, sync_dist=True, rank_zero_only=True)
+
+
 # ---- how long a fit is, and when it validates ----------------------------------------------------
 
 
