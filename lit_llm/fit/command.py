@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import lightning as L
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
 from lightning.pytorch.callbacks import ProgressBar as ProgressBarBase
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -26,6 +26,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lit_llm.data.base import TokenDataModule
 from lit_llm.data.instructions import InstructionDataModule
 from lit_llm.data.pretrain import PretrainDataModule
+from lit_llm.data.trainer_settings import refuse_accumulation_schedules
 from lit_llm.errors import UserError
 from lit_llm.fit import launchers
 from lit_llm.fit.mistakes import check_settings, explain, in_constructor
@@ -164,12 +165,7 @@ class TrainerCLI(CLIHooks, LightningCLI):
             refuse_early_callbacks(given)
         if isinstance(self.datamodule, TokenDataModule):  # others' samples do repeat
             warnings.filterwarnings("ignore", ".*dataloader is not resumable.*")
-        accumulates = any(isinstance(c, GradientAccumulationScheduler) for c in given)
-        if accumulates and isinstance(self.datamodule, TokenDataModule):
-            raise UserError(
-                "trainer.callbacks: GradientAccumulationScheduler changes the tokens of a step, "
-                "which data.global_batch_tokens decides: leave it out"
-            )
+            refuse_accumulation_schedules(given)  # before any data is made
         unwanted = [base for base in (ProgressBarBase, CheckpointBase, SpikeGuard)
                     if any(isinstance(c, base) for c in given)]  # fmt: skip
         if CheckpointBase in unwanted:
