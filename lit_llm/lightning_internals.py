@@ -212,9 +212,13 @@ def validate_after_this_batch(trainer: L.Trainer) -> None:
     ``on_train_batch_end`` of the last batch.
 
     With ``val_check_interval`` there is no other way to validate at the very end (#15897).
-    ``should_stop`` is public; that it validates is not written down. Lightning:
-    ``loops/training_epoch_loop.py``, ``_should_check_val_fx``.
+    ``should_stop`` is public; that it validates is not written down. A Trainer with ``min_steps``
+    has 1 for ``min_epochs`` too, and would not stop before the epoch is over, when it validates no
+    more. Lightning: ``loops/training_epoch_loop.py``, ``_should_check_val_fx``;
+    ``loops/utilities.py``, ``_parse_loop_limits``.
     """
+    loop = trainer.fit_loop
+    loop.min_epochs = min(loop.min_epochs or 0, trainer.current_epoch)
     trainer.should_stop = True
 
 

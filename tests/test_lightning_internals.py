@@ -291,15 +291,15 @@ def test_a_stop_ends_an_epoch_only_where_the_trainer_may_stop(tmp_path: Path) ->
         assert looks.answers == ends
 
 
-@pytest.mark.parametrize("asks", [False, True])
-def test_validate_after_this_batch(tmp_path: Path, asks: bool) -> None:
+@pytest.mark.parametrize(("asks", "least"), [(False, None), (True, None), (True, 2)])
+def test_validate_after_this_batch(tmp_path: Path, asks: bool, least: int | None) -> None:
     def last(run: L.Trainer, outputs: Any, batch: Any, batch_idx: int) -> None:
         if asks and batch_idx == 3:
             internals.validate_after_this_batch(run)
 
     validations = At("on_validation_end", lambda run: run.global_step)
     run = trainer(tmp_path, At("on_train_batch_end", last), validations,
-                  val_check_interval=3, check_val_every_n_epoch=None)  # fmt: skip
+                  min_steps=least, val_check_interval=3, check_val_every_n_epoch=None)  # fmt: skip
     run.fit(Small())
     assert validations.answers == ([3, 4] if asks else [3])
     assert run.global_step == 4
@@ -345,20 +345,31 @@ def test_end_at_step(tmp_path: Path, saved: Path) -> None:
     assert seen.answers == [2, 3] and module.losses == 2
 
 
-def test_end_at_step_after_a_whole_epoch(tmp_path: Path) -> None:
-    file = tmp_path / "whole.ckpt"
+@pytest.mark.parametrize(
+    ("saved_by", "stop", "more", "expected"),
+    [
+        # An epoch that max_steps cut short goes on.
+        ("on_train_epoch_end", {"max_steps": 2}, {}, [(0, 2), (0, 3)]),
+        ("on_train_end", {"max_steps": 2}, {"max_steps": 3}, [(0, 2)]),
+        # After a whole one the next begins.
+        ("on_train_epoch_end", {}, {"max_epochs": 2}, [(1, 0), (1, 1), (1, 2), (1, 3)]),
+        ("on_train_end", {"max_steps": 4}, {"max_steps": 6, "max_epochs": -1}, [(1, 0), (1, 1)]),
+    ],
+)
+def test_end_at_step_where_training_ends(
+    tmp_path: Path, saved_by: str, stop: Any, more: Any, expected: list
+) -> None:
+    file = tmp_path / "end.ckpt"
 
-    class Saves(Callback):
-        def on_train_epoch_end(self, run: L.Trainer, module: Any) -> None:
-            run.save_checkpoint(file)
-
+    class Corrects(Callback):
         def on_save_checkpoint(self, run: L.Trainer, module: Any, checkpoint: Any) -> None:
             internals.end_at_step(checkpoint, run.num_training_batches)
 
-    trainer(tmp_path, Saves(), max_epochs=-1, max_steps=4).fit(Small())
+    saves = At(saved_by, lambda run: run.save_checkpoint(file))
+    trainer(tmp_path, saves, Corrects(), **stop).fit(Small())
     seen = At("on_train_batch_start", lambda run, batch, batch_idx: (run.current_epoch, batch_idx))
-    trainer(tmp_path, seen, max_epochs=2).fit(Small(), ckpt_path=file)
-    assert seen.answers == [(1, 0), (1, 1), (1, 2), (1, 3)]
+    trainer(tmp_path, seen, **more).fit(Small(), ckpt_path=file)
+    assert seen.answers == expected
 
 
 def test_loaded_checkpoint(tmp_path: Path, saved: Path) -> None:
@@ -618,21 +629,13 @@ def test_cli_hooks(tmp_path: Path, saved: Path) -> None:
         "max_epochs": "1", "accelerator": "cpu", "logger": "false", "default_root_dir": tmp_path,
         "enable_checkpointing": "false", "enable_progress_bar": "false", "max_steps": "2",
     }  # fmt: skip
-    args = ["fit", f"--ckpt_path={saved}", "--model.width=2"]
+    args = ["fit", f"--ckpt_path={saved}"]
+    args += [f"--trainer.{key}={value}" for key, value in settings.items()]
     with pytest.raises(RuntimeError, match="size mismatch"):
         # The checkpoint is of width 1: Lightning would have changed the setting to that.
-        CLI(
-            Small,
-            save_config_callback=None,
-            args=[*args, *(f"--trainer.{key}={value}" for key, value in settings.items())],
-        )
-    args[2] = "--model.width=1"
-    CLI(
-        Small,
-        save_config_callback=None,
-        args=[*args, *(f"--trainer.{key}={value}" for key, value in settings.items())],
-    )
-    assert mine.answers == []  # the run had ended already: step 2 of 2
+        CLI(Small, save_config_callback=None, args=[*args, "--model.width=2"])
+    cli = CLI(Small, save_config_callback=None, args=[*args, "--model.width=1"])
+    assert mine in cli.trainer.callbacks  # type: ignore[attr-defined]
 
 
 # ---- nothing of it elsewhere ---------------------------------------------------------------------
