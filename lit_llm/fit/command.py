@@ -13,18 +13,19 @@ from typing import Any, NoReturn
 import lightning as L
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
 from lightning.pytorch.callbacks import ProgressBar as ProgressBarBase
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_llm.data.base import TokenDataModule
 from lit_llm.data.instructions import InstructionDataModule
 from lit_llm.data.pretrain import PretrainDataModule
+from lit_llm.data.trainer_settings import refuse_accumulation_schedules
 from lit_llm.errors import UserError
 from lit_llm.fit import launchers
 from lit_llm.fit.mistakes import check_settings, explain, in_constructor
@@ -32,6 +33,7 @@ from lit_llm.fit.orphans import follow
 from lit_llm.fit.run_folder import leave_run, prepare_run
 from lit_llm.fit.saved_config import with_absolute_paths
 from lit_llm.io.streams import say
+from lit_llm.lightning_internals import CLIHooks, set_rank
 from lit_llm.models.kernels.device import has_fast_bf16
 from lit_llm.plan.preflight import Preflight
 from lit_llm.report.callback import RunReport
@@ -93,7 +95,7 @@ def known_keys(parser: LightningArgumentParser) -> list[str]:
     return keys
 
 
-class TrainerCLI(LightningCLI):
+class TrainerCLI(CLIHooks, LightningCLI):
     """The configuration of a run: model, data, trainer, and our callbacks as sections of their own."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -105,9 +107,6 @@ class TrainerCLI(LightningCLI):
         parser.add_argument(
             "--plan", type=bool, default=True, help="say what fit will take; refuse what cannot fit"
         )
-
-    def _parse_ckpt_path(self) -> None:
-        """Nothing: Lightning would let the checkpoint's settings replace the config's in silence."""
 
     def before_instantiate_classes(self) -> None:
         """Fix the run folder before anything writes."""
@@ -160,7 +159,7 @@ class TrainerCLI(LightningCLI):
         except _COMPLAINTS as error:
             raise in_constructor(error, settings) from None
 
-    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> L.Trainer:
+    def choose_callbacks(self, config: dict[str, Any], callbacks: list[Callback]) -> list[Callback]:
         """Leave out of our callbacks what the user switched off or brings along."""
         mine = [*callbacks, ProgressBar(), ThroughputCallback(), FreezeGarbage()]
         if self.config[str(self.subcommand)].plan:
@@ -171,12 +170,7 @@ class TrainerCLI(LightningCLI):
             refuse_early_callbacks(given)
         if isinstance(self.datamodule, TokenDataModule):  # others' samples do repeat
             warnings.filterwarnings("ignore", ".*dataloader is not resumable.*")
-        accumulates = any(isinstance(c, GradientAccumulationScheduler) for c in given)
-        if accumulates and isinstance(self.datamodule, TokenDataModule):
-            raise UserError(
-                "trainer.callbacks: GradientAccumulationScheduler changes the tokens of a step, "
-                "which data.global_batch_tokens decides: leave it out"
-            )
+            refuse_accumulation_schedules(given)  # before any data is made
         unwanted = [base for base in (ProgressBarBase, CheckpointBase, SpikeGuard)
                     if any(isinstance(c, base) for c in given)]  # fmt: skip
         if CheckpointBase in unwanted:
@@ -194,7 +188,7 @@ class TrainerCLI(LightningCLI):
         for logger in loggers if isinstance(loggers, list) else [loggers]:
             if isinstance(logger, NeptuneLogger) and logger.save_dir is None:
                 logger.save_dir = str(self.run_folder)
-        return super()._instantiate_trainer(config, mine)
+        return mine
 
     def before_fit(self) -> None:
         """Have the resolved configuration written once data and model are known to fit."""
@@ -245,8 +239,7 @@ def _settle(settings: Any) -> launchers.Launcher | None:
     if devices is None or any("Environment" in str(plugin) for plugin in plugins):
         return None  # the Trainer will complain; or the user names the launcher
     launcher = launchers.settle(devices, settings.num_nodes)
-    # Lightning has read it from the variables while it was imported.
-    rank_zero_only.rank = launcher.rank if launcher else 0  # type: ignore[attr-defined]
+    set_rank(launcher.rank if launcher else 0)
     if launcher is not None and launcher.parent is not None:
         follow(launcher.parent)
     return launcher
