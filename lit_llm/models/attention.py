@@ -1,4 +1,5 @@
-"""Causal self-attention: grouped queries, windows, documents, padding and a cache; by SDPA, FlexAttention or blocks.
+"""Causal self-attention: grouped queries, windows, documents, padding and a cache; by SDPA,
+FlexAttention or blocks.
 
 Shapes: B batch, T query positions, S key positions, H query heads, K key/value heads, D head width.
 """
@@ -135,7 +136,8 @@ class Attention(nn.Module):
         if self.by_blocks and mask is None and suits(q_BHTD, k_BKSD, v_BKSD):
             return BlockedAttention.apply(q_BHTD, k_BKSD, v_BKSD, self.scale or self.head_dim**-0.5)
         order = self.kernel_order
-        # Of other lengths cuDNN before 9.15.1 reads past the end (https://github.com/pytorch/pytorch/pull/171627).
+        # Of other lengths cuDNN before 9.15.1 reads past the end
+        # (https://github.com/pytorch/pytorch/pull/171627).
         if self.training and mask is None and q_BHTD.shape[2] % 128 == 0:
             if order is None:
                 return self._attend_sdpa(q_BHTD, k_BKSD, v_BKSD, mask)

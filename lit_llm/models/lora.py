@@ -1,7 +1,8 @@
 """LoRA (arXiv:2106.09685): low-rank updates beside frozen linear layers.
 
-A `LoRALinear` is a linear layer whose weight keeps its name, so that checkpoints of the base fit before and after. The
-update is ``scale * x A^T B^T`` with A (rank, in) and B (out, rank); B starts at zero, so training starts from the base.
+A `LoRALinear` is a linear layer whose weight keeps its name, so that checkpoints of the base fit
+before and after. The update is ``scale * x A^T B^T`` with A (rank, in) and B (out, rank); B starts
+at zero, so training starts from the base.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class LoRAConfig:
         check_ranges(vars(self), RANGES, "lora.")
         if unknown := set(self.targets) - set(TARGETS):
             raise UserError(
-                f"lora.targets: unknown {', '.join(sorted(unknown))}; known are {', '.join(TARGETS)}"
+                f"lora.targets: unknown {', '.join(sorted(unknown))}; known are "
+                f"{', '.join(TARGETS)}"
             )
 
     def scale(self, rank: int, alpha: float) -> float:
@@ -76,7 +78,8 @@ class LoRALinear(nn.Linear):
         rank: int | None = None,
         alpha: float | None = None,
     ) -> LoRALinear:
-        """``linear`` itself, turned into a LoRALinear in place: hooks, device and whoever refers to it stay.
+        """``linear`` itself, turned into a LoRALinear in place: hooks, device and whoever refers to
+        it stay.
 
         ``rank`` and ``alpha`` are the config's unless given.
         """
@@ -101,7 +104,8 @@ class LoRALinear(nn.Linear):
         nn.init.zeros_(self.lora_b)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Adapted on meta, then filled with a base that knows of no update: it begins here, beside its weight.
+        # Adapted on meta, then filled with a base that knows of no update: it begins here, beside
+        # its weight.
         if (
             self.lora_a.is_meta
             and f"{prefix}weight" in state_dict
@@ -145,7 +149,8 @@ class LoRALinear(nn.Linear):
 
 
 def apply_lora(model: Transformer, config: LoRAConfig) -> None:
-    """Freeze ``model`` and put trainable updates beside the targets, in place. Raises UserError where none is found."""
+    """Freeze ``model`` and put trainable updates beside the targets, in place. Raises UserError
+    where none is found."""
     model.requires_grad_(False)
     found = [
         m for name, m in model.layers.named_modules() if name.rsplit(".", 1)[-1] in config.targets
@@ -167,7 +172,8 @@ def merge_lora(model: Transformer) -> None:
 
 
 def merge_adapter(model: Transformer) -> None:
-    """Fold the updates into the weights, in place, and keep them for `unmerge_adapter`: the speed of the base."""
+    """Fold the updates into the weights, in place, and keep them for `unmerge_adapter`: the speed
+    of the base."""
     for module in lora_layers(model):
         module.weight.data = module.merged_weight()
         module.merged = True
@@ -189,7 +195,8 @@ def lora_layers(model: nn.Module) -> list[LoRALinear]:
 
 
 def merged_weights(model: Transformer) -> Iterator[tuple[str, Tensor]]:
-    """What the state dict of ``merge_lora``'s result holds, one after the other; the model is left as it is."""
+    """What the state dict of ``merge_lora``'s result holds, one after the other; the model is left
+    as it is."""
     for name, value in model.state_dict().items():
         module = model.get_submodule(name.rpartition(".")[0])
         if isinstance(module, LoRALinear) and name.endswith(".weight"):

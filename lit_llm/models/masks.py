@@ -1,8 +1,8 @@
 """Which keys a query may see: what attention is told of it.
 
-``Mask`` is what a block gets: None, where every query sees all keys before it and itself; a bool tensor, True where a
-key is seen, (T, S) or (B, 1, T, S); or FlexAttention's `BlockMask`, whose masked blocks are skipped. Its type decides
-which kernel computes a layer.
+``Mask`` is what a block gets: None, where every query sees all keys before it and itself; a bool
+tensor, True where a key is seen, (T, S) or (B, 1, T, S); or FlexAttention's `BlockMask`, whose
+masked blocks are skipped. Its type decides which kernel computes a layer.
 
 Shapes: B batch, T query positions, S key positions, N blocks of positions.
 """
@@ -32,7 +32,8 @@ def build_masks(
     padding_mask: Tensor | None,
     document_ids: Tensor | None,
 ) -> dict[int | None, Mask]:
-    """The mask of each kind of layer, by its window, for tokens (B, T) behind ``past`` cached ones."""
+    """The mask of each kind of layer, by its window, for tokens (B, T) behind ``past`` cached
+    ones."""
     T = input_ids.shape[1]
 
     def build(window: int | None) -> Mask:
@@ -58,11 +59,13 @@ def build_mask(
     device: torch.device,
     document_ids: Tensor | None = None,
 ) -> Tensor | None:
-    """Which keys each query may see: bool (T, S), or (B, 1, T, S) with padding or documents; True is visible.
+    """Which keys each query may see: bool (T, S), or (B, 1, T, S) with padding or documents; True
+    is visible.
 
-    ``padding_mask`` is bool (B, S), True for real tokens; ``document_ids`` int64 (B, T), with T = S, keeps documents
-    apart. None means that each query sees all keys up to its own. A single query behind cached keys
-    needs no mask for a window either: `Attention` leaves out the keys before the window.
+    ``padding_mask`` is bool (B, S), True for real tokens; ``document_ids`` int64 (B, T), with T =
+    S, keeps documents apart. None means that each query sees all keys up to its own. A single query
+    behind cached keys needs no mask for a window either: `Attention` leaves out the keys before the
+    window.
     """
     if padding_mask is None and document_ids is None:
         whole = query_len == key_len and (window is None or window >= key_len)
@@ -77,18 +80,21 @@ def build_mask(
         return mask & (document_ids[:, None, :, None] == document_ids[:, None, None, :])
     if padding_mask is None:
         return mask
-    # A padded query sees itself, so that its softmax has a term: a row of -inf would be NaN and spread to the batch.
+    # A padded query sees itself, so that its softmax has a term: a row of -inf would be NaN and
+    # spread to the batch.
     return (mask & padding_mask[:, None, None, :]) | (keys == queries)
 
 
 def build_block_mask(
     input_ids: Tensor, window: int | None, document_ids: Tensor | None
 ) -> BlockMask:
-    """The mask of tokens (B, T) that `build_mask` makes without padding and cache, for FlexAttention.
+    """The mask of tokens (B, T) that `build_mask` makes without padding and cache, for
+    FlexAttention.
 
-    Causality, windows and documents together let a query see the keys from some first one up to itself, and that first
-    key never moves back from one query to the next. So the blocks follow from two queries of each, with no look at the
-    T x T pairs that ``create_block_mask`` goes through, and no compiler; nothing here waits for the device.
+    Causality, windows and documents together let a query see the keys from some first one up to
+    itself, and that first key never moves back from one query to the next. So the blocks follow
+    from two queries of each, with no look at the T x T pairs that ``create_block_mask`` goes
+    through, and no compiler; nothing here waits for the device.
     """
     B, T = input_ids.shape
     positions_T = torch.arange(T, device=input_ids.device)
@@ -122,8 +128,8 @@ def build_block_mask(
 
 
 def _listed(blocks_BNN: Tensor) -> tuple[Tensor, Tensor]:
-    """How many key blocks are chosen for each query block, and which: int32 (B, 1, N) and (B, 1, N, N), the chosen
-    ones first and in order, the rest after them."""
+    """How many key blocks are chosen for each query block, and which: int32 (B, 1, N) and (B, 1, N,
+    N), the chosen ones first and in order, the rest after them."""
     blocks = blocks_BNN[:, None].int()
     return blocks.sum(-1, dtype=torch.int32), blocks.argsort(
         dim=-1, descending=True, stable=True

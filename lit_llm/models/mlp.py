@@ -73,7 +73,8 @@ class Experts(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, zero_output: bool) -> None:
-        """As a dense MLP's: uniform with standard deviation 1/sqrt(fan_in); outputs zero if asked."""
+        """As a dense MLP's: uniform with standard deviation 1/sqrt(fan_in); outputs zero if
+        asked."""
         for weight in (self.gate_proj, self.up_proj, self.down_proj):
             bound = (3 / weight.shape[2]) ** 0.5
             weight.uniform_(-bound, bound)
@@ -81,7 +82,8 @@ class Experts(nn.Module):
             self.down_proj.zero_()
 
     def forward(self, x_NC: Tensor, counts: Tensor) -> Tensor:
-        """(N, C) -> (N, C), where the first counts[0] rows are the first expert's, and so on: int64 (E,)."""
+        """(N, C) -> (N, C), where the first counts[0] rows are the first expert's, and so on: int64
+        (E,)."""
         if x_NC.device.type == "cuda" and x_NC.dtype == torch.bfloat16:
             return self.grouped(x_NC, counts)
         outputs = []
@@ -96,8 +98,8 @@ class Experts(nn.Module):
         return torch.cat(outputs)
 
     def grouped(self, x_NC: Tensor, counts: Tensor) -> Tensor:
-        """The same by one kernel a product, which reads where rows end from the device: the host need not wait for
-        the counts. bfloat16."""
+        """The same by one kernel a product, which reads where rows end from the device: the host
+        need not wait for the counts. bfloat16."""
         ends = counts.cumsum(0, dtype=torch.int32)
         gate, up, down = (
             w.to(x_NC.dtype).mT for w in (self.gate_proj, self.up_proj, self.down_proj)
@@ -109,14 +111,17 @@ class Experts(nn.Module):
 
 
 class MixtureOfExperts(nn.Module):
-    """A router sends each token to its k likeliest experts and adds up what they make of it, weighted.
+    """A router sends each token to its k likeliest experts and adds up what they make of it,
+    weighted.
 
-    Tokens are sorted by expert, so each expert multiplies its own tokens once (arXiv:2211.15841), none is dropped.
+    Tokens are sorted by expert, so each expert multiplies its own tokens once (arXiv:2211.15841),
+    none is dropped.
 
     Attributes:
-        router_loss: of the last forward pass in training: the load-balancing loss (arXiv:2101.03961, equations 4 to 6)
-            and the router's z-loss (arXiv:2202.08906, equation 5), each times its weight in the config; None where
-            there is none. Read it by `Transformer.take_router_loss`.
+        router_loss: of the last forward pass in training: the load-balancing loss
+            (arXiv:2101.03961, equations 4 to 6) and the router's z-loss (arXiv:2202.08906, equation
+            5), each times its weight in the config; None where there is none. Read it by
+            `Transformer.take_router_loss`.
     """
 
     def __init__(self, config: TransformerConfig):

@@ -13,7 +13,8 @@ from lit_llm.models.kernels.eager import RMSNormalize
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps), times a gain if it has one; computed in float32, returned in x's dtype.
+    """x / sqrt(mean(x^2) + eps), times a gain if it has one; computed in float32, returned in x's
+    dtype.
 
     With ``offset`` the gain is 1 + weight, and the product is taken in float32 too, as Gemma does.
     """
@@ -47,7 +48,8 @@ class RMSNorm(nn.Module):
 
 
 class HeadNorm(nn.Module):
-    """LayerNorm without bias over each head of (batch, heads, seq, head_dim), with a gain (heads, head_dim)."""
+    """LayerNorm without bias over each head of (batch, heads, seq, head_dim), with a gain (heads,
+    head_dim)."""
 
     def __init__(self, num_heads: int, head_dim: int, eps: float):
         super().__init__()

@@ -1,6 +1,8 @@
-"""Rotary position embedding (arXiv:2104.09864), the half-split layout that Hugging Face checkpoints use.
+"""Rotary position embedding (arXiv:2104.09864), the half-split layout that Hugging Face checkpoints
+use.
 
-Scaling beyond the context trained on follows transformers' ``modeling_rope_utils``, whose keys config.json holds.
+Scaling beyond the context trained on follows transformers' ``modeling_rope_utils``, whose keys
+config.json holds.
 """
 
 from __future__ import annotations
@@ -42,8 +44,8 @@ def rope_cache(
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn channel pairs (i, i + R/2) of the first R channels of ``x`` (batch, heads, seq, head_dim) by the cached
-    angles (..., seq, R/2); the other channels stay."""
+    """Turn channel pairs (i, i + R/2) of the first R channels of ``x`` (batch, heads, seq,
+    head_dim) by the cached angles (..., seq, R/2); the other channels stay."""
     if not torch.compiler.is_compiling():
         return Rotation.apply(x, cos, sin)
     half = cos.shape[-1]
@@ -52,7 +54,8 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def positions_in_documents(document_ids: Tensor) -> Tensor:
-    """Distance of each token from its document's first in the row: int64 (B, T), documents being runs of one id."""
+    """Distance of each token from its document's first in the row: int64 (B, T), documents being
+    runs of one id."""
     index = torch.arange(document_ids.shape[1], device=document_ids.device)
     begins = torch.ones_like(document_ids, dtype=torch.bool)
     begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
@@ -71,7 +74,8 @@ def _linear(
 def _dynamic(
     config: TransformerConfig, scaling: dict[str, Any], positions: Tensor
 ) -> tuple[Tensor, float]:
-    """The base grows with the longest position seen, past the context (the "dynamic NTK" of arXiv:2309.00071).
+    """The base grows with the longest position seen, past the context (the "dynamic NTK" of
+    arXiv:2309.00071).
 
     In cached decoding, keys keep the base of their time, as in transformers.
     """
@@ -84,7 +88,8 @@ def _dynamic(
 def llama3_frequencies(
     config: TransformerConfig, scaling: dict[str, Any], positions: Tensor
 ) -> tuple[Tensor, float]:
-    """Long wavelengths are divided by the factor, short ones kept, those between blended (Llama 3.1)."""
+    """Long wavelengths are divided by the factor, short ones kept, those between blended (Llama
+    3.1)."""
     frequencies = inverse_frequencies(config.rotary_size, config.rope_theta, positions.device)
     trained = scaling["original_max_position_embeddings"]
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
@@ -96,7 +101,8 @@ def llama3_frequencies(
 def _yarn(
     config: TransformerConfig, scaling: dict[str, Any], positions: Tensor
 ) -> tuple[Tensor, float]:
-    """As llama3 with the blend linear in the channel, and attention sharpened (arXiv:2309.00071)."""
+    """As llama3 with the blend linear in the channel, and attention sharpened
+    (arXiv:2309.00071)."""
     size, theta, factor = config.rotary_size, config.rope_theta, scaling["factor"]
     trained = scaling["original_max_position_embeddings"]
 

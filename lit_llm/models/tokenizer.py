@@ -1,8 +1,10 @@
 """Text to token ids and back: a byte-level BPE of our own, or any tokenizer.json.
 
-Two decisions shape this file. Raw text never produces control tokens: a document that spells ``<|im_end|>`` is encoded
-as those ten characters, unless the caller says ``allow_special=True`` (chat templates do). And the split pattern is
-Llama 3's, letter for letter, because serving engines and GGUF files name patterns instead of carrying them.
+Two decisions shape this file. Raw text never produces control tokens: a document that spells
+    ``<|im_end|>`` is encoded
+as those ten characters, unless the caller says ``allow_special=True`` (chat templates do). And the
+split pattern is Llama 3's, letter for letter, because serving engines and GGUF files name patterns
+instead of carrying them.
 """
 
 from __future__ import annotations
@@ -32,8 +34,9 @@ IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
 SPECIAL_TOKENS = [END_OF_TEXT, PAD, IM_START, IM_END]
 
-# Llama 3's pattern ("llama-bpe" in GGUF). Measured on the standard library, vocabulary 4096: 3.53 bytes a token;
-# letting indentation join the newline before it gives 3.70, but no engine outside this package would split that way.
+# Llama 3's pattern ("llama-bpe" in GGUF). Measured on the standard library, vocabulary 4096: 3.53
+# bytes a token; letting indentation join the newline before it gives 3.70, but no engine outside
+# this package would split that way.
 SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -47,14 +50,18 @@ CHATML_TEMPLATE = (
 )
 
 _PIECE_CHARACTERS = 1_000_000
-# Characters of a word in training, where each merge goes through all of every word that has it. DNA and
-# text without spaces have words of any length; between two signs of Chinese are some 20 letters.
+# Characters of a word in training, where each merge goes through all of every word that has it. DNA
+# and text without spaces have words of any length; between two signs of Chinese are some 20
+# letters.
 _LONGEST_WORD = 256
 _SIGNS = re.compile(r"(?:[^\w\s]|_)+")
-# White space, digits, case, marks, scripts, emoji, and spelled control tokens: where encoders part ways.
+# White space, digits, case, marks, scripts, emoji, and spelled control tokens: where encoders part
+# ways.
 _PROBE = (
-    "It's 1234567 o'clock,  DON'T  \t\n\n   stop\r\n\u00a0x=1;\u3000//+=-- na\u00efve cafe\u0301 \u5317\u4eac\u3002"
-    "\u0928\u092e\u0938\u094d\u0924\u0947 \u0645\u0631\u062d\u0628\u0627 \u00df\u0130\u017f \U0001f469\u200d\U0001f467 "
+    "It's 1234567 o'clock,  DON'T  \t\n\n   stop\r\n\u00a0x=1;\u3000//+=-- na\u00efve cafe\u0301 "
+    "\u5317\u4eac\u3002"
+    "\u0928\u092e\u0938\u094d\u0924\u0947 \u0645\u0631\u062d\u0628\u0627 \u00df\u0130\u017f "
+    "\U0001f469\u200d\U0001f467 "
     "\u2028\u0085 \u00bd\u2167 _a1_ <|im_end|><|endoftext|></s><s>[CLS] \0 \ufffd  "
 )
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -63,7 +70,8 @@ _LINE_START = re.compile(r"\n(?=\S)")
 
 
 class Tokenizer:
-    """A ``tokenizers.Tokenizer`` with the control tokens it uses and the bytes its tokens stand for.
+    """A ``tokenizers.Tokenizer`` with the control tokens it uses and the bytes its tokens stand
+    for.
 
     Attributes:
         backend: the ``tokenizers.Tokenizer``.
@@ -102,10 +110,12 @@ class Tokenizer:
         self._raw = self._without_control_tokens()
 
     def _without_control_tokens(self) -> tokenizers.Tokenizer:
-        """The same tokenizer for raw text: control tokens are read as the characters they are spelled with.
+        """The same tokenizer for raw text: control tokens are read as the characters they are
+        spelled with.
 
-        Some published files mark ``<|im_end|>`` and the like as not special; text could then end a turn, so whatever
-        is spelled ``<|...|>`` (DeepSeek writes U+FF5C for the bars) or has a special name counts as control here.
+        Some published files mark ``<|im_end|>`` and the like as not special; text could then end a
+        turn, so whatever is spelled ``<|...|>`` (DeepSeek writes U+FF5C for the bars) or has a
+        special name counts as control here.
         """
         from tokenizers import Tokenizer as Backend
 
@@ -137,8 +147,9 @@ class Tokenizer:
         """Train a byte-level BPE; the same texts in the same order give the same tokenizer.
 
         Args:
-            texts: training documents, read once. Words above 256 characters (letters or signs without a break between
-                them) are cut, since the time for a word grows with the square of its length.
+            texts: training documents, read once. Words above 256 characters (letters or signs
+                without a break between them) are cut, since the time for a word grows with the
+                square of its length.
             vocab_size: number of ids, the 256 bytes and the four control tokens included.
             or_fewer: what the texts support is enough.
 
@@ -153,7 +164,8 @@ class Tokenizer:
             raise UserError(
                 f"vocab_size: {vocab_size} is too small, bytes and control tokens take {smallest}"
             )
-        # ignore_merges: a piece that is itself a token is taken whole, as engines do for this pattern.
+        # ignore_merges: a piece that is itself a token is taken whole, as engines do for this
+        # pattern.
         backend = Backend(models.BPE(ignore_merges=True))
         words = pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated")
         as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -174,7 +186,8 @@ class Tokenizer:
         found = backend.get_vocab_size()
         if found < vocab_size and not or_fewer:
             raise UserError(
-                f"vocab_size: the text supports no more than {found} tokens, {vocab_size} were asked for; "
+                f"vocab_size: the text supports no more than {found} tokens, {vocab_size} were "
+                f"asked for; "
                 f"set it to {found} or less, or add text"
             )
         return cls(
@@ -190,9 +203,10 @@ class Tokenizer:
         """Load a tokenizer.json, the folder of one, or a GGUF file's.
 
         Control tokens and the chat template come from the files beside it (tokenizer_config.json,
-        special_tokens_map.json, config.json, chat_template.jinja); with none there, a special token with a usual name
-        (``<|endoftext|>``, ``</s>``, ...) is taken. What cannot be found is None. Tokens that only
-        those files have are added with the ids that transformers gives them (`add_special_tokens`).
+        special_tokens_map.json, config.json, chat_template.jinja); with none there, a special token
+        with a usual name (``<|endoftext|>``, ``</s>``, ...) is taken. What cannot be found is None.
+        Tokens that only those files have are added with the ids that transformers gives them
+        (`add_special_tokens`).
 
         Raises:
             UserError: no such file, or not a tokenizer.
@@ -200,7 +214,8 @@ class Tokenizer:
         return read_tokenizer(locate(path))
 
     def save_pretrained(self, folder: str | Path, model_max_length: int | None = None) -> None:
-        """Write tokenizer.json and tokenizer_config.json; ``transformers.AutoTokenizer`` loads them with the same ids.
+        """Write tokenizer.json and tokenizer_config.json; ``transformers.AutoTokenizer`` loads them
+        with the same ids.
 
         If ``generation_config`` is not empty, generation_config.json is written too. One that is
         there already, a model's, keeps its fields and gets those ids of `stop_ids` that it lacks.
@@ -218,7 +233,8 @@ class Tokenizer:
 
     @property
     def unk_id(self) -> int | None:
-        """The token of text that the vocabulary cannot express; None where there is none, as in byte-level ones."""
+        """The token of text that the vocabulary cannot express; None where there is none, as in
+        byte-level ones."""
         model = json.loads(self._raw.to_str())["model"]
         if model.get("unk_id") is not None:  # Unigram's
             return model["unk_id"]
@@ -270,7 +286,8 @@ class Tokenizer:
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Token ids of ``text``; nothing is added around them.
 
-        With ``allow_special`` control tokens spelled in ``text`` become their ids: only for text this program built.
+        With ``allow_special`` control tokens spelled in ``text`` become their ids: only for text
+            this program built.
         """
         backend = self.backend if allow_special else self._raw
         return backend.encode(text, add_special_tokens=False).ids
@@ -281,12 +298,14 @@ class Tokenizer:
         return [ids[begin:end] for begin, end in itertools.pairwise(offsets)]
 
     def encode_ragged(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids, int32, of raw documents one after the other, and int64 offsets: document i has ids[o[i]:o[i+1]].
+        """Token ids, int32, of raw documents one after the other, and int64 offsets: document i has
+        ids[o[i]:o[i+1]].
 
-        By gigatoken where it is installed and knows the tokenizer's kind, 60 times as fast as the `tokenizers` library
-        (benchmarks/encode.py), else by that library. There, a text above a million characters is encoded in pieces cut
-        at line starts, so that memory stays small. A line start is a boundary of our own split pattern, so the ids are
-        those of the whole text; another tokenizer may merge a little differently there.
+        By gigatoken where it is installed and knows the tokenizer's kind, 60 times as fast as the
+        `tokenizers` library (benchmarks/encode.py), else by that library. There, a text above a
+        million characters is encoded in pieces cut at line starts, so that memory stays small. A
+        line start is a boundary of our own split pattern, so the ids are those of the whole text;
+        another tokenizer may merge a little differently there.
         """
         if self._fast is not None:
             rows = self._fast.encode_batch(texts).layout
@@ -307,8 +326,9 @@ class Tokenizer:
     def _fast(self) -> Any:
         """gigatoken's tokenizer of the same ids for raw text; None where there is none.
 
-        It refuses patterns and models that it does not know, but not everything that it would do otherwise, so a probe
-        text must agree. Control tokens it would read out of raw text; without them in the file it cannot.
+        It refuses patterns and models that it does not know, but not everything that it would do
+        otherwise, so a probe text must agree. Control tokens it would read out of raw text; without
+        them in the file it cannot.
         """
         try:
             import gigatoken
@@ -334,8 +354,9 @@ class Tokenizer:
     def vocabulary(self) -> list[bytes]:
         """UTF-8 bytes each id stands for; empty for control tokens and unused ids.
 
-        Exact for byte-level vocabularies, whose tokens may hold pieces of characters. In sentencepiece-like ones the
-        word mark is the space it stands for and ``<0x0A>`` that byte; WordPiece's ``##`` is nothing.
+        Exact for byte-level vocabularies, whose tokens may hold pieces of characters. In
+        sentencepiece-like ones the word mark is the space it stands for and ``<0x0A>`` that byte;
+        WordPiece's ``##`` is nothing.
         """
         spec = json.loads(self._raw.to_str())
         byte_level = '"ByteLevel"' in json.dumps([spec.get("pre_tokenizer"), spec.get("decoder")])
@@ -356,10 +377,12 @@ class Tokenizer:
         return found
 
     def token_bytes(self) -> np.ndarray:
-        """UTF-8 bytes each token stands for: int32 of shape (vocab_size,), 0 for control tokens and unused ids.
+        """UTF-8 bytes each token stands for: int32 of shape (vocab_size,), 0 for control tokens and
+        unused ids.
 
-        For byte-level vocabularies without a normalizer the sum over an encoding is ``len(text.encode())``. For others
-        it can differ by what the normalizer drops and by a leading space; see `vocabulary`.
+        For byte-level vocabularies without a normalizer the sum over an encoding is
+        ``len(text.encode())``. For others it can differ by what the normalizer drops and by a
+        leading space; see `vocabulary`.
         """
         return np.array([len(token) for token in self.vocabulary()], dtype=np.int32)
 
@@ -385,7 +408,8 @@ def begin_with(backend: tokenizers.Tokenizer, token: str) -> None:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """``text`` in pieces of at least a million characters, each ending before a line that starts with a non-space."""
+    """``text`` in pieces of at least a million characters, each ending before a line that starts
+    with a non-space."""
     begin = 0
     while len(text) - begin > _PIECE_CHARACTERS and (
         match := _LINE_START.search(text, begin + _PIECE_CHARACTERS)
@@ -396,7 +420,8 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def _with_short_words(text: str, words: Any) -> Iterator[str]:
-    """``text`` for training, in parts, so that no word (of the pre-tokenizer ``words``) is above `_LONGEST_WORD`."""
+    """``text`` for training, in parts, so that no word (of the pre-tokenizer ``words``) is above
+    `_LONGEST_WORD`."""
     half = _LONGEST_WORD // 2  # a longer word fills at least one stretch of these whole
     stretches = (text[at : at + half] for at in range(0, len(text) - half + 1, half))
     if not any(s.isalpha() or s.isspace() or _SIGNS.fullmatch(s) for s in stretches):
@@ -414,9 +439,11 @@ def _with_short_words(text: str, words: Any) -> Iterator[str]:
 
 
 def _byte_alphabet() -> dict[str, bytes]:
-    """The character that a byte-level vocabulary writes for a byte -> the byte (GPT-2's encoder.py).
+    """The character that a byte-level vocabulary writes for a byte -> the byte (GPT-2's
+    encoder.py).
 
-    Printable Latin-1 characters stand for themselves, and the rest, in order, for the other bytes in order.
+    Printable Latin-1 characters stand for themselves, and the rest, in order, for the other bytes
+    in order.
     """
     from tokenizers import pre_tokenizers
 

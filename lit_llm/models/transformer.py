@@ -1,4 +1,5 @@
-"""The decoder-only transformer: embedding, blocks, head; what differs between families is in its config.
+"""The decoder-only transformer: embedding, blocks, head; what differs between families is in its
+config.
 
 Shapes: B batch, T positions, C hidden width, V vocabulary.
 """
@@ -77,10 +78,11 @@ def _apply(norm: nn.Module | None, x_BTC: Tensor) -> Tensor:
 
 
 class Transformer(nn.Module):
-    """A decoder-only language model: ``Transformer(config)(input_ids) -> logits (batch, seq, vocab)``.
+    """A decoder-only language model: ``Transformer(config)(input_ids) -> logits (batch, seq,
+    vocab)``.
 
-    Weights are made where torch's default device says, so ``with torch.device("meta")`` builds the shapes alone;
-    ``to_empty`` and ``init_weights`` (or ``load_state_dict(assign=True)``) fill them.
+    Weights are made where torch's default device says, so ``with torch.device("meta")`` builds the
+    shapes alone; ``to_empty`` and ``init_weights`` (or ``load_state_dict(assign=True)``) fill them.
 
     Attributes:
         generation_config: fields of the generation_config.json that it was loaded with;
@@ -111,12 +113,13 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Random weights: unit-scale inputs to every matrix product, and blocks that start as the identity.
+        """Random weights: unit-scale inputs to every matrix product, and blocks that start as the
+        identity.
 
-        Matrices are uniform with standard deviation 1/sqrt(fan_in), each block's two output projections zero (as in
-        nanochat and arXiv:2203.03466) unless a norm follows them, the head nearly zero so that the first loss is
-        ln(vocab), the embedding normal(0, 0.02) where head and embedding are tied or no norm follows it, and
-        normal(0, 1) otherwise.
+        Matrices are uniform with standard deviation 1/sqrt(fan_in), each block's two output
+        projections zero (as in nanochat and arXiv:2203.03466) unless a norm follows them, the head
+        nearly zero so that the first loss is ln(vocab), the embedding normal(0, 0.02) where head
+        and embedding are tied or no norm follows it, and normal(0, 1) otherwise.
         """
         config = self.config
         tied, zero_outputs = config.tie_embeddings, not config.post_norm
@@ -137,7 +140,8 @@ class Transformer(nn.Module):
             elif isinstance(module, Experts):
                 module.reset_parameters(zero_outputs)
             elif isinstance(module, (RMSNorm, HeadNorm, nn.LayerNorm)):
-                module.reset_parameters()  # norms of a model filled by `to_empty` hold garbage until here
+                # Norms of a model filled by `to_empty` hold garbage until here
+                module.reset_parameters()
 
     def assign_weights(self, weights: dict[str, Tensor]) -> None:
         """Make ``weights`` the model's own, as they are: how a model on the meta device is filled.
@@ -171,10 +175,11 @@ class Transformer(nn.Module):
 
         Args:
             input_ids: int64 (B, T).
-            padding_mask: bool (B, S), True for real tokens, S the cached and the new positions together; a padded
-                token is never attended to, and positions count real tokens only.
+            padding_mask: bool (B, S), True for real tokens, S the cached and the new positions
+                together; a padded token is never attended to, and positions count real tokens only.
             cache: keys and values of the positions before; filled and advanced by T.
-            last_only: logits of the last position alone (B, 1, V), which is all that decoding needs.
+            last_only: logits of the last position alone (B, 1, V), which is all that decoding
+                needs.
 
         Returns:
             Logits (B, T, V) in the compute dtype.
@@ -192,8 +197,9 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """What the head reads: the last block's output after the final norm, (B, T, C).
 
-        ``document_ids`` int64 (B, T) says which of a row's documents a token is of: tokens see their own document
-        alone, and positions count from its start, so that packed documents are computed as single ones.
+        ``document_ids`` int64 (B, T) says which of a row's documents a token is of: tokens see
+        their own document alone, and positions count from its start, so that packed documents are
+        computed as single ones.
         """
         T, device = input_ids.shape[1], input_ids.device
         past = 0 if cache is None else cache.length
@@ -213,15 +219,17 @@ class Transformer(nn.Module):
                 * torch.tensor(self.config.embedding_scale, dtype=x_BTC.dtype, device="cpu").item()
             )
         if device.type != "meta" and torch.is_autocast_enabled(device.type):
-            # The residual stream is kept in the compute dtype: half the traffic, and what the products read anyway.
+            # The residual stream is kept in the compute dtype: half the traffic, and what the
+            # products read anyway.
             x_BTC = x_BTC.to(torch.get_autocast_dtype(device.type))
-        # Masks and rotations are made once for each kind of layer. Frequencies are computed, not stored: a buffer left
-        # on meta would reinitialise a loaded model.
+        # Masks and rotations are made once for each kind of layer. Frequencies are computed, not
+        # stored: a buffer left on meta would reinitialise a loaded model.
         ropes: dict[str, tuple[Tensor, Tensor] | None] = {"none": None}
         for kind in {self.config.positions(i) for i in range(self.config.num_layers)} - {"none"}:
             cos, sin = rope_cache(self.config, positions, local=kind == "local")
             ropes[kind] = cos.to(x_BTC.dtype), sin.to(x_BTC.dtype)
-        # FlexAttention in training alone: evaluation runs uncompiled, where it would hold all scores in memory.
+        # FlexAttention in training alone: evaluation runs uncompiled, where it would hold all
+        # scores in memory.
         backends = self.backends if self.training and cache is None else Backends()
         masks = build_masks(self.config, backends, input_ids, past, padding_mask, document_ids)
         x_BTC = self.embed_norm(x_BTC)
@@ -240,9 +248,11 @@ class Transformer(nn.Module):
     def token_losses(
         self, input_ids: Tensor, labels: Tensor, document_ids: Tensor | None = None
     ) -> Tensor:
-        """Cross-entropy of each position in nats: float32 (B, T); 0 where ``labels`` (B, T) is -100.
+        """Cross-entropy of each position in nats: float32 (B, T); 0 where ``labels`` (B, T) is
+        -100.
 
-        With ``document_ids`` the head computes labelled positions alone: of a conversation that is about half, and
+        With ``document_ids`` the head computes labelled positions alone: of a conversation that is
+            about half, and
         the logits over a large vocabulary are what such a step spends most memory on.
         """
         x_BTC = self.hidden_states(input_ids, document_ids=document_ids)
@@ -262,8 +272,9 @@ class Transformer(nn.Module):
         return self.lm_head.loss(x_BTC, labels, skip_ignored_labels)
 
     def take_router_loss(self) -> Tensor | None:
-        """What routers add to a token's loss: the mean over the layers of experts in the forward pass since the last
-        call, a scalar. None in evaluation, without experts, and where both weights in the config are 0."""
+        """What routers add to a token's loss: the mean over the layers of experts in the forward
+        pass since the last call, a scalar. None in evaluation, without experts, and where both
+        weights in the config are 0."""
         losses = []
         for block in self.layers:
             if isinstance(block.mlp, MixtureOfExperts) and block.mlp.router_loss is not None:
@@ -283,7 +294,8 @@ class Transformer(nn.Module):
         Args:
             path: see `locate`.
             dtype: of the weights. None: the file's (float32 for GGUF).
-            prepare: called with the model on the meta device, before it is filled: where layers are changed (LoRA).
+            prepare: called with the model on the meta device, before it is filled: where layers are
+                changed (LoRA).
 
         Raises:
             UserError: a missing or broken file, an architecture or a tensor name that is not known.

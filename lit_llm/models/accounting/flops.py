@@ -14,7 +14,8 @@ from lit_llm.models.mlp import Experts
 
 
 def matrix_parameters(config: TransformerConfig) -> int:
-    """Weights that multiply a token: all blocks and the head, not the input embedding; of experts, those it visits."""
+    """Weights that multiply a token: all blocks and the head, not the input embedding; of experts,
+    those it visits."""
     model = meta_transformer(config)
     blocks = sum(m.weight.numel() for m in model.layers.modules() if isinstance(m, torch.nn.Linear))
     experts = sum(
@@ -45,9 +46,11 @@ def idle_parameters(config: TransformerConfig) -> int:
 
 
 def attention_flops_per_token(config: TransformerConfig, seq_len: int) -> float:
-    """Forward FLOPs a token spends on q.k and weights.v, averaged over a causal sequence of ``seq_len``.
+    """Forward FLOPs a token spends on q.k and weights.v, averaged over a causal sequence of
+    ``seq_len``.
 
-    A query at position t sees min(t + 1, window) keys; each costs 2 products of 2 * heads * head_dim FLOPs.
+    A query at position t sees min(t + 1, window) keys; each costs 2 products of 2 * heads *
+    head_dim FLOPs.
     """
     assert config.head_dim is not None
     total = 0.0
@@ -59,7 +62,8 @@ def attention_flops_per_token(config: TransformerConfig, seq_len: int) -> float:
 
 
 def flops_per_token(config: TransformerConfig, seq_len: int) -> float:
-    """Forward and backward FLOPs per trained token: 6 x matrix parameters + 3 x causal attention (PaLM, App. B)."""
+    """Forward and backward FLOPs per trained token: 6 x matrix parameters + 3 x causal attention
+    (PaLM, App. B)."""
     return 6 * matrix_parameters(config) + 3 * attention_flops_per_token(config, seq_len)
 
 
@@ -67,8 +71,9 @@ def flops_per_token(config: TransformerConfig, seq_len: int) -> float:
 def peak_flops(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> tuple[float, str]:
     """Dense peak FLOP/s of ``device`` in ``dtype`` and where the number is from.
 
-    A GPU of the table has its data-sheet peak. Any other device is measured: the best rate of a square matrix product
-    over a few tries, so that MFU still means "share of what this machine can do".
+    A GPU of the table has its data-sheet peak. Any other device is measured: the best rate of a
+    square matrix product over a few tries, so that MFU still means "share of what this machine can
+    do".
     """
     if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
         chip = accelerator_of(torch.cuda.get_device_name(device))

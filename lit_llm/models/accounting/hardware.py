@@ -11,8 +11,8 @@ from pathlib import Path
 from lit_llm.errors import UserError
 
 _ATTAINABLE = 0.85
-"""Share of the peak that the best matrix product reaches, where nobody has measured it: between the measured A100
-(0.87) and H100 (0.80), see ``attainable_tflops`` in hardware.csv."""
+"""Share of the peak that the best matrix product reaches, where nobody has measured it: between the
+measured A100 (0.87) and H100 (0.80), see ``attainable_tflops`` in hardware.csv."""
 
 _PCIE = 64
 """GB/s each way of the fastest PCIe (generation 5, 16 lanes)."""
@@ -41,7 +41,8 @@ class Accelerator:
 
     @property
     def ridge(self) -> float:
-        """FLOPs that take as long as one byte from memory: what a kernel must do per byte to be bound by compute."""
+        """FLOPs that take as long as one byte from memory: what a kernel must do per byte to be
+        bound by compute."""
         return self.peak_flops / self.memory_rate
 
 
@@ -63,8 +64,13 @@ def _read(row: dict[str, str]) -> Accelerator:
     )
     assert peak is not None and memory is not None and rate is not None
     return Accelerator(
-        row["name"], peak, number("fp8_tflops", 1e12), number("attainable_tflops", 1e12) or _ATTAINABLE * peak,
-        memory, rate, (number("node_gb_s") or 0) > _PCIE, number("usd_low"), number("usd_typical"), row["price_source"],
+        row["name"], peak, number("fp8_tflops", 1e12), number(
+            "attainable_tflops", 1e12
+        ) or _ATTAINABLE * peak,
+        memory, rate, (number("node_gb_s") or 0) > _PCIE, number("usd_low"), number("usd_typical"),
+        row[
+            "price_source"
+        ],
     )  # fmt: skip
 
 
@@ -78,7 +84,8 @@ def find_accelerator(name: str) -> Accelerator:
     """The accelerator called ``name``, in any case and spelling of blanks.
 
     A part of a name between hyphens is enough if one accelerator alone has it: "4090". A part of a
-    word is not, because other accelerators are called so: an H20 is no H200 and an L4 no L40S. A name
+    word is not, because other accelerators are called so: an H20 is no H200 and an L4 no L40S. A
+        name
     that begins with its maker's is read as a driver's: "NVIDIA A100-SXM4-80GB".
 
     Raises:

@@ -1,4 +1,5 @@
-"""Sampling from a model with a key/value cache: a batch of prompts at once, or one prompt token by token.
+"""Sampling from a model with a key/value cache: a batch of prompts at once, or one prompt token by
+token.
 
 Shapes: B batch, T new positions, S cached and new positions together, V vocabulary.
 """
@@ -29,14 +30,15 @@ def generate(
 ) -> list[list[int]]:
     """Continue each prompt; returns the new tokens alone, cut before the first of ``stop_ids``.
 
-    Prompts of different lengths are padded on the left and masked, so a prompt's greedy answer does not depend on its
-    company. A seed gives the same answers for the same batch on the same device.
+    Prompts of different lengths are padded on the left and masked, so a prompt's greedy answer does
+    not depend on its company. A seed gives the same answers for the same batch on the same device.
 
     Args:
         max_new_tokens: of every answer, or one number a prompt; see `room_for`.
 
     Raises:
-        UserError: an empty prompt or batch, a bad setting, or more tokens than the model's max_seq_len.
+        UserError: an empty prompt or batch, a bad setting, or more tokens than the model's
+            max_seq_len.
     """
     limits = _limits(prompts, max_new_tokens)
     _check_prompts(model, prompts, limits)
@@ -72,9 +74,11 @@ def room_for(
 
 
 class PromptCache:
-    """What `stream` keeps between prompts of one model, so that a prompt costs only what differs from the last one.
+    """What `stream` keeps between prompts of one model, so that a prompt costs only what differs
+    from the last one.
 
-    Every turn of a chat repeats the conversation so far; with this, only the new turn passes through the model.
+    Every turn of a chat repeats the conversation so far; with this, only the new turn passes
+    through the model.
     """
 
     def __init__(self) -> None:
@@ -85,7 +89,8 @@ class PromptCache:
 
     @torch.inference_mode()
     def rewind(self, model: Transformer, prompt: Sequence[int], capacity: int) -> KVCache:
-        """A cache of at least ``capacity`` positions, filled with as much of ``prompt``'s beginning as is known.
+        """A cache of at least ``capacity`` positions, filled with as much of ``prompt``'s beginning
+        as is known.
 
         The prompt's last token is never part of it: its logits are what decoding starts from.
         """
@@ -118,8 +123,9 @@ def stream(
 ) -> Generator[int, None, None]:
     """The tokens that `generate` would answer ``prompt`` with, each as soon as it is known.
 
-    The iterator may be left at any point. With ``cache``, what earlier calls with the same model and cache computed is
-    used again; the answer is the same without, up to the rounding of matrix products of another shape.
+    The iterator may be left at any point. With ``cache``, what earlier calls with the same model
+    and cache computed is used again; the answer is the same without, up to the rounding of matrix
+    products of another shape.
 
     Raises:
         UserError: as `generate`, at the call.
@@ -158,7 +164,8 @@ def _decode(
     max_new_tokens: int,
     sampler: Sampler,
 ) -> Generator[Tensor, None, None]:
-    """The loop behind `generate` and `stream`: int64 (B,) a step. ``real_BS`` is False at padding."""
+    """The loop behind `generate` and `stream`: int64 (B,) a step. ``real_BS`` is False at
+    padding."""
     was_training = model.training
     model.eval()
     try:
@@ -170,7 +177,8 @@ def _decode(
         model.train(was_training)
 
 
-@torch.inference_mode()  # a step at a time: around the loop it would stay on in the caller while a yield waits
+# A step at a time: around the loop it would stay on in the caller while a yield waits
+@torch.inference_mode()
 def _step(
     model: Transformer, ids_BT: Tensor, real_BS: Tensor | None, cache: KVCache, sampler: Sampler
 ) -> Tensor:

@@ -16,21 +16,24 @@ from lit_llm.settings.ranges import SAMPLING, check_ranges
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn. The settings apply in the order they are listed in, as in transformers.
+    """How the next token is drawn. The settings apply in the order they are listed in, as in
+    transformers.
 
     Raises:
         UserError: a setting that is out of range.
     """
 
     repetition_penalty: float = 1.0
-    """Makes tokens of the prompt and the answer so far less likely (above 1) or more (below): positive logits are
-    divided by it, negative ones multiplied (arXiv:1909.05858). 1 changes nothing."""
+    """Makes tokens of the prompt and the answer so far less likely (above 1) or more (below):
+    positive logits are divided by it, negative ones multiplied (arXiv:1909.05858). 1 changes
+    nothing."""
     temperature: float = 1.0
     """Divides the logits; below 1e-5 the likeliest token is always taken."""
     top_k: int | None = None
     """Keeps the k likeliest tokens."""
     top_p: float | None = None
-    """Keeps the smallest set of likeliest tokens whose probabilities reach p (nucleus, arXiv:1904.09751)."""
+    """Keeps the smallest set of likeliest tokens whose probabilities reach p (nucleus,
+    arXiv:1904.09751)."""
     min_p: float | None = None
     """Keeps tokens at least min_p times as likely as the likeliest (arXiv:2407.01082)."""
 
@@ -98,7 +101,8 @@ def draw(logits_BV: Tensor, sampling: Sampling, generator: torch.Generator | Non
 
 
 def probabilities(logits_BV: Tensor, sampling: Sampling) -> Tensor:
-    """What `draw` draws from: float32 (B, V), rows that sum to 1. ``sampling.temperature`` must not be 0."""
+    """What `draw` draws from: float32 (B, V), rows that sum to 1. ``sampling.temperature`` must not
+    be 0."""
     logits_BV = logits_BV.float() / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < logits_BV.shape[-1]:
         kth = logits_BV.topk(sampling.top_k, dim=-1).values[:, -1:]

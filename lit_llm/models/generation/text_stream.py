@@ -11,8 +11,10 @@ from lit_llm.models.tokenizer import Tokenizer
 class TextStream:
     """Tokens in, text out as it can be shown: whole characters, and nothing of a stop string.
 
-    A character can be spread over tokens, and so can a stop string: what may still become one is held back. The pieces
-    together are ``tokenizer.decode`` of all tokens, cut where the first completed stop string begins.
+    A character can be spread over tokens, and so can a stop string: what may still become one is
+        held back. The pieces
+    together are ``tokenizer.decode`` of all tokens, cut where the first completed stop string
+    begins.
 
     Attributes:
         stopped: a stop string has come; push no more.
@@ -43,7 +45,8 @@ class TextStream:
         return "" if self.stopped else self._advance(final=True)
 
     def _advance(self, final: bool) -> str:
-        # Decoders treat the first token of a text specially, so new tokens are decoded behind those just shown.
+        # Decoders treat the first token of a text specially, so new tokens are decoded behind those
+        # just shown.
         before = self._tokenizer.decode(self._ids[: self._shown])
         text = self._tokenizer.decode(self._ids)
         if text == before or (text.endswith("\ufffd") and not final):
@@ -53,7 +56,8 @@ class TextStream:
             self._ids = self._ids[self._shown :]
             self._shown = len(self._ids)
         self._held += new
-        # The string completed first counts, not the one that begins first, whatever pieces the tokens come in.
+        # The string completed first counts, not the one that begins first, whatever pieces the
+        # tokens come in.
         ends = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
         if ends:
             self.stopped = True

@@ -1,1 +1,2 @@
-"""Models and tokenizers on disk: Hugging Face directories, PEFT adapters, run folders; `gguf/` for GGUF files."""
+"""Models and tokenizers on disk: Hugging Face directories, PEFT adapters, run folders; `gguf/` for
+GGUF files."""

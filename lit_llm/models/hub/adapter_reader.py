@@ -20,7 +20,8 @@ from lit_llm.models.lora import TARGETS, LoRAConfig, is_lora
 from lit_llm.models.transformer import Transformer
 
 _PREFIX = "base_model.model."
-# PEFT's files leave the adapter's name out ("default"); a state dict that was saved as it is has it.
+# PEFT's files leave the adapter's name out ("default"); a state dict that was saved as it is has
+# it.
 _FACTOR = re.compile(
     r"(.+)\.(?:lora_([AB])(?:\.default)?\.weight|lora_embedding_([AB])(?:\.default)?)"
 )

@@ -139,7 +139,8 @@ def _write_config(
 
 
 def load_adapter(model: Transformer, folder: str | Path) -> None:
-    """Put the updates of a PEFT directory beside the model's layers, in place, and freeze the model.
+    """Put the updates of a PEFT directory beside the model's layers, in place, and freeze the
+    model.
 
     Weights that the adapter replaces as a whole (PEFT's ``modules_to_save``, and updates of
     embedding, head and experts) take the base's place. Raises as `read_adapter`.
@@ -164,7 +165,8 @@ def _put(model: Transformer, adapter: Adapter) -> None:
 
 
 class Adapters:
-    """Several adapters of one model, at most one of them in use: a model serves many tasks from one set of weights."""
+    """Several adapters of one model, at most one of them in use: a model serves many tasks from one
+    set of weights."""
 
     def __init__(self, model: Transformer):
         self.model = model
@@ -174,7 +176,8 @@ class Adapters:
         self._tied = model.config.tie_embeddings
 
     def add(self, name: str, folder: str | Path) -> None:
-        """Read a PEFT directory as ``name``. Raises as `read_adapter`, of which the model must be the base."""
+        """Read a PEFT directory as ``name``. Raises as `read_adapter`, of which the model must be
+        the base."""
         used = self._used
         self.use(None)  # an update of a whole weight is added to the base's
         try:

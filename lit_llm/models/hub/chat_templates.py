@@ -1,8 +1,8 @@
 """The chat templates of a tokenizer's folder, where transformers keeps them.
 
-The one in use is called "default". Transformers 4 wrote all into tokenizer_config.json, as one text or a
-list of {"name", "template"}. Transformers 5 writes chat_template.jinja and additional_chat_templates/NAME.jinja.
-Both versions read both; files go before the settings.
+The one in use is called "default". Transformers 4 wrote all into tokenizer_config.json, as one text
+or a list of {"name", "template"}. Transformers 5 writes chat_template.jinja and
+additional_chat_templates/NAME.jinja. Both versions read both; files go before the settings.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def read_chat_templates(settings_file: Path, setting: Any) -> dict[str, str]:
 def write_chat_templates(
     folder: Path, default: str | None, named: dict[str, str]
 ) -> str | list[dict[str, str]] | None:
-    """``chat_template`` of the folder's tokenizer_config.json; files of older templates are removed."""
+    """``chat_template`` of the folder's tokenizer_config.json; files of older templates are
+    removed."""
     for file in _files(folder).values():  # they would be read in place of the setting
         file.unlink()
     if not named:

@@ -1,4 +1,5 @@
-"""A model and its tokenizer from whatever a path names: directory, GGUF file, run folder or training checkpoint."""
+"""A model and its tokenizer from whatever a path names: directory, GGUF file, run folder or
+training checkpoint."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ def open_model(
 ) -> tuple[Transformer, Tokenizer]:
     """`load_model` onto a device to generate with: bfloat16 on CUDA where it is fast, else float32.
 
-    On a CPU the linear layers are packed (`pack_linears`): the model answers faster and cannot be trained.
+    On a CPU the linear layers are packed (`pack_linears`): the model answers faster and cannot be
+    trained.
 
     Args:
         path, adapter: as for `load_model`.
@@ -83,14 +85,15 @@ def load_model(
     """Model in evaluation mode, on CPU, and its tokenizer.
 
     Args:
-        path: a Hugging Face directory; a .gguf file; a run folder, whose ``final/`` is taken; or a training
-            checkpoint (.ckpt, a file or a folder of parts). See also `locate`.
+        path: a Hugging Face directory; a .gguf file; a run folder, whose ``final/`` is taken; or a
+            training checkpoint (.ckpt, a file or a folder of parts). See also `locate`.
         adapter: a PEFT directory whose updates are folded into the weights. If it has a tokenizer,
             that one is taken.
         dtype: of the weights. None: the file's (float32 for GGUF).
 
     Raises:
-        UserError: there is no such checkpoint, or it is broken, of an unknown kind or without a tokenizer.
+        UserError: there is no such checkpoint, or it is broken, of an unknown kind or without a
+            tokenizer.
     """
     limit_threads()
     found = locate(path)
@@ -122,8 +125,9 @@ def load_model(
 def _tokenizer_of_adapter(folder: Path, base: Tokenizer, vocab_size: int) -> Tokenizer:
     """The adapter's own tokenizer if it has one that fits: its chat template is the trained one.
 
-    An adapter's folder has no generation_config.json of its own as a rule, so the base's fields hold
-    unless the adapter's replace them, and every token that ends the base's texts ends these too.
+    An adapter's folder has no generation_config.json of its own as a rule, so the base's fields
+    hold unless the adapter's replace them, and every token that ends the base's texts ends these
+    too.
     """
     if not (folder / "tokenizer.json").is_file():
         return base
@@ -158,7 +162,8 @@ def model_folder(folder: Path) -> Path:
 
 
 def open_training_checkpoint(path: Path) -> dict[str, Any]:
-    """What a .ckpt holds, its tensors mapped: those that nobody reads, the optimizer's say, cost nothing.
+    """What a .ckpt holds, its tensors mapped: those that nobody reads, the optimizer's say, cost
+    nothing.
 
     Of a checkpoint in parts they are `Stored`.
 
@@ -249,6 +254,7 @@ def tokenizer_of_run(file: Path) -> Tokenizer:
         if (place / "tokenizer.json").is_file():
             return Tokenizer.from_pretrained(place)
     raise UserError(
-        f"{file}: no tokenizer of this run is found; copy its tokenizer.json and tokenizer_config.json into "
+        f"{file}: no tokenizer of this run is found; copy its tokenizer.json and "
+        f"tokenizer_config.json into "
         f"{run / 'tokenizer'}"
     )

@@ -26,7 +26,8 @@ def _expresses(name: str, config: TransformerConfig) -> bool:
         again = config_from_hf(_config_as(name, config), name)
     except UserError:
         return False
-    # What training alone reads is not the file's business: a family without a key for it must not be refused.
+    # What training alone reads is not the file's business: a family without a key for it must not
+    # be refused.
     same: dict[str, Any] = {"family": None, "router_aux_loss": 0.0, "router_z_loss": 0.0}
     return dataclasses.replace(again, **same) == dataclasses.replace(config, **same)
 
@@ -77,7 +78,8 @@ def config_from_hf(hf: dict[str, Any], origin: str) -> TransformerConfig:
 
 
 def _mlp_kind(activation: Any, usual: str, origin: str) -> str:
-    """Our name of an MLP with ``activation`` that is gated, or not, as the family's ``usual`` one is."""
+    """Our name of an MLP with ``activation`` that is gated, or not, as the family's ``usual`` one
+    is."""
     for kind in [usual, *ACTIVATIONS]:
         if kind.endswith("glu") == usual.endswith("glu") and activation in ACTIVATIONS[kind]:
             return kind

@@ -1,6 +1,8 @@
-"""The families of Hugging Face models, as data: how each one's config.json and tensor names map to ours.
+"""The families of Hugging Face models, as data: how each one's config.json and tensor names map to
+ours.
 
-A new dense family is a row of `FAMILIES`; forward code changes only where a model computes something new.
+A new dense family is a row of `FAMILIES`; forward code changes only where a model computes
+something new.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ COMMON_FIELDS: dict[str, str | None] = {
     "eos_token_id": "eos_token_id",
     "pad_token_id": "pad_token_id",
 }
-# our tensor, or the module it is in -> theirs; {i} is the layer, {n} counts tensors that are one stack of ours
+# our tensor, or the module it is in -> theirs; {i} is the layer, {n} counts tensors that are one
+# stack of ours
 COMMON_TENSORS = {
     "embed": "model.embed_tokens",
     "norm": "model.norm",
@@ -80,7 +83,8 @@ class Family:
     rope_layout: Literal["halves", "reversed", "pairs"] = "halves"
     """Channel pairs are (i, i + D/2); the same turned by -theta; or (2i, 2i + 1)."""
     read: Callable[[Values], Values] = lambda hf: {}
-    """Fields of ours computed from a config.json with its defaults, where a plain key will not do."""
+    """Fields of ours computed from a config.json with its defaults, where a plain key will not
+    do."""
     write: Callable[[TransformerConfig], Values] = lambda config: {}
     """The inverse of ``read``."""
 
@@ -127,7 +131,8 @@ def _write_mistral(config: TransformerConfig) -> Values:
 
 
 def _read_switched_window(hf: Values) -> Values:
-    """Qwen's window is off unless use_sliding_window; it then holds from layer max_window_layers on."""
+    """Qwen's window is off unless use_sliding_window; it then holds from layer max_window_layers
+    on."""
     types, count = hf.get("layer_types"), hf["num_hidden_layers"]
     layers = (
         list(range(hf.get("max_window_layers", 0), count))
@@ -148,7 +153,8 @@ def _write_switched_window(config: TransformerConfig) -> Values:
 
 
 def _read_qwen3_moe(hf: Values) -> Values:
-    """Experts in every decoder_sparse_step-th layer but those named; the window, where it is on, in all layers."""
+    """Experts in every decoder_sparse_step-th layer but those named; the window, where it is on, in
+    all layers."""
     step, named = hf["decoder_sparse_step"], hf.get("mlp_only_layers") or []
     dense = [i for i in range(hf["num_hidden_layers"]) if i in named or (i + 1) % step]
     window = hf["sliding_window"] if hf["use_sliding_window"] else None
@@ -264,49 +270,58 @@ _GEMMA_NORMS = {
 FAMILIES: dict[str, Family] = {
     "llama": Family(
         "LlamaForCausalLM",
-        {"vocab_size": 32000, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
-         "intermediate_size": 11008, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "bos_token_id": 1,
-         "eos_token_id": 2, "tie_word_embeddings": False},
+        {"vocab_size": 32000, "hidden_size": 4096, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "intermediate_size": 11008, "max_position_embeddings": 2048,
+         "rms_norm_eps": 1e-6, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False},
         fields={"head_dim": "head_dim", "mlp_bias": "mlp_bias"},
         read=_both_biases,
         write=_write_bias,
     ),
     "mistral": Family(
         "MistralForCausalLM",
-        {"vocab_size": 32000, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
-         "num_key_value_heads": 8, "intermediate_size": 14336, "max_position_embeddings": 131072, "rms_norm_eps": 1e-6,
-         "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False, "sliding_window": 4096},
+        {"vocab_size": 32000, "hidden_size": 4096, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336,
+         "max_position_embeddings": 131072, "rms_norm_eps": 1e-6, "bos_token_id": 1,
+         "eos_token_id": 2, "tie_word_embeddings": False, "sliding_window": 4096},
         fields={"head_dim": "head_dim", "sliding_window": "sliding_window"},
         read=_read_mistral,
         write=_write_mistral,
     ),
     "mixtral": Family(
         "MixtralForCausalLM",
-        {"vocab_size": 32000, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
-         "num_key_value_heads": 8, "intermediate_size": 14336, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5,
-         "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False, "sliding_window": None,
-         "num_local_experts": 8, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.001, "rope_theta": 1e6},
-        fields={"head_dim": "head_dim", "sliding_window": "sliding_window", "num_experts": "num_local_experts",
-                "experts_per_token": "num_experts_per_tok", "router_aux_loss": "router_aux_loss_coef"},
+        {"vocab_size": 32000, "hidden_size": 4096, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336,
+         "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "bos_token_id": 1,
+         "eos_token_id": 2, "tie_word_embeddings": False, "sliding_window": None,
+         "num_local_experts": 8, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.001,
+         "rope_theta": 1e6},
+        fields={"head_dim": "head_dim", "sliding_window": "sliding_window",
+                "num_experts": "num_local_experts", "experts_per_token": "num_experts_per_tok",
+                "router_aux_loss": "router_aux_loss_coef"},
         tensors={"layers.{i}.mlp.router": "model.layers.{i}.block_sparse_moe.gate",
-                 "layers.{i}.mlp.experts.gate_proj": "model.layers.{i}.block_sparse_moe.experts.{n}.w1.weight",
-                 "layers.{i}.mlp.experts.up_proj": "model.layers.{i}.block_sparse_moe.experts.{n}.w3.weight",
-                 "layers.{i}.mlp.experts.down_proj": "model.layers.{i}.block_sparse_moe.experts.{n}.w2.weight"},
+                 "layers.{i}.mlp.experts.gate_proj":
+                     "model.layers.{i}.block_sparse_moe.experts.{n}.w1.weight",
+                 "layers.{i}.mlp.experts.up_proj":
+                     "model.layers.{i}.block_sparse_moe.experts.{n}.w3.weight",
+                 "layers.{i}.mlp.experts.down_proj":
+                     "model.layers.{i}.block_sparse_moe.experts.{n}.w2.weight"},
     ),
     "qwen2": Family(
         "Qwen2ForCausalLM",
-        {"vocab_size": 151936, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
-         "num_key_value_heads": 32, "intermediate_size": 22016, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6,
-         "tie_word_embeddings": False, "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28},
+        {"vocab_size": 151936, "hidden_size": 4096, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "num_key_value_heads": 32, "intermediate_size": 22016,
+         "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
+         "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28},
         {"attention_bias": True},
         read=_read_switched_window,
         write=_write_switched_window,
     ),
     "qwen3": Family(
         "Qwen3ForCausalLM",
-        {"vocab_size": 151936, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
-         "num_key_value_heads": 32, "head_dim": 128, "intermediate_size": 22016, "max_position_embeddings": 32768,
-         "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "use_sliding_window": False, "sliding_window": 4096,
+        {"vocab_size": 151936, "hidden_size": 4096, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 128,
+         "intermediate_size": 22016, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6,
+         "tie_word_embeddings": False, "use_sliding_window": False, "sliding_window": 4096,
          "max_window_layers": 28},
         {"qk_norm": "before_rope"},
         {"head_dim": "head_dim"},
@@ -315,27 +330,32 @@ FAMILIES: dict[str, Family] = {
     ),
     "qwen3_moe": Family(
         "Qwen3MoeForCausalLM",
-        {"vocab_size": 151936, "hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 32,
-         "num_key_value_heads": 4, "intermediate_size": 6144, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6,
-         "tie_word_embeddings": False, "use_sliding_window": False, "sliding_window": 4096, "num_experts": 128,
-         "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": False, "decoder_sparse_step": 1,
-         "router_aux_loss_coef": 0.001},
+        {"vocab_size": 151936, "hidden_size": 2048, "num_hidden_layers": 24,
+         "num_attention_heads": 32, "num_key_value_heads": 4, "intermediate_size": 6144,
+         "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
+         "use_sliding_window": False, "sliding_window": 4096, "num_experts": 128,
+         "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": False,
+         "decoder_sparse_step": 1, "router_aux_loss_coef": 0.001},
         {"qk_norm": "before_rope"},
-        {"head_dim": "head_dim", "num_experts": "num_experts", "experts_per_token": "num_experts_per_tok",
-         "expert_size": "moe_intermediate_size", "normalize_expert_weights": "norm_topk_prob",
-         "router_aux_loss": "router_aux_loss_coef"},
+        {"head_dim": "head_dim", "num_experts": "num_experts",
+         "experts_per_token": "num_experts_per_tok", "expert_size": "moe_intermediate_size",
+         "normalize_expert_weights": "norm_topk_prob", "router_aux_loss": "router_aux_loss_coef"},
         tensors={"layers.{i}.mlp.router": "model.layers.{i}.mlp.gate",
-                 "layers.{i}.mlp.experts.gate_proj": "model.layers.{i}.mlp.experts.{n}.gate_proj.weight",
-                 "layers.{i}.mlp.experts.up_proj": "model.layers.{i}.mlp.experts.{n}.up_proj.weight",
-                 "layers.{i}.mlp.experts.down_proj": "model.layers.{i}.mlp.experts.{n}.down_proj.weight"},
+                 "layers.{i}.mlp.experts.gate_proj":
+                     "model.layers.{i}.mlp.experts.{n}.gate_proj.weight",
+                 "layers.{i}.mlp.experts.up_proj":
+                     "model.layers.{i}.mlp.experts.{n}.up_proj.weight",
+                 "layers.{i}.mlp.experts.down_proj":
+                     "model.layers.{i}.mlp.experts.{n}.down_proj.weight"},
         read=_read_qwen3_moe,
         write=_write_qwen3_moe,
     ),
     "gemma2": Family(
         "Gemma2ForCausalLM",
-        {"vocab_size": 256000, "hidden_size": 2304, "num_hidden_layers": 26, "num_attention_heads": 8,
-         "num_key_value_heads": 4, "head_dim": 256, "intermediate_size": 9216, "max_position_embeddings": 8192,
-         "rms_norm_eps": 1e-6, "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0, "tie_word_embeddings": True,
+        {"vocab_size": 256000, "hidden_size": 2304, "num_hidden_layers": 26,
+         "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+         "intermediate_size": 9216, "max_position_embeddings": 8192, "rms_norm_eps": 1e-6,
+         "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0, "tie_word_embeddings": True,
          "query_pre_attn_scalar": 256, "sliding_window": 4096, "final_logit_softcapping": 30.0,
          "attn_logit_softcapping": 50.0},
         _GEMMA,
@@ -349,10 +369,12 @@ FAMILIES: dict[str, Family] = {
     ),
     "gemma3_text": Family(
         "Gemma3ForCausalLM",
-        {"vocab_size": 262208, "hidden_size": 2304, "num_hidden_layers": 26, "num_attention_heads": 8,
-         "num_key_value_heads": 4, "head_dim": 256, "intermediate_size": 9216, "max_position_embeddings": 131072,
-         "rms_norm_eps": 1e-6, "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0, "tie_word_embeddings": True,
-         "query_pre_attn_scalar": 256, "sliding_window": 4096, "rope_theta": 1e6, "rope_local_base_freq": 1e4},
+        {"vocab_size": 262208, "hidden_size": 2304, "num_hidden_layers": 26,
+         "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+         "intermediate_size": 9216, "max_position_embeddings": 131072, "rms_norm_eps": 1e-6,
+         "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0, "tie_word_embeddings": True,
+         "query_pre_attn_scalar": 256, "sliding_window": 4096, "rope_theta": 1e6,
+         "rope_local_base_freq": 1e4},
         {**_GEMMA, "qk_norm": "before_rope"},
         {"head_dim": "head_dim", "logit_softcap": "final_logit_softcapping"},
         {"use_bidirectional_attention": False, "attn_logit_softcapping": None},
@@ -363,26 +385,33 @@ FAMILIES: dict[str, Family] = {
     ),
     "phi3": Family(
         "Phi3ForCausalLM",
-        {"vocab_size": 32064, "hidden_size": 3072, "num_hidden_layers": 32, "num_attention_heads": 32,
-         "intermediate_size": 8192, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "bos_token_id": 1,
-         "eos_token_id": 32000, "pad_token_id": 32000, "tie_word_embeddings": False, "sliding_window": None},
+        {"vocab_size": 32064, "hidden_size": 3072, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "intermediate_size": 8192, "max_position_embeddings": 4096,
+         "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 32000, "pad_token_id": 32000,
+         "tie_word_embeddings": False, "sliding_window": None},
         fields={"head_dim": "head_dim", "sliding_window": "sliding_window"},
         partial_rotary=True,
         fused={"model.layers.{i}.self_attn.qkv_proj": _QKV,
-               "model.layers.{i}.mlp.gate_up_proj": ("layers.{i}.mlp.gate_proj", "layers.{i}.mlp.up_proj")},
+               "model.layers.{i}.mlp.gate_up_proj": (
+                   "layers.{i}.mlp.gate_proj", "layers.{i}.mlp.up_proj"
+               )},
     ),
     "gpt2": Family(
         "GPT2LMHeadModel",
-        {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_inner": None,
-         "layer_norm_epsilon": 1e-5, "bos_token_id": 50256, "eos_token_id": 50256, "tie_word_embeddings": True},
+        {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12,
+         "n_inner": None, "layer_norm_epsilon": 1e-5, "bos_token_id": 50256, "eos_token_id": 50256,
+         "tie_word_embeddings": True},
         {**_LAYERNORM, **_BIASED, "mlp": "gelu", "learned_positions": True},
-        {"hidden_size": "n_embd", "num_layers": "n_layer", "num_heads": "n_head", "num_kv_heads": None,
-         "intermediate_size": "n_inner", "max_seq_len": "n_positions", "norm_eps": "layer_norm_epsilon"},
-        {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+        {"hidden_size": "n_embd", "num_layers": "n_layer", "num_heads": "n_head",
+         "num_kv_heads": None, "intermediate_size": "n_inner", "max_seq_len": "n_positions",
+         "norm_eps": "layer_norm_epsilon"},
+        {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
+         "add_cross_attention": False},
         "activation_function",
         None,
-        tensors={"embed": "transformer.wte", "position_embed": "transformer.wpe", "norm": "transformer.ln_f",
-                 "layers.{i}.attention_norm": "transformer.h.{i}.ln_1", "layers.{i}.mlp_norm": "transformer.h.{i}.ln_2",
+        tensors={"embed": "transformer.wte", "position_embed": "transformer.wpe",
+                 "norm": "transformer.ln_f", "layers.{i}.attention_norm": "transformer.h.{i}.ln_1",
+                 "layers.{i}.mlp_norm": "transformer.h.{i}.ln_2",
                  "layers.{i}.attention.o_proj": "transformer.h.{i}.attn.c_proj",
                  "layers.{i}.mlp.up_proj": "transformer.h.{i}.mlp.c_fc",
                  "layers.{i}.mlp.down_proj": "transformer.h.{i}.mlp.c_proj"},
@@ -391,15 +420,16 @@ FAMILIES: dict[str, Family] = {
     ),
     "gpt_neox": Family(
         "GPTNeoXForCausalLM",
-        {"vocab_size": 50432, "hidden_size": 6144, "num_hidden_layers": 44, "num_attention_heads": 64,
-         "intermediate_size": 24576, "max_position_embeddings": 2048, "layer_norm_eps": 1e-5, "bos_token_id": 0,
-         "eos_token_id": 2, "tie_word_embeddings": False, "use_parallel_residual": True, "attention_bias": True,
-         "rotary_pct": 0.25},
+        {"vocab_size": 50432, "hidden_size": 6144, "num_hidden_layers": 44,
+         "num_attention_heads": 64, "intermediate_size": 24576, "max_position_embeddings": 2048,
+         "layer_norm_eps": 1e-5, "bos_token_id": 0, "eos_token_id": 2, "tie_word_embeddings": False,
+         "use_parallel_residual": True, "attention_bias": True, "rotary_pct": 0.25},
         {**_LAYERNORM, "mlp": "gelu_erf", "mlp_bias": True},
         {"norm_eps": "layer_norm_eps", "num_kv_heads": None},
         rope_keys=("rotary_emb_base", "rotary_pct"),
         partial_rotary=True,
-        tensors={"embed": "gpt_neox.embed_in", "norm": "gpt_neox.final_layer_norm", "head": "embed_out",
+        tensors={"embed": "gpt_neox.embed_in", "norm": "gpt_neox.final_layer_norm",
+                 "head": "embed_out",
                  "layers.{i}.attention_norm": "gpt_neox.layers.{i}.input_layernorm",
                  "layers.{i}.mlp_norm": "gpt_neox.layers.{i}.post_attention_layernorm",
                  "layers.{i}.attention.o_proj": "gpt_neox.layers.{i}.attention.dense",
@@ -407,14 +437,19 @@ FAMILIES: dict[str, Family] = {
                  "layers.{i}.mlp.down_proj": "gpt_neox.layers.{i}.mlp.dense_4h_to_h"},
         fused={"gpt_neox.layers.{i}.attention.query_key_value": _QKV},
         fused_by_head=True,
-        read=lambda hf: _both_biases(hf) | {"residual": "parallel" if hf["use_parallel_residual"] else "sequential"},
-        write=lambda config: _write_bias(config) | {"use_parallel_residual": config.residual == "parallel"},
+        read=lambda hf: _both_biases(hf) | {
+            "residual": "parallel" if hf["use_parallel_residual"] else "sequential"
+        },
+        write=lambda config: _write_bias(config) | {
+            "use_parallel_residual": config.residual == "parallel"
+        },
     ),
     "olmo2": Family(
         "Olmo2ForCausalLM",
-        {"vocab_size": 50304, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
-         "intermediate_size": 11008, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "pad_token_id": 1,
-         "eos_token_id": 50279, "tie_word_embeddings": False},
+        {"vocab_size": 50304, "hidden_size": 4096, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "intermediate_size": 11008, "max_position_embeddings": 2048,
+         "rms_norm_eps": 1e-5, "pad_token_id": 1, "eos_token_id": 50279,
+         "tie_word_embeddings": False},
         {"pre_norm": False, "post_norm": True, "qk_norm": "projection"},
         {"head_dim": "head_dim"},
         tensors={"layers.{i}.attention_post_norm": "model.layers.{i}.post_attention_layernorm",
@@ -424,34 +459,40 @@ FAMILIES: dict[str, Family] = {
     ),
     "smollm3": Family(
         "SmolLM3ForCausalLM",
-        {"vocab_size": 128256, "hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16,
-         "num_key_value_heads": 4, "intermediate_size": 11008, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6,
-         "bos_token_id": 128000, "eos_token_id": 128001, "pad_token_id": 128004, "tie_word_embeddings": True,
-         "no_rope_layer_interval": 4, "use_sliding_window": False, "sliding_window": None, "rope_theta": 2e6},
+        {"vocab_size": 128256, "hidden_size": 2048, "num_hidden_layers": 36,
+         "num_attention_heads": 16, "num_key_value_heads": 4, "intermediate_size": 11008,
+         "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "bos_token_id": 128000,
+         "eos_token_id": 128001, "pad_token_id": 128004, "tie_word_embeddings": True,
+         "no_rope_layer_interval": 4, "use_sliding_window": False, "sliding_window": None,
+         "rope_theta": 2e6},
         fields={"head_dim": "head_dim", "mlp_bias": "mlp_bias"},
         read=_read_smollm3,
         write=_write_smollm3,
     ),
     "stablelm": Family(
         "StableLmForCausalLM",
-        {"vocab_size": 50304, "hidden_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 32,
-         "num_key_value_heads": 32, "intermediate_size": 6912, "max_position_embeddings": 4096, "layer_norm_eps": 1e-5,
-         "bos_token_id": 0, "eos_token_id": 0, "tie_word_embeddings": False, "use_qkv_bias": False,
+        {"vocab_size": 50304, "hidden_size": 2560, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "num_key_value_heads": 32, "intermediate_size": 6912,
+         "max_position_embeddings": 4096, "layer_norm_eps": 1e-5, "bos_token_id": 0,
+         "eos_token_id": 0, "tie_word_embeddings": False, "use_qkv_bias": False,
          "qk_layernorm": False, "use_parallel_residual": False, "partial_rotary_factor": 0.25},
         _LAYERNORM,
         {"norm_eps": "layer_norm_eps"},
         partial_rotary=True,
-        tensors={"layers.{i}.attention.q_norm.weight": "model.layers.{i}.self_attn.q_layernorm.norms.{n}.weight",
-                 "layers.{i}.attention.k_norm.weight": "model.layers.{i}.self_attn.k_layernorm.norms.{n}.weight"},
+        tensors={"layers.{i}.attention.q_norm.weight":
+                     "model.layers.{i}.self_attn.q_layernorm.norms.{n}.weight",
+                 "layers.{i}.attention.k_norm.weight":
+                     "model.layers.{i}.self_attn.k_layernorm.norms.{n}.weight"},
         read=_read_stablelm,
         write=_write_stablelm,
     ),
     "granite": Family(
         "GraniteForCausalLM",
-        {"vocab_size": 32000, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
-         "intermediate_size": 11008, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "bos_token_id": 1,
-         "eos_token_id": 2, "tie_word_embeddings": False, "embedding_multiplier": 1.0, "logits_scaling": 1.0,
-         "residual_multiplier": 1.0, "attention_multiplier": 1.0},
+        {"vocab_size": 32000, "hidden_size": 4096, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "intermediate_size": 11008, "max_position_embeddings": 2048,
+         "rms_norm_eps": 1e-6, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False,
+         "embedding_multiplier": 1.0, "logits_scaling": 1.0, "residual_multiplier": 1.0,
+         "attention_multiplier": 1.0},
         fields={"mlp_bias": "mlp_bias", "embedding_scale": "embedding_multiplier",
                 "residual_scale": "residual_multiplier", "attention_scale": "attention_multiplier"},
         read=_read_granite,
@@ -459,10 +500,11 @@ FAMILIES: dict[str, Family] = {
     ),
     "cohere": Family(
         "CohereForCausalLM",
-        {"vocab_size": 256000, "hidden_size": 8192, "num_hidden_layers": 40, "num_attention_heads": 64,
-         "intermediate_size": 22528, "max_position_embeddings": 8192, "layer_norm_eps": 1e-5, "bos_token_id": 5,
-         "eos_token_id": 255001, "pad_token_id": 0, "tie_word_embeddings": True, "logit_scale": 0.0625,
-         "use_qk_norm": False, "rope_theta": 500000.0},
+        {"vocab_size": 256000, "hidden_size": 8192, "num_hidden_layers": 40,
+         "num_attention_heads": 64, "intermediate_size": 22528, "max_position_embeddings": 8192,
+         "layer_norm_eps": 1e-5, "bos_token_id": 5, "eos_token_id": 255001, "pad_token_id": 0,
+         "tie_word_embeddings": True, "logit_scale": 0.0625, "use_qk_norm": False,
+         "rope_theta": 500000.0},
         {**_LAYERNORM, "norm_bias": False, "residual": "parallel_one_norm"},
         {"head_dim": "head_dim", "norm_eps": "layer_norm_eps", "logit_scale": "logit_scale"},
         rope_layout="pairs",
@@ -473,8 +515,9 @@ FAMILIES: dict[str, Family] = {
     "nanochat": Family(
         "NanoChatForCausalLM",
         {"vocab_size": 50304, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 6,
-         "intermediate_size": 8192, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "bos_token_id": 0,
-         "eos_token_id": 1, "pad_token_id": 1, "tie_word_embeddings": False, "final_logit_softcapping": 15.0},
+         "intermediate_size": 8192, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
+         "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "tie_word_embeddings": False,
+         "final_logit_softcapping": 15.0},
         {"norm_weight": False, "embedding_norm": True, "mlp": "relu2", "qk_norm": "after_rope"},
         {"logit_softcap": "final_logit_softcapping"},
         tensors={"layers.{i}.mlp.up_proj": "model.layers.{i}.mlp.fc1",

@@ -1,6 +1,7 @@
 """Formats in which models and tokenizers lie on disk, and the modules that read them.
 
-`Transformer`, `TransformerConfig` and `Tokenizer` ask for a reader by a path and import none. So the
+`Transformer`, `TransformerConfig` and `Tokenizer` ask for a reader by a path and import none. So
+the
 readers can import the model, without a circle. A further format is an entry in `FILE_FORMATS`: the
 name of a module with the functions of `Format`. Readers are imported when a path asks for them.
 """
@@ -51,7 +52,8 @@ def format_of(path: Path) -> Format:
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer at ``path``: of a file with a known ending, else a tokenizer.json or its folder."""
+    """The tokenizer at ``path``: of a file with a known ending, else a tokenizer.json or its
+    folder."""
     module = import_module(FILE_FORMATS.get(path.suffix, _TOKENIZER_FOLDER))
     return cast(Format, module).read_tokenizer(path)
 
@@ -62,7 +64,8 @@ def write_model(
     dtype: torch.dtype | None = None,
     state_dict: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write the folder of Hugging Face; the arguments are those of `Transformer.save_pretrained`."""
+    """Write the folder of Hugging Face; the arguments are those of
+    `Transformer.save_pretrained`."""
     import_module(_FOLDER).write_model(model, folder, dtype, state_dict)
 
 

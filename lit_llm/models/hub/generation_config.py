@@ -1,4 +1,5 @@
-"""generation_config.json of a Hugging Face directory: how to sample, and which tokens end a text."""
+"""generation_config.json of a Hugging Face directory: how to sample, and which tokens end a
+text."""
 
 from __future__ import annotations
 
@@ -64,7 +65,8 @@ def write_generation_config(folder: Path, fields: dict[str, Any]) -> None:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object in ``file``; empty if there is no such file. Raises UserError if it holds none."""
+    """The JSON object in ``file``; empty if there is no such file. Raises UserError if it holds
+    none."""
     if not file.is_file():
         return {}
     try:

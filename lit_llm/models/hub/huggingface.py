@@ -49,7 +49,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def iter_tensors(
     folder: Path, wanted: Callable[[str], bool] = lambda name: True
 ) -> Iterator[tuple[str, Tensor]]:
-    """Name and tensor of every entry in the folder's weights, one in memory at a time (safetensors are mapped).
+    """Name and tensor of every entry in the folder's weights, one in memory at a time (safetensors
+    are mapped).
 
     Entries whose names are not ``wanted`` are not read.
 
@@ -72,7 +73,8 @@ def iter_tensors(
 
 
 def stored_bytes(folder: Path) -> dict[str, int]:
-    """Bytes of the folder's weights by the name of their dtype, from the headers of its files alone.
+    """Bytes of the folder's weights by the name of their dtype, from the headers of its files
+    alone.
 
     Raises:
         UserError: as `iter_tensors`.
@@ -106,7 +108,8 @@ def stored_bytes(folder: Path) -> dict[str, int]:
 
 @contextmanager
 def _naming(file: Path) -> Iterator[None]:
-    """Turns what the libraries raise over a broken file of weights into a UserError that names it."""
+    """Turns what the libraries raise over a broken file of weights into a UserError that names
+    it."""
     from safetensors import SafetensorError
 
     try:
@@ -253,7 +256,8 @@ def read_model(
                 loaded.setdefault(ours, part.new_empty(layout.shapes[ours]))[member] = part
     if unknown or missing:
         raise UserError(
-            f"{folder}: tensors without a place: {_some(unknown)}; tensors missing: {_some(sorted(missing))}"
+            f"{folder}: tensors without a place: {_some(unknown)}; tensors missing: "
+            f"{_some(sorted(missing))}"
         )
     model.assign_weights(loaded)
     model.generation_config = generation.read_generation_config(folder)

@@ -1,4 +1,5 @@
-"""Names and layouts of tensors in a Hugging Face directory: fused, stacked, transposed, or turned another way."""
+"""Names and layouts of tensors in a Hugging Face directory: fused, stacked, transposed, or turned
+another way."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ def _relaid(
 
 @dataclass
 class Slot:
-    """What one tensor of a file holds of ours: the rows of one or several, or one member of a stack."""
+    """What one tensor of a file holds of ours: the rows of one or several, or one member of a
+    stack."""
 
     ours: list[str]
     member: int | None = None
@@ -86,7 +88,8 @@ class Layout:
                 self.slots.setdefault(theirs, Slot([])).ours.append(ours)
 
     def find(self, name: str) -> str | None:
-        """The slot that the file's ``name`` means: a base model's file leaves out the first part of names."""
+        """The slot that the file's ``name`` means: a base model's file leaves out the first part of
+        names."""
         if name in self.slots:
             return name
         prefixed = f"{next(iter(self.slots)).split('.')[0]}.{name}"

@@ -1,4 +1,5 @@
-"""What a model's or a tokenizer's path means: a folder or file, or a file that an installed package carries."""
+"""What a model's or a tokenizer's path means: a folder or file, or a file that an installed package
+carries."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ _PACKAGE = "package:"
 
 
 def locate(path: str | Path) -> Path:
-    """The file or folder that ``path`` means; ``package:NAME/FILE`` is a file in an installed package's folder.
+    """The file or folder that ``path`` means; ``package:NAME/FILE`` is a file in an installed
+    package's folder.
 
     The package is not imported: some that carry weights pull an inference engine in with them.
 

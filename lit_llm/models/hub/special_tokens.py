@@ -1,4 +1,5 @@
-"""The special tokens that the files beside a tokenizer.json name or add, read as transformers 5 reads them."""
+"""The special tokens that the files beside a tokenizer.json name or add, read as transformers 5
+reads them."""
 
 from __future__ import annotations
 

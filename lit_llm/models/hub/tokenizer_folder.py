@@ -1,4 +1,5 @@
-"""A tokenizer's folder: tokenizer.json and the files beside it, as transformers reads and writes them."""
+"""A tokenizer's folder: tokenizer.json and the files beside it, as transformers reads and writes
+them."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from lit_llm.models.hub.chat_templates import read_chat_templates, write_chat_te
 from lit_llm.models.hub.special_tokens import add_special_tokens, settings_of_names
 from lit_llm.models.tokenizer import END_OF_TEXT, PAD, Tokenizer, table_size
 
-# A tokenizer.json does not say which of its special tokens ends a text; these names do, in the field's usage.
+# A tokenizer.json does not say which of its special tokens ends a text; these names do, in the
+# field's usage.
 _USUAL_NAMES = {
     "bos_token": ("<|begin_of_text|>", "<s>", "<bos>", END_OF_TEXT),
     "eos_token": (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>"),
@@ -89,7 +91,8 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, model_max_length: int | 
     )
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": False,  # True would eat the space before a full stop when decoding
+        # True would eat the space before a full stop when decoding
+        "clean_up_tokenization_spaces": False,
         **settings_of_names(tokenizer.special_names),
     }
     if model_max_length is not None:

@@ -32,7 +32,8 @@ _ORDERS = {
 _NEEDS = {
     "blocks": "a CPU",
     "cudnn": "an NVIDIA GPU since Ampere and trainer.precision bf16 or 16",
-    "flash3": "a Hopper GPU, trainer.precision bf16 or 16, and FlashAttention 3 (the module flash_attn_interface)",
+    "flash3": "a Hopper GPU, trainer.precision bf16 or 16, and FlashAttention 3 (the module "
+    "flash_attn_interface)",
     "flex": "a GPU with Triton",
 }
 
@@ -41,16 +42,17 @@ _NEEDS = {
 class Backends:
     """What computes a layer's attention.
 
-    "sdpa" is torch's ``scaled_dot_product_attention`` in torch's own order of kernels, "cudnn" the same with cuDNN's
-    kernel before the others, "flash3" the same with FlashAttention 3 in the place of torch's flash kernel, "flex"
-    FlexAttention, compiled; "blocks" is `BlockedAttention` where it suits, else "sdpa".
+    "sdpa" is torch's ``scaled_dot_product_attention`` in torch's own order of kernels, "cudnn" the
+    same with cuDNN's kernel before the others, "flash3" the same with FlashAttention 3 in the place
+    of torch's flash kernel, "flex" FlexAttention, compiled; "blocks" is `BlockedAttention` where it
+    suits, else "sdpa".
     """
 
     causal: Backend = "sdpa"
     """Of layers that see all tokens before."""
     masked: Literal["sdpa", "flex"] = "sdpa"
-    """Of layers with a window or a soft cap, and of all layers of rows that hold several documents. SDPA reads a mask
-    of T x T a row there, and writes soft-capped scores out."""
+    """Of layers with a window or a soft cap, and of all layers of rows that hold several documents.
+    SDPA reads a mask of T x T a row there, and writes soft-capped scores out."""
 
     def __str__(self) -> str:
         if self.causal == self.masked:
@@ -66,11 +68,12 @@ class Backends:
 def choose_attention(
     device: torch.device, dtype: torch.dtype, wanted: Backend | Literal["auto"] = "auto"
 ) -> Backends:
-    """The fastest that ``device`` has for activations of ``dtype``; or ``wanted`` for causal layers, "sdpa" and "flex"
-    meaning all layers.
+    """The fastest that ``device`` has for activations of ``dtype``; or ``wanted`` for causal
+    layers, "sdpa" and "flex" meaning all layers.
 
-    FlashAttention 3 goes before cuDNN because who has its package built it for this; cuDNN goes first on Hopper and
-    Blackwell alone. torch prefers it there too, but from cuDNN 9.15.1 on, which its builds for CUDA 12 do not carry.
+    FlashAttention 3 goes before cuDNN because who has its package built it for this; cuDNN goes
+    first on Hopper and Blackwell alone. torch prefers it there too, but from cuDNN 9.15.1 on, which
+    its builds for CUDA 12 do not carry.
 
     Raises:
         UserError: this machine cannot do what is wanted.
@@ -103,8 +106,8 @@ def _possible(backend: Backend, device: torch.device, dtype: torch.dtype) -> boo
     capability = torch.cuda.get_device_capability(device)
     if backend == "cudnn":
         return dtype in _HALF and capability >= (8, 0) and torch.backends.cudnn.is_available()
-    # The kernels of the `kernels` package are left out: torch finds them under their own name alone, and a run would
-    # fetch whatever the hub holds that day.
+    # The kernels of the `kernels` package are left out: torch finds them under their own name
+    # alone, and a run would fetch whatever the hub holds that day.
     known = "FA3" in getattr(attention, "list_flash_attention_impls", list)()
     return (
         dtype in _HALF and capability[0] == 9 and known and bool(find_spec("flash_attn_interface"))
@@ -135,8 +138,8 @@ def _cudnn_off() -> Iterator[None]:
         cuda.enable_cudnn_sdp(before)
 
 
-# Compiled here for models that are not: uncompiled it holds all scores in memory. In a compiled block it is one graph
-# with the rest.
+# Compiled here for models that are not: uncompiled it holds all scores in memory. In a compiled
+# block it is one graph with the rest.
 _flex_attention = torch.compile(flex_attention)
 
 
@@ -156,6 +159,6 @@ def flex(
         return softcap * torch.tanh(score / softcap)
 
     return _flex_attention(
-        q_BHTD, k_BKTD, v_BKTD, score_mod=None if softcap is None else squash, block_mask=mask, scale=scale,
-        enable_gqa=q_BHTD.shape[1] != k_BKTD.shape[1],
+        q_BHTD, k_BKTD, v_BKTD, score_mod=None if softcap is None else squash, block_mask=mask,
+        scale=scale, enable_gqa=q_BHTD.shape[1] != k_BKTD.shape[1],
     )  # fmt: skip

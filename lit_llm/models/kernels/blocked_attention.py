@@ -1,8 +1,9 @@
 """Causal attention on a CPU: matrix products over blocks of queries.
 
-torch's CPU kernel for SDPA runs at a third of the products' speed in bfloat16 (docs/decisions.md, "Attention on a
-CPU"). Of a block of queries all weights are there at once, so the softmax is one pass; what lies behind the block is
-left out. Like the kernel it keeps q, k and v alone for the backward pass, and computes the weights again there.
+torch's CPU kernel for SDPA runs at a third of the products' speed in bfloat16 (docs/decisions.md,
+"Attention on a CPU"). Of a block of queries all weights are there at once, so the softmax is one
+pass; what lies behind the block is left out. Like the kernel it keeps q, k and v alone for the
+backward pass, and computes the weights again there.
 
 Shapes: B batch, T positions, H query heads, K key/value heads, G = H / K, D head width.
 """
@@ -43,8 +44,8 @@ def suits(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor) -> bool:
 class BlockedAttention(torch.autograd.Function):
     """``F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)``.
 
-    The weights are of q's dtype before and after the softmax, as in transformers' "eager" attention; sums inside
-    products and softmax are float32.
+    The weights are of q's dtype before and after the softmax, as in transformers' "eager"
+    attention; sums inside products and softmax are float32.
     """
 
     @staticmethod
@@ -63,7 +64,9 @@ class BlockedAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_BHTD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(  # type: ignore[override]
+        ctx: Any, grad_BHTD: Tensor
+    ) -> tuple[Tensor | None, ...]:
         q_BHTD, k_BKTD, v_BKTD = ctx.saved_tensors
         B, H, T, _ = q_BHTD.shape
         grad_q = _heads_inside(q_BHTD)
@@ -97,7 +100,8 @@ def _blocks(B: int, H: int, T: int, itemsize: int) -> Iterator[tuple[slice, int,
 
 
 def _weights(q: Tensor, k: Tensor, start: int, scale: float) -> Tensor:
-    """softmax(scale * q k^T) of (b * K, G * t, D) queries from position ``start`` on: (b * K, G * t, S)."""
+    """softmax(scale * q k^T) of (b * K, G * t, D) queries from position ``start`` on: (b * K, G *
+    t, S)."""
     seen = k.shape[1]
     hidden = q.new_full((seen - start, seen), -torch.inf).triu(start + 1)
     hidden = hidden.repeat(q.shape[1] // (seen - start), 1)

@@ -8,7 +8,8 @@ import torch
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 products run in hardware; elsewhere they are emulated, slower than float32."""
+    """Whether bfloat16 products run in hardware; elsewhere they are emulated, slower than
+    float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and (
@@ -17,7 +18,8 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def has_float8(device: torch.device) -> bool:
-    """Whether products of 8-bit floats run: on NVIDIA's GPUs from Ada and Hopper on; on CPUs too, slowly, to try it.
+    """Whether products of 8-bit floats run: on NVIDIA's GPUs from Ada and Hopper on; on CPUs too,
+    slowly, to try it.
 
     AMD's MI300 has formats of its own, with another largest number.
     """

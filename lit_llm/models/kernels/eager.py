@@ -1,6 +1,8 @@
-"""Operations with a backward of their own: fewer passes over memory, less kept for the backward, oneDNN's products.
+"""Operations with a backward of their own: fewer passes over memory, less kept for the backward,
+oneDNN's products.
 
-A compiler fuses the plain formulas better than the first: callers take those while it traces. For oneDNN's products
+A compiler fuses the plain formulas better than the first: callers take those while it traces. For
+    oneDNN's products
 graphs have `traced_product`.
 """
 
@@ -15,7 +17,8 @@ from torch.autograd.function import once_differentiable
 
 
 class Rotation(torch.autograd.Function):
-    """`lit_llm.models.rope.apply_rope`: the gradient is turned back by the same angles, and only they are kept."""
+    """`lit_llm.models.rope.apply_rope`: the gradient is turned back by the same angles, and only
+    they are kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -43,8 +46,8 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
 class RMSNormalize(torch.autograd.Function):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension of ``x``, which alone is kept.
 
-    In half precision both directions compute in float32; what goes into the product with ``weight`` is rounded to x's
-    dtype first, as in transformers.
+    In half precision both directions compute in float32; what goes into the product with ``weight``
+    is rounded to x's dtype first, as in transformers.
     """
 
     @staticmethod
@@ -69,7 +72,8 @@ class RMSNormalize(torch.autograd.Function):
         product = grad * y
         grad_weight = None
         if weight is not None:
-            # In x's dtype both, in which they were multiplied: alike for a gain that is held in float32 or gathered.
+            # In x's dtype both, in which they were multiplied: alike for a gain that is held in
+            # float32 or gathered.
             if ctx.needs_input_grad[1]:
                 grad_weight = product.flatten(0, -2).sum(0).to(x.dtype).to(weight.dtype)
             gain = _at_least_float32(weight.to(x.dtype))
@@ -88,7 +92,8 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 
 class GatedSiLU(torch.autograd.Function):
-    """silu(gate) * up, of which only ``gate`` and ``up`` are kept; results overwrite what is no longer needed."""
+    """silu(gate) * up, of which only ``gate`` and ``up`` are kept; results overwrite what is no
+    longer needed."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
@@ -103,7 +108,8 @@ class GatedSiLU(torch.autograd.Function):
 
 
 class GatedSiLULinear(torch.autograd.Function):
-    """``F.linear(silu(gate) * up, weight, bias)`` in gate's dtype, without keeping what the layer reads."""
+    """``F.linear(silu(gate) * up, weight, bias)`` in gate's dtype, without keeping what the layer
+    reads."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -136,8 +142,9 @@ def _gated_silu_backward(
 class OneDNNLinear(nn.Linear):
     """A linear layer whose float32 products on a CPU are oneDNN's, but for the weight's gradient.
 
-    torch sends float32 products to MKL, which on AMD's processors is 5 to 10% behind; for the third product, whose
-    operands are both transposed, it is ahead (docs/decisions.md, "A training step on a CPU").
+    torch sends float32 products to MKL, which on AMD's processors is 5 to 10% behind; for the third
+    product, whose operands are both transposed, it is ahead (docs/decisions.md, "A training step on
+    a CPU").
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -159,7 +166,8 @@ class OneDNNLinear(nn.Linear):
 
 
 class OneDNNProducts(torch.autograd.Function):
-    """``F.linear`` of one input with each of several weights; the gradients by it are added up inside the products.
+    """``F.linear`` of one input with each of several weights; the gradients by it are added up
+    inside the products.
 
     Arguments after ``x``: weight and bias (or None) of each, in turn. Returns a tuple.
     """
@@ -186,15 +194,16 @@ class OneDNNProducts(torch.autograd.Function):
         return grad_x, *by_layers
 
 
-# An operator of its own, for graphs: the compiler's lowering of oneDNN's takes constant weights only, and of
-# `OneDNNProducts` it makes several graphs.
+# An operator of its own, for graphs: the compiler's lowering of oneDNN's takes constant weights
+# only, and of `OneDNNProducts` it makes several graphs.
 @torch.library.custom_op(
     "lit_llm::onednn_linear",
     mutates_args=(),
     schema="(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
 )
 def traced_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``F.linear`` with oneDNN's products where `OneDNNProducts` has them, inside a compiled graph."""
+    """``F.linear`` with oneDNN's products where `OneDNNProducts` has them, inside a compiled
+    graph."""
     return product(x, weight, bias)
 
 
@@ -238,7 +247,8 @@ def product(
 
 
 def use_onednn(model: nn.Module) -> None:
-    """Turn every plain float32 ``nn.Linear`` of ``model`` that lies on a CPU into a `OneDNNLinear`, in place."""
+    """Turn every plain float32 ``nn.Linear`` of ``model`` that lies on a CPU into a `OneDNNLinear`,
+    in place."""
     if not torch.backends.mkldnn.is_available():
         return
     for module in model.modules():

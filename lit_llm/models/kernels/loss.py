@@ -1,7 +1,10 @@
-"""Cross-entropy of a large head without its logits: a chunk of positions at a time, gradients on the way.
+"""Cross-entropy of a large head without its logits: a chunk of positions at a time, gradients on
+the way.
 
-Shapes: N positions, C hidden width, V vocabulary. The logits (N, V) of a step are its largest tensor by far, held in
-the compute dtype and again in float32, and their gradient too; here no more than ``chunk_bytes`` of them are there.
+Shapes: N positions, C hidden width, V vocabulary. The logits (N, V) of a step are its largest
+    tensor by far, held in
+the compute dtype and again in float32, and their gradient too; here no more than ``chunk_bytes`` of
+them are there.
 """
 
 from __future__ import annotations
@@ -18,9 +21,11 @@ from lit_llm.models.kernels.limits import chunk_bytes
 IGNORE = -100
 """Label of a position that is not predicted: torch's cross-entropy default."""
 _CACHED_BYTES = 2 * 2**20
-"""Float32 bytes of a chunk that a CPU's softmax passes over at once: they then stay in the cache from pass to pass."""
+"""Float32 bytes of a chunk that a CPU's softmax passes over at once: they then stay in the cache
+from pass to pass."""
 _SLAB = 8192
-"""Rows of the weight's gradient that a product of another dtype is added to at once: it is never there twice."""
+"""Rows of the weight's gradient that a product of another dtype is added to at once: it is never
+there twice."""
 
 
 def linear_cross_entropy(
@@ -31,9 +36,11 @@ def linear_cross_entropy(
     softcap: float | None = None,
     compiled: bool = False,
 ) -> Tensor:
-    """The sum over positions of ``cross_entropy(softcap * tanh(scale * x @ weight.T / softcap), labels)``.
+    """The sum over positions of ``cross_entropy(softcap * tanh(scale * x @ weight.T / softcap),
+    labels)``.
 
-    Exact, and so are its gradients: each chunk's are computed beside its loss, where the logits are at hand, instead of
+    Exact, and so are its gradients: each chunk's are computed beside its loss, where the logits are
+        at hand, instead of
     again in the backward pass, which can run once. Nothing waits for the device.
 
     Args:
@@ -74,7 +81,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         share = None if x_NC.dtype == torch.float32 else _share(labels_N)
         for start in range(0, len(x_NC), rows):
             labels = labels_N[start : start + rows]
-            # What is not predicted is masked out of these C columns on both sides of the head, not of its V.
+            # What is not predicted is masked out of these C columns on both sides of the head, not
+            # of its V.
             unlabelled = (labels == IGNORE)[:, None]
             chunk = x_NC[start : start + rows].masked_fill(unlabelled, 0)
             part, grad = loss_and_grad(product(chunk, weight), labels, scale, softcap, share)
@@ -143,7 +151,8 @@ def _in_blocks(
         labelled, labels_N1 = labels[:, None] != IGNORE, labels[:, None].clamp(min=0)
         x, slope = _capped(logits.float(), scale, softcap)
         largest, at_label = x.amax(-1, keepdim=True), x.gather(1, labels_N1)
-        # One kernel where subtracting, exp, sum and division are four. It reads a row before it writes it.
+        # One kernel where subtracting, exp, sum and division are four. It reads a row before it
+        # writes it.
         grad = torch.softmax(x, -1, out=x) if cached and x is logits else x.softmax(-1)
         log_total = -grad.amax(-1, keepdim=True).log()
         loss += (log_total + largest - at_label).masked_fill(~labelled, 0).sum()

@@ -1,8 +1,9 @@
 """Weights in oneDNN's own layout: linear layers of a model that only answers, on a CPU.
 
-Decoding reads every weight once a token, so its rate is how fast a matrix streams from memory. What ``nn.Linear`` calls
-for one to eight rows reaches a fraction of that rate; oneDNN over weights that are already blocked for its kernels is
-two to three times as fast (docs/decisions.md, "Decoding"), and no slower for long prompts.
+Decoding reads every weight once a token, so its rate is how fast a matrix streams from memory. What
+``nn.Linear`` calls for one to eight rows reaches a fraction of that rate; oneDNN over weights that
+are already blocked for its kernels is two to three times as fast (docs/decisions.md, "Decoding"),
+and no slower for long prompts.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer whose ``weight`` is oneDNN's: for inference alone; ``weight.to_dense()`` is the plain matrix."""
+    """A linear layer whose ``weight`` is oneDNN's: for inference alone; ``weight.to_dense()`` is
+    the plain matrix."""
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features), in the weight's dtype."""
@@ -22,8 +24,10 @@ class PackedLinear(nn.Linear):
 def pack_linears(model: nn.Module) -> None:
     """Turn every plain ``nn.Linear`` of ``model`` into a `PackedLinear`, in place.
 
-    A layer at a time, so that no more than one is held twice; an embedding tied to the head keeps its own copy. Layers
-    stay as they are where oneDNN has no kernel for them: on other devices, in other types than float32 and bfloat16,
+    A layer at a time, so that no more than one is held twice; an embedding tied to the head keeps
+    its own copy. Layers
+    stay as they are where oneDNN has no kernel for them: on other devices, in other types than
+        float32 and bfloat16,
     and without the instructions for bfloat16.
     """
     if not torch.backends.mkldnn.is_available():

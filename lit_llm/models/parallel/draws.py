@@ -1,4 +1,5 @@
-"""How random initialisations draw their numbers: elsewhere as torch does, under `NoDraws` not at all."""
+"""How random initialisations draw their numbers: elsewhere as torch does, under `NoDraws` not at
+all."""
 
 from __future__ import annotations
 
@@ -35,8 +36,8 @@ class Initializers(TorchFunctionMode, ABC):
 
 
 class NoDraws(Initializers):
-    """Random initialisations do nothing: those of torch's layers are overwritten by the model's own, and on meta they
-    would draw no number, but import the compiler, for a second."""
+    """Random initialisations do nothing: those of torch's layers are overwritten by the model's
+    own, and on meta they would draw no number, but import the compiler, for a second."""
 
     def draw(self, tensor: Tensor, fill: Callable[[Tensor], Any]) -> None:
         """Leave it."""

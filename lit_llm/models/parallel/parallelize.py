@@ -1,7 +1,9 @@
 """The ordered list of things done to a freshly built model before training.
 
-A step here never changes the names in a state dict. The order: what changes layers (LoRA) comes before, in
-``build_model``; then float8, tensor parallelism, activation checkpointing, compilation, sharding, weights.
+A step here never changes the names in a state dict. The order: what changes layers (LoRA) comes
+    before, in
+``build_model``; then float8, tensor parallelism, activation checkpointing, compilation, sharding,
+weights.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ from lit_llm.models.transformer import Block, Transformer
 DATA, TENSOR = "data_parallel", "tensor_parallel"
 """Names of the mesh's dimensions, Lightning's."""
 _BUDGET = 0.99
-"""Of what the compiler keeps for the backward pass by default: a little less than all makes it reconsider what is cheap
-to compute again, and stops short of products."""
+"""Of what the compiler keeps for the backward pass by default: a little less than all makes it
+reconsider what is cheap to compute again, and stops short of products."""
 
 
 def parallelize(
@@ -50,19 +52,22 @@ def parallelize(
     """Prepare ``model`` in place.
 
     Args:
-        float8: train large linear layers in 8-bit floating point, see `convert_to_float8`. Faster only compiled, where
-            the casts are fused with what comes before them.
+        float8: train large linear layers in 8-bit floating point, see `convert_to_float8`. Faster
+            only compiled, where the casts are fused with what comes before them.
         backends: of attention, see `choose_attention`. None: SDPA.
-        compile: compile each block, and head and loss together. Blocks of one shape share one compiled graph, so
-            start-up costs one block, and compiling in place leaves parameter names as they are. Graphs are for the
-            training shapes; evaluation and sampling run eagerly (``torch.compiler.set_stance``) rather than compile for
-            each shape they meet.
-        recompute: share of the blocks, spread evenly, that keep only their input for the backward pass and are computed
-            again there (arXiv:1604.06174): less memory, up to a third more time.
-        mesh: dimensions "data_parallel" and "tensor_parallel": matrices are cut along the second (arXiv:1909.08053),
-            everything is sharded along the first (FSDP2, arXiv:2304.11277). A model on the meta device is filled with
-            the weights that ``init_weights`` would give a single process of the same seed.
-        dtype: of a sharded model's gathered weights and products; gradients are reduced in float32. None: the weights'.
+        compile: compile each block, and head and loss together. Blocks of one shape share one
+            compiled graph, so start-up costs one block, and compiling in place leaves parameter
+            names as they are. Graphs are for the training shapes; evaluation and sampling run
+            eagerly (``torch.compiler.set_stance``) rather than compile for each shape they meet.
+        recompute: share of the blocks, spread evenly, that keep only their input for the backward
+            pass and are computed again there (arXiv:1604.06174): less memory, up to a third more
+            time.
+        mesh: dimensions "data_parallel" and "tensor_parallel": matrices are cut along the second
+            (arXiv:1909.08053), everything is sharded along the first (FSDP2, arXiv:2304.11277). A
+            model on the meta device is filled with the weights that ``init_weights`` would give a
+            single process of the same seed.
+        dtype: of a sharded model's gathered weights and products; gradients are reduced in float32.
+            None: the weights'.
 
     Raises:
         UserError: a model that cannot be cut as the mesh says, or has no layer for float8.
@@ -82,7 +87,9 @@ def parallelize(
                 if compile
                 else block.forward
             )
-            block.forward = partial(checkpoint, forward, use_reentrant=False)  # type: ignore[method-assign]
+            block.forward = partial(  # type: ignore[method-assign]
+                checkpoint, forward, use_reentrant=False
+            )
         elif compile:
             block.compile(dynamic=False, backend=_keeping_less)
     if compile:
@@ -103,9 +110,10 @@ def parallelize(
 
 
 def _keeping_less(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
-    """The default compiler, told on a CPU to compute again in the backward pass whatever takes no matrix product: the
-    MLP's hidden activations, norms, casts of weights, copies of keys. At a vocabulary of 50k a tenth of the memory for
-    about a hundredth of the time (docs/decisions.md, "A training step on a CPU"); not measured on CUDA."""
+    """The default compiler, told on a CPU to compute again in the backward pass whatever takes no
+    matrix product: the MLP's hidden activations, norms, casts of weights, copies of keys. At a
+    vocabulary of 50k a tenth of the memory for about a hundredth of the time (docs/decisions.md, "A
+    training step on a CPU"); not measured on CUDA."""
     from torch._functorch import config
     from torch._inductor.compile_fx import compile_fx
 
@@ -116,8 +124,8 @@ def _keeping_less(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
 
 
 def use_backends(model: Transformer, backends: Backends) -> None:
-    """Have ``model`` compute attention in training with ``backends``; FlashAttention 3 takes the place of torch's flash
-    kernel in the whole process."""
+    """Have ``model`` compute attention in training with ``backends``; FlashAttention 3 takes the
+    place of torch's flash kernel in the whole process."""
     model.backends = backends
     for block in model.layers:
         block.attention.kernel_order = backends.kernel_order  # type: ignore[union-attr]
@@ -129,7 +137,8 @@ def use_backends(model: Transformer, backends: Backends) -> None:
 def shard(
     model: nn.Module, blocks: list[nn.Module], mesh: DeviceMesh, dtype: torch.dtype | None
 ) -> None:
-    """FSDP2 over ``mesh``: each of ``blocks`` is gathered while it computes, the rest of ``model`` throughout.
+    """FSDP2 over ``mesh``: each of ``blocks`` is gathered while it computes, the rest of ``model``
+    throughout.
 
     Raises:
         UserError: weights in 4 or 8 bits.
@@ -142,21 +151,25 @@ def shard(
 
 
 def _refuse_quantized(model: nn.Module) -> None:
-    """A piece of packed weights has no scales of its own, and FSDP2 gathers no states beside them."""
+    """A piece of packed weights has no scales of its own, and FSDP2 gathers no states beside
+    them."""
     for name, weight in model.named_parameters():
-        # bitsandbytes' NF4 and FP4 weights, and its 8-bit ones; they are packed once they are on a device.
+        # bitsandbytes' NF4 and FP4 weights, and its 8-bit ones; they are packed once they are on a
+        # device.
         if (
             hasattr(weight, "quant_state")
             or hasattr(weight, "CB")
             or not weight.is_floating_point()
         ):
             raise UserError(
-                f"trainer.strategy: {name} is quantised (NF4 or 8 bits), which cannot be sharded or cut yet; take ddp"
+                f"trainer.strategy: {name} is quantised (NF4 or 8 bits), which cannot be sharded "
+                f"or cut yet; take ddp"
             )
 
 
 def gradient_sync(model: nn.Module, on: bool) -> None:
-    """Whether the next backward passes reduce the gradients of a sharded model, or only add them up."""
+    """Whether the next backward passes reduce the gradients of a sharded model, or only add them
+    up."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_requires_gradient_sync(on, recurse=False)
@@ -171,11 +184,13 @@ def _cut(model: Transformer, mesh: DeviceMesh) -> None:
             )
     if config.qk_norm in ("projection", "per_head"):
         raise UserError(
-            f"tensor_parallel_size={size}: a model with {config.qk_norm} qk_norm cannot be cut; set it to 1"
+            f"tensor_parallel_size={size}: a model with {config.qk_norm} qk_norm cannot be cut; "
+            f"set it to 1"
         )
     if any(config.has_experts(i) for i in range(config.num_layers)) or model.lora is not None:
         raise UserError(
-            f"tensor_parallel_size={size}: mixtures of experts and LoRA cannot be cut yet; set it to 1"
+            f"tensor_parallel_size={size}: mixtures of experts and LoRA cannot be cut yet; set it "
+            f"to 1"
         )
     _refuse_quantized(model)
     if any(isinstance(module, Float8Linear) for module in model.modules()):

@@ -1,9 +1,11 @@
-"""A training checkpoint in parts: a folder to which each process wrote what it held, and any number of them can read.
+"""A training checkpoint in parts: a folder to which each process wrote what it held, and any number
+of them can read.
 
-``part-00003.safetensors`` is what process 3 held of every divided tensor; ``rest.pt`` is the checkpoint's dict, in
-which a sentence stands for each of them; ``manifest.json``, written last, has size and CRC-32 of all files. The offsets
-of the parts stand where torch's distributed checkpoints put them in safetensors:
-``torch.distributed.checkpoint.HuggingFaceStorageReader`` reads the folder too.
+``part-00003.safetensors`` is what process 3 held of every divided tensor; ``rest.pt`` is the
+checkpoint's dict, in which a sentence stands for each of them; ``manifest.json``, written last, has
+size and CRC-32 of all files. The offsets of the parts stand where torch's distributed checkpoints
+put them in safetensors: ``torch.distributed.checkpoint.HuggingFaceStorageReader`` reads the folder
+too.
 """
 
 from __future__ import annotations
@@ -35,8 +37,9 @@ MARK = "a tensor in parts: "
 """And its name: what stands in the rest for a tensor in parts."""
 _OFFSETS = "DCP_SHARDING_INFO"  # torch/distributed/checkpoint/_hf_utils.py
 _DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+    torch.bool: "BOOL",
 }  # fmt: skip
 _CHUNK = 1 << 24
 
@@ -50,14 +53,16 @@ class Part(NamedTuple):
 
 
 class Divided(NamedTuple):
-    """One process's share of a checkpoint: its parts of tensors by name, and on the first process all the rest."""
+    """One process's share of a checkpoint: its parts of tensors by name, and on the first process
+    all the rest."""
 
     parts: dict[str, Part]
     rest: Any
 
 
 def write_share(share: Divided, folder: Path, rank: int) -> dict[str, dict[str, int]]:
-    """Write the files of process ``rank`` and have them on disk; returns size and CRC-32 by name, see `commit`."""
+    """Write the files of process ``rank`` and have them on disk; returns size and CRC-32 by name,
+    see `commit`."""
     folder.mkdir(parents=True, exist_ok=True)
     name = f"part-{rank:05d}.safetensors"
     files = {name: _write(folder / name, _safetensors(share.parts))}
@@ -69,14 +74,16 @@ def write_share(share: Divided, folder: Path, rank: int) -> dict[str, dict[str, 
 
 
 def commit(folder: Path, target: Path, files: dict[str, dict[str, int]]) -> None:
-    """Make the checkpoint ``target`` of ``folder``, to which all processes have written ``files``."""
+    """Make the checkpoint ``target`` of ``folder``, to which all processes have written
+    ``files``."""
     _write(folder / MANIFEST, [json.dumps({"version": 1, "files": files}, indent=1).encode()])
     sync_names(folder)
     put(folder, target)
 
 
 def put(part: Path, target: Path) -> None:
-    """Give ``part``, a whole checkpoint in one file or in parts, its name; what had it is gone, once this has it."""
+    """Give ``part``, a whole checkpoint in one file or in parts, its name; what had it is gone,
+    once this has it."""
     replaced = target.with_name(target.name + ".replaced")
     if target.exists() and (part.is_dir() or target.is_dir()):  # else one rename does it
         discard(replaced)
@@ -92,7 +99,8 @@ def put(part: Path, target: Path) -> None:
 
 
 def discard(checkpoint: Path) -> None:
-    """Remove a file, or a folder with its manifest first: whatever is left if that is cut short is no checkpoint."""
+    """Remove a file, or a folder with its manifest first: whatever is left if that is cut short is
+    no checkpoint."""
     if checkpoint.is_dir():
         (checkpoint / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(checkpoint)
@@ -101,7 +109,8 @@ def discard(checkpoint: Path) -> None:
 
 
 def damage_of_parts(folder: Path) -> str | None:
-    """What is wrong with the folder's bytes, or None: all files are read once and held to the manifest."""
+    """What is wrong with the folder's bytes, or None: all files are read once and held to the
+    manifest."""
     try:
         files = json.loads((folder / MANIFEST).read_bytes())["files"]
         expected = [
@@ -116,7 +125,8 @@ def damage_of_parts(folder: Path) -> str | None:
 
 
 def open_parts(folder: Path, weights_only: bool | None = True) -> dict[str, Any]:
-    """The checkpoint's dict; a `Stored` stands for each tensor in parts, and nothing of it is read yet.
+    """The checkpoint's dict; a `Stored` stands for each tensor in parts, and nothing of it is read
+    yet.
 
     Raises:
         UserError: a file is missing or broken, or the parts do not make up whole tensors.
@@ -174,7 +184,8 @@ class _Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor on disk, in parts. Indexed by a slice a dimension, or by ``...``, it is read: that much of it, no more.
+    """A tensor on disk, in parts. Indexed by a slice a dimension, or by ``...``, it is read: that
+    much of it, no more.
 
     Attributes:
         shape, dtype: of the whole.
@@ -244,7 +255,8 @@ def _index(files: list[Path]) -> dict[str, Stored]:
 
 
 def _safetensors(parts: dict[str, Part]) -> Iterator[Any]:
-    """The bytes of a safetensors file, piece by piece: the checksum is taken while they are written."""
+    """The bytes of a safetensors file, piece by piece: the checksum is taken while they are
+    written."""
     places = {
         name: {"saved_offsets": part.offset, "shape": part.shape} for name, part in parts.items()
     }

@@ -21,7 +21,8 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole of a DTensor, on every process; any other tensor itself. All processes of its mesh must call it."""
+    """The whole of a DTensor, on every process; any other tensor itself. All processes of its mesh
+    must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -32,7 +33,8 @@ def is_divided(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def copy_part(into: Tensor, full: Tensor | Stored) -> None:
-    """Fill ``into`` with its part of ``full``, which every process has or can read, and nobody sends."""
+    """Fill ``into`` with its part of ``full``, which every process has or can read, and nobody
+    sends."""
     if not isinstance(into, DTensor):
         into.copy_(full[...])
         return
@@ -51,7 +53,8 @@ def copy_part(into: Tensor, full: Tensor | Stored) -> None:
 
 
 def like_part(parameter: Tensor, full: Tensor | Stored) -> Tensor:
-    """``full``, of an optimizer's state, divided as ``parameter`` is: a dimension in which they differ stays whole."""
+    """``full``, of an optimizer's state, divided as ``parameter`` is: a dimension in which they
+    differ stays whole."""
     if not isinstance(parameter, DTensor) or full.ndim != parameter.ndim:
         return full[...].to(parameter.device)
     state = empty_like(parameter, full.shape, full.dtype)
@@ -60,7 +63,8 @@ def like_part(parameter: Tensor, full: Tensor | Stored) -> Tensor:
 
 
 def empty_like(parameter: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
-    """Zeros of ``shape``, divided as ``parameter`` is in every dimension in which they have the same size."""
+    """Zeros of ``shape``, divided as ``parameter`` is in every dimension in which they have the
+    same size."""
     dtype = dtype or parameter.dtype
     if not isinstance(parameter, DTensor):
         return parameter.new_zeros(tuple(shape), dtype=dtype)
@@ -80,7 +84,8 @@ def empty_like(parameter: Tensor, shape: Sequence[int], dtype: torch.dtype | Non
 
 
 def whole_state_dict(state: Iterable[tuple[str, Any]], keep: bool) -> dict[str, Any]:
-    """The items of a state dict, tensors whole and on the CPU, one after the other; empty unless ``keep``.
+    """The items of a state dict, tensors whole and on the CPU, one after the other; empty unless
+    ``keep``.
 
     All processes must call it.
     """
@@ -95,7 +100,8 @@ def whole_state_dict(state: Iterable[tuple[str, Any]], keep: bool) -> dict[str, 
 def divide(checkpoint: dict[str, Any], keep_rest: bool) -> Divided:
     """This process's share of ``checkpoint``; tensors are not copied, and nothing is sent.
 
-    Of processes that hold the same part one has it in its share. A tensor met twice is one, under its first name.
+    Of processes that hold the same part one has it in its share. A tensor met twice is one, under
+    its first name.
     """
     parts: dict[str, Part] = {}
     names: dict[tuple, str] = {}
@@ -113,7 +119,8 @@ def divide(checkpoint: dict[str, Any], keep_rest: bool) -> Divided:
             )
             _, offset = compute_local_shape_and_global_offset(leaf.shape, mesh, leaf.placements)
             where = mesh.get_coordinate() or ()
-            # Beside a mesh of some processes lie others that hold the same: what tensor parallelism did not cut.
+            # Beside a mesh of some processes lie others that hold the same: what tensor parallelism
+            # did not cut.
             mine = bool((mesh.mesh == 0).any()) and all(
                 at == 0
                 for at, there in zip(where, leaf.placements, strict=True)
@@ -154,9 +161,11 @@ def _norm(tensors: list[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
-    """Scale the gradients in place so that their common norm is at most ``limit``; returns it as it was.
+    """Scale the gradients in place so that their common norm is at most ``limit``; returns it as it
+    was.
 
-    As ``torch.nn.utils.clip_grad_norm_``, for parameters divided over meshes of more than one shape too.
+    As ``torch.nn.utils.clip_grad_norm_``, for parameters divided over meshes of more than one shape
+    too.
     """
     grads = [p.grad for p in parameters if p.grad is not None]
     if not grads:
@@ -169,7 +178,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
 class WholeDraws(Initializers):
     """Random initialisations of a DTensor draw the whole tensor and keep a part of it.
 
-    So a model divided among any number of processes, seeded alike, starts from the weights it would have on one.
+    So a model divided among any number of processes, seeded alike, starts from the weights it would
+    have on one.
     """
 
     def draw(self, tensor: Tensor, fill: Callable[[Tensor], Any]) -> None:

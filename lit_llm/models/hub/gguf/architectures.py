@@ -198,7 +198,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "phi3": Architecture(
         ("phi3",),
         keys={"sliding_window": "attention.sliding_window"},
-        fused={"blk.{i}.attn_qkv": _QKV, "blk.{i}.ffn_up": ("layers.{i}.mlp.gate_proj", "layers.{i}.mlp.up_proj")},
+        fused={"blk.{i}.attn_qkv": _QKV,
+               "blk.{i}.ffn_up": ("layers.{i}.mlp.gate_proj", "layers.{i}.mlp.up_proj")},
         partial_rotary=True,
         ignored=("sliding_window",),
         why={"sliding_window": "llama.cpp leaves the window out"},
@@ -241,7 +242,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "smollm3": Architecture(
         ("smollm3",),
         pairs=True,
-        read=lambda config, values: {"nope_layers": [i for i in range(config.num_layers) if (i + 1) % 4 == 0]},
+        read=lambda config, values: {
+            "nope_layers": [i for i in range(config.num_layers) if (i + 1) % 4 == 0]
+        },
         wide_heads=True,
     ),
     "granite": Architecture(

@@ -1,8 +1,9 @@
-"""The GGUF container: header, metadata and tensors of one file, with every length checked before it is trusted.
+"""The GGUF container: header, metadata and tensors of one file, with every length checked before it
+is trusted.
 
-The format (versions 2 and 3, little-endian) is the one that ``ggml/docs/gguf.md`` of llama.cpp describes. The ``gguf``
-package's own reader believes the counts in a file and makes an array a string, so the header is parsed here, and the
-package dequantises.
+The format (versions 2 and 3, little-endian) is the one that ``ggml/docs/gguf.md`` of llama.cpp
+describes. The ``gguf`` package's own reader believes the counts in a file and makes an array a
+string, so the header is parsed here, and the package dequantises.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from lit_llm.errors import UserError
 _MAGIC = b"GGUF"
 _ALIGNMENT = 32  # of tensors in the file, where general.alignment says nothing else
 _MAX_DIMENSIONS = 4
-# Types of metadata: uint8, int8, uint16, int16, uint32, int32, float32, bool, then uint64, int64, float64 after a gap
+# Types of metadata: uint8, int8, uint16, int16, uint32, int32, float32, bool, then uint64, int64,
+# float64 after a gap
 _SCALARS = {
     0: "B",
     1: "b",
@@ -54,7 +56,8 @@ class StoredTensor:
 
 
 class _Cursor:
-    """Reads forward through the header; what would lie past the end of the file is an error, not a wait."""
+    """Reads forward through the header; what would lie past the end of the file is an error, not a
+    wait."""
 
     def __init__(self, data: np.memmap, path: Path):
         self.data, self.path, self.at = data, path, 0
@@ -91,7 +94,8 @@ class _Cursor:
                 return np.frombuffer(self.take(count * dtype.itemsize), dtype).tolist()
         if kind in _SCALARS:
             number = self.scalar(_SCALARS[kind])
-            # The shortest decimal that is this float32: 1e-06, as the config said, and not 9.99999997e-07
+            # The shortest decimal that is this float32: 1e-06, as the config said, and not
+            # 9.99999997e-07
             return float(str(np.float32(number))) if kind == _FLOAT32 else number
         raise self.broken(f"metadata of type {kind} before byte {self.at}")
 
@@ -167,7 +171,8 @@ class GGUFFile:
             info.begin += start
             if info.begin + info.size > len(self._data):
                 raise cursor.broken(
-                    f"tensor {name} ends at byte {info.begin + info.size}, the file at {len(self._data)}"
+                    f"tensor {name} ends at byte {info.begin + info.size}, the file at "
+                    f"{len(self._data)}"
                 )
         return infos
 
@@ -190,7 +195,8 @@ class GGUFFile:
                 values = dequantize(raw.reshape(*info.shape[:-1], -1), kind)
         except NotImplementedError:
             raise UserError(
-                f"{self.path}: tensor {name} has type {info.kind}, which cannot be dequantised here; "
+                f"{self.path}: tensor {name} has type {info.kind}, which cannot be dequantised "
+                f"here; "
                 "take a file of another quantisation"
             ) from None
         return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).view(info.shape)

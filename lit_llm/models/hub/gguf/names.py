@@ -30,7 +30,8 @@ from lit_llm.models.hub.gguf.architectures import (
 )
 from lit_llm.models.hub.gguf.rope import read_scaling, without_neutral_values, write_scaling
 
-# Keys that change nothing here, at any value (None) or at these; a key that is neither known nor here is refused.
+# Keys that change nothing here, at any value (None) or at these; a key that is neither known nor
+# here is refused.
 _HARMLESS: dict[str, tuple[Any, ...] | None] = {
     "vocab_size": None,
     "tensor_data_layout": None,
@@ -78,7 +79,8 @@ def layout_of(
 def relaid(
     ours: str, tensor: Tensor, config: TransformerConfig, arch: Architecture, *, back: bool
 ) -> Tensor:
-    """A tensor of a file as ours, or ``back``: rotary pairs together or apart, Gemma's gains as 1 + weight or whole."""
+    """A tensor of a file as ours, or ``back``: rotary pairs together or apart, Gemma's gains as 1 +
+    weight or whole."""
     if config.norm_offset and ours.split(".")[-2].endswith("norm"):
         return tensor + 1 if back else tensor - 1
     if not (arch.pairs and re.search(r"\.[qk]_(proj|norm)\.", ours)):
@@ -99,7 +101,8 @@ def config_from_gguf(
     rope_factors: Tensor | None,
     head_repeats_embedding: bool = False,
 ) -> TransformerConfig:
-    """The shape of the model in a file with this metadata and these tensors; messages of errors lack the file's name.
+    """The shape of the model in a file with this metadata and these tensors; messages of errors
+    lack the file's name.
 
     Args:
         metadata: of the whole file, tokenizer.ggml.tokens included: they count the vocabulary.
@@ -109,7 +112,8 @@ def config_from_gguf(
             stored where llama.cpp wants output.weight in every file.
 
     Raises:
-        UserError: an architecture, a key or a scaling that we do not compute, or a value of the wrong type.
+        UserError: an architecture, a key or a scaling that we do not compute, or a value of the
+            wrong type.
     """
     kind = metadata.get("general.architecture")
     if kind not in ARCHITECTURES:
@@ -149,12 +153,14 @@ def config_from_gguf(
         )
         fields |= _from_tensors(names, arch)
         extra = {key: given.pop(key) for key in arch.extra_keys if key in given}
-        fields |= {key: metadata.get(f"tokenizer.ggml.{name}_token_id") for key, name in
-                   (("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding"))}  # fmt: skip
+        fields |= {key: metadata.get(f"tokenizer.ggml.{name}_token_id") for key,
+                   name in(("bos_token_id", "bos"), ("eos_token_id", "eos"),
+                           ("pad_token_id", "padding"))}  # fmt: skip
         config = TransformerConfig.from_dict(fields)
         scaling = read_scaling(config, given, rope_factors)
         config = dataclasses.replace(config, rope_scaling=scaling)
-        # local_rope_theta is dropped where it says nothing, so that read's fields come with those given
+        # local_rope_theta is dropped where it says nothing, so that read's fields come with those
+        # given
         values = config.to_dict() | {k: v for k, v in fields.items() if k == "local_rope_theta"}
         config = TransformerConfig.from_dict(values | arch.read(config, extra))
     except (TypeError, ArithmeticError, AttributeError) as error:
@@ -188,7 +194,8 @@ def _from_tensors(names: set[str], arch: Architecture) -> Values:
 
 
 def metadata_of(config: TransformerConfig, kind: str) -> tuple[Values, Tensor | None]:
-    """Keys under architecture ``kind`` for ``config``, whether or not they say it all; rope_freqs.weight or None."""
+    """Keys under architecture ``kind`` for ``config``, whether or not they say it all;
+    rope_freqs.weight or None."""
     arch = ARCHITECTURES[kind]
     config = _said(config, arch)
     values = {key: getattr(config, ours) for ours, key in (COMMON_KEYS | arch.keys).items()}
@@ -209,11 +216,15 @@ def metadata_of(config: TransformerConfig, kind: str) -> tuple[Values, Tensor | 
     return {key: value for key, value in values.items() if value is not None}, factors
 
 
-_PRESETS = "--config pretrain/base-135m or another of transformers' shapes, as model.transformer=qwen3-0.6b"
+_PRESETS = (
+    "--config pretrain/base-135m or another of transformers' shapes, "
+    "as model.transformer=qwen3-0.6b"
+)
 
 
 def gguf_arch_of(config: TransformerConfig) -> str:
-    """The ``general.architecture`` that expresses ``config`` exactly: its family's own, or the first for other models.
+    """The ``general.architecture`` that expresses ``config`` exactly: its family's own, or the
+    first for other models.
 
     Raises:
         UserError: there is none. The fields that the family's own one, or the first, cannot

@@ -1,7 +1,8 @@
-"""GGUF files in: weights streamed tensor by tensor, through the gguf package's dequantiser, onto a meta-built model.
+"""GGUF files in: weights streamed tensor by tensor, through the gguf package's dequantiser, onto a
+meta-built model.
 
-The container is in `gguf_file`, names and metadata in `gguf_names`, tokenizers in `gguf_tokenizer`, writing in
-`gguf_write`.
+The container is in `gguf_file`, names and metadata in `gguf_names`, tokenizers in `gguf_tokenizer`,
+writing in `gguf_write`.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def load_gguf(
         prepare: see `Transformer.from_pretrained`.
 
     Raises:
-        UserError: the file is missing, cut or of an architecture, type of tensor or tokenizer that is not known.
+        UserError: the file is missing, cut or of an architecture, type of tensor or tokenizer that
+            is not known.
     """
     file = open_gguf(path)
     return _model(file, dtype or torch.float32, prepare), tokenizer_of(file)
@@ -105,7 +107,8 @@ def _model(
         expected = (sum(shapes[ours][0] for ours in held), *first[1:])
         if file.tensors[name].shape != expected:
             raise UserError(
-                f"{file.path}: tensor {name} has shape {file.tensors[name].shape}, the metadata says {expected}"
+                f"{file.path}: tensor {name} has shape {file.tensors[name].shape}, the metadata "
+                f"says {expected}"
             )
     known = {*layout, ROPE_FACTORS, *([_HEAD] if config.tie_embeddings else [])}
     if unknown := [name for name in file.tensors if name not in known]:
@@ -123,8 +126,10 @@ def _model(
 
 
 def _check_size(file: GGUFFile, config: TransformerConfig) -> None:
-    """A number of layers or experts that the file has no tensors for would take long to build before it is missed."""
+    """A number of layers or experts that the file has no tensors for would take long to build
+    before it is missed."""
     if config.num_layers > len(file.tensors):
         raise UserError(
-            f"{file.path}: the metadata says {config.num_layers} layers, of {len(file.tensors)} tensors"
+            f"{file.path}: the metadata says {config.num_layers} layers, of {len(file.tensors)} "
+            f"tensors"
         )

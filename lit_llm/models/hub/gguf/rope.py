@@ -1,4 +1,5 @@
-"""RoPE scaling in GGUF files: linear and yarn by keys, llama3 by a tensor of factors on the frequencies."""
+"""RoPE scaling in GGUF files: linear and yarn by keys, llama3 by a tensor of factors on the
+frequencies."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ _KIND, _FACTOR, _TRAINED = (
 # we write.
 _YARN = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
 _BETAS = {"beta_fast": "rope.scaling.yarn_beta_fast", "beta_slow": "rope.scaling.yarn_beta_slow"}
-# The values of every published Llama 3: a file holds the factors that they give, and not the values.
+# The values of every published Llama 3: a file holds the factors that they give, and not the
+# values.
 _LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _LLAMA3_CONTEXT = 8192
 
@@ -55,7 +57,8 @@ def read_scaling(
         return {"rope_type": "linear", "factor": factor}
     if kind != "yarn" or factor is None:
         raise UserError(
-            f"RoPE scaling of type {kind!r} with factor {factor} is not supported; linear and yarn are"
+            f"RoPE scaling of type {kind!r} with factor {factor} is not supported; linear and "
+            f"yarn are"
         )
     return {
         "rope_type": "yarn",
@@ -70,7 +73,8 @@ def _read_factors(
 ) -> dict[str, Any] | None:
     if factors.shape != (config.rotary_size // 2,):
         raise UserError(
-            f"tensor rope_freqs.weight has shape {tuple(factors.shape)}, not {(config.rotary_size // 2,)}"
+            f"tensor rope_freqs.weight has shape {tuple(factors.shape)}, not "
+            f"{(config.rotary_size // 2,)}"
         )
     largest = float(factors.max())
     if torch.equal(factors, torch.ones_like(factors)):

@@ -215,7 +215,8 @@ def _sentencepiece(file: GGUFFile, tokens: list[str], types: list[int]) -> token
         or not isinstance(scores[0], float)
     ):
         raise UserError(f"{file.path}: tokenizer.ggml.scores does not have one number a token")
-    # Of one token's splits, transformers puts first the one whose parts score highest; engines see no difference.
+    # Of one token's splits, transformers puts first the one whose parts score highest; engines see
+    # no difference.
     splits = [
         (-scores[index], -scores[vocabulary[left]], -scores[vocabulary[right]], left, right)
         for token, index in vocabulary.items()

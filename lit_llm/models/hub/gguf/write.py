@@ -1,4 +1,5 @@
-"""GGUF files out: what llama.cpp and programs built on it load. One tensor at a time is converted and written."""
+"""GGUF files out: what llama.cpp and programs built on it load. One tensor at a time is converted
+and written."""
 
 from __future__ import annotations
 
@@ -35,20 +36,23 @@ def write_gguf(
 ) -> list[str]:
     """Write ``model`` and ``tokenizer`` as a GGUF file, whole or not at all.
 
-    Matrices are stored as ``quantization`` says; norms, biases, routers and learned positions as float32, and so that
-    nothing is lost, rows that do not divide into blocks of 32 as float16 in place of Q8_0.
+    Matrices are stored as ``quantization`` says; norms, biases, routers and learned positions as
+    float32, and so that nothing is lost, rows that do not divide into blocks of 32 as float16 in
+    place of Q8_0.
 
     Args:
         model: of an architecture that GGUF has, with weights on any device.
         tokenizer: of at most as many tokens as the model.
         file: written beside itself as FILE.part and then renamed.
-        quantization: f32 is exact, f16 and bf16 are rounded, q8_0 has 8 bits a weight and a scale per 32.
+        quantization: f32 is exact, f16 and bf16 are rounded, q8_0 has 8 bits a weight and a scale
+            per 32.
 
     Returns:
         What llama.cpp does otherwise than the tokenizer with rare texts, a sentence each.
 
     Raises:
-        UserError: GGUF cannot express the model or how the tokenizer splits text; the file cannot be written.
+        UserError: GGUF cannot express the model or how the tokenizer splits text; the file cannot
+            be written.
     """
     try:
         from gguf import GGMLQuantizationType, GGUFWriter
