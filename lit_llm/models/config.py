@@ -1,4 +1,4 @@
-"""One readable description of a decoder-only transformer, and the presets known by name."""
+"""The configuration of a decoder-only transformer, and the presets."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lit_llm.models.hub.locate import locate
 from lit_llm.settings.ranges import Range, check_ranges, positive
 
 _WIDTH, _ID, _FACTOR = Range(1, 1e6), Range(-1, 1e9), Range(0, 1e6)
-# Layers and experts too: a broken file that claims 2^40 would otherwise keep the machine busy for a
-# day.
+# Layers and experts are limited too: a broken file that claims 2^40 of them would keep the machine
+# busy for a day.
 _COUNT = Range(1, 1e4)
 RANGES: dict[str, Range] = {
     "vocab_size": Range(1, 1e8), "hidden_size": _WIDTH, "num_layers": _COUNT, "num_heads": _COUNT,
@@ -29,9 +29,8 @@ RANGES: dict[str, Range] = {
     "embedding_scale": _FACTOR, "residual_scale": _FACTOR, "logit_scale": _FACTOR,
     "logit_softcap": positive(1e6), "bos_token_id": _ID, "eos_token_id": _ID, "pad_token_id": _ID,
 }  # fmt: skip
-"""Ranges of the numbers of `TransformerConfig`."""
-# Types of RoPE scaling, as transformers names them -> the keys that each needs, and those it may
-# have besides
+"""Allowed ranges of the numbers in `TransformerConfig`."""
+# RoPE scaling types, with transformers' names -> (required keys, optional keys).
 _SCALING_KEYS: dict[str, tuple[set[str], set[str]]] = {
     "linear": ({"factor"}, set()),
     "dynamic": ({"factor"}, set()),
@@ -50,8 +49,8 @@ _SCALING_KEYS: dict[str, tuple[set[str], set[str]]] = {
 class TransformerConfig:
     """The shape of a decoder-only transformer.
 
-    The defaults are a small Qwen3-like model; the families people use differ from it only in these
-    fields.
+    The defaults give a small Qwen3-like model. The supported model families differ from it only in
+    these fields.
     """
 
     vocab_size: int = 4096
@@ -63,102 +62,104 @@ class TransformerConfig:
     num_heads: int = 4
     """Query heads per layer."""
     num_kv_heads: int | None = None
-    """Key/value heads per layer: fewer than num_heads is grouped-query attention
+    """Key/value heads per layer. Fewer than num_heads is grouped-query attention
     (arXiv:2305.13245). None: num_heads."""
     head_dim: int | None = None
     """Width of a head. None: hidden_size / num_heads."""
     intermediate_size: int | None = None
-    """Width of the MLP. None: 4 * hidden_size, and two thirds of that (rounded up to 32) for the
-    gated kinds."""
+    """Width of the MLP. None: 4 * hidden_size; for the gated kinds two thirds of that, rounded up
+    to a multiple of 32."""
     max_seq_len: int = 2048
     """Longest sequence the model is meant for."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
-    """Kind of every normalisation layer."""
+    """Kind of all normalisation layers."""
     norm_eps: float = 1e-6
     """Added to the variance in a norm."""
     norm_weight: bool = True
-    """Whether norms carry a learned gain (nanochat's do not)."""
+    """Whether norms have a learned gain (nanochat's have none)."""
     norm_bias: bool = True
-    """Whether a layernorm carries a learned bias (Command-R's do not)."""
+    """Whether a layernorm has a learned bias (Command-R's have none)."""
     norm_offset: bool = False
-    """The gain is 1 + weight (Gemma), so that weight decay pulls it to 1."""
+    """The gain is 1 + weight (Gemma), so that weight decay pulls the gain to 1."""
     embedding_norm: bool = False
     """Normalise the embedding before the first block (nanochat)."""
     pre_norm: bool = True
-    """Normalise what attention and MLP read."""
+    """Normalise the input of attention and MLP."""
     post_norm: bool = False
-    """Normalise what they add to the residual stream: with pre_norm (Gemma) or in its place (OLMo
-    2)."""
+    """Normalise the output of attention and MLP before it is added to the residual stream: together
+    with pre_norm (Gemma) or instead of it (OLMo 2)."""
     residual: Literal["sequential", "parallel", "parallel_one_norm"] = "sequential"
-    """The MLP reads the stream after attention, or both read the block's input (GPT-NeoX), through
-    one norm (Command-R)."""
+    """sequential: the MLP reads the stream after attention. parallel: both read the block's input
+    (GPT-NeoX). parallel_one_norm: both read the block's input through one norm (Command-R)."""
     mlp: Literal["swiglu", "geglu", "gelu", "gelu_erf", "relu2"] = "swiglu"
     """Activation: gated SiLU or GELU (arXiv:2002.05202), plain GELU (tanh form or exact), or
     squared ReLU (arXiv:2109.08668)."""
     num_experts: int = 0
-    """Experts a layer; 0 is one dense MLP."""
+    """Experts per layer; 0 means one dense MLP."""
     experts_per_token: int = 2
     """Experts that each token is sent to."""
     expert_size: int | None = None
     """Width of an expert's MLP. None: intermediate_size."""
     normalize_expert_weights: bool = True
-    """The chosen experts' weights are scaled to a sum of 1."""
+    """Scale the weights of the chosen experts to a sum of 1."""
     dense_layers: list[int] | None = None
-    """Layers with one dense MLP in a model of experts, counted from 0. None: none."""
+    """Layers with one dense MLP in a model with experts, counted from 0. None: none."""
     router_aux_loss: float = 0.0
     """Weight of the load-balancing loss in training (arXiv:2101.03961, equations 4 to 6)."""
     router_z_loss: float = 0.0
     """Weight of the router's z-loss in training (arXiv:2202.08906, equation 5)."""
     qk_norm: Literal["none", "before_rope", "after_rope", "projection", "per_head"] = "none"
-    """Normalise queries and keys: each head before RoPE (Qwen3) or after it (nanochat), the whole
-    projection (OLMo 2), or each head with a gain of its own (StableLM 2 12B, Command-R+)."""
+    """Normalise queries and keys: each head before RoPE (Qwen3), each head after RoPE (nanochat),
+    the whole projection (OLMo 2), or each head with its own gain (StableLM 2 12B, Command-R+)."""
     learned_positions: bool = False
-    """Positions are rows of an embedding (GPT-2) and not rotations."""
+    """Positions are rows of an embedding (GPT-2) instead of rotations."""
     rope_theta: float = 10000.0
     """Base of the rotary frequencies (arXiv:2104.09864)."""
     rope_scaling: dict[str, Any] | None = None
-    """How frequencies are stretched beyond the context trained on, as config.json says it:
-    rope_type (linear, dynamic, llama3 or yarn), factor, and what that type needs besides."""
+    """How frequencies are stretched beyond the training context, with the keys of config.json:
+    rope_type (linear, dynamic, llama3 or yarn), factor, and the further keys of that type."""
     rotary_fraction: float = 1.0
-    """Part of a head's channels that RoPE turns, the first ones."""
+    """Fraction of a head's channels that RoPE rotates, from the first channel on."""
     local_rope_theta: float | None = None
-    """Base of the frequencies in windowed layers, which are never stretched (Gemma 3). None: as
-    everywhere."""
+    """Base of the frequencies in windowed layers, which are never stretched (Gemma 3). None:
+    rope_theta, as in all other layers."""
     nope_layers: list[int] | None = None
-    """Layers without positions (SmolLM3), counted from 0. None: none."""
+    """Layers without position information (SmolLM3), counted from 0. None: none."""
     attention_scale: float | None = None
-    """Scores are multiplied by this. None: 1 / sqrt(head_dim)."""
+    """Attention scores are multiplied by this number. None: 1 / sqrt(head_dim)."""
     attention_softcap: float | None = None
-    """Squash scores to (-c, c) by c * tanh(scores / c) (Gemma 2)."""
+    """Squash attention scores to (-c, c) with c * tanh(scores / c) (Gemma 2)."""
     sliding_window: int | None = None
-    """Tokens a windowed layer sees, itself included. None: every layer sees all."""
+    """Tokens that a windowed layer sees, the token itself included. None: every layer sees all
+    tokens."""
     sliding_layers: list[int] | None = None
-    """Layers that use the window, counted from 0. None: all of them."""
+    """Layers that use the window, counted from 0. None: all layers."""
     attention_bias: bool = False
     """Biases on the q, k and v projections."""
     attention_output_bias: bool = False
-    """Bias on the attention's output projection."""
+    """Bias on the output projection of attention."""
     mlp_bias: bool = False
     """Biases in the MLP."""
     embedding_scale: float | None = None
-    """Embeddings are multiplied by this (Gemma, Granite)."""
+    """Embeddings are multiplied by this number (Gemma, Granite)."""
     residual_scale: float | None = None
-    """What attention and MLP add to the stream is multiplied by this (Granite)."""
+    """The outputs of attention and MLP are multiplied by this number before they are added to the
+    residual stream (Granite)."""
     logit_scale: float | None = None
-    """Logits are multiplied by this (Granite, Command-R)."""
+    """Logits are multiplied by this number (Granite, Command-R)."""
     logit_softcap: float | None = None
-    """Squash logits to (-c, c) by c * tanh(logits / c)."""
+    """Squash logits to (-c, c) with c * tanh(logits / c)."""
     tie_embeddings: bool = False
-    """Head and embedding are one matrix."""
+    """Head and embedding share one matrix."""
     bos_token_id: int | None = None
-    """Token put before a document."""
+    """Token at the start of a document."""
     eos_token_id: int | None = None
     """Token that ends generation."""
     pad_token_id: int | None = None
-    """Token that fills a batch."""
+    """Token that fills up the rows of a batch."""
     family: str | None = None
-    """Hugging Face model_type to be saved as, where it can express the model; a loaded model keeps
-    its own. None: the first that can."""
+    """Hugging Face model_type for saving, if this type can express the model. A loaded model keeps
+    the type of its file. None: the first type that can express the model."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -176,8 +177,7 @@ class TransformerConfig:
             if self.hidden_size % self.num_heads:
                 raise UserError(
                     f"hidden_size={self.hidden_size} is not a multiple of "
-                    f"num_heads={self.num_heads}: "
-                    "change one or give head_dim"
+                    f"num_heads={self.num_heads}: change one or give head_dim"
                 )
             self.head_dim = self.hidden_size // self.num_heads
         if self.head_dim % 2:
@@ -210,7 +210,7 @@ class TransformerConfig:
         if self.rotary_size < 2 or self.rotary_size % 2:
             raise UserError(
                 f"rotary_fraction={self.rotary_fraction} of head_dim={self.head_dim} must be an "
-                f"even number"
+                "even number"
             )
 
     def _check_scaling(self) -> None:
@@ -228,7 +228,7 @@ class TransformerConfig:
             raise UserError(f"rope_scaling of type {kind} has no {', '.join(sorted(unknown))}")
 
     def _simplify(self) -> None:
-        """One spelling for each shape, so that equal shapes compare equal."""
+        """Normalise the fields, so that configs of equal shape compare equal."""
         assert self.head_dim is not None
         if self.sliding_layers is not None:
             self.sliding_layers = sorted(set(self.sliding_layers))
@@ -239,11 +239,8 @@ class TransformerConfig:
         self.dense_layers = sorted(set(self.dense_layers or [])) or None
         if not self.num_experts:
             self.dense_layers = None
-            self.expert_size, self.experts_per_token, self.normalize_expert_weights = (
-                self.intermediate_size,
-                2,
-                True,
-            )
+            self.expert_size, self.experts_per_token = self.intermediate_size, 2
+            self.normalize_expert_weights = True
         if self.norm == "rmsnorm":
             self.norm_bias = True
         self.nope_layers = sorted(set(self.nope_layers or [])) or None
@@ -267,18 +264,20 @@ class TransformerConfig:
 
     @property
     def rotary_size(self) -> int:
-        """Channels of a head that RoPE turns."""
+        """Number of channels of a head that RoPE rotates."""
         assert self.head_dim is not None
         return int(self.head_dim * self.rotary_fraction)
 
     def window(self, layer: int) -> int | None:
-        """Tokens layer ``layer`` attends to, or None for all."""
+        """Number of tokens that layer ``layer`` attends to, or None for all tokens."""
         windowed = self.sliding_layers is None or layer in self.sliding_layers
         return self.sliding_window if windowed else None
 
     def positions(self, layer: int) -> Literal["none", "global", "local"]:
-        """How layer ``layer`` turns queries and keys: not at all, by ``rope_theta``, or by
-        ``local_rope_theta``."""
+        """How layer ``layer`` rotates queries and keys.
+
+        "none": no rotation; "global": by ``rope_theta``; "local": by ``local_rope_theta``.
+        """
         if self.learned_positions or layer in (self.nope_layers or []):
             return "none"
         return "global" if self.local_rope_theta is None or self.window(layer) is None else "local"
@@ -289,11 +288,11 @@ class TransformerConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TransformerConfig:
-        """Build from a plain dict, as in a YAML file; ``preset`` names one to start from.
+        """Build from a plain dict, as in a YAML file; ``preset`` names a preset to start from.
 
         Raises:
-            UserError: an unknown key or preset (the nearest right one is named) or a value of the
-                wrong type.
+            UserError: for an unknown key or preset (the message names the nearest valid one) or for
+                a value of the wrong type.
         """
         values = dict(values)
         preset = values.pop("preset", None)
@@ -311,24 +310,28 @@ class TransformerConfig:
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> TransformerConfig:
-        """The preset ``name`` with single fields replaced."""
+        """Build the preset ``name`` with single fields replaced."""
         return cls.from_dict({"preset": name, **overrides})
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> TransformerConfig:
-        """The shape of the model in a Hugging Face directory or GGUF file. Raises as
-        `Transformer.from_pretrained`."""
+        """Read the shape of the model in a Hugging Face directory or GGUF file.
+
+        Raises the same errors as `Transformer.from_pretrained`.
+        """
         found = locate(path)
         return format_of(found).read_config(found)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as plain values, resolved."""
+        """Return all fields as plain values, with defaults resolved."""
         return dataclasses.asdict(self)
 
 
 def _checked(key: str, value: Any, annotation: str) -> Any:
-    """``value`` if it has the annotated type, with the harmless widenings YAML needs (1 -> 1.0,
-    "1e4" -> 10000.0)."""
+    """Return ``value`` if it has the annotated type.
+
+    The conversions that YAML needs are applied (1 -> 1.0, "1e4" -> 10000.0).
+    """
     if value is None and "None" in annotation:
         return None
     if annotation.startswith("Literal"):
