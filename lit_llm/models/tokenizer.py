@@ -290,8 +290,7 @@ class Tokenizer:
         return backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        """Return the int32 token ids of raw documents, encoded on all cores; see
-        `encode_ragged`."""
+        """Return the int32 token ids of raw documents, using all cores; see `encode_ragged`."""
         ids, offsets = self.encode_ragged(texts)
         return [ids[begin:end] for begin, end in itertools.pairwise(offsets)]
 

@@ -87,8 +87,7 @@ class PromptCache:
 
     @torch.inference_mode()
     def rewind(self, model: Transformer, prompt: Sequence[int], capacity: int) -> KVCache:
-        """Return a cache of at least ``capacity`` positions, filled with the known start of
-        ``prompt``.
+        """Return a cache for ``capacity`` positions that holds the known start of ``prompt``.
 
         The prompt's last token is never part of it, because decoding starts from the logits of that
         token.

@@ -1,8 +1,7 @@
-"""The families of Hugging Face models, as data: how each one's config.json and tensor names map to
-ours.
+"""The supported Hugging Face model families, as data.
 
-A new dense family is a row of `FAMILIES`; forward code changes only where a model computes
-something new.
+Each row of `FAMILIES` maps one family's config.json keys and tensor names to those of lit_llm. A
+new dense family is a new row. Forward code changes only if a model computes something new.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from lit_llm.models.config import TransformerConfig
 
 Values = dict[str, Any]
 
-# our field -> their key, for what most families call the same
+# lit_llm's field -> key in config.json, for the fields that most families name alike
 COMMON_FIELDS: dict[str, str | None] = {
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
@@ -31,8 +30,8 @@ COMMON_FIELDS: dict[str, str | None] = {
     "eos_token_id": "eos_token_id",
     "pad_token_id": "pad_token_id",
 }
-# our tensor, or the module it is in -> theirs; {i} is the layer, {n} counts tensors that are one
-# stack of ours
+# lit_llm's tensor, or its module -> Hugging Face's name; {i} is the layer, {n} counts the tensors
+# that form one stacked tensor of lit_llm
 COMMON_TENSORS = {
     "embed": "model.embed_tokens",
     "norm": "model.norm",
@@ -42,7 +41,7 @@ COMMON_TENSORS = {
     "layers.{i}.attention": "model.layers.{i}.self_attn",
     "layers.{i}.mlp": "model.layers.{i}.mlp",
 }
-# our mlp -> the name of the activation in config.json; the first is written, any is read
+# lit_llm's MLP kind -> activation names in config.json; the first is written, all are read
 ACTIVATIONS = {
     "swiglu": ("silu", "swish"),
     "geglu": ("gelu_pytorch_tanh", "gelu_new"),
@@ -54,43 +53,51 @@ ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class Family:
-    """How one Hugging Face ``model_type`` maps to ours."""
+    """How one Hugging Face ``model_type`` maps to lit_llm.
+
+    "Field" is a field of `TransformerConfig`, "key" a key of config.json.
+    """
 
     architecture: str
     """Class name in config.json."""
     defaults: Values
-    """What transformers takes for their keys that a config.json leaves out."""
+    """Values that transformers uses for keys missing in a config.json."""
     traits: Values = field(default_factory=dict)
-    """Fields of ours that the family fixes, where they differ from Llama's."""
+    """Fields that the family fixes, where they differ from Llama's."""
     fields: dict[str, str | None] = field(default_factory=dict)
-    """Fields of ours -> their keys, beyond the common ones; None where it has no such key."""
+    """Field -> key, in addition to the common ones; None if the family has no such key."""
     needs: Values = field(default_factory=dict)
-    """Their keys that we can only take at one value."""
+    """Keys that are supported with one value only."""
     activation_key: str = "hidden_act"
-    """Their key of the activation."""
+    """Key of the activation."""
     rope_keys: tuple[str, str] | None = ("rope_theta", "partial_rotary_factor")
-    """Their keys of base and turned fraction outside of rope_parameters; None: no RoPE."""
+    """Keys of the base and the rotated fraction outside of rope_parameters; None: no RoPE."""
     partial_rotary: bool = False
-    """transformers' code of the model reads the turned fraction; other models turn whole heads."""
+    """Whether transformers' code of this model reads the rotated fraction.
+
+    Other models rotate whole heads.
+    """
     tensors: dict[str, str] = field(default_factory=dict)
-    """Names that differ from the common ones."""
+    """Tensor names that differ from the common ones."""
     fused: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Modules of theirs whose rows are those of several of ours."""
+    """Hugging Face module -> lit_llm's modules whose rows it holds."""
     fused_by_head: bool = False
-    """Rows of fused q, k and v alternate head by head."""
+    """Whether the rows of a fused q, k and v alternate head by head."""
     transposed: tuple[str, ...] = ()
-    """Modules of theirs with weights (in, out), by the end of their names."""
+    """Ends of names of Hugging Face modules whose weights are (in, out)."""
     rope_layout: Literal["halves", "reversed", "pairs"] = "halves"
-    """Channel pairs are (i, i + D/2); the same turned by -theta; or (2i, 2i + 1)."""
+    """Which channels form a pair.
+
+    "halves": (i, i + D/2); "reversed": the same, rotated by -theta; "pairs": (2i, 2i + 1).
+    """
     read: Callable[[Values], Values] = lambda hf: {}
-    """Fields of ours computed from a config.json with its defaults, where a plain key will not
-    do."""
+    """Computes fields from a config.json with its defaults, where a plain key is not enough."""
     write: Callable[[TransformerConfig], Values] = lambda config: {}
     """The inverse of ``read``."""
 
 
 def _both_biases(hf: Values) -> Values:
-    """Families whose one flag means q, k, v and output biases alike."""
+    """Read the one flag that stands for the biases of q, k, v and the output."""
     bias = bool(hf.get("attention_bias", False))
     return {"attention_bias": bias, "attention_output_bias": bias}
 
@@ -107,10 +114,10 @@ def _layer_types(config: TransformerConfig) -> list[str]:
 
 
 def _windowed(types: list[str], layers: int) -> list[int]:
-    """The layers with a window.
+    """Return the layers with a window.
 
     Raises:
-        UserError: a kind of layer that we do not compute, or not one kind for each of ``layers``.
+        UserError: a kind of layer is not supported, or the number of kinds is not ``layers``.
     """
     if len(types) != layers:
         raise UserError(f"layer_types: {len(types)} of {layers} layers")
@@ -121,7 +128,7 @@ def _windowed(types: list[str], layers: int) -> list[int]:
 
 
 def _read_mistral(hf: Values) -> Values:
-    """transformers loads a file with layer_types as Ministral: the window holds in layers named."""
+    """Read the windowed layers from layer_types; a file with this key loads as Ministral."""
     types = hf.get("layer_types")
     return {} if types is None else {"sliding_layers": _windowed(types, hf["num_hidden_layers"])}
 
@@ -131,8 +138,10 @@ def _write_mistral(config: TransformerConfig) -> Values:
 
 
 def _read_switched_window(hf: Values) -> Values:
-    """Qwen's window is off unless use_sliding_window; it then holds from layer max_window_layers
-    on."""
+    """Read Qwen's window.
+
+    It is off unless use_sliding_window is set, and holds from layer max_window_layers on.
+    """
     types, count = hf.get("layer_types"), hf["num_hidden_layers"]
     layers = (
         list(range(hf.get("max_window_layers", 0), count))
@@ -153,14 +162,16 @@ def _write_switched_window(config: TransformerConfig) -> Values:
 
 
 def _read_qwen3_moe(hf: Values) -> Values:
-    """Experts in every decoder_sparse_step-th layer but those named; the window, where it is on, in
-    all layers."""
+    """Read Qwen3-MoE's layers and window.
+
+    Every decoder_sparse_step-th layer has experts, except the layers in mlp_only_layers. The
+    window, if on, holds in all layers.
+    """
     step, named = hf["decoder_sparse_step"], hf.get("mlp_only_layers") or []
     dense = [i for i in range(hf["num_hidden_layers"]) if i in named or (i + 1) % step]
     window = hf["sliding_window"] if hf["use_sliding_window"] else None
-    experts = hf.get(
-        "num_local_experts", hf["num_experts"]
-    )  # what transformers 5 writes, what files on the hub have
+    # transformers 5 writes num_local_experts; files on the hub have num_experts.
+    experts = hf.get("num_local_experts", hf["num_experts"])
     return _both_biases(hf) | {
         "num_experts": experts,
         "sliding_window": window,
@@ -178,7 +189,7 @@ def _write_qwen3_moe(config: TransformerConfig) -> Values:
 
 
 def _read_gemma(every: int) -> Callable[[Values], Values]:
-    """Gemma: every so many layers one sees all; scores are scaled by a width of its own."""
+    """Read Gemma's fields: every ``every``-th layer has no window; scores have their own scale."""
 
     def read(hf: Values) -> Values:
         types, window = hf.get("layer_types"), hf.get("sliding_window")
@@ -205,13 +216,13 @@ def _write_gemma(config: TransformerConfig) -> Values:
     return _write_bias(config) | {
         "query_pre_attn_scalar": round(scalar) if abs(scalar - round(scalar)) < 1e-6 else scalar,
         "layer_types": _layer_types(config),
-        "sliding_window": config.sliding_window
-        or config.max_seq_len,  # transformers wants one even where none is used
+        # transformers requires a window even if no layer uses it.
+        "sliding_window": config.sliding_window or config.max_seq_len,
     }
 
 
 def _read_smollm3(hf: Values) -> Values:
-    """no_rope_layers holds 1 where a layer does turn."""
+    """Read SmolLM3's layers without RoPE; no_rope_layers holds 1 for a layer with RoPE."""
     turned, every = hf.get("no_rope_layers"), hf["no_rope_layer_interval"]
     if turned is None:
         turned = [int((i + 1) % every != 0) for i in range(hf["num_hidden_layers"])]

@@ -22,8 +22,7 @@ _LONGEST = 2048
 _WEIGHTS_BYTES = 16 * 2**20
 """Maximum bytes of a block's weights: larger blocks do not stay in the cache between passes."""
 _MOST_BLOCKS = 64
-"""Maximum number of blocks in a compiled graph, because the compiler unrolls the loop over
-blocks."""
+"""Maximum number of blocks in a compiled graph, which unrolls the loop over blocks."""
 
 
 def suits(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor) -> bool:
@@ -51,8 +50,7 @@ class BlockedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float) -> Tensor:
-        """Return (B, H, T, D) with the memory layout (B, T, H, D), which the output projection
-        reads."""
+        """Return (B, H, T, D), laid out in memory as (B, T, H, D) for the output projection."""
         ctx.save_for_backward(q_BHTD, k_BKTD, v_BKTD)
         ctx.scale = scale
         B, H, T, _ = q_BHTD.shape

@@ -37,6 +37,5 @@ def can_compile(device: torch.device) -> bool:
 
 
 def exact_dtype(device: torch.device) -> torch.dtype:
-    """The widest float type of ``device``: float64, but float32 on Apple's MPS, which has no
-    float64."""
+    """The widest float type of ``device``: float64, but float32 on Apple's MPS."""
     return torch.float32 if device.type == "mps" else torch.float64

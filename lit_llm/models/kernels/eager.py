@@ -143,12 +143,11 @@ def _gated_silu_backward(
 
 
 class OneDNNLinear(nn.Linear):
-    """A linear layer that uses oneDNN for its float32 products on a CPU, except the weight's
-    gradient.
+    """A linear layer that uses oneDNN for its float32 products on a CPU.
 
-    torch sends float32 products to MKL, which is 5 to 10% slower on AMD's processors. For the third
-    product, whose operands are both transposed, MKL is faster (docs/decisions.md, "A training step
-    on a CPU").
+    torch sends float32 products to MKL, which is 5 to 10% slower on AMD's processors. Only the
+    weight's gradient stays with MKL: both operands of this product are transposed, and there MKL is
+    faster (docs/decisions.md, "A training step on a CPU").
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -206,8 +205,10 @@ class OneDNNProducts(torch.autograd.Function):
     schema="(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
 )
 def traced_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``F.linear`` with oneDNN's products inside a compiled graph, where `OneDNNProducts` uses
-    them."""
+    """``F.linear`` with oneDNN's products inside a compiled graph.
+
+    Graphs use it where uncompiled code uses `OneDNNProducts`.
+    """
     return product(x, weight, bias)
 
 
@@ -251,8 +252,7 @@ def product(
 
 
 def use_onednn(model: nn.Module) -> None:
-    """Turn the plain float32 ``nn.Linear`` layers of ``model`` on a CPU into `OneDNNLinear`, in
-    place."""
+    """Turn plain float32 ``nn.Linear`` layers on a CPU into `OneDNNLinear`, in place."""
     if not torch.backends.mkldnn.is_available():
         return
     for module in model.modules():

@@ -178,8 +178,7 @@ def _refuse_quantized(model: nn.Module) -> None:
 
 
 def gradient_sync(model: nn.Module, on: bool) -> None:
-    """Set whether the next backward passes reduce a sharded model's gradients or only add them
-    up."""
+    """Set whether the next backward passes reduce a sharded model's gradients or only add up."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_requires_gradient_sync(on, recurse=False)

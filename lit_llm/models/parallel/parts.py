@@ -82,8 +82,7 @@ def write_share(share: Divided, folder: Path, rank: int) -> dict[str, dict[str, 
 
 
 def commit(folder: Path, target: Path, files: dict[str, dict[str, int]]) -> None:
-    """Turn ``folder``, to which all processes have written ``files``, into the checkpoint
-    ``target``."""
+    """Turn ``folder``, complete after all processes have written ``files``, into ``target``."""
     _write(folder / MANIFEST, [json.dumps({"version": 1, "files": files}, indent=1).encode()])
     sync_names(folder)
     put(folder, target)
