@@ -197,7 +197,7 @@ def test_gguf(copy: Path) -> None:
         ),
         (
             whole.replace(b"blk.1.ffn_up.weight", b"blk.0.ffn_up.weight"),
-            "tensor blk.0.ffn_up.weight is there twice",
+            "tensor blk.0.ffn_up.weight occurs twice",
         ),
         (whole.replace(b"llama.block_count", b"llama.block_xxxxx"), "lacks llama.block_count"),
         (

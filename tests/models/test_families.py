@@ -36,8 +36,8 @@ TOLERANCE = 1e-4  # largest difference of a logit, float32
 TABLE = Path(__file__).parents[2] / "docs" / "families.md"
 INTRODUCTION = """# Families
 
-Written by `make families`: the largest difference of a float32 logit from transformers' on tiny random \
-models, plain
+Written by `make families`: the largest difference of a float32 logit from transformers' on \
+tiny random models, plain
 and with left padding ({versions}). The same tests hold every tensor bit-equal over
 transformers -> ours -> transformers, and cached decoding equal to the full forward pass.
 
@@ -231,7 +231,7 @@ def in_llama_cpp(
     try:
         write_gguf(model, Tokenizer(backend, eos_token="<end>"), file, "f32")
     except UserError as refused:
-        found = re.search("expresses this model: (?:.* cannot say )?(.*?); ", str(refused))
+        found = re.search("expresses this model: (?:.* cannot express )?(.*?); ", str(refused))
         assert found, refused
         return f"refused: {found[1]}"
     answer = engine(file, rows=ids.tolist())

@@ -227,7 +227,7 @@ def test_names_are_those_of_the_package(name: str, tmp_path: Path, tokenizer: To
 # name -> fields, what the message says. The second half would be written whole, and llama.cpp does
 # not load it or computes something else: seen with release 0.5.0 by test_llama_cpp.py.
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "mistral, window": ({"family": "mistral", "sliding_window": 8}, "llama cannot say "
+    "mistral, window": ({"family": "mistral", "sliding_window": 8}, "llama cannot express "
                                                                     "sliding_window=8"),
     "dynamic": ({"family": "llama", "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
                 "'dynamic'"),
@@ -257,8 +257,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "yarn, not truncated": ({"family": "llama", "rope_scaling": {**_YARN, "truncate": False}},
                             "truncate"),
     "qwen3, llama3": ({"family": "qwen3", "qk_norm": "before_rope", "rope_scaling": _LLAMA3,
-                       "rope_theta": 100.0}, "qwen3 cannot say rope_scaling="),
-    "gemma2, untied": ({**MODELS["gemma2"][1], "tie_embeddings": False}, "gemma2 cannot say "
+                       "rope_theta": 100.0}, "qwen3 cannot express rope_scaling="),
+    "gemma2, untied": ({**MODELS["gemma2"][1], "tie_embeddings": False}, "gemma2 cannot express "
                                                                          "tie_embeddings=False"),
     "command-r, untied": ({**_COHERE, "tie_embeddings": False}, "tie_embeddings=False"),
     "command-r, normed below 64 layers": (

@@ -241,7 +241,7 @@ def test_splits_without_a_name_are_refused(tmp_path: Path, corpus: list[str]) ->
             written(other, tmp_path / "m.gguf")
     spec = json.loads(sentencepiece(corpus, True).backend.to_str())
     spec["model"]["merges"] = spec["model"]["merges"][::2]
-    with pytest.raises(UserError, match="cannot say this tokenizer's merges"):
+    with pytest.raises(UserError, match="cannot express this tokenizer's merges"):
         written(Tokenizer(Backend.from_str(json.dumps(spec))), tmp_path / "m.gguf")
     assert list(tmp_path.iterdir()) == []
 

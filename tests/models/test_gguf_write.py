@@ -197,7 +197,7 @@ def test_what_gguf_cannot_say_is_refused(
 def test_no_other_architecture_is_taken_where_the_own_will_not_do() -> None:
     """A phi3 file could say Mistral's window, but llama.cpp leaves the window of such files out."""
     assert gguf_arch_of(TransformerConfig(qk_norm="before_rope")) == "qwen3"
-    with pytest.raises(UserError, match="llama cannot say sliding_window=9"):
+    with pytest.raises(UserError, match="llama cannot express sliding_window=9"):
         gguf_arch_of(TransformerConfig(family="mistral", sliding_window=9))
 
 
