@@ -74,13 +74,9 @@ def fit(args: argparse.Namespace, saver: Any, **trainer: Any) -> tuple[list[floa
         shape, optimizer="adamw", compile=False, tokens=1e4, global_batch_tokens=16
     )
     L.Trainer(
-        accelerator="cpu", max_epochs=1, logger=False, callbacks=[
-            saver
-        ], enable_model_summary=False,
-        enable_checkpointing=isinstance(
-            saver, Checkpoint
-        ), enable_progress_bar=False, use_distributed_sampler=False,
-        **trainer,
+        accelerator="cpu", max_epochs=1, logger=False, callbacks=[saver],
+        enable_model_summary=False, enable_checkpointing=isinstance(saver, Checkpoint),
+        enable_progress_bar=False, use_distributed_sampler=False, **trainer,
     ).fit(module, batches)  # fmt: skip
     return saver.pauses[1:], sum(p.numel() for p in module.parameters())
 

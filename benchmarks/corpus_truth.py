@@ -183,9 +183,8 @@ def _duplicates(
         Figure("exact copies dropped", gone / max(1, copies), copies, "= 1"),
         _share(
             "near copies (2 to 5% of words edited) dropped",
-            (any(found[id].text is None for id in (
-                     truth.id, truth.of or ""
-                 ))for truth in near), ">= 0.90",
+            (any(found[id].text is None for id in (truth.id, truth.of or "")) for truth in near),
+            ">= 0.90",
         ),
         _share("of copies dropped, 5-gram Jaccard >= 0.5",
                (jaccard(*pair) >= 0.5 for pair in drops), ">= 0.95"),
@@ -320,10 +319,8 @@ def main() -> None:
     figures.append(Figure("MB held at most, all processes", held / 1e6, 0))
     print(table(figures))
     result = {
-        "megabytes": size / 1e6, "documents": dict(
-            Counter(truth.kind for truth in truths)
-        ), "workers": args.workers,
-        "seconds": seconds, "dropped": read["dropped"],
+        "megabytes": size / 1e6, "documents": dict(Counter(truth.kind for truth in truths)),
+        "workers": args.workers, "seconds": seconds, "dropped": read["dropped"],
         "figures": [{**asdict(figure), "met": figure.met} for figure in figures],
     }  # fmt: skip
     print(f"wrote {write_result('corpus_truth', result)}")

@@ -128,16 +128,12 @@ def main() -> None:
                 step = {who: statistics.median(seconds) for who, seconds in times.items()}
                 for who in found:
                     rows.append({
-                        "dtype": str(dtype).removeprefix(
-                            "torch."
-                        ), "batch": batch, "contender": who,
-                        "tokens_per_second": batch / step[who], "step_ms": step[who] * 1e3,
-                        "ours_over_this": step[who] / step["ours"], "floor_share": floor / step[
-                            who
-                        ],
-                        "same_tokens_as_ours": first[who] == first[
-                            "ours"
-                        ], "read_gb_per_second": rate / 1e9,
+                        "dtype": str(dtype).removeprefix("torch."), "batch": batch,
+                        "contender": who, "tokens_per_second": batch / step[who],
+                        "step_ms": step[who] * 1e3, "ours_over_this": step[who] / step["ours"],
+                        "floor_share": floor / step[who],
+                        "same_tokens_as_ours": first[who] == first["ours"],
+                        "read_gb_per_second": rate / 1e9,
                     })  # fmt: skip
                     print("{dtype:9} batch {batch}  {contender:18} {tokens_per_second:7.1f} tok/s "
                           "{step_ms:6.1f} ms a "

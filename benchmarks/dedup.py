@@ -151,9 +151,8 @@ def theirs(folder: Path) -> dict[str, str]:
         return JsonlReader(str(folder), glob_pattern="*.jsonl")
 
     stages: tuple[tuple[list[Any], int], ...] = (
-        ([reader(), sign], WORKERS), ([buckets], config.num_buckets), ([cluster], 1), (
-            [reader(), drop], WORKERS
-        ),
+        ([reader(), sign], WORKERS), ([buckets], config.num_buckets), ([cluster], 1),
+        ([reader(), drop], WORKERS),
     )  # fmt: skip
     for number, (stage, tasks) in enumerate(stages):
         logs = str(out / f"log-{number}")

@@ -75,12 +75,9 @@ def main() -> None:
         )
     rates = {name: size / 1e6 / statistics.median(times) for name, times in seconds.items()}
     result = {
-        "documents": len(texts), "megabytes": round(
-            size / 1e6, 2
-        ), "vocab_size": tokenizer.vocab_size,
-        "documents_with_equal_ids": same, "mb_per_s": {
-            name: round(rate, 2) for name, rate in rates.items()
-        },
+        "documents": len(texts), "megabytes": round(size / 1e6, 2),
+        "vocab_size": tokenizer.vocab_size, "documents_with_equal_ids": same,
+        "mb_per_s": {name: round(rate, 2) for name, rate in rates.items()},
         "ratio": round(rates["lit_llm"] / rates["tokenizers"], 2),
     }  # fmt: skip
     print(result)

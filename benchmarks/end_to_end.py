@@ -191,10 +191,8 @@ def ours(which: str, text: Path, tokenizer: Path, out: Path) -> None:
     config = CorpusConfig(
         sources=[Source("text", f"{text}/*")], normalize=None, opt_out=None, language=None,
         privacy=None, license=None, gopher_quality=GopherQuality(), c4=C4Quality(),
-        fineweb=FineWebQuality(), dedup=Dedup(
-            bands=14, rows=8
-        ),
-        tokenizer=str(tokenizer), validation_fraction=0,
+        fineweb=FineWebQuality(), dedup=Dedup(bands=14, rows=8), tokenizer=str(tokenizer),
+        validation_fraction=0,
     )  # fmt: skip
     build(config, out, progress=False)
 
@@ -281,13 +279,12 @@ def measure(megabytes: float, rounds: int, pythons: dict[str, str], work: Path) 
     for which, measured in runs.items():
         seconds = statistics.median(each["seconds"] for each in measured)
         result[which] = {
-            "seconds": [each["seconds"]for each in measured], "mb_per_second": size / 1e6 / seconds,
+            "seconds": [each["seconds"] for each in measured],
+            "mb_per_second": size / 1e6 / seconds,
             "cpu_seconds": [each["cpu_seconds"] for each in measured],
             "peak_bytes": max(int(each["peak_bytes"]) for each in measured),
             "passed": len(verdicts[which][0]), "kept": len(verdicts[which][1]),
-            "tokens": verdicts[which][
-                2
-            ],
+            "tokens": verdicts[which][2],
         }  # fmt: skip
     if DATATROVE in runs:
         for which in (SAME, WEB):
@@ -306,10 +303,8 @@ def measure(megabytes: float, rounds: int, pythons: dict[str, str], work: Path) 
         for text in ("text", "more")
     )
     result["memory"] = {
-        "megabytes": sum(len(text.encode()) for text in everything.values()) / 1e6, "peak_bytes": [
-            less, most
-        ],
-        "growth": most / less, "bound": BOUND,
+        "megabytes": sum(len(text.encode()) for text in everything.values()) / 1e6,
+        "peak_bytes": [less, most], "growth": most / less, "bound": BOUND,
     }  # fmt: skip
     return result
 

@@ -100,9 +100,8 @@ def compare(documents: list[str], peers: str) -> dict[str, Any]:
         json.dump(documents, file)
         file.flush()
         worker = subprocess.Popen(
-            [peers, __file__, "--work",
-             file.name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "PYTHONPATH": str(HERE.parent)},
+            [peers, __file__, "--work", file.name], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            text=True, env={**os.environ, "PYTHONPATH": str(HERE.parent)},
         )  # fmt: skip
         assert worker.stdin and worker.stdout
         spent, theirs_spent = [0.0] * len(FILTERS), dict.fromkeys(WORDS, 0.0)
@@ -135,18 +134,14 @@ def compare(documents: list[str], peers: str) -> dict[str, Any]:
         worker.wait()
     rate = size / sum(spent)
     result = {
-        "documents": len(documents), "peers": _versions(
-            peers
-        ), "megabytes": size, "megabytes_per_second": rate,
-        "megabytes_per_second_by_filter": dict(
+        "documents": len(documents), "peers": _versions(peers), "megabytes": size,
+        "megabytes_per_second": rate, "megabytes_per_second_by_filter": dict(
             zip(FILTERS, (size / s for s in spent), strict=True)
         ),
         "datatrove": {
             whose: {
                 "megabytes_per_second": size / theirs_spent[whose],
-                "times_as_fast": rate * theirs_spent[
-                    whose
-                ] / size,
+                "times_as_fast": rate * theirs_spent[whose] / size,
                 "agreement": {name: count / len(documents) for name,
                               count in sorted(agree[whose].items())},
                 "differences": dict(differences[whose].most_common()),

@@ -62,9 +62,8 @@ def write_rows(folder: Path, texts: Mapping[str, str], rng: random.Random) -> No
                 continue
             data = b"".join(row(id=name, text=texts[name]) for name in some)
             pack: Callable[[bytes], bytes] = {
-                "jsonl": bytes, "jsonl.gz": gzip.compress, "jsonl.zst": zstandard.ZstdCompressor(
-                    
-                ).compress,
+                "jsonl": bytes, "jsonl.gz": gzip.compress,
+                "jsonl.zst": zstandard.ZstdCompressor().compress,
             }[ending]  # fmt: skip
             file.write_bytes(pack(data))
 
@@ -115,17 +114,11 @@ def write_bad(folder: Path, below: str, text: str, longest: int) -> list[str]:
     data = text.encode()
     page = response("https://example.org/", b"<p>" + data * 20)
     files = {
-        "empty.txt": b"", "blank.txt": b" \n\t\n",
-        "picture.png": b"\x89PNG\r\n\x1a\n" + noise, "a.out": b"\x7fELF\0" + noise,
-        "paper.pdf": b"%PDF-1.7\n" + data, "cut.txt": b"\xff ".join(data.split()),
-        "cut.jsonl.gz": gzip.compress(archived)[:-9000],
-        "cut.jsonl.zst": zstandard.compress(archived)[
-            :-9000
-        ],
-        "noise.parquet": noise, "empty.parquet": b"", "noise.warc": noise,
-        "cut.warc.gz": gzip.compress(page)[
-            :-40
-        ],
+        "empty.txt": b"", "blank.txt": b" \n\t\n", "picture.png": b"\x89PNG\r\n\x1a\n" + noise,
+        "a.out": b"\x7fELF\0" + noise, "paper.pdf": b"%PDF-1.7\n" + data,
+        "cut.txt": b"\xff ".join(data.split()), "cut.jsonl.gz": gzip.compress(archived)[:-9000],
+        "cut.jsonl.zst": zstandard.compress(archived)[:-9000], "noise.parquet": noise,
+        "empty.parquet": b"", "noise.warc": noise, "cut.warc.gz": gzip.compress(page)[:-40],
         "empty.html": b"<html><body></body></html>", "one-line.txt": b"x " * longest,
         "not.jsonl.gz": noise,
     }  # fmt: skip
@@ -141,12 +134,9 @@ def write_bad(folder: Path, below: str, text: str, longest: int) -> list[str]:
 def _bad_rows(data: bytes, longest: int) -> list[bytes]:
     return [
         row(text=" "), b"{'text': 'single quotes'}\n", b'["a list"]\n', row(body="no such field"),
-        row(text=12), row(text=None), row(text="\0 NULs \0"), b'{"text": "\\ud800 halves '
-                                                              b'\\ud800"}\n',
-        b'{"text": "' + data[:40] + b'\xff \xff"}\n', row(text="y" * longest),
-        b'{"text": "cut' + data[
-            :40
-        ],
+        row(text=12), row(text=None), row(text="\0 NULs \0"),
+        b'{"text": "\\ud800 halves ' b'\\ud800"}\n', b'{"text": "' + data[:40] + b'\xff \xff"}\n',
+        row(text="y" * longest), b'{"text": "cut' + data[:40],
     ]  # fmt: skip
 
 

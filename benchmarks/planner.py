@@ -137,9 +137,7 @@ def real_memory() -> list[dict[str, object]]:
         rows.append({
             "preset": preset, **fields, "micro_batch_size": batch, "seq_len": seq_len,
             "precision": setup.precision, "allocated_gb": peak["allocated"] / 1e9,
-            "predicted_over_allocated": predicted / peak[
-                "allocated"
-            ],
+            "predicted_over_allocated": predicted / peak["allocated"],
             "predicted_over_resident": predicted / peak["resident"],
         })  # fmt: skip
         print("{preset:14} {micro_batch_size:3} x {seq_len}, {precision}: allocated "

@@ -92,9 +92,8 @@ def run_round(args: argparse.Namespace, folder: Path) -> dict[str, float]:
     module, data = modules(args)
     trainer = L.Trainer(
         accelerator="cpu", default_root_dir=folder, max_epochs=1, limit_val_batches=0,
-        enable_model_summary=False, log_every_n_steps=10, logger=[
-            CSVLogger(folder), TensorBoardLogger(folder, name="", version="tensorboard")
-        ],
+        enable_model_summary=False, log_every_n_steps=10,
+        logger=[CSVLogger(folder), TensorBoardLogger(folder, name="", version="tensorboard")],
         callbacks=[ProgressBar(), ThroughputCallback(), Checkpoint(), SampleCallback(), RunReport(),
                    twin],
     )  # fmt: skip

@@ -62,13 +62,17 @@ class TransformerConfig:
     num_heads: int = 4
     """Query heads per layer."""
     num_kv_heads: int | None = None
-    """Key/value heads per layer. Fewer than num_heads is grouped-query attention
-    (arXiv:2305.13245). None: num_heads."""
+    """Key/value heads per layer. None: num_heads.
+
+    Fewer than num_heads is grouped-query attention (arXiv:2305.13245).
+    """
     head_dim: int | None = None
     """Width of a head. None: hidden_size / num_heads."""
     intermediate_size: int | None = None
-    """Width of the MLP. None: 4 * hidden_size; for the gated kinds two thirds of that, rounded up
-    to a multiple of 32."""
+    """Width of the MLP. None: 4 * hidden_size.
+
+    For the gated kinds None is two thirds of that, rounded up to a multiple of 32.
+    """
     max_seq_len: int = 2048
     """Longest sequence the model is meant for."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
@@ -86,14 +90,22 @@ class TransformerConfig:
     pre_norm: bool = True
     """Normalise the input of attention and MLP."""
     post_norm: bool = False
-    """Normalise the output of attention and MLP before it is added to the residual stream: together
-    with pre_norm (Gemma) or instead of it (OLMo 2)."""
+    """Normalise the output of attention and MLP before it is added to the residual stream.
+
+    This is together with pre_norm (Gemma) or instead of it (OLMo 2).
+    """
     residual: Literal["sequential", "parallel", "parallel_one_norm"] = "sequential"
-    """sequential: the MLP reads the stream after attention. parallel: both read the block's input
-    (GPT-NeoX). parallel_one_norm: both read the block's input through one norm (Command-R)."""
+    """What the MLP reads.
+
+    sequential: the stream after attention. parallel: the block's input, as attention does
+    (GPT-NeoX). parallel_one_norm: the same, through one common norm (Command-R).
+    """
     mlp: Literal["swiglu", "geglu", "gelu", "gelu_erf", "relu2"] = "swiglu"
-    """Activation: gated SiLU or GELU (arXiv:2002.05202), plain GELU (tanh form or exact), or
-    squared ReLU (arXiv:2109.08668)."""
+    """Activation of the MLP.
+
+    swiglu, geglu: gated SiLU or GELU (arXiv:2002.05202). gelu, gelu_erf: plain GELU, tanh form or
+    exact. relu2: squared ReLU (arXiv:2109.08668).
+    """
     num_experts: int = 0
     """Experts per layer; 0 means one dense MLP."""
     experts_per_token: int = 2
@@ -109,20 +121,29 @@ class TransformerConfig:
     router_z_loss: float = 0.0
     """Weight of the router's z-loss in training (arXiv:2202.08906, equation 5)."""
     qk_norm: Literal["none", "before_rope", "after_rope", "projection", "per_head"] = "none"
-    """Normalise queries and keys: each head before RoPE (Qwen3), each head after RoPE (nanochat),
-    the whole projection (OLMo 2), or each head with its own gain (StableLM 2 12B, Command-R+)."""
+    """Normalise queries and keys.
+
+    before_rope: each head before RoPE (Qwen3). after_rope: each head after RoPE (nanochat).
+    projection: the whole projection (OLMo 2). per_head: each head with its own gain (StableLM 2
+    12B, Command-R+).
+    """
     learned_positions: bool = False
     """Positions are rows of an embedding (GPT-2) instead of rotations."""
     rope_theta: float = 10000.0
     """Base of the rotary frequencies (arXiv:2104.09864)."""
     rope_scaling: dict[str, Any] | None = None
-    """How frequencies are stretched beyond the training context, with the keys of config.json:
-    rope_type (linear, dynamic, llama3 or yarn), factor, and the further keys of that type."""
+    """How frequencies are stretched beyond the training context, with the keys of config.json.
+
+    The keys are rope_type (linear, dynamic, llama3 or yarn), factor, and the further keys of that
+    type.
+    """
     rotary_fraction: float = 1.0
     """Fraction of a head's channels that RoPE rotates, from the first channel on."""
     local_rope_theta: float | None = None
-    """Base of the frequencies in windowed layers, which are never stretched (Gemma 3). None:
-    rope_theta, as in all other layers."""
+    """Base of the frequencies in windowed layers, which are never stretched (Gemma 3).
+
+    None: rope_theta, as in all other layers.
+    """
     nope_layers: list[int] | None = None
     """Layers without position information (SmolLM3), counted from 0. None: none."""
     attention_scale: float | None = None
@@ -130,8 +151,7 @@ class TransformerConfig:
     attention_softcap: float | None = None
     """Squash attention scores to (-c, c) with c * tanh(scores / c) (Gemma 2)."""
     sliding_window: int | None = None
-    """Tokens that a windowed layer sees, the token itself included. None: every layer sees all
-    tokens."""
+    """Tokens that a windowed layer sees, including the token itself. None: all tokens."""
     sliding_layers: list[int] | None = None
     """Layers that use the window, counted from 0. None: all layers."""
     attention_bias: bool = False
@@ -143,8 +163,7 @@ class TransformerConfig:
     embedding_scale: float | None = None
     """Embeddings are multiplied by this number (Gemma, Granite)."""
     residual_scale: float | None = None
-    """The outputs of attention and MLP are multiplied by this number before they are added to the
-    residual stream (Granite)."""
+    """Factor of the outputs of attention and MLP before they are added to the stream (Granite)."""
     logit_scale: float | None = None
     """Logits are multiplied by this number (Granite, Command-R)."""
     logit_softcap: float | None = None
@@ -158,8 +177,10 @@ class TransformerConfig:
     pad_token_id: int | None = None
     """Token that fills up the rows of a batch."""
     family: str | None = None
-    """Hugging Face model_type for saving, if this type can express the model. A loaded model keeps
-    the type of its file. None: the first type that can express the model."""
+    """Hugging Face model_type for saving, if this type can express the model.
+
+    A loaded model keeps the type of its file. None: the first type that can express the model.
+    """
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -356,13 +377,13 @@ def _checked(key: str, value: Any, annotation: str) -> Any:
     elif type(value) is wanted:
         return value
     elif wanted is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
-        return int(value)  # NumPy's
+        return int(value)  # a NumPy integer
     kind = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
     raise UserError(f"transformer.{key} must be {kind[wanted.__name__]}, got {value!r}")
 
 
-# Shapes by name. The published ones are from their config.json; the "nano" ones are ours for small
-# machines.
+# Presets: name -> fields. Published shapes are taken from their config.json; the "nano" shapes are
+# lit_llm's, for small machines.
 _NANOCHAT: dict[str, Any] = {
     "mlp": "relu2",
     "qk_norm": "after_rope",
@@ -432,9 +453,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "vocab_size": 262144, "hidden_size": 1152, "num_layers": 26, "num_heads": 4,
         "num_kv_heads": 1, "head_dim": 256, "intermediate_size": 6912, "max_seq_len": 32768,
         "mlp": "geglu", "norm_offset": True, "post_norm": True, "qk_norm": "before_rope",
-        "rope_theta": 1e6, "local_rope_theta": 1e4, "sliding_window": 512, "sliding_layers": [
-            i for i in range(26) if (i + 1) % 6
-        ], "embedding_scale": 1152**0.5,
+        "rope_theta": 1e6, "local_rope_theta": 1e4, "sliding_window": 512,
+        "sliding_layers": [i for i in range(26) if (i + 1) % 6], "embedding_scale": 1152**0.5,
         "tie_embeddings": True,
     },
     "gpt2": {

@@ -27,8 +27,10 @@ SMALLEST = 1536
 See `convert_to_float8`.
 """
 _TILE = 16
-"""The kernels need every dimension of a product to be a multiple of this number, except the rows of
-the first operand."""
+"""Every dimension of a product must be a multiple of this number for the kernels.
+
+The rows of the first operand are the exception.
+"""
 _EPS = 2.0**-100
 """Keeps the scale of an all-zero tensor finite.
 

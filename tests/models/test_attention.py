@@ -92,10 +92,8 @@ LENGTHS = st.lists(
 )
 @settings(max_examples=30, deadline=None)
 def test_is_the_plain_sum(
-    backend: str, lengths: list[
-        list[int]
-    ] | None, T: int, kv_heads: int, window: int | None, softcap: float | None,
-    scale: float | None, padded: int,
+    backend: str, lengths: list[list[int]] | None, T: int, kv_heads: int, window: int | None,
+    softcap: float | None, scale: float | None, padded: int,
 ) -> None:  # fmt: skip
     config = TransformerConfig(
         hidden_size=32, num_layers=1, num_heads=4, num_kv_heads=kv_heads, sliding_window=window,

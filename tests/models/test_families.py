@@ -77,7 +77,8 @@ CONFIGS: dict[str, tuple[str, dict]] = {
                     {**_GQA, "rope_parameters": {**_YARN, "beta_fast": 8.0, "beta_slow": 2.0}}),
     "Llama, one key head, biases, tied, odd vocabulary": ("llama", {
         **_SHAPE, "num_key_value_heads": 1, "attention_bias": True, "mlp_bias": True,
-        "tie_word_embeddings": True}),
+        "tie_word_embeddings": True
+    }),
     "SmolLM2": ("llama", {**_GQA, "tie_word_embeddings": True, "rope_theta": 100000.0}),
     "Mistral, window": ("mistral", {**_GQA, "sliding_window": 7, "head_dim": 20}),
     "Mistral, no window": ("mistral", {**_GQA, "sliding_window": None}),

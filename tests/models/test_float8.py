@@ -79,10 +79,8 @@ def test_products_are_those_of_rounded_operands(
 
 @given(
     rows=st.integers(1, 40), i=FEATURES, o=FEATURES, seed=st.integers(0, 99),
-    exponents=st.tuples(*[st.integers(-40, 40)] * 3), zero=st.sampled_from(
-        ["nothing", "x", "weight", "grad"]
-    ),
-    outlier=st.sampled_from([1.0, 1e4]),
+    exponents=st.tuples(*[st.integers(-40, 40)] * 3),
+    zero=st.sampled_from(["nothing", "x", "weight", "grad"]), outlier=st.sampled_from([1.0, 1e4]),
 )  # fmt: skip
 @settings(max_examples=60, deadline=None)
 def test_the_error_is_that_of_two_roundings(
@@ -109,10 +107,8 @@ def test_the_error_is_that_of_two_roundings(
         off(grad, 1 / 8, 2**-16, E5M2),
     )
     for got, a, da, b, db in zip(
-        through(layer, x, grad),
-        (x, grad, grad.T), (dx, dgrad, dgrad.T), (weight.T, weight, x), (
-            dweight.T, dweight, dx
-        ), strict=True,
+        through(layer, x, grad), (x, grad, grad.T), (dx, dgrad, dgrad.T), (weight.T, weight, x),
+        (dweight.T, dweight, dx), strict=True,
     ):  # fmt: skip
         bound = da @ b.abs() + a.abs() @ db + da @ db
         assert ((got - a @ b).abs() <= bound * 1.0001 + 1e-6 * (a.abs() @ b.abs())).all()

@@ -54,9 +54,11 @@ MODELS: dict[str, tuple[str, dict[str, Any], bool]] = {
         "llama", {"family": "mistral", "sliding_window": 64}, False
     ),
     "llama, yarn's own values spelled": (
-        "llama", {"family": "llama",
-                  "rope_scaling": {**_YARN, "beta_fast": 32.0, "beta_slow": 1, "truncate": True,
-                                   "mscale": 0.7, "attention_factor": 1.1386294361119891}}, False),
+        "llama",
+        {"family": "llama",
+         "rope_scaling": {**_YARN, "beta_fast": 32.0, "beta_slow": 1, "truncate": True,
+                          "mscale": 0.7, "attention_factor": 1.1386294361119891}}, False
+    ),
     "mixtral": ("llama", {"family": "mixtral", **_MOE, "expert_size": 96}, False),
     "qwen2": ("qwen2", {"family": "qwen2", "attention_bias": True}, True),
     "qwen3": ("qwen3", {"family": "qwen3", "qk_norm": "before_rope", "head_dim": 128}, True),

@@ -76,9 +76,8 @@ def byte_level(
     if split == "qwen2":
         backend.normalizer = normalizers.NFC()
     backend.train_from_iterator(corpus, trainers.BpeTrainer(
-        vocab_size=500, special_tokens=[
-            "<|endoftext|>", "<|im_start|>", "<|im_end|>", *(more or [])
-        ],
+        vocab_size=500,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(more or [])],
         show_progress=False, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     ))  # fmt: skip
     backend.add_tokens([AddedToken("<tool>", normalized=False)])

@@ -208,10 +208,7 @@ def bpe_like(text: str, pre_tokenizer: Any, decoder: Any, **options: Any) -> Bac
     backend.pre_tokenizer, backend.decoder = pre_tokenizer, decoder
     trainer = trainers.BpeTrainer(
         vocab_size=400, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        special_tokens=[
-            "<|endoftext|>"
-        ],
-        show_progress=False,
+        special_tokens=["<|endoftext|>"], show_progress=False,
     )  # fmt: skip
     backend.train_from_iterator([text], trainer)
     return backend

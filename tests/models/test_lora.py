@@ -97,7 +97,8 @@ def test_peft_loads_ours_and_we_load_theirs(tmp_path: Path, family: str, stabili
 def test_adapters_that_peft_made(tmp_path: Path, targets: str | list[str]) -> None:
     hf = transformers.LlamaForCausalLM(transformers.LlamaConfig(
         vocab_size=61, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4))  # fmt: skip
+        num_attention_heads=4
+    ))  # fmt: skip
     hf.save_pretrained(tmp_path / "base")
     made = peft.get_peft_model(
         hf,
@@ -115,7 +116,8 @@ def test_adapters_that_peft_made(tmp_path: Path, targets: str | list[str]) -> No
 def test_adapters_of_fused_layers(tmp_path: Path, targets: list[str]) -> None:
     hf = transformers.Phi3ForCausalLM(transformers.Phi3Config(
         vocab_size=61, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, pad_token_id=0))  # fmt: skip
+        num_attention_heads=4, num_key_value_heads=2, pad_token_id=0
+    ))  # fmt: skip
     hf.save_pretrained(tmp_path / "base")
     made = peft.get_peft_model(
         hf,

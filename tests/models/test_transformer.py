@@ -23,9 +23,8 @@ from lit_llm.models.transformer import Transformer
 
 
 @given(
-    st.integers(1, 12), st.integers(0, 12), st.one_of(st.none(), st.integers(1, 14)), st.integers(
-        0, 2**12 - 1
-    )
+    st.integers(1, 12), st.integers(0, 12), st.one_of(st.none(), st.integers(1, 14)),
+    st.integers(0, 2**12 - 1)
 )  # fmt: skip
 @settings(max_examples=200, deadline=None)
 def test_mask_is_the_definition(new: int, past: int, window: int | None, padding_bits: int) -> None:

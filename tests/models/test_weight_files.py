@@ -25,10 +25,12 @@ IDS = torch.randint(0, 61, (1, 12), generator=torch.Generator().manual_seed(1))
 FAMILIES: dict[str, Any] = {
     "llama": transformers.LlamaConfig(
         vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, tie_word_embeddings=True, pad_token_id=0),
+        num_attention_heads=4, tie_word_embeddings=True, pad_token_id=0
+    ),
     "gpt_neox": transformers.GPTNeoXConfig(
         vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, tie_word_embeddings=True, pad_token_id=0),
+        num_attention_heads=4, tie_word_embeddings=True, pad_token_id=0
+    ),
     "gpt2": transformers.GPT2Config(vocab_size=61, n_positions=32, n_embd=32, n_layer=2, n_head=4),
 }  # fmt: skip
 EMBEDDING = {

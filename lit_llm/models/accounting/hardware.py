@@ -11,7 +11,8 @@ from pathlib import Path
 from lit_llm.errors import UserError
 
 _ATTAINABLE = 0.85
-"""Share of the peak that the best matrix product reaches, for accelerators without a measurement.
+"""Share of the peak that the best matrix product reaches, for chips without a measurement.
+
 It lies between the measured A100 (0.87) and H100 (0.80), see ``attainable_tflops`` in hardware.csv.
 """
 

@@ -23,19 +23,22 @@ class Sampling:
     """
 
     repetition_penalty: float = 1.0
-    """Makes tokens that already occur in the prompt or the answer less likely (above 1) or more
-    likely (below 1): positive logits are divided by it, negative logits multiplied
-    (arXiv:1909.05858). 1 changes nothing."""
+    """Makes tokens of the prompt and the answer less likely (above 1) or more likely (below 1).
+
+    Positive logits are divided by it, negative logits multiplied (arXiv:1909.05858). 1 changes
+    nothing.
+    """
     temperature: float = 1.0
     """Divides the logits. Below 1e-5 the most likely token is always taken."""
     top_k: int | None = None
     """Keeps the k most likely tokens."""
     top_p: float | None = None
-    """Keeps the smallest set of most likely tokens whose probabilities reach p (nucleus,
-    arXiv:1904.09751)."""
+    """Keeps the smallest set of most likely tokens whose probabilities reach p.
+
+    Also called nucleus sampling (arXiv:1904.09751).
+    """
     min_p: float | None = None
-    """Keeps tokens that are at least min_p times as likely as the most likely one
-    (arXiv:2407.01082)."""
+    """Keeps tokens at least min_p times as likely as the most likely one (arXiv:2407.01082)."""
 
     def __post_init__(self) -> None:
         check_ranges(vars(self), SAMPLING)

@@ -54,7 +54,9 @@ class Backends:
     """For layers that see all previous tokens."""
     masked: Literal["sdpa", "flex"] = "sdpa"
     """For layers with a window or a soft cap, and for all layers if rows hold several documents.
-    SDPA reads a mask of T x T per row there, and writes soft-capped scores to memory."""
+
+    SDPA reads a mask of T x T per row there, and writes soft-capped scores to memory.
+    """
 
     def __str__(self) -> str:
         if self.causal == self.masked:

@@ -74,6 +74,8 @@ def limit_threads(divide: bool = False) -> None:
         dist.all_gather_object(processes, mine)
     if _count_is_chosen:
         return
+    # A core that n processes of this machine are bound to counts as 1/n. The quota is divided by
+    # the number of processes.
     here = [cores for machine, cores in processes if machine == mine[0]]
     share = sum(1 / sum(core in cores for cores in here) for core in mine[1])
     threads = max(1, int(min(share, _quota() / len(here)) + 1e-6))

@@ -69,6 +69,8 @@ class RMSNormalize(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        # With y = x * inverse and g the gradient by y, the gradient by x is
+        # inverse * (g - y * mean(g * y)).
         x, weight, inverse = ctx.saved_tensors
         y, grad = x * inverse, _at_least_float32(grad)
         product = grad * y

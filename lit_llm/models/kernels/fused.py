@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from lit_llm.models.kernels.eager import OneDNNLinear, OneDNNProducts
 
 SIDE_BY_SIDE = {"cuda"}
-"""Device types on which compiled layers become one product. On a CPU the copy costs more than the
-single product gains."""
+"""Device types on which compiled layers become one product.
+
+On a CPU the copy costs more than the single product gains.
+"""
 
 
 def project(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:

@@ -9,8 +9,10 @@ import sys
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 _SAID_OTHERWISE = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
 LARGEST_KEPT = 32 * 2**20
-"""Bytes of a block from which glibc maps it separately and returns it when freed. glibc accepts no
-higher threshold."""
+"""Bytes of a block from which glibc maps it separately and returns it when freed.
+
+glibc accepts no higher threshold.
+"""
 
 
 def keep_freed_memory() -> None:

@@ -1,8 +1,10 @@
 """Thresholds of the chunked loss. The planner uses one of them and does not import torch."""
 
 LARGE_LOGITS = 128 * 2**20
-"""Bytes of a step's float32 logits from which a compiled model computes its loss in chunks too.
-Below, one compiled pass is faster, except on a CPU."""
+"""Bytes of a step's float32 logits from which a compiled model too computes its loss in chunks.
+
+Below, one compiled pass is faster, except on a CPU.
+"""
 
 
 def chunk_bytes(device: str) -> int:

@@ -21,11 +21,15 @@ from lit_llm.models.kernels.limits import chunk_bytes
 IGNORE = -100
 """Label of a position without a prediction: the default of torch's cross-entropy."""
 _CACHED_BYTES = 2 * 2**20
-"""Float32 bytes of a chunk that a CPU's softmax processes at once, so that they stay in the cache
-between passes."""
+"""Float32 bytes of a chunk that a CPU's softmax processes at once.
+
+They then stay in the cache between passes.
+"""
 _SLAB = 8192
-"""Rows of the weight's gradient that a product of another dtype is added to at once, so that the
-whole gradient never exists twice."""
+"""Rows of the weight's gradient that a product of another dtype is added to at once.
+
+The whole gradient therefore never exists twice.
+"""
 
 
 def linear_cross_entropy(
@@ -148,6 +152,8 @@ def _in_blocks(
     loss = torch.zeros((), dtype=torch.float32, device=logits_NV.device)
     cached = logits_NV.device.type == "cpu"
     size = max(1, _CACHED_BYTES // (4 * logits_NV.shape[1])) if cached else len(logits_NV)
+    # The gradient of the cross-entropy by the logits is softmax(x) - one_hot(label). The loss needs
+    # log(sum(exp(x))): the largest softmax value is exp(largest) / sum(exp(x)).
     for logits, labels in zip(logits_NV.split(size), labels_N.split(size), strict=True):
         labelled, labels_N1 = labels[:, None] != IGNORE, labels[:, None].clamp(min=0)
         x, slope = _capped(logits.float(), scale, softcap)

@@ -34,8 +34,11 @@ from lit_llm.models.transformer import Block, Transformer
 DATA, TENSOR = "data_parallel", "tensor_parallel"
 """Names of the mesh's dimensions, as in Lightning."""
 _BUDGET = 0.99
-"""Share of the activations that the compiler keeps by default. A value slightly below 1 makes the
-compiler reconsider which operations are cheap to compute again, but not products."""
+"""Share of the activations that the compiler keeps by default.
+
+A value slightly below 1 makes the compiler reconsider which operations are cheap to compute again,
+but not products.
+"""
 
 
 def parallelize(

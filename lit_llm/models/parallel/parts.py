@@ -36,8 +36,7 @@ from lit_llm.io.atomic import sync_names
 MANIFEST = "manifest.json"
 _REST = "rest.pt"
 MARK = "a tensor in parts: "
-"""Prefix of the marker string; the tensor's name follows. The string replaces a divided tensor in
-the rest."""
+"""Prefix of the marker string that replaces a divided tensor; the tensor's name follows."""
 _OFFSETS = "DCP_SHARDING_INFO"  # torch/distributed/checkpoint/_hf_utils.py
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",

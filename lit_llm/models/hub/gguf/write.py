@@ -86,6 +86,8 @@ def write_gguf(
             return GGMLQuantizationType.F16
         return GGMLQuantizationType[quantization.upper()]
 
+    # A GGUF file is a header, the metadata, the description of every tensor, and then the tensors
+    # in the same order. Only one converted tensor is in memory at a time.
     try:
         with replacing(file) as part:
             writer = GGUFWriter(part, kind)
