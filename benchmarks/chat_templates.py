@@ -6,16 +6,14 @@
     tests/data
 
 For every template and nine conversations: the prompt before each answer has the text and the ids of
-    transformers'
-``apply_chat_template(..., add_generation_prompt=True)``; in training the last answer has this
-prompt as its context, its words and the token that ends the turn are learnt, and earlier answers
-are learnt or counted as left out. Where transformers' template refuses a conversation, ours must
-too. A conversation whose answer the template would leave out without a word (thoughts or tool calls
-that it does not know) must be refused by name.
+transformers' ``apply_chat_template(..., add_generation_prompt=True)``; in training the last answer
+has this prompt as its context, its words and the token that ends the turn are learnt, and earlier
+answers are learnt or counted as left out. Where transformers' template refuses a conversation, ours
+must too. A conversation whose answer the template would leave out without a word (thoughts or tool
+calls that it does not know) must be refused by name.
 
 Two tokenizers are used: a byte-level one, and a SentencePiece-like one that puts a space mark
-    before a text. Both get
-the control tokens that the template spells.
+before a text. Both get the control tokens that the template spells.
 """
 
 from __future__ import annotations
@@ -158,8 +156,8 @@ def their_prompt(
     """(text, ids) of transformers' prompt.
 
     A template decides in which form content and arguments must come, and its user gives them so:
-        the form that
-    gives the expected text is taken, else the first that the template does not refuse.
+    the form that gives the expected text is taken, else the first that the template does not
+    refuse.
     """
     found, refusal = [], None
     for as_text, as_parts in itertools.product((False, True), repeat=2):

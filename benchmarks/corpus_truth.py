@@ -159,7 +159,7 @@ def _duplicates(
     out for each drop.
 
     Documents that were spoiled are left out of the exact ones: their text depends on how well they
-        came back.
+    came back.
     """
     spoiled = {truth.id for truth in planted if truth.kind in ("mojibake", "encoding", "page")}
     groups: dict[str, list[str]] = {}

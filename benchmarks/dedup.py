@@ -4,11 +4,10 @@
     minutes on two cores
 
 Both read the same JSONL files and end with the ids to drop, on two workers: datatrove's four stages
-    with its words
-split at whitespace (its own splitter is several times slower), ours with the same 5-grams, bands
-and rows, and with our default cut of the same 112 hashes. They take turns in processes of their
-own. Documents are pieces of Python files and documentation on this machine, with exact copies and
-copies of which 2 to 5% of the words are edited planted among them.
+with its words split at whitespace (its own splitter is several times slower), ours with the same
+5-grams, bands and rows, and with our default cut of the same 112 hashes. They take turns in
+processes of their own. Documents are pieces of Python files and documentation on this machine, with
+exact copies and copies of which 2 to 5% of the words are edited planted among them.
 """
 
 from __future__ import annotations

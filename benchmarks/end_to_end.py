@@ -14,9 +14,8 @@ seconds are the whole life of that process, imports too. Afterwards our build, b
 much text, runs on it and on four times as much: memory, all processes added, must not grow with it.
 
 Documents: pages of sentences from the documentation in Python files of this machine, mixed with
-    pieces of files as they
-are, so that about half is kept, as of the web; 15% are copies, two thirds of them with 2 to 5% of
-the words edited.
+pieces of files as they are, so that about half is kept, as of the web; 15% are copies, two thirds
+of them with 2 to 5% of the words edited.
 """
 
 from __future__ import annotations
@@ -185,9 +184,8 @@ def ours(which: str, text: Path, tokenizer: Path, out: Path) -> None:
         build(*parse_build([*arguments, "--tokenizer", str(tokenizer)]), progress=False)
         return
     if which == PROCESSES:
-        pipeline._FEW_BYTES = (
-            0  # threads, which less text is cleaned by, share what processes each hold
-        )
+        # Below this size threads clean the text, and threads share what each process holds.
+        pipeline._FEW_BYTES = 0
     config = CorpusConfig(
         sources=[Source("text", f"{text}/*")], normalize=None, opt_out=None, language=None,
         privacy=None, license=None, gopher_quality=GopherQuality(), c4=C4Quality(),
@@ -353,8 +351,7 @@ def main() -> None:
     memory = result["memory"]
     less, most = (f"{size / 1e6:,.0f} MB" for size in memory["peak_bytes"])
     print(f"memory at {result['megabytes']:.0f} MB: {less} at most, at {memory['megabytes']:.0f} "
-          f"MB {most}: "
-          f"{memory['growth']:.2f} times that (bound: {BOUND})")  # fmt: skip
+          f"MB {most}: {memory['growth']:.2f} times that (bound: {BOUND})")  # fmt: skip
     if not args.dry_run:
         print(f"wrote {write_result('end_to_end', result)}")
 

@@ -4,12 +4,10 @@
     python benchmarks/filters.py [--megabytes 24] [FOLDER ...]  # 2 minutes on two cores
 
 Every filter sees every document as it was. datatrove runs twice: with our words in place of its
-    tokenizer's, where
-decisions should be equal, and as shipped, with spaCy's words. Seconds are processor seconds of one
-core; the two sides
-take turns, part by part, in processes of their own. Texts: standard library, system documentation
-    and the given
-folders, a third of the documents turned into junk.
+tokenizer's, where decisions should be equal, and as shipped, with spaCy's words. Seconds are
+processor seconds of one core; the two sides take turns, part by part, in processes of their own.
+Texts: standard library, system documentation and the given folders, a third of the documents turned
+into junk.
 """
 
 from __future__ import annotations

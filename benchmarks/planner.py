@@ -143,8 +143,7 @@ def real_memory() -> list[dict[str, object]]:
         print("{preset:14} {micro_batch_size:3} x {seq_len}, {precision}: allocated "
               "{allocated_gb:.2f} GB, predicted "
               "{predicted_over_allocated:.3f} of it, {predicted_over_resident:.3f} of the "
-              "resident set"
-              .format(**rows[-1]))  # fmt: skip
+              "resident set".format(**rows[-1]))  # fmt: skip
     return rows
 
 

@@ -38,7 +38,7 @@ def prepare(corpus_folder: Path, out: Path) -> dict[str, object]:
     """Write the corpus as the plain arrays that every contender reads, and describe them.
 
     train and validation: (tokens,) the documents of all sources, each as `[eos] + ids`;
-        token_bytes: (vocab,).
+    token_bytes: (vocab,).
     """
     from lit_llm.corpus.build import Corpus
     from lit_llm.corpus.output.shards import read_tokens

@@ -2,9 +2,8 @@
 tensors, without memory.
 
 The step is the one of `lit_llm.training`: float32 weights, autocast, the loss, the optimizer. Fake
-    tensors run the
-CPU's operators (a CPU build of torch has no others): what CUDA does otherwise, one kernel for
-RMSNorm, is not in it.
+tensors run the CPU's operators (a CPU build of torch has no others): what CUDA does otherwise, one
+kernel for RMSNorm, is not in it.
 """
 
 from __future__ import annotations

@@ -4,13 +4,11 @@ batches and optimizer.
     python benchmarks/trainer_overhead.py
 
 The two are interleaved step by step in one process: after each optimizer step of the Trainer a
-    callback makes one step
-of the bare loop on a twin of the model, so a machine that slows down slows both. The Trainer's time
-is all that passes
-between two bare steps: hooks, callbacks, logging, checkpoints. The bare loop does what training
-    needs and nothing else:
-fetch, forward, backward, clip, optimizer and schedule step. A round's ratio is Trainer seconds /
-bare seconds over its steps; the result is the median over rounds.
+callback makes one step of the bare loop on a twin of the model, so a machine that slows down slows
+both. The Trainer's time is all that passes between two bare steps: hooks, callbacks, logging,
+checkpoints. The bare loop does what training needs and nothing else: fetch, forward, backward,
+clip, optimizer and schedule step. A round's ratio is Trainer seconds / bare seconds over its steps;
+the result is the median over rounds.
 """
 
 from __future__ import annotations

@@ -23,9 +23,8 @@ def bits_per_byte(
     """Score a model on a packed stream `[eos doc1 eos doc2 ...]`, the form it is trained on.
 
     The stream is cut into windows of seq_len + 1 tokens that overlap by one, so each token but the
-    first is predicted
-    exactly once. Separators stand for no byte of text: they are context, their own loss is not
-        counted.
+    first is predicted exactly once. Separators stand for no byte of text: they are context, their
+    own loss is not counted.
 
     Args:
         logits: tokens (batch, seq) int64 -> scores of the next token (batch, seq, vocab). Every

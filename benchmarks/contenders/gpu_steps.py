@@ -172,8 +172,7 @@ def nanochat(job: Job, config: TransformerConfig, device: torch.device) -> Conte
 
     more = sum(p.numel() for p in model.value_embeds.parameters()) / 1e6
     note = (f"its muon and adamw, nanochat {commit(checkout)[:7]}; not our shape exactly: value "
-            f"embeddings "
-            f"({more:.0f}M) besides")  # fmt: skip
+            f"embeddings ({more:.0f}M) besides")  # fmt: skip
     return Contender(
         step, optimizer, "FlashAttention 3" if USE_FA3 else "sdpa, found no FlashAttention 3", note
     )
