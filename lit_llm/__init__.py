@@ -1,4 +1,5 @@
-"""lit_llm: train your own ChatGPT, as Lightning modules. Everything below is imported when first asked for."""
+"""lit_llm: train your own ChatGPT, as Lightning modules. Everything below is imported when first
+asked for."""
 
 from __future__ import annotations
 

@@ -81,7 +81,8 @@ def usage() -> str:
         f"lit_llm {lit_llm.__version__}: train your own ChatGPT\n\n"
         f"usage: lit_llm VERB --config FILE [--key value ...]\n\n{verbs}\n\n"
         "lit_llm VERB --help lists the keys; --print_config prints the whole configuration.\n"
-        "lit_llm version prints the version. Hyphens serve for underscores: --data.seq-len is --data.seq_len.\n"
+        "lit_llm version prints the version. Hyphens serve for underscores: --data.seq-len is "
+        "--data.seq_len.\n"
         "A preset's name serves as FILE: lit_llm fit --config pretrain/quickstart"
     )
 

@@ -1,4 +1,5 @@
-"""Exceptions that are no faults of the program: "the user can mend this", "go on later", and "another one's fault"."""
+"""Exceptions that are no faults of the program: "the user can mend this", "go on later", and
+"another one's fault"."""
 
 from __future__ import annotations
 
@@ -9,10 +10,11 @@ from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """A mistake in a config, a file or a machine's set-up, said in one line that names the key or file and the mend.
+    """A mistake in a config, a file or a machine's set-up, said in one line that names the key or
+    file and the mend.
 
-    The command line prints the message and exits with status 2, without a traceback; in a library it is an ordinary
-    ``ValueError``.
+    The command line prints the message and exits with status 2, without a traceback; in a library
+    it is an ordinary ``ValueError``.
     """
 
 
@@ -38,7 +40,8 @@ def settings_called(names: Mapping[str, str]) -> Iterator[None]:
 class Preempted(Exception):
     """SIGTERM came, and the optimizer step it came in has been finished and saved.
 
-    The command line exits with `Preempted.status`, 75: "temporary failure, try again" in sysexits.h, for a scheduler to
+    The command line exits with `Preempted.status`, 75: "temporary failure, try again" in
+        sysexits.h, for a scheduler to
     requeue the job on. The same command with ``--ckpt_path last`` goes on.
     """
 
@@ -46,7 +49,8 @@ class Preempted(Exception):
 
 
 class PeerLost(Exception):
-    """Another process of the run ended, and a collective with it: what it said is the reason. Exit status 1."""
+    """Another process of the run ended, and a collective with it: what it said is the reason. Exit
+    status 1."""
 
 
 # A disk that is full or forbids writing; a name too long, no folder's, or a link to nothing.
@@ -85,7 +89,8 @@ def told_of_a_path(error: OSError) -> str | None:
 
 
 def more_room() -> str:
-    """What to do where a file cannot grow: the disk is full, or the shell limits the size of files."""
+    """What to do where a file cannot grow: the disk is full, or the shell limits the size of
+    files."""
     import resource
 
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]

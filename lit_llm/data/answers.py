@@ -1,4 +1,5 @@
-"""AnswerFinder: which characters of a rendered conversation the assistant speaks in its last message."""
+"""AnswerFinder: which characters of a rendered conversation the assistant speaks in its last
+message."""
 
 from __future__ import annotations
 
@@ -35,8 +36,9 @@ class AnswerFinder:
     ) -> tuple[str, list[Span]]:
         """The conversation as text, and which characters the assistant speaks in its last message.
 
-        The text begins with ``prompt``, the messages before it with the generation prompt, wherever the answer can be
-        found. With ``{% generation %}`` marks they say what is spoken. Where neither is possible, nothing is.
+        The text begins with ``prompt``, the messages before it with the generation prompt, wherever
+        the answer can be found. With ``{% generation %}`` marks they say what is spoken. Where
+        neither is possible, nothing is.
 
         Raises:
             UserError: the template refuses the messages.
@@ -70,12 +72,14 @@ class AnswerFinder:
     def _behind(
         self, prompt: str, text: str, messages: list[Message], arguments: Mapping[str, Any]
     ) -> tuple[int, str] | None:
-        """(where in ``text`` the last answer begins, what stands before it), for a text that begins otherwise.
+        """(where in ``text`` the last answer begins, what stands before it), for a text that begins
+        otherwise.
 
-        A prompt may open thoughts that the template does not render (R1): they are added and closed. Or it may say that
-        there are none, where the template renders an answer without thoughts as the answer alone. Or the template
-        renders earlier turns in another way once this answer is there (gpt-oss drops thoughts between tool calls): the
-        answer is what follows the last generation prompt in front of its words.
+        A prompt may open thoughts that the template does not render (R1): they are added and
+        closed. Or it may say that there are none, where the template renders an answer without
+        thoughts as the answer alone. Or the template renders earlier turns in another way once this
+        answer is there (gpt-oss drops thoughts between tool calls): the answer is what follows the
+        last generation prompt in front of its words.
         """
         opened = _OPENED_THOUGHTS.search(prompt)
         if opened and text.startswith(prompt[: opened.start()]):
@@ -101,7 +105,8 @@ class AnswerFinder:
         return None if at < 0 else (at + len(header), "")
 
     def _spoken(self, text: str) -> int:
-        """Characters of ``text`` up to and with the token that ends the turn; what follows is layout."""
+        """Characters of ``text`` up to and with the token that ends the turn; what follows is
+        layout."""
         closing: list[re.Match[str]] = []  # the control tokens at the end, the last one first
         at = len(text)
         for match in reversed(list(self._template.control.finditer(text))):
@@ -117,11 +122,14 @@ def no_answer(number: int, message: Message, prompt: str) -> UserError:
     """What to say where the answer in a message is not found behind its prompt."""
     if thoughts_of(message) and prompt.rstrip().endswith("</think>"):
         return UserError(
-            f"message {number} has thoughts, and the chat template's generation prompt closes them before the answer: "
+            f"message {number} has thoughts, and the chat template's generation prompt closes "
+            f"them before the answer: "
             "take them out, or turn them on with the template's switch in 'chat_template_kwargs'"
         )
     return UserError(
-        f"the chat template does not render the answer in message {number} behind its own generation prompt, so what "
-        "is learnt would not be what is asked for; put {% generation %} ... {% endgeneration %} around the "
+        f"the chat template does not render the answer in message {number} behind its own "
+        f"generation prompt, so what "
+        "is learnt would not be what is asked for; put {% generation %} ... {% endgeneration %} "
+        "around the "
         "assistant's words in the template"
     )

@@ -1,4 +1,5 @@
-"""What our data modules share: batch sizes in tokens, an order that resumes by arithmetic, loaders, prompts."""
+"""What our data modules share: batch sizes in tokens, an order that resumes by arithmetic, loaders,
+prompts."""
 
 from __future__ import annotations
 
@@ -33,12 +34,13 @@ RANGES: dict[str, Range] = {
 class TokenDataModule(L.LightningDataModule, ABC):
     """Rows of ``seq_len`` tokens, batched by optimizer step.
 
-    A run is one epoch of the loader, ``steps`` optimizer steps long; what a step sees is a function of the step alone,
-    so a resumed run goes on with the very samples it would have seen, whatever the number of
-    workers. Whether a run is over follows from its step and the ``steps`` it has now: a finished
-    run may be made longer.
+    A run is one epoch of the loader, ``steps`` optimizer steps long; what a step sees is a function
+    of the step alone, so a resumed run goes on with the very samples it would have seen, whatever
+    the number of workers. Whether a run is over follows from its step and the ``steps`` it has now:
+    a finished run may be made longer.
 
-    Subclasses set ``order``, ``steps`` (after ``derive_accumulation``) and call ``configure_trainer`` in their setup.
+    Subclasses set ``order``, ``steps`` (after ``derive_accumulation``) and call
+    ``configure_trainer`` in their setup.
     """
 
     order: Order
@@ -79,7 +81,8 @@ class TokenDataModule(L.LightningDataModule, ABC):
         return {**self.__dict__, "trainer": None}
 
     def setup(self, stage: str) -> None:
-        """Learn among how many processes a batch is divided; for fit, derive steps and accumulation for the Trainer."""
+        """Learn among how many processes a batch is divided; for fit, derive steps and accumulation
+        for the Trainer."""
         trainer = self.trainer
         self.rank, self.world_size = data_rank_and_size(trainer.strategy) if trainer else (0, 1)
         if stage == "fit":
@@ -152,7 +155,8 @@ class TokenDataModule(L.LightningDataModule, ABC):
         return self.global_batch_tokens // self.seq_len
 
     def configure_trainer(self, validations: int) -> None:
-        """Give the Trainer accumulation, length and validation interval (``validations`` in the run unless set)."""
+        """Give the Trainer accumulation, length and validation interval (``validations`` in the run
+        unless set)."""
         trainer: Any = self.trainer  # its type does not know all that it is given
         if trainer is None:
             return
@@ -176,7 +180,8 @@ class TokenDataModule(L.LightningDataModule, ABC):
                 if self.validate_every is not None
                 else max(1, self.steps // validations)
             )
-            # The Trainer counts micro-batches, and with check_val_every_n_epoch=None accepts more than an epoch has.
+            # The Trainer counts micro-batches, and with check_val_every_n_epoch=None accepts more
+            # than an epoch has.
             replace(trainer, "val_check_interval", (every or self.steps) * self.accumulation)
             replace(trainer, "check_val_every_n_epoch", None)
 
@@ -219,7 +224,8 @@ class TokenDataModule(L.LightningDataModule, ABC):
         for name, limit in limits.items():
             if 0 < limit < step:
                 raise UserError(
-                    f"trainer.{name}={getattr(self.trainer, name)} ends before the checkpoint's step {step}: "
+                    f"trainer.{name}={getattr(self.trainer, name)} ends before the checkpoint's "
+                    f"step {step}: "
                     "raise it or leave it out"
                 )
 
@@ -239,7 +245,8 @@ class TokenDataModule(L.LightningDataModule, ABC):
             if step == steps:
                 limit = f"trainer.limit_train_batches={self.trainer.limit_train_batches}"
                 rank_zero_info(
-                    f"nothing is left to train: step {step} of {steps} is done; a longer run takes more than "
+                    f"nothing is left to train: step {step} of {steps} is done; a longer run "
+                    f"takes more than "
                     f"{self.run_length if steps == self.steps else limit}"
                 )
         return StepSampler(
@@ -277,10 +284,12 @@ class TokenDataModule(L.LightningDataModule, ABC):
         return self.tokenizer.document_start + self.tokenizer.encode(text)
 
     def predict_dataloader(self) -> DataLoader:
-        """Batches of {"prompt": list of str, "input_ids": list of list of int} from the prompts file."""
+        """Batches of {"prompt": list of str, "input_ids": list of list of int} from the prompts
+        file."""
         if self.prompts_file is None:
             raise UserError(
-                "data.prompts is needed for predict: a text file with a prompt a line, or JSONL with 'prompt'"
+                "data.prompts is needed for predict: a text file with a prompt a line, or JSONL "
+                "with 'prompt'"
             )
 
         def collate(batch: list[str]) -> dict[str, list]:
@@ -315,8 +324,10 @@ class TokenDataModule(L.LightningDataModule, ABC):
         for key, now in self.must_stay().items():
             if state_dict.get(key) != now:
                 raise UserError(
-                    f"data.{key} was {state_dict.get(key)} when the checkpoint was written and is {now} now: the "
-                    "samples would not continue; restore it, or start a new run with model.init_from"
+                    f"data.{key} was {state_dict.get(key)} when the checkpoint was written and is "
+                    f"{now} now: the "
+                    "samples would not continue; restore it, or start a new run with "
+                    "model.init_from"
                 )
         if trainer is not None:
             # Lightning hands a data module its own part alone, and the counters belong to the
@@ -327,7 +338,8 @@ class TokenDataModule(L.LightningDataModule, ABC):
 def _start_worker(number: int) -> None:
     """Put a loader's worker into a process group of its own.
 
-    Ctrl-C in a terminal and a scheduler's signal go to a whole group. The run finishes its step, for which it needs the
+    Ctrl-C in a terminal and a scheduler's signal go to a whole group. The run finishes its step,
+    for which it needs the
     workers: they end when it ends, or when torch's watchdog, every five seconds, finds it gone.
     """
     os.setpgid(0, 0)
@@ -338,7 +350,8 @@ def _start_worker(number: int) -> None:
 
 
 def data_rank_and_size(strategy: Strategy) -> tuple[int, int]:
-    """Which part of every batch this process gets, and how many there are; tensor-parallel processes share one."""
+    """Which part of every batch this process gets, and how many there are; tensor-parallel
+    processes share one."""
     if not isinstance(strategy, ParallelStrategy):
         return 0, 1
     sampler = strategy.distributed_sampler_kwargs

@@ -1,4 +1,5 @@
-"""Token streams as map-style datasets of samples: training blocks from litdata, evaluation windows over everything."""
+"""Token streams as map-style datasets of samples: training blocks from litdata, evaluation windows
+over everything."""
 
 from __future__ import annotations
 
@@ -14,10 +15,12 @@ from lit_llm.models.kernels.loss import IGNORE
 
 
 class TokenBlocks(Dataset):
-    """Blocks of seq_len + 1 tokens cut from litdata streams, one after the other through all ``folders``.
+    """Blocks of seq_len + 1 tokens cut from litdata streams, one after the other through all
+    ``folders``.
 
-    A sample is {"input_ids": int64 (seq_len,), "labels": int64 (seq_len,), "sample_id": int64 ()}, labels being the
-    next tokens. Litdata reads, caches and, for a remote folder, downloads the chunks.
+    A sample is {"input_ids": int64 (seq_len,), "labels": int64 (seq_len,), "sample_id": int64 ()},
+    labels being the next tokens. Litdata reads, caches and, for a remote folder, downloads the
+    chunks.
 
     Attributes:
         chunk_sizes: samples in each chunk, by folder and in index order.
@@ -36,7 +39,8 @@ class TokenBlocks(Dataset):
         self._readers = None
 
     def _open(self) -> list:
-        # Opened on first use in each process: a reader holds threads and maps, which a worker must not inherit.
+        # Opened on first use in each process: a reader holds threads and maps, which a worker must
+        # not inherit.
         if self._readers is None:
             from litdata import StreamingDataset
             from litdata.streaming.item_loader import TokensLoader
@@ -67,9 +71,9 @@ class TokenBlocks(Dataset):
 class EvaluationWindows(Dataset):
     """One stream cut into windows of seq_len, every token but the first predicted exactly once.
 
-    A sample is {"input_ids", "labels", "label_bytes"}, each (seq_len,); label_bytes int64 is the UTF-8 length of each
-    label, 0 for special tokens. The last window is filled up with ignored labels; indices beyond it are all ignored, so
-    that ranks can be given equally many.
+    A sample is {"input_ids", "labels", "label_bytes"}, each (seq_len,); label_bytes int64 is the
+    UTF-8 length of each label, 0 for special tokens. The last window is filled up with ignored
+    labels; indices beyond it are all ignored, so that ranks can be given equally many.
     """
 
     def __init__(
@@ -86,7 +90,8 @@ class EvaluationWindows(Dataset):
         )
         if len(self.tokens) < 2:
             raise UserError(
-                f"{folder}: the validation split holds {len(self.tokens)} tokens; nothing can be predicted"
+                f"{folder}: the validation split holds {len(self.tokens)} tokens; nothing can be "
+                f"predicted"
             )
         windows = -(-(len(self.tokens) - 1) // seq_len)
         self.num_samples = -(-windows // num_samples_multiple) * num_samples_multiple

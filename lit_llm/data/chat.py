@@ -1,9 +1,11 @@
-"""ChatFormat: conversations as token ids, the same ids in training, chat, evaluation and on any server.
+"""ChatFormat: conversations as token ids, the same ids in training, chat, evaluation and on any
+server.
 
-A prompt is the whole conversation rendered with the generation prompt and encoded at once, as transformers'
-``apply_chat_template(..., add_generation_prompt=True)`` does it. In training every answer has such a prompt as its
-context, and what the template then renders of the answer as its target. Templates that render earlier turns otherwise
-later on (Qwen3 and R1 drop earlier thoughts) give answers whose contexts are no beginnings of one text.
+A prompt is the whole conversation rendered with the generation prompt and encoded at once, as
+transformers' ``apply_chat_template(..., add_generation_prompt=True)`` does it. In training every
+answer has such a prompt as its context, and what the template then renders of the answer as its
+target. Templates that render earlier turns otherwise later on (Qwen3 and R1 drop earlier thoughts)
+give answers whose contexts are no beginnings of one text.
 """
 
 from __future__ import annotations
@@ -64,8 +66,8 @@ class EncodedRow(NamedTuple):
         ids: token ids.
         spoken: for each whether it is learnt.
         answers: answers that may be learnt.
-        left_out: those of them that are not learnt: in this row their context would not be the one that a server
-            sends for them.
+        left_out: those of them that are not learnt: in this row their context would not be the one
+            that a server sends for them.
     """
 
     ids: list[int]
@@ -83,8 +85,8 @@ class ChatFormat:
             with its template named "tool_use" if it has one, as in transformers' get_chat_template.
 
     Attributes:
-        stop_ids: tokens that end an answer: the tokenizer's, and the control token that the template
-            puts after an answer, "tool_use" included.
+        stop_ids: tokens that end an answer: the tokenizer's, and the control token that the
+            template puts after an answer, "tool_use" included.
 
     Every method takes ``arguments``: what the template gets beside the messages, by name. ``tools``
     is a list of JSON schemas; the others are the template's own switches, such as
@@ -142,7 +144,8 @@ class ChatFormat:
         add_generation_prompt: bool = False,
         arguments: Arguments = _NONE,
     ) -> str:
-        """`render` with a mark in every control token that a message spells, as `RenderedEncoder` takes it."""
+        """`render` with a mark in every control token that a message spells, as `RenderedEncoder`
+        takes it."""
         given = [with_reasoning(without_nulls(message)) for message in messages]
         chosen = self._for(arguments)
         text = chosen.jinja.render(chosen._fit(given), add_generation_prompt, arguments)
@@ -152,7 +155,8 @@ class ChatFormat:
         """Token ids of the conversation so far, ready for the assistant's next answer.
 
         Raises:
-            UserError: the messages are no conversation, or the template refuses them or leaves one out.
+            UserError: the messages are no conversation, or the template refuses them or leaves one
+                out.
         """
         chosen = self._for(arguments)
         turns = chosen._read(messages, arguments)
@@ -168,10 +172,11 @@ class ChatFormat:
         return row.ids, row.spoken
 
     def encode_row(self, messages: list[Message], arguments: Arguments = _NONE) -> EncodedRow:
-        """The conversation in one row: its last target, and the earlier ones that stand in the same row.
+        """The conversation in one row: its last target, and the earlier ones that stand in the same
+        row.
 
-        The row is the whole rendered conversation where the last target is a part of it, else that target alone with
-        its context.
+        The row is the whole rendered conversation where the last target is a part of it, else that
+        target alone with its context.
 
         Raises:
             UserError: see `targets`.
@@ -196,12 +201,13 @@ class ChatFormat:
     def targets(self, messages: list[Message], arguments: Arguments = _NONE) -> list[Target]:
         """Every answer that may be learnt, with the context that a server would send for it.
 
-        A message with ``train`` false or ``weight`` 0 is none. An earlier answer that the template renders without
-        its generation prompt is left out too; the last may not be.
+        A message with ``train`` false or ``weight`` 0 is none. An earlier answer that the template
+        renders without its generation prompt is left out too; the last may not be.
 
         Raises:
-            UserError: the messages are no conversation; the template refuses them or leaves a part of them out; it
-                renders the last answer without the generation prompt and has no ``{% generation %}`` marks.
+            UserError: the messages are no conversation; the template refuses them or leaves a part
+                of them out; it renders the last answer without the generation prompt and has no
+                ``{% generation %}`` marks.
         """
         chosen = self._for(arguments)
         return chosen._targets(chosen._read(messages, arguments), arguments)
@@ -236,8 +242,8 @@ class ChatFormat:
     def _uses(self, key: str, messages: list[Message], place: int, arguments: Arguments) -> bool:
         """Whether the template uses this key of a message.
 
-        Templates spell some keys for other things ("text" is a part of the content, "tool_call" a variable), so those
-        are tried with a probe.
+        Templates spell some keys for other things ("text" is a part of the content, "tool_call" a
+        variable), so those are tried with a probe.
         """
         if key not in COMMON_WORDS or not self.jinja.knows(key):
             return self.jinja.knows(key)
@@ -253,8 +259,10 @@ class ChatFormat:
     def _targets(self, turns: Turns, arguments: Arguments) -> list[Target]:
         if self._probe.always_opened is None:
             raise UserError(
-                "the chat template ignores add_generation_prompt: it begins another turn behind every answer, and the "
-                "model would learn to do so; put {% if add_generation_prompt %} ... {% endif %} around that part"
+                "the chat template ignores add_generation_prompt: it begins another turn behind "
+                "every answer, and the "
+                "model would learn to do so; put {% if add_generation_prompt %} ... {% endif %} "
+                "around that part"
             )
         wanted = _answers(turns)
         found = []
@@ -278,7 +286,8 @@ class ChatFormat:
         return found
 
     def _check_prompt(self, messages: list[Message], arguments: Arguments, text: str) -> None:
-        """Raise a UserError if the template leaves out a message that is not the assistant's, or the tools."""
+        """Raise a UserError if the template leaves out a message that is not the assistant's, or
+        the tools."""
         if arguments.get("tools") and not self._probe.takes_tools:
             raise UserError("the chat template leaves out the tools: it takes no 'tools'")
         for number, message in enumerate(messages, 1):
@@ -306,13 +315,15 @@ class ChatFormat:
         there = [part for part in parts if part[1].strip()]
         for key, words, changed in there:
             words = self.jinja.defused(words).strip()
-            # One part of several may spell a few words of another by chance, so the template is tried with a probe.
+            # One part of several may spell a few words of another by chance, so the template is
+            # tried with a probe.
             told = words in answer and (len(words) >= 16 or len(there) == 1)
             if told or (key == "reasoning_content" and answer.startswith(words)):
                 continue
             if not self._probe.shows([*messages[:-1], {**last, **changed}], arguments):
                 raise UserError(
-                    f"the chat template leaves out the {key!r} of message {len(messages)}, an answer"
+                    f"the chat template leaves out the {key!r} of message {len(messages)}, an "
+                    f"answer"
                 )
 
 

@@ -1,4 +1,5 @@
-"""Conversations from files to token ids: rows in many shapes, encoded once, kept on disk and found again."""
+"""Conversations from files to token ids: rows in many shapes, encoded once, kept on disk and found
+again."""
 
 from __future__ import annotations
 
@@ -58,17 +59,20 @@ class Conversations:
 
     @property
     def supervised(self) -> np.ndarray:
-        """Labels of each example, int64 (examples,): what the assistant speaks, the very first token left out."""
+        """Labels of each example, int64 (examples,): what the assistant speaks, the very first
+        token left out."""
         begins = self.offsets[:-1]
         return np.add.reduceat(self.spoken, begins, dtype=np.int64) - self.spoken[begins]
 
 
 def read_rows(sources: Sources) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
-    """(place to name in an error, row) of every row of the sources; a UserError in place of a row that is none.
+    """(place to name in an error, row) of every row of the sources; a UserError in place of a row
+    that is none.
 
     Args:
-        sources: JSONL or parquet files or globs; "stdlib": questions made of docstrings; "general": eighty simple
-            questions of general knowledge, to be rehearsed. A mapping says how often each is repeated.
+        sources: JSONL or parquet files or globs; "stdlib": questions made of docstrings; "general":
+            eighty simple questions of general knowledge, to be rehearsed. A mapping says how often
+            each is repeated.
 
     Raises:
         UserError: nothing matches, a file of another kind, a file that cannot be read to its end.
@@ -110,7 +114,8 @@ def _read_source(pattern: str) -> Iterator[tuple[str, dict[str, Any] | UserError
 
 @dataclass(frozen=True)
 class RowFormat:
-    """How a row becomes a conversation; see the methods of `InstructionDataModule` with these names."""
+    """How a row becomes a conversation; see the methods of `InstructionDataModule` with these
+    names."""
 
     format_example: Callable[[dict[str, Any]], list[Message]]
     template_arguments: Callable[[dict[str, Any]], dict[str, Any]]
@@ -129,25 +134,28 @@ def encoded_conversations(
     bad_rows: Literal["raise", "skip"],
     rehearsal: float = 0.0,
 ) -> tuple[Path, bool]:
-    """The folder of these sources' encoded conversations under ``cache_dir``, made if it is not there; and whether it
-    was.
+    """The folder of these sources' encoded conversations under ``cache_dir``, made if it is not
+    there; and whether it was.
 
-    It holds, for either split, ids.npy, spoken.npy and offsets.npy; manifest.jsonl with a line an example; and
-    datacard.json. An example is cut to seq_len + 1 tokens.
+    It holds, for either split, ids.npy, spoken.npy and offsets.npy; manifest.jsonl with a line an
+    example; and datacard.json. An example is cut to seq_len + 1 tokens.
 
-    A row's ``split`` says where it goes (`split_of`); with ``validation`` given, rows of the other split are left out
-    of either source and counted. A row without one goes to validation, where none is given, by a hash of its first
-    user message: the same question never is in both. Where the share is less than one question, it is the question
-    with the lowest hash.
+    A row's ``split`` says where it goes (`split_of`); with ``validation`` given, rows of the other
+    split are left out of either source and counted. A row without one goes to validation, where
+    none is given, by a hash of its first user message: the same question never is in both. Where
+    the share is less than one question, it is the question with the lowest hash.
 
-    ``rehearsal`` is the share of the examples that are questions of "general", added to those of ``train``.
+    ``rehearsal`` is the share of the examples that are questions of "general", added to those of
+    ``train``.
 
     Raises:
-        UserError: a bad row, with file and line (``bad_rows`` "skip" counts it instead); no example left in a split.
+        UserError: a bad row, with file and line (``bad_rows`` "skip" counts it instead); no example
+            left in a split.
     """
-    settings = {"format": _FORMAT, "train": train, "validation": validation, "fraction": validation_fraction,
-                "formatted by": row_format.version, "rendered by": chat.rendered_by,
-                "tokenizer": chat.tokenizer.fingerprint(), "seq_len": seq_len, "bad_rows": bad_rows}  # fmt: skip
+    settings = {"format": _FORMAT, "train": train, "validation": validation,
+                "fraction": validation_fraction, "formatted by": row_format.version,
+                "rendered by": chat.rendered_by, "tokenizer": chat.tokenizer.fingerprint(),
+                "seq_len": seq_len, "bad_rows": bad_rows}  # fmt: skip
     if rehearsal:  # examples of before stay found
         settings["rehearsal"] = rehearsal
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
@@ -211,7 +219,8 @@ class _Encoded:
         self._other_split: Counter[str] = Counter()
 
     def add(self, sources: Sources, split: str, whole: bool) -> None:
-        """Encode the rows of ``sources``; rows of another split than ``split`` are left out unless ``whole``."""
+        """Encode the rows of ``sources``; rows of another split than ``split`` are left out unless
+        ``whole``."""
         for place, row in read_rows(sources):
             try:
                 if isinstance(row, UserError):
@@ -230,8 +239,8 @@ class _Encoded:
                 self._dropped[reason] += 1
 
     def rehearse(self, share: float) -> None:
-        """Add general questions, so that they are ``share`` of all examples; each as often as the others, or once
-        more."""
+        """Add general questions, so that they are ``share`` of all examples; each as often as the
+        others, or once more."""
         rows = list(_read_source(GENERAL))
         wanted = round(share / (1 - share) * len(self._examples))
         often, rest = divmod(wanted, len(rows))
@@ -248,7 +257,8 @@ class _Encoded:
             raise UserError("no supervised token: the assistant says nothing")
         if not any(coded.spoken[1:size]):
             raise UserError(
-                f"the prompt alone takes {coded.spoken.index(True)} tokens and data.seq_len={self._seq_len}: "
+                f"the prompt alone takes {coded.spoken.index(True)} tokens and "
+                f"data.seq_len={self._seq_len}: "
                 "nothing is left to learn"
             )
         question = next(text_of(message) for message in messages if message["role"] == "user")

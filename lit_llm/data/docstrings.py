@@ -1,7 +1,8 @@
-"""Questions and answers made of the standard library's docstrings: instruction data that every machine has.
+"""Questions and answers made of the standard library's docstrings: instruction data that every
+machine has.
 
-Source files are parsed, never imported. Whole modules are held out by a hash of their name, so that nothing straddles
-the split, whatever the Python version ships.
+Source files are parsed, never imported. Whole modules are held out by a hash of their name, so that
+nothing straddles the split, whatever the Python version ships.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ _QUESTIONS = (
 
 
 def stdlib_modules() -> list[tuple[str, Path]]:
-    """(dotted name, file) of the running interpreter's public standard-library modules, sorted by name."""
+    """(dotted name, file) of the running interpreter's public standard-library modules, sorted by
+    name."""
     found = []
     for file in list_files(STDLIB):
         parts = Path(file.id).with_suffix("").parts
@@ -57,9 +59,11 @@ def held_out(module: str) -> bool:
 
 
 def docstring_rows() -> Iterator[dict[str, Any]]:
-    """Rows {"id", "module", "split", "messages"} in a fixed order, one for every documented public object.
+    """Rows {"id", "module", "split", "messages"} in a fixed order, one for every documented public
+    object.
 
-    The answer is the object's signature and the first paragraph of its docstring. Of equal answers the first is kept.
+    The answer is the object's signature and the first paragraph of its docstring. Of equal answers
+    the first is kept.
     """
     seen: set[str] = set()
     for module, path in stdlib_modules():
@@ -87,7 +91,8 @@ def docstring_rows() -> Iterator[dict[str, Any]]:
 
 
 def _documented(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """(qualified name, signature or "", docstring) of the public functions, classes and methods below ``node``."""
+    """(qualified name, signature or "", docstring) of the public functions, classes and methods
+    below ``node``."""
     for child in ast.iter_child_nodes(node):
         if not isinstance(
             child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef

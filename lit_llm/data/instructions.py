@@ -1,4 +1,5 @@
-"""InstructionDataModule: conversations in, packed rows with the assistant's tokens as labels out."""
+"""InstructionDataModule: conversations in, packed rows with the assistant's tokens as labels
+out."""
 
 from __future__ import annotations
 
@@ -49,9 +50,10 @@ RANGES: dict[str, Range] = {
 class PackedRows(Dataset):
     """Rows of packed examples.
 
-    A sample is {"input_ids", "labels", "document_ids", "sample_id"}, the first three int64 (length,): labels are the
-    next tokens where the assistant speaks and -100 elsewhere, document_ids count the row's examples from 0 and are -1
-    where the row is filled up. With ``token_bytes`` it has "label_bytes" too.
+    A sample is {"input_ids", "labels", "document_ids", "sample_id"}, the first three int64
+    (length,): labels are the next tokens where the assistant speaks and -100 elsewhere,
+    document_ids count the row's examples from 0 and are -1 where the row is filled up. With
+    ``token_bytes`` it has "label_bytes" too.
 
     Args:
         conversations: the examples.
@@ -110,39 +112,46 @@ class PackedRows(Dataset):
 class InstructionDataModule(TokenDataModule):
     """Conversations for supervised finetuning, under any LightningModule.
 
-    A training batch is {"input_ids", "labels", "document_ids": int64 (micro_batch_size, seq_len), "sample_id": int64
-    (micro_batch_size,), "step_tokens": int, "step_micro_batches": int}; see `PackedRows`.
-    step_tokens is the number of supervised tokens of the whole optimizer step over all ranks and
-    micro-batches, which are step_micro_batches: a summed loss divided by it weighs every token
-    alike, whatever the lengths. The order is a pure function of (seed, optimizer step).
+    A training batch is {"input_ids", "labels", "document_ids": int64 (micro_batch_size, seq_len),
+    "sample_id": int64 (micro_batch_size,), "step_tokens": int, "step_micro_batches": int}; see
+    `PackedRows`. step_tokens is the number of supervised tokens of the whole optimizer step over
+    all ranks and micro-batches, which are step_micro_batches: a summed loss divided by it weighs
+    every token alike, whatever the lengths. The order is a pure function of (seed, optimizer step).
 
-    Subclass by overriding ``format_example`` for rows of another shape, and ``template_arguments`` for what the chat
-    template gets beside the messages.
+    Subclass by overriding ``format_example`` for rows of another shape, and ``template_arguments``
+    for what the chat template gets beside the messages.
 
     Args:
-        sources: JSONL or parquet files or globs (see `to_messages` for the shapes of rows); "stdlib": questions and
-            answers made of the standard library's docstrings; "general": eighty simple questions of general knowledge.
-            A mapping from these to numbers says how often an epoch repeats each.
-        validation: the same for validation. None: rows whose ``split`` says so, else a share of ``sources``.
-        validation_fraction: that share, chosen by a hash of the first question; one question at least. Refused
-            beside ``validation``.
-        tokenizer: a tokenizer.json, a folder or GGUF file with one. None: that of the module's ``init_from``.
+        sources: JSONL or parquet files or globs (see `to_messages` for the shapes of rows);
+            "stdlib": questions and answers made of the standard library's docstrings; "general":
+            eighty simple questions of general knowledge. A mapping from these to numbers says how
+            often an epoch repeats each.
+        validation: the same for validation. None: rows whose ``split`` says so, else a share of
+            ``sources``.
+        validation_fraction: that share, chosen by a hash of the first question; one question at
+            least. Refused beside ``validation``.
+        tokenizer: a tokenizer.json, a folder or GGUF file with one. None: that of the module's
+            ``init_from``.
         chat_template: a Jinja file, or the name of one of the tokenizer's templates. None: its
             default one.
         seq_len: tokens a row; longer examples are cut.
         micro_batch_size: rows a device takes at once.
-        global_batch_tokens: tokens of rows an optimizer step takes over all devices; accumulation is derived from it.
-            None: one micro-batch a device.
-            Open, and in a small set of examples, it is as many rows as make ``min_steps``.
+        global_batch_tokens: tokens of rows an optimizer step takes over all devices; accumulation
+            is derived from it. None: one micro-batch a device. Open, and in a small set of
+            examples, it is as many rows as make ``min_steps``.
         epochs: passes over the examples; may be a fraction.
-        min_steps: optimizer steps that a run has at least, as far as a smaller batch can make them; the run says which
-            batch. 0: the batch stays as it is. None: 50 where ``global_batch_tokens`` is open, else 0.
-        rehearsal: share of the examples, in [0, 1), that are general questions ("general"), added to ``sources`` so
-            that the model keeps what it knew. Not added where ``sources`` names "general" itself.
+        min_steps: optimizer steps that a run has at least, as far as a smaller batch can make them;
+            the run says which batch. 0: the batch stays as it is. None: 50 where
+            ``global_batch_tokens`` is open, else 0.
+        rehearsal: share of the examples, in [0, 1), that are general questions ("general"), added
+            to ``sources`` so that the model keeps what it knew. Not added where ``sources`` names
+            "general" itself.
         packing: several examples a row, which see each other no more than in rows of their own.
-        bad_rows: "raise" ends with the first row that cannot be used; "skip" leaves them out and counts them.
+        bad_rows: "raise" ends with the first row that cannot be used; "skip" leaves them out and
+            counts them.
         max_validation_examples: how many examples to validate on; None: all.
-        validate_every: optimizer steps between validations. None: five times in the run. 0: only at the end.
+        validate_every: optimizer steps between validations. None: five times in the run. 0: only at
+            the end.
         eval_batch_size: rows a device evaluates at once. None: micro_batch_size.
         num_workers: loader processes.
         seed: of the order.
@@ -150,7 +159,8 @@ class InstructionDataModule(TokenDataModule):
         cache_dir: where encoded examples are kept. None: $LIT_LLM_CACHE or ~/.cache/lit_llm.
 
     Raises:
-        UserError: a bad row, named with file and line; shapes that do not divide; no example in a split.
+        UserError: a bad row, named with file and line; shapes that do not divide; no example in a
+            split.
     """
 
     prompt_end = "\n"
@@ -204,17 +214,17 @@ class InstructionDataModule(TokenDataModule):
         self.max_validation_examples = max_validation_examples
         self.folder: Path | None = None
 
-    # ---- what subclasses override -------------------------------------------------------------------------------
+    # ---- what subclasses override
+    # -------------------------------------------------------------------------------
 
     def format_example(self, row: dict[str, Any]) -> list[Message]:
         """The conversation in a row. Raise a UserError for a row that has none."""
         return to_messages(row)
 
     def template_arguments(self, row: dict[str, Any]) -> dict[str, Any]:
-        """What the chat template gets beside the messages: the row's ``tools`` and ``chat_template_kwargs``."""
+        """What the chat template gets beside the messages: the row's ``tools`` and
+        ``chat_template_kwargs``."""
         return template_arguments(row)
-
-    # -------------------------------------------------------------------------------------------------------------
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -285,7 +295,8 @@ class InstructionDataModule(TokenDataModule):
         return self.folder
 
     def _row_format(self) -> RowFormat:
-        """How rows become conversations; its version changes with the source of what a subclass overrides."""
+        """How rows become conversations; its version changes with the source of what a subclass
+        overrides."""
         own = [
             inspect.getsource(method)
             for method, ours in (
@@ -301,7 +312,8 @@ class InstructionDataModule(TokenDataModule):
         """Say what there is, and what of it is not learnt."""
         splits = card["splits"]
         rank_zero_info(
-            f"{'reusing' if reused else 'made'} examples: {self.folder} ({splits['train']['examples']:,} for "
+            f"{'reusing' if reused else 'made'} examples: {self.folder} "
+            f"({splits['train']['examples']:,} for "
             f"training, {splits['validation']['examples']:,} for validation)"
         )
         answers, left_out = (
@@ -309,13 +321,17 @@ class InstructionDataModule(TokenDataModule):
         )
         if left_out:
             rank_zero_info(
-                f"{left_out:,} of {answers:,} answers are not learnt: the chat template renders an earlier turn "
-                "in another way once the conversation goes on (many leave out its thoughts), so in these rows its "
-                "context would not be what a server sends. The last answer of every conversation is learnt."
+                f"{left_out:,} of {answers:,} answers are not learnt: the chat template renders "
+                f"an earlier turn "
+                "in another way once the conversation goes on (many leave out its thoughts), so "
+                "in these rows its "
+                "context would not be what a server sends. The last answer of every conversation "
+                "is learnt."
             )
         if others := card["rows_of_the_other_split"]:
             rank_zero_info(
-                f"{others:,} rows are not used: their 'split' is validation in data.sources, or train in "
+                f"{others:,} rows are not used: their 'split' is validation in data.sources, or "
+                f"train in "
                 "data.validation"
             )
 
@@ -346,7 +362,8 @@ class InstructionDataModule(TokenDataModule):
         self.configure_trainer(validations=5)
 
     def _make_steps(self, rows: int) -> None:
-        """Make the batch smaller where the run's ``rows`` would be fewer than ``min_steps`` steps."""
+        """Make the batch smaller where the run's ``rows`` would be fewer than ``min_steps``
+        steps."""
         least = self.min_steps
         if least is None:
             least = FEW_STEPS if self._given_batch is None else 0
@@ -401,7 +418,8 @@ class InstructionDataModule(TokenDataModule):
 
     def _collate_training(self, samples: list[dict]) -> dict:
         batch: dict[str, Any] = stack_samples(samples)
-        if not self.packing:  # one example a row: no longer than the longest; packed rows keep one shape for a compiler
+        # One example a row: no longer than the longest; packed rows keep one shape for a compiler
+        if not self.packing:
             used = max(1, int((batch["document_ids"] >= 0).sum(1).max()))
             batch = {
                 key: value[:, :used] if value.ndim == 2 else value for key, value in batch.items()
@@ -448,8 +466,13 @@ class InstructionDataModule(TokenDataModule):
     def must_stay(self) -> dict[str, Any]:
         """What the order depends on; the position itself is the Trainer's step."""
         content = read_json(self.datacard_file)["content"]
-        return {"sources": content, "seq_len": self.seq_len, "seed": self.seed,
-                "packing": self.packing, "global_batch_tokens": self.global_batch_tokens}  # fmt: skip
+        return {
+            "sources": content,
+            "seq_len": self.seq_len,
+            "seed": self.seed,
+            "packing": self.packing,
+            "global_batch_tokens": self.global_batch_tokens,
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """What must stay, and how many rows the run has, if it is set up for training."""
@@ -466,6 +489,7 @@ class InstructionDataModule(TokenDataModule):
         if rows is not None and rows < begin < len(self.train_dataset):
             # The last step of the shorter run had no rows to fill it up.
             rank_zero_warn(
-                f"data.epochs={self.epochs:g}: the checkpoint's last step ended with a pass and was not full; "
+                f"data.epochs={self.epochs:g}: the checkpoint's last step ended with a pass and "
+                f"was not full; "
                 f"{begin - rows} rows of the next pass are left out"
             )

@@ -1,8 +1,11 @@
 """Messages as users write them, checked and brought into the one form that chat templates get.
 
-The keys are those of transformers and of OpenAI's chat API: role, content, name, tool_calls, tool_call_id,
-reasoning_content. Fields that are null are left out, as transformers does: a template that asks ``'tool_calls' in
-message`` would find them. What cannot be used is refused with the number of the message and the key.
+The keys are those of transformers and of OpenAI's chat API: role, content, name, tool_calls,
+tool_call_id,
+reasoning_content. Fields that are null are left out, as transformers does: a template that asks
+    ``'tool_calls' in
+message`` would find them. What cannot be used is refused with the number of the message and the
+key.
 """
 
 from __future__ import annotations
@@ -21,14 +24,16 @@ _TOOL_ROLES = ("function", "ipython", "observation")
 REASONING = ("reasoning_content", "thinking", "reasoning")
 # Those of `CONTENT_KEYS` that a template may spell for something else than the key of a message.
 COMMON_WORDS = ("thought", "thoughts", "tool_call", "parts", "refusal", "text")
-# Keys of other programs' messages that hold a part of the conversation. A template that does not spell such a key
-# would leave that part out without a word.
-CONTENT_KEYS = ("images", "image", "audio", "audios", "video", "videos", "documents", "citations", "tool_plan",
-                "tool_responses", "reasoning_details", "thinking_blocks", *COMMON_WORDS)  # fmt: skip
-# Keys by which other programs say what of a message is learnt; `_learn` reads "train", "training" and "weight". The
-# meaning of these differs between programs ("mask" true hides a text here and shows it there), so none is guessed.
-OTHER_LEARN_KEYS = ("train_detail", "train_details", "loss", "mask", "masked", "loss_mask", "loss_weight", "learn",
-                    "trainable", "do_train")  # fmt: skip
+# Keys of other programs' messages that hold a part of the conversation. A template that does not
+# spell such a key would leave that part out without a word.
+CONTENT_KEYS = ("images", "image", "audio", "audios", "video", "videos", "documents", "citations",
+                "tool_plan", "tool_responses", "reasoning_details", "thinking_blocks",
+                *COMMON_WORDS)  # fmt: skip
+# Keys by which other programs say what of a message is learnt; `_learn` reads "train", "training"
+# and "weight". The meaning of these differs between programs ("mask" true hides a text here and
+# shows it there), so none is guessed.
+OTHER_LEARN_KEYS = ("train_detail", "train_details", "loss", "mask", "masked", "loss_mask",
+                    "loss_weight", "learn", "trainable", "do_train")  # fmt: skip
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _MARK = re.compile(f"[{CUT}{BEGIN}{END}]")
 
@@ -43,8 +48,8 @@ class Turns(NamedTuple):
 def read_turns(messages: Any) -> Turns:
     """The conversation in ``messages``.
 
-    System and developer messages come first. Then user and assistant take turns, the user beginning; tool messages
-    may follow an assistant's, and the assistant speaks after them.
+    System and developer messages come first. Then user and assistant take turns, the user
+    beginning; tool messages may follow an assistant's, and the assistant speaks after them.
 
     Raises:
         UserError: ``messages`` is no such conversation; says which message and key.
@@ -62,7 +67,8 @@ def without_nulls(message: Message) -> Message:
 
 
 def with_reasoning(message: Message) -> Message:
-    """The message with its thoughts under both names that templates read, as transformers gives them."""
+    """The message with its thoughts under both names that templates read, as transformers gives
+    them."""
     found = next((message[key] for key in REASONING if message.get(key) is not None), None)
     if found is None:
         return message
@@ -78,7 +84,8 @@ def text_of(message: Message) -> str:
 
 
 def thoughts_of(message: Message) -> str:
-    """The reasoning of a message: beside its words, or in a <think> block that they begin with; or ""."""
+    """The reasoning of a message: beside its words, or in a <think> block that they begin with; or
+    ""."""
     return next((message[key] for key in REASONING if message.get(key)), split_thoughts(message)[0])
 
 
@@ -105,16 +112,19 @@ def with_name(call: dict[str, Any], name: str) -> dict[str, Any]:
 def check_characters(value: Any, where: str) -> None:
     """Raise a UserError that names the place if a text in ``value`` holds what is no character.
 
-    That is half of one (a lone surrogate), or one of the noncharacters that mark rendered text (U+FDD0 to U+FDD2).
+    That is half of one (a lone surrogate), or one of the noncharacters that mark rendered text
+    (U+FDD0 to U+FDD2).
     """
     if isinstance(value, str):
         if found := _SURROGATE.search(value):
             raise UserError(
-                f"{where} holds the lone surrogate \\u{ord(found[0]):04x}, half of a character; mend the text"
+                f"{where} holds the lone surrogate \\u{ord(found[0]):04x}, half of a character; "
+                f"mend the text"
             )
         if found := _MARK.search(value):
             raise UserError(
-                f"{where} holds U+{ord(found[0]):04X}, which Unicode reserves and no text may hold; mend the text"
+                f"{where} holds U+{ord(found[0]):04X}, which Unicode reserves and no text may "
+                f"hold; mend the text"
             )
     elif isinstance(value, dict):
         for key, item in value.items():
@@ -158,11 +168,13 @@ def _read(number: int, message: Any) -> tuple[Message, bool]:
 
 
 def _learn(number: int, message: Message) -> bool:
-    """Take ``train``, ``training`` and ``weight`` out of the message; whether they allow to learn it."""
+    """Take ``train``, ``training`` and ``weight`` out of the message; whether they allow to learn
+    it."""
     for key in OTHER_LEARN_KEYS:
         if key in message:
             raise UserError(
-                f"message {number} has {key!r}, which is not used; 'train' or 'training' (true or false) and 'weight' "
+                f"message {number} has {key!r}, which is not used; 'train' or 'training' (true or "
+                f"false) and 'weight' "
                 "(0 or 1) say whether an answer is learnt"
             )
     given = {key: message.pop(key) for key in ("train", "training") if key in message}
@@ -171,7 +183,8 @@ def _learn(number: int, message: Message) -> bool:
             raise UserError(f"message {number} has {key!r} {value!r}; it is true or false")
         if value and message["role"] != "assistant":
             raise UserError(
-                f"message {number} of the {message['role']} has {key!r} true; answers alone are learnt"
+                f"message {number} of the {message['role']} has {key!r} true; answers alone are "
+                f"learnt"
             )
     if len(set(given.values())) > 1:
         raise UserError(f"message {number} has 'train' and 'training' that differ")
@@ -201,7 +214,8 @@ def _content(number: int, content: Any) -> str | list[dict[str, Any]]:
         other = [key for key, value in part.items() if key not in ("type", "text") and value]
         if other:
             raise UserError(
-                f"message {number}: part {place} of its content has the key {other[0]!r}, which is not used"
+                f"message {number}: part {place} of its content has the key {other[0]!r}, which "
+                f"is not used"
             )
         parts.append({"type": "text", "text": part["text"]})
     return parts
@@ -220,7 +234,8 @@ def _tool_calls(number: int, message: Message) -> list[dict[str, Any]]:
         function = clean.get("function", clean)
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise UserError(
-                f'message {number}: tool call {place} must be {{"function": {{"name": text, "arguments": object}}}}'
+                f'message {number}: tool call {place} must be {{"function": {{"name": text, '
+                f'"arguments": object}}}}'
             )
         function = {"arguments": {}, **without_nulls(function)}
         _check_arguments(
@@ -255,7 +270,8 @@ def _check_order(messages: list[Message]) -> None:
             raise UserError(f"message {number} is a tool's: it can only follow the assistant's")
         if role not in expected:
             raise UserError(
-                f"message {number} is the {role}'s where the {expected[0]}'s turn is: they must alternate"
+                f"message {number} is the {role}'s where the {expected[0]}'s turn is: they must "
+                f"alternate"
             )
         if role == "assistant":
             # Who calls a tool waits for its answer.

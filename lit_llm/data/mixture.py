@@ -1,4 +1,5 @@
-"""Several sources in given shares, which may change at given steps: still a pure function of the position."""
+"""Several sources in given shares, which may change at given steps: still a pure function of the
+position."""
 
 from __future__ import annotations
 
@@ -15,13 +16,15 @@ BLOCK = 4096
 """Positions within which every source gets its share, up to one sample."""
 
 Phases = list[tuple[int, dict[str, float]]]
-"""From which optimizer step on which share of the samples comes from which source; shares add up to 1."""
+"""From which optimizer step on which share of the samples comes from which source; shares add up to
+1."""
 
 
 def read_phases(
     mixture: Mapping[str, float] | Sequence[Mapping[str, Any]], sources: Sequence[str]
 ) -> Phases:
-    """A mixture as people write it: weights by source, or a list of {"step": first step, "weights": by source}.
+    """A mixture as people write it: weights by source, or a list of {"step": first step, "weights":
+    by source}.
 
     Raises:
         UserError: unknown sources, weights that are not shares, steps that do not ascend from 0.
@@ -30,12 +33,14 @@ def read_phases(
     phases: Phases = []
     if not written:
         raise UserError(
-            f"data.mixture: each source needs at least 1/{BLOCK} of the weight, or none; got {written}"
+            f"data.mixture: each source needs at least 1/{BLOCK} of the weight, or none; got "
+            f"{written}"
         )
     for entry in written:
         if set(entry) != {"step", "weights"} or not isinstance(entry["weights"], Mapping):
             raise UserError(
-                "data.mixture: a list's entries are {step: first optimizer step, weights: {source: weight}}"
+                "data.mixture: a list's entries are {step: first optimizer step, weights: "
+                "{source: weight}}"
             )
         step, weights = entry["step"], entry["weights"]
         if (
@@ -44,7 +49,8 @@ def read_phases(
             or (step <= phases[-1][0] if phases else step != 0)
         ):
             raise UserError(
-                f"data.mixture: steps must begin at 0 and ascend, got {[e.get('step') for e in written]}"
+                f"data.mixture: steps must begin at 0 and ascend, got "
+                f"{[e.get('step') for e in written]}"
             )
         if unknown := set(weights) - set(sources):
             raise UserError(
@@ -62,29 +68,34 @@ def read_phases(
         }
         if not shares or min(shares.values()) < 1 / BLOCK:
             raise UserError(
-                f"data.mixture: each source needs at least 1/{BLOCK} of the weight, or none; got {weights}"
+                f"data.mixture: each source needs at least 1/{BLOCK} of the weight, or none; got "
+                f"{weights}"
             )
         phases.append((step, shares))
     return phases
 
 
 def phases_after(saved: Phases, step: int, now: Phases) -> Phases:
-    """The phases of a run that followed ``saved`` up to ``step`` and follows ``now`` from there on."""
+    """The phases of a run that followed ``saved`` up to ``step`` and follows ``now`` from there
+    on."""
     past = [phase for phase in saved if phase[0] < step] or saved[:1]
     future = [phase for phase in now if phase[0] > step]
     current = [phase for phase in now if phase[0] <= step][-1][1]
-    # Where shares stay as they are the phase goes on: a new one would deal its first samples in another order.
+    # Where shares stay as they are the phase goes on: a new one would deal its first samples in
+    # another order.
     return past + ([] if current == past[-1][1] else [(step, current)]) + future
 
 
 class MixedOrder:
-    """Maps a position in the run to a sample of one of several sources, each read in an order of its own.
+    """Maps a position in the run to a sample of one of several sources, each read in an order of
+    its own.
 
-    In every block of `BLOCK` positions of a phase each source has its share of them, shuffled; a source goes on in the
-    next phase where it was left in the last.
+    In every block of `BLOCK` positions of a phase each source has its share of them, shuffled; a
+    source goes on in the next phase where it was left in the last.
 
     Args:
-        chunk_sizes: by source, samples in each chunk; sample indices count through sources and chunks in this order.
+        chunk_sizes: by source, samples in each chunk; sample indices count through sources and
+            chunks in this order.
         phases: see `read_phases`.
         rows_per_step: samples of an optimizer step.
         seed: of all the shuffles.
@@ -139,7 +150,8 @@ class MixedOrder:
         return source, int(self._indices[offset])
 
     def _before(self, phase: int, blocks: int) -> np.ndarray:
-        """Samples of each source in a phase's first ``blocks`` blocks: rounded sums add up where shares would not."""
+        """Samples of each source in a phase's first ``blocks`` blocks: rounded sums add up where
+        shares would not."""
         ends = np.floor(self.bounds[phase] * (blocks * BLOCK) + 0.5).astype(np.int64)
         return np.diff(ends, prepend=0)
 

@@ -1,6 +1,7 @@
 """Which sample comes when: a pure function of (seed, position), so that resuming is arithmetic.
 
-Chunks are shuffled, then samples within a window of neighbouring chunks: random enough for training, and a remote chunk
+Chunks are shuffled, then samples within a window of neighbouring chunks: random enough for
+    training, and a remote chunk
 is fetched once and used up.
 """
 
@@ -17,7 +18,8 @@ from torch.utils.data import DistributedSampler
 def permutation(n: int, *key: int) -> np.ndarray:
     """A permutation of range(n), int64, fixed by ``key`` for good.
 
-    Sorting raw bits rather than calling ``Generator.permutation``: numpy keeps the bit stream stable between
+    Sorting raw bits rather than calling ``Generator.permutation``: numpy keeps the bit stream
+        stable between
     releases, but not what its generators make of it, and a run may be resumed under a newer numpy.
     """
     return np.argsort(np.random.PCG64(np.random.SeedSequence(key)).random_raw(n), kind="stable")
@@ -69,9 +71,10 @@ class SampleOrder:
 class StepSampler(DistributedSampler):
     """This rank's samples of every micro-batch of a run, from the current optimizer step on.
 
-    Optimizer step s takes positions [s * G, (s + 1) * G) of the order, G being the global batch in samples;
-    micro-batch m of rank r the r-th run of ``micro_batch_size`` in the m-th part of them. So the samples of a step do
-    not depend on accumulation or world size. A ``DistributedSampler`` in name only: the Trainer then leaves it alone.
+    Optimizer step s takes positions [s * G, (s + 1) * G) of the order, G being the global batch in
+    samples; micro-batch m of rank r the r-th run of ``micro_batch_size`` in the m-th part of them.
+    So the samples of a step do not depend on accumulation or world size. A ``DistributedSampler``
+    in name only: the Trainer then leaves it alone.
 
     Args:
         step: called when iteration starts; the optimizer step to start from.

@@ -1,4 +1,5 @@
-"""Several conversations in one row: which go together, a pure function of the lengths and their order."""
+"""Several conversations in one row: which go together, a pure function of the lengths and their
+order."""
 
 from __future__ import annotations
 
@@ -15,9 +16,11 @@ _OPEN_ROWS = (
 
 
 def pack(lengths: Sequence[int] | np.ndarray, order: np.ndarray, capacity: int) -> list[list[int]]:
-    """Rows of example indices whose lengths add up to at most ``capacity`` each; every example once.
+    """Rows of example indices whose lengths add up to at most ``capacity`` each; every example
+    once.
 
-    Best fit: an example goes where it leaves the least room, among the rows still open; when there are too many, the
+    Best fit: an example goes where it leaves the least room, among the rows still open; when there
+        are too many, the
     fullest is closed.
     """
     rows: list[list[int]] = []
@@ -39,7 +42,8 @@ def pack(lengths: Sequence[int] | np.ndarray, order: np.ndarray, capacity: int) 
 
 
 class PackedOrder:
-    """Maps a row's position in a run to the examples in it: a pure function of (lengths, seed, position).
+    """Maps a row's position in a run to the examples in it: a pure function of (lengths, seed,
+    position).
 
     Args:
         lengths: tokens of each example, none above ``capacity``.
@@ -57,7 +61,8 @@ class PackedOrder:
         while epochs > 0:
             order = permutation(len(lengths), seed, epoch)
             rows = pack(lengths, order, capacity) if packing else [[i] for i in order.tolist()]
-            # Best fit closes long rows early: without a second shuffle lengths would drift within the pass.
+            # Best fit closes long rows early: without a second shuffle lengths would drift within
+            # the pass.
             shuffled = [rows[i] for i in permutation(len(rows), seed, epoch, 1)]
             self.rows += shuffled[: max(1, round(epochs * len(rows)))] if epochs < 1 else shuffled
             epochs, epoch = epochs - 1, epoch + 1

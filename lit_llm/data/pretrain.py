@@ -1,4 +1,5 @@
-"""PretrainDataModule: raw text or a finished corpus in, exactly resumable batches of packed tokens out."""
+"""PretrainDataModule: raw text or a finished corpus in, exactly resumable batches of packed tokens
+out."""
 
 from __future__ import annotations
 
@@ -37,49 +38,57 @@ RANGES: dict[str, Range] = {
 class PretrainDataModule(TokenDataModule):
     """Packed text for next-token prediction, under any LightningModule.
 
-    A training batch is {"input_ids": int64 (micro_batch_size, seq_len), "labels": the same shape, the next tokens,
-    "sample_id": int64 (micro_batch_size,), "step_tokens": int, "step_micro_batches": int},
-    step_tokens being the supervised tokens of the whole optimizer step over all ranks and
-    micro-batches, by which a summed loss is divided, and step_micro_batches the number of these.
-    Evaluation batches carry "label_bytes" instead of the last three, one loader a source.
+    A training batch is {"input_ids": int64 (micro_batch_size, seq_len), "labels": the same shape,
+    the next tokens, "sample_id": int64 (micro_batch_size,), "step_tokens": int,
+    "step_micro_batches": int}, step_tokens being the supervised tokens of the whole optimizer step
+    over all ranks and micro-batches, by which a summed loss is divided, and step_micro_batches the
+    number of these. Evaluation batches carry "label_bytes" instead of the last three, one loader a
+    source.
 
-    The order is a pure function of (seed, optimizer step): a resumed run goes on with the very sample it would have
-    seen, whatever the number of workers. The run is one epoch of ``steps`` optimizer steps long, however often it
-    passes over the text.
+    The order is a pure function of (seed, optimizer step): a resumed run goes on with the very
+    sample it would have seen, whatever the number of workers. The run is one epoch of ``steps``
+    optimizer steps long, however often it passes over the text.
 
-    Documents lie one after the other, and a sample may hold parts of several. With ``mask_documents`` every batch also
-    has "document_ids": int64 (batch, seq_len), by which a `PretrainModule` computes each as if it were alone.
+    Documents lie one after the other, and a sample may hold parts of several. With
+    ``mask_documents`` every batch also has "document_ids": int64 (batch, seq_len), by which a
+    `PretrainModule` computes each as if it were alone.
 
     Args:
         tokens: horizon of the run in tokens, e.g. 20_000_000 or 2e7.
         seq_len: tokens a sample.
         micro_batch_size: samples a device takes at once.
-        global_batch_tokens: tokens an optimizer step takes over all devices; accumulation is derived from it. None: one
-            micro-batch a device.
-        sources: text to make a corpus of: "stdlib" (the running interpreter's standard library), a file, folder or
-            glob, a list of these, or a mapping from source names to these. None: stdlib, where no ``corpus`` is given.
-        mixture: weights by source, whatever the sources' sizes; or a list of {step, weights}, each from its optimizer
-            step on. "corpus": what the corpus was built for. None: all text, in equal passes. On resume it may change:
-            the new one holds from there on.
-        mask_documents: tokens see their own document alone, and positions count from its beginning; in evaluation too.
+        global_batch_tokens: tokens an optimizer step takes over all devices; accumulation is
+            derived from it. None: one micro-batch a device.
+        sources: text to make a corpus of: "stdlib" (the running interpreter's standard library), a
+            file, folder or glob, a list of these, or a mapping from source names to these. None:
+            stdlib, where no ``corpus`` is given.
+        mixture: weights by source, whatever the sources' sizes; or a list of {step, weights}, each
+            from its optimizer step on. "corpus": what the corpus was built for. None: all text, in
+            equal passes. On resume it may change: the new one holds from there on.
+        mask_documents: tokens see their own document alone, and positions count from its beginning;
+            in evaluation too.
         text_field: field of JSONL rows and parquet columns that holds the text.
         max_line_bytes: a text file with a longer line, and a longer row of JSONL, is dropped.
-        corpus: a finished corpus folder; takes the place of ``sources``, ``tokenizer``, ``vocab_size``,
-            ``validation_fraction``, ``text_field`` and ``max_line_bytes``, which are refused beside it.
-        tokenizer: a tokenizer.json or a folder with one. None trains a byte-level BPE of ``vocab_size`` on the text.
-        vocab_size: tokens of a trained tokenizer, special ones included; refused beside ``tokenizer``.
+        corpus: a finished corpus folder; takes the place of ``sources``, ``tokenizer``,
+            ``vocab_size``, ``validation_fraction``, ``text_field`` and ``max_line_bytes``, which
+            are refused beside it.
+        tokenizer: a tokenizer.json or a folder with one. None trains a byte-level BPE of
+            ``vocab_size`` on the text.
+        vocab_size: tokens of a trained tokenizer, special ones included; refused beside
+            ``tokenizer``.
         validation_fraction: share of documents held out, chosen by a hash of their names.
-        validate_every: optimizer steps between validations. None: ten times in the run. 0: only at the end.
+        validate_every: optimizer steps between validations. None: ten times in the run. 0: only at
+            the end.
         eval_batch_size: samples a device evaluates at once. None: micro_batch_size.
         num_workers: loader processes; 0 reads in the training process, enough for local disks.
         seed: of the sample order.
         prompts: for ``predict``, a text file with a prompt a line, or JSONL with "prompt".
-        cache_dir: where a corpus made from ``sources`` is kept and found again. None: $LIT_LLM_CACHE or
-            ~/.cache/lit_llm.
+        cache_dir: where a corpus made from ``sources`` is kept and found again. None:
+            $LIT_LLM_CACHE or ~/.cache/lit_llm.
 
     Raises:
-        UserError: sources that match nothing, shapes that do not divide, less text than one sample, two settings of
-            which one takes the place of the other.
+        UserError: sources that match nothing, shapes that do not divide, less text than one sample,
+            two settings of which one takes the place of the other.
     """
 
     def __init__(
@@ -159,7 +168,8 @@ class PretrainDataModule(TokenDataModule):
         return self.corpus
 
     def prepare_data(self) -> None:
-        """Build the corpus if it is not there yet; another process at the same work waits or finds it done."""
+        """Build the corpus if it is not there yet; another process at the same work waits or finds
+        it done."""
         self.corpus = self._find_corpus(quiet=False)
 
     def _find_corpus(self, quiet: bool) -> Corpus:
@@ -187,7 +197,8 @@ class PretrainDataModule(TokenDataModule):
         if len(self.train_dataset) == 0:
             available = corpus.tokens("train")
             raise UserError(
-                f"data.seq_len={self.seq_len} is longer than the text: it has {available} training tokens"
+                f"data.seq_len={self.seq_len} is longer than the text: it has {available} "
+                f"training tokens"
             )
         self._sizes = dict(zip(corpus.train_dirs, self.train_dataset.chunk_sizes, strict=True))
         mixture = corpus.mixture if self.mixture == "corpus" else self.mixture
@@ -282,7 +293,8 @@ class PretrainDataModule(TokenDataModule):
         saved = state_dict.get("mixture")
         if (saved is None) != (self.phases is None):
             raise UserError(
-                f"data.mixture was {_shares(saved)} when the checkpoint was written and is {_shares(self.phases)} now: "
+                f"data.mixture was {_shares(saved)} when the checkpoint was written and is "
+                f"{_shares(self.phases)} now: "
                 "weights may change on resume, but not whether there are any"
             )
         if saved is not None:

@@ -1,4 +1,5 @@
-"""RenderedEncoder: token ids of rendered chat text, as transformers' apply_chat_template(tokenize=True) gives them."""
+"""RenderedEncoder: token ids of rendered chat text, as transformers'
+apply_chat_template(tokenize=True) gives them."""
 
 from __future__ import annotations
 
@@ -14,21 +15,25 @@ if TYPE_CHECKING:
     import tokenizers
 
 Encoded = tuple[list[int], list[tuple[int, int]]]
-# Stands before a text that continues another one: no vocabulary has it, so no token merges it with what follows.
+# Stands before a text that continues another one: no vocabulary has it, so no token merges it with
+# what follows.
 _ANCHOR = "\ufdd5"
 
 
 class RenderedEncoder:
     """Encodes one whole rendered text at once.
 
-    Pieces that are encoded alone give other ids: a SentencePiece-like tokenizer puts a space mark before every piece,
-    and no token may reach over the border between two. So prompts, training and evaluation encode whole texts.
+    Pieces that are encoded alone give other ids: a SentencePiece-like tokenizer puts a space mark
+        before every piece,
+    and no token may reach over the border between two. So prompts, training and evaluation encode
+    whole texts.
 
-    Text that holds `CUT` marks is encoded by a copy of the tokenizer whose normalizer removes them. Control tokens are
-    searched before that, so a spelled one is not found and becomes characters.
+    Text that holds `CUT` marks is encoded by a copy of the tokenizer whose normalizer removes them.
+    Control tokens are searched before that, so a spelled one is not found and becomes characters.
 
     Args:
-        tokenizer: its tokenizer.json is the rule; its ``control_tokens`` may not be spelled by a message.
+        tokenizer: its tokenizer.json is the rule; its ``control_tokens`` may not be spelled by a
+            message.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -36,12 +41,14 @@ class RenderedEncoder:
         self._last: tuple[str, Encoded] = ("", ([], []))
 
     def encode(self, text: str) -> Encoded:
-        """(ids, offsets): token i stands for the characters offsets[i][0] up to offsets[i][1] of ``text``.
+        """(ids, offsets): token i stands for the characters offsets[i][0] up to offsets[i][1] of
+        ``text``.
 
         Offsets count `CUT` marks. Tokens of one character in several bytes have the same offsets.
 
-        Consecutive texts of a conversation begin alike. What lies between two control tokens is encoded by itself, so
-        ids are taken from the text before up to the last control token that both have, and the rest is encoded.
+        Consecutive texts of a conversation begin alike. What lies between two control tokens is
+        encoded by itself, so ids are taken from the text before up to the last control token that
+        both have, and the rest is encoded.
         """
         last, (ids, offsets) = self._last
         if text != last:
@@ -61,11 +68,13 @@ class RenderedEncoder:
         return self.encode(text)[0]
 
     def continued(self, context: list[int], text: str, begin: int) -> Encoded:
-        """Ids and offsets of ``text[begin:]`` behind ``context``, the ids of ``text[:begin]`` alone.
+        """Ids and offsets of ``text[begin:]`` behind ``context``, the ids of ``text[:begin]``
+        alone.
 
-        As a rule these are the further ids of the whole text. Where one of its tokens reaches over ``begin``, the
-        context stays as a server sends it, and the characters up to the next token are encoded by themselves:
-        "answer: " and "answer: yes" give ``answer``, ``:``, space and then ``yes``, not ``space yes``.
+        As a rule these are the further ids of the whole text. Where one of its tokens reaches over
+        ``begin``, the context stays as a server sends it, and the characters up to the next token
+        are encoded by themselves: "answer: " and "answer: yes" give ``answer``, ``:``, space and
+        then ``yes``, not ``space yes``.
         """
         ids, offsets = self.encode(text)
         if ids[: len(context)] == context:
@@ -76,7 +85,8 @@ class RenderedEncoder:
         return between + ids[later:], [(begin, end)] * len(between) + offsets[later:]
 
     def _alone(self, piece: str, context: list[int], whole: list[int]) -> list[int]:
-        """Ids of ``piece`` that decode behind ``context`` to what ``whole`` decodes to, where there are any."""
+        """Ids of ``piece`` that decode behind ``context`` to what ``whole`` decodes to, where there
+        are any."""
         if not piece:
             return []
         expected = self._tokenizer.decode(whole)
@@ -90,7 +100,8 @@ class RenderedEncoder:
 
     @cached_property
     def _sections(self) -> bool:
-        """Whether control tokens are found before the text is normalized, which may depend on where a text begins."""
+        """Whether control tokens are found before the text is normalized, which may depend on where
+        a text begins."""
         spec = json.loads(self._tokenizer.backend.to_str())
         return not any(
             token["normalized"]
@@ -100,7 +111,8 @@ class RenderedEncoder:
 
     @cached_property
     def _exact(self) -> tokenizers.Tokenizer:
-        """The tokenizer without its post-processor, which shortens offsets by white space and changes no ids."""
+        """The tokenizer without its post-processor, which shortens offsets by white space and
+        changes no ids."""
         return self._copy({"post_processor": None})
 
     @cached_property

@@ -1,7 +1,8 @@
 """Rows of the usual instruction datasets: the conversation in each, its tools and its split.
 
-Keys that a row shape has are used; keys that mean a part of a conversation and are not used are refused by name, and
-further columns (id, source, score, ...) are nobody's concern. A null or an empty value counts as absent.
+Keys that a row shape has are used; keys that mean a part of a conversation and are not used are
+refused by name, and further columns (id, source, score, ...) are nobody's concern. A null or an
+empty value counts as absent.
 """
 
 from __future__ import annotations
@@ -14,42 +15,47 @@ from lit_llm.data.template import Message
 from lit_llm.errors import UserError
 
 _PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"),
-          ("instruction", "output"), ("instruction", "response"), ("prompt", "answer"), ("question", "response"),
-          ("query", "response"), ("query", "answer"), ("input", "output"))  # fmt: skip
+          ("instruction", "output"), ("instruction", "response"), ("prompt", "answer"),
+          ("question", "response"), ("query", "response"), ("query", "answer"),
+          ("input", "output"))  # fmt: skip
 _ASKED = ("prompt", "question", "query", "instruction", "input", "inputs", "context", "choices")
 _ANSWERED = ("completion", "response", "answer", "output")
 _SYSTEM = ("system", "system_prompt", "system_message")
-_FURTHER = ("history", *REASONING, "documents", "images", "image", "audio", "audios", "video", "videos",
-            "tool_calls", "tool_call", "function_call", "thought", "thoughts", "refusal", "parts",
-            "segments")  # fmt: skip
+_FURTHER = ("history", *REASONING, "documents", "images", "image", "audio", "audios", "video",
+            "videos", "tool_calls", "tool_call", "function_call", "thought", "thoughts", "refusal",
+            "parts", "segments")  # fmt: skip
 # ShareGPT's names; the roles of `messages` are names too.
 _FROM = {"human": "user", "function_call": "assistant", "observation": "tool",
-         **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "bing", "bard"), "assistant")}  # fmt: skip
+         **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "bing", "bard"),
+                         "assistant")}  # fmt: skip
 # Keys that say which texts are not learnt, where they hold anything.
 _HIDING = ("train_detail", "train_details", "mask", "masked", "loss_mask")
 _SPLITS = {"train": "train", "training": "train",
-           "dev": "validation", "val": "validation", "valid": "validation", "validation": "validation",
-           "eval": "validation", "evaluation": "validation", "test": "validation"}  # fmt: skip
+           "dev": "validation", "val": "validation", "valid": "validation",
+           "validation": "validation", "eval": "validation", "evaluation": "validation",
+           "test": "validation"}  # fmt: skip
 
 
 def to_messages(row: dict[str, Any]) -> list[Message]:
     """The conversation in a row of one of the usual shapes.
 
-    - {"messages": [{"role", "content", ...}]}, the keys of a message as transformers and OpenAI have them;
-    - {"conversations": [{"from": "human" | "gpt" | "system" | "function_call" | "observation", "value"}]}; other
-      names of the assistant (chatgpt, bot, model, bing, bard) do as well;
+    - {"messages": [{"role", "content", ...}]}, the keys of a message as transformers and OpenAI
+        have them;
+    - {"conversations": [{"from": "human" | "gpt" | "system" | "function_call" | "observation",
+      "value"}]}; other names of the assistant (chatgpt, bot, model, bing, bard) do as well;
     - either list as JSON text;
-    - {"prompt", "completion", "response" or "answer"}: texts, or lists of messages, of which the completion's are
-      learnt;
+    - {"prompt", "completion", "response" or "answer"}: texts, or lists of messages, of which the
+      completion's are learnt;
     - {"question" or "query", "answer" or "response"}; {"input", "output"};
     - {"instruction", "input" (may be absent), "output" or "response"}.
 
-    Beside any of them ``system``, ``system_prompt`` or ``system_message`` is the system message; beside a question
-    and its answer ``history`` holds earlier turns, [[question, answer], ...] or messages, and ``reasoning_content``
-    the answer's thoughts.
+    Beside any of them ``system``, ``system_prompt`` or ``system_message`` is the system message;
+    beside a question and its answer ``history`` holds earlier turns, [[question, answer], ...] or
+    messages, and ``reasoning_content`` the answer's thoughts.
 
     Raises:
-        UserError: none of these; a key that means conversation and is not used; two shapes in one row.
+        UserError: none of these; a key that means conversation and is not used; two shapes in one
+            row.
     """
     row = {key: value for key, value in row.items() if value is not None}
     _check_learnt(row)
@@ -79,15 +85,18 @@ def _check_learnt(row: dict[str, Any]) -> None:
             learnt = value == 1
         if not learnt:
             raise UserError(
-                f"the row has {key!r} {str(value)[:40]!r}, which may say not to learn it; 'weight' and 'train' are "
+                f"the row has {key!r} {str(value)[:40]!r}, which may say not to learn it; "
+                f"'weight' and 'train' are "
                 "used in a message. Take the row out if it is not to be learnt, else the column"
             )
 
 
 def template_arguments(row: dict[str, Any]) -> dict[str, Any]:
-    """What the chat template gets beside the messages: ``tools`` and what is in ``chat_template_kwargs``.
+    """What the chat template gets beside the messages: ``tools`` and what is in
+    ``chat_template_kwargs``.
 
-    Tools are a list of JSON schemas, or JSON text of one; ``functions`` is OpenAI's older name and form.
+    Tools are a list of JSON schemas, or JSON text of one; ``functions`` is OpenAI's older name and
+    form.
 
     Raises:
         UserError: a value of another type.
@@ -129,7 +138,8 @@ def split_of(row: dict[str, Any]) -> str | None:
     known = _SPLITS.get(split.lower().partition("_")[0]) if isinstance(split, str) else None
     if known is None:
         raise UserError(
-            f"the row has the split {str(split)[:40]!r}; known are {', '.join(_SPLITS)}. Rename the column if it "
+            f"the row has the split {str(split)[:40]!r}; known are {', '.join(_SPLITS)}. Rename "
+            f"the column if it "
             "means something else"
         )
     return known
@@ -150,7 +160,8 @@ def _find(row: dict[str, Any]) -> tuple[list[Message], set[str]]:
         return _pair(row, *pair)
     keys = ", ".join(map(str, row)) or "none"
     raise UserError(
-        f"no conversation in the row: 'messages' (or 'conversations', 'prompt' and 'completion', 'question' and "
+        f"no conversation in the row: 'messages' (or 'conversations', 'prompt' and 'completion', "
+        f"'question' and "
         f"'answer', 'instruction' and 'output') is looked for, its keys are {keys}"
     )
 
@@ -255,7 +266,8 @@ def _check_unused(unused: dict[str, Any], used: set[str], messages: list[Any]) -
     for key in keys:
         if key in unused and not _is_told(unused[key], told):
             raise UserError(
-                f"the row has {key!r}, a part of the conversation that its other keys do not use; take the column "
+                f"the row has {key!r}, a part of the conversation that its other keys do not use; "
+                f"take the column "
                 "out, or override format_example"
             )
 

@@ -1,8 +1,12 @@
-"""ChatTemplate: the Jinja source that turns messages into text, rendered as transformers renders it.
+"""ChatTemplate: the Jinja source that turns messages into text, rendered as transformers renders
+it.
 
-The names, filters and extensions are those of transformers' chat_template_utils.py, so the text is the same. One thing
-differs on purpose: a control token that a message spells stays text. ``<|im_end|>`` in any field of a message, in a
-tool's schema or in a tool's argument gets a mark inside (`CUT`); `RenderedEncoder` encodes such text as characters.
+The names, filters and extensions are those of transformers' chat_template_utils.py, so the text is
+the same. One thing
+differs on purpose: a control token that a message spells stays text. ``<|im_end|>`` in any field of
+    a message, in a
+tool's schema or in a tool's argument gets a mark inside (`CUT`); `RenderedEncoder` encodes such
+text as characters.
 """
 
 from __future__ import annotations
@@ -18,14 +22,15 @@ from lit_llm.errors import UserError
 
 Message = dict[str, Any]
 
-# Unicode noncharacters, which no text may contain. CUT stands inside a spelled control token; BEGIN and END stand
-# around what a template marks with {% generation %}.
+# Unicode noncharacters, which no text may contain. CUT stands inside a spelled control token; BEGIN
+# and END stand around what a template marks with {% generation %}.
 CUT, BEGIN, END = "\ufdd0", "\ufdd1", "\ufdd2"
 _MARKS = re.compile(f"[{CUT}{BEGIN}{END}]")
 _ESCAPED_CUT = re.compile(r"(?<!\\)((?:\\\\)*)\\ufdd0")
 # The names that a template gets from the program: a row's own arguments may not replace them.
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
-# Templates cut an assistant's message at these to find its thoughts, so they are never marked there.
+# Templates cut an assistant's message at these to find its thoughts, so they are never marked
+# there.
 _THOUGHT_MARKS = ("<think>", "</think>")
 
 
@@ -41,8 +46,8 @@ class ChatTemplate:
         source, names: as given.
         control: matches a control token in rendered text, unless a message spelled it.
         marks_answers: the source has {% generation %} blocks.
-        always_opened: a generation prompt that the source writes whatever ``add_generation_prompt`` says; see
-            `TemplateProbe.always_opened`. It is cut off where none is asked for.
+        always_opened: a generation prompt that the source writes whatever ``add_generation_prompt``
+            says; see `TemplateProbe.always_opened`. It is cut off where none is asked for.
 
     Raises:
         UserError: the source is not valid Jinja.
@@ -112,7 +117,8 @@ class ChatTemplate:
         return found
 
     def defused(self, text: str) -> str:
-        """``text`` as it stands in rendered text: with a mark in every control token that it spells."""
+        """``text`` as it stands in rendered text: with a mark in every control token that it
+        spells."""
         return self._defused(text, self.control)
 
     def _defused_message(self, message: Message) -> Message:
@@ -141,7 +147,8 @@ def plain(text: str) -> str:
 
 
 def unmarked(text: str) -> tuple[str, list[tuple[int, int]]]:
-    """Rendered text without `BEGIN` and `END`, and where they stood: (first, one behind the last) character."""
+    """Rendered text without `BEGIN` and `END`, and where they stood: (first, one behind the last)
+    character."""
     pieces = re.split(f"[{BEGIN}{END}]", text)
     ends = list(itertools.accumulate(map(len, pieces)))
     return "".join(pieces), list(zip(ends[0:-1:2], ends[1:-1:2], strict=True))

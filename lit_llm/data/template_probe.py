@@ -1,4 +1,5 @@
-"""TemplateProbe: what a chat template expects and does, found by rendering small conversations once."""
+"""TemplateProbe: what a chat template expects and does, found by rendering small conversations
+once."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ class TemplateProbe:
         self._left_out: dict[str, bool] = {}
 
     def fit(self, message: Message) -> Message:
-        """The message as the template takes it: content as text or parts, a tool's arguments as object or text."""
+        """The message as the template takes it: content as text or parts, a tool's arguments as
+        object or text."""
         content = message.get("content")
         if isinstance(content, list) and not self._takes_parts:
             message = {**message, "content": text_of(message)}
@@ -58,12 +60,14 @@ class TemplateProbe:
     def render(
         self, messages: list[Message], arguments: Mapping[str, Any] | None = None
     ) -> str | None:
-        """The messages as text, each brought into the form that the template takes; None where it refuses them."""
+        """The messages as text, each brought into the form that the template takes; None where it
+        refuses them."""
         return self._render([self.fit(message) for message in messages], arguments)
 
     @cached_property
     def takes_tools(self) -> bool:
-        """Whether the template renders the schemas of tools, as far as it renders the simplest one at all."""
+        """Whether the template renders the schemas of tools, as far as it renders the simplest one
+        at all."""
         schema = {
             "name": PROBE,
             "description": "",
@@ -74,7 +78,8 @@ class TemplateProbe:
         return text is None or PROBE in text
 
     def leaves_out(self, role: str) -> bool:
-        """Whether the template renders a conversation without the words of its messages of this role."""
+        """Whether the template renders a conversation without the words of its messages of this
+        role."""
         if role not in self._left_out:
             said = {"role": role, "content": PROBE}
             messages = [said, _QUESTION]
@@ -88,10 +93,11 @@ class TemplateProbe:
     def turn_end(self) -> str | None:
         """The control token that ends an assistant's turn; None where the template writes none.
 
-        It stands behind the answer whether or not another turn follows: Phi-3 renders ``<|end|>`` and, at the end of
-        the conversation, a newline and ``<|endoftext|>``. Where none stands in both places (gpt-oss: ``<|return|>`` at
-        the end, ``<|end|>`` before another turn), it is the last of those that stand behind the last answer without
-        a gap.
+        It stands behind the answer whether or not another turn follows: Phi-3 renders ``<|end|>``
+            and, at the end of
+        the conversation, a newline and ``<|endoftext|>``. Where none stands in both places
+        (gpt-oss: ``<|return|>`` at the end, ``<|end|>`` before another turn), it is the last of
+        those that stand behind the last answer without a gap.
         """
         answered = [_QUESTION, {"role": "assistant", "content": PROBE}]
         alone = self._rest(answered) or ""
@@ -106,9 +112,11 @@ class TemplateProbe:
         return found[-1][0] if found else None
 
     def next_turn(self, calls_tools: bool) -> str | None:
-        """The control token that follows an assistant's turn where the template writes no `turn_end`.
+        """The control token that follows an assistant's turn where the template writes no
+        `turn_end`.
 
-        GLM's models end an answer with the token that begins the user's turn, and a tool call with that of the tool's.
+        GLM's models end an answer with the token that begins the user's turn, and a tool call with
+        that of the tool's.
         """
         return self._next_turns[calls_tools] if self.turn_end is None else None
 
@@ -131,11 +139,13 @@ class TemplateProbe:
 
     @cached_property
     def always_opened(self) -> str | None:
-        """The generation prompt that the template writes behind an answer too, whatever it is asked for; or "".
+        """The generation prompt that the template writes behind an answer too, whatever it is asked
+        for; or "".
 
-        An answered conversation ends with it, and so does the same one with a further question. What stands before it
-        in the first is the beginning of the second, and it stands before the answer as well. None where the template
-        writes something of that kind that does not stand before an answer.
+        An answered conversation ends with it, and so does the same one with a further question.
+        What stands before it in the first is the beginning of the second, and it stands before the
+        answer as well. None where the template writes something of that kind that does not stand
+        before an answer.
         """
         answered = [self.fit(_QUESTION), self.fit({"role": "assistant", "content": PROBE})]
         alone, followed = self._render(answered), self._render([*answered, answered[0]])
@@ -155,13 +165,15 @@ class TemplateProbe:
         header = alone[self._turn_begin(alone, first, last) :]
         if alone[:answer].rstrip().endswith(header.rstrip()):
             return header
-        # Control tokens alone are the end of a text: some templates write it behind every conversation.
+        # Control tokens alone are the end of a text: some templates write it behind every
+        # conversation.
         return None if self._template.control.sub("", header).strip() else ""
 
     def _turn_begin(self, text: str, first: int, last: int) -> int:
         """Where in text[first:last], which follows an answer, the next turn's header begins.
 
-        The headers of two roles may begin alike: with a control token ("<|im_start|>") that is not the one that ends
+        The headers of two roles may begin alike: with a control token ("<|im_start|>") that is not
+            the one that ends
         the answer and stands before the question too, or with the first signs of a line ("### ").
         """
         found = [match for match in self._template.control.finditer(text) if match.end() > first]
@@ -176,7 +188,8 @@ class TemplateProbe:
         return last if line < 0 else line + 1
 
     def _rest(self, messages: list[Message]) -> str | None:
-        """What is rendered behind `PROBE`; None where the template refuses the messages or leaves it out."""
+        """What is rendered behind `PROBE`; None where the template refuses the messages or leaves
+        it out."""
         text = self.render(messages)
         return None if text is None or PROBE not in text else text.rpartition(PROBE)[2]
 
@@ -190,7 +203,8 @@ class TemplateProbe:
 
     @cached_property
     def _takes_parts(self) -> bool:
-        """Content may be a list of text parts: it renders as the text does, or the text does not render at all."""
+        """Content may be a list of text parts: it renders as the text does, or the text does not
+        render at all."""
         return self._as_parts is not None and (self._as_parts == self._as_text or self._needs_parts)
 
     @cached_property
@@ -208,11 +222,13 @@ class TemplateProbe:
 
     @cached_property
     def _calls(self) -> tuple[Message, str]:
-        """How a tool call must come: what stands for content that is not there, and the form of the arguments.
+        """How a tool call must come: what stands for content that is not there, and the form of the
+        arguments.
 
-        transformers leaves null content out; DeepSeek's templates ask for null, others for text. Arguments are
-        "object" where the template writes them as JSON and would quote a text once more, "text" where it fails on an
-        object or prints it as Python does, and "any" where both are right or neither is.
+        transformers leaves null content out; DeepSeek's templates ask for null, others for text.
+        Arguments are "object" where the template writes them as JSON and would quote a text once
+        more, "text" where it fails on an object or prints it as Python does, and "any" where both
+        are right or neither is.
         """
         for empty in ({}, {"content": None}, {"content": ""}):
             as_object = self._render([_QUESTION, self._calling(empty, _OBJECT)]) or ""

@@ -47,7 +47,8 @@ def check_length(trainer: Any, steps: int, length: str) -> None:
     epochs = trainer.max_epochs
     if epochs not in (None, -1, 1, _DEFAULT_EPOCHS):
         raise UserError(
-            f"trainer.max_epochs={epochs}: the length of a run is {length}, and a run is one epoch of the Trainer; "
+            f"trainer.max_epochs={epochs}: the length of a run is {length}, and a run is one "
+            f"epoch of the Trainer; "
             f"leave max_epochs out and change {length.partition('=')[0]}"
         )
     if (trainer.min_epochs or 0) > 1:
@@ -61,22 +62,27 @@ def check_length(trainer: Any, steps: int, length: str) -> None:
         )
     if trainer.overfit_batches:
         raise UserError(
-            f"trainer.overfit_batches={trainer.overfit_batches}: the order of the samples is the data module's and "
-            "does not repeat a few batches; give data.sources a small file and several passes over it"
+            f"trainer.overfit_batches={trainer.overfit_batches}: the order of the samples is the "
+            f"data module's and "
+            "does not repeat a few batches; give data.sources a small file and several passes "
+            "over it"
         )
     if given(trainer, "check_val_every_n_epoch") not in (None, 1):
         raise UserError(
-            f"trainer.check_val_every_n_epoch={trainer.check_val_every_n_epoch}: a run is one epoch; "
+            f"trainer.check_val_every_n_epoch={trainer.check_val_every_n_epoch}: a run is one "
+            f"epoch; "
             "set data.validate_every, in optimizer steps"
         )
     if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):
         raise UserError(
-            "StochasticWeightAveraging averages where epochs begin, and a run is one epoch: the model would end with "
+            "StochasticWeightAveraging averages where epochs begin, and a run is one epoch: the "
+            "model would end with "
             "its first weights; take lightning's EMAWeightAveraging or WeightAveraging"
         )
     if trainer.max_steps > steps and not trainer.fast_dev_run:
         rank_zero_warn(
-            f"trainer.max_steps={trainer.max_steps} is beyond the end of the run: {length} makes {steps} steps"
+            f"trainer.max_steps={trainer.max_steps} is beyond the end of the run: {length} makes "
+            f"{steps} steps"
         )
 
 
@@ -98,8 +104,10 @@ def limit_batches(trainer: Any, steps: int, accumulation: int) -> int:
     elif isinstance(limit, int) and limit % accumulation and limit < batches:
         below = limit // accumulation * accumulation
         raise UserError(
-            f"trainer.limit_train_batches={limit} ends within an optimizer step, which takes {accumulation} "
-            f"micro-batches: nearest are {below or ''}{' and ' if below else ''}{below + accumulation}"
+            f"trainer.limit_train_batches={limit} ends within an optimizer step, which takes "
+            f"{accumulation} "
+            f"micro-batches: nearest are "
+            f"{below or ''}{' and ' if below else ''}{below + accumulation}"
         )
     limit = trainer.limit_train_batches
     return batches if isinstance(limit, float) and limit else min(batches, int(limit))

@@ -25,22 +25,26 @@ RANGES: dict[str, Range] = {
 
 
 class LMEvalCallback(L.Callback):
-    """After validations, runs lm-eval tasks; logs ``eval/<task>/<metric>`` and appends to ``evaluations.jsonl``.
+    """After validations, runs lm-eval tasks; logs ``eval/<task>/<metric>`` and appends to
+    ``evaluations.jsonl``.
 
-    A line is {"step", "task", "metric", "value", "stderr"}. Lines of steps that a resumed run repeats are replaced.
-    Needs a module whose ``network`` is a `Transformer` and a data module with a ``tokenizer``. All ranks share the
-    work. A task that fails is told in one line, and training goes on.
+    A line is {"step", "task", "metric", "value", "stderr"}. Lines of steps that a resumed run
+    repeats are replaced. Needs a module whose ``network`` is a `Transformer` and a data module with
+    a ``tokenizer``. All ranks share the work. A task that fails is told in one line, and training
+    goes on.
 
     Args:
         tasks: names, see ``load_tasks``: "stdlib_choice" and its like need no hub.
-        every_steps: optimizer steps after which the next validation brings the tasks along. None: every validation.
+        every_steps: optimizer steps after which the next validation brings the tasks along. None:
+            every validation.
         limit: the first documents of each task alone. None: all.
         include: folders of lm-eval YAML files, or such files.
         num_fewshot: worked examples before each question. None: as the task says.
         max_batch_tokens: most tokens at once, padding included.
 
     Raises:
-        UserError: before training, for a bad setting, an unknown task, or a module or data that do not fit.
+        UserError: before training, for a bad setting, an unknown task, or a module or data that do
+            not fit.
     """
 
     def __init__(
@@ -99,7 +103,8 @@ class LMEvalCallback(L.Callback):
                     Exception
                 ) as error:  # a task is somebody's code, and hours of training are not worth it
                     rank_zero_info(
-                        f"LMEvalCallback: step {step}: {name} failed, training goes on: {one_line(error)}"
+                        f"LMEvalCallback: step {step}: {name} failed, training goes on: "
+                        f"{one_line(error)}"
                     )
         if not rows or not trainer.is_global_zero:
             return

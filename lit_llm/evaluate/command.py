@@ -82,7 +82,8 @@ def evaluate_main(args: list[str]) -> None:
 
 
 def weights_fingerprint(model: Transformer) -> str:
-    """sha256 (hex) over the names, dtypes, shapes and bytes of the model's tensors, in the order of their names."""
+    """sha256 (hex) over the names, dtypes, shapes and bytes of the model's tensors, in the order of
+    their names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         plain = tensor.detach().cpu().contiguous()

@@ -1,4 +1,5 @@
-"""Generation as lm-eval asks for it: stop strings, a seed for every request, ranks that keep step."""
+"""Generation as lm-eval asks for it: stop strings, a seed for every request, ranks that keep
+step."""
 
 from __future__ import annotations
 
@@ -62,7 +63,8 @@ class Decoding:
         """Read lm-eval's ``generation_kwargs`` as its ``hf`` backend and transformers do.
 
         Args:
-            arguments: the request's. A setting of ``generate`` is accepted if its value does nothing.
+            arguments: the request's. A setting of ``generate`` is accepted if its value does
+                nothing.
             max_new_tokens: for a request that names none.
             generation_config: the model's, for settings that the request does not name.
 
@@ -130,8 +132,10 @@ def decode(
 ) -> list[str]:
     """The text each prompt is continued with, cut before the first stop string or token.
 
-    Every row draws from a generator of its own, so an answer depends neither on its company nor on the rank. With
-    torch.distributed, all ranks must call this together: each goes on with empty steps until the last is done, because
+    Every row draws from a generator of its own, so an answer depends neither on its company nor on
+    the rank. With
+    torch.distributed, all ranks must call this together: each goes on with empty steps until the
+        last is done, because
     sharded weights are gathered by all at once.
     """
     step_input, real, cache = padded_batch(model, prompts, how.max_new_tokens)

@@ -1,13 +1,18 @@
-"""HarnessLM: a Transformer in memory as lm-eval's language model, with the scores of its ``hf`` backend.
+"""HarnessLM: a Transformer in memory as lm-eval's language model, with the scores of its ``hf``
+backend.
 
-Text becomes tokens as transformers would make them of the exported directory: the tokenizer.json's own rule adds its
-special tokens, and control tokens spelled in a prompt are control tokens. A prompt that the chat template rendered
-becomes the tokens that chat, training and servers make of it: nothing is added, and a control token that a task's text
+Text becomes tokens as transformers would make them of the exported directory: the tokenizer.json's
+    own rule adds its
+special tokens, and control tokens spelled in a prompt are control tokens. A prompt that the chat
+template rendered
+becomes the tokens that chat, training and servers make of it: nothing is added, and a control token
+    that a task's text
 spells stays text.
 
-Ranks of torch.distributed share the work inside this class, and each ends with all results; lm-eval is told of one
-process. Its own way of sharing fails where a task has fewer documents than ranks, pads requests instead of forward
-passes (ranks with sharded weights then wait for each other for ever), and orders documents by rank in its sums.
+Ranks of torch.distributed share the work inside this class, and each ends with all results; lm-eval
+is told of one process. Its own way of sharing fails where a task has fewer documents than ranks,
+pads requests instead of forward passes (ranks with sharded weights then wait for each other for
+ever), and orders documents by rank in its sums.
 """
 
 from __future__ import annotations
@@ -38,24 +43,27 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 Score = tuple[float, bool]
-# A character that no text may contain, and a space by which to see whether the template trims messages.
+# A character that no text may contain, and a space by which to see whether the template trims
+# messages.
 _FINAL_MARK = "\ufdd3 "
 _HEAD = 16  # characters by which a rendered prompt is known again
 
 
 class HarnessLM(TemplateLM):
-    """``lm_eval.evaluate(HarnessLM(model, tokenizer), ...)``: nothing is exported, moved, compiled or left changed.
+    """``lm_eval.evaluate(HarnessLM(model, tokenizer), ...)``: nothing is exported, moved, compiled
+    or left changed.
 
     Args:
-        model: on any device; runs eagerly, in eval mode and without gradients, and gets its modes back.
+        model: on any device; runs eagerly, in eval mode and without gradients, and gets its modes
+            back.
         tokenizer: must know a bos or an eos token, with which a text without context begins.
         batch_size: most requests at once. None: as many as ``max_batch_tokens`` holds.
         max_batch_tokens: most tokens at once, padding included; a longer request goes alone.
         progress: draw a bar on stderr, on the first rank.
 
     Raises:
-        UserError: no token to begin with. Later, from requests: a continuation longer than the context, more new
-            tokens than the context holds, a generation setting that is not known.
+        UserError: no token to begin with. Later, from requests: a continuation longer than the
+            context, more new tokens than the context holds, a generation setting that is not known.
     """
 
     max_gen_toks = 256
@@ -128,7 +136,8 @@ class HarnessLM(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Token ids; None adds special tokens unless the text begins with the prefix token already, or is a chat's."""
+        """Token ids; None adds special tokens unless the text begins with the prefix token already,
+        or is a chat's."""
         if string[:_HEAD] in self._rendered_heads:
             return self._chat.encoder.ids(string)
         if add_special_tokens is None:
@@ -138,10 +147,12 @@ class HarnessLM(TemplateLM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The conversation as text; without the generation prompt its last message is left open, to be continued.
+        """The conversation as text; without the generation prompt its last message is left open, to
+        be continued.
 
         Raises:
-            UserError: no chat template, or it refuses the messages, without their system message too.
+            UserError: no chat template, or it refuses the messages, without their system message
+                too.
         """
         try:
             text = _render(self._chat, chat_history, add_generation_prompt)
@@ -187,17 +198,19 @@ class HarnessLM(TemplateLM):
         disable_tqdm: bool = False,
         **kwargs: Any,
     ) -> list[Score]:
-        """(log-likelihood in nats, whether greedy decoding writes it) of each continuation after its context.
+        """(log-likelihood in nats, whether greedy decoding writes it) of each continuation after
+        its context.
 
-        What is too long loses tokens on the left. Requests with the same input, such as the one-token choices of a
-        question, share a row.
+        What is too long loses tokens on the left. Requests with the same input, such as the
+        one-token choices of a question, share a row.
         """
         answers: list[Score] = [(0.0, True)] * len(requests)  # right for an empty continuation
         numbers: dict[tuple[int, ...], list[int]] = {}
         for number, (_, context, continuation) in enumerate(requests):
             if len(continuation) > self.max_length:
                 raise UserError(
-                    f"a continuation of {len(continuation)} tokens exceeds the model's context of {self.max_length}"
+                    f"a continuation of {len(continuation)} tokens exceeds the model's context of "
+                    f"{self.max_length}"
                 )
             if continuation:
                 whole = (context or [self.prefix_token_id]) + continuation
@@ -218,7 +231,8 @@ class HarnessLM(TemplateLM):
     def _score(
         self, rows: list[tuple[int, ...]], targets: list[list[list[int]]]
     ) -> list[list[Score]]:
-        """Scores of the targets that end each row one position later; only their positions go through the head."""
+        """Scores of the targets that end each row one position later; only their positions go
+        through the head."""
         longest = max(map(len, rows))
         ids = torch.zeros(len(rows), longest, dtype=torch.long)
         places: list[int] = []
@@ -260,7 +274,8 @@ class HarnessLM(TemplateLM):
             room = self.max_length - how.max_new_tokens
             if room < 1:
                 raise UserError(
-                    f"the task asks for {how.max_new_tokens} new tokens, the model's whole context is "
+                    f"the task asks for {how.max_new_tokens} new tokens, the model's whole "
+                    f"context is "
                     f"{self.max_length}: lower max_gen_toks in the task's generation_kwargs"
                 )
             prompt = self.tok_encode(context)[-room:] or [self.prefix_token_id]
@@ -307,7 +322,8 @@ class HarnessLM(TemplateLM):
     ) -> list[Answer]:
         """The answer to every batch, on every rank; each turn gives each rank one batch.
 
-        In the last turn a rank without one repeats another's: forward passes must be equally many on all.
+        In the last turn a rank without one repeats another's: forward passes must be equally many
+        on all.
         """
         shared = dist.is_available() and dist.is_initialized()
         rank, ranks = (dist.get_rank(), dist.get_world_size()) if shared else (0, 1)
@@ -344,7 +360,8 @@ class HarnessLM(TemplateLM):
 
 
 def _render(chat: ChatFormat, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-    """The text with its marks in spelled control tokens (`RenderedEncoder`); without any it is transformers' text."""
+    """The text with its marks in spelled control tokens (`RenderedEncoder`); without any it is
+    transformers' text."""
     if add_generation_prompt:
         return chat.marked(messages, add_generation_prompt=True)
     *before, last = messages

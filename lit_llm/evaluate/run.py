@@ -30,7 +30,8 @@ _BOOTSTRAP = 1000  # resamples for the standard error of metrics that have no fo
 def load_tasks(
     names: Sequence[str], include: Sequence[str | Path] = (), cache_dir: Path | None = None
 ) -> dict[str, Mapping[str, Any]]:
-    """lm-eval's tasks with their data: one ``TaskManager.load`` result for each name (a task, a group or a tag).
+    """lm-eval's tasks with their data: one ``TaskManager.load`` result for each name (a task, a
+    group or a tag).
 
     Args:
         names: our local tasks, those of ``include``, and lm-eval's own.
@@ -38,8 +39,8 @@ def load_tasks(
         cache_dir: where the local tasks are kept. None: $LIT_LLM_CACHE or ~/.cache/lit_llm.
 
     Raises:
-        UserError: lm_eval is not installed, an unknown name (the nearest are told), no such folder or file, or data
-            that cannot be had.
+        UserError: lm_eval is not installed, an unknown name (the nearest are told), no such folder
+            or file, or data that cannot be had.
     """
     if find_spec("lm_eval") is None:
         raise UserError("evaluation needs lm-eval: pip install 'lit_llm[eval]'")
@@ -61,8 +62,10 @@ def load_tasks(
                 known = sorted({*LOCAL_TASKS, *manager.all_tasks})
                 near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
                 raise UserError(
-                    f"tasks: no task {name!r}; " + (f"did you mean {' or '.join(near)}?" if near else
-                    f"local ones are {', '.join(LOCAL_TASKS)}, others are lm-eval's (lm_eval ls tasks)")
+                    f"tasks: no task {name!r}; " + (f"did you mean "
+                                                    f"{' or '.join(near)}?" if near else
+                    f"local ones are {', '.join(LOCAL_TASKS)}, others are lm-eval's (lm_eval ls "
+                    f"tasks)")
                 )  # fmt: skip
         loaded = {}
         for name in names:
@@ -84,13 +87,15 @@ def run_task(
 ) -> dict[str, Any]:
     """What ``lm_eval.evaluate`` gives for one entry of `load_tasks`, the same on every rank.
 
-    All ranks must call it together. The state of Python's, numpy's and torch's generators is left as it was.
+    All ranks must call it together. The state of Python's, numpy's and torch's generators is left
+    as it was.
 
     Args:
         lm: the model.
         loaded: tasks, which may be run again later.
         limit: the first documents of each task alone. None: all.
-        num_fewshot: worked examples before each question, where a task does not fix them to 0. None: the task's.
+        num_fewshot: worked examples before each question, where a task does not fix them to 0.
+            None: the task's.
         apply_chat_template: ask in the model's chat format, examples as turns.
         log_samples: keep every document's prompt and answer, under "samples".
     """
@@ -117,7 +122,8 @@ def run_task(
 
 
 def metric_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """{"task", "metric", "value", "stderr" or None, "n": documents or None} of every number in ``results``.
+    """{"task", "metric", "value", "stderr" or None, "n": documents or None} of every number in
+    ``results``.
 
     lm-eval names a metric with the filter its answers went through; the filter "none" is left out.
     """
@@ -159,7 +165,8 @@ def _folder(path: Path) -> Path:
 
 @contextmanager
 def _contained() -> Iterator[None]:
-    """Keep lm-eval's doings inside: its seeds, the bars it draws on every rank, what it prints on stdout."""
+    """Keep lm-eval's doings inside: its seeds, the bars it draws on every rank, what it prints on
+    stdout."""
     states = random.getstate(), np.random.get_state(), os.environ.get("DISABLE_MULTIPROC")
     logger = logging.getLogger("lm_eval")
     level = logger.level

@@ -1,11 +1,13 @@
-"""Evaluation tasks that need no hub: made of the standard library's held-out modules, for lm-eval to load.
+"""Evaluation tasks that need no hub: made of the standard library's held-out modules, for lm-eval
+to load.
 
 - ``stdlib_choice``: a function's head; which of four first sentences begins its docstring?
 - ``stdlib_rolling``: bits per byte and perplexities of source files.
 - ``stdlib_complete``: the last word of a docstring's first sentence.
 
-The modules are those that the docstring questions hold out, and a docstring whose text a training module has too is
-not among them. Hashes choose and order everything, so equal interpreters make equal tasks.
+The modules are those that the docstring questions hold out, and a docstring whose text a training
+module has too is not among them. Hashes choose and order everything, so equal interpreters make
+equal tasks.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ def local_tasks(cache_dir: Path | None = None) -> Path:
     """
     parent = ((cache_dir or default_cache_dir()) / "tasks").absolute()
     modules = [(name, path) for name, path in stdlib_modules() if held_out(name)]
-    # The place is part of the key because the YAML files hold absolute paths: lm-eval resolves no relative ones.
+    # The place is part of the key because the YAML files hold absolute paths: lm-eval resolves no
+    # relative ones.
     content = [_FORMAT, sys.version, str(parent), [name for name, _ in modules]]
     folder = parent / f"stdlib-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]}"
     try:
@@ -56,19 +59,22 @@ def _write_tasks(workspace: Path, folder: Path, modules: list[tuple[str, Path]])
     sentences = list(_first_sentences())
     _write_task(
         workspace, folder, "stdlib_choice", choice_items(sentences),
-        output_type="multiple_choice", doc_to_text="question", doc_to_choice="choices", doc_to_target="gold",
-        target_delimiter="", fewshot_split="test", metric_list=[{"metric": "acc"}, {"metric": "acc_norm"}],
+        output_type="multiple_choice", doc_to_text="question", doc_to_choice="choices",
+        doc_to_target="gold", target_delimiter="", fewshot_split="test",
+        metric_list=[{"metric": "acc"}, {"metric": "acc_norm"}],
     )  # fmt: skip
     _write_task(
         workspace, folder, "stdlib_rolling", rolling_items(modules),
         output_type="loglikelihood_rolling", doc_to_text="", doc_to_target="text", num_fewshot=0,
-        metric_list=[{"metric": name} for name in ("bits_per_byte", "byte_perplexity", "word_perplexity")],
+        metric_list=[{"metric": name} for name in ("bits_per_byte", "byte_perplexity",
+                                                   "word_perplexity")],
     )  # fmt: skip
     first_word = {"function": "regex", "regex_pattern": "([A-Za-z]+)"}
     _write_task(
         workspace, folder, "stdlib_complete", complete_items(sentences),
-        output_type="generate_until", doc_to_text="question", doc_to_target="word", target_delimiter=" ",
-        fewshot_split="test", generation_kwargs={"until": ["\n", "."], "max_gen_toks": 8, "do_sample": False},
+        output_type="generate_until", doc_to_text="question", doc_to_target="word",
+        target_delimiter=" ", fewshot_split="test",
+        generation_kwargs={"until": ["\n", "."], "max_gen_toks": 8, "do_sample": False},
         filter_list=[{"name": "none", "filter": [first_word, {"function": "take_first"}]}],
         metric_list=[{"metric": "exact_match", "ignore_case": True}],
     )  # fmt: skip
@@ -96,7 +102,8 @@ def _write_task(
 
 
 def choice_items(sentences: list[dict[str, str]]) -> list[dict[str, Any]]:
-    """{"id", "question", "choices": four texts, "gold": index}; the wrong three begin other functions' docstrings."""
+    """{"id", "question", "choices": four texts, "gold": index}; the wrong three begin other
+    functions' docstrings."""
     items = []
     for entry in _by_hash(sentences, "choice")[:_CHOICE_ITEMS]:
         others = [other for other in sentences if other["sentence"] != entry["sentence"]]
@@ -131,7 +138,8 @@ def rolling_items(modules: list[tuple[str, Path]]) -> list[dict[str, Any]]:
 
 
 def _first_sentences() -> Iterator[dict[str, str]]:
-    """{"id", "head": source up to the docstring's quotes, "sentence"} of the held-out functions and classes."""
+    """{"id", "head": source up to the docstring's quotes, "sentence"} of the held-out functions and
+    classes."""
     seen = set()
     for row in docstring_rows():
         if row["split"] != "validation":

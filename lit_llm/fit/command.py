@@ -1,4 +1,5 @@
-"""fit, validate, test and predict: LightningCLI with run folders, presets by name and one-line errors."""
+"""fit, validate, test and predict: LightningCLI with run folders, presets by name and one-line
+errors."""
 
 from __future__ import annotations
 
@@ -75,7 +76,9 @@ class _Parser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+    def error(  # type: ignore[override]
+        self, message: str, ex: Exception | None = None
+    ) -> NoReturn:
         raise UserError(explain_mistake(message, known_keys(self))) from None
 
 
@@ -94,7 +97,8 @@ def known_keys(parser: LightningArgumentParser) -> list[str]:
 
 
 class TrainerCLI(LightningCLI):
-    """The configuration of a run: model, data, trainer, and our callbacks as sections of their own."""
+    """The configuration of a run: model, data, trainer, and our callbacks as sections of their
+    own."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Callbacks whose settings people change."""
@@ -107,7 +111,8 @@ class TrainerCLI(LightningCLI):
         )
 
     def _parse_ckpt_path(self) -> None:
-        """Nothing: Lightning would let the checkpoint's settings replace the config's in silence."""
+        """Nothing: Lightning would let the checkpoint's settings replace the config's in
+        silence."""
 
     def before_instantiate_classes(self) -> None:
         """Fix the run folder before anything writes."""
@@ -220,7 +225,8 @@ class TrainerCLI(LightningCLI):
                     own_tokenizer=getattr(self.datamodule, "corpus_folder", None) is None,
                 )
             )
-        # The first process writes the model and the report: launchers take the end of another for the run's.
+        # The first process writes the model and the report: launchers take the end of another for
+        # the run's.
         self.trainer.strategy.barrier("fit")
 
     def after_predict(self) -> None:
@@ -266,7 +272,8 @@ def _number_of_devices(devices: Any, accelerator: str) -> int | None:
 
 
 class _WriteSetup(Callback):
-    """Writes config.yaml, and the tokenizer, with which a checkpoint can be used before there is a final/."""
+    """Writes config.yaml, and the tokenizer, with which a checkpoint can be used before there is a
+    final/."""
 
     def __init__(self, folder: Path, config: dict[str, Any]):
         self.folder, self.config = folder, config
@@ -305,7 +312,8 @@ def summary(
     lines = [""]
     if "val_bits_per_byte" in metrics:
         lines.append(
-            f"validation: {metrics['val_bits_per_byte']:.4f} bits per byte, loss {metrics['val_loss']:.4f}"
+            f"validation: {metrics['val_bits_per_byte']:.4f} bits per byte, loss "
+            f"{metrics['val_loss']:.4f}"
         )
     samples = run / "samples.jsonl"
     prompt = "What is Python?" if chats else "The "
@@ -431,7 +439,8 @@ def _defaults() -> dict[str, Any]:
 
 
 def _without_a_config(args: list[str], mistake: UserError) -> UserError:
-    """What to say where neither a config nor the command line names model and data; else ``mistake``."""
+    """What to say where neither a config nor the command line names model and data; else
+    ``mistake``."""
     names = {arg.partition("=")[0] for arg in args}
     missing = [
         f"--{part}" for part in ("model", "data")
@@ -441,7 +450,8 @@ def _without_a_config(args: list[str], mistake: UserError) -> UserError:
         classes = {"model": "PretrainModule or lit_llm.SFTModule",
                    "data": "PretrainDataModule or lit_llm.InstructionDataModule"}  # fmt: skip
         needed = UserError(
-            f"{found[1]}: no class named; give {found[1]}.class_path, e.g. lit_llm.{classes[found[1]]}"
+            f"{found[1]}: no class named; give {found[1]}.class_path, e.g. "
+            f"lit_llm.{classes[found[1]]}"
         )
         mistake = mistake if missing else needed
     follows = r"unknown key (model|data)\.|.*arguments are required"
@@ -473,7 +483,8 @@ def _with_logger_folders(args: list[str]) -> list[str]:
 
 
 def _no_chatter(record: logging.LogRecord) -> bool:
-    """Drop Lightning's list of absent accelerators and its advertisements; keep what it says about the run."""
+    """Drop Lightning's list of absent accelerators and its advertisements; keep what it says about
+    the run."""
     said = record.getMessage()
     return not said.startswith(
         ("GPU available", "TPU available", "HPU available", "💡", "Using bfloat16")

@@ -9,11 +9,13 @@ import time
 
 
 def follow(parent: int, every: float = 1.0) -> None:
-    """End this process, with status 1 and a line, once ``parent`` started it no more; looked for ``every`` seconds.
+    """End this process, with status 1 and a line, once ``parent`` started it no more; looked for
+    ``every`` seconds.
 
-    Lightning's launcher watches the processes it started, and torchrun's agent its workers, but nobody watches them: if
-    they are killed the rest waits for a peer as long as the backend allows, half an hour for gloo and while a group
-    forms, or trains on beside the run that a scheduler starts in their place.
+    Lightning's launcher watches the processes it started, and torchrun's agent its workers, but
+    nobody watches them: if they are killed the rest waits for a peer as long as the backend allows,
+    half an hour for gloo and while a group forms, or trains on beside the run that a scheduler
+    starts in their place.
     """
 
     def watch() -> None:

@@ -15,7 +15,8 @@ from lit_llm.fit.launchers import FIRST, Launcher
 from lit_llm.io.run_lock import NAME, RunLock, has_only_a_lock
 from lit_llm.training.callbacks.checkpoint_folder import checkpoints, damage, newest_whole
 
-# How the first process tells those that Lightning starts from it: by then its folder is no longer empty.
+# How the first process tells those that Lightning starts from it: by then its folder is no longer
+# empty.
 _CHOSEN = "LIT_LLM_RUN_FOLDER"
 _claimed: list[Path] = []
 _held: list[RunLock] = []
@@ -26,13 +27,14 @@ def prepare_run(verb: str, name: str, config: Any, launcher: Launcher | None = N
 
     ``launcher`` is who started this process as one of several, None if nobody did.
 
-    The folder is ``trainer.default_root_dir``, or ``runs/<name>`` with a number if that is taken. The checkpoint is a
-    file, "last": the newest whole one of the folder, or "auto", for whatever starts a command again: "last" where the
-    run has saved something, else a new start, what an earlier one left being set aside.
+    The folder is ``trainer.default_root_dir``, or ``runs/<name>`` with a number if that is taken.
+    The checkpoint is a file, "last": the newest whole one of the folder, or "auto", for whatever
+    starts a command again: "last" where the run has saved something, else a new start, what an
+    earlier one left being set aside.
 
     Raises:
-        UserError: a fit into a folder that holds a run already or in which another fit is running, nothing to resume,
-            or ranks started from outside without a folder they could agree on.
+        UserError: a fit into a folder that holds a run already or in which another fit is running,
+            nothing to resume, or ranks started from outside without a folder they could agree on.
     """
     given, auto, last = (
         config.trainer.default_root_dir,
@@ -53,7 +55,8 @@ def prepare_run(verb: str, name: str, config: Any, launcher: Launcher | None = N
         )
     if checkpoint is not None and (reason := damage(checkpoint)) is not None:
         raise UserError(
-            f"--ckpt_path {checkpoint}: not a checkpoint, or damaged ({reason}); last takes a whole one"
+            f"--ckpt_path {checkpoint}: not a checkpoint, or damaged ({reason}); last takes a "
+            f"whole one"
         )
     if _rank() and _CHOSEN in os.environ:
         folder = Path(os.environ[_CHOSEN])
@@ -133,7 +136,8 @@ def _set_aside(run: Path) -> Path:
 
 
 def _claim_name(name: str) -> Path:
-    """The first free folder of this name, made at once: another fit may be looking for one at the same moment."""
+    """The first free folder of this name, made at once: another fit may be looking for one at the
+    same moment."""
     folder, number = Path("runs") / name, 2
     folder.parent.mkdir(exist_ok=True)
     while True:
@@ -148,7 +152,8 @@ def _claim_name(name: str) -> Path:
 def _newest_run(name: str) -> Path:
     """The run of this name with the highest number that has begun to train, else the plain name.
 
-    One killed before its first checkpoint counts, so that an older run is not trained on in its stead.
+    One killed before its first checkpoint counts, so that an older run is not trained on in its
+    stead.
     """
     numbered, runs = [], Path("runs")
     # All are looked at: the name may be a pattern to glob.
@@ -163,7 +168,8 @@ def _last_checkpoint(run: Path) -> Path:
     folder = run / "checkpoints"
     if not checkpoints(folder):
         raise UserError(
-            f"--ckpt_path last: nothing to resume, {folder} holds no checkpoint; leave it out to start"
+            f"--ckpt_path last: nothing to resume, {folder} holds no checkpoint; leave it out to "
+            f"start"
         )
     file, reasons = newest_whole(folder)
     if file is None:

@@ -23,7 +23,8 @@ _WORDS = ("stdlib", "general")  # names of what we ship, in place of a path
 
 
 def with_absolute_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """``config``, of a fit with modules of ours, with its relative paths from the working directory on.
+    """``config``, of a fit with modules of ours, with its relative paths from the working directory
+    on.
 
     URLs, ``package:`` names and the names of what we ship stay as they are.
     """

@@ -1,4 +1,5 @@
-"""Files and folders that appear whole or not at all: they are written under another name, then renamed."""
+"""Files and folders that appear whole or not at all: they are written under another name, then
+renamed."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ def published(target: Path) -> Iterator[Path]:
 
 
 def build_folder(target: Path, build: Callable[[Path], None]) -> bool:
-    """Have ``build`` fill a folder that becomes ``target``, unless it is there; by one process of many.
+    """Have ``build`` fill a folder that becomes ``target``, unless it is there; by one process of
+    many.
 
     Returns:
         Whether this process built it.
@@ -122,7 +124,8 @@ def remove(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Onto the disk, with all that is in it: a power cut must not leave a trusted name over missing data."""
+    """Onto the disk, with all that is in it: a power cut must not leave a trusted name over missing
+    data."""
     if path.is_dir():
         for parent, _, names in os.walk(path):
             for name in names:

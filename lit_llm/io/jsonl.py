@@ -36,7 +36,8 @@ def an_object(row: Any) -> dict[str, Any]:
 
 
 def keep_until(file: Path, step: int) -> None:
-    """Drop the lines of steps after ``step``, which a resumed run writes again, and a line that a kill cut short."""
+    """Drop the lines of steps after ``step``, which a resumed run writes again, and a line that a
+    kill cut short."""
     if not file.exists():
         return
     kept = []

@@ -8,7 +8,8 @@ UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
 def number(value: float, digits: int = 3) -> str:
-    """``value`` for people: 1234567 -> "1.23M", 0.00012 -> "1.2e-4"; "B" is 10^9, as in model sizes."""
+    """``value`` for people: 1234567 -> "1.23M", 0.00012 -> "1.2e-4"; "B" is 10^9, as in model
+    sizes."""
     if not math.isfinite(value):
         return str(value)
     if value == 0:

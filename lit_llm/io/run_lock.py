@@ -28,7 +28,8 @@ class _Holder:
     host: str
     pid: int
     job: str | None
-    """The scheduler's job. It runs once at a time, so a job that is started again has ended before."""
+    """The scheduler's job. It runs once at a time, so a job that is started again has ended
+    before."""
 
     @classmethod
     def of_this_process(cls) -> _Holder:
@@ -165,5 +166,6 @@ def _runs(pid: int) -> bool:
 
 
 def has_only_a_lock(folder: Path) -> bool:
-    """Whether nothing but a lock is in the folder: a fit ended, or was killed, before it trained."""
+    """Whether nothing but a lock is in the folder: a fit ended, or was killed, before it
+    trained."""
     return {file.name for file in folder.iterdir()} <= {NAME}

@@ -1,4 +1,5 @@
-"""Text from outside on a page: nothing in it may act on the text beside it, and nothing is hidden."""
+"""Text from outside on a page: nothing in it may act on the text beside it, and nothing is
+hidden."""
 
 from __future__ import annotations
 

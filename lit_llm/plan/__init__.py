@@ -1,4 +1,5 @@
-"""What a training run will take, in days, dollars and gigabytes: ``from lit_llm.plan import plan``."""
+"""What a training run will take, in days, dollars and gigabytes: ``from lit_llm.plan import
+plan``."""
 
 from lit_llm.plan.solve import Plan, advise, plan
 

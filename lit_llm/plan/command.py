@@ -36,8 +36,10 @@ def plan_main(args: list[str]) -> None:
     Raises:
         UserError: a mistake in the arguments, or a plan that cannot be.
     """
-    parser = Parser(prog="lit_llm plan", description="Days, dollars and gigabytes of a run. Give any two or three of "
-                    "model, tokens and means; the rest is found. Numbers take K, M, B and T. --config may also be a "
+    parser = Parser(prog="lit_llm plan", description="Days, dollars and gigabytes of a run. Give "
+                                                     "any two or three of "
+                    "model, tokens and means; the rest is found. Numbers take K, M, B and T. "
+                    "--config may also be a "
                     "training config or its name.")  # fmt: skip
     _add_options(parser)
     options = parser.parse_args(_with_training_config(args))
@@ -145,9 +147,9 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `plan`."""
     given = {
         key: getattr(options, key)
-        for key in ("params", "total_params", "tokens", "tokens_per_param", "inference_tokens", "seq_len",
-                    "batch_tokens", "gpu", "gpus", "days", "budget", "gpu_hours", "usd_per_hour", "precision",
-                    "optimizer", "lora", "quantize", "leave_out")
+        for key in ("params", "total_params", "tokens", "tokens_per_param", "inference_tokens",
+                    "seq_len", "batch_tokens", "gpu", "gpus", "days", "budget", "gpu_hours",
+                    "usd_per_hour", "precision", "optimizer", "lora", "quantize", "leave_out")
     }  # fmt: skip
     if options.gpu is None:
         del given["gpu"]  # `plan` has the default
@@ -183,7 +185,8 @@ def measured_mfu(run: Path) -> float:
         raise UserError(f"calibrate={run}: {file} is not a run's metrics ({error})") from None
     if not values:
         raise UserError(
-            f"calibrate={run}: {file} has no mfu; it is measured where the peak is known, not on CPUs"
+            f"calibrate={run}: {file} has no mfu; it is measured where the peak is known, not on "
+            f"CPUs"
         )
     return statistics.median(values)
 
@@ -216,7 +219,9 @@ def _with_training_config(args: list[str]) -> list[str]:
         "--model": network, "--tokens": data.get("tokens"), "--seq_len": data.get("seq_len"),
         "--batch_tokens": data.get("global_batch_tokens"),
         # The modules' own defaults: Muon from nothing, AdamW for what is trained already.
-        "--optimizer": model.get("optimizer", "adamw" if "SFT" in str(content.get("model")) else "muon_adamw"),
+        "--optimizer": model.get(
+            "optimizer", "adamw" if "SFT" in str(content.get("model")) else "muon_adamw"
+        ),
         "--gpus": devices * trainer.get("num_nodes", 1) if isinstance(devices, int) else None,
     }  # fmt: skip
     rest = args[:at] + args[at + 2 :]
@@ -224,7 +229,8 @@ def _with_training_config(args: list[str]) -> list[str]:
         rest
     ):
         raise UserError(
-            f"--config {args[at + 1]}: how many tokens it trains on depends on its data; give --tokens N"
+            f"--config {args[at + 1]}: how many tokens it trains on depends on its data; give "
+            f"--tokens N"
         )
     known = ["--lora"] if model.get("lora") and "--lora" not in rest else []
     for option, value in said.items():
@@ -256,13 +262,16 @@ def _table(p: Plan) -> str:
         ("days", _range(p.days, p.days_low, p.days_high)),
         ("dollars", _dollars(p)),
         ("speed", f"{p.tokens_per_second:,.0f} tokens/s, {p.mfu:.1%} of peak over the whole run"),
-        ("memory", f"{p.memory_gb:.1f} of {p.gpu_memory_gb:.0f} GB on each GPU, at {p.micro_batch_size} "
-                   f"sequence{'s' * (p.micro_batch_size > 1)} of {p.seq_len} and {p.accumulation} micro-batch"
+        ("memory", f"{p.memory_gb:.1f} of {p.gpu_memory_gb:.0f} GB on each GPU, at "
+                   f"{p.micro_batch_size} "
+                   f"sequence{'s' * (p.micro_batch_size > 1)} of {p.seq_len} and {p.accumulation} "
+                   f"micro-batch"
                    f"{'es' * (p.accumulation > 1)} a step"),
         ("layout", p.parallelism),
         ("because", p.parallelism_reason),
         ("failures", f"one in {numbers.about(p.hours_between_failures)}; a checkpoint "
-                     f"({p.checkpoint_gb:,.0f} GB) every {numbers.about(p.checkpoint_minutes / 60)} "
+                     f"({p.checkpoint_gb:,.0f} GB) every "
+                     f"{numbers.about(p.checkpoint_minutes / 60)} "
                      f"leaves {p.goodput:.1%} of the time for training"),
     ]  # fmt: skip
     if p.solved_for:
@@ -301,7 +310,8 @@ def _advice(plans: list[Plan], refused: dict[str, str]) -> str:
 
 def _annotation_line(options: argparse.Namespace, hours: float, usd: float) -> str:
     return (
-        f"annotation {numbers.number(options.items)} items x {options.minutes:g} min x {options.overlap:g} people: "
+        f"annotation {numbers.number(options.items)} items x {options.minutes:g} min x "
+        f"{options.overlap:g} people: "
         f"{hours:,.0f} hours, ${usd:,.0f} at ${options.wage:g} an hour"
     )
 

@@ -24,7 +24,8 @@ class Annotation:
 def annotation(
     items: float, minutes: float, overlap: float = 1.0, wage: float = 20.0
 ) -> Annotation:
-    """``items`` of ``minutes`` each, every one done by ``overlap`` people at ``wage`` dollars an hour.
+    """``items`` of ``minutes`` each, every one done by ``overlap`` people at ``wage`` dollars an
+    hour.
 
     Raises:
         UserError: a number outside its range.
@@ -35,5 +36,6 @@ def annotation(
 
 
 def token_bytes(tokens: float, vocab_size: int) -> float:
-    """The tokenised corpus: two bytes a token up to 65,536 tokens in the vocabulary, four beyond."""
+    """The tokenised corpus: two bytes a token up to 65,536 tokens in the vocabulary, four
+    beyond."""
     return tokens * (2 if vocab_size <= 65_536 else 4)

@@ -1,9 +1,10 @@
 """Bytes on each GPU while training, by what holds them.
 
-The step is the one that `lit_llm fit` makes: weights, gradients and optimizer states in float32, products and frozen
-weights in bfloat16 (or all in float32). Sources: ZeRO (arXiv:1910.02054) for what sharding divides, arXiv:2205.05198
-for activations; the counts of saved tensors are those of `lit_llm.models`, checked against torch's own accounting in
-tests/plan/test_memory.py.
+The step is the one that `lit_llm fit` makes: weights, gradients and optimizer states in float32,
+    products and frozen
+weights in bfloat16 (or all in float32). Sources: ZeRO (arXiv:1910.02054) for what sharding divides,
+arXiv:2205.05198 for activations; the counts of saved tensors are those of `lit_llm.models`, checked
+against torch's own accounting in tests/plan/test_memory.py.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ Precision = Literal["bf16", "fp32", "fp8"]
 Quantization = Literal["nf4", "int8"]
 
 QUANTIZED_BYTES: dict[Quantization, float] = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
-"""Bytes of a quantised weight. nf4: 4 bits, and for each block of 64 weights a scale of 8 bits, which
-has a float32 scale for each 256 (double quantisation, arXiv:2305.14314, section 3). int8: a byte; the
-float32 scale of each output channel is not counted (arXiv:2208.07339)."""
+"""Bytes of a quantised weight. nf4: 4 bits, and for each block of 64 weights a scale of 8 bits,
+which has a float32 scale for each 256 (double quantisation, arXiv:2305.14314, section 3). int8: a
+byte; the float32 scale of each output channel is not counted (arXiv:2208.07339)."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,14 @@ class Setup:
     lora: bool = False
     """The weights are frozen; updates, their gradients and states are too small to count."""
     quantize: Quantization | None = None
-    """How the frozen matrices of the blocks are held; embedding, head and norms are not quantised."""
+    """How the frozen matrices of the blocks are held; embedding, head and norms are not
+    quantised."""
     recompute: float = 0.0
-    """Share of the blocks that keep their input alone and are computed again in the backward pass."""
+    """Share of the blocks that keep their input alone and are computed again in the backward
+    pass."""
     fused_norms: bool = True
-    """RMSNorm is one kernel and a product with the gain, as on CUDA; on CPU it keeps its input alone."""
+    """RMSNorm is one kernel and a product with the gain, as on CUDA; on CPU it keeps its input
+    alone."""
 
 
 @dataclass(frozen=True)
@@ -112,14 +116,16 @@ def _norm(shape: ModelShape, size: int, fused: bool) -> float:
         ) + size  # its input (autocast's float32 on CUDA) and its output
     if shape.norm == "rms_float32":
         return 4 + 4 + size  # input and normalised input in float32, and the output
-    # Its input and its output (`RMSNormalize`); the fused kernel's output is kept before its product with the gain too.
+    # Its input and its output (`RMSNormalize`); the fused kernel's output is kept before its
+    # product with the gain too.
     return (3 if fused else 2) * size
 
 
 def block_activations(shape: ModelShape, size: int, fused_norms: bool) -> float:
     """Bytes that one block keeps for its backward pass, a token."""
     norms = shape.norms * _norm(shape, size, fused_norms) * shape.width
-    # Rotated queries and keys, values, the attention's output; where heads lie apart the output is copied for o_proj.
+    # Rotated queries and keys, values, the attention's output; where heads lie apart the output is
+    # copied for o_proj.
     attention = size * ((2 if fused_norms else 3) * shape.query_width + 2 * shape.kv_width)
     if shape.qk_norm != "none":
         kept = size * (2 if fused_norms and shape.qk_norm == "with_gain" else 1)
@@ -131,7 +137,8 @@ def block_activations(shape: ModelShape, size: int, fused_norms: bool) -> float:
 def _head(shape: ModelShape, setup: Setup, tokens: float, size: int) -> float:
     """Peak bytes of head and loss."""
     gradient = 0.0 if setup.lora else 4 * shape.vocab_size * shape.width / setup.tensor_parallel
-    # On CUDA a compiled pass writes the gradient beside the logits; in eager mode it takes their place.
+    # On CUDA a compiled pass writes the gradient beside the logits; in eager mode it takes their
+    # place.
     largest = chunk_bytes("cuda" if setup.fused_norms else "cpu")
     chunk = (
         min(largest, size * tokens * shape.vocab_size)

@@ -11,7 +11,8 @@ from lit_llm.plan.shape import ModelShape
 from lit_llm.plan.throughput import NODE
 
 USABLE = 0.9
-"""Share of a GPU's memory that tensors can have: the rest is context, communication buffers and fragments."""
+"""Share of a GPU's memory that tensors can have: the rest is context, communication buffers and
+fragments."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,13 @@ class Parallelism:
 def choose(
     shape: ModelShape, accelerator: Accelerator, gpus: int, batch_tokens: float, setup: Setup
 ) -> Parallelism | None:
-    """The first that fits with one sequence, then as many sequences as fit; None where nothing does.
+    """The first that fits with one sequence, then as many sequences as fit; None where nothing
+    does.
 
-    In order: copies on every GPU (DDP), shards over one node, then more, and copies of those (hybrid FSDP), shards over
-    all GPUs (FSDP); each without, then all with activation checkpointing. Matrices are cut (tensor parallel) only when
-    the batch has fewer sequences than there are GPUs.
+    In order: copies on every GPU (DDP), shards over one node, then more, and copies of those
+        (hybrid FSDP), shards over
+    all GPUs (FSDP); each without, then all with activation checkpointing. Matrices are cut (tensor
+    parallel) only when the batch has fewer sequences than there are GPUs.
     """
     sequences = max(1, round(batch_tokens / setup.seq_len))
     tensor = 1
@@ -93,7 +96,8 @@ def check_fits(
     size = f"{shape.params / 1e9:.3g}B parameters do not fit on {gpus} x {accelerator.name}"
     if enough is None:
         raise UserError(
-            f"{size}, nor on any number of them at seq_len={setup.seq_len}: take one with more memory"
+            f"{size}, nor on any number of them at seq_len={setup.seq_len}: take one with more "
+            f"memory"
         )
     raise UserError(f"{size}, sharded and with activation checkpointing: set gpus={enough} or more")
 

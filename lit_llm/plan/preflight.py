@@ -22,12 +22,13 @@ from lit_llm.plan.throughput import Job, fitted
 
 
 class Preflight(L.Callback):
-    """Before training: one line with the run's size, memory and time, or a UserError that names what would fit.
+    """Before training: one line with the run's size, memory and time, or a UserError that names
+    what would fit.
 
     A module's ``recompute`` of "auto" becomes the least that the device's memory asks for.
 
-    Needs a module with ``fields`` of a `TransformerConfig` and a data module of ours; does nothing otherwise. Time is
-    told for accelerators that `hardware.csv` knows.
+    Needs a module with ``fields`` of a `TransformerConfig` and a data module of ours; does nothing
+    otherwise. Time is told for accelerators that `hardware.csv` knows.
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -70,7 +71,8 @@ class Preflight(L.Callback):
 
 
 def least_recompute(shape: ModelShape, setup: Setup, room: float | None) -> float:
-    """The smallest share of blocks to compute again with which a step leaves a tenth of ``room`` bytes free."""
+    """The smallest share of blocks to compute again with which a step leaves a tenth of ``room``
+    bytes free."""
     for blocks in range(shape.layers):
         share = blocks / shape.layers
         if (
@@ -104,7 +106,10 @@ def _refusal(
         divides = batch_tokens is None or batch_tokens % (size * setup.seq_len) == 0
         if divides and training_memory(shape, fewer).peak <= room:
             return f"{said}: set data.micro_batch_size={size} (--plan off to try all the same)"
-    return f"{said}, and one sequence does not fit either: lower data.seq_len or take a smaller model (or --plan off)"
+    return (
+        f"{said}, and one sequence does not fit either: "
+        "lower data.seq_len or take a smaller model (or --plan off)"
+    )
 
 
 def _summary(

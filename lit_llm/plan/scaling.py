@@ -1,7 +1,7 @@
 """How many parameters and tokens a budget of FLOPs is best spent on.
 
-The loss law is L(N, D) = E + A / N^alpha + B / D^beta (arXiv:2203.15556, approach 3), with the constants of Epoch's
-refit (arXiv:2404.10102), which agrees with the paper's other two approaches.
+The loss law is L(N, D) = E + A / N^alpha + B / D^beta (arXiv:2203.15556, approach 3), with the
+constants of Epoch's refit (arXiv:2404.10102), which agrees with the paper's other two approaches.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ E, A, B, ALPHA, BETA = 1.8172, 482.01, 2085.43, 0.3478, 0.3658
 
 
 def loss(params: float, tokens: float) -> float:
-    """Expected loss in nats a token, on the text and tokenizer of the paper: for comparing splits, not corpora."""
+    """Expected loss in nats a token, on the text and tokenizer of the paper: for comparing splits,
+    not corpora."""
     return E + A / params**ALPHA + B / tokens**BETA
 
 
 def optimal_params(tokens: float) -> float:
-    """Parameters that are worth as much as ``tokens``: where both terms fall equally fast with FLOPs."""
+    """Parameters that are worth as much as ``tokens``: where both terms fall equally fast with
+    FLOPs."""
     return (ALPHA * A / (BETA * B) * tokens**BETA) ** (1 / ALPHA)
 
 
@@ -27,10 +29,11 @@ def optimal_tokens(params: float) -> float:
 
 
 def inference_aware(params: float, tokens: float, inference_tokens: float) -> tuple[float, float]:
-    """Parameters and tokens with the loss of (``params``, ``tokens``) and the fewest FLOPs over training and use.
+    """Parameters and tokens with the loss of (``params``, ``tokens``) and the fewest FLOPs over
+    training and use.
 
-    Training costs 6 N D and use 2 N a token (arXiv:2401.00448, equation 3): the more use, the smaller the model and the
-    longer its training.
+    Training costs 6 N D and use 2 N a token (arXiv:2401.00448, equation 3): the more use, the
+    smaller the model and the longer its training.
     """
     wanted = loss(params, tokens)
 
@@ -58,6 +61,6 @@ def _tokens_for(wanted: float, params: float) -> float:
 
 
 def usual_batch_tokens(flops: float) -> float:
-    """Tokens an optimizer step: DeepSeek LLM's fit (arXiv:2401.02954, equation 1) for a compute budget, but no more
-    than the 16M that Llama 3's 405B model used (arXiv:2407.21783)."""
+    """Tokens an optimizer step: DeepSeek LLM's fit (arXiv:2401.02954, equation 1) for a compute
+    budget, but no more than the 16M that Llama 3's 405B model used (arXiv:2407.21783)."""
     return min(0.2920 * flops**0.3271, 16 * 2**20)

@@ -1,4 +1,5 @@
-"""The sizes of a model that cost and memory depend on: of a config, or typical of a number of parameters."""
+"""The sizes of a model that cost and memory depend on: of a config, or typical of a number of
+parameters."""
 
 from __future__ import annotations
 
@@ -37,12 +38,14 @@ class ModelShape:
     """In each block."""
     qk_norm: Literal["none", "with_gain", "without_gain"] = "none"
     attention_flops: float | None = None
-    """Forward FLOPs a token at a given sequence length; None: causal over the whole sequence in every layer."""
+    """Forward FLOPs a token at a given sequence length; None: causal over the whole sequence in
+    every layer."""
 
     def training_flops(self, tokens: float, seq_len: int, lora: bool = False) -> float:
-        """FLOPs of training: 6 per matrix weight and token (head included, input embedding not), and three times the
-        forward pass's attention: the project's one formula (`lit_llm.models.accounting.flops`).
-        With ``lora`` 4 per weight: a frozen matrix has no gradient of its own."""
+        """FLOPs of training: 6 per matrix weight and token (head included, input embedding not),
+        and three times the forward pass's attention: the project's one formula
+        (`lit_llm.models.accounting.flops`). With ``lora`` 4 per weight: a frozen matrix has no
+        gradient of its own."""
         attention = self.attention_flops
         if attention is None:
             attention = (
@@ -53,9 +56,11 @@ class ModelShape:
 
 @functools.cache
 def typical_shape(params: float, total_params: float | None = None) -> ModelShape:
-    """The shape whose width is nearest to 100 times its layers, as in Llama and GPT-3, with untied embeddings.
+    """The shape whose width is nearest to 100 times its layers, as in Llama and GPT-3, with untied
+    embeddings.
 
-    The vocabulary is 4k below 30M parameters, then 32k, 64k from 300M and 128k from 10B on. With ``total_params`` a
+    The vocabulary is 4k below 30M parameters, then 32k, 64k from 300M and 128k from 10B on. With
+    ``total_params`` a
     mixture of experts of which ``params`` are active: the others are experts of the same layers.
     """
     vocab = (
@@ -72,13 +77,15 @@ def typical_shape(params: float, total_params: float | None = None) -> ModelShap
     total = params if total_params is None else total_params
     active = max(params - vocab * width, params / 2)
     return ModelShape(
-        params=total, matrices=total - params + active, active_matrices=active, active_params=params, layers=layers,
-        width=width, query_width=width, kv_width=width / 4, mlp_width=8 / 3 * width, gated=True, vocab_size=vocab,
+        params=total, matrices=total - params + active, active_matrices=active,
+        active_params=params, layers=layers, width=width, query_width=width, kv_width=width / 4,
+        mlp_width=8 / 3 * width, gated=True, vocab_size=vocab,
     )  # fmt: skip
 
 
 def shape_of(config: TransformerConfig, seq_len: int) -> ModelShape:
-    """The shape of a model that is known, exactly; its attention's FLOPs are those at ``seq_len``."""
+    """The shape of a model that is known, exactly; its attention's FLOPs are those at
+    ``seq_len``."""
     from lit_llm.models.accounting.flops import (
         attention_flops_per_token,
         idle_parameters,
@@ -101,11 +108,14 @@ def shape_of(config: TransformerConfig, seq_len: int) -> ModelShape:
         mlp_width = (dense * config.intermediate_size + with_experts * visited) / config.num_layers
     return ModelShape(
         params=total, matrices=active + idle, active_matrices=active, active_params=total - idle,
-        layers=config.num_layers, width=config.hidden_size, query_width=config.num_heads * config.head_dim,
-        kv_width=config.num_kv_heads * config.head_dim, mlp_width=mlp_width,
-        gated=config.gated_mlp, vocab_size=config.vocab_size,
-        norm="layer" if config.norm == "layernorm" else "rms_float32" if config.norm_offset else "rms",
+        layers=config.num_layers, width=config.hidden_size,
+        query_width=config.num_heads * config.head_dim,
+        kv_width=config.num_kv_heads * config.head_dim, mlp_width=mlp_width, gated=config.gated_mlp,
+        vocab_size=config.vocab_size,
+        norm="layer" if config.norm == "layernorm"
+        else "rms_float32" if config.norm_offset else "rms",
         norms=2 * config.pre_norm + 2 * config.post_norm,
-        qk_norm="none" if config.qk_norm == "none" else "with_gain" if config.norm_weight else "without_gain",
+        qk_norm="none" if config.qk_norm == "none"
+        else "with_gain" if config.norm_weight else "without_gain",
         attention_flops=attention_flops_per_token(config, seq_len),
     )  # fmt: skip

@@ -102,10 +102,11 @@ def plan(
 ) -> Plan:
     """What a run takes, or what can be had for what there is.
 
-    Of model, tokens and means, any two or three are given. With model and tokens, the means are found; ``days``,
-    ``budget`` and ``gpu_hours`` are then limits that must hold. With one of them or none, it is as much as the tightest
-    limit pays for, split between parameters and tokens by the scaling law (`scaling`) unless ``tokens_per_param`` says
-    otherwise; without a limit, the other is its compute-optimal companion.
+    Of model, tokens and means, any two or three are given. With model and tokens, the means are
+    found; ``days``, ``budget`` and ``gpu_hours`` are then limits that must hold. With one of them
+    or none, it is as much as the tightest limit pays for, split between parameters and tokens by
+    the scaling law (`scaling`) unless ``tokens_per_param`` says otherwise; without a limit, the
+    other is its compute-optimal companion.
 
     Args:
         params: of the model that a token passes; ``total_params`` with all experts.
@@ -118,9 +119,10 @@ def plan(
         usd_per_hour: of one GPU. None: the typical price in hardware.csv.
         precision, optimizer, lora, quantize: of the training, see `Setup`.
         batch_tokens: of an optimizer step. None: `scaling.usual_batch_tokens`.
-        inference_tokens: that the model will read and write in use; the split then is the one with the fewest FLOPs
-            over training and use (`scaling.inference_aware`).
-        mfu: measured on one node, in place of the fitted model's; the interval is then that of communication alone.
+        inference_tokens: that the model will read and write in use; the split then is the one with
+            the fewest FLOPs over training and use (`scaling.inference_aware`).
+        mfu: measured on one node, in place of the fitted model's; the interval is then that of
+            communication alone.
         leave_out: a family of published runs that the model is not to be fitted to.
 
     Raises:
@@ -137,7 +139,8 @@ def plan(
         raise UserError(f"quantize={quantize}: quantised weights are frozen; it needs lora")
     if total_params is not None and (params is None or total_params < params):
         raise UserError(
-            "total_params counts all experts: it needs params, the active ones, and is no less than them"
+            "total_params counts all experts: it needs params, the active ones, and is no less "
+            "than them"
         )
     if config is not None and params is not None:
         raise UserError("params: the config says how many the model has; give one of the two")
@@ -178,7 +181,8 @@ def plan(
 
 
 _TYPICAL_MFU = 0.3
-"""For how many GPUs a number of GPU-hours is usually spent on: about the median of published runs."""
+"""For how many GPUs a number of GPU-hours is usually spent on: about the median of published
+runs."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +221,8 @@ class _Means:
             nodes += max(1, nodes // 16)
             if nodes * NODE > MOST_GPUS:
                 raise UserError(
-                    f"days={self.days:g}: no number of GPUs is fast enough; allow more, or train on less"
+                    f"days={self.days:g}: no number of GPUs is fast enough; allow more, or train "
+                    f"on less"
                 )
         return nodes * NODE
 
@@ -227,7 +232,8 @@ class _Means:
         count = math.ceil(hours / (24 * self.days))
         if count > MOST_GPUS:
             raise UserError(
-                f"days={self.days:g}: to spend {hours:,.0f} GPU-hours in them takes {count:,} GPUs; "
+                f"days={self.days:g}: to spend {hours:,.0f} GPU-hours in them takes {count:,} "
+                f"GPUs; "
                 f"allow more days (at most {MOST_GPUS:,} GPUs are planned)"
             )
         return count if count < NODE else -(-count // NODE) * NODE
@@ -253,17 +259,21 @@ class _Means:
         hours = self.hours(n, d, count) * (1 - 1e-6)
         if self.days is not None and hours > 24 * self.days * count:
             raise UserError(
-                f"days={self.days:g}: the run takes {hours / 24 / count:.3g} days on {count} GPUs; allow that, or "
+                f"days={self.days:g}: the run takes {hours / 24 / count:.3g} days on {count} "
+                f"GPUs; allow that, or "
                 "leave out gpus to have their number found"
             )
         if self.gpu_hours is not None and hours > self.gpu_hours:
             raise UserError(
-                f"gpu_hours={self.gpu_hours:g}: the run takes {hours:,.0f}; allow that or leave out tokens"
+                f"gpu_hours={self.gpu_hours:g}: the run takes {hours:,.0f}; allow that or leave "
+                f"out tokens"
             )
         if self.budget is not None and self.rate is not None and hours * self.rate > self.budget:
             raise UserError(
-                f"budget={self.budget:g}: the run costs ${hours * self.rate:,.0f} at ${self.rate:g} a GPU-hour; allow "
-                f"that, find GPUs at ${self.budget / hours:.3g}, or leave out tokens to have their number found"
+                f"budget={self.budget:g}: the run costs ${hours * self.rate:,.0f} at "
+                f"${self.rate:g} a GPU-hour; allow "
+                f"that, find GPUs at ${self.budget / hours:.3g}, or leave out tokens to have "
+                f"their number found"
             )
 
 
@@ -299,7 +309,8 @@ def _model_and_tokens(
             return params, ratio * params if ratio else scaling.optimal_tokens(params), solved
         if tokens is not None:
             return tokens / ratio if ratio else scaling.optimal_params(tokens), tokens, solved
-        raise UserError("nothing to plan: give params (or a model) or tokens, or what there is: budget, gpu_hours or "
+        raise UserError("nothing to plan: give params (or a model) or tokens, or what there is: "
+                        "budget, gpu_hours or "
                         "days with gpus")  # fmt: skip
     if means.gpus is None and means.fixed_hours is None:
         raise UserError(
@@ -315,8 +326,8 @@ def _model_and_tokens(
 
 
 def _describe(
-    model: Throughput, job: Job, shape: ModelShape, tokens: float, batch: float, layout: Parallelism,
-    rate: float | None, solved: str, measured: bool,
+    model: Throughput, job: Job, shape: ModelShape, tokens: float, batch: float,
+    layout: Parallelism, rate: float | None, solved: str, measured: bool,
 ) -> Plan:  # fmt: skip
     count = int(job.gpus)
     hours = model.gpu_hours(job)
@@ -333,13 +344,13 @@ def _describe(
     # What a checkpoint holds. Without the frozen weights, LoRA's is too small to count.
     states = 0.0 if setup.lora else layout.memory.states * setup.fsdp * setup.tensor_parallel
     return Plan(
-        params=job.active_params, total_params=shape.params, tokens=tokens, seq_len=setup.seq_len, batch_tokens=batch,
-        flops=job.flops, expected_loss=scaling.loss(job.active_params, tokens), gpu=accelerator.name, gpus=count,
-        gpu_hours=hours, gpu_hours_low=low, gpu_hours_high=high,
+        params=job.active_params, total_params=shape.params, tokens=tokens, seq_len=setup.seq_len,
+        batch_tokens=batch, flops=job.flops, expected_loss=scaling.loss(job.active_params, tokens),
+        gpu=accelerator.name, gpus=count, gpu_hours=hours, gpu_hours_low=low, gpu_hours_high=high,
         days=hours / 24 / count, days_low=low / 24 / count, days_high=high / 24 / count,
-        usd=_times(hours, rate), usd_low=_times(low, rate), usd_high=_times(high, rate), usd_per_hour=rate,
-        usd_spot=_times(hours, accelerator.usd_low), price_source=accelerator.price_source,
-        mfu=model.mfu(job), tokens_per_second=rates,
+        usd=_times(hours, rate), usd_low=_times(low, rate), usd_high=_times(high, rate),
+        usd_per_hour=rate, usd_spot=_times(hours, accelerator.usd_low),
+        price_source=accelerator.price_source, mfu=model.mfu(job), tokens_per_second=rates,
         memory_gb=layout.memory.peak / 1e9, gpu_memory_gb=accelerator.memory_bytes / 1e9,
         parallelism=layout.description, parallelism_reason=layout.reason,
         micro_batch_size=setup.micro_batch_size, accumulation=layout.accumulation,
@@ -368,6 +379,7 @@ def advise(**given: object) -> tuple[list[Plan], dict[str, str]]:
             refused[name] = str(error)
     if not plans:
         raise UserError(
-            f"no known accelerator can do this; {next(iter(refused))}: {next(iter(refused.values()))}"
+            f"no known accelerator can do this; {next(iter(refused))}: "
+            f"{next(iter(refused.values()))}"
         )
     return sorted(plans, key=lambda p: (p.usd is None, p.usd or 0.0)), refused

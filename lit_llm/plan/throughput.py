@@ -1,18 +1,23 @@
-"""GPU-hours of a training run: a model of two fitted numbers, its fit to published runs, and how far off it is.
+"""GPU-hours of a training run: a model of two fitted numbers, its fit to published runs, and how
+far off it is.
 
-A run takes the time of its FLOPs at the best rate that the accelerator's products were ever measured at, times an
-overhead, over the share of the time that failures leave:
+A run takes the time of its FLOPs at the best rate that the accelerator's products were ever
+measured at, times an overhead, over the share of the time that failures leave:
 
-    hours = FLOPs / attainable * (local / precision gain + outside * chip * network + traffic) / goodput
+    hours = FLOPs / attainable * (local / precision gain + outside * chip * network + traffic) /
+    goodput
 
 - ``local``, fitted: all that a GPU does besides products at full rate, on one machine.
-- ``network``, fitted: communication that is not hidden. It grows with the chip's rate (links did not grow with it),
-  with the share of the GPUs that lies outside a node of 8 (without direct links: of all others), and falls with the
-  width: a layer of width d computes d^2 per token for d of communication.
-- ``traffic``, not fitted: a layer stores 34 d bytes a token (arXiv:2205.05198, with FlashAttention), each moved about
-  four times, for 72 d^2 FLOPs; the accelerator's FLOPs per byte say what that costs.
+- ``network``, fitted: communication that is not hidden. It grows with the chip's rate (links did
+  not grow with it), with the share of the GPUs that lies outside a node of 8 (without direct links:
+  of all others), and falls with the width: a layer of width d computes d^2 per token for d of
+  communication.
+- ``traffic``, not fitted: a layer stores 34 d bytes a token (arXiv:2205.05198, with
+  FlashAttention), each moved about four times, for 72 d^2 FLOPs; the accelerator's FLOPs per byte
+  say what that costs.
 
-Nothing else is fitted: published runs scatter by a third around any formula (benchmarks/planner.py shows each).
+Nothing else is fitted: published runs scatter by a third around any formula (benchmarks/planner.py
+    shows each).
 """
 
 from __future__ import annotations
@@ -35,10 +40,11 @@ _REFERENCE = "a100-80gb"
 """``network`` is in units of this chip's peak rate and a width of 1000."""
 _TRAFFIC = 34 * 4 / 72
 _FP8_GAIN = 1.2
-"""End-to-end gain of training in fp8: nanochat 1.17, llm-foundry 1.31 to 1.35, torchtitan 1.28 (reports of
-bfloat16 against fp8 in one code)."""
+"""End-to-end gain of training in fp8: nanochat 1.17, llm-foundry 1.31 to 1.35, torchtitan 1.28
+(reports of bfloat16 against fp8 in one code)."""
 _FLOOR = 0.15
-"""Residuals in log GPU-hours below this weigh alike in the robust fit: smaller than the rounding of the reports."""
+"""Residuals in log GPU-hours below this weigh alike in the robust fit: smaller than the rounding of
+the reports."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,8 @@ class Job:
     """What a run's GPU-hours depend on."""
 
     active_params: float
-    """Parameters that a token passes; the width is taken from them, as most reports name no other."""
+    """Parameters that a token passes; the width is taken from them, as most reports name no
+    other."""
     flops: float
     """Of the whole training."""
     accelerator: Accelerator
@@ -103,15 +110,17 @@ def usual_gpus(flops: float) -> int:
 
 @functools.cache
 def published_runs() -> tuple[PublishedRun, ...]:
-    """The runs the model is fitted to. Where a report names no number of GPUs, `usual_gpus` stands for it."""
+    """The runs the model is fitted to. Where a report names no number of GPUs, `usual_gpus` stands
+    for it."""
     runs = []
     with open(Path(__file__).with_name("published_runs.csv"), encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             params = float(row["active_params"])
             flops = typical_shape(params).training_flops(float(row["tokens"]), int(row["seq_len"]))
             job = Job(
-                params, flops, find_accelerator(row["accelerator"]), float(row["count"] or usual_gpus(flops)),
-                fp8=row["precision"] == "fp8", reliable=row["basis"] == "steps",
+                params, flops, find_accelerator(row["accelerator"]),
+                float(row["count"] or usual_gpus(flops)), fp8=row["precision"] == "fp8",
+                reliable=row["basis"] == "steps",
             )  # fmt: skip
             runs.append(PublishedRun(row["model"], row["family"], job, float(row["gpu_hours"])))
     return tuple(runs)
@@ -121,7 +130,8 @@ def published_runs() -> tuple[PublishedRun, ...]:
 def fitted(leave_out: str | None = None) -> Throughput:
     """The model fitted to all published runs but those of the family ``leave_out``.
 
-    ``spread`` is what the same fit misses families by that are left out of it in turn, each family weighing alike.
+    ``spread`` is what the same fit misses families by that are left out of it in turn, each family
+    weighing alike.
     """
     runs = [run for run in published_runs() if run.family != leave_out]
     errors, weights = [], []
@@ -135,7 +145,8 @@ def fitted(leave_out: str | None = None) -> Throughput:
 
 
 def _fit(runs: list[PublishedRun]) -> Throughput:
-    """Least absolute error in log GPU-hours, by reweighted Gauss-Newton steps; a family of n runs weighs sqrt(n)."""
+    """Least absolute error in log GPU-hours, by reweighted Gauss-Newton steps; a family of n runs
+    weighs sqrt(n)."""
     features = np.array([_features(run.job) for run in runs])
     target = np.log([run.gpu_hours / _ideal_hours(run.job) for run in runs])
     size = {

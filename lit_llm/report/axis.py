@@ -12,7 +12,8 @@ _CLOCKS = ((3 * 3600.0, 3600.0, "h"), (180.0, 60.0, "min"), (0.0, 1.0, "s"))
 
 
 def x_axis(run: Run) -> tuple[Axis | None, np.ndarray]:
-    """The shared x axis, and where on it each row lies: in tokens if every row has them, else steps.
+    """The shared x axis, and where on it each row lies: in tokens if every row has them, else
+    steps.
 
     A point lies at one place, whichever count is read under it: tokens, steps or time in training.
     """

@@ -27,8 +27,8 @@ from lit_llm.settings.ranges import Range, check_ranges, positive
 from lit_llm.training.callbacks.throughput import compute_dtype
 
 # Typical on-demand rent of one accelerator in dollars an hour, public price lists of May 2026.
-USD_PER_HOUR = {"B200": 6.69, "H200": 4.0, "H100": 3.0, "A100": 2.0, "L40S": 1.09, "A10G": 1.01, "RTX 5090": 0.99,
-                "RTX 4090": 0.69, "V100": 0.79, "T4": 0.35}  # fmt: skip
+USD_PER_HOUR = {"B200": 6.69, "H200": 4.0, "H100": 3.0, "A100": 2.0, "L40S": 1.09, "A10G": 1.01,
+                "RTX 5090": 0.99, "RTX 4090": 0.69, "V100": 0.79, "T4": 0.35}  # fmt: skip
 USD_PER_CPU_CORE_HOUR = 0.04
 
 
@@ -39,12 +39,14 @@ RANGES: dict[str, Range] = {
 
 
 class RunReport(L.Callback):
-    """Writes ``run.json`` from the first step on, and ``report.html`` at the end, also when a run fails or is stopped.
+    """Writes ``run.json`` from the first step on, and ``report.html`` at the end, also when a run
+    fails or is stopped.
 
     Works with any module; what a module or data module does not have is left out.
 
     Args:
-        usd_per_hour: price of all devices together. None: typical rent of the device, times their number.
+        usd_per_hour: price of all devices together. None: typical rent of the device, times their
+            number.
     """
 
     def __init__(self, usd_per_hour: float | None = None):

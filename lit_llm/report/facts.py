@@ -13,8 +13,9 @@ from lit_llm.report.reading import Run
 
 # What takes a table or a chart is on the corpus's own page.
 _ON_THE_CARD_PAGE = (
-    "splits", "format", "funnel", "examples_kept", "examples_dropped", "hosts", "lengths", "language_scores",
-    "bytes_per_token_histogram", "mixture", "dropped_bytes", "damaged", "split_languages", "diversity", "kind",
+    "splits", "format", "funnel", "examples_kept", "examples_dropped", "hosts", "lengths",
+    "language_scores", "bytes_per_token_histogram", "mixture", "dropped_bytes", "damaged",
+    "split_languages", "diversity", "kind",
 )  # fmt: skip
 _AS_YAML = ("settings", "sources", "build")
 # The end of a key's name.

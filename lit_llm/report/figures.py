@@ -151,8 +151,8 @@ def figure_sections(
     optimisation = [
         chart("Learning rate", "", [one("lr", "rate")], zero=True, note=of("lr", "Highest {1}.")),
         chart(
-            "Gradient norm", "before clipping", noisy("grad_norm"), zero=not wide_grad, log=wide_grad,
-            note=of("grad_norm", "Median {0}, highest {1}."),
+            "Gradient norm", "before clipping", noisy("grad_norm"), zero=not wide_grad,
+            log=wide_grad, note=of("grad_norm", "Median {0}, highest {1}."),
         ),
     ]  # fmt: skip
     speed = [
@@ -169,7 +169,8 @@ def figure_sections(
             note=of("data_wait", "Median {0}, highest {1}.", percent),
         ),
         chart(
-            "Memory", "GB", [one("memory_gb", "peak")], zero=True, note=of("memory_gb", "Highest {1} GB.")
+            "Memory", "GB", [one("memory_gb", "peak")], zero=True,
+            note=of("memory_gb", "Highest {1} GB.")
         ),
     ]  # fmt: skip
     others = [

@@ -1,4 +1,5 @@
-"""What a finetuning run's page has beyond a pretraining run's: examples and their mask, evaluations, retention."""
+"""What a finetuning run's page has beyond a pretraining run's: examples and their mask,
+evaluations, retention."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ _COUNTS = ("examples", "tokens", "supervised_tokens", "truncated")
 
 
 def example_table(card: dict[str, Any]) -> list[dict[str, str]]:
-    """A row a split of an instruction data card: examples, tokens, the share that is learnt, and how many were cut."""
+    """A row a split of an instruction data card: examples, tokens, the share that is learnt, and
+    how many were cut."""
     splits = card.get("splits")
     if card.get("kind") != "instructions" or not isinstance(splits, dict):
         return []
@@ -35,7 +37,8 @@ def example_table(card: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def evaluations(folder: Path) -> list[dict[str, str]]:
-    """A row a task and metric of ``evaluations.jsonl``: its first and its last value with their steps."""
+    """A row a task and metric of ``evaluations.jsonl``: its first and its last value with their
+    steps."""
     points: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in _json_lines(folder / "evaluations.jsonl"):
         if isinstance(row.get("value"), int | float) and isinstance(row.get("step"), int):

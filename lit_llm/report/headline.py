@@ -1,4 +1,5 @@
-"""The top of the page: the state of the run, one sentence, eight numbers; each also when parts are unknown."""
+"""The top of the page: the state of the run, one sentence, eight numbers; each also when parts are
+unknown."""
 
 from __future__ import annotations
 
@@ -23,14 +24,16 @@ def _median(run: Run, column: str) -> float | None:
 
 
 def _tokens(run: Run) -> float | None:
-    """Tokens trained on: the larger of the two records, since a killed run may not have written its last one."""
+    """Tokens trained on: the larger of the two records, since a killed run may not have written its
+    last one."""
     return max(
         (t for t in (run.number("tokens"), _last(run, "tokens")) if t is not None), default=None
     )
 
 
 def headline(run: Run) -> list[dict[str, str]]:
-    """The eight numbers at the top: label, value ("—" when it is not known), unit and a note in small print."""
+    """The eight numbers at the top: label, value ("—" when it is not known), unit and a note in
+    small print."""
 
     def item(label: str, value: str | None, unit: str = "", *notes: str | None) -> dict[str, str]:
         note = "; ".join(n for n in notes if n) if value else "not recorded"
@@ -132,7 +135,8 @@ def status(run: Run) -> dict[str, str]:
         else ""
     )
     if state == "running":
-        # A killed run cannot change its own status, so the last sign of life is what a reader needs.
+        # A killed run cannot change its own status, so the last sign of life is what a reader
+        # needs.
         return {
             "kind": "running",
             "text": f"Running or killed{reached}, last metrics at {last_write(run)}",
@@ -145,7 +149,8 @@ def status(run: Run) -> dict[str, str]:
 def last_write(run: Run) -> str:
     for name in ("metrics.csv", "run.json"):
         if (run.folder / name).is_file():
-            return f"{datetime.fromtimestamp((run.folder / name).stat().st_mtime, UTC):%Y-%m-%d %H:%M} UTC"
+            written = datetime.fromtimestamp((run.folder / name).stat().st_mtime, UTC)
+            return f"{written:%Y-%m-%d %H:%M} UTC"
     return "an unknown time"
 
 

@@ -37,9 +37,8 @@ def write_report(run_dir: Path, compare: Path | None = None) -> Path:
     """Write ``run_dir/report.html``, one file that needs nothing else, and return its path.
 
     ``compare`` is the folder of an earlier run, or of the one that made the base: its curves are
-    drawn dashed.
-    Works on a run that is still going or was killed: the page says what is missing. Values in the configuration and
-    the command that look like passwords or keys are hidden.
+    drawn dashed. Works on a run that is still going or was killed: the page says what is missing.
+    Values in the configuration and the command that look like passwords or keys are hidden.
 
     Raises:
         UserError: ``run_dir`` or ``compare`` is no run folder.
@@ -98,7 +97,8 @@ def _contents(run: Run, other: Run | None) -> dict[str, Any]:
 
 
 def _csv_link(run: Run) -> str:
-    """metrics.csv as a link's address: within the page, which may be sent alone, unless it is large."""
+    """metrics.csv as a link's address: within the page, which may be sent alone, unless it is
+    large."""
     try:
         text = (run.folder / "metrics.csv").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,7 +1,9 @@
-"""Line charts as HTML around an inline SVG: honest axes, gaps where numbers are missing, extremes never lost.
+"""Line charts as HTML around an inline SVG: honest axes, gaps where numbers are missing, extremes
+never lost.
 
-The SVG holds only lines and is stretched to the width the page gives it; all text is HTML, so it keeps its size on a
-phone and in print. Without JavaScript a chart is complete; ``script.js`` adds the read-out under the pointer.
+The SVG holds only lines and is stretched to the width the page gives it; all text is HTML, so it
+keeps its size on a phone and in print. Without JavaScript a chart is complete; ``script.js`` adds
+the read-out under the pointer.
 """
 
 from __future__ import annotations
@@ -27,11 +29,12 @@ COLOURS = 8  # --s0 to --s7 in style.css; further series repeat them dashed
 
 @dataclass(frozen=True)
 class Series:
-    """One line. ``x``, ``step`` and ``y`` are (n,) float64, x increasing; a y that is not finite makes a gap.
+    """One line. ``x``, ``step`` and ``y`` are (n,) float64, x increasing; a y that is not finite
+    makes a gap.
 
-    ``faint`` is for raw values behind their mean; ``derived`` for that mean, whose exceptions are not
-    counted again; ``dashed`` for another run's. ``css`` are classes of its line and its key, by which
-    the page shows and hides it.
+    ``faint`` is for raw values behind their mean; ``derived`` for that mean, whose exceptions are
+    not counted again; ``dashed`` for another run's. ``css`` are classes of its line and its key, by
+    which the page shows and hides it.
     """
 
     label: str
@@ -47,7 +50,8 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
-    """The x axis all charts of a page share: its range and, for each way to count, (position 0..1, label) ticks."""
+    """The x axis all charts of a page share: its range and, for each way to count, (position 0..1,
+    label) ticks."""
 
     name: str
     low: float
@@ -56,7 +60,8 @@ class Axis:
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Multiples of 1, 2, 2.5 or 5 times a power of ten inside [low, high], evenly spaced, about ``count`` of them.
+    """Multiples of 1, 2, 2.5 or 5 times a power of ten inside [low, high], evenly spaced, about
+    ``count`` of them.
 
     Between two and 4/3 count + 1, for count >= 3.
     """
@@ -68,7 +73,8 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Ticks for a log axis over [low, high], 0 < low < high: powers of ten, with 2 and 5 between when there is room."""
+    """Ticks for a log axis over [low, high], 0 < low < high: powers of ten, with 2 and 5 between
+    when there is room."""
     first, last, decades = (
         math.floor(math.log10(low)),
         math.ceil(math.log10(high)),
@@ -102,10 +108,12 @@ def tick_labels(ticks: list[float], as_percent: bool = False) -> list[str]:
 
 
 def downsample(x: np.ndarray, y: np.ndarray, buckets: int = BUCKETS) -> np.ndarray:
-    """Indices of the first, lowest, highest and last finite point in each of ``buckets`` equal slices of x.
+    """Indices of the first, lowest, highest and last finite point in each of ``buckets`` equal
+    slices of x.
 
-    At most 4 * buckets + 2 indices, increasing; a line through them covers the same pixels as one through all points.
-    (M4: Jugel et al., "M4: A Visualization-Oriented Time Series Data Aggregation", VLDB 2014.)
+    At most 4 * buckets + 2 indices, increasing; a line through them covers the same pixels as one
+    through all points. (M4: Jugel et al., "M4: A Visualization-Oriented Time Series Data
+    Aggregation", VLDB 2014.)
     """
     finite = np.flatnonzero(np.isfinite(y))
     if len(finite) <= 4 * buckets:
@@ -121,11 +129,13 @@ def downsample(x: np.ndarray, y: np.ndarray, buckets: int = BUCKETS) -> np.ndarr
 
 
 def smooth(y: np.ndarray, share: float = SMOOTHED_SHARE) -> np.ndarray:
-    """Mean of the finite values among the nearest ``share`` of all rows, nearer rows weighing more (a triangle).
+    """Mean of the finite values among the nearest ``share`` of all rows, nearer rows weighing more
+    (a triangle).
 
-    Near the start the window shrinks on both sides alike, so that the steep first part of a loss curve is not lifted;
-    at the end only the side that is missing shrinks, so that the last value is a mean too. A value that is not finite
-    stays one (nan). With too few rows for a window the values come back as they are.
+    Near the start the window shrinks on both sides alike, so that the steep first part of a loss
+    curve is not lifted; at the end only the side that is missing shrinks, so that the last value is
+    a mean too. A value that is not finite stays one (nan). With too few rows for a window the
+    values come back as they are.
     """
     half = round(len(y) * share / 4)  # a box twice over makes the triangle, twice as wide
     finite = np.isfinite(y)
@@ -146,11 +156,13 @@ def smooth(y: np.ndarray, share: float = SMOOTHED_SHARE) -> np.ndarray:
 def visible_range(
     values: list[np.ndarray], zero: bool = False, log: bool = False
 ) -> tuple[float, float]:
-    """The y range (low < high) that shows all values of all series, but for spikes which would flatten the rest.
+    """The y range (low < high) that shows all values of all series, but for spikes which would
+    flatten the rest.
 
-    A value is such a spike when it lies beyond the 2nd..98th percentile by more than three times their distance;
-    thirty times in a series under 50 values, of which the first few are often far from the rest for good reason.
-    ``zero`` puts zero into the range; ``log`` judges distances by ratio, and asks for positive values.
+    A value is such a spike when it lies beyond the 2nd..98th percentile by more than three times
+    their distance; thirty times in a series under 50 values, of which the first few are often far
+    from the rest for good reason. ``zero`` puts zero into the range; ``log`` judges distances by
+    ratio, and asks for positive values.
     """
     low, high = math.inf, -math.inf
     for series in values:
@@ -181,7 +193,8 @@ def visible_range(
 
 @dataclass(frozen=True)
 class _Scale:
-    """From values to pixels: y from the top of a drawing ``height`` pixels high, x in ``WIDTH`` units."""
+    """From values to pixels: y from the top of a drawing ``height`` pixels high, x in ``WIDTH``
+    units."""
 
     low: float
     high: float
@@ -191,7 +204,8 @@ class _Scale:
 
     @property
     def floor(self) -> int:
-        """The pixel of the lowest value: zero lies on the frame, anything else a little above it."""
+        """The pixel of the lowest value: zero lies on the frame, anything else a little above
+        it."""
         return self.height - (0 if self.low == 0 and not self.log else PADDING)
 
     def y(self, values: np.ndarray) -> np.ndarray:
@@ -221,16 +235,21 @@ def line_chart(
     marks: Sequence[tuple[str, float]] = (),
     css: str = "",
 ) -> Markup:
-    """A ``<figure>`` with the series over a shared x axis, ``height`` pixels high. All strings are escaped here.
+    """A ``<figure>`` with the series over a shared x axis, ``height`` pixels high. All strings are
+    escaped here.
 
     ``marks`` are (kind, x) of what happened there; ``css`` are further classes of the figure.
-    ``zero`` puts zero on the y axis, ``log`` makes it logarithmic (values <= 0 become gaps). Points that fall outside
-    the drawing and values that are not finite are counted in words under the chart, and the former marked on its edge.
+    ``zero`` puts zero on the y axis, ``log`` makes it logarithmic (values <= 0 become gaps). Points
+    that fall outside the drawing and values that are not finite are counted in words under the
+    chart, and the former marked on its edge.
     """
     usable = [
         np.where((np.abs(s.y) < LARGEST) & ((s.y > 0) | (not log)), s.y, np.nan) for s in series
     ]
-    head = f'<b><bdi>{escape(title)}</bdi></b> <span class="unit">{escape(unit)}{", log scale" if log else ""}</span>'
+    head = (
+        f"<b><bdi>{escape(title)}</bdi></b> "
+        f'<span class="unit">{escape(unit)}{", log scale" if log else ""}</span>'
+    )
     if not any(np.isfinite(y).any() for y in usable):
         said = (
             "Nothing but values that are not finite."
@@ -286,7 +305,8 @@ def line_chart(
     x_labels = "".join(
         f'<div class="x by-{name}">'
         + "".join(
-            f'<span style="left:{at:.2%}{";transform:translateX(-90%)" if at > 0.93 else ""}">{escape(label)}</span>'
+            f'<span style="left:{at:.2%}{";transform:translateX(-90%)" if at > 0.93 else ""}">'
+            f"{escape(label)}</span>"
             for at, label in places
         )
         + "</div>"
@@ -294,7 +314,8 @@ def line_chart(
     )
     sentences = [note, *_exceptions(series, usable, scale, text)]
     return Markup(
-        f'<figure class="{f"chart {css}".strip()}" style="--h:{height}px;--gutter:{max(map(len, labels)) + 1}ch" '
+        f'<figure class="{f"chart {css}".strip()}" '
+        f'style="--h:{height}px;--gutter:{max(map(len, labels)) + 1}ch" '
         + " ".join(f'{name}="{escape(value)}"' for name, value in attributes.items())
         + f'><figcaption>{head}<span class="keys">{keys}</span></figcaption>'
         f'<div class="body"><div class="y">{y_labels}</div>'
@@ -319,14 +340,16 @@ def _short(values: np.ndarray) -> list[float]:
 
 
 def _lines(series: Series, y: np.ndarray, keep: np.ndarray, scale: _Scale) -> str:
-    """The SVG of one series: its line, a dot for each point when there are few, a tick on the edge for each clipped."""
+    """The SVG of one series: its line, a dot for each point when there are few, a tick on the edge
+    for each clipped."""
     px, py = scale.x(series.x[keep]), scale.y(y[keep])
     gaps = np.cumsum(~np.isfinite(y))[keep]
     line = ""
     for i, (a, b) in enumerate(zip(px, py, strict=True)):
         starts = i == 0 or gaps[i] != gaps[i - 1]
         alone = starts and (i + 1 == len(keep) or gaps[i + 1] != gaps[i])
-        line += f"{'M' if starts else 'L'}{a:.1f} {b:.1f}{'h0' if alone else ''}"  # h0: a round cap makes it a dot
+        # H0: a round cap makes it a dot
+        line += f"{'M' if starts else 'L'}{a:.1f} {b:.1f}{'h0' if alone else ''}"
     dashed = series.dashed or series.colour >= COLOURS
     css = "faint" if series.faint else "line dashed" if dashed else "line"
     css = f"{css} {series.css}".strip()
@@ -368,6 +391,7 @@ def _exceptions(
         if count := int((~np.isfinite(y)).sum()):
             kind = "not positive or not finite" if scale.log else "not finite"
             found.append(
-                f"{one.label}: {count:,} value{' is' if count == 1 else 's are'} {kind} and left as a gap."
+                f"{one.label}: {count:,} value{' is' if count == 1 else 's are'} {kind} and left "
+                f"as a gap."
             )
     return found

@@ -1,4 +1,5 @@
-"""What a run folder holds, read with tolerance: the run may still be going, may have been killed while it wrote."""
+"""What a run folder holds, read with tolerance: the run may still be going, may have been killed
+while it wrote."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from lit_llm.training.neptune_offline import PREFIX_PATH, offline_containers, re
 
 @dataclass
 class Run:
-    """A run folder. ``columns`` are float64 (rows,), nan where the file says nan; ``missing`` is True at empty cells.
+    """A run folder. ``columns`` are float64 (rows,), nan where the file says nan; ``missing`` is
+    True at empty cells.
 
     ``problems`` are sentences about what was not there or could not be read.
     """
@@ -65,7 +67,8 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read everything there is; the metrics from ``metrics.csv``, or where there is none from Neptune's offline data.
+    """Read everything there is; the metrics from ``metrics.csv``, or where there is none from
+    Neptune's offline data.
 
     Raises:
         UserError: ``folder`` is no folder or holds neither metrics nor run.json.
@@ -95,7 +98,8 @@ def read_run(folder: Path) -> Run:
 
 
 def _read_text(run: Run, name: str, consequence: str) -> str:
-    """The file's text, bytes that are not UTF-8 replaced; "" and a problem when it cannot be read."""
+    """The file's text, bytes that are not UTF-8 replaced; "" and a problem when it cannot be
+    read."""
     try:
         return (run.folder / name).read_text(encoding="utf-8", errors="replace")
     except OSError as error:
@@ -119,7 +123,8 @@ def _read_json(run: Run, name: str, consequence: str) -> dict[str, Any]:
 
 
 def _read_metrics(run: Run) -> None:
-    """Rows in order of step; of rows with the same step the last counts (a resume may repeat what a kill left)."""
+    """Rows in order of step; of rows with the same step the last counts (a resume may repeat what a
+    kill left)."""
     found = parse_metrics(_read_text(run, NAME, "The plots are left out."))
     if not found.columns:
         if found.header:
@@ -139,13 +144,15 @@ def _read_metrics(run: Run) -> None:
         )
         if words.any():
             run.problems.append(
-                f"metrics.csv: column {name} has {int(words.sum()):,} value(s) that are not numbers."
+                f"metrics.csv: column {name} has {int(words.sum()):,} value(s) that are not "
+                f"numbers."
             )
         run.columns[name], run.missing[name] = values, missing | words
 
 
 def _read_neptune(run: Run) -> None:
-    """The columns that metrics.csv would have, from the points of NeptuneLogger that have a step."""
+    """The columns that metrics.csv would have, from the points of NeptuneLogger that have a
+    step."""
     series, attributes = read_offline(run.folder)
     prefix = f"{attributes.get(PREFIX_PATH, '')}/"
     columns = {
@@ -179,9 +186,11 @@ def _to_float(cell: str) -> float:
 
 
 def _read_lines(run: Run, name: str, read: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
-    """What ``read`` makes of each line of a JSONL file; lines that it cannot read are counted as a problem."""
+    """What ``read`` makes of each line of a JSONL file; lines that it cannot read are counted as a
+    problem."""
     if not (run.folder / name).is_file():
-        return []  # a run without sample prompts or events is an ordinary one: the page itself says so
+        # A run without sample prompts or events is an ordinary one: the page itself says so
+        return []
     rows, unreadable = read_rows(_read_text(run, name, ""), read)
     if unreadable:
         run.problems.append(f"{name}: {unreadable:,} line(s) that cannot be read were left out.")

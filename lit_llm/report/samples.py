@@ -40,8 +40,8 @@ def sample_groups(run: Run) -> tuple[list[dict[str, Any]], int]:
         text = text.removeprefix(prompt)
         by_step.setdefault(sample["step"], []).append(
             {
-                "prompt": prompt, "text": text[:SAMPLE_CHARACTERS], "cut": len(text) > SAMPLE_CHARACTERS,
-                "broken": broken(text),
+                "prompt": prompt, "text": text[:SAMPLE_CHARACTERS],
+                "cut": len(text) > SAMPLE_CHARACTERS, "broken": broken(text),
             }
         )  # fmt: skip
         if isinstance(sample.get("tokens"), int | float):

@@ -1,4 +1,5 @@
-"""Parser: argparse whose mistakes are one line, with --config FILE and --print_config like the Trainer's verbs."""
+"""Parser: argparse whose mistakes are one line, with --config FILE and --print_config like the
+Trainer's verbs."""
 
 from __future__ import annotations
 
@@ -44,8 +45,8 @@ def _with_underscores(arg: str) -> str:
 class Parser(argparse.ArgumentParser):
     """An ``argparse.ArgumentParser`` for one verb of the command line.
 
-    ``--config FILE`` takes arguments from a YAML mapping, positional ones by their names too; what the command line
-    says wins. ``--print_config`` prints such a mapping, complete, and exits.
+    ``--config FILE`` takes arguments from a YAML mapping, positional ones by their names too; what
+    the command line says wins. ``--print_config`` prints such a mapping, complete, and exits.
 
     Raises:
         UserError: instead of printing the usage and exiting, wherever argparse finds a mistake.
@@ -87,8 +88,8 @@ class Parser(argparse.ArgumentParser):
                 action.required = False
                 if not action.option_strings:
                     action.nargs = "*" if action.nargs in ("+", "*") else "?"
-        # None marks what the command line leaves open: a value given there wins even if it equals the default, and
-        # a list given there replaces the file's instead of growing it.
+        # None marks what the command line leaves open: a value given there wins even if it equals
+        # the default, and a list given there replaces the file's instead of growing it.
         given = vars(
             super().parse_args(
                 args, argparse.Namespace(**{action.dest: None for action in settings})
@@ -178,9 +179,11 @@ def explain_mistake(message: str, known: Sequence[str] = ()) -> str:
         return f"unknown key {below[1]}: did you mean {section}.init_args?"
     if said := _about_a_class(text) or _about_a_value(text):
         return said
-    # A section that may be absent is told as "matches no subtype: <what is wrong> / not None either".
+    # A section that may be absent is told as "matches no subtype: <what is wrong> / not None
+    # either".
     union = re.search(
-        r"^(?:(?:Parser key \")?([\w.]+)\"?: )?Does not validate against any of the Union.*?Errors: - (.*?)"
+        r"^(?:(?:Parser key \")?([\w.]+)\"?: )?Does not validate against any of the "
+        r"Union.*?Errors: - (.*?)"
         r" - Expected a <class 'NoneType'>",
         text,
     )
@@ -192,7 +195,10 @@ def explain_mistake(message: str, known: Sequence[str] = ()) -> str:
             key = found[1]
             full = f"{section}.{key}" if section and not key.startswith(section) else key
             if full in known:
-                return f"unknown key {full}: the class that the configuration names has no such setting"
+                return (
+                    f"unknown key {full}: "
+                    "the class that the configuration names has no such setting"
+                )
             sections = {name.split(".")[0] for name in known}
             if full.split(".")[0] not in sections:
                 near = difflib.get_close_matches(full.split(".")[0], sections, n=1, cutoff=0.6)
@@ -238,11 +244,13 @@ def _about_a_class(text: str) -> str | None:
 
 
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text",
-          "list": "a list such as [a, b]", "tuple": "a list such as [a, b]", "dict": "a mapping"}  # fmt: skip
+          "list": "a list such as [a, b]", "tuple": "a list such as [a, b]",
+          "dict": "a mapping"}  # fmt: skip
 
 
 def _about_a_value(text: str) -> str | None:
-    """Which key has a value of the wrong kind, and what it takes, out of the types that jsonargparse tried."""
+    """Which key has a value of the wrong kind, and what it takes, out of the types that
+    jsonargparse tried."""
     key = re.match(r"(?:Parser key \")?([\w.]+)\"?: ", text)
     value = re.search(
         r"(?:Got value|Given value): (.*?)(?: - Expected a| Given value type|$)", text
@@ -279,7 +287,8 @@ _UNKNOWN_KEY = (
 def run_command(
     commands: Mapping[str, Callable[[list[str]], None]], usage: str, args: list[str]
 ) -> None:
-    """Run the one of ``commands`` that ``args`` begin with, on the others; print ``usage`` where none is named.
+    """Run the one of ``commands`` that ``args`` begin with, on the others; print ``usage`` where
+    none is named.
 
     Raises:
         UserError: no such command.

@@ -46,7 +46,8 @@ def check_types(
 
 
 def plain_paths(value: Any) -> Any:
-    """``value`` with paths as strings and numpy's numbers as Python's, in lists, tuples and mappings too."""
+    """``value`` with paths as strings and numpy's numbers as Python's, in lists, tuples and
+    mappings too."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, np.generic):

@@ -64,7 +64,8 @@ def find_config(name: str, folders: tuple[str, ...]) -> Path:
 
 
 def config_name(path: str | Path) -> str:
-    """What runs of a config file are called: its name, for a preset with its folder's (``pretrain-quickstart``)."""
+    """What runs of a config file are called: its name, for a preset with its folder's
+    (``pretrain-quickstart``)."""
     path = Path(path).absolute()
     for folder in config_folders():
         if path.is_relative_to(folder):

@@ -1,4 +1,5 @@
-"""Settings that take the place of others: both given is a mistake, and the command line wins over a file."""
+"""Settings that take the place of others: both given is a mistake, and the command line wins over a
+file."""
 
 from __future__ import annotations
 

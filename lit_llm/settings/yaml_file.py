@@ -1,4 +1,5 @@
-"""The one reader of YAML: what hostile or careless files hold is refused before anything walks it."""
+"""The one reader of YAML: what hostile or careless files hold is refused before anything walks
+it."""
 
 from __future__ import annotations
 

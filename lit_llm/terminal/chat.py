@@ -26,8 +26,8 @@ def chat_main(args: list[str]) -> None:
     """Parse ``args`` and talk until the input ends.
 
     Raises:
-        UserError: a mistake in the arguments, a checkpoint that cannot chat, or, when a pipe has ended, a message of
-            it that got no answer.
+        UserError: a mistake in the arguments, a checkpoint that cannot chat, or, when a pipe has
+            ended, a message of it that got no answer.
     """
     parser = Parser(
         prog="lit_llm chat", description="Talk to a model. Piped input is taken a line a turn."
@@ -58,7 +58,8 @@ def chat_main(args: list[str]) -> None:
     if is_terminal(sys.stdin):
         weights = sum(p.numel() for p in model.parameters())
         _note(
-            f"{options.ckpt}: {weights / 1e6:,.1f}M parameters on {model.embed.weight.device}; /help lists commands"
+            f"{options.ckpt}: {weights / 1e6:,.1f}M parameters on {model.embed.weight.device}; "
+            f"/help lists commands"
         )
     failed = _talk(conversation)
     if failed and not sys.stdin.isatty():  # at a terminal the user has seen it and could go on

@@ -77,7 +77,8 @@ def generate_main(args: list[str]) -> None:
             raise UserError("a prompt is empty, and this model has no token that begins a text")
         if len(ids) >= size:
             raise UserError(
-                f"the prompt {prompt[:30]!r} takes {len(ids)} tokens; the model's context has {size}"
+                f"the prompt {prompt[:30]!r} takes {len(ids)} tokens; the model's context has "
+                f"{size}"
             )
     how = {"sampling": sampling, "seed": options.seed, "stop_ids": stop_ids}
     if len(prompts) == 1 and not options.json:

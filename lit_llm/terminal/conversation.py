@@ -1,4 +1,5 @@
-"""Conversation: a chat's history, kept within the model's context, and its answers as they are written."""
+"""Conversation: a chat's history, kept within the model's context, and its answers as they are
+written."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ class Conversation:
 
     Attributes:
         history: user and assistant messages in turn.
-        dropped: turns (a user's message and its answer) left out so far because the context was full.
+        dropped: turns (a user's message and its answer) left out so far because the context was
+            full.
 
     Raises:
         UserError: the tokenizer has no chat template, or a setting is out of range.
@@ -64,11 +66,12 @@ class Conversation:
     def ask(self, text: str) -> Generator[str, None, None]:
         """The answer to ``text`` in pieces, as it is written.
 
-        Closing the iterator, or an exception such as KeyboardInterrupt inside it, ends the answer; what was written
-        until then is the answer in the history.
+        Closing the iterator, or an exception such as KeyboardInterrupt inside it, ends the answer;
+        what was written until then is the answer in the history.
 
         Raises:
-            UserError: at the call: the message does not fit the context, or the template refuses it.
+            UserError: at the call: the message does not fit the context, or the template refuses
+                it.
         """
         question: Message = {"role": "user", "content": text}
         ids = self._fit(question)
@@ -104,7 +107,8 @@ class Conversation:
             self.history += [question, {"role": "assistant", "content": "".join(pieces)}]
 
     def _fit(self, question: Message) -> list[int]:
-        """Prompt ids of as much of the history as leaves room for an answer; older turns are dropped for good."""
+        """Prompt ids of as much of the history as leaves room for an answer; older turns are
+        dropped for good."""
         size = self.model.config.max_seq_len
         room = min(self.max_new_tokens, size // 2)
         kept = self.history

@@ -1,4 +1,5 @@
-"""``lit_llm import SRC OUT`` and ``lit_llm export CKPT OUT``: any checkpoint we read, as a directory or a GGUF file."""
+"""``lit_llm import SRC OUT`` and ``lit_llm export CKPT OUT``: any checkpoint we read, as a
+directory or a GGUF file."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def import_main(args: list[str]) -> None:
     """Parse ``args``, write the directory and say what it holds.
 
     Raises:
-        UserError: a mistake in the arguments, a source that does not load, a target that is in use or not writable.
+        UserError: a mistake in the arguments, a source that does not load, a target that is in use
+            or not writable.
     """
     parser = Parser(
         prog="lit_llm import",
@@ -54,7 +56,8 @@ def export_main(args: list[str]) -> None:
         UserError: as `import_main`; a model or tokenizer that GGUF cannot express.
     """
     parser = Parser(
-        prog="lit_llm export", description="Write a model and its tokenizer for other programs: transformers and vLLM "
+        prog="lit_llm export", description="Write a model and its tokenizer for other programs: "
+                                           "transformers and vLLM "
         "load Hugging Face directories, llama.cpp and what is built on it GGUF files.",
     )  # fmt: skip
     parser.add_argument(

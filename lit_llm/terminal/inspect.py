@@ -1,4 +1,5 @@
-"""``lit_llm inspect CKPT``: what a checkpoint is, from its config and the headers of its files; no weight is read."""
+"""``lit_llm inspect CKPT``: what a checkpoint is, from its config and the headers of its files; no
+weight is read."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ def inspect_main(args: list[str]) -> None:
     """Parse ``args`` and print what the checkpoint is.
 
     Raises:
-        UserError: a mistake in the arguments; a checkpoint that is missing, broken or of an unknown kind.
+        UserError: a mistake in the arguments; a checkpoint that is missing, broken or of an unknown
+            kind.
     """
     parser = Parser(
         prog="lit_llm inspect", description="Say what a checkpoint is without loading its weights."
@@ -37,7 +39,8 @@ def inspect_main(args: list[str]) -> None:
 
 
 def inspect_checkpoint(ckpt: str | Path) -> dict[str, Any]:
-    """What a checkpoint is, as plain values; the keys are those of ``--json``. Raises as `inspect_main`."""
+    """What a checkpoint is, as plain values; the keys are those of ``--json``. Raises as
+    `inspect_main`."""
     from lit_llm.models.config import TransformerConfig
     from lit_llm.models.hub.checkpoint import (
         model_folder,
@@ -90,7 +93,8 @@ def inspect_checkpoint(ckpt: str | Path) -> dict[str, Any]:
         facts |= {"format": "Hugging Face directory"}
     else:
         raise UserError(
-            f"{ckpt}: is not a checkpoint; give a Hugging Face directory, .gguf file, run folder or .ckpt"
+            f"{ckpt}: is not a checkpoint; give a Hugging Face directory, .gguf file, run folder "
+            f"or .ckpt"
         )
     return facts | _shape(config) | {"stored_bytes": stored} | _tokenizer(tokenizer)
 

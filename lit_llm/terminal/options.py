@@ -24,12 +24,13 @@ def add_options(
     )
     parser.add_argument("--adapter", metavar="DIR", help="PEFT adapter to put on the model")
     parser.add_argument(
-        "--max_new_tokens", type=Number(int, RANGES["max_new_tokens"]), default=max_new_tokens, metavar="N",
+        "--max_new_tokens", type=Number(int, RANGES["max_new_tokens"]), default=max_new_tokens,
+        metavar="N",
         help="longest answer in tokens (default %(default)s); the context may end it sooner",
     )  # fmt: skip
     parser.add_argument(
-        "--temperature", type=Number(float, SAMPLING["temperature"]), default=temperature, metavar="T",
-        help="0 always takes the likeliest token (default %(default)s)",
+        "--temperature", type=Number(float, SAMPLING["temperature"]), default=temperature,
+        metavar="T", help="0 always takes the likeliest token (default %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--top_p", type=Number(float, SAMPLING["top_p"]), default=top_p, metavar="P",
@@ -48,7 +49,8 @@ def add_options(
         help="sample among tokens at least P times as likely as the likeliest",
     )
     parser.add_argument(
-        "--repetition_penalty", type=Number(float, SAMPLING["repetition_penalty"]), default=1.0, metavar="R",
+        "--repetition_penalty", type=Number(float, SAMPLING["repetition_penalty"]), default=1.0,
+        metavar="R",
         help="above 1: tokens that are already there become less likely (default %(default)s)",
     )  # fmt: skip
     parser.add_argument(
