@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lit_llm.models.tokenizer import Tokenizer
     from lit_llm.models.transformer import Transformer
 
-BATCH = 16  # prompts at once: their keys and values are held together
+BATCH = 16  # prompts per batch, whose keys and values are in memory together
 
 
 def generate_main(args: list[str]) -> None:
@@ -127,7 +127,7 @@ def _answers(
     stop: list[str],
     how: dict[str, Any],
 ) -> list[dict[str, Any]]:
-    """{"text", "tokens", "finish": "stop" or "length"} for each prompt."""
+    """Generate {"text", "tokens", "finish": "stop" or "length"} for each prompt."""
     from lit_llm.models.generation.generate import generate, room_for
     from lit_llm.models.generation.text_stream import TextStream
 

@@ -1,4 +1,4 @@
-"""``lit_llm launch``: a job file for a scheduler, which saves in time, is requeued and goes on."""
+"""``lit_llm launch``: SLURM job file that saves a fit before the time limit and requeues it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
 
 
 def launch_main(args: list[str]) -> None:
-    """Write the job file that ``args`` ask for.
+    """Write the job file that ``args`` describe.
 
     Raises:
         UserError: a mistake in the arguments.
@@ -80,7 +80,7 @@ def launch_main(args: list[str]) -> None:
             f"--time {options.time}: write it as sbatch takes it, e.g. 24:00:00 or 2-12:00:00"
         )
     for option in options.sbatch:
-        # One after the other they go on with one run, as a chain of jobs does.
+        # With %1, the tasks run one after another and each resumes the run.
         if option.removeprefix("--").startswith("array=") and not option.endswith("%1"):
             raise UserError(
                 f"--sbatch {option}: its tasks would train in one folder at the same time; end it "
@@ -94,7 +94,7 @@ def launch_main(args: list[str]) -> None:
     config = _value(command, "--config") or _value(command, "-c")
     name = config_name(config) if config else "run"
     if config:
-        find_config(config, OF_RUNS)  # now, not when the job starts
+        find_config(config, OF_RUNS)  # checked now, not when the job starts
     if _value(command, "--trainer.default_root_dir") is None:
         command += ["--trainer.default_root_dir", f"runs/{name}"]
     file = Path(options.output or f"{name}.sbatch")
@@ -109,8 +109,7 @@ def launch_main(args: list[str]) -> None:
 
 
 def _value(command: list[str], key: str) -> str | None:
-    """What ``command`` gives for ``key``, written as two words or with an equals sign; the last one
-    counts."""
+    """Value of ``key`` in ``command``, as the next word or after "="; the last occurrence counts."""
     found = None
     for word, following in zip(command, [*command[1:], None], strict=True):
         if word == key:
@@ -126,8 +125,8 @@ def _script(
     header = {
         "job-name": name, "nodes": nodes, "ntasks-per-node": gpus, "gpus-per-node": gpus,
         "time": time,
-        # To every process, not to this script: each of them finishes its optimizer step, and the
-        # step is saved.
+        # SLURM signals every process, not this script. Each process finishes its optimizer step,
+        # and the step is saved.
         "signal": f"TERM@{grace}", "output": f"{name.replace('%', '%%')}-%j.log",
         "open-mode": "append", "chdir": Path.cwd(),
     }  # fmt: skip
@@ -143,7 +142,7 @@ def _script(
 srun --kill-on-bad-exit=0 --wait=120 {words} \\
     --trainer.num_nodes {nodes} --trainer.devices {gpus} --ckpt_path auto
 status=$?
-if [ $status -eq {Preempted.status} ]; then  # saved, and not done
+if [ $status -eq {Preempted.status} ]; then  # saved, but not finished
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit $status
