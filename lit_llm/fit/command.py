@@ -1,4 +1,4 @@
-"""The verbs fit, validate, test and predict: LightningCLI, run folders, presets, one-line errors."""
+"""The verbs fit, validate, test and predict: LightningCLI with run folders and presets."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def known_keys(parser: LightningArgumentParser) -> list[str]:
 
 
 class TrainerCLI(LightningCLI):
-    """LightningCLI for a run: model, data, trainer, and a section for each configurable callback."""
+    """LightningCLI for a run: model, data, trainer, and a section per configurable callback."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the callbacks whose settings users change."""
@@ -203,7 +203,7 @@ class TrainerCLI(LightningCLI):
         return super()._instantiate_trainer(config, mine)
 
     def before_fit(self) -> None:
-        """Schedule the write of the resolved configuration, once data and model are known to fit."""
+        """Schedule the write of the resolved configuration, after data and model are checked."""
         content = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand]
         for key in ("config", "ckpt_path"):  # these belong to the call, not to the run
             content.pop(key, None)

@@ -49,14 +49,12 @@ class Launcher:
 
     @property
     def from_outside(self) -> bool:
-        """Whether several processes existed before one of them could choose settings for the
-        others.
-        """
+        """Whether several processes existed before one could choose settings for the others."""
         return self.name != "Lightning" and self.size > 1
 
     @property
     def parent(self) -> int | None:
-        """Id of the process whose end must end this process; None if the launcher takes care of it."""
+        """Id of the process whose end must end this process; None if the launcher handles it."""
         if self.name == "torchrun":
             return os.getppid()
         return int(os.environ[FIRST]) if self.name == "Lightning" else None
@@ -184,7 +182,7 @@ def _one_a_node(devices: int, num_nodes: int, wanted: str) -> Launcher:
 
 
 def _drop(names: Iterable[str]) -> None:
-    """Remove variables from the environment; report those whose value contradicts a single process."""
+    """Remove variables from the environment; report values that contradict a single process."""
     found = {name: os.environ.pop(name) for name in sorted(names) if name in os.environ}
     told = [f"{name}={value}" for name, value in found.items() if _contradicts(name, value)]
     if told:

@@ -1,5 +1,7 @@
-"""The top of the page: the state of the run, one sentence, eight numbers; each also when parts are
-unknown."""
+"""The top of the page: the run's state, one summarizing sentence and eight numbers.
+
+Each of them also works if some facts are unknown.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +26,17 @@ def _median(run: Run, column: str) -> float | None:
 
 
 def _tokens(run: Run) -> float | None:
-    """Tokens trained on: the larger of the two records, since a killed run may not have written its
-    last one."""
+    """Tokens trained on: the larger of two records, as a killed run may miss its last write."""
     return max(
         (t for t in (run.number("tokens"), _last(run, "tokens")) if t is not None), default=None
     )
 
 
 def headline(run: Run) -> list[dict[str, str]]:
-    """The eight numbers at the top: label, value ("—" when it is not known), unit and a note in
-    small print."""
+    """The eight numbers at the top of the page.
+
+    Each has a label, a value ("—" if unknown), a unit and a note in small print.
+    """
 
     def item(label: str, value: str | None, unit: str = "", *notes: str | None) -> dict[str, str]:
         note = "; ".join(n for n in notes if n) if value else "not recorded"
@@ -104,7 +107,7 @@ def headline(run: Run) -> list[dict[str, str]]:
 
 
 def _trained(run: Run) -> str | None:
-    """Trained and frozen parameters apart, where some are frozen."""
+    """Counts of trained and frozen parameters, if some are frozen."""
     parameters, trained = run.number("parameters"), run.number("parameters_trained")
     if not parameters or trained is None or not trained < parameters:
         return None
@@ -113,7 +116,7 @@ def _trained(run: Run) -> str | None:
 
 
 def _guarded(run: Run) -> str | None:
-    """What SpikeGuard did."""
+    """Actions of SpikeGuard: skipped steps and rollbacks."""
     skipped = sum(event["steps"] for event in run.events if event["event"] == "skipped")
     back = sum(event["event"] == "rolled back" for event in run.events)
     said = [f"{skipped} step{'s' * (skipped != 1)} skipped"] if skipped else []
@@ -124,7 +127,7 @@ def _guarded(run: Run) -> str | None:
 
 
 def status(run: Run) -> dict[str, str]:
-    """The run's state as a word for the style sheet and a sentence."""
+    """The run's state: a class for the style sheet, and a sentence."""
     state = run.info.get("status")
     if state == "finished":
         return {"kind": "finished", "text": "Finished"}
@@ -135,8 +138,8 @@ def status(run: Run) -> dict[str, str]:
         else ""
     )
     if state == "running":
-        # A killed run cannot change its own status, so the last sign of life is what a reader
-        # needs.
+        # A killed run cannot update its status. The time of the last write tells the reader whether
+        # it still runs.
         return {
             "kind": "running",
             "text": f"Running or killed{reached}, last metrics at {last_write(run)}",
@@ -155,7 +158,7 @@ def last_write(run: Run) -> str:
 
 
 def lead(run: Run) -> str:
-    """One sentence that says what was done and what came of it, from the parts that are known."""
+    """One sentence on the run and its result, from the facts that are known."""
     parameters, tokens, seconds = run.number("parameters"), _tokens(run), run.number("seconds")
     bits, loss = _last(run, "val_bits_per_byte"), _last(run, "train_loss")
     text = f"A model of {number(parameters)} parameters" if parameters else "A model"

@@ -1,4 +1,4 @@
-"""``lit_llm chat CKPT``: talk to a model in the terminal, or through a pipe with a turn per line."""
+"""``lit_llm chat CKPT``: talk to a model in the terminal, or through a pipe (a turn per line)."""
 
 from __future__ import annotations
 

@@ -106,8 +106,9 @@ class Conversation:
             self.history += [question, {"role": "assistant", "content": "".join(pieces)}]
 
     def _fit(self, question: Message) -> list[int]:
-        """Encode as much of the history as leaves room for an answer; older turns are dropped for
-        good.
+        """Encode as much of the history as leaves room for an answer.
+
+        Older turns are dropped for good.
         """
         size = self.model.config.max_seq_len
         room = min(self.max_new_tokens, size // 2)

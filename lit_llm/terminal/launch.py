@@ -109,7 +109,7 @@ def launch_main(args: list[str]) -> None:
 
 
 def _value(command: list[str], key: str) -> str | None:
-    """Value of ``key`` in ``command``, as the next word or after "="; the last occurrence counts."""
+    """Value of ``key`` in ``command``, as the next word or after "="; the last one counts."""
     found = None
     for word, following in zip(command, [*command[1:], None], strict=True):
         if word == key:
