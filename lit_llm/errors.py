@@ -61,7 +61,7 @@ class PeerLost(Exception):
 
 # Errors of a path: the disk is full or read-only, the name is too long, a parent is not a folder,
 # or a link has no target.
-_OF_A_PATH = (
+_PATH_ERRORS = (
     errno.ENOSPC,
     errno.EDQUOT,
     errno.EACCES,
@@ -76,7 +76,7 @@ _OF_A_PATH = (
 )
 
 
-_UNNAMED = "a file, or what the output goes to"
+_UNKNOWN_PATH = "a file, or what the output goes to"
 
 
 def told_of_a_path(error: OSError) -> str | None:
@@ -84,18 +84,18 @@ def told_of_a_path(error: OSError) -> str | None:
 
     None means that the error may be a bug in lit_llm.
     """
-    if error.errno not in _OF_A_PATH:
+    if error.errno not in _PATH_ERRORS:
         return None
     path = str(error.filename) if isinstance(error.filename, str | os.PathLike) else None
     if error.errno == errno.ENAMETOOLONG:
         return f"{str(path)[:60]}...: the name is too long for a file system; shorten it"
     if error.errno == errno.EFBIG:
-        return f"{path or _UNNAMED}: {more_room()}"
-    if path and (said := _link_to_nothing(path)):
+        return f"{path or _UNKNOWN_PATH}: {more_room()}"
+    if path and (said := _broken_link(path)):
         return said
     if error.errno == errno.EEXIST:
         return f"{path}: is there and is no folder; name another or move it"
-    return f"{path or _UNNAMED}: {error.strerror}"
+    return f"{path or _UNKNOWN_PATH}: {error.strerror}"
 
 
 def more_room() -> str:
@@ -130,11 +130,11 @@ def check_no_link_to_nothing(path: str | os.PathLike[str]) -> None:
 
     Such a path seems to be free, but nothing can be created there.
     """
-    if said := _link_to_nothing(os.fspath(path)):
+    if said := _broken_link(os.fspath(path)):
         raise UserError(said)
 
 
-def _link_to_nothing(path: str) -> str | None:
+def _broken_link(path: str) -> str | None:
     if not os.path.islink(path) or os.path.exists(path):
         return None
     return f"{path}: is a link to {os.readlink(path)}, which is not there; make or remove it"

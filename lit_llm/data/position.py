@@ -1,5 +1,4 @@
-"""Where a run is: the Trainer's counters, made from the optimizer step and the length that the run
-has now."""
+"""Position of a run: the Trainer's counters, computed from the optimizer step."""
 
 from __future__ import annotations
 
@@ -7,17 +6,17 @@ from typing import Any
 
 
 def place(fit_loop: dict[str, Any], step: int, accumulation: int, batches: int) -> None:
-    """Change the saved state of Lightning's fit loop so that the run goes on after optimizer step
-    ``step``.
+    """Change the saved state of Lightning's fit loop so that training continues after ``step``.
 
-    Lightning saves how many micro-batches were done and whether the epoch was over. Both depend on
-    accumulation and length at the time of saving, which may be others now. The step does not.
+    Lightning saves the number of micro-batches and whether the epoch was over. Both depend on the
+    accumulation and length at the time of saving, which may have changed. The optimizer step does
+    not depend on them.
 
     Args:
         fit_loop: ``trainer.fit_loop.state_dict()``, or a checkpoint's ``["loops"]["fit_loop"]``.
-        step: optimizer steps done.
-        accumulation: micro-batches of an optimizer step, now.
-        batches: micro-batches of the run, now: it is over once they are done.
+        step: number of finished optimizer steps.
+        accumulation: micro-batches per optimizer step in this run.
+        batches: micro-batches in this run; after them the run is over.
     """
     done, over = step * accumulation, int(step * accumulation >= batches)
     progress = fit_loop["epoch_loop.batch_progress"]

@@ -1,8 +1,8 @@
-"""What our data modules set on a Trainer, and which of its user's settings they refuse.
+"""Trainer settings that the data modules set, and user settings that they refuse.
 
-A run of ours is one epoch of the loader, as long as the data module says. A Trainer may be used for
-several fits: what its user set is remembered beside what we made of it, so that the second fit does
-not take our values for the user's.
+A run is one epoch of the loader, and the data module decides its length. A Trainer may be used for
+several fits. The user's value of each setting is therefore stored beside ours, so that the second
+fit does not take our value for the user's.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lit_llm.errors import UserError
 
 _ours: WeakKeyDictionary[L.Trainer, dict[str, tuple[Any, Any]]] = WeakKeyDictionary()
-"""Of each Trainer: what the user gave and what we set, by name."""
-_DEFAULT_EPOCHS = 1000  # what Lightning makes of no max_epochs
+"""Trainer -> setting -> (the user's value, our value)."""
+_DEFAULT_EPOCHS = 1000  # Lightning's value if max_epochs is not set
 
 
 def given(trainer: Any, name: str) -> Any:
@@ -29,17 +29,18 @@ def given(trainer: Any, name: str) -> Any:
 
 
 def replace(trainer: Any, name: str, value: Any) -> None:
-    """Set the Trainer's attribute ``name`` to ``value``, and remember what the user gave."""
+    """Set the Trainer's attribute ``name`` to ``value`` and store the user's value."""
     _ours.setdefault(trainer, {})[name] = (given(trainer, name), value)
     setattr(trainer, name, value)
 
 
 def check_length(trainer: Any, steps: int, length: str) -> None:
-    """Refuse settings that would make the run another length than the data module's.
+    """Refuse settings that contradict the length of the run or its order of samples.
 
     Args:
+        trainer: the Trainer.
         steps: optimizer steps of the run.
-        length: the setting that the run's length comes from, with its value: "data.tokens=1000".
+        length: the setting that determines the length, with its value: "data.tokens=1000".
 
     Raises:
         UserError: names the setting and what to set instead.
@@ -48,8 +49,7 @@ def check_length(trainer: Any, steps: int, length: str) -> None:
     if epochs not in (None, -1, 1, _DEFAULT_EPOCHS):
         raise UserError(
             f"trainer.max_epochs={epochs}: the length of a run is {length}, and a run is one "
-            f"epoch of the Trainer; "
-            f"leave max_epochs out and change {length.partition('=')[0]}"
+            f"epoch of the Trainer; leave max_epochs out and change {length.partition('=')[0]}"
         )
     if (trainer.min_epochs or 0) > 1:
         raise UserError(
@@ -63,21 +63,19 @@ def check_length(trainer: Any, steps: int, length: str) -> None:
     if trainer.overfit_batches:
         raise UserError(
             f"trainer.overfit_batches={trainer.overfit_batches}: the order of the samples is the "
-            f"data module's and "
-            "does not repeat a few batches; give data.sources a small file and several passes "
-            "over it"
+            "data module's and does not repeat a few batches; give data.sources a small file and "
+            "several passes over it"
         )
     if given(trainer, "check_val_every_n_epoch") not in (None, 1):
         raise UserError(
             f"trainer.check_val_every_n_epoch={trainer.check_val_every_n_epoch}: a run is one "
-            f"epoch; "
-            "set data.validate_every, in optimizer steps"
+            "epoch; set data.validate_every, in optimizer steps"
         )
     if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):
         raise UserError(
             "StochasticWeightAveraging averages where epochs begin, and a run is one epoch: the "
-            "model would end with "
-            "its first weights; take lightning's EMAWeightAveraging or WeightAveraging"
+            "model would end with its first weights; take lightning's EMAWeightAveraging or "
+            "WeightAveraging"
         )
     if trainer.max_steps > steps and not trainer.fast_dev_run:
         rank_zero_warn(
@@ -87,11 +85,13 @@ def check_length(trainer: Any, steps: int, length: str) -> None:
 
 
 def limit_batches(trainer: Any, steps: int, accumulation: int) -> int:
-    """Have ``trainer.limit_train_batches`` end with a whole optimizer step; returns the
-    micro-batches to train on.
+    """Make ``trainer.limit_train_batches`` a multiple of an optimizer step.
 
-    A fraction is rounded down to whole steps, but not to none. ``fast_dev_run`` counts optimizer
-    steps.
+    A fraction is rounded down to whole steps, but to one step at least. ``fast_dev_run`` counts
+    optimizer steps.
+
+    Returns:
+        The number of micro-batches to train on.
 
     Raises:
         UserError: a number of micro-batches that ends within an optimizer step.
@@ -105,8 +105,7 @@ def limit_batches(trainer: Any, steps: int, accumulation: int) -> int:
         below = limit // accumulation * accumulation
         raise UserError(
             f"trainer.limit_train_batches={limit} ends within an optimizer step, which takes "
-            f"{accumulation} "
-            f"micro-batches: nearest are "
+            f"{accumulation} micro-batches: nearest are "
             f"{below or ''}{' and ' if below else ''}{below + accumulation}"
         )
     limit = trainer.limit_train_batches

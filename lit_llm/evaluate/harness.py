@@ -223,7 +223,9 @@ class HarnessLM(TemplateLM):
 
         batches = self._batches(list(numbers), len)
         for batch, scores in zip(
-            batches, self._in_turns(batches, score, "scoring", list(map(len, batches))), strict=True
+            batches,
+            self._run_batches(batches, score, "scoring", list(map(len, batches))),
+            strict=True,
         ):
             for row, row_scores in zip(batch, scores, strict=True):
                 for number, one in zip(numbers[row], row_scores, strict=True):
@@ -248,7 +250,7 @@ class HarnessLM(TemplateLM):
             for continuation in continuations:
                 places += range(end - len(continuation), end)
                 labels += continuation
-        with self._evaluating():
+        with self._eval_mode():
             x_NC = self.model.hidden_states(ids.to(self.device)).flatten(0, 1)
             logits_NV = self.model.logits(x_NC[torch.tensor(places, device=self.device)]).float()
             labels_N = torch.tensor(labels, device=self.device)
@@ -296,13 +298,13 @@ class HarnessLM(TemplateLM):
         def answer(job: tuple[Decoding, list[tuple[int, list[int]]]]) -> list[str]:
             how, members = job
             seeds, prompts = [number for number, _ in members], [prompt for _, prompt in members]
-            with self._evaluating():
+            with self._eval_mode():
                 return decode(self.model, self.tokenizer, prompts, how, seeds=seeds, stop_ids=ends)
 
         answers = [""] * len(requests)
         sizes = [len(members) for _, members in jobs]
         for (_, members), texts in zip(
-            jobs, self._in_turns(jobs, answer, "generating", sizes), strict=True
+            jobs, self._run_batches(jobs, answer, "generating", sizes), strict=True
         ):
             for (number, _), text in zip(members, texts, strict=True):
                 answers[number] = text
@@ -325,7 +327,7 @@ class HarnessLM(TemplateLM):
             room -= 1
         return batches
 
-    def _in_turns(
+    def _run_batches(
         self, batches: list[Item], work: Callable[[Item], Answer], what: str, sizes: list[int]
     ) -> list[Answer]:
         """Compute the answer to every batch, on every rank; each turn gives each rank one batch.
@@ -353,7 +355,7 @@ class HarnessLM(TemplateLM):
         return [done[number] for number in range(len(batches))]
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
+    def _eval_mode(self) -> Iterator[None]:
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         try:

@@ -19,9 +19,9 @@ def default_cache_dir() -> Path:
     temporary directory.
     """
     if given := os.environ.get("LIT_LLM_CACHE"):
-        return _made(Path(given).expanduser())
+        return _create(Path(given).expanduser())
     if given := os.environ.get("XDG_CACHE_HOME"):
-        return _made(Path(given) / "lit_llm")
+        return _create(Path(given) / "lit_llm")
     folder = Path.home() / ".cache"
     return folder / "lit_llm" if _writable(folder) else _temporary()
 
@@ -58,7 +58,7 @@ def _writable(folder: Path) -> bool:
     return True
 
 
-def _made(folder: Path) -> Path:
+def _create(folder: Path) -> Path:
     """Create ``folder``, which the user named; on failure the error names the setting to change."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -68,7 +68,7 @@ def choose(
                 tried = larger
             memory = training_memory(shape, tried)
             accumulation = max(1, round(sequences / (copies * tried.micro_batch_size)))
-            return Parallelism(tried, memory, accumulation, *_words(shape, tried, gpus))
+            return Parallelism(tried, memory, accumulation, *_describe(shape, tried, gpus))
     return None
 
 
@@ -104,7 +104,7 @@ def check_fits(
     raise UserError(f"{size}, sharded and with activation checkpointing: set gpus={enough} or more")
 
 
-def _words(shape: ModelShape, setup: Setup, gpus: int) -> tuple[str, str]:
+def _describe(shape: ModelShape, setup: Setup, gpus: int) -> tuple[str, str]:
     copies = gpus // setup.tensor_parallel
     memory = training_memory(shape, replace(setup, fsdp=1, tensor_parallel=1))
     held = "frozen weights" if setup.lora else "weights, gradients and optimizer states"

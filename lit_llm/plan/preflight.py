@@ -33,9 +33,7 @@ class Preflight(L.Callback):
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Check the run. Lightning calls this after the data is prepared and before the model
-        exists.
-        """
+        """Check the run, after the data is prepared and before Lightning builds the model."""
         data: Any = getattr(trainer, "datamodule", None)
         fields = getattr(pl_module, "fields", None)
         tokenizer = getattr(data, "tokenizer", None)

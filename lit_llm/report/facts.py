@@ -12,7 +12,7 @@ from lit_llm.io.numbers import number, with_unit
 from lit_llm.report.reading import Run
 
 # Keys that need a table or a chart. The corpus has a page of its own with these.
-_ON_THE_CARD_PAGE = (
+_ONLY_ON_CORPUS_PAGE = (
     "splits", "format", "funnel", "examples_kept", "examples_dropped", "hosts", "lengths",
     "language_scores", "bytes_per_token_histogram", "mixture", "dropped_bytes", "damaged",
     "split_languages", "diversity", "kind",
@@ -76,7 +76,7 @@ def corpus_facts(card: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         (key.replace("_", " "), _shown(value) or "none")
         for key, value in card.items()
-        if key not in (*_ON_THE_CARD_PAGE, *_AS_YAML)
+        if key not in (*_ONLY_ON_CORPUS_PAGE, *_AS_YAML)
     ]
 
 

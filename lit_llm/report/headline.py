@@ -94,10 +94,10 @@ def headline(run: Run) -> list[dict[str, str]]:
             "Parameters",
             shown(parameters),
             "",
-            _trained(run),
+            _trained_note(run),
             shown(run.number("flops_per_token"), "{} per token", flops),
         ),
-        item("Training time", shown(seconds, form=duration), "", resumed, _guarded(run)),
+        item("Training time", shown(seconds, form=duration), "", resumed, _spike_guard_note(run)),
         item("Throughput", shown(_median(run, "tokens_per_second")), "tokens/s", "median"),
         item(
             "MFU", shown(_median(run, "mfu"), form=percent), "", f"{peak or 'median'} {peak_source}"
@@ -106,7 +106,7 @@ def headline(run: Run) -> list[dict[str, str]]:
     ]
 
 
-def _trained(run: Run) -> str | None:
+def _trained_note(run: Run) -> str | None:
     """Counts of trained and frozen parameters, if some are frozen."""
     parameters, trained = run.number("parameters"), run.number("parameters_trained")
     if not parameters or trained is None or not trained < parameters:
@@ -115,7 +115,7 @@ def _trained(run: Run) -> str | None:
     return f"{number(trained)} trained ({share}), {number(parameters - trained)} frozen"
 
 
-def _guarded(run: Run) -> str | None:
+def _spike_guard_note(run: Run) -> str | None:
     """Actions of SpikeGuard: skipped steps and rollbacks."""
     skipped = sum(event["steps"] for event in run.events if event["event"] == "skipped")
     back = sum(event["event"] == "rolled back" for event in run.events)

@@ -15,9 +15,9 @@ from typing import Any, NoReturn
 
 from lit_llm.errors import UserError
 
-_OWN = ("help", "config", "print_config")
+_PARSER_OPTIONS = ("help", "config", "print_config")
 # Options below which the user chooses the key names.
-_NAMES_BELOW = ("sources", "mixture", "dict_kwargs", "tags")
+_USER_KEYS_BELOW = ("sources", "mixture", "dict_kwargs", "tags")
 
 
 def with_underscores(args: Sequence[str]) -> list[str]:
@@ -37,7 +37,7 @@ def _with_underscores(arg: str) -> str:
     option, equals, value = arg.partition("=")
     parts = option[2:].split(".")
     fixed = next(
-        (i + 1 for i, part in enumerate(parts) if part.replace("-", "_") in _NAMES_BELOW),
+        (i + 1 for i, part in enumerate(parts) if part.replace("-", "_") in _USER_KEYS_BELOW),
         len(parts),
     )
     parts[:fixed] = [part.replace("-", "_") for part in parts[:fixed]]
@@ -83,7 +83,7 @@ class Parser(argparse.ArgumentParser):
             # argparse would report missing arguments first and hide the unknown option.
             if re.fullmatch(r"--[\w-]+", option) and option not in self._option_string_actions:
                 self.error(f"unrecognized arguments: {option}")
-        settings = [action for action in self._actions if action.dest not in _OWN]
+        settings = [action for action in self._actions if action.dest not in _PARSER_OPTIONS]
         in_file = self._read_config(args, settings)
         for action in settings:
             if action.dest in in_file or "--print_config" in args:
@@ -183,7 +183,7 @@ def explain_mistake(message: str, known: Sequence[str] = ()) -> str:
     ) is not None:
         section = below[1].partition(".")[0]
         return f"unknown key {below[1]}: did you mean {section}.init_args?"
-    if said := _about_a_class(text) or _about_a_value(text):
+    if said := _explain_class(text) or _explain_value(text):
         return said
     # An optional section is typed as a Union. jsonargparse then reports the mistake of each member:
     # "<what is wrong> - Expected a <class 'NoneType'>". Only the first part is useful.
@@ -230,7 +230,7 @@ def explain_mistake(message: str, known: Sequence[str] = ()) -> str:
     return text if len(text) < 400 else text[:400] + " ..."
 
 
-def _about_a_class(text: str) -> str | None:
+def _explain_class(text: str) -> str | None:
     """Say what is wrong with a class that a key names, without the list of all types tried."""
     found = re.search(r"\b((?:trainer|model|data)[\w.]*)", text)
     if found is None or not ("subclass" in text or "Union" in text):
@@ -254,7 +254,7 @@ _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false",
           "dict": "a mapping"}  # fmt: skip
 
 
-def _about_a_value(text: str) -> str | None:
+def _explain_value(text: str) -> str | None:
     """Say which key has a value of the wrong type, and which types it takes.
 
     Returns None if the message is not about the type of a value.

@@ -54,7 +54,7 @@ def check_replaced(function: Any, values: Mapping[str, Any], prefix: str) -> Non
     }
     for one, others in REPLACES.items():
         if one in given and (both := given.intersection(others)):
-            raise UserError(_both(one, next(name for name in others if name in both)))
+            raise UserError(_conflict(one, next(name for name in others if name in both)))
 
 
 def settle_replaced(args: Sequence[str], defaults: Mapping[str, Any]) -> list[str]:
@@ -70,11 +70,11 @@ def settle_replaced(args: Sequence[str], defaults: Mapping[str, Any]) -> list[st
     Raises:
         UserError: both settings of a pair are on the command line, or both are in config files.
     """
-    typed = _typed(args)
+    typed = _given_on_command_line(args)
     for one, others in REPLACES.items():
         for other in others:
             if one in typed and other in typed:
-                raise UserError(_both(one, other))
+                raise UserError(_conflict(one, other))
     files = _files(args)
     in_files: dict[str, tuple[str, Any]] = {}
     for file in files:
@@ -99,7 +99,7 @@ def settle_replaced(args: Sequence[str], defaults: Mapping[str, Any]) -> list[st
     for one, others in REPLACES.items():
         for other in others:
             if one in in_files and other in in_files and not {one, other} & (typed | off.keys()):
-                raise UserError(f"{in_files[other][0]}: {_both(one, other)}")
+                raise UserError(f"{in_files[other][0]}: {_conflict(one, other)}")
     words = list(args)
     for loser, winner in off.items():
         file, value = in_files[loser]
@@ -109,7 +109,7 @@ def settle_replaced(args: Sequence[str], defaults: Mapping[str, Any]) -> list[st
     return words
 
 
-def _both(one: str, other: str) -> str:
+def _conflict(one: str, other: str) -> str:
     return f"{one} and {other}: {one} takes the place of {other}; leave one of them out"
 
 
@@ -117,7 +117,7 @@ def _same(value: Any, default: Any) -> bool:
     return bool(type(value) is type(default) and value == default)
 
 
-def _typed(args: Sequence[str]) -> set[str]:
+def _given_on_command_line(args: Sequence[str]) -> set[str]:
     """Settings that the command line gives a value, with ``init_args`` removed from the names."""
     typed = set()
     for word, following in zip(args, [*args, ""][1:], strict=True):
