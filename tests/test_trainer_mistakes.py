@@ -55,7 +55,8 @@ PRUNING = callback("ModelPruning", pruning_fn="l1_unstructured", amount=0.5)
         (
             ["--trainer.callbacks", callback("Timer", duration="foo")],
             [
-                "`Timer(duration='foo')` is not a valid duration. Expected a string in the format DD:HH:MM:SS."
+                "`Timer(duration='foo')` is not a valid duration. Expected a string in the format "
+                "DD:HH:MM:SS."
             ],
         ),
         (
