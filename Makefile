@@ -1,8 +1,8 @@
 # quickstart and test do all their set-up themselves; nothing else needs to be run first.
 TORCH ?= 2.13.0
-# The first interpreter that is 3.11 or 3.12 and runs (a version manager's shim may be there and not work).
-PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
-	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
+# The first interpreter that is 3.11, 3.12 or 3.13 and runs (a version manager's shim may be there and not work).
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 STAMP := .venv/.installed
 PEERS := .venv-peers/bin
@@ -29,7 +29,7 @@ setup: $(STAMP)
 # torch first, by pip: it is the one package whose build depends on the machine. The lock leaves it and torchvision out
 # (litdata names torchvision; a CUDA torchvision beside a CPU torch breaks `import lightning`).
 $(STAMP): requirements.lock pyproject.toml
-	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or 3.12 is needed; give it as PYTHON=/path/to/python"; exit 2; }
+	@test -n "$(PYTHON)" || { echo "make: Python 3.11, 3.12 or 3.13 is needed; give it as PYTHON=/path/to/python"; exit 2; }
 	@echo "setup: $(PYTHON), torch $(TORCH) and $$(grep -c == requirements.lock) pinned packages into .venv (1 to 3 minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH) uv==0.13.9

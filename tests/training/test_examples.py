@@ -130,11 +130,11 @@ class TheirModule(L.LightningModule):
 
 def test_our_data_under_their_module(tmp_path: Path, corpus: Path) -> None:
     run = trainer(tmp_path, logger=CSVLogger(tmp_path), log_every_n_steps=1)
-    run.fit(TheirModule(512), data(corpus, steps=12, global_batch_tokens=32 * 4 * 2))
-    assert (run.global_step, run.accumulate_grad_batches) == (6, 2)
+    run.fit(TheirModule(512), data(corpus, steps=60, global_batch_tokens=32 * 4 * 2))
+    assert (run.global_step, run.accumulate_grad_batches) == (30, 2)
     with open(tmp_path / "metrics.csv") as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
-    assert losses[-1] < losses[0]
+    assert sum(losses[-5:]) < sum(losses[:5])  # single batches differ by more than six steps teach
 
 
 def test_our_callbacks_under_their_trainer_and_model(tmp_path: Path) -> None:
@@ -316,7 +316,10 @@ def test_samples_begin_as_the_validation_documents_do(tmp_path: Path, corpus: Pa
     text = source.tokenizer.decode(
         read_tokens(next(iter(source.corpus.validation_dirs.values())))[:100_000]
     )
-    assert len({row["prompt"] for row in rows}) == 3
+    # The standard library is the text, which differs between versions of Python.
+    splits = source.corpus.datacard["splits"]["validation"]
+    documents = sum(part["documents"] for part in splits.values())
+    assert len({row["prompt"] for row in rows}) == min(3, documents)
     assert all(row["prompt"] in text for row in rows)
 
 
