@@ -63,8 +63,8 @@ def check_length(trainer: Any, steps: int, length: str) -> None:
     epochs = trainer.max_epochs
     if epochs not in (None, 1, _default_epochs(trainer)):
         raise UserError(
-            f"trainer.max_epochs={epochs}: the length of a run is {length}, and a run is one epoch of the Trainer; "
-            f"leave max_epochs out and change {length.partition('=')[0]}"
+            f"trainer.max_epochs={epochs}: the length of a run is {length}, and a run is one epoch "
+            f"of the Trainer; leave max_epochs out and change {length.partition('=')[0]}"
         )
     if (trainer.min_epochs or 0) > 1:
         raise UserError(
