@@ -59,7 +59,8 @@ class Small(L.LightningModule):
 class Data(L.LightningDataModule):
     """The same rows."""
 
-    train_dataloader, val_dataloader = Small.train_dataloader, Small.val_dataloader  # type: ignore[assignment]
+    train_dataloader = Small.train_dataloader  # type: ignore[assignment]
+    val_dataloader = Small.val_dataloader  # type: ignore[assignment]
 
 
 def trainer(folder: Path, *callbacks: Callback, **settings: Any) -> L.Trainer:
@@ -128,7 +129,7 @@ def test_constructor_arguments() -> None:
 
 
 def test_root_of_calling_trainer(tmp_path: Path) -> None:
-    """Lightning asks a logger for its folder, and hands it the settings, from within the Trainer."""
+    """Lightning asks a logger for its folder, and hands it settings, from within the Trainer."""
     found: list[str | None] = []
 
     class Opens(Rows):
@@ -483,7 +484,8 @@ def test_use_folder(tmp_path: Path) -> None:
 
     run = trainer(tmp_path, Own(), enable_checkpointing=True)
     run.fit(Small())
-    assert Path(run.checkpoint_callback.best_model_path).parent == tmp_path / "mine"  # type: ignore[union-attr]
+    best = run.checkpoint_callback.best_model_path  # type: ignore[union-attr]
+    assert Path(best).parent == tmp_path / "mine"
     # The base class looks for files by the file system that it was given.
     assert {"dirpath", "_fs"} <= vars(ModelCheckpoint(tmp_path)).keys()
 
@@ -552,7 +554,7 @@ def group() -> Iterator[None]:
 def test_skip_sigterm_broadcast(
     tmp_path: Path, group: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of several processes the loop asks by this method before each micro-batch, and by no other."""
+    """Of several processes the loop asks by this method before each micro-batch, by no other."""
     monkeypatch.setattr(L.Trainer, "world_size", 2)
     asked: list[int] = []
     monkeypatch.setattr(
