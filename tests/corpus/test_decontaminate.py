@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planted import ngrams, sentence
+from truth.planted import ngrams, sentence
 
 from lit_llm.corpus.block import documents, funnel
 from lit_llm.corpus.dedup.decontaminate import Decontaminate, evaluation_texts
