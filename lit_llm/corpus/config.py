@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from lit_llm.corpus.block import Block
-from lit_llm.corpus.chain import BLOCKS, ExtraBlock, chain
+from lit_llm.corpus.chain import BLOCKS, ExtraBlock, chain, content
 from lit_llm.corpus.dedup.duplicates import Dedup
 from lit_llm.corpus.filters.language import IdentifyLanguage
 from lit_llm.corpus.filters.licensing import LicenseFilter
@@ -163,17 +163,23 @@ class CorpusConfig:
         """The steps that look at one document in their order, see `chain.BLOCKS`."""
         return chain({name: getattr(self, name, None) for name in BLOCKS}, self.extra_blocks)
 
+    def read_files(self) -> list[str]:
+        """SHA-256 (hex) of the files that blocks and evaluations name."""
+        named = [file for block in self.blocks() for file in block.inputs()]
+        named += self.evaluations.files if self.evaluations else ()
+        return [content(file) for file in named]
+
     def content(self) -> dict[str, Any]:
         """The settings that decide what is in the corpus, without those that say where and how it is built."""
         machine = ("keep_work", "runner", "address", "workers", "part_bytes", "max_bad_fraction")
-        content = {name: value for name, value in asdict(self).items() if name not in machine}
-        for source in content["sources"]:
+        decisive = {name: value for name, value in asdict(self).items() if name not in machine}
+        for source in decisive["sources"]:
             if not source["exclude"]:  # corpora of before stay found
                 del source["exclude"]
-        del content["extra_blocks"]
+        del decisive["extra_blocks"]
         if extra := [one.described() for one in self.blocks() if isinstance(one, ExtraBlock)]:
-            content["extra_blocks"] = extra
-        return content
+            decisive["extra_blocks"] = extra
+        return decisive
 
 
 def plain(
