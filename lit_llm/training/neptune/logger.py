@@ -1,6 +1,7 @@
 """NeptuneLogger: Neptune's client, which works offline, without its service, which closed on 2026-03-05.
 
-Lightning dropped its own in 2.6.4. `offline.read_offline` and ``lit_llm report`` read what this one writes.
+Lightning dropped its own in 2.6.4. `offline.read_offline` and ``lit_llm report`` read what this
+one writes.
 """
 
 from __future__ import annotations
