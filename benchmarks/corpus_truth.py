@@ -24,13 +24,13 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
-import messy  # before what it puts on the path
-import pii_cases
+import messy
 import pyarrow.parquet as pq
 import resident
 from messy import Truth
-from planted import jaccard
 from record import write_result
+from truth import pii_cases
+from truth.planted import jaccard
 
 from lit_llm.corpus.privacy.personal_data import KINDS
 

@@ -100,6 +100,9 @@ def work(job: Job, python: str, seconds: float) -> tuple[dict[str, Any] | None, 
     # Segments that grow keep a batch that fills the memory from failing by what lies between its
     # tensors; nanochat sets this too. Offline, what looks for a kernel on the hub gives up at once.
     env = {"PYTORCH_ALLOC_CONF": "expandable_segments:True", "HF_HUB_OFFLINE": "1", **os.environ}
+    # The machine with the GPU has the checkout, not the package.
+    paths = [str(HERE.parent), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env["PYTHONPATH"] = os.pathsep.join(paths)
     command = [python, str(HERE / "contenders/gpu_worker.py"), json.dumps(asdict(job))]
     # Files, not pipes: the compiler's helpers may hold a pipe open when the process is gone.
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:

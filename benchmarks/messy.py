@@ -14,24 +14,20 @@ from __future__ import annotations
 import json
 import random
 import re
-import sys
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 
-import yaml
-
-# What is planted here is what the blocks are tested with.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/corpus"))
-
 import dedup
 import messy_files
-import pii_cases
+import yaml
 from filters_texts import spoils
-from planted import jaccard, mojibake
+from truth import pii_cases
+from truth.planted import jaccard, mojibake
 
+UDHR = Path(__file__).resolve().parents[1] / "tests/corpus/udhr.jsonl"
 JUNK = ("repeated lines", "repeated words", "ellipses", "symbols", "numbers")  # the certain ones
 LONGEST = 100_000  # bytes of a line that is taken from the source of bad files
 BOILERPLATE = (
@@ -87,7 +83,7 @@ def build(folder: Path, megabytes: float, seed: int = 0) -> list[Truth]:
     """Write about ``megabytes`` (1e6) of text into a new ``folder``, and what is true of each
     document."""
     rng = random.Random(seed)
-    declaration = Path(pii_cases.__file__).with_name("udhr.jsonl").read_text(encoding="utf-8")
+    declaration = UDHR.read_text(encoding="utf-8")
     rows = [json.loads(line) for line in declaration.splitlines()]
     paragraphs = prose()
     truths: list[Truth] = []

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from html import escape
 from pathlib import Path
 
-from reading import response
+from truth.planted import response
 
 FORMATS = (
     "files",

@@ -42,7 +42,7 @@ _EXPORTS = {
     "LMEvalCallback": "lit_llm.evaluate.callback",
     "FSDP2Strategy": "lit_llm.training.strategy",
     "CSVLogger": "lit_llm.training.loggers",
-    "NeptuneLogger": "lit_llm.training.neptune_logger",
+    "NeptuneLogger": "lit_llm.training.neptune.logger",
     "RunReport": "lit_llm.report.callback",
     "UserError": "lit_llm.errors",
 }

@@ -8,12 +8,7 @@ import statistics
 import sys
 import time
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
-
-# The machine with the GPU has the checkout, not the package.
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from gpu import SHAPES, Job

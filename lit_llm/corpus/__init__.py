@@ -11,6 +11,7 @@
 - `card/`: the data card
 - `commands/`: the verbs of the command line
 
-On this floor: what a cleaning step is (`block`), the settings (`config`), the steps (`steps`), who
-runs them (`engine`), their order (`pipeline`) and the whole as one call (`build`).
+On this floor: what a cleaning step is (`block`), which there are and in which order (`chain`),
+the settings (`config`), the steps (`steps`), who runs them (`engine`), what depends on what
+(`pipeline`) and the whole as one call (`build`).
 """

@@ -1,4 +1,19 @@
-"""What a cleaning step is: a function from a table of documents to a table of the same documents, in the same order.
+r"""What a cleaning step is: a function from a table of documents to one of the same documents.
+
+A block of your own that scores texts and drops some, for ``extra_blocks`` of a build:
+
+    @dataclass(frozen=True)
+    class Capitals(Block):
+        name = "capitals"  # in dropped/, the data card and ``after``
+        scores = ("share_of_capitals",)  # fields that it adds to documents' "scores"
+        most: float = 0.5  # a setting, given by init_args
+
+        def apply(self, table):  # called with the documents that are still kept
+            text = texts(table["text"])
+            letters = pc.max_element_wise(pc.count_substring_regex(text, r"\p{L}"), 1)
+            share = pc.divide(pc.count_substring_regex(text, r"\p{Lu}").cast("float"), letters)
+            reasons = pc.if_else(pc.greater(share, self.most), "shouts", None)
+            return self.drop(self.score(table, "share_of_capitals", share), reasons)
 
 A document is a row. Every table has the columns "id" (string), "text" (large_string) and "dropped" (string: null while
 the document is kept, else "block: reason"); what else there is ("source", "url", "language", "license", scores) is
@@ -9,7 +24,7 @@ block runs alone, under Daft, Ray Data or Spark, on batches of any size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, TypeAlias
@@ -19,16 +34,30 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 Texts: TypeAlias = Sequence[str] | pa.Array | pa.ChunkedArray
+Numbers: TypeAlias = Sequence[float | None] | np.ndarray | pa.Array | pa.ChunkedArray
 
 
 @dataclass(frozen=True)
 class Block:
     """A cleaning step. Its settings are its fields; ``block(table)`` is the step.
 
-    Subclasses implement ``apply``, which is called with the rows that are still kept.
+    Subclasses implement ``apply``, which is called with the rows that are still kept. It may change
+    "text" and other columns, fill "dropped" (`drop`) and add scores (`score`). It returns the same
+    rows in the same order, and leaves "id", "source", "path" and "offset" alone.
+
+    A build makes a block once in each process and calls it with the tables of many parts, on a
+    small input from several threads: what ``apply`` returns must depend on the table alone.
+
+    Attributes:
+        name: a word that names it in the data card, in dropped/ and among the places of a chain.
+        scores: names of the numbers that it adds: fields of the column "scores" of documents/.
+        version: change it to have a build make documents anew. A change of the file that defines
+            the class is seen without it, one in a module or package that the file imports is not.
     """
 
     name: ClassVar[str]
+    scores: ClassVar[tuple[str, ...]] = ()
+    version: ClassVar[str] = ""
 
     def apply(self, table: pa.Table) -> pa.Table:
         """``table`` (all rows kept) with columns changed, added, or "dropped" filled; same rows, same order."""
@@ -47,8 +76,19 @@ class Block:
         )  # stable: where each row of `both` came from
         return both.take(pc.sort_indices(positions))
 
-    def drop(self, table: pa.Table, reasons: pa.StringArray) -> pa.Table:
+    def inputs(self) -> tuple[str, ...]:
+        """Files that it reads, such as a model's: with other contents a build runs it again."""
+        return ()
+
+    def score(self, table: pa.Table, name: str, values: Numbers) -> pa.Table:
+        """``table`` with a number for each row as the score ``name``; null or NaN: none."""
+        array = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
+        return with_column(table, score_column(name), array.cast(pa.float32(), safe=False))
+
+    def drop(self, table: pa.Table, reasons: pa.StringArray | Sequence[str | None]) -> pa.Table:
         """``table`` (all rows kept) with "dropped" filled where there is a reason."""
+        if not isinstance(reasons, pa.Array | pa.ChunkedArray):
+            reasons = pa.array(reasons, pa.string())
         said = pc.binary_join_element_wise(
             pa.scalar(self.name), reasons, ": ", null_handling="emit_null"
         )
@@ -114,6 +154,20 @@ def with_column(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) 
     """``table`` with the column set, or added if it is new."""
     index = table.schema.get_field_index(name)
     return table.append_column(name, values) if index < 0 else table.set_column(index, name, values)
+
+
+DOCUMENT_SCORES = ("language", "bytes_per_token")
+"""Fields of documents' "scores" that every corpus has; those of its blocks follow."""
+
+
+def score_column(name: str) -> str:
+    """The column that holds a score until documents/ are written."""
+    return f"score_{name}"
+
+
+def score_names(blocks: Iterable[Block]) -> tuple[str, ...]:
+    """The scores that these blocks add, in their order."""
+    return tuple(name for block in blocks for name in block.scores)
 
 
 def per_value(

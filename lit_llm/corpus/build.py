@@ -138,7 +138,11 @@ def build(
     Raises:
         UserError: nothing usable in the sources, vocabulary too large for the text, folder in use, disk full.
     """
-    key = key or fingerprint(config.sources, config.content())
+    if key is None:
+        settings = config.content()
+        if files := config.read_files():  # named by the settings, and read anew when they change
+            settings["files"] = files
+        key = fingerprint(config.sources, settings)
     output = Path(output).expanduser().absolute()
     try:
         output.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from lit_llm.corpus.block import Block
+from lit_llm.corpus.chain import BLOCKS, ExtraBlock, chain, content
 from lit_llm.corpus.dedup.duplicates import Dedup
 from lit_llm.corpus.filters.language import IdentifyLanguage
 from lit_llm.corpus.filters.licensing import LicenseFilter
@@ -109,6 +110,10 @@ class CorpusConfig:
         fineweb: lists, menus and tables, by FineWeb's rules.
         privacy: personal data and keys become placeholders.
         license: licences as SPDX expressions, and which are allowed. The default allows all and notes them.
+        extra_blocks: blocks of your own, each {class_path: mypackage.MyFilter, init_args: {...},
+            after: NAME}: a subclass of ``lit_llm.corpus.block.Block``, its arguments, and the step
+            after which it runs (a section's name, another extra block's, "read" for the front;
+            default: last, on the text as training sees it).
         dedup: exact copies, and near ones unless ``threshold`` is null.
         evaluations: sets that the corpus must not contain.
         mixture: how much of each source training takes.
@@ -136,6 +141,7 @@ class CorpusConfig:
     fineweb: FineWebQuality | None = None
     privacy: RedactPII | None = field(default_factory=RedactPII)
     license: LicenseFilter | None = field(default_factory=_all_licenses)
+    extra_blocks: list[dict[str, Any]] = field(default_factory=list)
     dedup: Dedup | None = field(default_factory=Dedup)
     evaluations: Evaluations | None = None
     mixture: MixtureSettings = field(default_factory=MixtureSettings)
@@ -151,23 +157,29 @@ class CorpusConfig:
 
     def __post_init__(self) -> None:
         check_section(self, "")
+        self.blocks()  # a mistake in extra_blocks is told before anything is read
 
     def blocks(self) -> tuple[Block, ...]:
-        """The steps that look at one document, in the order in which they run: cheap and lawful ones first."""
-        steps = (
-            self.opt_out, self.normalize, self.language, self.license, self.gopher_repetition, self.c4,
-            self.gopher_quality, self.fineweb, self.privacy,
-        )  # fmt: skip
-        return tuple(step for step in steps if step is not None)
+        """The steps that look at one document in their order, see `chain.BLOCKS`."""
+        return chain({name: getattr(self, name, None) for name in BLOCKS}, self.extra_blocks)
+
+    def read_files(self) -> list[str]:
+        """SHA-256 (hex) of the files that blocks and evaluations name."""
+        named = [file for block in self.blocks() for file in block.inputs()]
+        named += self.evaluations.files if self.evaluations else ()
+        return [content(file) for file in named]
 
     def content(self) -> dict[str, Any]:
         """The settings that decide what is in the corpus, without those that say where and how it is built."""
         machine = ("keep_work", "runner", "address", "workers", "part_bytes", "max_bad_fraction")
-        content = {name: value for name, value in asdict(self).items() if name not in machine}
-        for source in content["sources"]:
+        decisive = {name: value for name, value in asdict(self).items() if name not in machine}
+        for source in decisive["sources"]:
             if not source["exclude"]:  # corpora of before stay found
                 del source["exclude"]
-        return content
+        del decisive["extra_blocks"]
+        if extra := [one.described() for one in self.blocks() if isinstance(one, ExtraBlock)]:
+            decisive["extra_blocks"] = extra
+        return decisive
 
 
 def plain(

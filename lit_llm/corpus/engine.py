@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import pickle
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -78,7 +79,10 @@ class Engine:
             return
         daft = _daft(self.runner, self.address)
         rows = daft.from_pydict(
-            {"number": list(range(len(tasks))), "task": [pickle.dumps(task) for task in tasks]}
+            {
+                "number": list(range(len(tasks))),
+                "task": [pickle.dumps((sys.path, pickle.dumps(task))) for task in tasks],
+            }
         )
         if self.runner == "ray":
             rows = rows.into_partitions(len(tasks))  # else all of them go to one node
@@ -124,7 +128,10 @@ def _work(worker: Any, tasks: Any) -> list[bytes | None]:
     failures: list[bytes | None] = []
     for task in tasks:
         try:
-            pickle.loads(task)()
+            # A user's blocks are found where the starting process finds them.
+            paths, pickled = pickle.loads(task)
+            sys.path += [path for path in paths if path not in sys.path]
+            pickle.loads(pickled)()
             failures.append(None)
         except (UserError, OSError) as error:
             failures.append(pickle.dumps(error))

@@ -18,6 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lit_llm.corpus.block import score_names
+from lit_llm.corpus.chain import content
 from lit_llm.corpus.config import CorpusConfig
 from lit_llm.corpus.engine import Engine, Task
 from lit_llm.corpus.output.encode import (
@@ -130,7 +132,7 @@ class Pipeline:
         settings = [
             code_version(),
             blocks,
-            [_content(file) for file in getattr(self.config.opt_out, "files", ())],
+            [content(file) for block in blocks for file in block.inputs()],
         ]
         keys = [digest("clean", part.key, settings) for part in self.parts]
         self.keys = keys
@@ -234,7 +236,7 @@ class Pipeline:
 
     def _select(self, verdicts: Sequence[Path | None]) -> list[Path]:
         evaluations = self.config.evaluations
-        read = [_content(file) for file in evaluations.files] if evaluations else []
+        read = [content(file) for file in evaluations.files] if evaluations else []
         settings = [evaluations, read, sorted(self.removed)]
         keys = [
             digest("select", key, settings, verdict and read_counts(verdict)["key"])
@@ -332,6 +334,7 @@ class Pipeline:
         """Tokens, and the files of kept and dropped documents."""
         settings = [self.tokenizer.fingerprint(), self.split.tail]
         keys = [digest("encode", key, settings) for key in self.keys]
+        scores = score_names(self.config.blocks())
         inputs = list(zip(self.cleaned, self.selected, strict=True))
         targets = [self.store.path("encode", key, ".arrow") for key in keys]
         tasks: list[Task] = [
@@ -343,7 +346,7 @@ class Pipeline:
             self.store.path("documents", digest("documents", key, self.split)) for key in keys
         ]
         tasks = [
-            WriteDocuments(*pair, encoded, self.split, target)
+            WriteDocuments(*pair, encoded, self.split, scores, target)
             for pair, encoded, target in zip(inputs, self.encoded, targets, strict=True)
         ]
         self.documents = self._map("documents", tasks, targets, threads=True)
@@ -421,13 +424,6 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:  # a file system without
         shutil.copyfile(source, target)
-
-
-def _content(file: str) -> str:
-    try:
-        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
 
 
 def _placed(signed: list[Path]) -> Iterator[pa.Table]:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lit_llm.corpus.block import Block, texts, utf8, with_column
+from lit_llm.corpus.block import Block, score_column, score_names, texts, utf8, with_column
 from lit_llm.corpus.config import Evaluations
 from lit_llm.corpus.dedup.decontaminate import Decontaminate, evaluation_texts
 from lit_llm.corpus.dedup.duplicates import Dedup
@@ -53,7 +53,7 @@ class Clean:
     Attributes:
         part: what to read.
         blocks: in this order.
-        target: the file to write, of `CLEANED`.
+        target: the file to write, of `CLEANED` and a column for each score of the blocks.
     """
 
     part: Part
@@ -86,16 +86,19 @@ class Clean:
             "dropped_bytes": Counter(),
             "repaired": Counter(),
         }
-        write_tables(self.target, CLEANED, self._tables(counts), counts)
+        schema = CLEANED
+        for name in score_names(self.blocks):
+            schema = schema.append(pa.field(score_column(name), pa.float32()))
+        write_tables(self.target, schema, self._tables(counts, schema), counts)
 
-    def _tables(self, counts: dict[str, Any]) -> Iterator[pa.Table]:
+    def _tables(self, counts: dict[str, Any], schema: pa.Schema) -> Iterator[pa.Table]:
         shown: Counter[str] = Counter()
         for table in read_part(self.part):
             counts["documents"] += len(table)
             counts["without_url"] += table["url"].null_count
             counts["bytes"] += pc.sum(pc.binary_length(table["text"])).as_py() or 0
             counts["repaired"].update(table["repaired"].drop_null().to_pylist())
-            table = _conform(self._cleaned(table, shown, counts["dropped_bytes"]), CLEANED)
+            table = _conform(self._cleaned(table, shown, counts["dropped_bytes"]), schema)
             counts["dropped"].update(table["dropped"].drop_null().to_pylist())
             yield table
 

@@ -51,7 +51,7 @@ from lit_llm.training.callbacks.spike_guard import SpikeGuard
 from lit_llm.training.callbacks.throughput import ThroughputCallback
 from lit_llm.training.language import LanguageModule
 from lit_llm.training.loggers import CSVLogger
-from lit_llm.training.neptune_logger import NeptuneLogger
+from lit_llm.training.neptune.logger import NeptuneLogger
 from lit_llm.training.pretrain import PretrainModule
 from lit_llm.training.strategy import FSDP2Strategy
 from lit_llm.training.trainer_checks import refuse_early_callbacks

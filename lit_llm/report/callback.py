@@ -21,15 +21,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 import lit_llm
 from lit_llm.io.atomic import write_text
 from lit_llm.models.accounting.flops import peak_flops
+from lit_llm.models.accounting.hardware import accelerator_of
 from lit_llm.models.kernels.cores import usable_cores
 from lit_llm.report.html import write_report
 from lit_llm.settings.ranges import Range, check_ranges, positive
 from lit_llm.training.callbacks.throughput import compute_dtype
 
-# Typical on-demand price of one accelerator in dollars per hour, from public price lists of May
-# 2026.
-USD_PER_HOUR = {"B200": 6.69, "H200": 4.0, "H100": 3.0, "A100": 2.0, "L40S": 1.09, "A10G": 1.01,
-                "RTX 5090": 0.99, "RTX 4090": 0.69, "V100": 0.79, "T4": 0.35}  # fmt: skip
 USD_PER_CPU_CORE_HOUR = 0.04
 
 
@@ -46,8 +43,8 @@ class RunReport(L.Callback):
     Facts that a module or data module does not provide are left out.
 
     Args:
-        usd_per_hour: price of all devices together. None: typical price of the device, times the
-            number of devices.
+        usd_per_hour: price of all devices together. None: typical rent of the device
+            (models/accounting/hardware.csv), times their number; nothing where that has no price.
     """
 
     def __init__(self, usd_per_hour: float | None = None):
@@ -171,8 +168,11 @@ def _device_name(device: torch.device) -> str:
 def _price(device: torch.device, world_size: int) -> float | None:
     if device.type != "cuda":
         return USD_PER_CPU_CORE_HOUR * usable_cores()
-    name = torch.cuda.get_device_name(device)
-    return next((price * world_size for part, price in USD_PER_HOUR.items() if part in name), None)
+    # The planner's table: a run costs what its plan said.
+    accelerator = accelerator_of(torch.cuda.get_device_name(device))
+    if accelerator is None or accelerator.usd is None:
+        return None
+    return accelerator.usd * world_size
 
 
 def _cpu_name() -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from lit_llm.errors import UserError
 from lit_llm.io.jsonl import read_rows
 from lit_llm.io.metrics import NAME, parse_metrics
-from lit_llm.training.neptune_offline import PREFIX_PATH, offline_containers, read_offline
+from lit_llm.training.neptune.offline import PREFIX_PATH, offline_containers, read_offline
 
 
 @dataclass

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 
+import harness
 import numpy as np
 import pytest
 import torch
+from bpb import bits_per_byte
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-sys.path.insert(
-    0, str(Path(__file__).parents[2] / "benchmarks/contenders")
-)  # scripts, not a package
-
-import harness
-from bpb import bits_per_byte
 
 VOCAB = 11
 TOKEN_BYTES = np.array([0, 1, 1, 1, 2, 2, 3, 4, 5, 6, 7], np.int32)  # 0 is the separator

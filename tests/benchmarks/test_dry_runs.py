@@ -8,11 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not a package
-
 import gpu
+import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

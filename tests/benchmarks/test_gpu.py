@@ -10,16 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not a package
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks/contenders"))
-
 import gpu
 import gpu_steps
 import gpu_worker
+import pytest
 import record
+import torch
 from gpu import Group, Job
 
 NUMBERS = {

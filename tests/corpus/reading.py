@@ -1,4 +1,4 @@
-"""What tests of reading share: all rows of a source, and records of a WARC."""
+"""What tests of reading share: all rows of a source."""
 
 from __future__ import annotations
 
@@ -28,15 +28,3 @@ def documents_of(sources: Sources, text_field: str = "text") -> list[Document]:
             dropped = row.pop("dropped")
             found.append(Document(**row, dropped=dropped and dropped.removeprefix("read: ")))
     return found
-
-
-def response(
-    url: str, body: bytes, kind: str = "text/html", headers: str = "", status: str = "200 OK"
-) -> bytes:
-    http = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\n{headers}\r\n".encode() + body
-    head = (
-        "WARC/1.0\r\nWARC-Type: response\r\nWARC-Date: 2026-01-01T00:00:00Z\r\n"
-        f"WARC-Record-ID: <urn:uuid:{len(url):032x}>\r\nWARC-Target-URI: {url}\r\n"
-        f"Content-Type: application/http; msgtype=response\r\nContent-Length: {len(http)}\r\n\r\n"
-    )
-    return head.encode() + http + b"\r\n\r\n"

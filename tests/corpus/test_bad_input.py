@@ -14,9 +14,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from reading import response
 from test_kills import content, finished
 from test_pipeline import messy, prose, rows  # noqa: F401 (messy is a fixture)
+from truth.planted import response
 
 from lit_llm.cli import main
 from lit_llm.corpus.build import WORK

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from litdata import StreamingDataset
 from litdata.streaming.item_loader import TokensLoader
-from planted import sentence
 from test_pipeline import checksums, config, messy, rows  # noqa: F401 (messy is a fixture)
+from truth.planted import sentence
 
 from lit_llm.cli import main
 from lit_llm.corpus.build import build

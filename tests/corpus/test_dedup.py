@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planted import edited, jaccard, ngrams, sentence
+from truth.planted import edited, jaccard, ngrams, sentence
 
 from lit_llm.corpus.block import documents, funnel, texts
 from lit_llm.corpus.dedup.duplicates import (
@@ -266,9 +266,8 @@ def test_any_bytes_will_do(pieces: list[bytes]) -> None:
 
 def test_kernels_stay_in_bounds(tmp_path: Path) -> None:
     """Compiled anew with checks: tiny documents in great number, a huge line, invalid bytes, every code point."""
-    script = f"""
-import random, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+    script = """
+import random
 from test_dedup import FUZZ, MESSY, raw
 from lit_llm.corpus.block import documents
 from lit_llm.corpus.dedup.decontaminate import Decontaminate
@@ -283,10 +282,13 @@ near_duplicates(raw([]))
 for settings in (Dedup(), Dedup(None), Dedup(bands=2, rows=1, ngram=63)):
     drop = DropDuplicates(settings.decide([settings.sign(MESSY)], memory_limit=5000))
     drop(MESSY)
-Decontaminate.against({{"task": ["one two three four five six seven eight", "a b " * 40]}})(documents(raw(pieces)))
+Decontaminate.against({"task": ["one two three four five six seven eight", "a b " * 40]})(documents(raw(pieces)))
 print("fine")
 """
-    env = {**os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_OPT": "1", "LIT_LLM_CACHE": str(tmp_path)}
+    env = {
+        **os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_OPT": "1", "LIT_LLM_CACHE": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, env=env
     )

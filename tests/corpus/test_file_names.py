@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from reading import response, rows
+from reading import rows
+from truth.planted import response
 
 from lit_llm.corpus.reading.sources import Source
 

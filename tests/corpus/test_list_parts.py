@@ -9,7 +9,8 @@ import pickle
 from pathlib import Path
 
 import pytest
-from reading import response, rows
+from reading import rows
+from truth.planted import response
 
 from lit_llm.corpus.reading.parts import list_parts
 from lit_llm.corpus.reading.read import read_part

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planted import misread, mojibake
+from truth.planted import misread, mojibake
 
 from lit_llm.corpus.block import documents
 from lit_llm.corpus.filters.normalize import Normalize, undo_mojibake

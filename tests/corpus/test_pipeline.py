@@ -18,6 +18,7 @@ from lit_llm.corpus import pipeline as pipeline_module
 from lit_llm.corpus.build import build
 from lit_llm.corpus.config import CorpusConfig, Evaluations, MixtureSettings
 from lit_llm.corpus.dedup.duplicates import Dedup
+from lit_llm.corpus.filters.optout import OptOut
 from lit_llm.corpus.output.folder import Corpus
 from lit_llm.corpus.output.shards import read_tokens
 from lit_llm.corpus.progress import Progress
@@ -341,3 +342,13 @@ def test_sources_weights_are_in_the_card(messy: Path, tmp_path: Path) -> None:
     assert [(row["source"], row["weight"]) for row in card["mixture"]] == [("a", 3), ("b", 1)]
     assert sum(row["share"] for row in card["mixture"]) == pytest.approx(1)
     assert all(row["epochs"] <= 4.001 for row in card["mixture"])
+
+
+def test_a_list_of_opt_outs_that_grew_counts(messy: Path, tmp_path: Path) -> None:
+    """The corpus that is there was made with another list of the same name."""
+    listed = tmp_path / "opt_outs.txt"
+    listed.write_text("example.com\n")
+    settings = config(messy, opt_out=OptOut(files=(str(listed),)))
+    assert "page" in rows(build(settings, tmp_path / "corpus", progress=False), "documents")
+    listed.write_text("example.com\nnews.example.org\n")
+    assert "page" not in rows(build(settings, tmp_path / "corpus", progress=False), "documents")

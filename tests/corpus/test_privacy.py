@@ -15,8 +15,8 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pii_cases import FILE, core, generate, read_cases
-from pii_countries import (
+from truth.pii_cases import FILE, core, generate, read_cases
+from truth.pii_countries import (
     ARABIC,
     FULL_WIDTH,
     HYPHENS,

@@ -9,7 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from reading import response, rows
+from reading import rows
+from truth.planted import response
 
 from lit_llm.corpus.config import plain
 from lit_llm.corpus.reading.documents import decode

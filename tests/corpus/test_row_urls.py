@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from planted import sentence
+from truth.planted import sentence
 
 from lit_llm.cli import main
 from lit_llm.corpus.output.folder import Corpus

@@ -7,7 +7,8 @@ import random
 from pathlib import Path
 
 import pytest
-from reading import response, rows
+from reading import rows
+from truth.planted import response
 
 from lit_llm.corpus.reading.sources import Source
 

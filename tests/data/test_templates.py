@@ -5,23 +5,18 @@ from __future__ import annotations
 
 import json
 import pickle
-import sys
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
+from chat_templates import CONVERSATIONS, OWN, TOKENIZERS, byte_level, check_template
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_llm.data.chat import ChatFormat
 from lit_llm.errors import UserError
 from lit_llm.models.tokenizer import Tokenizer
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not a package
-
-from chat_templates import CONVERSATIONS, OWN, TOKENIZERS, byte_level, check_template
 
 CONTROL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<|system|>",
            "<|end|>", "<|endoftext|>", "<|return|>", "<\uff5cUser\uff5c>",

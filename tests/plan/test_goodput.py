@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from planner import simulated_goodput
 
 from lit_llm.plan.goodput import GPU_HOURS_PER_FAILURE, goodput
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not a package
-
-from planner import simulated_goodput
 
 
 @pytest.mark.parametrize("gpus", [6_000, 16_384, 50_000])

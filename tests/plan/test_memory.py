@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from planner import STEPS
+from step_memory import simulated_peak
 
 from lit_llm.models.accounting.flops import flops_per_token
 from lit_llm.models.accounting.hardware import find_accelerator
@@ -15,11 +15,6 @@ from lit_llm.models.config import PRESETS, TransformerConfig
 from lit_llm.plan.memory import QUANTIZED_BYTES, Quantization, Setup, training_memory
 from lit_llm.plan.parallelism import choose, fewest_gpus
 from lit_llm.plan.shape import shape_of, typical_shape
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not a package
-
-from planner import STEPS
-from step_memory import simulated_peak
 
 # Few layers and small batches: the time goes with their operators. The others take up to a minute.
 QUICK = [

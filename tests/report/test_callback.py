@@ -9,6 +9,8 @@ import lightning as L
 import pytest
 import torch
 
+from lit_llm.models.accounting.hardware import find_accelerator
+from lit_llm.report import callback
 from lit_llm.report.callback import RunReport
 from lit_llm.training.loggers import CSVLogger
 
@@ -70,3 +72,28 @@ def test_the_first_command_stays_and_resumes_are_noted(
     assert "Resumed after step 4 with" in html and "4 trained (33.3%), 8 frozen" in html
     fresh = fit(tmp_path / "run", 2, ["lit_llm", "fit"], monkeypatch)
     assert fresh["command"] == "lit_llm fit" and fresh["resumed"] == []
+
+
+@pytest.mark.parametrize(
+    ("device", "planned"),
+    [
+        ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
+        ("Tesla V100-SXM2-16GB", "v100"),
+        ("NVIDIA GeForce RTX 4090", "rtx-4090"),
+    ],
+)
+def test_a_run_costs_what_the_planner_said(
+    device: str, planned: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: device)
+    expected = find_accelerator(planned).usd
+    assert expected is not None
+    assert callback._price(torch.device("cuda"), 8) == 8 * expected
+
+
+@pytest.mark.parametrize("device", ["NVIDIA GB200", "NVIDIA H20", "NVIDIA H100 NVL"])
+def test_a_device_that_has_no_price(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: device)
+    assert callback._price(torch.device("cuda"), 1) is None

@@ -12,7 +12,7 @@ import pytest
 
 from lit_llm.cli import main
 from lit_llm.report.reading import read_run
-from lit_llm.training.neptune_logger import NeptuneLogger
+from lit_llm.training.neptune.logger import NeptuneLogger
 
 
 @pytest.mark.parametrize("prefix", ["training", "", "a/b"])

@@ -30,8 +30,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_llm.cli import main
 from lit_llm.errors import UserError
-from lit_llm.training.neptune_logger import NeptuneLogger
-from lit_llm.training.neptune_offline import offline_containers, read_offline
+from lit_llm.training.neptune.logger import NeptuneLogger
+from lit_llm.training.neptune.offline import offline_containers, read_offline
 
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -491,7 +491,7 @@ def test_fit_and_resume_with_csv_beside_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     loggers = [{"class_path": f"lit_llm.training.{name}", "init_args": {"save_dir": "run"}}
-               for name in ("loggers.CSVLogger", "neptune_logger.NeptuneLogger")]  # fmt: skip
+               for name in ("loggers.CSVLogger", "neptune.logger.NeptuneLogger")]  # fmt: skip
     config = {
         "model": {
             "class_path": "lit_llm.PretrainModule",

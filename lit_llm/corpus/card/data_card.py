@@ -12,6 +12,7 @@ from typing import Any
 from lit_llm.corpus.card.page import write_page
 from lit_llm.corpus.card.readme import write_readme
 from lit_llm.corpus.config import MixtureSettings
+from lit_llm.corpus.output import score_sketch
 from lit_llm.corpus.output.folder import FORMAT
 from lit_llm.corpus.output.mixture import shares
 from lit_llm.corpus.output.statistics import distinct_ngrams, entropy, merge
@@ -102,6 +103,8 @@ def describe(documents: Iterable[Path]) -> dict[str, Any]:
     parts = [part for sources in counts["splits"].values() for part in sources.values()]
     total = {key: sum(part[key] for part in parts) for key in ("documents", "bytes", "tokens")}
     named = ("languages", "domains", "hosts", "licenses")
+    # Only where a block of the build gives scores: other cards stay as they are.
+    scores = {name: score_sketch.described(one) for name, one in counts.get("scores", {}).items()}
     return {
         **total,
         "bytes_per_token": round(total["bytes"] / total["tokens"], 4) if total["tokens"] else 0.0,
@@ -118,6 +121,7 @@ def describe(documents: Iterable[Path]) -> dict[str, Any]:
             name: _by_edge(counts[name])
             for name in ("lengths", "language_scores", "bytes_per_token_histogram")
         },
+        **({"scores": scores} if scores else {}),
         "diversity": {
             "distinct_3_grams": round(distinct_ngrams(counts["ngrams"]), 4),
             **{

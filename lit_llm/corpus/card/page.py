@@ -55,6 +55,22 @@ def tokens_of(card: dict[str, Any], size: int | None) -> str:
     return f"{size / card['bytes_per_token']:,.0f}"
 
 
+SCORE_HEAD = ("Documents", "Without", "Lowest", "5%", "25%", "Median", "75%", "95%", "Highest")
+
+
+def score_rows(card: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """Name and, by `SCORE_HEAD`, figures of each score that blocks of the build gave."""
+    rows = []
+    for name, score in (card.get("scores") or {}).items():
+        cells = [f"{score['documents']:,}", f"{score['missing']:,}"]
+        values = {"lowest": None, "highest": None, **score, **score.get("quantiles", {})}
+        for key in ("lowest", "0.05", "0.25", "0.5", "0.75", "0.95", "highest"):
+            value = values.get(key)
+            cells.append("—" if value is None else f"{value:.4g}")
+        rows.append((name, cells))
+    return rows
+
+
 def split_rows(card: dict[str, Any]) -> list[dict[str, Any]]:
     """A row a split and source, and one for a split of several sources, which has its languages."""
     rows = []
@@ -112,6 +128,8 @@ def _contents(card: dict[str, Any]) -> dict[str, Any]:
             for name, title, label in _HISTOGRAMS
             if card[name]
         ],
+        "scores": score_rows(card),
+        "score_head": SCORE_HEAD,
         "diversity": _diversity(card["diversity"]),
         "read_tokens": tokens_of(card, card["read"]["bytes"]),
         "funnel": [

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from lit_llm.corpus.card.loading import SCHEMA, load_lines
-from lit_llm.corpus.card.page import name_of, split_rows, tokens_of
+from lit_llm.corpus.card.page import SCORE_HEAD, name_of, score_rows, split_rows, tokens_of
 from lit_llm.corpus.card.rules import STAGES, rules
 from lit_llm.corpus.card.words import known_languages, license_verdict, remarks, summary
 from lit_llm.corpus.filters.spdx import GROUPS
@@ -75,6 +75,9 @@ def _body(card: dict[str, Any]) -> str:
     for key, title in (("languages", "Language"), ("licenses", "Licence"), ("domains", "Domain")):
         if set(card[key]) - {"unknown"}:
             parts.append(_shares(card[key], title))
+    if scores := score_rows(card):
+        rows = [[name, *cells] for name, cells in scores]
+        parts += ["## Scores", _table(["Score", *SCORE_HEAD], rows)]
     parts += ["## What was left out", _funnel(card), "## Rules", _rules(card)]
     parts += [
         "## Columns", _table(["Column", "Type", "Meaning"], [[f"`{a}`", b, c] for a, b, c in SCHEMA]),

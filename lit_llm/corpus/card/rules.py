@@ -120,7 +120,7 @@ def rules(card: dict[str, Any]) -> list[Rule]:
 
 def _of_stage(stage: str, dropped: dict[str, int], card: dict[str, Any]) -> Iterator[Rule]:
     """``dropped``, reason -> documents, is used up: what no sentence is known for comes last."""
-    section = _SECTIONS.get(stage, "")
+    section = _SECTIONS.get(stage) or _own(stage, card)
     settings = card["settings"].get(section) or {}
     sizes = card.get("dropped_bytes")
 
@@ -143,6 +143,13 @@ def _of_stage(stage: str, dropped: dict[str, int], card: dict[str, Any]) -> Iter
             yield rule(said, field, limit, list(dropped), which)
     for reason in list(dropped):
         yield rule(f"{reason.replace('_', ' ').capitalize()}.", "", None, [reason])
+
+
+def _own(stage: str, card: dict[str, Any]) -> str:
+    """What names a block that the build's settings name by its class."""
+    rows = card["settings"].get("extra_blocks") or []
+    paths = [row["class_path"] for row in rows if row["name"] == stage]
+    return f"extra_blocks: {paths[0]}" if paths else ""
 
 
 def _single(stage: str, settings: dict[str, Any]) -> Iterator[tuple[str, str, str, Any]]:

@@ -17,16 +17,27 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lit_llm.corpus.block import per_value, texts, with_column
+from lit_llm.corpus.block import DOCUMENT_SCORES, per_value, texts, with_column
 from lit_llm.corpus.build import WORK
 from lit_llm.corpus.card.data_card import revise_card, write_card
 from lit_llm.corpus.dedup.duplicates import EXACT, NEAR
-from lit_llm.corpus.output.encode import DROPPED, TAIL, write_documents
+from lit_llm.corpus.output.encode import (
+    DROPPED,
+    TAIL,
+    documents_schema,
+    write_documents,
+)
 from lit_llm.corpus.output.folder import Corpus
 from lit_llm.corpus.output.shards import without
 from lit_llm.corpus.reading.addresses import host, parts
 from lit_llm.corpus.storage.removed import LOG, removed_hashes, sha256
-from lit_llm.corpus.storage.store import read_counts, read_table, read_tables, write_tables
+from lit_llm.corpus.storage.store import (
+    read_counts,
+    read_schema,
+    read_table,
+    read_tables,
+    write_tables,
+)
 from lit_llm.corpus.storage.transaction import finish, transaction
 from lit_llm.errors import UserError
 from lit_llm.io.locks import lock_folder
@@ -253,7 +264,10 @@ class _Removal:
         for name in ("documents", "dropped"):
             (staged / name).mkdir()
         for file, mask in self.rows.items():
-            write_documents(staged / "documents" / file.name, _filtered(file, pc.invert(mask)))
+            target, kept = staged / "documents" / file.name, _filtered(file, pc.invert(mask))
+            scores = [field.name for field in read_schema(file).field("scores").type]
+            own = [name for name in scores if name not in DOCUMENT_SCORES]
+            write_documents(target, kept, documents_schema(own))
         for (split, source), spans in self.spans.items():
             shards = Path("shards") / split / source
             target = staged / shards

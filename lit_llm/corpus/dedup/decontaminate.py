@@ -42,7 +42,6 @@ class Decontaminate(Block):
         lengths: [k] int64, the n-grams' lengths in words, ascending.
         hashes: for each length, sorted uint64.
         owners: for each hash, the number of its set in ``names``.
-        report: only fill "contaminated_by".
     """
 
     name = "decontaminate"
@@ -50,7 +49,6 @@ class Decontaminate(Block):
     lengths: np.ndarray = field(repr=False)
     hashes: tuple[np.ndarray, ...] = field(repr=False)
     owners: tuple[np.ndarray, ...] = field(repr=False)
-    report: bool = False
 
     @classmethod
     def against(
@@ -58,7 +56,6 @@ class Decontaminate(Block):
         evaluations: Mapping[str, Texts],
         ngram: int = 13,
         shortest: int = 8,
-        report: bool = False,
     ) -> Decontaminate:
         """From evaluation texts, by the name of the task (or file) that they are of.
 
@@ -97,7 +94,6 @@ class Decontaminate(Block):
             np.array(sorted(found)),
             tuple(hashes_by_length),
             tuple(owners_by_length),
-            report,
         )
 
     def apply(self, table: pa.Table) -> pa.Table:
@@ -115,8 +111,6 @@ class Decontaminate(Block):
         )
         by = pa.array(self.names, pa.string()).take(pa.array(hits, mask=hits < 0))
         table = table.append_column("contaminated_by", by)
-        if self.report:
-            return table
         reason = pa.scalar(f"{self.name}: shares words with an evaluation text", pa.string())
         dropped = pc.if_else(by.is_valid(), reason, pa.scalar(None, pa.string()))
         return table.set_column(table.schema.get_field_index("dropped"), "dropped", dropped)

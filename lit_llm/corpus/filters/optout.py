@@ -50,6 +50,10 @@ class OptOut(Block):
     def __post_init__(self) -> None:
         self._index()
 
+    def inputs(self) -> tuple[str, ...]:
+        """Its lists."""
+        return self.files
+
     def apply(self, table: pa.Table) -> pa.Table:
         """Fill "dropped"."""
         reasons = pa.nulls(len(table), pa.string())

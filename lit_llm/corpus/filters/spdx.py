@@ -1,7 +1,12 @@
 """SPDX licence expressions: from what people write, and whether an allow-list admits one.
 
-normalize_license("Apache License, Version 2.0")  # "Apache-2.0"
-permitted("MIT OR GPL-3.0-only", GROUPS["permissive"])  # True
+    normalize_license("Apache License, Version 2.0")  # "Apache-2.0"
+    normalize_license("MIT/Apache-2.0")  # "MIT OR Apache-2.0"
+    permitted("MIT OR GPL-3.0-only", GROUPS["permissive"])  # True
+
+An identifier is of the SPDX list where that has one, else a LicenseRef. What is not in the tables
+here is not recognised. The package license-expression parses expressions alone and is slower:
+docs/decisions.md.
 """
 
 from __future__ import annotations

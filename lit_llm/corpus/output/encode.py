@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lit_llm.corpus.block import with_column
+from lit_llm.corpus.block import DOCUMENT_SCORES, score_column, with_column
 from lit_llm.corpus.output.shards import token_dtype
 from lit_llm.corpus.output.statistics import Statistics
 from lit_llm.corpus.steps import CLEANED, EXAMPLES
@@ -25,7 +25,7 @@ from lit_llm.models.tokenizer import Tokenizer
 DOCUMENTS = pa.schema(
     {
         **{field.name: field.type for field in CLEANED if field.name not in ("language_score", "dropped", "example")},
-        "scores": pa.struct({"language": pa.float32(), "bytes_per_token": pa.float32()}),
+        "scores": pa.struct({name: pa.float32() for name in DOCUMENT_SCORES}),
         "sha256": pa.string(), "bytes": pa.int64(), "tokens": pa.int64(), "split": pa.string(),
     }
 )  # fmt: skip
@@ -159,20 +159,25 @@ class WriteDocuments:
     Attributes:
         cleaned, selected, encoded: what `Clean`, `Select` and `Encode` wrote.
         split: of documents.
-        target: the file to write, of `DOCUMENTS`.
+        scores: of the blocks.
+        target: the file to write, of `documents_schema`.
     """
 
     cleaned: Path
     selected: Path
     encoded: Path
     split: Split
+    scores: tuple[str, ...]
     target: Path
 
     def __call__(self) -> None:
-        write_documents(self.target, self._tables())
+        write_documents(self.target, self._tables(), documents_schema(self.scores))
 
     def _tables(self) -> Iterator[pa.Table]:
+        schema = documents_schema(self.scores)
         columns = [field.name for field in CLEANED if field.name not in ("dropped", "example")]
+        own = [score_column(name) for name in self.scores]
+        columns += own
         documents = kept_documents(self.cleaned, self.selected, self.split, columns)
         for table, tokens in zip(documents, read_encoded(self.encoded), strict=True):
             counts = pc.list_value_length(tokens)
@@ -182,15 +187,26 @@ class WriteDocuments:
                 .cast(pa.float32())
             )
             scores = pa.StructArray.from_arrays(
-                [table["language_score"].combine_chunks(), ratio],
-                fields=list(DOCUMENTS.field("scores").type),
+                [
+                    table["language_score"].combine_chunks(),
+                    ratio,
+                    *(table[name].combine_chunks() for name in own),
+                ],
+                fields=list(schema.field("scores").type),
             )
             table = with_column(with_column(table, "tokens", counts), "scores", scores)
-            yield table.select(DOCUMENTS.names).cast(DOCUMENTS)
+            yield table.select(schema.names).cast(schema)
 
 
-def write_documents(target: Path, tables: Iterator[pa.Table]) -> None:
-    """A file of kept documents, `DOCUMENTS`, with their statistics in its metadata."""
+def documents_schema(scores: Sequence[str]) -> pa.Schema:
+    """`DOCUMENTS` with these fields more in "scores"."""
+    at = DOCUMENTS.get_field_index("scores")
+    fields = [*DOCUMENTS.field(at).type, *(pa.field(name, pa.float32()) for name in scores)]
+    return DOCUMENTS.set(at, pa.field("scores", pa.struct(fields)))
+
+
+def write_documents(target: Path, tables: Iterator[pa.Table], schema: pa.Schema) -> None:
+    """A file of kept documents in ``schema``, with their statistics in its metadata."""
     statistics = Statistics()
 
     def counted() -> Iterator[pa.Table]:
@@ -198,7 +214,7 @@ def write_documents(target: Path, tables: Iterator[pa.Table]) -> None:
             statistics.add(table)
             yield table
 
-    write_tables(target, DOCUMENTS, counted(), statistics.content)
+    write_tables(target, schema, counted(), statistics.content)
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lit_llm.corpus.block import per_value, texts
+from lit_llm.corpus.block import DOCUMENT_SCORES, per_value, texts
 from lit_llm.corpus.kernels.folding import fold_table
 from lit_llm.corpus.kernels.overlap import ngram_hashes
 from lit_llm.corpus.kernels.utf8 import buffers
+from lit_llm.corpus.output import score_sketch
 from lit_llm.corpus.reading.addresses import host
 
 NGRAM = 3
@@ -37,7 +38,8 @@ class Statistics:
             "licenses": name -> documents, bytes, tokens. "pii": kind -> values replaced. "changed_by": block ->
             documents. "lengths": power of two -> documents of as many bytes or more. "language_scores",
             "bytes_per_token_histogram": lower edge -> documents. "ngrams": all, and the smallest hashes. "examples":
-            id, source and beginning of a text.
+            id, source and beginning of a text. "scores", where blocks gave some: name ->
+            `score_sketch.sketch`.
     """
 
     def __init__(self) -> None:
@@ -81,6 +83,13 @@ class Statistics:
                 content["changed_by"][name] = content["changed_by"].get(name, 0) + 1
         size = np.maximum(table["bytes"].to_numpy(), 1)
         scores = table["scores"].combine_chunks()
+        own = {
+            field.name: score_sketch.sketch(scores.field(field.name))
+            for field in scores.type
+            if field.name not in DOCUMENT_SCORES
+        }
+        if own:
+            content["scores"] = _merged_scores(content.get("scores", {}), own)
         _histogram(content["lengths"], 2 ** np.floor(np.log2(size)).astype(np.int64))
         language = scores.field("language").drop_null().to_numpy()
         _histogram(content["language_scores"], np.minimum(np.floor(language * 10), 9) / 10)
@@ -102,7 +111,7 @@ def merge(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """The counts of several files as of one; examples come one after the other."""
     total = Statistics().content
     for part in parts:
-        for name in total:
+        for name in [name for name in total if name != "scores"]:
             if name == "ngrams":
                 total[name] = _merged_ngrams([total[name], part[name]])
             elif name == "examples":
@@ -111,6 +120,8 @@ def merge(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
                 # Files of before this version count no languages by split.
                 for key, value in part.get(name, {}).items():
                     _grow(total[name], key, value)
+        if scores := part.get("scores"):
+            total["scores"] = _merged_scores(total.get("scores", {}), scores)
     return total
 
 
@@ -143,6 +154,13 @@ def _smallest(hashes: np.ndarray) -> np.ndarray:
 def _merged_ngrams(parts: list[dict[str, Any]]) -> dict[str, Any]:
     smallest = sorted({value for part in parts for value in part["smallest"]})[:_SKETCH]
     return {"total": sum(part["total"] for part in parts), "smallest": smallest}
+
+
+def _merged_scores(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    both = dict(one)
+    for name, sketch in other.items():
+        both[name] = score_sketch.merged(both[name], sketch) if name in both else sketch
+    return both
 
 
 def sums(table: pa.Table, keys: list[str], columns: list[str]) -> list[dict[str, Any]]:

@@ -126,6 +126,12 @@ def read_counts(path: Path) -> dict[str, Any]:
         return json.loads(pq.read_metadata(path).metadata[_COUNTS])
 
 
+def read_schema(path: Path) -> pa.Schema:
+    """A file's columns; raises `Damaged`."""
+    with _undamaged(path):
+        return pq.read_schema(path)
+
+
 def read_tables(path: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
     """A file's row groups, one at a time; raises `Damaged`."""
     with _undamaged(path), pq.ParquetFile(path, page_checksum_verification=True) as file:

@@ -17,7 +17,7 @@ import string
 from dataclasses import dataclass
 from pathlib import Path
 
-import pii_countries
+from truth import pii_countries
 
 FILE = Path(__file__).with_suffix(".jsonl")
 MARK = re.compile("⟦([a-z_]+)\\|(.*?)⟧", re.S)

@@ -1,6 +1,7 @@
 """NeptuneLogger: Neptune's client, which works offline, without its service, which closed on 2026-03-05.
 
-Lightning dropped its own in 2.6.4. `neptune_offline.read_offline` and ``lit_llm report`` read what this one writes.
+Lightning dropped its own in 2.6.4. `offline.read_offline` and ``lit_llm report`` read what this
+one writes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_llm.errors import UserError
 from lit_llm.lightning_internals import root_of_calling_trainer
-from lit_llm.training.neptune_offline import LOOKALIKE, NOT_FINITE, PREFIX_PATH
+from lit_llm.training.neptune.offline import LOOKALIKE, NOT_FINITE, PREFIX_PATH
 
 
 class NeptuneLogger(Logger):

@@ -1,4 +1,4 @@
-"""Texts with planted duplicates and mojibake, and their true similarity by brute force."""
+"""Planted duplicates and their true similarity by brute force, mojibake, records of a WARC."""
 
 from __future__ import annotations
 
@@ -90,3 +90,16 @@ def mojibake(paragraphs: Iterable[dict[str, str]]) -> Iterator[tuple[str, str, s
             once = misread(text, encoding)
             yield text, once, encoding, 1
             yield text, misread(once, encoding), encoding, 2
+
+
+def response(
+    url: str, body: bytes, kind: str = "text/html", headers: str = "", status: str = "200 OK"
+) -> bytes:
+    """A record of a WARC: what a server answered for ``url``."""
+    http = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\n{headers}\r\n".encode() + body
+    head = (
+        "WARC/1.0\r\nWARC-Type: response\r\nWARC-Date: 2026-01-01T00:00:00Z\r\n"
+        f"WARC-Record-ID: <urn:uuid:{len(url):032x}>\r\nWARC-Target-URI: {url}\r\n"
+        f"Content-Type: application/http; msgtype=response\r\nContent-Length: {len(http)}\r\n\r\n"
+    )
+    return head.encode() + http + b"\r\n\r\n"
