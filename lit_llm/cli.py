@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -103,6 +104,20 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         unread()
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        if (said := told_of_a_path(error)) is None:
+            raise
+        print(f"lit_llm {argv[0] if argv else ''}: {said}", file=sys.stderr)
+        unread()
+        return 2
+
+
+def _has_folder() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _run(argv: list[str]) -> int:
@@ -118,8 +133,13 @@ def _run(argv: list[str]) -> int:
 
     verb, args = argv[0], argv[1:]
     try:
+        if not _has_folder():
+            raise UserError("the current folder is gone: change to one that exists")
         if verb not in VERBS:
             raise UserError(f"no verb {verb!r}; verbs: {', '.join(VERBS)}")
+        if verb in _TRAINERS:
+            for arg in args:
+                _check_letters(arg)
         ensure_home()
         if verb in _TRAINERS:
             launchers.drop_unreadable()
@@ -138,12 +158,13 @@ def _run(argv: list[str]) -> int:
     except PeerLost as lost:
         print(f"lit_llm {verb}: {lost}", file=sys.stderr)
         return 1
-    except OSError as error:
-        if (said := told_of_a_path(error)) is None:
-            raise
-        print(f"lit_llm {verb}: {said}", file=sys.stderr)
-        return 2
     return 0
+
+
+def _check_letters(arg: str) -> None:
+    """Raise UserError for bytes that are no text: the run's files could not hold them."""
+    if any("\ud800" <= letter <= "\udfff" for letter in arg):
+        raise UserError(f"{arg!r}: not UTF-8; give it, and name files, in UTF-8")
 
 
 if __name__ == "__main__":

@@ -65,6 +65,9 @@ _OF_A_PATH = (
 )
 
 
+_UNNAMED = "a file, or what the output goes to"
+
+
 def told_of_a_path(error: OSError) -> str | None:
     """One line for a path that the user can mend; None for what may be a fault of the program."""
     if error.errno not in _OF_A_PATH:
@@ -73,12 +76,12 @@ def told_of_a_path(error: OSError) -> str | None:
     if error.errno == errno.ENAMETOOLONG:
         return f"{str(path)[:60]}...: the name is too long for a file system; shorten it"
     if error.errno == errno.EFBIG:
-        return f"{path or 'a file'}: {more_room()}"
+        return f"{path or _UNNAMED}: {more_room()}"
     if path and (said := _link_to_nothing(path)):
         return said
     if error.errno == errno.EEXIST:
         return f"{path}: is there and is no folder; name another or move it"
-    return f"{path or 'a file'}: {error.strerror}"
+    return f"{path or _UNNAMED}: {error.strerror}"
 
 
 def more_room() -> str:

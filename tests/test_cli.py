@@ -18,7 +18,7 @@ import yaml
 from lit_llm.cli import main
 from lit_llm.data.files import read_prompts
 from lit_llm.errors import UserError
-from lit_llm.settings.presets import config_folders, find_config
+from lit_llm.settings.presets import OF_RUNS, config_folders, find_config
 
 BASE = {
     "model": {
@@ -102,10 +102,10 @@ def test_every_shipped_config_parses(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_presets_by_name_from_anywhere() -> None:
-    assert find_config("pretrain/quickstart").name == "quickstart.yaml"
-    assert find_config("configs/pretrain/quickstart.yaml").name == "quickstart.yaml"
+    assert find_config("pretrain/quickstart", OF_RUNS).name == "quickstart.yaml"
+    assert find_config("configs/pretrain/quickstart.yaml", OF_RUNS).name == "quickstart.yaml"
     with pytest.raises(UserError, match="did you mean pretrain/quickstart"):
-        find_config("pretrain/quikstart")
+        find_config("pretrain/quikstart", OF_RUNS)
 
 
 def test_a_fit_and_what_lies_in_its_folder(

@@ -115,6 +115,32 @@ def test_after_pretraining_again_and_again(run: Run, corpus: Path, of: str) -> N
     assert run("report", "runs/x") == []
 
 
+@pytest.mark.parametrize("name", ["-dash", "two\nlines", '$HOME `id` "x"'])
+def test_after_a_run_in_a_folder_with_an_odd_name(run: Run, corpus: Path, name: str) -> None:
+    from lit_llm.fit.command import summary
+
+    given = f"--trainer.default_root_dir={name}"
+    run("fit", "--config", pretraining(corpus=str(corpus)), given)
+    printed = summary(Path(name), {}, own_tokenizer=False).partition("next:\n")[2]
+    commands = [f"lit_llm {part}" for part in printed.split("  lit_llm ")[1:]]
+    assert [shlex.split(line)[1] for line in commands] == ["generate", "fit"]
+    for line in commands:
+        run(*words(line.partition("\n  the last one")[0]))
+    run("export", f"./{name}/final", "my export", "--format", "hf")
+
+
+def test_evaluate_predict_and_launch(run: Run, corpus: Path) -> None:
+    config = pretraining(corpus=str(corpus))
+    run("fit", "--config", config, "--trainer.default_root_dir", "my run")
+    Path("my prompts.txt").write_text("one\ntwo\n")
+    saved = ["--config", "my run/config.yaml", "--ckpt_path", "last"]
+    assert run("predict", *saved, "--data.prompts", "my prompts.txt") == []
+    assert len(Path("my run/predictions.jsonl").read_text().splitlines()) == 2
+    run("launch", "--slurm", "--output", "-job & one.sbatch", "--", "fit", "--config", config)
+    assert Path("-job & one.sbatch").exists()
+    run("evaluate", "my run/final", "--tasks", "stdlib_choice", "--limit", "2")
+
+
 def test_after_finetuning(run: Run, corpus: Path) -> None:
     run("fit", "--config", pretraining(corpus=str(corpus)), "--trainer.default_root_dir", "my base")
     rows = [{"prompt": f"What is {n}?", "response": f"It is {n}."} for n in range(12)]

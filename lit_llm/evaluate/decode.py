@@ -175,7 +175,7 @@ def _picker(
     device: torch.device,
 ) -> Callable[[Tensor], Tensor]:
     """Logits (B, V) -> the next token of every row, int64 (B,)."""
-    if sampling.temperature == 0:  # nothing is drawn: one call for all rows
+    if sampling.is_greedy:  # nothing is drawn: one call for all rows
         return Sampler(sampling, 0, prompts, vocab_size, device)
     rows = [
         Sampler(sampling, seed, [prompt], vocab_size, device)

@@ -6,7 +6,6 @@ import inspect
 import json
 import logging
 import re
-import shlex
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,8 +36,9 @@ from lit_llm.models.kernels.device import has_fast_bf16
 from lit_llm.plan.preflight import Preflight
 from lit_llm.report.callback import RunReport
 from lit_llm.settings.arguments import explain_mistake
-from lit_llm.settings.presets import all_presets, config_name, find_config
+from lit_llm.settings.presets import OF_RUNS, all_presets, config_name, find_config
 from lit_llm.settings.replaced_settings import settle_replaced
+from lit_llm.settings.shell import command_line, path_word
 from lit_llm.settings.yaml_file import guard_jsonargparse
 from lit_llm.training.callbacks.checkpoint import Checkpoint
 from lit_llm.training.callbacks.checkpoint_folder import checkpoints
@@ -112,6 +112,11 @@ class TrainerCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Fix the run folder before anything writes."""
         assert self.subcommand is not None
+        for section in ("trainer", "checkpoint", "spike_guard", "samples", "report"):
+            if isinstance(given := self.config[self.subcommand].get(section), list | str):
+                raise UserError(
+                    f"{section} must be a mapping such as {{key: value}}, got {given!r}"
+                )
         settings = self.config[self.subcommand].trainer
         launcher = _settle(settings)
         check_settings(self.subcommand, settings, self.config[self.subcommand].data)
@@ -326,7 +331,7 @@ def summary(
         if not chats:
             lines.append(
                 "  the last one goes on with the same text; for your own add "
-                + ("" if own_tokenizer else f"--data.tokenizer {shlex.quote(str(final))} ")
+                + ("" if own_tokenizer else f"{command_line('--data.tokenizer', final)} ")
                 + "--data.sources 'your/*.txt'"
             )
     elif last:
@@ -336,7 +341,7 @@ def summary(
 
 
 def _command(words: list[Any]) -> str:
-    return "  " + shlex.join(["lit_llm", *map(str, words)])
+    return "  " + command_line("lit_llm", *words)
 
 
 def _free_name(run: Path) -> Path:
@@ -355,10 +360,12 @@ def run_trainer(verb: str, args: list[str]) -> None:
     """
     args = list(args)
     for i, arg in enumerate(args):
-        if arg in ("--config", "-c") and i + 1 < len(args):
-            args[i + 1] = str(find_config(args[i + 1]))
+        if arg in ("--config", "-c"):
+            file = find_config([*args, ""][i + 1], OF_RUNS)
+            args[i + 1 : i + 2] = [path_word(file)]
         elif arg.startswith("--config="):
-            args[i] = f"--config={find_config(arg.split('=', 1)[1])}"
+            args[i] = f"--config={find_config(arg.split('=', 1)[1], OF_RUNS)}"
+    _check_values(args)
     args = settle_replaced(args, _defaults())
     args = _with_logger_folders(args)
     # Lightning advises on things we have decided: loader workers, missing loggers.
@@ -402,6 +409,16 @@ def run_trainer(verb: str, args: list[str]) -> None:
         leave_run()
 
 
+def _check_values(args: list[str]) -> None:
+    """Refuse a setting without a value, of which the parser would say "argument --data"."""
+    for word, following in zip(args, [*args, "--"][1:], strict=True):
+        option, equals, value = word.partition("=")
+        if not re.fullmatch(r"--(data|model|trainer)\.[\w.]+(?<!\.help)", option):
+            continue
+        if (equals and not value) or (not equals and following.startswith("--")):
+            raise UserError(f"{option}: give a value, or null for none")
+
+
 def _defaults() -> dict[str, Any]:
     """Defaults of our modules' settings by dotted name."""
     classes = {"data": (InstructionDataModule, PretrainDataModule), "model": (PretrainModule,)}
@@ -420,10 +437,17 @@ def _without_a_config(args: list[str], mistake: UserError) -> UserError:
         f"--{part}" for part in ("model", "data")
         if not names & {f"--{part}", f"--{part}.class_path", "--config", "-c"}
     ]  # fmt: skip
+    if found := re.search(r"arguments are required: fit\.(model|data)$", str(mistake)):
+        classes = {"model": "PretrainModule or lit_llm.SFTModule",
+                   "data": "PretrainDataModule or lit_llm.InstructionDataModule"}  # fmt: skip
+        needed = UserError(
+            f"{found[1]}: no class named; give {found[1]}.class_path, e.g. lit_llm.{classes[found[1]]}"
+        )
+        mistake = mistake if missing else needed
     follows = r"unknown key (model|data)\.|.*arguments are required"
     if not missing or not re.match(follows, str(mistake)):
         return mistake
-    presets = ", ".join(name for name in all_presets() if not name.startswith("corpus/"))
+    presets = ", ".join(name for name in all_presets() if name.startswith(OF_RUNS))
     return UserError(
         f"{' and '.join(missing)}: no class named; give --config FILE or a preset, "
         f"e.g. --config pretrain/quickstart; presets: {presets}"

@@ -53,7 +53,12 @@ def check_settings(verb: str, trainer: Any, data: Any) -> None:
         and "must be above 0: data.validate_every=0 validates at the end only, "
         "trainer.limit_val_batches=0 never",
         f"limit_{limit}_batches": trainer[f"limit_{limit}_batches"] in (0, 0.0) and unused,
-        "max_time": _seconds(trainer.max_time) == 0 and unused,
+        "max_time": (_seconds(trainer.max_time) == 0 and unused)
+        or (
+            isinstance(trainer.max_time, str)
+            and _seconds(trainer.max_time) is None
+            and "must be DD:HH:MM:SS, such as 00:08:00:00 for eight hours"
+        ),
     }
     for key, reason in reasons.items():
         if reason:

@@ -46,6 +46,11 @@ def prepare_run(verb: str, name: str, config: Any, launcher: Launcher | None = N
     )
     if checkpoint is not None and not checkpoint.exists():
         raise UserError(f"--ckpt_path {checkpoint}: no such file or folder")
+    if checkpoint is not None and (checkpoint / "config.json").is_file():
+        raise UserError(
+            f"--ckpt_path {checkpoint}: a Hugging Face directory, not a checkpoint; give it as "
+            "--model.init_from"
+        )
     if checkpoint is not None and (reason := damage(checkpoint)) is not None:
         raise UserError(
             f"--ckpt_path {checkpoint}: not a checkpoint, or damaged ({reason}); last takes a whole one"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import tempfile
@@ -15,9 +16,9 @@ def default_cache_dir() -> Path:
     system's temporary one.
     """
     if given := os.environ.get("LIT_LLM_CACHE"):
-        return Path(given).expanduser()
+        return _made(Path(given).expanduser())
     if given := os.environ.get("XDG_CACHE_HOME"):
-        return Path(given) / "lit_llm"
+        return _made(Path(given) / "lit_llm")
     folder = Path.home() / ".cache"
     return folder / "lit_llm" if _writable(folder) else _temporary()
 
@@ -45,4 +46,20 @@ def _temporary() -> Path:
 def _writable(folder: Path) -> bool:
     """Whether ``folder`` can be made, or written to if it is there."""
     there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
-    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        return False
+    try:  # root may write anywhere, and yet not make a folder in /proc
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return True
+
+
+def _made(folder: Path) -> Path:
+    """``folder``, which the user named, made; else an error that says which setting to change."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        said = f"no cache can be made here ({error.strerror}); set LIT_LLM_CACHE to another folder"
+        raise PermissionError(errno.EACCES, said, str(folder)) from None
+    return folder

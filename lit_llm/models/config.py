@@ -340,7 +340,8 @@ def _checked(key: str, value: Any, annotation: str) -> Any:
         return value
     elif wanted is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return int(value)  # NumPy's
-    raise UserError(f"transformer.{key} must be a {wanted.__name__}, got {value!r}")
+    kind = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+    raise UserError(f"transformer.{key} must be {kind[wanted.__name__]}, got {value!r}")
 
 
 # Shapes by name. The published ones are from their config.json; the "nano" ones are ours for small machines.

@@ -164,11 +164,11 @@ def _model_config(name: str) -> Any:
 
     if name.lstrip().startswith("{"):
         return TransformerConfig.from_dict(json.loads(name))
-    return (
-        TransformerConfig.from_pretrained(name)
-        if locate(name).exists()
-        else TransformerConfig.from_preset(name)
-    )
+    found = locate(name)
+    if not found.exists():
+        return TransformerConfig.from_preset(name)
+    final = found / "final"  # of a run folder
+    return TransformerConfig.from_pretrained(final if final.is_dir() else found)
 
 
 def measured_mfu(run: Path) -> float:
@@ -198,10 +198,10 @@ def _with_training_config(args: list[str]) -> list[str]:
     if "--config" not in args or args.index("--config") + 1 == len(args):
         return args
     at = args.index("--config")
-    from lit_llm.settings.presets import find_config
+    from lit_llm.settings.presets import OF_RUNS, find_config
     from lit_llm.settings.yaml_file import read_yaml
 
-    content = read_yaml(find_config(args[at + 1]))
+    content = read_yaml(find_config(args[at + 1], OF_RUNS))
     if not {"model", "data"} & content.keys():
         return args
     model, data = (_init_args(content.get(key)) for key in ("model", "data"))

@@ -5,5 +5,6 @@
 - `presets`: config files by name
 - `ranges`: ranges of numbers
 - `checks`: types of arguments given in Python
+- `shell`: printed commands
 - `replaced_settings`: settings of which one takes the place of the other
 """

@@ -66,6 +66,8 @@ class Parser(argparse.ArgumentParser):
             options = [option for action in self._actions for option in action.option_strings]
             near = difflib.get_close_matches(found[1], options, n=1, cutoff=0.6)
             message = f"unknown option {found[1]}" + (f": did you mean {near[0]}?" if near else "")
+            if found[1] in options:
+                message = f"{found[1]}: stands after --, where no options are read; put it before"
         raise UserError(message)
 
     def parse_args(  # type: ignore[override]
@@ -73,6 +75,11 @@ class Parser(argparse.ArgumentParser):
     ) -> argparse.Namespace:
         """The arguments: the command line's, else the config file's, else the defaults."""
         args = list(sys.argv[1:] if args is None else args)
+        end = args.index("--") if "--" in args else len(args)
+        for option in (arg.partition("=")[0] for arg in args[:end]):
+            # argparse would tell first what is missing, as if this were not there.
+            if re.fullmatch(r"--[\w-]+", option) and option not in self._option_string_actions:
+                self.error(f"unrecognized arguments: {option}")
         settings = [action for action in self._actions if action.dest not in _OWN]
         in_file = self._read_config(args, settings)
         for action in settings:
@@ -162,6 +169,13 @@ def _checked(file: str, action: argparse.Action, value: Any) -> Any:
 def explain_mistake(message: str, known: Sequence[str] = ()) -> str:
     """jsonargparse's message as one line, with the nearest known key for an unknown one."""
     text = " ".join(message.replace("\n", " ").split())
+    if (file := re.match(r"unrecognized arguments?: ([^-]\S*\.ya?ml)", text)) is not None:
+        return f"{file[1]}: give it as --config {file[1]}"
+    if (
+        below := re.search(r"'((?:model|data)\.(?!init_args\b|class_path\b)\w*arg\w*)", text)
+    ) is not None:
+        section = below[1].partition(".")[0]
+        return f"unknown key {below[1]}: did you mean {section}.init_args?"
     if said := _about_a_class(text) or _about_a_value(text):
         return said
     # A section that may be absent is told as "matches no subtype: <what is wrong> / not None either".
@@ -214,11 +228,17 @@ def _about_a_class(text: str) -> str | None:
         return f"{key}={many[1]}: there are several; give one in full: {many[2]}"
     if unknown := re.search(r"Expected a dot import path string: ([^\s{}\[\]]+)(?: |$)", text):
         return f"{key}={unknown[1]}: no such class; give its import path (package.module.Name)"
+    if missing := re.search(r"Problem with given class_path '([\w.]+)\.(\w+)': module", text):
+        import importlib
+
+        near = difflib.get_close_matches(missing[2], dir(importlib.import_module(missing[1])), n=1)
+        hint = f": did you mean {missing[1]}.{near[0]}?" if near else ""
+        return f"{key}: {missing[1]} has no class {missing[2]}{hint}"
     return None
 
 
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text",
-          "list": "a list", "dict": "a mapping"}  # fmt: skip
+          "list": "a list such as [a, b]", "tuple": "a list such as [a, b]", "dict": "a mapping"}  # fmt: skip
 
 
 def _about_a_value(text: str) -> str | None:
@@ -239,6 +259,10 @@ def _about_a_value(text: str) -> str | None:
             taken.append(_KINDS[name])
     if _KINDS["float"] in taken and _KINDS["int"] in taken:
         taken.remove(_KINDS["int"])
+    if nested := re.match(r"NestedArg\(key='([\w.]+)'", value[1]):
+        return f"unknown key {key[1]}.{nested[1]}: {key[1]} has one value and nothing below it"
+    if not taken:
+        return None
     inner = re.findall(r"(?:- |\": )(\w+): (?=Expected a|Does not validate)", text)
     return f"{'.'.join([key[1], *inner])}={value[1]}: must be {' or '.join(dict.fromkeys(taken))}"
 

@@ -26,16 +26,31 @@ def all_presets() -> dict[str, Path]:
     }
 
 
-def find_config(name: str) -> Path:
+OF_RUNS = ("pretrain", "finetune")
+"""Folders of presets of the Trainer's verbs."""
+OF_CORPORA = ("corpus",)
+
+
+def find_config(name: str, folders: tuple[str, ...]) -> Path:
     """The file ``name``, or the preset of that name (``pretrain/quickstart``).
 
+    Args:
+        folders: of the presets that the verb takes: "corpus", "finetune", "pretrain".
+
     Raises:
-        UserError: neither is there (the nearest preset is named), or it is no YAML mapping.
+        UserError: neither is there (the nearest preset is named), it is a preset of another verb,
+            or it is no YAML mapping.
     """
+    known = all_presets()
+    presets = {key: file for key, file in known.items() if key.partition("/")[0] in folders}
+    if not name.strip():
+        raise UserError(f"--config: give a file or a preset: {', '.join(presets)}")
     path = Path(name).expanduser()
     if not path.is_file():
-        presets = all_presets()
         key = name.removesuffix(".yaml").removeprefix("configs/")
+        if key in known and key not in presets:
+            verb = "corpus build" if key.startswith("corpus/") else "fit"
+            raise UserError(f"--config {name}: a preset of lit_llm {verb}")
         if key not in presets:
             near = difflib.get_close_matches(key, presets, n=1, cutoff=0.3)
             hint = f"did you mean {near[0]}? " if near else ""

@@ -10,8 +10,9 @@ from pathlib import Path
 from lit_llm.errors import Preempted, UserError
 from lit_llm.io.streams import say
 from lit_llm.settings.arguments import Parser, with_underscores
-from lit_llm.settings.presets import config_name
+from lit_llm.settings.presets import OF_RUNS, config_name, find_config
 from lit_llm.settings.ranges import Number, Range
+from lit_llm.settings.shell import command_line
 
 RANGES: dict[str, Range] = {
     "nodes": Range(1, 1e5), "gpus": Range(1, 1e3), "grace": Range(1, 1e6),
@@ -88,6 +89,8 @@ def launch_main(args: list[str]) -> None:
             )
     config = _value(command, "--config") or _value(command, "-c")
     name = config_name(config) if config else "run"
+    if config:
+        find_config(config, OF_RUNS)  # now, not when the job starts
     if _value(command, "--trainer.default_root_dir") is None:
         command += ["--trainer.default_root_dir", f"runs/{name}"]
     file = Path(options.output or f"{name}.sbatch")
@@ -98,7 +101,7 @@ def launch_main(args: list[str]) -> None:
         file.write_text(script, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--output {file}: {error.strerror}") from None
-    say(f"wrote {file}; submit it with: sbatch {shlex.quote(str(file))}")
+    say(f"wrote {file}; submit it with: {command_line('sbatch', file)}")
 
 
 def _value(command: list[str], key: str) -> str | None:

@@ -323,7 +323,7 @@ def test_a_new_dense_family_is_one_row(tmp_path: Path, monkeypatch: pytest.Monke
         ("llama", {"rope_scaling": {"type": "yarn", "factor": 2.0, "beta": 1}}, "type yarn has no beta"),
         ("llama", {"rope_scaling": {"type": "linear"}}, "rope_scaling of type linear needs factor"),
         ("llama", {"quantization_config": {"bits": 4}}, "quantization_config=.* is not supported"),
-        ("llama", {"hidden_size": "wide"}, r"here: transformer.hidden_size must be a int"),
+        ("llama", {"hidden_size": "wide"}, r"here: transformer.hidden_size must be a whole number"),
         ("stablelm", {"num_hidden_layers": None}, "here: None layers"),
         ("qwen3_moe", {"decoder_sparse_step": 0}, "here: a value is missing or of the wrong kind"),
         ("gemma2", {"query_pre_attn_scalar": 0}, "here: a value is missing or of the wrong kind"),

@@ -97,3 +97,9 @@ def test_a_sampler_counts_what_it_draws() -> None:
 def test_settings_out_of_range_are_named(name: str, value: float) -> None:
     with pytest.raises(UserError, match=f"^{name}={value:g}: must be"):
         Sampling(**{name: value})
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-40, 1e-6])
+def test_a_temperature_near_zero_takes_the_likeliest(temperature: float) -> None:
+    logits_BV = torch.tensor([[80.0, 90.0, -5.0]])
+    assert draw(logits_BV, Sampling(temperature=temperature)).tolist() == [1]

@@ -181,7 +181,7 @@ def test_broken_directories_are_named(tmp_path: Path) -> None:
         ({"hidden_size": 100, "num_heads": 3}, "not a multiple of num_heads"),
         ({"num_heads": 4, "num_kv_heads": 3}, "multiple of num_kv_heads"),
         ({"num_layers": 0}, "num_layers=0: must be from 1 to"),
-        ({"num_layers": "two"}, "transformer.num_layers must be a int"),
+        ({"num_layers": "two"}, "transformer.num_layers must be a whole number"),
         ({"mlp": "relu"}, "transformer.mlp is one of swiglu"),
         ({"head_dim": 7}, "must be even"),
         ({"sliding_layers": [9], "sliding_window": 4}, "names layer 9"),
@@ -192,7 +192,7 @@ def test_broken_directories_are_named(tmp_path: Path) -> None:
         ({"num_experts": 2, "mlp": "gelu"}, "experts have gated MLPs"),
         ({"pre_norm": False}, "needs pre_norm or post_norm"),
         ({"residual": "parallel", "post_norm": True}, "goes with pre_norm alone"),
-        ({"rope_theta": "high"}, "transformer.rope_theta must be a float"),
+        ({"rope_theta": "high"}, "transformer.rope_theta must be a number"),
     ],
 )
 def test_config_mistakes_are_named(fields: dict, message: str) -> None:

@@ -131,6 +131,7 @@ def test_signs_that_sbatch_would_take_for_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("my 10%j.yaml").write_text("seed_everything: 1\n")
     launch_main(["--slurm", "--", "fit", "--config", "my 10%j.yaml"])
     header = Path("my 10%j.sbatch").read_text().splitlines()
     assert "#SBATCH --output='my 10%%j-%j.log'" in header

@@ -387,7 +387,8 @@ def test_paths_and_configs_are_taken(
         (lambda: InstructionDataModule(packing="no"), r"data.packing must be bool, got 'no'"),
         (lambda: InstructionDataModule(bad_rows="drop"), r"data.bad_rows must be .*'raise', 'skip'.*, got 'drop'"),
         (lambda: PretrainModule(transformer=64), r"model.transformer must be .*, got 64"),
-        (lambda: PretrainModule(transformer={"hidden_size": "64"}), r"transformer.hidden_size must be a int, got '64'"),
+        (lambda: PretrainModule(transformer={"hidden_size": "64"}),
+         r"transformer.hidden_size must be a whole number, got '64'"),
         (lambda: PretrainModule(learning_rate="high"), r"model.learning_rate must be float \| None, got 'high'"),
         (lambda: PretrainModule(optimizer="adam"), r"model.optimizer must be .*, got 'adam'"),
         (lambda: SFTModule(init_from=None), r"model.init_from must be str, got None"),
@@ -395,8 +396,8 @@ def test_paths_and_configs_are_taken(
         (lambda: LoRAConfig(rank="16"), r"lora.rank must be int, got '16'"),
         (lambda: LoRAConfig(targets="q_proj"), r"lora.targets must be tuple\[str, ...\], got 'q_proj'"),
         (lambda: LoRAConfig(alpha=None), r"lora.alpha must be float, got None"),
-        (lambda: TransformerConfig(hidden_size="64"), r"transformer.hidden_size must be a int, got '64'"),
-        (lambda: TransformerConfig(num_layers=2.5), r"transformer.num_layers must be a int, got 2.5"),
+        (lambda: TransformerConfig(hidden_size="64"), r"transformer.hidden_size must be a whole number, got '64'"),
+        (lambda: TransformerConfig(num_layers=2.5), r"transformer.num_layers must be a whole number, got 2.5"),
     ],
 )  # fmt: skip
 def test_arguments_of_a_wrong_type_are_named(make: Callable[[], Any], said: str) -> None:

@@ -12,7 +12,8 @@ from lit_llm.corpus.config import CorpusConfig
 from lit_llm.corpus.reading.sources import Source, as_sources
 from lit_llm.errors import UserError
 from lit_llm.settings.arguments import explain_mistake
-from lit_llm.settings.presets import find_config
+from lit_llm.settings.presets import OF_CORPORA, find_config
+from lit_llm.settings.shell import path_word
 from lit_llm.settings.yaml_file import guard_jsonargparse
 
 guard_jsonargparse()
@@ -91,10 +92,12 @@ def _with_presets(args: list[str]) -> list[str]:
     """``args`` with the files that names of presets mean."""
     found = list(args)
     for at, arg in enumerate(args):
-        if arg == "--config" and at + 1 < len(args):
-            found[at + 1] = str(find_config(args[at + 1]))
+        if arg == "--config":
+            file = find_config([*args, ""][at + 1], OF_CORPORA)
+            found[at + 1 : at + 2] = [path_word(file)]
         elif arg.startswith("--config="):
-            found[at] = f"--config={find_config(arg.removeprefix('--config='))}"
+            file = find_config(arg.removeprefix("--config="), OF_CORPORA)
+            found[at] = f"--config={path_word(file)}"
     return found
 
 

@@ -116,6 +116,10 @@ def remove(
             for name, text in removal.texts.items()
             if (hashed := sha256(name)) not in known or (text or hashed) not in known
         )
+        found = {name.removesuffix(TAIL) for name in removal.texts}
+        if absent := sorted(request.ids - found - removal.texts.keys()):
+            more = f" and {len(absent) - 5:,} more" if len(absent) > 5 else ""
+            tell(f"not in the corpus: {', '.join(absent[:5])}{more}")
         for name, stays in sorted(removal.near.items()):
             tell(f"{name} was a near copy of {stays}, which stays; remove that too if it should go")
         if not removal.rows and not new:

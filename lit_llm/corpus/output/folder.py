@@ -120,6 +120,8 @@ def read_card(folder: Path) -> dict[str, Any]:
         UserError: there is none, or it is broken.
     """
     file = folder / "datacard.json"
+    if not file.is_file() and (folder / "metrics.csv").is_file():
+        raise UserError(f"{folder}: the folder of a run, not of a corpus; a run uses a corpus")
     if not file.is_file():
         raise UserError(f"{file}: no such file; {folder} is not a corpus folder")
     try:

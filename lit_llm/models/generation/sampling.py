@@ -26,7 +26,7 @@ class Sampling:
     """Makes tokens of the prompt and the answer so far less likely (above 1) or more (below): positive logits are
     divided by it, negative ones multiplied (arXiv:1909.05858). 1 changes nothing."""
     temperature: float = 1.0
-    """Divides the logits; 0 always takes the likeliest token."""
+    """Divides the logits; below 1e-5 the likeliest token is always taken."""
     top_k: int | None = None
     """Keeps the k likeliest tokens."""
     top_p: float | None = None
@@ -36,6 +36,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         check_ranges(vars(self), SAMPLING)
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is taken: logits divided by less may be too large."""
+        return self.temperature < 1e-5  # as in vLLM
 
 
 GREEDY = Sampling(temperature=0.0)
@@ -87,7 +92,7 @@ def penalize(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
 
 def draw(logits_BV: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
     """One token per row of ``logits_BV`` (B, V), penalties already in them: int64 (B,)."""
-    if sampling.temperature == 0:
+    if sampling.is_greedy:
         return logits_BV.argmax(-1)
     return torch.multinomial(probabilities(logits_BV, sampling), 1, generator=generator).squeeze(-1)
 

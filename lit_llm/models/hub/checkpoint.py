@@ -167,6 +167,8 @@ def open_training_checkpoint(path: Path) -> dict[str, Any]:
     """
     if path.is_dir():
         checkpoint = open_parts(path)
+    elif path.stat().st_size == 0:
+        raise UserError(f"{path}: is empty, not a training checkpoint")
     else:
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
