@@ -89,12 +89,16 @@ def place(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     (folder / "runs" / "mine" / "metrics.csv").write_text("step,mfu\n1,0.4\n")
     shutil.copy(ROOT / "configs" / "pretrain" / "quickstart.yaml", folder / "pretrain.yaml")
     shutil.copy(ROOT / "configs" / "corpus" / "web.yaml", folder / "corpus.yaml")
+    for block in code("python", "yaml"):  # one that begins with "# name.py" is that file
+        if name := re.match(r"# ([\w-]+\.(?:py|yaml))\n", block.text):
+            (folder / name[1]).write_text(block.text, encoding="utf-8")
     return folder
 
 
 @pytest.fixture
 def in_place(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(place)
+    monkeypatch.syspath_prepend(place)
     return place
 
 
@@ -281,3 +285,28 @@ def test_the_lab_book_lists_its_entries() -> None:
 def test_the_site_is_no_dependency_of_the_product() -> None:
     for file in ("pyproject.toml", "requirements.lock"):
         assert "mkdocs" not in (ROOT / file).read_text(encoding="utf-8")
+
+
+def settings_of(config: str, capsys: pytest.CaptureFixture[str]) -> set[str]:
+    """Dotted keys of a fit's whole configuration, as the command line writes them."""
+    assert run(["fit", "--config", config, "--print_config"]) == 0
+    found: set[str] = set()
+
+    def walk(value: Any, key: str) -> None:
+        found.add(key)
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                walk(inner, key if name == "init_args" else f"{key}.{name}".lstrip("."))
+
+    walk(yaml.safe_load(capsys.readouterr().out), "")
+    return found
+
+
+def test_settings_that_pages_name_are_there(capsys: pytest.CaptureFixture[str]) -> None:
+    known = settings_of("pretrain/quickstart", capsys)
+    known |= settings_of("finetune/quickstart", capsys)
+    pattern = r"`(?:--)?((?:data|model|trainer|checkpoint|spike_guard)\.[a-z0-9_.-]+)"
+    # There the Trainer is an object of Python.
+    pages = set(PAGES) - {DOCS / "lightning.md"}
+    for where, key in names(pattern, pages):
+        assert key.replace("-", "_").rstrip("._") in known, (where, key)
