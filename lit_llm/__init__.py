@@ -1,4 +1,7 @@
-"""lit_llm: train your own ChatGPT, as Lightning modules. Everything below is imported when first asked for."""
+"""lit_llm: train your own ChatGPT, as Lightning modules.
+
+The names in ``__all__`` are imported on first use.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 
 from lit_llm.models.kernels.cores import wait_briefly
 
-wait_briefly()  # before anything imports torch
+wait_briefly()  # torch reads its thread settings when it is imported
 
 try:
     __version__ = version("lit_llm")

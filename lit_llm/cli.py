@@ -1,4 +1,7 @@
-"""The ``lit_llm`` command: verbs to functions. Nothing heavy is imported until a verb needs it."""
+"""The ``lit_llm`` command: a table of verbs and their functions.
+
+A verb's module is imported when the verb runs, so ``--help`` stays fast.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +74,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "report": (_function("lit_llm.report.command", "main"), "write a run folder's report.html"),
 }
 
-_TRAINERS = ("fit", "validate", "test", "predict")  # which may be several processes
+_TRAINERS = ("fit", "validate", "test", "predict")  # verbs that may run as several processes
 
 
 def usage() -> str:
@@ -81,17 +84,18 @@ def usage() -> str:
         f"lit_llm {lit_llm.__version__}: train your own ChatGPT\n\n"
         f"usage: lit_llm VERB --config FILE [--key value ...]\n\n{verbs}\n\n"
         "lit_llm VERB --help lists the keys; --print_config prints the whole configuration.\n"
-        "lit_llm version prints the version. Hyphens serve for underscores: --data.seq-len is --data.seq_len.\n"
+        "lit_llm version prints the version. Hyphens serve for underscores: --data.seq-len is "
+        "--data.seq_len.\n"
         "A preset's name serves as FILE: lit_llm fit --config pretrain/quickstart"
     )
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a verb; returns the exit status.
+    """Run a verb and return the exit status.
 
-    0, 2 for the user's mistake (said in one line), 130 for Ctrl-C, 75 for a training run that
-    SIGTERM ended, 1 for one of several processes that lost another, 141 (a shell's number for it)
-    where nobody reads the output any more.
+    The status is 0 for success, 2 for a user's mistake (reported in one line), 130 for Ctrl-C, 75
+    for a training run that SIGTERM ended, 1 for a process that lost another process of its run, and
+    141 (the shell's number for SIGPIPE) if nobody reads the output any more.
     """
     if argv is None:
         start_again_in_utf8()
@@ -162,7 +166,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _check_letters(arg: str) -> None:
-    """Raise UserError for bytes that are no text: the run's files could not hold them."""
+    """Raise UserError for bytes that are not UTF-8: the run's files could not hold them."""
     if any("\ud800" <= letter <= "\udfff" for letter in arg):
         raise UserError(f"{arg!r}: not UTF-8; give it, and name files, in UTF-8")
 

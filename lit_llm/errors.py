@@ -1,4 +1,9 @@
-"""Exceptions that are no faults of the program: "the user can mend this", "go on later", and "another one's fault"."""
+"""Exceptions that do not mean a bug in lit_llm, and checks of paths that raise them.
+
+- `UserError`: a mistake that the user can correct
+- `Preempted`: a run that SIGTERM ended and that can be resumed
+- `PeerLost`: another process of the run failed
+"""
 
 from __future__ import annotations
 
@@ -9,22 +14,23 @@ from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """A mistake in a config, a file or a machine's set-up, said in one line that names the key or file and the mend.
+    """A mistake in a config, a file or the set-up of a machine.
 
-    The command line prints the message and exits with status 2, without a traceback; in a library it is an ordinary
-    ``ValueError``.
+    The message is one line. It names the key or the file, and says how to correct the mistake. The
+    command line prints the message and exits with status 2, without a traceback. In a library it is
+    an ordinary ``ValueError``.
     """
 
 
 @contextmanager
 def settings_called(names: Mapping[str, str]) -> Iterator[None]:
-    """Have a mistake found inside name settings as the verb that runs calls them.
+    """Translate setting names in error messages to the names that the running verb uses.
 
     Args:
-        names: what messages call a setting -> what this verb calls it.
+        names: name of a setting in messages -> its name in this verb.
 
     Raises:
-        UserError: the one from inside, in this verb's words.
+        UserError: an error from the ``with`` block, with the names replaced.
     """
     try:
         yield
@@ -36,21 +42,26 @@ def settings_called(names: Mapping[str, str]) -> Iterator[None]:
 
 
 class Preempted(Exception):
-    """SIGTERM came, and the optimizer step it came in has been finished and saved.
+    """SIGTERM arrived, and the optimizer step in progress was finished and saved.
 
-    The command line exits with `Preempted.status`, 75: "temporary failure, try again" in sysexits.h, for a scheduler to
-    requeue the job on. The same command with ``--ckpt_path last`` goes on.
+    The command line exits with `Preempted.status`, 75 ("temporary failure, try again" in
+    sysexits.h), so that a scheduler can requeue the job. The same command with ``--ckpt_path last``
+    resumes the run.
     """
 
     status = 75
 
 
 class PeerLost(Exception):
-    """Another process of the run ended, and a collective with it: what it said is the reason. Exit status 1."""
+    """Another process of the run ended, so a collective operation failed.
+
+    The other process printed the reason. The exit status is 1.
+    """
 
 
-# A disk that is full or forbids writing; a name too long, no folder's, or a link to nothing.
-_OF_A_PATH = (
+# Errors of a path: the disk is full or read-only, the name is too long, a parent is not a folder,
+# or a link has no target.
+_PATH_ERRORS = (
     errno.ENOSPC,
     errno.EDQUOT,
     errno.EACCES,
@@ -65,27 +76,59 @@ _OF_A_PATH = (
 )
 
 
-_UNNAMED = "a file, or what the output goes to"
+_UNKNOWN_PATH = "a file, or what the output goes to"
 
 
 def told_of_a_path(error: OSError) -> str | None:
-    """One line for a path that the user can mend; None for what may be a fault of the program."""
-    if error.errno not in _OF_A_PATH:
+    """Return a one-line message for a path error that the user can correct, else None.
+
+    None means that the error may be a bug in lit_llm.
+    """
+    if error.errno not in _PATH_ERRORS:
         return None
     path = str(error.filename) if isinstance(error.filename, str | os.PathLike) else None
     if error.errno == errno.ENAMETOOLONG:
         return f"{str(path)[:60]}...: the name is too long for a file system; shorten it"
     if error.errno == errno.EFBIG:
-        return f"{path or _UNNAMED}: {more_room()}"
-    if path and (said := _link_to_nothing(path)):
+        return f"{path or _UNKNOWN_PATH}: {more_room()}"
+    if path and (said := _broken_link(path)):
         return said
     if error.errno == errno.EEXIST:
         return f"{path}: is there and is no folder; name another or move it"
-    return f"{path or _UNNAMED}: {error.strerror}"
+    return f"{path or _UNKNOWN_PATH}: {error.strerror}"
+
+
+_OF_THE_DISK = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EIO,
+    errno.EFBIG,
+)
+# torch's zip writer and safetensors have exceptions of their own for a disk that is full.
+_SAID_OF_THE_DISK = (
+    "No space left",
+    "file write failed",
+    "unexpected pos",
+    "Disk quota",
+    "too large",
+)
+
+
+def is_of_the_disk(error: BaseException) -> bool:
+    """Whether ``error``, met while a file was written, is the disk's fault and not the program's."""
+    if isinstance(error, OSError):
+        return error.errno in _OF_THE_DISK
+    return any(words in str(error) for words in _SAID_OF_THE_DISK)
 
 
 def more_room() -> str:
-    """What to do where a file cannot grow: the disk is full, or the shell limits the size of files."""
+    """Say what to do when a file cannot grow.
+
+    The disk is full, or the shell limits the size of files (``ulimit -f``).
+    """
     import resource
 
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
@@ -95,11 +138,11 @@ def more_room() -> str:
 
 
 def check_folder(setting: str, path: str | os.PathLike[str]) -> None:
-    """Raise UserError if ``path``, or what it would lie below, is there and is no folder.
+    """Raise UserError if ``path`` or one of its parents exists and is not a folder.
 
     Args:
-        setting: what gives the path, for the message.
-        path: of the folder, which need not be there yet.
+        setting: name of the setting that holds the path, for the message.
+        path: path of the folder. It need not exist.
     """
     folder = os.path.abspath(path)
     while not os.path.lexists(folder):
@@ -109,12 +152,15 @@ def check_folder(setting: str, path: str | os.PathLike[str]) -> None:
 
 
 def check_no_link_to_nothing(path: str | os.PathLike[str]) -> None:
-    """Raise UserError if ``path`` is a link whose target is missing: it looks free and is not."""
-    if said := _link_to_nothing(os.fspath(path)):
+    """Raise UserError if ``path`` is a link whose target is missing.
+
+    Such a path seems to be free, but nothing can be created there.
+    """
+    if said := _broken_link(os.fspath(path)):
         raise UserError(said)
 
 
-def _link_to_nothing(path: str) -> str | None:
+def _broken_link(path: str) -> str | None:
     if not os.path.islink(path) or os.path.exists(path):
         return None
     return f"{path}: is a link to {os.readlink(path)}, which is not there; make or remove it"

@@ -15,12 +15,14 @@ import pytest
 if TYPE_CHECKING:
     from lit_llm.models.tokenizer import Tokenizer
 
-# Two torch processes at most share the test machine's two cores; spinning OpenMP threads would starve each other.
+# Two torch processes at most share the test machine's two cores; spinning OpenMP threads would
+# starve each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# At its import it binds a log handler to stderr, which inside a test would be a captured one, closed later.
+# At its import it binds a log handler to stderr, which inside a test would be a captured one,
+# closed later.
 import lightning  # noqa: F401
 
 # A shell that starts the tests in the background has them, and what they start, ignore Ctrl-C.
@@ -90,8 +92,8 @@ def lit_llm_command(cache_dir: Path) -> Callable[..., subprocess.CompletedProces
 def scripted_model() -> Callable[..., Path]:
     """Write the directory of a model in which every token is always followed by the same one.
 
-    ``scripted_model(folder, tokenizer, {a: b})`` says ``b`` after ``a``. A token that is not named is
-    followed by the one with the next id that is no control token.
+    ``scripted_model(folder, tokenizer, {a: b})`` says ``b`` after ``a``. A token that is not named
+    is followed by the one with the next id that is no control token.
     """
     import torch
 

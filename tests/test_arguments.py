@@ -146,12 +146,14 @@ def test_hyphens_reach_every_parser(
     for args, said in (
         (["generate", "absent", "--max-new-tokens", "x"], "argument --max_new_tokens: invalid int"),
         (["chat", "absent", "--max-new-tokenz", "x"], "unknown option --max_new_tokenz"),
-        (["evaluate", "absent", "--tasks", "a", "--num-fewshot", "-1"], "argument --num_fewshot: -1 must be"),
+        (["evaluate", "absent", "--tasks", "a", "--num-fewshot", "-1"], "argument --num_fewshot: "
+                                                                        "-1 must be"),
         (["fit", "--trainer.max-steps", "x"], "trainer.max_steps"),
         (["fit", "--ckpt-path", "absent", "--config", "pretrain/quickstart"], "--ckpt_path absent"),
         (["corpus", "build", "--vocab-size", "x"], "vocab_size"),
         (["corpus", "build", "--vocab_siz", "300"], "unknown key vocab_siz"),
-        (["tokenizer", "train", "--sample-mb", "0", "--files", "a"], "argument --sample_mb: 0 must be"),
+        (["tokenizer", "train", "--sample-mb", "0", "--files", "a"], "argument --sample_mb: 0 "
+                                                                     "must be"),
         (["launch", "--slurm", "--", "fit", "--trainer.num-nodes", "2"], "--trainer.num_nodes"),
     ):  # fmt: skip
         assert main(args) == 2, args

@@ -75,7 +75,8 @@ def in_a_folder_of_its_own(
 def test_help_and_import_load_nothing_heavy() -> None:
     code = (
         "import sys, lit_llm, lit_llm.cli; lit_llm.cli.main(['--help']);"
-        "heavy = {'torch', 'lightning', 'litdata', 'numpy', 'transformers', 'jsonargparse', 'yaml'} & set(sys.modules);"
+        "heavy = {'torch', 'lightning', 'litdata', 'numpy', 'transformers', 'jsonargparse', "
+        "'yaml'} & set(sys.modules);"
         "assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -114,8 +115,9 @@ def test_a_fit_and_what_lies_in_its_folder(
     config = config_file(tmp_path, corpus)
     assert fit(config, capsys=capsys)[0] == 0
     run = tmp_path / "runs" / "mine"
-    for name in ("config.yaml", "metrics.csv", "report.html", "run.json", "datacard.json", "final/model.safetensors",
-                 "final/tokenizer.json", "checkpoints/step-00000001.ckpt"):  # fmt: skip
+    for name in ("config.yaml", "metrics.csv", "report.html", "run.json", "datacard.json",
+                 "final/model.safetensors", "final/tokenizer.json",
+                 "checkpoints/step-00000001.ckpt"):  # fmt: skip
         assert (run / name).exists(), name
     # The default name gets a number; the resolved config runs again by itself.
     assert fit(run / "config.yaml", "--trainer.default_root_dir", "again", capsys=capsys)[0] == 0
@@ -304,11 +306,13 @@ def test_the_quickstart_preset_runs_from_any_folder(
     tmp_path: Path, lit_llm_command: Callable
 ) -> None:
     done = lit_llm_command("fit", "--config", "pretrain/quickstart", "--trainer.max_steps", "2",
-                           "--trainer.limit_val_batches", "2", "--model.compile", "false", cwd=tmp_path)  # fmt: skip
+                           "--trainer.limit_val_batches", "2", "--model.compile", "false",
+                           cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "pretrain-quickstart" / "report.html").exists()
     again = lit_llm_command("fit", "--config", "pretrain/quickstart", "--trainer.max_steps", "2",
-                            "--trainer.limit_val_batches", "2", "--model.compile", "false", cwd=tmp_path)  # fmt: skip
+                            "--trainer.limit_val_batches", "2", "--model.compile", "false",
+                            cwd=tmp_path)  # fmt: skip
     assert "reusing corpus and tokenizer" in again.stderr + again.stdout
     assert (tmp_path / "runs" / "pretrain-quickstart-2" / "report.html").exists()
 

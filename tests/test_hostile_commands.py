@@ -141,7 +141,8 @@ data:
         (["fit", "--config", "model.yaml"], "data: no class named; give data.class_path"),
         (
             ["validate", "--config", "run.yaml", "--ckpt_path", "hf"],
-            "--ckpt_path hf: a Hugging Face directory, not a checkpoint; give it as --model.init_from",
+            "--ckpt_path hf: a Hugging Face directory, not a checkpoint; give it as "
+            "--model.init_from",
         ),
         (["fit", "--config", "run.yaml", "--data.corpus", "a-run"], "a-run: the folder of a run"),
         (

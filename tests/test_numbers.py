@@ -25,7 +25,8 @@ from lit_llm.settings.ranges import SAMPLING, Number, Range
 
 TABLE = Path(__file__).parents[1] / "docs" / "numbers.md"
 COMMANDS = ("plan", "evaluate", "chat", "generate", "import", "export", "inspect", "report",
-            "launch", "tokenizer train", "tokenizer inspect", "corpus remove", "corpus explain")  # fmt: skip
+            "launch", "tokenizer train", "tokenizer inspect", "corpus remove",
+            "corpus explain")  # fmt: skip
 # Their constructors check, so Python and YAML get the same answer.
 CLASSES = ("PretrainModule", "SFTModule", "PretrainDataModule", "InstructionDataModule",
            "TransformerConfig", "LoRAConfig", "Sampling", "Checkpoint", "SpikeGuard",
@@ -130,8 +131,10 @@ def test_every_number_has_a_range_and_its_default_lies_in_it() -> None:
 def test_the_table_in_the_documentation_is_the_codes() -> None:
     lines = [
         "# Ranges of all numbers", "",
-        "Written by `WRITE_NUMBERS=1 pytest tests/test_numbers.py`. A number outside its range is refused before",
-        "anything is made. The upper ends lie beyond what anybody means, and before what overflows.",
+        "Written by `WRITE_NUMBERS=1 pytest tests/test_numbers.py`. A number outside its range is "
+        "refused before",
+        "anything is made. The upper ends lie beyond what anybody means, and before what "
+        "overflows.",
     ]  # fmt: skip
     for title, taken, ranges in sections():
         lines += ["", f"## {title}", "", "| setting | range | default |", "|---|---|---|"]
@@ -152,7 +155,8 @@ def test_the_table_in_the_documentation_is_the_codes() -> None:
         ("chat x --top_p 0", "argument --top_p: 0 must be above 0 to 1"),
         ("evaluate x --tasks a --batch_size 0", "argument --batch_size: 0 must be from 1 to "),
         ("launch --slurm --nodes 0 -- fit", "argument --nodes: 0 must be from 1 to "),
-        ("tokenizer train --files a --vocab_size -1", "argument --vocab_size: -1 must be from 260 to"),
+        ("tokenizer train --files a --vocab_size -1", "argument --vocab_size: -1 must be from 260 "
+                                                      "to"),
         ("corpus build --input a --output b --vocab_size -1", "vocab_size=-1: must be from 260 to"),
         ("corpus build --input a --output b --workers 0", "workers=0: must be from 1 to "),
         ("corpus build --input a --output b --mixture.tokens nan", "mixture.tokens=nan: must be "),

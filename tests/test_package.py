@@ -18,6 +18,7 @@ def test_the_wheel_carries_presets_page_and_types(tmp_path: Path) -> None:
     subprocess.run([uv, "build", "--wheel", "--quiet", "--out-dir", tmp_path, ROOT], check=True)
     names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
     presets = {f"lit_llm/{file.relative_to(ROOT)}" for file in (ROOT / "configs").rglob("*.yaml")}
-    sources = {str(file.relative_to(ROOT)) for file in (ROOT / "lit_llm").rglob("*") if file.suffix in
-               (".py", ".html", ".css", ".js", ".typed")}  # fmt: skip
+    kinds = (".py", ".html", ".css", ".js", ".typed")
+    files = [file for file in (ROOT / "lit_llm").rglob("*") if file.suffix in kinds]
+    sources = {str(file.relative_to(ROOT)) for file in files}
     assert presets and presets | sources <= names

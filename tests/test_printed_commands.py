@@ -1,4 +1,5 @@
-"""Every command that a verb prints works as it is printed, in folders with spaces and other signs."""
+"""Every command that a verb prints works as it is printed, in folders with spaces and other
+signs."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ def _is_command(line: str) -> bool:
 
 
 def words(command: str) -> list[str]:
-    """The arguments behind ``lit_llm``, as a shell makes them, with what keeps a preset's fit short."""
+    """The arguments behind ``lit_llm``, as a shell makes them, with what keeps a preset's fit
+    short."""
     found = shlex.split(command)[1:]
     for preset, more in FEW_STEPS.items():
         found += more if preset in found else []

@@ -41,9 +41,11 @@ def in_a_folder_of_its_own(
 @pytest.mark.parametrize(
     ("in_file", "typed", "one", "other"),
     [
-        ({}, ["--data.corpus", "CORPUS", "--data.sources", "no/*.txt"], "data.corpus", "data.sources"),
+        ({}, ["--data.corpus", "CORPUS", "--data.sources", "no/*.txt"], "data.corpus",
+         "data.sources"),
         ({}, ["--data.corpus=CORPUS", "--data.sources.wiki=x"], "data.corpus", "data.sources"),
-        ({}, ["--data.corpus=CORPUS", "--data.vocab-size", "4096"], "data.corpus", "data.vocab_size"),
+        ({}, ["--data.corpus=CORPUS", "--data.vocab-size", "4096"], "data.corpus",
+         "data.vocab_size"),
         ({"corpus": "CORPUS", "sources": "no/*.txt"}, [], "data.corpus", "data.sources"),
         ({"corpus": "CORPUS", "text_field": "body"}, [], "data.corpus", "data.text_field"),
         ({"tokenizer": "x", "vocab_size": 300}, [], "data.tokenizer", "data.vocab_size"),

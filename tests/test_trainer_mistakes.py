@@ -27,6 +27,14 @@ PRUNING = callback("ModelPruning", pruning_fn="l1_unstructured", amount=0.5)
         (["--trainer.val_check_interval", "100"], ["val_check_interval", "100"]),
         (["--trainer.val_check_interval", "0"], ["trainer.val_check_interval=0", "validate_every"]),
         (["--trainer.val_check_interval", "0.0"], ["trainer.val_check_interval=0.0"]),
+        (["--trainer.val_check_interval", "1.0"], ["data.validate_every=0"]),
+        (["--trainer.max_epochs", "3"], ["trainer.max_epochs=3", "data.tokens", "one epoch"]),
+        (["--trainer.max_epochs", "1000"], ["trainer.max_epochs=1000", "one epoch"]),
+        (["--trainer.accumulate_grad_batches", "7"], ["accumulate_grad_batches=7", "give 1"]),
+        (
+            ["--trainer.reload_dataloaders_every_n_epochs", "1"],
+            ["trainer.reload_dataloaders_every_n_epochs=1", "made once"],
+        ),
         (["--trainer.num_sanity_val_steps", "-3"], ["trainer.num_sanity_val_steps=-3"]),
         (["--trainer.limit_train_batches", "0"], ["trainer.limit_train_batches=0", "nothing"]),
         (["--trainer.max_time", "00:00:00:00"], ["trainer.max_time", "nothing"]),
@@ -47,7 +55,8 @@ PRUNING = callback("ModelPruning", pruning_fn="l1_unstructured", amount=0.5)
         (
             ["--trainer.callbacks", callback("Timer", duration="foo")],
             [
-                "`Timer(duration='foo')` is not a valid duration. Expected a string in the format DD:HH:MM:SS."
+                "`Timer(duration='foo')` is not a valid duration. Expected a string in the format "
+                "DD:HH:MM:SS."
             ],
         ),
         (

@@ -1,1 +1,1 @@
-"""LightningDataModules and the order in which samples are drawn."""
+"""LightningDataModules for pretraining and finetuning, and the order of samples."""

@@ -1,4 +1,4 @@
-"""AnswerFinder: which characters of a rendered conversation the assistant speaks in its last message."""
+"""AnswerFinder: locates the assistant's last message in a rendered conversation."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from lit_llm.data.template_probe import PROBE, TemplateProbe
 from lit_llm.errors import UserError
 
 Span = tuple[int, int]
-# A generation prompt that opens a block of thoughts: R1's ends with "<think>" and a newline.
+# Generation prompt that opens a block of thoughts. R1's ends with "<think>" and a newline.
 _OPENED_THOUGHTS = re.compile(r"<(think\w*)>\s*\Z")
-# One that closes them too, so that the answer comes without: Qwen3's with enable_thinking off.
-_NO_THOUGHTS = re.compile(r"<(think\w*)>\s*</\1>\s*\Z")
+# Generation prompt that also closes the block, so that the answer has no thoughts: Qwen3's with
+# enable_thinking off.
+_CLOSED_THOUGHTS = re.compile(r"<(think\w*)>\s*</\1>\s*\Z")
 
 
 class AnswerFinder:
-    """Puts an answer, as a template renders it, behind the prompt that a server sends for it.
+    """Finds a rendered answer and places it after the prompt that a server would send for it.
 
     Args:
-        template: what is rendered.
-        probe: what is known of it.
+        template: renders the messages.
+        probe: facts about this template.
     """
 
     def __init__(self, template: ChatTemplate, probe: TemplateProbe):
@@ -33,10 +34,19 @@ class AnswerFinder:
     def find(
         self, messages: list[Message], arguments: Mapping[str, Any], prompt: str
     ) -> tuple[str, list[Span]]:
-        """The conversation as text, and which characters the assistant speaks in its last message.
+        """Render the conversation, and find the characters of the last answer.
 
-        The text begins with ``prompt``, the messages before it with the generation prompt, wherever the answer can be
-        found. With ``{% generation %}`` marks they say what is spoken. Where neither is possible, nothing is.
+        Where possible, the text begins with ``prompt``, and the answer follows it. If the template
+        has ``{% generation %}`` marks, they determine the answer's characters. If the answer cannot
+        be found in either way, there are no characters.
+
+        Args:
+            messages: the conversation, which ends with an answer.
+            arguments: further arguments of the template.
+            prompt: the messages before the answer, rendered with the generation prompt.
+
+        Returns:
+            The text, and the spans of characters that the assistant writes.
 
         Raises:
             UserError: the template refuses the messages.
@@ -44,10 +54,9 @@ class AnswerFinder:
         text, marked = unmarked(self._template.render(messages, False, arguments))
         begin = len(prompt)
         if not text.startswith(prompt):
-            found = self._behind(prompt, text, messages, arguments)
-            if (
-                found is not None
-            ):  # the characters from ``at`` on stand behind the prompt and ``added``
+            found = self._find_answer(prompt, text, messages, arguments)
+            # The characters of the text from ``at`` on follow the prompt and ``added``.
+            if found is not None:
                 at, added = found
                 moved = len(prompt) + len(added) - at
                 text = prompt + added + text[at:]
@@ -59,7 +68,7 @@ class AnswerFinder:
                 if not marked:
                     return text, []
                 begin = marked[0][0]
-        end = begin + self._spoken(text[begin:])
+        end = begin + self._answer_length(text[begin:])
         if self._template.marks_answers:
             return text, [(max(a, begin), min(b, end)) for a, b in marked if begin < b and a < end]
         if end == len(text):
@@ -67,24 +76,32 @@ class AnswerFinder:
             end = len(text)
         return text, [(begin, end)]
 
-    def _behind(
+    def _find_answer(
         self, prompt: str, text: str, messages: list[Message], arguments: Mapping[str, Any]
     ) -> tuple[int, str] | None:
-        """(where in ``text`` the last answer begins, what stands before it), for a text that begins otherwise.
+        """Locate the last answer in a text that does not begin with the prompt.
 
-        A prompt may open thoughts that the template does not render (R1): they are added and closed. Or it may say that
-        there are none, where the template renders an answer without thoughts as the answer alone. Or the template
-        renders earlier turns in another way once this answer is there (gpt-oss drops thoughts between tool calls): the
-        answer is what follows the last generation prompt in front of its words.
+        There are three cases:
+
+        - The prompt opens a block of thoughts that the template does not render (R1). The thoughts
+          are added and the block is closed.
+        - The prompt states that there are no thoughts, while the template renders an answer without
+          thoughts as the answer alone.
+        - The template renders earlier turns differently once this answer follows (gpt-oss drops
+          thoughts between tool calls). The answer then follows the last generation prompt before
+          its words.
+
+        Returns:
+            (start of the answer in ``text``, text to insert before it), or None.
         """
         opened = _OPENED_THOUGHTS.search(prompt)
         if opened and text.startswith(prompt[: opened.start()]):
             tag, rest = opened[1], text[opened.start() :]
-            if rest.startswith(f"<{tag}>"):  # the thoughts are there, with other white space
+            if rest.startswith(f"<{tag}>"):  # the thoughts are rendered, with different white space
                 return len(text) - len(rest.removeprefix(f"<{tag}>").lstrip()), ""
             thoughts = self._template.defused(thoughts_of(messages[-1]))
             return len(text) - len(rest.lstrip("\n")), f"{thoughts}\n</{tag}>\n\n"
-        none = _NO_THOUGHTS.search(prompt)
+        none = _CLOSED_THOUGHTS.search(prompt)
         if none and text.startswith(prompt[: none.start()]) and not thoughts_of(messages[-1]):
             rest = text[none.start() :]
             answer = re.sub(rf"\A<{none[1]}>\s*</{none[1]}>", "", rest).lstrip("\n")
@@ -95,14 +112,18 @@ class AnswerFinder:
             return None
         changed = {key: PROBE for key in ("content", *REASONING) if key in messages[-1]}
         other = self._probe.render([*messages[:-1], {**messages[-1], **changed}], arguments) or ""
-        # Both renderings are equal up to the answer's first words.
+        # Both renderings are equal up to the first words of the answer.
         common = len(os.path.commonprefix([text, other]))  # noqa: RUF071 -- no paths
         at = text.rfind(header, 0, common)
         return None if at < 0 else (at + len(header), "")
 
-    def _spoken(self, text: str) -> int:
-        """Characters of ``text`` up to and with the token that ends the turn; what follows is layout."""
-        closing: list[re.Match[str]] = []  # the control tokens at the end, the last one first
+    def _answer_length(self, text: str) -> int:
+        """Length of ``text`` up to and including the token that ends the turn.
+
+        The rest is layout.
+        """
+        # Control tokens at the end of the text, the last one first
+        closing: list[re.Match[str]] = []
         at = len(text)
         for match in reversed(list(self._template.control.finditer(text))):
             if text[match.end() : at].strip():
@@ -114,14 +135,15 @@ class AnswerFinder:
 
 
 def no_answer(number: int, message: Message, prompt: str) -> UserError:
-    """What to say where the answer in a message is not found behind its prompt."""
+    """The error for an answer that is not found after its prompt."""
     if thoughts_of(message) and prompt.rstrip().endswith("</think>"):
         return UserError(
-            f"message {number} has thoughts, and the chat template's generation prompt closes them before the answer: "
-            "take them out, or turn them on with the template's switch in 'chat_template_kwargs'"
+            f"message {number} has thoughts, and the chat template's generation prompt closes "
+            "them before the answer: take them out, or turn them on with the template's switch in "
+            "'chat_template_kwargs'"
         )
     return UserError(
-        f"the chat template does not render the answer in message {number} behind its own generation prompt, so what "
-        "is learnt would not be what is asked for; put {% generation %} ... {% endgeneration %} around the "
-        "assistant's words in the template"
+        f"the chat template does not render the answer in message {number} behind its own "
+        "generation prompt, so what is learnt would not be what is asked for; put "
+        "{% generation %} ... {% endgeneration %} around the assistant's words in the template"
     )

@@ -1,4 +1,7 @@
-"""What our data modules share: batch sizes in tokens, an order that resumes by arithmetic, loaders, prompts."""
+"""TokenDataModule: base of the data modules.
+
+It provides batch sizes in tokens, an order that resumes at any step, loaders and prompts.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_llm.data.files import read_prompts
 from lit_llm.data.order import Order, StepSampler
-from lit_llm.data.position import place
 from lit_llm.data.trainer_settings import check_length, given, limit_batches, replace
 from lit_llm.errors import UserError
 from lit_llm.io.cache import default_cache_dir
+from lit_llm.lightning_internals import (
+    loaded_checkpoint,
+    place_in_checkpoint,
+    place_in_trainer,
+    train_one_epoch,
+)
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.settings.ranges import Range, check_ranges
 
@@ -27,24 +35,26 @@ RANGES: dict[str, Range] = {
     "global_batch_tokens": Range(1, 1e12), "validate_every": Range(0, 1e12),
     "eval_batch_size": Range(1, 1e6), "num_workers": Range(0, 1024), "seed": Range(0, 2**32 - 1),
 }  # fmt: skip
-"""Ranges of the numbers that all our data modules take."""
+"""Ranges of the numbers that all data modules of lit_llm take."""
 
 
 class TokenDataModule(L.LightningDataModule, ABC):
     """Rows of ``seq_len`` tokens, batched by optimizer step.
 
-    A run is one epoch of the loader, ``steps`` optimizer steps long; what a step sees is a function of the step alone,
-    so a resumed run goes on with the very samples it would have seen, whatever the number of
-    workers. Whether a run is over follows from its step and the ``steps`` it has now: a finished
-    run may be made longer.
+    A run is one epoch of the loader with ``steps`` optimizer steps. The samples of a step depend on
+    the step number only. A resumed run therefore sees exactly the samples that an uninterrupted run
+    would have seen, for any number of workers. A run is over when its step reaches ``steps``, so a
+    finished run can be extended.
 
-    Subclasses set ``order``, ``steps`` (after ``derive_accumulation``) and call ``configure_trainer`` in their setup.
+    Subclasses set ``order`` and ``steps`` (after ``derive_accumulation``) and call
+    ``configure_trainer`` in their setup.
     """
 
     order: Order
     steps: int
-    _derived_from: int | None = None  # the micro-batch that batch and steps belong to
-    _resumed_at = 0  # the step of the checkpoint that is being gone on from
+    # The micro-batch size from which batch size and steps were derived
+    _derived_from: int | None = None
+    _resumed_at = 0  # the step of the checkpoint that the run resumes from
 
     def __init__(
         self,
@@ -75,11 +85,11 @@ class TokenDataModule(L.LightningDataModule, ABC):
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the Trainer, as of a LightningModule: a copy has none yet."""
+        """State without the Trainer, as for a LightningModule: a copy has no Trainer yet."""
         return {**self.__dict__, "trainer": None}
 
     def setup(self, stage: str) -> None:
-        """Learn among how many processes a batch is divided; for fit, derive steps and accumulation for the Trainer."""
+        """Set rank and world size; for fit, also derive steps and accumulation for the Trainer."""
         trainer = self.trainer
         self.rank, self.world_size = data_rank_and_size(trainer.strategy) if trainer else (0, 1)
         if stage == "fit":
@@ -91,13 +101,13 @@ class TokenDataModule(L.LightningDataModule, ABC):
 
     @abstractmethod
     def setup_training(self) -> None:
-        """Make ``order`` and ``steps``."""
+        """Set ``order`` and ``steps``."""
 
     def derive_accumulation(self) -> None:
-        """Set ``accumulation``, the micro-batches of an optimizer step on each device.
+        """Set ``accumulation``, the micro-batches per optimizer step on each device.
 
-        Where ``micro_batch_size`` does not divide a device's rows of a step, it becomes the largest
-        smaller number that does, and the run says so. The rows of a step stay the same.
+        If ``micro_batch_size`` does not divide a device's rows per step, it is lowered to the
+        largest number that does, and a message reports it. The rows of a step stay the same.
 
         Raises:
             UserError: ``global_batch_tokens`` is not a whole number of rows on each device.
@@ -125,8 +135,10 @@ class TokenDataModule(L.LightningDataModule, ABC):
         self.accumulation, self._derived_from = rows // size, size
 
     def follow_micro_batch(self) -> None:
-        """Derive batch and steps anew where ``micro_batch_size`` has been changed since, as by
-        Lightning's BatchSizeFinder."""
+        """Derive batch size and steps again if ``micro_batch_size`` was changed after the setup.
+
+        Lightning's BatchSizeFinder changes it.
+        """
         if self._derived_from not in (None, self.micro_batch_size):
             self.global_batch_tokens = self._given_batch
             self.derive_accumulation()
@@ -135,25 +147,29 @@ class TokenDataModule(L.LightningDataModule, ABC):
     @property
     @abstractmethod
     def tokenizer(self) -> Tokenizer:
-        """Of the data."""
+        """Tokenizer of the data."""
 
     prompt_end = ""
-    """What stands between a prompt and its answer where both are shown to a reader."""
+    """Separator between a prompt and its answer where both are shown."""
 
     @property
     @abstractmethod
     def sample_prompts(self) -> list[str]:
-        """Texts that `SampleCallback` has the model continue or answer."""
+        """Texts that the model continues or answers in `SampleCallback`."""
 
     @property
     def rows_per_step(self) -> int:
-        """Rows of seq_len tokens that an optimizer step takes over all devices."""
+        """Rows of seq_len tokens per optimizer step over all devices."""
         assert self.global_batch_tokens is not None
         return self.global_batch_tokens // self.seq_len
 
     def configure_trainer(self, validations: int) -> None:
-        """Give the Trainer accumulation, length and validation interval (``validations`` in the run unless set)."""
-        trainer: Any = self.trainer  # its type does not know all that it is given
+        """Set the Trainer's accumulation, length and validation interval.
+
+        Args:
+            validations: number of validations in the run if the user sets no interval.
+        """
+        trainer: Any = self.trainer  # its type lacks some of the attributes set here
         if trainer is None:
             return
         accumulate = given(trainer, "accumulate_grad_batches")
@@ -165,9 +181,7 @@ class TokenDataModule(L.LightningDataModule, ABC):
         check_length(trainer, self.steps, self.run_length)
         replace(trainer, "accumulate_grad_batches", self.accumulation)
         self._batches = limit_batches(trainer, self.steps, self.accumulation)
-        trainer.fit_loop.max_epochs = (
-            1  # the run is one epoch of the loader, whatever the Trainer's default
-        )
+        train_one_epoch(trainer)
         # The Trainer's default is the float; the user's own setting stays, the int 1 too.
         interval = given(trainer, "val_check_interval")
         if isinstance(interval, float) and interval == 1.0 and not trainer.fast_dev_run:
@@ -176,36 +190,36 @@ class TokenDataModule(L.LightningDataModule, ABC):
                 if self.validate_every is not None
                 else max(1, self.steps // validations)
             )
-            # The Trainer counts micro-batches, and with check_val_every_n_epoch=None accepts more than an epoch has.
+            # The Trainer counts micro-batches. With check_val_every_n_epoch=None it accepts an
+            # interval that is longer than an epoch.
             replace(trainer, "val_check_interval", (every or self.steps) * self.accumulation)
             replace(trainer, "check_val_every_n_epoch", None)
 
     @property
     @abstractmethod
     def run_length(self) -> str:
-        """The setting that makes the run as long as it is, with its value: "data.tokens=1000"."""
+        """The setting that determines the run's length, with its value: "data.tokens=1000"."""
 
     def _go_on(self, trainer: L.Trainer) -> None:
-        """Have a Trainer that has trained already go on after its step; a checkpoint, if given, is
-        loaded later."""
-        state = trainer.fit_loop.state_dict()
-        state["state_dict"].pop("combined_loader", None)  # of another fit's loaders
-        place(state, trainer.global_step, self.accumulation, self._batches)
-        trainer.fit_loop.load_state_dict(state)
+        """Prepare a Trainer that has already trained to continue after its current step.
+
+        A checkpoint, if there is one, is loaded later.
+        """
+        place_in_trainer(trainer, self.accumulation, self._batches)
 
     def take_position(self, checkpoint: dict[str, Any]) -> None:
-        """Make the Trainer's counters in ``checkpoint`` those of its step in this run.
+        """Rewrite the Trainer's counters in ``checkpoint`` for its step and the length of this run.
 
         Raises:
             UserError: the run is shorter than the checkpoint's step.
         """
         step = checkpoint["global_step"]
         self._check_length(step)
-        place(checkpoint["loops"]["fit_loop"], step, self.accumulation, self._batches)
+        place_in_checkpoint(checkpoint, step, self.accumulation, self._batches)
         self._resumed_at = step
 
     def _check_length(self, step: int) -> None:
-        """Raise a UserError if the run ends before ``step``."""
+        """Raise UserError if the run ends before ``step``."""
         assert self.trainer is not None and self.global_batch_tokens is not None
         if step > self.steps:
             raise UserError(
@@ -219,28 +233,31 @@ class TokenDataModule(L.LightningDataModule, ABC):
         for name, limit in limits.items():
             if 0 < limit < step:
                 raise UserError(
-                    f"trainer.{name}={getattr(self.trainer, name)} ends before the checkpoint's step {step}: "
-                    "raise it or leave it out"
+                    f"trainer.{name}={getattr(self.trainer, name)} ends before the checkpoint's "
+                    f"step {step}: raise it or leave it out"
                 )
 
     def step_counts(self, supervised: int | None) -> dict[str, int | None]:
-        """What a training batch says of its optimizer step: supervised tokens, and micro-batches
-        over all ranks."""
+        """Token and micro-batch counts of an optimizer step, for its training batches.
+
+        Args:
+            supervised: supervised tokens of the step over all ranks.
+        """
         return {
             "step_tokens": supervised,
             "step_micro_batches": self.accumulation * self.world_size,
         }
 
     def step_sampler(self) -> StepSampler:
-        """This rank's rows, from the Trainer's current optimizer step to the end of the run."""
+        """Sampler of this rank, from the Trainer's current optimizer step to the run's end."""
         if self.trainer and self.trainer.state.fn == "fit" and self.trainer.global_step:
             step, steps = self.trainer.global_step, self._batches // self.accumulation
             self._check_length(step)
             if step == steps:
                 limit = f"trainer.limit_train_batches={self.trainer.limit_train_batches}"
                 rank_zero_info(
-                    f"nothing is left to train: step {step} of {steps} is done; a longer run takes more than "
-                    f"{self.run_length if steps == self.steps else limit}"
+                    f"nothing is left to train: step {step} of {steps} is done; a longer run "
+                    f"takes more than {self.run_length if steps == self.steps else limit}"
                 )
         return StepSampler(
             self.order,
@@ -249,13 +266,13 @@ class TokenDataModule(L.LightningDataModule, ABC):
             micro_batch_size=self.micro_batch_size,
             rank=self.rank,
             world_size=self.world_size,
-            # Loader workers ask before the Trainer has taken up the checkpoint's step where a
-            # module reads `estimated_stepping_batches` in its configure_optimizers.
+            # If a module reads `estimated_stepping_batches` in configure_optimizers, loader workers
+            # start before the Trainer has loaded the checkpoint's step.
             step=lambda: max(self._resumed_at, self.trainer.global_step if self.trainer else 0),
         )
 
     def loader(self, dataset: Dataset, batch_size: int, sampler: Any, collate: Any) -> DataLoader:
-        """A loader with this module's workers."""
+        """Build a DataLoader with this module's worker settings."""
         return DataLoader(
             dataset,
             batch_size=batch_size,
@@ -277,10 +294,11 @@ class TokenDataModule(L.LightningDataModule, ABC):
         return self.tokenizer.document_start + self.tokenizer.encode(text)
 
     def predict_dataloader(self) -> DataLoader:
-        """Batches of {"prompt": list of str, "input_ids": list of list of int} from the prompts file."""
+        """Batches {"prompt": list of str, "input_ids": list of list of int} of the prompts file."""
         if self.prompts_file is None:
             raise UserError(
-                "data.prompts is needed for predict: a text file with a prompt a line, or JSONL with 'prompt'"
+                "data.prompts is needed for predict: a text file with a prompt a line, or JSONL "
+                "with 'prompt'"
             )
 
         def collate(batch: list[str]) -> dict[str, list]:
@@ -290,55 +308,60 @@ class TokenDataModule(L.LightningDataModule, ABC):
         return DataLoader(prompts, batch_size=self.eval_batch_size, collate_fn=collate)
 
     @abstractmethod
-    def must_stay(self) -> dict[str, Any]:
-        """What the order depends on; the position itself is the Trainer's step."""
+    def resume_invariants(self) -> dict[str, Any]:
+        """Settings and data that decide the order of samples and must not change on resume.
+
+        The position is not among them: it is the Trainer's step. The earlier name of this method
+        was ``must_stay``.
+        """
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` compares."""
-        return self.must_stay()
+        """The values that `load_state_dict` compares."""
+        return self.resume_invariants()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse to resume where the order would be another one; else take up the checkpoint's
-        position.
+        """Take the checkpoint's position, or refuse to resume if the order of samples changed.
 
         Raises:
-            UserError: names the setting that differs, or the one that ends the run before the
-            checkpoint.
+            UserError: names the setting that differs, or the setting that ends the run before the
+                checkpoint's step.
         """
         if self.trainer is not None and self.trainer.state.fn != "fit":
-            return  # evaluation has an order of its own, and may be of other text
+            return  # evaluation has its own order and may use other text
         trainer: Any = self.trainer
-        loaded = trainer._checkpoint_connector._loaded_checkpoint if trainer is not None else {}
-        if loaded.get("global_step") == 0:  # nothing was seen: any order goes on from there
+        loaded = loaded_checkpoint(trainer) if trainer is not None else {}
+        if loaded.get("global_step") == 0:  # no sample was used yet, so the order may change
             self.take_position(loaded)
             return
-        for key, now in self.must_stay().items():
+        for key, now in self.resume_invariants().items():
             if state_dict.get(key) != now:
                 raise UserError(
-                    f"data.{key} was {state_dict.get(key)} when the checkpoint was written and is {now} now: the "
-                    "samples would not continue; restore it, or start a new run with model.init_from"
+                    f"data.{key} was {state_dict.get(key)} when the checkpoint was written and is "
+                    f"{now} now: the samples would not continue; restore it, or start a new run "
+                    "with model.init_from"
                 )
         if trainer is not None:
-            # Lightning hands a data module its own part alone, and the counters belong to the
-            # Trainer's.
             self.take_position(loaded)
 
 
 def _start_worker(number: int) -> None:
-    """Put a loader's worker into a process group of its own.
+    """Put a worker of the loader into its own process group.
 
-    Ctrl-C in a terminal and a scheduler's signal go to a whole group. The run finishes its step, for which it needs the
-    workers: they end when it ends, or when torch's watchdog, every five seconds, finds it gone.
+    Ctrl-C in a terminal and a scheduler's signal go to a whole process group. The run finishes its
+    current step and needs its workers for that. The workers end with the run, or when torch's
+    watchdog, which checks every five seconds, finds that it is gone.
     """
     os.setpgid(0, 0)
-    if (
-        os.environ.get("PL_SEED_WORKERS") == "1"
-    ):  # the Trainer seeds workers only where there is no such function
+    # The Trainer seeds workers only if the loader has no worker_init_fn.
+    if os.environ.get("PL_SEED_WORKERS") == "1":
         pl_worker_init_function(number)
 
 
 def data_rank_and_size(strategy: Strategy) -> tuple[int, int]:
-    """Which part of every batch this process gets, and how many there are; tensor-parallel processes share one."""
+    """Index of this process's part of every batch, and the number of parts.
+
+    Tensor-parallel processes share a part.
+    """
     if not isinstance(strategy, ParallelStrategy):
         return 0, 1
     sampler = strategy.distributed_sampler_kwargs

@@ -1,4 +1,4 @@
-"""Token streams as map-style datasets of samples: training blocks from litdata, evaluation windows over everything."""
+"""Token streams as map-style datasets: training blocks and evaluation windows."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from lit_llm.models.kernels.loss import IGNORE
 
 
 class TokenBlocks(Dataset):
-    """Blocks of seq_len + 1 tokens cut from litdata streams, one after the other through all ``folders``.
+    """Blocks of seq_len + 1 tokens cut from litdata streams, in the order of ``folders``.
 
-    A sample is {"input_ids": int64 (seq_len,), "labels": int64 (seq_len,), "sample_id": int64 ()}, labels being the
-    next tokens. Litdata reads, caches and, for a remote folder, downloads the chunks.
+    A sample is {"input_ids": int64 (seq_len,), "labels": int64 (seq_len,), "sample_id": int64 ()},
+    where labels are the next tokens. Litdata reads, caches and, for a remote folder, downloads the
+    chunks.
 
     Attributes:
         chunk_sizes: samples in each chunk, by folder and in index order.
@@ -31,12 +32,13 @@ class TokenBlocks(Dataset):
             for reader in self._open()
         ]
         self.chunk_sizes = per_reader
-        # Not len(reader): under several ranks that is this rank's share alone.
+        # Not len(reader): with several ranks, that is only this rank's share.
         self.starts = np.concatenate([[0], np.cumsum([sum(sizes) for sizes in per_reader])])
         self._readers = None
 
     def _open(self) -> list:
-        # Opened on first use in each process: a reader holds threads and maps, which a worker must not inherit.
+        # Opened on first use in each process: a reader holds threads and memory maps, which a
+        # worker must not inherit.
         if self._readers is None:
             from litdata import StreamingDataset
             from litdata.streaming.item_loader import TokensLoader
@@ -65,11 +67,12 @@ class TokenBlocks(Dataset):
 
 
 class EvaluationWindows(Dataset):
-    """One stream cut into windows of seq_len, every token but the first predicted exactly once.
+    """One stream cut into windows of seq_len tokens; each token but the first is predicted once.
 
-    A sample is {"input_ids", "labels", "label_bytes"}, each (seq_len,); label_bytes int64 is the UTF-8 length of each
-    label, 0 for special tokens. The last window is filled up with ignored labels; indices beyond it are all ignored, so
-    that ranks can be given equally many.
+    A sample is {"input_ids", "labels", "label_bytes"}, each (seq_len,). label_bytes (int64) is the
+    UTF-8 length of each label, 0 for special tokens. The last window is padded with ignored labels.
+    Windows beyond it consist of ignored labels only, so that all ranks get the same number of
+    windows.
     """
 
     def __init__(
@@ -86,7 +89,8 @@ class EvaluationWindows(Dataset):
         )
         if len(self.tokens) < 2:
             raise UserError(
-                f"{folder}: the validation split holds {len(self.tokens)} tokens; nothing can be predicted"
+                f"{folder}: the validation split holds {len(self.tokens)} tokens; nothing can be "
+                f"predicted"
             )
         windows = -(-(len(self.tokens) - 1) // seq_len)
         self.num_samples = -(-windows // num_samples_multiple) * num_samples_multiple

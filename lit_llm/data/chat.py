@@ -1,9 +1,10 @@
-"""ChatFormat: conversations as token ids, the same ids in training, chat, evaluation and on any server.
+"""ChatFormat: conversations as token ids, the same in training, chat, evaluation and on servers.
 
-A prompt is the whole conversation rendered with the generation prompt and encoded at once, as transformers'
-``apply_chat_template(..., add_generation_prompt=True)`` does it. In training every answer has such a prompt as its
-context, and what the template then renders of the answer as its target. Templates that render earlier turns otherwise
-later on (Qwen3 and R1 drop earlier thoughts) give answers whose contexts are no beginnings of one text.
+A prompt is the whole conversation rendered with the generation prompt and encoded at once, as by
+transformers' ``apply_chat_template(..., add_generation_prompt=True)``. In training, each answer has
+such a prompt as its context. Its target is the text that the template then renders for the answer.
+Some templates render earlier turns differently later (Qwen3 and R1 drop earlier thoughts). With
+these, the contexts of the answers are not prefixes of one text.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from lit_llm.models.tokenizer import Tokenizer
 
 Arguments = Mapping[str, Any]
 _NONE: Arguments = {}
-TOOL_USE = "tool_use"  # transformers takes the template of this name for messages with tools
+TOOL_USE = "tool_use"  # transformers uses the template of this name for messages with tools
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,10 @@ class Target:
     """One answer to learn.
 
     Attributes:
-        turn: its message, counted from 0.
-        context: ids of the prompt that a server sends for it.
-        answer: ids of the answer behind the context, the token that ends the turn included.
-        learnt: for each of ``answer`` whether it is learnt.
+        turn: index of its message, from 0.
+        context: ids of the prompt that a server would send for it.
+        answer: ids of the answer after the context, including the token that ends the turn.
+        learnt: for each id of ``answer``, whether it is learnt.
     """
 
     turn: int
@@ -62,10 +63,10 @@ class EncodedRow(NamedTuple):
 
     Attributes:
         ids: token ids.
-        spoken: for each whether it is learnt.
-        answers: answers that may be learnt.
-        left_out: those of them that are not learnt: in this row their context would not be the one that a server
-            sends for them.
+        spoken: assistant mask: for each id, whether it is learnt.
+        answers: number of answers that may be learnt.
+        left_out: number of these answers that are not learnt, because their context in this row
+            differs from the one that a server would send.
     """
 
     ids: list[int]
@@ -77,18 +78,18 @@ class EncodedRow(NamedTuple):
 class ChatFormat:
     """A tokenizer with its chat template.
 
+    Every method takes ``arguments``: further variables of the template, by name. ``tools`` is a
+    list of JSON schemas. The others are switches of the template, such as ``enable_thinking``.
+
     Args:
-        tokenizer: encodes; its special tokens are the template's.
-        template: Jinja source. None: the tokenizer's own. Messages with ``tools`` are then rendered
-            with its template named "tool_use" if it has one, as in transformers' get_chat_template.
+        tokenizer: encodes the text; its special tokens are those of the template.
+        template: Jinja source. None: the tokenizer's own template. Messages with ``tools`` are then
+            rendered with its template named "tool_use" if it has one, as in transformers'
+            get_chat_template.
 
     Attributes:
-        stop_ids: tokens that end an answer: the tokenizer's, and the control token that the template
-            puts after an answer, "tool_use" included.
-
-    Every method takes ``arguments``: what the template gets beside the messages, by name. ``tools``
-    is a list of JSON schemas; the others are the template's own switches, such as
-    ``enable_thinking``.
+        stop_ids: tokens that end an answer: the tokenizer's, and the control token that the
+            template writes after an answer (of both templates if there is "tool_use").
 
     Raises:
         UserError: there is no template, or it is not valid Jinja.
@@ -117,7 +118,7 @@ class ChatFormat:
         self._finder = AnswerFinder(self.jinja, self._probe)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy is made of the same arguments: a compiled template cannot be pickled."""
+        """Pickle the constructor's arguments: a compiled template cannot be pickled."""
         chosen = None if self._with_tools is not None else self.template
         return type(self), (self.tokenizer, chosen)
 
@@ -133,7 +134,7 @@ class ChatFormat:
         add_generation_prompt: bool = False,
         arguments: Arguments = _NONE,
     ) -> str:
-        """The conversation as text. Raises UserError with the template's own complaint."""
+        """Render the conversation as text. Raises UserError with the template's own message."""
         return plain(self.marked(messages, add_generation_prompt, arguments))
 
     def marked(
@@ -142,17 +143,21 @@ class ChatFormat:
         add_generation_prompt: bool = False,
         arguments: Arguments = _NONE,
     ) -> str:
-        """`render` with a mark in every control token that a message spells, as `RenderedEncoder` takes it."""
+        """`render` with a mark in every control token that comes from a message's text.
+
+        `RenderedEncoder` takes this form.
+        """
         given = [with_reasoning(without_nulls(message)) for message in messages]
         chosen = self._for(arguments)
         text = chosen.jinja.render(chosen._fit(given), add_generation_prompt, arguments)
         return unmarked(text)[0]
 
     def prompt_ids(self, messages: list[Message], arguments: Arguments = _NONE) -> list[int]:
-        """Token ids of the conversation so far, ready for the assistant's next answer.
+        """Token ids of the conversation so far, followed by the generation prompt.
 
         Raises:
-            UserError: the messages are no conversation, or the template refuses them or leaves one out.
+            UserError: the messages are not a conversation, or the template refuses them or drops
+                one.
         """
         chosen = self._for(arguments)
         turns = chosen._read(messages, arguments)
@@ -163,15 +168,16 @@ class ChatFormat:
     def encode(
         self, messages: list[Message], arguments: Arguments = _NONE
     ) -> tuple[list[int], list[bool]]:
-        """Token ids, and True where the assistant's words are learnt; see `encode_row`."""
+        """Token ids and assistant mask (True for learnt tokens); see `encode_row`."""
         row = self.encode_row(messages, arguments)
         return row.ids, row.spoken
 
     def encode_row(self, messages: list[Message], arguments: Arguments = _NONE) -> EncodedRow:
-        """The conversation in one row: its last target, and the earlier ones that stand in the same row.
+        """Encode the conversation in one row.
 
-        The row is the whole rendered conversation where the last target is a part of it, else that target alone with
-        its context.
+        The row is the whole rendered conversation if the last target is a part of it. Otherwise the
+        row is the last target with its context. Earlier targets are learnt if the row begins with
+        their context and answer.
 
         Raises:
             UserError: see `targets`.
@@ -196,32 +202,34 @@ class ChatFormat:
     def targets(self, messages: list[Message], arguments: Arguments = _NONE) -> list[Target]:
         """Every answer that may be learnt, with the context that a server would send for it.
 
-        A message with ``train`` false or ``weight`` 0 is none. An earlier answer that the template renders without
-        its generation prompt is left out too; the last may not be.
+        Messages with ``train`` false or ``weight`` 0 are left out. An earlier answer is left out
+        too if the template renders it without its generation prompt. For the last answer this is an
+        error.
 
         Raises:
-            UserError: the messages are no conversation; the template refuses them or leaves a part of them out; it
-                renders the last answer without the generation prompt and has no ``{% generation %}`` marks.
+            UserError: the messages are not a conversation; the template refuses them or drops a
+                part of them; it renders the last answer without the generation prompt and has no
+                ``{% generation %}`` marks.
         """
         chosen = self._for(arguments)
         return chosen._targets(chosen._read(messages, arguments), arguments)
 
     @property
     def rendered_by(self) -> dict[str, Any]:
-        """All that decides what text messages become: encoded data is kept under it."""
+        """All settings that decide how messages are rendered; the key of cached encoded data."""
         with_tools = None if self._with_tools is None else self._with_tools.template
         return {"template": self.template, TOOL_USE: with_tools, "names": self.jinja.names}
 
     @cached_property
     def stop_ids(self) -> list[int]:
-        """See the class."""
+        """Tokens that end an answer, see the class."""
         ends = [self._probe.turn_end, self._probe.next_turn(False), self._probe.next_turn(True)]
         found = [self.tokenizer.control_tokens[end] for end in ends if end is not None]
         with_tools = [] if self._with_tools is None else self._with_tools.stop_ids
         return list(dict.fromkeys([*self.tokenizer.stop_ids, *found, *with_tools]))
 
     def _read(self, messages: list[Message], arguments: Arguments) -> Turns:
-        """The messages in the form that the template takes, checked together with the arguments."""
+        """Check messages and arguments, and convert the messages to the template's form."""
         turns = read_turns(messages)
         for number, message in enumerate(turns.messages, 1):
             for key in CONTENT_KEYS:
@@ -236,8 +244,8 @@ class ChatFormat:
     def _uses(self, key: str, messages: list[Message], place: int, arguments: Arguments) -> bool:
         """Whether the template uses this key of a message.
 
-        Templates spell some keys for other things ("text" is a part of the content, "tool_call" a variable), so those
-        are tried with a probe.
+        Templates contain some keys with another meaning ("text" is a part of the content,
+        "tool_call" a variable). These keys are tested with a probe.
         """
         if key not in COMMON_WORDS or not self.jinja.knows(key):
             return self.jinja.knows(key)
@@ -253,8 +261,9 @@ class ChatFormat:
     def _targets(self, turns: Turns, arguments: Arguments) -> list[Target]:
         if self._probe.always_opened is None:
             raise UserError(
-                "the chat template ignores add_generation_prompt: it begins another turn behind every answer, and the "
-                "model would learn to do so; put {% if add_generation_prompt %} ... {% endif %} around that part"
+                "the chat template ignores add_generation_prompt: it begins another turn behind "
+                "every answer, and the model would learn to do so; put "
+                "{% if add_generation_prompt %} ... {% endif %} around that part"
             )
         wanted = _answers(turns)
         found = []
@@ -278,7 +287,7 @@ class ChatFormat:
         return found
 
     def _check_prompt(self, messages: list[Message], arguments: Arguments, text: str) -> None:
-        """Raise a UserError if the template leaves out a message that is not the assistant's, or the tools."""
+        """Raise UserError if the template drops the tools or a message of a role but assistant."""
         if arguments.get("tools") and not self._probe.takes_tools:
             raise UserError("the chat template leaves out the tools: it takes no 'tools'")
         for number, message in enumerate(messages, 1):
@@ -294,7 +303,7 @@ class ChatFormat:
                 )
 
     def _check_answer(self, messages: list[Message], arguments: Arguments, answer: str) -> None:
-        """Raise a UserError if the template leaves out a part of the answer in the last message."""
+        """Raise UserError if the template drops a part of the answer in the last message."""
         last = messages[-1]
         thoughts = {key: PROBE for key in REASONING if key in last}
         calls = [with_name(call, PROBE) for call in last.get("tool_calls", [])]
@@ -306,18 +315,20 @@ class ChatFormat:
         there = [part for part in parts if part[1].strip()]
         for key, words, changed in there:
             words = self.jinja.defused(words).strip()
-            # One part of several may spell a few words of another by chance, so the template is tried with a probe.
+            # With several parts, a few words of one may occur in another by chance. The template is
+            # then tested with a probe.
             told = words in answer and (len(words) >= 16 or len(there) == 1)
             if told or (key == "reasoning_content" and answer.startswith(words)):
                 continue
             if not self._probe.shows([*messages[:-1], {**last, **changed}], arguments):
                 raise UserError(
-                    f"the chat template leaves out the {key!r} of message {len(messages)}, an answer"
+                    f"the chat template leaves out the {key!r} of message {len(messages)}, an "
+                    f"answer"
                 )
 
 
 def _answers(turns: Turns) -> list[int]:
-    """The messages that may be learnt."""
+    """Indices of the messages that may be learnt."""
     return [
         turn
         for turn, (message, learn) in enumerate(zip(*turns, strict=True))

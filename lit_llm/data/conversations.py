@@ -1,4 +1,4 @@
-"""Conversations from files to token ids: rows in many shapes, encoded once, kept on disk and found again."""
+"""Conversations from files: rows in many formats, encoded to token ids and cached on disk."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from lit_llm.io.atomic import sync, workspace_beside
 Sources = str | list[str] | dict[str, int]
 GENERAL = "general"
 _GENERAL_FILE = Path(__file__).with_name("general.jsonl")
-_FORMAT = 4  # raise when what lies on disk, or how it is made, changes
+_FORMAT = 4  # version of the cached files; raise it when their format or encoding changes
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Conversations:
     """Encoded examples of one split.
 
     Attributes:
-        ids: int32 (tokens,), one example after the other.
-        spoken: bool (tokens,), True where the assistant speaks.
-        offsets: int64 (examples + 1,), where each begins.
+        ids: int32 (tokens,), all examples concatenated.
+        spoken: bool (tokens,), assistant mask: True for tokens that the assistant writes.
+        offsets: int64 (examples + 1,), start of each example, and the end.
     """
 
     ids: np.ndarray
@@ -58,20 +58,24 @@ class Conversations:
 
     @property
     def supervised(self) -> np.ndarray:
-        """Labels of each example, int64 (examples,): what the assistant speaks, the very first token left out."""
+        """Supervised labels per example, int64 (examples,): assistant tokens but a first token."""
         begins = self.offsets[:-1]
         return np.add.reduceat(self.spoken, begins, dtype=np.int64) - self.spoken[begins]
 
 
 def read_rows(sources: Sources) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
-    """(place to name in an error, row) of every row of the sources; a UserError in place of a row that is none.
+    """Yield (place for error messages, row) for every row of the sources.
+
+    A UserError takes the place of a row that cannot be parsed.
 
     Args:
-        sources: JSONL or parquet files or globs; "stdlib": questions made of docstrings; "general": eighty simple
-            questions of general knowledge, to be rehearsed. A mapping says how often each is repeated.
+        sources: JSONL or parquet files or globs; "stdlib": questions made of docstrings; "general":
+            eighty simple questions of general knowledge for rehearsal. A mapping gives the number
+            of repetitions of each.
 
     Raises:
-        UserError: nothing matches, a file of another kind, a file that cannot be read to its end.
+        UserError: nothing matches, a file of another format, or a file that cannot be read
+            completely.
     """
     for pattern, times in _repeats(sources).items():
         for _ in range(times):
@@ -110,7 +114,7 @@ def _read_source(pattern: str) -> Iterator[tuple[str, dict[str, Any] | UserError
 
 @dataclass(frozen=True)
 class RowFormat:
-    """How a row becomes a conversation; see the methods of `InstructionDataModule` with these names."""
+    """Conversion of a row to a conversation; see the methods of `InstructionDataModule`."""
 
     format_example: Callable[[dict[str, Any]], list[Message]]
     template_arguments: Callable[[dict[str, Any]], dict[str, Any]]
@@ -129,26 +133,41 @@ def encoded_conversations(
     bad_rows: Literal["raise", "skip"],
     rehearsal: float = 0.0,
 ) -> tuple[Path, bool]:
-    """The folder of these sources' encoded conversations under ``cache_dir``, made if it is not there; and whether it
-    was.
+    """Encode the conversations of these sources, or find them in the cache.
 
-    It holds, for either split, ids.npy, spoken.npy and offsets.npy; manifest.jsonl with a line an example; and
-    datacard.json. An example is cut to seq_len + 1 tokens.
+    The folder holds, for each split, ids.npy, spoken.npy and offsets.npy; manifest.jsonl with a
+    line per example; and datacard.json. An example is cut to seq_len + 1 tokens.
 
-    A row's ``split`` says where it goes (`split_of`); with ``validation`` given, rows of the other split are left out
-    of either source and counted. A row without one goes to validation, where none is given, by a hash of its first
-    user message: the same question never is in both. Where the share is less than one question, it is the question
-    with the lowest hash.
+    A row's ``split`` decides its split (`split_of`). If ``validation`` is given, rows that belong
+    to the other split are left out of each source and counted. Rows without a split go to
+    validation by a hash of their first user message, unless ``validation`` is given. The same
+    question is therefore never in both splits. If the share gives less than one question, the
+    question with the lowest hash is taken.
 
-    ``rehearsal`` is the share of the examples that are questions of "general", added to those of ``train``.
+    Args:
+        cache_dir: parent of the cached folder.
+        train: sources of training rows.
+        validation: sources of validation rows, or None.
+        validation_fraction: share of questions for validation.
+        row_format: conversion of rows to conversations.
+        chat: encodes the conversations.
+        seq_len: tokens per example.
+        bad_rows: "raise" reports the first bad row, "skip" leaves out and counts bad rows.
+        rehearsal: share of the examples that are questions of "general", added to those of
+            ``train``.
+
+    Returns:
+        The folder, and whether it was in the cache.
 
     Raises:
-        UserError: a bad row, with file and line (``bad_rows`` "skip" counts it instead); no example left in a split.
+        UserError: a bad row, with file and line (unless ``bad_rows`` is "skip"); a split without
+            examples.
     """
-    settings = {"format": _FORMAT, "train": train, "validation": validation, "fraction": validation_fraction,
-                "formatted by": row_format.version, "rendered by": chat.rendered_by,
-                "tokenizer": chat.tokenizer.fingerprint(), "seq_len": seq_len, "bad_rows": bad_rows}  # fmt: skip
-    if rehearsal:  # examples of before stay found
+    settings = {"format": _FORMAT, "train": train, "validation": validation,
+                "fraction": validation_fraction, "formatted by": row_format.version,
+                "rendered by": chat.rendered_by, "tokenizer": chat.tokenizer.fingerprint(),
+                "seq_len": seq_len, "bad_rows": bad_rows}  # fmt: skip
+    if rehearsal:  # added only if set, so that earlier cache keys stay valid
         settings["rehearsal"] = rehearsal
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for sources in (train, validation or []):
@@ -180,7 +199,7 @@ def encoded_conversations(
 
 
 def load_conversations(folder: Path, split: str) -> Conversations:
-    """One split of an encoded folder, memory-mapped."""
+    """Load one split of an encoded folder, memory-mapped."""
     parts = [
         np.load(folder / f"{split}.{name}.npy", mmap_mode="r")
         for name in ("ids", "spoken", "offsets")
@@ -192,16 +211,16 @@ def load_conversations(folder: Path, split: str) -> Conversations:
 class _Example:
     ids: np.ndarray
     spoken: np.ndarray
-    split: str | None  # None: by the hash of the question
-    position: float  # of the question's hash in [0, 1)
+    split: str | None  # None: decided by the hash of the question
+    position: float  # hash of the question, scaled to [0, 1)
     truncated: bool
     answers: int
     left_out: int
-    line: dict[str, Any]  # for the manifest
+    line: dict[str, Any]  # line of manifest.jsonl
 
 
 class _Encoded:
-    """Examples made of rows, with what was left out."""
+    """Encoded examples, and counts of the rows that were left out."""
 
     def __init__(self, row_format: RowFormat, chat: ChatFormat, seq_len: int, bad_rows: str):
         self._format, self._chat, self._seq_len = row_format, chat, seq_len
@@ -211,7 +230,10 @@ class _Encoded:
         self._other_split: Counter[str] = Counter()
 
     def add(self, sources: Sources, split: str, whole: bool) -> None:
-        """Encode the rows of ``sources``; rows of another split than ``split`` are left out unless ``whole``."""
+        """Encode the rows of ``sources``.
+
+        Rows of another split than ``split`` are left out, unless ``whole`` is set.
+        """
         for place, row in read_rows(sources):
             try:
                 if isinstance(row, UserError):
@@ -222,7 +244,7 @@ class _Encoded:
                     continue
                 self._examples.append(self._encode(row, place, own if whole else split))
             except Exception as error:
-                # Rows are other people's: whatever one of them raises is said with its place.
+                # Rows come from users: any exception is reported with the row's place.
                 known = isinstance(error, UserError)
                 reason = str(error) if known else f"{type(error).__name__}: {error}"
                 if self._bad_rows == "raise":
@@ -230,14 +252,16 @@ class _Encoded:
                 self._dropped[reason] += 1
 
     def rehearse(self, share: float) -> None:
-        """Add general questions, so that they are ``share`` of all examples; each as often as the others, or once
-        more."""
+        """Add general questions until they are ``share`` of all examples.
+
+        The numbers of repetitions of two questions differ by one at most.
+        """
         rows = list(_read_source(GENERAL))
         wanted = round(share / (1 - share) * len(self._examples))
         often, rest = divmod(wanted, len(rows))
         some = [rows[i * len(rows) // rest] for i in range(rest)]
         for place, row in rows * often + some:
-            assert not isinstance(row, UserError)  # the file is ours
+            assert not isinstance(row, UserError)  # a file of the package has no bad rows
             self._examples.append(self._encode(row, place, "train"))
 
     def _encode(self, row: dict[str, Any], place: str, split: str | None) -> _Example:
@@ -248,8 +272,8 @@ class _Encoded:
             raise UserError("no supervised token: the assistant says nothing")
         if not any(coded.spoken[1:size]):
             raise UserError(
-                f"the prompt alone takes {coded.spoken.index(True)} tokens and data.seq_len={self._seq_len}: "
-                "nothing is left to learn"
+                f"the prompt alone takes {coded.spoken.index(True)} tokens and "
+                f"data.seq_len={self._seq_len}: nothing is left to learn"
             )
         question = next(text_of(message) for message in messages if message["role"] == "user")
         sha = hashlib.sha256(json.dumps(messages, sort_keys=True, default=str).encode()).hexdigest()
@@ -266,7 +290,7 @@ class _Encoded:
         )
 
     def choose_validation(self, fraction: float) -> None:
-        """Give the examples without a split one."""
+        """Assign a split to the examples that have none."""
         open_ones = [example for example in self._examples if example.split is None]
         limit = fraction
         if open_ones and not any(example.split == "validation" for example in self._examples):
@@ -275,7 +299,7 @@ class _Encoded:
             example.split = "validation" if example.position < limit else "train"
 
     def write(self, folder: Path, train: Sources, validation: Sources | None) -> dict[str, Any]:
-        """Write the arrays and the manifest; returns the data card."""
+        """Write arrays and manifest; returns the data card."""
         counts = {split: Counter[str]() for split in ("train", "validation")}
         content = hashlib.sha256()
         with (folder / "manifest.jsonl").open("w", encoding="utf-8") as manifest:
@@ -298,7 +322,7 @@ class _Encoded:
             own = [example for example in self._examples if example.split == split]
             if not own:
                 raise UserError(
-                    self._too_few(split, validation if split == "validation" else train)
+                    self._empty_split_message(split, validation if split == "validation" else train)
                 )
             np.save(folder / f"{split}.ids.npy", np.concatenate([e.ids for e in own]))
             np.save(folder / f"{split}.spoken.npy", np.concatenate([e.spoken for e in own]))
@@ -312,8 +336,8 @@ class _Encoded:
             "rows_of_the_other_split": self._other_split.total(),
         }
 
-    def _too_few(self, split: str, sources: Sources | None) -> str:
-        """Why a split is empty, and what to do."""
+    def _empty_split_message(self, split: str, sources: Sources | None) -> str:
+        """Explain why a split is empty, and what to do."""
         key = "data.validation" if split == "validation" and sources else "data.sources"
         named = f" in {sources!r}" if sources else ""
         words = [f"{key}: no example for {split}{named}; {len(self._examples)} rows can be used"]

@@ -1,7 +1,7 @@
-"""Questions and answers made of the standard library's docstrings: instruction data that every machine has.
+"""Questions and answers from the standard library's docstrings: data that every machine has.
 
-Source files are parsed, never imported. Whole modules are held out by a hash of their name, so that nothing straddles
-the split, whatever the Python version ships.
+Source files are parsed, never imported. Whole modules are held out by a hash of their name, so no
+module is in both splits, whatever the Python version ships.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from lit_llm.corpus.reading.sources import STDLIB, list_files
 
 HELD_OUT_SHARE = 0.1
+# Folders of applications and tests.
 _SKIPPED = {
     "idlelib",
     "lib2to3",
@@ -24,11 +25,12 @@ _SKIPPED = {
     "test",
     "ensurepip",
     "site-packages",
-}  # applications and tests
+}
+# Characters of an answer. Shorter texts say nothing, longer ones are whole chapters.
 _SHORTEST, _LONGEST = (
     25,
     600,
-)  # characters of an answer's text: below says nothing, above is a chapter
+)
 _QUESTIONS = (
     "What does `{name}` do in Python?",
     "Explain `{name}` from Python's standard library.",
@@ -38,7 +40,7 @@ _QUESTIONS = (
 
 
 def stdlib_modules() -> list[tuple[str, Path]]:
-    """(dotted name, file) of the running interpreter's public standard-library modules, sorted by name."""
+    """Public standard-library modules of the running interpreter, sorted: (dotted name, file)."""
     found = []
     for file in list_files(STDLIB):
         parts = Path(file.id).with_suffix("").parts
@@ -50,22 +52,23 @@ def stdlib_modules() -> list[tuple[str, Path]]:
 
 
 def held_out(module: str) -> bool:
-    """Whether ``module`` is for validation: sha256 of its name in the lowest tenth."""
+    """Whether ``module`` is for validation: the sha256 of its name is in the lowest tenth."""
     return (
         int.from_bytes(hashlib.sha256(module.encode()).digest()[:6], "big") < HELD_OUT_SHARE * 2**48
     )
 
 
 def docstring_rows() -> Iterator[dict[str, Any]]:
-    """Rows {"id", "module", "split", "messages"} in a fixed order, one for every documented public object.
+    """Rows {"id", "module", "split", "messages"}, one per documented public object.
 
-    The answer is the object's signature and the first paragraph of its docstring. Of equal answers the first is kept.
+    Their order is fixed. The answer is the object's signature and the first paragraph of its
+    docstring. Of equal answers, the first one is kept.
     """
     seen: set[str] = set()
     for module, path in stdlib_modules():
         try:
             tree = ast.parse(path.read_text(encoding="utf-8"))
-        except (SyntaxError, UnicodeDecodeError):  # templates and test data in the shape of modules
+        except (SyntaxError, UnicodeDecodeError):  # templates and test data that look like modules
             continue
         for name, signature, text in _documented(tree):
             paragraph = re.sub(r"\s+", " ", inspect.cleandoc(text).split("\n\n")[0]).strip()
@@ -87,7 +90,10 @@ def docstring_rows() -> Iterator[dict[str, Any]]:
 
 
 def _documented(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """(qualified name, signature or "", docstring) of the public functions, classes and methods below ``node``."""
+    """Public functions, classes and methods below ``node`` that have a docstring.
+
+    Yields (qualified name, signature or "", docstring).
+    """
     for child in ast.iter_child_nodes(node):
         if not isinstance(
             child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef

@@ -1,4 +1,4 @@
-"""Prompts from files. Imports nothing heavy: commands use it."""
+"""Reader of prompt files. It imports nothing heavy, because commands use it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from lit_llm.data.messages import check_characters
 from lit_llm.errors import UserError
 
-# What would change the answer and is not sent.
+# Keys that would change the answer but are not sent to the model.
 _NOT_SENT = (
     "messages",
     "conversations",
@@ -23,14 +23,14 @@ _NOT_SENT = (
 
 
 def read_prompts(file: Path) -> list[str]:
-    """Prompts of a file; empty lines are skipped.
+    """Read the prompts of a file; empty lines are skipped.
 
-    A text file has one a line. Of JSONL, rows have it as "prompt". A .json file is an array of such
-    rows, or of texts.
+    A text file has one prompt per line. A JSONL file has rows with the key "prompt". A .json file
+    is an array of such rows or of texts.
 
     Raises:
-        UserError: the file cannot be read, or holds something else: a row without a text as
-            "prompt", or with a key beside it that belongs to the prompt. Names the line.
+        UserError: the file is unreadable, or a row has no text as "prompt", or it has a further key
+            that would belong to the prompt. The message names the line.
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -40,7 +40,7 @@ def read_prompts(file: Path) -> list[str]:
     if kind == ".json":
         prompts = _of_array(file, text)
     else:
-        # splitlines would also cut at U+2028 and the like
+        # splitlines would also split at U+2028 and similar characters
         lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
         in_rows = kind in (".jsonl", ".ndjson")
         prompts = [_of_row(file, n, line) if in_rows else line for n, line in lines]

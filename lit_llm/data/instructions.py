@@ -1,4 +1,4 @@
-"""InstructionDataModule: conversations in, packed rows with the assistant's tokens as labels out."""
+"""InstructionDataModule: packed rows of conversations, with the assistant's tokens as labels."""
 
 from __future__ import annotations
 
@@ -37,27 +37,28 @@ from lit_llm.settings.ranges import Range, check_ranges, positive
 from lit_llm.settings.replaced_settings import check_replaced
 
 FEW_STEPS = 50
-"""Optimizer steps below which finetuning changes little."""
+"""Number of optimizer steps below which finetuning changes little."""
 RANGES: dict[str, Range] = {
     "epochs": positive(1e6), "validation_fraction": Range(0, 1, above=True, below=True),
     "max_validation_examples": Range(1, 1e12), "min_steps": Range(0, 1e9),
     "rehearsal": Range(0, 1, below=True),
 }  # fmt: skip
-"""Ranges of the numbers besides those that all data modules take."""
+"""Ranges of the numbers that only this data module takes."""
 
 
 class PackedRows(Dataset):
     """Rows of packed examples.
 
-    A sample is {"input_ids", "labels", "document_ids", "sample_id"}, the first three int64 (length,): labels are the
-    next tokens where the assistant speaks and -100 elsewhere, document_ids count the row's examples from 0 and are -1
-    where the row is filled up. With ``token_bytes`` it has "label_bytes" too.
+    A sample is {"input_ids", "labels", "document_ids", "sample_id"}, the first three int64
+    (length,). Labels are the next tokens where the assistant writes, and -100 elsewhere.
+    document_ids number the row's examples from 0 and are -1 in the padding. With ``token_bytes``, a
+    sample also has "label_bytes".
 
     Args:
         conversations: the examples.
-        rows: example indices of each row; a row beyond the last is empty.
-        length: tokens a row is filled up to.
-        pad_id: what it is filled with.
+        rows: example indices of each row; rows beyond the last one are empty.
+        length: tokens per row, including padding.
+        pad_id: padding token.
         token_bytes: UTF-8 bytes of each token, int32 (vocab,).
     """
 
@@ -108,49 +109,58 @@ class PackedRows(Dataset):
 
 
 class InstructionDataModule(TokenDataModule):
-    """Conversations for supervised finetuning, under any LightningModule.
+    """Conversations for supervised finetuning, for any LightningModule.
 
-    A training batch is {"input_ids", "labels", "document_ids": int64 (micro_batch_size, seq_len), "sample_id": int64
-    (micro_batch_size,), "step_tokens": int, "step_micro_batches": int}; see `PackedRows`.
-    step_tokens is the number of supervised tokens of the whole optimizer step over all ranks and
-    micro-batches, which are step_micro_batches: a summed loss divided by it weighs every token
-    alike, whatever the lengths. The order is a pure function of (seed, optimizer step).
+    A training batch is {"input_ids", "labels", "document_ids": int64 (micro_batch_size, seq_len),
+    "sample_id": int64 (micro_batch_size,), "step_tokens": int, "step_micro_batches": int}; see
+    `PackedRows`. step_tokens is the number of supervised tokens of the whole optimizer step over
+    all ranks and micro-batches; step_micro_batches is the number of these micro-batches. A summed
+    loss divided by step_tokens gives each token the same weight, whatever the lengths of the
+    examples. The order is a pure function of (seed, optimizer step).
 
-    Subclass by overriding ``format_example`` for rows of another shape, and ``template_arguments`` for what the chat
-    template gets beside the messages.
+    Override ``format_example`` in a subclass for rows of another format, and ``template_arguments``
+    for further arguments of the chat template.
 
     Args:
-        sources: JSONL or parquet files or globs (see `to_messages` for the shapes of rows); "stdlib": questions and
-            answers made of the standard library's docstrings; "general": eighty simple questions of general knowledge.
-            A mapping from these to numbers says how often an epoch repeats each.
-        validation: the same for validation. None: rows whose ``split`` says so, else a share of ``sources``.
-        validation_fraction: that share, chosen by a hash of the first question; one question at least. Refused
-            beside ``validation``.
-        tokenizer: a tokenizer.json, a folder or GGUF file with one. None: that of the module's ``init_from``.
+        sources: JSONL or parquet files or globs (see `to_messages` for the formats of rows);
+            "stdlib": questions and answers made of the standard library's docstrings; "general":
+            eighty simple questions of general knowledge. A mapping gives the number of repetitions
+            of each per epoch.
+        validation: the same for validation. None: rows whose ``split`` says so, else a share of
+            ``sources``.
+        validation_fraction: this share, chosen by a hash of the first question; at least one
+            question. Refused beside ``validation``.
+        tokenizer: a tokenizer.json, or a folder or GGUF file with one. None: the tokenizer of the
+            module's ``init_from``.
         chat_template: a Jinja file, or the name of one of the tokenizer's templates. None: its
-            default one.
-        seq_len: tokens a row; longer examples are cut.
-        micro_batch_size: rows a device takes at once.
-        global_batch_tokens: tokens of rows an optimizer step takes over all devices; accumulation is derived from it.
-            None: one micro-batch a device.
-            Open, and in a small set of examples, it is as many rows as make ``min_steps``.
+            default template.
+        seq_len: tokens per row; longer examples are cut.
+        micro_batch_size: rows per device and forward pass.
+        global_batch_tokens: tokens in the rows of an optimizer step over all devices; accumulation
+            is derived from it. None: one micro-batch per device, or fewer rows if a small set of
+            examples would otherwise make less than ``min_steps`` steps.
         epochs: passes over the examples; may be a fraction.
-        min_steps: optimizer steps that a run has at least, as far as a smaller batch can make them; the run says which
-            batch. 0: the batch stays as it is. None: 50 where ``global_batch_tokens`` is open, else 0.
-        rehearsal: share of the examples, in [0, 1), that are general questions ("general"), added to ``sources`` so
-            that the model keeps what it knew. Not added where ``sources`` names "general" itself.
-        packing: several examples a row, which see each other no more than in rows of their own.
-        bad_rows: "raise" ends with the first row that cannot be used; "skip" leaves them out and counts them.
-        max_validation_examples: how many examples to validate on; None: all.
-        validate_every: optimizer steps between validations. None: five times in the run. 0: only at the end.
-        eval_batch_size: rows a device evaluates at once. None: micro_batch_size.
+        min_steps: least number of optimizer steps. The batch is made smaller to reach it, as far as
+            possible, and a message reports the batch. 0: the batch stays as it is. None: 50 if
+            ``global_batch_tokens`` is None, else 0.
+        rehearsal: share of the examples, in [0, 1), that are general questions ("general"), added
+            to ``sources`` so that the model keeps its knowledge. Not added if ``sources`` names
+            "general" itself.
+        packing: put several examples into a row; they do not attend to each other.
+        bad_rows: "raise" stops at the first row that cannot be used; "skip" leaves such rows out
+            and counts them.
+        max_validation_examples: most examples for validation; None: all.
+        validate_every: optimizer steps between validations. None: five times in the run. 0: only at
+            the end.
+        eval_batch_size: rows per device in evaluation. None: micro_batch_size.
         num_workers: loader processes.
-        seed: of the order.
-        prompts: for ``predict``, a text file with a question a line, or JSONL with "prompt".
-        cache_dir: where encoded examples are kept. None: $LIT_LLM_CACHE or ~/.cache/lit_llm.
+        seed: seed of the order.
+        prompts: for ``predict``, a text file with a question per line, or JSONL with "prompt".
+        cache_dir: folder for encoded examples. None: $LIT_LLM_CACHE or ~/.cache/lit_llm.
 
     Raises:
-        UserError: a bad row, named with file and line; shapes that do not divide; no example in a split.
+        UserError: a bad row, named with file and line; shapes that do not divide; a split without
+            examples.
     """
 
     prompt_end = "\n"
@@ -204,24 +214,25 @@ class InstructionDataModule(TokenDataModule):
         self.max_validation_examples = max_validation_examples
         self.folder: Path | None = None
 
-    # ---- what subclasses override -------------------------------------------------------------------------------
+    # Subclasses may override format_example and template_arguments.
 
     def format_example(self, row: dict[str, Any]) -> list[Message]:
-        """The conversation in a row. Raise a UserError for a row that has none."""
+        """Read the conversation in a row. Raise UserError for a row without one."""
         return to_messages(row)
 
     def template_arguments(self, row: dict[str, Any]) -> dict[str, Any]:
-        """What the chat template gets beside the messages: the row's ``tools`` and ``chat_template_kwargs``."""
-        return template_arguments(row)
+        """Arguments of the chat template besides the messages.
 
-    # -------------------------------------------------------------------------------------------------------------
+        These are the row's ``tools`` and ``chat_template_kwargs``.
+        """
+        return template_arguments(row)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Of ``tokenizer``, or of what the module starts from.
+        """Tokenizer of the setting ``tokenizer``, or of the checkpoint that the module starts from.
 
-        It has ``chat_template``, and the token that ends a turn among its `stop_ids`. The run
-        writes it beside the weights, so that a server renders and stops as this module does.
+        It includes ``chat_template``, and its `stop_ids` include the token that ends a turn. The
+        run saves it beside the weights, so that a server renders and stops as in training.
         """
         path = self.tokenizer_path
         if path is None and self.trainer is not None:
@@ -233,12 +244,13 @@ class InstructionDataModule(TokenDataModule):
         tokenizer = Tokenizer.from_pretrained(path)
         if self.chat_template is not None:
             tokenizer.chat_template = self._read_template(tokenizer.named_templates)
-            tokenizer.named_templates = {}  # with tools, transformers would take "tool_use"
+            # Otherwise transformers would use "tool_use" for messages with tools
+            tokenizer.named_templates = {}
         tokenizer.add_stop_ids(ChatFormat(tokenizer).stop_ids)
         return tokenizer
 
     def _read_template(self, named: dict[str, str]) -> str:
-        """The source in the file ``chat_template``, or of the base's template of that name."""
+        """Source of the file ``chat_template``, or of the tokenizer's template of that name."""
         assert self.chat_template is not None
         if self.chat_template in named:
             return named[self.chat_template]
@@ -256,11 +268,11 @@ class InstructionDataModule(TokenDataModule):
 
     @property
     def datacard_file(self) -> Path:
-        """What the examples are: splits, tokens, what was left out."""
+        """Data card of the examples: splits, tokens, and what was left out."""
         return self._find(quiet=True) / "datacard.json"
 
     def prepare_data(self) -> None:
-        """Encode the conversations if that is not done yet."""
+        """Encode the conversations if they are not in the cache."""
         self._find(quiet=False)
 
     def _find(self, quiet: bool) -> Path:
@@ -281,11 +293,14 @@ class InstructionDataModule(TokenDataModule):
                 rehearsal=rehearsal,
             )
             if not quiet:
-                self._tell(read_json(self.folder / "datacard.json"), reused)
+                self._report_examples(read_json(self.folder / "datacard.json"), reused)
         return self.folder
 
     def _row_format(self) -> RowFormat:
-        """How rows become conversations; its version changes with the source of what a subclass overrides."""
+        """Conversion of rows to conversations.
+
+        Its version depends on the source code of the methods that a subclass overrides.
+        """
         own = [
             inspect.getsource(method)
             for method, ours in (
@@ -297,30 +312,32 @@ class InstructionDataModule(TokenDataModule):
         version = hashlib.sha256("".join(own).encode()).hexdigest()
         return RowFormat(self.format_example, self.template_arguments, version)
 
-    def _tell(self, card: dict[str, Any], reused: bool) -> None:
-        """Say what there is, and what of it is not learnt."""
+    def _report_examples(self, card: dict[str, Any], reused: bool) -> None:
+        """Report the number of examples, and answers and rows that are not learnt."""
         splits = card["splits"]
         rank_zero_info(
-            f"{'reusing' if reused else 'made'} examples: {self.folder} ({splits['train']['examples']:,} for "
-            f"training, {splits['validation']['examples']:,} for validation)"
+            f"{'reusing' if reused else 'made'} examples: {self.folder} "
+            f"({splits['train']['examples']:,} for training, "
+            f"{splits['validation']['examples']:,} for validation)"
         )
         answers, left_out = (
             sum(split[key] for split in splits.values()) for key in ("answers", "answers_left_out")
         )
         if left_out:
             rank_zero_info(
-                f"{left_out:,} of {answers:,} answers are not learnt: the chat template renders an earlier turn "
-                "in another way once the conversation goes on (many leave out its thoughts), so in these rows its "
-                "context would not be what a server sends. The last answer of every conversation is learnt."
+                f"{left_out:,} of {answers:,} answers are not learnt: the chat template renders "
+                "an earlier turn in another way once the conversation goes on (many leave out its "
+                "thoughts), so in these rows its context would not be what a server sends. The "
+                "last answer of every conversation is learnt."
             )
         if others := card["rows_of_the_other_split"]:
             rank_zero_info(
-                f"{others:,} rows are not used: their 'split' is validation in data.sources, or train in "
-                "data.validation"
+                f"{others:,} rows are not used: their 'split' is validation in data.sources, or "
+                "train in data.validation"
             )
 
     def setup_training(self) -> None:
-        """Pack the rows; the number of steps, and the supervised tokens of each."""
+        """Pack the rows; set the number of steps and the supervised tokens of each step."""
         if not learns_to_stop(self.chat):
             ends = ", ".join(self.tokenizer.decode([i]) for i in self.stop_ids) or "unknown"
             rank_zero_warn(
@@ -336,17 +353,16 @@ class InstructionDataModule(TokenDataModule):
         self.train_dataset = PackedRows(examples, rows, self.seq_len, self._pad_id)
         self._make_steps(len(rows))
         self.steps = -(-len(rows) // self.rows_per_step)
-        self._judge(len(examples))
+        self._report_length(len(examples))
         in_example = examples.supervised
-        in_row = np.zeros(
-            self.steps * self.rows_per_step, np.int64
-        )  # the last step's rows may be empty
+        # Rows of the last step may be empty.
+        in_row = np.zeros(self.steps * self.rows_per_step, np.int64)
         in_row[: len(rows)] = [int(in_example[row].sum()) for row in rows]
         self.supervised_tokens = in_row.reshape(self.steps, self.rows_per_step).sum(1)
         self.configure_trainer(validations=5)
 
     def _make_steps(self, rows: int) -> None:
-        """Make the batch smaller where the run's ``rows`` would be fewer than ``min_steps`` steps."""
+        """Make the batch smaller if ``rows`` would give fewer than ``min_steps`` steps."""
         least = self.min_steps
         if least is None:
             least = FEW_STEPS if self._given_batch is None else 0
@@ -363,12 +379,12 @@ class InstructionDataModule(TokenDataModule):
         )
         self.derive_accumulation()
 
-    def _judge(self, examples: int) -> None:
-        """Say how much the run learns from, and whether that is little."""
+    def _report_length(self, examples: int) -> None:
+        """Report the length of the run, and warn if it is short."""
         trainer = self.trainer
         steps = self.steps
         if trainer is not None and 0 < trainer.max_steps < steps:
-            return  # cut short on purpose
+            return  # the user limits the steps
         seen = round(self.epochs * examples)
         said = (
             f"{steps:,} optimizer steps over {seen:,} examples: data.epochs={self.epochs:g} passes "
@@ -385,7 +401,7 @@ class InstructionDataModule(TokenDataModule):
 
     @property
     def run_length(self) -> str:
-        """The passes over the examples."""
+        """The number of passes over the examples."""
         return f"data.epochs={self.epochs:g}"
 
     @property
@@ -401,7 +417,9 @@ class InstructionDataModule(TokenDataModule):
 
     def _collate_training(self, samples: list[dict]) -> dict:
         batch: dict[str, Any] = stack_samples(samples)
-        if not self.packing:  # one example a row: no longer than the longest; packed rows keep one shape for a compiler
+        # Without packing, cut the batch to its longest example. Packed rows keep one shape for the
+        # compiler.
+        if not self.packing:
             used = max(1, int((batch["document_ids"] >= 0).sum(1).max()))
             batch = {
                 key: value[:, :used] if value.ndim == 2 else value for key, value in batch.items()
@@ -410,15 +428,15 @@ class InstructionDataModule(TokenDataModule):
         return {**batch, **self.step_counts(int(self.supervised_tokens[step]))}
 
     def val_dataloader(self) -> DataLoader:
-        """The validation examples, packed, spread over the ranks."""
+        """The validation examples, packed, distributed over the ranks."""
         examples = load_conversations(self._find(quiet=True), "validation")
         count = min(len(examples), self.max_validation_examples or len(examples))
-        # Evenly spread over the file, which may be sorted.
+        # Evenly spaced in the file, which may be sorted.
         chosen = np.unique(np.linspace(0, len(examples) - 1, count).astype(np.int64))
         rows = pack(examples.lengths - 1, chosen, self.seq_len)
-        rows += [
-            [] for _ in range(-len(rows) % self.world_size)
-        ]  # sharded models meet in every forward
+        # In sharded models, each forward pass needs all ranks, so all ranks get the same number of
+        # rows.
+        rows += [[] for _ in range(-len(rows) % self.world_size)]
         dataset = PackedRows(
             examples, rows, self.seq_len, self._pad_id, self.tokenizer.token_bytes()
         )
@@ -442,30 +460,41 @@ class InstructionDataModule(TokenDataModule):
         return questions[:: max(1, len(questions) // 3)][:3]
 
     def encode_prompt(self, text: str) -> list[int]:
-        """A prompt is a user's message."""
+        """Encode a prompt as a user's message."""
         return self.chat.prompt_ids([{"role": "user", "content": text}])
 
-    def must_stay(self) -> dict[str, Any]:
-        """What the order depends on; the position itself is the Trainer's step."""
+    def resume_invariants(self) -> dict[str, Any]:
+        """Settings that decide the order of rows and must not change on resume.
+
+        The position is not among them: it is the Trainer's step. The earlier name of this method
+        was ``must_stay``.
+        """
         content = read_json(self.datacard_file)["content"]
-        return {"sources": content, "seq_len": self.seq_len, "seed": self.seed,
-                "packing": self.packing, "global_batch_tokens": self.global_batch_tokens}  # fmt: skip
+        return {
+            "sources": content,
+            "seq_len": self.seq_len,
+            "seed": self.seed,
+            "packing": self.packing,
+            "global_batch_tokens": self.global_batch_tokens,
+        }
 
     def state_dict(self) -> dict[str, Any]:
-        """What must stay, and how many rows the run has, if it is set up for training."""
+        """The resume invariants, and the number of rows if the run is set up for training."""
         dataset = getattr(self, "train_dataset", None)
-        return {**self.must_stay(), "rows": None if dataset is None else len(dataset)}
+        return {**self.resume_invariants(), "rows": None if dataset is None else len(dataset)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As elsewhere. ``epochs`` may change: the passes that both runs have are the same rows in
-        the same order."""
+        """As in the base class. ``epochs`` may change.
+
+        The passes that both runs have consist of the same rows in the same order.
+        """
         super().load_state_dict(state_dict)
         if self.trainer is None or self.trainer.state.fn != "fit":
             return
         begin, rows = self._resumed_at * self.rows_per_step, state_dict.get("rows")
         if rows is not None and rows < begin < len(self.train_dataset):
-            # The last step of the shorter run had no rows to fill it up.
+            # The last step of the shorter run was not full.
             rank_zero_warn(
-                f"data.epochs={self.epochs:g}: the checkpoint's last step ended with a pass and was not full; "
-                f"{begin - rows} rows of the next pass are left out"
+                f"data.epochs={self.epochs:g}: the checkpoint's last step ended with a pass and "
+                f"was not full; {begin - rows} rows of the next pass are left out"
             )

@@ -1,8 +1,9 @@
-"""Messages as users write them, checked and brought into the one form that chat templates get.
+"""Checks messages from users and converts them to the form that chat templates expect.
 
-The keys are those of transformers and of OpenAI's chat API: role, content, name, tool_calls, tool_call_id,
-reasoning_content. Fields that are null are left out, as transformers does: a template that asks ``'tool_calls' in
-message`` would find them. What cannot be used is refused with the number of the message and the key.
+The keys are those of transformers and of OpenAI's chat API: role, content, name, tool_calls,
+tool_call_id, reasoning_content. Null fields are removed, as in transformers: a template that tests
+``'tool_calls' in message`` would otherwise find them. Anything that cannot be used is refused with
+the number of the message and the key.
 """
 
 from __future__ import annotations
@@ -15,20 +16,22 @@ from lit_llm.data.template import BEGIN, CUT, END, Message
 from lit_llm.errors import UserError
 
 ROLES = ("system", "user", "assistant", "developer", "tool")
-# What OpenAI's older API, Llama 3.1 and ShareGPT call a tool's answer.
+# Names of the tool role in OpenAI's older API, Llama 3.1 and ShareGPT.
 _TOOL_ROLES = ("function", "ipython", "observation")
-# The same thoughts under three names: transformers gives templates the first two.
+# Three names of the same field. transformers gives templates the first two.
 REASONING = ("reasoning_content", "thinking", "reasoning")
-# Those of `CONTENT_KEYS` that a template may spell for something else than the key of a message.
+# Members of `CONTENT_KEYS` that a template may also contain with a different meaning.
 COMMON_WORDS = ("thought", "thoughts", "tool_call", "parts", "refusal", "text")
-# Keys of other programs' messages that hold a part of the conversation. A template that does not spell such a key
-# would leave that part out without a word.
-CONTENT_KEYS = ("images", "image", "audio", "audios", "video", "videos", "documents", "citations", "tool_plan",
-                "tool_responses", "reasoning_details", "thinking_blocks", *COMMON_WORDS)  # fmt: skip
-# Keys by which other programs say what of a message is learnt; `_learn` reads "train", "training" and "weight". The
-# meaning of these differs between programs ("mask" true hides a text here and shows it there), so none is guessed.
-OTHER_LEARN_KEYS = ("train_detail", "train_details", "loss", "mask", "masked", "loss_mask", "loss_weight", "learn",
-                    "trainable", "do_train")  # fmt: skip
+# Keys of other programs' messages that hold a part of the conversation. A template that does not
+# contain such a key would silently drop that part.
+CONTENT_KEYS = ("images", "image", "audio", "audios", "video", "videos", "documents", "citations",
+                "tool_plan", "tool_responses", "reasoning_details", "thinking_blocks",
+                *COMMON_WORDS)  # fmt: skip
+# Keys with which other programs say which parts of a message are learnt. `_learn` reads "train",
+# "training" and "weight". The meaning of the keys below differs between programs ("mask" true hides
+# a text in one and shows it in another), so messages with these keys are refused.
+OTHER_LEARN_KEYS = ("train_detail", "train_details", "loss", "mask", "masked", "loss_mask",
+                    "loss_weight", "learn", "trainable", "do_train")  # fmt: skip
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _MARK = re.compile(f"[{CUT}{BEGIN}{END}]")
 
@@ -41,13 +44,13 @@ class Turns(NamedTuple):
 
 
 def read_turns(messages: Any) -> Turns:
-    """The conversation in ``messages``.
+    """Check and convert a conversation.
 
-    System and developer messages come first. Then user and assistant take turns, the user beginning; tool messages
-    may follow an assistant's, and the assistant speaks after them.
+    System and developer messages come first. Then user and assistant alternate, beginning with the
+    user. Tool messages may follow an assistant's message, and an assistant's message follows them.
 
     Raises:
-        UserError: ``messages`` is no such conversation; says which message and key.
+        UserError: ``messages`` is not such a conversation; names the message and the key.
     """
     if not isinstance(messages, list) or not messages:
         raise UserError("'messages' must be a list of {role, content} and not empty")
@@ -62,7 +65,7 @@ def without_nulls(message: Message) -> Message:
 
 
 def with_reasoning(message: Message) -> Message:
-    """The message with its thoughts under both names that templates read, as transformers gives them."""
+    """The message with its thoughts under both names that templates read, as in transformers."""
     found = next((message[key] for key in REASONING if message.get(key) is not None), None)
     if found is None:
         return message
@@ -70,7 +73,7 @@ def with_reasoning(message: Message) -> Message:
 
 
 def text_of(message: Message) -> str:
-    """The words of a message: its text, or its text parts joined."""
+    """The text of a message, or its text parts joined."""
     content = message.get("content")
     if isinstance(content, list):
         return "".join(part["text"] for part in content)
@@ -78,12 +81,12 @@ def text_of(message: Message) -> str:
 
 
 def thoughts_of(message: Message) -> str:
-    """The reasoning of a message: beside its words, or in a <think> block that they begin with; or ""."""
+    """The reasoning of a message, from its own field or from a leading <think> block, or ""."""
     return next((message[key] for key in REASONING if message.get(key)), split_thoughts(message)[0])
 
 
 def split_thoughts(message: Message) -> tuple[str, str]:
-    """(thoughts, words) of a text that begins with a <think> block; ("", the text) of another."""
+    """(thoughts, words) of a text with a leading <think> block; ("", the text) for other texts."""
     text = text_of(message)
     thoughts, closed, words = text.lstrip().removeprefix("<think>").partition("</think>")
     if not closed or not text.lstrip().startswith("<think>"):
@@ -92,7 +95,7 @@ def split_thoughts(message: Message) -> tuple[str, str]:
 
 
 def called(message: Message) -> list[dict[str, Any]]:
-    """{"name", "arguments"} of every tool call of a message."""
+    """{"name", "arguments"} of each tool call of a message."""
     return [call.get("function", call) for call in message.get("tool_calls", [])]
 
 
@@ -103,18 +106,20 @@ def with_name(call: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def check_characters(value: Any, where: str) -> None:
-    """Raise a UserError that names the place if a text in ``value`` holds what is no character.
+    """Raise UserError that names the place if a text in ``value`` holds an invalid character.
 
-    That is half of one (a lone surrogate), or one of the noncharacters that mark rendered text (U+FDD0 to U+FDD2).
+    Invalid are lone surrogates, and the noncharacters that mark rendered text (U+FDD0 to U+FDD2).
     """
     if isinstance(value, str):
         if found := _SURROGATE.search(value):
             raise UserError(
-                f"{where} holds the lone surrogate \\u{ord(found[0]):04x}, half of a character; mend the text"
+                f"{where} holds the lone surrogate \\u{ord(found[0]):04x}, half of a character; "
+                f"mend the text"
             )
         if found := _MARK.search(value):
             raise UserError(
-                f"{where} holds U+{ord(found[0]):04X}, which Unicode reserves and no text may hold; mend the text"
+                f"{where} holds U+{ord(found[0]):04X}, which Unicode reserves and no text may "
+                f"hold; mend the text"
             )
     elif isinstance(value, dict):
         for key, item in value.items():
@@ -126,7 +131,7 @@ def check_characters(value: Any, where: str) -> None:
 
 
 def _read(number: int, message: Any) -> tuple[Message, bool]:
-    """(message for the template, whether it may be learnt)."""
+    """Convert a message; returns (message for the template, whether it may be learnt)."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise UserError(f"message {number} must be an object with 'role' and 'content'")
     role = "tool" if message["role"] in _TOOL_ROLES else message["role"]
@@ -136,7 +141,7 @@ def _read(number: int, message: Any) -> tuple[Message, bool]:
         )
     clean = without_nulls(message) | {"role": role}
     if not clean.get("tool_calls", True):
-        del clean["tool_calls"]  # an empty list: no call
+        del clean["tool_calls"]  # an empty list means no call
     learn = _learn(number, clean)
     check_characters(clean, f"message {number}")
     if "function_call" in clean:  # OpenAI's older API
@@ -151,19 +156,19 @@ def _read(number: int, message: Any) -> tuple[Message, bool]:
         raise UserError(f"message {number} must be an object with 'role' and 'content'")
     for key in REASONING:
         if role != "assistant" and clean.get(key) == "":
-            del clean[key]  # a column that is there for every message
+            del clean[key]  # a dataset column that is empty for other roles
         if key in clean and (role != "assistant" or not isinstance(clean[key], str)):
             raise UserError(f"message {number}: {key!r} must be a text of the assistant's")
     return with_reasoning(clean), learn
 
 
 def _learn(number: int, message: Message) -> bool:
-    """Take ``train``, ``training`` and ``weight`` out of the message; whether they allow to learn it."""
+    """Remove ``train``, ``training`` and ``weight`` from the message; whether it may be learnt."""
     for key in OTHER_LEARN_KEYS:
         if key in message:
             raise UserError(
-                f"message {number} has {key!r}, which is not used; 'train' or 'training' (true or false) and 'weight' "
-                "(0 or 1) say whether an answer is learnt"
+                f"message {number} has {key!r}, which is not used; 'train' or 'training' (true or "
+                "false) and 'weight' (0 or 1) say whether an answer is learnt"
             )
     given = {key: message.pop(key) for key in ("train", "training") if key in message}
     for key, value in given.items():
@@ -171,7 +176,8 @@ def _learn(number: int, message: Message) -> bool:
             raise UserError(f"message {number} has {key!r} {value!r}; it is true or false")
         if value and message["role"] != "assistant":
             raise UserError(
-                f"message {number} of the {message['role']} has {key!r} true; answers alone are learnt"
+                f"message {number} of the {message['role']} has {key!r} true; answers alone are "
+                f"learnt"
             )
     if len(set(given.values())) > 1:
         raise UserError(f"message {number} has 'train' and 'training' that differ")
@@ -201,14 +207,15 @@ def _content(number: int, content: Any) -> str | list[dict[str, Any]]:
         other = [key for key, value in part.items() if key not in ("type", "text") and value]
         if other:
             raise UserError(
-                f"message {number}: part {place} of its content has the key {other[0]!r}, which is not used"
+                f"message {number}: part {place} of its content has the key {other[0]!r}, which "
+                f"is not used"
             )
         parts.append({"type": "text", "text": part["text"]})
     return parts
 
 
 def _tool_calls(number: int, message: Message) -> list[dict[str, Any]]:
-    """The calls without null fields; arguments keep theirs, and are {} where there are none."""
+    """The calls without null fields; missing arguments become {}, null arguments inside stay."""
     calls = message["tool_calls"]
     if message["role"] != "assistant":
         raise UserError(f"message {number}: 'tool_calls' in a message of the {message['role']}")
@@ -220,7 +227,8 @@ def _tool_calls(number: int, message: Message) -> list[dict[str, Any]]:
         function = clean.get("function", clean)
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise UserError(
-                f'message {number}: tool call {place} must be {{"function": {{"name": text, "arguments": object}}}}'
+                f'message {number}: tool call {place} must be {{"function": {{"name": text, '
+                f'"arguments": object}}}}'
             )
         function = {"arguments": {}, **without_nulls(function)}
         _check_arguments(
@@ -231,7 +239,7 @@ def _tool_calls(number: int, message: Message) -> list[dict[str, Any]]:
 
 
 def _check_arguments(where: str, arguments: Any) -> None:
-    """Raise a UserError unless the arguments of a tool call are an object or JSON text of one."""
+    """Raise UserError unless the arguments of a tool call are an object or JSON text of one."""
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
@@ -242,7 +250,7 @@ def _check_arguments(where: str, arguments: Any) -> None:
 
 
 def _check_order(messages: list[Message]) -> None:
-    """Raise a UserError for the first message that cannot stand where it stands."""
+    """Raise UserError for the first message whose role is not allowed at its place."""
     expected = ["user"]
     for number, message in enumerate(messages, 1):
         role = message["role"]
@@ -255,10 +263,11 @@ def _check_order(messages: list[Message]) -> None:
             raise UserError(f"message {number} is a tool's: it can only follow the assistant's")
         if role not in expected:
             raise UserError(
-                f"message {number} is the {role}'s where the {expected[0]}'s turn is: they must alternate"
+                f"message {number} is the {role}'s where the {expected[0]}'s turn is: they must "
+                f"alternate"
             )
         if role == "assistant":
-            # Who calls a tool waits for its answer.
+            # After a tool call, the tool's answer must follow.
             expected = ["tool"] if "tool_calls" in message else ["user", "tool"]
         else:
             expected = ["assistant"] if role == "user" else ["assistant", "tool"]

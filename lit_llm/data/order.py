@@ -1,7 +1,7 @@
-"""Which sample comes when: a pure function of (seed, position), so that resuming is arithmetic.
+"""Order of samples as a pure function of (seed, position), so that a run can resume anywhere.
 
-Chunks are shuffled, then samples within a window of neighbouring chunks: random enough for training, and a remote chunk
-is fetched once and used up.
+Chunks are shuffled first, then the samples within a window of consecutive chunks. This is random
+enough for training, and each remote chunk is downloaded once and then used up.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from torch.utils.data import DistributedSampler
 
 
 def permutation(n: int, *key: int) -> np.ndarray:
-    """A permutation of range(n), int64, fixed by ``key`` for good.
+    """A permutation of range(n), int64, that depends on ``key`` only.
 
-    Sorting raw bits rather than calling ``Generator.permutation``: numpy keeps the bit stream stable between
-    releases, but not what its generators make of it, and a run may be resumed under a newer numpy.
+    It sorts raw random bits instead of calling ``Generator.permutation``: numpy guarantees the bit
+    stream across releases, but not the results of its generators. A run may be resumed under a
+    newer numpy.
     """
     return np.argsort(np.random.PCG64(np.random.SeedSequence(key)).random_raw(n), kind="stable")
 
@@ -34,8 +35,8 @@ class SampleOrder:
 
     Args:
         chunk_sizes: samples in each chunk; sample indices count through the chunks in this order.
-        seed: of the shuffle. Every epoch over the data has its own order.
-        window: chunks shuffled together.
+        seed: seed of the shuffle. Every epoch over the data has its own order.
+        window: number of chunks that are shuffled together.
     """
 
     def __init__(self, chunk_sizes: Sequence[int], seed: int, window: int = 16):
@@ -67,14 +68,21 @@ class SampleOrder:
 
 
 class StepSampler(DistributedSampler):
-    """This rank's samples of every micro-batch of a run, from the current optimizer step on.
+    """Samples of this rank for every micro-batch of a run, from the current optimizer step on.
 
-    Optimizer step s takes positions [s * G, (s + 1) * G) of the order, G being the global batch in samples;
-    micro-batch m of rank r the r-th run of ``micro_batch_size`` in the m-th part of them. So the samples of a step do
-    not depend on accumulation or world size. A ``DistributedSampler`` in name only: the Trainer then leaves it alone.
+    Optimizer step s uses the positions [s * G, (s + 1) * G) of the order, where G is the global
+    batch in samples. Micro-batch m takes the m-th part of these positions, and rank r takes the
+    r-th group of ``micro_batch_size`` in this part. The samples of a step therefore do not depend
+    on accumulation or world size. The base class ``DistributedSampler`` serves only to keep the
+    Trainer from replacing the sampler.
 
     Args:
-        step: called when iteration starts; the optimizer step to start from.
+        order: maps positions to sample indices.
+        steps: optimizer steps of the run.
+        accumulation: micro-batches per optimizer step on each rank.
+        micro_batch_size: samples per micro-batch.
+        rank, world_size: of this process.
+        step: returns the optimizer step to start from; called when an iteration starts.
     """
 
     def __init__(
@@ -97,7 +105,7 @@ class StepSampler(DistributedSampler):
         )
 
     def __len__(self) -> int:
-        """Samples of the whole run on this rank: the loader's length must not shrink on resume."""
+        """Samples of the whole run on this rank; the loader's length must not shrink on resume."""
         return self.steps * self.accumulation * self.micro_batch_size
 
     def __iter__(self) -> Iterator[int]:
@@ -108,11 +116,11 @@ class StepSampler(DistributedSampler):
                 yield self.order(position)
 
     def set_epoch(self, epoch: int) -> None:
-        """Nothing to do: the order knows its epochs by position."""
+        """Do nothing: the order derives the epoch from the position."""
 
 
 class RankSampler(DistributedSampler):
-    """Every world_size-th sample, without the repeats by which torch's sampler makes ranks even."""
+    """Every world_size-th sample, without the padding by which torch's sampler makes ranks even."""
 
     def __init__(self, num_samples: int, rank: int, world_size: int):
         self.indices = range(rank, num_samples, world_size)
@@ -124,11 +132,11 @@ class RankSampler(DistributedSampler):
         return iter(self.indices)
 
     def set_epoch(self, epoch: int) -> None:
-        """Nothing to do: evaluation has one order."""
+        """Do nothing: evaluation has a single order."""
 
 
 def stack_samples(samples: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-    """Collate dicts of equal arrays into a dict of tensors with a batch dimension in front."""
+    """Collate dicts of equal-shaped arrays into a dict of tensors (batch, ...)."""
     return {
         key: torch.from_numpy(np.stack([sample[key] for sample in samples])) for key in samples[0]
     }

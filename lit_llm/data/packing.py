@@ -1,4 +1,4 @@
-"""Several conversations in one row: which go together, a pure function of the lengths and their order."""
+"""Packing of several conversations into one row, as a pure function of lengths and order."""
 
 from __future__ import annotations
 
@@ -9,16 +9,24 @@ import numpy as np
 
 from lit_llm.data.order import permutation
 
-_OPEN_ROWS = (
-    64  # rows still being filled at once: more packs a little tighter and mixes neighbours more
-)
+# Rows that are filled at the same time. More rows pack a little tighter, but put examples together
+# that are further apart in the order.
+_OPEN_ROWS = 64
 
 
 def pack(lengths: Sequence[int] | np.ndarray, order: np.ndarray, capacity: int) -> list[list[int]]:
-    """Rows of example indices whose lengths add up to at most ``capacity`` each; every example once.
+    """Pack examples into rows by best fit.
 
-    Best fit: an example goes where it leaves the least room, among the rows still open; when there are too many, the
-    fullest is closed.
+    An example goes into the open row where it leaves the least room. If there are too many open
+    rows, the fullest one is closed.
+
+    Args:
+        lengths: tokens of each example.
+        order: example indices, in the order in which they are packed.
+        capacity: most tokens in a row.
+
+    Returns:
+        Example indices of each row; every example occurs once.
     """
     rows: list[list[int]] = []
     open_rows: list[tuple[int, int]] = []  # (room left, row), sorted
@@ -39,14 +47,14 @@ def pack(lengths: Sequence[int] | np.ndarray, order: np.ndarray, capacity: int) 
 
 
 class PackedOrder:
-    """Maps a row's position in a run to the examples in it: a pure function of (lengths, seed, position).
+    """Maps a row's position in a run to its examples, as a function of (lengths, seed, position).
 
     Args:
         lengths: tokens of each example, none above ``capacity``.
-        capacity: tokens a row holds.
-        epochs: passes over the examples; a fraction is that share of a pass's rows.
-        seed: of the order; every pass has its own.
-        packing: False puts one example in a row.
+        capacity: most tokens in a row.
+        epochs: passes over the examples. A fraction below one takes this share of the rows.
+        seed: seed of the order; each pass has its own order.
+        packing: False puts one example in each row.
     """
 
     def __init__(
@@ -57,7 +65,8 @@ class PackedOrder:
         while epochs > 0:
             order = permutation(len(lengths), seed, epoch)
             rows = pack(lengths, order, capacity) if packing else [[i] for i in order.tolist()]
-            # Best fit closes long rows early: without a second shuffle lengths would drift within the pass.
+            # Best fit closes rows of long examples early. Without a second shuffle, lengths would
+            # drift within a pass.
             shuffled = [rows[i] for i in permutation(len(rows), seed, epoch, 1)]
             self.rows += shuffled[: max(1, round(epochs * len(rows)))] if epochs < 1 else shuffled
             epochs, epoch = epochs - 1, epoch + 1
@@ -66,5 +75,5 @@ class PackedOrder:
         return len(self.rows)
 
     def __call__(self, position: int) -> int:
-        """The row at a position: rows are kept in order of use."""
+        """Index of the row at a position: rows are stored in order of use."""
         return position

@@ -1,4 +1,4 @@
-"""PretrainDataModule: raw text or a finished corpus in, exactly resumable batches of packed tokens out."""
+"""PretrainDataModule: exactly resumable batches of packed tokens from raw text or a corpus."""
 
 from __future__ import annotations
 
@@ -31,55 +31,65 @@ RANGES: dict[str, Range] = {
     "tokens": Range(1, 1e15), "max_line_bytes": Range(1, 1e12), "vocab_size": VOCAB_SIZE,
     "validation_fraction": Range(0, 1, above=True, below=True),
 }  # fmt: skip
-"""Ranges of the numbers besides those that all data modules take."""
+"""Ranges of the numbers that only this data module takes."""
 
 
 class PretrainDataModule(TokenDataModule):
-    """Packed text for next-token prediction, under any LightningModule.
+    """Packed text for next-token prediction, for any LightningModule.
 
-    A training batch is {"input_ids": int64 (micro_batch_size, seq_len), "labels": the same shape, the next tokens,
-    "sample_id": int64 (micro_batch_size,), "step_tokens": int, "step_micro_batches": int},
-    step_tokens being the supervised tokens of the whole optimizer step over all ranks and
-    micro-batches, by which a summed loss is divided, and step_micro_batches the number of these.
-    Evaluation batches carry "label_bytes" instead of the last three, one loader a source.
+    A training batch is {"input_ids": int64 (micro_batch_size, seq_len), "labels": the same shape,
+    the next tokens, "sample_id": int64 (micro_batch_size,), "step_tokens": int,
+    "step_micro_batches": int}. step_tokens is the number of supervised tokens of the whole
+    optimizer step over all ranks and micro-batches, by which a summed loss is divided.
+    step_micro_batches is the number of these micro-batches. Evaluation batches have "label_bytes"
+    instead of the last three, and each source has a loader.
 
-    The order is a pure function of (seed, optimizer step): a resumed run goes on with the very sample it would have
-    seen, whatever the number of workers. The run is one epoch of ``steps`` optimizer steps long, however often it
-    passes over the text.
+    The order is a pure function of (seed, optimizer step). A resumed run therefore sees exactly the
+    samples that an uninterrupted run would have seen, for any number of workers. The run is one
+    epoch of ``steps`` optimizer steps, however often it passes over the text.
 
-    Documents lie one after the other, and a sample may hold parts of several. With ``mask_documents`` every batch also
-    has "document_ids": int64 (batch, seq_len), by which a `PretrainModule` computes each as if it were alone.
+    Documents are concatenated, and a sample may hold parts of several. With ``mask_documents``,
+    every batch also has "document_ids": int64 (batch, seq_len), with which a `PretrainModule`
+    computes each document as if it were alone.
 
     Args:
-        tokens: horizon of the run in tokens, e.g. 20_000_000 or 2e7.
-        seq_len: tokens a sample.
-        micro_batch_size: samples a device takes at once.
-        global_batch_tokens: tokens an optimizer step takes over all devices; accumulation is derived from it. None: one
-            micro-batch a device.
-        sources: text to make a corpus of: "stdlib" (the running interpreter's standard library), a file, folder or
-            glob, a list of these, or a mapping from source names to these. None: stdlib, where no ``corpus`` is given.
-        mixture: weights by source, whatever the sources' sizes; or a list of {step, weights}, each from its optimizer
-            step on. "corpus": what the corpus was built for. None: all text, in equal passes. On resume it may change:
-            the new one holds from there on.
-        mask_documents: tokens see their own document alone, and positions count from its beginning; in evaluation too.
+        tokens: length of the run in tokens, e.g. 20_000_000 or 2e7.
+        seq_len: tokens per sample.
+        micro_batch_size: samples per device and forward pass.
+        global_batch_tokens: tokens per optimizer step over all devices; accumulation is derived
+            from it. None: one micro-batch per device.
+        sources: text to build a corpus from: "stdlib" (the running interpreter's standard library),
+            a file, folder or glob, a list of these, or a mapping from source names to these. None:
+            stdlib, unless ``corpus`` is given.
+        mixture: weights by source, independent of the sources' sizes; or a list of {step, weights},
+            each from its optimizer step on. "corpus": the mixture that the corpus was built for.
+            None: all text, in equal passes. It may change on resume: the new mixture holds from
+            that step on.
+        mask_documents: tokens attend to their own document only, and positions count from its
+            beginning; also in evaluation.
         text_field: field of JSONL rows and parquet columns that holds the text.
         max_line_bytes: a text file with a longer line, and a longer row of JSONL, is dropped.
-        corpus: a finished corpus folder; takes the place of ``sources``, ``tokenizer``, ``vocab_size``,
-            ``validation_fraction``, ``text_field`` and ``max_line_bytes``, which are refused beside it.
-        tokenizer: a tokenizer.json or a folder with one. None trains a byte-level BPE of ``vocab_size`` on the text.
-        vocab_size: tokens of a trained tokenizer, special ones included; refused beside ``tokenizer``.
+        corpus: a finished corpus folder. It replaces ``sources``, ``tokenizer``, ``vocab_size``,
+            ``validation_fraction``, ``text_field`` and ``max_line_bytes``, which are refused beside
+            it.
+        tokenizer: a tokenizer.json or a folder with one. None trains a byte-level BPE of
+            ``vocab_size`` on the text.
+        vocab_size: tokens of a trained tokenizer, including special ones; refused beside
+            ``tokenizer``.
         validation_fraction: share of documents held out, chosen by a hash of their names.
-        validate_every: optimizer steps between validations. None: ten times in the run. 0: only at the end.
-        eval_batch_size: samples a device evaluates at once. None: micro_batch_size.
-        num_workers: loader processes; 0 reads in the training process, enough for local disks.
-        seed: of the sample order.
-        prompts: for ``predict``, a text file with a prompt a line, or JSONL with "prompt".
-        cache_dir: where a corpus made from ``sources`` is kept and found again. None: $LIT_LLM_CACHE or
+        validate_every: optimizer steps between validations. None: ten times in the run. 0: only at
+            the end.
+        eval_batch_size: samples per device in evaluation. None: micro_batch_size.
+        num_workers: loader processes. 0 reads in the training process, which is fast enough for
+            local disks.
+        seed: seed of the sample order.
+        prompts: for ``predict``, a text file with a prompt per line, or JSONL with "prompt".
+        cache_dir: folder for corpora built from ``sources``. None: $LIT_LLM_CACHE or
             ~/.cache/lit_llm.
 
     Raises:
-        UserError: sources that match nothing, shapes that do not divide, less text than one sample, two settings of
-            which one takes the place of the other.
+        UserError: sources that match nothing, shapes that do not divide, less text than one sample,
+            or two settings that exclude each other.
     """
 
     def __init__(
@@ -131,11 +141,11 @@ class PretrainDataModule(TokenDataModule):
             "validation_fraction": validation_fraction,
         }
         self.corpus: Corpus | None = None
-        self.phases: Phases | None = None  # of the mixture
+        self.phases: Phases | None = None  # phases of the mixture
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The corpus' tokenizer; there after ``prepare_data``."""
+        """The corpus's tokenizer, available after ``prepare_data``."""
         return self._corpus.tokenizer
 
     @property
@@ -159,7 +169,7 @@ class PretrainDataModule(TokenDataModule):
         return self.corpus
 
     def prepare_data(self) -> None:
-        """Build the corpus if it is not there yet; another process at the same work waits or finds it done."""
+        """Build the corpus if it does not exist; concurrent processes wait for the builder."""
         self.corpus = self._find_corpus(quiet=False)
 
     def _find_corpus(self, quiet: bool) -> Corpus:
@@ -173,11 +183,11 @@ class PretrainDataModule(TokenDataModule):
 
     @property
     def datacard_file(self) -> Path:
-        """What the corpus is: documents, tokens, what was left out."""
+        """The corpus's data card: documents, tokens, and what was left out."""
         return self._corpus.path / "datacard.json"
 
     def setup_training(self) -> None:
-        """The samples, their order and the number of steps."""
+        """Set the training samples, their order and the number of steps."""
         assert self.global_batch_tokens is not None
         self.steps = -(-self.num_tokens // self.global_batch_tokens)
         corpus = self._corpus
@@ -187,7 +197,8 @@ class PretrainDataModule(TokenDataModule):
         if len(self.train_dataset) == 0:
             available = corpus.tokens("train")
             raise UserError(
-                f"data.seq_len={self.seq_len} is longer than the text: it has {available} training tokens"
+                f"data.seq_len={self.seq_len} is longer than the text: it has {available} "
+                f"training tokens"
             )
         self._sizes = dict(zip(corpus.train_dirs, self.train_dataset.chunk_sizes, strict=True))
         mixture = corpus.mixture if self.mixture == "corpus" else self.mixture
@@ -202,7 +213,7 @@ class PretrainDataModule(TokenDataModule):
 
     @property
     def run_length(self) -> str:
-        """The horizon."""
+        """The number of training tokens."""
         return f"data.tokens={self.num_tokens}"
 
     def _set_order(self) -> None:
@@ -221,12 +232,12 @@ class PretrainDataModule(TokenDataModule):
 
     @property
     def _separator(self) -> int:
-        assert self.tokenizer.eos_id is not None  # a corpus is not built without
+        assert self.tokenizer.eos_id is not None  # every corpus has an eos token
         return self.tokenizer.eos_id
 
     def _collate(self, samples: list[dict]) -> dict:
         batch = stack_samples(samples)
-        if self.mask_documents:  # each begins with the separator
+        if self.mask_documents:  # each document begins with the separator
             batch["document_ids"] = torch.eq(batch["input_ids"], self._separator).cumsum(1)
         return batch
 
@@ -234,13 +245,13 @@ class PretrainDataModule(TokenDataModule):
         return {**self._collate(samples), **self.step_counts(self.global_batch_tokens)}
 
     def val_dataloader(self) -> list[DataLoader]:
-        """One loader a source, all validation tokens, spread over the ranks.
+        """One loader per source, over all validation tokens, distributed over the ranks.
 
-        A module whose evaluation takes no ``dataloader_idx`` gets one loader, of all sources.
+        A module whose evaluation takes no ``dataloader_idx`` gets one loader over all sources.
         """
         token_bytes = self.tokenizer.token_bytes()
-        # Ranks get equally many samples (the surplus is all ignored): sharded models meet in every
-        # forward.
+        # All ranks get the same number of samples, padded with ignored ones: in sharded models,
+        # each forward pass needs all ranks.
         datasets: list[Any] = [
             EvaluationWindows(
                 folder, self.seq_len, token_bytes, num_samples_multiple=self.world_size
@@ -260,30 +271,31 @@ class PretrainDataModule(TokenDataModule):
         ]
 
     def test_dataloader(self) -> list[DataLoader]:
-        """The validation split: a pretraining corpus has no third one."""
+        """The validation split: a pretraining corpus has no test split."""
         return self.val_dataloader()
 
-    def must_stay(self) -> dict[str, Any]:
-        """What the order depends on, the mixture aside."""
+    def resume_invariants(self) -> dict[str, Any]:
+        """Settings that decide the order of samples, except the mixture (formerly must_stay)."""
         return {"corpus": self._corpus.content, "seq_len": self.seq_len, "seed": self.seed,
                 "global_batch_tokens": self.global_batch_tokens,
                 "mask_documents": self.mask_documents}  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
-        """What must stay, and the mixture up to this step."""
+        """The resume invariants, and the mixture up to this step."""
         step = self.trainer.global_step if self.trainer else 0
-        return {**self.must_stay(), "mixture": self.phases, "step": step}
+        return {**self.resume_invariants(), "mixture": self.phases, "step": step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As elsewhere; a mixture that changed holds from the checkpoint's step on."""
+        """As in the base class. A changed mixture holds from the checkpoint's step on."""
         super().load_state_dict(state_dict)
         if self.trainer is not None and self.trainer.state.fn != "fit":
             return
         saved = state_dict.get("mixture")
         if (saved is None) != (self.phases is None):
             raise UserError(
-                f"data.mixture was {_shares(saved)} when the checkpoint was written and is {_shares(self.phases)} now: "
-                "weights may change on resume, but not whether there are any"
+                f"data.mixture was {_shares(saved)} when the checkpoint was written and is "
+                f"{_shares(self.phases)} now: weights may change on resume, but not whether there "
+                "are any"
             )
         if saved is not None:
             assert self.phases is not None
@@ -292,7 +304,7 @@ class PretrainDataModule(TokenDataModule):
 
 
 def takes_several_loaders(trainer: L.Trainer | None) -> bool:
-    """Whether Lightning evaluates the module under ``trainer`` with several loaders."""
+    """Whether the evaluation hooks of the trainer's module accept several loaders."""
     if trainer is None:
         return True
     stage = "test" if trainer.state.fn == "test" else "validation"
@@ -304,7 +316,7 @@ def takes_several_loaders(trainer: L.Trainer | None) -> bool:
 
 
 def _shares(phases: Phases | None) -> str:
-    """Those of the last phase, for a message."""
+    """Shares of the last phase, formatted for a message."""
     return (
         "None"
         if phases is None

@@ -1,4 +1,7 @@
-"""RenderedEncoder: token ids of rendered chat text, as transformers' apply_chat_template(tokenize=True) gives them."""
+"""RenderedEncoder: token ids of rendered chat text.
+
+The ids equal those of transformers' apply_chat_template(tokenize=True).
+"""
 
 from __future__ import annotations
 
@@ -14,21 +17,25 @@ if TYPE_CHECKING:
     import tokenizers
 
 Encoded = tuple[list[int], list[tuple[int, int]]]
-# Stands before a text that continues another one: no vocabulary has it, so no token merges it with what follows.
+# Prefix for a text that continues another one. No vocabulary has this character, so no token merges
+# it with the text.
 _ANCHOR = "\ufdd5"
 
 
 class RenderedEncoder:
-    """Encodes one whole rendered text at once.
+    """Encodes a whole rendered text at once.
 
-    Pieces that are encoded alone give other ids: a SentencePiece-like tokenizer puts a space mark before every piece,
-    and no token may reach over the border between two. So prompts, training and evaluation encode whole texts.
+    Encoding pieces separately would give other ids: a SentencePiece-like tokenizer adds a space
+    mark before every piece, and no token could span the border between two pieces. Prompts,
+    training and evaluation therefore encode whole texts.
 
-    Text that holds `CUT` marks is encoded by a copy of the tokenizer whose normalizer removes them. Control tokens are
-    searched before that, so a spelled one is not found and becomes characters.
+    A text with `CUT` marks is encoded by a copy of the tokenizer whose normalizer removes the
+    marks. The tokenizer searches control tokens before normalization. It therefore does not find a
+    control token from a message's text, and encodes it as characters.
 
     Args:
-        tokenizer: its tokenizer.json is the rule; its ``control_tokens`` may not be spelled by a message.
+        tokenizer: its tokenizer.json defines the encoding; message texts cannot produce its
+            ``control_tokens``.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -36,12 +43,17 @@ class RenderedEncoder:
         self._last: tuple[str, Encoded] = ("", ([], []))
 
     def encode(self, text: str) -> Encoded:
-        """(ids, offsets): token i stands for the characters offsets[i][0] up to offsets[i][1] of ``text``.
+        """Encode ``text``; token i covers its characters offsets[i][0] to offsets[i][1].
 
-        Offsets count `CUT` marks. Tokens of one character in several bytes have the same offsets.
+        Offsets count `CUT` marks. The tokens of a character that takes several tokens have equal
+        offsets.
 
-        Consecutive texts of a conversation begin alike. What lies between two control tokens is encoded by itself, so
-        ids are taken from the text before up to the last control token that both have, and the rest is encoded.
+        Consecutive texts of a conversation have a common beginning. The text between two control
+        tokens is encoded independently. The ids up to the last common control token are therefore
+        reused, and only the rest is encoded.
+
+        Returns:
+            (ids, offsets).
         """
         last, (ids, offsets) = self._last
         if text != last:
@@ -57,26 +69,27 @@ class RenderedEncoder:
         return self._last[1]
 
     def ids(self, text: str) -> list[int]:
-        """The ids of ``text`` alone."""
+        """Token ids of ``text``."""
         return self.encode(text)[0]
 
     def continued(self, context: list[int], text: str, begin: int) -> Encoded:
-        """Ids and offsets of ``text[begin:]`` behind ``context``, the ids of ``text[:begin]`` alone.
+        """Ids and offsets of ``text[begin:]`` after ``context``, the ids of ``text[:begin]`` alone.
 
-        As a rule these are the further ids of the whole text. Where one of its tokens reaches over ``begin``, the
-        context stays as a server sends it, and the characters up to the next token are encoded by themselves:
-        "answer: " and "answer: yes" give ``answer``, ``:``, space and then ``yes``, not ``space yes``.
+        Usually these are the remaining ids of the whole text. If a token of the whole text spans
+        ``begin``, the context stays as a server sends it, and the characters up to the next token
+        are encoded separately. Example: "answer: " and "answer: yes" give ``answer``, ``:``, space
+        and then ``yes``, not ``space yes``.
         """
         ids, offsets = self.encode(text)
         if ids[: len(context)] == context:
             return ids[len(context) :], offsets[len(context) :]
         later = next((i for i, (start, _) in enumerate(offsets) if start >= begin), len(ids))
         end = offsets[later][0] if later < len(ids) else len(text)
-        between = self._alone(text[begin:end], context, ids[:later])
+        between = self._encode_piece(text[begin:end], context, ids[:later])
         return between + ids[later:], [(begin, end)] * len(between) + offsets[later:]
 
-    def _alone(self, piece: str, context: list[int], whole: list[int]) -> list[int]:
-        """Ids of ``piece`` that decode behind ``context`` to what ``whole`` decodes to, where there are any."""
+    def _encode_piece(self, piece: str, context: list[int], whole: list[int]) -> list[int]:
+        """Ids of ``piece`` that decode after ``context`` like ``whole``, if there are any."""
         if not piece:
             return []
         expected = self._tokenizer.decode(whole)
@@ -85,12 +98,15 @@ class RenderedEncoder:
         if self._tokenizer.decode(context + found) != expected and (
             anchored[: len(anchor)] == anchor
         ):
-            found = anchored[len(anchor) :]  # without the space mark that begins a text
+            found = anchored[len(anchor) :]  # without the space mark at the beginning of a text
         return found
 
     @cached_property
     def _sections(self) -> bool:
-        """Whether control tokens are found before the text is normalized, which may depend on where a text begins."""
+        """Whether control tokens are searched before the text is normalized.
+
+        Normalization may depend on where a text begins.
+        """
         spec = json.loads(self._tokenizer.backend.to_str())
         return not any(
             token["normalized"]
@@ -100,7 +116,10 @@ class RenderedEncoder:
 
     @cached_property
     def _exact(self) -> tokenizers.Tokenizer:
-        """The tokenizer without its post-processor, which shortens offsets by white space and changes no ids."""
+        """The tokenizer without post-processor, which trims white space from offsets.
+
+        Ids do not depend on the post-processor.
+        """
         return self._copy({"post_processor": None})
 
     @cached_property
@@ -114,7 +133,8 @@ class RenderedEncoder:
         steps = [remove] if spec["normalizer"] is None else [remove, spec["normalizer"]]
         for token in spec.get("added_tokens", []):
             if token["content"] in self._tokenizer.control_tokens:
-                token["normalized"] = False  # searched in the text as it is, so never behind a CUT
+                # Searched in the original text, so a token with CUT is not found
+                token["normalized"] = False
         return self._copy(
             {
                 "post_processor": None,
@@ -130,7 +150,7 @@ class RenderedEncoder:
 
 
 def _common(one: str, other: str) -> int:
-    """How many characters two texts begin with alike."""
+    """Length of the common prefix of two texts."""
     low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,7 +1,8 @@
-"""Rows of the usual instruction datasets: the conversation in each, its tools and its split.
+"""Row formats of common instruction datasets: the conversation, its tools and its split.
 
-Keys that a row shape has are used; keys that mean a part of a conversation and are not used are refused by name, and
-further columns (id, source, score, ...) are nobody's concern. A null or an empty value counts as absent.
+Keys of the row format are used. Keys that hold a part of a conversation but are not used are
+refused by name. Further columns (id, source, score, ...) are ignored. A null or empty value counts
+as absent.
 """
 
 from __future__ import annotations
@@ -14,42 +15,46 @@ from lit_llm.data.template import Message
 from lit_llm.errors import UserError
 
 _PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"),
-          ("instruction", "output"), ("instruction", "response"), ("prompt", "answer"), ("question", "response"),
-          ("query", "response"), ("query", "answer"), ("input", "output"))  # fmt: skip
+          ("instruction", "output"), ("instruction", "response"), ("prompt", "answer"),
+          ("question", "response"), ("query", "response"), ("query", "answer"),
+          ("input", "output"))  # fmt: skip
 _ASKED = ("prompt", "question", "query", "instruction", "input", "inputs", "context", "choices")
 _ANSWERED = ("completion", "response", "answer", "output")
 _SYSTEM = ("system", "system_prompt", "system_message")
-_FURTHER = ("history", *REASONING, "documents", "images", "image", "audio", "audios", "video", "videos",
-            "tool_calls", "tool_call", "function_call", "thought", "thoughts", "refusal", "parts",
-            "segments")  # fmt: skip
-# ShareGPT's names; the roles of `messages` are names too.
+_OTHER_PARTS = ("history", *REASONING, "documents", "images", "image", "audio", "audios", "video",
+            "videos", "tool_calls", "tool_call", "function_call", "thought", "thoughts", "refusal",
+            "parts", "segments")  # fmt: skip
+# ShareGPT's names of the roles. The roles of `messages` are accepted too.
 _FROM = {"human": "user", "function_call": "assistant", "observation": "tool",
-         **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "bing", "bard"), "assistant")}  # fmt: skip
-# Keys that say which texts are not learnt, where they hold anything.
+         **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "bing", "bard"),
+                         "assistant")}  # fmt: skip
+# Keys that exclude texts from learning if they have a value.
 _HIDING = ("train_detail", "train_details", "mask", "masked", "loss_mask")
 _SPLITS = {"train": "train", "training": "train",
-           "dev": "validation", "val": "validation", "valid": "validation", "validation": "validation",
-           "eval": "validation", "evaluation": "validation", "test": "validation"}  # fmt: skip
+           "dev": "validation", "val": "validation", "valid": "validation",
+           "validation": "validation", "eval": "validation", "evaluation": "validation",
+           "test": "validation"}  # fmt: skip
 
 
 def to_messages(row: dict[str, Any]) -> list[Message]:
-    """The conversation in a row of one of the usual shapes.
+    """Read the conversation in a row of a common format.
 
-    - {"messages": [{"role", "content", ...}]}, the keys of a message as transformers and OpenAI have them;
-    - {"conversations": [{"from": "human" | "gpt" | "system" | "function_call" | "observation", "value"}]}; other
-      names of the assistant (chatgpt, bot, model, bing, bard) do as well;
-    - either list as JSON text;
-    - {"prompt", "completion", "response" or "answer"}: texts, or lists of messages, of which the completion's are
-      learnt;
-    - {"question" or "query", "answer" or "response"}; {"input", "output"};
-    - {"instruction", "input" (may be absent), "output" or "response"}.
+    - {"messages": [{"role", "content", ...}]}, with the message keys of transformers and OpenAI
+    - {"conversations": [{"from": "human" | "gpt" | "system" | "function_call" | "observation",
+      "value"}]}; other names of the assistant (chatgpt, bot, model, bing, bard) are accepted too
+    - either list as JSON text
+    - {"prompt", "completion", "response" or "answer"}: texts, or lists of messages, of which the
+      completion's are learnt
+    - {"question" or "query", "answer" or "response"}; {"input", "output"}
+    - {"instruction", "input" (optional), "output" or "response"}
 
-    Beside any of them ``system``, ``system_prompt`` or ``system_message`` is the system message; beside a question
-    and its answer ``history`` holds earlier turns, [[question, answer], ...] or messages, and ``reasoning_content``
-    the answer's thoughts.
+    In each of them, ``system``, ``system_prompt`` or ``system_message`` may hold the system
+    message. Beside a question and its answer, ``history`` may hold earlier turns, [[question,
+    answer], ...] or messages, and ``reasoning_content`` the thoughts of the answer.
 
     Raises:
-        UserError: none of these; a key that means conversation and is not used; two shapes in one row.
+        UserError: none of these formats; a key that holds a part of the conversation and is not
+            used; two formats in one row.
     """
     row = {key: value for key, value in row.items() if value is not None}
     _check_learnt(row)
@@ -64,12 +69,12 @@ def to_messages(row: dict[str, Any]) -> list[Message]:
 
 
 def _check_learnt(row: dict[str, Any]) -> None:
-    """Raise a UserError for a key of the row that says, or may say, not to learn it."""
+    """Raise UserError for a key of the row that says, or may say, not to learn it."""
     for key in ("weight", "train", "label", "training", *OTHER_LEARN_KEYS):
         if key not in row:
             continue
         value = row[key]
-        if key == "label":  # 0 is a class; false is what KTO's rows have for a bad answer
+        if key == "label":  # 0 is a class label; false marks a bad answer in KTO data
             learnt = value is not False
         elif key == "loss":  # a number is a measured loss
             learnt = value is not False and value != 0
@@ -79,15 +84,17 @@ def _check_learnt(row: dict[str, Any]) -> None:
             learnt = value == 1
         if not learnt:
             raise UserError(
-                f"the row has {key!r} {str(value)[:40]!r}, which may say not to learn it; 'weight' and 'train' are "
-                "used in a message. Take the row out if it is not to be learnt, else the column"
+                f"the row has {key!r} {str(value)[:40]!r}, which may say not to learn it; "
+                "'weight' and 'train' are used in a message. Take the row out if it is not to be "
+                "learnt, else the column"
             )
 
 
 def template_arguments(row: dict[str, Any]) -> dict[str, Any]:
-    """What the chat template gets beside the messages: ``tools`` and what is in ``chat_template_kwargs``.
+    """Arguments of the chat template besides the messages: ``tools`` and ``chat_template_kwargs``.
 
-    Tools are a list of JSON schemas, or JSON text of one; ``functions`` is OpenAI's older name and form.
+    Tools are a list of JSON schemas, or JSON text of one. ``functions`` is OpenAI's older name and
+    form.
 
     Raises:
         UserError: a value of another type.
@@ -116,9 +123,9 @@ def template_arguments(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def split_of(row: dict[str, Any]) -> str | None:
-    """ "train" or "validation", as the row's ``split`` says it; None where it says nothing.
+    """The split in the row's ``split``: train or validation; None without a value.
 
-    dev, val, valid, eval and test are validation: such rows are never trained on.
+    dev, val, valid, eval and test count as validation, so such rows are never trained on.
 
     Raises:
         UserError: another value.
@@ -129,14 +136,14 @@ def split_of(row: dict[str, Any]) -> str | None:
     known = _SPLITS.get(split.lower().partition("_")[0]) if isinstance(split, str) else None
     if known is None:
         raise UserError(
-            f"the row has the split {str(split)[:40]!r}; known are {', '.join(_SPLITS)}. Rename the column if it "
-            "means something else"
+            f"the row has the split {str(split)[:40]!r}; known are {', '.join(_SPLITS)}. Rename "
+            "the column if it means something else"
         )
     return known
 
 
 def _find(row: dict[str, Any]) -> tuple[list[Message], set[str]]:
-    """(messages, the keys that they are made of)."""
+    """Find the conversation; returns (messages, keys of the row that were used)."""
     pair = next((pair for pair in _PAIRS if set(pair) <= set(row)), None)
     whole = [
         key for key in ("messages", "conversations") if row.get(key) or (key in row and not pair)
@@ -150,8 +157,9 @@ def _find(row: dict[str, Any]) -> tuple[list[Message], set[str]]:
         return _pair(row, *pair)
     keys = ", ".join(map(str, row)) or "none"
     raise UserError(
-        f"no conversation in the row: 'messages' (or 'conversations', 'prompt' and 'completion', 'question' and "
-        f"'answer', 'instruction' and 'output') is looked for, its keys are {keys}"
+        "no conversation in the row: 'messages' (or 'conversations', 'prompt' and 'completion', "
+        "'question' and 'answer', 'instruction' and 'output') is looked for, its keys are "
+        f"{keys}"
     )
 
 
@@ -169,7 +177,7 @@ def _pair(row: dict[str, Any], asked: str, answered: str) -> tuple[list[Message]
     if thoughts is not None and isinstance(answer, str):
         used.add(thoughts)
         after = [{**after[0], thoughts: row[thoughts]}]
-    if isinstance(question, list):  # a prompt is what is asked with, its answers too
+    if isinstance(question, list):  # answers inside a prompt are context and not learnt
         before = [
             _not_learnt(message) if _is_assistants(message) else message for message in before
         ]
@@ -235,9 +243,9 @@ def _system(row: dict[str, Any]) -> str | None:
 
 
 def _with_system(messages: Any, system: str) -> list[Message]:
-    """The messages with the row's system text in front, unless it is there already."""
+    """Put the row's system text in front of the messages, unless it is there already."""
     if not isinstance(messages, list) or not messages or not isinstance(messages[0], dict):
-        return messages  # the conversation's own check says what is wrong
+        return messages  # a later check of the conversation reports what is wrong
     if messages[0].get("role") != "system":
         return [{"role": "system", "content": system}, *messages]
     if messages[0].get("content") != system:
@@ -246,29 +254,29 @@ def _with_system(messages: Any, system: str) -> list[Message]:
 
 
 def _check_unused(unused: dict[str, Any], used: set[str], messages: list[Any]) -> None:
-    """Raise a UserError for a key that means conversation and whose value stands in no message."""
+    """Raise UserError for a key that holds a part of the conversation which no message contains."""
     told = [message for message in messages if isinstance(message, dict)]
-    keys = [*_ASKED, *_FURTHER]
+    keys = [*_ASKED, *_OTHER_PARTS]
     answered = told and _is_assistants(told[-1]) and used & {"messages", "conversations"}
-    if not answered:  # beside a whole conversation an answer is what others compare with
+    if not answered:  # beside a whole conversation, an answer column is a reference for evaluations
         keys += _ANSWERED
     for key in keys:
-        if key in unused and not _is_told(unused[key], told):
+        if key in unused and not _is_contained(unused[key], told):
             raise UserError(
-                f"the row has {key!r}, a part of the conversation that its other keys do not use; take the column "
-                "out, or override format_example"
+                f"the row has {key!r}, a part of the conversation that its other keys do not use; "
+                "take the column out, or override format_example"
             )
 
 
-def _is_told(value: Any, messages: list[Message]) -> bool:
+def _is_contained(value: Any, messages: list[Message]) -> bool:
     if isinstance(value, list):
-        return all(part in messages or _is_told(part, messages) for part in value)
+        return all(part in messages or _is_contained(part, messages) for part in value)
     texts = [text for message in messages for text in message.values() if isinstance(text, str)]
     return isinstance(value, str) and any(value in text for text in texts)
 
 
 def _json(key: str, value: Any) -> Any:
-    """``value``, read from JSON if it is a text."""
+    """Parse ``value`` as JSON if it is a text, else return it."""
     if not isinstance(value, str):
         return value
     try:

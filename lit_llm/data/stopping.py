@@ -1,4 +1,4 @@
-"""Whether a model that is finetuned with a chat template can learn where its answers end."""
+"""Check that finetuning with a chat template teaches the model to end its answers."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from lit_llm.errors import UserError
 
 
 def learns_to_stop(chat: ChatFormat) -> bool:
-    """Whether the tokens that are learnt of an answer hold one that ends generation.
+    """Whether the supervised tokens of an answer include one that ends generation.
 
-    False if the template puts no token after an answer, spells one that the tokenizer does not
-    have, or leaves it out of its ``{% generation %}`` block. True if the template refuses the
-    question and answer that are tried: its rows are then refused with its own words.
+    False if the template writes no token after an answer, writes one that the tokenizer does not
+    have, or leaves it out of its ``{% generation %}`` block. True if the template refuses the test
+    conversation: then its rows are refused with the template's own message.
     """
     try:
         ids, spoken = chat.encode(

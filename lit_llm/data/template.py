@@ -1,8 +1,9 @@
-"""ChatTemplate: the Jinja source that turns messages into text, rendered as transformers renders it.
+"""ChatTemplate: Jinja source that renders messages as text, in the same way as transformers.
 
-The names, filters and extensions are those of transformers' chat_template_utils.py, so the text is the same. One thing
-differs on purpose: a control token that a message spells stays text. ``<|im_end|>`` in any field of a message, in a
-tool's schema or in a tool's argument gets a mark inside (`CUT`); `RenderedEncoder` encodes such text as characters.
+Names, filters and extensions are those of transformers' chat_template_utils.py, so the text is the
+same. There is one intended difference: a control token in a message stays plain text.
+``<|im_end|>`` in any field of a message, in a tool's schema or in a tool's argument gets a mark
+inside (`CUT`), and `RenderedEncoder` encodes such text as characters.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from lit_llm.errors import UserError
 
 Message = dict[str, Any]
 
-# Unicode noncharacters, which no text may contain. CUT stands inside a spelled control token; BEGIN and END stand
-# around what a template marks with {% generation %}.
+# Unicode noncharacters, which no text may contain. CUT is placed inside a control token from a
+# message's text. BEGIN and END surround the text of {% generation %} blocks.
 CUT, BEGIN, END = "\ufdd0", "\ufdd1", "\ufdd2"
 _MARKS = re.compile(f"[{CUT}{BEGIN}{END}]")
 _ESCAPED_CUT = re.compile(r"(?<!\\)((?:\\\\)*)\\ufdd0")
-# The names that a template gets from the program: a row's own arguments may not replace them.
+# Variables that the program sets; arguments of a row may not replace them.
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
-# Templates cut an assistant's message at these to find its thoughts, so they are never marked there.
+# Templates split an assistant's message at these strings to find its thoughts, so they get no mark
+# there.
 _THOUGHT_MARKS = ("<think>", "</think>")
 
 
@@ -34,15 +36,15 @@ class ChatTemplate:
 
     Args:
         source: Jinja source.
-        names: what the template may call by name: {"bos_token": "<s>", ...}.
-        control_tokens: the tokenizer's control tokens; a message that spells one cannot become one.
+        names: special tokens by name: {"bos_token": "<s>", ...}.
+        control_tokens: the tokenizer's control tokens, which a message's text cannot produce.
 
     Attributes:
         source, names: as given.
-        control: matches a control token in rendered text, unless a message spelled it.
+        control: pattern of a control token in rendered text that does not come from a message.
         marks_answers: the source has {% generation %} blocks.
-        always_opened: a generation prompt that the source writes whatever ``add_generation_prompt`` says; see
-            `TemplateProbe.always_opened`. It is cut off where none is asked for.
+        always_opened: a generation prompt that the source writes even without
+            ``add_generation_prompt``; see `TemplateProbe.always_opened`. It is then removed.
 
     Raises:
         UserError: the source is not valid Jinja.
@@ -62,7 +64,7 @@ class ChatTemplate:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._compiled = _compile(self.source)  # what Jinja compiles cannot be pickled
+        self._compiled = _compile(self.source)  # compiled Jinja templates cannot be pickled
 
     def render(
         self,
@@ -70,15 +72,15 @@ class ChatTemplate:
         add_generation_prompt: bool = False,
         arguments: Mapping[str, Any] | None = None,
     ) -> str:
-        """The conversation as text, with `CUT`, `BEGIN` and `END` in it.
+        """Render the conversation as text, with `CUT`, `BEGIN` and `END` in it.
 
         Args:
-            messages: what the template gets as ``messages``.
+            messages: the variable ``messages``.
             add_generation_prompt: end with the beginning of an assistant's turn.
-            arguments: what else it gets, by name: ``tools`` and the template's own switches.
+            arguments: further variables by name: ``tools`` and switches of the template.
 
         Raises:
-            UserError: with the template's own complaint.
+            UserError: with the template's own message.
         """
         import jinja2
 
@@ -94,16 +96,16 @@ class ChatTemplate:
             )
         except jinja2.TemplateError as error:
             raise UserError(f"the chat template refuses the messages: {error}") from None
-        except Exception as error:  # a template is code: it can raise anything
+        except Exception as error:  # a template is code and can raise any exception
             raise UserError(f"the chat template fails ({type(error).__name__}: {error})") from None
         return text if add_generation_prompt else text.removesuffix(self.always_opened)
 
     def knows(self, name: str) -> bool:
-        """Whether the source spells ``name``: a template that does not cannot use it."""
+        """Whether the source contains ``name``. Otherwise the template cannot use it."""
         return re.search(rf"\b{re.escape(name)}\b", self.source) is not None
 
     def control_run(self, text: str) -> list[re.Match[str]]:
-        """The control tokens that ``text`` begins with, white space between them or not."""
+        """Control tokens at the beginning of ``text``, possibly with white space between them."""
         found: list[re.Match[str]] = []
         for match in self.control.finditer(text):
             if text[found[-1].end() if found else 0 : match.start()].strip():
@@ -112,7 +114,7 @@ class ChatTemplate:
         return found
 
     def defused(self, text: str) -> str:
-        """``text`` as it stands in rendered text: with a mark in every control token that it spells."""
+        """``text`` as it appears in rendered text: with a mark in each control token."""
         return self._defused(text, self.control)
 
     def _defused_message(self, message: Message) -> Message:
@@ -122,7 +124,7 @@ class ChatTemplate:
         return {**self._defused(message, self.control), "content": content}
 
     def _defused(self, value: Any, control: re.Pattern[str]) -> Any:
-        """``value`` with a mark inside every control token spelled in its texts, keys included."""
+        """``value`` with a mark inside each control token in its texts, including keys."""
         if isinstance(value, str):
             return control.sub(lambda match: match[0][:1] + CUT + match[0][1:], plain(value))
         if isinstance(value, dict):
@@ -141,7 +143,7 @@ def plain(text: str) -> str:
 
 
 def unmarked(text: str) -> tuple[str, list[tuple[int, int]]]:
-    """Rendered text without `BEGIN` and `END`, and where they stood: (first, one behind the last) character."""
+    """Remove `BEGIN` and `END` from rendered text; also returns the marked spans (first, end)."""
     pieces = re.split(f"[{BEGIN}{END}]", text)
     ends = list(itertools.accumulate(map(len, pieces)))
     return "".join(pieces), list(zip(ends[0:-1:2], ends[1:-1:2], strict=True))
@@ -152,7 +154,7 @@ def _any_of(texts: list[str]) -> re.Pattern[str]:
 
 
 def _compile(source: str) -> Any:
-    """The template with the names, filters and extensions that transformers gives it."""
+    """Compile the template with the names, filters and extensions of transformers."""
     import jinja2
     from jinja2.ext import Extension
     from jinja2.nodes import CallBlock, Node
@@ -160,7 +162,7 @@ def _compile(source: str) -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """{% generation %} ... {% endgeneration %}: what stands between is the assistant's."""
+        """{% generation %} ... {% endgeneration %}: marks the text that the assistant writes."""
 
         tags = {"generation"}
 
@@ -196,7 +198,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """transformers' ``tojson``: Jinja's own escapes HTML and knows no such options."""
+    """transformers' ``tojson``: Jinja's own filter escapes HTML and lacks these options."""
     text = json.dumps(
         value,
         ensure_ascii=ensure_ascii,

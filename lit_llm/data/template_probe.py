@@ -1,4 +1,4 @@
-"""TemplateProbe: what a chat template expects and does, found by rendering small conversations once."""
+"""TemplateProbe: facts about a chat template, found by rendering small conversations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lit_llm.data.messages import text_of
 from lit_llm.data.template import ChatTemplate, Message, unmarked
 from lit_llm.errors import UserError
 
-PROBE = "qwertzprobe"  # a word that no template spells, changes or escapes
+PROBE = "qwertzprobe"  # a word that no template contains, changes or escapes
 _QUESTION: Message = {"role": "user", "content": "question"}
 _TOOL: Message = {"role": "tool", "name": "name", "tool_call_id": "abcdefghi", "content": "42"}
 _OBJECT = {"key": PROBE}
@@ -20,7 +20,7 @@ _TEXT = json.dumps(_OBJECT)
 
 
 def with_probe(value: Any) -> Any:
-    """``value`` with `PROBE` in place of every text in it; keys stay."""
+    """``value`` with `PROBE` instead of every text in it; keys stay."""
     if isinstance(value, dict):
         return {key: with_probe(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -29,10 +29,10 @@ def with_probe(value: Any) -> Any:
 
 
 class TemplateProbe:
-    """Facts about a template, each found when it is first asked for.
+    """Facts about a template, each computed on first use.
 
     Args:
-        template: what is rendered.
+        template: the template to test.
     """
 
     def __init__(self, template: ChatTemplate):
@@ -40,7 +40,10 @@ class TemplateProbe:
         self._left_out: dict[str, bool] = {}
 
     def fit(self, message: Message) -> Message:
-        """The message as the template takes it: content as text or parts, a tool's arguments as object or text."""
+        """Convert a message to the template's form.
+
+        Content becomes text or parts, and a tool's arguments become an object or text.
+        """
         content = message.get("content")
         if isinstance(content, list) and not self._takes_parts:
             message = {**message, "content": text_of(message)}
@@ -52,18 +55,18 @@ class TemplateProbe:
         return message
 
     def shows(self, messages: list[Message], arguments: Mapping[str, Any]) -> bool:
-        """Whether the template renders `PROBE`, which stands somewhere in the messages."""
+        """Whether the template renders `PROBE`, which is somewhere in the messages."""
         return PROBE in (self.render(messages, arguments) or "")
 
     def render(
         self, messages: list[Message], arguments: Mapping[str, Any] | None = None
     ) -> str | None:
-        """The messages as text, each brought into the form that the template takes; None where it refuses them."""
+        """Convert the messages to the template's form and render them; None if it refuses them."""
         return self._render([self.fit(message) for message in messages], arguments)
 
     @cached_property
     def takes_tools(self) -> bool:
-        """Whether the template renders the schemas of tools, as far as it renders the simplest one at all."""
+        """Whether the template renders tool schemas; true if it refuses the simplest schema."""
         schema = {
             "name": PROBE,
             "description": "",
@@ -74,7 +77,7 @@ class TemplateProbe:
         return text is None or PROBE in text
 
     def leaves_out(self, role: str) -> bool:
-        """Whether the template renders a conversation without the words of its messages of this role."""
+        """Whether the template accepts messages of this role but does not render their text."""
         if role not in self._left_out:
             said = {"role": role, "content": PROBE}
             messages = [said, _QUESTION]
@@ -86,16 +89,16 @@ class TemplateProbe:
 
     @cached_property
     def turn_end(self) -> str | None:
-        """The control token that ends an assistant's turn; None where the template writes none.
+        """The control token that ends an assistant's turn; None if the template writes none.
 
-        It stands behind the answer whether or not another turn follows: Phi-3 renders ``<|end|>`` and, at the end of
-        the conversation, a newline and ``<|endoftext|>``. Where none stands in both places (gpt-oss: ``<|return|>`` at
-        the end, ``<|end|>`` before another turn), it is the last of those that stand behind the last answer without
-        a gap.
+        It follows the answer whether or not another turn follows: Phi-3 renders ``<|end|>`` and, at
+        the end of the conversation, a newline and ``<|endoftext|>``. If no token occurs in both
+        places (gpt-oss: ``<|return|>`` at the end, ``<|end|>`` before another turn), it is the last
+        of the tokens that follow the last answer without a gap.
         """
         answered = [_QUESTION, {"role": "assistant", "content": PROBE}]
-        alone = self._rest(answered) or ""
-        followed = self._rest([*answered, _QUESTION]) or ""
+        alone = self._after_probe(answered) or ""
+        followed = self._after_probe([*answered, _QUESTION]) or ""
         ends = self._template.control_run(alone)
         common = len(os.path.commonprefix([alone, followed]))  # noqa: RUF071 -- no paths
         found = [match for match in ends if match.end() <= common]
@@ -106,9 +109,10 @@ class TemplateProbe:
         return found[-1][0] if found else None
 
     def next_turn(self, calls_tools: bool) -> str | None:
-        """The control token that follows an assistant's turn where the template writes no `turn_end`.
+        """The control token that follows an assistant's turn if the template writes no `turn_end`.
 
-        GLM's models end an answer with the token that begins the user's turn, and a tool call with that of the tool's.
+        GLM's models end an answer with the token that begins the user's turn, and a tool call with
+        the token that begins the tool's turn.
         """
         return self._next_turns[calls_tools] if self.turn_end is None else None
 
@@ -121,7 +125,7 @@ class TemplateProbe:
         ]
         found = []
         for messages, following in ((answered, _QUESTION), (called, _TOOL)):
-            alone, followed = self._rest(messages), self._rest([*messages, following])
+            alone, followed = self._after_probe(messages), self._after_probe([*messages, following])
             begins = None
             if alone is not None and followed is not None and followed.startswith(alone):
                 begins = self._template.control.match(followed, len(alone))
@@ -131,11 +135,12 @@ class TemplateProbe:
 
     @cached_property
     def always_opened(self) -> str | None:
-        """The generation prompt that the template writes behind an answer too, whatever it is asked for; or "".
+        """A generation prompt that the template always writes after an answer, or "".
 
-        An answered conversation ends with it, and so does the same one with a further question. What stands before it
-        in the first is the beginning of the second, and it stands before the answer as well. None where the template
-        writes something of that kind that does not stand before an answer.
+        An answered conversation ends with this prompt. The same conversation with a further
+        question continues differently after a common beginning, and the prompt follows this
+        beginning. The prompt also precedes the answer. None if the template always writes a text
+        after an answer which does not precede an answer.
         """
         answered = [self.fit(_QUESTION), self.fit({"role": "assistant", "content": PROBE})]
         alone, followed = self._render(answered), self._render([*answered, answered[0]])
@@ -155,14 +160,16 @@ class TemplateProbe:
         header = alone[self._turn_begin(alone, first, last) :]
         if alone[:answer].rstrip().endswith(header.rstrip()):
             return header
-        # Control tokens alone are the end of a text: some templates write it behind every conversation.
+        # Control tokens alone are the end of a text. Some templates write it after every
+        # conversation.
         return None if self._template.control.sub("", header).strip() else ""
 
     def _turn_begin(self, text: str, first: int, last: int) -> int:
-        """Where in text[first:last], which follows an answer, the next turn's header begins.
+        """Position in text[first:last] where the next turn's header begins; an answer precedes it.
 
-        The headers of two roles may begin alike: with a control token ("<|im_start|>") that is not the one that ends
-        the answer and stands before the question too, or with the first signs of a line ("### ").
+        Headers of two roles may have a common beginning. It is a control token ("<|im_start|>")
+        that does not end the answer and also precedes the question, or the first characters of a
+        line ("### ").
         """
         found = [match for match in self._template.control.finditer(text) if match.end() > first]
         for match in found:
@@ -175,8 +182,8 @@ class TemplateProbe:
         line = text.rfind("\n", inside[-1].end() if inside else first, last)
         return last if line < 0 else line + 1
 
-    def _rest(self, messages: list[Message]) -> str | None:
-        """What is rendered behind `PROBE`; None where the template refuses the messages or leaves it out."""
+    def _after_probe(self, messages: list[Message]) -> str | None:
+        """Text rendered after `PROBE`; None if the template refuses the messages or drops it."""
         text = self.render(messages)
         return None if text is None or PROBE not in text else text.rpartition(PROBE)[2]
 
@@ -190,7 +197,10 @@ class TemplateProbe:
 
     @cached_property
     def _takes_parts(self) -> bool:
-        """Content may be a list of text parts: it renders as the text does, or the text does not render at all."""
+        """Content may be a list of text parts.
+
+        Parts render like the text, or the text does not render at all.
+        """
         return self._as_parts is not None and (self._as_parts == self._as_text or self._needs_parts)
 
     @cached_property
@@ -208,11 +218,11 @@ class TemplateProbe:
 
     @cached_property
     def _calls(self) -> tuple[Message, str]:
-        """How a tool call must come: what stands for content that is not there, and the form of the arguments.
+        """Form of a tool call: the fields that replace missing content, and the form of arguments.
 
-        transformers leaves null content out; DeepSeek's templates ask for null, others for text. Arguments are
-        "object" where the template writes them as JSON and would quote a text once more, "text" where it fails on an
-        object or prints it as Python does, and "any" where both are right or neither is.
+        transformers omits null content. DeepSeek's templates require null, others a text. Arguments
+        are "object" if the template writes them as JSON and would quote a text again, "text" if it
+        fails on an object or prints it as Python does, and "any" if both work or neither works.
         """
         for empty in ({}, {"content": None}, {"content": ""}):
             as_object = self._render([_QUESTION, self._calling(empty, _OBJECT)]) or ""
@@ -229,11 +239,12 @@ class TemplateProbe:
     @staticmethod
     def _calling(empty: Message, arguments: Any) -> Message:
         function = {"name": "name", "arguments": arguments}
+        # Mistral requires ids of 9 characters.
         call = {
             "id": "abcdefghi",
             "type": "function",
             "function": function,
-        }  # Mistral: 9 characters
+        }
         return {"role": "assistant", **empty, "tool_calls": [call]}
 
     def _fit_call(self, call: dict[str, Any]) -> dict[str, Any]:

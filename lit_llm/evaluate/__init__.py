@@ -1,4 +1,4 @@
-"""lm-eval over a model in memory: from the command line, in training, on tasks that need no hub.
+"""Evaluation with lm-eval of a model in memory: command, callback and offline tasks.
 
-Nothing here is imported before it is used, and lm_eval itself only by what runs a task.
+Modules import lm_eval only when they run a task.
 """

@@ -1,4 +1,4 @@
-"""LMEvalCallback: lm-eval's tasks on the model in training."""
+"""LMEvalCallback: runs lm-eval tasks on the model during training."""
 
 from __future__ import annotations
 
@@ -25,22 +25,26 @@ RANGES: dict[str, Range] = {
 
 
 class LMEvalCallback(L.Callback):
-    """After validations, runs lm-eval tasks; logs ``eval/<task>/<metric>`` and appends to ``evaluations.jsonl``.
+    """Runs lm-eval tasks after validations.
 
-    A line is {"step", "task", "metric", "value", "stderr"}. Lines of steps that a resumed run repeats are replaced.
-    Needs a module whose ``network`` is a `Transformer` and a data module with a ``tokenizer``. All ranks share the
-    work. A task that fails is told in one line, and training goes on.
+    Logs ``eval/<task>/<metric>`` and appends lines {"step", "task", "metric", "value", "stderr"} to
+    ``evaluations.jsonl``. Lines of steps that a resumed run repeats are replaced. All ranks share
+    the work. If a task fails, one line reports it, and training continues.
+
+    The module's ``network`` must be a `Transformer`, and the data module must have a ``tokenizer``.
 
     Args:
-        tasks: names, see ``load_tasks``: "stdlib_choice" and its like need no hub.
-        every_steps: optimizer steps after which the next validation brings the tasks along. None: every validation.
-        limit: the first documents of each task alone. None: all.
+        tasks: names, see ``load_tasks``. "stdlib_choice" and the other local tasks work offline.
+        every_steps: least number of optimizer steps between two evaluations, which follow a
+            validation. None: after every validation.
+        limit: number of documents per task, from the first on. None: all.
         include: folders of lm-eval YAML files, or such files.
-        num_fewshot: worked examples before each question. None: as the task says.
-        max_batch_tokens: most tokens at once, padding included.
+        num_fewshot: worked examples before each question. None: the task's number.
+        max_batch_tokens: most tokens per batch, including padding.
 
     Raises:
-        UserError: before training, for a bad setting, an unknown task, or a module or data that do not fit.
+        UserError: before training, for a bad setting, an unknown task, or an unsuitable module or
+            data module.
     """
 
     def __init__(
@@ -63,12 +67,12 @@ class LMEvalCallback(L.Callback):
         self.loaded: dict[str, Mapping[str, Any]] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Load the tasks: a mistake is told before the first step."""
+        """Load the tasks, so that a mistake is reported before the first step."""
         if stage == "fit":
             self.loaded = load_tasks(self.tasks, self.include)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Drop the lines after the step training resumes from."""
+        """Drop the lines after the step from which training resumes."""
         _model_and_tokenizer(trainer, pl_module)
         self.file = Path(trainer.default_root_dir) / "evaluations.jsonl"
         if trainer.is_global_zero:
@@ -95,11 +99,11 @@ class LMEvalCallback(L.Callback):
                     rows += metric_rows(
                         run_task(lm, task, limit=self.limit, num_fewshot=self.num_fewshot)
                     )
-                except (
-                    Exception
-                ) as error:  # a task is somebody's code, and hours of training are not worth it
+                except Exception as error:
+                    # A task runs foreign code. A failure there must not end the training.
                     rank_zero_info(
-                        f"LMEvalCallback: step {step}: {name} failed, training goes on: {one_line(error)}"
+                        f"LMEvalCallback: step {step}: {name} failed, training goes on: "
+                        f"{one_line(error)}"
                     )
         if not rows or not trainer.is_global_zero:
             return
@@ -112,7 +116,7 @@ class LMEvalCallback(L.Callback):
                 file.write(json.dumps({"step": step, **{key: row[key] for key in _KEYS}}) + "\n")
 
     def state_dict(self) -> dict[str, Any]:
-        """The step of the last evaluation, so that ``every_steps`` goes on after a resume."""
+        """The step of the last evaluation, so that ``every_steps`` continues after a resume."""
         return {"last_step": self.last_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""``lit_llm evaluate CKPT --tasks NAME ...``: lm-eval on a checkpoint of any kind."""
+"""``lit_llm evaluate CKPT --tasks NAME ...``: lm-eval on a checkpoint of any format."""
 
 from __future__ import annotations
 
@@ -30,18 +30,17 @@ _MERGED = ("results", "versions", "n-shot", "n-samples", "samples")
 
 
 def evaluate_main(args: list[str]) -> None:
-    """Parse ``args``, run the tasks, print a table or JSON.
+    """Parse ``args``, run the tasks, and print a table or JSON.
 
     Raises:
-        UserError: an argument, a task, the checkpoint or the device is not there.
+        UserError: a wrong argument, or a task, checkpoint or device that does not exist.
     """
     settings = _parser().parse_args(args)
     if settings.log_samples and settings.json is None:
         raise UserError("--log_samples needs --json FILE: that is where the samples go")
     device = choose_device(settings.device)
-    tasks = load_tasks(
-        settings.tasks, settings.include
-    )  # mistakes there are told before a model is read
+    # Load the tasks before the model, so that mistakes in their names are reported at once.
+    tasks = load_tasks(settings.tasks, settings.include)
 
     from lit_llm.evaluate.harness import HarnessLM
 
@@ -82,7 +81,7 @@ def evaluate_main(args: list[str]) -> None:
 
 
 def weights_fingerprint(model: Transformer) -> str:
-    """sha256 (hex) over the names, dtypes, shapes and bytes of the model's tensors, in the order of their names."""
+    """sha256 (hex) of the model's tensors, ordered by name: names, dtypes, shapes and bytes."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         plain = tensor.detach().cpu().contiguous()
@@ -92,7 +91,7 @@ def weights_fingerprint(model: Transformer) -> str:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """`metric_rows` in aligned columns."""
+    """Format `metric_rows` in aligned columns."""
     cells = [["task", "metric", "value", "stderr", "n"]]
     for row in rows:
         stderr = "" if row["stderr"] is None else f"{row['stderr']:.4f}"

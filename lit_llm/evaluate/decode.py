@@ -1,4 +1,4 @@
-"""Generation as lm-eval asks for it: stop strings, a seed for every request, ranks that keep step."""
+"""Text generation for lm-eval: stop strings, one seed per request, ranks in lockstep."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 
 SAMPLING = tuple(field.name for field in fields(Sampling))
-_TOP_K = 50  # of transformers' generate() if neither the request nor the model names one
-# Settings of transformers' generate() that are not computed here, with the values at which they do
-# nothing. None and an empty list do nothing for any of them.
+_TOP_K = 50  # default of transformers' generate() if neither the request nor the model sets it
+# Settings of transformers' generate() that are not implemented here, with the values that have no
+# effect. None and an empty list never have an effect.
 _OFF: dict[str, tuple[Any, ...]] = {
     "num_beams": (1,), "num_beam_groups": (1,), "num_return_sequences": (1,), "penalty_alpha": (0,),
     "no_repeat_ngram_size": (0,), "encoder_no_repeat_ngram_size": (0,),
@@ -30,11 +30,12 @@ _OFF: dict[str, tuple[Any, ...]] = {
     "exponential_decay_length_penalty": (), "watermarking_config": (), "stop_strings": (),
     "max_time": (),
 }  # fmt: skip
-# The same; generate() reads them only when it samples.
+# More such settings, which generate() reads only for sampling.
 _OFF_SAMPLED: dict[str, tuple[Any, ...]] = {
     "typical_p": (1,), "epsilon_cutoff": (0,), "eta_cutoff": (0,), "top_h": (),
 }  # fmt: skip
-# These never change a text without beams: they are about beams, memory and further outputs.
+# Settings that never change the text without beam search: they concern beams, memory and further
+# outputs.
 _WITHOUT_EFFECT = frozenset([
     "early_stopping", "length_penalty", "diversity_penalty", "use_cache", "cache_implementation",
     "cache_config", "max_cache_len", "low_memory", "prefill_chunk_size", "disable_compile",
@@ -46,7 +47,7 @@ _WITHOUT_EFFECT = frozenset([
 
 @dataclass(frozen=True)
 class Decoding:
-    """How a request wants its answer: equal ones share a batch."""
+    """Decoding settings of a request. Requests with equal settings share a batch."""
 
     until: tuple[str, ...]
     max_new_tokens: int
@@ -62,12 +63,13 @@ class Decoding:
         """Read lm-eval's ``generation_kwargs`` as its ``hf`` backend and transformers do.
 
         Args:
-            arguments: the request's. A setting of ``generate`` is accepted if its value does nothing.
-            max_new_tokens: for a request that names none.
-            generation_config: the model's, for settings that the request does not name.
+            arguments: the request's settings. Other settings of ``generate`` are accepted if their
+                value has no effect.
+            max_new_tokens: for a request without a limit.
+            generation_config: the model's, for settings that the request does not have.
 
         Raises:
-            UserError: a setting that is not known here and would change the text.
+            UserError: an unknown setting, or one that would change the text and is not implemented.
         """
         from lm_eval.models.utils import normalize_gen_kwargs
 
@@ -88,9 +90,9 @@ class Decoding:
 
 
 def _refuse(settings: dict[str, Any], sampled: bool, origin: str, or_unknown: bool) -> None:
-    """Raise a UserError that names the settings which change the text and are not computed here."""
+    """Raise a UserError that names settings which change the text and are not implemented."""
     off = _OFF | (_OFF_SAMPLED if sampled else {})
-    # Greedy decoding does not read what only sampling reads.
+    # Greedy decoding ignores settings of sampling.
     fine = {*SAMPLING, *_WITHOUT_EFFECT, *(() if sampled else _OFF_SAMPLED)}
     wrong = [
         f"{name}={value!r}"
@@ -107,7 +109,7 @@ def _refuse(settings: dict[str, Any], sampled: bool, origin: str, or_unknown: bo
 
 
 def _sampling(settings: dict[str, Any], sampled: bool) -> Sampling:
-    """`Sampling` of transformers' settings: there top_k=0 is none, top_p=0 the likeliest token."""
+    """Convert transformers' settings: there top_k=0 means no limit, top_p=0 the likeliest token."""
     if not sampled:
         penalty = settings.get("repetition_penalty", 1.0)
         return Sampling(temperature=0.0, repetition_penalty=penalty)
@@ -128,11 +130,19 @@ def decode(
     seeds: Sequence[int],
     stop_ids: set[int],
 ) -> list[str]:
-    """The text each prompt is continued with, cut before the first stop string or token.
+    """Continue each prompt and cut the text before the first stop string or stop token.
 
-    Every row draws from a generator of its own, so an answer depends neither on its company nor on the rank. With
-    torch.distributed, all ranks must call this together: each goes on with empty steps until the last is done, because
-    sharded weights are gathered by all at once.
+    Each row has its own random generator, so an answer depends neither on the other rows nor on the
+    rank. With torch.distributed, all ranks must call this together. A rank that is done makes empty
+    steps until the last rank is done, because all ranks gather sharded weights together.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        prompts: token ids of each prompt.
+        how: decoding settings.
+        seeds: one seed per prompt.
+        stop_ids: tokens that end an answer.
     """
     step_input, real, cache = padded_batch(model, prompts, how.max_new_tokens)
     device = step_input.device
@@ -174,8 +184,8 @@ def _picker(
     vocab_size: int,
     device: torch.device,
 ) -> Callable[[Tensor], Tensor]:
-    """Logits (B, V) -> the next token of every row, int64 (B,)."""
-    if sampling.is_greedy:  # nothing is drawn: one call for all rows
+    """Return a function from logits (B, V) to the next token of each row, int64 (B,)."""
+    if sampling.is_greedy:  # greedy: no random numbers, so one call serves all rows
         return Sampler(sampling, 0, prompts, vocab_size, device)
     rows = [
         Sampler(sampling, seed, [prompt], vocab_size, device)

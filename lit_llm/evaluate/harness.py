@@ -1,13 +1,14 @@
-"""HarnessLM: a Transformer in memory as lm-eval's language model, with the scores of its ``hf`` backend.
+"""HarnessLM: a Transformer in memory as an lm-eval model.
 
-Text becomes tokens as transformers would make them of the exported directory: the tokenizer.json's own rule adds its
-special tokens, and control tokens spelled in a prompt are control tokens. A prompt that the chat template rendered
-becomes the tokens that chat, training and servers make of it: nothing is added, and a control token that a task's text
-spells stays text.
+Its scores equal those of lm-eval's ``hf`` backend. Text is tokenized as transformers would with the
+exported directory: the rule in tokenizer.json adds its special tokens, and control tokens in a
+prompt's text count as control tokens. A prompt from the chat template is tokenized as in chat,
+training and servers: nothing is added, and a control token in a task's text stays plain text.
 
-Ranks of torch.distributed share the work inside this class, and each ends with all results; lm-eval is told of one
-process. Its own way of sharing fails where a task has fewer documents than ranks, pads requests instead of forward
-passes (ranks with sharded weights then wait for each other for ever), and orders documents by rank in its sums.
+Ranks of torch.distributed share the work inside this class, and each rank gets all results. lm-eval
+sees a single process. Its own distribution has three problems. It fails if a task has fewer
+documents than ranks. It pads requests instead of forward passes, so ranks with sharded weights wait
+for each other forever. And it sums documents in an order that depends on the ranks.
 """
 
 from __future__ import annotations
@@ -38,28 +39,32 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 Score = tuple[float, bool]
-# A character that no text may contain, and a space by which to see whether the template trims messages.
+# A noncharacter, which cannot occur in a text, and a space that shows whether the template strips
+# messages.
 _FINAL_MARK = "\ufdd3 "
-_HEAD = 16  # characters by which a rendered prompt is known again
+_HEAD = 16  # leading characters that identify a rendered prompt
 
 
 class HarnessLM(TemplateLM):
-    """``lm_eval.evaluate(HarnessLM(model, tokenizer), ...)``: nothing is exported, moved, compiled or left changed.
+    """A Transformer as the model of ``lm_eval.evaluate(HarnessLM(model, tokenizer), ...)``.
+
+    Nothing is exported, moved or compiled.
 
     Args:
-        model: on any device; runs eagerly, in eval mode and without gradients, and gets its modes back.
-        tokenizer: must know a bos or an eos token, with which a text without context begins.
-        batch_size: most requests at once. None: as many as ``max_batch_tokens`` holds.
-        max_batch_tokens: most tokens at once, padding included; a longer request goes alone.
-        progress: draw a bar on stderr, on the first rank.
+        model: on any device. It runs eagerly, in eval mode and without gradients. Its train and
+            eval modes are restored.
+        tokenizer: must have a bos or an eos token, with which a text without context begins.
+        batch_size: most requests per batch. None: as many as ``max_batch_tokens`` allows.
+        max_batch_tokens: most tokens per batch, including padding. A longer request runs alone.
+        progress: show a progress bar on stderr of the first rank.
 
     Raises:
-        UserError: no token to begin with. Later, from requests: a continuation longer than the context, more new
-            tokens than the context holds, a generation setting that is not known.
+        UserError: the tokenizer has neither token. Later, from requests: a continuation longer than
+            the context, more new tokens than the context holds, or an unknown generation setting.
     """
 
     max_gen_toks = 256
-    """New tokens where a task does not say how many."""
+    """New tokens for a task that sets no limit."""
 
     def __init__(
         self,
@@ -73,9 +78,8 @@ class HarnessLM(TemplateLM):
         super().__init__()
         self.model, self.tokenizer = model, tokenizer  # type: ignore[assignment]
         self.batch_size, self.max_batch_tokens = batch_size, max_batch_tokens
-        self._bar_stream = (
-            sys.stderr if progress else None
-        )  # lm-eval's own bars are silenced later, ours is not
+        # Lm-eval's progress bars are silenced later. This one is not.
+        self._bar_stream = sys.stderr if progress else None
         begin = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
         if begin is None:
             raise UserError(
@@ -86,12 +90,15 @@ class HarnessLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """The tokenizer's eos, or what stands in for it."""
+        """The tokenizer's eos token, or bos if there is none."""
         return self._prefix if self.tokenizer.eos_id is None else self.tokenizer.eos_id
 
     @property
     def stop_ids(self) -> set[int]:
-        """What ends an answer: the ids of tokenizer and model; in chats also the turn's end."""
+        """Tokens that end an answer: those of tokenizer and model.
+
+        If prompts come from the chat template, the token that ends a turn is added.
+        """
         chatting = bool(self._rendered_heads)
         ids = {self.eot_token_id, *(self._chat if chatting else self.tokenizer).stop_ids}
         of_config = self.model.config.eos_token_id
@@ -107,7 +114,7 @@ class HarnessLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What a text without context begins with: bos, or eos where there is none."""
+        """First token of a text without context: bos, or eos if there is none."""
         return self._prefix
 
     @property
@@ -117,18 +124,22 @@ class HarnessLM(TemplateLM):
 
     @property
     def device(self) -> torch.device:
-        """Where the model lies."""
+        """The model's device."""
         return self.model.embed.weight.device
 
     @property
     def tokenizer_name(self) -> str:
-        """The tokenizer's fingerprint: by it lm-eval keeps its caches apart."""
+        """The tokenizer's fingerprint, which lm-eval uses as a cache key."""
         return self.tokenizer.fingerprint()
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Token ids; None adds special tokens unless the text begins with the prefix token already, or is a chat's."""
+        """Tokenize ``string``.
+
+        With ``add_special_tokens=None``, special tokens are added unless the text begins with the
+        prefix token or is a chat prompt.
+        """
         if string[:_HEAD] in self._rendered_heads:
             return self._chat.encoder.ids(string)
         if add_special_tokens is None:
@@ -138,10 +149,13 @@ class HarnessLM(TemplateLM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The conversation as text; without the generation prompt its last message is left open, to be continued.
+        """Render the conversation as text.
+
+        Without the generation prompt, the last message stays open to be continued. If the template
+        refuses a system message, the text is rendered without it.
 
         Raises:
-            UserError: no chat template, or it refuses the messages, without their system message too.
+            UserError: no chat template, or it refuses the messages even without a system message.
         """
         try:
             text = _render(self._chat, chat_history, add_generation_prompt)
@@ -150,9 +164,8 @@ class HarnessLM(TemplateLM):
             if len(rest) == len(chat_history):
                 raise
             text = _render(self._chat, rest, add_generation_prompt)
-        if head := text[
-            :_HEAD
-        ].rstrip():  # lm-eval moves white space from a prompt's end to its answer
+        # Lm-eval moves white space from the end of a prompt to its answer.
+        if head := text[:_HEAD].rstrip():
             self._rendered_heads.add(head)
         return text
 
@@ -163,7 +176,7 @@ class HarnessLM(TemplateLM):
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """Log-likelihood in nats of whole texts, in windows of the context that do not overlap."""
+        """Log-likelihood in nats of whole texts, in context windows that do not overlap."""
         windows = []
         owners = []
         for number, request in enumerate(requests):
@@ -187,17 +200,19 @@ class HarnessLM(TemplateLM):
         disable_tqdm: bool = False,
         **kwargs: Any,
     ) -> list[Score]:
-        """(log-likelihood in nats, whether greedy decoding writes it) of each continuation after its context.
+        """Score each continuation after its context.
 
-        What is too long loses tokens on the left. Requests with the same input, such as the one-token choices of a
-        question, share a row.
+        A score is the log-likelihood in nats, and whether greedy decoding gives the continuation.
+        Inputs that are too long lose tokens on the left. Requests with the same input share a row,
+        such as the one-token choices of a question.
         """
-        answers: list[Score] = [(0.0, True)] * len(requests)  # right for an empty continuation
+        answers: list[Score] = [(0.0, True)] * len(requests)  # the score of an empty continuation
         numbers: dict[tuple[int, ...], list[int]] = {}
         for number, (_, context, continuation) in enumerate(requests):
             if len(continuation) > self.max_length:
                 raise UserError(
-                    f"a continuation of {len(continuation)} tokens exceeds the model's context of {self.max_length}"
+                    f"a continuation of {len(continuation)} tokens exceeds the model's context of "
+                    f"{self.max_length}"
                 )
             if continuation:
                 whole = (context or [self.prefix_token_id]) + continuation
@@ -208,7 +223,9 @@ class HarnessLM(TemplateLM):
 
         batches = self._batches(list(numbers), len)
         for batch, scores in zip(
-            batches, self._in_turns(batches, score, "scoring", list(map(len, batches))), strict=True
+            batches,
+            self._run_batches(batches, score, "scoring", list(map(len, batches))),
+            strict=True,
         ):
             for row, row_scores in zip(batch, scores, strict=True):
                 for number, one in zip(numbers[row], row_scores, strict=True):
@@ -218,20 +235,22 @@ class HarnessLM(TemplateLM):
     def _score(
         self, rows: list[tuple[int, ...]], targets: list[list[list[int]]]
     ) -> list[list[Score]]:
-        """Scores of the targets that end each row one position later; only their positions go through the head."""
+        """Scores of the targets that end one position after each row.
+
+        Only the positions of the targets pass through the head.
+        """
         longest = max(map(len, rows))
         ids = torch.zeros(len(rows), longest, dtype=torch.long)
         places: list[int] = []
         labels: list[int] = []
         for number, (row, continuations) in enumerate(zip(rows, targets, strict=True)):
-            ids[number, : len(row)] = torch.tensor(
-                row
-            )  # padding on the right: no causal position sees it
+            # Padding is on the right, so no causal position attends to it.
+            ids[number, : len(row)] = torch.tensor(row)
             end = number * longest + len(row)
             for continuation in continuations:
                 places += range(end - len(continuation), end)
                 labels += continuation
-        with self._evaluating():
+        with self._eval_mode():
             x_NC = self.model.hidden_states(ids.to(self.device)).flatten(0, 1)
             logits_NV = self.model.logits(x_NC[torch.tensor(places, device=self.device)]).float()
             labels_N = torch.tensor(labels, device=self.device)
@@ -247,11 +266,12 @@ class HarnessLM(TemplateLM):
         return [[next(flat) for _ in continuations] for continuations in targets]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The text after each context, before the first stop string or `stop_ids`.
+        """Generate the text after each context, up to the first stop string or `stop_ids`.
 
-        Prompts that are too long lose tokens on the left. What a request does not set, the model's
-        generation_config does, as in transformers' ``generate``. A request's place in the list
-        seeds it, so repeated samples differ and a second call gives the same.
+        Prompts that are too long lose tokens on the left. Settings that a request does not have
+        come from the model's generation_config, as in transformers' ``generate``. The position of a
+        request in the list is its seed. Repeated samples therefore differ, and a second call gives
+        the same texts.
         """
         groups: dict[Decoding, list[tuple[int, list[int]]]] = {}
         for number, request in enumerate(requests):
@@ -260,8 +280,9 @@ class HarnessLM(TemplateLM):
             room = self.max_length - how.max_new_tokens
             if room < 1:
                 raise UserError(
-                    f"the task asks for {how.max_new_tokens} new tokens, the model's whole context is "
-                    f"{self.max_length}: lower max_gen_toks in the task's generation_kwargs"
+                    f"the task asks for {how.max_new_tokens} new tokens, the model's whole "
+                    f"context is {self.max_length}: lower max_gen_toks in the task's "
+                    "generation_kwargs"
                 )
             prompt = self.tok_encode(context)[-room:] or [self.prefix_token_id]
             groups.setdefault(how, []).append((number, prompt))
@@ -277,20 +298,24 @@ class HarnessLM(TemplateLM):
         def answer(job: tuple[Decoding, list[tuple[int, list[int]]]]) -> list[str]:
             how, members = job
             seeds, prompts = [number for number, _ in members], [prompt for _, prompt in members]
-            with self._evaluating():
+            with self._eval_mode():
                 return decode(self.model, self.tokenizer, prompts, how, seeds=seeds, stop_ids=ends)
 
         answers = [""] * len(requests)
         sizes = [len(members) for _, members in jobs]
         for (_, members), texts in zip(
-            jobs, self._in_turns(jobs, answer, "generating", sizes), strict=True
+            jobs, self._run_batches(jobs, answer, "generating", sizes), strict=True
         ):
             for (number, _), text in zip(members, texts, strict=True):
                 answers[number] = text
         return answers
 
     def _batches(self, items: list[Item], length: Callable[[Item], int]) -> list[list[Item]]:
-        """The longest first: a batch is sorted, and what does not fit in memory fails at once."""
+        """Split items into batches, the longest first.
+
+        Rows of a batch then have similar lengths, and a batch that exceeds the memory fails at
+        once.
+        """
         batches: list[list[Item]] = []
         room = 0
         for item in sorted(items, key=length, reverse=True):
@@ -302,12 +327,13 @@ class HarnessLM(TemplateLM):
             room -= 1
         return batches
 
-    def _in_turns(
+    def _run_batches(
         self, batches: list[Item], work: Callable[[Item], Answer], what: str, sizes: list[int]
     ) -> list[Answer]:
-        """The answer to every batch, on every rank; each turn gives each rank one batch.
+        """Compute the answer to every batch, on every rank; each turn gives each rank one batch.
 
-        In the last turn a rank without one repeats another's: forward passes must be equally many on all.
+        In the last turn, a rank without a batch repeats another one: all ranks must make the same
+        number of forward passes.
         """
         shared = dist.is_available() and dist.is_initialized()
         rank, ranks = (dist.get_rank(), dist.get_world_size()) if shared else (0, 1)
@@ -329,14 +355,15 @@ class HarnessLM(TemplateLM):
         return [done[number] for number in range(len(batches))]
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
+    def _eval_mode(self) -> Iterator[None]:
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         try:
+            # Eager mode, because each length would be compiled as a new shape.
             with (
                 torch.no_grad(),
                 torch.compiler.set_stance("force_eager"),
-            ):  # every length is a new shape
+            ):
                 yield
         finally:
             for module, training in modes:
@@ -344,7 +371,10 @@ class HarnessLM(TemplateLM):
 
 
 def _render(chat: ChatFormat, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-    """The text with its marks in spelled control tokens (`RenderedEncoder`); without any it is transformers' text."""
+    """Render messages as text with marked control tokens (`RenderedEncoder`).
+
+    A text without control tokens equals transformers' text.
+    """
     if add_generation_prompt:
         return chat.marked(messages, add_generation_prompt=True)
     *before, last = messages

@@ -1,4 +1,4 @@
-"""Load lm-eval's tasks and run them: the two steps that the command and the callback share."""
+"""Loading and running lm-eval tasks, for the command and the callback."""
 
 from __future__ import annotations
 
@@ -22,24 +22,28 @@ from lit_llm.evaluate.tasks import LOCAL_TASKS, local_tasks
 if TYPE_CHECKING:
     from lit_llm.evaluate.harness import HarnessLM
 
-# lm-eval's own: its numbers depend on them where a task draws examples.
+# lm-eval's default seeds. Results depend on them if a task samples examples.
 _PYTHON_SEED, _OTHER_SEED = 0, 1234
-_BOOTSTRAP = 1000  # resamples for the standard error of metrics that have no formula: 2% exact
+# Bootstrap samples for the standard error of metrics without a formula; error about 2%
+_BOOTSTRAP = 1000
 
 
 def load_tasks(
     names: Sequence[str], include: Sequence[str | Path] = (), cache_dir: Path | None = None
 ) -> dict[str, Mapping[str, Any]]:
-    """lm-eval's tasks with their data: one ``TaskManager.load`` result for each name (a task, a group or a tag).
+    """Load lm-eval tasks with their data.
 
     Args:
-        names: our local tasks, those of ``include``, and lm-eval's own.
-        include: folders of lm-eval YAML files, or such files (their folder is read).
-        cache_dir: where the local tasks are kept. None: $LIT_LLM_CACHE or ~/.cache/lit_llm.
+        names: local tasks, tasks of ``include``, and lm-eval's own tasks.
+        include: folders of lm-eval YAML files, or such files (their whole folder is read).
+        cache_dir: folder for the local tasks. None: $LIT_LLM_CACHE or ~/.cache/lit_llm.
+
+    Returns:
+        One ``TaskManager.load`` result per name (a task, a group or a tag).
 
     Raises:
-        UserError: lm_eval is not installed, an unknown name (the nearest are told), no such folder or file, or data
-            that cannot be had.
+        UserError: lm_eval is not installed, an unknown name (the message names the nearest ones), a
+            missing folder or file, or data that cannot be loaded.
     """
     if find_spec("lm_eval") is None:
         raise UserError("evaluation needs lm-eval: pip install 'lit_llm[eval]'")
@@ -51,24 +55,30 @@ def load_tasks(
 
     from lm_eval.tasks import TaskManager
 
-    with _contained():
+    with _isolated():
         manager = TaskManager(include_defaults=False, include_path=folders)
         if not set(names) <= set(manager.all_tasks):
-            # Only now: to read the index of lm-eval's own tasks takes ten seconds.
+            # Loaded only if needed: the index of lm-eval's own tasks takes ten seconds.
             manager = TaskManager(include_defaults=True, include_path=folders)
         for name in names:
             if name not in manager.all_tasks:
                 known = sorted({*LOCAL_TASKS, *manager.all_tasks})
                 near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
                 raise UserError(
-                    f"tasks: no task {name!r}; " + (f"did you mean {' or '.join(near)}?" if near else
-                    f"local ones are {', '.join(LOCAL_TASKS)}, others are lm-eval's (lm_eval ls tasks)")
-                )  # fmt: skip
+                    f"tasks: no task {name!r}; "
+                    + (
+                        f"did you mean {' or '.join(near)}?"
+                        if near
+                        else f"local ones are {', '.join(LOCAL_TASKS)}, "
+                        "others are lm-eval's (lm_eval ls tasks)"
+                    )
+                )
         loaded = {}
         for name in names:
             try:
                 loaded[name] = manager.load([name])
-            except Exception as error:  # a task is code and a download: it can raise anything
+            # A task runs code and downloads data, so it can raise any exception
+            except Exception as error:
                 raise UserError(f"task {name} cannot be loaded: {one_line(error)}") from error
     return loaded
 
@@ -82,21 +92,23 @@ def run_task(
     apply_chat_template: bool = False,
     log_samples: bool = False,
 ) -> dict[str, Any]:
-    """What ``lm_eval.evaluate`` gives for one entry of `load_tasks`, the same on every rank.
+    """Result of ``lm_eval.evaluate`` for one entry of `load_tasks`, the same on every rank.
 
-    All ranks must call it together. The state of Python's, numpy's and torch's generators is left as it was.
+    All ranks must call it together. The states of the random generators of Python, numpy and torch
+    are restored.
 
     Args:
         lm: the model.
-        loaded: tasks, which may be run again later.
-        limit: the first documents of each task alone. None: all.
-        num_fewshot: worked examples before each question, where a task does not fix them to 0. None: the task's.
-        apply_chat_template: ask in the model's chat format, examples as turns.
-        log_samples: keep every document's prompt and answer, under "samples".
+        loaded: tasks; they may be run again later.
+        limit: number of documents per task, from the first on. None: all.
+        num_fewshot: worked examples before each question, unless the task fixes them to 0. None:
+            the task's number.
+        apply_chat_template: ask in the model's chat format, with examples as turns.
+        log_samples: keep the prompt and answer of every document under "samples".
     """
     from lm_eval.evaluator import evaluate
 
-    with _contained():
+    with _isolated():
         for task in loaded["tasks"].values():
             if num_fewshot is not None and task.get_config("num_fewshot") != 0:
                 task.set_config("num_fewshot", num_fewshot)
@@ -112,14 +124,16 @@ def run_task(
             apply_chat_template=apply_chat_template,
             fewshot_as_multiturn=True,
         )
-    assert results is not None  # HarnessLM calls itself the first of one rank everywhere
+    # HarnessLM reports rank 0 of 1 on every rank, so every rank gets results
+    assert results is not None
     return dict(results)
 
 
 def metric_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """{"task", "metric", "value", "stderr" or None, "n": documents or None} of every number in ``results``.
+    """One row per number in ``results``.
 
-    lm-eval names a metric with the filter its answers went through; the filter "none" is left out.
+    A row is {"task", "metric", "value", "stderr" or None, "n": documents or None}. lm-eval adds the
+    name of the answer filter to a metric's name. The filter "none" is left out.
     """
     rows = []
     for task, metrics in results["results"].items():
@@ -142,7 +156,7 @@ def metric_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def one_line(error: Exception) -> str:
-    """Kind and message of an error, short enough for a line."""
+    """Type and message of an error, shortened to one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text if len(text) <= 300 else text[:300] + ' ...'}"
 
@@ -158,26 +172,24 @@ def _folder(path: Path) -> Path:
 
 
 @contextmanager
-def _contained() -> Iterator[None]:
-    """Keep lm-eval's doings inside: its seeds, the bars it draws on every rank, what it prints on stdout."""
+def _isolated() -> Iterator[None]:
+    """Keep side effects of lm-eval inside: seeds, progress bars of every rank, output on stdout."""
     states = random.getstate(), np.random.get_state(), os.environ.get("DISABLE_MULTIPROC")
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
     random.seed(_PYTHON_SEED)
     np.random.seed(_OTHER_SEED)
-    os.environ["DISABLE_MULTIPROC"] = (
-        "1"  # its standard errors fork a pool, which a training process must not
-    )
+    # Standard errors would otherwise fork a process pool, which a training process must not do.
+    os.environ["DISABLE_MULTIPROC"] = "1"
     try:
         with (
             torch.random.fork_rng(devices=[]),
             redirect_stdout(io.StringIO()),
             redirect_stderr(io.StringIO()),
         ):
-            torch.default_generator.manual_seed(
-                _OTHER_SEED
-            )  # torch.manual_seed would touch the device's too
+            # The CPU generator only: torch.manual_seed would seed the device's generator too.
+            torch.default_generator.manual_seed(_OTHER_SEED)
             yield
     finally:
         random.setstate(states[0])

@@ -1,11 +1,13 @@
-"""Evaluation tasks that need no hub: made of the standard library's held-out modules, for lm-eval to load.
+"""Offline evaluation tasks for lm-eval, made of held-out modules of the standard library.
 
-- ``stdlib_choice``: a function's head; which of four first sentences begins its docstring?
+- ``stdlib_choice``: given the head of a function, choose the first sentence of its docstring out of
+  four.
 - ``stdlib_rolling``: bits per byte and perplexities of source files.
 - ``stdlib_complete``: the last word of a docstring's first sentence.
 
-The modules are those that the docstring questions hold out, and a docstring whose text a training module has too is
-not among them. Hashes choose and order everything, so equal interpreters make equal tasks.
+The modules are the held-out ones of the docstring questions. Docstrings whose text also occurs in a
+training module are left out. Hashes decide selection and order, so equal interpreters make equal
+tasks.
 """
 
 from __future__ import annotations
@@ -28,21 +30,21 @@ from lit_llm.io.cache import default_cache_dir
 LOCAL_TASKS = ("stdlib_choice", "stdlib_rolling", "stdlib_complete")
 _CHOICE_ITEMS, _FILES, _COMPLETE_ITEMS = 100, 20, 50
 _FILE_CHARACTERS = 6000
-_FORMAT = 1  # raise when the items change: old ones are then made anew
+_FORMAT = 1  # version of the items; raise it when they change, so that the cached ones are replaced
 
 
 def local_tasks(cache_dir: Path | None = None) -> Path:
-    """The folder with the tasks' YAML and JSONL files, made if it is not there.
+    """Folder with the tasks' YAML and JSONL files, created if it does not exist.
 
     Args:
-        cache_dir: where it is kept. None: $LIT_LLM_CACHE or ~/.cache/lit_llm.
+        cache_dir: parent folder. None: $LIT_LLM_CACHE or ~/.cache/lit_llm.
 
     Raises:
         UserError: the folder cannot be written.
     """
     parent = ((cache_dir or default_cache_dir()) / "tasks").absolute()
     modules = [(name, path) for name, path in stdlib_modules() if held_out(name)]
-    # The place is part of the key because the YAML files hold absolute paths: lm-eval resolves no relative ones.
+    # The path is part of the key, because lm-eval needs absolute paths in the YAML files.
     content = [_FORMAT, sys.version, str(parent), [name for name, _ in modules]]
     folder = parent / f"stdlib-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]}"
     try:
@@ -56,19 +58,23 @@ def _write_tasks(workspace: Path, folder: Path, modules: list[tuple[str, Path]])
     sentences = list(_first_sentences())
     _write_task(
         workspace, folder, "stdlib_choice", choice_items(sentences),
-        output_type="multiple_choice", doc_to_text="question", doc_to_choice="choices", doc_to_target="gold",
-        target_delimiter="", fewshot_split="test", metric_list=[{"metric": "acc"}, {"metric": "acc_norm"}],
+        output_type="multiple_choice", doc_to_text="question", doc_to_choice="choices",
+        doc_to_target="gold", target_delimiter="", fewshot_split="test",
+        metric_list=[{"metric": "acc"}, {"metric": "acc_norm"}],
     )  # fmt: skip
     _write_task(
         workspace, folder, "stdlib_rolling", rolling_items(modules),
         output_type="loglikelihood_rolling", doc_to_text="", doc_to_target="text", num_fewshot=0,
-        metric_list=[{"metric": name} for name in ("bits_per_byte", "byte_perplexity", "word_perplexity")],
+        metric_list=[
+            {"metric": name} for name in ("bits_per_byte", "byte_perplexity", "word_perplexity")
+        ],
     )  # fmt: skip
     first_word = {"function": "regex", "regex_pattern": "([A-Za-z]+)"}
     _write_task(
         workspace, folder, "stdlib_complete", complete_items(sentences),
-        output_type="generate_until", doc_to_text="question", doc_to_target="word", target_delimiter=" ",
-        fewshot_split="test", generation_kwargs={"until": ["\n", "."], "max_gen_toks": 8, "do_sample": False},
+        output_type="generate_until", doc_to_text="question", doc_to_target="word",
+        target_delimiter=" ", fewshot_split="test",
+        generation_kwargs={"until": ["\n", "."], "max_gen_toks": 8, "do_sample": False},
         filter_list=[{"name": "none", "filter": [first_word, {"function": "take_first"}]}],
         metric_list=[{"metric": "exact_match", "ignore_case": True}],
     )  # fmt: skip
@@ -96,7 +102,10 @@ def _write_task(
 
 
 def choice_items(sentences: list[dict[str, str]]) -> list[dict[str, Any]]:
-    """{"id", "question", "choices": four texts, "gold": index}; the wrong three begin other functions' docstrings."""
+    """Items {"id", "question", "choices": four texts, "gold": index}.
+
+    The three wrong choices begin docstrings of other functions.
+    """
     items = []
     for entry in _by_hash(sentences, "choice")[:_CHOICE_ITEMS]:
         others = [other for other in sentences if other["sentence"] != entry["sentence"]]
@@ -108,7 +117,7 @@ def choice_items(sentences: list[dict[str, str]]) -> list[dict[str, Any]]:
 
 
 def complete_items(sentences: list[dict[str, str]]) -> list[dict[str, Any]]:
-    """{"id", "question": head and sentence without its last word, "word"}."""
+    """Items {"id", "question": head and sentence without its last word, "word"}."""
     items = []
     for entry in _by_hash(sentences, "complete"):
         if found := re.fullmatch(r"(\S+(?: \S+){3,}) ([A-Za-z]{4,})[.!?]?", entry["sentence"]):
@@ -119,7 +128,7 @@ def complete_items(sentences: list[dict[str, str]]) -> list[dict[str, Any]]:
 
 
 def rolling_items(modules: list[tuple[str, Path]]) -> list[dict[str, Any]]:
-    """{"id": module, "text": the first 6000 characters of its file, to the end of a line}."""
+    """Items {"id": module, "text": the first 6000 characters of its file, cut at a line end}."""
     items = []
     for name, path in modules:
         text = path.read_text(encoding="utf-8", errors="ignore")
@@ -131,7 +140,10 @@ def rolling_items(modules: list[tuple[str, Path]]) -> list[dict[str, Any]]:
 
 
 def _first_sentences() -> Iterator[dict[str, str]]:
-    """{"id", "head": source up to the docstring's quotes, "sentence"} of the held-out functions and classes."""
+    """First docstring sentences of the held-out functions and classes.
+
+    Yields {"id", "head": source up to the docstring's quotes, "sentence"}.
+    """
     seen = set()
     for row in docstring_rows():
         if row["split"] != "validation":

@@ -1,4 +1,4 @@
-"""fit, validate, test and predict: LightningCLI with run folders, presets by name and one-line errors."""
+"""The verbs fit, validate, test and predict: LightningCLI with run folders and presets."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from typing import Any, NoReturn
 import lightning as L
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
 from lightning.pytorch.callbacks import ProgressBar as ProgressBarBase
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_llm.data.base import TokenDataModule
 from lit_llm.data.instructions import InstructionDataModule
 from lit_llm.data.pretrain import PretrainDataModule
+from lit_llm.data.trainer_settings import refuse_accumulation_schedules
 from lit_llm.errors import UserError
 from lit_llm.fit import launchers
 from lit_llm.fit.mistakes import check_settings, explain, in_constructor
@@ -32,6 +33,7 @@ from lit_llm.fit.orphans import follow
 from lit_llm.fit.run_folder import leave_run, prepare_run
 from lit_llm.fit.saved_config import with_absolute_paths
 from lit_llm.io.streams import say
+from lit_llm.lightning_internals import CLIHooks, set_rank
 from lit_llm.models.kernels.device import has_fast_bf16
 from lit_llm.plan.preflight import Preflight
 from lit_llm.report.callback import RunReport
@@ -58,10 +60,10 @@ _LOGGERS = {
     "CSVLogger": "lit_llm.training.loggers.CSVLogger",
     "TensorBoardLogger": "lightning.pytorch.loggers.TensorBoardLogger",
 }
-# Of the Trainer's constructor; what else it raises is a bug.
+# Exceptions that the Trainer's constructor raises for wrong settings. Any other type is a bug.
 _COMPLAINTS = (ValueError, TypeError, ImportError, RuntimeError, MisconfigurationException)
 _SAVE_DIR = ("--trainer.logger.init_args.save_dir", "--trainer.logger.save_dir")
-_RUN_FOLDER = "the run folder"  # which is chosen after the arguments are read
+_RUN_FOLDER = "the run folder"  # a placeholder: the folder is chosen after the arguments are parsed
 
 guard_jsonargparse()
 StrategyRegistry.register(
@@ -70,17 +72,19 @@ StrategyRegistry.register(
 
 
 class _Parser(LightningArgumentParser):
-    """Says what is wrong in one line instead of after fifty lines of usage."""
+    """Reports a mistake in one line instead of after fifty lines of usage."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+    def error(  # type: ignore[override]
+        self, message: str, ex: Exception | None = None
+    ) -> NoReturn:
         raise UserError(explain_mistake(message, known_keys(self))) from None
 
 
 def known_keys(parser: LightningArgumentParser) -> list[str]:
-    """All dotted keys of the parser, the arguments of our modules included."""
+    """All dotted keys of the parser, including the arguments of our modules."""
     keys = []
     for action in parser._actions:
         for verb_parser in (getattr(action, "_name_parser_map", None) or {}).values():
@@ -93,11 +97,11 @@ def known_keys(parser: LightningArgumentParser) -> list[str]:
     return keys
 
 
-class TrainerCLI(LightningCLI):
-    """The configuration of a run: model, data, trainer, and our callbacks as sections of their own."""
+class TrainerCLI(CLIHooks, LightningCLI):
+    """LightningCLI for a run: model, data, trainer, and a section per configurable callback."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Callbacks whose settings people change."""
+        """Add the callbacks whose settings users change."""
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.add_lightning_class_args(SpikeGuard, "spike_guard")
         parser.add_lightning_class_args(SampleCallback, "samples")
@@ -106,11 +110,8 @@ class TrainerCLI(LightningCLI):
             "--plan", type=bool, default=True, help="say what fit will take; refuse what cannot fit"
         )
 
-    def _parse_ckpt_path(self) -> None:
-        """Nothing: Lightning would let the checkpoint's settings replace the config's in silence."""
-
     def before_instantiate_classes(self) -> None:
-        """Fix the run folder before anything writes."""
+        """Choose the run folder before anything writes files."""
         assert self.subcommand is not None
         for section in ("trainer", "checkpoint", "spike_guard", "samples", "report"):
             if isinstance(given := self.config[self.subcommand].get(section), list | str):
@@ -139,9 +140,9 @@ class TrainerCLI(LightningCLI):
                 logger.init_args.save_dir = str(self.run_folder)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Default loggers, where none are configured.
+        """Add the default loggers if none are configured.
 
-        None but for fit, whose files a validation would write into.
+        Only fit gets loggers: the other verbs would write into the files of the fit.
         """
         if self.subcommand != "fit":
             if self.config[str(self.subcommand)].trainer.logger not in (None, True, False):
@@ -160,8 +161,8 @@ class TrainerCLI(LightningCLI):
         except _COMPLAINTS as error:
             raise in_constructor(error, settings) from None
 
-    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> L.Trainer:
-        """Leave out of our callbacks what the user switched off or brings along."""
+    def choose_callbacks(self, config: dict[str, Any], callbacks: list[Callback]) -> list[Callback]:
+        """Leave out our callbacks that the user switched off or replaced."""
         mine = [*callbacks, ProgressBar(), ThroughputCallback(), FreezeGarbage()]
         if self.config[str(self.subcommand)].plan:
             mine.append(Preflight())
@@ -169,14 +170,10 @@ class TrainerCLI(LightningCLI):
         given = given if isinstance(given, list) else [given]
         if isinstance(self.model, LanguageModule):
             refuse_early_callbacks(given)
-        if isinstance(self.datamodule, TokenDataModule):  # others' samples do repeat
+        # With other data modules, a resumed run does repeat samples, so the warning stays.
+        if isinstance(self.datamodule, TokenDataModule):
             warnings.filterwarnings("ignore", ".*dataloader is not resumable.*")
-        accumulates = any(isinstance(c, GradientAccumulationScheduler) for c in given)
-        if accumulates and isinstance(self.datamodule, TokenDataModule):
-            raise UserError(
-                "trainer.callbacks: GradientAccumulationScheduler changes the tokens of a step, "
-                "which data.global_batch_tokens decides: leave it out"
-            )
+            refuse_accumulation_schedules(given)  # before any data is made
         unwanted = [base for base in (ProgressBarBase, CheckpointBase, SpikeGuard)
                     if any(isinstance(c, base) for c in given)]  # fmt: skip
         if CheckpointBase in unwanted:
@@ -194,12 +191,12 @@ class TrainerCLI(LightningCLI):
         for logger in loggers if isinstance(loggers, list) else [loggers]:
             if isinstance(logger, NeptuneLogger) and logger.save_dir is None:
                 logger.save_dir = str(self.run_folder)
-        return super()._instantiate_trainer(config, mine)
+        return mine
 
     def before_fit(self) -> None:
-        """Have the resolved configuration written once data and model are known to fit."""
+        """Schedule the write of the resolved configuration, after data and model are checked."""
         content = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand]
-        for key in ("config", "ckpt_path"):  # of this call, not of the run
+        for key in ("config", "ckpt_path"):  # these belong to the call, not to the run
             content.pop(key, None)
         if isinstance(self.datamodule, TokenDataModule) and isinstance(self.model, LanguageModule):
             content = with_absolute_paths(content)
@@ -209,7 +206,7 @@ class TrainerCLI(LightningCLI):
         rank_zero_info(f"run folder: {self.run_folder}")
 
     def after_fit(self) -> None:
-        """Say how it went, show what the model writes, and what can be done next."""
+        """Print the result, samples of the model's output, and the next commands."""
         if self.trainer.is_global_zero:
             metrics = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
             say(
@@ -220,11 +217,12 @@ class TrainerCLI(LightningCLI):
                     own_tokenizer=getattr(self.datamodule, "corpus_folder", None) is None,
                 )
             )
-        # The first process writes the model and the report: launchers take the end of another for the run's.
+        # The first process still writes the model and the report. The others wait, because
+        # launchers end the run when any process ends.
         self.trainer.strategy.barrier("fit")
 
     def after_predict(self) -> None:
-        """Print the answers and keep them in the run folder."""
+        """Print the answers and write them to the run folder."""
         if not self.trainer.is_global_zero:
             return  # every rank answers every prompt
         rows = [row for batch in self.trainer.predict_loop.predictions for row in batch]
@@ -235,25 +233,21 @@ class TrainerCLI(LightningCLI):
 
 
 def _settle(settings: Any) -> launchers.Launcher | None:
-    """Who started this process as one of several, by what the Trainer's settings ask for.
-
-    Raises:
-        UserError: see `launchers.settle`.
-    """
+    """Find the launcher that fits the Trainer's settings; None if there is none."""
     plugins = settings.plugins if isinstance(settings.plugins, list) else [settings.plugins]
     devices = _number_of_devices(settings.devices, settings.accelerator)
     if devices is None or any("Environment" in str(plugin) for plugin in plugins):
-        return None  # the Trainer will complain; or the user names the launcher
+        # Either the Trainer will refuse the settings, or the user configured the launcher
+        return None
     launcher = launchers.settle(devices, settings.num_nodes)
-    # Lightning has read it from the variables while it was imported.
-    rank_zero_only.rank = launcher.rank if launcher else 0  # type: ignore[attr-defined]
+    set_rank(launcher.rank if launcher else 0)
     if launcher is not None and launcher.parent is not None:
         follow(launcher.parent)
     return launcher
 
 
 def _number_of_devices(devices: Any, accelerator: str) -> int | None:
-    """What ``trainer.devices`` asks for, on this node; None if the Trainer would not take it."""
+    """Number of devices per node in ``trainer.devices``; None if the Trainer would refuse it."""
     cuda = accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
     text = str(devices).strip("[] ")
     if text in ("auto", "-1"):
@@ -266,7 +260,10 @@ def _number_of_devices(devices: Any, accelerator: str) -> int | None:
 
 
 class _WriteSetup(Callback):
-    """Writes config.yaml, and the tokenizer, with which a checkpoint can be used before there is a final/."""
+    """Writes config.yaml and the tokenizer when the fit starts.
+
+    With both, a checkpoint is usable before final/ exists.
+    """
 
     def __init__(self, folder: Path, config: dict[str, Any]):
         self.folder, self.config = folder, config
@@ -284,7 +281,7 @@ class _WriteSetup(Callback):
 
 
 def default_precision(accelerator: str) -> str:
-    """bf16-mixed where the device multiplies bfloat16 in hardware, else 32-true."""
+    """bf16-mixed if the device multiplies bfloat16 in hardware, else 32-true."""
     cuda = accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
     return "bf16-mixed" if has_fast_bf16(torch.device("cuda" if cuda else "cpu")) else "32-true"
 
@@ -292,20 +289,21 @@ def default_precision(accelerator: str) -> str:
 def summary(
     run: Path, metrics: dict[str, float], chats: bool = False, own_tokenizer: bool = True
 ) -> str:
-    """The closing words of a fit: result, two samples, the files, the next commands.
+    """Final message of a fit: result, two samples, files, and the next commands.
 
-    Every command works as it is printed, in the working directory.
+    Every printed command works in the current working directory.
 
     Args:
         run: the run folder.
-        metrics: what the Trainer logged last.
-        chats: the model was taught to answer, so talking to it comes next.
-        own_tokenizer: the text's tokenizer is a setting, not that of a finished corpus.
+        metrics: the metrics that the Trainer logged last.
+        chats: the model was trained to answer, so the next command is a chat.
+        own_tokenizer: the tokenizer is a setting of the run, not part of a finished corpus.
     """
     lines = [""]
     if "val_bits_per_byte" in metrics:
         lines.append(
-            f"validation: {metrics['val_bits_per_byte']:.4f} bits per byte, loss {metrics['val_loss']:.4f}"
+            f"validation: {metrics['val_bits_per_byte']:.4f} bits per byte, loss "
+            f"{metrics['val_loss']:.4f}"
         )
     samples = run / "samples.jsonl"
     prompt = "What is Python?" if chats else "The "
@@ -345,7 +343,7 @@ def _command(words: list[Any]) -> str:
 
 
 def _free_name(run: Path) -> Path:
-    """A folder beside ``run`` that is not there: for the run that goes on with its model."""
+    """An unused folder name beside ``run``, for a run that continues with its model."""
     folder, number = run.with_name(f"{run.name}-more"), 2
     while folder.exists() or folder.is_symlink():
         folder, number = run.with_name(f"{run.name}-more-{number}"), number + 1
@@ -356,7 +354,7 @@ def run_trainer(verb: str, args: list[str]) -> None:
     """Run one of the Trainer's verbs with command-line arguments.
 
     Raises:
-        UserError: anything the user can mend.
+        UserError: any mistake that the user can correct.
     """
     args = list(args)
     for i, arg in enumerate(args):
@@ -368,7 +366,7 @@ def run_trainer(verb: str, args: list[str]) -> None:
     _check_values(args)
     args = settle_replaced(args, _defaults())
     args = _with_logger_folders(args)
-    # Lightning advises on things we have decided: loader workers, missing loggers.
+    # Lightning advises on settings that lit_llm has decided: loader workers, missing loggers.
     for advice in (".*does not have many workers.*", ".*log_every_n_steps.*",
                    ".*LightningCLI's args parameter.*", ".*`isinstance.treespec, LeafSpec.`.*",
                    ".*The `srun` command is available.*"):  # fmt: skip
@@ -395,7 +393,7 @@ def run_trainer(verb: str, args: list[str]) -> None:
             args=[verb, *args],
         )
     except SystemExit as error:
-        # Lightning makes status 1 of Ctrl-C.
+        # Lightning turns Ctrl-C into exit status 1.
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
@@ -410,7 +408,7 @@ def run_trainer(verb: str, args: list[str]) -> None:
 
 
 def _check_values(args: list[str]) -> None:
-    """Refuse a setting without a value, of which the parser would say "argument --data"."""
+    """Refuse a setting without a value, which the parser would report as "argument --data"."""
     for word, following in zip(args, [*args, "--"][1:], strict=True):
         option, equals, value = word.partition("=")
         if not re.fullmatch(r"--(data|model|trainer)\.[\w.]+(?<!\.help)", option):
@@ -431,7 +429,7 @@ def _defaults() -> dict[str, Any]:
 
 
 def _without_a_config(args: list[str], mistake: UserError) -> UserError:
-    """What to say where neither a config nor the command line names model and data; else ``mistake``."""
+    """Replace ``mistake`` if neither a config nor the command line names a model and data."""
     names = {arg.partition("=")[0] for arg in args}
     missing = [
         f"--{part}" for part in ("model", "data")
@@ -441,7 +439,8 @@ def _without_a_config(args: list[str], mistake: UserError) -> UserError:
         classes = {"model": "PretrainModule or lit_llm.SFTModule",
                    "data": "PretrainDataModule or lit_llm.InstructionDataModule"}  # fmt: skip
         needed = UserError(
-            f"{found[1]}: no class named; give {found[1]}.class_path, e.g. lit_llm.{classes[found[1]]}"
+            f"{found[1]}: no class named; give {found[1]}.class_path, e.g. "
+            f"lit_llm.{classes[found[1]]}"
         )
         mistake = mistake if missing else needed
     follows = r"unknown key (model|data)\.|.*arguments are required"
@@ -455,7 +454,7 @@ def _without_a_config(args: list[str], mistake: UserError) -> UserError:
 
 
 def _with_logger_folders(args: list[str]) -> list[str]:
-    """``args`` with short names of loggers in full; without a folder they get the run's."""
+    """Expand short names of loggers in ``args``; loggers without a folder get the run folder."""
     made = []
     words = iter(args)
     for word in words:
@@ -473,7 +472,10 @@ def _with_logger_folders(args: list[str]) -> list[str]:
 
 
 def _no_chatter(record: logging.LogRecord) -> bool:
-    """Drop Lightning's list of absent accelerators and its advertisements; keep what it says about the run."""
+    """Filter out Lightning's list of absent accelerators and its advertisements.
+
+    Messages about the run are kept.
+    """
     said = record.getMessage()
     return not said.startswith(
         ("GPU available", "TPU available", "HPU available", "💡", "Using bfloat16")

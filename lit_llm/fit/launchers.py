@@ -1,10 +1,11 @@
-"""Which launcher started this process, told from the variables in its environment.
+"""Detection of the launcher that started this process, from environment variables.
 
-A launcher (torchrun, srun, jsrun, or a script of the user's own) starts a process for each device
-and tells it by variables which one it is. The same variables stay behind in shells: of an
-interactive SLURM job, of an earlier run, of a container's image. Lightning believes them and waits
-for processes that nobody started, or takes this one for a rank that writes nothing. So they are
-compared with what was asked for.
+A launcher (torchrun, srun, jsrun, or a script of the user) starts one process per device. It sets
+environment variables that give each process its rank. The same variables can be left over from
+elsewhere: the shell of an interactive SLURM job, an earlier run, or a container image. Lightning
+trusts such variables. It then waits for processes that nobody started, or treats this process as a
+rank that writes nothing. This module therefore compares the variables with the requested number of
+devices and nodes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from dataclasses import dataclass
 
 from lit_llm.errors import UserError
 
-FIRST = "LIT_LLM_FIRST_PROCESS"  # id of a run's first process, for those that it starts
+# Process id of a run's first process, for the processes that it starts
+FIRST = "LIT_LLM_FIRST_PROCESS"
 
 _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
 _SIZES = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")
@@ -24,19 +26,20 @@ _SLURM = ("SLURM_PROCID", "SLURM_NTASKS")
 _JSRUN = ("JSM_NAMESPACE_RANK", "JSM_NAMESPACE_LOCAL_RANK", "JSM_NAMESPACE_SIZE")
 _NUMBERS = (*_RANKS, *_SIZES, *_SLURM, *_JSRUN, "MASTER_PORT")
 _ALL = (*_NUMBERS, "MASTER_ADDR", "TORCHELASTIC_RUN_ID")
-_SLURMS_OWN_STEPS = 0xFFFF0000  # ids from here on: a batch script, the shell of an interactive job
+# SLURM's reserved step ids start here: batch scripts, shells of interactive jobs
+_SLURMS_OWN_STEPS = 0xFFFF0000
 
 
 @dataclass(frozen=True)
 class Launcher:
-    """Who started this process as one of several.
+    """The launcher that started this process as one of several.
 
     Attributes:
-        name: "torchrun", "srun", "jsrun"; "Lightning", for those that a run's first process
-            started; "a script".
-        size: processes of the run.
-        rank: which of them this one is; of "Lightning": 0 for none.
-        variables: those that say so.
+        name: "torchrun", "srun", "jsrun"; "Lightning" for processes that a run's first process
+            started; "a script" for others.
+        size: number of processes of the run.
+        rank: rank of this process; for "Lightning" never 0.
+        variables: the environment variables that show this launcher.
     """
 
     name: str
@@ -46,47 +49,50 @@ class Launcher:
 
     @property
     def from_outside(self) -> bool:
-        """Whether several processes were there before one could choose anything for the others."""
+        """Whether several processes existed before one could choose settings for the others."""
         return self.name != "Lightning" and self.size > 1
 
     @property
     def parent(self) -> int | None:
-        """Id of the process that this one must not outlive; None where the launcher sees to it."""
+        """Id of the process whose end must end this process; None if the launcher handles it."""
         if self.name == "torchrun":
             return os.getppid()
         return int(os.environ[FIRST]) if self.name == "Lightning" else None
 
 
 def drop_unreadable() -> None:
-    """Take variables that should be numbers and are not out of the environment, and say so.
+    """Remove variables from the environment that should be numbers and are not, and report them.
 
-    Lightning reads ranks while it is imported, and fails there.
+    Lightning reads ranks when it is imported, and fails on such values.
     """
     _drop(name for name in _NUMBERS if not os.environ.get(name, "0").isdecimal())
 
 
 def run_alone() -> None:
-    """Take all launchers' variables out of the environment; say which tell of other processes."""
+    """Remove the variables of all launchers from the environment.
+
+    Variables that claim other processes are reported.
+    """
     _drop(_ALL)
 
 
 def settle(devices: int, num_nodes: int) -> Launcher | None:
-    """Find who started this process as one of ``devices * num_nodes``.
+    """Find the launcher that started this process as one of ``devices * num_nodes``.
 
-    A launcher that started as many processes as asked for is meant. Variables of others are taken
-    out of the environment, and a line says so where they contradict what was asked for.
+    A launcher counts if it started as many processes as requested. The variables of other launchers
+    are removed from the environment. If they contradict the request, this is reported.
 
     Args:
-        devices: processes on each node that are asked for.
-        num_nodes: nodes that are asked for.
+        devices: requested processes per node.
+        num_nodes: requested nodes.
 
     Returns:
-        The launcher, or None for a process that stands alone: the Trainer starts the others, if
-            there are any.
+        The launcher, or None for a process without one: the Trainer then starts the other
+            processes, if there are any.
 
     Raises:
-        UserError: a launcher started several processes, but not as many as asked for; or several
-            nodes are asked for and nothing says which one this is.
+        UserError: a launcher started several processes, but not as many as requested; or several
+            nodes are requested and no variable gives the rank of this node.
     """
     asked = devices * num_nodes
     if FIRST in os.environ and _number("LOCAL_RANK"):
@@ -110,19 +116,19 @@ def settle(devices: int, num_nodes: int) -> Launcher | None:
 
 
 def _launchers(devices: int) -> list[Launcher]:
-    """Those whose variables are all there, in the order in which Lightning looks for them."""
+    """Launchers whose variables are all set, in the order in which Lightning checks for them."""
     found = []
     ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
     if _there("TORCHELASTIC_RUN_ID", *ranks):
         found.append(_launcher("torchrun", "WORLD_SIZE", "RANK", ("TORCHELASTIC_RUN_ID", *ranks)))
-    # A batch script and the shell of salloc have SLURM_NTASKS too, but are no tasks of a step.
+    # A batch script and the shell of salloc have SLURM_NTASKS too, but are not tasks of a step.
     step = os.environ.get("SLURM_STEP_ID", "")
     if step.isdecimal() and int(step) < _SLURMS_OWN_STEPS and _there("SLURM_PROCID"):
         size = "SLURM_STEP_NUM_TASKS" if _there("SLURM_STEP_NUM_TASKS") else "SLURM_NTASKS"
         found.append(_launcher("srun", size, "SLURM_PROCID", ("SLURM_STEP_ID",)))
     if _there("LSB_JOBID", "LSB_DJOB_RANKFILE", *_JSRUN):
         found.append(_launcher("jsrun", "JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_RANK", _JSRUN))
-    # Without a port each process would choose one of its own, and none find another.
+    # Without MASTER_PORT, each process would choose a port of its own and find no other process.
     by_hand = ("LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")
     if _there(*by_hand) and _number("WORLD_SIZE") > 1 and not _there("TORCHELASTIC_RUN_ID"):
         rank = _number("RANK", _node_rank() * devices + _number("LOCAL_RANK"))
@@ -135,7 +141,7 @@ def _launcher(name: str, size: str, rank: str, variables: tuple[str, ...]) -> La
 
 
 def _make_lightning_see(launcher: Launcher, devices: int, num_nodes: int) -> None:
-    """Have Lightning find ``launcher``, and no other one."""
+    """Change the environment so that Lightning detects ``launcher`` and no other."""
     if launcher.name != "torchrun":
         os.environ.pop("TORCHELASTIC_RUN_ID", None)
     if launcher.name != "srun":
@@ -147,8 +153,8 @@ def _make_lightning_see(launcher: Launcher, devices: int, num_nodes: int) -> Non
             f"srun started {launcher.size} processes on {nodes} nodes, but trainer.devices="
             f"{devices} and trainer.num_nodes={num_nodes}: make them agree"
         )
-    # Lightning looks at what the job was given, which a step need not have, and at the name of the
-    # job: salloc's is "interactive" within its steps too.
+    # Lightning reads the variables of the job, but a step may use only part of the job. It also
+    # ignores SLURM if the job's name is "interactive", which holds for steps of salloc too.
     os.environ |= {
         "SLURM_NTASKS": str(launcher.size),
         "SLURM_NTASKS_PER_NODE": str(devices),
@@ -161,7 +167,7 @@ def _make_lightning_see(launcher: Launcher, devices: int, num_nodes: int) -> Non
 
 
 def _one_a_node(devices: int, num_nodes: int, wanted: str) -> Launcher:
-    """The user started a process on each node, and each starts the others of its node."""
+    """The user started one process per node, and each of them starts the others of its node."""
     node = _node_rank()
     told = _there("MASTER_PORT") and (_there("NODE_RANK") or _there("GROUP_RANK"))
     if not told or (node and not _there("MASTER_ADDR")):
@@ -176,7 +182,7 @@ def _one_a_node(devices: int, num_nodes: int, wanted: str) -> Launcher:
 
 
 def _drop(names: Iterable[str]) -> None:
-    """Take variables out of the environment; say which have values that one process has not."""
+    """Remove variables from the environment; report values that contradict a single process."""
     found = {name: os.environ.pop(name) for name in sorted(names) if name in os.environ}
     told = [f"{name}={value}" for name, value in found.items() if _contradicts(name, value)]
     if told:
@@ -187,7 +193,7 @@ def _drop(names: Iterable[str]) -> None:
 
 
 def _contradicts(name: str, value: str) -> bool:
-    """Whether a variable says something else than that this process is the only one, here."""
+    """Whether the value of a variable contradicts that this is the only process."""
     if name == "MASTER_ADDR":
         return value not in ("127.0.0.1", "localhost")
     if name == "MASTER_PORT":

@@ -1,4 +1,4 @@
-"""What a user set wrong on the Trainer: refused before it is made, or told from a bug later."""
+"""Wrong settings of the Trainer: refused before it is built, or recognized in later exceptions."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from lit_llm.errors import PeerLost, UserError, told_of_a_path
 from lit_llm.settings.arguments import explain_mistake
 
 _LIGHTNING = Path(lightning.__file__).parent
-_LOGGING = ("wandb", "mlflow", "comet_ml", "neptune", "clearml")  # have errors of their own
+# Logging packages with exception types of their own
+_LOGGING = ("wandb", "mlflow", "comet_ml", "neptune", "clearml")
 _NO_MEMORY = "out of memory|can't allocate memory|not enough memory"
 
 
 def check_settings(verb: str, trainer: Any, data: Any) -> None:
-    """Refuse settings that Lightning takes without a word and then ignores or fails on.
+    """Refuse settings that Lightning accepts silently and then ignores or fails on.
 
     Args:
         verb: fit, validate, test or predict.
         trainer: the Trainer's arguments in the configuration.
-        data: the data module's.
+        data: the data module's section of the configuration.
 
     Raises:
         UserError: names the setting and what to set instead.
@@ -36,6 +37,8 @@ def check_settings(verb: str, trainer: Any, data: Any) -> None:
     limit = {"fit": "train", "validate": "val"}.get(verb, verb)
     clip, interval = trainer.gradient_clip_val, trainer.val_check_interval
     unused = f"{verb} would do nothing; leave it out"
+    # Of a run of our data modules, which set these where they have the Trainer's default.
+    ours = verb == "fit" and str(getattr(data, "class_path", "")).startswith("lit_llm.")
     reasons = {
         "barebones": trainer.barebones
         and "leaves out checkpoints, metrics and report, which make a run folder: leave it out",
@@ -48,10 +51,23 @@ def check_settings(verb: str, trainer: Any, data: Any) -> None:
         "gradient_clip_algorithm": trainer.gradient_clip_algorithm is not None
         and clip is None
         and "goes with trainer.gradient_clip_val, which is not set",
+        "max_epochs": ours
+        and trainer.max_epochs not in (None, -1, 1)
+        and "a run is one epoch, as long as data.tokens or data.epochs make it: leave it out and "
+        "change those",
         "max_steps": verb == "fit" and trainer.max_steps == 0 and unused,
-        "val_check_interval": interval in (0, 0.0)
-        and "must be above 0: data.validate_every=0 validates at the end only, "
-        "trainer.limit_val_batches=0 never",
+        "val_check_interval": (
+            interval in (0, 0.0)
+            and "must be above 0: data.validate_every=0 validates at the end only, "
+            "trainer.limit_val_batches=0 never"
+        )
+        or (
+            # The data module would take it for the default. The int 1 is another thing.
+            ours
+            and isinstance(interval, float)
+            and interval == 1
+            and "to validate at the end only, set data.validate_every=0 instead"
+        ),
         f"limit_{limit}_batches": trainer[f"limit_{limit}_batches"] in (0, 0.0) and unused,
         "max_time": (_seconds(trainer.max_time) == 0 and unused)
         or (
@@ -64,7 +80,7 @@ def check_settings(verb: str, trainer: Any, data: Any) -> None:
         if reason:
             raise UserError(f"trainer.{key}={trainer[key]}: {reason}")
     every = (getattr(data, "init_args", None) or {}).get("validate_every")
-    if verb == "fit" and interval not in (None, 1.0) and every is not None:
+    if verb == "fit" and interval is not None and every is not None:
         rank_zero_info(
             f"trainer.val_check_interval={interval} (in micro-batches) replaces "
             f"data.validate_every={every}"
@@ -76,14 +92,14 @@ def _below(value: Any, least: int) -> bool:
 
 
 def _seconds(duration: Any) -> float | None:
-    """Of a Trainer's max_time; None for another form, about which Lightning complains itself."""
+    """Seconds of a Trainer's max_time; None for another form, which Lightning reports itself."""
     if isinstance(duration, str) and re.fullmatch(r"\d+(:\d+){3}", duration):
         return float(sum(map(int, duration.split(":"))))
     return float(sum(duration.values())) if isinstance(duration, dict) else None
 
 
 def in_constructor(error: Exception, settings: Mapping[str, Any]) -> UserError:
-    """What the Trainer's constructor complains about, with the key in our words in front."""
+    """Turn an exception of the Trainer's constructor into a UserError that names the setting."""
     text = " ".join(str(error).split())
     keys = [
         key
@@ -99,8 +115,9 @@ def in_constructor(error: Exception, settings: Mapping[str, Any]) -> UserError:
 
 
 def explain(error: Exception) -> Exception | None:
-    """The user's mistake, or the loss of another process, behind ``error``; None for a bug."""
-    # jsonargparse wraps what a class's __init__ raises in its own account of the types it tried.
+    """Return the user's mistake, or the lost process, that caused ``error``; None for a bug."""
+    # jsonargparse wraps an exception of a class's __init__ in its own message about the types that
+    # it tried.
     if isinstance(error, ValueError) and (mistake := _user_error(error)):
         return mistake
     text = " ".join(str(error).split())
@@ -129,7 +146,7 @@ def explain(error: Exception) -> Exception | None:
         )
     if isinstance(error, RuntimeError) and "use_deterministic_algorithms" in text:
         return UserError(f"trainer.deterministic: {text.partition('.')[0]}; set it to warn")
-    # gloo's words, and NCCL's; torch has no type of error for it.
+    # torch has no exception type for a lost process. These are the messages of gloo and NCCL.
     gone = "closed by peer|reset by peer|Broken pipe|remote process exited"
     if isinstance(error, RuntimeError) and re.search(gone, text):
         return PeerLost(
@@ -139,10 +156,10 @@ def explain(error: Exception) -> Exception | None:
 
 
 def _raised_by_lightning(error: Exception) -> bool:
-    """Whether a ``raise`` in Lightning's own code made ``error``: it has checked a setting.
+    """Whether a ``raise`` in Lightning's own code made ``error``, so it comes from a check.
 
-    A callback's metric that is not logged, an interval longer than the loader, an optional package
-    that is not there are found only during the run, and have no type of their own.
+    Some mistakes show only during the run and have no exception type of their own: a monitored
+    metric that is not logged, an interval longer than the loader, a missing optional package.
     """
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
@@ -155,7 +172,7 @@ def _raised_by_lightning(error: Exception) -> bool:
 
 
 def _user_error(error: BaseException | None) -> UserError | None:
-    """The UserError in the chain that led to ``error``."""
+    """The UserError in the chain of exceptions that led to ``error``."""
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return error

@@ -1,4 +1,4 @@
-"""A process of a run does not outlive the one that started it."""
+"""A process of a run ends when the process that started it is gone."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ import time
 
 
 def follow(parent: int, every: float = 1.0) -> None:
-    """End this process, with status 1 and a line, once ``parent`` started it no more; looked for ``every`` seconds.
+    """End this process with status 1 and a message when ``parent`` is no longer its parent.
 
-    Lightning's launcher watches the processes it started, and torchrun's agent its workers, but nobody watches them: if
-    they are killed the rest waits for a peer as long as the backend allows, half an hour for gloo and while a group
-    forms, or trains on beside the run that a scheduler starts in their place.
+    Lightning's launcher watches the processes that it started, and torchrun's agent watches its
+    workers. But nobody watches these two. If they are killed, the other processes wait for a peer
+    until the backend's timeout (half an hour for gloo and while a group forms). Or they keep
+    training beside the run that a scheduler starts in their place.
+
+    Args:
+        parent: process id of the parent.
+        every: seconds between two checks.
     """
 
     def watch() -> None:
@@ -24,7 +29,7 @@ def follow(parent: int, every: float = 1.0) -> None:
                 "lit_llm: the process that started this one is gone; --ckpt_path last goes on\n"
             )
             sys.stderr.flush()
-        finally:  # who read the line may be gone too
-            os._exit(1)  # the main thread may be waiting within a collective
+        finally:  # the reader of stderr may be gone too
+            os._exit(1)  # the main thread may be blocked in a collective
 
     threading.Thread(target=watch, name="follows its parent", daemon=True).start()

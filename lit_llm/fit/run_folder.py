@@ -1,4 +1,4 @@
-"""Which folder a call of the command line works in, and which checkpoint it starts from."""
+"""Run folder and starting checkpoint of a call of the command line."""
 
 from __future__ import annotations
 
@@ -15,24 +15,37 @@ from lit_llm.fit.launchers import FIRST, Launcher
 from lit_llm.io.run_lock import NAME, RunLock, has_only_a_lock
 from lit_llm.training.callbacks.checkpoint_folder import checkpoints, damage, newest_whole
 
-# How the first process tells those that Lightning starts from it: by then its folder is no longer empty.
+# Environment variable with which the first process tells the run folder to the processes that
+# Lightning starts. At that time the folder is no longer empty.
 _CHOSEN = "LIT_LLM_RUN_FOLDER"
 _claimed: list[Path] = []
 _held: list[RunLock] = []
 
 
 def prepare_run(verb: str, name: str, config: Any, launcher: Launcher | None = None) -> Path:
-    """Choose run folder and checkpoint, writing both into ``config``; returns the folder.
+    """Choose run folder and checkpoint, and write both into ``config``.
 
-    ``launcher`` is who started this process as one of several, None if nobody did.
+    The folder is ``trainer.default_root_dir``, or ``runs/<name>``, with a number if that name is
+    taken. The checkpoint is one of:
 
-    The folder is ``trainer.default_root_dir``, or ``runs/<name>`` with a number if that is taken. The checkpoint is a
-    file, "last": the newest whole one of the folder, or "auto", for whatever starts a command again: "last" where the
-    run has saved something, else a new start, what an earlier one left being set aside.
+    - a file
+    - "last": the newest complete checkpoint of the folder
+    - "auto", for a scheduler that repeats a command: "last" if the run has saved a checkpoint, else
+      a new start. Files of an earlier start are set aside.
+
+    Args:
+        verb: fit, validate, test or predict.
+        name: name of the run.
+        config: the verb's configuration.
+        launcher: the launcher that started this process as one of several, or None.
+
+    Returns:
+        The run folder.
 
     Raises:
-        UserError: a fit into a folder that holds a run already or in which another fit is running, nothing to resume,
-            or ranks started from outside without a folder they could agree on.
+        UserError: a fit into a folder that holds a run already or in which another fit is running,
+            nothing to resume, or ranks started by a launcher without a folder that they could agree
+            on.
     """
     given, auto, last = (
         config.trainer.default_root_dir,
@@ -53,7 +66,8 @@ def prepare_run(verb: str, name: str, config: Any, launcher: Launcher | None = N
         )
     if checkpoint is not None and (reason := damage(checkpoint)) is not None:
         raise UserError(
-            f"--ckpt_path {checkpoint}: not a checkpoint, or damaged ({reason}); last takes a whole one"
+            f"--ckpt_path {checkpoint}: not a checkpoint, or damaged ({reason}); last takes a "
+            f"whole one"
         )
     if _rank() and _CHOSEN in os.environ:
         folder = Path(os.environ[_CHOSEN])
@@ -70,7 +84,7 @@ def prepare_run(verb: str, name: str, config: Any, launcher: Launcher | None = N
             "several processes started by torchrun or a scheduler need --trainer.default_root_dir"
         )
     elif verb != "fit" and checkpoint is not None and checkpoint.parent.name == "checkpoints":
-        folder = checkpoint.parent.parent  # the run it belongs to
+        folder = checkpoint.parent.parent  # the run folder of the checkpoint
     elif last or (auto and checkpoints(_newest_run(name) / "checkpoints")):
         folder = _newest_run(name)
     else:
@@ -92,8 +106,10 @@ def prepare_run(verb: str, name: str, config: Any, launcher: Launcher | None = N
 
 
 def leave_run() -> None:
-    """Let others use the folder; remove folders made here in which no training began: a mistake
-    found early leaves no trace."""
+    """Release the folder's lock, and remove folders in which no training began.
+
+    A mistake that is found early therefore leaves no files.
+    """
     os.environ.pop(_CHOSEN, None)
     os.environ.pop(FIRST, None)
     while _held:
@@ -113,11 +129,11 @@ def _used(folder: Path) -> bool:
 
 
 def _set_aside(run: Path) -> Path:
-    """Rename the folder of a run that saved nothing; one that is no run's is the user's.
+    """Rename the folder of a run that saved nothing, and return its new name.
 
-    Returns its new name.
+    A folder that does not belong to a run is refused.
     """
-    # Loggers open their files a little before config.yaml is written.
+    # Loggers create their files shortly before config.yaml is written.
     if not run.is_dir() or not (
         (run / "config.yaml").exists() or {f.name for f in run.iterdir()} <= {"tensorboard", NAME}
     ):
@@ -133,7 +149,10 @@ def _set_aside(run: Path) -> Path:
 
 
 def _claim_name(name: str) -> Path:
-    """The first free folder of this name, made at once: another fit may be looking for one at the same moment."""
+    """Create the first free folder of this name.
+
+    It is created at once, because another fit may look for a name at the same time.
+    """
     folder, number = Path("runs") / name, 2
     folder.parent.mkdir(exist_ok=True)
     while True:
@@ -148,10 +167,11 @@ def _claim_name(name: str) -> Path:
 def _newest_run(name: str) -> Path:
     """The run of this name with the highest number that has begun to train, else the plain name.
 
-    One killed before its first checkpoint counts, so that an older run is not trained on in its stead.
+    A run that was killed before its first checkpoint counts too. Otherwise an older run would be
+    continued instead.
     """
     numbered, runs = [], Path("runs")
-    # All are looked at: the name may be a pattern to glob.
+    # No glob: the name may contain pattern characters.
     for folder in runs.iterdir() if runs.is_dir() else []:
         match = re.fullmatch(rf"{re.escape(name)}(?:-(\d+))?", folder.name)
         if match and (folder / "config.yaml").exists():
@@ -163,7 +183,8 @@ def _last_checkpoint(run: Path) -> Path:
     folder = run / "checkpoints"
     if not checkpoints(folder):
         raise UserError(
-            f"--ckpt_path last: nothing to resume, {folder} holds no checkpoint; leave it out to start"
+            f"--ckpt_path last: nothing to resume, {folder} holds no checkpoint; leave it out to "
+            f"start"
         )
     file, reasons = newest_whole(folder)
     if file is None:

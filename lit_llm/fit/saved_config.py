@@ -1,4 +1,4 @@
-"""A run's config.yaml: with absolute paths, so that it works from any folder."""
+"""A run's config.yaml, with absolute paths, so that it works from any folder."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ PATHS: dict[str, tuple[str, ...]] = {
     "model": ("init_from",),
 }
 """Arguments of our modules that hold paths."""
-_WORDS = ("stdlib", "general")  # names of what we ship, in place of a path
+_WORDS = ("stdlib", "general")  # names of data that lit_llm ships, which are not paths
 
 
 def with_absolute_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """``config``, of a fit with modules of ours, with its relative paths from the working directory on.
+    """Make relative paths absolute in the config of a fit with lit_llm's modules.
 
-    URLs, ``package:`` names and the names of what we ship stay as they are.
+    URLs, ``package:`` names and names of shipped data stay as they are.
     """
     config = dict(config)
     for section, names in PATHS.items():
@@ -45,17 +45,17 @@ def _absolute(name: str, value: Any) -> Any:
     if isinstance(value, list):
         return [_absolute(name, item) for item in value]
     if isinstance(value, dict):
-        # {path: how often} of instructions; {name: paths} of texts.
+        # Instruction data have {path: repetitions}, texts have {name: paths}.
         if all(isinstance(item, int | float) for item in value.values()):
             return {_absolute(name, key): item for key, item in value.items()}
         return {key: _absolute(name, item) for key, item in value.items()}
     if not isinstance(value, str) or (name == "chat_template" and not Path(value).is_file()):
-        return value  # a template may also be one of the tokenizer's, by name
+        return value  # a chat template may be the name of one of the tokenizer's templates
     return _path(value)
 
 
 def _path(text: str) -> str:
     if text in _WORDS or "://" in text or text.startswith("package:"):
         return text
-    # Not normalised: ".." behind a link leads elsewhere.
+    # Not normalized: ".." after a symbolic link leads elsewhere.
     return os.path.join(os.getcwd(), os.path.expanduser(text))

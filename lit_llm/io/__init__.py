@@ -1,9 +1,11 @@
-"""Files and numbers as every part of lit_llm writes and reads them.
+"""Files, locks and number formats, one implementation each for the whole package.
 
-- `atomic`: files and folders that appear whole or not at all
-- `locks`: locks between processes, which die with their process
-- `run_lock`: the lock of a run folder, which other machines see too
+- `atomic`: files and folders that appear complete or not at all
+- `cache`: the default cache directory
+- `locks`: locks between processes of one machine, which end with their process
+- `run_lock`: the lock of a run folder, which processes on other machines see too
+- `streams`: standard input and output
 - `jsonl`: files of JSON lines
 - `metrics`: a run's metrics.csv
-- `numbers`: numbers for people
+- `numbers`: numbers formatted for people
 """

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: they are written under another name, then renamed."""
+"""Atomic writes of files and folders: written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _BUILDING = ".corpus-building"
 
 
 def part_of(target: Path) -> Path:
-    """The name under which ``target`` is written."""
+    """Temporary name under which ``target`` is written."""
     return target.with_name(target.name + ".part")
 
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A name to write a file or folder under, which takes ``target``'s place when the block ends.
+    """Yield a temporary path, and rename it to ``target`` when the block ends.
 
-    For one writer at a time. What a killed one left is overwritten. A process that is killed loses
-    nothing; for power cuts take `published`.
+    Use it for a single writer. A file that a killed writer left is overwritten. The old ``target``
+    survives a killed process. Use `published` if the write must also survive a power cut.
     """
     part = part_of(target)
     try:
@@ -38,15 +38,16 @@ def replacing(target: Path) -> Iterator[Path]:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write a file of UTF-8 with ``\\n`` at the ends of lines, whole or not at all."""
+    """Write a UTF-8 file with ``\\n`` line ends atomically."""
     with replacing(target) as part:
-        # A lone surrogate, as file names of other encodings have, is no reason to lose the rest.
+        # File names in other encodings give lone surrogates, which UTF-8 cannot hold. They are
+        # replaced, so that the rest of the text is kept.
         part.write_text(text, encoding="utf-8", errors="replace", newline="\n")
 
 
 @contextmanager
 def published(target: Path) -> Iterator[Path]:
-    """As `replacing`, for any number of writers at once, and on the disk before it has its name."""
+    """Like `replacing`, for several concurrent writers, and synced to disk before the rename."""
     partial = target.with_name(f"{target.name}.{secrets.token_hex(4)}.partial")
     try:
         yield partial
@@ -58,7 +59,11 @@ def published(target: Path) -> Iterator[Path]:
 
 
 def build_folder(target: Path, build: Callable[[Path], None]) -> bool:
-    """Have ``build`` fill a folder that becomes ``target``, unless it is there; by one process of many.
+    """Build the folder ``target`` atomically unless it exists, in one of several processes.
+
+    Args:
+        target: the folder.
+        build: fills the empty folder that it is given.
 
     Returns:
         Whether this process built it.
@@ -67,7 +72,7 @@ def build_folder(target: Path, build: Callable[[Path], None]) -> bool:
         return False
     target.parent.mkdir(parents=True, exist_ok=True)
     with workspace_beside(target, progress=False) as workspace:
-        if target.is_dir():  # another process built it while this one waited
+        if target.is_dir():  # another process built it during the wait for the lock
             return False
         build(workspace)
         sync(workspace)
@@ -77,13 +82,14 @@ def build_folder(target: Path, build: Callable[[Path], None]) -> bool:
 
 @contextmanager
 def workspace_beside(output: Path, progress: bool) -> Iterator[Path]:
-    """An empty hidden folder beside ``output``, held by this process alone.
+    """Yield an empty hidden folder beside ``output``, which this process alone uses.
 
-    It is gone afterwards unless it was renamed. A folder whose lock is free belongs to a process
-    that is dead, and is removed.
+    The folder is removed afterwards unless the caller renamed it. Workspaces of other outputs whose
+    lock is free belong to dead processes and are removed too.
 
     Args:
-        progress: say on stderr that another process is waited for.
+        output: the folder that is being built.
+        progress: whether to report on stderr that another process holds the lock.
     """
     workspace = output.parent / f".{output.name}{_BUILDING}"
     lock_file = workspace.with_suffix(".lock")
@@ -114,7 +120,7 @@ def workspace_beside(output: Path, progress: bool) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a folder with all in it, or nothing."""
+    """Remove a file, or a folder with its content. A missing path is ignored."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -122,7 +128,10 @@ def remove(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Onto the disk, with all that is in it: a power cut must not leave a trusted name over missing data."""
+    """Flush a file, or a folder with its content, to disk.
+
+    Without it, a power cut could leave a final name with missing data.
+    """
     if path.is_dir():
         for parent, _, names in os.walk(path):
             for name in names:
@@ -133,7 +142,7 @@ def sync(path: Path) -> None:
 
 
 def sync_names(folder: Path) -> None:
-    """A folder's own list of names onto the disk."""
+    """Flush a folder's list of file names to disk."""
     _fsync(folder)
 
 

@@ -1,4 +1,7 @@
-"""Where what is made on the way is kept. Imports nothing of the package: everything may use it."""
+"""Default cache directory.
+
+This module imports nothing of the package, so that every module may import it.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +13,23 @@ from pathlib import Path
 
 
 def default_cache_dir() -> Path:
-    """Where things made on the way are kept: $LIT_LLM_CACHE, or lit_llm in the user's cache folder.
+    """Default cache directory: $LIT_LLM_CACHE, or lit_llm in the user's cache folder.
 
-    Without a home folder, or with one that cannot be written to: a folder of the user's under the
-    system's temporary one.
+    Without a home folder, or if it is not writable, this is a folder of the user below the system's
+    temporary directory.
     """
     if given := os.environ.get("LIT_LLM_CACHE"):
-        return _made(Path(given).expanduser())
+        return _create(Path(given).expanduser())
     if given := os.environ.get("XDG_CACHE_HOME"):
-        return _made(Path(given) / "lit_llm")
+        return _create(Path(given) / "lit_llm")
     folder = Path.home() / ".cache"
     return folder / "lit_llm" if _writable(folder) else _temporary()
 
 
 def ensure_home() -> None:
-    """Give a process without a home folder (a container's unknown user id) one for its caches.
+    """Set HOME for a process that has no home folder, such as an unknown user id in a container.
 
-    Libraries that we import look for one, and for the user's name, and fail.
+    Libraries that we import need a home folder and a user name, and fail without them.
     """
     try:
         Path.home()
@@ -44,19 +47,19 @@ def _temporary() -> Path:
 
 
 def _writable(folder: Path) -> bool:
-    """Whether ``folder`` can be made, or written to if it is there."""
+    """Whether ``folder`` can be created, or is writable if it exists."""
     there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         return False
-    try:  # root may write anywhere, and yet not make a folder in /proc
+    try:  # root has write permission everywhere, but cannot create folders in /proc
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return False
     return True
 
 
-def _made(folder: Path) -> Path:
-    """``folder``, which the user named, made; else an error that says which setting to change."""
+def _create(folder: Path) -> Path:
+    """Create ``folder``, which the user named; on failure the error names the setting to change."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

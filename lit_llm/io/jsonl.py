@@ -1,4 +1,4 @@
-"""Files of JSON lines that a run writes: its samples, events and answers."""
+"""Files of JSON lines that a run writes: samples, events and answers."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ Row = TypeVar("Row")
 
 
 def read_rows(text: str, read: Callable[[Any], Row]) -> tuple[list[Row], int]:
-    """What ``read`` makes of each line of ``text``, and how many lines it or JSON could not read.
+    """Parse each line of ``text`` with ``read``.
 
-    A killed process leaves half a line at the end; empty lines are none.
+    Empty lines are skipped. A killed process may leave half a line at the end.
+
+    Returns:
+        The parsed rows, and the number of lines that JSON or ``read`` could not parse.
     """
     rows, unreadable = [], 0
-    for line in text.split("\n"):  # splitlines would also cut at U+2028 and the like
+    for line in text.split("\n"):  # splitlines would also split at U+2028 and similar characters
         if not line.strip():
             continue
         try:
@@ -29,14 +32,17 @@ def read_rows(text: str, read: Callable[[Any], Row]) -> tuple[list[Row], int]:
 
 
 def an_object(row: Any) -> dict[str, Any]:
-    """``row`` if it is a JSON object. Raises TypeError else: for `read_rows`."""
+    """Return ``row`` if it is a JSON object, else raise TypeError; for use in `read_rows`."""
     if not isinstance(row, dict):
         raise TypeError
     return row
 
 
 def keep_until(file: Path, step: int) -> None:
-    """Drop the lines of steps after ``step``, which a resumed run writes again, and a line that a kill cut short."""
+    """Drop the lines of steps after ``step``, and a last line that a kill cut off.
+
+    A resumed run writes the lines of these steps again.
+    """
     if not file.exists():
         return
     kept = []

@@ -1,6 +1,6 @@
-"""Locks between processes of one machine. A lock dies with its process.
+"""Locks between processes of one machine. A lock ends with its process.
 
-filelock, which torch brings along, was compared and not taken: it leaves a file beside every folder
+filelock, which torch depends on, was compared and not used: it leaves a file beside every folder
 that was ever locked, and it cannot lock a folder itself, as `lock_folder` does for corpora.
 """
 
@@ -16,7 +16,7 @@ from typing import IO
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` alone among the processes that ask, without a file of its own."""
+    """Lock ``folder`` against other processes that call this, without a lock file."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -26,7 +26,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 def acquire(lock_file: Path, wait: bool) -> IO[str] | None:
-    """The open, locked file; None if another process has it and ``wait`` is False."""
+    """Return the open, locked file, or None if another process holds it and ``wait`` is False."""
     while True:
         lock = lock_file.open("a")
         try:
@@ -34,8 +34,8 @@ def acquire(lock_file: Path, wait: bool) -> IO[str] | None:
         except BlockingIOError:
             lock.close()
             return None
-        # The holder removes the file when it is done. Then the file that was waited for has lost
-        # its name, and the lock is another file's.
+        # The holder removes the file on release. Then this process holds a lock on a file without a
+        # name, while another process may lock a new file of that name. In this case try again.
         try:
             if os.path.samestat(os.fstat(lock.fileno()), lock_file.stat()):
                 return lock
@@ -45,6 +45,6 @@ def acquire(lock_file: Path, wait: bool) -> IO[str] | None:
 
 
 def release(lock_file: Path, lock: IO[str]) -> None:
-    """Remove the file and give the lock up."""
+    """Remove the lock file and release the lock."""
     lock_file.unlink(missing_ok=True)
     lock.close()

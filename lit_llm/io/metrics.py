@@ -1,4 +1,4 @@
-"""A run's metrics.csv: a header with "step" first, then a row a step."""
+"""Reader and writer of a run's metrics.csv: a header with "step" first, then one row per step."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ NAME = "metrics.csv"
 
 @dataclass
 class Metrics:
-    """What a metrics.csv holds.
+    """Content of a metrics.csv.
 
     Attributes:
-        columns: names; empty if the file has no column "step".
-        rows: step -> cells, one a column, in order of step. Of rows of one step the last counts: a
-            resume may repeat what a kill left.
-        unreadable: lines left out, a last one that was cut among them.
-        header: the first line's cells, whatever they are.
+        columns: column names; empty if the file has no column "step".
+        rows: step -> cells, one per column, ordered by step. If a step has several rows, the last
+            one counts: a resumed run repeats steps that a killed run wrote.
+        unreadable: number of lines left out, including a last line that was cut off.
+        header: cells of the first line, whatever they are.
     """
 
     columns: list[str] = field(default_factory=list)
@@ -29,7 +29,7 @@ class Metrics:
     header: list[str] = field(default_factory=list)
 
     def column(self, name: str) -> dict[int, str]:
-        """step -> text of the steps at which ``name`` was measured."""
+        """step -> cell text, for the steps at which ``name`` was measured."""
         if name not in self.columns:
             return {}
         at = self.columns.index(name)
@@ -37,8 +37,8 @@ class Metrics:
 
 
 def parse_metrics(text: str) -> Metrics:
-    """The metrics in the text of a file; nothing in it is an error."""
-    # A last line without its end was cut off, in the middle of a number or not.
+    """Parse the text of a metrics.csv. Broken content never raises an error."""
+    # A last line without a line end was cut off, perhaps in the middle of a number.
     whole, _, torn = text.replace("\0", "").rpartition("\n")
     lines = csv.reader(whole.splitlines())
     header = next(lines, [])
@@ -62,13 +62,13 @@ def parse_metrics(text: str) -> Metrics:
 
 
 def read_metrics(run: Path) -> Metrics:
-    """The metrics of a run folder; none if it has no such file. Raises OSError."""
+    """Read the metrics of a run folder, empty if it has no such file. Raises OSError."""
     file = run / NAME
     return parse_metrics(file.read_text(encoding="utf-8")) if file.is_file() else Metrics()
 
 
 def to_csv(rows: Sequence[Sequence[str]]) -> str:
-    """Lines of a metrics.csv."""
+    """Format rows as lines of a metrics.csv."""
     buffer = StringIO()
     csv.writer(buffer, lineterminator="\n").writerows(rows)
     return buffer.getvalue()

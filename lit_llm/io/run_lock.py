@@ -1,4 +1,4 @@
-"""The lock of a run folder: one fit at a time writes into it, on whatever machine."""
+"""Lock of a run folder: one fit at a time writes into it, across all machines."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ from lit_llm.io.streams import say
 
 NAME = "run.lock"
 BEAT_SECONDS = 10.0
-"""How often a running fit touches its lock, which processes on other machines watch."""
+"""Interval at which a running fit touches its lock file; other machines watch the file's time."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @dataclass(frozen=True)
 class _Holder:
-    """Who wrote a lock."""
+    """The process that wrote a lock."""
 
     host: str
     pid: int
     job: str | None
-    """The scheduler's job. It runs once at a time, so a job that is started again has ended before."""
+    """The scheduler's job id.
+
+    A job runs once at a time. If a job with this id starts again, its earlier run has ended.
+    """
 
     @classmethod
     def of_this_process(cls) -> _Holder:
@@ -36,7 +39,7 @@ class _Holder:
 
     @classmethod
     def read(cls, file: IO[str]) -> _Holder | None:
-        """None for an empty or broken lock: its process ended before it trained."""
+        """Read a lock file. None if it is empty or broken: its process ended before it trained."""
         file.seek(0)
         try:
             content = json.load(file)
@@ -46,18 +49,18 @@ class _Holder:
 
 
 class RunLock:
-    """The lock of one run folder, held from its making until `release`.
+    """Lock of one run folder, held from construction until `release`.
 
-    A POSIX record lock on ``run.lock`` decides between processes of one machine, and between
-    machines where the file system carries such locks: it ends with the process, however that ends.
-    Other file systems know nothing of a process on another machine. There a lock is alive if its
-    file is touched while one watches.
+    A POSIX record lock on ``run.lock`` excludes other processes of the same machine, and of other
+    machines if the file system supports such locks. It ends with the process, in whatever way the
+    process ends. Other file systems do not show locks of other machines. There a lock counts as
+    held if its file is touched during a waiting time.
 
     Args:
-        folder: of the run. It is made if it is not there.
+        folder: run folder. It is created if it does not exist.
 
     Raises:
-        UserError: a fit that is still running holds the lock.
+        UserError: a running fit holds the lock.
     """
 
     def __init__(self, folder: Path):
@@ -84,14 +87,14 @@ class RunLock:
         self._handle = handle
 
     def move(self, renamed: Path) -> None:
-        """Lock a new folder of the old name: the one that was locked is called ``renamed`` now."""
+        """Lock a new folder of the same name after the locked folder was renamed to ``renamed``."""
         before = self._handle
         self._take(self.file.parent)
         (renamed / NAME).unlink(missing_ok=True)
         before.close()
 
     def release(self) -> None:
-        """Remove the lock, and the folder if it was made for it and nothing else is in it."""
+        """Remove the lock file, and the folder if the lock created it and it is empty."""
         self._ended.set()
         if self._is_current(self._handle):
             self.file.unlink()
@@ -100,7 +103,7 @@ class RunLock:
             self.file.parent.rmdir()
 
     def _lock(self) -> tuple[IO[str], bool]:
-        """The open file, locked, and whether the file system has locks."""
+        """Return the open, locked file, and whether the file system supports locks."""
         while True:
             handle = open(self.file, "a+", encoding="utf-8")  # noqa: SIM115 -- open while it holds
             try:
@@ -118,14 +121,14 @@ class RunLock:
             handle.close()
 
     def _is_current(self, handle: IO[str]) -> bool:
-        """Whether the file was not removed, nor made again by another, since it was opened."""
+        """Whether the file still exists under its name and was not replaced since it was opened."""
         try:
             return os.path.samestat(os.fstat(handle.fileno()), self.file.stat())
         except FileNotFoundError:
             return False
 
     def _is_alive(self, holder: _Holder, mine: _Holder, locks_work: bool) -> bool:
-        """Whether a process that wrote into a lock that we could take is still running."""
+        """Whether the holder recorded in a lock that this process could take is still running."""
         if holder == mine or (holder.job is not None and holder.job == mine.job):
             return False
         if holder.host == mine.host:
@@ -143,7 +146,7 @@ class RunLock:
             try:
                 os.utime(self.file)
             except OSError:
-                return  # the folder was moved or removed under the run: Checkpoint will say so
+                return  # the run folder was moved or removed during the run: Checkpoint reports it
 
 
 def _refusal(folder: Path, holder: _Holder | None) -> UserError:
@@ -160,10 +163,13 @@ def _runs(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True  # of another user
+        return True  # the process of another user
     return True
 
 
 def has_only_a_lock(folder: Path) -> bool:
-    """Whether nothing but a lock is in the folder: a fit ended, or was killed, before it trained."""
+    """Whether the folder holds nothing but a lock file.
+
+    This is the state after a fit that ended or was killed before it trained.
+    """
     return {file.name for file in folder.iterdir()} <= {NAME}

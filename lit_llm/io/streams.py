@@ -1,6 +1,6 @@
-"""Standard input and output as they are found: closed, unread, in an encoding without some letters.
+"""Standard input and output that may be closed, unread, or in a limited encoding.
 
-Imports nothing of the package: everything may use it.
+This module imports nothing of the package, so that every module may import it.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 
 
 def prepare_streams() -> None:
-    """Have closed streams lead nowhere, and letters that an encoding lacks become a mark."""
+    """Redirect closed streams to the null device, and replace characters that cannot be encoded."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed by who started the program
+        if getattr(sys, name) is None:  # closed by the parent process
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     for file in (sys.stdin, sys.stdout):
         if isinstance(file, io.TextIOWrapper) and file.errors != "replace":
@@ -22,9 +22,9 @@ def prepare_streams() -> None:
 
 
 def start_again_in_utf8() -> None:
-    """Start the program again in Python's UTF-8 mode where its files would be read as ASCII.
+    """Restart the program in Python's UTF-8 mode if files would be read as ASCII.
 
-    That is LC_ALL=C with PYTHONUTF8=0: torch itself then cannot read its own source.
+    This is the case with LC_ALL=C and PYTHONUTF8=0, where torch cannot read its own source.
     """
     import codecs
     import locale
@@ -37,20 +37,20 @@ def start_again_in_utf8() -> None:
 
 
 def is_terminal(stream: Any) -> bool:
-    """Whether somebody sits before ``stream``; what stands in for one need not know."""
+    """Whether ``stream`` is a terminal. Objects without ``isatty`` are not."""
     return bool(getattr(stream, "isatty", lambda: False)())
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """``value`` as JSON for standard output: with escapes where its encoding lacks letters."""
-    import json  # not for --help
+    """Format ``value`` as JSON for standard output, with escapes unless the encoding is Unicode."""
+    import json  # imported here to keep --help fast
 
     plain = not str(getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
     return json.dumps(value, indent=indent, ensure_ascii=plain)
 
 
 def say(text: str) -> None:
-    """Print ``text``, if anybody still reads what this program writes."""
+    """Print ``text``, unless the reader of the output is gone."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -58,7 +58,7 @@ def say(text: str) -> None:
 
 
 def unread() -> None:
-    """Have what is still written lead nowhere: nobody reads it any more."""
+    """Redirect further output to the null device, because nobody reads it any more."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

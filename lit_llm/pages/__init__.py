@@ -1,1 +1,1 @@
-"""What the HTML pages of all packages share: their look, and text that comes from outside."""
+"""Style sheet and text escaping that all HTML pages of lit_llm share."""

@@ -1,4 +1,4 @@
-"""What a training run will take, in days, dollars and gigabytes: ``from lit_llm.plan import plan``."""
+"""Planner: days, dollars and memory of a training run (``from lit_llm.plan import plan``)."""
 
 from lit_llm.plan.solve import Plan, advise, plan
 

@@ -1,4 +1,4 @@
-"""``lit_llm plan``: days, dollars and gigabytes of a run, in the terminal or as JSON."""
+"""``lit_llm plan``: days, dollars and memory of a run, as text or JSON."""
 
 from __future__ import annotations
 
@@ -34,11 +34,14 @@ def plan_main(args: list[str]) -> None:
     """Parse ``args`` and print the plan.
 
     Raises:
-        UserError: a mistake in the arguments, or a plan that cannot be.
+        UserError: a mistake in the arguments, or a plan that is impossible.
     """
-    parser = Parser(prog="lit_llm plan", description="Days, dollars and gigabytes of a run. Give any two or three of "
-                    "model, tokens and means; the rest is found. Numbers take K, M, B and T. --config may also be a "
-                    "training config or its name.")  # fmt: skip
+    parser = Parser(
+        prog="lit_llm plan",
+        description="Days, dollars and gigabytes of a run. Give any two or three of model, tokens "
+        "and means; the rest is found. Numbers take K, M, B and T. --config may also be a "
+        "training config or its name.",
+    )
     _add_options(parser)
     options = parser.parse_args(_with_training_config(args))
     given = _arguments(options)
@@ -142,15 +145,15 @@ def _add_options(parser: Parser) -> None:
 
 
 def _arguments(options: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of `plan`."""
+    """Arguments of `plan` from the parsed options."""
     given = {
         key: getattr(options, key)
-        for key in ("params", "total_params", "tokens", "tokens_per_param", "inference_tokens", "seq_len",
-                    "batch_tokens", "gpu", "gpus", "days", "budget", "gpu_hours", "usd_per_hour", "precision",
-                    "optimizer", "lora", "quantize", "leave_out")
+        for key in ("params", "total_params", "tokens", "tokens_per_param", "inference_tokens",
+                    "seq_len", "batch_tokens", "gpu", "gpus", "days", "budget", "gpu_hours",
+                    "usd_per_hour", "precision", "optimizer", "lora", "quantize", "leave_out")
     }  # fmt: skip
     if options.gpu is None:
-        del given["gpu"]  # `plan` has the default
+        del given["gpu"]  # `plan` has its own default
     if options.model is not None:
         given["config"] = _model_config(options.model)
     if options.calibrate is not None:
@@ -167,12 +170,12 @@ def _model_config(name: str) -> Any:
     found = locate(name)
     if not found.exists():
         return TransformerConfig.from_preset(name)
-    final = found / "final"  # of a run folder
+    final = found / "final"  # the exported model of a run folder
     return TransformerConfig.from_pretrained(final if final.is_dir() else found)
 
 
 def measured_mfu(run: Path) -> float:
-    """The median MFU that a run's metrics.csv holds. Raises UserError where there is none."""
+    """Median MFU in a run's metrics.csv. Raises UserError if there is none."""
     import statistics
 
     file = run / NAME
@@ -183,13 +186,14 @@ def measured_mfu(run: Path) -> float:
         raise UserError(f"calibrate={run}: {file} is not a run's metrics ({error})") from None
     if not values:
         raise UserError(
-            f"calibrate={run}: {file} has no mfu; it is measured where the peak is known, not on CPUs"
+            f"calibrate={run}: {file} has no mfu; it is measured where the peak is known, not on "
+            f"CPUs"
         )
     return statistics.median(values)
 
 
 def _with_training_config(args: list[str]) -> list[str]:
-    """``args`` with a training config replaced by what it says; other arguments stay and win."""
+    """Replace a training config in ``args`` by planner options; given options take precedence."""
     args = [
         part
         for arg in args
@@ -215,8 +219,10 @@ def _with_training_config(args: list[str]) -> list[str]:
     said = {
         "--model": network, "--tokens": data.get("tokens"), "--seq_len": data.get("seq_len"),
         "--batch_tokens": data.get("global_batch_tokens"),
-        # The modules' own defaults: Muon from nothing, AdamW for what is trained already.
-        "--optimizer": model.get("optimizer", "adamw" if "SFT" in str(content.get("model")) else "muon_adamw"),
+        # Defaults of the modules: Muon for pretraining, AdamW for finetuning.
+        "--optimizer": model.get(
+            "optimizer", "adamw" if "SFT" in str(content.get("model")) else "muon_adamw"
+        ),
         "--gpus": devices * trainer.get("num_nodes", 1) if isinstance(devices, int) else None,
     }  # fmt: skip
     rest = args[:at] + args[at + 2 :]
@@ -224,7 +230,8 @@ def _with_training_config(args: list[str]) -> list[str]:
         rest
     ):
         raise UserError(
-            f"--config {args[at + 1]}: how many tokens it trains on depends on its data; give --tokens N"
+            f"--config {args[at + 1]}: how many tokens it trains on depends on its data; give "
+            f"--tokens N"
         )
     known = ["--lora"] if model.get("lora") and "--lora" not in rest else []
     for option, value in said.items():
@@ -234,7 +241,7 @@ def _with_training_config(args: list[str]) -> list[str]:
 
 
 def _init_args(part: Any) -> dict[str, Any]:
-    """The arguments of a class in a training config, with or without its class_path."""
+    """Arguments of a class in a training config, with or without class_path."""
     part = part if isinstance(part, dict) else {}
     return dict(
         part.get("init_args") or {key: value for key, value in part.items() if key != "class_path"}
@@ -256,13 +263,14 @@ def _table(p: Plan) -> str:
         ("days", _range(p.days, p.days_low, p.days_high)),
         ("dollars", _dollars(p)),
         ("speed", f"{p.tokens_per_second:,.0f} tokens/s, {p.mfu:.1%} of peak over the whole run"),
-        ("memory", f"{p.memory_gb:.1f} of {p.gpu_memory_gb:.0f} GB on each GPU, at {p.micro_batch_size} "
-                   f"sequence{'s' * (p.micro_batch_size > 1)} of {p.seq_len} and {p.accumulation} micro-batch"
-                   f"{'es' * (p.accumulation > 1)} a step"),
+        ("memory", f"{p.memory_gb:.1f} of {p.gpu_memory_gb:.0f} GB on each GPU, at "
+                   f"{p.micro_batch_size} sequence{'s' * (p.micro_batch_size > 1)} of {p.seq_len} "
+                   f"and {p.accumulation} micro-batch{'es' * (p.accumulation > 1)} a step"),
         ("layout", p.parallelism),
         ("because", p.parallelism_reason),
         ("failures", f"one in {numbers.about(p.hours_between_failures)}; a checkpoint "
-                     f"({p.checkpoint_gb:,.0f} GB) every {numbers.about(p.checkpoint_minutes / 60)} "
+                     f"({p.checkpoint_gb:,.0f} GB) every "
+                     f"{numbers.about(p.checkpoint_minutes / 60)} "
                      f"leaves {p.goodput:.1%} of the time for training"),
     ]  # fmt: skip
     if p.solved_for:
@@ -301,8 +309,8 @@ def _advice(plans: list[Plan], refused: dict[str, str]) -> str:
 
 def _annotation_line(options: argparse.Namespace, hours: float, usd: float) -> str:
     return (
-        f"annotation {numbers.number(options.items)} items x {options.minutes:g} min x {options.overlap:g} people: "
-        f"{hours:,.0f} hours, ${usd:,.0f} at ${options.wage:g} an hour"
+        f"annotation {numbers.number(options.items)} items x {options.minutes:g} min x "
+        f"{options.overlap:g} people: {hours:,.0f} hours, ${usd:,.0f} at ${options.wage:g} an hour"
     )
 
 

@@ -1,4 +1,4 @@
-"""Dollars besides the GPU-hours' own, and what a run needs on disk."""
+"""Cost of human annotation, and the disk size of the token data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RANGES: dict[str, Range] = {
 
 @dataclass(frozen=True)
 class Annotation:
-    """People who write or judge items."""
+    """Working time and cost of people who write or judge items."""
 
     hours: float
     usd: float
@@ -24,7 +24,13 @@ class Annotation:
 def annotation(
     items: float, minutes: float, overlap: float = 1.0, wage: float = 20.0
 ) -> Annotation:
-    """``items`` of ``minutes`` each, every one done by ``overlap`` people at ``wage`` dollars an hour.
+    """Cost of annotating items by hand.
+
+    Args:
+        items: number of items.
+        minutes: minutes per item and person.
+        overlap: people per item.
+        wage: dollars per hour.
 
     Raises:
         UserError: a number outside its range.
@@ -35,5 +41,5 @@ def annotation(
 
 
 def token_bytes(tokens: float, vocab_size: int) -> float:
-    """The tokenised corpus: two bytes a token up to 65,536 tokens in the vocabulary, four beyond."""
+    """Size of the tokenized corpus: two bytes per token up to a vocabulary of 65,536, else four."""
     return tokens * (2 if vocab_size <= 65_536 else 4)

@@ -1,6 +1,7 @@
-"""What failures cost a long run: how often it fails, how often to save, and what share of the time trains.
+"""Cost of failures in a long run: failure rate, checkpoint interval, share of useful time.
 
-Formulas: Young (1974) and Daly, "A higher order estimate of the optimum checkpoint interval for restart dumps" (2006).
+Formulas: Young (1974) and Daly, "A higher order estimate of the optimum checkpoint interval for
+restart dumps" (2006).
 """
 
 from __future__ import annotations
@@ -9,30 +10,34 @@ import math
 from dataclasses import dataclass
 
 GPU_HOURS_PER_FAILURE = 16384 * 54 * 24 / 419
-"""Llama 3 405B: 419 unexpected interruptions in 54 days on 16,384 H100 (arXiv:2407.21783, section 3.3.4)."""
+"""Llama 3 405B: 419 unexpected interruptions in 54 days on 16,384 H100.
+
+Source: arXiv:2407.21783, section 3.3.4.
+"""
 RESTART_HOURS = 10 / 60
-"""From a failure to the first step again: noticing, replacing the node, starting, loading."""
+"""Time from a failure to the next step: detection, replacing the node, start, loading."""
 PAUSE_HOURS = 30 / 3600
-"""Training stands still this long for a checkpoint."""
+"""Time that training pauses for a checkpoint."""
 
 
 @dataclass(frozen=True)
 class Goodput:
-    """How a run on unreliable machines spends its time."""
+    """Use of time of a run on unreliable machines."""
 
     mean_hours_between_failures: float
     checkpoint_hours: float
-    """Training between two checkpoints that loses least."""
+    """Interval between two checkpoints that loses the least time."""
     share: float
-    """Useful hours over all hours."""
+    """Useful hours divided by all hours."""
 
 
 def goodput(gpus: float) -> Goodput:
-    """Expected goodput with failures as a Poisson process and checkpoints at Daly's interval.
+    """Expected goodput with Poisson failures and checkpoints at Daly's interval.
 
-    A segment of t useful hours and the pause for its checkpoint take, repeats after failures included,
-    M e^(restart/M) (e^((t + pause)/M) - 1) hours on average, M being the mean time between failures of ``gpus`` that
-    stop together (Daly, eq. 13: a failure during the restart begins it anew).
+    A segment of t useful hours and its checkpoint pause take M e^(restart/M) (e^((t + pause)/M) -
+    1) hours on average, including repetitions after failures. M is the mean time between failures
+    of ``gpus`` GPUs that stop together (Daly, eq. 13: a failure during the restart starts the
+    restart again).
     """
     mean, pause = GPU_HOURS_PER_FAILURE / gpus, PAUSE_HOURS
     ratio = math.sqrt(pause / (2 * mean))

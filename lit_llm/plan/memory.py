@@ -1,9 +1,9 @@
-"""Bytes on each GPU while training, by what holds them.
+"""Memory per GPU during training, by category.
 
-The step is the one that `lit_llm fit` makes: weights, gradients and optimizer states in float32, products and frozen
-weights in bfloat16 (or all in float32). Sources: ZeRO (arXiv:1910.02054) for what sharding divides, arXiv:2205.05198
-for activations; the counts of saved tensors are those of `lit_llm.models`, checked against torch's own accounting in
-tests/plan/test_memory.py.
+The model describes the step of `lit_llm fit`: weights, gradients and optimizer states in float32,
+products and frozen weights in bfloat16 (or all in float32). Sources: ZeRO (arXiv:1910.02054) for
+the effect of sharding, arXiv:2205.05198 for activations. The counts of saved tensors are those of
+`lit_llm.models`, checked against torch's own accounting in tests/plan/test_memory.py.
 """
 
 from __future__ import annotations
@@ -19,32 +19,44 @@ Precision = Literal["bf16", "fp32", "fp8"]
 Quantization = Literal["nf4", "int8"]
 
 QUANTIZED_BYTES: dict[Quantization, float] = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
-"""Bytes of a quantised weight. nf4: 4 bits, and for each block of 64 weights a scale of 8 bits, which
-has a float32 scale for each 256 (double quantisation, arXiv:2305.14314, section 3). int8: a byte; the
-float32 scale of each output channel is not counted (arXiv:2208.07339)."""
+"""Bytes per quantized weight.
+
+nf4: 4 bits per weight. Each block of 64 weights has an 8-bit scale, and each 256 scales have a
+float32 scale (double quantization, arXiv:2305.14314, section 3). int8: one byte; the float32 scale
+per output channel is not counted (arXiv:2208.07339).
+"""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """How a model is trained."""
+    """Training settings that memory depends on."""
 
     micro_batch_size: int = 1
-    """Sequences that pass a GPU at once."""
+    """Sequences per GPU and forward pass."""
     seq_len: int = 4096
     precision: Precision = "bf16"
     optimizer: Optimizer = "adamw"
     fsdp: int = 1
-    """GPUs that weights, gradients and states are divided among."""
+    """Number of GPUs over which weights, gradients and states are sharded."""
     tensor_parallel: int = 1
-    """GPUs that each matrix is cut across; with them go the activations (sequence parallel)."""
+    """Number of GPUs over which each matrix is split; activations too (sequence parallel)."""
     lora: bool = False
-    """The weights are frozen; updates, their gradients and states are too small to count."""
+    """The base weights are frozen.
+
+    The LoRA weights with their gradients and states are too small to count.
+    """
     quantize: Quantization | None = None
-    """How the frozen matrices of the blocks are held; embedding, head and norms are not quantised."""
+    """Format of the frozen matrices in the blocks. Embedding, head and norms are not quantized."""
     recompute: float = 0.0
-    """Share of the blocks that keep their input alone and are computed again in the backward pass."""
+    """Share of the blocks with activation checkpointing.
+
+    Such a block keeps its input only and is computed again in the backward pass.
+    """
     fused_norms: bool = True
-    """RMSNorm is one kernel and a product with the gain, as on CUDA; on CPU it keeps its input alone."""
+    """RMSNorm is one kernel followed by a product with the gain, as on CUDA.
+
+    On CPU, RMSNorm keeps its input only.
+    """
 
 
 @dataclass(frozen=True)
@@ -55,19 +67,19 @@ class Memory:
     """Weights and optimizer states."""
     gradients: float
     casts: float
-    """bfloat16 copies of trained weights: autocast's, or the gathered blocks of a sharded model."""
+    """bfloat16 copies of trained weights: autocast's, or gathered blocks of a sharded model."""
     activations: float
     head: float
-    """Logits, their gradients and what a chunked head holds."""
+    """Logits, their gradients and the buffers of a chunked head."""
 
     @property
     def peak(self) -> float:
-        """The most at any moment: activations shrink in the backward pass while gradients grow."""
+        """Peak memory: in the backward pass, activations shrink while gradients grow."""
         return self.states + max(self.casts + self.activations + self.head, self.gradients)
 
 
 def training_memory(shape: ModelShape, setup: Setup) -> Memory:
-    """What training ``shape`` as ``setup`` takes on each GPU."""
+    """Memory per GPU for training ``shape`` with ``setup``."""
     tp, shards = setup.tensor_parallel, setup.fsdp * setup.tensor_parallel
     half = setup.precision != "fp32"
     size = 2 if half else 4
@@ -84,16 +96,16 @@ def training_memory(shape: ModelShape, setup: Setup) -> Memory:
     if setup.quantize is not None:
         weights += (QUANTIZED_BYTES[setup.quantize] - weight) * block * shape.layers
     if setup.quantize is not None:
-        # The matrix that is being multiplied.
+        # The dequantized copy of the matrix in use.
         casts = size * shape.width * max(shape.mlp_width, shape.query_width) / tp
     elif setup.fsdp > 1:
-        casts = 2 * size * block / tp  # the block that computes and the one being gathered
+        casts = 2 * size * block / tp  # the block in use and the block being gathered
     else:
         casts = 2 * shape.matrices / tp if half and not setup.lora else 0.0
     one_block = block_activations(shape, size, setup.fused_norms) * tokens / tp
     inputs = size * shape.width * tokens / tp
     activations = shape.layers * ((1 - setup.recompute) * one_block + setup.recompute * inputs)
-    activations += one_block if setup.recompute else 0  # the one being computed again
+    activations += one_block if setup.recompute else 0  # the block being recomputed
     ends = _norm(shape, size, setup.fused_norms) * shape.width * tokens / tp
     return Memory(
         states=(weights + trained * moments) / shards,
@@ -105,21 +117,23 @@ def training_memory(shape: ModelShape, setup: Setup) -> Memory:
 
 
 def _norm(shape: ModelShape, size: int, fused: bool) -> float:
-    """Bytes a channel that a norm before a product keeps."""
+    """Bytes per channel that a norm before a product keeps."""
     if shape.norm == "layer":
         return (
             4 if fused else size
         ) + size  # its input (autocast's float32 on CUDA) and its output
     if shape.norm == "rms_float32":
-        return 4 + 4 + size  # input and normalised input in float32, and the output
-    # Its input and its output (`RMSNormalize`); the fused kernel's output is kept before its product with the gain too.
+        return 4 + 4 + size  # input and normalized input in float32, and the output
+    # RMSNorm keeps its input and its output (`RMSNormalize`). The fused kernel also keeps its
+    # output before the product with the gain.
     return (3 if fused else 2) * size
 
 
 def block_activations(shape: ModelShape, size: int, fused_norms: bool) -> float:
-    """Bytes that one block keeps for its backward pass, a token."""
+    """Bytes per token that one block keeps for its backward pass."""
     norms = shape.norms * _norm(shape, size, fused_norms) * shape.width
-    # Rotated queries and keys, values, the attention's output; where heads lie apart the output is copied for o_proj.
+    # Rotated queries and keys, values, and the attention's output. On CPU the heads are not
+    # contiguous, and the output is copied for o_proj.
     attention = size * ((2 if fused_norms else 3) * shape.query_width + 2 * shape.kv_width)
     if shape.qk_norm != "none":
         kept = size * (2 if fused_norms and shape.qk_norm == "with_gain" else 1)
@@ -131,7 +145,8 @@ def block_activations(shape: ModelShape, size: int, fused_norms: bool) -> float:
 def _head(shape: ModelShape, setup: Setup, tokens: float, size: int) -> float:
     """Peak bytes of head and loss."""
     gradient = 0.0 if setup.lora else 4 * shape.vocab_size * shape.width / setup.tensor_parallel
-    # On CUDA a compiled pass writes the gradient beside the logits; in eager mode it takes their place.
+    # On CUDA, a compiled pass keeps logits and their gradient. In eager mode, the gradient
+    # overwrites the logits.
     largest = chunk_bytes("cuda" if setup.fused_norms else "cpu")
     chunk = (
         min(largest, size * tokens * shape.vocab_size)

@@ -1,4 +1,4 @@
-"""How to spread a model over GPUs: the least communication that fits."""
+"""Choice of a parallel layout: the one with the least communication that fits in memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from lit_llm.plan.shape import ModelShape
 from lit_llm.plan.throughput import NODE
 
 USABLE = 0.9
-"""Share of a GPU's memory that tensors can have: the rest is context, communication buffers and fragments."""
+"""Share of a GPU's memory available to tensors.
+
+The rest is the CUDA context, communication buffers and fragmentation.
+"""
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Parallelism:
     setup: Setup
     memory: Memory
     accumulation: int
-    """Micro-batches in a step."""
+    """Micro-batches per step."""
     description: str
     reason: str
 
@@ -29,15 +32,16 @@ class Parallelism:
 def choose(
     shape: ModelShape, accelerator: Accelerator, gpus: int, batch_tokens: float, setup: Setup
 ) -> Parallelism | None:
-    """The first that fits with one sequence, then as many sequences as fit; None where nothing does.
+    """Choose the first layout that fits with one sequence; None if none fits.
 
-    In order: copies on every GPU (DDP), shards over one node, then more, and copies of those (hybrid FSDP), shards over
-    all GPUs (FSDP); each without, then all with activation checkpointing. Matrices are cut (tensor parallel) only when
-    the batch has fewer sequences than there are GPUs.
+    The order of the layouts: copies on every GPU (DDP); shards over one node or more, with copies
+    (hybrid FSDP); shards over all GPUs (FSDP). All are tried without, then with activation
+    checkpointing of all blocks. Matrices are split (tensor parallel) only if the batch has fewer
+    sequences than there are GPUs. The micro-batch of the layout is then doubled as long as it fits.
     """
     sequences = max(1, round(batch_tokens / setup.seq_len))
     tensor = 1
-    # Quantised weights are not sharded: every GPU has a copy.
+    # Quantized weights are not sharded: every GPU has a copy.
     while setup.quantize is None and gpus / tensor > sequences and 2 * tensor <= min(NODE, gpus):
         tensor *= 2
     room = USABLE * accelerator.memory_bytes
@@ -64,16 +68,17 @@ def choose(
                 tried = larger
             memory = training_memory(shape, tried)
             accumulation = max(1, round(sequences / (copies * tried.micro_batch_size)))
-            return Parallelism(tried, memory, accumulation, *_words(shape, tried, gpus))
+            return Parallelism(tried, memory, accumulation, *_describe(shape, tried, gpus))
     return None
 
 
 def fewest_gpus(
     shape: ModelShape, accelerator: Accelerator, batch_tokens: float, setup: Setup
 ) -> int | None:
-    """The least number of GPUs that some layout fits on; None up to 65,536.
+    """The smallest number of GPUs on which a layout fits; None if 65,536 do not suffice.
 
-    Counted as machines come: 1, 2, 4 or 8 GPUs, then whole nodes of 8; above 64 nodes in doublings.
+    The candidates are typical machines: 1, 2, 4 or 8 GPUs, then whole nodes of 8, and above 64
+    nodes powers of two.
     """
     few = [1, 2, 4, *range(NODE, 64 * NODE + 1, NODE)]
     for gpus in (*few, *(64 * NODE * 2**n for n in range(1, 8))):
@@ -85,7 +90,7 @@ def fewest_gpus(
 def check_fits(
     shape: ModelShape, accelerator: Accelerator, gpus: int, batch_tokens: float, setup: Setup
 ) -> Parallelism:
-    """`choose`, or a UserError that names the nearest number of GPUs that does."""
+    """`choose`, or a UserError that names the smallest number of GPUs that suffices."""
     found = choose(shape, accelerator, gpus, batch_tokens, setup)
     if found is not None:
         return found
@@ -93,12 +98,13 @@ def check_fits(
     size = f"{shape.params / 1e9:.3g}B parameters do not fit on {gpus} x {accelerator.name}"
     if enough is None:
         raise UserError(
-            f"{size}, nor on any number of them at seq_len={setup.seq_len}: take one with more memory"
+            f"{size}, nor on any number of them at seq_len={setup.seq_len}: take one with more "
+            f"memory"
         )
     raise UserError(f"{size}, sharded and with activation checkpointing: set gpus={enough} or more")
 
 
-def _words(shape: ModelShape, setup: Setup, gpus: int) -> tuple[str, str]:
+def _describe(shape: ModelShape, setup: Setup, gpus: int) -> tuple[str, str]:
     copies = gpus // setup.tensor_parallel
     memory = training_memory(shape, replace(setup, fsdp=1, tensor_parallel=1))
     held = "frozen weights" if setup.lora else "weights, gradients and optimizer states"

@@ -1,4 +1,4 @@
-"""Preflight: what this run will take, said before it starts, and refused when it cannot fit."""
+"""Preflight: callback that prints the plan of a run before it starts, and refuses a misfit."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ from lit_llm.plan.throughput import Job, fitted
 
 
 class Preflight(L.Callback):
-    """Before training: one line with the run's size, memory and time, or a UserError that names what would fit.
+    """Before training, prints the run's size, memory and time, or refuses a run that does not fit.
 
-    A module's ``recompute`` of "auto" becomes the least that the device's memory asks for.
+    The UserError names a setting that would fit. A module's ``recompute`` of "auto" becomes the
+    smallest share that the device's memory requires.
 
-    Needs a module with ``fields`` of a `TransformerConfig` and a data module of ours; does nothing otherwise. Time is
-    told for accelerators that `hardware.csv` knows.
+    The module needs the ``fields`` of a `TransformerConfig`, and the data module must be one of
+    lit_llm's. Otherwise the callback does nothing. Time is printed for accelerators in
+    `hardware.csv`.
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Called when the data is there and the model is not."""
+        """Check the run, after the data is prepared and before Lightning builds the model."""
         data: Any = getattr(trainer, "datamodule", None)
         fields = getattr(pl_module, "fields", None)
         tokenizer = getattr(data, "tokenizer", None)
@@ -70,7 +72,13 @@ class Preflight(L.Callback):
 
 
 def least_recompute(shape: ModelShape, setup: Setup, room: float | None) -> float:
-    """The smallest share of blocks to compute again with which a step leaves a tenth of ``room`` bytes free."""
+    """Smallest share of recomputed blocks for which a step leaves a tenth of ``room`` free.
+
+    Args:
+        shape: of the model.
+        setup: training settings.
+        room: bytes of the device's memory; None if unknown.
+    """
     for blocks in range(shape.layers):
         share = blocks / shape.layers
         if (
@@ -82,7 +90,7 @@ def least_recompute(shape: ModelShape, setup: Setup, room: float | None) -> floa
 
 
 def device_memory(device: torch.device) -> float | None:
-    """Bytes of memory that tensors could have there; None where nobody says."""
+    """Bytes of memory available to tensors; None if unknown."""
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
     if device.type == "cpu" and hasattr(os, "sysconf"):
@@ -104,7 +112,10 @@ def _refusal(
         divides = batch_tokens is None or batch_tokens % (size * setup.seq_len) == 0
         if divides and training_memory(shape, fewer).peak <= room:
             return f"{said}: set data.micro_batch_size={size} (--plan off to try all the same)"
-    return f"{said}, and one sequence does not fit either: lower data.seq_len or take a smaller model (or --plan off)"
+    return (
+        f"{said}, and one sequence does not fit either: "
+        "lower data.seq_len or take a smaller model (or --plan off)"
+    )
 
 
 def _summary(

@@ -1,7 +1,7 @@
-"""How many parameters and tokens a budget of FLOPs is best spent on.
+"""Scaling law: the best split of a FLOP budget between parameters and tokens.
 
-The loss law is L(N, D) = E + A / N^alpha + B / D^beta (arXiv:2203.15556, approach 3), with the constants of Epoch's
-refit (arXiv:2404.10102), which agrees with the paper's other two approaches.
+The loss law is L(N, D) = E + A / N^alpha + B / D^beta (arXiv:2203.15556, approach 3), with the
+constants of Epoch's refit (arXiv:2404.10102), which agrees with the paper's other two approaches.
 """
 
 from __future__ import annotations
@@ -12,25 +12,28 @@ E, A, B, ALPHA, BETA = 1.8172, 482.01, 2085.43, 0.3478, 0.3658
 
 
 def loss(params: float, tokens: float) -> float:
-    """Expected loss in nats a token, on the text and tokenizer of the paper: for comparing splits, not corpora."""
+    """Expected loss in nats per token, on the text and tokenizer of the paper.
+
+    Use it to compare splits, not corpora.
+    """
     return E + A / params**ALPHA + B / tokens**BETA
 
 
 def optimal_params(tokens: float) -> float:
-    """Parameters that are worth as much as ``tokens``: where both terms fall equally fast with FLOPs."""
+    """Compute-optimal parameters for ``tokens``: both terms fall equally fast with FLOPs."""
     return (ALPHA * A / (BETA * B) * tokens**BETA) ** (1 / ALPHA)
 
 
 def optimal_tokens(params: float) -> float:
-    """The other way around."""
+    """Compute-optimal tokens for ``params``, the inverse of `optimal_params`."""
     return (BETA * B / (ALPHA * A) * params**ALPHA) ** (1 / BETA)
 
 
 def inference_aware(params: float, tokens: float, inference_tokens: float) -> tuple[float, float]:
-    """Parameters and tokens with the loss of (``params``, ``tokens``) and the fewest FLOPs over training and use.
+    """Parameters and tokens that reach a given loss with the fewest FLOPs over training and use.
 
-    Training costs 6 N D and use 2 N a token (arXiv:2401.00448, equation 3): the more use, the smaller the model and the
-    longer its training.
+    The loss is that of (``params``, ``tokens``). Training costs 6 N D, use costs 2 N per token
+    (arXiv:2401.00448, equation 3). More use gives a smaller model and a longer training.
     """
     wanted = loss(params, tokens)
 
@@ -49,7 +52,7 @@ def inference_aware(params: float, tokens: float, inference_tokens: float) -> tu
 
 
 def _least_params(wanted: float) -> float:
-    """Fewer cannot reach the loss with any number of tokens."""
+    """Parameters at which the loss needs infinitely many tokens."""
     return (A / (wanted - E)) ** (1 / ALPHA)
 
 
@@ -58,6 +61,9 @@ def _tokens_for(wanted: float, params: float) -> float:
 
 
 def usual_batch_tokens(flops: float) -> float:
-    """Tokens an optimizer step: DeepSeek LLM's fit (arXiv:2401.02954, equation 1) for a compute budget, but no more
-    than the 16M that Llama 3's 405B model used (arXiv:2407.21783)."""
+    """Typical tokens per optimizer step for a compute budget.
+
+    DeepSeek LLM's fit (arXiv:2401.02954, equation 1), limited to the 16M tokens of Llama 3's 405B
+    model (arXiv:2407.21783).
+    """
     return min(0.2920 * flops**0.3271, 16 * 2**20)

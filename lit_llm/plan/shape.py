@@ -1,4 +1,7 @@
-"""The sizes of a model that cost and memory depend on: of a config, or typical of a number of parameters."""
+"""Sizes of a model that cost and memory depend on.
+
+They come from a config, or are typical of a number of parameters.
+"""
 
 from __future__ import annotations
 
@@ -12,51 +15,58 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a decoder-only transformer; widths are channels."""
+    """Sizes of a decoder-only transformer; widths are in channels."""
 
     params: float
-    """All weights, a tied head counted once."""
+    """All weights; a tied head counts once."""
     matrices: float
-    """Weights of matrix products: blocks with all experts, and the head."""
+    """Weights in matrix products: blocks with all experts, and the head."""
     active_matrices: float
-    """Those of them that one token passes."""
+    """The part of ``matrices`` that one token uses."""
     active_params: float
-    """``params`` less the experts that a token does not visit."""
+    """``params`` without the experts that a token does not use."""
     layers: int
     width: int
     query_width: float
-    """Heads times head width."""
+    """Number of heads times head width."""
     kv_width: float
     mlp_width: float
-    """Of all experts that a token visits together."""
+    """Sum over all experts that a token uses."""
     gated: bool
     vocab_size: int
     norm: Literal["rms", "rms_float32", "layer"] = "rms"
-    """Kind of norm; "rms_float32" is Gemma's, with the gain applied in float32."""
+    """Kind of norm. "rms_float32" is Gemma's, which applies the gain in float32."""
     norms: int = 2
-    """In each block."""
+    """Norms per block."""
     qk_norm: Literal["none", "with_gain", "without_gain"] = "none"
     attention_flops: float | None = None
-    """Forward FLOPs a token at a given sequence length; None: causal over the whole sequence in every layer."""
+    """Forward FLOPs per token at a given sequence length.
+
+    None: causal attention over the whole sequence in every layer.
+    """
 
     def training_flops(self, tokens: float, seq_len: int, lora: bool = False) -> float:
-        """FLOPs of training: 6 per matrix weight and token (head included, input embedding not), and three times the
-        forward pass's attention: the project's one formula (`lit_llm.models.accounting.flops`).
-        With ``lora`` 4 per weight: a frozen matrix has no gradient of its own."""
+        """FLOPs of training on ``tokens`` tokens.
+
+        6 per matrix weight and token (with the head, without the input embedding), plus three times
+        the attention of the forward pass. All of lit_llm uses this formula
+        (`lit_llm.models.accounting.flops`). With ``lora`` it is 4 per weight, because a frozen
+        matrix needs no weight gradient.
+        """
         attention = self.attention_flops
         if attention is None:
-            attention = (
-                2 * self.layers * self.query_width * seq_len
-            )  # causal: half of 4 * width * seq_len
+            # Causal: half of 4 * width * seq_len
+            attention = 2 * self.layers * self.query_width * seq_len
         return ((4 if lora else 6) * self.active_matrices + 3 * attention) * tokens
 
 
 @functools.cache
 def typical_shape(params: float, total_params: float | None = None) -> ModelShape:
-    """The shape whose width is nearest to 100 times its layers, as in Llama and GPT-3, with untied embeddings.
+    """A shape whose width is about 100 times its layers, as in Llama and GPT-3, untied embeddings.
 
-    The vocabulary is 4k below 30M parameters, then 32k, 64k from 300M and 128k from 10B on. With ``total_params`` a
-    mixture of experts of which ``params`` are active: the others are experts of the same layers.
+    The vocabulary is 4k below 30M parameters, then 32k, 64k from 300M and 128k from 10B on. With
+    ``total_params`` it is a mixture of experts with ``params`` active parameters. The other
+    parameters are experts of the same layers.
     """
     vocab = (
         4096 if params < 3e7 else 32_768 if params < 3e8 else 65_536 if params < 1e10 else 131_072
@@ -72,13 +82,14 @@ def typical_shape(params: float, total_params: float | None = None) -> ModelShap
     total = params if total_params is None else total_params
     active = max(params - vocab * width, params / 2)
     return ModelShape(
-        params=total, matrices=total - params + active, active_matrices=active, active_params=params, layers=layers,
-        width=width, query_width=width, kv_width=width / 4, mlp_width=8 / 3 * width, gated=True, vocab_size=vocab,
+        params=total, matrices=total - params + active, active_matrices=active,
+        active_params=params, layers=layers, width=width, query_width=width, kv_width=width / 4,
+        mlp_width=8 / 3 * width, gated=True, vocab_size=vocab,
     )  # fmt: skip
 
 
 def shape_of(config: TransformerConfig, seq_len: int) -> ModelShape:
-    """The shape of a model that is known, exactly; its attention's FLOPs are those at ``seq_len``."""
+    """Exact shape of a known config; its attention FLOPs are those at ``seq_len``."""
     from lit_llm.models.accounting.flops import (
         attention_flops_per_token,
         idle_parameters,
@@ -101,11 +112,14 @@ def shape_of(config: TransformerConfig, seq_len: int) -> ModelShape:
         mlp_width = (dense * config.intermediate_size + with_experts * visited) / config.num_layers
     return ModelShape(
         params=total, matrices=active + idle, active_matrices=active, active_params=total - idle,
-        layers=config.num_layers, width=config.hidden_size, query_width=config.num_heads * config.head_dim,
-        kv_width=config.num_kv_heads * config.head_dim, mlp_width=mlp_width,
-        gated=config.gated_mlp, vocab_size=config.vocab_size,
-        norm="layer" if config.norm == "layernorm" else "rms_float32" if config.norm_offset else "rms",
+        layers=config.num_layers, width=config.hidden_size,
+        query_width=config.num_heads * config.head_dim,
+        kv_width=config.num_kv_heads * config.head_dim, mlp_width=mlp_width, gated=config.gated_mlp,
+        vocab_size=config.vocab_size,
+        norm="layer" if config.norm == "layernorm"
+        else "rms_float32" if config.norm_offset else "rms",
         norms=2 * config.pre_norm + 2 * config.post_norm,
-        qk_norm="none" if config.qk_norm == "none" else "with_gain" if config.norm_weight else "without_gain",
+        qk_norm="none" if config.qk_norm == "none"
+        else "with_gain" if config.norm_weight else "without_gain",
         attention_flops=attention_flops_per_token(config, seq_len),
     )  # fmt: skip

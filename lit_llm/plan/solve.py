@@ -1,4 +1,4 @@
-"""`plan`: what is given decides what is solved for."""
+"""`plan`: computes a run's missing quantities from the given ones."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RANGES: dict[str, Range] = {
 
 @dataclass(frozen=True)
 class Plan:
-    """One run: what it is, what it takes. Ranges are 80% intervals."""
+    """A planned run and its cost. Low and high values are 80% intervals."""
 
     params: float
     total_params: float
@@ -43,7 +43,7 @@ class Plan:
     batch_tokens: float
     flops: float
     expected_loss: float
-    """By the scaling law, in nats a token of its paper's text: for comparing plans."""
+    """By the scaling law, in nats per token of its paper's text; for comparing plans."""
     gpu: str
     gpus: int
     gpu_hours: float
@@ -57,10 +57,10 @@ class Plan:
     usd_high: float | None
     usd_per_hour: float | None
     usd_spot: float | None
-    """At the lowest known price an hour."""
+    """At the lowest known price per hour."""
     price_source: str
     mfu: float
-    """Over the whole run, failures and pauses included."""
+    """Over the whole run, including failures and pauses."""
     tokens_per_second: float
     memory_gb: float
     gpu_memory_gb: float
@@ -100,31 +100,41 @@ def plan(
     mfu: float | None = None,
     leave_out: str | None = None,
 ) -> Plan:
-    """What a run takes, or what can be had for what there is.
+    """Plan a run: its cost, or the model and tokens that given means pay for.
 
-    Of model, tokens and means, any two or three are given. With model and tokens, the means are found; ``days``,
-    ``budget`` and ``gpu_hours`` are then limits that must hold. With one of them or none, it is as much as the tightest
-    limit pays for, split between parameters and tokens by the scaling law (`scaling`) unless ``tokens_per_param`` says
-    otherwise; without a limit, the other is its compute-optimal companion.
+    The inputs are the model, the tokens, and the means (``gpus``, ``days``, ``budget``,
+    ``gpu_hours``). Give two or three of them:
+
+    - Model and tokens are given: the means are computed. ``days``, ``budget`` and ``gpu_hours`` are
+      limits that must hold.
+    - One or none of model and tokens is given, with limits: the rest is as large as the tightest
+      limit allows. If both are open, the scaling law (`scaling`) or ``tokens_per_param`` decides
+      the split.
+    - One of model and tokens is given, without limits: the other one is compute-optimal.
 
     Args:
-        params: of the model that a token passes; ``total_params`` with all experts.
-        config: a model that is known, in place of ``params``.
-        tokens: trained on, repeats counted.
-        seq_len: of the training sequences.
+        params: parameters that a token uses.
+        total_params: parameters with all experts.
+        config: config of a known model, instead of ``params``.
+        tokens: training tokens, repetitions included.
+        seq_len: length of the training sequences in tokens.
         gpu: a name in hardware.csv.
-        gpus: how many. None: what ``days`` asks for, or as many as runs of the size have used.
+        gpus: number of GPUs. None: the number that ``days`` requires, or a typical number for the
+            size of the run.
         days, budget, gpu_hours: limits; budget in dollars.
-        usd_per_hour: of one GPU. None: the typical price in hardware.csv.
+        usd_per_hour: price of one GPU. None: the typical price in hardware.csv.
         precision, optimizer, lora, quantize: of the training, see `Setup`.
-        batch_tokens: of an optimizer step. None: `scaling.usual_batch_tokens`.
-        inference_tokens: that the model will read and write in use; the split then is the one with the fewest FLOPs
-            over training and use (`scaling.inference_aware`).
-        mfu: measured on one node, in place of the fitted model's; the interval is then that of communication alone.
-        leave_out: a family of published runs that the model is not to be fitted to.
+        batch_tokens: tokens per optimizer step. None: `scaling.usual_batch_tokens`.
+        tokens_per_param: training tokens per parameter, instead of the scaling law.
+        inference_tokens: tokens that the model will process in use. The split then has the fewest
+            FLOPs over training and use (`scaling.inference_aware`).
+        mfu: MFU measured on one node, which replaces the fitted one. The interval then covers the
+            uncertainty of communication only.
+        leave_out: a family of published runs to leave out of the fit.
 
     Raises:
-        UserError: too little is given, or what is given contradicts itself or does not fit.
+        UserError: too little is given, or the given quantities contradict each other, or the run
+            does not fit.
     """
     check_ranges(locals(), RANGES)
     accelerator = find_accelerator(gpu)
@@ -137,7 +147,8 @@ def plan(
         raise UserError(f"quantize={quantize}: quantised weights are frozen; it needs lora")
     if total_params is not None and (params is None or total_params < params):
         raise UserError(
-            "total_params counts all experts: it needs params, the active ones, and is no less than them"
+            "total_params counts all experts: it needs params, the active ones, and is no less "
+            "than them"
         )
     if config is not None and params is not None:
         raise UserError("params: the config says how many the model has; give one of the two")
@@ -178,12 +189,12 @@ def plan(
 
 
 _TYPICAL_MFU = 0.3
-"""For how many GPUs a number of GPU-hours is usually spent on: about the median of published runs."""
+"""Converts GPU-hours to FLOPs for `usual_gpus`: about the median MFU of published runs."""
 
 
 @dataclass(frozen=True)
 class _Means:
-    """What there is to train with, and what that pays for."""
+    """The means of a run and the limits that they set."""
 
     model: Throughput
     job: Callable[[float, float, float], Job]
@@ -193,18 +204,19 @@ class _Means:
     budget: float | None
     gpu_hours: float | None
     open: bool
-    """Model or tokens are to be found, and take all there is."""
+    """Model or tokens are unknown and use up all means."""
 
     def hours(self, n: float, d: float, count: float) -> float:
         return self.model.gpu_hours(self.job(n, d, count))
 
     def count(self, n: float, d: float) -> int:
-        """GPUs for this model and these tokens."""
+        """Number of GPUs for this model and these tokens."""
         if self.gpus is not None:
             return self.gpus
         fixed = self.fixed_hours
         if self.open and fixed is not None:
-            # From the hours alone: a number that grew with the model would make affording jump.
+            # The number depends on the hours only. If it grew with the model, affordability would
+            # not be monotonic.
             if self.days is not None:
                 return self._in_time(fixed)
             return usual_gpus(
@@ -217,29 +229,30 @@ class _Means:
             nodes += max(1, nodes // 16)
             if nodes * NODE > MOST_GPUS:
                 raise UserError(
-                    f"days={self.days:g}: no number of GPUs is fast enough; allow more, or train on less"
+                    f"days={self.days:g}: no number of GPUs is fast enough; allow more, or train "
+                    f"on less"
                 )
         return nodes * NODE
 
     def _in_time(self, hours: float) -> int:
-        """GPUs, in whole nodes if more than one, that spend ``hours`` in the days given."""
+        """GPUs (whole nodes from 8 on) that spend ``hours`` GPU-hours within ``days``."""
         assert self.days is not None
         count = math.ceil(hours / (24 * self.days))
         if count > MOST_GPUS:
             raise UserError(
-                f"days={self.days:g}: to spend {hours:,.0f} GPU-hours in them takes {count:,} GPUs; "
-                f"allow more days (at most {MOST_GPUS:,} GPUs are planned)"
+                f"days={self.days:g}: to spend {hours:,.0f} GPU-hours in them takes {count:,} "
+                f"GPUs; allow more days (at most {MOST_GPUS:,} GPUs are planned)"
             )
         return count if count < NODE else -(-count // NODE) * NODE
 
     @property
     def fixed_hours(self) -> float | None:
-        """GPU-hours that are there whatever their number."""
+        """GPU-hours that the limits allow, independent of the number of GPUs."""
         limits = [self.gpu_hours, self.budget / self.rate if self.budget and self.rate else None]
         return min((limit for limit in limits if limit is not None), default=None)
 
     def affords(self, n: float, d: float) -> bool:
-        """Whether the limits pay for this."""
+        """Whether the limits allow this model and these tokens."""
         count = self.count(n, d)
         limits = [self.fixed_hours, 24 * self.days * count if self.days is not None else None]
         return self.hours(n, d, count) <= min(limit for limit in limits if limit is not None)
@@ -249,21 +262,23 @@ class _Means:
         return any(limit is not None for limit in (self.days, self.budget, self.gpu_hours))
 
     def check(self, n: float, d: float, count: int) -> None:
-        """Raise UserError where a limit does not hold."""
+        """Raise UserError if a limit does not hold."""
         hours = self.hours(n, d, count) * (1 - 1e-6)
         if self.days is not None and hours > 24 * self.days * count:
             raise UserError(
-                f"days={self.days:g}: the run takes {hours / 24 / count:.3g} days on {count} GPUs; allow that, or "
-                "leave out gpus to have their number found"
+                f"days={self.days:g}: the run takes {hours / 24 / count:.3g} days on {count} "
+                "GPUs; allow that, or leave out gpus to have their number found"
             )
         if self.gpu_hours is not None and hours > self.gpu_hours:
             raise UserError(
-                f"gpu_hours={self.gpu_hours:g}: the run takes {hours:,.0f}; allow that or leave out tokens"
+                f"gpu_hours={self.gpu_hours:g}: the run takes {hours:,.0f}; allow that or leave "
+                f"out tokens"
             )
         if self.budget is not None and self.rate is not None and hours * self.rate > self.budget:
             raise UserError(
-                f"budget={self.budget:g}: the run costs ${hours * self.rate:,.0f} at ${self.rate:g} a GPU-hour; allow "
-                f"that, find GPUs at ${self.budget / hours:.3g}, or leave out tokens to have their number found"
+                f"budget={self.budget:g}: the run costs ${hours * self.rate:,.0f} at "
+                f"${self.rate:g} a GPU-hour; allow that, find GPUs at "
+                f"${self.budget / hours:.3g}, or leave out tokens to have their number found"
             )
 
 
@@ -274,7 +289,7 @@ def _model_and_tokens(
     inference: float | None,
     means: _Means,
 ) -> tuple[float, float, str]:
-    """Parameters, tokens, and the names of those that were solved for."""
+    """Parameters, tokens, and the names of the solved quantities."""
     if params is not None and tokens is not None:
         if ratio is not None:
             raise UserError(
@@ -283,7 +298,7 @@ def _model_and_tokens(
         return params, tokens, ""
 
     def pair(x: float) -> tuple[float, float]:
-        """Model and tokens, growing with x."""
+        """Parameters and tokens as increasing functions of x."""
         if params is not None:
             return params, x
         if tokens is not None:
@@ -299,8 +314,10 @@ def _model_and_tokens(
             return params, ratio * params if ratio else scaling.optimal_tokens(params), solved
         if tokens is not None:
             return tokens / ratio if ratio else scaling.optimal_params(tokens), tokens, solved
-        raise UserError("nothing to plan: give params (or a model) or tokens, or what there is: budget, gpu_hours or "
-                        "days with gpus")  # fmt: skip
+        raise UserError(
+            "nothing to plan: give params (or a model) or tokens, or what there is: "
+            "budget, gpu_hours or days with gpus"
+        )
     if means.gpus is None and means.fixed_hours is None:
         raise UserError(
             "days: what they pay for depends on gpus; give gpus, budget or gpu_hours too"
@@ -315,8 +332,8 @@ def _model_and_tokens(
 
 
 def _describe(
-    model: Throughput, job: Job, shape: ModelShape, tokens: float, batch: float, layout: Parallelism,
-    rate: float | None, solved: str, measured: bool,
+    model: Throughput, job: Job, shape: ModelShape, tokens: float, batch: float,
+    layout: Parallelism, rate: float | None, solved: str, measured: bool,
 ) -> Plan:  # fmt: skip
     count = int(job.gpus)
     hours = model.gpu_hours(job)
@@ -330,16 +347,16 @@ def _describe(
     run = goodput(count)
     accelerator, setup = job.accelerator, layout.setup
     rates = tokens / (hours * 3600 / count)
-    # What a checkpoint holds. Without the frozen weights, LoRA's is too small to count.
+    # Size of a checkpoint. A LoRA checkpoint has no frozen weights and is too small to count.
     states = 0.0 if setup.lora else layout.memory.states * setup.fsdp * setup.tensor_parallel
     return Plan(
-        params=job.active_params, total_params=shape.params, tokens=tokens, seq_len=setup.seq_len, batch_tokens=batch,
-        flops=job.flops, expected_loss=scaling.loss(job.active_params, tokens), gpu=accelerator.name, gpus=count,
-        gpu_hours=hours, gpu_hours_low=low, gpu_hours_high=high,
+        params=job.active_params, total_params=shape.params, tokens=tokens, seq_len=setup.seq_len,
+        batch_tokens=batch, flops=job.flops, expected_loss=scaling.loss(job.active_params, tokens),
+        gpu=accelerator.name, gpus=count, gpu_hours=hours, gpu_hours_low=low, gpu_hours_high=high,
         days=hours / 24 / count, days_low=low / 24 / count, days_high=high / 24 / count,
-        usd=_times(hours, rate), usd_low=_times(low, rate), usd_high=_times(high, rate), usd_per_hour=rate,
-        usd_spot=_times(hours, accelerator.usd_low), price_source=accelerator.price_source,
-        mfu=model.mfu(job), tokens_per_second=rates,
+        usd=_times(hours, rate), usd_low=_times(low, rate), usd_high=_times(high, rate),
+        usd_per_hour=rate, usd_spot=_times(hours, accelerator.usd_low),
+        price_source=accelerator.price_source, mfu=model.mfu(job), tokens_per_second=rates,
         memory_gb=layout.memory.peak / 1e9, gpu_memory_gb=accelerator.memory_bytes / 1e9,
         parallelism=layout.description, parallelism_reason=layout.reason,
         micro_batch_size=setup.micro_batch_size, accumulation=layout.accumulation,
@@ -355,10 +372,14 @@ def _times(hours: float, rate: float | None) -> float | None:
 
 
 def advise(**given: object) -> tuple[list[Plan], dict[str, str]]:
-    """`plan` on every accelerator, cheapest first, and why the others cannot: name -> reason.
+    """Run `plan` for every accelerator.
 
     Args:
         given: arguments of `plan` without ``gpu``.
+
+    Returns:
+        Plans by increasing price, and for each other accelerator the reason why it cannot run the
+            plan: name -> reason.
     """
     plans, refused = [], {}
     for name in accelerators():
@@ -368,6 +389,7 @@ def advise(**given: object) -> tuple[list[Plan], dict[str, str]]:
             refused[name] = str(error)
     if not plans:
         raise UserError(
-            f"no known accelerator can do this; {next(iter(refused))}: {next(iter(refused.values()))}"
+            f"no known accelerator can do this; {next(iter(refused))}: "
+            f"{next(iter(refused.values()))}"
         )
     return sorted(plans, key=lambda p: (p.usd is None, p.usd or 0.0)), refused

@@ -1,1 +1,4 @@
-"""One self-contained HTML page about a run, finished or not: ``lit_llm.report.html.write_report(run_dir)``."""
+"""HTML report of a run: ``lit_llm.report.html.write_report(run_dir)``.
+
+The report is one self-contained file. It works for finished, running and killed runs.
+"""

@@ -1,4 +1,4 @@
-"""The x axis that all charts of a page share: what it counts, its range, and its labels."""
+"""The x axis that all charts of a page share: its unit, range and labels."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import numpy as np
 from lit_llm.report.plots import Axis, nice_ticks, tick_labels
 from lit_llm.report.reading import Run
 
-_APART = 0.11  # of the axis' width, between labels: "12.5M" takes 40 of a narrow chart's 300 pixels
+# Least distance between labels as a share of the axis; "12.5M" takes 40 of 300 pixels
+_APART = 0.11
 _CLOCKS = ((3 * 3600.0, 3600.0, "h"), (180.0, 60.0, "min"), (0.0, 1.0, "s"))
 
 
 def x_axis(run: Run) -> tuple[Axis | None, np.ndarray]:
-    """The shared x axis, and where on it each row lies: in tokens if every row has them, else steps.
+    """The shared x axis, and the position of each row on it.
 
-    A point lies at one place, whichever count is read under it: tokens, steps or time in training.
+    The axis counts tokens if every row records them, else steps. A point has one position, whether
+    the labels count tokens, steps or training time.
     """
     step = run.columns.get("step", np.array([]))
     tokens = run.columns.get("tokens", np.array([]))
@@ -24,7 +26,8 @@ def x_axis(run: Run) -> tuple[Axis | None, np.ndarray]:
         np.isfinite(tokens).all() and (np.diff(tokens) >= 0).all()
     )
     x = tokens if counted else step
-    # Training begins at 0. A file that begins later is shown from there: rows before it are lost.
+    # Training begins at 0. If the file begins much later, its first rows are lost, and the axis
+    # starts at the first row.
     low = 0.0 if x[-1] > 0 and x[0] >= 0 and (x[0] <= 0.5 * x[-1] or x[0] == x[-1]) else float(x[0])
     high = float(x[-1]) if x[-1] > low else low + 1.0
     by = {"tokens": _places("tokens", tokens, x, low, high)} if counted else {}
@@ -37,17 +40,18 @@ def x_axis(run: Run) -> tuple[Axis | None, np.ndarray]:
 
 
 def seconds_in_training(run: Run, tokens: np.ndarray) -> np.ndarray | None:
-    """Seconds (n,) of training up to each row, from the tokens a second; without validation.
+    """Seconds (n,) of training up to each row, computed from the token rate, without validation.
 
-    None where fewer than two rows measured a rate.
+    None if fewer than two rows measured a rate.
     """
     rate = run.columns.get("tokens_per_second", np.array([]))
     known = np.flatnonzero(np.isfinite(rate) & (rate > 0))
     if len(known) < 2:
         return None
-    if run.columns["step"][known[0]] == 1:  # the next mean has the first step in it
+    if run.columns["step"][known[0]] == 1:  # the next row's mean rate includes the first step
         known = known[1:]
-    # A rate is the mean since the one before, so rows between take the next one.
+    # A rate is the mean since the previous measured row. Rows between two measurements take the
+    # next rate.
     following = known[np.minimum(np.searchsorted(known, np.arange(len(rate))), len(known) - 1)]
     return np.cumsum(np.diff(tokens, prepend=0.0) / rate[following])
 
@@ -55,7 +59,7 @@ def seconds_in_training(run: Run, tokens: np.ndarray) -> np.ndarray | None:
 def _places(
     name: str, values: np.ndarray, x: np.ndarray, low: float, high: float
 ) -> list[tuple[float, str]]:
-    """(position 0..1, label) of round ``values``, none beyond the last, none upon another."""
+    """(position 0..1, label) for round ``values`` within the data, without overlap."""
     start = 0.0 if low == 0 else float(values[0])
     last = float(values[-1])
     if len(values) == 1 or last <= start:

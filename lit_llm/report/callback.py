@@ -1,4 +1,4 @@
-"""RunReport: keeps run.json, the facts of a run, and writes report.html when it ends."""
+"""RunReport: callback that writes run.json during a fit and report.html at its end."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ from lit_llm.report.html import write_report
 from lit_llm.settings.ranges import Range, check_ranges, positive
 from lit_llm.training.callbacks.throughput import compute_dtype
 
-# Typical on-demand rent of one accelerator in dollars an hour, public price lists of May 2026.
-USD_PER_HOUR = {"B200": 6.69, "H200": 4.0, "H100": 3.0, "A100": 2.0, "L40S": 1.09, "A10G": 1.01, "RTX 5090": 0.99,
-                "RTX 4090": 0.69, "V100": 0.79, "T4": 0.35}  # fmt: skip
+# Typical on-demand price of one accelerator in dollars per hour, from public price lists of May
+# 2026.
+USD_PER_HOUR = {"B200": 6.69, "H200": 4.0, "H100": 3.0, "A100": 2.0, "L40S": 1.09, "A10G": 1.01,
+                "RTX 5090": 0.99, "RTX 4090": 0.69, "V100": 0.79, "T4": 0.35}  # fmt: skip
 USD_PER_CPU_CORE_HOUR = 0.04
 
 
@@ -39,12 +40,14 @@ RANGES: dict[str, Range] = {
 
 
 class RunReport(L.Callback):
-    """Writes ``run.json`` from the first step on, and ``report.html`` at the end, also when a run fails or is stopped.
+    """Writes ``run.json`` from the first step on, and ``report.html`` at the end.
 
-    Works with any module; what a module or data module does not have is left out.
+    The report is also written when a run fails or is stopped. The callback works with any module.
+    Facts that a module or data module does not provide are left out.
 
     Args:
-        usd_per_hour: price of all devices together. None: typical rent of the device, times their number.
+        usd_per_hour: price of all devices together. None: typical price of the device, times the
+            number of devices.
     """
 
     def __init__(self, usd_per_hour: float | None = None):
@@ -52,7 +55,7 @@ class RunReport(L.Callback):
         self.usd_per_hour = usd_per_hour
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Collect what is known before training, and what an earlier part of the run spent."""
+        """Collect the facts known before training, and the time spent before a resume."""
         self.folder = Path(trainer.default_root_dir)
         self._began = time.monotonic()
         earlier = self._earlier()
@@ -86,7 +89,7 @@ class RunReport(L.Callback):
             if self.usd_per_hour is not None
             else _price(device, trainer.world_size),
             "tokens_planned": batch * steps if batch and steps else None,
-            # How the run was started, not how it was resumed: that stands in "resumed".
+            # The command of the first start. Commands of resumes are in "resumed".
             "command": earlier.get("command", command) if trainer.global_step else command,
             "environment": {
                 "python": platform.python_version(),
@@ -108,23 +111,22 @@ class RunReport(L.Callback):
         self._save(trainer, "running")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note the time spent, so that a killed run's report has it."""
+        """Save the elapsed time, so that the report of a killed run has it."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._save(trainer, "running")
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Report what there is."""
+        """Write the report with the facts so far."""
         if hasattr(self, "facts"):
-            with contextlib.suppress(
-                OSError
-            ):  # a full disk may be the very exception, which is the one to be heard
+            # A full disk may have caused the exception. A second error must not hide it.
+            with contextlib.suppress(OSError):
                 self._save(trainer, "interrupted")
                 self._write(trainer)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Write the report once loggers have written their last."""
+        """Write the report after the loggers wrote their last values."""
         if stage == "fit" and hasattr(self, "facts") and not trainer.interrupted:
             self._save(trainer, "finished")
             self._write(trainer)
@@ -151,7 +153,7 @@ class RunReport(L.Callback):
 
 
 def _quoted(word: str) -> str:
-    """A word of the command for a shell; of an option with its value, the value alone is quoted."""
+    """Quote a word of the command for a shell; of ``--option=value`` quote the value only."""
     option, equals, value = word.partition("=")
     if word.startswith("--") and equals and shlex.quote(option) == option:
         return f"{option}={shlex.quote(value)}"
@@ -184,7 +186,7 @@ def _cpu_name() -> str:
 
 
 def _git_commit() -> str | None:
-    """Commit of the working directory's checkout, if it is one."""
+    """Commit of the git checkout in the working directory; None if there is none."""
     try:
         run = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False

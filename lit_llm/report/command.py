@@ -1,4 +1,4 @@
-"""``lit_llm report RUN``: write the report of a run folder again."""
+"""``lit_llm report RUN``: rewrite the report of a run folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def main(args: list[str]) -> None:
     """Parse ``args`` and write the report.
 
     Raises:
-        UserError: a folder is no run folder.
+        UserError: a folder is not a run folder.
     """
     parser = Parser(prog="lit_llm report", description="Write a run folder's report.html.")
     parser.add_argument("run", type=Path, help="run folder, e.g. runs/pretrain-quickstart")

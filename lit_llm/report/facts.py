@@ -1,4 +1,4 @@
-"""The tables of a report: the corpus, the versions, what was run; never as Python writes values."""
+"""Tables of a report: corpus, versions and commands, formatted for readers."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from markupsafe import Markup
 from lit_llm.io.numbers import number, with_unit
 from lit_llm.report.reading import Run
 
-# What takes a table or a chart is on the corpus's own page.
-_ON_THE_CARD_PAGE = (
-    "splits", "format", "funnel", "examples_kept", "examples_dropped", "hosts", "lengths", "language_scores",
-    "bytes_per_token_histogram", "mixture", "dropped_bytes", "damaged", "split_languages", "diversity", "kind",
+# Keys that need a table or a chart. The corpus has a page of its own with these.
+_ONLY_ON_CORPUS_PAGE = (
+    "splits", "format", "funnel", "examples_kept", "examples_dropped", "hosts", "lengths",
+    "language_scores", "bytes_per_token_histogram", "mixture", "dropped_bytes", "damaged",
+    "split_languages", "diversity", "kind",
 )  # fmt: skip
 _AS_YAML = ("settings", "sources", "build")
-# The end of a key's name.
+# Pattern of key names that hold secrets, up to the end of the name.
 _SECRET = r"((?:(?:api_?key|secret|password|(?:api|access|auth|hf)_?token)[\w-]*|\btoken)['\"]?"
 
 
 def without_secrets(command: str) -> str:
-    """A command line without what looks like keys or passwords."""
+    """Hide values in a command line that look like keys or passwords."""
     return re.sub(rf"(?i){_SECRET}[= ])('[^']*'|\"[^\"]*\"|\S+)", r"\1(hidden)", command)
 
 
 def configuration(text: str) -> Markup:
-    """config.yaml without secrets, its keys and comments marked for the style sheet."""
+    """config.yaml as HTML without secrets; keys and comments are marked for the style sheet."""
     hidden = re.sub(rf"(?im){_SECRET}:[ \t]+)(?!null$)\S.*$", r"\1(hidden)", text)
     escaped = str(Markup.escape(hidden))
     marked = re.sub(r"(?m)^(\s*(?:- )*)([\w./-]+)(?=:(?:\s|$))", r"\1<b>\2</b>", escaped)
@@ -35,7 +36,7 @@ def configuration(text: str) -> Markup:
 
 
 def split_table(card: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row for each split and source, then one for the split: counts as text, share in percent."""
+    """Rows for each split and source, and a total per split: counts as text, share in percent."""
     splits = card.get("splits")
     rows = []
     for split, sources in splits.items() if isinstance(splits, dict) else ():
@@ -71,22 +72,22 @@ def _count(part: dict[str, Any], key: str) -> float:
 
 
 def corpus_facts(card: dict[str, Any]) -> list[tuple[str, str]]:
-    """The rest of the data card, a line each."""
+    """Other facts of the data card, one per line."""
     return [
         (key.replace("_", " "), _shown(value) or "none")
         for key, value in card.items()
-        if key not in (*_ON_THE_CARD_PAGE, *_AS_YAML)
+        if key not in (*_ONLY_ON_CORPUS_PAGE, *_AS_YAML)
     ]
 
 
 def corpus_settings(card: dict[str, Any]) -> str:
-    """Sources and settings of the corpus as YAML; "" where the card has none."""
+    """Sources and settings of the corpus as YAML; "" if the card has none."""
     found = {key: card[key] for key in _AS_YAML if card.get(key)}
     return yaml.safe_dump(found, sort_keys=False, allow_unicode=True, width=100) if found else ""
 
 
 def _shown(value: Any) -> str:
-    """A value in words: "yes" for True, parts of a dict and a list behind commas."""
+    """Format a value in words: "yes" for True, items of a dict or list separated by commas."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None:
@@ -98,7 +99,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(_shown(item) for item in value)
     if isinstance(value, dict):
-        # Of a language or a licence with its counts, the documents.
+        # For a language or a licence with several counts, show the number of documents.
         return ", ".join(
             f"{str(key).replace('_', ' ')}: "
             + _shown(item.get("documents", item) if isinstance(item, dict) else item)
@@ -109,7 +110,7 @@ def _shown(value: Any) -> str:
 
 
 def environment(run: Run) -> list[tuple[str, str]]:
-    """Versions and machine, git commit and seed, a line each."""
+    """Versions, machine, git commit and seed, one per line."""
     packages = run.info.get("environment")
     rows = dict(packages) if isinstance(packages, dict) else {}
     for key in ("device", "world_size", "precision", "started", "resumes"):
@@ -125,7 +126,7 @@ def environment(run: Run) -> list[tuple[str, str]]:
 
 
 def commands(run: Run) -> list[tuple[str, str]]:
-    """(when, command) of a run: how it was started, then how each resume was."""
+    """(when, command) of a run's start and of each resume."""
     found = [("Started", str(run.info.get("command") or ""))]
     resumed = run.info.get("resumed")
     for row in resumed if isinstance(resumed, list) else ():

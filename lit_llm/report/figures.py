@@ -1,4 +1,4 @@
-"""The plots of a run: which columns go together, on which scale, and what is said under each."""
+"""Charts of a run: which columns share a chart, its scale, and the note under it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ STANDARD = {"step", "tokens", "train_loss", "val_loss", "val_bits_per_byte", "lr
     "tokens_per_second", "mfu", "data_wait", "memory_gb",
 }  # fmt: skip
 BY_SOURCE, LOSS_BY_SOURCE = "val_bits_per_byte/", "val_loss/"
-# What the page's choice of smoothing can show: the shares of rows that a mean is taken over.
+# Smoothing levels that the page offers: share of the rows in each mean.
 SMOOTHING = {"smooth-little": 0.02, "smooth-much": 0.1}
-_OTHER_COLOUR = 7  # of another run's curves
+_OTHER_COLOUR = 7  # colour index of another run's curves
 
 
 def sources_table(run: Run) -> list[dict[str, str]]:
-    """A row a validation source: bits per byte first, best, last; the last loss in nats a token."""
+    """One row per validation source: first, best and last bits per byte, and last loss.
+
+    The loss is in nats per token.
+    """
     rows = []
     for name in run.columns:
         if name.startswith(BY_SOURCE):
@@ -46,9 +49,13 @@ def sources_table(run: Run) -> list[dict[str, str]]:
 def figure_sections(
     run: Run, axis: Axis, x: np.ndarray, other: Run | None = None
 ) -> list[dict[str, Any]]:
-    """The sections with plots: id, title, charts (HTML) and whether these are small.
+    """Sections with charts: id, title, charts (HTML), and whether the charts are small.
 
-    ``other``: an earlier run, whose curves are drawn dashed beside this one's.
+    Args:
+        run: the run.
+        axis: the shared x axis.
+        x: position (n,) of each row on the axis.
+        other: an earlier run, whose curves are drawn dashed.
     """
     happened = marks.places(marks.marks(run), run, x)
 
@@ -61,7 +68,7 @@ def figure_sections(
         log: bool = False,
         **options: Any,
     ) -> Markup:
-        """With ``twin`` once more on a log scale, which the page's choice shows instead."""
+        """Draw a chart; ``twin`` adds a copy with a log scale, which the reader can switch to."""
         options["marks"] = happened
         if not twin:
             return line_chart(title, unit, series, axis, log=log, **options)
@@ -75,7 +82,7 @@ def figure_sections(
         return Series(label or column, x[rows], run.columns["step"][rows], values, colour)
 
     def noisy(column: str, label: str = "mean", colour: int = 0) -> list[Series]:
-        """The raw values and their running means; the values faint where these are rough."""
+        """The raw values and their running means; rough raw values are drawn faint."""
         raw = one(column, label, colour)
         finite = raw.y[np.isfinite(raw.y)]
         rough = len(finite) > 1 and float(np.abs(np.diff(finite)).sum()) > 4 * float(np.ptp(finite))
@@ -85,7 +92,7 @@ def figure_sections(
             for css, mean in means.items()
             if not np.array_equal(mean[np.isfinite(raw.y)], finite)
         }
-        # Where a mean shows little, nobody sees it who does not ask for it.
+        # If the raw values are smooth, the lightly smoothed mean looks the same and is left out.
         faint = rough and "smooth-little" in different
         plain = "value" if label == "mean" else label
         return [
@@ -98,7 +105,7 @@ def figure_sections(
         ]
 
     def earlier(column: str) -> list[Series]:
-        """The other run's curve as far as this one's axis goes."""
+        """The other run's curve within the range of this run's axis."""
         rows = other.measured(column) if other else np.array([], dtype=int)
         if other is None or not len(rows) or axis.name not in other.columns:
             return []
@@ -151,8 +158,8 @@ def figure_sections(
     optimisation = [
         chart("Learning rate", "", [one("lr", "rate")], zero=True, note=of("lr", "Highest {1}.")),
         chart(
-            "Gradient norm", "before clipping", noisy("grad_norm"), zero=not wide_grad, log=wide_grad,
-            note=of("grad_norm", "Median {0}, highest {1}."),
+            "Gradient norm", "before clipping", noisy("grad_norm"), zero=not wide_grad,
+            log=wide_grad, note=of("grad_norm", "Median {0}, highest {1}."),
         ),
     ]  # fmt: skip
     speed = [
@@ -169,7 +176,8 @@ def figure_sections(
             note=of("data_wait", "Median {0}, highest {1}.", percent),
         ),
         chart(
-            "Memory", "GB", [one("memory_gb", "peak")], zero=True, note=of("memory_gb", "Highest {1} GB.")
+            "Memory", "GB", [one("memory_gb", "peak")], zero=True,
+            note=of("memory_gb", "Highest {1} GB.")
         ),
     ]  # fmt: skip
     others = [

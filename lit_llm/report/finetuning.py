@@ -1,4 +1,4 @@
-"""What a finetuning run's page has beyond a pretraining run's: examples and their mask, evaluations, retention."""
+"""Sections of a finetuning run's page: examples and their mask, evaluations, retention."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ _COUNTS = ("examples", "tokens", "supervised_tokens", "truncated")
 
 
 def example_table(card: dict[str, Any]) -> list[dict[str, str]]:
-    """A row a split of an instruction data card: examples, tokens, the share that is learnt, and how many were cut."""
+    """One row per split of an instruction data card.
+
+    Columns: examples, tokens, share of tokens that are learnt, and truncated examples.
+    """
     splits = card.get("splits")
     if card.get("kind") != "instructions" or not isinstance(splits, dict):
         return []
@@ -35,7 +38,7 @@ def example_table(card: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def evaluations(folder: Path) -> list[dict[str, str]]:
-    """A row a task and metric of ``evaluations.jsonl``: its first and its last value with their steps."""
+    """One row per task and metric of ``evaluations.jsonl``: first and last value, with steps."""
     points: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in _json_lines(folder / "evaluations.jsonl"):
         if isinstance(row.get("value"), int | float) and isinstance(row.get("step"), int):
@@ -61,9 +64,9 @@ def evaluations(folder: Path) -> list[dict[str, str]]:
 
 
 def retention(folder: Path) -> dict[str, Any] | None:
-    """``retention.json`` of a `RetentionCheck`: the questions that the base answered rightly.
+    """Read ``retention.json`` of a `RetentionCheck`: questions that the base model answered right.
 
-    Those now wrong come first. None without such a file.
+    Questions that the model now answers wrong come first. None without such a file.
     """
     try:
         content = json.loads((folder / "retention.json").read_text(encoding="utf-8"))

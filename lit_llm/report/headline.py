@@ -1,4 +1,7 @@
-"""The top of the page: the state of the run, one sentence, eight numbers; each also when parts are unknown."""
+"""The top of the page: the run's state, one summarizing sentence and eight numbers.
+
+Each of them also works if some facts are unknown.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +26,17 @@ def _median(run: Run, column: str) -> float | None:
 
 
 def _tokens(run: Run) -> float | None:
-    """Tokens trained on: the larger of the two records, since a killed run may not have written its last one."""
+    """Tokens trained on: the larger of two records, as a killed run may miss its last write."""
     return max(
         (t for t in (run.number("tokens"), _last(run, "tokens")) if t is not None), default=None
     )
 
 
 def headline(run: Run) -> list[dict[str, str]]:
-    """The eight numbers at the top: label, value ("—" when it is not known), unit and a note in small print."""
+    """The eight numbers at the top of the page.
+
+    Each has a label, a value ("—" if unknown), a unit and a note in small print.
+    """
 
     def item(label: str, value: str | None, unit: str = "", *notes: str | None) -> dict[str, str]:
         note = "; ".join(n for n in notes if n) if value else "not recorded"
@@ -88,10 +94,10 @@ def headline(run: Run) -> list[dict[str, str]]:
             "Parameters",
             shown(parameters),
             "",
-            _trained(run),
+            _trained_note(run),
             shown(run.number("flops_per_token"), "{} per token", flops),
         ),
-        item("Training time", shown(seconds, form=duration), "", resumed, _guarded(run)),
+        item("Training time", shown(seconds, form=duration), "", resumed, _spike_guard_note(run)),
         item("Throughput", shown(_median(run, "tokens_per_second")), "tokens/s", "median"),
         item(
             "MFU", shown(_median(run, "mfu"), form=percent), "", f"{peak or 'median'} {peak_source}"
@@ -100,8 +106,8 @@ def headline(run: Run) -> list[dict[str, str]]:
     ]
 
 
-def _trained(run: Run) -> str | None:
-    """Trained and frozen parameters apart, where some are frozen."""
+def _trained_note(run: Run) -> str | None:
+    """Counts of trained and frozen parameters, if some are frozen."""
     parameters, trained = run.number("parameters"), run.number("parameters_trained")
     if not parameters or trained is None or not trained < parameters:
         return None
@@ -109,8 +115,8 @@ def _trained(run: Run) -> str | None:
     return f"{number(trained)} trained ({share}), {number(parameters - trained)} frozen"
 
 
-def _guarded(run: Run) -> str | None:
-    """What SpikeGuard did."""
+def _spike_guard_note(run: Run) -> str | None:
+    """Actions of SpikeGuard: skipped steps and rollbacks."""
     skipped = sum(event["steps"] for event in run.events if event["event"] == "skipped")
     back = sum(event["event"] == "rolled back" for event in run.events)
     said = [f"{skipped} step{'s' * (skipped != 1)} skipped"] if skipped else []
@@ -121,7 +127,7 @@ def _guarded(run: Run) -> str | None:
 
 
 def status(run: Run) -> dict[str, str]:
-    """The run's state as a word for the style sheet and a sentence."""
+    """The run's state: a class for the style sheet, and a sentence."""
     state = run.info.get("status")
     if state == "finished":
         return {"kind": "finished", "text": "Finished"}
@@ -132,7 +138,8 @@ def status(run: Run) -> dict[str, str]:
         else ""
     )
     if state == "running":
-        # A killed run cannot change its own status, so the last sign of life is what a reader needs.
+        # A killed run cannot update its status. The time of the last write tells the reader whether
+        # it still runs.
         return {
             "kind": "running",
             "text": f"Running or killed{reached}, last metrics at {last_write(run)}",
@@ -145,12 +152,13 @@ def status(run: Run) -> dict[str, str]:
 def last_write(run: Run) -> str:
     for name in ("metrics.csv", "run.json"):
         if (run.folder / name).is_file():
-            return f"{datetime.fromtimestamp((run.folder / name).stat().st_mtime, UTC):%Y-%m-%d %H:%M} UTC"
+            written = datetime.fromtimestamp((run.folder / name).stat().st_mtime, UTC)
+            return f"{written:%Y-%m-%d %H:%M} UTC"
     return "an unknown time"
 
 
 def lead(run: Run) -> str:
-    """One sentence that says what was done and what came of it, from the parts that are known."""
+    """One sentence on the run and its result, from the facts that are known."""
     parameters, tokens, seconds = run.number("parameters"), _tokens(run), run.number("seconds")
     bits, loss = _last(run, "val_bits_per_byte"), _last(run, "train_loss")
     text = f"A model of {number(parameters)} parameters" if parameters else "A model"

@@ -1,4 +1,4 @@
-"""``write_report``: the page, put together from what a run folder holds."""
+"""``write_report``: build the HTML page from a run folder."""
 
 from __future__ import annotations
 
@@ -30,19 +30,21 @@ from lit_llm.report.marks import marks, told
 from lit_llm.report.reading import Run, read_run
 from lit_llm.report.samples import sample_groups
 
-CSV_CHARACTERS = 1_000_000  # of metrics.csv that a page carries
+CSV_CHARACTERS = 1_000_000  # largest metrics.csv that a page embeds
 
 
 def write_report(run_dir: Path, compare: Path | None = None) -> Path:
-    """Write ``run_dir/report.html``, one file that needs nothing else, and return its path.
+    """Write ``run_dir/report.html``, one self-contained file, and return its path.
 
-    ``compare`` is the folder of an earlier run, or of the one that made the base: its curves are
-    drawn dashed.
-    Works on a run that is still going or was killed: the page says what is missing. Values in the configuration and
-    the command that look like passwords or keys are hidden.
+    This works for running and killed runs too: the page says what is missing. Values in the
+    configuration and the command that look like passwords or keys are hidden.
+
+    Args:
+        run_dir: run folder.
+        compare: folder of an earlier run, or of the base model's run. Its curves are drawn dashed.
 
     Raises:
-        UserError: ``run_dir`` or ``compare`` is no run folder.
+        UserError: ``run_dir`` or ``compare`` is not a run folder.
     """
     run = read_run(Path(run_dir))
     other = read_run(Path(compare)) if compare is not None else None
@@ -54,7 +56,8 @@ def write_report(run_dir: Path, compare: Path | None = None) -> Path:
         **_contents(run, other),
         style=Markup(base_style() + (here / "style.css").read_text(encoding="utf-8")),
         script=Markup(script),
-        # The browser runs this script and no other, whatever a sample or a metric's name holds.
+        # The page's content security policy allows this script only, whatever samples or metric
+        # names contain.
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     target = run.folder / "report.html"
@@ -98,7 +101,10 @@ def _contents(run: Run, other: Run | None) -> dict[str, Any]:
 
 
 def _csv_link(run: Run) -> str:
-    """metrics.csv as a link's address: within the page, which may be sent alone, unless it is large."""
+    """Link to metrics.csv: embedded as a data URL unless the file is large.
+
+    With the data URL, the page is complete if it is sent alone.
+    """
     try:
         text = (run.folder / "metrics.csv").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,4 +1,4 @@
-"""What a run's numbers mean, in sentences for who does not know how to read them."""
+"""Sentences that interpret a run's numbers for readers who are new to training."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from lit_llm.io.numbers import number
 from lit_llm.report.plots import smooth
 from lit_llm.report.reading import Run
 
-ENOUGH_TOKENS = 20  # a parameter: where loss is least for a training budget (arXiv:2203.15556)
+# Tokens per parameter with the least loss for a training budget (arXiv:2203.15556)
+ENOUGH_TOKENS = 20
 _FEW_EXAMPLES, _FEW_STEPS = 20, 50
-_NOTABLE = 0.005  # relative change of a loss that counts as one
-_OVERFIT = 0.02  # rise above the best, relative
+_NOTABLE = 0.005  # smallest relative change of a loss that counts as a change
+_OVERFIT = 0.02  # relative rise of the validation loss above its best that counts as overfitting
 
 
 def judgements(run: Run) -> list[str]:
-    """The sentences that hold for ``run``, the most important first."""
+    """Sentences that apply to ``run``, the most important first."""
     steps, loss = _measured(run, "step", "train_loss")
     held_out = _measured(run, "step", "val_loss")
     parameters, tokens = run.number("parameters"), run.number("tokens")
@@ -33,7 +34,7 @@ def judgements(run: Run) -> list[str]:
 
 
 def of_training(loss: np.ndarray) -> str | None:
-    """Whether training loss (n,) fell at all."""
+    """Judge whether the training loss (n,) fell at all."""
     finite = loss[np.isfinite(loss)]
     if len(loss) and not len(finite):
         return "The training loss was never a number: lower model.learning_rate."
@@ -50,7 +51,7 @@ def of_training(loss: np.ndarray) -> str | None:
 
 
 def of_validation(steps: np.ndarray, loss: np.ndarray, training: np.ndarray) -> str | None:
-    """Whether validation loss (n,) at ``steps`` falls, stands, or rises while training's falls."""
+    """Judge the validation loss (n,) at ``steps``: falling, flat, or rising against training."""
     keep = np.isfinite(loss)
     steps, loss = steps[keep], loss[keep]
     if len(loss) < 3:
@@ -81,7 +82,7 @@ def _fell(training: np.ndarray) -> bool:
 
 
 def of_tokens(per_parameter: float) -> str | None:
-    """Whether a pretrained model saw enough text for its size."""
+    """Judge whether a pretrained model saw enough tokens for its size."""
     if per_parameter >= ENOUGH_TOKENS / 2:
         return None
     return (
@@ -91,7 +92,7 @@ def of_tokens(per_parameter: float) -> str | None:
 
 
 def of_steps(steps: int) -> str | None:
-    """Whether there were enough optimizer steps to learn anything."""
+    """Judge whether the number of optimizer steps is large enough."""
     if steps >= _FEW_STEPS:
         return None
     many = f"{steps} optimizer step{'s' if steps != 1 else ''}"
@@ -99,7 +100,7 @@ def of_steps(steps: int) -> str | None:
 
 
 def of_examples(size: int | None, what: str) -> str | None:
-    """Whether the validation split is large enough to be believed."""
+    """Judge whether the validation split is large enough for a reliable loss."""
     if size is None or size >= _FEW_EXAMPLES:
         return None
     if size == 0:
@@ -114,7 +115,7 @@ def _measured(run: Run, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _validation_size(card: dict[str, Any]) -> int | None:
-    """Documents or examples of the validation split, None where the card does not say."""
+    """Documents or examples in the validation split; None if the card does not record it."""
     splits = card.get("splits")
     split = splits.get("validation", {}) if isinstance(splits, dict) else None
     if not isinstance(split, dict) or not splits:

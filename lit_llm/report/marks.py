@@ -1,4 +1,4 @@
-"""Resumes, checkpoints and skipped steps of a run, as marks in its charts and in words."""
+"""Resumes, checkpoints and skipped steps of a run, as chart marks and as sentences."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 from lit_llm.report.reading import Run
 from lit_llm.training.callbacks.checkpoint_folder import checkpoints, step_of
 
-_SHOWN = 12  # of a kind, by number
+_SHOWN = 12  # steps listed per kind; further steps are only counted
 
 
 @dataclass(frozen=True)
 class Mark:
-    """Something at ``step``; ``kind`` is "resumed", "saved", "skipped" or "returned"."""
+    """An event at ``step``; ``kind`` is "resumed", "saved", "skipped" or "returned"."""
 
     kind: str
     step: int
@@ -29,7 +29,7 @@ _WORDS = {
 
 
 def marks(run: Run) -> list[Mark]:
-    """The run's marks in the order of their steps."""
+    """The run's marks, ordered by step."""
     found = [Mark("resumed", step) for step in _resumed_at(run)]
     kinds = {"skipped": "skipped", "rolled back": "returned"}
     found += [
@@ -50,7 +50,7 @@ def _resumed_at(run: Run) -> list[int]:
 
 
 def told(found: list[Mark]) -> list[tuple[str, str]]:
-    """(kind, sentence) of the kinds that are there."""
+    """(kind, sentence) for each kind that occurred."""
     rows = []
     for kind, words in _WORDS.items():
         steps = [mark.step for mark in found if mark.kind == kind]
@@ -62,7 +62,7 @@ def told(found: list[Mark]) -> list[tuple[str, str]]:
 
 
 def places(found: list[Mark], run: Run, x: np.ndarray) -> list[tuple[str, float]]:
-    """(kind, x) of marks within the steps that the charts show."""
+    """(kind, x) of marks within the range of steps that the charts show."""
     steps = run.columns.get("step", np.array([]))
     if not len(steps):
         return []

@@ -1,7 +1,8 @@
-"""Line charts as HTML around an inline SVG: honest axes, gaps where numbers are missing, extremes never lost.
+"""Line charts as HTML around an inline SVG, with gaps at missing values and without lost extremes.
 
-The SVG holds only lines and is stretched to the width the page gives it; all text is HTML, so it keeps its size on a
-phone and in print. Without JavaScript a chart is complete; ``script.js`` adds the read-out under the pointer.
+The SVG holds only lines and is stretched to the width of the page. All text is HTML, so it keeps
+its size on a phone and in print. A chart is complete without JavaScript; ``script.js`` adds the
+values under the pointer.
 """
 
 from __future__ import annotations
@@ -17,21 +18,24 @@ from markupsafe import Markup
 
 from lit_llm.io.numbers import UNITS, number, percent
 
-WIDTH = 1000  # x units of the drawing, stretched by the browser
+WIDTH = 1000  # width of the drawing in SVG units, stretched by the browser
 PADDING = 8  # pixels between the outermost values and the frame, so that lines are not cut in half
-BUCKETS = 250  # of up to 4 points each: about two pixels wide in the widest chart
-SMOOTHED_SHARE = 0.02  # of the rows, averaged for the solid line over a faint one
-LARGEST = 1e100  # beyond it arithmetic on ranges overflows; such values are treated as infinite
+BUCKETS = 250  # slices of up to 4 points each: about two pixels wide in the widest chart
+SMOOTHED_SHARE = 0.02  # share of the rows in the mean that is drawn over a faint line
+LARGEST = 1e100  # arithmetic on ranges overflows beyond; such values are treated as infinite
 COLOURS = 8  # --s0 to --s7 in style.css; further series repeat them dashed
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line. ``x``, ``step`` and ``y`` are (n,) float64, x increasing; a y that is not finite makes a gap.
+    """One line of a chart.
 
-    ``faint`` is for raw values behind their mean; ``derived`` for that mean, whose exceptions are not
-    counted again; ``dashed`` for another run's. ``css`` are classes of its line and its key, by which
-    the page shows and hides it.
+    Attributes:
+        x, step, y: (n,) float64, x increasing. A y that is not finite makes a gap.
+        faint: raw values that are drawn behind their mean.
+        derived: a mean; its exceptional values are not reported a second time.
+        dashed: another run's line.
+        css: classes of the line and its legend entry, with which the page shows and hides it.
     """
 
     label: str
@@ -47,7 +51,13 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
-    """The x axis all charts of a page share: its range and, for each way to count, (position 0..1, label) ticks."""
+    """The x axis that all charts of a page share.
+
+    Attributes:
+        name: "tokens" or "step".
+        low, high: range.
+        ticks: unit of the labels -> (position 0..1, label).
+    """
 
     name: str
     low: float
@@ -56,9 +66,9 @@ class Axis:
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Multiples of 1, 2, 2.5 or 5 times a power of ten inside [low, high], evenly spaced, about ``count`` of them.
+    """About ``count`` evenly spaced multiples of 1, 2, 2.5 or 5 times 10^k inside [low, high].
 
-    Between two and 4/3 count + 1, for count >= 3.
+    For count >= 3 there are between two and 4/3 count + 1 of them.
     """
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
@@ -68,7 +78,10 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Ticks for a log axis over [low, high], 0 < low < high: powers of ten, with 2 and 5 between when there is room."""
+    """Ticks of a log axis over [low, high], 0 < low < high.
+
+    These are powers of ten, with 2 and 5 times these powers if there is room.
+    """
     first, last, decades = (
         math.floor(math.log10(low)),
         math.ceil(math.log10(high)),
@@ -84,7 +97,7 @@ def log_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def tick_labels(ticks: list[float], as_percent: bool = False) -> list[str]:
-    """Labels in one common unit with just the decimals that tell evenly spaced ticks apart."""
+    """Labels in one common unit, with the fewest decimals that distinguish evenly spaced ticks."""
     if len(ticks) < 2:
         return [percent(t) if as_percent else number(t) for t in ticks]
     step, largest = ticks[1] - ticks[0], max(abs(ticks[0]), abs(ticks[-1]))
@@ -102,10 +115,16 @@ def tick_labels(ticks: list[float], as_percent: bool = False) -> list[str]:
 
 
 def downsample(x: np.ndarray, y: np.ndarray, buckets: int = BUCKETS) -> np.ndarray:
-    """Indices of the first, lowest, highest and last finite point in each of ``buckets`` equal slices of x.
+    """Indices of the first, lowest, highest and last finite point in equal slices of x.
 
-    At most 4 * buckets + 2 indices, increasing; a line through them covers the same pixels as one through all points.
-    (M4: Jugel et al., "M4: A Visualization-Oriented Time Series Data Aggregation", VLDB 2014.)
+    At most 4 * buckets + 2 indices, increasing. A line through these points covers the same pixels
+    as a line through all points. (M4: Jugel et al., "M4: A Visualization-Oriented Time Series Data
+    Aggregation", VLDB 2014.)
+
+    Args:
+        x: (n,) increasing.
+        y: (n,) values.
+        buckets: number of slices.
     """
     finite = np.flatnonzero(np.isfinite(y))
     if len(finite) <= 4 * buckets:
@@ -121,13 +140,14 @@ def downsample(x: np.ndarray, y: np.ndarray, buckets: int = BUCKETS) -> np.ndarr
 
 
 def smooth(y: np.ndarray, share: float = SMOOTHED_SHARE) -> np.ndarray:
-    """Mean of the finite values among the nearest ``share`` of all rows, nearer rows weighing more (a triangle).
+    """Running mean of the finite values, with triangular weights.
 
-    Near the start the window shrinks on both sides alike, so that the steep first part of a loss curve is not lifted;
-    at the end only the side that is missing shrinks, so that the last value is a mean too. A value that is not finite
-    stays one (nan). With too few rows for a window the values come back as they are.
+    The window has the nearest ``share`` of all rows. Near the start it shrinks on both sides, so
+    that the mean does not lift the steep first part of a loss curve. At the end only the missing
+    side shrinks, so that the last value is a mean too. Values that are not finite become nan. If
+    the window is shorter than a row, the values stay unchanged.
     """
-    half = round(len(y) * share / 4)  # a box twice over makes the triangle, twice as wide
+    half = round(len(y) * share / 4)  # two box filters make a triangle, which is twice as wide
     finite = np.isfinite(y)
     if half == 0:
         return np.where(finite, y, np.nan)
@@ -146,11 +166,16 @@ def smooth(y: np.ndarray, share: float = SMOOTHED_SHARE) -> np.ndarray:
 def visible_range(
     values: list[np.ndarray], zero: bool = False, log: bool = False
 ) -> tuple[float, float]:
-    """The y range (low < high) that shows all values of all series, but for spikes which would flatten the rest.
+    """The y range (low < high) that shows all values of all series except extreme spikes.
 
-    A value is such a spike when it lies beyond the 2nd..98th percentile by more than three times their distance;
-    thirty times in a series under 50 values, of which the first few are often far from the rest for good reason.
-    ``zero`` puts zero into the range; ``log`` judges distances by ratio, and asks for positive values.
+    A value is a spike if it lies outside the 2nd to 98th percentile by more than three times the
+    distance between these percentiles. For a series of less than 50 values it is thirty times,
+    because the first few values are often far from the rest for good reason.
+
+    Args:
+        values: one array (n,) of finite values per series.
+        zero: whether the range must include zero.
+        log: whether distances are ratios; the values must be positive.
     """
     low, high = math.inf, -math.inf
     for series in values:
@@ -181,7 +206,10 @@ def visible_range(
 
 @dataclass(frozen=True)
 class _Scale:
-    """From values to pixels: y from the top of a drawing ``height`` pixels high, x in ``WIDTH`` units."""
+    """Map from values to pixels.
+
+    y counts from the top of a drawing ``height`` pixels high; x is in ``WIDTH`` units.
+    """
 
     low: float
     high: float
@@ -191,7 +219,7 @@ class _Scale:
 
     @property
     def floor(self) -> int:
-        """The pixel of the lowest value: zero lies on the frame, anything else a little above it."""
+        """Pixel of the lowest value: zero lies on the frame, other values a little above it."""
         return self.height - (0 if self.low == 0 and not self.log else PADDING)
 
     def y(self, values: np.ndarray) -> np.ndarray:
@@ -199,9 +227,8 @@ class _Scale:
         if self.log:
             low, high, at = math.log10(low), math.log10(high), np.log10(values)
         pixels = self.floor - (at - low) / (high - low) * (self.floor - PADDING)
-        return np.clip(
-            pixels, -10 * self.height, 11 * self.height
-        )  # browsers draw badly at 1e9 pixels
+        # Browsers draw badly at 1e9 pixels.
+        return np.clip(pixels, -10 * self.height, 11 * self.height)
 
     def x(self, values: np.ndarray) -> np.ndarray:
         return (values - self.axis.low) / (self.axis.high - self.axis.low) * WIDTH
@@ -221,16 +248,30 @@ def line_chart(
     marks: Sequence[tuple[str, float]] = (),
     css: str = "",
 ) -> Markup:
-    """A ``<figure>`` with the series over a shared x axis, ``height`` pixels high. All strings are escaped here.
+    """A ``<figure>`` with the series over a shared x axis.
 
-    ``marks`` are (kind, x) of what happened there; ``css`` are further classes of the figure.
-    ``zero`` puts zero on the y axis, ``log`` makes it logarithmic (values <= 0 become gaps). Points that fall outside
-    the drawing and values that are not finite are counted in words under the chart, and the former marked on its edge.
+    All strings are escaped here. Points outside the drawing and values that are not finite are
+    counted in a sentence under the chart. Points outside are also marked at the edge.
+
+    Args:
+        title, unit: caption.
+        series: the lines.
+        axis: the shared x axis.
+        note: sentence under the chart.
+        zero: whether the y axis includes zero.
+        log: whether the y axis is logarithmic; values <= 0 become gaps.
+        as_percent: whether y values are shown in percent.
+        height: in pixels.
+        marks: (kind, x) of events.
+        css: further classes of the figure.
     """
     usable = [
         np.where((np.abs(s.y) < LARGEST) & ((s.y > 0) | (not log)), s.y, np.nan) for s in series
     ]
-    head = f'<b><bdi>{escape(title)}</bdi></b> <span class="unit">{escape(unit)}{", log scale" if log else ""}</span>'
+    head = (
+        f"<b><bdi>{escape(title)}</bdi></b> "
+        f'<span class="unit">{escape(unit)}{", log scale" if log else ""}</span>'
+    )
     if not any(np.isfinite(y).any() for y in usable):
         said = (
             "Nothing but values that are not finite."
@@ -252,7 +293,7 @@ def line_chart(
         ticks = log_ticks(scale.low, scale.high)
         labels = [number(t) for t in ticks]
     values = np.unique(np.concatenate([y[np.isfinite(y)] for y in usable]))
-    if len(values) == 1:  # one value has no scale: what it is stands beside it
+    if len(values) == 1:  # a single value needs no scale; it becomes the only label
         ticks, labels = [float(values[0])], [text(float(values[0]))]
     tops = scale.y(np.array(ticks))
     drawn, keys, data = "", "", []
@@ -286,7 +327,8 @@ def line_chart(
     x_labels = "".join(
         f'<div class="x by-{name}">'
         + "".join(
-            f'<span style="left:{at:.2%}{";transform:translateX(-90%)" if at > 0.93 else ""}">{escape(label)}</span>'
+            f'<span style="left:{at:.2%}{";transform:translateX(-90%)" if at > 0.93 else ""}">'
+            f"{escape(label)}</span>"
             for at, label in places
         )
         + "</div>"
@@ -294,7 +336,8 @@ def line_chart(
     )
     sentences = [note, *_exceptions(series, usable, scale, text)]
     return Markup(
-        f'<figure class="{f"chart {css}".strip()}" style="--h:{height}px;--gutter:{max(map(len, labels)) + 1}ch" '
+        f'<figure class="{f"chart {css}".strip()}" '
+        f'style="--h:{height}px;--gutter:{max(map(len, labels)) + 1}ch" '
         + " ".join(f'{name}="{escape(value)}"' for name, value in attributes.items())
         + f'><figcaption>{head}<span class="keys">{keys}</span></figcaption>'
         f'<div class="body"><div class="y">{y_labels}</div>'
@@ -314,19 +357,20 @@ def _colour(series: Series) -> str:
 
 
 def _short(values: np.ndarray) -> list[float]:
-    """Seven digits are enough for a read-out and keep the page small."""
+    """Round to seven digits, which suffice for a read-out and keep the page small."""
     return [int(v) if v == int(v) else float(f"{v:.7g}") for v in values.tolist()]
 
 
 def _lines(series: Series, y: np.ndarray, keep: np.ndarray, scale: _Scale) -> str:
-    """The SVG of one series: its line, a dot for each point when there are few, a tick on the edge for each clipped."""
+    """SVG of one series: its line, dots for few points, and edge ticks at clipped points."""
     px, py = scale.x(series.x[keep]), scale.y(y[keep])
     gaps = np.cumsum(~np.isfinite(y))[keep]
     line = ""
     for i, (a, b) in enumerate(zip(px, py, strict=True)):
         starts = i == 0 or gaps[i] != gaps[i - 1]
         alone = starts and (i + 1 == len(keep) or gaps[i + 1] != gaps[i])
-        line += f"{'M' if starts else 'L'}{a:.1f} {b:.1f}{'h0' if alone else ''}"  # h0: a round cap makes it a dot
+        # a point without neighbours: "h0" with a round cap draws a dot
+        line += f"{'M' if starts else 'L'}{a:.1f} {b:.1f}{'h0' if alone else ''}"
     dashed = series.dashed or series.colour >= COLOURS
     css = "faint" if series.faint else "line dashed" if dashed else "line"
     css = f"{css} {series.css}".strip()
@@ -343,7 +387,7 @@ def _lines(series: Series, y: np.ndarray, keep: np.ndarray, scale: _Scale) -> st
 
 
 def _marks(marks: Sequence[tuple[str, float]], scale: _Scale) -> str:
-    """A path for each kind: a line from top to bottom at a resume, a short one for the others."""
+    """One path per kind: a line from top to bottom for a resume, a short line for other kinds."""
     drawn: dict[str, str] = {}
     for kind, x in marks:
         at = float(scale.x(np.array(x)))
@@ -355,7 +399,7 @@ def _marks(marks: Sequence[tuple[str, float]], scale: _Scale) -> str:
 def _exceptions(
     series: list[Series], usable: list[np.ndarray], scale: _Scale, text: Callable[[float], str]
 ) -> list[str]:
-    """What the drawing does not show, in words: one sentence for each series and kind."""
+    """Sentences about values that the drawing does not show, one per series and kind."""
     found = []
     for one, y in ((s, y) for s, y in zip(series, usable, strict=True) if not s.derived):
         top = scale.y(y)
@@ -368,6 +412,7 @@ def _exceptions(
         if count := int((~np.isfinite(y)).sum()):
             kind = "not positive or not finite" if scale.log else "not finite"
             found.append(
-                f"{one.label}: {count:,} value{' is' if count == 1 else 's are'} {kind} and left as a gap."
+                f"{one.label}: {count:,} value{' is' if count == 1 else 's are'} {kind} and left "
+                f"as a gap."
             )
     return found

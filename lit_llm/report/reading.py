@@ -1,4 +1,4 @@
-"""What a run folder holds, read with tolerance: the run may still be going, may have been killed while it wrote."""
+"""Tolerant reader of a run folder, which may belong to a running or killed run."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ from lit_llm.training.neptune_offline import PREFIX_PATH, offline_containers, re
 
 @dataclass
 class Run:
-    """A run folder. ``columns`` are float64 (rows,), nan where the file says nan; ``missing`` is True at empty cells.
+    """Content of a run folder.
 
-    ``problems`` are sentences about what was not there or could not be read.
+    Attributes:
+        columns: metric -> float64 (rows,), nan where the file says nan.
+        missing: metric -> bool (rows,), True at empty cells.
+        problems: sentences about files that are missing or unreadable.
     """
 
     folder: Path
@@ -36,11 +39,11 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What ``run.json`` calls it, or its folder."""
+        """The run's name in ``run.json``, or its folder's name."""
         return str(self.info.get("name") or self.folder.resolve().name)
 
     def measured(self, column: str) -> np.ndarray:
-        """Row numbers (n,) at which ``column`` was written; none for a column that is not there."""
+        """Row numbers (n,) at which ``column`` has a value; empty for an unknown column."""
         return (
             np.flatnonzero(~self.missing[column])
             if column in self.missing
@@ -48,27 +51,29 @@ class Run:
         )
 
     def finite(self, column: str) -> np.ndarray:
-        """The finite values (n,) of ``column`` in order."""
+        """Finite values (n,) of ``column`` in row order."""
         values = self.columns.get(column, np.array([]))
         return values[np.isfinite(values)]
 
     def number(self, key: str) -> float | None:
-        """``run.json``'s value when it is a finite number, else None."""
+        """Value of ``key`` in ``run.json`` if it is a finite number, else None."""
         value = self.info.get(key)
         if not isinstance(value, int | float) or isinstance(value, bool):
             return None
         try:
             number = float(value)
-        except OverflowError:  # JSON's integers have no end
+        except OverflowError:  # JSON integers have no upper limit
             return None
         return number if math.isfinite(number) else None
 
 
 def read_run(folder: Path) -> Run:
-    """Read everything there is; the metrics from ``metrics.csv``, or where there is none from Neptune's offline data.
+    """Read a run folder.
+
+    The metrics come from ``metrics.csv``, or from Neptune's offline data without that file.
 
     Raises:
-        UserError: ``folder`` is no folder or holds neither metrics nor run.json.
+        UserError: ``folder`` is not a folder, or has neither metrics nor run.json.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder; give the folder that `lit_llm fit` wrote")
@@ -95,7 +100,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _read_text(run: Run, name: str, consequence: str) -> str:
-    """The file's text, bytes that are not UTF-8 replaced; "" and a problem when it cannot be read."""
+    """Read a file, with invalid UTF-8 replaced. On failure return "" and record a problem."""
     try:
         return (run.folder / name).read_text(encoding="utf-8", errors="replace")
     except OSError as error:
@@ -119,7 +124,10 @@ def _read_json(run: Run, name: str, consequence: str) -> dict[str, Any]:
 
 
 def _read_metrics(run: Run) -> None:
-    """Rows in order of step; of rows with the same step the last counts (a resume may repeat what a kill left)."""
+    """Read metrics.csv into columns ordered by step.
+
+    If a step has several rows, the last one counts: a resumed run repeats steps of a killed run.
+    """
     found = parse_metrics(_read_text(run, NAME, "The plots are left out."))
     if not found.columns:
         if found.header:
@@ -139,22 +147,22 @@ def _read_metrics(run: Run) -> None:
         )
         if words.any():
             run.problems.append(
-                f"metrics.csv: column {name} has {int(words.sum()):,} value(s) that are not numbers."
+                f"metrics.csv: column {name} has {int(words.sum()):,} value(s) that are not "
+                f"numbers."
             )
         run.columns[name], run.missing[name] = values, missing | words
 
 
 def _read_neptune(run: Run) -> None:
-    """The columns that metrics.csv would have, from the points of NeptuneLogger that have a step."""
+    """Build the columns of metrics.csv from NeptuneLogger's offline points that have a step."""
     series, attributes = read_offline(run.folder)
     prefix = f"{attributes.get(PREFIX_PATH, '')}/"
     columns = {
         name.removeprefix(prefix): {step: value for step, value in points if step is not None}
         for name, points in series.items()
     }
-    columns.pop(
-        "epoch", None
-    )  # the Trainer's own counter; a run here is one pass over (seed, step)
+    # "epoch" is the Trainer's own counter. A lit_llm run is a single pass over (seed, step).
+    columns.pop("epoch", None)
     steps = sorted({step for points in columns.values() for step in points})
     rows = {step: row for row, step in enumerate(steps)}
     for name, points in columns.items():
@@ -179,9 +187,10 @@ def _to_float(cell: str) -> float:
 
 
 def _read_lines(run: Run, name: str, read: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
-    """What ``read`` makes of each line of a JSONL file; lines that it cannot read are counted as a problem."""
+    """Parse a JSONL file with ``read``. Lines that cannot be parsed are recorded as a problem."""
     if not (run.folder / name).is_file():
-        return []  # a run without sample prompts or events is an ordinary one: the page itself says so
+        # Not a problem: many runs have no samples or events, and the page says so itself.
+        return []
     rows, unreadable = read_rows(_read_text(run, name, ""), read)
     if unreadable:
         run.problems.append(f"{name}: {unreadable:,} line(s) that cannot be read were left out.")

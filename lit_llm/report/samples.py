@@ -1,4 +1,4 @@
-"""What the model wrote, step by step, with what is broken in it first."""
+"""The samples section: text that the model wrote, by step, broken text first."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 from lit_llm.io.numbers import number
 from lit_llm.report.reading import Run
 
-# Keep the page small enough to read and to send.
+# Limits that keep the page small enough to read and to send.
 SAMPLE_STEPS, SAMPLES_A_STEP, SAMPLE_CHARACTERS = 12, 8, 3000
-_LOOP = 0.6  # of a text's words in repetitions of one run of words
-_LONGEST_LOOP = 12  # words
+_LOOP = 0.6  # share of a text's words in repetitions of one phrase
+_LONGEST_LOOP = 12  # length of the longest phrase, in words
 
 
 def broken(text: str) -> str | None:
@@ -20,6 +20,7 @@ def broken(text: str) -> str | None:
     words = text.split()
     if not words:
         return "empty"
+    # For each phrase length, count the words at the end that equal the word one phrase earlier.
     for length in range(1, min(_LONGEST_LOOP, len(words) // 3) + 1):
         repeated = 0
         while words[len(words) - 1 - repeated] == words[len(words) - 1 - repeated - length]:
@@ -32,7 +33,10 @@ def broken(text: str) -> str | None:
 
 
 def sample_groups(run: Run) -> tuple[list[dict[str, Any]], int]:
-    """Samples by step, the first and the last among them, and how many steps were left out."""
+    """Samples grouped by step, and the number of steps left out.
+
+    At most ``SAMPLE_STEPS`` evenly spaced steps are kept, always including the first and the last.
+    """
     by_step: dict[int, list[dict[str, Any]]] = {}
     tokens: dict[int, str] = {}
     for sample in run.samples:
@@ -40,8 +44,8 @@ def sample_groups(run: Run) -> tuple[list[dict[str, Any]], int]:
         text = text.removeprefix(prompt)
         by_step.setdefault(sample["step"], []).append(
             {
-                "prompt": prompt, "text": text[:SAMPLE_CHARACTERS], "cut": len(text) > SAMPLE_CHARACTERS,
-                "broken": broken(text),
+                "prompt": prompt, "text": text[:SAMPLE_CHARACTERS],
+                "cut": len(text) > SAMPLE_CHARACTERS, "broken": broken(text),
             }
         )  # fmt: skip
         if isinstance(sample.get("tokens"), int | float):

@@ -1,10 +1,10 @@
-"""Settings: command lines, config files, presets, and the range of every number.
+"""Command lines, config files, presets, and ranges of settings.
 
-- `arguments`: the parser of the verbs
-- `yaml_file`: the reader of YAML
+- `arguments`: command-line parser of the verbs
+- `yaml_file`: YAML reader
 - `presets`: config files by name
-- `ranges`: ranges of numbers
-- `checks`: types of arguments given in Python
-- `shell`: printed commands
-- `replaced_settings`: settings of which one takes the place of the other
+- `ranges`: allowed ranges of numbers
+- `checks`: type checks of Python arguments
+- `shell`: commands printed for the user
+- `replaced_settings`: settings that exclude each other
 """

@@ -1,4 +1,7 @@
-"""Parser: argparse whose mistakes are one line, with --config FILE and --print_config like the Trainer's verbs."""
+"""Command-line parser of the verbs, with --config FILE, --print_config and one-line errors.
+
+The Trainer's verbs use LightningCLI's parser instead; `explain_mistake` shortens its messages.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,16 @@ from typing import Any, NoReturn
 
 from lit_llm.errors import UserError
 
-_OWN = ("help", "config", "print_config")
-# Options whose keys are the user's own names.
-_NAMES_BELOW = ("sources", "mixture", "dict_kwargs", "tags")
+_PARSER_OPTIONS = ("help", "config", "print_config")
+# Options below which the user chooses the key names.
+_USER_KEYS_BELOW = ("sources", "mixture", "dict_kwargs", "tags")
 
 
 def with_underscores(args: Sequence[str]) -> list[str]:
-    """``args`` with options written as we name them: ``--data.seq-len=8`` is ``--data.seq_len=8``.
+    """Spell option names with underscores: ``--data.seq-len=8`` becomes ``--data.seq_len=8``.
 
-    Values stay as they are, and so do the user's own names (``--data.mixture.my-texts``) and what
-    follows ``--``.
+    Values stay as they are, and so do names that the user chose (``--data.mixture.my-texts``) and
+    everything after ``--``.
     """
     args = list(args)
     end = args.index("--") if "--" in args else len(args)
@@ -33,22 +36,22 @@ def _with_underscores(arg: str) -> str:
         return arg
     option, equals, value = arg.partition("=")
     parts = option[2:].split(".")
-    ours = next(
-        (i + 1 for i, part in enumerate(parts) if part.replace("-", "_") in _NAMES_BELOW),
+    fixed = next(
+        (i + 1 for i, part in enumerate(parts) if part.replace("-", "_") in _USER_KEYS_BELOW),
         len(parts),
     )
-    parts[:ours] = [part.replace("-", "_") for part in parts[:ours]]
+    parts[:fixed] = [part.replace("-", "_") for part in parts[:fixed]]
     return "--" + ".".join(parts) + equals + value
 
 
 class Parser(argparse.ArgumentParser):
     """An ``argparse.ArgumentParser`` for one verb of the command line.
 
-    ``--config FILE`` takes arguments from a YAML mapping, positional ones by their names too; what the command line
-    says wins. ``--print_config`` prints such a mapping, complete, and exits.
+    ``--config FILE`` reads arguments, also positional ones, from a YAML mapping. Arguments of the
+    command line take precedence. ``--print_config`` prints the complete mapping and exits.
 
     Raises:
-        UserError: instead of printing the usage and exiting, wherever argparse finds a mistake.
+        UserError: for every mistake, where argparse would print the usage and exit.
     """
 
     def __init__(self, **kwargs: Any):
@@ -61,7 +64,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Raise the mistake, with the nearest option for an unknown one."""
+        """Raise UserError; for an unknown option the message names the nearest known one."""
         if found := re.match(r"unrecognized arguments: (--[\w-]+)", message):
             options = [option for action in self._actions for option in action.option_strings]
             near = difflib.get_close_matches(found[1], options, n=1, cutoff=0.6)
@@ -73,22 +76,23 @@ class Parser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: None = None
     ) -> argparse.Namespace:
-        """The arguments: the command line's, else the config file's, else the defaults."""
+        """Parse the arguments; missing ones come from the config file, then from the defaults."""
         args = list(sys.argv[1:] if args is None else args)
         end = args.index("--") if "--" in args else len(args)
         for option in (arg.partition("=")[0] for arg in args[:end]):
-            # argparse would tell first what is missing, as if this were not there.
+            # argparse would report missing arguments first and hide the unknown option.
             if re.fullmatch(r"--[\w-]+", option) and option not in self._option_string_actions:
                 self.error(f"unrecognized arguments: {option}")
-        settings = [action for action in self._actions if action.dest not in _OWN]
+        settings = [action for action in self._actions if action.dest not in _PARSER_OPTIONS]
         in_file = self._read_config(args, settings)
         for action in settings:
             if action.dest in in_file or "--print_config" in args:
                 action.required = False
                 if not action.option_strings:
                     action.nargs = "*" if action.nargs in ("+", "*") else "?"
-        # None marks what the command line leaves open: a value given there wins even if it equals the default, and
-        # a list given there replaces the file's instead of growing it.
+        # None marks arguments that the command line leaves out. Without this mark, a value on the
+        # command line that equals the default would lose to the file, and a list would extend the
+        # file's list instead of replacing it.
         given = vars(
             super().parse_args(
                 args, argparse.Namespace(**{action.dest: None for action in settings})
@@ -110,7 +114,7 @@ class Parser(argparse.ArgumentParser):
         return argparse.Namespace(**given)
 
     def _read_config(self, args: list[str], settings: list[argparse.Action]) -> dict[str, Any]:
-        """Checked values of the file that ``--config`` names, if it is there."""
+        """Read and check the values of ``--config FILE``; empty without the option."""
         finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         finder.add_argument("--config", nargs="?")
         file = finder.parse_known_args(args)[0].config
@@ -137,7 +141,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _checked(file: str, action: argparse.Action, value: Any) -> Any:
-    """A file's value as the command line would have made it."""
+    """Convert a value of the file as the command line would convert it."""
     where = f"{file}: {action.dest}"
     if action.nargs == 0:
         if not isinstance(value, bool):
@@ -167,7 +171,10 @@ def _checked(file: str, action: argparse.Action, value: Any) -> Any:
 
 
 def explain_mistake(message: str, known: Sequence[str] = ()) -> str:
-    """jsonargparse's message as one line, with the nearest known key for an unknown one."""
+    """Shorten a message of jsonargparse to one line.
+
+    For an unknown key, the line names the nearest known key.
+    """
     text = " ".join(message.replace("\n", " ").split())
     if (file := re.match(r"unrecognized arguments?: ([^-]\S*\.ya?ml)", text)) is not None:
         return f"{file[1]}: give it as --config {file[1]}"
@@ -176,11 +183,13 @@ def explain_mistake(message: str, known: Sequence[str] = ()) -> str:
     ) is not None:
         section = below[1].partition(".")[0]
         return f"unknown key {below[1]}: did you mean {section}.init_args?"
-    if said := _about_a_class(text) or _about_a_value(text):
+    if said := _explain_class(text) or _explain_value(text):
         return said
-    # A section that may be absent is told as "matches no subtype: <what is wrong> / not None either".
+    # An optional section is typed as a Union. jsonargparse then reports the mistake of each member:
+    # "<what is wrong> - Expected a <class 'NoneType'>". Only the first part is useful.
     union = re.search(
-        r"^(?:(?:Parser key \")?([\w.]+)\"?: )?Does not validate against any of the Union.*?Errors: - (.*?)"
+        r"^(?:(?:Parser key \")?([\w.]+)\"?: )?Does not validate against any of the "
+        r"Union.*?Errors: - (.*?)"
         r" - Expected a <class 'NoneType'>",
         text,
     )
@@ -192,7 +201,10 @@ def explain_mistake(message: str, known: Sequence[str] = ()) -> str:
             key = found[1]
             full = f"{section}.{key}" if section and not key.startswith(section) else key
             if full in known:
-                return f"unknown key {full}: the class that the configuration names has no such setting"
+                return (
+                    f"unknown key {full}: "
+                    "the class that the configuration names has no such setting"
+                )
             sections = {name.split(".")[0] for name in known}
             if full.split(".")[0] not in sections:
                 near = difflib.get_close_matches(full.split(".")[0], sections, n=1, cutoff=0.6)
@@ -207,19 +219,19 @@ def explain_mistake(message: str, known: Sequence[str] = ()) -> str:
                     )
                 ]
             return f"unknown key {full}" + (f": did you mean {near[0]}?" if near else "")
-    # The first form was said by `_about_a_value`, of a key below.
+    # Name the section once, unless the message already names a key below it or an unknown key.
     if section and re.match(r"[\w.]+=.*: must be ", text):
         text = f"{section}.{text}"
     elif section and not text.startswith("unknown key"):
         text = f"{section}: {text}"
     text = text.partition(" - Not a valid subclass of ")[0]
-    # The innermost sentence says it; what stands before it repeats the path through nested types.
+    # Keep the innermost sentence. The text before it repeats the path through nested types.
     text = re.sub(r"^Parser key \"([\w.]+)\": ", r"\1: ", text)
     return text if len(text) < 400 else text[:400] + " ..."
 
 
-def _about_a_class(text: str) -> str | None:
-    """What is wrong with the class that a key names, out of all types that jsonargparse tried."""
+def _explain_class(text: str) -> str | None:
+    """Say what is wrong with a class that a key names, without the list of all types tried."""
     found = re.search(r"\b((?:trainer|model|data)[\w.]*)", text)
     if found is None or not ("subclass" in text or "Union" in text):
         return None
@@ -238,11 +250,15 @@ def _about_a_class(text: str) -> str | None:
 
 
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text",
-          "list": "a list such as [a, b]", "tuple": "a list such as [a, b]", "dict": "a mapping"}  # fmt: skip
+          "list": "a list such as [a, b]", "tuple": "a list such as [a, b]",
+          "dict": "a mapping"}  # fmt: skip
 
 
-def _about_a_value(text: str) -> str | None:
-    """Which key has a value of the wrong kind, and what it takes, out of the types that jsonargparse tried."""
+def _explain_value(text: str) -> str | None:
+    """Say which key has a value of the wrong type, and which types it takes.
+
+    Returns None if the message is not about the type of a value.
+    """
     key = re.match(r"(?:Parser key \")?([\w.]+)\"?: ", text)
     value = re.search(
         r"(?:Got value|Given value): (.*?)(?: - Expected a| Given value type|$)", text
@@ -279,7 +295,12 @@ _UNKNOWN_KEY = (
 def run_command(
     commands: Mapping[str, Callable[[list[str]], None]], usage: str, args: list[str]
 ) -> None:
-    """Run the one of ``commands`` that ``args`` begin with, on the others; print ``usage`` where none is named.
+    """Run the command that ``args`` begins with, or print ``usage`` if there is none.
+
+    Args:
+        commands: name -> function, which gets the arguments after the name.
+        usage: text for ``--help`` and for empty arguments.
+        args: command-line arguments.
 
     Raises:
         UserError: no such command.

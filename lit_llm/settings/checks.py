@@ -1,6 +1,6 @@
-"""Types of arguments that are given in Python: a mistake is one clear line.
+"""Type checks of arguments given in Python, with one-line errors.
 
-On the command line and in YAML the parser checks them.
+On the command line and in YAML, the parser checks the types.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ def check_types(
     values: Mapping[str, Any],
     leave_out: Iterable[str] = (),
 ) -> None:
-    """Check that ``values`` by name are of the types that ``function``'s annotations say.
+    """Check that ``values`` have the types that ``function``'s annotations declare.
 
-    For ``str`` a path will do too, and for ``float`` a whole number.
+    ``str`` also accepts a path, and ``float`` a whole number.
 
     Args:
-        prefix: of the names in the message.
-        function: its parameters that are among ``values`` are checked.
+        prefix: stands before the names in the message.
+        function: its parameters that are keys of ``values`` are checked.
+        values: parameter name -> value.
         leave_out: names that are not checked.
 
     Raises:
-        UserError: names the first argument that is of another type, as ``prefix.name``.
+        UserError: names the first argument of a wrong type, as ``prefix.name``.
     """
     hints = typing.get_type_hints(function)
     for name, parameter in inspect.signature(function).parameters.items():
@@ -46,7 +47,7 @@ def check_types(
 
 
 def plain_paths(value: Any) -> Any:
-    """``value`` with paths as strings and numpy's numbers as Python's, in lists, tuples and mappings too."""
+    """Convert paths to strings and numpy numbers to Python numbers, also inside containers."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, np.generic):
@@ -66,7 +67,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, one) for one in inner)
     if origin is Literal:
         return any(value is one or (type(value) is type(one) and value == one) for one in inner)
-    if origin in (list, tuple):  # of tuples we have (X, ...) alone
+    if origin in (list, tuple):  # the only tuple type in use is tuple[X, ...]
         return isinstance(value, origin) and all(_fits(item, inner[0]) for item in value)
     if origin is dict:
         return isinstance(value, dict) and all(

@@ -1,4 +1,4 @@
-"""Config files by name: what ``--config pretrain/quickstart`` means."""
+"""Presets: config files by name, such as ``--config pretrain/quickstart``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lit_llm.settings.yaml_file import read_yaml
 
 
 def config_folders() -> list[Path]:
-    """Where presets are looked for: beside the package in a checkout, inside it when installed."""
+    """Folders of presets: beside the package in a checkout, inside it when installed."""
     package = Path(__file__).parent.parent
     return [
         folder for folder in (package.parent / "configs", package / "configs") if folder.is_dir()
@@ -18,7 +18,7 @@ def config_folders() -> list[Path]:
 
 
 def all_presets() -> dict[str, Path]:
-    """The presets by name, ``pretrain/quickstart``."""
+    """Presets by name, such as ``pretrain/quickstart``."""
     return {
         str(file.relative_to(folder).with_suffix("")): file
         for folder in config_folders()
@@ -27,19 +27,20 @@ def all_presets() -> dict[str, Path]:
 
 
 OF_RUNS = ("pretrain", "finetune")
-"""Folders of presets of the Trainer's verbs."""
+"""Preset folders of the Trainer's verbs."""
 OF_CORPORA = ("corpus",)
 
 
 def find_config(name: str, folders: tuple[str, ...]) -> Path:
-    """The file ``name``, or the preset of that name (``pretrain/quickstart``).
+    """Find the file ``name``, or the preset of that name (``pretrain/quickstart``).
 
     Args:
-        folders: of the presets that the verb takes: "corpus", "finetune", "pretrain".
+        name: value of ``--config``.
+        folders: preset folders that the verb accepts: "corpus", "finetune", "pretrain".
 
     Raises:
-        UserError: neither is there (the nearest preset is named), it is a preset of another verb,
-            or it is no YAML mapping.
+        UserError: no such file or preset (the message names the nearest preset), a preset of
+            another verb, or not a YAML mapping.
     """
     known = all_presets()
     presets = {key: file for key, file in known.items() if key.partition("/")[0] in folders}
@@ -64,7 +65,10 @@ def find_config(name: str, folders: tuple[str, ...]) -> Path:
 
 
 def config_name(path: str | Path) -> str:
-    """What runs of a config file are called: its name, for a preset with its folder's (``pretrain-quickstart``)."""
+    """Name for runs of a config file: its stem, for a preset with its folder's name.
+
+    Example: ``pretrain-quickstart``.
+    """
     path = Path(path).absolute()
     for folder in config_folders():
         if path.is_relative_to(folder):

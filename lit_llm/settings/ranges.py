@@ -1,4 +1,4 @@
-"""The range of every number that a user can set, and the check that holds a value to it."""
+"""Allowed ranges of numbers that a user sets, and the checks against them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from lit_llm.errors import UserError
 class Range:
     """An interval of finite numbers.
 
-    The upper end is no law of nature. It lies beyond what anybody means and before what overflows.
+    The upper end is no natural limit. It lies above every useful value and below values that
+    overflow.
     """
 
     low: float
@@ -39,7 +40,7 @@ class Range:
 
 
 def _shown(value: float) -> str:
-    """Whole numbers below 10^13 with all their digits, others with six."""
+    """Format whole numbers below 10^13 with all digits, other numbers with six."""
     whole = math.isfinite(value) and value == int(value) and abs(value) < 1e13
     return f"{int(value):,}" if whole else f"{value:g}"
 
@@ -50,21 +51,21 @@ def positive(high: float) -> Range:
 
 
 VOCAB_SIZE = Range(260, 1e7)
-"""Of a trained tokenizer, which has the 256 bytes and four control tokens at least."""
+"""Size of a trained vocabulary, which has at least the 256 bytes and four control tokens."""
 SAMPLING: dict[str, Range] = {
     "repetition_penalty": positive(1e6), "temperature": Range(0, 1e6), "top_k": Range(1, 1e9),
     "top_p": positive(1), "min_p": Range(0, 1),
 }  # fmt: skip
-"""Ranges of `Sampling`; here, because a command's options name them before torch is imported."""
+"""Ranges of `Sampling`, kept here because options need them before torch is imported."""
 
 
 def check_ranges(values: Mapping[str, Any], ranges: Mapping[str, Range], prefix: str = "") -> None:
-    """Hold numbers to their ranges.
+    """Check numbers against their ranges.
 
     Args:
-        values: setting -> number. What is no number (None, "auto") is passed over.
-        ranges: setting -> its range. Settings without one are passed over.
-        prefix: stands before a setting's name in the message, such as "data.".
+        values: setting -> number. Values that are not numbers (None, "auto") are skipped.
+        ranges: setting -> its range. Settings without a range are skipped.
+        prefix: stands before the setting's name in the message, such as "data.".
 
     Raises:
         UserError: names the first setting outside its range, its value and the range.
@@ -81,8 +82,8 @@ class Number:
     """The ``type`` of an argparse option that takes a number in a range.
 
     Args:
-        kind: int or float, which reads the text.
-        allowed: its range.
+        kind: int or float, which parses the text.
+        allowed: the range.
     """
 
     def __init__(self, kind: Callable[[str], float], allowed: Range):
@@ -90,7 +91,7 @@ class Number:
         self.__name__ = kind.__name__  # argparse says "invalid int value"
 
     def __call__(self, text: str) -> float:
-        """The number; raises what argparse makes the user's mistake of."""
+        """Parse the number; the exceptions are those that argparse reports as usage errors."""
         value = self.kind(text)
         if value not in self.allowed:
             raise argparse.ArgumentTypeError(f"{_shown(value)} must be {self.allowed}")

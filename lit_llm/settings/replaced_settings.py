@@ -1,4 +1,8 @@
-"""Settings that take the place of others: both given is a mistake, and the command line wins over a file."""
+"""Settings that exclude each other, such as data.corpus and data.sources.
+
+Giving both is a mistake. If a config file gives one and the command line the other, the command
+line takes precedence.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ OF_CORPUS = (
     "text_field",
     "max_line_bytes",
 )
-"""What a finished corpus decides of a `PretrainDataModule`."""
+"""Settings of `PretrainDataModule` that a finished corpus decides."""
 
 REPLACES: dict[str, tuple[str, ...]] = {
     "data.corpus": tuple(f"data.{name}" for name in OF_CORPUS),
@@ -30,14 +34,14 @@ REPLACES: dict[str, tuple[str, ...]] = {
 
 
 def check_replaced(function: Any, values: Mapping[str, Any], prefix: str) -> None:
-    """Refuse arguments of ``function`` of which one takes the place of the other.
+    """Refuse arguments of ``function`` that exclude each other.
 
-    What equals its default counts as not given.
+    An argument that equals its default counts as not given.
 
     Args:
-        function: whose signature has the defaults.
+        function: its signature has the defaults.
         values: argument -> value.
-        prefix: of the settings in `REPLACES`, "data." or "model.".
+        prefix: prefix of the settings in `REPLACES`, "data." or "model.".
 
     Raises:
         UserError: names both settings.
@@ -50,24 +54,27 @@ def check_replaced(function: Any, values: Mapping[str, Any], prefix: str) -> Non
     }
     for one, others in REPLACES.items():
         if one in given and (both := given.intersection(others)):
-            raise UserError(_both(one, next(name for name in others if name in both)))
+            raise UserError(_conflict(one, next(name for name in others if name in both)))
 
 
 def settle_replaced(args: Sequence[str], defaults: Mapping[str, Any]) -> list[str]:
-    """``args`` with settings of the config files switched off where the command line replaces them.
+    """Reset settings of config files that the command line replaces.
 
     Args:
-        args: of a Trainer's verb; ``--config`` is followed by files that exist.
-        defaults: setting -> its default, of those in `REPLACES`.
+        args: command line of a Trainer's verb; ``--config`` is followed by existing files.
+        defaults: setting -> its default, for the settings in `REPLACES`.
+
+    Returns:
+        ``args`` with an option for each replaced setting, which resets it to its default.
 
     Raises:
-        UserError: the command line, or the config files, give both of two such settings.
+        UserError: both settings of a pair are on the command line, or both are in config files.
     """
-    typed = _typed(args)
+    typed = _given_on_command_line(args)
     for one, others in REPLACES.items():
         for other in others:
             if one in typed and other in typed:
-                raise UserError(_both(one, other))
+                raise UserError(_conflict(one, other))
     files = _files(args)
     in_files: dict[str, tuple[str, Any]] = {}
     for file in files:
@@ -80,7 +87,7 @@ def settle_replaced(args: Sequence[str], defaults: Mapping[str, Any]) -> list[st
         if name in defaults
         and value is not None
         and not _same(value, defaults[name])
-        # The class that the command line names may have no such setting.
+        # With a class on the command line, the file's settings may belong to another class.
         and not {name.partition(".")[0], f"{name.partition('.')[0]}.class_path"} & typed
     }
     off: dict[str, str] = {}
@@ -92,7 +99,7 @@ def settle_replaced(args: Sequence[str], defaults: Mapping[str, Any]) -> list[st
     for one, others in REPLACES.items():
         for other in others:
             if one in in_files and other in in_files and not {one, other} & (typed | off.keys()):
-                raise UserError(f"{in_files[other][0]}: {_both(one, other)}")
+                raise UserError(f"{in_files[other][0]}: {_conflict(one, other)}")
     words = list(args)
     for loser, winner in off.items():
         file, value = in_files[loser]
@@ -102,7 +109,7 @@ def settle_replaced(args: Sequence[str], defaults: Mapping[str, Any]) -> list[st
     return words
 
 
-def _both(one: str, other: str) -> str:
+def _conflict(one: str, other: str) -> str:
     return f"{one} and {other}: {one} takes the place of {other}; leave one of them out"
 
 
@@ -110,8 +117,8 @@ def _same(value: Any, default: Any) -> bool:
     return bool(type(value) is type(default) and value == default)
 
 
-def _typed(args: Sequence[str]) -> set[str]:
-    """Settings that the command line gives a value, ``init_args`` left out of their names."""
+def _given_on_command_line(args: Sequence[str]) -> set[str]:
+    """Settings that the command line gives a value, with ``init_args`` removed from the names."""
     typed = set()
     for word, following in zip(args, [*args, ""][1:], strict=True):
         option, equals, value = word.partition("=")
@@ -133,7 +140,7 @@ def _files(args: Sequence[str]) -> list[str]:
 
 
 def _section(file: str, group: str) -> dict[str, Any]:
-    """The arguments of the class in a section of a config file; of one elsewhere, none."""
+    """Arguments in a section of a config file; empty if the section refers to another file."""
     content = read_yaml(Path(file))
     section = content.get(group) if isinstance(content, dict) else None
     if not isinstance(section, dict):

@@ -1,4 +1,4 @@
-"""Commands that are printed for people to copy: each works in a shell as it stands there."""
+"""Commands printed for the user, quoted so that they can be copied into a shell."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def command_line(*words: str | Path) -> str:
-    """``words`` for a shell; a ``Path`` that begins with a hyphen would be read as an option."""
+    """Quote ``words`` for a shell. A ``Path`` that begins with a hyphen gets ``./`` in front."""
     return shlex.join([path_word(w) if isinstance(w, Path) else w for w in words])
 
 
 def path_word(path: Path) -> str:
-    """``path`` as a word that no command takes for an option."""
+    """Return ``path`` as a word that no command parses as an option."""
     return f"./{path}" if str(path).startswith("-") else str(path)

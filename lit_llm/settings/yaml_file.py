@@ -1,4 +1,4 @@
-"""The one reader of YAML: what hostile or careless files hold is refused before anything walks it."""
+"""YAML reader that refuses files which would exhaust memory or the call stack."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import yaml
 from lit_llm.errors import UserError
 
 DEEPEST = 100
-"""Levels of lists and mappings; configs have fewer than ten, and readers recurse into each."""
+"""Limit of nested lists and mappings. Configs have fewer than ten; readers recurse per level."""
 MOST_FROM_ALIASES = 10_000
-"""Values that aliases (``*name``) may add: nine lines of ten aliases each stand for a billion."""
+"""Limit of values that aliases (``*name``) may add: nine lines of ten aliases give a billion."""
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_yaml(file: str | Path, named: str | None = None) -> Any:
-    """The content of a YAML file, plain values.
+    """Read a YAML file into plain values.
 
     Args:
-        file: its path.
-        named: what messages call it. None: its path.
+        file: path of the file.
+        named: name of the file in messages. None: its path.
 
     Raises:
-        UserError: not readable, not YAML, or as `check_yaml`; names the file and the line.
+        UserError: not readable, not YAML, or refused by `check_yaml`; names the file and the line.
     """
     named = str(file) if named is None else named
     try:
@@ -46,11 +46,11 @@ def read_yaml(file: str | Path, named: str | None = None) -> Any:
 
 
 def check_yaml(text: str) -> None:
-    """Refuse YAML that would cost time and memory without bound, or that says one thing twice.
+    """Refuse YAML that needs unbounded time or memory, or that has duplicate keys.
 
     Raises:
-        UserError: levels beyond `DEEPEST`, an anchor that holds itself, aliases beyond
-            `MOST_FROM_ALIASES`, or a key that is there twice in one mapping; names the line.
+        UserError: levels beyond `DEEPEST`, an anchor that contains itself, aliases beyond
+            `MOST_FROM_ALIASES`, or a duplicate key in a mapping; names the line.
         yaml.YAMLError: not YAML.
     """
     depth, aliases = 0, False
@@ -75,7 +75,7 @@ def check_yaml(text: str) -> None:
 
 
 def guard_jsonargparse() -> None:
-    """Have jsonargparse check what it reads as YAML: sections in files of their own, and values."""
+    """Make jsonargparse check the YAML that it reads: values, and sections in separate files."""
     from jsonargparse import get_loader, set_loader
 
     load = get_loader("yaml")
@@ -83,7 +83,8 @@ def guard_jsonargparse() -> None:
         return
 
     def checked(text: str) -> Any:
-        if not set("{[&\n").isdisjoint(text):  # most values are a word or a number
+        # Skip single words and numbers, which most values are
+        if not set("{[&\n").isdisjoint(text):
             check_yaml(text)
         return load(text)
 
@@ -92,7 +93,7 @@ def guard_jsonargparse() -> None:
 
 
 def _size(node: yaml.Node, sizes: dict[int, int], open_nodes: set[int]) -> int:
-    """Values that ``node`` stands for once aliases are followed; ``sizes`` holds each node once."""
+    """Number of values of ``node`` after alias expansion; ``sizes`` caches the result per node."""
     if (known := sizes.get(id(node))) is not None:
         return known
     line = node.start_mark.line + 1

@@ -1,1 +1,1 @@
-"""Verbs that use a model at the terminal: chat, generate, import."""
+"""Verbs that use a model in the terminal: chat, generate, import, export, inspect, launch."""

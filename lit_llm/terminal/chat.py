@@ -1,4 +1,4 @@
-"""``lit_llm chat CKPT``: talk to a model in the terminal, or through a pipe with a line a turn."""
+"""``lit_llm chat CKPT``: talk to a model in the terminal, or through a pipe (a turn per line)."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Ctrl-C stops an answer; what is written of it stays in the conversation."""
 
 
 def chat_main(args: list[str]) -> None:
-    """Parse ``args`` and talk until the input ends.
+    """Parse ``args`` and answer messages until the input ends.
 
     Raises:
-        UserError: a mistake in the arguments, a checkpoint that cannot chat, or, when a pipe has ended, a message of
-            it that got no answer.
+        UserError: a mistake in the arguments, a checkpoint that cannot chat, or, at the end of
+            piped input, messages that got no answer.
     """
     parser = Parser(
         prog="lit_llm chat", description="Talk to a model. Piped input is taken a line a turn."
@@ -58,15 +58,16 @@ def chat_main(args: list[str]) -> None:
     if is_terminal(sys.stdin):
         weights = sum(p.numel() for p in model.parameters())
         _note(
-            f"{options.ckpt}: {weights / 1e6:,.1f}M parameters on {model.embed.weight.device}; /help lists commands"
+            f"{options.ckpt}: {weights / 1e6:,.1f}M parameters on {model.embed.weight.device}; "
+            f"/help lists commands"
         )
     failed = _talk(conversation)
-    if failed and not sys.stdin.isatty():  # at a terminal the user has seen it and could go on
+    if failed and not sys.stdin.isatty():  # at a terminal the user has seen the error
         raise UserError(f"{failed} of the messages got no answer")
 
 
 def _talk(conversation: Conversation) -> int:
-    """Answer the user's lines; how many of them could not be answered."""
+    """Answer the user's lines; return how many could not be answered."""
     told, failed = False, 0
     for line in _lines():
         if line == "/exit":
@@ -92,7 +93,7 @@ def _talk(conversation: Conversation) -> int:
 
 
 def _write(answer: Generator[str, None, None]) -> None:
-    """Print the answer as it comes; Ctrl-C ends it."""
+    """Print the answer as it is generated; Ctrl-C ends it."""
     try:
         with closing(answer):
             for piece in answer:
@@ -103,10 +104,10 @@ def _write(answer: Generator[str, None, None]) -> None:
 
 
 def _lines() -> Iterator[str]:
-    """The user's lines, stripped: asked for at a terminal, read from a pipe."""
+    """The user's lines, stripped, from a prompt at a terminal or from a pipe."""
     if not is_terminal(sys.stdin):
         for line in sys.stdin:
-            yield line.removeprefix("\ufeff").strip()  # a byte order mark begins some files
+            yield line.removeprefix("\ufeff").strip()  # some files begin with a byte order mark
         return
     with suppress(ImportError):
         import readline  # noqa: F401 -- gives input() history and editing, where it exists
@@ -114,13 +115,13 @@ def _lines() -> Iterator[str]:
         try:
             yield input("> ").strip()
         except KeyboardInterrupt:
-            print()  # a line given up, as in a shell
+            print()  # Ctrl-C discards the line, as in a shell
         except EOFError:
             print()
             return
 
 
 def _note(text: str) -> None:
-    """Something the program says, dim and apart from the answers."""
+    """Print a message of the program on stderr, dim, to separate it from the answers."""
     dim = is_terminal(sys.stderr)
     print(f"\033[2m{text}\033[0m" if dim else text, file=sys.stderr, flush=True)

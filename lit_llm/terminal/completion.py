@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lit_llm.models.tokenizer import Tokenizer
     from lit_llm.models.transformer import Transformer
 
-BATCH = 16  # prompts at once: their keys and values are held together
+BATCH = 16  # prompts per batch, whose keys and values are in memory together
 
 
 def generate_main(args: list[str]) -> None:
@@ -77,7 +77,8 @@ def generate_main(args: list[str]) -> None:
             raise UserError("a prompt is empty, and this model has no token that begins a text")
         if len(ids) >= size:
             raise UserError(
-                f"the prompt {prompt[:30]!r} takes {len(ids)} tokens; the model's context has {size}"
+                f"the prompt {prompt[:30]!r} takes {len(ids)} tokens; the model's context has "
+                f"{size}"
             )
     how = {"sampling": sampling, "seed": options.seed, "stop_ids": stop_ids}
     if len(prompts) == 1 and not options.json:
@@ -126,7 +127,7 @@ def _answers(
     stop: list[str],
     how: dict[str, Any],
 ) -> list[dict[str, Any]]:
-    """{"text", "tokens", "finish": "stop" or "length"} for each prompt."""
+    """Generate {"text", "tokens", "finish": "stop" or "length"} for each prompt."""
     from lit_llm.models.generation.generate import generate, room_for
     from lit_llm.models.generation.text_stream import TextStream
 

@@ -1,4 +1,4 @@
-"""Conversation: a chat's history, kept within the model's context, and its answers as they are written."""
+"""Conversation: a chat's history, kept within the model's context, and its streamed answers."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ class Conversation:
     """A chat with a model.
 
     Args:
-        model, tokenizer: as `load_model` gives them.
-        system: text of the system message. None: what the chat template does without one.
-        stop: strings that end an answer; neither they nor what follows is in it.
-        max_new_tokens: longest answer; shorter where the context ends.
-        sampling, seed: see `generate`. Each answer has a random stream of its own.
+        model, tokenizer: as `load_model` returns them.
+        system: text of the system message. None: the chat template's behaviour without one.
+        stop: strings that end an answer. The answer ends before the string.
+        max_new_tokens: longest answer in tokens; shorter if the context ends.
+        sampling, seed: see `generate`. Each answer has its own random stream.
 
     Attributes:
         history: user and assistant messages in turn.
-        dropped: turns (a user's message and its answer) left out so far because the context was full.
+        dropped: number of turns (a user's message and its answer) that were left out so far because
+            the context was full.
 
     Raises:
         UserError: the tokenizer has no chat template, or a setting is out of range.
@@ -62,13 +63,14 @@ class Conversation:
         self.history, self.dropped = [], 0
 
     def ask(self, text: str) -> Generator[str, None, None]:
-        """The answer to ``text`` in pieces, as it is written.
+        """Stream the answer to ``text`` in pieces.
 
-        Closing the iterator, or an exception such as KeyboardInterrupt inside it, ends the answer; what was written
-        until then is the answer in the history.
+        If the caller closes the iterator, or an exception such as KeyboardInterrupt occurs inside
+        it, the answer ends there. The history keeps the part that was generated.
 
         Raises:
-            UserError: at the call: the message does not fit the context, or the template refuses it.
+            UserError: at the call: the message does not fit the context, or the template refuses
+                it.
         """
         question: Message = {"role": "user", "content": text}
         ids = self._fit(question)
@@ -104,7 +106,10 @@ class Conversation:
             self.history += [question, {"role": "assistant", "content": "".join(pieces)}]
 
     def _fit(self, question: Message) -> list[int]:
-        """Prompt ids of as much of the history as leaves room for an answer; older turns are dropped for good."""
+        """Encode as much of the history as leaves room for an answer.
+
+        Older turns are dropped for good.
+        """
         size = self.model.config.max_seq_len
         room = min(self.max_new_tokens, size // 2)
         kept = self.history

@@ -1,4 +1,8 @@
-"""``lit_llm import SRC OUT`` and ``lit_llm export CKPT OUT``: any checkpoint we read, as a directory or a GGUF file."""
+"""``lit_llm import SRC OUT`` and ``lit_llm export CKPT OUT``: convert checkpoints.
+
+Both read every checkpoint format of lit_llm. Import writes a Hugging Face directory, export writes
+such a directory or a GGUF file.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +25,11 @@ _DTYPES = ["float32", "bfloat16", "float16"]
 
 
 def import_main(args: list[str]) -> None:
-    """Parse ``args``, write the directory and say what it holds.
+    """Parse ``args``, write the directory and print its content.
 
     Raises:
-        UserError: a mistake in the arguments, a source that does not load, a target that is in use or not writable.
+        UserError: a mistake in the arguments, a source that does not load, a target that exists or
+            is not writable.
     """
     parser = Parser(
         prog="lit_llm import",
@@ -48,15 +53,16 @@ def import_main(args: list[str]) -> None:
 
 
 def export_main(args: list[str]) -> None:
-    """Parse ``args``, write the directory or file and say what it holds.
+    """Parse ``args``, write the directory or file and print its content.
 
     Raises:
         UserError: as `import_main`; a model or tokenizer that GGUF cannot express.
     """
     parser = Parser(
-        prog="lit_llm export", description="Write a model and its tokenizer for other programs: transformers and vLLM "
+        prog="lit_llm export",
+        description="Write a model and its tokenizer for other programs: transformers and vLLM "
         "load Hugging Face directories, llama.cpp and what is built on it GGUF files.",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "ckpt", metavar="CKPT", help="Hugging Face directory, .gguf file, run folder or .ckpt file"
     )
@@ -104,13 +110,15 @@ def export_main(args: list[str]) -> None:
 
 
 def _add_turn_end(tokenizer: Tokenizer) -> None:
-    """Have the token with which the chat template ends an answer end generation, as it does in our
-    chat."""
+    """Add the token that ends an answer in the chat template to the stop tokens.
+
+    Other programs then stop where our chat stops.
+    """
     from lit_llm.data.chat import ChatFormat
 
     try:
         tokenizer.add_stop_ids(ChatFormat(tokenizer).stop_ids)
-    except UserError:  # no template, or one that does not take a plain question and answer
+    except UserError:  # no chat template, or one that refuses a plain question and answer
         return
 
 
@@ -121,7 +129,7 @@ def _torch_dtype(name: str | None) -> torch.dtype | None:
 
 
 def _free_directory(path: Path) -> Path:
-    out = path.expanduser().absolute()  # "." has no name to put .part behind
+    out = path.expanduser().absolute()  # "." has no name to append .part to
     check_no_link_to_nothing(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is not empty; name another directory")
@@ -146,7 +154,7 @@ def _write_directory(model: Transformer, tokenizer: Tokenizer, out: Path) -> Non
     from lit_llm.models.hub.config_json import family_of
 
     try:
-        with replacing(out) as part:  # an empty directory's place too
+        with replacing(out) as part:  # this also replaces an empty directory
             model.save_pretrained(part)
             tokenizer.save_pretrained(part, model_max_length=model.config.max_seq_len)
     except (OSError, SafetensorError) as error:

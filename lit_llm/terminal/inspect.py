@@ -1,4 +1,7 @@
-"""``lit_llm inspect CKPT``: what a checkpoint is, from its config and the headers of its files; no weight is read."""
+"""``lit_llm inspect CKPT``: facts of a checkpoint, from its config and file headers.
+
+No weights are loaded.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,11 @@ _BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 
 
 def inspect_main(args: list[str]) -> None:
-    """Parse ``args`` and print what the checkpoint is.
+    """Parse ``args`` and print the facts of the checkpoint.
 
     Raises:
-        UserError: a mistake in the arguments; a checkpoint that is missing, broken or of an unknown kind.
+        UserError: a mistake in the arguments; a checkpoint that is missing, broken or of an unknown
+            kind.
     """
     parser = Parser(
         prog="lit_llm inspect", description="Say what a checkpoint is without loading its weights."
@@ -37,7 +41,11 @@ def inspect_main(args: list[str]) -> None:
 
 
 def inspect_checkpoint(ckpt: str | Path) -> dict[str, Any]:
-    """What a checkpoint is, as plain values; the keys are those of ``--json``. Raises as `inspect_main`."""
+    """Facts of a checkpoint as plain values, under the keys of ``--json``.
+
+    Raises:
+        UserError: see `inspect_main`.
+    """
     from lit_llm.models.config import TransformerConfig
     from lit_llm.models.hub.checkpoint import (
         model_folder,
@@ -90,7 +98,8 @@ def inspect_checkpoint(ckpt: str | Path) -> dict[str, Any]:
         facts |= {"format": "Hugging Face directory"}
     else:
         raise UserError(
-            f"{ckpt}: is not a checkpoint; give a Hugging Face directory, .gguf file, run folder or .ckpt"
+            f"{ckpt}: is not a checkpoint; give a Hugging Face directory, .gguf file, run folder "
+            f"or .ckpt"
         )
     return facts | _shape(config) | {"stored_bytes": stored} | _tokenizer(tokenizer)
 
@@ -141,7 +150,7 @@ def _tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _tokens_seen(file: Path, step: int | None) -> int | None:
-    """From the run's metrics.csv: tokens at ``step``, or None where it does not say."""
+    """Tokens at ``step`` in the run's metrics.csv, or None if it does not record them."""
     tokens = (
         read_metrics(file.parent.parent).column("tokens").get(step) if step is not None else None
     )

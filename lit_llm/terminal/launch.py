@@ -1,4 +1,4 @@
-"""``lit_llm launch``: a job file for a scheduler, which saves in time, is requeued and goes on."""
+"""``lit_llm launch``: SLURM job file that saves a fit before the time limit and requeues it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ _TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
 
 
 def launch_main(args: list[str]) -> None:
-    """Write the job file that ``args`` ask for.
+    """Write the job file that ``args`` describe.
 
     Raises:
         UserError: a mistake in the arguments.
     """
     parser = Parser(
         prog="lit_llm launch",
-        description="Write a job file for a scheduler. After -- comes the command to run: fit --config FILE ...",
+        description="Write a job file for a scheduler. After -- comes the command to run: fit "
+        "--config FILE ...",
     )
     parser.add_argument("--slurm", action="store_true", required=True, help="for sbatch")
     parser.add_argument(
@@ -51,11 +52,14 @@ def launch_main(args: list[str]) -> None:
         default="24:00:00",
         help="limit that SLURM sets, as sbatch takes it; default %(default)s",
     )
-    parser.add_argument("--grace", type=Number(int, RANGES["grace"]), default=180, metavar="SECONDS",
-                        help="before the limit the run is told to save: more than an optimizer step, a validation and "
-                             "a save take together; default %(default)s")  # fmt: skip
+    parser.add_argument("--grace", type=Number(int, RANGES["grace"]), default=180,
+                        metavar="SECONDS",
+                        help="before the limit the run is told to save: more than an optimizer "
+                             "step, a validation and a save take together; "
+                             "default %(default)s")  # fmt: skip
     parser.add_argument("--sbatch", action="append", default=[], metavar="OPTION",
-                        help="another option of sbatch, e.g. --sbatch partition=gpu; may be repeated")  # fmt: skip
+                        help="another option of sbatch, e.g. --sbatch partition=gpu; may be "
+                             "repeated")  # fmt: skip
     parser.add_argument(
         "--output", metavar="FILE", help="default: the config's name, .sbatch added"
     )
@@ -76,7 +80,7 @@ def launch_main(args: list[str]) -> None:
             f"--time {options.time}: write it as sbatch takes it, e.g. 24:00:00 or 2-12:00:00"
         )
     for option in options.sbatch:
-        # One after the other they go on with one run, as a chain of jobs does.
+        # With %1, the tasks run one after another and each resumes the run.
         if option.removeprefix("--").startswith("array=") and not option.endswith("%1"):
             raise UserError(
                 f"--sbatch {option}: its tasks would train in one folder at the same time; end it "
@@ -90,7 +94,7 @@ def launch_main(args: list[str]) -> None:
     config = _value(command, "--config") or _value(command, "-c")
     name = config_name(config) if config else "run"
     if config:
-        find_config(config, OF_RUNS)  # now, not when the job starts
+        find_config(config, OF_RUNS)  # checked now, not when the job starts
     if _value(command, "--trainer.default_root_dir") is None:
         command += ["--trainer.default_root_dir", f"runs/{name}"]
     file = Path(options.output or f"{name}.sbatch")
@@ -105,7 +109,7 @@ def launch_main(args: list[str]) -> None:
 
 
 def _value(command: list[str], key: str) -> str | None:
-    """What ``command`` gives for ``key``, written as two words or with an equals sign; the last one counts."""
+    """Value of ``key`` in ``command``, as the next word or after "="; the last one counts."""
     found = None
     for word, following in zip(command, [*command[1:], None], strict=True):
         if word == key:
@@ -119,8 +123,10 @@ def _script(
     name: str, command: list[str], nodes: int, gpus: int, time: str, grace: int, more: list[str]
 ) -> str:
     header = {
-        "job-name": name, "nodes": nodes, "ntasks-per-node": gpus, "gpus-per-node": gpus, "time": time,
-        # To every process, not to this script: each of them finishes its optimizer step, and the step is saved.
+        "job-name": name, "nodes": nodes, "ntasks-per-node": gpus, "gpus-per-node": gpus,
+        "time": time,
+        # SLURM signals every process, not this script. Each process finishes its optimizer step,
+        # and the step is saved.
         "signal": f"TERM@{grace}", "output": f"{name.replace('%', '%%')}-%j.log",
         "open-mode": "append", "chdir": Path.cwd(),
     }  # fmt: skip
@@ -130,12 +136,13 @@ def _script(
     return f"""#!/bin/bash
 {chr(10).join(lines)}
 
-# Processes that are left when one has ended get two minutes, not none: of a run that saved itself the first ends with
-# {Preempted.status}, and srun, which tells the highest status, must not see the others killed for it.
+# When one process ends, srun waits two minutes before it kills the others. After SIGTERM, the
+# processes of a run save and end with status {Preempted.status}, one after another. srun reports
+# the highest status, so a process that it kills would hide that status.
 srun --kill-on-bad-exit=0 --wait=120 {words} \\
     --trainer.num_nodes {nodes} --trainer.devices {gpus} --ckpt_path auto
 status=$?
-if [ $status -eq {Preempted.status} ]; then  # saved, and not done
+if [ $status -eq {Preempted.status} ]; then  # saved, but not finished
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit $status

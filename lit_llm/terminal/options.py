@@ -1,4 +1,4 @@
-"""What the arguments of ``lit_llm chat`` and ``lit_llm generate`` have in common."""
+"""Command-line options that ``lit_llm chat`` and ``lit_llm generate`` share."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ if TYPE_CHECKING:
     from lit_llm.models.generation.sampling import Sampling
 
 RANGES: dict[str, Range] = {"max_new_tokens": Range(1, 1e9), "seed": Range(0, 2**63 - 1)}
-"""Ranges of the numbers besides those of `Sampling`."""
+"""Ranges of the numbers that are not settings of `Sampling`."""
 
 
 def add_options(
     parser: argparse.ArgumentParser, *, max_new_tokens: int, temperature: float, top_p: float
 ) -> None:
-    """Add checkpoint, sampling and device to ``parser``, with the verb's own defaults."""
+    """Add options for checkpoint, sampling and device to ``parser``, with the verb's defaults."""
     parser.add_argument(
         "ckpt", metavar="CKPT", help="Hugging Face directory, .gguf file, run folder or .ckpt file"
     )
     parser.add_argument("--adapter", metavar="DIR", help="PEFT adapter to put on the model")
     parser.add_argument(
-        "--max_new_tokens", type=Number(int, RANGES["max_new_tokens"]), default=max_new_tokens, metavar="N",
+        "--max_new_tokens", type=Number(int, RANGES["max_new_tokens"]), default=max_new_tokens,
+        metavar="N",
         help="longest answer in tokens (default %(default)s); the context may end it sooner",
     )  # fmt: skip
     parser.add_argument(
-        "--temperature", type=Number(float, SAMPLING["temperature"]), default=temperature, metavar="T",
-        help="0 always takes the likeliest token (default %(default)s)",
+        "--temperature", type=Number(float, SAMPLING["temperature"]), default=temperature,
+        metavar="T", help="0 always takes the likeliest token (default %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--top_p", type=Number(float, SAMPLING["top_p"]), default=top_p, metavar="P",
@@ -48,7 +49,8 @@ def add_options(
         help="sample among tokens at least P times as likely as the likeliest",
     )
     parser.add_argument(
-        "--repetition_penalty", type=Number(float, SAMPLING["repetition_penalty"]), default=1.0, metavar="R",
+        "--repetition_penalty", type=Number(float, SAMPLING["repetition_penalty"]), default=1.0,
+        metavar="R",
         help="above 1: tokens that are already there become less likely (default %(default)s)",
     )  # fmt: skip
     parser.add_argument(
@@ -75,21 +77,21 @@ def add_options(
 
 
 def shell_text(word: str) -> str:
-    """A word of the command line that is text: UTF-8, also where the locale is another (LC_ALL=C).
+    """Decode a word of the command line as UTF-8, even if the locale is different (LC_ALL=C).
 
     Raises:
-        argparse.ArgumentTypeError: it is not UTF-8.
+        argparse.ArgumentTypeError: the word is not UTF-8.
     """
     try:
         return word.encode("utf-8", "surrogateescape").decode("utf-8")
     except UnicodeDecodeError:
         raise argparse.ArgumentTypeError(f"not UTF-8: {word!a}") from None
-    except UnicodeEncodeError:  # half of a character, from a file: told where it is used
+    except UnicodeEncodeError:  # half of a surrogate pair, from a file: reported where it is used
         return word
 
 
 def read_sampling(options: argparse.Namespace) -> Sampling:
-    """The `Sampling` that the arguments ask for.
+    """Build `Sampling` from the parsed options.
 
     Raises:
         UserError: a setting out of range.

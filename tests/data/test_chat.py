@@ -1,4 +1,5 @@
-"""Chat templates: the text that transformers renders, and a mask that covers what the assistant says and no more."""
+"""Chat templates: the text that transformers renders, and a mask that covers what the assistant
+says and no more."""
 
 from __future__ import annotations
 
@@ -16,13 +17,15 @@ from lit_llm.models.tokenizer import CHATML_TEMPLATE, Tokenizer
 # Another layout in every way: bos, headers, no newline after a turn, a default system message.
 LLAMA_STYLE = (
     "{{ bos_token }}{% if messages[0]['role'] != 'system' %}<|im_start|>system<|im_end|>{% endif %}"
-    "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] | trim }}<|im_end|>{% endfor %}"
+    "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] | trim "
+    "}}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}[assistant] {% endif %}"
 )
 MARKED = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}<|im_start|>assistant\n"
     "{% generation %}{{ message['content'] }}<|im_end|>{% endgeneration %}\n"
-    "{% else %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% else %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endif "
+    "%}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 TEMPLATES = [CHATML_TEMPLATE, LLAMA_STYLE, MARKED]
@@ -82,8 +85,8 @@ def test_the_mask_covers_what_the_assistant_says(
             run.append(token)
         elif run:
             runs, run = [*runs, run], []
-    # One run an answer: its words and the token that ends the turn, nothing else. An earlier answer may be left out,
-    # where a token of the whole text reaches over its beginning; the last may not.
+    # One run an answer: its words and the token that ends the turn, nothing else. An earlier answer
+    # may be left out, where a token of the whole text reaches over its beginning; the last may not.
     said = [tokenizer.decode(run[:-1]) for run in runs]
     assert said[-1] == answers[-1] and number == len(answers) == len(said) + left_out
     rest = iter(answers)
@@ -182,7 +185,8 @@ def test_what_is_no_conversation(tokenizer: Tokenizer, messages: object, said: s
         ("{{ messages[0]['tool_calls'][0] }}", "the chat template"),
         ("{{ 1 / 0 }}", "fails .ZeroDivisionError"),
         (
-            "{% for m in messages %}{% if not loop.last %}earlier{% else %}{{ m['content'] }}{% endif %}{% endfor %}",
+            "{% for m in messages %}{% if not loop.last %}earlier{% else %}{{ m['content'] }}{% "
+            "endif %}{% endfor %}",
             "put {% generation %}",
         ),
     ],

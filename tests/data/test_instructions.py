@@ -1,4 +1,5 @@
-"""Conversations from files to batches: every row shape, every mistake with its line, packed as unpacked."""
+"""Conversations from files to batches: every row shape, every mistake with its line, packed as
+unpacked."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def write(file: Path, rows: list) -> str:
 
 def chat(number: int, words: int = 3) -> dict:
     return {"messages": [{"role": "user", "content": f"question {number} " + "x " * (number % 5)},
-                         {"role": "assistant", "content": f"answer {number} " + "word " * words}]}  # fmt: skip
+                         {"role": "assistant",
+                          "content": f"answer {number} " + "word " * words}]}  # fmt: skip
 
 
 def module(
@@ -43,7 +45,8 @@ def module(
     defaults: dict[str, object] = {"seq_len": 64, "micro_batch_size": 2}
     if "validation" not in kwargs:
         defaults["validation_fraction"] = 0.2
-    made = InstructionDataModule(sources, tokenizer=str(tokenizer_folder), cache_dir=str(tmp_path / "cache"),
+    made = InstructionDataModule(sources, tokenizer=str(tokenizer_folder),
+                                 cache_dir=str(tmp_path / "cache"),
                                  **{**defaults, **kwargs})  # type: ignore[arg-type]  # fmt: skip
     made.prepare_data()
     made.setup("fit")
@@ -96,8 +99,10 @@ def test_a_bad_row_names_file_and_line(
 
 def test_a_template_that_raises_names_the_row(tmp_path: Path, tokenizer_folder: Path) -> None:
     template = tmp_path / "template.jinja"
-    template.write_text("{% if messages[0]['content'] == 'bad' %}{{ raise_exception('not this') }}{% endif %}x"
-                        "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}")  # fmt: skip
+    template.write_text("{% if messages[0]['content'] == 'bad' %}{{ raise_exception('not this') "
+                        "}}{% endif %}x"
+                        "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor "
+                        "%}")  # fmt: skip
     bad = {"messages": [{"role": "user", "content": "bad"}, PAIR[1]]}
     file = write(tmp_path / "a.jsonl", [chat(1), bad])
     with pytest.raises(
@@ -295,8 +300,8 @@ def test_encoded_once_and_found_again(tmp_path: Path, tokenizer_folder: Path) ->
                 {**message, "content": message["content"].upper()} for message in row["messages"]
             ]
 
-    other = Upper(file, tokenizer=str(tokenizer_folder), cache_dir=str(tmp_path / "cache"), seq_len=64,
-                  validation_fraction=0.2)  # fmt: skip
+    other = Upper(file, tokenizer=str(tokenizer_folder), cache_dir=str(tmp_path / "cache"),
+                  seq_len=64, validation_fraction=0.2)  # fmt: skip
     other.prepare_data()
     assert other.datacard_file != first
     ids = np.load(other.datacard_file.parent / "train.ids.npy")
@@ -328,15 +333,16 @@ def test_sources_can_be_repeated_and_rehearsal_is_never_validation(
     general = [line for line in lines if str(line["id"]).startswith("general")]
     assert len(general) == 3 * 80 and {line["split"] for line in general} == {"train"}
     assert len(lines) - len(general) == 40
-    asked = {json.loads(line)["prompt"] for line in
-             (Path(lit_llm.__file__).parent / "training/callbacks/questions.jsonl").open()}  # fmt: skip
+    questions = Path(lit_llm.__file__).parent / "training/callbacks/questions.jsonl"
+    asked = {json.loads(line)["prompt"] for line in questions.open()}
     assert not asked & {
         line["question"] for line in general
     }  # what is rehearsed is not what is checked
 
 
 LAST = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if loop.last and m.role == 'assistant' %}<think>\n\n</think>"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if loop.last and m.role == 'assistant' "
+    "%}<think>\n\n</think>"
     "\n\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -349,13 +355,16 @@ def lines_of(data: InstructionDataModule) -> list[dict]:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"prompt": "Hi \ud83d", "completion": "a"}, r"message 1.content holds the lone surrogate \\ud83d"),
+        ({"prompt": "Hi \ud83d", "completion": "a"}, r"message 1.content holds the lone surrogate "
+                                                     r"\\ud83d"),
         ({"prompt": "q", "completion": "a", "split": ["train"]}, "the split "),
         ({"prompt": "q", "completion": "a", "split": "holdout"}, "the split 'holdout'"),
         ({"messages": [{"role": ["user"], "content": "x"}]}, "message 1 must be an object"),
         ({"messages": PAIR, "tools": [{"name": "f"}]}, "leaves out the tools"),
-        ({"messages": [PAIR[0], {**PAIR[1], "reasoning_content": "r"}]}, "leaves out the 'reasoning_content'"),
-        ({"messages": PAIR, "chat_template_kwargs": {"effort": 1}}, "does not take the argument 'effort'"),
+        ({"messages": [PAIR[0], {**PAIR[1], "reasoning_content": "r"}]}, "leaves out the "
+                                                                         "'reasoning_content'"),
+        ({"messages": PAIR, "chat_template_kwargs": {"effort": 1}}, "does not take the argument "
+                                                                    "'effort'"),
         ('{"prompt": "q", "completion": ', "not valid JSON"),
         ("[1]", "not a JSON object"),
     ],
@@ -479,8 +488,10 @@ def test_nulls_of_a_parquet_struct_column_are_no_fields(
 
     template = tmp_path / "t.jinja"
     template.write_text(
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if 'tool_calls' in m %}{{ m.tool_calls | tojson }}"
-        "{% else %}{{ m.content }}{% endif %}{% if 'tool_call_id' in m and m.role != 'tool' %}no{% endif %}<|im_end|>\n"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if 'tool_calls' in m %}{{ "
+        "m.tool_calls | tojson }}"
+        "{% else %}{{ m.content }}{% endif %}{% if 'tool_call_id' in m and m.role != 'tool' "
+        "%}no{% endif %}<|im_end|>\n"
         "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     rows = [{"messages": called({"a": 1}), "split": "train"},

@@ -1,4 +1,5 @@
-"""Mixtures: shares are kept, sources are read in order and without gaps, and a position says it all."""
+"""Mixtures: shares are kept, sources are read in order and without gaps, and a position says it
+all."""
 
 from __future__ import annotations
 

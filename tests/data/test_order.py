@@ -1,4 +1,5 @@
-"""The sample order: a pure function, each sample once an epoch, the same under any world size and from any step."""
+"""The sample order: a pure function, each sample once an epoch, the same under any world size and
+from any step."""
 
 from __future__ import annotations
 
@@ -44,8 +45,8 @@ def test_the_permutation_is_the_one_runs_were_started_with() -> None:
 
 
 @given(
-    chunks, st.integers(1, 3), st.sampled_from([(1, 4), (2, 2), (4, 1)]), st.integers(1, 3), st.integers(1, 6),
-    st.data(),
+    chunks, st.integers(1, 3), st.sampled_from([(1, 4), (2, 2), (4, 1)]), st.integers(1, 3),
+    st.integers(1, 6), st.data(),
 )  # fmt: skip
 @settings(deadline=None)
 def test_steps_do_not_depend_on_ranks_accumulation_or_resume(
@@ -63,8 +64,8 @@ def test_steps_do_not_depend_on_ranks_accumulation_or_resume(
         taken: list[list[int]] = [[] for _ in range(first, steps)]
         for rank in range(world_size):
             sampler = StepSampler(
-                SampleOrder(sizes, 0), steps=steps, accumulation=accumulate, micro_batch_size=micro_batch, rank=rank,
-                world_size=world_size, step=lambda: first,
+                SampleOrder(sizes, 0), steps=steps, accumulation=accumulate,
+                micro_batch_size=micro_batch, rank=rank, world_size=world_size, step=lambda: first,
             )  # fmt: skip
             ids = list(sampler)
             assert (

@@ -17,7 +17,8 @@ def test_every_example_once_and_no_row_too_full(lengths: np.ndarray, capacity: i
     rows = pack(lengths, np.arange(len(lengths)), capacity)
     assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
     assert all(0 < lengths[row].sum() <= capacity for row in rows)
-    # No two neighbours in time could have shared a row: best fit leaves at most one row half empty at a time.
+    # No two neighbours in time could have shared a row: best fit leaves at most one row half empty
+    # at a time.
     assert sum(lengths[row].sum() <= capacity // 2 for row in rows) <= 1 + len(rows) // 2
 
 

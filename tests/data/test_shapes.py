@@ -22,7 +22,8 @@ CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
     [
         ({"messages": PAIR, "system": "s"}, [SYSTEM, *PAIR]),
         ({"messages": [SYSTEM, *PAIR], "system": "s"}, [SYSTEM, *PAIR]),
-        ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "system": "s"},
+        ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}],
+          "system": "s"},
          [SYSTEM, *PAIR]),
         ({"instruction": "q", "output": "a", "system_prompt": "s"}, [SYSTEM, *PAIR]),
         ({"instruction": "q", "output": "a", "history": [["q0", "a0"]]}, [*BEFORE, *PAIR]),
@@ -35,30 +36,37 @@ CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
         ({"prompt": [SYSTEM, USER], "completion": [ASSISTANT]}, [SYSTEM, *PAIR]),
         ({"prompt": [*BEFORE, USER], "completion": "a"},
          [BEFORE[0], {**BEFORE[1], "train": False}, *PAIR]),
-        ({"question": "q", "answer": "a", "reasoning": "r"}, [USER, {**ASSISTANT, "reasoning": "r"}]),
+        ({"question": "q", "answer": "a", "reasoning": "r"},
+         [USER, {**ASSISTANT, "reasoning": "r"}]),
         ({"conversations": PAIR}, PAIR),
         ({"conversations": [{"from": "human", "value": "q"},
-                            {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
-                            {"from": "observation", "value": "o"}, {"from": "gpt", "value": "a", "weight": 0}]},
+                            {"from": "function_call", "value": '{"name": "f", "arguments": {"x": '
+                                                               '1}}'},
+                            {"from": "observation", "value": "o"},
+                            {"from": "gpt", "value": "a", "weight": 0}]},
          [USER, {"role": "assistant", "content": None, "tool_calls": [CALL]},
           {"role": "tool", "content": "o"}, {**ASSISTANT, "weight": 0}]),
         # Further columns, and columns that repeat the conversation.
-        ({"messages": PAIR, "prompt": "q", "id": 7, "source": "x", "score": 0.5, "text": "q a"}, PAIR),
+        ({"messages": PAIR, "prompt": "q", "id": 7, "source": "x", "score": 0.5, "text": "q a"},
+         PAIR),
         ({"messages": PAIR, "answer": "42", "history": [], "input": "", "images": None}, PAIR),
         ({"question": "q", "answer": "a", "weight": 1.0, "label": True}, PAIR),
-        ({"question": "q", "answer": "a", "train": 1, "training": True, "mask": [], "loss": 0.7}, PAIR),
+        ({"question": "q", "answer": "a", "train": 1, "training": True, "mask": [], "loss": 0.7},
+         PAIR),
         ({"prompt": [*BEFORE[:1], {**BEFORE[1], "training": True}, USER], "completion": "a"},
          [BEFORE[0], {**BEFORE[1], "train": False}, *PAIR]),
         ({"instruction": "q", "output": "a", "system_message": "s"}, [SYSTEM, *PAIR]),
         ({"messages": [SYSTEM, *PAIR], "system_message": "", "system": "s"}, [SYSTEM, *PAIR]),
-        ({"instruction": "q", "inputs": "c", "output": "a"}, [{"role": "user", "content": "q\n\nc"}, ASSISTANT]),
+        ({"instruction": "q", "inputs": "c", "output": "a"},
+         [{"role": "user", "content": "q\n\nc"}, ASSISTANT]),
         ({"instruction": "", "input": "q", "output": "a"}, PAIR),
         ({"question": "q", "answer": "a", "choices": ["q", ""]}, PAIR),
         ({"messages": json.dumps(PAIR)}, PAIR),
-        ({"conversations": '[{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]'}, PAIR),
+        ({"conversations": '[{"from": "human", "value": "q"}, {"from": "gpt", "value": '
+                           '"a"}]'}, PAIR),
         *(({asked: "q", answered: "a"}, PAIR) for asked, answered in (
-            ("prompt", "answer"), ("question", "response"), ("query", "response"), ("query", "answer"),
-            ("input", "output"))),
+            ("prompt", "answer"), ("question", "response"), ("query", "response"),
+            ("query", "answer"), ("input", "output"))),
         *(({"conversations": [{"from": user, "value": "q"}, {"from": name, "value": "a"}]}, PAIR)
           for user in ("human", "user")
           for name in ("gpt", "assistant", "bot", "chatgpt", "model", "bing")),
@@ -81,20 +89,23 @@ def test_what_a_row_says(row: dict[str, Any], messages: list) -> None:
         ({"messages": PAIR, "conversations": PAIR}, "both 'messages' and 'conversations'"),
         ({"prompt": "q", "completion": "a", "response": "b"}, "'response'"),
         ({"question": "q", "answer": "a", "context": "c"}, "'context'"),
-        ({"instruction": ["q"], "input": "i", "output": "a"}, "'instruction' and 'input' must be texts"),
+        ({"instruction": ["q"], "input": "i", "output": "a"}, "'instruction' and 'input' must be "
+                                                              "texts"),
         ({"prompt": "q", "completion": "a", "label": False}, "not to learn it"),
         ({"prompt": "q", "completion": "a", "weight": 0}, "not to learn it"),
-        *(({"prompt": "q", "completion": "a", key: value}, f"{key!r} .* not to learn it") for key, value in (
-            ("train", 0), ("train", "no"), ("training", False), ("learn", 0), ("trainable", False), ("do_train", 0),
-            ("loss_weight", 0.0), ("loss", False), ("loss", 0), ("mask", True), ("masked", 1),
-            ("train_detail", [{"begin_offset": 0}]))),
+        *(({"prompt": "q", "completion": "a", key: value}, f"{key!r} .* not to learn "
+                                                           f"it") for key, value in (
+            ("train", 0), ("train", "no"), ("training", False), ("learn", 0), ("trainable", False),
+            ("do_train", 0), ("loss_weight", 0.0), ("loss", False), ("loss", 0), ("mask", True),
+            ("masked", 1), ("train_detail", [{"begin_offset": 0}]))),
         ({"question": "q", "answer": "a", "choices": ["x", "y"]}, "'choices'"),
         ({"question": "q", "answer": "a", "choices": {"text": ["x"]}}, "'choices'"),
         ({"question": "q", "answer": "a", "inputs": "c"}, "'inputs'"),
         ({"prompt": "q", "answer": "a", "query": "other"}, "'query'"),
         ({"prompt": "q", "response": "a", "answer": "b"}, "'answer'"),
         ({"question": "q", "answer": "a", "thought": "thinks"}, "'thought'"),
-        ({"messages": PAIR, "system_message": "s", "system": "t"}, "both 'system' and 'system_message'"),
+        ({"messages": PAIR, "system_message": "s", "system": "t"}, "both 'system' and "
+                                                                   "'system_message'"),
         ({"messages": "hello"}, "'messages' is a text that is not JSON"),
         ({"instruction": "q", "output": "a", "history": "q0"}, "'history' must be a list"),
         ({"prompt": "q", "chosen": "a", "rejected": "b"}, "its keys are prompt, chosen, rejected"),
@@ -126,7 +137,10 @@ def test_tools_as_list_text_and_in_the_older_form() -> None:
 
     schema = {"name": "f", "parameters": {"type": "object", "properties": {}}}
     tool = {"type": "function", "function": schema}
-    text = '[{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]'
+    text = (
+        '[{"type": "function", "function": {"name": "f", "parameters": '
+        '{"type": "object", "properties": {}}}}]'
+    )
     for row in (
         {"tools": [tool]},
         {"tools": text},

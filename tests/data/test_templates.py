@@ -1,4 +1,5 @@
-"""Templates of the kinds that models ship: transformers' prompts, answers behind them, nothing left out in silence."""
+"""Templates of the kinds that models ship: transformers' prompts, answers behind them, nothing left
+out in silence."""
 
 from __future__ import annotations
 
@@ -22,10 +23,12 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # scripts, no
 
 from chat_templates import CONVERSATIONS, OWN, TOKENIZERS, byte_level, check_template
 
-CONTROL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>",
-           "<|endoftext|>", "<|return|>", "<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>"]  # fmt: skip
+CONTROL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<|system|>",
+           "<|end|>", "<|endoftext|>", "<|return|>", "<\uff5cUser\uff5c>",
+           "<\uff5cAssistant\uff5c>"]  # fmt: skip
 TALK = CONVERSATIONS["two turns"][0]
-# What `check` says of CONVERSATIONS, in their order; "-" is a refusal, "=" one that transformers' template makes too.
+# What `check` says of CONVERSATIONS, in their order; "-" is a refusal, "=" one that transformers'
+# template makes too.
 EXPECTED = {
     "chatml": "ok | ok | ok | ok | - | - | - | = | -",
     "gemma_like": "ok | ok | = | ok | - | - | - | - | -",
@@ -107,7 +110,8 @@ def test_a_token_over_the_border_leaves_the_prompt_as_a_server_sends_it() -> Non
         ]
         assert chat.tokenizer.decode(ids) == chat.render(one)
         assert learnt(chat, one) == ["the answer</s>"]
-        # Behind a later question a server sends the first answer with the other cut: it is not learnt there.
+        # Behind a later question a server sends the first answer with the other cut: it is not
+        # learnt there.
         over = chat.encoder.ids(chat.marked(one))[: len(prompt)] != prompt
         row = chat.encode_row([*one, *one])
         again = chat.prompt_ids([*one, *one[:1]])
@@ -215,9 +219,11 @@ def test_spelled_control_tokens_survive_a_filter_that_escapes() -> None:
 
 def test_null_fields_never_reach_the_template() -> None:
     strict = (
-        "{% for m in messages %}{% for key in ['tool_calls', 'name', 'reasoning_content', 'tool_call_id'] %}"
+        "{% for m in messages %}{% for key in ['tool_calls', 'name', 'reasoning_content', "
+        "'tool_call_id'] %}"
         "{% if key in m %}{{ raise_exception(key ~ ' is there') }}{% endif %}{% endfor %}"
-        "{{ m.role + m.content + '</s>' }}{% endfor %}{% if add_generation_prompt %}assistant{% endif %}"
+        "{{ m.role + m.content + '</s>' }}{% endfor %}{% if add_generation_prompt %}assistant{% "
+        "endif %}"
     )
     nulls = {"tool_calls": None, "name": None, "reasoning_content": None, "tool_call_id": None}
     messages = [{**nulls, **message} for message in TALK]
@@ -250,7 +256,8 @@ def test_arguments_come_in_the_form_that_the_template_takes() -> None:
 
 def test_content_as_text_parts() -> None:
     parts = [
-        {**m, "content": [{"type": "text", "text": m["content"][:3]}, {"type": "text", "text": m["content"][3:]}]}
+        {**m, "content": [{"type": "text", "text": m["content"][:3]},
+                          {"type": "text", "text": m["content"][3:]}]}
         for m in TALK
     ]  # fmt: skip
     for template in ("chatml", "gemma_like", "parts_like"):
@@ -286,7 +293,8 @@ def test_other_keys_of_an_answer_are_used_or_refused(key: str) -> None:
     for template in ("chatml", "parts_like", "qwen3_like"):
         with pytest.raises(UserError, match=f"message 2: the chat template does not use '{key}'"):
             chat_of(template).encode([TALK[0], {**TALK[1], key: "words"}])
-    spelled = "{% for m in messages %}<|im_start|>{{ m.role }}:{{ m.KEY }}{{ m.content }}<|im_end|>{% endfor %}"
+    spelled = "{% for m in messages %}<|im_start|>{{ m.role }}:{{ m.KEY }}{{ m.content }}"
+    spelled += "<|im_end|>{% endfor %}"
     spelled += "{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}"
     chat = chat_of(spelled.replace("KEY", key))
     assert learnt(chat, [TALK[0], {**TALK[1], key: "words"}]) == ["wordsFour, of course.<|im_end|>"]
@@ -307,13 +315,16 @@ TURN = "{% for m in messages %}<|im_start|>{{m.role}}\n{{m.content}}<|im_end|>\n
 @pytest.mark.parametrize(
     ("template", "before", "end"),
     [
-        # Jinja drops the last newline of a source: the prompt ends with "assistant", and the model writes the newline.
+        # Jinja drops the last newline of a source: the prompt ends with "assistant", and the model
+        # writes the newline.
         (TURN + "<|im_start|>assistant\n", "\n", "<|im_end|>"),
         (TURN + "{{ '<|im_start|>assistant\\n' }}", "", "<|im_end|>"),
-        ("{{ '<|im_start|>system\\nHi<|im_end|>\\n' }}" + TURN + "{{ '<|im_start|>assistant\\n' }}", "", "<|im_end|>"),
+        ("{{ '<|im_start|>system\\nHi<|im_end|>\\n' }}" + TURN + "{{ '<|im_start|>assistant\\n' "
+                                                                 "}}", "", "<|im_end|>"),
         ("{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}USER: {{ m.content }} "
          "{% else %}ASSISTANT: {{ m.content }}</s>{% endif %}{% endfor %}ASSISTANT:", " ", "</s>"),
-        ("{% for m in messages %}<|user|>{{ m.role }}<|end|>\n\n{{ m.content }}<|im_end|>{% endfor %}"
+        ("{% for m in messages %}<|user|>{{ m.role }}<|end|>\n\n{{ m.content }}<|im_end|>{% "
+         "endfor %}"
          "{{ '<|user|>assistant<|end|>\\n\\n' }}", "", "<|im_end|>"),
         ("{% for m in messages %}### {{ m.role }}:\n{{ m.content }}</s>\n{% endfor %}"
          "{{ '### assistant:\\n' }}", "", "</s>"),
@@ -345,7 +356,8 @@ def test_names_that_transformers_gives_a_template() -> None:
     """``tools`` is none, not undefined; ``tojson`` takes Python's options."""
     chat = chat_of(
         "{% if tools is not none %}{{ raise_exception('undefined') }}{% endif %}"
-        "{% for m in messages %}{{ {'b': m.content, 'a': 1} | tojson(separators=(',', ':'), sort_keys=true) }}"
+        "{% for m in messages %}{{ {'b': m.content, 'a': 1} | tojson(separators=(',', ':'), "
+        "sort_keys=true) }}"
         "</s>{% endfor %}"
     )
     assert chat.render(TALK[:1]) == '{"a":1,"b":"What is 2+2?"}</s>'
@@ -357,32 +369,47 @@ def test_a_format_can_be_pickled() -> None:
 
 
 CALL = {"role": "assistant", "content": "",
-        "tool_calls": [{"type": "function", "function": {"name": "get", "arguments": {}}}]}  # fmt: skip
+        "tool_calls": [{"type": "function", "function": {"name": "get",
+                                                         "arguments": {}}}]}  # fmt: skip
 TOOL = {"type": "function", "function": {"name": "get_weather"}}
 
 
 @pytest.mark.parametrize(
     ("template", "messages", "arguments", "said"),
     [
-        ("chatml", [TALK[0], {**TALK[1], "reasoning_content": "t"}], {}, "leaves out the 'reasoning_content' of mess"),
+        ("chatml", [TALK[0], {**TALK[1], "reasoning_content": "t"}], {}, "leaves out the "
+                                                                         "'reasoning_content' of "
+                                                                         "mess"),
         ("chatml", [TALK[0], CALL], {}, "leaves out the 'tool_calls' of message 2"),
         ("chatml", TALK, {"tools": [TOOL]}, "leaves out the tools"),
-        ("chatml", TALK, {"enable_thinking": False}, "does not take the argument 'enable_thinking'"),
-        ("chatml", [{**TALK[0], "images": ["a.png"]}, TALK[1]], {}, "message 1: the chat template .* 'images'"),
-        ("qwen3_like", [{"role": "developer", "content": "x"}, *TALK], {}, "leaves out message 1: .* 'developer'"),
-        ("{% for m in messages %}{% if m.role != 'tool' %}{{ m.content }}</s>{% endif %}{% endfor %}",
-         [*TALK[:2], {"role": "function", "content": "x"}, TALK[1]], {}, "leaves out message 3: .* 'tool'"),
-        ("chatml", [{"role": "user", "content": "Hi \ud83d"}, TALK[1]], {}, r"message 1.content holds .* \\ud83d"),
-        *(("chatml", [TALK[0], {**TALK[1], "content": f"a{mark}b"}], {}, rf"message 2.content holds U\+{ord(mark):04X}")
+        ("chatml", TALK, {"enable_thinking": False}, "does not take the argument "
+                                                     "'enable_thinking'"),
+        ("chatml", [{**TALK[0], "images": ["a.png"]}, TALK[1]], {}, "message 1: the chat template "
+                                                                    ".* 'images'"),
+        ("qwen3_like", [{"role": "developer", "content": "x"}, *TALK], {}, "leaves out message 1: "
+                                                                           ".* 'developer'"),
+        ("{% for m in messages %}{% if m.role != 'tool' %}{{ m.content }}</s>{% endif %}{% endfor "
+         "%}",
+         [*TALK[:2], {"role": "function", "content": "x"}, TALK[1]], {},
+         "leaves out message 3: .* 'tool'"),
+        ("chatml", [{"role": "user", "content": "Hi \ud83d"}, TALK[1]], {},
+         r"message 1.content holds .* \\ud83d"),
+        *(("chatml", [TALK[0], {**TALK[1], "content": f"a{mark}b"}], {},
+           rf"message 2.content holds U\+{ord(mark):04X}")
           for mark in "\ufdd0\ufdd1\ufdd2"),
-        ("chatml", [{"role": "user", "content": [{"type": "image", "url": "x"}]}, TALK[1]], {}, "part 1 .* 'image'"),
+        ("chatml", [{"role": "user", "content": [{"type": "image", "url": "x"}]}, TALK[1]], {},
+         "part 1 .* 'image'"),
         ("chatml", [TALK[0], {**TALK[1], "weight": 0.5}], {}, "message 2 has 'weight' 0.5"),
         ("chatml", [TALK[0], {**TALK[1], "train": "no"}], {}, "message 2 has 'train' 'no'"),
-        ("chatml", [TALK[0], {**TALK[1], "train": True, "training": False}], {}, "message 2 .* that differ"),
-        ("chatml", [{**TALK[0], "train": True}, TALK[1]], {}, "message 1 of the user has 'train' true"),
-        ("qwen3_like", [TALK[0], {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}],
+        ("chatml", [TALK[0], {**TALK[1], "train": True, "training": False}], {}, "message 2 .* "
+                                                                                 "that differ"),
+        ("chatml", [{**TALK[0], "train": True}, TALK[1]], {}, "message 1 of the user has 'train' "
+                                                              "true"),
+        ("qwen3_like", [TALK[0], {"role": "assistant",
+                                  "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}],
          {}, "message 2: the arguments of tool call 1 are a text that is not JSON"),
-        ("qwen3_like", [TALK[0], {"role": "assistant", "tool_calls": [{"function": {"arguments": {}}}]}], {},
+        ("qwen3_like", [TALK[0], {"role": "assistant",
+                                  "tool_calls": [{"function": {"arguments": {}}}]}], {},
          "message 2: tool call 1 must be"),
         ("qwen3_like", [TALK[0], {"role": "tool", "content": "x"}], {}, "message 2 is a tool's"),
     ],
@@ -417,7 +444,8 @@ pieces = st.sampled_from(
     shared=st.lists(pieces),
 )
 def test_what_was_encoded_before_changes_no_ids(texts: list[str], shared: list[str]) -> None:
-    """A text that begins as the one before takes ids from it; tokens that swallow white space are the trap."""
+    """A text that begins as the one before takes ids from it; tokens that swallow white space are
+    the trap."""
     for kind in TOKENIZERS:
         encoder, backend = _stripping(kind)
         for text in ("".join(shared) + text for text in texts):

@@ -1,4 +1,5 @@
-"""A tiny random chat model, in memory and exported, and lm-eval's own backend on the exported directory."""
+"""A tiny random chat model, in memory and exported, and lm-eval's own backend on the exported
+directory."""
 
 from __future__ import annotations
 

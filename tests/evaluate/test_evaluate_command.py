@@ -30,7 +30,8 @@ doc_to_target: answer
 
 @pytest.fixture
 def no_default_tasks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """lm-eval's own index, which takes ten seconds to read, is empty; the list says what was asked for."""
+    """lm-eval's own index, which takes ten seconds to read, is empty; the list says what was asked
+    for."""
     asked = []
     real = lm_eval.tasks.TaskManager
 
@@ -66,8 +67,8 @@ def test_table_and_json(
     no_default_tasks: list[bool],
 ) -> None:
     out = tmp_path / "sub" / "results.json"
-    evaluate_main([str(exported), "--tasks", "stdlib_choice", "stdlib_rolling", "--limit", "2", "--json", str(out),
-                   "--device", "cpu"])  # fmt: skip
+    evaluate_main([str(exported), "--tasks", "stdlib_choice", "stdlib_rolling", "--limit", "2",
+                   "--json", str(out), "--device", "cpu"])  # fmt: skip
     printed = capsys.readouterr().out
     assert no_default_tasks == [False]  # local tasks alone do not wait for the others' index
     content = json.loads(out.read_text())
@@ -93,8 +94,9 @@ def test_table_and_json(
 def test_json_on_stdout_with_samples_chat_and_examples(
     exported: Path, cache_dir: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    evaluate_main([str(exported), "--tasks", "stdlib_complete", "--limit", "1", "--num_fewshot", "1", "--json", "-",
-                   "--apply_chat_template", "--log_samples", "--batch_size", "1", "--device", "cpu"])  # fmt: skip
+    evaluate_main([str(exported), "--tasks", "stdlib_complete", "--limit", "1", "--num_fewshot",
+                   "1", "--json", "-", "--apply_chat_template", "--log_samples", "--batch_size",
+                   "1", "--device", "cpu"])  # fmt: skip
     content = json.loads(capsys.readouterr().out)  # nothing else on stdout
     assert content["n-shot"] == {"stdlib_complete": 1}
     (sample,) = content["samples"]["stdlib_complete"]
@@ -106,7 +108,10 @@ def test_json_on_stdout_with_samples_chat_and_examples(
 def test_include_and_a_bootstrapped_error(
     exported: Path, cache_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
-    more = "metric_list: [{metric: acc}, {metric: perplexity, aggregation: perplexity, higher_is_better: false}]"
+    more = (
+        "metric_list: [{metric: acc}, "
+        "{metric: perplexity, aggregation: perplexity, higher_is_better: false}]"
+    )
     file = write_task(tmp_path / "mine", "my_task", more=more)
     for include in (file, file.parent):
         evaluate_main(

@@ -144,7 +144,8 @@ def test_what_a_request_leaves_open_the_model_decides_as_in_transformers(
 
 
 def test_a_text_without_context_begins_as_with_hf(exported: Path, tmp_path: Path) -> None:
-    """The settings name an eos and no bos: then lm-eval begins with the eos, whatever config.json says."""
+    """The settings name an eos and no bos: then lm-eval begins with the eos, whatever config.json
+    says."""
     folder = shutil.copytree(exported, tmp_path / "model")
     spec = json.loads((folder / "tokenizer.json").read_text()) | {"post_processor": None}
     (folder / "tokenizer.json").write_text(json.dumps(spec))

@@ -1,4 +1,5 @@
-"""HarnessLM against lm-eval's own ``hf`` backend on the exported directory, and against itself in other company."""
+"""HarnessLM against lm-eval's own ``hf`` backend on the exported directory, and against itself in
+other company."""
 
 from __future__ import annotations
 
@@ -92,7 +93,8 @@ def test_local_tasks_equal_the_hf_backend(
 def test_loglikelihoods_equal_the_hf_backend(
     model: Transformer, tokenizer: Tokenizer, hf: HFLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Sharing rows, lm-eval 0.4.13 scores the wrong position where continuations of one input differ in length.
+    # Sharing rows, lm-eval 0.4.13 scores the wrong position where continuations of one input differ
+    # in length.
     monkeypatch.setattr(hf, "logits_cache", False)
     arguments = requests("loglikelihood", PAIRS)
     ours = HarnessLM(model, tokenizer).loglikelihood(arguments, disable_tqdm=True)
@@ -109,7 +111,8 @@ def test_greedy_continuations_are_told(model: Transformer, tokenizer: Tokenizer,
     prompt = lm.tok_encode("import")
     with torch.no_grad():
         best = int(model(torch.tensor([prompt]))[0, -1].argmax())
-    assert [hit for _, hit in lm._loglikelihood_tokens([(("", ""), prompt, [best]), (("", ""), prompt, [best - 1])])] \
+    assert [hit for _, hit in lm._loglikelihood_tokens([(("", ""), prompt, [best]),
+                                                        (("", ""), prompt, [best - 1])])] \
         == [True, False]  # fmt: skip
 
 
@@ -223,7 +226,8 @@ def test_chat_prompts_equal_the_hf_backend(
 def test_a_rendered_chat_has_the_ids_of_chat_and_training(
     model: Transformer, tokenizer: Tokenizer
 ) -> None:
-    """No bos is added in front, as the tokenizer's own rule would, and a spelled control token stays text."""
+    """No bos is added in front, as the tokenizer's own rule would, and a spelled control token
+    stays text."""
     from tokenizers.processors import TemplateProcessing
 
     bos = "<|endoftext|>"
@@ -248,7 +252,8 @@ def test_a_rendered_chat_has_the_ids_of_chat_and_training(
 
 def test_a_template_without_system_messages(model: Transformer, tokenizer: Tokenizer) -> None:
     strict = Tokenizer(tokenizer.backend, **tokenizer.special_names, chat_template=(
-        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% "
+        "endif %}"
         "[{{ m.role }}] {{ m.content.strip() }}\n{% endfor %}"
     ))  # fmt: skip
     lm = HarnessLM(model, strict)

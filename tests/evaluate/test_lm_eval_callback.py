@@ -36,8 +36,9 @@ def fit(
         eval_batch_size=64,
     )
     trainer = L.Trainer(
-        default_root_dir=folder, accelerator="cpu", logger=CSVLogger(folder), enable_model_summary=False,
-        enable_progress_bar=False, limit_val_batches=1, callbacks=callbacks, log_every_n_steps=1, **kwargs,
+        default_root_dir=folder, accelerator="cpu", logger=CSVLogger(folder),
+        enable_model_summary=False, enable_progress_bar=False, limit_val_batches=1,
+        callbacks=callbacks, log_every_n_steps=1, **kwargs,
     )  # fmt: skip
     trainer.fit(module, data, ckpt_path=ckpt_path)
     return module
@@ -107,8 +108,10 @@ def test_a_task_that_fails_is_told_and_training_goes_on(
     (folder / "data.jsonl").write_text('{"question": "one", "answer": "two"}\n')
     (folder / "broken.yaml").write_text(
         "task: broken\ndataset_path: json\noutput_type: generate_until\ntest_split: test\n"
-        f"dataset_kwargs: {{data_files: {{test: {folder}/data.jsonl}}, cache_dir: {folder}/arrow}}\n"
-        "doc_to_text: question\ndoc_to_target: answer\ngeneration_kwargs: {until: [x], num_beams: 4}\n"
+        f"dataset_kwargs: {{data_files: {{test: {folder}/data.jsonl}}, cache_dir: "
+        f"{folder}/arrow}}\n"
+        "doc_to_text: question\ndoc_to_target: answer\ngeneration_kwargs: {until: [x], num_beams: "
+        "4}\n"
         "metric_list: [{metric: exact_match}]\n"
     )
     mine = LMEvalCallback(["broken", "stdlib_choice"], limit=1, include=[str(folder)])
@@ -153,7 +156,8 @@ def test_mistakes_are_told_before_training(tmp_path: Path, corpus: Path) -> None
     data = PretrainDataModule(corpus=str(corpus), seq_len=128, micro_batch_size=2, tokens=128 * 2)
     trainer = L.Trainer(
         default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_model_summary=False,
-        enable_checkpointing=False, limit_val_batches=0, callbacks=[LMEvalCallback(["stdlib_choice"])],
+        enable_checkpointing=False, limit_val_batches=0,
+        callbacks=[LMEvalCallback(["stdlib_choice"])],
     )  # fmt: skip
     with pytest.raises(UserError, match="`network` must be a lit_llm Transformer"):
         trainer.fit(TheirModule(), data)

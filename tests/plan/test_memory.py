@@ -49,7 +49,8 @@ def test_peak_within_a_tenth(step: tuple) -> None:
 
 @pytest.mark.parametrize("autocast", [True, False])
 def test_peak_of_lora_within_a_tenth(autocast: bool) -> None:
-    config = TransformerConfig.from_preset("llama-3-8b", num_layers=2, hidden_size=1024, num_heads=8, num_kv_heads=2,
+    config = TransformerConfig.from_preset("llama-3-8b", num_layers=2, hidden_size=1024,
+                                           num_heads=8, num_kv_heads=2,
                                            intermediate_size=3584)  # fmt: skip
     setup = Setup(2, 512, "bf16" if autocast else "fp32", lora=True, fused_norms=False)
     predicted = training_memory(shape_of(config, 512), setup).peak
@@ -104,7 +105,8 @@ def test_a_typical_shape_is_close_to_a_real_one() -> None:
 
 
 def test_zero_divides_what_it_says() -> None:
-    """ZeRO's example (arXiv:1910.02054, figure 1): 7.5B parameters on 64 GPUs, 120 GB against 1.9."""
+    """ZeRO's example (arXiv:1910.02054, figure 1): 7.5B parameters on 64 GPUs, 120 GB against
+    1.9."""
     shape = typical_shape(7.5e9)
 
     def state_gb(setup: Setup) -> float:

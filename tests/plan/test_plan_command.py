@@ -47,7 +47,8 @@ def test_configs_and_presets(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert found["seq_len"] == 2048 and 1.3e8 < found["params"] < 1.4e8
     file = tmp_path / "mine.yaml"
     file.write_text(
-        "model: {class_path: lit_llm.PretrainModule, init_args: {transformer: {preset: qwen3-0.6b, num_layers: 4}}}\n"
+        "model: {class_path: lit_llm.PretrainModule, init_args: {transformer: {preset: "
+        "qwen3-0.6b, num_layers: 4}}}\n"
         "data: {init_args: {tokens: 1000000, seq_len: 512}}\ntrainer: {devices: 2}\n"
     )
     found = json.loads(run(capsys, "--config", str(file), "--json")[1])
@@ -121,7 +122,8 @@ def test_numbers() -> None:
 
 def test_help_and_plans_by_size_need_no_torch() -> None:
     program = (
-        "import sys; from lit_llm.cli import main; main(['plan', '--params', '7B', '--tokens', '1T'])\n"
+        "import sys; from lit_llm.cli import main; main(['plan', '--params', '7B', '--tokens', "
+        "'1T'])\n"
         "assert not {'torch', 'lightning'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)

@@ -27,10 +27,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fit(corpus: Path, tmp_path: Path, shape: dict | None = None, **data: int) -> None:
-    source = PretrainDataModule(sources=str(corpus / "a.txt"), vocab_size=300, seq_len=32, tokens=2048,
-                                cache_dir=str(corpus / "cache"), **data)  # fmt: skip
-    trainer = L.Trainer(accelerator="cpu", default_root_dir=tmp_path, logger=False, callbacks=[Preflight()],
-                        enable_checkpointing=False, enable_progress_bar=False, max_steps=1)  # fmt: skip
+    source = PretrainDataModule(sources=str(corpus / "a.txt"), vocab_size=300, seq_len=32,
+                                tokens=2048, cache_dir=str(corpus / "cache"), **data)  # fmt: skip
+    trainer = L.Trainer(accelerator="cpu", default_root_dir=tmp_path, logger=False,
+                        callbacks=[Preflight()], enable_checkpointing=False,
+                        enable_progress_bar=False, max_steps=1)  # fmt: skip
     shape = shape or {"hidden_size": 32, "num_layers": 1, "num_heads": 2}
     trainer.fit(PretrainModule(shape, compile=False), source)
 

@@ -1,4 +1,5 @@
-"""plan: any two or three of model, tokens and means; the rest is found, or what is wrong is said."""
+"""plan: any two or three of model, tokens and means; the rest is found, or what is wrong is
+said."""
 
 from __future__ import annotations
 
@@ -156,8 +157,10 @@ def test_annotation() -> None:
         ({"params": 1e9, "tokens": 0.0}, "tokens=0: must be above 0"),
         ({"params": 1e9, "tokens": 1e9, "gpu": "h10"}, "nearest are h100"),
         ({"params": 1e9, "tokens": 1e9, "gpu": "A100"}, "nearest are a100-40gb, a100-80gb"),
-        ({"params": 7e9, "tokens": 1e12, "gpus": 8, "days": 1}, "days=1: the run takes .* leave out gpus"),
-        ({"params": 7e9, "tokens": 1e12, "budget": 10.0}, "budget=10: the run costs .* find GPUs at"),
+        ({"params": 7e9, "tokens": 1e12, "gpus": 8, "days": 1}, "days=1: the run takes .* leave "
+                                                                "out gpus"),
+        ({"params": 7e9, "tokens": 1e12, "budget": 10.0}, "budget=10: the run costs .* find GPUs "
+                                                          "at"),
         ({"params": 7e9, "tokens": 1e12, "gpu_hours": 10.0}, "gpu_hours=10: the run takes"),
         ({"params": 7e9, "tokens": 1e18, "days": 1.0}, "no number of GPUs is fast enough"),
         ({"days": 3.0}, "give gpus, budget or gpu_hours too"),
@@ -166,7 +169,8 @@ def test_annotation() -> None:
         ({"params": 1e9, "tokens": 1e9, "gpu": "a100-80gb", "precision": "fp8"}, "has no fp8"),
         ({"params": 1e9, "total_params": 1e8, "tokens": 1e9}, "total_params"),
         ({"params": 1e9, "tokens": 1e9, "tokens_per_param": 3.0}, "leave one of the three out"),
-        ({"params": 70e9, "tokens": 1e9, "gpus": 8, "gpu": "a100-40gb"}, "do not fit on 8 x a100-40gb.*gpus=40"),
+        ({"params": 70e9, "tokens": 1e9, "gpus": 8, "gpu": "a100-40gb"}, "do not fit on 8 x "
+                                                                         "a100-40gb.*gpus=40"),
         ({"params": 1e9, "tokens": 1e9, "leave_out": "Nobody"}, "no such family"),
         ({"params": 1e9, "tokens": 1e9, "mfu": 55.0}, "mfu=55: must be above 0 to 1"),
         ({"params": 1e9, "tokens": 1e9, "gpus": 10**9}, "gpus=1,000,000,000: .* to 1,000,000"),

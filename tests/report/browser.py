@@ -46,8 +46,9 @@ def chromium(tmp_path: Path, file: Path, *flags: str) -> subprocess.CompletedPro
         pytest.skip("needs the `chromium` program (Debian: apt-get install chromium)")
     return subprocess.run(
         [binary, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr",
-         "--v=0", f"--user-data-dir={tmp_path / 'profile'}", *flags, file.as_uri()],
+         "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         "--enable-logging=stderr", "--v=0", f"--user-data-dir={tmp_path / 'profile'}", *flags,
+         file.as_uri()],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
 
@@ -73,7 +74,8 @@ def examine(tmp_path: Path, page: Path, width: int, dark: bool = False) -> dict[
     # Chromium's own window is 500 pixels wide at least.
     frame = f"border:0;width:{width}px;height:900px"
     probe.write_text(
-        f'<!doctype html><title>?</title><iframe style="{frame}" srcdoc="{html.escape(inner)}"></iframe>',
+        f'<!doctype html><title>?</title><iframe style="{frame}" '
+        f'srcdoc="{html.escape(inner)}"></iframe>',
         encoding="utf-8",
     )
     flags = [

@@ -1,4 +1,5 @@
-"""A run folder as a small CPU run leaves it: made up, but with the shapes, gaps and noise of a real one."""
+"""A run folder as a small CPU run leaves it: made up, but with the shapes, gaps and noise of a real
+one."""
 
 from __future__ import annotations
 
@@ -11,25 +12,36 @@ import numpy as np
 import pytest
 
 SAMPLES = {
-    100: ("(self, self self.\n        the in of  = = (\n", " to the the of a and the in\nthe of s of  the is"),
-    400: ("(self, name):\n        self.name = name\n        self.self = self\n        return self.name.name\n",
-          " a function that is the same as the\nvalue of the same time. The value is the value of the"),
-    1200: ("er(self, parser, name=None):\n        if name is None:\n            name = parser.name\n"
+    100: ("(self, self self.\n        the in of  = = (\n", " to the the of a and the in\nthe of s "
+                                                           "of  the is"),
+    400: ("(self, name):\n        self.name = name\n        self.self = self\n        return "
+          "self.name.name\n",
+          " a function that is the same as the\nvalue of the same time. The value is the value of "
+          "the"),
+    1200: ("er(self, parser, name=None):\n        if name is None:\n            name = "
+           "parser.name\n"
            "        self._parser = parser\n",
-           " the value of the first argument. If the argument is not\ngiven, the default value is returned.\n\n"
+           " the value of the first argument. If the argument is not\ngiven, the default value is "
+           "returned.\n\n"
            ".. versionadded:: 3.4\n"),
-    2400: ("_header(self, stream, size=None):\n        \"\"\"Read the header of the stream and return its size.\"\"\"\n"
-           "        if size is None:\n            size = self._default_size\n        header = stream.read(size)\n"
-           "        if not header:\n            raise EOFError('stream ended')\n        return len(header)\n",
-           " a new iterator over the lines of the file. If the file\nis closed, a ValueError is raised. The optional "
-           "argument\n*encoding* gives the name of the encoding; it defaults to\nthe one of the locale.\n"),
+    2400: ("_header(self, stream, size=None):\n        \"\"\"Read the header of the stream and "
+           "return its size.\"\"\"\n"
+           "        if size is None:\n            size = self._default_size\n        header = "
+           "stream.read(size)\n"
+           "        if not header:\n            raise EOFError('stream ended')\n        return "
+           "len(header)\n",
+           " a new iterator over the lines of the file. If the file\nis closed, a ValueError is "
+           "raised. The optional "
+           "argument\n*encoding* gives the name of the encoding; it defaults to\nthe one of the "
+           "locale.\n"),
 }  # fmt: skip
 
 
 def write_fake_run(
     folder: Path, steps: int = 2400, status: str = "finished", extra: bool = True
 ) -> Path:
-    """``steps`` optimizer steps of 4,096 tokens, validation every 200; one loss spike, one nan, noisy speed."""
+    """``steps`` optimizer steps of 4,096 tokens, validation every 200; one loss spike, one nan,
+    noisy speed."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     step = np.arange(1, steps + 1)
@@ -99,13 +111,15 @@ def write_fake_run(
             table.writerow(row)
     seconds = float(np.sum(4096 / rate))
     run = {
-        "name": "quickstart", "status": status, "started": "2026-11-23T19:10:00+00:00", "seconds": round(seconds, 1),
-        "parameters": 5_243_904, "flops_per_token": 3.3e7, "peak_flops": 2.31e12,
-        "peak_flops_source": "measured, float32 matmul", "device": "2 CPU cores", "world_size": 1,
-        "precision": "32-true", "usd_per_hour": 0.1, "tokens": steps * 4096, "tokens_planned": 2400 * 4096,
-        "command": "lit_llm fit --config pretrain/quickstart --trainer.logger.init_args.api_key=abc123",
-        "environment": {"python": "3.11.7", "torch": "2.13.0+cpu", "lightning": "2.6.6", "lit_llm": "0.1.0",
-                        "os": "Linux 6.1", "cpu": "AMD EPYC 7B13"},
+        "name": "quickstart", "status": status, "started": "2026-11-23T19:10:00+00:00",
+        "seconds": round(seconds, 1), "parameters": 5_243_904, "flops_per_token": 3.3e7,
+        "peak_flops": 2.31e12, "peak_flops_source": "measured, float32 matmul",
+        "device": "2 CPU cores", "world_size": 1, "precision": "32-true", "usd_per_hour": 0.1,
+        "tokens": steps * 4096, "tokens_planned": 2400 * 4096,
+        "command": "lit_llm fit --config pretrain/quickstart "
+                   "--trainer.logger.init_args.api_key=abc123",
+        "environment": {"python": "3.11.7", "torch": "2.13.0+cpu", "lightning": "2.6.6",
+                        "lit_llm": "0.1.0", "os": "Linux 6.1", "cpu": "AMD EPYC 7B13"},
         "git": "3f9a2c1", "resumes": 1,
     }  # fmt: skip
     (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
@@ -126,11 +140,12 @@ def write_fake_run(
         encoding="utf-8",
     )
     card = {
-        "format": 1, "created": "2026-11-23T19:06:20+00:00", "fingerprint": "fe5aadebe76332391bb725d28b3b29ede1c3e48b",
-        "sources": "stdlib", "settings": {"tokenizer": None, "vocab_size": 4096, "validation_fraction": 0.05},
-        "python": "3.11.7", "documents": 1631, "duplicates": 17, "dropped": {"not UTF-8": 2, "too short": 241},
-        "bytes": 31_500_914, "tokens": 9_081_833, "bytes_per_token": 3.4686,
-        "splits": {
+        "format": 1, "created": "2026-11-23T19:06:20+00:00",
+        "fingerprint": "fe5aadebe76332391bb725d28b3b29ede1c3e48b", "sources": "stdlib",
+        "settings": {"tokenizer": None, "vocab_size": 4096, "validation_fraction": 0.05},
+        "python": "3.11.7", "documents": 1631, "duplicates": 17,
+        "dropped": {"not UTF-8": 2, "too short": 241}, "bytes": 31_500_914, "tokens": 9_081_833,
+        "bytes_per_token": 3.4686, "splits": {
             "train": {"stdlib": {"documents": 669, "bytes": 10_891_820, "tokens": 3_239_160},
                       "stdlib-tests": {"documents": 889, "bytes": 18_805_228, "tokens": 5_331_610}},
             "validation": {"stdlib": {"documents": 40, "bytes": 1_224_455, "tokens": 346_542},

@@ -33,7 +33,8 @@ def _finetuned(folder: Path) -> Path:
     }
     (folder / "datacard.json").write_text(json.dumps(card), encoding="utf-8")
     questions = [
-        {"prompt": f"Question {i}?", "before": "yes", "after": "no " * 60, "right_before": True, "right_after": i != 1}
+        {"prompt": f"Question {i}?", "before": "yes", "after": "no " * 60, "right_before": True,
+         "right_after": i != 1}
         for i in range(3)
     ]  # fmt: skip
     retention = {"right_before": 3, "still_right": 2, "questions": questions}
@@ -69,7 +70,8 @@ def _hostile(folder: Path) -> Path:
 def _corpus(folder: Path) -> Corpus:
     rows = [json.loads(line) for line in UDHR.open(encoding="utf-8")]
     lines = [
-        json.dumps({"id": f"{row['language']}{i}", "text": row["text"], "license": "MIT" if i % 3 else None,
+        json.dumps({"id": f"{row['language']}{i}", "text": row["text"],
+                    "license": "MIT" if i % 3 else None,
                     "url": f"https://site{i % 9}.example.org/{i}"}, ensure_ascii=False)
         for i, row in enumerate(rows) if row["language"] in ("en", "de", "zh", "ar", "he")
     ]  # fmt: skip

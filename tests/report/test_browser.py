@@ -19,13 +19,16 @@ CHECK = """
 const charts = [...document.querySelectorAll(".chart[data-series]")];
 const areas = charts.map((chart) => chart.querySelector(".area"));
 const shown = (element) => getComputedStyle(element).display !== "none";
-const read = () => charts.map((chart) => [...chart.querySelectorAll("output")].map((o) => o.textContent));
+const values = (chart) => [...chart.querySelectorAll("output")].map((o) => o.textContent);
+const read = () => charts.map(values);
 const before = read();
 const box = areas[0].getBoundingClientRect();
-areas[0].dispatchEvent(new PointerEvent("pointermove", {clientX: box.left + box.width / 4, clientY: box.top + 9}));
+const point = {clientX: box.left + box.width / 4, clientY: box.top + 9};
+areas[0].dispatchEvent(new PointerEvent("pointermove", point));
 const during = read(), where = areas[0].querySelector(".where").textContent;
 areas[0].dispatchEvent(new PointerEvent("pointerleave", {}));
-for (const id of ["by-step", "logarithmic", "smooth-none"]) document.querySelector(`#${id}`).click();
+for (const id of ["by-step", "logarithmic", "smooth-none"])
+  document.querySelector(`#${id}`).click();
 const result = {
   charts: charts.length, where, changed: JSON.stringify(before) !== JSON.stringify(during),
   restored: JSON.stringify(before) === JSON.stringify(read()),

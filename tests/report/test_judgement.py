@@ -58,7 +58,8 @@ FALLING = np.linspace(6, 2, 200)
     ("loss", "said"),
     [
         (np.linspace(4, 3, 10), "still falling: by 6.9% since step 800"),
-        (np.array([4, 3, 2.5, 2.4, 2.41, 2.42, 2.5, 2.6, 2.7, 2.8]), "loss is 17% above its best, at step 400"),
+        (np.array([4, 3, 2.5, 2.4, 2.41, 2.42, 2.5, 2.6, 2.7, 2.8]), "loss is 17% above its best, "
+                                                                     "at step 400"),
         (np.array([4, 3, 2.5, 2.4, 2.3, 2.3, 2.3, 2.3, 2.3, 2.3]), "has stopped falling"),
         (np.array([4, 3, 2.5, 2.4, 2.3, 2.3, 2.3, 2.3, np.nan, np.nan]), "has stopped falling"),
     ],
@@ -218,7 +219,8 @@ def test_no_python_values_are_shown(fake_run: FakeRun) -> None:
     folder = fake_run(steps=20)
     card = json.loads((folder / "datacard.json").read_text())
     card |= {
-        "sources": [{"name": "web", "language": None}], "tokenizer": {"vocab_size": 4096, "trained": True},
+        "sources": [{"name": "web", "language": None}],
+        "tokenizer": {"vocab_size": 4096, "trained": True},
         "read": {"documents": 1633, "bytes": 31513936}, "nothing": None, "flags": [True, False],
         "licenses": {"MIT": {"documents": 12, "tokens": 9}}, "dropped": {},
     }  # fmt: skip
@@ -274,7 +276,8 @@ def test_metrics_are_to_be_had_from_the_page(
     ("text", "wrong"),
     [
         ("", "empty"), (" \n", "empty"), ("the the the the the the the", "repeats itself"),
-        ("It is so. " + "I do not know. " * 20, "repeats itself"), ("A short answer.", None), ("no no", None),
+        ("It is so. " + "I do not know. " * 20, "repeats itself"), ("A short answer.", None),
+        ("no no", None),
         ("The cat sat on the mat and the dog sat on the rug and all was well that day.", None),
     ],
 )  # fmt: skip

@@ -1,4 +1,5 @@
-"""The report: numbers and axes by property, the page by what it says of whole, running, killed and hostile runs."""
+"""The report: numbers and axes by property, the page by what it says of whole, running, killed and
+hostile runs."""
 
 from __future__ import annotations
 
@@ -38,12 +39,14 @@ from lit_llm.report.reading import read_run
 FakeRun = Callable[..., Path]
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\"><b>&"
 FINITE = st.floats(-1e12, 1e12)
-# A page each: fewer examples. The first text strategy of a process reads Unicode tables, which takes seconds.
+# A page each: fewer examples. The first text strategy of a process reads Unicode tables, which
+# takes seconds.
 ANY_JSON = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 JSON_LEAF = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 RUN_KEYS = [
-    "name", "status", "seconds", "parameters", "flops_per_token", "peak_flops", "peak_flops_source", "device",
-    "world_size", "tokens", "tokens_planned", "usd_per_hour", "environment", "command", "resumes", "git",
+    "name", "status", "seconds", "parameters", "flops_per_token", "peak_flops", "peak_flops_source",
+    "device", "world_size", "tokens", "tokens_planned", "usd_per_hour", "environment", "command",
+    "resumes", "git",
 ]  # fmt: skip
 CARD_KEYS = st.sampled_from(["splits", "train", "dropped", "stdlib", "tokens", "bytes"])
 NEXT_TO_NOTHING = [
@@ -89,9 +92,9 @@ def chart(y: list[float] | np.ndarray, **options) -> str:
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (0, "0"), (1, "1"), (3.14159, "3.14"), (999.4, "999"), (999.9, "1k"), (1234567, "1.23M"), (999_999, "1M"),
-        (7e9, "7B"), (1.5e13, "15T"), (0.0123, "0.0123"), (0.0003, "3e-4"), (-2500, "-2.5k"), (1e18, "1e18"),
-        (100, "100"), (math.nan, "nan"), (math.inf, "inf"),
+        (0, "0"), (1, "1"), (3.14159, "3.14"), (999.4, "999"), (999.9, "1k"), (1234567, "1.23M"),
+        (999_999, "1M"), (7e9, "7B"), (1.5e13, "15T"), (0.0123, "0.0123"), (0.0003, "3e-4"),
+        (-2500, "-2.5k"), (1e18, "1e18"), (100, "100"), (math.nan, "nan"), (math.inf, "inf"),
     ],
 )  # fmt: skip
 def test_number(value: float, text: str) -> None:
@@ -209,8 +212,8 @@ def test_range_leaves_a_spike_out_but_not_the_start_of_a_curve() -> None:
 @pytest.mark.parametrize(
     "y",
     [
-        [1.0], [0.0, 0.0], [5.0] * 100, [1e300, 1.0], [math.nan, 1.0], [-1e-300, 1e-300], list(range(100_000)),
-        [1.0, math.inf, 2.0, -math.inf], [1e9, 1e9 + 1],
+        [1.0], [0.0, 0.0], [5.0] * 100, [1e300, 1.0], [math.nan, 1.0], [-1e-300, 1e-300],
+        list(range(100_000)), [1.0, math.inf, 2.0, -math.inf], [1e9, 1e9 + 1],
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("options", [{}, {"zero": True}, {"log": True}, {"as_percent": True}])
@@ -264,9 +267,10 @@ def test_page_of_a_finished_run(fake_run: FakeRun) -> None:
     # The standard charts, two of them on a log scale too, and three of the user's.
     assert len(found.of("area")) == 8 + 2 + 3
     assert all(attrs["d"] for tag, attrs in found.found if tag == "path")
-    for said in ("quickstart", "Finished", "bits per byte", "9.83M", "5.24M", "5 min", "$0.0087", "at $0.10 per hour",
-                 "resumed once", "2.31 TFLOP/s (measured, float32 matmul)", "stdlib-tests", "token_accuracy",
-                 "2.13.0+cpu", "3f9a2c1", "def read", "18.8 MB", "not UTF-8: 2"):  # fmt: skip
+    for said in ("quickstart", "Finished", "bits per byte", "9.83M", "5.24M", "5 min", "$0.0087",
+                 "at $0.10 per hour", "resumed once", "2.31 TFLOP/s (measured, float32 matmul)",
+                 "stdlib-tests", "token_accuracy", "2.13.0+cpu", "3f9a2c1", "def read", "18.8 MB",
+                 "not UTF-8: 2"):  # fmt: skip
         assert said in html, said
     assert f"{run.columns['val_bits_per_byte'][-1]:.3f}" in html
     assert run.problems == [] and not found.of("problems")
@@ -297,7 +301,8 @@ def test_running_run_without_the_rest(fake_run: FakeRun) -> None:
         (folder / name).unlink()
     html = page(folder)
     for said in ("Running or killed at 1.25% of the planned tokens", "There is no config.yaml",
-                 "No samples were written", "There is no datacard.json", "of 9.83M planned"):  # fmt: skip
+                 "No samples were written", "There is no datacard.json",
+                 "of 9.83M planned"):  # fmt: skip
         assert said in html, said
 
 

@@ -45,7 +45,8 @@ def test_srun_within_salloc(place: Place) -> None:
 
 
 def test_srun_alone_and_a_script(place: Place) -> None:
-    """srun names the job after the command: "bash", by which Lightning knows an interactive shell."""
+    """srun names the job after the command: "bash", by which Lightning knows an interactive
+    shell."""
     place.go()
     (place.folder / "train.sh").write_text(quoted(fit(place, devices=2)) + "\n")
     done = place.call("srun", "--ntasks=2", "bash", "train.sh")
@@ -130,7 +131,8 @@ def test_a_plain_fit_in_the_shell_of_a_job(place: Place) -> None:
 
 @pytest.mark.parametrize("tasks", [1, 2])
 def test_variables_left_from_a_step_that_is_over(place: Place, tasks: int) -> None:
-    """As in a tmux that was started in ``srun --pty``. A step of one task is no reason to refuse."""
+    """As in a tmux that was started in ``srun --pty``. A step of one task is no reason to
+    refuse."""
     place.go()
     save = "[ $SLURM_PROCID = 0 ] && export -p > left.sh; true"
     srun = ["srun", "--job-name=mine", f"--ntasks={tasks}"]

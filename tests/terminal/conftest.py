@@ -22,8 +22,9 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = Tokenizer.train([TEXT], 300)
     torch.manual_seed(0)
     config = TransformerConfig(
-        vocab_size=tokenizer.vocab_size, hidden_size=32, num_layers=2, num_heads=4, max_seq_len=CONTEXT,
-        bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id,
+        vocab_size=tokenizer.vocab_size, hidden_size=32, num_layers=2, num_heads=4,
+        max_seq_len=CONTEXT, bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id,
+        pad_token_id=tokenizer.pad_id,
     )  # fmt: skip
     model = Transformer(config)
     for p in model.parameters():

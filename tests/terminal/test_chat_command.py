@@ -39,9 +39,11 @@ def chat(monkeypatch: pytest.MonkeyPatch, text: str, *args: object) -> None:
 
 def test_a_pipe_gets_answers_and_nothing_else(chat_model: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "lit_llm", "chat", str(chat_model), "--max_new_tokens", "10", "--seed", "7"],
+        [sys.executable, "-m", "lit_llm", "chat", str(chat_model), "--max_new_tokens", "10",
+         "--seed", "7"],
         input="hello\n\nwhat is 北京? \ud83d\n/exit\nnever asked\n".encode("utf-8", "surrogatepass"),
-        capture_output=True, timeout=120, check=False, env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+        capture_output=True, timeout=120, check=False,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()
     # A lone surrogate is no UTF-8: three bytes, three marks.
@@ -156,13 +158,15 @@ def test_a_template_that_rewrites_earlier_turns(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Thoughts of earlier answers are left out, as in Qwen3: every turn is asked as a server would ask it."""
+    """Thoughts of earlier answers are left out, as in Qwen3: every turn is asked as a server would
+    ask it."""
     folder = tmp_path / "thinks"
     shutil.copytree(chat_model, folder)
     template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n"
         "{% if loop.last and m.role == 'assistant' %}<think>{% endif %}"
-        "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt "
+        "%}<|im_start|>assistant\n{% endif %}"
     )
     file = folder / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": template}))

@@ -1,4 +1,5 @@
-"""Answers end at every id of generation_config.json, as in transformers; import and export keep it."""
+"""Answers end at every id of generation_config.json, as in transformers; import and export keep
+it."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def theirs(folder: Path, prompt: list[int], length: int = 20) -> list[int]:
 
 
 def with_ends(model: Path, folder: Path, prompt: list[int]) -> tuple[Path, int]:
-    """A copy of ``model`` with a second end, a token of its answer to ``prompt``; and that token."""
+    """A copy of ``model`` with a second end, a token of its answer to ``prompt``; and that
+    token."""
     shutil.copytree(model, folder)
     end = generate(load_model(model)[0], [prompt], 6, GREEDY)[0][-1]
     (folder / "generation_config.json").write_text(json.dumps({**FIELDS, "eos_token_id": [0, end]}))

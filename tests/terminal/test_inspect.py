@@ -68,8 +68,8 @@ def test_no_weight_is_read(chat_model: Path, tmp_path: Path) -> None:
 def test_gguf_and_experts(chat_model: Path, tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_pretrained(chat_model)
     config = TransformerConfig(
-        vocab_size=tokenizer.vocab_size, hidden_size=32, num_layers=3, num_heads=4, num_experts=4, expert_size=32,
-        intermediate_size=32, experts_per_token=1,
+        vocab_size=tokenizer.vocab_size, hidden_size=32, num_layers=3, num_heads=4, num_experts=4,
+        expert_size=32, intermediate_size=32, experts_per_token=1,
     )  # fmt: skip
     model = Transformer(config)
     write_gguf(model, tokenizer, tmp_path / "m.gguf", "q8_0")
@@ -94,7 +94,8 @@ def test_a_training_checkpoint(
     (tmp_path / "checkpoints").mkdir()
     checkpoint: dict[str, Any] = {
         "hyper_parameters": {"transformer": model.config.to_dict()}, "global_step": 7,
-        "state_dict": {f"model.{name}": p.to(torch.bfloat16) for name, p in model.state_dict().items()},
+        "state_dict": {f"model.{name}": p.to(torch.bfloat16) for name,
+                       p in model.state_dict().items()},
     }  # fmt: skip
     file = tmp_path / "checkpoints" / "step-7.ckpt"
     torch.save(checkpoint, file)

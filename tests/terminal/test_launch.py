@@ -16,14 +16,17 @@ from lit_llm.terminal.launch import launch_main
 
 def fit(corpus: Path, *extra: str) -> list[str]:
     return [
-        "fit", "--model", "lit_llm.PretrainModule", "--data", "lit_llm.PretrainDataModule", "--data.corpus",
-        str(corpus), "--model.transformer", '{"hidden_size": 32, "num_layers": 1, "num_heads": 2}', "--data.seq_len",
-        "32", "--data.micro_batch_size", "4", "--data.global_batch_tokens", "256", "--data.tokens", "512",
-        "--trainer.accelerator", "cpu", "--trainer.log_every_n_steps", "1", *extra,
+        "fit", "--model", "lit_llm.PretrainModule", "--data", "lit_llm.PretrainDataModule",
+        "--data.corpus", str(corpus), "--model.transformer",
+        '{"hidden_size": 32, "num_layers": 1, "num_heads": '
+                                            '2}', "--data.seq_len",
+        "32", "--data.micro_batch_size", "4", "--data.global_batch_tokens", "256", "--data.tokens",
+        "512", "--trainer.accelerator", "cpu", "--trainer.log_every_n_steps", "1", *extra,
     ]  # fmt: skip
 
 
-# Starts the tasks of a step and waits as srun does: the status is the highest, a signal's 128 more than its number.
+# Starts the tasks of a step and waits as srun does: the status is the highest, a signal's 128 more
+# than its number.
 SRUN = """#!{python}
 import os, subprocess, sys, time
 wait = next(float(a.partition("=")[2]) for a in sys.argv if a.startswith("--wait="))
@@ -32,10 +35,8 @@ command = [a for a in sys.argv[1:] if not a.startswith(("--wait", "--kill"))]
 count = os.environ["SLURM_NTASKS"]
 node = {{"SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "SLURM_JOB_NAME": "job",
         "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": count}}
-tasks = [
-    subprocess.Popen(command, env={{**os.environ, **node, "SLURM_PROCID": str(n), "SLURM_LOCALID": str(n)}})
-    for n in range(int(count))
-]
+ranks = [{{"SLURM_PROCID": str(n), "SLURM_LOCALID": str(n)}} for n in range(int(count))]
+tasks = [subprocess.Popen(command, env={{**os.environ, **node, **rank}}) for rank in ranks]
 while all(task.poll() is None for task in tasks):
     time.sleep(0.05)
 end = time.monotonic() + wait
