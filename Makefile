@@ -20,9 +20,11 @@ LLAMA_CPP_PLATFORM := $(subst Darwin-arm64,mac-arm64-metal,$(subst Linux-aarch64
 # axe-core, the judge of our pages' accessibility: one file of JavaScript that the tests put into a page.
 AXE := .peers-axe
 AXE_VERSION := 4.14.1
+# The documentation site, in an environment of its own. What it says of its own end of life is known: docs/labbook/lightning.md.
+DOCS := .venv-docs
 QUICKSTART_ARGS ?=
 
-.PHONY: setup quickstart test test-all lint families lock llama-cpp axe peers benchmarks clean
+.PHONY: setup quickstart test test-all lint docs families lock llama-cpp axe peers benchmarks clean
 
 setup: $(STAMP)
 
@@ -58,10 +60,19 @@ test-all: $(STAMP)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps $(RAY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-lint: $(STAMP)
+lint: $(STAMP) docs
 	$(BIN)/ruff check lit_llm tests benchmarks
 	$(BIN)/ruff format --check lit_llm tests benchmarks
 	$(BIN)/mypy
+
+# The site, into site/. A link, an anchor, an image or a name in the API reference that is not there fails.
+docs: $(DOCS)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict
+
+$(DOCS)/.installed: docs/requirements.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	@touch $@
 
 # docs/families.md, as measured. Its last column needs llama.cpp.
 families: $(STAMP) llama-cpp
@@ -72,6 +83,8 @@ lock: $(STAMP)
 	printf 'torch\ntorchvision\n' > .venv/excludes.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --excludes .venv/excludes.txt \
 		--no-annotate --no-emit-package lit_llm --custom-compile-command "make lock" pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --custom-compile-command "make lock" \
+		docs/requirements.in -o docs/requirements.txt
 
 llama-cpp: $(LLAMA_CPP)/.installed-$(LLAMA_CPP_VERSION)
 
@@ -106,4 +119,4 @@ $(DATATROVE)/.installed: benchmarks/requirements-datatrove.txt
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-peers $(DATATROVE) $(LLAMA_CPP) $(AXE) runs
+	rm -rf .venv .venv-peers $(DOCS) site $(DATATROVE) $(LLAMA_CPP) $(AXE) runs
