@@ -218,7 +218,7 @@ class TransformerConfig:
         if not (self.pre_norm or self.post_norm):
             raise UserError("a block needs pre_norm or post_norm")
         if self.residual != "sequential" and (self.post_norm or not self.pre_norm):
-            raise UserError(f"residual={self.residual} goes with pre_norm alone")
+            raise UserError(f"residual={self.residual} needs pre_norm without post_norm")
         for name in ("sliding_layers", "dense_layers", "nope_layers"):
             for layer in getattr(self, name) or []:
                 if not 0 <= layer < self.num_layers:
@@ -469,6 +469,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 def _preset(name: str) -> dict[str, Any]:
     if name not in PRESETS:
         near = difflib.get_close_matches(str(name), PRESETS, n=1, cutoff=0.4)
-        hint = f": did you mean {near[0]}?" if near else ""
+        hint = f": did you mean {near[0]}?" if near else "."
         raise UserError(f"no model preset named {name!r}{hint} Known: {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -126,7 +126,7 @@ def test_tensors_that_do_not_fit(copy: Path) -> None:
     save_file({key: value for key, value in tensors.items() if key != name}, file)
     refused(copy, f"tensors missing: {name}")
     save_file({**tensors, "model.strange": tensors[name].clone()}, file)
-    refused(copy, "tensors without a place: model.strange")
+    refused(copy, "unknown tensors: model.strange")
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_gguf(copy: Path) -> None:
         (whole.replace(b"llama.block_count", b"llama.block_xxxxx"), "lacks llama.block_count"),
         (
             whole.replace(b"rope_freqs.weight", b"rope_freqz.weight"),
-            "without a place: rope_freqz.weight",
+            "unknown tensors: rope_freqz.weight",
         ),
         (b"", "it is empty"),
     ]

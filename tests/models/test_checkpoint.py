@@ -183,7 +183,7 @@ def test_broken_and_foreign_checkpoints(copy: Path) -> None:
     with pytest.raises(UserError, match="not a whole training checkpoint"):
         load_model(file)
     file.write_bytes(b"")
-    with pytest.raises(UserError, match="not a whole training checkpoint"):
+    with pytest.raises(UserError, match="is empty, not a training checkpoint"):
         load_model(file)
 
 

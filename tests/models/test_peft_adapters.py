@@ -346,9 +346,9 @@ LAYER = "base_model.model.model.layers.1.self_attn.q_proj"
     ("change", "config", "said"),
     [
         ({f"{LAYER}.lora_A.weight": None, f"{LAYER}.lora_B.weight": None}, {},
-         r"not whole: adapter_config.json adapts model.layers.1.self_attn.q_proj, and there is no "
+         r"incomplete: adapter_config.json adapts model.layers.1.self_attn.q_proj, and there is no "
          r"tensor"),
-        ({f"{LAYER}.lora_B.weight": None}, {}, r"not whole: model.layers.1.self_attn.q_proj has "
+        ({f"{LAYER}.lora_B.weight": None}, {}, r"incomplete: model.layers.1.self_attn.q_proj has "
                                                r"no lora_B"),
         ({f"{LAYER}.lora_A.weight": torch.zeros(4, 40)}, {"base_model_name_or_path": "hub/other"},
          r"another base \(hub/other\): .*q_proj has an update of a weight \(out 32, in "
@@ -366,7 +366,7 @@ LAYER = "base_model.model.model.layers.1.self_attn.q_proj"
         ({}, {"exclude_modules": ["q_proj"]}, r"updates of .*q_proj.*adapter_config.json does not "
                                               r"adapt"),
         ({}, {"layers_to_transform": [0]}, r"updates of model.layers.[12].*does not adapt"),
-        ({}, {"modules_to_save": ["lm_head"]}, r"not whole: adapter_config.json saves lm_head "
+        ({}, {"modules_to_save": ["lm_head"]}, r"incomplete: adapter_config.json saves lm_head "
                                                r"\(modules_to_save\)"),
         ({}, {"r": 0}, r"r must be a number above 0, got 0"),
         ({}, {"rank_pattern": {"q_proj": 2.5}}, r"rank_pattern must be ranks by name, got "

@@ -193,7 +193,7 @@ def test_broken_directories_are_named(tmp_path: Path) -> None:
         ({"num_experts": 2, "experts_per_token": 3}, "must be 1 to num_experts=2"),
         ({"num_experts": 2, "mlp": "gelu"}, "experts have gated MLPs"),
         ({"pre_norm": False}, "needs pre_norm or post_norm"),
-        ({"residual": "parallel", "post_norm": True}, "goes with pre_norm alone"),
+        ({"residual": "parallel", "post_norm": True}, "needs pre_norm without post_norm"),
         ({"rope_theta": "high"}, "transformer.rope_theta must be a number"),
     ],
 )

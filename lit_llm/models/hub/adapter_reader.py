@@ -174,14 +174,14 @@ class _Reader:
             ]
             if absent:
                 raise UserError(
-                    f"{self.folder}: the adapter is not whole: {file} adapts {_some(absent)}, "
+                    f"{self.folder}: the adapter is incomplete: {file} adapts {_some(absent)}, "
                     "and there is no tensor of it"
                 )
         for end in config.saved:
             if not any(name.rpartition(".")[0].endswith(end) or f".{end}." in f".{name}"
                        for name in self.whole):  # fmt: skip
                 raise UserError(
-                    f"{self.folder}: the adapter is not whole: {file} saves {end} "
+                    f"{self.folder}: the adapter is incomplete: {file} saves {end} "
                     "(modules_to_save), and there is no tensor of it"
                 )
 
@@ -219,7 +219,7 @@ class _Reader:
         a, b = (factors.get(f"embedding_{side}" if embedding else side) for side in "AB")
         if a is None or b is None:
             missing = "lora_A" if a is None else "lora_B"
-            raise UserError(f"{self.folder}: the adapter is not whole: {module} has no {missing}")
+            raise UserError(f"{self.folder}: the adapter is incomplete: {module} has no {missing}")
         rank, alpha = config.rank_of(module), config.alpha_of(module)
         transposed = embedding or self.layout.transposed(name)  # the family's weight is (in, out)
         self._check_factors(module, name, a, b, rank, transposed)
@@ -278,7 +278,7 @@ class _Reader:
 
     def _another_base(self, found: str, wanted: object) -> UserError:
         by = f" ({self.config.base})" if self.config.base else ""
-        has = "which this model has not" if wanted is None else f"this model's is {wanted}"
+        has = "which this model does not have" if wanted is None else f"this model's is {wanted}"
         return UserError(f"{self.folder}: made for another base{by}: {found}, {has}")
 
 

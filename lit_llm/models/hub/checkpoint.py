@@ -77,7 +77,7 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         said = str(error).strip().splitlines()[0]
         raise UserError(
-            f"--device {name}: not available here ({said}); auto takes what is"
+            f"--device {name}: not available here ({said}); auto takes an available device"
         ) from None
     return torch.device(name)
 

@@ -261,7 +261,7 @@ def read_model(
                 loaded.setdefault(ours, part.new_empty(layout.shapes[ours]))[member] = part
     if unknown or missing:
         raise UserError(
-            f"{folder}: tensors without a place: {_some(unknown)}; tensors missing: "
+            f"{folder}: unknown tensors: {_some(unknown)}; tensors missing: "
             f"{_some(sorted(missing))}"
         )
     model.assign_weights(loaded)

@@ -115,7 +115,7 @@ def _model(
             )
     known = {*layout, ROPE_FACTORS, *([_HEAD] if config.tie_embeddings else [])}
     if unknown := [name for name in file.tensors if name not in known]:
-        raise UserError(f"{file.path}: tensors without a place: {', '.join(unknown[:8])}")
+        raise UserError(f"{file.path}: unknown tensors: {', '.join(unknown[:8])}")
     loaded: dict[str, Tensor] = {}
     for name, held in layout.items():
         parts = file.read(name).split([shapes[ours][0] for ours in held])

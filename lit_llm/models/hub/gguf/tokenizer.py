@@ -51,7 +51,7 @@ def tokenizer_of(file: GGUFFile) -> Tokenizer:
     tokens = _texts(file, "tokenizer.ggml.tokens")
     types = meta.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
     if not isinstance(types, list) or len(types) != len(tokens):
-        raise UserError(f"{path}: tokenizer.ggml.token_type does not have one number a token")
+        raise UserError(f"{path}: tokenizer.ggml.token_type does not have one number per token")
     while tokens and types[-1] == UNUSED and _FILLER.fullmatch(tokens[-1]):
         tokens, types = tokens[:-1], types[:-1]
     kind, split = meta.get("tokenizer.ggml.model"), split_named(_split_name(file))
@@ -164,7 +164,7 @@ def _named_templates(metadata: dict[str, Any]) -> dict[str, str]:
 def _texts(file: GGUFFile, key: str) -> list[str]:
     found = file.metadata.get(key)
     if not isinstance(found, list) or not found or not isinstance(found[0], str):
-        raise UserError(f"{file.path}: {key} is missing or no list of texts")
+        raise UserError(f"{file.path}: {key} is missing or is not a list of texts")
     return found
 
 
@@ -193,7 +193,7 @@ def _byte_level(file: GGUFFile, tokens: list[str], split: Split) -> tokenizers.T
 
     merges = [tuple(merge.split(" ", 1)) for merge in _texts(file, "tokenizer.ggml.merges")]
     if any(len(merge) != 2 for merge in merges):
-        raise UserError(f"{file.path}: tokenizer.ggml.merges holds something that is no pair")
+        raise UserError(f"{file.path}: tokenizer.ggml.merges holds an entry that is not a pair")
     backend = _bpe(
         file,
         vocab=_vocabulary(file, tokens),
@@ -217,7 +217,7 @@ def _sentencepiece(file: GGUFFile, tokens: list[str], types: list[int]) -> token
         or len(scores) < len(tokens)
         or not isinstance(scores[0], float)
     ):
-        raise UserError(f"{file.path}: tokenizer.ggml.scores does not have one number a token")
+        raise UserError(f"{file.path}: tokenizer.ggml.scores does not have one number per token")
     # If a token can be split in several ways, transformers puts first the split whose parts have
     # the highest scores. Engines see no difference.
     splits = [

@@ -342,8 +342,8 @@ def _scores(spec: dict[str, Any], texts: list[str], types: list[int]) -> list[fl
             range(*_span(ranks))
         ):
             raise UserError(
-                f"GGUF cannot express this tokenizer's merges: {token!r} is not made at one rank, "
-                "of any parts"
+                f"GGUF cannot express this tokenizer's merges: the merges that "
+                f"build {token!r} are incomplete or do not follow each other"
             )
         if ranks:
             scores[index] = -float(ranks[0])
