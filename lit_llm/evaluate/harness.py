@@ -239,6 +239,7 @@ class HarnessLM(TemplateLM):
 
         Only the positions of the targets pass through the head.
         """
+        # Pad the rows, and collect for each target its positions in the flattened batch.
         longest = max(map(len, rows))
         ids = torch.zeros(len(rows), longest, dtype=torch.long)
         places: list[int] = []
