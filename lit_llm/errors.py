@@ -94,7 +94,7 @@ def told_of_a_path(error: OSError) -> str | None:
     if path and (said := _broken_link(path)):
         return said
     if error.errno == errno.EEXIST:
-        return f"{path}: is there and is no folder; name another or move it"
+        return f"{path}: exists and is not a folder; name another path or move it"
     return f"{path or _UNKNOWN_PATH}: {error.strerror}"
 
 
@@ -163,4 +163,5 @@ def check_no_link_to_nothing(path: str | os.PathLike[str]) -> None:
 def _broken_link(path: str) -> str | None:
     if not os.path.islink(path) or os.path.exists(path):
         return None
-    return f"{path}: is a link to {os.readlink(path)}, which is not there; make or remove it"
+    target = os.readlink(path)
+    return f"{path}: is a link to {target}, which is not there; create it or remove the link"

@@ -91,9 +91,8 @@ def test_verbs(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_every_shipped_config_parses(capsys: pytest.CaptureFixture[str]) -> None:
     folder = config_folders()[0]
-    files = sorted(
-        set(folder.rglob("*.yaml")) - set((folder / "corpus").iterdir())
-    )  # those are another command's
+    # Those are another command's
+    files = sorted(set(folder.rglob("*.yaml")) - set((folder / "corpus").iterdir()))
     assert files
     for file in files:
         with pytest.raises(SystemExit) as stop:
@@ -338,9 +337,8 @@ def test_the_same_tokens_elsewhere_continue_a_run(
     tmp_path: Path, text_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = config_file(tmp_path, None, data__init_args__sources=str(tmp_path / "here"))
-    shutil.copytree(
-        text_folder, tmp_path / "here", copy_function=shutil.copyfile
-    )  # other modification times
+    # Other modification times
+    shutil.copytree(text_folder, tmp_path / "here", copy_function=shutil.copyfile)
     assert fit(config, capsys=capsys)[0] == 0
     (tmp_path / "here").rename(tmp_path / "gone")
     shutil.copytree(tmp_path / "gone", tmp_path / "here", copy_function=shutil.copyfile)

@@ -190,6 +190,7 @@ class ChatFormat:
         if targets:
             last = targets[-1].context + targets[-1].answer
             ids = ids if ids[: len(last)] == last else last
+        # An earlier target is learnt only if the row begins with exactly its context and answer.
         spoken = [False] * len(ids)
         learnt = 0
         for target in targets:
@@ -268,6 +269,8 @@ class ChatFormat:
         wanted = _answers(turns)
         found = []
         for turn in wanted:
+            # Render the conversation up to this answer, and the prompt that a server would send for
+            # it.
             upto = turns.messages[: turn + 1]
             prompt = self._prompt(upto[:-1], arguments)
             text, spans = self._finder.find(upto, arguments, prompt)
@@ -279,6 +282,8 @@ class ChatFormat:
             self._check_answer(upto, arguments, text[begin:end])
             if turn == wanted[-1]:
                 self._check_prompt(upto[:-1], arguments, prompt)
+            # Encode context and answer as a server does, and mask the answer's tokens by their
+            # characters.
             context = self.encoder.ids(text[:begin])
             ids, offsets = self.encoder.continued(context, text, begin)
             count = sum(start < end for start, _ in offsets)

@@ -66,7 +66,9 @@ def _of_array(file: Path, text: str) -> list[str]:
     except ValueError as error:
         raise UserError(f"data.prompts: {file} is not valid JSON ({error})") from None
     if not isinstance(rows, list):
-        raise UserError(f"data.prompts: {file} is no array of prompts; one a line is .jsonl")
+        raise UserError(
+            f"data.prompts: {file} is not an array of prompts; use .jsonl for one per line"
+        )
     return [
         _prompt_of(f"{file}, element {number}", row if isinstance(row, dict) else {"prompt": row})
         for number, row in enumerate(rows, 1)
@@ -78,6 +80,6 @@ def _prompt_of(place: str, row: dict[str, Any]) -> str:
     if not isinstance(prompt, str) or not prompt:
         raise UserError(f"{place}: neither a text nor an object with a text as 'prompt'")
     if unused := [key for key in _NOT_SENT if row.get(key)]:
-        raise UserError(f"{place}: {unused[0]!r} is not sent, 'prompt' alone is")
+        raise UserError(f"{place}: {unused[0]!r} is not sent to the model, only 'prompt' is")
     check_characters(prompt, f"{place}: 'prompt'")
     return prompt

@@ -88,6 +88,8 @@ class PackedRows(Dataset):
             np.full(self.length, -1, np.int64),
         )
         at = 0
+        # Place the examples one after another. An example of n tokens gives n - 1 inputs with their
+        # next tokens as labels.
         for number, example in enumerate(self.rows[index] if index < len(self.rows) else []):
             tokens, spoken = self.conversations[example]
             here = slice(at, at + len(tokens) - 1)

@@ -114,12 +114,12 @@ def check_characters(value: Any, where: str) -> None:
         if found := _SURROGATE.search(value):
             raise UserError(
                 f"{where} holds the lone surrogate \\u{ord(found[0]):04x}, half of a character; "
-                f"mend the text"
+                "correct the text"
             )
         if found := _MARK.search(value):
             raise UserError(
                 f"{where} holds U+{ord(found[0]):04X}, which Unicode reserves and no text may "
-                f"hold; mend the text"
+                "hold; correct the text"
             )
     elif isinstance(value, dict):
         for key, item in value.items():
@@ -176,8 +176,8 @@ def _learn(number: int, message: Message) -> bool:
             raise UserError(f"message {number} has {key!r} {value!r}; it is true or false")
         if value and message["role"] != "assistant":
             raise UserError(
-                f"message {number} of the {message['role']} has {key!r} true; answers alone are "
-                f"learnt"
+                f"message {number} of the {message['role']} has {key!r} true; only answers are "
+                "learnt"
             )
     if len(set(given.values())) > 1:
         raise UserError(f"message {number} has 'train' and 'training' that differ")
@@ -197,7 +197,7 @@ def _content(number: int, content: Any) -> str | list[dict[str, Any]]:
         if isinstance(part, dict) and isinstance(part.get("type"), str) and part["type"] != "text":
             raise UserError(
                 f"message {number}: part {place} of its content has the type {part['type']!r}; "
-                "text alone can be used"
+                "only text can be used"
             )
         if not isinstance(part, dict) or not isinstance(part.get("text"), str):
             raise UserError(

@@ -133,6 +133,7 @@ class MixedOrder:
         self._block: tuple[int, int] | None = None
         # Samples of each source that are used up when each phase begins.
         self._used = [np.zeros(len(self.names), dtype=np.int64)]
+        # Count the samples that each phase takes: whole blocks, and the part of the last block.
         for phase, length in enumerate(np.diff(self.begins)):
             block, rest = divmod(int(length), BLOCK)
             self._enter(phase, block)

@@ -48,6 +48,7 @@ class SampleOrder:
         self._window_index = -1
 
     def __call__(self, position: int) -> int:
+        # Shuffles of the current epoch and window are kept, because positions usually ascend.
         epoch, offset = divmod(position, self.num_samples)
         if epoch != self._epoch:
             self._chunks = permutation(len(self.sizes), self.seed, epoch)

@@ -31,6 +31,7 @@ def pack(lengths: Sequence[int] | np.ndarray, order: np.ndarray, capacity: int) 
     rows: list[list[int]] = []
     open_rows: list[tuple[int, int]] = []  # (room left, row), sorted
     for index in order.tolist():
+        # The open row with the least room that still fits the example, else a new row.
         length = int(lengths[index])
         at = bisect_left(open_rows, (length, -1))
         if at < len(open_rows):
@@ -52,7 +53,7 @@ class PackedOrder:
     Args:
         lengths: tokens of each example, none above ``capacity``.
         capacity: most tokens in a row.
-        epochs: passes over the examples. A fraction below one takes this share of the rows.
+        epochs: passes over the examples. A fraction below one takes this share of a pass's rows.
         seed: seed of the order; each pass has its own order.
         packing: False puts one example in each row.
     """

@@ -158,8 +158,7 @@ def _find(row: dict[str, Any]) -> tuple[list[Message], set[str]]:
     keys = ", ".join(map(str, row)) or "none"
     raise UserError(
         "no conversation in the row: 'messages' (or 'conversations', 'prompt' and 'completion', "
-        "'question' and 'answer', 'instruction' and 'output') is looked for, its keys are "
-        f"{keys}"
+        f"'question' and 'answer', 'instruction' and 'output') is looked for, its keys are {keys}"
     )
 
 

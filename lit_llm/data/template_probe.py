@@ -137,10 +137,10 @@ class TemplateProbe:
     def always_opened(self) -> str | None:
         """A generation prompt that the template always writes after an answer, or "".
 
-        An answered conversation ends with this prompt. The same conversation with a further
-        question continues differently after a common beginning, and the prompt follows this
-        beginning. The prompt also precedes the answer. None if the template always writes a text
-        after an answer which does not precede an answer.
+        Such a prompt meets three conditions. An answered conversation ends with it, and so does the
+        same conversation with a further question. The text before it in the first rendering is the
+        beginning of the second. And it also precedes the answer. None if the template always writes
+        a text after an answer that does not precede an answer.
         """
         answered = [self.fit(_QUESTION), self.fit({"role": "assistant", "content": PROBE})]
         alone, followed = self._render(answered), self._render([*answered, answered[0]])
@@ -152,6 +152,9 @@ class TemplateProbe:
             return ""
         answer = alone.rindex(PROBE)
         backwards = [alone[::-1], followed[::-1]]
+        # The prompt starts between ``first``, where the common suffix of both renderings begins,
+        # and ``last``, where their common prefix ends: the header of the question may begin like
+        # the prompt.
         first = len(alone) - len(os.path.commonprefix(backwards))  # noqa: RUF071 -- no paths
         first = max(first, answer + len(PROBE))
         last = len(os.path.commonprefix([alone, followed]))  # noqa: RUF071 -- no paths

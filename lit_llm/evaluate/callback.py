@@ -102,7 +102,7 @@ class LMEvalCallback(L.Callback):
                 except Exception as error:
                     # A task runs foreign code. A failure there must not end the training.
                     rank_zero_info(
-                        f"LMEvalCallback: step {step}: {name} failed, training goes on: "
+                        f"LMEvalCallback: step {step}: {name} failed, training continues: "
                         f"{one_line(error)}"
                     )
         if not rows or not trainer.is_global_zero:

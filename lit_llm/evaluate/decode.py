@@ -144,6 +144,7 @@ def decode(
         seeds: one seed per prompt.
         stop_ids: tokens that end an answer.
     """
+    # The first forward pass takes the padded prompts, later passes one new token per row.
     step_input, real, cache = padded_batch(model, prompts, how.max_new_tokens)
     device = step_input.device
     empty_step = step_input[:1, :1]
@@ -155,6 +156,7 @@ def decode(
     written: list[list[int]] = [[] for _ in prompts]
     going = list(range(len(prompts)))
     while _on_any_rank(bool(going), device):
+        # This rank is done. An empty step keeps it in lockstep with the other ranks.
         if not going:
             model(empty_step, last_only=True)
             continue
@@ -163,6 +165,7 @@ def decode(
         tokens = pick(logits)
         step_input = tokens[:, None]
         chosen = tokens.tolist()
+        # A row ends at a stop token, at the length limit, or when its text contains a stop string.
         for row in list(going):
             if chosen[row] in stops:
                 going.remove(row)

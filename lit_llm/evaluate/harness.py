@@ -239,6 +239,7 @@ class HarnessLM(TemplateLM):
 
         Only the positions of the targets pass through the head.
         """
+        # Pad the rows, and collect for each target its positions in the flattened batch.
         longest = max(map(len, rows))
         ids = torch.zeros(len(rows), longest, dtype=torch.long)
         places: list[int] = []
@@ -280,9 +281,8 @@ class HarnessLM(TemplateLM):
             room = self.max_length - how.max_new_tokens
             if room < 1:
                 raise UserError(
-                    f"the task asks for {how.max_new_tokens} new tokens, the model's whole "
-                    f"context is {self.max_length}: lower max_gen_toks in the task's "
-                    "generation_kwargs"
+                    f"the task asks for {how.max_new_tokens} new tokens, the model's whole context "
+                    f"is {self.max_length}: lower max_gen_toks in the task's generation_kwargs"
                 )
             prompt = self.tok_encode(context)[-room:] or [self.prefix_token_id]
             groups.setdefault(how, []).append((number, prompt))

@@ -178,7 +178,7 @@ class TrainerCLI(CLIHooks, LightningCLI):
                     if any(isinstance(c, base) for c in given)]  # fmt: skip
         if CheckpointBase in unwanted:
             rank_zero_info(
-                "a checkpoint callback of trainer.callbacks takes the place of ours: the settings "
+                "a checkpoint callback of trainer.callbacks replaces ours: the settings "
                 "under checkpoint are not used, and no final/ is written"
             )
         for base, flag in (

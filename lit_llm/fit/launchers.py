@@ -176,7 +176,7 @@ def _one_a_node(devices: int, num_nodes: int, wanted: str) -> Launcher:
             "torchrun, or set NODE_RANK, MASTER_ADDR and MASTER_PORT on each node"
         )
     if node >= num_nodes:
-        raise UserError(f"NODE_RANK={node}: with trainer.num_nodes={num_nodes} it is below that")
+        raise UserError(f"NODE_RANK={node}: must be below trainer.num_nodes={num_nodes}")
     _drop({*_ALL} - {"NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"})
     return Launcher("a script", devices * num_nodes, node * devices)
 

@@ -128,7 +128,7 @@ def explain(error: Exception) -> Exception | None:
     if (package := type(error).__module__.partition(".")[0]) in _LOGGING:
         return UserError(f"{package}: {text}")
     if isinstance(error, pickle.UnpicklingError):
-        return UserError(f"--ckpt_path: not a checkpoint of ours ({str(error).splitlines()[0]})")
+        return UserError(f"--ckpt_path: not a checkpoint of lit_llm ({str(error).splitlines()[0]})")
     if isinstance(error, OSError) and (said := told_of_a_path(error)):
         return UserError(said)
     if isinstance(error, ValueError) and "Does not validate against any of the Union" in text:
@@ -136,7 +136,7 @@ def explain(error: Exception) -> Exception | None:
     no_memory = isinstance(error, RuntimeError) and re.search(_NO_MEMORY, text)
     if no_memory or isinstance(error, MemoryError):
         return UserError(
-            f"the memory does not hold this run ({text[:120]}): lower data.micro_batch_size, "
+            f"this run does not fit in memory ({text[:120]}): lower data.micro_batch_size, "
             "or see lit_llm plan"
         )
     if isinstance(error, RuntimeError) and re.search("EADDRINUSE|ddress already in use", text):
@@ -150,7 +150,8 @@ def explain(error: Exception) -> Exception | None:
     gone = "closed by peer|reset by peer|Broken pipe|remote process exited"
     if isinstance(error, RuntimeError) and re.search(gone, text):
         return PeerLost(
-            "another process of the run ended: what it said is why; --ckpt_path last goes on"
+            "another process of the run ended: its message gives the reason; "
+            "--ckpt_path last resumes the run"
         )
     return None
 

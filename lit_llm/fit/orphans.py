@@ -26,7 +26,8 @@ def follow(parent: int, every: float = 1.0) -> None:
             time.sleep(every)
         try:
             sys.stderr.write(
-                "lit_llm: the process that started this one is gone; --ckpt_path last goes on\n"
+                "lit_llm: the process that started this one is gone; "
+                "--ckpt_path last resumes the run\n"
             )
             sys.stderr.flush()
         finally:  # the reader of stderr may be gone too

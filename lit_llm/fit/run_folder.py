@@ -57,6 +57,7 @@ def prepare_run(verb: str, name: str, config: Any, launcher: Launcher | None = N
     checkpoint = (
         None if last or auto or config.ckpt_path is None else Path(config.ckpt_path).expanduser()
     )
+    # A checkpoint file is checked before the folder is chosen and created.
     if checkpoint is not None and not checkpoint.exists():
         raise UserError(f"--ckpt_path {checkpoint}: no such file or folder")
     if checkpoint is not None and (checkpoint / "config.json").is_file():
@@ -67,8 +68,10 @@ def prepare_run(verb: str, name: str, config: Any, launcher: Launcher | None = N
     if checkpoint is not None and (reason := damage(checkpoint)) is not None:
         raise UserError(
             f"--ckpt_path {checkpoint}: not a checkpoint, or damaged ({reason}); last takes a "
-            f"whole one"
+            "complete one"
         )
+    # The folder: chosen by the first process, given by the user, that of the checkpoint, the newest
+    # run of this name, or a new one.
     if _rank() and _CHOSEN in os.environ:
         folder = Path(os.environ[_CHOSEN])
     elif given is not None:
@@ -89,6 +92,7 @@ def prepare_run(verb: str, name: str, config: Any, launcher: Launcher | None = N
         folder = _newest_run(name)
     else:
         folder = _claim_name(name) if verb == "fit" else Path("runs") / name
+    # The first process locks the folder for the whole fit.
     if verb == "fit" and not _rank():
         _held.append(RunLock(folder))
     if auto:
@@ -138,7 +142,7 @@ def _set_aside(run: Path) -> Path:
         (run / "config.yaml").exists() or {f.name for f in run.iterdir()} <= {"tensorboard", NAME}
     ):
         raise UserError(
-            f"trainer.default_root_dir={run} is not empty and not a run's: name another folder"
+            f"trainer.default_root_dir={run} is not empty and not a run folder: name another folder"
         )
     number = 1
     while (aside := run.with_name(f"{run.name}.started-{number}")).exists():
@@ -188,8 +192,8 @@ def _last_checkpoint(run: Path) -> Path:
         )
     file, reasons = newest_whole(folder)
     if file is None:
-        raise UserError(f"--ckpt_path last: no checkpoint is whole; {'; '.join(reasons)}")
+        raise UserError(f"--ckpt_path last: no checkpoint is complete; {'; '.join(reasons)}")
     if reasons:
-        rank_zero_warn(f"{'; '.join(reasons)}: the steps since {file.name} are made again")
+        rank_zero_warn(f"{'; '.join(reasons)}: the steps since {file.name} are repeated")
     rank_zero_info(f"resuming from {file}")
     return file

@@ -230,7 +230,7 @@ def _with_training_config(args: list[str]) -> list[str]:
         rest
     ):
         raise UserError(
-            f"--config {args[at + 1]}: how many tokens it trains on depends on its data; give "
+            f"--config {args[at + 1]}: its number of training tokens depends on its data; give "
             f"--tokens N"
         )
     known = ["--lora"] if model.get("lora") and "--lora" not in rest else []

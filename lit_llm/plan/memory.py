@@ -85,6 +85,8 @@ def training_memory(shape: ModelShape, setup: Setup) -> Memory:
     size = 2 if half else 4
     tokens = setup.micro_batch_size * setup.seq_len
     block = (shape.matrices - shape.width * shape.vocab_size) / shape.layers
+    # Optimizer states per weight: two float32 moments (AdamW), one for the matrices of the blocks
+    # (Muon), or two of one byte (8-bit).
     moments = {
         "adamw": 8 * shape.params,
         "muon_adamw": 4 * block * shape.layers + 8 * (shape.params - block * shape.layers),
@@ -119,9 +121,8 @@ def training_memory(shape: ModelShape, setup: Setup) -> Memory:
 def _norm(shape: ModelShape, size: int, fused: bool) -> float:
     """Bytes per channel that a norm before a product keeps."""
     if shape.norm == "layer":
-        return (
-            4 if fused else size
-        ) + size  # its input (autocast's float32 on CUDA) and its output
+        # Its input (autocast's float32 on CUDA) and its output.
+        return (4 if fused else size) + size
     if shape.norm == "rms_float32":
         return 4 + 4 + size  # input and normalized input in float32, and the output
     # RMSNorm keeps its input and its output (`RMSNormalize`). The fused kernel also keeps its

@@ -39,11 +39,14 @@ def choose(
     checkpointing of all blocks. Matrices are split (tensor parallel) only if the batch has fewer
     sequences than there are GPUs. The micro-batch of the layout is then doubled as long as it fits.
     """
+    # Tensor parallelism: split matrices until each group of GPUs has a sequence of the batch.
     sequences = max(1, round(batch_tokens / setup.seq_len))
     tensor = 1
     # Quantized weights are not sharded: every GPU has a copy.
     while setup.quantize is None and gpus / tensor > sequences and 2 * tensor <= min(NODE, gpus):
         tensor *= 2
+    # Degrees of sharding, in order of communication: none, whole nodes that divide the number of
+    # copies, all GPUs.
     room = USABLE * accelerator.memory_bytes
     copies = gpus // tensor
     unit = max(1, NODE // tensor)
@@ -60,6 +63,7 @@ def choose(
             )
             if training_memory(shape, tried).peak > room:
                 continue
+            # Double the micro-batch as long as it fits and each copy has enough sequences.
             share = max(1, sequences // copies)
             while 2 * tried.micro_batch_size <= share:
                 larger = replace(tried, micro_batch_size=2 * tried.micro_batch_size)

@@ -62,6 +62,7 @@ class Preflight(L.Callback):
             fsdp=data_parallel, tensor_parallel=tensor_parallel,
         )  # fmt: skip
         recompute = pl_module.hparams.get("recompute", 0.0)
+        # The module reads its hyperparameter when it builds the network, which happens later.
         if recompute == "auto":
             recompute = pl_module.hparams["recompute"] = least_recompute(shape, setup, room)
         setup = replace(setup, recompute=recompute)

@@ -147,8 +147,8 @@ def plan(
         raise UserError(f"quantize={quantize}: quantised weights are frozen; it needs lora")
     if total_params is not None and (params is None or total_params < params):
         raise UserError(
-            "total_params counts all experts: it needs params, the active ones, and is no less "
-            "than them"
+            "total_params counts all experts: give params, the active ones, too, and no more of "
+            "them than total_params"
         )
     if config is not None and params is not None:
         raise UserError("params: the config says how many the model has; give one of the two")
@@ -224,6 +224,7 @@ class _Means:
             )
         if self.days is None:
             return usual_gpus(self.job(n, d, 1).flops)
+        # Increase the number of nodes by 1/16 until the run ends in time.
         nodes = 1
         while self.hours(n, d, nodes * NODE) > 24 * self.days * nodes * NODE:
             nodes += max(1, nodes // 16)
@@ -293,7 +294,7 @@ def _model_and_tokens(
     if params is not None and tokens is not None:
         if ratio is not None:
             raise UserError(
-                "tokens_per_param: params and tokens say it already; leave one of the three out"
+                "tokens_per_param: params and tokens determine it; leave one of the three out"
             )
         return params, tokens, ""
 
@@ -320,8 +321,10 @@ def _model_and_tokens(
         )
     if means.gpus is None and means.fixed_hours is None:
         raise UserError(
-            "days: what they pay for depends on gpus; give gpus, budget or gpu_hours too"
+            "days: the GPU-hours in them depend on gpus; give gpus, budget or gpu_hours too"
         )
+    # Bisect the logarithm of the free quantity: cost grows with it, so find the largest one that
+    # the limits allow.
     low, high = math.log(1e6), math.log(1e16)
     if not means.affords(*pair(math.exp(low))):
         raise UserError("the limits do not pay for any training; raise budget, gpu_hours or days")

@@ -162,6 +162,8 @@ def _fit(runs: list[PublishedRun]) -> Throughput:
     }
     weight = np.array([size[run.family] ** -0.5 for run in runs])
     fitted = np.array([2.0, 1.0])
+    # Each step solves a weighted least-squares problem in the log of the predicted hours. Weights
+    # 1/|error| turn squared errors into absolute ones. Half steps keep the iteration stable.
     for _ in range(60):
         predicted = features[:, :2] @ fitted + features[:, 2]
         error = target - np.log(predicted)

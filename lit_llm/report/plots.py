@@ -177,6 +177,7 @@ def visible_range(
         zero: whether the range must include zero.
         log: whether distances are ratios; the values must be positive.
     """
+    # The range is the union over all series of the values that are not spikes.
     low, high = math.inf, -math.inf
     for series in values:
         ordered = np.sort(np.log10(series) if log else series)
@@ -197,6 +198,7 @@ def visible_range(
         low, high = 0.0, 1.0
     if zero and not log:
         low, high = min(low, 0.0), max(high, 0.0)
+    # A range that is too narrow for distinct ticks gets a margin.
     largest = max(abs(low), abs(high))
     if high - low <= max(1e-6 * largest, 1e-90):
         margin = max(0.05 * largest, 0.05 if log else 0.0)
@@ -295,6 +297,7 @@ def line_chart(
     values = np.unique(np.concatenate([y[np.isfinite(y)] for y in usable]))
     if len(values) == 1:  # a single value needs no scale; it becomes the only label
         ticks, labels = [float(values[0])], [text(float(values[0]))]
+    # Lines, legend entries and the data for script.js, series by series.
     tops = scale.y(np.array(ticks))
     drawn, keys, data = "", "", []
     for one, y in zip(series, usable, strict=True):

@@ -42,6 +42,7 @@ def find_config(name: str, folders: tuple[str, ...]) -> Path:
         UserError: no such file or preset (the message names the nearest preset), a preset of
             another verb, or not a YAML mapping.
     """
+    # The folder of a preset decides the verb that it belongs to.
     known = all_presets()
     presets = {key: file for key, file in known.items() if key.partition("/")[0] in folders}
     if not name.strip():

@@ -75,6 +75,7 @@ def settle_replaced(args: Sequence[str], defaults: Mapping[str, Any]) -> list[st
         for other in others:
             if one in typed and other in typed:
                 raise UserError(_conflict(one, other))
+    # Collect the settings of all config files that differ from their defaults; later files win.
     files = _files(args)
     in_files: dict[str, tuple[str, Any]] = {}
     for file in files:
@@ -90,6 +91,7 @@ def settle_replaced(args: Sequence[str], defaults: Mapping[str, Any]) -> list[st
         # With a class on the command line, the file's settings may belong to another class.
         and not {name.partition(".")[0], f"{name.partition('.')[0]}.class_path"} & typed
     }
+    # The command line replaces the other setting of a pair in a file, in both directions.
     off: dict[str, str] = {}
     for one, others in REPLACES.items():
         for other in others:
@@ -100,6 +102,7 @@ def settle_replaced(args: Sequence[str], defaults: Mapping[str, Any]) -> list[st
         for other in others:
             if one in in_files and other in in_files and not {one, other} & (typed | off.keys()):
                 raise UserError(f"{in_files[other][0]}: {_conflict(one, other)}")
+    # Reset each replaced setting to its default with an option after the user's arguments.
     words = list(args)
     for loser, winner in off.items():
         file, value = in_files[loser]

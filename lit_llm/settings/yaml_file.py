@@ -53,16 +53,19 @@ def check_yaml(text: str) -> None:
             `MOST_FROM_ALIASES`, or a duplicate key in a mapping; names the line.
         yaml.YAMLError: not YAML.
     """
+    # First pass over the parser's events: it limits the depth before compose() recurses.
     depth, aliases = 0, False
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > DEEPEST:
                 line = event.start_mark.line + 1 if event.start_mark else 1
-                raise UserError(f"line {line}: more than {DEEPEST} levels; write it flatter")
+                raise UserError(f"line {line}: more than {DEEPEST} levels; nest it less deeply")
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         aliases = aliases or isinstance(event, yaml.AliasEvent)
+    # Second pass over the node graph, where an alias is a second reference to the same node. The
+    # count of expanded values shows files that would use too much memory.
     root = yaml.compose(text, Loader=_Loader)
     sizes: dict[int, int] = {}
     if root is not None:

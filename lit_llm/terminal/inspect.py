@@ -158,7 +158,8 @@ def _tokens_seen(file: Path, step: int | None) -> int | None:
         return None if tokens is None else int(tokens)
     except ValueError:
         raise UserError(
-            f"{file.parent.parent / 'metrics.csv'}: tokens of step {step} is {tokens!r}, no number"
+            f"{file.parent.parent / 'metrics.csv'}: tokens of step {step} is {tokens!r}, "
+            "not a number"
         ) from None
 
 

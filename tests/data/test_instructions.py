@@ -335,9 +335,8 @@ def test_sources_can_be_repeated_and_rehearsal_is_never_validation(
     assert len(lines) - len(general) == 40
     questions = Path(lit_llm.__file__).parent / "training/callbacks/questions.jsonl"
     asked = {json.loads(line)["prompt"] for line in questions.open()}
-    assert not asked & {
-        line["question"] for line in general
-    }  # what is rehearsed is not what is checked
+    # What is rehearsed is not what is checked
+    assert not asked & {line["question"] for line in general}
 
 
 LAST = (

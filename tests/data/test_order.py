@@ -28,9 +28,8 @@ def test_a_chunk_is_used_up_within_its_window(sizes: list[int], window: int) -> 
     owner = [chunk for chunk, size in enumerate(sizes) for _ in range(size)]
     drawn = [owner[order(p)] for p in range(sum(sizes))]
     positions = {c: [i for i, d in enumerate(drawn) if d == c] for c in set(drawn)}
-    for spots in (
-        positions.values()
-    ):  # between a chunk's first and last use, no more than `window` chunks are open
+    # Between a chunk's first and last use, no more than `window` chunks are open
+    for spots in positions.values():
         assert len(set(drawn[spots[0] : spots[-1] + 1])) <= window
 
 
@@ -68,9 +67,8 @@ def test_steps_do_not_depend_on_ranks_accumulation_or_resume(
                 micro_batch_size=micro_batch, rank=rank, world_size=world_size, step=lambda: first,
             )  # fmt: skip
             ids = list(sampler)
-            assert (
-                len(sampler) == steps * accumulate * micro_batch
-            )  # the whole run's, so that a resume is on time
+            # The whole run's, so that a resume is on time
+            assert len(sampler) == steps * accumulate * micro_batch
             per_step = accumulate * micro_batch
             for i in range(len(taken)):
                 taken[i] += ids[i * per_step : (i + 1) * per_step]

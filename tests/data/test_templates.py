@@ -121,9 +121,8 @@ def test_which_token_ends_the_turn() -> None:
         "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )  # fmt: skip
     assert learnt(phi, TALK) == ["Four, of course.<|end|>", "Six.\n\nIs that all?<|end|>"]
-    assert learnt(gpt, TALK) == [
-        "Six.\n\nIs that all?<|return|>"
-    ]  # never <|end|>: that is how history looks
+    # Never <|end|>: that is how history looks
+    assert learnt(gpt, TALK) == ["Six.\n\nIs that all?<|return|>"]
     glm = chat_of("glm_like")
     assert learnt(glm, TALK) == ["Four, of course.<|user|>", "Six.\n\nIs that all?<|user|>"]
     for chat, ends in ((phi, ["<|end|>"]), (gpt, ["<|return|>"]), (glm, ["<|user|>"])):

@@ -69,9 +69,8 @@ def assert_equal_to_hf(ours: HarnessLM, hf: HFLM, names: tuple[str, ...], limit:
     for name, task in load_tasks(names).items():
         mine, theirs = (run_task(lm, task, limit=limit, log_samples=True) for lm in (ours, hf))
         mine_items, their_items = per_item(mine), per_item(theirs)
-        assert without_numbers(mine_items[name]) == without_numbers(
-            their_items[name]
-        )  # texts and is_greedy
+        # Texts and is_greedy
+        assert without_numbers(mine_items[name]) == without_numbers(their_items[name])
         assert numbers(mine_items[name]) == pytest.approx(
             numbers(their_items[name]), rel=0, abs=1e-3
         )
@@ -259,9 +258,8 @@ def test_a_template_without_system_messages(model: Transformer, tokenizer: Token
     lm = HarnessLM(model, strict)
     system, user = {"role": "system", "content": "s"}, {"role": "user", "content": "u "}
     assert lm.apply_chat_template([system, user]) == "[user] u\n"
-    assert (
-        lm.apply_chat_template([user], add_generation_prompt=False) == "[user] u"
-    )  # trimmed, so nothing to keep
+    # Trimmed, so nothing to keep
+    assert lm.apply_chat_template([user], add_generation_prompt=False) == "[user] u"
 
 
 def test_mistakes(model: Transformer, tokenizer: Tokenizer) -> None:
@@ -280,11 +278,12 @@ def test_mistakes(model: Transformer, tokenizer: Tokenizer) -> None:
         HarnessLM(model, Tokenizer(tokenizer.backend))
 
 
+# One has fewer documents than there are ranks
 SHARED = {
     "stdlib_choice": 5,
     "stdlib_rolling": 1,
     "stdlib_complete": 5,
-}  # one has fewer documents than there are ranks
+}
 
 
 def results_of_all(lm: HarnessLM, tasks: dict[str, Any]) -> str:
@@ -292,9 +291,8 @@ def results_of_all(lm: HarnessLM, tasks: dict[str, Any]) -> str:
     for name, limit in SHARED.items():
         results = run_task(lm, tasks[name], limit=limit, log_samples=True)
         found[name] = [metric_rows(results), per_item(results)[name]]
-    lengths = [
-        ("def", {"until": [], "max_gen_toks": n}) for n in (3, 20, 9)
-    ]  # one rank waits for the other
+    # One rank waits for the other
+    lengths = [("def", {"until": [], "max_gen_toks": n}) for n in (3, 20, 9)]
     found["unequal"] = lm.generate_until(requests("generate_until", lengths))
     return json.dumps(found)
 

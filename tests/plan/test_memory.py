@@ -80,9 +80,8 @@ def test_a_quantised_base_is_smaller_by_its_blocks_alone() -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_flops_are_the_projects(preset: str) -> None:
-    config = TransformerConfig.from_preset(
-        preset
-    )  # its matrices are held to torch's FlopCounterMode in test_flops.py
+    # Its matrices are held to torch's FlopCounterMode in test_flops.py
+    config = TransformerConfig.from_preset(preset)
     flops = shape_of(config, 2048).training_flops(1.0, 2048)
     assert flops == pytest.approx(flops_per_token(config, 2048))
 
@@ -111,9 +110,8 @@ def test_zero_divides_what_it_says() -> None:
     assert state_gb(Setup()) == pytest.approx(120)
     assert state_gb(Setup(fsdp=64)) == pytest.approx(1.9, rel=0.02)
     assert state_gb(Setup(lora=True, precision="fp32")) == pytest.approx(30)
-    assert state_gb(Setup(lora=True)) == pytest.approx(
-        15
-    )  # what is frozen is held as it is multiplied
+    # What is frozen is held as it is multiplied
+    assert state_gb(Setup(lora=True)) == pytest.approx(15)
     assert state_gb(Setup(optimizer="adamw_8bit")) == pytest.approx(75)
     whole, less = Setup(4, 4096), Setup(4, 4096, recompute=1.0)
     assert (

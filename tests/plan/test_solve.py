@@ -63,9 +63,8 @@ def test_gpus_are_found() -> None:
         and found.days <= 20
         and plan(params=7e9, tokens=1e12, gpus=found.gpus - 8).days > 20
     )
-    assert (
-        plan(params=70e9, tokens=1e9).gpus >= 16
-    )  # what memory needs, though so few FLOPs would use one node
+    # What memory needs, though so few FLOPs would use one node
+    assert plan(params=70e9, tokens=1e9).gpus >= 16
     both = plan(params=7e9, days=30, budget=1e5)
     assert both.days <= 30 and both.usd == pytest.approx(1e5, rel=0.01)
 

@@ -179,9 +179,8 @@ def test_marks_of_resumes_checkpoints_and_skips(fake_run: FakeRun) -> None:
     ]  # fmt: skip
     assert dict(told(found))["saved"] == "Checkpoints kept of steps 1,200, 2,400."
     html = page(folder)
-    assert (
-        html.count('class="mark resumed" d="M333.3 0V270"') == 4
-    )  # two charts, each on two scales
+    # Two charts, each on two scales
+    assert html.count('class="mark resumed" d="M333.3 0V270"') == 4
     assert (
         html.count('class="mark saved"') == html.count("<svg viewBox") and "after step 800." in html
     )

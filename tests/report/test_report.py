@@ -231,9 +231,8 @@ def test_any_series_is_drawn_or_said_not_to_be(y: list[float], options: dict[str
 def test_a_value_that_is_not_finite_breaks_the_line_and_is_said() -> None:
     html = chart([1, 2, math.nan, 3, math.inf, 4])
     (line,) = Elements(html).of("line")
-    assert (
-        line["d"].count("M") == 3 and line["d"].count("h0") == 2
-    )  # two of the three pieces are single points
+    # Two of the three pieces are single points
+    assert line["d"].count("M") == 3 and line["d"].count("h0") == 2
     assert "2 values are not finite" in html
 
 

@@ -59,9 +59,8 @@ def test_a_later_turn_does_not_feed_the_earlier_prompt_again(chat_model: Path) -
     fed.clear()
     whole = talk.format.prompt_ids([*talk.history, {"role": "user", "content": "hi"}])
     "".join(talk.ask("hi"))
-    assert (
-        fed[0] <= len(whole) - first
-    )  # the answer's bytes may be spelled with other tokens than they were sampled
+    # The answer's bytes may be spelled with other tokens than they were sampled
+    assert fed[0] <= len(whole) - first
 
 
 def test_stop_string(chat_model: Path) -> None:
@@ -121,9 +120,8 @@ def test_oldest_turns_go_first_and_the_system_message_stays(chat_model: Path) ->
 
 
 def test_a_message_beyond_the_context(chat_model: Path) -> None:
-    talk = start(
-        chat_model, max_new_tokens=10_000
-    )  # longer than the context: the context ends the answer
+    # Longer than the context: the context ends the answer
+    talk = start(chat_model, max_new_tokens=10_000)
     "".join(talk.ask("hello"))
     history = list(talk.history)
     with pytest.raises(UserError, match=r"takes \d+ tokens; the model's context has 192"):

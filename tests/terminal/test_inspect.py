@@ -28,9 +28,8 @@ def test_a_directory(chat_model: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert facts["parameters"] == total and facts["stored_bytes"] == {"F32": 4 * total}
     assert facts["embedding_parameters"] == model.embed.weight.numel()
     assert facts["weight_bytes"] == {"fp32": 4 * total, "bf16": 2 * total, "int8": total}
-    assert (
-        facts["kv_cache_bytes_per_token"]["bf16"] == 2 * 2 * 2 * 32
-    )  # bytes, keys and values, layers, channels
+    # Bytes, keys and values, layers, channels
+    assert facts["kv_cache_bytes_per_token"]["bf16"] == 2 * 2 * 2 * 32
     # 2 a weight that multiplies: all but the input embedding and the norms
     norms = sum(p.numel() for name, p in model.named_parameters() if "norm" in name)
     assert facts["forward_flops_per_token"] == 2 * (total - norms - model.embed.weight.numel())
@@ -80,9 +79,8 @@ def test_gguf_and_experts(chat_model: Path, tmp_path: Path) -> None:
         and set(facts["stored_bytes"]) == {"F32", "Q8_0"}
     )
     assert sum(facts["stored_bytes"].values()) < (tmp_path / "m.gguf").stat().st_size
-    assert (
-        facts["parameters"] - facts["active_parameters"] == 3 * 3 * 3 * 32 * 32
-    )  # layers, idle experts, matrices
+    # Layers, idle experts, matrices
+    assert facts["parameters"] - facts["active_parameters"] == 3 * 3 * 3 * 32 * 32
     assert facts["vocabulary"] == facts["tokenizer_tokens"] == tokenizer.vocab_size
 
 
