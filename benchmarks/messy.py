@@ -187,7 +187,7 @@ def personal(paragraphs: Iterator[str], rounds: int, rng: random.Random) -> list
     """Cases of the check set of personal data, three a document, between paragraphs in which there
     is nothing personal.
 
-    Values are other ones than in tests/corpus/pii_cases.jsonl, which the patterns have met.
+    Values are other ones than in benchmarks/truth/pii_cases.jsonl, which the patterns have met.
     """
     cases = [pii_cases.parse(row) for seed in range(rounds) for row in pii_cases.generate(seed)]
     rng.shuffle(cases)

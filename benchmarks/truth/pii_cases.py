@@ -1,6 +1,6 @@
 """Makes pii_cases.jsonl, what `lit_llm.corpus.privacy.personal_data` is measured on: personal data in running text, and look-alikes.
 
-    python tests/corpus/pii_cases.py
+    python benchmarks/truth/pii_cases.py
 
 Written from the formats' specifications before the patterns were, with check digits of its own, and not fitted to them
 since; the second half is in pii_countries.py. A row is {"kind", "text"}; what has to be found is marked ⟦kind|value⟧, rows of kind "none" have no mark. A "¦"
