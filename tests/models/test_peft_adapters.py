@@ -357,7 +357,7 @@ LAYER = "base_model.model.model.layers.1.self_attn.q_proj"
                                                              r"rank 4"),
         ({"base_model.model.model.layers.7.mlp.up_proj.lora_A.weight": torch.zeros(4, 32)}, {},
          r"another base: it has tensors for model.layers.7.mlp.up_proj.weight, which this model "
-         r"has not"),
+         r"does not have"),
         ({"base_model.model.lm_head.weight": torch.zeros(64, 32)}, {},
          r"another base: lm_head.weight has shape \(64, 32\), this model's is \(61, 32\)"),
         ({"base_model.model.score.weight": torch.zeros(2, 32)}, {}, r"tensors for score.weight"),
