@@ -1,17 +1,19 @@
 """Chat templates of other people's models: does ours send, and train on, what transformers sends?
 
-    pip install --no-deps --target /tmp/trl trl==1.16.0  # its folder of 41 templates is all that is needed
-    python benchmarks/chat_templates.py --templates /tmp/trl/trl/chat_templates  # a minute
-    python benchmarks/chat_templates.py --dry-run  # our own small templates of the same kinds, in tests/data
+    pip install --no-deps --target /tmp/trl trl==1.16.0  # its folder of 41 templates is all that is
+    needed python benchmarks/chat_templates.py --templates /tmp/trl/trl/chat_templates  # a minute
+    python benchmarks/chat_templates.py --dry-run  # our own small templates of the same kinds, in
+    tests/data
 
-For every template and nine conversations: the prompt before each answer has the text and the ids of transformers'
-``apply_chat_template(..., add_generation_prompt=True)``; in training the last answer has this prompt as its context,
-its words and the token that ends the turn are learnt, and earlier answers are learnt or counted as left out. Where
-transformers' template refuses a conversation, ours must too. A conversation whose answer the template would leave out
-without a word (thoughts or tool calls that it does not know) must be refused by name.
+For every template and nine conversations: the prompt before each answer has the text and the ids of
+transformers' ``apply_chat_template(..., add_generation_prompt=True)``; in training the last answer
+has this prompt as its context, its words and the token that ends the turn are learnt, and earlier
+answers are learnt or counted as left out. Where transformers' template refuses a conversation, ours
+must too. A conversation whose answer the template would leave out without a word (thoughts or tool
+calls that it does not know) must be refused by name.
 
-Two tokenizers are used: a byte-level one, and a SentencePiece-like one that puts a space mark before a text. Both get
-the control tokens that the template spells.
+Two tokenizers are used: a byte-level one, and a SentencePiece-like one that puts a space mark
+before a text. Both get the control tokens that the template spells.
 """
 
 from __future__ import annotations
@@ -34,9 +36,11 @@ from lit_llm.errors import UserError
 from lit_llm.models.tokenizer import SPLIT_PATTERN, Tokenizer
 
 OWN = Path(__file__).parents[1] / "tests/data/templates"
-# Control tokens as templates spell them. <think> and <tool_call> are words of the answer in published tokenizers.
+# Control tokens as templates spell them. <think> and <tool_call> are words of the answer in
+# published tokenizers.
 _CONTROL = re.compile(
-    r"<\|[\w.]+\|?>|<\w+\|>|<[\uff5c|][^<>]{1,40}[\uff5c|]>|<(?:start|end)_of_(?:turn|utterance)>|\[/?(?:INST|TOOL_CALLS|"
+    r"<\|[\w.]+\|?>|<\w+\|>|<[\uff5c|][^<>]{1,40}[\uff5c|]>|<(?:start|end)_of_(?:turn|utterance)>|"
+    r"\[/?(?:INST|TOOL_CALLS|"
     r"AVAILABLE_TOOLS|TOOL_RESULTS|SYSTEM_PROMPT)\]|</?s>"
 )
 _TOOLS = [
@@ -78,14 +82,17 @@ def _tool(text: str, number: int) -> dict[str, Any]:
 
 
 _ONE = [_user("What is 2+2?"), _assistant("Four, of course.")]
-_WEATHER = [_user("Is it raining in Oslo?"), _assistant(None, tool_calls=[_call("Oslo", 1)]), _tool("rain", 1),
-            _assistant("Yes, it rains."), _user("Thanks."), _assistant("You are welcome.")]  # fmt: skip
+_WEATHER = [_user("Is it raining in Oslo?"), _assistant(None, tool_calls=[_call("Oslo", 1)]),
+            _tool("rain", 1), _assistant("Yes, it rains."), _user("Thanks."),
+            _assistant("You are welcome.")]  # fmt: skip
 CONVERSATIONS: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]] | None]] = {
     "one turn": (_ONE, None),
     "two turns": ([*_ONE, _user("And 3+3?"), _assistant("Six.\n\nIs that all?")], None),
-    "system": ([{"role": "system", "content": "Be brief."}, *_ONE, _user("Sure?"), _assistant("Sure.")], None),
+    "system": ([{"role": "system", "content": "Be brief."}, *_ONE, _user("Sure?"),
+                _assistant("Sure.")], None),
     "last turn the user's": ([*_ONE, _user("And 3+3?")], None),
-    "reasoning": ([_user("2+2?"), _assistant("4", reasoning_content="Add two and two."), _user("3+3?"),
+    "reasoning": ([_user("2+2?"), _assistant("4", reasoning_content="Add two and "
+                                                                    "two."), _user("3+3?"),
                    _assistant("6", reasoning_content="Add three and three.")], None),
     "tool call": (_WEATHER, _TOOLS),
     "parallel tool calls": ([_user("Oslo or Rome?"),
@@ -94,9 +101,10 @@ CONVERSATIONS: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]] | None
     "tool call, no schema": (_WEATHER, None),
     "reasoning between tool calls": (
         [_user("Oslo or Rome?"),
-         _assistant(None, reasoning_content="First Oslo.", tool_calls=[_call("Oslo", 1)]), _tool("rain", 1),
-         _assistant(None, reasoning_content="Now Rome.", tool_calls=[_call("Rome", 2)]), _tool("sun", 2),
-         _assistant("Rome.", reasoning_content="Sun is better.")], _TOOLS),
+         _assistant(None, reasoning_content="First Oslo.", tool_calls=[_call("Oslo", 1)]),
+         _tool("rain", 1),
+         _assistant(None, reasoning_content="Now Rome.", tool_calls=[_call("Rome", 2)]),
+         _tool("sun", 2), _assistant("Rome.", reasoning_content="Sun is better.")], _TOOLS),
 }  # fmt: skip
 _TEXT = Path(__file__).read_text(encoding="utf-8")
 
@@ -147,8 +155,9 @@ def their_prompt(
 ) -> tuple[str, list[int]]:
     """(text, ids) of transformers' prompt.
 
-    A template decides in which form content and arguments must come, and its user gives them so: the form that
-    gives the expected text is taken, else the first that the template does not refuse.
+    A template decides in which form content and arguments must come, and its user gives them so:
+    the form that gives the expected text is taken, else the first that the template does not
+    refuse.
     """
     found, refusal = [], None
     for as_text, as_parts in itertools.product((False, True), repeat=2):
@@ -178,8 +187,8 @@ class Refused(Exception):
 
 
 def check(chat: ChatFormat, theirs: Any, messages: list[dict[str, Any]], tools: list | None) -> str:
-    """ "ok", "ok N/M" (answers learnt), "ok alone" (transformers refuses), "refused: why", "refused there: why" (by
-    both), or "FAILED: why".
+    """ "ok", "ok N/M" (answers learnt), "ok alone" (transformers refuses), "refused: why", "refused
+    there: why" (by both), or "FAILED: why".
     """
     arguments = {} if tools is None else {"tools": tools}
     prompts, known = {}, True
@@ -219,7 +228,8 @@ def check(chat: ChatFormat, theirs: Any, messages: list[dict[str, Any]], tools: 
 
 
 def check_template(source: str) -> dict[str, str]:
-    """What `check` says of every conversation; with the tokenizer's kind where the second says something else."""
+    """What `check` says of every conversation; with the tokenizer's kind where the second says
+    something else."""
     control = sorted(set(_CONTROL.findall(source)) | {"<s>", "</s>"})
     said: dict[str, str] = {}
     for kind, make in TOKENIZERS.items():
@@ -261,7 +271,8 @@ def main() -> None:
         name for name, said in result.items() if any(t.startswith("FAILED") for t in said.values())
     ]
     print(
-        f"{len(files) - len(failed)} of {len(files)} templates pass; failed: {', '.join(failed) or 'none'}"
+        f"{len(files) - len(failed)} of {len(files)} templates pass; failed: "
+        f"{', '.join(failed) or 'none'}"
     )
     if not args.dry_run:
         print(

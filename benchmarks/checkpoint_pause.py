@@ -1,12 +1,14 @@
-"""How long training stands still for a checkpoint: written by a thread, against written before going on.
+"""How long training stands still for a checkpoint: written by a thread, against written before
+going on.
 
     python benchmarks/checkpoint_pause.py
 
-Runs of the Trainer in turns, each saving after every step; a pause is the time `Checkpoint` takes at a step's border,
-less the time it waits for the file before, which at a sensible interval is long there. "files" is the same model and
-optimizer by Lightning's ``Trainer.save_checkpoint``, flushed to disk as ours are. "parts" is the pause of two gloo
-processes that share the model by `FSDP2Strategy`, each writing what it holds; "whole" has the first gather and write it
-all. Both by a thread, and "foreground" written before going on.
+Runs of the Trainer in turns, each saving after every step; a pause is the time `Checkpoint` takes
+at a step's border, less the time it waits for the file before, which at a sensible interval is long
+there. "files" is the same model and optimizer by Lightning's ``Trainer.save_checkpoint``, flushed
+to disk as ours are. "parts" is the pause of two gloo processes that share the model by
+`FSDP2Strategy`, each writing what it holds; "whole" has the first gather and write it all. Both by
+a thread, and "foreground" written before going on.
 """
 
 from __future__ import annotations
@@ -62,7 +64,8 @@ class Lightnings(L.Callback):
 
 
 def fit(args: argparse.Namespace, saver: Any, **trainer: Any) -> tuple[list[float], int]:
-    """Pauses of a run, without the first, which allocates the optimizer's state; and the number of parameters."""
+    """Pauses of a run, without the first, which allocates the optimizer's state; and the number of
+    parameters."""
     shape = {"vocab_size": 32768, "hidden_size": args.width, "num_layers": args.layers,
              "num_heads": args.width // 64, "max_seq_len": 16}  # fmt: skip
     ids = torch.arange(16)
@@ -71,9 +74,9 @@ def fit(args: argparse.Namespace, saver: Any, **trainer: Any) -> tuple[list[floa
         shape, optimizer="adamw", compile=False, tokens=1e4, global_batch_tokens=16
     )
     L.Trainer(
-        accelerator="cpu", max_epochs=1, logger=False, callbacks=[saver], enable_model_summary=False,
-        enable_checkpointing=isinstance(saver, Checkpoint), enable_progress_bar=False, use_distributed_sampler=False,
-        **trainer,
+        accelerator="cpu", max_epochs=1, logger=False, callbacks=[saver],
+        enable_model_summary=False, enable_checkpointing=isinstance(saver, Checkpoint),
+        enable_progress_bar=False, use_distributed_sampler=False, **trainer,
     ).fit(module, batches)  # fmt: skip
     return saver.pauses[1:], sum(p.numel() for p in module.parameters())
 
@@ -99,11 +102,13 @@ def alone(rank: int, args: argparse.Namespace, folder: str) -> None:
 
 
 def shared(rank: int, args: argparse.Namespace, folder: str, name: str) -> None:
-    """One of two processes, with checkpoints of the kind called ``name``; the first writes the pauses to ``folder``."""
+    """One of two processes, with checkpoints of the kind called ``name``; the first writes the
+    pauses to ``folder``."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    os.environ |= {"TORCHELASTIC_RUN_ID": "pause", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-                   "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1"}  # fmt: skip
+    os.environ |= {"TORCHELASTIC_RUN_ID": "pause", "RANK": str(rank), "LOCAL_RANK": str(rank),
+                   "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",
+                   "MASTER_ADDR": "127.0.0.1"}  # fmt: skip
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
     )

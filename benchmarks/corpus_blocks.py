@@ -2,9 +2,9 @@
 
     python benchmarks/corpus_blocks.py [FOLDER ...]
 
-Documents are the UTF-8 files below the folders, the interpreter's standard library by default. "again" is a second run
-over what a block returned: what clean text costs. Rates are MB of UTF-8 for a second of processor time (the blocks use
-one thread), the median of three runs.
+Documents are the UTF-8 files below the folders, the interpreter's standard library by default.
+"again" is a second run over what a block returned: what clean text costs. Rates are MB of UTF-8 for
+a second of processor time (the blocks use one thread), the median of three runs.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""Is what `lit_llm corpus build` makes of a messy folder right? Against planted truth, and how fast?
+"""Is what `lit_llm corpus build` makes of a messy folder right? Against planted truth, and how
+fast?
 
     python benchmarks/corpus_truth.py [--megabytes 200] [--workers 2]
 
-Builds the folder of messy.py, runs the command on it in a process of its own with its default settings, reads the kept
-and dropped documents that it wrote, and prints each figure beside its goal. Ends with status 1 if a goal is missed.
+Builds the folder of messy.py, runs the command on it in a process of its own with its default
+settings, reads the kept and dropped documents that it wrote, and prints each figure beside its
+goal. Ends with status 1 if a goal is missed.
 """
 
 from __future__ import annotations
@@ -67,7 +69,8 @@ class Figure:
 
 @dataclass(frozen=True)
 class Fate:
-    """What became of a document: a row of the corpus's documents or dropped files; nothing, if it has none."""
+    """What became of a document: a row of the corpus's documents or dropped files; nothing, if it
+    has none."""
 
     text: str | None = None
     sha256: str | None = None
@@ -81,7 +84,8 @@ class Fate:
 
 
 def run(folder: Path, workers: int) -> tuple[float, int]:
-    """The command on a folder of `messy.build`: seconds, and bytes that its processes held at most."""
+    """The command on a folder of `messy.build`: seconds, and bytes that its processes held at
+    most."""
     command = [
         sys.executable,
         "-m",
@@ -100,7 +104,8 @@ def run(folder: Path, workers: int) -> tuple[float, int]:
         most = resident.watch(process)
     if process.returncode:
         raise SystemExit(
-            f"lit_llm corpus build ended with status {process.returncode}: {(folder / 'log').read_text()}"
+            f"lit_llm corpus build ended with status {process.returncode}: "
+            f"{(folder / 'log').read_text()}"
         )
     return time.perf_counter() - started, most
 
@@ -150,9 +155,11 @@ def _share(name: str, right: Iterable[bool], goal: str) -> Figure:
 def _duplicates(
     planted: list[Truth], found: dict[str, Fate], compared: dict[str, str]
 ) -> list[Figure]:
-    """Exact copies are all documents whose words are equal, planted or not; similarity is counted out for each drop.
+    """Exact copies are all documents whose words are equal, planted or not; similarity is counted
+    out for each drop.
 
-    Documents that were spoiled are left out of the exact ones: their text depends on how well they came back.
+    Documents that were spoiled are left out of the exact ones: their text depends on how well they
+    came back.
     """
     spoiled = {truth.id for truth in planted if truth.kind in ("mojibake", "encoding", "page")}
     groups: dict[str, list[str]] = {}
@@ -176,9 +183,11 @@ def _duplicates(
         Figure("exact copies dropped", gone / max(1, copies), copies, "= 1"),
         _share(
             "near copies (2 to 5% of words edited) dropped",
-            (any(found[id].text is None for id in (truth.id, truth.of or "")) for truth in near), ">= 0.90",
+            (any(found[id].text is None for id in (truth.id, truth.of or "")) for truth in near),
+            ">= 0.90",
         ),
-        _share("of copies dropped, 5-gram Jaccard >= 0.5", (jaccard(*pair) >= 0.5 for pair in drops), ">= 0.95"),
+        _share("of copies dropped, 5-gram Jaccard >= 0.5",
+               (jaccard(*pair) >= 0.5 for pair in drops), ">= 0.95"),
     ]  # fmt: skip
 
 
@@ -206,7 +215,8 @@ def _personal(planted: list[Truth], found: dict[str, Fate]) -> list[Figure]:
 
 
 def redactions(original: str, redacted: str) -> list[tuple[int, int, str]] | None:
-    """(start, end, kind) of what placeholders stand for; None if ``redacted`` differs in something else."""
+    """(start, end, kind) of what placeholders stand for; None if ``redacted`` differs in something
+    else."""
     literals = _PLACEHOLDER.split(redacted)
     kinds, literals = literals[1::2], literals[::2]
     if not kinds:
@@ -244,7 +254,9 @@ def _clean(planted: list[Truth], found: dict[str, Fate]) -> list[Figure]:
     kept = [(truth, fate) for truth in planted if (fate := found[truth.id]).text is not None]
     clean = [
         redactions(truth.text or "", fate.text or "") is None
-        for truth, fate in kept if truth.kind in ("clean", "exact copy", "near copy", "language", "personal")
+        for truth, fate in kept if truth.kind in (
+            "clean", "exact copy", "near copy", "language", "personal"
+        )
     ]  # fmt: skip
     spoken = [(truth.language, fate.language) for truth, fate in kept if truth.kind == "language"]
     words = (
@@ -266,7 +278,8 @@ def _clean(planted: list[Truth], found: dict[str, Fate]) -> list[Figure]:
 
 
 def _bad(corpus: Path, names: list[str]) -> Figure:
-    """Whether a row says of each that it could not be read, and the data card's count is that of such rows."""
+    """Whether a row says of each that it could not be read, and the data card's count is that of
+    such rows."""
     dropped = pq.read_table(corpus / "dropped", columns=["id", "path", "stage"]).to_pylist()
     read = [row for row in dropped if row["stage"] == "read"]
     card = json.loads((corpus / "datacard.json").read_text())
@@ -306,8 +319,8 @@ def main() -> None:
     figures.append(Figure("MB held at most, all processes", held / 1e6, 0))
     print(table(figures))
     result = {
-        "megabytes": size / 1e6, "documents": dict(Counter(truth.kind for truth in truths)), "workers": args.workers,
-        "seconds": seconds, "dropped": read["dropped"],
+        "megabytes": size / 1e6, "documents": dict(Counter(truth.kind for truth in truths)),
+        "workers": args.workers, "seconds": seconds, "dropped": read["dropped"],
         "figures": [{**asdict(figure), "met": figure.met} for figure in figures],
     }  # fmt: skip
     print(f"wrote {write_result('corpus_truth', result)}")

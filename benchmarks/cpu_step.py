@@ -1,15 +1,17 @@
-"""A training step on a CPU: ours against transformers and litgpt, same shape, batch, weights' and products' type.
+"""A training step on a CPU: ours against transformers and litgpt, same shape, batch, weights' and
+products' type.
 
     make peers
     python benchmarks/cpu_step.py
 
-A step is forward, backward and the same fused AdamW for all; eager against eager, compiled against compiled. Every
-contender has a process of its own that waits while another takes its turn, step by step, so that a machine that slows
-down slows all of them. A ratio is the median over rounds of theirs / ours of that round. "floor" is what the shape's
-matrix products, SDPA, cross-entropy and the optimizer take through torch's own operators, each timed alone and added:
-ours may be below it where it has better ones. Peak memory is the growth of the process's resident set from before the
-model is built; it is taken at four times the largest shape's tokens too, where logits and activations outweigh what the
-optimizer keeps.
+A step is forward, backward and the same fused AdamW for all; eager against eager, compiled against
+compiled. Every contender has a process of its own that waits while another takes its turn, step by
+step, so that a machine that slows down slows all of them. A ratio is the median over rounds of
+theirs / ours of that round. "floor" is what the shape's matrix products, SDPA, cross-entropy and
+the optimizer take through torch's own operators, each timed alone and added: ours may be below it
+where it has better ones. Peak memory is the growth of the process's resident set from before the
+model is built; it is taken at four times the largest shape's tokens too, where logits and
+activations outweigh what the optimizer keeps.
 """
 
 from __future__ import annotations
@@ -61,14 +63,16 @@ CONTENDERS = ("ours", "transformers", "litgpt")
 def network(
     contender: str, shape: Shape, compiled: bool
 ) -> tuple[torch.nn.Module, Callable[[Tensor, Tensor], Tensor]]:
-    """The model, and its mean loss over (batch, seq_len) inputs and labels, as that project's training computes it."""
+    """The model, and its mean loss over (batch, seq_len) inputs and labels, as that project's
+    training computes it."""
     if contender == "ours":
         from lit_llm import Transformer, TransformerConfig
         from lit_llm.models.parallel.parallelize import parallelize
 
         model = Transformer(TransformerConfig(
-            vocab_size=shape.vocab, hidden_size=shape.width, num_layers=shape.layers, num_heads=shape.heads,
-            num_kv_heads=shape.kv_heads, intermediate_size=shape.mlp, max_seq_len=shape.seq_len,
+            vocab_size=shape.vocab, hidden_size=shape.width, num_layers=shape.layers,
+            num_heads=shape.heads, num_kv_heads=shape.kv_heads, intermediate_size=shape.mlp,
+            max_seq_len=shape.seq_len,
         ))  # fmt: skip
         parallelize(model, compile=compiled)
         return model, lambda inputs, labels: model.loss(inputs, labels) / labels.numel()
@@ -77,8 +81,9 @@ def network(
 
         theirs: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(
             vocab_size=shape.vocab, hidden_size=shape.width, num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, intermediate_size=shape.mlp,
-            max_position_embeddings=shape.seq_len, attn_implementation="sdpa", use_cache=False,
+            num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
+            intermediate_size=shape.mlp, max_position_embeddings=shape.seq_len,
+            attn_implementation="sdpa", use_cache=False,
         ))  # fmt: skip
         run = torch.compile(theirs) if compiled else theirs
         # Labels are already those of the next position: shift_labels says so.
@@ -91,10 +96,10 @@ def network(
     from litgpt.utils import chunked_cross_entropy
 
     gpt = GPT(Config(
-        name="llama", block_size=shape.seq_len, vocab_size=shape.vocab, padded_vocab_size=shape.vocab,
-        n_layer=shape.layers, n_embd=shape.width, n_head=shape.heads, n_query_groups=shape.kv_heads,
-        rotary_percentage=1.0, parallel_residual=False, bias=False, norm_class_name="RMSNorm",
-        mlp_class_name="LLaMAMLP", intermediate_size=shape.mlp,
+        name="llama", block_size=shape.seq_len, vocab_size=shape.vocab,
+        padded_vocab_size=shape.vocab, n_layer=shape.layers, n_embd=shape.width, n_head=shape.heads,
+        n_query_groups=shape.kv_heads, rotary_percentage=1.0, parallel_residual=False, bias=False,
+        norm_class_name="RMSNorm", mlp_class_name="LLaMAMLP", intermediate_size=shape.mlp,
     ))  # fmt: skip
     forward = torch.compile(gpt) if compiled else gpt
     return gpt, lambda inputs, labels: chunked_cross_entropy(forward(inputs), labels, chunk_size=0)
@@ -123,7 +128,8 @@ def work(args: argparse.Namespace) -> None:
         optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - began
         print(json.dumps({"seconds": seconds, "peak_bytes": resident.peak() - before,
-                          "parameters": sum(p.numel() for p in model.parameters())}), flush=True)  # fmt: skip
+                          "parameters": sum(p.numel()for p in model.parameters())}),
+                          flush=True)  # fmt: skip
 
 
 class Worker:
@@ -148,7 +154,8 @@ class Worker:
         while (line := self.process.stdout.readline()) and not line.startswith('{"seconds"'):
             pass
         if not line:
-            raise SystemExit(f"{' '.join(map(str, self.process.args))} failed")  # type: ignore[arg-type]
+            command = " ".join(map(str, self.process.args))  # type: ignore[arg-type]
+            raise SystemExit(f"{command} failed")
         return json.loads(line)
 
     def close(self) -> None:
@@ -158,7 +165,8 @@ class Worker:
 
 
 def floor(shape: Shape, dtype: torch.dtype) -> float:
-    """Seconds of a step's parts by torch's own operators, each timed alone, operands in cache or as they fall."""
+    """Seconds of a step's parts by torch's own operators, each timed alone, operands in cache or as
+    they fall."""
     N, head = shape.batch * shape.seq_len, shape.width // shape.heads
     kv = shape.kv_heads * head
     matrices = [(shape.width, shape.width)] * 2 + [(shape.width, kv)] * 2
@@ -231,29 +239,36 @@ def compare(shape: Shape, dtype: str, compiled: bool, args: argparse.Namespace) 
     }  # fmt: skip
     said = ", ".join(
         f"{name} {row['ms'][name]:.0f} ms {row['peak_bytes'][name] / 1e9:.2f} GB "
-        f"(ours is {row['speed_of_ours'][name]:.2f} times as fast with {row['memory_of_ours'][name]:.2f} of the memory)"
+        f"(ours is {row['speed_of_ours'][name]:.2f} times as fast with "
+        f"{row['memory_of_ours'][name]:.2f} of the memory)"
         for name in args.contenders if name != "ours"
     )  # fmt: skip
-    print(f"{shape.name}, {dtype}, {'compiled' if compiled else 'eager'}: ours {row['ms']['ours']:.0f} ms "
-          f"{peaks['ours'] / 1e9:.2f} GB, floor {row['floor_ms']:.0f} ms; {said}", flush=True)  # fmt: skip
+    print(f"{shape.name}, {dtype}, {'compiled' if compiled else 'eager'}: ours "
+          f"{row['ms']['ours']:.0f} ms "
+          f"{peaks['ours'] / 1e9:.2f} GB, floor {row['floor_ms']:.0f} ms; "
+          f"{said}", flush=True)  # fmt: skip
     return row
 
 
 def compare_memory(
     shape: Shape, dtype: str, compiled: bool, args: argparse.Namespace
 ) -> dict[str, Any]:
-    """Peak memory of two steps of each, the optimizer's states being there in the second; one process at a time."""
+    """Peak memory of two steps of each, the optimizer's states being there in the second; one
+    process at a time."""
     peaks: dict[str, float] = {}
     for name in args.contenders:
         worker = Worker(name, shape, dtype, compiled, args.peers_python)
         peaks[name] = max(worker.step()["peak_bytes"] for _ in range(2))
         worker.close()
     row = {"shape": shape.__dict__, "dtype": dtype, "compiled": compiled, "peak_bytes": peaks,
-           "memory_of_ours": {name: peaks["ours"] / peak for name, peak in peaks.items()}}  # fmt: skip
-    said = ", ".join(f"{name} {peak / 1e9:.2f} GB (ours is {row['memory_of_ours'][name]:.2f} of it)"  # type: ignore[index]
+           "memory_of_ours": {name: peaks["ours"] / peak for name,
+                              peak in peaks.items()}}  # fmt: skip
+    said = ", ".join(f"{name} {peak / 1e9:.2f} GB (ours is {row['memory_of_ours'][name]:.2f} of "
+                     f"it)"  # type: ignore[index]
                      for name, peak in peaks.items() if name != "ours")  # fmt: skip
     print(
-        f"{shape.name}, {dtype}, {'compiled' if compiled else 'eager'}: ours {peaks['ours'] / 1e9:.2f} GB; {said}",
+        f"{shape.name}, {dtype}, {'compiled' if compiled else 'eager'}: ours "
+        f"{peaks['ours'] / 1e9:.2f} GB; {said}",
         flush=True,
     )
     return row
@@ -296,9 +311,8 @@ def main() -> None:
     if not args.dry_run:
         from record import write_result
 
-        print(
-            f"wrote {write_result('cpu_step', {'rounds': args.rounds, 'rows': rows, 'memory_rows': memory_rows})}"
-        )
+        result = {"rounds": args.rounds, "rows": rows, "memory_rows": memory_rows}
+        print(f"wrote {write_result('cpu_step', result)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Our words for datatrove: imported in its environment, by what measures it with the splitter that we ship."""
+"""Our words for datatrove: imported in its environment, by what measures it with the splitter that
+we ship."""
 
 from __future__ import annotations
 

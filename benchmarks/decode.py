@@ -1,10 +1,12 @@
-"""Greedy decoding with a key/value cache on a CPU: ours against transformers' ``generate``, same weights and type.
+"""Greedy decoding with a key/value cache on a CPU: ours against transformers' ``generate``, same
+weights and type.
 
     python benchmarks/decode.py
 
-Contenders take turns in each round. A step's time is that of a long answer less that of its first token, per further
-token; the result is the median over rounds. The floor is the time to read the weights and the filled cache once, at the
-rate at which ``torch.sum`` reads memory in the same run. "plain" is our model before `pack_linears`.
+Contenders take turns in each round. A step's time is that of a long answer less that of its first
+token, per further token; the result is the median over rounds. The floor is the time to read the
+weights and the filled cache once, at the rate at which ``torch.sum`` reads memory in the same run.
+"plain" is our model before `pack_linears`.
 """
 
 from __future__ import annotations
@@ -49,8 +51,8 @@ def contenders(source: Transformer, folder: Path, dtype: torch.dtype) -> dict[st
         def theirs(
             ids: torch.Tensor, new: int, model: transformers.PreTrainedModel = model
         ) -> list[list[int]]:
-            out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False,
-                                 eos_token_id=None, pad_token_id=0)  # fmt: skip
+            out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new,
+                                 do_sample=False, eos_token_id=None, pad_token_id=0)  # fmt: skip
             return out[:, ids.shape[1] :].tolist()
 
         found[f"transformers {attention}"] = theirs
@@ -69,10 +71,12 @@ def read_rate(megabytes: int) -> float:
 
 
 def step_bytes(model: Transformer, dtype: torch.dtype, batch: int, length: float) -> float:
-    """What one step must read: the matrices, the head among them, and the cached keys and values."""
+    """What one step must read: the matrices, the head among them, and the cached keys and
+    values."""
     config = model.config
     matrices = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
-    cache = 2 * config.num_layers * config.num_kv_heads * config.head_dim * batch * length  # type: ignore[operator]
+    width = config.num_kv_heads * config.head_dim  # type: ignore[operator]
+    cache = 2 * config.num_layers * width * batch * length
     return (matrices + cache) * dtype.itemsize
 
 
@@ -124,18 +128,21 @@ def main() -> None:
                 step = {who: statistics.median(seconds) for who, seconds in times.items()}
                 for who in found:
                     rows.append({
-                        "dtype": str(dtype).removeprefix("torch."), "batch": batch, "contender": who,
-                        "tokens_per_second": batch / step[who], "step_ms": step[who] * 1e3,
-                        "ours_over_this": step[who] / step["ours"], "floor_share": floor / step[who],
-                        "same_tokens_as_ours": first[who] == first["ours"], "read_gb_per_second": rate / 1e9,
+                        "dtype": str(dtype).removeprefix("torch."), "batch": batch,
+                        "contender": who, "tokens_per_second": batch / step[who],
+                        "step_ms": step[who] * 1e3, "ours_over_this": step[who] / step["ours"],
+                        "floor_share": floor / step[who],
+                        "same_tokens_as_ours": first[who] == first["ours"],
+                        "read_gb_per_second": rate / 1e9,
                     })  # fmt: skip
-                    print("{dtype:9} batch {batch}  {contender:18} {tokens_per_second:7.1f} tok/s {step_ms:6.1f} ms a "
-                          "step, {floor_share:4.0%} of the floor's rate; ours is {ours_over_this:.2f}x"
+                    print("{dtype:9} batch {batch}  {contender:18} {tokens_per_second:7.1f} tok/s "
+                          "{step_ms:6.1f} ms a "
+                          "step, {floor_share:4.0%} of the floor's rate; ours is "
+                          "{ours_over_this:.2f}x"
                           .format(**rows[-1]), flush=True)  # fmt: skip
     if not args.dry_run:
-        print(
-            f"wrote {write_result('decode', {'settings': vars(args), 'prompt_tokens': PROMPT, 'rows': rows})}"
-        )
+        result = {"settings": vars(args), "prompt_tokens": PROMPT, "rows": rows}
+        print(f"wrote {write_result('decode', result)}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Near-duplicates against datatrove: how fast, how many found, how many wrongly?
 
-    make peers
-    python benchmarks/dedup.py [--megabytes 60] [--rounds 2] [--dry-run]  # 3 to 4 minutes on two cores
+    make peers python benchmarks/dedup.py [--megabytes 60] [--rounds 2] [--dry-run]  # 3 to 4
+    minutes on two cores
 
-Both read the same JSONL files and end with the ids to drop, on two workers: datatrove's four stages with its words
-split at whitespace (its own splitter is several times slower), ours with the same 5-grams, bands and rows, and with our
-default cut of the same 112 hashes. They take turns in processes of their own. Documents are pieces of Python files and
-documentation on this machine, with exact copies and copies of which 2 to 5% of the words are edited planted among them.
+Both read the same JSONL files and end with the ids to drop, on two workers: datatrove's four stages
+with its words split at whitespace (its own splitter is several times slower), ours with the same
+5-grams, bands and rows, and with our default cut of the same 112 hashes. They take turns in
+processes of their own. Documents are pieces of Python files and documentation on this machine, with
+exact copies and copies of which 2 to 5% of the words are edited planted among them.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ def edited(text: str, draw: random.Random) -> str:
 def documents(
     megabytes: float, texts: Iterable[str]
 ) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
-    """Of ``texts`` as many, by id and in random order; each planted exact copy's original; each edited copy's."""
+    """Of ``texts`` as many, by id and in random order; each planted exact copy's original; each
+    edited copy's."""
     draw = random.Random(1)
     originals: list[str] = []
     size = 0
@@ -148,7 +150,8 @@ def theirs(folder: Path) -> dict[str, str]:
         return JsonlReader(str(folder), glob_pattern="*.jsonl")
 
     stages: tuple[tuple[list[Any], int], ...] = (
-        ([reader(), sign], WORKERS), ([buckets], config.num_buckets), ([cluster], 1), ([reader(), drop], WORKERS),
+        ([reader(), sign], WORKERS), ([buckets], config.num_buckets), ([cluster], 1),
+        ([reader(), drop], WORKERS),
     )  # fmt: skip
     for number, (stage, tasks) in enumerate(stages):
         logs = str(out / f"log-{number}")
@@ -182,7 +185,8 @@ def _clusters(folder: Path, out: Path) -> dict[str, str]:
 
 
 def child(which: str, folder: Path) -> None:
-    """Run one contender and write what it drops, its seconds, and apart from them those until it is loaded."""
+    """Run one contender and write what it drops, its seconds, and apart from them those until it is
+    loaded."""
     started = time.perf_counter()
     if which == DATATROVE:
         import datatrove.pipeline.dedup  # noqa: F401
@@ -286,8 +290,10 @@ def main() -> None:
             "dropped": len(dropped), "exact_recall": recall(exact), "near_recall": recall(near),
             "at_jaccard_half": sum(s >= 0.5 for s in similarity) / len(similarity),
         }  # fmt: skip
-        print("{:18} {mb_per_second:6.1f} MB/s, {mb_per_cpu_second:6.1f} MB/s of a processor; exact {exact_recall:.3f} "
-              "and near {near_recall:.3f} found; {at_jaccard_half:.3f} of {dropped} drops at Jaccard 0.5 or more"
+        print("{:18} {mb_per_second:6.1f} MB/s, {mb_per_cpu_second:6.1f} MB/s of a processor; "
+              "exact {exact_recall:.3f} "
+              "and near {near_recall:.3f} found; {at_jaccard_half:.3f} of {dropped} drops at "
+              "Jaccard 0.5 or more"
               .format(which, **result[which]))  # fmt: skip
     if not args.dry_run:
         print(f"wrote {write_result('dedup', result)}")

@@ -1,11 +1,13 @@
-"""Text to token ids: is gigatoken, behind our Tokenizer, as exact as the `tokenizers` library, and how much faster?
+"""Text to token ids: is gigatoken, behind our Tokenizer, as exact as the `tokenizers` library, and
+how much faster?
 
-    python benchmarks/encode.py [--megabytes 10] [--vocab 32768] [--dry-run]  # a minute on two cores
+    python benchmarks/encode.py [--megabytes 10] [--vocab 32768] [--dry-run]  # a minute on two
+    cores
 
-The text is Python files and documentation of this machine, in documents as they lie there; the tokenizer is a BPE
-trained on a fifth of it. Both take turns, three times each, on all cores; what is reported are medians. Each turn has
-tokenizers that have encoded nothing but a probe yet, since gigatoken remembers words. Ids are compared for every
-document.
+The text is Python files and documentation of this machine, in documents as they lie there; the
+tokenizer is a BPE trained on a fifth of it. Both take turns, three times each, on all cores; what
+is reported are medians. Each turn has tokenizers that have encoded nothing but a probe yet, since
+gigatoken remembers words. Ids are compared for every document.
 """
 
 from __future__ import annotations
@@ -73,8 +75,9 @@ def main() -> None:
         )
     rates = {name: size / 1e6 / statistics.median(times) for name, times in seconds.items()}
     result = {
-        "documents": len(texts), "megabytes": round(size / 1e6, 2), "vocab_size": tokenizer.vocab_size,
-        "documents_with_equal_ids": same, "mb_per_s": {name: round(rate, 2) for name, rate in rates.items()},
+        "documents": len(texts), "megabytes": round(size / 1e6, 2),
+        "vocab_size": tokenizer.vocab_size, "documents_with_equal_ids": same,
+        "mb_per_s": {name: round(rate, 2) for name, rate in rates.items()},
         "ratio": round(rates["lit_llm"] / rates["tokenizers"], 2),
     }  # fmt: skip
     print(result)

@@ -1,18 +1,21 @@
-"""Compressed JSONL to token shards against datatrove: how fast, how much memory, and are the same documents kept?
+"""Compressed JSONL to token shards against datatrove: how fast, how much memory, and are the same
+documents kept?
 
     make peers
     python benchmarks/end_to_end.py [--megabytes 40] [--rounds 3] [--dry-run]  # 4 to 5 minutes
 
-Both read the same JSONL.gz files on all cores, apply Gopher's two rule sets, C4's and FineWeb's with the word splitter
-that we ship, find near-duplicates by 14 x 8 MinHashes of 5-grams, and write shards by the same tokenizer. datatrove
-does it in the fewest stages it can: filters and signatures in one, and the last one tokenises. Ours is `corpus.build`
-on a configuration, data card and tables of kept and dropped documents included; once more as ``corpus/web`` has it,
-with normalisation, languages, licences and personal data. They take turns, each run is a process of its own, and its
-seconds are the whole life of that process, imports too. Afterwards our build, by processes as for much text, runs on it
-and on four times as much: memory, all processes added, must not grow with it.
+Both read the same JSONL.gz files on all cores, apply Gopher's two rule sets, C4's and FineWeb's
+with the word splitter that we ship, find near-duplicates by 14 x 8 MinHashes of 5-grams, and write
+shards by the same tokenizer. datatrove does it in the fewest stages it can: filters and signatures
+in one, and the last one tokenises. Ours is `corpus.build` on a configuration, data card and tables
+of kept and dropped documents included; once more as ``corpus/web`` has it, with normalisation,
+languages, licences and personal data. They take turns, each run is a process of its own, and its
+seconds are the whole life of that process, imports too. Afterwards our build, by processes as for
+much text, runs on it and on four times as much: memory, all processes added, must not grow with it.
 
-Documents: pages of sentences from the documentation in Python files of this machine, mixed with pieces of files as they
-are, so that about half is kept, as of the web; 15% are copies, two thirds of them with 2 to 5% of the words edited.
+Documents: pages of sentences from the documentation in Python files of this machine, mixed with
+pieces of files as they are, so that about half is kept, as of the web; 15% are copies, two thirds
+of them with 2 to 5% of the words edited.
 """
 
 from __future__ import annotations
@@ -50,7 +53,8 @@ _SENTENCE = re.compile(r"[A-Z][a-z]*(?: [A-Za-z][a-z'-]*,?){5,40}\.")
 
 
 def pages() -> Iterator[str]:
-    """Pages without end, 10 to 60 sentences drawn from all, three a line; behind every other a raw piece."""
+    """Pages without end, 10 to 60 sentences drawn from all, three a line; behind every other a raw
+    piece."""
     found: set[str] = set()
     for file in Path(sysconfig.get_path("purelib")).rglob("*.py"):
         try:
@@ -119,8 +123,10 @@ def theirs(text: Path, tokenizer: Path, out: Path) -> None:
     sign.word_tokenizer = (
         WhitespaceTokenizer()
     )  # of what is left without punctuation: as ours, and faster
-    tokenize = DocumentTokenizer(str(out / "shards"), tokenizer_name_or_path=str(tokenizer / "tokenizer.json"),
-                                 eos_token="<|endoftext|>", shuffle_documents=False)  # fmt: skip
+    tokenize = DocumentTokenizer(
+        str(out / "shards"), tokenizer_name_or_path=str(tokenizer / "tokenizer.json"),
+        eos_token="<|endoftext|>", shuffle_documents=False
+    )  # fmt: skip
     stages: tuple[tuple[list[Any], int], ...] = (
         (
             [
@@ -178,13 +184,13 @@ def ours(which: str, text: Path, tokenizer: Path, out: Path) -> None:
         build(*parse_build([*arguments, "--tokenizer", str(tokenizer)]), progress=False)
         return
     if which == PROCESSES:
-        pipeline._FEW_BYTES = (
-            0  # threads, which less text is cleaned by, share what processes each hold
-        )
+        # Below this size threads clean the text, and threads share what each process holds.
+        pipeline._FEW_BYTES = 0
     config = CorpusConfig(
-        sources=[Source("text", f"{text}/*")], normalize=None, opt_out=None, language=None, privacy=None, license=None,
-        gopher_quality=GopherQuality(), c4=C4Quality(), fineweb=FineWebQuality(), dedup=Dedup(bands=14, rows=8),
-        tokenizer=str(tokenizer), validation_fraction=0,
+        sources=[Source("text", f"{text}/*")], normalize=None, opt_out=None, language=None,
+        privacy=None, license=None, gopher_quality=GopherQuality(), c4=C4Quality(),
+        fineweb=FineWebQuality(), dedup=Dedup(bands=14, rows=8), tokenizer=str(tokenizer),
+        validation_fraction=0,
     )  # fmt: skip
     build(config, out, progress=False)
 
@@ -203,11 +209,13 @@ def our_verdicts(out: Path) -> tuple[set[str], set[str], int]:
 
 
 def run(which: str, python: str, text: Path, tokenizer: Path, out: Path) -> dict[str, float]:
-    """One contender in a process of its own: seconds by the clock and of processors, and bytes held at most."""
+    """One contender in a process of its own: seconds by the clock and of processors, and bytes held
+    at most."""
     shutil.rmtree(out, ignore_errors=True)
     command = [python, __file__, "--child", which, str(text), str(tokenizer), str(out)]
     root = Path(__file__).resolve().parents[1]
-    # Bytecode is kept, as it is where people install packages; some machines' settings would compile it in each run.
+    # Bytecode is kept, as it is where people install packages; some machines' settings would
+    # compile it in each run.
     environment = {
         **os.environ,
         "PYTHONPATH": str(root),
@@ -269,10 +277,12 @@ def measure(megabytes: float, rounds: int, pythons: dict[str, str], work: Path) 
     for which, measured in runs.items():
         seconds = statistics.median(each["seconds"] for each in measured)
         result[which] = {
-            "seconds": [each["seconds"] for each in measured], "mb_per_second": size / 1e6 / seconds,
+            "seconds": [each["seconds"] for each in measured],
+            "mb_per_second": size / 1e6 / seconds,
             "cpu_seconds": [each["cpu_seconds"] for each in measured],
             "peak_bytes": max(int(each["peak_bytes"]) for each in measured),
-            "passed": len(verdicts[which][0]), "kept": len(verdicts[which][1]), "tokens": verdicts[which][2],
+            "passed": len(verdicts[which][0]), "kept": len(verdicts[which][1]),
+            "tokens": verdicts[which][2],
         }  # fmt: skip
     if DATATROVE in runs:
         for which in (SAME, WEB):
@@ -291,8 +301,8 @@ def measure(megabytes: float, rounds: int, pythons: dict[str, str], work: Path) 
         for text in ("text", "more")
     )
     result["memory"] = {
-        "megabytes": sum(len(text.encode()) for text in everything.values()) / 1e6, "peak_bytes": [less, most],
-        "growth": most / less, "bound": BOUND,
+        "megabytes": sum(len(text.encode()) for text in everything.values()) / 1e6,
+        "peak_bytes": [less, most], "growth": most / less, "bound": BOUND,
     }  # fmt: skip
     return result
 
@@ -331,15 +341,17 @@ def main() -> None:
         times = (
             f", {found['times_as_fast']:.1f} times datatrove" if "times_as_fast" in found else ""
         )
-        print(f"{which:16} {found['mb_per_second']:6.2f} MB/s{times}; {found['kept']:,} of {result['documents']:,} "
-              f"documents and {found['tokens']:,} tokens; {found['peak_bytes'] / 1e6:,.0f} MB at most")  # fmt: skip
+        print(f"{which:16} {found['mb_per_second']:6.2f} MB/s{times}; {found['kept']:,} of "
+              f"{result['documents']:,} "
+              f"documents and {found['tokens']:,} tokens; {found['peak_bytes'] / 1e6:,.0f} MB at "
+              f"most")  # fmt: skip
     if DATATROVE in pythons:
         print(f"the same documents: by the rules {result['same by rules']:.4f}, after duplicates "
               f"{result['same by rules and duplicates']:.4f}")  # fmt: skip
     memory = result["memory"]
     less, most = (f"{size / 1e6:,.0f} MB" for size in memory["peak_bytes"])
-    print(f"memory at {result['megabytes']:.0f} MB: {less} at most, at {memory['megabytes']:.0f} MB {most}: "
-          f"{memory['growth']:.2f} times that (bound: {BOUND})")  # fmt: skip
+    print(f"memory at {result['megabytes']:.0f} MB: {less} at most, at {memory['megabytes']:.0f} "
+          f"MB {most}: {memory['growth']:.2f} times that (bound: {BOUND})")  # fmt: skip
     if not args.dry_run:
         print(f"wrote {write_result('end_to_end', result)}")
 

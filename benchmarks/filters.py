@@ -3,10 +3,11 @@
     make peers
     python benchmarks/filters.py [--megabytes 24] [FOLDER ...]  # 2 minutes on two cores
 
-Every filter sees every document as it was. datatrove runs twice: with our words in place of its tokenizer's, where
-decisions should be equal, and as shipped, with spaCy's words. Seconds are processor seconds of one core; the two sides
-take turns, part by part, in processes of their own. Texts: standard library, system documentation and the given
-folders, a third of the documents turned into junk.
+Every filter sees every document as it was. datatrove runs twice: with our words in place of its
+tokenizer's, where decisions should be equal, and as shipped, with spaCy's words. Seconds are
+processor seconds of one core; the two sides take turns, part by part, in processes of their own.
+Texts: standard library, system documentation and the given folders, a third of the documents turned
+into junk.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ WORDS = ("our words", "as shipped")
 
 
 def theirs(file: str) -> None:
-    """Be datatrove: for each line read ("<part> <words>"), a line of JSON with seconds and decisions."""
+    """Be datatrove: for each line read ("<part> <words>"), a line of JSON with seconds and
+    decisions."""
     import warnings
 
     import datatrove.utils.word_tokenizers as tokenizers
@@ -96,8 +98,8 @@ def compare(documents: list[str], peers: str) -> dict[str, Any]:
         json.dump(documents, file)
         file.flush()
         worker = subprocess.Popen(
-            [peers, __file__, "--work", file.name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "PYTHONPATH": str(HERE.parent)},
+            [peers, __file__, "--work", file.name], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            text=True, env={**os.environ, "PYTHONPATH": str(HERE.parent)},
         )  # fmt: skip
         assert worker.stdin and worker.stdout
         spent, theirs_spent = [0.0] * len(FILTERS), dict.fromkeys(WORDS, 0.0)
@@ -130,12 +132,16 @@ def compare(documents: list[str], peers: str) -> dict[str, Any]:
         worker.wait()
     rate = size / sum(spent)
     result = {
-        "documents": len(documents), "peers": _versions(peers), "megabytes": size, "megabytes_per_second": rate,
-        "megabytes_per_second_by_filter": dict(zip(FILTERS, (size / s for s in spent), strict=True)),
+        "documents": len(documents), "peers": _versions(peers), "megabytes": size,
+        "megabytes_per_second": rate, "megabytes_per_second_by_filter": dict(
+            zip(FILTERS, (size / s for s in spent), strict=True)
+        ),
         "datatrove": {
             whose: {
-                "megabytes_per_second": size / theirs_spent[whose], "times_as_fast": rate * theirs_spent[whose] / size,
-                "agreement": {name: count / len(documents) for name, count in sorted(agree[whose].items())},
+                "megabytes_per_second": size / theirs_spent[whose],
+                "times_as_fast": rate * theirs_spent[whose] / size,
+                "agreement": {name: count / len(documents) for name,
+                              count in sorted(agree[whose].items())},
                 "differences": dict(differences[whose].most_common()),
             }
             for whose in WORDS

@@ -54,19 +54,29 @@ def spoils(text: str, rng: random.Random) -> dict[str, Callable[[], str]]:
     return {
         "repeated lines": lambda: "\n".join(part * rng.randrange(2, 6)),
         "drawn lines": lambda: "\n\n".join(rng.choices(part, k=len(part))),
-        "a line again and again": lambda: "\n".join(line if rng.random() < 0.7 else part[0] for line in lines),
+        "a line again and again": lambda: "\n".join(
+            line if rng.random() < 0.7 else part[0] for line in lines
+        ),
         "repeated words": lambda: " ".join([some] * rng.randrange(5, 60)),
         "repeated words at the end": lambda: " ".join(words + [some] * rng.randrange(1, 20)),
         "bullets": lambda: "\n".join(f"{rng.choice('-•*')} {line.strip()}" for line in part),
-        "ellipses": lambda: "\n".join(line + rng.choice(["...", "…", " ...", "."]) for line in part),
+        "ellipses": lambda: "\n".join(
+            line + rng.choice(["...", "…", " ...", "."]) for line in part
+        ),
         "a word a line": lambda: "\n".join(words[: rng.randrange(5, 200)]),
         "symbols": lambda: " ".join(word + rng.choice(["#", " #", "", "", "…"]) for word in words),
         "word salad": lambda: " ".join(rng.sample(words, len(words)))[: rng.randrange(10, 2000)],
-        "numbers": lambda: " ".join(str(rng.randrange(10**6)) for _ in range(rng.randrange(5, 300))),
+        "numbers": lambda: " ".join(
+            str(rng.randrange(10**6)) for _ in range(rng.randrange(5, 300))
+        ),
         "a beginning": lambda: text[: rng.randrange(1, 400)],
-        "short lines": lambda: text.replace(". ", ".\n").replace("the ", rng.choice(["the ", "die ", "[1] the "])),
-        "a notice": lambda: text + "\n" + rng.choice(["Lorem ipsum dolor sit.", "Please enable JavaScript now.",
-                                                      "if (x) { y.", "We use cookies to serve you."]),
+        "short lines": lambda: text.replace(". ", ".\n").replace(
+            "the ", rng.choice(["the ", "die ", "[1] the "])
+        ),
+        "a notice": lambda: text + "\n" + rng.choice(["Lorem ipsum dolor sit.", "Please enable "
+                                                                                "JavaScript now.",
+                                                      "if (x) { y.", "We use cookies to serve "
+                                                                     "you."]),
         "Chinese": lambda: "".join(rng.choices(_CHINESE, k=rng.randrange(20, 800))),
         "no-break spaces": lambda: text.replace(" ", "\u00a0")[:5000],
         "CRLF": lambda: text[:3000].replace("\n", "\r\n"),

@@ -1,9 +1,10 @@
 """Training speed on one GPU: tokens a second, MFU and peak memory; see gpu.sh.
 
-A suite is a list of shapes with contenders. Each contender is a process of its own (contenders/gpu_worker.py), so that
-memory and compiler of one do not touch the other; those of a shape follow each other, and begin at the batch that the
-first one had. A batch that does not fit is halved. The JSON is written after every row: what fails is a row that says
-why, and what would not end within the budget is a row that says so.
+A suite is a list of shapes with contenders. Each contender is a process of its own
+(contenders/gpu_worker.py), so that memory and compiler of one do not touch the other; those of a
+shape follow each other, and begin at the batch that the first one had. A batch that does not fit is
+halved. The JSON is written after every row: what fails is a row that says why, and what would not
+end within the budget is a row that says so.
 """
 
 from __future__ import annotations
@@ -23,18 +24,25 @@ from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 FORMULA = """\
-MFU = tokens/s x FLOPs a token / the device's dense bfloat16 peak (H100: 989 TFLOP/s), where products are in 8 bits too
-FLOPs a token = 6 x matrix parameters, head included, input embedding not (4 x where LoRA has them frozen)
-              + forward and backward of causal attention, counted once (whole rows, where documents are masked too)"""
+MFU = tokens/s x FLOPs a token / the device's dense bfloat16 peak (H100: 989 TFLOP/s), \
+where products are in 8 bits too
+FLOPs a token = 6 x matrix parameters, head included, input embedding not \
+(4 x where LoRA has them frozen)
+              + forward and backward of causal attention, counted once \
+(whole rows, where documents are masked too)"""
 
 LLAMA = {"vocab_size": 50304, "tie_embeddings": False}
 SHAPES: dict[str, dict[str, Any]] = {
     "50M": {"preset": "autoresearch-50m"},
-    "350M": {**LLAMA, "hidden_size": 1024, "num_layers": 24, "num_heads": 16, "intermediate_size": 2816},
-    "1.2B": {**LLAMA, "hidden_size": 2048, "num_layers": 22, "num_heads": 16, "intermediate_size": 5632},
-    "3B": {**LLAMA, "hidden_size": 3072, "num_layers": 26, "num_heads": 24, "intermediate_size": 8192},
+    "350M": {**LLAMA, "hidden_size": 1024, "num_layers": 24, "num_heads": 16,
+             "intermediate_size": 2816},
+    "1.2B": {**LLAMA, "hidden_size": 2048, "num_layers": 22, "num_heads": 16,
+             "intermediate_size": 5632},
+    "3B": {**LLAMA, "hidden_size": 3072, "num_layers": 26, "num_heads": 24,
+           "intermediate_size": 8192},
     "8B": {"preset": "llama-3-8b"},
-    "d12": {"preset": "nano-5m", "vocab_size": 32768, "hidden_size": 768, "num_layers": 12, "num_heads": 6},
+    "d12": {"preset": "nano-5m", "vocab_size": 32768, "hidden_size": 768, "num_layers": 12,
+            "num_heads": 6},
     "tiny": {"vocab_size": 300, "hidden_size": 64, "num_layers": 2, "num_heads": 4},
 }  # fmt: skip
 
@@ -43,7 +51,8 @@ class Group(NamedTuple):
     """Contenders of one shape; ratios are to the first."""
 
     shape: str
-    batch: int  # rows tried first: by arithmetic (docs/decisions.md, "The GPU benchmark") they fit into 80 GB
+    # Rows tried first: by arithmetic (docs/decisions.md, "The GPU benchmark") they fit into 80 GB
+    batch: int
     contenders: list[str]
     seq_len: int = 2048
 
@@ -57,13 +66,15 @@ SUITES: dict[str, list[Group]] = {
     ],
     "fp8": [Group("1.2B", 16, ["ours", "fp8"]), Group("3B", 4, ["ours", "fp8"])],
     "lora": [Group("8B", 4, ["lora"]), Group("8B", 2, ["lora"], seq_len=4096)],
-    # Batches that the peers have room for, with all logits at once. The shape that counts comes first.
+    # Batches that the peers have room for, with all logits at once. The shape that counts comes
+    # first.
     "peers": [
         Group("1.2B", 8, ["ours", "transformers", "litgpt"]),
         Group("d12", 32, ["ours muon", "nanochat"]),
         Group("350M", 16, ["ours", "transformers", "litgpt"]),
     ],
-    # Rows of documents that do not see each other: skipped by FlexAttention, and through SDPA with a mask of all pairs.
+    # Rows of documents that do not see each other: skipped by FlexAttention, and through SDPA with
+    # a mask of all pairs.
     "documents": [Group("350M", 16, ["ours", "documents", "documents sdpa"])],
 }
 OUT_OF_MEMORY = ("out of memory", "status_alloc_failed")  # torch and CUDA; cuBLAS and cuDNN
@@ -86,8 +97,8 @@ class Job:
 
 def work(job: Job, python: str, seconds: float) -> tuple[dict[str, Any] | None, str]:
     """The numbers of ``job`` by a process of its own, or None and what it said when it failed."""
-    # Segments that grow keep a batch that fills the memory from failing by what lies between its tensors; nanochat sets
-    # this too. Offline, what looks for a kernel on the hub gives up at once.
+    # Segments that grow keep a batch that fills the memory from failing by what lies between its
+    # tensors; nanochat sets this too. Offline, what looks for a kernel on the hub gives up at once.
     env = {"PYTORCH_ALLOC_CONF": "expandable_segments:True", "HF_HUB_OFFLINE": "1", **os.environ}
     command = [python, str(HERE / "contenders/gpu_worker.py"), json.dumps(asdict(job))]
     # Files, not pipes: the compiler's helpers may hold a pipe open when the process is gone.
@@ -110,21 +121,24 @@ def work(job: Job, python: str, seconds: float) -> tuple[dict[str, Any] | None, 
 
 
 def measure(job: Job, python: str, ends: float) -> dict[str, Any]:
-    """The row of ``job``, at half its batch, and again, where that does not fit and there is time until ``ends``."""
+    """The row of ``job``, at half its batch, and again, where that does not fit and there is time
+    until ``ends``."""
     too_large = []
     while True:
         began = now()
         numbers, error = work(job, python, ends - began)
         seconds = now() - began
-        # A batch that just fits makes the allocator give memory back and ask again, which takes most of the step.
+        # A batch that just fits makes the allocator give memory back and ask again, which takes
+        # most of the step.
         scarce = numbers is not None and numbers.get("alloc_retries", 0) > 0
         scarce = scarce or any(words in error.lower() for words in OUT_OF_MEMORY)
         if not scarce or job.batch == 1 or now() + seconds > ends:
             break
         too_large.append(job.batch)
         job = replace(job, batch=job.batch // 2)
-    row: dict[str, Any] = {"shape": job.shape, "contender": job.contender, "seq_len": job.seq_len, "batch": job.batch,
-                           "too_large": too_large, "wall_seconds": round(seconds, 1)}  # fmt: skip
+    row: dict[str, Any] = {"shape": job.shape, "contender": job.contender, "seq_len": job.seq_len,
+                           "batch": job.batch, "too_large": too_large,
+                           "wall_seconds": round(seconds, 1)}  # fmt: skip
     return row | ({"failed": error[-3000:]} if numbers is None else numbers)
 
 
@@ -134,7 +148,8 @@ def run_suite(
     ends: float,
     save: Callable[[list[dict[str, Any]]], None],
 ) -> list[dict[str, Any]]:
-    """All rows, printed and handed to ``save`` as they come; none begins that would not end by ``ends``."""
+    """All rows, printed and handed to ``save`` as they come; none begins that would not end by
+    ``ends``."""
     rows: list[dict[str, Any]] = []
     longest = 0.0
     print(HEADER, flush=True)
@@ -151,8 +166,10 @@ def run_suite(
                 args.dry_run,
             )
             if now() + longest > ends:
-                row = {"shape": shape, "contender": contender, "seq_len": seq_len, "batch": job.batch,
-                       "skipped": f"would not end within the budget of {args.budget:.0f} s"}  # fmt: skip
+                row = {"shape": shape, "contender": contender, "seq_len": seq_len,
+                       "batch": job.batch,
+                       "skipped": f"would not end within the budget of {args.budget:.0f} "
+                                  f"s"}  # fmt: skip
             else:
                 peer = contender in ("litgpt", "nanochat")
                 row = measure(job, args.peers_python if peer else sys.executable, ends)
@@ -167,7 +184,8 @@ def run_suite(
     return rows
 
 
-HEADER = (f"{'shape':>5} {'length':>6} {'contender':14} {'batch':>5} {'tokens/s':>10} {'MFU':>6} {'to first':>8} "
+HEADER = (f"{'shape':>5} {'length':>6} {'contender':14} {'batch':>5} {'tokens/s':>10} {'MFU':>6} "
+          f"{'to first':>8} "
           f"{'optimizer':>9} {'memory':>8}  attention; notes")  # fmt: skip
 
 
@@ -197,7 +215,8 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=480, help="seconds for the suite")
     peers = HERE.parent / ".venv-peers/bin/python"
     parser.add_argument("--peers-python", default=str(peers) if peers.exists() else sys.executable,
-                        help="interpreter that has litgpt; nanochat's checkout is $NANOCHAT")  # fmt: skip
+                        help="interpreter that has litgpt; nanochat's checkout is "
+                             "$NANOCHAT")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="a tiny shape on the CPU, no file")
     args = parser.parse_args()
     began = now()
@@ -229,7 +248,8 @@ def main() -> None:
 
     print(FORMULA)
     print(
-        f"suite {args.suite}: {args.budget:.0f} s; what would not end in time, going by the longest row, is skipped"
+        f"suite {args.suite}: {args.budget:.0f} s; what would not end in time, going by the "
+        f"longest row, is skipped"
     )
     rows = run_suite(groups, args, began + args.budget, save)
     print(f"{now() - began:.0f} s")

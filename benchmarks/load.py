@@ -1,11 +1,13 @@
-"""Loading a Hugging Face directory: seconds and peak memory, ours against transformers' ``from_pretrained``.
+"""Loading a Hugging Face directory: seconds and peak memory, ours against transformers'
+``from_pretrained``.
 
     python benchmarks/load.py
 
-Each load has a process of its own, taking turns; imports are done before the clock and the memory are read. Afterwards
-every weight is summed inside the measured time, so that a lazy mapping is no win. Peak memory is the growth of the
-resident set's high-water mark (VmHWM), pages of the mapped file included, over the size of the checkpoint. The weights
-are random, in the shape of SmolLM2-360M; the file system's cache is warm for both.
+Each load has a process of its own, taking turns; imports are done before the clock and the memory
+are read. Afterwards every weight is summed inside the measured time, so that a lazy mapping is no
+win. Peak memory is the growth of the resident set's high-water mark (VmHWM), pages of the mapped
+file included, over the size of the checkpoint. The weights are random, in the shape of
+SmolLM2-360M; the file system's cache is warm for both.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ from record import write_result
 
 from lit_llm import Transformer, TransformerConfig
 
-SHAPE = {"vocab_size": 49152, "hidden_size": 960, "num_layers": 32, "num_heads": 15, "num_kv_heads": 5,
-         "intermediate_size": 2560, "tie_embeddings": True}  # fmt: skip
+SHAPE = {"vocab_size": 49152, "hidden_size": 960, "num_layers": 32, "num_heads": 15,
+         "num_kv_heads": 5, "intermediate_size": 2560, "tie_embeddings": True}  # fmt: skip
 TINY = {"vocab_size": 300, "hidden_size": 64, "num_layers": 2, "num_heads": 4}
 
 
@@ -87,8 +89,10 @@ def main() -> None:
             }
         row["peak_over_checkpoint"] = row["ours_peak_bytes"] / size  # type: ignore[operator]
         rows.append(row)
-        print("{dtype:9} seconds: ours {ours_seconds:.2f}, transformers {transformers_seconds:.2f}, ratio "
-              "{ratio_seconds:.2f}; peak memory ratio {ratio_peak_bytes:.2f}, ours is {peak_over_checkpoint:.2f} of "
+        print("{dtype:9} seconds: ours {ours_seconds:.2f}, transformers "
+              "{transformers_seconds:.2f}, ratio "
+              "{ratio_seconds:.2f}; peak memory ratio {ratio_peak_bytes:.2f}, ours is "
+              "{peak_over_checkpoint:.2f} of "
               "the checkpoint".format(**row), flush=True)  # fmt: skip
     if not args.dry_run:
         print(f"wrote {write_result('load', {'rounds': rounds, 'shape': SHAPE, 'rows': rows})}")

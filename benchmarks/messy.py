@@ -1,10 +1,12 @@
-"""A folder of messy sources, made of the text on this machine, and the truth about every document in it.
+"""A folder of messy sources, made of the text on this machine, and the truth about every document
+in it.
 
     truths = build(folder, megabytes=200)
 
-writes ``folder/sources``, ``folder/corpus.yaml`` for ``lit_llm corpus build --config`` and, a row a document,
-``folder/truth.jsonl``. Texts are pieces of the standard library, installed packages and the system's documentation,
-translations of the Universal Declaration of Human Rights, and the check set of personal data with other values.
+writes ``folder/sources``, ``folder/corpus.yaml`` for ``lit_llm corpus build --config`` and, a row a
+document, ``folder/truth.jsonl``. Texts are pieces of the standard library, installed packages and
+the system's documentation, translations of the Universal Declaration of Human Rights, and the check
+set of personal data with other values.
 """
 
 from __future__ import annotations
@@ -33,19 +35,25 @@ from planted import jaccard, mojibake
 JUNK = ("repeated lines", "repeated words", "ellipses", "symbols", "numbers")  # the certain ones
 LONGEST = 100_000  # bytes of a line that is taken from the source of bad files
 BOILERPLATE = (
-    "We use cookies and similar technologies to run this site and to understand how it is used. By going on you agree "
+    "We use cookies and similar technologies to run this site and to understand how it is used. "
+    "By going on you agree "
     "to our privacy policy and terms of use. You can change your settings at any time.",
-    "Lorem ipsum dolor sit amet, consectetur adipiscing elit, sed do eiusmod tempor incididunt ut labore et dolore.",
-    "The page that you are looking for does not exist. It may have been moved, or there is a mistake in its address. "
-    "Go back to the start, or look for what you need with the search field at the top of every page of this site.",
+    "Lorem ipsum dolor sit amet, consectetur adipiscing elit, sed do eiusmod tempor incididunt ut "
+    "labore et dolore.",
+    "The page that you are looking for does not exist. It may have been moved, or there is a "
+    "mistake in its address. "
+    "Go back to the start, or look for what you need with the search field at the top of every "
+    "page of this site.",
 )
-# Sentences without digits and "@": nothing in them is personal, so whatever is found between them was planted.
+# Sentences without digits and "@": nothing in them is personal, so whatever is found between them
+# was planted.
 _PROSE = re.compile(r"[A-Z][^\d@{}=<>|\\_*`#~\[\]]{100,900}[.]")
 # What files of these languages are in where they are not in UTF-8; and all of them in UTF-16.
 ENCODINGS = {
-    "cp1252": "de fr es it pt sv da fi", "cp1250": "pl cs hu", "cp1251": "ru uk bg", "koi8-r": "ru bg", "cp1253": "el",
-    "cp1254": "tr", "cp1255": "he", "cp1256": "ar", "cp1257": "lt et", "tis-620": "th", "shift_jis": "ja",
-    "euc-jp": "ja", "gb18030": "zh", "big5": "zh-Hant", "euc-kr": "ko",
+    "cp1252": "de fr es it pt sv da fi", "cp1250": "pl cs hu", "cp1251": "ru uk bg",
+    "koi8-r": "ru bg", "cp1253": "el", "cp1254": "tr", "cp1255": "he", "cp1256": "ar",
+    "cp1257": "lt et", "tis-620": "th", "shift_jis": "ja", "euc-jp": "ja", "gb18030": "zh",
+    "big5": "zh-Hant", "euc-kr": "ko",
 }  # fmt: skip
 
 
@@ -54,14 +62,16 @@ class Truth:
     """What is known of a document.
 
     Attributes:
-        id: as the corpus calls it; of "bad" ones a file's path below its source's folder, or a row's id.
-        kind: "clean", "exact copy", "near copy", "junk", "boilerplate", "language", "mojibake", "personal", "page",
-            "encoding", "huge line" or "bad".
+        id: as the corpus calls it; of "bad" ones a file's path below its source's folder, or a
+            row's id.
+        kind: "clean", "exact copy", "near copy", "junk", "boilerplate", "language", "mojibake",
+            "personal", "page", "encoding", "huge line" or "bad".
         text: what a faultless pipeline would hold before redaction; None where it would hold none.
         of: the document it is a copy of.
         similarity: to that, exact Jaccard of sets of 5 words in a row.
         language: BCP 47.
-        cases: of personal data and look-alikes, each a block of ``text`` between blank lines: (text, spans).
+        cases: of personal data and look-alikes, each a block of ``text`` between blank lines:
+            (text, spans).
     """
 
     id: str
@@ -74,7 +84,8 @@ class Truth:
 
 
 def build(folder: Path, megabytes: float, seed: int = 0) -> list[Truth]:
-    """Write about ``megabytes`` (1e6) of text into a new ``folder``, and what is true of each document."""
+    """Write about ``megabytes`` (1e6) of text into a new ``folder``, and what is true of each
+    document."""
     rng = random.Random(seed)
     declaration = Path(pii_cases.__file__).with_name("udhr.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in declaration.splitlines()]
@@ -129,7 +140,8 @@ def tidy(text: str) -> str:
 
 
 def tidy_pieces() -> Iterator[str]:
-    """Pieces of this machine's text, tidy, without those that hold control or invisible characters."""
+    """Pieces of this machine's text, tidy, without those that hold control or invisible
+    characters."""
     for text in map(tidy, dedup.pieces()):
         if text.translate(dict.fromkeys(map(ord, "\n\t\u00a0"))).isprintable():
             yield text
@@ -176,7 +188,8 @@ def encodings(folder: Path, rows: list[dict[str, str]]) -> list[Truth]:
 
 
 def personal(paragraphs: Iterator[str], rounds: int, rng: random.Random) -> list[Truth]:
-    """Cases of the check set of personal data, three a document, between paragraphs in which there is nothing personal.
+    """Cases of the check set of personal data, three a document, between paragraphs in which there
+    is nothing personal.
 
     Values are other ones than in tests/corpus/pii_cases.jsonl, which the patterns have met.
     """
@@ -196,7 +209,8 @@ def personal(paragraphs: Iterator[str], rounds: int, rng: random.Random) -> list
 
 
 def copies(megabytes: float) -> list[Truth]:
-    """Pieces, exact copies of some, and copies of others of which 2 to 5% of the words are edited."""
+    """Pieces, exact copies of some, and copies of others of which 2 to 5% of the words are
+    edited."""
     texts, exact, near = dedup.documents(megabytes, tidy_pieces())
     truths = []
     texts |= {name: tidy(texts[name]) for name in near}
@@ -232,7 +246,8 @@ def boilerplate(megabytes: float) -> list[Truth]:
 
 
 def huge_lines(folder: Path, size: int) -> list[Truth]:
-    """Writes a file of ``size`` characters without a newline, of other words than any other document's."""
+    """Writes a file of ``size`` characters without a newline, of other words than any other
+    document's."""
     text = " ".join(f"{number:x}th" for number in range(size))[:size]
     (folder / "huge-line.txt").write_text(text)
     return [Truth("huge-line.txt", "huge line", text)]
@@ -241,7 +256,8 @@ def huge_lines(folder: Path, size: int) -> list[Truth]:
 def pages(
     folder: Path, paragraphs: Iterator[str], megabytes: float, rng: random.Random
 ) -> list[Truth]:
-    """Writes pages of three to eight paragraphs, as HTML files and in web archives, as long as there are paragraphs."""
+    """Writes pages of three to eight paragraphs, as HTML files and in web archives, as long as
+    there are paragraphs."""
     made: list[list[str]] = []
     size = 0
     while size < megabytes * 1e6 and (page := list(islice(paragraphs, rng.randint(3, 8)))):

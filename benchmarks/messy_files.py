@@ -1,4 +1,5 @@
-"""How the documents of messy.py lie on disk: in every format that is read, in web archives, and broken."""
+"""How the documents of messy.py lie on disk: in every format that is read, in web archives, and
+broken."""
 
 from __future__ import annotations
 
@@ -27,18 +28,21 @@ LAYOUTS = {
     "plain": "<h1>{title}</h1>{body}",
 }
 PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>{title} | Example</title><style>p {{ margin: 1em }}</style>
+<html lang="en"><head><meta charset="utf-8"><title>{title} | Example</title>\
+<style>p {{ margin: 1em }}</style>
 <script>window.dataLayer = [];</script></head><body>
 <nav class="menu"><ul><li><a href="/">Home</a></li><li><a href="/news">News</a></li>
 <li><a href="/about">About us</a></li></ul></nav>
 {main}
 <aside class="sidebar"><a href="/next">Read next</a></aside>
-<!-- rendered in 12 ms --><footer><a href="/privacy">Privacy</a> <a href="/terms">Terms of use</a></footer>
+<!-- rendered in 12 ms -->\
+<footer><a href="/privacy">Privacy</a> <a href="/terms">Terms of use</a></footer>
 <script>track()</script></body></html>"""
 
 
 def write_rows(folder: Path, texts: Mapping[str, str], rng: random.Random) -> None:
-    """``texts`` by id: some as files of that name, the others as rows of JSONL, plain and compressed, and parquet."""
+    """``texts`` by id: some as files of that name, the others as rows of JSONL, plain and
+    compressed, and parquet."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     import zstandard
@@ -58,7 +62,8 @@ def write_rows(folder: Path, texts: Mapping[str, str], rng: random.Random) -> No
                 continue
             data = b"".join(row(id=name, text=texts[name]) for name in some)
             pack: Callable[[bytes], bytes] = {
-                "jsonl": bytes, "jsonl.gz": gzip.compress, "jsonl.zst": zstandard.ZstdCompressor().compress,
+                "jsonl": bytes, "jsonl.gz": gzip.compress,
+                "jsonl.zst": zstandard.ZstdCompressor().compress,
             }[ending]  # fmt: skip
             file.write_bytes(pack(data))
 
@@ -69,7 +74,8 @@ def row(**fields: object) -> bytes:
 
 
 def write_pages(folder: Path, pages: list[list[str]], rng: random.Random) -> list[str]:
-    """Pages of a title and paragraphs, with what surrounds them on the web: HTML files, WARC and WARC.gz; their ids."""
+    """Pages of a title and paragraphs, with what surrounds them on the web: HTML files, WARC and
+    WARC.gz; their ids."""
     folder.mkdir(parents=True)
     archives = {name: bytearray() for name in ("crawl.warc", "crawl.warc.gz")}
     ids = []
@@ -91,7 +97,8 @@ def write_pages(folder: Path, pages: list[list[str]], rng: random.Random) -> lis
 
 
 def write_bad(folder: Path, below: str, text: str, longest: int) -> list[str]:
-    """Files and rows that are no documents, in ``folder/below``; what each is called: a file's name, or a row's id.
+    """Files and rows that are no documents, in ``folder/below``; what each is called: a file's
+    name, or a row's id.
 
     Args:
         folder: of the source.
@@ -107,12 +114,13 @@ def write_bad(folder: Path, below: str, text: str, longest: int) -> list[str]:
     data = text.encode()
     page = response("https://example.org/", b"<p>" + data * 20)
     files = {
-        "empty.txt": b"", "blank.txt": b" \n\t\n",
-        "picture.png": b"\x89PNG\r\n\x1a\n" + noise, "a.out": b"\x7fELF\0" + noise,
-        "paper.pdf": b"%PDF-1.7\n" + data, "cut.txt": b"\xff ".join(data.split()),
-        "cut.jsonl.gz": gzip.compress(archived)[:-9000], "cut.jsonl.zst": zstandard.compress(archived)[:-9000],
-        "noise.parquet": noise, "empty.parquet": b"", "noise.warc": noise, "cut.warc.gz": gzip.compress(page)[:-40],
-        "empty.html": b"<html><body></body></html>", "one-line.txt": b"x " * longest, "not.jsonl.gz": noise,
+        "empty.txt": b"", "blank.txt": b" \n\t\n", "picture.png": b"\x89PNG\r\n\x1a\n" + noise,
+        "a.out": b"\x7fELF\0" + noise, "paper.pdf": b"%PDF-1.7\n" + data,
+        "cut.txt": b"\xff ".join(data.split()), "cut.jsonl.gz": gzip.compress(archived)[:-9000],
+        "cut.jsonl.zst": zstandard.compress(archived)[:-9000], "noise.parquet": noise,
+        "empty.parquet": b"", "noise.warc": noise, "cut.warc.gz": gzip.compress(page)[:-40],
+        "empty.html": b"<html><body></body></html>", "one-line.txt": b"x " * longest,
+        "not.jsonl.gz": noise,
     }  # fmt: skip
     for name, content in files.items():
         (folder / below / name).write_bytes(content)
@@ -126,8 +134,9 @@ def write_bad(folder: Path, below: str, text: str, longest: int) -> list[str]:
 def _bad_rows(data: bytes, longest: int) -> list[bytes]:
     return [
         row(text=" "), b"{'text': 'single quotes'}\n", b'["a list"]\n', row(body="no such field"),
-        row(text=12), row(text=None), row(text="\0 NULs \0"), b'{"text": "\\ud800 halves \\ud800"}\n',
-        b'{"text": "' + data[:40] + b'\xff \xff"}\n', row(text="y" * longest), b'{"text": "cut' + data[:40],
+        row(text=12), row(text=None), row(text="\0 NULs \0"),
+        b'{"text": "\\ud800 halves ' b'\\ud800"}\n', b'{"text": "' + data[:40] + b'\xff \xff"}\n',
+        row(text="y" * longest), b'{"text": "cut' + data[:40],
     ]  # fmt: skip
 
 

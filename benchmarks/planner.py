@@ -1,10 +1,11 @@
-"""How far off the planner is: GPU-hours against published runs, memory against simulated steps, goodput against chance.
+"""How far off the planner is: GPU-hours against published runs, memory against simulated steps,
+goodput against chance.
 
     python benchmarks/planner.py
 
-Each published run is predicted by a fit that has seen no run of its family (leave-one-family-out), with the interval
-that such a fit gives. Memory is compared with `step_memory`, simulated and real; goodput with runs
-of thousands of GPUs that fail at random.
+Each published run is predicted by a fit that has seen no run of its family (leave-one-family-out),
+with the interval that such a fit gives. Memory is compared with `step_memory`, simulated and real;
+goodput with runs of thousands of GPUs that fail at random.
 """
 
 from __future__ import annotations
@@ -54,10 +55,12 @@ def published() -> dict[str, object]:
         model = fitted(run.family)
         ratio = model.gpu_hours(run.job) / run.gpu_hours
         rows.append({
-            "run": run.name, "family": run.family, "gpu_hours": run.gpu_hours, "predicted_over_actual": ratio,
-            "interval": math.exp(model.spread), "inside": abs(math.log(ratio)) <= model.spread,
+            "run": run.name, "family": run.family, "gpu_hours": run.gpu_hours,
+            "predicted_over_actual": ratio, "interval": math.exp(model.spread),
+            "inside": abs(math.log(ratio)) <= model.spread,
         })  # fmt: skip
-        print("{run:42} {gpu_hours:12,.0f} GPU-h, predicted {predicted_over_actual:.2f} of it, within {interval:.2f}x: "
+        print("{run:42} {gpu_hours:12,.0f} GPU-h, predicted {predicted_over_actual:.2f} of it, "
+              "within {interval:.2f}x: "
               "{inside}".format(**rows[-1]))  # fmt: skip
     summary: dict[str, object] = {
         "median_absolute_error": statistics.median(
@@ -66,7 +69,8 @@ def published() -> dict[str, object]:
         "interval_covers": statistics.mean(row["inside"] for row in rows),
         "high_over_low": statistics.median(row["interval"] ** 2 for row in rows),
     }
-    print("median error {median_absolute_error:.1%}; the 80% interval covers {interval_covers:.0%}; high / low "
+    print("median error {median_absolute_error:.1%}; the 80% interval covers "
+          "{interval_covers:.0%}; high / low "
           "{high_over_low:.2f}".format(**summary))  # fmt: skip
     return {**summary, "runs": rows}
 
@@ -75,12 +79,13 @@ def seed_case() -> dict[str, float]:
     """70B parameters, 2T tokens, 6,000 A100, by a fit without Meta's runs."""
     found = plan(**SEED_CASE)  # type: ignore[arg-type]
     result = {
-        "gpu_hours": found.gpu_hours, "low": found.gpu_hours_low, "high": found.gpu_hours_high, "days": found.days,
-        "over_published": found.gpu_hours / SEED_HOURS, "usd": found.usd or math.nan,
-        "usd_at_1.16": 1.16 * found.gpu_hours,
+        "gpu_hours": found.gpu_hours, "low": found.gpu_hours_low, "high": found.gpu_hours_high,
+        "days": found.days, "over_published": found.gpu_hours / SEED_HOURS,
+        "usd": found.usd or math.nan, "usd_at_1.16": 1.16 * found.gpu_hours,
     }  # fmt: skip
-    print("70B, 2T tokens, 6,000 A100: {gpu_hours:,.0f} GPU-h ({low:,.0f} to {high:,.0f}), {days:.1f} days, "
-          "{over_published:.2f} of the published hours; ${usd:,.0f}".format(**result), end="")  # fmt: skip
+    print("70B, 2T tokens, 6,000 A100: {gpu_hours:,.0f} GPU-h ({low:,.0f} to {high:,.0f}), "
+          "{days:.1f} days, {over_published:.2f} of the published hours; "
+          "${usd:,.0f}".format(**result), end="")  # fmt: skip
     print(f", ${result['usd_at_1.16']:,.0f} at $1.16 a GPU-hour")
     return result
 
@@ -91,13 +96,18 @@ def memory() -> list[dict[str, object]]:
     for preset, fields, batch, seq_len, optimizer, autocast in STEPS:
         config = TransformerConfig.from_preset(preset, **fields)
         peak = simulated_peak(config, batch, seq_len, optimizer, autocast)
-        setup = Setup(batch, seq_len, "bf16" if autocast else "fp32", optimizer, fused_norms=False)  # type: ignore[arg-type]
+        precision = "bf16" if autocast else "fp32"
+        setup = Setup(  # type: ignore[arg-type]
+            batch, seq_len, precision, optimizer, fused_norms=False
+        )
         ratio = training_memory(shape_of(config, seq_len), setup).peak / peak
         rows.append({
-            "preset": preset, **fields, "micro_batch_size": batch, "seq_len": seq_len, "optimizer": optimizer,
-            "precision": setup.precision, "simulated_gb": peak / 1e9, "predicted_over_simulated": ratio,
+            "preset": preset, **fields, "micro_batch_size": batch, "seq_len": seq_len,
+            "optimizer": optimizer, "precision": setup.precision, "simulated_gb": peak / 1e9,
+            "predicted_over_simulated": ratio,
         })  # fmt: skip
-        print("{preset:14} {micro_batch_size:3} x {seq_len}, {optimizer}, {precision}: {simulated_gb:.2f} GB, "
+        print("{preset:14} {micro_batch_size:3} x {seq_len}, {optimizer}, {precision}: "
+              "{simulated_gb:.2f} GB, "
               "predicted {predicted_over_simulated:.3f} of it".format(**rows[-1]))  # fmt: skip
     return rows
 
@@ -112,7 +122,8 @@ REAL_STEPS = [
 
 
 def real_memory() -> list[dict[str, object]]:
-    """Predicted peaks against what torch allocated on this machine, and what the process grew by, each in its own."""
+    """Predicted peaks against what torch allocated on this machine, and what the process grew by,
+    each in its own."""
     rows = []
     for step in REAL_STEPS:
         preset, fields, batch, seq_len, autocast = step
@@ -124,18 +135,21 @@ def real_memory() -> list[dict[str, object]]:
         setup = Setup(batch, seq_len, "bf16" if autocast else "fp32", fused_norms=False)
         predicted = training_memory(shape_of(config, seq_len), setup).peak
         rows.append({
-            "preset": preset, **fields, "micro_batch_size": batch, "seq_len": seq_len, "precision": setup.precision,
-            "allocated_gb": peak["allocated"] / 1e9, "predicted_over_allocated": predicted / peak["allocated"],
+            "preset": preset, **fields, "micro_batch_size": batch, "seq_len": seq_len,
+            "precision": setup.precision, "allocated_gb": peak["allocated"] / 1e9,
+            "predicted_over_allocated": predicted / peak["allocated"],
             "predicted_over_resident": predicted / peak["resident"],
         })  # fmt: skip
-        print("{preset:14} {micro_batch_size:3} x {seq_len}, {precision}: allocated {allocated_gb:.2f} GB, predicted "
-              "{predicted_over_allocated:.3f} of it, {predicted_over_resident:.3f} of the resident set"
-              .format(**rows[-1]))  # fmt: skip
+        print("{preset:14} {micro_batch_size:3} x {seq_len}, {precision}: allocated "
+              "{allocated_gb:.2f} GB, predicted "
+              "{predicted_over_allocated:.3f} of it, {predicted_over_resident:.3f} of the "
+              "resident set".format(**rows[-1]))  # fmt: skip
     return rows
 
 
 def simulated_goodput(gpus: int, hours: float, seed: int = 0) -> float:
-    """Useful share of ``hours`` on machines that fail at random: trains, saves, loses what was not saved, restarts."""
+    """Useful share of ``hours`` on machines that fail at random: trains, saves, loses what was not
+    saved, restarts."""
     draw = np.random.default_rng(seed)
     mean = GPU_HOURS_PER_FAILURE / gpus
     interval = goodput(gpus).checkpoint_hours
@@ -156,7 +170,8 @@ def simulated_goodput(gpus: int, hours: float, seed: int = 0) -> float:
 
 
 def failures() -> list[dict[str, float]]:
-    """Formula against chance: at the rate that Llama 3 405B was interrupted at, and at three times that."""
+    """Formula against chance: at the rate that Llama 3 405B was interrupted at, and at three times
+    that."""
     rows = []
     for gpus in (6_000, 16_384, 3 * 16_384):
         rows.append(

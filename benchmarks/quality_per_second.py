@@ -1,15 +1,18 @@
-"""How good is a small language model after the same training time: ours, nanochat and litgpt, side by side.
+"""How good is a small language model after the same training time: ours, nanochat and litgpt, side
+by side.
 
     make peers && git clone https://github.com/karpathy/nanochat ../nanochat
     python benchmarks/quality_per_second.py --corpus CORPUS_FOLDER --nanochat ../nanochat
 
-Every contender trains on the same tokens of the same corpus folder for the same time, with its own model shape, batch,
-optimizer and schedule (the peers 4,096 tokens a step in sequences of 512: with 8,192 nanochat is worse, see
-docs/decisions.md; ours as in configs/pretrain/quickstart.yaml), and is scored by the same function (contenders/bpb.py:
-windows of 512) on the corpus's validation documents: bits per byte, lower is better. Compilation and evaluation are
-outside the time for all. Rounds are interleaved (ours, nanochat, litgpt, ours, ...), so that a machine that slows down
-slows all of them; a round's seed sets initial weights and the order of the data. What counts is the ratio within one
-run of this script: the absolute number moves with the files that a Python version happens to ship.
+Every contender trains on the same tokens of the same corpus folder for the same time, with its own
+model shape, batch, optimizer and schedule (the peers 4,096 tokens a step in sequences of 512: with
+8,192 nanochat is worse, see docs/decisions.md; ours as in configs/pretrain/quickstart.yaml), and is
+scored by the same function (contenders/bpb.py: windows of 512) on the corpus's validation
+documents: bits per byte, lower is better. Compilation and evaluation are outside the time for all.
+Rounds are interleaved (ours, nanochat, litgpt, ours, ...), so that a machine that slows down slows
+all of them; a round's seed sets initial weights and the order of the data. What counts is the ratio
+within one run of this script: the absolute number moves with the files that a Python version
+happens to ship.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ CONTENDERS = ("ours", "nanochat", "litgpt")
 def prepare(corpus_folder: Path, out: Path) -> dict[str, object]:
     """Write the corpus as the plain arrays that every contender reads, and describe them.
 
-    train and validation: (tokens,) the documents of all sources, each as `[eos] + ids`; token_bytes: (vocab,).
+    train and validation: (tokens,) the documents of all sources, each as `[eos] + ids`;
+    token_bytes: (vocab,).
     """
     from lit_llm.corpus.build import Corpus
     from lit_llm.corpus.output.shards import read_tokens
@@ -88,14 +92,16 @@ def run_once(
 
 def table(runs: list[dict], medians: dict[str, float]) -> str:
     lines = [
-        f"{'':10}{'bits/byte':>10}{'of ours':>11}{'tokens/s':>10}{'tokens':>12}{'parameters':>12}  runs"
+        f"{'':10}{'bits/byte':>10}{'of ours':>11}{'tokens/s':>10}{'tokens':>12}{'parameters':>12} "
+        f" runs"
     ]
     for name, median in medians.items():
         own = [run for run in runs if run["contender"] == name]
         middle = min(own, key=lambda run: abs(run["bits_per_byte"] - median))
         scores = " ".join(f"{run['bits_per_byte']:.4f}" for run in own)
         lines.append(
-            f"{name:10}{median:10.4f}{median / medians['ours']:10.3f}x{middle['tokens_per_second']:10,.0f}"
+            f"{name:10}{median:10.4f}{median / medians['ours']:10.3f}x"
+            f"{middle['tokens_per_second']:10,.0f}"
             f"{middle['tokens']:12,}{middle['parameters']:12,}  {scores}"
         )
     return "\n".join(lines)
@@ -135,7 +141,8 @@ def main() -> None:
         prepared = scratch / "prepared.npz"
         corpus = prepare(args.corpus, prepared)
         print(
-            f"train: {corpus['train_tokens']:,} tokens, validation: {corpus['validation_bytes']:,} bytes",
+            f"train: {corpus['train_tokens']:,} tokens, validation: "
+            f"{corpus['validation_bytes']:,} bytes",
             flush=True,
         )
         for seed in range(args.repeats):
@@ -162,7 +169,10 @@ def main() -> None:
     }
     file = write_result(args.result, result)
     print(table(runs, medians))
-    ratios = ", ".join(f"{ratio:.3f}x {name}" for name, ratio in result["ours_to"].items())  # type: ignore[attr-defined]
+    ratios = ", ".join(
+        f"{ratio:.3f}x {name}"
+        for name, ratio in result["ours_to"].items()  # type: ignore[attr-defined]
+    )
     print(f"ours: {ratios}; {file}")
 
 

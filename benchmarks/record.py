@@ -39,8 +39,8 @@ def write_result(name: str, result: dict[str, Any]) -> Path:
 
 
 def commit(checkout: Path | str) -> str:
-    """The commit of a checkout, "-dirty" added where tracked code differs from it; "unknown" without git or its folder,
-    as on a machine that was sent the files alone."""
+    """The commit of a checkout, "-dirty" added where tracked code differs from it; "unknown"
+    without git or its folder, as on a machine that was sent the files alone."""
 
     def git(*args: str) -> str:
         command = ["git", "-C", str(checkout), *args]

@@ -1,4 +1,5 @@
-"""Resident sets: of this process, what it holds and held at most; of another and its children (Linux, see proc(5))."""
+"""Resident sets: of this process, what it holds and held at most; of another and its children
+(Linux, see proc(5))."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ def peak() -> int:
 def watch(process: subprocess.Popen[bytes]) -> int:
     """Wait for ``process``; bytes that it and all its descendants held at most at a time.
 
-    The sum of their resident sets, so that pages which they share (a fork's, mapped files') count for each of them.
+    The sum of their resident sets, so that pages which they share (a fork's, mapped files') count
+    for each of them.
     """
     most = 0
     while True:

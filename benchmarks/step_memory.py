@@ -1,7 +1,9 @@
-"""Peak memory of a training step: of a real one by allocator and resident set, of any by fake tensors, without memory.
+"""Peak memory of a training step: of a real one by allocator and resident set, of any by fake
+tensors, without memory.
 
-The step is the one of `lit_llm.training`: float32 weights, autocast, the loss, the optimizer. Fake tensors run the
-CPU's operators (a CPU build of torch has no others): what CUDA does otherwise, one kernel for RMSNorm, is not in it.
+The step is the one of `lit_llm.training`: float32 weights, autocast, the loss, the optimizer. Fake
+tensors run the CPU's operators (a CPU build of torch has no others): what CUDA does otherwise, one
+kernel for RMSNorm, is not in it.
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ class LiveBytes(TorchDispatchMode):
 
 @contextlib.contextmanager
 def _autocast(enabled: bool) -> Iterator[None]:
-    """torch.autocast, whose own context manager asks the device things that fake tensors cannot answer."""
+    """torch.autocast, whose own context manager asks the device things that fake tensors cannot
+    answer."""
     if not enabled:
         yield
         return

@@ -1,12 +1,14 @@
-"""What the Trainer with our default callbacks and loggers costs over a bare loop: same model, batches and optimizer.
+"""What the Trainer with our default callbacks and loggers costs over a bare loop: same model,
+batches and optimizer.
 
     python benchmarks/trainer_overhead.py
 
-The two are interleaved step by step in one process: after each optimizer step of the Trainer a callback makes one step
-of the bare loop on a twin of the model, so a machine that slows down slows both. The Trainer's time is all that passes
-between two bare steps: hooks, callbacks, logging, checkpoints. The bare loop does what training needs and nothing else:
-fetch, forward, backward, clip, optimizer and schedule step. A round's ratio is Trainer seconds / bare seconds over its
-steps; the result is the median over rounds.
+The two are interleaved step by step in one process: after each optimizer step of the Trainer a
+callback makes one step of the bare loop on a twin of the model, so a machine that slows down slows
+both. The Trainer's time is all that passes between two bare steps: hooks, callbacks, logging,
+checkpoints. The bare loop does what training needs and nothing else: fetch, forward, backward,
+clip, optimizer and schedule step. A round's ratio is Trainer seconds / bare seconds over its steps;
+the result is the median over rounds.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ SKIP = 5  # steps of a round that are not counted: allocations, first touches
 
 
 class BareTwin(L.Callback):
-    """After every step of the Trainer, one step of a bare loop over a model, data and optimizer of its own."""
+    """After every step of the Trainer, one step of a bare loop over a model, data and optimizer of
+    its own."""
 
     def __init__(self, module: PretrainModule, data: PretrainDataModule):
         data.prepare_data()
@@ -75,8 +78,8 @@ def modules(args: argparse.Namespace) -> tuple[PretrainModule, PretrainDataModul
     L.seed_everything(0, verbose=False)
     shape = {"hidden_size": args.width, "num_layers": args.layers, "num_heads": args.width // 64}
     data = PretrainDataModule(
-        tokens=args.steps * args.batch_tokens, seq_len=256, micro_batch_size=args.batch_tokens // 256, validate_every=0,
-        vocab_size=4096,
+        tokens=args.steps * args.batch_tokens, seq_len=256,
+        micro_batch_size=args.batch_tokens // 256, validate_every=0, vocab_size=4096,
     )  # fmt: skip
     return PretrainModule(shape, compile=False), data
 
@@ -86,9 +89,11 @@ def run_round(args: argparse.Namespace, folder: Path) -> dict[str, float]:
     twin = BareTwin(*modules(args))
     module, data = modules(args)
     trainer = L.Trainer(
-        accelerator="cpu", default_root_dir=folder, max_epochs=1, limit_val_batches=0, enable_model_summary=False,
-        log_every_n_steps=10, logger=[CSVLogger(folder), TensorBoardLogger(folder, name="", version="tensorboard")],
-        callbacks=[ProgressBar(), ThroughputCallback(), Checkpoint(), SampleCallback(), RunReport(), twin],
+        accelerator="cpu", default_root_dir=folder, max_epochs=1, limit_val_batches=0,
+        enable_model_summary=False, log_every_n_steps=10,
+        logger=[CSVLogger(folder), TensorBoardLogger(folder, name="", version="tensorboard")],
+        callbacks=[ProgressBar(), ThroughputCallback(), Checkpoint(), SampleCallback(), RunReport(),
+                   twin],
     )  # fmt: skip
     trainer.fit(module, data)
     steps = args.steps - SKIP
@@ -110,9 +115,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             rounds.append(run_round(args, Path(folder)))
         print(
-            "round {}: bare {bare_ms:.1f} ms, Trainer {trainer_ms:.1f} ms, ratio {ratio:.4f}".format(
-                number + 1, **rounds[-1]
-            )
+            "round {}: bare {bare_ms:.1f} ms, Trainer {trainer_ms:.1f} ms, ratio "
+            "{ratio:.4f}".format(number + 1, **rounds[-1])
         )
     ratio = statistics.median(r["ratio"] for r in rounds)
     print(f"median ratio {ratio:.4f}")

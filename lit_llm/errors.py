@@ -98,6 +98,32 @@ def told_of_a_path(error: OSError) -> str | None:
     return f"{path or _UNKNOWN_PATH}: {error.strerror}"
 
 
+_OF_THE_DISK = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EIO,
+    errno.EFBIG,
+)
+# torch's zip writer and safetensors have exceptions of their own for a disk that is full.
+_SAID_OF_THE_DISK = (
+    "No space left",
+    "file write failed",
+    "unexpected pos",
+    "Disk quota",
+    "too large",
+)
+
+
+def is_of_the_disk(error: BaseException) -> bool:
+    """Whether ``error``, met while a file was written, is the disk's fault and not the program's."""
+    if isinstance(error, OSError):
+        return error.errno in _OF_THE_DISK
+    return any(words in str(error) for words in _SAID_OF_THE_DISK)
+
+
 def more_room() -> str:
     """Say what to do when a file cannot grow.
 

@@ -1,4 +1,5 @@
-"""Bits per byte on the validation stream: the one evaluation that every contender is scored with."""
+"""Bits per byte on the validation stream: the one evaluation that every contender is scored
+with."""
 
 from __future__ import annotations
 
@@ -21,13 +22,14 @@ def bits_per_byte(
 ) -> float:
     """Score a model on a packed stream `[eos doc1 eos doc2 ...]`, the form it is trained on.
 
-    The stream is cut into windows of seq_len + 1 tokens that overlap by one, so each token but the first is predicted
-    exactly once. Separators stand for no byte of text: they are context, their own loss is not counted.
+    The stream is cut into windows of seq_len + 1 tokens that overlap by one, so each token but the
+    first is predicted exactly once. Separators stand for no byte of text: they are context, their
+    own loss is not counted.
 
     Args:
-        logits: tokens (batch, seq) int64 -> scores of the next token (batch, seq, vocab). Every call has
-            batch = batch_size and seq = seq_len (the last ones are padded, the padding is not scored), so that a
-            compiled model sees one shape. The model must be causal.
+        logits: tokens (batch, seq) int64 -> scores of the next token (batch, seq, vocab). Every
+            call has batch = batch_size and seq = seq_len (the last ones are padded, the padding is
+            not scored), so that a compiled model sees one shape. The model must be causal.
         stream: (tokens,) integers.
         token_bytes: (vocab,) UTF-8 bytes that each token stands for, 0 for special tokens.
 

@@ -1,7 +1,9 @@
-"""A training step as we, transformers, litgpt and nanochat make it, for gpu.py: the same shape, bf16, compiled.
+"""A training step as we, transformers, litgpt and nanochat make it, for gpu.py: the same shape,
+bf16, compiled.
 
-All but nanochat go through one loop with fused AdamW, the optimizer of the published tables. Muon orthogonalises
-matrices at every step, at 3B three quarters of a small batch's products: it is compared with nanochat's, at its size.
+All but nanochat go through one loop with fused AdamW, the optimizer of the published tables. Muon
+orthogonalises matrices at every step, at 3B three quarters of a small batch's products: it is
+compared with nanochat's, at its size.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ class Contender(NamedTuple):
 
 
 def ours(job: Job, config: TransformerConfig, device: torch.device) -> Contender:
-    """A loop over our parts: "ours", "ours muon", "fp8", "lora", "documents" and "documents sdpa"."""
+    """A loop over our parts: "ours", "ours muon", "fp8", "lora", "documents" and "documents
+    sdpa"."""
     from lit_llm.models.float8 import SMALLEST, convert_to_float8
     from lit_llm.models.kernels.backends import choose_attention
     from lit_llm.models.lora import LoRAConfig, apply_lora
@@ -78,9 +81,10 @@ def transformers(job: Job, config: TransformerConfig, device: torch.device) -> C
 
     with device:
         model: Any = library.LlamaForCausalLM(library.LlamaConfig(
-            vocab_size=config.vocab_size, hidden_size=config.hidden_size, num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads, num_key_value_heads=config.num_kv_heads,
-            intermediate_size=config.intermediate_size, max_position_embeddings=config.max_seq_len, use_cache=False,
+            vocab_size=config.vocab_size, hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_layers, num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_kv_heads, intermediate_size=config.intermediate_size,
+            max_position_embeddings=config.max_seq_len, use_cache=False,
             attn_implementation=register_sdpa_without_mask(),
         ))  # fmt: skip
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
@@ -95,9 +99,10 @@ def transformers(job: Job, config: TransformerConfig, device: torch.device) -> C
 def register_sdpa_without_mask() -> str:
     """The name of transformers' own SDPA attention without a mask, where it is causal by itself.
 
-    Compiled, "sdpa" makes a mask of all pairs of tokens, since it cannot look whether positions are those of one
-    document; with a mask SDPA has neither is_causal nor the flash kernel, and transformers would seem slower than it
-    can be. For a name under which no maker of masks is registered none is made.
+    Compiled, "sdpa" makes a mask of all pairs of tokens, since it cannot look whether positions are
+    those of one document; with a mask SDPA has neither is_causal nor the flash kernel, and
+    transformers would seem slower than it can be. For a name under which no maker of masks is
+    registered none is made.
     """
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -122,10 +127,10 @@ def litgpt(job: Job, config: TransformerConfig, device: torch.device) -> Contend
     with device:
         model = GPT(Config(
             name="llama", block_size=config.max_seq_len, vocab_size=config.vocab_size,
-            padded_vocab_size=config.vocab_size, n_layer=config.num_layers, n_embd=config.hidden_size,
-            n_head=config.num_heads, n_query_groups=config.num_kv_heads, rotary_percentage=1.0,
-            parallel_residual=False, bias=False, norm_class_name="RMSNorm", mlp_class_name="LLaMAMLP",
-            intermediate_size=config.intermediate_size,
+            padded_vocab_size=config.vocab_size, n_layer=config.num_layers,
+            n_embd=config.hidden_size, n_head=config.num_heads, n_query_groups=config.num_kv_heads,
+            rotary_percentage=1.0, parallel_residual=False, bias=False, norm_class_name="RMSNorm",
+            mlp_class_name="LLaMAMLP", intermediate_size=config.intermediate_size,
         ))  # fmt: skip
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     run = model if job.dry else torch.compile(model)
@@ -136,7 +141,8 @@ def litgpt(job: Job, config: TransformerConfig, device: torch.device) -> Contend
 
 
 def nanochat(job: Job, config: TransformerConfig, device: torch.device) -> Contender:
-    """nanochat's GPT, loss and MuonAdamW as in its scripts/base_train.py, with full attention in all layers as ours.
+    """nanochat's GPT, loss and MuonAdamW as in its scripts/base_train.py, with full attention in
+    all layers as ours.
 
     Its checkout is found through ``NANOCHAT``.
     """
@@ -151,8 +157,9 @@ def nanochat(job: Job, config: TransformerConfig, device: torch.device) -> Conte
     from nanochat.gpt import GPT, GPTConfig
 
     with torch.device("meta"):
-        model = GPT(GPTConfig(config.max_seq_len, config.vocab_size, config.num_layers, config.num_heads,
-                              config.num_kv_heads, config.hidden_size, window_pattern="L"))  # fmt: skip
+        model = GPT(GPTConfig(config.max_seq_len, config.vocab_size, config.num_layers,
+                              config.num_heads, config.num_kv_heads, config.hidden_size,
+                              window_pattern="L"))  # fmt: skip
     model.to_empty(device=device)
     model.init_weights()
     run = model if job.dry else torch.compile(model, dynamic=False)
@@ -164,8 +171,8 @@ def nanochat(job: Job, config: TransformerConfig, device: torch.device) -> Conte
         model.zero_grad(set_to_none=True)
 
     more = sum(p.numel() for p in model.value_embeds.parameters()) / 1e6
-    note = (f"its muon and adamw, nanochat {commit(checkout)[:7]}; not our shape exactly: value embeddings "
-            f"({more:.0f}M) besides")  # fmt: skip
+    note = (f"its muon and adamw, nanochat {commit(checkout)[:7]}; not our shape exactly: value "
+            f"embeddings ({more:.0f}M) besides")  # fmt: skip
     return Contender(
         step, optimizer, "FlashAttention 3" if USE_FA3 else "sdpa, found no FlashAttention 3", note
     )

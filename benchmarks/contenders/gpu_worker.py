@@ -1,4 +1,5 @@
-"""One contender of gpu.py at one batch: ``gpu_worker.py '{"contender": "ours", ...}'`` ends with a line of JSON."""
+"""One contender of gpu.py at one batch: ``gpu_worker.py '{"contender": "ours", ...}'`` ends with a
+line of JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ from lit_llm.models.config import TransformerConfig
 
 
 class Stopwatch:
-    """Seconds a step, the median of three blocks of steps after the warm-up, and memory over these."""
+    """Seconds a step, the median of three blocks of steps after the warm-up, and memory over
+    these."""
 
     def __init__(self, job: Job, device: torch.device):
         self.warmup, self.block, self.device = job.warmup, max(1, job.steps // 3), device
@@ -47,7 +49,8 @@ class Stopwatch:
         return statistics.median(end - begin for begin, end in pairwise(self.marks)) / self.block
 
     def memory(self) -> dict[str, int]:
-        """Peak of the timed steps, and how often the allocator had to give memory back first to get some."""
+        """Peak of the timed steps, and how often the allocator had to give memory back first to get
+        some."""
         if self.device.type != "cuda":
             return {"peak_bytes": 0, "alloc_retries": 0}
         return {
@@ -61,7 +64,8 @@ class Stopwatch:
 
 
 class OptimizerClock:
-    """Milliseconds that ``optimizer.step`` takes on the device, by events in its stream: nothing waits for them."""
+    """Milliseconds that ``optimizer.step`` takes on the device, by events in its stream: nothing
+    waits for them."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device):
         self.device = device
@@ -120,11 +124,12 @@ def run_trainer(job: Job, fields: dict[str, Any], ids: Tensor, watch: Stopwatch)
     module = PretrainModule(fields, optimizer="adamw", compile=not job.dry, tokens=1e9,
                             global_batch_tokens=job.batch * job.seq_len)  # fmt: skip
     L.Trainer(
-        accelerator="cpu" if job.dry else "gpu", devices=1, precision="bf16-mixed", max_epochs=1, logger=False,
-        enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
-        callbacks=[SpikeGuard(), ThroughputCallback(), Laps()],
+        accelerator="cpu" if job.dry else "gpu", devices=1, precision="bf16-mixed", max_epochs=1,
+        logger=False, enable_checkpointing=False, enable_model_summary=False,
+        enable_progress_bar=False, callbacks=[SpikeGuard(), ThroughputCallback(), Laps()],
     ).fit(module, loader)  # fmt: skip
-    # Its optimizer's step has the whole of forward and backward inside, as a closure; by itself it is that of "ours".
+    # Its optimizer's step has the whole of forward and backward inside, as a closure; by itself it
+    # is that of "ours".
     return {"optimizer_ms": None, "attention": str(module.network.backends), "note": "adamw"}
 
 
@@ -151,8 +156,9 @@ def main() -> None:
     flops_per_token = flops.flops_per_token(config, job.seq_len)
     if job.contender == "lora":  # the frozen weights have no gradient of their own
         flops_per_token -= 2 * flops.matrix_parameters(config)
-    numbers = {"seconds": watch.seconds, "tokens_per_second": rate, "flops_per_token": flops_per_token,
-               **watch.memory(), **said, "torch": torch.__version__}  # fmt: skip
+    numbers = {"seconds": watch.seconds, "tokens_per_second": rate,
+               "flops_per_token": flops_per_token, **watch.memory(), **said,
+               "torch": torch.__version__}  # fmt: skip
     if device.type == "cuda":
         peak, source = flops.peak_flops(device)
         numbers |= {

@@ -1,7 +1,8 @@
 """What every contender shares: its arguments, the packed batches, the clock and the result file.
 
-A contender is a script run as `python X_run.py --prepared P --seconds S --seed N --out O [its own options]`. It brings
-a `Contender`; `run` warms it up, puts it back to the start, trains it for the given time, scores it and writes a JSON.
+A contender is a script run as `python X_run.py --prepared P --seconds S --seed N --out O [its own
+options]`. It brings a `Contender`; `run` warms it up, puts it back to the start, trains it for the
+given time, scores it and writes a JSON.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ WARMUP_STEPS = 5  # enough to compile every graph; the first steps also fault th
 
 
 class Prepared(NamedTuple):
-    """One corpus as arrays: streams `[eos doc1 eos doc2 ...]` of token ids and what each id stands for."""
+    """One corpus as arrays: streams `[eos doc1 eos doc2 ...]` of token ids and what each id stands
+    for."""
 
     train: np.ndarray  # (tokens,) uint16 or int32
     validation: np.ndarray  # (tokens,) likewise
@@ -38,7 +40,8 @@ class Contender(Protocol):
     parameters: int
 
     def step(self, inputs: Tensor, targets: Tensor, iteration: int, progress: float) -> float:
-        """Train on (sequences, seq_len) int64; progress in [0, 1) is the share of the time used. Returns the loss."""
+        """Train on (sequences, seq_len) int64; progress in [0, 1) is the share of the time used.
+        Returns the loss."""
 
     def reset(self) -> None:
         """Back to the initial weights and an empty optimizer state."""
@@ -70,7 +73,8 @@ def load(path: Path) -> Prepared:
 def batches(
     stream: np.ndarray, sequences: int, seq_len: int, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Blocks of the packed stream in a new random order each epoch: inputs, targets (sequences, seq_len) int64."""
+    """Blocks of the packed stream in a new random order each epoch: inputs, targets (sequences,
+    seq_len) int64."""
     blocks = (len(stream) - 1) // seq_len
     generator = np.random.default_rng(seed)
     queue = np.empty(0, np.int64)
@@ -102,7 +106,8 @@ def run(contender: Contender, prepared: Prepared, args: argparse.Namespace) -> N
     stream = batches(prepared.train, sequences, args.seq_len, args.seed)
     began = time.perf_counter()
     elapsed = 0.0
-    # A step that would end after the time is not begun, so nobody trains for longer than the others.
+    # A step that would end after the time is not begun, so nobody trains for longer than the
+    # others.
     while elapsed + step_seconds <= args.seconds:
         losses.append(contender.step(*next(stream), len(losses), elapsed / args.seconds))
         elapsed = time.perf_counter() - began

@@ -1,10 +1,13 @@
-"""litgpt on the prepared arrays: its GPT, initialisation, loss, AdamW and cosine schedule, as in litgpt/pretrain.py.
+"""litgpt on the prepared arrays: its GPT, initialisation, loss, AdamW and cosine schedule, as in
+litgpt/pretrain.py.
 
-The settings are those of its config_hub/pretrain: a small Llama shape in the manner of tinystories.yaml (bf16-mixed,
-weight decay 0.1, betas 0.9 and 0.95, clipping at 1), with as many weights outside the embeddings as nanochat's depth 4.
-The schedule follows the share of the time that has passed, so that it ends with the time, 5% of it being the warm-up:
-the 1,000 to 2,000 warm-up steps of the published files are more than the whole run has. The learning rate is 3e-3,
-not the published 4e-4 of a 1.1B model: after 147 steps it was better than 1e-3 (2.270 and 2.291 bits per byte).
+The settings are those of its config_hub/pretrain: a small Llama shape in the manner of
+tinystories.yaml (bf16-mixed, weight decay 0.1, betas 0.9 and 0.95, clipping at 1), with as many
+weights outside the embeddings as nanochat's depth 4. The schedule follows the share of the time
+that has passed, so that it ends with the time, 5% of it being the warm-up: the 1,000 to 2,000
+warm-up steps of the published files are more than the whole run has. The learning rate is 3e-3, not
+the published 4e-4 of a 1.1B model: after 147 steps it was better than 1e-3 (2.270 and 2.291 bits
+per byte).
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""nanochat on the prepared arrays: its model, its MuonAdamW and its schedules, from a checkout given by path.
+"""nanochat on the prepared arrays: its model, its MuonAdamW and its schedules, from a checkout
+given by path.
 
-What scripts/base_train.py of the checkout computes for `--depth 4 --max-seq-len 512 --total-batch-size 4096
---window-pattern L` is computed here the same way. One thing differs, in its favour: the schedules follow the share of
-the time that has passed, so that they end with the time whatever the speed, where base_train is told a number of steps.
+What scripts/base_train.py of the checkout computes for `--depth 4 --max-seq-len 512
+--total-batch-size 4096 --window-pattern L` is computed here the same way. One thing differs, in its
+favour: the schedules follow the share of the time that has passed, so that they end with the time
+whatever the speed, where base_train is told a number of steps.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Our side of quality_per_second.py: the shape, optimizer and schedule of configs/pretrain/quickstart.yaml.
+"""Our side of quality_per_second.py: the shape, optimizer and schedule of
+configs/pretrain/quickstart.yaml.
 
-The bare loop over our parts, driven by the harness that drives the others; trainer_overhead.py shows what the Trainer
-adds to such a loop.
+The bare loop over our parts, driven by the harness that drives the others; trainer_overhead.py
+shows what the Trainer adds to such a loop.
 """
 
 from __future__ import annotations

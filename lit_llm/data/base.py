@@ -18,10 +18,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_llm.data.files import read_prompts
 from lit_llm.data.order import Order, StepSampler
-from lit_llm.data.position import place
 from lit_llm.data.trainer_settings import check_length, given, limit_batches, replace
 from lit_llm.errors import UserError
 from lit_llm.io.cache import default_cache_dir
+from lit_llm.lightning_internals import (
+    loaded_checkpoint,
+    place_in_checkpoint,
+    place_in_trainer,
+    train_one_epoch,
+)
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.settings.ranges import Range, check_ranges
 
@@ -176,10 +181,8 @@ class TokenDataModule(L.LightningDataModule, ABC):
         check_length(trainer, self.steps, self.run_length)
         replace(trainer, "accumulate_grad_batches", self.accumulation)
         self._batches = limit_batches(trainer, self.steps, self.accumulation)
-        # The run is one epoch of the loader, whatever the Trainer's default is.
-        trainer.fit_loop.max_epochs = 1
-        # The Trainer's default is the float 1.0. A value set by the user stays, including the int
-        # 1.
+        train_one_epoch(trainer)
+        # The Trainer's default is the float; the user's own setting stays, the int 1 too.
         interval = given(trainer, "val_check_interval")
         if isinstance(interval, float) and interval == 1.0 and not trainer.fast_dev_run:
             every = (
@@ -202,10 +205,7 @@ class TokenDataModule(L.LightningDataModule, ABC):
 
         A checkpoint, if there is one, is loaded later.
         """
-        state = trainer.fit_loop.state_dict()
-        state["state_dict"].pop("combined_loader", None)  # state of the loaders of an earlier fit
-        place(state, trainer.global_step, self.accumulation, self._batches)
-        trainer.fit_loop.load_state_dict(state)
+        place_in_trainer(trainer, self.accumulation, self._batches)
 
     def take_position(self, checkpoint: dict[str, Any]) -> None:
         """Rewrite the Trainer's counters in ``checkpoint`` for its step and the length of this run.
@@ -215,7 +215,7 @@ class TokenDataModule(L.LightningDataModule, ABC):
         """
         step = checkpoint["global_step"]
         self._check_length(step)
-        place(checkpoint["loops"]["fit_loop"], step, self.accumulation, self._batches)
+        place_in_checkpoint(checkpoint, step, self.accumulation, self._batches)
         self._resumed_at = step
 
     def _check_length(self, step: int) -> None:
@@ -329,7 +329,7 @@ class TokenDataModule(L.LightningDataModule, ABC):
         if self.trainer is not None and self.trainer.state.fn != "fit":
             return  # evaluation has its own order and may use other text
         trainer: Any = self.trainer
-        loaded = trainer._checkpoint_connector._loaded_checkpoint if trainer is not None else {}
+        loaded = loaded_checkpoint(trainer) if trainer is not None else {}
         if loaded.get("global_step") == 0:  # no sample was used yet, so the order may change
             self.take_position(loaded)
             return
@@ -341,8 +341,6 @@ class TokenDataModule(L.LightningDataModule, ABC):
                     "with model.init_from"
                 )
         if trainer is not None:
-            # Lightning passes only the data module's own state. The counters are in the Trainer's
-            # part of the checkpoint.
             self.take_position(loaded)
 
 

@@ -1,24 +1,41 @@
 """Trainer settings that the data modules set, and user settings that they refuse.
 
-A run is one epoch of the loader, and the data module decides its length. A Trainer may be used for
-several fits. The user's value of each setting is therefore stored beside ours, so that the second
-fit does not take our value for the user's.
+A run is one epoch of the loader, and the data module decides its length. The settings that the data
+modules set are
+
+- ``max_epochs`` (1), ``accumulate_grad_batches``, ``val_check_interval`` and
+  ``check_val_every_n_epoch``: only where they have the Trainer's default. A value that means
+  something else is honoured (``val_check_interval``) or refused.
+- ``limit_train_batches``: a fraction, and the value of ``fast_dev_run``, are rounded to whole
+  optimizer steps.
+
+A setting that would do nothing in a run of one epoch is refused too. In Python a default cannot be
+told from the same value given by the user: ``max_epochs=1000``, ``accumulate_grad_batches=1`` and
+``val_check_interval=1.0`` count as not given. On the command line `check_settings` sees the
+difference.
+
+A Trainer may be used for several fits. The user's value of each setting is therefore stored beside
+ours, so that the second fit does not take our value for the user's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import lightning as L
-from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    GradientAccumulationScheduler,
+    StochasticWeightAveraging,
+    Timer,
+)
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lit_llm.errors import UserError
 
 _ours: WeakKeyDictionary[L.Trainer, dict[str, tuple[Any, Any]]] = WeakKeyDictionary()
 """Trainer -> setting -> (the user's value, our value)."""
-_DEFAULT_EPOCHS = 1000  # Lightning's value if max_epochs is not set
 
 
 def given(trainer: Any, name: str) -> Any:
@@ -46,7 +63,7 @@ def check_length(trainer: Any, steps: int, length: str) -> None:
         UserError: names the setting and what to set instead.
     """
     epochs = trainer.max_epochs
-    if epochs not in (None, -1, 1, _DEFAULT_EPOCHS):
+    if epochs not in (None, 1, _default_epochs(trainer)):
         raise UserError(
             f"trainer.max_epochs={epochs}: the length of a run is {length}, and a run is one "
             f"epoch of the Trainer; leave max_epochs out and change {length.partition('=')[0]}"
@@ -71,6 +88,12 @@ def check_length(trainer: Any, steps: int, length: str) -> None:
             f"trainer.check_val_every_n_epoch={trainer.check_val_every_n_epoch}: a run is one "
             "epoch; set data.validate_every, in optimizer steps"
         )
+    if every := trainer.reload_dataloaders_every_n_epochs:
+        raise UserError(
+            f"trainer.reload_dataloaders_every_n_epochs={every}: a run is one epoch, whose loaders are "
+            "made once; leave it out"
+        )
+    refuse_accumulation_schedules(trainer.callbacks)
     if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):
         raise UserError(
             "StochasticWeightAveraging averages where epochs begin, and a run is one epoch: the "
@@ -82,6 +105,21 @@ def check_length(trainer: Any, steps: int, length: str) -> None:
             f"trainer.max_steps={trainer.max_steps} is beyond the end of the run: {length} makes "
             f"{steps} steps"
         )
+
+
+def refuse_accumulation_schedules(callbacks: Iterable[Any]) -> None:
+    """Refuse callbacks that change the tokens of an optimizer step on the way."""
+    if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
+        raise UserError(
+            "trainer.callbacks: GradientAccumulationScheduler changes the tokens of a step, "
+            "which data.global_batch_tokens decides: leave it out"
+        )
+
+
+def _default_epochs(trainer: Any) -> int:
+    """What Lightning makes of no ``max_epochs``, as its manual says."""
+    timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)
+    return -1 if timed or trainer.max_steps != -1 else 1000
 
 
 def limit_batches(trainer: Any, steps: int, accumulation: int) -> int:

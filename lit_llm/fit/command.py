@@ -13,18 +13,19 @@ from typing import Any, NoReturn
 import lightning as L
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
 from lightning.pytorch.callbacks import ProgressBar as ProgressBarBase
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_llm.data.base import TokenDataModule
 from lit_llm.data.instructions import InstructionDataModule
 from lit_llm.data.pretrain import PretrainDataModule
+from lit_llm.data.trainer_settings import refuse_accumulation_schedules
 from lit_llm.errors import UserError
 from lit_llm.fit import launchers
 from lit_llm.fit.mistakes import check_settings, explain, in_constructor
@@ -32,6 +33,7 @@ from lit_llm.fit.orphans import follow
 from lit_llm.fit.run_folder import leave_run, prepare_run
 from lit_llm.fit.saved_config import with_absolute_paths
 from lit_llm.io.streams import say
+from lit_llm.lightning_internals import CLIHooks, set_rank
 from lit_llm.models.kernels.device import has_fast_bf16
 from lit_llm.plan.preflight import Preflight
 from lit_llm.report.callback import RunReport
@@ -95,7 +97,7 @@ def known_keys(parser: LightningArgumentParser) -> list[str]:
     return keys
 
 
-class TrainerCLI(LightningCLI):
+class TrainerCLI(CLIHooks, LightningCLI):
     """LightningCLI for a run: model, data, trainer, and a section per configurable callback."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -107,12 +109,6 @@ class TrainerCLI(LightningCLI):
         parser.add_argument(
             "--plan", type=bool, default=True, help="say what fit will take; refuse what cannot fit"
         )
-
-    def _parse_ckpt_path(self) -> None:
-        """Do nothing.
-
-        Lightning would silently replace the config's settings by those in the checkpoint.
-        """
 
     def before_instantiate_classes(self) -> None:
         """Choose the run folder before anything writes files."""
@@ -165,7 +161,7 @@ class TrainerCLI(LightningCLI):
         except _COMPLAINTS as error:
             raise in_constructor(error, settings) from None
 
-    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> L.Trainer:
+    def choose_callbacks(self, config: dict[str, Any], callbacks: list[Callback]) -> list[Callback]:
         """Leave out our callbacks that the user switched off or replaced."""
         mine = [*callbacks, ProgressBar(), ThroughputCallback(), FreezeGarbage()]
         if self.config[str(self.subcommand)].plan:
@@ -177,12 +173,7 @@ class TrainerCLI(LightningCLI):
         # With other data modules, a resumed run does repeat samples, so the warning stays.
         if isinstance(self.datamodule, TokenDataModule):
             warnings.filterwarnings("ignore", ".*dataloader is not resumable.*")
-        accumulates = any(isinstance(c, GradientAccumulationScheduler) for c in given)
-        if accumulates and isinstance(self.datamodule, TokenDataModule):
-            raise UserError(
-                "trainer.callbacks: GradientAccumulationScheduler changes the tokens of a step, "
-                "which data.global_batch_tokens decides: leave it out"
-            )
+            refuse_accumulation_schedules(given)  # before any data is made
         unwanted = [base for base in (ProgressBarBase, CheckpointBase, SpikeGuard)
                     if any(isinstance(c, base) for c in given)]  # fmt: skip
         if CheckpointBase in unwanted:
@@ -200,7 +191,7 @@ class TrainerCLI(LightningCLI):
         for logger in loggers if isinstance(loggers, list) else [loggers]:
             if isinstance(logger, NeptuneLogger) and logger.save_dir is None:
                 logger.save_dir = str(self.run_folder)
-        return super()._instantiate_trainer(config, mine)
+        return mine
 
     def before_fit(self) -> None:
         """Schedule the write of the resolved configuration, after data and model are checked."""
@@ -249,8 +240,7 @@ def _settle(settings: Any) -> launchers.Launcher | None:
         # Either the Trainer will refuse the settings, or the user configured the launcher
         return None
     launcher = launchers.settle(devices, settings.num_nodes)
-    # Lightning read the rank from the environment when it was imported.
-    rank_zero_only.rank = launcher.rank if launcher else 0  # type: ignore[attr-defined]
+    set_rank(launcher.rank if launcher else 0)
     if launcher is not None and launcher.parent is not None:
         follow(launcher.parent)
     return launcher

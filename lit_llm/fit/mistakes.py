@@ -37,6 +37,8 @@ def check_settings(verb: str, trainer: Any, data: Any) -> None:
     limit = {"fit": "train", "validate": "val"}.get(verb, verb)
     clip, interval = trainer.gradient_clip_val, trainer.val_check_interval
     unused = f"{verb} would do nothing; leave it out"
+    # Of a run of our data modules, which set these where they have the Trainer's default.
+    ours = verb == "fit" and str(getattr(data, "class_path", "")).startswith("lit_llm.")
     reasons = {
         "barebones": trainer.barebones
         and "leaves out checkpoints, metrics and report, which make a run folder: leave it out",
@@ -49,10 +51,23 @@ def check_settings(verb: str, trainer: Any, data: Any) -> None:
         "gradient_clip_algorithm": trainer.gradient_clip_algorithm is not None
         and clip is None
         and "goes with trainer.gradient_clip_val, which is not set",
+        "max_epochs": ours
+        and trainer.max_epochs not in (None, -1, 1)
+        and "a run is one epoch, as long as data.tokens or data.epochs make it: leave it out and "
+        "change those",
         "max_steps": verb == "fit" and trainer.max_steps == 0 and unused,
-        "val_check_interval": interval in (0, 0.0)
-        and "must be above 0: data.validate_every=0 validates at the end only, "
-        "trainer.limit_val_batches=0 never",
+        "val_check_interval": (
+            interval in (0, 0.0)
+            and "must be above 0: data.validate_every=0 validates at the end only, "
+            "trainer.limit_val_batches=0 never"
+        )
+        or (
+            # The data module would take it for the default. The int 1 is another thing.
+            ours
+            and isinstance(interval, float)
+            and interval == 1
+            and "to validate at the end only, set data.validate_every=0 instead"
+        ),
         f"limit_{limit}_batches": trainer[f"limit_{limit}_batches"] in (0, 0.0) and unused,
         "max_time": (_seconds(trainer.max_time) == 0 and unused)
         or (
@@ -65,7 +80,7 @@ def check_settings(verb: str, trainer: Any, data: Any) -> None:
         if reason:
             raise UserError(f"trainer.{key}={trainer[key]}: {reason}")
     every = (getattr(data, "init_args", None) or {}).get("validate_every")
-    if verb == "fit" and interval not in (None, 1.0) and every is not None:
+    if verb == "fit" and interval is not None and every is not None:
         rank_zero_info(
             f"trainer.val_check_interval={interval} (in micro-batches) replaces "
             f"data.validate_every={every}"

@@ -1,10 +1,10 @@
-"""Pure PyTorch model code: what every other package builds on. Imports torch, never lightning.
+"""Pure PyTorch model code that every other package builds on. It imports torch, never lightning.
 
-- `kernels/`: attention, loss and matrix products by device
+- `kernels/`: attention, loss and matrix products, chosen by device
 - `hub/`: models and tokenizers on disk: Hugging Face directories, GGUF files, PEFT adapters
-- `parallel/`: what is done to a built model before training; sharded tensors and checkpoints
+- `parallel/`: preparation of a built model for training; sharded tensors and checkpoints
 - `generation/`: sampling with a cache
 - `accounting/`: FLOPs, accelerators and their prices
 
-On this floor: the model itself, from its `config` to `transformer`, and the `tokenizer`.
+This folder itself holds the model, from its `config` to `transformer`, and the `tokenizer`.
 """

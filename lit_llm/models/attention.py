@@ -1,4 +1,6 @@
-"""Causal self-attention: grouped queries, windows, documents, padding and a cache; by SDPA, FlexAttention or blocks.
+"""Causal self-attention with grouped queries, windows, documents, padding and a cache.
+
+The scores are computed by SDPA, FlexAttention or `BlockedAttention`.
 
 Shapes: B batch, T query positions, S key positions, H query heads, K key/value heads, D head width.
 """
@@ -21,9 +23,9 @@ from lit_llm.models.rope import apply_rope
 
 
 class KVCache:
-    """Keys and values of one generation, allocated once: per layer two tensors (B, K, capacity, D).
+    """Keys and values of one generation: two tensors (layers, B, K, capacity, D), allocated once.
 
-    ``num_kv_heads``: K, where the process has a part of the heads. None: all of the config's.
+    ``num_kv_heads``: K, if the process has only a part of the heads. None: all heads of the config.
     """
 
     def __init__(
@@ -43,15 +45,14 @@ class KVCache:
             capacity,
             config.head_dim,
         )
-        self.keys = torch.zeros(
-            shape, device=device, dtype=dtype
-        )  # zeros: a masked NaN would still poison SDPA
+        # Zeros instead of uninitialised memory: SDPA's output is NaN even if a NaN is masked.
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros_like(self.keys)
         self.capacity = capacity
-        self.length = 0  # positions filled; advanced by the model after its last layer
+        self.length = 0  # filled positions; the model advances it after its last layer
 
     def update(self, layer: int, k_BKTD: Tensor, v_BKTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Write T new positions and return all keys and values so far (B, K, length + T, D)."""
+        """Write T new positions and return all keys and values so far: (B, K, length + T, D)."""
         end = self.length + k_BKTD.shape[2]
         self.keys[layer, :, :, self.length : end] = k_BKTD
         self.values[layer, :, :, self.length : end] = v_BKTD
@@ -59,14 +60,13 @@ class KVCache:
 
 
 class Attention(nn.Module):
-    """q, k, v and output projections around scaled dot-product attention."""
+    """Query, key, value and output projections around scaled dot-product attention."""
 
     def __init__(self, config: TransformerConfig, layer: int):
         super().__init__()
         assert config.num_kv_heads is not None and config.head_dim is not None
-        self.layer, self.head_dim, self.num_heads, self.num_kv_heads = (
-            layer, config.head_dim, config.num_heads, config.num_kv_heads,
-        )  # fmt: skip
+        self.layer, self.head_dim = layer, config.head_dim
+        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
         self.window = config.window(layer)
         self.q_proj = nn.Linear(
             config.hidden_size, self.num_heads * self.head_dim, bias=config.attention_bias
@@ -81,10 +81,9 @@ class Attention(nn.Module):
             self.num_heads * self.head_dim, config.hidden_size, bias=config.attention_output_bias
         )
         self.scale, self.softcap = config.attention_scale, config.attention_softcap
-        self.kernel_order: list[SDPBackend] | None = (
-            None  # see `Backends`; both are set by `parallelize`
-        )
-        self.by_blocks = True  # on a CPU
+        # See `Backends`. `parallelize` sets both; by_blocks has an effect on a CPU only.
+        self.kernel_order: list[SDPBackend] | None = None
+        self.by_blocks = True
         self.qk_norm = config.qk_norm
         if self.qk_norm == "projection":
             self.q_norm = build_norm(config, self.num_heads * self.head_dim)
@@ -120,14 +119,14 @@ class Attention(nn.Module):
         if cache is not None:
             k_BKTD, v_BKTD = cache.update(self.layer, k_BKTD, v_BKTD)
             if T == 1 and self.window is not None:
-                # Keys that a single query does not see are left out, so that it needs no mask.
+                # Keys outside the window are dropped, so that a single query needs no mask.
                 k_BKTD, v_BKTD = k_BKTD[:, :, -self.window :], v_BKTD[:, :, -self.window :]
                 mask = mask[..., -self.window :] if isinstance(mask, Tensor) else mask
         y_BHTD = self.attend(q_BHTD, k_BKTD, v_BKTD, mask)
         return self.o_proj(y_BHTD.transpose(1, 2).reshape(B, T, -1))
 
     def attend(self, q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: Mask) -> Tensor:
-        """Weighted values (B, H, T, D); see `Mask` for who sees whom."""
+        """Return the weighted values (B, H, T, D); `Mask` says which keys each query sees."""
         if isinstance(mask, BlockMask):
             return flex(q_BHTD, k_BKSD, v_BKSD, mask, self.scale, self.softcap)
         if self.softcap is not None:
@@ -135,7 +134,8 @@ class Attention(nn.Module):
         if self.by_blocks and mask is None and suits(q_BHTD, k_BKSD, v_BKSD):
             return BlockedAttention.apply(q_BHTD, k_BKSD, v_BKSD, self.scale or self.head_dim**-0.5)
         order = self.kernel_order
-        # Of other lengths cuDNN before 9.15.1 reads past the end (https://github.com/pytorch/pytorch/pull/171627).
+        # At lengths that are not a multiple of 128, cuDNN before 9.15.1 reads past the end
+        # (https://github.com/pytorch/pytorch/pull/171627).
         if self.training and mask is None and q_BHTD.shape[2] % 128 == 0:
             if order is None:
                 return self._attend_sdpa(q_BHTD, k_BKSD, v_BKSD, mask)
@@ -150,16 +150,16 @@ class Attention(nn.Module):
         B, H, T, D = q_BHTD.shape
         K, grouped = k_BKSD.shape[1], k_BKSD.shape[1] != H
         if T == 1:
-            # It sees every key; SDPA's causal mask would show it the first alone. The query heads
-            # of a key head become rows of one product.
+            # The single query sees every key, but SDPA's causal mask would show it the first key
+            # only. The query heads of a key head become rows of one product.
             q_BKGD = q_BHTD.reshape(B, K, H // K, D)
             y_BKGD = F.scaled_dot_product_attention(
                 q_BKGD, k_BKSD, v_BKSD, attn_mask=mask, scale=self.scale
             )
             return y_BKGD.reshape(B, H, T, D)
         if grouped and mask is not None and q_BHTD.is_cuda:
-            # There the one kernel that takes a mask takes no groups. transformers does the same in
-            # sdpa_attention_forward.
+            # On CUDA the only kernel that takes a mask takes no groups. transformers repeats the
+            # heads too, in sdpa_attention_forward.
             k_BKSD, v_BKSD, grouped = *self._repeated(k_BKSD, v_BKSD), False
         return F.scaled_dot_product_attention(
             q_BHTD, k_BKSD, v_BKSD, attn_mask=mask, is_causal=mask is None, scale=self.scale,
@@ -167,7 +167,7 @@ class Attention(nn.Module):
         )  # fmt: skip
 
     def _repeated(self, *tensors_BKSD: Tensor) -> tuple[Tensor, ...]:
-        """Each (B, K, S, D) as (B, H, S, D): a head for each query head."""
+        """Repeat each (B, K, S, D) to (B, H, S, D): one key/value head per query head."""
         if self.num_heads == self.num_kv_heads:
             return tensors_BKSD
         times = self.num_heads // self.num_kv_heads
@@ -176,7 +176,7 @@ class Attention(nn.Module):
     def _attend_softcapped(
         self, q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: Tensor | None
     ) -> Tensor:
-        """SDPA has no soft cap: the sum is written out."""
+        """Write attention out in plain operations, because SDPA has no soft cap."""
         assert self.softcap is not None
         k_BKSD, v_BKSD = self._repeated(k_BKSD, v_BKSD)
         if mask is None:

@@ -1,4 +1,4 @@
-"""One readable description of a decoder-only transformer, and the presets known by name."""
+"""The configuration of a decoder-only transformer, and the presets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from lit_llm.models.hub.locate import locate
 from lit_llm.settings.ranges import Range, check_ranges, positive
 
 _WIDTH, _ID, _FACTOR = Range(1, 1e6), Range(-1, 1e9), Range(0, 1e6)
-# Layers and experts too: a broken file that claims 2^40 would otherwise keep the machine busy for a day.
+# Layers and experts are limited too: a broken file that claims 2^40 of them would keep the machine
+# busy for a day.
 _COUNT = Range(1, 1e4)
 RANGES: dict[str, Range] = {
     "vocab_size": Range(1, 1e8), "hidden_size": _WIDTH, "num_layers": _COUNT, "num_heads": _COUNT,
@@ -28,8 +29,8 @@ RANGES: dict[str, Range] = {
     "embedding_scale": _FACTOR, "residual_scale": _FACTOR, "logit_scale": _FACTOR,
     "logit_softcap": positive(1e6), "bos_token_id": _ID, "eos_token_id": _ID, "pad_token_id": _ID,
 }  # fmt: skip
-"""Ranges of the numbers of `TransformerConfig`."""
-# Types of RoPE scaling, as transformers names them -> the keys that each needs, and those it may have besides
+"""Allowed ranges of the numbers in `TransformerConfig`."""
+# RoPE scaling types, with transformers' names -> (required keys, optional keys).
 _SCALING_KEYS: dict[str, tuple[set[str], set[str]]] = {
     "linear": ({"factor"}, set()),
     "dynamic": ({"factor"}, set()),
@@ -48,7 +49,8 @@ _SCALING_KEYS: dict[str, tuple[set[str], set[str]]] = {
 class TransformerConfig:
     """The shape of a decoder-only transformer.
 
-    The defaults are a small Qwen3-like model; the families people use differ from it only in these fields.
+    The defaults give a small Qwen3-like model. The supported model families differ from it only in
+    these fields.
     """
 
     vocab_size: int = 4096
@@ -60,99 +62,125 @@ class TransformerConfig:
     num_heads: int = 4
     """Query heads per layer."""
     num_kv_heads: int | None = None
-    """Key/value heads per layer: fewer than num_heads is grouped-query attention (arXiv:2305.13245). None:
-    num_heads."""
+    """Key/value heads per layer. None: num_heads.
+
+    Fewer than num_heads is grouped-query attention (arXiv:2305.13245).
+    """
     head_dim: int | None = None
     """Width of a head. None: hidden_size / num_heads."""
     intermediate_size: int | None = None
-    """Width of the MLP. None: 4 * hidden_size, and two thirds of that (rounded up to 32) for the gated kinds."""
+    """Width of the MLP. None: 4 * hidden_size.
+
+    For the gated kinds None is two thirds of that, rounded up to a multiple of 32.
+    """
     max_seq_len: int = 2048
     """Longest sequence the model is meant for."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
-    """Kind of every normalisation layer."""
+    """Kind of all normalisation layers."""
     norm_eps: float = 1e-6
     """Added to the variance in a norm."""
     norm_weight: bool = True
-    """Whether norms carry a learned gain (nanochat's do not)."""
+    """Whether norms have a learned gain (nanochat's have none)."""
     norm_bias: bool = True
-    """Whether a layernorm carries a learned bias (Command-R's do not)."""
+    """Whether a layernorm has a learned bias (Command-R's have none)."""
     norm_offset: bool = False
-    """The gain is 1 + weight (Gemma), so that weight decay pulls it to 1."""
+    """The gain is 1 + weight (Gemma), so that weight decay pulls the gain to 1."""
     embedding_norm: bool = False
     """Normalise the embedding before the first block (nanochat)."""
     pre_norm: bool = True
-    """Normalise what attention and MLP read."""
+    """Normalise the input of attention and MLP."""
     post_norm: bool = False
-    """Normalise what they add to the residual stream: with pre_norm (Gemma) or in its place (OLMo 2)."""
+    """Normalise the output of attention and MLP before it is added to the residual stream.
+
+    This is together with pre_norm (Gemma) or instead of it (OLMo 2).
+    """
     residual: Literal["sequential", "parallel", "parallel_one_norm"] = "sequential"
-    """The MLP reads the stream after attention, or both read the block's input (GPT-NeoX), through one norm
-    (Command-R)."""
+    """What the MLP reads.
+
+    sequential: the stream after attention. parallel: the block's input, as attention does
+    (GPT-NeoX). parallel_one_norm: the same, through one common norm (Command-R).
+    """
     mlp: Literal["swiglu", "geglu", "gelu", "gelu_erf", "relu2"] = "swiglu"
-    """Activation: gated SiLU or GELU (arXiv:2002.05202), plain GELU (tanh form or exact), or squared ReLU
-    (arXiv:2109.08668)."""
+    """Activation of the MLP.
+
+    swiglu, geglu: gated SiLU or GELU (arXiv:2002.05202). gelu, gelu_erf: plain GELU, tanh form or
+    exact. relu2: squared ReLU (arXiv:2109.08668).
+    """
     num_experts: int = 0
-    """Experts a layer; 0 is one dense MLP."""
+    """Experts per layer; 0 means one dense MLP."""
     experts_per_token: int = 2
     """Experts that each token is sent to."""
     expert_size: int | None = None
     """Width of an expert's MLP. None: intermediate_size."""
     normalize_expert_weights: bool = True
-    """The chosen experts' weights are scaled to a sum of 1."""
+    """Scale the weights of the chosen experts to a sum of 1."""
     dense_layers: list[int] | None = None
-    """Layers with one dense MLP in a model of experts, counted from 0. None: none."""
+    """Layers with one dense MLP in a model with experts, counted from 0. None: none."""
     router_aux_loss: float = 0.0
     """Weight of the load-balancing loss in training (arXiv:2101.03961, equations 4 to 6)."""
     router_z_loss: float = 0.0
     """Weight of the router's z-loss in training (arXiv:2202.08906, equation 5)."""
     qk_norm: Literal["none", "before_rope", "after_rope", "projection", "per_head"] = "none"
-    """Normalise queries and keys: each head before RoPE (Qwen3) or after it (nanochat), the whole projection (OLMo 2),
-    or each head with a gain of its own (StableLM 2 12B, Command-R+)."""
+    """Normalise queries and keys.
+
+    before_rope: each head before RoPE (Qwen3). after_rope: each head after RoPE (nanochat).
+    projection: the whole projection (OLMo 2). per_head: each head with its own gain (StableLM 2
+    12B, Command-R+).
+    """
     learned_positions: bool = False
-    """Positions are rows of an embedding (GPT-2) and not rotations."""
+    """Positions are rows of an embedding (GPT-2) instead of rotations."""
     rope_theta: float = 10000.0
     """Base of the rotary frequencies (arXiv:2104.09864)."""
     rope_scaling: dict[str, Any] | None = None
-    """How frequencies are stretched beyond the context trained on, as config.json says it: rope_type (linear, dynamic,
-    llama3 or yarn), factor, and what that type needs besides."""
+    """How frequencies are stretched beyond the training context, with the keys of config.json.
+
+    The keys are rope_type (linear, dynamic, llama3 or yarn), factor, and the further keys of that
+    type.
+    """
     rotary_fraction: float = 1.0
-    """Part of a head's channels that RoPE turns, the first ones."""
+    """Fraction of a head's channels that RoPE rotates, from the first channel on."""
     local_rope_theta: float | None = None
-    """Base of the frequencies in windowed layers, which are never stretched (Gemma 3). None: as everywhere."""
+    """Base of the frequencies in windowed layers, which are never stretched (Gemma 3).
+
+    None: rope_theta, as in all other layers.
+    """
     nope_layers: list[int] | None = None
-    """Layers without positions (SmolLM3), counted from 0. None: none."""
+    """Layers without position information (SmolLM3), counted from 0. None: none."""
     attention_scale: float | None = None
-    """Scores are multiplied by this. None: 1 / sqrt(head_dim)."""
+    """Attention scores are multiplied by this number. None: 1 / sqrt(head_dim)."""
     attention_softcap: float | None = None
-    """Squash scores to (-c, c) by c * tanh(scores / c) (Gemma 2)."""
+    """Squash attention scores to (-c, c) with c * tanh(scores / c) (Gemma 2)."""
     sliding_window: int | None = None
-    """Tokens a windowed layer sees, itself included. None: every layer sees all."""
+    """Tokens that a windowed layer sees, including the token itself. None: all tokens."""
     sliding_layers: list[int] | None = None
-    """Layers that use the window, counted from 0. None: all of them."""
+    """Layers that use the window, counted from 0. None: all layers."""
     attention_bias: bool = False
     """Biases on the q, k and v projections."""
     attention_output_bias: bool = False
-    """Bias on the attention's output projection."""
+    """Bias on the output projection of attention."""
     mlp_bias: bool = False
     """Biases in the MLP."""
     embedding_scale: float | None = None
-    """Embeddings are multiplied by this (Gemma, Granite)."""
+    """Embeddings are multiplied by this number (Gemma, Granite)."""
     residual_scale: float | None = None
-    """What attention and MLP add to the stream is multiplied by this (Granite)."""
+    """Factor of the outputs of attention and MLP before they are added to the stream (Granite)."""
     logit_scale: float | None = None
-    """Logits are multiplied by this (Granite, Command-R)."""
+    """Logits are multiplied by this number (Granite, Command-R)."""
     logit_softcap: float | None = None
-    """Squash logits to (-c, c) by c * tanh(logits / c)."""
+    """Squash logits to (-c, c) with c * tanh(logits / c)."""
     tie_embeddings: bool = False
-    """Head and embedding are one matrix."""
+    """Head and embedding share one matrix."""
     bos_token_id: int | None = None
-    """Token put before a document."""
+    """Token at the start of a document."""
     eos_token_id: int | None = None
     """Token that ends generation."""
     pad_token_id: int | None = None
-    """Token that fills a batch."""
+    """Token that fills up the rows of a batch."""
     family: str | None = None
-    """Hugging Face model_type to be saved as, where it can express the model; a loaded model keeps its own. None: the
-    first that can."""
+    """Hugging Face model_type for saving, if this type can express the model.
+
+    A loaded model keeps the type of its file. None: the first type that can express the model.
+    """
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -169,8 +197,8 @@ class TransformerConfig:
         if self.head_dim is None:
             if self.hidden_size % self.num_heads:
                 raise UserError(
-                    f"hidden_size={self.hidden_size} is not a multiple of num_heads={self.num_heads}: "
-                    "change one or give head_dim"
+                    f"hidden_size={self.hidden_size} is not a multiple of "
+                    f"num_heads={self.num_heads}: change one or give head_dim"
                 )
             self.head_dim = self.hidden_size // self.num_heads
         if self.head_dim % 2:
@@ -182,7 +210,8 @@ class TransformerConfig:
             self.expert_size = self.intermediate_size
         if self.num_experts and not 1 <= self.experts_per_token <= self.num_experts:
             raise UserError(
-                f"experts_per_token={self.experts_per_token} must be 1 to num_experts={self.num_experts}"
+                f"experts_per_token={self.experts_per_token} must be 1 to "
+                f"num_experts={self.num_experts}"
             )
         if self.num_experts and not self.gated_mlp:
             raise UserError(f"experts have gated MLPs (swiglu or geglu), not {self.mlp}")
@@ -194,13 +223,15 @@ class TransformerConfig:
             for layer in getattr(self, name) or []:
                 if not 0 <= layer < self.num_layers:
                     raise UserError(
-                        f"{name} names layer {layer}; the model has layers 0 to {self.num_layers - 1}"
+                        f"{name} names layer {layer}; the model has layers 0 to "
+                        f"{self.num_layers - 1}"
                     )
         self._simplify()
         self._check_scaling()
         if self.rotary_size < 2 or self.rotary_size % 2:
             raise UserError(
-                f"rotary_fraction={self.rotary_fraction} of head_dim={self.head_dim} must be an even number"
+                f"rotary_fraction={self.rotary_fraction} of head_dim={self.head_dim} must be an "
+                "even number"
             )
 
     def _check_scaling(self) -> None:
@@ -218,7 +249,7 @@ class TransformerConfig:
             raise UserError(f"rope_scaling of type {kind} has no {', '.join(sorted(unknown))}")
 
     def _simplify(self) -> None:
-        """One spelling for each shape, so that equal shapes compare equal."""
+        """Normalise the fields, so that configs of equal shape compare equal."""
         assert self.head_dim is not None
         if self.sliding_layers is not None:
             self.sliding_layers = sorted(set(self.sliding_layers))
@@ -229,11 +260,8 @@ class TransformerConfig:
         self.dense_layers = sorted(set(self.dense_layers or [])) or None
         if not self.num_experts:
             self.dense_layers = None
-            self.expert_size, self.experts_per_token, self.normalize_expert_weights = (
-                self.intermediate_size,
-                2,
-                True,
-            )
+            self.expert_size, self.experts_per_token = self.intermediate_size, 2
+            self.normalize_expert_weights = True
         if self.norm == "rmsnorm":
             self.norm_bias = True
         self.nope_layers = sorted(set(self.nope_layers or [])) or None
@@ -257,17 +285,20 @@ class TransformerConfig:
 
     @property
     def rotary_size(self) -> int:
-        """Channels of a head that RoPE turns."""
+        """Number of channels of a head that RoPE rotates."""
         assert self.head_dim is not None
         return int(self.head_dim * self.rotary_fraction)
 
     def window(self, layer: int) -> int | None:
-        """Tokens layer ``layer`` attends to, or None for all."""
+        """Number of tokens that layer ``layer`` attends to, or None for all tokens."""
         windowed = self.sliding_layers is None or layer in self.sliding_layers
         return self.sliding_window if windowed else None
 
     def positions(self, layer: int) -> Literal["none", "global", "local"]:
-        """How layer ``layer`` turns queries and keys: not at all, by ``rope_theta``, or by ``local_rope_theta``."""
+        """How layer ``layer`` rotates queries and keys.
+
+        "none": no rotation; "global": by ``rope_theta``; "local": by ``local_rope_theta``.
+        """
         if self.learned_positions or layer in (self.nope_layers or []):
             return "none"
         return "global" if self.local_rope_theta is None or self.window(layer) is None else "local"
@@ -278,10 +309,11 @@ class TransformerConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TransformerConfig:
-        """Build from a plain dict, as in a YAML file; ``preset`` names one to start from.
+        """Build from a plain dict, as in a YAML file; ``preset`` names a preset to start from.
 
         Raises:
-            UserError: an unknown key or preset (the nearest right one is named) or a value of the wrong type.
+            UserError: for an unknown key or preset (the message names the nearest valid one) or for
+                a value of the wrong type.
         """
         values = dict(values)
         preset = values.pop("preset", None)
@@ -299,22 +331,28 @@ class TransformerConfig:
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> TransformerConfig:
-        """The preset ``name`` with single fields replaced."""
+        """Build the preset ``name`` with single fields replaced."""
         return cls.from_dict({"preset": name, **overrides})
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> TransformerConfig:
-        """The shape of the model in a Hugging Face directory or GGUF file. Raises as `Transformer.from_pretrained`."""
+        """Read the shape of the model in a Hugging Face directory or GGUF file.
+
+        Raises the same errors as `Transformer.from_pretrained`.
+        """
         found = locate(path)
         return format_of(found).read_config(found)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as plain values, resolved."""
+        """Return all fields as plain values, with defaults resolved."""
         return dataclasses.asdict(self)
 
 
 def _checked(key: str, value: Any, annotation: str) -> Any:
-    """``value`` if it has the annotated type, with the harmless widenings YAML needs (1 -> 1.0, "1e4" -> 10000.0)."""
+    """Return ``value`` if it has the annotated type.
+
+    The conversions that YAML needs are applied (1 -> 1.0, "1e4" -> 10000.0).
+    """
     if value is None and "None" in annotation:
         return None
     if annotation.startswith("Literal"):
@@ -339,12 +377,13 @@ def _checked(key: str, value: Any, annotation: str) -> Any:
     elif type(value) is wanted:
         return value
     elif wanted is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
-        return int(value)  # NumPy's
+        return int(value)  # a NumPy integer
     kind = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
     raise UserError(f"transformer.{key} must be {kind[wanted.__name__]}, got {value!r}")
 
 
-# Shapes by name. The published ones are from their config.json; the "nano" ones are ours for small machines.
+# Presets: name -> fields. Published shapes are taken from their config.json; the "nano" shapes are
+# lit_llm's, for small machines.
 _NANOCHAT: dict[str, Any] = {
     "mlp": "relu2",
     "qk_norm": "after_rope",
@@ -368,18 +407,21 @@ _QWEN3: dict[str, Any] = {
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "nano-5m": {
-        **_NANOCHAT, "vocab_size": 4096, "hidden_size": 256, "num_layers": 4, "num_heads": 4, "max_seq_len": 512,
+        **_NANOCHAT, "vocab_size": 4096, "hidden_size": 256, "num_layers": 4, "num_heads": 4,
+        "max_seq_len": 512,
     },
     "autoresearch-50m": {
-        **_NANOCHAT, "vocab_size": 8192, "hidden_size": 512, "num_layers": 8, "num_heads": 4, "max_seq_len": 2048,
+        **_NANOCHAT, "vocab_size": 8192, "hidden_size": 512, "num_layers": 8, "num_heads": 4,
+        "max_seq_len": 2048,
     },
     "nanochat-d20": {
-        **_NANOCHAT, "vocab_size": 65536, "hidden_size": 1280, "num_layers": 20, "num_heads": 10, "max_seq_len": 2048,
+        **_NANOCHAT, "vocab_size": 65536, "hidden_size": 1280, "num_layers": 20, "num_heads": 10,
+        "max_seq_len": 2048,
     },
     "smollm2-135m": {
-        "vocab_size": 49152, "hidden_size": 576, "num_layers": 30, "num_heads": 9, "num_kv_heads": 3,
-        "intermediate_size": 1536, "norm_eps": 1e-5, "rope_theta": 100000.0, "max_seq_len": 8192,
-        "tie_embeddings": True,
+        "vocab_size": 49152, "hidden_size": 576, "num_layers": 30, "num_heads": 9,
+        "num_kv_heads": 3, "intermediate_size": 1536, "norm_eps": 1e-5, "rope_theta": 100000.0,
+        "max_seq_len": 8192, "tie_embeddings": True,
     },
     "llama-3.2-1b": {
         **_LLAMA3, "hidden_size": 2048, "num_layers": 16, "num_heads": 32, "num_kv_heads": 8,
@@ -398,25 +440,28 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tie_embeddings": True,
     },
     "mixtral-8x7b": {
-        "vocab_size": 32000, "hidden_size": 4096, "num_layers": 32, "num_heads": 32, "num_kv_heads": 8,
-        "intermediate_size": 14336, "norm_eps": 1e-5, "rope_theta": 1e6, "max_seq_len": 32768, "num_experts": 8,
-        "experts_per_token": 2, "router_aux_loss": 0.001,
+        "vocab_size": 32000, "hidden_size": 4096, "num_layers": 32, "num_heads": 32,
+        "num_kv_heads": 8, "intermediate_size": 14336, "norm_eps": 1e-5, "rope_theta": 1e6,
+        "max_seq_len": 32768, "num_experts": 8, "experts_per_token": 2, "router_aux_loss": 0.001,
     },
     "qwen3-30b-a3b": {
-        **_QWEN3, "hidden_size": 2048, "num_layers": 48, "num_heads": 32, "num_kv_heads": 4, "intermediate_size": 6144,
-        "num_experts": 128, "experts_per_token": 8, "expert_size": 768, "router_aux_loss": 0.001,
+        **_QWEN3, "hidden_size": 2048, "num_layers": 48, "num_heads": 32, "num_kv_heads": 4,
+        "intermediate_size": 6144, "num_experts": 128, "experts_per_token": 8, "expert_size": 768,
+        "router_aux_loss": 0.001,
     },
     "gemma-3-1b": {
-        "vocab_size": 262144, "hidden_size": 1152, "num_layers": 26, "num_heads": 4, "num_kv_heads": 1,
-        "head_dim": 256, "intermediate_size": 6912, "max_seq_len": 32768, "mlp": "geglu", "norm_offset": True,
-        "post_norm": True, "qk_norm": "before_rope", "rope_theta": 1e6, "local_rope_theta": 1e4,
-        "sliding_window": 512, "sliding_layers": [i for i in range(26) if (i + 1) % 6], "embedding_scale": 1152**0.5,
+        "vocab_size": 262144, "hidden_size": 1152, "num_layers": 26, "num_heads": 4,
+        "num_kv_heads": 1, "head_dim": 256, "intermediate_size": 6912, "max_seq_len": 32768,
+        "mlp": "geglu", "norm_offset": True, "post_norm": True, "qk_norm": "before_rope",
+        "rope_theta": 1e6, "local_rope_theta": 1e4, "sliding_window": 512,
+        "sliding_layers": [i for i in range(26) if (i + 1) % 6], "embedding_scale": 1152**0.5,
         "tie_embeddings": True,
     },
     "gpt2": {
-        "vocab_size": 50257, "hidden_size": 768, "num_layers": 12, "num_heads": 12, "max_seq_len": 1024,
-        "norm": "layernorm", "norm_eps": 1e-5, "mlp": "gelu", "learned_positions": True, "attention_bias": True,
-        "attention_output_bias": True, "mlp_bias": True, "tie_embeddings": True,
+        "vocab_size": 50257, "hidden_size": 768, "num_layers": 12, "num_heads": 12,
+        "max_seq_len": 1024, "norm": "layernorm", "norm_eps": 1e-5, "mlp": "gelu",
+        "learned_positions": True, "attention_bias": True, "attention_output_bias": True,
+        "mlp_bias": True, "tie_embeddings": True,
     },
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The language-model head: hidden states to logits, and to the cross-entropy of labels.
+"""The language-model head: from hidden states to logits, and to the cross-entropy of labels.
 
 Shapes: N positions, C hidden width, V vocabulary.
 """
@@ -17,30 +17,33 @@ from lit_llm.models.kernels.loss import IGNORE, linear_cross_entropy
 
 
 class LMHead(nn.Module):
-    """What follows a Transformer's last norm. Called with labels it gives the losses.
+    """The head after a Transformer's last norm.
 
-    ``LMHead(config, projection)(x, labels) -> losses``. It has no parameters: the projection's are
-    the Transformer's, under the name ``head.weight``.
+    It is called as ``LMHead(config, projection)(x, labels) -> losses``. The head has no parameters
+    of its own. The projection's parameters belong to the Transformer, under the name
+    ``head.weight``.
 
     Args:
-        config: for the scale and the soft cap of the logits.
-        projection: the layer from C to V; what takes its place (LoRA, a packed layer) is used too.
+        config: gives the scale and the soft cap of the logits.
+        projection: the layer from C to V. A layer that replaces it (LoRA, a packed layer) is used
+            too.
     """
 
     def __init__(self, config: TransformerConfig, projection: nn.Linear) -> None:
         super().__init__()
         self.scale, self.softcap = config.logit_scale, config.logit_softcap
         self.compiled = False
-        # In a tuple the layer is no submodule: its weight has one name in the state dict.
+        # Inside a tuple the layer is not registered as a submodule, so its weight has only one name
+        # in the state dict.
         self._projection = (projection,)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the call, so that head and cross-entropy are one pass over the logits."""
+        """Compile the call, so that head and cross-entropy make one pass over the logits."""
         super().compile(*args, **kwargs)
         self.compiled = True
 
     def logits(self, x: Tensor) -> Tensor:
-        """(..., C) -> (..., V): scaled, and soft-capped in float32, if the config says so."""
+        """(..., C) -> (..., V), scaled and soft-capped (in float32) if the config says so."""
         logits = self._projection[0](x)
         if self.scale is not None:
             logits = logits * self.scale
@@ -50,7 +53,8 @@ class LMHead(nn.Module):
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of each position in nats: (..., C) and labels (...) -> float32 (...).
 
-        0 where the label is -100. Without a gradient the logits are never all there at once.
+        The loss is 0 where the label is -100. Without a gradient, the positions are computed in
+        chunks and the logits of all positions are never in memory at once.
         """
         x_NC, labels_N = x.flatten(0, -2), labels.flatten()
         rows = len(x_NC)
@@ -64,10 +68,10 @@ class LMHead(nn.Module):
         return torch.cat(losses).view(labels.shape)
 
     def labelled_losses(self, x: Tensor, labels: Tensor) -> Tensor:
-        """As the call, but the head computes labelled positions alone.
+        """Compute the same losses as the call, with the head run on labelled positions only.
 
-        Never compiled: their number differs from batch to batch, and a compiler would begin anew
-        each time.
+        This is never compiled: the number of labelled positions differs from batch to batch, and
+        each new number would start a new compilation.
         """
         labelled = labels != IGNORE
         losses = self.forward(x[labelled], labels[labelled])
@@ -76,18 +80,20 @@ class LMHead(nn.Module):
     def loss(self, x: Tensor, labels: Tensor, skip_ignored_labels: bool = False) -> Tensor:
         """The sum of the losses, for training: a float32 scalar.
 
-        Over a large vocabulary the logits are never all there at once, see `linear_cross_entropy`.
+        With a large vocabulary the logits are never all in memory at once, see
+        `linear_cross_entropy`.
 
         Args:
-            skip_ignored_labels: compute labelled positions alone. The host waits for the device to
-                learn their number.
+            skip_ignored_labels: run the head on labelled positions only. The host then waits for
+                the device to learn their number.
         """
         if skip_ignored_labels:
             x, labels = x[labels != IGNORE], labels[labels != IGNORE]
-        compiled = self.compiled and not skip_ignored_labels  # each number would be compiled anew
+        # Each new number of labelled positions would start a new compilation.
+        compiled = self.compiled and not skip_ignored_labels
         projection = self._projection[0]
         small = 4 * labels.numel() * projection.out_features <= LARGE_LOGITS
-        # On a CPU the products of a chunk are the faster ones.
+        # On a CPU the chunked products are faster.
         if compiled and small and x.device.type != "cpu":
             return self(x, labels).sum()
         flat = x.flatten(0, -2), projection.weight, labels.flatten()

@@ -1,7 +1,8 @@
 """LoRA (arXiv:2106.09685): low-rank updates beside frozen linear layers.
 
-A `LoRALinear` is a linear layer whose weight keeps its name, so that checkpoints of the base fit before and after. The
-update is ``scale * x A^T B^T`` with A (rank, in) and B (out, rank); B starts at zero, so training starts from the base.
+A `LoRALinear` is a linear layer whose weight keeps its name, so that checkpoints of the base model
+fit before and after. The update is ``scale * x A^T B^T`` with A (rank, in) and B (out, rank). B
+starts at zero, so training starts from the base model.
 """
 
 from __future__ import annotations
@@ -26,23 +27,23 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 RANGES: dict[str, Range] = {
     "rank": Range(1, 1e5), "alpha": Range(0, 1e6), "dropout": Range(0, 1, below=True),
 }  # fmt: skip
-"""Ranges of the numbers of `LoRAConfig`."""
+"""Allowed ranges of the numbers in `LoRAConfig`."""
 
 
 @dataclass
 class LoRAConfig:
-    """What is adapted, and by how much."""
+    """Which layers are adapted, with which rank and scale."""
 
     rank: int = 16
     """Rank of the update."""
     alpha: float = 32.0
     """The update is scaled by alpha / rank, or alpha / sqrt(rank) with ``rank_stabilized``."""
     dropout: float = 0.0
-    """Dropout on the update's input while training."""
+    """Dropout on the input of the update during training."""
     targets: tuple[str, ...] = TARGETS
-    """Names of the linear layers to adapt; all of those in the blocks unless given."""
+    """Names of the linear layers to adapt. By default all linear layers of the blocks."""
     rank_stabilized: bool = False
-    """rsLoRA's scale (arXiv:2312.03732)."""
+    """Use rsLoRA's scale (arXiv:2312.03732)."""
 
     def __post_init__(self) -> None:
         if isinstance(self.targets, list):
@@ -51,11 +52,12 @@ class LoRAConfig:
         check_ranges(vars(self), RANGES, "lora.")
         if unknown := set(self.targets) - set(TARGETS):
             raise UserError(
-                f"lora.targets: unknown {', '.join(sorted(unknown))}; known are {', '.join(TARGETS)}"
+                f"lora.targets: unknown {', '.join(sorted(unknown))}; known are "
+                f"{', '.join(TARGETS)}"
             )
 
     def scale(self, rank: int, alpha: float) -> float:
-        """What the product of an update of this rank is multiplied by."""
+        """Return the factor of the product B A for an update of this rank."""
         return alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
 
 
@@ -66,7 +68,7 @@ class LoRALinear(nn.Linear):
     lora_b: nn.Parameter  # (out, rank)
     scale: float
     dropout: float
-    merged = False  # the weight holds the update, see `merge_adapter`
+    merged = False  # whether the weight contains the update, see `merge_adapter`
 
     @classmethod
     def adapt(
@@ -76,9 +78,10 @@ class LoRALinear(nn.Linear):
         rank: int | None = None,
         alpha: float | None = None,
     ) -> LoRALinear:
-        """``linear`` itself, turned into a LoRALinear in place: hooks, device and whoever refers to it stay.
+        """Turn ``linear`` into a LoRALinear in place and return it.
 
-        ``rank`` and ``alpha`` are the config's unless given.
+        Hooks, device and references to the layer stay valid. ``rank`` and ``alpha`` default to the
+        values of the config.
         """
         weight = linear.weight
         rank = config.rank if rank is None else rank
@@ -86,7 +89,7 @@ class LoRALinear(nn.Linear):
         assert isinstance(linear, LoRALinear)
         linear.scale = config.scale(rank, config.alpha if alpha is None else alpha)
         linear.dropout = config.dropout
-        # float32: the updates are small, and optimizers lose them in half precision.
+        # float32, because the updates are small and optimizers lose them in half precision.
         options: dict[str, Any] = {"device": weight.device, "dtype": torch.float32}
         linear.lora_a = nn.Parameter(torch.empty(rank, linear.in_features, **options))
         linear.lora_b = nn.Parameter(torch.zeros(linear.out_features, rank, **options))
@@ -96,12 +99,13 @@ class LoRALinear(nn.Linear):
 
     @torch.no_grad()
     def reset_update(self) -> None:
-        """An update of zero, ready to be trained."""
+        """Set the update to zero, ready for training."""
         nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))  # as in the paper's code and PEFT
         nn.init.zeros_(self.lora_b)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Adapted on meta, then filled with a base that knows of no update: it begins here, beside its weight.
+        # The layer was adapted on the meta device and is now filled from a base model without an
+        # update. The update is created here, on the device of the weight.
         if (
             self.lora_a.is_meta
             and f"{prefix}weight" in state_dict
@@ -116,36 +120,39 @@ class LoRALinear(nn.Linear):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layer's output and the update's."""
+        """Return the sum of the layer's output and the update's output."""
         base = F.linear(x, self.weight, self.bias)
         if self.merged:
             return base
         dropped = F.dropout(x, self.dropout, self.training)
-        if not torch.is_autocast_enabled(
-            x.device.type
-        ):  # else the products cast what they need themselves
+        # Under autocast the products cast their inputs themselves.
+        if not torch.is_autocast_enabled(x.device.type):
             dropped = dropped.to(self.lora_a.dtype)
         update = F.linear(F.linear(dropped, self.lora_a), self.lora_b)
         return base + self.scale * update.to(base.dtype)
 
     def update(self) -> Tensor:
-        """What the layer adds to its weight: float32 (out, in)."""
+        """Return the matrix that the layer adds to its weight: float32 (out, in)."""
         return self.scale * (self.lora_b.detach().float() @ self.lora_a.detach().float())
 
     def merged_weight(self) -> Tensor:
-        """The weight with the update in it, in the weight's dtype."""
+        """Return the weight with the update included, in the weight's dtype."""
         weight = self.weight.detach()
         return weight if self.merged else (weight.float() + self.update()).to(weight.dtype)
 
     def remove(self) -> None:
-        """Become the ordinary linear layer again that this was, with the weight as it is now."""
+        """Turn back into a plain ``nn.Linear`` with the current weight."""
         del self.lora_a, self.lora_b
         self.__dict__.pop("merged", None)
         self.__class__ = nn.Linear  # type: ignore[assignment]
 
 
 def apply_lora(model: Transformer, config: LoRAConfig) -> None:
-    """Freeze ``model`` and put trainable updates beside the targets, in place. Raises UserError where none is found."""
+    """Freeze ``model`` and add trainable updates to the target layers, in place.
+
+    Raises:
+        UserError: the model has none of the target layers.
+    """
     model.requires_grad_(False)
     found = [
         m for name, m in model.layers.named_modules() if name.rsplit(".", 1)[-1] in config.targets
@@ -159,7 +166,10 @@ def apply_lora(model: Transformer, config: LoRAConfig) -> None:
 
 
 def merge_lora(model: Transformer) -> None:
-    """Fold the updates into the weights for good, in place: ordinary linear layers again."""
+    """Fold the updates into the weights permanently, in place.
+
+    The adapted layers become plain linear layers again.
+    """
     merge_adapter(model)
     for module in lora_layers(model):
         module.remove()
@@ -167,14 +177,20 @@ def merge_lora(model: Transformer) -> None:
 
 
 def merge_adapter(model: Transformer) -> None:
-    """Fold the updates into the weights, in place, and keep them for `unmerge_adapter`: the speed of the base."""
+    """Fold the updates into the weights, in place, and keep them for `unmerge_adapter`.
+
+    The model then runs at the speed of the base model.
+    """
     for module in lora_layers(model):
         module.weight.data = module.merged_weight()
         module.merged = True
 
 
 def unmerge_adapter(model: Transformer) -> None:
-    """Take the updates out of the weights again: the base's, up to the rounding of their dtype."""
+    """Subtract the updates from the weights again.
+
+    The weights are the base model's, up to the rounding of their dtype.
+    """
     for module in lora_layers(model):
         if module.merged:
             module.weight.data = (module.weight.data.float() - module.update()).to(
@@ -184,12 +200,15 @@ def unmerge_adapter(model: Transformer) -> None:
 
 
 def lora_layers(model: nn.Module) -> list[LoRALinear]:
-    """The layers of ``model`` that have updates."""
+    """Return the layers of ``model`` that have updates."""
     return [module for module in model.modules() if isinstance(module, LoRALinear)]
 
 
 def merged_weights(model: Transformer) -> Iterator[tuple[str, Tensor]]:
-    """What the state dict of ``merge_lora``'s result holds, one after the other; the model is left as it is."""
+    """Yield the entries of the state dict that ``merge_lora`` would give, one after the other.
+
+    The model itself does not change.
+    """
     for name, value in model.state_dict().items():
         module = model.get_submodule(name.rpartition(".")[0])
         if isinstance(module, LoRALinear) and name.endswith(".weight"):
@@ -199,12 +218,16 @@ def merged_weights(model: Transformer) -> Iterator[tuple[str, Tensor]]:
 
 
 def is_lora(name: str) -> bool:
-    """Whether a name in a state dict is of an update."""
+    """Whether a name in a state dict belongs to an update."""
     return name.endswith((".lora_a", ".lora_b"))
 
 
 def lora_from(value: dict[str, Any] | LoRAConfig | None) -> LoRAConfig | None:
-    """A LoRAConfig from the plain values of a config file. Raises UserError for an unknown key."""
+    """Build a LoRAConfig from the plain values of a config file.
+
+    Raises:
+        UserError: unknown key.
+    """
     if value is None or isinstance(value, LoRAConfig):
         return value
     if not isinstance(value, dict):

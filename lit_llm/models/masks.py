@@ -1,8 +1,12 @@
-"""Which keys a query may see: what attention is told of it.
+"""Attention masks: which keys a query may see.
 
-``Mask`` is what a block gets: None, where every query sees all keys before it and itself; a bool tensor, True where a
-key is seen, (T, S) or (B, 1, T, S); or FlexAttention's `BlockMask`, whose masked blocks are skipped. Its type decides
-which kernel computes a layer.
+`Mask` is what a block receives. It is one of three:
+
+- None: every query sees all keys up to and including its own position;
+- a bool tensor (T, S) or (B, 1, T, S), True where a key is visible;
+- FlexAttention's `BlockMask`, whose fully masked blocks are skipped.
+
+The type of the mask decides which kernel computes a layer.
 
 Shapes: B batch, T query positions, S key positions, N blocks of positions.
 """
@@ -21,7 +25,7 @@ from lit_llm.models.rope import positions_in_documents
 
 Mask: TypeAlias = Tensor | BlockMask | None
 BLOCK = 128
-"""Positions a block of a `BlockMask`: what FlexAttention's kernels are tuned for."""
+"""Positions in a block of a `BlockMask`; FlexAttention's kernels are tuned for this size."""
 
 
 def build_masks(
@@ -32,7 +36,10 @@ def build_masks(
     padding_mask: Tensor | None,
     document_ids: Tensor | None,
 ) -> dict[int | None, Mask]:
-    """The mask of each kind of layer, by its window, for tokens (B, T) behind ``past`` cached ones."""
+    """Build the mask of each kind of layer, keyed by the layer's window.
+
+    The masks are for tokens (B, T) that follow ``past`` cached tokens.
+    """
     T = input_ids.shape[1]
 
     def build(window: int | None) -> Mask:
@@ -58,11 +65,12 @@ def build_mask(
     device: torch.device,
     document_ids: Tensor | None = None,
 ) -> Tensor | None:
-    """Which keys each query may see: bool (T, S), or (B, 1, T, S) with padding or documents; True is visible.
+    """Build a bool mask (T, S), or (B, 1, T, S) with padding or documents; True is visible.
 
-    ``padding_mask`` is bool (B, S), True for real tokens; ``document_ids`` int64 (B, T), with T = S, keeps documents
-    apart. None means that each query sees all keys up to its own. A single query behind cached keys
-    needs no mask for a window either: `Attention` leaves out the keys before the window.
+    ``padding_mask`` is bool (B, S), True for real tokens. ``document_ids`` int64 (B, T), with T =
+    S, keeps documents apart. None is returned when each query sees all keys up to its own. A single
+    query after cached keys needs no mask for a window either: `Attention` drops the keys before the
+    window.
     """
     if padding_mask is None and document_ids is None:
         whole = query_len == key_len and (window is None or window >= key_len)
@@ -77,18 +85,20 @@ def build_mask(
         return mask & (document_ids[:, None, :, None] == document_ids[:, None, None, :])
     if padding_mask is None:
         return mask
-    # A padded query sees itself, so that its softmax has a term: a row of -inf would be NaN and spread to the batch.
+    # A padded query sees itself, so that its softmax has at least one term. A row of -inf would
+    # give NaN, which spreads to the whole batch.
     return (mask & padding_mask[:, None, None, :]) | (keys == queries)
 
 
 def build_block_mask(
     input_ids: Tensor, window: int | None, document_ids: Tensor | None
 ) -> BlockMask:
-    """The mask of tokens (B, T) that `build_mask` makes without padding and cache, for FlexAttention.
+    """Build for FlexAttention the mask of `build_mask` without padding and cache.
 
-    Causality, windows and documents together let a query see the keys from some first one up to itself, and that first
-    key never moves back from one query to the next. So the blocks follow from two queries of each, with no look at the
-    T x T pairs that ``create_block_mask`` goes through, and no compiler; nothing here waits for the device.
+    With causality, windows and documents together, a query sees a contiguous range of keys: from
+    some first key up to itself. This first key never moves back from one query to the next. The
+    blocks therefore follow from the first and the last query of each block. There is no pass over
+    the T x T pairs as in ``create_block_mask``, no compiler, and nothing waits for the device.
     """
     B, T = input_ids.shape
     positions_T = torch.arange(T, device=input_ids.device)
@@ -104,26 +114,33 @@ def build_block_mask(
 
     keys_N = torch.arange(-(-T // BLOCK), device=input_ids.device)
     queries_N1 = keys_N[:, None]
+    # lowest and highest are the first visible key of a block's first and last query. A key block is
+    # touched if any of its keys is visible to any query of the query block, and full if all keys
+    # are visible to all queries. Full blocks skip the element-wise test of `visible`.
     lowest_BN1 = first_BT[:, ::BLOCK, None]
     highest_BN1 = first_BT[:, BLOCK - 1 :: BLOCK, None]
-    if T % BLOCK:  # the last block ends with the last query
+    if T % BLOCK:
+        # The last block ends with the last query.
         highest_BN1 = torch.cat((highest_BN1, first_BT[:, -1:, None]), 1)
     touched_BNN = (keys_N <= queries_N1) & ((keys_N + 1) * BLOCK > lowest_BN1)
     full_BNN = (
         (keys_N < queries_N1) & (keys_N * BLOCK >= highest_BN1) & ((queries_N1 + 1) * BLOCK <= T)
     )
     return BlockMask.from_kv_blocks(
-        *_listed(touched_BNN & ~full_BNN),
-        *_listed(full_BNN),
+        *_block_lists(touched_BNN & ~full_BNN),
+        *_block_lists(full_BNN),
         BLOCK_SIZE=BLOCK,
         mask_mod=visible,
         seq_lengths=(T, T),
     )
 
 
-def _listed(blocks_BNN: Tensor) -> tuple[Tensor, Tensor]:
-    """How many key blocks are chosen for each query block, and which: int32 (B, 1, N) and (B, 1, N, N), the chosen
-    ones first and in order, the rest after them."""
+def _block_lists(blocks_BNN: Tensor) -> tuple[Tensor, Tensor]:
+    """Return for each query block the number of chosen key blocks and their indices.
+
+    The shapes are int32 (B, 1, N) and (B, 1, N, N). In each row the chosen blocks come first, in
+    order, and the other blocks follow.
+    """
     blocks = blocks_BNN[:, None].int()
     return blocks.sum(-1, dtype=torch.int32), blocks.argsort(
         dim=-1, descending=True, stable=True

@@ -1,4 +1,4 @@
-"""Models of shapes alone."""
+"""Build a Transformer on the meta device: shapes without weights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ from lit_llm.models.transformer import Transformer
 
 
 def meta_transformer(config: TransformerConfig) -> Transformer:
-    """A `Transformer` on the meta device; `Transformer.assign_weights` fills it."""
+    """Return a `Transformer` on the meta device; `Transformer.assign_weights` fills it."""
     with torch.device("meta"), NoDraws():
         return Transformer(config)

@@ -1,6 +1,6 @@
-"""The MLP of a block: dense, or a mixture of experts of which each token visits a few.
+"""The MLP of a block: dense, or a mixture of experts where each token uses a few of them.
 
-Shapes: N tokens, C hidden width, I the MLP's width, E experts, k experts a token.
+Shapes: N tokens, C hidden width, I width of the MLP, E experts, k experts per token.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _relu_squared(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
-# Functions with a name of their own: a model with a lambda in it cannot be pickled.
+# These are named functions because a model that holds a lambda cannot be pickled.
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "swiglu": F.silu,
     "geglu": _gelu_tanh,
@@ -35,7 +35,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class MLP(nn.Module):
-    """Two projections around an activation, or three when it is gated."""
+    """Two projections around an activation; three if the MLP is gated."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -73,7 +73,10 @@ class Experts(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, zero_output: bool) -> None:
-        """As a dense MLP's: uniform with standard deviation 1/sqrt(fan_in); outputs zero if asked."""
+        """Initialise as a dense MLP: uniform with standard deviation 1/sqrt(fan_in).
+
+        With ``zero_output`` the output projections are zero.
+        """
         for weight in (self.gate_proj, self.up_proj, self.down_proj):
             bound = (3 / weight.shape[2]) ** 0.5
             weight.uniform_(-bound, bound)
@@ -81,12 +84,16 @@ class Experts(nn.Module):
             self.down_proj.zero_()
 
     def forward(self, x_NC: Tensor, counts: Tensor) -> Tensor:
-        """(N, C) -> (N, C), where the first counts[0] rows are the first expert's, and so on: int64 (E,)."""
+        """(N, C) -> (N, C), for rows that are sorted by expert.
+
+        ``counts`` is int64 (E,): the first counts[0] rows belong to the first expert, and so on.
+        """
         if x_NC.device.type == "cuda" and x_NC.dtype == torch.bfloat16:
             return self.grouped(x_NC, counts)
         outputs = []
         N, E = len(x_NC), len(counts)
-        # Without data (counting FLOPs or memory on the meta device) every expert gets its share.
+        # On the meta device (counting FLOPs or memory) there are no counts: every expert gets an
+        # equal share.
         sizes = [N // E + (i < N % E) for i in range(E)] if counts.is_meta else counts.tolist()
         for expert, rows in enumerate(x_NC.split(sizes)):
             hidden = self.activation(F.linear(rows, self.gate_proj[expert])) * F.linear(
@@ -96,8 +103,10 @@ class Experts(nn.Module):
         return torch.cat(outputs)
 
     def grouped(self, x_NC: Tensor, counts: Tensor) -> Tensor:
-        """The same by one kernel a product, which reads where rows end from the device: the host need not wait for
-        the counts. bfloat16."""
+        """Compute `forward` with one grouped kernel per product, in bfloat16.
+
+        The kernel reads the row ranges from the device, so the host does not wait for the counts.
+        """
         ends = counts.cumsum(0, dtype=torch.int32)
         gate, up, down = (
             w.to(x_NC.dtype).mT for w in (self.gate_proj, self.up_proj, self.down_proj)
@@ -109,14 +118,16 @@ class Experts(nn.Module):
 
 
 class MixtureOfExperts(nn.Module):
-    """A router sends each token to its k likeliest experts and adds up what they make of it, weighted.
+    """Send each token to its k most likely experts and add up their weighted outputs.
 
-    Tokens are sorted by expert, so each expert multiplies its own tokens once (arXiv:2211.15841), none is dropped.
+    Tokens are sorted by expert, so each expert multiplies its own tokens once (arXiv:2211.15841)
+    and no token is dropped.
 
     Attributes:
-        router_loss: of the last forward pass in training: the load-balancing loss (arXiv:2101.03961, equations 4 to 6)
-            and the router's z-loss (arXiv:2202.08906, equation 5), each times its weight in the config; None where
-            there is none. Read it by `Transformer.take_router_loss`.
+        router_loss: the router loss of the last forward pass in training: the load-balancing loss
+            (arXiv:2101.03961, equations 4 to 6) and the router's z-loss (arXiv:2202.08906, equation
+            5), each multiplied by its weight in the config. None if there is none. Read it with
+            `Transformer.take_router_loss`.
     """
 
     def __init__(self, config: TransformerConfig):
@@ -135,11 +146,12 @@ class MixtureOfExperts(nn.Module):
         weights_Nk, chosen_Nk = probabilities_NE.topk(self.top_k, dim=-1)
         if self.normalize:
             weights_Nk = weights_Nk / weights_Nk.sum(-1, keepdim=True)
-        ones = torch.ones_like(
-            chosen_Nk.flatten()
-        )  # bincount would make the host wait for its length
+        # Dispatch: sort the (token, choice) rows by expert, run each expert on its own rows, then
+        # add the weighted results back to their tokens. The counts are a sum of ones, because
+        # bincount would make the host wait for the length of its result.
+        ones = torch.ones_like(chosen_Nk.flatten())
         counts_E = ones.new_zeros(logits_NE.shape[-1]).index_add(0, chosen_Nk.flatten(), ones)
-        order = chosen_Nk.flatten().argsort(stable=True)  # rows of (token, choice), by expert
+        order = chosen_Nk.flatten().argsort(stable=True)
         token = order // self.top_k
         y_rows = self.experts(x_NC[token], counts_E) * weights_Nk.flatten()[order, None].to(
             x_NC.dtype

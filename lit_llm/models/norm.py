@@ -13,9 +13,10 @@ from lit_llm.models.kernels.eager import RMSNormalize
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps), times a gain if it has one; computed in float32, returned in x's dtype.
+    """x / sqrt(mean(x^2) + eps), multiplied by a gain if the norm has one.
 
-    With ``offset`` the gain is 1 + weight, and the product is taken in float32 too, as Gemma does.
+    The norm is computed in float32 and returned in x's dtype. With ``offset`` the gain is 1 +
+    weight, and the product with the gain is taken in float32 too, as in Gemma.
     """
 
     def __init__(self, size: int, eps: float, weight: bool, offset: bool = False):
@@ -26,7 +27,7 @@ class RMSNorm(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """A gain of 1."""
+        """Set the gain to 1."""
         if self.weight is not None:
             self.weight.fill_(0.0 if self.offset else 1.0)
 
@@ -38,16 +39,18 @@ class RMSNorm(nn.Module):
             ).to(x.dtype)
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
             return RMSNormalize.apply(x, self.weight, self.eps)
-        # From torch 2.12 on CUDA's autocast would have it return float32.
+        # From torch 2.12 on, rms_norm returns float32 under CUDA's autocast. For half types the
+        # kernel keeps its own float32 sum.
         with torch.autocast("cuda", enabled=False) if x.is_cuda else nullcontext():
-            y = F.rms_norm(
-                x, (self.size,), eps=self.eps
-            )  # the kernel keeps its own float32 sum for half types
+            y = F.rms_norm(x, (self.size,), eps=self.eps)
         return y if self.weight is None else y * self.weight.to(y.dtype)
 
 
 class HeadNorm(nn.Module):
-    """LayerNorm without bias over each head of (batch, heads, seq, head_dim), with a gain (heads, head_dim)."""
+    """LayerNorm without bias over each head of (batch, heads, seq, head_dim).
+
+    The gain has the shape (heads, head_dim).
+    """
 
     def __init__(self, num_heads: int, head_dim: int, eps: float):
         super().__init__()
@@ -55,7 +58,7 @@ class HeadNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(num_heads, head_dim))
 
     def reset_parameters(self) -> None:
-        """A gain of 1."""
+        """Set the gain to 1."""
         nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,7 +67,7 @@ class HeadNorm(nn.Module):
 
 
 def build_norm(config: TransformerConfig, size: int) -> nn.Module:
-    """The norm that ``config`` names, over the last ``size`` channels."""
+    """Build the norm that ``config`` names, over the last ``size`` channels."""
     if config.norm == "layernorm":
         return nn.LayerNorm(
             size, config.norm_eps, elementwise_affine=config.norm_weight, bias=config.norm_bias

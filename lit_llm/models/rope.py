@@ -1,6 +1,7 @@
-"""Rotary position embedding (arXiv:2104.09864), the half-split layout that Hugging Face checkpoints use.
+"""Rotary position embedding (arXiv:2104.09864) in Hugging Face's half-split layout.
 
-Scaling beyond the context trained on follows transformers' ``modeling_rope_utils``, whose keys config.json holds.
+Scaling beyond the training context follows transformers' ``modeling_rope_utils``; config.json uses
+the same keys.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ def inverse_frequencies(size: int, theta: float, device: torch.device | None = N
 def rope_cache(
     config: TransformerConfig, positions: Tensor, *, local: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines for ``positions`` (..., seq): float32, each (..., seq, rotary_size / 2).
+    """Return cosines and sines for ``positions`` (..., seq).
 
-    ``local`` takes the frequencies of windowed layers (``local_rope_theta``).
+    Both are float32 (..., seq, rotary_size / 2). ``local`` selects the frequencies of windowed
+    layers (``local_rope_theta``).
     """
     size, device = config.rotary_size, positions.device
     if local:
@@ -42,8 +44,11 @@ def rope_cache(
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn channel pairs (i, i + R/2) of the first R channels of ``x`` (batch, heads, seq, head_dim) by the cached
-    angles (..., seq, R/2); the other channels stay."""
+    """Rotate channel pairs (i, i + R/2) of ``x`` by the cached angles.
+
+    ``x`` is (batch, heads, seq, head_dim) and the angles are (..., seq, R/2). The first R channels
+    are rotated; the other channels stay as they are.
+    """
     if not torch.compiler.is_compiling():
         return Rotation.apply(x, cos, sin)
     half = cos.shape[-1]
@@ -52,7 +57,10 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def positions_in_documents(document_ids: Tensor) -> Tensor:
-    """Distance of each token from its document's first in the row: int64 (B, T), documents being runs of one id."""
+    """Return the distance of each token from the first token of its document: int64 (B, T).
+
+    A document is a run of equal ids in a row.
+    """
     index = torch.arange(document_ids.shape[1], device=document_ids.device)
     begins = torch.ones_like(document_ids, dtype=torch.bool)
     begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
@@ -62,18 +70,18 @@ def positions_in_documents(document_ids: Tensor) -> Tensor:
 def _linear(
     config: TransformerConfig, scaling: dict[str, Any], positions: Tensor
 ) -> tuple[Tensor, float]:
-    """Positions are divided by the factor (arXiv:2306.15595)."""
-    return inverse_frequencies(config.rotary_size, config.rope_theta, positions.device) / scaling[
-        "factor"
-    ], 1.0
+    """Divide the positions by the factor (arXiv:2306.15595)."""
+    frequencies = inverse_frequencies(config.rotary_size, config.rope_theta, positions.device)
+    return frequencies / scaling["factor"], 1.0
 
 
 def _dynamic(
     config: TransformerConfig, scaling: dict[str, Any], positions: Tensor
 ) -> tuple[Tensor, float]:
-    """The base grows with the longest position seen, past the context (the "dynamic NTK" of arXiv:2309.00071).
+    """Let the base grow with the longest position beyond the training context.
 
-    In cached decoding, keys keep the base of their time, as in transformers.
+    This is the "dynamic NTK" of arXiv:2309.00071. In cached decoding, a key keeps the base of the
+    step at which it was computed, as in transformers.
     """
     size, factor, trained = config.rotary_size, scaling["factor"], config.max_seq_len
     length = max(int(positions.max()) + 1, trained)
@@ -84,11 +92,11 @@ def _dynamic(
 def llama3_frequencies(
     config: TransformerConfig, scaling: dict[str, Any], positions: Tensor
 ) -> tuple[Tensor, float]:
-    """Long wavelengths are divided by the factor, short ones kept, those between blended (Llama 3.1)."""
+    """Divide long wavelengths by the factor, keep short ones, blend between (Llama 3.1)."""
     frequencies = inverse_frequencies(config.rotary_size, config.rope_theta, positions.device)
     trained = scaling["original_max_position_embeddings"]
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    turns = trained * frequencies / (2 * math.pi)  # full turns within the context trained on
+    turns = trained * frequencies / (2 * math.pi)  # full turns within the training context
     kept = ((turns - low) / (high - low)).clamp(0, 1)
     return (1 - kept) * frequencies / scaling["factor"] + kept * frequencies, 1.0
 
@@ -96,12 +104,12 @@ def llama3_frequencies(
 def _yarn(
     config: TransformerConfig, scaling: dict[str, Any], positions: Tensor
 ) -> tuple[Tensor, float]:
-    """As llama3 with the blend linear in the channel, and attention sharpened (arXiv:2309.00071)."""
+    """Blend as llama3 does, but linearly in the channel; sharpen attention (arXiv:2309.00071)."""
     size, theta, factor = config.rotary_size, config.rope_theta, scaling["factor"]
     trained = scaling["original_max_position_embeddings"]
 
     def channel(turns: float) -> float:
-        """The channel whose frequency makes so many turns within the context trained on."""
+        """The channel whose frequency makes ``turns`` full turns within the training context."""
         return size * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
     low, high = channel(scaling.get("beta_fast") or 32), channel(scaling.get("beta_slow") or 1)

@@ -1,8 +1,11 @@
-"""Text to token ids and back: a byte-level BPE of our own, or any tokenizer.json.
+"""Convert text to token ids and back: a byte-level BPE trained here, or any tokenizer.json.
 
-Two decisions shape this file. Raw text never produces control tokens: a document that spells ``<|im_end|>`` is encoded
-as those ten characters, unless the caller says ``allow_special=True`` (chat templates do). And the split pattern is
-Llama 3's, letter for letter, because serving engines and GGUF files name patterns instead of carrying them.
+Two decisions shape this file:
+
+- Raw text never produces control tokens. A document that spells ``<|im_end|>`` is encoded as those
+  ten characters, unless the caller says ``allow_special=True`` (chat templates do).
+- The split pattern is exactly Llama 3's, because serving engines and GGUF files store the name of a
+  pattern instead of the pattern itself.
 """
 
 from __future__ import annotations
@@ -32,8 +35,9 @@ IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
 SPECIAL_TOKENS = [END_OF_TEXT, PAD, IM_START, IM_END]
 
-# Llama 3's pattern ("llama-bpe" in GGUF). Measured on the standard library, vocabulary 4096: 3.53 bytes a token;
-# letting indentation join the newline before it gives 3.70, but no engine outside this package would split that way.
+# Llama 3's pattern ("llama-bpe" in GGUF). Measured on the standard library with vocabulary 4096:
+# 3.53 bytes per token. A pattern that joins indentation with the newline before it gives 3.70, but
+# no engine outside this package splits text that way.
 SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -47,14 +51,18 @@ CHATML_TEMPLATE = (
 )
 
 _PIECE_CHARACTERS = 1_000_000
-# Characters of a word in training, where each merge goes through all of every word that has it. DNA and
-# text without spaces have words of any length; between two signs of Chinese are some 20 letters.
+# Maximum number of characters of a word in training. Each merge goes through all of every word that
+# contains it, and DNA or text without spaces has words of any length. Between two punctuation marks
+# of Chinese there are some 20 letters.
 _LONGEST_WORD = 256
 _SIGNS = re.compile(r"(?:[^\w\s]|_)+")
-# White space, digits, case, marks, scripts, emoji, and spelled control tokens: where encoders part ways.
+# Text to compare two encoders with. White space, digits, case, marks, scripts, emoji and spelled
+# control tokens are where encoders differ.
 _PROBE = (
-    "It's 1234567 o'clock,  DON'T  \t\n\n   stop\r\n\u00a0x=1;\u3000//+=-- na\u00efve cafe\u0301 \u5317\u4eac\u3002"
-    "\u0928\u092e\u0938\u094d\u0924\u0947 \u0645\u0631\u062d\u0628\u0627 \u00df\u0130\u017f \U0001f469\u200d\U0001f467 "
+    "It's 1234567 o'clock,  DON'T  \t\n\n   stop\r\n\u00a0x=1;\u3000//+=-- na\u00efve cafe\u0301 "
+    "\u5317\u4eac\u3002"
+    "\u0928\u092e\u0938\u094d\u0924\u0947 \u0645\u0631\u062d\u0628\u0627 \u00df\u0130\u017f "
+    "\U0001f469\u200d\U0001f467 "
     "\u2028\u0085 \u00bd\u2167 _a1_ <|im_end|><|endoftext|></s><s>[CLS] \0 \ufffd  "
 )
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -63,15 +71,15 @@ _LINE_START = re.compile(r"\n(?=\S)")
 
 
 class Tokenizer:
-    """A ``tokenizers.Tokenizer`` with the control tokens it uses and the bytes its tokens stand for.
+    """A ``tokenizers.Tokenizer`` together with its control tokens and the bytes of its tokens.
 
     Attributes:
         backend: the ``tokenizers.Tokenizer``.
-        bos_id, eos_id, pad_id: ids of the control tokens, None where the tokenizer has none.
-        special_names: {"bos_token": its text or None, "eos_token": ..., "pad_token": ...}, then
-            the further names of the files, such as "unk_token" or a model's own "image_token".
+        bos_id, eos_id, pad_id: ids of the control tokens; None if the tokenizer has no such token.
+        special_names: {"bos_token": its text or None, "eos_token": ..., "pad_token": ...}, then the
+            further names in the files, such as "unk_token" or a model's own "image_token".
         control_tokens: text -> id of every control token.
-        chat_template: Jinja source of the template that is used, or None.
+        chat_template: Jinja source of the default template, or None.
         named_templates: the model's further chat templates, such as "tool_use": name -> source.
         generation_config: fields of the model's generation_config.json, saved with the tokenizer.
     """
@@ -102,10 +110,11 @@ class Tokenizer:
         self._raw = self._without_control_tokens()
 
     def _without_control_tokens(self) -> tokenizers.Tokenizer:
-        """The same tokenizer for raw text: control tokens are read as the characters they are spelled with.
+        """Return the same tokenizer for raw text: it reads control tokens as plain characters.
 
-        Some published files mark ``<|im_end|>`` and the like as not special; text could then end a turn, so whatever
-        is spelled ``<|...|>`` (DeepSeek writes U+FF5C for the bars) or has a special name counts as control here.
+        Some published files mark ``<|im_end|>`` and the like as not special. Text could then end a
+        turn. Every token that is spelled ``<|...|>`` (DeepSeek writes U+FF5C for the bars) or that
+        has a special name therefore counts as a control token here.
         """
         from tokenizers import Tokenizer as Backend
 
@@ -128,19 +137,19 @@ class Tokenizer:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._raw = (
-            self._without_control_tokens()
-        )  # pickling a backend forgets encode_special_tokens
+        # A pickled backend loses encode_special_tokens.
+        self._raw = self._without_control_tokens()
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, or_fewer: bool = False) -> Tokenizer:
-        """Train a byte-level BPE; the same texts in the same order give the same tokenizer.
+        """Train a byte-level BPE. The same texts in the same order give the same tokenizer.
 
         Args:
-            texts: training documents, read once. Words above 256 characters (letters or signs without a break between
-                them) are cut, since the time for a word grows with the square of its length.
-            vocab_size: number of ids, the 256 bytes and the four control tokens included.
-            or_fewer: what the texts support is enough.
+            texts: training documents, read once. Words above 256 characters (letters or signs
+                without a break between them) are cut, since the time for a word grows with the
+                square of its length.
+            vocab_size: number of ids, including the 256 bytes and the four control tokens.
+            or_fewer: accept fewer ids if the texts do not support ``vocab_size``.
 
         Raises:
             UserError: the texts hold too few different repeated pairs for ``vocab_size``.
@@ -153,7 +162,8 @@ class Tokenizer:
             raise UserError(
                 f"vocab_size: {vocab_size} is too small, bytes and control tokens take {smallest}"
             )
-        # ignore_merges: a piece that is itself a token is taken whole, as engines do for this pattern.
+        # ignore_merges: a piece that is itself a token becomes that token without merges. Engines
+        # do the same for this pattern.
         backend = Backend(models.BPE(ignore_merges=True))
         words = pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated")
         as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -161,7 +171,7 @@ class Tokenizer:
         backend.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
-            min_frequency=2,  # a pair seen once is an accident of the sample, not a word
+            min_frequency=2,  # a pair seen only once is noise of the sample
             special_tokens=SPECIAL_TOKENS,
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
@@ -169,13 +179,14 @@ class Tokenizer:
         pieces = (piece for text in texts for piece in _pieces(text))
         cut = (part for piece in pieces for part in _with_short_words(piece, words))
         backend.train_from_iterator(cut, trainer)
-        # Documents are trained on behind this token: prompts begin with it in every program.
+        # In training, this token precedes every document, so prompts must begin with it in every
+        # program.
         begin_with(backend, END_OF_TEXT)
         found = backend.get_vocab_size()
         if found < vocab_size and not or_fewer:
             raise UserError(
-                f"vocab_size: the text supports no more than {found} tokens, {vocab_size} were asked for; "
-                f"set it to {found} or less, or add text"
+                f"vocab_size: the text supports no more than {found} tokens, {vocab_size} were "
+                f"asked for; set it to {found} or less, or add text"
             )
         return cls(
             backend,
@@ -187,27 +198,29 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Tokenizer:
-        """Load a tokenizer.json, the folder of one, or a GGUF file's.
+        """Load a tokenizer.json, a folder that holds one, or the tokenizer of a GGUF file.
 
         Control tokens and the chat template come from the files beside it (tokenizer_config.json,
-        special_tokens_map.json, config.json, chat_template.jinja); with none there, a special token with a usual name
-        (``<|endoftext|>``, ``</s>``, ...) is taken. What cannot be found is None. Tokens that only
-        those files have are added with the ids that transformers gives them (`add_special_tokens`).
+        special_tokens_map.json, config.json, chat_template.jinja). Without these files, a special
+        token with a usual name (``<|endoftext|>``, ``</s>``, ...) is taken. A control token or
+        template that is not found is None. Tokens that only the other files contain are added with
+        the ids that transformers gives them (`add_special_tokens`).
 
         Raises:
-            UserError: no such file, or not a tokenizer.
+            UserError: the file does not exist or is not a tokenizer.
         """
         return read_tokenizer(locate(path))
 
     def save_pretrained(self, folder: str | Path, model_max_length: int | None = None) -> None:
-        """Write tokenizer.json and tokenizer_config.json; ``transformers.AutoTokenizer`` loads them with the same ids.
+        """Write tokenizer.json and tokenizer_config.json.
 
-        If ``generation_config`` is not empty, generation_config.json is written too. One that is
-        there already, a model's, keeps its fields and gets those ids of `stop_ids` that it lacks.
+        ``transformers.AutoTokenizer`` loads these files with the same ids. If ``generation_config``
+        is not empty, generation_config.json is written too. An existing generation_config.json,
+        which belongs to a model, keeps its fields and gets the ids of `stop_ids` that it lacks.
 
         Args:
-            folder: made if it is not there.
-            model_max_length: context length in tokens to write down; left out if None.
+            folder: created if necessary.
+            model_max_length: context length in tokens to write; left out if None.
         """
         write_tokenizer(self, Path(folder), model_max_length)
 
@@ -218,31 +231,31 @@ class Tokenizer:
 
     @property
     def unk_id(self) -> int | None:
-        """The token of text that the vocabulary cannot express; None where there is none, as in byte-level ones."""
+        """The token for text outside the vocabulary; None if there is none (byte-level)."""
         model = json.loads(self._raw.to_str())["model"]
-        if model.get("unk_id") is not None:  # Unigram's
+        if model.get("unk_id") is not None:  # Unigram
             return model["unk_id"]
         return None if model.get("unk_token") is None else self._raw.token_to_id(model["unk_token"])
 
     @property
     def stop_ids(self) -> list[int]:
-        """Every id that ends a text: the eos, then those of ``generation_config`` in its order."""
+        """All ids that end a text: the eos id, then those of ``generation_config`` in its order."""
         ids = [self.eos_id, *generation.eos_ids(self.generation_config)]
         return list(dict.fromkeys(i for i in ids if i is not None and i >= 0))
 
     def add_stop_ids(self, ids: Iterable[int]) -> None:
-        """Have ``ids`` end a text too, here and in what `save_pretrained` writes."""
+        """Let ``ids`` end a text too, here and in the files that `save_pretrained` writes."""
         self.generation_config = generation.with_eos_ids(
             self.generation_config, [*self.stop_ids, *ids]
         )
 
     @functools.cached_property
     def document_start(self) -> list[int]:
-        """The ids that stand before a plain text in transformers' ``tokenizer(text).input_ids``.
+        """The ids before a plain text in transformers' ``tokenizer(text).input_ids``.
 
-        The post-processor of tokenizer.json alone decides. A named bos does not: Qwen names one and
-        adds none. ``add_bos_token`` in tokenizer_config.json does not either: transformers 5 does
-        not read it beside a tokenizer.json.
+        Only the post-processor of tokenizer.json decides. A named bos token does not: Qwen names
+        one and adds none. ``add_bos_token`` in tokenizer_config.json does not either, because
+        transformers 5 ignores it if there is a tokenizer.json.
         """
         encoding = self.backend.encode("a", add_special_tokens=True)
         added = itertools.takewhile(
@@ -252,7 +265,7 @@ class Tokenizer:
 
     @functools.cached_property
     def byte_tokens(self) -> frozenset[int]:
-        """Ids of ``<0x00>`` to ``<0xFF>`` if the decoder makes text of runs of them, else empty."""
+        """Ids of ``<0x00>`` to ``<0xFF>`` if the decoder joins runs of them to text, else empty."""
         spec = json.loads(self.backend.to_str())
         if '"ByteFallback"' not in json.dumps(spec.get("decoder")):
             return frozenset()
@@ -260,33 +273,37 @@ class Tokenizer:
         return frozenset(i for token, i in vocabulary.items() if _BYTE_TOKEN.fullmatch(token))
 
     def has_token(self, token_id: int) -> bool:
-        """Whether any token has this id: a model's vocabulary may be larger, and have holes."""
+        """Whether any token has this id. A model's vocabulary may be larger and may have holes."""
         return self.backend.id_to_token(token_id) is not None
 
     def is_control(self, token_id: int) -> bool:
-        """Whether the id is a control token's."""
+        """Whether the id belongs to a control token."""
         return token_id in self._control_ids
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """Token ids of ``text``; nothing is added around them.
+        """Return the token ids of ``text``; nothing is added before or after them.
 
-        With ``allow_special`` control tokens spelled in ``text`` become their ids: only for text this program built.
+        With ``allow_special``, control tokens spelled in ``text`` become their ids. Use it only for
+        text that this program has built.
         """
         backend = self.backend if allow_special else self._raw
         return backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        """Token ids, int32, of raw documents, on all cores; see `encode_ragged`."""
+        """Return the int32 token ids of raw documents, using all cores; see `encode_ragged`."""
         ids, offsets = self.encode_ragged(texts)
         return [ids[begin:end] for begin, end in itertools.pairwise(offsets)]
 
     def encode_ragged(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids, int32, of raw documents one after the other, and int64 offsets: document i has ids[o[i]:o[i+1]].
+        """Return the int32 token ids of all raw documents in one array, and int64 offsets.
 
-        By gigatoken where it is installed and knows the tokenizer's kind, 60 times as fast as the `tokenizers` library
-        (benchmarks/encode.py), else by that library. There, a text above a million characters is encoded in pieces cut
-        at line starts, so that memory stays small. A line start is a boundary of our own split pattern, so the ids are
-        those of the whole text; another tokenizer may merge a little differently there.
+        Document i has ids[o[i]:o[i+1]].
+
+        gigatoken encodes if it is installed and knows the kind of tokenizer: it is 60 times as fast
+        as the `tokenizers` library (benchmarks/encode.py). Otherwise the library encodes, and a
+        text above a million characters is encoded in pieces cut at line starts, so that memory
+        stays small. A line start is a boundary of lit_llm's split pattern, so the ids equal those
+        of the whole text. Another tokenizer may merge slightly differently there.
         """
         if self._fast is not None:
             rows = self._fast.encode_batch(texts).layout
@@ -305,10 +322,11 @@ class Tokenizer:
 
     @functools.cached_property
     def _fast(self) -> Any:
-        """gigatoken's tokenizer of the same ids for raw text; None where there is none.
+        """gigatoken's tokenizer with the same ids for raw text, or None.
 
-        It refuses patterns and models that it does not know, but not everything that it would do otherwise, so a probe
-        text must agree. Control tokens it would read out of raw text; without them in the file it cannot.
+        gigatoken refuses patterns and models that it does not know, but not everything that it
+        would encode differently. Therefore the ids of a probe text must agree. gigatoken would read
+        control tokens out of raw text, so the control tokens are removed from its file.
         """
         try:
             import gigatoken
@@ -320,7 +338,7 @@ class Tokenizer:
             ]
             fast = gigatoken.Tokenizer.from_json(json.dumps(spec))
             rows = fast.encode_batch([_PROBE]).layout
-        except Exception:  # not installed, or the bare Exception with which it refuses
+        except Exception:  # not installed, or refused: gigatoken raises a bare Exception
             return None
         same = np.array_equal(
             rows.content.data, self._raw.encode(_PROBE, add_special_tokens=False).ids
@@ -328,14 +346,15 @@ class Tokenizer:
         return fast if same else None
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
-        """The text of ``ids``; with our own tokenizer exactly what was encoded."""
+        """Return the text of ``ids``; with a tokenizer of `train` exactly the encoded text."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
 
     def vocabulary(self) -> list[bytes]:
-        """UTF-8 bytes each id stands for; empty for control tokens and unused ids.
+        """Return the UTF-8 bytes of each id; empty for control tokens and unused ids.
 
-        Exact for byte-level vocabularies, whose tokens may hold pieces of characters. In sentencepiece-like ones the
-        word mark is the space it stands for and ``<0x0A>`` that byte; WordPiece's ``##`` is nothing.
+        The bytes are exact for byte-level vocabularies, whose tokens may hold parts of characters.
+        In sentencepiece-like vocabularies the word mark gives a space and ``<0x0A>`` gives that
+        byte. WordPiece's ``##`` gives nothing.
         """
         spec = json.loads(self._raw.to_str())
         byte_level = '"ByteLevel"' in json.dumps([spec.get("pre_tokenizer"), spec.get("decoder")])
@@ -356,17 +375,18 @@ class Tokenizer:
         return found
 
     def token_bytes(self) -> np.ndarray:
-        """UTF-8 bytes each token stands for: int32 of shape (vocab_size,), 0 for control tokens and unused ids.
+        """Return the number of UTF-8 bytes of each token: int32 (vocab_size,).
 
-        For byte-level vocabularies without a normalizer the sum over an encoding is ``len(text.encode())``. For others
-        it can differ by what the normalizer drops and by a leading space; see `vocabulary`.
+        The number is 0 for control tokens and unused ids. For byte-level vocabularies without a
+        normalizer the sum over an encoding is ``len(text.encode())``. For others the sum can differ
+        by what the normalizer drops and by a leading space; see `vocabulary`.
         """
         return np.array([len(token) for token in self.vocabulary()], dtype=np.int32)
 
     def fingerprint(self) -> str:
         """sha256 (hex) of the tokenizer.json with sorted keys: equal if `encode` gives equal ids.
 
-        The post-processor is left out, because `encode` adds nothing around a text.
+        The post-processor is left out, because `encode` adds nothing before or after a text.
         """
         spec = json.loads(self.backend.to_str()) | {"post_processor": None}
         canonical = json.dumps(spec, sort_keys=True)
@@ -374,7 +394,7 @@ class Tokenizer:
 
 
 def begin_with(backend: tokenizers.Tokenizer, token: str) -> None:
-    """Have ``backend`` put ``token`` before every text that is encoded with special tokens."""
+    """Make ``backend`` put ``token`` before every text that is encoded with special tokens."""
     from tokenizers import processors
 
     backend.post_processor = processors.TemplateProcessing(
@@ -385,7 +405,10 @@ def begin_with(backend: tokenizers.Tokenizer, token: str) -> None:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """``text`` in pieces of at least a million characters, each ending before a line that starts with a non-space."""
+    """Cut ``text`` into pieces of at least a million characters.
+
+    Each piece ends before a line that starts with a non-space.
+    """
     begin = 0
     while len(text) - begin > _PIECE_CHARACTERS and (
         match := _LINE_START.search(text, begin + _PIECE_CHARACTERS)
@@ -396,8 +419,13 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def _with_short_words(text: str, words: Any) -> Iterator[str]:
-    """``text`` for training, in parts, so that no word (of the pre-tokenizer ``words``) is above `_LONGEST_WORD`."""
-    half = _LONGEST_WORD // 2  # a longer word fills at least one stretch of these whole
+    """Yield ``text`` for training, in parts, so that no word exceeds `_LONGEST_WORD`.
+
+    ``words`` is the pre-tokenizer that defines the words.
+    """
+    # A word above the limit fills at least one stretch of half the limit completely. Without such a
+    # stretch the slow pre-tokenizer is not needed.
+    half = _LONGEST_WORD // 2
     stretches = (text[at : at + half] for at in range(0, len(text) - half + 1, half))
     if not any(s.isalpha() or s.isspace() or _SIGNS.fullmatch(s) for s in stretches):
         yield text
@@ -414,9 +442,10 @@ def _with_short_words(text: str, words: Any) -> Iterator[str]:
 
 
 def _byte_alphabet() -> dict[str, bytes]:
-    """The character that a byte-level vocabulary writes for a byte -> the byte (GPT-2's encoder.py).
+    """Map each character of a byte-level vocabulary to its byte (GPT-2's encoder.py).
 
-    Printable Latin-1 characters stand for themselves, and the rest, in order, for the other bytes in order.
+    Printable Latin-1 characters represent themselves. The remaining characters, in order, represent
+    the remaining bytes, in order.
     """
     from tokenizers import pre_tokenizers
 
@@ -430,5 +459,5 @@ def _byte_alphabet() -> dict[str, bytes]:
 
 
 def table_size(backend: tokenizers.Tokenizer) -> int:
-    """One more than the largest id: rows that an embedding of all tokens has."""
+    """One more than the largest id: the number of rows of an embedding of all tokens."""
     return max(backend.get_vocab(with_added_tokens=True).values()) + 1

@@ -1,4 +1,6 @@
-"""The decoder-only transformer: embedding, blocks, head; what differs between families is in its config.
+"""The decoder-only transformer: embedding, blocks and head.
+
+The config describes all differences between model families.
 
 Shapes: B batch, T positions, C hidden width, V vocabulary.
 """
@@ -77,13 +79,15 @@ def _apply(norm: nn.Module | None, x_BTC: Tensor) -> Tensor:
 
 
 class Transformer(nn.Module):
-    """A decoder-only language model: ``Transformer(config)(input_ids) -> logits (batch, seq, vocab)``.
+    """A decoder-only language model.
 
-    Weights are made where torch's default device says, so ``with torch.device("meta")`` builds the shapes alone;
-    ``to_empty`` and ``init_weights`` (or ``load_state_dict(assign=True)``) fill them.
+    It is called as ``Transformer(config)(input_ids) -> logits (batch, seq, vocab)``. The weights
+    are created on torch's default device. ``with torch.device("meta")`` therefore builds shapes
+    without weights; ``to_empty`` and ``init_weights`` (or ``load_state_dict(assign=True)``) fill
+    them.
 
     Attributes:
-        generation_config: fields of the generation_config.json that it was loaded with;
+        generation_config: fields of the generation_config.json that the model was loaded with;
             `save_pretrained` writes them back.
     """
 
@@ -92,9 +96,9 @@ class Transformer(nn.Module):
         self.config = config
         self.generation_config: dict[str, Any] = {}
         self.lora: LoRAConfig | None = None  # set by `apply_lora`
-        self.replaced: tuple[str, ...] = ()  # weights that `load_adapter` put in the base's place
+        self.replaced: tuple[str, ...] = ()  # base weights that `load_adapter` has replaced
         self.backends = Backends()  # set by `parallelize`
-        with NoDraws():  # numbers are drawn once, by init_weights
+        with NoDraws():  # init_weights below draws the random numbers, once
             self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
             if config.learned_positions:
                 self.position_embed = nn.Embedding(config.max_seq_len, config.hidden_size)
@@ -111,12 +115,13 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Random weights: unit-scale inputs to every matrix product, and blocks that start as the identity.
+        """Initialise all weights.
 
-        Matrices are uniform with standard deviation 1/sqrt(fan_in), each block's two output projections zero (as in
-        nanochat and arXiv:2203.03466) unless a norm follows them, the head nearly zero so that the first loss is
-        ln(vocab), the embedding normal(0, 0.02) where head and embedding are tied or no norm follows it, and
-        normal(0, 1) otherwise.
+        Inputs of every matrix product have unit scale, and blocks start as the identity. Matrices
+        are uniform with standard deviation 1/sqrt(fan_in). Each block's two output projections are
+        zero (as in nanochat and arXiv:2203.03466) unless a norm follows them. The head is nearly
+        zero, so that the first loss is ln(vocab). The embedding is normal(0, 0.02) if head and
+        embedding are tied or no norm follows the embedding, and normal(0, 1) otherwise.
         """
         config = self.config
         tied, zero_outputs = config.tie_embeddings, not config.post_norm
@@ -137,12 +142,14 @@ class Transformer(nn.Module):
             elif isinstance(module, Experts):
                 module.reset_parameters(zero_outputs)
             elif isinstance(module, (RMSNorm, HeadNorm, nn.LayerNorm)):
-                module.reset_parameters()  # norms of a model filled by `to_empty` hold garbage until here
+                # In a model filled by `to_empty`, norms hold uninitialised memory until here.
+                module.reset_parameters()
 
     def assign_weights(self, weights: dict[str, Tensor]) -> None:
-        """Make ``weights`` the model's own, as they are: how a model on the meta device is filled.
+        """Take ``weights`` as the model's own tensors, without a copy.
 
-        A tied head need not be among them; head and embedding are one parameter afterwards.
+        This fills a model on the meta device. ``weights`` need not contain a tied head. Afterwards
+        a tied head and the embedding are one parameter.
         """
         tied = self.config.tie_embeddings
         self.load_state_dict(
@@ -152,7 +159,7 @@ class Transformer(nn.Module):
             self.head.weight = self.embed.weight
 
     def untie(self) -> None:
-        """Give a tied head a matrix of its own, equal to the embedding's."""
+        """Give a tied head its own matrix, a copy of the embedding."""
         if self.config.tie_embeddings:
             self.head.weight = nn.Parameter(
                 self.embed.weight.detach().clone(), self.embed.weight.requires_grad
@@ -167,14 +174,15 @@ class Transformer(nn.Module):
         cache: KVCache | None = None,
         last_only: bool = False,
     ) -> Tensor:
-        """Logits for every position.
+        """Return the logits of every position.
 
         Args:
             input_ids: int64 (B, T).
-            padding_mask: bool (B, S), True for real tokens, S the cached and the new positions together; a padded
-                token is never attended to, and positions count real tokens only.
-            cache: keys and values of the positions before; filled and advanced by T.
-            last_only: logits of the last position alone (B, 1, V), which is all that decoding needs.
+            padding_mask: bool (B, S), True for real tokens; S counts the cached and the new
+                positions. No query attends to a padded token, and positions count real tokens only.
+            cache: keys and values of the previous positions; T positions are added to it.
+            last_only: compute only the logits of the last position, (B, 1, V), which is all that
+                decoding needs.
 
         Returns:
             Logits (B, T, V) in the compute dtype.
@@ -190,10 +198,11 @@ class Transformer(nn.Module):
         document_ids: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """What the head reads: the last block's output after the final norm, (B, T, C).
+        """Return the input of the head: the last block's output after the final norm, (B, T, C).
 
-        ``document_ids`` int64 (B, T) says which of a row's documents a token is of: tokens see their own document
-        alone, and positions count from its start, so that packed documents are computed as single ones.
+        ``document_ids`` int64 (B, T) gives each token the document that it belongs to. A token then
+        sees only its own document, and positions count from the document's start. Packed documents
+        thus give the same results as single documents.
         """
         T, device = input_ids.shape[1], input_ids.device
         past = 0 if cache is None else cache.length
@@ -207,21 +216,24 @@ class Transformer(nn.Module):
         if self.config.learned_positions:
             x_BTC = x_BTC + self.position_embed(positions.view(-1, T))
         if self.config.embedding_scale is not None:
-            # Rounded to the weights' dtype first, as Gemma was trained.
+            # The scale is rounded to the weights' dtype first, as in Gemma's training.
             x_BTC = (
                 x_BTC
                 * torch.tensor(self.config.embedding_scale, dtype=x_BTC.dtype, device="cpu").item()
             )
         if device.type != "meta" and torch.is_autocast_enabled(device.type):
-            # The residual stream is kept in the compute dtype: half the traffic, and what the products read anyway.
+            # Keep the residual stream in the compute dtype: this halves the memory traffic, and the
+            # products read that dtype anyway.
             x_BTC = x_BTC.to(torch.get_autocast_dtype(device.type))
-        # Masks and rotations are made once for each kind of layer. Frequencies are computed, not stored: a buffer left
-        # on meta would reinitialise a loaded model.
+        # Compute masks and rotations once for each kind of layer. The frequencies are computed here
+        # instead of stored, because a buffer left on the meta device would reinitialise a loaded
+        # model.
         ropes: dict[str, tuple[Tensor, Tensor] | None] = {"none": None}
         for kind in {self.config.positions(i) for i in range(self.config.num_layers)} - {"none"}:
             cos, sin = rope_cache(self.config, positions, local=kind == "local")
             ropes[kind] = cos.to(x_BTC.dtype), sin.to(x_BTC.dtype)
-        # FlexAttention in training alone: evaluation runs uncompiled, where it would hold all scores in memory.
+        # Use FlexAttention in training only. Evaluation runs uncompiled, and there FlexAttention
+        # would hold all scores in memory.
         backends = self.backends if self.training and cache is None else Backends()
         masks = build_masks(self.config, backends, input_ids, past, padding_mask, document_ids)
         x_BTC = self.embed_norm(x_BTC)
@@ -234,16 +246,17 @@ class Transformer(nn.Module):
         return self.norm(x_BTC)
 
     def logits(self, x_BTC: Tensor) -> Tensor:
-        """The head: (..., C) -> (..., V), see `LMHead.logits`."""
+        """Apply the head: (..., C) -> (..., V), see `LMHead.logits`."""
         return self.lm_head.logits(x_BTC)
 
     def token_losses(
         self, input_ids: Tensor, labels: Tensor, document_ids: Tensor | None = None
     ) -> Tensor:
-        """Cross-entropy of each position in nats: float32 (B, T); 0 where ``labels`` (B, T) is -100.
+        """Cross-entropy of each position in nats: float32 (B, T).
 
-        With ``document_ids`` the head computes labelled positions alone: of a conversation that is about half, and
-        the logits over a large vocabulary are what such a step spends most memory on.
+        The loss is 0 where ``labels`` (B, T) is -100. With ``document_ids`` the head computes
+        labelled positions only. In a conversation these are about half of all positions, and the
+        logits of a large vocabulary take most of the memory of such a step.
         """
         x_BTC = self.hidden_states(input_ids, document_ids=document_ids)
         if document_ids is None:
@@ -262,13 +275,16 @@ class Transformer(nn.Module):
         return self.lm_head.loss(x_BTC, labels, skip_ignored_labels)
 
     def take_router_loss(self) -> Tensor | None:
-        """What routers add to a token's loss: the mean over the layers of experts in the forward pass since the last
-        call, a scalar. None in evaluation, without experts, and where both weights in the config are 0."""
+        """Return the router loss to add to a token's loss, and clear it.
+
+        It is the mean over the layers with experts in the forward pass since the last call, a
+        scalar. None in evaluation, without experts, and if both weights in the config are 0.
+        """
         losses = []
         for block in self.layers:
             if isinstance(block.mlp, MixtureOfExperts) and block.mlp.router_loss is not None:
                 losses.append(block.mlp.router_loss)
-                block.mlp.router_loss = None  # it holds the pass's graph
+                block.mlp.router_loss = None  # frees the graph of the forward pass
         return torch.stack(losses).mean() if losses else None
 
     @classmethod
@@ -282,11 +298,13 @@ class Transformer(nn.Module):
 
         Args:
             path: see `locate`.
-            dtype: of the weights. None: the file's (float32 for GGUF).
-            prepare: called with the model on the meta device, before it is filled: where layers are changed (LoRA).
+            dtype: of the weights. None: the file's dtype (float32 for GGUF).
+            prepare: called with the model on the meta device before the weights are loaded. It may
+                change layers (LoRA).
 
         Raises:
-            UserError: a missing or broken file, an architecture or a tensor name that is not known.
+            UserError: for a missing or broken file, an unknown architecture or an unknown tensor
+                name.
         """
         found = locate(path)
         return format_of(found).read_model(found, dtype, prepare)
@@ -297,11 +315,11 @@ class Transformer(nn.Module):
         dtype: torch.dtype | None = None,
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
-        """Write a Hugging Face directory that transformers and vLLM load.
+        """Write a Hugging Face directory that transformers and vLLM can load.
 
         Args:
-            path: made if it is not there.
-            dtype: of the file's weights. None keeps theirs.
-            state_dict: weights to write in place of the model's own, under the same names.
+            path: the directory; created if necessary.
+            dtype: of the weights in the file. None: the dtype of each weight.
+            state_dict: weights to write instead of the model's own, under the same names.
         """
         write_model(self, Path(path), dtype, state_dict)

@@ -1,4 +1,4 @@
-"""What a model's shape takes from the data that it is trained on."""
+"""A model's shape: what its setting says of it, and what it takes from the data that it is trained on."""
 
 from __future__ import annotations
 
@@ -72,3 +72,26 @@ def _check_same_tokenizer(tokenizer: Tokenizer, init_from: str) -> None:
         raise UserError(
             f"the data has another tokenizer than model.init_from: set data.tokenizer={init_from}"
         )
+
+
+def fields_of(transformer: str | dict[str, Any] | TransformerConfig) -> dict[str, Any]:
+    """As `TransformerConfig.from_dict` takes them; what is None in a config, the data decides."""
+    if isinstance(transformer, TransformerConfig):
+        return {key: value for key, value in transformer.to_dict().items() if value is not None}
+    return {"preset": transformer} if isinstance(transformer, str) else dict(transformer)
+
+
+def is_shape_of(transformer: str | dict[str, Any] | TransformerConfig, init_from: str) -> bool:
+    """Whether ``transformer`` says of the model at ``init_from`` what its own config says.
+
+    Checkpoints hold both, and Lightning's ``load_from_checkpoint`` gives both back. What the data
+    decides may differ.
+    """
+    if not isinstance(transformer, dict) or not init_from:
+        return False
+    try:
+        its = TransformerConfig.from_pretrained(init_from).to_dict()
+    except UserError:
+        return False
+    fields = {name: value for name, value in transformer.items() if name not in DECIDED_BY_DATA}
+    return bool(fields) and fields.items() <= its.items()

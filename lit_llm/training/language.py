@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning as L
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -15,10 +14,15 @@ from torch import Tensor, nn
 from lit_llm.data.base import TokenDataModule, data_rank_and_size
 from lit_llm.data.blocks import IGNORE
 from lit_llm.errors import UserError
+from lit_llm.lightning_internals import (
+    batch_of_run,
+    count_steps,
+    number_as_lightning_does,
+    number_by_steps_done,
+    trainer_of,
+)
 from lit_llm.models.accounting import flops
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.generation.generate import generate, room_for
-from lit_llm.models.generation.sampling import GREEDY
 from lit_llm.models.hub.checkpoint import settings_of
 from lit_llm.models.kernels.backends import Backend
 from lit_llm.models.kernels.device import exact_dtype
@@ -30,15 +34,18 @@ from lit_llm.settings.ranges import Range, check_ranges, positive
 from lit_llm.settings.replaced_settings import check_replaced
 from lit_llm.training.callbacks.borders import (
     at_border,
-    count_steps,
     first_or_last,
     logs_now,
-    number_as_lightning_does,
-    number_by_steps_done,
     planned_steps,
 )
-from lit_llm.training.from_data import DECIDED_BY_DATA, take_from_checkpoint, take_from_data
-from lit_llm.training.metrics import LanguageModelMetrics, new_metrics, results
+from lit_llm.training.evaluation import EvaluatedModule
+from lit_llm.training.from_data import (
+    fields_of,
+    is_shape_of,
+    take_from_checkpoint,
+    take_from_data,
+)
+from lit_llm.training.metrics import LanguageModelMetrics
 from lit_llm.training.noise import StepNoise
 from lit_llm.training.optimization import build_optimizer
 from lit_llm.training.optimizers import (
@@ -64,7 +71,7 @@ RANGES: dict[str, Range] = {
 DEFAULT_TRANSFORMER = "nano-5m"
 
 
-class LanguageModule(L.LightningModule):
+class LanguageModule(EvaluatedModule):
     """Builds a `Transformer`, prepares it for the machine, optimizes, logs, evaluates and saves it.
 
     An objective is a subclass with its own ``compute_loss``: the loss of a batch, summed. The
@@ -120,7 +127,7 @@ class LanguageModule(L.LightningModule):
     ):
         super().__init__()
         check_types("model", LanguageModule.__init__, locals())
-        if init_from is None or not _is_shape_of(transformer, init_from):
+        if init_from is None or not is_shape_of(transformer, init_from):
             check_replaced(LanguageModule.__init__, locals(), "model.")
         check_ranges(locals(), RANGES, "model.")
         # Horizon and batch are the data's: as hyperparameters they would clash with those of a data
@@ -133,7 +140,7 @@ class LanguageModule(L.LightningModule):
             "global_batch_tokens": global_batch_tokens,
         }
         self._saved_settings = SavedSettings(self)
-        self.fields: dict[str, Any] = _fields(transformer)
+        self.fields: dict[str, Any] = fields_of(transformer)
         if not isinstance(transformer, str):
             self.hparams["transformer"] = dict(self.fields)
         if init_from == "":
@@ -143,7 +150,6 @@ class LanguageModule(L.LightningModule):
         TransformerConfig.from_dict(self.fields)  # a mistake is told now, before any data is made
         self.model: nn.Module | None = None
         self.train_loss = LossMean()
-        self.evaluations: list[LanguageModelMetrics] = []
         self.grad_norm: Tensor | None = None
         self._scheduled: tuple[float, int] | None = None  # learning rate and horizon
         self._prepared: str | None = None  # what the network is prepared for: evaluation, training
@@ -199,17 +205,13 @@ class LanguageModule(L.LightningModule):
         seq_len = getattr(self._datamodule, "seq_len", None) or self.config.max_seq_len
         return flops.flops_per_token(self.config, seq_len)
 
-    @property
-    def _datamodule(self) -> Any:
-        return getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
-
     def setup(self, stage: str) -> None:
         """Take vocabulary, context and horizon from the data, where they are known."""
         self._evaluated_step = None
-        if self._trainer is not None:
-            number_by_steps_done(self._trainer, self._steps_done)
+        if (trainer := trainer_of(self)) is not None:
+            number_by_steps_done(trainer, self._steps_done, logs_too=first_or_last)
             if self.model is None:
-                callbacks = self._trainer.callbacks  # type: ignore[attr-defined]
+                callbacks = trainer.callbacks  # type: ignore[attr-defined]
                 refuse_early_callbacks(callbacks)
         self._check_horizon()
         # A network that is there must fit the data as it is.
@@ -218,8 +220,8 @@ class LanguageModule(L.LightningModule):
 
     def teardown(self, stage: str) -> None:
         """Leave the Trainer to others as it was."""
-        if self._trainer is not None:
-            number_as_lightning_does(self._trainer)
+        if (trainer := trainer_of(self)) is not None:
+            number_as_lightning_does(trainer)
 
     def on_fit_start(self) -> None:
         """Refuse a Trainer that has trained another module."""
@@ -233,7 +235,8 @@ class LanguageModule(L.LightningModule):
             # does.
             take_from_data(self.fields, self._datamodule, self.hparams["init_from"])
             self.model, self._prepared = self.build_model(), None
-        training = self._trainer is not None and bool(self._trainer.training)
+        trainer = trainer_of(self)
+        training = trainer is not None and bool(trainer.training)
         purpose = "training" if training else "evaluation"
         if self._prepared in ("training", purpose):
             return
@@ -243,7 +246,7 @@ class LanguageModule(L.LightningModule):
                 "model.compile and model.recompute; use another module to train"
             )
         else:
-            prepare(self.model, self.hparams, self._trainer, self.device_mesh, self._horizon_steps)
+            prepare(self.model, self.hparams, trainer, self.device_mesh, self._horizon_steps)
         self._prepared = purpose
 
     def _check_horizon(self) -> None:
@@ -342,7 +345,7 @@ class LanguageModule(L.LightningModule):
             count_steps(self.trainer)
             self._scaling.begin()
         rank, _ = data_rank_and_size(self.trainer.strategy)
-        self._noise.start(self.device, self.trainer.fit_loop.total_batch_idx, rank)
+        self._noise.start(self.device, batch_of_run(self.trainer), rank)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Loss of one micro-batch, scaled so that what the Trainer makes of it is sum / global tokens."""
@@ -385,6 +388,10 @@ class LanguageModule(L.LightningModule):
         """Optimizer steps that the weights have seen."""
         return self.trainer.global_step if self._evaluated_step is None else self._evaluated_step
 
+    def position_of_run(self) -> dict[str, Tensor]:
+        """Tokens that the weights have seen."""
+        return self._position(self._steps_done())
+
     def _position(self, step: int) -> dict[str, Tensor]:
         """Tokens so far, where the batch is known; float64 keeps them exact."""
         batch = (
@@ -394,69 +401,6 @@ class LanguageModule(L.LightningModule):
         if batch is None:
             return {}
         return {"tokens": torch.tensor(step * batch, dtype=exact_dtype(self.device))}
-
-    # ---- evaluation ---------------------------------------------------------------------------------------------
-
-    def _start_evaluation(self, batches: list) -> None:
-        self.evaluations = [new_metrics(self.device) for _ in batches]
-
-    def _evaluate(self, batch: dict[str, Tensor], dataloader_idx: int) -> None:
-        with torch.compiler.set_stance("force_eager"):  # see parallelize
-            self.evaluate(batch, self.evaluations[dataloader_idx])
-
-    def _finish_evaluation(self, stage: str) -> None:
-        names = getattr(self._datamodule, "validation_sources", None)
-        values = results(self.evaluations, stage, names)
-        if stage == "val" and not self.trainer.sanity_checking:
-            values |= self._position(self._steps_done())
-        # `results` has added up all processes' sums. With both flags the Trainer neither reduces
-        # the values again nor recommends that it should.
-        self.log_dict(values, sync_dist=True, rank_zero_only=True)
-        self.evaluations = []
-
-    def on_validation_epoch_start(self) -> None:
-        self._start_evaluation(self.trainer.num_val_batches)
-
-    def validation_step(
-        self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Add a batch to its source's metrics."""
-        self._evaluate(batch, dataloader_idx)
-
-    def on_validation_epoch_end(self) -> None:
-        self._finish_evaluation("val")
-
-    def on_test_epoch_start(self) -> None:
-        self._start_evaluation(self.trainer.num_test_batches)
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """As validation_step."""
-        self._evaluate(batch, dataloader_idx)
-
-    def on_test_epoch_end(self) -> None:
-        self._finish_evaluation("test")
-
-    def predict_step(self, batch: dict[str, list], batch_idx: int) -> list[dict[str, str]]:
-        """Continue each prompt greedily for up to 64 tokens: {"prompt", "text"} each.
-
-        Raises:
-            UserError: a prompt that fills the context.
-        """
-        model, tokenizer = self.network, self._datamodule.tokenizer
-        assert isinstance(model, Transformer)
-        prompts = batch["input_ids"]
-        lengths = room_for(model, prompts, 64)
-        for text, ids, length in zip(batch["prompt"], prompts, lengths, strict=True):
-            if length < 1:
-                raise UserError(
-                    f"the prompt {text[:30]!r} takes {len(ids)} tokens; the model's context has "
-                    f"{model.config.max_seq_len}"
-                )
-        answers = generate(model, prompts, lengths, GREEDY, stop_ids=self._datamodule.stop_ids)
-        return [
-            {"prompt": prompt, "text": tokenizer.decode(ids)}
-            for prompt, ids in zip(batch["prompt"], answers, strict=True)
-        ]
 
     # ---- in and out ---------------------------------------------------------------------------------------------
 
@@ -477,7 +421,8 @@ class LanguageModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take what neither settings nor data decide from the checkpoint; refuse weights of another
         architecture before torch lists every tensor that does not fit."""
-        fitting = self._trainer is not None and self.trainer.state.fn == "fit"
+        trainer = trainer_of(self)
+        fitting = trainer is not None and trainer.state.fn == "fit"
         check_checkpoint(checkpoint, self.hparams["optimizer"] if fitting else None)
         before = self.config
         take_from_checkpoint(self.fields, settings_of(checkpoint)["transformer"])
@@ -519,26 +464,3 @@ class LanguageModule(L.LightningModule):
         tokenizer = getattr(self._datamodule, "tokenizer", None)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder, model_max_length=self.config.max_seq_len)
-
-
-def _fields(transformer: str | dict[str, Any] | TransformerConfig) -> dict[str, Any]:
-    """As `TransformerConfig.from_dict` takes them; what is None in a config, the data decides."""
-    if isinstance(transformer, TransformerConfig):
-        return {key: value for key, value in transformer.to_dict().items() if value is not None}
-    return {"preset": transformer} if isinstance(transformer, str) else dict(transformer)
-
-
-def _is_shape_of(transformer: str | dict[str, Any] | TransformerConfig, init_from: str) -> bool:
-    """Whether ``transformer`` says of the model at ``init_from`` what its own config says.
-
-    Checkpoints hold both, and Lightning's ``load_from_checkpoint`` gives both back. What the data
-    decides may differ.
-    """
-    if not isinstance(transformer, dict) or not init_from:
-        return False
-    try:
-        its = TransformerConfig.from_pretrained(init_from).to_dict()
-    except UserError:
-        return False
-    fields = {name: value for name, value in transformer.items() if name not in DECIDED_BY_DATA}
-    return bool(fields) and fields.items() <= its.items()

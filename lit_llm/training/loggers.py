@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from lit_llm.io.atomic import write_text
 from lit_llm.io.metrics import to_csv
+from lit_llm.lightning_internals import loaded_checkpoint, trainer_of
 
 COLUMNS = ["step", "tokens", "train_loss", "val_loss", "val_bits_per_byte", "lr", "grad_norm", "tokens_per_second",
            "mfu", "data_wait", "memory_gb"]  # fmt: skip
@@ -26,8 +27,7 @@ def _first_step(trainer: Any) -> int | None:
     """
     if trainer is None or trainer.strategy.restore_checkpoint_after_setup:
         return None
-    loaded = trainer._checkpoint_connector._loaded_checkpoint or {}
-    return int(loaded.get("global_step", trainer.global_step))
+    return int(loaded_checkpoint(trainer).get("global_step", trainer.global_step))
 
 
 class CSVLogger(Logger):
@@ -80,7 +80,7 @@ class CSVLogger(Logger):
         self._module = weakref.ref(model)
         if self._is_fitting(0):
             self._took_over = False
-            self._begins_behind = _first_step(getattr(model, "_trainer", None))
+            self._begins_behind = _first_step(trainer_of(model))
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -113,7 +113,7 @@ class CSVLogger(Logger):
 
     def _is_fitting(self, step: int) -> bool:
         """Whether a run is being trained; where nobody said, whether it has a step."""
-        trainer = getattr(self._module(), "_trainer", None)
+        trainer = trainer_of(self._module())
         return step > 0 if trainer is None else trainer.state.fn == "fit"
 
     def _merged(self, row: dict[str, Any], new: dict[str, Any], fitting: bool) -> dict[str, Any]:

@@ -19,12 +19,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning as L
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_llm.errors import UserError
+from lit_llm.lightning_internals import root_of_calling_trainer
 from lit_llm.training.neptune_offline import LOOKALIKE, NOT_FINITE, PREFIX_PATH
 
 
@@ -258,19 +258,9 @@ def _plain(value: Any) -> Any:
 
 
 def _root_of_the_trainer() -> Path | None:
-    """``default_root_dir`` of the Trainer that is calling, or None.
-
-    A Trainer opens its loggers before it hands them anything that knows it: it is found among the
-    callers.
-    """
-    frame = inspect.currentframe()
-    while frame is not None:
-        for name in ("trainer", "self"):
-            if isinstance(found := frame.f_locals.get(name), L.Trainer):
-                root = found.default_root_dir
-                return None if "://" in root else Path(root)
-        frame = frame.f_back
-    return None
+    """``default_root_dir`` of the Trainer that is calling; None without one, and for a bucket."""
+    root = root_of_calling_trainer()
+    return None if root is None or "://" in root else Path(root)
 
 
 def _installed(module: str) -> bool:

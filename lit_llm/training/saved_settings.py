@@ -9,10 +9,9 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.core.mixins import HyperparametersMixin
-from lightning.pytorch.utilities.parsing import collect_init_args
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from lit_llm.lightning_internals import constructor_arguments
 from lit_llm.models.hub.checkpoint import SETTINGS
 
 _PLAIN = (bool, int, float, str, bytes, torch.Tensor, torch.dtype, torch.device)
@@ -50,7 +49,7 @@ class SavedSettings:
         ):
             frame = inspect.currentframe()
             assert frame is not None and frame.f_back is not None
-            *ours, given = collect_init_args(frame.f_back, [], classes=(HyperparametersMixin,))
+            *ours, given = constructor_arguments(frame.f_back)
             self._not_given = {name for args in ours for name in args} - set(given)
 
     def write(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_llm.errors import UserError
+from lit_llm.lightning_internals import WEIGHT_KEYS, trainer_of, validate_now
 from lit_llm.models.accounting import flops
 from lit_llm.models.hub.adapters import save_adapter
 from lit_llm.models.hub.checkpoint import settings_of
@@ -24,9 +25,6 @@ from lit_llm.training.language import DEFAULT_TRANSFORMER
 from lit_llm.training.optimizers import OptimizerName
 from lit_llm.training.pretrain import PretrainModule
 from lit_llm.training.schedules import Schedule
-
-_STATES = {"state_dict", "current_model_state"}
-"""Keys of weights in a checkpoint; the second is of Lightning's WeightAveraging."""
 
 
 class SFTModule(PretrainModule):
@@ -91,7 +89,8 @@ class SFTModule(PretrainModule):
         if self.lora is None:
             return super().build_model()
         # What is not trained loses nothing by it: products would round it each time, from twice the memory.
-        precision = "32-true" if self._trainer is None else str(self._trainer.precision)
+        trainer = trainer_of(self)
+        precision = "32-true" if trainer is None else str(trainer.precision)
         dtype = compute_dtype(precision) if precision.endswith("mixed") else torch.float32
         model = Transformer.from_pretrained(self.hparams["init_from"], dtype)
         self._base = digest(model.state_dict().items())
@@ -116,10 +115,7 @@ class SFTModule(PretrainModule):
             and self.trainer.global_step == 0
             and self.trainer.enable_validation
         ):
-            # As the Trainer's own loop does between two batches.
-            self.trainer.validating = True
-            self.trainer.fit_loop.epoch_loop.val_loop.run()
-            self.trainer.training = True
+            validate_now(self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the updates and the name of their base; without LoRA, as `PretrainModule`."""
@@ -127,7 +123,7 @@ class SFTModule(PretrainModule):
             super().on_save_checkpoint(checkpoint)
             return
         self.save_settings(checkpoint)
-        for key in _STATES & checkpoint.keys():
+        for key in WEIGHT_KEYS & checkpoint.keys():
             checkpoint[key] = {k: v for k, v in checkpoint[key].items() if is_lora(k)}
         checkpoint["base_digest"] = self._base
 
@@ -147,7 +143,7 @@ class SFTModule(PretrainModule):
                 f"model.init_from={self.hparams['init_from']}: its weights are not those the updates were"
             )
         frozen = {name: value for name, value in self.state_dict().items() if not is_lora(name)}
-        for key in _STATES & checkpoint.keys():
+        for key in WEIGHT_KEYS & checkpoint.keys():
             checkpoint[key] = {**frozen, **checkpoint[key]}
 
     def final_weights(self) -> Iterable[tuple[str, Tensor]]:

@@ -14,6 +14,7 @@ from torchmetrics import MeanMetric
 
 from lit_llm.data.base import data_rank_and_size
 from lit_llm.errors import UserError
+from lit_llm.lightning_internals import is_accumulating
 from lit_llm.models.parallel.sharded import local
 
 _DIVISOR = 4096.0
@@ -102,7 +103,7 @@ class LossScaling:
 
     def after_backward(self, parameters: Iterable[nn.Parameter], trainer: L.Trainer) -> None:
         """Scale the gradient of a step that is complete, if its tokens were counted on the way."""
-        if self._counted is None or trainer.fit_loop._should_accumulate():
+        if self._counted is None or is_accumulating(trainer):
             return
         tokens, self._counted = self._counted.float(), None
         strategy = trainer.strategy

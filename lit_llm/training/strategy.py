@@ -9,15 +9,12 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import (
-    DeepSpeedStrategy,
-    FSDPStrategy,
-    ModelParallelStrategy,
-    Strategy,
-)
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.optim import Optimizer
 
 from lit_llm.errors import UserError
+from lit_llm.lightning_internals import mesh_sizes, set_data_parallel_size
 from lit_llm.models.kernels.cores import limit_threads
 from lit_llm.models.parallel.parallelize import gradient_sync
 from lit_llm.models.parallel.parts import Stored, open_parts
@@ -67,12 +64,14 @@ class FSDP2Strategy(ModelParallelStrategy):
     def setup_environment(self) -> None:
         """Start the processes' group and lay out the mesh."""
         assert self.cluster_environment is not None
-        world, tensor = self.num_nodes * self.num_processes, int(self._tensor_parallel_size)
-        if self._data_parallel_size == "auto" and tensor >= 1:
-            self._data_parallel_size = max(1, world // tensor)
-        if int(self._data_parallel_size) * tensor != world:
+        world, (data, tensor) = self.num_nodes * self.num_processes, mesh_sizes(self)
+        tensor = int(tensor)
+        if data == "auto" and tensor >= 1:
+            data = max(1, world // tensor)
+            set_data_parallel_size(self, data)
+        if int(data) * tensor != world:
             raise UserError(
-                f"trainer.strategy: data_parallel_size={self._data_parallel_size} times "
+                f"trainer.strategy: data_parallel_size={data} times "
                 f"tensor_parallel_size={tensor} is not the number of processes, {world}"
             )
         super().setup_environment()
@@ -99,7 +98,10 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """As `lightning_module_state_dict`, under the numbers that the optimizer itself gives its parameters."""
-        state = getattr(optimizer, "_optimizer", optimizer).state_dict()
+        inner: Any = optimizer
+        if isinstance(inner, LightningOptimizer):
+            inner = inner.optimizer
+        state = inner.state_dict()
         if self._in_parts:
             return state
         keep = self.is_global_zero
@@ -153,12 +155,3 @@ class FSDP2Strategy(ModelParallelStrategy):
 def is_sharded(trainer: L.Trainer) -> bool:
     """Whether no process holds the whole model: all of them must enter every forward pass."""
     return isinstance(trainer.strategy, ModelParallelStrategy)
-
-
-def has_own_format(strategy: Strategy) -> bool:
-    """Whether ``strategy`` writes checkpoints past its `CheckpointIO`: folders of torch's or of DeepSpeed's."""
-    if isinstance(strategy, ModelParallelStrategy):
-        return strategy._save_distributed_checkpoint
-    if isinstance(strategy, FSDPStrategy):
-        return strategy._state_dict_type == "sharded"
-    return isinstance(strategy, DeepSpeedStrategy)

@@ -32,8 +32,8 @@ FLEX = Backends(causal="flex", masked="flex")
 
 @pytest.fixture
 def flex_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """FlexAttention's own uncompiled formula, which has a backward pass on the CPU behind a check that refuses it; and
-    compiled models as graphs that run it."""
+    """FlexAttention's own uncompiled formula, which has a backward pass on the CPU behind a check
+    that refuses it; and compiled models as graphs that run it."""
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *tensors: None)
     monkeypatch.setattr(backends_module, "_flex_attention", flex_attention.flex_attention)
     torch.compiler.reset()
@@ -45,7 +45,8 @@ def attend_plainly(
     q: Tensor, k: Tensor, v: Tensor, window: int | None, softcap: float | None, scale: float | None,
     documents: Tensor | None, padding: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """softmax(q k^T scale + mask) v, a query head at a time, (B, H, T, D) with k and v (B, K, T, D)."""
+    """softmax(q k^T scale + mask) v, a query head at a time, (B, H, T, D) with k and v (B, K, T,
+    D)."""
     B, H, T, D = q.shape
     y = torch.zeros_like(q)
     for b in range(B):
@@ -91,8 +92,8 @@ LENGTHS = st.lists(
 )
 @settings(max_examples=30, deadline=None)
 def test_is_the_plain_sum(
-    backend: str, lengths: list[list[int]] | None, T: int, kv_heads: int, window: int | None, softcap: float | None,
-    scale: float | None, padded: int,
+    backend: str, lengths: list[list[int]] | None, T: int, kv_heads: int, window: int | None,
+    softcap: float | None, scale: float | None, padded: int,
 ) -> None:  # fmt: skip
     config = TransformerConfig(
         hidden_size=32, num_layers=1, num_heads=4, num_kv_heads=kv_heads, sliding_window=window,
@@ -150,9 +151,11 @@ def test_block_mask_is_what_create_block_mask_makes(
     dense = dense.expand(2, 1, T, T)
     theirs = create_block_mask(lambda b, h, q, k: dense[b, 0, q, k], 2, 1, T, T, device="cpu")
     assert torch.equal(mask.to_dense(), theirs.to_dense())
-    for ours, other in ((mask.kv_num_blocks, theirs.kv_num_blocks), (mask.kv_indices, theirs.kv_indices),
+    for ours, other in ((mask.kv_num_blocks, theirs.kv_num_blocks),
+                        (mask.kv_indices, theirs.kv_indices),
                         (mask.full_kv_num_blocks, theirs.full_kv_num_blocks),
-                        (mask.full_kv_indices, theirs.full_kv_indices), (mask.q_num_blocks, theirs.q_num_blocks),
+                        (mask.full_kv_indices, theirs.full_kv_indices),
+                        (mask.q_num_blocks, theirs.q_num_blocks),
                         (mask.full_q_indices, theirs.full_q_indices)):  # fmt: skip
         assert (
             ours is not None
@@ -190,8 +193,10 @@ def test_recomputed_blocks() -> None:
 
 def _two_models(choice: Backends, **options: Any) -> tuple[Transformer, Transformer]:
     """With and without ``choice``, of equal weights."""
-    config = TransformerConfig(vocab_size=40, hidden_size=32, num_layers=3, num_heads=4, num_kv_heads=2,
-                               sliding_window=40, sliding_layers=[0, 1])  # fmt: skip
+    config = TransformerConfig(
+        vocab_size=40, hidden_size=32, num_layers=3, num_heads=4, num_kv_heads=2, sliding_window=40,
+        sliding_layers=[0, 1]
+    )  # fmt: skip
     plain, model = Transformer(config), Transformer(config)
     for block in plain.layers:
         torch.nn.init.normal_(
@@ -348,7 +353,8 @@ def test_masked_groups_on_a_gpu_are_spread(sdpa_calls: list[Call]) -> None:
 def test_token_by_token_is_all_at_once(fields: dict[str, Any], padded: bool) -> None:
     torch.manual_seed(0)
     model = Transformer(TransformerConfig(**{
-        "vocab_size": 40, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, **fields
+        "vocab_size": 40, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2,
+        **fields
     })).eval()  # fmt: skip
     for block in model.layers:
         torch.nn.init.normal_(block.attention.o_proj.weight, std=0.3)  # zero at first

@@ -40,7 +40,8 @@ def blocked(q: Tensor, k: Tensor, v: Tensor, scale: float = 0.3) -> Tensor:
 @settings(max_examples=25, deadline=None)
 @given(
     B=st.integers(1, 3), K=st.integers(1, 3), G=st.integers(1, 3), D=st.sampled_from([4, 8]),
-    T=st.one_of(st.integers(1, 20), st.sampled_from([127, 128, 129, 300])), bytes_=st.sampled_from([1, 2**18, 2**24]),
+    T=st.one_of(st.integers(1, 20), st.sampled_from([127, 128, 129, 300])),
+    bytes_=st.sampled_from([1, 2**18, 2**24]),
 )  # fmt: skip
 def test_equals_sdpa(B: int, K: int, G: int, T: int, D: int, bytes_: int) -> None:
     """Whatever is computed at once: results and gradients are SDPA's within float32's rounding."""
@@ -70,7 +71,8 @@ def test_gradients() -> None:
 
 
 def test_in_half_precision_it_is_as_exact_as_transformers_eager() -> None:
-    """Against float64 the errors are at most those of the formula that transformers calls eager, and a quarter more."""
+    """Against float64 the errors are at most those of the formula that transformers calls eager,
+    and a quarter more."""
     torch.manual_seed(0)
     q, k, v = (heads(2, H, 200, 32, torch.bfloat16) for H in (4, 2, 2))
     grad = torch.randn(2, 4, 200, 32).bfloat16()

@@ -1,4 +1,5 @@
-"""Attacks on checkpoints: whatever the bytes, a file loads or a UserError names it; no crash or hang."""
+"""Attacks on checkpoints: whatever the bytes, a file loads or a UserError names it; no crash or
+hang."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ from lit_llm.models.transformer import Transformer
 _FUZZ = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-# Bytes of address space that a broken file may take beyond what is taken before; threads that start now take some too.
+# Bytes of address space that a broken file may take beyond what is taken before; threads that start
+# now take some too.
 _MEMORY = 3 * 2**30 + (os.cpu_count() or 1) * 2**27
 
 
@@ -42,8 +44,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     config = TransformerConfig(
         vocab_size=300, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, max_seq_len=32,
-        rope_scaling={"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                      "original_max_position_embeddings": 16},
+        rope_scaling={"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                      "high_freq_factor": 4.0, "original_max_position_embeddings": 16},
     )  # fmt: skip
     model = Transformer(config)
     model.save_pretrained(folder)
@@ -129,10 +131,14 @@ def test_tensors_that_do_not_fit(copy: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "null", "{}", '{"model_type": []}', '{"model_type": "llama", "hidden_size": "wide"}',
-     '{"model_type": "llama", "num_hidden_layers": -1}', '{"model_type": "llama", "rope_scaling": 3}',
-     '{"model_type": "llama", "rms_norm_eps": {}}', '{"model_type": "llama", "num_attention_heads": 0}',
-     '{"model_type": "llama", "vocab_size": 1.5}', '{"model_type": "gemma2", "num_hidden_layers": 1099511627776}',
+    ["", "{", "[]", "null", "{}", '{"model_type": []}', '{"model_type": "llama", "hidden_size": '
+                                                        '"wide"}',
+     '{"model_type": "llama", "num_hidden_layers": -1}', '{"model_type": "llama", "rope_scaling": '
+                                                         '3}',
+     '{"model_type": "llama", "rms_norm_eps": {}}', '{"model_type": "llama", '
+                                                    '"num_attention_heads": 0}',
+     '{"model_type": "llama", "vocab_size": 1.5}', '{"model_type": "gemma2", "num_hidden_layers": '
+                                                   '1099511627776}',
      '{"model_type": "mixtral", "num_local_experts": 1099511627776}'],
 )  # fmt: skip
 def test_configs(copy: Path, text: str) -> None:
@@ -191,7 +197,7 @@ def test_gguf(copy: Path) -> None:
         ),
         (
             whole.replace(b"blk.1.ffn_up.weight", b"blk.0.ffn_up.weight"),
-            "tensor blk.0.ffn_up.weight is there twice",
+            "tensor blk.0.ffn_up.weight occurs twice",
         ),
         (whole.replace(b"llama.block_count", b"llama.block_xxxxx"), "lacks llama.block_count"),
         (
@@ -225,7 +231,8 @@ _EDITS = st.lists(
 
 
 def mutated(data: st.DataObject, whole: bytes, header: int) -> bytes:
-    """``whole`` with bytes flipped, a length planted or its end cut, all within its first ``header`` bytes."""
+    """``whole`` with bytes flipped, a length planted or its end cut, all within its first
+    ``header`` bytes."""
     out = bytearray(whole)
     what = data.draw(st.sampled_from(["flip", "length", "cut"]))
     if what == "flip":
@@ -269,10 +276,12 @@ def test_any_gguf_header(data: st.DataObject, beginning: bool, folder: Path, are
 @pytest.mark.usefixtures("little_memory")
 @_FUZZ
 @given(
-    key=st.sampled_from(["hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "rope_parameters",
-                         "head_dim", "rms_norm_eps", "model_type", "max_position_embeddings", "tie_word_embeddings"]),
-    value=st.one_of(st.none(), st.booleans(), st.integers(-3, 2**40), st.floats(), st.text(max_size=3),
-                    st.lists(st.integers(), max_size=2), st.dictionaries(st.text(max_size=3), st.integers())),
+    key=st.sampled_from(["hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size",
+                         "rope_parameters", "head_dim", "rms_norm_eps", "model_type",
+                         "max_position_embeddings", "tie_word_embeddings"]),
+    value=st.one_of(st.none(), st.booleans(), st.integers(-3, 2**40), st.floats(),
+                    st.text(max_size=3), st.lists(st.integers(), max_size=2),
+                    st.dictionaries(st.text(max_size=3), st.integers())),
 )  # fmt: skip
 def test_any_value_in_a_config(key: str, value: Any, folder: Path, arena: Path) -> None:
     (arena / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())

@@ -29,15 +29,17 @@ def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = {
         "model": {
             "class_path": "lit_llm.PretrainModule",
-            "init_args": {"transformer": {"hidden_size": 32, "num_heads": 2, "tie_embeddings": True}},
+            "init_args": {"transformer": {"hidden_size": 32, "num_heads": 2,
+                                          "tie_embeddings": True}},
         },
         "data": {
             "class_path": "lit_llm.PretrainDataModule",
-            "init_args": {"seq_len": 32, "micro_batch_size": 2, "tokens": 64, "corpus": str(corpus)},
+            "init_args": {"seq_len": 32, "micro_batch_size": 2, "tokens": 64,
+                          "corpus": str(corpus)},
         },
         "trainer": {
-            "accelerator": "cpu", "precision": "32-true", "limit_val_batches": 1, "enable_progress_bar": False,
-            "default_root_dir": str(folder / "one"),
+            "accelerator": "cpu", "precision": "32-true", "limit_val_batches": 1,
+            "enable_progress_bar": False, "default_root_dir": str(folder / "one"),
         },
         "report": {},
     }  # fmt: skip

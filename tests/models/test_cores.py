@@ -80,8 +80,10 @@ def test_cores_are_those_the_process_is_bound_to() -> None:
         ("0::/of/the/host\n", {"cpu.max": "200000 100000"}, 2),
         ("3:cpu,cpuacct:/a\n1:memory:/b\n", {"cpu/a/cpu.cfs_quota_us": "50000\n",
          "cpu/a/cpu.cfs_period_us": "100000\n"}, 0.5),
-        ("3:cpu:/\n0::/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, math.inf),
-        ("2:cpuset:/a\n", {"cpu/a/cpu.cfs_quota_us": "50000", "cpu/a/cpu.cfs_period_us": "100000"}, math.inf),
+        ("3:cpu:/\n0::/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"},
+         math.inf),
+        ("2:cpuset:/a\n", {"cpu/a/cpu.cfs_quota_us": "50000", "cpu/a/cpu.cfs_period_us": "100000"},
+         math.inf),
     ],
 )  # fmt: skip
 def test_quota(tmp_path: Path, groups: str, files: dict[str, str], expected: float) -> None:

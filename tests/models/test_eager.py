@@ -49,7 +49,8 @@ def test_rms_normalize(gain: bool) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_rms_normalize_in_half_precision(dtype: torch.dtype) -> None:
-    """Rounded where transformers rounds; gradients are those of float64 but for the rounding of x's dtype."""
+    """Rounded where transformers rounds; gradients are those of float64 but for the rounding of x's
+    dtype."""
     torch.manual_seed(0)
     x, grad = torch.randn(2, 4, 33, 64).to(dtype)
     weight = torch.randn(64, requires_grad=True)
@@ -83,8 +84,9 @@ def test_gated_silu_and_the_layer_behind_it(bias: bool) -> None:
     torch.testing.assert_close(
         GatedSiLULinear.apply(gate, up, *layer), F.linear(F.silu(gate) * up, *layer)
     )
-    assert gradcheck(lambda *inputs: GatedSiLULinear.apply(*inputs[:3], inputs[3] if bias else None),
-                     (gate, up, *layer[: 1 + bias]))  # fmt: skip
+    assert gradcheck(lambda *inputs: GatedSiLULinear.apply(
+                         *inputs[:3], inputs[3] if bias else None
+                     ), (gate, up, *layer[: 1 + bias]))  # fmt: skip
 
 
 def test_in_half_precision_the_gradient_of_the_layer_is_its_own() -> None:

@@ -79,15 +79,16 @@ def test_products_are_those_of_rounded_operands(
 
 @given(
     rows=st.integers(1, 40), i=FEATURES, o=FEATURES, seed=st.integers(0, 99),
-    exponents=st.tuples(*[st.integers(-40, 40)] * 3), zero=st.sampled_from(["nothing", "x", "weight", "grad"]),
-    outlier=st.sampled_from([1.0, 1e4]),
+    exponents=st.tuples(*[st.integers(-40, 40)] * 3),
+    zero=st.sampled_from(["nothing", "x", "weight", "grad"]), outlier=st.sampled_from([1.0, 1e4]),
 )  # fmt: skip
 @settings(max_examples=60, deadline=None)
 def test_the_error_is_that_of_two_roundings(
     rows: int, i: int, o: int, seed: int, exponents: tuple[int, ...], zero: str, outlier: float
 ) -> None:
-    """Each element of a product is off by no more than the operands' roundings, 1/16 (e4m3) or 1/8 (e5m2) of theirs,
-    and of numbers so small beside the largest that they have fewer bits, half the smallest step; at any magnitude."""
+    """Each element of a product is off by no more than the operands' roundings, 1/16 (e4m3) or 1/8
+    (e5m2) of theirs, and of numbers so small beside the largest that they have fewer bits, half the
+    smallest step; at any magnitude."""
     torch.manual_seed(seed)
     layer = linear(i, o)
     values = {"x": torch.randn(rows, i), "weight": torch.randn(o, i), "grad": torch.randn(rows, o)}
@@ -106,8 +107,8 @@ def test_the_error_is_that_of_two_roundings(
         off(grad, 1 / 8, 2**-16, E5M2),
     )
     for got, a, da, b, db in zip(
-        through(layer, x, grad),
-        (x, grad, grad.T), (dx, dgrad, dgrad.T), (weight.T, weight, x), (dweight.T, dweight, dx), strict=True,
+        through(layer, x, grad), (x, grad, grad.T), (dx, dgrad, dgrad.T), (weight.T, weight, x),
+        (dweight.T, dweight, dx), strict=True,
     ):  # fmt: skip
         bound = da @ b.abs() + a.abs() @ db + da @ db
         assert ((got - a @ b).abs() <= bound * 1.0001 + 1e-6 * (a.abs() @ b.abs())).all()
@@ -150,7 +151,8 @@ def test_evaluation_is_the_plain_layers() -> None:
 
 @pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="no C++ compiler")
 def test_compiled_it_is_the_same() -> None:
-    """On operands that bfloat16 holds: a compiler leaves out the rounding to it between two operators."""
+    """On operands that bfloat16 holds: a compiler leaves out the rounding to it between two
+    operators."""
     torch.manual_seed(0)
     layer = linear(32, 48, bias=True)
     for parameter in layer.parameters():
@@ -186,7 +188,8 @@ def test_a_block_is_one_graph() -> None:
     traced = copy.deepcopy(plain)
     traced.layers[0].compile(backend="aot_eager", fullgraph=True, dynamic=False)
     got, expected = loss_and_gradients(traced), loss_and_gradients(plain)
-    # Norms traced round otherwise, and what was near the border of two 8-bit numbers may be the other one then.
+    # Norms traced round otherwise, and what was near the border of two 8-bit numbers may be the
+    # other one then.
     assert got[0].item() == pytest.approx(expected[0].item(), rel=1e-3)
     assert all((a - b).norm() <= 0.1 * b.norm() for a, b in zip(got, expected, strict=True))
 
@@ -260,7 +263,8 @@ def test_what_is_refused() -> None:
 
 
 def test_it_learns_what_bfloat16_learns() -> None:
-    """40 steps of AdamW on text that counts: every loss is within 1% of bfloat16's, down to a tenth of the first."""
+    """40 steps of AdamW on text that counts: every loss is within 1% of bfloat16's, down to a tenth
+    of the first."""
     curves = []
     for float8 in (False, True):
         net = model()
@@ -292,8 +296,8 @@ def fit(corpus: Path, folder: Path, module: L.LightningModule, **kwargs: object)
     )
     trainer = L.Trainer(
         **{"accelerator": "cpu", "precision": "bf16-mixed", "max_epochs": 1, "logger": False,
-           "enable_checkpointing": False, "enable_model_summary": False, "enable_progress_bar": False,
-           "default_root_dir": folder, **kwargs}
+           "enable_checkpointing": False, "enable_model_summary": False,
+           "enable_progress_bar": False, "default_root_dir": folder, **kwargs}
     )  # fmt: skip
     trainer.fit(module, data)
     return trainer

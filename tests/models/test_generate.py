@@ -1,4 +1,5 @@
-"""Sampling: against transformers' generate, across batches, token by token, and by its definitions."""
+"""Sampling: against transformers' generate, across batches, token by token, and by its
+definitions."""
 
 from __future__ import annotations
 

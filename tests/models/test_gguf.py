@@ -32,7 +32,8 @@ def write_gguf(
     quantization: TYPES,
     **extra,
 ) -> None:
-    """A transformers model as llama.cpp's converter lays it out: q and k of Llama with interleaved pairs."""
+    """A transformers model as llama.cpp's converter lays it out: q and k of Llama with interleaved
+    pairs."""
     config, writer = model.config, gguf.GGUFWriter(file, kind)
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     writer.add_block_count(config.num_hidden_layers)
@@ -58,8 +59,10 @@ def write_gguf(
     writer.add_token_merges([" ".join(merge) for merge in merges])
     writer.add_eos_token_id(tokenizer.eos_id)
     writer.add_chat_template(tokenizer.chat_template)
-    names = gguf.get_tensor_name_map({"llama": gguf.MODEL_ARCH.LLAMA, "qwen3": gguf.MODEL_ARCH.QWEN3}[kind],
-                                     config.num_hidden_layers)  # fmt: skip
+    names = gguf.get_tensor_name_map(
+        {"llama": gguf.MODEL_ARCH.LLAMA, "qwen3": gguf.MODEL_ARCH.QWEN3}[kind],
+        config.num_hidden_layers
+    )  # fmt: skip
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
@@ -92,8 +95,9 @@ def tokenizer(text_folder: Path) -> Tokenizer:
 
 def hf_model(kind: str, tokenizer: Tokenizer, tied: bool = False) -> transformers.PreTrainedModel:
     torch.manual_seed(0)
-    shape = {"vocab_size": tokenizer.vocab_size, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "head_dim": 16,
+    shape = {"vocab_size": tokenizer.vocab_size, "hidden_size": 64, "intermediate_size": 96,
+             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+             "max_position_embeddings": 64, "head_dim": 16,
              "tie_word_embeddings": tied}  # fmt: skip
     if kind == "llama":
         return transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape))
@@ -102,8 +106,8 @@ def hf_model(kind: str, tokenizer: Tokenizer, tied: bool = False) -> transformer
 
 @pytest.mark.parametrize(
     ("kind", "quantization", "tied"),
-    [("llama", TYPES.F32, False), ("llama", TYPES.F16, True), ("llama", TYPES.Q8_0, False), ("llama", TYPES.Q4_1, True),
-     ("qwen3", TYPES.F32, True)],
+    [("llama", TYPES.F32, False), ("llama", TYPES.F16, True), ("llama", TYPES.Q8_0, False),
+     ("llama", TYPES.Q4_1, True), ("qwen3", TYPES.F32, True)],
 )  # fmt: skip
 def test_what_the_package_writes(
     tmp_path: Path, tokenizer: Tokenizer, kind: str, quantization: TYPES, tied: bool
@@ -199,7 +203,8 @@ def test_a_file_in_a_package() -> None:
 
 
 def test_the_real_tokenizer() -> None:
-    """Ids as published for SmolLM2: digits one by one, GPT-2's split, control tokens only where they are meant."""
+    """Ids as published for SmolLM2: digits one by one, GPT-2's split, control tokens only where
+    they are meant."""
     tokenizer = Tokenizer.from_pretrained(SMOLLM2)
     assert tokenizer.encode("Hello world") == [19556, 905]
     assert [tokenizer.decode([i]) for i in tokenizer.encode("in 2024")] == [

@@ -1,4 +1,5 @@
-"""Tokenizers in GGUF files: every split it has a name for, both kinds of vocabulary, against transformers' reading."""
+"""Tokenizers in GGUF files: every split it has a name for, both kinds of vocabulary, against
+transformers' reading."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ TEXTS = [
 SPLITTERS = {
     "gpt-2": pre_tokenizers.ByteLevel(add_prefix_space=False),
     "smollm": pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [pre_tokenizers.Digits(individual_digits=True),
+         pre_tokenizers.ByteLevel(add_prefix_space=False)]
     ),
     "llama-bpe": pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(SPLIT_PATTERN), "isolated"),
@@ -74,7 +76,8 @@ def byte_level(
     if split == "qwen2":
         backend.normalizer = normalizers.NFC()
     backend.train_from_iterator(corpus, trainers.BpeTrainer(
-        vocab_size=500, special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(more or [])],
+        vocab_size=500,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(more or [])],
         show_progress=False, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     ))  # fmt: skip
     backend.add_tokens([AddedToken("<tool>", normalized=False)])
@@ -91,7 +94,8 @@ RUNS = ["\u2581" * length for length in (2, 3, 4)]
 def sentencepiece_parts(
     corpus: list[str], special: list[str]
 ) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary and merges as transformers converts a SentencePiece BPE: all pairs that make a token, by its score."""
+    """Vocabulary and merges as transformers converts a SentencePiece BPE: all pairs that make a
+    token, by its score."""
     spelled = [f"<0x{byte:02X}>" for byte in range(256)]
     trained = Backend(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -227,15 +231,16 @@ def test_splits_without_a_name_are_refused(tmp_path: Path, corpus: list[str]) ->
         {"pre_tokenizer": {"type": "Whitespace"}},
         {"pre_tokenizer": {**spec["pre_tokenizer"], "add_prefix_space": True}},
         {"model": {**spec["model"], "ignore_merges": True}},
-        {"model": {"type": "WordPiece", "vocab": spec["model"]["vocab"], "unk_token": "<|endoftext|>",
-                   "continuing_subword_prefix": "##", "max_input_chars_per_word": 100}},
+        {"model": {"type": "WordPiece", "vocab": spec["model"]["vocab"],
+                   "unk_token": "<|endoftext|>", "continuing_subword_prefix": "##",
+                   "max_input_chars_per_word": 100}},
     ):  # fmt: skip
         other = Tokenizer(Backend.from_str(json.dumps({**spec, **change})))
         with pytest.raises(UserError, match=r"no name for how|WordPiece cannot be written"):
             written(other, tmp_path / "m.gguf")
     spec = json.loads(sentencepiece(corpus, True).backend.to_str())
     spec["model"]["merges"] = spec["model"]["merges"][::2]
-    with pytest.raises(UserError, match="cannot say this tokenizer's merges"):
+    with pytest.raises(UserError, match="cannot express this tokenizer's merges"):
         written(Tokenizer(Backend.from_str(json.dumps(spec))), tmp_path / "m.gguf")
     assert list(tmp_path.iterdir()) == []
 
@@ -274,18 +279,22 @@ _STRIP = {"type": "Strip", "strip_left": True, "strip_right": True}
     [
         ({"normalizer": {"type": "Lowercase"}}, 'normalizer {"type": "Lowercase"}'),
         ({"normalizer": {"type": "NFKC"}}, 'normalizer {"type": "NFKC"}'),
-        ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": [_STRIP]}]}},
+        ({"normalizer": {"type": "Sequence",
+                         "normalizers": [{"type": "Sequence", "normalizers": [_STRIP]}]}},
          'normalizer {"type": "Strip"'),
         ({"model": {"end_of_word_suffix": "</w>"}}, "end_of_word_suffix='</w>'"),
         ({"model": {"dropout": 0.1}}, "dropout=0.1"),
         ({"model": {"ignore_merges": True}, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": SPLIT_PATTERN}, "behavior": "Removed", "invert": False},
-            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]}},
+            {"type": "Split", "pattern": {"Regex": SPLIT_PATTERN}, "behavior": "Removed",
+             "invert": False},
+            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+             "use_regex": False}]}},
          "Split"),
-        ({"pre_tokenizer": {"type": "Metaspace", "replacement": "_", "prepend_scheme": "always", "split": False}},
-         "Metaspace"),
-        ({"post_processor": {"type": "RobertaProcessing", "sep": ["a", 70], "cls": ["a", 70], "trim_offsets": True,
-                             "add_prefix_space": False}}, "post_processor puts"),
+        ({"pre_tokenizer": {"type": "Metaspace", "replacement": "_", "prepend_scheme": "always",
+                            "split": False}}, "Metaspace"),
+        ({"post_processor": {"type": "RobertaProcessing", "sep": ["a", 70], "cls": ["a", 70],
+                             "trim_offsets": True, "add_prefix_space": False}},
+         "post_processor puts"),
     ],
 )  # fmt: skip
 def test_what_llama_cpp_leaves_out_is_refused(
@@ -314,7 +323,8 @@ def test_flags_of_added_tokens_are_refused(flag: str, tmp_path: Path, corpus: li
 
 
 def test_phi3s_tokens_swallow_spaces_by_the_files_name(tmp_path: Path, corpus: list[str]) -> None:
-    """llama.cpp goes by general.name, and does not load another model's file with Phi-3 in its name."""
+    """llama.cpp goes by general.name, and does not load another model's file with Phi-3 in its
+    name."""
     tokenizer = phi3(corpus)
     assert metadata(tokenizer, tmp_path, "mine")["general.name"] == "mine (phi-3)"
     assert metadata(tokenizer, tmp_path, "My-Phi3")["general.name"] == "My-Phi3"
@@ -360,12 +370,14 @@ def test_a_file_that_names_no_split_is_split_as_llama_cpp_does(
             continue
         with pytest.warns(UserWarning, match=r"tokenizer\.ggml\.pre does not name"):
             again = read_tokenizer(file)
-    pieces = again.backend.pre_tokenizer.pre_tokenize_str("ab+= 12345 c?!")  # type: ignore[union-attr]
+    pre_tokenizer = again.backend.pre_tokenizer
+    pieces = pre_tokenizer.pre_tokenize_str("ab+= 12345 c?!")  # type: ignore[union-attr]
     assert [piece for piece, _ in pieces] == ["ab", "+=", "\u0120", "123", "45", "\u0120c", "?!"]
 
 
 def test_transformers_5s_gemma(tmp_path: Path, corpus: list[str]) -> None:
-    """Runs of spaces are plain tokens: as user-defined ones llama.cpp would look for their marks and write them out."""
+    """Runs of spaces are plain tokens: as user-defined ones llama.cpp would look for their marks
+    and write them out."""
     tokenizer = gemma(corpus)
     meta = metadata(tokenizer, tmp_path)
     assert not meta["tokenizer.ggml.add_space_prefix"]
@@ -419,7 +431,8 @@ def test_every_stop_id_travels(tmp_path: Path, corpus: list[str]) -> None:
     for stops, roles in (
         (["<|endoftext|>", "<|im_end|>"], {"eot": "<|im_end|>"}),
         (["<|turn|>", "<|stop|>", "<|over|>"], {"eot": "<|stop|>", "eom": "<|over|>"}),
-        (["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"], {"eot": "<|eot_id|>", "eom": "<|eom_id|>"}),
+        (["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"],
+         {"eot": "<|eot_id|>", "eom": "<|eom_id|>"}),
         (["<|turn|>", "<|eot_id|>", "<|stop|>"], {"eot": "<|stop|>"}),
         (["<|turn|>"], {}),
     ):  # fmt: skip
@@ -446,7 +459,8 @@ def test_every_stop_id_travels(tmp_path: Path, corpus: list[str]) -> None:
 
 
 def test_stop_ids_of_other_peoples_files(tmp_path: Path, corpus: list[str]) -> None:
-    """The keys first, then the tokens that llama.cpp knows by name: Llama 3's eot is often in no key."""
+    """The keys first, then the tokens that llama.cpp knows by name: Llama 3's eot is often in no
+    key."""
     tokenizer = byte_level(
         corpus, "gpt-2", more=["<|end|>", "<|return|>", "<|call|>", "<|eot_id|>"]
     )
@@ -477,7 +491,8 @@ def test_a_tokenizer_without_an_end_is_refused(tmp_path: Path, corpus: list[str]
 def test_what_stands_around_a_text_survives_import(
     kind: str, around: str, tmp_path: Path, corpus: list[str]
 ) -> None:
-    """A named bos is not enough, and transformers on an imported directory puts what it put before the export."""
+    """A named bos is not enough, and transformers on an imported directory puts what it put before
+    the export."""
     made = {"sentencepiece": lambda: sentencepiece(corpus, True), "gemma": lambda: gemma(corpus)}
     tokenizer = made.get(kind, lambda: byte_level(corpus, kind))()
     bos, eos = tokenizer.special_names["bos_token"], tokenizer.special_names["eos_token"]

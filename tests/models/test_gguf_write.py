@@ -1,4 +1,5 @@
-"""GGUF out and in again, for every architecture; transformers' own reader is the independent judge where it has one."""
+"""GGUF out and in again, for every architecture; transformers' own reader is the independent judge
+where it has one."""
 
 from __future__ import annotations
 
@@ -37,32 +38,39 @@ _GEMMA = {**_GQA, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window":
 # Name of the GGUF architecture first, then Hugging Face's family and shape
 CONFIGS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "Llama 2": ("llama", "llama", _SHAPE),
-    "Llama, tied, wide heads": ("llama", "llama", {**_GQA, "head_dim": 32, "tie_word_embeddings": True}),
+    "Llama, tied, wide heads": (
+        "llama", "llama", {**_GQA, "head_dim": 32, "tie_word_embeddings": True}
+    ),
     "Llama 3.1": ("llama", "llama", {**_GQA, "rope_parameters": _LLAMA3}),
     "Llama, linear": ("llama", "llama", {**_GQA, "rope_parameters": _LINEAR}),
     "Mistral": ("llama", "mistral", {**_GQA, "sliding_window": None}),
     "Mixtral": ("llama", "mixtral", {**_GQA, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "Qwen2.5": ("qwen2", "qwen2", {**_GQA, "tie_word_embeddings": True}),
     "Qwen3, yarn": ("qwen3", "qwen3", {**_GQA, "head_dim": 32, "rope_parameters": _YARN}),
-    "Qwen3-MoE": ("qwen3moe", "qwen3_moe", {**_GQA, "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2,
-                                            "moe_intermediate_size": 32, "norm_topk_prob": True}),
+    "Qwen3-MoE": ("qwen3moe", "qwen3_moe",
+                  {**_GQA, "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2,
+                   "moe_intermediate_size": 32, "norm_topk_prob": True}),
     "Gemma 2": ("gemma2", "gemma2", _GEMMA),
     "Gemma 3": ("gemma3", "gemma3_text", {**_GEMMA, "num_hidden_layers": 6}),
     "Phi-3": ("phi3", "phi3", {**_GQA, "pad_token_id": 0}),
     "GPT-2": ("gpt2", "gpt2", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64}),
     "Pythia": ("gptneox", "gpt_neox", {**_SHAPE, "rotary_pct": 0.5}),
     "OLMo 2": ("olmo2", "olmo2", {**_GQA, "pad_token_id": 0}),
-    "StableLM 2": ("stablelm", "stablelm", {**_GQA, "use_qkv_bias": True, "partial_rotary_factor": 0.5}),
-    "StableLM 2 12B": ("stablelm", "stablelm", {**_GQA, "use_parallel_residual": True, "qk_layernorm": True,
-                                                "partial_rotary_factor": 0.5}),
+    "StableLM 2": ("stablelm", "stablelm",
+                   {**_GQA, "use_qkv_bias": True, "partial_rotary_factor": 0.5}),
+    "StableLM 2 12B": ("stablelm", "stablelm",
+                       {**_GQA, "use_parallel_residual": True, "qk_layernorm": True,
+                        "partial_rotary_factor": 0.5}),
     "SmolLM3": ("smollm3", "smollm3", {**_GQA, "pad_token_id": 0}),
     "Granite": ("granite", "granite", {**_GQA, "embedding_multiplier": 12.0, "logits_scaling": 8.0,
                                        "residual_multiplier": 0.22, "attention_multiplier": 0.125}),
     "Command-R": ("command-r", "cohere", {**_GQA, "logit_scale": 0.25, "pad_token_id": 0}),
 }  # fmt: skip
-# Architectures of GGUF that transformers does not read; of StableLM 12B it leaves out the norms of single heads
+# Architectures of GGUF that transformers does not read; of StableLM 12B it leaves out the norms of
+# single heads
 UNREAD = {"Mixtral", "Pythia", "OLMo 2", "SmolLM3", "Granite", "Command-R", "StableLM 2 12B"}
-# Of those it reads, it takes the metadata whole for these; of others it drops scaling, windows or widths of heads
+# Of those it reads, it takes the metadata whole for these; of others it drops scaling, windows or
+# widths of heads
 READ_WHOLE = {"Llama 2", "Llama, tied, wide heads", "Mistral", "Qwen2.5"}
 
 
@@ -99,8 +107,8 @@ def test_out_and_in_is_the_same_model(name: str, tokenizer: Tokenizer, tmp_path:
     assert GGUFFile(file).metadata["general.architecture"] == CONFIGS[name][0]
     again, its_tokenizer = load_gguf(file)
     expected = TransformerConfig.from_dict(
-        {**ours.config.to_dict(), "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": tokenizer.pad_id,
-         "router_aux_loss": 0.0, "family": again.config.family}
+        {**ours.config.to_dict(), "bos_token_id": 0, "eos_token_id": 0,
+         "pad_token_id": tokenizer.pad_id, "router_aux_loss": 0.0, "family": again.config.family}
     )  # fmt: skip
     assert again.config == expected
     assert (
@@ -138,7 +146,8 @@ def test_rounding_is_that_of_the_type(
     assert kinds["blk.0.attn_norm.weight"] == kinds["blk.0.ffn_gate_inp.weight"] == "F32"
     again, _ = load_gguf(tmp_path / "m.gguf")
     for (name, a), b in zip(ours.named_parameters(), again.parameters(), strict=True):
-        # of a value for floats; of the largest in a block of 32 of its row for Q8_0 (whose scale is a float16)
+        # of a value for floats; of the largest in a block of 32 of its row for Q8_0 (whose scale is
+        # a float16)
         error = (a - b).abs()
         unit = a.abs() if quantization != "q8_0" else a.abs().amax(-1, keepdim=True)
         assert (error <= unit * largest * 1.01 + 1e-7).all(), name
@@ -188,7 +197,7 @@ def test_what_gguf_cannot_say_is_refused(
 def test_no_other_architecture_is_taken_where_the_own_will_not_do() -> None:
     """A phi3 file could say Mistral's window, but llama.cpp leaves the window of such files out."""
     assert gguf_arch_of(TransformerConfig(qk_norm="before_rope")) == "qwen3"
-    with pytest.raises(UserError, match="llama cannot say sliding_window=9"):
+    with pytest.raises(UserError, match="llama cannot express sliding_window=9"):
         gguf_arch_of(TransformerConfig(family="mistral", sliding_window=9))
 
 
@@ -198,8 +207,8 @@ def bpe_like(text: str, pre_tokenizer: Any, decoder: Any, **options: Any) -> Bac
     backend = Backend(models.BPE(**options))
     backend.pre_tokenizer, backend.decoder = pre_tokenizer, decoder
     trainer = trainers.BpeTrainer(
-        vocab_size=400, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), special_tokens=["<|endoftext|>"],
-        show_progress=False,
+        vocab_size=400, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=["<|endoftext|>"], show_progress=False,
     )  # fmt: skip
     backend.train_from_iterator([text], trainer)
     return backend
@@ -213,7 +222,8 @@ def text(text_folder: Path) -> str:
 
 
 def sentencepiece_like(text: str) -> Tokenizer:
-    """Llama 2's kind: bytes to fall back on, a mark for a space, one score a token; a merge for each way to make it."""
+    """Llama 2's kind: bytes to fall back on, a mark for a space, one score a token; a merge for
+    each way to make it."""
     vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"<0x{i:02X}>": i + 3 for i in range(256)}
     characters = sorted({c for c in text if c.isascii() and not c.isspace()} | {"\u2581"})
     words = sorted({"\u2581" + word for word in text.split() if word.isascii() and word.isalpha()})[
@@ -279,8 +289,8 @@ def test_tokenizers_of_each_kind(kind: str, text: str, tmp_path: Path) -> None:
     for sample in (text[:3000], TEXT, " leading", "double  space", "9 87 654", "naïve\u2581 \x00"):
         ids = tokenizer.encode(sample)
         assert again.encode(sample) == ids and again.decode(ids) == tokenizer.decode(ids)
-        # transformers takes GPT-2's split for every byte-level file, and puts no mark before a text that begins with a
-        # space, where SentencePiece and llama.cpp do
+        # transformers takes GPT-2's split for every byte-level file, and puts no mark before a text
+        # that begins with a space, where SentencePiece and llama.cpp do
         if kind == "gpt-2" or (kind == "llama" and not sample.startswith(" ")):
             assert theirs.encode(sample, add_special_tokens=False) == tokenizer.encode(
                 sample, allow_special=True

@@ -17,12 +17,14 @@ def test_every_accelerator_is_read() -> None:
 @pytest.mark.parametrize(
     ("device", "name"),
     [
-        ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA H100 PCIe", "h100-pcie"), ("NVIDIA H800", "h800"),
-        ("NVIDIA A100-SXM4-80GB", "a100-80gb"), ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
-        ("NVIDIA A100 80GB PCIe", "a100-80gb-pcie"), ("NVIDIA A800-SXM4-80GB", "a800-80gb"), ("NVIDIA L40S", "l40s"),
-        ("NVIDIA GeForce RTX 4090", "rtx-4090"), ("Tesla T4", "t4"), ("NVIDIA B200", "b200"), ("NVIDIA A10G", "a10g"),
-        ("Tesla V100-SXM2-16GB", "v100"), ("NVIDIA T400", None), ("Some Other Chip", None),
-        ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("NVIDIA H100 NVL", None), ("NVIDIA H20", None),
+        ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("NVIDIA H800", "h800"), ("NVIDIA A100-SXM4-80GB", "a100-80gb"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40gb"), ("NVIDIA A100 80GB PCIe", "a100-80gb-pcie"),
+        ("NVIDIA A800-SXM4-80GB", "a800-80gb"), ("NVIDIA L40S", "l40s"),
+        ("NVIDIA GeForce RTX 4090", "rtx-4090"), ("Tesla T4", "t4"), ("NVIDIA B200", "b200"),
+        ("NVIDIA A10G", "a10g"), ("Tesla V100-SXM2-16GB", "v100"), ("NVIDIA T400", None),
+        ("Some Other Chip", None), ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA H100 " "NVL", None), ("NVIDIA H20", None),
     ],
 )  # fmt: skip
 def test_device_names(device: str, name: str | None) -> None:

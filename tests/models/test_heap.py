@@ -10,8 +10,8 @@ import pytest
 
 from lit_llm.models.kernels.heap import keep_freed_memory
 
-# Of an aligned block glibc keeps the odd end apart, in a cache of seven, before it joins what was freed: the first few
-# blocks do not fit where the one before lay.
+# Of an aligned block glibc keeps the odd end apart, in a cache of seven, before it joins what was
+# freed: the first few blocks do not fit where the one before lay.
 PAGES_OF_A_LATER_BLOCK = """
 import resource, torch
 from lit_llm.models.kernels.heap import keep_freed_memory

@@ -1,5 +1,5 @@
-"""GGUF files in llama.cpp itself: what is written loads, computes and tokenizes as transformers does; what is refused
-would not."""
+"""GGUF files in llama.cpp itself: what is written loads, computes and tokenizes as transformers
+does; what is refused would not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ from lit_llm.models.hub.gguf.splits import _SPLITS, pre_tokenizer_of
 from lit_llm.models.hub.gguf.write import write_gguf
 from lit_llm.models.tokenizer import Tokenizer, begin_with
 from lit_llm.models.transformer import Transformer
-from tests.models.llama_cpp import GELU, GELU_TOLERANCE, TOLERANCE, LlamaCpp, llama_cpp  # noqa: F401
+from tests.models.llama_cpp import (
+    GELU,
+    GELU_TOLERANCE,
+    TOLERANCE,
+    LlamaCpp,
+    llama_cpp,  # noqa: F401
+)
 from tests.models.test_families import CONFIGS, random_pair
 from tests.models.test_gguf_families import MODELS, REFUSED, random_model
 from tests.models.test_gguf_tokenizer import (
@@ -31,12 +37,12 @@ from tests.models.test_gguf_tokenizer import (
 
 pytestmark = pytest.mark.slow
 TEXTS = [
-    "It's  1,234 naïve 日本語\n\n\tx = y", "DON'T I'LL WE'VE 'S", "<|im_end|> <s> </s>", "", " x", "  x", "   x   y  ",
-    "a\r\n  b\n", "\n\n\n", "\t\t a\tb", "12345678 1234 12 1", "½ Ⅷ ² ٣٤٥", "a  b   c    d     e",
-    "x=1;y+=2//3 == <= >= ^~|$`", "\u00a0a\u2003b\u3000c\u0085d\u2028e", "한국어 हिन्दी नमस्ते مرحبا",
-    "👩\u200d👧 \u200b\ufeffz", "_a1_ __init__", "<tool> a <tool>b", "\u2026\u2014\u201c\u201d", "\x01\x7f",
-    "ﬁ ß İ", "trailing   ", "\u2581a x\u2581y", "\U0001d400\U00020000", "https://example.com/a?b=c&d=e#f", " \n \n ",
-    "1a2b3c",
+    "It's  1,234 naïve 日本語\n\n\tx = y", "DON'T I'LL WE'VE 'S", "<|im_end|> <s> </s>", "", " x",
+    "  x", "   x   y  ", "a\r\n  b\n", "\n\n\n", "\t\t a\tb", "12345678 1234 12 1", "½ Ⅷ ² ٣٤٥",
+    "a  b   c    d     e", "x=1;y+=2//3 == <= >= ^~|$`", "\u00a0a\u2003b\u3000c\u0085d\u2028e",
+    "한국어 हिन्दी नमस्ते مرحبا", "👩\u200d👧 \u200b\ufeffz", "_a1_ __init__", "<tool> a <tool>b",
+    "\u2026\u2014\u201c\u201d", "\x01\x7f", "ﬁ ß İ", "trailing   ", "\u2581a x\u2581y",
+    "\U0001d400\U00020000", "https://example.com/a?b=c&d=e#f", " \n \n ", "1a2b3c",
 ]  # fmt: skip
 
 

@@ -36,16 +36,18 @@ SHAPE = {
 FAMILIES = {
     "llama": {},
     "qwen3": {"qk_norm": "before_rope", "head_dim": 16},
-    "gemma2": {"norm_offset": True, "post_norm": True, "mlp": "geglu", "head_dim": 16, "tie_embeddings": True,
-               "embedding_scale": 32**0.5, "attention_softcap": 20.0, "logit_softcap": 30.0},
+    "gemma2": {"norm_offset": True, "post_norm": True, "mlp": "geglu", "head_dim": 16,
+               "tie_embeddings": True, "embedding_scale": 32**0.5, "attention_softcap": 20.0,
+               "logit_softcap": 30.0},
     "phi3": {"family": "phi3"},
-    "gpt2": {"norm": "layernorm", "mlp": "gelu", "learned_positions": True, "num_kv_heads": 4, "mlp_bias": True,
-             "attention_bias": True, "attention_output_bias": True, "tie_embeddings": True},
-    "gpt_neox": {"norm": "layernorm", "mlp": "gelu_erf", "residual": "parallel", "num_kv_heads": 4, "mlp_bias": True,
-                 "attention_bias": True, "attention_output_bias": True},
+    "gpt2": {"norm": "layernorm", "mlp": "gelu", "learned_positions": True, "num_kv_heads": 4,
+             "mlp_bias": True, "attention_bias": True, "attention_output_bias": True,
+             "tie_embeddings": True},
+    "gpt_neox": {"norm": "layernorm", "mlp": "gelu_erf", "residual": "parallel", "num_kv_heads": 4,
+                 "mlp_bias": True, "attention_bias": True, "attention_output_bias": True},
     "cohere": {"norm": "layernorm", "norm_bias": False, "residual": "parallel_one_norm"},
-    "nanochat": {"mlp": "relu2", "qk_norm": "after_rope", "norm_weight": False, "embedding_norm": True,
-                 "logit_softcap": 15.0},
+    "nanochat": {"mlp": "relu2", "qk_norm": "after_rope", "norm_weight": False,
+                 "embedding_norm": True, "logit_softcap": 15.0},
 }  # fmt: skip
 IDS = torch.randint(0, 61, (2, 12), generator=torch.Generator().manual_seed(1))
 
@@ -94,10 +96,15 @@ def test_peft_loads_ours_and_we_load_theirs(tmp_path: Path, family: str, stabili
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"]])
 def test_adapters_that_peft_made(tmp_path: Path, targets: str | list[str]) -> None:
     hf = transformers.LlamaForCausalLM(transformers.LlamaConfig(
-        vocab_size=61, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4))  # fmt: skip
+        vocab_size=61, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4
+    ))  # fmt: skip
     hf.save_pretrained(tmp_path / "base")
-    made = peft.get_peft_model(hf, peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM",
-                                                   init_lora_weights=False))  # fmt: skip
+    made = peft.get_peft_model(
+        hf,
+        peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM",
+                        init_lora_weights=False)
+    )  # fmt: skip
     made.save_pretrained(tmp_path / "adapter")
     model = Transformer.from_pretrained(tmp_path / "base")
     load_adapter(model, tmp_path / "adapter")
@@ -108,11 +115,15 @@ def test_adapters_that_peft_made(tmp_path: Path, targets: str | list[str]) -> No
 @pytest.mark.parametrize("targets", [["qkv_proj"], ["gate_up_proj", "o_proj"]])
 def test_adapters_of_fused_layers(tmp_path: Path, targets: list[str]) -> None:
     hf = transformers.Phi3ForCausalLM(transformers.Phi3Config(
-        vocab_size=61, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, pad_token_id=0))  # fmt: skip
+        vocab_size=61, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, pad_token_id=0
+    ))  # fmt: skip
     hf.save_pretrained(tmp_path / "base")
-    made = peft.get_peft_model(hf, peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM",
-                                                   init_lora_weights=False))  # fmt: skip
+    made = peft.get_peft_model(
+        hf,
+        peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM",
+                        init_lora_weights=False)
+    )  # fmt: skip
     made.save_pretrained(tmp_path / "adapter")
     model = Transformer.from_pretrained(tmp_path / "base")
     load_adapter(model, tmp_path / "adapter")

@@ -128,8 +128,10 @@ def test_a_model_learns_the_same_with_it(
     monkeypatch: pytest.MonkeyPatch, tied: bool, documents: bool
 ) -> None:
     torch.manual_seed(0)
-    config = TransformerConfig(vocab_size=300, hidden_size=32, num_layers=2, num_heads=2, tie_embeddings=tied,
-                               logit_softcap=15.0, logit_scale=0.5)  # fmt: skip
+    config = TransformerConfig(
+        vocab_size=300, hidden_size=32, num_layers=2, num_heads=2, tie_embeddings=tied,
+        logit_softcap=15.0, logit_scale=0.5
+    )  # fmt: skip
     model = Transformer(config)
     ids, labels = torch.randint(0, 300, (2, 2, 24))
     labels[0, :7] = IGNORE

@@ -138,10 +138,13 @@ def test_a_model_of_experts_trains(tmp_path: Path) -> None:
         (tmp_path / f"{i}.txt").write_text(
             f"{i}: " + "the cat sat on the mat and the dog on the log\n" * 20
         )
-    data = PretrainDataModule(sources=str(tmp_path / "*.txt"), vocab_size=280, tokens=16000, seq_len=32,
-                              micro_batch_size=4, cache_dir=str(tmp_path / "cache"))  # fmt: skip
+    data = PretrainDataModule(
+        sources=str(tmp_path / "*.txt"), vocab_size=280, tokens=16000, seq_len=32,
+        micro_batch_size=4, cache_dir=str(tmp_path / "cache")
+    )  # fmt: skip
     module = PretrainModule({"hidden_size": 32, "num_layers": 2, "num_heads": 2, "num_experts": 4,
-                             "router_aux_loss": 0.01, "router_z_loss": 0.001}, compile=False)  # fmt: skip
+                             "router_aux_loss": 0.01,
+                             "router_z_loss": 0.001}, compile=False)  # fmt: skip
     losses: list[float] = []
 
     class Watch(L.Callback):
@@ -149,6 +152,7 @@ def test_a_model_of_experts_trains(tmp_path: Path) -> None:
             losses.append(float(outputs["loss"]))
 
     L.seed_everything(0)
-    L.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, callbacks=[Watch()], limit_val_batches=0,
-              enable_progress_bar=False, enable_model_summary=False, accelerator="cpu").fit(module, data)  # fmt: skip
+    L.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, callbacks=[Watch()],
+              limit_val_batches=0, enable_progress_bar=False, enable_model_summary=False,
+              accelerator="cpu").fit(module, data)  # fmt: skip
     assert losses[-1] < 0.5 * losses[0]

@@ -26,8 +26,10 @@ def filled(**fields: object) -> Transformer:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("fields", [{"tie_embeddings": True}, {"attention_bias": True}, {"num_experts": 4,
-                                    "experts_per_token": 2}], ids=["tied", "bias", "experts"])  # fmt: skip
+@pytest.mark.parametrize("fields",
+                         [{"tie_embeddings": True}, {"attention_bias": True},
+                          {"num_experts": 4, "experts_per_token": 2}],
+                         ids=["tied", "bias", "experts"])  # fmt: skip
 @torch.inference_mode()
 def test_same_function(fields: dict, dtype: torch.dtype) -> None:
     model = filled(**fields).to(dtype)

@@ -1,4 +1,5 @@
-"""The folder that a checkpoint in parts is: what was divided comes back, however it is asked for, or not at all."""
+"""The folder that a checkpoint in parts is: what was divided comes back, however it is asked for,
+or not at all."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ from lit_llm.models.parallel.parts import (
 
 
 def boxes(tensor: Tensor, rows: int, columns: int) -> list[Part]:
-    """``tensor`` cut into so many rows and columns, as chunks are: the last ones smaller, or not there."""
+    """``tensor`` cut into so many rows and columns, as chunks are: the last ones smaller, or not
+    there."""
     found, top = [], 0
     for strip in tensor.chunk(rows, 0):
         left = 0

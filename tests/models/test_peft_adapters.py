@@ -1,4 +1,5 @@
-"""Adapter directories that PEFT made: the same logits as in PEFT, or a refusal that names the reason."""
+"""Adapter directories that PEFT made: the same logits as in PEFT, or a refusal that names the
+reason."""
 
 from __future__ import annotations
 
@@ -71,7 +72,8 @@ TIED = {"tie_word_embeddings": True}
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "patterns": ("llama", {}, {
         "target_modules": ALL,
-        "rank_pattern": {"model.layers.1.self_attn.q_proj": 2, r"layers\.\d+\.mlp\..*": 3, "proj": 1, "v_proj": 8},
+        "rank_pattern": {"model.layers.1.self_attn.q_proj": 2, r"layers\.\d+\.mlp\..*": 3,
+                         "proj": 1, "v_proj": 8},
         "alpha_pattern": {"up_proj|down_proj": 11, r".*\.0\..*proj": 5, "o_pro": 100},
     }),
     "patterns, rank-stabilized": ("llama", {}, {
@@ -83,25 +85,42 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         "alpha_pattern": {r"0.*gate_up_proj": 9},
     }),
     "layers": ("llama", {}, {"target_modules": QV, "layers_to_transform": [0, 2]}),
-    "one layer": ("llama", {}, {"target_modules": QV, "layers_to_transform": 1, "layers_pattern": "layers"}),
-    "excluded": ("llama", {}, {"target_modules": ALL, "exclude_modules": ["1.mlp.up_proj", "k_proj"]}),
-    "excluded by expression": ("llama", {}, {"target_modules": ALL, "exclude_modules": r".*\.[12]\..*_proj"}),
+    "one layer": ("llama", {},
+                  {"target_modules": QV, "layers_to_transform": 1, "layers_pattern": "layers"}),
+    "excluded": ("llama", {},
+                 {"target_modules": ALL, "exclude_modules": ["1.mlp.up_proj", "k_proj"]}),
+    "excluded by expression": (
+        "llama", {}, {"target_modules": ALL, "exclude_modules": r".*\.[12]\..*_proj"}
+    ),
     "expression": ("llama", {}, {"target_modules": r".*\.(0|2)\.self_attn\.[qv]_proj"}),
-    "full names": ("llama", {}, {"target_modules": ["model.layers.1.mlp.up_proj", "0.self_attn.q_proj"]}),
-    "saved": ("llama", {}, {"target_modules": QV, "modules_to_save": ["embed_tokens", "lm_head", "norm"]}),
-    "saved block": ("llama", {}, {"target_modules": ALL, "modules_to_save": ["layers.1.mlp", "0.self_attn.q_proj"]}),
-    "saved head of a tied model": ("qwen2", TIED, {"target_modules": QV, "modules_to_save": ["lm_head"]}),
-    "saved embedding of a tied model": ("qwen2", TIED, {"target_modules": QV, "modules_to_save": ["embed_tokens"]}),
+    "full names": ("llama", {},
+                   {"target_modules": ["model.layers.1.mlp.up_proj", "0.self_attn.q_proj"]}),
+    "saved": ("llama", {},
+              {"target_modules": QV, "modules_to_save": ["embed_tokens", "lm_head", "norm"]}),
+    "saved block": ("llama", {},
+                    {"target_modules": ALL,
+                     "modules_to_save": ["layers.1.mlp", "0.self_attn.q_proj"]}),
+    "saved head of a tied model": (
+        "qwen2", TIED, {"target_modules": QV, "modules_to_save": ["lm_head"]}
+    ),
+    "saved embedding of a tied model": (
+        "qwen2", TIED, {"target_modules": QV, "modules_to_save": ["embed_tokens"]}
+    ),
     "saved tied": ("qwen2", TIED, {
         "target_modules": QV, "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}),
     "head": ("llama", {}, {"target_modules": [*QV, "lm_head"], "alpha_pattern": {"lm_head": 3}}),
-    "embedding": ("llama", {}, {"target_modules": [*QV, "embed_tokens"], "rank_pattern": {"embed_tokens": 2}}),
-    "head and embedding of a tied model": ("qwen2", TIED, {"target_modules": ["lm_head", "embed_tokens"]}),
+    "embedding": ("llama", {},
+                  {"target_modules": [*QV, "embed_tokens"], "rank_pattern": {"embed_tokens": 2}}),
+    "head and embedding of a tied model": (
+        "qwen2", TIED, {"target_modules": ["lm_head", "embed_tokens"]}
+    ),
     "embedding, kept tied": ("qwen2", TIED, {
         "target_modules": [*QV, "embed_tokens", "lm_head"], "ensure_weight_tying": True}),
-    "embedding of gpt2": ("gpt2", {}, {"target_modules": ["wte", "c_attn", "c_proj"], "fan_in_fan_out": True}),
+    "embedding of gpt2": ("gpt2", {},
+                          {"target_modules": ["wte", "c_attn", "c_proj"], "fan_in_fan_out": True}),
     "biases of updated layers": ("qwen2", {}, {"target_modules": QV, "bias": "lora_only"}),
-    "all biases": ("gpt2", {}, {"target_modules": ["c_attn"], "bias": "all", "fan_in_fan_out": True}),
+    "all biases": ("gpt2", {},
+                   {"target_modules": ["c_attn"], "bias": "all", "fan_in_fan_out": True}),
     "gaussian": ("llama", {}, {"target_modules": QV, "init_lora_weights": "gaussian"}),
     "orthogonal": ("llama", {}, {"target_modules": QV, "init_lora_weights": "orthogonal"}),
     "mica": ("llama", {}, {"target_modules": QV, "init_lora_weights": "mica"}),
@@ -130,8 +149,8 @@ def test_the_same_logits_as_in_peft(tmp_path: Path, case: str) -> None:
 def test_an_adapter_of_a_model_without_a_head_and_as_a_pickle(tmp_path: Path) -> None:
     folder = base(tmp_path, "llama")
     bare = transformers.AutoModel.from_pretrained(folder)
-    config = peft.LoraConfig(r=2, target_modules=["q_proj"], layers_to_transform=[1], layers_pattern="layers",
-                             init_lora_weights=False)  # fmt: skip
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], layers_to_transform=[1],
+                             layers_pattern="layers", init_lora_weights=False)  # fmt: skip
     adapter = tmp_path / "adapter"
     peft.get_peft_model(bare, config).save_pretrained(adapter, safe_serialization=False)
     assert not (adapter / "adapter_model.safetensors").exists()
@@ -171,7 +190,8 @@ def test_names_of_a_state_dict_saved_as_it_is(tmp_path: Path, rename: str) -> No
 
 
 def test_experts_of_an_adapter_from_before_transformers_5(tmp_path: Path) -> None:
-    """There each expert was three linear layers; PEFT 0.21 brings such tensors to transformers 5's stacks."""
+    """There each expert was three linear layers; PEFT 0.21 brings such tensors to transformers 5's
+    stacks."""
     folder = base(tmp_path, "mixtral", num_local_experts=2, num_experts_per_tok=1)
     model = Transformer.from_pretrained(folder).eval()
     name = "base_model.model.model.layers.1.block_sparse_moe.experts.1.w2"
@@ -203,7 +223,8 @@ def write(adapter: Path, content: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("settings", [
-    {"target_modules": ["qkv_proj", "o_proj"], "rank_pattern": {"1.*o_proj": 2}, "layers_to_transform": [0, 1]},
+    {"target_modules": ["qkv_proj", "o_proj"], "rank_pattern": {"1.*o_proj": 2},
+     "layers_to_transform": [0, 1]},
     {"target_modules": ["qkv_proj"], "alpha_pattern": {"qkv_proj": 2}, "use_rslora": True},
 ])  # fmt: skip
 def test_what_was_loaded_is_saved_again(tmp_path: Path, settings: dict[str, Any]) -> None:
@@ -311,8 +332,9 @@ def test_every_field_of_this_peft_is_known() -> None:
 
 def test_fields_without_effect_and_off(plain: tuple[Transformer, Path], tmp_path: Path) -> None:
     content = json.loads((plain[1] / "adapter_config.json").read_text())
-    write(tmp_path, {**content, "a_field_of_tomorrow": None, "another": False, "qalora_group_size": 8,
-                     "eva_config": {"rho": 2.0}, "auto_mapping": {"base_model_class": "X"}})  # fmt: skip
+    write(tmp_path,
+          {**content, "a_field_of_tomorrow": None, "another": False, "qalora_group_size": 8,
+           "eva_config": {"rho": 2.0}, "auto_mapping": {"base_model_class": "X"}})  # fmt: skip
     (tmp_path / "adapter_model.safetensors").symlink_to(plain[1] / "adapter_model.safetensors")
     load_adapter(Transformer(plain[0].config), tmp_path)
 
@@ -324,25 +346,36 @@ LAYER = "base_model.model.model.layers.1.self_attn.q_proj"
     ("change", "config", "said"),
     [
         ({f"{LAYER}.lora_A.weight": None, f"{LAYER}.lora_B.weight": None}, {},
-         r"not whole: adapter_config.json adapts model.layers.1.self_attn.q_proj, and there is no tensor"),
-        ({f"{LAYER}.lora_B.weight": None}, {}, r"not whole: model.layers.1.self_attn.q_proj has no lora_B"),
+         r"not whole: adapter_config.json adapts model.layers.1.self_attn.q_proj, and there is no "
+         r"tensor"),
+        ({f"{LAYER}.lora_B.weight": None}, {}, r"not whole: model.layers.1.self_attn.q_proj has "
+                                               r"no lora_B"),
         ({f"{LAYER}.lora_A.weight": torch.zeros(4, 40)}, {"base_model_name_or_path": "hub/other"},
-         r"another base \(hub/other\): .*q_proj has an update of a weight \(out 32, in 40\).*\(out 32, in 32\)"),
-        ({f"{LAYER}.lora_A.weight": torch.zeros(3, 32)}, {}, r"q_proj has lora_A \(3, 32\).*says rank 4"),
+         r"another base \(hub/other\): .*q_proj has an update of a weight \(out 32, in "
+         r"40\).*\(out 32, in 32\)"),
+        ({f"{LAYER}.lora_A.weight": torch.zeros(3, 32)}, {}, r"q_proj has lora_A \(3, 32\).*says "
+                                                             r"rank 4"),
         ({"base_model.model.model.layers.7.mlp.up_proj.lora_A.weight": torch.zeros(4, 32)}, {},
-         r"another base: it has tensors for model.layers.7.mlp.up_proj.weight, which this model has not"),
+         r"another base: it has tensors for model.layers.7.mlp.up_proj.weight, which this model "
+         r"has not"),
         ({"base_model.model.lm_head.weight": torch.zeros(64, 32)}, {},
          r"another base: lm_head.weight has shape \(64, 32\), this model's is \(61, 32\)"),
         ({"base_model.model.score.weight": torch.zeros(2, 32)}, {}, r"tensors for score.weight"),
-        ({"lora_A.weight": torch.zeros(4, 32)}, {}, r"tensor lora_A.weight: PEFT's begin with base_model.model"),
-        ({}, {"exclude_modules": ["q_proj"]}, r"updates of .*q_proj.*adapter_config.json does not adapt"),
+        ({"lora_A.weight": torch.zeros(4, 32)}, {}, r"tensor lora_A.weight: PEFT's begin with "
+                                                    r"base_model.model"),
+        ({}, {"exclude_modules": ["q_proj"]}, r"updates of .*q_proj.*adapter_config.json does not "
+                                              r"adapt"),
         ({}, {"layers_to_transform": [0]}, r"updates of model.layers.[12].*does not adapt"),
-        ({}, {"modules_to_save": ["lm_head"]}, r"not whole: adapter_config.json saves lm_head \(modules_to_save\)"),
+        ({}, {"modules_to_save": ["lm_head"]}, r"not whole: adapter_config.json saves lm_head "
+                                               r"\(modules_to_save\)"),
         ({}, {"r": 0}, r"r must be a number above 0, got 0"),
-        ({}, {"rank_pattern": {"q_proj": 2.5}}, r"rank_pattern must be ranks by name, got \{'q_proj': 2.5\}"),
-        ({}, {"alpha_pattern": {"q_proj(": 2}}, r"alpha_pattern: 'q_proj\(' is no regular expression"),
+        ({}, {"rank_pattern": {"q_proj": 2.5}}, r"rank_pattern must be ranks by name, got "
+                                                r"\{'q_proj': 2.5\}"),
+        ({}, {"alpha_pattern": {"q_proj(": 2}}, r"alpha_pattern: 'q_proj\(' is no regular "
+                                                r"expression"),
         ({}, {"target_modules": 3}, r"target_modules must be a string or list of strings, got 3"),
-        ({}, {"target_modules": ".*", "layers_to_transform": [1]}, r"layers_to_transform needs a list of target"),
+        ({}, {"target_modules": ".*", "layers_to_transform": [1]}, r"layers_to_transform needs a "
+                                                                   r"list of target"),
     ],
 )  # fmt: skip
 def test_an_adapter_that_does_not_fit_says_why(

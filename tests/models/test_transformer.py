@@ -23,7 +23,8 @@ from lit_llm.models.transformer import Transformer
 
 
 @given(
-    st.integers(1, 12), st.integers(0, 12), st.one_of(st.none(), st.integers(1, 14)), st.integers(0, 2**12 - 1)
+    st.integers(1, 12), st.integers(0, 12), st.one_of(st.none(), st.integers(1, 14)),
+    st.integers(0, 2**12 - 1)
 )  # fmt: skip
 @settings(max_examples=200, deadline=None)
 def test_mask_is_the_definition(new: int, past: int, window: int | None, padding_bits: int) -> None:
@@ -91,7 +92,8 @@ def test_without_a_gradient_the_logits_are_never_all_there(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("preset", "published"),
     [("gpt2", 124_439_808), ("gemma-3-1b", 999_885_952), ("mixtral-8x7b", 46_702_792_704),
-     ("qwen3-30b-a3b", 30_532_122_624), ("llama-3.2-1b", 1_235_814_400), ("smollm2-135m", 134_515_008)],
+     ("qwen3-30b-a3b", 30_532_122_624), ("llama-3.2-1b", 1_235_814_400),
+     ("smollm2-135m", 134_515_008)],
 )  # fmt: skip
 def test_parameters_are_as_published(preset: str, published: int) -> None:
     assert num_parameters(TransformerConfig.from_preset(preset)) == published

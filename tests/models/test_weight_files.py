@@ -1,4 +1,5 @@
-"""Which tensors of a directory are taken, where config.json and the files say different things: as in transformers."""
+"""Which tensors of a directory are taken, where config.json and the files say different things: as
+in transformers."""
 
 from __future__ import annotations
 
@@ -23,11 +24,13 @@ from lit_llm.models.transformer import Transformer
 IDS = torch.randint(0, 61, (1, 12), generator=torch.Generator().manual_seed(1))
 FAMILIES: dict[str, Any] = {
     "llama": transformers.LlamaConfig(
-        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        tie_word_embeddings=True, pad_token_id=0),
+        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, tie_word_embeddings=True, pad_token_id=0
+    ),
     "gpt_neox": transformers.GPTNeoXConfig(
-        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        tie_word_embeddings=True, pad_token_id=0),
+        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, tie_word_embeddings=True, pad_token_id=0
+    ),
     "gpt2": transformers.GPT2Config(vocab_size=61, n_positions=32, n_embd=32, n_layer=2, n_head=4),
 }  # fmt: skip
 EMBEDDING = {
@@ -72,7 +75,8 @@ def test_a_tied_head_that_differs_is_kept_and_told(
         and not TransformerConfig.from_pretrained(folder).tie_embeddings
     )
     assert [r.getMessage() for r in caplog.records if "they are not tied" in r.getMessage()] == [
-        f"{folder}: config.json ties the head to the embedding (tie_word_embeddings), but the weights hold two that "
+        f"{folder}: config.json ties the head to the embedding (tie_word_embeddings), but the "
+        f"weights hold two that "
         "differ: they are not tied"
     ]  # fmt: skip
     model.save_pretrained(tmp_path / "again")

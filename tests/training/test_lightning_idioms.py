@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import inspect
+import threading
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from lit_llm import (
     UserError,
 )
 from lit_llm.models.hub.checkpoint import load_model
+from lit_llm.training.callbacks import checkpoint as callback
 from lit_llm.training.callbacks.borders import planned_steps
 
 ADAMW: dict[str, Any] = {"optimizer": "adamw", "compile": False}
@@ -321,6 +323,36 @@ def test_loggers_are_told_of_checkpoints_on_disk(tmp_path: Path, corpus: Path) -
 
     run = trainer(tmp_path, callbacks=[Checkpoint(every_steps=3)], logger=Uploads(),
                   limit_val_batches=0)  # fmt: skip
+    run.fit(PretrainModule(TINY, **ADAMW), data(corpus, steps=6))
+    assert told == [("step-00000003.ckpt", True), ("step-00000006.ckpt", True)]
+
+
+def test_loggers_are_told_of_a_checkpoint_that_is_written_slowly(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, bool]] = []
+    may_write = threading.Event()
+
+    class Uploads(Kept):
+        def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+            last = checkpoint_callback.last_model_path
+            told.append((Path(last).name, Path(last).exists()))
+
+    class Slow(Checkpoint):
+        """The first checkpoint reaches the disk when the second one is due."""
+
+        def _save_step(self, trainer: L.Trainer) -> None:
+            if trainer.global_step == 6:
+                may_write.set()
+            super()._save_step(trainer)
+
+    def write(state: Any, target: Path) -> None:
+        assert may_write.wait(60)
+        real(state, target)
+
+    real = callback.write
+    monkeypatch.setattr(callback, "write", write)
+    run = trainer(tmp_path, callbacks=[Slow(every_steps=3)], logger=Uploads(), limit_val_batches=0)
     run.fit(PretrainModule(TINY, **ADAMW), data(corpus, steps=6))
     assert told == [("step-00000003.ckpt", True), ("step-00000006.ckpt", True)]
 

@@ -14,7 +14,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    EMAWeightAveraging,
+    GradientAccumulationScheduler,
+    ModelCheckpoint,
+)
 from test_examples import TINY, TheirModule, data, trainer
 
 from lit_llm import (
@@ -261,7 +265,7 @@ def test_the_rows_of_fewer_epochs_begin_those_of_more(
 def test_a_place_depends_on_the_step_and_the_length_of_now_alone(
     step: int, accumulation: int, length: int, counts: int, epochs: int
 ) -> None:
-    from lit_llm.data.position import place
+    from lit_llm.lightning_internals import place
 
     def saved(counts: int, epochs: int) -> dict[str, Any]:
         names = ("ready", "started", "processed", "completed")
@@ -311,6 +315,13 @@ def test_a_module_that_reads_its_length_resumes_at_the_right_samples(
     ("settings", "said"),
     [
         ({"max_epochs": 3}, r"trainer.max_epochs=3: the length of a run is data.tokens=2048"),
+        ({"max_epochs": 0}, "trainer.max_epochs=0: "),
+        ({"max_epochs": -1}, "trainer.max_epochs=-1: "),
+        ({"max_epochs": 1000, "max_steps": 4}, "trainer.max_epochs=1000: "),
+        ({"max_epochs": 1000, "max_time": "00:01:00:00"}, "trainer.max_epochs=1000: "),
+        ({"accumulate_grad_batches": 3}, "accumulate_grad_batches=3 .*which give 2"),
+        ({"reload_dataloaders_every_n_epochs": 1}, "reload_dataloaders_every_n_epochs=1: "),
+        ({"callbacks": [GradientAccumulationScheduler({0: 2})]}, "tokens of a step"),
         ({"min_epochs": 2}, "trainer.min_epochs=2"),
         ({"min_steps": 99}, r"trainer.min_steps=99 is more than the run's 8 steps"),
         ({"overfit_batches": 2}, "trainer.overfit_batches=2: "),
@@ -324,6 +335,42 @@ def test_a_length_that_is_not_the_datas_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=said):
         trainer(tmp_path, **settings).fit(TheirModule(512), source(corpus, LONG))
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps", "validated"),
+    [
+        ({"max_epochs": None}, LONG, [3, 6, 8]),
+        ({"max_epochs": -1, "max_steps": 5}, 5, [3, 5]),
+        ({"max_epochs": -1, "max_time": "00:01:00:00"}, LONG, [3, 6, 8]),
+        ({"max_epochs": 1, "max_steps": 2}, 2, [2]),
+        ({"accumulate_grad_batches": ACCUMULATION}, LONG, [3, 6, 8]),
+        # In micro-batches, as Lightning has it, and in parts of the epoch.
+        ({"val_check_interval": 4}, LONG, [2, 4, 6, 8]),
+        ({"val_check_interval": 0.5}, LONG, [4, 8]),
+        ({"val_check_interval": 10, "check_val_every_n_epoch": None}, LONG, [5, 8]),
+        ({"limit_train_batches": 4}, 2, [2]),
+        ({"limit_train_batches": 0.5}, LONG // 2, [3, 4]),
+        # The float takes whole steps: three of the eight.
+        ({"limit_train_batches": 0.4}, 3, [3]),
+        ({"min_steps": 3}, LONG, [3, 6, 8]),
+        ({"limit_val_batches": 0}, LONG, []),
+    ],
+)
+def test_what_a_user_sets_on_the_trainer_is_honoured(
+    tmp_path: Path, corpus: Path, settings: dict[str, Any], steps: int, validated: list[int]
+) -> None:
+    class Validations(L.Callback):
+        at: list[int] = []
+
+        def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
+            self.at.append(trainer.global_step)
+
+    seen, defaults = Validations(), {"limit_val_batches": 1, "num_sanity_val_steps": 0}
+    seen.at = []
+    run = trainer(tmp_path, callbacks=[seen, Checkpoint()], **{**defaults, **settings})
+    run.fit(TheirModule(512), source(corpus, LONG))
+    assert run.global_step == steps and seen.at == validated
 
 
 def test_a_maximum_beyond_the_end_is_told(tmp_path: Path, corpus: Path) -> None:

@@ -1,1 +1,1 @@
-"""FLOPs, peak rates, memory and prices of accelerators."""
+"""FLOPs of a model, and peak rates, memory and prices of accelerators."""

@@ -1,4 +1,4 @@
-"""FLOPs per token and the peak they are measured against: the one MFU formula of the project."""
+"""FLOPs per token and the peak rate: the two sides of the project's only MFU formula."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from lit_llm.models.mlp import Experts
 
 
 def matrix_parameters(config: TransformerConfig) -> int:
-    """Weights that multiply a token: all blocks and the head, not the input embedding; of experts, those it visits."""
+    """Number of weights that multiply a token.
+
+    These are the weights of all blocks and the head, without the input embedding. Of the experts,
+    only those that a token visits count.
+    """
     model = meta_transformer(config)
     blocks = sum(m.weight.numel() for m in model.layers.modules() if isinstance(m, torch.nn.Linear))
     experts = sum(
@@ -25,12 +29,12 @@ def matrix_parameters(config: TransformerConfig) -> int:
 
 
 def num_parameters(config: TransformerConfig) -> int:
-    """All parameters, a tied head counted once."""
+    """Number of all parameters; a tied head counts once."""
     return sum(p.numel() for p in meta_transformer(config).parameters())
 
 
 def idle_parameters(config: TransformerConfig) -> int:
-    """Weights of the experts that a token is not sent to."""
+    """Number of weights in the experts that a token is not sent to."""
     if not config.num_experts:
         return 0
     assert config.expert_size is not None
@@ -45,9 +49,10 @@ def idle_parameters(config: TransformerConfig) -> int:
 
 
 def attention_flops_per_token(config: TransformerConfig, seq_len: int) -> float:
-    """Forward FLOPs a token spends on q.k and weights.v, averaged over a causal sequence of ``seq_len``.
+    """Forward FLOPs of q.k and weights.v per token, averaged over a causal sequence of ``seq_len``.
 
-    A query at position t sees min(t + 1, window) keys; each costs 2 products of 2 * heads * head_dim FLOPs.
+    A query at position t sees min(t + 1, window) keys; each key costs 2 products of 2 * heads *
+    head_dim FLOPs.
     """
     assert config.head_dim is not None
     total = 0.0
@@ -59,16 +64,20 @@ def attention_flops_per_token(config: TransformerConfig, seq_len: int) -> float:
 
 
 def flops_per_token(config: TransformerConfig, seq_len: int) -> float:
-    """Forward and backward FLOPs per trained token: 6 x matrix parameters + 3 x causal attention (PaLM, App. B)."""
+    """Forward and backward FLOPs per trained token.
+
+    6 x matrix parameters + 3 x causal attention (PaLM, App. B).
+    """
     return 6 * matrix_parameters(config) + 3 * attention_flops_per_token(config, seq_len)
 
 
 @functools.cache
 def peak_flops(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> tuple[float, str]:
-    """Dense peak FLOP/s of ``device`` in ``dtype`` and where the number is from.
+    """Return the dense peak FLOP/s of ``device`` in ``dtype`` and the source of the number.
 
-    A GPU of the table has its data-sheet peak. Any other device is measured: the best rate of a square matrix product
-    over a few tries, so that MFU still means "share of what this machine can do".
+    A GPU in the table has its data-sheet peak. Any other device is measured: the best rate of a
+    square matrix product over a few tries, so that MFU still means "share of what this machine can
+    do".
     """
     if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
         chip = accelerator_of(torch.cuda.get_device_name(device))

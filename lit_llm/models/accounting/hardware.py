@@ -1,4 +1,4 @@
-"""Accelerators: peak rates, memory, links and prices, from ``hardware.csv``."""
+"""Accelerators: peak rates, memory, links and prices, read from ``hardware.csv``."""
 
 from __future__ import annotations
 
@@ -11,43 +11,48 @@ from pathlib import Path
 from lit_llm.errors import UserError
 
 _ATTAINABLE = 0.85
-"""Share of the peak that the best matrix product reaches, where nobody has measured it: between the measured A100
-(0.87) and H100 (0.80), see ``attainable_tflops`` in hardware.csv."""
+"""Share of the peak that the best matrix product reaches, for chips without a measurement.
+
+It lies between the measured A100 (0.87) and H100 (0.80), see ``attainable_tflops`` in hardware.csv.
+"""
 
 _PCIE = 64
-"""GB/s each way of the fastest PCIe (generation 5, 16 lanes)."""
+"""GB/s in each direction of the fastest PCIe (generation 5, 16 lanes)."""
 
 
 @dataclass(frozen=True)
 class Accelerator:
-    """One kind of GPU or TPU. Rates are a second, of one chip, dense (no sparsity)."""
+    """One kind of GPU or TPU. Rates are per second, for one chip, dense (no sparsity)."""
 
     name: str
     peak_flops: float
-    """Of bfloat16 products, float16 where there are none in bfloat16."""
+    """Peak of bfloat16 products; of float16 products if the chip has no bfloat16."""
     fp8_flops: float | None
     attainable_flops: float
-    """The best product that was measured, in the same type."""
+    """Best measured rate of a product, in the same dtype."""
     memory_bytes: float
     memory_rate: float
-    """Bytes read or written."""
+    """Bytes read or written per second."""
     linked: bool
-    """Whether the GPUs of a node exchange data directly, faster than through PCIe."""
+    """Whether the GPUs of a node exchange data over a direct link, faster than PCIe."""
     usd_low: float | None
-    """Dollars an hour: spot or the cheapest provider."""
+    """Dollars an hour: spot price or cheapest provider."""
     usd: float | None
-    """Dollars an hour, on demand, typical."""
+    """Dollars an hour: typical on-demand price."""
     price_source: str
 
     @property
     def ridge(self) -> float:
-        """FLOPs that take as long as one byte from memory: what a kernel must do per byte to be bound by compute."""
+        """FLOPs that take as long as one byte from memory.
+
+        A kernel that computes more per byte is bound by compute, not by memory.
+        """
         return self.peak_flops / self.memory_rate
 
 
 @functools.cache
 def accelerators() -> dict[str, Accelerator]:
-    """All known ones by name."""
+    """Return all known accelerators by name."""
     with open(Path(__file__).with_name("hardware.csv"), encoding="utf-8", newline="") as file:
         return {row["name"]: _read(row) for row in csv.DictReader(file)}
 
@@ -56,33 +61,38 @@ def _read(row: dict[str, str]) -> Accelerator:
     def number(key: str, scale: float = 1.0) -> float | None:
         return float(row[key]) * scale if row[key] else None
 
-    peak, memory, rate = (
-        number("dense_tflops", 1e12),
-        number("memory_gb", 1e9),
-        number("memory_tb_s", 1e12),
-    )
+    peak, memory = number("dense_tflops", 1e12), number("memory_gb", 1e9)
+    rate = number("memory_tb_s", 1e12)
     assert peak is not None and memory is not None and rate is not None
     return Accelerator(
-        row["name"], peak, number("fp8_tflops", 1e12), number("attainable_tflops", 1e12) or _ATTAINABLE * peak,
-        memory, rate, (number("node_gb_s") or 0) > _PCIE, number("usd_low"), number("usd_typical"), row["price_source"],
-    )  # fmt: skip
+        name=row["name"],
+        peak_flops=peak,
+        fp8_flops=number("fp8_tflops", 1e12),
+        attainable_flops=number("attainable_tflops", 1e12) or _ATTAINABLE * peak,
+        memory_bytes=memory,
+        memory_rate=rate,
+        linked=(number("node_gb_s") or 0) > _PCIE,
+        usd_low=number("usd_low"),
+        usd=number("usd_typical"),
+        price_source=row["price_source"],
+    )
 
 
 _MAKERS = frozenset(["nvidia", "tesla", "geforce", "amd"])
-_OTHERS = frozenset(
-    ["laptop", "max", "nvl", "d"]
-)  # behind a name: another product, such as a laptop's
+# Words after a name that mark a different product, such as a laptop GPU.
+_OTHERS = frozenset(["laptop", "max", "nvl", "d"])
 
 
 def find_accelerator(name: str) -> Accelerator:
-    """The accelerator called ``name``, in any case and spelling of blanks.
+    """Return the accelerator called ``name``, in any case, with blanks, hyphens or underscores.
 
-    A part of a name between hyphens is enough if one accelerator alone has it: "4090". A part of a
-    word is not, because other accelerators are called so: an H20 is no H200 and an L4 no L40S. A name
-    that begins with its maker's is read as a driver's: "NVIDIA A100-SXM4-80GB".
+    Hyphens separate the parts of a name. One part is enough if only one accelerator has it: "4090".
+    A fragment of a part is not enough, because other accelerators have similar names: an H20 is no
+    H200 and an L4 no L40S. A name that begins with the manufacturer is read like a driver's name:
+    "NVIDIA A100-SXM4-80GB".
 
     Raises:
-        UserError: no such accelerator, or several; names the nearest.
+        UserError: no such accelerator, or several; the message names the nearest.
     """
     known = accelerators()
     words = name.lower().replace("_", " ").replace("-", " ").split()
@@ -101,7 +111,7 @@ def find_accelerator(name: str) -> Accelerator:
 
 
 def accelerator_of(device_name: str) -> Accelerator | None:
-    """The accelerator that a CUDA device's name ("NVIDIA H100 80GB HBM3") is, or None."""
+    """Return the accelerator for a CUDA device name ("NVIDIA H100 80GB HBM3"), or None."""
     words = set(device_name.lower().replace("-", " ").split())
     if words & _OTHERS:
         return None

@@ -1,1 +1,1 @@
-"""Text from a model: sampling and generation with a key/value cache."""
+"""Text generation: sampling with a key/value cache."""

@@ -1,4 +1,4 @@
-"""Sampling from a model with a key/value cache: a batch of prompts at once, or one prompt token by token.
+"""Generate tokens with a key/value cache, for a batch of prompts or for one prompt as a stream.
 
 Shapes: B batch, T new positions, S cached and new positions together, V vocabulary.
 """
@@ -27,16 +27,18 @@ def generate(
     seed: int = 0,
     stop_ids: Sequence[int] = (),
 ) -> list[list[int]]:
-    """Continue each prompt; returns the new tokens alone, cut before the first of ``stop_ids``.
+    """Continue each prompt; return only the new tokens, cut before the first of ``stop_ids``.
 
-    Prompts of different lengths are padded on the left and masked, so a prompt's greedy answer does not depend on its
-    company. A seed gives the same answers for the same batch on the same device.
+    Prompts of different lengths are padded on the left and masked, so the greedy answer to a prompt
+    does not depend on the other prompts of the batch. A seed gives the same answers for the same
+    batch on the same device.
 
     Args:
-        max_new_tokens: of every answer, or one number a prompt; see `room_for`.
+        max_new_tokens: of every answer, or one number per prompt; see `room_for`.
 
     Raises:
-        UserError: an empty prompt or batch, a bad setting, or more tokens than the model's max_seq_len.
+        UserError: for an empty prompt or batch, an invalid setting, or more tokens than the model's
+            max_seq_len.
     """
     limits = _limits(prompts, max_new_tokens)
     _check_prompts(model, prompts, limits)
@@ -64,36 +66,38 @@ def generate(
 def room_for(
     model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> list[int]:
-    """New tokens that each prompt can have: ``max_new_tokens``, or what is left of the context.
+    """Number of new tokens for each prompt: ``max_new_tokens``, or the rest of the context.
 
-    Below 1 for a prompt that fills it.
+    The number is below 1 for a prompt that fills the context.
     """
     return [min(max_new_tokens, model.config.max_seq_len - len(prompt)) for prompt in prompts]
 
 
 class PromptCache:
-    """What `stream` keeps between prompts of one model, so that a prompt costs only what differs from the last one.
+    """Keys and values that `stream` keeps between prompts of one model.
 
-    Every turn of a chat repeats the conversation so far; with this, only the new turn passes through the model.
+    Every turn of a chat repeats the conversation so far. With this cache only the tokens that
+    differ from the last prompt and its answer pass through the model.
     """
 
     def __init__(self) -> None:
-        self.ids: list[
-            int
-        ] = []  # of the last prompt and its answer: what the filled positions stand for
+        # Ids of the last prompt and its answer: the tokens of the filled positions.
+        self.ids: list[int] = []
         self._cache: KVCache | None = None
 
     @torch.inference_mode()
     def rewind(self, model: Transformer, prompt: Sequence[int], capacity: int) -> KVCache:
-        """A cache of at least ``capacity`` positions, filled with as much of ``prompt``'s beginning as is known.
+        """Return a cache for ``capacity`` positions that holds the known start of ``prompt``.
 
-        The prompt's last token is never part of it: its logits are what decoding starts from.
+        The prompt's last token is never part of it, because decoding starts from the logits of that
+        token.
         """
         old = self._cache
         known = 0 if old is None else min(old.length, len(prompt) - 1)
         common = next((i for i in range(known) if self.ids[i] != prompt[i]), known)
         if old is None or old.capacity < capacity:
-            # Doubling keeps the copies few, and a short chat does not pay for the whole context.
+            # Doubling the capacity keeps the number of copies low, and a short chat does not
+            # allocate the whole context.
             self._cache = _new_cache(
                 model, 1, max(capacity, min(2 * capacity, model.config.max_seq_len))
             )
@@ -116,10 +120,11 @@ def stream(
     stop_ids: Sequence[int] = (),
     cache: PromptCache | None = None,
 ) -> Generator[int, None, None]:
-    """The tokens that `generate` would answer ``prompt`` with, each as soon as it is known.
+    """Yield the tokens of `generate`'s answer to ``prompt``, each as soon as it is known.
 
-    The iterator may be left at any point. With ``cache``, what earlier calls with the same model and cache computed is
-    used again; the answer is the same without, up to the rounding of matrix products of another shape.
+    The iterator may be left at any point. With ``cache``, the results of earlier calls with the
+    same model and cache are reused. The answer is the same as without a cache, up to the rounding
+    of matrix products of another shape.
 
     Raises:
         UserError: as `generate`, at the call.
@@ -158,7 +163,10 @@ def _decode(
     max_new_tokens: int,
     sampler: Sampler,
 ) -> Generator[Tensor, None, None]:
-    """The loop behind `generate` and `stream`: int64 (B,) a step. ``real_BS`` is False at padding."""
+    """Run the loop behind `generate` and `stream`; yields int64 (B,) per step.
+
+    ``real_BS`` is False at padding.
+    """
     was_training = model.training
     model.eval()
     try:
@@ -170,7 +178,9 @@ def _decode(
         model.train(was_training)
 
 
-@torch.inference_mode()  # a step at a time: around the loop it would stay on in the caller while a yield waits
+# inference_mode covers one step at a time. Around the loop it would stay on in the caller while a
+# yield waits.
+@torch.inference_mode()
 def _step(
     model: Transformer, ids_BT: Tensor, real_BS: Tensor | None, cache: KVCache, sampler: Sampler
 ) -> Tensor:
@@ -185,15 +195,16 @@ def padded_batch(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int | Sequence[int],
 ) -> tuple[Tensor, Tensor | None, KVCache]:
-    """Prompts padded on the left, on the model's device, and room for their answers.
+    """Pad prompts on the left, on the model's device, and allocate a cache for their answers.
 
     Args:
-        max_new_tokens: of every answer, or one number a prompt. What is fed behind that many counts
-            as padding, so that a row which waits for others stays inside the model's context.
+        max_new_tokens: of every answer, or one number per prompt. Tokens that a row gets beyond its
+            number count as padding, so that a row that waits for other rows stays inside the
+            model's context.
 
     Returns:
         ids: int64 (B, longest).
-        real: bool (B, longest + most new tokens), False at padding; None where there is none.
+        real: bool (B, longest + most new tokens), False at padding; None if there is no padding.
         cache: empty.
     """
     limits = _limits(prompts, max_new_tokens)

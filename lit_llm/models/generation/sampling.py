@@ -1,4 +1,4 @@
-"""From logits to the next token: how likely tokens are chosen, penalised and left out.
+"""Choose the next token from the logits: temperature, top-k, top-p, min-p and penalties.
 
 Shapes: B batch, V vocabulary.
 """
@@ -16,30 +16,39 @@ from lit_llm.settings.ranges import SAMPLING, check_ranges
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn. The settings apply in the order they are listed in, as in transformers.
+    """Settings of the draw of the next token; they apply in the listed order, as in transformers.
 
     Raises:
-        UserError: a setting that is out of range.
+        UserError: a setting is out of range.
     """
 
     repetition_penalty: float = 1.0
-    """Makes tokens of the prompt and the answer so far less likely (above 1) or more (below): positive logits are
-    divided by it, negative ones multiplied (arXiv:1909.05858). 1 changes nothing."""
+    """Makes tokens of the prompt and the answer less likely (above 1) or more likely (below 1).
+
+    Positive logits are divided by it, negative logits multiplied (arXiv:1909.05858). 1 changes
+    nothing.
+    """
     temperature: float = 1.0
-    """Divides the logits; below 1e-5 the likeliest token is always taken."""
+    """Divides the logits. Below 1e-5 the most likely token is always taken."""
     top_k: int | None = None
-    """Keeps the k likeliest tokens."""
+    """Keeps the k most likely tokens."""
     top_p: float | None = None
-    """Keeps the smallest set of likeliest tokens whose probabilities reach p (nucleus, arXiv:1904.09751)."""
+    """Keeps the smallest set of most likely tokens whose probabilities reach p.
+
+    Also called nucleus sampling (arXiv:1904.09751).
+    """
     min_p: float | None = None
-    """Keeps tokens at least min_p times as likely as the likeliest (arXiv:2407.01082)."""
+    """Keeps tokens at least min_p times as likely as the most likely one (arXiv:2407.01082)."""
 
     def __post_init__(self) -> None:
         check_ranges(vars(self), SAMPLING)
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the likeliest token is taken: logits divided by less may be too large."""
+        """Whether the most likely token is always taken.
+
+        Logits divided by a smaller temperature could overflow.
+        """
         return self.temperature < 1e-5  # as in vLLM
 
 
@@ -47,13 +56,13 @@ GREEDY = Sampling(temperature=0.0)
 
 
 class Sampler:
-    """Draws one token after another for a batch, with a random stream of its own.
+    """Draws the next token for each row of a batch, with its own random stream.
 
     Args:
         sampling: the settings.
         seed: of the random stream.
-        prompts: what the answers follow: a repetition penalty counts their tokens.
-        vocab_size, device: of the logits to come.
+        prompts: the prompts of the rows; the repetition penalty counts their tokens.
+        vocab_size, device: of the logits.
     """
 
     def __init__(
@@ -84,21 +93,24 @@ class Sampler:
 
 
 def penalize(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
-    """Logits in float32, those of tokens in ``seen_BV`` (bool) moved by a repetition penalty."""
+    """Apply a repetition penalty to the logits of tokens in ``seen_BV`` (bool); returns float32."""
     logits_BV = logits_BV.float()
     moved_BV = torch.where(logits_BV < 0, logits_BV * penalty, logits_BV / penalty)
     return torch.where(seen_BV, moved_BV, logits_BV)
 
 
 def draw(logits_BV: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
-    """One token per row of ``logits_BV`` (B, V), penalties already in them: int64 (B,)."""
+    """Draw one token per row of ``logits_BV`` (B, V), penalties included: int64 (B,)."""
     if sampling.is_greedy:
         return logits_BV.argmax(-1)
     return torch.multinomial(probabilities(logits_BV, sampling), 1, generator=generator).squeeze(-1)
 
 
 def probabilities(logits_BV: Tensor, sampling: Sampling) -> Tensor:
-    """What `draw` draws from: float32 (B, V), rows that sum to 1. ``sampling.temperature`` must not be 0."""
+    """Return the probabilities that `draw` draws from: float32 (B, V), each row sums to 1.
+
+    ``sampling.temperature`` must not be 0.
+    """
     logits_BV = logits_BV.float() / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < logits_BV.shape[-1]:
         kth = logits_BV.topk(sampling.top_k, dim=-1).values[:, -1:]
@@ -106,7 +118,7 @@ def probabilities(logits_BV: Tensor, sampling: Sampling) -> Tensor:
     if sampling.top_p is not None and sampling.top_p < 1:
         sorted_logits, order = logits_BV.sort(dim=-1, descending=True)
         sorted_probabilities = sorted_logits.softmax(-1)
-        # A token goes when those before it already reach p: the first always stays.
+        # Drop a token if the tokens before it already reach p. The first token always stays.
         drop = (sorted_probabilities.cumsum(-1) - sorted_probabilities) >= sampling.top_p
         logits_BV = logits_BV.masked_fill(drop.scatter(-1, order, drop), -torch.inf)
     probabilities_BV = logits_BV.softmax(-1)

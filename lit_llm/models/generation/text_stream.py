@@ -1,4 +1,4 @@
-"""TextStream: the text of tokens as they come."""
+"""Turn a stream of tokens into a stream of text."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from lit_llm.models.tokenizer import Tokenizer
 
 
 class TextStream:
-    """Tokens in, text out as it can be shown: whole characters, and nothing of a stop string.
+    """Takes tokens and returns text that can be shown: whole characters, no part of a stop string.
 
-    A character can be spread over tokens, and so can a stop string: what may still become one is held back. The pieces
-    together are ``tokenizer.decode`` of all tokens, cut where the first completed stop string begins.
+    A character can be spread over several tokens, and a stop string too. Text that may still become
+    part of one is held back. The pieces together are ``tokenizer.decode`` of all tokens, cut where
+    the first completed stop string begins.
 
     Attributes:
-        stopped: a stop string has come; push no more.
+        stopped: whether a stop string has been completed; push no more tokens then.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
@@ -24,36 +25,40 @@ class TextStream:
         self.stopped = False
         self._tokenizer, self._stop = tokenizer, stop
         self._ids: list[int] = []
-        self._shown = (
-            0  # tokens of ``_ids`` whose text has been passed on: the context of those that follow
-        )
+        # Number of tokens at the start of ``_ids`` whose text has been returned already. They are
+        # the context in which the following tokens are decoded.
+        self._shown = 0
         self._held = ""
         self._in_bytes = False
 
     def push(self, token: int) -> str:
-        """The text that ``token`` makes showable; often a word, sometimes nothing."""
+        """Return the text that ``token`` completes; often a word, sometimes nothing."""
         self._ids.append(token)
-        if self._tokenizer.has_token(token):  # decoders skip other ids: they end no run of bytes
+        # Decoders skip ids without a token, so such an id does not end a run of bytes.
+        if self._tokenizer.has_token(token):
             self._in_bytes = token in self._tokenizer.byte_tokens
-        # One invalid byte makes U+FFFD of every byte in its run, those of whole characters too.
+        # One invalid byte turns every byte of its run into U+FFFD, bytes of whole characters too.
         return "" if self._in_bytes else self._advance(final=False)
 
     def flush(self) -> str:
-        """At the end: what was held back, U+FFFD for an unfinished character."""
+        """Return the text held back, at the end; U+FFFD for an unfinished character."""
         return "" if self.stopped else self._advance(final=True)
 
     def _advance(self, final: bool) -> str:
-        # Decoders treat the first token of a text specially, so new tokens are decoded behind those just shown.
+        # Decoders treat the first token of a text specially. New tokens are therefore decoded
+        # together with the tokens shown last.
         before = self._tokenizer.decode(self._ids[: self._shown])
         text = self._tokenizer.decode(self._ids)
         if text == before or (text.endswith("\ufffd") and not final):
-            new = ""  # tokens without text are no context: the next one would be decoded as a first
+            # Tokens without text cannot be the context: the next token would be decoded as a first.
+            new = ""
         else:
             new = text[len(before) :]
             self._ids = self._ids[self._shown :]
             self._shown = len(self._ids)
         self._held += new
-        # The string completed first counts, not the one that begins first, whatever pieces the tokens come in.
+        # The stop string that is completed first counts, not the one that begins first. The result
+        # is then the same for every division into tokens.
         ends = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
         if ends:
             self.stopped = True
@@ -66,7 +71,7 @@ class TextStream:
         return shown
 
     def _unfinished_stop(self) -> int:
-        """Length of the longest end of the held text that a stop string begins with."""
+        """Length of the longest end of the held text that is the start of a stop string."""
         longest = max((len(stop) - 1 for stop in self._stop), default=0)
         lengths = range(min(longest, len(self._held)), 0, -1)
         return next(

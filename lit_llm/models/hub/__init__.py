@@ -1,1 +1,4 @@
-"""Models and tokenizers on disk: Hugging Face directories, PEFT adapters, run folders; `gguf/` for GGUF files."""
+"""Models and tokenizers on disk: Hugging Face directories, PEFT adapters, run folders.
+
+`gguf/` holds the same for GGUF files.
+"""

@@ -1,8 +1,8 @@
-"""PEFT's adapter_config.json of LoRA: which modules of the base it changes, and by how much.
+"""PEFT's adapter_config.json for LoRA: which modules of the base it changes, and how.
 
-Every field of PEFT 0.21's ``LoraConfig`` is either read here, known to have no effect on what a
-trained adapter computes, or refused by name unless it is off. A field that PEFT 0.21 does not have
-is refused unless it is off.
+Every field of PEFT 0.21's ``LoraConfig`` is treated in one of three ways. It is read here; or it is
+known to have no effect on the result of a trained adapter; or it is refused by name unless it is
+off. A field that PEFT 0.21 does not have is refused unless it is off.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _READ = {
     "rank_pattern", "alpha_pattern", "modules_to_save", "ensure_weight_tying", "bias",
     "init_lora_weights",
 }  # fmt: skip
-# Facts about the file, how the base's weights are laid out, and settings of initialisations: the
-# tensors of a trained adapter mean the same whatever these say. `init_lora_weights` says whether
-# one of the initialisations was used.
+# Facts about the file, the layout of the base's weights, and settings of initialisations. The
+# tensors of a trained adapter mean the same for any value of these. `init_lora_weights` says
+# whether one of the initialisations was used.
 _WITHOUT_EFFECT = {
     "auto_mapping", "peft_version", "revision", "inference_mode", "runtime_config",
     "fan_in_fan_out", "megatron_core", "loftq_config", "eva_config", "corda_config",
     "lora_ga_config", "qalora_group_size",
 }  # fmt: skip
-# Initialisations that leave the base as it is. The others change the base's weights, and the
+# Initialisations that do not change the base. All others change the base's weights, and the
 # adapter's directory does not hold the changed base.
 _PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 _ALL_LINEAR = "all-linear"
@@ -37,18 +37,18 @@ _ALL_LINEAR = "all-linear"
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What an adapter_config.json says.
+    """The contents of an adapter_config.json.
 
     Attributes:
         base: name of the model that the adapter was trained on; may be empty.
-        rank, alpha: of modules that no pattern names.
-        targets: names of modules, or one regular expression, or None where the file does not say.
-        excluded: the same for modules that are left alone.
-        layers: numbers of the layers that are adapted; None: all.
+        rank, alpha: for modules that no pattern matches.
+        targets: names of modules, or one regular expression, or None if the file does not say.
+        excluded: the same for modules without an update.
+        layers: numbers of the adapted layers; None: all.
         layers_pattern: names of the list of layers; empty: any.
-        rank_patterns, alpha_patterns: values by regular expressions.
-        saved: ends of the names of modules that are trained whole.
-        keep_tied: a tied head follows an embedding that is adapted.
+        rank_patterns, alpha_patterns: regular expression -> value.
+        saved: ends of the names of modules that are trained as a whole.
+        keep_tied: whether a tied head follows an adapted embedding.
     """
 
     base: str
@@ -70,7 +70,8 @@ class AdapterConfig:
         """Read an adapter_config.json.
 
         Raises:
-            UserError: names the field that is not supported, or whose value is of the wrong kind.
+            UserError: a field is not supported or has a value of the wrong type; the message names
+                it.
         """
         content = read_json(file)
         _refuse_other_kinds(content, file)
@@ -116,13 +117,13 @@ class AdapterConfig:
 
     @property
     def takes_all_linear(self) -> bool:
-        """Whether every linear layer but the head is adapted, which PEFT has a word for."""
+        """Whether every linear layer except the head is adapted, PEFT's "all-linear"."""
         return isinstance(self.targets, str) and self.targets.lower() == _ALL_LINEAR
 
     def adapts(self, module: str) -> bool:
         """Whether the module of this name, a linear layer or an embedding, has an update.
 
-        As ``check_target_module_exists`` in peft/tuners/tuners_utils.py.
+        Follows ``check_target_module_exists`` in peft/tuners/tuners_utils.py.
         """
         if self.excluded and _named(module, self.excluded):
             return False
@@ -140,16 +141,18 @@ class AdapterConfig:
         return found is not None and int(found.groups()[-1]) in self.layers
 
     def saves(self, module: str) -> bool:
-        """Whether the module of this name is trained whole: see ``_set_trainable`` in
-        peft/utils/other.py."""
+        """Whether the module of this name is trained as a whole.
+
+        See ``_set_trainable`` in peft/utils/other.py.
+        """
         return any(module.endswith(name) for name in self.saved)
 
     def rank_of(self, module: str) -> int:
-        """The update's rank."""
+        """Return the rank of the module's update."""
         return _matching(self.rank_patterns, module, self.rank)
 
     def alpha_of(self, module: str) -> float:
-        """The update's alpha."""
+        """Return the alpha of the module's update."""
         return _matching(self.alpha_patterns, module, self.alpha)
 
 
@@ -160,7 +163,10 @@ def _named(module: str, names: str | list[str]) -> bool:
 
 
 def _matching(patterns: dict[str, Any], module: str, otherwise: Any) -> Any:
-    """The value of the first pattern that fits: ``get_pattern_key`` of peft/utils/other.py."""
+    """Return the value of the first pattern that matches.
+
+    Follows ``get_pattern_key`` of peft/utils/other.py.
+    """
     for pattern, value in patterns.items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value
@@ -168,7 +174,7 @@ def _matching(patterns: dict[str, Any], module: str, otherwise: Any) -> Any:
 
 
 def _refuse_other_kinds(content: dict[str, Any], file: Path) -> None:
-    """Refuse an adapter that computes something else than LoRA does."""
+    """Refuse an adapter whose computation differs from LoRA."""
     if content.get("peft_type") != "LORA":
         raise UserError(f"{file}: peft_type={content.get('peft_type')!r}: only LORA is supported")
     if content.get("task_type") not in (None, "CAUSAL_LM"):
@@ -194,7 +200,7 @@ def _short(value: Any) -> str:
 
 
 class _Fields:
-    """Values of checked types out of a JSON object; null is the default."""
+    """Values of checked types from a JSON object; null gives the default."""
 
     def __init__(self, content: dict[str, Any], file: Path):
         self._content, self._file = content, file

@@ -1,4 +1,4 @@
-"""The tensors of a PEFT directory, each brought to its place in a model."""
+"""Read the tensors of a PEFT directory and find the place of each in a model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lit_llm.models.lora import TARGETS, LoRAConfig, is_lora
 from lit_llm.models.transformer import Transformer
 
 _PREFIX = "base_model.model."
-# PEFT's files leave the adapter's name out ("default"); a state dict that was saved as it is has it.
+# PEFT's files leave out the adapter's name ("default"); a state dict saved directly contains it.
 _FACTOR = re.compile(
     r"(.+)\.(?:lora_([AB])(?:\.default)?\.weight|lora_embedding_([AB])(?:\.default)?)"
 )
@@ -32,13 +32,13 @@ class Adapter:
     """Updates read from a PEFT directory.
 
     Attributes:
-        config: how they were trained; ``rank`` and ``alpha`` are those of layers that no pattern
-            names.
-        updates: A (rank, in), B (out, rank), float32, and alpha, by the name of our layer.
-        weights: values that take the place of the base's, by our name: modules that were trained
-            whole, and the base's weight plus the update for modules that are no linear layers of a
-            block.
-        untied: whether head and embedding, tied in the base, are two matrices.
+        config: how the updates were trained; ``rank`` and ``alpha`` are those of layers that no
+            pattern matches.
+        updates: lit_llm's layer name -> A (rank, in), B (out, rank), both float32, and alpha.
+        weights: lit_llm's weight name -> value that replaces the base's. These are modules that
+            were trained as a whole, and, for modules that are not linear layers of a block, the
+            base's weight plus the update.
+        untied: whether head and embedding, tied in the base, become two matrices.
     """
 
     config: LoRAConfig
@@ -48,20 +48,20 @@ class Adapter:
 
 
 def read_adapter(model: Transformer, folder: str | Path) -> Adapter:
-    """The updates of a PEFT directory for ``model``, which computes with them what PEFT does.
+    """Read the updates of a PEFT directory for ``model``, with the same results as in PEFT.
 
-    An update of a layer that is several of ours becomes one of each: B's rows are shared out, A is
-    copied.
+    One layer of the family can be several layers of lit_llm. Each of these then gets an update: B's
+    rows are divided, A is copied.
 
     Raises:
-        UserError: no such adapter; one of another kind than LoRA; tensors that are missing, without
-            a place in the model or of another shape.
+        UserError: there is no such adapter, it is not LoRA, or tensors are missing, unknown to the
+            model or of another shape.
     """
     return _Reader(model, Path(folder).expanduser()).read()
 
 
 def layout_without_updates(model: Transformer) -> Layout:
-    """Of the model as its family keeps it, an own matrix for the head included."""
+    """Return the layout of the model in its family, with a separate matrix for the head."""
     shapes = {
         name: tensor.shape for name, tensor in model.state_dict().items() if not is_lora(name)
     }
@@ -70,7 +70,7 @@ def layout_without_updates(model: Transformer) -> Layout:
 
 
 def adaptable(model: Transformer, layout: Layout) -> Iterator[tuple[str, Slot, list[nn.Linear]]]:
-    """Name, slot and our layers of each of the family's linear layers that can have updates."""
+    """Yield the family's linear layers that can have updates: name, slot and lit_llm's layers."""
     for name, slot in layout.slots.items():
         modules = [ours.rpartition(".")[0] for ours in slot.ours]
         if name.endswith(".weight") and all(
@@ -82,7 +82,7 @@ def adaptable(model: Transformer, layout: Layout) -> Iterator[tuple[str, Slot, l
 
 
 class _Reader:
-    """One directory and the model that it is for."""
+    """Reads one directory for one model."""
 
     def __init__(self, model: Transformer, folder: Path):
         self.folder, self.layout = folder, layout_without_updates(model)
@@ -92,15 +92,15 @@ class _Reader:
         self.base = model.state_dict()
         self.tied = model.config.tie_embeddings
         self.linear = {module for module, _, _ in adaptable(model, self.layout)}
-        self.factors: dict[str, dict[str, Tensor]] = {}  # by their module: A and B
-        self.whole: dict[str, Tensor] = {}  # by their full name
+        self.factors: dict[str, dict[str, Tensor]] = {}  # family's module -> A and B
+        self.whole: dict[str, Tensor] = {}  # family's full tensor name -> tensor
         for name, tensor in _load(folder).items():
             self._sort(name, tensor)
 
     def _sort(self, name: str, tensor: Tensor) -> None:
-        spelled = name.replace("_orig_mod.", "")  # torch.compile's
-        inner = spelled.removeprefix(_PREFIX)
-        if inner == spelled:
+        uncompiled = name.replace("_orig_mod.", "")  # torch.compile adds this prefix
+        inner = uncompiled.removeprefix(_PREFIX)
+        if inner == uncompiled:
             raise UserError(f"{self.folder}: tensor {name}: PEFT's begin with {_PREFIX}")
         if found := _FACTOR.fullmatch(inner):
             module, linear, embedding = found.groups()
@@ -142,7 +142,7 @@ class _Reader:
         return slot
 
     def _check_places(self) -> None:
-        """Every tensor belongs to a module of the model."""
+        """Check that every tensor belongs to a module of the model."""
         names = [*(f"{module}.weight" for module in self.factors), *self.whole]
         if not names:
             raise UserError(f"{self.folder}: the adapter holds no tensors")
@@ -150,15 +150,17 @@ class _Reader:
             raise self._another_base(f"it has tensors for {_some(unknown)}", None)
 
     def _check_targets(self) -> None:
-        """What the config says is adapted or saved, that and nothing else has tensors."""
+        """Check that exactly the modules that the config adapts or saves have tensors."""
         config, file = self.config, "adapter_config.json"
-        tied = set(map(self._spelled, self._embedding_modules())) if config.keep_tied else set()
+        tied = (
+            set(map(self._adapter_name, self._embedding_modules())) if config.keep_tied else set()
+        )
         if odd := [m for m in self.factors if not config.adapts(m) and m not in tied]:
             raise UserError(
                 f"{self.folder}: it has updates of {_some(odd)}, which {file} does not adapt: see "
                 "target_modules, exclude_modules, layers_to_transform and modules_to_save"
             )
-        modules = {self._spelled(name.removesuffix(".weight")): name.removesuffix(".weight")
+        modules = {self._adapter_name(name.removesuffix(".weight")): name.removesuffix(".weight")
                    for name in self.layout.slots if name.endswith(".weight")}  # fmt: skip
         if config.targets is not None:
             embeddings = set() if config.takes_all_linear else self._embedding_modules()
@@ -183,9 +185,11 @@ class _Reader:
                     "(modules_to_save), and there is no tensor of it"
                 )
 
-    def _spelled(self, module: str) -> str:
-        """A module's name as the adapter has it: without the first part where it is an adapter of a
-        model without a head."""
+    def _adapter_name(self, module: str) -> str:
+        """Return a module's name as the adapter spells it.
+
+        An adapter of a model without a head leaves out the first part of the names.
+        """
         short = any(f"{name}.weight" not in self.layout.slots for name in self.factors)
         return module.partition(".")[2] if short and "." in module else module
 
@@ -194,10 +198,10 @@ class _Reader:
                 if slot.ours[0] in _EMBEDDINGS}  # fmt: skip
 
     def _touches_embeddings(self) -> bool:
-        """Whether head or embedding has an update or a copy of its own: in PEFT the other stays."""
+        """Whether head or embedding has an update or its own copy; in PEFT the other one stays."""
         return any(
             self.config.saves(module) or module in self.factors
-            for module in map(self._spelled, self._embedding_modules())
+            for module in map(self._adapter_name, self._embedding_modules())
         )
 
     def _our_targets(self) -> tuple[str, ...]:
@@ -217,34 +221,36 @@ class _Reader:
             missing = "lora_A" if a is None else "lora_B"
             raise UserError(f"{self.folder}: the adapter is not whole: {module} has no {missing}")
         rank, alpha = config.rank_of(module), config.alpha_of(module)
-        turned = embedding or self.layout.transposed(name)  # the family's weight is (in, out)
-        self._check_factors(module, name, a, b, rank, turned)
+        transposed = embedding or self.layout.transposed(name)  # the family's weight is (in, out)
+        self._check_factors(module, name, a, b, rank, transposed)
         a, b = a.float(), b.float()
         if name.removesuffix(".weight") in self.linear:
             for ours, part in zip(slot.ours, self.layout.split_rows(slot, b), strict=True):
                 adapter.updates[ours.removesuffix(".weight")] = a, part, alpha
             return
         update = adapter.config.scale(rank, alpha) * (b @ a)
-        self._put(adapter, name, update.T if turned else update, added=True)
+        self._put(adapter, name, update.T if transposed else update, added=True)
 
     def _check_factors(
-        self, module: str, slot: str, a: Tensor, b: Tensor, rank: int, turned: bool
+        self, module: str, slot: str, a: Tensor, b: Tensor, rank: int, transposed: bool
     ) -> None:
-        """A and B have the rank that the config says and the widths of the model's layer."""
+        """Check that A and B have the config's rank and the widths of the model's layer."""
         if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank:
             raise UserError(
                 f"{self.folder}: {module} has lora_A {tuple(a.shape)} and lora_B "
                 f"{tuple(b.shape)}; adapter_config.json says rank {rank} (r, rank_pattern)"
             )
         shape = self.layout.shape(slot)
-        out_features, in_features = reversed(shape) if turned else shape
+        out_features, in_features = reversed(shape) if transposed else shape
         if (b.shape[0], a.shape[1]) != (out_features, in_features):
             found = f"{module} has an update of a weight (out {b.shape[0]}, in {a.shape[1]})"
             raise self._another_base(found, f"(out {out_features}, in {in_features})")
 
     def _put(self, adapter: Adapter, slot: str, value: Tensor, added: bool = False) -> None:
-        """Put the family's tensor ``value`` into ``adapter.weights``; with ``added``, added to what
-        is there or in the base."""
+        """Put the family's tensor ``value`` into ``adapter.weights``.
+
+        With ``added`` it is added to the value already there or in the base.
+        """
         weights = adapter.weights
         for ours, member, part in self.layout.split(slot, value):
             if member is None:
@@ -257,12 +263,13 @@ class _Reader:
                 stack[member] = stack[member].float() + part if added else part
 
     def _keep_tied(self, adapter: Adapter) -> None:
-        """Keep one matrix for both: PEFT saves the head too where it saves a tied embedding."""
+        """Keep one matrix for head and embedding; PEFT also saves the head of a tied embedding."""
         head = adapter.weights.pop("head.weight", None)
         if head is None:
             return
         embedding = adapter.weights.setdefault("embed.weight", head)
-        # Allowing for the rounding of their updates, which are each other's transposed.
+        # The tolerance allows for the rounding of the two updates, which are transposes of each
+        # other.
         if not torch.allclose(head.float(), embedding.float(), atol=1e-4):
             raise UserError(
                 f"{self.folder}: it holds a head and an embedding that differ, for a model where "
@@ -276,7 +283,7 @@ class _Reader:
 
 
 def _load(folder: Path) -> dict[str, Tensor]:
-    """The tensors, from the file that PEFT takes."""
+    """Load the tensors from the file that PEFT would load."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -285,7 +292,7 @@ def _load(folder: Path) -> dict[str, Tensor]:
         if file.exists() or not pickled.exists():
             return load_file(file)
         file = pickled
-        # A pickle can run any code: weights_only takes tensors and nothing else.
+        # A pickle can run any code; with weights_only torch loads tensors and nothing else.
         return torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         said = " ".join(str(error).split())[:200]

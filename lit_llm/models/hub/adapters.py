@@ -1,6 +1,6 @@
-"""PEFT's adapter directories: written from a model, put onto a model, several kept side by side.
+"""PEFT adapter directories: write one from a model, load one onto a model, keep several.
 
-`adapter_config` reads adapter_config.json, `adapter_reader` finds the place of every tensor.
+`adapter_config` reads adapter_config.json; `adapter_reader` finds the place of every tensor.
 """
 
 from __future__ import annotations
@@ -32,21 +32,22 @@ def save_adapter(
     base: str = "",
     state_dict: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write the updates as PEFT does: adapter_config.json and adapter_model.safetensors.
+    """Write the updates in PEFT's format: adapter_config.json and adapter_model.safetensors.
 
-    Where the family keeps several of our layers as one, their updates become one of as many times
-    the rank: A holds theirs one above the other, B theirs along the diagonal. Updates that share
-    one A become one update of their rank.
+    If the family stores several of lit_llm's layers as one, their updates become one update whose
+    rank is the sum of their ranks. Its A holds their A matrices one above the other, its B holds
+    their B matrices along the diagonal. Updates that share one A become one update of the same
+    rank.
 
     Args:
         model: has been through ``apply_lora`` or ``load_adapter``.
-        folder: made if it is not there.
-        base: path or name of the base model, noted in the config.
-        state_dict: updates to write in place of the model's own, under the same names.
+        folder: created if necessary.
+        base: path or name of the base model, written to the config.
+        state_dict: updates to write instead of the model's own, under the same names.
 
     Raises:
-        UserError: the model has no updates, has replaced weights besides, or is of no Hugging Face
-            family.
+        UserError: the model has no updates, also has replaced weights, or belongs to no Hugging
+            Face family.
     """
     from lit_llm.models.hub.weight_file import save_tensors
 
@@ -63,7 +64,7 @@ def save_adapter(
         raise UserError("PEFT knows no model of this shape: an adapter cannot be written")
     state = model.state_dict() if state_dict is None else state_dict
     tensors: dict[str, Tensor] = {}
-    adapted: dict[str, tuple[int, float]] = {}  # rank and alpha of their modules
+    adapted: dict[str, tuple[int, float]] = {}  # family's module -> rank and alpha
     others = []
     for module, slot, ours in adaptable(model, layout):
         if not any(isinstance(linear, LoRALinear) for linear in ours):
@@ -85,7 +86,10 @@ def save_adapter(
 def _joined(
     linears: list[nn.Linear], names: list[str], state: dict[str, Tensor]
 ) -> tuple[Tensor, list[Tensor], float]:
-    """A, B's rows for each layer, and the scale, of one update that is all the layers' updates."""
+    """Join the updates of several layers into one.
+
+    Returns A, the rows of B for each layer, and the scale.
+    """
     updates = [
         (i, state[f"{names[i]}lora_a"], state[f"{names[i]}lora_b"], layer.scale)
         for i, layer in enumerate(linears)
@@ -95,6 +99,8 @@ def _joined(
     alike = all(torch.equal(a, first) and its == scale for _, a, _, its in updates)
     if alike and len(updates) == len(linears):
         return first.clone(), [b for _, _, b, _ in updates], scale
+    # Stack the A matrices; each B fills its own columns (a block diagonal). Differences in scale go
+    # into B.
     rank, at = sum(len(a) for _, a, _, _ in updates), 0
     a_joined = torch.zeros(rank, linears[0].in_features)
     b_joined = [torch.zeros(linear.out_features, rank) for linear in linears]
@@ -112,7 +118,10 @@ def _write_config(
     adapted: dict[str, tuple[int, float]],
     others: list[str],
 ) -> None:
-    """adapter_config.json: a name stands for all modules that end in it, a full name for one."""
+    """Write adapter_config.json.
+
+    A last name part stands for all modules that end in it, a full name for one module.
+    """
     kinds: dict[str, set[tuple[int, float]]] = defaultdict(set)
     for module, value in adapted.items():
         kinds[module.rpartition(".")[2]].add(value)
@@ -139,10 +148,11 @@ def _write_config(
 
 
 def load_adapter(model: Transformer, folder: str | Path) -> None:
-    """Put the updates of a PEFT directory beside the model's layers, in place, and freeze the model.
+    """Add the updates of a PEFT directory to the model's layers, in place, and freeze the model.
 
     Weights that the adapter replaces as a whole (PEFT's ``modules_to_save``, and updates of
-    embedding, head and experts) take the base's place. Raises as `read_adapter`.
+    embedding, head and experts) replace those of the base. Raises the same errors as
+    `read_adapter`.
     """
     adapter = read_adapter(model, folder)
     model.requires_grad_(False)
@@ -164,26 +174,32 @@ def _put(model: Transformer, adapter: Adapter) -> None:
 
 
 class Adapters:
-    """Several adapters of one model, at most one of them in use: a model serves many tasks from one set of weights."""
+    """Several adapters of one model, at most one of them in use.
+
+    One set of weights can thus serve many tasks.
+    """
 
     def __init__(self, model: Transformer):
         self.model = model
         self._known: dict[str, Adapter] = {}
         self._used: str | None = None
-        self._base: dict[str, Tensor] = {}  # what the adapter in use replaced
+        self._base: dict[str, Tensor] = {}  # base weights that the adapter in use has replaced
         self._tied = model.config.tie_embeddings
 
     def add(self, name: str, folder: str | Path) -> None:
-        """Read a PEFT directory as ``name``. Raises as `read_adapter`, of which the model must be the base."""
+        """Read a PEFT directory as ``name``.
+
+        The model must be the adapter's base. Raises the same errors as `read_adapter`.
+        """
         used = self._used
-        self.use(None)  # an update of a whole weight is added to the base's
+        self.use(None)  # an update of a whole weight is added to the base's weight
         try:
             self._known[name] = read_adapter(self.model, folder)
         finally:
             self.use(used)
 
     def use(self, name: str | None) -> None:
-        """Put ``name``'s updates in place of any other's; None leaves the base alone.
+        """Replace the updates in use by those of ``name``; None leaves the base model alone.
 
         Raises:
             UserError: no adapter of that name.
@@ -205,7 +221,7 @@ class Adapters:
                 layer.lora_b.requires_grad_(False)
 
     def _restore(self) -> None:
-        """The base's weights, without updates."""
+        """Restore the base's weights, without updates."""
         model = self.model
         unmerge_adapter(model)
         for layer in lora_layers(model):

@@ -1,8 +1,9 @@
-"""The chat templates of a tokenizer's folder, where transformers keeps them.
+"""Read and write the chat templates in a tokenizer's folder, where transformers keeps them.
 
-The one in use is called "default". Transformers 4 wrote all into tokenizer_config.json, as one text or a
-list of {"name", "template"}. Transformers 5 writes chat_template.jinja and additional_chat_templates/NAME.jinja.
-Both versions read both; files go before the settings.
+The template in use is called "default". Transformers 4 wrote all templates into
+tokenizer_config.json, as one text or a list of {"name", "template"}. Transformers 5 writes
+chat_template.jinja and additional_chat_templates/NAME.jinja. Both versions read both forms; files
+have priority over tokenizer_config.json.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ DEFAULT = "default"
 
 
 def read_chat_templates(settings_file: Path, setting: Any) -> dict[str, str]:
-    """Name -> Jinja source of every chat template beside ``settings_file``.
+    """Return name -> Jinja source of every chat template beside ``settings_file``.
 
     Args:
         settings_file: the folder's tokenizer_config.json.
         setting: its ``chat_template``.
 
     Raises:
-        UserError: a setting of another kind, or a file that is not UTF-8.
+        UserError: the setting has the wrong type, or a file is not UTF-8.
     """
     found = {}
     for name, file in _files(settings_file.parent).items():
@@ -48,8 +49,8 @@ def read_chat_templates(settings_file: Path, setting: Any) -> dict[str, str]:
 def write_chat_templates(
     folder: Path, default: str | None, named: dict[str, str]
 ) -> str | list[dict[str, str]] | None:
-    """``chat_template`` of the folder's tokenizer_config.json; files of older templates are removed."""
-    for file in _files(folder).values():  # they would be read in place of the setting
+    """Return ``chat_template`` for tokenizer_config.json; remove older template files."""
+    for file in _files(folder).values():  # files would have priority over the setting
         file.unlink()
     if not named:
         return default

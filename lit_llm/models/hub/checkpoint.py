@@ -1,4 +1,7 @@
-"""A model and its tokenizer from whatever a path names: directory, GGUF file, run folder or training checkpoint."""
+"""Load a model and its tokenizer from a path of any kind.
+
+The path is a Hugging Face directory, a GGUF file, a run folder or a training checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +27,16 @@ from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 
 _KINDS = "a Hugging Face directory, a .gguf file, a run folder or a .ckpt file"
-_PREFIX = "model."  # where our LightningModules keep the network
+_PREFIX = "model."  # attribute in which lit_llm's LightningModules keep the network
 SETTINGS = "lit_llm_settings"
-"""Key of a module's settings in a checkpoint whose hyperparameters are not all of them, see
-`SavedSettings`."""
+"""Key of a module's settings in a checkpoint, used if its hyperparameters are not complete.
+
+See `SavedSettings`.
+"""
 
 
 def settings_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The settings that the module in a training checkpoint was made with; empty where there are
-    none."""
+    """Return the settings that the module in a training checkpoint was built with; else empty."""
     settings = checkpoint.get(SETTINGS, checkpoint.get("hyper_parameters"))
     return settings if isinstance(settings, dict) else {}
 
@@ -40,16 +44,17 @@ def settings_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
 def open_model(
     path: str | Path, adapter: str | Path | None = None, device: str = "auto"
 ) -> tuple[Transformer, Tokenizer]:
-    """`load_model` onto a device to generate with: bfloat16 on CUDA where it is fast, else float32.
+    """Load a model onto a device for generation.
 
-    On a CPU the linear layers are packed (`pack_linears`): the model answers faster and cannot be trained.
+    The weights are bfloat16 on CUDA if that is fast there, else float32. On a CPU the linear layers
+    are packed (`pack_linears`): the model answers faster and cannot be trained.
 
     Args:
         path, adapter: as for `load_model`.
         device: "auto" (CUDA if there is one, else CPU) or a torch device such as "cuda:1".
 
     Raises:
-        UserError: as `load_model`, and for a device that is not there.
+        UserError: as `load_model`, and if the device is not available.
     """
     place = choose_device(device)
     dtype = torch.bfloat16 if place.type == "cuda" and has_fast_bf16(place) else torch.float32
@@ -60,16 +65,16 @@ def open_model(
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that ``name`` means. Raises UserError if it is unknown or not there."""
+    """Return the device called ``name``.
+
+    Raises:
+        UserError: the device is unknown or not available.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=name)
-    except (
-        RuntimeError,
-        AssertionError,
-        NotImplementedError,
-    ) as error:  # torch raises any of these
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         said = str(error).strip().splitlines()[0]
         raise UserError(
             f"--device {name}: not available here ({said}); auto takes what is"
@@ -80,17 +85,18 @@ def choose_device(name: str) -> torch.device:
 def load_model(
     path: str | Path, adapter: str | Path | None = None, dtype: torch.dtype | None = None
 ) -> tuple[Transformer, Tokenizer]:
-    """Model in evaluation mode, on CPU, and its tokenizer.
+    """Return the model, in evaluation mode on the CPU, and its tokenizer.
 
     Args:
-        path: a Hugging Face directory; a .gguf file; a run folder, whose ``final/`` is taken; or a training
-            checkpoint (.ckpt, a file or a folder of parts). See also `locate`.
+        path: a Hugging Face directory; a .gguf file; a run folder, whose ``final/`` is taken; or a
+            training checkpoint (.ckpt, a file or a folder of parts). See also `locate`.
         adapter: a PEFT directory whose updates are folded into the weights. If it has a tokenizer,
             that one is taken.
-        dtype: of the weights. None: the file's (float32 for GGUF).
+        dtype: of the weights. None: the file's dtype (float32 for GGUF).
 
     Raises:
-        UserError: there is no such checkpoint, or it is broken, of an unknown kind or without a tokenizer.
+        UserError: there is no such checkpoint, or it is broken, of an unknown kind or without a
+            tokenizer.
     """
     limit_threads()
     found = locate(path)
@@ -120,10 +126,11 @@ def load_model(
 
 
 def _tokenizer_of_adapter(folder: Path, base: Tokenizer, vocab_size: int) -> Tokenizer:
-    """The adapter's own tokenizer if it has one that fits: its chat template is the trained one.
+    """Return the adapter's own tokenizer if it fits; it holds the chat template of the training.
 
-    An adapter's folder has no generation_config.json of its own as a rule, so the base's fields hold
-    unless the adapter's replace them, and every token that ends the base's texts ends these too.
+    An adapter's folder usually has no generation_config.json. The base's fields are therefore kept
+    unless the adapter's replace them, and every token that ends the base's texts ends the adapter's
+    texts too.
     """
     if not (folder / "tokenizer.json").is_file():
         return base
@@ -141,7 +148,7 @@ def _tokenizer_of_adapter(folder: Path, base: Tokenizer, vocab_size: int) -> Tok
 
 
 def model_folder(folder: Path) -> Path:
-    """``folder`` itself if it holds a model, or the final model of a run."""
+    """Return ``folder`` itself if it holds a model, else the final model of the run."""
     if (folder / "config.json").is_file():
         return folder
     if (folder / "final" / "config.json").is_file():
@@ -158,12 +165,13 @@ def model_folder(folder: Path) -> Path:
 
 
 def open_training_checkpoint(path: Path) -> dict[str, Any]:
-    """What a .ckpt holds, its tensors mapped: those that nobody reads, the optimizer's say, cost nothing.
+    """Return the contents of a .ckpt with its tensors mapped.
 
-    Of a checkpoint in parts they are `Stored`.
+    Tensors that nobody reads, such as the optimizer's, cost nothing. In a checkpoint in parts the
+    tensors are `Stored`.
 
     Raises:
-        UserError: it is broken, or not of this package.
+        UserError: it is broken, or not written by this package.
     """
     if path.is_dir():
         checkpoint = open_parts(path)
@@ -199,9 +207,8 @@ def _load_training_checkpoint(
     settings = settings_of(checkpoint)
     tokenizer = tokenizer_of_run(file)
     weights = {
-        name.removeprefix(_PREFIX): tensor[...].to(
-            dtype or tensor.dtype, copy=True
-        )  # a copy: the file is mapped
+        # A copy, because the file is only mapped.
+        name.removeprefix(_PREFIX): tensor[...].to(dtype or tensor.dtype, copy=True)
         for name, tensor in checkpoint["state_dict"].items()
         if name.startswith(_PREFIX)
     }
@@ -219,7 +226,7 @@ def _adapted(
     updates: dict[str, torch.Tensor],
     dtype: torch.dtype | None,
 ) -> Transformer:
-    """A checkpoint of LoRA training holds the updates alone: they are folded into their base."""
+    """Load the base model of LoRA training and fold the checkpoint's updates into it."""
     model = Transformer.from_pretrained(base, dtype)
     apply_lora(model, LoRAConfig(**lora))
     unfit = model.load_state_dict(updates, strict=False)
@@ -243,12 +250,12 @@ def _build(
 
 
 def tokenizer_of_run(file: Path) -> Tokenizer:
-    """The tokenizer of the run that wrote ``file``, which has none inside."""
+    """Return the tokenizer of the run that wrote ``file``; the checkpoint itself holds none."""
     run = file.parent.parent if file.parent.name == "checkpoints" else file.parent
     for place in (run / "tokenizer", run / "final"):
         if (place / "tokenizer.json").is_file():
             return Tokenizer.from_pretrained(place)
     raise UserError(
-        f"{file}: no tokenizer of this run is found; copy its tokenizer.json and tokenizer_config.json into "
-        f"{run / 'tokenizer'}"
+        f"{file}: no tokenizer of this run is found; copy its tokenizer.json and "
+        f"tokenizer_config.json into {run / 'tokenizer'}"
     )

@@ -1,4 +1,7 @@
-"""config.json of a Hugging Face directory and our config, both ways, by the table in `families`."""
+"""Convert config.json of a Hugging Face directory to TransformerConfig and back.
+
+The conversion follows the table in `families`.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,10 @@ from lit_llm.models.hub.families import ACTIVATIONS, COMMON_FIELDS, FAMILIES, Fa
 
 
 def family_of(config: TransformerConfig) -> str | None:
-    """The Hugging Face ``model_type`` that expresses ``config`` exactly, or None.
+    """Return the Hugging Face ``model_type`` that expresses ``config`` exactly, or None.
 
-    That is one whose config.json, read again, gives ``config``; its own ``family`` goes first.
+    A type expresses ``config`` if its config.json, read back, gives ``config`` again. The config's
+    own ``family`` is tried first.
     """
     names = list(FAMILIES) if config.family is None else [config.family, *FAMILIES]
     return next((name for name in names if name in FAMILIES and _expresses(name, config)), None)
@@ -23,19 +27,20 @@ def family_of(config: TransformerConfig) -> str | None:
 
 def _expresses(name: str, config: TransformerConfig) -> bool:
     try:
-        again = config_from_hf(_config_as(name, config), name)
+        reread = config_from_hf(_config_as(name, config), name)
     except UserError:
         return False
-    # What training alone reads is not the file's business: a family without a key for it must not be refused.
+    # Fields that only training uses are not part of the file. A family without keys for them must
+    # not be refused.
     same: dict[str, Any] = {"family": None, "router_aux_loss": 0.0, "router_z_loss": 0.0}
-    return dataclasses.replace(again, **same) == dataclasses.replace(config, **same)
+    return dataclasses.replace(reread, **same) == dataclasses.replace(config, **same)
 
 
 def config_from_hf(hf: dict[str, Any], origin: str) -> TransformerConfig:
-    """Our config from the contents of a config.json; ``origin`` is named in errors.
+    """Build a TransformerConfig from the contents of a config.json; errors name ``origin``.
 
     Raises:
-        UserError: a model_type, a RoPE scaling, an activation or a setting that we do not compute.
+        UserError: a model_type, RoPE scaling, activation or setting is not supported.
     """
     model_type = hf.get("model_type")
     if model_type == "lit_llm":
@@ -52,7 +57,7 @@ def config_from_hf(hf: dict[str, Any], origin: str) -> TransformerConfig:
     family = FAMILIES[model_type]
     hf = {**family.defaults, **hf}
     layers = hf[family.fields.get("num_layers") or "num_hidden_layers"]
-    # Before anything is made for each of them.
+    # Check the number before any list with one entry per layer is built.
     if type(layers) is not int or layers not in RANGES["num_layers"]:
         raise UserError(f"{origin}: {layers!r} layers: not a number of layers")
     for key, wanted in {**family.needs, "quantization_config": None}.items():
@@ -77,7 +82,10 @@ def config_from_hf(hf: dict[str, Any], origin: str) -> TransformerConfig:
 
 
 def _mlp_kind(activation: Any, usual: str, origin: str) -> str:
-    """Our name of an MLP with ``activation`` that is gated, or not, as the family's ``usual`` one is."""
+    """Return lit_llm's MLP kind for ``activation``.
+
+    The kind is gated if the family's ``usual`` kind is gated.
+    """
     for kind in [usual, *ACTIVATIONS]:
         if kind.endswith("glu") == usual.endswith("glu") and activation in ACTIVATIONS[kind]:
             return kind
@@ -85,7 +93,7 @@ def _mlp_kind(activation: Any, usual: str, origin: str) -> str:
 
 
 def _read_rope(hf: dict[str, Any], family: Family, origin: str) -> dict[str, Any]:
-    """rope_parameters (transformers 5), or rope_theta and rope_scaling (before)."""
+    """Read rope_parameters (transformers 5), or rope_theta and rope_scaling (before)."""
     if family.rope_keys is None:
         return {}
     theta_key, _ = family.rope_keys
@@ -99,30 +107,29 @@ def _read_rope(hf: dict[str, Any], family: Family, origin: str) -> dict[str, Any
     if (local.get("rope_type") or local.get("type") or "default") != "default":
         raise UserError("RoPE scaling in windowed layers is not supported")
     kinds = scaling.pop("rope_type", None), scaling.pop("type", None)
-    said = kinds[0] or kinds[1]
-    kind = said or "default"
+    stated_kind = kinds[0] or kinds[1]
+    kind = stated_kind or "default"
     values = {
         "rope_theta": scaling.pop("rope_theta", None) or hf.get(theta_key, 10000.0),
         "rotary_fraction": _read_fraction(hf, scaling, local, family),
         "local_rope_theta": local.get("rope_theta") or hf.get("rope_local_base_freq"),
     }
     scaling = {key: value for key, value in scaling.items() if value is not None}
-    # A stated "default" has no settings, and transformers reads none. A scaling without a type is
-    # refused: its author meant one.
-    if said == "default" or not (said or scaling):
+    # The type "default" has no settings, and transformers reads none. A scaling without a type is
+    # refused, because its author meant some scaling.
+    if stated_kind == "default" or not (stated_kind or scaling):
         return values
     if kind in ("llama3", "yarn"):
-        # Where transformers looks, in its order.
+        # The places where transformers looks, in its order.
         trained = hf.get("original_max_position_embeddings") or scaling.get(
             "original_max_position_embeddings"
         )
         scaling["original_max_position_embeddings"] = trained or hf["max_position_embeddings"]
     else:
-        scaling.pop(
-            "original_max_position_embeddings", None
-        )  # transformers does not read it for these either
+        # transformers does not read this key for the other types either.
+        scaling.pop("original_max_position_embeddings", None)
     if kind == "yarn":
-        # Keys of older files that change nothing: transformers reads neither.
+        # Keys of older files without effect: transformers reads neither.
         scaling.pop("finetuned", None)
         if scaling.get("attn_factor") == 1:
             del scaling["attn_factor"]
@@ -136,11 +143,11 @@ def _read_rope(hf: dict[str, Any], family: Family, origin: str) -> dict[str, Any
 def _read_fraction(
     hf: dict[str, Any], scaling: dict[str, Any], local: dict[str, Any], family: Family
 ) -> Any:
-    """The turned fraction of a head, taken out of ``scaling``; 1 where the file says nothing.
+    """Return the rotated fraction of a head and remove it from ``scaling``; 1 by default.
 
     Raises:
-        UserError: a fraction other than 1 in a family whose code in transformers does not read it.
-            Other engines read it there, so that the file means two models.
+        UserError: a fraction other than 1 in a family whose code in transformers does not read the
+            key. Other engines read it there, so the file would mean two different models.
     """
     assert family.rope_keys is not None
     given = scaling.pop("partial_rotary_factor", None), hf.get(family.rope_keys[1])
@@ -157,20 +164,18 @@ def _read_fraction(
 
 
 def config_to_hf(config: TransformerConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """The contents of a config.json for ``config``."""
+    """Return the contents of a config.json for ``config``."""
     name = family_of(config)
     dtype_name = str(dtype).removeprefix("torch.")
-    dtypes = {
-        "dtype": dtype_name,
-        "torch_dtype": dtype_name,
-    }  # the latter is what transformers 4 and vLLM read
+    # transformers 4 and vLLM read torch_dtype.
+    dtypes = {"dtype": dtype_name, "torch_dtype": dtype_name}
     if name is None:
         return {"model_type": "lit_llm", **dtypes, "transformer": config.to_dict()}
     return _config_as(name, config) | dtypes
 
 
 def _config_as(name: str, config: TransformerConfig) -> dict[str, Any]:
-    """config.json of ``config`` as one of family ``name``, whether or not that says it all."""
+    """Return config.json of ``config`` as family ``name``, even if that loses some fields."""
     family = FAMILIES[name]
     fields = COMMON_FIELDS | family.fields
     hf = {theirs: getattr(config, ours) for ours, theirs in fields.items() if theirs is not None}
@@ -186,7 +191,7 @@ def _config_as(name: str, config: TransformerConfig) -> dict[str, Any]:
 
 
 def _write_rope(config: TransformerConfig, family: Family) -> dict[str, Any]:
-    """In both of the forms that `_read_rope` reads: other programs know one or the other."""
+    """Write RoPE in both forms that `_read_rope` reads; other programs know only one of them."""
     assert family.rope_keys is not None
     theta_key, fraction_key = family.rope_keys
     parameters = {
@@ -199,7 +204,8 @@ def _write_rope(config: TransformerConfig, family: Family) -> dict[str, Any]:
         "rope_scaling": config.rope_scaling,
         "rope_parameters": parameters,
     }
-    # Other families' code would not read the key; `family_of` finds that the fraction is lost.
+    # The code of other families would not read the key; `family_of` notices that the fraction is
+    # lost.
     if family.partial_rotary and (config.rotary_fraction != 1.0 or fraction_key in family.defaults):
         hf[fraction_key] = parameters["partial_rotary_factor"] = config.rotary_fraction
     if "rope_local_base_freq" in family.defaults:

@@ -1,6 +1,7 @@
-"""The families of Hugging Face models, as data: how each one's config.json and tensor names map to ours.
+"""The supported Hugging Face model families, as data.
 
-A new dense family is a row of `FAMILIES`; forward code changes only where a model computes something new.
+Each row of `FAMILIES` maps one family's config.json keys and tensor names to those of lit_llm. A
+new dense family is a new row. Forward code changes only if a model computes something new.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from lit_llm.models.config import TransformerConfig
 
 Values = dict[str, Any]
 
-# our field -> their key, for what most families call the same
+# lit_llm's field -> key in config.json, for the fields that most families name alike
 COMMON_FIELDS: dict[str, str | None] = {
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
@@ -29,7 +30,8 @@ COMMON_FIELDS: dict[str, str | None] = {
     "eos_token_id": "eos_token_id",
     "pad_token_id": "pad_token_id",
 }
-# our tensor, or the module it is in -> theirs; {i} is the layer, {n} counts tensors that are one stack of ours
+# lit_llm's tensor, or its module -> Hugging Face's name; {i} is the layer, {n} counts the tensors
+# that form one stacked tensor of lit_llm
 COMMON_TENSORS = {
     "embed": "model.embed_tokens",
     "norm": "model.norm",
@@ -39,7 +41,7 @@ COMMON_TENSORS = {
     "layers.{i}.attention": "model.layers.{i}.self_attn",
     "layers.{i}.mlp": "model.layers.{i}.mlp",
 }
-# our mlp -> the name of the activation in config.json; the first is written, any is read
+# lit_llm's MLP kind -> activation names in config.json; the first is written, all are read
 ACTIVATIONS = {
     "swiglu": ("silu", "swish"),
     "geglu": ("gelu_pytorch_tanh", "gelu_new"),
@@ -51,42 +53,51 @@ ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class Family:
-    """How one Hugging Face ``model_type`` maps to ours."""
+    """How one Hugging Face ``model_type`` maps to lit_llm.
+
+    "Field" is a field of `TransformerConfig`, "key" a key of config.json.
+    """
 
     architecture: str
     """Class name in config.json."""
     defaults: Values
-    """What transformers takes for their keys that a config.json leaves out."""
+    """Values that transformers uses for keys missing in a config.json."""
     traits: Values = field(default_factory=dict)
-    """Fields of ours that the family fixes, where they differ from Llama's."""
+    """Fields that the family fixes, where they differ from Llama's."""
     fields: dict[str, str | None] = field(default_factory=dict)
-    """Fields of ours -> their keys, beyond the common ones; None where it has no such key."""
+    """Field -> key, in addition to the common ones; None if the family has no such key."""
     needs: Values = field(default_factory=dict)
-    """Their keys that we can only take at one value."""
+    """Keys that are supported with one value only."""
     activation_key: str = "hidden_act"
-    """Their key of the activation."""
+    """Key of the activation."""
     rope_keys: tuple[str, str] | None = ("rope_theta", "partial_rotary_factor")
-    """Their keys of base and turned fraction outside of rope_parameters; None: no RoPE."""
+    """Keys of the base and the rotated fraction outside of rope_parameters; None: no RoPE."""
     partial_rotary: bool = False
-    """transformers' code of the model reads the turned fraction; other models turn whole heads."""
+    """Whether transformers' code of this model reads the rotated fraction.
+
+    Other models rotate whole heads.
+    """
     tensors: dict[str, str] = field(default_factory=dict)
-    """Names that differ from the common ones."""
+    """Tensor names that differ from the common ones."""
     fused: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Modules of theirs whose rows are those of several of ours."""
+    """Hugging Face module -> lit_llm's modules whose rows it holds."""
     fused_by_head: bool = False
-    """Rows of fused q, k and v alternate head by head."""
+    """Whether the rows of a fused q, k and v alternate head by head."""
     transposed: tuple[str, ...] = ()
-    """Modules of theirs with weights (in, out), by the end of their names."""
+    """Ends of names of Hugging Face modules whose weights are (in, out)."""
     rope_layout: Literal["halves", "reversed", "pairs"] = "halves"
-    """Channel pairs are (i, i + D/2); the same turned by -theta; or (2i, 2i + 1)."""
+    """Which channels form a pair.
+
+    "halves": (i, i + D/2); "reversed": the same, rotated by -theta; "pairs": (2i, 2i + 1).
+    """
     read: Callable[[Values], Values] = lambda hf: {}
-    """Fields of ours computed from a config.json with its defaults, where a plain key will not do."""
+    """Computes fields from a config.json with its defaults, where a plain key is not enough."""
     write: Callable[[TransformerConfig], Values] = lambda config: {}
     """The inverse of ``read``."""
 
 
 def _both_biases(hf: Values) -> Values:
-    """Families whose one flag means q, k, v and output biases alike."""
+    """Read the one flag that stands for the biases of q, k, v and the output."""
     bias = bool(hf.get("attention_bias", False))
     return {"attention_bias": bias, "attention_output_bias": bias}
 
@@ -103,10 +114,10 @@ def _layer_types(config: TransformerConfig) -> list[str]:
 
 
 def _windowed(types: list[str], layers: int) -> list[int]:
-    """The layers with a window.
+    """Return the layers with a window.
 
     Raises:
-        UserError: a kind of layer that we do not compute, or not one kind for each of ``layers``.
+        UserError: a kind of layer is not supported, or the number of kinds is not ``layers``.
     """
     if len(types) != layers:
         raise UserError(f"layer_types: {len(types)} of {layers} layers")
@@ -117,7 +128,7 @@ def _windowed(types: list[str], layers: int) -> list[int]:
 
 
 def _read_mistral(hf: Values) -> Values:
-    """transformers loads a file with layer_types as Ministral: the window holds in layers named."""
+    """Read the windowed layers from layer_types; a file with this key loads as Ministral."""
     types = hf.get("layer_types")
     return {} if types is None else {"sliding_layers": _windowed(types, hf["num_hidden_layers"])}
 
@@ -127,7 +138,10 @@ def _write_mistral(config: TransformerConfig) -> Values:
 
 
 def _read_switched_window(hf: Values) -> Values:
-    """Qwen's window is off unless use_sliding_window; it then holds from layer max_window_layers on."""
+    """Read Qwen's window.
+
+    It is off unless use_sliding_window is set, and holds from layer max_window_layers on.
+    """
     types, count = hf.get("layer_types"), hf["num_hidden_layers"]
     layers = (
         list(range(hf.get("max_window_layers", 0), count))
@@ -148,13 +162,16 @@ def _write_switched_window(config: TransformerConfig) -> Values:
 
 
 def _read_qwen3_moe(hf: Values) -> Values:
-    """Experts in every decoder_sparse_step-th layer but those named; the window, where it is on, in all layers."""
+    """Read Qwen3-MoE's layers and window.
+
+    Every decoder_sparse_step-th layer has experts, except the layers in mlp_only_layers. The
+    window, if on, holds in all layers.
+    """
     step, named = hf["decoder_sparse_step"], hf.get("mlp_only_layers") or []
     dense = [i for i in range(hf["num_hidden_layers"]) if i in named or (i + 1) % step]
     window = hf["sliding_window"] if hf["use_sliding_window"] else None
-    experts = hf.get(
-        "num_local_experts", hf["num_experts"]
-    )  # what transformers 5 writes, what files on the hub have
+    # transformers 5 writes num_local_experts; files on the hub have num_experts.
+    experts = hf.get("num_local_experts", hf["num_experts"])
     return _both_biases(hf) | {
         "num_experts": experts,
         "sliding_window": window,
@@ -172,7 +189,7 @@ def _write_qwen3_moe(config: TransformerConfig) -> Values:
 
 
 def _read_gemma(every: int) -> Callable[[Values], Values]:
-    """Gemma: every so many layers one sees all; scores are scaled by a width of its own."""
+    """Read Gemma's fields: every ``every``-th layer has no window; scores have their own scale."""
 
     def read(hf: Values) -> Values:
         types, window = hf.get("layer_types"), hf.get("sliding_window")
@@ -199,13 +216,13 @@ def _write_gemma(config: TransformerConfig) -> Values:
     return _write_bias(config) | {
         "query_pre_attn_scalar": round(scalar) if abs(scalar - round(scalar)) < 1e-6 else scalar,
         "layer_types": _layer_types(config),
-        "sliding_window": config.sliding_window
-        or config.max_seq_len,  # transformers wants one even where none is used
+        # transformers requires a window even if no layer uses it.
+        "sliding_window": config.sliding_window or config.max_seq_len,
     }
 
 
 def _read_smollm3(hf: Values) -> Values:
-    """no_rope_layers holds 1 where a layer does turn."""
+    """Read SmolLM3's layers without RoPE; no_rope_layers holds 1 for a layer with RoPE."""
     turned, every = hf.get("no_rope_layers"), hf["no_rope_layer_interval"]
     if turned is None:
         turned = [int((i + 1) % every != 0) for i in range(hf["num_hidden_layers"])]
@@ -264,49 +281,58 @@ _GEMMA_NORMS = {
 FAMILIES: dict[str, Family] = {
     "llama": Family(
         "LlamaForCausalLM",
-        {"vocab_size": 32000, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
-         "intermediate_size": 11008, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "bos_token_id": 1,
-         "eos_token_id": 2, "tie_word_embeddings": False},
+        {"vocab_size": 32000, "hidden_size": 4096, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "intermediate_size": 11008, "max_position_embeddings": 2048,
+         "rms_norm_eps": 1e-6, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False},
         fields={"head_dim": "head_dim", "mlp_bias": "mlp_bias"},
         read=_both_biases,
         write=_write_bias,
     ),
     "mistral": Family(
         "MistralForCausalLM",
-        {"vocab_size": 32000, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
-         "num_key_value_heads": 8, "intermediate_size": 14336, "max_position_embeddings": 131072, "rms_norm_eps": 1e-6,
-         "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False, "sliding_window": 4096},
+        {"vocab_size": 32000, "hidden_size": 4096, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336,
+         "max_position_embeddings": 131072, "rms_norm_eps": 1e-6, "bos_token_id": 1,
+         "eos_token_id": 2, "tie_word_embeddings": False, "sliding_window": 4096},
         fields={"head_dim": "head_dim", "sliding_window": "sliding_window"},
         read=_read_mistral,
         write=_write_mistral,
     ),
     "mixtral": Family(
         "MixtralForCausalLM",
-        {"vocab_size": 32000, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
-         "num_key_value_heads": 8, "intermediate_size": 14336, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5,
-         "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False, "sliding_window": None,
-         "num_local_experts": 8, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.001, "rope_theta": 1e6},
-        fields={"head_dim": "head_dim", "sliding_window": "sliding_window", "num_experts": "num_local_experts",
-                "experts_per_token": "num_experts_per_tok", "router_aux_loss": "router_aux_loss_coef"},
+        {"vocab_size": 32000, "hidden_size": 4096, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336,
+         "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "bos_token_id": 1,
+         "eos_token_id": 2, "tie_word_embeddings": False, "sliding_window": None,
+         "num_local_experts": 8, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.001,
+         "rope_theta": 1e6},
+        fields={"head_dim": "head_dim", "sliding_window": "sliding_window",
+                "num_experts": "num_local_experts", "experts_per_token": "num_experts_per_tok",
+                "router_aux_loss": "router_aux_loss_coef"},
         tensors={"layers.{i}.mlp.router": "model.layers.{i}.block_sparse_moe.gate",
-                 "layers.{i}.mlp.experts.gate_proj": "model.layers.{i}.block_sparse_moe.experts.{n}.w1.weight",
-                 "layers.{i}.mlp.experts.up_proj": "model.layers.{i}.block_sparse_moe.experts.{n}.w3.weight",
-                 "layers.{i}.mlp.experts.down_proj": "model.layers.{i}.block_sparse_moe.experts.{n}.w2.weight"},
+                 "layers.{i}.mlp.experts.gate_proj":
+                     "model.layers.{i}.block_sparse_moe.experts.{n}.w1.weight",
+                 "layers.{i}.mlp.experts.up_proj":
+                     "model.layers.{i}.block_sparse_moe.experts.{n}.w3.weight",
+                 "layers.{i}.mlp.experts.down_proj":
+                     "model.layers.{i}.block_sparse_moe.experts.{n}.w2.weight"},
     ),
     "qwen2": Family(
         "Qwen2ForCausalLM",
-        {"vocab_size": 151936, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
-         "num_key_value_heads": 32, "intermediate_size": 22016, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6,
-         "tie_word_embeddings": False, "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28},
+        {"vocab_size": 151936, "hidden_size": 4096, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "num_key_value_heads": 32, "intermediate_size": 22016,
+         "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
+         "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28},
         {"attention_bias": True},
         read=_read_switched_window,
         write=_write_switched_window,
     ),
     "qwen3": Family(
         "Qwen3ForCausalLM",
-        {"vocab_size": 151936, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
-         "num_key_value_heads": 32, "head_dim": 128, "intermediate_size": 22016, "max_position_embeddings": 32768,
-         "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "use_sliding_window": False, "sliding_window": 4096,
+        {"vocab_size": 151936, "hidden_size": 4096, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 128,
+         "intermediate_size": 22016, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6,
+         "tie_word_embeddings": False, "use_sliding_window": False, "sliding_window": 4096,
          "max_window_layers": 28},
         {"qk_norm": "before_rope"},
         {"head_dim": "head_dim"},
@@ -315,27 +341,32 @@ FAMILIES: dict[str, Family] = {
     ),
     "qwen3_moe": Family(
         "Qwen3MoeForCausalLM",
-        {"vocab_size": 151936, "hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 32,
-         "num_key_value_heads": 4, "intermediate_size": 6144, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6,
-         "tie_word_embeddings": False, "use_sliding_window": False, "sliding_window": 4096, "num_experts": 128,
-         "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": False, "decoder_sparse_step": 1,
-         "router_aux_loss_coef": 0.001},
+        {"vocab_size": 151936, "hidden_size": 2048, "num_hidden_layers": 24,
+         "num_attention_heads": 32, "num_key_value_heads": 4, "intermediate_size": 6144,
+         "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
+         "use_sliding_window": False, "sliding_window": 4096, "num_experts": 128,
+         "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": False,
+         "decoder_sparse_step": 1, "router_aux_loss_coef": 0.001},
         {"qk_norm": "before_rope"},
-        {"head_dim": "head_dim", "num_experts": "num_experts", "experts_per_token": "num_experts_per_tok",
-         "expert_size": "moe_intermediate_size", "normalize_expert_weights": "norm_topk_prob",
-         "router_aux_loss": "router_aux_loss_coef"},
+        {"head_dim": "head_dim", "num_experts": "num_experts",
+         "experts_per_token": "num_experts_per_tok", "expert_size": "moe_intermediate_size",
+         "normalize_expert_weights": "norm_topk_prob", "router_aux_loss": "router_aux_loss_coef"},
         tensors={"layers.{i}.mlp.router": "model.layers.{i}.mlp.gate",
-                 "layers.{i}.mlp.experts.gate_proj": "model.layers.{i}.mlp.experts.{n}.gate_proj.weight",
-                 "layers.{i}.mlp.experts.up_proj": "model.layers.{i}.mlp.experts.{n}.up_proj.weight",
-                 "layers.{i}.mlp.experts.down_proj": "model.layers.{i}.mlp.experts.{n}.down_proj.weight"},
+                 "layers.{i}.mlp.experts.gate_proj":
+                     "model.layers.{i}.mlp.experts.{n}.gate_proj.weight",
+                 "layers.{i}.mlp.experts.up_proj":
+                     "model.layers.{i}.mlp.experts.{n}.up_proj.weight",
+                 "layers.{i}.mlp.experts.down_proj":
+                     "model.layers.{i}.mlp.experts.{n}.down_proj.weight"},
         read=_read_qwen3_moe,
         write=_write_qwen3_moe,
     ),
     "gemma2": Family(
         "Gemma2ForCausalLM",
-        {"vocab_size": 256000, "hidden_size": 2304, "num_hidden_layers": 26, "num_attention_heads": 8,
-         "num_key_value_heads": 4, "head_dim": 256, "intermediate_size": 9216, "max_position_embeddings": 8192,
-         "rms_norm_eps": 1e-6, "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0, "tie_word_embeddings": True,
+        {"vocab_size": 256000, "hidden_size": 2304, "num_hidden_layers": 26,
+         "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+         "intermediate_size": 9216, "max_position_embeddings": 8192, "rms_norm_eps": 1e-6,
+         "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0, "tie_word_embeddings": True,
          "query_pre_attn_scalar": 256, "sliding_window": 4096, "final_logit_softcapping": 30.0,
          "attn_logit_softcapping": 50.0},
         _GEMMA,
@@ -349,10 +380,12 @@ FAMILIES: dict[str, Family] = {
     ),
     "gemma3_text": Family(
         "Gemma3ForCausalLM",
-        {"vocab_size": 262208, "hidden_size": 2304, "num_hidden_layers": 26, "num_attention_heads": 8,
-         "num_key_value_heads": 4, "head_dim": 256, "intermediate_size": 9216, "max_position_embeddings": 131072,
-         "rms_norm_eps": 1e-6, "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0, "tie_word_embeddings": True,
-         "query_pre_attn_scalar": 256, "sliding_window": 4096, "rope_theta": 1e6, "rope_local_base_freq": 1e4},
+        {"vocab_size": 262208, "hidden_size": 2304, "num_hidden_layers": 26,
+         "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+         "intermediate_size": 9216, "max_position_embeddings": 131072, "rms_norm_eps": 1e-6,
+         "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0, "tie_word_embeddings": True,
+         "query_pre_attn_scalar": 256, "sliding_window": 4096, "rope_theta": 1e6,
+         "rope_local_base_freq": 1e4},
         {**_GEMMA, "qk_norm": "before_rope"},
         {"head_dim": "head_dim", "logit_softcap": "final_logit_softcapping"},
         {"use_bidirectional_attention": False, "attn_logit_softcapping": None},
@@ -363,26 +396,33 @@ FAMILIES: dict[str, Family] = {
     ),
     "phi3": Family(
         "Phi3ForCausalLM",
-        {"vocab_size": 32064, "hidden_size": 3072, "num_hidden_layers": 32, "num_attention_heads": 32,
-         "intermediate_size": 8192, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "bos_token_id": 1,
-         "eos_token_id": 32000, "pad_token_id": 32000, "tie_word_embeddings": False, "sliding_window": None},
+        {"vocab_size": 32064, "hidden_size": 3072, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "intermediate_size": 8192, "max_position_embeddings": 4096,
+         "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 32000, "pad_token_id": 32000,
+         "tie_word_embeddings": False, "sliding_window": None},
         fields={"head_dim": "head_dim", "sliding_window": "sliding_window"},
         partial_rotary=True,
         fused={"model.layers.{i}.self_attn.qkv_proj": _QKV,
-               "model.layers.{i}.mlp.gate_up_proj": ("layers.{i}.mlp.gate_proj", "layers.{i}.mlp.up_proj")},
+               "model.layers.{i}.mlp.gate_up_proj": (
+                   "layers.{i}.mlp.gate_proj", "layers.{i}.mlp.up_proj"
+               )},
     ),
     "gpt2": Family(
         "GPT2LMHeadModel",
-        {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_inner": None,
-         "layer_norm_epsilon": 1e-5, "bos_token_id": 50256, "eos_token_id": 50256, "tie_word_embeddings": True},
+        {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12,
+         "n_inner": None, "layer_norm_epsilon": 1e-5, "bos_token_id": 50256, "eos_token_id": 50256,
+         "tie_word_embeddings": True},
         {**_LAYERNORM, **_BIASED, "mlp": "gelu", "learned_positions": True},
-        {"hidden_size": "n_embd", "num_layers": "n_layer", "num_heads": "n_head", "num_kv_heads": None,
-         "intermediate_size": "n_inner", "max_seq_len": "n_positions", "norm_eps": "layer_norm_epsilon"},
-        {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+        {"hidden_size": "n_embd", "num_layers": "n_layer", "num_heads": "n_head",
+         "num_kv_heads": None, "intermediate_size": "n_inner", "max_seq_len": "n_positions",
+         "norm_eps": "layer_norm_epsilon"},
+        {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
+         "add_cross_attention": False},
         "activation_function",
         None,
-        tensors={"embed": "transformer.wte", "position_embed": "transformer.wpe", "norm": "transformer.ln_f",
-                 "layers.{i}.attention_norm": "transformer.h.{i}.ln_1", "layers.{i}.mlp_norm": "transformer.h.{i}.ln_2",
+        tensors={"embed": "transformer.wte", "position_embed": "transformer.wpe",
+                 "norm": "transformer.ln_f", "layers.{i}.attention_norm": "transformer.h.{i}.ln_1",
+                 "layers.{i}.mlp_norm": "transformer.h.{i}.ln_2",
                  "layers.{i}.attention.o_proj": "transformer.h.{i}.attn.c_proj",
                  "layers.{i}.mlp.up_proj": "transformer.h.{i}.mlp.c_fc",
                  "layers.{i}.mlp.down_proj": "transformer.h.{i}.mlp.c_proj"},
@@ -391,15 +431,16 @@ FAMILIES: dict[str, Family] = {
     ),
     "gpt_neox": Family(
         "GPTNeoXForCausalLM",
-        {"vocab_size": 50432, "hidden_size": 6144, "num_hidden_layers": 44, "num_attention_heads": 64,
-         "intermediate_size": 24576, "max_position_embeddings": 2048, "layer_norm_eps": 1e-5, "bos_token_id": 0,
-         "eos_token_id": 2, "tie_word_embeddings": False, "use_parallel_residual": True, "attention_bias": True,
-         "rotary_pct": 0.25},
+        {"vocab_size": 50432, "hidden_size": 6144, "num_hidden_layers": 44,
+         "num_attention_heads": 64, "intermediate_size": 24576, "max_position_embeddings": 2048,
+         "layer_norm_eps": 1e-5, "bos_token_id": 0, "eos_token_id": 2, "tie_word_embeddings": False,
+         "use_parallel_residual": True, "attention_bias": True, "rotary_pct": 0.25},
         {**_LAYERNORM, "mlp": "gelu_erf", "mlp_bias": True},
         {"norm_eps": "layer_norm_eps", "num_kv_heads": None},
         rope_keys=("rotary_emb_base", "rotary_pct"),
         partial_rotary=True,
-        tensors={"embed": "gpt_neox.embed_in", "norm": "gpt_neox.final_layer_norm", "head": "embed_out",
+        tensors={"embed": "gpt_neox.embed_in", "norm": "gpt_neox.final_layer_norm",
+                 "head": "embed_out",
                  "layers.{i}.attention_norm": "gpt_neox.layers.{i}.input_layernorm",
                  "layers.{i}.mlp_norm": "gpt_neox.layers.{i}.post_attention_layernorm",
                  "layers.{i}.attention.o_proj": "gpt_neox.layers.{i}.attention.dense",
@@ -407,14 +448,19 @@ FAMILIES: dict[str, Family] = {
                  "layers.{i}.mlp.down_proj": "gpt_neox.layers.{i}.mlp.dense_4h_to_h"},
         fused={"gpt_neox.layers.{i}.attention.query_key_value": _QKV},
         fused_by_head=True,
-        read=lambda hf: _both_biases(hf) | {"residual": "parallel" if hf["use_parallel_residual"] else "sequential"},
-        write=lambda config: _write_bias(config) | {"use_parallel_residual": config.residual == "parallel"},
+        read=lambda hf: _both_biases(hf) | {
+            "residual": "parallel" if hf["use_parallel_residual"] else "sequential"
+        },
+        write=lambda config: _write_bias(config) | {
+            "use_parallel_residual": config.residual == "parallel"
+        },
     ),
     "olmo2": Family(
         "Olmo2ForCausalLM",
-        {"vocab_size": 50304, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
-         "intermediate_size": 11008, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "pad_token_id": 1,
-         "eos_token_id": 50279, "tie_word_embeddings": False},
+        {"vocab_size": 50304, "hidden_size": 4096, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "intermediate_size": 11008, "max_position_embeddings": 2048,
+         "rms_norm_eps": 1e-5, "pad_token_id": 1, "eos_token_id": 50279,
+         "tie_word_embeddings": False},
         {"pre_norm": False, "post_norm": True, "qk_norm": "projection"},
         {"head_dim": "head_dim"},
         tensors={"layers.{i}.attention_post_norm": "model.layers.{i}.post_attention_layernorm",
@@ -424,34 +470,40 @@ FAMILIES: dict[str, Family] = {
     ),
     "smollm3": Family(
         "SmolLM3ForCausalLM",
-        {"vocab_size": 128256, "hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16,
-         "num_key_value_heads": 4, "intermediate_size": 11008, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6,
-         "bos_token_id": 128000, "eos_token_id": 128001, "pad_token_id": 128004, "tie_word_embeddings": True,
-         "no_rope_layer_interval": 4, "use_sliding_window": False, "sliding_window": None, "rope_theta": 2e6},
+        {"vocab_size": 128256, "hidden_size": 2048, "num_hidden_layers": 36,
+         "num_attention_heads": 16, "num_key_value_heads": 4, "intermediate_size": 11008,
+         "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "bos_token_id": 128000,
+         "eos_token_id": 128001, "pad_token_id": 128004, "tie_word_embeddings": True,
+         "no_rope_layer_interval": 4, "use_sliding_window": False, "sliding_window": None,
+         "rope_theta": 2e6},
         fields={"head_dim": "head_dim", "mlp_bias": "mlp_bias"},
         read=_read_smollm3,
         write=_write_smollm3,
     ),
     "stablelm": Family(
         "StableLmForCausalLM",
-        {"vocab_size": 50304, "hidden_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 32,
-         "num_key_value_heads": 32, "intermediate_size": 6912, "max_position_embeddings": 4096, "layer_norm_eps": 1e-5,
-         "bos_token_id": 0, "eos_token_id": 0, "tie_word_embeddings": False, "use_qkv_bias": False,
+        {"vocab_size": 50304, "hidden_size": 2560, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "num_key_value_heads": 32, "intermediate_size": 6912,
+         "max_position_embeddings": 4096, "layer_norm_eps": 1e-5, "bos_token_id": 0,
+         "eos_token_id": 0, "tie_word_embeddings": False, "use_qkv_bias": False,
          "qk_layernorm": False, "use_parallel_residual": False, "partial_rotary_factor": 0.25},
         _LAYERNORM,
         {"norm_eps": "layer_norm_eps"},
         partial_rotary=True,
-        tensors={"layers.{i}.attention.q_norm.weight": "model.layers.{i}.self_attn.q_layernorm.norms.{n}.weight",
-                 "layers.{i}.attention.k_norm.weight": "model.layers.{i}.self_attn.k_layernorm.norms.{n}.weight"},
+        tensors={"layers.{i}.attention.q_norm.weight":
+                     "model.layers.{i}.self_attn.q_layernorm.norms.{n}.weight",
+                 "layers.{i}.attention.k_norm.weight":
+                     "model.layers.{i}.self_attn.k_layernorm.norms.{n}.weight"},
         read=_read_stablelm,
         write=_write_stablelm,
     ),
     "granite": Family(
         "GraniteForCausalLM",
-        {"vocab_size": 32000, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
-         "intermediate_size": 11008, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "bos_token_id": 1,
-         "eos_token_id": 2, "tie_word_embeddings": False, "embedding_multiplier": 1.0, "logits_scaling": 1.0,
-         "residual_multiplier": 1.0, "attention_multiplier": 1.0},
+        {"vocab_size": 32000, "hidden_size": 4096, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "intermediate_size": 11008, "max_position_embeddings": 2048,
+         "rms_norm_eps": 1e-6, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False,
+         "embedding_multiplier": 1.0, "logits_scaling": 1.0, "residual_multiplier": 1.0,
+         "attention_multiplier": 1.0},
         fields={"mlp_bias": "mlp_bias", "embedding_scale": "embedding_multiplier",
                 "residual_scale": "residual_multiplier", "attention_scale": "attention_multiplier"},
         read=_read_granite,
@@ -459,10 +511,11 @@ FAMILIES: dict[str, Family] = {
     ),
     "cohere": Family(
         "CohereForCausalLM",
-        {"vocab_size": 256000, "hidden_size": 8192, "num_hidden_layers": 40, "num_attention_heads": 64,
-         "intermediate_size": 22528, "max_position_embeddings": 8192, "layer_norm_eps": 1e-5, "bos_token_id": 5,
-         "eos_token_id": 255001, "pad_token_id": 0, "tie_word_embeddings": True, "logit_scale": 0.0625,
-         "use_qk_norm": False, "rope_theta": 500000.0},
+        {"vocab_size": 256000, "hidden_size": 8192, "num_hidden_layers": 40,
+         "num_attention_heads": 64, "intermediate_size": 22528, "max_position_embeddings": 8192,
+         "layer_norm_eps": 1e-5, "bos_token_id": 5, "eos_token_id": 255001, "pad_token_id": 0,
+         "tie_word_embeddings": True, "logit_scale": 0.0625, "use_qk_norm": False,
+         "rope_theta": 500000.0},
         {**_LAYERNORM, "norm_bias": False, "residual": "parallel_one_norm"},
         {"head_dim": "head_dim", "norm_eps": "layer_norm_eps", "logit_scale": "logit_scale"},
         rope_layout="pairs",
@@ -473,8 +526,9 @@ FAMILIES: dict[str, Family] = {
     "nanochat": Family(
         "NanoChatForCausalLM",
         {"vocab_size": 50304, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 6,
-         "intermediate_size": 8192, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "bos_token_id": 0,
-         "eos_token_id": 1, "pad_token_id": 1, "tie_word_embeddings": False, "final_logit_softcapping": 15.0},
+         "intermediate_size": 8192, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
+         "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "tie_word_embeddings": False,
+         "final_logit_softcapping": 15.0},
         {"norm_weight": False, "embedding_norm": True, "mlp": "relu2", "qk_norm": "after_rope"},
         {"logit_softcap": "final_logit_softcapping"},
         tensors={"layers.{i}.mlp.up_proj": "model.layers.{i}.mlp.fc1",

@@ -1,8 +1,9 @@
-"""Formats in which models and tokenizers lie on disk, and the modules that read them.
+"""Formats of models and tokenizers on disk, and the modules that read them.
 
-`Transformer`, `TransformerConfig` and `Tokenizer` ask for a reader by a path and import none. So the
-readers can import the model, without a circle. A further format is an entry in `FILE_FORMATS`: the
-name of a module with the functions of `Format`. Readers are imported when a path asks for them.
+`Transformer`, `TransformerConfig` and `Tokenizer` ask this module for the reader of a path and
+import no reader themselves. The readers can therefore import the model without an import circle. A
+new format is one entry in `FILE_FORMATS`: the name of a module with the functions of `Format`. A
+reader is imported only when a path needs it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from lit_llm.models.transformer import Transformer
 
 FILE_FORMATS = {".gguf": "lit_llm.models.hub.gguf.read"}
-"""Ending of a file -> module that reads the model and the tokenizer in it."""
+"""File suffix -> module that reads the model and the tokenizer in such a file."""
 
 _FOLDER = "lit_llm.models.hub.huggingface"
 _TOKENIZER_FOLDER = "lit_llm.models.hub.tokenizer_folder"  # imports no torch
@@ -31,7 +32,7 @@ class Format(Protocol):
     """The functions of a module that reads a format. Each raises UserError for a broken file."""
 
     def read_config(self, path: Path) -> TransformerConfig:
-        """The shape of the model."""
+        """Return the shape of the model."""
 
     def read_model(
         self,
@@ -39,19 +40,22 @@ class Format(Protocol):
         dtype: torch.dtype | None = None,
         prepare: Callable[[Transformer], None] | None = None,
     ) -> Transformer:
-        """The model; the arguments are those of `Transformer.from_pretrained`."""
+        """Return the model; the arguments are those of `Transformer.from_pretrained`."""
 
     def read_tokenizer(self, path: Path) -> Tokenizer:
-        """The tokenizer."""
+        """Return the tokenizer."""
 
 
 def format_of(path: Path) -> Format:
-    """The format of a model at ``path``: by a file's ending, else the folder of Hugging Face."""
+    """Return the format of a model at ``path``, by file suffix; else a Hugging Face directory."""
     return cast(Format, import_module(FILE_FORMATS.get(path.suffix, _FOLDER)))
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer at ``path``: of a file with a known ending, else a tokenizer.json or its folder."""
+    """Return the tokenizer at ``path``.
+
+    The path is a file with a known suffix, a tokenizer.json or a folder that holds one.
+    """
     module = import_module(FILE_FORMATS.get(path.suffix, _TOKENIZER_FOLDER))
     return cast(Format, module).read_tokenizer(path)
 
@@ -62,7 +66,7 @@ def write_model(
     dtype: torch.dtype | None = None,
     state_dict: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write the folder of Hugging Face; the arguments are those of `Transformer.save_pretrained`."""
+    """Write a Hugging Face directory; the arguments are those of `Transformer.save_pretrained`."""
     import_module(_FOLDER).write_model(model, folder, dtype, state_dict)
 
 

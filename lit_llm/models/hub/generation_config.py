@@ -1,4 +1,4 @@
-"""generation_config.json of a Hugging Face directory: how to sample, and which tokens end a text."""
+"""generation_config.json of a Hugging Face directory: sampling settings and stop tokens."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ EOS = "eos_token_id"
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
-    """All fields of the folder's generation_config.json, whether this package knows them or not.
+    """Return all fields of the folder's generation_config.json, also those unknown to this package.
 
-    If it is missing or names no ``eos_token_id``, config.json's is taken, as in transformers. Empty
-    if there is neither file.
+    If it is missing or names no ``eos_token_id``, the one of config.json is taken, as in
+    transformers. The result is empty if neither file exists.
 
     Raises:
-        UserError: a file that is no JSON object, or an ``eos_token_id`` that is neither an id nor a
-            list of ids.
+        UserError: a file is no JSON object, or an ``eos_token_id`` is neither an id nor a list of
+            ids.
     """
     fields = read_object(folder / NAME)
     where = folder / NAME
@@ -39,7 +39,7 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
 
 
 def eos_ids(fields: dict[str, Any]) -> list[int]:
-    """``eos_token_id`` of ``fields`` as a list: the file may hold one id, a list, or nothing."""
+    """Return ``eos_token_id`` of ``fields`` as a list; it may be one id, a list or missing."""
     ids = fields.get(EOS)
     if ids is None:
         return []
@@ -47,13 +47,14 @@ def eos_ids(fields: dict[str, Any]) -> list[int]:
 
 
 def with_eos_ids(fields: dict[str, Any], ids: Iterable[int]) -> dict[str, Any]:
-    """``fields`` with those of ``ids`` appended to its ``eos_token_id`` that it lacks."""
+    """Return ``fields`` with the missing ``ids`` appended to its ``eos_token_id``."""
     known = eos_ids(fields)
     union = list(dict.fromkeys([*known, *ids]))
     if union == known:
         return fields
     changed = {**fields, EOS: union if len(union) > 1 else union[0]}
-    changed.pop("_from_model_config", None)  # transformers 4 would take config.json's id again
+    # With this key transformers 4 would use the id of config.json instead.
+    changed.pop("_from_model_config", None)
     return changed
 
 
@@ -64,7 +65,11 @@ def write_generation_config(folder: Path, fields: dict[str, Any]) -> None:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object in ``file``; empty if there is no such file. Raises UserError if it holds none."""
+    """Return the JSON object in ``file``; empty if there is no such file.
+
+    Raises:
+        UserError: the file holds no JSON object.
+    """
     if not file.is_file():
         return {}
     try:

@@ -1,4 +1,4 @@
-"""Hugging Face directories: config.json and (sharded) safetensors, read and written."""
+"""Read and write Hugging Face directories: config.json and (sharded) safetensors."""
 
 from __future__ import annotations
 
@@ -27,14 +27,18 @@ from lit_llm.models.transformer import Transformer
 
 MAX_SHARD_BYTES = 5 * 10**9
 _STORED_TABLES = re.compile(r"rotary_emb\.inv_freq$|\.(attn|attention)\.(masked_)?bias$")
-"""Tensors of old checkpoints that repeat what the config says: frequencies and causal masks."""
+"""Tensors of old checkpoints that only repeat the config: frequencies and causal masks."""
 
 _WEIGHT_FILE = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 _log = logging.getLogger(__name__)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from ``path``; UserError names the file when it is missing or broken."""
+    """Return the JSON object in ``path``.
+
+    Raises:
+        UserError: the file is missing or broken; the message names it.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -49,9 +53,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def iter_tensors(
     folder: Path, wanted: Callable[[str], bool] = lambda name: True
 ) -> Iterator[tuple[str, Tensor]]:
-    """Name and tensor of every entry in the folder's weights, one in memory at a time (safetensors are mapped).
+    """Yield name and tensor of every entry in the folder's weights.
 
-    Entries whose names are not ``wanted`` are not read.
+    One tensor is in memory at a time (safetensors are mapped). Entries whose names are not
+    ``wanted`` are not read.
 
     Raises:
         UserError: a file is missing or not whole.
@@ -59,20 +64,20 @@ def iter_tensors(
     from safetensors import safe_open
 
     for file in _weight_files(folder):
-        with _naming(file):
+        with _broken_file_errors(file):
             if file.suffix == ".safetensors":
                 with safe_open(file, framework="pt") as reader:
                     for name in filter(wanted, reader.keys()):
                         yield name, reader.get_tensor(name)
             else:
-                # A pickle can run any code: weights_only takes tensors and nothing else.
+                # A pickle can run any code; with weights_only torch loads tensors and nothing else.
                 held = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
                 for name in filter(wanted, held):
                     yield name, held[name]
 
 
 def stored_bytes(folder: Path) -> dict[str, int]:
-    """Bytes of the folder's weights by the name of their dtype, from the headers of its files alone.
+    """Return the bytes of the folder's weights by dtype name, from the headers of the files alone.
 
     Raises:
         UserError: as `iter_tensors`.
@@ -81,17 +86,15 @@ def stored_bytes(folder: Path) -> dict[str, int]:
 
     total: dict[str, int] = {}
     for file in _weight_files(folder):
-        with _naming(file):
+        with _broken_file_errors(file):
             if file.suffix == ".safetensors":
-                with safe_open(
-                    file, framework="np"
-                ) as reader:  # "pt" would reserve memory for the whole file
+                # "pt" would reserve memory for the whole file.
+                with safe_open(file, framework="np") as reader:
                     for name in reader.keys():  # noqa: SIM118
                         entry = reader.get_slice(name)
                         dtype = entry.get_dtype()
-                        bits = int(
-                            re.sub(r"\D.*", "", dtype.lstrip("BFIUOL")) or 8
-                        )  # BF16, F8_E4M3, I64, U8, BOOL
+                        # The number in the dtype's name: BF16, F8_E4M3, I64, U8, BOOL.
+                        bits = int(re.sub(r"\D.*", "", dtype.lstrip("BFIUOL")) or 8)
                         total[dtype] = (
                             total.get(dtype, 0) + math.prod(entry.get_shape()) * bits // 8
                         )
@@ -105,8 +108,11 @@ def stored_bytes(folder: Path) -> dict[str, int]:
 
 
 @contextmanager
-def _naming(file: Path) -> Iterator[None]:
-    """Turns what the libraries raise over a broken file of weights into a UserError that names it."""
+def _broken_file_errors(file: Path) -> Iterator[None]:
+    """Turn the libraries' exceptions for a broken weight file into a UserError.
+
+    The message names the file.
+    """
     from safetensors import SafetensorError
 
     try:
@@ -120,9 +126,10 @@ def _naming(file: Path) -> Iterator[None]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The files that hold the folder's weights, of several kinds those that transformers takes.
+    """Return the files that hold the folder's weights.
 
-    Others that lie beside them, left by an earlier save, are named in a warning.
+    If there are several kinds of files, those that transformers loads are taken. Other weight files
+    beside them, left by an earlier save, are named in a warning.
 
     Raises:
         UserError: one is missing.
@@ -165,9 +172,9 @@ def _warn_once(message: str) -> None:
 
 
 def read_config(folder: Path) -> TransformerConfig:
-    """The shape of the model in a Hugging Face directory.
+    """Return the shape of the model in a Hugging Face directory.
 
-    Head and embedding are tied as in the model that `read_model` makes of it.
+    Head and embedding are tied as in the model that `read_model` returns.
 
     Raises:
         UserError: as `config_from_hf`.
@@ -176,10 +183,11 @@ def read_config(folder: Path) -> TransformerConfig:
 
 
 def _config_and_family(folder: Path) -> tuple[TransformerConfig, str | None]:
-    """The config, and the family whose names the weights have; None for ours.
+    """Return the config, and the family whose tensor names the weights use.
 
-    Where config.json ties the head to the embedding and the weights hold two that differ, they stay
-    two, with a warning, as in transformers (``PreTrainedModel.tie_weights``).
+    The family is None for lit_llm's own names. config.json may tie the head to the embedding while
+    the weights hold two tensors that differ. They then stay two tensors, with a warning, as in
+    transformers (``PreTrainedModel.tie_weights``).
     """
     hf = read_json(folder / "config.json")
     config = config_from_hf(hf, str(folder / "config.json"))
@@ -194,12 +202,12 @@ def _config_and_family(folder: Path) -> tuple[TransformerConfig, str | None]:
 
 
 def _head_differs(folder: Path, config: TransformerConfig, family: str | None) -> bool:
-    """Whether the weights hold a head that is not the embedding; without weights they do not."""
-    layout = _ends(config, family)
+    """Whether the weights hold a head that differs from the embedding; False without weights."""
+    layout = _embedding_and_head(config, family)
     try:
         files = iter_tensors(folder, lambda name: layout.find(name) is not None)
         found = {layout.find(name): tensor for name, tensor in files}
-    except UserError:  # is told when the weights are loaded
+    except UserError:  # loading the weights reports the error
         return False
     if len(found) < 2:
         return False
@@ -207,8 +215,8 @@ def _head_differs(folder: Path, config: TransformerConfig, family: str | None) -
     return one.shape != other.shape or not torch.equal(one.to(other.dtype), other)
 
 
-def _ends(config: TransformerConfig, family: str | None) -> Layout:
-    """Names of embedding and head alone, as of a model where they are not tied."""
+def _embedding_and_head(config: TransformerConfig, family: str | None) -> Layout:
+    """Return a layout of embedding and head alone, as in a model where they are not tied."""
     shapes = dict.fromkeys(("embed.weight", "head.weight"), torch.Size())
     return Layout(dataclasses.replace(config, tie_embeddings=False), shapes, family)
 
@@ -231,9 +239,9 @@ def read_model(
     loaded: dict[str, Tensor] = {}
     missing = set(layout.slots)
     unknown = []
-    embedding, head = _ends(config, family).slots
+    embedding, head = _embedding_and_head(config, family).slots
     for name, tensor in iter_tensors(folder):
-        # A tied head is the embedding, and some files hold the head alone.
+        # A tied head is the embedding; some files hold only the head.
         theirs = layout.find(embedding if name == head and config.tie_embeddings else name)
         if theirs is None:
             if not _STORED_TABLES.search(name):
@@ -253,7 +261,8 @@ def read_model(
                 loaded.setdefault(ours, part.new_empty(layout.shapes[ours]))[member] = part
     if unknown or missing:
         raise UserError(
-            f"{folder}: tensors without a place: {_some(unknown)}; tensors missing: {_some(sorted(missing))}"
+            f"{folder}: tensors without a place: {_some(unknown)}; tensors missing: "
+            f"{_some(sorted(missing))}"
         )
     model.assign_weights(loaded)
     model.generation_config = generation.read_generation_config(folder)
@@ -287,7 +296,7 @@ def write_model(
     fields = {key: value for key, value in ids.items() if value is not None}
     fields |= model.generation_config
     ends, eos = generation.eos_ids(fields), hf.get(generation.EOS)
-    if len(ends) > 1 and eos in ends:  # for programs that read config.json alone
+    if len(ends) > 1 and eos in ends:  # for programs that read only config.json
         hf[generation.EOS] = [eos, *(i for i in ends if i != eos)]
     _write_json(folder / "config.json", hf)
     generation.write_generation_config(folder, fields)
@@ -301,6 +310,7 @@ def write_model(
             layout.shape(name).numel() * (dtype or state[layout.slots[name].ours[0]].dtype).itemsize
         )
 
+    # Fill shards of at most MAX_SHARD_BYTES in the order of the tensors.
     shards: list[list[str]] = [[]]
     filled = 0
     for name in layout.slots:
@@ -309,7 +319,7 @@ def write_model(
             shards.append([])
             filled = size(name)
         shards[-1].append(name)
-    for left in folder.iterdir():  # an earlier save's would be read in place of these
+    for left in folder.iterdir():  # weight files of an earlier save could be read instead of these
         if _WEIGHT_FILE.fullmatch(left.name) and "safetensors" in left.name:
             left.unlink()
     if len(shards) == 1:

@@ -1,4 +1,8 @@
-"""Names and layouts of tensors in a Hugging Face directory: fused, stacked, transposed, or turned another way."""
+"""Map tensors of a Hugging Face directory to lit_llm's tensors.
+
+A tensor of the directory can hold several tensors (fused) or one member of a stacked tensor. It can
+also be transposed or have another RoPE layout.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,11 @@ from lit_llm.models.config import TransformerConfig
 from lit_llm.models.hub.families import COMMON_TENSORS, FAMILIES, Family
 
 
-def _their_name(ours: str, family: Family) -> str:
-    """Their name for our tensor or module ``ours``; {n} in it counts the members of a stack."""
+def _hf_name(ours: str, family: Family) -> str:
+    """Return Hugging Face's name of lit_llm's tensor or module ``ours``.
+
+    {n} in the result counts the members of a stacked tensor.
+    """
     parts = ours.split(".")
     layer = parts[1] if parts[0] == "layers" else ""
     generic = ".".join(["layers", "{i}", *parts[2:]]) if layer else ours
@@ -28,18 +35,20 @@ def _their_name(ours: str, family: Family) -> str:
     return (table[prefix] + generic[len(prefix) :]).replace("{i}", layer)
 
 
-def _relaid(
+def _change_rope_layout(
     name: str, tensor: Tensor, config: TransformerConfig, family: Family, *, back: bool
 ) -> Tensor:
-    """Rows of our tensor ``name`` from the family's RoPE layout to ours, or ``back``."""
+    """Convert the rows of tensor ``name`` from the family's RoPE layout to lit_llm's.
+
+    ``back`` converts in the other direction.
+    """
     if family.rope_layout == "halves" or not re.search(r"\.[qk]_(proj|norm)\.", name):
         return tensor
     assert config.head_dim is not None
     half = config.head_dim // 2
     rows = tensor.flatten(0, 1) if "_norm." in name and tensor.ndim == 2 else tensor
-    if (
-        family.rope_layout == "reversed"
-    ):  # exchanging the halves turns pairs by theta instead of -theta
+    if family.rope_layout == "reversed":
+        # With the halves exchanged, pairs rotate by theta instead of -theta.
         moved = rows.unflatten(0, (-1, 2, half)).flip(1)
     elif back:
         moved = rows.unflatten(0, (-1, 2, half)).transpose(1, 2)
@@ -50,22 +59,25 @@ def _relaid(
 
 @dataclass
 class Slot:
-    """What one tensor of a file holds of ours: the rows of one or several, or one member of a stack."""
+    """The content of one tensor in a file.
+
+    It holds the rows of one or several of lit_llm's tensors ``ours``, or one member of a stack.
+    """
 
     ours: list[str]
     member: int | None = None
 
 
 class Layout:
-    """Which tensors a directory of one family has, and how each is made of ours.
+    """The tensors of a directory of one family, and how each is built from lit_llm's tensors.
 
     Args:
         config: of the model.
-        shapes: of our state dict.
-        family: its name; None is our own format, which has our names.
+        shapes: of lit_llm's state dict.
+        family: its name; None is lit_llm's own format, which uses lit_llm's names.
 
     Attributes:
-        slots: by their name.
+        slots: file's tensor name -> `Slot`.
     """
 
     def __init__(
@@ -77,7 +89,7 @@ class Layout:
         for ours, shape in shapes.items():
             if ours == "head.weight" and config.tie_embeddings:
                 continue
-            theirs = ours if self.family is None else _their_name(ours, self.family)
+            theirs = ours if self.family is None else _hf_name(ours, self.family)
             if "{n}" in theirs:
                 self.slots |= {
                     theirs.replace("{n}", str(n)): Slot([ours], n) for n in range(shape[0])
@@ -86,14 +98,17 @@ class Layout:
                 self.slots.setdefault(theirs, Slot([])).ours.append(ours)
 
     def find(self, name: str) -> str | None:
-        """The slot that the file's ``name`` means: a base model's file leaves out the first part of names."""
+        """Return the slot for the file's tensor ``name``, or None.
+
+        The file of a base model leaves out the first part of the names.
+        """
         if name in self.slots:
             return name
         prefixed = f"{next(iter(self.slots)).split('.')[0]}.{name}"
         return prefixed if prefixed in self.slots else None
 
     def shape(self, name: str) -> torch.Size:
-        """Of the file's tensor."""
+        """Return the shape of the file's tensor."""
         slot = self.slots[name]
         shape = list(self.shapes[slot.ours[0]])
         if slot.member is None:
@@ -103,7 +118,7 @@ class Layout:
         return torch.Size(reversed(shape) if self.transposed(name) else shape)
 
     def split(self, name: str, tensor: Tensor) -> Iterator[tuple[str, int | None, Tensor]]:
-        """The file's tensor as ours: name, member of a stack, value."""
+        """Split the file's tensor into lit_llm's tensors: name, member of a stack, value."""
         if self.transposed(name):
             tensor = tensor.T.contiguous()
         slot = self.slots[name]
@@ -111,7 +126,7 @@ class Layout:
             yield ours, slot.member, part
 
     def join(self, name: str, state: dict[str, Tensor]) -> Tensor:
-        """The file's tensor from our state dict: the inverse of `split`."""
+        """Build the file's tensor from lit_llm's state dict: the inverse of `split`."""
         slot = self.slots[name]
         parts = [
             state[ours] if slot.member is None else state[ours][slot.member] for ours in slot.ours
@@ -120,7 +135,10 @@ class Layout:
         return tensor.T if self.transposed(name) else tensor
 
     def split_rows(self, slot: Slot, tensor: Tensor) -> list[Tensor]:
-        """The rows that each of the slot's tensors has in ``tensor`` (rows, ...), in our order."""
+        """Split the rows of ``tensor`` (rows, ...) among the slot's tensors.
+
+        The parts have lit_llm's order and RoPE layout.
+        """
         if self.family is None:
             return [tensor]
         parts = [tensor]
@@ -130,16 +148,16 @@ class Layout:
         elif len(slot.ours) > 1:
             parts = list(tensor.split([self.shapes[ours][0] for ours in slot.ours]))
         return [
-            _relaid(*pair, self.config, self.family, back=False)
+            _change_rope_layout(*pair, self.config, self.family, back=False)
             for pair in zip(slot.ours, parts, strict=True)
         ]
 
     def join_rows(self, slot: Slot, parts: list[Tensor]) -> Tensor:
-        """The inverse of `split_rows`."""
+        """Join the rows again: the inverse of `split_rows`."""
         if self.family is None:
             return parts[0]
         parts = [
-            _relaid(*pair, self.config, self.family, back=True)
+            _change_rope_layout(*pair, self.config, self.family, back=True)
             for pair in zip(slot.ours, parts, strict=True)
         ]
         if len(parts) > 1 and self.family.fused_by_head:

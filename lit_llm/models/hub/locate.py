@@ -1,4 +1,4 @@
-"""What a model's or a tokenizer's path means: a folder or file, or a file that an installed package carries."""
+"""Resolve the path of a model or tokenizer, which may be a file in an installed package."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ _PACKAGE = "package:"
 
 
 def locate(path: str | Path) -> Path:
-    """The file or folder that ``path`` means; ``package:NAME/FILE`` is a file in an installed package's folder.
+    """Return the file or folder that ``path`` means.
 
-    The package is not imported: some that carry weights pull an inference engine in with them.
+    ``package:NAME/FILE`` is a file in an installed package's folder. The package is not imported,
+    because some packages with weights import an inference engine.
 
     Raises:
         UserError: no such package.

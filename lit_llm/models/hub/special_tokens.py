@@ -1,4 +1,4 @@
-"""The special tokens that the files beside a tokenizer.json name or add, read as transformers 5 reads them."""
+"""Special tokens in the files beside a tokenizer.json, read as transformers 5 reads them."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 @dataclass
 class SpecialTokens:
-    """What the files say.
+    """The special tokens that the files name.
 
     Attributes:
         names: "eos_token", or a model's own name such as "image_token" -> the token's text.
-        names_eos: a file has the key ``eos_token``, with a token or with null.
+        names_eos: whether a file has the key ``eos_token``, with a token or with null.
     """
 
     names: dict[str, str]
@@ -42,14 +42,14 @@ class SpecialTokens:
 def add_special_tokens(backend: tokenizers.Tokenizer, folder: Path) -> SpecialTokens:
     """Add to ``backend`` the tokens that only the settings files of ``folder`` have.
 
-    They are ``added_tokens_decoder``, the named tokens and the list of extra special tokens in
-    tokenizer_config.json; if it has no ``added_tokens_decoder``, also those in
-    special_tokens_map.json and added_tokens.json. As in transformers 5
-    (tokenization_utils_base.py, tokenization_utils_tokenizers.py), tokens with a written id come
-    first, in the order of their ids.
+    These are ``added_tokens_decoder``, the named tokens and the list of extra special tokens in
+    tokenizer_config.json. If it has no ``added_tokens_decoder``, the tokens in
+    special_tokens_map.json and added_tokens.json are added too. As in transformers 5
+    (tokenization_utils_base.py, tokenization_utils_tokenizers.py), tokens with an id in the files
+    come first, in the order of their ids.
 
     Raises:
-        UserError: a file is malformed, or a new token would get another id than the one written.
+        UserError: a file is malformed, or a new token would get another id than the file gives.
     """
     file = folder / "tokenizer_config.json"
     settings = read_object(file)
@@ -58,7 +58,7 @@ def add_special_tokens(backend: tokenizers.Tokenizer, folder: Path) -> SpecialTo
     fallback: dict[str, str] = {}
     if settings.get("added_tokens_decoder") is None:
         settings = {**settings, **special_map}
-    else:  # transformers does not read special_tokens_map.json then: no token is added for it
+    else:  # here transformers does not read special_tokens_map.json, so it adds no token from it
         fallback = {
             key: content
             for key in ("bos_token", "eos_token", "pad_token")
@@ -76,13 +76,13 @@ def add_special_tokens(backend: tokenizers.Tokenizer, folder: Path) -> SpecialTo
 
 
 def token_name(entry: object) -> str | None:
-    """A token in a settings file is its text or an object holding it."""
+    """Return the text of a token in a settings file: the entry itself or its "content"."""
     name = entry.get("content") if isinstance(entry, dict) else entry
     return name if isinstance(name, str) else None
 
 
 def settings_of_names(names: dict[str, str | None]) -> dict[str, Any]:
-    """The fields of tokenizer_config.json that hold ``names``.
+    """Return the fields of tokenizer_config.json that hold ``names``.
 
     A key that does not end in ``_token`` is read back only from ``extra_special_tokens``.
     """
@@ -93,7 +93,7 @@ def settings_of_names(names: dict[str, str | None]) -> dict[str, Any]:
 
 
 def _named(file: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Name -> entry of every named token: the standard names first, then the model's own."""
+    """Return name -> entry of every named token: the standard names first, then the model's own."""
     found = {
         key: entry
         for key in STANDARD_NAMES
@@ -114,13 +114,13 @@ def _named(file: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _extra(file: Path, settings: dict[str, Any]) -> list[Any]:
-    """Special tokens without a name. transformers 4 calls the list additional_special_tokens."""
+    """Return special tokens without a name; transformers 4 calls them additional_special_tokens."""
     key = "extra_special_tokens"
     if not settings.get(key):
         key = "additional_special_tokens"
     entries = settings.get(key) or []
     if isinstance(entries, dict) and key == "extra_special_tokens":
-        return []  # named ones
+        return []  # a mapping holds named tokens, see `_named`
     if not isinstance(entries, list) or not all(token_name(entry) for entry in entries):
         raise UserError(f"{file}: {key} must be a list of tokens")
     return entries
@@ -129,7 +129,7 @@ def _extra(file: Path, settings: dict[str, Any]) -> list[Any]:
 def _add_with_ids(
     backend: tokenizers.Tokenizer, folder: Path, settings: dict[str, Any], special: set[str]
 ) -> None:
-    """Add the tokens of which a file writes the id, and check that they get this id."""
+    """Add the tokens whose id is in a file, and check that they get this id."""
     file, key = folder / "tokenizer_config.json", "added_tokens_decoder"
     written: dict[int, Any] = {}
     try:
@@ -149,7 +149,7 @@ def _add_with_ids(
             continue
         if token.content not in there:
             raise UserError(
-                f"{file}: gives the token {token.content!r} the id {index}, but behind the tokens "
+                f"{file}: gives the token {token.content!r} the id {index}, but after the tokens "
                 f"of tokenizer.json it gets {got}: save tokenizer.json again with this token"
             )
         warnings.warn(
@@ -166,7 +166,7 @@ def _content(entry: Any) -> str:
 
 
 def _added(file: Path, entry: Any, special: bool | None = None) -> tokenizers.AddedToken:
-    """The token of an entry. ``special`` None: the entry's flag, else as given."""
+    """Return the token of an entry; ``special`` None keeps the entry's own flag."""
     from tokenizers import AddedToken
 
     if not token_name(entry):

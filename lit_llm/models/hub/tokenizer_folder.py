@@ -1,4 +1,4 @@
-"""A tokenizer's folder: tokenizer.json and the files beside it, as transformers reads and writes them."""
+"""Read and write a tokenizer's folder as transformers does: tokenizer.json and its settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from lit_llm.models.hub.chat_templates import read_chat_templates, write_chat_te
 from lit_llm.models.hub.special_tokens import add_special_tokens, settings_of_names
 from lit_llm.models.tokenizer import END_OF_TEXT, PAD, Tokenizer, table_size
 
-# A tokenizer.json does not say which of its special tokens ends a text; these names do, in the field's usage.
+# A tokenizer.json does not say which of its special tokens ends a text. By convention tokens with
+# these names do.
 _USUAL_NAMES = {
     "bos_token": ("<|begin_of_text|>", "<s>", "<bos>", END_OF_TEXT),
     "eos_token": (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>"),
@@ -43,7 +44,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
     model_config = generation.read_object(file.parent / "config.json")
     rows = model_config.get("vocab_size")
     if isinstance(rows, int) and own_size <= rows < table_size(backend):
-        # The model was not resized for them: their ids would lie behind its embedding.
+        # The model was not resized for these tokens: their ids would lie beyond its embedding.
         backend = Backend.from_str(text)
         left_out = {k for k, v in found.names.items() if backend.token_to_id(v) is None}
         warnings.warn(
@@ -60,9 +61,9 @@ def read_tokenizer(path: Path) -> Tokenizer:
     alone = not (settings or found.names or found.names_eos or model_config)
     for key, usual in _USUAL_NAMES.items():
         name = found.names.pop(key, None)
-        # A file that names an eos and no bos has no bos, whatever config.json says.
-        disclaimed = key == "bos_token" and found.names_eos
-        ids = None if disclaimed else model_config.get(f"{key}_id")
+        # If a file names an eos and no bos, there is no bos, whatever config.json says.
+        without_bos = key == "bos_token" and found.names_eos
+        ids = None if without_bos else model_config.get(f"{key}_id")
         if name is None and ids is not None:
             first = ids[0] if isinstance(ids, list) and ids else ids
             name = backend.id_to_token(first) if isinstance(first, int) and first >= 0 else None
@@ -83,13 +84,14 @@ def read_tokenizer(path: Path) -> Tokenizer:
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, model_max_length: int | None) -> None:
     """See `Tokenizer.save_pretrained`."""
     folder.mkdir(parents=True, exist_ok=True)
-    # Not the library's own save: it raises a bare Exception on a full disk.
+    # The library's own save raises a bare Exception on a full disk.
     (folder / "tokenizer.json").write_text(
         tokenizer.backend.to_str(pretty=True) + "\n", encoding="utf-8"
     )
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": False,  # True would eat the space before a full stop when decoding
+        # True would remove the space before a full stop when decoding.
+        "clean_up_tokenization_spaces": False,
         **settings_of_names(tokenizer.special_names),
     }
     if model_max_length is not None:

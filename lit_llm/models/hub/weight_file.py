@@ -1,4 +1,4 @@
-"""Weights in a safetensors file that everybody may read whom the umask lets."""
+"""Write a safetensors file with the permissions of the umask."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from torch import Tensor
 
 
 def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Write ``tensors`` as ``file``, as transformers marks its own.
+    """Write ``tensors`` to ``file``, with the same metadata as transformers.
 
-    `safetensors.torch.save_file` writes into a temporary file, which only its owner may read, and
-    renames it: a server under another account could not open the model.
+    `safetensors.torch.save_file` writes a temporary file that only its owner may read, and renames
+    it. A server under another account could not open the model. This function restores the usual
+    permissions.
     """
-    file.touch()  # with the mode that the umask gives, or of the file that is written over
+    file.touch()  # gets its mode from the umask; an existing file keeps its mode
     mode = file.stat().st_mode
     save_file(dict(tensors), file, metadata={"format": "pt"})
     file.chmod(mode & 0o777)

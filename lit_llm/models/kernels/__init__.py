@@ -1,1 +1,1 @@
-"""Attention, loss and matrix products: the place that chooses by device."""
+"""Kernels for attention, loss and matrix products, chosen by device."""

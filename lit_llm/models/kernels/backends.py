@@ -1,6 +1,7 @@
-"""Which kernels compute attention.
+"""Choice of the attention kernels.
 
-In training they are chosen once at the start of a run; elsewhere cuDNN's kernel is left out.
+For training the kernels are chosen once, at the start of a run. Outside of training, cuDNN's kernel
+is not used.
 """
 
 from __future__ import annotations
@@ -32,25 +33,30 @@ _ORDERS = {
 _NEEDS = {
     "blocks": "a CPU",
     "cudnn": "an NVIDIA GPU since Ampere and trainer.precision bf16 or 16",
-    "flash3": "a Hopper GPU, trainer.precision bf16 or 16, and FlashAttention 3 (the module flash_attn_interface)",
+    "flash3": "a Hopper GPU, trainer.precision bf16 or 16, and FlashAttention 3 (the module "
+    "flash_attn_interface)",
     "flex": "a GPU with Triton",
 }
 
 
 @dataclass(frozen=True)
 class Backends:
-    """What computes a layer's attention.
+    """The kernels that compute a layer's attention.
 
-    "sdpa" is torch's ``scaled_dot_product_attention`` in torch's own order of kernels, "cudnn" the same with cuDNN's
-    kernel before the others, "flash3" the same with FlashAttention 3 in the place of torch's flash kernel, "flex"
-    FlexAttention, compiled; "blocks" is `BlockedAttention` where it suits, else "sdpa".
+    - "sdpa": torch's ``scaled_dot_product_attention`` with torch's own order of kernels
+    - "cudnn": SDPA with cuDNN's kernel before the others
+    - "flash3": SDPA with FlashAttention 3 instead of torch's flash kernel
+    - "flex": FlexAttention, compiled
+    - "blocks": `BlockedAttention` where it applies, else "sdpa"
     """
 
     causal: Backend = "sdpa"
-    """Of layers that see all tokens before."""
+    """For layers that see all previous tokens."""
     masked: Literal["sdpa", "flex"] = "sdpa"
-    """Of layers with a window or a soft cap, and of all layers of rows that hold several documents. SDPA reads a mask
-    of T x T a row there, and writes soft-capped scores out."""
+    """For layers with a window or a soft cap, and for all layers if rows hold several documents.
+
+    SDPA reads a mask of T x T per row there, and writes soft-capped scores to memory.
+    """
 
     def __str__(self) -> str:
         if self.causal == self.masked:
@@ -59,21 +65,23 @@ class Backends:
 
     @property
     def kernel_order(self) -> list[SDPBackend] | None:
-        """Kernels that SDPA tries in turn on causal layers; None: as torch pleases."""
+        """Kernels that SDPA tries in turn on causal layers; None: torch's own order."""
         return _ORDERS.get(self.causal)
 
 
 def choose_attention(
     device: torch.device, dtype: torch.dtype, wanted: Backend | Literal["auto"] = "auto"
 ) -> Backends:
-    """The fastest that ``device`` has for activations of ``dtype``; or ``wanted`` for causal layers, "sdpa" and "flex"
-    meaning all layers.
+    """Choose the fastest kernels of ``device`` for activations of ``dtype``.
 
-    FlashAttention 3 goes before cuDNN because who has its package built it for this; cuDNN goes first on Hopper and
-    Blackwell alone. torch prefers it there too, but from cuDNN 9.15.1 on, which its builds for CUDA 12 do not carry.
+    ``wanted`` fixes the kernel of causal layers; "sdpa" and "flex" fix the kernel of all layers.
+
+    FlashAttention 3 goes before cuDNN, because whoever has its package has built it for this
+    purpose. cuDNN goes first only on Hopper and Blackwell. torch prefers cuDNN there too, but only
+    from cuDNN 9.15.1 on, which torch's builds for CUDA 12 do not contain.
 
     Raises:
-        UserError: this machine cannot do what is wanted.
+        UserError: this machine does not support ``wanted``.
     """
     if wanted != "auto" and not _possible(wanted, device, dtype):
         raise UserError(f"model.attention={wanted} needs {_NEEDS[wanted]}; set it to auto")
@@ -103,8 +111,8 @@ def _possible(backend: Backend, device: torch.device, dtype: torch.dtype) -> boo
     capability = torch.cuda.get_device_capability(device)
     if backend == "cudnn":
         return dtype in _HALF and capability >= (8, 0) and torch.backends.cudnn.is_available()
-    # The kernels of the `kernels` package are left out: torch finds them under their own name alone, and a run would
-    # fetch whatever the hub holds that day.
+    # FlashAttention 3 from the `kernels` package is not used: torch finds it only under that
+    # package's own name, and a run would download whatever version the hub has that day.
     known = "FA3" in getattr(attention, "list_flash_attention_impls", list)()
     return (
         dtype in _HALF and capability[0] == 9 and known and bool(find_spec("flash_attn_interface"))
@@ -112,21 +120,22 @@ def _possible(backend: Backend, device: torch.device, dtype: torch.dtype) -> boo
 
 
 def without_cudnn() -> AbstractContextManager[Any]:
-    """Have SDPA leave cuDNN's kernel out.
+    """Context manager in which SDPA does not use cuDNN's kernel.
 
     From torch 2.11 on SDPA prefers that kernel on Hopper and Blackwell. But cuDNN makes a plan for
     every new shape, which takes much longer than attention itself, and in generation the number of
     keys changes at every token. With a mask its gradients are NaN at some lengths
-    (https://github.com/pytorch/pytorch/issues/196678). So it is for training without a mask alone.
+    (https://github.com/pytorch/pytorch/issues/196678). cuDNN's kernel is therefore used only for
+    training without a mask.
     """
-    # torch's own context manager takes 16 microseconds: too long for each layer of each token. But
-    # the compiler understands no other.
+    # torch's own context manager takes 16 microseconds, which is too long for each layer of each
+    # token. But it is the only one that the compiler understands.
     return sdpa_kernel(_WITHOUT_CUDNN) if torch.compiler.is_compiling() else _cudnn_off()
 
 
 @contextmanager
 def _cudnn_off() -> Iterator[None]:
-    # A caller who has left SDPA no kernel but cuDNN's, by `sdpa_kernel`, keeps it.
+    # If the caller has restricted SDPA to cuDNN's kernel with `sdpa_kernel`, that choice stays.
     before = cuda.cudnn_sdp_enabled()
     cuda.enable_cudnn_sdp(before and not cuda.math_sdp_enabled())
     try:
@@ -135,8 +144,8 @@ def _cudnn_off() -> Iterator[None]:
         cuda.enable_cudnn_sdp(before)
 
 
-# Compiled here for models that are not: uncompiled it holds all scores in memory. In a compiled block it is one graph
-# with the rest.
+# Compiled here for uncompiled models: without compilation FlexAttention holds all scores in memory.
+# Inside a compiled block it becomes part of the block's graph.
 _flex_attention = torch.compile(flex_attention)
 
 
@@ -148,14 +157,21 @@ def flex(
     scale: float | None,
     softcap: float | None,
 ) -> Tensor:
-    """Weighted values (B, H, T, D) by FlexAttention (arXiv:2412.05496); scores are squashed to
-    (-softcap, softcap)."""
+    """Weighted values (B, H, T, D) by FlexAttention (arXiv:2412.05496).
+
+    With ``softcap`` the scores are squashed to (-softcap, softcap).
+    """
 
     def squash(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         assert softcap is not None
         return softcap * torch.tanh(score / softcap)
 
     return _flex_attention(
-        q_BHTD, k_BKTD, v_BKTD, score_mod=None if softcap is None else squash, block_mask=mask, scale=scale,
+        q_BHTD,
+        k_BKTD,
+        v_BKTD,
+        score_mod=None if softcap is None else squash,
+        block_mask=mask,
+        scale=scale,
         enable_gqa=q_BHTD.shape[1] != k_BKTD.shape[1],
-    )  # fmt: skip
+    )

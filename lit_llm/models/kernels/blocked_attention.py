@@ -1,8 +1,9 @@
-"""Causal attention on a CPU: matrix products over blocks of queries.
+"""Causal attention on a CPU as matrix products over blocks of queries.
 
-torch's CPU kernel for SDPA runs at a third of the products' speed in bfloat16 (docs/decisions.md, "Attention on a
-CPU"). Of a block of queries all weights are there at once, so the softmax is one pass; what lies behind the block is
-left out. Like the kernel it keeps q, k and v alone for the backward pass, and computes the weights again there.
+torch's CPU kernel for SDPA reaches a third of the speed of plain matrix products in bfloat16
+(docs/decisions.md, "Attention on a CPU"). Here all weights of a block of queries are in memory at
+once, so the softmax takes one pass, and keys after the block are skipped. As in torch's kernel,
+only q, k and v are kept for the backward pass, which computes the weights again.
 
 Shapes: B batch, T positions, H query heads, K key/value heads, G = H / K, D head width.
 """
@@ -17,15 +18,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _LONGEST = 2048
-"""Positions up to which it is the faster one."""
+"""Largest number of positions at which this is faster than torch's kernel."""
 _WEIGHTS_BYTES = 16 * 2**20
-"""Of a block's weights at most: more do not stay in the cache from pass to pass."""
+"""Maximum bytes of a block's weights: larger blocks do not stay in the cache between passes."""
 _MOST_BLOCKS = 64
-"""A compiler writes each block out."""
+"""Maximum number of blocks in a compiled graph, which unrolls the loop over blocks."""
 
 
 def suits(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor) -> bool:
-    """Whether `BlockedAttention` can take the place of causal SDPA, and is faster."""
+    """Whether `BlockedAttention` can replace causal SDPA here and is faster."""
     B, H, T, _ = q_BHTD.shape
     if q_BHTD.device.type != "cpu" or not 0 < T <= _LONGEST or k_BKTD.shape[2] != T:
         return False
@@ -43,13 +44,13 @@ def suits(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor) -> bool:
 class BlockedAttention(torch.autograd.Function):
     """``F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)``.
 
-    The weights are of q's dtype before and after the softmax, as in transformers' "eager" attention; sums inside
-    products and softmax are float32.
+    The weights have q's dtype before and after the softmax, as in transformers' "eager" attention.
+    Sums inside products and softmax are float32.
     """
 
     @staticmethod
     def forward(ctx: Any, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float) -> Tensor:
-        """(B, H, T, D), which lies as (B, T, H, D): as the output projection reads it."""
+        """Return (B, H, T, D), laid out in memory as (B, T, H, D) for the output projection."""
         ctx.save_for_backward(q_BHTD, k_BKTD, v_BKTD)
         ctx.scale = scale
         B, H, T, _ = q_BHTD.shape
@@ -63,12 +64,17 @@ class BlockedAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_BHTD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(  # type: ignore[override]
+        ctx: Any, grad_BHTD: Tensor
+    ) -> tuple[Tensor | None, ...]:
         q_BHTD, k_BKTD, v_BKTD = ctx.saved_tensors
         B, H, T, _ = q_BHTD.shape
         grad_q = _heads_inside(q_BHTD)
-        # Keys and values are met by several blocks of queries: their sums are float32.
+        # Several blocks of queries add to the gradients of the same keys and values, so these sums
+        # are float32.
         grad_k, grad_v = (t.new_zeros(t.shape, dtype=torch.float32) for t in (k_BKTD, v_BKTD))
+        # For each block: compute the weights P again, then dV = P^T dO, dP = dO V^T, the softmax's
+        # gradient dS, dQ = dS K and dK = dS^T Q.
         for rows, start, end in _blocks(B, H, T, q_BHTD.itemsize):
             k, v = _flat(k_BKTD[rows, :, :end]), _flat(v_BKTD[rows, :, :end])
             q_block = q_BHTD[rows, :, start:end]
@@ -88,7 +94,7 @@ class BlockedAttention(torch.autograd.Function):
 
 
 def _blocks(B: int, H: int, T: int, itemsize: int) -> Iterator[tuple[slice, int, int]]:
-    """Which rows of the batch and which queries of them are computed at once."""
+    """Yield rows of the batch and a range of queries (start, end) that are computed at once."""
     queries = 128 if T <= 1024 else 256
     together = max(1, _WEIGHTS_BYTES // (itemsize * H * queries * T))
     for row in range(0, B, together):
@@ -97,7 +103,10 @@ def _blocks(B: int, H: int, T: int, itemsize: int) -> Iterator[tuple[slice, int,
 
 
 def _weights(q: Tensor, k: Tensor, start: int, scale: float) -> Tensor:
-    """softmax(scale * q k^T) of (b * K, G * t, D) queries from position ``start`` on: (b * K, G * t, S)."""
+    """Return softmax(scale * q k^T): (b * K, G * t, S).
+
+    ``q`` holds (b * K, G * t, D) queries from position ``start`` on.
+    """
     seen = k.shape[1]
     hidden = q.new_full((seen - start, seen), -torch.inf).triu(start + 1)
     hidden = hidden.repeat(q.shape[1] // (seen - start), 1)
@@ -110,7 +119,7 @@ def _flat(t: Tensor) -> Tensor:
 
 
 def _grouped(q: Tensor, k: Tensor) -> Tensor:
-    """(b, H, t, D) -> (b * K, G * t, D): the query heads of a key head one below the other."""
+    """(b, H, t, D) -> (b * K, G * t, D): the query heads of a key head become consecutive rows."""
     return q.reshape(len(k), -1, q.shape[3])
 
 

@@ -1,4 +1,4 @@
-"""What this machine's devices can do."""
+"""Capabilities of this machine's devices."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 products run in hardware; elsewhere they are emulated, slower than float32."""
+    """Whether the hardware computes bfloat16 products; emulated ones are slower than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and (
@@ -17,9 +17,10 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def has_float8(device: torch.device) -> bool:
-    """Whether products of 8-bit floats run: on NVIDIA's GPUs from Ada and Hopper on; on CPUs too, slowly, to try it.
+    """Whether the device computes products of 8-bit floats.
 
-    AMD's MI300 has formats of its own, with another largest number.
+    NVIDIA GPUs do from Ada and Hopper on. CPUs do too, slowly, for trying it out. AMD's MI300 has
+    its own formats with a different largest number.
     """
     if device.type == "cuda":
         return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 9)
@@ -36,5 +37,5 @@ def can_compile(device: torch.device) -> bool:
 
 
 def exact_dtype(device: torch.device) -> torch.dtype:
-    """The widest float of ``device``: float64, but float32 on Apple's MPS, which has no other."""
+    """The widest float type of ``device``: float64, but float32 on Apple's MPS."""
     return torch.float32 if device.type == "mps" else torch.float64

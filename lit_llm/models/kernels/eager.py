@@ -1,7 +1,8 @@
-"""Operations with a backward of their own: fewer passes over memory, less kept for the backward, oneDNN's products.
+"""Operations with their own backward pass, for uncompiled models.
 
-A compiler fuses the plain formulas better than the first: callers take those while it traces. For oneDNN's products
-graphs have `traced_product`.
+They make fewer passes over memory, keep less for the backward pass, and use oneDNN's matrix
+products on a CPU. A compiler fuses the plain formulas even better, so callers use these while it
+traces. Compiled graphs get oneDNN's products through `traced_product`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from torch.autograd.function import once_differentiable
 
 
 class Rotation(torch.autograd.Function):
-    """`lit_llm.models.rope.apply_rope`: the gradient is turned back by the same angles, and only they are kept."""
+    """`lit_llm.models.rope.apply_rope` with a backward pass.
+
+    The backward pass rotates the gradient back by the same angles. Only the angles are kept.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -41,10 +45,11 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
 
 
 class RMSNormalize(torch.autograd.Function):
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimension of ``x``, which alone is kept.
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension of ``x``.
 
-    In half precision both directions compute in float32; what goes into the product with ``weight`` is rounded to x's
-    dtype first, as in transformers.
+    Of the activations only ``x`` and the inverse norm of each row are kept. In half precision both
+    passes compute in float32. The normalised x is rounded to x's dtype before the product with
+    ``weight``, as in transformers.
     """
 
     @staticmethod
@@ -64,17 +69,20 @@ class RMSNormalize(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        # With y = x * inverse and g the gradient by y, the gradient by x is
+        # inverse * (g - y * mean(g * y)).
         x, weight, inverse = ctx.saved_tensors
         y, grad = x * inverse, _at_least_float32(grad)
         product = grad * y
         grad_weight = None
         if weight is not None:
-            # In x's dtype both, in which they were multiplied: alike for a gain that is held in float32 or gathered.
+            # Both are in x's dtype, the dtype of the forward product. The result is then the same
+            # for a gain held in float32 and for one gathered in x's dtype.
             if ctx.needs_input_grad[1]:
                 grad_weight = product.flatten(0, -2).sum(0).to(x.dtype).to(weight.dtype)
             gain = _at_least_float32(weight.to(x.dtype))
             grad = grad * gain
-            share = product @ gain  # each row's sum of (gradient by y) * y
+            share = product @ gain  # each row's sum of (gradient with respect to y) * y
         else:
             share = product.sum(-1)
         grad_x = torch.addcmul(
@@ -88,7 +96,7 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 
 class GatedSiLU(torch.autograd.Function):
-    """silu(gate) * up, of which only ``gate`` and ``up`` are kept; results overwrite what is no longer needed."""
+    """silu(gate) * up. Only ``gate`` and ``up`` are kept; results overwrite unused tensors."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
@@ -103,7 +111,10 @@ class GatedSiLU(torch.autograd.Function):
 
 
 class GatedSiLULinear(torch.autograd.Function):
-    """``F.linear(silu(gate) * up, weight, bias)`` in gate's dtype, without keeping what the layer reads."""
+    """``F.linear(silu(gate) * up, weight, bias)`` in gate's dtype.
+
+    The input of the linear layer is not kept; the backward pass computes it again.
+    """
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -134,10 +145,11 @@ def _gated_silu_backward(
 
 
 class OneDNNLinear(nn.Linear):
-    """A linear layer whose float32 products on a CPU are oneDNN's, but for the weight's gradient.
+    """A linear layer that uses oneDNN for its float32 products on a CPU.
 
-    torch sends float32 products to MKL, which on AMD's processors is 5 to 10% behind; for the third product, whose
-    operands are both transposed, it is ahead (docs/decisions.md, "A training step on a CPU").
+    torch sends float32 products to MKL, which is 5 to 10% slower on AMD's processors. Only the
+    weight's gradient stays with MKL: both operands of this product are transposed, and there MKL is
+    faster (docs/decisions.md, "A training step on a CPU").
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -149,8 +161,8 @@ class OneDNNLinear(nn.Linear):
         return OneDNNProducts.apply(input, self.weight, self.bias)[0]
 
     def takes(self, input: Tensor) -> bool:
-        """Whether the products are oneDNN's."""
-        cpu = input.device.type == "cpu"  # a model that is loaded on the CPU may go to a GPU later
+        """Whether the products of this input use oneDNN."""
+        cpu = input.device.type == "cpu"  # a model loaded on the CPU may move to a GPU later
         return (
             cpu
             and input.dtype == self.weight.dtype == torch.float32
@@ -159,9 +171,10 @@ class OneDNNLinear(nn.Linear):
 
 
 class OneDNNProducts(torch.autograd.Function):
-    """``F.linear`` of one input with each of several weights; the gradients by it are added up inside the products.
+    """``F.linear`` of one input with each of several weights.
 
-    Arguments after ``x``: weight and bias (or None) of each, in turn. Returns a tuple.
+    The gradients with respect to the input are added up inside the products. The arguments after
+    ``x`` are the weight and bias (or None) of each layer in turn. Returns a tuple.
     """
 
     @staticmethod
@@ -186,15 +199,18 @@ class OneDNNProducts(torch.autograd.Function):
         return grad_x, *by_layers
 
 
-# An operator of its own, for graphs: the compiler's lowering of oneDNN's takes constant weights only, and of
-# `OneDNNProducts` it makes several graphs.
+# A custom operator for compiled graphs. The compiler's own lowering of oneDNN takes constant
+# weights only, and `OneDNNProducts` would split the graph.
 @torch.library.custom_op(
     "lit_llm::onednn_linear",
     mutates_args=(),
     schema="(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
 )
 def traced_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``F.linear`` with oneDNN's products where `OneDNNProducts` has them, inside a compiled graph."""
+    """``F.linear`` with oneDNN's products inside a compiled graph.
+
+    Graphs use it where uncompiled code uses `OneDNNProducts`.
+    """
     return product(x, weight, bias)
 
 
@@ -224,7 +240,7 @@ traced_product.register_autograd(_traced_product_backward, setup_context=_keep_o
 def product(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, add: Tensor | None = None
 ) -> Tensor:
-    """``F.linear`` without a gradient, plus ``add``, by oneDNN where x is float32 on a CPU."""
+    """``F.linear`` without a gradient, plus ``add``; by oneDNN if x is float32 on a CPU."""
     if (
         x.dtype != torch.float32
         or x.device.type != "cpu"
@@ -238,7 +254,7 @@ def product(
 
 
 def use_onednn(model: nn.Module) -> None:
-    """Turn every plain float32 ``nn.Linear`` of ``model`` that lies on a CPU into a `OneDNNLinear`, in place."""
+    """Turn plain float32 ``nn.Linear`` layers on a CPU into `OneDNNLinear`, in place."""
     if not torch.backends.mkldnn.is_available():
         return
     for module in model.modules():

@@ -1,4 +1,7 @@
-"""Several linear layers of one input by fewer products where that pays; their weights stay apart, as they are named."""
+"""Run several linear layers of one input as one matrix product where that pays off.
+
+The weights of the layers stay separate, under their own names.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,19 @@ from torch import Tensor, nn
 from lit_llm.models.kernels.eager import OneDNNLinear, OneDNNProducts
 
 SIDE_BY_SIDE = {"cuda"}
-"""Kinds of devices on which compiled layers become one product: a CPU gains less than the copy costs."""
+"""Device types on which compiled layers become one product.
+
+On a CPU the copy costs more than the single product gains.
+"""
 
 
 def project(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
-    """``layer(x)`` of each: (..., in_features) -> (..., out_features).
+    """Return ``layer(x)`` of each layer: (..., in_features) -> (..., out_features).
 
-    Compiled for CUDA, plain layers are one product with their weights side by side: autocast writes a copy of the
-    weights in any case, and the compiler writes it there at once. In eager float32 on a CPU the gradients by ``x`` are
-    added up inside the products. Everything else (LoRA, float8, layers cut by tensor parallelism, which are entered
-    through hooks) is called as it is.
+    Compiled for CUDA, plain layers become one product with their weights side by side. Autocast
+    copies the weights in any case, and the compiler writes this copy side by side. In eager float32
+    on a CPU the gradients with respect to ``x`` are added up inside the products. All other layers
+    (LoRA, float8, layers cut by tensor parallelism, which have hooks) are called one by one.
     """
     if torch.compiler.is_compiling():
         if x.device.type in SIDE_BY_SIDE and all(_plain(layer) for layer in layers):

@@ -1,7 +1,10 @@
-"""Cross-entropy of a large head without its logits: a chunk of positions at a time, gradients on the way.
+"""Cross-entropy of a large head in chunks of positions, without all logits in memory.
 
-Shapes: N positions, C hidden width, V vocabulary. The logits (N, V) of a step are its largest tensor by far, held in
-the compute dtype and again in float32, and their gradient too; here no more than ``chunk_bytes`` of them are there.
+The logits (N, V) of a step are by far its largest tensor. They exist in the compute dtype, again in
+float32, and once more as their gradient. Here no more than ``chunk_bytes`` of them exist at a time.
+The gradients are computed together with the loss of each chunk.
+
+Shapes: N positions, C hidden width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,11 +19,17 @@ from lit_llm.models.kernels.eager import product
 from lit_llm.models.kernels.limits import chunk_bytes
 
 IGNORE = -100
-"""Label of a position that is not predicted: torch's cross-entropy default."""
+"""Label of a position without a prediction: the default of torch's cross-entropy."""
 _CACHED_BYTES = 2 * 2**20
-"""Float32 bytes of a chunk that a CPU's softmax passes over at once: they then stay in the cache from pass to pass."""
+"""Float32 bytes of a chunk that a CPU's softmax processes at once.
+
+They then stay in the cache between passes.
+"""
 _SLAB = 8192
-"""Rows of the weight's gradient that a product of another dtype is added to at once: it is never there twice."""
+"""Rows of the weight's gradient that a product of another dtype is added to at once.
+
+The whole gradient therefore never exists twice.
+"""
 
 
 def linear_cross_entropy(
@@ -31,16 +40,17 @@ def linear_cross_entropy(
     softcap: float | None = None,
     compiled: bool = False,
 ) -> Tensor:
-    """The sum over positions of ``cross_entropy(softcap * tanh(scale * x @ weight.T / softcap), labels)``.
+    """Sum of ``cross_entropy(softcap * tanh(scale * x @ weight.T / softcap), labels)``.
 
-    Exact, and so are its gradients: each chunk's are computed beside its loss, where the logits are at hand, instead of
-    again in the backward pass, which can run once. Nothing waits for the device.
+    The sum over positions is exact, and so are its gradients. Each chunk's gradients are computed
+    beside its loss, where the logits are available, instead of again in the backward pass. The
+    backward pass can therefore run only once. Nothing waits for the device.
 
     Args:
-        x_NC: what the head reads.
-        weight_VC: the head's weight; multiplied in x's dtype, or in autocast's.
+        x_NC: the input of the head.
+        weight_VC: the head's weight; multiplied in x's dtype, or in autocast's dtype.
         labels_N: int64; positions with -100 add nothing.
-        compiled: compile what is between the products, to one pass over a chunk or two.
+        compiled: compile the operations between the products into one or two passes over a chunk.
 
     Returns:
         float32 scalar, in nats.
@@ -67,14 +77,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight_VC, dtype=torch.float32) if needs_weight else None
         loss = torch.zeros((), dtype=torch.float32, device=x_NC.device)
         largest = max(1, chunk_bytes(x_NC.device.type) // (weight.itemsize * len(weight)))
-        rows = max(
-            1, -(-len(x_NC) // max(1, -(-len(x_NC) // largest)))
-        )  # alike: one shape to compile for
+        # Chunks of equal size, so that the compiler sees one shape (the last may be shorter).
+        rows = max(1, -(-len(x_NC) // max(1, -(-len(x_NC) // largest))))
         loss_and_grad = _compiled() if compiled else _in_blocks
         share = None if x_NC.dtype == torch.float32 else _share(labels_N)
+        # For each chunk: logits, loss and the gradient of the logits; from this gradient the
+        # chunk's rows of grad_x and its contribution to grad_weight.
         for start in range(0, len(x_NC), rows):
             labels = labels_N[start : start + rows]
-            # What is not predicted is masked out of these C columns on both sides of the head, not of its V.
+            # Positions without a label are masked in the C columns on both sides of the head, which
+            # is cheaper than in its V columns.
             unlabelled = (labels == IGNORE)[:, None]
             chunk = x_NC[start : start + rows].masked_fill(unlabelled, 0)
             part, grad = loss_and_grad(product(chunk, weight), labels, scale, softcap, share)
@@ -88,7 +100,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     grad_weight.split(_SLAB), grad.split(_SLAB, dim=1), strict=True
                 ):
                     slab += of.T @ chunk
-            del grad  # before the next chunk's is made
+            del grad  # free this chunk's gradient before the next chunk's is created
         ctx.save_for_backward(grad_x, grad_weight, share)
         ctx.dtype, ctx.done = weight_VC.dtype, False
         return loss
@@ -101,8 +113,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             )
         ctx.done = True
         grad_x, grad_weight, share = ctx.saved_tensors
-        # Of two dimensions, as the gradients are: on a GPU a tensor of none is rounded to their
-        # dtype before it is multiplied.
+        # The factor has two dimensions, as the gradients have. On a GPU a tensor without dimensions
+        # is rounded to their dtype before the multiplication.
         factor = (grad if share is None else grad / share).view(1, 1)
         scaled = (
             None if grad_x is None else grad_x.mul_(factor),
@@ -112,11 +124,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _share(labels_N: Tensor) -> Tensor:
-    """What gradients in half precision are multiplied by before they are rounded.
+    """Return the factor of half-precision gradients before they are rounded.
 
-    The backward pass divides by it again. Training takes the mean over labelled positions: with
-    this, rounded gradients are then multiplied by a power of two, which is exact. Multiplied by
-    1/8176 all of them would be rounded down: a number of 8 bits times 1.002 is that number again.
+    The backward pass divides by it again. Training takes the mean over labelled positions. With
+    this factor, the rounded gradients are then multiplied by a power of two, which is exact.
+    Multiplied by 1/8176, all of them would be rounded down: a number of 8 bits times 1.002 is that
+    number again.
 
     Returns:
         2^k / labelled positions, in (1/2, 1]: a float32 scalar.
@@ -132,18 +145,21 @@ def _in_blocks(
     softcap: float | None,
     share: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The loss of ``logits_NV``, summed, and its gradient by them times ``share``, in their place.
+    """Return the summed loss of ``logits_NV`` and its gradient times ``share``.
 
-    At labels that are -100 the gradient is any.
+    The gradient overwrites the logits. Where a label is -100 the gradient is undefined.
     """
     loss = torch.zeros((), dtype=torch.float32, device=logits_NV.device)
     cached = logits_NV.device.type == "cpu"
     size = max(1, _CACHED_BYTES // (4 * logits_NV.shape[1])) if cached else len(logits_NV)
+    # The gradient of the cross-entropy by the logits is softmax(x) - one_hot(label). The loss needs
+    # log(sum(exp(x))): the largest softmax value is exp(largest) / sum(exp(x)).
     for logits, labels in zip(logits_NV.split(size), labels_N.split(size), strict=True):
         labelled, labels_N1 = labels[:, None] != IGNORE, labels[:, None].clamp(min=0)
         x, slope = _capped(logits.float(), scale, softcap)
         largest, at_label = x.amax(-1, keepdim=True), x.gather(1, labels_N1)
-        # One kernel where subtracting, exp, sum and division are four. It reads a row before it writes it.
+        # One kernel instead of four (subtract, exp, sum, divide). It reads a row before it writes
+        # it.
         grad = torch.softmax(x, -1, out=x) if cached and x is logits else x.softmax(-1)
         log_total = -grad.amax(-1, keepdim=True).log()
         loss += (log_total + largest - at_label).masked_fill(~labelled, 0).sum()
@@ -164,7 +180,7 @@ def _whole(
     softcap: float | None,
     share: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """As `_in_blocks`, written for a compiler: no scatter, nothing in place."""
+    """Compute `_in_blocks` in a form for the compiler: no scatter, nothing in place."""
     labelled, labels_N1 = labels_N[:, None] != IGNORE, labels_N[:, None].clamp(min=0)
     x, slope = _capped(logits_NV.float(), scale, softcap)
     log_total = x.logsumexp(-1, keepdim=True)
@@ -184,7 +200,7 @@ def _compiled() -> Any:
 def _capped(
     logits: Tensor, scale: float | None, softcap: float | None
 ) -> tuple[Tensor, Tensor | float | None]:
-    """``logits`` scaled and soft-capped, and the derivative of that; None where it is 1."""
+    """Return the scaled and soft-capped ``logits`` and their derivative; None where it is 1."""
     if softcap is None:
         return (logits, None) if scale is None else (logits * scale, scale)
     squashed = torch.tanh(logits * ((scale or 1.0) / softcap))

@@ -1,8 +1,9 @@
-"""Weights in oneDNN's own layout: linear layers of a model that only answers, on a CPU.
+"""Linear layers with weights in oneDNN's own layout, for inference on a CPU.
 
-Decoding reads every weight once a token, so its rate is how fast a matrix streams from memory. What ``nn.Linear`` calls
-for one to eight rows reaches a fraction of that rate; oneDNN over weights that are already blocked for its kernels is
-two to three times as fast (docs/decisions.md, "Decoding"), and no slower for long prompts.
+Decoding reads every weight once per token, so its speed is the speed at which a matrix streams from
+memory. The kernel that ``nn.Linear`` calls for one to eight rows reaches a fraction of that speed.
+oneDNN with weights already blocked for its kernels is two to three times as fast
+(docs/decisions.md, "Decoding"), and no slower for long prompts.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from torch import Tensor, nn
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer whose ``weight`` is oneDNN's: for inference alone; ``weight.to_dense()`` is the plain matrix."""
+    """A linear layer whose ``weight`` has oneDNN's layout, for inference only.
+
+    ``weight.to_dense()`` is the plain matrix.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features), in the weight's dtype."""
@@ -22,9 +26,10 @@ class PackedLinear(nn.Linear):
 def pack_linears(model: nn.Module) -> None:
     """Turn every plain ``nn.Linear`` of ``model`` into a `PackedLinear`, in place.
 
-    A layer at a time, so that no more than one is held twice; an embedding tied to the head keeps its own copy. Layers
-    stay as they are where oneDNN has no kernel for them: on other devices, in other types than float32 and bfloat16,
-    and without the instructions for bfloat16.
+    Layers are converted one at a time, so that no more than one is in memory twice. An embedding
+    tied to the head keeps its own copy. Layers stay as they are where oneDNN has no kernel for
+    them: on other devices, in dtypes other than float32 and bfloat16, and in bfloat16 if the CPU
+    has no instructions for it.
     """
     if not torch.backends.mkldnn.is_available():
         return
@@ -32,7 +37,7 @@ def pack_linears(model: nn.Module) -> None:
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         types.add(torch.bfloat16)
     for module in model.modules():
-        # Subclasses compute something else; what they hold is not touched.
+        # Subclasses compute something else, so they and their weights stay as they are.
         if (
             type(module) is nn.Linear
             and module.weight.device.type == "cpu"

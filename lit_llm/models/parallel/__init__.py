@@ -1,1 +1,1 @@
-"""What is done to a built model before training, and models divided among processes."""
+"""Preparation of a built model for training, and models sharded among processes."""

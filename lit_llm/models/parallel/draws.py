@@ -1,4 +1,4 @@
-"""How random initialisations draw their numbers: elsewhere as torch does, under `NoDraws` not at all."""
+"""Intercept random initialisations: redirect their draws, or skip them (`NoDraws`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _INITIALIZERS = {"normal_", "uniform_", "trunc_normal_", "kaiming_uniform_"}
 
 
 class Initializers(TorchFunctionMode, ABC):
-    """Random initialisations go through ``draw``."""
+    """A mode in which random initialisations call ``draw`` instead of torch."""
 
     def __torch_function__(
         self,
@@ -31,12 +31,15 @@ class Initializers(TorchFunctionMode, ABC):
 
     @abstractmethod
     def draw(self, tensor: Tensor, fill: Callable[[Tensor], Any]) -> None:
-        """Initialise ``tensor``; ``fill`` draws the numbers of a tensor of its shape."""
+        """Initialise ``tensor``; ``fill`` draws the numbers for a tensor of its shape."""
 
 
 class NoDraws(Initializers):
-    """Random initialisations do nothing: those of torch's layers are overwritten by the model's own, and on meta they
-    would draw no number, but import the compiler, for a second."""
+    """Skip random initialisations.
+
+    The model overwrites the initial values of torch's layers with its own. On the meta device an
+    initialisation would draw no number, but it would import the compiler, which takes a second.
+    """
 
     def draw(self, tensor: Tensor, fill: Callable[[Tensor], Any]) -> None:
-        """Leave it."""
+        """Do nothing."""

@@ -1,7 +1,8 @@
-"""The ordered list of things done to a freshly built model before training.
+"""The ordered steps that prepare a newly built model for training.
 
-A step here never changes the names in a state dict. The order: what changes layers (LoRA) comes before, in
-``build_model``; then float8, tensor parallelism, activation checkpointing, compilation, sharding, weights.
+No step changes the names in a state dict. Changes of layers (LoRA) come before, in ``build_model``.
+Then the order is: float8, tensor parallelism, attention kernels, activation checkpointing,
+compilation, sharding, weights.
 """
 
 from __future__ import annotations
@@ -31,10 +32,13 @@ from lit_llm.models.parallel.sharded import WholeDraws
 from lit_llm.models.transformer import Block, Transformer
 
 DATA, TENSOR = "data_parallel", "tensor_parallel"
-"""Names of the mesh's dimensions, Lightning's."""
+"""Names of the mesh's dimensions, as in Lightning."""
 _BUDGET = 0.99
-"""Of what the compiler keeps for the backward pass by default: a little less than all makes it reconsider what is cheap
-to compute again, and stops short of products."""
+"""Share of the activations that the compiler keeps by default.
+
+A value slightly below 1 makes the compiler reconsider which operations are cheap to compute again,
+but not products.
+"""
 
 
 def parallelize(
@@ -50,22 +54,26 @@ def parallelize(
     """Prepare ``model`` in place.
 
     Args:
-        float8: train large linear layers in 8-bit floating point, see `convert_to_float8`. Faster only compiled, where
-            the casts are fused with what comes before them.
-        backends: of attention, see `choose_attention`. None: SDPA.
-        compile: compile each block, and head and loss together. Blocks of one shape share one compiled graph, so
-            start-up costs one block, and compiling in place leaves parameter names as they are. Graphs are for the
-            training shapes; evaluation and sampling run eagerly (``torch.compiler.set_stance``) rather than compile for
-            each shape they meet.
-        recompute: share of the blocks, spread evenly, that keep only their input for the backward pass and are computed
-            again there (arXiv:1604.06174): less memory, up to a third more time.
-        mesh: dimensions "data_parallel" and "tensor_parallel": matrices are cut along the second (arXiv:1909.08053),
-            everything is sharded along the first (FSDP2, arXiv:2304.11277). A model on the meta device is filled with
-            the weights that ``init_weights`` would give a single process of the same seed.
-        dtype: of a sharded model's gathered weights and products; gradients are reduced in float32. None: the weights'.
+        float8: train large linear layers in 8-bit floating point, see `convert_to_float8`. It is
+            faster only when compiled, because the compiler fuses the casts with the operations
+            before them.
+        backends: attention kernels, see `choose_attention`. None: SDPA.
+        compile: compile each block, and head and loss together. Blocks of one shape share one
+            compiled graph, so start-up costs one block. Compilation in place keeps parameter names.
+            Graphs are for the training shapes; evaluation and sampling run eagerly
+            (``torch.compiler.set_stance``) instead of compiling for each new shape.
+        recompute: share of the blocks, spread evenly, that keep only their input for the backward
+            pass and are computed again there (arXiv:1604.06174). Saves memory, costs up to a third
+            more time.
+        mesh: device mesh with the dimensions "data_parallel" and "tensor_parallel". Matrices are
+            cut along the second (arXiv:1909.08053), everything is sharded along the first (FSDP2,
+            arXiv:2304.11277). A model on the meta device gets the weights that ``init_weights``
+            would give a single process with the same seed.
+        dtype: of a sharded model's gathered weights and products; gradients are reduced in float32.
+            None: the weights' dtype.
 
     Raises:
-        UserError: a model that cannot be cut as the mesh says, or has no layer for float8.
+        UserError: the model cannot be cut as the mesh requires, or has no layer for float8.
     """
     if float8:
         convert_to_float8(model)
@@ -73,23 +81,26 @@ def parallelize(
         _cut(model, mesh[TENSOR])
     if backends is not None:
         use_backends(model, backends)
-    again = _spread(list(model.layers), recompute)
+    recomputed = _spread(list(model.layers), recompute)
     for block in model.layers:
-        if block in again:
-            # The graph goes inside: of a checkpoint around the block the compiler makes none.
+        if block in recomputed:
+            # The compiled graph is inside the checkpoint: the compiler makes no graph of a
+            # checkpoint around the block.
             forward = (
-                torch.compile(block.forward, dynamic=False, backend=_keeping_less)
+                torch.compile(block.forward, dynamic=False, backend=_compile_with_budget)
                 if compile
                 else block.forward
             )
-            block.forward = partial(checkpoint, forward, use_reentrant=False)  # type: ignore[method-assign]
+            block.forward = partial(  # type: ignore[method-assign]
+                checkpoint, forward, use_reentrant=False
+            )
         elif compile:
-            block.compile(dynamic=False, backend=_keeping_less)
+            block.compile(dynamic=False, backend=_compile_with_budget)
     if compile:
         model.lm_head.compile(dynamic=False)
     if mesh is not None:
         shard(model, list(model.layers), mesh[DATA], dtype)
-        for entry in ("loss", "token_losses"):  # what training calls instead of forward
+        for entry in ("loss", "token_losses"):  # training calls these instead of forward
             register_fsdp_forward_method(model, entry)
         if model.embed.weight.is_meta:
             model.to_empty(device=_device(mesh))
@@ -102,10 +113,14 @@ def parallelize(
     keep_freed_memory()
 
 
-def _keeping_less(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
-    """The default compiler, told on a CPU to compute again in the backward pass whatever takes no matrix product: the
-    MLP's hidden activations, norms, casts of weights, copies of keys. At a vocabulary of 50k a tenth of the memory for
-    about a hundredth of the time (docs/decisions.md, "A training step on a CPU"); not measured on CUDA."""
+def _compile_with_budget(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+    """Compile with torch's default compiler, with a smaller activation budget on a CPU.
+
+    The backward pass then recomputes everything that needs no matrix product: the MLP's hidden
+    activations, norms, casts of weights, copies of keys. With a vocabulary of 50k this saves a
+    tenth of the memory for about a hundredth of the time (docs/decisions.md, "A training step on a
+    CPU"). It is not measured on CUDA.
+    """
     from torch._functorch import config
     from torch._inductor.compile_fx import compile_fx
 
@@ -116,8 +131,10 @@ def _keeping_less(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
 
 
 def use_backends(model: Transformer, backends: Backends) -> None:
-    """Have ``model`` compute attention in training with ``backends``; FlashAttention 3 takes the place of torch's flash
-    kernel in the whole process."""
+    """Set the attention kernels that ``model`` uses in training.
+
+    FlashAttention 3 replaces torch's flash kernel in the whole process.
+    """
     model.backends = backends
     for block in model.layers:
         block.attention.kernel_order = backends.kernel_order  # type: ignore[union-attr]
@@ -129,10 +146,12 @@ def use_backends(model: Transformer, backends: Backends) -> None:
 def shard(
     model: nn.Module, blocks: list[nn.Module], mesh: DeviceMesh, dtype: torch.dtype | None
 ) -> None:
-    """FSDP2 over ``mesh``: each of ``blocks`` is gathered while it computes, the rest of ``model`` throughout.
+    """Shard ``model`` with FSDP2 over ``mesh``.
+
+    Each of ``blocks`` is gathered only while it computes; the rest of ``model`` stays gathered.
 
     Raises:
-        UserError: weights in 4 or 8 bits.
+        UserError: the weights have 4 or 8 bits.
     """
     _refuse_quantized(model)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
@@ -142,21 +161,27 @@ def shard(
 
 
 def _refuse_quantized(model: nn.Module) -> None:
-    """A piece of packed weights has no scales of its own, and FSDP2 gathers no states beside them."""
+    """Refuse quantised weights.
+
+    A part of packed weights has no scales of its own, and FSDP2 does not gather the states beside
+    the weights.
+    """
     for name, weight in model.named_parameters():
-        # bitsandbytes' NF4 and FP4 weights, and its 8-bit ones; they are packed once they are on a device.
+        # bitsandbytes' NF4 and FP4 weights, and its 8-bit weights. They are packed when they move
+        # to a device.
         if (
             hasattr(weight, "quant_state")
             or hasattr(weight, "CB")
             or not weight.is_floating_point()
         ):
             raise UserError(
-                f"trainer.strategy: {name} is quantised (NF4 or 8 bits), which cannot be sharded or cut yet; take ddp"
+                f"trainer.strategy: {name} is quantised (NF4 or 8 bits), which cannot be sharded "
+                "or cut yet; take ddp"
             )
 
 
 def gradient_sync(model: nn.Module, on: bool) -> None:
-    """Whether the next backward passes reduce the gradients of a sharded model, or only add them up."""
+    """Set whether the next backward passes reduce a sharded model's gradients or only add up."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_requires_gradient_sync(on, recurse=False)
@@ -171,11 +196,13 @@ def _cut(model: Transformer, mesh: DeviceMesh) -> None:
             )
     if config.qk_norm in ("projection", "per_head"):
         raise UserError(
-            f"tensor_parallel_size={size}: a model with {config.qk_norm} qk_norm cannot be cut; set it to 1"
+            f"tensor_parallel_size={size}: a model with {config.qk_norm} qk_norm cannot be cut; "
+            "set it to 1"
         )
     if any(config.has_experts(i) for i in range(config.num_layers)) or model.lora is not None:
         raise UserError(
-            f"tensor_parallel_size={size}: mixtures of experts and LoRA cannot be cut yet; set it to 1"
+            f"tensor_parallel_size={size}: mixtures of experts and LoRA cannot be cut yet; set it "
+            "to 1"
         )
     _refuse_quantized(model)
     if any(isinstance(module, Float8Linear) for module in model.modules()):
@@ -190,13 +217,13 @@ def _cut(model: Transformer, mesh: DeviceMesh) -> None:
     out = {name: RowwiseParallel() for name in ("attention.o_proj", "mlp.down_proj")}
     for block in model.layers:
         assert isinstance(block, Block)
-        block.attention.num_heads //= size  # this process's
+        block.attention.num_heads //= size  # the heads of this process
         block.attention.num_kv_heads //= size
         parallelize_module(block, mesh, {**into, **out}, src_data_rank=None)
 
 
 def _spread(blocks: list[nn.Module], share: float) -> list[nn.Module]:
-    """That share of ``blocks``, evenly spread."""
+    """Return this share of ``blocks``, spread evenly."""
     chosen = [i for i in range(len(blocks)) if int((i + 1) * share + 1e-9) > int(i * share + 1e-9)]
     return [blocks[i] for i in chosen]
 

@@ -1,8 +1,12 @@
-"""A training checkpoint in parts: a folder to which each process wrote what it held, and any number of them can read.
+"""Read and write a training checkpoint in parts: one folder to which every process writes its part.
 
-``part-00003.safetensors`` is what process 3 held of every divided tensor; ``rest.pt`` is the checkpoint's dict, in
-which a sentence stands for each of them; ``manifest.json``, written last, has size and CRC-32 of all files. The offsets
-of the parts stand where torch's distributed checkpoints put them in safetensors:
+Any number of processes can read the folder.
+
+- ``part-00003.safetensors`` holds the part of process 3 of every divided tensor.
+- ``rest.pt`` is the checkpoint's dict, in which a marker string replaces each divided tensor.
+- ``manifest.json``, written last, has size and CRC-32 of all files.
+
+The offsets of the parts are stored as in torch's distributed checkpoints in safetensors, so
 ``torch.distributed.checkpoint.HuggingFaceStorageReader`` reads the folder too.
 """
 
@@ -32,17 +36,18 @@ from lit_llm.io.atomic import sync_names
 MANIFEST = "manifest.json"
 _REST = "rest.pt"
 MARK = "a tensor in parts: "
-"""And its name: what stands in the rest for a tensor in parts."""
+"""Prefix of the marker string that replaces a divided tensor; the tensor's name follows."""
 _OFFSETS = "DCP_SHARDING_INFO"  # torch/distributed/checkpoint/_hf_utils.py
 _DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+    torch.bool: "BOOL",
 }  # fmt: skip
 _CHUNK = 1 << 24
 
 
 class Part(NamedTuple):
-    """What a process holds of a tensor of ``shape``: the box ``local`` from ``offset`` on."""
+    """One process's part of a tensor of ``shape``: the box ``local`` that starts at ``offset``."""
 
     local: Tensor
     offset: tuple[int, ...]
@@ -50,14 +55,21 @@ class Part(NamedTuple):
 
 
 class Divided(NamedTuple):
-    """One process's share of a checkpoint: its parts of tensors by name, and on the first process all the rest."""
+    """One process's share of a checkpoint.
+
+    ``parts`` holds the process's parts of tensors by name; ``rest`` is everything else, on the
+    first process only.
+    """
 
     parts: dict[str, Part]
     rest: Any
 
 
 def write_share(share: Divided, folder: Path, rank: int) -> dict[str, dict[str, int]]:
-    """Write the files of process ``rank`` and have them on disk; returns size and CRC-32 by name, see `commit`."""
+    """Write the files of process ``rank`` and sync them to disk.
+
+    Returns size and CRC-32 by file name, see `commit`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     name = f"part-{rank:05d}.safetensors"
     files = {name: _write(folder / name, _safetensors(share.parts))}
@@ -69,16 +81,19 @@ def write_share(share: Divided, folder: Path, rank: int) -> dict[str, dict[str, 
 
 
 def commit(folder: Path, target: Path, files: dict[str, dict[str, int]]) -> None:
-    """Make the checkpoint ``target`` of ``folder``, to which all processes have written ``files``."""
+    """Turn ``folder``, complete after all processes have written ``files``, into ``target``."""
     _write(folder / MANIFEST, [json.dumps({"version": 1, "files": files}, indent=1).encode()])
     sync_names(folder)
     put(folder, target)
 
 
 def put(part: Path, target: Path) -> None:
-    """Give ``part``, a whole checkpoint in one file or in parts, its name; what had it is gone, once this has it."""
+    """Rename ``part``, a whole checkpoint (one file or in parts), to ``target``.
+
+    A previous checkpoint of that name is removed after the rename.
+    """
     replaced = target.with_name(target.name + ".replaced")
-    if target.exists() and (part.is_dir() or target.is_dir()):  # else one rename does it
+    if target.exists() and (part.is_dir() or target.is_dir()):  # for two files one rename is enough
         discard(replaced)
         target.rename(replaced)
     try:
@@ -92,7 +107,10 @@ def put(part: Path, target: Path) -> None:
 
 
 def discard(checkpoint: Path) -> None:
-    """Remove a file, or a folder with its manifest first: whatever is left if that is cut short is no checkpoint."""
+    """Remove a file, or a folder with its manifest first.
+
+    If the removal is interrupted, the remaining folder does not count as a checkpoint.
+    """
     if checkpoint.is_dir():
         (checkpoint / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(checkpoint)
@@ -101,7 +119,10 @@ def discard(checkpoint: Path) -> None:
 
 
 def damage_of_parts(folder: Path) -> str | None:
-    """What is wrong with the folder's bytes, or None: all files are read once and held to the manifest."""
+    """Return what is wrong with the folder's bytes, or None.
+
+    All files are read once and compared with the manifest.
+    """
     try:
         files = json.loads((folder / MANIFEST).read_bytes())["files"]
         expected = [
@@ -111,12 +132,12 @@ def damage_of_parts(folder: Path) -> str | None:
         return f"it has no {MANIFEST}: it was not finished"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} is not readable: {type(error).__name__}: {error}"
-    with ThreadPoolExecutor() as pool:  # zlib lets go of the interpreter's lock
+    with ThreadPoolExecutor() as pool:  # zlib releases the interpreter lock
         return next(filter(None, pool.map(lambda file: _difference(*file), expected)), None)
 
 
 def open_parts(folder: Path, weights_only: bool | None = True) -> dict[str, Any]:
-    """The checkpoint's dict; a `Stored` stands for each tensor in parts, and nothing of it is read yet.
+    """Return the checkpoint's dict with a `Stored` for each tensor in parts; no tensor is read yet.
 
     Raises:
         UserError: a file is missing or broken, or the parts do not make up whole tensors.
@@ -151,7 +172,7 @@ def open_parts(folder: Path, weights_only: bool | None = True) -> dict[str, Any]
 
 
 def read_parts(folder: Path, weights_only: bool | None = True) -> dict[str, Any]:
-    """As `open_parts`, with whole tensors: what a single process would have saved."""
+    """Return the checkpoint with whole tensors, as a single process would have saved it."""
     opened = open_parts(folder, weights_only)
     read: dict[int, Tensor] = {}  # a tied head stays one tensor
 
@@ -174,10 +195,12 @@ class _Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor on disk, in parts. Indexed by a slice a dimension, or by ``...``, it is read: that much of it, no more.
+    """A tensor on disk, in parts. Indexing reads exactly the indexed box.
+
+    The index is one slice per dimension, or ``...``.
 
     Attributes:
-        shape, dtype: of the whole.
+        shape, dtype: of the whole tensor.
     """
 
     shape: torch.Size
@@ -196,6 +219,8 @@ class Stored:
     def __getitem__(self, index: tuple[slice, ...] | EllipsisType) -> Tensor:
         index = tuple(map(slice, self.shape)) if isinstance(index, EllipsisType) else index
         wanted = [range(*at.indices(size)) for at, size in zip(index, self.shape, strict=True)]
+        # Copy from each piece the box in which it overlaps the wanted box. ``there`` is the overlap
+        # in the piece's coordinates, ``here`` in those of the result.
         read = torch.empty([len(at) for at in wanted], dtype=self.dtype)
         for piece in self.pieces:
             starts = [
@@ -220,7 +245,7 @@ class Stored:
 
 
 def _index(files: list[Path]) -> dict[str, Stored]:
-    """Every tensor that ``files`` hold parts of, by name."""
+    """Return every tensor that ``files`` hold parts of, by name."""
     from safetensors import SafetensorError, safe_open
 
     dtypes = {name: dtype for dtype, name in _DTYPES.items()}
@@ -244,7 +269,10 @@ def _index(files: list[Path]) -> dict[str, Stored]:
 
 
 def _safetensors(parts: dict[str, Part]) -> Iterator[Any]:
-    """The bytes of a safetensors file, piece by piece: the checksum is taken while they are written."""
+    """Yield the bytes of a safetensors file piece by piece.
+
+    The checksum can then be computed while the file is written.
+    """
     places = {
         name: {"saved_offsets": part.offset, "shape": part.shape} for name, part in parts.items()
     }
@@ -267,7 +295,7 @@ def _safetensors(parts: dict[str, Part]) -> Iterator[Any]:
 
 
 def _write(file: Path, pieces: Iterable[Any]) -> dict[str, int]:
-    """Write ``pieces`` and have them on disk; returns size and CRC-32."""
+    """Write ``pieces`` and sync them to disk; returns size and CRC-32."""
     size = checksum = 0
     with open(file, "wb") as out:
         for content in pieces:
@@ -283,7 +311,7 @@ def _write(file: Path, pieces: Iterable[Any]) -> dict[str, int]:
 
 
 def _difference(file: Path, size: int, checksum: int) -> str | None:
-    """What ``file`` has other than it should, or None."""
+    """Return how ``file`` differs from the expected size and checksum, or None."""
     try:
         if file.stat().st_size != size:
             return f"{file.name} has {file.stat().st_size} bytes, not {size}"

@@ -1,4 +1,4 @@
-"""Tensors divided among processes (DTensors) and what must be done with them whole."""
+"""Tensors sharded among processes (DTensors), and the operations that need them whole."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from lit_llm.models.parallel.parts import MARK, Divided, Part, Stored
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's part of a DTensor, sharing its memory; any other tensor itself."""
+    """Return this process's part of a DTensor, without a copy; any other tensor itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole of a DTensor, on every process; any other tensor itself. All processes of its mesh must call it."""
+    """Return the whole of a DTensor, on every process; any other tensor itself.
+
+    All processes of its mesh must call this function.
+    """
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -32,13 +35,15 @@ def is_divided(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def copy_part(into: Tensor, full: Tensor | Stored) -> None:
-    """Fill ``into`` with its part of ``full``, which every process has or can read, and nobody sends."""
+    """Fill ``into`` with its part of ``full``, without communication.
+
+    Every process has ``full`` or can read it.
+    """
     if not isinstance(into, DTensor):
         into.copy_(full[...])
         return
-    if isinstance(
-        full, DTensor
-    ):  # what a module has itself and no file holds: LoRA's frozen weights
+    if isinstance(full, DTensor):
+        # A weight of the module itself that no file holds: LoRA's frozen weights.
         into.copy_(full)
         return
     shape, offset = compute_local_shape_and_global_offset(
@@ -51,7 +56,10 @@ def copy_part(into: Tensor, full: Tensor | Stored) -> None:
 
 
 def like_part(parameter: Tensor, full: Tensor | Stored) -> Tensor:
-    """``full``, of an optimizer's state, divided as ``parameter`` is: a dimension in which they differ stays whole."""
+    """Divide ``full``, a tensor of an optimizer's state, as ``parameter`` is divided.
+
+    A dimension in which their sizes differ stays whole.
+    """
     if not isinstance(parameter, DTensor) or full.ndim != parameter.ndim:
         return full[...].to(parameter.device)
     state = empty_like(parameter, full.shape, full.dtype)
@@ -60,7 +68,7 @@ def like_part(parameter: Tensor, full: Tensor | Stored) -> Tensor:
 
 
 def empty_like(parameter: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
-    """Zeros of ``shape``, divided as ``parameter`` is in every dimension in which they have the same size."""
+    """Return zeros of ``shape``, divided as ``parameter`` is in every dimension of equal size."""
     dtype = dtype or parameter.dtype
     if not isinstance(parameter, DTensor):
         return parameter.new_zeros(tuple(shape), dtype=dtype)
@@ -80,9 +88,9 @@ def empty_like(parameter: Tensor, shape: Sequence[int], dtype: torch.dtype | Non
 
 
 def whole_state_dict(state: Iterable[tuple[str, Any]], keep: bool) -> dict[str, Any]:
-    """The items of a state dict, tensors whole and on the CPU, one after the other; empty unless ``keep``.
+    """Return the items of a state dict with whole tensors on the CPU; empty unless ``keep``.
 
-    All processes must call it.
+    The tensors are gathered one after the other. All processes must call this function.
     """
     kept = {}
     for name, value in state:
@@ -93,27 +101,30 @@ def whole_state_dict(state: Iterable[tuple[str, Any]], keep: bool) -> dict[str, 
 
 
 def divide(checkpoint: dict[str, Any], keep_rest: bool) -> Divided:
-    """This process's share of ``checkpoint``; tensors are not copied, and nothing is sent.
+    """Return this process's share of ``checkpoint``; no tensor is copied or sent.
 
-    Of processes that hold the same part one has it in its share. A tensor met twice is one, under its first name.
+    If several processes hold the same part, one of them has it in its share. A tensor that occurs
+    twice is stored once, under its first name.
     """
     parts: dict[str, Part] = {}
     names: dict[tuple, str] = {}
 
-    def taken(path: tuple, leaf: Any) -> Any:
+    def collect(path: tuple, leaf: Any) -> Any:
+        """Add a divided tensor to ``parts`` and return its marker; return other leaves."""
         if not isinstance(leaf, DTensor):
             return leaf if keep_rest else None
         name = ".".join(
             str(entry.key if isinstance(entry, MappingKey) else entry.idx) for entry in path
         )
         part, mesh = local(leaf.detach()), leaf.device_mesh
-        if part.numel():  # of fewer rows than processes some have none
+        if part.numel():  # empty if the tensor has fewer rows than there are processes
             name = names.setdefault(
                 (part.data_ptr(), part.shape, part.stride(), part.dtype, leaf.shape), name
             )
             _, offset = compute_local_shape_and_global_offset(leaf.shape, mesh, leaf.placements)
             where = mesh.get_coordinate() or ()
-            # Beside a mesh of some processes lie others that hold the same: what tensor parallelism did not cut.
+            # Processes outside this mesh may hold the same part: tensor parallelism does not cut
+            # every tensor.
             mine = bool((mesh.mesh == 0).any()) and all(
                 at == 0
                 for at, there in zip(where, leaf.placements, strict=True)
@@ -123,14 +134,14 @@ def divide(checkpoint: dict[str, Any], keep_rest: bool) -> Divided:
                 parts[name] = Part(part, tuple(offset), tuple(leaf.shape))
         return MARK + name
 
-    rest = tree_map_with_path(taken, checkpoint)
+    rest = tree_map_with_path(collect, checkpoint)
     return Divided(parts, rest if keep_rest else None)
 
 
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:
-    """The 2-norm of all tensors together: a plain scalar on their device, float32 or wider.
+    """Return the 2-norm of all tensors together: a plain scalar on their device.
 
-    It is equal on every process.
+    The scalar is float32 or wider and equal on every process.
     """
     meshes: dict[Any, list[Tensor]] = {}
     for tensor in tensors:
@@ -144,7 +155,7 @@ def total_norm(tensors: Iterable[Tensor]) -> Tensor:
 def _norm(tensors: list[Tensor]) -> Tensor:
     if all(tensor.dtype == torch.float32 for tensor in tensors):
         return torch.nn.utils.get_total_norm(tensors)
-    # torch's function would round each tensor's norm, and the norm of these, to bfloat16.
+    # torch's function would round each tensor's norm, and the total norm, to bfloat16.
     wide = [
         torch.linalg.vector_norm(t, dtype=torch.promote_types(t.dtype, torch.float32))
         for t in tensors
@@ -154,9 +165,10 @@ def _norm(tensors: list[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
-    """Scale the gradients in place so that their common norm is at most ``limit``; returns it as it was.
+    """Scale the gradients in place so that their common norm is at most ``limit``.
 
-    As ``torch.nn.utils.clip_grad_norm_``, for parameters divided over meshes of more than one shape too.
+    Returns the norm before scaling. As ``torch.nn.utils.clip_grad_norm_``, but parameters may be
+    divided over meshes of different shapes.
     """
     grads = [p.grad for p in parameters if p.grad is not None]
     if not grads:
@@ -167,13 +179,14 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
 
 
 class WholeDraws(Initializers):
-    """Random initialisations of a DTensor draw the whole tensor and keep a part of it.
+    """Random initialisations of a DTensor draw the whole tensor and keep this process's part.
 
-    So a model divided among any number of processes, seeded alike, starts from the weights it would have on one.
+    A model divided among any number of processes, with equal seeds, then starts from the same
+    weights as in a single process.
     """
 
     def draw(self, tensor: Tensor, fill: Callable[[Tensor], Any]) -> None:
-        """Fill ``tensor``, which any process may hold a part of."""
+        """Fill ``tensor``, of which each process may hold a part."""
         if not isinstance(tensor, DTensor):
             fill(tensor)
             return

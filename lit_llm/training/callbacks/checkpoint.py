@@ -2,45 +2,48 @@
 
 from __future__ import annotations
 
-import errno
-import json
 import math
-import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-import torch.distributed as dist
-from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lit_llm.errors import Preempted, UserError, more_room
+from lit_llm.errors import Preempted, UserError
 from lit_llm.io.atomic import part_of
-from lit_llm.models.parallel.parts import Divided, discard, put, write_share
+from lit_llm.lightning_internals import (
+    count_steps,
+    end_at_step,
+    ends_with_epoch,
+    has_own_format,
+    skip_sigterm_broadcast,
+    validate_after_this_batch,
+)
+from lit_llm.models.parallel.parts import Divided, write_share
 from lit_llm.settings.ranges import Range, check_ranges, positive
 from lit_llm.training.callbacks.background import Snapshots, Writer, write
-from lit_llm.training.callbacks.borders import count_steps, planned_steps
+from lit_llm.training.callbacks.best_score import BestScore
+from lit_llm.training.callbacks.borders import is_last_batch, planned_steps
 from lit_llm.training.callbacks.checkpoint_answers import CheckpointAnswers
 from lit_llm.training.callbacks.checkpoint_folder import (
-    checkpoints,
     name_of,
     newest_whole,
-    step_of,
+    remove_from,
+    remove_old,
+    set_aside_later,
+    telling_of_the_disk,
     tidy,
 )
+from lit_llm.training.callbacks.final_export import step_of_final, use_averages, write_final
+from lit_llm.training.callbacks.rank_agreement import Ranks
 from lit_llm.training.callbacks.signals import StopSignals, requeue
 from lit_llm.training.parts_io import finish, open_folders
-from lit_llm.training.strategy import has_own_format, is_sharded
-
-_MODEL_STEP = "trainer_state.json"  # where transformers' Trainer writes it too
-
 
 RANGES: dict[str, Range] = {
     "every_steps": Range(1, 1e12), "keep_last": Range(1, 1e6), "max_minutes": positive(1e7),
@@ -109,15 +112,9 @@ class Checkpoint(CheckpointAnswers):
         self._snapshots, self._writer = Snapshots(copies=background), Writer()
         self._target: Path | None = None  # what is being written, on all processes
         self._unchanged: int | None = None  # since which step, as it is written
-        self._saved_step = -1
+        self._first_step, self._saved_step, self._interval = 0, -1, 0
         self._trained = False
-        self._told_of_monitor = False
-        self._interval = 0
-        self._first_step = 0
-        self._unscored = False  # a validation has ended whose weights are not saved yet
-        self._signals = StopSignals()
-        self._group: Any = None  # of all processes, on CPU
-        self._first_process = True
+        self._best, self._signals, self._ranks = BestScore(), StopSignals(), Ranks()
         self._loggers: list[Any] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -129,9 +126,8 @@ class Checkpoint(CheckpointAnswers):
             )
         self.folder = self.open_folder(trainer)
         open_folders(trainer.strategy)
-        if (
-            stage == "fit"
-        ):  # a model is to be built yet, a checkpoint to be read, loaders to be started
+        # A model is to be built yet, a checkpoint to be read, loaders to be started.
+        if stage == "fit":
             self._trained = False
             self._signals.asked = 0
             self._signals.catch(trainer, signal.SIGTERM)
@@ -140,17 +136,14 @@ class Checkpoint(CheckpointAnswers):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Resolve the interval and forget what an interrupted save left behind."""
         self._trained = True
-        _check_steps(trainer)
-        self._first_step, self._first_process = trainer.global_step, trainer.is_global_zero
+        self._ranks.join(trainer)
+        self._first_step = trainer.global_step
         self._loggers = trainer.loggers
         self._began = time.monotonic()
-        self._group = dist.new_group(backend="gloo") if trainer.world_size > 1 else None
-        # The Trainer asks the device before every micro-batch whether the first process got SIGTERM, and waits for the
-        # answer; `on_train_batch_start` asks all of them once an optimizer step, on the CPU.
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-        if (
-            trainer.world_size == 1
-        ):  # of several, Lightning's launcher kills the others when one ends by Ctrl-C
+        # `on_train_batch_start` asks all processes once an optimizer step, on the CPU.
+        skip_sigterm_broadcast(trainer)
+        # Of several, Lightning's launcher kills the others when one ends by Ctrl-C.
+        if trainer.world_size == 1:
             self._signals.catch(trainer, signal.SIGINT)
         self._interval = self.every_steps or 0
         if self.every_steps is None:
@@ -159,14 +152,9 @@ class Checkpoint(CheckpointAnswers):
         resumed = self.folder / name_of(trainer.global_step)
         if trainer.is_global_zero and self.folder.is_dir():
             tidy(self.folder)
-            for file in checkpoints(self.folder):
-                # Resumed from an earlier one: what came after it is not this run's past, nor what `last` should find.
-                if step_of(file) > trainer.global_step:
-                    put(file, file.with_name(f"abandoned-{file.name}"))
-            best = self.folder / "best.ckpt"
-            # Another run's. One of this run's later steps is written over by the next score.
-            if self.best_score is None and best.exists() and not resumed.exists():
-                put(best, best.with_name("abandoned-best.ckpt"))
+            # Another run's best is not this one's.
+            keep_best = self.best_score is not None or resumed.exists()
+            set_aside_later(self.folder, trainer.global_step, keep_best)
         # What was resumed may be the best one, or lie elsewhere: that is not where `last` looks.
         here = trainer.strategy.broadcast(resumed.exists())
         self._saved_step = trainer.global_step if here else -1
@@ -180,16 +168,15 @@ class Checkpoint(CheckpointAnswers):
         count_steps(trainer)
         if trainer.global_step > self._first_step and self._out_of_time():
             self._signals.asked = self._signals.asked or signal.SIGTERM
-        stop, writing = self._highest(self._signals.asked, int(self._writer.busy))
+        stop, writing = self._ranks.highest(self._signals.asked, int(self._writer.busy))
         if not writing:
             self._finish()
         if trainer.global_step > self._saved_step:
-            if self._unscored:
+            if self._best.pending:
                 self._save_best(trainer)
-            due = (
-                trainer.global_step % self._interval == 0 or trainer.global_step == self._first_step
-            )
-            if stop or (trainer.global_step > 0 and due):
+            step = trainer.global_step
+            due = step % self._interval == 0 or step == self._first_step
+            if stop or (step > 0 and due):
                 self._save_step(trainer)
         if stop:
             self._finish()
@@ -214,27 +201,20 @@ class Checkpoint(CheckpointAnswers):
         batch_idx: int,
     ) -> None:
         """Have the Trainer validate after the very last step, which it does only when told to stop."""
-        counts_batches = (
-            trainer.check_val_every_n_epoch is None
-        )  # else an epoch's end is validated anyway
-        last_epoch = (
-            trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
-        )
-        last_batch = last_epoch and batch_idx + 1 == trainer.num_training_batches
-        if trainer.global_step == trainer.max_steps or (counts_batches and last_batch):
-            trainer.should_stop = True
+        counts_batches = trainer.check_val_every_n_epoch is None  # else an epoch's end validates
+        if trainer.global_step == trainer.max_steps or (
+            counts_batches and is_last_batch(trainer, batch_idx)
+        ):
+            validate_after_this_batch(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note that there is a score; it is acted on at the next border."""
-        # What training starts from needs no copy.
-        self._unscored = (
-            trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.global_step > 0
-        )
+        self._best.validated(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last step, before callbacks put other weights in the module when training
         ends."""
-        if _ends(trainer):
+        if ends_with_epoch(trainer):
             self._save_end(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -245,7 +225,7 @@ class Checkpoint(CheckpointAnswers):
         self._write_final(trainer, pl_module)
 
     def _save_end(self, trainer: L.Trainer) -> None:
-        if self._unscored:
+        if self._best.pending:
             self._save_best(trainer)
         if trainer.global_step > self._saved_step:
             self._save_step(trainer)
@@ -254,49 +234,14 @@ class Checkpoint(CheckpointAnswers):
         """Write the model of a run that had ended but was stopped while it did: the Trainer skips its training."""
         if self._trained or not trainer.global_step:
             return
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(
-                callback, WeightAveraging
-            ):  # of a checkpoint the module has the raw weights
-                callback.on_train_end(trainer, pl_module)
-        written = trainer.strategy.broadcast(_step_of_model(self.folder.parent / "final"))
-        if (
-            written != trainer.global_step
-        ):  # it may have ended at fewer steps before, and left the model of those
+        use_averages(trainer, pl_module)
+        # It may have ended at fewer steps before, and left the model of those.
+        if step_of_final(trainer, self.folder.parent) != trainer.global_step:
             self._write_final(trainer, pl_module)
 
     def _write_final(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        save_pretrained: Any = getattr(pl_module, "save_pretrained", None)
-        sharded = is_sharded(trainer)  # then no process has the weights alone
-        if self.final and save_pretrained is not None and (trainer.is_global_zero or sharded):
-            target = self.folder.parent / "final"
-            part = target.with_name("final.part")
-            if trainer.is_global_zero:
-                shutil.rmtree(part, ignore_errors=True)
-            save_adapter: Any = getattr(pl_module, "save_adapter", None)
-            try:
-                save_pretrained(part)
-                if trainer.is_global_zero:
-                    (part / _MODEL_STEP).write_text(
-                        json.dumps({"global_step": trainer.global_step}) + "\n"
-                    )
-                if save_adapter is not None:
-                    save_adapter(self.folder.parent / "adapter")
-            except Exception as error:
-                shutil.rmtree(part, ignore_errors=True)
-                if not _disk_problem(error):
-                    raise
-                raise UserError(
-                    f"{target}: could not be written ({error}); {more_room()} and run again "
-                    "with --ckpt_path last"
-                ) from error
-            if not trainer.is_global_zero:
-                return
-            shutil.rmtree(target, ignore_errors=True)
-            part.rename(target)
-            rank_zero_info(f"wrote {target}: a Hugging Face directory, for transformers and vLLM")
+        if self.final and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            write_final(trainer, pl_module, self.folder.parent)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
@@ -304,9 +249,8 @@ class Checkpoint(CheckpointAnswers):
         """Let what is being written be finished, and give the signals back to whoever had them."""
         try:
             self._writer.join()
-            if self._group is None and not isinstance(
-                exception, UserError
-            ):  # the others may not have met one
+            # The others may not have met one.
+            if self._ranks.group is None and not isinstance(exception, UserError):
                 self._finish()
         finally:
             self._signals.give_back()
@@ -316,20 +260,8 @@ class Checkpoint(CheckpointAnswers):
         self._signals.give_back()
 
     def _out_of_time(self) -> bool:
-        return (
-            self.max_minutes is not None and time.monotonic() - self._began > 60 * self.max_minutes
-        )
-
-    def _highest(self, *numbers: int) -> list[int]:
-        """The highest of each number that any of the processes has.
-
-        They get a signal at different steps, and are done with their parts of a checkpoint at different times.
-        """
-        if self._group is None:
-            return list(numbers)
-        highest = torch.tensor(numbers)
-        dist.all_reduce(highest, dist.ReduceOp.MAX, group=self._group)
-        return highest.tolist()
+        limit = math.inf if self.max_minutes is None else 60 * self.max_minutes
+        return time.monotonic() - self._began > limit
 
     @property
     def best_score(self) -> float | None:
@@ -337,35 +269,15 @@ class Checkpoint(CheckpointAnswers):
         return None if self.best_model_score is None else float(self.best_model_score)
 
     def _save_step(self, trainer: L.Trainer) -> None:
+        self._finish()  # the loggers hear of an earlier one before this one is called the last
         self.saves_last(self.folder / name_of(trainer.global_step))
         self._write(trainer, name_of(trainer.global_step))
         self._saved_step = trainer.global_step
 
-    def _remove_old(self) -> None:
-        old = checkpoints(self.folder)[: -self.keep_last]
-        way_back = [
-            file for file in old if self._unchanged is not None and step_of(file) < self._unchanged
-        ][-1:]
-        for file in old:
-            if file not in way_back:
-                discard(file)
-
     def _save_best(self, trainer: L.Trainer) -> None:
-        self._unscored = False
-        if self.monitor is None:
-            return
-        if self.monitor not in trainer.callback_metrics:
-            if not self._told_of_monitor:
-                self._told_of_monitor = True
-                logged = ", ".join(sorted(trainer.callback_metrics)) or "none"
-                rank_zero_warn(
-                    f"checkpoint.monitor={self.monitor}: no such metric was logged, so there is no "
-                    f"best.ckpt; logged: {logged}"
-                )
-            return
-        # The first rank's value: ranks that disagreed would wait for each other in the save.
-        score = float(trainer.strategy.broadcast(float(trainer.callback_metrics[self.monitor])))
-        if math.isfinite(score) and (self.best_score is None or score < self.best_score):
+        score = self._best.improved(trainer, self.monitor, self.best_score)
+        if score is not None:
+            self._finish()
             self.saves_best(self.folder / "best.ckpt", score)
             self._write(trainer, "best.ckpt")
 
@@ -375,7 +287,7 @@ class Checkpoint(CheckpointAnswers):
         self._finish()
         self._unchanged = None if self.unchanged_since is None else self.unchanged_since()
         target = self.folder / name
-        with self._telling(target), self._snapshots.instead_of_files(trainer.strategy):
+        with telling_of_the_disk(target), self._snapshots.instead_of_files(trainer.strategy):
             trainer.save_checkpoint(target, weights_only=False)
         # On the first process, or on all of them if it is in parts.
         taken, self._snapshots.taken = self._snapshots.taken, None
@@ -393,29 +305,15 @@ class Checkpoint(CheckpointAnswers):
         if target is None:
             return
         try:
-            with self._telling(target):
-                finish(self._writer.wait, target, self._group)
-                if self._first_process:
-                    self._remove_old()
+            with telling_of_the_disk(target):
+                finish(self._writer.wait, target, self._ranks.group)
+                if self._ranks.first:
+                    remove_old(self.folder, self.keep_last, way_back=self._unchanged)
                     self.tell_loggers(self._loggers)
         except UserError:
-            if self._first_process:
+            if self._ranks.first:
                 raise
             sys.exit(0)  # the first one tells; its launcher would kill it for any other status
-
-    @contextmanager
-    def _telling(self, target: Path) -> Iterator[None]:
-        """Make a UserError of what is the disk's fault."""
-        try:
-            yield
-        except Exception as error:
-            if not _disk_problem(error):
-                raise
-            kept = checkpoints(self.folder)
-            raise UserError(
-                f"{target}: the checkpoint could not be written ({error}); {more_room()} and "
-                "resume with --ckpt_path last" + (f" from {kept[-1].name}" if kept else "")
-            ) from error
 
     def newest_whole(self, trainer: L.Trainer, before: float = math.inf) -> Path | None:
         """The run's newest whole checkpoint of a step below ``before``, by the first process's judgement."""
@@ -427,9 +325,7 @@ class Checkpoint(CheckpointAnswers):
     def forget(self, trainer: L.Trainer, since: int) -> None:
         """Remove the checkpoints from step ``since`` on: the run went back behind them."""
         if trainer.is_global_zero:
-            for file in checkpoints(self.folder):
-                if step_of(file) >= since:
-                    discard(file)
+            remove_from(self.folder, since)
 
     def state_dict(self) -> dict[str, Any]:
         """That of a `ModelCheckpoint`, the best score as a number and torch's CPU random state."""
@@ -447,82 +343,5 @@ class Checkpoint(CheckpointAnswers):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Make the saved loop counters those of the border.
-
-        The batch just fetched has not begun as far as the checkpoint goes, and an epoch that ``max_steps`` cut short
-        is not over: it goes on when the run is resumed with more steps. After a whole epoch the
-        next one is about to begin; Lightning, told that the old one is over, would train on one
-        more micro-batch of it.
-        """
-        loops = checkpoint["loops"]["fit_loop"]
-        batches = loops["epoch_loop.batch_progress"]
-        for count in ("total", "current"):
-            batches[count]["ready"] = batches[count]["started"] = batches[count]["completed"]
-        over = batches["current"]["completed"] >= trainer.num_training_batches
-        batches["is_last_batch"] = False
-        if over:
-            batches["current"] = dict.fromkeys(batches["current"], 0)
-        for epochs in loops["epoch_progress"].values():
-            done = epochs["started"] - (not over)
-            epochs.update(ready=done + 1, processed=done, completed=done)
-
-
-def _ends(trainer: L.Trainer) -> bool:
-    """Whether training ends with the epoch that is just over."""
-    loop: Any = trainer.fit_loop
-    stopped = trainer.should_stop and loop._can_stop_early
-    epochs, steps = loop.max_epochs, trainer.max_steps
-    last_epoch = epochs not in (None, -1) and loop.epoch_progress.current.processed >= epochs
-    return bool(stopped or last_epoch or 0 <= steps <= trainer.global_step)
-
-
-def _check_steps(trainer: L.Trainer) -> None:
-    """See that all processes go on from one step: each has looked for a checkpoint itself.
-
-    Raises:
-        UserError: on the first process; the others exit, as their launcher would kill it for any other end.
-    """
-    steps = [trainer.global_step] * trainer.world_size
-    if trainer.world_size > 1:
-        dist.all_gather_object(steps, trainer.global_step)
-    for rank, step in enumerate(steps):
-        if step != steps[0]:
-            if not trainer.is_global_zero:
-                sys.exit(0)
-            raise UserError(
-                f"--ckpt_path: the first process goes on from step {steps[0]}, process {rank} from step {step}: put "
-                "the run folder where all processes see the same checkpoints"
-            )
-
-
-def _step_of_model(folder: Path) -> int | None:
-    """Of ``final/``; None if it is not there or does not say."""
-    try:
-        return json.loads((folder / _MODEL_STEP).read_bytes())["global_step"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _disk_problem(error: BaseException) -> bool:
-    """Whether ``error`` is of the disk: torch's zip writer and safetensors have exceptions of their own for it."""
-    if isinstance(error, OSError):
-        return error.errno in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EACCES,
-            errno.EPERM,
-            errno.EROFS,
-            errno.EIO,
-            errno.EFBIG,
-        )
-    said = str(error)
-    return any(
-        words in said
-        for words in (
-            "No space left",
-            "file write failed",
-            "unexpected pos",
-            "Disk quota",
-            "too large",
-        )
-    )
+        """Make the saved loop counters those of the border."""
+        end_at_step(checkpoint, trainer.num_training_batches)

@@ -9,13 +9,12 @@ from weakref import proxy
 
 import lightning as L
 import torch
-from lightning.fabric.utilities.cloud_io import get_filesystem
-from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lit_llm.lightning_internals import FindsLastCheckpoint
 from lit_llm.training.callbacks.checkpoint_folder import newest_whole
 
 
-class CheckpointAnswers(ModelCheckpoint):
+class CheckpointAnswers(FindsLastCheckpoint):
     """A `ModelCheckpoint` in its answers, not in when and how it saves: subclasses replace every
     hook of it.
 
@@ -42,8 +41,7 @@ class CheckpointAnswers(ModelCheckpoint):
     def open_folder(self, trainer: L.Trainer) -> Path:
         """`folder_of`, which is then ``dirpath`` too."""
         folder = self.folder_of(trainer)
-        self.dirpath = os.path.realpath(folder)
-        self._fs = get_filesystem(self.dirpath)
+        self.use_folder(folder)
         return folder
 
     def saves_last(self, file: Path) -> None:
@@ -82,7 +80,7 @@ class CheckpointAnswers(ModelCheckpoint):
         last = state_dict.get("last_model_path", "")
         self.last_model_path = last if Path(last).exists() else ""
 
-    def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
-        """For ``ckpt_path="last"``; Lightning calls it before any hook."""
+    def find_last(self, trainer: L.Trainer) -> Path | None:
+        """For ``ckpt_path="last"``."""
         found, _ = newest_whole(self.folder_of(trainer))
-        return set() if found is None else {str(found)}
+        return found

@@ -6,8 +6,11 @@ import math
 import re
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from lit_llm.errors import UserError, is_of_the_disk, more_room
 from lit_llm.models.parallel.parts import damage_of_parts, discard, put
 
 _NAME = re.compile(r"step-\d+\.ckpt(\.part)?")
@@ -85,3 +88,55 @@ def tidy(folder: Path) -> None:
             discard(leftover)
         else:
             leftover.rename(leftover.with_suffix(""))
+
+
+def set_aside_later(folder: Path, step: int, keep_best: bool) -> None:
+    """Give what is not the past of a run that goes on from ``step`` another name, "abandoned-...".
+
+    Nobody may be writing to ``folder``.
+
+    Args:
+        keep_best: ``best.ckpt`` is this run's; its next score writes over one of later steps.
+    """
+    for file in checkpoints(folder):
+        # What came after the step is not this run's past, nor what `last` should find.
+        if step_of(file) > step:
+            put(file, file.with_name(f"abandoned-{file.name}"))
+    best = folder / "best.ckpt"
+    if not keep_best and best.exists():
+        put(best, best.with_name("abandoned-best.ckpt"))
+
+
+def remove_old(folder: Path, keep: int, way_back: int | None) -> None:
+    """Remove all step checkpoints but the newest ``keep``.
+
+    Args:
+        way_back: the newest checkpoint of an earlier step than this one is kept too, if given.
+    """
+    old = checkpoints(folder)[:-keep]
+    kept = [file for file in old if way_back is not None and step_of(file) < way_back][-1:]
+    for file in old:
+        if file not in kept:
+            discard(file)
+
+
+def remove_from(folder: Path, step: int) -> None:
+    """Remove the step checkpoints from ``step`` on."""
+    for file in checkpoints(folder):
+        if step_of(file) >= step:
+            discard(file)
+
+
+@contextmanager
+def telling_of_the_disk(target: Path) -> Iterator[None]:
+    """Make a UserError of what is the disk's fault while the checkpoint ``target`` is written."""
+    try:
+        yield
+    except Exception as error:
+        if not is_of_the_disk(error):
+            raise
+        kept = checkpoints(target.parent)
+        raise UserError(
+            f"{target}: the checkpoint could not be written ({error}); {more_room()} and "
+            "resume with --ckpt_path last" + (f" from {kept[-1].name}" if kept else "")
+        ) from error

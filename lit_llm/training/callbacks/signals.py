@@ -12,6 +12,8 @@ import lightning as L
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from lit_llm.lightning_internals import requeueing_slurm, restore_sigterm, silence_sigterm
+
 
 class StopSignals:
     """Handlers for SIGTERM and SIGINT during a fit.
@@ -31,7 +33,7 @@ class StopSignals:
         self.requeues: int | None = None
         self._slurm: SLURMEnvironment | None = None
         self._before: dict[int, Any] = {}
-        self._connector: Any = None  # the Trainer's
+        self._trainer: L.Trainer | None = None  # whose answer to SIGTERM is silenced
 
     def catch(self, trainer: L.Trainer, number: int) -> None:
         """Note this signal from now on."""
@@ -40,10 +42,8 @@ class StopSignals:
         if number == signal.SIGINT and signal.getsignal(number) is signal.SIG_IGN:
             return
         if number == signal.SIGTERM:
-            # The Trainer composes a handler of its own with the one it finds, ours. Its own would end the run unsaved
-            # with status 0 and, of several processes, broadcast from within the handler.
-            self._connector = trainer._signal_connector
-            self._connector._sigterm_notifier_fn = _nothing
+            self._trainer = trainer
+            silence_sigterm(trainer)
         self._before[number] = signal.signal(number, self._note)
 
     def catch_requeue(self, trainer: L.Trainer) -> None:
@@ -52,8 +52,8 @@ class StopSignals:
         Lightning would save within the handler, at another place in each process, and under a name
         that ``--ckpt_path`` does not look for.
         """
-        environment = trainer._accelerator_connector.cluster_environment
-        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+        environment = requeueing_slurm(trainer)
+        if environment is not None:
             assert environment.requeue_signal is not None
             environment.auto_requeue = False  # the Trainer then sets no handler
             self._slurm, self.requeues = environment, environment.requeue_signal
@@ -65,11 +65,8 @@ class StopSignals:
             self._slurm.auto_requeue, self._slurm = True, None
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        if signal.SIGTERM in self._before:
-            vars(self._connector).pop("_sigterm_notifier_fn", None)
-            for number in self._before:
-                # After an exception the Trainer has yet to put back what it found: ours.
-                self._connector._original_handlers.pop(number, None)
+        if self._trainer is not None and signal.SIGTERM in self._before:
+            restore_sigterm(self._trainer, self._before)
         self._before = {}
 
     def _note(self, number: int, frame: Any) -> None:
@@ -90,7 +87,3 @@ def requeue() -> str:
     except OSError as error:
         return f"{' '.join(command)}: {error.strerror}"
     return done.stderr.strip() if done.returncode else f"requeued job {command[-1]}"
-
-
-def _nothing(number: int, frame: Any) -> None:
-    pass

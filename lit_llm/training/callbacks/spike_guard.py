@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
@@ -93,7 +94,9 @@ class SpikeGuard(L.Callback):
             p for group in optimizer.param_groups for p in group["params"] if p.grad is not None
         ]
         skip = self._decide(total_norm(p.grad for p in params if p.grad is not None))
-        inner: Any = getattr(optimizer, "_optimizer", optimizer)  # of Lightning's wrapper
+        inner: Any = optimizer
+        if isinstance(inner, LightningOptimizer):
+            inner = inner.optimizer
         if _reads_found_inf(inner):
             inner.found_inf = skip.float()
         elif bool(skip):

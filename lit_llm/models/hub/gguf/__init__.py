@@ -1,1 +1,1 @@
-"""GGUF files, both ways: container, names, weights and tokenizers."""
+"""Read and write GGUF files: container, names, weights and tokenizers."""

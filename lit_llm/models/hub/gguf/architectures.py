@@ -1,8 +1,8 @@
 """GGUF architectures as data: the keys, tensors and limits of each ``general.architecture``.
 
 Keys, names and layouts are llama.cpp's (``gguf-py/gguf/constants.py``). The fields under "limits"
-say what its loader needs and what it leaves out (``src/models/*.cpp``, release 0.5.0): a file
-outside of them does not load, or computes something else.
+say what llama.cpp's loader needs and what it ignores (``src/models/*.cpp``, release 0.5.0). A file
+outside of these limits does not load, or computes something else.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lit_llm.models.config import TransformerConfig
 
 Values = dict[str, Any]
 
-# our field -> key after the architecture's name, which every file has
+# lit_llm's field -> key after the architecture's name; every file has these keys
 COMMON_KEYS = {
     "num_layers": "block_count",
     "max_seq_len": "context_length",
@@ -27,7 +27,7 @@ NORM_EPS = {
     "rmsnorm": "attention.layer_norm_rms_epsilon",
     "layernorm": "attention.layer_norm_epsilon",
 }
-# our module -> theirs; {i} is the layer
+# lit_llm's module -> GGUF's; {i} is the layer
 COMMON_TENSORS = {
     "embed": "token_embd",
     "position_embed": "position_embd",
@@ -55,50 +55,59 @@ COMMON_TENSORS = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """How one ``general.architecture`` maps to ours."""
+    """How one ``general.architecture`` maps to lit_llm.
+
+    "Field" is a field of `TransformerConfig`, "key" a key of the file.
+    """
 
     families: tuple[str, ...]
-    """Hugging Face families that are written as this; a file that is read is the first that can
-    express it."""
+    """Hugging Face families that are written as this architecture.
+
+    A file that is read gets the first family that can express it.
+    """
     traits: Values = field(default_factory=dict)
-    """Fields of ours that it fixes, where they differ from Llama's."""
+    """Fields that the architecture fixes, where they differ from Llama's."""
     keys: dict[str, str] = field(default_factory=dict)
-    """Fields of ours -> keys that a file may leave out."""
+    """Field -> key that a file may leave out."""
     defaults: Values = field(default_factory=dict)
-    """What engines take for those keys of a file that leaves them out."""
+    """Values that engines use for those keys if a file leaves them out."""
     qk_norm: Literal["none", "before_rope", "projection", "per_head"] = "none"
-    """What it means that the file has norms of q and k."""
+    """Meaning of norms of q and k in the file."""
     fused: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Tensors of theirs whose rows are those of several of ours."""
+    """GGUF tensor -> lit_llm's tensors whose rows it holds."""
     pairs: bool = False
-    """Rotary pairs are rows (2i, 2i + 1) of a head, and not (i, i + D/2)."""
+    """Whether rotary pairs are the rows (2i, 2i + 1) of a head instead of (i, i + D/2)."""
     read: Callable[[TransformerConfig, Values], Values] = lambda config, values: {}
-    """Fields that no plain key says, from the rest of the config and the values of
-    ``extra_keys``."""
+    """Computes fields without a plain key from the rest of the config and ``extra_keys``."""
     extra_keys: tuple[str, ...] = ()
-    """Keys that ``read`` takes."""
+    """Keys that ``read`` uses."""
     write: Callable[[TransformerConfig], Values] = lambda config: {}
     """Values of ``extra_keys`` to write."""
 
-    # Limits of llama.cpp's loader, which a file that is written must keep.
+    # Limits of llama.cpp's loader, which a written file must respect.
     head: Literal["either", "own", "tied"] = "either"
-    """The output matrix is in the file or is the embedding ("either"); is always in the file, so
-    that a tied one is written twice ("own"); is never in the file ("tied")."""
+    """Where the output matrix is.
+
+    "either": in the file, or it is the embedding. "own": always in the file, so a tied matrix is
+    written twice. "tied": never in the file.
+    """
     biases: tuple[str, ...] = ("attention_bias",)
-    """Fields of biases that are loaded where a file has them. Others must be absent, or are in
-    ``needs``."""
+    """Bias fields that are loaded if a file has them.
+
+    Other biases must be absent, or are in ``needs``.
+    """
     needs: Callable[[TransformerConfig], Values] = lambda config: {}
-    """Fields that are computed at one value only, whatever the file says."""
+    """Fields that llama.cpp computes with one value only, whatever the file says."""
     wide_heads: bool = False
-    """A head may have another width than hidden_size / num_heads."""
+    """Whether a head's width may differ from hidden_size / num_heads."""
     partial_rotary: bool = False
-    """RoPE may turn a part of a head."""
+    """Whether RoPE may rotate a part of a head."""
     rope_factors: bool = False
-    """The tensor rope_freqs.weight is loaded."""
+    """Whether the tensor rope_freqs.weight is loaded."""
     ignored: tuple[str, ...] = ()
-    """Fields whose keys are in files and are not computed."""
+    """Fields whose keys are in files but have no effect."""
     why: dict[str, str] = field(default_factory=dict)
-    """Field -> the reason for its limit, where the field alone would surprise."""
+    """Field -> the reason for its limit, if the limit is not obvious."""
 
 
 _QKV = tuple(f"layers.{{i}}.attention.{part}_proj" for part in "qkv")
@@ -108,8 +117,10 @@ _EXPERTS = {"num_experts": "expert_count", "experts_per_token": "expert_used_cou
 
 
 def _gemma(every: int, layers_of_27b: int) -> Callable[[TransformerConfig, Values], Values]:
-    """Every so many layers one sees all; the 27B, known by its depth, scales scores by a width of
-    its own."""
+    """Read Gemma's fields: every ``every``-th layer has no window.
+
+    The 27B model, known by its number of layers, has its own scale of scores.
+    """
 
     def read(config: TransformerConfig, values: Values) -> Values:
         fields: Values = {
@@ -137,7 +148,10 @@ def _write_parallel(config: TransformerConfig) -> Values:
 
 
 def _write_local_theta(config: TransformerConfig) -> Values:
-    """Written where it is the base of all layers too: a file without it means 10000."""
+    """Write the local base, even if it equals the base of all layers.
+
+    A file without this key means 10000.
+    """
     if config.sliding_window is None:
         return {}
     return {"rope.freq_base_swa": config.local_rope_theta or config.rope_theta}
@@ -198,7 +212,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "phi3": Architecture(
         ("phi3",),
         keys={"sliding_window": "attention.sliding_window"},
-        fused={"blk.{i}.attn_qkv": _QKV, "blk.{i}.ffn_up": ("layers.{i}.mlp.gate_proj", "layers.{i}.mlp.up_proj")},
+        fused={"blk.{i}.attn_qkv": _QKV,
+               "blk.{i}.ffn_up": ("layers.{i}.mlp.gate_proj", "layers.{i}.mlp.up_proj")},
         partial_rotary=True,
         ignored=("sliding_window",),
         why={"sliding_window": "llama.cpp leaves the window out"},
@@ -241,7 +256,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "smollm3": Architecture(
         ("smollm3",),
         pairs=True,
-        read=lambda config, values: {"nope_layers": [i for i in range(config.num_layers) if (i + 1) % 4 == 0]},
+        read=lambda config, values: {
+            "nope_layers": [i for i in range(config.num_layers) if (i + 1) % 4 == 0]
+        },
         wide_heads=True,
     ),
     "granite": Architecture(
@@ -263,7 +280,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         qk_norm="per_head",
         pairs=True,
         head="tied",
-        # Known by its depth: Command-R+ has 64 layers.
+        # Command-R+ is known by its number of layers, 64.
         needs=lambda config: {
             "norm_bias": False, "qk_norm": "per_head" if config.num_layers >= 64 else "none",
         },
@@ -274,8 +291,10 @@ _MAX_LAYERS = 512
 
 
 def beyond_limits(config: TransformerConfig, kind: str) -> list[str]:
-    """Fields of ``config``, as "name=value", with which llama.cpp does not load or compute a file
-    of this ``kind``."""
+    """Return the fields of ``config`` that llama.cpp does not load or compute in this ``kind``.
+
+    Each is a text "name=value".
+    """
     arch = ARCHITECTURES[kind]
     needs = arch.needs(config)
     for name in _ALL_BIASES:

@@ -1,8 +1,9 @@
-"""The GGUF container: header, metadata and tensors of one file, with every length checked before it is trusted.
+"""The GGUF container: header, metadata and tensors of one file.
 
-The format (versions 2 and 3, little-endian) is the one that ``ggml/docs/gguf.md`` of llama.cpp describes. The ``gguf``
-package's own reader believes the counts in a file and makes an array a string, so the header is parsed here, and the
-package dequantises.
+Every length is checked before it is used. The format (versions 2 and 3, little-endian) is described
+in ``ggml/docs/gguf.md`` of llama.cpp. The ``gguf`` package's own reader trusts the counts in a file
+and turns an array into a string. The header is therefore parsed here, and the package only
+dequantises.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from torch import Tensor
 from lit_llm.errors import UserError
 
 _MAGIC = b"GGUF"
-_ALIGNMENT = 32  # of tensors in the file, where general.alignment says nothing else
+_ALIGNMENT = 32  # of tensors in the file, unless general.alignment gives another value
 _MAX_DIMENSIONS = 4
-# Types of metadata: uint8, int8, uint16, int16, uint32, int32, float32, bool, then uint64, int64, float64 after a gap
+# Metadata types: uint8, int8, uint16, int16, uint32, int32, float32, bool, then, after a gap,
+# uint64, int64, float64
 _SCALARS = {
     0: "B",
     1: "b",
@@ -41,20 +43,20 @@ _FLOAT32, _STRING, _ARRAY = 6, 8, 9
 
 @dataclass
 class StoredTensor:
-    """Where a tensor lies in the file."""
+    """The position of a tensor in the file."""
 
     shape: tuple[int, ...]
-    """As torch has it: the file names the innermost dimension first."""
+    """In torch's order; the file stores the innermost dimension first."""
     kind: str
     """Name of its ggml type, such as Q8_0."""
     begin: int
     """Offset in the file, in bytes."""
     size: int
-    """In bytes."""
+    """Size in bytes."""
 
 
 class _Cursor:
-    """Reads forward through the header; what would lie past the end of the file is an error, not a wait."""
+    """Reads forward through the header; a read past the end of the file is an error."""
 
     def __init__(self, data: np.memmap, path: Path):
         self.data, self.path, self.at = data, path, 0
@@ -83,7 +85,8 @@ class _Cursor:
         if kind == _ARRAY:
             inner, count = self.scalar("I"), self.scalar("Q")
             if inner == _STRING:
-                if count > (len(self.data) - self.at) // 8:  # each has a length of eight bytes
+                # Each text is preceded by its length of eight bytes.
+                if count > (len(self.data) - self.at) // 8:
                     raise self.broken(f"a list before byte {self.at} has {count} texts")
                 return [self.string() for _ in range(count)]
             if inner in _SCALARS:
@@ -91,21 +94,22 @@ class _Cursor:
                 return np.frombuffer(self.take(count * dtype.itemsize), dtype).tolist()
         if kind in _SCALARS:
             number = self.scalar(_SCALARS[kind])
-            # The shortest decimal that is this float32: 1e-06, as the config said, and not 9.99999997e-07
+            # The shortest decimal number with this float32 value: 1e-06, as in the config, instead
+            # of 9.99999997e-07.
             return float(str(np.float32(number))) if kind == _FLOAT32 else number
         raise self.broken(f"metadata of type {kind} before byte {self.at}")
 
 
 class GGUFFile:
-    """An open GGUF file. Nothing but the header is read until `read` is called.
+    """An open GGUF file. Only the header is read until `read` is called.
 
     Attributes:
         path: of the file.
         metadata: key -> value.
-        tensors: name -> where it is.
+        tensors: name -> position in the file.
 
     Raises:
-        UserError: the file is missing, is no GGUF, is cut, or its header is not sound.
+        UserError: the file is missing, is no GGUF file, is truncated, or has an invalid header.
     """
 
     def __init__(self, path: Path):
@@ -133,7 +137,7 @@ class GGUFFile:
         for _ in range(num_keys):
             key = cursor.string()
             if key in self.metadata:
-                raise cursor.broken(f"key {key} is there twice")
+                raise cursor.broken(f"key {key} occurs twice")
             self.metadata[key] = cursor.value(cursor.scalar("I"))
         self.tensors = self._read_infos(cursor, num_tensors)
 
@@ -148,7 +152,7 @@ class GGUFFile:
             shape = tuple(reversed([cursor.scalar("Q") for _ in range(rank)]))
             code, offset = cursor.scalar("I"), cursor.scalar("Q")
             if name in infos:
-                raise cursor.broken(f"tensor {name} is there twice")
+                raise cursor.broken(f"tensor {name} occurs twice")
             try:
                 kind = GGMLQuantizationType(code)
             except ValueError:
@@ -167,15 +171,16 @@ class GGUFFile:
             info.begin += start
             if info.begin + info.size > len(self._data):
                 raise cursor.broken(
-                    f"tensor {name} ends at byte {info.begin + info.size}, the file at {len(self._data)}"
+                    f"tensor {name} ends at byte {info.begin + info.size}, the file at "
+                    f"{len(self._data)}"
                 )
         return infos
 
     def read(self, name: str) -> Tensor:
-        """Tensor ``name`` dequantised: float32, contiguous.
+        """Return tensor ``name`` dequantised: float32, contiguous.
 
         Raises:
-            UserError: its type is one that the gguf package cannot dequantise.
+            UserError: the gguf package cannot dequantise the tensor's type.
         """
         from gguf.constants import GGMLQuantizationType
         from gguf.quants import dequantize
@@ -190,13 +195,13 @@ class GGUFFile:
                 values = dequantize(raw.reshape(*info.shape[:-1], -1), kind)
         except NotImplementedError:
             raise UserError(
-                f"{self.path}: tensor {name} has type {info.kind}, which cannot be dequantised here; "
-                "take a file of another quantisation"
+                f"{self.path}: tensor {name} has type {info.kind}, which cannot be dequantised "
+                "here; take a file of another quantisation"
             ) from None
         return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).view(info.shape)
 
     def equal(self, name: str, other: str) -> bool:
-        """Whether both tensors are in the file with the same type, shape and bytes."""
+        """Whether both tensors are in the file, with the same type, shape and bytes."""
         a, b = self.tensors.get(name), self.tensors.get(other)
         if a is None or b is None or (a.kind, a.shape) != (b.kind, b.shape):
             return False

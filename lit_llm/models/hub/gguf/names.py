@@ -1,9 +1,9 @@
-"""GGUF metadata and tensor names to our config and parameters, and back.
+"""Convert GGUF metadata and tensor names to TransformerConfig and parameters, and back.
 
-The architectures are data in `gguf_architectures`. What an engine takes for granted without a key
-(Gemma's scale of scores, SmolLM3's layers without positions) is in their ``read``. `gguf_arch_of`
-finds what a model would lose: it reads back what would be written, and it asks which of the
-model's fields llama.cpp does not load or compute.
+The architectures are data in `architectures`. What an engine assumes without a key (Gemma's scale
+of scores, SmolLM3's layers without positions) is in their ``read``. `gguf_arch_of` finds what a
+model would lose: it reads back what would be written, and it asks which of the model's fields
+llama.cpp does not load or compute.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from lit_llm.models.hub.gguf.architectures import (
 )
 from lit_llm.models.hub.gguf.rope import read_scaling, without_neutral_values, write_scaling
 
-# Keys that change nothing here, at any value (None) or at these; a key that is neither known nor here is refused.
+# Keys without effect, with any value (None) or with these values. Any other unknown key is refused.
 _HARMLESS: dict[str, tuple[Any, ...] | None] = {
     "vocab_size": None,
     "tensor_data_layout": None,
@@ -49,8 +49,8 @@ _TRAINING_ONLY: Values = {"family": None, "router_aux_loss": 0.0, "router_z_loss
 _FROM_TOKENIZER: Values = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 
 
-def their_name(ours: str, arch: Architecture) -> str:
-    """The GGUF tensor that holds our tensor ``ours``."""
+def gguf_name(ours: str, arch: Architecture) -> str:
+    """Return the name of the GGUF tensor that holds lit_llm's tensor ``ours``."""
     parts = ours.split(".")
     layer = parts[1] if parts[0] == "layers" else ""
     generic = ".".join(["layers", "{i}", *parts[2:]]) if layer else ours
@@ -64,21 +64,26 @@ def their_name(ours: str, arch: Architecture) -> str:
 def layout_of(
     shapes: Iterable[str], config: TransformerConfig, arch: Architecture
 ) -> dict[str, list[str]]:
-    """GGUF tensors of a model with our tensors ``shapes`` -> ours whose rows each holds, in order.
+    """Return GGUF tensor -> names of lit_llm's tensors whose rows it holds, in order.
 
-    A tied head is written only where llama.cpp does not load the file without it.
+    ``shapes`` are the names of lit_llm's tensors. A tied head is written only if llama.cpp does not
+    load the file without it.
     """
     layout: dict[str, list[str]] = {}
     for ours in shapes:
         if ours != "head.weight" or not config.tie_embeddings or arch.head == "own":
-            layout.setdefault(their_name(ours, arch), []).append(ours)
+            layout.setdefault(gguf_name(ours, arch), []).append(ours)
     return layout
 
 
-def relaid(
+def convert_layout(
     ours: str, tensor: Tensor, config: TransformerConfig, arch: Architecture, *, back: bool
 ) -> Tensor:
-    """A tensor of a file as ours, or ``back``: rotary pairs together or apart, Gemma's gains as 1 + weight or whole."""
+    """Convert a tensor of a file to lit_llm's layout, or ``back``.
+
+    The rotary pairs are adjacent rows in some architectures, and Gemma's gains are stored as 1 +
+    weight.
+    """
     if config.norm_offset and ours.split(".")[-2].endswith("norm"):
         return tensor + 1 if back else tensor - 1
     if not (arch.pairs and re.search(r"\.[qk]_(proj|norm)\.", ours)):
@@ -99,17 +104,21 @@ def config_from_gguf(
     rope_factors: Tensor | None,
     head_repeats_embedding: bool = False,
 ) -> TransformerConfig:
-    """The shape of the model in a file with this metadata and these tensors; messages of errors lack the file's name.
+    """Build the config of the model in a file with this metadata and these tensors.
+
+    The error messages do not contain the file's name.
 
     Args:
-        metadata: of the whole file, tokenizer.ggml.tokens included: they count the vocabulary.
-        names: of its tensors.
-        rope_factors: its tensor rope_freqs.weight, float32 (rotary_size / 2,), or None.
-        head_repeats_embedding: output.weight is a copy of token_embd.weight. So tied models are
-            stored where llama.cpp wants output.weight in every file.
+        metadata: of the whole file, including tokenizer.ggml.tokens, whose number is the vocabulary
+            size.
+        names: of the file's tensors.
+        rope_factors: the file's tensor rope_freqs.weight, float32 (rotary_size / 2,), or None.
+        head_repeats_embedding: whether output.weight is a copy of token_embd.weight. Tied models
+            are stored this way if llama.cpp requires output.weight in every file.
 
     Raises:
-        UserError: an architecture, a key or a scaling that we do not compute, or a value of the wrong type.
+        UserError: an architecture, a key or a scaling is not supported, or a value has the wrong
+            type.
     """
     kind = metadata.get("general.architecture")
     if kind not in ARCHITECTURES:
@@ -149,12 +158,15 @@ def config_from_gguf(
         )
         fields |= _from_tensors(names, arch)
         extra = {key: given.pop(key) for key in arch.extra_keys if key in given}
-        fields |= {key: metadata.get(f"tokenizer.ggml.{name}_token_id") for key, name in
-                   (("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding"))}  # fmt: skip
+        roles = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
+        fields |= {
+            key: metadata.get(f"tokenizer.ggml.{role}_token_id") for key, role in roles.items()
+        }
         config = TransformerConfig.from_dict(fields)
         scaling = read_scaling(config, given, rope_factors)
         config = dataclasses.replace(config, rope_scaling=scaling)
-        # local_rope_theta is dropped where it says nothing, so that read's fields come with those given
+        # TransformerConfig drops a local_rope_theta without effect. It is added again here, because
+        # the fields of ``read`` may give it an effect.
         values = config.to_dict() | {k: v for k, v in fields.items() if k == "local_rope_theta"}
         config = TransformerConfig.from_dict(values | arch.read(config, extra))
     except (TypeError, ArithmeticError, AttributeError) as error:
@@ -175,9 +187,9 @@ def _as(config: TransformerConfig, family: str) -> TransformerConfig:
 
 
 def _from_tensors(names: set[str], arch: Architecture) -> Values:
-    """What a file says by the tensors that it has."""
+    """Return the fields that follow from which tensors the file has."""
     return {
-        "attention_bias": their_name("layers.0.attention.q_proj.bias", arch) in names,
+        "attention_bias": gguf_name("layers.0.attention.q_proj.bias", arch) in names,
         "attention_output_bias": "blk.0.attn_output.bias" in names,
         "mlp_bias": "blk.0.ffn_down.bias" in names,
         "norm_bias": "output_norm.bias" in names
@@ -188,9 +200,12 @@ def _from_tensors(names: set[str], arch: Architecture) -> Values:
 
 
 def metadata_of(config: TransformerConfig, kind: str) -> tuple[Values, Tensor | None]:
-    """Keys under architecture ``kind`` for ``config``, whether or not they say it all; rope_freqs.weight or None."""
+    """Return the keys of architecture ``kind`` for ``config``, and rope_freqs.weight or None.
+
+    The keys may not express the whole config.
+    """
     arch = ARCHITECTURES[kind]
-    config = _said(config, arch)
+    config = _drop_redundant_fields(config, arch)
     values = {key: getattr(config, ours) for ours, key in (COMMON_KEYS | arch.keys).items()}
     values[NORM_EPS[arch.traits.get("norm", "rmsnorm")]] = config.norm_eps
     values |= {
@@ -209,15 +224,20 @@ def metadata_of(config: TransformerConfig, kind: str) -> tuple[Values, Tensor | 
     return {key: value for key, value in values.items() if value is not None}, factors
 
 
-_PRESETS = "--config pretrain/base-135m or another of transformers' shapes, as model.transformer=qwen3-0.6b"
+_PRESETS = (
+    "--config pretrain/base-135m or another of transformers' shapes, "
+    "as model.transformer=qwen3-0.6b"
+)
 
 
 def gguf_arch_of(config: TransformerConfig) -> str:
-    """The ``general.architecture`` that expresses ``config`` exactly: its family's own, or the first for other models.
+    """Return the ``general.architecture`` that expresses ``config`` exactly.
+
+    It is the architecture of the config's family, or the first that fits for other models.
 
     Raises:
-        UserError: there is none. The fields that the family's own one, or the first, cannot
-            express, or that llama.cpp does not load, are named.
+        UserError: there is none. The message names the fields that the family's architecture, or
+            the first one, cannot express or that llama.cpp does not load.
     """
     from lit_llm.models.meta import meta_transformer
 
@@ -229,32 +249,33 @@ def gguf_arch_of(config: TransformerConfig) -> str:
         difference = _difference(config, kind, names)
         if difference is None:
             return kind
-        refused = refused or f"{kind} cannot say {difference}"
-    mend = f"export it with --format hf, or train a new one that starts from {_PRESETS}"
+        refused = refused or f"{kind} cannot express {difference}"
+    advice = f"export it with --format hf, or train a new one that starts from {_PRESETS}"
     if "sliding_window=" in refused and config.sliding_window is not None:
-        mend = (
+        advice = (
             f"where no text is longer than {config.sliding_window} tokens, the window has no "
-            f"effect: set "
-            f"sliding_window to null in its config.json; else {mend}"
+            f"effect: set sliding_window to null in its config.json; else {advice}"
         )
-    raise UserError(f"no GGUF architecture expresses this model: {refused}; {mend}")
+    raise UserError(f"no GGUF architecture expresses this model: {refused}; {advice}")
 
 
-def _said(config: TransformerConfig, arch: Architecture) -> TransformerConfig:
-    """``config`` without fields that change nothing and that a file of this kind has no room
-    for."""
+def _drop_redundant_fields(config: TransformerConfig, arch: Architecture) -> TransformerConfig:
+    """Return ``config`` without fields that have no effect.
+
+    A field is dropped only if this kind of file cannot hold it.
+    """
     changes: Values = {"rope_scaling": without_neutral_values(config.rope_scaling)}
     window = config.sliding_window
     if window is not None and window >= config.max_seq_len and config.local_rope_theta is None:
-        said = "sliding_window" in arch.keys and "sliding_window" not in arch.ignored
-        changes |= {} if said else {"sliding_window": None}
+        has_key = "sliding_window" in arch.keys and "sliding_window" not in arch.ignored
+        changes |= {} if has_key else {"sliding_window": None}
     return dataclasses.replace(config, **changes)
 
 
 def _difference(config: TransformerConfig, kind: str, names: list[str]) -> str | None:
-    """What is lost when ``config`` is written as ``kind`` and read again, or None."""
+    """Return what is lost when ``config`` is written as ``kind`` and read back, or None."""
     arch = ARCHITECTURES[kind]
-    config = _said(config, arch)
+    config = _drop_redundant_fields(config, arch)
     beyond = beyond_limits(config, kind)
     try:
         values, factors = metadata_of(config, kind)
@@ -263,19 +284,19 @@ def _difference(config: TransformerConfig, kind: str, names: list[str]) -> str |
         }
         metadata["tokenizer.ggml.tokens"] = [""] * config.vocab_size
         tensors = set(layout_of(names, config, arch))
-        again = config_from_gguf(metadata, tensors, factors, config.tie_embeddings)
+        reread = config_from_gguf(metadata, tensors, factors, config.tie_embeddings)
     except UserError as error:
         return ", ".join([*beyond, str(error)])
     if factors is not None and not arch.rope_factors:
         beyond.append(f"rope_scaling={config.rope_scaling!r}")
     ours = dataclasses.replace(config, **_TRAINING_ONLY, **_FROM_TOKENIZER).to_dict()
-    theirs = dataclasses.replace(again, **_TRAINING_ONLY, **_FROM_TOKENIZER).to_dict()
+    theirs = dataclasses.replace(reread, **_TRAINING_ONLY, **_FROM_TOKENIZER).to_dict()
     lost = [f"{key}={value!r}" for key, value in ours.items() if not _same(value, theirs[key])]
     return ", ".join(dict.fromkeys(lost + beyond)) or None
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Equal, floats to the precision of a float32: what a file keeps."""
+    """Whether the values are equal; floats to the precision of float32, which a file stores."""
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
     if isinstance(a, float) and isinstance(b, (int, float)):

@@ -1,7 +1,7 @@
-"""GGUF files in: weights streamed tensor by tensor, through the gguf package's dequantiser, onto a meta-built model.
+"""Read GGUF files: stream and dequantise the weights, tensor by tensor, into a meta-built model.
 
-The container is in `gguf_file`, names and metadata in `gguf_names`, tokenizers in `gguf_tokenizer`, writing in
-`gguf_write`.
+The container is in `container`, names and metadata are in `names`, tokenizers in `tokenizer`, and
+`write` writes files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lit_llm.errors import UserError
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.hub.gguf.architectures import ARCHITECTURES
 from lit_llm.models.hub.gguf.container import GGUFFile
-from lit_llm.models.hub.gguf.names import config_from_gguf, layout_of, relaid
+from lit_llm.models.hub.gguf.names import config_from_gguf, convert_layout, layout_of
 from lit_llm.models.hub.gguf.tokenizer import tokenizer_of
 from lit_llm.models.meta import meta_transformer
 from lit_llm.models.tokenizer import Tokenizer
@@ -27,9 +27,13 @@ _HEAD = "output.weight"
 
 
 def open_gguf(path: Path) -> GGUFFile:
-    """The file's header, checked. Raises UserError as `GGUFFile`, and without the gguf package."""
+    """Open the file and check its header.
+
+    Raises:
+        UserError: as `GGUFFile`, and if the gguf package is not installed.
+    """
     try:
-        import gguf  # noqa: F401 -- an extra
+        import gguf  # noqa: F401 -- an optional dependency
     except ImportError:
         raise UserError(
             f"{path}: GGUF needs the gguf package; pip install 'lit_llm[gguf]'"
@@ -42,7 +46,7 @@ def load_gguf(
     dtype: torch.dtype | None = None,
     prepare: Callable[[Transformer], None] | None = None,
 ) -> tuple[Transformer, Tokenizer]:
-    """Model and tokenizer of a GGUF file.
+    """Return model and tokenizer of a GGUF file.
 
     Args:
         path: the file.
@@ -50,7 +54,8 @@ def load_gguf(
         prepare: see `Transformer.from_pretrained`.
 
     Raises:
-        UserError: the file is missing, cut or of an architecture, type of tensor or tokenizer that is not known.
+        UserError: the file is missing or truncated, or its architecture, tensor type or tokenizer
+            is not known.
     """
     file = open_gguf(path)
     return _model(file, dtype or torch.float32, prepare), tokenizer_of(file)
@@ -61,22 +66,22 @@ def read_model(
     dtype: torch.dtype | None = None,
     prepare: Callable[[Transformer], None] | None = None,
 ) -> Transformer:
-    """The model of a GGUF file; arguments and errors as in `load_gguf`."""
+    """Return the model of a GGUF file; arguments and errors as in `load_gguf`."""
     return _model(open_gguf(path), dtype or torch.float32, prepare)
 
 
 def read_config(path: Path) -> TransformerConfig:
-    """The shape of a GGUF file's model. Raises as `load_gguf`."""
+    """Return the shape of a GGUF file's model. Raises as `load_gguf`."""
     return config_of(open_gguf(path))
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a GGUF file. Raises as `load_gguf`."""
+    """Return the tokenizer of a GGUF file. Raises as `load_gguf`."""
     return tokenizer_of(open_gguf(path))
 
 
 def config_of(file: GGUFFile) -> TransformerConfig:
-    """The shape of an open file's model. Raises as `load_gguf`."""
+    """Return the shape of an open file's model. Raises as `load_gguf`."""
     factors = file.read(ROPE_FACTORS) if ROPE_FACTORS in file.tensors else None
     repeats = _HEAD in file.tensors and file.equal(_HEAD, "token_embd.weight")
     try:
@@ -105,7 +110,8 @@ def _model(
         expected = (sum(shapes[ours][0] for ours in held), *first[1:])
         if file.tensors[name].shape != expected:
             raise UserError(
-                f"{file.path}: tensor {name} has shape {file.tensors[name].shape}, the metadata says {expected}"
+                f"{file.path}: tensor {name} has shape {file.tensors[name].shape}, the metadata "
+                f"says {expected}"
             )
     known = {*layout, ROPE_FACTORS, *([_HEAD] if config.tie_embeddings else [])}
     if unknown := [name for name in file.tensors if name not in known]:
@@ -114,7 +120,7 @@ def _model(
     for name, held in layout.items():
         parts = file.read(name).split([shapes[ours][0] for ours in held])
         for ours, part in zip(held, parts, strict=True):
-            value = relaid(ours, part, config, arch, back=False).to(dtype)
+            value = convert_layout(ours, part, config, arch, back=False).to(dtype)
             loaded[ours] = (
                 value.clone() if len(held) > 1 and value.data_ptr() == part.data_ptr() else value
             )
@@ -123,8 +129,13 @@ def _model(
 
 
 def _check_size(file: GGUFFile, config: TransformerConfig) -> None:
-    """A number of layers or experts that the file has no tensors for would take long to build before it is missed."""
+    """Check the number of layers against the number of tensors.
+
+    A broken file could claim so many layers that the model would take long to build before a
+    missing tensor is noticed.
+    """
     if config.num_layers > len(file.tensors):
         raise UserError(
-            f"{file.path}: the metadata says {config.num_layers} layers, of {len(file.tensors)} tensors"
+            f"{file.path}: the metadata says {config.num_layers} layers, of {len(file.tensors)} "
+            "tensors"
         )

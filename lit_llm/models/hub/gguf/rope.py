@@ -1,4 +1,4 @@
-"""RoPE scaling in GGUF files: linear and yarn by keys, llama3 by a tensor of factors on the frequencies."""
+"""RoPE scaling in GGUF files: keys for linear and yarn, a tensor of factors for llama3."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _KIND, _FACTOR, _TRAINED = (
     "rope.scaling.factor",
     "rope.scaling.original_context_length",
 )
-# YaRN's values where a model says nothing; llama.cpp computes no others for the architectures that
-# we write.
+# YaRN's default values. llama.cpp computes no others for the architectures that are written here.
 _YARN = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
 _BETAS = {"beta_fast": "rope.scaling.yarn_beta_fast", "beta_slow": "rope.scaling.yarn_beta_slow"}
-# The values of every published Llama 3: a file holds the factors that they give, and not the values.
+# The values of every published Llama 3. A file holds the factors that result from these values, not
+# the values.
 _LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _LLAMA3_CONTEXT = 8192
 
@@ -30,15 +30,15 @@ _LLAMA3_CONTEXT = 8192
 def read_scaling(
     config: TransformerConfig, given: dict[str, Any], factors: Tensor | None
 ) -> dict[str, Any] | None:
-    """``rope_scaling`` of a file.
+    """Return ``rope_scaling`` of a file.
 
     Args:
-        config: of its model, so far without scaling.
-        given: its keys without the architecture's name; those that are used are taken out.
-        factors: its rope_freqs.weight, float32 (rotary_size / 2,), or None.
+        config: of the file's model, so far without scaling.
+        given: the file's keys without the architecture's name; used keys are removed.
+        factors: the file's rope_freqs.weight, float32 (rotary_size / 2,), or None.
 
     Raises:
-        UserError: a scaling that we cannot compute exactly.
+        UserError: the scaling cannot be computed exactly.
     """
     kind = given.pop(_KIND, "none")
     factor, trained = given.pop(_FACTOR, None), given.pop(_TRAINED, config.max_seq_len)
@@ -55,7 +55,8 @@ def read_scaling(
         return {"rope_type": "linear", "factor": factor}
     if kind != "yarn" or factor is None:
         raise UserError(
-            f"RoPE scaling of type {kind!r} with factor {factor} is not supported; linear and yarn are"
+            f"RoPE scaling of type {kind!r} with factor {factor} is not supported; linear and "
+            "yarn are"
         )
     return {
         "rope_type": "yarn",
@@ -70,7 +71,8 @@ def _read_factors(
 ) -> dict[str, Any] | None:
     if factors.shape != (config.rotary_size // 2,):
         raise UserError(
-            f"tensor rope_freqs.weight has shape {tuple(factors.shape)}, not {(config.rotary_size // 2,)}"
+            f"tensor rope_freqs.weight has shape {tuple(factors.shape)}, not "
+            f"{(config.rotary_size // 2,)}"
         )
     largest = float(factors.max())
     if torch.equal(factors, torch.ones_like(factors)):
@@ -91,7 +93,7 @@ def _read_factors(
 
 
 def _factors(config: TransformerConfig) -> Tensor:
-    """What each frequency is divided by: float32 (rotary_size / 2,)."""
+    """Return the divisor of each frequency: float32 (rotary_size / 2,)."""
     assert config.rope_scaling is not None
     frequencies, _ = llama3_frequencies(
         config, config.rope_scaling, torch.zeros(1, dtype=torch.int64)
@@ -100,19 +102,19 @@ def _factors(config: TransformerConfig) -> Tensor:
 
 
 def without_neutral_values(scaling: dict[str, Any] | None) -> dict[str, Any] | None:
-    """``scaling`` without the values that YaRN takes where nothing is said, and without None."""
+    """Return ``scaling`` without None and without YaRN's default values."""
     if scaling is None:
         return None
     kept = {key: value for key, value in scaling.items() if value is not None}
     if kept["rope_type"] != "yarn":
         return kept
-    if not (kept.get("mscale") and kept.get("mscale_all_dim")):  # one alone is not used
+    if not (kept.get("mscale") and kept.get("mscale_all_dim")):  # only both together are used
         kept.pop("mscale", None)
         kept.pop("mscale_all_dim", None)
     sharpened = kept.get("attention_factor")
     usual = 1.0 if kept["factor"] <= 1 else 0.1 * math.log(kept["factor"]) + 1.0
     if sharpened is not None and math.isclose(sharpened, usual, rel_tol=1e-6):
-        # With it, mscale is not used either.
+        # If attention_factor is given, mscale is not used either.
         kept = {
             key: kept[key] for key in kept.keys() - {"attention_factor", "mscale", "mscale_all_dim"}
         }
@@ -120,10 +122,10 @@ def without_neutral_values(scaling: dict[str, Any] | None) -> dict[str, Any] | N
 
 
 def write_scaling(config: TransformerConfig) -> tuple[dict[str, Any], Tensor | None]:
-    """Keys and rope_freqs.weight (or None) that say ``config.rope_scaling``.
+    """Return the keys and rope_freqs.weight (or None) that express ``config.rope_scaling``.
 
     Raises:
-        UserError: GGUF cannot say it.
+        UserError: GGUF cannot express the scaling.
     """
     scaling = config.rope_scaling
     if scaling is None:

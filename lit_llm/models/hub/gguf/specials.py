@@ -1,8 +1,8 @@
-"""What llama.cpp makes of tokens by their names: ends of generation, and white space that a token
-swallows.
+"""Rules of llama.cpp that depend on the names of tokens.
 
-Its rules (``src/llama-vocab.cpp``, release 0.5.0) hold whatever a file says, so writing and
-reading follow them.
+They decide which tokens end generation and which tokens remove white space after them. The rules
+(``src/llama-vocab.cpp``, release 0.5.0) hold whatever a file says, so writing and reading follow
+them.
 """
 
 from __future__ import annotations
@@ -14,25 +14,27 @@ from lit_llm.errors import UserError
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # tokenizer.ggml.token_type
 
 STOP_IDS = "lit_llm.stop_token_ids"
-"""Our own key: every id that ends a text, in order. GGUF has room for three, and llama.cpp finds
-more by name."""
+"""lit_llm's own key: every id that ends a text, in order.
+
+GGUF has room for three ids, and llama.cpp finds more by name.
+"""
 _EOM = "<|eom_id|>"
-# A token of such a name is a control token and ends generation.
+# A token with one of these names is a control token and ends generation.
 _ENDS = frozenset((
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>",
     "<end_of_turn>", "<|endoftext|>", "</s>", _EOM, "<EOT>", "_<EOT>", "[EOT]", "[EOS]",
     "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>",
     "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~[",
 ))  # fmt: skip
-# Phi-3's special tokens swallow the white space after them, all but the plain ones. llama.cpp
-# aborts where one of these four is missing.
+# Phi-3's special tokens remove the white space after them, except the plain ones. llama.cpp aborts
+# if one of these four is missing.
 _PHI3_NAMES = ("phi-3", "phi3")
 _PHI3_PLAIN = ("<unk>", "<s>", "<|endoftext|>")
 _PHI3_ALWAYS = "</s>"
 
 
 def ends_by_name(tokens: list[str]) -> list[int]:
-    """Ids of the tokens that end generation in llama.cpp by their names alone, in order."""
+    """Return the ids of tokens that end generation in llama.cpp by name alone, in order."""
     named = {token for token in tokens if token in _ENDS}
     if {"<|return|>", "<|call|>"} <= named or (
         "<|flush|>" in named and named & {"<|call|>", "<|calls|>"}
@@ -44,10 +46,11 @@ def ends_by_name(tokens: list[str]) -> list[int]:
 
 
 def stop_metadata(stop_ids: list[int], tokens: list[str]) -> dict[str, Any]:
-    """The keys that have llama.cpp end generation at ``stop_ids``, the eos first.
+    """Return the keys that make llama.cpp end generation at ``stop_ids``; the eos is the first id.
 
     Raises:
-        UserError: more ids than it has room for, beside those that it knows by name.
+        UserError: there are more ids than llama.cpp has keys for, in addition to those that it
+            knows by name.
     """
     eos, *others = stop_ids
     by_name = set(ends_by_name(tokens))
@@ -68,8 +71,11 @@ def stop_metadata(stop_ids: list[int], tokens: list[str]) -> dict[str, Any]:
 
 
 def read_stop_ids(metadata: dict[str, Any], tokens: list[str]) -> list[int]:
-    """Every id that ends a text: what our own files list; of others the eos, eot, eom, and those
-    known by name."""
+    """Return every id that ends a text.
+
+    Files of lit_llm list the ids. In other files these are the eos, eot, eom and the ids known by
+    name.
+    """
     listed = metadata.get(STOP_IDS)
     if not isinstance(listed, list):
         keys = (f"tokenizer.ggml.{role}_token_id" for role in ("eos", "eot", "eom"))
@@ -78,7 +84,7 @@ def read_stop_ids(metadata: dict[str, Any], tokens: list[str]) -> list[int]:
 
 
 def stripping(name: str, tokens: list[str], types: list[int]) -> set[str]:
-    """Tokens that swallow the white space after them where general.name is ``name``."""
+    """Return the tokens that remove the white space after them if general.name is ``name``."""
     if not any(part in name.lower() for part in _PHI3_NAMES):
         return set()
     special = (UNKNOWN, CONTROL, USER_DEFINED)
@@ -87,13 +93,15 @@ def stripping(name: str, tokens: list[str], types: list[int]) -> set[str]:
 
 
 def name_for(stem: str, wanted: set[str], tokens: list[str], types: list[int]) -> str:
-    """general.name of a file called ``stem``, such that exactly the ``wanted`` tokens swallow
-    white space.
+    """Return general.name for a file called ``stem``.
+
+    With this name exactly the ``wanted`` tokens remove the white space after them.
 
     Raises:
         UserError: no name has that effect.
     """
-    # With the name of Phi-3 another model's file would not load: it lacks tokens of Phi-3.
+    # A file of another model does not load under Phi-3's name, because it lacks tokens of Phi-3.
+    # The name is therefore broken up.
     plain = stem
     for part in _PHI3_NAMES:
         at = plain.lower().find(part)
@@ -105,7 +113,7 @@ def name_for(stem: str, wanted: set[str], tokens: list[str], types: list[int]) -
     if wanted and not (whole and wanted == stripping(named, tokens, types)):
         raise UserError(
             f"added token {min(wanted)!r} has rstrip=true, and llama.cpp knows that of Phi-3's "
-            f"tokens alone: set it "
-            "to false in tokenizer.json if text after the token may keep its spaces"
+            "tokens alone: set it to false in tokenizer.json if text after the token may keep its "
+            "spaces"
         )
     return named if wanted else plain

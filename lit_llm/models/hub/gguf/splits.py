@@ -1,8 +1,7 @@
-"""How byte-level tokenizers split text before merging: tokenizer.ggml.pre names it, and a file
-carries no pattern.
+"""How byte-level tokenizers split text before merging.
 
-The table holds names of llama.cpp (``src/llama-vocab.cpp``, release 0.5.0) whose split a
-tokenizer.json can say.
+A GGUF file has no split pattern, only a name in tokenizer.ggml.pre. The table holds those names of
+llama.cpp (``src/llama-vocab.cpp``, release 0.5.0) whose split a tokenizer.json can express.
 """
 
 from __future__ import annotations
@@ -16,12 +15,11 @@ from lit_llm.models.tokenizer import SPLIT_PATTERN
 if TYPE_CHECKING:
     import tokenizers
 
-Step = tuple[
-    str, Any
-]  # ("Split", pattern), ("Digits", True) or ("ByteLevel", by GPT-2's pattern or not)
+# ("Split", pattern), ("Digits", True) or ("ByteLevel", whether by GPT-2's pattern)
+Step = tuple[str, Any]
 
 _GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# As tiktoken spells GPT-4's: the same pieces of every text as Llama 3's.
+# GPT-4's pattern as in tiktoken: it gives the same pieces of every text as Llama 3's.
 _GPT4_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*"
     r"|\s*[\r\n]|\s+(?!\S)|\s+"
@@ -31,7 +29,7 @@ _GPT2: tuple[Step, ...] = (("ByteLevel", True),)
 _DIGITS: tuple[Step, ...] = (("Digits", True), ("ByteLevel", True))
 _LLAMA3: tuple[Step, ...] = (("Split", SPLIT_PATTERN), _BYTES)
 _QWEN2: tuple[Step, ...] = (("Split", SPLIT_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")), _BYTES)
-# What llama.cpp does where a file names no split: a model was hardly trained with it.
+# llama.cpp's split for a file that names none; hardly any model was trained with it.
 _DEFAULT: tuple[Step, ...] = (
     ("Split", r"[\p{P}\$\+<=>\^~\|]+"), ("Split", _GPT2_PATTERN), ("Split", r"\p{N}+"),
     ("Split", "[0-9][0-9][0-9]"), _BYTES,
@@ -45,17 +43,17 @@ _SAME: dict[tuple[Step, ...], tuple[Step, ...]] = {
 
 @dataclass(frozen=True)
 class Split:
-    """One way to split, and what else llama.cpp or the published tokenizer does under its names."""
+    """One way to split text, and what llama.cpp or the published tokenizer does besides."""
 
     names: tuple[str, ...]
-    """Values of tokenizer.ggml.pre; the first is written."""
+    """Values of tokenizer.ggml.pre; the first one is written."""
     steps: tuple[Step, ...]
     ignore_merges: bool = False
-    """A piece that is a token is taken whole."""
+    """Whether a piece that is itself a token becomes that token without merges."""
     nfc: bool = False
-    """The published tokenizer composes characters first. llama.cpp does that for none."""
+    """Whether the published tokenizer composes characters first. llama.cpp never does."""
     adds_bos: bool = False
-    """What llama.cpp takes in a file without tokenizer.ggml.add_bos_token."""
+    """llama.cpp's default for a file without tokenizer.ggml.add_bos_token."""
 
 
 _SPLITS = (
@@ -63,7 +61,8 @@ _SPLITS = (
     Split(("olmo",), _GPT2, nfc=True),
     Split(("smollm", "refact", "starcoder"), _DIGITS),
     Split(("command-r",), _DIGITS, nfc=True),
-    Split(("llama-bpe", "llama3", "llama-v3", "falcon3"), _LLAMA3, ignore_merges=True, adds_bos=True),
+    Split(("llama-bpe", "llama3", "llama-v3", "falcon3"), _LLAMA3, ignore_merges=True,
+          adds_bos=True),
     Split(("dbrx", "smaug-bpe"), _LLAMA3),
     Split(("qwen2", "stablelm2"), _QWEN2, nfc=True),
     Split(("deepseek-r1-qwen",), _QWEN2),
@@ -73,15 +72,17 @@ NAMES = tuple(name for split in _SPLITS for name in split.names)
 
 
 def split_named(name: object) -> Split | None:
-    """The split that tokenizer.ggml.pre calls ``name``, or None."""
+    """Return the split with the name ``name`` in tokenizer.ggml.pre, or None."""
     return next((split for split in _SPLITS if name in split.names), None)
 
 
 def split_of(spec: dict[str, Any], nfc: bool) -> Split:
-    """The split of a byte-level tokenizer.json, ``nfc`` where it composes characters first.
+    """Return the split of a byte-level tokenizer.json.
+
+    ``nfc`` says whether the tokenizer composes characters first.
 
     Raises:
-        UserError: GGUF has no name for it.
+        UserError: GGUF has no name for the split.
     """
     steps = [_step(step) for step in flat(spec.get("pre_tokenizer"), "pretokenizers")]
     asked = _SAME.get(tuple(steps), tuple(steps))
@@ -91,15 +92,14 @@ def split_of(spec: dict[str, Any], nfc: bool) -> Split:
         kinds = " + ".join(kind for kind, _ in steps) or "not at all"
         raise UserError(
             f"GGUF has no name for how this tokenizer splits text ({kinds}, "
-            f"ignore_merges={whole}); there are names "
-            "for the splits of GPT-2, of digits before GPT-2's, of Llama 3 with ignore_merges, of "
-            "GPT-4, of Qwen 2"
+            f"ignore_merges={whole}); there are names for the splits of GPT-2, of digits before "
+            "GPT-2's, of Llama 3 with ignore_merges, of GPT-4, of Qwen 2"
         )
     return min(fitting, key=lambda split: split.nfc != nfc)
 
 
 def flat(component: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
-    """A normalizer, pre-tokenizer or decoder of a tokenizer.json as the list of its steps."""
+    """Return the steps of a normalizer, pre-tokenizer or decoder of a tokenizer.json as a list."""
     if component is None:
         return []
     if component.get("type") != "Sequence":
@@ -120,14 +120,14 @@ def _step(step: dict[str, Any]) -> Step:
 
 
 def pre_tokenizer_of(split: Split) -> tokenizers.pre_tokenizers.PreTokenizer:
-    """The pre-tokenizer that splits so."""
+    """Return the pre-tokenizer of ``split``."""
     from tokenizers import Regex, pre_tokenizers
 
-    def made(kind: str, value: Any) -> tokenizers.pre_tokenizers.PreTokenizer:
+    def build(kind: str, value: Any) -> tokenizers.pre_tokenizers.PreTokenizer:
         if kind == "Split":
             return pre_tokenizers.Split(Regex(value), behavior="isolated")
         if kind == "Digits":
             return pre_tokenizers.Digits(individual_digits=value)
         return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=value)
 
-    return pre_tokenizers.Sequence([made(*step) for step in split.steps])
+    return pre_tokenizers.Sequence([build(*step) for step in split.steps])

@@ -1,8 +1,8 @@
-"""Tokenizers out of GGUF metadata: byte-level BPE ("gpt2") and SentencePiece-like BPE ("llama").
+"""Read tokenizers from GGUF metadata: byte-level BPE ("gpt2") and SentencePiece-like BPE ("llama").
 
-A SentencePiece-like vocabulary has scores in place of merges: of all pairs, the one whose token
-scores highest merges. What llama.cpp does by the names of tokens is in `gguf_specials`, the names
-of splits in `gguf_splits`.
+A SentencePiece-like vocabulary has scores instead of merges: of all adjacent pairs, the pair whose
+merged token has the highest score is merged. Rules of llama.cpp that depend on the names of tokens
+are in `specials`, the names of splits in `splits`.
 """
 
 from __future__ import annotations
@@ -31,20 +31,21 @@ if TYPE_CHECKING:
     import tokenizers
 
 WORD = "\u2581"
-"""SentencePiece's mark of a space."""
-_FILLER = re.compile(r"\[PAD\d+\]_*")  # rows of the embedding beyond the vocabulary
-_LONGEST_TOKEN = (
-    512  # characters; longer ones are in broken files only, and would take long to split
-)
+"""SentencePiece's mark for a space."""
+# Rows of the embedding beyond the vocabulary.
+_FILLER = re.compile(r"\[PAD\d+\]_*")
+# In characters. Only broken files have longer tokens, and splitting these would take long.
+_LONGEST_TOKEN = 512
 _IDS = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding"}
 
 
 def tokenizer_of(file: GGUFFile) -> Tokenizer:
-    """The tokenizer of a GGUF file. Encoding with special tokens begins with the bos where
-    llama.cpp's does.
+    """Return the tokenizer of a GGUF file.
+
+    Encoding with special tokens begins with the bos token if llama.cpp adds one.
 
     Raises:
-        UserError: a kind or a split that is not known, or lists that do not fit each other.
+        UserError: a kind or a split is unknown, or lists do not fit each other.
     """
     meta, path = file.metadata, file.path
     tokens = _texts(file, "tokenizer.ggml.tokens")
@@ -61,8 +62,7 @@ def tokenizer_of(file: GGUFFile) -> Tokenizer:
     else:
         raise UserError(
             f"{path}: tokenizer {kind!r} with split {_split_name(file)!r} is not known; known are "
-            f"llama, and gpt2 "
-            f"with {', '.join(NAMES)}"
+            f"llama, and gpt2 with {', '.join(NAMES)}"
         )
     _add_tokens(file, backend, tokens, types)
 
@@ -99,14 +99,16 @@ def tokenizer_of(file: GGUFFile) -> Tokenizer:
 
 
 def _split_name(file: GGUFFile) -> object:
-    """tokenizer.ggml.pre, with a word where llama.cpp takes a split that the model was hardly
-    trained with."""
+    """Return tokenizer.ggml.pre, with a warning if it names no split.
+
+    llama.cpp then uses a split that hardly any model was trained with.
+    """
     name = file.metadata.get("tokenizer.ggml.pre", "default")
     if name == "default" and file.metadata.get("tokenizer.ggml.model") == "gpt2":
         warnings.warn(
             f"{file.path}: tokenizer.ggml.pre does not name how the model's text was split; it is "
-            f"split as llama.cpp "
-            "does then, which few models were trained with. Take a file that names it.",
+            "split as llama.cpp does then, which few models were trained with. Take a file that "
+            "names it.",
             stacklevel=2,
         )
     return name
@@ -115,7 +117,7 @@ def _split_name(file: GGUFFile) -> object:
 def _add_tokens(
     file: GGUFFile, backend: tokenizers.Tokenizer, tokens: list[str], types: list[int]
 ) -> None:
-    """Have control and user-defined tokens found in text before it is split."""
+    """Add control and user-defined tokens, which are found in text before it is split."""
     from tokenizers import AddedToken
 
     special = (
@@ -133,8 +135,10 @@ def _add_tokens(
 
 
 def _add_around(backend: tokenizers.Tokenizer, bos: str | None, eos: str | None) -> None:
-    """Put ``bos`` before and ``eos`` after what is encoded with special tokens, as transformers
-    then does."""
+    """Put ``bos`` before and ``eos`` after a text that is encoded with special tokens.
+
+    transformers then does the same.
+    """
     from tokenizers import processors
 
     before, after = ([] if token is None else [token] for token in (bos, eos))
@@ -148,7 +152,7 @@ def _add_around(backend: tokenizers.Tokenizer, bos: str | None, eos: str | None)
 
 
 def _named_templates(metadata: dict[str, Any]) -> dict[str, str]:
-    """Further chat templates of the file: name -> Jinja source."""
+    """Return the file's further chat templates: name -> Jinja source."""
     prefix = "tokenizer.chat_template."
     return {
         key.removeprefix(prefix): value
@@ -177,9 +181,8 @@ def _bpe(file: GGUFFile, **options: Any) -> tokenizers.Tokenizer:
 
     try:
         return Backend(models.BPE(**options))
-    except (
-        Exception
-    ) as error:  # the library raises a bare Exception for merges of tokens that are not there
+    except Exception as error:
+        # The library raises a bare Exception for merges of tokens that do not exist.
         raise UserError(
             f"{file.path}: tokenizer.ggml.merges does not fit the tokens ({error})"
         ) from None
@@ -215,7 +218,8 @@ def _sentencepiece(file: GGUFFile, tokens: list[str], types: list[int]) -> token
         or not isinstance(scores[0], float)
     ):
         raise UserError(f"{file.path}: tokenizer.ggml.scores does not have one number a token")
-    # Of one token's splits, transformers puts first the one whose parts score highest; engines see no difference.
+    # If a token can be split in several ways, transformers puts first the split whose parts have
+    # the highest scores. Engines see no difference.
     splits = [
         (-scores[index], -scores[vocabulary[left]], -scores[vocabulary[right]], left, right)
         for token, index in vocabulary.items()
@@ -248,7 +252,7 @@ def _sentencepiece(file: GGUFFile, tokens: list[str], types: list[int]) -> token
 
 
 def token_parts(token: str, vocabulary: dict[str, int]) -> Iterator[tuple[str, str]]:
-    """The pairs of tokens that ``token`` can be merged of."""
+    """Yield the pairs of tokens that merge into ``token``."""
     for cut in range(1, len(token) if len(token) <= _LONGEST_TOKEN else 0):
         if token[:cut] in vocabulary and token[cut:] in vocabulary:
             yield token[:cut], token[cut:]

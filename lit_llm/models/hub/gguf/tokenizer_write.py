@@ -1,8 +1,8 @@
-"""Tokenizers into GGUF metadata, so that llama.cpp gives a text the ids that transformers gives it.
+"""Write tokenizers as GGUF metadata, so that llama.cpp and transformers give a text the same ids.
 
-A file has no normalizers, no patterns and no flags of tokens: what it cannot say is refused by
-name. Where llama.cpp differs on rare texts only, and for every file of the kind, the file is
-written and a note says so.
+A file has no normalizers, no patterns and no flags of tokens. What it cannot express is refused by
+name. If llama.cpp differs only on rare texts, and for every file of the kind, the file is written
+with a note.
 """
 
 from __future__ import annotations
@@ -29,13 +29,11 @@ from lit_llm.models.tokenizer import Tokenizer
 
 _NFC_NOTE = (
     "llama.cpp does not compose characters (Unicode NFC) before it splits a text, and this "
-    "tokenizer does: the ids of "
-    "texts with decomposed accents differ"
+    "tokenizer does: the ids of texts with decomposed accents differ"
 )
 _PREFIX_NOTE = (
     "llama.cpp puts a space before every text between control tokens, and this tokenizer "
-    "(Metaspace, "
-    "prepend_scheme={scheme!r}) {otherwise}: the ids of such texts differ"
+    "(Metaspace, prepend_scheme={scheme!r}) {otherwise}: the ids of such texts differ"
 )
 _PREPEND = {"type": "Prepend", "prepend": WORD}
 _REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": WORD}
@@ -50,27 +48,27 @@ _GEMMA_SPLIT = {
 def tokenizer_metadata(
     tokenizer: Tokenizer, num_tokens: int, eos_id: int | None, name: str
 ) -> tuple[dict[str, Any], list[str]]:
-    """The tokenizer.* keys of a file and its general.name, which decides how some tokens are read;
-    and notes.
+    """Return the tokenizer.* keys of a file with its general.name, and notes.
+
+    general.name decides how some tokens are read.
 
     Args:
         tokenizer: to write.
-        num_tokens: rows of the model's embedding. Ids without a token get an unused one.
-        eos_id: the model's, for a tokenizer that names none.
-        name: the file's, from which general.name is made.
+        num_tokens: rows of the model's embedding. Ids without a token get an unused token.
+        eos_id: the model's eos id, for a tokenizer that names none.
+        name: the file's name, from which general.name is made.
 
     Returns:
-        Keys without those that are None, and what llama.cpp does otherwise with rare texts, a
-        sentence each.
+        The keys that are not None, and how llama.cpp differs on rare texts, one sentence each.
 
     Raises:
-        UserError: GGUF cannot say how the tokenizer cuts text, or it has more tokens than the
-        model, or no eos.
+        UserError: GGUF cannot express how the tokenizer splits text, or it has more tokens than the
+            model, or no eos.
     """
     if tokenizer.vocab_size > num_tokens:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} tokens and the model {num_tokens}: it is "
-            f"another model's"
+            "another model's"
         )
     spec = json.loads(tokenizer.backend.to_str())
     _check_model(spec["model"])
@@ -99,7 +97,11 @@ def tokenizer_metadata(
 
 
 def _stop_ids(tokenizer: Tokenizer, eos_id: int | None, num_tokens: int) -> list[int]:
-    """Every id that ends a text, the eos first. Raises UserError if there is none."""
+    """Return every id that ends a text, the eos first.
+
+    Raises:
+        UserError: there is none.
+    """
     stops = tokenizer.stop_ids
     if not stops and eos_id is not None and 0 <= eos_id < num_tokens:
         stops = [eos_id]
@@ -124,21 +126,24 @@ def _check_model(model: dict[str, Any]) -> None:
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise UserError(
-                f"GGUF cannot say the tokenizer's {key}={model[key]!r} (model.{key} in "
-                f"tokenizer.json)"
+                f"GGUF cannot express the tokenizer's {key}={model[key]!r} (model.{key} in "
+                "tokenizer.json)"
             )
 
 
 def _tokens(
     tokenizer: Tokenizer, spec: dict[str, Any], num_tokens: int
 ) -> tuple[list[str], list[int]]:
-    """Text and type of every id. Raises UserError for a flag of an added token that GGUF cannot
-    say."""
+    """Return text and type of every id.
+
+    Raises:
+        UserError: an added token has a flag that GGUF cannot express.
+    """
     vocabulary = tokenizer.backend.get_vocab(with_added_tokens=True)
     texts, types = [], [UNUSED] * num_tokens
     for index in range(num_tokens):
         filler = f"[PAD{index}]"
-        while filler in vocabulary:  # llama.cpp does not load a file that has a text twice
+        while filler in vocabulary:  # llama.cpp loads no file in which a text occurs twice
             filler += "_"
         texts.append(filler)
     for token, index in vocabulary.items():
@@ -147,9 +152,9 @@ def _tokens(
         for flag in ("lstrip", "single_word"):
             if token[flag]:
                 raise UserError(
-                    f"GGUF cannot say that added token {token['content']!r} has {flag}=true: set "
-                    f"it to false in "
-                    "tokenizer.json if text around the token may be read without it"
+                    f"GGUF cannot express that added token {token['content']!r} has {flag}=true: "
+                    "set it to false in tokenizer.json if text around the token may be read "
+                    "without it"
                 )
         control = token["special"] or token["content"] in tokenizer.control_tokens
         types[token["id"]] = CONTROL if control else USER_DEFINED
@@ -161,7 +166,7 @@ def _rstripped(spec: dict[str, Any]) -> set[str]:
 
 
 def _around(tokenizer: Tokenizer, spec: dict[str, Any], eos_id: int) -> dict[str, Any]:
-    """The bos, whether it is put before a text, and whether the eos is put after it.
+    """Return the bos, whether it is put before a text, and whether the eos is put after it.
 
     Raises:
         UserError: the tokenizer puts something else there.
@@ -171,8 +176,7 @@ def _around(tokenizer: Tokenizer, spec: dict[str, Any], eos_id: int) -> dict[str
         names = [tokenizer.backend.id_to_token(index) for index in before + after]
         raise UserError(
             f"the tokenizer's post_processor puts {', '.join(map(repr, names))} around a text; "
-            f"llama.cpp can put one "
-            "token before it and the eos after it"
+            "llama.cpp can put one token before it and the eos after it"
         )
     return {
         "bos_token_id": before[0] if before else tokenizer.bos_id,
@@ -182,7 +186,7 @@ def _around(tokenizer: Tokenizer, spec: dict[str, Any], eos_id: int) -> dict[str
 
 
 def _put_around(spec: dict[str, Any]) -> tuple[list[int], list[int]]:
-    """Ids that the post-processor of a tokenizer.json puts before and after a text."""
+    """Return the ids that the post-processor of a tokenizer.json puts before and after a text."""
     before: list[int] = []
     after: list[int] = []
     for step in flat(spec.get("post_processor"), "processors"):
@@ -205,7 +209,7 @@ def _merges(spec: dict[str, Any]) -> list[tuple[str, ...]]:
     return [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in merges]
 
 
-def _said(step: dict[str, Any]) -> str:
+def _as_json(step: dict[str, Any]) -> str:
     return json.dumps(step, ensure_ascii=False)[:120]
 
 
@@ -213,7 +217,7 @@ def _byte_level(spec: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     normalizers = flat(spec.get("normalizer"), "normalizers")
     for step in normalizers:
         if step["type"] != "NFC":
-            raise UserError(f"GGUF cannot say the tokenizer's normalizer {_said(step)}")
+            raise UserError(f"GGUF cannot express the tokenizer's normalizer {_as_json(step)}")
     if not spec["model"]["merges"]:
         raise UserError(
             "the tokenizer has no merges, and llama.cpp loads no byte-level one without"
@@ -231,8 +235,10 @@ def _byte_level(spec: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 def _sentencepiece(
     spec: dict[str, Any], texts: list[str], types: list[int]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Scores such that llama.cpp merges in the tokenizer's order; marks byte and unknown tokens in
-    ``types``."""
+    """Return keys with scores that make llama.cpp merge in the tokenizer's order, and notes.
+
+    Byte and unknown tokens are marked in ``types``.
+    """
     prefixed, notes = _prefix(spec)
     _plain_marks(spec, texts, types)
     for index, token in enumerate(texts):
@@ -241,7 +247,7 @@ def _sentencepiece(
     if types.count(BYTE) != 256:
         raise UserError(
             f"the tokenizer has {types.count(BYTE)} of the 256 byte tokens <0x00> to <0xFF>, and "
-            f"llama.cpp needs all"
+            "llama.cpp needs all"
         )
     scores = _scores(spec, texts, types)
     values: dict[str, Any] = {
@@ -258,14 +264,14 @@ def _sentencepiece(
 
 
 def _prefix(spec: dict[str, Any]) -> tuple[bool, list[str]]:
-    """Whether a text gets a space before it.
+    """Return whether a text gets a space before it, and notes.
 
     Raises:
-        UserError: the tokenizer changes or splits text in another way than SentencePiece's.
+        UserError: the tokenizer changes or splits text in another way than SentencePiece.
     """
     normalizers = flat(spec.get("normalizer"), "normalizers")
     splitters = flat(spec.get("pre_tokenizer"), "pretokenizers")
-    if _REPLACE in normalizers:  # there is no space left to split at
+    if _REPLACE in normalizers:  # no space is left to split at
         splitters = [step for step in splitters if step != _GEMMA_SPLIT]
     if normalizers in ([_PREPEND, _REPLACE], [_REPLACE, _PREPEND], [_REPLACE]) and not splitters:
         return _PREPEND in normalizers, []
@@ -281,22 +287,22 @@ def _prefix(spec: dict[str, Any]) -> tuple[bool, list[str]]:
     for kind, steps in (("normalizer", normalizers), ("pre_tokenizer", splitters)):
         for step in steps:
             if step not in (_PREPEND, _REPLACE):
-                raise UserError(f"GGUF cannot say the tokenizer's {kind} {_said(step)}")
+                raise UserError(f"GGUF cannot express the tokenizer's {kind} {_as_json(step)}")
     raise UserError(
-        "GGUF cannot say how this tokenizer marks spaces (normalizer in tokenizer.json)"
+        "GGUF cannot express how this tokenizer marks spaces (normalizer in tokenizer.json)"
     )
 
 
 def _plain_marks(spec: dict[str, Any], texts: list[str], types: list[int]) -> None:
-    """Make plain tokens of added ones that hold the mark of a space, such as Gemma's for runs of
-    spaces.
+    """Turn added tokens that hold the mark of a space into tokens that llama.cpp finds.
 
-    llama.cpp looks for user-defined tokens in the text as it comes, with its spaces, and writes
-    them as they are. Where the tokenizer looks for them after spaces became marks, they are
-    written with spaces. Else merges make them.
+    Gemma's tokens for runs of spaces are an example. llama.cpp looks for user-defined tokens in the
+    original text, with its spaces, and outputs them as written. If the tokenizer looks for them
+    after spaces became marks, they are written with spaces. Otherwise they become normal tokens,
+    which merges must produce.
 
     Raises:
-        UserError: neither is so.
+        UserError: neither is possible.
     """
     made = {"".join(merge) for merge in _merges(spec)}
     for token in spec["added_tokens"]:
@@ -309,13 +315,13 @@ def _plain_marks(spec: dict[str, Any], texts: list[str], types: list[int]) -> No
             types[index] = NORMAL
         else:
             raise UserError(
-                f"GGUF cannot say added token {text!r}: it holds the mark of a space, and no merge "
-                f"makes it"
+                f"GGUF cannot express added token {text!r}: it holds the mark of a space, and no "
+                "merge makes it"
             )
 
 
 def _scores(spec: dict[str, Any], texts: list[str], types: list[int]) -> list[float]:
-    """Of each token.
+    """Return the score of each token.
 
     Raises:
         UserError: no scores give the order of the tokenizer's merges.
@@ -330,14 +336,14 @@ def _scores(spec: dict[str, Any], texts: list[str], types: list[int]) -> list[fl
         if types[index] != NORMAL:
             continue
         ranks = by_token.get(token, [])
-        # A score stands for all ways to make the token: they must all be there, and follow each
-        # other.
+        # One score stands for all ways to build the token. All these merges must exist and have
+        # consecutive ranks.
         if len(ranks) != len(list(token_parts(token, vocabulary))) or ranks != list(
             range(*_span(ranks))
         ):
             raise UserError(
-                f"GGUF cannot say this tokenizer's merges: {token!r} is not made at one rank, of "
-                f"any parts"
+                f"GGUF cannot express this tokenizer's merges: {token!r} is not made at one rank, "
+                "of any parts"
             )
         if ranks:
             scores[index] = -float(ranks[0])

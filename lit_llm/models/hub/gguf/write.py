@@ -1,4 +1,7 @@
-"""GGUF files out: what llama.cpp and programs built on it load. One tensor at a time is converted and written."""
+"""Write GGUF files for llama.cpp and programs built on it.
+
+The tensors are converted and written one at a time.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,17 @@ from torch import Tensor
 from lit_llm.errors import UserError
 from lit_llm.io.atomic import replacing
 from lit_llm.models.hub.gguf.architectures import ARCHITECTURES
-from lit_llm.models.hub.gguf.names import gguf_arch_of, layout_of, metadata_of, relaid
+from lit_llm.models.hub.gguf.names import convert_layout, gguf_arch_of, layout_of, metadata_of
 from lit_llm.models.hub.gguf.read import ROPE_FACTORS
 from lit_llm.models.hub.gguf.tokenizer_write import tokenizer_metadata
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 
 Quantization = Literal["f16", "q8_0", "f32", "bf16"]
-_FILE_TYPES = {
-    "f32": 0,
-    "f16": 1,
-    "q8_0": 7,
-    "bf16": 32,
-}  # general.file_type: llama.cpp's enum llama_ftype
+# general.file_type: llama.cpp's enum llama_ftype.
+_FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
 _BLOCK = 32  # values of a row that share a scale in Q8_0
-# Small, and read by engines as float32: routers, learned positions, and norms of any rank
+# Small tensors that engines read as float32: routers, learned positions, and norms of any rank.
 _EXACT = ("ffn_gate_inp.weight", "position_embd.weight", "_norm.weight")
 
 
@@ -35,20 +34,23 @@ def write_gguf(
 ) -> list[str]:
     """Write ``model`` and ``tokenizer`` as a GGUF file, whole or not at all.
 
-    Matrices are stored as ``quantization`` says; norms, biases, routers and learned positions as float32, and so that
-    nothing is lost, rows that do not divide into blocks of 32 as float16 in place of Q8_0.
+    Matrices are stored as ``quantization`` says. Norms, biases, routers and learned positions are
+    stored as float32. With q8_0, matrices whose rows do not divide into blocks of 32 are stored as
+    float16.
 
     Args:
         model: of an architecture that GGUF has, with weights on any device.
-        tokenizer: of at most as many tokens as the model.
-        file: written beside itself as FILE.part and then renamed.
-        quantization: f32 is exact, f16 and bf16 are rounded, q8_0 has 8 bits a weight and a scale per 32.
+        tokenizer: has at most as many tokens as the model.
+        file: written as FILE.part in the same folder and then renamed.
+        quantization: f32 is exact, f16 and bf16 are rounded, q8_0 has 8 bits per weight and a scale
+            per 32.
 
     Returns:
-        What llama.cpp does otherwise than the tokenizer with rare texts, a sentence each.
+        How llama.cpp differs from the tokenizer on rare texts, one sentence each.
 
     Raises:
-        UserError: GGUF cannot express the model or how the tokenizer splits text; the file cannot be written.
+        UserError: GGUF cannot express the model or how the tokenizer splits text, or the file
+            cannot be written.
     """
     try:
         from gguf import GGMLQuantizationType, GGUFWriter
@@ -62,14 +64,16 @@ def write_gguf(
     values, factors = metadata_of(config, kind)
     state = model.state_dict()
     layout = layout_of(state, config, arch)
-    told, notes = tokenizer_metadata(tokenizer, config.vocab_size, config.eos_token_id, file.stem)
+    tokenizer_values, notes = tokenizer_metadata(
+        tokenizer, config.vocab_size, config.eos_token_id, file.stem
+    )
     metadata: dict[str, Any] = {
         "general.type": "model",
         "general.file_type": _FILE_TYPES[quantization],
         "general.quantization_version": 2,
         **{f"{kind}.{key}": value for key, value in values.items()},
         f"{kind}.vocab_size": config.vocab_size,
-        **told,
+        **tokenizer_values,
     }
     for key, index in (("bos", config.bos_token_id), ("padding", config.pad_token_id)):
         if index is not None and 0 <= index < config.vocab_size:
@@ -82,6 +86,8 @@ def write_gguf(
             return GGMLQuantizationType.F16
         return GGMLQuantizationType[quantization.upper()]
 
+    # A GGUF file is a header, the metadata, the description of every tensor, and then the tensors
+    # in the same order. Only one converted tensor is in memory at a time.
     try:
         with replacing(file) as part:
             writer = GGUFWriter(part, kind)
@@ -103,7 +109,9 @@ def write_gguf(
                 writer.write_tensor_data(factors.numpy())
             for name, held in layout.items():
                 parts = [
-                    relaid(ours, state[ours].detach().cpu().float(), config, arch, back=True)
+                    convert_layout(
+                        ours, state[ours].detach().cpu().float(), config, arch, back=True
+                    )
                     for ours in held
                 ]
                 writer.write_tensor_data(
