@@ -395,7 +395,7 @@ def test_prompts_of_every_kind_of_file(tmp_path: Path, name: str, content: str) 
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [('["one", 2]', "element 2"), ('{"prompt": "x"}', "no array"), ("[", "not valid JSON")],
+    [('["one", 2]', "element 2"), ('{"prompt": "x"}', "not an array"), ("[", "not valid JSON")],
 )
 def test_an_array_of_something_else(tmp_path: Path, content: str, said: str) -> None:
     (tmp_path / "a.json").write_text(content)

@@ -117,7 +117,7 @@ def test_a_task_that_fails_is_told_and_training_goes_on(
     mine = LMEvalCallback(["broken", "stdlib_choice"], limit=1, include=[str(folder)])
     fit(tmp_path / "run", corpus, [mine], steps=2)
     start = (
-        "LMEvalCallback: step 2: broken failed, training goes on: UserError: generation_kwargs: "
+        "LMEvalCallback: step 2: broken failed, training continues: UserError: generation_kwargs: "
     )
     start += "num_beams=4 is not"
     assert len(said) == 1 and said[0].startswith(start) and "\n" not in said[0]
