@@ -29,11 +29,11 @@ def make_card(pipeline: Pipeline, fingerprint: str, sources: Any) -> dict[str, A
 
     Returns:
         format, created (UTC), fingerprint, sources, settings, tokenizer; read (documents and bytes
-        of the sources, and how many documents were repaired, by what was wrong);
-        funnel, a row a stage with documents that came in, were dropped and why; dropped (reason -> documents),
+        of the sources, and how many documents were repaired, by what was wrong); funnel, a row a
+        stage with documents that came in, were dropped and why; dropped (reason -> documents),
         dropped_bytes (reason -> bytes of UTF-8 when they were dropped); damaged, how many and
-        which;
-        duplicates, examples of dropped documents; mixture; and what `describe` says of the kept ones.
+        which; duplicates, examples of dropped documents; mixture; and what `describe` says of the
+        kept ones.
     """
     tokenizer = pipeline.tokenizer
     damaged = [list(row) for row in pipeline.broken()]
@@ -63,7 +63,8 @@ def make_card(pipeline: Pipeline, fingerprint: str, sources: Any) -> dict[str, A
 def revise_card(
     card: dict[str, Any], documents: list[Path], dropped: list[Path], removed: int
 ) -> dict[str, Any]:
-    """The card of a corpus from which documents were removed, from its card before and its files after."""
+    """The card of a corpus from which documents were removed, from its card before and its files
+    after."""
     weights = {row["source"]: row["weight"] for row in card["mixture"]}
     counts = Counter(card["dropped"])
     counts[REMOVED] += removed
@@ -151,7 +152,8 @@ def describe_dropped(dropped: dict[str, int], read: int, stages: list[str]) -> d
 def mixture_table(
     card: dict[str, Any], weights: dict[str, float], settings: MixtureSettings
 ) -> list[dict[str, Any]]:
-    """A row a source: tokens for training, its share of it, and passes over it in a run of ``settings.tokens``."""
+    """A row a source: tokens for training, its share of it, and passes over it in a run of
+    ``settings.tokens``."""
     tokens = {name: part["tokens"] for name, part in card["splits"]["train"].items()}
     if not tokens:
         return []

@@ -42,7 +42,8 @@ def load_lines(name: str) -> list[tuple[str, str]]:
         (
             "Text, with Hugging Face datasets",
             "from datasets import load_dataset\n\n"
-            f'documents = load_dataset("parquet", data_files="{folder}/documents/*.parquet", split="train")\n'
+            f'documents = load_dataset("parquet", data_files="{folder}/documents/*.parquet", '
+            f'split="train")\n'
             'training = documents.filter(lambda row: row["split"] == "train")',
         ),
         (

@@ -55,7 +55,8 @@ def front_matter(card: dict[str, Any]) -> dict[str, Any]:
 
 
 def _hub_license(card: dict[str, Any]) -> str:
-    """The one licence of all documents by the hub's name; "unknown" if none has one; else "other"."""
+    """The one licence of all documents by the hub's name; "unknown" if none has one; else
+    "other"."""
     names = set(card["licenses"])
     if not names or names & {"unknown", "other", "(others)"}:
         return "unknown" if not names or names == {"unknown"} else "other"

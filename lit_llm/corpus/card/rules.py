@@ -42,20 +42,27 @@ _RULES: tuple[tuple[str, str, str, str], ...] = (
     ("identify_language", "*", "Its language is not among those to keep: {}.", "keep"),
     ("license", "unknown", "Its licence is not known.", "keep_unknown"),
     ("license", "*", "Its licence is not among those allowed: {}.", "allow"),
-    ("gopher_repetition", "dup_line_frac", "More than {} of its lines repeat an earlier line.", "dup_line_frac"),
-    ("gopher_repetition", "dup_para_frac", "More than {} of its paragraphs repeat an earlier one.", "dup_para_frac"),
-    ("gopher_repetition", "dup_line_char_frac", "More than {} of its characters are in repeated lines.",
+    ("gopher_repetition", "dup_line_frac", "More than {} of its lines repeat an earlier "
+                                           "line.", "dup_line_frac"),
+    ("gopher_repetition", "dup_para_frac", "More than {} of its paragraphs repeat an earlier "
+                                           "one.", "dup_para_frac"),
+    ("gopher_repetition", "dup_line_char_frac", "More than {} of its characters are in repeated "
+                                                "lines.",
      "dup_line_char_frac"),
-    ("gopher_repetition", "dup_para_char_frac", "More than {} of its characters are in repeated paragraphs.",
+    ("gopher_repetition", "dup_para_char_frac", "More than {} of its characters are in repeated "
+                                                "paragraphs.",
      "dup_para_char_frac"),
-    ("c4_quality", "lorem_ipsum", "It has the words \u201clorem ipsum\u201d.", "filter_lorem_ipsum"),
+    ("c4_quality", "lorem_ipsum", "It has the words \u201clorem "
+                                  "ipsum\u201d.", "filter_lorem_ipsum"),
     ("c4_quality", "curly_bracket", "It has a curly bracket.", "filter_curly_bracket"),
     ("c4_quality", "too_few_sentences", "It has fewer than {} sentences.", "min_num_sentences"),
     ("gopher_quality", "gopher_short_doc", "It has fewer than {} words.", "min_doc_words"),
     ("gopher_quality", "gopher_long_doc", "It has more than {} words.", "max_doc_words"),
-    ("gopher_quality", "gopher_below_avg_threshold", "Its words have fewer than {} characters on average.",
+    ("gopher_quality", "gopher_below_avg_threshold", "Its words have fewer than {} characters on "
+                                                     "average.",
      "min_avg_word_length"),
-    ("gopher_quality", "gopher_above_avg_threshold", "Its words have more than {} characters on average.",
+    ("gopher_quality", "gopher_above_avg_threshold", "Its words have more than {} characters on "
+                                                     "average.",
      "max_avg_word_length"),
     ("gopher_quality", "gopher_too_many_hashes", "It has more than {} \u201c#\u201d for each word.",
      "max_symbol_word_ratio"),
@@ -63,18 +70,24 @@ _RULES: tuple[tuple[str, str, str, str], ...] = (
      "max_symbol_word_ratio"),
     ("gopher_quality", "gopher_too_many_bullets", "More than {} of its lines begin with a bullet.",
      "max_bullet_lines_ratio"),
-    ("gopher_quality", "gopher_too_many_end_ellipsis", "More than {} of its lines end in an ellipsis.",
+    ("gopher_quality", "gopher_too_many_end_ellipsis", "More than {} of its lines end in an "
+                                                       "ellipsis.",
      "max_ellipsis_lines_ratio"),
     ("gopher_quality", "gopher_below_alpha_threshold", "Less than {} of its words have a letter.",
      "max_non_alpha_words_ratio"),
-    ("gopher_quality", "gopher_enough_stop_words", "It has fewer than {} different stop words.", "min_stop_words"),
-    ("fineweb_quality", "line_punct_ratio", "Less than {} of its lines end like a sentence.", "line_punct_thr"),
-    ("fineweb_quality", "short_line_ratio", "More than {} of its lines are short.", "short_line_thr"),
+    ("gopher_quality", "gopher_enough_stop_words", "It has fewer than {} different stop "
+                                                   "words.", "min_stop_words"),
+    ("fineweb_quality", "line_punct_ratio", "Less than {} of its lines end like a "
+                                            "sentence.", "line_punct_thr"),
+    ("fineweb_quality", "short_line_ratio", "More than {} of its lines are "
+                                            "short.", "short_line_thr"),
     ("fineweb_quality", "char_dup_ratio", "More than {} of its characters are in repeated lines.",
      "char_duplicates_ratio"),
-    ("fineweb_quality", "list_ratio", "It has more than {} line ends for each word.", "new_line_ratio"),
+    ("fineweb_quality", "list_ratio", "It has more than {} line ends for each "
+                                      "word.", "new_line_ratio"),
     ("exact_dedup", "duplicate", "The same text is there already.", ""),
-    ("near_dedup", "duplicate", "At least {} of its runs of words are in another document.", "threshold"),
+    ("near_dedup", "duplicate", "At least {} of its runs of words are in another "
+                                "document.", "threshold"),
     ("decontaminate", "*", "It has {} words in a row from a text of an evaluation set.", "ngram"),
     ("removed", "*", "Its removal was asked for.", ""),
     ("read", "empty", "It has no text.", ""),

@@ -73,7 +73,8 @@ def license_verdict(card: dict[str, Any]) -> str:
         return "There is no text, so there is no licence."
     if set(shares) == {"unknown"}:
         return (
-            "No licence is known for any of the text. Ask whoever owns it before you publish it, or "
+            "No licence is known for any of the text. Ask whoever owns it before you publish it, "
+            "or "
             "a model trained on it; sources.license names the licence of a source."
         )
     parts = [

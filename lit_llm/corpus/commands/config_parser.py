@@ -47,7 +47,8 @@ def parse_build(args: list[str]) -> tuple[CorpusConfig, Path]:
     parser.add_argument(
         "--text_field",
         metavar="NAME",
-        help="of --input: the field with the text in rows; default text, else content, body, document",
+        help="of --input: the field with the text in rows; default text, else content, body, "
+        "document",
     )
     parser.add_argument(
         "--exclude",

@@ -21,9 +21,9 @@ def explain(folder: str | Path, name: str) -> list[dict[str, Any]]:
     """What is known of the documents with an id: one, unless sources gave several the same.
 
     Returns:
-        For a kept document its row without the text, with "steps" (what each said), "file", "shard", "position" (of
-        its separator in the shard, in tokens) and "copies" (ids dropped for it). For a dropped one its row and "steps".
-        For a removed one "removed", the log's line.
+        For a kept document its row without the text, with "steps" (what each said), "file",
+        "shard", "position" (of its separator in the shard, in tokens) and "copies" (ids dropped for
+        it). For a dropped one its row and "steps". For a removed one "removed", the log's line.
 
     Raises:
         UserError: there is no such document.

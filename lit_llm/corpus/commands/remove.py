@@ -1,8 +1,9 @@
 """Taking documents out of a finished corpus: what a person, a publisher or a court asks for.
 
-Only the files and chunks that hold them are written again, all in one transaction. What is logged are hashes of id and
-text, by which a later build into the same folder leaves the document out, and never what it said. Documents with the
-same text go with them, and the beginnings of copies that were dropped.
+Only the files and chunks that hold them are written again, all in one transaction. What is logged
+are hashes of id and text, by which a later build into the same folder leaves the document out, and
+never what it said. Documents with the same text go with them, and the beginnings of copies that
+were dropped.
 """
 
 from __future__ import annotations
@@ -94,11 +95,13 @@ def remove(
     reason: str = "by request",
     tell: Callable[[str], object] = lambda line: None,
 ) -> int:
-    """Take the documents out of text files and shards, log it and renew the data card; returns how many were there.
+    """Take the documents out of text files and shards, log it and renew the data card; returns how
+    many were there.
 
-    Examples and traces of such documents among the dropped ones go too, and so does what stages left in ``.work``.
-    Asking again finds nothing. A kill in the middle leaves the corpus as it was, or as it should be. ``tell`` gets a
-    line where a document that was asked for had been dropped as a near copy of one that stays.
+    Examples and traces of such documents among the dropped ones go too, and so does what stages
+    left in ``.work``. Asking again finds nothing. A kill in the middle leaves the corpus as it was,
+    or as it should be. ``tell`` gets a line where a document that was asked for had been dropped as
+    a near copy of one that stays.
 
     Raises:
         UserError: no corpus folder, or no document for training would be left.
@@ -151,9 +154,11 @@ class _Removal:
     """What of a corpus a request concerns.
 
     Attributes:
-        texts: id -> SHA-256 (hex) of its text, of kept and dropped documents that were asked for, or have the text of
-            one. Of those that were dropped before they had one: of the beginning that is shown, None without.
-        near: id of a document that was asked for and had been dropped -> of the one that it nearly is, and which stays.
+        texts: id -> SHA-256 (hex) of its text, of kept and dropped documents that were asked for,
+            or have the text of one. Of those that were dropped before they had one: of the
+            beginning that is shown, None without.
+        near: id of a document that was asked for and had been dropped -> of the one that it nearly
+            is, and which stays.
         rows: file of kept documents -> which of its rows go.
         spans: (split, source) -> positions in the stream.
         examples: file of dropped documents -> which of its rows lose their example.
@@ -188,7 +193,8 @@ class _Removal:
                 self.examples[file] = mask
 
     def _asked_for(self) -> tuple[set[str], dict[str, str]]:
-        """(ids of documents whose copies were asked for, ids of near copies asked for -> of what stays)."""
+        """(ids of documents whose copies were asked for, ids of near copies asked for -> of what
+        stays)."""
         same: set[str] = set()
         near: dict[str, str] = {}
         for file in self._files("documents"):

@@ -47,7 +47,8 @@ def train_main(args: list[str]) -> None:
     """Train a tokenizer, write its folder and print the folder's name."""
     parser = Parser(
         prog="lit_llm tokenizer train",
-        description="Train a byte-level BPE, as a Hugging Face tokenizer folder. The same text and settings give the "
+        description="Train a byte-level BPE, as a Hugging Face tokenizer folder. The same text "
+                    "and settings give the "
         "same bytes; those of a corpus' build give the tokenizer that it has.",
     )  # fmt: skip
     _add_text(
@@ -118,7 +119,8 @@ def inspect_main(args: list[str]) -> None:
     """Print how tokenizers compress text."""
     parser = Parser(
         prog="lit_llm tokenizer inspect",
-        description="How well a tokenizer compresses text, by language, domain and source, beside other tokenizers, "
+        description="How well a tokenizer compresses text, by language, domain and source, beside "
+                    "other tokenizers, "
         "and beside published figures where those are GPT-2's or Llama 3's.",
     )  # fmt: skip
     parser.add_argument(
@@ -134,7 +136,8 @@ def inspect_main(args: list[str]) -> None:
         help="others to compare with",
     )
     parser.add_argument(
-        "--split", choices=["train", "validation"], help="of the corpus; default: validation if it has one, which no "
+        "--split", choices=["train", "validation"], help="of the corpus; default: validation if "
+                                                         "it has one, which no "
         "tokenizer was trained on",
     )  # fmt: skip
     parser.add_argument(
@@ -164,11 +167,12 @@ def inspect_main(args: list[str]) -> None:
 
 
 def inspect(paths: list[str], sample: Sample) -> dict[str, Any]:
-    """How the tokenizers of ``paths`` compress a sample, as plain values; the keys are those of ``--json``.
+    """How the tokenizers of ``paths`` compress a sample, as plain values; the keys are those of
+    ``--json``.
 
     Returns:
-        "text", what it was; "tokenizers": name -> path, published_as (the name of a tokenizer with published figures,
-        or None) and those figures; and what `Compression.report` says.
+        "text", what it was; "tokenizers": name -> path, published_as (the name of a tokenizer with
+        published figures, or None) and those figures; and what `Compression.report` says.
 
     Raises:
         UserError: a tokenizer that does not load, or a sample so small that no document is in it.
@@ -205,14 +209,17 @@ def _add_text(parser: Parser, of_corpus: str) -> None:
         "--corpus", type=Path, metavar="DIR", help=f"built corpus folder; {of_corpus}"
     )
     parser.add_argument(
-        "--files", nargs="+", action="extend", default=[], metavar="GLOB", help="or files, as they are: text, HTML, "
+        "--files", nargs="+", action="extend", default=[], metavar="GLOB", help="or files, as "
+                                                                                "they are: text, "
+                                                                                "HTML, "
         "JSONL, parquet, WARC; paths, folders, globs or URLs",
     )  # fmt: skip
     parser.add_argument(
         "--text_field",
         default="text",
         metavar="NAME",
-        help="of --files: the field with the text in rows; default text, else content, body, document",
+        help="of --files: the field with the text in rows; default text, else content, body, "
+        "document",
     )
 
 
@@ -243,7 +250,8 @@ def _shown(sample: Sample, stage: str) -> Iterator[Any]:
 
 
 def _names(paths: list[str]) -> dict[str, str]:
-    """A name for each tokenizer, from the end of its path: that of its folder or file, with a number where taken."""
+    """A name for each tokenizer, from the end of its path: that of its folder or file, with a
+    number where taken."""
     names: dict[str, str] = {}
     for given in paths:
         path = Path(given)

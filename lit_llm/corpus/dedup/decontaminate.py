@@ -1,10 +1,12 @@
-"""Documents that hold parts of evaluation texts: a model that has read them is not measured by them.
+"""Documents that hold parts of evaluation texts: a model that has read them is not measured by
+them.
 
-A document is contaminated when it shares ``ngram`` words in a row with an evaluation text, 13 as in GPT-3
-(arXiv:2005.14165, appendix C), in lower case and without punctuation. Of texts that are shorter, all words in a row
-count if they are ``shortest`` or more: fewer are found anywhere. In scripts without spaces between
-words, two letters count as a word, four in Thai and its like. (Ratios of overlapping 8-grams, as Llama 3 and Tülu 3
-take them, grade evaluation items after training; what is asked here is which documents to leave out.)
+A document is contaminated when it shares ``ngram`` words in a row with an evaluation text, 13 as in
+GPT-3 (arXiv:2005.14165, appendix C), in lower case and without punctuation. Of texts that are
+shorter, all words in a row count if they are ``shortest`` or more: fewer are found anywhere. In
+scripts without spaces between words, two letters count as a word, four in Thai and its like.
+(Ratios of overlapping 8-grams, as Llama 3 and Tülu 3 take them, grade evaluation items after
+training; what is asked here is which documents to leave out.)
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ _MARKED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 
 @dataclass(frozen=True)
 class Decontaminate(Block):
-    """Drops documents that share words with evaluation texts; "contaminated_by" names the first set of texts that does.
+    """Drops documents that share words with evaluation texts; "contaminated_by" names the first set
+    of texts that does.
 
     Attributes:
         names: of the sets of evaluation texts.
@@ -62,15 +65,17 @@ class Decontaminate(Block):
     ) -> Decontaminate:
         """From evaluation texts, by the name of the task (or file) that they are of.
 
-        A task's texts are best given one by question and one by answer: words in a row that come from both are in no
-        document that holds them otherwise.
+        A task's texts are best given one by question and one by answer: words in a row that come
+        from both are in no document that holds them otherwise.
 
         Raises:
-            UserError: no text has ``shortest`` words; ``shortest`` <= ``ngram`` <= 63 does not hold.
+            UserError: no text has ``shortest`` words; ``shortest`` <= ``ngram`` <= 63 does not
+                hold.
         """
         if not 1 <= shortest <= ngram <= LONGEST_NGRAM:
             raise UserError(
-                f"decontaminate: 1 <= shortest <= ngram <= {LONGEST_NGRAM} does not hold for {shortest}, {ngram}"
+                f"decontaminate: 1 <= shortest <= ngram <= {LONGEST_NGRAM} does not hold for "
+                f"{shortest}, {ngram}"
             )
         found: dict[int, list[tuple[np.ndarray, int]]] = {}
         for number, given in enumerate(evaluations.values()):
@@ -81,7 +86,8 @@ class Decontaminate(Block):
                     found.setdefault(int(length), []).append((hashes[lengths == length], number))
         if not found:
             raise UserError(
-                f"decontaminate: no evaluation text has {shortest} words; give longer ones or a lower bound"
+                f"decontaminate: no evaluation text has {shortest} words; give longer ones or a "
+                f"lower bound"
             )
         hashes_by_length, owners_by_length = [], []
         for _, parts in sorted(found.items()):
@@ -122,12 +128,14 @@ class Decontaminate(Block):
         return table.set_column(table.schema.get_field_index("dropped"), "dropped", dropped)
 
     def contaminated(self, given: Texts) -> list[str | None]:
-        """For each text of a list the name of what it is contaminated by, None where it is clean."""
+        """For each text of a list the name of what it is contaminated by, None where it is
+        clean."""
         return self.apply(documents(given))["contaminated_by"].to_pylist()
 
 
 def _by_script(given: pa.LargeStringArray) -> list[tuple[pa.Array, int]]:
-    """(texts, what counts as a word of them in letters): where spaces part most words, that is 1 for a whole word."""
+    """(texts, what counts as a word of them in letters): where spaces part most words, that is 1
+    for a whole word."""
 
     def count(pattern: str) -> pa.Array:
         return pc.count_substring_regex(given, pattern)
@@ -149,7 +157,8 @@ def _by_script(given: pa.LargeStringArray) -> list[tuple[pa.Array, int]]:
 def evaluation_texts(
     paths: Sequence[str | Path], fields: Sequence[str] | None = None
 ) -> dict[str, list[str]]:
-    """The strings in rows of JSONL files, by the file's stem; ``fields`` names the ones to take, None takes all.
+    """The strings in rows of JSONL files, by the file's stem; ``fields`` names the ones to take,
+    None takes all.
 
     Strings inside lists and objects count as well (choices, turns of a conversation).
 

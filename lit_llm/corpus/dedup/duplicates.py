@@ -1,12 +1,14 @@
-"""Exact and near duplicates: signatures batch by batch, one decision over all of them, then drops batch by batch.
+"""Exact and near duplicates: signatures batch by batch, one decision over all of them, then drops
+batch by batch.
 
-    dedup = Dedup()
-    signatures = [dedup.sign(table) for table in tables]  # in any order, on any machine, in parallel
-    drop = DropDuplicates(dedup.decide(signatures))
-    cleaned = [drop(table) for table in tables]
+    dedup = Dedup() signatures = [dedup.sign(table) for table in tables]  # in any order, on any
+    machine, in parallel drop = DropDuplicates(dedup.decide(signatures)) cleaned = [drop(table) for
+    table in tables]
 
-Of copies the one lowest by (rank, id) is kept, so the result depends on the documents alone. Or, in one line, for texts
-at hand: `near_duplicates`. Signatures are small tables that can be kept: those of a corpus that is already there, given
+Of copies the one lowest by (rank, id) is kept, so the result depends on the documents alone. Or, in
+one line, for texts
+at hand: `near_duplicates`. Signatures are small tables that can be kept: those of a corpus that is
+    already there, given
 beside the new ones with a lower rank, keep its copies out.
 """
 
@@ -43,14 +45,16 @@ _BATCH = 1000  # texts signed at a time by `near_duplicates`
 class Dedup:
     """Settings of deduplication.
 
-    FineWeb (arXiv:2406.17557) takes 112 hashes of 5-grams as 14 bands of 8 rows, which finds a copy with 5% of its
-    words edited (similarity 0.63) with probability 0.30, and drops whatever chains to another. The same 112 hashes as
-    28 bands of 4 rows find it with 0.99; what they find beside it costs a comparison and is dropped only above
-    ``threshold``. Lee et al. (arXiv:2107.06499) take 9000 hashes of 5-grams (450 bands of 20) and an edit distance.
+    FineWeb (arXiv:2406.17557) takes 112 hashes of 5-grams as 14 bands of 8 rows, which finds a copy
+    with 5% of its words edited (similarity 0.63) with probability 0.30, and drops whatever chains
+    to another. The same 112 hashes as 28 bands of 4 rows find it with 0.99; what they find beside
+    it costs a comparison and is dropped only above ``threshold``. Lee et al. (arXiv:2107.06499)
+    take 9000 hashes of 5-grams (450 bands of 20) and an edit distance.
 
     Attributes:
-        threshold: estimated Jaccard similarity of word n-grams from which a document is dropped, in (0, 1]; its
-            standard error is at most 0.5 / sqrt(bands * rows), 0.047. None: exact copies alone.
+        threshold: estimated Jaccard similarity of word n-grams from which a document is dropped, in
+            (0, 1]; its standard error is at most 0.5 / sqrt(bands * rows), 0.047. None: exact
+            copies alone.
         normalize: exact copies may differ in case and whitespace.
         ngram: words in an n-gram.
         bands, rows: entries of a sketch; two bytes each.
@@ -69,8 +73,8 @@ class Dedup:
         """Signatures of the documents that are still kept; a batch's do not depend on any other.
 
         Returns:
-            "id" string, "rank" int32 (0 where the table has none), "digest" binary(16), "sketch" binary(2 * bands *
-            rows), empty without ``threshold``: 240 bytes a document and its id.
+            "id" string, "rank" int32 (0 where the table has none), "digest" binary(16), "sketch"
+            binary(2 * bands * rows), empty without ``threshold``: 240 bytes a document and its id.
         """
         kept = table.filter(pc.is_null(table["dropped"]))
         text = texts(kept["text"])
@@ -96,18 +100,20 @@ class Dedup:
     ) -> pa.Table:
         """Which documents are dropped, and for which kept one.
 
-        Holds ``memory_limit`` bytes of signatures and as much to sort them (or the largest set of documents that chain,
-        1.6 kB each), 32 bytes a document and the result; further signatures lie in files, 270 bytes and the id each.
-        The limit does not change the result.
+        Holds ``memory_limit`` bytes of signatures and as much to sort them (or the largest set of
+        documents that chain, 1.6 kB each), 32 bytes a document and the result; further signatures
+        lie in files, 270 bytes and the id each. The limit does not change the result.
 
         Args:
             signatures: from `sign`, all with these settings; read once.
             memory_limit: bytes.
-            folder: where the files are kept meanwhile; None: the system's folder for temporary files.
+            folder: where the files are kept meanwhile; None: the system's folder for temporary
+                files.
 
         Returns:
-            Sorted by "id": "id" large_string, "duplicate_of" and "dropped" (the reason) string. A document that is a
-            copy of one that is itself dropped counts as a near duplicate of the kept one.
+            Sorted by "id": "id" large_string, "duplicate_of" and "dropped" (the reason) string. A
+            document that is a copy of one that is itself dropped counts as a near duplicate of the
+            kept one.
 
         Raises:
             UserError: two documents have one id; signatures of other settings.
@@ -120,7 +126,8 @@ class Dedup:
             )
             self._check_ids(columns, memory_limit)
             parent = components([columns.digest, *columns.bands], memory_limit)
-            # What `kept_copies` holds of a document: a sketch twice, and five words of 8 bytes a band.
+            # What `kept_copies` holds of a document: a sketch twice, and five words of 8 bytes a
+            # band.
             most = max(1, memory_limit // ((bands + 1) * (4 * self.rows + 40)))
             for rows in component_chunks(parent, most):
                 verdicts.append(self._decide_some(columns, np.sort(rows)))
@@ -176,7 +183,8 @@ class DropDuplicates(Block):
 
 
 def near_duplicates(given: Texts, threshold: float = 0.6) -> list[int | None]:
-    """For each text the index of the earlier one that it is a copy of, exact or near; None where it is kept.
+    """For each text the index of the earlier one that it is a copy of, exact or near; None where it
+    is kept.
 
     >>> near_duplicates(["the same words", "other words", "The same  words"])
     [None, None, 0]
@@ -185,7 +193,8 @@ def near_duplicates(given: Texts, threshold: float = 0.6) -> list[int | None]:
 
 
 def exact_duplicates(given: Texts, normalize: bool = True) -> list[int | None]:
-    """For each text the index of the first that equals it but for case and whitespace; None for the first itself."""
+    """For each text the index of the first that equals it but for case and whitespace; None for the
+    first itself."""
     return _copies(Dedup(None, normalize), given)
 
 

@@ -1,4 +1,5 @@
-"""Signatures of a whole corpus by column: in memory while they are few, in mapped files above a limit."""
+"""Signatures of a whole corpus by column: in memory while they are few, in mapped files above a
+limit."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ class SignatureColumns:
 
     Attributes:
         id_digest, digest: [n, 2] uint64, of the id and of the text.
-        bands: for each band [n, rows] uint16; a file a band, so that a pass over one reads nothing of the others.
+        bands: for each band [n, rows] uint16; a file a band, so that a pass over one reads nothing
+            of the others.
     """
 
     def __init__(self, bands: int, rows: int, memory_limit: int, folder: Path) -> None:
@@ -68,7 +70,8 @@ class SignatureColumns:
         sketch = batch["sketch"]
         if sketch.type.byte_width != self._width:
             raise UserError(
-                f"dedup: signatures of {sketch.type.byte_width // 2} entries where bands x rows is {self._width // 2}; "
+                f"dedup: signatures of {sketch.type.byte_width // 2} entries where bands x rows "
+                f"is {self._width // 2}; "
                 "sign all documents with the same settings"
             )
         n = len(batch)

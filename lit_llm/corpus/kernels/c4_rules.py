@@ -1,5 +1,6 @@
-"""C4's rules (Raffel et al. 2020, arXiv 1910.10683, section 2.2, and tensorflow_datasets' c4_utils.py) as a kernel:
-lines are dropped from documents, and documents for what is in their lines."""
+"""C4's rules (Raffel et al. 2020, arXiv 1910.10683, section 2.2, and tensorflow_datasets'
+c4_utils.py) as a kernel: lines are dropped from documents, and documents for what is in their
+lines."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ _KELVIN = 0x212A  # the only character whose small letter is an ASCII letter of 
 
 
 def phrases(*texts: str) -> tuple[np.ndarray, np.ndarray]:
-    """ASCII texts in small letters, one after the other as int32, and the offsets (int64) of each."""
+    """ASCII texts in small letters, one after the other as int32, and the offsets (int64) of
+    each."""
     offsets = np.cumsum([0, *map(len, texts)], dtype=np.int64)
     return np.array([ord(character) for character in "".join(texts)], np.int32), offsets
 
@@ -117,14 +119,17 @@ def clean_c4(
     marks: tuple[np.ndarray, np.ndarray], mentions: tuple[np.ndarray, np.ndarray],
     kept: np.ndarray, kept_offsets: np.ndarray, verdicts: np.ndarray,
 ) -> None:  # fmt: skip
-    """Write each document without the lines that the rules drop, dropped documents unchanged, and which rule drops it.
+    """Write each document without the lines that the rules drop, dropped documents unchanged, and
+    which rule drops it.
 
     Args:
         data, offsets: the documents, see `utf8.buffers`.
         characters: `characters.character_table`.
-        switches: remove citations, then drop lines without a full stop or the like at the end, documents with
-            "lorem ipsum", lines with "javascript", documents with a curly bracket, lines with a phrase of `POLICY`.
-        limits: float64 (3,): least sentences of a document, least words of a line, most characters of a word.
+        switches: remove citations, then drop lines without a full stop or the like at the end,
+            documents with "lorem ipsum", lines with "javascript", documents with a curly bracket,
+            lines with a phrase of `POLICY`.
+        limits: float64 (3,): least sentences of a document, least words of a line, most characters
+            of a word.
         marks, mentions: `MARKS`, `MENTIONED`.
         kept: uint8, as long as the documents are together, filled.
         kept_offsets: int64 (documents + 1,), filled.

@@ -1,4 +1,5 @@
-"""What a character is: one table of bits for all of Unicode, which every kernel that reads text looks up."""
+"""What a character is: one table of bits for all of Unicode, which every kernel that reads text
+looks up."""
 
 from __future__ import annotations
 
@@ -27,8 +28,9 @@ ICON = 1 << 12  # category So: a word by itself everywhere
 HYPHEN = 1 << 13
 UNSPACED = 1 << 14  # of a script without spaces between words
 
-# Unicode's Sentence_Terminal characters as of Unicode 15, less a few and with three Khmer signs more: the set that
-# FineWeb's rule of lines was tuned with (datatrove's TERMINAL_PUNCTUATION). `unicodedata` does not have the property.
+# Unicode's Sentence_Terminal characters as of Unicode 15, less a few and with three Khmer signs
+# more: the set that FineWeb's rule of lines was tuned with (datatrove's TERMINAL_PUNCTUATION).
+# `unicodedata` does not have the property.
 _TERMINAL = """
 21 2E 3F 589 61D-61F 6D4 700-702 7F9 837 839 83D-83E 964-965 104A-104B 1362 1367-1368 166E 1735-1736 17D4-17D6
 17D9-17DA 1803 1809 1944-1945 1AA8-1AAB 1B5A-1B5B 1B5E-1B5F 1B7D-1B7E 1C3B-1C3C 1C7E-1C7F 203C-203D 2047-2049 2E2E
@@ -38,15 +40,16 @@ FE56-FE57 FF01 FF0E FF1F FF61 10A56-10A57 10F55-10F59 10F86-10F89 11047-11048 11
 11946 11A42-11A43 11A9B-11A9C 11C41-11C42 11EF7-11EF8 11F43-11F44 16A6E-16A6F 16AF5 16B37-16B38 16B44 16E98 1BC9F
 1DA88
 """
-# CCNet's punctuation (github.com/facebookresearch/cc_net, text_normalizer.py), which datatrove took over, with the
-# fullwidth digit one in it. Control characters belong to it too.
+# CCNet's punctuation (github.com/facebookresearch/cc_net, text_normalizer.py), which datatrove took
+# over, with the fullwidth digit one in it. Control characters belong to it too.
 _SYMBOLS = (
     "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~«´»–—’“”„…∶━►、。〈〉《》「」【】！％（）１，．：；？～"  # noqa: RUF001
 )
 _CONTROLS = (*range(9), 11, 12, *range(13, 32), *range(127, 160))
 _LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 _QUOTES = "'\"”“`‘´’‚,„»«「」『』（）〔〕【】《》〈〉⟦⟧"  # noqa: RUF001
-# Of category P or S, yet glued to the letters beside them: paths, addresses, e-mails, options, sums.
+# Of category P or S, yet glued to the letters beside them: paths, addresses, e-mails, options,
+# sums.
 _GLUED = "-/\\|@^~+.‐‑"  # noqa: RUF001
 _HYPHENS = "-–—~"  # noqa: RUF001
 _ASSIGNED = 0x40000  # above are variation selectors, tags and private use, of which nothing is said
@@ -63,8 +66,8 @@ def terminal_points() -> frozenset[int]:
 def character_table() -> np.ndarray:
     """Bits of every code point, uint16 (0x110000,), read-only. Made once in a process, in 0.1 s.
 
-    Categories are those of the interpreter's ``unicodedata``: a character that was added to Unicode later than the
-    interpreter's version has no bit set.
+    Categories are those of the interpreter's ``unicodedata``: a character that was added to Unicode
+    later than the interpreter's version has no bit set.
     """
     everything = "".join(map(chr, range(_ASSIGNED)))
     categories = np.array(list(map(unicodedata.category, everything)))

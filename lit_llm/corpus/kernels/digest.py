@@ -1,4 +1,5 @@
-"""Digests by which exact copies are found: of a text's bytes, or of the text without case and breaks of lines."""
+"""Digests by which exact copies are found: of a text's bytes, or of the text without case and
+breaks of lines."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ BYTES = 16
 def digests(text: pa.LargeStringArray, normalize: bool) -> np.ndarray:
     """[len(text), 2] uint64: the first 128 bits of each text's SHA-256.
 
-    With ``normalize`` of the lowercased text, its runs of whitespace (and NULs) one space, none at its ends.
+    With ``normalize`` of the lowercased text, its runs of whitespace (and NULs) one space, none at
+    its ends.
     """
     data, offsets = buffers(text)
     if normalize:

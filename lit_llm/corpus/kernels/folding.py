@@ -1,8 +1,10 @@
-"""Words as duplicates are compared by: runs of letters and digits, without case, accents and punctuation.
+"""Words as duplicates are compared by: runs of letters and digits, without case, accents and
+punctuation.
 
-So "Café, Nº 7" and "cafe no 7" share their first word. The choice is datatrove's `simplify_text` (lower case, NFD
-without marks, punctuation to spaces) but for numbers, which stay what they are: two tables of figures are not one.
-Scripts that are written without spaces (Han, kana, Thai, Lao, Khmer, Burmese) give a word a letter.
+So "Café, Nº 7" and "cafe no 7" share their first word. The choice is datatrove's `simplify_text`
+(lower case, NFD without marks, punctuation to spaces) but for numbers, which stay what they are:
+two tables of figures are not one. Scripts that are written without spaces (Han, kana, Thai, Lao,
+Khmer, Burmese) give a word a letter.
 """
 
 from __future__ import annotations
@@ -24,12 +26,14 @@ _UNSPACED = (
     (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x1B000, 0x1B16F), (0x20000, _ASSIGNED),
 )  # fmt: skip
 UNSPACED = "".join(f"{chr(low)}-{chr(high)}" for low, high in _UNSPACED)
-"""Letters of scripts without spaces between words, as the inside of a regular expression's class."""
+"""Letters of scripts without spaces between words, as the inside of a regular expression's
+class."""
 
 
 @cache
 def fold_table() -> np.ndarray:
-    """[POINTS] uint32: what a code point is in a word, by the running Python's Unicode version; 0.2 s, once a process.
+    """[POINTS] uint32: what a code point is in a word, by the running Python's Unicode version; 0.2
+    s, once a process.
 
     SEPARATOR, SKIPPED, or the folded code point, its highest bit set where it is a word alone.
     """
@@ -59,7 +63,8 @@ def _fold(char: str) -> int:
 
 @kernel
 def next_word(points: np.ndarray, at: int, end: int, table: np.ndarray) -> Any:
-    """(hash of the next word in ``points[at:end]``, uint64; position behind it), (0, -1) where there is none.
+    """(hash of the next word in ``points[at:end]``, uint64; position behind it), (0, -1) where
+    there is none.
 
     Args:
         points: int32, see `utf8.decode`; bytes that were no character separate words.
@@ -74,7 +79,8 @@ def next_word(points: np.ndarray, at: int, end: int, table: np.ndarray) -> Any:
             alone = letter >= _ALONE
             if alone and began:
                 break
-            # A multiplicative hash; the shift brings what the high bits gathered back to the low ones.
+            # A multiplicative hash; the shift brings what the high bits gathered back to the low
+            # ones.
             hashed = (hashed ^ np.uint64(letter)) * np.uint64(0x9E3779B97F4A7C15)
             hashed ^= hashed >> np.uint64(32)
             began = True
@@ -89,7 +95,8 @@ def next_word(points: np.ndarray, at: int, end: int, table: np.ndarray) -> Any:
 
 @kernel
 def mixed(x: Any) -> Any:
-    """A bijection of uint64 in which every bit of ``x`` moves every bit of the result (MurmurHash3's finaliser)."""
+    """A bijection of uint64 in which every bit of ``x`` moves every bit of the result
+    (MurmurHash3's finaliser)."""
     x ^= x >> np.uint64(33)
     x *= np.uint64(0xFF51AFD7ED558CCD)
     x ^= x >> np.uint64(33)

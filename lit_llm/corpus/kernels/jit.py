@@ -1,4 +1,5 @@
-"""numba's `njit` as the corpus kernels use it: without the GIL, and compiled once for each version of the kernels."""
+"""numba's `njit` as the corpus kernels use it: without the GIL, and compiled once for each version
+of the kernels."""
 
 from __future__ import annotations
 
@@ -17,10 +18,12 @@ Kernel = TypeVar("Kernel", bound=Callable)
 
 
 def kernel(function: Kernel) -> Kernel:
-    """``function`` compiled at its first call, or read from ``kernels/`` in the cache folder if it was compiled before.
+    """``function`` compiled at its first call, or read from ``kernels/`` in the cache folder if it
+    was compiled before.
 
-    numba's own place, ``__pycache__`` beside the source, is read-only or shared in many installations. Where the cache
-    folder cannot be written either, every process compiles for itself.
+    numba's own place, ``__pycache__`` beside the source, is read-only or shared in many
+    installations. Where the cache folder cannot be written either, every process compiles for
+    itself.
     """
     folder, config = cache_folder(), cast(Any, numba.config)
     theirs = config.CACHE_DIR
@@ -36,7 +39,8 @@ def kernel(function: Kernel) -> Kernel:
 def cache_folder() -> Path | None:
     """The folder of this version's compiled kernels; None if it cannot be written.
 
-    It is named by the source of all of them: numba compares only the file that a kernel is in, and would run a kernel
+    It is named by the source of all of them: numba compares only the file that a kernel is in, and
+        would run a kernel
     compiled with an older version of one that it calls from another file.
     """
     digest = hashlib.sha256()

@@ -10,7 +10,8 @@ from lit_llm.corpus.kernels.utf8 import buffers
 
 
 def positions(wanted: pa.LargeStringArray, ordered: pa.LargeStringArray) -> pa.Int64Array:
-    """Where each of ``wanted`` stands in ``ordered`` (ascending by bytes, as Arrow sorts), null where it does not."""
+    """Where each of ``wanted`` stands in ``ordered`` (ascending by bytes, as Arrow sorts), null
+    where it does not."""
     found = _positions(*buffers(wanted), *buffers(ordered))
     return pa.array(found, mask=found < 0)
 

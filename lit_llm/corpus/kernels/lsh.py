@@ -1,9 +1,11 @@
 """Which documents are copies of which, decided from digests and sketches alone.
 
-Two documents are compared when their digests or all entries of a band of their sketches are equal: locality-sensitive
-hashing, which two of Jaccard similarity s pass with probability 1 - (1 - s^rows)^bands. Such pairs chain (A like B, B
-like C, A unlike C), so a document is dropped only for one that is itself kept: in order of (rank, id), each is compared
-with those kept before, and is kept when none of them has its digest or shares the asked part of its sketch.
+Two documents are compared when their digests or all entries of a band of their sketches are equal:
+    locality-sensitive
+hashing, which two of Jaccard similarity s pass with probability 1 - (1 - s^rows)^bands. Such pairs
+chain (A like B, B like C, A unlike C), so a document is dropped only for one that is itself kept:
+in order of (rank, id), each is compared with those kept before, and is kept when none of them has
+its digest or shares the asked part of its sketch.
 """
 
 from __future__ import annotations
@@ -16,14 +18,16 @@ from lit_llm.corpus.kernels.folding import mixed
 from lit_llm.corpus.kernels.jit import kernel
 from lit_llm.corpus.kernels.minhash import NONE
 
-_PROBES = 1024  # kept documents that one is compared with in a bucket: 10^7 pages of a template would take hours
+# Kept documents that one is compared with in a bucket: 10^7 pages of a template would take hours
+_PROBES = 1024
 _LINK_BYTES = 32  # a document's key, row, and the sort's copy
 NO_KEY = np.uint64(0)  # of a document without words: shares no band
 
 
 @kernel
 def band_keys(entries: np.ndarray) -> np.ndarray:
-    """[n, rows] uint16 -> [n] uint64, equal where all entries are; NO_KEY for a document without words."""
+    """[n, rows] uint16 -> [n] uint64, equal where all entries are; NO_KEY for a document without
+    words."""
     keys = np.empty(len(entries), np.uint64)
     for i in range(len(entries)):
         key = np.uint64(entries.shape[1])
@@ -36,11 +40,13 @@ def band_keys(entries: np.ndarray) -> np.ndarray:
 
 
 def components(columns: list[np.ndarray], memory_limit: int) -> np.ndarray:
-    """[n] int64: the lowest row of each row's component, where rows are joined that share a key of some column.
+    """[n] int64: the lowest row of each row's component, where rows are joined that share a key of
+    some column.
 
     Args:
         columns: arrays [n] or [n, rows], in memory or mapped; keys are `keys_of` a part of them.
-        memory_limit: bytes; a column is read again for each part of its keys that can be sorted within them.
+        memory_limit: bytes; a column is read again for each part of its keys that can be sorted
+            within them.
     """
     n = len(columns[0])
     parent = np.arange(n)
@@ -105,7 +111,8 @@ def _flatten(parent: np.ndarray) -> None:
 
 
 def component_chunks(parent: np.ndarray, most: int) -> Iterator[np.ndarray]:
-    """Rows of the components with more than one, as many components at a time as have ``most`` rows, or one larger."""
+    """Rows of the components with more than one, as many components at a time as have ``most``
+    rows, or one larger."""
     sizes = np.bincount(parent, minlength=len(parent))
     rows = np.flatnonzero(sizes[parent] > 1)
     rows = rows[np.argsort(parent[rows], kind="stable")]
@@ -131,8 +138,9 @@ def kept_copies(
         threshold: least share of equal sketch entries, the estimate of Jaccard similarity.
 
     Returns:
-        [n] int64, the kept document's position, -1 where the document is kept itself; and [n] bool, where the digest
-        was equal. Of several similar ones the most similar is named, of those the first.
+        [n] int64, the kept document's position, -1 where the document is kept itself; and [n] bool,
+        where the digest was equal. Of several similar ones the most similar is named, of those the
+        first.
     """
     groups = np.empty((1 + len(bands), len(digest)), np.int64)
     for group, column in zip(groups, [digest, *bands], strict=True):

@@ -1,7 +1,9 @@
-"""MinHash sketches: documents that share word n-grams share entries, in the proportion of their Jaccard similarity.
+"""MinHash sketches: documents that share word n-grams share entries, in the proportion of their
+Jaccard similarity.
 
-An entry of a sketch is the least value that a hash function of its own takes over the document's n-grams (Broder 1997).
-Of it 16 bits are kept (b-bit minwise hashing, arXiv:0908.4052): two documents' entries are equal with probability
+An entry of a sketch is the least value that a hash function of its own takes over the document's
+n-grams (Broder 1997). Of it 16 bits are kept (b-bit minwise hashing, arXiv:0908.4052): two
+documents' entries are equal with probability
  J + (1 - J) / 65536.
 """
 
@@ -26,8 +28,8 @@ RING = LONGEST_NGRAM + 1
 def sketches(text: pa.LargeStringArray, ngram: int, entries: int, seed: int = 0) -> np.ndarray:
     """[len(text), entries] uint16 sketches of the texts' word n-grams.
 
-    A text of fewer than ``ngram`` words counts as one n-gram, a text without words gives a row of 0xFFFF.
-    Equal for equal words, on every machine. Runs without the GIL.
+    A text of fewer than ``ngram`` words counts as one n-gram, a text without words gives a row of
+    0xFFFF. Equal for equal words, on every machine. Runs without the GIL.
     """
     draw = np.random.Generator(np.random.PCG64(seed))
     factors = draw.integers(0, 1 << 31, entries, np.uint32) * np.uint32(2) + np.uint32(1)
@@ -44,8 +46,9 @@ def next_prefix(
     """Position behind the next word of ``points[at:end]``, see `next_word`; -1 where there is none.
 
     Args:
-        ring: [RING] uint64, [i % RING] being the hash of the first i words, 0 of none. The next word's is put in. An
-            n-gram, the words i + 1 to j, has the hash ring[j % RING] - ring[i % RING] * PRIME ** (j - i).
+        ring: [RING] uint64, [i % RING] being the hash of the first i words, 0 of none. The next
+            word's is put in. An n-gram, the words i + 1 to j, has the hash ring[j % RING] - ring[i
+            % RING] * PRIME ** (j - i).
         words: how many came before.
     """
     word, at = next_word(points, at, end, table)
@@ -106,10 +109,12 @@ def _sketches(
 def _take_least(
     block: np.ndarray, filled: int, factors: np.ndarray, addends: np.ndarray, least: np.ndarray
 ) -> None:
-    """Lower ``least`` to what each hash function, x -> factor * x + addend mod 2^32, takes over ``block[:filled]``.
+    """Lower ``least`` to what each hash function, x -> factor * x + addend mod 2^32, takes over
+    ``block[:filled]``.
 
-    An entry's loop over the n-grams, counted and with this minimum, becomes vector instructions: 3.9 ns an n-gram for
-    112 entries; over a slice with ``min`` 40 ns, with the loops the other way round 7.2 (AVX-512).
+    An entry's loop over the n-grams, counted and with this minimum, becomes vector instructions:
+    3.9 ns an n-gram for 112 entries; over a slice with ``min`` 40 ns, with the loops the other way
+    round 7.2 (AVX-512).
     """
     for e in range(len(least)):
         factor, addend, low = factors[e], addends[e], least[e]

@@ -1,4 +1,5 @@
-"""Kernels of decontamination: hashes of words in a row, and documents that hold one of a sorted list of them."""
+"""Kernels of decontamination: hashes of words in a row, and documents that hold one of a sorted
+list of them."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from lit_llm.corpus.kernels.utf8 import decode, longest
 def ngram_hashes(
     data: np.ndarray, offsets: np.ndarray, table: np.ndarray, ngram: int, shortest: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lengths (int64) and hashes (uint64) of the texts' n-grams: of ``ngram`` words, or the whole of a shorter text.
+    """Lengths (int64) and hashes (uint64) of the texts' n-grams: of ``ngram`` words, or the whole
+    of a shorter text.
 
     A text of fewer than ``shortest`` words gives none.
     """
@@ -60,7 +62,8 @@ def document_hits(
 
     Args:
         data, offsets, table: the texts and `fold_table`.
-        lengths: [k] words in the listed n-grams; those of lengths[i] are hashes[starts[i]:starts[i + 1]], ascending.
+        lengths: [k] words in the listed n-grams; those of lengths[i] are hashes[starts[i]:starts[i
+            + 1]], ascending.
         starts: [k + 1].
         hashes, owners: of all n-grams.
     """
@@ -71,7 +74,8 @@ def document_hits(
     for i in range(len(lengths)):
         for _ in range(lengths[i]):
             powers[i] *= PRIME
-    # A bit for the hash's low 20 bits: most n-grams are in no list, and this says so without a search.
+    # A bit for the hash's low 20 bits: most n-grams are in no list, and this says so without a
+    # search.
     maybe = np.zeros(1 << 17, np.uint8)
     for value in hashes:
         maybe[(value & np.uint64(0xFFFFF)) >> np.uint64(3)] |= np.uint8(1) << (value & np.uint64(7))

@@ -1,10 +1,13 @@
-"""How much work a page makes for the parser and the extractor, from its bytes, before either sees it.
+"""How much work a page makes for the parser and the extractor, from its bytes, before either sees
+it.
 
-lexbor and resiliparse are linear in a page but for some things: attributes of one tag are compared with
-each other, formatting elements that are not closed are copied into every block behind them, each <div>
-looks at all text below it, and lines of lists are indented. 60 kB of those take minutes or gigabytes. A
-limit in seconds would drop other pages on another machine, so what costs them is counted. The numbers
-are those of the parser's own rules where these are simple, and mostly larger where they are not.
+lexbor and resiliparse are linear in a page but for some things: attributes of one tag are compared
+    with
+each other, formatting elements that are not closed are copied into every block behind them, each
+<div> looks at all text below it, and lines of lists are indented. 60 kB of those take minutes or
+gigabytes. A limit in seconds would drop other pages on another machine, so what costs them is
+counted. The numbers are those of the parser's own rules where these are simple, and mostly larger
+where they are not.
 """
 
 from __future__ import annotations
@@ -42,7 +45,8 @@ _CLASSES = {
     _ROOT: "body html",
     # Special elements of the standard: behind one, the end tag of another element says nothing.
     _BLOCK: "address article aside blockquote button center details dir div dl fieldset figcaption"
-    " figure footer form frameset h1 h2 h3 h4 h5 h6 header hgroup listing main menu nav noscript pre"
+    " figure footer form frameset h1 h2 h3 h4 h5 h6 header hgroup listing main menu nav noscript "
+    "pre"
     " search section summary",
     _SCOPE: "applet marquee object template",  # and behind these, that of a block neither
     _FOREIGN: "math select svg",  # in which <style> and its like hold tags, or are left out
@@ -67,10 +71,12 @@ _A, _NOBR, _OL = _hash("a"), _hash("nobr"), _hash("ol")
 
 
 class Work(NamedTuple):
-    """What a page asks of the parser and the extractor: the numbers of `LIMITS`, in its order, and the depth.
+    """What a page asks of the parser and the extractor: the numbers of `LIMITS`, in its order, and
+    the depth.
 
     Attributes:
-        depth: elements in each other, without those that the parser adds or closes by itself (<tbody>, <li>).
+        depth: elements in each other, without those that the parser adds or closes by itself
+            (<tbody>, <li>).
     """
 
     elements: int

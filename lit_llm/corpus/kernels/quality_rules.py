@@ -1,5 +1,5 @@
-"""Gopher's quality rules (Rae et al. 2021, arXiv 2112.11446, appendix A1) and FineWeb's (Penedo et al. 2024, arXiv
-2406.17557, section 3.6) as kernels."""
+"""Gopher's quality rules (Rae et al. 2021, arXiv 2112.11446, appendix A1) and FineWeb's (Penedo et
+al. 2024, arXiv 2406.17557, section 3.6) as kernels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ _HASH, _DOT, _ELLIPSIS, _BULLET, _DASH = map(ord, "#.…•-")
 
 @kernel
 def line_end(points: np.ndarray, begin: int, end: int, characters: np.ndarray) -> tuple[int, int]:
-    """(where the line that starts at ``begin`` ends, where the next one starts), as str.splitlines cuts."""
+    """(where the line that starts at ``begin`` ends, where the next one starts), as str.splitlines
+    cuts."""
     i = begin
     while i < end and not characters[points[i]] & LINE_END:
         i += 1
@@ -68,14 +69,15 @@ def judge_gopher(
     data: np.ndarray, offsets: np.ndarray, characters: np.ndarray, least: np.ndarray, most: np.ndarray,
     stop_words: np.ndarray, min_stop_words: int, sense: bool, verdicts: np.ndarray,
 ) -> None:  # fmt: skip
-    """Which of Gopher's rules drops each document: 0 none, 1 to 10 as in `filters.GopherQuality.rules`.
+    """Which of Gopher's rules drops each document: 0 none, 1 to 10 as in
+    `filters.GopherQuality.rules`.
 
     Args:
         data, offsets: the documents, see `utf8.buffers`.
         characters: `characters.character_table`.
         least: float64 (3,): words, mean characters of a word, share of words with a letter.
-        most: float64 (5,): words, mean characters of a word, hashes or ellipses a word, share of lines with a bullet,
-            with an ellipsis at the end.
+        most: float64 (5,): words, mean characters of a word, hashes or ellipses a word, share of
+            lines with a bullet, with an ellipsis at the end.
         stop_words: uint64, `hash_points` of each.
         sense: of `letters_apart`'s words the third of ``least`` is the share.
         verdicts: uint8 (documents,), filled.
@@ -144,7 +146,8 @@ def _too_few_of(
     ends: np.ndarray,
     count: int,
 ) -> bool:
-    """Whether fewer than ``least`` of the ``wanted`` words are among ``count`` words; stops when enough are found."""
+    """Whether fewer than ``least`` of the ``wanted`` words are among ``count`` words; stops when
+    enough are found."""
     seen = np.zeros(len(wanted), np.bool_)
     found = 0
     for k in range(count):
@@ -163,13 +166,14 @@ def judge_fineweb(
     data: np.ndarray, offsets: np.ndarray, characters: np.ndarray, stops: np.ndarray, limits: np.ndarray,
     except_zero: bool, verdicts: np.ndarray,
 ) -> None:  # fmt: skip
-    """Which of FineWeb's rules drops each document: 0 none, 1 to 5 as in `filters.FineWebQuality.rules`.
+    """Which of FineWeb's rules drops each document: 0 none, 1 to 5 as in
+    `filters.FineWebQuality.rules`.
 
     Args:
         data, offsets, characters, verdicts: as in `judge_gopher`.
         stops: int32, sorted: characters that end a line well.
-        limits: float64 (5,): least share of lines that end well, most of short ones, how many characters are short,
-            most characters in repeated lines, most newlines a word.
+        limits: float64 (5,): least share of lines that end well, most of short ones, how many
+            characters are short, most characters in repeated lines, most newlines a word.
         except_zero: whether a document in which no line ends well passes the first rule.
     """
     room = longest(offsets) + 1

@@ -1,7 +1,7 @@
 """Gopher's repetition rules (Rae et al. 2021, arXiv 2112.11446, table A1) as a kernel.
 
-Equality is that of 64-bit hashes: of some 10^10 pairs that one long document holds, one in 10^9 documents has a pair
-taken for equal that is not.
+Equality is that of 64-bit hashes: of some 10^10 pairs that one long document holds, one in 10^9
+documents has a pair taken for equal that is not.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def hash_points(points: np.ndarray, begin: int, end: int) -> np.uint64:
 
 @kernel
 def slots(entries: int) -> int:
-    """Length of a hash table for that many entries, which fill half of it at most: a power of two."""
+    """Length of a hash table for that many entries, which fill half of it at most: a power of
+    two."""
     size = 16
     while size < 2 * entries:
         size *= 2
@@ -47,9 +48,11 @@ def slots(entries: int) -> int:
 
 @kernel
 def emptied(table: np.ndarray, entries: int) -> np.ndarray:
-    """An empty hash table for that many entries at the beginning of ``table`` (uint64); 0 marks an empty slot.
+    """An empty hash table for that many entries at the beginning of ``table`` (uint64); 0 marks an
+    empty slot.
 
-    Each count gets a table of its own size, so that a short document's stays in the processor's cache.
+    Each count gets a table of its own size, so that a short document's stays in the processor's
+    cache.
     """
     size = slots(entries)
     table[:size] = 0
@@ -70,7 +73,8 @@ def slot(table: np.ndarray, key: np.uint64) -> np.int64:
 def pieces(
     points: np.ndarray, begin: int, end: int, least: int, starts: np.ndarray, ends: np.ndarray
 ) -> int:
-    """What stands between runs of ``least`` or more newlines, empty pieces at the ends too; how many there are.
+    """What stands between runs of ``least`` or more newlines, empty pieces at the ends too; how
+    many there are.
 
     ``starts`` and ``ends`` need ``end - begin + 1`` places.
     """
@@ -142,7 +146,8 @@ def top_n_gram(
         hashes: uint64 (words,).
         lengths: int64 (words + 1,), the number of characters before each word.
         table: `emptied`.
-        counts, firsts: int32, as long as ``table``: how often and where first each of its n-grams was met.
+        counts, firsts: int32, as long as ``table``: how often and where first each of its n-grams
+            was met.
     """
     most, top = 0, 0
     for k in range(len(hashes) - n + 1):
@@ -171,7 +176,8 @@ def repeated_n_grams(
     n-grams are equal if their characters are, wherever the words in them end.
 
     Args:
-        sums: uint64 (words + 1,), of (character + 1) * base**i over the characters before each word, i from 0.
+        sums: uint64 (words + 1,), of (character + 1) * base**i over the characters before each
+            word, i from 0.
         powers: uint64 (words + 1,), base**-i of each word's first character.
         lengths: as in `top_n_gram`.
         table: `emptied`.
@@ -218,20 +224,22 @@ def judge_repetition(
     top_n: np.ndarray, top_limits: np.ndarray, top_least: int, dup_n: np.ndarray, dup_limits: np.ndarray,
     least: np.ndarray, sense: bool, spaced: bool, verdicts: np.ndarray,
 ) -> None:  # fmt: skip
-    """Which rule drops each document, as a number: 0 none, 1 empty, 2 to 5 ``limits``, then each n of top and dup.
+    """Which rule drops each document, as a number: 0 none, 1 empty, 2 to 5 ``limits``, then each n
+    of top and dup.
 
     Args:
         data, offsets: the documents, see `utf8.buffers`.
         characters: `characters.character_table`.
-        limits: float64, most there may be of paragraphs and their characters, lines and their characters; and of
-            characters where fewer than ``least`` are repeated.
-        top_n, top_limits: int64, float64: n-grams, and most characters of the document in the most frequent one.
+        limits: float64, most there may be of paragraphs and their characters, lines and their
+            characters; and of characters where fewer than ``least`` are repeated.
+        top_n, top_limits: int64, float64: n-grams, and most characters of the document in the most
+            frequent one.
         top_least: occurrences of an n-gram that make it one.
         dup_n, dup_limits: likewise for all n-grams that were there before.
-        least: int64 (3,): lines or paragraphs, and words, that must be repeated for their own limits to hold;
-            characters of a line that counts in the share of lines.
-        sense: lines, paragraphs and words of symbols alone do not count, and each letter of a script without spaces is
-            a word.
+        least: int64 (3,): lines or paragraphs, and words, that must be repeated for their own
+            limits to hold; characters of a line that counts in the share of lines.
+        sense: lines, paragraphs and words of symbols alone do not count, and each letter of a
+            script without spaces is a word.
         spaced: whether the words of an n-gram have spaces between them.
         verdicts: uint8 (documents,), filled.
     """

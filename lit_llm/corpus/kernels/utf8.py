@@ -1,7 +1,8 @@
 """Arrow strings as code points and back, in kernels.
 
-Bytes that are no UTF-8 become U+DC80 to U+DCFF and are written as they were: Python's "surrogateescape". So a kernel
-meets no text that it cannot hold, and what it leaves alone comes out unchanged.
+Bytes that are no UTF-8 become U+DC80 to U+DCFF and are written as they were: Python's
+"surrogateescape". So a kernel meets no text that it cannot hold, and what it leaves alone comes out
+unchanged.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ _ESCAPE = 0xDC00
 
 
 def buffers(text: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
-    """(bytes uint8, offsets int64 (len(text) + 1)) of an array without nulls, sliced or not; nothing is copied.
+    """(bytes uint8, offsets int64 (len(text) + 1)) of an array without nulls, sliced or not;
+    nothing is copied.
 
     String i is ``bytes[offsets[i]:offsets[i + 1]]``.
     """

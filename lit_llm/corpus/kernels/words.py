@@ -1,18 +1,22 @@
 """Text cut into words, pieces of lines and sentences: kernels over code points (see `utf8`).
 
-A word is what spaCy's English tokenizer calls one, by rules that look at neighbouring characters alone:
+A word is what spaCy's English tokenizer calls one, by rules that look at neighbouring characters
+alone:
 
 - White space separates. What stands between is a chunk.
-- At a chunk's two ends every character that is `characters.ALONE` is a word: punctuation, quotes, currency, symbols,
-  but not ``- / \\ | @ ^ ~ +``. A full stop at the end is one, unless it follows a single letter
-  that is a capital or has a full stop before it ("J.", "U.S.", "e.g.").
-- Inside a chunk these are words of their own: pictures (category So); ``. `` between a small letter or quote and a
-  capital or quote; ``,`` between letters; a hyphen between a letter or digit and a letter; ``: < > = /`` likewise;
-  ``+ - * ^`` between digits. An address (``://`` or a first ``www.``) is not cut inside.
+- At a chunk's two ends every character that is `characters.ALONE` is a word: punctuation, quotes,
+  currency, symbols, but not ``- / \\ | @ ^ ~ +``. A full stop at the end is one, unless it follows
+  a single letter that is a capital or has a full stop before it ("J.", "U.S.", "e.g.").
+- Inside a chunk these are words of their own: pictures (category So); ``. `` between a small letter
+  or quote and a capital or quote; ``,`` between letters; a hyphen between a letter or digit and a
+  letter; ``: < > = /`` likewise; ``+ - * ^`` between digits. An address (``://`` or a first
+  ``www.``) is not cut inside.
 - Two full stops or more in a row, and ``…``, are one word everywhere.
-- ``n't 's 'm 'd 're 've 'll`` at the end are words of their own, with either apostrophe, in small letters or capitals.
+- ``n't 's 'm 'd 're 've 'll`` at the end are words of their own, with either apostrophe, in small
+    letters or capitals.
 
-Scripts without spaces (Chinese, Japanese, Thai) are not cut between letters, as spaCy's English does not.
+Scripts without spaces (Chinese, Japanese, Thai) are not cut between letters, as spaCy's English
+does not.
 """
 
 from __future__ import annotations
@@ -122,7 +126,8 @@ def _tail(points: np.ndarray, begin: int, end: int, table: np.ndarray) -> int:
 
 @kernel
 def _ends_abbreviation(points: np.ndarray, begin: int, dot: int, table: np.ndarray) -> bool:
-    """Whether the full stop follows a single letter: a capital, or a small one with a full stop before it."""
+    """Whether the full stop follows a single letter: a capital, or a small one with a full stop
+    before it."""
     if dot == begin or not table[points[dot - 1]] & LETTER:
         return False
     if dot - 1 == begin or not table[points[dot - 2]] & (LETTER | DIGIT):
@@ -166,7 +171,8 @@ def _split_inside(
 
 @kernel
 def _infix(points: np.ndarray, i: int, end: int, table: np.ndarray) -> int:
-    """Characters of the word that the character inside a chunk is or begins; 0 if it belongs to a longer one."""
+    """Characters of the word that the character inside a chunk is or begins; 0 if it belongs to a
+    longer one."""
     point = points[i]
     bits, before, after = table[point], table[points[i - 1]], table[points[i + 1]]
     if point == _DOT:
@@ -225,8 +231,8 @@ def letters_apart(
 ) -> int:
     """Words that say something: those of symbols alone are left out; how many there are.
 
-    Each letter of a script without spaces is a word. ``apart`` and ``apart_ends`` are int64 and have
-    room for a word a character.
+    Each letter of a script without spaces is a word. ``apart`` and ``apart_ends`` are int64 and
+    have room for a word a character.
     """
     found = 0
     for k in range(count):
@@ -253,8 +259,8 @@ def sentences(
 ) -> int:
     """Sentences of ``count`` words, by the rule of spaCy's sentencizer.
 
-    After a word that is one `characters.TERMINAL` character, the next word begins a sentence that is neither such a
-    word nor punctuation alone.
+    After a word that is one `characters.TERMINAL` character, the next word begins a sentence that
+    is neither such a word nor punctuation alone.
     """
     found = min(count, 1)
     ended = False

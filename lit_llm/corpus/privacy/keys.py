@@ -1,4 +1,5 @@
-"""Keys, tokens and passwords: known by the head that a service gives them, or by the name before them.
+"""Keys, tokens and passwords: known by the head that a service gives them, or by the name before
+them.
 
 Heads and lengths are those that the services and scanners for leaked keys publish. Heads propose a
 candidate, and an exact form confirms it, so that a form to fill in ("ghp_xxxx") and a name with
@@ -26,8 +27,8 @@ _CLASSIC = r"""\b(?:AKIA|ASIA)[A-Z2-7]{16}\b
 \b[0-9]{8,10}:AA[A-Za-z0-9_-]{32}[A-Za-z0-9_-]*
 \beyJ[A-Za-z0-9_-]{10}[A-Za-z0-9_-]*\.eyJ[A-Za-z0-9_-]{10}[A-Za-z0-9_-]*\.[A-Za-z0-9_-]{20}[A-Za-z0-9_-]*"""
 
-# A key's head, and the exact form of what follows it. {w}: letters, digits, "_" and "-"; {a}: letters
-# and digits; {h}: hexadecimal digits.
+# A key's head, and the exact form of what follows it. {w}: letters, digits, "_" and "-"; {a}:
+# letters and digits; {h}: hexadecimal digits.
 _FORMS = {
     "sk-or-v1-": "{h}{64}",  # OpenRouter
     "sk-lf-": "{h}{8}-{h}{4}-{h}{4}-{h}{4}-{h}{12}",  # Langfuse
@@ -124,7 +125,8 @@ _HEADS = "|".join(re.escape(head) for head in _FORMS)
 
 
 def _headed(before: str, value: str, after: str) -> str:
-    """In a service's form; not of one character repeated, and not words with hyphens between them."""
+    """In a service's form; not of one character repeated, and not words with hyphens between
+    them."""
     found = _BY_HEAD.match(value + after)
     if not found or len(set(found[0][-16:])) < 5:
         return ""
@@ -133,7 +135,8 @@ def _headed(before: str, value: str, after: str) -> str:
 
 
 def _token(before: str, value: str, after: str) -> str:
-    """No form to fill in ("ghp_xxxxxxxx"), and no words with hyphens ("sk-something-long-and-telling")."""
+    """No form to fill in ("ghp_xxxxxxxx"), and no words with hyphens
+    ("sk-something-long-and-telling")."""
     body = (
         value[value.rfind("_" if value[2:4] in ("p_", "_l") else "-") + 1 :]
         if not value.startswith("eyJ")
@@ -147,7 +150,8 @@ def _token(before: str, value: str, after: str) -> str:
 
 
 def _password(before: str, value: str, after: str) -> str:
-    """Of a URL: not a word that stands for one, not a variable, not the "b" of an example's "a:b@"."""
+    """Of a URL: not a word that stands for one, not a variable, not the "b" of an example's
+    "a:b@"."""
     stands = re.fullmatch(
         r"(?i)(?:my|your)?[_-]?(?:pass(?:word|wd)?|pwd|pw|secret|token|x+|\*+)", value
     )
@@ -166,7 +170,8 @@ def _credential(before: str, value: str, after: str) -> str:
 
 
 def _base64(*lengths: range) -> Callable[[str, str, str], str]:
-    """Behind a name: of one of these lengths without "=", and no longer; no example of a manual's."""
+    """Behind a name: of one of these lengths without "=", and no longer; no example of a
+    manual's."""
 
     def accept(before: str, value: str, after: str) -> str:
         fits = any(len(value.rstrip("=")) in length for length in lengths)
@@ -181,7 +186,8 @@ _B64 = "[A-Za-z0-9+/]"
 RECOGNIZERS = (
     Recognizer(
         "secret",
-        r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----(?s:.*?)-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----",
+        r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----(?s:.*?)-----END [A-Z0-9 ]*PRIVATE "
+        r"KEY(?: BLOCK)?-----",
         as_it_is,
     ),
     # A block that was cut off.

@@ -1,7 +1,8 @@
-"""Numbers by which states know a person, confirmed by their check digits; those without need their own form or name.
+"""Numbers by which states know a person, confirmed by their check digits; those without need their
+own form or name.
 
-Lengths, weights and moduli are those of the issuing authorities. A number whose form and check let more than about one
-in a hundred random numbers pass is taken only after a word that names it.
+Lengths, weights and moduli are those of the issuing authorities. A number whose form and check let
+more than about one in a hundred random numbers pass is taken only after a word that names it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def uk_nino(value: str) -> bool:
 
 
 def de_tax_id(value: str) -> bool:
-    """Steuer-IdNr: ISO 7064 mod 11,10; of the first ten digits exactly one occurs twice or three times."""
+    """Steuer-IdNr: ISO 7064 mod 11,10; of the first ten digits exactly one occurs twice or three
+    times."""
     d = digits_of(value)
     counts = sorted(d[:10].count(c) for c in set(d[:10]))
     if d[0] == "0" or counts[-1] not in (2, 3) or counts[-2] > 1:
@@ -210,7 +212,8 @@ def dk_cpr(value: str) -> bool:
 
 
 def cz_rodne_cislo(value: str) -> bool:
-    """Date and serial, divisible by 11; a woman's month is 50 higher, a further 20 where serials ran out."""
+    """Date and serial, divisible by 11; a woman's month is 50 higher, a further 20 where serials
+    ran out."""
     d = digits_of(value)
     return _date(d[4:6], str(int(d[2:4]) % 50 % 20)) and int(d) % 11 == 0
 

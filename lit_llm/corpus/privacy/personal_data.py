@@ -2,11 +2,14 @@
 
     RedactPII().texts(["Mail jane@corp.org"])  # ["Mail <EMAIL>"]
 
-Typesetters' spaces and hyphens and the digits of other scripts count as those of a keyboard, see `typography`.
+Typesetters' spaces and hyphens and the digits of other scripts count as those of a keyboard, see
+`typography`.
 
-What costs is reading text that has nothing in it: one scan by an RE2 set of all patterns tells which could match (110
-to 210 MB/s, measured), and only these are looked for, on UTF-8 out of Arrow's buffers. What is somebody's is taken as
-personal; private, loopback and documentation ranges of addresses are nobody's, nor is what a form shows ("ghp_xxxx").
+What costs is reading text that has nothing in it: one scan by an RE2 set of all patterns tells
+    which could match (110
+to 210 MB/s, measured), and only these are looked for, on UTF-8 out of Arrow's buffers. What is
+somebody's is taken as personal; private, loopback and documentation ranges of addresses are
+nobody's, nor is what a form shows ("ghp_xxxx").
 """
 
 from __future__ import annotations
@@ -48,13 +51,14 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class RedactPII(Block):
-    """Replace personal data in "text"; "pii" is a struct of int32, how many of each kind a document had.
+    """Replace personal data in "text"; "pii" is a struct of int32, how many of each kind a document
+    had.
 
     Redacting twice changes nothing: a text is redacted until nothing is found in it.
 
     Attributes:
-        kinds: what to look for: secret (keys, tokens, passwords in URLs), email, iban, card, ip_address, national_id,
-            phone.
+        kinds: what to look for: secret (keys, tokens, passwords in URLs), email, iban, card,
+            ip_address, national_id, phone.
         placeholder: what stands for a value; "{kind}" becomes its kind in capitals.
     """
 
@@ -106,9 +110,10 @@ class RedactPII(Block):
     def _redact(self, data: bytes) -> tuple[bytes, list[Span]]:
         """The redacted text, and the spans of ``data`` that were replaced.
 
-        More than one pass, since what is hidden can give its neighbour away: "1.2.3.4" is a version, but behind
-        "<IP_ADDRESS> " it is an address. In a list of thousands that is a pass for each, so after `_PASSES` whatever
-        has the form of what is still being found counts.
+        More than one pass, since what is hidden can give its neighbour away: "1.2.3.4" is a
+            version, but behind
+        "<IP_ADDRESS> " it is an address. In a list of thousands that is a pass for each, so after
+        `_PASSES` whatever has the form of what is still being found counts.
         """
         spans: list[Span] = []
         hidden: list[Span] = []  # what stands for them, in ``redacted``
@@ -136,7 +141,8 @@ class RedactPII(Block):
         return redacted, spans
 
     def _find_once(self, data: bytes, by_form: bool = False) -> list[Span]:
-        """Spans of one pass over ``data``, none in another; where two overlap, the earlier recognizer's.
+        """Spans of one pass over ``data``, none in another; where two overlap, the earlier
+        recognizer's.
 
         With ``by_form`` a recognizer that confirms one candidate is believed all of them.
         """
@@ -174,7 +180,8 @@ def _spans(data: bytes, recognizer: Recognizer, pattern: Any) -> list[Span]:
 
 
 def _apart(spans: list[Span], taken: list[Span]) -> list[Span]:
-    """Those of ``spans`` that overlap none of ``taken``, which are in order and apart from each other."""
+    """Those of ``spans`` that overlap none of ``taken``, which are in order and apart from each
+    other."""
     starts = [other.start for other in taken]
     before = [bisect_left(starts, span.end) for span in spans]
     return [

@@ -1,4 +1,5 @@
-"""Telephone numbers: international ones by their country's length, national ones by form or by the word before them."""
+"""Telephone numbers: international ones by their country's length, national ones by form or by the
+word before them."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from itertools import pairwise
 
 from lit_llm.corpus.privacy.recognizers import IN_DOI, IN_URL, THING, Recognizer, digits_of
 
-# Country codes of ITU-T E.164 and how many digits follow, from the national numbering plans; others 7 to 12.
+# Country codes of ITU-T E.164 and how many digits follow, from the national numbering plans; others
+# 7 to 12.
 _LENGTHS = {
     "1": (10, 10), "7": (10, 10), "20": (8, 10), "27": (9, 9), "30": (10, 10), "31": (9, 9), "32": (8, 9), "33": (9, 9),
     "34": (9, 9), "36": (8, 9), "39": (6, 11), "40": (9, 9), "41": (9, 9), "43": (5, 12), "44": (9, 10), "45": (8, 8),
@@ -40,14 +42,16 @@ def _groups(text: str) -> list[tuple[int, str]]:
 
 
 def _ends(text: str, end: int) -> bool:
-    """A number is over at ``end``: no digit, decimal or word goes on; an extension may ("x12", "ext. 3")."""
+    """A number is over at ``end``: no digit, decimal or word goes on; an extension may ("x12",
+    "ext. 3")."""
     return not re.match(r"\d|[.,:/-]\d|[A-Za-z_@]", text[end:]) or bool(
         re.match(r"(?:x|ext|доб|int)\.? ?\d", text[end:])
     )
 
 
 def _longest(text: str, skipped: int, least: int, most: int) -> str:
-    """The longest start of ``text`` that ends with a run of digits and has ``least`` to ``most`` after ``skipped``."""
+    """The longest start of ``text`` that ends with a run of digits and has ``least`` to ``most``
+    after ``skipped``."""
     best, total = "", -skipped
     for end, group in _groups(text):
         total += len(group)
@@ -94,7 +98,8 @@ def _north_american(before: str, value: str, after: str) -> str:
 
 
 def _french(before: str, value: str, after: str) -> str:
-    """Five pairs, the first from 01 to 09; a sixth makes it a list, and so do equal steps (05 10 15...)."""
+    """Five pairs, the first from 01 to 09; a sixth makes it a list, and so do equal steps (05 10
+    15...)."""
     pairs = [int(pair) for pair in re.findall(r"\d\d", value)]
     more = (
         len({b - a for a, b in pairwise(pairs)}) == 1
@@ -109,8 +114,10 @@ def _french(before: str, value: str, after: str) -> str:
 
 # Words that are a telephone's wherever they stand.
 _NAMES = (
-    r"\b(?:tel|telephone|telefon\w*|telefax|telefoon\w*|tele[fm]one|(?:cell|mobile )?phone|fax|tlf|tlfn|"
-    r"tfno|celular|whatsapp|numer telefonu|puh|(?:matka)?puhelin|cep tel|telp|mobil(?:nummer|nr|telefon\w*)|"
+    r"\b(?:tel|telephone|telefon\w*|telefax|telefoon\w*|tele[fm]one|(?:cell|mobile "
+    r")?phone|fax|tlf|tlfn|"
+    r"tfno|celular|whatsapp|numer telefonu|puh|(?:matka)?puhelin|cep "
+    r"tel|telp|mobil(?:nummer|nr|telefon\w*)|"
     r"handy(?:nummer|nr))\b|"
     r"tél|téléphone|teléfono|móvil|telemóvel|telefónní|тел|телефон|моб|факс|звоните|"
     r"電話|电话|電話番号|手机|手機|热线|熱線|携帯|联系|传真|전화|휴대폰|핸드폰|연락처|팩스|โทร|☎|📞|📱|"
@@ -119,7 +126,8 @@ _NAMES = (
 # Words with other meanings too (a cell of a body, a mobile phase, a contact angle): the number
 # follows at once, or after words of the second list alone.
 _WORDS = (
-    r"\b(?:mobile?|mobil|mobiel|cell(?:ular)?|cel|(?:call|text|ring) (?:me|us)|handy|cellulare|mob|cep|hp|"
+    r"\b(?:mobile?|mobil|mobiel|cell(?:ular)?|cel|(?:call|text|ring) "
+    r"(?:me|us)|handy|cellulare|mob|cep|hp|"
     r"portable|hotline|rufen sie|gsm|natel|kontakt|contact)\b"
 )
 _LINKS = (
@@ -138,7 +146,8 @@ _SAID = re.compile(r"(?i)[:.\uff1a]|\b(?:n(?:umber|ummer|umer|r|o|º)|n[uú]mero
 
 
 def _counts(before: str, number: str, after: str) -> bool:
-    """Whether what stands behind a label counts something: years, dates, pages, thousands, decimals."""
+    """Whether what stands behind a label counts something: years, dates, pages, thousands,
+    decimals."""
     groups = re.findall(r"\d+", number)
     if sum(re.fullmatch(_YEAR, group) is not None for group in groups) > 1:
         return True

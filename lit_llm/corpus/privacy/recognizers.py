@@ -1,8 +1,9 @@
-"""What personal data looks like: for each kind a pattern that proposes candidates and a check that confirms them.
+"""What personal data looks like: for each kind a pattern that proposes candidates and a check that
+confirms them.
 
-Patterns are RE2's, which has no look-around and pays for counted repeats; so they say little, and structure, check
-digits and the words around a candidate are judged in Python, on the few candidates there are. Keys are in `keys`,
-national numbers in `national_ids`, telephones in `phones`.
+Patterns are RE2's, which has no look-around and pays for counted repeats; so they say little, and
+structure, check digits and the words around a candidate are judged in Python, on the few candidates
+there are. Keys are in `keys`, national numbers in `national_ids`, telephones in `phones`.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ class Recognizer:
     Attributes:
         kind: what it is counted and replaced as.
         pattern: RE2 syntax, on UTF-8; the candidate is group 1 where there is one, else the match.
-        accept: (before, candidate, after) -> the part to redact, a prefix of candidate + after; "" for none. ``before``
-            and ``after`` are up to 64 bytes around.
-        retry: a refused candidate may have swallowed the start of a good one; search on inside it. Only for patterns
-            that end within some dozens of characters, as this costs their length for each of their characters.
+        accept: (before, candidate, after) -> the part to redact, a prefix of candidate + after; ""
+            for none. ``before`` and ``after`` are up to 64 bytes around.
+        retry: a refused candidate may have swallowed the start of a good one; search on inside it.
+            Only for patterns that end within some dozens of characters, as this costs their length
+            for each of their characters.
     """
 
     kind: str
@@ -48,7 +50,8 @@ def digits_of(value: str) -> str:
 
 
 def in_a_row(before: str, after: str, groups: int) -> bool:
-    """Whether groups of four digits go on, so that ``groups`` of them are no number but a part of a table's row."""
+    """Whether groups of four digits go on, so that ``groups`` of them are no number but a part of a
+    table's row."""
     others = re.search(r"(?:(?<!\d)\d{4}[ -])*$", before), re.match(r"(?:[ -]\d{4}(?!\d))*", after)
     return any(len(found[0]) // 5 % groups for found in others if found)
 
@@ -59,9 +62,10 @@ def luhn(digits: str) -> bool:
     return (sum(map(int, odd)) + sum(sum(divmod(2 * int(d), 10)) for d in even)) % 10 == 0
 
 
-# --- e-mail -----------------------------------------------------------------------------------------------------------
-# What stands after the last dot where no mail goes: file endings, unit names of systemd, attributes in code, and the
-# special-use names of RFC 6762 and of home networks.
+# --- e-mail
+# -----------------------------------------------------------------------------------------------------------
+# What stands after the last dot where no mail goes: file endings, unit names of systemd, attributes
+# in code, and the special-use names of RFC 6762 and of home networks.
 _NO_DOMAIN = frozenset(
     """png jpg jpeg gif svg webp ico pdf js jsx ts tsx css scss html htm json yaml yml xml txt csv log conf ini
     lock jar tgz whl exe dll service socket timer target mount slice scope local localdomain localhost internal
@@ -95,11 +99,13 @@ def _email(before: str, value: str, after: str) -> str:
     return "" if before.endswith("/") and not before.endswith("//") else value
 
 
-# --- IP addresses -----------------------------------------------------------------------------------------------------
+# --- IP addresses
+# -----------------------------------------------------------------------------------------------------
 # What has such numbers: software, parts of texts, shapes of arrays, and enzymes (EC 1.14.13.39).
 _VERSION = re.compile(
     r"(?i)(?:\bv|\b(?:version|ver|release|rev|revision|build|section|sect?|chapter|clause|kapitel|abschnitt|chapitre|"
-    r"firmware|oid|upgrade to|assembly|windows|app|tab(?:le|elle|leau)?|fig(?:ure)?|abb(?:ildung)?|eq(?:uation)?|"
+    r"firmware|oid|upgrade "
+    r"to|assembly|windows|app|tab(?:le|elle|leau)?|fig(?:ure)?|abb(?:ildung)?|eq(?:uation)?|"
     r"theorem|lemma|proposition|corollary|definition|algorithm|appendix|anhang|annexe?|example|exercise|listing|"
     r"табл(?:ица)?|рис(?:унок)?|ec|enzyme|size|shape|stride)s?"
     r"[.:]?[\s-]*(?:nr\.?|no\.?|number)?\s*v?|[表图図圖]\s*|§+\s*|[=<>~^!]=?=|[a-z]/|[a-z_]-|[\w.]\.)$"
@@ -131,7 +137,8 @@ def _ipv4(before: str, value: str, after: str) -> str:
         return ""
     if _VERSION.search(before) and not before.endswith("=") and not before.endswith("//"):
         return ""
-    # Four numbers below 32 are far more often a version or a section than an address (1 in 4,096 is so small).
+    # Four numbers below 32 are far more often a version or a section than an address (1 in 4,096 is
+    # so small).
     if max(map(int, parts)) < 32 and not network and not re.match(r":\d{2,5}\b|/\d{1,2}\b", after):
         return ""
     return value
@@ -148,12 +155,14 @@ def _ipv6(before: str, value: str, after: str) -> str:
         return ""
 
 
-# --- payment cards and bank accounts ----------------------------------------------------------------------------------
+# --- payment cards and bank accounts
+# ----------------------------------------------------------------------------------
 _CARD = re.compile(
-    r"\d{13,19}(?!\d)|\d{4}([ .-])\d{4}\1\d{4}\1\d{1,4}(?:\1\d{3})?(?!\d)|\d{4}([ -])\d{6}\2\d{4,5}(?!\d)"
+    r"\d{13,19}(?!\d)|\d{4}([ .-])\d{4}\1\d{4}\1\d{1,4}(?:\1\d{3})?(?!\d)|\d{4}([ "
+    r"-])\d{6}\2\d{4,5}(?!\d)"
 )
-# ISO/IEC 7812 issuer prefixes and the lengths they come in: Visa, Mastercard, American Express, Discover, Diners Club,
-# JCB, UnionPay, Mir, Maestro.
+# ISO/IEC 7812 issuer prefixes and the lengths they come in: Visa, Mastercard, American Express,
+# Discover, Diners Club, JCB, UnionPay, Mir, Maestro.
 _ISSUERS = re.compile(
     r"4\d{12}(?:\d{3})?(?:\d{3})?|(?:5[1-5]\d\d|222[1-9]|22[3-9]\d|2[3-6]\d\d|27[01]\d|2720)\d{12}|3[47]\d{13}|"
     r"(?:6011|64[4-9]\d|65\d\d)\d{12,15}|(?:30[0-5]\d|36\d\d|3[89]\d\d)\d{10}|35(?:2[89]|[3-8]\d)\d{12,15}|"
@@ -162,7 +171,8 @@ _ISSUERS = re.compile(
 
 
 def za_id(digits: str) -> bool:
-    """A South African identity number, which Luhn's digit ends as a card's: date, citizenship 0 to 2, an 8 or 9."""
+    """A South African identity number, which Luhn's digit ends as a card's: date, citizenship 0 to
+    2, an 8 or 9."""
     return re.fullmatch(
         r"\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{4}[0-2][89]\d", digits
     ) is not None and luhn(digits)
@@ -200,7 +210,8 @@ _IBAN_LENGTHS = {
 
 
 def _iban(before: str, value: str, after: str) -> str:
-    """ISO 13616: the country's length, and 1 modulo 97 with the first four characters last and letters as 10 to 35."""
+    """ISO 13616: the country's length, and 1 modulo 97 with the first four characters last and
+    letters as 10 to 35."""
     length = _IBAN_LENGTHS.get(value[:2].upper())
     found = length and re.match(
         rf"[A-Za-z0-9](?:[ -]?[A-Za-z0-9]){{{length - 1}}}(?![A-Za-z0-9])", value + after
@@ -213,7 +224,8 @@ def _iban(before: str, value: str, after: str) -> str:
     )
 
 
-# --- all of them -----------------------------------------------------------------------------------------------------
+# --- all of them
+# -----------------------------------------------------------------------------------------------------
 def as_it_is(before: str, value: str, after: str) -> str:
     """Accept a candidate for its form alone."""
     return value
@@ -230,7 +242,8 @@ RECOGNIZERS = (
         rf"[{_LATIN}](?:[{_LATIN}._+'-]*[{_LATIN}_+-])?(?:@|%40)[{_LATIN}](?:[{_LATIN}-]*\.)+\p{{Latin}}{{2,24}}",
         _email,
     ),
-    # Internationalised addresses (RFC 6531) in other scripts; their words stand without spaces before a Latin one too.
+    # Internationalised addresses (RFC 6531) in other scripts; their words stand without spaces
+    # before a Latin one too.
     Recognizer(
         "email",
         _SCRIPTS + r"[\p{L}\p{N}._+-]*@[\p{L}\p{N}][\p{L}\p{N}-]*\.[\p{L}\p{N}.-]*\p{L}{2,}",

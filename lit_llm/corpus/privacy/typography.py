@@ -1,4 +1,5 @@
-"""Numbers as a keyboard types them: other spaces, hyphens, digits and full-width signs become ASCII's.
+"""Numbers as a keyboard types them: other spaces, hyphens, digits and full-width signs become
+ASCII's.
 
 Patterns of personal data are written for ASCII. Typesetters part a number's groups by no-break and
 thin spaces, and Chinese, Japanese, Arabic and Hindi texts have digits of their own.
@@ -48,7 +49,8 @@ class Folds(NamedTuple):
 
 
 def typed(data: bytes) -> bytes:
-    """UTF-8 text with its typographic signs replaced; the same object where none is beside a digit."""
+    """UTF-8 text with its typographic signs replaced; the same object where none is beside a
+    digit."""
     if data.isascii() or not _gate().search(data):
         return data
     return data.decode().translate(_SIGNS_TYPED).encode()

@@ -1,7 +1,9 @@
-"""How well tokenizers compress text: counts by language, domain and source, and what their vocabularies do in it.
+"""How well tokenizers compress text: counts by language, domain and source, and what their
+vocabularies do in it.
 
-Bytes a token is what a model's cost and context depend on, and the same text takes a model trained mostly on English
-several times as many tokens in another language (arXiv:2305.15425). No separators and no control tokens are counted.
+Bytes a token is what a model's cost and context depend on, and the same text takes a model trained
+mostly on English several times as many tokens in another language (arXiv:2305.15425). No separators
+and no control tokens are counted.
 """
 
 from __future__ import annotations
@@ -72,12 +74,13 @@ class Compression:
         """What was counted, as plain values.
 
         Returns:
-            "all": documents, bytes, words (what white space separates; of languages written with spaces) and
-            "tokenizers": name -> tokens, bytes_per_token, tokens_per_word (None without words), character_pieces and
-            unknown (shares of the tokens: a piece of a character; the token of what the vocabulary cannot express).
-            "language", "domain", "source": name -> the same, most bytes first.
-            "vocabulary": tokenizer -> tokens, unused (how many of them the text did not need; control tokens do not
-            count) and longest: rows of text, bytes and uses.
+            "all": documents, bytes, words (what white space separates; of languages written with
+            spaces) and "tokenizers": name -> tokens, bytes_per_token, tokens_per_word (None without
+            words), character_pieces and unknown (shares of the tokens: a piece of a character; the
+            token of what the vocabulary cannot express). "language", "domain", "source": name ->
+            the same, most bytes first. "vocabulary": tokenizer -> tokens, unused (how many of them
+            the text did not need; control tokens do not count) and longest: rows of text, bytes and
+            uses.
         """
         groups = {
             group: {

@@ -1,4 +1,5 @@
-"""What ``lit_llm tokenizer inspect`` prints: a line a tokenizer, then bytes a token by language, domain and source."""
+"""What ``lit_llm tokenizer inspect`` prints: a line a tokenizer, then bytes a token by language,
+domain and source."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ def told(facts: dict[str, Any]) -> str:
         if known["published_as"]
     }
     parts = [
-        f"{facts['text']}: {whole['documents']:,} documents, {_megabytes(whole)} MB, {whole['words']:,} words",
+        f"{facts['text']}: {whole['documents']:,} documents, {_megabytes(whole)} MB, "
+        f"{whole['words']:,} words",
         _summary(facts, figures),
     ]
     for group in GROUPS:
@@ -73,7 +75,8 @@ def _group(
     tokenizers: list[str],
     figures: dict[str, tuple[Published, ...]],
 ) -> str:
-    """Bytes a token, with a column of published figures for each tokenizer that has one for a row here."""
+    """Bytes a token, with a column of published figures for each tokenizer that has one for a row
+    here."""
     shown = list(rows)[:_ROWS]
     beside = {
         name: {row: figure for row in shown if (figure := figure_for(known, group, row))}

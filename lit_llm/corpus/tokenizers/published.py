@@ -1,6 +1,8 @@
-"""What others published of how GPT-2's and Llama 3's tokenizers compress, for printing beside what is measured here.
+"""What others published of how GPT-2's and Llama 3's tokenizers compress, for printing beside what
+is measured here.
 
-The figures are of other text than yours, which is why each names its own; nothing is published for most languages.
+The figures are of other text than yours, which is why each names its own; nothing is published for
+most languages.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ from typing import Literal
 
 from lit_llm.models.tokenizer import Tokenizer
 
-# A tokenizer is known by its size and its ids of this text, not by the name of its file; what only adds tokens for
-# chats in unused places (GPT-Neo, every Llama 3) compresses the same.
+# A tokenizer is known by its size and its ids of this text, not by the name of its file; what only
+# adds tokens for chats in unused places (GPT-Neo, every Llama 3) compresses the same.
 _PROBE = "Hello world 12345"
 _KNOWN = {
     (50_257, (15496, 995, 17031, 2231)): "GPT-2",
@@ -28,7 +30,8 @@ class Published:
 
     Attributes:
         tokenizer: "GPT-2" or "Llama 3".
-        language, domain: of the text, as `Sample` names them; empty where it is a mixture or the source does not say.
+        language, domain: of the text, as `Sample` names them; empty where it is a mixture or the
+            source does not say.
         text: what it is.
         per_token: how many ``unit`` a token stands for.
         unit: English has 1.0 bytes a character and little more, other languages up to 3.
@@ -63,7 +66,8 @@ def recognised(tokenizer: Tokenizer) -> str | None:
 
 
 def figure_for(rows: tuple[Published, ...], group: str, name: str) -> Published | None:
-    """The figure to set beside a row "all", or one of a "language" or "domain"; None where none is published."""
+    """The figure to set beside a row "all", or one of a "language" or "domain"; None where none is
+    published."""
     for row in rows:
         of_language = group == "language" and row.language == name and row.domain in ("", "code")
         of_domain = group == "domain" and row.domain == name

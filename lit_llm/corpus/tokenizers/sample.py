@@ -28,7 +28,8 @@ VOCAB_SIZE = 32_768  # or what the text supports
 
 
 def fewer_tokens(size: int) -> str | None:
-    """What to say of a vocabulary of ``size`` tokens where `VOCAB_SIZE` was meant; None if it has them."""
+    """What to say of a vocabulary of ``size`` tokens where `VOCAB_SIZE` was meant; None if it has
+    them."""
     if size >= VOCAB_SIZE:
         return None
     return (
@@ -45,7 +46,8 @@ def rates(sizes: Mapping[str, int], of_sample: Mapping[str, float], total: int) 
 
     Args:
         sizes: bytes by source.
-        of_sample: share of each source in the sample, summing to 1; what a small one cannot fill is left out.
+        of_sample: share of each source in the sample, summing to 1; what a small one cannot fill is
+            left out.
         total: bytes wanted.
     """
     total = min(total, sum(sizes.values()))
@@ -90,9 +92,11 @@ class Sample:
 
 
 def training_sample(corpus: Corpus, total: int = TRAINING_BYTES) -> Sample:
-    """Of the training split, sources in the mixture's proportions: what the build's own tokenizer is trained on.
+    """Of the training split, sources in the mixture's proportions: what the build's own tokenizer
+    is trained on.
 
-    The proportions are of bytes, and ``mixture.tokens`` plays no part: before there is a tokenizer nobody knows tokens.
+    The proportions are of bytes, and ``mixture.tokens`` plays no part: before there is a tokenizer
+        nobody knows tokens.
     """
     card = corpus.datacard
     sizes = {
@@ -124,7 +128,8 @@ def split_sample(corpus: Corpus, split: str, total: int) -> Sample:
 
 
 def file_sample(patterns: Sequence[str], total: int, text_field: str = "text") -> Sample:
-    """Of the texts that files hold, as they are; every document as likely as another. The files are read twice.
+    """Of the texts that files hold, as they are; every document as likely as another. The files are
+    read twice.
 
     Args:
         patterns: paths, folders, globs or URLs.
