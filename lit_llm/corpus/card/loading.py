@@ -1,4 +1,4 @@
-"""The columns of a corpus' documents, and the lines that load it."""
+"""Descriptions of the columns of a corpus, and code snippets that load it, for the data card."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SCHEMA = tuple(
 
 
 def load_lines(name: str) -> list[tuple[str, str]]:
-    """(what for, lines) for the corpus folder ``name``."""
+    """(title, code) of each snippet, for the corpus folder ``name``."""
     folder = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
     return [
         (

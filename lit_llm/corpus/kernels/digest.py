@@ -1,4 +1,4 @@
-"""Digests that identify exact copies: of a text's bytes, or of the text without case and spacing."""
+"""Digests that identify exact copies, with or without regard to case and spacing."""
 
 from __future__ import annotations
 

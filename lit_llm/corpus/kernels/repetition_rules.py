@@ -49,8 +49,8 @@ def slots(entries: int) -> int:
 def emptied(table: np.ndarray, entries: int) -> np.ndarray:
     """Clear the first part of ``table`` (uint64) as a hash table for ``entries``.
 
-    0 marks an empty slot. The size depends on the number of entries, so that the table of a short document stays in the
-    processor's cache.
+    0 marks an empty slot. The size depends on the number of entries, so that the table of a short
+    document stays in the processor's cache.
     """
     size = slots(entries)
     table[:size] = 0
