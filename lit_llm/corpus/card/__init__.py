@@ -1,1 +1,1 @@
-"""The data card of a corpus: datacard.json, datacard.html and README.md."""
+"""The data card of a corpus, written as datacard.json, datacard.html and README.md."""

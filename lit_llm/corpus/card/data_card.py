@@ -1,4 +1,4 @@
-"""The data card: what a corpus is, as one JSON object made from the counts in its files."""
+"""Make the data card: a JSON object that describes a corpus, from the counts in its files."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from lit_llm.corpus.pipeline import Pipeline
 from lit_llm.corpus.steps import REMOVED
 from lit_llm.corpus.storage.store import read_counts
 
-_LISTED = 100  # languages, hosts, ... by name; the rest are counted together
-_EXAMPLES = 3  # dropped texts shown a reason
-_KEPT_EXAMPLES = 12
+_LISTED = 100  # most languages, hosts, ... listed by name; the rest are counted together
+_EXAMPLES = 3  # most examples of dropped texts per reason
+_KEPT_EXAMPLES = 12  # most examples of kept texts
 
 
 def make_card(pipeline: Pipeline, fingerprint: str, sources: Any) -> dict[str, Any]:
@@ -30,11 +30,11 @@ def make_card(pipeline: Pipeline, fingerprint: str, sources: Any) -> dict[str, A
 
     Returns:
         format, created (UTC), fingerprint, sources, settings, tokenizer; read (documents and bytes
-        of the sources, and how many documents were repaired, by what was wrong);
-        funnel, a row a stage with documents that came in, were dropped and why; dropped (reason -> documents),
-        dropped_bytes (reason -> bytes of UTF-8 when they were dropped); damaged, how many and
-        which;
-        duplicates, examples of dropped documents; mixture; and what `describe` says of the kept ones.
+        of the sources, and the number of repaired documents by kind of damage); funnel (a row for
+        each stage: documents that came in, documents dropped, and the reasons); dropped (reason ->
+        documents); dropped_bytes (reason -> bytes of UTF-8 when they were dropped); damaged (their
+        number and names); duplicates; examples_dropped; mixture; and the result of `describe` for
+        the kept documents.
     """
     tokenizer = pipeline.tokenizer
     damaged = [list(row) for row in pipeline.broken()]
@@ -64,7 +64,7 @@ def make_card(pipeline: Pipeline, fingerprint: str, sources: Any) -> dict[str, A
 def revise_card(
     card: dict[str, Any], documents: list[Path], dropped: list[Path], removed: int
 ) -> dict[str, Any]:
-    """The card of a corpus from which documents were removed, from its card before and its files after."""
+    """The new card after documents were removed, from the old card and the new files."""
     weights = {row["source"]: row["weight"] for row in card["mixture"]}
     counts = Counter(card["dropped"])
     counts[REMOVED] += removed
@@ -86,10 +86,10 @@ def revise_card(
 
 
 def write_card(card: dict[str, Any], folder: Path, name: str) -> None:
-    """datacard.json; the page that shows it, and the README.md of a repository that publishes it.
+    """Write datacard.json, datacard.html and the README.md for publishing the corpus.
 
-    ``name`` is that of the corpus' folder, for the page alone: corpora of the same texts have the
-    same files.
+    ``name`` is the name of the corpus' folder. Only the page contains it, so that corpora of the
+    same texts have the same datacard.json and README.md.
     """
     text = json.dumps(card, indent=2, ensure_ascii=False)
     (folder / "datacard.json").write_text(text + "\n", encoding="utf-8")
@@ -98,7 +98,7 @@ def write_card(card: dict[str, Any], folder: Path, name: str) -> None:
 
 
 def describe(documents: Iterable[Path]) -> dict[str, Any]:
-    """What the files of kept documents hold, from their metadata."""
+    """Describe the kept documents from the counts in the metadata of their files."""
     counts = merge(read_counts(path) for path in documents)
     parts = [part for sources in counts["splits"].values() for part in sources.values()]
     total = {key: sum(part[key] for part in parts) for key in ("documents", "bytes", "tokens")}
@@ -136,7 +136,7 @@ def describe(documents: Iterable[Path]) -> dict[str, Any]:
 
 
 def describe_dropped(dropped: dict[str, int], read: int, stages: list[str]) -> dict[str, Any]:
-    """The funnel and its sums, from reasons ("stage: why") and their counts."""
+    """The keys funnel, dropped and duplicates, from reasons ("stage: why") and their counts."""
     by_stage: dict[str, dict[str, int]] = {stage: {} for stage in stages}
     for reason, count in dropped.items():
         stage, _, why = reason.partition(": ")
@@ -155,7 +155,10 @@ def describe_dropped(dropped: dict[str, int], read: int, stages: list[str]) -> d
 def mixture_table(
     card: dict[str, Any], weights: dict[str, float], settings: MixtureSettings
 ) -> list[dict[str, Any]]:
-    """A row a source: tokens for training, its share of it, and passes over it in a run of ``settings.tokens``."""
+    """One row per source: training tokens, weight, share of training, and epochs.
+
+    Epochs are passes over the source in a run of ``settings.tokens`` tokens.
+    """
     tokens = {name: part["tokens"] for name, part in card["splits"]["train"].items()}
     if not tokens:
         return []
@@ -171,6 +174,7 @@ def mixture_table(
 
 
 def _stages(pipeline: Pipeline) -> list[str]:
+    """Names of the stages that can drop documents, in their order."""
     dedup, evaluations = pipeline.config.dedup, pipeline.config.evaluations
     after = ["exact_dedup"] if dedup else []
     after += ["near_dedup"] if dedup and dedup.threshold is not None else []
@@ -179,7 +183,7 @@ def _stages(pipeline: Pipeline) -> list[str]:
 
 
 def _examples(paths: Iterable[Path]) -> dict[str, list[list[str]]]:
-    """Reason -> [id, beginning of the text] of the first few."""
+    """Reason -> [id, beginning of the text] of the first few dropped documents."""
     found: dict[str, list[list[str]]] = {}
     for path in paths:
         for reason, examples in read_counts(path)["examples"].items():
@@ -189,6 +193,7 @@ def _examples(paths: Iterable[Path]) -> dict[str, list[list[str]]]:
 
 
 def _largest(counts: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+    """The names with the most documents, and the sum of the others as "(others)"."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1]["documents"], item[0]))
     rest = ordered[_LISTED:]
     kept = dict(ordered[:_LISTED])
@@ -200,10 +205,11 @@ def _largest(counts: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
 
 
 def _by_edge(counts: dict[str, int]) -> dict[str, int]:
+    """A histogram, sorted by the lower edges of its bars."""
     return dict(sorted(counts.items(), key=lambda item: float(item[0])))
 
 
 def _spread(examples: list[list[str]]) -> list[list[str]]:
-    """A few from all over the corpus."""
+    """A few examples, evenly spaced over the corpus."""
     step = max(1, -(-len(examples) // _KEPT_EXAMPLES))
     return examples[::step]

@@ -1,4 +1,4 @@
-"""The columns of a corpus' documents, and the lines that load it."""
+"""Descriptions of the columns of a corpus, and code snippets that load it, for the data card."""
 
 from __future__ import annotations
 
@@ -36,13 +36,14 @@ SCHEMA = tuple(
 
 
 def load_lines(name: str) -> list[tuple[str, str]]:
-    """(what for, lines) for the corpus folder ``name``."""
+    """(title, code) of each snippet, for the corpus folder ``name``."""
     folder = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
     return [
         (
             "Text, with Hugging Face datasets",
             "from datasets import load_dataset\n\n"
-            f'documents = load_dataset("parquet", data_files="{folder}/documents/*.parquet", split="train")\n'
+            f'documents = load_dataset("parquet", data_files="{folder}/documents/*.parquet", '
+            f'split="train")\n'
             'training = documents.filter(lambda row: row["split"] == "train")',
         ),
         (

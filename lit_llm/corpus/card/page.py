@@ -1,4 +1,4 @@
-"""datacard.html: the data card for people, one file that needs nothing else."""
+"""Write datacard.html: the data card as a single self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _HISTOGRAMS = (
 
 
 def write_page(card: dict[str, Any], target: Path, name: str) -> None:
-    """Write the page of ``card``, as datacard.json has it, under ``name``.
+    """Write the page of ``card``, the content of datacard.json, with the title ``name``.
 
-    What an older card lacks is left out.
+    Sections whose data an older card does not have are left out.
     """
     here = Path(__file__).parent
     loader = jinja2.FileSystemLoader(here)
@@ -43,13 +43,13 @@ def write_page(card: dict[str, Any], target: Path, name: str) -> None:
 
 
 def name_of(card: dict[str, Any]) -> str:
-    """What to call the corpus where its folder is not known: its sources' names."""
+    """A name for the corpus if its folder is not known: the names of its sources."""
     sources = [source["name"] for source in card["sources"] if isinstance(source, dict)]
     return ", ".join(sources[:3]) or "Corpus"
 
 
 def tokens_of(card: dict[str, Any], size: int | None) -> str:
-    """About how many tokens ``size`` bytes of text left out are, for people."""
+    """The approximate number of tokens in ``size`` bytes of dropped text, formatted."""
     if size is None or not card["bytes_per_token"]:
         return "—"
     return f"{size / card['bytes_per_token']:,.0f}"
@@ -72,7 +72,10 @@ def score_rows(card: dict[str, Any]) -> list[tuple[str, list[str]]]:
 
 
 def split_rows(card: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row a split and source, and one for a split of several sources, which has its languages."""
+    """One row per split and source, and a sum for each split of several sources.
+
+    The last row of a split names its languages.
+    """
     rows = []
     for split, sources in card["splits"].items():
         languages = _languages((card.get("split_languages") or {}).get(split))
@@ -104,6 +107,7 @@ def _languages(counts: dict[str, dict[str, int]] | None) -> str:
 
 
 def _contents(card: dict[str, Any]) -> dict[str, Any]:
+    """The variables of the template card.html."""
     damaged = card.get("damaged") or {"documents": 0, "named": []}
     listed = [{**vars(rule), "tokens": tokens_of(card, rule.bytes)} for rule in rules(card)]
     by_stage = {stage: list(own) for stage, own in groupby(listed, key=lambda rule: rule["stage"])}
@@ -159,7 +163,7 @@ def _contents(card: dict[str, Any]) -> dict[str, Any]:
 
 
 def _headline(card: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Label, value, unit and small print of the numbers at the top."""
+    """(label, value, unit, small print) of the numbers at the top."""
     tokenizer = "trained on this text" if card["tokenizer"]["trained"] else "given"
     read = card["read"]
     share = 100 * card["documents"] / read["documents"] if read["documents"] else 0
@@ -172,7 +176,7 @@ def _headline(card: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def _diversity(values: dict[str, float]) -> list[tuple[str, str]]:
-    """Entropies as what they stand for: how many equally frequent ones would be as diverse."""
+    """Rows about diversity. An entropy is shown as the number of equally frequent items with it."""
     rows = [("Distinct runs of 3 words", f"{100 * values['distinct_3_grams']:.3g}%")]
     for name, value in values.items():
         kind, is_entropy, _ = name.partition("_entropy_bits")
@@ -183,7 +187,7 @@ def _diversity(values: dict[str, float]) -> list[tuple[str, str]]:
 
 
 def _reason(reason: str) -> str:
-    """ "near_dedup: duplicate" as a heading."""
+    """A reason such as "near_dedup: duplicate" as a heading."""
     stage, _, why = reason.partition(": ")
     return f"{STAGES.get(stage, stage)}: {why.replace('_', ' ')}"
 
@@ -197,7 +201,7 @@ def _shares(counts: dict[str, dict[str, int]]) -> list[tuple[str, dict[str, int]
 
 
 def _histogram(name: str, counts: dict[str, int]) -> list[tuple[str, int, float]]:
-    """Edges of a bar, its documents, and their share of the highest bar in percent."""
+    """(edges of a bar, its documents, their share of the highest bar in percent)."""
     most = max(counts.values())
     return [(_edges(name, float(edge)), n, 100 * n / most) for edge, n in counts.items()]
 
@@ -215,6 +219,7 @@ def _ratio(part: dict[str, int]) -> str:
 
 
 def _less(tokens: str) -> str:
+    """A number of tokens with a minus sign, unless it is zero or not known."""
     return tokens if tokens in ("—", "0") else f"\u2212{tokens}"
 
 

@@ -1,7 +1,6 @@
-"""README.md of a corpus: the data card as Hugging Face's hub shows it, with its front matter.
+"""Write the README.md of a corpus: the data card in the form of a Hugging Face dataset card.
 
-It says nothing of the machine that built it: no folders, and no date, so that equal corpora have
-equal files.
+The file contains no folders and no date of the build, so that equal corpora have equal files.
 """
 
 from __future__ import annotations
@@ -20,12 +19,13 @@ from lit_llm.corpus.filters.spdx import GROUPS
 from lit_llm.io.numbers import in_bytes
 from lit_llm.pages.text import printable
 
-# The hub's classes by number of rows, as https://huggingface.co/docs/hub/datasets-cards names them.
+# The hub's size classes by number of rows (https://huggingface.co/docs/hub/datasets-cards).
 _SIZES = (
     (1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M"),
-    (1e8, "10M<n<100M"), (1e9, "100M<n<1B"), (1e10, "1B<n<10B"), (1e11, "10B<n<100B"), (1e12, "100B<n<1T"),
+    (1e8, "10M<n<100M"), (1e9, "100M<n<1B"), (1e10, "1B<n<10B"), (1e11, "10B<n<100B"),
+    (1e12, "100B<n<1T"),
 )  # fmt: skip
-# SPDX identifiers that the hub writes in another way than in lower case.
+# The hub writes SPDX identifiers in lower case, except for these.
 _HUB_NAMES = {"LicenseRef-Public-Domain": "unlicense", "ODbL-1.0": "odbl", "ODC-By-1.0": "odc-by"}
 
 
@@ -39,9 +39,9 @@ def write_readme(card: dict[str, Any], target: Path) -> None:
 
 
 def front_matter(card: dict[str, Any]) -> dict[str, Any]:
-    """What the hub reads: name, languages, licence, size, task, and which files are the data."""
+    """The metadata that the hub reads: name, languages, licence, size, task and data files."""
     found: dict[str, Any] = {"pretty_name": name_of(card)}
-    # "zh-Hant" and "zh" are one language there.
+    # The hub does not distinguish "zh-Hant" and "zh".
     names = [name.partition("-")[0] for name in known_languages(card["languages"])]
     languages = list(dict.fromkeys(name for name in names if re.fullmatch("[a-z]{2,3}", name)))
     if languages:
@@ -55,7 +55,10 @@ def front_matter(card: dict[str, Any]) -> dict[str, Any]:
 
 
 def _hub_license(card: dict[str, Any]) -> str:
-    """The one licence of all documents by the hub's name; "unknown" if none has one; else "other"."""
+    """The hub's name of the licence that all documents share.
+
+    "unknown" if no document has a licence, "other" in all other cases.
+    """
     names = set(card["licenses"])
     if not names or names & {"unknown", "other", "(others)"}:
         return "unknown" if not names or names == {"unknown"} else "other"
@@ -80,7 +83,8 @@ def _body(card: dict[str, Any]) -> str:
         parts += ["## Scores", _table(["Score", *SCORE_HEAD], rows)]
     parts += ["## What was left out", _funnel(card), "## Rules", _rules(card)]
     parts += [
-        "## Columns", _table(["Column", "Type", "Meaning"], [[f"`{a}`", b, c] for a, b, c in SCHEMA]),
+        "## Columns",
+        _table(["Column", "Type", "Meaning"], [[f"`{a}`", b, c] for a, b, c in SCHEMA]),
         "## Load it",
     ]  # fmt: skip
     for title, lines in load_lines(name):
@@ -138,7 +142,7 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text on one line that Markdown shows as it is; our own code spans stay."""
+    """Escape text for Markdown, on one line. Code spans that this module makes are kept."""
     if re.fullmatch("`[a-z0-9_]+`", text):
         return text
     return re.sub(r"([\\`*_\[\]<>|~#])", r"\\\1", " ".join(text.split()))

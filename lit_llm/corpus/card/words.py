@@ -1,4 +1,4 @@
-"""What a data card's counts mean, in sentences: for its page, its README.md and the build."""
+"""Sentences that explain the counts of a data card, for its page, its README.md and the build."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from lit_llm.corpus.filters.language import UNKNOWN
 from lit_llm.corpus.filters.spdx import GROUPS, permitted
 
 _UNTOLD = ("unknown", UNKNOWN, "other", "(others)")
-_NOTABLE = 0.01  # share of training's tokens from which a language is missed in validation
-_FEW = 20  # validation documents under which a figure moves with single documents
-# What a corpus may be used for, the most restrictive last.
+# A language with at least this share of the training tokens should be in the validation split.
+_NOTABLE = 0.01
+# With fewer validation documents, single documents change the loss.
+_FEW = 20
+# Kinds of licences, the most restrictive last.
 _VERDICTS = {
     "permissive": "under permissive licences, which ask for attribution at most",
     "copyleft": "under copyleft licences, which pass their terms on to what is made of them",
@@ -23,13 +25,13 @@ _VERDICTS = {
 
 
 def known_languages(counts: dict[str, dict[str, int]]) -> dict[str, int]:
-    """Language -> tokens, of those that are known by name; the most frequent first."""
+    """Language -> tokens, for languages known by name; the most frequent language first."""
     found = {name: part["tokens"] for name, part in counts.items() if name not in _UNTOLD}
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 def summary(card: dict[str, Any]) -> str:
-    """One sentence: how much, of what, from where."""
+    """One sentence with the size of the corpus, its languages and its sources."""
     documents, tokens = f"{card['documents']:,}", f"{card['tokens']:,}"
     languages = list(known_languages(card["languages"]))
     where = [source["name"] for source in card["sources"] if isinstance(source, dict)]
@@ -52,7 +54,7 @@ def license_shares(card: dict[str, Any]) -> dict[str, float]:
 
 
 def _kind(license: str) -> str:
-    """The first group that admits an expression: "MIT OR GPL-3.0-only" may be taken as MIT."""
+    """The least restrictive kind that permits an expression: "MIT OR GPL-3.0-only" is permissive."""
     if license in _UNTOLD:
         return "unknown"
     allowed: frozenset[str] = frozenset()
@@ -61,20 +63,20 @@ def _kind(license: str) -> str:
         try:
             if permitted(license, allowed):
                 return kind
-        except ValueError:  # no expression
+        except ValueError:  # not a valid SPDX expression
             break
     return "other"
 
 
 def license_verdict(card: dict[str, Any]) -> str:
-    """What the licences allow, by share of tokens, in words."""
+    """Sentences about what the licences allow, with shares of the tokens."""
     shares = license_shares(card)
     if not shares:
         return "There is no text, so there is no licence."
     if set(shares) == {"unknown"}:
         return (
-            "No licence is known for any of the text. Ask whoever owns it before you publish it, or "
-            "a model trained on it; sources.license names the licence of a source."
+            "No licence is known for any of the text. Ask whoever owns it before you publish it, "
+            "or a model trained on it; sources.license names the licence of a source."
         )
     parts = [
         f"{_percent(share)} of the tokens are {_VERDICTS[kind]}" for kind, share in shares.items()
@@ -92,7 +94,7 @@ def license_verdict(card: dict[str, Any]) -> str:
 
 
 def _percent(share: float) -> str:
-    """Never "0%" of something that is there, never "100%" of less than all."""
+    """A percentage that is "0%" or "100%" only if the share is exactly that."""
     if share >= 1:
         return "100%"
     return (
@@ -103,7 +105,7 @@ def _percent(share: float) -> str:
 
 
 def remarks(card: dict[str, Any]) -> list[str]:
-    """Sentences about what a reader should know first; none where all is well."""
+    """Warnings about the corpus that a reader should see first; empty if there are none."""
     said = [*_of_validation(card)]
     if damaged := (card.get("damaged") or {}).get("documents"):
         said.append(
@@ -120,7 +122,7 @@ def remarks(card: dict[str, Any]) -> list[str]:
 
 
 def _of_validation(card: dict[str, Any]) -> list[str]:
-    """What the held-out text cannot tell."""
+    """Warnings about the validation split."""
     held_out = card["splits"].get("validation", {})
     documents = sum(part["documents"] for part in held_out.values())
     if not documents:
@@ -142,7 +144,7 @@ def _of_validation(card: dict[str, Any]) -> list[str]:
 
 
 def told_missing(card: dict[str, Any]) -> str | None:
-    """A sentence about `missing_languages`; None where there are none."""
+    """A sentence about `missing_languages`; None if there are none."""
     missing = missing_languages(card)
     if not missing:
         return None
@@ -155,16 +157,17 @@ def told_missing(card: dict[str, Any]) -> str | None:
 
 
 def _some(names: list[str], what: str, most: int = 4) -> str:
-    """ "a, b, c and 5 other languages"."""
+    """A list of names in words, such as "a, b, c and 5 other languages"."""
     if len(names) <= most + 1:
         return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
     return f"{', '.join(names[:most])} and {len(names) - most} other {what}"
 
 
 def missing_languages(card: dict[str, Any]) -> dict[str, float]:
-    """Languages of training that validation has no text in -> share of training's tokens, 0 to 1.
+    """Language of the training split without validation text -> share of training tokens, 0 to 1.
 
-    Only those with a share that counts. Empty where the card, of an older version, does not say.
+    Only languages with at least `_NOTABLE` of the tokens are included. The result is empty for a
+    card of an older version, which does not contain languages by split.
     """
     split = card.get("split_languages") or {}
     trained, held_out = split.get("train", {}), split.get("validation", {})

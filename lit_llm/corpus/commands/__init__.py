@@ -1,1 +1,1 @@
-"""The verbs `lit_llm corpus ...` and `lit_llm tokenizer ...`."""
+"""The commands `lit_llm corpus ...` and `lit_llm tokenizer ...`."""

@@ -1,4 +1,4 @@
-"""The command line and YAML files of ``lit_llm corpus build``, as a `CorpusConfig`."""
+"""Parse the command line and YAML files of ``lit_llm corpus build`` into a `CorpusConfig`."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class _Parser(ArgumentParser):
 
 
 def parse_build(args: list[str]) -> tuple[CorpusConfig, Path]:
-    """The configuration and the output folder that arguments and their ``--config`` files name.
+    """(configuration, output folder) from arguments and their ``--config`` files.
 
     Raises:
-        UserError: a mistake in them, in one line.
+        UserError: a mistake in the arguments or files, explained in one line.
     """
     parser = _Parser(
         prog="lit_llm corpus build",
@@ -47,13 +47,14 @@ def parse_build(args: list[str]) -> tuple[CorpusConfig, Path]:
     parser.add_argument(
         "--text_field",
         metavar="NAME",
-        help="of --input: the field with the text in rows; default text, else content, body, document",
+        help="for --input: the field of a row that holds the text; default text, else content, "
+        "body, document",
     )
     parser.add_argument(
         "--exclude",
         action="append",
         metavar="GLOB",
-        help="of --input: files to leave out, by name or path; may be repeated",
+        help="for --input: files to leave out, by name or path; may be repeated",
     )
     parser.add_argument("--output", metavar="DIR", help="corpus folder to make")
     parser.add_class_arguments(CorpusConfig)
@@ -61,7 +62,8 @@ def parse_build(args: list[str]) -> tuple[CorpusConfig, Path]:
         given = dict(vars(parser.instantiate(parser.parse_args(_with_presets(args)))))
     except UserError:
         raise
-    except ValueError as error:  # a block's own, wrapped
+    # jsonargparse wraps the error that a block's constructor raised.
+    except ValueError as error:
         raise UserError(explain_mistake(str(error), known_keys())) from None
     given.pop("config")
     patterns, output = given.pop("input"), given.pop("output")
@@ -89,7 +91,7 @@ def parse_build(args: list[str]) -> tuple[CorpusConfig, Path]:
 
 
 def _with_presets(args: list[str]) -> list[str]:
-    """``args`` with the files that names of presets mean."""
+    """Replace names of presets after ``--config`` by the paths of their files."""
     found = list(args)
     for at, arg in enumerate(args):
         if arg == "--config":
@@ -102,7 +104,7 @@ def _with_presets(args: list[str]) -> list[str]:
 
 
 def known_keys() -> list[str]:
-    """Dotted keys, for the nearest to a mistyped one."""
+    """All dotted keys, to suggest the nearest one for a mistyped key."""
     keys = ["input", "output", *(f"sources.{field.name}" for field in dataclasses.fields(Source))]
     defaults: Any = CorpusConfig(sources=[])
     for field in dataclasses.fields(CorpusConfig):

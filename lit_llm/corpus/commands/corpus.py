@@ -1,4 +1,4 @@
-"""``lit_llm corpus build | report | explain | remove``."""
+"""The commands ``lit_llm corpus build | report | explain | remove``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from lit_llm.corpus.output.folder import Corpus
 
 _QUICKSTART_SEQ_LEN = 256
-# What the sources' messages call their settings -> what they are called here.
+# Error messages of the sources use the names of settings in the library. These tables replace them:
+# _TYPED by options of the command line, _IN_A_FILE by keys of the YAML file.
 _TYPED = {
     "data.sources": "--input",
     "data.text_field=": "--text_field ",
@@ -57,14 +58,14 @@ def corpus_main(args: list[str]) -> None:
 
 
 def build_main(args: list[str]) -> None:
-    """Build a corpus and print its folder."""
+    """Build a corpus; print its folder, and on standard error the next commands."""
     from lit_llm.corpus.build import build
     from lit_llm.corpus.commands.config_parser import parse_build
 
     typed = any(arg.partition("=")[0] == "--input" for arg in args)
     with settings_called(_TYPED if typed else _IN_A_FILE):
         corpus = build(*parse_build(args))
-    # The folder alone on standard output, for scripts.
+    # Standard output contains only the folder, for scripts.
     say(str(corpus.path))
     try:
         print(following(corpus), file=sys.stderr, flush=True)
@@ -73,10 +74,10 @@ def build_main(args: list[str]) -> None:
 
 
 def following(corpus: Corpus) -> str:
-    """The card and the next commands of a build; each works as it is printed."""
+    """The path of the card and the next commands after a build, ready to be copied."""
     folder = str(corpus.path)
     commands = [["tokenizer", "inspect", f"{folder}/tokenizer", "--corpus", folder]]
-    # Without a validation split, or with less text than a sample has, it trains nothing.
+    # Training fails without a validation split, or with less text than one training sequence.
     if corpus.validation_dirs and corpus.tokens("train") > _QUICKSTART_SEQ_LEN:
         commands.append(["fit", "--config", "pretrain/quickstart", "--data.corpus", folder])
     lines = ["  " + shlex.join(["lit_llm", *command]) for command in commands]
@@ -84,7 +85,7 @@ def following(corpus: Corpus) -> str:
 
 
 def report_main(args: list[str]) -> None:
-    """Write the page and the README.md again."""
+    """Write the data card's page and README.md again."""
     parser = _parser("report", "Write a corpus folder's datacard.html and README.md again.")
     folder = parser.parse_args(args).corpus
     from lit_llm.corpus.card.page import write_page
@@ -98,13 +99,13 @@ def report_main(args: list[str]) -> None:
 
 
 def explain_main(args: list[str]) -> None:
-    """Say what is known of a document."""
+    """Print what is known about a document."""
     parser = _parser(
-        "explain", "Where a document came from, what each step said of it, and where it is now."
+        "explain", "Where a document came from, what each step did with it, and where it is now."
     )
-    parser.add_argument("id", help="of the document, as in documents/ and dropped/")
+    parser.add_argument("id", help="id of the document, as in documents/ and dropped/")
     parser.add_argument(
-        "--json", action="store_true", help="a JSON array instead of lines for people"
+        "--json", action="store_true", help="print a JSON array instead of readable lines"
     )
     given = parser.parse_args(args)
     from lit_llm.corpus.commands.explain import explain, told
@@ -114,16 +115,22 @@ def explain_main(args: list[str]) -> None:
 
 
 def remove_main(args: list[str]) -> None:
-    """Take documents out."""
+    """Remove documents from a finished corpus."""
     parser = _parser(
         "remove",
-        "Take documents and their copies out of text files and shards; hashes of them are logged.",
+        "Remove documents and their copies from text files and shards, and log their hashes.",
     )
-    parser.add_argument("--ids", nargs="+", default=[], help="of documents")
-    parser.add_argument("--ids_file", type=Path, help="file with an id a line")
-    parser.add_argument("--domain", help="host, with all below it, or the domain tag of a source")
-    parser.add_argument("--matching", metavar="REGEX", help="found in the text (RE2 syntax)")
-    parser.add_argument("--reason", default="by request", help="for the log; name nobody here")
+    parser.add_argument("--ids", nargs="+", default=[], help="ids of documents")
+    parser.add_argument("--ids_file", type=Path, help="file with one id per line")
+    parser.add_argument(
+        "--domain", help="host (with its subdomains), or the domain tag of a source"
+    )
+    parser.add_argument(
+        "--matching", metavar="REGEX", help="pattern to find in the text (RE2 syntax)"
+    )
+    parser.add_argument(
+        "--reason", default="by request", help="reason for the log; do not name a person here"
+    )
     given = parser.parse_args(args)
     from lit_llm.corpus.commands.remove import Request, remove
 

@@ -1,4 +1,4 @@
-"""Where a document came from, what each step said of it, and where it is now."""
+"""Explain a document: where it came from, what each step did with it, and where it is now."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from lit_llm.errors import UserError
 
 
 def explain(folder: str | Path, name: str) -> list[dict[str, Any]]:
-    """What is known of the documents with an id: one, unless sources gave several the same.
+    """What is known about the documents with an id.
+
+    That is one document, unless sources gave several documents the same id.
 
     Returns:
-        For a kept document its row without the text, with "steps" (what each said), "file", "shard", "position" (of
-        its separator in the shard, in tokens) and "copies" (ids dropped for it). For a dropped one its row and "steps".
-        For a removed one "removed", the log's line.
+        For a kept document: its row without the text, with "steps" (the result of each), "file",
+        "shard", "position" (of its separator in the shard, in tokens) and "copies" (ids of its
+        dropped copies). For a dropped document: its row and "steps". For a removed document:
+        "removed", the line of the log.
 
     Raises:
         UserError: there is no such document.
@@ -41,6 +44,11 @@ def explain(folder: str | Path, name: str) -> list[dict[str, Any]]:
 
 
 def _kept(corpus: Corpus, name: str) -> Iterator[dict[str, Any]]:
+    """Rows of kept documents with the id, and their positions in the shards.
+
+    The shards of a split and source contain its documents in the order of the files. So a
+    document's position is the sum of the tokens of the documents before it.
+    """
     positions: dict[tuple[str, str], int] = {}
     for file in sorted((corpus.path / "documents").iterdir()):
         places = read_table(file, ["id", "split", "source", "tokens"])
@@ -67,6 +75,7 @@ def _kept(corpus: Corpus, name: str) -> Iterator[dict[str, Any]]:
 
 
 def _dropped(corpus: Corpus, name: str) -> Iterator[dict[str, Any]]:
+    """Rows of dropped documents with the id, with the steps up to the one that dropped each."""
     for file in sorted((corpus.path / "dropped").iterdir()):
         for row in read_table(file, rows=pc.field("id") == name).to_pylist():
             steps = {}
@@ -80,12 +89,13 @@ def _dropped(corpus: Corpus, name: str) -> Iterator[dict[str, Any]]:
 
 
 def _copies(corpus: Corpus, name: str) -> Iterator[str]:
+    """Ids of the documents that were dropped as copies of a kept one."""
     for file in (corpus.path / "dropped").iterdir():
         yield from read_table(file, ["id"], pc.field("duplicate_of") == name)["id"].to_pylist()
 
 
 def told(row: dict[str, Any]) -> str:
-    """A row of `explain` for people to read."""
+    """Format a row of `explain` as readable lines."""
     if "removed" in row:
         return f"{row['id']}: removed on {row['removed']['date']} ({row['removed']['reason']})"
     kept = "shard" in row

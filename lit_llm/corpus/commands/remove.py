@@ -1,8 +1,11 @@
-"""Taking documents out of a finished corpus: what a person, a publisher or a court asks for.
+"""Remove documents from a finished corpus, at the request of a person, a publisher or a court.
 
-Only the files and chunks that hold them are written again, all in one transaction. What is logged are hashes of id and
-text, by which a later build into the same folder leaves the document out, and never what it said. Documents with the
-same text go with them, and the beginnings of copies that were dropped.
+Only the files and chunks that contain the documents are written again, in one transaction.
+Documents with the same text are removed too, and so are the excerpts of copies that were dropped
+earlier.
+
+The log contains hashes of id and text, never the text. With these hashes, a later build into the
+same folder leaves the document out.
 """
 
 from __future__ import annotations
@@ -45,12 +48,12 @@ from lit_llm.io.locks import lock_folder
 
 @dataclass(frozen=True)
 class Request:
-    """Which documents go: those that any of these says.
+    """Which documents to remove: those that match any of the attributes.
 
     Attributes:
-        ids: documents' ids.
-        domain: a host with all below it, or the domain tag of a source.
-        matching: a regular expression (RE2 syntax) found in the text.
+        ids: ids of documents.
+        domain: a host (with its subdomains), or the domain tag of a source.
+        matching: a regular expression (RE2 syntax) to find in the text.
     """
 
     ids: frozenset[str] = frozenset()
@@ -73,7 +76,11 @@ class Request:
                 ) from None
 
     def finds(self, table: pa.Table, text: str) -> pa.Array:
-        """Boolean array, for a table with id, url, domain, and ``text`` if there is a pattern."""
+        """Boolean array: which rows of ``table`` match.
+
+        ``table`` has the columns id, url, domain, and the column named ``text`` if there is a
+        pattern.
+        """
         ids = [
             name in self.ids or name.removesuffix(TAIL) in self.ids
             for name in table["id"].to_pylist()
@@ -91,10 +98,12 @@ class Request:
         return found
 
     def columns(self, text: str) -> list[str]:
+        """The columns that `finds` reads, with ``text`` as the name of the text column."""
         return ["id", "url", "domain", *([text] if self.matching is not None else [])]
 
 
 def _below(url: str, domain: str) -> str | None:
+    """The host of a URL if it is the domain or a subdomain of it."""
     name = host(url)
     return name if name is not None and (name == domain or name.endswith(f".{domain}")) else None
 
@@ -105,11 +114,21 @@ def remove(
     reason: str = "by request",
     tell: Callable[[str], object] = lambda line: None,
 ) -> int:
-    """Take the documents out of text files and shards, log it and renew the data card; returns how many were there.
+    """Remove documents from text files and shards, log them and update the data card.
 
-    Examples and traces of such documents among the dropped ones go too, and so does what stages left in ``.work``.
-    Asking again finds nothing. A kill in the middle leaves the corpus as it was, or as it should be. ``tell`` gets a
-    line where a document that was asked for had been dropped as a near copy of one that stays.
+    Excerpts of these documents among the dropped ones are removed too, and so are the stages' files
+    in ``.work``. A second call finds nothing. If the process is killed, the corpus is either
+    unchanged or complete.
+
+    Args:
+        folder: the corpus folder.
+        request: which documents to remove.
+        reason: recorded in the log.
+        tell: gets a line about requested ids that do not exist, and about each requested document
+            that was dropped earlier as a near copy of a document that stays.
+
+    Returns:
+        The number of kept documents that were removed.
 
     Raises:
         UserError: no corpus folder, or no document for training would be left.
@@ -117,7 +136,9 @@ def remove(
     folder = Path(folder).expanduser().absolute()
     Corpus.load(folder)
     with lock_folder(folder):
-        finish(folder)  # of one that was killed since; loading would wait for our own lock
+        # Complete the transaction of a process that was killed since. `Corpus.load` would do so
+        # too, but it would wait for the lock that is held here.
+        finish(folder)
         card = Corpus.load(folder).datacard
         removal = _Removal(folder, request)
         removal.find()
@@ -135,7 +156,7 @@ def remove(
             tell(f"{name} was a near copy of {stays}, which stays; remove that too if it should go")
         if not removal.rows and not new:
             return 0
-        # First: it holds the texts, and a kill behind the transaction would leave them.
+        # Delete this first: it contains the texts, and a kill after the transaction would leave it.
         shutil.rmtree(folder / WORK, ignore_errors=True)
         gone: list[str] = []
         with transaction(folder, gone) as staged:
@@ -159,16 +180,18 @@ def remove(
 
 
 class _Removal:
-    """What of a corpus a request concerns.
+    """The parts of a corpus that a request affects.
 
     Attributes:
-        texts: id -> SHA-256 (hex) of its text, of kept and dropped documents that were asked for, or have the text of
-            one. Of those that were dropped before they had one: of the beginning that is shown, None without.
-        near: id of a document that was asked for and had been dropped -> of the one that it nearly is, and which stays.
-        rows: file of kept documents -> which of its rows go.
-        spans: (split, source) -> positions in the stream.
-        examples: file of dropped documents -> which of its rows lose their example.
-        count: kept documents that go.
+        texts: id -> SHA-256 (hex) of its text, for kept and dropped documents that were requested,
+            or that have the text of a requested one. For a document that was dropped before its
+            text was hashed, it is the SHA-256 of its stored excerpt, or None without an excerpt.
+        near: id of a requested document that was dropped as a near copy -> id of the document that
+            it is a copy of, and which stays.
+        rows: file of kept documents -> mask of the rows to remove.
+        spans: (split, source) -> ranges of token positions to remove.
+        examples: file of dropped documents -> mask of the rows whose excerpt is removed.
+        count: number of kept documents to remove.
     """
 
     def __init__(self, folder: Path, request: Request) -> None:
@@ -181,7 +204,7 @@ class _Removal:
         self.count = 0
 
     def find(self) -> None:
-        """Fill the attributes: what was asked for, then what has its text, kept or dropped."""
+        """Fill the attributes: first requested documents, then documents with the same text."""
         same, near = self._asked_for()
         hashes = {text for text in self.texts.values() if text is not None}
         for file in self._files("documents"):
@@ -199,7 +222,12 @@ class _Removal:
                 self.examples[file] = mask
 
     def _asked_for(self) -> tuple[set[str], dict[str, str]]:
-        """(ids of documents whose copies were asked for, ids of near copies asked for -> of what stays)."""
+        """Find the requested documents among kept and dropped ones.
+
+        Returns:
+            Ids of kept documents of which a dropped exact copy was requested; and, for requested
+            near copies, their id -> id of the kept document.
+        """
         same: set[str] = set()
         near: dict[str, str] = {}
         for file in self._files("documents"):
@@ -225,12 +253,13 @@ class _Removal:
 
     @staticmethod
     def _named(table: pa.Table, names: set[str], hashes: set[str]) -> pa.Array:
-        """Which rows have one of these ids, or a text of one of these hashes."""
+        """Mask of the rows with one of these ids, or with a text of one of these hashes."""
         ids = pa.array([name.removesuffix(TAIL) in names for name in table["id"].to_pylist()])
         same = pc.is_in(table["sha256"], pa.array(list(hashes), pa.string())).combine_chunks()
         return pc.or_(ids.cast(pa.bool_()), same)
 
     def _add(self, table: pa.Table, found: pa.Array) -> None:
+        """Add the rows of the mask ``found`` to ``texts``."""
         columns = [name for name in ("id", "sha256", "example") if name in table.column_names]
         for row in table.filter(found).select(columns).to_pylist():
             shown = row.get("example")
@@ -238,7 +267,10 @@ class _Removal:
             self.texts[row["id"].removesuffix(TAIL)] = text
 
     def _find_kept(self) -> None:
-        """Rows and positions in the shards of the kept documents that go."""
+        """Fill rows, spans and count for the kept documents to remove.
+
+        A document's position in the shards is the sum of the tokens before it in its stream.
+        """
         positions: dict[tuple[str, str], int] = {}
         hashes = {text for text in self.texts.values() if text is not None}
         for file in self._files("documents"):
@@ -260,7 +292,12 @@ class _Removal:
                 self.count += pc.sum(mask).as_py()
 
     def write(self, staged: Path, gone: list[str]) -> tuple[list[Path], list[Path]]:
-        """The new files; returns those of kept and of dropped documents as they will be."""
+        """Write the new files to ``staged``, and append the files to delete to ``gone``.
+
+        Returns:
+            All files of kept documents and all files of dropped documents of the new corpus; files
+            that do not change are those of the old corpus.
+        """
         for name in ("documents", "dropped"):
             (staged / name).mkdir()
         for file, mask in self.rows.items():
@@ -285,6 +322,7 @@ class _Removal:
 
     @staticmethod
     def _without_examples(file: Path, mask: pa.Array, target: Path) -> None:
+        """Write ``file`` to ``target`` without the excerpts in the rows of the mask."""
         table = read_table(file)
         names = set(table["id"].filter(mask).to_pylist())
         examples = pc.if_else(mask, pa.scalar(None, pa.string()), table["example"])
@@ -297,6 +335,7 @@ class _Removal:
 
 
 def _filtered(file: Path, keep: pa.ChunkedArray) -> Iterator[pa.Table]:
+    """The tables of a file, with the rows of the mask ``keep`` only."""
     start = 0
     for table in read_tables(file):
         yield table.filter(keep.slice(start, len(table)))

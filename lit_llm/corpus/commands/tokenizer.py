@@ -1,4 +1,4 @@
-"""``lit_llm tokenizer train | inspect``."""
+"""The commands ``lit_llm tokenizer train | inspect``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ lit_llm tokenizer COMMAND --help lists its keys."""
 _MEGABYTE = 1_000_000
 RANGES: dict[str, Range] = {"vocab_size": VOCAB_SIZE, "sample_mb": positive(1e6)}
 """Ranges of the commands' numbers."""
-# What the sources' messages call their settings -> what they are called here.
+# Names of settings in error messages of the sources -> options of these commands.
 _CALLED = {"data.sources": "--files", "data.text_field=": "--text_field "}
 
 
@@ -47,16 +47,17 @@ def train_main(args: list[str]) -> None:
     """Train a tokenizer, write its folder and print the folder's name."""
     parser = Parser(
         prog="lit_llm tokenizer train",
-        description="Train a byte-level BPE, as a Hugging Face tokenizer folder. The same text and settings give the "
-        "same bytes; those of a corpus' build give the tokenizer that it has.",
+        description="Train a byte-level BPE, as a Hugging Face tokenizer folder. The same text "
+        "and settings give the same bytes; those of a corpus' build give its own tokenizer.",
     )  # fmt: skip
     _add_text(
         parser,
         "the sample keeps the shares that sources have in its mixture, and leaves validation out",
     )
     parser.add_argument(
-        "--vocab_size", type=Number(int, RANGES["vocab_size"]), metavar="N", help="ids, bytes and "
-        "control tokens included; default: 32768, or fewer where the text supports no more",
+        "--vocab_size", type=Number(int, RANGES["vocab_size"]), metavar="N",
+        help="number of ids, including bytes and control tokens; default: 32768, or fewer if the "
+        "text does not support so many",
     )  # fmt: skip
     parser.add_argument(
         "--sample_mb",
@@ -118,8 +119,8 @@ def inspect_main(args: list[str]) -> None:
     """Print how tokenizers compress text."""
     parser = Parser(
         prog="lit_llm tokenizer inspect",
-        description="How well a tokenizer compresses text, by language, domain and source, beside other tokenizers, "
-        "and beside published figures where those are GPT-2's or Llama 3's.",
+        description="How well a tokenizer compresses text, by language, domain and source, beside "
+        "other tokenizers, and beside published figures of GPT-2's and Llama 3's tokenizers.",
     )  # fmt: skip
     parser.add_argument(
         "tokenizer", metavar="TOKENIZER", help="folder, tokenizer.json or .gguf file"
@@ -134,8 +135,9 @@ def inspect_main(args: list[str]) -> None:
         help="others to compare with",
     )
     parser.add_argument(
-        "--split", choices=["train", "validation"], help="of the corpus; default: validation if it has one, which no "
-        "tokenizer was trained on",
+        "--split", choices=["train", "validation"],
+        help="split of the corpus; default: validation if it has one, because no tokenizer was "
+        "trained on it",
     )  # fmt: skip
     parser.add_argument(
         "--sample_mb",
@@ -164,14 +166,15 @@ def inspect_main(args: list[str]) -> None:
 
 
 def inspect(paths: list[str], sample: Sample) -> dict[str, Any]:
-    """How the tokenizers of ``paths`` compress a sample, as plain values; the keys are those of ``--json``.
+    """Measure how the tokenizers of ``paths`` compress a sample.
 
     Returns:
-        "text", what it was; "tokenizers": name -> path, published_as (the name of a tokenizer with published figures,
-        or None) and those figures; and what `Compression.report` says.
+        Plain values with the keys of ``--json``. "text": the name of the sample. "tokenizers": name
+        -> path, published_as (the name under which figures are published, or None) and published
+        (those figures). Further keys are those of `Compression.report`.
 
     Raises:
-        UserError: a tokenizer that does not load, or a sample so small that no document is in it.
+        UserError: a tokenizer cannot be loaded, or the sample is so small that it has no document.
     """
     from lit_llm.corpus.tokenizers.compression import Compression
     from lit_llm.corpus.tokenizers.published import published, recognised
@@ -205,19 +208,21 @@ def _add_text(parser: Parser, of_corpus: str) -> None:
         "--corpus", type=Path, metavar="DIR", help=f"built corpus folder; {of_corpus}"
     )
     parser.add_argument(
-        "--files", nargs="+", action="extend", default=[], metavar="GLOB", help="or files, as they are: text, HTML, "
-        "JSONL, parquet, WARC; paths, folders, globs or URLs",
+        "--files", nargs="+", action="extend", default=[], metavar="GLOB",
+        help="or files, without cleaning: text, HTML, JSONL, parquet, WARC; paths, folders, globs "
+        "or URLs",
     )  # fmt: skip
     parser.add_argument(
         "--text_field",
         default="text",
         metavar="NAME",
-        help="of --files: the field with the text in rows; default text, else content, body, document",
+        help="for --files: the field of a row that holds the text; default text, else content, "
+        "body, document",
     )
 
 
 def _sample_bytes(given: argparse.Namespace) -> int:
-    """Of the sample, after a look at what else was said of the text."""
+    """Bytes of the sample, after a check of the options that choose the text."""
     if given.corpus is None and not given.files:
         raise UserError("--corpus: missing; name a corpus folder, or files by --files")
     if given.corpus is not None and given.files:
@@ -233,7 +238,7 @@ def _texts(sample: Sample) -> Iterator[str]:
 
 
 def _shown(sample: Sample, stage: str) -> Iterator[Any]:
-    """The sample's tables, with a bar."""
+    """The sample's tables, with a progress bar."""
     from lit_llm.corpus.progress import Progress
 
     with Progress(True, "tokenizer").stage(stage, sample.bytes) as advance:
@@ -243,7 +248,7 @@ def _shown(sample: Sample, stage: str) -> Iterator[Any]:
 
 
 def _names(paths: list[str]) -> dict[str, str]:
-    """A name for each tokenizer, from the end of its path: that of its folder or file, with a number where taken."""
+    """Name of each tokenizer -> path. A name is that of the folder or file, numbered if taken."""
     names: dict[str, str] = {}
     for given in paths:
         path = Path(given)

@@ -1,1 +1,1 @@
-"""Exact duplicates, near duplicates and documents that contain evaluation texts."""
+"""Removal of exact duplicates, near duplicates and documents that contain evaluation texts."""

@@ -1,10 +1,15 @@
-"""Documents that hold parts of evaluation texts: a model that has read them is not measured by them.
+"""Decontamination: find documents that contain parts of evaluation texts.
 
-A document is contaminated when it shares ``ngram`` words in a row with an evaluation text, 13 as in GPT-3
-(arXiv:2005.14165, appendix C), in lower case and without punctuation. Of texts that are shorter, all words in a row
-count if they are ``shortest`` or more: fewer are found anywhere. In scripts without spaces between
-words, two letters count as a word, four in Thai and its like. (Ratios of overlapping 8-grams, as Llama 3 and Tülu 3
-take them, grade evaluation items after training; what is asked here is which documents to leave out.)
+A benchmark does not measure a model that was trained on its texts.
+
+A document is contaminated if it shares an n-gram of ``ngram`` words with an evaluation text, in
+lower case and without punctuation. The default of 13 words is that of GPT-3 (arXiv:2005.14165,
+appendix C). If an evaluation text is shorter, the whole text is one n-gram, as long as it has at
+least ``shortest`` words. Shorter texts are ignored, because they occur anywhere. In scripts without
+spaces between words, two letters count as a word; in Thai and similar scripts, four.
+
+Llama 3 and Tülu 3 use ratios of overlapping 8-grams. Those grade evaluation items after training.
+Here the question is which documents to leave out.
 """
 
 from __future__ import annotations
@@ -27,21 +32,24 @@ from lit_llm.corpus.reading.rows import json_rows
 from lit_llm.errors import UserError
 
 LETTERS_A_WORD = 2
-"""In Chinese and Japanese: running Chinese has about 1.6 letters a word, Japanese 2."""
+"""For Chinese and Japanese. Running Chinese has about 1.6 letters per word, Japanese 2."""
 MARKED_LETTERS_A_WORD = 4
-"""In Thai, Lao, Burmese and Khmer, vowel signs counted."""
+"""For Thai, Lao, Burmese and Khmer, including vowel signs."""
 _MARKED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 
 
 @dataclass(frozen=True)
 class Decontaminate(Block):
-    """Drops documents that share words with evaluation texts; "contaminated_by" names the first set of texts that does.
+    """Drop documents that share an n-gram with evaluation texts.
+
+    "contaminated_by" names the set of evaluation texts that the document's first such n-gram
+    belongs to.
 
     Attributes:
-        names: of the sets of evaluation texts.
-        lengths: [k] int64, the n-grams' lengths in words, ascending.
-        hashes: for each length, sorted uint64.
-        owners: for each hash, the number of its set in ``names``.
+        names: the names of the sets of evaluation texts.
+        lengths: [k] int64, ascending: the lengths of the n-grams in words.
+        hashes: for each length, the sorted hashes of its n-grams, uint64.
+        owners: for each hash, the index of its set in ``names``.
     """
 
     name = "decontaminate"
@@ -57,20 +65,23 @@ class Decontaminate(Block):
         ngram: int = 13,
         shortest: int = 8,
     ) -> Decontaminate:
-        """From evaluation texts, by the name of the task (or file) that they are of.
+        """Build the block from evaluation texts; the keys are names of tasks or files.
 
-        A task's texts are best given one by question and one by answer: words in a row that come from both are in no
-        document that holds them otherwise.
+        Questions and answers of a task should be separate texts. An n-gram that spans a question
+        and its answer would miss a document that contains only one of them, or both apart.
 
         Raises:
-            UserError: no text has ``shortest`` words; ``shortest`` <= ``ngram`` <= 63 does not hold.
+            UserError: no text has ``shortest`` words; ``shortest`` <= ``ngram`` <= 63 does not
+                hold.
         """
         if not 1 <= shortest <= ngram <= LONGEST_NGRAM:
             raise UserError(
-                f"decontaminate: 1 <= shortest <= ngram <= {LONGEST_NGRAM} does not hold for {shortest}, {ngram}"
+                f"decontaminate: 1 <= shortest <= ngram <= {LONGEST_NGRAM} does not hold for "
+                f"{shortest}, {ngram}"
             )
         found: dict[int, list[tuple[np.ndarray, int]]] = {}
         for number, given in enumerate(evaluations.values()):
+            # In unspaced scripts the kernels count each letter as a word.
             for written, letters in _by_script(texts(given)):
                 words = min(letters * ngram, LONGEST_NGRAM), min(letters * shortest, LONGEST_NGRAM)
                 lengths, hashes = ngram_hashes(*buffers(written), fold_table(), *words)
@@ -78,7 +89,8 @@ class Decontaminate(Block):
                     found.setdefault(int(length), []).append((hashes[lengths == length], number))
         if not found:
             raise UserError(
-                f"decontaminate: no evaluation text has {shortest} words; give longer ones or a lower bound"
+                f"decontaminate: no evaluation text has {shortest} words; give longer ones or a "
+                f"lower bound"
             )
         hashes_by_length, owners_by_length = [], []
         for _, parts in sorted(found.items()):
@@ -116,18 +128,22 @@ class Decontaminate(Block):
         return table.set_column(table.schema.get_field_index("dropped"), "dropped", dropped)
 
     def contaminated(self, given: Texts) -> list[str | None]:
-        """For each text of a list the name of what it is contaminated by, None where it is clean."""
+        """For each text, the name of the set that it is contaminated by, None if it is clean."""
         return self.apply(documents(given))["contaminated_by"].to_pylist()
 
 
 def _by_script(given: pa.LargeStringArray) -> list[tuple[pa.Array, int]]:
-    """(texts, what counts as a word of them in letters): where spaces part most words, that is 1 for a whole word."""
+    """Group texts by script: [(texts, letters that count as a word)].
+
+    The number is 1 for texts with spaces between most words: there, words are counted.
+    """
 
     def count(pattern: str) -> pa.Array:
         return pc.count_substring_regex(given, pattern)
 
     letters, marked = count(f"[{UNSPACED}]"), count(f"[{_MARKED}]")
-    # A name in Chinese among English words has more letters than they are words.
+    # A text is unspaced if it has more letters of unspaced scripts than words of other scripts. So
+    # a Chinese name in an English text does not change its group.
     words = pc.count_substring_regex(
         pc.replace_substring_regex(given, f"[{UNSPACED}]", " "), r"[\pL\pN]+"
     )
@@ -143,9 +159,10 @@ def _by_script(given: pa.LargeStringArray) -> list[tuple[pa.Array, int]]:
 def evaluation_texts(
     paths: Sequence[str | Path], fields: Sequence[str] | None = None
 ) -> dict[str, list[str]]:
-    """The strings in rows of JSONL files, by the file's stem; ``fields`` names the ones to take, None takes all.
+    """The strings in the rows of JSONL files, by the file's stem.
 
-    Strings inside lists and objects count as well (choices, turns of a conversation).
+    ``fields`` names the fields to read; None reads all. Strings inside lists and objects are read
+    too (choices, turns of a conversation).
 
     Raises:
         UserError: a file is not readable, has a broken line, or no string in such a field.
@@ -167,6 +184,7 @@ def evaluation_texts(
 
 
 def _strings(value: Any) -> list[str]:
+    """All strings in a JSON value, at any depth."""
     if isinstance(value, str):
         return [value]
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()

@@ -1,13 +1,16 @@
-"""Exact and near duplicates: signatures batch by batch, one decision over all of them, then drops batch by batch.
+"""Exact and near deduplication in three steps: sign each batch, decide once, drop in each batch.
 
     dedup = Dedup()
-    signatures = [dedup.sign(table) for table in tables]  # in any order, on any machine, in parallel
+    # In any order, on any machine, in parallel:
+    signatures = [dedup.sign(table) for table in tables]
     drop = DropDuplicates(dedup.decide(signatures))
     cleaned = [drop(table) for table in tables]
 
-Of copies the one lowest by (rank, id) is kept, so the result depends on the documents alone. Or, in one line, for texts
-at hand: `near_duplicates`. Signatures are small tables that can be kept: those of a corpus that is already there, given
-beside the new ones with a lower rank, keep its copies out.
+Among copies, the one lowest by (rank, id) is kept. So the result depends on the documents alone.
+For a list of texts, `near_duplicates` does all three steps in one call.
+
+Signatures are small tables that can be stored. Give the signatures of an existing corpus, with a
+lower rank, beside the new ones: then new copies of its documents are dropped.
 """
 
 from __future__ import annotations
@@ -43,17 +46,21 @@ _BATCH = 1000  # texts signed at a time by `near_duplicates`
 class Dedup:
     """Settings of deduplication.
 
-    FineWeb (arXiv:2406.17557) takes 112 hashes of 5-grams as 14 bands of 8 rows, which finds a copy with 5% of its
-    words edited (similarity 0.63) with probability 0.30, and drops whatever chains to another. The same 112 hashes as
-    28 bands of 4 rows find it with 0.99; what they find beside it costs a comparison and is dropped only above
-    ``threshold``. Lee et al. (arXiv:2107.06499) take 9000 hashes of 5-grams (450 bands of 20) and an edit distance.
+    FineWeb (arXiv:2406.17557) uses 112 hashes of 5-grams as 14 bands of 8 rows. This finds a copy
+    with 5% of its words edited (similarity 0.63) with probability 0.30. It drops every document
+    that is connected to another by a chain of such pairs.
+
+    Here the same 112 hashes form 28 bands of 4 rows, which find that copy with probability 0.99.
+    Additional pairs that they find cost a comparison, and are dropped only above ``threshold``. Lee
+    et al. (arXiv:2107.06499) use 9000 hashes of 5-grams (450 bands of 20) and an edit distance.
 
     Attributes:
-        threshold: estimated Jaccard similarity of word n-grams from which a document is dropped, in (0, 1]; its
-            standard error is at most 0.5 / sqrt(bands * rows), 0.047. None: exact copies alone.
-        normalize: exact copies may differ in case and whitespace.
+        threshold: minimum estimated Jaccard similarity of word n-grams at which a document is
+            dropped, in (0, 1]. The standard error of the estimate is at most
+            0.5 / sqrt(bands * rows), 0.047. None: only exact copies are dropped.
+        normalize: whether exact copies may differ in case and whitespace.
         ngram: words in an n-gram.
-        bands, rows: entries of a sketch; two bytes each.
+        bands, rows: a sketch has bands * rows entries of two bytes each.
     """
 
     threshold: float | None = 0.6
@@ -66,11 +73,12 @@ class Dedup:
         check_section(self, "dedup")
 
     def sign(self, table: pa.Table) -> pa.Table:
-        """Signatures of the documents that are still kept; a batch's do not depend on any other.
+        """Signatures of the documents that are not dropped yet, independent of other batches.
 
         Returns:
-            "id" string, "rank" int32 (0 where the table has none), "digest" binary(16), "sketch" binary(2 * bands *
-            rows), empty without ``threshold``: 240 bytes a document and its id.
+            "id" string, "rank" int32 (0 if the table has none), "digest" binary(16), "sketch"
+            binary(2 * bands * rows), empty without ``threshold``: 240 bytes per document, and its
+            id.
         """
         kept = table.filter(pc.is_null(table["dropped"]))
         text = texts(kept["text"])
@@ -85,7 +93,8 @@ class Dedup:
             sketch = sketches(text, self.ngram, self.bands * self.rows)
         return pa.table({
             "id": kept["id"].cast(pa.string()), "rank": rank,
-            "digest": _binary(digests(text, self.normalize), BYTES), "sketch": _binary(sketch, 2 * sketch.shape[1]),
+            "digest": _binary(digests(text, self.normalize), BYTES),
+            "sketch": _binary(sketch, 2 * sketch.shape[1]),
         })  # fmt: skip
 
     def decide(
@@ -94,20 +103,22 @@ class Dedup:
         memory_limit: int = 4_000_000_000,
         folder: str | Path | None = None,
     ) -> pa.Table:
-        """Which documents are dropped, and for which kept one.
+        """Decide which documents are dropped, and which kept document each is a copy of.
 
-        Holds ``memory_limit`` bytes of signatures and as much to sort them (or the largest set of documents that chain,
-        1.6 kB each), 32 bytes a document and the result; further signatures lie in files, 270 bytes and the id each.
-        The limit does not change the result.
+        Memory: ``memory_limit`` bytes of signatures, as much again to sort them (or 1.6 kB for each
+        document of the largest connected component), 32 bytes per document, and the result. Further
+        signatures are written to files, with 270 bytes and the id for each. The limit does not
+        change the result.
 
         Args:
-            signatures: from `sign`, all with these settings; read once.
-            memory_limit: bytes.
-            folder: where the files are kept meanwhile; None: the system's folder for temporary files.
+            signatures: from `sign`, all with these settings; iterated once.
+            memory_limit: in bytes.
+            folder: folder for the temporary files; None: the system's folder for temporary files.
 
         Returns:
-            Sorted by "id": "id" large_string, "duplicate_of" and "dropped" (the reason) string. A document that is a
-            copy of one that is itself dropped counts as a near duplicate of the kept one.
+            Sorted by "id": "id" large_string, "duplicate_of" and "dropped" (the reason) string. If
+            a document is a copy of a dropped document, it counts as a near duplicate of the kept
+            one.
 
         Raises:
             UserError: two documents have one id; signatures of other settings.
@@ -120,14 +131,15 @@ class Dedup:
             )
             self._check_ids(columns, memory_limit)
             parent = components([columns.digest, *columns.bands], memory_limit)
-            # What `kept_copies` holds of a document: a sketch twice, and five words of 8 bytes a band.
+            # Memory of `kept_copies` per document: a sketch twice, and five words of 8 bytes per
+            # band.
             most = max(1, memory_limit // ((bands + 1) * (4 * self.rows + 40)))
             for rows in component_chunks(parent, most):
                 verdicts.append(self._decide_some(columns, np.sort(rows)))
         return pa.concat_tables([_VERDICTS.empty_table(), *verdicts]).sort_by("id").combine_chunks()
 
     def _decide_some(self, columns: SignatureColumns, rows: np.ndarray) -> pa.Table:
-        """Of whole components, ``rows`` ascending."""
+        """The verdicts of ``rows``, which are ascending and consist of whole components."""
         named = columns.ids(rows)
         order = pc.sort_indices(named, [("rank", "ascending"), ("id", "ascending")])
         rows, ids = rows[order.to_numpy()], named["id"].take(order)
@@ -142,7 +154,7 @@ class Dedup:
 
     @staticmethod
     def _check_ids(columns: SignatureColumns, memory_limit: int) -> None:
-        """Documents are dropped by id, so a second one of the same id would go too."""
+        """Refuse equal ids: documents are dropped by id, so both documents would be dropped."""
         lowest = components([columns.id_digest], memory_limit)
         again = np.flatnonzero(lowest != np.arange(len(columns)))
         if len(again):
@@ -154,10 +166,10 @@ class Dedup:
 
 @dataclass(frozen=True)
 class DropDuplicates(Block):
-    """Drops what `Dedup.decide` said, by id; "duplicate_of" names the kept document.
+    """Drop the documents that `Dedup.decide` chose, by id; "duplicate_of" names the kept document.
 
     Attributes:
-        verdicts: as `Dedup.decide` returns them.
+        verdicts: the result of `Dedup.decide`.
     """
 
     name = "dedup"
@@ -176,7 +188,9 @@ class DropDuplicates(Block):
 
 
 def near_duplicates(given: Texts, threshold: float = 0.6) -> list[int | None]:
-    """For each text the index of the earlier one that it is a copy of, exact or near; None where it is kept.
+    """For each text, the index of the earlier text that it is a copy of; None if it is kept.
+
+    Both exact and near copies are found.
 
     >>> near_duplicates(["the same words", "other words", "The same  words"])
     [None, None, 0]
@@ -185,7 +199,10 @@ def near_duplicates(given: Texts, threshold: float = 0.6) -> list[int | None]:
 
 
 def exact_duplicates(given: Texts, normalize: bool = True) -> list[int | None]:
-    """For each text the index of the first that equals it but for case and whitespace; None for the first itself."""
+    """For each text, the index of the first text that equals it; None for the first itself.
+
+    With ``normalize``, case and whitespace are ignored.
+    """
     return _copies(Dedup(None, normalize), given)
 
 
@@ -202,7 +219,7 @@ def _copies(dedup: Dedup, given: Texts) -> list[int | None]:
 
 
 def _binary(rows: np.ndarray, width: int) -> pa.FixedSizeBinaryArray:
-    """A row's bytes, ``width`` of them, a value."""
+    """One binary value per row: the ``width`` bytes of the row."""
     return pa.FixedSizeBinaryArray.from_buffers(
         pa.binary(width), len(rows), [None, pa.py_buffer(np.ascontiguousarray(rows))]
     )

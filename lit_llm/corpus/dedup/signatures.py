@@ -1,4 +1,4 @@
-"""Signatures of a whole corpus by column: in memory while they are few, in mapped files above a limit."""
+"""Columns of all signatures of a corpus: in memory, or in memory-mapped files above a limit."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ class SignatureColumns:
     """Gathers signature tables; afterwards the attributes are arrays over all rows.
 
     Attributes:
-        id_digest, digest: [n, 2] uint64, of the id and of the text.
-        bands: for each band [n, rows] uint16; a file a band, so that a pass over one reads nothing of the others.
+        id_digest, digest: [n, 2] uint64, the digests of the id and of the text.
+        bands: for each band [n, rows] uint16. Each band has its own file, so that a pass over one
+            band does not read the others.
     """
 
     def __init__(self, bands: int, rows: int, memory_limit: int, folder: Path) -> None:
-        """Rows beyond ``memory_limit`` bytes go to files in ``folder``."""
+        """Rows beyond ``memory_limit`` bytes are written to files in ``folder``."""
         self._shapes = [(np.dtype(np.uint64), 2)] * 2 + [(np.dtype(np.uint16), rows)] * bands
         self._width = 2 * bands * rows
         self._memory_limit = memory_limit
@@ -30,14 +31,14 @@ class SignatureColumns:
         self._held: list[list[np.ndarray]] = []
         self._held_bytes = 0
         self._ids: list[pa.RecordBatch] = []
-        self._starts = [0]  # of the batches of ids, and the end of the last
+        self._starts = [0]  # first row of each batch of ids, and the end of the last batch
         self._writer: pa.ipc.RecordBatchFileWriter | None = None
 
     @classmethod
     def gather(
         cls, tables: Iterable[pa.Table], bands: int, rows: int, memory_limit: int, folder: Path
     ) -> SignatureColumns:
-        """All of ``tables``: as ``Dedup.sign`` makes them.
+        """Gather all of ``tables``, which come from ``Dedup.sign``.
 
         Raises:
             UserError: a sketch was made with other bands or rows.
@@ -53,7 +54,7 @@ class SignatureColumns:
         return self._starts[-1]
 
     def ids(self, rows: np.ndarray) -> pa.Table:
-        """Columns "id" and "rank" of rows, which must ascend."""
+        """Columns "id" and "rank" of ``rows``, which must be ascending."""
         edges = np.searchsorted(rows, self._starts)
         parts = [
             batch.take(pa.array(rows[start:end] - offset))
@@ -68,8 +69,8 @@ class SignatureColumns:
         sketch = batch["sketch"]
         if sketch.type.byte_width != self._width:
             raise UserError(
-                f"dedup: signatures of {sketch.type.byte_width // 2} entries where bands x rows is {self._width // 2}; "
-                "sign all documents with the same settings"
+                f"dedup: signatures of {sketch.type.byte_width // 2} entries where bands x rows "
+                f"is {self._width // 2}; sign all documents with the same settings"
             )
         n = len(batch)
         entries = (
@@ -94,6 +95,7 @@ class SignatureColumns:
             self._spill()
 
     def _spill(self) -> None:
+        """Append all columns held in memory to their files."""
         for number, arrays in enumerate(zip(*self._held, strict=True)):
             with (self._folder / f"{number}.bin").open("ab") as file:
                 for array in arrays:
@@ -105,6 +107,7 @@ class SignatureColumns:
         self._held, self._held_bytes, self._ids = [], 0, []
 
     def _finish(self) -> None:
+        """Make the columns: concatenated in memory, or mapped from the files."""
         if self._writer is None:
             arrays = [
                 np.concatenate(parts) if parts else np.empty((0, width), dtype)
@@ -128,7 +131,7 @@ class SignatureColumns:
 
 
 def _fixed(column: pa.FixedSizeBinaryArray) -> np.ndarray:
-    """Its bytes, uint8."""
+    """The bytes of a column, uint8, without a copy."""
     width = column.type.byte_width
     data = np.frombuffer(column.buffers()[1] or b"", np.uint8)
     return data[column.offset * width : (column.offset + len(column)) * width]

@@ -1,5 +1,5 @@
-"""Everything that numba compiles: text as code points, the papers' rules, hashes, near duplicates.
+"""Functions compiled by numba: code points, quality rules, hashes, near-duplicate detection.
 
-Compiled kernels are cached under a digest of all files in this folder. So a kernel imports nothing
-of `corpus/` from outside this folder.
+The cache of compiled kernels is keyed by a digest of all files in this folder. Therefore a kernel
+must not import anything from `corpus/` outside this folder.
 """

@@ -1,5 +1,8 @@
-"""C4's rules (Raffel et al. 2020, arXiv 1910.10683, section 2.2, and tensorflow_datasets' c4_utils.py) as a kernel:
-lines are dropped from documents, and documents for what is in their lines."""
+"""Kernel of C4's cleaning rules: they drop lines from documents, and whole documents.
+
+The rules are from Raffel et al. 2020, arXiv 1910.10683, section 2.2, and from
+tensorflow_datasets' c4_utils.py.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,12 @@ POLICY = (
 )
 _BRACE, _OPEN, _CLOSE = map(ord, "{[]")
 _ENDS = tuple(map(ord, ".?!\"'"))
-_KELVIN = 0x212A  # the only character whose small letter is an ASCII letter of the phrases
+# The Kelvin sign: the only non-ASCII character whose lower case is an ASCII letter of the phrases.
+_KELVIN = 0x212A
 
 
 def phrases(*texts: str) -> tuple[np.ndarray, np.ndarray]:
-    """ASCII texts in small letters, one after the other as int32, and the offsets (int64) of each."""
+    """Concatenate lower-case ASCII texts: their code points (int32) and their offsets (int64)."""
     offsets = np.cumsum([0, *map(len, texts)], dtype=np.int64)
     return np.array([ord(character) for character in "".join(texts)], np.int32), offsets
 
@@ -36,6 +40,7 @@ MENTIONED = phrases("lorem ipsum", "javascript", *POLICY)
 
 @kernel
 def _small(point: int) -> int:
+    """The lower case of a code point, for the ASCII letters that the phrases consist of."""
     if ord("A") <= point <= ord("Z"):
         return point | 0x20
     return ord("k") if point == _KELVIN else point
@@ -45,7 +50,7 @@ def _small(point: int) -> int:
 def _mentioned(
     points: np.ndarray, begin: int, end: int, letters: np.ndarray, bounds: np.ndarray
 ) -> int:
-    """Which phrases are in the line, in capitals or not: phrase p is bit p."""
+    """Bit set of the phrases that occur in the line, ignoring case: bit p stands for phrase p."""
     found = 0
     for i in range(begin, end):
         first = _small(points[i])
@@ -62,13 +67,18 @@ def _mentioned(
 
 @kernel
 def _copy_without_citations(
-    points: np.ndarray, begin: int, end: int, characters: np.ndarray, letters: np.ndarray, bounds: np.ndarray,
-    line: np.ndarray, at: int,
+    points: np.ndarray, begin: int, end: int, characters: np.ndarray,
+    letters: np.ndarray, bounds: np.ndarray, line: np.ndarray, at: int,
 ) -> int:  # fmt: skip
-    """Write the line to ``line[at:]`` without ``[12]``, ``[]`` and the marks; where it ends."""
+    """Write the line to ``line[at:]`` without citations; returns where it ends there.
+
+    Citations are ``[12]``, ``[]`` and the `MARKS`.
+    """
     i = begin
     while i < end:
         if points[i] == _OPEN:
+            # A citation is "[", any number of digits, "]"; or "[" followed by one of the marks,
+            # which hold their own "]". `close` is the position of the last character to skip.
             close = i + 1
             while close < end and characters[points[close]] & DECIMAL:
                 close += 1
@@ -93,7 +103,7 @@ def _copy_without_citations(
 def _white_words(
     points: np.ndarray, begin: int, end: int, characters: np.ndarray
 ) -> tuple[int, int]:
-    """(words between white space, characters of the longest)."""
+    """(number of words separated by whitespace, characters of the longest word)."""
     count, most, size = 0, 0, 0
     for i in range(begin, end):
         if characters[points[i]] & SPACE:
@@ -107,28 +117,34 @@ def _white_words(
 
 @kernel
 def _ends_well(points: np.ndarray, begin: int, end: int) -> bool:
+    """Whether the line ends with terminal punctuation or a quote, but not with an ellipsis."""
     last = points[end - 1] if begin < end else _OPEN
     return last in _ENDS and not ends_in_dots(points, begin, end)
 
 
 @kernel
 def clean_c4(
-    data: np.ndarray, offsets: np.ndarray, characters: np.ndarray, switches: tuple[bool, ...], limits: np.ndarray,
+    data: np.ndarray, offsets: np.ndarray, characters: np.ndarray,
+    switches: tuple[bool, ...], limits: np.ndarray,
     marks: tuple[np.ndarray, np.ndarray], mentions: tuple[np.ndarray, np.ndarray],
     kept: np.ndarray, kept_offsets: np.ndarray, verdicts: np.ndarray,
 ) -> None:  # fmt: skip
-    """Write each document without the lines that the rules drop, dropped documents unchanged, and which rule drops it.
+    """Remove the lines that C4's rules drop, and record which rule drops a whole document.
+
+    A dropped document is written to the output unchanged.
 
     Args:
         data, offsets: the documents, see `utf8.buffers`.
         characters: `characters.character_table`.
-        switches: remove citations, then drop lines without a full stop or the like at the end, documents with
-            "lorem ipsum", lines with "javascript", documents with a curly bracket, lines with a phrase of `POLICY`.
-        limits: float64 (3,): least sentences of a document, least words of a line, most characters of a word.
+        switches: six switches, in this order: remove citations; drop lines without terminal
+            punctuation; drop documents with "lorem ipsum"; drop lines with "javascript"; drop
+            documents with a curly bracket; drop lines with a phrase of `POLICY`.
+        limits: float64 (3,): minimum sentences of a document, minimum words of a line, maximum
+            characters of a word.
         marks, mentions: `MARKS`, `MENTIONED`.
-        kept: uint8, as long as the documents are together, filled.
-        kept_offsets: int64 (documents + 1,), filled.
-        verdicts: uint8 (documents,), filled: 0 kept, 1 to 3 as in `filters.C4Quality.rules`.
+        kept: output, uint8, as long as all documents together.
+        kept_offsets: output, int64 (documents + 1,).
+        verdicts: output, uint8 (documents,): 0 kept, 1 to 3 as in `filters.C4Quality.rules`.
     """
     room = longest(offsets)
     points, text = np.empty(room, np.int32), np.empty(room + 1, np.int32)
@@ -137,6 +153,9 @@ def clean_c4(
     out = 0
     kept_offsets[0] = 0
     for document in range(len(verdicts)):
+        # The kept lines of the document are collected in `text[:at]`. Each line is written behind
+        # them first; `at` moves forward only when the line passes all rules, so that the next
+        # line overwrites a dropped one. `found` counts the sentences of the kept lines.
         size = decode(data, offsets[document], offsets[document + 1], points)
         verdict, found, at, following = 0, 0, 0, 0
         while following < size and not verdict:
@@ -157,6 +176,7 @@ def clean_c4(
                     last += 1
             if (terminal and not _ends_well(text, at, last)) or words < limits[1]:
                 continue
+            # Bit 0 is "lorem ipsum", bit 1 "javascript", the higher bits are `POLICY`.
             said = _mentioned(text, at, last, mentions[0], mentions[1])
             if lorem_ipsum and said & 1:
                 verdict = 1

@@ -1,4 +1,4 @@
-"""Digests by which exact copies are found: of a text's bytes, or of the text without case and breaks of lines."""
+"""Digests that identify exact copies, with or without regard to case and spacing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ BYTES = 16
 def digests(text: pa.LargeStringArray, normalize: bool) -> np.ndarray:
     """[len(text), 2] uint64: the first 128 bits of each text's SHA-256.
 
-    With ``normalize`` of the lowercased text, its runs of whitespace (and NULs) one space, none at its ends.
+    With ``normalize``, the text is lowercased first, runs of whitespace (and NULs) become one space
+    and whitespace at both ends is removed.
     """
     data, offsets = buffers(text)
     if normalize:
@@ -31,9 +32,9 @@ def digests(text: pa.LargeStringArray, normalize: bool) -> np.ndarray:
 
 @cache
 def _lower_table() -> np.ndarray:
-    """[POINTS] int32: a code point's lower case where that is one code point, 0 for whitespace."""
+    """[POINTS] int32: a code point's lower case if that is one code point, 0 for whitespace."""
     table = np.arange(POINTS, dtype=np.int32)
-    for code in range(0x20000):  # no script above has cases
+    for code in range(0x20000):  # no script above has upper and lower case
         char = chr(code)
         if char.isspace():
             table[code] = 0
@@ -46,9 +47,15 @@ def _lower_table() -> np.ndarray:
 def _normalized(
     data: np.ndarray, offsets: np.ndarray, lowered: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
+    """(data, offsets) of the texts in lower case and with single spaces.
+
+    Each text is rewritten in place in ``points``. That is safe because the normalized text never
+    has more code points than were read so far. A space is written only before the next character
+    that is kept, so none remains at the end.
+    """
     texts = len(offsets) - 1
     points = np.empty(longest(offsets), np.int32)
-    # Lower case can take half as much again (U+023A: two bytes, its lower case three).
+    # Lower case can need 1.5 times as many bytes (U+023A takes two bytes, its lower case three).
     out = np.empty((offsets[texts] - offsets[0]) * 3 // 2, np.uint8)
     ends = np.zeros(texts + 1, np.int64)
     for t in range(texts):

@@ -1,4 +1,4 @@
-"""numba's `njit` as the corpus kernels use it: without the GIL, and compiled once for each version of the kernels."""
+"""The `kernel` decorator: numba's `njit` without the GIL, compiled once per kernel version."""
 
 from __future__ import annotations
 
@@ -17,27 +17,29 @@ Kernel = TypeVar("Kernel", bound=Callable)
 
 
 def kernel(function: Kernel) -> Kernel:
-    """``function`` compiled at its first call, or read from ``kernels/`` in the cache folder if it was compiled before.
+    """Compile ``function`` at its first call, or load it from ``kernels/`` in the cache folder.
 
-    numba's own place, ``__pycache__`` beside the source, is read-only or shared in many installations. Where the cache
-    folder cannot be written either, every process compiles for itself.
+    numba's default, ``__pycache__`` beside the source, is read-only or shared in many
+    installations. If the cache folder cannot be written either, every process compiles anew.
     """
     folder, config = cache_folder(), cast(Any, numba.config)
-    theirs = config.CACHE_DIR
-    # Read when a function is decorated, so other users of numba in this process keep their setting.
+    previous = config.CACHE_DIR
+    # numba reads the setting when a function is decorated. It is restored afterwards, so that other
+    # users of numba in this process keep their setting.
     config.CACHE_DIR = str(folder or "")
     try:
         return cast(Any, numba.njit(cache=folder is not None, nogil=True)(function))
     finally:
-        config.CACHE_DIR = theirs
+        config.CACHE_DIR = previous
 
 
 @functools.cache
 def cache_folder() -> Path | None:
     """The folder of this version's compiled kernels; None if it cannot be written.
 
-    It is named by the source of all of them: numba compares only the file that a kernel is in, and would run a kernel
-    compiled with an older version of one that it calls from another file.
+    The folder's name is a digest of the source of all kernels. numba itself compares only the file
+    that a kernel is in. It would run a kernel that was compiled with an older version of a callee
+    from another file.
     """
     digest = hashlib.sha256()
     for file in kernel_files():
@@ -46,14 +48,12 @@ def cache_folder() -> Path | None:
         folder = default_cache_dir().expanduser() / "kernels" / digest.hexdigest()[:12]
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-    except (
-        OSError,
-        RuntimeError,
-    ):  # RuntimeError: no home folder is known, as for a container's arbitrary user
+    # RuntimeError: the home folder is unknown, as for an arbitrary user of a container.
+    except (OSError, RuntimeError):
         return None
     return folder
 
 
 def kernel_files() -> list[Path]:
-    """The files of this folder: all kernels, and the constants that are compiled into them."""
+    """The files of this folder: all kernels, and the constants compiled into them."""
     return sorted(Path(__file__).parent.glob("*.py"))

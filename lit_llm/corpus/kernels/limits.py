@@ -1,4 +1,4 @@
-"""Limits of kernels that settings are held to. Imports nothing, so that settings are read quickly."""
+"""Limits of the kernels that the settings check. Imports nothing, so that settings load quickly."""
 
 LONGEST_NGRAM = 63
-"""Words; `minhash` and `overlap` keep a ring of one hash more."""
+"""Longest n-gram, in words. `minhash` and `overlap` keep a ring of one hash more."""

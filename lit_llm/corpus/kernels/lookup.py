@@ -1,4 +1,4 @@
-"""Strings found in a sorted array by bisection: no hash table to be built for every batch."""
+"""Look up strings in a sorted array by bisection: no batch has to build a hash table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from lit_llm.corpus.kernels.utf8 import buffers
 
 
 def positions(wanted: pa.LargeStringArray, ordered: pa.LargeStringArray) -> pa.Int64Array:
-    """Where each of ``wanted`` stands in ``ordered`` (ascending by bytes, as Arrow sorts), null where it does not."""
+    """Index of each string of ``wanted`` in ``ordered``, null if it is not there.
+
+    ``ordered`` is ascending by bytes, as Arrow sorts.
+    """
     found = _positions(*buffers(wanted), *buffers(ordered))
     return pa.array(found, mask=found < 0)
 
@@ -19,6 +22,7 @@ def positions(wanted: pa.LargeStringArray, ordered: pa.LargeStringArray) -> pa.I
 def _positions(
     data: np.ndarray, offsets: np.ndarray, ordered: np.ndarray, ends: np.ndarray
 ) -> np.ndarray:
+    """Bisect ``ordered`` for each string of ``data``: its index, -1 if it is not there."""
     found = np.full(len(offsets) - 1, -1, np.int64)
     for i in range(len(found)):
         size = offsets[i + 1] - offsets[i]
@@ -26,7 +30,8 @@ def _positions(
         while low < high and found[i] < 0:
             middle = (low + high) // 2
             other = ends[middle + 1] - ends[middle]
-            less = size < other  # if all bytes that both have are equal
+            # If one string is a prefix of the other, their lengths decide.
+            less = size < other
             equal = size == other
             for k in range(min(size, other)):
                 a, b = data[offsets[i] + k], ordered[ends[middle] + k]

@@ -1,9 +1,13 @@
-"""Which documents are copies of which, decided from digests and sketches alone.
+"""Locality-sensitive hashing: find the copies among documents from digests and sketches alone.
 
-Two documents are compared when their digests or all entries of a band of their sketches are equal: locality-sensitive
-hashing, which two of Jaccard similarity s pass with probability 1 - (1 - s^rows)^bands. Such pairs chain (A like B, B
-like C, A unlike C), so a document is dropped only for one that is itself kept: in order of (rank, id), each is compared
-with those kept before, and is kept when none of them has its digest or shares the asked part of its sketch.
+Two documents are compared if their digests are equal, or if all entries of one band of their
+sketches are equal. Documents of Jaccard similarity s are compared with probability
+1 - (1 - s^rows)^bands.
+
+Such pairs form chains (A is similar to B, B to C, but A is not similar to C). Therefore a document
+is dropped only if it is a copy of a document that is itself kept. Documents are visited in order of
+(rank, id). Each is compared with the documents kept so far. It is kept if none of them has the same
+digest or shares the required part of its sketch.
 """
 
 from __future__ import annotations
@@ -16,14 +20,16 @@ from lit_llm.corpus.kernels.folding import mixed
 from lit_llm.corpus.kernels.jit import kernel
 from lit_llm.corpus.kernels.minhash import NONE
 
-_PROBES = 1024  # kept documents that one is compared with in a bucket: 10^7 pages of a template would take hours
-_LINK_BYTES = 32  # a document's key, row, and the sort's copy
-NO_KEY = np.uint64(0)  # of a document without words: shares no band
+# Most kept documents of one bucket that a document is compared with. Without a limit, 10^7 pages
+# made from one template would take hours.
+_PROBES = 1024
+_LINK_BYTES = 32  # memory of a document's key, its row, and the copies made by the sort
+NO_KEY = np.uint64(0)  # key of a document without words: it shares no band with any other
 
 
 @kernel
 def band_keys(entries: np.ndarray) -> np.ndarray:
-    """[n, rows] uint16 -> [n] uint64, equal where all entries are; NO_KEY for a document without words."""
+    """[n, rows] uint16 -> [n] uint64 hashes of a band's entries; NO_KEY for one without words."""
     keys = np.empty(len(entries), np.uint64)
     for i in range(len(entries)):
         key = np.uint64(entries.shape[1])
@@ -36,11 +42,14 @@ def band_keys(entries: np.ndarray) -> np.ndarray:
 
 
 def components(columns: list[np.ndarray], memory_limit: int) -> np.ndarray:
-    """[n] int64: the lowest row of each row's component, where rows are joined that share a key of some column.
+    """[n] int64: the lowest row of each row's connected component (union-find).
+
+    Two rows are connected if they have an equal key in some column.
 
     Args:
-        columns: arrays [n] or [n, rows], in memory or mapped; keys are `keys_of` a part of them.
-        memory_limit: bytes; a column is read again for each part of its keys that can be sorted within them.
+        columns: arrays [n] or [n, rows], in memory or mapped; `keys_of` makes keys of their slices.
+        memory_limit: in bytes. If the keys of a column do not fit, they are split by their value
+            into parts that can be sorted within the limit. The column is read once per part.
     """
     n = len(columns[0])
     parent = np.arange(n)
@@ -76,6 +85,7 @@ def keys_of(part: np.ndarray) -> np.ndarray:
 def _part_keys(
     column: np.ndarray, start: int, end: int, part: int, parts: int
 ) -> tuple[np.ndarray, np.ndarray]:
+    """(keys, rows) of those documents of ``column[start:end]`` with key modulo parts == part."""
     keys = keys_of(column[start:end])
     mine = np.flatnonzero((keys % np.uint64(parts) == part) & (keys != NO_KEY))
     return keys[mine], mine + start
@@ -84,14 +94,14 @@ def _part_keys(
 @kernel
 def _root(parent: np.ndarray, row: int) -> int:
     while parent[row] != row:
-        parent[row] = parent[parent[row]]
+        parent[row] = parent[parent[row]]  # path halving keeps the chains short
         row = parent[row]
     return row
 
 
 @kernel
 def _join(keys: np.ndarray, rows: np.ndarray, parent: np.ndarray) -> None:
-    """Join rows with equal keys, which stand side by side; a component's root is its lowest row."""
+    """Join rows with equal keys; ``keys`` is sorted. The root of a component is its lowest row."""
     for i in range(1, len(keys)):
         if keys[i] == keys[i - 1]:
             a, b = _root(parent, rows[i]), _root(parent, rows[i - 1])
@@ -101,11 +111,15 @@ def _join(keys: np.ndarray, rows: np.ndarray, parent: np.ndarray) -> None:
 @kernel
 def _flatten(parent: np.ndarray) -> None:
     for row in range(len(parent)):
-        parent[row] = parent[parent[row]]  # lower rows are flat already
+        # A parent is a lower row, which already points to its root.
+        parent[row] = parent[parent[row]]
 
 
 def component_chunks(parent: np.ndarray, most: int) -> Iterator[np.ndarray]:
-    """Rows of the components with more than one, as many components at a time as have ``most`` rows, or one larger."""
+    """Yield the rows of components that have more than one row, in chunks of whole components.
+
+    A chunk has at most ``most`` rows, unless it is a single component that is larger.
+    """
     sizes = np.bincount(parent, minlength=len(parent))
     rows = np.flatnonzero(sizes[parent] > 1)
     rows = rows[np.argsort(parent[rows], kind="stable")]
@@ -123,16 +137,19 @@ def component_chunks(parent: np.ndarray, most: int) -> Iterator[np.ndarray]:
 def kept_copies(
     digest: np.ndarray, bands: list[np.ndarray], threshold: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For documents in order of preference: the kept one that each is a copy of.
+    """For each document, the kept document that it is a copy of.
+
+    The documents are in order of preference.
 
     Args:
         digest: [n, 2] uint64.
-        bands: for each band [n, rows] uint16.
-        threshold: least share of equal sketch entries, the estimate of Jaccard similarity.
+        bands: one array per band, [n, rows] uint16.
+        threshold: minimum share of equal sketch entries, which estimates the Jaccard similarity.
 
     Returns:
-        [n] int64, the kept document's position, -1 where the document is kept itself; and [n] bool, where the digest
-        was equal. Of several similar ones the most similar is named, of those the first.
+        [n] int64, the position of the kept document, -1 if the document itself is kept; and [n]
+        bool, whether their digests are equal. Among several similar documents the most similar one
+        is named; among equally similar ones, the first.
     """
     groups = np.empty((1 + len(bands), len(digest)), np.int64)
     for group, column in zip(groups, [digest, *bands], strict=True):
@@ -150,20 +167,28 @@ def kept_copies(
 def _kept_copies(
     groups: np.ndarray, digest: np.ndarray, sketch: np.ndarray, needed: int, probes: int
 ) -> tuple[np.ndarray, np.ndarray]:
+    """The loop of `kept_copies`, quadratic in a bucket up to ``probes``.
+
+    ``groups[0]`` numbers the digests' buckets, the other rows those of the bands (-1: none). Every
+    bucket is a linked list of its kept documents, the newest first.
+    """
     n, entries = sketch.shape
     copy_of = np.full(n, -1, np.int64)
     exact = np.zeros(n, np.bool_)
-    last = np.full(groups.shape, -1, np.int64)  # of a bucket, the kept document that came last
-    before = np.full(
-        groups.shape, -1, np.int64
-    )  # of a kept document, the one before it in its bucket
-    compared = np.full(n, -1, np.int64)  # with which document last: once is enough
+    last = np.full(groups.shape, -1, np.int64)  # per bucket: the newest kept document
+    before = np.full(groups.shape, -1, np.int64)  # per kept document: the previous in its bucket
+    # The document that each kept document was last compared with: once is enough, even if the two
+    # share several bands.
+    compared = np.full(n, -1, np.int64)
     for i in range(n):
+        # An equal digest ends the search. Digests of one bucket may differ, because the bucket's
+        # key is only the first half of the digest.
         other = last[0, groups[0, i]]
         while other >= 0 and not exact[i]:
             if digest[other, 0] == digest[i, 0] and digest[other, 1] == digest[i, 1]:
                 copy_of[i], exact[i] = other, True
             other = before[0, other]
+        # Otherwise count the equal sketch entries for the documents that share a band.
         most = needed
         for b in range(1, len(groups)):
             if exact[i] or groups[b, i] < 0:

@@ -1,4 +1,4 @@
-"""Kernels of decontamination: hashes of words in a row, and documents that hold one of a sorted list of them."""
+"""Kernels of decontamination: hash n-grams of benchmarks and find documents that contain one."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from lit_llm.corpus.kernels.utf8 import decode, longest
 def ngram_hashes(
     data: np.ndarray, offsets: np.ndarray, table: np.ndarray, ngram: int, shortest: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lengths (int64) and hashes (uint64) of the texts' n-grams: of ``ngram`` words, or the whole of a shorter text.
+    """Lengths in words (int64) and hashes (uint64) of the n-grams of all texts.
 
-    A text of fewer than ``shortest`` words gives none.
+    A text shorter than ``ngram`` words gives one n-gram, the whole text. A text of fewer than
+    ``shortest`` words gives none.
     """
-    most = (offsets[-1] - offsets[0]) // 2 + len(
-        offsets
-    )  # a word takes a byte and a separator, or is of three bytes
+    # Upper limit of the number of words: a word takes at least a byte and a separator, or three
+    # bytes.
+    most = (offsets[-1] - offsets[0]) // 2 + len(offsets)
     lengths, hashes = np.empty(most, np.int64), np.empty(most, np.uint64)
     ring = np.zeros(RING, np.uint64)
     points = np.empty(longest(offsets), np.int32)
@@ -56,13 +57,14 @@ def document_hits(
     hashes: np.ndarray,
     owners: np.ndarray,
 ) -> np.ndarray:
-    """[texts] int64: the owner of the first n-gram of each text that is listed, -1 where none is.
+    """[texts] int64: the owner of the first listed n-gram that occurs in each text, -1 if none.
 
     Args:
         data, offsets, table: the texts and `fold_table`.
-        lengths: [k] words in the listed n-grams; those of lengths[i] are hashes[starts[i]:starts[i + 1]], ascending.
+        lengths: [k], ascending: the lengths in words of the listed n-grams. The n-grams of
+            ``lengths[i]`` words are ``hashes[starts[i]:starts[i + 1]]``, in ascending order.
         starts: [k + 1].
-        hashes, owners: of all n-grams.
+        hashes, owners: the hash and the owner of each listed n-gram.
     """
     hits = np.full(len(offsets) - 1, -1, np.int64)
     ring = np.zeros(RING, np.uint64)
@@ -71,7 +73,8 @@ def document_hits(
     for i in range(len(lengths)):
         for _ in range(lengths[i]):
             powers[i] *= PRIME
-    # A bit for the hash's low 20 bits: most n-grams are in no list, and this says so without a search.
+    # A one-hash Bloom filter: one bit for each value of the low 20 bits of the hash. Most n-grams
+    # are not listed, and the filter rejects them without a binary search.
     maybe = np.zeros(1 << 17, np.uint8)
     for value in hashes:
         maybe[(value & np.uint64(0xFFFFF)) >> np.uint64(3)] |= np.uint8(1) << (value & np.uint64(7))
@@ -83,6 +86,7 @@ def document_hits(
             if at < 0:
                 break
             words += 1
+            # Check the n-grams of every listed length that end with this word.
             for i in range(len(lengths)):
                 if words < lengths[i]:
                     break

@@ -1,10 +1,13 @@
-"""How much work a page makes for the parser and the extractor, from its bytes, before either sees it.
+"""Estimate the cost of parsing and extracting an HTML page from its bytes, before parsing it.
 
-lexbor and resiliparse are linear in a page but for some things: attributes of one tag are compared with
-each other, formatting elements that are not closed are copied into every block behind them, each <div>
-looks at all text below it, and lines of lists are indented. 60 kB of those take minutes or gigabytes. A
-limit in seconds would drop other pages on another machine, so what costs them is counted. The numbers
-are those of the parser's own rules where these are simple, and mostly larger where they are not.
+The time of lexbor and resiliparse is linear in the size of a page, with four exceptions:
+attributes of one tag are compared with each other; formatting elements that are not closed are
+copied into every later block; each <div> looks at all text below it; and lines of lists are
+indented. 60 kB of these can take minutes or gigabytes.
+
+A limit in seconds would drop different pages on different machines. Therefore the operations are
+counted. The counts follow the parser's own rules where these are simple. Elsewhere the counts are
+mostly too large rather than too small.
 """
 
 from __future__ import annotations
@@ -15,12 +18,12 @@ import numpy as np
 
 from lit_llm.corpus.kernels.jit import kernel
 
-# Each limit is about three seconds of one core, or 400 MB.
+# Each limit corresponds to about three seconds of one core, or 400 MB.
 LIMITS = {
-    "elements": 1_000_000,  # of the tree, with the copies of formatting elements
+    "elements": 1_000_000,  # of the tree, including the copies of formatting elements
     "pairs of attributes": 1_000_000_000,
     "bytes times their depth": 1_000_000_000,
-    "list levels": 10_000_000,  # over all tags: so often is a line indented
+    "list levels": 10_000_000,  # sum over all tags: the number of indentations of lines
     "open formatting elements": 2048,
 }
 
@@ -29,7 +32,7 @@ _ROOT, _FOREIGN, _BLOCK, _SCOPE, _PARAGRAPH, _ITEM, _TERM = range(9, 16)
 _CLASSES = {
     _VOID: "area base basefont bgsound br col embed frame hr img input keygen link meta param"
     " source track wbr",
-    _IMPLIED: "colgroup head",  # never in each other
+    _IMPLIED: "colgroup head",  # never nested
     _TERM: "dd dt",
     _PARAGRAPH: "p",
     _ITEM: "li",
@@ -40,18 +43,22 @@ _CLASSES = {
     _ROW: "tbody tfoot thead tr",
     _TABLE: "table",
     _ROOT: "body html",
-    # Special elements of the standard: behind one, the end tag of another element says nothing.
+    # Special elements of the HTML standard. Inside one, the end tag of an ordinary element outside
+    # it is ignored.
     _BLOCK: "address article aside blockquote button center details dir div dl fieldset figcaption"
-    " figure footer form frameset h1 h2 h3 h4 h5 h6 header hgroup listing main menu nav noscript pre"
-    " search section summary",
-    _SCOPE: "applet marquee object template",  # and behind these, that of a block neither
-    _FOREIGN: "math select svg",  # in which <style> and its like hold tags, or are left out
+    " figure footer form frameset h1 h2 h3 h4 h5 h6 header hgroup listing main menu nav noscript"
+    " pre search section summary",
+    # Inside one of these, the end tag of a block outside it is ignored too.
+    _SCOPE: "applet marquee object template",
+    # In these, <style> and similar elements can contain tags, or are dropped.
+    _FOREIGN: "math select svg",
 }
-_OFFSET, _PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)  # FNV-1a's
-_DEEPEST = 512  # below, no main content is looked for; see `extract`
-_OPEN = 1024  # elements whose names are kept
-_MARKERS = 1024  # cells in each other
-_LISTS_COST = 200  # list levels that moving a list into the page counts as; see `extract`
+# Parameters of the FNV-1a hash.
+_OFFSET, _PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
+_DEEPEST = 512  # no main content is searched below this depth; see `extract`
+_OPEN = 1024  # most open elements whose names are stored
+_MARKERS = 1024  # most nested table cells
+_LISTS_COST = 200  # cost of moving a list into the page, in list levels; see `extract`
 
 
 def _hash(name: str) -> np.uint64:
@@ -67,10 +74,11 @@ _A, _NOBR, _OL = _hash("a"), _hash("nobr"), _hash("ol")
 
 
 class Work(NamedTuple):
-    """What a page asks of the parser and the extractor: the numbers of `LIMITS`, in its order, and the depth.
+    """Cost of a page for the parser and the extractor: the counts of `LIMITS`, in the same order.
 
     Attributes:
-        depth: elements in each other, without those that the parser adds or closes by itself (<tbody>, <li>).
+        depth: deepest nesting of elements, without elements that the parser adds or closes itself
+            (<tbody>, <li>).
     """
 
     elements: int
@@ -82,7 +90,7 @@ class Work(NamedTuple):
 
     @property
     def too_much(self) -> str | None:
-        """Why the page is not parsed: which of `LIMITS` it passes; None for one that is."""
+        """Why the page is not parsed: the first of `LIMITS` that it exceeds; None if none."""
         for (name, limit), number in zip(LIMITS.items(), self, strict=False):
             if number > limit:
                 return f"page too complex: more than {limit:,} {name}"
@@ -90,19 +98,19 @@ class Work(NamedTuple):
 
 
 def measure(html: str) -> Work:
-    """The work of a page, without parsing it: 300 MB a second."""
+    """Estimate the work of a page without parsing it, at 300 MB per second."""
     return Work(*_work(np.frombuffer(html.encode("utf-8", "replace"), np.uint8), _NAMES, _KINDS))
 
 
 @kernel
 def _name(data: np.ndarray, i: int) -> tuple[np.uint64, int]:
-    """The hash of the tag's name that begins at byte ``i``, in small letters, and where it ends."""
+    """(hash of the lower-case tag name that begins at byte ``i``, position where it ends)."""
     name = _OFFSET
     while i < len(data):
         byte = data[i]
-        if byte == 62 or byte == 47 or byte == 32 or 9 <= byte <= 13:
+        if byte == 62 or byte == 47 or byte == 32 or 9 <= byte <= 13:  # > / whitespace
             break
-        if 65 <= byte <= 90:
+        if 65 <= byte <= 90:  # A to Z
             byte |= 0x20
         name = (name ^ np.uint64(byte)) * _PRIME
         i += 1
@@ -113,15 +121,24 @@ def _name(data: np.ndarray, i: int) -> tuple[np.uint64, int]:
 def _work(
     data: np.ndarray, known: np.ndarray, kinds: np.ndarray
 ) -> tuple[int, int, int, int, int, int]:
+    """Scan the tags of a page and simulate the parser's stack of open elements; see `Work`.
+
+    Each step of the outer loop skips the text up to the next tag, reads the tag and its attributes,
+    and updates three structures of the HTML standard (section 13.2.4): the stack of open elements
+    (``names``, ``kinds_open``, ``depth``), the list of active formatting elements (``active_*``)
+    and the markers in that list, which table cells insert (``marks``).
+    """
     size = len(data)
     elements = pairs = depths = levels = most_open = deepest = 0
     names = np.zeros(_OPEN, np.uint64)  # of open elements
     kinds_open = np.zeros(_OPEN, np.int64)
     depth = 0
-    over = 0  # open elements whose names are not kept
+    over = 0  # number of open elements beyond _OPEN, whose names are not stored
     uls = ols = foreign = 0
-    unclosed = False  # a <script> or its like, which is looked for to the end of the page
-    of_root = 0  # attributes of <html> and <body>, which collect those of all such tags
+    # A <script> or similar element had no end tag, which was searched up to the end of the page.
+    unclosed = False
+    # Attributes of <html> and <body>: these elements collect the attributes of all such tags.
+    of_root = 0
     # The list of active formatting elements, and its markers.
     active_name = np.zeros(2050, np.uint64)
     active_tag = np.zeros(2050, np.uint64)
@@ -140,6 +157,8 @@ def _work(
             break
         begin = i
         sign = data[i + 1]
+        # Skip comments, <!doctype ...> and <?...>. A comment ends at "-->" or "--!>"; "<!-->" and
+        # "<!--->" are complete comments.
         if sign == 33 or sign == 63:  # ! ?
             if i + 3 < size and data[i + 2] == 45 and data[i + 3] == 45:  # --
                 i += 4
@@ -165,11 +184,13 @@ def _work(
         closing = sign == 47
         i += 2 if closing else 1
         lower = data[i] | 0x20 if i < size else 0
-        if not 97 <= lower <= 122:  # no tag: text, or after </ a comment
+        if not 97 <= lower <= 122:  # not a letter, so not a tag: text, or a comment after "</"
             while closing and i < size and data[i] != 62:
                 i += 1
             continue
         name, i = _name(data, i)
+        # Count the attributes up to ">". `tag` hashes the name and all attributes, to find equal
+        # formatting tags.
         tag = name
         attributes = 0
         while i < size:
@@ -220,7 +241,7 @@ def _work(
                 kind = kinds[k]
                 break
         if foreign > 0 and kind in (_CELL, _ROW):
-            kind = 0  # in <math> a cell is an element as any other
+            kind = 0  # inside <math>, a cell is an ordinary element
         deep = depth + over
         deepest = max(deepest, deep)
         elements += 1
@@ -228,9 +249,10 @@ def _work(
         depths += (min(i, size) - begin) * min(deep, _DEEPEST)
         levels += uls + ols
         if kind == _ROOT:
-            pairs += 4 * of_root * attributes  # measured: four times as slow
+            pairs += 4 * of_root * attributes  # measured: this comparison is four times as slow
             of_root += attributes
-        # Markers of the list of active formatting elements.
+        # Markers of the list of active formatting elements: a cell inserts one. The end of the cell
+        # or of its table removes the marker and the formatting elements after it.
         if kind == _TABLE and not closing:
             tables += 1
         if kind in (_CELL, _ROW) or (kind == _TABLE and closing):
@@ -244,7 +266,9 @@ def _work(
         if kind == _TABLE and closing:
             tables = max(0, tables - 1)
         floor = marks[marked - 1] if marked > 0 else 0
-        # Of the open elements: those that this tag closes, or the one that it takes out.
+        # Remove elements from the stack that this tag closes. A cell or row closes everything up to
+        # its table. A block closes an open <p>, an <li> or <dd> also the one before it. The end
+        # tag of a formatting element, and a second <a> or <nobr>, takes that one element out.
         if kind in (_CELL, _ROW):
             k = depth - 1
             while k >= 0 and kinds_open[k] != _TABLE and kinds_open[k] != _SCOPE:
@@ -278,13 +302,15 @@ def _work(
                 depth += 1
             else:
                 over += 1
+        # Update the list of active formatting elements: remove the element that is closed, or the
+        # first of three equal elements (the standard's "Noah's Ark clause"); add the opened one.
         if kind == _FORMAT:
             if closing or name in (_A, _NOBR):
                 k = active - 1
                 while k >= floor and active_name[k] != name:
                     k -= 1
             else:
-                same, k = 0, -1  # three alike at most, the first of them goes
+                same, k = 0, -1
                 for other in range(active - 1, floor - 1, -1):
                     if active_tag[other] == tag:
                         same += 1
@@ -306,11 +332,13 @@ def _work(
             continue
         if kind == _VOID:
             continue
+        # The parser copies every active formatting element into the new block.
         elements += active - floor
         if kind == _FOREIGN:
             foreign = max(0, foreign - 1) if closing else foreign + 1
         if kind == _RAW and not closing and foreign == 0 and not unclosed:
-            # Up to its end tag there are no tags.
+            # Raw text: there are no tags before its end tag. If there is no end tag, go on behind
+            # the start tag, and do not search again for later elements.
             start = i
             found = False
             while i < size and not found:
@@ -336,6 +364,8 @@ def _work(
                 ols = max(0, ols + step)
             else:
                 uls = max(0, uls + step)
+        # Push an opened element. An end tag closes the nearest open element of its name, unless an
+        # element between them hides it; see `_CLASSES`.
         if not closing:
             if depth < _OPEN:
                 names[depth] = name

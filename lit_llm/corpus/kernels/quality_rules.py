@@ -1,5 +1,8 @@
-"""Gopher's quality rules (Rae et al. 2021, arXiv 2112.11446, appendix A1) and FineWeb's (Penedo et al. 2024, arXiv
-2406.17557, section 3.6) as kernels."""
+"""Kernels of Gopher's and FineWeb's quality rules.
+
+Gopher: Rae et al. 2021, arXiv 2112.11446, appendix A1. FineWeb: Penedo et al. 2024, arXiv
+2406.17557, section 3.6.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ _HASH, _DOT, _ELLIPSIS, _BULLET, _DASH = map(ord, "#.…•-")
 
 @kernel
 def line_end(points: np.ndarray, begin: int, end: int, characters: np.ndarray) -> tuple[int, int]:
-    """(where the line that starts at ``begin`` ends, where the next one starts), as str.splitlines cuts."""
+    """(end of the line that starts at ``begin``, start of the next line), as in str.splitlines."""
     i = begin
     while i < end and not characters[points[i]] & LINE_END:
         i += 1
@@ -33,7 +36,7 @@ def ends_in_dots(points: np.ndarray, begin: int, end: int) -> bool:
 
 @kernel
 def _symbols(points: np.ndarray, size: int) -> tuple[int, int]:
-    """How many hashes and ellipses there are; three full stops are one, six are two."""
+    """(number of hashes, number of ellipses); three full stops are one ellipsis, six are two."""
     hashes, ellipses, dots = 0, 0, 0
     for i in range(size):
         point = points[i]
@@ -48,7 +51,7 @@ def _symbols(points: np.ndarray, size: int) -> tuple[int, int]:
 
 @kernel
 def _line_shares(points: np.ndarray, size: int, characters: np.ndarray) -> tuple[float, float]:
-    """Shares of lines that begin with a bullet and of those that end in an ellipsis."""
+    """(share of lines that begin with a bullet, share of lines that end with an ellipsis)."""
     lines, bullets, ellipses = 0, 0, 0
     begin = 0
     while begin < size:
@@ -65,20 +68,22 @@ def _line_shares(points: np.ndarray, size: int, characters: np.ndarray) -> tuple
 
 @kernel
 def judge_gopher(
-    data: np.ndarray, offsets: np.ndarray, characters: np.ndarray, least: np.ndarray, most: np.ndarray,
+    data: np.ndarray, offsets: np.ndarray, characters: np.ndarray,
+    least: np.ndarray, most: np.ndarray,
     stop_words: np.ndarray, min_stop_words: int, sense: bool, verdicts: np.ndarray,
 ) -> None:  # fmt: skip
-    """Which of Gopher's rules drops each document: 0 none, 1 to 10 as in `filters.GopherQuality.rules`.
+    """Find the Gopher rule that drops each document.
 
     Args:
         data, offsets: the documents, see `utf8.buffers`.
         characters: `characters.character_table`.
-        least: float64 (3,): words, mean characters of a word, share of words with a letter.
-        most: float64 (5,): words, mean characters of a word, hashes or ellipses a word, share of lines with a bullet,
-            with an ellipsis at the end.
-        stop_words: uint64, `hash_points` of each.
-        sense: of `letters_apart`'s words the third of ``least`` is the share.
-        verdicts: uint8 (documents,), filled.
+        least: float64 (3,), minimum of: words, mean characters of a word, share of words with a
+            letter.
+        most: float64 (5,), maximum of: words, mean characters of a word, hashes or ellipses per
+            word, share of lines with a bullet, share of lines with an ellipsis at the end.
+        stop_words: uint64, `hash_points` of each stop word.
+        sense: whether the share of words with a letter is taken over the words of `letters_apart`.
+        verdicts: output, uint8 (documents,): 0 kept, 1 to 10 as in `filters.GopherQuality.rules`.
     """
     room = longest(offsets)
     points = np.empty(room, np.int32)
@@ -87,6 +92,9 @@ def judge_gopher(
     for document in range(len(verdicts)):
         size = decode(data, offsets[document], offsets[document + 1], points)
         count = split(points, 0, size, characters, starts, ends)
+        # `real` words are those that do not consist of symbols alone, `inside` counts their
+        # characters, `lettered` the words with a letter. `every` and `some` are the AND and the OR
+        # of the class bits of a word.
         real, inside, lettered = 0, 0, 0
         for k in range(count):
             every, some = SYMBOL, 0
@@ -144,7 +152,7 @@ def _too_few_of(
     ends: np.ndarray,
     count: int,
 ) -> bool:
-    """Whether fewer than ``least`` of the ``wanted`` words are among ``count`` words; stops when enough are found."""
+    """Whether fewer than ``least`` of the ``wanted`` words occur among ``count`` words."""
     seen = np.zeros(len(wanted), np.bool_)
     found = 0
     for k in range(count):
@@ -160,17 +168,19 @@ def _too_few_of(
 
 @kernel
 def judge_fineweb(
-    data: np.ndarray, offsets: np.ndarray, characters: np.ndarray, stops: np.ndarray, limits: np.ndarray,
-    except_zero: bool, verdicts: np.ndarray,
+    data: np.ndarray, offsets: np.ndarray, characters: np.ndarray, stops: np.ndarray,
+    limits: np.ndarray, except_zero: bool, verdicts: np.ndarray,
 ) -> None:  # fmt: skip
-    """Which of FineWeb's rules drops each document: 0 none, 1 to 5 as in `filters.FineWebQuality.rules`.
+    """Find the FineWeb rule that drops each document.
 
     Args:
-        data, offsets, characters, verdicts: as in `judge_gopher`.
-        stops: int32, sorted: characters that end a line well.
-        limits: float64 (5,): least share of lines that end well, most of short ones, how many characters are short,
-            most characters in repeated lines, most newlines a word.
-        except_zero: whether a document in which no line ends well passes the first rule.
+        data, offsets, characters: as in `judge_gopher`.
+        stops: int32, sorted: the characters that terminate a line.
+        limits: float64 (5,): minimum share of terminated lines, maximum share of short lines,
+            characters of a short line at most, maximum share of characters in repeated lines,
+            maximum newlines per word.
+        except_zero: whether a document without any terminated line passes the first rule.
+        verdicts: output, uint8 (documents,): 0 kept, 1 to 5 as in `filters.FineWebQuality.rules`.
     """
     room = longest(offsets) + 1
     points = np.empty(room, np.int32)
@@ -178,6 +188,8 @@ def judge_fineweb(
     table = np.empty(slots(room), np.uint64)
     for document in range(len(verdicts)):
         size = decode(data, offsets[document], offsets[document + 1], points)
+        # Keep the lines that are not blank in `starts` and `ends`, and count those that are
+        # terminated or short.
         lines, stopped, short = 0, 0, 0
         for k in range(pieces(points, 0, size, 1, starts, ends)):
             first, last = trim(points, starts[k], ends[k], characters)

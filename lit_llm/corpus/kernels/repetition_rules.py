@@ -1,7 +1,7 @@
-"""Gopher's repetition rules (Rae et al. 2021, arXiv 2112.11446, table A1) as a kernel.
+"""Kernel of Gopher's repetition rules (Rae et al. 2021, arXiv 2112.11446, table A1).
 
-Equality is that of 64-bit hashes: of some 10^10 pairs that one long document holds, one in 10^9 documents has a pair
-taken for equal that is not.
+Pieces of text are compared by 64-bit hashes. A long document contains some 10^10 pairs, so that one
+in 10^9 such documents has a pair of different pieces with equal hashes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MIX_A, _MIX_B, _SHIFT = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85
 
 @kernel
 def mix(value: np.uint64) -> np.uint64:
-    """Spread all bits over all bits (MurmurHash3's finalizer); never 0."""
+    """MurmurHash3's finalizer: every input bit changes every output bit. The result is never 0."""
     value = (value ^ (value >> _SHIFT)) * _MIX_A
     value = (value ^ (value >> _SHIFT)) * _MIX_B
     return max(value ^ (value >> _SHIFT), _ONE)
@@ -29,7 +29,7 @@ def mix(value: np.uint64) -> np.uint64:
 
 @kernel
 def hash_points(points: np.ndarray, begin: int, end: int) -> np.uint64:
-    """Hash of ``points[begin:end]``."""
+    """Hash of ``points[begin:end]``: a polynomial in _BASE that starts with the length."""
     value = np.uint64(end - begin)
     for i in range(begin, end):
         value = value * _BASE + np.uint64(points[i])
@@ -38,7 +38,7 @@ def hash_points(points: np.ndarray, begin: int, end: int) -> np.uint64:
 
 @kernel
 def slots(entries: int) -> int:
-    """Length of a hash table for that many entries, which fill half of it at most: a power of two."""
+    """Length of a hash table for ``entries``: a power of two, so that at most half is filled."""
     size = 16
     while size < 2 * entries:
         size *= 2
@@ -47,9 +47,10 @@ def slots(entries: int) -> int:
 
 @kernel
 def emptied(table: np.ndarray, entries: int) -> np.ndarray:
-    """An empty hash table for that many entries at the beginning of ``table`` (uint64); 0 marks an empty slot.
+    """Clear the first part of ``table`` (uint64) as a hash table for ``entries``.
 
-    Each count gets a table of its own size, so that a short document's stays in the processor's cache.
+    0 marks an empty slot. The size depends on the number of entries, so that the table of a short
+    document stays in the processor's cache.
     """
     size = slots(entries)
     table[:size] = 0
@@ -58,7 +59,7 @@ def emptied(table: np.ndarray, entries: int) -> np.ndarray:
 
 @kernel
 def slot(table: np.ndarray, key: np.uint64) -> np.int64:
-    """Where ``key`` (not 0) is, or the empty slot that it belongs into."""
+    """The slot of ``key`` (not 0), or the empty slot to insert it into. Uses linear probing."""
     mask = len(table) - 1
     i = np.int64(key & np.uint64(mask))
     while table[i] != key and table[i] != 0:
@@ -70,9 +71,10 @@ def slot(table: np.ndarray, key: np.uint64) -> np.int64:
 def pieces(
     points: np.ndarray, begin: int, end: int, least: int, starts: np.ndarray, ends: np.ndarray
 ) -> int:
-    """What stands between runs of ``least`` or more newlines, empty pieces at the ends too; how many there are.
+    """Split at runs of ``least`` or more newlines; returns the number of pieces.
 
-    ``starts`` and ``ends`` need ``end - begin + 1`` places.
+    The first and the last piece may be empty. ``starts`` and ``ends`` need ``end - begin + 1``
+    places.
     """
     count = 0
     start = i = begin
@@ -91,12 +93,13 @@ def pieces(
 
 @kernel
 def wide_pieces(
-    points: np.ndarray, starts: np.ndarray, ends: np.ndarray, count: int, characters: np.ndarray, least: int,
+    points: np.ndarray, starts: np.ndarray, ends: np.ndarray, count: int,
+    characters: np.ndarray, least: int,
 ) -> int:  # fmt: skip
-    """Leave of ``count`` pieces those that say something, in ``starts`` and ``ends``; how many.
+    """Keep the meaningful pieces among the first ``count``, in place; returns their number.
 
-    Those are pieces with a character that is no symbol, ``least`` characters wide at least; letters
-    of scripts without spaces are two wide.
+    A meaningful piece has a character that is neither symbol nor space, and is at least ``least``
+    characters wide. Letters of scripts without spaces count as two characters wide.
     """
     found = 0
     for k in range(count):
@@ -115,7 +118,7 @@ def wide_pieces(
 def repeated(
     points: np.ndarray, starts: np.ndarray, ends: np.ndarray, table: np.ndarray
 ) -> tuple[int, int]:
-    """(pieces, their characters) that stand further up already; ``table`` is `emptied`."""
+    """(number of pieces that occurred before, their characters); ``table`` is `emptied`."""
     found, characters = 0, 0
     for k in range(len(starts)):
         key = hash_points(points, starts[k], ends[k])
@@ -129,20 +132,23 @@ def repeated(
 
 @kernel
 def top_n_gram(
-    hashes: np.ndarray, lengths: np.ndarray, n: int, table: np.ndarray, counts: np.ndarray, firsts: np.ndarray,
-    least: int, spaced: bool,
+    hashes: np.ndarray, lengths: np.ndarray, n: int, table: np.ndarray,
+    counts: np.ndarray, firsts: np.ndarray, least: int, spaced: bool,
 ) -> int:  # fmt: skip
-    """Characters of all occurrences of the most frequent n-gram of words; of several the first.
+    """Characters of all occurrences of the most frequent n-gram of words.
 
-    With ``spaced`` there is a space between words.
-
-    0 if it occurs less than ``least`` times, at least 1.
+    Among equally frequent n-grams the first one counts. The result is 0 if the n-gram occurs less
+    than ``least`` times.
 
     Args:
         hashes: uint64 (words,).
         lengths: int64 (words + 1,), the number of characters before each word.
+        n: words of an n-gram.
         table: `emptied`.
-        counts, firsts: int32, as long as ``table``: how often and where first each of its n-grams was met.
+        counts, firsts: int32, as long as ``table``, for each n-gram in it: its number of
+            occurrences and the position of the first.
+        least: at least 1.
+        spaced: whether to count a space between two words.
     """
     most, top = 0, 0
     for k in range(len(hashes) - n + 1):
@@ -166,12 +172,15 @@ def top_n_gram(
 def repeated_n_grams(
     sums: np.ndarray, powers: np.ndarray, lengths: np.ndarray, n: int, table: np.ndarray
 ) -> tuple[int, int]:
-    """(characters, words) of the n-grams that stand further up already, no word counted twice.
+    """(characters, words) in n-grams that occurred before; no word is counted twice.
 
-    n-grams are equal if their characters are, wherever the words in them end.
+    Two n-grams are equal if their characters are equal, wherever their words end. The hash of an
+    n-gram is a difference of two prefix sums, multiplied by the inverse power of its position. So
+    it does not depend on where the n-gram is in the document.
 
     Args:
-        sums: uint64 (words + 1,), of (character + 1) * base**i over the characters before each word, i from 0.
+        sums: uint64 (words + 1,), prefix sums of (character + 1) * base**i over the characters
+            before each word, i from 0.
         powers: uint64 (words + 1,), base**-i of each word's first character.
         lengths: as in `top_n_gram`.
         table: `emptied`.
@@ -181,6 +190,7 @@ def repeated_n_grams(
     while k + n < len(lengths):
         key = mix((sums[k + n] - sums[k]) * powers[k])
         i = slot(table, key)
+        # After a repeated n-gram, continue behind it.
         if table[i] == key:
             characters += lengths[k + n] - lengths[k]
             words += n
@@ -193,10 +203,10 @@ def repeated_n_grams(
 
 @kernel
 def _hash_words(
-    points: np.ndarray, starts: np.ndarray, ends: np.ndarray, hashes: np.ndarray, sums: np.ndarray, powers: np.ndarray,
-    lengths: np.ndarray,
+    points: np.ndarray, starts: np.ndarray, ends: np.ndarray,
+    hashes: np.ndarray, sums: np.ndarray, powers: np.ndarray, lengths: np.ndarray,
 ) -> None:  # fmt: skip
-    """Fill what `top_n_gram` and `repeated_n_grams` read."""
+    """Fill the arrays that `top_n_gram` and `repeated_n_grams` read."""
     total, power, inverse = np.uint64(0), _ONE, _ONE
     sums[0], powers[0], lengths[0] = total, inverse, 0
     for k in range(len(starts)):
@@ -215,25 +225,30 @@ def _hash_words(
 @kernel
 def judge_repetition(
     data: np.ndarray, offsets: np.ndarray, characters: np.ndarray, limits: np.ndarray,
-    top_n: np.ndarray, top_limits: np.ndarray, top_least: int, dup_n: np.ndarray, dup_limits: np.ndarray,
+    top_n: np.ndarray, top_limits: np.ndarray, top_least: int,
+    dup_n: np.ndarray, dup_limits: np.ndarray,
     least: np.ndarray, sense: bool, spaced: bool, verdicts: np.ndarray,
 ) -> None:  # fmt: skip
-    """Which rule drops each document, as a number: 0 none, 1 empty, 2 to 5 ``limits``, then each n of top and dup.
+    """Find the repetition rule that drops each document.
 
     Args:
         data, offsets: the documents, see `utf8.buffers`.
         characters: `characters.character_table`.
-        limits: float64, most there may be of paragraphs and their characters, lines and their characters; and of
-            characters where fewer than ``least`` are repeated.
-        top_n, top_limits: int64, float64: n-grams, and most characters of the document in the most frequent one.
-        top_least: occurrences of an n-gram that make it one.
-        dup_n, dup_limits: likewise for all n-grams that were there before.
-        least: int64 (3,): lines or paragraphs, and words, that must be repeated for their own limits to hold;
-            characters of a line that counts in the share of lines.
-        sense: lines, paragraphs and words of symbols alone do not count, and each letter of a script without spaces is
-            a word.
+        limits: float64 (5,), maximum share of: repeated paragraphs, characters in them, repeated
+            lines, characters in them; and of characters when fewer than ``least`` pieces are
+            repeated.
+        top_n, top_limits: int64, float64: values of n, and the maximum share of a document's
+            characters in the most frequent n-gram.
+        top_least: minimum occurrences of a most frequent n-gram.
+        dup_n, dup_limits: likewise, for all n-grams that occurred before in the document.
+        least: int64 (3,): how many lines or paragraphs must be repeated for their own limits to
+            apply; how many words must be repeated for ``dup_limits`` to apply; minimum characters
+            of a line that counts in the share of lines.
+        sense: if true, lines, paragraphs and words of symbols alone do not count, and each letter
+            of a script without spaces is a word.
         spaced: whether the words of an n-gram have spaces between them.
-        verdicts: uint8 (documents,), filled.
+        verdicts: output, uint8 (documents,): 0 kept, 1 empty, 2 to 5 the first four ``limits``,
+            then one number for each of ``top_n`` and of ``dup_n``.
     """
     room = longest(offsets) + 1
     points = np.empty(room, np.int32)
@@ -249,12 +264,14 @@ def judge_repetition(
         np.empty(room, np.uint64),
         np.empty(room, np.uint64),
     )
-    # Large enough for any of these documents; memory that is never touched costs nothing.
+    # Large enough for any of these documents. Memory that is never touched costs nothing.
     table = np.empty(slots(room), np.uint64)
     counts, firsts = np.empty(len(table), np.int32), np.empty(len(table), np.int32)
     for document in range(len(verdicts)):
         size = decode(data, offsets[document], offsets[document + 1], points)
         verdicts[document] = size == 0
+        # Repeated paragraphs (rules 2 and 3), then repeated lines (rules 4 and 5): in each pair the
+        # share of pieces, then the share of characters.
         for rule in (2, 4):
             if verdicts[document]:
                 break

@@ -1,7 +1,8 @@
-"""Arrow strings as code points and back, in kernels.
+"""Conversion between Arrow strings and code points, for kernels.
 
-Bytes that are no UTF-8 become U+DC80 to U+DCFF and are written as they were: Python's "surrogateescape". So a kernel
-meets no text that it cannot hold, and what it leaves alone comes out unchanged.
+Bytes that are not valid UTF-8 become U+DC80 to U+DCFF, and are written back as the same bytes
+(Python's "surrogateescape"). So a kernel can process any text, and text that it does not change
+keeps its bytes.
 """
 
 from __future__ import annotations
@@ -15,20 +16,22 @@ _ESCAPE = 0xDC00
 
 
 def buffers(text: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
-    """(bytes uint8, offsets int64 (len(text) + 1)) of an array without nulls, sliced or not; nothing is copied.
+    """(bytes uint8, offsets int64 (len(text) + 1)) of an array without nulls, without a copy.
 
-    String i is ``bytes[offsets[i]:offsets[i + 1]]``.
+    String i is ``bytes[offsets[i]:offsets[i + 1]]``. The array may be a slice.
     """
     _, offsets, data = text.buffers()
     bytes_ = np.frombuffer(data or b"", np.uint8)
     ends = np.frombuffer(offsets or bytes(8), np.int64)[text.offset : text.offset + len(text) + 1]
+    # A read-only array is another type for numba. Without this, kernels would be compiled for both
+    # types.
     for array in (bytes_, ends):
-        array.flags.writeable = False  # for numba another type: kernels would be compiled for both
+        array.flags.writeable = False
     return bytes_, ends
 
 
 def from_buffers(data: np.ndarray, offsets: np.ndarray) -> pa.LargeStringArray:
-    """The array that `buffers` gives back as (``data``, ``offsets``); nothing is copied."""
+    """The inverse of `buffers`: an array over ``data`` and ``offsets``, without a copy."""
     return pa.LargeStringArray.from_buffers(
         len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(data)
     )
@@ -36,7 +39,7 @@ def from_buffers(data: np.ndarray, offsets: np.ndarray) -> pa.LargeStringArray:
 
 @kernel
 def longest(offsets: np.ndarray) -> int:
-    """Bytes of the longest string: none has more code points, or words."""
+    """Bytes of the longest string: an upper limit of a string's code points and words."""
     found = 0
     for i in range(len(offsets) - 1):
         found = max(found, offsets[i + 1] - offsets[i])
@@ -45,13 +48,16 @@ def longest(offsets: np.ndarray) -> int:
 
 @kernel
 def decode(data: np.ndarray, begin: int, end: int, points: np.ndarray) -> int:
-    """Write the code points of ``data[begin:end]`` to ``points`` (int32); how many there are."""
+    """Write the code points of ``data[begin:end]`` to ``points`` (int32); returns their number."""
     count = 0
     i = begin
     while i < end:
         lead = np.int32(data[i])
         size = 1
         point = lead
+        # The lead byte gives the length of the sequence and the least code point that needs that
+        # length. Overlong forms, surrogates and truncated sequences are invalid: then the lead
+        # byte alone is escaped, and decoding continues at the next byte.
         if lead >= 0x80:
             if 0xC2 <= lead < 0xE0:
                 size, point, least = 2, lead & 0x1F, 0x80
@@ -77,7 +83,7 @@ def decode(data: np.ndarray, begin: int, end: int, points: np.ndarray) -> int:
 
 @kernel
 def encode(points: np.ndarray, begin: int, end: int, data: np.ndarray, at: int) -> int:
-    """Write ``points[begin:end]`` as UTF-8 to ``data[at:]``; where the next byte goes."""
+    """Write ``points[begin:end]`` as UTF-8 to ``data[at:]``; returns the position after it."""
     for i in range(begin, end):
         point = points[i]
         if point < 0x80:

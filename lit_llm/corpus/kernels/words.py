@@ -1,18 +1,21 @@
-"""Text cut into words, pieces of lines and sentences: kernels over code points (see `utf8`).
+"""Split text into words and sentences: kernels over code points (see `utf8`).
 
-A word is what spaCy's English tokenizer calls one, by rules that look at neighbouring characters alone:
+Words are those of spaCy's English tokenizer, approximated by rules on neighbouring characters:
 
-- White space separates. What stands between is a chunk.
-- At a chunk's two ends every character that is `characters.ALONE` is a word: punctuation, quotes, currency, symbols,
-  but not ``- / \\ | @ ^ ~ +``. A full stop at the end is one, unless it follows a single letter
-  that is a capital or has a full stop before it ("J.", "U.S.", "e.g.").
-- Inside a chunk these are words of their own: pictures (category So); ``. `` between a small letter or quote and a
-  capital or quote; ``,`` between letters; a hyphen between a letter or digit and a letter; ``: < > = /`` likewise;
-  ``+ - * ^`` between digits. An address (``://`` or a first ``www.``) is not cut inside.
-- Two full stops or more in a row, and ``…``, are one word everywhere.
-- ``n't 's 'm 'd 're 've 'll`` at the end are words of their own, with either apostrophe, in small letters or capitals.
+- White space separates chunks.
+- At both ends of a chunk, every character that is `characters.ALONE` is a word: punctuation,
+  quotes, currency, symbols, but not ``- / \\ | @ ^ ~ +``. A full stop at the end is a word, unless
+  it follows a single letter that is a capital or has a full stop before it ("J.", "U.S.", "e.g.").
+- Inside a chunk, these are words of their own: pictures (category So); ``. `` between a small
+  letter or quote and a capital or quote; ``,`` between letters; a hyphen between a letter or digit
+  and a letter; ``: < > = /`` likewise; ``+ - * ^`` between digits. An address (``://`` or a leading
+  ``www.``) is not split inside.
+- Two or more full stops in a row, and ``…``, are one word everywhere.
+- ``n't 's 'm 'd 're 've 'll`` at the end are words of their own, with either apostrophe, in small
+  letters or capitals.
 
-Scripts without spaces (Chinese, Japanese, Thai) are not cut between letters, as spaCy's English does not.
+Scripts without spaces (Chinese, Japanese, Thai) are not split between letters; spaCy's English
+tokenizer does not split them either.
 """
 
 from __future__ import annotations
@@ -57,9 +60,10 @@ def split(
     starts: np.ndarray,
     ends: np.ndarray,
 ) -> int:
-    """Words of ``points[begin:end]``: word k is ``points[starts[k]:ends[k]]``; how many there are.
+    """Split ``points[begin:end]`` into words; returns their number.
 
-    ``starts`` and ``ends`` are int64 and at least ``end - begin`` long.
+    Word k is ``points[starts[k]:ends[k]]``. ``starts`` and ``ends`` are int64 and at least
+    ``end - begin`` long.
     """
     count = 0
     i = begin
@@ -70,6 +74,8 @@ def split(
         close = i + 1
         while close < end and not table[points[close]] & SPACE:
             close += 1
+        # The chunk is points[i:close]. First its leading single-character words, then its inside up
+        # to `tail`, then its trailing single-character words. A run of full stops is one word.
         tail = _tail(points, i, close, table)
         while i < tail:
             dots = _dots(points, i, tail)
@@ -94,7 +100,7 @@ def _add(starts: np.ndarray, ends: np.ndarray, count: int, start: int, end: int)
 
 @kernel
 def _dots(points: np.ndarray, i: int, end: int) -> int:
-    """How many full stops stand at ``i``."""
+    """Number of consecutive full stops at ``i``."""
     stop = i
     while stop < end and points[stop] == _DOT:
         stop += 1
@@ -103,7 +109,7 @@ def _dots(points: np.ndarray, i: int, end: int) -> int:
 
 @kernel
 def _tail(points: np.ndarray, begin: int, end: int, table: np.ndarray) -> int:
-    """Where the characters at the end of a chunk begin that are words by themselves."""
+    """Where the trailing characters of a chunk begin that are words of their own."""
     i = end
     while i > begin:
         if points[i - 1] == _DOT:
@@ -122,7 +128,7 @@ def _tail(points: np.ndarray, begin: int, end: int, table: np.ndarray) -> int:
 
 @kernel
 def _ends_abbreviation(points: np.ndarray, begin: int, dot: int, table: np.ndarray) -> bool:
-    """Whether the full stop follows a single letter: a capital, or a small one with a full stop before it."""
+    """Whether the full stop follows a single letter: a capital, or one after a full stop."""
     if dot == begin or not table[points[dot - 1]] & LETTER:
         return False
     if dot - 1 == begin or not table[points[dot - 2]] & (LETTER | DIGIT):
@@ -141,7 +147,7 @@ def _split_inside(
     ends: np.ndarray,
     count: int,
 ) -> int:
-    """Words of a chunk without its ends."""
+    """Split the inside of a chunk, ``points[begin:end]``; returns the new number of words."""
     start = begin
     i = begin + 1
     address = _is_address(points, begin, end)
@@ -166,7 +172,7 @@ def _split_inside(
 
 @kernel
 def _infix(points: np.ndarray, i: int, end: int, table: np.ndarray) -> int:
-    """Characters of the word that the character inside a chunk is or begins; 0 if it belongs to a longer one."""
+    """Length of the infix word at ``i`` inside a chunk; 0 if the character is not an infix."""
     point = points[i]
     bits, before, after = table[point], table[points[i - 1]], table[points[i + 1]]
     if point == _DOT:
@@ -185,6 +191,7 @@ def _infix(points: np.ndarray, i: int, end: int, table: np.ndarray) -> int:
 
 @kernel
 def _is_address(points: np.ndarray, begin: int, end: int) -> bool:
+    """Whether the chunk starts with ``www.`` or contains ``://``."""
     if (
         begin + 4 < end
         and points[begin] == ord("w")
@@ -203,6 +210,7 @@ def _contraction(points: np.ndarray, begin: int, end: int, table: np.ndarray) ->
     """Where the contraction at the end of a word begins; ``end`` if there is none."""
     if end - 3 < begin:
         return end
+    # The last three characters. `| 0x20` lowers the case of an ASCII letter.
     third, second, last = points[end - 3], points[end - 2], points[end - 1] | 0x20
     if second in _APOSTROPHES and table[third] & LETTER and last in _AFTER_ONE:
         return end - 2
@@ -223,10 +231,10 @@ def letters_apart(
     apart: np.ndarray,
     apart_ends: np.ndarray,
 ) -> int:
-    """Words that say something: those of symbols alone are left out; how many there are.
+    """Drop words of symbols alone and split unspaced scripts into letters; returns the word count.
 
-    Each letter of a script without spaces is a word. ``apart`` and ``apart_ends`` are int64 and have
-    room for a word a character.
+    Each letter of a script without spaces becomes a word. ``apart`` and ``apart_ends`` are the
+    outputs: int64, with room for one word per character.
     """
     found = 0
     for k in range(count):
@@ -251,10 +259,10 @@ def letters_apart(
 def sentences(
     points: np.ndarray, starts: np.ndarray, ends: np.ndarray, count: int, table: np.ndarray
 ) -> int:
-    """Sentences of ``count`` words, by the rule of spaCy's sentencizer.
+    """Number of sentences in ``count`` words, by the rule of spaCy's sentencizer.
 
-    After a word that is one `characters.TERMINAL` character, the next word begins a sentence that is neither such a
-    word nor punctuation alone.
+    A word of one `characters.TERMINAL` character ends a sentence. The next word that is neither
+    such a character nor punctuation alone begins a new sentence.
     """
     found = min(count, 1)
     ended = False
@@ -273,7 +281,7 @@ def sentences(
 
 @kernel
 def trim(points: np.ndarray, begin: int, end: int, table: np.ndarray) -> tuple[int, int]:
-    """(begin, end) without white space at both ends: str.strip."""
+    """(begin, end) without whitespace at both ends, as str.strip."""
     while begin < end and table[points[begin]] & SPACE:
         begin += 1
     while begin < end and table[points[end - 1]] & SPACE:

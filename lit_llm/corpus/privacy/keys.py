@@ -1,8 +1,8 @@
-"""Keys, tokens and passwords: known by the head that a service gives them, or by the name before them.
+"""Recognizers of keys, tokens and passwords: by the prefix of a service, or by a name before them.
 
-Heads and lengths are those that the services and scanners for leaked keys publish. Heads propose a
-candidate, and an exact form confirms it, so that a form to fill in ("ghp_xxxx") and a name with
-hyphens ("sk-learn-contrib") stay.
+Prefixes and lengths are those that the services and scanners for leaked keys publish. A prefix
+proposes a candidate, and an exact form confirms it. So a placeholder ("ghp_xxxx") and a name with
+hyphens ("sk-learn-contrib") are kept.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from lit_llm.corpus.privacy.recognizers import Recognizer, as_it_is
 
+# One pattern per line; `_token` checks them.
 _CLASSIC = r"""\b(?:AKIA|ASIA)[A-Z2-7]{16}\b
 \bgh[pousr]_[A-Za-z0-9]{36}
 \bgithub_pat_[A-Za-z0-9]{22}_[A-Za-z0-9]{59}
@@ -26,8 +27,8 @@ _CLASSIC = r"""\b(?:AKIA|ASIA)[A-Z2-7]{16}\b
 \b[0-9]{8,10}:AA[A-Za-z0-9_-]{32}[A-Za-z0-9_-]*
 \beyJ[A-Za-z0-9_-]{10}[A-Za-z0-9_-]*\.eyJ[A-Za-z0-9_-]{10}[A-Za-z0-9_-]*\.[A-Za-z0-9_-]{20}[A-Za-z0-9_-]*"""
 
-# A key's head, and the exact form of what follows it. {w}: letters, digits, "_" and "-"; {a}: letters
-# and digits; {h}: hexadecimal digits.
+# The prefix of a key, and the exact form of the part after it. {w}: letters, digits, "_" and "-";
+# {a}: letters and digits; {h}: hexadecimal digits.
 _FORMS = {
     "sk-or-v1-": "{h}{64}",  # OpenRouter
     "sk-lf-": "{h}{8}-{h}{4}-{h}{4}-{h}{4}-{h}{12}",  # Langfuse
@@ -61,7 +62,7 @@ _FORMS = {
     "xoxe-": r"\d-{a}{100,}",  # Slack, refresh
     "xoxe.xoxb-": r"\d-{a}{100,}",  # Slack, rotated
     "xoxe.xoxp-": r"\d-{a}{100,}",
-    # GitLab's routable form has a version and a checksum behind full stops.
+    # GitLab's routable form ends with a version and a checksum after full stops.
     "glpat-": r"(?:{w}{27,300}\.[0-9a-z]{2}\.?[0-9a-z]{7,9}|{w}{20})",
     "glrt-": r"(?:{w}{27,300}\.[0-9a-z]{2}\.?[0-9a-z]{7,9}|{w}{20})",
     "gldt-": "{w}{20}",
@@ -114,6 +115,7 @@ _CLASSES = {"{w}": "[A-Za-z0-9_-]", "{a}": "[A-Za-z0-9]", "{h}": "[0-9a-f]"}
 
 
 def _exact(form: str) -> str:
+    """Replace the character classes in a form by regular expressions."""
     for name, characters in _CLASSES.items():
         form = form.replace(name, characters)
     return form
@@ -124,7 +126,7 @@ _HEADS = "|".join(re.escape(head) for head in _FORMS)
 
 
 def _headed(before: str, value: str, after: str) -> str:
-    """In a service's form; not of one character repeated, and not words with hyphens between them."""
+    """A key in a service's form, but not one repeated character, and not words with hyphens."""
     found = _BY_HEAD.match(value + after)
     if not found or len(set(found[0][-16:])) < 5:
         return ""
@@ -133,7 +135,10 @@ def _headed(before: str, value: str, after: str) -> str:
 
 
 def _token(before: str, value: str, after: str) -> str:
-    """No form to fill in ("ghp_xxxxxxxx"), and no words with hyphens ("sk-something-long-and-telling")."""
+    """A token, but not a placeholder ("ghp_xxxxxxxx") or words with hyphens.
+
+    An example of words with hyphens is "sk-something-long-and-telling".
+    """
     body = (
         value[value.rfind("_" if value[2:4] in ("p_", "_l") else "-") + 1 :]
         if not value.startswith("eyJ")
@@ -147,32 +152,39 @@ def _token(before: str, value: str, after: str) -> str:
 
 
 def _password(before: str, value: str, after: str) -> str:
-    """Of a URL: not a word that stands for one, not a variable, not the "b" of an example's "a:b@"."""
-    stands = re.fullmatch(
+    """A password in a URL, but not a placeholder word, a variable, or the "b" of "a:b@"."""
+    placeholder = re.fullmatch(
         r"(?i)(?:my|your)?[_-]?(?:pass(?:word|wd)?|pwd|pw|secret|token|x+|\*+)", value
     )
-    return "" if stands or len(value) < 6 or re.search(r"[<>{}$%\[\]():]|\.\.\.", value) else value
+    variable = re.search(r"[<>{}$%\[\]():]|\.\.\.", value)
+    return "" if placeholder or len(value) < 6 or variable else value
 
 
-_STANDS_IN = re.compile(r"(?i)your|example|placeholder|x{6}|\.\.\.|(?:api|access|auth|my|some)[_-]")
+_PLACEHOLDER = re.compile(
+    r"(?i)your|example|placeholder|x{6}|\.\.\.|(?:api|access|auth|my|some)[_-]"
+)
 
 
 def _credential(before: str, value: str, after: str) -> str:
-    """Behind a name: letters and digits mixed, of many kinds, and nothing that stands for a key."""
+    """A key behind a name: letters and digits mixed, ten different characters, no placeholder."""
     plain = value.rstrip("=")
     both_cases = plain != plain.lower() and plain != plain.upper()
     mixed = re.search(r"\d.*[A-Za-z].*\d" + r"|[A-Za-z]\d[A-Za-z]" * both_cases, plain)
-    return value if mixed and len(set(plain)) >= 10 and not _STANDS_IN.search(value) else ""
+    return value if mixed and len(set(plain)) >= 10 and not _PLACEHOLDER.search(value) else ""
 
 
 def _base64(*lengths: range) -> Callable[[str, str, str], str]:
-    """Behind a name: of one of these lengths without "=", and no longer; no example of a manual's."""
+    """A check for a base64 key behind a name: it has one of these lengths, without counting "=".
+
+    Refused are longer strings, examples from manuals and identifiers of programs.
+    """
 
     def accept(before: str, value: str, after: str) -> str:
         fits = any(len(value.rstrip("=")) in length for length in lengths)
-        shown = "EXAMPLE" in value  # as Amazon's documents have it
-        name = not re.search("[0-9][A-Za-z+/]", value)  # of something in a program
-        return value if fits and not (shown or name or re.match("[A-Za-z0-9+/]", after)) else ""
+        example = "EXAMPLE" in value  # in Amazon's documentation
+        identifier = not re.search("[0-9][A-Za-z+/]", value)  # a name in a program
+        longer = re.match("[A-Za-z0-9+/]", after)
+        return value if fits and not (example or identifier or longer) else ""
 
     return accept
 
@@ -181,10 +193,11 @@ _B64 = "[A-Za-z0-9+/]"
 RECOGNIZERS = (
     Recognizer(
         "secret",
-        r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----(?s:.*?)-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----",
+        r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----(?s:.*?)-----END [A-Z0-9 ]*PRIVATE "
+        r"KEY(?: BLOCK)?-----",
         as_it_is,
     ),
-    # A block that was cut off.
+    # A private key block without its end.
     Recognizer(
         "secret",
         r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----(?:\s|\\n)*[A-Za-z0-9+/=\s\\]{32,}",
@@ -200,7 +213,8 @@ RECOGNIZERS = (
     Recognizer(
         "secret", rf"(?i)session_?token\W{{1,5}}({_B64}{{32}}{_B64}*=*)", _base64(range(100, 5000))
     ),
-    Recognizer(  # Azure: storage accounts and Cosmos; Service Bus and Event Hubs
+    # Azure: storage accounts and Cosmos; Service Bus and Event Hubs.
+    Recognizer(
         "secret",
         rf"(?i)(?:account|shared_?access|storage)_?key\W{{1,5}}({_B64}{{40}}{_B64}*=*)",
         _base64(range(43, 44), range(86, 87)),
@@ -212,12 +226,14 @@ RECOGNIZERS = (
     ),
     Recognizer(
         "secret",
-        r"\bdiscord(?:app)?\.com/api/(?:v[0-9]+/)?webhooks/([0-9]{17}[0-9]*/[A-Za-z0-9_-]{60}[A-Za-z0-9_-]*)",
+        r"\bdiscord(?:app)?\.com/api/(?:v[0-9]+/)?webhooks/"
+        r"([0-9]{17}[0-9]*/[A-Za-z0-9_-]{60}[A-Za-z0-9_-]*)",
         as_it_is,
     ),
     Recognizer(
         "secret",
-        r"\boffice\.com/webhook(?:b2)?/([0-9a-f-]{36}@[0-9a-f-]{36}/IncomingWebhook/[0-9a-f]{32}/[0-9a-f-]{36})",
+        r"\boffice\.com/webhook(?:b2)?/"
+        r"([0-9a-f-]{36}@[0-9a-f-]{36}/IncomingWebhook/[0-9a-f]{32}/[0-9a-f-]{36})",
         as_it_is,
     ),
     Recognizer("secret", r"\b[a-z][a-z0-9+.-]*://[^\s:/@]*:([^\s/@]+)@", _password),
@@ -230,13 +246,13 @@ RECOGNIZERS = (
     Recognizer("secret", r"(?i)\bvault_?token\W{1,4}(s\.[A-Za-z0-9]{24})\b", _credential),
     Recognizer("secret", r"\bsig=([A-Za-z0-9%]{40}[A-Za-z0-9%]*%3[Dd])", _credential),
     Recognizer("secret", r"\bpat[A-Za-z0-9]{14}\.[0-9a-f]{32}[0-9a-f]{32}\b", _credential),
-    # Discord: an id, a time and a signature.
+    # A Discord token: an id, a time and a signature.
     Recognizer(
         "secret",
         r"\b[MNO][A-Za-z0-9]{23}[A-Za-z0-9]*\.[A-Za-z0-9_-]{6}\.[A-Za-z0-9_-]{27}[A-Za-z0-9_-]*",
         _credential,
     ),
-    # A setting of another service.
+    # A key in the settings of any other service.
     Recognizer(
         "secret",
         r"(?i)(?:api|auth|access|secret)_?(?:access_?)?(?:key|token)[\"']?\s*[:=]\s*[\"']?"
@@ -245,7 +261,8 @@ RECOGNIZERS = (
     ),
     Recognizer(
         "secret",
-        r"(?i)\b(?:x-)?(?:api-key|auth-token|subscription-key)\W{1,5}([A-Za-z0-9_-]{20}[A-Za-z0-9_-]*)",
+        r"(?i)\b(?:x-)?(?:api-key|auth-token|subscription-key)\W{1,5}"
+        r"([A-Za-z0-9_-]{20}[A-Za-z0-9_-]*)",
         _credential,
     ),
 )

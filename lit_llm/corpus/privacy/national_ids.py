@@ -1,7 +1,8 @@
-"""Numbers by which states know a person, confirmed by their check digits; those without need their own form or name.
+"""Recognizers of national identity, tax and health numbers, confirmed by their check digits.
 
-Lengths, weights and moduli are those of the issuing authorities. A number whose form and check let more than about one
-in a hundred random numbers pass is taken only after a word that names it.
+Numbers without a check digit need a distinctive form or a name before them. Lengths, weights and
+moduli are those of the issuing authorities. If form and check accept more than about one in a
+hundred random numbers, the number is recognized only after a word that names it.
 """
 
 from __future__ import annotations
@@ -29,18 +30,21 @@ def _date(day: str, month: str) -> bool:
 
 
 def us_ssn(value: str) -> bool:
-    """No area 000, 666 or 9xx, no group 00, no serial 0000 (SSA)."""
+    """US Social Security number (SSA): no area 000, 666 or 9xx, no group 00, no serial 0000."""
     d = digits_of(value)
     return d[:3] not in ("000", "666") and d[0] != "9" and d[3:5] != "00" and d[5:] != "0000"
 
 
 def uk_nino(value: str) -> bool:
-    """HMRC: letters that no prefix has, and prefixes never given."""
+    """UK National Insurance number: without the prefixes that HMRC never issues."""
     return value[:2] not in ("BG", "GB", "KN", "NK", "NT", "TN", "ZZ")
 
 
 def de_tax_id(value: str) -> bool:
-    """Steuer-IdNr: ISO 7064 mod 11,10; of the first ten digits exactly one occurs twice or three times."""
+    """German Steuer-IdNr: check digit by ISO 7064 mod 11,10.
+
+    Exactly one of the first ten digits occurs twice or three times.
+    """
     d = digits_of(value)
     counts = sorted(d[:10].count(c) for c in set(d[:10]))
     if d[0] == "0" or counts[-1] not in (2, 3) or counts[-2] > 1:
@@ -52,7 +56,7 @@ def de_tax_id(value: str) -> bool:
 
 
 def fr_nir(value: str) -> bool:
-    """INSEE: key = 97 - number mod 97; Corsica's 2A and 2B count as 19 and 18."""
+    """French NIR (INSEE): key = 97 - number mod 97; Corsica's 2A and 2B count as 19 and 18."""
     plain = re.sub(r"\s", "", value)
     month = int(plain[3:5])
     if not (1 <= month <= 12 or 20 <= month <= 42 or month >= 50):
@@ -61,7 +65,7 @@ def fr_nir(value: str) -> bool:
 
 
 def es_dni(value: str) -> bool:
-    """DNI and NIE: the letter is the number mod 23."""
+    """Spanish DNI and NIE: the letter is the number mod 23."""
     plain = re.sub(r"[-. ]", "", value).upper()
     return (
         "TRWAGMYFPDXBNJZSQVHLCKE"[int(plain[:-1].translate(str.maketrans("XYZ", "012"))) % 23]
@@ -69,59 +73,38 @@ def es_dni(value: str) -> bool:
     )
 
 
+# Values of the characters at odd places of a codice fiscale.
 _ODD = dict(zip("0123456789", (1, 0, 5, 7, 9, 13, 15, 17, 19, 21), strict=True))
 _ODD_LETTERS = (
-    1,
-    0,
-    5,
-    7,
-    9,
-    13,
-    15,
-    17,
-    19,
-    21,
-    2,
-    4,
-    18,
-    20,
-    11,
-    3,
-    6,
-    8,
-    12,
-    14,
-    16,
-    10,
-    22,
-    25,
-    24,
-    23,
-)
+    1, 0, 5, 7, 9, 13, 15, 17, 19, 21, 2, 4, 18, 20, 11, 3, 6, 8, 12, 14, 16, 10, 22, 25, 24, 23,
+)  # fmt: skip
 _ODD |= dict(zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", _ODD_LETTERS, strict=True))
 
 
 def it_codice_fiscale(value: str) -> bool:
-    """Decree of 23 December 1976: odd places by a table, even ones by value, mod 26."""
+    """Italian codice fiscale (decree of 23 December 1976): check letter mod 26.
+
+    Characters at odd places count by a table, characters at even places by their value.
+    """
     plain = value.upper()
     even = sum(int(c) if c.isdigit() else ord(c) - 65 for c in plain[1:15:2])
     return chr((sum(_ODD[c] for c in plain[:15:2]) + even) % 26 + 65) == plain[15]
 
 
 def nl_bsn(value: str) -> bool:
-    """The eleven test."""
+    """Dutch BSN: the weighted sum is divisible by 11 (elfproef)."""
     return _weighted(digits_of(value), (9, 8, 7, 6, 5, 4, 3, 2, -1)) % 11 == 0
 
 
 def br_cpf(value: str) -> bool:
-    """Two check digits mod 11; one digit eleven times is not given."""
+    """Brazilian CPF: two check digits mod 11; eleven equal digits are never issued."""
     d = digits_of(value)
     checks = [_weighted(d, range(n, 1, -1)) * 10 % 11 % 10 for n in (10, 11)]
     return len(set(d)) > 1 and [int(d[9]), int(d[10])] == checks
 
 
 def pl_pesel(value: str) -> bool:
-    """The month carries the century: + 80, 20, 40, 60."""
+    """Polish PESEL: the century is added to the month as 80, 20, 40 or 60; check digit mod 10."""
     d = digits_of(value)
     return (
         _date(d[4:6], str(int(d[2:4]) % 20))
@@ -130,19 +113,22 @@ def pl_pesel(value: str) -> bool:
 
 
 def se_personnummer(value: str) -> bool:
-    """Luhn over the last ten; coordination numbers add 60 to the day."""
+    """Swedish personal number: Luhn over the last ten digits.
+
+    Coordination numbers add 60 to the day.
+    """
     d = digits_of(value)[-10:]
     return _date(str(int(d[4:6]) % 60), d[2:4]) and luhn(d)
 
 
 def fi_hetu(value: str) -> bool:
-    """Date and serial mod 31."""
+    """Finnish HETU: the check character is date and serial mod 31."""
     d = digits_of(value[:10])
     return _date(d[:2], d[2:4]) and "0123456789ABCDEFHJKLMNPRSTUVWXY"[int(d[:9]) % 31] == value[-1]
 
 
 def no_fodselsnummer(value: str) -> bool:
-    """Two check digits mod 11."""
+    """Norwegian birth number: two check digits mod 11."""
     d = digits_of(value)
     checks = (3, 7, 6, 1, 8, 9, 4, 5, 2, 1), (5, 4, 3, 2, 7, 6, 5, 4, 3, 2, 1)
     return _date(str(int(d[:2]) % 40), str(int(d[2:4]) % 40)) and all(
@@ -151,11 +137,13 @@ def no_fodselsnummer(value: str) -> bool:
 
 
 def cn_resident_id(value: str) -> bool:
-    """GB 11643-1999: ISO 7064 mod 11-2."""
+    """Chinese resident identity number (GB 11643-1999): ISO 7064 mod 11-2."""
     total = sum((10 if c in "Xx" else int(c)) * pow(2, 17 - i, 11) for i, c in enumerate(value))
     return _date(value[12:14], value[10:12]) and total % 11 == 1
 
 
+# Verhoeff's tables: the multiplication table of the dihedral group of order ten, and the
+# permutation that is applied once per place.
 _D5 = [
     [(i + j) % 5 + 5 * (j > 4) if i < 5 else (i - j) % 5 + 5 * (j < 5) for j in range(10)]
     for i in range(10)
@@ -164,7 +152,7 @@ _SHIFT = (1, 5, 7, 6, 2, 8, 3, 0, 9, 4)
 
 
 def in_aadhaar(value: str) -> bool:
-    """Verhoeff's check digit (1969), over the dihedral group of the pentagon."""
+    """Indian Aadhaar: Verhoeff's check digit (1969), over the dihedral group of the pentagon."""
     total = 0
     for i, c in enumerate(reversed(digits_of(value))):
         digit = int(c)
@@ -175,98 +163,108 @@ def in_aadhaar(value: str) -> bool:
 
 
 def ca_sin(value: str) -> bool:
-    """Luhn."""
+    """Canadian Social Insurance number: Luhn."""
     return luhn(digits_of(value))
 
 
 def be_national(value: str) -> bool:
-    """97 - number mod 97, with a 2 before the number for births from 2000."""
+    """Belgian national number: key = 97 - number mod 97; births from 2000 have a 2 before it."""
     d = digits_of(value)
     return any(97 - int(century + d[:9]) % 97 == int(d[9:]) for century in ("", "2"))
 
 
 def ch_ahv(value: str) -> bool:
-    """EAN-13 that begins with 756."""
+    """Swiss AHV number: an EAN-13 that begins with 756."""
     return _weighted(digits_of(value), (1, 3) * 6 + (1,)) % 10 == 0
 
 
 def kr_rrn(value: str) -> bool:
-    """Date and a century digit 1 to 8; since October 2020 there is no check digit."""
+    """Korean RRN: a date and a century digit 1 to 8; no check digit since October 2020."""
     d = digits_of(value)
     return _date(d[4:6], d[2:4])
 
 
 def mx_curp(value: str) -> bool:
-    """Letters as their place in an alphabet with Ñ, weights 18 to 2, mod 10."""
+    """Mexican CURP: weights 18 to 2, mod 10; a letter counts as its place in an alphabet with Ñ."""
     alphabet = "0123456789ABCDEFGHIJKLMNÑOPQRSTUVWXYZ"
     total = sum(alphabet.index(c) * (18 - i) for i, c in enumerate(value[:17]))
     return _date(value[8:10], value[6:8]) and -total % 10 == int(value[17])
 
 
 def dk_cpr(value: str) -> bool:
-    """A date; since 2007 there is no check digit."""
+    """Danish CPR number: a date; no check digit since 2007."""
     d = digits_of(value)
     return _date(d[:2], d[2:4])
 
 
 def cz_rodne_cislo(value: str) -> bool:
-    """Date and serial, divisible by 11; a woman's month is 50 higher, a further 20 where serials ran out."""
+    """Czech birth number: date and serial, divisible by 11.
+
+    A woman's month is 50 higher. A further 20 is added when the serials of a day are used up.
+    """
     d = digits_of(value)
     return _date(d[4:6], str(int(d[2:4]) % 50 % 20)) and int(d) % 11 == 0
 
 
 def tr_kimlik(value: str) -> bool:
-    """Seven times the odd places less the even ones, mod 10; then the sum of ten digits."""
+    """Turkish identity number: two check digits mod 10.
+
+    The first is seven times the sum of the odd places minus the even ones, the second the sum of
+    the first ten digits.
+    """
     d = [int(c) for c in value]
     return (7 * sum(d[:9:2]) - sum(d[1:8:2])) % 10 == d[9] and sum(d[:10]) % 10 == d[10]
 
 
 def pt_nif(value: str) -> bool:
-    """Check digit mod 11, 0 for 10 and 11."""
+    """Portuguese NIF: check digit mod 11, 0 for 10 and 11."""
     d = digits_of(value)
     check = 11 - _weighted(d[:8], range(9, 1, -1)) % 11
     return (0 if check > 9 else check) == int(d[8])
 
 
 def ru_snils(value: str) -> bool:
-    """The weighted sum of nine digits modulo 101, 0 for 100."""
+    """Russian SNILS: the check number is the weighted sum of nine digits mod 101, 0 for 100."""
     d = digits_of(value)
     return _weighted(d[:9], range(9, 0, -1)) % 101 % 100 == int(d[9:])
 
 
 def ru_inn(value: str) -> bool:
-    """A person's, of twelve digits: two check digits mod 11, mod 10."""
+    """Russian INN of a person, with twelve digits: two check digits mod 11, mod 10."""
     weights = (7, 2, 4, 10, 3, 5, 9, 4, 6, 8), (3, 7, 2, 4, 10, 3, 5, 9, 4, 6, 8)
     return all(_weighted(value, w) % 11 % 10 == int(value[len(w)]) for w in weights)
 
 
 def cl_rut(value: str) -> bool:
-    """Weights 2 to 7 from the right, mod 11; K for 10."""
+    """Chilean RUT: weights 2 to 7 from the right, mod 11; K for 10."""
     body = digits_of(value[:-1])
     total = sum(int(c) * (2 + i % 6) for i, c in enumerate(reversed(body)))
     return "0123456789K0"[11 - total % 11] == value[-1].upper()
 
 
 def uk_nhs(value: str) -> bool:
-    """Check digit mod 11, 0 for 11; 10 is not given."""
+    """UK NHS number: check digit mod 11, 0 for 11; numbers with check digit 10 are not issued."""
     d = digits_of(value)
     return (11 - _weighted(d[:9], range(10, 1, -1)) % 11) % 11 == int(d[9])
 
 
 def ro_cnp(value: str) -> bool:
-    """A date, and a check digit mod 11, 1 for 10."""
+    """Romanian CNP: a date, and a check digit mod 11, 1 for 10."""
     check = _weighted(value[:12], (2, 7, 9, 1, 4, 6, 3, 5, 8, 2, 7, 9)) % 11
     return _date(value[5:7], value[3:5]) and (1 if check == 10 else check) == int(value[12])
 
 
 def bg_egn(value: str) -> bool:
-    """A date, its month 20 or 40 higher for other centuries; a check digit mod 11, 0 for 10."""
+    """Bulgarian EGN: a date, and a check digit mod 11, 0 for 10.
+
+    The month is 20 or 40 higher for other centuries.
+    """
     check = _weighted(value[:9], (2, 4, 8, 5, 10, 9, 7, 3, 6)) % 11 % 10
     return _date(value[4:6], str(int(value[2:4]) % 20)) and check == int(value[9])
 
 
 def hr_oib(value: str) -> bool:
-    """ISO 7064 mod 11,10."""
+    """Croatian OIB: ISO 7064 mod 11,10."""
     product = 10
     for c in value[:10]:
         product = ((int(c) + product) % 10 or 10) * 2 % 11
@@ -274,19 +272,22 @@ def hr_oib(value: str) -> bool:
 
 
 def au_tfn(value: str) -> bool:
-    """The weighted sum of nine digits is divisible by 11."""
+    """Australian tax file number: the weighted sum of nine digits is divisible by 11."""
     return _weighted(digits_of(value), (1, 4, 3, 7, 5, 8, 6, 9, 10)) % 11 == 0
 
 
 def jp_my_number(value: str) -> bool:
-    """Weights 6 to 2 and 7 to 2, mod 11; 0 for 10 and 11."""
+    """Japanese My Number: weights 6 to 2 and 7 to 2, mod 11; 0 for 10 and 11."""
     d = digits_of(value)
     left = _weighted(d[:11], (6, 5, 4, 3, 2, 7, 6, 5, 4, 3, 2)) % 11
     return (0 if left < 2 else 11 - left) == int(d[11])
 
 
 def sg_nric(value: str) -> bool:
-    """Weights 2, 7 to 2, an offset for the century, mod 11; a table of letters for each series."""
+    """Singapore NRIC and FIN: weights 2, 7 to 2, an offset for the century, mod 11.
+
+    Each series has its own table of check letters.
+    """
     total = _weighted(value[1:8], (2, 7, 6, 5, 4, 3, 2))
     total += {"T": 4, "G": 4, "M": 3}.get(value[0], 0)
     letters = {"S": "JZIHGFEDCBA", "T": "JZIHGFEDCBA", "M": "XWUTRQPNJLK"}
@@ -294,14 +295,17 @@ def sg_nric(value: str) -> bool:
 
 
 def tw_id(value: str) -> bool:
-    """The letter is a number of two digits; weights 1, 9 to 1, 1, mod 10."""
+    """Taiwanese identity number: the letter counts as two digits; weights 1, 9 to 1, 1, mod 10."""
     letter = "ABCDEFGHJKLMNPQRSTUVXYWZIO".index(value[0]) + 10
     weights = (1, 9, 8, 7, 6, 5, 4, 3, 2, 1, 1)
     return _weighted(str(letter) + value[1:], weights) % 10 == 0
 
 
 def hk_id(value: str) -> bool:
-    """Letters as 10 to 35, a blank as 36; weights 9 to 2, mod 11, A for 10."""
+    """Hong Kong identity number: weights 9 to 2, mod 11, A for 10.
+
+    Letters count as 10 to 35, a missing letter (blank) as 36.
+    """
     plain = re.sub("[()]", "", value)
     codes = [36] * (len(plain) == 8) + [int(c, 36) for c in plain[:-1]]
     total = sum(code * weight for code, weight in zip(codes, range(9, 1, -1), strict=True))
@@ -309,7 +313,7 @@ def hk_id(value: str) -> bool:
 
 
 def _id(pattern: str, check: Callable[[str], bool], named: str = "") -> Recognizer:
-    """``named``: words of which one has to stand before."""
+    """A recognizer of one number; one of the words in ``named`` must stand before the number."""
     name = re.compile(rf"(?i)(?:{named})[^\d\n]{{0,30}}$") if named else None
 
     def accept(before: str, value: str, after: str) -> str:
@@ -320,7 +324,8 @@ def _id(pattern: str, check: Callable[[str], bool], named: str = "") -> Recogniz
         if IN_DOI.search(before) or (name is None and THING.search(before)):
             return ""
         if name is None and re.fullmatch(r"\d{4} \d{4} \d{4}", value):
-            years = re.fullmatch(r"(?:(?:19|20)\d\d ?)+", value)  # one in ten has the check digit
+            # Three years in a row: one in ten has a correct check digit by chance.
+            years = re.fullmatch(r"(?:(?:19|20)\d\d ?)+", value)
             if years or in_a_row(before, after, 3):
                 return ""
         return value if (name is None or name.search(before)) and check(value) else ""

@@ -1,12 +1,16 @@
-"""Personal data and keys -> placeholders such as <EMAIL>, with counts and never values.
+"""Replace personal data and keys by placeholders such as <EMAIL>; count them, never store them.
 
     RedactPII().texts(["Mail jane@corp.org"])  # ["Mail <EMAIL>"]
 
-Typesetters' spaces and hyphens and the digits of other scripts count as those of a keyboard, see `typography`.
+Typographic spaces and hyphens and the digits of other scripts are treated like their ASCII forms,
+see `typography`.
 
-What costs is reading text that has nothing in it: one scan by an RE2 set of all patterns tells which could match (110
-to 210 MB/s, measured), and only these are looked for, on UTF-8 out of Arrow's buffers. What is somebody's is taken as
-personal; private, loopback and documentation ranges of addresses are nobody's, nor is what a form shows ("ghp_xxxx").
+Most of the cost is reading text without personal data. Therefore one scan with an RE2 set of all
+patterns finds out which patterns can match (110 to 210 MB/s, measured). Only these are then
+searched, on the UTF-8 bytes of Arrow's buffers.
+
+Only data that can belong to a person or a service is replaced. Private, loopback and documentation
+address ranges are kept, and so are examples such as "ghp_xxxx".
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from lit_llm.corpus.privacy.recognizers import Recognizer
 from lit_llm.corpus.privacy.typography import Folds, typed
 from lit_llm.errors import UserError
 
-# Where two kinds claim the same place the first has it.
+# If two recognizers match overlapping text, the earlier one in this order wins.
 ALL = (
     *keys.RECOGNIZERS,
     *recognizers.RECOGNIZERS,
@@ -34,12 +38,12 @@ ALL = (
     *phones.RECOGNIZERS,
 )
 KINDS = tuple(dict.fromkeys(recognizer.kind for recognizer in ALL))
-_AROUND = 64  # bytes that a check sees of what stands before and after
-_PASSES = 8  # a mixed list of a thousand addresses takes 5
+_AROUND = 64  # bytes of context before and after a candidate that a check sees
+_PASSES = 8  # a mixed list of a thousand addresses takes 5 passes
 
 
 class Span(NamedTuple):
-    """Bytes ``start`` to ``end`` of a text's UTF-8 are of ``kind``."""
+    """A finding of ``kind`` in bytes ``start`` to ``end`` of a text's UTF-8."""
 
     start: int
     end: int
@@ -48,14 +52,14 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class RedactPII(Block):
-    """Replace personal data in "text"; "pii" is a struct of int32, how many of each kind a document had.
+    """Replace personal data in "text" and add "pii", a struct of int32 counts of each kind.
 
-    Redacting twice changes nothing: a text is redacted until nothing is found in it.
+    Redaction is idempotent: a text is redacted until nothing more is found in it.
 
     Attributes:
-        kinds: what to look for: secret (keys, tokens, passwords in URLs), email, iban, card, ip_address, national_id,
-            phone.
-        placeholder: what stands for a value; "{kind}" becomes its kind in capitals.
+        kinds: what to look for: secret (keys, tokens, passwords in URLs), email, iban, card,
+            ip_address, national_id, phone.
+        placeholder: the replacement of a value; "{kind}" becomes its kind in capitals.
     """
 
     name = "redact_pii"
@@ -91,7 +95,7 @@ class RedactPII(Block):
         )
 
     def find(self, text: str) -> list[tuple[int, int, str]]:
-        """(start, end, kind) of what would be replaced, in characters of ``text``, in order."""
+        """(start, end, kind) of what would be replaced, in order; positions are in characters."""
         data = text.encode()
         found, at, characters = [], 0, 0
         for start, end, kind in self._redact(data)[1]:
@@ -106,15 +110,18 @@ class RedactPII(Block):
     def _redact(self, data: bytes) -> tuple[bytes, list[Span]]:
         """The redacted text, and the spans of ``data`` that were replaced.
 
-        More than one pass, since what is hidden can give its neighbour away: "1.2.3.4" is a version, but behind
-        "<IP_ADDRESS> " it is an address. In a list of thousands that is a pass for each, so after `_PASSES` whatever
-        has the form of what is still being found counts.
+        One pass is not enough, because a placeholder can change how its neighbour is judged:
+        "1.2.3.4" is a version, but behind "<IP_ADDRESS> " it is an address. A list of thousands of
+        addresses could need one pass for each. Therefore, after `_PASSES` passes, every candidate
+        of a recognizer that still confirms one is accepted by its form alone.
         """
         spans: list[Span] = []
-        hidden: list[Span] = []  # what stands for them, in ``redacted``
+        hidden: list[Span] = []  # their placeholders in ``redacted``, in the same order
         redacted = data
         passes = itertools.count(1)
         while found := _apart(self._find_once(redacted, by_form=next(passes) > _PASSES), hidden):
+            # Positions of the findings are in ``redacted``. Map them back to ``data``: behind a
+            # placeholder, positions are shifted by the difference of the two ends.
             starts = [0, *(stand_in.end for stand_in in hidden)]
             shifts = [
                 0,
@@ -136,9 +143,9 @@ class RedactPII(Block):
         return redacted, spans
 
     def _find_once(self, data: bytes, by_form: bool = False) -> list[Span]:
-        """Spans of one pass over ``data``, none in another; where two overlap, the earlier recognizer's.
+        """Spans of one pass over ``data``, without overlaps: the earlier recognizer wins.
 
-        With ``by_form`` a recognizer that confirms one candidate is believed all of them.
+        With ``by_form``, all candidates of a recognizer are accepted if it confirms one of them.
         """
         every, compiled = _compiled(self.kinds)
         written, data = data, typed(data)
@@ -158,6 +165,7 @@ class RedactPII(Block):
 
 
 def _spans(data: bytes, recognizer: Recognizer, pattern: Any) -> list[Span]:
+    """The candidates of one recognizer in ``data`` that its check confirms, in order."""
     found, at = [], 0
     group = 1 if pattern.groups else 0
     while match := pattern.search(data, at):
@@ -174,7 +182,7 @@ def _spans(data: bytes, recognizer: Recognizer, pattern: Any) -> list[Span]:
 
 
 def _apart(spans: list[Span], taken: list[Span]) -> list[Span]:
-    """Those of ``spans`` that overlap none of ``taken``, which are in order and apart from each other."""
+    """Those of ``spans`` that overlap none of ``taken``; ``taken`` is sorted without overlaps."""
     starts = [other.start for other in taken]
     before = [bisect_left(starts, span.end) for span in spans]
     return [
@@ -186,13 +194,12 @@ def _apart(spans: list[Span], taken: list[Span]) -> list[Span]:
 
 @functools.cache
 def _compiled(kinds: tuple[str, ...]) -> tuple[Any, list[tuple[Recognizer, Any]]]:
-    """(re2.Set of all patterns, each with its recognizer); once in a process."""
+    """(re2.Set of all patterns, [(recognizer, pattern)] in its order); cached in the process."""
     import re2
 
     options = re2.Options()
-    options.max_mem = (
-        256 << 20
-    )  # below, the set's automaton is thrown away and built again within a document
+    # With less memory, RE2 discards the set's automaton and builds it again within a document.
+    options.max_mem = 256 << 20
     every = re2.Set.SearchSet(options)
     compiled = []
     for recognizer in (r for r in ALL if r.kind in kinds):

@@ -1,1 +1,1 @@
-"""Training samples of tokenizers and how well tokenizers compress."""
+"""Text samples for training tokenizers, and measurements of how well tokenizers compress."""

@@ -1,7 +1,8 @@
-"""How well tokenizers compress text: counts by language, domain and source, and what their vocabularies do in it.
+"""Measure how well tokenizers compress text, by language, domain and source.
 
-Bytes a token is what a model's cost and context depend on, and the same text takes a model trained mostly on English
-several times as many tokens in another language (arXiv:2305.15425). No separators and no control tokens are counted.
+A model's cost and context depend on the number of bytes per token. With a tokenizer trained mostly
+on English, the same text in another language can take several times as many tokens
+(arXiv:2305.15425). Separators and control tokens are not counted.
 """
 
 from __future__ import annotations
@@ -17,14 +18,13 @@ from lit_llm.models.tokenizer import Tokenizer
 
 GROUPS = ("language", "domain", "source")
 UNKNOWN = "unknown"
-_UNSPACED = frozenset(
-    ("bo", "dz", "ja", "km", "lo", "my", "th", "zh")
-)  # written without spaces between words
-_LONGEST = 10
+# Languages written without spaces between words.
+_UNSPACED = frozenset(("bo", "dz", "ja", "km", "lo", "my", "th", "zh"))
+_LONGEST = 10  # longest tokens that a report lists
 
 
 class Compression:
-    """Counts of what each of several tokenizers makes of the same text."""
+    """Counts the tokens that several tokenizers need for the same text."""
 
     def __init__(self, tokenizers: Mapping[str, Tokenizer]) -> None:
         self._tokenizers = dict(tokenizers)
@@ -69,15 +69,15 @@ class Compression:
                     into[key] += value
 
     def report(self) -> dict[str, Any]:
-        """What was counted, as plain values.
+        """The counts and ratios, as plain values.
 
         Returns:
-            "all": documents, bytes, words (what white space separates; of languages written with spaces) and
-            "tokenizers": name -> tokens, bytes_per_token, tokens_per_word (None without words), character_pieces and
-            unknown (shares of the tokens: a piece of a character; the token of what the vocabulary cannot express).
-            "language", "domain", "source": name -> the same, most bytes first.
-            "vocabulary": tokenizer -> tokens, unused (how many of them the text did not need; control tokens do not
-            count) and longest: rows of text, bytes and uses.
+            "all": documents, bytes, words (separated by whitespace, only in languages written with
+            spaces) and "tokenizers": name -> tokens, bytes_per_token, tokens_per_word (None without
+            words), character_pieces and unknown (shares of the tokens that are pieces of a
+            character, and that are the unknown token). "language", "domain", "source": name -> the
+            same, most bytes first. "vocabulary": tokenizer -> tokens, unused (number of tokens that
+            did not occur, without control tokens) and longest (rows of text, bytes and uses).
         """
         groups = {
             group: {
@@ -125,6 +125,7 @@ class Compression:
 
 
 def _sums_by_document(flags: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Sums of ``flags[offsets[i]:offsets[i + 1]]``: differences of prefix sums."""
     return np.diff(np.concatenate([[0], np.cumsum(flags, dtype=np.int64)])[offsets])
 
 
@@ -133,7 +134,7 @@ def _ratio(of: int, by: int) -> float | None:
 
 
 def _is_piece(token: bytes) -> bool:
-    """Whether a token holds a part of a character: a byte that no merge reached, or more."""
+    """Whether a token contains an incomplete UTF-8 character."""
     try:
         token.decode()
     except UnicodeDecodeError:

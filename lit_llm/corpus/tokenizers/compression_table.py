@@ -1,4 +1,8 @@
-"""What ``lit_llm tokenizer inspect`` prints: a line a tokenizer, then bytes a token by language, domain and source."""
+"""Format the report of ``lit_llm tokenizer inspect`` as tables.
+
+The first table has a line for each tokenizer. The others show bytes per token by language, domain
+and source.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,13 @@ from typing import Any
 from lit_llm.corpus.tokenizers.compression import GROUPS, UNKNOWN
 from lit_llm.corpus.tokenizers.published import Published, figure_for, published
 
-_ROWS = 20  # of a table; --json has all
-_TOKENS, _CHARACTERS = 5, 24
+_ROWS = 20  # most rows of a table; --json prints all
+_TOKENS, _CHARACTERS = 5, 24  # most of the longest tokens, and most characters of each
 _NONE = "-"
 
 
 def told(facts: dict[str, Any]) -> str:
-    """The facts of ``inspect`` (see ``tokenizer_command.inspect``) for people to read."""
+    """Format the result of `commands.tokenizer.inspect` as readable text."""
     whole, tokenizers = facts["all"], facts["tokenizers"]
     figures = {
         name: published(known["published_as"])
@@ -22,7 +26,8 @@ def told(facts: dict[str, Any]) -> str:
         if known["published_as"]
     }
     parts = [
-        f"{facts['text']}: {whole['documents']:,} documents, {_megabytes(whole)} MB, {whole['words']:,} words",
+        f"{facts['text']}: {whole['documents']:,} documents, {_megabytes(whole)} MB, "
+        f"{whole['words']:,} words",
         _summary(facts, figures),
     ]
     for group in GROUPS:
@@ -42,6 +47,7 @@ def told(facts: dict[str, Any]) -> str:
 
 
 def _summary(facts: dict[str, Any], figures: dict[str, tuple[Published, ...]]) -> str:
+    """The table with a line for each tokenizer."""
     heads = [
         "tokenizer",
         "vocabulary",
@@ -73,7 +79,10 @@ def _group(
     tokenizers: list[str],
     figures: dict[str, tuple[Published, ...]],
 ) -> str:
-    """Bytes a token, with a column of published figures for each tokenizer that has one for a row here."""
+    """The table of bytes per token by ``group``.
+
+    A tokenizer with a published figure for one of the rows has a column of published figures.
+    """
     shown = list(rows)[:_ROWS]
     beside = {
         name: {row: figure for row in shown if (figure := figure_for(known, group, row))}
@@ -101,7 +110,7 @@ def _figure(figure: Published | None) -> str:
 
 
 def _sources(rows: tuple[Published, ...]) -> list[str]:
-    """A line a source."""
+    """One line for each source of published figures."""
     by_source: dict[str, list[str]] = {}
     for row in rows:
         by_source.setdefault(row.source, []).append(f"{row.per_token:.2f} {row.unit} ({row.text})")
@@ -130,7 +139,7 @@ def _number(value: float | None) -> str:
 
 
 def _aligned(heads: list[str], lines: list[list[str]]) -> str:
-    """Columns as wide as they must be, the first to the left and numbers to the right."""
+    """Align columns: the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
     return "\n".join(
         "  ".join(

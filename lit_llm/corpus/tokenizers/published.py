@@ -1,6 +1,7 @@
-"""What others published of how GPT-2's and Llama 3's tokenizers compress, for printing beside what is measured here.
+"""Published compression figures of GPT-2's and Llama 3's tokenizers, to compare measurements with.
 
-The figures are of other text than yours, which is why each names its own; nothing is published for most languages.
+The figures were measured on other texts than the user's; therefore each figure names its text. For
+most languages nothing is published.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Literal
 
 from lit_llm.models.tokenizer import Tokenizer
 
-# A tokenizer is known by its size and its ids of this text, not by the name of its file; what only adds tokens for
-# chats in unused places (GPT-Neo, every Llama 3) compresses the same.
+# A tokenizer is recognized by its size and its ids for this text, not by the name of its file.
+# Variants that only use free ids for chat tokens (GPT-Neo, every Llama 3) compress the same.
 _PROBE = "Hello world 12345"
 _KNOWN = {
     (50_257, (15496, 995, 17031, 2231)): "GPT-2",
@@ -28,11 +29,13 @@ class Published:
 
     Attributes:
         tokenizer: "GPT-2" or "Llama 3".
-        language, domain: of the text, as `Sample` names them; empty where it is a mixture or the source does not say.
-        text: what it is.
-        per_token: how many ``unit`` a token stands for.
-        unit: English has 1.0 bytes a character and little more, other languages up to 3.
-        source: where it was published.
+        language, domain: of the text, with the names that `Sample` uses; empty if the text is a
+            mixture or the source does not tell.
+        text: description of the text.
+        per_token: number of ``unit`` per token.
+        unit: "bytes" or "characters". English has slightly more than 1.0 bytes per character, other
+            languages up to 3.
+        source: where the figure was published.
     """
 
     tokenizer: str
@@ -46,7 +49,7 @@ class Published:
 
 @functools.cache
 def published(tokenizer: str) -> tuple[Published, ...]:
-    """The figures of a tokenizer that `recognised` names."""
+    """The published figures of a tokenizer, by the name that `recognised` returns."""
     with open(
         Path(__file__).with_name("published_compression.csv"), encoding="utf-8", newline=""
     ) as file:
@@ -63,7 +66,7 @@ def recognised(tokenizer: Tokenizer) -> str | None:
 
 
 def figure_for(rows: tuple[Published, ...], group: str, name: str) -> Published | None:
-    """The figure to set beside a row "all", or one of a "language" or "domain"; None where none is published."""
+    """The published figure for a row of the group "all", "language" or "domain"; None if none."""
     for row in rows:
         of_language = group == "language" and row.language == name and row.domain in ("", "code")
         of_domain = group == "domain" and row.domain == name

@@ -1,6 +1,7 @@
-"""Some of the documents, enough to train or measure a tokenizer: which ones, their digests say.
+"""Samples of documents to train or measure a tokenizer on, chosen by the digests of the texts.
 
-So the sample is the same wherever it is taken, in whatever pieces, and taking more only adds to it.
+Therefore the sample does not depend on the machine or on how the corpus is split into pieces. A
+larger sample contains every smaller one.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from lit_llm.corpus.reading.read import read_part
 from lit_llm.corpus.storage.store import read_tables
 from lit_llm.errors import UserError
 
-TRAINING_BYTES = 200_000_000  # more text does not change a vocabulary, it costs 0.2 s a megabyte
-VOCAB_SIZE = 32_768  # or what the text supports
+# More text does not change a vocabulary. It costs 0.2 s per megabyte.
+TRAINING_BYTES = 200_000_000
+VOCAB_SIZE = 32_768  # or fewer, if the text does not support so many
 
 
 def fewer_tokens(size: int) -> str | None:
-    """What to say of a vocabulary of ``size`` tokens where `VOCAB_SIZE` was meant; None if it has them."""
+    """A message if a vocabulary has fewer than `VOCAB_SIZE` tokens, else None."""
     if size >= VOCAB_SIZE:
         return None
     return (
@@ -45,15 +47,20 @@ def rates(sizes: Mapping[str, int], of_sample: Mapping[str, float], total: int) 
 
     Args:
         sizes: bytes by source.
-        of_sample: share of each source in the sample, summing to 1; what a small one cannot fill is left out.
-        total: bytes wanted.
+        of_sample: share of each source in the sample; the shares sum to 1. If a source is too small
+            for its share, the sample is smaller.
+        total: bytes of the sample.
     """
     total = min(total, sum(sizes.values()))
     return {name: min(1.0, total * of_sample[name] / size) for name, size in sizes.items() if size}
 
 
 def take(table: pa.Table, by_source: Mapping[str, float]) -> pa.Table:
-    """Rows of ``table`` ("sha256", "source") that are in the sample of these rates."""
+    """Rows of ``table`` that are in the sample of these rates; it has "sha256" and "source".
+
+    The first 48 bits of a text's SHA-256 are a uniform random number. A document is taken if that
+    number is below its source's rate.
+    """
     chosen = [
         int(sha256[:12], 16) < by_source[source] * 2**48
         for sha256, source in zip(
@@ -68,10 +75,10 @@ class Sample:
     """Documents to train or measure a tokenizer on.
 
     Attributes:
-        name: what text it is, for people.
-        sizes: bytes by source, of all that ``read`` gives.
+        name: readable description of the text.
+        sizes: bytes by source, of all documents that ``read`` yields.
         rates: share of each source's documents that is taken.
-        read: the text, as tables of `COLUMNS`; called once for each pass.
+        read: yields the documents as tables of `COLUMNS`; called once for each pass.
     """
 
     name: str
@@ -81,18 +88,19 @@ class Sample:
 
     @property
     def bytes(self) -> int:
-        """About as many bytes are in the sample."""
+        """The approximate number of bytes in the sample."""
         return round(sum(size * self.rates[name] for name, size in self.sizes.items() if size))
 
     def tables(self) -> Iterator[pa.Table]:
-        """The sample, in the order of the text."""
+        """The tables of the sample, in the order of the documents."""
         return (taken for table in self.read() if len(taken := take(table, self.rates)))
 
 
 def training_sample(corpus: Corpus, total: int = TRAINING_BYTES) -> Sample:
-    """Of the training split, sources in the mixture's proportions: what the build's own tokenizer is trained on.
+    """A sample of the training split with the sources in the proportions of the mixture.
 
-    The proportions are of bytes, and ``mixture.tokens`` plays no part: before there is a tokenizer nobody knows tokens.
+    The build trains its own tokenizer on this sample. The proportions are of bytes, and
+    ``mixture.tokens`` is ignored, because tokens cannot be counted before there is a tokenizer.
     """
     card = corpus.datacard
     sizes = {
@@ -110,7 +118,7 @@ def training_sample(corpus: Corpus, total: int = TRAINING_BYTES) -> Sample:
 
 
 def split_sample(corpus: Corpus, split: str, total: int) -> Sample:
-    """Of a split's documents, each source in its own size.
+    """A sample of a split, with the sources in proportion to their sizes.
 
     Raises:
         UserError: the corpus has no such split.
@@ -124,7 +132,9 @@ def split_sample(corpus: Corpus, split: str, total: int) -> Sample:
 
 
 def file_sample(patterns: Sequence[str], total: int, text_field: str = "text") -> Sample:
-    """Of the texts that files hold, as they are; every document as likely as another. The files are read twice.
+    """A sample of the texts in files, without cleaning; every document is equally likely.
+
+    The files are read twice.
 
     Args:
         patterns: paths, folders, globs or URLs.
@@ -147,7 +157,7 @@ def file_sample(patterns: Sequence[str], total: int, text_field: str = "text") -
 
 
 def with_language(table: pa.Table) -> pa.Table:
-    """``table`` with the "language" of texts whose source does not say it."""
+    """``table`` with "language" filled in where the source does not give it."""
     found = IdentifyLanguage().apply(table)["language"]
     return with_column(table, "language", pc.coalesce(table["language"], found))
 
@@ -163,6 +173,7 @@ def _bytes(
 
 
 def _alike(sizes: Mapping[str, int], total: int) -> dict[str, float]:
+    """The same rate for all sources."""
     everything = sum(sizes.values())
     return rates(sizes, {name: size / everything for name, size in sizes.items()}, total)
 
