@@ -1,10 +1,12 @@
-"""What a cleaning step is: a function from a table of documents to a table of the same documents, in the same order.
+"""What a cleaning step is: a function from a table of documents to a table of the same documents,
+in the same order.
 
-A document is a row. Every table has the columns "id" (string), "text" (large_string) and "dropped" (string: null while
-the document is kept, else "block: reason"); what else there is ("source", "url", "language", "license", scores) is
-carried along. Nothing is removed on the way: a dropped row stays with its reason until the engine puts it aside, and
-later blocks leave it alone. So blocks hold no state, what they did is counted from the tables (`funnel`), and the same
-block runs alone, under Daft, Ray Data or Spark, on batches of any size.
+A document is a row. Every table has the columns "id" (string), "text" (large_string) and "dropped"
+(string: null while the document is kept, else "block: reason"); what else there is ("source",
+"url", "language", "license", scores) is carried along. Nothing is removed on the way: a dropped row
+stays with its reason until the engine puts it aside, and later blocks leave it alone. So blocks
+hold no state, what they did is counted from the tables (`funnel`), and the same block runs alone,
+under Daft, Ray Data or Spark, on batches of any size.
 """
 
 from __future__ import annotations
@@ -31,11 +33,13 @@ class Block:
     name: ClassVar[str]
 
     def apply(self, table: pa.Table) -> pa.Table:
-        """``table`` (all rows kept) with columns changed, added, or "dropped" filled; same rows, same order."""
+        """``table`` (all rows kept) with columns changed, added, or "dropped" filled; same rows,
+        same order."""
         raise NotImplementedError
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Apply to the rows that are still kept; the others pass through, null in columns that are new."""
+        """Apply to the rows that are still kept; the others pass through, null in columns that are
+        new."""
         if table["dropped"].null_count == len(table):
             return self.apply(table)
         kept = pc.is_null(table["dropped"])
@@ -119,7 +123,8 @@ def with_column(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) 
 def per_value(
     column: pa.Array | pa.ChunkedArray, judge: Callable[[Any], str | None]
 ) -> pa.StringArray:
-    """``judge`` of each value, null of null, asked once for each distinct one: for columns in which few are."""
+    """``judge`` of each value, null of null, asked once for each distinct one: for columns in which
+    few are."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     encoded = array.dictionary_encode()
     judged = [None if value is None else judge(value) for value in encoded.dictionary.to_pylist()]
@@ -127,7 +132,8 @@ def per_value(
 
 
 def documents(text: Texts, **columns: Sequence | pa.Array) -> pa.Table:
-    """A table of documents from their texts and further ``columns``; "id" counts them unless it is given."""
+    """A table of documents from their texts and further ``columns``; "id" counts them unless it is
+    given."""
     array = (
         text if isinstance(text, (pa.Array, pa.ChunkedArray)) else pa.array(text, pa.large_string())
     )

@@ -1,4 +1,5 @@
-"""From sources to a corpus folder, by one call: what ``lit_llm corpus build`` and the data module use."""
+"""From sources to a corpus folder, by one call: what ``lit_llm corpus build`` and the data module
+use."""
 
 from __future__ import annotations
 
@@ -58,9 +59,11 @@ def cached_corpus(
     validation_fraction: float = 0.05,
     progress: bool = True,
 ) -> tuple[Corpus, bool]:
-    """The corpus of these sources and settings from ``cache_dir``, built if it is not there; and whether it was.
+    """The corpus of these sources and settings from ``cache_dir``, built if it is not there; and
+    whether it was.
 
-    It lies at ``<cache_dir>/corpora/<first source>-<fingerprint[:12]>``. Raises as ``build_corpus``.
+    It lies at ``<cache_dir>/corpora/<first source>-<fingerprint[:12]>``. Raises as
+    ``build_corpus``.
     """
     settings: dict[str, Any] = {
         "tokenizer": tokenizer,
@@ -91,21 +94,24 @@ def build_corpus(
 ) -> Corpus:
     """Build a corpus of texts as they are, but for copies: of equal texts the first is kept.
 
-    A document goes to validation when sha256(id), as a fraction of its range, is below ``validation_fraction``, so it
-    stays there when others come and go. Where that would leave a split empty, one document moves over; a single
-    document gives its tail to validation. Each document is encoded as [eos_id] + ids.
+    A document goes to validation when sha256(id), as a fraction of its range, is below
+    ``validation_fraction``, so it stays there when others come and go. Where that would leave a
+    split empty, one document moves over; a single document gives its tail to validation. Each
+    document is encoded as [eos_id] + ids.
 
     Args:
         output: the folder to make; must not exist, be empty, or hold a corpus.
         sources: "stdlib", paths or globs; see ``list_files``.
-        tokenizer: a tokenizer.json or its folder; None trains one of ``vocab_size`` on the train split.
+        tokenizer: a tokenizer.json or its folder; None trains one of ``vocab_size`` on the train
+            split.
         text_field: the field with the text in JSONL and parquet rows.
         max_line_bytes: texts with a longer line, and longer rows of JSONL, are dropped.
         validation_fraction: 0 <= fraction < 1; 0 makes no validation split.
         progress: show a bar a stage on a terminal, a line a stage elsewhere (both on stderr).
 
     Raises:
-        UserError: nothing usable in the sources, vocabulary too large for the text, folder in use, disk full.
+        UserError: nothing usable in the sources, vocabulary too large for the text, folder in use,
+            disk full.
     """
     with corpus_extra():
         from lit_llm.corpus.config import plain
@@ -124,10 +130,11 @@ def build_corpus(
 def build(
     config: CorpusConfig, output: str | Path, progress: bool = True, key: str | None = None
 ) -> Corpus:
-    """Build the corpus of ``config`` into ``output``, or return the one there if sources and settings are the same.
+    """Build the corpus of ``config`` into ``output``, or return the one there if sources and
+    settings are the same.
 
-    What an earlier build left in ``output/.work`` and does not depend on what has changed is used. A corpus that is
-    there already stays as it is until the new one takes its place, in one step.
+    What an earlier build left in ``output/.work`` and does not depend on what has changed is used.
+    A corpus that is there already stays as it is until the new one takes its place, in one step.
 
     Args:
         config: sources, blocks, mixture, tokenizer, machine.
@@ -136,7 +143,8 @@ def build(
         key: fingerprint to write into the data card; None: of the config.
 
     Raises:
-        UserError: nothing usable in the sources, vocabulary too large for the text, folder in use, disk full.
+        UserError: nothing usable in the sources, vocabulary too large for the text, folder in use,
+            disk full.
     """
     key = key or fingerprint(config.sources, config.content())
     output = Path(output).expanduser().absolute()
@@ -177,7 +185,8 @@ def _build(config: CorpusConfig, output: Path, progress: bool, key: str) -> None
             say.say(f"{source.name}: {len(left_out):,} files are left out by exclude")
         if unseen := sum(map(hidden, source.paths)):
             say.say(
-                f"{source.name}: {unseen:,} hidden files and folders (their names begin with a dot) are left out"
+                f"{source.name}: {unseen:,} hidden files and folders (their names begin with a "
+                f"dot) are left out"
             )
     pipeline = Pipeline(config, store, removed_hashes(output), say)
     pipeline.run()
@@ -193,8 +202,10 @@ def _build(config: CorpusConfig, output: Path, progress: bool, key: str) -> None
     else:
         shutil.rmtree(output / WORK)
     say.say(
-        f"{card['documents']:,} documents, {card['bytes'] / 1e6:.1f} MB, {card['tokens']:,} tokens, "
-        f"{card['duplicates']:,} duplicates and {sum(card['dropped'].values()) - card['duplicates']:,} others dropped, "
+        f"{card['documents']:,} documents, {card['bytes'] / 1e6:.1f} MB, {card['tokens']:,} "
+        f"tokens, "
+        f"{card['duplicates']:,} duplicates and "
+        f"{sum(card['dropped'].values()) - card['duplicates']:,} others dropped, "
         f"{seconds:.0f} s"
     )
     if missing := told_missing(card):
@@ -207,7 +218,8 @@ def _build(config: CorpusConfig, output: Path, progress: bool, key: str) -> None
 
 
 def _main_reasons(card: dict[str, Any]) -> str:
-    """Why most documents were dropped, but for copies: "117 by gopher_repetition (dup_line_frac), ..."."""
+    """Why most documents were dropped, but for copies: "117 by gopher_repetition (dup_line_frac),
+    ..."."""
     counts = [
         (count, step["stage"], why)
         for step in card["funnel"]
@@ -219,10 +231,12 @@ def _main_reasons(card: dict[str, Any]) -> str:
 
 
 def _disk_full(output: Path, config: CorpusConfig) -> str:
-    """A build keeps the text three times, compressed to about a half, and tokens of 2 or 4 bytes for 2 to 5."""
+    """A build keeps the text three times, compressed to about a half, and tokens of 2 or 4 bytes
+    for 2 to 5."""
     needed = 3 * sum(file.size for file in list_files(config.sources))
     free = shutil.disk_usage(output).free
     return (
-        f"{output}: the disk is full; the corpus needs up to {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free; "
+        f"{output}: the disk is full; the corpus needs up to {needed / 1e6:,.1f} MB, "
+        f"{free / 1e6:,.1f} MB are free; "
         "free some space and build again (what is done is kept), or name a folder on another disk"
     )

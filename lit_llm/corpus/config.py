@@ -1,8 +1,9 @@
 """What a corpus build is told: sources, cleaning blocks, mixture, tokenizer, machine.
 
-Every block is a section that ``null`` switches off. The defaults suit text of any language and kind: they repair,
-redact, deduplicate, and drop what is no text; what is good text is a question of purpose, which ``configs/corpus/``
-answers for web pages and source code.
+Every block is a section that ``null`` switches off. The defaults suit text of any language and
+    kind: they repair,
+redact, deduplicate, and drop what is no text; what is good text is a question of purpose, which
+``configs/corpus/`` answers for web pages and source code.
 """
 
 from __future__ import annotations
@@ -53,10 +54,10 @@ class MixtureSettings:
     """How much of each source training takes.
 
     Attributes:
-        temperature: shares are the sources' weights (sizes, where all weigh the same) to the power 1 / temperature:
-            above 1 small sources gain (arXiv:1901.07291).
-        max_epochs: passes over a source, at most; more than 4 add little (arXiv:2305.16264). What a source may not
-            take goes to the others.
+        temperature: shares are the sources' weights (sizes, where all weigh the same) to the power
+            1 / temperature: above 1 small sources gain (arXiv:1901.07291).
+        max_epochs: passes over a source, at most; more than 4 add little (arXiv:2305.16264). What a
+            source may not take goes to the others.
         tokens: of the training run, by which passes are counted. None: all sources once.
     """
 
@@ -71,19 +72,20 @@ class MixtureSettings:
 def _any_language() -> GopherQuality:
     # Of manuals with markup and code a third of the words have no letter, of a page with a table of
     # figures three quarters: of 400 package documents the papers' limit of 0.8 dropped 93%. What is
-    # written without spaces is one word a sentence: no limit for words holds in Chinese, Japanese and
-    # Thai. A list is no junk, and neither is a dialogue whose lines begin with dashes.
+    # written without spaces is one word a sentence: no limit for words holds in Chinese, Japanese
+    # and Thai. A list is no junk, and neither is a dialogue whose lines begin with dashes.
     return GopherQuality(
-        min_doc_words=None, min_avg_word_length=None, max_avg_word_length=None, max_bullet_lines_ratio=None,
+        min_doc_words=None, min_avg_word_length=None, max_avg_word_length=None,
+        max_bullet_lines_ratio=None,
         max_non_alpha_words_ratio=0.2, min_stop_words=None, by_sense=True,
     )  # fmt: skip
 
 
 def _repetition_of_any_language() -> GopherRepetition:
-    # With the papers' limits and ``min_top_n_gram`` 2 as the default, 53 of the 90 good short texts in
-    # tests/corpus/short_texts.py were dropped: for the rules and cells of a table, for a refrain, for
-    # what English web pages of a thousand words are measured by. The rules of paragraphs are off, as
-    # in FineWeb-2: equal lines are found anyway.
+    # With the papers' limits and ``min_top_n_gram`` 2 as the default, 53 of the 90 good short texts
+    # in tests/corpus/short_texts.py were dropped: for the rules and cells of a table, for a
+    # refrain, for what English web pages of a thousand words are measured by. The rules of
+    # paragraphs are off, as in FineWeb-2: equal lines are found anyway.
     return GopherRepetition(
         dup_para_frac=None, dup_para_char_frac=None, min_top_n_gram=10, min_repeated_lines=5,
         min_repeated_words=25, min_line_width=20, by_sense=True, by_language=True,
@@ -100,30 +102,39 @@ class CorpusConfig:
 
     Attributes:
         sources: where text comes from.
-        normalize: Unicode NFC, mojibake undone, white space; ``code: true`` leaves white space alone.
+        normalize: Unicode NFC, mojibake undone, white space; ``code: true`` leaves white space
+            alone.
         opt_out: addresses and flags of publishers who do not want their texts trained on.
         language: which language a document is in, and which are kept.
-        gopher_repetition: documents that repeat themselves. By default words that stand there once are no repetition.
-        gopher_quality: documents that do not look like prose. The default is what holds in any language.
+        gopher_repetition: documents that repeat themselves. By default words that stand there once
+            are no repetition.
+        gopher_quality: documents that do not look like prose. The default is what holds in any
+            language.
         c4: C4's rules, for pages of English prose.
         fineweb: lists, menus and tables, by FineWeb's rules.
         privacy: personal data and keys become placeholders.
-        license: licences as SPDX expressions, and which are allowed. The default allows all and notes them.
+        license: licences as SPDX expressions, and which are allowed. The default allows all and
+            notes them.
         dedup: exact copies, and near ones unless ``threshold`` is null.
         evaluations: sets that the corpus must not contain.
         mixture: how much of each source training takes.
-        tokenizer: a tokenizer.json or its folder. None trains a byte-level BPE on a sample of the mixture.
+        tokenizer: a tokenizer.json or its folder. None trains a byte-level BPE on a sample of the
+            mixture.
         vocab_size: of a trained tokenizer. None: 32,768, or what the text supports.
-        validation_fraction: share of documents held out, chosen by a hash of their ids; 0 makes no such split.
-        max_bad_fraction: of the documents read, how many may be damaged (files that cannot be opened or are cut, rows
-            that are no JSON, bytes that are no text of any encoding) before the build stops. Empty, binary and unwanted
-            ones do not count.
-        keep_work: keep what stages made, so that the next build with other settings starts from there. It holds the
-            text once more.
-        runner: "local", or "ray" for a cluster whose nodes all see the sources and the output folder.
+        validation_fraction: share of documents held out, chosen by a hash of their ids; 0 makes no
+            such split.
+        max_bad_fraction: of the documents read, how many may be damaged (files that cannot be
+            opened or are cut, rows that are no JSON, bytes that are no text of any encoding) before
+            the build stops. Empty, binary and unwanted ones do not count.
+        keep_work: keep what stages made, so that the next build with other settings starts from
+            there. It holds the text once more.
+        runner: "local", or "ray" for a cluster whose nodes all see the sources and the output
+            folder.
         address: of the Ray cluster; None starts one here.
-        workers: parts cleaned at a time; memory is theirs times ``part_bytes`` times about eight. None: a core each.
-        part_bytes: of input in a part at most, the unit of work and of resuming. The result does not depend on it.
+        workers: parts cleaned at a time; memory is theirs times ``part_bytes`` times about eight.
+            None: a core each.
+        part_bytes: of input in a part at most, the unit of work and of resuming. The result does
+            not depend on it.
     """
 
     sources: list[Source] = field(default_factory=list)
@@ -153,15 +164,18 @@ class CorpusConfig:
         check_section(self, "")
 
     def blocks(self) -> tuple[Block, ...]:
-        """The steps that look at one document, in the order in which they run: cheap and lawful ones first."""
+        """The steps that look at one document, in the order in which they run: cheap and lawful
+        ones first."""
         steps = (
-            self.opt_out, self.normalize, self.language, self.license, self.gopher_repetition, self.c4,
+            self.opt_out, self.normalize, self.language, self.license, self.gopher_repetition,
+            self.c4,
             self.gopher_quality, self.fineweb, self.privacy,
         )  # fmt: skip
         return tuple(step for step in steps if step is not None)
 
     def content(self) -> dict[str, Any]:
-        """The settings that decide what is in the corpus, without those that say where and how it is built."""
+        """The settings that decide what is in the corpus, without those that say where and how it
+        is built."""
         machine = ("keep_work", "runner", "address", "workers", "part_bytes", "max_bad_fraction")
         content = {name: value for name, value in asdict(self).items() if name not in machine}
         for source in content["sources"]:
@@ -173,10 +187,14 @@ class CorpusConfig:
 def plain(
     sources: list[Source], tokenizer: str | None, vocab_size: int | None, validation_fraction: float
 ) -> CorpusConfig:
-    """A corpus of the texts as they are, copies left out: what source code needs, and texts that are clean already."""
+    """A corpus of the texts as they are, copies left out: what source code needs, and texts that
+    are clean already."""
     return CorpusConfig(
-        sources=sources, normalize=Normalize(code=True), opt_out=None, language=None, gopher_repetition=None,
-        gopher_quality=None, privacy=None, license=None, dedup=Dedup(threshold=None, normalize=False),
-        tokenizer=tokenizer, vocab_size=vocab_size, validation_fraction=validation_fraction, keep_work=False,
+        sources=sources, normalize=Normalize(code=True), opt_out=None, language=None,
+        gopher_repetition=None,
+        gopher_quality=None, privacy=None, license=None,
+        dedup=Dedup(threshold=None, normalize=False),
+        tokenizer=tokenizer, vocab_size=vocab_size, validation_fraction=validation_fraction,
+        keep_work=False,
         workers=1,  # there is little to do; starting others would take longer
     )  # fmt: skip

@@ -1,8 +1,9 @@
 """Where tasks run: Daft, on this machine or on a Ray cluster.
 
-A task is a picklable object that does one part's work when called, and whose result is a file, not a value: the file
-is the same wherever it was made, so the engine decides nothing but the time it takes. Daft gets a table with a row a
-task and calls a class in as many processes as there are workers.
+A task is a picklable object that does one part's work when called, and whose result is a file, not
+a value: the file is the same wherever it was made, so the engine decides nothing but the time it
+takes. Daft gets a table with a row a task and calls a class in as many processes as there are
+workers.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class Engine:
     Attributes:
         runner: "local" or "ray".
         address: of the Ray cluster; None starts one on this machine.
-        workers: processes; None: a core each. One local worker works in this process: starting another takes two
-            seconds.
+        workers: processes; None: a core each. One local worker works in this process: starting
+            another takes two seconds.
     """
 
     runner: Literal["local", "ray"] = "local"
@@ -39,7 +40,8 @@ class Engine:
 
     @property
     def processes(self) -> int:
-        """Workers, or one for each core: of this machine, or of the cluster, which is then connected to."""
+        """Workers, or one for each core: of this machine, or of the cluster, which is then
+        connected to."""
         if self.workers is None and self.runner == "ray":
             _daft("ray", self.address)
             import ray
@@ -52,7 +54,8 @@ class Engine:
 
         Args:
             tasks: may be none.
-            threads: they leave the GIL to others, so that local workers are threads of this process.
+            threads: they leave the GIL to others, so that local workers are threads of this
+                process.
 
         Raises:
             UserError: the first task's mistake; the others are not waited for.
@@ -120,7 +123,8 @@ def _daft(runner: str, address: str | None) -> Any:
 
 
 def _work(worker: Any, tasks: Any) -> list[bytes | None]:
-    """What a process does with the tasks (a series of bytes) that it is given; failures are values."""
+    """What a process does with the tasks (a series of bytes) that it is given; failures are
+    values."""
     failures: list[bytes | None] = []
     for task in tasks:
         try:

@@ -1,4 +1,5 @@
-"""What a missing package is told as: an installation of lit_llm alone trains, and builds no corpora."""
+"""What a missing package is told as: an installation of lit_llm alone trains, and builds no
+corpora."""
 
 from __future__ import annotations
 

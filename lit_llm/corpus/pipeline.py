@@ -1,4 +1,5 @@
-"""A build from sources to a corpus folder: which steps there are, what each depends on, and who runs them."""
+"""A build from sources to a corpus folder: which steps there are, what each depends on, and who
+runs them."""
 
 from __future__ import annotations
 
@@ -87,7 +88,8 @@ class Pipeline:
         self.shards = self._shards()
 
     def _parts(self) -> list[Part]:
-        """Of ``part_bytes``, or smaller where these would be too few to keep all workers busy to the end."""
+        """Of ``part_bytes``, or smaller where these would be too few to keep all workers busy to
+        the end."""
         parts = list_parts(self.config.sources, self.config.part_bytes)
         wanted = _PARTS_A_WORKER * self.engine.processes
         if self.engine.processes == 1 or len(parts) >= wanted:
@@ -163,7 +165,8 @@ class Pipeline:
         opt_out = self.config.opt_out
         if without and opt_out is not None and (opt_out.entries or opt_out.files):
             self.progress.say(
-                f"opt_out: {without:,} of {read:,} documents have no URL, so its lists cannot hold for them"
+                f"opt_out: {without:,} of {read:,} documents have no URL, so its lists cannot "
+                f"hold for them"
             )
         broken = sum(n for reason, n in self.dropped.items() if is_broken(reason))
         if not broken:
@@ -391,7 +394,8 @@ class Pipeline:
             writer.close()
 
     def lay_out(self, folder: Path) -> None:
-        """The corpus folder's files but for the data card, in an empty ``folder``; files are shared with the store."""
+        """The corpus folder's files but for the data card, in an empty ``folder``; files are shared
+        with the store."""
         for name, paths in (("documents", self.documents), ("dropped", self.left_out)):
             (folder / name).mkdir()
             for number, path in enumerate(paths):
@@ -408,7 +412,8 @@ def code_version() -> str:
 
 
 def _lay_out(source: Path, target: Path, put: Callable[[Path, Path], object]) -> None:
-    """The files of a folder below another. shutil.copytree makes one error of the disk's, which loses their numbers."""
+    """The files of a folder below another. shutil.copytree makes one error of the disk's, which
+    loses their numbers."""
     for parent, _, names in os.walk(source):
         folder = target / Path(parent).relative_to(source)
         folder.mkdir()
@@ -431,7 +436,8 @@ def _content(file: str) -> str:
 
 
 def _placed(signed: list[Path]) -> Iterator[pa.Table]:
-    """Signatures whose ids are the documents' places in the corpus: 16 hex digits that sort as they stand there."""
+    """Signatures whose ids are the documents' places in the corpus: 16 hex digits that sort as they
+    stand there."""
     for number, path in enumerate(signed):
         for batch in read_arrow(path):
             ids = pc.binary_join_element_wise(f"{number:08x}", batch["id"], "")

@@ -21,7 +21,8 @@ class Progress:
     def stage(self, name: str, total: int, done: int = 0) -> Iterator[Callable[[int], object]]:
         """A function to call with the bytes done.
 
-        On a terminal it moves a bar with MB/s and the time that is left; elsewhere a line at the end says the rate.
+        On a terminal it moves a bar with MB/s and the time that is left; elsewhere a line at the
+        end says the rate.
 
         Args:
             name: of the stage.

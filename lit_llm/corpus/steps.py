@@ -1,4 +1,5 @@
-"""The steps that look at one part of the corpus: tasks for the engine, each of which writes one file of the store."""
+"""The steps that look at one part of the corpus: tasks for the engine, each of which writes one
+file of the store."""
 
 from __future__ import annotations
 
@@ -32,15 +33,19 @@ REMOVED = "removed: by request"
 
 CLEANED = pa.schema(
     {
-        "id": pa.string(), "text": pa.large_string(), "source": pa.string(), "path": pa.string(), "offset": pa.int64(),
-        "url": pa.string(), "license": pa.string(), "language": pa.string(), "language_score": pa.float32(),
-        "domain": pa.string(), "pii": pa.struct({kind: pa.int32() for kind in KINDS}), "changed_by": pa.string(),
+        "id": pa.string(), "text": pa.large_string(), "source": pa.string(), "path": pa.string(),
+        "offset": pa.int64(),
+        "url": pa.string(), "license": pa.string(), "language": pa.string(),
+        "language_score": pa.float32(),
+        "domain": pa.string(), "pii": pa.struct({kind: pa.int32() for kind in KINDS}),
+        "changed_by": pa.string(),
         "dropped": pa.string(), "example": pa.string(),
     }
 )  # fmt: skip
 SELECTED = pa.schema(
     {
-        "dropped": pa.string(), "duplicate_of": pa.string(), "contaminated_by": pa.string(), "sha256": pa.string(),
+        "dropped": pa.string(), "duplicate_of": pa.string(), "contaminated_by": pa.string(),
+        "sha256": pa.string(),
         "bytes": pa.int64(), "position": pa.float64(),
     }
 )  # fmt: skip
@@ -48,7 +53,8 @@ SELECTED = pa.schema(
 
 @dataclass(frozen=True)
 class Clean:
-    """Read a part and put its documents through the blocks. Of a dropped one an example is left, redacted.
+    """Read a part and put its documents through the blocks. Of a dropped one an example is left,
+    redacted.
 
     Attributes:
         part: what to read.
@@ -100,7 +106,8 @@ class Clean:
             yield table
 
     def _cleaned(self, table: pa.Table, shown: Counter[str], sizes: Counter[str]) -> pa.Table:
-        """``table`` through the blocks, in its order. What one drops is put aside, so that no other copies its text."""
+        """``table`` through the blocks, in its order. What one drops is put aside, so that no other
+        copies its text."""
         table = with_column(table, "changed_by", pa.nulls(len(table), pa.string()))
         table = table.append_column("row", pa.array(np.arange(len(table))))
         table, *aside = _parted(table, shown, sizes)
@@ -175,7 +182,8 @@ def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
 class Sign:
     """Signatures of a part's kept documents, for deduplication.
 
-    A document's id there is its row in the part: the pipeline, which knows the part's place among all, completes it.
+    A document's id there is its row in the part: the pipeline, which knows the part's place among
+    all, completes it.
 
     Attributes:
         cleaned: what `Clean` wrote.
@@ -202,7 +210,8 @@ class Sign:
 
 @dataclass(frozen=True)
 class Select:
-    """The last word on each document of a part: copies, evaluation texts and what was asked to be removed go.
+    """The last word on each document of a part: copies, evaluation texts and what was asked to be
+    removed go.
 
     Attributes:
         cleaned: what `Clean` wrote.
@@ -270,7 +279,8 @@ class Select:
                 [
                     table["dropped"], duplicate_of, table["contaminated_by"],
                     pa.array(hashes, pa.string()),
-                    pc.binary_length(text), pa.array([int.from_bytes(name[:6], "big") / 2**48 for name in names]),
+                    pc.binary_length(text), pa.array([int.from_bytes(name[:6],
+                        "big") / 2**48 for name in names]),
                 ],
                 schema=SELECTED,
             )  # fmt: skip

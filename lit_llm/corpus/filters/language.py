@@ -20,8 +20,8 @@ from lit_llm.errors import UserError
 UNKNOWN = "und"  # BCP 47's tag for an undetermined language
 # CLD2 has codes that ISO 639-1 withdrew, and "xx-..." for a script whose language it does not tell.
 _RENAMED = {"iw": "he", "in": "id", "ji": "yi", "jw": "jv", "mo": "ro", "un": UNKNOWN}
-# ISO 639-3 (639-2 where it differs) and other tags for the detector's languages. Of a macrolanguage's
-# members, those that the detector's tag stands for.
+# ISO 639-3 (639-2 where it differs) and other tags for the detector's languages. Of a
+# macrolanguage's members, those that the detector's tag stands for.
 _SAME = {
     other: tag
     for tag, others in {
@@ -58,7 +58,8 @@ _CHINESE = {"zh": {"hans", "cn", "sg", "my"}, "zh-Hant": {"hant", "tw", "hk", "m
 _SEVERAL_SCRIPTS = frozenset(
     "az bs kk ks ku ky mn ms pa sd sr tg tk tt ug uz yi zh".split()  # noqa: SIM905
 )
-_SAMPLE = 16_384  # bytes looked at: the share of a language moves little beyond, and huge documents cost no more
+# Bytes looked at: the share of a language moves little beyond, and huge documents cost no more
+_SAMPLE = 16_384
 # CLD2 refuses what Unicode does not want interchanged: control characters and noncharacters.
 _REFUSED = re.compile(
     "[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f-\x9f\ufdd0-\ufdef"
@@ -69,7 +70,8 @@ _REFUSED = re.compile(
 
 @dataclass(frozen=True)
 class IdentifyLanguage(Block):
-    """Set "language" (string, BCP 47; "und": not recognised) and "language_score" (float32, share of the text).
+    """Set "language" (string, BCP 47; "und": not recognised) and "language_score" (float32, share
+    of the text).
 
     A "language" that a source claimed is overwritten by what the text is.
 
@@ -149,14 +151,16 @@ def _detected() -> frozenset[str]:
 
 
 def identify(document: bytes) -> tuple[str, float]:
-    """(BCP 47 tag, share of the text in it) of UTF-8 text; ("und", 0.0) where there is too little to tell."""
+    """(BCP 47 tag, share of the text in it) of UTF-8 text; ("und", 0.0) where there is too little
+    to tell."""
     _, code, percent, _ = _first(document)
     tag = UNKNOWN if code.startswith("xx") else _RENAMED.get(code, code)
     return tag, 0.0 if tag == UNKNOWN else percent / 100
 
 
 def likeness(text: str) -> float:
-    """How much the text looks like its main language: CLD2's score, comparable between readings of the same bytes."""
+    """How much the text looks like its main language: CLD2's score, comparable between readings of
+    the same bytes."""
     return _first(text.encode())[3]
 
 

@@ -1,4 +1,5 @@
-"""Under which licence a document may be used: what its column, its text or its source says, and who may stay.
+"""Under which licence a document may be used: what its column, its text or its source says, and who
+may stay.
 
 LicenseFilter(allow=("permissive",))(documents(["..."], license=["MIT License"]))
 """
@@ -36,7 +37,8 @@ def detect_license(text: str, characters: int = HEAD) -> str | None:
     text or header alone. Several declared licences are joined by AND.
 
     Returns:
-        An SPDX expression, `UNRECOGNISED` if what is declared is not known here, None if nothing is.
+        An SPDX expression, `UNRECOGNISED` if what is declared is not known here, None if nothing
+        is.
     """
     head = text[:characters]
     if tags := re.findall(r"SPDX-License-Identifier:[ \t]*([^\n]*)", head):
@@ -70,7 +72,8 @@ def _declared(flat: str) -> list[str | None]:
 
 
 def _named(head: str) -> list[str | None]:
-    """The licences under which the text says that it is itself: "This work is licensed under CC BY-NC 4.0"."""
+    """The licences under which the text says that it is itself: "This work is licensed under CC
+    BY-NC 4.0"."""
     found: list[str | None] = []
     for said in _UNDER.finditer(head):
         words = head[said.end() : said.end() + _NAME_LENGTH].split()
@@ -111,7 +114,8 @@ class LicenseFilter(Block):
         for source, written in self.sources.items():
             if normalize_license(written) is None:
                 raise UserError(
-                    f"license.sources.{source}: {written!r} is no licence known here; write an SPDX identifier"
+                    f"license.sources.{source}: {written!r} is no licence known here; write an "
+                    f"SPDX identifier"
                 )
 
     def apply(self, table: pa.Table) -> pa.Table:
@@ -148,7 +152,8 @@ class LicenseFilter(Block):
             one = single_license(name)
             if name not in GROUPS and one is None:
                 raise UserError(
-                    f"license.allow: {name!r} is no licence known here; groups are {', '.join(GROUPS)}"
+                    f"license.allow: {name!r} is no licence known here; groups are "
+                    f"{', '.join(GROUPS)}"
                 )
             allowed |= GROUPS[name] if name in GROUPS else {str(one)}
         return frozenset(allowed)
@@ -188,7 +193,8 @@ _SENTENCES: tuple[tuple[str, str | Callable[[re.Match[str], str], str | None]], 
     (r"elastic license 2\.0", "Elastic-2.0"),
     (r"\bopen ?rail\b|responsible ai license|\bcommunity license agreement", UNRECOGNISED),
     (
-        r"permission to use, copy, modify, and (?:or )?distribute this software for any purpose with or without fee",
+        r"permission to use, copy, modify, and (?:or )?distribute this software for any purpose "
+        r"with or without fee",
         "ISC",
     ),
     (r"this is free and unencumbered software released into the public domain", "Unlicense"),
@@ -201,8 +207,10 @@ _SENTENCES: tuple[tuple[str, str | Callable[[re.Match[str], str], str | None]], 
 
 # A text that speaks of itself, not of a program that it is about.
 _UNDER = re.compile(
-    r"(?:\bthis (?:\w+[ \t]+){1,4}?(?:is|are)|\b(?:content|text|material)s?\s+(?:of|on|in) this \w+ (?:is|are)"
-    r"|(?:^|\n)[ \t#*/;%>-]*)[ \t]*(?:(?:made )?available|distributed|licen[sc]ed|published|released)\s+under\s+"
+    r"(?:\bthis (?:\w+[ \t]+){1,4}?(?:is|are)|\b(?:content|text|material)s?\s+(?:of|on|in) this "
+    r"\w+ (?:is|are)"
+    r"|(?:^|\n)[ \t#*/;%>-]*)[ \t]*(?:(?:made "
+    r")?available|distributed|licen[sc]ed|published|released)\s+under\s+"
     r"(?:the\s+terms\s+of\s+)?(?:(?:the|an?)\s+)?",
     re.I,
 )

@@ -1,9 +1,10 @@
-"""One spelling for the same text: Unicode NFC, mojibake undone, no stray control characters, tidy white space.
+"""One spelling for the same text: Unicode NFC, mojibake undone, no stray control characters, tidy
+white space.
 
     Normalize().texts(["cafÃ©\\r\\n"])  # ["café\\n"]
 
-Most text needs nothing. One scan by RE2 over Arrow's buffers finds the documents that might; pure ASCII that passes it
-is done, the rest are asked whether they are NFC already.
+Most text needs nothing. One scan by RE2 over Arrow's buffers finds the documents that might; pure
+ASCII that passes it is done, the rest are asked whether they are NFC already.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from lit_llm.corpus.block import Block, replaced, texts, with_column
 
 _LINE_ENDS = re.compile("\r\n?|[\u0085\u2028\u2029]")
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f]")
-# Nothing to read: byte order marks, soft hyphens, word joiners, invisible operators, bidirectional embeddings and
-# overrides (which can also show a text in another order than it has), annotation anchors.
+# Nothing to read: byte order marks, soft hyphens, word joiners, invisible operators, bidirectional
+# embeddings and overrides (which can also show a text in another order than it has), annotation
+# anchors.
 _INVISIBLE = re.compile("[\ufeff\u00ad\u2060-\u2064\u202a-\u202e\u2066-\u2069\ufff9-\ufffb]")
-# A joiner after a letter of a script that joins, or after an emoji, makes another word or picture; after Latin, Greek
-# and Cyrillic it does nothing. South-East Asian scripts part words by zero-width spaces.
+# A joiner after a letter of a script that joins, or after an emoji, makes another word or picture;
+# after Latin, Greek and Cyrillic it does nothing. South-East Asian scripts part words by zero-width
+# spaces.
 _JOINERS = re.compile("(?:^|(?<=[\x00-\u058f\u2000-\u200b]))[\u200c\u200d]+", re.M)
 _ZERO_WIDTH_SPACES = re.compile(
     "(?:^|(?<=[^\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]))\u200b+", re.M
@@ -44,7 +47,8 @@ _UNTIDY = rf"|[\v\f]|{_TRAILING}|\A\n|\n\n\n|\n\n\z"
 
 @dataclass(frozen=True)
 class Normalize(Block):
-    """Rewrite "text" in one spelling; what is so already stays the same array. Twice changes nothing.
+    """Rewrite "text" in one spelling; what is so already stays the same array. Twice changes
+    nothing.
 
     Attributes:
         code: leave white space alone but for line ends, as a source file means it.
@@ -71,7 +75,8 @@ class Normalize(Block):
         return with_column(table, "text", replaced(text, rows, values))
 
     def normalize(self, text: str) -> str:
-        """One text, normalised. What is taken out can join what stood around it, so until nothing changes."""
+        """One text, normalised. What is taken out can join what stood around it, so until nothing
+        changes."""
         while (after := self._once(text)) != text:
             text = after
         return text
@@ -80,7 +85,8 @@ class Normalize(Block):
         text = undo_mojibake(text)
         if not self.code:
             text = text.replace("\v", "\n").replace("\f", "\n")
-        # Python's `re` reads some 10 MB/s of text in which there is nothing; RE2 knows at 250 whether there is.
+        # Python's `re` reads some 10 MB/s of text in which there is nothing; RE2 knows at 250
+        # whether there is.
         if _re2(_DIRTY).search(text):
             text = _LINE_ENDS.sub("\n", text)
             for pattern in (_CONTROLS, _INVISIBLE, _ZERO_WIDTH_SPACES, _JOINERS):
@@ -96,7 +102,8 @@ class Normalize(Block):
 
 
 def undo_mojibake(text: str) -> str:
-    """Lines whose letters are another encoding's bytes, read rightly (by ftfy, where its `badness.is_bad` says so).
+    """Lines whose letters are another encoding's bytes, read rightly (by ftfy, where its
+    `badness.is_bad` says so).
 
     Line by line, since a document can be put together from good and bad parts.
     """
@@ -122,9 +129,9 @@ def undo_mojibake(text: str) -> str:
 def mojibake_gate() -> str:
     """RE2 for what UTF-8 read in one of ftfy's encodings cannot be without.
 
-    A character of the bytes 0xC2 to 0xF4 and one of 0x80 to 0xBF behind it; two such pairs where these are letters of
-    one alphabet that are common side by side (Cyrillic, Greek), or one beside a Latin letter. ftfy's own test reads
-    2 MB/s.
+    A character of the bytes 0xC2 to 0xF4 and one of 0x80 to 0xBF behind it; two such pairs where
+    these are letters of one alphabet that are common side by side (Cyrillic, Greek), or one beside
+    a Latin letter. ftfy's own test reads 2 MB/s.
     """
     from ftfy.chardata import CHARMAP_ENCODINGS
 

@@ -1,6 +1,8 @@
-"""Documents whose publishers do not want them trained on: by address, and by a flag that came with them.
+"""Documents whose publishers do not want them trained on: by address, and by a flag that came with
+them.
 
-OptOut(entries=("example.org", "site.net/private"))(documents(["..."], url=["https://www.example.org/a"]))
+OptOut(entries=("example.org", "site.net/private"))(documents(["..."],
+url=["https://www.example.org/a"]))
 """
 
 from __future__ import annotations
@@ -31,10 +33,12 @@ class OptOut(Block):
     """Drop documents whose "url" is on a list, or whose flags say no.
 
     Attributes:
-        entries: domains (with all subdomains) and addresses (with all below them; one with a query alone).
-        files: files of such, one a line; "#" begins a comment. A million domains take a second to read.
-        flags: columns to look at where a table has them: what robots meta tags and X-Robots-Tag headers said, and
-            tdm-reservation (W3C TDM Reservation Protocol: 1 is reserved).
+        entries: domains (with all subdomains) and addresses (with all below them; one with a query
+            alone).
+        files: files of such, one a line; "#" begins a comment. A million domains take a second to
+            read.
+        flags: columns to look at where a table has them: what robots meta tags and X-Robots-Tag
+            headers said, and tdm-reservation (W3C TDM Reservation Protocol: 1 is reserved).
         refusals: words in a flag that say no. Boolean true and the number 1 say it too.
 
     Raises:
@@ -76,7 +80,8 @@ class OptOut(Block):
 
 
 def listed(url: str, index: Index) -> str | None:
-    """The entry of ``index`` that ``url`` falls under: "domain example.org" or "address example.org/a"."""
+    """The entry of ``index`` that ``url`` falls under: "domain example.org" or "address
+    example.org/a"."""
     if not (found := parts(url)):
         return None
     host, path, query = found
@@ -117,7 +122,8 @@ def _add(index: Index, entries: Iterable[str], where: str) -> None:
         found = parts(_ALL_BELOW.sub("/", entry))
         if not found or not _HOST.fullmatch(found.host) or " " in entry or "*" in found.path:
             raise UserError(
-                f"{where}: entry {number}, {entry!r}, is no domain or address; write example.org or a URL"
+                f"{where}: entry {number}, {entry!r}, is no domain or address; write example.org "
+                f"or a URL"
             )
         host, path = found.host, found.path.rstrip("/")
         path += f"?{found.query}" if found.query else ""

@@ -4,8 +4,9 @@
     GopherQuality().reasons(["Too short.", None])      # ["gopher_short_doc", "gopher_short_doc"]
     GopherQuality(min_doc_words=10)(table)             # a step of a pipeline, see `block`
 
-Reasons have datatrove's names. A limit of None switches its rule off. Rules are tried in the order in which they stand,
-and the first that fails is the reason. What a word is stands in `words`; characters are code points.
+Reasons have datatrove's names. A limit of None switches its rule off. Rules are tried in the order
+in which they stand, and the first that fails is the reason. What a word is stands in `words`;
+characters are code points.
 """
 
 from __future__ import annotations
@@ -41,21 +42,26 @@ class GopherRepetition(Filter):
     """Documents that repeat themselves (Rae et al. 2021, arXiv 2112.11446, table A1).
 
     Attributes:
-        dup_line_frac, dup_para_frac: most lines or paragraphs that stand further up already, as a share of all.
+        dup_line_frac, dup_para_frac: most lines or paragraphs that stand further up already, as a
+            share of all.
         dup_line_char_frac, dup_para_char_frac: most of the document's characters in those.
-        top_n_grams: (n, most of the document's characters in occurrences of its most frequent n-gram of words).
+        top_n_grams: (n, most of the document's characters in occurrences of its most frequent
+            n-gram of words).
         dup_n_grams: (n, most of its characters in n-grams that stand further up already).
-        min_top_n_gram: occurrences that the most frequent one must have. With 1, as for datatrove, a text of less than
-            some 25 words, or of a script without spaces, is dropped for words that stand there once.
-        min_repeated_lines: lines (or paragraphs) that must be repetitions for their rules to drop a document.
+        min_top_n_gram: occurrences that the most frequent one must have. With 1, as for datatrove,
+            a text of less than some 25 words, or of a script without spaces, is dropped for words
+            that stand there once.
+        min_repeated_lines: lines (or paragraphs) that must be repetitions for their rules to drop a
+            document.
         min_repeated_words: words that must be in repeated n-grams for their rules to drop it.
         few_limit: most of the document's characters in fewer repetitions than those.
-        min_line_width: characters of the lines that ``dup_line_frac`` looks at; letters of scripts without spaces
-            count twice. Cells of a table are short and the same in many rows.
-        by_sense: what is of symbols alone, such as the rules of a table, is no line and no word; each letter of a
-            script without spaces is a word, and an n-gram is as many letters as n words have in the language.
-        by_language: limits of `repetition_limits` in place of ``dup_line_frac`` and the n-grams' where the table says
-            that a document is in a language that has such.
+        min_line_width: characters of the lines that ``dup_line_frac`` looks at; letters of scripts
+            without spaces count twice. Cells of a table are short and the same in many rows.
+        by_sense: what is of symbols alone, such as the rules of a table, is no line and no word;
+            each letter of a script without spaces is a word, and an n-gram is as many letters as n
+            words have in the language.
+        by_language: limits of `repetition_limits` in place of ``dup_line_frac`` and the n-grams'
+            where the table says that a document is in a language that has such.
     """
 
     name: ClassVar[str] = "gopher_repetition"
@@ -116,7 +122,8 @@ class GopherRepetition(Filter):
             [self.min_repeated_lines, self.min_repeated_words * letters, self.min_line_width]
         )
         judge_repetition(
-            *buffers(text), character_table(), limits, *_pairs(of.top_n_grams, letters), self.min_top_n_gram,
+            *buffers(text), character_table(), limits, *_pairs(of.top_n_grams, letters),
+            self.min_top_n_gram,
             *_pairs(of.dup_n_grams, letters), least, self.by_sense, letters == 1, verdicts,
         )  # fmt: skip
         return _named(verdicts, of.rules)
@@ -158,17 +165,20 @@ class GopherQuality(Filter):
         min_doc_words, max_doc_words: words that are not of symbols alone.
         min_avg_word_length, max_avg_word_length: their mean number of characters.
         max_symbol_word_ratio: most "#" a word, and most ellipses a word.
-        max_bullet_lines_ratio, max_ellipsis_lines_ratio: most lines that begin with a bullet or end in an ellipsis.
+        max_bullet_lines_ratio, max_ellipsis_lines_ratio: most lines that begin with a bullet or end
+            in an ellipsis.
         max_non_alpha_words_ratio: least words with a letter in them (the name is datatrove's).
         min_stop_words: least of ``stop_words`` that must be there; capitals count.
-        by_sense: for the share of words with a letter, what is of symbols alone is no word, and each letter of a script
-            without spaces is one.
+        by_sense: for the share of words with a letter, what is of symbols alone is no word, and
+            each letter of a script without spaces is one.
     """
 
     name: ClassVar[str] = "gopher_quality"
     rules: ClassVar[tuple[str, ...]] = (
-        "gopher_short_doc", "gopher_long_doc", "gopher_below_avg_threshold", "gopher_above_avg_threshold",
-        "gopher_too_many_hashes", "gopher_too_many_ellipsis", "gopher_too_many_bullets", "gopher_too_many_end_ellipsis",
+        "gopher_short_doc", "gopher_long_doc", "gopher_below_avg_threshold",
+        "gopher_above_avg_threshold",
+        "gopher_too_many_hashes", "gopher_too_many_ellipsis", "gopher_too_many_bullets",
+        "gopher_too_many_end_ellipsis",
         "gopher_below_alpha_threshold", "gopher_enough_stop_words",
     )  # fmt: skip
     min_doc_words: int | None = 50
@@ -198,7 +208,8 @@ class GopherQuality(Filter):
             absent=-math.inf,
         )
         most = _limits(
-            self.max_doc_words, self.max_avg_word_length, self.max_symbol_word_ratio, self.max_bullet_lines_ratio,
+            self.max_doc_words, self.max_avg_word_length, self.max_symbol_word_ratio,
+            self.max_bullet_lines_ratio,
             self.max_ellipsis_lines_ratio,
         )  # fmt: skip
         stop_words = _hashes(self.stop_words)
@@ -234,7 +245,8 @@ class FineWebQuality(Filter):
         line_punct_exclude_zero: whether a document in which none does passes that rule.
         stop_chars: single characters. None: those that end a sentence in any script.
         short_line_thr: most lines of at most ``short_line_length`` characters.
-        char_duplicates_ratio: most of the document's characters in lines that stand further up already.
+        char_duplicates_ratio: most of the document's characters in lines that stand further up
+            already.
         new_line_ratio: most newlines a word.
     """
 
@@ -265,7 +277,8 @@ class FineWebQuality(Filter):
         stops = terminal_points() if self.stop_chars is None else set(map(ord, self.stop_chars))
         limits = _limits(
             0 if self.line_punct_thr is None else self.line_punct_thr,
-            self.short_line_thr, self.short_line_length, self.char_duplicates_ratio, self.new_line_ratio,
+            self.short_line_thr, self.short_line_length, self.char_duplicates_ratio,
+            self.new_line_ratio,
         )  # fmt: skip
         judge_fineweb(
             *buffers(text), character_table(), np.array(sorted(stops), np.int32), limits,
@@ -276,21 +289,24 @@ class FineWebQuality(Filter):
 
 @dataclass(frozen=True)
 class C4Quality(Block):
-    """C4's rules (Raffel et al. 2020, arXiv 1910.10683, section 2.2): lines are dropped, then documents.
+    """C4's rules (Raffel et al. 2020, arXiv 1910.10683, section 2.2): lines are dropped, then
+    documents.
 
-    Kept documents come out without the dropped lines and with one newline between the others; dropped ones unchanged.
-    FineWeb applied it with ``filter_no_terminal_punct=False``.
+    Kept documents come out without the dropped lines and with one newline between the others;
+    dropped ones unchanged. FineWeb applied it with ``filter_no_terminal_punct=False``.
 
     Attributes:
         remove_citations: take "[12]", "[edit]" and "[citation needed]" out.
-        filter_no_terminal_punct: drop lines that do not end in ``. ? ! " '``, or end in three full stops.
+        filter_no_terminal_punct: drop lines that do not end in ``. ? ! " '``, or end in three full
+            stops.
         min_num_sentences: least sentences in the lines that are left.
         min_words_per_line: lines with fewer words between white space are dropped.
         max_word_length: lines with a longer word are dropped, in characters.
         filter_lorem_ipsum: drop documents with "lorem ipsum".
         filter_javascript: drop lines with "javascript".
         filter_curly_bracket: drop documents with an opening one.
-        filter_policy: drop lines with a phrase of notices on cookies and terms of use (`c4.POLICY`).
+        filter_policy: drop lines with a phrase of notices on cookies and terms of use
+            (`c4.POLICY`).
     """
 
     name: ClassVar[str] = "c4_quality"
@@ -321,7 +337,8 @@ class C4Quality(Block):
         )
         verdicts = np.zeros(count, np.uint8)
         switches = (
-            self.remove_citations, self.filter_no_terminal_punct, self.filter_lorem_ipsum, self.filter_javascript,
+            self.remove_citations, self.filter_no_terminal_punct, self.filter_lorem_ipsum,
+            self.filter_javascript,
             self.filter_curly_bracket, self.filter_policy,
         )  # fmt: skip
         limits = (

@@ -94,12 +94,14 @@ def language_limits() -> dict[str, tuple[float, ...]]:
 
 
 def limits_of(language: str | None) -> tuple[float, ...] | None:
-    """Ten shares, or None where the language has no limits of its own; "zh-Hant" has those of "zh"."""
+    """Ten shares, or None where the language has no limits of its own; "zh-Hant" has those of
+    "zh"."""
     return language_limits().get(_primary(language))
 
 
 def letters_a_word(language: str | None) -> int:
-    """How many letters a word has in a script without spaces; 1 in a language that parts its words."""
+    """How many letters a word has in a script without spaces; 1 in a language that parts its
+    words."""
     return _LETTERS_A_WORD.get(_primary(language), 1)
 
 

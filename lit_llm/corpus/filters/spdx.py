@@ -17,19 +17,21 @@ UNRECOGNISED = "LicenseRef-Unrecognised"
 # Identifiers of the SPDX licence list, by what they ask for.
 GROUPS: Mapping[str, frozenset[str]] = {
     "permissive": frozenset(
-        f"""0BSD AFL-3.0 Apache-1.1 Apache-2.0 Artistic-2.0 BSD-2-Clause BSD-2-Clause-Patent BSD-3-Clause BSD-4-Clause
-        BSL-1.0 BlueOak-1.0.0 CC-BY-1.0 CC-BY-2.0 CC-BY-2.5 CC-BY-3.0 CC-BY-4.0 CC-PDM-1.0 CC0-1.0 CDLA-Permissive-1.0
-        CDLA-Permissive-2.0 ECL-2.0 FTL HPND ICU ISC Libpng MIT MIT-0 MS-PL MulanPSL-2.0 NCSA ODC-By-1.0 OFL-1.1
-        OLDAP-2.8
-        OpenSSL PDDL-1.0 PHP-3.01 PSF-2.0 PostgreSQL Python-2.0 Ruby TCL UPL-1.0 Unicode-3.0 Unicode-DFS-2016 Unlicense
-        Vim W3C WTFPL X11 ZPL-2.1 Zlib bzip2-1.0.6 curl {PUBLIC_DOMAIN} LicenseRef-CC-BY""".split()
+        f"""0BSD AFL-3.0 Apache-1.1 Apache-2.0 Artistic-2.0 BSD-2-Clause
+        BSD-2-Clause-Patent BSD-3-Clause BSD-4-Clause BSL-1.0 BlueOak-1.0.0 CC-BY-1.0
+        CC-BY-2.0 CC-BY-2.5 CC-BY-3.0 CC-BY-4.0 CC-PDM-1.0 CC0-1.0 CDLA-Permissive-1.0
+        CDLA-Permissive-2.0 ECL-2.0 FTL HPND ICU ISC Libpng MIT MIT-0 MS-PL MulanPSL-2.0
+        NCSA ODC-By-1.0 OFL-1.1 OLDAP-2.8 OpenSSL PDDL-1.0 PHP-3.01 PSF-2.0 PostgreSQL
+        Python-2.0 Ruby TCL UPL-1.0 Unicode-3.0 Unicode-DFS-2016 Unlicense Vim W3C WTFPL
+        X11 ZPL-2.1 Zlib bzip2-1.0.6 curl {PUBLIC_DOMAIN} LicenseRef-CC-BY""".split()
     ),
     "copyleft": frozenset(
-        """AGPL-1.0-only AGPL-3.0-only AGPL-3.0-or-later CC-BY-SA-1.0 CC-BY-SA-2.0 CC-BY-SA-2.5 CC-BY-SA-3.0
-        CC-BY-SA-4.0
-        CDDL-1.0 CDDL-1.1 CDLA-Sharing-1.0 CECILL-2.1 CPL-1.0 EPL-1.0 EPL-2.0 EUPL-1.1 EUPL-1.2 GFDL-1.1-or-later
-        GFDL-1.2-only GFDL-1.2-or-later GFDL-1.3-only GFDL-1.3-or-later GPL-1.0-or-later GPL-2.0-only GPL-2.0-or-later
-        GPL-3.0-only GPL-3.0-or-later LGPL-2.0-only LGPL-2.0-or-later LGPL-2.1-only LGPL-2.1-or-later LGPL-3.0-only
+        """AGPL-1.0-only AGPL-3.0-only AGPL-3.0-or-later CC-BY-SA-1.0 CC-BY-SA-2.0
+        CC-BY-SA-2.5 CC-BY-SA-3.0 CC-BY-SA-4.0 CDDL-1.0 CDDL-1.1 CDLA-Sharing-1.0
+        CECILL-2.1 CPL-1.0 EPL-1.0 EPL-2.0 EUPL-1.1 EUPL-1.2 GFDL-1.1-or-later
+        GFDL-1.2-only GFDL-1.2-or-later GFDL-1.3-only GFDL-1.3-or-later GPL-1.0-or-later
+        GPL-2.0-only GPL-2.0-or-later GPL-3.0-only GPL-3.0-or-later LGPL-2.0-only
+        LGPL-2.0-or-later LGPL-2.1-only LGPL-2.1-or-later LGPL-3.0-only
         LGPL-3.0-or-later MPL-1.1 MPL-2.0 MS-RL ODbL-1.0 OSL-3.0 LicenseRef-CC-BY-SA""".split()  # noqa: SIM905
     ),
     "noncommercial": frozenset(
@@ -54,10 +56,12 @@ GROUPS: Mapping[str, frozenset[str]] = {
 _IDS = {name.lower(): name for group in GROUPS.values() for name in group}
 _EXCEPTIONS = {
     name.lower(): name
-    for name in """Classpath-exception-2.0 GCC-exception-3.1 LLVM-exception Autoconf-exception-3.0 Bison-exception-2.2
-    Font-exception-2.0 OpenSSL-exception Linux-syscall-note""".split()  # noqa: SIM905
+    for name in """Classpath-exception-2.0 GCC-exception-3.1 LLVM-exception
+    Autoconf-exception-3.0 Bison-exception-2.2 Font-exception-2.0 OpenSSL-exception
+    Linux-syscall-note""".split()  # noqa: SIM905
 }
-# What people write, as `_key` leaves it: lower case, without "the", "license", "version", "v", punctuation.
+# What people write, as `_key` leaves it: lower case, without "the", "license", "version", "v",
+# punctuation.
 _NAMES = {
     "mit": "MIT",
     "expat": "MIT",
@@ -137,8 +141,10 @@ _NAMES = {
     "gemeinfrei": PUBLIC_DOMAIN,
 }
 _GNU = re.compile(
-    r"(?:gnu )?(?P<kind>agpl|lgpl|gpl|gfdl|affero general public|lesser general public|library general public|"
-    r"general public|free documentation)(?: agpl| lgpl| gpl)? ?v?(?P<version>\d(?:\.\d)?)?(?:\.0)? ?"
+    r"(?:gnu )?(?P<kind>agpl|lgpl|gpl|gfdl|affero general public|lesser general public|library "
+    r"general public|"
+    r"general public|free documentation)(?: agpl| lgpl| gpl)? "
+    r"?v?(?P<version>\d(?:\.\d)?)?(?:\.0)? ?"
     r"(?P<later>\+|or later|or newer|(?:or )?\(?at your option\)? any later)?(?: ?only)?"
 )
 _GNU_KINDS = {
@@ -150,8 +156,8 @@ _GNU_KINDS = {
 }
 _CC = re.compile(r"(?:creative commons|cc) (?P<words>by(?: .*)?|(?:nc|nd|sa) .*)")
 _CC_TERMS = {"by", "nc", "nd", "sa"}
-# What may stand in a Creative Commons licence's name besides its terms and version: the jurisdiction
-# that it was ported to, as a code or a name, and words that change nothing.
+# What may stand in a Creative Commons licence's name besides its terms and version: the
+# jurisdiction that it was ported to, as a code or a name, and words that change nothing.
 _CC_HARMLESS = frozenset(
     """creative commons cc deed legalcode legal code igo ported intergovernmental organization
     organisations organizations public en united states kingdom america new zealand costa
@@ -183,9 +189,11 @@ _CLASSIFIER = re.compile(r"License :: (?:OSI Approved :: )?")  # of the Python p
 
 
 def normalize_license(written: str) -> str | None:
-    """The SPDX expression (specification 2.3, annex D) for what somebody wrote; None if it is not recognised.
+    """The SPDX expression (specification 2.3, annex D) for what somebody wrote; None if it is not
+    recognised.
 
-    "public domain" becomes LicenseRef-Public-Domain, a Creative Commons licence without its version LicenseRef-CC-...
+    "public domain" becomes LicenseRef-Public-Domain, a Creative Commons licence without its version
+    LicenseRef-CC-...
     """
     if one := single_license(written):
         return one
@@ -216,7 +224,8 @@ def all_of(expressions: Iterable[str | None]) -> str | None:
 
 
 def permitted(expression: str, allowed: frozenset[str]) -> bool:
-    """Whether ``allowed`` identifiers satisfy an SPDX expression: one side of OR, both of AND; WITH adds rights."""
+    """Whether ``allowed`` identifiers satisfy an SPDX expression: one side of OR, both of AND; WITH
+    adds rights."""
     tokens = re.findall(r"\(|\)|[^\s()]+", expression)
 
     def holds(tree: object) -> bool:

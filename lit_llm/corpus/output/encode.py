@@ -24,7 +24,8 @@ from lit_llm.models.tokenizer import Tokenizer
 
 DOCUMENTS = pa.schema(
     {
-        **{field.name: field.type for field in CLEANED if field.name not in ("language_score", "dropped", "example")},
+        **{field.name: field.type for field in CLEANED if field.name not in ("language_score",
+            "dropped", "example")},
         "scores": pa.struct({"language": pa.float32(), "bytes_per_token": pa.float32()}),
         "sha256": pa.string(), "bytes": pa.int64(), "tokens": pa.int64(), "split": pa.string(),
     }
@@ -32,8 +33,10 @@ DOCUMENTS = pa.schema(
 TAIL = "#tail"  # behind the id of what is held out of a document
 DROPPED = pa.schema(
     {
-        "id": pa.string(), "source": pa.string(), "path": pa.string(), "offset": pa.int64(), "url": pa.string(),
-        "domain": pa.string(), "stage": pa.string(), "reason": pa.string(), "duplicate_of": pa.string(),
+        "id": pa.string(), "source": pa.string(), "path": pa.string(), "offset": pa.int64(),
+        "url": pa.string(),
+        "domain": pa.string(), "stage": pa.string(), "reason": pa.string(),
+        "duplicate_of": pa.string(),
         "contaminated_by": pa.string(), "sha256": pa.string(), "example": pa.string(),
     }
 )  # fmt: skip
@@ -45,7 +48,8 @@ class Split:
 
     Attributes:
         edge: those whose hashed id lies below, as a fraction of its range.
-        tail: a share of each document is held out instead: where there is one document, or all share an id.
+        tail: a share of each document is held out instead: where there is one document, or all
+            share an id.
     """
 
     edge: float
@@ -55,7 +59,8 @@ class Split:
 def kept_documents(
     cleaned: Path, selected: Path, split: Split, columns: list[str]
 ) -> Iterator[pa.Table]:
-    """Tables of the kept documents in order, with ``columns`` of `CLEANED` and sha256, bytes and "split"."""
+    """Tables of the kept documents in order, with ``columns`` of `CLEANED` and sha256, bytes and
+    "split"."""
     for table, verdict in zip(
         read_tables(cleaned, columns),
         read_tables(selected, ["dropped", "sha256", "bytes", "position"]),
@@ -98,7 +103,8 @@ def _with_tails(table: pa.Table, share: float) -> pa.Table:
 
 
 def cut(text: str, share: float) -> tuple[str, str]:
-    """Head and tail of a text, the tail about ``share`` of it and starting a line; neither is empty."""
+    """Head and tail of a text, the tail about ``share`` of it and starting a line; neither is
+    empty."""
     at = min(max(1, round(len(text) * (1 - share))), len(text) - 1)
     at = text.rfind("\n", 0, at) + 1 or at
     return text[:at], text[at:]
@@ -106,7 +112,8 @@ def cut(text: str, share: float) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Encode:
-    """Tokens of a part's kept documents, each behind the separator, as an Arrow file with the list column "tokens".
+    """Tokens of a part's kept documents, each behind the separator, as an Arrow file with the list
+    column "tokens".
 
     Attributes:
         cleaned, selected: what `Clean` and `Select` wrote.
@@ -148,7 +155,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def read_encoded(path: Path) -> Iterator[pa.Array]:
-    """The list arrays that `Encode` wrote, memory-mapped: one for each table of `kept_documents`."""
+    """The list arrays that `Encode` wrote, memory-mapped: one for each table of
+    `kept_documents`."""
     return (batch.column(0) for batch in read_arrow(path))
 
 
@@ -207,7 +215,8 @@ class WriteDropped:
 
     Attributes:
         cleaned, selected: what `Clean` and `Select` wrote.
-        removed: ids of documents that were asked to be removed: neither they nor their copies are shown.
+        removed: ids of documents that were asked to be removed: neither they nor their copies are
+            shown.
         hashes: SHA-256 (hex) of what is not shown either, see `removed`.
         target: the file to write, of `DROPPED`.
     """
@@ -250,7 +259,8 @@ class WriteDropped:
                     pa.array([stage for stage, _, _ in said], pa.string()),
                     pa.array([reason for _, _, reason in said], pa.string()),
                     verdict["duplicate_of"], verdict["contaminated_by"],
-                    pc.if_else(pc.greater(verdict["bytes"], 0), verdict["sha256"], pa.scalar(None, pa.string())),
+                    pc.if_else(pc.greater(verdict["bytes"], 0), verdict["sha256"],
+                        pa.scalar(None, pa.string())),
                     pa.array(examples, pa.string()),
                 ],
                 schema=DROPPED,

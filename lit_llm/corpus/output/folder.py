@@ -15,7 +15,9 @@ from lit_llm.errors import UserError
 from lit_llm.io.locks import lock_folder
 from lit_llm.models.tokenizer import Tokenizer
 
-FORMAT = 4  # raise when the folder's layout or the meaning of a setting changes: old corpora are then built anew
+# Raise when the folder's layout or the meaning of a setting changes: old corpora are then built
+# anew
+FORMAT = 4
 _REBUILD = "remove the corpus and rebuild it"
 
 
@@ -87,7 +89,8 @@ class Corpus:
 
     @property
     def content(self) -> str:
-        """sha256 (hex) over every shard's tokens, by split and source: equal wherever and whenever it was built."""
+        """sha256 (hex) over every shard's tokens, by split and source: equal wherever and whenever
+        it was built."""
         parts = [
             [split, name, shards_digest(self.path / "shards" / split / name)]
             for split, sources in sorted(self.datacard["splits"].items())

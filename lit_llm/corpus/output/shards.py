@@ -1,9 +1,11 @@
 """Token streams in litdata's chunk format, readable with ``TokensLoader`` at any block size.
 
-Written here rather than with litdata's writer, which names chunks after the distributed rank, waits for every rank's
-part and stamps the time: a corpus is built by one process, and the same text must give the same bytes. The layout
-(uint32 item count, uint32 offsets, raw tokens; index.json) is litdata 0.2's, see ``litdata/streaming/writer.py``;
-tests read it back with litdata.
+Written here rather than with litdata's writer, which names chunks after the distributed rank, waits
+for every rank's
+part and stamps the time: a corpus is built by one process, and the same text must give the same
+    bytes. The layout
+(uint32 item count, uint32 offsets, raw tokens; index.json) is litdata 0.2's, see
+``litdata/streaming/writer.py``; tests read it back with litdata.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from lit_llm.errors import UserError
 
 CHUNK_TOKENS = (
     1 << 22
-)  # 8 MB a chunk with 2-byte tokens; a block never spans two chunks, so each wastes less than a block
+    # 8 MB a chunk with 2-byte tokens; a block never spans two chunks, so each wastes less than a block
+)
 _DATA_FORMATS = {
     "uint16": "no_header_numpy:5",
     "int32": "no_header_numpy:2",
@@ -36,7 +39,8 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 class ShardWriter:
-    """Appends token arrays to one stream, cut into chunks of exactly ``CHUNK_TOKENS`` tokens (the last is shorter).
+    """Appends token arrays to one stream, cut into chunks of exactly ``CHUNK_TOKENS`` tokens (the
+    last is shorter).
 
     ``close`` writes index.json: without it the folder is no dataset.
     """
@@ -51,7 +55,8 @@ class ShardWriter:
         folder.mkdir(parents=True)
 
     def append(self, tokens: np.ndarray) -> None:
-        """Add tokens: 1-D, any integer dtype whose values fit. A document's begin with the separator."""
+        """Add tokens: 1-D, any integer dtype whose values fit. A document's begin with the
+        separator."""
         self._pending.append(tokens.astype(self.dtype, copy=False))
         self._pending_tokens += len(tokens)
         if self._pending_tokens < CHUNK_TOKENS:
@@ -95,16 +100,19 @@ def _write_index(folder: Path, chunks: list[dict[str, Any]], dtype: np.dtype, di
             "encryption": None,
             "item_loader": "TokensLoader",
         },
-        # litdata names its cache of a remote dataset after this field: the content serves better than a clock
+        # litdata names its cache of a remote dataset after this field: the content serves better
+        # than a clock
         "updated_at": digest,
     }
     (folder / "index.json").write_text(json.dumps(index, sort_keys=True))
 
 
 def without(folder: Path, spans: Sequence[tuple[int, int]], target: Path) -> list[str]:
-    """Write to ``target`` what changes in a dataset when tokens are taken out: their chunks, shorter, and the index.
+    """Write to ``target`` what changes in a dataset when tokens are taken out: their chunks,
+    shorter, and the index.
 
-    A chunk may have any length (a block never spans two), so those without such tokens stay as they are.
+    A chunk may have any length (a block never spans two), so those without such tokens stay as they
+    are.
 
     Args:
         folder: the dataset.
@@ -147,7 +155,8 @@ def locate(folder: Path, position: int) -> tuple[str, int]:
 
 
 def check_shards(folder: Path, contents: bool = False) -> int:
-    """Tokens in a dataset folder, after seeing that every chunk is there with the size its index gives.
+    """Tokens in a dataset folder, after seeing that every chunk is there with the size its index
+    gives.
 
     Args:
         folder: the dataset.
@@ -169,7 +178,8 @@ def check_shards(folder: Path, contents: bool = False) -> int:
             digest.update(_chunk_tokens(folder, chunk).tobytes())
     if contents and digest.hexdigest() != shards_digest(folder):
         raise UserError(
-            f"{folder}: its tokens are not those that were written; remove the corpus and rebuild it"
+            f"{folder}: its tokens are not those that were written; remove the corpus and rebuild "
+            f"it"
         )
     return total
 

@@ -1,8 +1,8 @@
 """What there is in a corpus, counted table by table so that files' counts add up to the corpus'.
 
-Everything is a sum, but for the distinct n-grams: a million documents' do not fit in memory, so they are estimated from
-the smallest hashes (Bar-Yossef et al. 2002, "Counting distinct elements in a data stream"), which also add up. With
-1,024 of them the estimate's standard error is 3%.
+Everything is a sum, but for the distinct n-grams: a million documents' do not fit in memory, so
+they are estimated from the smallest hashes (Bar-Yossef et al. 2002, "Counting distinct elements in
+a data stream"), which also add up. With 1,024 of them the estimate's standard error is 3%.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class Statistics:
     """Counts of kept documents.
 
     Attributes:
-        content: JSON-able. "splits": split -> source -> documents, bytes, tokens. "split_languages":
-            the same by language. "languages", "domains", "hosts",
-            "licenses": name -> documents, bytes, tokens. "pii": kind -> values replaced. "changed_by": block ->
-            documents. "lengths": power of two -> documents of as many bytes or more. "language_scores",
-            "bytes_per_token_histogram": lower edge -> documents. "ngrams": all, and the smallest hashes. "examples":
-            id, source and beginning of a text.
+        content: JSON-able. "splits": split -> source -> documents, bytes, tokens.
+            "split_languages": the same by language. "languages", "domains", "hosts", "licenses":
+            name -> documents, bytes, tokens. "pii": kind -> values replaced. "changed_by": block ->
+            documents. "lengths": power of two -> documents of as many bytes or more.
+            "language_scores", "bytes_per_token_histogram": lower edge -> documents. "ngrams": all,
+            and the smallest hashes. "examples": id, source and beginning of a text.
     """
 
     def __init__(self) -> None:
@@ -59,7 +59,8 @@ class Statistics:
             size = {key: row[key] for key in ("documents", "bytes", "tokens")}
             _grow(part, row["language"] or "unknown", size)
         columns = {
-            "languages": table["language"], "domains": table["domain"], "hosts": per_value(table["url"], host),
+            "languages": table["language"], "domains": table["domain"],
+            "hosts": per_value(table["url"], host),
             "licenses": table["license"],
         }  # fmt: skip
         for name, column in columns.items():
@@ -124,13 +125,15 @@ def distinct_ngrams(ngrams: dict[str, Any]) -> float:
 
 
 def entropy(counts: dict[str, int]) -> float:
-    """Shannon entropy of shares, in bits: 2 to its power is how many equal ones would be as diverse."""
+    """Shannon entropy of shares, in bits: 2 to its power is how many equal ones would be as
+    diverse."""
     total = sum(counts.values())
     return -sum(n / total * math.log2(n / total) for n in counts.values() if n) + 0.0
 
 
 def _smallest(hashes: np.ndarray) -> np.ndarray:
-    """The least `_SKETCH` different ones, in order: of 1.6 million in 0.03 s, `np.unique` of all takes 1.3."""
+    """The least `_SKETCH` different ones, in order: of 1.6 million in 0.03 s, `np.unique` of all
+    takes 1.3."""
     count = 2 * _SKETCH
     while count < len(hashes):
         distinct = np.unique(np.partition(hashes, count)[:count])

@@ -1,1 +1,2 @@
-"""Input files to documents: find them, cut them into parts, parse them, extract the text of pages."""
+"""Input files to documents: find them, cut them into parts, parse them, extract the text of
+pages."""

@@ -27,7 +27,8 @@ _ENDS = "<>\"' \t\r\n"
 
 
 class Address(NamedTuple):
-    """Parts of an address in one form; the path of a whole site is "", and the query as it is written."""
+    """Parts of an address in one form; the path of a whole site is "", and the query as it is
+    written."""
 
     host: str
     path: str
@@ -35,7 +36,8 @@ class Address(NamedTuple):
 
 
 def parts(address: str) -> Address | None:
-    """The parts of an address, with or without a scheme; None where it has no host ("mailto:ann@example.org")."""
+    """The parts of an address, with or without a scheme; None where it has no host
+    ("mailto:ann@example.org")."""
     # As browsers do (WHATWG URL, section 4.4): no line ends within, "\\" is "/".
     plain = re.sub(r"[\t\r\n]", "", address.strip(_ENDS))
     head, mark, query = plain.partition("?")
@@ -51,7 +53,8 @@ def parts(address: str) -> Address | None:
 
 
 def _resolved(path: str) -> str:
-    """The path without "." and ".." (RFC 3986, section 5.2.4) and with one slash where there are several."""
+    """The path without "." and ".." (RFC 3986, section 5.2.4) and with one slash where there are
+    several."""
     found: list[str] = []
     names = path.split("/")
     for name in names:
@@ -79,7 +82,8 @@ def host(address: str) -> str | None:
 def normal_host(written: str) -> str:
     """A host's name in one form.
 
-    A name that IDNA 2008 forbids, such as one with an underscore, has only the mapping of its letters.
+    A name that IDNA 2008 forbids, such as one with an underscore, has only the mapping of its
+    letters.
     """
     name = unicodedata.normalize("NFKC", unquote(written)).lower()
     name = re.sub("[\u3002\uff0e\uff61]", ".", name).strip(". ")

@@ -85,7 +85,8 @@ _LOCKS = {
     "cargo.lock",
     "go.sum",
 }
-# What generators write into the head of a file; a warning alone may guard a line that somebody wrote.
+# What generators write into the head of a file; a warning alone may guard a line that somebody
+# wrote.
 _GENERATED = re.compile(
     r"@generated\b|generated.{0,200}do not (edit|modify)|do not (edit|modify).{0,200}generated"
     r"|(this|the) file (is|was|has been) auto(-|matically )?generated",
@@ -97,7 +98,8 @@ _WRITTEN_BY_HAND = (
 
 
 def language_of(name: str) -> str | None:
-    """The programming (or markup, or data) language of a file by its name; None if it is no source code."""
+    """The programming (or markup, or data) language of a file by its name; None if it is no source
+    code."""
     name = name.lower()
     return _BY_NAME.get(name) or LANGUAGES.get(name.rpartition(".")[2] if "." in name else "")
 
@@ -118,7 +120,8 @@ def skip_path(id: str) -> str | None:
 
 
 def skip_text(text: str) -> str | None:
-    """Why a file is left out for what it holds: a generator's mark in its first 1,000 characters, or lines of data."""
+    """Why a file is left out for what it holds: a generator's mark in its first 1,000 characters,
+    or lines of data."""
     if _GENERATED.search(text[:1000]) or len(text) > _WRITTEN_BY_HAND * (text.count("\n") + 1):
         return "generated or minified code"
     return None

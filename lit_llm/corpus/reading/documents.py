@@ -1,4 +1,5 @@
-"""One document as it was read, what makes it unusable, and the tables that cleaning blocks work on."""
+"""One document as it was read, what makes it unusable, and the tables that cleaning blocks work
+on."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ _BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-# First bytes of formats that need not hold a NUL: PDF, PostScript, PNG, GIF, JPEG, zip, gzip, bzip2, xz, zstd.
+# First bytes of formats that need not hold a NUL: PDF, PostScript, PNG, GIF, JPEG, zip, gzip,
+# bzip2, xz, zstd.
 _MAGIC = (
     b"%PDF-",
     b"%!PS",
@@ -40,13 +42,15 @@ _MAGIC = (
     b"\xfd7zXZ",
     b"(\xb5/\xfd",
 )
-# uchardet takes "café" in Latin-1 for ISO 8859-2, and a lone byte for text: on less than this it guesses.
+# uchardet takes "café" in Latin-1 for ISO 8859-2, and a lone byte for text: on less than this it
+# guesses.
 _LEAST_TO_DETECT = LEAST_TO_JUDGE
 # A character that is no white space to ``str.isspace``, in RE2's words.
 _INK = r"[^\t-\r\x1c-\x20\x{85}\pZ]"
 _C1_CONTROLS = re.compile("[\x80-\x9f]")  # what text decoded by the wrong 8-bit table is full of
 _CONTROLS = re.compile("[\x01-\x08\x0e-\x1a\x1c-\x1f]")  # but for ESC, which some encodings write
-# Of UTF-16 that holds some ASCII: so many of the bytes on one side are 0, and of those on the other.
+# Of UTF-16 that holds some ASCII: so many of the bytes on one side are 0, and of those on the
+# other.
 _ZEROS, _OTHER_ZEROS, _LOOKED_AT = 0.3, 0.01, 2**16
 _PRINTABLE = bytes(range(32, 127)) + b"\t\n\r"
 _LOW = re.compile(rb"[\x00-\x02]")
@@ -60,18 +64,22 @@ class Document:
     """One text and where it came from.
 
     Attributes:
-        id: path within the source, with ``#`` and the row's ``offset`` for a row; or the row's own ``id``.
+        id: path within the source, with ``#`` and the row's ``offset`` for a row; or the row's own
+            ``id``.
         source: name of the source, fit for a folder name.
         path: the file it was read from.
         text: the text; empty when dropped.
         dropped: why it cannot be used ("not UTF-8", "binary", "empty", ...), or None.
-        offset: where in the file: the byte at which its line of JSONL or WARC record starts (in a compressed JSONL the
-            line number, from 1), the row of a parquet file, from 1; 0 for a whole file.
+        offset: where in the file: the byte at which its line of JSONL or WARC record starts (in a
+            compressed JSONL the line number, from 1), the row of a parquet file, from 1; 0 for a
+            whole file.
         url: where it was published; of rows see `row_urls`.
         license: as its row or its tree of source code says it.
         language: the programming language, by the file's name; None for other documents.
-        robots: what the publisher's headers and meta tags say to robots: "noai", "tdm-reservation: 1".
-        encoding: what it was decoded from, where that is not UTF-8, or how many bad bytes of a file were replaced.
+        robots: what the publisher's headers and meta tags say to robots: "noai", "tdm-reservation:
+            1".
+        encoding: what it was decoded from, where that is not UTF-8, or how many bad bytes of a file
+            were replaced.
         repaired: what was mended so that it could be read ("NULs taken out"), or None.
     """
 
@@ -120,10 +128,12 @@ def usable(value: object) -> Usable:
 def decode(data: bytes, charset: str | None = None, html: bool = False) -> Usable:
     """The text of a file's bytes.
 
-    Tried in this order: a byte order mark; UTF-8; ``charset``, which a server named; if resiliparse is installed, what
-    uchardet finds (for ``html`` the page's meta tag before it) or Windows-1252, by the language that comes out. What
-    does not decode cleanly in any of them, but for one byte or one in a thousand characters, has these become U+FFFD.
-    UTF-16 without a mark is known by its zero bytes, or by ``charset``. A few NULs are taken out of other text.
+    Tried in this order: a byte order mark; UTF-8; ``charset``, which a server named; if resiliparse
+        is installed, what
+    uchardet finds (for ``html`` the page's meta tag before it) or Windows-1252, by the language
+    that comes out. What does not decode cleanly in any of them, but for one byte or one in a
+    thousand characters, has these become U+FFFD. UTF-16 without a mark is known by its zero bytes,
+    or by ``charset``. A few NULs are taken out of other text.
     """
     for mark, encoding in _BOMS:
         if data.startswith(mark) and len(data) > len(mark):
@@ -158,7 +168,8 @@ def _with_zeros(data: bytes, charset: str | None, html: bool) -> Usable:
 
 
 def _wide_ideographs(data: bytes) -> Usable | None:
-    """UTF-16 without mark, of Chinese, Japanese or Korean: their stops and spaces have a byte that no text has."""
+    """UTF-16 without mark, of Chinese, Japanese or Korean: their stops and spaces have a byte that
+    no text has."""
     if len(data) % 2 or not _LOW.search(data[:_LOOKED_AT]):
         return None
     for encoding in ("utf-16-le", "utf-16-be"):
@@ -173,7 +184,8 @@ def _wide_ideographs(data: bytes) -> Usable | None:
 
 
 def _wide_guesses(data: bytes, charset: str | None) -> Iterator[str]:
-    """Encodings of two or four bytes a character: those of ``charset``, or UTF-16 by where its zeros are."""
+    """Encodings of two or four bytes a character: those of ``charset``, or UTF-16 by where its
+    zeros are."""
     named = _WIDE.match(charset or "")
     ends = [name for name in ("le", "be") if (charset or "").lower().endswith(name)]
     size = "32" if named and named[1] == "32" else "16"
@@ -235,9 +247,10 @@ def _decoded(data: bytes, encoding: str) -> Usable | None:
 def _detected(data: bytes, html: bool) -> Usable | None:
     """The text in the likeliest encoding, of those in which there is at most a little to repair.
 
-    uchardet alone takes Italian in Windows-1252 for Baltic, and its Korean has no name among the web's (under which
-    what calls itself Latin-1 is Windows-1252): of 439 paragraphs in 39 pairs of language and encoding 26 came out
-    wrong, none when CLD2's score decides. Only Ukrainian in KOI8-U is read as KOI8-R still.
+    uchardet alone takes Italian in Windows-1252 for Baltic, and its Korean has no name among the
+    web's (under which what calls itself Latin-1 is Windows-1252): of 439 paragraphs in 39 pairs of
+    language and encoding 26 came out wrong, none when CLD2's score decides. Only Ukrainian in
+    KOI8-U is read as KOI8-R still.
     """
     if len(data) < _LEAST_TO_DETECT:
         return None
@@ -261,14 +274,16 @@ def _detected(data: bytes, html: bool) -> Usable | None:
 
 
 def _most(data: bytes, end: int) -> bool:
-    """Whether most bytes beyond ASCII lie from 0x80 to ``end``, where Mac OS Roman and DOS have their accented letters,
+    """Whether most bytes beyond ASCII lie from 0x80 to ``end``, where Mac OS Roman and DOS have
+    their accented letters,
     to 0xa0 and 0xa6: other 8-bit tables have signs there, or nothing."""
     letters = sum(0x80 <= byte < end for byte in data)
     return 2 * letters > sum(byte >= 0x80 for byte in data)
 
 
 def to_tables(read: Iterable[Document | pa.Table], source: Source) -> Iterator[pa.Table]:
-    """Documents put together to tables of about ``TABLE_BYTES`` of text, tables as they are; order is kept."""
+    """Documents put together to tables of about ``TABLE_BYTES`` of text, tables as they are; order
+    is kept."""
     batch: list[Document] = []
     size = 0
     for item in read:
@@ -313,7 +328,8 @@ def checked_table(
     urls: pa.ChunkedArray | None,
     licenses: pa.ChunkedArray | None,
 ) -> pa.Table:
-    """A table of rows that came as columns, judged as ``usable`` judges one; strings or bytes, UTF-8 or not."""
+    """A table of rows that came as columns, judged as ``usable`` judges one; strings or bytes,
+    UTF-8 or not."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc

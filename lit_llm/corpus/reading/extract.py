@@ -24,8 +24,8 @@ _IMPLIED = (
 _HIGH = 4  # elements below <body>: a <ul> up there is navigation to resiliparse
 _HIGH_LISTS = ", ".join("body > " + "* > " * between + "ul" for between in range(_HIGH))
 _MENU = 5  # characters of text for each of a link's
-# resiliparse takes a text of one character of three bytes for an icon of the private use area. So it gets
-# a second character, which Unicode has promised never to use.
+# resiliparse takes a text of one character of three bytes for an icon of the private use area. So
+# it gets a second character, which Unicode has promised never to use.
 _MARK = "\ufdd0"
 _THREE_BYTES = (
     r"\u0800-\u1fff\u2010-\u2027\u2030-\u205e\u2070-\u2fff\u3001-\ud7ff\uf900-\ufefe\uff00-\uffff"
@@ -84,7 +84,8 @@ class ExtractHTML(Block):
 
 
 def extract(html: str) -> tuple[str, str | None]:
-    """(main text, None) of a page, or ("", why there is none): it has no text, or is too much work to parse."""
+    """(main text, None) of a page, or ("", why there is none): it has no text, or is too much work
+    to parse."""
     work = measure(html)
     if reason := work.too_much:
         return "", reason
@@ -93,10 +94,13 @@ def extract(html: str) -> tuple[str, str | None]:
 
 
 def main_text(html: str) -> str:
-    """The main text of a page: paragraphs, lists and <pre> on lines of their own, entities decoded, nothing else.
+    """The main text of a page: paragraphs, lists and <pre> on lines of their own, entities decoded,
+    nothing else.
 
-    Without title, navigation, link targets, alternative texts, forms, scripts and comments. Any string will do: what
-    is no HTML is one paragraph, and of a page nested beyond any browser's limit all visible text is taken. Formulae are
+    Without title, navigation, link targets, alternative texts, forms, scripts and comments. Any
+        string will do: what
+    is no HTML is one paragraph, and of a page nested beyond any browser's limit all visible text is
+    taken. Formulae are
     TeX between dollar signs. There is no bound on time and memory: `extract` looks at that first.
     """
     return _main_text(html, measure(html))
@@ -107,7 +111,8 @@ def _main_text(html: str, work: Work) -> str:
     from resiliparse.parse.html import HTMLTree
 
     tree = HTMLTree.parse(_readable(html))
-    # What is main content is asked of every element's ancestors: 8,000 open <div> take 1.4 s, 100,000 took minutes.
+    # What is main content is asked of every element's ancestors: 8,000 open <div> take 1.4 s,
+    # 100,000 took minutes.
     deep = work.depth > _DEEPEST // _IMPLIED and tree.document.query_selector(_DEEP) is not None  # type: ignore[union-attr]
     if deep:
         text = extract_plain_text(tree, skip_elements=_NO_TEXT)
@@ -139,7 +144,8 @@ def _marked(alone: re.Match[str]) -> str:
 
 
 def _keep_figures(tree: Any, limit: int) -> None:
-    """Make divisions of figures that hold text (tables, code, quotations): resiliparse drops every <figure>.
+    """Make divisions of figures that hold text (tables, code, quotations): resiliparse drops every
+    <figure>.
 
     Those with nothing but a picture and its caption still go. Behind ``limit`` characters all stay.
     """
@@ -167,7 +173,8 @@ def _ink(node: Any) -> int:
 
 
 def _keep_asides(tree: Any) -> None:
-    """Keep what resiliparse takes for data about the page (<time>, rel, itemprop), where it is part of a sentence."""
+    """Keep what resiliparse takes for data about the page (<time>, rel, itemprop), where it is part
+    of a sentence."""
     for element in tree.document.query_selector_all(_ABOUT_PAGE)[:_LOOKED_AT]:
         in_text = _in_text(element)
         if element.tag == "time":
@@ -218,9 +225,11 @@ def _rename(tree: Any, element: Any, name: str) -> None:
 
 
 def _keep_lists(tree: Any) -> None:
-    """Put lists that are no menus deeper into the page: resiliparse takes every <ul> near <body> for navigation.
+    """Put lists that are no menus deeper into the page: resiliparse takes every <ul> near <body>
+    for navigation.
 
-    By its own measure for the lists further down, one is a menu when more than a fifth of it is links.
+    By its own measure for the lists further down, one is a menu when more than a fifth of it is
+    links.
     """
     for found in tree.document.query_selector_all(_HIGH_LISTS).values():
         if found.parent.closest("ul") is not None:
@@ -236,7 +245,8 @@ def _keep_lists(tree: Any) -> None:
 
 
 def robots(html: str) -> str | None:
-    """What the meta tags "robots" and "tdm-reservation" (W3C TDM Reservation Protocol) say; None if there are none."""
+    """What the meta tags "robots" and "tdm-reservation" (W3C TDM Reservation Protocol) say; None if
+    there are none."""
     said: list[str] = []
     if not _NAMED.search(html):
         return None

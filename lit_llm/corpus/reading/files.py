@@ -1,6 +1,8 @@
-"""Input files on this machine or behind a URL (s3://, gs://, hf://, memory://): which there are, and opening them.
+"""Input files on this machine or behind a URL (s3://, gs://, hf://, memory://): which there are,
+and opening them.
 
-fsspec is imported at the first URL; for paths on this machine nothing but the standard library is needed.
+fsspec is imported at the first URL; for paths on this machine nothing but the standard library is
+needed.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ class Found:
         path: what opens it: a path or a URL.
         id: its path below the pattern's fixed folder, with "/".
         size: bytes as stored.
-        version: changes when the content does: the time of the last change in nanoseconds, or the store's own mark.
+        version: changes when the content does: the time of the last change in nanoseconds, or the
+            store's own mark.
     """
 
     path: str
@@ -67,10 +70,12 @@ def is_url(path: str) -> bool:
 
 
 def find(pattern: str) -> list[Found]:
-    """Files that a path, a folder (walked) or a glob names, hidden ones left out; in no order, empty if none.
+    """Files that a path, a folder (walked) or a glob names, hidden ones left out; in no order,
+    empty if none.
 
     Raises:
-        UserError: a folder or the URL's file system refuses to list, or needs a package that is not installed.
+        UserError: a folder or the URL's file system refuses to list, or needs a package that is not
+            installed.
     """
     if is_url(pattern):
         return _find_remote(pattern)
@@ -124,8 +129,8 @@ def walk(folder: Path, skip: Sequence[str] = ()) -> list[Path]:
 
 
 def hidden(pattern: str) -> int:
-    """How many files and folders `find` leaves out below a folder of this machine, for the dot that their names begin
-    with; what a hidden folder holds is not counted."""
+    """How many files and folders `find` leaves out below a folder of this machine, for the dot that
+    their names begin with; what a hidden folder holds is not counted."""
     if is_url(pattern):
         return 0
     count = 0
@@ -189,7 +194,8 @@ def open_utf8(path: str) -> Iterator[SupportsRead]:
 
 
 def is_utf16(path: str) -> bool:
-    """Whether the file begins with the mark of UTF-16: PowerShell and Excel write it. Raises OSError."""
+    """Whether the file begins with the mark of UTF-16: PowerShell and Excel write it. Raises
+    OSError."""
     with open_input(path) as stream:
         head = stream.read(4)
     return head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and head[2:] != b"\0\0"
@@ -217,7 +223,8 @@ class _Transcoded:
 
 
 class _Inflated:
-    """Compressed members one after the other, read as one. What comes before damage is read; then ``read`` raises."""
+    """Compressed members one after the other, read as one. What comes before damage is read; then
+    ``read`` raises."""
 
     def __init__(self, raw: IO[bytes], new_member: Callable[[], Any]) -> None:
         self.raw, self.new_member = raw, new_member

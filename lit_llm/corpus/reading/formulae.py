@@ -1,4 +1,5 @@
-"""Formulae of a page as TeX between dollar signs, as its text holds them: MathML, MathJax's scripts, pictures of TeX.
+"""Formulae of a page as TeX between dollar signs, as its text holds them: MathML, MathJax's
+scripts, pictures of TeX.
 
 with_formulae('<math><msup><mi>x</mi><mn>2</mn></msup></math>')  # '<span>$x^{2}$</span>'
 """
@@ -33,10 +34,13 @@ _FUNCTIONS = frozenset(
 
 
 def with_formulae(html: str) -> str:
-    """The page with its formulae as ``<span>$TeX$</span>``, displayed ones between two dollar signs each.
+    """The page with its formulae as ``<span>$TeX$</span>``, displayed ones between two dollar signs
+    each.
 
-    TeX is what the page gives: an annotation of MathML, "alttext", MathJax's script, the alternative
-    text of a picture of class "tex" or "latex". MathML without it is converted, for the usual elements.
+    TeX is what the page gives: an annotation of MathML, "alttext", MathJax's script, the
+        alternative
+    text of a picture of class "tex" or "latex". MathML without it is converted, for the usual
+    elements.
     """
     if "math" in html or "MATH" in html:
         # Pages that MathJax has worked on hold both. The script is what was written.

@@ -1,4 +1,5 @@
-"""The work of reading in units that do not depend on who does them: a few small files, or a piece of a big one."""
+"""The work of reading in units that do not depend on who does them: a few small files, or a piece
+of a big one."""
 
 from __future__ import annotations
 
@@ -30,8 +31,8 @@ class Part:
     Attributes:
         source: whose they are, and how they are read.
         files: in the order of their ids.
-        start: first byte of a piece of JSONL (lines that begin in it are its own), first row group of parquet's; 0 for
-            whole files.
+        start: first byte of a piece of JSONL (lines that begin in it are its own), first row group
+            of parquet's; 0 for whole files.
         stop: where the piece ends; None for whole files.
         size: bytes to read, as stored.
     """
@@ -44,7 +45,8 @@ class Part:
 
     @functools.cached_property
     def key(self) -> str:
-        """sha256 (hex) of everything that the documents depend on but the files' bytes: for those, size and version."""
+        """sha256 (hex) of everything that the documents depend on but the files' bytes: for those,
+        size and version."""
         reader = dataclasses.asdict(self.source)
         for name in ("paths", "weight", "exclude"):
             del reader[name]
@@ -63,8 +65,9 @@ def list_parts(
 ) -> list[Part]:
     """The parts of ``sources`` in order; equal files and settings give equal parts, on any machine.
 
-    Small files of a source are put together up to ``target_bytes``; bigger ones of plain JSONL and of parquet are cut
-    into pieces of about that size. What is compressed as a whole, and HTML, text and WARC, is not cut.
+    Small files of a source are put together up to ``target_bytes``; bigger ones of plain JSONL and
+    of parquet are cut into pieces of about that size. What is compressed as a whole, and HTML, text
+    and WARC, is not cut.
 
     Raises:
         UserError: as ``list_files``.

@@ -20,7 +20,8 @@ from lit_llm.errors import UserError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Reasons of what is damaged or not what its name says. The other ones tell of text that is no use, or is not text.
+# Reasons of what is damaged or not what its name says. The other ones tell of text that is no use,
+# or is not text.
 _BROKEN = (
     "unreadable",
     "damaged record",
@@ -33,17 +34,20 @@ _BROKEN = (
 
 
 def is_broken(dropped: str) -> bool:
-    """Whether a value of "dropped" says that a file or a piece of it is damaged; empty and binary ones are not."""
+    """Whether a value of "dropped" says that a file or a piece of it is damaged; empty and binary
+    ones are not."""
     return dropped.startswith(tuple(f"read: {reason}" for reason in _BROKEN))
 
 
 def read_part(part: Part) -> Iterator[pa.Table]:
-    """Tables of a part's documents, of about 8 MB of text, columns as ``documents.schema()``, in a fixed order.
+    """Tables of a part's documents, of about 8 MB of text, columns as ``documents.schema()``, in a
+    fixed order.
 
-    Every file, line, row and record has its row. What is no text has an empty one and its reason in "dropped" ("read:
-    binary"); of a file that cannot be read, or not to its end, one more row says so ("read: unreadable: ..."). How much
-    of that is too much is the caller's to say: ``block.funnel`` counts the reasons. Ids are unique within a source but
-    for those that rows bring themselves, which are taken as they are.
+    Every file, line, row and record has its row. What is no text has an empty one and its reason in
+    "dropped" ("read: binary"); of a file that cannot be read, or not to its end, one more row says
+    so ("read: unreadable: ..."). How much of that is too much is the caller's to say:
+    ``block.funnel`` counts the reasons. Ids are unique within a source but for those that rows
+    bring themselves, which are taken as they are.
 
     Raises:
         UserError: no field ``text_field``; a package is missing that reads such files.

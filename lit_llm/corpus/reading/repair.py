@@ -1,7 +1,7 @@
 """Texts with little that is wrong: bytes of no character, NULs, halves of surrogate pairs.
 
-A file of a megabyte is not lost for one byte. What has more of them than one in a thousand characters is
-no text, or in another encoding.
+A file of a megabyte is not lost for one byte. What has more of them than one in a thousand
+characters is no text, or in another encoding.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import re
 BAD_BYTES = "bad bytes replaced"
 NULS = "NULs taken out"
 HALVES = "half surrogates replaced"
-# A shorter text without any good character beyond ASCII may as well be in an 8-bit encoding: "café" in Latin-1.
+# A shorter text without any good character beyond ASCII may as well be in an 8-bit encoding: "café"
+# in Latin-1.
 LEAST_TO_JUDGE = 64
 _GOOD_FOR_A_BAD_ONE = 1000  # characters
 # What is left of one character of UTF-8 is up to three bytes.
@@ -20,7 +21,8 @@ _HALF = re.compile("[\ud800-\udfff]")
 
 
 def bearable(bad: int, length: int) -> bool:
-    """Whether ``bad`` characters of ``length`` are few enough to be replaced: one, or one in a thousand."""
+    """Whether ``bad`` characters of ``length`` are few enough to be replaced: one, or one in a
+    thousand."""
     return bad <= max(1, length // _GOOD_FOR_A_BAD_ONE)
 
 
@@ -28,7 +30,8 @@ def repair(text: str) -> tuple[str, str | None, str | None]:
     """(text that UTF-8 can hold, what was repaired, None), or ("", None, why it is beyond repair).
 
     Args:
-        text: as JSON spells it, or decoded with "surrogateescape": bytes that are not UTF-8 are U+DC80 to U+DCFF.
+        text: as JSON spells it, or decoded with "surrogateescape": bytes that are not UTF-8 are
+            U+DC80 to U+DCFF.
     """
     repaired = []
     if "\0" in text:

@@ -1,4 +1,5 @@
-"""Where a row of a corpus says under which licence it is: in a column of its own, or in its metadata.
+"""Where a row of a corpus says under which licence it is: in a column of its own, or in its
+metadata.
 
 {"license": ...}, also {"License": ...}, {"licence": ...}, {"licenses": [...]}
 {"metadata": {"license": ...}}                               # Common Pile
@@ -48,8 +49,8 @@ def _inside(row: Mapping[str, Any], deep: int) -> str | None:
 def license_label(value: object) -> str | None:
     """A row's licence as a string, None if it names none.
 
-    All of a list apply. GitHub's and package.json's objects name it in a field. What is anything else
-    stays as JSON, which is not recognised as a licence, so that nothing freer takes its place.
+    All of a list apply. GitHub's and package.json's objects name it in a field. What is anything
+    else stays as JSON, which is not recognised as a licence, so that nothing freer takes its place.
     """
     if isinstance(value, dict):
         named = (value.get(key) for key in ("spdx_id", "key", "type", "name"))

@@ -1,4 +1,5 @@
-"""Where a row of a corpus says what it was published at: in a column of its own, or in its metadata.
+"""Where a row of a corpus says what it was published at: in a column of its own, or in its
+metadata.
 
 {"url": ...}                                                 # C4, FineWeb, CulturaX, RefinedWeb
 {"metadata": {"url": ...}}                                   # datatrove, Dolma, Common Pile
@@ -59,7 +60,8 @@ def folded(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def opened(value: object) -> Mapping[str, Any] | None:
-    """An object that a field holds, or holds as JSON in a string; None where it is anything else."""
+    """An object that a field holds, or holds as JSON in a string; None where it is anything
+    else."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
             value = json.loads(value)

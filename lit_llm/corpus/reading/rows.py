@@ -1,4 +1,5 @@
-"""Rows of JSONL and parquet files: lines cut out of a file, parsed, and given with the number a user finds them by."""
+"""Rows of JSONL and parquet files: lines cut out of a file, parsed, and given with the number a
+user finds them by."""
 
 from __future__ import annotations
 
@@ -150,7 +151,8 @@ def line_blocks(
 ) -> Iterator[tuple[int, bytes | None]]:
     """(place of its first byte, whole lines) of the lines that begin in [start, stop).
 
-    A line that outgrows ``longest`` bytes while it is read is not kept in memory: (place, None) stands for it.
+    A line that outgrows ``longest`` bytes while it is read is not kept in memory: (place, None)
+        stands for it.
     """
     at, rest = start, b""
     skipping = (
@@ -187,9 +189,11 @@ def line_blocks(
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """(row number from 1, row) of a parquet file, all columns; the reason in place of a row that is not readable.
+    """(row number from 1, row) of a parquet file, all columns; the reason in place of a row that is
+    not readable.
 
-    A column of structs has every field in every row. Those that are null are left out of the row: whoever wrote
+    A column of structs has every field in every row. Those that are null are left out of the row:
+        whoever wrote
     {"a": 1} beside {"b": 2} did not write {"a": 1, "b": null}.
 
     Raises:
@@ -216,7 +220,8 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
 
 
 def check_once(path: str | Path, name: str, names: list[str]) -> None:
-    """Raises UserError where more than one of a file's columns has the name: nobody can say which is meant."""
+    """Raises UserError where more than one of a file's columns has the name: nobody can say which
+    is meant."""
     if names.count(name) > 1:
         raise UserError(
             f"{path}: {names.count(name)} columns are named {name!r}; rename all but one"
@@ -224,7 +229,8 @@ def check_once(path: str | Path, name: str, names: list[str]) -> None:
 
 
 def _python_rows(batch: Any) -> Iterator[dict[str, Any] | str]:
-    """The rows of a pyarrow batch, or why one is none: a text is not UTF-8, a map has a key twice."""
+    """The rows of a pyarrow batch, or why one is none: a text is not UTF-8, a map has a key
+    twice."""
     try:
         rows = batch.to_pylist(maps_as_pydicts="strict")
     except (UnicodeDecodeError, KeyError) as error:

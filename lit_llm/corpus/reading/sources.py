@@ -1,8 +1,9 @@
-"""Where text comes from: which files there are, by path or glob, here or in a store, and what is known about them.
+"""Where text comes from: which files there are, by path or glob, here or in a store, and what is
+known about them.
 
-``parts.list_parts`` makes work units of them and ``read.read_part`` documents of these. What disks hold is messy, so a
-file or row that is no text becomes a dropped document and the run goes on; what only the user can mend (nothing
-matches, no such field) is a ``UserError``.
+``parts.list_parts`` makes work units of them and ``read.read_part`` documents of these. What disks
+hold is messy, so a file or row that is no text becomes a dropped document and the run goes on; what
+only the user can mend (nothing matches, no such field) is a ``UserError``.
 """
 
 from __future__ import annotations
@@ -56,21 +57,25 @@ class Source:
     """Files of one origin, and what is known about all of them.
 
     Attributes:
-        name: letters, digits, '.', '-' and '_': it names a folder, a column's value and a line of the data card.
-        paths: a file, folder or glob, or several, here or behind a URL (s3://, gs://, hf://: whatever fsspec opens);
-            "stdlib" is the interpreter's own standard library, which makes two sources, NAME and NAME-tests.
+        name: letters, digits, '.', '-' and '_': it names a folder, a column's value and a line of
+            the data card.
+        paths: a file, folder or glob, or several, here or behind a URL (s3://, gs://, hf://:
+            whatever fsspec opens); "stdlib" is the interpreter's own standard library, which makes
+            two sources, NAME and NAME-tests.
         weight: its share of the training mixture, relative to the other sources.
         language: BCP 47 tag of the language it is said to be in.
         license: SPDX expression for documents that name no licence of their own.
-        domain: what it is about ("encyclopedia", "law"); carried along, and counted in the data card.
-        text_field: the field with the text in rows of JSON, CSV and parquet. Where rows have no "text", the default,
-            it is "content", "body" or "document", and the build says so.
-        kind: how files are read; "auto" goes by their names (.jsonl, .json, .csv, .tsv, .parquet, .warc, .html;
-            else text, one document a file). "code" is a tree of source code: other files,
-            generated, minified and vendored ones are dropped.
+        domain: what it is about ("encyclopedia", "law"); carried along, and counted in the data
+            card.
+        text_field: the field with the text in rows of JSON, CSV and parquet. Where rows have no
+            "text", the default, it is "content", "body" or "document", and the build says so.
+        kind: how files are read; "auto" goes by their names (.jsonl, .json, .csv, .tsv, .parquet,
+            .warc, .html; else text, one document a file). "code" is a tree of source code: other
+            files, generated, minified and vendored ones are dropped.
         max_line_bytes: texts with a longer line, longer rows of JSONL and WARC records are dropped
             and counted: those of broken files would not fit in memory.
-        exclude: globs of files to leave out, by name ("*.min.js") or by path below the pattern's folder ("old/*").
+        exclude: globs of files to leave out, by name ("*.min.js") or by path below the pattern's
+            folder ("old/*").
     """
 
     name: str
@@ -92,13 +97,15 @@ class Source:
         object.__setattr__(self, "exclude", exclude)
         if not isinstance(self.name, str) or not self.name or self.name != _safe(self.name):
             raise UserError(
-                f"data.sources: {self.name!r} cannot name a folder; use letters, digits, '.', '-' and '_'"
+                f"data.sources: {self.name!r} cannot name a folder; use letters, digits, '.', '-' "
+                f"and '_'"
             )
         if not self.paths:
             raise UserError(f"data.sources: {self.name} is empty; give a path, a glob or 'stdlib'")
         if self.kind not in get_args(Kind):
             raise UserError(
-                f"data.sources: {self.name}.kind is {self.kind!r}; choose from {', '.join(get_args(Kind))}"
+                f"data.sources: {self.name}.kind is {self.kind!r}; choose from "
+                f"{', '.join(get_args(Kind))}"
             )
         check_section(self, "sources", f"data.sources: {self.name}: ")
 
@@ -145,8 +152,9 @@ class SourceFile:
 def list_files(sources: Sources) -> list[SourceFile]:
     """All input files: sources in the order given, the files of each by their ids.
 
-    ``sources`` is a ``Source``, "stdlib", a path, URL or glob, a list of these, or a dict from a name to one or more
-    paths. Folders are walked, hidden files left out; relative paths start at the working directory.
+    ``sources`` is a ``Source``, "stdlib", a path, URL or glob, a list of these, or a dict from a
+    name to one or more paths. Folders are walked, hidden files left out; relative paths start at
+    the working directory.
 
     Raises:
         UserError: a pattern matches no file, or a name cannot be a folder's name.
@@ -261,7 +269,8 @@ def _safe(name: str) -> str:
 
 
 def _stem(pattern: str) -> str:
-    """A folder name from a pattern: the last part that says something, without suffixes ('data/wiki/*.txt': wiki)."""
+    """A folder name from a pattern: the last part that says something, without suffixes
+    ('data/wiki/*.txt': wiki)."""
     for part in reversed(Path(pattern).expanduser().absolute().parts):
         words = re.sub(r"\[.*?\]|[*?]", "", part.lstrip("."))
         if glob.has_magic(part) and words.startswith("."):
@@ -300,7 +309,8 @@ def _tree_licenses(files: list[Found]) -> dict[str, str]:
 
 
 def _stdlib(source: str) -> list[tuple[str, Found]]:
-    """Python files of the standard library; its tests, another kind of text, are a source of their own."""
+    """Python files of the standard library; its tests, another kind of text, are a source of their
+    own."""
     root = Path(sysconfig.get_path("stdlib"))
     files: list[tuple[str, Found]] = []
     for path in walk(root, skip=("site-packages", "dist-packages")):

@@ -1,6 +1,8 @@
-"""The log of removals: removed.jsonl, a line a document with hashes of its id and text, date and reason.
+"""The log of removals: removed.jsonl, a line a document with hashes of its id and text, date and
+reason.
 
-An id is often a place in a file, which changes when a line is added before it; the text's hash still finds it.
+An id is often a place in a file, which changes when a line is added before it; the text's hash
+still finds it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""What stages leave behind: files named by what they were made from, complete under their names or not there.
+"""What stages leave behind: files named by what they were made from, complete under their names or
+not there.
 
-A file's name is a digest of the settings and inputs of the step that writes it. So a build that was killed finds what
-it had finished, one with another setting finds what does not depend on it, and nothing else needs to be remembered.
-Disks forget and people meddle, so files carry checksums, and reading one that is damaged says so.
+A file's name is a digest of the settings and inputs of the step that writes it. So a build that was
+killed finds what it had finished, one with another setting finds what does not depend on it, and
+nothing else needs to be remembered. Disks forget and people meddle, so files carry checksums, and
+reading one that is damaged says so.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ from lit_llm.models.tokenizer import Tokenizer
 
 _COUNTS = b"lit_llm"  # key of a table's counters in its file's metadata
 _CRC_BYTES = 4  # behind an Arrow file: format and readers have no checksum of their own
-# In a parquet file's metadata, with the CRC-32 of the file for which these zeros stand: pages have one, what describes
-# them has none.
+# In a parquet file's metadata, with the CRC-32 of the file for which these zeros stand: pages have
+# one, what describes them has none.
 _SEAL, _ZEROS = b"lit_llm.crc32:", b"00000000"
 
 
@@ -38,13 +40,15 @@ class Damaged(UserError):
 
 
 def digest(*content: Any) -> str:
-    """32 hex digits of the SHA-256 of ``content`` as JSON; what JSON does not know counts by its ``repr``."""
+    """32 hex digits of the SHA-256 of ``content`` as JSON; what JSON does not know counts by its
+    ``repr``."""
     text = json.dumps(content, sort_keys=True, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 class Store:
-    """A folder of stages' outputs, ``<stage>/<key><suffix>``; what this build used is kept by ``sweep``."""
+    """A folder of stages' outputs, ``<stage>/<key><suffix>``; what this build used is kept by
+    ``sweep``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -58,7 +62,8 @@ class Store:
         return path
 
     def sweep(self) -> None:
-        """Remove what this build did not use: other settings' outputs and what a killed build had begun."""
+        """Remove what this build did not use: other settings' outputs and what a killed build had
+        begun."""
         for stage in [path for path in self.folder.iterdir() if path.is_dir()]:
             for path in stage.iterdir():
                 if path not in self._used:
@@ -89,7 +94,8 @@ def check(output: Path) -> None:
 def write_tables(
     path: Path, schema: pa.Schema, tables: Iterable[pa.Table], counts: dict[str, Any]
 ) -> None:
-    """A parquet file with a row group for each table, and ``counts``, as they are at the end, in its metadata."""
+    """A parquet file with a row group for each table, and ``counts``, as they are at the end, in
+    its metadata."""
     options: dict[str, Any] = {
         "compression": "zstd",
         "compression_level": 1,
@@ -144,7 +150,8 @@ def read_table(
 
 
 def write_arrow(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
-    """An Arrow file with a batch for each table: for what does not compress, or has no type in parquet."""
+    """An Arrow file with a batch for each table: for what does not compress, or has no type in
+    parquet."""
     with published(path) as partial, open(partial, "wb") as file:
         summed = _Summed(file)
         with pa.PythonFile(summed, "w") as sink, pa.ipc.new_file(sink, schema) as writer:

@@ -1,8 +1,10 @@
-"""Changes to several files of a folder that happen together or not at all, whenever the process is killed.
+"""Changes to several files of a folder that happen together or not at all, whenever the process is
+killed.
 
-New files are written below ``<folder>/.next``, under the names that they will have. The file COMMIT there says that
-all of them are on disk; from then on moving them into place can be repeated, and `finish` does so at every opening of
-the folder until ``.next`` is gone. Before that it throws away what was begun.
+New files are written below ``<folder>/.next``, under the names that they will have. The file COMMIT
+there says that all of them are on disk; from then on moving them into place can be repeated, and
+`finish` does so at every opening of the folder until ``.next`` is gone. Before that it throws away
+what was begun.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ _NEXT, _COMMIT = ".next", "COMMIT"
 
 @contextmanager
 def transaction(folder: Path, gone: Sequence[str] = ()) -> Iterator[Path]:
-    """A folder to write new files into, which replace those of the same paths in ``folder`` when the block ends.
+    """A folder to write new files into, which replace those of the same paths in ``folder`` when
+    the block ends.
 
     Args:
         folder: locked by the caller.

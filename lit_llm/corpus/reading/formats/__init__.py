@@ -1,1 +1,2 @@
-"""One module a file format. A reader yields the documents of a part and raises what is wrong with the file."""
+"""One module a file format. A reader yields the documents of a part and raises what is wrong with
+the file."""

@@ -30,7 +30,8 @@ NOT_CSV = "not valid CSV"
 def read_csv(part: Part, file: SourceFile) -> Iterator[Document]:
     """The documents; a row's place is the line that it begins on, from 1.
 
-    The delimiter is the one of comma, semicolon, tab and bar by which the first line names ``text_field``. A row of
+    The delimiter is the one of comma, semicolon, tab and bar by which the first line names
+    ``text_field``. A row of
     more values than there are names is dropped: which of them belong together nobody can tell.
 
     Raises:
@@ -73,7 +74,8 @@ def read_csv(part: Part, file: SourceFile) -> Iterator[Document]:
 
 
 def csv_columns(file: SourceFile, longest: int, wanted: Sequence[str]) -> list[str]:
-    """Names of the columns, read with the delimiter by which one of ``wanted`` is among them. Raises OSError."""
+    """Names of the columns, read with the delimiter by which one of ``wanted`` is among them.
+    Raises OSError."""
     try:
         first = _first_lines(_Lines(file, longest))
     except _NoLine:
@@ -85,7 +87,8 @@ def csv_columns(file: SourceFile, longest: int, wanted: Sequence[str]) -> list[s
 
 
 def _first_lines(lines: _Lines) -> tuple[str, str]:
-    """(the delimiters that may be, the line with the names); Excel may name the delimiter before: "sep=;"."""
+    """(the delimiters that may be, the line with the names); Excel may name the delimiter before:
+    "sep=;"."""
     first = next((line for line in lines if line.strip()), "")
     if said := _SAID.fullmatch(first):
         return said[1], next((line for line in lines if line.strip()), "")
@@ -108,7 +111,8 @@ class _NoLine(Exception):
 
 
 class _Lines:
-    """A file's lines, with their ends; bytes that are not UTF-8 as surrogates, which `usable` repairs.
+    """A file's lines, with their ends; bytes that are not UTF-8 as surrogates, which `usable`
+    repairs.
 
     Attributes:
         number: of the line given last, from 1.
@@ -149,7 +153,8 @@ def _lines(file: SourceFile, longest: int) -> Iterator[str | None]:
     with open_input(file.path) as stream:
         head = stream.read(_HEAD)
     if not _is_utf8(head, len(head) < _HEAD):
-        # Excel writes UTF-16 and the 8-bit encoding of the country, which are told from all of the file.
+        # Excel writes UTF-16 and the 8-bit encoding of the country, which are told from all of the
+        # file.
         with open_input(file.path) as stream:
             read = decode(stream.read())
         if read.dropped:

@@ -1,7 +1,9 @@
-"""The body of an HTTP message: chunks joined, compression undone, as far as what came really has them.
+"""The body of an HTTP message: chunks joined, compression undone, as far as what came really has
+them.
 
-Crawlers often store a body that is decoded already and keep the headers, so a header is believed only
-if the bytes agree with it. RFC 9112, section 7.1 (chunks); RFC 9110, section 8.4 (content codings).
+Crawlers often store a body that is decoded already and keep the headers, so a header is believed
+only if the bytes agree with it. RFC 9112, section 7.1 (chunks); RFC 9110, section 8.4 (content
+codings).
 """
 
 from __future__ import annotations
@@ -104,13 +106,15 @@ def _decompressed(name: str, data: bytes, longest: int) -> bytes:
 
 # What servers write in Content-Encoding that is no coding.
 _NO_CODING = frozenset(
-    """identity none utf-8 utf8 binary 8bit 7bit text html text/html iso-8859-1 windows-1251
-    windows-1252 unicode ascii us-ascii charset=utf-8 0 off false null plain""".split()  # noqa: SIM905
+    """identity none utf-8 utf8 binary 8bit 7bit text html text/html iso-8859-1
+    windows-1251 windows-1252 unicode ascii us-ascii charset=utf-8 0 off false null
+    plain""".split()  # noqa: SIM905
 )
 
 
 def _inflated(data: bytes, window: int, longest: int) -> bytes:
-    """By zlib, all gzip members of it. Trailing bytes that are no member are left out, as browsers do."""
+    """By zlib, all gzip members of it. Trailing bytes that are no member are left out, as browsers
+    do."""
     found: list[bytes] = []
     size, rest = 0, data
     while rest:
@@ -139,7 +143,8 @@ def _is_zlib(data: bytes) -> bool:
 
 
 def _deflated(data: bytes, longest: int) -> bytes:
-    """deflate means zlib's format; some servers send the bare stream (RFC 9110, section 8.4.1.2)."""
+    """deflate means zlib's format; some servers send the bare stream (RFC 9110, section
+    8.4.1.2)."""
     if _is_zlib(data):
         return _inflated(data, 15, longest)
     return _unless_plain(data, lambda: _inflated(data, -15, longest))
@@ -166,7 +171,8 @@ def _brotli(data: bytes, longest: int) -> bytes:
 
 
 def _zstd(data: bytes, longest: int) -> bytes:
-    """All frames of it (RFC 8878, section 3.1); what follows the last and is no frame is left out."""
+    """All frames of it (RFC 8878, section 3.1); what follows the last and is no frame is left
+    out."""
     import zstandard
 
     found, size, rest = [], 0, data
@@ -192,7 +198,8 @@ def _zstd(data: bytes, longest: int) -> bytes:
 
 
 def _unless_plain(data: bytes, decode: Callable[[], bytes]) -> bytes:
-    """``decode()``, or ``data`` itself where that fails and it is readable text: a body decoded before."""
+    """``decode()``, or ``data`` itself where that fails and it is readable text: a body decoded
+    before."""
     try:
         return decode()
     except BodyError as error:

@@ -26,7 +26,8 @@ def read_json(part: Part, file: SourceFile) -> Iterator[pa.Table | Document]:
     """The documents: a row each of an array's objects, a text each of its strings.
 
     Lines of JSON are read as `read_lines` reads them. An object alone that has the text field is
-    one document, and one that has rows in a field is these. Anything else (settings, tables of numbers) is one text.
+    one document, and one that has rows in a field is these. Anything else (settings, tables of
+    numbers) is one text.
 
     Raises:
         OSError: the file cannot be read (on).
@@ -68,7 +69,8 @@ def _array(part: Part, file: SourceFile) -> Iterator[Document]:
 
 
 def _rows_within(value: Any, field: str) -> list[Any]:
-    """The rows of an object that holds them in one of its fields, such as "data": {"version": 1, "data": [...]}."""
+    """The rows of an object that holds them in one of its fields, such as "data": {"version": 1,
+    "data": [...]}."""
     lists = [v for v in value.values() if isinstance(v, list)] if isinstance(value, dict) else []
     found = [rows for rows in lists if any(isinstance(r, dict) and field in r for r in rows)]
     if len(found) != 1:

@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 def read_lines(part: Part, file: SourceFile) -> Iterator[pa.Table | Document]:
     """The documents, of clean blocks as tables: 289 MB/s where line by line makes 143.
 
-    A block of lines is clean when each is one JSON object that holds a string as its text, and the fields that are kept
-    are all of one type; any other block is parsed line by line.
+    A block of lines is clean when each is one JSON object that holds a string as its text, and the
+    fields that are kept are all of one type; any other block is parsed line by line.
 
     Raises:
         OSError: the file cannot be read (on).
-        UserError: the first row of the file has no field ``source.text_field``: it is not the file that was meant.
+        UserError: the first row of the file has no field ``source.text_field``: it is not the file
+            that was meant.
     """
     for place, block in _blocks(part, file):
         table = None if block is None else _parsed_by_arrow(part, file, place, block)

@@ -1,4 +1,5 @@
-"""Parquet: a document a row, of the row groups of a part; only the columns that are kept are read."""
+"""Parquet: a document a row, of the row groups of a part; only the columns that are kept are
+read."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ def read_parquet(part: Part, file: SourceFile) -> Iterator[pa.Table]:
 
     Raises:
         OSError: the file cannot be read, or is no parquet file.
-        UserError: no column ``source.text_field``, one that holds no text, or two of a name that is read.
+        UserError: no column ``source.text_field``, one that holds no text, or two of a name that is
+            read.
     """
     import numpy as np
     import pyarrow as pa
@@ -103,7 +105,8 @@ def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
 
 
 def _strings(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    """A column of text, bytes, whole numbers or nulls alone as strings, unchecked; None if it is anything else."""
+    """A column of text, bytes, whole numbers or nulls alone as strings, unchecked; None if it is
+    anything else."""
     import pyarrow as pa
 
     if pa.types.is_dictionary(column.type):
@@ -122,7 +125,8 @@ def _strings(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
 
 
 def _licenses(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column of licences as strings, whatever its type: what is no text is read value by value."""
+    """A column of licences as strings, whatever its type: what is no text is read value by
+    value."""
     import pyarrow as pa
 
     strings = _strings(column)

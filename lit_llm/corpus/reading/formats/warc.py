@@ -26,7 +26,8 @@ _STRIDE = 2**20
 def read_warc(part: Part, file: SourceFile) -> Iterator[Document]:
     """A document a response, resource or conversion record; other records are not documents.
 
-    Where records are damaged one dropped document says so, and reading goes on at the next that is whole.
+    Where records are damaged one dropped document says so, and reading goes on at the next that is
+    whole.
 
     Raises:
         OSError: the file cannot be opened.
@@ -44,8 +45,8 @@ def read_warc(part: Part, file: SourceFile) -> Iterator[Document]:
             raw.seek(start)
             damaged: int | None = start
             try:
-                # Bodies are decoded here. fastwarc 2.0.1's own decoding loses the end of a body with
-                # both a transfer and a content coding, and with it all records behind.
+                # Bodies are decoded here. fastwarc 2.0.1's own decoding loses the end of a body
+                # with both a transfer and a content coding, and with it all records behind.
                 for record in ArchiveIterator(
                     raw, record_types=WarcRecordType.any_type, auto_decode="none"
                 ):
@@ -124,16 +125,18 @@ def _damaged(file: SourceFile, offset: int) -> Document:
 
 
 def _is_padded(raw: IO[bytes]) -> bool:
-    """Whether the file ends with zeros, as tapes and some writers pad it; a gzip member ends with seven at most."""
+    """Whether the file ends with zeros, as tapes and some writers pad it; a gzip member ends with
+    seven at most."""
     raw.seek(-min(8, raw.seek(0, 2)), 2)
     return raw.read(8) == bytes(8)
 
 
 def _cut_member(raw: IO[bytes], at: int) -> int | None:
-    """Where the gzip member begins that the file ends in, looking from the one at ``at``; None if all end.
+    """Where the gzip member begins that the file ends in, looking from the one at ``at``; None if
+    all end.
 
-    fastwarc takes a file that ends within a record's headers for a whole one. Of a file that is compressed as one it
-    gives no places, so that is gone through from its start.
+    fastwarc takes a file that ends within a record's headers for a whole one. Of a file that is
+    compressed as one it gives no places, so that is gone through from its start.
     """
     raw.seek(at)
     rest = raw.read(_STRIDE)

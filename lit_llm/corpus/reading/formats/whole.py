@@ -23,10 +23,11 @@ _MARKDOWN = (".md", ".markdown", ".mdx", ".mdown", ".qmd", ".rmd")
 
 
 def read_text(file: SourceFile, source: Source) -> Document:
-    """A text file; one with a line above ``source.max_line_bytes`` is dropped, and one in rich text (RTF).
+    """A text file; one with a line above ``source.max_line_bytes`` is dropped, and one in rich text
+    (RTF).
 
-    Of a Jupyter notebook its cells are the text. The settings at the head of a Markdown file ("front matter", between
-    lines of three hyphens or plus signs) are left out.
+    Of a Jupyter notebook its cells are the text. The settings at the head of a Markdown file
+    ("front matter", between lines of three hyphens or plus signs) are left out.
 
     Raises:
         OSError: the file cannot be read.
@@ -55,7 +56,8 @@ def read_text(file: SourceFile, source: Source) -> Document:
 
 
 def _of_notebook(written: str) -> str:
-    """The cells of a Jupyter notebook as Markdown, without what they printed; other text as it is."""
+    """The cells of a Jupyter notebook as Markdown, without what they printed; other text as it
+    is."""
     try:
         notebook = json.loads(written)
     except (ValueError, RecursionError):
@@ -88,7 +90,8 @@ def page(
     charset: str | None = None,
     flags: str | None = None,
 ) -> Document:
-    """The main text of a page's bytes, with what its server said of it: ``charset``, and ``flags`` to robots."""
+    """The main text of a page's bytes, with what its server said of it: ``charset``, and ``flags``
+    to robots."""
     from lit_llm.corpus.reading.extract import extract, robots
 
     html, dropped, repaired, encoding = decode(data, charset, html=True)
