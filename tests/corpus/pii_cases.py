@@ -9,7 +9,7 @@ has to be found is marked ⟦kind|value⟧, rows of kind "none" have no mark. A 
 kind secret, and is taken out by `read_cases`, so that scanners for leaked keys pass it.
 """
 
-# ruff: noqa: E501, RUF001, SIM905 (tables of texts)
+# ruff: noqa: RUF001, SIM905 (tables of texts)
 from __future__ import annotations
 
 import json

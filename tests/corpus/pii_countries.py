@@ -6,7 +6,7 @@ the digits of other scripts too. Written from numbering plans, issuers' document
 say of their keys.
 """
 
-# ruff: noqa: E501, RUF001 (tables of texts)
+# ruff: noqa: RUF001 (tables of texts)
 from __future__ import annotations
 
 import random
