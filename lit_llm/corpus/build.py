@@ -209,8 +209,9 @@ def _build(config: CorpusConfig, output: Path, progress: bool, key: str) -> None
         shutil.rmtree(output / WORK)
     others = sum(card["dropped"].values()) - card["duplicates"]
     say.say(
-        f"{card['documents']:,} documents, {card['bytes'] / 1e6:.1f} MB, {card['tokens']:,} tokens, "
-        f"{card['duplicates']:,} duplicates and {others:,} others dropped, {seconds:.0f} s"
+        f"{card['documents']:,} documents, {card['bytes'] / 1e6:.1f} MB, "
+        f"{card['tokens']:,} tokens, {card['duplicates']:,} duplicates and "
+        f"{others:,} others dropped, {seconds:.0f} s"
     )
     if missing := told_missing(card):
         say.say(missing)

@@ -82,9 +82,10 @@ def _any_language() -> GopherQuality:
 
 def _repetition_of_any_language() -> GopherRepetition:
     # With the papers' limits and ``min_top_n_gram`` 2 as the default, 53 of the 90 good short texts
-    # in tests/corpus/short_texts.py were dropped: because of the rules and cells of a table, because
-    # of a refrain, or because limits for English web pages of a thousand words do not fit them. The
-    # rules of paragraphs are off, as in FineWeb-2: the rules of lines find equal lines anyway.
+    # in tests/corpus/short_texts.py were dropped: because of the rules and cells of a table,
+    # because of a refrain, or because limits for English web pages of a thousand words do not fit
+    # them. The rules of paragraphs are off, as in FineWeb-2: the rules of lines find equal lines
+    # anyway.
     return GopherRepetition(
         dup_para_frac=None, dup_para_char_frac=None, min_top_n_gram=10, min_repeated_lines=5,
         min_repeated_words=25, min_line_width=20, by_sense=True, by_language=True,

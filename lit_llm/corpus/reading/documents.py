@@ -232,7 +232,10 @@ def _patched(data: bytes, encoding: str) -> Usable | None:
 
 
 def _decoded(data: bytes, encoding: str) -> Usable | None:
-    """Decode with one encoding; None if the bytes are not valid in it or Python does not know it."""
+    """Decode with one encoding; None if the bytes are not valid in it.
+
+    None also if Python does not know the encoding.
+    """
     try:
         name = codecs.lookup(encoding).name
         text = data.decode(encoding)

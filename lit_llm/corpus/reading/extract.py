@@ -149,10 +149,10 @@ def _marked(alone: re.Match[str]) -> str:
 
 
 def _keep_figures(tree: Any, limit: int) -> None:
-    """Turn figures with text (tables, code, quotations) into <div>: resiliparse drops every <figure>.
+    """Turn figures with text into <div>, because resiliparse drops every <figure>.
 
-    Figures with only a picture and its caption are still dropped. After ``limit`` checked
-    characters all figures are kept.
+    Such text is a table, code or a quotation. Figures with only a picture and its caption are still
+    dropped. After ``limit`` checked characters all figures are kept.
     """
     left = limit
     for figure in tree.document.query_selector_all("figure").values():
