@@ -1,13 +1,15 @@
-"""Makes pii_cases.jsonl, what `lit_llm.corpus.privacy.personal_data` is measured on: personal data in running text, and look-alikes.
+"""Makes pii_cases.jsonl, what `lit_llm.corpus.privacy.personal_data` is measured on: personal data
+in running text, and look-alikes.
 
     python benchmarks/truth/pii_cases.py
 
-Written from the formats' specifications before the patterns were, with check digits of its own, and not fitted to them
-since; the second half is in pii_countries.py. A row is {"kind", "text"}; what has to be found is marked ⟦kind|value⟧, rows of kind "none" have no mark. A "¦"
-stands in values of kind secret, and is taken out by `read_cases`, so that scanners for leaked keys pass it.
+Written from the formats' specifications before the patterns were, with check digits of its own, and
+not fitted to them since; the second half is in pii_countries.py. A row is {"kind", "text"}; what
+has to be found is marked ⟦kind|value⟧, rows of kind "none" have no mark. A "¦" stands in values of
+kind secret, and is taken out by `read_cases`, so that scanners for leaked keys pass it.
 """
 
-# ruff: noqa: E501, RUF001, SIM905 (tables of texts)
+# ruff: noqa: RUF001, SIM905 (tables of texts)
 from __future__ import annotations
 
 import json
@@ -49,7 +51,8 @@ def parse(row: dict[str, str]) -> Case:
 
 
 def core(text: str, start: int, end: int, kind: str) -> tuple[int, int, str]:
-    """Without brackets, signs and blanks at the ends: whether "(030" begins at the bracket is no difference."""
+    """Without brackets, signs and blanks at the ends: whether "(030" begins at the bracket is no
+    difference."""
     while start < end and not text[start].isalnum():
         start += 1
     while end > start and not text[end - 1].isalnum():
@@ -72,12 +75,17 @@ def number(shape: str) -> str:
     return "".join(R.choice(one[c]) if c in one else c for c in shape)
 
 
-# --- values -----------------------------------------------------------------------------------------------------------
-FIRST = "anna bob chen dmitri elena fatima george hiro ines jürgen katarzyna luís maria nils olga priya".split()
-LAST = "smith müller garcia rossi ivanov tanaka kowalska silva jansen nguyen okafor lindqvist haddad".split()
+# --- values ---------------------------------------------------------------------------------------
+FIRST = (
+    "anna bob chen dmitri elena fatima george hiro ines jürgen katarzyna luís maria nils olga priya"
+).split()
+LAST = (
+    "smith müller garcia rossi ivanov tanaka kowalska silva jansen nguyen okafor lindqvist haddad"
+).split()
 ASCII = str.maketrans("üí", "ui")
-DOMAINS = """gmail.com web.de orange.fr uni-jena.de mail.ru 163.com company.co.uk sub.dept.example.edu proton.me
-t-online.de libero.it wp.pl bol.com.br hotmail.es startup.io museum-of-art.museum kyoto-u.ac.jp example.com""".split()
+DOMAINS = """gmail.com web.de orange.fr uni-jena.de mail.ru 163.com company.co.uk
+sub.dept.example.edu proton.me t-online.de libero.it wp.pl bol.com.br hotmail.es
+startup.io museum-of-art.museum kyoto-u.ac.jp example.com""".split()
 
 
 def email() -> str:
@@ -97,7 +105,8 @@ def email() -> str:
 
 
 def ipv4() -> str:
-    """Public: outside the ranges of IANA's special-purpose registry, which all lie in these first octets."""
+    """Public: outside the ranges of IANA's special-purpose registry, which all lie in these first
+    octets."""
     special = {0, 10, 100, 127, 169, 172, 192, 198, 203, *range(224, 256)}
     first = R.choice([n for n in range(1, 224) if n not in special])
     return ".".join(map(str, [first, R.randrange(256), R.randrange(256), R.randrange(1, 255)]))
@@ -113,16 +122,19 @@ def ipv6() -> str:
     return ":".join(groups[: R.randrange(2, 5)]) + "::" + ":".join(groups[-R.randrange(1, 3) :])
 
 
-INTERNATIONAL = """+1 (N##) N##-####|+1-N##-N##-####|+1N##N######|+44 20 7### ####|+44 (0)161 4## ####|+447###%#####
-+49 30 %#######|+49 (0)89 %######|+49 171 #######|+33 1 %# ## ## ##|+33 6 ## ## ## ##|+34 9## ### ###|+34 6########
-+39 06 %#######|+39 3## #######|+31 20 %## ####|+31 6 %#######|+48 %## ### ###|+7 (495) ###-##-##|+7 9## ###-##-##
-+81-3-%###-####|+81 90-####-####|+82-10-####-####|+86 138 #### ####|+86-10-%#######|+91 9#### #####|+91-22-%### ####
-+55 (11) 9####-####|+55 21 %###-####|+52 55 %### ####|+61 2 9### ####|+41 44 %## ## ##|+43 1 %######|+46 8 %## ### ##
-+45 %# ## ## ##|+358 40 %######|+351 9## ### ###|+90 532 ### ## ##|+972 54-###-####|+27 82 ### ####|+234 803 ### ####
-+380 44 ### ## ##|+30 21# ### ####|+353 1 %## ####|0049 30 %#######|0033 6 ## ## ## ##""".replace(
-    "\n", "|"
-).split("|")
-# National forms: the first stand alone as far as people write them so, the others after a word that says what they are.
+INTERNATIONAL = """+1 (N##) N##-####|+1-N##-N##-####|+1N##N######|+44 20 7### ####
++44 (0)161 4## ####|+447###%#####|+49 30 %#######|+49 (0)89 %######|+49 171 #######
++33 1 %# ## ## ##|+33 6 ## ## ## ##|+34 9## ### ###|+34 6########|+39 06 %#######|+39 3## #######
++31 20 %## ####|+31 6 %#######|+48 %## ### ###|+7 (495) ###-##-##|+7 9## ###-##-##|+81-3-%###-####
++81 90-####-####|+82-10-####-####|+86 138 #### ####|+86-10-%#######|+91 9#### #####
++91-22-%### ####|+55 (11) 9####-####|+55 21 %###-####|+52 55 %### ####|+61 2 9### ####
++41 44 %## ## ##|+43 1 %######|+46 8 %## ### ##|+45 %# ## ## ##|+358 40 %######|+351 9## ### ###
++90 532 ### ## ##|+972 54-###-####|+27 82 ### ####|+234 803 ### ####|+380 44 ### ## ##
++30 21# ### ####|+353 1 %## ####|0049 30 %#######|0033 6 ## ## ## ##""".replace("\n", "|").split(
+    "|"
+)
+# National forms: the first stand alone as far as people write them so, the others after a word that
+# says what they are.
 ALONE = (
     "(N##) N##-####|N##-N##-####|N##.N##.####|1-8##-N##-####|0% ## ## ## ##|0%.##.##.##.##".split(
         "|"
@@ -170,7 +182,8 @@ def luhn(body: str) -> str:
 
 def card() -> str:
     shape = R.choice(
-        "4%.16 4%.16 51.16 55.16 2221.16 2720.16 34.15 37.15 6011.16 65.16 645.16 36.14 305.14 3528.16 62.16 2202.16 4.13"
+        "4%.16 4%.16 51.16 55.16 2221.16 2720.16 34.15 37.15 6011.16 65.16 645.16 36.14 305.14 "
+        "3528.16 62.16 2202.16 4.13"
         .replace("%", "5").split()
     )  # fmt: skip
     prefix, length = shape.split(".")
@@ -184,11 +197,15 @@ def card() -> str:
     return between.join(parts)
 
 
-# Length and shape of the account part, SWIFT's IBAN registry: n digits, a capital letters, c either.
+# Length and shape of the account part, SWIFT's IBAN registry: n digits, a capital letters, c
+# either.
 BBAN = {
-    "DE": "18n", "FR": "10n11c2n", "GB": "4a14n", "ES": "20n", "IT": "1a10n12c", "NL": "4a10n", "BE": "12n", "AT": "16n",
-    "CH": "5n12c", "PL": "24n", "PT": "21n", "SE": "20n", "NO": "11n", "DK": "14n", "FI": "14n", "IE": "4a14n",
-    "CZ": "20n", "GR": "7n16c", "HU": "24n", "RO": "4a16c", "LU": "3n13c", "TR": "6n16c", "AE": "19n", "SA": "2n18c",
+    "DE": "18n", "FR": "10n11c2n", "GB": "4a14n", "ES": "20n", "IT": "1a10n12c", "NL": "4a10n",
+    "BE": "12n", "AT": "16n",
+    "CH": "5n12c", "PL": "24n", "PT": "21n", "SE": "20n", "NO": "11n", "DK": "14n", "FI": "14n",
+    "IE": "4a14n",
+    "CZ": "20n", "GR": "7n16c", "HU": "24n", "RO": "4a16c", "LU": "3n13c", "TR": "6n16c",
+    "AE": "19n", "SA": "2n18c",
     "MT": "4a5n18c", "UA": "6n19c", "LI": "5n12c", "EE": "16n", "BR": "23n1a1c", "IL": "19n",
 }  # fmt: skip
 
@@ -215,7 +232,10 @@ def birth() -> tuple[int, int, int]:
 
 
 def us_ssn() -> str:
-    return f"{R.choice([n for n in range(1, 900) if n != 666]):03d}-{R.randrange(1, 100):02d}-{R.randrange(1, 10000):04d}"
+    return (
+        f"{R.choice([n for n in range(1, 900) if n != 666]):03d}-{R.randrange(1, 100):02d}-"
+        f"{R.randrange(1, 10000):04d}"
+    )
 
 
 def uk_nino() -> str:
@@ -239,7 +259,10 @@ def de_steuer_id() -> str:
 
 def fr_nir() -> str:
     year, month, _ = birth()
-    body = f"{R.choice('12')}{year:02d}{month:02d}{R.choice(['75', '13', '2A', '69'])}{number('%##')}{number('%##')}"
+    body = (
+        f"{R.choice('12')}{year:02d}{month:02d}{R.choice(['75', '13', '2A', '69'])}{number('%##')}"
+        f"{number('%##')}"
+    )
     key = 97 - int(body.replace("2A", "19")) % 97
     plain = f"{body}{key:02d}"
     if R.random() < 0.5:
@@ -268,9 +291,13 @@ def it_codice_fiscale() -> str:
     year, month, day = birth()
     consonants = "BCDFGLMNPRSTVZ"
     day += R.choice([0, 40])
-    body = f"{pick(consonants, 6)}{year:02d}{'ABCDEHLMPRST'[month - 1]}{day:02d}{R.choice('FHLAG')}{number('%##')}"
+    body = (
+        f"{pick(consonants, 6)}{year:02d}{'ABCDEHLMPRST'[month - 1]}{day:02d}{R.choice('FHLAG')}"
+        f"{number('%##')}"
+    )
     odd = dict(zip(DIGITS + UPPER, [1, 0, 5, 7, 9, 13, 15, 17, 19, 21] * 2, strict=False))
-    odd |= dict(zip(UPPER, [1, 0, 5, 7, 9, 13, 15, 17, 19, 21, 2, 4, 18, 20, 11, 3, 6, 8, 12, 14, 16, 10, 22, 25, 24, 23],
+    odd |= dict(zip(UPPER, [1, 0, 5, 7, 9, 13, 15, 17, 19, 21, 2, 4, 18, 20, 11, 3, 6, 8, 12, 14,
+        16, 10, 22, 25, 24, 23],
                     strict=True))  # fmt: skip
     even = {c: i for i, c in enumerate(UPPER)} | {c: i for i, c in enumerate(DIGITS)}
     total = sum(odd[c] if i % 2 == 0 else even[c] for i, c in enumerate(body))
@@ -314,7 +341,10 @@ def nl_bsn() -> str:
 
 def cn_id() -> str:
     year, month, day = birth()
-    body = f"{R.choice(['110105', '310115', '440106'])}19{year:02d}{month:02d}{day:02d}{pick(DIGITS, 3)}"
+    body = (
+        f"{R.choice(['110105', '310115', '440106'])}19{year:02d}{month:02d}{day:02d}"
+        f"{pick(DIGITS, 3)}"
+    )
     return body + "10X98765432"[sum(int(d) * pow(2, 17 - i, 11) for i, d in enumerate(body)) % 11]
 
 
@@ -400,7 +430,8 @@ SECRETS = [
     lambda: "glpat-" + pick(ALNUM + "_-", 19) + pick(ALNUM, 1),
     lambda: f"xoxb-{pick(DIGITS, 12)}-{pick(DIGITS, 12)}-{pick(ALNUM, 24)}",
     lambda: (
-        f"xoxp-{pick(DIGITS, 11)}-{pick(DIGITS, 11)}-{pick(DIGITS, 12)}-{pick('0123456789abcdef', 32)}"
+        f"xoxp-{pick(DIGITS, 11)}-{pick(DIGITS, 11)}-{pick(DIGITS, 12)}-"
+        f"{pick('0123456789abcdef', 32)}"
     ),
     lambda: f"sk-{pick(ALNUM, 20)}T3BlbkFJ{pick(ALNUM, 20)}",
     lambda: "sk-proj-" + pick(ALNUM + "_-", 119) + pick(ALNUM, 1),
@@ -418,26 +449,37 @@ SECRETS = [
 
 TEXTS = {
     "email": [
-        "Write to {} for details.", "Bei Fragen: {}", "Contactez-nous ({}) avant lundi.", "Escríbeme a {}, gracias.",
-        "From: Jane <{}>", '{{"user": "{}", "active": true}}', "mailto:{}", "请联系{}获取更多信息。", "お問い合わせは{}まで",
-        "Author: X <{}>\nDate: 2024-01-02", "1,{},2020-01-01,ok", "E-mail:{};", "Пишите на {}.", "https://x.org/?to={}&a=1",
-        "# maintainer: {}\n@decorator\ndef f(): ...", "Cc: {}, ops", "*{}*", "[mail](mailto:{})", "'{}'", "e-mail={}|tel=",
+        "Write to {} for details.", "Bei Fragen: {}", "Contactez-nous ({}) avant "
+                                                      "lundi.", "Escríbeme a {}, gracias.",
+        "From: Jane <{}>", '{{"user": "{}", "active": true}}', "mailto:{}", "请联系{}获取更多信息。",
+        "お問い合わせは{}まで",
+        "Author: X <{}>\nDate: 2024-01-02", "1,{},2020-01-01,ok", "E-mail:{};", "Пишите на {}.",
+        "https://x.org/?to={}&a=1",
+        "# maintainer: {}\n@decorator\ndef f(): ...", "Cc: {}, ops", "*{}*", "[mail](mailto:{})",
+        "'{}'", "e-mail={}|tel=",
     ],
     "ip_address": [
-        "Client {} connected.", '{} - - [10/Oct/2023:13:55:36 +0200] "GET / HTTP/1.1" 200', "ping {}", "src={} dst=10.0.0.1",
-        "Die IP-Adresse lautet {}.", "banned {} after 5 tries", '{{"remote_addr": "{}"}}', "L'adresse IP {} est bloquée",
-        "Failed password for root from {} port 22 ssh2", "edit by {} (talk)", "IP地址：{}", "({})", "host {};",
+        "Client {} connected.", '{} - - [10/Oct/2023:13:55:36 +0200] "GET / HTTP/1.1" 200',
+        "ping {}", "src={} dst=10.0.0.1",
+        "Die IP-Adresse lautet {}.", "banned {} after 5 tries", '{{"remote_addr": "{}"}}',
+        "L'adresse IP {} est bloquée",
+        "Failed password for root from {} port 22 ssh2", "edit by {} (talk)", "IP地址：{}", "({})",
+        "host {};",
     ],
-    "phone": ["Reach me at {}.", "Kontakt: {}", "+ office {}", "Appelez le {} demain", "{}", "WhatsApp {} or e-mail", "联系 {}"],
+    "phone": ["Reach me at {}.", "Kontakt: {}", "+ office {}", "Appelez le {} demain", "{}",
+        "WhatsApp {} or e-mail", "联系 {}"],
     "card": [
-        "Card number {} exp 04/27", "Kreditkarte: {}", "paid with {}", '{{"pan":"{}"}}', "Visa/MC {} CVV 123",
+        "Card number {} exp 04/27", "Kreditkarte: {}", "paid with {}", '{{"pan":"{}"}}',
+        "Visa/MC {} CVV 123",
         "Mi tarjeta es {}.", "carte bancaire n° {}", "{}", "卡号：{}",
     ],
     "iban": [
-        "IBAN: {}", "Bitte überweisen Sie auf {} bis Freitag.", "virement sur le compte {}", "{}", "IBAN {}, BIC COBADEFF",
+        "IBAN: {}", "Bitte überweisen Sie auf {} bis Freitag.", "virement sur le compte {}", "{}",
+        "IBAN {}, BIC COBADEFF",
         "cuenta {}.", '"iban": "{}"', "Konto ({})", "account {} please",
     ],
-    "secret": ["key = '{}'", "export TOKEN={}", '{{"auth": "{}"}}', "Authorization: Bearer {}", "{}", "leaked: {} (rotate it)"],
+    "secret": ["key = '{}'", "export TOKEN={}", '{{"auth": "{}"}}', "Authorization: Bearer {}",
+        "{}", "leaked: {} (rotate it)"],
 }  # fmt: skip
 
 
@@ -448,7 +490,8 @@ def positives() -> list[dict[str, str]]:
         shown = value[:2] + "¦" + value[2:] if kind == "secret" else value
         rows.append({"kind": kind, "text": template.format(f"⟦{kind}|{shown}⟧")})
 
-    for kind, make, n in (("email", email, 60), ("ip_address", ipv4, 40), ("ip_address", ipv6, 20), ("card", card, 50),
+    for kind, make, n in (("email", email, 60), ("ip_address", ipv4, 40), ("ip_address", ipv6, 20),
+        ("card", card, 50),
                           ("iban", iban, 50)):  # fmt: skip
         for i in range(n):
             add(kind, TEXTS[kind][i % len(TEXTS[kind])], make())
@@ -489,16 +532,22 @@ def failing_iban() -> str:
 
 HEX = "0123456789abcdef"
 LOOK_ALIKES = [
-    (lambda: number("%.#.#.#"), ["version {}", "upgrade to v{} now", "pip install tool=={}", "see section {} of the manual"]),
-    (lambda: number("1#.#.##.#"), ["Release {} fixes two bugs", "App/{} (Linux)", "library-{}.tar.gz"]),
+    (lambda: number("%.#.#.#"), ["version {}", "upgrade to v{} now", "pip install tool=={}",
+        "see section {} of the manual"]),
+    (lambda: number("1#.#.##.#"), ["Release {} fixes two bugs", "App/{} (Linux)",
+        "library-{}.tar.gz"]),
     (lambda: "1.3.6.1.4.1." + number("####.#.#"), ["OID {}", "snmpwalk {}"]),
-    (lambda: R.choice(["10.", "192.168.", "127.0.", "172.16."]) + "0.1" if R.random() < 0.3 else number("192.168.%.%#"),
+    (lambda: R.choice(["10.", "192.168.", "127.0.",
+        "172.16."]) + "0.1" if R.random() < 0.3 else number("192.168.%.%#"),
      ["listen on {}", "gateway {} is down", "http://{}:8080/"]),
-    (lambda: R.choice(["192.0.2.", "198.51.100.", "203.0.113."]) + number("%#"), ["use {} in examples", "server {};"]),
-    (lambda: R.choice(["fe80::1", "::1", "2001:db8::1", "fd00::12", "2001:db8:85a3::8a2e:370:7334"]), ["address {}", "[{}]"]),
+    (lambda: R.choice(["192.0.2.", "198.51.100.", "203.0.113."]) + number("%#"),
+        ["use {} in examples", "server {};"]),
+    (lambda: R.choice(["fe80::1", "::1", "2001:db8::1", "fd00::12",
+        "2001:db8:85a3::8a2e:370:7334"]), ["address {}", "[{}]"]),
     (isbn13, ["ISBN {}", "ISBN-13: {}", "EAN {} in stock"]),
     (isbn10, ["ISBN {}", "ISBN-10 {}, paperback"]),
-    (lambda: f"{pick(HEX, 8)}-{pick(HEX, 4)}-4{pick(HEX, 3)}-a{pick(HEX, 3)}-{pick(HEX, 12)}", ["id {}", "/items/{}"]),
+    (lambda: f"{pick(HEX, 8)}-{pick(HEX, 4)}-4{pick(HEX, 3)}-a{pick(HEX, 3)}-{pick(HEX, 12)}",
+        ["id {}", "/items/{}"]),
     (lambda: pick(HEX, 32), ["md5 {}", "{}  file.iso"]),
     (lambda: pick(HEX, 40), ["commit {}", "Reverts {}."]),
     (lambda: pick(HEX, 64), ["sha256:{}", "image@sha256:{}"]),
@@ -510,13 +559,15 @@ LOOK_ALIKES = [
     (lambda: "0." + pick(DIGITS, 17), ["p = {}", "weights: [{}, 1.0]"]),
     (lambda: number("%##,###,###"), ["population {}", "${} in revenue"]),
     (lambda: number("%## ### ###"), ["Umsatz {} Euro", "около {} рублей"]),
-    (lambda: ":".join(pick(HEX, 2) for _ in range(6)), ["MAC {}", "ether {} brd ff:ff:ff:ff:ff:ff"]),
+    (lambda: ":".join(pick(HEX, 2) for _ in range(6)), ["MAC {}", "ether {} brd "
+                                                                  "ff:ff:ff:ff:ff:ff"]),
     (lambda: number("4%.####, -1##.#####"), ["at {}", "GPS: {}"]),
     (failing_luhn, ["card {} was declined", "id {}"]),
     (failing_iban, ["IBAN {} is wrong", "code {}"]),
     (lambda: number("9##-##-####"), ["SSN-like {} is never issued"]),
     (lambda: number("%##-%####-##"), ["Part no. {}", "SKU {}"]),
-    (lambda: number("N##-N##-####"), ["part number {}", "order no. {}", "Bestellnummer {}", "Serial: {}"]),
+    (lambda: number("N##-N##-####"), ["part number {}", "order no. {}", "Bestellnummer "
+                                                                        "{}", "Serial: {}"]),
     (lambda: number("####-####"), ["ISSN {}", "DIN {}"]),
     (lambda: number("10.####/j.####.##.###"), ["doi:{}", "https://doi.org/{}"]),
     (lambda: number("RFC %###"), ["see {}", "({}, section 3.2.1.4)"]),
@@ -536,7 +587,8 @@ LOOK_ALIKES = [
     ]),
 ]  # fmt: skip
 
-# What a generator does not think of: each is the kind of line that fooled somebody's pattern, or that one forgets.
+# What a generator does not think of: each is the kind of line that fooled somebody's pattern, or
+# that one forgets.
 HAND = """Contact ⟦email|o'brien@corp.ie⟧ or ⟦email|first.last@sub.domain.co.jp⟧.
 Mail ⟦email|jane (at) corp (dot) com⟧ to unsubscribe
 reach me: ⟦email|max.muster [at] uni-jena [dot] de⟧

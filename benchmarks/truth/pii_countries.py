@@ -1,11 +1,12 @@
-"""The second half of pii_cases.jsonl: forms of thirty countries, services' keys, and numbers of science.
+"""The second half of pii_cases.jsonl: forms of thirty countries, services' keys, and numbers of
+science.
 
 Phones, cards, bank accounts and national numbers stand with the separators of typesetters and in
 the digits of other scripts too. Written from numbering plans, issuers' documents and what services
 say of their keys.
 """
 
-# ruff: noqa: E501, RUF001 (tables of texts)
+# ruff: noqa: RUF001 (tables of texts)
 from __future__ import annotations
 
 import random
@@ -17,7 +18,7 @@ ALNUM, URL = string.ascii_letters + DIGITS, string.ascii_letters + DIGITS + "_-"
 BASE64 = string.ascii_letters + DIGITS + "+/"
 _CLASSES = {"#": DIGITS, "%": DIGITS[1:], "&": DIGITS[2:]}
 
-# --- separators -------------------------------------------------------------------------------------------------------
+# --- separators -----------------------------------------------------------------------------------
 # No-break, narrow no-break, thin, figure, six-per-em, en, ideographic space.
 SPACES = "\u00a0\u202f\u2009\u2007\u2006\u2002\u3000"
 HYPHENS = "\u2011\u2010\u2013\u2012"  # non-breaking, typographic, en dash, figure dash
@@ -42,16 +43,20 @@ def typeset(draw: random.Random, value: str) -> str:
     return value.replace(" ", space).replace("-", hyphen)
 
 
-# --- phones -----------------------------------------------------------------------------------------------------------
+# --- phones ---------------------------------------------------------------------------------------
 # Country: international form | national forms after a label.
 PHONES = {
-    "us": "+1 &## &## ####|Phone: (&##) &##-####|Cell: &##-&##-####|Call me at &##.&##.####|Fax &## &## ####",
-    "gb": "+44 7### ######|Tel: 020 7### ####|Mobile: 07### ######|Phone 01### ######|Telephone number: 0121 4## ####",
+    "us": "+1 &## &## ####|Phone: (&##) &##-####|Cell: &##-&##-####|Call me at &##.&##.####|Fax "
+    "&## &## ####",
+    "gb": "+44 7### ######|Tel: 020 7### ####|Mobile: 07### ######|Phone 01### ######|Telephone "
+    "number: 0121 4## ####",
     "ie": "+353 87 ### ####|Tel: 01 %## ####|Mobile 087 ### ####",
-    "de": "+49 (0) 171 #######|Tel. 030 / %## ## ##|Mobil: 0151 ########|Telefon (089) %## ## ##|Fax: 0221-%######",
+    "de": "+49 (0) 171 #######|Tel. 030 / %## ## ##|Mobil: 0151 ########|Telefon (089) %## ## "
+    "##|Fax: 0221-%######",
     "at": "+43 664 #######|Tel.: 01/%######|Handy: 0664 ### ## ##",
     "ch": "+41 79 ### ## ##|Tel. 044 %## ## ##|Natel/Mobile: 079 ### ## ##",
-    "fr": "+33 (0)6 ## ## ## ##|Tél : 01 %# ## ## ##|Portable : 06 ## ## ## ##|Fax : 04.##.##.##.##",
+    "fr": "+33 (0)6 ## ## ## ##|Tél : 01 %# ## ## ##|Portable : 06 ## ## ## ##|Fax : "
+    "04.##.##.##.##",
     "be": "+32 475 ## ## ##|Tel. 02 %## ## ##|GSM: 0475 ## ## ##",
     "nl": "+31 6 ########|Tel: 020 %## ## ##|Mobiel: 06 %## ## ###",
     "es": "+34 6## ## ## ##|Tel. 91 %## ## ##|Móvil: 6## ### ###|Teléfono 93 %## ## ##",
@@ -91,7 +96,8 @@ AROUND = ["{}", "{}.", "{}, bitte", "({})", "{}; e-mail below"]
 
 
 def labelled(draw: random.Random, line: str) -> tuple[str, str]:
-    """(label, number) of a form such as "Tel. 030 %##"; a number begins at the first sign of one."""
+    """(label, number) of a form such as "Tel. 030 %##"; a number begins at the first sign of
+    one."""
     at = next(i for i, c in enumerate(line) if c in "+#%&0123456789(")
     return line[:at], shaped(draw, line[at:])
 
@@ -115,7 +121,7 @@ def phones(draw: random.Random) -> list[tuple[str, str]]:
     return found
 
 
-# --- national numbers that pii_cases.py does not make ------------------------------------------------------------------
+# --- national numbers that pii_cases.py does not make ---------------------------------------------
 def _born(draw: random.Random) -> tuple[int, int, int]:
     return draw.randrange(30, 100), draw.randrange(1, 13), draw.randrange(1, 29)
 
@@ -143,7 +149,10 @@ def kr_number(draw: random.Random) -> str:
 
 def mx_curp(draw: random.Random) -> str:
     year, month, day = _born(draw)
-    body = f"{pick(draw, UPPER, 4)}{year:02d}{month:02d}{day:02d}{draw.choice('HM')}{pick(draw, UPPER, 5)}0"
+    body = (
+        f"{pick(draw, UPPER, 4)}{year:02d}{month:02d}{day:02d}{draw.choice('HM')}"
+        f"{pick(draw, UPPER, 5)}0"
+    )
     places = {c: i for i, c in enumerate("0123456789ABCDEFGHIJKLMNÑOPQRSTUVWXYZ")}
     return body + str(-sum(places[c] * (18 - i) for i, c in enumerate(body)) % 10)
 
@@ -197,9 +206,10 @@ IDS: dict[Callable[[random.Random], str], list[str]] = {
 }
 
 
-# --- keys -------------------------------------------------------------------------------------------------------------
+# --- keys -----------------------------------------------------------------------------------------
 def service_keys(draw: random.Random) -> dict[str, list[tuple[str, str]]]:
-    """Service: (template, key). Heads are cut in two, so that no scanner takes this file for a leak."""
+    """Service: (template, key). Heads are cut in two, so that no scanner takes this file for a
+    leak."""
 
     def hexadecimal(n: int) -> str:
         return pick(draw, HEX, n)
@@ -210,52 +220,72 @@ def service_keys(draw: random.Random) -> dict[str, list[tuple[str, str]]]:
     token = mixed(40)
     return {
         "openrouter": [("OPENROUTER_API_KEY={}", "sk-" + "or-v1-" + hexadecimal(64))],
-        "deepseek": [("DEEPSEEK_API_KEY: '{}'", "sk-" + hexadecimal(32)), ("api_key=\"{}\"", "sk-" + hexadecimal(32))],
+        "deepseek": [("DEEPSEEK_API_KEY: '{}'", "sk-" + hexadecimal(32)),
+            ("api_key=\"{}\"", "sk-" + hexadecimal(32))],
         "groq": [("export GROQ_API_KEY={}", "gsk" + "_" + mixed(52))],
         "replicate": [("REPLICATE_API_TOKEN={}", "r8" + "_" + mixed(37))],
         "xai": [("XAI_API_KEY={}", "xai" + "-" + mixed(80))],
         "digitalocean": [("token: {}", f"do{kind}_" + "v1_" + hexadecimal(64)) for kind in "por"],
-        "databricks": [("DATABRICKS_TOKEN={}", "dap" + "i" + hexadecimal(32)), ("pat {}", "dap" + "i" + hexadecimal(32) + "-2")],
-        "vault": [("VAULT_TOKEN={}", "hvs" + "." + pick(draw, URL, 90) + "A"), ("batch: {}", "hvb" + "." + pick(draw, URL, 140) + "A")],
-        "shopify": [("X-Shopify-Access-Token: {}", f"shp{kind}_" + hexadecimal(32)) for kind in ("at", "ca", "pa", "ss")],
+        "databricks": [("DATABRICKS_TOKEN={}", "dap" + "i" + hexadecimal(32)),
+            ("pat {}", "dap" + "i" + hexadecimal(32) + "-2")],
+        "vault": [("VAULT_TOKEN={}", "hvs" + "." + pick(draw, URL, 90) + "A"),
+            ("batch: {}", "hvb" + "." + pick(draw, URL, 140) + "A")],
+        "shopify": [("X-Shopify-Access-Token: {}",
+            f"shp{kind}_" + hexadecimal(32)) for kind in ("at", "ca", "pa", "ss")],
         "linear": [("LINEAR_API_KEY={}", "lin_" + "api_" + mixed(40))],
-        "slack": [("SLACK_APP_TOKEN={}", f"xap{'p'}-1-{pick(draw, UPPER + DIGITS, 11)}-{pick(draw, DIGITS, 13)}-{hexadecimal(64)}")],
+        "slack": [("SLACK_APP_TOKEN={}",
+            f"xap{'p'}-1-{pick(draw, UPPER + DIGITS, 11)}-{pick(draw, DIGITS, 13)}-"
+            f"{hexadecimal(64)}")],
         "azure": [
-            ("DefaultEndpointsProtocol=https;AccountName=store;AccountKey={};EndpointSuffix=core.windows.net", pick(draw, BASE64, 86) + "=="),
-            ("Endpoint=sb://bus/;SharedAccessKeyName=Root;SharedAccessKey={}", pick(draw, BASE64, 43) + "="),
+            ("DefaultEndpointsProtocol=https;AccountName=store;AccountKey={};"
+                "EndpointSuffix=core.windows.net", pick(draw, BASE64, 86) + "=="),
+            ("Endpoint=sb://bus/;SharedAccessKeyName=Root;SharedAccessKey={}",
+                pick(draw, BASE64, 43) + "="),
         ],
         "bearer": [
-            ("Authorization: Bearer {}", token), ("curl -H 'authorization: bearer {}'", pick(draw, ALNUM, 32)),
+            ("Authorization: Bearer {}", token), ("curl -H 'authorization: bearer "
+                                                  "{}'", pick(draw, ALNUM, 32)),
             ('"Authorization": "Bearer {}"', f"{mixed(24)}.{mixed(12)}-{mixed(20)}"),
             ('headers = {{"Authorization": f"Bearer {}"}}', mixed(44)),
             ("Authorization: Basic {}", pick(draw, ALNUM, 30) + "0Q=="),
         ],
         "aws": [
-            ('"SecretAccessKey": "{}"', pick(draw, BASE64, 40)), ('"secretAccessKey":"{}",', pick(draw, BASE64, 40)),
-            ("aws_secret_access_key={}", pick(draw, BASE64, 40)), ('"SessionToken": "{}"', "IQoJ" + pick(draw, BASE64, 300) + "="),
+            ('"SecretAccessKey": "{}"', pick(draw, BASE64, 40)),
+            ('"secretAccessKey":"{}",', pick(draw, BASE64, 40)),
+            ("aws_secret_access_key={}", pick(draw, BASE64, 40)),
+            ('"SessionToken": "{}"', "IQoJ" + pick(draw, BASE64, 300) + "="),
             ("AWS_SECRET_ACCESS_KEY: {}", pick(draw, BASE64, 40)),
         ],
         "gitlab": [
-            ("GITLAB_TOKEN={}", f"glpa{'t'}-{pick(draw, URL, 30)}A.01.{pick(draw, DIGITS + HEX, 9)}"),
+            ("GITLAB_TOKEN={}",
+                f"glpa{'t'}-{pick(draw, URL, 30)}A.01.{pick(draw, DIGITS + HEX, 9)}"),
             ("token {}", f"glpa{'t'}-{pick(draw, URL, 27)}A.{pick(draw, DIGITS + HEX, 9)}"),
             ("runner {}", f"glr{'t'}-{pick(draw, ALNUM, 20)}"),
         ],
         "others": [
-            ("NVIDIA_API_KEY={}", "nvap" + "i-" + pick(draw, URL, 63) + "A"), ("PPLX={}", "ppl" + "x-" + mixed(48)),
-            ("docker login -p {}", "dckr" + "_pat_" + pick(draw, URL, 26) + "A"), ("FIGMA={}", "fig" + "d_" + mixed(40)),
-            ("notion: {}", "nt" + "n_" + mixed(46)), ("{}", "GOCSP" + "X-" + pick(draw, URL, 27) + "A"),
-            ("LANGSMITH={}", f"lsv2_{'pt'}_{hexadecimal(32)}_{hexadecimal(10)}"), ("{}", "sb" + "p_" + hexadecimal(40)),
-            ("GRAFANA={}", f"gls{'a'}_{mixed(32)}_{hexadecimal(8)}"), ("gem {}", "rubyg" + "ems_" + hexadecimal(48)),
+            ("NVIDIA_API_KEY={}", "nvap" + "i-" + pick(draw, URL, 63) + "A"),
+            ("PPLX={}", "ppl" + "x-" + mixed(48)),
+            ("docker login -p {}", "dckr" + "_pat_" + pick(draw, URL, 26) + "A"),
+            ("FIGMA={}", "fig" + "d_" + mixed(40)),
+            ("notion: {}", "nt" + "n_" + mixed(46)), ("{}",
+                "GOCSP" + "X-" + pick(draw, URL, 27) + "A"),
+            ("LANGSMITH={}", f"lsv2_{'pt'}_{hexadecimal(32)}_{hexadecimal(10)}"),
+            ("{}", "sb" + "p_" + hexadecimal(40)),
+            ("GRAFANA={}", f"gls{'a'}_{mixed(32)}_{hexadecimal(8)}"),
+            ("gem {}", "rubyg" + "ems_" + hexadecimal(48)),
             ("export VAULT_TOKEN={}", "s" + "." + mixed(24)), ("MISTRAL_API_KEY={}", mixed(32)),
-            ('secret_key = "{}"', pick(draw, BASE64, 40)), ("TWILIO_AUTH_TOKEN={}", hexadecimal(32)),
-            ("mail {}", "ke" + "y-" + hexadecimal(32)), ("base {}", "pa" + "t" + mixed(14) + "." + hexadecimal(64)),
+            ('secret_key = "{}"', pick(draw, BASE64, 40)),
+            ("TWILIO_AUTH_TOKEN={}", hexadecimal(32)),
+            ("mail {}", "ke" + "y-" + hexadecimal(32)), ("base {}",
+                "pa" + "t" + mixed(14) + "." + hexadecimal(64)),
             ("https://a.blob.core.windows.net/c?sv=2022&sig={}", mixed(42) + "%3D"),
-            ("webhook secret {}", "whs" + "ec_" + pick(draw, BASE64, 32)), ("x-api-key: {}", mixed(40)),
+            ("webhook secret {}", "whs" + "ec_" + pick(draw, BASE64, 32)),
+            ("x-api-key: {}", mixed(40)),
         ],
     }  # fmt: skip
 
 
-# --- look-alikes ------------------------------------------------------------------------------------------------------
+# --- look-alikes ----------------------------------------------------------------------------------
 # Shapes are filled in; each line is written out twice.
 SCIENCE = r"""doi:10.1016/j.cell.20#%.0%.0##
 https://doi.org/10.1016/j.molcel.201%.##.0##

@@ -41,7 +41,8 @@ def jaccard(a: str, b: str) -> float:
     return len(first & second) / len(first | second) if first or second else 0.0
 
 
-# What reads UTF-8 wrongly in practice: Western systems everything, Central European and Cyrillic ones their own.
+# What reads UTF-8 wrongly in practice: Western systems everything, Central European and Cyrillic
+# ones their own.
 WRONGLY = {
     "latin-1": {"de", "fr", "es", "pt", "sv", "da", "fi", "ru", "el", "ja", "zh", "hi", "ar"},
     "cp1252": {
@@ -69,7 +70,8 @@ WRONGLY = {
 
 
 def misread(text: str, encoding: str) -> str:
-    """UTF-8 bytes read as ``encoding``; bytes it has no character for are kept as C1 controls, as browsers do."""
+    """UTF-8 bytes read as ``encoding``; bytes it has no character for are kept as C1 controls, as
+    browsers do."""
     return "".join(
         bytes([b]).decode(encoding) if can(b, encoding) else chr(b) for b in text.encode()
     )
@@ -83,7 +85,8 @@ def can(byte: int, encoding: str) -> bool:
 
 
 def mojibake(paragraphs: Iterable[dict[str, str]]) -> Iterator[tuple[str, str, str, int]]:
-    """(text, the same misread, as what, how often) of rows with "text" and "language", as it happens to each."""
+    """(text, the same misread, as what, how often) of rows with "text" and "language", as it
+    happens to each."""
     rows = [row for row in paragraphs if not row["text"].isascii()]
     for encoding, languages in WRONGLY.items():
         for text in (row["text"] for row in rows if row["language"] in languages):

@@ -1,4 +1,4 @@
-r"""What a cleaning step is: a function from a table of documents to one of the same documents.
+r"""Cleaning step: a function from a table of documents to a table of the same documents.
 
 A block of your own that scores texts and drops some, for ``extra_blocks`` of a build:
 
@@ -15,11 +15,12 @@ A block of your own that scores texts and drops some, for ``extra_blocks`` of a 
             reasons = pc.if_else(pc.greater(share, self.most), "shouts", None)
             return self.drop(self.score(table, "share_of_capitals", share), reasons)
 
-A document is a row. Every table has the columns "id" (string), "text" (large_string) and "dropped" (string: null while
-the document is kept, else "block: reason"); what else there is ("source", "url", "language", "license", scores) is
-carried along. Nothing is removed on the way: a dropped row stays with its reason until the engine puts it aside, and
-later blocks leave it alone. So blocks hold no state, what they did is counted from the tables (`funnel`), and the same
-block runs alone, under Daft, Ray Data or Spark, on batches of any size.
+A document is a row. Every table has the columns "id" (string), "text" (large_string) and "dropped"
+(string: null while the document is kept, else "block: reason"). Further columns ("source", "url",
+"language", "license", scores) are passed through. The rows and their order do not change: a dropped
+row stays with its reason until the engine moves it aside, and later blocks ignore it. So blocks
+have no state, their effect is counted from the tables (`funnel`), and the same block runs alone or
+under Daft, Ray Data or Spark, on batches of any size.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ Numbers: TypeAlias = Sequence[float | None] | np.ndarray | pa.Array | pa.Chunked
 
 @dataclass(frozen=True)
 class Block:
-    """A cleaning step. Its settings are its fields; ``block(table)`` is the step.
+    """A cleaning step. Its fields are its settings; ``block(table)`` runs it.
 
     Subclasses implement ``apply``, which is called with the rows that are still kept. It may change
     "text" and other columns, fill "dropped" (`drop`) and add scores (`score`). It returns the same
@@ -60,33 +61,38 @@ class Block:
     version: ClassVar[str] = ""
 
     def apply(self, table: pa.Table) -> pa.Table:
-        """``table`` (all rows kept) with columns changed, added, or "dropped" filled; same rows, same order."""
+        """Change or add columns, or fill "dropped", in a table whose rows are all kept.
+
+        The result has the same rows in the same order.
+        """
         raise NotImplementedError
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Apply to the rows that are still kept; the others pass through, null in columns that are new."""
+        """Apply the block to the rows that are still kept.
+
+        The other rows pass through; they get null in new columns.
+        """
         if table["dropped"].null_count == len(table):
             return self.apply(table)
         kept = pc.is_null(table["dropped"])
         done = self.apply(table.filter(kept))
-        # One take puts the two parts back into the order they came in.
+        # One take restores the original order of the two parts. The sort is stable, so `positions`
+        # holds the original place of each row of `both`.
         both = pa.concat_tables([done, table.filter(pc.invert(kept))], promote_options="default")
-        positions = pc.sort_indices(
-            pc.if_else(kept, 0, 1)
-        )  # stable: where each row of `both` came from
+        positions = pc.sort_indices(pc.if_else(kept, 0, 1))
         return both.take(pc.sort_indices(positions))
 
     def inputs(self) -> tuple[str, ...]:
-        """Files that it reads, such as a model's: with other contents a build runs it again."""
+        """Return files that the block reads, such as a model. If they change, it runs again."""
         return ()
 
     def score(self, table: pa.Table, name: str, values: Numbers) -> pa.Table:
-        """``table`` with a number for each row as the score ``name``; null or NaN: none."""
+        """Return ``table`` with a number for each row as the score ``name``; null or NaN: none."""
         array = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
         return with_column(table, score_column(name), array.cast(pa.float32(), safe=False))
 
     def drop(self, table: pa.Table, reasons: pa.StringArray | Sequence[str | None]) -> pa.Table:
-        """``table`` (all rows kept) with "dropped" filled where there is a reason."""
+        """Return ``table`` (all rows kept) with "dropped" filled where there is a reason."""
         if not isinstance(reasons, pa.Array | pa.ChunkedArray):
             reasons = pa.array(reasons, pa.string())
         said = pc.binary_join_element_wise(
@@ -95,16 +101,16 @@ class Block:
         return with_column(table, "dropped", said.cast(pa.string()))
 
     def texts(self, text: Texts) -> list[str]:
-        """For a list of strings: what each becomes."""
+        """Return the text that each string becomes."""
         return self(documents(text))["text"].to_pylist()
 
 
 @dataclass(frozen=True)
 class Filter(Block):
-    """A block that only judges texts: subclasses implement ``judge``."""
+    """A block that only drops documents, by their text: subclasses implement ``judge``."""
 
     def judge(self, text: pa.LargeStringArray) -> pa.StringArray:
-        """Why each text is dropped; null where it is kept."""
+        """Return why each text is dropped; null where it is kept."""
         raise NotImplementedError
 
     def apply(self, table: pa.Table) -> pa.Table:
@@ -112,14 +118,14 @@ class Filter(Block):
         return self.drop(table, self.judge(texts(table["text"])))
 
     def reasons(self, documents: Texts) -> list[str | None]:
-        """For a list of strings: why each would be dropped, None where it is kept."""
+        """Return why each string would be dropped; None where it is kept."""
         return self.judge(texts(documents)).to_pylist()
 
 
 def texts(documents: Texts) -> pa.LargeStringArray:
-    """One contiguous array of them, without nulls: a null counts as empty."""
+    """Return the texts as one contiguous array without nulls; a null becomes an empty text."""
     if isinstance(documents, pa.ChunkedArray):
-        # combine_chunks copies a single chunk too.
+        # With a single chunk, combine_chunks would copy it.
         array = documents.chunk(0) if documents.num_chunks == 1 else documents.combine_chunks()
     else:
         array = (
@@ -130,7 +136,7 @@ def texts(documents: Texts) -> pa.LargeStringArray:
 
 
 def utf8(text: pa.LargeStringArray) -> Iterator[bytes]:
-    """The bytes of each text, straight out of Arrow's buffers: no Python string is made."""
+    """Yield the bytes of each text from Arrow's buffers, without making a Python string."""
     offsets = np.frombuffer(text.buffers()[1], np.int64)[text.offset : text.offset + len(text) + 1]
     data = memoryview(text.buffers()[2] or b"")
     for start, end in pairwise(offsets.tolist()):
@@ -140,7 +146,7 @@ def utf8(text: pa.LargeStringArray) -> Iterator[bytes]:
 def replaced(
     text: pa.LargeStringArray, rows: Sequence[int], values: Sequence[bytes | str]
 ) -> pa.LargeStringArray:
-    """``text`` with new ``values`` at ``rows`` (ascending)."""
+    """Return ``text`` with new ``values`` at ``rows`` (ascending)."""
     if not rows:
         return text
     mask = np.zeros(len(text), bool)
@@ -151,7 +157,7 @@ def replaced(
 
 
 def with_column(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
-    """``table`` with the column set, or added if it is new."""
+    """Return ``table`` with the column set, or added if it is new."""
     index = table.schema.get_field_index(name)
     return table.append_column(name, values) if index < 0 else table.set_column(index, name, values)
 
@@ -173,7 +179,10 @@ def score_names(blocks: Iterable[Block]) -> tuple[str, ...]:
 def per_value(
     column: pa.Array | pa.ChunkedArray, judge: Callable[[Any], str | None]
 ) -> pa.StringArray:
-    """``judge`` of each value, null of null, asked once for each distinct one: for columns in which few are."""
+    """Call ``judge`` once for each distinct value; null stays null.
+
+    For columns with few distinct values.
+    """
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     encoded = array.dictionary_encode()
     judged = [None if value is None else judge(value) for value in encoded.dictionary.to_pylist()]
@@ -181,7 +190,10 @@ def per_value(
 
 
 def documents(text: Texts, **columns: Sequence | pa.Array) -> pa.Table:
-    """A table of documents from their texts and further ``columns``; "id" counts them unless it is given."""
+    """Make a table of documents from their texts and further ``columns``.
+
+    "id" is the row's number unless it is given.
+    """
     array = (
         text if isinstance(text, (pa.Array, pa.ChunkedArray)) else pa.array(text, pa.large_string())
     )
@@ -193,7 +205,7 @@ def documents(text: Texts, **columns: Sequence | pa.Array) -> pa.Table:
 
 
 def funnel(table: pa.Table) -> dict[str, int]:
-    """How many rows were dropped for each "block: reason", the most frequent first."""
+    """Return how many rows were dropped for each "block: reason", the most frequent first."""
     counted = pc.value_counts(table["dropped"].drop_null()).to_pylist()
     return {
         row["values"]: row["counts"]

@@ -1,4 +1,7 @@
-"""From sources to a corpus folder, by one call: what ``lit_llm corpus build`` and the data module use."""
+"""Build a corpus folder from sources with one call.
+
+``lit_llm corpus build`` and the data module use this module.
+"""
 
 from __future__ import annotations
 
@@ -20,27 +23,29 @@ from lit_llm.errors import UserError, told_of_a_path
 from lit_llm.io.locks import lock_folder
 from lit_llm.models.tokenizer import Tokenizer
 
-if TYPE_CHECKING:  # pyarrow, numba and the rest are for building, not for reading what was built
+# pyarrow, numba and other packages are needed to build a corpus, not to read one.
+if TYPE_CHECKING:
     from lit_llm.corpus.config import CorpusConfig
 
 WORK = ".work"
-_REASONS = 3  # of dropped documents, named at the end of a build
+_REASONS = 3  # most frequent reasons of dropped documents that a build prints at its end
 _WHOLE = ("documents", "dropped", "tokenizer", "shards")
 
 
 def fingerprint(sources: Sources, settings: dict[str, Any]) -> str:
-    """sha256 (hex) over the settings and every input file's name, size and modification time.
+    """Return the sha256 (hex) of the settings and each input file's name, size and mtime.
 
-    Equal fingerprints let a corpus be reused without reading the text again.
+    If the fingerprints are equal, a corpus is reused without reading the text again.
 
     Args:
         sources: as for ``build_corpus``.
-        settings: what else decides what is in the corpus; a "tokenizer" counts by its content.
+        settings: the other settings that decide the content of the corpus; a "tokenizer" counts by
+            its content.
     """
     content = {**settings, "format": FORMAT}
     if settings.get("tokenizer") is not None:
         content["tokenizer"] = Tokenizer.from_pretrained(settings["tokenizer"]).fingerprint()
-        content.pop("vocab_size", None)  # the given tokenizer decides
+        content.pop("vocab_size", None)  # unused with a given tokenizer
     digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=repr).encode())
     for file in list_files(sources):
         digest.update(json.dumps([file.source, file.id, file.size, file.version]).encode())
@@ -58,9 +63,10 @@ def cached_corpus(
     validation_fraction: float = 0.05,
     progress: bool = True,
 ) -> tuple[Corpus, bool]:
-    """The corpus of these sources and settings from ``cache_dir``, built if it is not there; and whether it was.
+    """Return the corpus of these sources and settings, and whether it was already in ``cache_dir``.
 
-    It lies at ``<cache_dir>/corpora/<first source>-<fingerprint[:12]>``. Raises as ``build_corpus``.
+    A missing corpus is built. Its folder is ``<cache_dir>/corpora/<first
+    source>-<fingerprint[:12]>``. Raises the same errors as ``build_corpus``.
     """
     settings: dict[str, Any] = {
         "tokenizer": tokenizer,
@@ -68,10 +74,11 @@ def cached_corpus(
         "text_field": text_field,
         "validation_fraction": validation_fraction,
     }
-    if max_line_bytes != Source.max_line_bytes:  # corpora of before stay found
+    # The default is left out, so that corpora from before this setting are still found.
+    if max_line_bytes != Source.max_line_bytes:
         settings["max_line_bytes"] = max_line_bytes
     key = fingerprint(sources, settings)
-    first = list_files(sources)[0].source[:100]  # a folder's name has 255 bytes at most
+    first = list_files(sources)[0].source[:100]  # a folder's name may have 255 bytes
     folder = Path(cache_dir).expanduser() / "corpora" / f"{first}-{key[:12]}"
     if (folder / "datacard.json").is_file():
         return Corpus.load(folder), True
@@ -89,23 +96,26 @@ def build_corpus(
     validation_fraction: float = 0.05,
     progress: bool = True,
 ) -> Corpus:
-    """Build a corpus of texts as they are, but for copies: of equal texts the first is kept.
+    """Build a corpus of the texts as they are; of equal texts only the first is kept.
 
-    A document goes to validation when sha256(id), as a fraction of its range, is below ``validation_fraction``, so it
-    stays there when others come and go. Where that would leave a split empty, one document moves over; a single
-    document gives its tail to validation. Each document is encoded as [eos_id] + ids.
+    A document goes to validation when sha256(id), as a fraction of its range, is below
+    ``validation_fraction``. So it stays in its split when other documents are added or removed. If
+    a split would be empty, one document moves to it; a single document gives its end to validation.
+    Each document is encoded as [eos_id] + ids.
 
     Args:
         output: the folder to make; must not exist, be empty, or hold a corpus.
         sources: "stdlib", paths or globs; see ``list_files``.
-        tokenizer: a tokenizer.json or its folder; None trains one of ``vocab_size`` on the train split.
+        tokenizer: a tokenizer.json or its folder; None trains one with ``vocab_size`` tokens on the
+            train split.
         text_field: the field with the text in JSONL and parquet rows.
         max_line_bytes: texts with a longer line, and longer rows of JSONL, are dropped.
         validation_fraction: 0 <= fraction < 1; 0 makes no validation split.
-        progress: show a bar a stage on a terminal, a line a stage elsewhere (both on stderr).
+        progress: show a bar per stage on a terminal, a line per stage elsewhere (both on stderr).
 
     Raises:
-        UserError: nothing usable in the sources, vocabulary too large for the text, folder in use, disk full.
+        UserError: the sources have no usable text, the vocabulary is too large for the text, the
+            folder is in use, or the disk is full.
     """
     with corpus_extra():
         from lit_llm.corpus.config import plain
@@ -124,19 +134,21 @@ def build_corpus(
 def build(
     config: CorpusConfig, output: str | Path, progress: bool = True, key: str | None = None
 ) -> Corpus:
-    """Build the corpus of ``config`` into ``output``, or return the one there if sources and settings are the same.
+    """Build the corpus of ``config`` into ``output``, unless the same corpus is already there.
 
-    What an earlier build left in ``output/.work`` and does not depend on what has changed is used. A corpus that is
-    there already stays as it is until the new one takes its place, in one step.
+    The same corpus has the same sources and settings. Files that an earlier build left in
+    ``output/.work`` are reused if nothing that they depend on has changed. An existing corpus stays
+    as it is until the new one replaces it, in one step.
 
     Args:
         config: sources, blocks, mixture, tokenizer, machine.
         output: the folder to make; must not exist, be empty, or hold a corpus.
-        progress: show a bar a stage on a terminal, a line a stage elsewhere (both on stderr).
-        key: fingerprint to write into the data card; None: of the config.
+        progress: show a bar per stage on a terminal, a line per stage elsewhere (both on stderr).
+        key: fingerprint to write into the data card; None: the fingerprint of ``config``.
 
     Raises:
-        UserError: nothing usable in the sources, vocabulary too large for the text, folder in use, disk full.
+        UserError: the sources have no usable text, the vocabulary is too large for the text, the
+            folder is in use, or the disk is full.
     """
     if key is None:
         settings = config.content()
@@ -165,6 +177,7 @@ def build(
 
 
 def _build(config: CorpusConfig, output: Path, progress: bool, key: str) -> None:
+    """Build the corpus in a locked folder without an equal corpus."""
     with corpus_extra():
         from lit_llm.corpus.card.data_card import make_card, write_card
         from lit_llm.corpus.card.words import told_missing
@@ -176,12 +189,14 @@ def _build(config: CorpusConfig, output: Path, progress: bool, key: str) -> None
     started = time.perf_counter()
     say = Progress(progress)
     store = Store(output / WORK)
+    # Print what is ignored: excluded files, and hidden files and folders.
     for source in config.sources:
         if source.exclude and (left_out := files_of(source, excluded=True)):
             say.say(f"{source.name}: {len(left_out):,} files are left out by exclude")
         if unseen := sum(map(hidden, source.paths)):
             say.say(
-                f"{source.name}: {unseen:,} hidden files and folders (their names begin with a dot) are left out"
+                f"{source.name}: {unseen:,} hidden files and folders (their names begin with a "
+                f"dot) are left out"
             )
     pipeline = Pipeline(config, store, removed_hashes(output), say)
     pipeline.run()
@@ -196,10 +211,11 @@ def _build(config: CorpusConfig, output: Path, progress: bool, key: str) -> None
         store.sweep()
     else:
         shutil.rmtree(output / WORK)
+    others = sum(card["dropped"].values()) - card["duplicates"]
     say.say(
-        f"{card['documents']:,} documents, {card['bytes'] / 1e6:.1f} MB, {card['tokens']:,} tokens, "
-        f"{card['duplicates']:,} duplicates and {sum(card['dropped'].values()) - card['duplicates']:,} others dropped, "
-        f"{seconds:.0f} s"
+        f"{card['documents']:,} documents, {card['bytes'] / 1e6:.1f} MB, "
+        f"{card['tokens']:,} tokens, {card['duplicates']:,} duplicates and "
+        f"{others:,} others dropped, {seconds:.0f} s"
     )
     if missing := told_missing(card):
         say.say(missing)
@@ -211,7 +227,10 @@ def _build(config: CorpusConfig, output: Path, progress: bool, key: str) -> None
 
 
 def _main_reasons(card: dict[str, Any]) -> str:
-    """Why most documents were dropped, but for copies: "117 by gopher_repetition (dup_line_frac), ..."."""
+    """Return why most documents were dropped, duplicates aside.
+
+    Example: "117 by gopher_repetition (dup_line_frac), ...".
+    """
     counts = [
         (count, step["stage"], why)
         for step in card["funnel"]
@@ -223,10 +242,15 @@ def _main_reasons(card: dict[str, Any]) -> str:
 
 
 def _disk_full(output: Path, config: CorpusConfig) -> str:
-    """A build keeps the text three times, compressed to about a half, and tokens of 2 or 4 bytes for 2 to 5."""
+    """Return the message for a full disk.
+
+    The estimate: a build keeps the text three times, compressed to about a half, and tokens of 2 or
+    4 bytes per 2 to 5 bytes of text.
+    """
     needed = 3 * sum(file.size for file in list_files(config.sources))
     free = shutil.disk_usage(output).free
     return (
-        f"{output}: the disk is full; the corpus needs up to {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free; "
+        f"{output}: the disk is full; the corpus needs up to {needed / 1e6:,.1f} MB, "
+        f"{free / 1e6:,.1f} MB are free; "
         "free some space and build again (what is done is kept), or name a folder on another disk"
     )

@@ -1,8 +1,8 @@
-"""What a corpus build is told: sources, cleaning blocks, mixture, tokenizer, machine.
+"""Configuration of a corpus build: sources, cleaning blocks, mixture, tokenizer, machine.
 
-Every block is a section that ``null`` switches off. The defaults suit text of any language and kind: they repair,
-redact, deduplicate, and drop what is no text; what is good text is a question of purpose, which ``configs/corpus/``
-answers for web pages and source code.
+Every block is a section; ``null`` switches it off. The defaults suit text of any language and kind:
+they repair, redact, deduplicate, and drop files that are not text. Which text is good depends on
+the purpose; ``configs/corpus/`` has settings for web pages and source code.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Evaluations:
 
     Attributes:
         files: JSONL files; every string in a row counts.
-        fields: of a row, the fields to take. None: all.
-        ngram: words in a row that a document may not share with an evaluation text.
-        shortest: evaluation texts of fewer words are left out.
+        fields: fields of a row to use. None: all.
+        ngram: number of consecutive words that a document may not share with an evaluation text.
+        shortest: evaluation texts with fewer words are ignored.
     """
 
     files: tuple[str, ...]
@@ -51,14 +51,14 @@ class Evaluations:
 
 @dataclass(frozen=True)
 class MixtureSettings:
-    """How much of each source training takes.
+    """Share of each source in the training data.
 
     Attributes:
-        temperature: shares are the sources' weights (sizes, where all weigh the same) to the power 1 / temperature:
-            above 1 small sources gain (arXiv:1901.07291).
-        max_epochs: passes over a source, at most; more than 4 add little (arXiv:2305.16264). What a source may not
-            take goes to the others.
-        tokens: of the training run, by which passes are counted. None: all sources once.
+        temperature: shares are the sources' weights (sizes, if all weights are equal) to the power
+            1 / temperature: above 1, small sources get larger shares (arXiv:1901.07291).
+        max_epochs: maximum passes over a source; more than 4 add little (arXiv:2305.16264). The
+            share above this limit goes to the other sources.
+        tokens: tokens of the training run, used to count passes. None: one pass over all sources.
     """
 
     temperature: float = 1.0
@@ -70,21 +70,23 @@ class MixtureSettings:
 
 
 def _any_language() -> GopherQuality:
-    # Of manuals with markup and code a third of the words have no letter, of a page with a table of
-    # figures three quarters: of 400 package documents the papers' limit of 0.8 dropped 93%. What is
-    # written without spaces is one word a sentence: no limit for words holds in Chinese, Japanese and
-    # Thai. A list is no junk, and neither is a dialogue whose lines begin with dashes.
+    # A third of the words have no letter in manuals with markup and code, three quarters in a page
+    # with a table of figures: of 400 package documents the papers' limit of 0.8 dropped 93%. In
+    # scripts without spaces (Chinese, Japanese, Thai) a sentence is one word, so no limit on words
+    # fits. A list is not junk, and neither is a dialogue whose lines begin with dashes.
     return GopherQuality(
-        min_doc_words=None, min_avg_word_length=None, max_avg_word_length=None, max_bullet_lines_ratio=None,
-        max_non_alpha_words_ratio=0.2, min_stop_words=None, by_sense=True,
+        min_doc_words=None, min_avg_word_length=None, max_avg_word_length=None,
+        max_bullet_lines_ratio=None, max_non_alpha_words_ratio=0.2, min_stop_words=None,
+        by_sense=True,
     )  # fmt: skip
 
 
 def _repetition_of_any_language() -> GopherRepetition:
-    # With the papers' limits and ``min_top_n_gram`` 2 as the default, 53 of the 90 good short texts in
-    # tests/corpus/short_texts.py were dropped: for the rules and cells of a table, for a refrain, for
-    # what English web pages of a thousand words are measured by. The rules of paragraphs are off, as
-    # in FineWeb-2: equal lines are found anyway.
+    # With the papers' limits and ``min_top_n_gram`` 2 as the default, 53 of the 90 good short texts
+    # in tests/corpus/short_texts.py were dropped: because of the rules and cells of a table,
+    # because of a refrain, or because limits for English web pages of a thousand words do not fit
+    # them. The rules of paragraphs are off, as in FineWeb-2: the rules of lines find equal lines
+    # anyway.
     return GopherRepetition(
         dup_para_frac=None, dup_para_char_frac=None, min_top_n_gram=10, min_repeated_lines=5,
         min_repeated_words=25, min_line_width=20, by_sense=True, by_language=True,
@@ -97,38 +99,47 @@ def _all_licenses() -> LicenseFilter:
 
 @dataclass(frozen=True)
 class CorpusConfig:
-    """Everything that decides what is in a corpus, and where and how it is built.
+    """Everything that decides the content of a corpus, and where and how it is built.
 
     Attributes:
-        sources: where text comes from.
-        normalize: Unicode NFC, mojibake undone, white space; ``code: true`` leaves white space alone.
-        opt_out: addresses and flags of publishers who do not want their texts trained on.
-        language: which language a document is in, and which are kept.
-        gopher_repetition: documents that repeat themselves. By default words that stand there once are no repetition.
-        gopher_quality: documents that do not look like prose. The default is what holds in any language.
+        sources: where the text comes from.
+        normalize: Unicode NFC, repair of mojibake, white space; ``code: true`` keeps white space as
+            it is.
+        opt_out: addresses and flags of publishers who do not allow training on their texts.
+        language: detects each document's language, and decides which languages are kept.
+        gopher_repetition: drops documents that repeat themselves. By default, words that occur once
+            are no repetition.
+        gopher_quality: drops documents that do not look like prose. The default limits fit any
+            language.
         c4: C4's rules, for pages of English prose.
-        fineweb: lists, menus and tables, by FineWeb's rules.
-        privacy: personal data and keys become placeholders.
-        license: licences as SPDX expressions, and which are allowed. The default allows all and notes them.
+        fineweb: FineWeb's rules, against lists, menus and tables.
+        privacy: replaces personal data and keys by placeholders.
+        license: licences as SPDX expressions, and which are allowed. The default allows all and
+            records them.
         extra_blocks: blocks of your own, each {class_path: mypackage.MyFilter, init_args: {...},
             after: NAME}: a subclass of ``lit_llm.corpus.block.Block``, its arguments, and the step
             after which it runs (a section's name, another extra block's, "read" for the front;
             default: last, on the text as training sees it).
-        dedup: exact copies, and near ones unless ``threshold`` is null.
+        dedup: drops exact copies, and near copies unless ``threshold`` is null.
         evaluations: sets that the corpus must not contain.
-        mixture: how much of each source training takes.
-        tokenizer: a tokenizer.json or its folder. None trains a byte-level BPE on a sample of the mixture.
-        vocab_size: of a trained tokenizer. None: 32,768, or what the text supports.
-        validation_fraction: share of documents held out, chosen by a hash of their ids; 0 makes no such split.
-        max_bad_fraction: of the documents read, how many may be damaged (files that cannot be opened or are cut, rows
-            that are no JSON, bytes that are no text of any encoding) before the build stops. Empty, binary and unwanted
-            ones do not count.
-        keep_work: keep what stages made, so that the next build with other settings starts from there. It holds the
-            text once more.
-        runner: "local", or "ray" for a cluster whose nodes all see the sources and the output folder.
-        address: of the Ray cluster; None starts one here.
-        workers: parts cleaned at a time; memory is theirs times ``part_bytes`` times about eight. None: a core each.
-        part_bytes: of input in a part at most, the unit of work and of resuming. The result does not depend on it.
+        mixture: share of each source in training.
+        tokenizer: a tokenizer.json or its folder. None trains a byte-level BPE on a sample of the
+            mixture.
+        vocab_size: size of a trained tokenizer. None: 32,768, or fewer if the text is too small.
+        validation_fraction: share of documents held out, chosen by a hash of their ids; 0 makes no
+            validation split.
+        max_bad_fraction: share of the documents that may be damaged (files that cannot be opened or
+            are cut, rows that are not JSON, bytes that are not text in any encoding) before the
+            build stops. Empty, binary and unwanted documents do not count.
+        keep_work: keep the files of the stages, so that the next build with other settings reuses
+            them. They hold the text once more.
+        runner: "local", or "ray" for a cluster whose nodes all see the sources and the output
+            folder.
+        address: address of the Ray cluster; None starts one on this machine.
+        workers: number of parts cleaned at the same time; memory is about ``workers`` times
+            ``part_bytes`` times eight. None: one per core.
+        part_bytes: maximum input bytes of a part, the unit of work and of resuming. The result does
+            not depend on it.
     """
 
     sources: list[Source] = field(default_factory=list)
@@ -160,21 +171,25 @@ class CorpusConfig:
         self.blocks()  # a mistake in extra_blocks is told before anything is read
 
     def blocks(self) -> tuple[Block, ...]:
-        """The steps that look at one document in their order, see `chain.BLOCKS`."""
+        """Return the blocks that look at one document each, in the order of `chain.BLOCKS`."""
         return chain({name: getattr(self, name, None) for name in BLOCKS}, self.extra_blocks)
 
     def read_files(self) -> list[str]:
-        """SHA-256 (hex) of the files that blocks and evaluations name."""
+        """Return the SHA-256 (hex) of the files that blocks and evaluations name."""
         named = [file for block in self.blocks() for file in block.inputs()]
         named += self.evaluations.files if self.evaluations else ()
         return [content(file) for file in named]
 
     def content(self) -> dict[str, Any]:
-        """The settings that decide what is in the corpus, without those that say where and how it is built."""
+        """Return the settings that decide the content of the corpus.
+
+        Settings of where and how it is built are left out.
+        """
         machine = ("keep_work", "runner", "address", "workers", "part_bytes", "max_bad_fraction")
         decisive = {name: value for name, value in asdict(self).items() if name not in machine}
         for source in decisive["sources"]:
-            if not source["exclude"]:  # corpora of before stay found
+            # An empty `exclude` is left out, so that corpora from before it are still found.
+            if not source["exclude"]:
                 del source["exclude"]
         del decisive["extra_blocks"]
         if extra := [one.described() for one in self.blocks() if isinstance(one, ExtraBlock)]:
@@ -185,10 +200,14 @@ class CorpusConfig:
 def plain(
     sources: list[Source], tokenizer: str | None, vocab_size: int | None, validation_fraction: float
 ) -> CorpusConfig:
-    """A corpus of the texts as they are, copies left out: what source code needs, and texts that are clean already."""
+    """Return the settings for a corpus of the texts as they are, without copies.
+
+    For source code, and for texts that are already clean.
+    """
+    # One worker: there is little work, and starting other processes would take longer.
     return CorpusConfig(
-        sources=sources, normalize=Normalize(code=True), opt_out=None, language=None, gopher_repetition=None,
-        gopher_quality=None, privacy=None, license=None, dedup=Dedup(threshold=None, normalize=False),
-        tokenizer=tokenizer, vocab_size=vocab_size, validation_fraction=validation_fraction, keep_work=False,
-        workers=1,  # there is little to do; starting others would take longer
+        sources=sources, normalize=Normalize(code=True), opt_out=None, language=None,
+        gopher_repetition=None, gopher_quality=None, privacy=None, license=None,
+        dedup=Dedup(threshold=None, normalize=False), tokenizer=tokenizer, vocab_size=vocab_size,
+        validation_fraction=validation_fraction, keep_work=False, workers=1,
     )  # fmt: skip

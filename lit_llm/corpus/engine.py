@@ -1,8 +1,9 @@
-"""Where tasks run: Daft, on this machine or on a Ray cluster.
+"""Task engine: runs tasks with Daft, on this machine or on a Ray cluster.
 
-A task is a picklable object that does one part's work when called, and whose result is a file, not a value: the file
-is the same wherever it was made, so the engine decides nothing but the time it takes. Daft gets a table with a row a
-task and calls a class in as many processes as there are workers.
+A task is a picklable object that does the work of one part when it is called. Its result is a file,
+not a value, and the file is the same wherever it was made. So the engine affects only the time that
+the work takes. Daft gets a table with one row per task and calls a class in as many processes as
+there are workers.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ class Engine:
 
     Attributes:
         runner: "local" or "ray".
-        address: of the Ray cluster; None starts one on this machine.
-        workers: processes; None: a core each. One local worker works in this process: starting another takes two
-            seconds.
+        address: address of the Ray cluster; None starts one on this machine.
+        workers: number of processes; None: one per core. A single local worker runs in this
+            process, because starting another takes two seconds.
     """
 
     runner: Literal["local", "ray"] = "local"
@@ -40,7 +41,10 @@ class Engine:
 
     @property
     def processes(self) -> int:
-        """Workers, or one for each core: of this machine, or of the cluster, which is then connected to."""
+        """Number of workers: as set, or one per core of this machine or of the cluster.
+
+        Counting the cores of a cluster connects to it.
+        """
         if self.workers is None and self.runner == "ray":
             _daft("ray", self.address)
             import ray
@@ -49,15 +53,16 @@ class Engine:
         return self.workers or usable_cores()
 
     def run(self, tasks: Sequence[Task], threads: bool = False) -> Iterator[int]:
-        """Do all ``tasks`` in any order, and yield the number of each as it is done.
+        """Run all ``tasks`` in any order, and yield the number of each when it is done.
 
         Args:
-            tasks: may be none.
-            threads: they leave the GIL to others, so that local workers are threads of this process.
+            tasks: the tasks; may be empty.
+            threads: whether the tasks release the GIL, so that local workers can be threads of this
+                process.
 
         Raises:
-            UserError: the first task's mistake; the others are not waited for.
-            OSError: the first task's.
+            UserError: the first task that raised one; the other tasks are not awaited.
+            OSError: likewise.
         """
         if not tasks:
             return
@@ -85,7 +90,7 @@ class Engine:
             }
         )
         if self.runner == "ray":
-            rows = rows.into_partitions(len(tasks))  # else all of them go to one node
+            rows = rows.into_partitions(len(tasks))  # otherwise one node gets all tasks
         one_by_one = daft.method.batch(return_dtype=daft.DataType.binary(), batch_size=1)
         kind = type("Worker", (), {"work": one_by_one(_work)})
         worker = daft.cls(kind, max_concurrency=workers, use_process=True)()
@@ -98,8 +103,9 @@ class Engine:
 
 @functools.cache
 def _daft(runner: str, address: str | None) -> Any:
-    """Daft with this runner. Its import and its processes take two seconds each."""
-    # Read at the import: it reports every query to its makers, and draws progress bars of its own.
+    """Import Daft and set its runner. The import and the processes take two seconds each."""
+    # Daft reads these when it is imported: by default it reports every query to its makers and
+    # draws progress bars.
     os.environ.setdefault("DAFT_ANALYTICS_ENABLED", "0")
     os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
     try:
@@ -117,14 +123,15 @@ def _daft(runner: str, address: str | None) -> Any:
         raise UserError(
             "runner: ray is not installed here; pip install 'lit_llm[ray]', or set runner to local"
         ) from error
-    # Its workers' progress bars would come here. Daft joins a session that is there.
+    # Without log_to_driver=False the workers' progress bars are printed here. Daft then joins the
+    # Ray session of this process.
     ray.init(address, ignore_reinit_error=True, log_to_driver=False)
     daft.set_runner_ray(address, noop_if_initialized=True)
     return daft
 
 
 def _work(worker: Any, tasks: Any) -> list[bytes | None]:
-    """What a process does with the tasks (a series of bytes) that it is given; failures are values."""
+    """Run a series of pickled tasks in a worker process; return each task's error, or None."""
     failures: list[bytes | None] = []
     for task in tasks:
         try:
@@ -136,7 +143,6 @@ def _work(worker: Any, tasks: Any) -> list[bytes | None]:
         except (UserError, OSError) as error:
             failures.append(pickle.dumps(error))
         except Exception:
-            failures.append(
-                pickle.dumps(RuntimeError(traceback.format_exc()))
-            )  # its text is sure to survive the way
+            # An arbitrary exception may not be picklable; its text always is.
+            failures.append(pickle.dumps(RuntimeError(traceback.format_exc())))
     return failures

@@ -1,4 +1,7 @@
-"""What a missing package is told as: an installation of lit_llm alone trains, and builds no corpora."""
+"""Error message for a missing package of the ``corpus`` extra.
+
+lit_llm without extras can train, but cannot build corpora.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from lit_llm.errors import UserError
 
 @contextmanager
 def corpus_extra() -> Iterator[None]:
-    """Make a UserError of a package that cannot be imported."""
+    """Turn the error of a package that cannot be imported into a UserError."""
     try:
         yield
     except ModuleNotFoundError as error:

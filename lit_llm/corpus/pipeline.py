@@ -1,4 +1,7 @@
-"""A build from sources to a corpus folder: which steps there are, what each depends on, and who runs them."""
+"""Pipeline of a build, from sources to a corpus folder.
+
+It knows the stages, the inputs that each stage's output depends on, and runs the stages.
+"""
 
 from __future__ import annotations
 
@@ -53,16 +56,16 @@ from lit_llm.io.atomic import published
 from lit_llm.models.tokenizer import Tokenizer
 
 _PARTS_A_WORKER, _LEAST_PART_BYTES = 4, 1 << 20
-_FEW_BYTES = 50_000_000  # of input, which threads have cleaned before Daft's processes have started
-_NAMED = 3  # damaged documents on one line
+_FEW_BYTES = 50_000_000  # threads clean less input than this before Daft's processes have started
+_NAMED = 3  # damaged documents that one line names
 _VERDICTS = pa.schema({"row": pa.int64(), "duplicate_of": pa.string(), "dropped": pa.string()})
 
 
 class Pipeline:
-    """One build's steps. Their outputs lie in ``store``; what is there already is not made again.
+    """The stages of one build. Outputs lie in ``store``; existing ones are not made again.
 
     Attributes:
-        ran: stage -> how many of its tasks this build ran.
+        ran: stage -> number of its tasks that this build ran.
     """
 
     def __init__(
@@ -75,7 +78,7 @@ class Pipeline:
         self.ran: Counter[str] = Counter()
 
     def run(self) -> None:
-        """All steps; fills the attributes that ``lay_out`` and the data card read."""
+        """Run all stages; sets the attributes that ``lay_out`` and the data card read."""
         self.cleaned = self._clean()
         self._check_read()
         self.selected = self._select(
@@ -89,12 +92,16 @@ class Pipeline:
         self.shards = self._shards()
 
     def _parts(self) -> list[Part]:
-        """Of ``part_bytes``, or smaller where these would be too few to keep all workers busy to the end."""
+        """Cut the input into parts of ``part_bytes``.
+
+        Parts are smaller if there would be too few of them to keep all workers busy to the end.
+        """
         parts = list_parts(self.config.sources, self.config.part_bytes)
         wanted = _PARTS_A_WORKER * self.engine.processes
         if self.engine.processes == 1 or len(parts) >= wanted:
             return parts
-        # A power of two: with one file more the others are seldom cut elsewhere and made anew.
+        # Rounded to a power of two: with one more file, the boundaries of the other parts seldom
+        # change, so most of their outputs are reused.
         share = 1 << (sum(part.size for part in parts) // wanted).bit_length() >> 1
         return list_parts(
             self.config.sources, min(self.config.part_bytes, max(_LEAST_PART_BYTES, share))
@@ -103,10 +110,10 @@ class Pipeline:
     def _map(
         self, stage: str, tasks: Sequence[Task], targets: Sequence[Path], threads: bool = False
     ) -> list[Path]:
-        """Run the tasks whose targets are not there."""
+        """Run the tasks whose targets are missing; return all targets."""
         with ThreadPoolExecutor(self.config.workers) as pool:
             missing = [
-                number for number, there in enumerate(pool.map(self._there, targets)) if not there
+                number for number, there in enumerate(pool.map(self._is_done, targets)) if not there
             ]
         self.ran[stage] += len(missing)
         done = sum(self.sizes) - sum(self.sizes[number] for number in missing)
@@ -115,8 +122,8 @@ class Pipeline:
                 advance(self.sizes[missing[number]])
         return list(targets)
 
-    def _there(self, output: Path) -> bool:
-        """Whether an earlier build left this output; what is damaged of it is gone then."""
+    def _is_done(self, output: Path) -> bool:
+        """Whether an earlier build left this output whole. A damaged output is deleted."""
         if not output.exists():
             return False
         try:
@@ -128,6 +135,7 @@ class Pipeline:
         return True
 
     def _clean(self) -> list[Path]:
+        """Read the parts and run the blocks on them."""
         blocks = self.config.blocks()
         settings = [
             code_version(),
@@ -143,6 +151,7 @@ class Pipeline:
         return self._map("clean", tasks, targets, threads=sum(self.sizes) < _FEW_BYTES)
 
     def _check_read(self) -> None:
+        """Print what reading repaired and dropped; stop if too many documents are damaged."""
         counts = [read_counts(path) for path in self.cleaned]
         read = sum(part["documents"] for part in counts)
         repaired = merged(part["repaired"] for part in counts)
@@ -155,6 +164,7 @@ class Pipeline:
             )
         self.dropped = merged(part["dropped"] for part in counts)
         self.dropped_bytes = merged(part["dropped_bytes"] for part in counts)
+        # Two settings that may need a change: the line limit, and an opt-out without URLs.
         for reason, number in self.dropped.items():
             if "max_line_bytes" in reason:
                 self.progress.say(
@@ -165,8 +175,10 @@ class Pipeline:
         opt_out = self.config.opt_out
         if without and opt_out is not None and (opt_out.entries or opt_out.files):
             self.progress.say(
-                f"opt_out: {without:,} of {read:,} documents have no URL, so its lists cannot hold for them"
+                f"opt_out: {without:,} of {read:,} documents have no URL, so its lists cannot "
+                f"hold for them"
             )
+        # Damaged documents: printed, or an error above `max_bad_fraction`.
         broken = sum(n for reason, n in self.dropped.items() if is_broken(reason))
         if not broken:
             return
@@ -181,7 +193,7 @@ class Pipeline:
         self.progress.say(f"{said}; dropped/ names them all")
 
     def broken(self) -> Iterator[tuple[str, str, str]]:
-        """File, id and reason of the documents that are damaged."""
+        """Yield file, id and reason of the damaged documents."""
         for path in self.cleaned:
             if any(map(is_broken, read_counts(path)["dropped"])):
                 for table in read_tables(path, ["path", "id", "dropped"]):
@@ -192,6 +204,7 @@ class Pipeline:
                             yield file or "", name, reason.removeprefix("read: ")
 
     def _dedup(self) -> list[Path | None]:
+        """Find duplicates; return the file of verdicts of each part."""
         dedup = self.config.dedup
         assert dedup is not None
         signing = [dedup.threshold is None, dedup.normalize, dedup.ngram, dedup.bands, dedup.rows]
@@ -202,23 +215,24 @@ class Pipeline:
         ]
         signed = self._map("sign", tasks, targets, threads=True)
         folder = self.store.path("dedup", digest("dedup", keys, dedup), "")
-        if not self._there(folder):
+        if not self._is_done(folder):
             self.ran["dedup"] += 1
             with (
                 self.progress.stage("dedup", sum(self.sizes)) as advance,
                 published(folder) as partial,
             ):
                 partial.mkdir()
-                verdicts = dedup.decide(_placed(signed), folder=self.store.folder)
+                verdicts = dedup.decide(_with_places(signed), folder=self.store.folder)
                 self._write_verdicts(partial, verdicts)
                 advance(sum(self.sizes))
         return [folder / f"{number}.parquet" for number in range(len(self.parts))]
 
     def _write_verdicts(self, folder: Path, verdicts: pa.Table) -> None:
-        """A file a part, with names where ``decide`` had places."""
+        """Write a file per part. ``decide`` gives places; the files name documents by their ids."""
         part, row = _places(verdicts["id"])
         of_part, of_row = _places(verdicts["duplicate_of"])
         names = np.empty(len(verdicts), object)
+        # Each part's ids are read once, for all verdicts that name one of its documents.
         for number in np.unique(of_part):
             ids = read_table(self.cleaned[number], ["id"])["id"]
             here = np.flatnonzero(of_part == number)
@@ -227,14 +241,15 @@ class Pipeline:
             [pa.array(row), pa.array(names, pa.string()), verdicts["dropped"]], schema=_VERDICTS
         )
         for number in range(len(self.parts)):
-            first, last = np.searchsorted(
-                part, [number, number + 1]
-            )  # verdicts are sorted by place
+            # Verdicts are sorted by place.
+            first, last = np.searchsorted(part, [number, number + 1])
             mine = table.slice(first, last - first)
+            # The content is the key: if a part's verdicts stay the same, its later stages do too.
             key = hashlib.sha256(repr(mine.to_pydict()).encode()).hexdigest()
             write_tables(folder / f"{number}.parquet", _VERDICTS, [mine], {"key": key})
 
     def _select(self, verdicts: Sequence[Path | None]) -> list[Path]:
+        """Drop duplicates, contaminated and removed documents; return a file for each part."""
         evaluations = self.config.evaluations
         read = [content(file) for file in evaluations.files] if evaluations else []
         settings = [evaluations, read, sorted(self.removed)]
@@ -251,30 +266,30 @@ class Pipeline:
         return self._map("select", tasks, targets, threads=True)
 
     def _split(self) -> Split:
-        """Where the validation split must end for both splits to have text."""
+        """Find the edge of the validation split with which both splits have text."""
         counts = [read_counts(path) for path in self.selected]
         self.dropped = merged([self.dropped, *(part["dropped"] for part in counts)])
         self.dropped_bytes = merged(
             [self.dropped_bytes, *(part["dropped_bytes"] for part in counts)]
         )
-        lowest, highest = (
-            min(part["lowest"] for part in counts),
-            max(part["highest"] for part in counts),
-        )
+        lowest = min(part["lowest"] for part in counts)
+        highest = max(part["highest"] for part in counts)
         if lowest > highest:
-            reasons = _listed(self.dropped) or "the files hold no rows"
-            raise UserError(f"data.sources: no usable text in {_named(self.config)} ({reasons})")
+            reasons = _most_frequent(self.dropped) or "the files hold no rows"
+            raise UserError(
+                f"data.sources: no usable text in {_source_paths(self.config)} ({reasons})"
+            )
         fraction = self.config.validation_fraction
+        # One document, or several with the same id: no edge separates them, so the text's end is
+        # the validation split.
         if fraction and lowest == highest:
-            return Split(
-                0.0, fraction
-            )  # no line lies between documents that share an id, or beside a single one
+            return Split(0.0, fraction)
         if fraction and lowest >= fraction:
             return Split(math.nextafter(lowest, 1))
         return Split(highest if highest < fraction else fraction)
 
     def _shares(self) -> dict[str, float]:
-        """Of each source in the mixture, by bytes."""
+        """Return the share of each source in the mixture, by bytes."""
         self.source_bytes = merged(
             {name: part["bytes"] for name, part in read_counts(path)["sources"].items()}
             for path in self.selected
@@ -283,7 +298,7 @@ class Pipeline:
         return shares(self.source_bytes, self.weights(), settings)
 
     def weights(self) -> dict[str, float]:
-        """Of each source that has text, as its settings say; NAME-tests weighs what NAME does."""
+        """Return the weight of each source that has text, as set; NAME-tests weighs as NAME."""
         given = {source.name: source.weight for source in self.config.sources}
         return {
             name: given.get(name, given.get(name.removesuffix("-tests"), 1.0))
@@ -291,6 +306,7 @@ class Pipeline:
         }
 
     def _tokenizer(self) -> Path:
+        """Save the given or trained tokenizer in the store; return its folder."""
         given, size = self.config.tokenizer, self.config.vocab_size
         if given is not None:
             tokenizer = Tokenizer.from_pretrained(given)
@@ -309,7 +325,7 @@ class Pipeline:
                 return Tokenizer.train(self._sample(), size or VOCAB_SIZE, or_fewer=size is None)
 
         folder = self.store.path("tokenizer", key, "")
-        if not self._there(folder):
+        if not self._is_done(folder):
             if train is not None:
                 self.ran["tokenizer"] += 1
                 most = f"{size:,}" if size else f"up to {VOCAB_SIZE:,}"
@@ -322,16 +338,15 @@ class Pipeline:
         return folder
 
     def _sample(self) -> Iterator[str]:
-        """Texts of the training split, sources in the mixture's proportions."""
+        """Yield texts of the training split, in the mixture's proportions of the sources."""
         by_source = rates(self.source_bytes, self.shares, TRAINING_BYTES)
         for cleaned, selected in zip(self.cleaned, self.selected, strict=True):
             for table in kept_documents(cleaned, selected, self.split, ["text", "source"]):
-                yield from take(table.filter(pc.equal(table["split"], "train")), by_source)[
-                    "text"
-                ].to_pylist()
+                train = table.filter(pc.equal(table["split"], "train"))
+                yield from take(train, by_source)["text"].to_pylist()
 
     def _encode(self) -> None:
-        """Tokens, and the files of kept and dropped documents."""
+        """Write the tokens, and the files of kept and of dropped documents."""
         settings = [self.tokenizer.fingerprint(), self.split.tail]
         keys = [digest("encode", key, settings) for key in self.keys]
         scores = score_names(self.config.blocks())
@@ -363,8 +378,9 @@ class Pipeline:
         self.keys = keys
 
     def _shards(self) -> Path:
+        """Write the shards of all splits and sources; return their folder."""
         folder = self.store.path("shards", digest("shards", self.keys, self.split), "")
-        if not self._there(folder):
+        if not self._is_done(folder):
             self.ran["shards"] += 1
             with (
                 self.progress.stage("shards", sum(self.sizes)) as advance,
@@ -374,7 +390,7 @@ class Pipeline:
         return folder
 
     def _write_shards(self, folder: Path, advance: Callable[[int], object]) -> None:
-        """Each source's documents in order, as two streams."""
+        """Write each source's documents in order, one stream per split."""
         dtype = token_dtype(self.tokenizer.vocab_size)
         writers: dict[tuple[str, str], ShardWriter] = {}
         for documents, encoded, size in zip(self.documents, self.encoded, self.sizes, strict=True):
@@ -394,7 +410,10 @@ class Pipeline:
             writer.close()
 
     def lay_out(self, folder: Path) -> None:
-        """The corpus folder's files but for the data card, in an empty ``folder``; files are shared with the store."""
+        """Fill an empty ``folder`` with the corpus' files except the data card.
+
+        Large files are links to those of the store.
+        """
         for name, paths in (("documents", self.documents), ("dropped", self.left_out)):
             (folder / name).mkdir()
             for number, path in enumerate(paths):
@@ -405,13 +424,16 @@ class Pipeline:
 
 @cache
 def code_version() -> str:
-    """Of the code that makes the store's files: another version's are made anew."""
+    """Digest of the code that makes the store's files: a change makes all of them again."""
     files = sorted(Path(__file__).parent.rglob("*.py"))
     return digest([[file.name, file.read_text(encoding="utf-8")] for file in files])
 
 
 def _lay_out(source: Path, target: Path, put: Callable[[Path, Path], object]) -> None:
-    """The files of a folder below another. shutil.copytree makes one error of the disk's, which loses their numbers."""
+    """Put the files of ``source`` and its folders below ``target``.
+
+    shutil.copytree collects errors into one without their error numbers (as of a full disk).
+    """
     for parent, _, names in os.walk(source):
         folder = target / Path(parent).relative_to(source)
         folder.mkdir()
@@ -422,12 +444,15 @@ def _lay_out(source: Path, target: Path, put: Callable[[Path, Path], object]) ->
 def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
-    except OSError:  # a file system without
+    except OSError:  # a file system without hard links
         shutil.copyfile(source, target)
 
 
-def _placed(signed: list[Path]) -> Iterator[pa.Table]:
-    """Signatures whose ids are the documents' places in the corpus: 16 hex digits that sort as they stand there."""
+def _with_places(signed: list[Path]) -> Iterator[pa.Table]:
+    """Replace the signatures' ids by the documents' places in the corpus.
+
+    A place is 16 hex digits (part, row), so that places sort in the order of the corpus.
+    """
     for number, path in enumerate(signed):
         for batch in read_arrow(path):
             ids = pc.binary_join_element_wise(f"{number:08x}", batch["id"], "")
@@ -435,7 +460,7 @@ def _placed(signed: list[Path]) -> Iterator[pa.Table]:
 
 
 def _places(ids: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of parts and rows of places."""
+    """Split places into numbers of parts and numbers of rows."""
     if not len(ids):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     found = np.array(
@@ -444,11 +469,11 @@ def _places(ids: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     return found[:, 0], found[:, 1]
 
 
-def _named(config: CorpusConfig) -> str:
+def _source_paths(config: CorpusConfig) -> str:
     return ", ".join(repr(path) for source in config.sources for path in source.paths)
 
 
-def _listed(counts: dict[str, int]) -> str:
+def _most_frequent(counts: dict[str, int]) -> str:
     return ", ".join(
         f"{n:,} {reason.removeprefix('read: ')}" for reason, n in list(counts.items())[:5]
     )

@@ -1,4 +1,4 @@
-"""What a build says meanwhile, on stderr: a bar a stage on a terminal, a line a stage elsewhere."""
+"""Progress of a build on stderr: a bar per stage on a terminal, a line per stage elsewhere."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from contextlib import contextmanager
 
 
 class Progress:
-    """Attributes:
-    shown: False says nothing at all.
-    verb: what the lines begin with.
+    """Prints the progress of stages.
+
+    Attributes:
+        shown: whether anything is printed.
+        verb: the beginning of each line.
     """
 
     def __init__(self, shown: bool, verb: str = "corpus") -> None:
@@ -19,19 +21,20 @@ class Progress:
 
     @contextmanager
     def stage(self, name: str, total: int, done: int = 0) -> Iterator[Callable[[int], object]]:
-        """A function to call with the bytes done.
+        """Yield a function to call with the number of bytes done.
 
-        On a terminal it moves a bar with MB/s and the time that is left; elsewhere a line at the end says the rate.
+        On a terminal it moves a bar with MB/s and the remaining time. Elsewhere one line at the
+        end gives the rate.
 
         Args:
-            name: of the stage.
-            total: bytes.
-            done: of these, found done by an earlier build.
+            name: name of the stage.
+            total: bytes of the stage.
+            done: bytes of these that an earlier build has done.
         """
         from tqdm import tqdm
 
         started = time.perf_counter()
-        hidden = None if self.shown else True  # None: only on a terminal
+        hidden = None if self.shown else True  # None: tqdm shows the bar only on a terminal
         with tqdm(
             total=total,
             initial=done,
@@ -48,9 +51,10 @@ class Progress:
         self.say(f"{name}: {total / 1e6:,.1f} MB in {seconds:,.1f} s{rate}{found}")
 
     def say(self, line: str) -> None:
+        """Print one line, if ``shown``."""
         if not self.shown:
             return
         try:
             print(f"{self.verb}: {line}", file=sys.stderr, flush=True)
         except BrokenPipeError:
-            self.shown = False  # nobody reads it any more: no reason to stop
+            self.shown = False  # the reader of stderr is gone; the build goes on

@@ -1,4 +1,4 @@
-"""Ranges of the numbers in the settings of a corpus build."""
+"""Allowed ranges of the numbers in the settings of a corpus build."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ RANGES: dict[str, dict[str, Range]] = {
         "temperature": positive(1e6), "max_epochs": positive(1e6), "tokens": positive(1e18),
     },
 }  # fmt: skip
-"""Section of a build's configuration -> setting -> its range; "" are those at the top."""
+"""Section of a build's configuration -> setting -> its range; "" is the top level."""
 
 
 def check_section(settings: Any, name: str, prefix: str | None = None) -> None:
-    """Hold the numbers of a section's settings, a dataclass, to their ranges.
+    """Check that the numbers of a section's settings are in their ranges.
 
     Args:
-        settings: of the section.
-        name: the section's.
-        prefix: stands before a setting in messages. None: the section's name.
+        settings: the section's settings, a dataclass.
+        name: name of the section.
+        prefix: text before a setting's name in messages. None: the section's name.
 
     Raises:
-        UserError: names the first that is not in its range.
+        UserError: names the first setting that is out of its range.
     """
     if prefix is None:
         prefix = f"{name}." if name else ""

@@ -1,4 +1,7 @@
-"""The steps that look at one part of the corpus: tasks for the engine, each of which writes one file of the store."""
+"""Steps that look at one part of the corpus.
+
+Each step is a task for the engine and writes one file of the store.
+"""
 
 from __future__ import annotations
 
@@ -27,33 +30,36 @@ from lit_llm.corpus.reading.read import read_part
 from lit_llm.corpus.storage.store import read_table, read_tables, write_arrow, write_tables
 
 EXAMPLE_CHARACTERS = 200
-EXAMPLES = 5  # dropped texts shown a reason and part
+EXAMPLES = 5  # dropped texts kept as examples per reason and part
 REMOVED = "removed: by request"
 
 CLEANED = pa.schema(
     {
-        "id": pa.string(), "text": pa.large_string(), "source": pa.string(), "path": pa.string(), "offset": pa.int64(),
-        "url": pa.string(), "license": pa.string(), "language": pa.string(), "language_score": pa.float32(),
-        "domain": pa.string(), "pii": pa.struct({kind: pa.int32() for kind in KINDS}), "changed_by": pa.string(),
+        "id": pa.string(), "text": pa.large_string(), "source": pa.string(), "path": pa.string(),
+        "offset": pa.int64(), "url": pa.string(), "license": pa.string(), "language": pa.string(),
+        "language_score": pa.float32(), "domain": pa.string(),
+        "pii": pa.struct({kind: pa.int32() for kind in KINDS}), "changed_by": pa.string(),
         "dropped": pa.string(), "example": pa.string(),
     }
 )  # fmt: skip
 SELECTED = pa.schema(
     {
-        "dropped": pa.string(), "duplicate_of": pa.string(), "contaminated_by": pa.string(), "sha256": pa.string(),
-        "bytes": pa.int64(), "position": pa.float64(),
+        "dropped": pa.string(), "duplicate_of": pa.string(), "contaminated_by": pa.string(),
+        "sha256": pa.string(), "bytes": pa.int64(), "position": pa.float64(),
     }
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Clean:
-    """Read a part and put its documents through the blocks. Of a dropped one an example is left, redacted.
+    """Read a part and run the blocks on its documents.
+
+    Of some dropped documents a redacted example is kept.
 
     Attributes:
-        part: what to read.
-        blocks: in this order.
-        target: the file to write, of `CLEANED` and a column for each score of the blocks.
+        part: the part to read.
+        blocks: the blocks, in the order in which they run.
+        target: the file to write, with the schema `CLEANED` and a column for each score.
     """
 
     part: Part
@@ -62,10 +68,12 @@ class Clean:
 
     @classmethod
     def of(cls, part: Part, blocks: tuple[Block, ...], target: Path) -> Clean:
-        """The step in which a source's licence counts only where a text declares none itself."""
+        """Make the step. A source's licence counts only for texts that declare none themselves."""
         name, license = part.source.name, part.source.license
         if license is None or normalize_license(license) is None:
             return cls(part, blocks, target)
+        # The licence filter gets the source's licence as a fallback. It must not also be in the
+        # documents, where it would look like their own.
         found = tuple(
             dataclasses.replace(block, sources={**block.sources, name: license})
             if isinstance(block, LicenseFilter)
@@ -78,6 +86,7 @@ class Clean:
         return cls(part, found, target)
 
     def __call__(self) -> None:
+        # "bytes", "dropped_bytes": UTF-8 bytes of text. Counters: reason -> number.
         counts: dict[str, Any] = {
             "documents": 0,
             "bytes": 0,
@@ -92,6 +101,7 @@ class Clean:
         write_tables(self.target, schema, self._tables(counts, schema), counts)
 
     def _tables(self, counts: dict[str, Any], schema: pa.Schema) -> Iterator[pa.Table]:
+        """Yield the cleaned tables, and count into ``counts`` meanwhile."""
         shown: Counter[str] = Counter()
         for table in read_part(self.part):
             counts["documents"] += len(table)
@@ -103,10 +113,13 @@ class Clean:
             yield table
 
     def _cleaned(self, table: pa.Table, shown: Counter[str], sizes: Counter[str]) -> pa.Table:
-        """``table`` through the blocks, in its order. What one drops is put aside, so that no other copies its text."""
+        """Run the blocks on ``table``; the order of the rows stays.
+
+        Rows that a block drops are moved aside, so that later blocks do not copy their text.
+        """
         table = with_column(table, "changed_by", pa.nulls(len(table), pa.string()))
         table = table.append_column("row", pa.array(np.arange(len(table))))
-        table, *aside = _parted(table, shown, sizes)
+        table, *aside = _kept_and_dropped(table, shown, sizes)
         for block in self.blocks:
             before = table["text"]
             table = block(table)
@@ -115,7 +128,7 @@ class Clean:
                 names = table["changed_by"]
                 longer = pc.binary_join_element_wise(names, block.name, ", ", null_handling="skip")
                 table = with_column(table, "changed_by", pc.if_else(changed, longer, names))
-            table, *dropped = _parted(table, shown, sizes)
+            table, *dropped = _kept_and_dropped(table, shown, sizes)
             aside += dropped
         if not aside:
             return table
@@ -123,10 +136,11 @@ class Clean:
         return both.take(pc.sort_indices(both["row"]))
 
 
-def _parted(table: pa.Table, shown: Counter[str], sizes: Counter[str]) -> list[pa.Table]:
-    """The rows that are kept; then the others, if there are any, without text but for examples.
+def _kept_and_dropped(table: pa.Table, shown: Counter[str], sizes: Counter[str]) -> list[pa.Table]:
+    """Return a table of the kept rows, then one of the dropped rows, if there are any.
 
-    ``sizes`` grows by the bytes of text that each reason drops.
+    Dropped rows lose their text, some keep an example. ``sizes`` grows by the bytes of text that
+    each reason drops.
     """
     kept = pc.is_null(table["dropped"])
     if table["dropped"].null_count == len(table):
@@ -138,10 +152,9 @@ def _parted(table: pa.Table, shown: Counter[str], sizes: Counter[str]) -> list[p
     for row, reason in enumerate(gone["dropped"].to_pylist()):
         if shown[reason] < EXAMPLES and (text := gone["text"][row].as_py()):
             shown[reason] += 1
-            # Redacted whole and then cut: half an address is not recognised.
-            beginnings[row] = redact.texts([text[: 10 * EXAMPLE_CHARACTERS]])[0][
-                :EXAMPLE_CHARACTERS
-            ]
+            # Redacted before the cut: half an address would not be recognised.
+            redacted = redact.texts([text[: 10 * EXAMPLE_CHARACTERS]])[0]
+            beginnings[row] = redacted[:EXAMPLE_CHARACTERS]
     gone = with_column(gone, "text", pa.array([""] * len(gone), pa.large_string()))
     return [table.filter(kept), with_column(gone, "example", pa.array(beginnings, pa.string()))]
 
@@ -152,7 +165,7 @@ def _add_bytes(sizes: Counter[str], reasons: pa.ChunkedArray, lengths: pa.Chunke
 
 
 def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """``table`` in exactly these columns, null where it has none; fields of structs too."""
+    """Bring ``table`` into ``schema``; missing columns and fields of structs become null."""
     columns = []
     for field in schema:
         if field.name not in table.column_names:
@@ -176,13 +189,13 @@ def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 @dataclass(frozen=True)
 class Sign:
-    """Signatures of a part's kept documents, for deduplication.
+    """Write the signatures of a part's kept documents, for deduplication.
 
-    A document's id there is its row in the part: the pipeline, which knows the part's place among all, completes it.
+    A document's id in the file is its row in the part. The pipeline adds the number of the part.
 
     Attributes:
-        cleaned: what `Clean` wrote.
-        dedup: settings.
+        cleaned: the file that `Clean` wrote.
+        dedup: settings of deduplication.
         target: the file to write.
     """
 
@@ -205,14 +218,17 @@ class Sign:
 
 @dataclass(frozen=True)
 class Select:
-    """The last word on each document of a part: copies, evaluation texts and what was asked to be removed go.
+    """Decide which of a part's documents stay.
+
+    Drops copies, documents with evaluation texts, and documents whose removal was requested.
 
     Attributes:
-        cleaned: what `Clean` wrote.
-        verdicts: of deduplication, a file with "row", "duplicate_of" and "dropped"; None without.
-        evaluations: settings of decontamination; None without.
+        cleaned: the file that `Clean` wrote.
+        verdicts: file of deduplication with "row", "duplicate_of" and "dropped"; None without
+            deduplication.
+        evaluations: settings of decontamination; None without it.
         removed: SHA-256 (hex) of the ids and the texts of removed documents.
-        target: the file to write: a row for each of ``cleaned``, of `SELECTED`.
+        target: the file to write, with the schema `SELECTED` and a row for each row of ``cleaned``.
     """
 
     cleaned: Path
@@ -222,6 +238,7 @@ class Select:
     target: Path
 
     def __call__(self) -> None:
+        # "lowest", "highest": smallest and largest position of a kept document.
         counts: dict[str, Any] = {
             "sources": {},
             "lowest": math.inf,
@@ -233,6 +250,7 @@ class Select:
         write_tables(self.target, SELECTED, self._tables(counts), counts)
 
     def _tables(self, counts: dict[str, Any]) -> Iterator[pa.Table]:
+        """Yield the decisions, and count into ``counts`` meanwhile."""
         verdicts = read_table(self.verdicts) if self.verdicts is not None else None
         rows = verdicts["row"].to_numpy() if verdicts is not None else np.zeros(0, np.int64)
         block = contamination(self.evaluations) if self.evaluations is not None else None
@@ -240,6 +258,7 @@ class Select:
         for table in read_tables(self.cleaned, ["id", "text", "source", "dropped"]):
             earlier = table["dropped"]
             duplicate_of = pa.nulls(len(table), pa.string())
+            # Copies: set both columns in the rows that deduplication names.
             if verdicts is not None:
                 first, last = np.searchsorted(rows, [start, start + len(table)])
                 mask = np.zeros(len(table), bool)
@@ -253,9 +272,11 @@ class Select:
                 )
                 table = with_column(table, "dropped", dropped)
             start += len(table)
+            # Contamination. The block adds the column itself.
             table = with_column(table, "contaminated_by", pa.nulls(len(table), pa.string()))
             if block is not None:
                 table = block(table.drop_columns("contaminated_by"))
+            # Removal by request, by the hash of the id or of the text.
             names = [hashlib.sha256(name.encode()).digest() for name in table["id"].to_pylist()]
             text = texts(table["text"])
             hashes = [hashlib.sha256(data).hexdigest() for data in utf8(text)]
@@ -269,11 +290,12 @@ class Select:
                 counts["removed"] += table["id"].filter(gone).to_pylist()
                 kept = pc.and_(gone, pc.is_null(table["dropped"]))
                 table = with_column(table, "dropped", pc.if_else(kept, REMOVED, table["dropped"]))
+            # A document's position in [0, 1) is its id's hash; the split is decided by it.
+            positions = [int.from_bytes(name[:6], "big") / 2**48 for name in names]
             selected = pa.table(
                 [
                     table["dropped"], duplicate_of, table["contaminated_by"],
-                    pa.array(hashes, pa.string()),
-                    pc.binary_length(text), pa.array([int.from_bytes(name[:6], "big") / 2**48 for name in names]),
+                    pa.array(hashes, pa.string()), pc.binary_length(text), pa.array(positions),
                 ],
                 schema=SELECTED,
             )  # fmt: skip
@@ -287,6 +309,7 @@ class Select:
         sources: pa.ChunkedArray,
         earlier: pa.ChunkedArray,
     ) -> None:
+        """Add the documents dropped here, and the bytes and positions of the kept ones."""
         now = pc.and_(pc.is_null(earlier), pc.is_valid(selected["dropped"]))
         newly = selected.filter(now)
         counts["dropped"].update(newly["dropped"].to_pylist())
@@ -309,7 +332,7 @@ class Select:
 
 
 def contamination(settings: Evaluations) -> Decontaminate:
-    """The block of these settings."""
+    """Return the block of decontamination with these settings."""
     return Decontaminate.against(
         evaluation_texts(settings.files, settings.fields),
         ngram=settings.ngram,
@@ -318,7 +341,7 @@ def contamination(settings: Evaluations) -> Decontaminate:
 
 
 def merged(counts: Iterable[dict[str, int]]) -> dict[str, int]:
-    """Sums by name, the largest first."""
+    """Add up counts by name, the largest sum first."""
     total: Counter[str] = Counter()
     for part in counts:
         total.update(part)

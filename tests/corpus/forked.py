@@ -1,4 +1,5 @@
-"""Builds in processes that start with everything imported and compiled, and that can be killed with their children."""
+"""Builds in processes that start with everything imported and compiled, and that can be killed with
+their children."""
 
 from __future__ import annotations
 
@@ -19,9 +20,11 @@ _LONGEST = 200  # seconds: a build that takes as long hangs
 
 
 class BuildServer:
-    """A process that forks another for each build, at a cost of milliseconds, once it has made one itself.
+    """A process that forks another for each build, at a cost of milliseconds, once it has made one
+    itself.
 
-    The server of ``multiprocessing`` is one for all tests of a process, and what it imports first is said once.
+    The server of ``multiprocessing`` is one for all tests of a process, and what it imports first
+    is said once.
     """
 
     def __init__(self, config: CorpusConfig, folder: Path) -> None:

@@ -1,4 +1,5 @@
-"""``lit_llm corpus build ARGS`` on a Ray cluster of two nodes with one worker each, all on this machine."""
+"""``lit_llm corpus build ARGS`` on a Ray cluster of two nodes with one worker each, all on this
+machine."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ def free_port() -> int:
 
 
 def node() -> dict[str, int]:
-    """A port that is known beforehand: a node waits for its agent to find one, and on a busy machine dies of it."""
+    """A port that is known beforehand: a node waits for its agent to find one, and on a busy
+    machine dies of it."""
     return {"num_cpus": 1, "object_store_memory": 80 * 2**20, "metrics_agent_port": free_port()}
 
 

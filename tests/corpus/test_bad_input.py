@@ -1,4 +1,5 @@
-"""``lit_llm corpus build`` on what is broken: one line that names it, exit status 2 or a count, and nothing lost."""
+"""``lit_llm corpus build`` on what is broken: one line that names it, exit status 2 or a count, and
+nothing lost."""
 
 from __future__ import annotations
 
@@ -78,7 +79,8 @@ def forbidding(left: Path) -> Iterator[Path]:
 
 
 def test_a_disk_that_fills_at_any_point(build: Build, messy: Path, small_disk: Path) -> None:
-    """The corpus there stays, what is done stays, and with room the build goes on to what it would have been."""
+    """The corpus there stays, what is done stays, and with room the build goes on to what it would
+    have been."""
     parts = ("--part_bytes", "1500")
     assert build(messy, small_disk / "whole", *parts)[0] == 0
     expected = content(small_disk / "whole")
@@ -226,8 +228,10 @@ BAD_FILES = {
     "hole.warc": (lambda file: bad_warc(file, False), "damaged record"),
     "cut.warc.gz": (lambda file: bad_warc(file, True), "damaged record"),
     "hole.warc.gz": (lambda file: bad_warc(file, False), "damaged record"),
-    "lines.jsonl": (lambda file: file.write_text('{"text": "good"}\n{"text": "cut'), "not valid JSON"),
-    "bytes.txt": (lambda file: file.write_bytes(b"caf\xe9 " * 9 + b"\xff\x81\x00"[:2]), "not UTF-8"),
+    "lines.jsonl": (lambda file: file.write_text('{"text": "good"}\n{"text": '
+                                                 '"cut'), "not valid JSON"),
+    "bytes.txt": (lambda file: file.write_bytes(b"caf\xe9 " * 9 + b"\xff\x81\x00"[:2]),
+        "not UTF-8"),
 }  # fmt: skip
 
 
@@ -277,8 +281,8 @@ def test_many_bad_files_are_counted(build: Build, texts: Path, tmp_path: Path) -
     status, said = build(texts, tmp_path / "corpus", "--max_bad_fraction", "0.5")
     assert status == 2
     assert (
-        "5 of 9 documents are damaged: bad0.jsonl#0 (not valid JSON), bad1.jsonl#0 (not valid JSON), "
-        in said[-1]
+        "5 of 9 documents are damaged: bad0.jsonl#0 (not valid JSON), bad1.jsonl#0 (not valid "
+        "JSON), " in said[-1]
     )
     assert (
         "bad2.jsonl#0 (not valid JSON), ..., more than 0.5; mend the sources or raise it"
@@ -319,8 +323,8 @@ def test_what_may_not_be_read(build: Build, forbidding: Path) -> None:
     status, said = build(source, output)
     assert status == 0
     assert (
-        "corpus: 1 of 3 documents are damaged: a.txt (unreadable: Permission denied); dropped/ names them all"
-        in said
+        "corpus: 1 of 3 documents are damaged: a.txt (unreadable: Permission denied); dropped/ "
+        "names them all" in said
     )
     (source / "below").chmod(0)
     status, said = build(source, output)
@@ -362,7 +366,8 @@ def test_what_may_not_be_read(build: Build, forbidding: Path) -> None:
         ("a: \0", "broken YAML (unacceptable character #x0000"),
         ("- a", "holds no settings"),
         ("opt_out:\n  files: [nowhere]", "nowhere"),
-        ("evaluations:\n  files: [nowhere.jsonl]", "nowhere.jsonl: cannot be read (No such file or directory)"),
+        ("evaluations:\n  files: [nowhere.jsonl]", "nowhere.jsonl: cannot be read (No such file "
+                                                   "or directory)"),
     ],
 )  # fmt: skip
 def test_mistakes_in_a_config_file(
@@ -381,7 +386,8 @@ def test_mistakes_in_a_config_file(
         (None, "tokenizer.json: no such file"),
         ("", "tokenizer.json: not a tokenizer.json ("),
         (
-            '{"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}}',
+            '{"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", '
+            '"b"]]}}',
             "not a tokenizer",
         ),
         ("\xff", "tokenizer.json: not a tokenizer.json ("),

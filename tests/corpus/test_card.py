@@ -169,7 +169,8 @@ def test_a_build_tells_that_validation_lacks_a_language(
     rows += [{"id": name, "text": text} for name, text in zip(names, CHINESE, strict=False)]
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
     build(
-        CorpusConfig([Source("a", (str(tmp_path / "a.jsonl"),))], validation_fraction=0.2, vocab_size=300),
+        CorpusConfig([Source("a", (str(tmp_path / "a.jsonl"),))], validation_fraction=0.2,
+            vocab_size=300),
         tmp_path / "corpus", progress=True,
     )  # fmt: skip
     assert "The validation split has no text in zh, which makes" in capsys.readouterr().err
@@ -253,11 +254,13 @@ def test_limits_by_language_do_not_break_the_page() -> None:
 @pytest.mark.parametrize(
     ("licenses", "shares", "said"),
     [
-        ({"MIT": 60, "GPL-3.0-only": 40}, {"permissive": 0.6, "copyleft": 0.4}, "40% of the tokens are under copyleft"),
+        ({"MIT": 60, "GPL-3.0-only": 40}, {"permissive": 0.6, "copyleft": 0.4},
+            "40% of the tokens are under copyleft"),
         ({"MIT OR GPL-3.0-only": 1}, {"permissive": 1.0}, "You may use and pass on all of it"),
         ({"MIT AND CC-BY-NC-4.0": 1}, {"noncommercial": 1.0}, "A product that is sold should not"),
         ({"unknown": 5}, {"unknown": 1.0}, "No licence is known for any of the text"),
-        ({"MIT": 9_999_999, "unknown": 1}, {"permissive": 0.9999999, "unknown": 1e-7}, "0.01% of the tokens are with"),
+        ({"MIT": 9_999_999, "unknown": 1}, {"permissive": 0.9999999, "unknown": 1e-7},
+            "0.01% of the tokens are with"),
         ({}, {}, "There is no text"),
     ],
 )  # fmt: skip

@@ -1,4 +1,5 @@
-"""Planted evaluation texts are found, what merely resembles them is not; compared with sets of n-grams."""
+"""Planted evaluation texts are found, what merely resembles them is not; compared with sets of
+n-grams."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ def test_a_short_answer_in_a_script_without_spaces_drops_nothing() -> None:
     decontaminate = Decontaminate.against({"task": [answer, question, thai, "国务院 is one"]})
     page = f"昨天 {answer}发布了一项新的规定。"
     names = [
-        "มหาวิทยาลัยธรรมศาสตร์", "ธนาคารแห่งประเทศไทย", "ព្រះរាជាណាចក្រកម្ពុជា", "ပြည်ထောင်စုသမ္မတမြန်မာနိုင်ငံတော်",
+        "มหาวิทยาลัยธรรมศาสตร์", "ธนาคารแห่งประเทศไทย", "ព្រះរាជាណាចក្រកម្ពុជា",
+        "ပြည်ထောင်စုသမ္မတမြန်မာနိုင်ငံတော်",
         "University of Tokyo 東京大学大学院",
     ]  # fmt: skip
     with_names = Decontaminate.against({"task": [*names, question]})

@@ -1,4 +1,5 @@
-"""Planted duplicates against brute force; the result depends on documents alone; nothing in a buffer can harm."""
+"""Planted duplicates against brute force; the result depends on documents alone; nothing in a
+buffer can harm."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ from lit_llm.errors import UserError
 
 
 def planted(seed: int = 0, originals: int = 300) -> tuple[list[str], dict[int, int]]:
-    """Shuffled texts and, for each planted near duplicate, its original; half of all share much boilerplate."""
+    """Shuffled texts and, for each planted near duplicate, its original; half of all share much
+    boilerplate."""
     draw = random.Random(seed)
     boilerplate = sentence(draw, 80)
     bases = [
@@ -160,7 +162,8 @@ def test_drop_block() -> None:
                 verdict["duplicate_of"],
             )
         assert drop(table).equals(table)  # what is dropped stays as it is
-    # A later corpus against this one: its signatures are kept, with a lower rank than any new document's.
+    # A later corpus against this one: its signatures are kept, with a lower rank than any new
+    # document's.
     new = documents([GIVEN[0], "something else"], id=["new-1", "new-2"], rank=[9, 9])
     later = DropDuplicates(Dedup().decide([Dedup().sign(MESSY), Dedup().sign(new)]))(new)
     assert funnel(later) == {EXACT: 1} or funnel(later) == {NEAR: 1}
@@ -215,7 +218,8 @@ def test_mistakes_are_named(made: object, said: str) -> None:
     )
 )
 def test_words_are_those_of_a_regular_expression(given: list[str]) -> None:
-    """Same set of n-grams, same sketch; other sets, another one. Letters of unspaced scripts are set apart first."""
+    """Same set of n-grams, same sketch; other sets, another one. Letters of unspaced scripts are
+    set apart first."""
     apart = [
         "".join(f" {c} " if c in "中文かไ" else "" if c in "\u00ad\u200b" else c for c in text)
         for text in given
@@ -227,7 +231,8 @@ def test_words_are_those_of_a_regular_expression(given: list[str]) -> None:
 
 
 def raw(pieces: list[bytes]) -> pa.LargeStringArray:
-    """An array as a careless writer makes it: bytes that are not UTF-8, and a slice of a longer array."""
+    """An array as a careless writer makes it: bytes that are not UTF-8, and a slice of a longer
+    array."""
     offsets = np.cumsum([0, 3, *map(len, pieces)]).astype(np.int64)
     data = pa.py_buffer(b"\xe4\xb8\xad" + b"".join(pieces))
     array = pa.LargeStringArray.from_buffers(len(pieces) + 1, pa.py_buffer(offsets), data)

@@ -1,4 +1,5 @@
-"""What files are called says how they are read: endings in capitals, of other compressors, of Common Crawl."""
+"""What files are called says how they are read: endings in capitals, of other compressors, of
+Common Crawl."""
 
 from __future__ import annotations
 

@@ -35,9 +35,12 @@ from lit_llm.errors import UserError
 
 TABLE = character_table()
 UDHR = Path(__file__).with_name("udhr.jsonl")
-SOME = ["the ", "be ", "a b ", "ab", "c. ", "c", "é\u0301", "…", "...", "# ", "- ", "• ", ".", "!", "\n", "\n\n",
-        "\r\n", "\u2028", "\0", " ", "\u00a0", "🙂", "北京。", "[1]", "[edit]", "[citation needed]", "{", "JavaScript ",
-        "Lorem ipsum ", "Use cooKies ", "x" * 1001, "One two three four. ", "Five six seven eight nine. ",
+SOME = ["the ", "be ", "a b ", "ab", "c. ", "c", "é\u0301", "…", "...", "# ", "- ", "• ", ".", "!",
+    "\n", "\n\n",
+        "\r\n", "\u2028", "\0", " ", "\u00a0", "🙂", "北京。", "[1]", "[edit]", "[citation needed]",
+        "{", "JavaScript ",
+        "Lorem ipsum ", "Use cooKies ", "x" * 1001, "One two three four. ", "Five six seven eight "
+                                                                            "nine. ",
         '"', "'"]  # fmt: skip
 any_text = st.lists(st.sampled_from(SOME), max_size=40).map("".join) | st.text(max_size=30)
 any_texts = st.lists(any_text, max_size=6)
@@ -260,9 +263,12 @@ GOPHER = GopherQuality(min_doc_words=1, min_stop_words=0)
     ("block", "kept", "dropped", "reason"),
     [
         (GopherRepetition(), "a", "", "empty"),
-        (PIECES, "\n\n".join(LINES[:7] + ["a"] * 4), "\n\n".join(LINES[:6] + ["a"] * 5), "dup_para_frac"),
-        (PIECES, "\n\n".join(LINES + LINES[:2]), "\n\n".join(LINES + LINES[:3]), "dup_para_char_frac"),
-        (PIECES, "\n".join(LINES[:7] + ["a"] * 4), "\n".join(LINES[:6] + ["a"] * 5), "dup_line_frac"),
+        (PIECES, "\n\n".join(LINES[:7] + ["a"] * 4), "\n\n".join(LINES[:6] + ["a"] * 5),
+            "dup_para_frac"),
+        (PIECES, "\n\n".join(LINES + LINES[:2]), "\n\n".join(LINES + LINES[:3]),
+            "dup_para_char_frac"),
+        (PIECES, "\n".join(LINES[:7] + ["a"] * 4), "\n".join(LINES[:6] + ["a"] * 5),
+            "dup_line_frac"),
         (PIECES, "\n".join(LINES + LINES[:2]), "\n".join(LINES + LINES[:3]), "dup_line_char_frac"),
         (GopherQuality(), prose(words=100), prose(words=40), "gopher_short_doc"),
         (GopherQuality(), prose(words=100_000), prose(words=100_004), "gopher_long_doc"),
@@ -271,9 +277,12 @@ GOPHER = GopherQuality(min_doc_words=1, min_stop_words=0)
         (GOPHER, "# " + "word " * 9, "# " + "word " * 8, "gopher_too_many_hashes"),
         (GOPHER, "... " + "word " * 9, "... " + "word " * 8, "gopher_too_many_ellipsis"),
         (GOPHER, LINES[0] + 9 * BULLET, LINES[0] + 10 * BULLET, "gopher_too_many_bullets"),
-        (GOPHER, 7 * NORMAL + 3 * TRAILING, 6 * NORMAL + 3 * TRAILING, "gopher_too_many_end_ellipsis"),
-        (GOPHER, "word " * 8 + "1234 " * 2, "word " * 7 + "1234 " * 2, "gopher_below_alpha_threshold"),
-        (GopherQuality(min_doc_words=1), "the words with", "the words the", "gopher_enough_stop_words"),
+        (GOPHER, 7 * NORMAL + 3 * TRAILING, 6 * NORMAL + 3 * TRAILING,
+            "gopher_too_many_end_ellipsis"),
+        (GOPHER, "word " * 8 + "1234 " * 2, "word " * 7 + "1234 " * 2,
+            "gopher_below_alpha_threshold"),
+        (GopherQuality(min_doc_words=1), "the words with", "the words the",
+            "gopher_enough_stop_words"),
         (FineWebQuality(), "x" * 31 + ".", "x" * 32, "line_punct_ratio"),
         (FineWebQuality(), "x" * 30 + ".", "x" * 29 + ".", "short_line_ratio"),
         (FineWebQuality(), "\n".join(LINES), "\n".join([*LINES, LINES[0]]), "char_dup_ratio"),
@@ -312,7 +321,8 @@ def test_the_default_keeps_paragraphs_of_any_language() -> None:
 
 
 def test_limits_are_those_of_the_language() -> None:
-    """FineWeb-2 allows Portuguese pages 0.371 of a most frequent pair of words, Spanish ones 0.156."""
+    """FineWeb-2 allows Portuguese pages 0.371 of a most frequent pair of words, Spanish ones
+    0.156."""
     words_once = [f"palavra{i}" for i in range(12)]
     text = " ".join(f"aaaa bbbb {word} x{word}" for word in words_once)
     block = GopherRepetition(dup_n_grams=((5, 1.0),), top_n_grams=((2, 0.2),), by_language=True)
@@ -364,8 +374,10 @@ def test_none_switches_a_rule_off() -> None:
 
 
 def test_c4_edits_kept_documents_and_leaves_dropped_ones() -> None:
-    lines = ["  First line[1] stays here.[citation needed] ", "no end", "Too short.", "Enable JavaScript to see this.",
-             "See our Privacy Policy for more.", "Last line is this one!", "x" * 1001 + " is too long."]  # fmt: skip
+    lines = ["  First line[1] stays here.[citation needed] ", "no end", "Too short.",
+        "Enable JavaScript to see this.",
+             "See our Privacy Policy for more.", "Last line is this one!",
+             "x" * 1001 + " is too long."]  # fmt: skip
     table = documents(
         ["\r\n".join(lines), "One line alone.", "Lorem Ipsum is here.", "A { is in here."]
     )
@@ -375,7 +387,8 @@ def test_c4_edits_kept_documents_and_leaves_dropped_ones() -> None:
         *table["text"].to_pylist()[1:],
     ]
     assert done["dropped"].to_pylist() == [
-        None, "c4_quality: too_few_sentences", "c4_quality: lorem_ipsum", "c4_quality: curly_bracket",
+        None, "c4_quality: too_few_sentences", "c4_quality: "
+                                               "lorem_ipsum", "c4_quality: curly_bracket",
     ]  # fmt: skip
 
 
@@ -436,7 +449,8 @@ def test_kernels_stay_in_bounds_on_any_bytes(tmp_path: Path) -> None:
 
 
 def fuzz() -> None:
-    """Run every kernel on random bytes and on pieces of `SOME`, whole and cut in the middle of characters."""
+    """Run every kernel on random bytes and on pieces of `SOME`, whole and cut in the middle of
+    characters."""
     import numba
 
     from lit_llm.corpus.kernels.utf8 import from_buffers

@@ -85,7 +85,8 @@ def test_several_codings_and_headers() -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        TEXT, b"10 ways to cook rice\n" + TEXT, b"A\n" + TEXT, b"", b"5\r\nabc", b"ff", b"12\nlines",
+        TEXT, b"10 ways to cook rice\n" + TEXT, b"A\n" + TEXT, b"", b"5\r\nabc", b"ff",
+        b"12\nlines",
         b"0\n",
     ],
 )  # fmt: skip

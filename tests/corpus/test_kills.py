@@ -1,4 +1,5 @@
-"""Builds killed at random moments, with all their processes, and run again: nothing differs, nothing is lost."""
+"""Builds killed at random moments, with all their processes, and run again: nothing differs,
+nothing is lost."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def server(wanted: CorpusConfig, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 def content(corpus: Path) -> dict[str, str]:
-    """Every file of a corpus by the digest of its bytes; of the card what does not depend on the clock."""
+    """Every file of a corpus by the digest of its bytes; of the card what does not depend on the
+    clock."""
     found = {}
     for file in corpus.rglob("*"):
         name = file.relative_to(corpus)
@@ -69,7 +71,8 @@ def half_done(corpus: Path) -> bool:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """In memory where that is a folder: a kill does not ask what is on the disk, but a hundred fsyncs a build wait."""
+    """In memory where that is a folder: a kill does not ask what is on the disk, but a hundred
+    fsyncs a build wait."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(
         dir=memory if os.access(memory, os.W_OK) else tmp_path
@@ -84,7 +87,8 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 def test_killed_at_random_moments_and_run_again(
     server: BuildServer, wanted: CorpusConfig, folder: Path, workers: int, kills: int
 ) -> None:
-    """Every other build takes the place of a corpus with other settings, which stays whole until it does."""
+    """Every other build takes the place of a corpus with other settings, which stays whole until it
+    does."""
     parallel = dataclasses.replace(wanted, workers=workers)
     seconds = server.build(parallel, folder / "whole")
     expected = content(folder / "whole")

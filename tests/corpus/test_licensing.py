@@ -42,7 +42,8 @@ WRITTEN = {
     "MIT OR Apache-2.0": "MIT OR Apache-2.0",
     "MIT/Apache-2.0": "MIT OR Apache-2.0",
     "(mit or apache 2.0) and BSD-3-Clause": "(MIT OR Apache-2.0) AND BSD-3-Clause",
-    "GPL-2.0-or-later WITH Classpath-exception-2.0": "GPL-2.0-or-later WITH Classpath-exception-2.0",
+    "GPL-2.0-or-later WITH Classpath-exception-2.0": "GPL-2.0-or-later WITH "
+    "Classpath-exception-2.0",
     "Unlicense": "Unlicense",
     "CC-BY-4.0 AND GPL-3.0-only": "CC-BY-4.0 AND GPL-3.0-only",
     "CC BY 4.0 non-commercial": "CC-BY-NC-4.0",
@@ -111,39 +112,53 @@ def test_one_side_of_or_both_of_and() -> None:
 
 
 DECLARED = {
-    "# SPDX-License-Identifier: GPL-2.0-only WITH Linux-syscall-note\nint x;": "GPL-2.0-only WITH Linux-syscall-note",
+    "# SPDX-License-Identifier: GPL-2.0-only WITH Linux-syscall-note\nint x;": "GPL-2.0-only WITH "
+    "Linux-syscall-note",
     "/* SPDX-License-Identifier: MIT */": "MIT",
     "<!-- SPDX-License-Identifier: CC-BY-4.0 -->": "CC-BY-4.0",
-    '# Licensed under the Apache License, Version 2.0 (the "License");\n# you may not use': "Apache-2.0",
-    " * Permission is hereby granted, free of charge, to any person\n * obtaining a copy of this software": "MIT",
-    "// Redistribution and use in source and binary forms, with or without\n// modification": "BSD-2-Clause",
-    "Redistribution and use in source and binary forms ... Neither the name of the copyright holder": "BSD-3-Clause",
-    "# it under the terms of the GNU General Public License as published by\n# the Free Software Foundation, either "
+    '# Licensed under the Apache License, Version 2.0 (the "License");\n# you may not '
+    "use": "Apache-2.0",
+    " * Permission is hereby granted, free of charge, to any person\n * obtaining a copy of this "
+    "software": "MIT",
+    "// Redistribution and use in source and binary forms, with or without\n// "
+    "modification": "BSD-2-Clause",
+    "Redistribution and use in source and binary forms ... Neither the name of the copyright "
+    "holder": "BSD-3-Clause",
+    "# it under the terms of the GNU General Public License as published by\n# the Free Software "
+    "Foundation, either "
     "version 3 of the License, or\n# (at your option) any later version.": "GPL-3.0-or-later",
-    "GNU Lesser General Public License as published by the FSF; version 2.1 of the License.": "LGPL-2.1-only",
-    "This Source Code Form is subject to the terms of the Mozilla Public License, v. 2.0.": "MPL-2.0",
+    "GNU Lesser General Public License as published by the FSF; version 2.1 of the "
+    "License.": "LGPL-2.1-only",
+    "This Source Code Form is subject to the terms of the Mozilla Public License, v. "
+    "2.0.": "MPL-2.0",
     "Text is at https://creativecommons.org/licenses/by-sa/3.0/ since": "CC-BY-SA-3.0",
     "Text: https://creativecommons.org/licenses/by/4.0/ images: "
     "https://creativecommons.org/licenses/by-nc/4.0/": "CC-BY-4.0 AND CC-BY-NC-4.0",
     "This work is licensed under CC BY-NC 4.0.": "CC-BY-NC-4.0",
-    "This article is distributed under the terms of the Creative Commons Attribution 4.0 International License "
+    "This article is distributed under the terms of the Creative Commons Attribution 4.0 "
+    "International License "
     "(http://creativecommons.org/licenses/by/4.0/), which permits unrestricted use": "CC-BY-4.0",
     "This file is licensed under CC BY 4.0 for non-commercial use.": UNRECOGNISED,
     "Linux is licensed under the GPL.": None,
     "def f(): ...": None,
     "SPDX-License-Identifier: Secret-Sauce": UNRECOGNISED,
-    "# SPDX-License-Identifier: MIT\n# SPDX-License-Identifier: GPL-3.0-only\n": "MIT AND GPL-3.0-only",
+    "# SPDX-License-Identifier: MIT\n# SPDX-License-Identifier: "
+    "GPL-3.0-only\n": "MIT AND GPL-3.0-only",
     "// SPDX-License-Identifier: MIT\n// SPDX-License-Identifier: Secret\n": UNRECOGNISED,
-    '"Commons Clause" License Condition v1.0\nLicensed under the Apache License, Version 2.0': "Apache-2.0 AND "
-    "LicenseRef-Commons-Clause",
-    "Permission is hereby granted, free of charge, to any person obtaining a copy ... The Software shall be used for "
+    '"Commons Clause" License Condition v1.0\nLicensed under the Apache License, Version '
+    "2.0": "Apache-2.0 AND LicenseRef-Commons-Clause",
+    "Permission is hereby granted, free of charge, to any person obtaining a copy ... The "
+    "Software shall be used for "
     "Good, not Evil.": "MIT AND JSON",
-    "Permission is hereby granted, free of charge, to any person obtaining a copy for non-commercial use": UNRECOGNISED,
-    "Mozilla Public License Version 2.0 ... 'Secondary License' means the GNU Affero General Public License, "
+    "Permission is hereby granted, free of charge, to any person obtaining a copy for "
+    "non-commercial use": UNRECOGNISED,
+    "Mozilla Public License Version 2.0 ... 'Secondary License' means the GNU Affero General "
+    "Public License, "
     "Version 3.0. Mozilla Public License, v. 2.0": "MPL-2.0",
     "Business Source License 1.1": "BUSL-1.1",
     "LLAMA 3 COMMUNITY LICENSE AGREEMENT": UNRECOGNISED,
-    "Redistribution and use in source and binary forms. This file is also under the terms of the GNU General Public "
+    "Redistribution and use in source and binary forms. This file is also under the terms of the "
+    "GNU General Public "
     "License version 2": "BSD-2-Clause AND GPL-2.0-only",
 }
 

@@ -1,4 +1,5 @@
-"""The command on a small messy folder with planted truth: every goal of benchmarks/corpus_truth.py is met."""
+"""The command on a small messy folder with planted truth: every goal of benchmarks/corpus_truth.py
+is met."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Opt-outs: domains with what is below them, addresses, files of them, flags of robots and text-and-data mining."""
+"""Opt-outs: domains with what is below them, addresses, files of them, flags of robots and
+text-and-data mining."""
 
 from __future__ import annotations
 

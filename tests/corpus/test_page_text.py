@@ -1,4 +1,5 @@
-"""What extraction must not lose of a page: a set of pages with the text that a reader sees, and its recall."""
+"""What extraction must not lose of a page: a set of pages with the text that a reader sees, and its
+recall."""
 
 from __future__ import annotations
 
@@ -13,8 +14,10 @@ from lit_llm.corpus.reading.formulae import with_formulae
 
 AROUND = [
     "<p>{}</p>",
-    "<!DOCTYPE html><html><body><div><div><div><main><article><p>{lead}</p>{}</article></main></div></div></div>",
-    '<div id="page"><nav><a href="/">Home</a></nav><div class="text"><p>{lead}</p><section>{}</section></div></div>',
+    "<!DOCTYPE html><html><body><div><div><div><main><article><p>{lead}</p>{}</article></main>"
+    "</div></div></div>",
+    '<div id="page"><nav><a href="/">Home</a></nav><div '
+    'class="text"><p>{lead}</p><section>{}</section></div></div>',
 ]
 LEAD = (
     "What stands before is long enough that links in it are no menu, as on any page of text. " * 3
@@ -31,16 +34,19 @@ LOST = [
     ("<i>ก</i><i>한</i><i>अ</i><i>→</i><i>ﷺ</i>", "ก한अ→ﷺ"),
     ("x <sup>①</sup> y", "x ① y"),
     ("<table><tr><td>是<td>否</table>", "是 否"),
-    ("<ul><li>一</li><li>二</li><li>three and more words</li></ul>", "• 一 • 二 • three and more words"),
+    ("<ul><li>一</li><li>二</li><li>three and more words</li></ul>", "• 一 • 二 • three and more "
+                                                                   "words"),
     ("On <time datetime='2020-05-03'>3 May 2020</time> it rained.", "On 3 May 2020 it rained."),
     ("It rained <em>on <time>3 May</time></em>.", "It rained on 3 May."),
     ("From <time>9:00</time>-<time>17:00</time> daily", "From 9:00-17:00 daily"),
     ("<table><tr><th><time>1914</time><td>War begins</table>", "1914 War begins"),
     ("<dl><dt><time>1914</time></dt><dd>War begins</dd></dl>", "1914 War begins"),
     ("<h2><time>1914</time></h2>", "1914"),
-    ("<figure><table><tr><td>a<td>b</table><figcaption>Table 1</figcaption></figure>", "a b Table 1"),
+    ("<figure><table><tr><td>a<td>b</table><figcaption>Table "
+     "1</figcaption></figure>", "a b Table 1"),
     ("<figure><figcaption>Listing</figcaption><pre>x = 1\n  y</pre></figure>", "Listing x = 1 y"),
-    ("<figure><blockquote><p>To be</p></blockquote><figcaption>Will</figcaption></figure>", "To be Will"),
+    ("<figure><blockquote><p>To "
+     "be</p></blockquote><figcaption>Will</figcaption></figure>", "To be Will"),
     ("<figure><div><ol><li>one</li></ol></div></figure>", "one"),
     ("<figure><figure><code>f(x)</code></figure></figure>", "f(x)"),
     ('<table class="l" role="presentation"><tr><td>laid out</table>', "laid out"),
@@ -52,16 +58,19 @@ LOST = [
     ("<fieldset><legend class='a'>Part one</legend>It begins.</fieldset>", "Part one It begins."),
     ('says <span itemprop="author">Ann Lee</span> today', "says Ann Lee today"),
     ('at <a itemprop="url" href="/x">this place</a> too', "at this place too"),
-    ("so <math><mi>x</mi><mo>=</mo><mfrac><mn>1</mn><mn>2</mn></mfrac></math>!", r"so $x=\frac{1}{2}$!"),
+    ("so <math><mi>x</mi><mo>=</mo><mfrac><mn>1</mn><mn>2</mn></mfrac></math>!",
+        r"so $x=\frac{1}{2}$!"),
     ("<math display='block'><msup><mi>e</mi><mi>x</mi></msup></math>", "$$e^{x}$$"),
     ("<math><mi>\u03b1</mi></math>", "$\u03b1$"),
     (
-        "a <math alttext='\\alpha'><semantics><mi>\u03b1</mi><annotation encoding='application/x-tex'>\\alpha"
+        "a <math alttext='\\alpha'><semantics><mi>\u03b1</mi><annotation "
+        "encoding='application/x-tex'>\\alpha"
         "</annotation></semantics></math> b",
         r"a $\alpha$ b",
     ),
     (
-        '<span class="m"><span style="display: none;"><math alttext="{\\displaystyle E=mc^{2}}"><mi>E</mi>'
+        '<span class="m"><span style="display: none;"><math alttext="{\\displaystyle '
+        'E=mc^{2}}"><mi>E</mi>'
         "</math></span><img alt='no'></span> holds",
         "$E=mc^{2}$ holds",
     ),
@@ -89,7 +98,8 @@ def test_recall_of_a_set_of_pages() -> None:
         ("<p>Title<a class=headerlink>¶</a></p>", "Title"),
         ("<p>go <i>\ue001</i><i>&#xe001;</i>on", "go on"),
         ("<p>a<td>\u3000</td>b", "a\u3000b"),
-        ("<h1>News</h1><div>By Ann</div><div><time>3 May</time></div><p>It rained.", "News By Ann It rained."),
+        ("<h1>News</h1><div>By Ann</div><div><time>3 May</time></div><p>It "
+         "rained.", "News By Ann It rained."),
         ("<figure><a href=x><img alt=q></a><figcaption>A cat</figcaption></figure><p>x", "x"),
         ("<figure><svg><text>q</text></svg></figure><p>x", "x"),
         ("<p>x\ufdd0y", "xy"),
@@ -131,7 +141,10 @@ def test_mathml_as_tex() -> None:
     assert tex("<mfrac><mi>a</mi></mfrac><mphantom>q</mphantom><mspace></mspace>") == "$a$"
     assert tex("<mrow>" * 300 + "<mi>x</mi>" + "</mrow>" * 300) == "$x$"
     assert tex("") == ""
-    page = '<span class="MJX_Assistive_MathML"><math><mi>x</mi></math></span><script type="math/tex">x</script>'
+    page = (
+        '<span class="MJX_Assistive_MathML"><math><mi>x</mi></math></span><script '
+        'type="math/tex">x</script>'
+    )
     assert seen(main_text(page)) == "$x$"
 
 
@@ -154,7 +167,8 @@ BOMBS = {
     "page too complex: more than 1,000,000,000 bytes times their depth": [
         "<div>" * 400 + "x" * 3_000_000
     ],
-    "page too complex: more than 10,000,000 list levels": ["<ul><li>x" * 10_000, "<ul></ul>" * 50_001],
+    "page too complex: more than 10,000,000 list levels": ["<ul><li>x" * 10_000,
+        "<ul></ul>" * 50_001],
 }  # fmt: skip
 
 

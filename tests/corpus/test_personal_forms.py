@@ -1,4 +1,5 @@
-"""Forms of personal data, and the look-alikes that must stay: tables, coordinates, units, postal codes."""
+"""Forms of personal data, and the look-alikes that must stay: tables, coordinates, units, postal
+codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Builds of a messy folder, end to end: what is kept and dropped, resuming, and that the machine changes nothing."""
+"""Builds of a messy folder, end to end: what is kept and dropped, resuming, and that the machine
+changes nothing."""
 
 from __future__ import annotations
 
@@ -27,8 +28,10 @@ from lit_llm.corpus.storage.store import Store
 from lit_llm.errors import UserError
 
 PROSE = (
-    "the river of a small town that people have long known with its old bridge and market where every morning "
-    "farmers be found to sell bread apples honey wool glass paper letters stories songs maps lamps boats"
+    "the river of a small town that people have long known with its old bridge and market where "
+    "every morning "
+    "farmers be found to sell bread apples honey wool glass paper letters stories songs maps "
+    "lamps boats"
 )
 WORDS = PROSE.split()
 OWLS = "seven wise owls counted forty green lanterns upon a frozen lake at dusk"
@@ -139,7 +142,8 @@ def test_shards_hold_the_documents_in_order(built: Corpus) -> None:
             row["text"] for row in mine
         ]
         assert built.datacard["splits"][split]["messy"] == {
-            "documents": len(mine), "bytes": sum(row["bytes"] for row in mine), "tokens": len(stream),
+            "documents": len(mine), "bytes": sum(row["bytes"] for row in mine),
+            "tokens": len(stream),
         }  # fmt: skip
         assert len(stream) == sum(row["tokens"] for row in mine)
 
@@ -181,7 +185,8 @@ def test_the_card_counts(built: Corpus) -> None:
     ids=["one by one", "processes", "threads"],
 )
 def test_parts_and_workers_do_not_change_the_result(
-    built: Corpus, messy: Path, evaluation_set: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    built: Corpus, messy: Path, evaluation_set: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     settings: dict[str, Any], few: int,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(pipeline_module, "_FEW_BYTES", few)

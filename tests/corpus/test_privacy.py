@@ -299,12 +299,18 @@ def test_a_number_with_a_date_of_birth_is_no_old_card() -> None:
 
 def test_numbers_of_arithmetic_are_nobodys() -> None:
     """Each was taken for a number to call or to pay with, in CPython's tests of decimal."""
-    text = "1e+2147483649, 3.05550054E+954242508, rescale +35236450.6 -2, +932 -281253953 = #2238000000000000"
+    text = (
+        "1e+2147483649, 3.05550054E+954242508, rescale +35236450.6 -2, +932 -281253953 = "
+        "#2238000000000000"
+    )
     assert RedactPII().texts([text]) == [text]
 
 
 def test_secrets_and_forms_to_fill_in() -> None:
-    cut = "-----BEGIN RSA PRIVATE KEY-----\nMIIBOgIBAAJBAKj34GkxFhD90vcNLYLInFEX6Ppy1tPf9Cnzj4p4WGeKLs1Pt8Qu"
+    cut = (
+        "-----BEGIN RSA PRIVATE "
+        "KEY-----\nMIIBOgIBAAJBAKj34GkxFhD90vcNLYLInFEX6Ppy1tPf9Cnzj4p4WGeKLs1Pt8Qu"
+    )
     assert RedactPII().texts([cut]) == ["<SECRET>"]
     form = "ghp_" + "x" * 36 + " postgres://user:password@host/db https://u:${PW}@h.org"
     assert "<SECRET>" not in RedactPII().texts([form])[0]

@@ -1,4 +1,5 @@
-"""Licences of rows wherever corpora keep them, and of texts that name their own: a source replaces neither."""
+"""Licences of rows wherever corpora keep them, and of texts that name their own: a source replaces
+neither."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Addresses of rows wherever well-known corpora keep them: opt-out and removal by domain find them."""
+"""Addresses of rows wherever well-known corpora keep them: opt-out and removal by domain find
+them."""
 
 from __future__ import annotations
 

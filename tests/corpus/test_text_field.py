@@ -1,4 +1,5 @@
-"""Rows whose text is in another field, files that are left out, and messages in the words of the verb that runs."""
+"""Rows whose text is in another field, files that are left out, and messages in the words of the
+verb that runs."""
 
 from __future__ import annotations
 

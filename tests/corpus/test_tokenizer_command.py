@@ -1,4 +1,5 @@
-"""``lit_llm tokenizer``: trained on the build's sample to the byte, and measured as `tokenizers` itself counts."""
+"""``lit_llm tokenizer``: trained on the build's sample to the byte, and measured as `tokenizers`
+itself counts."""
 
 from __future__ import annotations
 
@@ -116,8 +117,9 @@ def test_the_sample_has_the_shares_of_the_mixture_and_no_validation_text(corpus:
     sample = training_sample(corpus)
     weights = {"english": 4 ** (1 / 1.5), "others": 1.0}
     sizes = {
-        name: sum(split[name]["bytes"] for split in corpus.datacard["splits"].values()) for name in sample.rates
-    }  # fmt: skip
+        name: sum(split[name]["bytes"] for split in corpus.datacard["splits"].values())
+        for name in sample.rates
+    }
     total = sum(sizes.values())
     for name, rate in sample.rates.items():
         assert rate == pytest.approx(
@@ -256,7 +258,8 @@ def test_the_card_has_the_same_counts(corpus: Corpus) -> None:
 def test_pieces_of_characters_and_unknown_tokens() -> None:
     bytes_alone = Tokenizer.train(["a b"], 260)
     spec = {
-        "version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": None, "decoder": None,
+        "version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": None,
+        "decoder": None,
         "model": {"type": "WordLevel", "vocab": {"[UNK]": 0, "ab": 1}, "unk_token": "[UNK]"},
     }  # fmt: skip
     words = Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(spec)))
@@ -268,7 +271,8 @@ def test_pieces_of_characters_and_unknown_tokens() -> None:
         said["language"][name]["tokenizers"]["bytes"]["character_pieces"] for name in ("en", "ja")
     ] == [0, 1]
     assert said["all"]["tokenizers"]["bytes"] == {
-        "tokens": 4, "bytes_per_token": 1.0, "tokens_per_word": 2.0, "character_pieces": 0.5, "unknown": 0.0,
+        "tokens": 4, "bytes_per_token": 1.0, "tokens_per_word": 2.0, "character_pieces": 0.5,
+        "unknown": 0.0,
     }  # fmt: skip
     assert (
         said["all"]["tokenizers"]["words"]["unknown"] == 0.5
@@ -301,7 +305,8 @@ def test_counts_do_not_depend_on_the_tables(corpus: Corpus, rows: list[str], at:
 
 
 class Known:
-    """Stands for a published tokenizer, whose file is too large to keep here: its size, and its ids of the probe."""
+    """Stands for a published tokenizer, whose file is too large to keep here: its size, and its ids
+    of the probe."""
 
     def __init__(self, vocab_size: int, ids: list[int]) -> None:
         self.vocab_size, self.ids = vocab_size, ids

@@ -50,8 +50,14 @@ def test_a_warc_that_is_compressed_as_one(tmp_path: Path) -> None:
 
 
 def test_what_servers_say(tmp_path: Path) -> None:
-    html = "<html><head><meta name='robots' content='noarchive'></head><body><p>Grüße</p></body></html>"
-    plain = b"WARC/1.0\r\nWARC-Type: conversion\r\nWARC-Target-URI: http://w\r\nWARC-Record-ID: <urn:uuid:1>\r\n"
+    html = (
+        "<html><head><meta name='robots' "
+        "content='noarchive'></head><body><p>Grüße</p></body></html>"
+    )
+    plain = (
+        b"WARC/1.0\r\nWARC-Type: conversion\r\nWARC-Target-URI: http://w\r\nWARC-Record-ID: "
+        b"<urn:uuid:1>\r\n"
+    )
     records = [
         response(
             "http://a",
@@ -65,8 +71,8 @@ def test_what_servers_say(tmp_path: Path) -> None:
         response("http://e", b"e", "image/png"),
         response("http://f", gzip.compress(b"<p>f</p>"), headers="Content-Encoding: gzip\r\n"),
         response("http://g", b"<p>" + b"g" * 500),
-        plain
-        + b"WARC-Date: 2026-01-01T00:00:00Z\r\nContent-Type: text/plain\r\nContent-Length: 4\r\n\r\nwet.\r\n\r\n",
+        plain + b"WARC-Date: 2026-01-01T00:00:00Z\r\nContent-Type: text/plain\r\nContent-Length: "
+        b"4\r\n\r\nwet.\r\n\r\n",
     ]
     (tmp_path / "a.warc").write_bytes(b"".join(records))
     found = rows(Source("s", [str(tmp_path)], max_line_bytes=400))

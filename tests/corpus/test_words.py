@@ -1,4 +1,5 @@
-"""The kernels under the filters: text to code points and back, what a character is, words and sentences."""
+"""The kernels under the filters: text to code points and back, what a character is, words and
+sentences."""
 
 from __future__ import annotations
 
@@ -24,7 +25,10 @@ from lit_llm.corpus.kernels.jit import kernel_files
 from lit_llm.corpus.kernels.utf8 import buffers, decode, encode, from_buffers
 from lit_llm.corpus.kernels.words import sentences, split, words
 
-anything = st.text(st.characters(codec="utf-8")) | st.text("ab1 .,-'’:/\n…é!", max_size=40)  # noqa: RUF001
+anything = st.text(st.characters(codec="utf-8")) | st.text(
+    "ab1 .,-'’:/\n…é!",  # noqa: RUF001
+    max_size=40,
+)
 
 
 @settings(deadline=None)

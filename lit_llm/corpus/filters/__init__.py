@@ -1,1 +1,1 @@
-"""Which documents stay and how they are written: quality, language, licence, opt-out, Unicode."""
+"""Filters and Unicode normalisation: quality, language, licence, opt-out."""

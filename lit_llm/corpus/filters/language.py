@@ -1,4 +1,4 @@
-"""Which language a document is in, by CLD2, and which languages are kept.
+"""Identify the language of a document with CLD2, and drop unwanted languages.
 
 IdentifyLanguage(keep=("en", "de"), least_score=0.5)(documents(["..."]))
 """
@@ -18,10 +18,10 @@ from lit_llm.corpus.ranges import check_section
 from lit_llm.errors import UserError
 
 UNKNOWN = "und"  # BCP 47's tag for an undetermined language
-# CLD2 has codes that ISO 639-1 withdrew, and "xx-..." for a script whose language it does not tell.
+# CLD2 uses codes that ISO 639-1 withdrew, and "xx-..." for a script whose language it cannot tell.
 _RENAMED = {"iw": "he", "in": "id", "ji": "yi", "jw": "jv", "mo": "ro", "un": UNKNOWN}
-# ISO 639-3 (639-2 where it differs) and other tags for the detector's languages. Of a macrolanguage's
-# members, those that the detector's tag stands for.
+# Other tags for the detector's languages: ISO 639-3, and 639-2 where it differs. Of a
+# macrolanguage's members, those that the detector's tag stands for are listed.
 _SAME = {
     other: tag
     for tag, others in {
@@ -58,8 +58,10 @@ _CHINESE = {"zh": {"hans", "cn", "sg", "my"}, "zh-Hant": {"hant", "tw", "hk", "m
 _SEVERAL_SCRIPTS = frozenset(
     "az bs kk ks ku ky mn ms pa sd sr tg tk tt ug uz yi zh".split()  # noqa: SIM905
 )
-_SAMPLE = 16_384  # bytes looked at: the share of a language moves little beyond, and huge documents cost no more
-# CLD2 refuses what Unicode does not want interchanged: control characters and noncharacters.
+# Bytes of a document that are looked at: with more, the share of a language changes little, and
+# very large documents would take longer.
+_SAMPLE = 16_384
+# CLD2 refuses characters that Unicode excludes from interchange: control and noncharacters.
 _REFUSED = re.compile(
     "[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f-\x9f\ufdd0-\ufdef"
     + "".join(chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF))
@@ -69,19 +71,20 @@ _REFUSED = re.compile(
 
 @dataclass(frozen=True)
 class IdentifyLanguage(Block):
-    """Set "language" (string, BCP 47; "und": not recognised) and "language_score" (float32, share of the text).
+    """Detect each document's language, and drop documents in unwanted languages.
 
-    A "language" that a source claimed is overwritten by what the text is.
+    Sets "language" (string, BCP 47; "und": not recognised) and "language_score" (float32, share of
+    the text). A "language" that a source claimed is replaced by the detected one.
 
     Attributes:
-        keep: languages to keep, all others are dropped; none given: all. BCP 47 tags or ISO 639-3
-            codes of languages that CLD2 detects, such as "de", "nb" or "fil". "zh" keeps Chinese in
-            both scripts, "zh-Hans" and "zh-Hant" one.
-        least_score: drop where less of the text than this, 0 to 1, is in the language.
+        keep: languages to keep, all others are dropped; empty: all are kept. BCP 47 tags or ISO
+            639-3 codes of languages that CLD2 detects, such as "de", "nb" or "fil". "zh" keeps
+            Chinese in both scripts, "zh-Hans" and "zh-Hant" keep one.
+        least_score: minimum share of the text, 0 to 1, that is in the language.
 
     Raises:
-        UserError: a name in ``keep`` is no language that can be detected, or ``least_score`` no
-            share.
+        UserError: a name in ``keep`` is not a language that CLD2 detects, or ``least_score`` is not
+            between 0 and 1.
     """
 
     name = "identify_language"
@@ -109,10 +112,10 @@ class IdentifyLanguage(Block):
 
 
 def detected_tags(written: str) -> frozenset[str]:
-    """The tags of `identify` that a language somebody wrote stands for.
+    """Return the tags of `identify` for a language as a user writes it.
 
     Raises:
-        UserError: no language that CLD2 detects, or a script or region that it does not tell apart.
+        UserError: CLD2 does not detect the language, or does not distinguish the script or region.
     """
     language, *subtags = re.split("[-_]", written.strip().lower())
     language = _SAME.get(language, language)
@@ -130,7 +133,7 @@ def detected_tags(written: str) -> frozenset[str]:
             f"{(near or ['en'])[0]!r}"
         )
     if len(subtags) == 1 and len(subtags[0]) == 4 and language not in _SEVERAL_SCRIPTS:
-        subtags = []  # "eng_Latn", as FLORES and FineWeb-2 write it
+        subtags = []  # a script, as FLORES and FineWeb-2 write it: "eng_Latn"
     if subtags:
         raise UserError(
             f"language.keep: scripts and regions are not told apart in {written!r}; write "
@@ -141,7 +144,7 @@ def detected_tags(written: str) -> frozenset[str]:
 
 @functools.cache
 def _detected() -> frozenset[str]:
-    """All tags that `identify` can give."""
+    """Return all tags that `identify` can give."""
     import pycld2
 
     codes = [code for name, code in pycld2.LANGUAGES if name in pycld2.DETECTED_LANGUAGES]
@@ -149,21 +152,28 @@ def _detected() -> frozenset[str]:
 
 
 def identify(document: bytes) -> tuple[str, float]:
-    """(BCP 47 tag, share of the text in it) of UTF-8 text; ("und", 0.0) where there is too little to tell."""
+    """Return (BCP 47 tag, share of the text in it) of UTF-8 text.
+
+    If there is too little text to tell: ("und", 0.0).
+    """
     _, code, percent, _ = _first(document)
     tag = UNKNOWN if code.startswith("xx") else _RENAMED.get(code, code)
     return tag, 0.0 if tag == UNKNOWN else percent / 100
 
 
 def likeness(text: str) -> float:
-    """How much the text looks like its main language: CLD2's score, comparable between readings of the same bytes."""
+    """Return CLD2's score of how much the text looks like its main language.
+
+    Scores of different decodings of the same bytes can be compared.
+    """
     return _first(text.encode())[3]
 
 
 def _first(document: bytes) -> tuple[str, str, int, float]:
-    """CLD2's (name, code, per cent, score) of the language that most of UTF-8 text is in."""
+    """Return CLD2's (name, code, per cent, score) of the main language of UTF-8 text."""
     import pycld2
 
+    # The slice may cut a character; decoding and encoding removes the rest of it.
     sample = (
         document
         if len(document) <= _SAMPLE

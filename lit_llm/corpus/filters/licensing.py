@@ -1,4 +1,4 @@
-"""Under which licence a document may be used: what its column, its text or its source says, and who may stay.
+"""Find the licence of each document, and drop documents whose licence is not allowed.
 
 LicenseFilter(allow=("permissive",))(documents(["..."], license=["MIT License"]))
 """
@@ -26,17 +26,18 @@ from lit_llm.corpus.filters.spdx import (
 from lit_llm.errors import UserError
 
 HEAD = 4096
-"""Characters at the start of a document in which a licence is looked for."""
+"""Number of characters at the start of a document that are searched for a licence."""
 
 
 def detect_license(text: str, characters: int = HEAD) -> str | None:
-    """The licence that the first ``characters`` of a source file or document declare.
+    """Return the licence that the first ``characters`` of a source file or document declare.
 
-    Lines with an SPDX-License-Identifier count before the sentences that are found in one licence's
-    text or header alone. Several declared licences are joined by AND.
+    Lines with an SPDX-License-Identifier have priority. Otherwise sentences are searched that occur
+    only in the text or header of one licence. Several declared licences are joined by AND.
 
     Returns:
-        An SPDX expression, `UNRECOGNISED` if what is declared is not known here, None if nothing is.
+        An SPDX expression, `UNRECOGNISED` if the declared licence is not known here, None if no
+        licence is declared.
     """
     head = text[:characters]
     if tags := re.findall(r"SPDX-License-Identifier:[ \t]*([^\n]*)", head):
@@ -53,7 +54,9 @@ def detect_license(text: str, characters: int = HEAD) -> str | None:
 
 
 def _declared(flat: str) -> list[str | None]:
-    """The licences whose sentences are in ``flat``: all permissive ones, and of others the first.
+    """Return the licences whose sentences are in ``flat``.
+
+    These are all permissive licences, and of the others the first one.
 
     The texts of copyleft licences name one another: the MPL's names the GPL as a second choice.
     """
@@ -70,9 +73,13 @@ def _declared(flat: str) -> list[str | None]:
 
 
 def _named(head: str) -> list[str | None]:
-    """The licences under which the text says that it is itself: "This work is licensed under CC BY-NC 4.0"."""
+    """Return the licences that the text states for itself.
+
+    Example: "This work is licensed under CC BY-NC 4.0".
+    """
     found: list[str | None] = []
     for said in _UNDER.finditer(head):
+        # Take the longest sequence of the following words that is the name of a licence.
         words = head[said.end() : said.end() + _NAME_LENGTH].split()
         names = (" ".join(words[:count]).rstrip(".,;:") for count in range(len(words), 0, -1))
         if license := next(filter(None, map(normalize_license, names)), None):
@@ -82,22 +89,22 @@ def _named(head: str) -> list[str | None]:
 
 @dataclass(frozen=True)
 class LicenseFilter(Block):
-    """Make "license" SPDX expressions, filled in where it is missing, and drop what is not allowed.
+    """Turn "license" into SPDX expressions, fill missing ones, and drop what is not allowed.
 
-    A document's own column counts first, then what its text declares, then its source's licence. A
-    licence that is named but not recognised is not replaced by the next of these.
+    The document's own column has priority, then what its text declares, then its source's licence.
+    A licence that is named but not recognised is not replaced by the next of these.
 
     Attributes:
-        allow: SPDX identifiers, or groups: permissive (public domain too), copyleft, noncommercial,
-            noderivatives, restricted (BUSL, SSPL, Commons Clause).
-        sources: licence of the documents of a source that say nothing themselves; "*" for every
+        allow: SPDX identifiers, or groups: permissive (including public domain), copyleft,
+            noncommercial, noderivatives, restricted (BUSL, SSPL, Commons Clause).
+        sources: source -> licence of its documents that declare none themselves; "*" is for every
             other source.
-        keep_unknown: keep documents whose licence is not known or not recognised ("license" is null
-            then).
-        detect: look for a licence in the text.
+        keep_unknown: keep documents whose licence is not known or not recognised (their "license"
+            is null).
+        detect: search the text for a licence.
 
     Raises:
-        UserError: a name in ``allow`` or ``sources`` is no licence known here.
+        UserError: a name in ``allow`` or ``sources`` is not a licence known here.
     """
 
     name = "license"
@@ -111,7 +118,8 @@ class LicenseFilter(Block):
         for source, written in self.sources.items():
             if normalize_license(written) is None:
                 raise UserError(
-                    f"license.sources.{source}: {written!r} is no licence known here; write an SPDX identifier"
+                    f"license.sources.{source}: {written!r} is no licence known here; write an "
+                    f"SPDX identifier"
                 )
 
     def apply(self, table: pa.Table) -> pa.Table:
@@ -143,12 +151,14 @@ class LicenseFilter(Block):
         return self.drop(with_column(table, "license", spdx), reasons)
 
     def _allowed(self) -> frozenset[str]:
+        """Return the SPDX identifiers of ``allow``."""
         allowed: set[str] = set()
         for name in self.allow:
             one = single_license(name)
             if name not in GROUPS and one is None:
                 raise UserError(
-                    f"license.allow: {name!r} is no licence known here; groups are {', '.join(GROUPS)}"
+                    f"license.allow: {name!r} is no licence known here; groups are "
+                    f"{', '.join(GROUPS)}"
                 )
             allowed |= GROUPS[name] if name in GROUPS else {str(one)}
         return frozenset(allowed)
@@ -188,7 +198,8 @@ _SENTENCES: tuple[tuple[str, str | Callable[[re.Match[str], str], str | None]], 
     (r"elastic license 2\.0", "Elastic-2.0"),
     (r"\bopen ?rail\b|responsible ai license|\bcommunity license agreement", UNRECOGNISED),
     (
-        r"permission to use, copy, modify, and (?:or )?distribute this software for any purpose with or without fee",
+        r"permission to use, copy, modify, and (?:or )?distribute this software for any purpose "
+        r"with or without fee",
         "ISC",
     ),
     (r"this is free and unencumbered software released into the public domain", "Unlicense"),
@@ -199,16 +210,18 @@ _SENTENCES: tuple[tuple[str, str | Callable[[re.Match[str], str], str | None]], 
     ),
 )
 
-# A text that speaks of itself, not of a program that it is about.
+# A statement of a text about itself, not about a program that it describes.
 _UNDER = re.compile(
-    r"(?:\bthis (?:\w+[ \t]+){1,4}?(?:is|are)|\b(?:content|text|material)s?\s+(?:of|on|in) this \w+ (?:is|are)"
-    r"|(?:^|\n)[ \t#*/;%>-]*)[ \t]*(?:(?:made )?available|distributed|licen[sc]ed|published|released)\s+under\s+"
+    r"(?:\bthis (?:\w+[ \t]+){1,4}?(?:is|are)|\b(?:content|text|material)s?\s+(?:of|on|in) this "
+    r"\w+ (?:is|are)"
+    r"|(?:^|\n)[ \t#*/;%>-]*)[ \t]*(?:(?:made "
+    r")?available|distributed|licen[sc]ed|published|released)\s+under\s+"
     r"(?:the\s+terms\s+of\s+)?(?:(?:the|an?)\s+)?",
     re.I,
 )
-_NAME_LENGTH = 160  # characters of a licence's name, and more
+_NAME_LENGTH = 160  # characters after the statement in which the licence's name is searched
 
-# What takes rights away from a licence that stands beside it.
+# Statements that restrict the rights given by a licence in the same text.
 _RIDERS = (
     (r"\bcommons clause\b", COMMONS_CLAUSE),
     (r"shall be used for good,? not evil", "JSON"),

@@ -1,9 +1,9 @@
-"""One spelling for the same text: Unicode NFC, mojibake undone, no stray control characters, tidy white space.
+"""Normalise text: Unicode NFC, repair of mojibake, no stray control characters, tidy white space.
 
     Normalize().texts(["cafÃ©\\r\\n"])  # ["café\\n"]
 
-Most text needs nothing. One scan by RE2 over Arrow's buffers finds the documents that might; pure ASCII that passes it
-is done, the rest are asked whether they are NFC already.
+Most text needs no change. One scan by RE2 over Arrow's buffers finds the documents that might need
+one. Pure ASCII without a match is done; other documents are checked for NFC.
 """
 
 from __future__ import annotations
@@ -22,20 +22,27 @@ from lit_llm.corpus.block import Block, replaced, texts, with_column
 
 _LINE_ENDS = re.compile("\r\n?|[\u0085\u2028\u2029]")
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f]")
-# Nothing to read: byte order marks, soft hyphens, word joiners, invisible operators, bidirectional embeddings and
-# overrides (which can also show a text in another order than it has), annotation anchors.
+# Characters without meaning for a reader: byte order marks, soft hyphens, word joiners, invisible
+# operators, bidirectional embeddings and overrides (which can also show text in another order than
+# it is stored), annotation anchors.
 _INVISIBLE = re.compile("[\ufeff\u00ad\u2060-\u2064\u202a-\u202e\u2066-\u2069\ufff9-\ufffb]")
-# A joiner after a letter of a script that joins, or after an emoji, makes another word or picture; after Latin, Greek
-# and Cyrillic it does nothing. South-East Asian scripts part words by zero-width spaces.
+# A joiner changes the word or picture after a letter of a joining script or after an emoji. After
+# Latin, Greek and Cyrillic letters it has no effect. South-East Asian scripts separate words by
+# zero-width spaces, so these stay after their letters.
 _JOINERS = re.compile("(?:^|(?<=[\x00-\u058f\u2000-\u200b]))[\u200c\u200d]+", re.M)
 _ZERO_WIDTH_SPACES = re.compile(
     "(?:^|(?<=[^\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]))\u200b+", re.M
 )
-_BLANKS = " \t\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
+_BLANKS = (
+    " \t\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\u202f\u205f\u3000"
+)
 _BLANK_LINES = re.compile("\n{3,}")
-# What any of these touches, for RE2; non-ASCII white space only where it is trailing.
+# Pattern for RE2 of all characters that the patterns above may change. White space beyond ASCII
+# counts only at the end of a line.
 _DIRTY = (
-    r"[\x00-\x08\x0e-\x1f\x7f-\x{9f}\x{ad}\x{feff}\x{2060}-\x{2064}\x{202a}-\x{202e}\x{2066}-\x{2069}\x{fff9}-\x{fffb}"
+    r"[\x00-\x08\x0e-\x1f\x7f-\x{9f}\x{ad}\x{feff}\x{2060}-\x{2064}\x{202a}-\x{202e}"
+    r"\x{2066}-\x{2069}\x{fff9}-\x{fffb}"
     r"\r\x{2028}\x{2029}\x{200b}-\x{200d}]"
 )
 _TRAILING = r"[ \t\x{a0}\x{1680}\x{2000}-\x{200a}\x{202f}\x{205f}\x{3000}](?:\n|\z)"
@@ -44,10 +51,10 @@ _UNTIDY = rf"|[\v\f]|{_TRAILING}|\A\n|\n\n\n|\n\n\z"
 
 @dataclass(frozen=True)
 class Normalize(Block):
-    """Rewrite "text" in one spelling; what is so already stays the same array. Twice changes nothing.
+    """Normalise "text". Normalised documents do not change; if all are, the array is the same.
 
     Attributes:
-        code: leave white space alone but for line ends, as a source file means it.
+        code: keep white space as it is, except line ends, because it has a meaning in source code.
     """
 
     name = "normalize"
@@ -71,7 +78,10 @@ class Normalize(Block):
         return with_column(table, "text", replaced(text, rows, values))
 
     def normalize(self, text: str) -> str:
-        """One text, normalised. What is taken out can join what stood around it, so until nothing changes."""
+        """Normalise one text.
+
+        Removing a character can join its neighbours, so this repeats until nothing changes.
+        """
         while (after := self._once(text)) != text:
             text = after
         return text
@@ -80,7 +90,8 @@ class Normalize(Block):
         text = undo_mojibake(text)
         if not self.code:
             text = text.replace("\v", "\n").replace("\f", "\n")
-        # Python's `re` reads some 10 MB/s of text in which there is nothing; RE2 knows at 250 whether there is.
+        # Python's `re` scans about 10 MB/s even without a match; RE2 finds out at 250 MB/s whether
+        # there is one.
         if _re2(_DIRTY).search(text):
             text = _LINE_ENDS.sub("\n", text)
             for pattern in (_CONTROLS, _INVISIBLE, _ZERO_WIDTH_SPACES, _JOINERS):
@@ -96,9 +107,10 @@ class Normalize(Block):
 
 
 def undo_mojibake(text: str) -> str:
-    """Lines whose letters are another encoding's bytes, read rightly (by ftfy, where its `badness.is_bad` says so).
+    """Repair lines that were decoded with the wrong encoding, by ftfy.
 
-    Line by line, since a document can be put together from good and bad parts.
+    A line is repaired if ftfy's `badness.is_bad` says so. Each line is judged alone, since a
+    document may consist of good and bad parts.
     """
     if text.isascii():
         return text
@@ -120,11 +132,11 @@ def undo_mojibake(text: str) -> str:
 
 @functools.cache
 def mojibake_gate() -> str:
-    """RE2 for what UTF-8 read in one of ftfy's encodings cannot be without.
+    """Return a pattern for RE2 that matches any UTF-8 text read in one of ftfy's encodings.
 
-    A character of the bytes 0xC2 to 0xF4 and one of 0x80 to 0xBF behind it; two such pairs where these are letters of
-    one alphabet that are common side by side (Cyrillic, Greek), or one beside a Latin letter. ftfy's own test reads
-    2 MB/s.
+    Such text has a character of the bytes 0xC2 to 0xF4 followed by one of 0x80 to 0xBF. In
+    encodings whose letters at these bytes are common neighbours (Cyrillic, Greek), two such pairs
+    are required, or one beside a Latin letter. ftfy's own test reads 2 MB/s.
     """
     from ftfy.chardata import CHARMAP_ENCODINGS
 
@@ -137,7 +149,7 @@ def mojibake_gate() -> str:
         pair = f"[{lead}][{follow}]"
         letters = "1251" in encoding or "1253" in encoding
         pairs.append(f"(?:{pair}){{2}}|[A-Za-z]{pair}|{pair}[A-Za-z]" if letters else pair)
-    # Bytes that were lost: 0xA0 made a space, any other a U+FFFD.
+    # Two typical losses: the byte 0xA0 was turned into a space, another byte into U+FFFD.
     return "|".join([*dict.fromkeys(pairs), r"[\x{c3}\x{e2}][ \x{fffd}]"])
 
 

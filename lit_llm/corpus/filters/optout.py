@@ -1,6 +1,7 @@
-"""Documents whose publishers do not want them trained on: by address, and by a flag that came with them.
+"""Drop documents whose publishers do not allow training: by address, and by flags in the document.
 
-OptOut(entries=("example.org", "site.net/private"))(documents(["..."], url=["https://www.example.org/a"]))
+OptOut(entries=("example.org", "site.net/private"))(documents(["..."],
+url=["https://www.example.org/a"]))
 """
 
 from __future__ import annotations
@@ -19,26 +20,29 @@ from lit_llm.corpus.block import Block, per_value
 from lit_llm.corpus.reading.addresses import parts
 from lit_llm.errors import UserError
 
-# Host -> the paths below it that are out; "" is all of it.
+# Host -> the excluded paths below it; "" excludes the whole host.
 Index: TypeAlias = dict[str, tuple[str, ...]]
 _HOST = re.compile(r"[\w-]+(?:\.[\w-]+)+|\[[0-9a-f:.]+\]")
-_ALL_BELOW = re.compile(r"/\*$")  # "example.org/a/*" is "example.org/a/"
+_ALL_BELOW = re.compile(r"/\*$")  # "example.org/a/*" means "example.org/a/"
 _RESERVED = re.compile(r"tdm-?_?reservation\W{1,4}1\b")
 
 
 @dataclass(frozen=True)
 class OptOut(Block):
-    """Drop documents whose "url" is on a list, or whose flags say no.
+    """Drop documents whose "url" is on a list, or whose flags refuse training.
 
     Attributes:
-        entries: domains (with all subdomains) and addresses (with all below them; one with a query alone).
-        files: files of such, one a line; "#" begins a comment. A million domains take a second to read.
-        flags: columns to look at where a table has them: what robots meta tags and X-Robots-Tag headers said, and
-            tdm-reservation (W3C TDM Reservation Protocol: 1 is reserved).
-        refusals: words in a flag that say no. Boolean true and the number 1 say it too.
+        entries: domains (including subdomains) and addresses (including all below them; an address
+            with a query only matches itself).
+        files: files of entries, one per line; "#" begins a comment. A million domains take a second
+            to read.
+        flags: columns with the content of robots meta tags, of X-Robots-Tag headers and of
+            tdm-reservation (W3C TDM Reservation Protocol: 1 means reserved). Missing columns are
+            skipped.
+        refusals: words in a flag that refuse training. Boolean true and the number 1 refuse it too.
 
     Raises:
-        UserError: a file cannot be read, or an entry is no domain or address.
+        UserError: a file cannot be read, or an entry is not a domain or address.
     """
 
     name = "opt_out"
@@ -80,7 +84,10 @@ class OptOut(Block):
 
 
 def listed(url: str, index: Index) -> str | None:
-    """The entry of ``index`` that ``url`` falls under: "domain example.org" or "address example.org/a"."""
+    """Return the entry of ``index`` that matches ``url``; None if there is none.
+
+    The result looks like "domain example.org" or "address example.org/a".
+    """
     if not (found := parts(url)):
         return None
     host, path, query = found
@@ -95,6 +102,7 @@ def listed(url: str, index: Index) -> str | None:
 
 
 def _stamp(file: str) -> int:
+    """Return the time of the file's last change, to detect a changed list."""
     try:
         return Path(file).stat().st_mtime_ns
     except OSError as error:
@@ -105,7 +113,7 @@ def _stamp(file: str) -> int:
 
 @functools.lru_cache(maxsize=8)
 def _load(entries: tuple[str, ...], files: tuple[str, ...], stamps: tuple[int, ...]) -> Index:
-    """One index a process for the same lists; ``stamps`` tell a file that was changed."""
+    """Read the lists into an index; cached per process until one of the ``stamps`` changes."""
     index: Index = {}
     _add(index, entries, "opt_out.entries")
     for file in files:
@@ -121,7 +129,8 @@ def _add(index: Index, entries: Iterable[str], where: str) -> None:
         found = parts(_ALL_BELOW.sub("/", entry))
         if not found or not _HOST.fullmatch(found.host) or " " in entry or "*" in found.path:
             raise UserError(
-                f"{where}: entry {number}, {entry!r}, is no domain or address; write example.org or a URL"
+                f"{where}: entry {number}, {entry!r}, is no domain or address; write example.org "
+                f"or a URL"
             )
         host, path = found.host, found.path.rstrip("/")
         path += f"?{found.query}" if found.query else ""

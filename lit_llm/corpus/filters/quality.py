@@ -4,8 +4,9 @@
     GopherQuality().reasons(["Too short.", None])      # ["gopher_short_doc", "gopher_short_doc"]
     GopherQuality(min_doc_words=10)(table)             # a step of a pipeline, see `block`
 
-Reasons have datatrove's names. A limit of None switches its rule off. Rules are tried in the order in which they stand,
-and the first that fails is the reason. What a word is stands in `words`; characters are code points.
+Reasons have datatrove's names. A limit of None switches its rule off. Rules are tried in their
+order, and the first that fails is the reason. `words` defines what a word is; characters are code
+points.
 """
 
 from __future__ import annotations
@@ -28,34 +29,43 @@ STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 
 
 def _limits(*values: float | None, absent: float = math.inf) -> np.ndarray:
+    """Make an array of limits; None becomes ``absent``, which switches a rule off."""
     return np.array([absent if value is None else value for value in values], np.float64)
 
 
-def _named(verdicts: np.ndarray, rules: tuple[str, ...]) -> pa.StringArray:
-    """The rule of each verdict: 0 is null, 1 the first."""
+def _rule_names(verdicts: np.ndarray, rules: tuple[str, ...]) -> pa.StringArray:
+    """Return the rule of each verdict: 0 becomes null, 1 the first rule."""
     return pa.array([None, *rules], pa.string()).take(pa.array(verdicts))
 
 
 @dataclass(frozen=True)
 class GopherRepetition(Filter):
-    """Documents that repeat themselves (Rae et al. 2021, arXiv 2112.11446, table A1).
+    """Drop documents that repeat themselves (Rae et al. 2021, arXiv 2112.11446, table A1).
+
+    A repetition is a line, paragraph or n-gram that occurs earlier in the document.
 
     Attributes:
-        dup_line_frac, dup_para_frac: most lines or paragraphs that stand further up already, as a share of all.
-        dup_line_char_frac, dup_para_char_frac: most of the document's characters in those.
-        top_n_grams: (n, most of the document's characters in occurrences of its most frequent n-gram of words).
-        dup_n_grams: (n, most of its characters in n-grams that stand further up already).
-        min_top_n_gram: occurrences that the most frequent one must have. With 1, as for datatrove, a text of less than
-            some 25 words, or of a script without spaces, is dropped for words that stand there once.
-        min_repeated_lines: lines (or paragraphs) that must be repetitions for their rules to drop a document.
-        min_repeated_words: words that must be in repeated n-grams for their rules to drop it.
-        few_limit: most of the document's characters in fewer repetitions than those.
-        min_line_width: characters of the lines that ``dup_line_frac`` looks at; letters of scripts without spaces
-            count twice. Cells of a table are short and the same in many rows.
-        by_sense: what is of symbols alone, such as the rules of a table, is no line and no word; each letter of a
-            script without spaces is a word, and an n-gram is as many letters as n words have in the language.
-        by_language: limits of `repetition_limits` in place of ``dup_line_frac`` and the n-grams' where the table says
-            that a document is in a language that has such.
+        dup_line_frac, dup_para_frac: maximum share of lines or paragraphs that are repetitions.
+        dup_line_char_frac, dup_para_char_frac: maximum share of the document's characters in those.
+        top_n_grams: (n, maximum share of the document's characters in occurrences of its most
+            frequent n-gram of words).
+        dup_n_grams: (n, maximum share of its characters in n-grams that are repetitions).
+        min_top_n_gram: minimum occurrences of the most frequent n-gram. With 1, as in datatrove, a
+            text of less than about 25 words, or in a script without spaces, is dropped because of
+            words that occur once.
+        min_repeated_lines: minimum number of repeated lines (or paragraphs) with which their rules
+            drop a document.
+        min_repeated_words: minimum number of words in repeated n-grams with which their rules drop
+            a document.
+        few_limit: maximum share of the document's characters in fewer repetitions than those.
+        min_line_width: minimum characters of the lines that ``dup_line_frac`` counts; letters of
+            scripts without spaces count twice. The cells of a table are short and the same in many
+            rows.
+        by_sense: symbols alone, such as the rules of a table, are no line and no word; each letter
+            of a script without spaces is a word, and an n-gram has as many letters as n words have
+            in the language.
+        by_language: for documents in a language that `repetition_limits` has, use its limits
+            instead of ``dup_line_frac`` and those of the n-grams.
     """
 
     name: ClassVar[str] = "gopher_repetition"
@@ -89,7 +99,7 @@ class GopherRepetition(Filter):
 
     @property
     def rules(self) -> tuple[str, ...]:
-        """What its documents are dropped for."""
+        """Names of the rules, which are the reasons for dropping documents."""
         return (
             "empty", "dup_para_frac", "dup_para_char_frac", "dup_line_frac", "dup_line_char_frac",
             *(f"top_{n}_gram" for n, _ in self.top_n_grams),
@@ -97,11 +107,11 @@ class GopherRepetition(Filter):
         )  # fmt: skip
 
     def judge(self, text: pa.LargeStringArray) -> pa.StringArray:
-        """Why each text, of any language, is dropped."""
+        """Return why each text is dropped, in any language."""
         return self.judge_in(None, text)
 
     def judge_in(self, language: str | None, text: pa.LargeStringArray) -> pa.StringArray:
-        """Why each of some texts in a language (BCP 47) is dropped; null where it is kept."""
+        """Return why each text in a language (BCP 47) is dropped; null where it is kept."""
         from lit_llm.corpus.kernels.repetition_rules import judge_repetition
         from lit_llm.corpus.kernels.utf8 import buffers
 
@@ -116,13 +126,14 @@ class GopherRepetition(Filter):
             [self.min_repeated_lines, self.min_repeated_words * letters, self.min_line_width]
         )
         judge_repetition(
-            *buffers(text), character_table(), limits, *_pairs(of.top_n_grams, letters), self.min_top_n_gram,
-            *_pairs(of.dup_n_grams, letters), least, self.by_sense, letters == 1, verdicts,
+            *buffers(text), character_table(), limits, *_pairs(of.top_n_grams, letters),
+            self.min_top_n_gram, *_pairs(of.dup_n_grams, letters), least, self.by_sense,
+            letters == 1, verdicts,
         )  # fmt: skip
-        return _named(verdicts, of.rules)
+        return _rule_names(verdicts, of.rules)
 
     def _of(self, language: str | None) -> GopherRepetition:
-        """With the limits of a language, where it has any."""
+        """Return the filter with the limits of a language; unchanged if the language has none."""
         own = limits_of(language)
         if own is None:
             return self
@@ -130,45 +141,47 @@ class GopherRepetition(Filter):
         return replace(self, dup_line_frac=own[0], top_n_grams=tuple(top), dup_n_grams=tuple(dup))
 
     def apply(self, table: pa.Table) -> pa.Table:
-        """Fill "dropped", by the column "language" where there is one and it matters."""
+        """Fill "dropped"; uses the column "language", if there is one and the settings need it."""
         if not (self.by_language or self.by_sense) or "language" not in table.column_names:
             return super().apply(table)
         text, reasons = texts(table["text"]), np.full(len(table), None, object)
-        spoken = np.array(table["language"].to_pylist(), object)
-        for language in sorted(set(spoken), key=str):
-            rows = np.flatnonzero(spoken == language)
+        languages = np.array(table["language"].to_pylist(), object)
+        for language in sorted(set(languages), key=str):
+            rows = np.flatnonzero(languages == language)
             judged = self.judge_in(language, text.take(pa.array(rows)))
             reasons[rows] = judged.to_numpy(zero_copy_only=False)
         return self.drop(table, pa.array(reasons, pa.string()))
 
 
 def _pairs(grams: tuple[tuple[int, float], ...], letters: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lengths of n-grams, in words of so many letters, and their limits."""
+    """Return the n-grams' lengths, with ``letters`` letters per word, and their limits."""
     lengths = np.array([n * letters for n, _ in grams], np.int64)
     return lengths, _limits(*(share for _, share in grams))
 
 
 @dataclass(frozen=True)
 class GopherQuality(Filter):
-    """Documents that do not look like prose (Rae et al. 2021, arXiv 2112.11446, appendix A1).
+    """Drop documents that do not look like prose (Rae et al. 2021, arXiv 2112.11446, appendix A1).
 
-    A document without words is dropped whatever the limits.
+    A document without words is dropped with any limits.
 
     Attributes:
-        min_doc_words, max_doc_words: words that are not of symbols alone.
+        min_doc_words, max_doc_words: number of words, without those of symbols alone.
         min_avg_word_length, max_avg_word_length: their mean number of characters.
-        max_symbol_word_ratio: most "#" a word, and most ellipses a word.
-        max_bullet_lines_ratio, max_ellipsis_lines_ratio: most lines that begin with a bullet or end in an ellipsis.
-        max_non_alpha_words_ratio: least words with a letter in them (the name is datatrove's).
-        min_stop_words: least of ``stop_words`` that must be there; capitals count.
-        by_sense: for the share of words with a letter, what is of symbols alone is no word, and each letter of a script
-            without spaces is one.
+        max_symbol_word_ratio: maximum number of "#" per word, and of ellipses per word.
+        max_bullet_lines_ratio, max_ellipsis_lines_ratio: maximum share of lines that begin with a
+            bullet or end in an ellipsis.
+        max_non_alpha_words_ratio: minimum share of words with a letter (the name is datatrove's).
+        min_stop_words: minimum number of different ``stop_words`` in the text; case matters.
+        by_sense: for the share of words with a letter, symbols alone are no word, and each letter
+            of a script without spaces is one.
     """
 
     name: ClassVar[str] = "gopher_quality"
     rules: ClassVar[tuple[str, ...]] = (
-        "gopher_short_doc", "gopher_long_doc", "gopher_below_avg_threshold", "gopher_above_avg_threshold",
-        "gopher_too_many_hashes", "gopher_too_many_ellipsis", "gopher_too_many_bullets", "gopher_too_many_end_ellipsis",
+        "gopher_short_doc", "gopher_long_doc", "gopher_below_avg_threshold",
+        "gopher_above_avg_threshold", "gopher_too_many_hashes", "gopher_too_many_ellipsis",
+        "gopher_too_many_bullets", "gopher_too_many_end_ellipsis",
         "gopher_below_alpha_threshold", "gopher_enough_stop_words",
     )  # fmt: skip
     min_doc_words: int | None = 50
@@ -198,8 +211,8 @@ class GopherQuality(Filter):
             absent=-math.inf,
         )
         most = _limits(
-            self.max_doc_words, self.max_avg_word_length, self.max_symbol_word_ratio, self.max_bullet_lines_ratio,
-            self.max_ellipsis_lines_ratio,
+            self.max_doc_words, self.max_avg_word_length, self.max_symbol_word_ratio,
+            self.max_bullet_lines_ratio, self.max_ellipsis_lines_ratio,
         )  # fmt: skip
         stop_words = _hashes(self.stop_words)
         judge_gopher(
@@ -212,11 +225,12 @@ class GopherQuality(Filter):
             self.by_sense,
             verdicts,
         )
-        return _named(verdicts, self.rules)
+        return _rule_names(verdicts, self.rules)
 
 
 @functools.cache
 def _hashes(words: tuple[str, ...]) -> np.ndarray:
+    """Return the hashes by which the kernel compares words."""
     from lit_llm.corpus.kernels.repetition_rules import hash_points
 
     points = [np.array(list(map(ord, word)), np.int32) for word in dict.fromkeys(words)]
@@ -225,17 +239,19 @@ def _hashes(words: tuple[str, ...]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class FineWebQuality(Filter):
-    """Lists, menus and tables (Penedo et al. 2024, arXiv 2406.17557, section 3.6).
+    """Drop lists, menus and tables (Penedo et al. 2024, arXiv 2406.17557, section 3.6).
 
-    Lines are those with more than white space in them.
+    Only lines with more than white space count.
 
     Attributes:
-        line_punct_thr: least lines that end in one of ``stop_chars``, as a share of all.
-        line_punct_exclude_zero: whether a document in which none does passes that rule.
+        line_punct_thr: minimum share of lines that end in one of ``stop_chars``.
+        line_punct_exclude_zero: whether a document in which no line does passes that rule.
         stop_chars: single characters. None: those that end a sentence in any script.
-        short_line_thr: most lines of at most ``short_line_length`` characters.
-        char_duplicates_ratio: most of the document's characters in lines that stand further up already.
-        new_line_ratio: most newlines a word.
+        short_line_thr: maximum share of lines of at most ``short_line_length`` characters.
+        short_line_length: see ``short_line_thr``.
+        char_duplicates_ratio: maximum share of the document's characters in lines that occur
+            earlier in it.
+        new_line_ratio: maximum number of newlines per word.
     """
 
     name: ClassVar[str] = "fineweb_quality"
@@ -265,32 +281,36 @@ class FineWebQuality(Filter):
         stops = terminal_points() if self.stop_chars is None else set(map(ord, self.stop_chars))
         limits = _limits(
             0 if self.line_punct_thr is None else self.line_punct_thr,
-            self.short_line_thr, self.short_line_length, self.char_duplicates_ratio, self.new_line_ratio,
+            self.short_line_thr, self.short_line_length, self.char_duplicates_ratio,
+            self.new_line_ratio,
         )  # fmt: skip
         judge_fineweb(
             *buffers(text), character_table(), np.array(sorted(stops), np.int32), limits,
             self.line_punct_exclude_zero, verdicts,
         )  # fmt: skip
-        return _named(verdicts, self.rules)
+        return _rule_names(verdicts, self.rules)
 
 
 @dataclass(frozen=True)
 class C4Quality(Block):
-    """C4's rules (Raffel et al. 2020, arXiv 1910.10683, section 2.2): lines are dropped, then documents.
+    """Drop lines, then documents, by the rules of C4.
 
-    Kept documents come out without the dropped lines and with one newline between the others; dropped ones unchanged.
-    FineWeb applied it with ``filter_no_terminal_punct=False``.
+    See Raffel et al. 2020, arXiv 1910.10683, section 2.2. Kept documents lose the dropped lines and
+    have one newline between the others; dropped documents stay unchanged. FineWeb used C4's rules
+    with ``filter_no_terminal_punct=False``.
 
     Attributes:
-        remove_citations: take "[12]", "[edit]" and "[citation needed]" out.
-        filter_no_terminal_punct: drop lines that do not end in ``. ? ! " '``, or end in three full stops.
-        min_num_sentences: least sentences in the lines that are left.
+        remove_citations: remove "[12]", "[edit]" and "[citation needed]".
+        filter_no_terminal_punct: drop lines that do not end in ``. ? ! " '``, or end in three full
+            stops.
+        min_num_sentences: minimum number of sentences in the remaining lines.
         min_words_per_line: lines with fewer words between white space are dropped.
-        max_word_length: lines with a longer word are dropped, in characters.
+        max_word_length: lines with a word of more characters are dropped.
         filter_lorem_ipsum: drop documents with "lorem ipsum".
         filter_javascript: drop lines with "javascript".
-        filter_curly_bracket: drop documents with an opening one.
-        filter_policy: drop lines with a phrase of notices on cookies and terms of use (`c4.POLICY`).
+        filter_curly_bracket: drop documents with an opening curly bracket.
+        filter_policy: drop lines with a phrase of notices on cookies and terms of use
+            (`c4.POLICY`).
     """
 
     name: ClassVar[str] = "c4_quality"
@@ -309,20 +329,19 @@ class C4Quality(Block):
         check_section(self, "c4")
 
     def clean(self, documents: Texts) -> tuple[pa.LargeStringArray, pa.StringArray]:
-        """(texts, why each is dropped: null where it is kept)."""
+        """Return (texts, reasons): a reason is null where the text is kept."""
         from lit_llm.corpus.kernels.c4_rules import MARKS, MENTIONED, clean_c4
         from lit_llm.corpus.kernels.utf8 import buffers, from_buffers
 
         data, offsets = buffers(texts(documents))
         count = len(offsets) - 1
-        kept, kept_offsets = (
-            np.empty(offsets[-1] - offsets[0], np.uint8),
-            np.empty(count + 1, np.int64),
-        )
+        # The kernel writes the kept lines one after the other, which never need more space.
+        kept = np.empty(offsets[-1] - offsets[0], np.uint8)
+        kept_offsets = np.empty(count + 1, np.int64)
         verdicts = np.zeros(count, np.uint8)
         switches = (
-            self.remove_citations, self.filter_no_terminal_punct, self.filter_lorem_ipsum, self.filter_javascript,
-            self.filter_curly_bracket, self.filter_policy,
+            self.remove_citations, self.filter_no_terminal_punct, self.filter_lorem_ipsum,
+            self.filter_javascript, self.filter_curly_bracket, self.filter_policy,
         )  # fmt: skip
         limits = (
             _limits(self.min_num_sentences, self.min_words_per_line, absent=0),
@@ -332,7 +351,9 @@ class C4Quality(Block):
             data, offsets, character_table(), switches, np.concatenate(limits), MARKS, MENTIONED,
             kept, kept_offsets, verdicts,
         )  # fmt: skip
-        return from_buffers(kept[: kept_offsets[-1]], kept_offsets), _named(verdicts, self.rules)
+        return from_buffers(kept[: kept_offsets[-1]], kept_offsets), _rule_names(
+            verdicts, self.rules
+        )
 
     def apply(self, table: pa.Table) -> pa.Table:
         """Change "text" and fill "dropped"."""

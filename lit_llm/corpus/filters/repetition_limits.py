@@ -1,19 +1,19 @@
-"""Limits of repetition by language: FineWeb-2's (arXiv:2506.20920), tuned on web pages of each.
+"""Limits of repetition by language, from FineWeb-2 (arXiv:2506.20920), tuned on web pages.
 
-Read from github.com/huggingface/fineweb-2, configs/, at commit d0defb2, for languages that are
-detected here and of which FineWeb-2 has a million documents or more. English, which it does not
-have, and all others keep Gopher's. So do six whose limits would let most repetition pass (half of
-all lines, or 0.6 of all characters in one pair of words): Afrikaans, Azerbaijani, Galician, Khmer,
-Nynorsk and Somali.
+They come from github.com/huggingface/fineweb-2, configs/, at commit d0defb2, for the languages that
+are detected here and of which FineWeb-2 has a million documents or more. English, which FineWeb-2
+does not have, and all other languages use Gopher's limits. So do six languages whose limits would
+let most repetition pass (half of all lines, or 0.6 of all characters in one pair of words):
+Afrikaans, Azerbaijani, Galician, Khmer, Nynorsk and Somali.
 """
 
 from __future__ import annotations
 
 import functools
 
-# In thousandths: lines that stand further up already, of all; characters of the document in
-# occurrences of the most frequent 2-, 3- and 4-gram of words; and in 5- to 10-grams that stand
-# further up already.
+# In thousandths: the share of lines that occur earlier; the shares of the document's characters in
+# occurrences of the most frequent 2-, 3- and 4-gram of words; and the shares in 5- to 10-grams that
+# occur earlier.
 _TABLE = """
 ar 304 197 172 146 165 153 142 131 120 109
 be 261 196 153 135 124 116 103  94  84  75
@@ -81,25 +81,29 @@ uz 202 166 151 135 120 112 104  96  88  79
 vi 293 223 197 171 178 163 150 136 124 111
 zh 287 256 201 171 198 182 167 154 140 127
 """
-# Without spaces between words n letters stand for one. Running text has about 1.6 letters a word in
-# Chinese, 2 in Japanese, and with their marks 4 in Thai, Lao, Burmese and Khmer.
+# In scripts without spaces between words, a word stands for so many letters. Running text has about
+# 1.6 letters per word in Chinese, 2 in Japanese, and, with their marks, 4 in Thai, Lao, Burmese and
+# Khmer.
 _LETTERS_A_WORD = {"zh": 2, "ja": 2, "th": 4, "lo": 4, "my": 4, "km": 4}
 
 
 @functools.cache
 def language_limits() -> dict[str, tuple[float, ...]]:
-    """BCP 47 tag -> ten shares, as the table has them."""
+    """Return BCP 47 tag -> ten shares, in the order of the table."""
     rows = (line.split() for line in _TABLE.strip().splitlines())
     return {tag: tuple(int(value) / 1000 for value in values) for tag, *values in rows}
 
 
 def limits_of(language: str | None) -> tuple[float, ...] | None:
-    """Ten shares, or None where the language has no limits of its own; "zh-Hant" has those of "zh"."""
+    """Return a language's ten shares; None if it has no limits of its own.
+
+    "zh-Hant" has those of "zh".
+    """
     return language_limits().get(_primary(language))
 
 
 def letters_a_word(language: str | None) -> int:
-    """How many letters a word has in a script without spaces; 1 in a language that parts its words."""
+    """Return the letters per word in a script without spaces; 1 if spaces separate words."""
     return _LETTERS_A_WORD.get(_primary(language), 1)
 
 

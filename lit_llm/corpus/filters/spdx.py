@@ -1,4 +1,4 @@
-"""SPDX licence expressions: from what people write, and whether an allow-list admits one.
+"""SPDX licence expressions: parse them from free text, and check them against an allow-list.
 
     normalize_license("Apache License, Version 2.0")  # "Apache-2.0"
     normalize_license("MIT/Apache-2.0")  # "MIT OR Apache-2.0"
@@ -18,24 +18,26 @@ from collections.abc import Iterable, Mapping
 PUBLIC_DOMAIN = "LicenseRef-Public-Domain"
 COMMONS_CLAUSE = "LicenseRef-Commons-Clause"
 UNRECOGNISED = "LicenseRef-Unrecognised"
-"""A licence is named, but not one that is known here. No allow-list admits this value."""
-# Identifiers of the SPDX licence list, by what they ask for.
+"""A licence is named, but is not known here. No allow-list permits this value."""
+# Identifiers of the SPDX licence list, grouped by their conditions.
 GROUPS: Mapping[str, frozenset[str]] = {
     "permissive": frozenset(
-        f"""0BSD AFL-3.0 Apache-1.1 Apache-2.0 Artistic-2.0 BSD-2-Clause BSD-2-Clause-Patent BSD-3-Clause BSD-4-Clause
-        BSL-1.0 BlueOak-1.0.0 CC-BY-1.0 CC-BY-2.0 CC-BY-2.5 CC-BY-3.0 CC-BY-4.0 CC-PDM-1.0 CC0-1.0 CDLA-Permissive-1.0
-        CDLA-Permissive-2.0 ECL-2.0 FTL HPND ICU ISC Libpng MIT MIT-0 MS-PL MulanPSL-2.0 NCSA ODC-By-1.0 OFL-1.1
-        OLDAP-2.8
-        OpenSSL PDDL-1.0 PHP-3.01 PSF-2.0 PostgreSQL Python-2.0 Ruby TCL UPL-1.0 Unicode-3.0 Unicode-DFS-2016 Unlicense
-        Vim W3C WTFPL X11 ZPL-2.1 Zlib bzip2-1.0.6 curl {PUBLIC_DOMAIN} LicenseRef-CC-BY""".split()
+        f"""0BSD AFL-3.0 Apache-1.1 Apache-2.0 Artistic-2.0 BSD-2-Clause
+        BSD-2-Clause-Patent BSD-3-Clause BSD-4-Clause BSL-1.0 BlueOak-1.0.0 CC-BY-1.0
+        CC-BY-2.0 CC-BY-2.5 CC-BY-3.0 CC-BY-4.0 CC-PDM-1.0 CC0-1.0 CDLA-Permissive-1.0
+        CDLA-Permissive-2.0 ECL-2.0 FTL HPND ICU ISC Libpng MIT MIT-0 MS-PL MulanPSL-2.0
+        NCSA ODC-By-1.0 OFL-1.1 OLDAP-2.8 OpenSSL PDDL-1.0 PHP-3.01 PSF-2.0 PostgreSQL
+        Python-2.0 Ruby TCL UPL-1.0 Unicode-3.0 Unicode-DFS-2016 Unlicense Vim W3C WTFPL
+        X11 ZPL-2.1 Zlib bzip2-1.0.6 curl {PUBLIC_DOMAIN} LicenseRef-CC-BY""".split()
     ),
     "copyleft": frozenset(
-        """AGPL-1.0-only AGPL-3.0-only AGPL-3.0-or-later CC-BY-SA-1.0 CC-BY-SA-2.0 CC-BY-SA-2.5 CC-BY-SA-3.0
-        CC-BY-SA-4.0
-        CDDL-1.0 CDDL-1.1 CDLA-Sharing-1.0 CECILL-2.1 CPL-1.0 EPL-1.0 EPL-2.0 EUPL-1.1 EUPL-1.2 GFDL-1.1-or-later
-        GFDL-1.2-only GFDL-1.2-or-later GFDL-1.3-only GFDL-1.3-or-later GPL-1.0-or-later GPL-2.0-only GPL-2.0-or-later
-        GPL-3.0-only GPL-3.0-or-later LGPL-2.0-only LGPL-2.0-or-later LGPL-2.1-only LGPL-2.1-or-later LGPL-3.0-only
-        LGPL-3.0-or-later MPL-1.1 MPL-2.0 MS-RL ODbL-1.0 OSL-3.0 LicenseRef-CC-BY-SA""".split()  # noqa: SIM905
+        """AGPL-1.0-only AGPL-3.0-only AGPL-3.0-or-later CC-BY-SA-1.0 CC-BY-SA-2.0
+        CC-BY-SA-2.5 CC-BY-SA-3.0 CC-BY-SA-4.0 CDDL-1.0 CDDL-1.1 CDLA-Sharing-1.0
+        CECILL-2.1 CPL-1.0 EPL-1.0 EPL-2.0 EUPL-1.1 EUPL-1.2 GFDL-1.1-or-later
+        GFDL-1.2-only GFDL-1.2-or-later GFDL-1.3-only GFDL-1.3-or-later GPL-1.0-or-later
+        GPL-2.0-only GPL-2.0-or-later GPL-3.0-only GPL-3.0-or-later LGPL-2.0-only
+        LGPL-2.0-or-later LGPL-2.1-only LGPL-2.1-or-later LGPL-3.0-only LGPL-3.0-or-later
+        MPL-1.1 MPL-2.0 MS-RL ODbL-1.0 OSL-3.0 LicenseRef-CC-BY-SA""".split()  # noqa: SIM905
     ),
     "noncommercial": frozenset(
         [
@@ -53,16 +55,18 @@ GROUPS: Mapping[str, frozenset[str]] = {
     "noderivatives": frozenset(
         [f"CC-BY-ND-{v}" for v in ("1.0", "2.0", "2.5", "3.0", "4.0")] + ["LicenseRef-CC-BY-ND"]
     ),
-    # Source may be read, but some uses or some users are excluded.
+    # The source may be read, but some uses or some users are excluded.
     "restricted": frozenset(["BUSL-1.1", "Elastic-2.0", "JSON", "SSPL-1.0", COMMONS_CLAUSE]),
 }
 _IDS = {name.lower(): name for group in GROUPS.values() for name in group}
 _EXCEPTIONS = {
     name.lower(): name
-    for name in """Classpath-exception-2.0 GCC-exception-3.1 LLVM-exception Autoconf-exception-3.0 Bison-exception-2.2
-    Font-exception-2.0 OpenSSL-exception Linux-syscall-note""".split()  # noqa: SIM905
+    for name in """Classpath-exception-2.0 GCC-exception-3.1 LLVM-exception
+    Autoconf-exception-3.0 Bison-exception-2.2 Font-exception-2.0 OpenSSL-exception
+    Linux-syscall-note""".split()  # noqa: SIM905
 }
-# What people write, as `_key` leaves it: lower case, without "the", "license", "version", "v", punctuation.
+# Names as people write them, in the form that `_key` gives: lower case, without "the", "license",
+# "version", "v" and punctuation.
 _NAMES = {
     "mit": "MIT",
     "expat": "MIT",
@@ -142,8 +146,9 @@ _NAMES = {
     "gemeinfrei": PUBLIC_DOMAIN,
 }
 _GNU = re.compile(
-    r"(?:gnu )?(?P<kind>agpl|lgpl|gpl|gfdl|affero general public|lesser general public|library general public|"
-    r"general public|free documentation)(?: agpl| lgpl| gpl)? ?v?(?P<version>\d(?:\.\d)?)?(?:\.0)? ?"
+    r"(?:gnu )?(?P<kind>agpl|lgpl|gpl|gfdl|affero general public|lesser general public"
+    r"|library general public|general public|free documentation)(?: agpl| lgpl| gpl)? "
+    r"?v?(?P<version>\d(?:\.\d)?)?(?:\.0)? ?"
     r"(?P<later>\+|or later|or newer|(?:or )?\(?at your option\)? any later)?(?: ?only)?"
 )
 _GNU_KINDS = {
@@ -155,8 +160,8 @@ _GNU_KINDS = {
 }
 _CC = re.compile(r"(?:creative commons|cc) (?P<words>by(?: .*)?|(?:nc|nd|sa) .*)")
 _CC_TERMS = {"by", "nc", "nd", "sa"}
-# What may stand in a Creative Commons licence's name besides its terms and version: the jurisdiction
-# that it was ported to, as a code or a name, and words that change nothing.
+# Words that a Creative Commons licence's name may contain besides its terms and version: the
+# jurisdiction that it was adapted to, as a code or a name, and words that change nothing.
 _CC_HARMLESS = frozenset(
     """creative commons cc deed legalcode legal code igo ported intergovernmental organization
     organisations organizations public en united states kingdom america new zealand costa
@@ -183,14 +188,15 @@ _CC_WORDS = {
 }
 
 
-_TWICE = re.compile(r"([^()]+)\(([^()]+)\)")  # a name, and what it is called for short
-_CLASSIFIER = re.compile(r"License :: (?:OSI Approved :: )?")  # of the Python package index
+_TWICE = re.compile(r"([^()]+)\(([^()]+)\)")  # a name, and its short form in parentheses
+_CLASSIFIER = re.compile(r"License :: (?:OSI Approved :: )?")  # prefix on the Python package index
 
 
 def normalize_license(written: str) -> str | None:
-    """The SPDX expression (specification 2.3, annex D) for what somebody wrote; None if it is not recognised.
+    """Return the SPDX expression (specification 2.3, annex D) for a licence as written.
 
-    "public domain" becomes LicenseRef-Public-Domain, a Creative Commons licence without its version LicenseRef-CC-...
+    None if it is not recognised. "public domain" becomes LicenseRef-Public-Domain, a Creative
+    Commons licence without its version LicenseRef-CC-...
     """
     if one := single_license(written):
         return one
@@ -208,9 +214,9 @@ def normalize_license(written: str) -> str | None:
 
 
 def all_of(expressions: Iterable[str | None]) -> str | None:
-    """The expression that asks for every one of ``expressions``; None if there is none of them.
+    """Return the expression that requires all of ``expressions``; None if there are none.
 
-    `UNRECOGNISED` if one of them is None or unrecognised: what it asks for is not known.
+    `UNRECOGNISED` if one of them is None or unrecognised, because its conditions are not known.
     """
     found = list(dict.fromkeys(expression or UNRECOGNISED for expression in expressions))
     if len(found) < 2:
@@ -221,7 +227,10 @@ def all_of(expressions: Iterable[str | None]) -> str | None:
 
 
 def permitted(expression: str, allowed: frozenset[str]) -> bool:
-    """Whether ``allowed`` identifiers satisfy an SPDX expression: one side of OR, both of AND; WITH adds rights."""
+    """Whether the ``allowed`` identifiers satisfy an SPDX expression.
+
+    One side of OR must be allowed, both sides of AND; WITH adds rights.
+    """
     tokens = re.findall(r"\(|\)|[^\s()]+", expression)
 
     def holds(tree: object) -> bool:
@@ -236,10 +245,11 @@ def permitted(expression: str, allowed: frozenset[str]) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def single_license(written: str) -> str | None:
-    """One licence's identifier, without AND, OR, WITH."""
+    """Return the identifier of one licence, without AND, OR, WITH; None if not recognised."""
     written = written.strip().strip("\"'`.")
     if known := _IDS.get(written.lower()):
         return known
+    # Addresses of licences.
     if url := CC_URL.search(written):
         if url[1].lower() == "publicdomain":
             return {"zero": "CC0-1.0", "mark": "CC-PDM-1.0"}.get(url[2].lower())
@@ -254,8 +264,10 @@ def single_license(written: str) -> str | None:
         r"gnu\.org/licenses/(?:old-licenses/)?(agpl|lgpl|gpl|fdl)-(\d\.\d)", written
     ):
         return _IDS.get(f"{page[1].replace('fdl', 'gfdl')}-{page[2]}-only")
+    # "Name (SHORT)": both must mean the same licence.
     if (twice := _TWICE.fullmatch(written)) and (name := single_license(twice[1])):
         return name if single_license(twice[2]) == name else None
+    # Names in free text: known names, GNU licences with their versions, Creative Commons.
     written = _CLASSIFIER.sub("", written)
     written = re.sub(r"(?i)^(attribution\b.*\d)", r"Creative Commons \1", written)
     key = _key(written)
@@ -276,9 +288,9 @@ def single_license(written: str) -> str | None:
 
 
 def _creative_commons_name(words: list[str]) -> str | None:
-    """The licence in the words after "Creative Commons". None where a word is not understood.
+    """Return the licence named by the words after "Creative Commons"; None for an unknown word.
 
-    Terms count wherever they stand: "BY 4.0 non-commercial" is BY-NC.
+    The order of the terms does not matter: "BY 4.0 non-commercial" is BY-NC.
     """
     versions = [word for word in words if re.fullmatch(r"\d(?:\.\d)?", word)]
     rest = set(words) - set(versions) - _CC_TERMS - _CC_HARMLESS
@@ -298,6 +310,7 @@ def _creative_commons(terms: list[str], version: str | None) -> str | None:
 
 
 def _key(written: str) -> str:
+    """Reduce a name to the form in which `_NAMES` has it."""
     words = re.sub(r"[-_,()\"]", " ", written.lower().replace("public license", "public"))
     words = words.replace("england and wales", "england wales")
     key = re.sub(
@@ -309,10 +322,10 @@ def _key(written: str) -> str:
 
 
 def _parse(tokens: list[str]) -> object:
-    """Nested (operator, left, right) and identifiers; ValueError where it is no expression.
+    """Parse into nested (operator, left, right) and identifiers; ValueError if not an expression.
 
-    AND binds before OR, OR before a comma. A list with commas may mean either; the stricter reading
-    asks for all of it.
+    AND binds more tightly than OR, OR more tightly than a comma. A list with commas may mean either
+    AND or OR; it is read as AND, the stricter one.
     """
 
     def listed() -> object:
@@ -363,6 +376,7 @@ def _parse(tokens: list[str]) -> object:
 
 
 def _joined(tree: object, inside: str = "OR") -> str:
+    """Write the result of `_parse` as an expression, with parentheses where needed."""
     if isinstance(tree, str):
         return tree
     assert isinstance(tree, tuple)

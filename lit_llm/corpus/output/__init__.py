@@ -1,1 +1,1 @@
-"""The finished corpus: encoding, shards, statistics, mixture of sources, and reading it again."""
+"""The finished corpus: encoding, shards, statistics, mixture of sources, and loading it."""

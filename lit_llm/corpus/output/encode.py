@@ -1,4 +1,4 @@
-"""Kept documents to tokens, part by part, and the files that say what was kept and dropped."""
+"""Encode kept documents, and write the files of kept and of dropped documents, part by part."""
 
 from __future__ import annotations
 
@@ -22,30 +22,33 @@ from lit_llm.corpus.storage.removed import sha256
 from lit_llm.corpus.storage.store import read_arrow, read_tables, write_arrow, write_tables
 from lit_llm.models.tokenizer import Tokenizer
 
+_NOT_COPIED = ("language_score", "dropped", "example")
 DOCUMENTS = pa.schema(
     {
-        **{field.name: field.type for field in CLEANED if field.name not in ("language_score", "dropped", "example")},
+        **{field.name: field.type for field in CLEANED if field.name not in _NOT_COPIED},
         "scores": pa.struct({name: pa.float32() for name in DOCUMENT_SCORES}),
         "sha256": pa.string(), "bytes": pa.int64(), "tokens": pa.int64(), "split": pa.string(),
     }
 )  # fmt: skip
-TAIL = "#tail"  # behind the id of what is held out of a document
+TAIL = "#tail"  # suffix of the id of the held-out end of a document
 DROPPED = pa.schema(
     {
-        "id": pa.string(), "source": pa.string(), "path": pa.string(), "offset": pa.int64(), "url": pa.string(),
-        "domain": pa.string(), "stage": pa.string(), "reason": pa.string(), "duplicate_of": pa.string(),
-        "contaminated_by": pa.string(), "sha256": pa.string(), "example": pa.string(),
+        "id": pa.string(), "source": pa.string(), "path": pa.string(), "offset": pa.int64(),
+        "url": pa.string(), "domain": pa.string(), "stage": pa.string(), "reason": pa.string(),
+        "duplicate_of": pa.string(), "contaminated_by": pa.string(), "sha256": pa.string(),
+        "example": pa.string(),
     }
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Split:
-    """Which documents are held out.
+    """Decides which documents are held out for validation.
 
     Attributes:
-        edge: those whose hashed id lies below, as a fraction of its range.
-        tail: a share of each document is held out instead: where there is one document, or all share an id.
+        edge: documents are held out whose hashed id, as a fraction of its range, is below.
+        tail: share of each document to hold out instead, if there is only one document, or all
+            share an id.
     """
 
     edge: float
@@ -55,7 +58,10 @@ class Split:
 def kept_documents(
     cleaned: Path, selected: Path, split: Split, columns: list[str]
 ) -> Iterator[pa.Table]:
-    """Tables of the kept documents in order, with ``columns`` of `CLEANED` and sha256, bytes and "split"."""
+    """Yield tables of the kept documents in order.
+
+    They have ``columns`` of `CLEANED`, and "sha256", "bytes" and "split".
+    """
     for table, verdict in zip(
         read_tables(cleaned, columns),
         read_tables(selected, ["dropped", "sha256", "bytes", "position"]),
@@ -74,6 +80,7 @@ def kept_documents(
 
 
 def _with_tails(table: pa.Table, share: float) -> pa.Table:
+    """Cut each document into a head for training and an end for validation."""
     rows = []
     for row in table.to_pylist():
         if len(row["text"]) < 2:
@@ -98,7 +105,10 @@ def _with_tails(table: pa.Table, share: float) -> pa.Table:
 
 
 def cut(text: str, share: float) -> tuple[str, str]:
-    """Head and tail of a text, the tail about ``share`` of it and starting a line; neither is empty."""
+    """Cut a text into head and tail; neither is empty.
+
+    The tail is about ``share`` of the text and begins with a line.
+    """
     at = min(max(1, round(len(text) * (1 - share))), len(text) - 1)
     at = text.rfind("\n", 0, at) + 1 or at
     return text[:at], text[at:]
@@ -106,12 +116,14 @@ def cut(text: str, share: float) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Encode:
-    """Tokens of a part's kept documents, each behind the separator, as an Arrow file with the list column "tokens".
+    """Write the tokens of a part's kept documents, each after a separator.
+
+    The result is an Arrow file with the list column "tokens".
 
     Attributes:
-        cleaned, selected: what `Clean` and `Select` wrote.
-        split: of documents.
-        tokenizer: its folder.
+        cleaned, selected: the files that `Clean` and `Select` wrote.
+        split: decides which documents are held out.
+        tokenizer: folder of the tokenizer.
         target: the file to write.
     """
 
@@ -123,7 +135,7 @@ class Encode:
 
     def __call__(self) -> None:
         tokenizer = load_tokenizer(self.tokenizer)
-        assert tokenizer.eos_id is not None  # the pipeline has seen to it
+        assert tokenizer.eos_id is not None  # checked by the pipeline
         kind = pa.from_numpy_dtype(token_dtype(tokenizer.vocab_size))
         schema = pa.schema({"tokens": pa.large_list(kind)})
         write_arrow(self.target, schema, self._tables(tokenizer, tokenizer.eos_id, schema))
@@ -132,6 +144,7 @@ class Encode:
         self, tokenizer: Tokenizer, separator: int, schema: pa.Schema
     ) -> Iterator[pa.Table]:
         for table in kept_documents(self.cleaned, self.selected, self.split, ["text"]):
+            # A list of n ids becomes n + 1 with its separator, so offset i grows by i.
             ids, offsets = tokenizer.encode_ragged(table["text"].to_pylist())
             ids = np.insert(ids, offsets[:-1], separator)
             lists = pa.LargeListArray.from_arrays(
@@ -143,23 +156,26 @@ class Encode:
 
 @functools.lru_cache(maxsize=1)
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The store's: once for all parts that a process encodes."""
+    """Load the store's tokenizer, once for all parts that a process encodes."""
     return Tokenizer.from_pretrained(folder)
 
 
 def read_encoded(path: Path) -> Iterator[pa.Array]:
-    """The list arrays that `Encode` wrote, memory-mapped: one for each table of `kept_documents`."""
+    """Yield the list arrays that `Encode` wrote, memory-mapped.
+
+    There is one for each table of `kept_documents`.
+    """
     return (batch.column(0) for batch in read_arrow(path))
 
 
 @dataclass(frozen=True)
 class WriteDocuments:
-    """The corpus folder's file of a part's kept documents, with their statistics in its metadata.
+    """Write the corpus folder's file of a part's kept documents, with statistics in its metadata.
 
     Attributes:
-        cleaned, selected, encoded: what `Clean`, `Select` and `Encode` wrote.
-        split: of documents.
-        scores: of the blocks.
+        cleaned, selected, encoded: the files that `Clean`, `Select` and `Encode` wrote.
+        split: decides which documents are held out.
+        scores: names of the blocks' scores.
         target: the file to write, of `documents_schema`.
     """
 
@@ -199,14 +215,14 @@ class WriteDocuments:
 
 
 def documents_schema(scores: Sequence[str]) -> pa.Schema:
-    """`DOCUMENTS` with these fields more in "scores"."""
+    """Return `DOCUMENTS` with these further fields in "scores"."""
     at = DOCUMENTS.get_field_index("scores")
     fields = [*DOCUMENTS.field(at).type, *(pa.field(name, pa.float32()) for name in scores)]
     return DOCUMENTS.set(at, pa.field("scores", pa.struct(fields)))
 
 
 def write_documents(target: Path, tables: Iterator[pa.Table], schema: pa.Schema) -> None:
-    """A file of kept documents in ``schema``, with their statistics in its metadata."""
+    """Write kept documents with ``schema``, with statistics in the file's metadata."""
     statistics = Statistics()
 
     def counted() -> Iterator[pa.Table]:
@@ -219,13 +235,14 @@ def write_documents(target: Path, tables: Iterator[pa.Table], schema: pa.Schema)
 
 @dataclass(frozen=True)
 class WriteDropped:
-    """The corpus folder's file of a part's dropped documents.
+    """Write the corpus folder's file of a part's dropped documents.
 
     Attributes:
-        cleaned, selected: what `Clean` and `Select` wrote.
-        removed: ids of documents that were asked to be removed: neither they nor their copies are shown.
-        hashes: SHA-256 (hex) of what is not shown either, see `removed`.
-        target: the file to write, of `DROPPED`.
+        cleaned, selected: the files that `Clean` and `Select` wrote.
+        removed: ids of documents that were removed by request: no example of them or of their
+            copies is shown.
+        hashes: SHA-256 (hex) of texts that are not shown either, see `removed`.
+        target: the file to write, with the schema `DROPPED`.
     """
 
     cleaned: Path
@@ -248,6 +265,8 @@ class WriteDropped:
             reasons = verdict["dropped"].to_pylist()
             examples = table["example"].to_pylist()
             ids, copied = table["id"].to_pylist(), verdict["duplicate_of"].to_pylist()
+            # Examples: none of removed documents and their copies. The first step left examples for
+            # its own reasons; those of the later steps are taken from the text.
             for row, (reason, example) in enumerate(zip(reasons, examples, strict=True)):
                 if ids[row] in self.removed or copied[row] in self.removed:
                     examples[row] = None
@@ -259,14 +278,16 @@ class WriteDropped:
                 elif example is not None:
                     shown[reason] += 1
                     counts["examples"].setdefault(reason, []).append([ids[row], example])
+            hashes = pc.if_else(
+                pc.greater(verdict["bytes"], 0), verdict["sha256"], pa.scalar(None, pa.string())
+            )
             said = [reason.partition(": ") for reason in reasons]
             yield pa.table(
                 [
                     *(table[name] for name in ("id", "source", "path", "offset", "url", "domain")),
                     pa.array([stage for stage, _, _ in said], pa.string()),
                     pa.array([reason for _, _, reason in said], pa.string()),
-                    verdict["duplicate_of"], verdict["contaminated_by"],
-                    pc.if_else(pc.greater(verdict["bytes"], 0), verdict["sha256"], pa.scalar(None, pa.string())),
+                    verdict["duplicate_of"], verdict["contaminated_by"], hashes,
                     pa.array(examples, pa.string()),
                 ],
                 schema=DROPPED,

@@ -1,4 +1,4 @@
-"""A built corpus folder."""
+"""Corpus folder: load it, check it, and read its data card."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from lit_llm.errors import UserError
 from lit_llm.io.locks import lock_folder
 from lit_llm.models.tokenizer import Tokenizer
 
-FORMAT = 4  # raise when the folder's layout or the meaning of a setting changes: old corpora are then built anew
+# Increase when the folder's layout or the meaning of a setting changes; old corpora are then built
+# again.
+FORMAT = 4
 _REBUILD = "remove the corpus and rebuild it"
 
 
@@ -25,7 +27,7 @@ class Corpus:
 
     Attributes:
         path: the folder.
-        datacard: what datacard.json says; see ``card``.
+        datacard: content of datacard.json; see ``card``.
         train_dirs, validation_dirs: source name -> litdata dataset folder.
     """
 
@@ -36,9 +38,9 @@ class Corpus:
 
     @classmethod
     def load(cls, folder: str | Path) -> Corpus:
-        """Open a corpus folder after checking that every file is there in its full size.
+        """Open a corpus folder, and check that every file is there with its full size.
 
-        A build or removal that was killed while it put its files into place is completed first.
+        If a build or removal was killed while it moved its files into place, this completes it.
 
         Raises:
             UserError: names the file that is missing or broken.
@@ -78,6 +80,7 @@ class Corpus:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
+        """The corpus' tokenizer."""
         return Tokenizer.from_pretrained(self.path / "tokenizer")
 
     @property
@@ -87,7 +90,10 @@ class Corpus:
 
     @property
     def content(self) -> str:
-        """sha256 (hex) over every shard's tokens, by split and source: equal wherever and whenever it was built."""
+        """sha256 (hex) over every shard's tokens, by split and source.
+
+        It does not depend on when and where the corpus was built.
+        """
         parts = [
             [split, name, shards_digest(self.path / "shards" / split / name)]
             for split, sources in sorted(self.datacard["splits"].items())
@@ -105,19 +111,19 @@ class Corpus:
 
     @property
     def mixture(self) -> dict[str, float]:
-        """Share of training of each source, as the corpus was built for."""
+        """Share of training of each source, for which the corpus was built."""
         return {row["source"]: row["share"] for row in self.datacard["mixture"]}
 
     def tokens(self, split: str) -> int:
-        """Tokens in "train" or "validation", the separator before each document included."""
+        """Number of tokens in "train" or "validation", including the separator of each document."""
         return sum(part["tokens"] for part in self.datacard["splits"].get(split, {}).values())
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """datacard.json.
+    """Read datacard.json.
 
     Raises:
-        UserError: there is none, or it is broken.
+        UserError: the file is missing or broken.
     """
     file = folder / "datacard.json"
     if not file.is_file() and (folder / "metrics.csv").is_file():

@@ -1,4 +1,4 @@
-"""How much of each source training takes: weights, temperature, and a limit on passes."""
+"""Shares of the sources in training: weights, temperature, and a limit on passes."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from lit_llm.errors import UserError
 def shares(
     sizes: Mapping[str, float], weights: Mapping[str, float], settings: MixtureSettings
 ) -> dict[str, float]:
-    """Each source's share of training, summing to 1.
+    """Return each source's share of training; the shares sum to 1.
 
-    Shares are weights (sizes, where all weigh the same) to the power 1 / temperature. A source of which that would
-    take more than ``max_epochs`` passes in ``settings.tokens`` gets as many as it may, and the others share the rest in
-    their proportions, until none is above. Where all are at the limit, there is too little text for the run.
+    Shares are weights (sizes, if all weights are equal) to the power 1 / temperature. If a source
+    would get more than ``max_epochs`` passes in ``settings.tokens``, it gets this limit, and the
+    others share the rest in their proportions, until none exceeds it. If all are at the limit,
+    there is too little text for the run.
 
     Args:
         sizes: tokens (or bytes, without ``settings.tokens``) by source.
-        weights: by source, 0 or more.
+        weights: weights by source, 0 or more.
         settings: of the mixture.
 
     Raises:
-        UserError: no source that has text has a weight, or the run is longer than all sources' passes.
+        UserError: no source that has text has a weight, or the run is longer than all sources'
+            passes.
     """
     relative = weights if len(set(weights.values())) > 1 else sizes
     wanted = {
@@ -41,8 +43,8 @@ def shares(
     if sum(limits.values()) < 1 - 1e-9:
         most = sum(limits.values()) * settings.tokens
         raise UserError(
-            f"mixture.tokens: {settings.tokens:,.0f} are more than the {most:,.0f} that mixture.max_epochs="
-            f"{settings.max_epochs:g} passes give; lower it, or add text"
+            f"mixture.tokens: {settings.tokens:,.0f} are more than the {most:,.0f} that "
+            f"mixture.max_epochs={settings.max_epochs:g} passes give; lower it, or add text"
         )
     free, rest = dict(wanted), 1.0
     while free:

@@ -1,9 +1,9 @@
 """Token streams in litdata's chunk format, readable with ``TokensLoader`` at any block size.
 
-Written here rather than with litdata's writer, which names chunks after the distributed rank, waits for every rank's
-part and stamps the time: a corpus is built by one process, and the same text must give the same bytes. The layout
-(uint32 item count, uint32 offsets, raw tokens; index.json) is litdata 0.2's, see ``litdata/streaming/writer.py``;
-tests read it back with litdata.
+This module does not use litdata's writer, because that names chunks after the distributed rank,
+waits for every rank's part and writes the time. A corpus is built by one process, and the same text
+must give the same bytes. The layout (uint32 item count, uint32 offsets, raw tokens; index.json) is
+that of litdata 0.2, see ``litdata/streaming/writer.py``; tests read it back with litdata.
 """
 
 from __future__ import annotations
@@ -18,27 +18,23 @@ import numpy as np
 
 from lit_llm.errors import UserError
 
-CHUNK_TOKENS = (
-    1 << 22
-)  # 8 MB a chunk with 2-byte tokens; a block never spans two chunks, so each wastes less than a block
-_DATA_FORMATS = {
-    "uint16": "no_header_numpy:5",
-    "int32": "no_header_numpy:2",
-}  # litdata's names of them
-_HEADER_BYTES = (
-    12  # item count (always 1: a chunk is one stretch of the stream) and the two offsets around it
-)
+# 8 MB per chunk with 2-byte tokens. A block never spans two chunks, so each chunk wastes less than
+# a block.
+CHUNK_TOKENS = 1 << 22
+_DATA_FORMATS = {"uint16": "no_header_numpy:5", "int32": "no_header_numpy:2"}  # litdata's names
+# Item count (always 1: a chunk is one piece of the stream), and the two offsets around the item.
+_HEADER_BYTES = 12
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """uint16 where all ids fit, else int32."""
+    """Return uint16 if all ids fit, else int32."""
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
 
 
 class ShardWriter:
-    """Appends token arrays to one stream, cut into chunks of exactly ``CHUNK_TOKENS`` tokens (the last is shorter).
+    """Writes token arrays to one stream, in chunks of exactly ``CHUNK_TOKENS`` tokens.
 
-    ``close`` writes index.json: without it the folder is no dataset.
+    The last chunk is shorter. ``close`` writes index.json; without it the folder is not a dataset.
     """
 
     def __init__(self, folder: Path, dtype: np.dtype) -> None:
@@ -51,7 +47,10 @@ class ShardWriter:
         folder.mkdir(parents=True)
 
     def append(self, tokens: np.ndarray) -> None:
-        """Add tokens: 1-D, any integer dtype whose values fit. A document's begin with the separator."""
+        """Add tokens: 1-D, any integer dtype whose values fit.
+
+        The tokens of a document begin with the separator.
+        """
         self._pending.append(tokens.astype(self.dtype, copy=False))
         self._pending_tokens += len(tokens)
         if self._pending_tokens < CHUNK_TOKENS:
@@ -64,7 +63,7 @@ class ShardWriter:
         self._pending_tokens = len(stream) - whole
 
     def close(self) -> None:
-        """Write what is left and the index."""
+        """Write the remaining tokens and the index."""
         if self._pending_tokens:
             self._write_chunk(np.concatenate(self._pending))
         _write_index(self.folder, self._chunks, self.dtype, self._digest.hexdigest())
@@ -76,7 +75,7 @@ class ShardWriter:
 
 
 def _write_chunk(file: Path, tokens: np.ndarray) -> dict[str, Any]:
-    """Write a chunk; returns its entry in the index."""
+    """Write a chunk; return its entry in the index."""
     size = _HEADER_BYTES + tokens.nbytes
     header = np.array([1, _HEADER_BYTES, size], dtype="<u4").tobytes()
     file.write_bytes(header + tokens.tobytes())
@@ -95,24 +94,26 @@ def _write_index(folder: Path, chunks: list[dict[str, Any]], dtype: np.dtype, di
             "encryption": None,
             "item_loader": "TokensLoader",
         },
-        # litdata names its cache of a remote dataset after this field: the content serves better than a clock
+        # litdata names its cache of a remote dataset after this field, so it holds a digest of the
+        # content instead of the time.
         "updated_at": digest,
     }
     (folder / "index.json").write_text(json.dumps(index, sort_keys=True))
 
 
 def without(folder: Path, spans: Sequence[tuple[int, int]], target: Path) -> list[str]:
-    """Write to ``target`` what changes in a dataset when tokens are taken out: their chunks, shorter, and the index.
+    """Write to ``target`` the files that change when tokens are removed: chunks and index.
 
-    A chunk may have any length (a block never spans two), so those without such tokens stay as they are.
+    A chunk may have any length (a block never spans two), so chunks without removed tokens stay as
+    they are.
 
     Args:
         folder: the dataset.
-        spans: (start, stop) positions in its stream, ascending and apart.
-        target: a folder to be made.
+        spans: (start, stop) positions in its stream, ascending, not overlapping.
+        target: the folder to make.
 
     Returns:
-        Names of the chunks of which nothing is left: they are to be removed from ``folder``.
+        Names of the chunks that become empty: they are to be removed from ``folder``.
     """
     target.mkdir(parents=True)
     digest, entries, empty, start = hashlib.sha256(), [], [], 0
@@ -138,7 +139,7 @@ def without(folder: Path, spans: Sequence[tuple[int, int]], target: Path) -> lis
 
 
 def locate(folder: Path, position: int) -> tuple[str, int]:
-    """File name of the chunk that holds a position of the stream, and the position in it."""
+    """Return the file name of the chunk with a position of the stream, and the position in it."""
     for chunk in _read_index(folder):
         if position < chunk["dim"]:
             return chunk["filename"], position
@@ -147,7 +148,9 @@ def locate(folder: Path, position: int) -> tuple[str, int]:
 
 
 def check_shards(folder: Path, contents: bool = False) -> int:
-    """Tokens in a dataset folder, after seeing that every chunk is there with the size its index gives.
+    """Return the number of tokens in a dataset folder, and check its chunks.
+
+    Every chunk must have the size that the index gives.
 
     Args:
         folder: the dataset.
@@ -169,18 +172,19 @@ def check_shards(folder: Path, contents: bool = False) -> int:
             digest.update(_chunk_tokens(folder, chunk).tobytes())
     if contents and digest.hexdigest() != shards_digest(folder):
         raise UserError(
-            f"{folder}: its tokens are not those that were written; remove the corpus and rebuild it"
+            f"{folder}: its tokens are not those that were written; remove the corpus and rebuild "
+            f"it"
         )
     return total
 
 
 def shards_digest(folder: Path) -> str:
-    """sha256 (hex) of a dataset's tokens, as noted when it was written."""
+    """Return the sha256 (hex) of a dataset's tokens, as noted when it was written."""
     return str(_read_index(folder, "updated_at"))
 
 
 def read_tokens(folder: Path) -> np.ndarray:
-    """A dataset's whole stream: 1-D uint16 or int32, memory-mapped while it is a single chunk."""
+    """Return a dataset's whole stream: 1-D uint16 or int32, memory-mapped if it is one chunk."""
     chunks = [_chunk_tokens(folder, chunk) for chunk in _read_index(folder)]
     return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
 

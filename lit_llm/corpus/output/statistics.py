@@ -1,8 +1,9 @@
-"""What there is in a corpus, counted table by table so that files' counts add up to the corpus'.
+"""Statistics of a corpus, counted table by table; the counts of files add up to the corpus' counts.
 
-Everything is a sum, but for the distinct n-grams: a million documents' do not fit in memory, so they are estimated from
-the smallest hashes (Bar-Yossef et al. 2002, "Counting distinct elements in a data stream"), which also add up. With
-1,024 of them the estimate's standard error is 3%.
+Everything is a sum, except the number of distinct n-grams: those of a million documents do not fit
+in memory. They are estimated from the smallest hashes (Bar-Yossef et al. 2002, "Counting distinct
+elements in a data stream"), which can also be merged. With 1,024 hashes the standard error of the
+estimate is 3%.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from lit_llm.corpus.reading.addresses import host
 
 NGRAM = 3
 _SKETCH = 1024
-_EXAMPLES, _EXAMPLE_CHARACTERS = 2, 200  # kept texts shown a file
-_NAMED = 10_000  # hosts, languages, ... counted by name in a file; the rest are "other"
+_EXAMPLES, _EXAMPLE_CHARACTERS = 2, 200  # kept texts shown per file, and their length
+_NAMED = 10_000  # hosts, languages, ... counted by name in a file; all further ones are "other"
 _COUNTED = ("languages", "domains", "hosts", "licenses")
 
 
@@ -33,13 +34,13 @@ class Statistics:
     """Counts of kept documents.
 
     Attributes:
-        content: JSON-able. "splits": split -> source -> documents, bytes, tokens. "split_languages":
-            the same by language. "languages", "domains", "hosts",
-            "licenses": name -> documents, bytes, tokens. "pii": kind -> values replaced. "changed_by": block ->
-            documents. "lengths": power of two -> documents of as many bytes or more. "language_scores",
-            "bytes_per_token_histogram": lower edge -> documents. "ngrams": all, and the smallest hashes. "examples":
-            id, source and beginning of a text. "scores", where blocks gave some: name ->
-            `score_sketch.sketch`.
+        content: JSON-able. "splits": split -> source -> documents, bytes, tokens.
+            "split_languages": the same by language. "languages", "domains", "hosts", "licenses":
+            name -> documents, bytes, tokens. "pii": kind -> values replaced. "changed_by": block ->
+            documents. "lengths": power of two -> documents of at least so many bytes (and fewer
+            than twice as many). "language_scores", "bytes_per_token_histogram": lower edge ->
+            documents. "ngrams": number of all, and the smallest hashes. "examples": id, source and
+            beginning of a text. "scores", where blocks gave some: name -> `score_sketch.sketch`.
     """
 
     def __init__(self) -> None:
@@ -61,8 +62,8 @@ class Statistics:
             size = {key: row[key] for key in ("documents", "bytes", "tokens")}
             _grow(part, row["language"] or "unknown", size)
         columns = {
-            "languages": table["language"], "domains": table["domain"], "hosts": per_value(table["url"], host),
-            "licenses": table["license"],
+            "languages": table["language"], "domains": table["domain"],
+            "hosts": per_value(table["url"], host), "licenses": table["license"],
         }  # fmt: skip
         for name, column in columns.items():
             named = pa.table({"name": column, "bytes": table["bytes"], "tokens": table["tokens"]})
@@ -108,7 +109,7 @@ class Statistics:
 
 
 def merge(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The counts of several files as of one; examples come one after the other."""
+    """Merge the counts of several files; their examples are concatenated."""
     total = Statistics().content
     for part in parts:
         for name in [name for name in total if name != "scores"]:
@@ -117,7 +118,7 @@ def merge(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
             elif name == "examples":
                 total[name] = total[name] + part[name]
             else:
-                # Files of before this version count no languages by split.
+                # Files written before this version have no languages by split.
                 for key, value in part.get(name, {}).items():
                     _grow(total[name], key, value)
         if scores := part.get("scores"):
@@ -126,7 +127,7 @@ def merge(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def distinct_ngrams(ngrams: dict[str, Any]) -> float:
-    """Estimated share of n-grams that are not repetitions of another; 1 where there are none."""
+    """Estimate the share of distinct n-grams among all n-grams; 1 if there are none."""
     smallest, total = ngrams["smallest"], ngrams["total"]
     if not total:
         return 1.0
@@ -135,13 +136,19 @@ def distinct_ngrams(ngrams: dict[str, Any]) -> float:
 
 
 def entropy(counts: dict[str, int]) -> float:
-    """Shannon entropy of shares, in bits: 2 to its power is how many equal ones would be as diverse."""
+    """Return the Shannon entropy of shares, in bits.
+
+    2 to the power of it is the number of equal shares with the same diversity.
+    """
     total = sum(counts.values())
     return -sum(n / total * math.log2(n / total) for n in counts.values() if n) + 0.0
 
 
 def _smallest(hashes: np.ndarray) -> np.ndarray:
-    """The least `_SKETCH` different ones, in order: of 1.6 million in 0.03 s, `np.unique` of all takes 1.3."""
+    """Return the `_SKETCH` smallest distinct hashes, in order.
+
+    It takes 0.03 s for 1.6 million hashes; `np.unique` of all takes 1.3 s.
+    """
     count = 2 * _SKETCH
     while count < len(hashes):
         distinct = np.unique(np.partition(hashes, count)[:count])
@@ -164,7 +171,7 @@ def _merged_scores(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]
 
 
 def sums(table: pa.Table, keys: list[str], columns: list[str]) -> list[dict[str, Any]]:
-    """Of each group: its keys, "documents", and sums of ``columns``."""
+    """Return, for each group, its keys, "documents", and sums of ``columns``."""
     grouped = table.group_by(keys).aggregate(
         [(name, "sum") for name in columns] + [([], "count_all")]
     )
@@ -175,13 +182,14 @@ def sums(table: pa.Table, keys: list[str], columns: list[str]) -> list[dict[str,
 
 
 def _histogram(into: dict[str, int], edges: np.ndarray) -> None:
+    """Count the values of ``edges`` into a dict."""
     for edge, count in zip(*np.unique(edges, return_counts=True), strict=True):
         name = str(edge.item())
         into[name] = into.get(name, 0) + int(count)
 
 
 def _grow(into: dict[str, Any], key: str, value: Any) -> None:
-    """Add numbers, and dicts of them name by name."""
+    """Add numbers; dicts of numbers are added name by name."""
     if isinstance(value, dict):
         inner = into.setdefault(key, {})
         for name, part in value.items():

@@ -1,7 +1,8 @@
-"""One form for web addresses, in which documents, opt-out lists and removals are compared.
+"""Normal form of web addresses, to compare documents, opt-out lists and removals.
 
 Hosts are in lower case and in Punycode by IDNA 2008 (RFC 5891) after the mapping of UTS 46, without
-"www.", port, user and trailing dots; paths have each escape once, and no query or fragment.
+"www.", port, user and trailing dots. Paths have each character escaped at most once, and no query
+or fragment.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ _NO_HOST = re.compile(
     r"(?!https?:|ftp:|wss?:|view-source:)[a-z][a-z0-9+.-]*:(?!//|\d*(?:/|$))", re.I
 )
 _SAFE = "/:@!$&'()*+,;=~-._"  # characters that a path may hold unescaped (RFC 3986, section 3.3)
-_ENDS = "<>\"' \t\r\n"
+_ENDS = "<>\"' \t\r\n"  # characters around an address that do not belong to it
 
 
 class Address(NamedTuple):
-    """Parts of an address in one form; the path of a whole site is "", and the query as it is written."""
+    """Parts of an address in normal form.
+
+    The path of a whole site is "". The query stays as it is written.
+    """
 
     host: str
     path: str
@@ -35,8 +39,11 @@ class Address(NamedTuple):
 
 
 def parts(address: str) -> Address | None:
-    """The parts of an address, with or without a scheme; None where it has no host ("mailto:ann@example.org")."""
-    # As browsers do (WHATWG URL, section 4.4): no line ends within, "\\" is "/".
+    """Return the parts of an address, with or without a scheme.
+
+    None if it has no host ("mailto:ann@example.org").
+    """
+    # As browsers do (WHATWG URL, section 4.4): remove line ends and tabs; "\\" means "/".
     plain = re.sub(r"[\t\r\n]", "", address.strip(_ENDS))
     head, mark, query = plain.partition("?")
     plain = head.replace("\\", "/") + mark + query
@@ -51,7 +58,7 @@ def parts(address: str) -> Address | None:
 
 
 def _resolved(path: str) -> str:
-    """The path without "." and ".." (RFC 3986, section 5.2.4) and with one slash where there are several."""
+    """Resolve "." and ".." in a path (RFC 3986, section 5.2.4), and merge repeated slashes."""
     found: list[str] = []
     names = path.split("/")
     for name in names:
@@ -64,22 +71,22 @@ def _resolved(path: str) -> str:
 
 
 def host_and_path(address: str) -> tuple[str, str] | None:
-    """(host, path) of an address, see `parts`."""
+    """Return (host, path) of an address, see `parts`."""
     found = parts(address)
     return found and (found.host, found.path)
 
 
 def host(address: str) -> str | None:
-    """The host of an address, see the module; None where there is none."""
+    """Return the host of an address in normal form; None if it has none."""
     found = host_and_path(address)
     return found[0] if found else None
 
 
 @functools.lru_cache(maxsize=65_536)
 def normal_host(written: str) -> str:
-    """A host's name in one form.
+    """Return a host's name in normal form.
 
-    A name that IDNA 2008 forbids, such as one with an underscore, has only the mapping of its letters.
+    If IDNA 2008 forbids the name, as one with an underscore, only its letters are mapped.
     """
     name = unicodedata.normalize("NFKC", unquote(written)).lower()
     name = re.sub("[\u3002\uff0e\uff61]", ".", name).strip(". ")

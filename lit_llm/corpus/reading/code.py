@@ -1,11 +1,11 @@
-"""Which files of a source tree are source code that somebody wrote, and in which language."""
+"""Source code: recognise a file's language, and skip vendored, generated and minified files."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 
-# Names as GitHub's Linguist writes them.
+# Names of languages as in GitHub's Linguist.
 LANGUAGES: Mapping[str, str] = {
     suffix: language
     for language, suffixes in {
@@ -60,6 +60,7 @@ _BY_NAME: Mapping[str, str] = {
     "makefile": "Makefile",
     "rakefile": "Ruby",
 }
+# Folders with copies of other projects' code.
 _VENDORED = {
     *("node_modules", "bower_components", "Pods", "site-packages", "dist-packages"),
     *(
@@ -73,6 +74,7 @@ _VENDORED = {
         "extern",
     ),
 }
+# Names of minified files and of files that a generator has written.
 _MACHINES = re.compile(
     r"[.-]min\.(js|css|mjs)$|[._]pb2?(_grpc)?\.(py|pyi|go|cc|h)$|\.designer\.cs$", re.I
 )
@@ -85,30 +87,33 @@ _LOCKS = {
     "cargo.lock",
     "go.sum",
 }
-# What generators write into the head of a file; a warning alone may guard a line that somebody wrote.
+# Notes of generators at the beginning of a file. "do not edit" alone may refer to a line that a
+# person wrote.
 _GENERATED = re.compile(
     r"@generated\b|generated.{0,200}do not (edit|modify)|do not (edit|modify).{0,200}generated"
     r"|(this|the) file (is|was|has been) auto(-|matically )?generated",
     re.I | re.S,
 )
-_WRITTEN_BY_HAND = (
-    500  # mean bytes a line: minified scripts and tables of data are above, programs never
-)
+# Mean bytes per line. Minified scripts and tables of data exceed it, programs never do.
+_WRITTEN_BY_HAND = 500
 
 
 def language_of(name: str) -> str | None:
-    """The programming (or markup, or data) language of a file by its name; None if it is no source code."""
+    """Return a file's programming, markup or data language by its name.
+
+    None if the file is not source code.
+    """
     name = name.lower()
     return _BY_NAME.get(name) or LANGUAGES.get(name.rpartition(".")[2] if "." in name else "")
 
 
 def is_license_file(name: str) -> bool:
-    """Whether a file of this name holds the licence of what lies beside and below it."""
+    """Whether a file of this name holds the licence of the files beside and below it."""
     return re.fullmatch(r"(un)?licen[cs]e([.-].*)?|copying([.-].*)?", name, re.I) is not None
 
 
 def skip_path(id: str) -> str | None:
-    """Why a file is left out for its path within the tree; None if it is not."""
+    """Return why a file is skipped because of its path within the tree; None if it is not."""
     *folders, name = id.split("/")
     if not _VENDORED.isdisjoint(folders):
         return "vendored code"
@@ -118,7 +123,10 @@ def skip_path(id: str) -> str | None:
 
 
 def skip_text(text: str) -> str | None:
-    """Why a file is left out for what it holds: a generator's mark in its first 1,000 characters, or lines of data."""
+    """Return why a file is skipped because of its content; None if it is not.
+
+    The reasons: a generator's note in the first 1,000 characters, or long lines of data.
+    """
     if _GENERATED.search(text[:1000]) or len(text) > _WRITTEN_BY_HAND * (text.count("\n") + 1):
         return "generated or minified code"
     return None

@@ -1,4 +1,4 @@
-"""One document as it was read, what makes it unusable, and the tables that cleaning blocks work on."""
+"""Document as it was read: decoding, reasons to drop it, and tables for the cleaning blocks."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
     from lit_llm.corpus.reading.sources import Source, SourceFile
 
-TABLE_BYTES = (
-    8 * 2**20
-)  # of text in a table: enough to make calls cheap, little beside what a worker holds
+# Bytes of text in a table: enough to make calls cheap, few beside the memory of a worker.
+TABLE_BYTES = 8 * 2**20
 
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16-LE, because it begins with that mark
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-# First bytes of formats that need not hold a NUL: PDF, PostScript, PNG, GIF, JPEG, zip, gzip, bzip2, xz, zstd.
+# First bytes of binary formats that may not contain a NUL: PDF, PostScript, PNG, GIF, JPEG, zip,
+# gzip, bzip2, xz, zstd.
 _MAGIC = (
     b"%PDF-",
     b"%!PS",
@@ -40,39 +40,43 @@ _MAGIC = (
     b"\xfd7zXZ",
     b"(\xb5/\xfd",
 )
-# uchardet takes "café" in Latin-1 for ISO 8859-2, and a lone byte for text: on less than this it guesses.
+# uchardet takes "café" in Latin-1 for ISO 8859-2, and a lone byte for text: it guesses on fewer
+# bytes than this.
 _LEAST_TO_DETECT = LEAST_TO_JUDGE
-# A character that is no white space to ``str.isspace``, in RE2's words.
+# A character that is not white space to ``str.isspace``, as a pattern for RE2.
 _INK = r"[^\t-\r\x1c-\x20\x{85}\pZ]"
-_C1_CONTROLS = re.compile("[\x80-\x9f]")  # what text decoded by the wrong 8-bit table is full of
-_CONTROLS = re.compile("[\x01-\x08\x0e-\x1a\x1c-\x1f]")  # but for ESC, which some encodings write
-# Of UTF-16 that holds some ASCII: so many of the bytes on one side are 0, and of those on the other.
+_C1_CONTROLS = re.compile("[\x80-\x9f]")  # frequent in text decoded with the wrong 8-bit table
+_CONTROLS = re.compile("[\x01-\x08\x0e-\x1a\x1c-\x1f]")  # without ESC, which some encodings write
+# Shares of zero bytes in UTF-16 that holds some ASCII: at least _ZEROS of the even or of the odd
+# bytes, and at most _OTHER_ZEROS of the others. _LOOKED_AT bytes are counted.
 _ZEROS, _OTHER_ZEROS, _LOOKED_AT = 0.3, 0.01, 2**16
 _PRINTABLE = bytes(range(32, 127)) + b"\t\n\r"
 _LOW = re.compile(rb"[\x00-\x02]")
-_STOPS = re.compile("[ \n\u3000-\u3002\uff0c]")  # which the other order of bytes makes no text
-_FRAMES = re.compile("[\u2500-\u259f]")  # what bytes that are no letters of DOS become
+_STOPS = re.compile("[ \n\u3000-\u3002\uff0c]")  # with swapped bytes these are not text
+_FRAMES = re.compile("[\u2500-\u259f]")  # DOS tables decode bytes that are not letters to these
 _WIDE = re.compile(r"utf[-_ ]?(16|32)|ucs-?2|iso-10646", re.I)
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text and where it came from.
+    """One text and its origin.
 
     Attributes:
-        id: path within the source, with ``#`` and the row's ``offset`` for a row; or the row's own ``id``.
-        source: name of the source, fit for a folder name.
-        path: the file it was read from.
+        id: path within the source; for a row, ``#`` and the row's ``offset`` follow, or the row's
+            own ``id`` is used.
+        source: name of the source, valid as a folder name.
+        path: the file that the document was read from.
         text: the text; empty when dropped.
         dropped: why it cannot be used ("not UTF-8", "binary", "empty", ...), or None.
-        offset: where in the file: the byte at which its line of JSONL or WARC record starts (in a compressed JSONL the
-            line number, from 1), the row of a parquet file, from 1; 0 for a whole file.
-        url: where it was published; of rows see `row_urls`.
-        license: as its row or its tree of source code says it.
+        offset: place in the file. JSONL and WARC: the byte at which the line or record starts (in a
+            compressed JSONL the line number, from 1). Parquet: the row, from 1. Whole file: 0.
+        url: the address at which it was published; for rows see `row_urls`.
+        license: the licence that its row or its source tree names.
         language: the programming language, by the file's name; None for other documents.
-        robots: what the publisher's headers and meta tags say to robots: "noai", "tdm-reservation: 1".
-        encoding: what it was decoded from, where that is not UTF-8, or how many bad bytes of a file were replaced.
-        repaired: what was mended so that it could be read ("NULs taken out"), or None.
+        robots: what the publisher's headers and meta tags tell robots: "noai", "tdm-reservation:
+            1".
+        encoding: the encoding, if it is not UTF-8, or how many bad bytes of a file were replaced.
+        repaired: what was repaired so that it could be read ("NULs taken out"), or None.
     """
 
     id: str
@@ -90,7 +94,7 @@ class Document:
 
 
 class Usable(NamedTuple):
-    """A text, or why there is none.
+    """A text, or the reason why there is none.
 
     Attributes:
         text: empty when dropped.
@@ -104,7 +108,7 @@ class Usable(NamedTuple):
 
 
 def usable(value: object) -> Usable:
-    """The text of a row's value, with little that is wrong in it repaired."""
+    """Return the text of a row's value, with small defects repaired."""
     if value is None:
         return Usable("", "empty")
     if not isinstance(value, str):
@@ -118,12 +122,13 @@ def usable(value: object) -> Usable:
 
 
 def decode(data: bytes, charset: str | None = None, html: bool = False) -> Usable:
-    """The text of a file's bytes.
+    """Decode a file's bytes.
 
-    Tried in this order: a byte order mark; UTF-8; ``charset``, which a server named; if resiliparse is installed, what
-    uchardet finds (for ``html`` the page's meta tag before it) or Windows-1252, by the language that comes out. What
-    does not decode cleanly in any of them, but for one byte or one in a thousand characters, has these become U+FFFD.
-    UTF-16 without a mark is known by its zero bytes, or by ``charset``. A few NULs are taken out of other text.
+    Encodings are tried in this order: a byte order mark; UTF-8; ``charset``, which a server named;
+    if resiliparse is installed, uchardet's guess (for ``html`` the page's meta tag before it) or
+    Windows-1252, chosen by the language of the result. If a text does not decode cleanly in any of
+    them, one bad byte, or one in a thousand characters, is replaced by U+FFFD. UTF-16 without a
+    mark is recognised by its zero bytes, or by ``charset``. A few NULs are removed from other text.
     """
     for mark, encoding in _BOMS:
         if data.startswith(mark) and len(data) > len(mark):
@@ -142,12 +147,13 @@ def decode(data: bytes, charset: str | None = None, html: bool = False) -> Usabl
 
 
 def _with_zeros(data: bytes, charset: str | None, html: bool) -> Usable:
-    """The text of bytes with zeros between them: UTF-16, or text that something wrote NULs into."""
+    """Decode bytes with zeros between them: UTF-16, or text into which NULs were written."""
     for guess in _wide_guesses(data, charset):
         decoded = _decoded(data, guess)
         if decoded and not decoded.dropped and not _CONTROLS.search(decoded.text):
             return decoded
-    rest = data.rstrip(b"\0")  # what pads a file to the end of its block
+    # Zeros at the end pad a file to the end of its block. A few others may be removed.
+    rest = data.rstrip(b"\0")
     few = bearable(rest.count(b"\0"), len(rest)) and len(rest) >= LEAST_TO_JUDGE
     rest = rest.replace(b"\0", b"")
     if not few or rest.startswith(_MAGIC) or _CONTROLS.search(rest.decode("latin-1")):
@@ -158,11 +164,16 @@ def _with_zeros(data: bytes, charset: str | None, html: bool) -> Usable:
 
 
 def _wide_ideographs(data: bytes) -> Usable | None:
-    """UTF-16 without mark, of Chinese, Japanese or Korean: their stops and spaces have a byte that no text has."""
+    """Decode UTF-16 without mark of Chinese, Japanese or Korean; None if it is not that.
+
+    The stops and spaces of these languages have a byte that other text never has (0 to 2).
+    """
     if len(data) % 2 or not _LOW.search(data[:_LOOKED_AT]):
         return None
     for encoding in ("utf-16-le", "utf-16-be"):
         found = _decoded(data, encoding)
+        # Accept if most letters are of these scripts: bytes of another text, read as UTF-16, give
+        # arbitrary characters.
         if found and not found.dropped:
             letters = [char for char in found.text[:_LOOKED_AT] if char > "\x7f" and char.isalpha()]
             like = sum("\u3040" <= c <= "\u9fff" or "\uac00" <= c <= "\ud7a3" for c in letters)
@@ -173,7 +184,7 @@ def _wide_ideographs(data: bytes) -> Usable | None:
 
 
 def _wide_guesses(data: bytes, charset: str | None) -> Iterator[str]:
-    """Encodings of two or four bytes a character: those of ``charset``, or UTF-16 by where its zeros are."""
+    """Yield guesses of UTF-16 or UTF-32: by ``charset``, or by where the zeros are."""
     named = _WIDE.match(charset or "")
     ends = [name for name in ("le", "be") if (charset or "").lower().endswith(name)]
     size = "32" if named and named[1] == "32" else "16"
@@ -182,27 +193,28 @@ def _wide_guesses(data: bytes, charset: str | None) -> Iterator[str]:
     order = ["le", "be"] if zeros[0] >= zeros[1] else ["be", "le"]
     if named:
         if len(head.translate(None, _PRINTABLE)) * 10 < len(head):
-            return  # it is ASCII, whatever is said of it
+            return  # the text is ASCII, although ``charset`` says otherwise
         yield from (f"utf-{size}-{end}" for end in ends or order)
     elif len(data) % 2 == 0 and max(zeros) >= _ZEROS and min(zeros) <= _OTHER_ZEROS:
         yield f"utf-16-{order[0]}"
 
 
 def _readings(data: bytes, charset: str | None, html: bool) -> Iterator[Usable | None]:
-    """What the bytes say in one encoding after the other."""
-    if b"\x1b$" in data:  # ISO 2022 writes Japanese in ASCII, which is valid UTF-8
+    """Yield what the bytes decode to, one encoding after the other."""
+    # ISO 2022 writes Japanese with ASCII bytes, which are valid UTF-8.
+    if b"\x1b$" in data:
         yield _detected(data, html)
     yield _decoded(data, "utf-8")
     if charset:
         yield _decoded(data, charset)
-        # Before Windows-1252, in which any bytes are text.
+        # Before Windows-1252, in which any bytes are valid.
         yield None if charset.lower() in ("utf-8", "utf8") else _patched(data, charset)
     yield _detected(data, html)
     yield _patched(data, "utf-8")
 
 
 def _patched(data: bytes, encoding: str) -> Usable | None:
-    """The text with what is not in this encoding replaced; None if that is more than a little."""
+    """Decode with bad bytes replaced; None if there are more than a few."""
     try:
         name = codecs.lookup(encoding).name
         if name == "utf-8":
@@ -220,11 +232,14 @@ def _patched(data: bytes, encoding: str) -> Usable | None:
 
 
 def _decoded(data: bytes, encoding: str) -> Usable | None:
-    """As ``decode``; None if the bytes are not in this encoding, or Python has no such."""
+    """Decode with one encoding; None if the bytes are not valid in it.
+
+    None also if Python does not know the encoding.
+    """
     try:
         name = codecs.lookup(encoding).name
         text = data.decode(encoding)
-    except (LookupError, ValueError):  # ValueError: a name that holds a NUL, too
+    except (LookupError, ValueError):  # ValueError: also a name that contains a NUL
         return None
     if name != "utf-8" and _C1_CONTROLS.search(text):
         return None
@@ -233,11 +248,12 @@ def _decoded(data: bytes, encoding: str) -> Usable | None:
 
 
 def _detected(data: bytes, html: bool) -> Usable | None:
-    """The text in the likeliest encoding, of those in which there is at most a little to repair.
+    """Return the text in the likeliest encoding, of those that leave at most a few bad bytes.
 
-    uchardet alone takes Italian in Windows-1252 for Baltic, and its Korean has no name among the web's (under which
-    what calls itself Latin-1 is Windows-1252): of 439 paragraphs in 39 pairs of language and encoding 26 came out
-    wrong, none when CLD2's score decides. Only Ukrainian in KOI8-U is read as KOI8-R still.
+    uchardet alone takes Italian in Windows-1252 for Baltic. For Korean it gives a name that is not
+    among the web's (by which text that is called Latin-1 is Windows-1252). Of 439 paragraphs in 39
+    pairs of language and encoding, 26 came out wrong with it, and none when CLD2's score decides.
+    Only Ukrainian in KOI8-U is still read as KOI8-R.
     """
     if len(data) < _LEAST_TO_DETECT:
         return None
@@ -248,8 +264,9 @@ def _detected(data: bytes, html: bool) -> Usable | None:
     except ImportError:
         return None
     read = data.decode(errors="replace")
+    # Broken UTF-8: in another encoding most of its letters would become two.
     if 0 < 2 * read.count("\ufffd") <= len(read) - len(read.encode("ascii", "ignore")):
-        return None  # broken UTF-8: of most of its letters other encodings make two
+        return None
     named = detect_encoding(data, html5_compatible=True, from_html_meta=html)
     names = [named, detect_encoding(data, html5_compatible=False), "cp1252"]
     names += ["mac_roman"] * (not html and _most(data, 0xA0))
@@ -261,14 +278,20 @@ def _detected(data: bytes, html: bool) -> Usable | None:
 
 
 def _most(data: bytes, end: int) -> bool:
-    """Whether most bytes beyond ASCII lie from 0x80 to ``end``, where Mac OS Roman and DOS have their accented letters,
-    to 0xa0 and 0xa6: other 8-bit tables have signs there, or nothing."""
+    """Whether most bytes beyond ASCII lie between 0x80 and ``end``.
+
+    Mac OS Roman (up to 0xa0) and DOS (up to 0xa6) have their accented letters there. Other 8-bit
+    tables have signs there, or nothing.
+    """
     letters = sum(0x80 <= byte < end for byte in data)
     return 2 * letters > sum(byte >= 0x80 for byte in data)
 
 
 def to_tables(read: Iterable[Document | pa.Table], source: Source) -> Iterator[pa.Table]:
-    """Documents put together to tables of about ``TABLE_BYTES`` of text, tables as they are; order is kept."""
+    """Collect documents into tables of about ``TABLE_BYTES`` of text.
+
+    Tables are passed on as they are. The order is kept.
+    """
     batch: list[Document] = []
     size = 0
     for item in read:
@@ -287,7 +310,7 @@ def to_tables(read: Iterable[Document | pa.Table], source: Source) -> Iterator[p
 
 
 def _table(documents: list[Document], source: Source) -> pa.Table:
-    """One table of them; what they do not say themselves, ``source`` says."""
+    """Make one table of documents; fields that a document lacks come from ``source``."""
     import pyarrow as pa
 
     columns: dict[str, list] = {
@@ -313,7 +336,10 @@ def checked_table(
     urls: pa.ChunkedArray | None,
     licenses: pa.ChunkedArray | None,
 ) -> pa.Table:
-    """A table of rows that came as columns, judged as ``usable`` judges one; strings or bytes, UTF-8 or not."""
+    """Make a table of rows that were read as columns, checked as ``usable`` checks one value.
+
+    The columns hold strings or bytes, which need not be UTF-8.
+    """
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -321,7 +347,7 @@ def checked_table(
     from lit_llm.corpus.block import replaced
 
     def said(column: pa.ChunkedArray | None) -> pa.Array:
-        """As strings, null where nothing is said."""
+        """Return the column as strings, null instead of an empty one."""
         if column is None:
             return pa.nulls(len(places), pa.string())
         strings, _ = _utf8(column)
@@ -333,6 +359,7 @@ def checked_table(
     strings, broken = _utf8(text)
     reasons = pc.if_else(pc.is_null(strings), pa.scalar("read: empty"), none)
     strings, repaired = strings.fill_null(""), pa.nulls(len(places), pa.string())
+    # Values that are not UTF-8 or contain a NUL are rare: only these are repaired one by one.
     if (np.frombuffer(strings.buffers()[2] or b"", np.uint8) == 0).any():
         nuls = pc.match_substring(strings, "\0")
         broken = nuls if broken is None else pc.or_(broken, nuls)
@@ -345,6 +372,7 @@ def checked_table(
         reasons = pc.replace_with_mask(reasons, broken, pa.array(said_of, pa.string()))
         mended = pa.array([one.repaired for one in found], pa.string())
         repaired = pc.replace_with_mask(repaired, broken, mended)
+    # What has no visible character is empty.
     inked = pc.match_substring_regex(strings, _INK)
     reasons = pc.if_else(pc.or_(inked, pc.is_valid(reasons)), reasons, pa.scalar("read: empty"))
     strings = pc.if_else(pc.is_valid(reasons), pa.scalar("", pa.large_string()), strings)
@@ -369,7 +397,7 @@ def checked_table(
 
 
 def _utf8(column: pa.ChunkedArray) -> tuple[pa.LargeStringArray, pa.BooleanArray | None]:
-    """The column as checked strings, null where it is no UTF-8; and where that is, if anywhere."""
+    """Return the column as strings, null if not UTF-8, and where that is (None: nowhere)."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -391,7 +419,7 @@ def _strict(data: bytes) -> str | None:
 
 
 def schema() -> pa.Schema:
-    """The columns of a table of documents as read; "dropped" is null or "read: reason"."""
+    """Return the schema of tables of documents as read; "dropped" is null or "read: reason"."""
     import pyarrow as pa
 
     strings = [

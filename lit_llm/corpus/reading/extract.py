@@ -1,4 +1,4 @@
-"""HTML to the text that a reader came for, by resiliparse; and what a page says to robots.
+"""Main text of HTML pages, by resiliparse, and the pages' instructions to robots.
 
 ExtractHTML()(documents(["<html><body><p>Text.</p></body></html>"]))["text"]
 """
@@ -16,35 +16,35 @@ from lit_llm.corpus.block import Block, texts, with_column
 from lit_llm.corpus.kernels.page_work import Work, measure
 from lit_llm.corpus.reading.formulae import with_formulae
 
-_DEEPEST = 512  # elements in each other; browsers stop at it too
+_DEEPEST = 512  # levels of nested elements; browsers stop at this depth too
 _DEEP = " > ".join("*" * _DEEPEST)
-_IMPLIED = (
-    5  # elements at most for each that a page writes in another: <table> has four with a cell
-)
-_HIGH = 4  # elements below <body>: a <ul> up there is navigation to resiliparse
+# Maximum number of nested elements for each one in the source. Parsers add implied elements: a
+# <table> with a cell has four.
+_IMPLIED = 5
+_HIGH = 4  # levels below <body> at which resiliparse takes a <ul> for navigation
 _HIGH_LISTS = ", ".join("body > " + "* > " * between + "ul" for between in range(_HIGH))
-_MENU = 5  # characters of text for each of a link's
-# resiliparse takes a text of one character of three bytes for an icon of the private use area. So it gets
-# a second character, which Unicode has promised never to use.
+_MENU = 5  # a list is no menu if it has this many characters per character of links
+# resiliparse takes a text of one three-byte character for an icon of the private use area. So such
+# a text gets a second character: one that Unicode guarantees never to assign.
 _MARK = "\ufdd0"
 _THREE_BYTES = (
     r"\u0800-\u1fff\u2010-\u2027\u2030-\u205e\u2070-\u2fff\u3001-\ud7ff\uf900-\ufefe\uff00-\uffff"
 )
 _ALONE = re.compile(rf">[ \t-\r]*([{_THREE_BYTES}]|&\#?\w{{1,31}};?)(?=[ \t-\r]*(?:<|\Z))")
 _VISIBLE = re.compile(f"[{_THREE_BYTES}]")
-# In a <select> lexbor looks at all earlier ones for each; their text is not taken in any case.
+# For each <option>, lexbor looks at all earlier ones of the <select>. Their text is never used.
 _OPTIONS = 1000
-_LOOKED_AT = 2000  # elements of a page that are looked at one by one, in some 0.2 ms
-_FIGURE_PASSES = 10  # over the page, in looking at figures
+_LOOKED_AT = 2000  # elements of a page that are checked one by one, in about 0.2 ms
+_FIGURE_PASSES = 10  # characters checked in figures, as a multiple of the page's length
 _FIGURE, _TIME = re.compile(r"<(/?)(?:figure|figcaption)\b", re.I), re.compile(r"<(/?)time\b", re.I)
-# Blocks that resiliparse takes for words of the line that follows.
+# Block elements that resiliparse treats as inline, as words of the line that follows.
 _BLOCKS = re.compile(r"<(/?)(?:summary|legend|search)\b(?=[\s/>])", re.I)
 _OPTION = re.compile(r"<(/?)option\b", re.I)
 _ABOUT_PAGE = (
     'time, [rel="author"], [rel="tag"],'
     ' [itemprop="datePublished"], [itemprop="author"], [itemprop="url"]'
 )
-# Without one of these a page is not searched; <link rel="..."> is on every page.
+# A page without one of these is not searched. "rel" is missing, as <link rel="..."> is everywhere.
 _ASIDE_WORDS = (
     "<time", "<TIME", "<Time", "itemprop", "presentation", "author", '"tag"', "'tag'", "=tag",
 )  # fmt: skip
@@ -56,12 +56,13 @@ _BREAKS = frozenset(["br", "hr"])
 _CELLS = frozenset(
     ["caption", "dd", "dt", *(f"h{level}" for level in range(1, 7)), "li", "td", "th"]
 )
-_INLINE_LEVELS, _BESIDE = 4, 8  # how far is looked for text beside an element
-# What resiliparse leaves out with alternative texts, but for figures.
+_INLINE_LEVELS, _BESIDE = 4, 8  # limits of the search for text beside an element
+# Elements that resiliparse skips when alternative texts are off, except figures.
 _NO_TEXT = ("object", "video", "audio", "embed", "img", "area", "svg")
-# Where a meta tag is no tag. What is not closed goes to the end, as in a browser.
+# Places where a meta tag is not an element. An unclosed one extends to the end, as in a browser.
 _HIDDEN = re.compile(
-    r"<!--(?:.*?-->|.*)|<(script|style|textarea|title|template|noembed)\b[^>]{0,1000}>(?:.*?</\1\s*>|.*)",
+    r"<!--(?:.*?-->|.*)"
+    r"|<(script|style|textarea|title|template|noembed)\b[^>]{0,1000}>(?:.*?</\1\s*>|.*)",
     re.I | re.S,
 )
 _META = re.compile(r"<meta\b[^>]{0,1000}>", re.I)
@@ -71,7 +72,7 @@ _ATTRIBUTE = re.compile(r"""([^\s"'=<>/]+)\s*=\s*("[^"]*"|'[^']*'|[^\s"'>]+)""")
 
 @dataclass(frozen=True)
 class ExtractHTML(Block):
-    """Replace "text", HTML, by its main text; drop pages that have none."""
+    """Replace the HTML in "text" by its main text; drop pages without one."""
 
     name = "extract"
 
@@ -84,7 +85,10 @@ class ExtractHTML(Block):
 
 
 def extract(html: str) -> tuple[str, str | None]:
-    """(main text, None) of a page, or ("", why there is none): it has no text, or is too much work to parse."""
+    """Return (main text, None) of a page, or ("", reason).
+
+    The reasons: the page has no text, or parsing it takes too much work.
+    """
     work = measure(html)
     if reason := work.too_much:
         return "", reason
@@ -93,11 +97,13 @@ def extract(html: str) -> tuple[str, str | None]:
 
 
 def main_text(html: str) -> str:
-    """The main text of a page: paragraphs, lists and <pre> on lines of their own, entities decoded, nothing else.
+    """Return the main text of a page.
 
-    Without title, navigation, link targets, alternative texts, forms, scripts and comments. Any string will do: what
-    is no HTML is one paragraph, and of a page nested beyond any browser's limit all visible text is taken. Formulae are
-    TeX between dollar signs. There is no bound on time and memory: `extract` looks at that first.
+    Paragraphs, lists and <pre> are on lines of their own, entities are decoded, formulae are TeX
+    between dollar signs. Title, navigation, link targets, alternative texts, forms, scripts and
+    comments are left out. Any string is accepted: text without HTML is one paragraph, and of a page
+    nested deeper than any browser allows all visible text is returned. Time and memory have no
+    bound here; `extract` checks the work first.
     """
     return _main_text(html, measure(html))
 
@@ -107,8 +113,10 @@ def _main_text(html: str, work: Work) -> str:
     from resiliparse.parse.html import HTMLTree
 
     tree = HTMLTree.parse(_readable(html))
-    # What is main content is asked of every element's ancestors: 8,000 open <div> take 1.4 s, 100,000 took minutes.
-    deep = work.depth > _DEEPEST // _IMPLIED and tree.document.query_selector(_DEEP) is not None  # type: ignore[union-attr]
+    # To find the main content, resiliparse looks at the ancestors of every element: 8,000 open
+    # <div> take 1.4 s, 100,000 took minutes.
+    deep = work.depth > _DEEPEST // _IMPLIED
+    deep = deep and tree.document.query_selector(_DEEP) is not None  # type: ignore[union-attr]
     if deep:
         text = extract_plain_text(tree, skip_elements=_NO_TEXT)
     else:
@@ -118,15 +126,17 @@ def _main_text(html: str, work: Work) -> str:
         if any(word in html for word in _ASIDE_WORDS):
             _keep_asides(tree)
         text = extract_plain_text(tree, main_content=True, alt_texts=False)
-    return text.replace(_MARK, "").rstrip().lstrip("\n")  # the first line may be code, and indented
+    # The first line may be indented code, so only line ends are stripped from the start.
+    return text.replace(_MARK, "").rstrip().lstrip("\n")
 
 
 def _readable(html: str) -> str:
-    """The page as resiliparse loses nothing of it that is text."""
+    """Change the page so that resiliparse loses no text of it."""
     if html.count("<option") + html.count("<OPTION") > _OPTIONS:
         html = _OPTION.sub(r"<\1span hidden ", html)
+    # Too many to check one by one: keep them all, as elements that resiliparse keeps.
     if html.count("<figure") + html.count("<time") > _LOOKED_AT:
-        html = _TIME.sub(r"<\1span ", _FIGURE.sub(r"<\1div ", html))  # kept, whatever they are
+        html = _TIME.sub(r"<\1span ", _FIGURE.sub(r"<\1div ", html))
     html = _BLOCKS.sub(r"<\1div", with_formulae(html.replace(_MARK, "")))
     if html.isascii() and "&" not in html:
         return html
@@ -134,25 +144,28 @@ def _readable(html: str) -> str:
 
 
 def _marked(alone: re.Match[str]) -> str:
-    """A text of one character with the mark, unless it is an icon or blank."""
+    """Add the mark to a text of one character, unless that is an icon or blank."""
     return alone[0] + _MARK * bool(_VISIBLE.fullmatch(entities.unescape(alone[1])))
 
 
 def _keep_figures(tree: Any, limit: int) -> None:
-    """Make divisions of figures that hold text (tables, code, quotations): resiliparse drops every <figure>.
+    """Turn figures with text into <div>, because resiliparse drops every <figure>.
 
-    Those with nothing but a picture and its caption still go. Behind ``limit`` characters all stay.
+    Such text is a table, code or a quotation. Figures with only a picture and its caption are still
+    dropped. After ``limit`` checked characters all figures are kept.
     """
     left = limit
     for figure in tree.document.query_selector_all("figure").values():
         aside = "figcaption, svg, script, style, noscript, button"
-        ink = 0  # of the figure, less that of what is beside its content
+        # Visible characters of the figure, without those of captions and the like. Nested elements
+        # are counted again on every level, hence the limit.
+        ink = 0
         for sign, part in (
             (1, figure),
             *((-1, e) for e in figure.query_selector_all(aside).values()),
         ):
             left -= len(part.text)
-            if left < 0:  # a part in a part in a part: what is looked at grows with the depth
+            if left < 0:
                 break
             ink += sign * _ink(part)
         if left < 0 or ink > 0:
@@ -162,12 +175,15 @@ def _keep_figures(tree: Any, limit: int) -> None:
 
 
 def _ink(node: Any) -> int:
-    """Characters that are seen."""
+    """Number of visible characters."""
     return sum(map(len, (node.text or "").split()))
 
 
 def _keep_asides(tree: Any) -> None:
-    """Keep what resiliparse takes for data about the page (<time>, rel, itemprop), where it is part of a sentence."""
+    """Keep elements that resiliparse takes for data about the page, if they are part of a sentence.
+
+    These are <time> and elements with rel or itemprop.
+    """
     for element in tree.document.query_selector_all(_ABOUT_PAGE)[:_LOOKED_AT]:
         in_text = _in_text(element)
         if element.tag == "time":
@@ -177,11 +193,12 @@ def _keep_asides(tree: Any) -> None:
             for name in ("rel", "itemprop"):
                 element.remove_attribute(name)
     for element in tree.document.query_selector_all('[role="presentation"]')[:_LOOKED_AT]:
-        element.remove_attribute("role")  # says that a layout's table is none, not that it is empty
+        # The role says that a table is only for layout, not that it has no content.
+        element.remove_attribute("role")
 
 
 def _in_text(element: Any) -> bool:
-    """Whether text stands beside it, in its line."""
+    """Whether there is text beside the element, on the same line."""
     for _ in range(_INLINE_LEVELS):
         for step in ("previous_sibling", "next_sibling"):
             beside = getattr(element, step)
@@ -201,7 +218,7 @@ def _in_text(element: Any) -> bool:
 
 
 def _block_of(element: Any) -> str:
-    """The name of the block that it is in."""
+    """Return the name of the block element that contains this one."""
     for _ in range(_INLINE_LEVELS):
         element = element.parent
         if element is None or element.tag not in _INLINE:
@@ -210,7 +227,7 @@ def _block_of(element: Any) -> str:
 
 
 def _rename(tree: Any, element: Any, name: str) -> None:
-    """Put another element in its place, without attributes."""
+    """Replace an element by one with another name, without attributes."""
     other = tree.create_element(name)
     while (child := element.first_child) is not None:
         other.append_child(child)
@@ -218,13 +235,14 @@ def _rename(tree: Any, element: Any, name: str) -> None:
 
 
 def _keep_lists(tree: Any) -> None:
-    """Put lists that are no menus deeper into the page: resiliparse takes every <ul> near <body> for navigation.
+    """Move lists that are no menus deeper into the page.
 
-    By its own measure for the lists further down, one is a menu when more than a fifth of it is links.
+    resiliparse takes every <ul> near <body> for navigation. The measure is the one that it uses for
+    deeper lists: a list is a menu when more than a fifth of it is links.
     """
     for found in tree.document.query_selector_all(_HIGH_LISTS).values():
         if found.parent.closest("ul") is not None:
-            continue  # goes where the list goes that it is in
+            continue  # moves together with the list that contains it
         linked = sum(len(element.text) for element in found.query_selector_all("a").values())
         if _MENU * linked <= len(found.text):
             outer = inner = tree.create_element("div")
@@ -236,7 +254,10 @@ def _keep_lists(tree: Any) -> None:
 
 
 def robots(html: str) -> str | None:
-    """What the meta tags "robots" and "tdm-reservation" (W3C TDM Reservation Protocol) say; None if there are none."""
+    """Return the content of the meta tags "robots" and "tdm-reservation"; None without them.
+
+    The latter is of the W3C TDM Reservation Protocol.
+    """
     said: list[str] = []
     if not _NAMED.search(html):
         return None

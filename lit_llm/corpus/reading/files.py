@@ -1,6 +1,6 @@
-"""Input files on this machine or behind a URL (s3://, gs://, hf://, memory://): which there are, and opening them.
+"""Find and open input files, on this machine or behind a URL (s3://, gs://, hf://, memory://).
 
-fsspec is imported at the first URL; for paths on this machine nothing but the standard library is needed.
+fsspec is imported at the first URL. Local paths need only the standard library.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import IO, Any, Protocol
 
 from lit_llm.errors import UserError
 
-# What file systems call the mark that changes with the content, the surest first.
+# Names that file systems give to a version that changes with the content, the most reliable first.
 _VERSIONS = (
     "ETag",
     "etag",
@@ -34,8 +34,8 @@ _VERSIONS = (
 )
 
 
-COMPRESSED = re.compile(r"\.(gz|zst|bz2|xz)$", re.I)  # how compressed files are called
-_CHUNK = 2**17  # compressed bytes at a time: what is lost before a cut is less
+COMPRESSED = re.compile(r"\.(gz|zst|bz2|xz)$", re.I)  # suffixes of compressed files
+_CHUNK = 2**17  # compressed bytes read at once: at most this much before a cut is lost
 
 
 class SupportsRead(Protocol):
@@ -49,10 +49,11 @@ class Found:
     """A file that a pattern matches.
 
     Attributes:
-        path: what opens it: a path or a URL.
-        id: its path below the pattern's fixed folder, with "/".
+        path: path or URL to open it with.
+        id: path below the pattern's fixed folder, with "/".
         size: bytes as stored.
-        version: changes when the content does: the time of the last change in nanoseconds, or the store's own mark.
+        version: changes when the content does: the time of the last change in nanoseconds, or the
+            store's own version.
     """
 
     path: str
@@ -62,15 +63,18 @@ class Found:
 
 
 def is_url(path: str) -> bool:
-    """Whether fsspec opens it ("s3://bucket/x"), rather than this machine's file system."""
+    """Whether fsspec opens the path ("s3://bucket/x"), and not this machine's file system."""
     return "://" in path
 
 
 def find(pattern: str) -> list[Found]:
-    """Files that a path, a folder (walked) or a glob names, hidden ones left out; in no order, empty if none.
+    """Return the files that a path, a folder (with its subfolders) or a glob names.
+
+    Hidden files are left out. The order is arbitrary; without a match the list is empty.
 
     Raises:
-        UserError: a folder or the URL's file system refuses to list, or needs a package that is not installed.
+        UserError: a folder or the URL's file system cannot be listed, or needs a package that is
+            not installed.
     """
     if is_url(pattern):
         return _find_remote(pattern)
@@ -89,7 +93,7 @@ def _find_here(pattern: str) -> list[Found]:
     if path.is_dir():
         return [found(file, path) for file in walk(path)]
     parts, fixed, base = path.parts, 0, Path()
-    # What is there under that very name is no pattern: a folder may be called "exp[1]".
+    # A name that exists is not a pattern: a folder may be called "exp[1]".
     while fixed < len(parts) - 1 and (
         not glob.has_magic(parts[fixed]) or (base / parts[fixed]).exists()
     ):
@@ -99,19 +103,19 @@ def _find_here(pattern: str) -> list[Found]:
     for match in map(Path, glob.glob(escaped, recursive=True)):
         if match.is_file():
             files.append(match)
-        elif "**" not in pattern:  # '**' already lists what is below
+        elif "**" not in pattern:  # '**' already lists the files in subfolders
             files += walk(match)
     return [found(file, base) for file in files]
 
 
 def found(path: Path, base: Path) -> Found:
-    """A file of this machine as found from ``base``."""
+    """Describe a file of this machine, with its id relative to ``base``."""
     stat = path.stat()
     return Found(str(path), path.relative_to(base).as_posix(), stat.st_size, str(stat.st_mtime_ns))
 
 
 def walk(folder: Path, skip: Sequence[str] = ()) -> list[Path]:
-    """Files below ``folder``, without hidden ones and the folders named in ``skip``."""
+    """Return the files below ``folder``, without hidden ones and the folders named in ``skip``."""
     files: list[Path] = []
     for parent, folders, names in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith(".") and name not in skip]
@@ -124,8 +128,10 @@ def walk(folder: Path, skip: Sequence[str] = ()) -> list[Path]:
 
 
 def hidden(pattern: str) -> int:
-    """How many files and folders `find` leaves out below a folder of this machine, for the dot that their names begin
-    with; what a hidden folder holds is not counted."""
+    """Count the files and folders below a local folder that `find` leaves out as hidden.
+
+    Their names begin with a dot. The content of a hidden folder is not counted.
+    """
     if is_url(pattern):
         return 0
     count = 0
@@ -136,13 +142,13 @@ def hidden(pattern: str) -> int:
 
 
 def _raise(error: OSError) -> None:
-    """A folder that cannot be listed: what it holds would be left out without a word."""
+    """Stop at a folder that cannot be listed; os.walk would silently skip it."""
     raise error
 
 
 @contextmanager
 def open_raw(path: str) -> Iterator[IO[bytes]]:
-    """The file's bytes as stored, seekable."""
+    """Open the file's bytes as stored, seekable."""
     if is_url(path):
         system, inner = _file_system(path)
         with system.open(inner, "rb") as file:
@@ -154,10 +160,13 @@ def open_raw(path: str) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def open_input(path: str) -> Iterator[SupportsRead]:
-    """The file's bytes, decompressed if it is called .gz, .zst, .bz2 or .xz (then only forwards).
+    """Open the file's bytes, decompressed if its name ends in .gz, .zst, .bz2 or .xz.
+
+    A compressed stream can only be read forwards.
 
     Raises:
-        OSError: cannot be opened or, here or by ``read``, read; a damaged or cut archive too.
+        OSError: the file cannot be opened, or ``read`` fails, also because the archive is damaged
+            or cut.
         ImportError: .zst without the package zstandard.
     """
     with open_raw(path) as raw:
@@ -179,7 +188,10 @@ def open_input(path: str) -> Iterator[SupportsRead]:
 
 @contextmanager
 def open_utf8(path: str) -> Iterator[SupportsRead]:
-    """`open_input`; what begins with the mark of UTF-16 comes as UTF-8, and then only forwards."""
+    """`open_input`, but a file with the mark of UTF-16 is converted to UTF-8.
+
+    The converted stream can only be read forwards.
+    """
     if is_utf16(path):
         with open_input(path) as stream:
             yield _Transcoded(stream, "utf-16")
@@ -189,19 +201,22 @@ def open_utf8(path: str) -> Iterator[SupportsRead]:
 
 
 def is_utf16(path: str) -> bool:
-    """Whether the file begins with the mark of UTF-16: PowerShell and Excel write it. Raises OSError."""
+    """Whether the file begins with the mark of UTF-16, as PowerShell and Excel write it.
+
+    Raises OSError.
+    """
     with open_input(path) as stream:
         head = stream.read(4)
     return head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and head[2:] != b"\0\0"
 
 
 class _Transcoded:
-    """A stream in another encoding, read as UTF-8; what is not in that encoding becomes U+FFFD."""
+    """A stream in another encoding, read as UTF-8; bad bytes become U+FFFD."""
 
     def __init__(self, stream: SupportsRead, encoding: str) -> None:
         self.stream = stream
         self.decoder = codecs.getincrementaldecoder(encoding)("replace")
-        self.left = b""  # not asked for yet
+        self.left = b""  # converted, not read yet
 
     def read(self, size: int = -1) -> bytes:
         pieces, got = [self.left], len(self.left)
@@ -217,12 +232,15 @@ class _Transcoded:
 
 
 class _Inflated:
-    """Compressed members one after the other, read as one. What comes before damage is read; then ``read`` raises."""
+    """Compressed members one after the other, read as one stream.
+
+    Data before damage is returned; after it, ``read`` raises.
+    """
 
     def __init__(self, raw: IO[bytes], new_member: Callable[[], Any]) -> None:
         self.raw, self.new_member = raw, new_member
         self.member: Any = None
-        self.left = b""  # decompressed, not asked for yet
+        self.left = b""  # decompressed, not read yet
         self.error: OSError | None = None
 
     def read(self, size: int = -1) -> bytes:
@@ -242,13 +260,13 @@ class _Inflated:
     def _pieces(self, chunk: bytes) -> Iterator[bytes]:
         while chunk:
             if self.member is None:
-                chunk = chunk.lstrip(b"\0")  # tapes and some writers pad the end
+                chunk = chunk.lstrip(b"\0")  # tapes and some writers pad the end with zeros
                 if not chunk:
                     return
                 self.member = self.new_member()
             try:
                 yield self.member.decompress(chunk)
-            except Exception as error:  # zlib's and zstandard's own classes have no other base
+            except Exception as error:  # zlib's and zstandard's errors have no other common base
                 self.error = OSError(f"the compressed file is damaged: {error}")
                 return
             if not self.member.eof:
@@ -261,7 +279,7 @@ def _file_system(url: str) -> tuple[Any, str]:
 
     try:
         return fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:  # ValueError: fsspec knows no such protocol
+    except (ImportError, ValueError) as error:  # ValueError: fsspec does not know the protocol
         raise UserError(f"data.sources: {url}: {error}") from None
 
 
@@ -269,10 +287,10 @@ def _find_remote(pattern: str) -> list[Found]:
     system, inner = _file_system(pattern)
     try:
         if glob.has_magic(inner) and not system.exists(inner):
-            base = inner[: min(inner.find(sign) for sign in "*?[" if sign in inner)].rpartition(
-                "/"
-            )[0]
+            magic = min(inner.find(sign) for sign in "*?[" if sign in inner)
+            base = inner[:magic].rpartition("/")[0]
             listed = dict(system.glob(inner, detail=True))
+            # A matching folder stands for the files below it.
             for name in [name for name, info in listed.items() if info["type"] == "directory"]:
                 del listed[name]
                 if "**" not in inner:

@@ -1,4 +1,4 @@
-"""Formulae of a page as TeX between dollar signs, as its text holds them: MathML, MathJax's scripts, pictures of TeX.
+"""Convert formulae of a page to TeX between dollar signs: MathML, MathJax, pictures of TeX.
 
 with_formulae('<math><msup><mi>x</mi><mn>2</mn></msup></math>')  # '<span>$x^{2}$</span>'
 """
@@ -15,7 +15,8 @@ _SCRIPT = re.compile(
     r"""<script\b[^<>]*?\btype\s*=\s*["']?math/(tex|mml|asciimath)\b([^<>]*)>""", re.I
 )
 _SCRIPT_END = re.compile(r"</script\s*>", re.I)
-# Around MathML for screen readers, which pages hide: what hides it must not hide the formula.
+# Element around MathML for screen readers that hides the MathML on the page. Its attributes are
+# removed, so that it does not hide the formula.
 _WRAPPER = re.compile(r"<(span|mjx-assistive-mml)\b[^<>]*>\s*$", re.I)
 _WRAPPER_LENGTH = 500
 _PICTURE = re.compile(r"<img\b[^<>]*>", re.I)
@@ -24,8 +25,8 @@ _ALT = re.compile(r"""\balt\s*=\s*(?:"([^"]*)"|'([^']*)')""", re.I)
 _TEX = re.compile(r"(?:application/x-|math/|text/)?(?:la)?tex\b", re.I)
 _STYLE = re.compile(r"\{\\(?:displaystyle|textstyle)\s*(.*)\}", re.S)
 _INVISIBLE = re.compile("[\u2061-\u2064]")
-_MOST = 10_000  # formulae of a page; behind them it stays as it is. One takes 0.1 ms
-_DEEPEST = 50  # MathML elements in each other; below, their text is taken as it is
+_MOST = 10_000  # formulae converted in a page; one takes 0.1 ms. Later ones stay as they are
+_DEEPEST = 50  # levels of nested MathML elements; deeper ones give their text as it is
 _FUNCTIONS = frozenset(
     """arccos arcsin arctan cos cosh cot det dim exp gcd inf ker lim ln log max min sec sin sinh
     sup tan tanh""".split()  # noqa: SIM905
@@ -33,13 +34,14 @@ _FUNCTIONS = frozenset(
 
 
 def with_formulae(html: str) -> str:
-    """The page with its formulae as ``<span>$TeX$</span>``, displayed ones between two dollar signs each.
+    """Return the page with its formulae as ``<span>$TeX$</span>``, displayed ones as ``$$TeX$$``.
 
-    TeX is what the page gives: an annotation of MathML, "alttext", MathJax's script, the alternative
-    text of a picture of class "tex" or "latex". MathML without it is converted, for the usual elements.
+    TeX in the page is used: an annotation of MathML, "alttext", a script of MathJax, the
+    alternative text of a picture of class "tex" or "latex". MathML without TeX is converted, for
+    the usual elements.
     """
     if "math" in html or "MATH" in html:
-        # Pages that MathJax has worked on hold both. The script is what was written.
+        # Pages that MathJax has processed have both. The script is the author's source.
         both = "MJX_Assistive_MathML" in html and _SCRIPT.search(html) is not None
         html = _replaced(html, _SCRIPT, _SCRIPT_END, _of_script)
         html = _replaced(html, _MATH, _MATH_END, _dropped if both else _of_mathml, keep_tag=True)
@@ -55,7 +57,7 @@ def _replaced(
     render: Callable[[re.Match[str], str], str],
     keep_tag: bool = False,
 ) -> str:
-    """``html`` with each stretch from ``start`` to ``end`` as ``render`` gives it; in one pass."""
+    """Replace each stretch from ``start`` to ``end`` by the result of ``render``, in one pass."""
     parts: list[str] = []
     at = 0
     while (
@@ -120,7 +122,7 @@ def _of_mathml(start: re.Match[str], source: str) -> str:
 
 
 def _tex(node: Any, depth: int) -> str:
-    """TeX of a MathML element and what is in it."""
+    """Return the TeX of a MathML element and its children."""
     children, child = [], node.first_element_child
     while child is not None:
         children.append(child)
@@ -144,7 +146,7 @@ def _tex(node: Any, depth: int) -> str:
     return _joined(parts)
 
 
-# Element -> how many parts it has, and how TeX puts them together.
+# Element -> its number of children, and the TeX template that joins them.
 _FORMS = {
     "mfrac": (2, "\\frac{{{0}}}{{{1}}}"),
     "mroot": (2, "\\sqrt[{1}]{{{0}}}"),
@@ -170,7 +172,7 @@ def _of_leaf(name: str, text: str) -> str:
 
 
 def _joined(parts: list[str]) -> str:
-    """One after the other, with a blank where a command's name would go on."""
+    """Join parts, with a blank where a letter would extend a command's name."""
     found = ""
     for part in parts:
         found += " " * bool(re.search(r"\\[A-Za-z]+$", found) and part[:1].isalpha()) + part

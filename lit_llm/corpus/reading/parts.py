@@ -1,4 +1,7 @@
-"""The work of reading in units that do not depend on who does them: a few small files, or a piece of a big one."""
+"""Part of the input: a few small files, or a piece of a large one.
+
+Parts are the units in which the input is read. They do not depend on the machine or its workers.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from lit_llm.corpus.reading.sources import (
     renamed,
 )
 
-_FORMAT = 3  # of what readers give; another number makes all parts new
+_FORMAT = 3  # version of the readers' results; another number makes all parts new
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,11 @@ class Part:
     """Files, or one piece of a file, of one source.
 
     Attributes:
-        source: whose they are, and how they are read.
+        source: source of the files, with its settings for reading.
         files: in the order of their ids.
-        start: first byte of a piece of JSONL (lines that begin in it are its own), first row group of parquet's; 0 for
-            whole files.
-        stop: where the piece ends; None for whole files.
+        start: first byte of a piece of JSONL (the piece has the lines that begin in it), first row
+            group of a piece of parquet; 0 for whole files.
+        stop: end of the piece; None for whole files.
         size: bytes to read, as stored.
     """
 
@@ -44,7 +47,10 @@ class Part:
 
     @functools.cached_property
     def key(self) -> str:
-        """sha256 (hex) of everything that the documents depend on but the files' bytes: for those, size and version."""
+        """sha256 (hex) of everything that the part's documents depend on.
+
+        Files count by their size and version instead of their bytes.
+        """
         reader = dataclasses.asdict(self.source)
         for name in ("paths", "weight", "exclude"):
             del reader[name]
@@ -61,10 +67,11 @@ class Part:
 def list_parts(
     sources: Sources, target_bytes: int = 64 * 2**20, text_field: str = "text"
 ) -> list[Part]:
-    """The parts of ``sources`` in order; equal files and settings give equal parts, on any machine.
+    """Return the parts of ``sources`` in order; equal on any machine with equal files and settings.
 
-    Small files of a source are put together up to ``target_bytes``; bigger ones of plain JSONL and of parquet are cut
-    into pieces of about that size. What is compressed as a whole, and HTML, text and WARC, is not cut.
+    Small files of a source are grouped up to ``target_bytes``. Larger files of uncompressed JSONL
+    and of parquet are cut into pieces of about that size. Files that are compressed as a whole, and
+    HTML, text and WARC, are not cut.
 
     Raises:
         UserError: as ``list_files``.
@@ -94,7 +101,7 @@ def _whole(source: Source, batch: list[SourceFile]) -> Part:
 
 
 def _pieces(source: Source, file: SourceFile, target_bytes: int) -> Iterator[tuple[int, int, int]]:
-    """(start, stop, bytes) of each piece; nothing for a file that is read whole."""
+    """Yield (start, stop, bytes) of each piece; nothing for a file that is read whole."""
     kind = source.kind_of(file.path)
     if kind == "jsonl" and not COMPRESSED.search(file.path) and not is_utf16(file.path):
         count = -(-file.size // target_bytes)
@@ -112,7 +119,7 @@ def _row_groups(file: SourceFile, target_bytes: int) -> Iterator[tuple[int, int,
         with open_raw(file.path) as raw:
             footer = pyarrow.parquet.read_metadata(raw)
     except (OSError, pa.ArrowException):
-        return  # whoever reads it will say what is wrong
+        return  # the reader will report the error
     groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
     sizes = [
         sum(group.column(i).total_compressed_size for i in range(group.num_columns))

@@ -1,4 +1,4 @@
-"""Parts to documents: the readers by kind, and what becomes of files that cannot be read."""
+"""Read parts into tables of documents: choose the reader by kind, and handle unreadable files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from lit_llm.errors import UserError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Reasons of what is damaged or not what its name says. The other ones tell of text that is no use, or is not text.
+# Reasons of damaged files, and of files that do not contain what their name says. The other reasons
+# are for text without use, and for data that is not text.
 _BROKEN = (
     "unreadable",
     "damaged record",
@@ -33,26 +34,30 @@ _BROKEN = (
 
 
 def is_broken(dropped: str) -> bool:
-    """Whether a value of "dropped" says that a file or a piece of it is damaged; empty and binary ones are not."""
+    """Whether a value of "dropped" stands for a damaged file or piece.
+
+    Empty and binary files are not damaged.
+    """
     return dropped.startswith(tuple(f"read: {reason}" for reason in _BROKEN))
 
 
 def read_part(part: Part) -> Iterator[pa.Table]:
-    """Tables of a part's documents, of about 8 MB of text, columns as ``documents.schema()``, in a fixed order.
+    """Yield tables of a part's documents, of about 8 MB of text, in a fixed order.
 
-    Every file, line, row and record has its row. What is no text has an empty one and its reason in "dropped" ("read:
-    binary"); of a file that cannot be read, or not to its end, one more row says so ("read: unreadable: ..."). How much
-    of that is too much is the caller's to say: ``block.funnel`` counts the reasons. Ids are unique within a source but
-    for those that rows bring themselves, which are taken as they are.
+    The columns are those of ``documents.schema()``. Every file, line, row and record has its row.
+    If it is not text, the row's text is empty and "dropped" has the reason ("read: binary"). A file
+    that cannot be read, or not to its end, has one more row that says so ("read: unreadable: ...").
+    The caller decides how much of that is too much: ``block.funnel`` counts the reasons. Ids are
+    unique within a source, except ids from the rows themselves, which are used as they are.
 
     Raises:
-        UserError: no field ``text_field``; a package is missing that reads such files.
+        UserError: there is no field ``text_field``, or a package to read such files is missing.
     """
     yield from to_tables((read for file in part.files for read in _read(part, file)), part.source)
 
 
 def _read(part: Part, file: SourceFile) -> Iterator[Document | pa.Table]:
-    """A file's documents, one at a time or as columns where its format has them."""
+    """Yield a file's documents, one at a time or as tables if the format has columns."""
     kind = part.source.kind_of(file.path)
     try:
         part = with_its_field(part, file, kind)

@@ -1,7 +1,7 @@
-"""Texts with little that is wrong: bytes of no character, NULs, halves of surrogate pairs.
+"""Repair texts with small defects: bad bytes, NULs, half surrogate pairs.
 
-A file of a megabyte is not lost for one byte. What has more of them than one in a thousand characters is
-no text, or in another encoding.
+A file of a megabyte should not be lost because of one byte. A text with more than one defect in a
+thousand characters is not text, or is in another encoding.
 """
 
 from __future__ import annotations
@@ -11,24 +11,26 @@ import re
 BAD_BYTES = "bad bytes replaced"
 NULS = "NULs taken out"
 HALVES = "half surrogates replaced"
-# A shorter text without any good character beyond ASCII may as well be in an 8-bit encoding: "café" in Latin-1.
+# Characters. A shorter text without any good character beyond ASCII may be in an 8-bit encoding,
+# as "café" in Latin-1.
 LEAST_TO_JUDGE = 64
 _GOOD_FOR_A_BAD_ONE = 1000  # characters
-# What is left of one character of UTF-8 is up to three bytes.
+# A cut character of UTF-8 leaves up to three bytes.
 _LONE = re.compile("[\udc80-\udcff]{1,3}|[\ud800-\udfff]")
 _HALF = re.compile("[\ud800-\udfff]")
 
 
 def bearable(bad: int, length: int) -> bool:
-    """Whether ``bad`` characters of ``length`` are few enough to be replaced: one, or one in a thousand."""
+    """Whether ``bad`` of ``length`` characters are few enough to replace: one, or one in 1,000."""
     return bad <= max(1, length // _GOOD_FOR_A_BAD_ONE)
 
 
 def repair(text: str) -> tuple[str, str | None, str | None]:
-    """(text that UTF-8 can hold, what was repaired, None), or ("", None, why it is beyond repair).
+    """Return (text that UTF-8 can hold, what was repaired, None), or ("", None, reason).
 
     Args:
-        text: as JSON spells it, or decoded with "surrogateescape": bytes that are not UTF-8 are U+DC80 to U+DCFF.
+        text: as JSON spells it, or decoded with "surrogateescape": bytes that are not UTF-8 are
+            U+DC80 to U+DCFF.
     """
     repaired = []
     if "\0" in text:
@@ -39,7 +41,7 @@ def repair(text: str) -> tuple[str, str | None, str | None]:
     try:
         text.encode()
     except UnicodeEncodeError:
-        # A pair that was spelled in halves is a character.
+        # A pair that was written as two halves is one character.
         text = _pairs(text)
         if lone := _LONE.findall(text):
             escaped = all("\udc80" <= half <= "\udcff" for half in "".join(lone))
@@ -54,4 +56,5 @@ def repair(text: str) -> tuple[str, str | None, str | None]:
 
 
 def _pairs(text: str) -> str:
+    """Join adjacent halves of surrogate pairs to characters."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")

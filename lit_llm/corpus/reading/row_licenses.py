@@ -1,4 +1,4 @@
-"""Where a row of a corpus says under which licence it is: in a column of its own, or in its metadata.
+"""Find the licence of a row: in a column of its own, or in its metadata.
 
 {"license": ...}, also {"License": ...}, {"licence": ...}, {"licenses": [...]}
 {"metadata": {"license": ...}}                               # Common Pile
@@ -16,24 +16,25 @@ from typing import Any
 from lit_llm.corpus.reading.row_urls import FOLDERS, folded, opened
 from lit_llm.corpus.reading.sources import writable
 
-# As they are compared: in small letters, "-" for "_".
+# Names as they are compared: lower case, "-" for "_".
 _NAMES = (
     "license", "licence", "licenses", "licences", "license-expression", "spdx-license",
     "repo-license", "detected-licenses", "max-stars-repo-licenses",
 )  # fmt: skip
 _DEEPEST = 3
-# Of a line of JSON; in JSON within a string the quotes have backslashes.
+# A field in a line of JSON. In JSON within a string the quotes have backslashes.
 _NAMED = re.compile(
     rb'(?i)"(?:(?:spdx|repo|detected|max_stars_repo)[-_])?licen[sc]es?(?:[-_]expression)?\\*"\s*:'
 )
 
 
 def row_license(row: Mapping[str, Any]) -> str | None:
-    """The licence of a row as a string, see `license_label`; None where it names none."""
+    """Return the licence of a row as a string, see `license_label`; None if it names none."""
     return _inside(row, _DEEPEST)
 
 
 def _inside(row: Mapping[str, Any], deep: int) -> str | None:
+    """Search a row and its metadata, down to ``deep`` levels."""
     named = folded(row)
     for name in _NAMES:
         if (label := license_label(named.get(name))) is not None:
@@ -46,10 +47,11 @@ def _inside(row: Mapping[str, Any], deep: int) -> str | None:
 
 
 def license_label(value: object) -> str | None:
-    """A row's licence as a string, None if it names none.
+    """Return a row's licence as a string; None if it names none.
 
-    All of a list apply. GitHub's and package.json's objects name it in a field. What is anything else
-    stays as JSON, which is not recognised as a licence, so that nothing freer takes its place.
+    All licences of a list apply. Objects of GitHub and package.json name it in a field. Any other
+    value becomes JSON, which is not recognised as a licence, so that no more permissive licence
+    takes its place.
     """
     if isinstance(value, dict):
         named = (value.get(key) for key in ("spdx_id", "key", "type", "name"))
@@ -64,11 +66,11 @@ def license_label(value: object) -> str | None:
 
 def may_name_license(block: bytes) -> bool:
     """Whether lines of JSON have a field that can name a licence."""
-    # Searching a word is ten times as fast, and few texts have it.
+    # Searching a plain word is ten times as fast, and few texts contain it.
     return (b"icen" in block or b"ICEN" in block) and _NAMED.search(block) is not None
 
 
 def license_columns(names: list[str]) -> list[str]:
-    """Of a table's columns those that can name a licence, beside "license"."""
+    """Return the columns of a table that can name a licence, besides "license"."""
     known = {*_NAMES, *FOLDERS}
     return [n for n in names if n != "license" and n.lower().replace("_", "-") in known]

@@ -1,4 +1,4 @@
-"""Where a row of a corpus says what it was published at: in a column of its own, or in its metadata.
+"""Find the address at which a row was published: in a column of its own, or in its metadata.
 
 {"url": ...}                                                 # C4, FineWeb, CulturaX, RefinedWeb
 {"metadata": {"url": ...}}                                   # datatrove, Dolma, Common Pile
@@ -15,20 +15,21 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-# As they are compared: in small letters, "-" for "_".
+# Names as they are compared: lower case, "-" for "_".
 _NAMES = ("url", "source-url", "page-url", "warc-target-uri", "target-uri", "uri", "u")
 FOLDERS = ("metadata", "meta", "warc-headers", "warc-metadata", "json-metadata")
 _DEEPEST = 3
 _ADDRESS = re.compile(r"(?i)https?://\S")
-# Of a line of JSON that may have an address in another place than "url".
+# Fields in a line of JSON that may hold an address, besides "url".
 _ELSEWHERE = re.compile(
-    rb'(?i)"(?:source[-_]url|page[-_]url|(?:warc[-_])?target[-_]uri|uri|u|(?:warc[-_]|json[-_])?metadata|meta)"\s*:'
+    rb'(?i)"(?:source[-_]url|page[-_]url|(?:warc[-_])?target[-_]uri|uri|u'
+    rb'|(?:warc[-_]|json[-_])?metadata|meta)"\s*:'
     rb'|"id"\s*:\s*"https?:'
 )
 
 
 def row_url(row: Mapping[str, Any]) -> str | None:
-    """The address of a row, as it is written; None where it has none."""
+    """Return the address of a row, as it is written; None if it has none."""
     own = row.get("url")
     if isinstance(own, str) and own:
         return own
@@ -40,10 +41,11 @@ def row_url(row: Mapping[str, Any]) -> str | None:
 
 
 def _inside(row: Mapping[str, Any], deep: int) -> str | None:
+    """Search a row and its metadata, down to ``deep`` levels."""
     named = folded(row)
     for name in _NAMES:
         value = named.get(name)
-        # "url" and WARC's names hold addresses; of the other ones only what looks like one is.
+        # Any value of "url" is an address; the values of the other fields must look like one.
         if isinstance(value, str) and (_ADDRESS.match(value) or (value and name == "url")):
             return value
     for name in FOLDERS if deep else ():
@@ -54,12 +56,12 @@ def _inside(row: Mapping[str, Any], deep: int) -> str | None:
 
 
 def folded(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields by their names in small letters, "-" for "_"."""
+    """Return the fields by their names in lower case, with "-" for "_"."""
     return {str(key).lower().replace("_", "-"): value for key, value in row.items()}
 
 
 def opened(value: object) -> Mapping[str, Any] | None:
-    """An object that a field holds, or holds as JSON in a string; None where it is anything else."""
+    """Return the object that a field holds, also as JSON in a string; None for anything else."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
             value = json.loads(value)
@@ -69,11 +71,11 @@ def opened(value: object) -> Mapping[str, Any] | None:
 
 
 def may_be_elsewhere(block: bytes) -> bool:
-    """Whether lines of JSON have a field that can hold an address, beside "url"."""
+    """Whether lines of JSON have a field that can hold an address, besides "url"."""
     return _ELSEWHERE.search(block) is not None
 
 
 def url_columns(names: list[str]) -> list[str]:
-    """Of a table's columns those that can hold an address, beside "url"."""
+    """Return the columns of a table that can hold an address, besides "url"."""
     known = {*_NAMES, *FOLDERS, "id"} - {"url"}
     return [name for name in names if name.lower().replace("_", "-") in known]

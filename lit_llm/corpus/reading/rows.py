@@ -1,4 +1,4 @@
-"""Rows of JSONL and parquet files: lines cut out of a file, parsed, and given with the number a user finds them by."""
+"""Rows of JSONL, JSON and parquet files, with the number by which a user finds them."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ JSON_ENDINGS = tuple(
 )
 BOM = b"\xef\xbb\xbf"
 _DECODER = json.JSONDecoder()
-_END = object()  # of an array
-_BLOCK = 8 * 2**20  # bytes read at a time
+_END = object()  # end of an array
+_BLOCK = 8 * 2**20  # bytes read at once
 
 
 def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number from 1, row) of a JSONL file, gzipped or not; empty lines are skipped.
+    """Yield (line number from 1, row) of a JSONL file, gzipped or not; empty lines are skipped.
 
-    Of a file that holds a JSON array: (number of the element from 1, row).
+    For a file that holds a JSON array: (number of the element from 1, row).
 
     Raises:
-        UserError: a line is no JSON object, or the file is cut; names file and line.
+        UserError: a line is not a JSON object, or the file is cut; names file and line.
     """
     for number, row in json_lines(path):
         if isinstance(row, str):
@@ -36,7 +36,7 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """`json_rows`, with the reason in place of a row that a line does not hold.
+    """`json_rows`, but a line without a row gives the reason in its place.
 
     Raises:
         UserError: the file is cut.
@@ -78,14 +78,15 @@ def _array_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def array_elements(stream: SupportsRead, longest: int, errors: str = "strict") -> Iterator[Any]:
-    """The elements of a JSON array, read one after the other.
+    """Yield the elements of a JSON array, reading one after the other.
 
     Args:
-        longest: characters of an element at most.
-        errors: what becomes of bytes that are not UTF-8, as of ``bytes.decode``.
+        stream: the file.
+        longest: maximum characters of an element.
+        errors: handling of bytes that are not UTF-8, as for ``bytes.decode``.
 
     Raises:
-        ValueError: what follows is not valid JSON, or too long.
+        ValueError: the following text is not valid JSON, or an element is too long.
     """
     decoder = codecs.getincrementaldecoder("utf-8-sig")(errors)
     text, at, sign = "", 0, "["
@@ -111,7 +112,7 @@ def array_elements(stream: SupportsRead, longest: int, errors: str = "strict") -
 
 
 def _element(text: str, at: int, sign: str) -> tuple[Any, int] | None:
-    """The element behind ``sign``, or `_END`, and where it ends. None: read more first."""
+    """Return the element after ``sign``, or `_END`, and where it ends. None: read more first."""
     at = _after_space(text, at)
     if sign == "," and text.startswith("]", at):
         return _END, at + 1
@@ -124,7 +125,7 @@ def _element(text: str, at: int, sign: str) -> tuple[Any, int] | None:
         element, end = _DECODER.raw_decode(text, at)
     except (ValueError, RecursionError):
         return None
-    # A number may go on: "1" is the beginning of "1.5e3".
+    # More text is needed to see the end of a number: "1" is the beginning of "1.5e3".
     return (element, end) if text.startswith((",", "]"), _after_space(text, end)) else None
 
 
@@ -135,7 +136,10 @@ def _after_space(text: str, at: int) -> int:
 
 
 def parse_row(line: bytes, errors: str = "strict") -> dict[str, Any] | str:
-    """The object on a line of JSONL, or why there is none; ``errors`` as of ``bytes.decode``."""
+    """Return the object on a line of JSONL, or the reason why there is none.
+
+    ``errors`` is as for ``bytes.decode``.
+    """
     try:
         row = json.loads(line.decode("utf-8", errors))
     except UnicodeDecodeError:
@@ -148,14 +152,15 @@ def parse_row(line: bytes, errors: str = "strict") -> dict[str, Any] | str:
 def line_blocks(
     stream: SupportsRead, start: int, stop: int | None, longest: int
 ) -> Iterator[tuple[int, bytes | None]]:
-    """(place of its first byte, whole lines) of the lines that begin in [start, stop).
+    """Yield (place of the first byte, whole lines) for the lines that begin in [start, stop).
 
-    A line that outgrows ``longest`` bytes while it is read is not kept in memory: (place, None) stands for it.
+    A line that exceeds ``longest`` bytes while it is read is not kept in memory; (place, None)
+    stands for it.
     """
     at, rest = start, b""
-    skipping = (
-        start > 0
-    )  # to the end of the line that the byte before start is in: a newline there ends it at once
+    # Skip to the end of the line that contains the byte before `start`. If that byte is a newline,
+    # the line that begins at `start` is not skipped.
+    skipping = start > 0
     if skipping:
         at = start - 1
         cast(IO[bytes], stream).seek(at)
@@ -169,6 +174,7 @@ def line_blocks(
                 continue
             chunk = chunk[end:]
         rest += chunk
+        # The line that contains the byte before `stop` is the last one of the piece.
         if (
             stop is not None
             and at + len(rest) >= stop
@@ -187,13 +193,14 @@ def line_blocks(
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """(row number from 1, row) of a parquet file, all columns; the reason in place of a row that is not readable.
+    """Yield (row number from 1, row with all columns) of a parquet file.
 
-    A column of structs has every field in every row. Those that are null are left out of the row: whoever wrote
-    {"a": 1} beside {"b": 2} did not write {"a": 1, "b": null}.
+    A row that is not readable gives the reason in its place. A column of structs has every field in
+    every row; null fields are left out of the row. They come from rows that were written with
+    different fields, as {"a": 1} and {"b": 2}.
 
     Raises:
-        UserError: pyarrow is missing, the file is not readable, or two columns have one name.
+        UserError: pyarrow is missing, the file is not readable, or two columns have the same name.
     """
     try:
         import pyarrow
@@ -216,7 +223,7 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
 
 
 def check_once(path: str | Path, name: str, names: list[str]) -> None:
-    """Raises UserError where more than one of a file's columns has the name: nobody can say which is meant."""
+    """Raise UserError if several columns of a file have the name: it is unclear which is meant."""
     if names.count(name) > 1:
         raise UserError(
             f"{path}: {names.count(name)} columns are named {name!r}; rename all but one"
@@ -224,7 +231,10 @@ def check_once(path: str | Path, name: str, names: list[str]) -> None:
 
 
 def _python_rows(batch: Any) -> Iterator[dict[str, Any] | str]:
-    """The rows of a pyarrow batch, or why one is none: a text is not UTF-8, a map has a key twice."""
+    """Yield the rows of a pyarrow batch, or the reason why one is not readable.
+
+    The reasons: a text is not UTF-8, or a map has a key twice.
+    """
     try:
         rows = batch.to_pylist(maps_as_pydicts="strict")
     except (UnicodeDecodeError, KeyError) as error:

@@ -1,8 +1,8 @@
-"""Where text comes from: which files there are, by path or glob, here or in a store, and what is known about them.
+"""Sources of text: their settings, and the files that their paths, globs and URLs name.
 
-``parts.list_parts`` makes work units of them and ``read.read_part`` documents of these. What disks hold is messy, so a
-file or row that is no text becomes a dropped document and the run goes on; what only the user can mend (nothing
-matches, no such field) is a ``UserError``.
+``parts.list_parts`` makes work units of the files, and ``read.read_part`` documents of the units. A
+file or row that is not text becomes a dropped document and the run goes on. An error that only the
+user can fix (no file matches, no such field) is a ``UserError``.
 """
 
 from __future__ import annotations
@@ -28,10 +28,9 @@ from lit_llm.errors import UserError
 Kind: TypeAlias = Literal["auto", "text", "html", "jsonl", "json", "csv", "parquet", "warc", "code"]
 
 STDLIB = "stdlib"
-_STDLIB_SMALLEST, _STDLIB_LARGEST = 200, 400_000  # bytes: below are stubs, above are tables
-_STDLIB_KEPT_ANYWAY = (
-    "pydoc_data/topics.py"  # the language reference: above the cap, and the best prose there is
-)
+_STDLIB_SMALLEST, _STDLIB_LARGEST = 200, 400_000  # bytes: smaller are stubs, larger are tables
+# The language reference: larger than the limit, but the best prose of the library.
+_STDLIB_KEPT_ANYWAY = "pydoc_data/topics.py"
 _KINDS: Mapping[str, Kind] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -43,7 +42,7 @@ _KINDS: Mapping[str, Kind] = {
     ".tsv": "csv",
     ".parquet": "parquet",
     ".warc": "warc",
-    ".wet": "warc",  # Common Crawl's texts, x.warc.wet.gz
+    ".wet": "warc",  # texts of Common Crawl, x.warc.wet.gz
     ".wat": "warc",
     ".html": "html",
     ".htm": "html",
@@ -53,24 +52,28 @@ _KINDS: Mapping[str, Kind] = {
 
 @dataclass(frozen=True)
 class Source:
-    """Files of one origin, and what is known about all of them.
+    """Files of one origin, and properties that all of them share.
 
     Attributes:
-        name: letters, digits, '.', '-' and '_': it names a folder, a column's value and a line of the data card.
-        paths: a file, folder or glob, or several, here or behind a URL (s3://, gs://, hf://: whatever fsspec opens);
-            "stdlib" is the interpreter's own standard library, which makes two sources, NAME and NAME-tests.
-        weight: its share of the training mixture, relative to the other sources.
-        language: BCP 47 tag of the language it is said to be in.
+        name: letters, digits, '.', '-' and '_': it is used as a folder's name, as a column's value
+            and in the data card.
+        paths: a file, folder or glob, or several, on this machine or behind a URL (s3://, gs://,
+            hf:// and others that fsspec opens). "stdlib" is the standard library of the
+            interpreter, which makes two sources, NAME and NAME-tests.
+        weight: share of the training mixture, relative to the other sources.
+        language: BCP 47 tag of the language that the texts are said to be in.
         license: SPDX expression for documents that name no licence of their own.
-        domain: what it is about ("encyclopedia", "law"); carried along, and counted in the data card.
-        text_field: the field with the text in rows of JSON, CSV and parquet. Where rows have no "text", the default,
-            it is "content", "body" or "document", and the build says so.
-        kind: how files are read; "auto" goes by their names (.jsonl, .json, .csv, .tsv, .parquet, .warc, .html;
-            else text, one document a file). "code" is a tree of source code: other files,
-            generated, minified and vendored ones are dropped.
-        max_line_bytes: texts with a longer line, longer rows of JSONL and WARC records are dropped
-            and counted: those of broken files would not fit in memory.
-        exclude: globs of files to leave out, by name ("*.min.js") or by path below the pattern's folder ("old/*").
+        domain: topic ("encyclopedia", "law"); passed on with the documents, and counted in the data
+            card.
+        text_field: field with the text in rows of JSON, CSV and parquet. If rows have no "text",
+            the default, it is "content", "body" or "document", and the build says so.
+        kind: how files are read. "auto" decides by their names (.jsonl, .json, .csv, .tsv,
+            .parquet, .warc, .html; others are text, one document per file). "code" is a tree of
+            source code: other files, and generated, minified and vendored ones, are dropped.
+        max_line_bytes: texts with a longer line, longer rows of JSONL and longer WARC records are
+            dropped and counted: broken files may have lines that do not fit in memory.
+        exclude: globs of files to leave out, by name ("*.min.js") or by path below the pattern's
+            folder ("old/*").
     """
 
     name: str
@@ -92,27 +95,29 @@ class Source:
         object.__setattr__(self, "exclude", exclude)
         if not isinstance(self.name, str) or not self.name or self.name != _safe(self.name):
             raise UserError(
-                f"data.sources: {self.name!r} cannot name a folder; use letters, digits, '.', '-' and '_'"
+                f"data.sources: {self.name!r} cannot name a folder; use letters, digits, '.', '-' "
+                f"and '_'"
             )
         if not self.paths:
             raise UserError(f"data.sources: {self.name} is empty; give a path, a glob or 'stdlib'")
         if self.kind not in get_args(Kind):
             raise UserError(
-                f"data.sources: {self.name}.kind is {self.kind!r}; choose from {', '.join(get_args(Kind))}"
+                f"data.sources: {self.name}.kind is {self.kind!r}; choose from "
+                f"{', '.join(get_args(Kind))}"
             )
         check_section(self, "sources", f"data.sources: {self.name}: ")
 
     def too_long(self, what: str) -> str:
-        """Why a line or record above ``max_line_bytes`` is dropped, with the setting's name."""
+        """Return why a line or record above ``max_line_bytes`` is dropped; names the setting."""
         return f"{what} too long: above max_line_bytes={self.max_line_bytes}"
 
     def excludes(self, file: Found) -> bool:
-        """Whether a file is left out by ``exclude``."""
+        """Whether ``exclude`` leaves out the file."""
         names = (file.id, file.path, file.path.rpartition("/")[2])
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.exclude for name in names)
 
     def kind_of(self, path: str) -> Kind:
-        """How the file is read: ``kind``, or what its name says."""
+        """Return how the file is read: ``kind``, or what its name says."""
         if self.kind != "auto":
             return self.kind
         return _KINDS.get(os.path.splitext(COMPRESSED.sub("", path.lower()))[1], "text")
@@ -126,12 +131,12 @@ class SourceFile:
     """One input file.
 
     Attributes:
-        source: its source's name.
-        path: what opens it, a path or a URL.
-        id: its path within the source, unique there.
+        source: name of its source.
+        path: path or URL to open it with.
+        id: path within the source, unique there.
         size: bytes as stored.
         version: changes when the content does; see ``files.Found``.
-        license: what the LICENSE file of a tree of source code says, beside or above the file.
+        license: licence of the nearest LICENSE file, beside or above the file, in a source tree.
     """
 
     source: str
@@ -143,21 +148,24 @@ class SourceFile:
 
 
 def list_files(sources: Sources) -> list[SourceFile]:
-    """All input files: sources in the order given, the files of each by their ids.
+    """Return all input files: sources in the order given, the files of each by their ids.
 
-    ``sources`` is a ``Source``, "stdlib", a path, URL or glob, a list of these, or a dict from a name to one or more
-    paths. Folders are walked, hidden files left out; relative paths start at the working directory.
+    ``sources`` is a ``Source``, "stdlib", a path, URL or glob, a list of these, or a dict from a
+    name to one or more paths. Folders include their subfolders, without hidden files. Relative
+    paths start at the working directory.
 
     Raises:
-        UserError: a pattern matches no file, or a name cannot be a folder's name.
+        UserError: a pattern matches no file, or a name is not valid as a folder's name.
     """
     return [file for source in as_sources(sources) for file in files_of(source)]
 
 
 def files_of(source: Source, excluded: bool = False) -> list[SourceFile]:
-    """The files of one source, by their ids; raises as ``list_files``.
+    """Return the files of one source, by their ids; raises as ``list_files``.
 
-    ``excluded``: those that ``exclude`` leaves out instead.
+    Args:
+        source: the source.
+        excluded: return the files that ``exclude`` leaves out instead.
     """
     named: dict[str, tuple[str, Found]] = {}
     for pattern in source.paths:
@@ -181,9 +189,8 @@ def files_of(source: Source, excluded: bool = False) -> list[SourceFile]:
                 file.path if is_url(file.path) else os.path.abspath(file.path), (name, file)
             )
     ids = {absolute: file.id for absolute, (_, file) in named.items()}
-    if len(set(ids.values())) < len(
-        ids
-    ):  # two folders with files of the same names: tell them apart by the folders
+    # Two folders have files with the same names: the ids get the folders, to be unique.
+    if len(set(ids.values())) < len(ids):
         split = {absolute: absolute.replace(os.sep, "/").split("/") for absolute in named}
         levels = zip(*(parts[:-1] for parts in split.values()), strict=False)
         shared = sum(1 for _ in itertools.takewhile(lambda names: len(set(names)) == 1, levels))
@@ -209,9 +216,9 @@ def as_sources(
     max_line_bytes: int = Source.max_line_bytes,
     exclude: Sequence[str] = (),
 ) -> list[Source]:
-    """``Source``s of the shorter forms; names of plain lists are made from the patterns.
+    """Make ``Source``s from the shorter forms; names of plain lists come from the patterns.
 
-    The other arguments are those of the made sources; a `Source` keeps its own.
+    The other arguments apply to the sources that are made; a given `Source` keeps its own.
     """
     known: dict[str, Any] = {
         "text_field": text_field,
@@ -247,12 +254,12 @@ def as_sources(
 
 
 def renamed(source: Source, name: str) -> Source:
-    """The same source under another name: what is known of NAME holds for NAME-tests too."""
+    """Return the source under another name, as for NAME-tests, which shares NAME's settings."""
     return source if source.name == name else dataclasses.replace(source, name=name)
 
 
 def writable(name: str) -> str:
-    """``name`` with what UTF-8 cannot hold replaced: file names and JSON's strings can have it."""
+    """Replace what UTF-8 cannot hold in ``name``; file names and JSON strings can contain it."""
     return name.encode("utf-8", "replace").decode()
 
 
@@ -261,18 +268,21 @@ def _safe(name: str) -> str:
 
 
 def _stem(pattern: str) -> str:
-    """A folder name from a pattern: the last part that says something, without suffixes ('data/wiki/*.txt': wiki)."""
+    """Return a folder name for a pattern: the last part that is a name, without suffixes.
+
+    Example: 'data/wiki/*.txt' gives wiki.
+    """
     for part in reversed(Path(pattern).expanduser().absolute().parts):
         words = re.sub(r"\[.*?\]|[*?]", "", part.lstrip("."))
         if glob.has_magic(part) and words.startswith("."):
-            continue  # '*.txt' tells a type, not a name
-        if stem := _safe(words.split(".")[0][:100]):  # more is put behind it
+            continue  # '*.txt' is a type, not a name
+        if stem := _safe(words.split(".")[0][:100]):  # leaves room for a suffix
             return stem
     return "source"
 
 
 def _tree_licenses(files: list[Found]) -> dict[str, str]:
-    """path -> licence: that of the nearest folder above that has LICENSE files."""
+    """Return path -> licence of the nearest folder above that has LICENSE files."""
     from lit_llm.corpus.filters.licensing import detect_license
     from lit_llm.corpus.filters.spdx import UNRECOGNISED, all_of
 
@@ -284,8 +294,8 @@ def _tree_licenses(files: list[Found]) -> dict[str, str]:
                 with open_input(file.path) as stream:
                     text = stream.read(2**16).decode("utf-8", "replace")
             except OSError:
-                continue  # its own row will say so
-            # A licence file that is not recognised must not pass for one of the folders above.
+                continue  # the reader will report the error
+            # A licence file that is not recognised must hide licences of the folders above.
             of_folder[folder].append(detect_license(text, len(text)) or UNRECOGNISED)
     joined = {folder: all_of(said) or UNRECOGNISED for folder, said in of_folder.items()}
     licenses = {}
@@ -300,7 +310,10 @@ def _tree_licenses(files: list[Found]) -> dict[str, str]:
 
 
 def _stdlib(source: str) -> list[tuple[str, Found]]:
-    """Python files of the standard library; its tests, another kind of text, are a source of their own."""
+    """Return the Python files of the standard library.
+
+    Its tests are a different kind of text and make a source of their own.
+    """
     root = Path(sysconfig.get_path("stdlib"))
     files: list[tuple[str, Found]] = []
     for path in walk(root, skip=("site-packages", "dist-packages")):

@@ -1,4 +1,4 @@
-"""Which field of a file's rows holds the text, where nobody has said so."""
+"""Find the field of a file's rows that holds the text, if the user has not set it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from lit_llm.corpus.reading.rows import BOM, array_elements, parse_row
 from lit_llm.corpus.reading.sources import Source, SourceFile
 
 OTHERS = ("content", "body", "document")
-"""Fields that are taken where there is no "text", in this order."""
+"""Fields that are used if there is no "text", in this order."""
 _told: set[tuple[str, str]] = set()
 
 
 def with_its_field(part: Part, file: SourceFile, kind: str) -> Part:
-    """``part`` with the field that the first row of ``file`` has its text in.
+    """Return ``part`` with the field that holds the text in the first row of ``file``.
 
-    That is ``text_field``. Where nobody set one and a row has no "text", it is the first of
-    `OTHERS` that holds a string there, and a line on stderr says so, once for each source.
+    That is ``text_field``. If the user set none and the row has no "text", it is the first of
+    `OTHERS` that holds a string. A line on stderr says so, once for each source.
 
     Raises:
         OSError: the file cannot be read.
@@ -50,9 +50,9 @@ def with_its_field(part: Part, file: SourceFile, kind: str) -> Part:
 
 
 def first_row(file: SourceFile, kind: str, longest: int) -> dict[str, Any] | None:
-    """The first row of a file; None if it has none, or that is no object.
+    """Return the first row of a file; None if there is none or it is not an object.
 
-    A column of parquet is a string here if its type is text.
+    For parquet, the values are "" for columns of text and None for others.
     """
     if kind == "parquet":
         return _columns(file)
@@ -72,7 +72,7 @@ def first_row(file: SourceFile, kind: str, longest: int) -> dict[str, Any] | Non
 
 
 def _first_line(stream: SupportsRead, longest: int) -> bytes:
-    """The first line that is not empty; of an array, its beginning."""
+    """Return the first line that is not empty; of a JSON array, its beginning."""
     head, size = b"", 2**16
     while len(head) <= longest and (chunk := stream.read(size)):
         head = (head + chunk).removeprefix(BOM).lstrip()
@@ -83,6 +83,7 @@ def _first_line(stream: SupportsRead, longest: int) -> bytes:
 
 
 def _columns(file: SourceFile) -> dict[str, Any] | None:
+    """Return the columns of a parquet file: "" for text, None for other types."""
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -90,6 +91,6 @@ def _columns(file: SourceFile) -> dict[str, Any] | None:
         with open_raw(file.path) as raw:
             schema = pyarrow.parquet.read_schema(raw)
     except pa.ArrowException:
-        return None  # whoever reads it says what is wrong
+        return None  # the reader will report the error
     text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
     return {field.name: "" if any(test(field.type) for test in text) else None for field in schema}

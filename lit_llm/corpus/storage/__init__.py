@@ -1,1 +1,1 @@
-"""Files of the stages and changes to a folder that happen whole or not at all."""
+"""Storage: files of the stages, and changes to a folder that happen completely or not at all."""

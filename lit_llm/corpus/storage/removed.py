@@ -1,6 +1,7 @@
-"""The log of removals: removed.jsonl, a line a document with hashes of its id and text, date and reason.
+"""Log of removals, removed.jsonl: a line per document with hashes of id and text, date and reason.
 
-An id is often a place in a file, which changes when a line is added before it; the text's hash still finds it.
+An id is often a place in a file, which changes when a line is added before it. The text's hash
+still finds the document.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ LOG = "removed.jsonl"
 
 
 def sha256(said: str) -> str:
-    """SHA-256 of a text, in hexadecimal digits."""
+    """Return the SHA-256 of a text, in hexadecimal digits."""
     return hashlib.sha256(said.encode()).hexdigest()
 
 
 def removals(folder: Path) -> dict[str, dict[str, Any]]:
-    """SHA-256 (hex) of an id -> its line in the corpus folder's log."""
+    """Return SHA-256 (hex) of an id -> its line in the corpus folder's log."""
     file = folder / LOG
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     return {row["id_sha256"]: row for row in map(json.loads, lines)}
 
 
 def removed_hashes(folder: Path) -> frozenset[str]:
-    """SHA-256 (hex) of the ids of all removed documents, and of their texts.
+    """Return the SHA-256 (hex) of the ids of all removed documents, and of their texts.
 
-    Of those that had been dropped before they had a text: of the beginning that was shown.
+    A document that was already dropped had no text; its shown example counts instead.
     """
     lines = removals(folder)
     texts = (line.get("text_sha256") for line in lines.values())

@@ -1,8 +1,9 @@
-"""What stages leave behind: files named by what they were made from, complete under their names or not there.
+"""Store of the stages' outputs: files named by their inputs, which are complete or do not exist.
 
-A file's name is a digest of the settings and inputs of the step that writes it. So a build that was killed finds what
-it had finished, one with another setting finds what does not depend on it, and nothing else needs to be remembered.
-Disks forget and people meddle, so files carry checksums, and reading one that is damaged says so.
+A file's name is a digest of the settings and inputs of the step that writes it. So a build that was
+killed finds the files that it had finished, a build with other settings finds the files that do not
+depend on them, and no other record is needed. Disks lose data and people edit files, so files have
+checksums, and reading a damaged file is an error.
 """
 
 from __future__ import annotations
@@ -27,38 +28,44 @@ from lit_llm.io.atomic import published
 from lit_llm.models.tokenizer import Tokenizer
 
 _COUNTS = b"lit_llm"  # key of a table's counters in its file's metadata
-_CRC_BYTES = 4  # behind an Arrow file: format and readers have no checksum of their own
-# In a parquet file's metadata, with the CRC-32 of the file for which these zeros stand: pages have one, what describes
-# them has none.
+_CRC_BYTES = 4  # after an Arrow file: the format and its readers have no checksum of their own
+# Part of a parquet file's metadata, followed by the CRC-32 of the file, computed with these zeros
+# in its place. Parquet's pages have checksums, its metadata has none.
 _SEAL, _ZEROS = b"lit_llm.crc32:", b"00000000"
 
 
 class Damaged(UserError):
-    """A file that was written here cannot be read, or holds other bytes than were written."""
+    """A file of this program cannot be read, or has other bytes than were written."""
 
 
 def digest(*content: Any) -> str:
-    """32 hex digits of the SHA-256 of ``content`` as JSON; what JSON does not know counts by its ``repr``."""
+    """Return 32 hex digits of the SHA-256 of ``content`` as JSON.
+
+    Objects that JSON does not support count by their ``repr``.
+    """
     text = json.dumps(content, sort_keys=True, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 class Store:
-    """A folder of stages' outputs, ``<stage>/<key><suffix>``; what this build used is kept by ``sweep``."""
+    """A folder of stages' outputs, ``<stage>/<key><suffix>``.
+
+    ``sweep`` keeps the outputs that this build used.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._used: set[Path] = set()
 
     def path(self, stage: str, key: str, suffix: str = ".parquet") -> Path:
-        """Where the output lies, or will."""
+        """Return the path of an output, which may not exist yet, and count it as used."""
         path = self.folder / stage / (key + suffix)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._used.add(path)
         return path
 
     def sweep(self) -> None:
-        """Remove what this build did not use: other settings' outputs and what a killed build had begun."""
+        """Remove what this build did not use: other settings' outputs, and unfinished files."""
         for stage in [path for path in self.folder.iterdir() if path.is_dir()]:
             for path in stage.iterdir():
                 if path not in self._used:
@@ -89,7 +96,10 @@ def check(output: Path) -> None:
 def write_tables(
     path: Path, schema: pa.Schema, tables: Iterable[pa.Table], counts: dict[str, Any]
 ) -> None:
-    """A parquet file with a row group for each table, and ``counts``, as they are at the end, in its metadata."""
+    """Write a parquet file with a row group for each table.
+
+    Its metadata gets ``counts`` with the values that they have after the last table.
+    """
     options: dict[str, Any] = {
         "compression": "zstd",
         "compression_level": 1,
@@ -105,12 +115,14 @@ def write_tables(
 
 
 def _seal(path: Path) -> None:
+    """Write the checksum into the file's metadata, in place of the zeros."""
     with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as data:
         at = data.rfind(_SEAL) + len(_SEAL)
         data[at : at + len(_ZEROS)] = f"{zlib.crc32(data):08x}".encode()
 
 
 def _check_seal(path: Path) -> None:
+    """Raise ValueError if the file's checksum is wrong."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         at = data.rfind(_SEAL) + len(_SEAL)
         end = at + len(_ZEROS)
@@ -121,7 +133,7 @@ def _check_seal(path: Path) -> None:
 
 
 def read_counts(path: Path) -> dict[str, Any]:
-    """The counters that a file was written with; raises `Damaged`."""
+    """Return the counters that a file was written with; raises `Damaged`."""
     with _undamaged(path):
         return json.loads(pq.read_metadata(path).metadata[_COUNTS])
 
@@ -133,7 +145,7 @@ def read_schema(path: Path) -> pa.Schema:
 
 
 def read_tables(path: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """A file's row groups, one at a time; raises `Damaged`."""
+    """Yield a file's row groups, one at a time; raises `Damaged`."""
     with _undamaged(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
         for group in range(file.num_row_groups):
             yield file.read_row_group(group, columns)
@@ -142,7 +154,7 @@ def read_tables(path: Path, columns: list[str] | None = None) -> Iterator[pa.Tab
 def read_table(
     path: Path, columns: list[str] | None = None, rows: pc.Expression | None = None
 ) -> pa.Table:
-    """A file whole, or those ``rows`` of it; raises `Damaged`."""
+    """Read a whole file, or those ``rows`` of it; raises `Damaged`."""
     with _undamaged(path):
         return pq.read_table(
             path, columns=columns, filters=rows, partitioning=None, page_checksum_verification=True
@@ -150,7 +162,10 @@ def read_table(
 
 
 def write_arrow(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
-    """An Arrow file with a batch for each table: for what does not compress, or has no type in parquet."""
+    """Write an Arrow file with a batch for each table.
+
+    For data that does not compress, or whose type parquet does not have.
+    """
     with published(path) as partial, open(partial, "wb") as file:
         summed = _Summed(file)
         with pa.PythonFile(summed, "w") as sink, pa.ipc.new_file(sink, schema) as writer:
@@ -160,7 +175,7 @@ def write_arrow(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> No
 
 
 class _Summed:
-    """A file that is written to, and the CRC-32 of what was."""
+    """A file to write to, with the CRC-32 of the written bytes."""
 
     closed = False
 
@@ -179,13 +194,12 @@ class _Summed:
 
 
 def read_arrow(path: Path) -> Iterator[pa.RecordBatch]:
-    """An Arrow file's batches, memory-mapped; raises `Damaged`."""
+    """Yield an Arrow file's batches, memory-mapped; raises `Damaged`."""
     with _undamaged(path):
         data = pa.memory_map(str(path)).read_buffer()
         end = len(data) - _CRC_BYTES
-        if end < 0 or int.from_bytes(memoryview(data)[end:], "little") != zlib.crc32(
-            memoryview(data)[:end]
-        ):
+        view = memoryview(data)
+        if end < 0 or int.from_bytes(view[end:], "little") != zlib.crc32(view[:end]):
             raise ValueError("its checksum is another")
         reader = pa.ipc.open_file(data.slice(0, end))
         for number in range(reader.num_record_batches):
@@ -194,12 +208,13 @@ def read_arrow(path: Path) -> Iterator[pa.RecordBatch]:
 
 @contextmanager
 def _undamaged(path: Path) -> Iterator[None]:
-    """Make `Damaged` of what the libraries raise for files whose bytes they do not understand."""
+    """Turn the errors that libraries raise for damaged files into `Damaged`."""
     try:
         yield
     except (pa.ArrowException, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, error) from error
     except OSError as error:
+        # An error with a number is the system's (such as a full disk), not the file's.
         if error.errno is not None and not isinstance(error, FileNotFoundError):
             raise
         raise _damaged(path, error) from error

@@ -1,8 +1,9 @@
-"""Changes to several files of a folder that happen together or not at all, whenever the process is killed.
+"""Transactions on a folder: several files change together or not at all, even if the process dies.
 
-New files are written below ``<folder>/.next``, under the names that they will have. The file COMMIT there says that
-all of them are on disk; from then on moving them into place can be repeated, and `finish` does so at every opening of
-the folder until ``.next`` is gone. Before that it throws away what was begun.
+New files are written below ``<folder>/.next``, under their final names. The file COMMIT there says
+that all of them are on disk. From then on they are moved into place. The moves can be repeated:
+`finish` repeats them at every opening of the folder until ``.next`` is gone. Without COMMIT it
+deletes the unfinished files.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ _NEXT, _COMMIT = ".next", "COMMIT"
 
 @contextmanager
 def transaction(folder: Path, gone: Sequence[str] = ()) -> Iterator[Path]:
-    """A folder to write new files into, which replace those of the same paths in ``folder`` when the block ends.
+    """Yield a folder for new files, which replace those of ``folder`` when the block ends.
+
+    A new file replaces the file with the same relative path.
 
     Args:
-        folder: locked by the caller.
-        gone: files and folders in it that are removed before, as they stand when the block ends.
+        folder: the folder to change; locked by the caller.
+        gone: files and folders in it to remove first, when the block ends.
     """
     staged = folder / _NEXT
     shutil.rmtree(staged, ignore_errors=True)
@@ -36,16 +39,15 @@ def transaction(folder: Path, gone: Sequence[str] = ()) -> Iterator[Path]:
         with published(staged / _COMMIT) as partial:
             partial.write_text(json.dumps(list(gone)))
     except BaseException:
-        (staged / _COMMIT).unlink(
-            missing_ok=True
-        )  # before the rest: half of it must not pass for all
+        # COMMIT is removed before the rest, so that a part of the files never looks complete.
+        (staged / _COMMIT).unlink(missing_ok=True)
         shutil.rmtree(staged, ignore_errors=True)
         raise
     finish(folder)
 
 
 def finish(folder: Path) -> None:
-    """Complete or undo what a killed process left; the caller holds the lock."""
+    """Complete or undo the transaction that a killed process left; the caller holds the lock."""
     staged = folder / _NEXT
     if not staged.is_dir():
         return
@@ -55,7 +57,7 @@ def finish(folder: Path) -> None:
             shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink(
                 missing_ok=True
             )
-        # Nothing is removed twice: the moves that follow may be repeated.
+        # From here on nothing is removed, so that the moves can be repeated.
         with published(commit) as partial:
             partial.write_text("[]")
         for parent, _, names in os.walk(staged):
@@ -69,5 +71,5 @@ def finish(folder: Path) -> None:
 
 
 def pending(folder: Path) -> bool:
-    """Whether there is something to finish."""
+    """Whether there is a transaction to finish."""
     return (folder / _NEXT).is_dir()

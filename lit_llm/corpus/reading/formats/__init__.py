@@ -1,1 +1,4 @@
-"""One module a file format. A reader yields the documents of a part and raises what is wrong with the file."""
+"""Readers of file formats, one module per format.
+
+A reader yields the documents of a part, and raises an error if the file as a whole is wrong.
+"""

@@ -1,4 +1,4 @@
-"""CSV and TSV: a document a row, by the names in the first line."""
+"""CSV and TSV files: a document per row; the first line names the columns."""
 
 from __future__ import annotations
 
@@ -19,23 +19,25 @@ from lit_llm.errors import UserError
 if TYPE_CHECKING:
     from lit_llm.corpus.reading.parts import Part
 
-_HEAD = 2**16  # bytes that are looked at to tell the encoding
+_HEAD = 2**16  # bytes used to detect the encoding
 _DELIMITERS = ",;\t|"
-_SAID = re.compile(r"sep=(.)\r?\n?")
-_ROW_LINES = 10_000  # of a row at most
-_GIVEN_AGAIN = 1_000_000  # lines; behind them rows are held to be shorter
+_SAID = re.compile(r"sep=(.)\r?\n?")  # Excel's line that names the delimiter
+_ROW_LINES = 10_000  # maximum lines of a row
+_GIVEN_AGAIN = 1_000_000  # after this many repeated lines, a row may have only 1% of _ROW_LINES
 NOT_CSV = "not valid CSV"
 
 
 def read_csv(part: Part, file: SourceFile) -> Iterator[Document]:
-    """The documents; a row's place is the line that it begins on, from 1.
+    """Yield the documents; a row's place is the number of its first line, from 1.
 
-    The delimiter is the one of comma, semicolon, tab and bar by which the first line names ``text_field``. A row of
-    more values than there are names is dropped: which of them belong together nobody can tell.
+    The delimiter is the one of comma, semicolon, tab and bar with which the first line names
+    ``text_field``. A row with more values than there are names is dropped, because it is unclear
+    which values belong together.
 
     Raises:
-        OSError: the file cannot be read (on).
-        UserError: no column ``source.text_field``, or two of a name that is read.
+        OSError: the file cannot be read, or not to its end.
+        UserError: there is no column ``source.text_field``, or two columns that are read have the
+            same name.
     """
     field, longest = part.source.text_field, part.source.max_line_bytes
     lines = _Lines(file, longest)
@@ -57,7 +59,8 @@ def read_csv(part: Part, file: SourceFile) -> Iterator[Document]:
         try:
             values = next(rows, None)
         except (csv.Error, _NoLine) as error:
-            # A quote that nobody closed takes what follows with it, up to the end of the file.
+            # An unclosed quote takes all that follows into its row, up to the end of the file. So
+            # only the row's first line is dropped, and reading goes on at its second.
             long = isinstance(error, _NoLine) and lines.number == place
             long = long or "limit" in str(error)
             lines.leave_first()
@@ -73,7 +76,10 @@ def read_csv(part: Part, file: SourceFile) -> Iterator[Document]:
 
 
 def csv_columns(file: SourceFile, longest: int, wanted: Sequence[str]) -> list[str]:
-    """Names of the columns, read with the delimiter by which one of ``wanted`` is among them. Raises OSError."""
+    """Return the names of the columns, read with a delimiter that gives one of ``wanted``.
+
+    Raises OSError.
+    """
     try:
         first = _first_lines(_Lines(file, longest))
     except _NoLine:
@@ -85,7 +91,10 @@ def csv_columns(file: SourceFile, longest: int, wanted: Sequence[str]) -> list[s
 
 
 def _first_lines(lines: _Lines) -> tuple[str, str]:
-    """(the delimiters that may be, the line with the names); Excel may name the delimiter before: "sep=;"."""
+    """Return (possible delimiters, line with the names).
+
+    Excel may name the delimiter in a line before: "sep=;".
+    """
     first = next((line for line in lines if line.strip()), "")
     if said := _SAID.fullmatch(first):
         return said[1], next((line for line in lines if line.strip()), "")
@@ -95,7 +104,7 @@ def _first_lines(lines: _Lines) -> tuple[str, str]:
 
 
 def _header(delimiters: str, line: str, field: str) -> tuple[str, list[str]]:
-    """(delimiter, names of the columns)."""
+    """Return (delimiter, names of the columns)."""
     read = [
         (delimiter, [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])])
         for delimiter in delimiters
@@ -104,19 +113,21 @@ def _header(delimiters: str, line: str, field: str) -> tuple[str, list[str]]:
 
 
 class _NoLine(Exception):
-    """There is no line, for this reason; without one: it is too long to keep in memory."""
+    """There is no next line. The message is the reason; if empty, the line is too long."""
 
 
 class _Lines:
-    """A file's lines, with their ends; bytes that are not UTF-8 as surrogates, which `usable` repairs.
+    """A file's lines with their line ends.
+
+    Bytes that are not UTF-8 become surrogates, which `usable` repairs.
 
     Attributes:
-        number: of the line given last, from 1.
+        number: number of the last line returned, from 1.
     """
 
     def __init__(self, file: SourceFile, longest: int) -> None:
         self.number, self._lines = 0, _lines(file, longest)
-        self._row: list[str | None] = []  # its lines so far
+        self._row: list[str | None] = []  # lines of the current row so far
         self._again: deque[str | None] = deque()
         self._given_again = 0
 
@@ -133,12 +144,12 @@ class _Lines:
         return line
 
     def begin_row(self) -> int:
-        """The number of the line that is given next, with which a row begins."""
+        """Start a row at the next line, and return the number of that line."""
         self._row = []
         return self.number + 1
 
     def leave_first(self) -> None:
-        """Give the lines of this row again, but for its first."""
+        """Return the lines of this row once more, except the first one."""
         rest = self._row[1:]
         self._again.extendleft(reversed(rest))
         self.number -= len(rest)
@@ -146,10 +157,11 @@ class _Lines:
 
 
 def _lines(file: SourceFile, longest: int) -> Iterator[str | None]:
+    """Yield a file's lines; None for one longer than ``longest`` bytes."""
     with open_input(file.path) as stream:
         head = stream.read(_HEAD)
     if not _is_utf8(head, len(head) < _HEAD):
-        # Excel writes UTF-16 and the 8-bit encoding of the country, which are told from all of the file.
+        # Excel writes UTF-16 or the country's 8-bit encoding. Detecting it needs the whole file.
         with open_input(file.path) as stream:
             read = decode(stream.read())
         if read.dropped:
@@ -166,6 +178,7 @@ def _lines(file: SourceFile, longest: int) -> Iterator[str | None]:
 
 
 def _is_utf8(head: bytes, whole: bool) -> bool:
+    """Whether the first bytes of a file are UTF-8; a cut last character is allowed."""
     if b"\0" in head:
         return False
     try:

@@ -1,7 +1,7 @@
-"""The body of an HTTP message: chunks joined, compression undone, as far as what came really has them.
+"""Body of an HTTP message: join chunks and decompress.
 
-Crawlers often store a body that is decoded already and keep the headers, so a header is believed only
-if the bytes agree with it. RFC 9112, section 7.1 (chunks); RFC 9110, section 8.4 (content codings).
+Crawlers often store a decoded body and keep the headers, so a header only counts if the bytes agree
+with it. RFC 9112, section 7.1 (chunks); RFC 9110, section 8.4 (content codings).
 """
 
 from __future__ import annotations
@@ -12,28 +12,26 @@ from collections.abc import Callable, Iterable
 
 TOO_LONG = "record too long"
 _CHUNK = re.compile(rb"[ \t]*([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]{0,4096})?\r?\n")
-_STEP = 2**16  # bytes that a decompressor gives at once
+_STEP = 2**16  # bytes that a decompressor returns at once
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPED = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18(.{4})", re.S)  # a frame without content
-_ZSTD_STEP = (
-    1024  # bytes given to zstd at once, which has no bound for what comes out: 32 MB at most
-)
+_ZSTD_STEP = 1024  # bytes given to zstd at once: its output has no limit, but is 32 MB at most
 
 
 class BodyError(ValueError):
-    """A body that cannot be read; the message is the reason a document is dropped for."""
+    """A body that cannot be decoded; the message is the reason for dropping the document."""
 
 
 def decode_body(
     data: bytes, transfer: Iterable[str], content: Iterable[str], longest: int
 ) -> bytes:
-    """The body that a server meant.
+    """Return the body that the server meant to send.
 
     Args:
-        data: what lies in the record.
+        data: the bytes in the record.
         transfer: values of the Transfer-Encoding headers.
         content: values of the Content-Encoding headers.
-        longest: bytes above which the body is refused.
+        longest: maximum bytes of a body.
 
     Raises:
         BodyError: "cut record", "damaged record", "record too long" or "unknown Content-Encoding".
@@ -48,7 +46,7 @@ def decode_body(
 
 
 def _tokens(values: Iterable[str]) -> list[str]:
-    """Names of codings in the order they were applied in, lower case."""
+    """Return the names of codings in the order in which they were applied, in lower case."""
     parts = (
         part.partition(";")[0].strip(" \t\"'").lower() for v in values for part in v.split(",")
     )
@@ -56,10 +54,10 @@ def _tokens(values: Iterable[str]) -> list[str]:
 
 
 def _joined_chunks(data: bytes) -> bytes:
-    """The chunks' contents; ``data`` itself where it does not begin with a chunk."""
+    """Return the chunks' contents; ``data`` itself if it does not begin with a chunk."""
     first = _CHUNK.match(data)
     size = int(first[1], 16) if first else 0
-    # A text may begin like a chunk's size, but then no line ends where the chunk would.
+    # A text may begin like a chunk's size, but then no line ends at the end of the chunk.
     after = data[first.end() + size :][:2] if first else b""
     if first is None or (size and after and not after.startswith((b"\r\n"[: len(after)], b"\n"))):
         return data
@@ -81,7 +79,7 @@ def _joined_chunks(data: bytes) -> bytes:
 
 
 def _decompressed(name: str, data: bytes, longest: int) -> bytes:
-    """``data`` without the coding ``name``; ``data`` itself where it is not coded so."""
+    """Undo the coding ``name``; return ``data`` itself if it does not have this coding."""
     if not data or name in _NO_CODING:
         return data
     if data.startswith(b"\x1f\x8b\x08") and name in ("deflate", "x-deflate"):
@@ -102,15 +100,19 @@ def _decompressed(name: str, data: bytes, longest: int) -> bytes:
     raise BodyError("unknown Content-Encoding")
 
 
-# What servers write in Content-Encoding that is no coding.
+# Values of Content-Encoding that servers send but that are not codings.
 _NO_CODING = frozenset(
-    """identity none utf-8 utf8 binary 8bit 7bit text html text/html iso-8859-1 windows-1251
-    windows-1252 unicode ascii us-ascii charset=utf-8 0 off false null plain""".split()  # noqa: SIM905
+    """identity none utf-8 utf8 binary 8bit 7bit text html text/html iso-8859-1
+    windows-1251 windows-1252 unicode ascii us-ascii charset=utf-8 0 off false null
+    plain""".split()  # noqa: SIM905
 )
 
 
 def _inflated(data: bytes, window: int, longest: int) -> bytes:
-    """By zlib, all gzip members of it. Trailing bytes that are no member are left out, as browsers do."""
+    """Decompress with zlib, all gzip members.
+
+    Trailing bytes that are not a member are ignored, as browsers do.
+    """
     found: list[bytes] = []
     size, rest = 0, data
     while rest:
@@ -134,12 +136,15 @@ def _inflated(data: bytes, window: int, longest: int) -> bytes:
 
 
 def _is_zlib(data: bytes) -> bool:
-    """Whether it begins as zlib's format does (RFC 1950, section 2.2)."""
+    """Whether the data begins like zlib's format (RFC 1950, section 2.2)."""
     return data[0] & 0x0F == 8 and int.from_bytes(data[:2], "big") % 31 == 0
 
 
 def _deflated(data: bytes, longest: int) -> bytes:
-    """deflate means zlib's format; some servers send the bare stream (RFC 9110, section 8.4.1.2)."""
+    """Decode "deflate": zlib's format, or the raw stream that some servers send instead.
+
+    See RFC 9110, section 8.4.1.2.
+    """
     if _is_zlib(data):
         return _inflated(data, 15, longest)
     return _unless_plain(data, lambda: _inflated(data, -15, longest))
@@ -166,7 +171,10 @@ def _brotli(data: bytes, longest: int) -> bytes:
 
 
 def _zstd(data: bytes, longest: int) -> bytes:
-    """All frames of it (RFC 8878, section 3.1); what follows the last and is no frame is left out."""
+    """Decompress all frames (RFC 8878, section 3.1).
+
+    Trailing bytes that are not a frame are ignored.
+    """
     import zstandard
 
     found, size, rest = [], 0, data
@@ -192,7 +200,10 @@ def _zstd(data: bytes, longest: int) -> bytes:
 
 
 def _unless_plain(data: bytes, decode: Callable[[], bytes]) -> bytes:
-    """``decode()``, or ``data`` itself where that fails and it is readable text: a body decoded before."""
+    """Return ``decode()``, or ``data`` if that fails and ``data`` is readable text.
+
+    Such a body was decoded before it was stored.
+    """
     try:
         return decode()
     except BodyError as error:
@@ -202,5 +213,6 @@ def _unless_plain(data: bytes, decode: Callable[[], bytes]) -> bytes:
 
 
 def _is_text(data: bytes) -> bool:
+    """Whether the first 4 KB have no control characters except white space."""
     head = data[:4096]
     return b"\0" not in head and sum(byte < 9 or 13 < byte < 32 for byte in head) == 0

@@ -1,4 +1,4 @@
-"""A .json file: an array of rows, lines of JSON under that name, or one object; else it is text."""
+"""JSON file: an array of rows, lines of JSON, or one object; anything else is read as text."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ if TYPE_CHECKING:
 
     from lit_llm.corpus.reading.parts import Part
 
-_HEAD = 2**20  # bytes that are looked at to tell what a file is
+_HEAD = 2**20  # bytes used to decide what the file contains
 
 
 def read_json(part: Part, file: SourceFile) -> Iterator[pa.Table | Document]:
-    """The documents: a row each of an array's objects, a text each of its strings.
+    """Yield the documents: one for each object or string of an array.
 
-    Lines of JSON are read as `read_lines` reads them. An object alone that has the text field is
-    one document, and one that has rows in a field is these. Anything else (settings, tables of numbers) is one text.
+    Lines of JSON are read as `read_lines` reads them. A single object with the text field is one
+    document. If a single object has a field with a list of rows, these are the documents. Anything
+    else (settings, tables of numbers) is one text.
 
     Raises:
-        OSError: the file cannot be read (on).
+        OSError: the file cannot be read, or not to its end.
         UserError: the first object of an array has no field ``source.text_field``.
     """
     field = part.source.text_field
@@ -68,7 +69,10 @@ def _array(part: Part, file: SourceFile) -> Iterator[Document]:
 
 
 def _rows_within(value: Any, field: str) -> list[Any]:
-    """The rows of an object that holds them in one of its fields, such as "data": {"version": 1, "data": [...]}."""
+    """Return the rows that an object holds in one of its fields.
+
+    Example: {"version": 1, "data": [...]}.
+    """
     lists = [v for v in value.values() if isinstance(v, list)] if isinstance(value, dict) else []
     found = [rows for rows in lists if any(isinstance(r, dict) and field in r for r in rows)]
     if len(found) != 1:

@@ -1,4 +1,4 @@
-"""JSONL: a document a row, of whole files or of the lines that begin in a range of bytes."""
+"""JSONL: a document per row, from whole files or from the lines that begin in a range of bytes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 
 
 def read_lines(part: Part, file: SourceFile) -> Iterator[pa.Table | Document]:
-    """The documents, of clean blocks as tables: 289 MB/s where line by line makes 143.
+    """Yield the documents, clean blocks as tables: 289 MB/s instead of 143 MB/s line by line.
 
-    A block of lines is clean when each is one JSON object that holds a string as its text, and the fields that are kept
-    are all of one type; any other block is parsed line by line.
+    A block of lines is clean when each line is one JSON object whose text is a string, and each
+    field that is kept has a single type. Other blocks are parsed line by line.
 
     Raises:
-        OSError: the file cannot be read (on).
-        UserError: the first row of the file has no field ``source.text_field``: it is not the file that was meant.
+        OSError: the file cannot be read, or not to its end.
+        UserError: the first row of the file has no field ``source.text_field``: probably the wrong
+            file.
     """
     for place, block in _blocks(part, file):
         table = None if block is None else _parsed_by_arrow(part, file, place, block)
@@ -36,18 +37,18 @@ def read_lines(part: Part, file: SourceFile) -> Iterator[pa.Table | Document]:
 
 
 def _is_counted(file: SourceFile) -> bool:
-    """Whether places are line numbers, from 1: nobody can go to a byte of a compressed file."""
+    """Whether places are line numbers, from 1: byte offsets are no use in a compressed file."""
     return COMPRESSED.search(file.path) is not None
 
 
 def _blocks(part: Part, file: SourceFile) -> Iterator[tuple[int, bytes | None]]:
-    """``line_blocks`` of the part, the byte order mark taken off the first line."""
+    """Yield the part's ``line_blocks``, without the byte order mark of the first line."""
     with open_utf8(file.path) as stream:
         number, first = 1, part.start == 0
         for place, block in line_blocks(stream, part.start, part.stop, part.source.max_line_bytes):
             lines = 1 if block is None else block.count(b"\n")
             if block is not None and place == 0 and block.startswith(BOM):
-                # As many spaces: bytes are counted from the start of the file.
+                # Replaced by as many spaces, because offsets count from the start of the file.
                 block = b"   " + block[len(BOM) :]
             if first and block is not None and block.strip():
                 _check_first_row(part, file, number, block)
@@ -65,12 +66,12 @@ def _check_first_row(part: Part, file: SourceFile, number: int, block: bytes) ->
 
 
 def missing_field(place: str, text_field: str, row: Mapping[str, Any]) -> str:
-    """What to tell the user whose rows have no such field.
+    """Return the error message for rows without the text field.
 
     Args:
         place: file and line.
-        text_field: the field that is not there.
-        row: the first row; the longest of its texts is proposed.
+        text_field: the missing field.
+        row: the first row; the message proposes the field with its longest text.
     """
     listed = ", ".join(map(repr, list(row)[:20])) or "none"
     texts = {name: len(value) for name, value in row.items() if isinstance(value, str)}
@@ -96,7 +97,7 @@ def _parsed(part: Part, file: SourceFile, place: int, block: bytes | None) -> It
 
 
 def document_of(part: Part, file: SourceFile, place: int, row: dict[str, Any] | str) -> Document:
-    """The document of a row, or of why there is none."""
+    """Return the document of a row, or of the reason why there is none."""
     identifier, field = f"{file.id}#{place}", part.source.text_field
     if isinstance(row, str):
         return Document(identifier, file.source, file.path, "", row, place)
@@ -114,14 +115,14 @@ def document_of(part: Part, file: SourceFile, place: int, row: dict[str, Any] | 
 
 
 def _label(value: object) -> str | None:
-    """What a row says of itself, as a string; None if it says nothing."""
+    """Return an id or address of a row as a string; None if it is empty or not a string."""
     if not isinstance(value, str) or not value:
         return None
-    return writable(value)  # JSON can spell half a surrogate pair
+    return writable(value)  # JSON can contain half a surrogate pair
 
 
 def _parsed_by_arrow(part: Part, file: SourceFile, place: int, block: bytes) -> pa.Table | None:
-    """The block's documents; None if it is not clean."""
+    """Parse a block with Arrow; None if it is not clean."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -133,11 +134,12 @@ def _parsed_by_arrow(part: Part, file: SourceFile, place: int, block: bytes) -> 
     kept = {part.source.text_field: pa.string(), "url": pa.string(), "license": pa.string()}
     if "id" not in kept and "id" in first:
         kept["id"] = pa.int64() if type(first["id"]) is int else pa.string()
+    # Each line must begin with an object and be short enough. If there are then as many objects as
+    # lines, each line has exactly one.
     data = np.frombuffer(block, np.uint8)
     starts = np.concatenate([[0], np.flatnonzero(data == ord("\n")) + 1])
     starts = starts[:-1] if starts[-1] == len(block) else starts
     lengths = np.diff(starts, append=len(block))
-    # Every line begins an object, so as many objects as lines is one on each.
     if (data[starts] != ord("{")).any() or lengths.max() > part.source.max_line_bytes:
         return None
     try:
@@ -148,11 +150,12 @@ def _parsed_by_arrow(part: Part, file: SourceFile, place: int, block: bytes) -> 
                 pa.schema(list(kept.items())), unexpected_field_behavior="ignore"
             ),
         )
-        table.validate(full=True)  # of UTF-8, which the parser does not look at
+        table.validate(full=True)  # checks UTF-8, which the parser does not
     except pa.ArrowInvalid:
         return None
     if len(table) != len(starts) or table[part.source.text_field].null_count:
         return None
+    # A missing URL or licence may be in other fields, which only the parser of lines looks at.
     for name, may_be_named in (("url", may_be_elsewhere), ("license", may_name_license)):
         named = pc.greater(pc.binary_length(table[name]), 0)
         if not pc.all(pc.fill_null(named, False)).as_py() and may_be_named(block):

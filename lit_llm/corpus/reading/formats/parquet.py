@@ -1,4 +1,4 @@
-"""Parquet: a document a row, of the row groups of a part; only the columns that are kept are read."""
+"""Parquet: a document per row, from a part's row groups; reads only the columns that are kept."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
 
 def read_parquet(part: Part, file: SourceFile) -> Iterator[pa.Table]:
-    """Tables of documents of about ``TABLE_BYTES``.
+    """Yield tables of documents, of about ``TABLE_BYTES``.
 
     Raises:
-        OSError: the file cannot be read, or is no parquet file.
-        UserError: no column ``source.text_field``, one that holds no text, or two of a name that is read.
+        OSError: the file cannot be read, or is not a parquet file.
+        UserError: there is no column ``source.text_field``, it does not hold text, or two columns
+            that are read have the same name.
     """
     import numpy as np
     import pyarrow as pa
@@ -80,7 +81,7 @@ def _or_elsewhere(
     column: pa.ChunkedArray | None,
     said: Callable[[dict[str, Any]], str | None],
 ) -> pa.ChunkedArray | None:
-    """The column; where it says nothing, what ``said`` finds in other columns of the row."""
+    """Fill empty values of a column with what ``said`` finds in other columns of the row."""
     import pyarrow as pa
 
     if not elsewhere.num_columns:
@@ -94,7 +95,7 @@ def _or_elsewhere(
 
 
 def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
-    """Rows as dicts; an empty one of a row that holds bytes which are no UTF-8."""
+    """Yield rows as dicts; an empty one for a row with bytes that are not UTF-8."""
     for at in range(len(table)):
         try:
             yield table.slice(at, 1).to_pylist()[0]
@@ -103,7 +104,10 @@ def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
 
 
 def _strings(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    """A column of text, bytes, whole numbers or nulls alone as strings, unchecked; None if it is anything else."""
+    """Return a column of text, bytes, integers or nulls as strings; None for other types.
+
+    The strings are not checked for UTF-8.
+    """
     import pyarrow as pa
 
     if pa.types.is_dictionary(column.type):
@@ -122,7 +126,7 @@ def _strings(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
 
 
 def _licenses(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column of licences as strings, whatever its type: what is no text is read value by value."""
+    """Return a column of licences as strings; values that are not text are read one by one."""
     import pyarrow as pa
 
     strings = _strings(column)

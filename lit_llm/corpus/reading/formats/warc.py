@@ -1,4 +1,4 @@
-"""WARC and WET: the pages that servers sent, and what they said about them."""
+"""WARC and WET files: pages, and the headers that servers sent with them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,14 @@ if TYPE_CHECKING:
     from lit_llm.corpus.reading.parts import Part
 
 _HTML = ("text/html", "application/xhtml+xml")
-_STARTS = (
-    b"\x1f\x8b\x08",
-    b"WARC/1.",
-)  # of a record that is compressed by itself, of one that is not
+_STARTS = (b"\x1f\x8b\x08", b"WARC/1.")  # first bytes of a compressed record, of a plain record
 _STRIDE = 2**20
 
 
 def read_warc(part: Part, file: SourceFile) -> Iterator[Document]:
-    """A document a response, resource or conversion record; other records are not documents.
+    """Yield a document per response, resource or conversion record; other records are skipped.
 
-    Where records are damaged one dropped document says so, and reading goes on at the next that is whole.
+    Damaged records give one dropped document, and reading goes on at the next whole record.
 
     Raises:
         OSError: the file cannot be opened.
@@ -44,13 +41,13 @@ def read_warc(part: Part, file: SourceFile) -> Iterator[Document]:
             raw.seek(start)
             damaged: int | None = start
             try:
-                # Bodies are decoded here. fastwarc 2.0.1's own decoding loses the end of a body with
-                # both a transfer and a content coding, and with it all records behind.
+                # Bodies are decoded by `decode_body`. fastwarc 2.0.1's own decoding loses the end
+                # of a body with both a transfer and a content coding, and all records after it.
                 for record in ArchiveIterator(
                     raw, record_types=WarcRecordType.any_type, auto_decode="none"
                 ):
                     damaged = record.stream_pos
-                    # The records of a file that is compressed as one have one place between them.
+                    # In a file that is compressed as a whole, all records have the same place.
                     repeats = repeats + 1 if record.stream_pos == last else 0
                     last = record.stream_pos
                     if record.record_type & documents:
@@ -65,7 +62,7 @@ def read_warc(part: Part, file: SourceFile) -> Iterator[Document]:
                     yield _damaged(file, cut)
                 return
             except OSError:
-                # Whole records may begin where the last one ended: the damage is on the way there.
+                # A whole record may begin right after the last one: the damage is further on.
                 start = _next_record(raw, last + 1 if damaged is None else damaged + 1)
                 if start is None and damaged is None and last >= 0 and _is_padded(raw):
                     return
@@ -76,7 +73,8 @@ def read_warc(part: Part, file: SourceFile) -> Iterator[Document]:
 
 
 def _document(part: Part, file: SourceFile, id: str, record: Any) -> Document:
-    # WARC 1.0's grammar has angle brackets around the address, and old writers kept to it.
+    """Make the document of a record: check status and type, decode the body, extract the text."""
+    # WARC 1.0's grammar has angle brackets around the address, and old writers follow it.
     url, offset = record.headers.get("WARC-Target-URI"), record.stream_pos
     url = None if url is None else url.strip().removeprefix("<").removesuffix(">")
     http = record.http_headers
@@ -124,16 +122,20 @@ def _damaged(file: SourceFile, offset: int) -> Document:
 
 
 def _is_padded(raw: IO[bytes]) -> bool:
-    """Whether the file ends with zeros, as tapes and some writers pad it; a gzip member ends with seven at most."""
+    """Whether the file ends with zeros, as tapes and some writers pad it.
+
+    A gzip member ends with seven zeros at most.
+    """
     raw.seek(-min(8, raw.seek(0, 2)), 2)
     return raw.read(8) == bytes(8)
 
 
 def _cut_member(raw: IO[bytes], at: int) -> int | None:
-    """Where the gzip member begins that the file ends in, looking from the one at ``at``; None if all end.
+    """Return where the gzip member begins in which the file is cut; None if the file is whole.
 
-    fastwarc takes a file that ends within a record's headers for a whole one. Of a file that is compressed as one it
-    gives no places, so that is gone through from its start.
+    The search starts at the member at ``at``. It is needed because fastwarc takes a file that ends
+    within a record's headers for a whole one. For a file that is compressed as a whole fastwarc
+    gives no places, so that one is searched from its start.
     """
     raw.seek(at)
     rest = raw.read(_STRIDE)
@@ -159,7 +161,7 @@ def _cut_member(raw: IO[bytes], at: int) -> int | None:
 
 
 def _next_record(raw: IO[bytes], at: int) -> int | None:
-    """Where the next record may begin, at or after ``at``; None before the end of the file."""
+    """Return where the next record may begin, at or after ``at``; None if there is none."""
     raw.seek(at)
     rest = b""
     while chunk := raw.read(_STRIDE):

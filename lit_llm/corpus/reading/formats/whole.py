@@ -1,4 +1,4 @@
-"""Files that are one document each: text, HTML, and the files of a tree of source code."""
+"""Files that are one document each: text, HTML, and files of a source tree."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ _FRONT_MATTER = re.compile(
     r"\A(?:---[ \t]*\r?\n(.*?\n)?(---|\.\.\.)|\+\+\+[ \t]*\r?\n(.*?\n)?\+\+\+)[ \t]*(\r?\n|\Z)",
     re.DOTALL,
 )
+# First bytes of formats that look like text but are not read -> reason.
 _OTHERS = {
     b"{\\rtf": "rich text (RTF): save it as plain text",
     b"filedesc://": "ARC file: convert it to WARC",
@@ -23,10 +24,11 @@ _MARKDOWN = (".md", ".markdown", ".mdx", ".mdown", ".qmd", ".rmd")
 
 
 def read_text(file: SourceFile, source: Source) -> Document:
-    """A text file; one with a line above ``source.max_line_bytes`` is dropped, and one in rich text (RTF).
+    """Read a text file.
 
-    Of a Jupyter notebook its cells are the text. The settings at the head of a Markdown file ("front matter", between
-    lines of three hyphens or plus signs) are left out.
+    Files with a line above ``source.max_line_bytes``, and rich text (RTF), are dropped. The text of
+    a Jupyter notebook is its cells. The settings at the top of a Markdown file ("front matter",
+    between lines of three hyphens or plus signs) are left out.
 
     Raises:
         OSError: the file cannot be read.
@@ -39,9 +41,8 @@ def read_text(file: SourceFile, source: Source) -> Document:
     text, dropped, repaired, encoding = decode(data)
     name = COMPRESSED.sub("", file.path.lower())
     if name.endswith(".ipynb") and not dropped:
-        text, dropped, mended, _ = usable(
-            _of_notebook(text)
-        )  # JSON can spell what UTF-8 cannot hold
+        # Checked again: JSON can contain what UTF-8 cannot hold.
+        text, dropped, mended, _ = usable(_of_notebook(text))
         repaired = repaired or mended
     if name.endswith(_MARKDOWN):
         text = _FRONT_MATTER.sub("", text, count=1)
@@ -55,7 +56,7 @@ def read_text(file: SourceFile, source: Source) -> Document:
 
 
 def _of_notebook(written: str) -> str:
-    """The cells of a Jupyter notebook as Markdown, without what they printed; other text as it is."""
+    """Return a Jupyter notebook's cells as Markdown, without outputs; other text unchanged."""
     try:
         notebook = json.loads(written)
     except (ValueError, RecursionError):
@@ -74,7 +75,7 @@ def _of_notebook(written: str) -> str:
 
 
 def read_html(file: SourceFile) -> Document:
-    """The main text of a page. Raises OSError."""
+    """Read the main text of a page. Raises OSError."""
     with open_input(file.path) as stream:
         return page(file, file.id, 0, stream.read())
 
@@ -88,7 +89,17 @@ def page(
     charset: str | None = None,
     flags: str | None = None,
 ) -> Document:
-    """The main text of a page's bytes, with what its server said of it: ``charset``, and ``flags`` to robots."""
+    """Extract the main text of a page.
+
+    Args:
+        file: the file that contains it.
+        id: id of the document.
+        offset: place in the file.
+        data: the page's bytes.
+        url: its address.
+        charset: encoding that the server named.
+        flags: the server's instructions to robots.
+    """
     from lit_llm.corpus.reading.extract import extract, robots
 
     html, dropped, repaired, encoding = decode(data, charset, html=True)
@@ -102,7 +113,7 @@ def page(
 
 
 def read_code(file: SourceFile, source: Source) -> Document:
-    """A file of source code; one that is left out for its path is not opened. Raises OSError."""
+    """Read a file of source code; one that is skipped by its path is not opened. Raises OSError."""
     from lit_llm.corpus.filters.licensing import detect_license
 
     dropped = code.skip_path(file.id)
@@ -117,6 +128,6 @@ def read_code(file: SourceFile, source: Source) -> Document:
         read,
         text="" if dropped else read.text,
         dropped=dropped or read.dropped,
-        license=detect_license(read.text) or file.license,  # a file's own header counts first
+        license=detect_license(read.text) or file.license,  # the file's own header comes first
         language=code.language_of(file.id.rpartition("/")[2]),
     )
