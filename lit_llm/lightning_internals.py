@@ -354,8 +354,8 @@ def silence_sigterm(trainer: L.Trainer) -> None:
 
     The Trainer composes a handler of its own with the one it finds, ours. Its own would end the run
     unsaved with status 0 (#19916) and, of several processes, broadcast from within the handler
-    (#20806, #20825). No setting turns it off. Lightning: ``trainer/connectors/signal_connector.py``,
-    ``_SignalConnector._sigterm_notifier_fn``.
+    (#20806, #20825). No setting turns it off. Lightning:
+    ``trainer/connectors/signal_connector.py``, ``_SignalConnector._sigterm_notifier_fn``.
     """
     connector: Any = trainer._signal_connector
     connector._sigterm_notifier_fn = _nothing

@@ -1,4 +1,5 @@
-"""AdamW with its states in 8 bits (arXiv:2110.02861), bitsandbytes': 2 bytes a parameter instead of 8."""
+"""AdamW with its states in 8 bits (arXiv:2110.02861), bitsandbytes': 2 bytes a parameter instead of
+8."""
 
 from __future__ import annotations
 
@@ -10,13 +11,15 @@ import torch
 from lit_llm.errors import UserError
 
 CLASSES = {"adamw_8bit": "AdamW8bit", "paged_adamw_8bit": "PagedAdamW8bit"}
-"""model.optimizer -> class in ``bitsandbytes.optim``. Paged states move to the host's memory when the GPU's is full."""
+"""model.optimizer -> class in ``bitsandbytes.optim``. Paged states move to the host's memory when
+the GPU's is full."""
 
 
 def build_eight_bit(name: str, groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
     """The optimizer ``name`` over ``groups``, as `parameter_groups` makes them.
 
-    Embeddings keep float32 states, as the paper advises: their gradients are too uneven for 8 bits. bitsandbytes waits
+    Embeddings keep float32 states, as the paper advises: their gradients are too uneven for 8 bits.
+        bitsandbytes waits
     for the device after each parameter.
 
     Raises:

@@ -1,4 +1,5 @@
-"""A model's shape: what its setting says of it, and what it takes from the data that it is trained on."""
+"""A model's shape: what its setting says of it, and what it takes from the data that it is trained
+on."""
 
 from __future__ import annotations
 
@@ -15,14 +16,17 @@ DECIDED_BY_DATA = ("vocab_size", *_SPECIAL, "max_seq_len")
 
 
 def take_from_data(fields: dict[str, Any], data: Any, init_from: str | None) -> None:
-    """Fill in what ``fields``, of a `TransformerConfig`, leave open: vocabulary, special tokens, context.
+    """Fill in what ``fields``, of a `TransformerConfig`, leave open: vocabulary, special tokens,
+    context.
 
     Args:
-        data: a data module with ``tokenizer`` and ``seq_len``; of one without, and of None, nothing is taken.
+        data: a data module with ``tokenizer`` and ``seq_len``; of one without, and of None, nothing
+            is taken.
         init_from: what the weights come from, or None.
 
     Raises:
-        UserError: the model is given and too small for the data, or was trained with another tokenizer.
+        UserError: the model is given and too small for the data, or was trained with another
+            tokenizer.
     """
     tokenizer = getattr(data, "tokenizer", None)
     if tokenizer is not None:
@@ -31,7 +35,8 @@ def take_from_data(fields: dict[str, Any], data: Any, init_from: str | None) -> 
         given = fields.get("vocab_size")
         if given is not None and given < tokenizer.vocab_size:
             raise UserError(
-                f"model.transformer.vocab_size={given} is too small for the tokenizer's {tokenizer.vocab_size}"
+                f"model.transformer.vocab_size={given} is too small for the tokenizer's "
+                f"{tokenizer.vocab_size}"
             )
         if given is None:
             fields["vocab_size"] = tokenizer.vocab_size

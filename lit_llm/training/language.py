@@ -86,21 +86,26 @@ class LanguageModule(EvaluatedModule):
         transformer: a preset's name, fields of `TransformerConfig` (``preset`` among them names one
             to start from), or a `TransformerConfig`. vocab_size and max_seq_len come from the data
             unless given; a `TransformerConfig` gives them.
-        init_from: Hugging Face directory or GGUF file to start from instead of random weights; its config is then the
-            model's, and ``transformer`` is refused beside it. See `locate`.
-        optimizer: "muon_adamw" (Muon for the matrices), "adamw", or bitsandbytes' "adamw_8bit" or "paged_adamw_8bit".
+        init_from: Hugging Face directory or GGUF file to start from instead of random weights; its
+            config is then the model's, and ``transformer`` is refused beside it. See `locate`.
+        optimizer: "muon_adamw" (Muon for the matrices), "adamw", or bitsandbytes' "adamw_8bit" or
+            "paged_adamw_8bit".
         learning_rate: of the matrices. None: derived from the width.
         weight_decay: decoupled, on matrices.
-        schedule, warmup, decay, final_lr: see `lr_multiplier`; fractions of the horizon and of the learning rate.
+        schedule, warmup, decay, final_lr: see `lr_multiplier`; fractions of the horizon and of the
+            learning rate.
         grad_clip: largest norm of the whole gradient; None never clips.
-        compile: compile the blocks. "auto": where a compiler is found and the run is long enough to pay for it.
-        recompute: share of the blocks, from 0 to 1, computed again in the backward pass to save memory. "auto": what
-            `Preflight` finds that the device's memory asks for; none without it.
-        attention: kernels of training attention, see `Backends`; "auto": the fastest this machine has.
-        float8: train large linear layers in 8-bit floating point, see `convert_to_float8`; with bf16-mixed, in which
-            evaluation stays.
-        tokens, global_batch_tokens: horizon and batch for the schedule, where the data module is not ours; ours says
-            so itself.
+        compile: compile the blocks. "auto": where a compiler is found and the run is long enough to
+            pay for it.
+        recompute: share of the blocks, from 0 to 1, computed again in the backward pass to save
+            memory. "auto": what `Preflight` finds that the device's memory asks for; none without
+            it.
+        attention: kernels of training attention, see `Backends`; "auto": the fastest this machine
+            has.
+        float8: train large linear layers in 8-bit floating point, see `convert_to_float8`; with
+            bf16-mixed, in which evaluation stays.
+        tokens, global_batch_tokens: horizon and batch for the schedule, where the data module is
+            not ours; ours says so itself.
 
     Raises:
         UserError: a configuration that does not fit the data or the machine.
@@ -157,10 +162,11 @@ class LanguageModule(EvaluatedModule):
         self._scaling = LossScaling()
         self._evaluated_step: int | None = None  # of the checkpoint that is evaluated
 
-    # ---- what subclasses override -------------------------------------------------------------------------------
+    # ---- what subclasses override -----------------------------------------------------------------
 
     def build_model(self) -> nn.Module:
-        """The network to train; called once, on the device; to be sharded, on CPU with the same weights everywhere.
+        """The network to train; called once, on the device; to be sharded, on CPU with the same
+        weights everywhere.
 
         Override for another: ``net(input_ids) -> logits``.
         """
@@ -172,31 +178,35 @@ class LanguageModule(EvaluatedModule):
         )
 
     def compute_loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """The loss summed over what `count` counts in the batch: a scalar. Every objective has its own."""
+        """The loss summed over what `count` counts in the batch: a scalar. Every objective has its
+        own."""
         raise NotImplementedError(f"{type(self).__name__} has no compute_loss: the objective")
 
     def count(self, batch: dict[str, Tensor]) -> Tensor:
-        """How many items `compute_loss` sums over: int64 scalar. Supervised tokens, unless overridden."""
+        """How many items `compute_loss` sums over: int64 scalar. Supervised tokens, unless
+        overridden."""
         return (batch["labels"] != IGNORE).sum()
 
     def evaluate(self, batch: dict[str, Tensor], metrics: LanguageModelMetrics) -> None:
         """Add a batch to ``metrics``: its loss, unless overridden to measure more."""
         metrics.add_sum(self.compute_loss(batch), self.count(batch))
 
-    # -------------------------------------------------------------------------------------------------------------
+    # ---- the network, and what the data decides of it ---------------------------------------------
 
     @property
     def network(self) -> nn.Module:
         """The built network."""
         if self.model is None:
             raise RuntimeError(
-                "the model is built by the Trainer (configure_model); call configure_model() yourself first"
+                "the model is built by the Trainer (configure_model); call configure_model() "
+                "yourself first"
             )
         return self.model
 
     @property
     def config(self) -> TransformerConfig:
-        """The network's shape; what the data decides is filled in once the Trainer has set it up."""
+        """The network's shape; what the data decides is filled in once the Trainer has set it
+        up."""
         return TransformerConfig.from_dict(self.fields)
 
     @property
@@ -328,8 +338,8 @@ class LanguageModule(EvaluatedModule):
     ) -> None:
         """Clip by the whole gradient's norm, which is kept on the device for the log.
 
-        The Trainer calls this with unscaled gradients in every precision. Its own clipping, if asked for, is left to
-        it.
+        The Trainer calls this with unscaled gradients in every precision. Its own clipping, if
+        asked for, is left to it.
         """
         if gradient_clip_val is not None:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
@@ -348,7 +358,8 @@ class LanguageModule(EvaluatedModule):
         self._noise.start(self.device, batch_of_run(self.trainer), rank)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Loss of one micro-batch, scaled so that what the Trainer makes of it is sum / global tokens."""
+        """Loss of one micro-batch, scaled so that what the Trainer makes of it is sum / global
+        tokens."""
         loss_sum = self.compute_loss(batch)
         if "step_tokens" in batch:
             loss = self._scaling.by_step_tokens(loss_sum, batch, self.trainer)
@@ -368,7 +379,8 @@ class LanguageModule(EvaluatedModule):
         self._scaling.after_backward(self.parameters(), self.trainer)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log the optimizer step that just ended, if it is one to log; nothing touches the device in between."""
+        """Log the optimizer step that just ended, if it is one to log; nothing touches the device
+        in between."""
         self._noise.stop()
         if not at_border(self.trainer, batch_idx):
             return
@@ -381,7 +393,8 @@ class LanguageModule(EvaluatedModule):
         self.train_loss.reset()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Note the rate the matrices are updated with: when the step is logged, the scheduler has moved on."""
+        """Note the rate the matrices are updated with: when the step is logged, the scheduler has
+        moved on."""
         self._lr = float(optimizer.param_groups[0]["lr"])
 
     def _steps_done(self) -> int:
@@ -402,7 +415,8 @@ class LanguageModule(EvaluatedModule):
             return {}
         return {"tokens": torch.tensor(step * batch, dtype=exact_dtype(self.device))}
 
-    # ---- in and out ---------------------------------------------------------------------------------------------
+    # ---- in and out
+    # ---------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say what the data decided, and forget init_from: the checkpoint holds the weights, and
@@ -435,7 +449,8 @@ class LanguageModule(EvaluatedModule):
         name = type(data).__qualname__
         if fitting and isinstance(data, TokenDataModule) and name not in checkpoint:
             rank_zero_warn(
-                f"--ckpt_path: it was not written with a {name}: training goes on at the same step, "
+                f"--ckpt_path: it was not written with a {name}: training goes on at the same "
+                f"step, "
                 "but nobody can say whether its samples continue"
             )
             data.take_position(checkpoint)
@@ -452,7 +467,8 @@ class LanguageModule(EvaluatedModule):
         model = self.network
         if not isinstance(model, Transformer):
             raise UserError(
-                f"only a Transformer is written as a Hugging Face directory, not {type(model).__name__}"
+                f"only a Transformer is written as a Hugging Face directory, not "
+                f"{type(model).__name__}"
             )
         weights = whole_state_dict(self.final_weights(), keep=self.global_rank == 0)
         if self.global_rank == 0:

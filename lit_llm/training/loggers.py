@@ -15,8 +15,8 @@ from lit_llm.io.atomic import write_text
 from lit_llm.io.metrics import to_csv
 from lit_llm.lightning_internals import loaded_checkpoint, trainer_of
 
-COLUMNS = ["step", "tokens", "train_loss", "val_loss", "val_bits_per_byte", "lr", "grad_norm", "tokens_per_second",
-           "mfu", "data_wait", "memory_gb"]  # fmt: skip
+COLUMNS = ["step", "tokens", "train_loss", "val_loss", "val_bits_per_byte", "lr", "grad_norm",
+           "tokens_per_second", "mfu", "data_wait", "memory_gb"]  # fmt: skip
 
 
 def _first_step(trainer: Any) -> int | None:
@@ -31,12 +31,14 @@ def _first_step(trainer: Any) -> int | None:
 
 
 class CSVLogger(Logger):
-    """Writes ``metrics.csv``: the columns of `COLUMNS`, then others as they appear; empty where not measured.
+    """Writes ``metrics.csv``: the columns of `COLUMNS`, then others as they appear; empty where not
+    measured.
 
-    All metrics of a step share its row, whenever they arrive. Rows reach the file at once (a killed process loses
-    none). A fit's first write to a file that is there already drops the rows of that step and later
-    ones: a resumed run repeats them. An evaluation outside of fit removes nothing: what it measures
-    fills empty cells, and a value that differs from one that is there is told instead.
+    All metrics of a step share its row, whenever they arrive. Rows reach the file at once (a killed
+    process loses none). A fit's first write to a file that is there already drops the rows of that
+    step and later ones: a resumed run repeats them. An evaluation outside of fit removes nothing:
+    what it measures fills empty cells, and a value that differs from one that is there is told
+    instead.
 
     Args:
         save_dir: folder of the file.

@@ -15,10 +15,10 @@ from lit_llm.models.kernels.device import exact_dtype
 class LanguageModelMetrics(Metric):
     """Mean loss per token in nats, and bits per byte of text.
 
-    Bits per byte divides the loss of the text's tokens by the text's length: tokenizers of any vocabulary compare.
-    Special tokens stand for no bytes; they count in the loss per token and not in bits per byte.
-    Sums are float64 (int64 for counts), so that the result does not depend on how the set was batched or sharded, up
-    to 1e-12.
+    Bits per byte divides the loss of the text's tokens by the text's length: tokenizers of any
+    vocabulary compare. Special tokens stand for no bytes; they count in the loss per token and not
+    in bits per byte. Sums are float64 (int64 for counts), so that the result does not depend on how
+    the set was batched or sharded, up to 1e-12.
 
     Args:
         dtype: of the sums of losses, for devices without float64 (Apple's).
@@ -41,7 +41,8 @@ class LanguageModelMetrics(Metric):
             self.add_state(name, torch.zeros((), dtype=kind), dist_reduce_fx="sum")
 
     def update(self, nll: Tensor, supervised: Tensor, label_bytes: Tensor | None = None) -> None:
-        """Add tokens: losses in nats, whether each counts (bool), bytes of text of each label; all of one shape."""
+        """Add tokens: losses in nats, whether each counts (bool), bytes of text of each label; all
+        of one shape."""
         nll = nll.to(self.nll.dtype)
         self.nll += nll.masked_fill(~supervised, 0).sum()
         self.tokens += supervised.sum()
@@ -77,7 +78,8 @@ def new_metrics(device: torch.device) -> LanguageModelMetrics:
 def results(
     sources: Sequence[LanguageModelMetrics], stage: str, names: Sequence[str] | None
 ) -> dict[str, Tensor]:
-    """``<stage>_loss`` and ``<stage>_bits_per_byte`` of all tokens, and, of several sources, ``.../<name>`` of each.
+    """``<stage>_loss`` and ``<stage>_bits_per_byte`` of all tokens, and, of several sources,
+    ``.../<name>`` of each.
 
     All processes call it.
     """

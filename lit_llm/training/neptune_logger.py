@@ -1,6 +1,8 @@
-"""NeptuneLogger: Neptune's client, which works offline, without its service, which closed on 2026-03-05.
+"""NeptuneLogger: Neptune's client, which works offline, without its service, which closed on
+2026-03-05.
 
-Lightning dropped its own in 2.6.4. `neptune_offline.read_offline` and ``lit_llm report`` read what this one writes.
+Lightning dropped its own in 2.6.4. `neptune_offline.read_offline` and ``lit_llm report`` read what
+this one writes.
 """
 
 from __future__ import annotations
@@ -29,12 +31,14 @@ from lit_llm.training.neptune_offline import LOOKALIKE, NOT_FINITE, PREFIX_PATH
 
 
 class NeptuneLogger(Logger):
-    """Logs metrics and hyperparameters with Neptune's client; by default to files, without a network.
+    """Logs metrics and hyperparameters with Neptune's client; by default to files, without a
+    network.
 
-    Metrics become series ``<prefix>/<name>``, hyperparameters ``<prefix>/hyperparams/<name>``, the end of a run
-    ``<prefix>/status``. Each call reaches the file at once: a killed process loses nothing. A resumed run adds a
-    container of its own in the same folder, and the reader takes them together. Anything else the client can log goes
-    through `experiment`, as in ``logger.experiment["eval/score"] = 0.9``.
+    Metrics become series ``<prefix>/<name>``, hyperparameters ``<prefix>/hyperparams/<name>``, the
+    end of a run ``<prefix>/status``. Each call reaches the file at once: a killed process loses
+    nothing. A resumed run adds a container of its own in the same folder, and the reader takes them
+    together. Anything else the client can log goes through `experiment`, as in
+    ``logger.experiment["eval/score"] = 0.9``.
 
     Args:
         save_dir: run folder; the data lies in ``<save_dir>/.neptune``. None: in the folder that the
@@ -44,10 +48,11 @@ class NeptuneLogger(Logger):
         name: the run's name for people to read.
         tags: words to find the run by.
         prefix: group of everything that is logged here.
-        mode: ``offline`` writes files, ``debug`` nothing; ``async`` and ``sync`` need a server of the client's and the
-            settings it takes from environment variables.
-        client: module that has Neptune's interface: ``neptune``, ``minfx.neptune_v2`` or ``goodseed.neptune``. The last
-            keeps its data in a database of its own (GOODSEED_HOME), which `read_offline` does not read.
+        mode: ``offline`` writes files, ``debug`` nothing; ``async`` and ``sync`` need a server of
+            the client's and the settings it takes from environment variables.
+        client: module that has Neptune's interface: ``neptune``, ``minfx.neptune_v2`` or
+            ``goodseed.neptune``. The last keeps its data in a database of its own (GOODSEED_HOME),
+            which `read_offline` does not read.
 
     Raises:
         UserError: the client is not installed.
@@ -92,7 +97,8 @@ class NeptuneLogger(Logger):
 
     @property
     def save_dir(self) -> str | None:
-        """The run folder. It may be set until something is logged, where it is not known when the logger is made."""
+        """The run folder. It may be set until something is logged, where it is not known when the
+        logger is made."""
         return None if self._save_dir is None else str(self._save_dir)
 
     @save_dir.setter
@@ -102,7 +108,8 @@ class NeptuneLogger(Logger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The client's run, opened when first asked for; on other ranks than the first an object that does nothing."""
+        """The client's run, opened when first asked for; on other ranks than the first an object
+        that does nothing."""
         if self._run is None:
             self._run = self._open()
             self._paths, self._types = {}, {}
@@ -115,7 +122,8 @@ class NeptuneLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append one point to the series of each metric. nan and inf are kept, in series beside the others."""
+        """Append one point to the series of each metric. nan and inf are kept, in series beside the
+        others."""
         run = self.experiment
         step = None if step is None else int(step)
         for name, value in sorted(
@@ -132,7 +140,8 @@ class NeptuneLogger(Logger):
     def log_hyperparams(
         self, params: Mapping[str, Any] | Namespace, *args: Any, **kwargs: Any
     ) -> None:
-        """Keep each value under its path, ``model/hidden_size`` for one in a nested mapping; see `flatten`."""
+        """Keep each value under its path, ``model/hidden_size`` for one in a nested mapping; see
+        `flatten`."""
         run = self.experiment
         for name, value in flatten(params).items():
             path = self._path("hyperparameter", f"hyperparams/{name}")
@@ -154,13 +163,15 @@ class NeptuneLogger(Logger):
         self._run = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the open client, which has locks and threads: a copy opens a container of its own."""
+        """Everything but the open client, which has locks and threads: a copy opens a container of
+        its own."""
         return {**self.__dict__, "_run": None}
 
     def _open(self) -> Any:
         client = importlib.import_module(self._client)
         if self._mode in ("offline", "debug"):
-            # On standard output it names a page that there is not, and says that it waits for threads.
+            # On standard output it names a page that there is not, and says that it waits for
+            # threads.
             logging.getLogger("neptune").setLevel(logging.WARNING)
         given = os.environ.get("NEPTUNE_DATA_DIRECTORY")
         if self._save_dir is None and not given:
@@ -177,7 +188,8 @@ class NeptuneLogger(Logger):
                 name=self._name,
                 tags=self._tags,
                 custom_run_id=_run_id(folder),
-                # The client would copy the terminal, the sources and the git difference, and poll the hardware.
+                # The client would copy the terminal, the sources and the git difference, and poll
+                # the hardware.
                 source_files=[],
                 git_ref=False,
                 capture_stdout=False,
@@ -192,7 +204,8 @@ class NeptuneLogger(Logger):
                 os.environ["NEPTUNE_DATA_DIRECTORY"] = given
 
     def _path(self, kind: str, name: str) -> str:
-        """Where ``name`` is kept: its own path unless that would be a value and a group at once (see LOOKALIKE)."""
+        """Where ``name`` is kept: its own path unless that would be a value and a group at once
+        (see LOOKALIKE)."""
         if (kind, name) not in self._paths:
             path, taken = name, self._paths.values()
             if any(
@@ -211,9 +224,10 @@ class NeptuneLogger(Logger):
 def flatten(params: Mapping[str, Any] | Namespace) -> dict[str, bool | int | float | str]:
     """Hyperparameters by path, as the types that Neptune has.
 
-    Mappings, namespaces and dataclasses become groups; NumPy and torch scalars numbers; None, lists, arrays, paths,
-    dtypes and the rest text (lists and sets as Python writes them, sets in order; classes and functions by name);
-    enum members their names; nan and inf text, integers beyond 32 bits floats, or text where a float is not exact.
+    Mappings, namespaces and dataclasses become groups; NumPy and torch scalars numbers; None,
+    lists, arrays, paths, dtypes and the rest text (lists and sets as Python writes them, sets in
+    order; classes and functions by name); enum members their names; nan and inf text, integers
+    beyond 32 bits floats, or text where a float is not exact.
     """
     leaves: dict[str, bool | int | float | str] = {}
     for key, value in _plain(params).items():
@@ -271,7 +285,8 @@ def _installed(module: str) -> bool:
 
 
 def _run_id(folder: Path) -> str:
-    """An identity that goes with the folder, by which a server recognises the parts of a resumed run."""
+    """An identity that goes with the folder, by which a server recognises the parts of a resumed
+    run."""
     file = folder / "run_id"
     if not file.exists():
         file.write_text(uuid.uuid4().hex, encoding="utf-8")

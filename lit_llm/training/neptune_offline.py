@@ -1,7 +1,8 @@
 """What Neptune's client wrote offline, read without the client or its service.
 
-Each process that logs makes a folder ``.neptune/offline/<container>`` of files ``data-<number>.log``; each line there
-is one operation in JSON, ``{"obj": {"type": ..., "path": [...], ...}, "version": 1, 2, ..., "at": seconds}``.
+Each process that logs makes a folder ``.neptune/offline/<container>`` of files
+``data-<number>.log``; each line there is one operation in JSON, ``{"obj": {"type": ..., "path":
+[...], ...}, "version": 1, 2, ..., "at": seconds}``.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-# In Neptune a path is a value or a group, never both: `val_loss` beside `val_loss/code` is written with this division
-# sign in one of them, and read back as the slash.
+# In Neptune a path is a value or a group, never both: `val_loss` beside `val_loss/code` is written
+# with this division sign in one of them, and read back as the slash.
 LOOKALIKE = "\u2215"
 # The group of string series that keep nan and inf, which the client leaves out of number series.
 NOT_FINITE = "not_finite"
@@ -23,7 +24,8 @@ PREFIX_PATH = "lit_llm/prefix"
 
 
 def offline_containers(folder: Path) -> list[Path]:
-    """The containers (one for each part of a resumed run) of a run folder or of its ``.neptune``, the oldest first."""
+    """The containers (one for each part of a resumed run) of a run folder or of its ``.neptune``,
+    the oldest first."""
     data = folder / ".neptune"
     found = {
         path.parent for path in (data if data.is_dir() else folder).glob("offline/*/data-*.log")
@@ -40,11 +42,13 @@ def read_offline(
 ) -> tuple[dict[str, list[tuple[float | None, float]]], dict[str, Any]]:
     """All number series and all single values under ``folder``, a run folder or its ``.neptune``.
 
-    Containers are taken as one run: where two have a point of the same series and step, the later one counts. A line
+    Containers are taken as one run: where two have a point of the same series and step, the later
+        one counts. A line
     that a kill cut off is left out.
 
     Returns:
-        Series: path -> [(step, value), ...], points without a step first, then by step; values may be nan or inf.
+        Series: path -> [(step, value), ...], points without a step first, then by step; values may
+            be nan or inf.
         Attributes: path -> bool, int, float, str, datetime, or a sorted list of strings (tags).
     """
     series: dict[str, dict[float, float]] = {}
@@ -107,7 +111,8 @@ def _operations(container: Path) -> Iterator[tuple[float, dict[str, Any]]]:
                     version, at, operation = int(entry["version"]), float(entry["at"]), entry["obj"]
                 except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                     continue
-                # A forked child (a data-loader worker) writes what it inherited in the parent's buffer once more.
+                # A forked child (a data-loader worker) writes what it inherited in the parent's
+                # buffer once more.
                 if version > last:
                     last = version
                     yield at, operation

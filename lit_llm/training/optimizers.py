@@ -1,8 +1,10 @@
-"""Optimizers: Muon for the matrices and AdamW for the rest, as one optimizer that automatic optimization can drive.
+"""Optimizers: Muon for the matrices and AdamW for the rest, as one optimizer that automatic
+optimization can drive.
 
-Muon (https://kellerjordan.github.io/posts/muon/) replaces a matrix's momentum by the nearest semi-orthogonal matrix,
-found by a few matrix products. Here the products use the Polar Express coefficients (arXiv:2505.16932), matrices of one
-shape are stacked into one batched product, and the step is rescaled per row as in NorMuon (arXiv:2510.05491).
+Muon (https://kellerjordan.github.io/posts/muon/) replaces a matrix's momentum by the nearest
+semi-orthogonal matrix, found by a few matrix products. Here the products use the Polar Express
+coefficients (arXiv:2505.16932), matrices of one shape are stacked into one batched product, and the
+step is rescaled per row as in NorMuon (arXiv:2510.05491).
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ _STACKED = 2**28
 
 
 def orthogonalize(g: Tensor, dtype: torch.dtype) -> Tensor:
-    """The semi-orthogonal factor of each matrix in ``g`` (..., rows, cols), roughly: singular values go to about 1.
+    """The semi-orthogonal factor of each matrix in ``g`` (..., rows, cols), roughly: singular
+    values go to about 1.
 
     The products run in ``dtype``; bfloat16 is enough, since the result only steers a step.
     """
@@ -53,25 +56,30 @@ def orthogonalize(g: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon for groups with ``muon=True``, AdamW for the others; one state dict, one learning-rate schedule.
+    """Muon for groups with ``muon=True``, AdamW for the others; one state dict, one learning-rate
+    schedule.
 
-    Muon groups take ``lr`` (the step's RMS is ``lr * sqrt(max(1, rows / cols)) / sqrt(cols)``-like, see the scale in
-    ``_muon_step``), ``momentum``, ``beta2`` and ``weight_decay``; AdamW groups ``lr``, ``betas``, ``eps`` and
-    ``weight_decay`` (decoupled). Every parameter of a Muon group is a matrix, or a stack of them (..., rows, cols), and
-    gets its gradient on every step. Parameters may be DTensors: each process then orthogonalizes whole matrices, its
-    share of those of a shape, and sends the parts back.
+    Muon groups take ``lr`` (the step's RMS is ``lr * sqrt(max(1, rows / cols)) / sqrt(cols)``-like,
+    see the scale in ``_muon_step``), ``momentum``, ``beta2`` and ``weight_decay``; AdamW groups
+    ``lr``, ``betas``, ``eps`` and ``weight_decay`` (decoupled). Every parameter of a Muon group is
+    a matrix, or a stack of them (..., rows, cols), and gets its gradient on every step. Parameters
+    may be DTensors: each process then orthogonalizes whole matrices, its share of those of a shape,
+    and sends the parts back.
 
     Attributes:
-        found_inf: None, or a float scalar on the device: at 1 the step changes nothing, whatever the gradients are (the
-            name and meaning of torch's fused optimizers); `SpikeGuard` sets it.
+        found_inf: None, or a float scalar on the device: at 1 the step changes nothing, whatever
+            the gradients are (the name and meaning of torch's fused optimizers); `SpikeGuard` sets
+            it.
     """
 
     found_inf: Tensor | None = None
 
     def __init__(self, groups: Iterable[dict[str, Any]]):
-        defaults = {"muon": False, "lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-10, "weight_decay": 0.0,
-                    "momentum": 0.95, "beta2": 0.95, "fused": True}  # fmt: skip
-        # "fused" is what makes torch move the step counts to the parameters' device when a checkpoint is loaded.
+        defaults = {"muon": False, "lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-10,
+                    "weight_decay": 0.0, "momentum": 0.95, "beta2": 0.95,
+                    "fused": True}  # fmt: skip
+        # "fused" is what makes torch move the step counts to the parameters' device when a
+        # checkpoint is loaded.
         super().__init__(groups, defaults)
         for group in self.param_groups:
             if group["muon"] and any(p.ndim < 2 for p in group["params"]):
@@ -167,7 +175,8 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def _stacks(params: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Matrices that are stepped together: of one layout, no more than `_STACKED` elements a process, or one matrix."""
+    """Matrices that are stepped together: of one layout, no more than `_STACKED` elements a
+    process, or one matrix."""
     for layout in sorted({_layout(p) for p in params}):
         alike = [p for p in params if _layout(p) == layout]
         processes = (
@@ -178,15 +187,18 @@ def _stacks(params: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
 
 
 def _layout(p: Tensor) -> tuple[tuple[int, ...], str]:
-    """What matrices that are stacked have in common: their shape, and how they are divided among processes."""
+    """What matrices that are stacked have in common: their shape, and how they are divided among
+    processes."""
     return tuple(p.shape), str(p.placements) if isinstance(p, DTensor) else ""
 
 
 def _whole_matrices(parts: Tensor, one: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """From this process's parts of all the matrices of a stack to all of some, and the way back.
 
-    parts: (N, ...), what this process has of N tensors that are divided as ``one`` is. The processes along which they
-    are divided first share the matrices out among them (one all-to-all each way); along others all do the same work.
+    parts: (N, ...), what this process has of N tensors that are divided as ``one`` is. The
+        processes along which they
+    are divided first share the matrices out among them (one all-to-all each way); along others all
+    do the same work.
     """
     if not isinstance(one, DTensor):
         return parts, lambda update: update
@@ -224,9 +236,9 @@ OptimizerName = Literal["muon_adamw", "adamw", "adamw_8bit", "paged_adamw_8bit"]
 def default_learning_rate(optimizer: OptimizerName, width: int) -> float:
     """A learning rate for the matrices from the model's width, for when none is given.
 
-    Muon's step has a size of its own, so its rate transfers: 0.02 is nanochat's at half a million tokens a step, and
-    the best of our sweep at two thousand (docs/decisions.md). Adam's falls with width (arXiv:2203.03466) from GPT-3's
-    6e-4 at width 768.
+    Muon's step has a size of its own, so its rate transfers: 0.02 is nanochat's at half a million
+    tokens a step, and the best of our sweep at two thousand (docs/decisions.md). Adam's falls with
+    width (arXiv:2203.03466) from GPT-3's 6e-4 at width 768.
     """
     return 0.02 if optimizer == "muon_adamw" else 6e-4 * 768 / width
 
@@ -236,8 +248,9 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Parameter groups of ``model``; the first one's learning rate is ``lr``.
 
-    Matrices between embedding and head, and stacks of them (experts), are the first group (Muon's, or decayed by
-    AdamW). Embedding, head, and vectors (norms, biases) are AdamW groups of their own without decay.
+    Matrices between embedding and head, and stacks of them (experts), are the first group (Muon's,
+    or decayed by AdamW). Embedding, head, and vectors (norms, biases) are AdamW groups of their own
+    without decay.
     """
     embedding = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     tables = {m.weight.shape for m in model.modules() if isinstance(m, nn.Embedding)}
@@ -281,13 +294,19 @@ def parameter_groups(
     groups = []
     for kind, params in named.items():
         if params:
-            groups.append({"params": params, "lr": rates.get(kind, lr), "name": kind,
-                           "weight_decay": weight_decay if kind == "matrices" else 0.0})  # fmt: skip
+            group = {
+                "params": params,
+                "lr": rates.get(kind, lr),
+                "name": kind,
+                "weight_decay": weight_decay if kind == "matrices" else 0.0,
+            }
+            groups.append(group)
             if muon and kind == "matrices":
                 groups[-1]["muon"] = True
     return groups
 
 
 def model_width(model: nn.Module) -> int:
-    """Width of the residual stream: that of the first embedding (768, the reference of the rates, without one)."""
+    """Width of the residual stream: that of the first embedding (768, the reference of the rates,
+    without one)."""
     return next((m.embedding_dim for m in model.modules() if isinstance(m, nn.Embedding)), 768)

@@ -1,4 +1,5 @@
-"""Checkpoints in parts under Lightning's interface, and what the processes must agree on to finish one."""
+"""Checkpoints in parts under Lightning's interface, and what the processes must agree on to finish
+one."""
 
 from __future__ import annotations
 
@@ -18,9 +19,11 @@ T = TypeVar("T")
 
 
 class PartsIO(TorchCheckpointIO):
-    """Lightning's files, and folders of parts beside them: what is `Divided` is written as one, and any is read whole.
+    """Lightning's files, and folders of parts beside them: what is `Divided` is written as one, and
+    any is read whole.
 
-    All processes of the default group call ``save_checkpoint`` with their share, and wait for each other.
+    All processes of the default group call ``save_checkpoint`` with their share, and wait for each
+    other.
     """
 
     def save_checkpoint(
@@ -43,20 +46,24 @@ class PartsIO(TorchCheckpointIO):
 
 
 def open_folders(strategy: Strategy) -> None:
-    """Have ``strategy`` read and write checkpoints in parts too, where its user has not said what it should."""
+    """Have ``strategy`` read and write checkpoints in parts too, where its user has not said what
+    it should."""
     if type(strategy.checkpoint_io) is TorchCheckpointIO:
         strategy.checkpoint_io = PartsIO()
 
 
 def finish(job: Callable[[], dict | None], target: Path, group: Any) -> None:
-    """Make the checkpoint ``target`` of what all processes of ``group`` wrote: all call it, and end alike.
+    """Make the checkpoint ``target`` of what all processes of ``group`` wrote: all call it, and end
+    alike.
 
     Args:
-        job: waits for this process's files, and returns what `write_share` says of them; None where there are no parts.
+        job: waits for this process's files, and returns what `write_share` says of them; None where
+            there are no parts.
         group: None for a process alone.
 
     Raises:
-        Exception: what this process's job met, or an account of what another's did; nothing half-written stays.
+        Exception: what this process's job met, or an account of what another's did; nothing
+            half-written stays.
     """
     part, first = part_of(target), group is None or dist.get_rank(group) == 0
     try:

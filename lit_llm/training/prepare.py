@@ -27,7 +27,8 @@ def prepare(
     mesh: DeviceMesh | None,
     horizon: Callable[[], int],
 ) -> None:
-    """Prepare ``model`` in place; of a network that is not ours nothing is changed but that it is sharded.
+    """Prepare ``model`` in place; of a network that is not ours nothing is changed but that it is
+    sharded.
 
     Args:
         settings: ``float8``, ``compile``, ``recompute`` and ``attention`` of `LanguageModule`.
@@ -96,10 +97,11 @@ def _wants_compile(wanted: Any, trainer: L.Trainer, horizon: Callable[[], int]) 
     possible = can_compile(trainer.strategy.root_device)
     if wanted is True and not possible:
         raise UserError(
-            "model.compile=true needs a C++ compiler (g++ or clang++) on CPU, Triton on CUDA; set it to auto"
+            "model.compile=true needs a C++ compiler (g++ or clang++) on CPU, Triton on CUDA; set "
+            "it to auto"
         )
-    # By the horizon, not by where max_steps stops: a run stopped early and resumed must not change its kernels.
-    # Compiling takes about as long as 200 small steps.
+    # By the horizon, not by where max_steps stops: a run stopped early and resumed must not change
+    # its kernels. Compiling takes about as long as 200 small steps.
     return wanted is True or (possible and horizon() >= 200)
 
 

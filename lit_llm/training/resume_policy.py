@@ -1,4 +1,5 @@
-"""What a module takes from a checkpoint and what it refuses; docs/pretrain.md has the table, `data` its own part."""
+"""What a module takes from a checkpoint and what it refuses; docs/pretrain.md has the table, `data`
+its own part."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def check_checkpoint(checkpoint: dict[str, Any], optimizer: str | None) -> None:
         )
     if "optimizer_states" not in checkpoint:
         raise UserError(
-            "--ckpt_path: the checkpoint holds weights without the optimizer's state (save_weights_only): it can be "
+            "--ckpt_path: the checkpoint holds weights without the optimizer's state "
+            "(save_weights_only): it can be "
             "evaluated, but no training goes on from it"
         )
 

@@ -1,4 +1,5 @@
-"""Learning-rate multipliers as functions of the optimizer step: no state, so a resumed run cannot be off by one."""
+"""Learning-rate multipliers as functions of the optimizer step: no state, so a resumed run cannot
+be off by one."""
 
 from __future__ import annotations
 
@@ -19,9 +20,11 @@ def lr_multiplier(
 ) -> Callable[[int], float]:
     """The multiplier of the base learning rate at optimizer step 0, 1, ..., steps - 1.
 
-    A linear warmup over ``warmup * steps`` steps, then: "wsd" holds and falls linearly over the last ``decay * steps``
-    (warmup-stable-decay, arXiv:2404.06395), "cosine" falls by half a cosine over all the rest (``decay`` unused),
-    "constant" holds. ``final`` is the multiplier at the end of the fall. Steps beyond the horizon stay there.
+    A linear warmup over ``warmup * steps`` steps, then: "wsd" holds and falls linearly over the
+        last ``decay * steps``
+    (warmup-stable-decay, arXiv:2404.06395), "cosine" falls by half a cosine over all the rest
+    (``decay`` unused), "constant" holds. ``final`` is the multiplier at the end of the fall. Steps
+    beyond the horizon stay there.
 
     Args:
         steps: horizon in optimizer steps.
@@ -52,8 +55,8 @@ def lr_multiplier(
 class StepSchedule(LambdaLR):
     """Base rates times a multiplier of the step, of which a checkpoint restores the step alone.
 
-    torch restores the base rates and the rates too, so that a resumed run would keep the old ones whatever its
-    configuration says, one step longer than the old schedule at that.
+    torch restores the base rates and the rates too, so that a resumed run would keep the old ones
+    whatever its configuration says, one step longer than the old schedule at that.
     """
 
     def start_at(self, step: int) -> None:
@@ -77,7 +80,8 @@ class StepSchedule(LambdaLR):
 
 
 def keep_settings(optimizer: torch.optim.Optimizer) -> None:
-    """Have ``optimizer.load_state_dict`` restore momenta and counts, and leave rates, decay and the like alone."""
+    """Have ``optimizer.load_state_dict`` restore momenta and counts, and leave rates, decay and the
+    like alone."""
 
     def with_ours(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
         pairs = zip(optimizer.param_groups, saved["param_groups"], strict=True)

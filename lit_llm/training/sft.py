@@ -30,12 +30,14 @@ from lit_llm.training.schedules import Schedule
 class SFTModule(PretrainModule):
     """Trains a pretrained `Transformer` on the tokens that the assistant speaks.
 
-    A batch is as `PretrainModule` takes it, with "document_ids" where several examples share a row; labels are -100
-    wherever the assistant does not speak. `InstructionDataModule` makes such batches. Losses are sums divided by the
-    supervised tokens of the whole optimizer step, so every answer's token weighs alike.
+    A batch is as `PretrainModule` takes it, with "document_ids" where several examples share a row;
+    labels are -100 wherever the assistant does not speak. `InstructionDataModule` makes such
+    batches. Losses are sums divided by the supervised tokens of the whole optimizer step, so every
+    answer's token weighs alike.
 
-    With ``lora`` the base is frozen, in mixed precision held in the dtype of the products, checkpoints hold the updates
-    and a digest of the base, and ``final/`` holds the merged model with ``adapter/`` (PEFT's format) beside it.
+    With ``lora`` the base is frozen, in mixed precision held in the dtype of the products,
+    checkpoints hold the updates and a digest of the base, and ``final/`` holds the merged model
+    with ``adapter/`` (PEFT's format) beside it.
 
     Args:
         init_from: Hugging Face directory or GGUF file of the base; see `locate`.
@@ -88,7 +90,8 @@ class SFTModule(PretrainModule):
         """The base, with trainable updates if ``lora`` asks for them."""
         if self.lora is None:
             return super().build_model()
-        # What is not trained loses nothing by it: products would round it each time, from twice the memory.
+        # What is not trained loses nothing by it: products would round it each time, from twice the
+        # memory.
         trainer = trainer_of(self)
         precision = "32-true" if trainer is None else str(trainer.precision)
         dtype = compute_dtype(precision) if precision.endswith("mixed") else torch.float32
@@ -103,7 +106,8 @@ class SFTModule(PretrainModule):
 
     @property
     def flops_per_token(self) -> float:
-        """As `PretrainModule`; with LoRA less the gradients of the frozen weights, a third of the matrices' share."""
+        """As `PretrainModule`; with LoRA less the gradients of the frozen weights, a third of the
+        matrices' share."""
         total = super().flops_per_token
         return total if self.lora is None else total - 2 * flops.matrix_parameters(self.config)
 
@@ -128,19 +132,22 @@ class SFTModule(PretrainModule):
         checkpoint["base_digest"] = self._base
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the base's weights back in. Raises UserError if it is another base, or LoRA is on in one of them only."""
+        """Put the base's weights back in. Raises UserError if it is another base, or LoRA is on in
+        one of them only."""
         super().on_load_checkpoint(checkpoint)
         saved = settings_of(checkpoint).get("lora")
         if saved != self.hparams["lora"]:
             raise UserError(
-                f"model.lora was {saved} when the checkpoint was written and is {self.hparams['lora']} now"
+                f"model.lora was {saved} when the checkpoint was written and is "
+                f"{self.hparams['lora']} now"
             )
         if self.lora is None:
             return
         self.configure_model()
         if checkpoint.get("base_digest") != self._base:
             raise UserError(
-                f"model.init_from={self.hparams['init_from']}: its weights are not those the updates were"
+                f"model.init_from={self.hparams['init_from']}: its weights are not those the "
+                f"updates were"
             )
         frozen = {name: value for name, value in self.state_dict().items() if not is_lora(name)}
         for key in WEIGHT_KEYS & checkpoint.keys():
@@ -169,10 +176,11 @@ class SFTModule(PretrainModule):
 
 
 def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """A name for weights, hex: sha256 over names, shapes and up to 4,096 evenly spaced values of each tensor.
+    """A name for weights, hex: sha256 over names, shapes and up to 4,096 evenly spaced values of
+    each tensor.
 
-    Values count as bfloat16, so that the dtype in which weights are held does not. Enough to tell two trained models
-    apart in a moment; not proof against someone who edits single weights.
+    Values count as bfloat16, so that the dtype in which weights are held does not. Enough to tell
+    two trained models apart in a moment; not proof against someone who edits single weights.
     """
     total = hashlib.sha256()
     for name, tensor in tensors:

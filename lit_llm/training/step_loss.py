@@ -23,7 +23,8 @@ any number will do, if it is the same on all processes."""
 
 
 class LossMean(MeanMetric):
-    """A mean in float32 that neither looks for NaN, which would wait for the device, nor forgets the weights.
+    """A mean in float32 that neither looks for NaN, which would wait for the device, nor forgets
+    the weights.
 
     torchmetrics (1.9) sets every weight to 1 under ``nan_strategy="disable"``. And
     ``trainer.precision=bf16-true`` casts the module and all it holds; a bfloat16 mean is off by up
@@ -79,8 +80,10 @@ class LossScaling:
         expected = batch.get("step_micro_batches", parts)
         if expected != parts:
             raise UserError(
-                f"the loader makes optimizer steps of {expected} micro-batches, the Trainer of {parts}: set "
-                f"accumulate_grad_batches={expected // processes}, or give fit the data module, not its loader"
+                f"the loader makes optimizer steps of {expected} micro-batches, the Trainer of "
+                f"{parts}: set "
+                f"accumulate_grad_batches={expected // processes}, or give fit the data module, "
+                f"not its loader"
             )
         # Under bf16-true a division by a tensor of integers gives bfloat16.
         tokens = torch.as_tensor(batch["step_tokens"], dtype=torch.float32)

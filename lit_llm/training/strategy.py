@@ -1,4 +1,5 @@
-"""FSDP2Strategy: weights, gradients and optimizer states divided among processes, under any module of ours."""
+"""FSDP2Strategy: weights, gradients and optimizer states divided among processes, under any module
+of ours."""
 
 from __future__ import annotations
 
@@ -25,13 +26,15 @@ from lit_llm.training.parts_io import open_folders
 class FSDP2Strategy(ModelParallelStrategy):
     """Sharded data parallelism (FSDP2), with tensor parallelism inside it if asked for.
 
-    ``trainer.strategy: fsdp2`` is this with its defaults. Works with every LightningModule whose ``configure_model``
-    shards by ``self.device_mesh``, as ours do (see `parallelize`). Differs from Lightning's `ModelParallelStrategy`:
-    all devices are data parallel unless said otherwise; gradients are reduced once an optimizer step; a run may go on
-    from any checkpoint with other numbers of processes, other meshes, or as a single process.
+    ``trainer.strategy: fsdp2`` is this with its defaults. Works with every LightningModule whose
+    ``configure_model`` shards by ``self.device_mesh``, as ours do (see `parallelize`). Differs from
+    Lightning's `ModelParallelStrategy`: all devices are data parallel unless said otherwise;
+    gradients are reduced once an optimizer step; a run may go on from any checkpoint with other
+    numbers of processes, other meshes, or as a single process.
 
     Args:
-        data_parallel_size: processes the batch is divided among. "auto": all there are, over ``tensor_parallel_size``.
+        data_parallel_size: processes the batch is divided among. "auto": all there are, over
+            ``tensor_parallel_size``.
         tensor_parallel_size: neighbouring processes that cut each matrix; within one node.
         checkpoint: "parts": a folder to which each process writes what it holds (see
             `lit_llm.models.parallel.parts`), on a file system that all of them share. "whole": the
@@ -89,7 +92,8 @@ class FSDP2Strategy(ModelParallelStrategy):
             gradient_sync(self.model, True)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """DTensors to be saved in parts; else whole tensors on the first process, nothing on the others."""
+        """DTensors to be saved in parts; else whole tensors on the first process, nothing on the
+        others."""
         assert self.model is not None
         state = self.model.state_dict()
         return (
@@ -97,7 +101,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         )
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """As `lightning_module_state_dict`, under the numbers that the optimizer itself gives its parameters."""
+        """As `lightning_module_state_dict`, under the numbers that the optimizer itself gives its
+        parameters."""
         inner: Any = optimizer
         if isinstance(inner, LightningOptimizer):
             inner = inner.optimizer
@@ -114,7 +119,8 @@ class FSDP2Strategy(ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Hand this process's share to the `CheckpointIO`, which all processes enter; or the whole on the first."""
+        """Hand this process's share to the `CheckpointIO`, which all processes enter; or the whole
+        on the first."""
         share: Any = divide(checkpoint, self.is_global_zero) if self._in_parts else checkpoint
         if self._in_parts or self.is_global_zero:
             self.checkpoint_io.save_checkpoint(share, filepath, storage_options)
@@ -122,14 +128,16 @@ class FSDP2Strategy(ModelParallelStrategy):
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Map the files: every process reads of them what it needs. All call it, and take the first one's path."""
+        """Map the files: every process reads of them what it needs. All call it, and take the first
+        one's path."""
         path = Path(self.broadcast(checkpoint_path))
         if path.is_dir():
             return open_parts(path, weights_only)
         return torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Take this process's part of every tensor. Raises KeyError for a missing name, if ``strict``."""
+        """Take this process's part of every tensor. Raises KeyError for a missing name, if
+        ``strict``."""
         assert self.lightning_module is not None
         saved = checkpoint["state_dict"]
         for name, tensor in self.lightning_module.state_dict().items():

@@ -31,7 +31,8 @@ def check_reuse(trainer: L.Trainer, module: L.LightningModule) -> None:
     if trainer.ckpt_path is None and trainer.global_step:
         if before is None or before() is not module:
             raise UserError(
-                f"this Trainer has trained another module for {trainer.global_step} steps and would "
+                f"this Trainer has trained another module for {trainer.global_step} steps and "
+                f"would "
                 "count on from there: make a new Trainer, or give fit a ckpt_path"
             )
         rank_zero_warn(

@@ -20,10 +20,12 @@ from lit_llm.models.parallel.parts import put
 
 
 class Snapshots(CheckpointIO):
-    """Takes the place of a strategy's own: keeps what should be written, or a copy of it on the CPU.
+    """Takes the place of a strategy's own: keeps what should be written, or a copy of it on the
+    CPU.
 
-    Tensors of a CUDA device are copied into pinned memory, all at once, and the device is waited for once; buffers are
-    used again for the next snapshot. Tensors that share memory share it in the copy.
+    Tensors of a CUDA device are copied into pinned memory, all at once, and the device is waited
+    for once; buffers are used again for the next snapshot. Tensors that share memory share it in
+    the copy.
     """
 
     def __init__(self, copies: bool) -> None:
@@ -72,7 +74,8 @@ class Snapshots(CheckpointIO):
 
     @contextmanager
     def instead_of_files(self, strategy: Strategy) -> Iterator[None]:
-        """Have what ``strategy`` saves end here; ``taken`` is None on processes that save nothing."""
+        """Have what ``strategy`` saves end here; ``taken`` is None on processes that save
+        nothing."""
         own, self.taken = strategy.checkpoint_io, None
         strategy.checkpoint_io = self
         try:

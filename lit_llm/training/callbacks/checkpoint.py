@@ -52,14 +52,18 @@ RANGES: dict[str, Range] = {
 
 
 class Checkpoint(CheckpointAnswers):
-    """Saves ``step-<n>.ckpt`` every ``every_steps`` optimizer steps and at the end, and the best as ``best.ckpt``.
+    """Saves ``step-<n>.ckpt`` every ``every_steps`` optimizer steps and at the end, and the best as
+    ``best.ckpt``.
 
-    A checkpoint of step n is written once everything of step n is done, its validation and logging included, so a
-    resumed run neither repeats nor misses a row. It is written under another name, flushed to disk and renamed: what is
-    called ``*.ckpt`` is whole. A thread writes while training goes on; what went wrong there, on any process, is told
-    before the next optimizer step. What several processes wrote gets its name once they all are done. At the end of
-    training the model is also written as a Hugging Face directory to ``final/``, if the module has ``save_pretrained``,
-    and an adapter to ``adapter/``, if it has ``save_adapter``.
+    A checkpoint of step n is written once everything of step n is done, its validation and logging
+    included, so a
+    resumed run neither repeats nor misses a row. It is written under another name, flushed to disk
+        and renamed: what is
+    called ``*.ckpt`` is whole. A thread writes while training goes on; what went wrong there, on
+    any process, is told before the next optimizer step. What several processes wrote gets its name
+    once they all are done. At the end of training the model is also written as a Hugging Face
+    directory to ``final/``, if the module has ``save_pretrained``, and an adapter to ``adapter/``,
+    if it has ``save_adapter``.
 
     The last checkpoint holds the weights that training would go on from, ``final/`` those that the
     module has at the end: an average, if a callback such as Lightning's EMAWeightAveraging puts it
@@ -74,22 +78,26 @@ class Checkpoint(CheckpointAnswers):
     job, as Lightning's users expect.
 
     Args:
-        every_steps: optimizer steps between checkpoints. None: twenty times in the run, but at least 50 apart.
+        every_steps: optimizer steps between checkpoints. None: twenty times in the run, but at
+            least 50 apart.
         keep_last: how many of the newest to keep.
         monitor: metric whose lowest value makes a checkpoint the best. None: no best one.
         dirpath: None: ``checkpoints`` under the Trainer's default_root_dir.
         final: whether to write ``final/``.
-        background: write in a thread; training then waits for a copy in the CPU's memory alone. It takes the memory of
-            weights and optimizer once more: on the first process, or of what is saved in parts on each its own.
+        background: write in a thread; training then waits for a copy in the CPU's memory alone. It
+            takes the memory of weights and optimizer once more: on the first process, or of what is
+            saved in parts on each its own.
         max_minutes: of this call, from its first step on; a little less than a scheduler grants.
 
     Attributes:
-        unchanged_since: set by `SpikeGuard`: which step made the weights as they are, if steps were skipped since, else
-            None. The newest checkpoint of an earlier step is then kept besides the others: the way back.
+        unchanged_since: set by `SpikeGuard`: which step made the weights as they are, if steps were
+            skipped since, else None. The newest checkpoint of an earlier step is then kept besides
+            the others: the way back.
 
     Raises:
-        UserError: the disk is full (nothing half-written stays, older checkpoints are left alone); a strategy whose
-            checkpoints have a format of its own; processes that would go on from different steps.
+        UserError: the disk is full (nothing half-written stays, older checkpoints are left alone);
+            a strategy whose checkpoints have a format of its own; processes that would go on from
+            different steps.
     """
 
     def __init__(
@@ -118,10 +126,12 @@ class Checkpoint(CheckpointAnswers):
         self._loggers: list[Any] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Resolve the folder; have the strategy go on from checkpoints in parts, or refuse one with its own format."""
+        """Resolve the folder; have the strategy go on from checkpoints in parts, or refuse one with
+        its own format."""
         if stage == "fit" and has_own_format(trainer.strategy):
             raise UserError(
-                f"trainer.strategy: no run goes on from what {type(trainer.strategy).__name__} writes, "
+                f"trainer.strategy: no run goes on from what {type(trainer.strategy).__name__} "
+                f"writes, "
                 "checkpoints in a format of its own: set it to fsdp2"
             )
         self.folder = self.open_folder(trainer)
@@ -200,7 +210,8 @@ class Checkpoint(CheckpointAnswers):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Have the Trainer validate after the very last step, which it does only when told to stop."""
+        """Have the Trainer validate after the very last step, which it does only when told to
+        stop."""
         counts_batches = trainer.check_val_every_n_epoch is None  # else an epoch's end validates
         if trainer.global_step == trainer.max_steps or (
             counts_batches and is_last_batch(trainer, batch_idx)
@@ -231,7 +242,8 @@ class Checkpoint(CheckpointAnswers):
             self._save_step(trainer)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the model of a run that had ended but was stopped while it did: the Trainer skips its training."""
+        """Write the model of a run that had ended but was stopped while it did: the Trainer skips
+        its training."""
         if self._trained or not trainer.global_step:
             return
         use_averages(trainer, pl_module)
@@ -316,7 +328,8 @@ class Checkpoint(CheckpointAnswers):
             sys.exit(0)  # the first one tells; its launcher would kill it for any other status
 
     def newest_whole(self, trainer: L.Trainer, before: float = math.inf) -> Path | None:
-        """The run's newest whole checkpoint of a step below ``before``, by the first process's judgement."""
+        """The run's newest whole checkpoint of a step below ``before``, by the first process's
+        judgement."""
         self._finish()
         return trainer.strategy.broadcast(
             newest_whole(self.folder, before)[0] if trainer.is_global_zero else None

@@ -1,4 +1,5 @@
-"""A folder of checkpoints: which there are, which are whole, and what a save that was cut short left."""
+"""A folder of checkpoints: which there are, which are whole, and what a save that was cut short
+left."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ _NAME = re.compile(r"step-\d+\.ckpt(\.part)?")
 
 
 def checkpoints(folder: Path, unnamed: bool = False) -> list[Path]:
-    """The folder's step checkpoints, oldest first; with ``unnamed`` also those that were not finished, or did not get
-    their name."""
+    """The folder's step checkpoints, oldest first; with ``unnamed`` also those that were not
+    finished, or did not get their name."""
     found = [(step_of(file), file) for file in folder.glob("step-*") if _NAME.fullmatch(file.name)]
     return [file for _, file in sorted(found) if unnamed or file.suffix == ".ckpt"]
 
@@ -34,9 +35,11 @@ def step_of(checkpoint: Path) -> int:
 
 
 def damage(file: Path) -> str | None:
-    """What is wrong with a checkpoint's bytes, or None: they are read once and held to their checksums.
+    """What is wrong with a checkpoint's bytes, or None: they are read once and held to their
+    checksums.
 
-    torch writes a zip archive with a CRC-32 of every record and a directory at its end, and reads it without looking at
+    torch writes a zip archive with a CRC-32 of every record and a directory at its end, and reads
+    it without looking at
     them: a flipped bit would be a weight. A folder has them in its manifest.
     """
     if file.is_dir():
@@ -57,10 +60,11 @@ def damage(file: Path) -> str | None:
 
 
 def newest_whole(folder: Path, before: float = math.inf) -> tuple[Path | None, list[str]]:
-    """The newest of all `checkpoints` of a step below ``before`` that has no `damage`, and a sentence about each newer
-    one that has.
+    """The newest of all `checkpoints` of a step below ``before`` that has no `damage`, and a
+    sentence about each newer one that has.
 
-    Nobody may be writing to ``folder``. One that lacks nothing but its name gets it from `Checkpoint`.
+    Nobody may be writing to ``folder``. One that lacks nothing but its name gets it from
+    `Checkpoint`.
     """
     reasons: list[str] = []
     for file in reversed([f for f in checkpoints(folder, unnamed=True) if step_of(f) < before]):
@@ -72,7 +76,8 @@ def newest_whole(folder: Path, before: float = math.inf) -> tuple[Path | None, l
 
 
 def tidy(folder: Path) -> None:
-    """Give what lacks nothing but its name that name, and remove what else an interrupted save left behind.
+    """Give what lacks nothing but its name that name, and remove what else an interrupted save left
+    behind.
 
     Nobody may be writing to ``folder``.
     """

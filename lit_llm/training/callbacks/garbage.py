@@ -11,10 +11,11 @@ from lit_llm.training.callbacks.borders import at_border
 
 
 class FreezeGarbage(L.Callback):
-    """Collects once after the first optimizer step, and has the collector leave everything that is then alive alone.
+    """Collects once after the first optimizer step, and has the collector leave everything that is
+    then alive alone.
 
-    Torch, Lightning and a compiled model are some hundred thousand objects, which a full collection walks through at
-    any moment, on each of many ranks at another one, for the others to wait.
+    Torch, Lightning and a compiled model are some hundred thousand objects, which a full collection
+    walks through at any moment, on each of many ranks at another one, for the others to wait.
     """
 
     def __init__(self) -> None:

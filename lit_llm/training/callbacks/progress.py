@@ -1,4 +1,5 @@
-"""ProgressBar: optimizer steps with loss, tokens per second and time left, and no device synchronisation of its own."""
+"""ProgressBar: optimizer steps with loss, tokens per second and time left, and no device
+synchronisation of its own."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from lit_llm.training.callbacks.borders import at_border, logs_now, planned_step
 
 
 class ProgressBar(ProgressBarBase):
-    """Bars on a terminal; elsewhere (a log file, a notebook) a line at logged steps, at most one in ``seconds``.
+    """Bars on a terminal; elsewhere (a log file, a notebook) a line at logged steps, at most one in
+    ``seconds``.
 
     What it shows is what was logged last, so it costs the device nothing.
     """
@@ -80,7 +82,8 @@ class ProgressBar(ProgressBarBase):
                 left = self._time_left(step, now)
                 self._said = now
                 self._say(
-                    f"step {step}{f'/{self._total}' if self._total else ''}{left} {_summary(trainer)}"
+                    f"step {step}{f'/{self._total}' if self._total else ''}{left} "
+                    f"{_summary(trainer)}"
                 )
 
     def _time_left(self, step: int, now: float) -> str:

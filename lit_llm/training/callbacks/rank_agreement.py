@@ -1,4 +1,5 @@
-"""What the processes of a run settle among themselves on the CPU: where they go on, what is asked of them."""
+"""What the processes of a run settle among themselves on the CPU: where they go on, what is asked
+of them."""
 
 from __future__ import annotations
 

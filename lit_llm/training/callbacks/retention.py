@@ -31,13 +31,17 @@ RANGES: dict[str, Range] = {
 class RetentionCheck(L.Callback):
     """Asks general questions before and after finetuning, greedily, and writes ``retention.json``.
 
-    Of the questions that the base answers rightly, it says how many still are: {"right_before", "still_right",
-    "questions": [{"prompt", "expected", "before", "after", "right_before", "right_after"}]}. An answer is right if it
-    matches the question's pattern, letter case aside. A resumed run keeps the answers from before.
+    Of the questions that the base answers rightly, it says how many still are: {"right_before",
+        "still_right",
+    "questions": [{"prompt", "expected", "before", "after", "right_before", "right_after"}]}. An
+    answer is right if it matches the question's pattern, letter case aside. A resumed run keeps the
+    answers from before.
 
     Args:
-        questions: JSONL of {"prompt", "expected": regular expression}. None: simple questions of ours.
-        count: how many of the questions that the base answers rightly are followed: the first so many.
+        questions: JSONL of {"prompt", "expected": regular expression}. None: simple questions of
+            ours.
+        count: how many of the questions that the base answers rightly are followed: the first so
+            many.
         max_new_tokens: length of an answer.
 
     Raises:

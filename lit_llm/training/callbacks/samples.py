@@ -24,10 +24,12 @@ RANGES: dict[str, Range] = {
 
 
 class SampleCallback(L.Callback):
-    """After each validation, continues fixed prompts with a fixed seed and appends them to ``samples.jsonl``.
+    """After each validation, continues fixed prompts with a fixed seed and appends them to
+    ``samples.jsonl``.
 
-    A line is {"step", "tokens", "prompt", "text"}. Lines of steps that a resumed run repeats are replaced. Needs a
-    module whose ``network`` is a `Transformer` and a data module of ours; does nothing otherwise.
+    A line is {"step", "tokens", "prompt", "text"}. Lines of steps that a resumed run repeats are
+    replaced. Needs a module whose ``network`` is a `Transformer` and a data module of ours; does
+    nothing otherwise.
 
     Args:
         prompts: texts to continue. None: how the first three validation documents begin.

@@ -18,8 +18,10 @@ from lit_llm.lightning_internals import requeueing_slurm, restore_sigterm, silen
 class StopSignals:
     """Handlers for SIGTERM and SIGINT during a fit.
 
-    A second SIGINT stops at once: the first one gives it back. One that is ignored, as a script's shell has its
-    background jobs do, stays so: Ctrl-C is for whatever runs in the foreground. Outside of the main thread, where
+    A second SIGINT stops at once: the first one gives it back. One that is ignored, as a script's
+        shell has its
+    background jobs do, stays so: Ctrl-C is for whatever runs in the foreground. Outside of the main
+        thread, where
     Python sets no handlers, nothing is caught.
 
     Attributes:

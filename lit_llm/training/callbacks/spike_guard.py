@@ -1,4 +1,5 @@
-"""SpikeGuard: an optimizer step whose gradient is broken or far out changes nothing, and training goes on."""
+"""SpikeGuard: an optimizer step whose gradient is broken or far out changes nothing, and training
+goes on."""
 
 from __future__ import annotations
 
@@ -29,28 +30,33 @@ RANGES: dict[str, Range] = {
 
 
 class SpikeGuard(L.Callback):
-    """Skips steps whose gradient norm is not finite, or ``sigmas`` standard deviations above its recent mean.
+    """Skips steps whose gradient norm is not finite, or ``sigmas`` standard deviations above its
+    recent mean.
 
-    A skipped step leaves weights, momenta and step counts as they were; the learning rate's schedule goes on. The
-    decision is taken on the device and handed to the optimizer as its ``found_inf`` (fused Adam's and `MuonAdamW`'s):
-    nothing waits for it. Other optimizers lose the step's gradients instead, which costs one synchronisation a step.
-    Where steps are logged, new skips are told and appended to ``events.jsonl`` in the run folder. After ``patience``
-    skips in a row weights and optimizer go back to the newest whole checkpoint of the run's `Checkpoint` that is older
-    than the weights whose gradients are skipped, and training goes on from there with the data that comes next, as
-    PaLM's did (arXiv:2204.02311, section 5.1). Newer checkpoints are removed.
+    A skipped step leaves weights, momenta and step counts as they were; the learning rate's
+    schedule goes on. The decision is taken on the device and handed to the optimizer as its
+    ``found_inf`` (fused Adam's and `MuonAdamW`'s): nothing waits for it. Other optimizers lose the
+    step's gradients instead, which costs one synchronisation a step. Where steps are logged, new
+    skips are told and appended to ``events.jsonl`` in the run folder. After ``patience`` skips in a
+    row weights and optimizer go back to the newest whole checkpoint of the run's `Checkpoint` that
+    is older than the weights whose gradients are skipped, and training goes on from there with the
+    data that comes next, as PaLM's did (arXiv:2204.02311, section 5.1). Newer checkpoints are
+    removed.
 
-    Works with any LightningModule under automatic optimization; data-parallel ranks see one gradient and decide alike.
+    Works with any LightningModule under automatic optimization; data-parallel ranks see one
+    gradient and decide alike.
 
     Args:
-        sigmas: how far above the mean is far out. The scale of the norms is that of their logarithm. None: only norms
-            that are not finite count.
-        window: norms that mean and deviation are taken of; until half of them are there, only broken ones count.
+        sigmas: how far above the mean is far out. The scale of the norms is that of their
+            logarithm. None: only norms that are not finite count.
+        window: norms that mean and deviation are taken of; until half of them are there, only
+            broken ones count.
         patience: skips in a row after which training goes back, at the next logged step.
         rollbacks: how often it may; then it stops.
 
     Raises:
-        UserError: ``patience`` steps in a row were skipped and there is no checkpoint to go back to, or training went
-            back ``rollbacks`` times already; settings out of range.
+        UserError: ``patience`` steps in a row were skipped and there is no checkpoint to go back
+            to, or training went back ``rollbacks`` times already; settings out of range.
     """
 
     def __init__(
@@ -152,7 +158,8 @@ class SpikeGuard(L.Callback):
         if skipped > self._told:
             new, self._told = skipped - self._told, skipped
             rank_zero_warn(
-                f"step {trainer.global_step}: SpikeGuard skipped {new} of the last steps, {skipped} in all"
+                f"step {trainer.global_step}: SpikeGuard skipped {new} of the last steps, "
+                f"{skipped} in all"
             )
             self._write(trainer, {"event": "skipped", "steps": new, "in_all": skipped})
         return in_a_row
@@ -164,7 +171,8 @@ class SpikeGuard(L.Callback):
                 file.write(json.dumps({"step": trainer.global_step, **event}) + "\n")
 
     def _unchanged_since(self, trainer: L.Trainer) -> int | None:
-        """The step that made the weights as they are, if steps were skipped since; None if the last one was not."""
+        """The step that made the weights as they are, if steps were skipped since; None if the last
+        one was not."""
         assert self._counts is not None
         in_a_row = int(self._counts[2])
         if not in_a_row:
@@ -174,7 +182,8 @@ class SpikeGuard(L.Callback):
         return to if since == at else since
 
     def _go_back(self, trainer: L.Trainer, pl_module: L.LightningModule, in_a_row: int) -> None:
-        """Load weights and optimizer from before the skipped steps; step, data and schedule go on."""
+        """Load weights and optimizer from before the skipped steps; step, data and schedule go
+        on."""
         said = f"step {trainer.global_step}: SpikeGuard skipped {in_a_row} steps in a row"
         checkpoint, since = _checkpoint_of(trainer), self._unchanged_since(trainer)
         assert since is not None
@@ -187,7 +196,10 @@ class SpikeGuard(L.Callback):
             )
             mend = f"go on from --ckpt_path {found}"
             if found is None:
-                mend = f"no whole checkpoint is older than the weights, which step {since} made: start again"
+                mend = (
+                    f"no whole checkpoint is older than the weights, which step {since} made: "
+                    "start again"
+                )
             raise UserError(f"{said}{often}; {mend} with a lower model.learning_rate")
         rank_zero_warn(
             f"{said}: back to the weights of {found.name}, on with the data that comes next"
@@ -240,7 +252,8 @@ def _checkpoint_of(
 
 
 def _reads_found_inf(optimizer: Any) -> bool:
-    """Whether ``step`` leaves everything as it is when ``found_inf`` is 1: torch's mark of fused optimizers."""
+    """Whether ``step`` leaves everything as it is when ``found_inf`` is 1: torch's mark of fused
+    optimizers."""
     return isinstance(optimizer, MuonAdamW) or bool(
         getattr(optimizer, "_step_supports_amp_scaling", False)
     )

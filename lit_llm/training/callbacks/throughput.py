@@ -27,9 +27,10 @@ class ThroughputCallback(L.Callback):
     - data_wait: share of the time between the end of a batch and the start of the next;
     - memory_gb: peak so far in 1e9 bytes, of the device, or of the process on CPU.
 
-    Clocks are read on the host and nothing waits for the device: over a logging interval, whose values are fetched at
-    its end, the host's time is the device's. Tokens are the elements of ``batch["input_ids"]``, or of the first
-    tensor in the batch.
+    Clocks are read on the host and nothing waits for the device: over a logging interval, whose
+        values are fetched at
+    its end, the host's time is the device's. Tokens are the elements of ``batch["input_ids"]``, or
+    of the first tensor in the batch.
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
