@@ -32,9 +32,9 @@ from lit_llm.models.transformer import Transformer
 from lit_llm.settings.checks import check_types, plain_paths
 from lit_llm.settings.ranges import Range, check_ranges, positive
 from lit_llm.settings.replaced_settings import check_replaced
-from lit_llm.training.callbacks.borders import (
-    at_border,
+from lit_llm.training.callbacks.optimizer_steps import (
     first_or_last,
+    is_step_end,
     logs_now,
     planned_steps,
 )
@@ -162,7 +162,7 @@ class LanguageModule(EvaluatedModule):
         self._scaling = LossScaling()
         self._evaluated_step: int | None = None  # of the checkpoint that is evaluated
 
-    # ---- what subclasses override -----------------------------------------------------------------
+    # ---- what subclasses override ----------------------------------------------------------------
 
     def build_model(self) -> nn.Module:
         """The network to train; called once, on the device; to be sharded, on CPU with the same
@@ -191,7 +191,7 @@ class LanguageModule(EvaluatedModule):
         """Add a batch to ``metrics``: its loss, unless overridden to measure more."""
         metrics.add_sum(self.compute_loss(batch), self.count(batch))
 
-    # ---- the network, and what the data decides of it ---------------------------------------------
+    # ---- the network, and the settings that the data decides -------------------------------------
 
     @property
     def network(self) -> nn.Module:
@@ -382,7 +382,7 @@ class LanguageModule(EvaluatedModule):
         """Log the optimizer step that just ended, if it is one to log; nothing touches the device
         in between."""
         self._noise.stop()
-        if not at_border(self.trainer, batch_idx):
+        if not is_step_end(self.trainer, batch_idx):
             return
         step = self.trainer.global_step
         if logs_now(self.trainer) or first_or_last(self.trainer):
@@ -415,8 +415,7 @@ class LanguageModule(EvaluatedModule):
             return {}
         return {"tokens": torch.tensor(step * batch, dtype=exact_dtype(self.device))}
 
-    # ---- in and out
-    # ---------------------------------------------------------------------------------------------
+    # ---- checkpoints and export ------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say what the data decided, and forget init_from: the checkpoint holds the weights, and

@@ -36,7 +36,7 @@ from lit_llm import (
 )
 from lit_llm.models.hub.checkpoint import load_model
 from lit_llm.training.callbacks import checkpoint as callback
-from lit_llm.training.callbacks.borders import planned_steps
+from lit_llm.training.callbacks.optimizer_steps import planned_steps
 
 ADAMW: dict[str, Any] = {"optimizer": "adamw", "compile": False}
 SMALL = {**TINY, "vocab_size": 20, "max_seq_len": 8}

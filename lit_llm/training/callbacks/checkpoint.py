@@ -29,7 +29,6 @@ from lit_llm.models.parallel.parts import Divided, write_share
 from lit_llm.settings.ranges import Range, check_ranges, positive
 from lit_llm.training.callbacks.background import Snapshots, Writer, write
 from lit_llm.training.callbacks.best_score import BestScore
-from lit_llm.training.callbacks.borders import is_last_batch, planned_steps
 from lit_llm.training.callbacks.checkpoint_answers import CheckpointAnswers
 from lit_llm.training.callbacks.checkpoint_folder import (
     name_of,
@@ -41,6 +40,7 @@ from lit_llm.training.callbacks.checkpoint_folder import (
     tidy,
 )
 from lit_llm.training.callbacks.final_export import step_of_final, use_averages, write_final
+from lit_llm.training.callbacks.optimizer_steps import is_last_batch, planned_steps
 from lit_llm.training.callbacks.rank_agreement import Ranks
 from lit_llm.training.callbacks.signals import StopSignals, requeue
 from lit_llm.training.parts_io import finish, open_folders

@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 
-from lit_llm.training.callbacks.borders import at_border
+from lit_llm.training.callbacks.optimizer_steps import is_step_end
 
 
 class FreezeGarbage(L.Callback):
@@ -30,7 +30,7 @@ class FreezeGarbage(L.Callback):
         batch_idx: int,
     ) -> None:
         """Freeze, the first time."""
-        if not self._frozen and at_border(trainer, batch_idx):
+        if not self._frozen and is_step_end(trainer, batch_idx):
             gc.collect()
             gc.freeze()
             self._frozen = True

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ProgressBar as ProgressBarBase
 from tqdm import tqdm
 
 from lit_llm.io.streams import is_terminal
-from lit_llm.training.callbacks.borders import at_border, logs_now, planned_steps
+from lit_llm.training.callbacks.optimizer_steps import is_step_end, logs_now, planned_steps
 
 
 class ProgressBar(ProgressBarBase):
@@ -76,7 +76,7 @@ class ProgressBar(ProgressBarBase):
             self._bar.update(step - self._bar.n)
             if logs_now(trainer):
                 self._bar.set_postfix_str(_summary(trainer), refresh=False)
-        elif self._enabled and at_border(trainer, batch_idx) and logs_now(trainer):
+        elif self._enabled and is_step_end(trainer, batch_idx) and logs_now(trainer):
             now = time.monotonic()
             if now - self._said >= self.seconds:
                 left = self._time_left(step, now)

@@ -18,8 +18,8 @@ from lit_llm.errors import UserError
 from lit_llm.io.jsonl import keep_until
 from lit_llm.models.parallel.sharded import total_norm
 from lit_llm.settings.ranges import Range, check_ranges, positive
-from lit_llm.training.callbacks.borders import at_border, logs_now
 from lit_llm.training.callbacks.checkpoint import Checkpoint
+from lit_llm.training.callbacks.optimizer_steps import is_step_end, logs_now
 from lit_llm.training.optimizers import MuonAdamW
 
 RANGES: dict[str, Range] = {
@@ -142,7 +142,7 @@ class SpikeGuard(L.Callback):
         batch_idx: int,
     ) -> None:
         """Tell of skips, at the steps that are logged, and go back after too many."""
-        if at_border(trainer, batch_idx) and logs_now(trainer):
+        if is_step_end(trainer, batch_idx) and logs_now(trainer):
             in_a_row = self._tell(trainer)
             if in_a_row >= self.patience:
                 self._go_back(trainer, pl_module, in_a_row)

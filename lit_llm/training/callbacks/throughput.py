@@ -13,7 +13,7 @@ import torch
 
 from lit_llm.data.base import data_rank_and_size
 from lit_llm.models.accounting.flops import peak_flops
-from lit_llm.training.callbacks.borders import at_border, first_or_last, logs_now
+from lit_llm.training.callbacks.optimizer_steps import first_or_last, is_step_end, logs_now
 
 _DTYPES = {"bf16": torch.bfloat16, "16": torch.float16}
 
@@ -62,7 +62,7 @@ class ThroughputCallback(L.Callback):
         tokens = _first_tensor(batch)
         self._tokens += tokens.numel() if tokens is not None else 0
         regular = logs_now(trainer)
-        if at_border(trainer, batch_idx) and (regular or first_or_last(trainer)):
+        if is_step_end(trainer, batch_idx) and (regular or first_or_last(trainer)):
             seconds = time.perf_counter() - self._since - self._paused
             rate = self._tokens * data_rank_and_size(trainer.strategy)[1] / seconds
             values = {

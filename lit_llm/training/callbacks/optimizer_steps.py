@@ -9,7 +9,7 @@ import lightning as L
 from lit_llm.lightning_internals import batch_of_epoch
 
 
-def at_border(trainer: L.Trainer, batch_idx: int) -> bool:
+def is_step_end(trainer: L.Trainer, batch_idx: int) -> bool:
     """Whether micro-batch ``batch_idx`` is the last of an optimizer step."""
     done = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
     return (
