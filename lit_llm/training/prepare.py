@@ -116,10 +116,10 @@ def _wants_float8(model: nn.Module, wanted: bool, trainer: L.Trainer) -> bool:
         raise UserError(f"model.float8 needs trainer.precision=bf16-mixed, not {trainer.precision}")
     if not has_float8(trainer.strategy.root_device):
         raise UserError(
-            "model.float8: this device has no 8-bit float matrix products; set it to false"
+            "model.float8: this device has no products of 8-bit floats; set it to false"
         )
     if not isinstance(model, Transformer):
         raise UserError(
-            f"model.float8: a {type(model).__name__} has no blocks to convert; set it to false"
+            f"model.float8: a {type(model).__name__} has no blocks to turn; set it to false"
         )
     return True

@@ -70,7 +70,7 @@ class SFTModule(PretrainModule):
         lora = lora_from(lora)  # a checkpoint holds plain values
         if lora is not None and settings.get("float8"):
             raise UserError(
-                "model.float8: LoRA's layers have no 8-bit matrix products; set it to false"
+                "model.float8: LoRA's layers have no products in 8 bits; set it to false"
             )
         super().__init__(
             # Lightning's load_from_checkpoint passes it: the base's fields, as in init_from.

@@ -174,8 +174,8 @@ def test_processes_that_see_other_checkpoints(tmp_path: Path, corpus: Path) -> N
         == 0
     )
     for starts, said in (
-        ([at[8], at[4]], "goes on from step 8, process 1 from step 4"),
-        ([at[8], None], "goes on from step 8, process 1 from step 0"),
+        ([at[8], at[4]], "continues from step 8, process 1 from step 4"),
+        ([at[8], None], "continues from step 8, process 1 from step 0"),
     ):
         assert together(2, out, fit_apart, tmp_path / "b", corpus, "ddp", starts) == 2, (
             out.read_text()[-3000:]
