@@ -140,8 +140,8 @@ class Checkpoint(CheckpointAnswers):
         """
         if stage == "fit" and has_own_format(trainer.strategy):
             raise UserError(
-                f"trainer.strategy: a run cannot continue from checkpoints of "
-                f"{type(trainer.strategy).__name__}, which have their own format: set it to fsdp2"
+                "trainer.strategy: a run cannot continue from the checkpoints that "
+                f"{type(trainer.strategy).__name__} writes in its own format: set it to fsdp2"
             )
         self.folder = self.open_folder(trainer)
         open_folders(trainer.strategy)
@@ -176,8 +176,8 @@ class Checkpoint(CheckpointAnswers):
             # folder.
             keep_best = self.best_score is not None or resumed.exists()
             set_aside_later(self.folder, trainer.global_step, keep_best)
-        # The run may have resumed from best.ckpt, or from another folder. `last` does not find these,
-        # so this step is saved again.
+        # The run may have resumed from best.ckpt, or from another folder. `last` does not find
+        # these, so this step is saved again.
         here = trainer.strategy.broadcast(resumed.exists())
         self._saved_step = trainer.global_step if here else -1
 
@@ -360,7 +360,7 @@ class Checkpoint(CheckpointAnswers):
             remove_from(self.folder, since)
 
     def state_dict(self) -> dict[str, Any]:
-        """State of a `ModelCheckpoint`, the best score as a number, and torch's CPU random state."""
+        """State of a `ModelCheckpoint`, the best score as a number, torch's CPU random state."""
         return {
             **super().state_dict(),
             "best_score": self.best_score,

@@ -125,8 +125,8 @@ class SpikeGuard(L.Callback):
         limit = mean + far_out * deviation.clamp(min=0.05)
         value = norm.clamp(min=1e-20).log()
         skip = ~torch.isfinite(norm) | ((seen >= self.window // 2) & (value > limit))
-        # A spike is recorded as the limit, the largest norm that is no spike. If norms stay high, the
-        # limit rises with them. A norm that is not finite is recorded as the mean.
+        # A spike is recorded as the limit, the largest norm that is no spike. If norms stay high,
+        # the limit rises with them. A norm that is not finite is recorded as the mean.
         value = torch.where(
             torch.isfinite(norm), torch.minimum(value, torch.where(skip, limit, value)), mean
         )
