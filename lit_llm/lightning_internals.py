@@ -60,8 +60,8 @@ def root_of_calling_trainer() -> str | None:
     """``default_root_dir`` of the calling Trainer; None without a Trainer.
 
     A Trainer opens its loggers before it passes them any object that refers to it. So it is
-    searched in the frames of the callers, as local variable ``self`` or ``trainer``. Lightning: ``trainer/trainer.py`` and
-    ``trainer/call.py``.
+    searched in the frames of the callers, as local variable ``self`` or ``trainer``. Lightning:
+    ``trainer/trainer.py`` and ``trainer/call.py``.
     """
     frame = inspect.currentframe()
     while frame is not None:
@@ -76,8 +76,8 @@ def set_rank(rank: int) -> None:
     """Set this process's rank, which decides about messages and files of the first process only.
 
     Lightning reads the rank from the environment when it is imported. At that time lit_llm's
-    launcher has not set it yet (#6364 is the same problem in another launcher). Lightning: ``utilities/rank_zero.py``,
-    the attribute ``rank_zero_only.rank``.
+    launcher has not set it yet (#6364 is the same problem in another launcher). Lightning:
+    ``utilities/rank_zero.py``, the attribute ``rank_zero_only.rank``.
     """
     rank_zero_only.rank = rank  # type: ignore[attr-defined]
 
@@ -89,7 +89,8 @@ def is_accumulating(trainer: L.Trainer) -> bool:
     """Whether the optimizer step continues after the current micro-batch.
 
     There is no public attribute for this. The last batch of an epoch ends a step early (#21808),
-    except with strategies that accumulate gradients themselves. Lightning: ``loops/fit_loop.py``, ``_FitLoop._should_accumulate``.
+    except with strategies that accumulate gradients themselves. Lightning: ``loops/fit_loop.py``,
+    ``_FitLoop._should_accumulate``.
     """
     return trainer.fit_loop._should_accumulate()
 
@@ -117,8 +118,8 @@ def count_steps(trainer: L.Trainer) -> None:
     """Set the Trainer's count of steps, which decides what is logged, to the optimizer's count.
 
     Call it before the first micro-batch of a step. The Trainer counts a validation that it skips at
-    resume as a step (#13467 restores the count, #13752 reports negative counts). Lightning: ``loops/training_epoch_loop.py``,
-    ``_TrainingEpochLoop._batches_that_stepped``.
+    resume as a step (#13467 restores the count, #13752 reports negative counts). Lightning:
+    ``loops/training_epoch_loop.py``, ``_TrainingEpochLoop._batches_that_stepped``.
     """
     trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
@@ -133,8 +134,9 @@ def number_by_steps_done(
     Metrics are also logged at the steps for which ``logs_too`` returns True. Lightning counts a
     step after it has logged it, so its numbers start at 0, and with ``log_every_n_steps`` above 1
     it never logs the first step (#4170, #8384). A metric called "step" would set the number too,
-    but callbacks also see that metric: ModelCheckpoint uses it in file names. Lightning: ``trainer/connectors/logger_connector/logger_connector.py``,
-    ``log_metrics`` and ``update_train_step_metrics``.
+    but callbacks also see that metric: ModelCheckpoint uses it in file names. Lightning:
+    ``trainer/connectors/logger_connector/logger_connector.py``, ``log_metrics`` and
+    ``update_train_step_metrics``.
     """
     connector: Any = trainer._logger_connector
     connector.log_metrics = partial(_log_metrics, connector, steps_done)
@@ -211,9 +213,9 @@ def validate_after_this_batch(trainer: L.Trainer) -> None:
     Call it in ``on_train_batch_end`` of the last batch. With ``val_check_interval`` there is no
     other way to validate at the very end (#15897). ``should_stop`` is public, but it is not
     documented that it causes a validation. A Trainer with ``min_steps`` also has ``min_epochs`` of
-    1: without a change it would stop only at the end of the epoch, without a validation.
-    Lightning: ``loops/training_epoch_loop.py``, ``_should_check_val_fx``;
-    ``loops/utilities.py``, ``_parse_loop_limits``.
+    1: without a change it would stop only at the end of the epoch, without a validation. Lightning:
+    ``loops/training_epoch_loop.py``, ``_should_check_val_fx``; ``loops/utilities.py``,
+    ``_parse_loop_limits``.
     """
     loop = trainer.fit_loop
     loop.min_epochs = min(loop.min_epochs or 0, trainer.current_epoch)
@@ -259,8 +261,7 @@ def place(fit_loop: dict[str, Any], step: int, accumulation: int, batches: int) 
     Lightning saves the number of completed micro-batches, and whether the epoch was over. Both
     depend on accumulation and length at the time of saving, which may have changed. The step does
     not depend on them. Lightning's values are also wrong in several cases (#18060, #19367, #19617,
-    #19815). Lightning:
-    ``loops/progress.py``, and ``state_dict`` in ``loops/loop.py``.
+    #19815). Lightning: ``loops/progress.py``, and ``state_dict`` in ``loops/loop.py``.
 
     Args:
         fit_loop: ``trainer.fit_loop.state_dict()``, or a checkpoint's ``["loops"]["fit_loop"]``.
@@ -288,8 +289,9 @@ def place_in_checkpoint(
 def place_in_trainer(trainer: L.Trainer, accumulation: int, batches: int) -> None:
     """`place`, in a Trainer that has already trained and continues after its step.
 
-    Without it, a second ``fit`` of a Trainer starts the epoch again (#11426). Lightning: ``loops/loop.py``,
-    ``state_dict`` and ``load_state_dict`` of a loop; "combined_loader" in ``loops/fit_loop.py``.
+    Without it, a second ``fit`` of a Trainer starts the epoch again (#11426). Lightning:
+    ``loops/loop.py``, ``state_dict`` and ``load_state_dict`` of a loop; "combined_loader" in
+    ``loops/fit_loop.py``.
     """
     state = trainer.fit_loop.state_dict()
     state["state_dict"].pop("combined_loader", None)  # state of the previous fit's loaders
@@ -368,8 +370,7 @@ def restore_sigterm(trainer: L.Trainer, numbers: Iterable[int]) -> None:
     """Undo `silence_sigterm`, and keep the Trainer from restoring the handlers of ``numbers``.
 
     After an exception the Trainer would restore the handlers that it found, which are lit_llm's.
-    Lightning:
-    ``trainer/connectors/signal_connector.py``, ``_original_handlers``.
+    Lightning: ``trainer/connectors/signal_connector.py``, ``_original_handlers``.
     """
     connector: Any = trainer._signal_connector
     vars(connector).pop("_sigterm_notifier_fn", None)
@@ -381,8 +382,7 @@ def skip_sigterm_broadcast(trainer: L.Trainer) -> None:
     """Disable the Trainer's exchange of SIGTERM between processes before every micro-batch.
 
     The Trainer broadcasts over the device whether the first process got the signal, and waits for
-    the result: one synchronisation per micro-batch (#21487; #21640 would make it rarer).
-    Lightning:
+    the result: one synchronisation per micro-batch (#21487; #21640 would make it rarer). Lightning:
     ``loops/training_epoch_loop.py``, ``_broadcast_sigterm_tensor``.
     """
     loop: Any = trainer.fit_loop.epoch_loop
@@ -393,8 +393,8 @@ def requeueing_slurm(trainer: L.Trainer) -> SLURMEnvironment | None:
     """The SLURM environment if the Trainer would requeue its job; else None.
 
     Lightning saves inside the signal handler (#21406). Only strategies for several processes have a
-    public ``cluster_environment``. Lightning: ``trainer/connectors/signal_connector.py``
-    reads the same ``trainer._accelerator_connector.cluster_environment``.
+    public ``cluster_environment``. Lightning: ``trainer/connectors/signal_connector.py`` reads the
+    same ``trainer._accelerator_connector.cluster_environment``.
     """
     environment = trainer._accelerator_connector.cluster_environment
     if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
@@ -413,8 +413,8 @@ def has_own_format(strategy: Strategy) -> bool:
     """Whether ``strategy`` writes checkpoint folders of torch or DeepSpeed without `CheckpointIO`.
 
     The setting is an argument of the constructors, and is kept in private attributes (#20205 asks
-    for a public interface). Lightning: ``strategies/model_parallel.py``, ``_save_distributed_checkpoint``;
-    ``strategies/fsdp.py``, ``_state_dict_type``.
+    for a public interface). Lightning: ``strategies/model_parallel.py``,
+    ``_save_distributed_checkpoint``; ``strategies/fsdp.py``, ``_state_dict_type``.
     """
     if isinstance(strategy, ModelParallelStrategy):
         return strategy._save_distributed_checkpoint
@@ -435,8 +435,8 @@ def set_data_parallel_size(strategy: ModelParallelStrategy, size: int) -> None:
     """Replace "auto" by ``size``, before the device mesh is created.
 
     For "auto" Lightning takes the number of nodes (#19878): eight GPUs of one machine would all be
-    tensor-parallel. The number of processes is known only in ``setup_environment``.
-    Lightning: ``strategies/model_parallel.py``, ``_data_parallel_size``.
+    tensor-parallel. The number of processes is known only in ``setup_environment``. Lightning:
+    ``strategies/model_parallel.py``, ``_data_parallel_size``.
     """
     strategy._data_parallel_size = size
 
