@@ -1,11 +1,10 @@
-"""All that lit_llm uses of Lightning without Lightning promising it: private attributes, and
-behaviour that no manual describes.
+"""All uses of Lightning's private attributes and undocumented behaviour.
 
-No other file of the package touches either. Each function says what it does, why the public API is
-not enough, and where Lightning's own code is; paths are those of ``lightning/pytorch`` in 2.6.x,
+No other file of the package uses them. Each function says what it does, why the public API is not
+enough, and where Lightning's own code is. Paths are those of ``lightning/pytorch`` in 2.6.x;
 numbers are issues and pull requests of github.com/Lightning-AI/pytorch-lightning.
-tests/test_lightning_internals.py has a test of each with a real Trainer, which fails when another
-Lightning renames or changes what is used here.
+tests/test_lightning_internals.py tests each function with a real Trainer, and fails if another
+Lightning version renames or changes something that is used here.
 """
 
 from __future__ import annotations
@@ -36,33 +35,33 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 
 def trainer_of(module: Any) -> L.Trainer | None:
-    """The Trainer that ``module`` is attached to; None for a module without one.
+    """The Trainer that ``module`` is attached to; None for a module without a Trainer.
 
-    The public ``module.trainer`` raises a RuntimeError where there is none (#13638), and modules
-    are also used alone. Lightning: ``core/module.py``, ``LightningModule._trainer``.
+    Modules are also used alone, and then the public ``module.trainer`` raises a RuntimeError
+    (#13638). Lightning: ``core/module.py``, ``LightningModule._trainer``.
     """
     return getattr(module, "_trainer", None)
 
 
 def constructor_arguments(frame: FrameType) -> list[dict[str, Any]]:
-    """The arguments of every ``__init__`` by which a module is being made, the subclass's last.
+    """The arguments of each ``__init__`` of a module under construction, the subclass's last.
+
+    ``save_hyperparameters`` merges them into one dict, which does not show what the subclass itself
+    was given. ``load_from_checkpoint`` then passes an argument twice (#2550 is such a case).
+    Lightning: ``utilities/parsing.py``, ``collect_init_args``, which is not documented.
 
     Args:
-        frame: of the innermost one.
-
-    ``save_hyperparameters`` merges them to one dict, in which nobody can tell what the subclass
-    itself was given. ``load_from_checkpoint`` then hands an argument over twice (#2550 is such a
-    case). Lightning: ``utilities/parsing.py``, ``collect_init_args``, which is in no manual.
+        frame: the frame of the innermost ``__init__``.
     """
     return collect_init_args(frame, [], classes=(HyperparametersMixin,))
 
 
 def root_of_calling_trainer() -> str | None:
-    """``default_root_dir`` of the Trainer whose code is calling; None without one.
+    """``default_root_dir`` of the calling Trainer; None without a Trainer.
 
-    A Trainer opens its loggers before it hands them anything that knows it: it is found among the
-    callers, as the local variable ``self`` or ``trainer``. Lightning: ``trainer/trainer.py`` and
-    ``trainer/call.py``.
+    A Trainer opens its loggers before it passes them any object that refers to it. So it is
+    searched in the frames of the callers, as local variable ``self`` or ``trainer``. Lightning:
+    ``trainer/trainer.py`` and ``trainer/call.py``.
     """
     frame = inspect.currentframe()
     while frame is not None:
@@ -74,11 +73,11 @@ def root_of_calling_trainer() -> str | None:
 
 
 def set_rank(rank: int) -> None:
-    """Have messages and files of "the first process only" follow ``rank``.
+    """Set this process's rank, which decides about messages and files of the first process only.
 
-    Lightning reads the rank from the environment while it is imported, when our launcher has not
-    settled it yet (#6364 is the same in another launcher). Lightning: ``utilities/rank_zero.py``,
-    the attribute ``rank_zero_only.rank``.
+    Lightning reads the rank from the environment when it is imported. At that time lit_llm's
+    launcher has not set it yet (#6364 is the same problem in another launcher). Lightning:
+    ``utilities/rank_zero.py``, the attribute ``rank_zero_only.rank``.
     """
     rank_zero_only.rank = rank  # type: ignore[attr-defined]
 
@@ -87,18 +86,19 @@ def set_rank(rank: int) -> None:
 
 
 def is_accumulating(trainer: L.Trainer) -> bool:
-    """Whether the optimizer step goes on after the micro-batch at hand.
+    """Whether the optimizer step continues after the current micro-batch.
 
-    Nothing public says so: an epoch's last batch ends a step early (#21808), and strategies that
-    accumulate themselves do not. Lightning: ``loops/fit_loop.py``, ``_FitLoop._should_accumulate``.
+    There is no public attribute for this. The last batch of an epoch ends a step early (#21808),
+    except with strategies that accumulate gradients themselves. Lightning: ``loops/fit_loop.py``,
+    ``_FitLoop._should_accumulate``.
     """
     return trainer.fit_loop._should_accumulate()
 
 
 def batch_of_epoch(trainer: L.Trainer) -> int:
-    """Number of the micro-batch at hand within the epoch, from 0.
+    """Number of the current micro-batch in the epoch, from 0.
 
-    Hooks get it as an argument, but a logger's connector does not. Lightning:
+    Hooks get it as an argument, but the logger connector does not. Lightning:
     ``loops/training_epoch_loop.py``, ``_TrainingEpochLoop.batch_idx``; the loops are private since
     Lightning 2.0.
     """
@@ -106,21 +106,20 @@ def batch_of_epoch(trainer: L.Trainer) -> int:
 
 
 def batch_of_run(trainer: L.Trainer) -> int:
-    """Number of the micro-batch at hand over all epochs, from 0; a resumed run counts on.
+    """Number of the current micro-batch over all epochs, from 0; a resumed run continues the count.
 
-    The ``batch_idx`` that hooks get begins anew with each epoch. Lightning: ``loops/fit_loop.py``,
+    The ``batch_idx`` of hooks starts at 0 in each epoch. Lightning: ``loops/fit_loop.py``,
     ``_FitLoop.total_batch_idx``.
     """
     return trainer.fit_loop.total_batch_idx
 
 
 def count_steps(trainer: L.Trainer) -> None:
-    """Have the Trainer's own count of steps, by which it decides what to log, agree with the
-    optimizer's. Call it before the first micro-batch of a step.
+    """Set the Trainer's count of steps, which decides what is logged, to the optimizer's count.
 
-    It counts a validation that it skips when it resumes as a step (#13467 restores the count,
-    #13752 tells of negative ones). Lightning: ``loops/training_epoch_loop.py``,
-    ``_TrainingEpochLoop._batches_that_stepped``.
+    Call it before the first micro-batch of a step. The Trainer counts a validation that it skips at
+    resume as a step (#13467 restores the count, #13752 reports negative counts). Lightning:
+    ``loops/training_epoch_loop.py``, ``_TrainingEpochLoop._batches_that_stepped``.
     """
     trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
@@ -130,14 +129,14 @@ def number_by_steps_done(
     steps_done: Callable[[], int],
     logs_too: Callable[[L.Trainer], bool],
 ) -> None:
-    """Have the loggers get a module's metrics under the number of optimizer steps done, as
-    ``metrics.csv`` counts; also at steps that ``logs_too`` asks for.
+    """Log a module's metrics under the number of completed optimizer steps, as in ``metrics.csv``.
 
-    Lightning counts a step after it has logged it, so its numbers begin at 0, and with
-    ``log_every_n_steps`` above 1 it never logs the first one (#4170, #8384). A metric called "step"
-    would set the number too, but callbacks see that metric as well: ModelCheckpoint takes file
-    names from it. Lightning: ``trainer/connectors/logger_connector/logger_connector.py``,
-    ``log_metrics`` and ``update_train_step_metrics``.
+    Metrics are also logged at the steps for which ``logs_too`` returns True. Lightning counts a
+    step after it has logged it, so its numbers start at 0, and with ``log_every_n_steps`` above 1
+    it never logs the first step (#4170, #8384). A metric called "step" would set the number too,
+    but callbacks also see that metric: ModelCheckpoint uses it in file names. Lightning:
+    ``trainer/connectors/logger_connector/logger_connector.py``, ``log_metrics`` and
+    ``update_train_step_metrics``.
     """
     connector: Any = trainer._logger_connector
     connector.log_metrics = partial(_log_metrics, connector, steps_done)
@@ -145,13 +144,13 @@ def number_by_steps_done(
 
 
 def number_as_lightning_does(trainer: L.Trainer) -> None:
-    """Undo `number_by_steps_done`, for another module under the same Trainer."""
+    """Undo `number_by_steps_done`, so that the same Trainer can be used with another module."""
     for name in ("log_metrics", "update_train_step_metrics"):
         vars(trainer._logger_connector).pop(name, None)
 
 
 def _update_train_step_metrics(connector: Any, logs_too: Callable[[L.Trainer], bool]) -> None:
-    """As Lightning does it, and at the steps that ``logs_too`` asks for, whatever their numbers."""
+    """Log as Lightning does, and also at the steps for which ``logs_too`` returns True."""
     type(connector).update_train_step_metrics(connector)
     trainer = connector.trainer
     if is_accumulating(trainer) or trainer.fast_dev_run:
@@ -166,16 +165,17 @@ def _log_metrics(
     metrics: dict[str, Any],
     step: int | None = None,
 ) -> None:
-    if step is None and "step" not in metrics:  # a user's own metric of that name keeps its meaning
+    # A user's own metric with the name "step" keeps its meaning.
+    if step is None and "step" not in metrics:
         step = steps_done()
     type(connector).log_metrics(connector, metrics, step=step)
 
 
 def log_reduced(module: L.LightningModule, values: dict[str, Any]) -> None:
-    """Log what is the same on all processes already.
+    """Log values that are already equal on all processes.
 
-    With both flags the Trainer neither reduces the values once more nor recommends that it should;
-    the manual describes each flag alone. Lightning:
+    With both flags the Trainer does not reduce the values again, and prints no advice to do so. The
+    documentation describes only each flag alone. Lightning:
     ``trainer/connectors/logger_connector/result.py``, ``_Sync``.
     """
     module.log_dict(values, sync_dist=True, rank_zero_only=True)
@@ -185,20 +185,20 @@ def log_reduced(module: L.LightningModule, values: dict[str, Any]) -> None:
 
 
 def train_one_epoch(trainer: L.Trainer) -> None:
-    """Make the fit that is being set up one epoch long, whatever the Trainer's default.
+    """Set the length of the fit that is being set up to one epoch, whatever the Trainer's default.
 
-    ``trainer.max_epochs`` cannot be set, and a new Trainer is not ours to make (#11547). Lightning:
-    ``loops/fit_loop.py``, ``_FitLoop.max_epochs``, which ``trainer/trainer.py`` fills in before it
-    calls ``setup``.
+    ``trainer.max_epochs`` has no setter (#11547), and the user makes the Trainer, not lit_llm.
+    Lightning: ``loops/fit_loop.py``, ``_FitLoop.max_epochs``, which ``trainer/trainer.py`` fills in
+    before it calls ``setup``.
     """
     trainer.fit_loop.max_epochs = 1
 
 
 def ends_with_epoch(trainer: L.Trainer) -> bool:
-    """Whether training ends with the epoch that is just over; for ``on_train_epoch_end``.
+    """Whether training ends with the epoch that has just ended; for ``on_train_epoch_end``.
 
-    What Lightning asks itself right after that hook, with nothing public that says the answer:
-    ``loops/fit_loop.py``, ``_FitLoop.done``, ``_can_stop_early`` and ``epoch_progress``.
+    Lightning decides this right after that hook, and has no public attribute for the answer.
+    Lightning: ``loops/fit_loop.py``, ``_FitLoop.done``, ``_can_stop_early`` and ``epoch_progress``.
     """
     loop: Any = trainer.fit_loop
     stopped = trainer.should_stop and loop._can_stop_early
@@ -208,14 +208,14 @@ def ends_with_epoch(trainer: L.Trainer) -> bool:
 
 
 def validate_after_this_batch(trainer: L.Trainer) -> None:
-    """Have the Trainer validate, though its interval is not over, and end; for
-    ``on_train_batch_end`` of the last batch.
+    """Make the Trainer validate before its interval is over, and then stop.
 
-    With ``val_check_interval`` there is no other way to validate at the very end (#15897).
-    ``should_stop`` is public; that it validates is not written down. A Trainer with ``min_steps``
-    has 1 for ``min_epochs`` too, and would not stop before the epoch is over, when it validates no
-    more. Lightning: ``loops/training_epoch_loop.py``, ``_should_check_val_fx``;
-    ``loops/utilities.py``, ``_parse_loop_limits``.
+    Call it in ``on_train_batch_end`` of the last batch. With ``val_check_interval`` there is no
+    other way to validate at the very end (#15897). ``should_stop`` is public, but it is not
+    documented that it causes a validation. A Trainer with ``min_steps`` also has ``min_epochs`` of
+    1: without a change it would stop only at the end of the epoch, without a validation. Lightning:
+    ``loops/training_epoch_loop.py``, ``_should_check_val_fx``; ``loops/utilities.py``,
+    ``_parse_loop_limits``.
     """
     loop = trainer.fit_loop
     loop.min_epochs = min(loop.min_epochs or 0, trainer.current_epoch)
@@ -223,10 +223,11 @@ def validate_after_this_batch(trainer: L.Trainer) -> None:
 
 
 def validate_now(trainer: L.Trainer) -> None:
-    """Run the validation of a fit, as between two batches; for ``on_train_start``.
+    """Run the validation of a fit before the first batch; for ``on_train_start``.
 
-    ``trainer.validate`` within a fit breaks its state, and the sanity check is not logged (#20985).
-    Lightning: ``loops/training_epoch_loop.py``, ``on_advance_end`` does the same three things.
+    ``trainer.validate`` inside a fit breaks the state of the fit, and the sanity check is not
+    logged (#20985). Lightning: ``loops/training_epoch_loop.py``, ``on_advance_end`` does the same
+    three things between two batches.
     """
     trainer.validating = True
     trainer.fit_loop.epoch_loop.val_loop.run()
@@ -237,34 +238,36 @@ def validate_now(trainer: L.Trainer) -> None:
 
 
 WEIGHT_KEYS = frozenset({"state_dict", "current_model_state"})
-"""Keys of weights in a checkpoint; the second is of Lightning's WeightAveraging, which names it in
-no manual: ``callbacks/weight_averaging.py``, ``on_save_checkpoint``."""
+"""Keys of weights in a checkpoint.
+
+The second is of Lightning's WeightAveraging, and is not documented. Lightning:
+``callbacks/weight_averaging.py``, ``on_save_checkpoint``.
+"""
 
 
 def loaded_checkpoint(trainer: L.Trainer) -> dict[str, Any]:
-    """The checkpoint that ``trainer`` is restoring from; {} without one, and once it is restored.
+    """The checkpoint that ``trainer`` is restoring; {} without one, and after it is restored.
 
-    Lightning hands a data module its own part alone, while the step is in another; and it gives the
-    loggers the module (``log_graph``) before it has restored the step. Lightning:
+    Lightning passes a data module only its own part, and the step is in another part. It also
+    passes the module to the loggers (``log_graph``) before it restores the step. Lightning:
     ``trainer/connectors/checkpoint_connector.py``, ``_CheckpointConnector._loaded_checkpoint``.
     """
     return trainer._checkpoint_connector._loaded_checkpoint or {}
 
 
 def place(fit_loop: dict[str, Any], step: int, accumulation: int, batches: int) -> None:
-    """Change the saved state of Lightning's fit loop so that the run goes on after optimizer step
-    ``step``.
+    """Change the saved state of the fit loop so that the run continues after ``step``.
 
-    Lightning saves how many micro-batches were done and whether the epoch was over. Both depend on
-    accumulation and length at the time of saving, which may be others now. The step does not. What
-    it saves is also wrong in several cases (#18060, #19367, #19617, #19815). Lightning:
-    ``loops/progress.py``, and ``state_dict`` in ``loops/loop.py``.
+    Lightning saves the number of completed micro-batches, and whether the epoch was over. Both
+    depend on accumulation and length at the time of saving, which may have changed. The step does
+    not depend on them. Lightning's values are also wrong in several cases (#18060, #19367, #19617,
+    #19815). Lightning: ``loops/progress.py``, and ``state_dict`` in ``loops/loop.py``.
 
     Args:
         fit_loop: ``trainer.fit_loop.state_dict()``, or a checkpoint's ``["loops"]["fit_loop"]``.
-        step: optimizer steps done.
-        accumulation: micro-batches of an optimizer step, now.
-        batches: micro-batches of the run, now: it is over once they are done.
+        step: completed optimizer steps.
+        accumulation: micro-batches of an optimizer step in the current run.
+        batches: micro-batches of the current run, which ends after them.
     """
     done, over = step * accumulation, int(step * accumulation >= batches)
     progress = fit_loop["epoch_loop.batch_progress"]
@@ -284,27 +287,29 @@ def place_in_checkpoint(
 
 
 def place_in_trainer(trainer: L.Trainer, accumulation: int, batches: int) -> None:
-    """`place`, in a Trainer that has trained already and goes on after its step.
+    """`place`, in a Trainer that has already trained and continues after its step.
 
-    A second ``fit`` of a Trainer begins the epoch anew (#11426). Lightning: ``loops/loop.py``,
-    ``state_dict`` and ``load_state_dict`` of a loop; "combined_loader" in ``loops/fit_loop.py``.
+    Without it, a second ``fit`` of a Trainer starts the epoch again (#11426). Lightning:
+    ``loops/loop.py``, ``state_dict`` and ``load_state_dict`` of a loop; "combined_loader" in
+    ``loops/fit_loop.py``.
     """
     state = trainer.fit_loop.state_dict()
-    state["state_dict"].pop("combined_loader", None)  # of another fit's loaders
+    state["state_dict"].pop("combined_loader", None)  # state of the previous fit's loaders
     place(state, trainer.global_step, accumulation, batches)
     trainer.fit_loop.load_state_dict(state)
 
 
 def end_at_step(checkpoint: dict[str, Any], batches: float) -> None:
-    """Make the saved loop counters those of the end of an optimizer step, in a checkpoint that is
-    saved before the next micro-batch begins.
+    """Set the saved loop counters to the end of an optimizer step.
 
-    The batch just fetched has not begun as far as the checkpoint goes, and an epoch that
-    ``max_steps`` cut short is not over: it goes on when the run is resumed with more steps
-    (#19617). After a whole epoch the next one is about to begin; Lightning, told that the old one
-    is over, would train on one more micro-batch of it. Lightning: ``loops/progress.py``.
+    It is for a checkpoint that is saved before the next micro-batch begins. In the checkpoint the
+    batch that was just fetched has not started. An epoch that ``max_steps`` ended early is not
+    over: it continues when the run is resumed with more steps (#19617). After a whole epoch the
+    counters are those of the next epoch. If they said that the old epoch is over, Lightning would
+    train on one more micro-batch of it. Lightning: ``loops/progress.py``.
 
     Args:
+        checkpoint: the checkpoint, changed in place.
         batches: ``trainer.num_training_batches``, micro-batches of an epoch.
     """
     loops = checkpoint["loops"]["fit_loop"]
@@ -321,15 +326,15 @@ def end_at_step(checkpoint: dict[str, Any], batches: float) -> None:
 
 
 class FindsLastCheckpoint(ModelCheckpoint):
-    """A `ModelCheckpoint` whose subclass says which file ``ckpt_path="last"`` means.
+    """A `ModelCheckpoint` whose subclass finds the file for ``ckpt_path="last"``.
 
-    Lightning asks instances of ModelCheckpoint alone, by a private method, before any hook is
-    called (#14907). Lightning: ``callbacks/model_checkpoint.py``, ``_find_last_checkpoints``, which
+    Lightning asks only instances of ModelCheckpoint, through a private method, before it calls any
+    hook (#14907). Lightning: ``callbacks/model_checkpoint.py``, ``_find_last_checkpoints``, which
     ``trainer/connectors/checkpoint_connector.py`` calls.
     """
 
     def find_last(self, trainer: L.Trainer) -> Path | None:
-        """The file; None if there is none."""
+        """The file for ``ckpt_path="last"``; None if there is none."""
         raise NotImplementedError
 
     def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
@@ -337,10 +342,10 @@ class FindsLastCheckpoint(ModelCheckpoint):
         return set() if found is None else {str(found)}
 
     def use_folder(self, folder: Path) -> None:
-        """Make ``folder`` the ``dirpath``, as ModelCheckpoint's own set-up would.
+        """Set ``dirpath`` to ``folder``, as ModelCheckpoint's own setup does.
 
-        It has no public setter; ``_fs`` is the file system that methods of the base class look
-        into. Lightning: ``callbacks/model_checkpoint.py``, ``__init_ckpt_dir``.
+        There is no public setter. ``_fs`` is the file system that methods of the base class use.
+        Lightning: ``callbacks/model_checkpoint.py``, ``__init_ckpt_dir``.
         """
         self.dirpath = os.path.realpath(folder)
         self._fs = get_filesystem(self.dirpath)
@@ -350,11 +355,11 @@ class FindsLastCheckpoint(ModelCheckpoint):
 
 
 def silence_sigterm(trainer: L.Trainer) -> None:
-    """Have the Trainer's own answer to SIGTERM do nothing.
+    """Disable the Trainer's own handling of SIGTERM.
 
-    The Trainer composes a handler of its own with the one it finds, ours. Its own would end the run
-    unsaved with status 0 (#19916) and, of several processes, broadcast from within the handler
-    (#20806, #20825). No setting turns it off. Lightning:
+    The Trainer combines its own handler with the handler that it finds, which is lit_llm's. Its own
+    handler would end the run with status 0 and without a save (#19916). With several processes it
+    would also broadcast inside the handler (#20806, #20825). No setting disables it. Lightning:
     ``trainer/connectors/signal_connector.py``, ``_SignalConnector._sigterm_notifier_fn``.
     """
     connector: Any = trainer._signal_connector
@@ -362,10 +367,10 @@ def silence_sigterm(trainer: L.Trainer) -> None:
 
 
 def restore_sigterm(trainer: L.Trainer, numbers: Iterable[int]) -> None:
-    """Undo `silence_sigterm`; of the signals ``numbers`` have the Trainer put nothing back.
+    """Undo `silence_sigterm`, and keep the Trainer from restoring the handlers of ``numbers``.
 
-    After an exception the Trainer has yet to put back the handlers that it found: ours. Lightning:
-    ``trainer/connectors/signal_connector.py``, ``_original_handlers``.
+    After an exception the Trainer would restore the handlers that it found, which are lit_llm's.
+    Lightning: ``trainer/connectors/signal_connector.py``, ``_original_handlers``.
     """
     connector: Any = trainer._signal_connector
     vars(connector).pop("_sigterm_notifier_fn", None)
@@ -374,10 +379,10 @@ def restore_sigterm(trainer: L.Trainer, numbers: Iterable[int]) -> None:
 
 
 def skip_sigterm_broadcast(trainer: L.Trainer) -> None:
-    """Have several processes not ask each other for SIGTERM before every micro-batch.
+    """Disable the Trainer's exchange of SIGTERM between processes before every micro-batch.
 
-    The Trainer asks the device whether the first process got one, and waits for the answer: a
-    synchronisation a micro-batch (#21487; #21640 would make it rarer). Lightning:
+    The Trainer broadcasts over the device whether the first process got the signal, and waits for
+    the result: one synchronisation per micro-batch (#21487; #21640 would make it rarer). Lightning:
     ``loops/training_epoch_loop.py``, ``_broadcast_sigterm_tensor``.
     """
     loop: Any = trainer.fit_loop.epoch_loop
@@ -385,11 +390,11 @@ def skip_sigterm_broadcast(trainer: L.Trainer) -> None:
 
 
 def requeueing_slurm(trainer: L.Trainer) -> SLURMEnvironment | None:
-    """The SLURM environment that would have the Trainer requeue its job; None elsewhere.
+    """The SLURM environment if the Trainer would requeue its job; else None.
 
-    Lightning saves within the handler of the signal (#21406). Only strategies of several processes
-    have a public ``cluster_environment``. Lightning: ``trainer/connectors/signal_connector.py``
-    reads the same ``trainer._accelerator_connector.cluster_environment``.
+    Lightning saves inside the signal handler (#21406). Only strategies for several processes have a
+    public ``cluster_environment``. Lightning: ``trainer/connectors/signal_connector.py`` reads the
+    same ``trainer._accelerator_connector.cluster_environment``.
     """
     environment = trainer._accelerator_connector.cluster_environment
     if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
@@ -405,12 +410,11 @@ def _nothing(*_: Any) -> None:
 
 
 def has_own_format(strategy: Strategy) -> bool:
-    """Whether ``strategy`` writes checkpoints past its `CheckpointIO`: folders of torch's or of
-    DeepSpeed's.
+    """Whether ``strategy`` writes checkpoint folders of torch or DeepSpeed without `CheckpointIO`.
 
-    Their constructors take the setting and keep it to themselves (#20205 asks for an opening).
-    Lightning: ``strategies/model_parallel.py``, ``_save_distributed_checkpoint``;
-    ``strategies/fsdp.py``, ``_state_dict_type``.
+    The setting is an argument of the constructors, and is kept in private attributes (#20205 asks
+    for a public interface). Lightning: ``strategies/model_parallel.py``,
+    ``_save_distributed_checkpoint``; ``strategies/fsdp.py``, ``_state_dict_type``.
     """
     if isinstance(strategy, ModelParallelStrategy):
         return strategy._save_distributed_checkpoint
@@ -420,7 +424,7 @@ def has_own_format(strategy: Strategy) -> bool:
 
 
 def mesh_sizes(strategy: ModelParallelStrategy) -> tuple[Any, Any]:
-    """Sizes of the data-parallel and the tensor-parallel side of the mesh, an int or "auto" each.
+    """Data-parallel and tensor-parallel size of the mesh, each an int or "auto".
 
     See `set_data_parallel_size`.
     """
@@ -428,11 +432,11 @@ def mesh_sizes(strategy: ModelParallelStrategy) -> tuple[Any, Any]:
 
 
 def set_data_parallel_size(strategy: ModelParallelStrategy, size: int) -> None:
-    """Set what "auto" means, before the processes are laid out.
+    """Replace "auto" by ``size``, before the device mesh is created.
 
-    Lightning takes the number of nodes for it (#19878): eight GPUs of one machine would all be
-    tensor-parallel. How many processes there are is known only in ``setup_environment``.
-    Lightning: ``strategies/model_parallel.py``, ``_data_parallel_size``.
+    For "auto" Lightning takes the number of nodes (#19878): eight GPUs of one machine would all be
+    tensor-parallel. The number of processes is known only in ``setup_environment``. Lightning:
+    ``strategies/model_parallel.py``, ``_data_parallel_size``.
     """
     strategy._data_parallel_size = size
 
@@ -441,21 +445,22 @@ def set_data_parallel_size(strategy: ModelParallelStrategy, size: int) -> None:
 
 
 class CLIHooks:
-    """To stand before `LightningCLI` among a class's bases: what it offers no public hook for.
+    """A mixin with hooks that `LightningCLI` does not offer publicly.
 
-    Not a subclass of it, since ``lightning.pytorch.cli`` takes a second to import and only ``fit``
+    A class must list it before `LightningCLI` among its bases. The mixin is not a subclass of
+    `LightningCLI`, because ``lightning.pytorch.cli`` takes a second to import and only ``fit``
     needs it. Lightning: ``cli.py``.
     """
 
     def choose_callbacks(self, config: dict[str, Any], callbacks: list[Callback]) -> list[Callback]:
-        """The callbacks that the Trainer gets beside those in ``config``; for subclasses.
+        """The callbacks that the Trainer gets in addition to those in ``config``; for subclasses.
+
+        The public ``instantiate_trainer`` gets neither ``callbacks`` nor the instances in
+        ``config``. Lightning: ``LightningCLI._instantiate_trainer``.
 
         Args:
             config: the Trainer's arguments.
-            callbacks: those that have a section of their own on the command line.
-
-        The public ``instantiate_trainer`` sees neither ``callbacks`` nor the instances in
-        ``config``. Lightning: ``LightningCLI._instantiate_trainer``.
+            callbacks: the callbacks that have their own section on the command line.
         """
         return callbacks
 
@@ -464,5 +469,8 @@ class CLIHooks:
         return super()._instantiate_trainer(config, chosen)  # type: ignore[misc]
 
     def _parse_ckpt_path(self) -> None:
-        """Nothing: Lightning would let the checkpoint's settings replace the config's in silence
-        (#21455, #21408). Lightning: ``LightningCLI._parse_ckpt_path``."""
+        """Do nothing.
+
+        Lightning would silently replace settings of the config by those of the checkpoint (#21455,
+        #21408). Lightning: ``LightningCLI._parse_ckpt_path``.
+        """

@@ -1,4 +1,4 @@
-"""AdamW with its states in 8 bits (arXiv:2110.02861), bitsandbytes': 2 bytes a parameter instead of 8."""
+"""8-bit AdamW of bitsandbytes (arXiv:2110.02861): states of 2 bytes per parameter instead of 8."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ import torch
 from lit_llm.errors import UserError
 
 CLASSES = {"adamw_8bit": "AdamW8bit", "paged_adamw_8bit": "PagedAdamW8bit"}
-"""model.optimizer -> class in ``bitsandbytes.optim``. Paged states move to the host's memory when the GPU's is full."""
+"""model.optimizer -> class in ``bitsandbytes.optim``.
+
+Paged states move to host memory when GPU memory is full.
+"""
 
 
 def build_eight_bit(name: str, groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
-    """The optimizer ``name`` over ``groups``, as `parameter_groups` makes them.
+    """Build the optimizer ``name`` for ``groups``, the output of `parameter_groups`.
 
-    Embeddings keep float32 states, as the paper advises: their gradients are too uneven for 8 bits. bitsandbytes waits
-    for the device after each parameter.
+    Embeddings keep float32 states, as the paper advises: their gradients are too uneven for 8 bits.
+    bitsandbytes waits for the device after each parameter.
 
     Raises:
         UserError: bitsandbytes is not installed.
     """
-    # It tells at its import of a kernel for 4-bit inference on CPUs that could be fetched.
+    # At import, bitsandbytes prints a message about a downloadable kernel for 4-bit inference on
+    # CPUs. Training does not need this kernel.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         import bitsandbytes

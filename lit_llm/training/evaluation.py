@@ -1,4 +1,4 @@
-"""What validation, test and prediction of a `LanguageModule` do, whatever its objective."""
+"""Validation, test and prediction, which all objectives of a `LanguageModule` share."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from lit_llm.training.metrics import LanguageModelMetrics, new_metrics, results
 class EvaluatedModule(L.LightningModule):
     """Measures every source of the validation and test data, and continues prompts.
 
-    A subclass says what a batch adds (``evaluate``), which network answers (``network``), and what
-    is logged beside a validation (``position_of_run``).
+    A subclass defines what a batch adds to the metrics (``evaluate``), which network continues
+    prompts (``network``), and what is logged with each validation (``position_of_run``).
 
     Attributes:
-        evaluations: metrics of each loader of the evaluation that is going on.
+        evaluations: the metrics of each loader in the current evaluation.
     """
 
     def __init__(self) -> None:
@@ -36,11 +36,11 @@ class EvaluatedModule(L.LightningModule):
 
     @property
     def network(self) -> nn.Module:
-        """The network that answers prompts."""
+        """The network that continues prompts."""
         raise NotImplementedError
 
     def position_of_run(self) -> dict[str, Tensor]:
-        """How far the weights that are validated were trained, as metrics."""
+        """Metrics that say how far the validated weights were trained."""
         raise NotImplementedError
 
     @property
@@ -51,7 +51,8 @@ class EvaluatedModule(L.LightningModule):
         self.evaluations = [new_metrics(self.device) for _ in batches]
 
     def _evaluate(self, batch: dict[str, Tensor], dataloader_idx: int) -> None:
-        with torch.compiler.set_stance("force_eager"):  # see parallelize
+        # Compiled blocks are for training only, see `parallelize`.
+        with torch.compiler.set_stance("force_eager"):
             self.evaluate(batch, self.evaluations[dataloader_idx])
 
     def _finish_evaluation(self, stage: str) -> None:
@@ -59,7 +60,8 @@ class EvaluatedModule(L.LightningModule):
         values = results(self.evaluations, stage, names)
         if stage == "val" and not self.trainer.sanity_checking:
             values |= self.position_of_run()
-        log_reduced(self, values)  # `results` has added up all processes' sums
+        # `results` has already added the sums of all processes.
+        log_reduced(self, values)
         self.evaluations = []
 
     def on_validation_epoch_start(self) -> None:
@@ -78,17 +80,20 @@ class EvaluatedModule(L.LightningModule):
         self._start_evaluation(self.trainer.num_test_batches)
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """As validation_step."""
+        """The same as `validation_step`."""
         self._evaluate(batch, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
         self._finish_evaluation("test")
 
     def predict_step(self, batch: dict[str, list], batch_idx: int) -> list[dict[str, str]]:
-        """Continue each prompt greedily for up to 64 tokens: {"prompt", "text"} each.
+        """Continue each prompt greedily for up to 64 tokens.
+
+        Returns:
+            One {"prompt", "text"} for each prompt.
 
         Raises:
-            UserError: a prompt that fills the context.
+            UserError: a prompt fills the context.
         """
         model, tokenizer = self.network, self._datamodule.tokenizer
         assert isinstance(model, Transformer)

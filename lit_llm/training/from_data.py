@@ -1,4 +1,4 @@
-"""A model's shape: what its setting says of it, and what it takes from the data that it is trained on."""
+"""Completes a model's configuration with fields that depend on the training data."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from lit_llm.models.tokenizer import Tokenizer
 
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 DECIDED_BY_DATA = ("vocab_size", *_SPECIAL, "max_seq_len")
-"""Fields of a `TransformerConfig` that the data decides where they are left open."""
+"""Fields of a `TransformerConfig` that the data decides if they are not given."""
 
 
 def take_from_data(fields: dict[str, Any], data: Any, init_from: str | None) -> None:
-    """Fill in what ``fields``, of a `TransformerConfig`, leave open: vocabulary, special tokens, context.
+    """Add missing vocabulary size, special tokens and context length to ``fields``, in place.
 
     Args:
-        data: a data module with ``tokenizer`` and ``seq_len``; of one without, and of None, nothing is taken.
-        init_from: what the weights come from, or None.
+        fields: fields of a `TransformerConfig`.
+        data: a data module. Its ``tokenizer`` and ``seq_len`` are used if it has them; None adds
+            nothing.
+        init_from: where the weights come from, or None.
 
     Raises:
-        UserError: the model is given and too small for the data, or was trained with another tokenizer.
+        UserError: the given model is too small for the data, or was trained with another tokenizer.
     """
     tokenizer = getattr(data, "tokenizer", None)
     if tokenizer is not None:
@@ -31,7 +33,8 @@ def take_from_data(fields: dict[str, Any], data: Any, init_from: str | None) -> 
         given = fields.get("vocab_size")
         if given is not None and given < tokenizer.vocab_size:
             raise UserError(
-                f"model.transformer.vocab_size={given} is too small for the tokenizer's {tokenizer.vocab_size}"
+                f"model.transformer.vocab_size={given} is too small for the tokenizer's "
+                f"{tokenizer.vocab_size}"
             )
         if given is None:
             fields["vocab_size"] = tokenizer.vocab_size
@@ -50,11 +53,12 @@ def take_from_data(fields: dict[str, Any], data: Any, init_from: str | None) -> 
 
 
 def take_from_checkpoint(fields: dict[str, Any], saved: dict[str, Any] | str) -> None:
-    """Fill in what neither ``fields`` nor any data decides with what it was when a checkpoint was
-    written.
+    """Add the fields that data decides, and that are still missing, from a checkpoint.
 
     Args:
-        saved: the checkpoint's fields; a preset's name says nothing of the data.
+        fields: fields of a `TransformerConfig`, changed in place.
+        saved: the checkpoint's fields. A preset's name has no information about the data, and adds
+            nothing.
     """
     if isinstance(saved, str):
         return
@@ -64,7 +68,10 @@ def take_from_checkpoint(fields: dict[str, Any], saved: dict[str, Any] | str) ->
 
 
 def _check_same_tokenizer(tokenizer: Tokenizer, init_from: str) -> None:
-    """Continued pretraining on other token ids would start from noise, and say nothing."""
+    """Raise a UserError if the model at ``init_from`` has another tokenizer.
+
+    With other token ids the pretrained weights would be useless, and no other error would say so.
+    """
     found = locate(init_from)
     if found.suffix != ".gguf" and not (found / "tokenizer.json").exists():
         return
@@ -75,23 +82,26 @@ def _check_same_tokenizer(tokenizer: Tokenizer, init_from: str) -> None:
 
 
 def fields_of(transformer: str | dict[str, Any] | TransformerConfig) -> dict[str, Any]:
-    """As `TransformerConfig.from_dict` takes them; what is None in a config, the data decides."""
+    """``transformer`` as fields for `TransformerConfig.from_dict`.
+
+    Fields that are None in a `TransformerConfig` are left out, so that the data decides them.
+    """
     if isinstance(transformer, TransformerConfig):
         return {key: value for key, value in transformer.to_dict().items() if value is not None}
     return {"preset": transformer} if isinstance(transformer, str) else dict(transformer)
 
 
 def is_shape_of(transformer: str | dict[str, Any] | TransformerConfig, init_from: str) -> bool:
-    """Whether ``transformer`` says of the model at ``init_from`` what its own config says.
+    """Whether the fields ``transformer`` agree with the config of the model at ``init_from``.
 
-    Checkpoints hold both, and Lightning's ``load_from_checkpoint`` gives both back. What the data
-    decides may differ.
+    Checkpoints hold both settings, and Lightning's ``load_from_checkpoint`` passes both to the
+    module. Fields that the data decides may differ.
     """
     if not isinstance(transformer, dict) or not init_from:
         return False
     try:
-        its = TransformerConfig.from_pretrained(init_from).to_dict()
+        config = TransformerConfig.from_pretrained(init_from).to_dict()
     except UserError:
         return False
     fields = {name: value for name, value in transformer.items() if name not in DECIDED_BY_DATA}
-    return bool(fields) and fields.items() <= its.items()
+    return bool(fields) and fields.items() <= config.items()

@@ -1,4 +1,4 @@
-"""LanguageModule: what all objectives share of training a Transformer under any Trainer."""
+"""LanguageModule: the LightningModule base of all training objectives."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from lit_llm.models.transformer import Transformer
 from lit_llm.settings.checks import check_types, plain_paths
 from lit_llm.settings.ranges import Range, check_ranges, positive
 from lit_llm.settings.replaced_settings import check_replaced
-from lit_llm.training.callbacks.borders import (
-    at_border,
+from lit_llm.training.callbacks.optimizer_steps import (
     first_or_last,
+    is_step_end,
     logs_now,
     planned_steps,
 )
@@ -74,36 +74,45 @@ DEFAULT_TRANSFORMER = "nano-5m"
 class LanguageModule(EvaluatedModule):
     """Builds a `Transformer`, prepares it for the machine, optimizes, logs, evaluates and saves it.
 
-    An objective is a subclass with its own ``compute_loss``: the loss of a batch, summed. The
-    gradient is that of sum / count of the whole optimizer step, under any accumulation and world
-    size, see `LossScaling`. A batch is a dict; "labels" are -100 where nothing is learnt;
-    "step_tokens", if there, is the sum of ``count`` over the whole optimizer step.
+    An objective is a subclass with its own ``compute_loss``, which returns the summed loss of a
+    batch. The gradient is that of (sum of losses) / (sum of ``count``) over the whole optimizer
+    step, for any gradient accumulation and world size, see `LossScaling`.
 
-    Further methods to override: ``build_model`` (another network), ``count`` (of what the loss is a
-    sum, supervised tokens by default), ``evaluate`` (what validation and test measure).
+    A batch is a dict. "labels" are -100 for positions without supervision. "step_tokens" is
+    optional: the sum of ``count`` over the whole optimizer step.
+
+    Other methods to override: ``build_model`` (another network), ``count`` (the number of items
+    that the loss sums over; by default supervised tokens), ``evaluate`` (what validation and test
+    measure).
 
     Args:
-        transformer: a preset's name, fields of `TransformerConfig` (``preset`` among them names one
-            to start from), or a `TransformerConfig`. vocab_size and max_seq_len come from the data
-            unless given; a `TransformerConfig` gives them.
-        init_from: Hugging Face directory or GGUF file to start from instead of random weights; its config is then the
-            model's, and ``transformer`` is refused beside it. See `locate`.
-        optimizer: "muon_adamw" (Muon for the matrices), "adamw", or bitsandbytes' "adamw_8bit" or "paged_adamw_8bit".
-        learning_rate: of the matrices. None: derived from the width.
-        weight_decay: decoupled, on matrices.
-        schedule, warmup, decay, final_lr: see `lr_multiplier`; fractions of the horizon and of the learning rate.
+        transformer: a preset's name, a dict with fields of `TransformerConfig`, or a
+            `TransformerConfig`. The dict's field ``preset`` names a preset to start from.
+            vocab_size and max_seq_len come from the data unless they are given; a
+            `TransformerConfig` gives them.
+        init_from: Hugging Face directory or GGUF file to start from instead of random weights. The
+            model then has its config, and ``transformer`` must not be given. See `locate`.
+        optimizer: "muon_adamw" (Muon for the matrices), "adamw", or bitsandbytes' "adamw_8bit" or
+            "paged_adamw_8bit".
+        learning_rate: learning rate of the matrices. None: derived from the width.
+        weight_decay: decoupled weight decay of the matrices.
+        schedule, warmup, decay, final_lr: see `lr_multiplier`; fractions of the horizon and of the
+            learning rate.
         grad_clip: largest norm of the whole gradient; None never clips.
-        compile: compile the blocks. "auto": where a compiler is found and the run is long enough to pay for it.
-        recompute: share of the blocks, from 0 to 1, computed again in the backward pass to save memory. "auto": what
-            `Preflight` finds that the device's memory asks for; none without it.
-        attention: kernels of training attention, see `Backends`; "auto": the fastest this machine has.
-        float8: train large linear layers in 8-bit floating point, see `convert_to_float8`; with bf16-mixed, in which
-            evaluation stays.
-        tokens, global_batch_tokens: horizon and batch for the schedule, where the data module is not ours; ours says
-            so itself.
+        compile: whether to compile the blocks. "auto": if a compiler is found and the run is long
+            enough to be worth it.
+        recompute: share of the blocks, from 0 to 1, that the backward pass computes again to save
+            memory. "auto": the share that `Preflight` finds necessary for the device's memory; 0
+            without `Preflight`.
+        attention: attention kernels for training, see `Backends`; "auto": the fastest on this
+            machine.
+        float8: whether to train large linear layers in 8-bit floating point, see
+            `convert_to_float8`. Needs bf16-mixed, which evaluation uses.
+        tokens, global_batch_tokens: horizon and batch size for the schedule, if the data module is
+            not one of lit_llm, whose data modules provide both.
 
     Raises:
-        UserError: a configuration that does not fit the data or the machine.
+        UserError: the configuration does not fit the data or the machine.
     """
 
     def __init__(
@@ -130,10 +139,10 @@ class LanguageModule(EvaluatedModule):
         if init_from is None or not is_shape_of(transformer, init_from):
             check_replaced(LanguageModule.__init__, locals(), "model.")
         check_ranges(locals(), RANGES, "model.")
-        # Horizon and batch are the data's: as hyperparameters they would clash with those of a data
-        # module.
+        # Horizon and batch size belong to the data: as hyperparameters of the module they would
+        # conflict with those of a data module.
         self.save_hyperparameters(ignore=["tokens", "global_batch_tokens"])
-        # A checkpoint holds plain values: others cannot be read with weights_only.
+        # Checkpoints are read with weights_only, so all settings must be plain values.
         self.hparams.update(plain_paths(dict(self.hparams)))
         self._horizon: dict[str, Any] = {
             "tokens": tokens,
@@ -147,66 +156,72 @@ class LanguageModule(EvaluatedModule):
             raise UserError("model.init_from is empty text: give a folder, or leave it out")
         if init_from is not None:
             self.fields = TransformerConfig.from_pretrained(init_from).to_dict()
-        TransformerConfig.from_dict(self.fields)  # a mistake is told now, before any data is made
+        # Raises an error for wrong fields now, before any data is prepared.
+        TransformerConfig.from_dict(self.fields)
         self.model: nn.Module | None = None
         self.train_loss = LossMean()
         self.grad_norm: Tensor | None = None
         self._scheduled: tuple[float, int] | None = None  # learning rate and horizon
-        self._prepared: str | None = None  # what the network is prepared for: evaluation, training
+        self._prepared: str | None = None  # None, "evaluation" or "training"
         self._noise = StepNoise()
         self._scaling = LossScaling()
-        self._evaluated_step: int | None = None  # of the checkpoint that is evaluated
+        self._evaluated_step: int | None = None  # step of the checkpoint that is evaluated
 
-    # ---- what subclasses override -------------------------------------------------------------------------------
+    # ---- what subclasses override ----------------------------------------------------------------
 
     def build_model(self) -> nn.Module:
-        """The network to train; called once, on the device; to be sharded, on CPU with the same weights everywhere.
+        """Build the network to train. Override it for another one: ``net(input_ids) -> logits``.
 
-        Override for another: ``net(input_ids) -> logits``.
+        It is called once, on the device. A network that will be sharded is built on the CPU, with
+        the same weights on all processes.
         """
         if self.hparams["init_from"] is not None:
             return Transformer.from_pretrained(self.hparams["init_from"], dtype=torch.float32)
-        # Where it is to be sharded no process holds it whole: `parallelize` fills the shards.
+        # No process holds a whole sharded network: `parallelize` fills the shards of a meta model.
         return (
             Transformer(self.config) if self.device_mesh is None else meta_transformer(self.config)
         )
 
     def compute_loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """The loss summed over what `count` counts in the batch: a scalar. Every objective has its own."""
+        """The loss of the batch, summed over the items that `count` counts: a scalar.
+
+        Every objective must define it.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no compute_loss: the objective")
 
     def count(self, batch: dict[str, Tensor]) -> Tensor:
-        """How many items `compute_loss` sums over: int64 scalar. Supervised tokens, unless overridden."""
+        """Number of items that `compute_loss` sums over (int64 scalar): supervised tokens."""
         return (batch["labels"] != IGNORE).sum()
 
     def evaluate(self, batch: dict[str, Tensor], metrics: LanguageModelMetrics) -> None:
-        """Add a batch to ``metrics``: its loss, unless overridden to measure more."""
+        """Add the loss of a batch to ``metrics``. Override it to measure more."""
         metrics.add_sum(self.compute_loss(batch), self.count(batch))
 
-    # -------------------------------------------------------------------------------------------------------------
+    # ---- the network, and the settings that the data decides -------------------------------------
 
     @property
     def network(self) -> nn.Module:
         """The built network."""
         if self.model is None:
             raise RuntimeError(
-                "the model is built by the Trainer (configure_model); call configure_model() yourself first"
+                "the model is built by the Trainer (configure_model); call configure_model() "
+                "yourself first"
             )
         return self.model
 
     @property
     def config(self) -> TransformerConfig:
-        """The network's shape; what the data decides is filled in once the Trainer has set it up."""
+        """The network's configuration. `setup` adds the fields that the data decides."""
         return TransformerConfig.from_dict(self.fields)
 
     @property
     def flops_per_token(self) -> float:
-        """Training FLOPs a token at the data's sequence length, by the project's one formula."""
+        """Training FLOPs per token at the data's sequence length, see `flops.flops_per_token`."""
         seq_len = getattr(self._datamodule, "seq_len", None) or self.config.max_seq_len
         return flops.flops_per_token(self.config, seq_len)
 
     def setup(self, stage: str) -> None:
-        """Take vocabulary, context and horizon from the data, where they are known."""
+        """Take vocabulary size and context length from the data, and check the horizon."""
         self._evaluated_step = None
         if (trainer := trainer_of(self)) is not None:
             number_by_steps_done(trainer, self._steps_done, logs_too=first_or_last)
@@ -214,12 +229,12 @@ class LanguageModule(EvaluatedModule):
                 callbacks = trainer.callbacks  # type: ignore[attr-defined]
                 refuse_early_callbacks(callbacks)
         self._check_horizon()
-        # A network that is there must fit the data as it is.
+        # A network that is already built must fit the data; its fields are not changed.
         fields = self.fields if self.model is None else self.config.to_dict()
         take_from_data(fields, self._datamodule, self.hparams["init_from"])
 
     def teardown(self, stage: str) -> None:
-        """Leave the Trainer to others as it was."""
+        """Undo the changes to the Trainer, so that another module can use it."""
         if (trainer := trainer_of(self)) is not None:
             number_as_lightning_does(trainer)
 
@@ -228,21 +243,21 @@ class LanguageModule(EvaluatedModule):
         check_reuse(self.trainer, self)
 
     def configure_model(self) -> None:
-        """Build the network once, and prepare it (see `parallelize`), for training when it is to be
-        trained."""
+        """Build the network once, and prepare it for training or evaluation, see `prepare`."""
         if self.model is None:
-            # A callback may ask for the network before `setup`, as Lightning's WeightAveraging
-            # does.
+            # A callback may use the network before `setup`, for example Lightning's
+            # WeightAveraging.
             take_from_data(self.fields, self._datamodule, self.hparams["init_from"])
             self.model, self._prepared = self.build_model(), None
         trainer = trainer_of(self)
         training = trainer is not None and bool(trainer.training)
         purpose = "training" if training else "evaluation"
+        # A network that is prepared for training can also be evaluated.
         if self._prepared in ("training", purpose):
             return
         if self._prepared is not None and is_divided(self.model):
             rank_zero_warn(
-                "the sharded model was built to be evaluated: it trains as it is, without "
+                "the sharded model was prepared for evaluation: it trains as it is, without "
                 "model.compile and model.recompute; use another module to train"
             )
         else:
@@ -250,12 +265,12 @@ class LanguageModule(EvaluatedModule):
         self._prepared = purpose
 
     def _check_horizon(self) -> None:
-        """Refuse a horizon of the module's own that is not the data module's."""
+        """Raise a UserError if the module's horizon differs from that of the data module."""
         for name, value in self._horizon.items():
-            ours = getattr(self._datamodule, {"tokens": "num_tokens"}.get(name, name), None)
-            if value is not None and ours is not None and int(value) != ours:
+            of_data = getattr(self._datamodule, {"tokens": "num_tokens"}.get(name, name), None)
+            if value is not None and of_data is not None and int(value) != of_data:
                 raise UserError(
-                    f"model.{name}={value} is not data.{name}={ours}: leave it out, "
+                    f"model.{name}={value} is not data.{name}={of_data}: leave it out, "
                     "the data module decides"
                 )
 
@@ -275,11 +290,11 @@ class LanguageModule(EvaluatedModule):
         )
 
     def default_learning_rate(self) -> float:
-        """For when none is given."""
+        """The learning rate of the matrices if the setting is None."""
         return default_learning_rate(self.hparams["optimizer"], model_width(self.network))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """One optimizer for everything, its schedule advanced by optimizer step."""
+        """Build one optimizer for all parameters, and its schedule by optimizer step."""
         hp, lr = self.hparams, self._learning_rate()
         optimizer = build_optimizer(
             self.network,
@@ -291,7 +306,8 @@ class LanguageModule(EvaluatedModule):
         )
         self._scheduled = lr, self._horizon_steps()
         scheduler = StepSchedule(optimizer, self._multiplier(self._horizon_steps()))
-        scheduler.start_at(self.trainer.global_step)  # not 0 under a Trainer that has trained it
+        # The step is not 0 if this Trainer has already trained the module.
+        scheduler.start_at(self.trainer.global_step)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
@@ -308,9 +324,12 @@ class LanguageModule(EvaluatedModule):
         )
 
     def on_train_start(self) -> None:
-        """Have the schedule follow a learning rate or a batch size that was changed since the
-        optimizer was made, as Lightning's LearningRateFinder and BatchSizeFinder do."""
-        if self._scheduled is None:  # the optimizer is a subclass's own
+        """Update the schedule if learning rate or batch size changed after the optimizer was built.
+
+        Lightning's LearningRateFinder and BatchSizeFinder change them.
+        """
+        # None if a subclass builds its own optimizer.
+        if self._scheduled is None:
             return
         now = self._learning_rate(), self._horizon_steps()
         for config in self.trainer.lr_scheduler_configs:
@@ -326,10 +345,10 @@ class LanguageModule(EvaluatedModule):
         gradient_clip_val: float | int | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by the whole gradient's norm, which is kept on the device for the log.
+        """Clip by the norm of the whole gradient. The norm stays on the device until it is logged.
 
-        The Trainer calls this with unscaled gradients in every precision. Its own clipping, if asked for, is left to
-        it.
+        The Trainer calls this with unscaled gradients in every precision. If the Trainer's own
+        clipping is set, that is used instead.
         """
         if gradient_clip_val is not None:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
@@ -339,8 +358,7 @@ class LanguageModule(EvaluatedModule):
         )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Make the step's noise (dropout) a function of seed, micro-batch and rank, as its samples
-        are."""
+        """Make the dropout noise depend only on seed, micro-batch and rank, as the samples do."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             count_steps(self.trainer)
             self._scaling.begin()
@@ -348,7 +366,7 @@ class LanguageModule(EvaluatedModule):
         self._noise.start(self.device, batch_of_run(self.trainer), rank)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Loss of one micro-batch, scaled so that what the Trainer makes of it is sum / global tokens."""
+        """Loss of one micro-batch, scaled for the gradient of the whole step, see `LossScaling`."""
         loss_sum = self.compute_loss(batch)
         if "step_tokens" in batch:
             loss = self._scaling.by_step_tokens(loss_sum, batch, self.trainer)
@@ -356,21 +374,25 @@ class LanguageModule(EvaluatedModule):
         else:
             count = self.count(batch)
             loss = self._scaling.by_count(loss_sum, count, self.trainer)
-            self.train_loss.update(loss.detach(), count)  # a mean of the micro-batch's own
+            # The loss is the micro-batch's mean, so it is weighted by the number of its tokens.
+            self.train_loss.update(loss.detach(), count)
         return loss
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Backward of the loss, weighed by its tokens where they are not in it yet."""
+        """Backward pass of the loss, weighted by its tokens if that is not done yet."""
         super().backward(self._scaling.for_backward(loss), *args, **kwargs)
 
     def on_after_backward(self) -> None:
-        """Scale the gradient where the step's tokens are known only now."""
+        """Scale the gradient if the tokens of the step are known only now."""
         self._scaling.after_backward(self.parameters(), self.trainer)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log the optimizer step that just ended, if it is one to log; nothing touches the device in between."""
+        """At a logged step, log loss, learning rate, gradient norm and tokens.
+
+        At other steps nothing is read from the device.
+        """
         self._noise.stop()
-        if not at_border(self.trainer, batch_idx):
+        if not is_step_end(self.trainer, batch_idx):
             return
         step = self.trainer.global_step
         if logs_now(self.trainer) or first_or_last(self.trainer):
@@ -381,19 +403,19 @@ class LanguageModule(EvaluatedModule):
         self.train_loss.reset()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Note the rate the matrices are updated with: when the step is logged, the scheduler has moved on."""
+        """Remember the learning rate of this step: at logging time the scheduler is one step on."""
         self._lr = float(optimizer.param_groups[0]["lr"])
 
     def _steps_done(self) -> int:
-        """Optimizer steps that the weights have seen."""
+        """Optimizer steps for which the current weights were trained."""
         return self.trainer.global_step if self._evaluated_step is None else self._evaluated_step
 
     def position_of_run(self) -> dict[str, Tensor]:
-        """Tokens that the weights have seen."""
+        """Tokens on which the current weights were trained, as a metric."""
         return self._position(self._steps_done())
 
     def _position(self, step: int) -> dict[str, Tensor]:
-        """Tokens so far, where the batch is known; float64 keeps them exact."""
+        """Tokens after ``step`` steps, if the batch size is known; float64 keeps them exact."""
         batch = (
             getattr(self._datamodule, "global_batch_tokens", None)
             or self._horizon["global_batch_tokens"]
@@ -402,16 +424,21 @@ class LanguageModule(EvaluatedModule):
             return {}
         return {"tokens": torch.tensor(step * batch, dtype=exact_dtype(self.device))}
 
-    # ---- in and out ---------------------------------------------------------------------------------------------
+    # ---- checkpoints and export ------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say what the data decided, and forget init_from: the checkpoint holds the weights, and
-        must open where that directory is gone."""
+        """Save the settings, without init_from.
+
+        The checkpoint holds the weights, and must load even if the directory of init_from no longer
+        exists.
+        """
         self.save_settings(checkpoint, init_from=None)
 
     def save_settings(self, checkpoint: dict[str, Any], **changed: Any) -> None:
-        """Write what the network is built from into ``checkpoint``, with some settings
-        ``changed``."""
+        """Write the settings that build the network, updated with ``changed``, into ``checkpoint``.
+
+        They include the fields that the data decided.
+        """
         self._saved_settings.write(
             checkpoint,
             self.hparams,
@@ -419,11 +446,15 @@ class LanguageModule(EvaluatedModule):
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take what neither settings nor data decide from the checkpoint; refuse weights of another
-        architecture before torch lists every tensor that does not fit."""
+        """Take the fields that neither settings nor data decide from the checkpoint.
+
+        Weights of another architecture are refused here, before torch lists every tensor that does
+        not fit.
+        """
         trainer = trainer_of(self)
         fitting = trainer is not None and trainer.state.fn == "fit"
         check_checkpoint(checkpoint, self.hparams["optimizer"] if fitting else None)
+        # If the checkpoint changes the configuration, an unsharded network is built again.
         before = self.config
         take_from_checkpoint(self.fields, settings_of(checkpoint)["transformer"])
         if self.model is not None and self.config != before and not is_divided(self.model):
@@ -435,24 +466,25 @@ class LanguageModule(EvaluatedModule):
         name = type(data).__qualname__
         if fitting and isinstance(data, TokenDataModule) and name not in checkpoint:
             rank_zero_warn(
-                f"--ckpt_path: it was not written with a {name}: training goes on at the same step, "
-                "but nobody can say whether its samples continue"
+                f"--ckpt_path: it was not written with a {name}: training continues at the same "
+                "step, but it is not known whether its samples continue"
             )
             data.take_position(checkpoint)
 
     def final_weights(self) -> Iterable[tuple[str, Tensor]]:
-        """Names and weights that `save_pretrained` writes, one after the other."""
+        """Names and weights that `save_pretrained` writes."""
         return self.network.state_dict().items()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write model and, where the data module has one, tokenizer as a Hugging Face directory.
+        """Write the model as a Hugging Face directory, with the data module's tokenizer if any.
 
-        All processes of a sharded model call it; the first one writes.
+        All processes of a sharded model must call this; the first process writes.
         """
         model = self.network
         if not isinstance(model, Transformer):
             raise UserError(
-                f"only a Transformer is written as a Hugging Face directory, not {type(model).__name__}"
+                f"only a Transformer is written as a Hugging Face directory, not "
+                f"{type(model).__name__}"
             )
         weights = whole_state_dict(self.final_weights(), keep=self.global_rank == 0)
         if self.global_rank == 0:
@@ -460,7 +492,7 @@ class LanguageModule(EvaluatedModule):
             self.save_tokenizer(folder)
 
     def save_tokenizer(self, folder: str | Path) -> None:
-        """Write the data module's tokenizer, where it has one, beside the model."""
+        """Write the data module's tokenizer, if it has one, to ``folder``."""
         tokenizer = getattr(self._datamodule, "tokenizer", None)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder, model_max_length=self.config.max_seq_len)

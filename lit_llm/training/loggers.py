@@ -1,4 +1,4 @@
-"""CSVLogger: one growing metrics.csv a run, a row a step, which a resumed run continues."""
+"""CSVLogger: writes metrics.csv with one row per step; a resumed run continues the file."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from lit_llm.io.atomic import write_text
 from lit_llm.io.metrics import to_csv
 from lit_llm.lightning_internals import loaded_checkpoint, trainer_of
 
-COLUMNS = ["step", "tokens", "train_loss", "val_loss", "val_bits_per_byte", "lr", "grad_norm", "tokens_per_second",
-           "mfu", "data_wait", "memory_gb"]  # fmt: skip
+COLUMNS = ["step", "tokens", "train_loss", "val_loss", "val_bits_per_byte", "lr", "grad_norm",
+           "tokens_per_second", "mfu", "data_wait", "memory_gb"]  # fmt: skip
 
 
 def _first_step(trainer: Any) -> int | None:
-    """The step from which a fit goes on, 0 for a new one; None where nobody says.
+    """The step from which a fit continues: 0 for a new run, None if it is not known.
 
-    Lightning hands a logger the module before it restores the step, so the checkpoint is asked.
-    Strategies that shard have not loaded theirs by then.
+    Lightning passes the module to the loggers before it restores the step, so the step is read from
+    the checkpoint. Strategies that shard have not loaded the checkpoint at that time.
     """
     if trainer is None or trainer.strategy.restore_checkpoint_after_setup:
         return None
@@ -31,12 +31,16 @@ def _first_step(trainer: Any) -> int | None:
 
 
 class CSVLogger(Logger):
-    """Writes ``metrics.csv``: the columns of `COLUMNS`, then others as they appear; empty where not measured.
+    """Writes the metrics of a run to ``metrics.csv``.
 
-    All metrics of a step share its row, whenever they arrive. Rows reach the file at once (a killed process loses
-    none). A fit's first write to a file that is there already drops the rows of that step and later
-    ones: a resumed run repeats them. An evaluation outside of fit removes nothing: what it measures
-    fills empty cells, and a value that differs from one that is there is told instead.
+    The first columns are those of `COLUMNS`; other columns follow in the order in which they
+    appear. A cell is empty if the metric was not measured.
+
+    All metrics of a step share one row, no matter when they arrive. Each row is written to the file
+    at once, so a killed process loses no row. If the file already exists, the first write of a fit
+    removes the rows of that step and of later steps, because a resumed run repeats them. An
+    evaluation outside of fit removes nothing. It fills empty cells; if its value differs from a
+    value in the file, it keeps the value in the file and prints a warning.
 
     Args:
         save_dir: folder of the file.
@@ -47,10 +51,10 @@ class CSVLogger(Logger):
         super().__init__()
         self.file = Path(save_dir) / name
         self._columns = list(COLUMNS)
-        self._row: dict[str, Any] = {}  # the last one
-        self._row_start: int | None = None  # where it begins in the file; None before it is opened
-        self._took_over = False  # the file is this fit's
-        self._begins_behind: int | None = None
+        self._row: dict[str, Any] = {}  # the last row
+        self._row_start: int | None = None  # its byte offset in the file; None before it is opened
+        self._file_is_of_this_fit = False
+        self._resume_step: int | None = None
         self._module: Any = lambda: None  # a weak reference
 
     @property
@@ -72,15 +76,15 @@ class CSVLogger(Logger):
     def log_hyperparams(
         self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
     ) -> None:
-        """Nothing: the run folder's config.yaml holds them."""
+        """Do nothing: config.yaml in the run folder has the hyperparameters."""
 
     @rank_zero_only
     def log_graph(self, model: Any, input_array: Any = None) -> None:
-        """Remember the module, which knows the Trainer: Lightning hands it over at each start."""
+        """Remember the module, which knows the Trainer. Lightning calls this at each start."""
         self._module = weakref.ref(model)
         if self._is_fitting(0):
-            self._took_over = False
-            self._begins_behind = _first_step(trainer_of(model))
+            self._file_is_of_this_fit = False
+            self._resume_step = _first_step(trainer_of(model))
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -88,16 +92,18 @@ class CSVLogger(Logger):
         if step is None:
             raise ValueError("metrics.csv needs a step")
         step = int(step)
-        # The Trainer adds its own epoch counter; a run here is one pass over (seed, step).
+        # The Trainer adds its epoch counter. It says nothing here: the samples of a run depend on
+        # seed and step alone.
         metrics = {k: v for k, v in metrics.items() if k not in ("epoch", "step")}
         if not metrics:
             return
         fitting = self._is_fitting(step)
-        if self._row_start is None or (fitting and not self._took_over):
-            # Rows of steps that this fit makes are another run's, or of a part that is made again.
-            before = step if self._begins_behind is None else min(step, self._begins_behind + 1)
+        if self._row_start is None or (fitting and not self._file_is_of_this_fit):
+            # This fit repeats the steps after the one it resumes from. Older rows of these steps
+            # belong to another run or to the repeated part of this one.
+            before = step if self._resume_step is None else min(step, self._resume_step + 1)
             self._open(before=before if fitting else None)
-            self._took_over = fitting
+            self._file_is_of_this_fit = fitting
         last = int(self._row.get("step", -1))
         if step < last:
             self._change_earlier(step, metrics, fitting)
@@ -105,19 +111,20 @@ class CSVLogger(Logger):
         if step > last:
             self._row, self._row_start = {"step": step}, self.file.stat().st_size
         self._row = self._merged(self._row, metrics, fitting)
+        # A new column changes the header and every row; otherwise only the last row is written.
         if self._add_columns(self._row):
             rows = self._rows()
-            self._replace([*(rows if step > last else rows[:-1]), self._texts()])
+            self._replace([*(rows if step > last else rows[:-1]), self._row_texts()])
         else:
             self._write_row()
 
     def _is_fitting(self, step: int) -> bool:
-        """Whether a run is being trained; where nobody said, whether it has a step."""
+        """Whether a fit is running; without a known Trainer, whether ``step`` is above 0."""
         trainer = trainer_of(self._module())
         return step > 0 if trainer is None else trainer.state.fn == "fit"
 
     def _merged(self, row: dict[str, Any], new: dict[str, Any], fitting: bool) -> dict[str, Any]:
-        """``row`` with ``new`` values; training's own are not overwritten by another evaluation."""
+        """``row`` with ``new`` values; an evaluation outside of fit overwrites no value."""
         kept = {
             name: row[name]
             for name, value in new.items()
@@ -131,8 +138,10 @@ class CSVLogger(Logger):
         return {**row, **new, **kept}
 
     def _open(self, before: int | None) -> None:
-        """Take over the file as far as it goes before step ``before``, or all of it; or start
-        it."""
+        """Open the file and keep its rows of steps below ``before``; None keeps all rows.
+
+        A file that does not exist is created.
+        """
         self.file.parent.mkdir(parents=True, exist_ok=True)
         rows: list[list[str]] = []
         if self.file.exists():
@@ -140,6 +149,7 @@ class CSVLogger(Logger):
                 lines = list(csv.reader(file))
             if lines and lines[0][:1] == ["step"]:
                 self._columns = lines[0]
+                # A row that a kill cut off, or that is no row of metrics, is dropped.
                 rows = [
                     r
                     for r in lines[1:]
@@ -150,7 +160,7 @@ class CSVLogger(Logger):
         self._replace(rows)
 
     def _change_earlier(self, step: int, metrics: dict[str, Any], fitting: bool) -> None:
-        """Add ``metrics`` to the row of a ``step`` before the last."""
+        """Add ``metrics`` to the row of a ``step`` that is not the last row."""
         rows = {int(row[0]): row for row in self._rows()}
         earlier = dict(zip(self._columns, rows.get(step, [str(step)]), strict=False))
         merged = self._merged({k: v for k, v in earlier.items() if v}, metrics, fitting)
@@ -168,18 +178,18 @@ class CSVLogger(Logger):
         return bool(new)
 
     def _replace(self, rows: list[list[str]]) -> None:
-        """Write the whole file anew; the last of ``rows`` is then the row to add to."""
+        """Write the whole file again. The last of ``rows`` becomes the current row."""
         rows = [row + [""] * (len(self._columns) - len(row)) for row in rows]
         write_text(self.file, to_csv([self._columns, *rows]))
         last = rows[-1] if rows else []
         self._row = {k: v for k, v in zip(self._columns, last, strict=False) if v}
         self._row_start = self.file.stat().st_size - (len(to_csv([last]).encode()) if last else 0)
 
-    def _texts(self) -> list[str]:
+    def _row_texts(self) -> list[str]:
         return [_text(column, self._row.get(column)) for column in self._columns]
 
     def _write_row(self) -> None:
-        line = to_csv([self._texts()]).encode()
+        line = to_csv([self._row_texts()]).encode()
         assert self._row_start is not None
         with open(self.file, "rb+") as file:
             file.seek(self._row_start)

@@ -15,13 +15,13 @@ from lit_llm.models.kernels.device import exact_dtype
 class LanguageModelMetrics(Metric):
     """Mean loss per token in nats, and bits per byte of text.
 
-    Bits per byte divides the loss of the text's tokens by the text's length: tokenizers of any vocabulary compare.
-    Special tokens stand for no bytes; they count in the loss per token and not in bits per byte.
-    Sums are float64 (int64 for counts), so that the result does not depend on how the set was batched or sharded, up
-    to 1e-12.
+    Bits per byte is the loss of the text's tokens divided by the text's length in bytes, so it can
+    be compared between tokenizers with different vocabularies. Special tokens stand for no bytes:
+    they count in the loss per token, but not in bits per byte. Sums are float64 (counts int64), so
+    the result does not depend on how the set was batched or sharded, up to 1e-12.
 
     Args:
-        dtype: of the sums of losses, for devices without float64 (Apple's).
+        dtype: dtype of the loss sums; another one than float64 is for devices without it (Apple's).
     """
 
     full_state_update = False
@@ -41,7 +41,13 @@ class LanguageModelMetrics(Metric):
             self.add_state(name, torch.zeros((), dtype=kind), dist_reduce_fx="sum")
 
     def update(self, nll: Tensor, supervised: Tensor, label_bytes: Tensor | None = None) -> None:
-        """Add tokens: losses in nats, whether each counts (bool), bytes of text of each label; all of one shape."""
+        """Add tokens. All arguments have the same shape.
+
+        Args:
+            nll: loss of each token in nats.
+            supervised: whether each token counts (bool).
+            label_bytes: bytes of text that each label stands for.
+        """
         nll = nll.to(self.nll.dtype)
         self.nll += nll.masked_fill(~supervised, 0).sum()
         self.tokens += supervised.sum()
@@ -50,7 +56,7 @@ class LanguageModelMetrics(Metric):
             self.text_bytes += label_bytes.masked_fill(~supervised, 0).sum()
 
     def add_sum(self, loss: Tensor, count: Tensor) -> None:
-        """Add a loss that is a sum over ``count`` items; both are scalars."""
+        """Add a loss summed over ``count`` items; both are scalars."""
         self.nll += loss.to(self.nll.dtype)
         self.tokens += count
         self._update_count += 1
@@ -62,7 +68,7 @@ class LanguageModelMetrics(Metric):
         self._update_count += other._update_count
 
     def compute(self) -> dict[str, Tensor]:
-        """{"loss": nats a token}, and "bits_per_byte" where label bytes were given."""
+        """{"loss": nats per token}, and "bits_per_byte" if label bytes were given."""
         result = {"loss": self.nll / self.tokens}
         if self.text_bytes > 0:
             result["bits_per_byte"] = self.text_nll / math.log(2) / self.text_bytes
@@ -70,16 +76,16 @@ class LanguageModelMetrics(Metric):
 
 
 def new_metrics(device: torch.device) -> LanguageModelMetrics:
-    """Metrics on ``device``, with sums as exact as it has them."""
+    """Metrics on ``device``, summed in the most exact dtype that the device has."""
     return LanguageModelMetrics(exact_dtype(device)).to(device)
 
 
 def results(
     sources: Sequence[LanguageModelMetrics], stage: str, names: Sequence[str] | None
 ) -> dict[str, Tensor]:
-    """``<stage>_loss`` and ``<stage>_bits_per_byte`` of all tokens, and, of several sources, ``.../<name>`` of each.
+    """``<stage>_loss`` and ``<stage>_bits_per_byte`` of all tokens.
 
-    All processes call it.
+    With several sources there is also ``.../<name>`` for each source. All processes must call this.
     """
     total = new_metrics(sources[0].device)
     values: dict[str, Tensor] = {}

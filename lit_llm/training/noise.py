@@ -1,5 +1,4 @@
-"""Noise (dropout) that is a function of the step, drawn without touching anybody else's random
-streams."""
+"""Dropout noise that depends only on the step, and leaves all other random streams unchanged."""
 
 from __future__ import annotations
 
@@ -11,12 +10,12 @@ import torch
 
 
 class StepNoise:
-    """Seeds torch's global generators for one micro-batch, and gives them back as they were.
+    """Seeds torch's global generators for one micro-batch, and then restores their states.
 
-    A generator's state would not do as it is: loaders and validations draw from it too, at other
-    times in a resumed run. Left seeded it would not do either: whatever draws from it afterwards,
-    the shuffle of a user's ``DataLoader`` say, would draw the same again and again. States are read
-    and set on the host; nothing waits for the device.
+    The unseeded generators cannot be used: loaders and validations draw from them too, and in a
+    resumed run at other times. The seeded state cannot stay either: later draws, for example the
+    shuffle of a user's ``DataLoader``, would give the same numbers again and again. States are read
+    and set on the host, so nothing waits for the device.
     """
 
     def __init__(self) -> None:
@@ -26,15 +25,18 @@ class StepNoise:
         """Seed the generators of the CPU and of ``device``.
 
         Args:
-            micro_batch: counted through the whole run.
-            rank: which part of every batch this process has.
+            device: the device that draws the noise.
+            micro_batch: number of the micro-batch in the whole run.
+            rank: data-parallel rank of this process.
         """
-        self.stop()  # an interrupted micro-batch had no end
-        seed = os.environ.get("PL_GLOBAL_SEED")  # what `seed_everything` was given
+        # For an interrupted micro-batch `stop` was not called.
+        self.stop()
+        # The argument of `seed_everything`.
+        seed = os.environ.get("PL_GLOBAL_SEED")
         number_given = int(seed) if seed is not None and seed.isdecimal() else torch.initial_seed()
         key = (number_given, micro_batch, rank)
         number = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
-        # torch.cuda and torch.mps have the three functions that torch has for the CPU.
+        # torch.cuda and torch.mps have the same three functions as torch.random for the CPU.
         sources: list[Any] = [torch.random]
         if device.type != "cpu":
             sources.append(torch.get_device_module(device))
@@ -44,7 +46,7 @@ class StepNoise:
             source.manual_seed(number)
 
     def stop(self) -> None:
-        """Set the generators back."""
+        """Restore the states of the generators."""
         for source, state in self._states:
             source.set_rng_state(state)
         self._states = []

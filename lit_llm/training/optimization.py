@@ -1,4 +1,4 @@
-"""The optimizer of a module of ours, from its settings."""
+"""Builds the optimizer of a `LanguageModule` from the module's settings."""
 
 from __future__ import annotations
 
@@ -20,35 +20,38 @@ def build_optimizer(
     sharded: bool = False,
     scaled: bool = False,
 ) -> torch.optim.Optimizer:
-    """One optimizer for all trainable parameters of ``network``.
+    """Build one optimizer for all trainable parameters of ``network``.
 
     Args:
-        lr: of the matrices; the other groups' are derived, see `parameter_groups`.
-        weight_decay: decoupled, on matrices.
-        sharded: the parameters are divided among processes.
-        scaled: the Trainer scales the loss, as it does in float16.
+        lr: learning rate of the matrices; those of the other groups are derived from it, see
+            `parameter_groups`.
+        weight_decay: decoupled weight decay of the matrices.
+        sharded: whether the parameters are divided among processes.
+        scaled: whether the Trainer scales the loss, as it does in float16.
 
     Raises:
-        UserError: an optimizer that cannot train such parameters.
+        UserError: the optimizer cannot train such parameters.
     """
     groups = parameter_groups(network, name, lr, weight_decay)
     if name in CLASSES:
         if sharded:
             raise UserError(
-                f"model.optimizer={name} does not take sharded weights: set it to adamw"
+                f"model.optimizer={name} does not support sharded weights: set it to adamw"
             )
-        return _kept(build_eight_bit(name, groups, lr))
+        return _keeping_settings(build_eight_bit(name, groups, lr))
     if any(p.dtype == torch.float16 for p in network.parameters() if p.requires_grad):
         raise UserError(
             "trainer.precision=16-true: float16 is too narrow for the optimizer's squared "
             "gradients, and the weights are lost; set 16-mixed or bf16-true"
         )
     if name == "muon_adamw":
-        return _kept(MuonAdamW(groups))
-    # Fused AdamW undoes float16's loss scaling inside its step, after our clipping: not there.
-    return _kept(torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=not scaled))
+        return _keeping_settings(MuonAdamW(groups))
+    # Fused AdamW undoes float16's loss scaling inside its step, which is after gradient clipping.
+    # It is therefore not used when the loss is scaled.
+    adamw = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=not scaled)
+    return _keeping_settings(adamw)
 
 
-def _kept(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+def _keeping_settings(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     keep_settings(optimizer)
     return optimizer

@@ -1,8 +1,10 @@
-"""Optimizers: Muon for the matrices and AdamW for the rest, as one optimizer that automatic optimization can drive.
+"""MuonAdamW: Muon for the matrices and AdamW for all other parameters, in one optimizer.
 
-Muon (https://kellerjordan.github.io/posts/muon/) replaces a matrix's momentum by the nearest semi-orthogonal matrix,
-found by a few matrix products. Here the products use the Polar Express coefficients (arXiv:2505.16932), matrices of one
-shape are stacked into one batched product, and the step is rescaled per row as in NorMuon (arXiv:2510.05491).
+As one optimizer it works with Lightning's automatic optimization. Muon
+(https://kellerjordan.github.io/posts/muon/) replaces a matrix's momentum by the nearest
+semi-orthogonal matrix, which a few matrix products compute. Here the products use the Polar Express
+coefficients (arXiv:2505.16932), matrices of the same shape are stacked into one batched product,
+and the step is rescaled per row as in NorMuon (arXiv:2510.05491).
 """
 
 from __future__ import annotations
@@ -32,46 +34,53 @@ _POLAR_EXPRESS = (
 
 
 _STACKED = 2**28
-"""Elements that are orthogonalized at once: the steps between need several times their memory."""
+"""Most elements to orthogonalize at once; intermediate results take several times their memory."""
 
 
 def orthogonalize(g: Tensor, dtype: torch.dtype) -> Tensor:
-    """The semi-orthogonal factor of each matrix in ``g`` (..., rows, cols), roughly: singular values go to about 1.
+    """The approximate semi-orthogonal factor of each matrix in ``g`` (..., rows, cols).
 
-    The products run in ``dtype``; bfloat16 is enough, since the result only steers a step.
+    The singular values of the result are about 1. The products run in ``dtype``. bfloat16 is exact
+    enough, because the result is only the direction of a step.
     """
     x = g.to(dtype)
     tall = x.size(-2) > x.size(-1)
-    if tall:  # the iteration squares the smaller side
+    # The Gram matrix has the size of the rows, so the rows should be the smaller side.
+    if tall:
         x = x.mT
     x = (x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-7)).reshape(-1, *x.shape[-2:])
     for a, b, c in _POLAR_EXPRESS:
         gram = torch.bmm(x, x.mT)
-        # x <- a x + (b gram + c gram gram) x, without a pass of its own for a sum.
+        # x <- a x + (b gram + c gram gram) x, with the sums inside the products.
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).reshape(g.shape).to(g.dtype)
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon for groups with ``muon=True``, AdamW for the others; one state dict, one learning-rate schedule.
+    """Muon for groups with ``muon=True``, AdamW for all other groups.
 
-    Muon groups take ``lr`` (the step's RMS is ``lr * sqrt(max(1, rows / cols)) / sqrt(cols)``-like, see the scale in
-    ``_muon_step``), ``momentum``, ``beta2`` and ``weight_decay``; AdamW groups ``lr``, ``betas``, ``eps`` and
-    ``weight_decay`` (decoupled). Every parameter of a Muon group is a matrix, or a stack of them (..., rows, cols), and
-    gets its gradient on every step. Parameters may be DTensors: each process then orthogonalizes whole matrices, its
-    share of those of a shape, and sends the parts back.
+    Settings of Muon groups are ``lr`` (the step's RMS is about ``lr * sqrt(max(1, rows / cols)) /
+    sqrt(cols)``, see the scale in ``_muon_step``), ``momentum``, ``beta2`` and ``weight_decay``.
+    Settings of AdamW groups are ``lr``, ``betas``, ``eps`` and ``weight_decay`` (decoupled).
+
+    Every parameter of a Muon group is a matrix or a stack of matrices (..., rows, cols), and must
+    have a gradient in every step. Parameters may be DTensors. Each process then orthogonalizes its
+    share of the whole matrices of a shape, and sends the parts back.
 
     Attributes:
-        found_inf: None, or a float scalar on the device: at 1 the step changes nothing, whatever the gradients are (the
-            name and meaning of torch's fused optimizers); `SpikeGuard` sets it.
+        found_inf: None, or a float scalar on the device. If it is 1, the step changes nothing,
+            whatever the gradients are. Name and meaning are those of torch's fused optimizers.
+            `SpikeGuard` sets it.
     """
 
     found_inf: Tensor | None = None
 
     def __init__(self, groups: Iterable[dict[str, Any]]):
-        defaults = {"muon": False, "lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-10, "weight_decay": 0.0,
-                    "momentum": 0.95, "beta2": 0.95, "fused": True}  # fmt: skip
-        # "fused" is what makes torch move the step counts to the parameters' device when a checkpoint is loaded.
+        defaults = {"muon": False, "lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-10,
+                    "weight_decay": 0.0, "momentum": 0.95, "beta2": 0.95,
+                    "fused": True}  # fmt: skip
+        # With "fused", torch moves the step counts to the parameters' device when it loads a
+        # checkpoint.
         super().__init__(groups, defaults)
         for group in self.param_groups:
             if group["muon"] and any(p.ndim < 2 for p in group["params"]):
@@ -81,7 +90,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient; returns what ``closure`` returned."""
+        """Update every parameter that has a gradient; return the result of ``closure``."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -102,8 +111,11 @@ class MuonAdamW(torch.optim.Optimizer):
         for p in params:
             if not self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
-                # One second moment per row: Muon's own step has rows of unequal size.
+                # One second moment per row, because the rows of Muon's step differ in size.
                 self.state[p]["row_second_moment"] = empty_like(p, (*stacked, rows, 1))
+        # Update the momenta. A step that `found_inf` skips must leave them as they are, so its
+        # weight is multiplied by ``keep`` (0 or 1). Gradients that are not finite are set to 0,
+        # because nan times 0 would still be nan.
         momenta = [local(self.state[p]["momentum"]) for p in params]
         grads = [local(grad) for grad in _gradients(params)]
         keep: Tensor | float = 1.0
@@ -111,13 +123,11 @@ class MuonAdamW(torch.optim.Optimizer):
             torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
         else:
             keep = 1 - self.found_inf
-            grads = [
-                torch.where(keep > 0, grad, 0.0) for grad in grads
-            ]  # what is broken stays so times zero
+            grads = [torch.where(keep > 0, grad, 0.0) for grad in grads]
             for momentum, grad in zip(momenta, grads, strict=True):
                 momentum.lerp_(grad, (1 - group["momentum"]) * keep)
         nesterov = torch.stack(grads).lerp_(torch.stack(momenta), group["momentum"])
-        del grads  # with `found_inf` copies
+        del grads  # with `found_inf` these are copies, whose memory is freed here
         dtype = torch.bfloat16 if has_fast_bf16(params[0].device) else torch.float32
         second = torch.stack([local(self.state[p]["row_second_moment"]) for p in params])
         nesterov, give_back = _whole_matrices(nesterov, params[0])
@@ -125,7 +135,7 @@ class MuonAdamW(torch.optim.Optimizer):
             second, self.state[params[0]]["row_second_moment"]
         )
         update = orthogonalize(nesterov, dtype)
-        # NorMuon: divide each row by its running RMS, then restore the whole step's norm.
+        # NorMuon: divide each row by its running RMS, then restore the norm of the whole step.
         second.lerp_(update.square().mean(-1, keepdim=True), (1 - group["beta2"]) * keep)
         norm = update.norm(dim=(-2, -1), keepdim=True)
         update = update * second.clamp_min(1e-10).rsqrt()
@@ -167,33 +177,44 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def _stacks(params: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Matrices that are stepped together: of one layout, no more than `_STACKED` elements a process, or one matrix."""
+    """Groups of matrices that are updated together.
+
+    All matrices of a group have the same layout. A group has at most `_STACKED` elements per
+    process, or one matrix.
+    """
     for layout in sorted({_layout(p) for p in params}):
         alike = [p for p in params if _layout(p) == layout]
-        processes = (
-            alike[0].device_mesh.size(0) if isinstance(alike[0], DTensor) else 1
-        )  # see `_whole_matrices`
+        # Processes share the matrices of a group, see `_whole_matrices`.
+        processes = alike[0].device_mesh.size(0) if isinstance(alike[0], DTensor) else 1
         size = max(1, _STACKED // alike[0].numel()) * processes
         yield from (alike[start : start + size] for start in range(0, len(alike), size))
 
 
 def _layout(p: Tensor) -> tuple[tuple[int, ...], str]:
-    """What matrices that are stacked have in common: their shape, and how they are divided among processes."""
+    """Shape and sharding of a matrix. Only matrices with the same layout can be stacked."""
     return tuple(p.shape), str(p.placements) if isinstance(p, DTensor) else ""
 
 
 def _whole_matrices(parts: Tensor, one: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """From this process's parts of all the matrices of a stack to all of some, and the way back.
+    """Exchange the parts of all matrices of a stack for some whole matrices.
 
-    parts: (N, ...), what this process has of N tensors that are divided as ``one`` is. The processes along which they
-    are divided first share the matrices out among them (one all-to-all each way); along others all do the same work.
+    The processes along the first mesh dimension distribute the matrices among themselves, with one
+    all-to-all in each direction. The processes along the other dimensions all do the same work.
+
+    Args:
+        parts: (N, ...), this process's parts of N tensors.
+        one: one of the tensors; all of them are sharded in the same way.
+
+    Returns:
+        The whole matrices of this process, and a function that exchanges results back into parts.
     """
     if not isinstance(one, DTensor):
         return parts, lambda update: update
     mesh, shape = one.device_mesh, torch.Size((len(parts), *one.shape))
     stride = torch.empty(shape, device="meta").stride()
-    # Matrices cut along a second mesh dimension (tensor parallelism) are put together there first.
-    divided = [_behind_stack(placement) for placement in one.placements]
+    # Matrices that are also sharded along a second mesh dimension (tensor parallelism) are first
+    # gathered along that dimension.
+    divided = [_placement_in_stack(placement) for placement in one.placements]
     shared = [Shard(0), *[Replicate()] * (mesh.ndim - 1)]
     stack = DTensor.from_local(parts, mesh, divided, run_check=False, shape=shape, stride=stride)
 
@@ -207,9 +228,10 @@ def _whole_matrices(parts: Tensor, one: Tensor) -> tuple[Tensor, Callable[[Tenso
     return stack.redistribute(placements=shared).to_local(), give_back
 
 
-def _behind_stack(placement: Any) -> Any:
-    """``placement`` of a tensor as one of the stack, whose first dimension is new."""
-    if isinstance(placement, _StridedShard):  # of a matrix that tensor parallelism had cut before
+def _placement_in_stack(placement: Any) -> Any:
+    """The placement of a stack of tensors, which has one more dimension in front."""
+    # A strided shard is one of a matrix that tensor parallelism has already cut.
+    if isinstance(placement, _StridedShard):
         return _StridedShard(placement.dim + 1, split_factor=placement.split_factor)
     return Shard(placement.dim + 1) if isinstance(placement, Shard) else placement
 
@@ -222,10 +244,11 @@ OptimizerName = Literal["muon_adamw", "adamw", "adamw_8bit", "paged_adamw_8bit"]
 
 
 def default_learning_rate(optimizer: OptimizerName, width: int) -> float:
-    """A learning rate for the matrices from the model's width, for when none is given.
+    """The learning rate of the matrices if none is given, from the model's width.
 
-    Muon's step has a size of its own, so its rate transfers: 0.02 is nanochat's at half a million tokens a step, and
-    the best of our sweep at two thousand (docs/decisions.md). Adam's falls with width (arXiv:2203.03466) from GPT-3's
+    The size of Muon's step does not depend on the gradient, so its rate transfers between models:
+    0.02 is nanochat's rate at half a million tokens per step, and the best rate of our sweep at two
+    thousand (docs/decisions.md). Adam's rate falls with the width (arXiv:2203.03466), from GPT-3's
     6e-4 at width 768.
     """
     return 0.02 if optimizer == "muon_adamw" else 6e-4 * 768 / width
@@ -234,20 +257,21 @@ def default_learning_rate(optimizer: OptimizerName, width: int) -> float:
 def parameter_groups(
     model: nn.Module, optimizer: OptimizerName, lr: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Parameter groups of ``model``; the first one's learning rate is ``lr``.
+    """Parameter groups of ``model``; ``lr`` is the learning rate of the first group.
 
-    Matrices between embedding and head, and stacks of them (experts), are the first group (Muon's, or decayed by
-    AdamW). Embedding, head, and vectors (norms, biases) are AdamW groups of their own without decay.
+    The first group has the matrices between embedding and head, and stacks of matrices (experts).
+    Muon or AdamW with weight decay updates it. Embedding, head and vectors (norms, biases) are
+    three more groups, which AdamW updates without decay.
     """
     embedding = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     tables = {m.weight.shape for m in model.modules() if isinstance(m, nn.Embedding)}
     linear = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
-    # Whatever it is called, the last layer that gives a row a token of the embedding is the head.
+    # The head has no fixed name. It is the last linear layer, if it has the shape of an embedding:
+    # one row per token.
     head = {id(w) for w in linear[-1:] if w.shape in tables} - embedding
     stacks = {id(p) for m in model.modules() if isinstance(m, Experts) for p in m.parameters()}
-    gains = {
-        id(m.weight) for m in model.modules() if isinstance(m, HeadNorm)
-    }  # two dimensions, and no matrix
+    # The gains of a HeadNorm have two dimensions, but are not a matrix.
+    gains = {id(m.weight) for m in model.modules() if isinstance(m, HeadNorm)}
     named: dict[str, list[nn.Parameter]] = {
         "matrices": [],
         "embedding": [],
@@ -270,7 +294,8 @@ def parameter_groups(
         named[kind].append(p)
     muon = optimizer == "muon_adamw"
     rates = {}
-    if muon:  # nanochat's ratios; AdamW's own rates fall with the root of the width
+    # The ratios of nanochat. The rates of embedding and head fall with the root of the width.
+    if muon:
         scale = (768 / model_width(model)) ** 0.5
         rates = {
             "matrices": lr,
@@ -281,13 +306,21 @@ def parameter_groups(
     groups = []
     for kind, params in named.items():
         if params:
-            groups.append({"params": params, "lr": rates.get(kind, lr), "name": kind,
-                           "weight_decay": weight_decay if kind == "matrices" else 0.0})  # fmt: skip
+            group = {
+                "params": params,
+                "lr": rates.get(kind, lr),
+                "name": kind,
+                "weight_decay": weight_decay if kind == "matrices" else 0.0,
+            }
+            groups.append(group)
             if muon and kind == "matrices":
                 groups[-1]["muon"] = True
     return groups
 
 
 def model_width(model: nn.Module) -> int:
-    """Width of the residual stream: that of the first embedding (768, the reference of the rates, without one)."""
+    """Width of the residual stream, taken from the first embedding.
+
+    Without an embedding it is 768, the reference width of the learning rates.
+    """
     return next((m.embedding_dim for m in model.modules() if isinstance(m, nn.Embedding)), 768)

@@ -1,4 +1,4 @@
-"""Checkpoints in parts under Lightning's interface, and what the processes must agree on to finish one."""
+"""CheckpointIO for checkpoints in parts, and the agreement of all processes to finish one."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ T = TypeVar("T")
 
 
 class PartsIO(TorchCheckpointIO):
-    """Lightning's files, and folders of parts beside them: what is `Divided` is written as one, and any is read whole.
+    """Reads and writes Lightning's checkpoint files, and folders of parts.
 
-    All processes of the default group call ``save_checkpoint`` with their share, and wait for each other.
+    A `Divided` checkpoint is written as a folder of parts. A folder is read as whole tensors. All
+    processes of the default group must call ``save_checkpoint`` with their shares; they wait for
+    each other.
     """
 
     def save_checkpoint(
         self, checkpoint: Any, path: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Write a checkpoint, on disk when this returns."""
+        """Write a checkpoint. It is on disk when this returns."""
         if not isinstance(checkpoint, Divided):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -36,45 +38,53 @@ class PartsIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Whole tensors; those of a folder on the CPU."""
+        """Read a checkpoint with whole tensors; those of a folder are on the CPU."""
         if Path(path).is_dir():
             return read_parts(Path(path), weights_only)
         return super().load_checkpoint(path, map_location, weights_only)
 
 
 def open_folders(strategy: Strategy) -> None:
-    """Have ``strategy`` read and write checkpoints in parts too, where its user has not said what it should."""
+    """Let ``strategy`` also read and write checkpoints in parts.
+
+    A `CheckpointIO` that the user chose stays.
+    """
     if type(strategy.checkpoint_io) is TorchCheckpointIO:
         strategy.checkpoint_io = PartsIO()
 
 
 def finish(job: Callable[[], dict | None], target: Path, group: Any) -> None:
-    """Make the checkpoint ``target`` of what all processes of ``group`` wrote: all call it, and end alike.
+    """Complete the checkpoint ``target`` from the files that all processes of ``group`` wrote.
+
+    All processes must call this. Either all of them succeed, or all of them raise.
 
     Args:
-        job: waits for this process's files, and returns what `write_share` says of them; None where there are no parts.
-        group: None for a process alone.
+        job: waits for this process's files, and returns the result of `write_share`; None if the
+            checkpoint is not in parts.
+        target: path of the complete checkpoint.
+        group: None for a single process.
 
     Raises:
-        Exception: what this process's job met, or an account of what another's did; nothing half-written stays.
+        Exception: the error of this process's job, or a description of another process's error. No
+            unfinished file remains.
     """
     part, first = part_of(target), group is None or dist.get_rank(group) == 0
     try:
         files = {
             name: entry
-            for written in _together(job, group)
+            for written in _on_all_processes(job, group)
             for name, entry in (written or {}).items()
         }
         if files:
-            _together(lambda: commit(part, target, files) if first else None, group)
+            _on_all_processes(lambda: commit(part, target, files) if first else None, group)
     except Exception:
         if first and part.exists():
             discard(part)
         raise
 
 
-def _together(job: Callable[[], T], group: Any) -> list[T]:
-    """What ``job`` returns on each process. If it raises on one, all of them raise."""
+def _on_all_processes(job: Callable[[], T], group: Any) -> list[T]:
+    """The results of ``job`` on all processes. If it raises on one process, all of them raise."""
     result: Any = None
     error: Exception | None = None
     try:

@@ -1,4 +1,4 @@
-"""What a module's settings and the Trainer's machine make of `parallelize`'s arguments."""
+"""Chooses the arguments of `parallelize` from a module's settings and the Trainer's device."""
 
 from __future__ import annotations
 
@@ -27,16 +27,20 @@ def prepare(
     mesh: DeviceMesh | None,
     horizon: Callable[[], int],
 ) -> None:
-    """Prepare ``model`` in place; of a network that is not ours nothing is changed but that it is sharded.
+    """Prepare ``model`` in place for training or evaluation on this machine.
+
+    A network other than lit_llm's `Transformer` is only sharded.
 
     Args:
+        model: the built network.
         settings: ``float8``, ``compile``, ``recompute`` and ``attention`` of `LanguageModule`.
-        trainer: None, or one that does not train: the model stays as it was built.
+        trainer: the Trainer. If it is None or does not train, the model stays as it was built.
         mesh: see `parallelize`.
-        horizon: optimizer steps of the run; asked for only where it decides whether compiling pays.
+        horizon: returns the optimizer steps of the run. It is called only to decide whether
+            compiling is worth its time.
 
     Raises:
-        UserError: the machine or the precision cannot do what is wanted.
+        UserError: the machine or the precision does not support a setting.
     """
     cores.limit_threads(divide=True)
     training = trainer if trainer is not None and trainer.training else None
@@ -53,11 +57,11 @@ def prepare(
         rank_zero_warn(
             "model.float8 without model.compile is slower than bfloat16: casts are not fused"
         )
-    # Where nothing is trained no block is wrapped: the model may be prepared again, for training.
+    # For evaluation no block is wrapped, so that the model can later be prepared for training.
     wanted = settings["recompute"] if training is not None else 0.0
     recompute = 0.0 if wanted == "auto" else wanted
     if training is not None and training.strategy.root_device.type == "cpu":
-        _tell_of_spinning()
+        _report_spinning_threads()
     backends = (
         Backends("blocks")
         if training is None
@@ -74,7 +78,8 @@ def prepare(
     )
 
 
-def _tell_of_spinning() -> None:
+def _report_spinning_threads() -> None:
+    """Print a hint if OpenMP's threads wait by spinning, which slows other programs down."""
     if not cores.waits_as_set:
         rank_zero_info(
             "OpenMP was loaded before lit_llm, so its threads wait by spinning: where other "
@@ -96,10 +101,11 @@ def _wants_compile(wanted: Any, trainer: L.Trainer, horizon: Callable[[], int]) 
     possible = can_compile(trainer.strategy.root_device)
     if wanted is True and not possible:
         raise UserError(
-            "model.compile=true needs a C++ compiler (g++ or clang++) on CPU, Triton on CUDA; set it to auto"
+            "model.compile=true needs a C++ compiler (g++ or clang++) on CPU, Triton on CUDA; set "
+            "it to auto"
         )
-    # By the horizon, not by where max_steps stops: a run stopped early and resumed must not change its kernels.
-    # Compiling takes about as long as 200 small steps.
+    # The horizon decides, not max_steps: a run that stops early and is resumed must not change its
+    # kernels. Compiling takes about as long as 200 small steps.
     return wanted is True or (possible and horizon() >= 200)
 
 

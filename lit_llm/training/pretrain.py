@@ -1,4 +1,4 @@
-"""PretrainModule: next-token training of a Transformer under any Trainer."""
+"""PretrainModule: trains a Transformer on next-token prediction with any Trainer."""
 
 from __future__ import annotations
 
@@ -14,22 +14,27 @@ from lit_llm.training.metrics import LanguageModelMetrics
 class PretrainModule(LanguageModule):
     """Trains a `Transformer` to predict the next token.
 
-    A batch is a dict with "input_ids" and "labels", int64 (batch, seq), label i being the token after input i and -100
-    where nothing is learnt; "step_tokens", if there, is the number of supervised tokens of the
-    whole optimizer step. The gradient is that of sum / global tokens under any accumulation and
-    world size, see `LossScaling`. "label_bytes" in evaluation batches gives bits per byte.
-    `PretrainDataModule` makes such batches; any other source of them will do.
+    A batch is a dict with "input_ids" and "labels", both int64 (batch, seq). Label i is the token
+    after input i, or -100 for a position without supervision. "step_tokens" is optional: the number
+    of supervised tokens in the whole optimizer step. "label_bytes" is optional in evaluation
+    batches, and adds bits per byte to the metrics. `PretrainDataModule` makes such batches; any
+    other source of such batches works too.
 
-    Subclass by overriding ``compute_loss`` (another objective) or ``build_model`` (another network:
-    ``net(input_ids) -> logits``). The arguments are those of `LanguageModule`.
+    The gradient is that of (sum of losses) / (supervised tokens of the step over all processes),
+    for any gradient accumulation and world size, see `LossScaling`.
+
+    To change the objective, override ``compute_loss``. To change the network, override
+    ``build_model``: ``net(input_ids) -> logits``. The arguments are those of `LanguageModule`.
     """
 
     skip_ignored_labels = False
     """Whether the head leaves out positions whose label is -100, see `LMHead.loss`."""
 
     def compute_loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """The loss summed over the batch's supervised tokens, the routers' share of it in a model of experts: a
-        scalar. Override for another objective."""
+        """The loss summed over the supervised tokens of the batch: a scalar.
+
+        In a mixture of experts it includes the router loss. Override it for another objective.
+        """
         if not isinstance(self.network, Transformer):
             return self.token_losses(batch).sum()
         loss = self.network.loss(
@@ -38,11 +43,12 @@ class PretrainModule(LanguageModule):
             batch.get("document_ids"),
             skip_ignored_labels=self.skip_ignored_labels,
         )
+        # The router loss is per token: times the count it becomes a sum like ``loss``.
         router_loss = self.network.take_router_loss()
         return loss if router_loss is None else loss + router_loss * self.count(batch)
 
     def token_losses(self, batch: dict[str, Tensor]) -> Tensor:
-        """Cross-entropy of each position in nats, float32 (batch, seq); 0 where the label is -100."""
+        """Cross-entropy of each position in nats, float32 (batch, seq); 0 for label -100."""
         if isinstance(self.network, Transformer):
             return self.network.token_losses(
                 batch["input_ids"], batch["labels"], batch.get("document_ids")
@@ -53,6 +59,6 @@ class PretrainModule(LanguageModule):
         ).view_as(labels)
 
     def evaluate(self, batch: dict[str, Tensor], metrics: LanguageModelMetrics) -> None:
-        """Add the loss of each token, and the bytes that it stands for, where the batch has them."""
+        """Add the loss of each token and, if the batch has them, the bytes of each label."""
         supervised = batch["labels"] != IGNORE
         metrics.update(self.token_losses(batch), supervised, batch.get("label_bytes"))

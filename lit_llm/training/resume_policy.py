@@ -1,4 +1,8 @@
-"""What a module takes from a checkpoint and what it refuses; docs/pretrain.md has the table, `data` its own part."""
+"""Checks whether a module may continue from a checkpoint.
+
+The table of what may change between runs is in docs/pretrain.md. The checks of the data are in
+`lit_llm.data`.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +14,16 @@ from lit_llm.models.hub.checkpoint import settings_of
 
 
 def check_checkpoint(checkpoint: dict[str, Any], optimizer: str | None) -> None:
-    """See that ``checkpoint`` is one that can be gone on from.
+    """Check that a run can continue from ``checkpoint``.
 
     Args:
-        optimizer: the name of the one whose state it must hold; None where there is no training.
+        checkpoint: the loaded checkpoint.
+        optimizer: name of the optimizer whose state the checkpoint must hold; None if nothing is
+            trained.
 
     Raises:
-        UserError: no checkpoint of a `LanguageModule`, another optimizer, or nothing but weights.
+        UserError: the checkpoint is not of a `LanguageModule`, is of another optimizer, or holds
+            only weights.
     """
     settings = settings_of(checkpoint)
     if "transformer" not in settings:
@@ -30,14 +37,16 @@ def check_checkpoint(checkpoint: dict[str, Any], optimizer: str | None) -> None:
         )
     if "optimizer_states" not in checkpoint:
         raise UserError(
-            "--ckpt_path: the checkpoint holds weights without the optimizer's state (save_weights_only): it can be "
-            "evaluated, but no training goes on from it"
+            "--ckpt_path: the checkpoint holds weights without the optimizer's state "
+            "(save_weights_only): it can be evaluated, but training cannot continue from it"
         )
 
 
 def check_architecture(checkpoint: dict[str, Any], config: TransformerConfig) -> None:
-    """Raise a UserError that names what differs where ``checkpoint`` is of another network than
-    ``config``."""
+    """Raise a UserError with all differences between the checkpoint's architecture and ``config``.
+
+    A checkpoint that names its architecture only by a preset is accepted.
+    """
     saved, now = settings_of(checkpoint)["transformer"], config.to_dict()
     if not isinstance(saved, dict):
         return

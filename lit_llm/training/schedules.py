@@ -1,4 +1,7 @@
-"""Learning-rate multipliers as functions of the optimizer step: no state, so a resumed run cannot be off by one."""
+"""Learning-rate schedules that depend only on the optimizer step.
+
+They have no other state, so the schedule of a resumed run cannot be off by one.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,23 @@ def lr_multiplier(
 ) -> Callable[[int], float]:
     """The multiplier of the base learning rate at optimizer step 0, 1, ..., steps - 1.
 
-    A linear warmup over ``warmup * steps`` steps, then: "wsd" holds and falls linearly over the last ``decay * steps``
-    (warmup-stable-decay, arXiv:2404.06395), "cosine" falls by half a cosine over all the rest (``decay`` unused),
-    "constant" holds. ``final`` is the multiplier at the end of the fall. Steps beyond the horizon stay there.
+    All schedules begin with a linear warmup over ``warmup * steps`` steps. Then:
+
+    - "wsd" (warmup-stable-decay, arXiv:2404.06395) is constant, and decays linearly over the last
+      ``decay * steps`` steps;
+    - "cosine" decays as half a cosine over all remaining steps (``decay`` is unused);
+    - "constant" is constant.
+
+    ``final`` is the multiplier at the end of the decay. Steps beyond the horizon keep it.
 
     Args:
+        kind: the schedule.
         steps: horizon in optimizer steps.
         warmup, decay: fractions of the horizon.
         final: fraction of the base learning rate.
+
+    Raises:
+        UserError: warmup and decay do not fit into the horizon.
     """
     if not (0 <= warmup <= 1 and 0 <= decay <= 1 and warmup + (decay if kind == "wsd" else 0) <= 1):
         raise UserError(
@@ -50,23 +62,24 @@ def lr_multiplier(
 
 
 class StepSchedule(LambdaLR):
-    """Base rates times a multiplier of the step, of which a checkpoint restores the step alone.
+    """Base rates times a multiplier of the step. A checkpoint restores only the step.
 
-    torch restores the base rates and the rates too, so that a resumed run would keep the old ones whatever its
-    configuration says, one step longer than the old schedule at that.
+    torch would also restore the base rates and the current rates. A resumed run would then keep the
+    old rates, whatever its configuration says, and would use them one step longer than the old
+    schedule.
     """
 
     def start_at(self, step: int) -> None:
-        """Be where a run of ``step`` optimizer steps is."""
+        """Set the position to ``step`` optimizer steps."""
         self.load_state_dict({"last_epoch": step, "lr_lambdas": [None] * len(self.lr_lambdas)})
 
     def change(self, factor: float, multiplier: Callable[[int], float]) -> None:
-        """Multiply the base rates by ``factor``, and follow another multiplier of the step."""
+        """Multiply the base rates by ``factor``, and use another multiplier of the step."""
         self.base_lrs = [base * factor for base in self.base_lrs]
         self.lr_lambdas = [multiplier] * len(self.base_lrs)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the step, and give the optimizer the rates of it."""
+        """Restore the step, and set the optimizer's rates for this step."""
         super().load_state_dict({**state_dict, "base_lrs": self.base_lrs})
         self._last_lr = [
             base * factor(self.last_epoch)
@@ -77,13 +90,18 @@ class StepSchedule(LambdaLR):
 
 
 def keep_settings(optimizer: torch.optim.Optimizer) -> None:
-    """Have ``optimizer.load_state_dict`` restore momenta and counts, and leave rates, decay and the like alone."""
+    """Make ``optimizer.load_state_dict`` restore only momenta and step counts.
 
-    def with_ours(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+    Learning rates, weight decay and other settings of the parameter groups stay as they are.
+    """
+
+    def with_current_settings(
+        optimizer: torch.optim.Optimizer, saved: dict[str, Any]
+    ) -> dict[str, Any]:
         pairs = zip(optimizer.param_groups, saved["param_groups"], strict=True)
         return {
             **saved,
             "param_groups": [{**now, "params": before["params"]} for now, before in pairs],
         }
 
-    optimizer.register_load_state_dict_pre_hook(with_ours)
+    optimizer.register_load_state_dict_pre_hook(with_current_settings)

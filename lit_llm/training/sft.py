@@ -1,4 +1,4 @@
-"""SFTModule: supervised finetuning of a pretrained Transformer, whole or through LoRA."""
+"""SFTModule: supervised finetuning of a pretrained Transformer, of all weights or with LoRA."""
 
 from __future__ import annotations
 
@@ -28,25 +28,30 @@ from lit_llm.training.schedules import Schedule
 
 
 class SFTModule(PretrainModule):
-    """Trains a pretrained `Transformer` on the tokens that the assistant speaks.
+    """Trains a pretrained `Transformer` on the assistant's tokens.
 
-    A batch is as `PretrainModule` takes it, with "document_ids" where several examples share a row; labels are -100
-    wherever the assistant does not speak. `InstructionDataModule` makes such batches. Losses are sums divided by the
-    supervised tokens of the whole optimizer step, so every answer's token weighs alike.
+    A batch is a batch of `PretrainModule`, with "document_ids" if several examples share a row.
+    Labels are -100 for all tokens that are not the assistant's. `InstructionDataModule` makes such
+    batches. Losses are sums divided by the supervised tokens of the whole optimizer step, so all
+    tokens of all answers have the same weight.
 
-    With ``lora`` the base is frozen, in mixed precision held in the dtype of the products, checkpoints hold the updates
-    and a digest of the base, and ``final/`` holds the merged model with ``adapter/`` (PEFT's format) beside it.
+    With ``lora``:
+
+    - the base is frozen; in mixed precision it has the dtype of the matrix products;
+    - checkpoints hold the updates and a digest of the base;
+    - ``final/`` holds the merged model, and ``adapter/`` beside it the updates in PEFT's format.
 
     Args:
         init_from: Hugging Face directory or GGUF file of the base; see `locate`.
-        lora: what to adapt. None trains every weight.
+        lora: the layers to adapt and their settings. None trains all weights.
         optimizer, schedule, warmup: as in `LanguageModule`, with other defaults.
-        validate_first: validate once before the first step: the base's own loss, as step 0.
-        settings: further arguments of `LanguageModule`; learning_rate None is 1e-4 for LoRA, 2e-5
-            otherwise.
+        validate_first: validate once before the first step. This logs the base's own loss as
+            step 0.
+        settings: further arguments of `LanguageModule`. A learning_rate of None is 1e-4 for LoRA,
+            2e-5 otherwise.
 
     Raises:
-        UserError: no such base, or settings that do not fit it.
+        UserError: there is no such base, or the settings do not fit the base.
     """
 
     skip_ignored_labels = True
@@ -68,7 +73,7 @@ class SFTModule(PretrainModule):
                 "model.float8: LoRA's layers have no products in 8 bits; set it to false"
             )
         super().__init__(
-            # Lightning's load_from_checkpoint gives it: the base's, which init_from decides.
+            # Lightning's load_from_checkpoint passes it: the base's fields, as in init_from.
             transformer=settings.pop("transformer", DEFAULT_TRANSFORMER),
             init_from=init_from,
             optimizer=optimizer,
@@ -79,16 +84,18 @@ class SFTModule(PretrainModule):
         self.lora = lora
         if self.lora is not None and optimizer == "muon_adamw":
             raise UserError(
-                "model.optimizer: LoRA's factors are no weights of their own; train them with adamw"
+                "model.optimizer: Muon is not for LoRA's factors, which are not weights by "
+                "themselves; train them with adamw"
             )
-        # A dataclass in a checkpoint cannot be read with weights_only.
+        # A checkpoint with a dataclass could not be read with weights_only.
         self.hparams["lora"] = None if self.lora is None else asdict(self.lora)
 
     def build_model(self) -> nn.Module:
-        """The base, with trainable updates if ``lora`` asks for them."""
+        """Build the base, with trainable LoRA updates if ``lora`` is given."""
         if self.lora is None:
             return super().build_model()
-        # What is not trained loses nothing by it: products would round it each time, from twice the memory.
+        # In mixed precision the frozen weights are stored in the dtype of the matrix products. This
+        # loses nothing, because each product would round them anyway, and halves their memory.
         trainer = trainer_of(self)
         precision = "32-true" if trainer is None else str(trainer.precision)
         dtype = compute_dtype(precision) if precision.endswith("mixed") else torch.float32
@@ -98,17 +105,21 @@ class SFTModule(PretrainModule):
         return model
 
     def default_learning_rate(self) -> float:
-        """For when none is given."""
+        """The learning rate if the setting is None."""
         return 2e-5 if self.lora is None else 1e-4
 
     @property
     def flops_per_token(self) -> float:
-        """As `PretrainModule`; with LoRA less the gradients of the frozen weights, a third of the matrices' share."""
+        """Training FLOPs per token, as in `PretrainModule`.
+
+        With LoRA the gradients of the frozen weights are not computed, so a third of the matrices'
+        share is subtracted.
+        """
         total = super().flops_per_token
         return total if self.lora is None else total - 2 * flops.matrix_parameters(self.config)
 
     def on_train_start(self) -> None:
-        """Validate the base, when training starts from it."""
+        """Validate the base before the first step, if ``validate_first`` is set."""
         super().on_train_start()
         if (
             self.hparams["validate_first"]
@@ -118,7 +129,7 @@ class SFTModule(PretrainModule):
             validate_now(self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the updates and the name of their base; without LoRA, as `PretrainModule`."""
+        """With LoRA, keep only the updates and the digest of the base."""
         if self.lora is None:
             super().on_save_checkpoint(checkpoint)
             return
@@ -128,34 +139,40 @@ class SFTModule(PretrainModule):
         checkpoint["base_digest"] = self._base
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the base's weights back in. Raises UserError if it is another base, or LoRA is on in one of them only."""
+        """Check ``lora`` and the base; with LoRA, add the base's weights to ``checkpoint``.
+
+        Raises:
+            UserError: the checkpoint has another base, or other LoRA settings.
+        """
         super().on_load_checkpoint(checkpoint)
         saved = settings_of(checkpoint).get("lora")
         if saved != self.hparams["lora"]:
             raise UserError(
-                f"model.lora was {saved} when the checkpoint was written and is {self.hparams['lora']} now"
+                f"model.lora was {saved} when the checkpoint was written and is "
+                f"{self.hparams['lora']} now"
             )
         if self.lora is None:
             return
         self.configure_model()
         if checkpoint.get("base_digest") != self._base:
             raise UserError(
-                f"model.init_from={self.hparams['init_from']}: its weights are not those the updates were"
+                f"model.init_from={self.hparams['init_from']}: its weights are not those for which "
+                "the updates were trained"
             )
         frozen = {name: value for name, value in self.state_dict().items() if not is_lora(name)}
         for key in WEIGHT_KEYS & checkpoint.keys():
             checkpoint[key] = {**frozen, **checkpoint[key]}
 
     def final_weights(self) -> Iterable[tuple[str, Tensor]]:
-        """As `PretrainModule`, updates merged."""
+        """Names and weights for `save_pretrained`; LoRA updates are merged into the weights."""
         model = self.network
         assert isinstance(model, Transformer)
         return super().final_weights() if self.lora is None else merged_weights(model)
 
     def save_adapter(self, folder: str | Path) -> None:
-        """Write the updates as PEFT does; nothing without ``lora``.
+        """Write the LoRA updates in PEFT's format; without ``lora`` do nothing.
 
-        All processes of a sharded model call it; the first one writes.
+        All processes of a sharded model must call this; the first process writes.
         """
         model = self.network
         assert isinstance(model, Transformer)
@@ -165,14 +182,16 @@ class SFTModule(PretrainModule):
         whole = whole_state_dict(updates, keep=self.global_rank == 0)
         if self.global_rank == 0:
             save_adapter(model, folder, base=str(self.hparams["init_from"]), state_dict=whole)
-            self.save_tokenizer(folder)  # its template and stop tokens may not be the base's
+            # Template and stop tokens may differ from those of the base.
+            self.save_tokenizer(folder)
 
 
 def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """A name for weights, hex: sha256 over names, shapes and up to 4,096 evenly spaced values of each tensor.
+    """Digest of weights: SHA-256 in hex over names, shapes and some values of each tensor.
 
-    Values count as bfloat16, so that the dtype in which weights are held does not. Enough to tell two trained models
-    apart in a moment; not proof against someone who edits single weights.
+    The values are up to 4,096 evenly spaced ones, rounded to bfloat16, so that the digest does not
+    depend on the stored dtype. It distinguishes two trained models quickly. It does not detect a
+    change of single weights.
     """
     total = hashlib.sha256()
     for name, tensor in tensors:

@@ -1,5 +1,4 @@
-"""What one micro-batch's loss is divided by, so that every supervised token of an optimizer step
-weighs alike."""
+"""Loss scaling that gives every supervised token of an optimizer step the same weight."""
 
 from __future__ import annotations
 
@@ -18,15 +17,19 @@ from lit_llm.lightning_internals import is_accumulating
 from lit_llm.models.parallel.sharded import local
 
 _DIVISOR = 4096.0
-"""Of a summed loss whose step's tokens are not known yet: keeps gradients in the range of a mean's;
-any number will do, if it is the same on all processes."""
+"""Preliminary divisor of a summed loss while the token count of the step is not known.
+
+It keeps gradients in the range of a mean loss's gradients. Any number works that is the same on all
+processes.
+"""
 
 
 class LossMean(MeanMetric):
-    """A mean in float32 that neither looks for NaN, which would wait for the device, nor forgets the weights.
+    """A weighted mean in float32 that does not look for NaN.
 
-    torchmetrics (1.9) sets every weight to 1 under ``nan_strategy="disable"``. And
-    ``trainer.precision=bf16-true`` casts the module and all it holds; a bfloat16 mean is off by up
+    It differs from torchmetrics' `MeanMetric` in three points. A search for NaN would wait for the
+    device. With ``nan_strategy="disable"`` torchmetrics (1.9) sets every weight to 1. And
+    ``trainer.precision=bf16-true`` casts the module with its metrics; a bfloat16 mean is off by up
     to 0.4%.
     """
 
@@ -40,55 +43,62 @@ class LossMean(MeanMetric):
     def _apply(
         self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ""
     ) -> nn.Module:
+        # Moves the tensors to another device, but keeps their dtypes.
         return super()._apply(lambda t: fn(t).to(t.dtype), exclude_state)
 
 
 class LossScaling:
-    """Scales losses so that an optimizer step's gradient is that of sum / supervised tokens, over
-    all micro-batches and processes.
+    """Scales losses: the gradient of a step is that of (sum of losses) / (supervised tokens).
 
-    A batch's "step_tokens" says the number beforehand. Where batches do not have it, the tokens are
-    counted as the micro-batches come, and the gradient is scaled when the step is complete. What
-    callbacks and loggers see of such a micro-batch is its own mean loss.
+    Both sums are over all micro-batches and processes of the optimizer step. If batches have
+    "step_tokens", the number of tokens is known in advance. Otherwise the tokens are counted with
+    each micro-batch, and the gradient is scaled when the step is complete. Callbacks and loggers
+    then see the mean loss of each micro-batch.
     """
 
     def __init__(self) -> None:
-        # Of a step that nobody counted beforehand: supervised tokens so far, and what the mean of
-        # the micro-batch at hand is multiplied by for its gradient.
+        # For a step whose tokens are not known in advance:
+        # supervised tokens so far,
         self._counted: Tensor | None = None
+        # and the factor of the current micro-batch's mean loss in the backward pass.
         self._weight: Tensor | None = None
 
     def begin(self) -> None:
-        """Forget the micro-batches of a step that was interrupted."""
+        """Start a step: forget the micro-batches of an interrupted one."""
         self._counted = self._weight = None
 
     def by_step_tokens(self, loss_sum: Tensor, batch: dict[str, Any], trainer: L.Trainer) -> Tensor:
-        """What ``training_step`` returns for a micro-batch that knows the tokens of its whole step.
+        """The loss to return from ``training_step`` if the batch has "step_tokens".
 
         Args:
-            loss_sum: the micro-batch's loss, summed.
-            batch: with "step_tokens".
+            loss_sum: the micro-batch's loss, summed over its tokens.
+            batch: a batch with "step_tokens".
+            trainer: the Trainer of the fit.
 
         Raises:
-            UserError: a loader of a data module of ours, under another accumulation than its own.
+            UserError: the batch comes from the loader of a lit_llm data module, and the Trainer has
+                another gradient accumulation than that data module.
         """
-        # Lightning divides by the accumulation, data parallelism averages over processes: undo
-        # both.
+        # Lightning divides the loss by the accumulation, and data parallelism averages gradients
+        # over processes. The factor ``parts`` undoes both.
         processes = data_rank_and_size(trainer.strategy)[1]
         parts = trainer.accumulate_grad_batches * processes
         expected = batch.get("step_micro_batches", parts)
         if expected != parts:
             raise UserError(
-                f"the loader makes optimizer steps of {expected} micro-batches, the Trainer of {parts}: set "
-                f"accumulate_grad_batches={expected // processes}, or give fit the data module, not its loader"
+                f"the loader makes optimizer steps of {expected} micro-batches, the Trainer of "
+                f"{parts}: set accumulate_grad_batches={expected // processes}, or pass the data "
+                "module to fit instead of its loader"
             )
-        # Under bf16-true a division by a tensor of integers gives bfloat16.
+        # Float32, because with bf16-true a division by an integer tensor gives bfloat16.
         tokens = torch.as_tensor(batch["step_tokens"], dtype=torch.float32)
         return loss_sum * (parts / tokens)
 
     def by_count(self, loss_sum: Tensor, count: Tensor, trainer: L.Trainer) -> Tensor:
-        """What ``training_step`` returns for a micro-batch of a step whose count nobody knows yet:
-        the micro-batch's own mean, see `for_backward`."""
+        """The loss to return from ``training_step`` if the tokens of the step are not known yet.
+
+        It is the mean loss of the micro-batch. `for_backward` scales it for the gradient.
+        """
         processes = data_rank_and_size(trainer.strategy)[1]
         if trainer.accumulate_grad_batches * processes > 1:
             self._counted = count if self._counted is None else self._counted + count
@@ -96,18 +106,21 @@ class LossScaling:
         return loss_sum / count.clamp(min=1)
 
     def for_backward(self, loss: Tensor) -> Tensor:
-        """``loss``, as `by_count` or `by_step_tokens` gave it, so that the gradients of all
-        micro-batches add up to one scale."""
+        """Scale the ``loss`` of `by_count` or `by_step_tokens` for the backward pass.
+
+        After this the gradients of all micro-batches of a step have one scale and can be added.
+        """
         weight, self._weight = self._weight, None
         return loss if weight is None else loss * weight
 
     def after_backward(self, parameters: Iterable[nn.Parameter], trainer: L.Trainer) -> None:
-        """Scale the gradient of a step that is complete, if its tokens were counted on the way."""
+        """Scale the gradient at the end of a step whose tokens were counted during the step."""
         if self._counted is None or is_accumulating(trainer):
             return
         tokens, self._counted = self._counted.float(), None
         strategy = trainer.strategy
-        if isinstance(strategy, ParallelStrategy):  # the gradient is the mean over processes
+        # The gradient is already the mean over processes, so it is divided by the mean of tokens.
+        if isinstance(strategy, ParallelStrategy):
             tokens = strategy.reduce(tokens, reduce_op="mean")
         gradients = [local(p.grad) for p in parameters if p.grad is not None]
         torch._foreach_mul_(gradients, _DIVISOR / tokens.clamp(min=1 / trainer.world_size))

@@ -1,4 +1,4 @@
-"""FSDP2Strategy: weights, gradients and optimizer states divided among processes, under any module of ours."""
+"""FSDP2Strategy: shards weights, gradients and optimizer states over processes."""
 
 from __future__ import annotations
 
@@ -23,23 +23,30 @@ from lit_llm.training.parts_io import open_folders
 
 
 class FSDP2Strategy(ModelParallelStrategy):
-    """Sharded data parallelism (FSDP2), with tensor parallelism inside it if asked for.
+    """Sharded data parallelism (FSDP2), optionally combined with tensor parallelism.
 
-    ``trainer.strategy: fsdp2`` is this with its defaults. Works with every LightningModule whose ``configure_model``
-    shards by ``self.device_mesh``, as ours do (see `parallelize`). Differs from Lightning's `ModelParallelStrategy`:
-    all devices are data parallel unless said otherwise; gradients are reduced once an optimizer step; a run may go on
-    from any checkpoint with other numbers of processes, other meshes, or as a single process.
+    ``trainer.strategy: fsdp2`` selects this strategy with its defaults. It works with every
+    LightningModule whose ``configure_model`` shards by ``self.device_mesh``, as the modules of
+    lit_llm do (see `parallelize`). There are three differences from Lightning's
+    `ModelParallelStrategy`:
+
+    - all devices are data parallel by default;
+    - gradients are reduced once per optimizer step;
+    - a run may continue from any checkpoint with another number of processes, with another mesh, or
+      as a single process.
 
     Args:
-        data_parallel_size: processes the batch is divided among. "auto": all there are, over ``tensor_parallel_size``.
-        tensor_parallel_size: neighbouring processes that cut each matrix; within one node.
-        checkpoint: "parts": a folder to which each process writes what it holds (see
-            `lit_llm.models.parallel.parts`), on a file system that all of them share. "whole": the
-            file that a single process would write; the first process gathers it, which takes the
-            memory of all weights and states on its CPU, while the others wait.
+        data_parallel_size: number of processes that the batch is divided among. "auto": the number
+            of processes divided by ``tensor_parallel_size``.
+        tensor_parallel_size: number of neighbouring processes that share each matrix; they must be
+            on one node.
+        checkpoint: "parts": a folder to which each process writes its own shards (see
+            `lit_llm.models.parallel.parts`), on a file system that all processes share. "whole":
+            the file that a single process would write. The first process gathers it, which takes
+            the memory of all weights and states on its CPU, while the others wait.
 
     Raises:
-        UserError: sizes that do not multiply to the number of processes.
+        UserError: the product of the sizes is not the number of processes.
     """
 
     def __init__(
@@ -58,11 +65,11 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        """The optimizer's state is loaded as elsewhere, see `load_optimizer_state_dict`."""
+        """True: Lightning loads the optimizer's state, through `load_optimizer_state_dict`."""
         return True
 
     def setup_environment(self) -> None:
-        """Start the processes' group and lay out the mesh."""
+        """Start the process group and create the device mesh."""
         assert self.cluster_environment is not None
         world, (data, tensor) = self.num_nodes * self.num_processes, mesh_sizes(self)
         tensor = int(tensor)
@@ -80,7 +87,10 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     @contextmanager
     def block_backward_sync(self) -> Generator:
-        """Only add gradients up: entered for all but the last micro-batch of an optimizer step."""
+        """Accumulate gradients without reducing them over processes.
+
+        Lightning enters it for all micro-batches of an optimizer step except the last.
+        """
         assert self.model is not None
         gradient_sync(self.model, False)
         try:
@@ -89,7 +99,11 @@ class FSDP2Strategy(ModelParallelStrategy):
             gradient_sync(self.model, True)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """DTensors to be saved in parts; else whole tensors on the first process, nothing on the others."""
+        """The weights to save.
+
+        For checkpoints in parts these are DTensors. Otherwise the first process gets whole tensors,
+        and the other processes get nothing.
+        """
         assert self.model is not None
         state = self.model.state_dict()
         return (
@@ -97,7 +111,10 @@ class FSDP2Strategy(ModelParallelStrategy):
         )
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """As `lightning_module_state_dict`, under the numbers that the optimizer itself gives its parameters."""
+        """The optimizer's state to save, as `lightning_module_state_dict` does for the weights.
+
+        Parameters have the numbers that the optimizer itself gives them.
+        """
         inner: Any = optimizer
         if isinstance(inner, LightningOptimizer):
             inner = inner.optimizer
@@ -114,7 +131,11 @@ class FSDP2Strategy(ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Hand this process's share to the `CheckpointIO`, which all processes enter; or the whole on the first."""
+        """Pass the checkpoint to the `CheckpointIO`.
+
+        For checkpoints in parts every process passes its own share. Otherwise only the first
+        process passes the whole checkpoint.
+        """
         share: Any = divide(checkpoint, self.is_global_zero) if self._in_parts else checkpoint
         if self._in_parts or self.is_global_zero:
             self.checkpoint_io.save_checkpoint(share, filepath, storage_options)
@@ -122,14 +143,21 @@ class FSDP2Strategy(ModelParallelStrategy):
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Map the files: every process reads of them what it needs. All call it, and take the first one's path."""
+        """Memory-map the files, so that each process reads only what it needs.
+
+        All processes must call this. The path of the first process is used.
+        """
         path = Path(self.broadcast(checkpoint_path))
         if path.is_dir():
             return open_parts(path, weights_only)
         return torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Take this process's part of every tensor. Raises KeyError for a missing name, if ``strict``."""
+        """Copy this process's part of every weight.
+
+        Raises:
+            KeyError: with ``strict``, the checkpoint lacks a weight.
+        """
         assert self.lightning_module is not None
         saved = checkpoint["state_dict"]
         for name, tensor in self.lightning_module.state_dict().items():
@@ -137,7 +165,7 @@ class FSDP2Strategy(ModelParallelStrategy):
                 copy_part(tensor, saved[name])
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take this process's part of every tensor."""
+        """Copy this process's part of every tensor in the optimizers' states."""
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             params = [p for group in optimizer.param_groups for p in group["params"]]
             state = {
@@ -153,5 +181,5 @@ class FSDP2Strategy(ModelParallelStrategy):
 
 
 def is_sharded(trainer: L.Trainer) -> bool:
-    """Whether no process holds the whole model: all of them must enter every forward pass."""
+    """Whether the model is sharded, so that all processes must run every forward pass."""
     return isinstance(trainer.strategy, ModelParallelStrategy)

@@ -1,5 +1,4 @@
-"""What a Trainer brings along: counters of a module it has trained, callbacks that come too
-early."""
+"""Checks of the Trainer before a fit: reuse for another module, and unsupported callbacks."""
 
 from __future__ import annotations
 
@@ -17,32 +16,32 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lit_llm.errors import UserError
 
-_trains: WeakKeyDictionary[L.Trainer, ref[L.LightningModule]] = WeakKeyDictionary()
+# The module that each Trainer trained last.
+_last_module: WeakKeyDictionary[L.Trainer, ref[L.LightningModule]] = WeakKeyDictionary()
 
 
 def check_reuse(trainer: L.Trainer, module: L.LightningModule) -> None:
-    """See that ``trainer``, about to train ``module``, counts the steps of this module; note that
-    it does.
+    """Check that the step count of ``trainer`` belongs to ``module``, and remember ``module``.
 
     Raises:
-        UserError: the Trainer has trained another module, and no checkpoint says where to begin.
+        UserError: the Trainer has trained another module, and no checkpoint gives the first step.
     """
-    before = _trains.get(trainer)
+    before = _last_module.get(trainer)
     if trainer.ckpt_path is None and trainer.global_step:
         if before is None or before() is not module:
             raise UserError(
-                f"this Trainer has trained another module for {trainer.global_step} steps and would "
-                "count on from there: make a new Trainer, or give fit a ckpt_path"
+                f"this Trainer has trained another module for {trainer.global_step} steps and "
+                "would continue to count from there: make a new Trainer, or give fit a ckpt_path"
             )
         rank_zero_warn(
             f"this Trainer has trained the module for {trainer.global_step} steps: it goes on from "
             'there, but the optimizer has lost its momenta; fit(..., ckpt_path="last") keeps them'
         )
-    _trains[trainer] = ref(module)
+    _last_module[trainer] = ref(module)
 
 
 def refuse_early_callbacks(callbacks: Iterable[Any]) -> None:
-    """Refuse callbacks that take a module's weights before its network is built."""
+    """Raise a UserError for callbacks that read the weights before the network is built."""
     for callback in callbacks:
         name = type(callback).__name__
         if isinstance(callback, StochasticWeightAveraging):
@@ -52,6 +51,6 @@ def refuse_early_callbacks(callbacks: Iterable[Any]) -> None:
             )
         if isinstance(callback, (ModelPruning, BackboneFinetuning)):
             raise UserError(
-                f"{name} looks for weights before the network is there, and finds none: leave it "
-                "out; SFTModule's model.lora trains a few weights of a model"
+                f"{name} looks for weights before the network is there, and finds none: remove "
+                "the callback; to train only a few weights, use SFTModule with model.lora"
             )

@@ -1,4 +1,5 @@
-"""Calls of the command line in processes that die where told, forked from a server that has imported everything."""
+"""Calls of the command line in processes that die where told, forked from a server that has
+imported everything."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ def run(
     strategy: str = "ddp",
     steps: int = STEPS,
 ) -> int:
-    """One call of ``lit_llm fit``, as ``ranks`` processes started by a launcher; returns its exit status.
+    """One call of ``lit_llm fit``, as ``ranks`` processes started by a launcher; returns its exit
+    status.
 
     What the calls write goes to ``<folder>.out``, the samples they train on to ``<folder>.ids``.
     """
@@ -61,7 +63,8 @@ def run(
 
 
 def together(ranks: int, out: Path, function: Callable[..., int], *args: Any) -> int:
-    """``function(rank, *args)`` in processes that a launcher seems to have started; the first one's status.
+    """``function(rank, *args)`` in processes that a launcher seems to have started; the first one's
+    status.
 
     They are one process group. What they write is added to ``out``.
     """
@@ -90,9 +93,10 @@ def arguments(
         "--model.transformer", json.dumps({"hidden_size": 32, "num_layers": 1, "num_heads": 2}),
         "--data.corpus", str(corpus), "--data.seq_len", "32", "--data.micro_batch_size", "2",
         "--data.global_batch_tokens", str(batch), "--data.tokens", str(batch * steps),
-        "--data.validate_every", "6", "--data.num_workers", str(workers), "--data.eval_batch_size", "64",
-        "--checkpoint.every_steps", "4", "--trainer.log_every_n_steps", "1", "--trainer.limit_val_batches", "2",
-        "--samples.max_new_tokens", "4", "--trainer.default_root_dir", str(folder), "--trainer.accelerator", "cpu",
+        "--data.validate_every", "6", "--data.num_workers", str(workers), "--data.eval_batch_size",
+        "64", "--checkpoint.every_steps", "4", "--trainer.log_every_n_steps", "1",
+        "--trainer.limit_val_batches", "2", "--samples.max_new_tokens", "4",
+        "--trainer.default_root_dir", str(folder), "--trainer.accelerator", "cpu",
         "--trainer.devices", str(ranks), *(("--trainer.strategy", strategy) if ranks > 1 else ()),
     ]  # fmt: skip
 
@@ -113,9 +117,9 @@ def _launch(ranks: int, out: Path, function: Callable[..., int], args: tuple) ->
             continue
         if ranks > 1:
             os.environ |= {
-                "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "WORLD_SIZE": str(ranks),
-                "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-                "TORCHELASTIC_RUN_ID": "test",
+                "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0",
+                "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks),
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test",
             }  # fmt: skip
             rank_zero_only.rank = (
                 rank  # which Lightning read from the environment when the server imported it
@@ -146,19 +150,20 @@ def _command(rank: int, args: list[str], log: Path, kill: list | None) -> int:
 
 
 def spy(log: Path, kill: list | None, rank: int) -> None:
-    """Note each micro-batch before it is trained on, and kill the whole run, or this process of it, where told.
+    """Note each micro-batch before it is trained on, and kill the whole run, or this process of it,
+    where told.
 
     ``kill`` is one of
-        ["batch", n]: as the n-th micro-batch of this call begins
-        ["time", s]: s seconds after the first one began, whatever is going on
-        ["save", n]: within the n-th writing of a checkpoint; ["rename", n]: before it gets its name
-        ["beside", n]: within it, once training has gone on by a micro-batch
-        ["part", n], ["part", n, rank]: of one in parts, with half of that process's (the first one's) on disk
-        ["parts", n]: once all of them are there; ["manifest", n]: with half of the manifest on disk
-        ["final", 1]: as the model is written
-        ["validation", n]: within the n-th batch of a validation; ["row", n]: within the n-th writing of metrics.csv
-        ["interrupt", n, rank], ["terminate", n, rank], ["alone", n, rank]: SIGINT, SIGTERM, SIGKILL to that process
-        ["group", n, rank]: SIGTERM, by it, to all of the run's process group
+        ["batch", n]: as the n-th micro-batch of this call begins ["time", s]: s seconds after the
+        first one began, whatever is going on ["save", n]: within the n-th writing of a checkpoint;
+        ["rename", n]: before it gets its name ["beside", n]: within it, once training has gone on
+        by a micro-batch ["part", n], ["part", n, rank]: of one in parts, with half of that
+        process's (the first one's) on disk ["parts", n]: once all of them are there; ["manifest",
+        n]: with half of the manifest on disk ["final", 1]: as the model is written ["validation",
+        n]: within the n-th batch of a validation; ["row", n]: within the n-th writing of
+        metrics.csv ["interrupt", n, rank], ["terminate", n, rank], ["alone", n, rank]: SIGINT,
+        SIGTERM, SIGKILL to that process ["group", n, rank]: SIGTERM, by it, to all of the run's
+        process group
     where a rank stands, that process alone.
     """
     file = open(log, "a")  # noqa: SIM115
@@ -181,8 +186,8 @@ def spy(log: Path, kill: list | None, rank: int) -> None:
         return kind == what and done == when and [rank] == (whom or [0])
 
     begin, write_row, evaluate, write_model = (
-        ThroughputCallback.on_train_batch_start, CSVLogger._write_row, PretrainModule.validation_step,
-        PretrainModule.save_pretrained,
+        ThroughputCallback.on_train_batch_start, CSVLogger._write_row,
+        PretrainModule.validation_step, PretrainModule.save_pretrained,
     )  # fmt: skip
     write_file, commit, put = parts._write, parts.commit, parts.put
 

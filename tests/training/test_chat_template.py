@@ -47,7 +47,8 @@ def base(scripted_model: Callable[..., Path], tmp_path_factory: pytest.TempPathF
 def run(
     base: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[str]]:
-    """The folder of a run with ``data.chat_template``, and the commands that it names at its end."""
+    """The folder of a run with ``data.chat_template``, and the commands that it names at its
+    end."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "chatml.jinja").write_text(CHATML_TEMPLATE)
     row = {"prompt": "what is a café?", "completion": ANSWER}

@@ -1,4 +1,5 @@
-"""Checkpoints in parts: each process writes what it holds, and any number of them goes on from there."""
+"""Checkpoints in parts: each process writes what it holds, and any number of them goes on from
+there."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ def _nothing_whole(tensor: DTensor, **kwargs: Any) -> Any:
 
 
 class Saver(Checkpoint):
-    """Sees to it that nothing is gathered while it saves parts, and remembers the loss of each step."""
+    """Sees to it that nothing is gathered while it saves parts, and remembers the loss of each
+    step."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(every_steps=2, keep_last=3, monitor=None, final=False, dirpath=str(folder))
@@ -66,14 +68,15 @@ def fit(
     optimizer: Any = "adamw",
     saver: L.Callback | None = None,
 ) -> tuple[L.Trainer, dict[int, float]]:
-    """Train on one batch, every process on the same: so that their number does not matter. Returns losses by step."""
+    """Train on one batch, every process on the same: so that their number does not matter. Returns
+    losses by step."""
     L.seed_everything(1, verbose=False)
     saver = saver or Saver(folder)
     world = dist.get_world_size() if dist.is_initialized() else 1
     trainer = L.Trainer(
-        accelerator="cpu", devices=world, strategy=strategy, max_steps=steps, max_epochs=1, logger=False,
-        callbacks=[saver], log_every_n_steps=1, enable_progress_bar=False, enable_model_summary=False,
-        default_root_dir=folder, use_distributed_sampler=False,
+        accelerator="cpu", devices=world, strategy=strategy, max_steps=steps, max_epochs=1,
+        logger=False, callbacks=[saver], log_every_n_steps=1, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder, use_distributed_sampler=False,
     )  # fmt: skip
     ids = torch.arange(16) * 5 % 37
     batches = torch.utils.data.DataLoader([{"input_ids": ids[:-1], "labels": ids[1:]}] * 40)
@@ -99,8 +102,9 @@ def processes(number: int, check: Callable[[Path], None], tmp_path: Path) -> Non
 def _enter(rank: int, number: int, check: Callable[[Path], None], tmp_path: Path) -> None:
     torch.set_num_threads(1)
     os.environ |= {
-        "TORCHELASTIC_RUN_ID": "x", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number),
-        "LOCAL_WORLD_SIZE": str(number), "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0",
+        "TORCHELASTIC_RUN_ID": "x", "RANK": str(rank), "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number), "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0",
     }  # fmt: skip
     dist.init_process_group(
         "gloo", init_method=f"file://{tmp_path / 'meet'}{number}", rank=rank, world_size=number
@@ -163,7 +167,8 @@ def test_any_number_of_processes_goes_on(tmp_path: Path) -> None:
     assert step(root / "two", 2).is_dir() and damage(step(root / "two", 2)) is None
 
 
-# ---- what goes wrong ----------------------------------------------------------------------------------------------
+# ---- what goes wrong
+# ----------------------------------------------------------------------------------------------
 
 
 def _full_disk(tmp_path: Path) -> None:
@@ -268,7 +273,8 @@ def test_beside_a_broken_one_what_is_whole_gets_the_name(tmp_path: Path) -> None
 def test_killed_while_a_folder_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_file: bool
 ) -> None:
-    """At each change of the file system that it takes: one of the two is always whole, and a start names it."""
+    """At each change of the file system that it takes: one of the two is always whole, and a start
+    names it."""
 
     class Killed(BaseException):
         pass

@@ -1,4 +1,5 @@
-"""A run on a built corpus: it takes the mixture that the corpus was made for, and its report shows the data card."""
+"""A run on a built corpus: it takes the mixture that the corpus was made for, and its report shows
+the data card."""
 
 from __future__ import annotations
 
@@ -50,8 +51,8 @@ def mixed(text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Corpus
 def test_training_takes_the_mixture_of_the_corpus(mixed: Corpus, tmp_path: Path) -> None:
     run = tmp_path / "run"
     data = PretrainDataModule(
-        corpus=str(mixed.path), mixture="corpus", seq_len=32, micro_batch_size=ROWS, tokens=ROWS * STEPS * 32,
-        eval_batch_size=ROWS,
+        corpus=str(mixed.path), mixture="corpus", seq_len=32, micro_batch_size=ROWS,
+        tokens=ROWS * STEPS * 32, eval_batch_size=ROWS,
     )  # fmt: skip
     module = Noting()
     options: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_model_summary": False}

@@ -29,11 +29,12 @@ def test_two_ranks_equal_one(tmp_path: Path, corpus: Path, lit_llm_command: Call
             "fit", "--model", "lit_llm.PretrainModule", "--data", "lit_llm.PretrainDataModule",
             "--model.transformer", json.dumps({"hidden_size": 32, "num_layers": 1, "num_heads": 2}),
             "--model.optimizer", "adamw", "--data.corpus", corpus, "--data.seq_len", 32,
-            "--data.micro_batch_size", micro,
-            "--data.global_batch_tokens", 32 * 8, "--data.tokens", 32 * 8 * 10, "--data.validate_every", 5,
-            "--data.eval_batch_size", 64, "--trainer.log_every_n_steps", 1, "--trainer.precision", "32-true",
-            "--trainer.accelerator", "cpu", "--trainer.devices", ranks, "--checkpoint.every_steps", 5,
-            "--trainer.strategy", "ddp" if ranks > 1 else "auto", "--trainer.default_root_dir", folder, cwd=tmp_path,
+            "--data.micro_batch_size", micro, "--data.global_batch_tokens", 32 * 8, "--data.tokens",
+            32 * 8 * 10, "--data.validate_every", 5, "--data.eval_batch_size", 64,
+            "--trainer.log_every_n_steps", 1, "--trainer.precision", "32-true",
+            "--trainer.accelerator", "cpu", "--trainer.devices", ranks, "--checkpoint.every_steps",
+            5, "--trainer.strategy", "ddp" if ranks > 1 else "auto", "--trainer.default_root_dir",
+            folder, cwd=tmp_path,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         # Validation's values are those of all processes: no advice to reduce them.
@@ -46,7 +47,8 @@ def test_two_ranks_equal_one(tmp_path: Path, corpus: Path, lit_llm_command: Call
         for key in ("tokens", "train_loss", "val_loss", "val_bits_per_byte", "lr", "grad_norm"):
             assert (one[key] == "") == (two[key] == "")
             if one[key]:
-                # AdamW: inside Muon bfloat16 products amplify a gradient that differs in its last bit
+                # AdamW: inside Muon bfloat16 products amplify a gradient that differs in its last
+                # bit
                 assert float(two[key]) == pytest.approx(
                     float(one[key]), rel=1e-2 if key == "grad_norm" else 1e-5
                 ), key
@@ -68,14 +70,16 @@ class BreaksGradient(Breaks):
         def after_block(block: object, given: object, out: Tensor) -> None:
             out.register_hook(broken)
 
-        hook = self.network.layers[0].register_forward_hook(after_block)  # type: ignore[index,union-attr]
+        layer = self.network.layers[0]  # type: ignore[index,union-attr]
+        hook = layer.register_forward_hook(after_block)
         loss = super(Breaks, self).compute_loss(batch)
         hook.remove()
         return loss
 
 
 class Watches(L.Callback):
-    """On every rank: the eighth step leaves the weights it holds as they were, the ninth does not."""
+    """On every rank: the eighth step leaves the weights it holds as they were, the ninth does
+    not."""
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, *args: object
@@ -151,7 +155,8 @@ def fit_apart(
     try:
         fit(
             folder, corpus, Breaks(TINY, compile=False), starts[rank], devices=2,
-            strategy=FSDP2Strategy() if strategy == "fsdp2" else strategy, callbacks=[Checkpoint(every_steps=4)],
+            strategy=FSDP2Strategy() if strategy == "fsdp2" else strategy,
+            callbacks=[Checkpoint(every_steps=4)],
         )  # fmt: skip
     except UserError as error:
         print(error, flush=True)
@@ -169,8 +174,8 @@ def test_processes_that_see_other_checkpoints(tmp_path: Path, corpus: Path) -> N
         == 0
     )
     for starts, said in (
-        ([at[8], at[4]], "goes on from step 8, process 1 from step 4"),
-        ([at[8], None], "goes on from step 8, process 1 from step 0"),
+        ([at[8], at[4]], "continues from step 8, process 1 from step 4"),
+        ([at[8], None], "continues from step 8, process 1 from step 0"),
     ):
         assert together(2, out, fit_apart, tmp_path / "b", corpus, "ddp", starts) == 2, (
             out.read_text()[-3000:]

@@ -50,8 +50,8 @@ def test_a_run_resumes_bit_equal(tmp_path: Path, corpus: Path) -> None:
         torch.manual_seed(0)
         checkpoint = Checkpoint(every_steps=3, monitor=None)
         fitter = trainer(
-            tmp_path / name, callbacks=[checkpoint, SpikeGuard()], enable_progress_bar=False, limit_val_batches=0,
-            **settings,
+            tmp_path / name, callbacks=[checkpoint, SpikeGuard()], enable_progress_bar=False,
+            limit_val_batches=0, **settings,
         )  # fmt: skip
         path = tmp_path / name / "checkpoints" / "step-00000003.ckpt" if resume else None
         module = PretrainModule(SHAPE, optimizer="adamw_8bit", compile=False)

@@ -1,4 +1,5 @@
-"""How people use single parts: subclass ours, our data under their module, our callbacks under their trainer."""
+"""How people use single parts: subclass ours, our data under their module, our callbacks under
+their trainer."""
 
 from __future__ import annotations
 

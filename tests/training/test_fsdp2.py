@@ -1,4 +1,5 @@
-"""FSDP2Strategy: sharded and cut models train as whole ones do, and go on from each other's checkpoints."""
+"""FSDP2Strategy: sharded and cut models train as whole ones do, and go on from each other's
+checkpoints."""
 
 from __future__ import annotations
 
@@ -53,12 +54,13 @@ def train(
         done = lit_llm_command(
             "fit", "--model", "lit_llm.PretrainModule", "--data", "lit_llm.PretrainDataModule",
             "--model.transformer", json.dumps({"hidden_size": 32, "num_layers": 2, "num_heads": 4}),
-            "--model.optimizer", "adamw", "--model.learning_rate", 2e-3, "--data.corpus", corpus, "--data.seq_len", 32,
-            "--data.micro_batch_size", micro_batch_size, "--data.global_batch_tokens", 32 * 8,
-            "--data.tokens", 32 * 8 * STEPS, "--data.validate_every", 5, "--data.eval_batch_size", 64,
-            "--trainer.log_every_n_steps", 1, "--trainer.precision", "32-true", "--trainer.accelerator", "cpu",
-            "--trainer.devices", ranks, "--checkpoint.every_steps", 5,
-            "--samples.max_new_tokens", 2, "--trainer.default_root_dir", root / name, *extra, cwd=root,
+            "--model.optimizer", "adamw", "--model.learning_rate", 2e-3, "--data.corpus", corpus,
+            "--data.seq_len", 32, "--data.micro_batch_size", micro_batch_size,
+            "--data.global_batch_tokens", 32 * 8, "--data.tokens", 32 * 8 * STEPS,
+            "--data.validate_every", 5, "--data.eval_batch_size", 64, "--trainer.log_every_n_steps",
+            1, "--trainer.precision", "32-true", "--trainer.accelerator", "cpu",
+            "--trainer.devices", ranks, "--checkpoint.every_steps", 5, "--samples.max_new_tokens",
+            2, "--trainer.default_root_dir", root / name, *extra, cwd=root,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         return root / name
@@ -90,7 +92,8 @@ def check_same(folder: Path, other: Path, rel: float = 1e-5) -> None:
         ):
             assert (a[key] == "") == (b[key] == "")
             if a[key]:
-                # Adam divides gradients near zero by their own size: their rounding shows in the next norms first.
+                # Adam divides gradients near zero by their own size: their rounding shows in the
+                # next norms first.
                 assert float(a[key]) == pytest.approx(
                     float(b[key]), rel=1000 * rel if key == "grad_norm" else rel
                 ), key
@@ -146,9 +149,10 @@ def test_sizes_that_do_not_fit_are_refused(
     ):
         done = lit_llm_command(
             "fit", "--model", "lit_llm.PretrainModule", "--data", "lit_llm.PretrainDataModule",
-            "--model.transformer", json.dumps({"hidden_size": 32, "num_layers": 1, **shape}), "--data.corpus", corpus,
-            "--data.seq_len", 32, "--data.tokens", 1024, "--trainer.accelerator", "cpu", "--trainer.devices", 2,
-            *settings, "--trainer.default_root_dir", tmp_path / "run", cwd=tmp_path,
+            "--model.transformer", json.dumps({"hidden_size": 32, "num_layers": 1, **shape}),
+            "--data.corpus", corpus, "--data.seq_len", 32, "--data.tokens", 1024,
+            "--trainer.accelerator", "cpu", "--trainer.devices", 2, *settings,
+            "--trainer.default_root_dir", tmp_path / "run", cwd=tmp_path,
         )  # fmt: skip
         assert done.returncode == 2, done.stderr[-2000:]
         assert named in done.stderr
@@ -159,11 +163,13 @@ def test_a_share_of_blocks_is_a_share() -> None:
         PretrainModule(recompute=2)
 
 
-# ---- in two processes of one test ---------------------------------------------------------------------------------
+# ---- in two processes of one test
+# ---------------------------------------------------------------------------------
 
 
 def together(check: Callable[[], None], tmp_path: Path) -> None:
-    mp.spawn(_enter, (check, str(tmp_path / "rendezvous")), nprocs=2)  # type: ignore[no-untyped-call]
+    rendezvous = str(tmp_path / "rendezvous")
+    mp.spawn(_enter, (check, rendezvous), nprocs=2)  # type: ignore[no-untyped-call]
 
 
 def _enter(rank: int, check: Callable[[], None], file: str) -> None:
@@ -297,7 +303,8 @@ def test_parts_start_from_the_weights_of_the_whole(tmp_path: Path) -> None:
 
 
 def _float8() -> None:
-    """Two processes, a micro-batch each, against one that takes both: a micro-batch has scales of its own anyway."""
+    """Two processes, a micro-batch each, against one that takes both: a micro-batch has scales of
+    its own anyway."""
     config = TransformerConfig(
         vocab_size=37, hidden_size=32, num_layers=2, num_heads=2, max_seq_len=16
     )
@@ -343,7 +350,8 @@ def test_float8_on_parts_is_float8(tmp_path: Path) -> None:
 
 
 def _refused() -> None:
-    """Layers of bitsandbytes that a `build_model` might have put in, before and after they are packed; and LoRA."""
+    """Layers of bitsandbytes that a `build_model` might have put in, before and after they are
+    packed; and LoRA."""
     import bitsandbytes
 
     config = TransformerConfig(
@@ -362,7 +370,10 @@ def _refused() -> None:
         if packed:
             model.to("cpu")
             assert model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
-        said = r"trainer\.strategy: layers\.0\.mlp\.up_proj\.weight is quantised \(NF4 or 8 bits\), which cannot be "
+        said = (
+            r"trainer\.strategy: layers\.0\.mlp\.up_proj\.weight is quantised \(NF4 or 8 bits\), "
+            "which cannot be "
+        )
         with pytest.raises(UserError, match=said):
             parallel.parallelize(model, mesh=mesh)
     adapted = Transformer(config)

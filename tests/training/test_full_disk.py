@@ -1,4 +1,5 @@
-"""A file system that fills up, and a run that ended without finishing: older checkpoints serve, resuming mends it."""
+"""A file system that fills up, and a run that ended without finishing: older checkpoints serve,
+resuming mends it."""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ def launch(
     kill: list | None = None,
     strategy: str = "ddp",
 ) -> subprocess.CompletedProcess[str]:
-    """A fit on two processes; returns once nobody holds its output any more, so all of them are gone."""
+    """A fit on two processes; returns once nobody holds its output any more, so all of them are
+    gone."""
     args = arguments(folder, corpus, 0, 2, 2, strategy, 24)
     command = [
         *launcher,
@@ -34,8 +35,8 @@ def launch(
         *args,
         *extra,
     ]
-    # torchrun gives restarted workers the store of those that died, addresses and all, unless it is told not to
-    # (https://github.com/pytorch/pytorch/issues/135712).
+    # torchrun gives restarted workers the store of those that died, addresses and all, unless it is
+    # told not to (https://github.com/pytorch/pytorch/issues/135712).
     env = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     return subprocess.run(
         command, capture_output=True, text=True, timeout=240, check=False, env=env
@@ -85,7 +86,8 @@ def test_torchrun_starts_again_from_the_newest_checkpoint(
 
 @pytest.mark.slow
 def test_sigterm_to_one_of_torchruns_workers(tmp_path: Path, corpus: Path) -> None:
-    """Saved and, for torchrun, failed: it ends with 1, whatever the worker's status, unless it may start again."""
+    """Saved and, for torchrun, failed: it ends with 1, whatever the worker's status, unless it may
+    start again."""
     done = launch(
         TORCHRUN, tmp_path / "run", corpus, "--ckpt_path", "auto", kill=["terminate", 20, 1]
     )

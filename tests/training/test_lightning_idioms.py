@@ -36,7 +36,7 @@ from lit_llm import (
 )
 from lit_llm.models.hub.checkpoint import load_model
 from lit_llm.training.callbacks import checkpoint as callback
-from lit_llm.training.callbacks.borders import planned_steps
+from lit_llm.training.callbacks.optimizer_steps import planned_steps
 
 ADAMW: dict[str, Any] = {"optimizer": "adamw", "compile": False}
 SMALL = {**TINY, "vocab_size": 20, "max_seq_len": 8}
@@ -192,9 +192,10 @@ def test_metrics_have_the_number_of_steps_done_in_every_logger(
     assert kept.steps["val_loss"] == [3, 6] and "step" not in kept.steps
     assert "step" not in run.callback_metrics
     rows = read(tmp_path)
-    assert [(r["step"], bool(r["train_loss"]), bool(r["val_loss"]), bool(r["mine"])) for r in rows] == [
-        ("1", True, False, True), ("2", True, False, True), ("3", False, True, False), ("4", True, False, True),
-        ("6", True, True, True),
+    measured = ("train_loss", "val_loss", "mine")
+    assert [(r["step"], *(bool(r[name]) for name in measured)) for r in rows] == [
+        ("1", True, False, True), ("2", True, False, True), ("3", False, True, False),
+        ("4", True, False, True), ("6", True, True, True),
     ]  # fmt: skip
     assert [r["tokens"] for r in rows] == [str(int(r["step"]) * 128) for r in rows]
 
@@ -267,7 +268,9 @@ def test_last_and_best_are_found_as_with_a_model_checkpoint(tmp_path: Path, corp
         {"ckpt_path": "last"},
         {"ckpt_path": "best", "weights_only": True},
     ):
-        assert "test_loss" in run.test(datamodule=data(corpus), verbose=False, **kwargs)[0]  # fmt: skip
+        assert "test_loss" in run.test(datamodule=data(corpus), verbose=False, **kwargs)[
+            0
+        ]  # fmt: skip
     # A new process.
     again = trainer(tmp_path, callbacks=[Checkpoint()], limit_val_batches=1)
     seen: list[int] = []
@@ -614,8 +617,8 @@ def test_a_bare_loader_weighs_every_supervised_token_alike(tmp_path: Path) -> No
         row["labels"] = row["labels"].clone()
         row["labels"][: 7 * (i % 8 < 4)] = -100
     L.seed_everything(1)
-    module = PretrainModule(SMALL, optimizer="adamw", schedule="constant", compile=False, warmup=0.0,
-                            grad_clip=None)  # fmt: skip
+    module = PretrainModule(SMALL, optimizer="adamw", schedule="constant", compile=False,
+                            warmup=0.0, grad_clip=None)  # fmt: skip
     seen: list[float] = []
 
     class Sees(Callback):
@@ -624,8 +627,9 @@ def test_a_bare_loader_weighs_every_supervised_token_alike(tmp_path: Path) -> No
         ) -> None:
             seen.append(float(outputs["loss"]) * trainer.accumulate_grad_batches)
 
-    run = trainer(tmp_path, max_steps=2, max_epochs=1, accumulate_grad_batches=4, callbacks=[Sees()],
-                  logger=CSVLogger(tmp_path), log_every_n_steps=1, enable_checkpointing=False)  # fmt: skip
+    run = trainer(tmp_path, max_steps=2, max_epochs=1, accumulate_grad_batches=4,
+                  callbacks=[Sees()], logger=CSVLogger(tmp_path), log_every_n_steps=1,
+                  enable_checkpointing=False)  # fmt: skip
     run.fit(module, DataLoader(rows, batch_size=2))
     L.seed_everything(1)
     reference = PretrainModule(SMALL, compile=False)

@@ -1,4 +1,5 @@
-"""NeptuneLogger without a network: every point and every hyperparameter comes back, whatever cuts the run short."""
+"""NeptuneLogger without a network: every point and every hyperparameter comes back, whatever cuts
+the run short."""
 
 from __future__ import annotations
 
@@ -149,16 +150,17 @@ class Size:
 
 
 HYPERPARAMETERS: list[tuple[Any, Any]] = [
-    (True, True), (0, 0), (-3, -3), (2**31 - 1, 2**31 - 1), (10**10, 1e10), (2**63 + 1, str(2**63 + 1)),
-    (1e-30, 1e-30), (-0.5, -0.5), (math.nan, "nan"), (math.inf, "inf"), (-math.inf, "-inf"),
-    ("", ""), ("1e-3", "1e-3"), ("ü\u2028\n", "ü\u2028\n"), (None, "None"), ([], "[]"), ({}, "{}"),
-    ([1, "a", None, [2.5]], "[1, 'a', None, [2.5]]"), ((1, 2), "[1, 2]"), ({"b", "a"}, "['a', 'b']"),
-    ([{"a": np.float32(0.5)}], "[{'a': 0.5}]"), (range(3), "range(0, 3)"), (b"x", "b'x'"), (1j, "1j"),
-    (np.float64(0.1), 0.1), (np.float32(0.5), 0.5), (np.int64(7), 7), (np.bool_(True), True), (np.str_("s"), "s"),
-    (np.array(3), 3), (np.array([1, 2]), "[1 2]"), (np.eye(2), str(np.eye(2))), (np.dtype("int8"), "int8"),
-    (torch.tensor(2.5), 2.5), (torch.tensor([1, 2]), "tensor([1, 2])"), (torch.bfloat16, "torch.bfloat16"),
-    (torch.device("cpu"), "cpu"), (Path("a/b"), "a/b"), (Colour.RED, "RED"),
-    (datetime(2026, 3, 5), "2026-03-05 00:00:00"),
+    (True, True), (0, 0), (-3, -3), (2**31 - 1, 2**31 - 1), (10**10, 1e10),
+    (2**63 + 1, str(2**63 + 1)), (1e-30, 1e-30), (-0.5, -0.5), (math.nan, "nan"), (math.inf, "inf"),
+    (-math.inf, "-inf"), ("", ""), ("1e-3", "1e-3"), ("ü\u2028\n", "ü\u2028\n"), (None, "None"),
+    ([], "[]"), ({}, "{}"), ([1, "a", None, [2.5]], "[1, 'a', None, [2.5]]"), ((1, 2), "[1, 2]"),
+    ({"b", "a"}, "['a', 'b']"), ([{"a": np.float32(0.5)}], "[{'a': 0.5}]"),
+    (range(3), "range(0, 3)"), (b"x", "b'x'"), (1j, "1j"), (np.float64(0.1), 0.1),
+    (np.float32(0.5), 0.5), (np.int64(7), 7), (np.bool_(True), True), (np.str_("s"), "s"),
+    (np.array(3), 3), (np.array([1, 2]), "[1 2]"), (np.eye(2), str(np.eye(2))),
+    (np.dtype("int8"), "int8"), (torch.tensor(2.5), 2.5), (torch.tensor([1, 2]), "tensor([1, 2])"),
+    (torch.bfloat16, "torch.bfloat16"), (torch.device("cpu"), "cpu"), (Path("a/b"), "a/b"),
+    (Colour.RED, "RED"), (datetime(2026, 3, 5), "2026-03-05 00:00:00"),
     (torch.nn.Linear, "torch.nn.modules.linear.Linear"), (math.sqrt, "math.sqrt"),
 ]  # fmt: skip
 
@@ -191,8 +193,8 @@ def test_groups_of_hyperparameters(tmp_path: Path) -> None:
         if "hyperparams" in k
     }
     assert found == {
-        "model/size/width": 3, "model/size/dtype": "torch.float32", "model/1/x": f"{__name__}.Size", "lr": "auto",
-        "model": "none", "''": 1, "lr/decay": 2, "deep/a/b": 3,
+        "model/size/width": 3, "model/size/dtype": "torch.float32", "model/1/x": f"{__name__}.Size",
+        "lr": "auto", "model": "none", "''": 1, "lr/decay": 2, "deep/a/b": 3,
     }  # fmt: skip
 
 
@@ -299,8 +301,10 @@ def test_a_cut_loses_no_whole_line(
     assert points in [[(step, step / 7) for step in range(n)] for n in (whole, whole + 1)]
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3), lambda v: (
-    st.lists(v, max_size=3) | st.dictionaries(st.sampled_from(["value", "values", "step", "type"]), v)))  # fmt: skip
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+                    lambda v: (st.lists(v, max_size=3) | st.dictionaries(
+                                   st.sampled_from(["value", "values", "step", "type"]), v
+                               )))  # fmt: skip
 TYPES = [
     "AssignInt",
     "AssignDatetime",
@@ -415,8 +419,9 @@ def test_a_plain_trainer_trains_tests_and_keeps_everything(
             self.log("test_loss", 0.25)
 
     trainer = L.Trainer(
-        logger=NeptuneLogger(tmp_path), max_steps=5, log_every_n_steps=1, accelerator="cpu", limit_test_batches=1,
-        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path, limit_val_batches=0,
+        logger=NeptuneLogger(tmp_path), max_steps=5, log_every_n_steps=1, accelerator="cpu",
+        limit_test_batches=1, enable_progress_bar=False, enable_model_summary=False,
+        default_root_dir=tmp_path, limit_val_batches=0,
     )  # fmt: skip
     trainer.fit(Model())
     trainer.test(Model(), verbose=False)
@@ -499,7 +504,8 @@ def test_fit_and_resume_with_csv_beside_it(
         },
         "data": {
             "class_path": "lit_llm.PretrainDataModule",
-            "init_args": {"corpus": str(corpus), "seq_len": 32, "micro_batch_size": 2, "tokens": 640},
+            "init_args": {"corpus": str(corpus), "seq_len": 32, "micro_batch_size": 2,
+                          "tokens": 640},
         },
         "trainer": {"accelerator": "cpu", "max_steps": 2, "limit_val_batches": 1, "logger": loggers,
                     "log_every_n_steps": 1, "default_root_dir": "run"},

@@ -21,8 +21,8 @@ from lit_llm import (
     ThroughputCallback,
 )
 
-WAITS = {"aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::masked_select", "aten::is_nonzero",
-         "aten::equal", "aten::unique_dim", "aten::_unique2"}  # fmt: skip
+WAITS = {"aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::masked_select",
+         "aten::is_nonzero", "aten::equal", "aten::unique_dim", "aten::_unique2"}  # fmt: skip
 # Boolean masks as indices call nonzero inside.
 
 
@@ -66,14 +66,15 @@ def test_only_logged_steps_wait(
         {"hidden_size": 32, "num_layers": 2, "num_heads": 2}, optimizer=optimizer, compile=False
     )
     data = PretrainDataModule(
-        corpus=str(corpus), seq_len=32, micro_batch_size=2, global_batch_tokens=128, tokens=128 * 12,
-        validate_every=0, mask_documents=documents,
+        corpus=str(corpus), seq_len=32, micro_batch_size=2, global_batch_tokens=128,
+        tokens=128 * 12, validate_every=0, mask_documents=documents,
     )  # fmt: skip
     trainer = L.Trainer(
-        accelerator="cpu", default_root_dir=tmp_path, logger=CSVLogger(tmp_path), log_every_n_steps=5, max_epochs=1,
-        limit_val_batches=0, enable_model_summary=False, precision="bf16-mixed",
-        callbacks=[ProgressBar(), ThroughputCallback(), SpikeGuard(), FreezeGarbage(), Checkpoint(every_steps=100),
-                   Steps(watch)],
+        accelerator="cpu", default_root_dir=tmp_path, logger=CSVLogger(tmp_path),
+        log_every_n_steps=5, max_epochs=1, limit_val_batches=0, enable_model_summary=False,
+        precision="bf16-mixed",
+        callbacks=[ProgressBar(), ThroughputCallback(), SpikeGuard(), FreezeGarbage(),
+                   Checkpoint(every_steps=100), Steps(watch)],
     )  # fmt: skip
     with watch:
         trainer.fit(module, data)

@@ -155,7 +155,9 @@ def test_derived_rates_move_the_right_way() -> None:
 
 def test_a_head_of_any_name_is_not_muons() -> None:
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
-        vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2))  # fmt: skip
+        vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2
+    ))  # fmt: skip
     groups = {
         group["name"]: group["params"] for group in parameter_groups(model, "muon_adamw", 0.01, 0.0)
     }

@@ -23,10 +23,11 @@ def config_file(folder: Path, corpus: Path, logger: dict[str, Any]) -> Path:
         },
         "data": {
             "class_path": "lit_llm.PretrainDataModule",
-            "init_args": {"corpus": str(corpus), "seq_len": 32, "micro_batch_size": 2, "tokens": 640},
+            "init_args": {"corpus": str(corpus), "seq_len": 32, "micro_batch_size": 2,
+                          "tokens": 640},
         },
-        "trainer": {"accelerator": "cpu", "max_steps": 2, "limit_val_batches": 1, "logger": [logger],
-                    "log_every_n_steps": 1, "default_root_dir": "run"},
+        "trainer": {"accelerator": "cpu", "max_steps": 2, "limit_val_batches": 1,
+                    "logger": [logger], "log_every_n_steps": 1, "default_root_dir": "run"},
     }  # fmt: skip
     file = folder / "mine.yaml"
     file.write_text(yaml.safe_dump(config))

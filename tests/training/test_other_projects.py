@@ -1,4 +1,5 @@
-"""Life inside other people's scripts: precisions, copies, tuners, plain modules, arguments of Python's types."""
+"""Life inside other people's scripts: precisions, copies, tuners, plain modules, arguments of
+Python's types."""
 
 from __future__ import annotations
 
@@ -79,9 +80,10 @@ def finetuning(rows: Path, cache: Path, **settings: Any) -> InstructionDataModul
 
 def trainer(folder: Path, **settings: Any) -> L.Trainer:
     return L.Trainer(**{
-        "accelerator": "cpu", "default_root_dir": folder, "logger": False, "enable_checkpointing": False,
-        "enable_model_summary": False, "enable_progress_bar": False, "num_sanity_val_steps": 0,
-        "limit_val_batches": 2, **settings})  # fmt: skip
+        "accelerator": "cpu", "default_root_dir": folder, "logger": False,
+        "enable_checkpointing": False, "enable_model_summary": False, "enable_progress_bar": False,
+        "num_sanity_val_steps": 0, "limit_val_batches": 2, **settings
+    })  # fmt: skip
 
 
 # ---- precisions ---------------------------------------------------------------------------------
@@ -130,8 +132,8 @@ def test_float16_weights_are_evaluated_and_not_trained(tmp_path: Path, corpus: P
 
 SHAPES: list[dict[str, Any]] = [
     {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}},
-    {"rope_scaling": {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                      "original_max_position_embeddings": 32}},
+    {"rope_scaling": {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0,
+                      "high_freq_factor": 4.0, "original_max_position_embeddings": 32}},
     {"num_experts": 4, "router_aux_loss": 0.1},
     {"sliding_window": 8, "attention_softcap": 20.0, "logit_softcap": 30.0, "embedding_scale": 3.0},
     {"norm": "layernorm", "learned_positions": True, "mlp": "gelu"},
@@ -250,7 +252,8 @@ def test_batch_size_finder(
     assert run.global_step == data.steps == steps
     assert len(module.seen) == steps * run.accumulate_grad_batches and set(module.seen) == {seen}
     # The schedule ends with the run.
-    assert module.lr_schedulers().get_last_lr()[0] == pytest.approx(0.0, abs=1e-12)  # type: ignore[union-attr]
+    rates = module.lr_schedulers().get_last_lr()  # type: ignore[union-attr]
+    assert rates[0] == pytest.approx(0.0, abs=1e-12)
 
 
 def test_learning_rate_finder(
@@ -327,7 +330,9 @@ def test_a_plain_module_validates_on_several_sources(tmp_path: Path, several: Pa
 class OneLoader(PretrainModule):
     """Of ours, with a validation step of its own."""
 
-    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:  # type: ignore[override]
+    def validation_step(  # type: ignore[override]
+        self, batch: dict[str, torch.Tensor], batch_idx: int
+    ) -> None:
         super().validation_step(batch, batch_idx)
 
 
@@ -353,8 +358,15 @@ def test_paths_and_configs_are_taken(
     prompts.write_text("def main")
     config = TransformerConfig(**SHAPE, vocab_size=600, max_seq_len=96)
     for sources in (file, [file], {"one": file, "two": [file]}):
-        data = PretrainDataModule(tokens=128, seq_len=64, micro_batch_size=1, sources=sources, cache_dir=tmp_path,  # type: ignore[arg-type]
-                                  tokenizer=corpus / "tokenizer", prompts=prompts)  # fmt: skip
+        data = PretrainDataModule(
+            tokens=128,
+            seq_len=64,
+            micro_batch_size=1,
+            sources=sources,  # type: ignore[arg-type]
+            cache_dir=tmp_path,
+            tokenizer=corpus / "tokenizer",  # type: ignore[arg-type]
+            prompts=prompts,  # type: ignore[arg-type]
+        )
         data.prepare_data()
     module = PretrainModule(transformer=config, compile=False)
     run = trainer(tmp_path, max_steps=1, enable_checkpointing=True)
@@ -364,14 +376,21 @@ def test_paths_and_configs_are_taken(
     tuned = SFTModule(init_from=base, compile=False)  # type: ignore[arg-type]
     template = tmp_path / "template.jinja"
     template.write_text(Tokenizer.from_pretrained(base).chat_template or "")
-    chats = InstructionDataModule(sources=[rows], validation=rows, tokenizer=base, chat_template=template, seq_len=64,  # type: ignore[list-item, arg-type]
-                                  cache_dir=tmp_path)  # fmt: skip
+    chats = InstructionDataModule(
+        sources=[rows],  # type: ignore[list-item]
+        validation=rows,  # type: ignore[arg-type]
+        tokenizer=base,  # type: ignore[arg-type]
+        chat_template=template,  # type: ignore[arg-type]
+        seq_len=64,
+        cache_dir=tmp_path,
+    )
     run = trainer(tmp_path, max_steps=1)
     run.fit(tuned, chats)
     run.save_checkpoint(tmp_path / "last.ckpt")
     held = torch.load(tmp_path / "last.ckpt", weights_only=True)  # reads plain values alone
     assert held["global_step"] == 1 and tuned.hparams["init_from"] == str(base)
-    assert PretrainDataModule(corpus=corpus, micro_batch_size=np.int64(2)).micro_batch_size == 2  # type: ignore[arg-type]
+    data = PretrainDataModule(corpus=corpus, micro_batch_size=np.int64(2))  # type: ignore[arg-type]
+    assert data.micro_batch_size == 2
 
 
 @pytest.mark.parametrize(
@@ -385,19 +404,25 @@ def test_paths_and_configs_are_taken(
         (lambda: PretrainDataModule(num_workers=True), r"data.num_workers must be int, got True"),
         (lambda: PretrainDataModule(mixture="a"), r"data.mixture must be .*'corpus'.*, got 'a'"),
         (lambda: InstructionDataModule(packing="no"), r"data.packing must be bool, got 'no'"),
-        (lambda: InstructionDataModule(bad_rows="drop"), r"data.bad_rows must be .*'raise', 'skip'.*, got 'drop'"),
+        (lambda: InstructionDataModule(bad_rows="drop"), r"data.bad_rows must be .*'raise', "
+                                                         r"'skip'.*, got 'drop'"),
         (lambda: PretrainModule(transformer=64), r"model.transformer must be .*, got 64"),
         (lambda: PretrainModule(transformer={"hidden_size": "64"}),
          r"transformer.hidden_size must be a whole number, got '64'"),
-        (lambda: PretrainModule(learning_rate="high"), r"model.learning_rate must be float \| None, got 'high'"),
+        (lambda: PretrainModule(learning_rate="high"), r"model.learning_rate must be float \| "
+                                                       r"None, got 'high'"),
         (lambda: PretrainModule(optimizer="adam"), r"model.optimizer must be .*, got 'adam'"),
         (lambda: SFTModule(init_from=None), r"model.init_from must be str, got None"),
-        (lambda: SFTModule("x", lora="r=16"), r"lora must be a mapping of LoRAConfig's fields, got 'r=16'"),
+        (lambda: SFTModule("x", lora="r=16"), r"lora must be a mapping of LoRAConfig's fields, "
+                                              r"got 'r=16'"),
         (lambda: LoRAConfig(rank="16"), r"lora.rank must be int, got '16'"),
-        (lambda: LoRAConfig(targets="q_proj"), r"lora.targets must be tuple\[str, ...\], got 'q_proj'"),
+        (lambda: LoRAConfig(targets="q_proj"), r"lora.targets must be tuple\[str, ...\], got "
+                                               r"'q_proj'"),
         (lambda: LoRAConfig(alpha=None), r"lora.alpha must be float, got None"),
-        (lambda: TransformerConfig(hidden_size="64"), r"transformer.hidden_size must be a whole number, got '64'"),
-        (lambda: TransformerConfig(num_layers=2.5), r"transformer.num_layers must be a whole number, got 2.5"),
+        (lambda: TransformerConfig(hidden_size="64"), r"transformer.hidden_size must be a whole "
+                                                      r"number, got '64'"),
+        (lambda: TransformerConfig(num_layers=2.5), r"transformer.num_layers must be a whole "
+                                                    r"number, got 2.5"),
     ],
 )  # fmt: skip
 def test_arguments_of_a_wrong_type_are_named(make: Callable[[], Any], said: str) -> None:

@@ -1,4 +1,5 @@
-"""kill -9 at any moment, then the same command with --ckpt_path last: the run goes on bit for bit."""
+"""kill -9 at any moment, then the same command with --ckpt_path last: the run goes on bit for
+bit."""
 
 from __future__ import annotations
 
@@ -14,14 +15,16 @@ from driver import STEPS, consumed, metrics, output, run, weights
 from lit_llm.errors import Preempted
 from lit_llm.training.callbacks.checkpoint_folder import checkpoints, damage, newest_whole
 
-# All of the validation text: two batches a process would be other ones on two. At this width's default rate, 0.014,
-# runs of one and of two processes that nobody kills differ by 2e-2 of the loss within 240 steps; at this one by 2e-7.
-EXACT = ("--trainer.precision", "32-true", "--model.optimizer", "adamw", "--model.learning_rate", "3e-4",
-         "--model.compile", "false", "--trainer.limit_val_batches", "1.0")  # fmt: skip
+# All of the validation text: two batches a process would be other ones on two. At this width's
+# default rate, 0.014, runs of one and of two processes that nobody kills differ by 2e-2 of the loss
+# within 240 steps; at this one by 2e-7.
+EXACT = ("--trainer.precision", "32-true", "--model.optimizer", "adamw", "--model.learning_rate",
+         "3e-4", "--model.compile", "false", "--trainer.limit_val_batches", "1.0")  # fmt: skip
 
 
 def kills(seed: int, accumulation: int, count: int) -> list[list]:
-    """Moments to kill at: any micro-batch, a checkpoint's writing, a validation or a row's writing."""
+    """Moments to kill at: any micro-batch, a checkpoint's writing, a validation or a row's
+    writing."""
     rng = random.Random(seed)
     moments: list[list] = [["save", 2], ["rename", 2], ["beside", 2], ["validation", 2], ["row", 5]]
     moments += [["batch", rng.randint(2, 10 * accumulation)] for _ in range(count - len(moments))]
@@ -30,7 +33,8 @@ def kills(seed: int, accumulation: int, count: int) -> list[list]:
 
 
 def check_same(killed: Path, whole: Path, exact: bool = True) -> None:
-    """``killed`` went on as if nothing had been: with the same samples, and the same bits where ``exact``."""
+    """``killed`` went on as if nothing had been: with the same samples, and the same bits where
+    ``exact``."""
     assert consumed(killed) == consumed(whole)
     assert (killed / "samples.jsonl").read_text().count("\n") == (
         whole / "samples.jsonl"
@@ -92,7 +96,8 @@ def test_killed_run_of_two_processes_continues_bit_equal(
 
 @pytest.mark.slow
 def test_killed_while_two_processes_write_parts(tmp_path: Path, corpus: Path) -> None:
-    """One of them or both, with half a part, all parts, half a manifest, or all but the name on disk."""
+    """One of them or both, with half a part, all parts, half a manifest, or all but the name on
+    disk."""
     shape, auto = {"ranks": 2, "strategy": "fsdp2"}, ("--ckpt_path", "auto")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     left = killed / "checkpoints" / "step-00000008.ckpt.part"
@@ -184,7 +189,8 @@ def test_a_mixture_may_change_on_resume_and_is_kept(tmp_path: Path, three_source
     ids=["one", "workers", "ddp", "fsdp2", "two-one-two"],
 )
 def test_ten_kills_at_random(tmp_path: Path, three_sources: Path, topologies: list[dict]) -> None:
-    """At any moment after the first batch; with other numbers of processes in turn, where there are several."""
+    """At any moment after the first batch; with other numbers of processes in turn, where there are
+    several."""
     steps, rng = 240, random.Random(len(str(topologies)))
     mixture = [{**phase, "step": phase["step"] * steps // STEPS} for phase in CHANGING]
     settings = ("--data.mixture", json.dumps(mixture), "--data.validate_every", "40", *EXACT)
@@ -198,8 +204,8 @@ def test_ten_kills_at_random(tmp_path: Path, three_sources: Path, topologies: li
         if kill and in_parts and hits % 2:  # too short a moment to be hit by chance
             kill = [rng.choice(("part", "parts", "manifest", "rename")), rng.randint(1, 12)]
             kill += [1] if kill[0] == "part" and rng.random() < 0.5 else []
-        status = run(killed, three_sources, *settings, "--ckpt_path", "auto", kill=kill, steps=steps,
-                     **topologies[hits % len(topologies)])  # fmt: skip
+        status = run(killed, three_sources, *settings, "--ckpt_path", "auto", kill=kill,
+                     steps=steps, **topologies[hits % len(topologies)])  # fmt: skip
         assert status in (0, -signal.SIGKILL)
         hits += status != 0
         if status == 0:  # else it goes on
@@ -310,11 +316,15 @@ def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(
     [
         pytest.param("ddp", "", "truncated", "BadZipFile", marks=pytest.mark.slow),
         ("fsdp2", "part-00001.safetensors", "truncated", "part-00001.safetensors has "),
-        pytest.param("fsdp2", "part-00000.safetensors", "flipped", "the checksum of part-00000.safetensors is another",
+        pytest.param("fsdp2", "part-00000.safetensors", "flipped", "the checksum of "
+                                                                   "part-00000.safetensors is "
+                                                                   "another",
                      marks=pytest.mark.slow),
-        pytest.param("fsdp2", "part-00001.safetensors", "gone", "part-00001.safetensors: No such file",
+        pytest.param("fsdp2", "part-00001.safetensors", "gone", "part-00001.safetensors: No such "
+                                                                "file",
                      marks=pytest.mark.slow),
-        pytest.param("fsdp2", "rest.pt", "flipped", "the checksum of rest.pt is another", marks=pytest.mark.slow),
+        pytest.param("fsdp2", "rest.pt", "flipped", "the checksum of rest.pt is "
+                                                    "another", marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_two_processes_go_back_to_the_checkpoint_before_a_damaged_one(
@@ -398,8 +408,8 @@ def test_sigterm_to_a_whole_process_group_leaves_the_loaders_workers_at_work(
 
 @pytest.mark.parametrize(
     ("strategy", "rank"),
-    [pytest.param("ddp", 0, marks=pytest.mark.slow), ("ddp", 1), pytest.param("fsdp2", 0, marks=pytest.mark.slow),
-     ("fsdp2", 1)],
+    [pytest.param("ddp", 0, marks=pytest.mark.slow), ("ddp", 1),
+     pytest.param("fsdp2", 0, marks=pytest.mark.slow), ("fsdp2", 1)],
 )  # fmt: skip
 def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(
     tmp_path: Path, corpus: Path, strategy: str, rank: int

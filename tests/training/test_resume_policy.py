@@ -14,8 +14,8 @@ from lit_llm.training.schedules import lr_multiplier
 
 STEPS, BATCH, RATE = 24, 128, 6e-4 * 768 / 32
 MIXTURE = ("--data.mixture", json.dumps({"a": 1, "b": 2}))
-SETTINGS = ("--trainer.precision", "32-true", "--model.optimizer", "adamw", "--model.schedule", "cosine",
-            "--data.validate_every", "100", "--samples.max_new_tokens", "1")  # fmt: skip
+SETTINGS = ("--trainer.precision", "32-true", "--model.optimizer", "adamw", "--model.schedule",
+            "cosine", "--data.validate_every", "100", "--samples.max_new_tokens", "1")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +53,11 @@ TWO = {"ranks": 2, "accumulation": 1}
         ([], TWO),
         pytest.param([], {**TWO, "strategy": "fsdp2"}, marks=pytest.mark.slow),
         pytest.param(["--model.compile", "true"], ONE, marks=pytest.mark.slow),
-        (["--model.recompute", "1", "--trainer.precision", "bf16-mixed", "--seed_everything", "7"], ONE),
+        (["--model.recompute", "1", "--trainer.precision", "bf16-mixed", "--seed_everything", "7"],
+         ONE),
         (["--spike_guard.window", "16", "--checkpoint.keep_last", "1", "--report.usd_per_hour", "3",
-          "--trainer.logger", "lit_llm.training.loggers.CSVLogger", "--trainer.logger.save_dir", "logs"], ONE),
+          "--trainer.logger", "lit_llm.training.loggers.CSVLogger", "--trainer.logger.save_dir",
+          "logs"], ONE),
     ],
 )  # fmt: skip
 def test_may_change(
@@ -104,8 +106,8 @@ def test_may_change(
     ],
 )
 def test_is_refused(
-    base: Path, tmp_path: Path, three_sources: Path, corpus: Path, change: list[str], key: str, before: object,
-    now: object,
+    base: Path, tmp_path: Path, three_sources: Path, corpus: Path, change: list[str], key: str,
+    before: object, now: object,
 ) -> None:  # fmt: skip
     folder = tmp_path / "run"
     copy(base, folder)

@@ -65,8 +65,8 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def data(rows: Path, cache: Path, **kwargs) -> InstructionDataModule:
-    defaults = {"seq_len": 64, "micro_batch_size": 2, "global_batch_tokens": 8 * 64, "epochs": 3.0, "packing": False,
-                "validation_fraction": 0.1, "validate_every": 0}  # fmt: skip
+    defaults = {"seq_len": 64, "micro_batch_size": 2, "global_batch_tokens": 8 * 64, "epochs": 3.0,
+                "packing": False, "validation_fraction": 0.1, "validate_every": 0}  # fmt: skip
     return InstructionDataModule(str(rows), cache_dir=str(cache), **{**defaults, **kwargs})
 
 
@@ -77,11 +77,12 @@ def fit(
     ckpt: Path | None = None,
     **kwargs,
 ):
-    callbacks = [Checkpoint(every_steps=4), SampleCallback(max_new_tokens=4, sampling=GREEDY), RunReport(),
-                 *kwargs.pop("callbacks", [])]  # fmt: skip
+    callbacks = [Checkpoint(every_steps=4), SampleCallback(max_new_tokens=4, sampling=GREEDY),
+                 RunReport(), *kwargs.pop("callbacks", [])]  # fmt: skip
     trainer = L.Trainer(
         accelerator="cpu", default_root_dir=folder, logger=CSVLogger(folder), log_every_n_steps=1,
-        enable_model_summary=False, enable_progress_bar=False, num_sanity_val_steps=0, callbacks=callbacks, **kwargs,
+        enable_model_summary=False, enable_progress_bar=False, num_sanity_val_steps=0,
+        callbacks=callbacks, **kwargs,
     )  # fmt: skip
     trainer.fit(module, source, ckpt_path=ckpt)
     return trainer
@@ -143,7 +144,8 @@ def test_resume_is_bit_equal(
 def test_what_lies_on_disk_after_lora(tmp_path: Path, base: Path, rows: Path) -> None:
     questions = tmp_path / "questions.jsonl"
     questions.write_text(
-        '{"prompt": "Is 1 right?", "expected": "."}\n{"prompt": "And 2?", "expected": "neverever"}\n'
+        '{"prompt": "Is 1 right?", "expected": "."}\n{"prompt": "And 2?", "expected": '
+        '"neverever"}\n'
     )
     module = SFTModule(str(base), lora=LoRAConfig(rank=4), learning_rate=3e-3)
     fit(
@@ -234,8 +236,9 @@ def adapt(
     L.seed_everything(1, verbose=False)
     module = SFTModule(str(base), lora=LoRAConfig(rank=4), learning_rate=3e-3, validate_first=False)
     fit(
-        folder, module, data(rows, folder.parent / "cache", num_workers=0), last, max_steps=steps, precision=precision,
-        devices=ranks, callbacks=[SpikeGuard()], **({"strategy": FSDP2Strategy()} if ranks > 1 else {}),
+        folder, module, data(rows, folder.parent / "cache", num_workers=0), last, max_steps=steps,
+        precision=precision, devices=ranks, callbacks=[SpikeGuard()],
+        **({"strategy": FSDP2Strategy()} if ranks > 1 else {}),
     )  # fmt: skip
     return 0
 

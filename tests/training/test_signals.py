@@ -1,4 +1,5 @@
-"""Signals that come when nothing is trained are not lost, do not end a run unsaved, and are given back."""
+"""Signals that come when nothing is trained are not lost, do not end a run unsaved, and are given
+back."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def before() -> Iterator[Any]:
 
 
 class Sends(L.Callback):
-    """Sends this process signals in one of a run's hooks, before `Checkpoint` has its turn in it."""
+    """Sends this process signals in one of a run's hooks, before `Checkpoint` has its turn in
+    it."""
 
     def __init__(self, hook: str, *numbers: int) -> None:
         def send(*_: Any) -> None:

@@ -1,4 +1,5 @@
-"""SpikeGuard: broken and far-out steps change nothing, on every rank, and a resumed run decides alike."""
+"""SpikeGuard: broken and far-out steps change nothing, on every rank, and a resumed run decides
+alike."""
 
 from __future__ import annotations
 
@@ -118,12 +119,12 @@ def fit(
     **kwargs: object,
 ) -> L.Trainer:
     data = PretrainDataModule(
-        corpus=str(corpus), seq_len=32, micro_batch_size=2, global_batch_tokens=128, tokens=32 * 4 * 12,
-        validate_every=0,
+        corpus=str(corpus), seq_len=32, micro_batch_size=2, global_batch_tokens=128,
+        tokens=32 * 4 * 12, validate_every=0,
     )  # fmt: skip
     settings = {
-        "callbacks": [SpikeGuard(), Checkpoint(every_steps=4, keep_last=9)], "logger": False, "log_every_n_steps": 1,
-        "limit_val_batches": 0, **kwargs,
+        "callbacks": [SpikeGuard(), Checkpoint(every_steps=4, keep_last=9)], "logger": False,
+        "log_every_n_steps": 1, "limit_val_batches": 0, **kwargs,
     }  # fmt: skip
     trainer = L.Trainer(
         accelerator="cpu", default_root_dir=folder, max_epochs=1, enable_model_summary=False,
@@ -169,7 +170,8 @@ def test_a_resumed_run_decides_alike(tmp_path: Path, corpus: Path) -> None:
 def test_skips_that_were_not_told_before_a_kill_or_at_the_end_are(
     tmp_path: Path, corpus: Path
 ) -> None:
-    """Skipped are step 7, of which the checkpoint of step 8 knows, and step 11 of 12; told is every fifth step."""
+    """Skipped are step 7, of which the checkpoint of step 8 knows, and step 11 of 12; told is every
+    fifth step."""
     told = [{"step": 10, "event": "skipped", "steps": 1, "in_all": 1},
             {"step": 12, "event": "skipped", "steps": 1, "in_all": 2}]  # fmt: skip
     for start in (None, tmp_path / "checkpoints" / "step-00000008.ckpt"):
@@ -182,7 +184,10 @@ def test_skips_that_were_not_told_before_a_kill_or_at_the_end_are(
 def test_patience_ends(tmp_path: Path, corpus: Path) -> None:
     module = Breaks(TINY, compile=False)
     module.broken = (3, 4, 5, 6, 7)
-    said = "step 6: SpikeGuard skipped 3 steps in a row; no whole checkpoint is older than the weights, which step 3"
+    said = (
+        "step 6: SpikeGuard skipped 3 steps in a row; no whole checkpoint is older than the "
+        "weights, which step 3"
+    )
     with pytest.raises(UserError, match=said), pytest.warns(UserWarning):
         fit(
             tmp_path, corpus, module, callbacks=[SpikeGuard(patience=3)], enable_checkpointing=False
@@ -251,7 +256,8 @@ def test_it_goes_back_to_the_newest_whole_checkpoint_and_on_with_new_data(
 def test_it_goes_back_behind_what_was_saved_while_steps_were_skipped(
     tmp_path: Path, corpus: Path
 ) -> None:
-    """Steps 6 to 8 are skipped: checkpoints 5 to 7 hold the weights that break. Step 9 is made, 10 to 12 skipped."""
+    """Steps 6 to 8 are skipped: checkpoints 5 to 7 hold the weights that break. Step 9 is made, 10
+    to 12 skipped."""
     module = Breaks(TINY, compile=False)
     module.broken = (5, 6, 7, 9, 10, 11)
     with pytest.warns(UserWarning, match="back to the weights of step-00000004.ckpt"):
@@ -269,10 +275,14 @@ def test_it_goes_back_behind_what_was_saved_while_steps_were_skipped(
 
 
 def test_where_every_checkpoint_breaks_it_says_so(tmp_path: Path, corpus: Path) -> None:
-    """It went back to step 4, and its weights break at once: with two kept there is no older one."""
+    """It went back to step 4, and its weights break at once: with two kept there is no older
+    one."""
     module = Breaks(TINY, compile=False)
     module.broken = tuple(range(5, 12))
-    said = "step 11: SpikeGuard skipped 3 steps in a row; no whole checkpoint is older than the weights, which step 4"
+    said = (
+        "step 11: SpikeGuard skipped 3 steps in a row; no whole checkpoint is older than the "
+        "weights, which step 4"
+    )
     with pytest.raises(UserError, match=said), pytest.warns(UserWarning):
         fit(
             tmp_path,

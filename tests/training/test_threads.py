@@ -30,7 +30,8 @@ if __name__ == "__main__":
     ids = torch.zeros(8, dtype=torch.long)
     trainer = L.Trainer(accelerator="cpu", devices=2, strategy=FSDP2Strategy(), callbacks=[Tells()],
                         fast_dev_run=True, enable_progress_bar=False)
-    trainer.fit(PretrainModule({"hidden_size": 32, "num_layers": 1, "num_heads": 1}, optimizer="adamw"),
+    shape = {"hidden_size": 32, "num_layers": 1, "num_heads": 1}
+    trainer.fit(PretrainModule(shape, optimizer="adamw"),
                 DataLoader([{"input_ids": ids, "labels": ids}] * 2))
 """
 

@@ -1,4 +1,4 @@
-"""Checkpoints written by a thread: training waits for a copy in memory, not for the disk."""
+"""Writes checkpoints in a thread: training waits for a copy in memory, not for the disk."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ from lit_llm.models.parallel.parts import put
 
 
 class Snapshots(CheckpointIO):
-    """Takes the place of a strategy's own: keeps what should be written, or a copy of it on the CPU.
+    """A `CheckpointIO` that keeps the checkpoint, or a copy of it on the CPU, in memory.
 
-    Tensors of a CUDA device are copied into pinned memory, all at once, and the device is waited for once; buffers are
-    used again for the next snapshot. Tensors that share memory share it in the copy.
+    It temporarily replaces the strategy's `CheckpointIO`. Tensors of a CUDA device are copied into
+    pinned memory asynchronously, with one wait for the device at the end. The buffers are reused
+    for the next snapshot. Tensors that share memory also share it in the copy.
     """
 
     def __init__(self, copies: bool) -> None:
         self.copies = copies
         self.taken: Any = None
-        self._pinned: dict[int, torch.Tensor] = {}  # by the order in which they are met
+        self._pinned: dict[int, torch.Tensor] = {}  # by position in the checkpoint
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
-        """Keep ``checkpoint``."""
+        """Keep ``checkpoint`` or its copy in ``taken``."""
         if not self.copies:
             self.taken = checkpoint
             return
@@ -43,6 +44,7 @@ class Snapshots(CheckpointIO):
         def copied(leaf: Any) -> Any:
             if not isinstance(leaf, torch.Tensor):
                 return copy.deepcopy(leaf)
+            # Tensors with the same memory and layout are copied once.
             key = (leaf.device, leaf.data_ptr(), leaf.dtype, leaf.shape, leaf.stride())
             if key not in seen:
                 seen[key] = self._copy(leaf.detach(), len(seen))
@@ -72,7 +74,10 @@ class Snapshots(CheckpointIO):
 
     @contextmanager
     def instead_of_files(self, strategy: Strategy) -> Iterator[None]:
-        """Have what ``strategy`` saves end here; ``taken`` is None on processes that save nothing."""
+        """Within this context, ``strategy`` saves to ``taken`` instead of a file.
+
+        ``taken`` stays None on processes that save nothing.
+        """
         own, self.taken = strategy.checkpoint_io, None
         strategy.checkpoint_io = self
         try:
@@ -82,7 +87,7 @@ class Snapshots(CheckpointIO):
 
 
 class Writer:
-    """One checkpoint at a time, in a thread."""
+    """Writes one checkpoint at a time in a thread."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
@@ -91,11 +96,11 @@ class Writer:
 
     @property
     def busy(self) -> bool:
-        """Whether it is still writing."""
+        """Whether the thread is still writing."""
         return self._thread is not None and self._thread.is_alive()
 
     def start(self, job: Callable[[], Any]) -> None:
-        """Have ``job`` done."""
+        """Run ``job`` in a thread."""
         self._result = None
 
         def run() -> None:
@@ -108,12 +113,12 @@ class Writer:
         self._thread.start()
 
     def join(self) -> None:
-        """Until it is done, however that ends."""
+        """Wait for the thread to end, with or without an error."""
         if self._thread is not None:
             self._thread.join()
 
     def wait(self) -> Any:
-        """Until it is done: returns what the job returned, or raises the error that it met."""
+        """Wait for the thread; return the result of the job, or raise its error."""
         self.join()
         self._thread = None
         error, self._error = self._error, None
@@ -123,7 +128,7 @@ class Writer:
 
 
 def write(state: Any, target: Path) -> None:
-    """A file that is there whole or not at all, also after a power cut."""
+    """Write the file ``target`` atomically: whole or not at all, also after a power failure."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = part_of(target)
     try:

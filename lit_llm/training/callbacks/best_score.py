@@ -1,4 +1,4 @@
-"""When a validation is the best so far: the lowest value of one metric."""
+"""BestScore: finds the validation with the lowest value of a metric."""
 
 from __future__ import annotations
 
@@ -9,39 +9,42 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 
 class BestScore:
-    """Follows the validations of a fit.
+    """Watches the validations of a fit.
 
     Attributes:
-        pending: a validation has ended whose weights are not saved yet.
+        pending: whether a validation has ended whose weights are not saved yet.
     """
 
     def __init__(self) -> None:
         self.pending = False
-        self._told = False
+        self._warned = False
 
     def validated(self, trainer: L.Trainer) -> None:
-        """Note that a validation has ended. What training starts from needs no copy."""
+        """Record that a validation has ended. The weights before the first step are not saved."""
         self.pending = (
             trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.global_step > 0
         )
 
     def improved(self, trainer: L.Trainer, monitor: str | None, best: float | None) -> float | None:
-        """The last validation's value of ``monitor`` if it is below ``best``, else None; nothing is
-        pending then. All processes call it."""
+        """The last validation's value of ``monitor`` if it is below ``best``, else None.
+
+        It clears ``pending``. All processes must call this.
+        """
         self.pending = False
         if monitor is None:
             return None
         if monitor not in trainer.callback_metrics:
-            self._tell_of_no_metric(trainer, monitor)
+            self._warn_about_missing_metric(trainer, monitor)
             return None
-        # The first rank's value: ranks that disagreed would wait for each other in the save.
+        # All ranks use the first rank's value. Otherwise some ranks could save and wait for ranks
+        # that do not.
         score = float(trainer.strategy.broadcast(float(trainer.callback_metrics[monitor])))
         return score if math.isfinite(score) and (best is None or score < best) else None
 
-    def _tell_of_no_metric(self, trainer: L.Trainer, monitor: str) -> None:
-        if self._told:
+    def _warn_about_missing_metric(self, trainer: L.Trainer, monitor: str) -> None:
+        if self._warned:
             return
-        self._told = True
+        self._warned = True
         logged = ", ".join(sorted(trainer.callback_metrics)) or "none"
         rank_zero_warn(
             f"checkpoint.monitor={monitor}: no such metric was logged, so there is no "

@@ -1,4 +1,4 @@
-"""Checkpoint: atomic, at optimizer-step borders, the newest k and the best."""
+"""Checkpoint: saves after whole optimizer steps, atomically; keeps the newest k and the best."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ from lit_llm.models.parallel.parts import Divided, write_share
 from lit_llm.settings.ranges import Range, check_ranges, positive
 from lit_llm.training.callbacks.background import Snapshots, Writer, write
 from lit_llm.training.callbacks.best_score import BestScore
-from lit_llm.training.callbacks.borders import is_last_batch, planned_steps
 from lit_llm.training.callbacks.checkpoint_answers import CheckpointAnswers
 from lit_llm.training.callbacks.checkpoint_folder import (
     name_of,
@@ -41,6 +40,7 @@ from lit_llm.training.callbacks.checkpoint_folder import (
     tidy,
 )
 from lit_llm.training.callbacks.final_export import step_of_final, use_averages, write_final
+from lit_llm.training.callbacks.optimizer_steps import is_last_batch, planned_steps
 from lit_llm.training.callbacks.rank_agreement import Ranks
 from lit_llm.training.callbacks.signals import StopSignals, requeue
 from lit_llm.training.parts_io import finish, open_folders
@@ -52,44 +52,58 @@ RANGES: dict[str, Range] = {
 
 
 class Checkpoint(CheckpointAnswers):
-    """Saves ``step-<n>.ckpt`` every ``every_steps`` optimizer steps and at the end, and the best as ``best.ckpt``.
+    """Saves ``step-<n>.ckpt`` every ``every_steps`` optimizer steps and at the end.
 
-    A checkpoint of step n is written once everything of step n is done, its validation and logging included, so a
-    resumed run neither repeats nor misses a row. It is written under another name, flushed to disk and renamed: what is
-    called ``*.ckpt`` is whole. A thread writes while training goes on; what went wrong there, on any process, is told
-    before the next optimizer step. What several processes wrote gets its name once they all are done. At the end of
-    training the model is also written as a Hugging Face directory to ``final/``, if the module has ``save_pretrained``,
-    and an adapter to ``adapter/``, if it has ``save_adapter``.
+    The best checkpoint is saved as ``best.ckpt``. A checkpoint of step n is written after
+    everything of step n is done, including validation and logging, so a resumed run neither repeats
+    nor misses a row of metrics. The file is written under another name, flushed to disk and then
+    renamed, so a file called ``*.ckpt`` is whole. A thread writes it while training continues; an
+    error of the thread, on any process, is raised before the next optimizer step. A checkpoint of
+    several processes is renamed after all of them have finished.
 
-    The last checkpoint holds the weights that training would go on from, ``final/`` those that the
-    module has at the end: an average, if a callback such as Lightning's EMAWeightAveraging puts it
-    there. Nothing is written under the Trainer's ``fast_dev_run``. To Lightning, its loggers and
-    scripts it answers as a `ModelCheckpoint`: ``best_model_path``, ``ckpt_path="last"``. With
-    ``max_minutes`` a run that has trained so long saves and ends as SIGTERM would end it.
+    At the end of training the model is also written as a Hugging Face directory to ``final/``, if
+    the module has ``save_pretrained``, and an adapter to ``adapter/``, if it has ``save_adapter``.
+    The last checkpoint holds the weights from which training would continue; ``final/`` holds the
+    module's weights at the end. The two differ if a callback such as Lightning's EMAWeightAveraging
+    sets averaged weights at the end. With the Trainer's ``fast_dev_run`` nothing is written.
 
-    Ctrl-C lets a single process finish its optimizer step and saves it; a second one stops at once.
-    SIGTERM, to any of the processes, has all of them finish and save their step; the first raises
-    `Preempted`, the others exit. It is heard from `setup` on, and changes nothing once the model is
-    being written. In a job of SLURM SIGUSR1 does the same, and the first process then requeues the
-    job, as Lightning's users expect.
+    For Lightning, its loggers and scripts the callback has the attributes of a `ModelCheckpoint`:
+    ``best_model_path``, ``ckpt_path="last"``.
+
+    Signals:
+
+    - Ctrl-C: a single process finishes its optimizer step and saves it. A second Ctrl-C stops at
+      once.
+    - SIGTERM to any process: all processes finish their step and save it. Then the first process
+      raises `Preempted`, and the others exit. The signal is handled from `setup` on, and is ignored
+      while the final model is written.
+    - SIGUSR1 in a SLURM job: as SIGTERM, and then the first process requeues the job, as with
+      Lightning.
+    - After ``max_minutes`` of training the run saves and ends as with SIGTERM.
 
     Args:
-        every_steps: optimizer steps between checkpoints. None: twenty times in the run, but at least 50 apart.
-        keep_last: how many of the newest to keep.
-        monitor: metric whose lowest value makes a checkpoint the best. None: no best one.
-        dirpath: None: ``checkpoints`` under the Trainer's default_root_dir.
+        every_steps: optimizer steps between checkpoints. None: twenty checkpoints in the run, but
+            at least 50 steps apart.
+        keep_last: number of newest checkpoints to keep.
+        monitor: metric whose lowest value makes a checkpoint the best. None: no best checkpoint.
+        dirpath: folder of the checkpoints. None: ``checkpoints`` under the Trainer's
+            default_root_dir.
         final: whether to write ``final/``.
-        background: write in a thread; training then waits for a copy in the CPU's memory alone. It takes the memory of
-            weights and optimizer once more: on the first process, or of what is saved in parts on each its own.
-        max_minutes: of this call, from its first step on; a little less than a scheduler grants.
+        background: whether to write in a thread. Training then waits only for a copy in CPU memory.
+            The copy takes the memory of weights and optimizer once more on the first process, or
+            for checkpoints in parts the memory of its own part on each process.
+        max_minutes: limit of training time in this call, from its first step on. Set it a little
+            below the limit of the scheduler.
 
     Attributes:
-        unchanged_since: set by `SpikeGuard`: which step made the weights as they are, if steps were skipped since, else
-            None. The newest checkpoint of an earlier step is then kept besides the others: the way back.
+        unchanged_since: a function that `SpikeGuard` sets. It returns the step that produced the
+            current weights if later steps were skipped, else None. The newest checkpoint of an
+            earlier step is then kept as well, so that training can go back to it.
 
     Raises:
-        UserError: the disk is full (nothing half-written stays, older checkpoints are left alone); a strategy whose
-            checkpoints have a format of its own; processes that would go on from different steps.
+        UserError: the disk is full (no unfinished file remains, older checkpoints are not touched);
+            the strategy has its own checkpoint format; or processes would continue from different
+            steps.
     """
 
     def __init__(
@@ -110,23 +124,29 @@ class Checkpoint(CheckpointAnswers):
         self.background = background
         self.unchanged_since: Callable[[], int | None] | None = None
         self._snapshots, self._writer = Snapshots(copies=background), Writer()
-        self._target: Path | None = None  # what is being written, on all processes
-        self._unchanged: int | None = None  # since which step, as it is written
+        self._target: Path | None = None  # the checkpoint being written, on all processes
+        # The result of `unchanged_since` for the checkpoint being written
+        self._unchanged_since_step: int | None = None
         self._first_step, self._saved_step, self._interval = 0, -1, 0
         self._trained = False
         self._best, self._signals, self._ranks = BestScore(), StopSignals(), Ranks()
         self._loggers: list[Any] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Resolve the folder; have the strategy go on from checkpoints in parts, or refuse one with its own format."""
+        """Resolve the folder, prepare the strategy for checkpoints in parts, and catch signals.
+
+        Raises:
+            UserError: the strategy has its own checkpoint format.
+        """
         if stage == "fit" and has_own_format(trainer.strategy):
             raise UserError(
-                f"trainer.strategy: no run goes on from what {type(trainer.strategy).__name__} writes, "
-                "checkpoints in a format of its own: set it to fsdp2"
+                "trainer.strategy: a run cannot continue from the checkpoints that "
+                f"{type(trainer.strategy).__name__} writes in its own format: set it to fsdp2"
             )
         self.folder = self.open_folder(trainer)
         open_folders(trainer.strategy)
-        # A model is to be built yet, a checkpoint to be read, loaders to be started.
+        # Signals are caught from here on, because building the model, reading a checkpoint and
+        # starting the loaders take time.
         if stage == "fit":
             self._trained = False
             self._signals.asked = 0
@@ -134,15 +154,15 @@ class Checkpoint(CheckpointAnswers):
             self._signals.catch_requeue(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Resolve the interval and forget what an interrupted save left behind."""
+        """Resolve the interval, and clean up after an interrupted save."""
         self._trained = True
         self._ranks.join(trainer)
         self._first_step = trainer.global_step
         self._loggers = trainer.loggers
         self._began = time.monotonic()
-        # `on_train_batch_start` asks all processes once an optimizer step, on the CPU.
+        # `on_train_batch_start` communicates signals once per optimizer step, over the CPU.
         skip_sigterm_broadcast(trainer)
-        # Of several, Lightning's launcher kills the others when one ends by Ctrl-C.
+        # With several processes, Lightning's launcher kills the others when one ends by Ctrl-C.
         if trainer.world_size == 1:
             self._signals.catch(trainer, signal.SIGINT)
         self._interval = self.every_steps or 0
@@ -152,22 +172,25 @@ class Checkpoint(CheckpointAnswers):
         resumed = self.folder / name_of(trainer.global_step)
         if trainer.is_global_zero and self.folder.is_dir():
             tidy(self.folder)
-            # Another run's best is not this one's.
+            # best.ckpt belongs to this run only if the run has a best score, or resumes from this
+            # folder.
             keep_best = self.best_score is not None or resumed.exists()
             set_aside_later(self.folder, trainer.global_step, keep_best)
-        # What was resumed may be the best one, or lie elsewhere: that is not where `last` looks.
+        # The run may have resumed from best.ckpt, or from another folder. `last` does not find
+        # these, so this step is saved again.
         here = trainer.strategy.broadcast(resumed.exists())
         self._saved_step = trainer.global_step if here else -1
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Save the step that ended before this batch, when one is due."""
+        """Before a new optimizer step, save the previous one if it is due, or stop if asked."""
         if batch_idx % trainer.accumulate_grad_batches:
             return
         count_steps(trainer)
         if trainer.global_step > self._first_step and self._out_of_time():
             self._signals.asked = self._signals.asked or signal.SIGTERM
+        # All processes agree on the signal and on whether any of them is still writing.
         stop, writing = self._ranks.highest(self._signals.asked, int(self._writer.busy))
         if not writing:
             self._finish()
@@ -180,12 +203,12 @@ class Checkpoint(CheckpointAnswers):
                 self._save_step(trainer)
         if stop:
             self._finish()
-            said = f"saved step {trainer.global_step}: --ckpt_path last goes on from there"
+            said = f"saved step {trainer.global_step}: --ckpt_path last continues from there"
             if stop == signal.SIGINT:
                 rank_zero_info(said)
                 raise KeyboardInterrupt
             if not trainer.is_global_zero:
-                # Launchers take any other status of theirs for a crash, and kill the first process.
+                # For any other status a launcher assumes a crash, and kills the first process.
                 sys.exit(0)
             if stop == self._signals.requeues:
                 rank_zero_info(said)
@@ -200,26 +223,25 @@ class Checkpoint(CheckpointAnswers):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Have the Trainer validate after the very last step, which it does only when told to stop."""
-        counts_batches = trainer.check_val_every_n_epoch is None  # else an epoch's end validates
+        """Make the Trainer validate after the last step; it does so only if it is told to stop."""
+        # Otherwise validation is at the end of an epoch.
+        counts_batches = trainer.check_val_every_n_epoch is None
         if trainer.global_step == trainer.max_steps or (
             counts_batches and is_last_batch(trainer, batch_idx)
         ):
             validate_after_this_batch(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note that there is a score; it is acted on at the next border."""
+        """Record that there is a score. The best is saved before the next optimizer step."""
         self._best.validated(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the last step, before callbacks put other weights in the module when training
-        ends."""
+        """Save the last step, before callbacks replace the weights at the end of training."""
         if ends_with_epoch(trainer):
             self._save_end(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the last step, if training ended within an epoch, and the model for others to
-        use."""
+        """Save the last step, if training ended within an epoch, and export the model."""
         self._save_end(trainer)
         self._finish()
         self._write_final(trainer, pl_module)
@@ -231,11 +253,14 @@ class Checkpoint(CheckpointAnswers):
             self._save_step(trainer)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the model of a run that had ended but was stopped while it did: the Trainer skips its training."""
+        """Export the model of a run that was stopped after its last step.
+
+        When it is resumed, the Trainer skips training, and `on_train_end` is not called.
+        """
         if self._trained or not trainer.global_step:
             return
         use_averages(trainer, pl_module)
-        # It may have ended at fewer steps before, and left the model of those.
+        # ``final/`` may hold the model of an earlier end of this run, at fewer steps.
         if step_of_final(trainer, self.folder.parent) != trainer.global_step:
             self._write_final(trainer, pl_module)
 
@@ -246,17 +271,17 @@ class Checkpoint(CheckpointAnswers):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Let what is being written be finished, and give the signals back to whoever had them."""
+        """Finish the checkpoint that is being written, and restore the signal handlers."""
         try:
             self._writer.join()
-            # The others may not have met one.
+            # To finish a checkpoint all processes are needed, but others may have no exception.
             if self._ranks.group is None and not isinstance(exception, UserError):
                 self._finish()
         finally:
             self._signals.give_back()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Give the signals back to whoever had them."""
+        """Restore the signal handlers."""
         self._signals.give_back()
 
     def _out_of_time(self) -> bool:
@@ -269,7 +294,8 @@ class Checkpoint(CheckpointAnswers):
         return None if self.best_model_score is None else float(self.best_model_score)
 
     def _save_step(self, trainer: L.Trainer) -> None:
-        self._finish()  # the loggers hear of an earlier one before this one is called the last
+        # Loggers are notified of an earlier checkpoint before this one becomes the last.
+        self._finish()
         self.saves_last(self.folder / name_of(trainer.global_step))
         self._write(trainer, name_of(trainer.global_step))
         self._saved_step = trainer.global_step
@@ -285,11 +311,13 @@ class Checkpoint(CheckpointAnswers):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self._finish()
-        self._unchanged = None if self.unchanged_since is None else self.unchanged_since()
+        self._unchanged_since_step = (
+            None if self.unchanged_since is None else self.unchanged_since()
+        )
         target = self.folder / name
         with telling_of_the_disk(target), self._snapshots.instead_of_files(trainer.strategy):
             trainer.save_checkpoint(target, weights_only=False)
-        # On the first process, or on all of them if it is in parts.
+        # The snapshot is on the first process, or for checkpoints in parts on all processes.
         taken, self._snapshots.taken = self._snapshots.taken, None
         if isinstance(taken, Divided):
             self._writer.start(partial(write_share, taken, part_of(target), trainer.global_rank))
@@ -300,7 +328,7 @@ class Checkpoint(CheckpointAnswers):
             self._finish()
 
     def _finish(self) -> None:
-        """Have what is being written finished; all processes call it."""
+        """Wait for the checkpoint that is being written. All processes must call this."""
         target, self._target = self._target, None
         if target is None:
             return
@@ -308,27 +336,31 @@ class Checkpoint(CheckpointAnswers):
             with telling_of_the_disk(target):
                 finish(self._writer.wait, target, self._ranks.group)
                 if self._ranks.first:
-                    remove_old(self.folder, self.keep_last, way_back=self._unchanged)
+                    remove_old(self.folder, self.keep_last, way_back=self._unchanged_since_step)
                     self.tell_loggers(self._loggers)
         except UserError:
             if self._ranks.first:
                 raise
-            sys.exit(0)  # the first one tells; its launcher would kill it for any other status
+            # The first process reports the error. With any other status the launcher would kill it.
+            sys.exit(0)
 
     def newest_whole(self, trainer: L.Trainer, before: float = math.inf) -> Path | None:
-        """The run's newest whole checkpoint of a step below ``before``, by the first process's judgement."""
+        """The run's newest whole checkpoint of a step below ``before``.
+
+        All processes must call this. The answer is that of the first process.
+        """
         self._finish()
         return trainer.strategy.broadcast(
             newest_whole(self.folder, before)[0] if trainer.is_global_zero else None
         )
 
     def forget(self, trainer: L.Trainer, since: int) -> None:
-        """Remove the checkpoints from step ``since`` on: the run went back behind them."""
+        """Remove the checkpoints of ``since`` and later steps, because the run went back."""
         if trainer.is_global_zero:
             remove_from(self.folder, since)
 
     def state_dict(self) -> dict[str, Any]:
-        """That of a `ModelCheckpoint`, the best score as a number and torch's CPU random state."""
+        """State of a `ModelCheckpoint`, the best score as a number, torch's CPU random state."""
         return {
             **super().state_dict(),
             "best_score": self.best_score,
@@ -336,12 +368,12 @@ class Checkpoint(CheckpointAnswers):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore it."""
+        """Restore the state of `state_dict`."""
         super().load_state_dict(state_dict)
         torch.set_rng_state(state_dict["rng"])
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Make the saved loop counters those of the border."""
+        """Set the saved loop counters to the end of the optimizer step, see `end_at_step`."""
         end_at_step(checkpoint, trainer.num_training_batches)

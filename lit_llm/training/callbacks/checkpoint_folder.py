@@ -1,4 +1,4 @@
-"""A folder of checkpoints: which there are, which are whole, and what a save that was cut short left."""
+"""The files of a checkpoint folder: listing, integrity checks, and cleanup of interrupted saves."""
 
 from __future__ import annotations
 
@@ -17,27 +17,30 @@ _NAME = re.compile(r"step-\d+\.ckpt(\.part)?")
 
 
 def checkpoints(folder: Path, unnamed: bool = False) -> list[Path]:
-    """The folder's step checkpoints, oldest first; with ``unnamed`` also those that were not finished, or did not get
-    their name."""
+    """The step checkpoints of ``folder``, oldest first.
+
+    With ``unnamed`` also those that are not finished, or are finished but not renamed yet.
+    """
     found = [(step_of(file), file) for file in folder.glob("step-*") if _NAME.fullmatch(file.name)]
     return [file for _, file in sorted(found) if unnamed or file.suffix == ".ckpt"]
 
 
 def name_of(step: int) -> str:
-    """Of the checkpoint of a step."""
+    """File name of the checkpoint of ``step``."""
     return f"step-{step:08d}.ckpt"
 
 
 def step_of(checkpoint: Path) -> int:
-    """Of one of `checkpoints`."""
+    """The step of one of `checkpoints`, from its name."""
     return int(checkpoint.name.removeprefix("step-").partition(".")[0])
 
 
 def damage(file: Path) -> str | None:
-    """What is wrong with a checkpoint's bytes, or None: they are read once and held to their checksums.
+    """A description of the damage to a checkpoint file or folder; None if it is whole.
 
-    torch writes a zip archive with a CRC-32 of every record and a directory at its end, and reads it without looking at
-    them: a flipped bit would be a weight. A folder has them in its manifest.
+    All bytes are read once and compared with their checksums. torch writes a zip archive with a
+    CRC-32 of every record and a directory at the end, but does not check them when it reads: a
+    flipped bit would become part of a weight. A folder has the checksums in its manifest.
     """
     if file.is_dir():
         return damage_of_parts(file)
@@ -53,14 +56,17 @@ def damage(file: Path) -> str | None:
         zlib.error,
     ) as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return None if broken is None else f"the checksum of {broken} is another"
+    return None if broken is None else f"the checksum of {broken} is wrong"
 
 
 def newest_whole(folder: Path, before: float = math.inf) -> tuple[Path | None, list[str]]:
-    """The newest of all `checkpoints` of a step below ``before`` that has no `damage`, and a sentence about each newer
-    one that has.
+    """The newest checkpoint of a step below ``before`` that has no `damage`.
 
-    Nobody may be writing to ``folder``. One that lacks nothing but its name gets it from `Checkpoint`.
+    No process may write to ``folder`` at the same time. A checkpoint that is whole but not renamed
+    yet also counts; `Checkpoint` renames it.
+
+    Returns:
+        The checkpoint or None, and a sentence about each newer checkpoint that is damaged.
     """
     reasons: list[str] = []
     for file in reversed([f for f in checkpoints(folder, unnamed=True) if step_of(f) < before]):
@@ -72,9 +78,9 @@ def newest_whole(folder: Path, before: float = math.inf) -> tuple[Path | None, l
 
 
 def tidy(folder: Path) -> None:
-    """Give what lacks nothing but its name that name, and remove what else an interrupted save left behind.
+    """Rename whole checkpoints that lack only their name, and remove unfinished files.
 
-    Nobody may be writing to ``folder``.
+    No process may write to ``folder`` at the same time.
     """
     for leftover in folder.glob("*.part"):
         named = leftover.with_suffix("")
@@ -91,15 +97,18 @@ def tidy(folder: Path) -> None:
 
 
 def set_aside_later(folder: Path, step: int, keep_best: bool) -> None:
-    """Give what is not the past of a run that goes on from ``step`` another name, "abandoned-...".
+    """Rename checkpoints after ``step``, from which a run continues, to "abandoned-...".
 
-    Nobody may be writing to ``folder``.
+    No process may write to ``folder`` at the same time.
 
     Args:
-        keep_best: ``best.ckpt`` is this run's; its next score writes over one of later steps.
+        folder: the checkpoint folder.
+        step: the step from which the run continues.
+        keep_best: whether ``best.ckpt`` belongs to this run. Then it stays, and the next better
+            score overwrites it.
     """
     for file in checkpoints(folder):
-        # What came after the step is not this run's past, nor what `last` should find.
+        # Later steps do not belong to this run, and `last` must not find them.
         if step_of(file) > step:
             put(file, file.with_name(f"abandoned-{file.name}"))
     best = folder / "best.ckpt"
@@ -108,10 +117,12 @@ def set_aside_later(folder: Path, step: int, keep_best: bool) -> None:
 
 
 def remove_old(folder: Path, keep: int, way_back: int | None) -> None:
-    """Remove all step checkpoints but the newest ``keep``.
+    """Remove all step checkpoints except the newest ``keep``.
 
     Args:
-        way_back: the newest checkpoint of an earlier step than this one is kept too, if given.
+        folder: the checkpoint folder.
+        keep: number of checkpoints to keep.
+        way_back: if given, the newest checkpoint of a step below this one is kept too.
     """
     old = checkpoints(folder)[:-keep]
     kept = [file for file in old if way_back is not None and step_of(file) < way_back][-1:]
@@ -121,7 +132,7 @@ def remove_old(folder: Path, keep: int, way_back: int | None) -> None:
 
 
 def remove_from(folder: Path, step: int) -> None:
-    """Remove the step checkpoints from ``step`` on."""
+    """Remove the step checkpoints of ``step`` and of later steps."""
     for file in checkpoints(folder):
         if step_of(file) >= step:
             discard(file)
@@ -129,7 +140,7 @@ def remove_from(folder: Path, step: int) -> None:
 
 @contextmanager
 def telling_of_the_disk(target: Path) -> Iterator[None]:
-    """Make a UserError of what is the disk's fault while the checkpoint ``target`` is written."""
+    """Turn disk errors during the write of checkpoint ``target`` into a UserError."""
     try:
         yield
     except Exception as error:

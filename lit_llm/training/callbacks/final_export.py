@@ -1,4 +1,4 @@
-"""The model of a finished run as a Hugging Face directory, ``final/``, and an adapter beside it."""
+"""Exports the model of a finished run as Hugging Face directory ``final/``, and its adapter."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lit_llm.errors import UserError, is_of_the_disk, more_room
 from lit_llm.training.strategy import is_sharded
 
-_MODEL_STEP = "trainer_state.json"  # where transformers' Trainer writes it too
+_MODEL_STEP = "trainer_state.json"  # the file name of transformers' Trainer
 
 
 def write_final(trainer: L.Trainer, module: L.LightningModule, run: Path) -> None:
-    """Write ``run/final``, if ``module`` has ``save_pretrained``, and ``run/adapter``, if it has
-    ``save_adapter``; ``final`` is there whole or as it was. All processes call it.
+    """Write ``run/final`` and ``run/adapter``. All processes must call this.
+
+    ``final`` needs a module with ``save_pretrained``, ``adapter`` one with ``save_adapter``. If an
+    error occurs, ``final`` stays as it was before.
 
     Raises:
-        UserError: the disk is full, or may not be written to.
+        UserError: the disk is full or not writable.
     """
     save_pretrained: Any = getattr(module, "save_pretrained", None)
-    # Of a sharded model no process has the weights alone.
+    # No process has all weights of a sharded model, so all processes must continue.
     if save_pretrained is None or not (trainer.is_global_zero or is_sharded(trainer)):
         return
     target = run / "final"
@@ -55,16 +57,20 @@ def write_final(trainer: L.Trainer, module: L.LightningModule, run: Path) -> Non
 
 
 def use_averages(trainer: L.Trainer, module: L.LightningModule) -> None:
-    """Put the averages of Lightning's callbacks into ``module``, whose weights a checkpoint has
-    just given back raw."""
+    """Copy the averaged weights of Lightning's callbacks into ``module``.
+
+    The weights that were just restored from a checkpoint are not averaged.
+    """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, WeightAveraging):
             callback.on_train_end(trainer, module)
 
 
 def step_of_final(trainer: L.Trainer, run: Path) -> int | None:
-    """Which step's model ``run/final`` is, by the first process's judgement; None if it is not
-    there or does not say. All processes call it."""
+    """The step of the model in ``run/final``; None if it is missing or has no step.
+
+    All processes must call this. The answer is that of the first process.
+    """
     try:
         step = json.loads((run / "final" / _MODEL_STEP).read_bytes())["global_step"]
     except (OSError, ValueError, KeyError, TypeError):

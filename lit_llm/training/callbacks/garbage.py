@@ -1,4 +1,4 @@
-"""FreezeGarbage: Python's collector looks no more at what is there after the first step."""
+"""FreezeGarbage: excludes long-lived objects from Python's garbage collection."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 import lightning as L
 
-from lit_llm.training.callbacks.borders import at_border
+from lit_llm.training.callbacks.optimizer_steps import is_step_end
 
 
 class FreezeGarbage(L.Callback):
-    """Collects once after the first optimizer step, and has the collector leave everything that is then alive alone.
+    """Collects garbage after the first optimizer step, and then freezes all objects alive.
 
-    Torch, Lightning and a compiled model are some hundred thousand objects, which a full collection walks through at
-    any moment, on each of many ranks at another one, for the others to wait.
+    torch, Lightning and a compiled model have some hundred thousand objects, and a full collection
+    visits all of them. It happens at a different time on each rank, while the other ranks wait.
     """
 
     def __init__(self) -> None:
@@ -28,23 +28,23 @@ class FreezeGarbage(L.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Freeze, the first time."""
-        if not self._frozen and at_border(trainer, batch_idx):
+        """Freeze after the first optimizer step."""
+        if not self._frozen and is_step_end(trainer, batch_idx):
             gc.collect()
             gc.freeze()
             self._frozen = True
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Give what was frozen back to the collector."""
-        self._thaw()
+        """Unfreeze the objects."""
+        self._unfreeze()
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """As at the end."""
-        self._thaw()
+        """Unfreeze the objects."""
+        self._unfreeze()
 
-    def _thaw(self) -> None:
+    def _unfreeze(self) -> None:
         if self._frozen:
             gc.unfreeze()
             self._frozen = False

@@ -1,4 +1,7 @@
-"""ProgressBar: optimizer steps with loss, tokens per second and time left, and no device synchronisation of its own."""
+"""ProgressBar: shows optimizer steps, loss, tokens per second and time left.
+
+It causes no device synchronisation.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,14 @@ from lightning.pytorch.callbacks import ProgressBar as ProgressBarBase
 from tqdm import tqdm
 
 from lit_llm.io.streams import is_terminal
-from lit_llm.training.callbacks.borders import at_border, logs_now, planned_steps
+from lit_llm.training.callbacks.optimizer_steps import is_step_end, logs_now, planned_steps
 
 
 class ProgressBar(ProgressBarBase):
-    """Bars on a terminal; elsewhere (a log file, a notebook) a line at logged steps, at most one in ``seconds``.
+    """Progress bars on a terminal; otherwise, for example in a log file or a notebook, lines.
 
-    What it shows is what was logged last, so it costs the device nothing.
+    A line is printed at a logged step, at most one every ``seconds``. The values are those that
+    were logged last, so reading them does not wait for the device.
     """
 
     def __init__(self, seconds: float = 10.0):
@@ -28,7 +32,7 @@ class ProgressBar(ProgressBarBase):
         self._validation_bar: tqdm | None = None
 
     def disable(self) -> None:
-        """Called by the Trainer on every rank but the first."""
+        """Show nothing. The Trainer calls this on all ranks except the first."""
         self._enabled = False
 
     def enable(self) -> None:
@@ -36,10 +40,10 @@ class ProgressBar(ProgressBarBase):
         self._enabled = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say what will be trained, and open the bar at the step training starts from."""
+        """Print the size of the run, and open the bar at the step from which training starts."""
         self._total = planned_steps(trainer)
         self._first = self._reference_step = trainer.global_step
-        self._reference_time = self._said = float("-inf")
+        self._reference_time = self._last_line_time = float("-inf")
         if not self._enabled:
             return
         parameters = sum(p.numel() for p in pl_module.parameters())
@@ -49,7 +53,7 @@ class ProgressBar(ProgressBarBase):
         said = (
             f"training {parameters:,} parameters, step {self._first} to {self._total or 'the end'}"
         )
-        self._say(said + (f" ({tokens:,} tokens)" if tokens else "") + f", {trainer.precision}")
+        self._print(said + (f" ({tokens:,} tokens)" if tokens else "") + f", {trainer.precision}")
         if is_terminal(sys.stderr):
             self._bar = tqdm(
                 total=self._total,
@@ -74,17 +78,21 @@ class ProgressBar(ProgressBarBase):
             self._bar.update(step - self._bar.n)
             if logs_now(trainer):
                 self._bar.set_postfix_str(_summary(trainer), refresh=False)
-        elif self._enabled and at_border(trainer, batch_idx) and logs_now(trainer):
+        elif self._enabled and is_step_end(trainer, batch_idx) and logs_now(trainer):
             now = time.monotonic()
-            if now - self._said >= self.seconds:
+            if now - self._last_line_time >= self.seconds:
                 left = self._time_left(step, now)
-                self._said = now
-                self._say(
-                    f"step {step}{f'/{self._total}' if self._total else ''}{left} {_summary(trainer)}"
+                self._last_line_time = now
+                self._print(
+                    f"step {step}{f'/{self._total}' if self._total else ''}{left} "
+                    f"{_summary(trainer)}"
                 )
 
     def _time_left(self, step: int, now: float) -> str:
-        """From the pace since the first report: the steps before it compiled and allocated."""
+        """Time left, from the pace since the first line.
+
+        Steps before the first line are not representative: they also compile and allocate memory.
+        """
         if self._reference_time == float("-inf"):
             self._reference_step, self._reference_time = step, now
             return ""
@@ -94,7 +102,7 @@ class ProgressBar(ProgressBarBase):
         return f", {pace * (self._total - step):.0f} s left"
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Open a bar for it."""
+        """Open a bar for the validation."""
         if self._enabled and is_terminal(sys.stderr) and not trainer.sanity_checking:
             total = sum(n for n in trainer.num_val_batches if n != float("inf"))
             self._validation_bar = tqdm(
@@ -102,12 +110,12 @@ class ProgressBar(ProgressBarBase):
             )
 
     def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        """Advance it."""
+        """Advance the bar of the validation."""
         if self._validation_bar is not None:
             self._validation_bar.update()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say the result on a line of its own."""
+        """Print the result on a separate line."""
         if self._validation_bar is not None:
             self._validation_bar.close()
             self._validation_bar = None
@@ -118,7 +126,7 @@ class ProgressBar(ProgressBarBase):
                 for k in ("val_loss", "val_bits_per_byte")
                 if k in known
             ]
-            self._say(f"step {trainer.global_step}: validation {' '.join(shown)}")
+            self._print(f"step {trainer.global_step}: validation {' '.join(shown)}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Close the bar."""
@@ -127,15 +135,16 @@ class ProgressBar(ProgressBarBase):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Close the bars, so that the message stands on a line of its own."""
+        """Close the bars, so that the error message is on a separate line."""
         self._close()
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         try:
             tqdm.write(line, file=sys.stderr)
             sys.stderr.flush()
         except OSError:
-            self._enabled = False  # nobody reads it any more: no reason to stop training
+            # The reader of stderr is gone. Training continues without output.
+            self._enabled = False
 
     def _close(self) -> None:
         for bar in (self._bar, self._validation_bar):
@@ -145,7 +154,7 @@ class ProgressBar(ProgressBarBase):
 
 
 def _summary(trainer: L.Trainer) -> str:
-    """The last logged loss and rate: host numbers by then."""
+    """The last logged loss and tokens per second, which are already numbers on the host."""
     metrics = trainer.logged_metrics
     parts = []
     if "train_loss" in metrics:

@@ -1,5 +1,4 @@
-"""What the processes of a run settle among themselves on the CPU: where they go on, and what is
-asked of them."""
+"""Agreement of a run's processes, over the CPU: the step they continue from, and stop requests."""
 
 from __future__ import annotations
 
@@ -14,10 +13,11 @@ from lit_llm.errors import UserError
 
 
 class Ranks:
-    """All processes of a fit; for a process alone every method answers at once.
+    """All processes of a fit. For a single process no method communicates.
 
     Attributes:
-        group: of all processes, on the CPU: nothing here waits for a device. None for one alone.
+        group: process group of all processes on the CPU, so that nothing waits for a device. None
+            for a single process.
         first: whether this is the first process.
     """
 
@@ -26,7 +26,7 @@ class Ranks:
         self.first = True
 
     def join(self, trainer: L.Trainer) -> None:
-        """Make the group; all processes call it when training starts.
+        """Create the group. All processes must call this when training starts.
 
         Raises:
             UserError: see `check_same_step`.
@@ -36,10 +36,10 @@ class Ranks:
         self.group = dist.new_group(backend="gloo") if trainer.world_size > 1 else None
 
     def highest(self, *numbers: int) -> list[int]:
-        """The highest of each number that any of the processes has.
+        """The maximum of each number over all processes.
 
-        They get a signal at different steps, and are done with their parts of a checkpoint at
-        different times.
+        Processes get a signal at different steps, and finish their parts of a checkpoint at
+        different times. The maximum makes all of them act at the same step.
         """
         if self.group is None:
             return list(numbers)
@@ -49,11 +49,13 @@ class Ranks:
 
 
 def check_same_step(trainer: L.Trainer) -> None:
-    """See that all processes go on from one step: each has looked for a checkpoint itself.
+    """Check that all processes continue from the same step.
+
+    Each process has looked for a checkpoint by itself.
 
     Raises:
-        UserError: on the first process; the others exit, as their launcher would kill it for any
-            other end.
+        UserError: the steps differ; only the first process raises it. The others exit with status
+            0, because with any other status their launcher would kill the first process.
     """
     steps = [trainer.global_step] * trainer.world_size
     if trainer.world_size > 1:
@@ -63,7 +65,7 @@ def check_same_step(trainer: L.Trainer) -> None:
             if not trainer.is_global_zero:
                 sys.exit(0)
             raise UserError(
-                f"--ckpt_path: the first process goes on from step {steps[0]}, "
+                f"--ckpt_path: the first process continues from step {steps[0]}, "
                 f"process {rank} from step {step}: put the run folder where all processes see the "
                 "same checkpoints"
             )

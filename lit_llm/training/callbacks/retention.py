@@ -1,4 +1,4 @@
-"""RetentionCheck: does finetuning lose what the base knew?"""
+"""RetentionCheck: measures how much knowledge of the base is lost in finetuning."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lit_llm.models.generation.sampling import GREEDY
 from lit_llm.models.transformer import Transformer
 from lit_llm.settings.ranges import Range, check_ranges
 
-_OURS = Path(__file__).with_name("questions.jsonl")
+_DEFAULT_QUESTIONS = Path(__file__).with_name("questions.jsonl")
 
 
 RANGES: dict[str, Range] = {
@@ -29,19 +29,23 @@ RANGES: dict[str, Range] = {
 
 
 class RetentionCheck(L.Callback):
-    """Asks general questions before and after finetuning, greedily, and writes ``retention.json``.
+    """Asks general questions before and after finetuning, and writes ``retention.json``.
 
-    Of the questions that the base answers rightly, it says how many still are: {"right_before", "still_right",
-    "questions": [{"prompt", "expected", "before", "after", "right_before", "right_after"}]}. An answer is right if it
-    matches the question's pattern, letter case aside. A resumed run keeps the answers from before.
+    The file says how many of the questions that the base answered correctly are still answered
+    correctly: {"right_before", "still_right", "questions": [{"prompt", "expected", "before",
+    "after", "right_before", "right_after"}]}. Answers are generated greedily. An answer is correct
+    if it matches the question's pattern, without regard to letter case. A resumed run keeps the
+    base's answers of the first run.
 
     Args:
-        questions: JSONL of {"prompt", "expected": regular expression}. None: simple questions of ours.
-        count: how many of the questions that the base answers rightly are followed: the first so many.
-        max_new_tokens: length of an answer.
+        questions: JSONL of {"prompt", "expected": regular expression}. None: simple questions that
+            come with lit_llm.
+        count: largest number of questions that are asked again: the first ones that the base
+            answers correctly.
+        max_new_tokens: largest length of an answer.
 
     Raises:
-        UserError: a questions file that cannot be read.
+        UserError: the questions file cannot be read.
     """
 
     def __init__(self, questions: str | None = None, count: int = 20, max_new_tokens: int = 32):
@@ -50,14 +54,14 @@ class RetentionCheck(L.Callback):
         self.questions = _read(questions)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Ask the base."""
+        """Ask the base; a resumed run reads the base's answers from the file."""
         self.file = Path(trainer.default_root_dir) / "retention.json"
         if trainer.global_step:
             try:
                 self.rows = json.loads(self.file.read_text(encoding="utf-8"))["questions"]
             except (OSError, ValueError, KeyError):
                 raise UserError(
-                    f"{self.file}: what the base answered is gone; start a new run"
+                    f"{self.file}: the base's answers are missing; start a new run"
                 ) from None
             return
         answers = self._ask(trainer, pl_module, [row["prompt"] for row in self.questions])
@@ -65,12 +69,13 @@ class RetentionCheck(L.Callback):
             {**row, "before": answer, "right_before": _right(answer, row["expected"])}
             for row, answer in zip(self.questions, answers, strict=True)
         ]
+        # Keep all wrong answers, and the first ``count`` correct ones.
         followed = [row for row in rows if row["right_before"]][: self.count]
         self.rows = [row for row in rows if row in followed or not row["right_before"]]
         self._write(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Ask again what the base knew."""
+        """Ask again the questions that the base answered correctly."""
         known = [row for row in self.rows if row["right_before"]]
         answers = self._ask(trainer, pl_module, [row["prompt"] for row in known])
         for row, answer in zip(known, answers, strict=True):
@@ -78,7 +83,8 @@ class RetentionCheck(L.Callback):
         self._write(trainer)
         kept = sum(row["right_after"] for row in known)
         rank_zero_info(
-            f"retention: {kept} of {len(known)} questions that the base answered rightly still are"
+            f"retention: {kept} of {len(known)} questions that the base answered correctly are "
+            "still answered correctly"
         )
 
     def _ask(
@@ -87,7 +93,7 @@ class RetentionCheck(L.Callback):
         model, data = getattr(pl_module, "network", None), getattr(trainer, "datamodule", None)
         if not isinstance(model, Transformer) or not isinstance(data, TokenDataModule):
             raise UserError(
-                "RetentionCheck needs a module with a Transformer and a data module of ours"
+                "RetentionCheck needs a module with a Transformer and a data module of lit_llm"
             )
         if not questions:
             return []
@@ -121,7 +127,7 @@ def _right(answer: str, expected: str) -> bool:
 
 
 def _read(path: str | None) -> list[dict[str, Any]]:
-    file = _OURS if path is None else Path(path).expanduser()
+    file = _DEFAULT_QUESTIONS if path is None else Path(path).expanduser()
     questions = []
     for number, row in json_rows(file):
         try:

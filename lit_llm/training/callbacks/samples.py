@@ -1,4 +1,4 @@
-"""SampleCallback: what the model writes, as training goes on."""
+"""SampleCallback: text samples of the model during training."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ RANGES: dict[str, Range] = {
 
 
 class SampleCallback(L.Callback):
-    """After each validation, continues fixed prompts with a fixed seed and appends them to ``samples.jsonl``.
+    """Continues fixed prompts after each validation, and appends the texts to ``samples.jsonl``.
 
-    A line is {"step", "tokens", "prompt", "text"}. Lines of steps that a resumed run repeats are replaced. Needs a
-    module whose ``network`` is a `Transformer` and a data module of ours; does nothing otherwise.
+    The seed is fixed. A line is {"step", "tokens", "prompt", "text"}. A resumed run replaces the
+    lines of the steps that it repeats. The callback needs a module whose ``network`` is a
+    `Transformer`, and a data module of lit_llm. Otherwise it does nothing.
 
     Args:
-        prompts: texts to continue. None: how the first three validation documents begin.
+        prompts: texts to continue. None: the beginnings of the first three validation documents.
         max_new_tokens, sampling: see `generate`.
     """
 
@@ -44,13 +45,13 @@ class SampleCallback(L.Callback):
         self.prompts, self.max_new_tokens, self.sampling = prompts, max_new_tokens, sampling
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Drop the lines after the step training resumes from."""
+        """Remove the lines after the step from which training resumes."""
         self.file = Path(trainer.default_root_dir) / "samples.jsonl"
         if trainer.is_global_zero:
             keep_until(self.file, trainer.global_step)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Sample, on the first rank; of a sharded model on all of them."""
+        """Sample on the first rank; with a sharded model all ranks take part."""
         data = _datamodule(trainer)
         model = getattr(pl_module, "network", None)
         if not isinstance(model, Transformer) or not isinstance(data, TokenDataModule):
@@ -60,6 +61,7 @@ class SampleCallback(L.Callback):
             return
         if not (trainer.is_global_zero or is_sharded(trainer)):
             return
+        # A prompt that leaves no room for an answer is skipped.
         fitting = []
         for text in texts:
             ids = data.encode_prompt(text)

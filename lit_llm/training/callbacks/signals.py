@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: noted when they come, acted on where an optimizer step ends."""
+"""Handlers for signals that ask a run to stop after the current optimizer step."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from lit_llm.lightning_internals import requeueing_slurm, restore_sigterm, silen
 
 
 class StopSignals:
-    """Handlers for SIGTERM and SIGINT during a fit.
+    """Handlers for SIGTERM and SIGINT during a fit. They only record the signal.
 
-    A second SIGINT stops at once: the first one gives it back. One that is ignored, as a script's shell has its
-    background jobs do, stays so: Ctrl-C is for whatever runs in the foreground. Outside of the main thread, where
-    Python sets no handlers, nothing is caught.
+    A second SIGINT stops at once, because the first one restores the previous handler. If SIGINT is
+    ignored, as in background jobs of a shell script, it stays ignored: Ctrl-C is meant for the
+    foreground process. Outside of the main thread Python cannot set handlers, and no signal is
+    caught.
 
     Attributes:
-        asked: number of the signal that came last, 0 if none did.
-        requeues: number of the signal after which the run itself asks SLURM to requeue its job;
-            None outside of SLURM.
+        asked: number of the last signal, 0 if there was none.
+        requeues: number of the signal after which the run asks SLURM to requeue its job; None
+            outside of SLURM.
     """
 
     def __init__(self) -> None:
@@ -33,10 +34,10 @@ class StopSignals:
         self.requeues: int | None = None
         self._slurm: SLURMEnvironment | None = None
         self._before: dict[int, Any] = {}
-        self._trainer: L.Trainer | None = None  # whose answer to SIGTERM is silenced
+        self._trainer: L.Trainer | None = None  # its own handler of SIGTERM is off
 
     def catch(self, trainer: L.Trainer, number: int) -> None:
-        """Note this signal from now on."""
+        """Record this signal from now on."""
         if threading.current_thread() is not threading.main_thread() or number in self._before:
             return
         if number == signal.SIGINT and signal.getsignal(number) is signal.SIG_IGN:
@@ -44,13 +45,13 @@ class StopSignals:
         if number == signal.SIGTERM:
             self._trainer = trainer
             silence_sigterm(trainer)
-        self._before[number] = signal.signal(number, self._note)
+        self._before[number] = signal.signal(number, self._record)
 
     def catch_requeue(self, trainer: L.Trainer) -> None:
-        """In a job of SLURM, note the signal that has Lightning save and requeue the job (SIGUSR1).
+        """In a SLURM job, record the signal at which Lightning saves and requeues (SIGUSR1).
 
-        Lightning would save within the handler, at another place in each process, and under a name
-        that ``--ckpt_path`` does not look for.
+        Lightning would save inside the handler, which runs at a different place in each process,
+        and under a file name that ``--ckpt_path`` does not look for.
         """
         environment = requeueing_slurm(trainer)
         if environment is not None:
@@ -60,7 +61,7 @@ class StopSignals:
             self.catch(trainer, self.requeues)
 
     def give_back(self) -> None:
-        """Give all signals back to whoever had them."""
+        """Restore the previous handlers of all signals."""
         if self._slurm is not None:
             self._slurm.auto_requeue, self._slurm = True, None
         for number, handler in self._before.items():
@@ -69,7 +70,7 @@ class StopSignals:
             restore_sigterm(self._trainer, self._before)
         self._before = {}
 
-    def _note(self, number: int, frame: Any) -> None:
+    def _record(self, number: int, frame: Any) -> None:
         self.asked = number
         if number == signal.SIGINT:
             signal.signal(number, self._before.pop(number))
@@ -77,7 +78,7 @@ class StopSignals:
 
 
 def requeue() -> str:
-    """Ask SLURM to requeue this job; returns what became of it.
+    """Ask SLURM to requeue this job, and return a message with the result.
 
     SLURM may end this process before the call returns.
     """

@@ -1,4 +1,4 @@
-"""SpikeGuard: an optimizer step whose gradient is broken or far out changes nothing, and training goes on."""
+"""SpikeGuard: skips optimizer steps whose gradient norm is not finite or is an outlier."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from lit_llm.errors import UserError
 from lit_llm.io.jsonl import keep_until
 from lit_llm.models.parallel.sharded import total_norm
 from lit_llm.settings.ranges import Range, check_ranges, positive
-from lit_llm.training.callbacks.borders import at_border, logs_now
 from lit_llm.training.callbacks.checkpoint import Checkpoint
+from lit_llm.training.callbacks.optimizer_steps import is_step_end, logs_now
 from lit_llm.training.optimizers import MuonAdamW
 
 RANGES: dict[str, Range] = {
@@ -29,28 +29,34 @@ RANGES: dict[str, Range] = {
 
 
 class SpikeGuard(L.Callback):
-    """Skips steps whose gradient norm is not finite, or ``sigmas`` standard deviations above its recent mean.
+    """Skips optimizer steps whose gradient norm is not finite or is an outlier.
 
-    A skipped step leaves weights, momenta and step counts as they were; the learning rate's schedule goes on. The
-    decision is taken on the device and handed to the optimizer as its ``found_inf`` (fused Adam's and `MuonAdamW`'s):
-    nothing waits for it. Other optimizers lose the step's gradients instead, which costs one synchronisation a step.
-    Where steps are logged, new skips are told and appended to ``events.jsonl`` in the run folder. After ``patience``
-    skips in a row weights and optimizer go back to the newest whole checkpoint of the run's `Checkpoint` that is older
-    than the weights whose gradients are skipped, and training goes on from there with the data that comes next, as
-    PaLM's did (arXiv:2204.02311, section 5.1). Newer checkpoints are removed.
+    An outlier is a norm more than ``sigmas`` standard deviations above the recent mean. A skipped
+    step leaves weights, momenta and step counts as they were; the learning-rate schedule continues.
+    The decision is made on the device and passed to the optimizer as its ``found_inf`` (fused Adam
+    and `MuonAdamW`), so nothing waits for it. For other optimizers the gradients of the step are
+    removed, which costs one synchronisation per step. At logged steps new skips are reported and
+    appended to ``events.jsonl`` in the run folder.
 
-    Works with any LightningModule under automatic optimization; data-parallel ranks see one gradient and decide alike.
+    After ``patience`` skips in a row, weights and optimizer are restored from a checkpoint of the
+    run's `Checkpoint`: the newest whole one that is older than the weights whose gradients are
+    skipped. Training continues from there with the next data, as PaLM's did (arXiv:2204.02311,
+    section 5.1). Newer checkpoints are removed.
+
+    The callback works with any LightningModule under automatic optimization. Data-parallel ranks
+    see the same gradient and make the same decision.
 
     Args:
-        sigmas: how far above the mean is far out. The scale of the norms is that of their logarithm. None: only norms
-            that are not finite count.
-        window: norms that mean and deviation are taken of; until half of them are there, only broken ones count.
-        patience: skips in a row after which training goes back, at the next logged step.
-        rollbacks: how often it may; then it stops.
+        sigmas: number of standard deviations above the mean from which a norm is an outlier, on the
+            scale of the logarithm of the norms. None: only norms that are not finite are skipped.
+        window: number of norms for mean and deviation. Until there are half as many, only norms
+            that are not finite are skipped.
+        patience: number of skips in a row after which training goes back, at the next logged step.
+        rollbacks: how often training may go back. After that it stops with an error.
 
     Raises:
-        UserError: ``patience`` steps in a row were skipped and there is no checkpoint to go back to, or training went
-            back ``rollbacks`` times already; settings out of range.
+        UserError: ``patience`` steps in a row were skipped, and there is no checkpoint to go back
+            to or training already went back ``rollbacks`` times; or settings are out of range.
     """
 
     def __init__(
@@ -63,22 +69,22 @@ class SpikeGuard(L.Callback):
             patience,
             rollbacks,
         )
-        self._norms: Tensor | None = None  # logarithms, a ring
+        self._norms: Tensor | None = None  # logarithms, as a ring buffer
         self._counts: Tensor | None = None  # steps seen, steps skipped, skipped in a row
         self._saved: dict[str, Tensor] = {}
-        self._told = 0
-        self._went_back = 0
-        self._last_return = (-1, -1)  # at which step, to the weights of which
+        self._reported = 0
+        self._rollbacks_done = 0
+        self._last_rollback = (-1, -1)  # (step at which, step of the checkpoint)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take up where a checkpoint left off."""
+        """Restore norms and counts from the checkpoint, if any."""
         device = pl_module.device
         self._norms = self._saved.get("norms", torch.zeros(self.window)).to(device)
         self._counts = self._saved.get("counts", torch.zeros(3, dtype=torch.int64)).to(device)
-        self._told = int(self._saved.get("told", self._counts[1]))
-        self._went_back = int(self._saved.get("went_back", 0))
+        self._reported = int(self._saved.get("told", self._counts[1]))
+        self._rollbacks_done = int(self._saved.get("went_back", 0))
         at, to = self._saved.get("last_return", torch.tensor([-1, -1])).tolist()
-        self._last_return = at, to
+        self._last_rollback = at, to
         if (checkpoint := _checkpoint_of(trainer)) is not None:
             checkpoint.unchanged_since = partial(self._unchanged_since, trainer)
         self.file = Path(trainer.default_root_dir) / "events.jsonl"
@@ -89,7 +95,7 @@ class SpikeGuard(L.Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Decide, from the gradient as it is before clipping."""
+        """Decide from the gradient before clipping whether to skip the step."""
         params = [
             p for group in optimizer.param_groups for p in group["params"] if p.grad is not None
         ]
@@ -104,8 +110,10 @@ class SpikeGuard(L.Callback):
                 p.grad = None
 
     def _decide(self, norm: Tensor) -> Tensor:
-        """Whether to skip, a bool scalar on the device; the norm is remembered."""
+        """Whether to skip the step, a bool scalar on the device. It also records the norm."""
         assert self._norms is not None and self._counts is not None
+        # Mean and deviation of the filled places of the ring buffer. All operations stay on the
+        # device and have fixed shapes.
         seen, _, in_a_row = self._counts
         places = torch.arange(self.window, device=norm.device)
         filled = places < seen
@@ -113,16 +121,16 @@ class SpikeGuard(L.Callback):
         mean = (self._norms * filled).sum() / number
         deviation = (((self._norms - mean) * filled).square().sum() / number).sqrt()
         far_out = float("inf") if self.sigmas is None else self.sigmas
-        limit = mean + far_out * deviation.clamp(
-            min=0.05
-        )  # equal norms must not make every change an outlier
+        # The deviation has a lower bound: after equal norms not every change is an outlier.
+        limit = mean + far_out * deviation.clamp(min=0.05)
         value = norm.clamp(min=1e-20).log()
         skip = ~torch.isfinite(norm) | ((seen >= self.window // 2) & (value > limit))
-        # A spike is remembered as what is just not one: if norms stay up, the limit follows.
+        # A spike is recorded as the limit, the largest norm that is no spike. If norms stay high,
+        # the limit rises with them. A norm that is not finite is recorded as the mean.
         value = torch.where(
             torch.isfinite(norm), torch.minimum(value, torch.where(skip, limit, value)), mean
         )
-        # Not by index: a tensor as one would be read by the host.
+        # `torch.where` instead of an index, because the host would have to read a tensor index.
         self._norms.copy_(torch.where(places == seen % self.window, value, self._norms))
         self._counts.copy_(torch.stack([seen + 1, self._counts[1] + skip, (in_a_row + 1) * skip]))
         return skip
@@ -135,24 +143,25 @@ class SpikeGuard(L.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Tell of skips, at the steps that are logged, and go back after too many."""
-        if at_border(trainer, batch_idx) and logs_now(trainer):
-            in_a_row = self._tell(trainer)
+        """At logged steps, report skips, and go back after too many of them."""
+        if is_step_end(trainer, batch_idx) and logs_now(trainer):
+            in_a_row = self._report(trainer)
             if in_a_row >= self.patience:
                 self._go_back(trainer, pl_module, in_a_row)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Tell of skips since the last step that was logged."""
-        self._tell(trainer)
+        """Report the skips since the last logged step."""
+        self._report(trainer)
 
-    def _tell(self, trainer: L.Trainer) -> int:
-        """Say which skips are new; returns how many steps in a row were skipped by now."""
+    def _report(self, trainer: L.Trainer) -> int:
+        """Report new skips, and return the number of steps skipped in a row."""
         assert self._counts is not None
         _, skipped, in_a_row = self._counts.tolist()
-        if skipped > self._told:
-            new, self._told = skipped - self._told, skipped
+        if skipped > self._reported:
+            new, self._reported = skipped - self._reported, skipped
             rank_zero_warn(
-                f"step {trainer.global_step}: SpikeGuard skipped {new} of the last steps, {skipped} in all"
+                f"step {trainer.global_step}: SpikeGuard skipped {new} of the last steps, "
+                f"{skipped} in all"
             )
             self._write(trainer, {"event": "skipped", "steps": new, "in_all": skipped})
         return in_a_row
@@ -164,83 +173,89 @@ class SpikeGuard(L.Callback):
                 file.write(json.dumps({"step": trainer.global_step, **event}) + "\n")
 
     def _unchanged_since(self, trainer: L.Trainer) -> int | None:
-        """The step that made the weights as they are, if steps were skipped since; None if the last one was not."""
+        """The step that produced the current weights, if later steps were skipped, else None."""
         assert self._counts is not None
         in_a_row = int(self._counts[2])
         if not in_a_row:
             return None
+        # If no step succeeded after a rollback, the weights are those of its checkpoint.
         since = trainer.global_step - in_a_row
-        at, to = self._last_return
+        at, to = self._last_rollback
         return to if since == at else since
 
     def _go_back(self, trainer: L.Trainer, pl_module: L.LightningModule, in_a_row: int) -> None:
-        """Load weights and optimizer from before the skipped steps; step, data and schedule go on."""
+        """Restore weights and optimizer from before the skipped steps.
+
+        Step number, data and schedule continue.
+        """
         said = f"step {trainer.global_step}: SpikeGuard skipped {in_a_row} steps in a row"
         checkpoint, since = _checkpoint_of(trainer), self._unchanged_since(trainer)
         assert since is not None
         found = None if checkpoint is None else checkpoint.newest_whole(trainer, before=since)
-        if checkpoint is None or found is None or self._went_back >= self.rollbacks:
+        if checkpoint is None or found is None or self._rollbacks_done >= self.rollbacks:
             often = (
-                f" and went back {self._went_back} times already"
-                if self._went_back >= self.rollbacks
+                f" and went back {self._rollbacks_done} times already"
+                if self._rollbacks_done >= self.rollbacks
                 else ""
             )
             mend = f"go on from --ckpt_path {found}"
             if found is None:
-                mend = f"no whole checkpoint is older than the weights, which step {since} made: start again"
+                mend = (
+                    f"no whole checkpoint is older than the weights, which step {since} made: "
+                    "start again"
+                )
             raise UserError(f"{said}{often}; {mend} with a lower model.learning_rate")
         rank_zero_warn(
-            f"{said}: back to the weights of {found.name}, on with the data that comes next"
+            f"{said}: back to the weights of {found.name}; training continues with the next data"
         )
         saved = trainer.strategy.load_checkpoint(found, weights_only=False)
-        trainer.strategy.load_model_state_dict(
-            saved, strict=False
-        )  # a checkpoint of LoRA leaves its base out
+        # Not strict, because a checkpoint with LoRA does not contain the base.
+        trainer.strategy.load_model_state_dict(saved, strict=False)
         trainer.strategy.load_optimizer_state_dict(saved)
-        for (
-            scheduler
-        ) in trainer.lr_scheduler_configs:  # the rates are the schedule's, not the checkpoint's
+        # The learning rates are those of the schedule, not those of the checkpoint.
+        for scheduler in trainer.lr_scheduler_configs:
             rates = scheduler.scheduler.get_last_lr()
             for group, rate in zip(scheduler.scheduler.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
         assert self._counts is not None and self._norms is not None
         checkpoint.forget(trainer, since)
-        self._went_back += 1
-        self._last_return = trainer.global_step, saved["global_step"]
-        self._counts[0] = self._counts[2] = (
-            0  # the norms of the weights that went wrong are no measure
-        )
+        self._rollbacks_done += 1
+        self._last_rollback = trainer.global_step, saved["global_step"]
+        # The norms of the discarded weights are no reference for the restored ones.
+        self._counts[0] = self._counts[2] = 0
         self._norms.zero_()
         self._write(trainer, {"event": "rolled back", "to": found.name})
 
     def state_dict(self) -> dict[str, Any]:
-        """The remembered norms and the counts."""
+        """Recorded norms and counts."""
         if self._norms is None or self._counts is None:
             return {}
         return {
             "norms": self._norms.cpu(),
             "counts": self._counts.cpu(),
-            "told": torch.tensor(self._told),
-            "went_back": torch.tensor(self._went_back),
-            "last_return": torch.tensor(self._last_return),
+            "told": torch.tensor(self._reported),
+            "went_back": torch.tensor(self._rollbacks_done),
+            "last_return": torch.tensor(self._last_rollback),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore them when training starts; a window of another size begins anew."""
+        """Keep the state until training starts; a state of another window size is dropped."""
         if len(state_dict.get("norms", ())) == self.window:
             self._saved = state_dict
 
 
-def _checkpoint_of(
-    trainer: Any,
-) -> Checkpoint | None:  # the Trainer's type does not know its callbacks
+def _checkpoint_of(trainer: Any) -> Checkpoint | None:
+    # Any, because the type of the Trainer does not declare its callbacks.
     return next(
         (callback for callback in trainer.callbacks if isinstance(callback, Checkpoint)), None
     )
 
 
 def _reads_found_inf(optimizer: Any) -> bool:
-    """Whether ``step`` leaves everything as it is when ``found_inf`` is 1: torch's mark of fused optimizers."""
+    """Whether the optimizer's ``step`` changes nothing if its ``found_inf`` is 1.
+
+    The private attribute is torch's mark of fused optimizers.
+    """
     return isinstance(optimizer, MuonAdamW) or bool(
         getattr(optimizer, "_step_supports_amp_scaling", False)
     )

@@ -1,7 +1,8 @@
-"""NeptuneLogger: Neptune's client, which works offline, without its service, which closed on 2026-03-05.
+"""NeptuneLogger: logs offline with Neptune's client.
 
-Lightning dropped its own in 2.6.4. `offline.read_offline` and ``lit_llm report`` read what this
-one writes.
+Neptune's service closed on 2026-03-05; the client still works offline. Lightning removed its own
+NeptuneLogger in 2.6.4. `offline.read_offline` and ``lit_llm report`` read the files of this
+logger.
 """
 
 from __future__ import annotations
@@ -30,25 +31,27 @@ from lit_llm.training.neptune.offline import LOOKALIKE, NOT_FINITE, PREFIX_PATH
 
 
 class NeptuneLogger(Logger):
-    """Logs metrics and hyperparameters with Neptune's client; by default to files, without a network.
+    """Logs metrics and hyperparameters with Neptune's client, by default to files.
 
-    Metrics become series ``<prefix>/<name>``, hyperparameters ``<prefix>/hyperparams/<name>``, the end of a run
-    ``<prefix>/status``. Each call reaches the file at once: a killed process loses nothing. A resumed run adds a
-    container of its own in the same folder, and the reader takes them together. Anything else the client can log goes
-    through `experiment`, as in ``logger.experiment["eval/score"] = 0.9``.
+    Metrics become series ``<prefix>/<name>``, hyperparameters ``<prefix>/hyperparams/<name>``, and
+    the end of a run ``<prefix>/status``. Each call is written to the file at once, so a killed
+    process loses nothing. A resumed run adds its own container to the same folder, and the reader
+    combines all containers. To log anything else that the client supports, use `experiment`:
+    ``logger.experiment["eval/score"] = 0.9``.
 
     Args:
-        save_dir: run folder; the data lies in ``<save_dir>/.neptune``. None: in the folder that the
-            environment variable NEPTUNE_DATA_DIRECTORY names, else in ``.neptune`` of the
-            ``default_root_dir`` of the Trainer that logs; without a Trainer, or where that is no
-            local folder, of the working directory.
-        name: the run's name for people to read.
-        tags: words to find the run by.
+        save_dir: run folder; the data is in ``<save_dir>/.neptune``. None: the folder in the
+            environment variable NEPTUNE_DATA_DIRECTORY. If it is not set, ``.neptune`` in the
+            ``default_root_dir`` of the Trainer that logs; without a Trainer, or if that is no local
+            folder, ``.neptune`` in the working directory.
+        name: a readable name of the run.
+        tags: words by which the run can be found.
         prefix: group of everything that is logged here.
-        mode: ``offline`` writes files, ``debug`` nothing; ``async`` and ``sync`` need a server of the client's and the
-            settings it takes from environment variables.
-        client: module that has Neptune's interface: ``neptune``, ``minfx.neptune_v2`` or ``goodseed.neptune``. The last
-            keeps its data in a database of its own (GOODSEED_HOME), which `read_offline` does not read.
+        mode: ``offline`` writes files, ``debug`` writes nothing; ``async`` and ``sync`` need a
+            server for the client, and the client's settings in environment variables.
+        client: module with Neptune's interface: ``neptune``, ``minfx.neptune_v2`` or
+            ``goodseed.neptune``. The last keeps its data in its own database (GOODSEED_HOME), which
+            `read_offline` does not read.
 
     Raises:
         UserError: the client is not installed.
@@ -75,11 +78,11 @@ class NeptuneLogger(Logger):
         self._name, self._tags, self._prefix = name, tags, prefix.strip("/")
         self._mode, self._client = mode, client
         self._run: Any = None
-        self._buffered = True  # whether the open run keeps lines back until it is told to write
-        self._paths: dict[
-            tuple[str, str], str
-        ] = {}  # where each (kind, name) is kept in the open run
-        self._types: dict[str, type] = {}  # of the hyperparameters in the open run
+        self._buffered = True  # whether the client must be told to write its buffer to disk
+        # (kind, name) -> path in the open run
+        self._paths: dict[tuple[str, str], str] = {}
+        # path -> type, for the hyperparameters in the open run
+        self._types: dict[str, type] = {}
 
     @property
     def name(self) -> str:
@@ -93,7 +96,7 @@ class NeptuneLogger(Logger):
 
     @property
     def save_dir(self) -> str | None:
-        """The run folder. It may be set until something is logged, where it is not known when the logger is made."""
+        """The run folder. It can be set until something is logged."""
         return None if self._save_dir is None else str(self._save_dir)
 
     @save_dir.setter
@@ -103,25 +106,31 @@ class NeptuneLogger(Logger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The client's run, opened when first asked for; on other ranks than the first an object that does nothing."""
+        """The client's run, which is opened at the first access.
+
+        On all ranks except the first it is an object that does nothing.
+        """
         if self._run is None:
             self._run = self._open()
             self._paths, self._types = {}, {}
-            # goodseed writes at once, and its wait takes no such argument.
+            # goodseed has no buffer: its ``wait`` has no such argument.
             self._buffered = "disk_only" in inspect.signature(self._run.wait).parameters
-            self._path("state", "status")  # takes the path before a metric of that name can
+            # Reserves the path, so that no metric called "status" can take it.
+            self._path("state", "status")
             self._run[PREFIX_PATH] = self._prefix
             self._flush()
         return self._run
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append one point to the series of each metric. nan and inf are kept, in series beside the others."""
+        """Append one point to the series of each metric.
+
+        nan and inf go to a separate series of strings, see NOT_FINITE.
+        """
         run = self.experiment
         step = None if step is None else int(step)
-        for name, value in sorted(
-            metrics.items()
-        ):  # `loss` before `loss/code`, so that the plain name keeps its path
+        # Sorted, so that `loss` comes before `loss/code` and keeps its path.
+        for name, value in sorted(metrics.items()):
             number = float(value)
             if math.isfinite(number):
                 run[self._path("metric", name)].append(number, step=step)
@@ -133,19 +142,20 @@ class NeptuneLogger(Logger):
     def log_hyperparams(
         self, params: Mapping[str, Any] | Namespace, *args: Any, **kwargs: Any
     ) -> None:
-        """Keep each value under its path, ``model/hidden_size`` for one in a nested mapping; see `flatten`."""
+        """Store each value under its path, for example ``model/hidden_size``, see `flatten`."""
         run = self.experiment
         for name, value in flatten(params).items():
             path = self._path("hyperparameter", f"hyperparams/{name}")
             if self._types.setdefault(path, type(value)) is not type(value):
-                del run[path]  # the client refuses another type
+                # The client refuses to change the type of a value, so the old value is deleted.
+                del run[path]
                 self._types[path] = type(value)
             run[path] = value
         self._flush()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Note how the run ended and close the client; what is logged afterwards opens it again."""
+        """Log how the run ended, and close the client. Later logging opens a new run."""
         if self._run is None:
             return
         self._run[self._path("state", "status")] = status
@@ -155,30 +165,35 @@ class NeptuneLogger(Logger):
         self._run = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the open client, which has locks and threads: a copy opens a container of its own."""
+        """The state without the open client, which has locks and threads.
+
+        A copy of the logger therefore opens its own container.
+        """
         return {**self.__dict__, "_run": None}
 
     def _open(self) -> Any:
         client = importlib.import_module(self._client)
         if self._mode in ("offline", "debug"):
-            # On standard output it names a page that there is not, and says that it waits for threads.
+            # The client's info messages name a web page that does not exist, and its own threads.
             logging.getLogger("neptune").setLevel(logging.WARNING)
         given = os.environ.get("NEPTUNE_DATA_DIRECTORY")
         if self._save_dir is None and not given:
-            self._save_dir = _root_of_the_trainer()
+            self._save_dir = _trainer_root()
         folder = (
             Path(given or ".neptune") if self._save_dir is None else self._save_dir / ".neptune"
         )
         folder = folder.absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        os.environ["NEPTUNE_DATA_DIRECTORY"] = str(folder)  # the only way to tell the client
+        # The client takes the folder only from the environment.
+        os.environ["NEPTUNE_DATA_DIRECTORY"] = str(folder)
         try:
             return client.init_run(
                 mode=self._mode,
                 name=self._name,
                 tags=self._tags,
                 custom_run_id=_run_id(folder),
-                # The client would copy the terminal, the sources and the git difference, and poll the hardware.
+                # By default the client copies terminal output, source files and the git diff, and
+                # polls the hardware.
                 source_files=[],
                 git_ref=False,
                 capture_stdout=False,
@@ -193,7 +208,11 @@ class NeptuneLogger(Logger):
                 os.environ["NEPTUNE_DATA_DIRECTORY"] = given
 
     def _path(self, kind: str, name: str) -> str:
-        """Where ``name`` is kept: its own path unless that would be a value and a group at once (see LOOKALIKE)."""
+        """The path of ``name`` in the run.
+
+        It is ``name`` itself, unless the path would then be a value and a group at once, see
+        LOOKALIKE.
+        """
         if (kind, name) not in self._paths:
             path, taken = name, self._paths.values()
             if any(
@@ -210,11 +229,15 @@ class NeptuneLogger(Logger):
 
 
 def flatten(params: Mapping[str, Any] | Namespace) -> dict[str, bool | int | float | str]:
-    """Hyperparameters by path, as the types that Neptune has.
+    """Hyperparameters by path, converted to the types that Neptune supports.
 
-    Mappings, namespaces and dataclasses become groups; NumPy and torch scalars numbers; None, lists, arrays, paths,
-    dtypes and the rest text (lists and sets as Python writes them, sets in order; classes and functions by name);
-    enum members their names; nan and inf text, integers beyond 32 bits floats, or text where a float is not exact.
+    - Mappings, namespaces and dataclasses become groups.
+    - NumPy and torch scalars become numbers.
+    - Enum members become their names; classes and functions their qualified names.
+    - nan and inf become text.
+    - Integers beyond 32 bits become floats, or text if the float is not exact.
+    - None, lists, arrays, paths, dtypes and all others become text: lists and sets as Python prints
+      lists, sets sorted.
     """
     leaves: dict[str, bool | int | float | str] = {}
     for key, value in _plain(params).items():
@@ -233,7 +256,7 @@ def flatten(params: Mapping[str, Any] | Namespace) -> dict[str, bool | int | flo
 
 
 def _plain(value: Any) -> Any:
-    """``value`` as None, bool, int, float or str, or lists and dicts of these."""
+    """``value`` converted to None, bool, int, float, str, or lists and dicts of these."""
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         value = value.item()  # a scalar of NumPy or torch
     if value is None:
@@ -242,7 +265,8 @@ def _plain(value: Any) -> Any:
         return value.name
     for kind in (bool, int, float, str):
         if isinstance(value, kind):
-            return kind(value)  # subclasses print themselves in their own ways
+            # Subclasses may print in another way.
+            return kind(value)
     if isinstance(value, Namespace):
         value = vars(value)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -258,8 +282,8 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def _root_of_the_trainer() -> Path | None:
-    """``default_root_dir`` of the Trainer that is calling; None without one, and for a bucket."""
+def _trainer_root() -> Path | None:
+    """``default_root_dir`` of the calling Trainer; None without a Trainer, and for a remote URL."""
     root = root_of_calling_trainer()
     return None if root is None or "://" in root else Path(root)
 
@@ -272,7 +296,10 @@ def _installed(module: str) -> bool:
 
 
 def _run_id(folder: Path) -> str:
-    """An identity that goes with the folder, by which a server recognises the parts of a resumed run."""
+    """The run's identifier, stored in ``folder``.
+
+    By this identifier a server recognises that the parts of a resumed run belong together.
+    """
     file = folder / "run_id"
     if not file.exists():
         file.write_text(uuid.uuid4().hex, encoding="utf-8")

@@ -1,7 +1,8 @@
-"""What Neptune's client wrote offline, read without the client or its service.
+"""Reads the files that Neptune's client writes offline, without the client or its service.
 
-Each process that logs makes a folder ``.neptune/offline/<container>`` of files ``data-<number>.log``; each line there
-is one operation in JSON, ``{"obj": {"type": ..., "path": [...], ...}, "version": 1, 2, ..., "at": seconds}``.
+Each process that logs makes a folder ``.neptune/offline/<container>`` with files
+``data-<number>.log``. Each line is one operation in JSON: ``{"obj": {"type": ..., "path": [...],
+...}, "version": 1, 2, ..., "at": seconds}``.
 """
 
 from __future__ import annotations
@@ -13,17 +14,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-# In Neptune a path is a value or a group, never both: `val_loss` beside `val_loss/code` is written with this division
-# sign in one of them, and read back as the slash.
+# In Neptune a path is a value or a group, never both. If there are `val_loss` and `val_loss/code`,
+# one of them is written with this division sign, which is read back as a slash.
 LOOKALIKE = "\u2215"
-# The group of string series that keep nan and inf, which the client leaves out of number series.
+# The group of string series for nan and inf, which the client drops from number series.
 NOT_FINITE = "not_finite"
-# Where NeptuneLogger says under which prefix its metrics are.
+# The path under which NeptuneLogger stores the prefix of its metrics.
 PREFIX_PATH = "lit_llm/prefix"
 
 
 def offline_containers(folder: Path) -> list[Path]:
-    """The containers (one for each part of a resumed run) of a run folder or of its ``.neptune``, the oldest first."""
+    """The containers of a run folder or of its ``.neptune``, the oldest first.
+
+    Each part of a resumed run has its own container.
+    """
     data = folder / ".neptune"
     found = {
         path.parent for path in (data if data.is_dir() else folder).glob("offline/*/data-*.log")
@@ -38,13 +42,17 @@ def offline_containers(folder: Path) -> list[Path]:
 def read_offline(
     folder: Path,
 ) -> tuple[dict[str, list[tuple[float | None, float]]], dict[str, Any]]:
-    """All number series and all single values under ``folder``, a run folder or its ``.neptune``.
+    """Read all number series and all single values under ``folder``.
 
-    Containers are taken as one run: where two have a point of the same series and step, the later one counts. A line
-    that a kill cut off is left out.
+    The containers form one run. If two containers have a point of the same series and step, the
+    later one is used. A line that a kill cut off is skipped.
+
+    Args:
+        folder: a run folder or its ``.neptune``.
 
     Returns:
-        Series: path -> [(step, value), ...], points without a step first, then by step; values may be nan or inf.
+        Series: path -> [(step, value), ...], points without a step first, then by step; values may
+            be nan or inf.
         Attributes: path -> bool, int, float, str, datetime, or a sorted list of strings (tags).
     """
     series: dict[str, dict[float, float]] = {}
@@ -86,7 +94,7 @@ def read_offline(
             try:
                 apply(operation)
             except (KeyError, TypeError, ValueError, AttributeError, OverflowError, OSError):
-                continue  # JSON, but nothing the client wrote
+                continue  # valid JSON that the client did not write
     return {
         name: [
             *((None, value) for value in stepless.get(name, ())),
@@ -107,7 +115,8 @@ def _operations(container: Path) -> Iterator[tuple[float, dict[str, Any]]]:
                     version, at, operation = int(entry["version"]), float(entry["at"]), entry["obj"]
                 except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                     continue
-                # A forked child (a data-loader worker) writes what it inherited in the parent's buffer once more.
+                # A forked child (a data-loader worker) inherits the parent's buffer and writes its
+                # operations again. Their versions are not above the last one.
                 if version > last:
                     last = version
                     yield at, operation

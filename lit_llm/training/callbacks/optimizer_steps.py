@@ -1,4 +1,4 @@
-"""Where optimizer steps end, and which of them are logged."""
+"""Helpers of callbacks: whether an optimizer step ends, and whether it is logged."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ import lightning as L
 from lit_llm.lightning_internals import batch_of_epoch
 
 
-def at_border(trainer: L.Trainer, batch_idx: int) -> bool:
+def is_step_end(trainer: L.Trainer, batch_idx: int) -> bool:
     """Whether micro-batch ``batch_idx`` is the last of an optimizer step."""
     done = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-    return (
-        done or batch_idx + 1 == trainer.num_training_batches
-    )  # Lightning steps on an epoch's last batch
+    # Lightning also makes an optimizer step after the last batch of an epoch.
+    return done or batch_idx + 1 == trainer.num_training_batches
 
 
 def planned_steps(trainer: L.Trainer) -> int | None:
-    """The optimizer step at which the run ends, over all epochs; None where nothing sets an end."""
-    steps = trainer.estimated_stepping_batches  # -1: batches without a number, and no max_steps
+    """The optimizer step at which the run ends, over all epochs; None if no end is set."""
+    # -1 if neither the number of batches nor max_steps is known.
+    steps = trainer.estimated_stepping_batches
     return None if steps == float("inf") or steps < 0 else int(steps)
 
 
 def logs_now(trainer: L.Trainer) -> bool:
-    """Whether the Trainer logs the optimizer step just done."""
-    every = _log_every(trainer)  # 0: never, as Lightning has it
+    """Whether the Trainer logs the optimizer step that has just ended."""
+    every = _log_every(trainer)  # 0: never, as in Lightning
     return every > 0 and trainer.global_step % every == 0
 
 
 def first_or_last(trainer: L.Trainer) -> bool:
-    """Whether the optimizer step just done is the first or the last of the whole run.
+    """Whether the optimizer step that has just ended is the first or the last of the whole run.
 
-    These are logged too, else a run of fewer steps than ``log_every_n_steps`` has nothing to show.
-    It is the same on all processes, and the same for a run that was resumed as for one that was
-    not. A Trainer that logs nothing logs neither.
+    These steps are logged too. Otherwise a run of fewer than ``log_every_n_steps`` steps would log
+    nothing. The answer is the same on all processes, and the same for resumed runs and runs without
+    interruption. It is False for a Trainer that logs nothing.
     """
     if _log_every(trainer) == 0:
         return False
@@ -48,5 +48,6 @@ def is_last_batch(trainer: L.Trainer, batch_idx: int) -> bool:
     return last_epoch and batch_idx + 1 == trainer.num_training_batches
 
 
-def _log_every(trainer: Any) -> int:  # set by the Trainer, unknown to its type
+def _log_every(trainer: Any) -> int:
+    # The Trainer sets the attribute, but its type does not declare it.
     return trainer.log_every_n_steps
