@@ -98,7 +98,7 @@ def told_of_a_path(error: OSError) -> str | None:
     return f"{path or _UNKNOWN_PATH}: {error.strerror}"
 
 
-_OF_THE_DISK = (
+_DISK_ERRORS = (
     errno.ENOSPC,
     errno.EDQUOT,
     errno.EACCES,
@@ -107,8 +107,8 @@ _OF_THE_DISK = (
     errno.EIO,
     errno.EFBIG,
 )
-# torch's zip writer and safetensors have exceptions of their own for a disk that is full.
-_SAID_OF_THE_DISK = (
+# torch's zip writer and safetensors have their own exception types for a full disk.
+_DISK_MESSAGES = (
     "No space left",
     "file write failed",
     "unexpected pos",
@@ -118,10 +118,10 @@ _SAID_OF_THE_DISK = (
 
 
 def is_of_the_disk(error: BaseException) -> bool:
-    """Whether ``error``, met while a file was written, is the disk's fault and not the program's."""
+    """Whether ``error``, raised while a file was written, comes from the disk and is not a bug."""
     if isinstance(error, OSError):
-        return error.errno in _OF_THE_DISK
-    return any(words in str(error) for words in _SAID_OF_THE_DISK)
+        return error.errno in _DISK_ERRORS
+    return any(words in str(error) for words in _DISK_MESSAGES)
 
 
 def more_room() -> str:

@@ -182,7 +182,8 @@ class TokenDataModule(L.LightningDataModule, ABC):
         replace(trainer, "accumulate_grad_batches", self.accumulation)
         self._batches = limit_batches(trainer, self.steps, self.accumulation)
         train_one_epoch(trainer)
-        # The Trainer's default is the float; the user's own setting stays, the int 1 too.
+        # The Trainer's default is the float 1.0. A value set by the user stays, including the int
+        # 1.
         interval = given(trainer, "val_check_interval")
         if isinstance(interval, float) and interval == 1.0 and not trainer.fast_dev_run:
             every = (

@@ -90,8 +90,8 @@ def check_length(trainer: Any, steps: int, length: str) -> None:
         )
     if every := trainer.reload_dataloaders_every_n_epochs:
         raise UserError(
-            f"trainer.reload_dataloaders_every_n_epochs={every}: a run is one epoch, whose loaders are "
-            "made once; leave it out"
+            f"trainer.reload_dataloaders_every_n_epochs={every}: a run is one epoch, whose "
+            "loaders are made once; leave it out"
         )
     refuse_accumulation_schedules(trainer.callbacks)
     if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):
@@ -108,7 +108,7 @@ def check_length(trainer: Any, steps: int, length: str) -> None:
 
 
 def refuse_accumulation_schedules(callbacks: Iterable[Any]) -> None:
-    """Refuse callbacks that change the tokens of an optimizer step on the way."""
+    """Refuse callbacks that change the tokens of an optimizer step during the run."""
     if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
         raise UserError(
             "trainer.callbacks: GradientAccumulationScheduler changes the tokens of a step, "
@@ -117,7 +117,7 @@ def refuse_accumulation_schedules(callbacks: Iterable[Any]) -> None:
 
 
 def _default_epochs(trainer: Any) -> int:
-    """What Lightning makes of no ``max_epochs``, as its manual says."""
+    """Lightning's value if ``max_epochs`` is not set, according to its manual."""
     timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)
     return -1 if timed or trainer.max_steps != -1 else 1000
 

@@ -37,7 +37,8 @@ def check_settings(verb: str, trainer: Any, data: Any) -> None:
     limit = {"fit": "train", "validate": "val"}.get(verb, verb)
     clip, interval = trainer.gradient_clip_val, trainer.val_check_interval
     unused = f"{verb} would do nothing; leave it out"
-    # Of a run of our data modules, which set these where they have the Trainer's default.
+    # A fit with a data module of lit_llm, which sets these settings where they have the Trainer's
+    # default.
     ours = verb == "fit" and str(getattr(data, "class_path", "")).startswith("lit_llm.")
     reasons = {
         "barebones": trainer.barebones
@@ -62,7 +63,8 @@ def check_settings(verb: str, trainer: Any, data: Any) -> None:
             "trainer.limit_val_batches=0 never"
         )
         or (
-            # The data module would take it for the default. The int 1 is another thing.
+            # The data module would treat the float 1.0 as the default. The int 1 has a different
+            # meaning.
             ours
             and isinstance(interval, float)
             and interval == 1
