@@ -1,6 +1,8 @@
-"""What the README and docs/ show works: code blocks, commands, plans, paths, names of tests, the API reference.
+"""What the README and docs/ show works: code blocks, commands, plans, paths, names of tests, the
+API reference.
 
-A code block whose info string has a ``title="needs ..."`` (a GPU, a network, your package) is only parsed.
+A code block whose info string has a ``title="needs ..."`` (a GPU, a network, your package) is only
+parsed.
 """
 
 from __future__ import annotations

@@ -451,7 +451,8 @@ TEXTS = {
     "email": [
         "Write to {} for details.", "Bei Fragen: {}", "Contactez-nous ({}) avant "
                                                       "lundi.", "Escríbeme a {}, gracias.",
-        "From: Jane <{}>", '{{"user": "{}", "active": true}}', "mailto:{}", "请联系{}获取更多信息。",
+        "From: Jane <{}>", '{{"user": "{}", "active": true}}', "mailto:{}",
+        "请联系{}获取更多信息。",
         "お問い合わせは{}まで",
         "Author: X <{}>\nDate: 2024-01-02", "1,{},2020-01-01,ok", "E-mail:{};", "Пишите на {}.",
         "https://x.org/?to={}&a=1",

@@ -50,7 +50,8 @@ def test_dry_run(script: str, said: str) -> None:
 )
 def test_gpu_suites_run_dry(suite: str) -> None:
     done = subprocess.run(
-        [str(BENCHMARKS / "gpu.sh"), "--suite", suite, "--dry-run"], capture_output=True, text=True, check=False,
+        [str(BENCHMARKS / "gpu.sh"), "--suite", suite, "--dry-run"],
+        capture_output=True, text=True, check=False,
         env={**os.environ, "PYTHON": sys.executable},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,5 @@
-"""What gpu.py makes of a contender that fails, does not fit, or has no time left; processes and clock are stand-ins."""
+"""What gpu.py makes of a contender that fails, does not fit, or has no time left; processes and
+clock are stand-ins."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ OOM = "Traceback\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 
 
 
 class Stand:
-    """Takes the place of `gpu.work`: says of each job what ``says`` does, after ``takes`` seconds of its own clock."""
+    """Takes the place of `gpu.work`: says of each job what ``says`` does, after ``takes`` seconds
+    of its own clock."""
 
     def __init__(
         self, says: Callable[[Job], dict[str, Any] | str] = lambda job: NUMBERS, takes: float = 1.0
@@ -180,7 +182,8 @@ def test_the_optimizers_clock_counts_its_steps_alone() -> None:
 
 
 def test_the_published_optimizer_for_all_but_nanochats_shape() -> None:
-    muon = [(group.shape, name) for groups in gpu.SUITES.values() for group in groups for name in group.contenders
+    muon = [(group.shape, name) for groups in gpu.SUITES.values() for group in groups
+            for name in group.contenders
             if "muon" in name or name == "nanochat"]  # fmt: skip
     assert muon == [("d12", "ours muon"), ("d12", "nanochat")]
     config = gpu_steps.TransformerConfig.from_dict(gpu.SHAPES["tiny"])
@@ -205,7 +208,8 @@ def llama(attention: str) -> Any:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(
-        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2,
         intermediate_size=48, use_cache=False, attn_implementation=attention,
     ))  # fmt: skip
 
@@ -221,7 +225,8 @@ def test_transformers_without_a_mask_is_transformers() -> None:
 
 
 def attention_calls(attention: str) -> list[tuple[bool, bool]]:
-    """Of each call of SDPA in the compiled model's graph: whether there is a mask, and is_causal."""
+    """Of each call of SDPA in the compiled model's graph: whether there is a mask, and
+    is_causal."""
     calls = []
 
     def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:

@@ -270,7 +270,8 @@ def test_any_bytes_will_do(pieces: list[bytes]) -> None:
 
 
 def test_kernels_stay_in_bounds(tmp_path: Path) -> None:
-    """Compiled anew with checks: tiny documents in great number, a huge line, invalid bytes, every code point."""
+    """Compiled anew with checks: tiny documents in great number, a huge line, invalid bytes, every
+    code point."""
     script = """
 import random
 from test_dedup import FUZZ, MESSY, raw
@@ -287,7 +288,8 @@ near_duplicates(raw([]))
 for settings in (Dedup(), Dedup(None), Dedup(bands=2, rows=1, ngram=63)):
     drop = DropDuplicates(settings.decide([settings.sign(MESSY)], memory_limit=5000))
     drop(MESSY)
-Decontaminate.against({"task": ["one two three four five six seven eight", "a b " * 40]})(documents(raw(pieces)))
+against = {"task": ["one two three four five six seven eight", "a b " * 40]}
+Decontaminate.against(against)(documents(raw(pieces)))
 print("fine")
 """
     env = {

@@ -437,12 +437,13 @@ def test_many_tiny_documents_after_a_large_one() -> None:
 
 @pytest.mark.slow
 def test_kernels_stay_in_bounds_on_any_bytes(tmp_path: Path) -> None:
-    """With bounds checks, and a cache of their own: numba does not tell kernels compiled with and without apart."""
+    """With bounds checks, and a cache of their own: numba does not tell kernels compiled with and
+    without apart."""
     fuzzing = "import test_filters; test_filters.fuzz()"
     done = subprocess.run(
         [sys.executable, "-c", fuzzing],
-        env={**os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_OPT": "1", "LIT_LLM_CACHE": str(tmp_path),
-             "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={**os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_OPT": "1",
+             "LIT_LLM_CACHE": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)},
         cwd=Path(__file__).parents[2], capture_output=True, text=True,
     )  # fmt: skip
     assert done.stdout.strip() == "1", done.stderr

@@ -312,7 +312,10 @@ ITALIAN = (
     "Ogni individuo ha diritto alla libertà di pensiero, di coscienza e di religione, perché è "
     "libero."
 )
-KOREAN = "모든 사람은 생명과 신체의 자유와 안전에 대한 권리를 가진다. 어느 누구도 노예상태에 놓여지지 아니한다."
+KOREAN = (
+    "모든 사람은 생명과 신체의 자유와 안전에 대한 권리를 가진다. "
+    "어느 누구도 노예상태에 놓여지지 아니한다."
+)
 RUSSIAN = "Привет, как дела? Сегодня хорошая погода, и мы пойдём гулять в парк."
 
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from lit_llm.models.tokenizer import IM_END, Tokenizer
 
 HARD = [
-    "don't", " 1234567", "\r\n", "\n\n   ", "\u00a0", "北京。", "नमस्ते", "\U0001f469\u200d\U0001f467",
+    "don't", " 1234567", "\r\n", "\n\n   ", "\u00a0", "北京。", "नमस्ते",
+    "\U0001f469\u200d\U0001f467",
     IM_END, "\0", "\u2028", "\u017f\u0130\u00df", "=====", "x" * 90,
 ]  # fmt: skip
 

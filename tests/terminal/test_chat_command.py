@@ -41,7 +41,9 @@ def test_a_pipe_gets_answers_and_nothing_else(chat_model: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "lit_llm", "chat", str(chat_model), "--max_new_tokens", "10",
          "--seed", "7"],
-        input="hello\n\nwhat is 北京? \ud83d\n/exit\nnever asked\n".encode("utf-8", "surrogatepass"),
+        input="hello\n\nwhat is 北京? \ud83d\n/exit\nnever asked\n".encode(
+            "utf-8", "surrogatepass"
+        ),
         capture_output=True, timeout=120, check=False,
         env={**os.environ, "PYTHONIOENCODING": "utf-8"},
     )  # fmt: skip
