@@ -4,9 +4,10 @@
 
 A busy program is a process that loops for ever. Contenders take turns of a few steps. The load
 changes between turns, up and down again, so that a machine that slows down slows all of them.
-"ours" waits as `lit_llm.models.kernels.cores` sets it, "ours, libgomp's waiting" as libgomp does by
-itself. A share is the median speed of a contender under load over its own alone, or over that of
-"ours, libgomp's waiting" alone. Processor seconds are those of a step, all threads together.
+"ours" waits as `lit_llm.models.kernels.cpu_threads` sets it, "ours, libgomp's waiting" as libgomp
+does by itself. A share is the median speed of a contender under load over its own alone, or over
+that of "ours, libgomp's waiting" alone. Processor seconds are those of a step, all threads
+together.
 """
 
 from __future__ import annotations

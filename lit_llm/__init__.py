@@ -9,7 +9,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from lit_llm.models.kernels.cores import wait_briefly
+from lit_llm.models.kernels.cpu_threads import wait_briefly
 
 wait_briefly()  # torch reads its thread settings when it is imported
 

@@ -183,7 +183,7 @@ def _build(config: CorpusConfig, output: Path, progress: bool, key: str) -> None
         from lit_llm.corpus.card.words import told_missing
         from lit_llm.corpus.pipeline import Pipeline
         from lit_llm.corpus.progress import Progress
-        from lit_llm.corpus.storage.removed import removed_hashes
+        from lit_llm.corpus.storage.removal_log import removed_hashes
         from lit_llm.corpus.storage.store import Store
 
     started = time.perf_counter()

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from lit_llm.errors import UserError
-from lit_llm.models.kernels.cores import usable_cores
+from lit_llm.models.kernels.cpu_threads import usable_cores
 
 Task: TypeAlias = Callable[[], None]
 

@@ -22,7 +22,7 @@ import lit_llm
 from lit_llm.io.atomic import write_text
 from lit_llm.models.accounting.flops import peak_flops
 from lit_llm.models.accounting.hardware import accelerator_of
-from lit_llm.models.kernels.cores import usable_cores
+from lit_llm.models.kernels.cpu_threads import usable_cores
 from lit_llm.report.html import write_report
 from lit_llm.settings.ranges import Range, check_ranges, positive
 from lit_llm.training.callbacks.throughput import compute_dtype

@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from lit_llm.errors import UserError
-from lit_llm.models.kernels import cores
+from lit_llm.models.kernels import cpu_threads
 from lit_llm.models.kernels.backends import Backends, choose_attention
 from lit_llm.models.kernels.device import can_compile, has_float8
 from lit_llm.models.parallel.parallelize import DATA, parallelize, shard
@@ -42,7 +42,7 @@ def prepare(
     Raises:
         UserError: the machine or the precision does not support a setting.
     """
-    cores.limit_threads(divide=True)
+    cpu_threads.limit_threads(divide=True)
     training = trainer if trainer is not None and trainer.training else None
     dtype = torch.bfloat16 if trainer is not None and trainer.precision == "bf16-mixed" else None
     float8 = training is not None and _wants_float8(model, settings["float8"], training)
@@ -80,11 +80,11 @@ def prepare(
 
 def _report_spinning_threads() -> None:
     """Print a hint if OpenMP's threads wait by spinning, which slows other programs down."""
-    if not cores.waits_as_set:
+    if not cpu_threads.waits_as_set:
         rank_zero_info(
             "OpenMP was loaded before lit_llm, so its threads wait by spinning: where other "
             "programs use this machine too, import lit_llm before torch, or start with "
-            f"GOMP_SPINCOUNT={cores.SPINS} in the environment"
+            f"GOMP_SPINCOUNT={cpu_threads.SPINS} in the environment"
         )
 
 

@@ -15,11 +15,11 @@ from torch.optim import Optimizer
 
 from lit_llm.errors import UserError
 from lit_llm.lightning_internals import mesh_sizes, set_data_parallel_size
-from lit_llm.models.kernels.cores import limit_threads
+from lit_llm.models.kernels.cpu_threads import limit_threads
 from lit_llm.models.parallel.parallelize import gradient_sync
-from lit_llm.models.parallel.parts import Stored, open_parts
 from lit_llm.models.parallel.sharded import copy_part, divide, like_part, whole_state_dict
-from lit_llm.training.parts_io import open_folders
+from lit_llm.models.parallel.sharded_checkpoint import Stored, open_parts
+from lit_llm.training.sharded_checkpoint_io import open_folders
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -41,9 +41,9 @@ class FSDP2Strategy(ModelParallelStrategy):
         tensor_parallel_size: number of neighbouring processes that share each matrix; they must be
             on one node.
         checkpoint: "parts": a folder to which each process writes its own shards (see
-            `lit_llm.models.parallel.parts`), on a file system that all processes share. "whole":
-            the file that a single process would write. The first process gathers it, which takes
-            the memory of all weights and states on its CPU, while the others wait.
+            `lit_llm.models.parallel.sharded_checkpoint`), on a file system that all processes
+            share. "whole": the file that a single process would write. The first process gathers
+            it, which takes the memory of all weights and states on its CPU, while the others wait.
 
     Raises:
         UserError: the product of the sizes is not the number of processes.

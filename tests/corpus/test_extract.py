@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_llm.corpus.block import documents
-from lit_llm.corpus.reading.extract import ExtractHTML, main_text, robots
+from lit_llm.corpus.reading.html_text import ExtractHTML, main_text, robots
 
 PAGE = """<!DOCTYPE html><html><head><title>The title</title><style>p {}</style>
 <meta charset="utf-8">

@@ -9,8 +9,8 @@ import pytest
 from reading import rows
 
 from lit_llm.corpus.kernels.page_work import measure
-from lit_llm.corpus.reading.extract import extract, main_text
 from lit_llm.corpus.reading.formulae import with_formulae
+from lit_llm.corpus.reading.html_text import extract, main_text
 
 AROUND = [
     "<p>{}</p>",
@@ -249,7 +249,7 @@ def test_a_dropped_page_is_counted_with_its_reason(tmp_path: Path) -> None:
 
 
 def test_tags_without_end_are_searched_once_for_robots() -> None:
-    from lit_llm.corpus.reading import extract as module
+    from lit_llm.corpus.reading import html_text as module
 
     page = "<script " * 100_000 + "robots"
     assert module.robots(page) is None

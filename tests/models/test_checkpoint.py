@@ -17,7 +17,7 @@ from lit_llm.io.atomic import part_of
 from lit_llm.models.hub.adapters import save_adapter
 from lit_llm.models.hub.checkpoint import choose_device, load_model, open_model
 from lit_llm.models.lora import LoRAConfig, apply_lora
-from lit_llm.models.parallel.parts import MARK, Divided, Part, commit, write_share
+from lit_llm.models.parallel.sharded_checkpoint import MARK, Divided, Part, commit, write_share
 from lit_llm.models.transformer import Transformer
 from lit_llm.terminal.inspect import inspect_checkpoint
 

@@ -22,8 +22,8 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from lit_llm.cli import main
 from lit_llm.errors import Preempted
-from lit_llm.models.parallel import parts
-from lit_llm.training import parts_io
+from lit_llm.models.parallel import sharded_checkpoint as parts
+from lit_llm.training import sharded_checkpoint_io as parts_io
 from lit_llm.training.callbacks import background
 from lit_llm.training.callbacks.throughput import ThroughputCallback
 from lit_llm.training.loggers import CSVLogger

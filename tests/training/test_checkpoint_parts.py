@@ -25,7 +25,14 @@ from torch.distributed.tensor import DTensor
 
 from lit_llm import Checkpoint, FSDP2Strategy, PretrainModule, UserError
 from lit_llm.lightning_internals import has_own_format
-from lit_llm.models.parallel.parts import MANIFEST, Divided, discard, put, read_parts, write_share
+from lit_llm.models.parallel.sharded_checkpoint import (
+    MANIFEST,
+    Divided,
+    discard,
+    put,
+    read_parts,
+    write_share,
+)
 from lit_llm.training.callbacks import checkpoint as callback
 from lit_llm.training.callbacks.checkpoint_folder import checkpoints, damage, newest_whole, tidy
 

@@ -34,7 +34,7 @@ from lit_llm.models.generation.sampling import GREEDY
 from lit_llm.models.hub.adapters import load_adapter
 from lit_llm.models.hub.checkpoint import load_model
 from lit_llm.models.lora import apply_lora
-from lit_llm.models.parallel.parts import open_parts
+from lit_llm.models.parallel.sharded_checkpoint import open_parts
 
 SHAPE = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "max_seq_len": 64}
 

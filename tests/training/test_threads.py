@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lit_llm import PretrainModule
-from lit_llm.models.kernels import cores
+from lit_llm.models.kernels import cpu_threads
 from lit_llm.training import prepare as prepare_module
 
 SCRIPT = """
@@ -61,7 +61,7 @@ def test_a_script_is_told_when_openmp_was_loaded_too_early(
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr(prepare_module, "rank_zero_info", said.append)
-    monkeypatch.setattr(cores, "waits_as_set", in_time)
+    monkeypatch.setattr(cpu_threads, "waits_as_set", in_time)
     ids = torch.zeros(8, dtype=torch.long)
     module = PretrainModule({"hidden_size": 32, "num_layers": 1, "num_heads": 1}, compile=False)
     trainer = L.Trainer(

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from lit_llm.corpus.output.encode import DOCUMENTS
 from lit_llm.corpus.output.folder import Corpus
 from lit_llm.corpus.output.shards import locate
-from lit_llm.corpus.storage.removed import removals
+from lit_llm.corpus.storage.removal_log import removals
 from lit_llm.corpus.storage.store import read_table
 from lit_llm.errors import UserError
 

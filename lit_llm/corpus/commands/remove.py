@@ -33,7 +33,7 @@ from lit_llm.corpus.output.encode import (
 from lit_llm.corpus.output.folder import Corpus
 from lit_llm.corpus.output.shards import without
 from lit_llm.corpus.reading.addresses import host, parts
-from lit_llm.corpus.storage.removed import LOG, removed_hashes, sha256
+from lit_llm.corpus.storage.removal_log import LOG, removed_hashes, sha256
 from lit_llm.corpus.storage.store import (
     read_counts,
     read_schema,

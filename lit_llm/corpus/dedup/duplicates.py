@@ -33,7 +33,7 @@ from lit_llm.corpus.kernels.lsh import component_chunks, components, kept_copies
 from lit_llm.corpus.kernels.minhash import sketches
 from lit_llm.corpus.ranges import check_section
 from lit_llm.errors import UserError
-from lit_llm.models.kernels.cores import usable_cores
+from lit_llm.models.kernels.cpu_threads import usable_cores
 
 EXACT, NEAR = "exact_dedup: duplicate", "near_dedup: duplicate"
 _VERDICTS = pa.schema(

@@ -18,7 +18,7 @@ from lit_llm.corpus.block import DOCUMENT_SCORES, score_column, with_column
 from lit_llm.corpus.output.shards import token_dtype
 from lit_llm.corpus.output.statistics import Statistics
 from lit_llm.corpus.steps import CLEANED, EXAMPLES
-from lit_llm.corpus.storage.removed import sha256
+from lit_llm.corpus.storage.removal_log import sha256
 from lit_llm.corpus.storage.store import read_arrow, read_tables, write_arrow, write_tables
 from lit_llm.models.tokenizer import Tokenizer
 

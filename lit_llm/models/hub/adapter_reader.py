@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lit_llm.errors import UserError
 from lit_llm.models.hub.adapter_config import AdapterConfig
 from lit_llm.models.hub.config_json import family_of
-from lit_llm.models.hub.layout import Layout, Slot
+from lit_llm.models.hub.tensor_layout import Layout, Slot
 from lit_llm.models.lora import TARGETS, LoRAConfig, is_lora
 from lit_llm.models.transformer import Transformer
 

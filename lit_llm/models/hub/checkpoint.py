@@ -17,12 +17,12 @@ from lit_llm.models.config import TransformerConfig
 from lit_llm.models.hub.adapters import load_adapter
 from lit_llm.models.hub.huggingface import read_model
 from lit_llm.models.hub.locate import locate
-from lit_llm.models.kernels.cores import limit_threads
+from lit_llm.models.kernels.cpu_threads import limit_threads
 from lit_llm.models.kernels.device import has_fast_bf16
 from lit_llm.models.kernels.packed import pack_linears
 from lit_llm.models.lora import LoRAConfig, apply_lora, is_lora, merge_lora
 from lit_llm.models.meta import meta_transformer
-from lit_llm.models.parallel.parts import open_parts
+from lit_llm.models.parallel.sharded_checkpoint import open_parts
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 

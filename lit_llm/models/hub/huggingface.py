@@ -21,7 +21,7 @@ from lit_llm.errors import UserError
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.hub import generation_config as generation
 from lit_llm.models.hub.config_json import config_from_hf, config_to_hf, family_of
-from lit_llm.models.hub.layout import Layout
+from lit_llm.models.hub.tensor_layout import Layout
 from lit_llm.models.meta import meta_transformer
 from lit_llm.models.transformer import Transformer
 

@@ -12,7 +12,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torch.utils._pytree import MappingKey, tree_map_with_path
 
 from lit_llm.models.parallel.draws import Initializers
-from lit_llm.models.parallel.parts import MARK, Divided, Part, Stored
+from lit_llm.models.parallel.sharded_checkpoint import MARK, Divided, Part, Stored
 
 
 def local(tensor: Tensor) -> Tensor:

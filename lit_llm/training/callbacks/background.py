@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import Strategy
 from torch.utils._pytree import tree_map
 
 from lit_llm.io.atomic import part_of
-from lit_llm.models.parallel.parts import put
+from lit_llm.models.parallel.sharded_checkpoint import put
 
 
 class Snapshots(CheckpointIO):

@@ -25,7 +25,7 @@ from lit_llm.lightning_internals import (
     skip_sigterm_broadcast,
     validate_after_this_batch,
 )
-from lit_llm.models.parallel.parts import Divided, write_share
+from lit_llm.models.parallel.sharded_checkpoint import Divided, write_share
 from lit_llm.settings.ranges import Range, check_ranges, positive
 from lit_llm.training.callbacks.background import Snapshots, Writer, write
 from lit_llm.training.callbacks.best_score import BestScore
@@ -43,7 +43,7 @@ from lit_llm.training.callbacks.final_export import step_of_final, use_averages,
 from lit_llm.training.callbacks.optimizer_steps import is_last_batch, planned_steps
 from lit_llm.training.callbacks.rank_agreement import Ranks
 from lit_llm.training.callbacks.signals import StopSignals, requeue
-from lit_llm.training.parts_io import finish, open_folders
+from lit_llm.training.sharded_checkpoint_io import finish, open_folders
 
 RANGES: dict[str, Range] = {
     "every_steps": Range(1, 1e12), "keep_last": Range(1, 1e6), "max_minutes": positive(1e7),

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lit_llm.errors import UserError, is_of_the_disk, more_room
-from lit_llm.models.parallel.parts import damage_of_parts, discard, put
+from lit_llm.models.parallel.sharded_checkpoint import damage_of_parts, discard, put
 
 _NAME = re.compile(r"step-\d+\.ckpt(\.part)?")
 

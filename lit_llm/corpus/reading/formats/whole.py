@@ -100,7 +100,7 @@ def page(
         charset: encoding that the server named.
         flags: the server's instructions to robots.
     """
-    from lit_llm.corpus.reading.extract import extract, robots
+    from lit_llm.corpus.reading.html_text import extract, robots
 
     html, dropped, repaired, encoding = decode(data, charset, html=True)
     text, none = extract(html) if html else ("", None)

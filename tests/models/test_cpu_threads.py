@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from lit_llm.corpus.engine import Engine
-from lit_llm.models.kernels import cores
+from lit_llm.models.kernels import cpu_threads
 from lit_llm.report.callback import _device_name
 
 ELSEWHERE = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_", "KMP_"))}
@@ -52,7 +52,7 @@ def test_what_openmp_reads(settings: dict[str, str], expected: str) -> None:
 
 
 def test_it_is_known_whether_it_was_in_time() -> None:
-    told = "import sys; from lit_llm.models.kernels.cores import waits_as_set; print(waits_as_set)"
+    told = "import sys\nfrom lit_llm.models.kernels.cpu_threads import waits_as_set; print(waits_as_set)"
     pretend = "import sys; sys.modules['torch'] = None; "
     assert python(told).stdout == "True\n"
     assert python(pretend + told).stdout == "False\n"
@@ -64,7 +64,7 @@ def test_cores_are_those_the_process_is_bound_to() -> None:
     before = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(before)})
-        assert cores.usable_cores() == 1
+        assert cpu_threads.usable_cores() == 1
         assert Engine().processes == 1
         assert _device_name(torch.device("cpu")) == "1 CPU cores"
     finally:
@@ -91,11 +91,11 @@ def test_quota(tmp_path: Path, groups: str, files: dict[str, str], expected: flo
     for name, text in files.items():
         (tmp_path / "mounted" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "mounted" / name).write_text(text)
-    assert cores._quota(tmp_path / "groups", tmp_path / "mounted") == expected
+    assert cpu_threads._quota(tmp_path / "groups", tmp_path / "mounted") == expected
 
 
 def test_no_quota_where_there_are_no_groups(tmp_path: Path) -> None:
-    assert cores._quota(tmp_path / "none", tmp_path) == math.inf
+    assert cpu_threads._quota(tmp_path / "none", tmp_path) == math.inf
 
 
 BUILD = """
@@ -150,18 +150,18 @@ def test_processes_divide_their_cores(
         into[:] = processes
 
     now = [8]
-    monkeypatch.setattr(cores, "_count_is_chosen", False)
-    monkeypatch.setattr(cores, "_bound_to", lambda: EIGHT)
-    monkeypatch.setattr(cores, "_quota", lambda: quota)
-    monkeypatch.setattr(cores.platform, "node", lambda: "here")
+    monkeypatch.setattr(cpu_threads, "_count_is_chosen", False)
+    monkeypatch.setattr(cpu_threads, "_bound_to", lambda: EIGHT)
+    monkeypatch.setattr(cpu_threads, "_quota", lambda: quota)
+    monkeypatch.setattr(cpu_threads.platform, "node", lambda: "here")
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda: len(processes))
     monkeypatch.setattr(dist, "all_gather_object", gather)
     monkeypatch.setattr(torch, "get_num_threads", lambda: now[0])
     monkeypatch.setattr(torch, "set_num_threads", lambda n: now.__setitem__(0, n))
-    cores.limit_threads(divide=True)
+    cpu_threads.limit_threads(divide=True)
     assert now[0] == threads
-    monkeypatch.setattr(cores, "_count_is_chosen", True)
+    monkeypatch.setattr(cpu_threads, "_count_is_chosen", True)
     now[0] = 8
-    cores.limit_threads(divide=True)
+    cpu_threads.limit_threads(divide=True)
     assert now[0] == 8

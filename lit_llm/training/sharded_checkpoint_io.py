@@ -12,7 +12,13 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.strategies import Strategy
 
 from lit_llm.io.atomic import part_of
-from lit_llm.models.parallel.parts import Divided, commit, discard, read_parts, write_share
+from lit_llm.models.parallel.sharded_checkpoint import (
+    Divided,
+    commit,
+    discard,
+    read_parts,
+    write_share,
+)
 
 T = TypeVar("T")
 

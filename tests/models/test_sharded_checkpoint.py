@@ -16,8 +16,8 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, load
 
 from lit_llm.errors import UserError
 from lit_llm.io.atomic import part_of
-from lit_llm.models.parallel import parts
-from lit_llm.models.parallel.parts import (
+from lit_llm.models.parallel import sharded_checkpoint as parts
+from lit_llm.models.parallel.sharded_checkpoint import (
     MARK,
     Divided,
     Part,
