@@ -121,9 +121,8 @@ def _launch(ranks: int, out: Path, function: Callable[..., int], args: tuple) ->
                 "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks),
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test",
             }  # fmt: skip
-            rank_zero_only.rank = (
-                rank  # which Lightning read from the environment when the server imported it
-            )
+            # Lightning read the rank from the environment when the server imported it.
+            rank_zero_only.rank = rank
         status = 1
         try:
             status = function(rank, *args)
@@ -150,20 +149,24 @@ def _command(rank: int, args: list[str], log: Path, kill: list | None) -> int:
 
 
 def spy(log: Path, kill: list | None, rank: int) -> None:
-    """Note each micro-batch before it is trained on, and kill the whole run, or this process of it,
-    where told.
+    """Log each micro-batch before it is trained on, and kill the run or one process where told.
 
     ``kill`` is one of
-        ["batch", n]: as the n-th micro-batch of this call begins ["time", s]: s seconds after the
-        first one began, whatever is going on ["save", n]: within the n-th writing of a checkpoint;
-        ["rename", n]: before it gets its name ["beside", n]: within it, once training has gone on
-        by a micro-batch ["part", n], ["part", n, rank]: of one in parts, with half of that
-        process's (the first one's) on disk ["parts", n]: once all of them are there; ["manifest",
-        n]: with half of the manifest on disk ["final", 1]: as the model is written ["validation",
-        n]: within the n-th batch of a validation; ["row", n]: within the n-th writing of
-        metrics.csv ["interrupt", n, rank], ["terminate", n, rank], ["alone", n, rank]: SIGINT,
-        SIGTERM, SIGKILL to that process ["group", n, rank]: SIGTERM, by it, to all of the run's
-        process group
+        ["batch", n]: as the n-th micro-batch of this call begins
+        ["time", s]: s seconds after the first one began, whatever is going on
+        ["save", n]: within the n-th writing of a checkpoint
+        ["rename", n]: before it gets its name
+        ["beside", n]: within it, once training has gone on by a micro-batch
+        ["part", n], ["part", n, rank]: of one in parts, with half of that process's (the first
+            one's) on disk
+        ["parts", n]: once all of them are there
+        ["manifest", n]: with half of the manifest on disk
+        ["final", 1]: as the model is written
+        ["validation", n]: within the n-th batch of a validation
+        ["row", n]: within the n-th writing of metrics.csv
+        ["interrupt", n, rank], ["terminate", n, rank], ["alone", n, rank]: SIGINT, SIGTERM,
+            SIGKILL to that process
+        ["group", n, rank]: SIGTERM, by it, to all of the run's process group
     where a rank stands, that process alone.
     """
     file = open(log, "a")  # noqa: SIM115

@@ -333,9 +333,8 @@ def test_a_folder_that_cannot_be_replaced_stays(
         patch.setattr(os, "replace", fails)
         put(part, best)
     assert damage(best) is None
-    best.rename(
-        tmp_path / "best.ckpt.replaced"
-    )  # as a kill would leave it, and the part gone since
+    # As a kill would leave it, and the part gone since
+    best.rename(tmp_path / "best.ckpt.replaced")
     discard(part)
     tidy(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["best.ckpt"] and damage(best) is None

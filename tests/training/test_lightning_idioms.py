@@ -268,9 +268,8 @@ def test_last_and_best_are_found_as_with_a_model_checkpoint(tmp_path: Path, corp
         {"ckpt_path": "last"},
         {"ckpt_path": "best", "weights_only": True},
     ):
-        assert "test_loss" in run.test(datamodule=data(corpus), verbose=False, **kwargs)[
-            0
-        ]  # fmt: skip
+        tested = run.test(datamodule=data(corpus), verbose=False, **kwargs)
+        assert "test_loss" in tested[0]
     # A new process.
     again = trainer(tmp_path, callbacks=[Checkpoint()], limit_val_batches=1)
     seen: list[int] = []

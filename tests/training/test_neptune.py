@@ -184,9 +184,10 @@ def test_a_hyperparameter_of_this_type_survives(hyperparameters: dict[str, Any],
 def test_groups_of_hyperparameters(tmp_path: Path) -> None:
     logger = NeptuneLogger(tmp_path, prefix="")
     logger.log_hyperparams(argparse.Namespace(model={"size": Size(), 1: {"x": Size}}, lr=0.1))
+    # Other types
     logger.log_hyperparams(
         {"lr": "auto", "model": "none", "": 1, "lr/decay": 2, "deep": {"a/b": 3}}
-    )  # other types
+    )
     found = {
         k.removeprefix("hyperparams/"): v
         for k, v in read_offline(tmp_path)[1].items()
@@ -242,10 +243,11 @@ def test_any_tree_of_hyperparameters_comes_back(
 
 
 def test_a_resumed_run_is_read_as_one(tmp_path: Path) -> None:
+    # Killed after step 6, resumed from a checkpoint of step 4
     for first, last, offset in (
         (1, 6, 0.0),
         (5, 9, 100.0),
-    ):  # killed after step 6, resumed from a checkpoint of step 4
+    ):
         logger = NeptuneLogger(tmp_path)
         for step in range(first, last + 1):
             logger.log_metrics({"train_loss": step + offset}, step=step)
@@ -267,9 +269,8 @@ def test_logging_goes_on_after_the_end(tmp_path: Path) -> None:
     assert read_offline(tmp_path)[1]["sys/failed"] is True
     logger.experiment["eval/score"] = 0.5
     series, attributes = read_offline(tmp_path)
-    assert (
-        series == {"training/a": [(1, 1.0)]} and "eval/score" not in attributes
-    )  # the client keeps it back
+    # The client keeps it back
+    assert series == {"training/a": [(1, 1.0)]} and "eval/score" not in attributes
     logger.finalize("success")
     assert read_offline(tmp_path)[1]["eval/score"] == 0.5
 
@@ -435,9 +436,8 @@ def test_a_plain_trainer_trains_tests_and_keeps_everything(
         and attributes["training/hyperparams/path"] == "x"
     )
     assert attributes["training/status"] == "success"
-    assert list(
-        (tmp_path / "checkpoints").glob("*.ckpt")
-    )  # Lightning's own checkpoints go beside the data
+    # Lightning's own checkpoints go beside the data
+    assert list((tmp_path / "checkpoints").glob("*.ckpt"))
     said = "".join(capfd.readouterr())
     assert "neptune" not in said.lower(), said
 

@@ -60,9 +60,8 @@ def test_muon_step_has_the_size_of_its_rate_whatever_the_gradient() -> None:
         p.grad = gradient * scale
         MuonAdamW([{"params": [p], "muon": True, "lr": 0.1}]).step()
         steps.append(p.detach())
-    torch.testing.assert_close(
-        steps[0], steps[1], atol=1e-3, rtol=0.05
-    )  # the norm's epsilon is not scaled
+    # The norm's epsilon is not scaled
+    torch.testing.assert_close(steps[0], steps[1], atol=1e-3, rtol=0.05)
     torch.testing.assert_close(steps[2], steps[1], atol=1e-3, rtol=0.05)
     # 32 unit directions, times sqrt(rows / cols)
     assert steps[1].norm().item() == pytest.approx(0.1 * 2**0.5 * 32**0.5, rel=0.1)
@@ -84,9 +83,8 @@ def test_matrices_stepped_in_several_stacks_step_as_in_one(monkeypatch: pytest.M
             [5] if most == 2**28 else [2, 2, 1]
         )
     for one, other in zip(*outcomes, strict=True):
-        torch.testing.assert_close(
-            one, other, atol=0.05, rtol=1e-2
-        )  # bfloat16 products, where they are fast
+        # Bfloat16 products, where they are fast
+        torch.testing.assert_close(one, other, atol=0.05, rtol=1e-2)
 
 
 def test_momentum_is_nesterov() -> None:

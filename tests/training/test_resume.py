@@ -244,9 +244,8 @@ def test_accumulation_may_change_on_resume(tmp_path: Path, corpus: Path) -> None
     assert [int(row["step"]) for row in metrics(changed)] == list(range(1, STEPS + 1))
     assert consumed(changed) == consumed(whole)
     for a, b in zip(metrics(whole), metrics(changed), strict=True):
-        assert float(a["train_loss"]) == pytest.approx(
-            float(b["train_loss"]), rel=2e-3
-        )  # bf16, other batch shapes
+        # Bf16, other batch shapes
+        assert float(a["train_loss"]) == pytest.approx(float(b["train_loss"]), rel=2e-3)
 
 
 def test_resuming_an_earlier_checkpoint_sets_later_ones_aside(tmp_path: Path, corpus: Path) -> None:
@@ -383,9 +382,8 @@ def test_ctrl_c_finishes_the_step_and_saves_it(tmp_path: Path, corpus: Path) -> 
 def test_sigterm_saves_the_step_and_asks_to_be_requeued(tmp_path: Path, corpus: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert run(whole, corpus, accumulation=3) == 0
-    assert (
-        run(stopped, corpus, kill=["terminate", 20, 0], accumulation=3) == Preempted.status
-    )  # in step 7
+    # In step 7
+    assert run(stopped, corpus, kill=["terminate", 20, 0], accumulation=3) == Preempted.status
     assert (
         sorted(f.name for f in (stopped / "checkpoints").glob("step-*"))[-1] == "step-00000007.ckpt"
     )
@@ -400,9 +398,8 @@ def test_sigterm_to_a_whole_process_group_leaves_the_loaders_workers_at_work(
 ) -> None:
     """As Ctrl-C in a terminal, a scheduler's signal goes to all processes of a group."""
     shape = {"workers": 2, "accumulation": 3}
-    assert (
-        run(tmp_path / "run", corpus, kill=["group", 20, 0], **shape) == Preempted.status
-    )  # in step 7
+    # In step 7
+    assert run(tmp_path / "run", corpus, kill=["group", 20, 0], **shape) == Preempted.status
     assert checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "step-00000007.ckpt"
 
 

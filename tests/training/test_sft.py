@@ -175,9 +175,8 @@ def test_what_lies_on_disk_after_lora(tmp_path: Path, base: Path, rows: Path) ->
 
     samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert sorted({row["step"] for row in samples})[0] == 0  # what the base answers
-    assert all(
-        row["prompt"].endswith("\n") for row in samples
-    )  # else question and answer would run together
+    # Else question and answer would run together
+    assert all(row["prompt"].endswith("\n") for row in samples)
     retention = json.loads((tmp_path / "retention.json").read_text())
     known, unknown = retention["questions"]
     assert retention["right_before"] == 1 and known["right_before"] and "after" in known
@@ -214,9 +213,8 @@ def test_what_is_frozen_is_held_as_it_is_multiplied(tmp_path: Path, base: Path, 
     assert {value.dtype for value in merged.values()} == {torch.bfloat16}
     for name, value in load_file(tmp_path / "FloatBase" / "final" / "model.safetensors").items():
         torch.testing.assert_close(merged[name].float(), value, rtol=2**-7, atol=2**-9)
-    checkpoint = (
-        tmp_path / "SFTModule" / "checkpoints" / "step-00000008.ckpt"
-    )  # goes on in another precision
+    # Goes on in another precision
+    checkpoint = tmp_path / "SFTModule" / "checkpoints" / "step-00000008.ckpt"
     module = SFTModule(str(base), lora=LoRAConfig(rank=4))
     fit(tmp_path / "SFTModule", module, data(rows, tmp_path / "cache"), checkpoint, max_steps=9)
     assert metrics(tmp_path / "SFTModule")[-1]["step"] == "9"

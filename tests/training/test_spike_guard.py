@@ -232,15 +232,13 @@ def test_it_goes_back_to_the_newest_whole_checkpoint_and_on_with_new_data(
             # Not in the background: the file is damaged two steps after it is begun.
             callbacks=[guard_, Checkpoint(every_steps=4, keep_last=9, background=False), watch],
         )
-    assert (
-        trainer.global_step == 12 and len(set(sampled)) == len(sampled) == 48
-    )  # no sample twice, none left out
+    # No sample twice, none left out
+    assert trainer.global_step == 12 and len(set(sampled)) == len(sampled) == 48
     saved = torch.load(tmp_path / "checkpoints" / "step-00000004.ckpt", weights_only=False)
     torch.testing.assert_close(watch.after, saved["state_dict"], atol=0, rtol=0)
     torch.testing.assert_close(watch.momenta, saved["optimizer_states"][0]["state"], atol=0, rtol=0)
-    assert (
-        watch.rate != saved["optimizer_states"][0]["param_groups"][0]["lr"]
-    )  # the schedule went on
+    # The schedule went on
+    assert watch.rate != saved["optimizer_states"][0]["param_groups"][0]["lr"]
     assert events(tmp_path)[-1] == {"step": 11, "event": "rolled back", "to": "step-00000004.ckpt"}
     module.broken = tuple(range(3, 12))
     said = "went back 0 times already; go on from --ckpt_path .*step-00000002.ckpt"

@@ -56,7 +56,7 @@ def damage(file: Path) -> str | None:
         zlib.error,
     ) as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return None if broken is None else f"the checksum of {broken} is wrong"
+    return None if broken is None else f"the checksum of {broken} is another"
 
 
 def newest_whole(folder: Path, before: float = math.inf) -> tuple[Path | None, list[str]]:
