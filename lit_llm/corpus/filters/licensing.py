@@ -118,8 +118,8 @@ class LicenseFilter(Block):
         for source, written in self.sources.items():
             if normalize_license(written) is None:
                 raise UserError(
-                    f"license.sources.{source}: {written!r} is no licence known here; write an "
-                    f"SPDX identifier"
+                    f"license.sources.{source}: {written!r} is not a known licence; write an "
+                    "SPDX identifier"
                 )
 
     def apply(self, table: pa.Table) -> pa.Table:
@@ -157,7 +157,7 @@ class LicenseFilter(Block):
             one = single_license(name)
             if name not in GROUPS and one is None:
                 raise UserError(
-                    f"license.allow: {name!r} is no licence known here; groups are "
+                    f"license.allow: {name!r} is not a known licence; groups are "
                     f"{', '.join(GROUPS)}"
                 )
             allowed |= GROUPS[name] if name in GROUPS else {str(one)}

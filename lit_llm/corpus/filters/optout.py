@@ -125,8 +125,8 @@ def _add(index: Index, entries: Iterable[str], where: str) -> None:
         found = parts(_ALL_BELOW.sub("/", entry))
         if not found or not _HOST.fullmatch(found.host) or " " in entry or "*" in found.path:
             raise UserError(
-                f"{where}: entry {number}, {entry!r}, is no domain or address; write example.org "
-                f"or a URL"
+                f"{where}: entry {number}, {entry!r}, is not a domain or address; write "
+                "example.org or a URL"
             )
         host, path = found.host, found.path.rstrip("/")
         path += f"?{found.query}" if found.query else ""
