@@ -323,7 +323,7 @@ def test_what_may_not_be_read(build: Build, forbidding: Path) -> None:
     assert status == 0
     assert (
         "corpus: 1 of 3 documents are damaged: a.txt (unreadable: Permission denied); dropped/ "
-        "names them all" in said
+        "lists all of them" in said
     )
     (source / "below").chmod(0)
     status, said = build(source, output)
