@@ -124,6 +124,7 @@ class LicenseFilter(Block):
 
     def apply(self, table: pa.Table) -> pa.Table:
         """Set "license" and fill "dropped"."""
+        # The first of these that names a licence: the column, the text, the source.
         spdx = pa.nulls(len(table), pa.string())
         if "license" in table.column_names:
             spdx = per_value(table["license"], _of_column)
@@ -141,6 +142,7 @@ class LicenseFilter(Block):
             spdx = pc.coalesce(
                 spdx, per_value(names.fill_null(""), lambda name: given.get(name, given.get("*")))
             )
+        # An unrecognised licence took part so far, so that no later source replaced it.
         spdx = pc.if_else(pc.equal(spdx, UNRECOGNISED), pa.scalar(None, pa.string()), spdx)
         allowed = self._allowed()
         reasons = per_value(spdx, lambda license: None if permitted(license, allowed) else license)

@@ -87,6 +87,7 @@ def listed(url: str, index: Index) -> str | None:
     if not (found := parts(url)):
         return None
     host, path, query = found
+    # The host itself, then the domains that it belongs to.
     while host:
         for entry in index.get(host, ()):
             if not entry:

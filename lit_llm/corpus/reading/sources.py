@@ -241,6 +241,7 @@ def as_sources(
             taken |= {given.name, f"{given.name}-tests"} if STDLIB in given.paths else {given.name}
     if not made:
         raise UserError("data.sources: empty; give a path, a glob or 'stdlib'")
+    # Names must be unique, including the second source that "stdlib" makes.
     names = [
         name
         for source in made
@@ -297,6 +298,7 @@ def _tree_licenses(files: list[Found]) -> dict[str, str]:
                 continue  # the reader will report the error
             # A licence file that is not recognised must hide licences of the folders above.
             of_folder[folder].append(detect_license(text, len(text)) or UNRECOGNISED)
+    # Each file gets the licence of the nearest folder that has one.
     joined = {folder: all_of(said) or UNRECOGNISED for folder, said in of_folder.items()}
     licenses = {}
     for file in files:
