@@ -1,7 +1,7 @@
 """Drop documents whose publishers do not allow training: by address, and by flags in the document.
 
-OptOut(entries=("example.org", "site.net/private"))(documents(["..."],
-url=["https://www.example.org/a"]))
+block = OptOut(entries=("example.org", "site.net/private"))
+block(documents(["..."], url=["https://www.example.org/a"]))
 """
 
 from __future__ import annotations
