@@ -151,7 +151,7 @@ data:
         ),
         (
             ["corpus", "build", "--input", "run.yaml", "--output", "c", "--language.keep", "[xx]"],
-            "lit_llm corpus: language.keep: 'xx' is no language",
+            "lit_llm corpus: language.keep: 'xx' is not a language",
         ),
         (["inspect", "empty.ckpt"], "empty.ckpt: is empty, not a training checkpoint"),
     ],

@@ -31,7 +31,7 @@ from lit_llm.corpus.reading.sources import Source
 
 @dataclass(frozen=True)
 class Evaluations:
-    """Evaluation sets that the corpus must not contain; see ``decontaminate``.
+    """Evaluation sets that the corpus must not contain; see ``dedup.decontaminate``.
 
     Attributes:
         files: JSONL files; every string in a row counts.

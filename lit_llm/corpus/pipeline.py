@@ -176,7 +176,7 @@ class Pipeline:
         if without and opt_out is not None and (opt_out.entries or opt_out.files):
             self.progress.say(
                 f"opt_out: {without:,} of {read:,} documents have no URL, so its lists cannot "
-                f"hold for them"
+                "be applied to them"
             )
         # Damaged documents: printed, or an error above `max_bad_fraction`.
         broken = sum(n for reason, n in self.dropped.items() if is_broken(reason))
@@ -188,9 +188,9 @@ class Pipeline:
         if broken > self.config.max_bad_fraction * read:
             limit = f"{self.config.max_bad_fraction:g}"
             raise UserError(
-                f"max_bad_fraction: {said}, more than {limit}; mend the sources or raise it"
+                f"max_bad_fraction: {said}, more than {limit}; fix the sources or raise it"
             )
-        self.progress.say(f"{said}; dropped/ names them all")
+        self.progress.say(f"{said}; dropped/ lists all of them")
 
     def broken(self) -> Iterator[tuple[str, str, str]]:
         """Yield file, id and reason of the damaged documents."""

@@ -46,7 +46,7 @@ class Progress:
         ) as bar:
             yield bar.update
         seconds = time.perf_counter() - started
-        found = f", {done / 1e6:,.1f} MB of it found done" if done else ""
+        found = f", {done / 1e6:,.1f} MB of it done by an earlier build" if done else ""
         rate = f" at {(total - done) / 1e6 / seconds:,.1f} MB/s" if total > done else ""
         self.say(f"{name}: {total / 1e6:,.1f} MB in {seconds:,.1f} s{rate}{found}")
 

@@ -252,14 +252,14 @@ def test_a_bad_file_is_counted_and_named(
     read = corpus.datacard["read"]["documents"]
     named = ", ".join(f"{row['id']} ({row['reason']})" for row in bad)
     line = f"{len(bad)} of {read} documents are damaged: {named}"
-    assert len(bad) <= 2 and f"corpus: {line}; dropped/ names them all" in said
+    assert len(bad) <= 2 and f"corpus: {line}; dropped/ lists all of them" in said
     assert {f"{number}.txt" for number in range(4)} <= set(rows(corpus, "documents"))
     assert read - len(bad) - 4 >= {"rows.jsonl.gz": 600}.get(name, 4 if ".warc" in name else 0)
     status, said = build(texts, tmp_path / "strict", "--max_bad_fraction", "0")
     assert status == 2
     assert (
         said[-1]
-        == f"lit_llm corpus: max_bad_fraction: {line}, more than 0; mend the sources or raise it"
+        == f"lit_llm corpus: max_bad_fraction: {line}, more than 0; fix the sources or raise it"
     )
 
 
@@ -285,8 +285,7 @@ def test_many_bad_files_are_counted(build: Build, texts: Path, tmp_path: Path) -
         "JSON), " in said[-1]
     )
     assert (
-        "bad2.jsonl#0 (not valid JSON), ..., more than 0.5; mend the sources or raise it"
-        in said[-1]
+        "bad2.jsonl#0 (not valid JSON), ..., more than 0.5; fix the sources or raise it" in said[-1]
     )
     assert (
         build(texts, tmp_path / "corpus", "--max_bad_fraction", "0.6")[0] == 0
@@ -324,7 +323,7 @@ def test_what_may_not_be_read(build: Build, forbidding: Path) -> None:
     assert status == 0
     assert (
         "corpus: 1 of 3 documents are damaged: a.txt (unreadable: Permission denied); dropped/ "
-        "names them all" in said
+        "lists all of them" in said
     )
     (source / "below").chmod(0)
     status, said = build(source, output)

@@ -118,7 +118,7 @@ def test_build_by_the_command_line(
         ),
         (
             ["build", "--input", "here", "--output", "c", "--language.keep", "[x]"],
-            "'x' is no language that is detected",
+            "'x' is not a language that CLD2 detects",
         ),
         (["build", "--config", "corpus/wob", "--output", "c"], "did you mean corpus/web"),
         (

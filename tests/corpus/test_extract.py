@@ -12,8 +12,7 @@ from lit_llm.corpus.block import documents
 from lit_llm.corpus.reading.html_text import ExtractHTML, main_text, robots
 
 PAGE = """<!DOCTYPE html><html><head><title>The title</title><style>p {}</style>
-<meta charset="utf-8">
-</head><body>
+<meta charset="utf-8"></head><body>
 <nav><ul><li><a href="/">Home</a><li><a href="/news">News</a></ul></nav>
 <main><article><div><h1>Heading</h1>
 <p>Fish &amp; chips cost &pound;5 &lt; &#8364;7, says

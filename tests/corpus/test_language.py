@@ -97,10 +97,10 @@ def test_norwegian_and_one_script_of_chinese_are_kept() -> None:
         ("zh-Hant-CN", "not told apart in 'zh-Hant-CN'; write 'zh'"),
         ("zh-yue", "not told apart in 'zh-yue'; write 'zh'"),
         ("sr_Latn", "not told apart in 'sr_Latn'; write 'sr'"),
-        ("English", "'English' is no language that is detected"),
-        ("xx", "'xx' is no language that is detected"),
-        ("yue", "'yue' is no language"),
-        ("", "'' is no language"),
+        ("English", "'English' is not a language that CLD2 detects"),
+        ("xx", "'xx' is not a language that CLD2 detects"),
+        ("yue", "'yue' is not a language"),
+        ("", "'' is not a language"),
     ],
 )
 def test_a_language_that_cannot_match_is_refused(written: str, message: str) -> None:

@@ -91,5 +91,5 @@ def test_documents_that_no_list_can_hold_for_are_told(
     file = write(tmp_path, "jsonl", rows)
     args = ["corpus", "build", "--input", str(file), "--output", str(tmp_path / "corpus")]
     assert main([*args, "--vocab_size", "270", "--opt_out.entries", "[example.org]"]) == 0
-    told = "opt_out: 5 of 6 documents have no URL, so its lists cannot hold for them"
+    told = "opt_out: 5 of 6 documents have no URL, so its lists cannot be applied to them"
     assert told in capsys.readouterr().err

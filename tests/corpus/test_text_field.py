@@ -68,7 +68,7 @@ def test_exclude(tmp_path: Path) -> None:
         (tmp_path / name).write_text(name)
     kept = [file.id for file in list_files(Source("x", str(tmp_path), exclude=["b.*", "old/*"]))]
     assert kept == ["a.txt"]
-    with pytest.raises(UserError, match="exclude leaves out each of its 3 files"):
+    with pytest.raises(UserError, match="exclude leaves out all of its 3 files"):
         list_files(Source("x", str(tmp_path), exclude="*.txt"))
 
 

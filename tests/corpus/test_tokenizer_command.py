@@ -319,8 +319,10 @@ def test_published_figures_stand_beside_what_is_theirs(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch, run: Callable[..., str]
 ) -> None:
     gpt2: Any = Known(50_257, [15496, 995, 17031, 2231])
-    assert recognised(gpt2) == "GPT-2" and recognised(Known(50_258, gpt2.ids)) is None  # type: ignore[arg-type]
-    assert recognised(Known(128_256, [9906, 1917, 220, 4513, 1774])) == "Llama 3"  # type: ignore[arg-type]
+    larger: Any = Known(50_258, gpt2.ids)
+    llama3: Any = Known(128_256, [9906, 1917, 220, 4513, 1774])
+    assert recognised(gpt2) == "GPT-2" and recognised(larger) is None
+    assert recognised(llama3) == "Llama 3"
     assert recognised(corpus.tokenizer) is None
     rows = [row for name in ("GPT-2", "Llama 3") for row in published(name)]
     assert {row.unit for row in rows} == {"bytes", "characters"} and all(

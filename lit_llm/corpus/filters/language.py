@@ -129,15 +129,15 @@ def detected_tags(written: str) -> frozenset[str]:
     if language not in known:
         near = difflib.get_close_matches(language, known | _SAME.keys(), n=1, cutoff=0.6)
         raise UserError(
-            f"language.keep: {written!r} is no language that is detected; write a tag such as "
-            f"{(near or ['en'])[0]!r}"
+            f"language.keep: {written!r} is not a language that CLD2 detects; "
+            f"write a tag such as {(near or ['en'])[0]!r}"
         )
     if len(subtags) == 1 and len(subtags[0]) == 4 and language not in _SEVERAL_SCRIPTS:
         subtags = []  # a script, as FLORES and FineWeb-2 write it: "eng_Latn"
     if subtags:
         raise UserError(
-            f"language.keep: scripts and regions are not told apart in {written!r}; write "
-            f"{language!r}"
+            f"language.keep: scripts and regions are not told apart in {written!r}; "
+            f"write {language!r}"
         )
     return frozenset({language})
 

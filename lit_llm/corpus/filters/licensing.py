@@ -118,12 +118,13 @@ class LicenseFilter(Block):
         for source, written in self.sources.items():
             if normalize_license(written) is None:
                 raise UserError(
-                    f"license.sources.{source}: {written!r} is no licence known here; write an "
-                    f"SPDX identifier"
+                    f"license.sources.{source}: {written!r} is not a known licence; write an "
+                    "SPDX identifier"
                 )
 
     def apply(self, table: pa.Table) -> pa.Table:
         """Set "license" and fill "dropped"."""
+        # The first of these that names a licence: the column, the text, the source.
         spdx = pa.nulls(len(table), pa.string())
         if "license" in table.column_names:
             spdx = per_value(table["license"], _of_column)
@@ -141,6 +142,7 @@ class LicenseFilter(Block):
             spdx = pc.coalesce(
                 spdx, per_value(names.fill_null(""), lambda name: given.get(name, given.get("*")))
             )
+        # An unrecognised licence took part so far, so that no later source replaced it.
         spdx = pc.if_else(pc.equal(spdx, UNRECOGNISED), pa.scalar(None, pa.string()), spdx)
         allowed = self._allowed()
         reasons = per_value(spdx, lambda license: None if permitted(license, allowed) else license)
@@ -157,7 +159,7 @@ class LicenseFilter(Block):
             one = single_license(name)
             if name not in GROUPS and one is None:
                 raise UserError(
-                    f"license.allow: {name!r} is no licence known here; groups are "
+                    f"license.allow: {name!r} is not a known licence; groups are "
                     f"{', '.join(GROUPS)}"
                 )
             allowed |= GROUPS[name] if name in GROUPS else {str(one)}

@@ -66,6 +66,7 @@ class Normalize(Block):
         pattern = f"{_DIRTY}|{mojibake_gate()}" + ("" if self.code else _UNTIDY)
         dirty = pc.match_substring_regex(text, pattern)
         ascii_only = pc.equal(pc.binary_length(text), pc.utf8_length(text))
+        # ASCII text is always NFC.
         suspects = pc.indices_nonzero(pc.or_(dirty, pc.invert(ascii_only)))
         rows, values = [], []
         for row in suspects.to_pylist():

@@ -1,7 +1,7 @@
 """Drop documents whose publishers do not allow training: by address, and by flags in the document.
 
-OptOut(entries=("example.org", "site.net/private"))(documents(["..."],
-url=["https://www.example.org/a"]))
+block = OptOut(entries=("example.org", "site.net/private"))
+block(documents(["..."], url=["https://www.example.org/a"]))
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ def listed(url: str, index: Index) -> str | None:
     if not (found := parts(url)):
         return None
     host, path, query = found
+    # The host itself, then the domains that it belongs to.
     while host:
         for entry in index.get(host, ()):
             if not entry:
@@ -129,8 +130,8 @@ def _add(index: Index, entries: Iterable[str], where: str) -> None:
         found = parts(_ALL_BELOW.sub("/", entry))
         if not found or not _HOST.fullmatch(found.host) or " " in entry or "*" in found.path:
             raise UserError(
-                f"{where}: entry {number}, {entry!r}, is no domain or address; write example.org "
-                f"or a URL"
+                f"{where}: entry {number}, {entry!r}, is not a domain or address; write "
+                "example.org or a URL"
             )
         host, path = found.host, found.path.rstrip("/")
         path += f"?{found.query}" if found.query else ""

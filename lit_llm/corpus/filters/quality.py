@@ -5,7 +5,7 @@
     GopherQuality(min_doc_words=10)(table)             # a step of a pipeline, see `block`
 
 Reasons have datatrove's names. A limit of None switches its rule off. Rules are tried in their
-order, and the first that fails is the reason. `words` defines what a word is; characters are code
+order, and the first that fails is the reason. `kernels.words` defines words; characters are code
 points.
 """
 
@@ -310,7 +310,7 @@ class C4Quality(Block):
         filter_javascript: drop lines with "javascript".
         filter_curly_bracket: drop documents with an opening curly bracket.
         filter_policy: drop lines with a phrase of notices on cookies and terms of use
-            (`c4.POLICY`).
+            (`c4_rules.POLICY`).
     """
 
     name: ClassVar[str] = "c4_quality"

@@ -135,5 +135,5 @@ def read_card(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{file}: broken ({error!r}); {_REBUILD}") from error
     if not isinstance(card, dict):
-        raise UserError(f"{file}: broken (holds no object); {_REBUILD}")
+        raise UserError(f"{file}: broken (not an object); {_REBUILD}")
     return card

@@ -46,6 +46,8 @@ def shares(
             f"mixture.tokens: {settings.tokens:,.0f} are more than the {most:,.0f} that "
             f"mixture.max_epochs={settings.max_epochs:g} passes give; lower it, or add text"
         )
+    # Fix the sources above their limits, share the rest among the others, and repeat: with a larger
+    # share, further sources may exceed their limits.
     free, rest = dict(wanted), 1.0
     while free:
         scale = rest / sum(free.values())

@@ -172,8 +172,8 @@ def check_shards(folder: Path, contents: bool = False) -> int:
             digest.update(_chunk_tokens(folder, chunk).tobytes())
     if contents and digest.hexdigest() != shards_digest(folder):
         raise UserError(
-            f"{folder}: its tokens are not those that were written; remove the corpus and rebuild "
-            f"it"
+            f"{folder}: its tokens differ from those that were written; "
+            "remove the corpus and rebuild it"
         )
     return total
 

@@ -61,6 +61,7 @@ class Statistics:
             part = content["split_languages"].setdefault(row["split"], {})
             size = {key: row[key] for key in ("documents", "bytes", "tokens")}
             _grow(part, row["language"] or "unknown", size)
+        # Sizes by name. After _NAMED names, new ones count as "other".
         columns = {
             "languages": table["language"], "domains": table["domain"],
             "hosts": per_value(table["url"], host), "licenses": table["license"],
@@ -75,6 +76,7 @@ class Statistics:
                     key,
                     {size: row[size] for size in ("documents", "bytes", "tokens")},
                 )
+        # Values replaced by kind, and documents changed by block.
         pii = table["pii"].combine_chunks()
         for field in pii.type:
             if found := pc.sum(pii.field(field.name)).as_py():
@@ -82,6 +84,7 @@ class Statistics:
         for names in table["changed_by"].drop_null().to_pylist():
             for name in names.split(", "):
                 content["changed_by"][name] = content["changed_by"].get(name, 0) + 1
+        # Histograms.
         size = np.maximum(table["bytes"].to_numpy(), 1)
         scores = table["scores"].combine_chunks()
         own = {
@@ -98,6 +101,7 @@ class Statistics:
             content["bytes_per_token_histogram"],
             np.floor(scores.field("bytes_per_token").to_numpy() * 2) / 2,
         )
+        # Distinct n-grams, and examples of texts.
         _, hashes = ngram_hashes(*buffers(texts(table["text"])), fold_table(), NGRAM, NGRAM)
         content["ngrams"] = _merged_ngrams(
             [content["ngrams"], {"total": len(hashes), "smallest": _smallest(hashes).tolist()}]

@@ -244,6 +244,7 @@ class _Inflated:
         self.error: OSError | None = None
 
     def read(self, size: int = -1) -> bytes:
+        # An error is kept until the data before it has been read.
         pieces, got = [self.left], len(self.left)
         while self.error is None and (size < 0 or got < size) and (chunk := self.raw.read(_CHUNK)):
             for piece in self._pieces(chunk):

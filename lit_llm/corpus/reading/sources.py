@@ -95,15 +95,15 @@ class Source:
         object.__setattr__(self, "exclude", exclude)
         if not isinstance(self.name, str) or not self.name or self.name != _safe(self.name):
             raise UserError(
-                f"data.sources: {self.name!r} cannot name a folder; use letters, digits, '.', '-' "
-                f"and '_'"
+                f"data.sources: {self.name!r} cannot name a folder; "
+                "use letters, digits, '.', '-' and '_'"
             )
         if not self.paths:
             raise UserError(f"data.sources: {self.name} is empty; give a path, a glob or 'stdlib'")
         if self.kind not in get_args(Kind):
             raise UserError(
-                f"data.sources: {self.name}.kind is {self.kind!r}; choose from "
-                f"{', '.join(get_args(Kind))}"
+                f"data.sources: {self.name}.kind is {self.kind!r}; "
+                f"choose from {', '.join(get_args(Kind))}"
             )
         check_section(self, "sources", f"data.sources: {self.name}: ")
 
@@ -181,7 +181,7 @@ def files_of(source: Source, excluded: bool = False) -> list[SourceFile]:
         kept = [(name, file) for name, file in listed if source.excludes(file) is excluded]
         if not kept and not excluded:
             raise UserError(
-                f"data.sources: {pattern!r}: exclude leaves out each of its {len(listed)} files"
+                f"data.sources: {pattern!r}: exclude leaves out all of its {len(listed)} files"
             )
         for name, file in kept:
             # Patterns may overlap: a file counts once.
@@ -241,6 +241,7 @@ def as_sources(
             taken |= {given.name, f"{given.name}-tests"} if STDLIB in given.paths else {given.name}
     if not made:
         raise UserError("data.sources: empty; give a path, a glob or 'stdlib'")
+    # Names must be unique, including the second source that "stdlib" makes.
     names = [
         name
         for source in made
@@ -297,6 +298,7 @@ def _tree_licenses(files: list[Found]) -> dict[str, str]:
                 continue  # the reader will report the error
             # A licence file that is not recognised must hide licences of the folders above.
             of_folder[folder].append(detect_license(text, len(text)) or UNRECOGNISED)
+    # Each file gets the licence of the nearest folder that has one.
     joined = {folder: all_of(said) or UNRECOGNISED for folder, said in of_folder.items()}
     licenses = {}
     for file in files:

@@ -129,7 +129,7 @@ def _check_seal(path: Path) -> None:
         with memoryview(data) as view:
             crc = zlib.crc32(view[end:], zlib.crc32(_ZEROS, zlib.crc32(view[:at])))
         if data[at:end] != f"{crc:08x}".encode():
-            raise ValueError("its checksum is another")
+            raise ValueError("wrong checksum")
 
 
 def read_counts(path: Path) -> dict[str, Any]:
@@ -200,7 +200,7 @@ def read_arrow(path: Path) -> Iterator[pa.RecordBatch]:
         end = len(data) - _CRC_BYTES
         view = memoryview(data)
         if end < 0 or int.from_bytes(view[end:], "little") != zlib.crc32(view[:end]):
-            raise ValueError("its checksum is another")
+            raise ValueError("wrong checksum")
         reader = pa.ipc.open_file(data.slice(0, end))
         for number in range(reader.num_record_batches):
             yield reader.get_batch(number)

@@ -82,6 +82,8 @@ def _decompressed(name: str, data: bytes, longest: int) -> bytes:
     """Undo the coding ``name``; return ``data`` itself if it does not have this coding."""
     if not data or name in _NO_CODING:
         return data
+    # The first bytes decide between gzip, zlib and a body that is already decoded, because servers
+    # confuse these names.
     if data.startswith(b"\x1f\x8b\x08") and name in ("deflate", "x-deflate"):
         name = "gzip"
     if name in ("gzip", "x-gzip") and not data.startswith(b"\x1f\x8b"):

@@ -36,6 +36,7 @@ def read_json(part: Part, file: SourceFile) -> Iterator[pa.Table | Document]:
     field = part.source.text_field
     with open_utf8(file.path) as stream:
         head = stream.read(_HEAD).removeprefix(BOM).lstrip()
+    # Two lines decide between rows of JSONL and one object that may span several lines.
     first, _, rest = head.partition(b"\n")
     row, following = parse_row(first), parse_row(rest.strip().partition(b"\n")[0])
     if head.startswith(b"["):

@@ -51,6 +51,7 @@ def read_parquet(part: Part, file: SourceFile) -> Iterator[pa.Table]:
             for name in wanted:
                 check_once(file.path, name, names)
             columns = [name for name in wanted if name in names]
+            # As many rows per batch as give about TABLE_BYTES.
             rows = max(1, min(2**16, int(TABLE_BYTES / max(1, row_bytes))))
             number = before + 1
             for batch in parquet.iter_batches(batch_size=rows, row_groups=groups, columns=columns):

@@ -35,6 +35,8 @@ def read_warc(part: Part, file: SourceFile) -> Iterator[Document]:
         if not raw.read(1):
             yield Document(file.id, file.source, file.path, "", "empty")
             return
+        # The outer loop starts again after each damage. `last` is the place of the last record read,
+        # `damaged` that of the record in work, `told` whether the current damage was reported.
         start: int | None = 0
         last, repeats, told = -1, 0, False
         while start is not None:
@@ -62,7 +64,8 @@ def read_warc(part: Part, file: SourceFile) -> Iterator[Document]:
                     yield _damaged(file, cut)
                 return
             except OSError:
-                # A whole record may begin right after the last one: the damage is further on.
+                # If the last record was whole, the damage lies between it and the next whole one:
+                # search from there.
                 start = _next_record(raw, last + 1 if damaged is None else damaged + 1)
                 if start is None and damaged is None and last >= 0 and _is_padded(raw):
                     return
