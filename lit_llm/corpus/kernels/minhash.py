@@ -68,6 +68,7 @@ def _sketches(
     factors: np.ndarray,
     addends: np.ndarray,
 ) -> np.ndarray:
+    """The loop of `sketches`; hash function e is x -> factors[e] * x + addends[e] mod 2^32."""
     texts = len(offsets) - 1
     entries = len(factors)
     out = np.empty((texts, entries), np.uint16)
