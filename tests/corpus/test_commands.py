@@ -130,7 +130,7 @@ def test_build_by_the_command_line(
         (["report", "here"], r"here/datacard\.json: no such file"),
         (["explain", "here", "id"], r"here/datacard\.json: no such file"),
         (["remove", "here"], "say which documents"),
-        (["remove", "here", "--matching", "("], "no regular expression"),
+        (["remove", "here", "--matching", "("], "not a regular expression"),
         (["remove", "here", "--ids_file", "nowhere"], "nowhere: cannot be read"),
     ],
 )

@@ -124,7 +124,7 @@ def test_any_text_has_a_tag_and_a_share(text: str, spaces: int) -> None:
 
 
 def test_mistakes_name_the_setting() -> None:
-    with pytest.raises(UserError, match=r"identify_language\.keep: 'English'"):
+    with pytest.raises(UserError, match=r"language\.keep: 'English'"):
         IdentifyLanguage(keep=("English",))
     with pytest.raises(UserError, match=r"language\.least_score=60: must be"):
         IdentifyLanguage(least_score=60)

@@ -317,7 +317,7 @@ def test_secrets_and_forms_to_fill_in() -> None:
 
 
 def test_mistakes_name_the_setting() -> None:
-    with pytest.raises(UserError, match=re.escape("redact_pii.kinds: no kind 'mail'")):
+    with pytest.raises(UserError, match=re.escape("redact_pii.kinds: unknown kind 'mail'")):
         RedactPII(kinds=("mail",))
     with pytest.raises(UserError, match=re.escape("redact_pii.placeholder")):
         RedactPII(placeholder="x@y.org")

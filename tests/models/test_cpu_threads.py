@@ -52,7 +52,10 @@ def test_what_openmp_reads(settings: dict[str, str], expected: str) -> None:
 
 
 def test_it_is_known_whether_it_was_in_time() -> None:
-    told = "import sys\nfrom lit_llm.models.kernels.cpu_threads import waits_as_set; print(waits_as_set)"
+    told = (
+        "import sys; from lit_llm.models.kernels.cpu_threads import waits_as_set; "
+        "print(waits_as_set)"
+    )
     pretend = "import sys; sys.modules['torch'] = None; "
     assert python(told).stdout == "True\n"
     assert python(pretend + told).stdout == "False\n"

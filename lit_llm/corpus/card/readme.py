@@ -70,6 +70,7 @@ def _hub_license(card: dict[str, Any]) -> str:
 
 
 def _body(card: dict[str, Any]) -> str:
+    """The sections after the front matter, in Markdown."""
     name = name_of(card)
     parts = [f"# {_plain(name)}", _plain(summary(card))]
     if notes := remarks(card):

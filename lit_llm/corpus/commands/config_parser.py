@@ -71,8 +71,8 @@ def parse_build(args: list[str]) -> tuple[CorpusConfig, Path]:
         raise UserError("--output: missing; name the corpus folder to make")
     if given["tokenizer"] is not None and given["vocab_size"] is not None:
         raise UserError(
-            "tokenizer and vocab_size: a tokenizer that is given has its vocabulary; leave one of "
-            "them out (--vocab_size null switches a file's off)"
+            "tokenizer and vocab_size: a given tokenizer already has a vocabulary; leave one of "
+            "them out (--vocab_size null overrides a value from a file)"
         )
     text_field, exclude = given.pop("text_field"), given.pop("exclude")
     if patterns:

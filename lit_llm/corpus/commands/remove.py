@@ -72,7 +72,7 @@ class Request:
                 pc.match_substring_regex(pa.array([""]), self.matching)
             except pa.ArrowInvalid as error:
                 raise UserError(
-                    f"--matching {self.matching!r}: no regular expression ({error})"
+                    f"--matching {self.matching!r}: not a regular expression ({error})"
                 ) from None
 
     def finds(self, table: pa.Table, text: str) -> pa.Array:

@@ -66,6 +66,7 @@ class SignatureColumns:
         return pa.Table.from_batches(parts)
 
     def _append(self, batch: pa.RecordBatch) -> None:
+        """Split a batch of signatures into columns; write to files above the memory limit."""
         sketch = batch["sketch"]
         if sketch.type.byte_width != self._width:
             raise UserError(

@@ -93,6 +93,7 @@ def _part_keys(
 
 @kernel
 def _root(parent: np.ndarray, row: int) -> int:
+    """The root of a row's component."""
     while parent[row] != row:
         parent[row] = parent[parent[row]]  # path halving keeps the chains short
         row = parent[row]
@@ -110,6 +111,7 @@ def _join(keys: np.ndarray, rows: np.ndarray, parent: np.ndarray) -> None:
 
 @kernel
 def _flatten(parent: np.ndarray) -> None:
+    """Let every row point to its root."""
     for row in range(len(parent)):
         # A parent is a lower row, which already points to its root.
         parent[row] = parent[parent[row]]

@@ -68,6 +68,7 @@ def _sketches(
     factors: np.ndarray,
     addends: np.ndarray,
 ) -> np.ndarray:
+    """The loop of `sketches`; hash function e is x -> factors[e] * x + addends[e] mod 2^32."""
     texts = len(offsets) - 1
     entries = len(factors)
     out = np.empty((texts, entries), np.uint16)
@@ -84,8 +85,9 @@ def _sketches(
         ring[0] = 0
         at, end = 0, decode(data, offsets[t], offsets[t + 1], points)
         while at >= 0:
-            # Each new word completes an n-gram. At the end of the text (at < 0), a text shorter
-            # than that counts as one n-gram. The block is processed when it is full and at the end.
+            # Each word from the n-th on completes an n-gram. At the end of the text (at < 0), a
+            # text of fewer words counts as one n-gram. The block is processed when it is full, and
+            # at the end.
             at = next_prefix(points, at, end, table, ring, words)
             if at >= 0:
                 words += 1

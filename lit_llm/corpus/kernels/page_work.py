@@ -251,8 +251,9 @@ def _work(
         if kind == _ROOT:
             pairs += 4 * of_root * attributes  # measured: this comparison is four times as slow
             of_root += attributes
-        # Markers of the list of active formatting elements: a cell inserts one. The end of the cell
-        # or of its table removes the marker and the formatting elements after it.
+        # Markers of the list of active formatting elements: a cell inserts one. The next tag of a
+        # cell or row, or the end tag of the table, removes the marker and the formatting elements
+        # after it.
         if kind == _TABLE and not closing:
             tables += 1
         if kind in (_CELL, _ROW) or (kind == _TABLE and closing):
@@ -332,7 +333,7 @@ def _work(
             continue
         if kind == _VOID:
             continue
-        # The parser copies every active formatting element into the new block.
+        # After this tag, the parser may copy every active formatting element.
         elements += active - floor
         if kind == _FOREIGN:
             foreign = max(0, foreign - 1) if closing else foreign + 1

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from lit_llm.corpus.privacy.recognizers import Recognizer, as_it_is
 
 # One pattern per line; `_token` checks them.
-_CLASSIC = r"""\b(?:AKIA|ASIA)[A-Z2-7]{16}\b
+_CLASSIC = (
+    r"""\b(?:AKIA|ASIA)[A-Z2-7]{16}\b
 \bgh[pousr]_[A-Za-z0-9]{36}
 \bgithub_pat_[A-Za-z0-9]{22}_[A-Za-z0-9]{59}
 \bxox[abcdeprs]-[0-9A-Za-z]{8}[0-9A-Za-z-]+
@@ -25,7 +26,9 @@ _CLASSIC = r"""\b(?:AKIA|ASIA)[A-Z2-7]{16}\b
 \bpypi-AgEIcHlwaS5vcmc[A-Za-z0-9_-]{50}[A-Za-z0-9_-]*
 \bSG\.[A-Za-z0-9_-]{22}\.[A-Za-z0-9_-]{43}
 \b[0-9]{8,10}:AA[A-Za-z0-9_-]{32}[A-Za-z0-9_-]*
-\beyJ[A-Za-z0-9_-]{10}[A-Za-z0-9_-]*\.eyJ[A-Za-z0-9_-]{10}[A-Za-z0-9_-]*\.[A-Za-z0-9_-]{20}[A-Za-z0-9_-]*"""
+\beyJ[A-Za-z0-9_-]{10}[A-Za-z0-9_-]*\.eyJ[A-Za-z0-9_-]{10}[A-Za-z0-9_-]*"""
+    r"\.[A-Za-z0-9_-]{20}[A-Za-z0-9_-]*"
+)
 
 # The prefix of a key, and the exact form of the part after it. {w}: letters, digits, "_" and "-";
 # {a}: letters and digits; {h}: hexadecimal digits.

@@ -69,7 +69,7 @@ class RedactPII(Block):
     def __post_init__(self) -> None:
         if unknown := [kind for kind in self.kinds if kind not in KINDS]:
             raise UserError(
-                f"redact_pii.kinds: no kind {unknown[0]!r}; there are {', '.join(KINDS)}"
+                f"redact_pii.kinds: unknown kind {unknown[0]!r}; the kinds are {', '.join(KINDS)}"
             )
         if any(self._find_once(self._stand_in(kind)) for kind in self.kinds):
             raise UserError(

@@ -84,6 +84,7 @@ IN_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s<>\"']*$", re.I)
 
 
 def _email(before: str, value: str, after: str) -> str:
+    """A mail address, but not code, a remote shell's target or the user of a URL."""
     at = re.search("@|%40", value)
     assert at
     local, host = value[: at.start()], value[at.end() :]

@@ -93,6 +93,7 @@ class Compression:
         }
 
     def _row(self, row: Mapping[str, int]) -> dict[str, Any]:
+        """The report of one row of counts."""
         found: dict[str, Any] = {key: row[key] for key in ("documents", "bytes", "words")}
         found["tokenizers"] = {}
         for name in self._tokenizers:
@@ -107,6 +108,7 @@ class Compression:
         return found
 
     def _words(self, name: str) -> dict[str, Any]:
+        """The report of one tokenizer's vocabulary."""
         vocabulary, used = self._vocabularies[name], self._used[name]
         there = [index for index, token in enumerate(vocabulary) if token]
         longest = sorted(there, key=lambda index: (-len(vocabulary[index]), index))[:_LONGEST]

@@ -34,8 +34,8 @@ def fewer_tokens(size: int) -> str | None:
     if size >= VOCAB_SIZE:
         return None
     return (
-        f"the tokenizer has {size:,} tokens, not {VOCAB_SIZE:,}: so little text has no more pairs "
-        "that occur twice; --vocab_size sets a number"
+        f"the tokenizer has {size:,} tokens, not {VOCAB_SIZE:,}: the text is too small and has no "
+        "more pairs that occur twice; --vocab_size sets a number"
     )
 
 
