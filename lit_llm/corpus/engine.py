@@ -82,7 +82,8 @@ class Engine:
                 finally:
                     pool.shutdown(cancel_futures=True)
             return
-        # Processes: a table with a row per task, and a class that Daft calls with one row at a time.
+        # Processes: a table with a row per task, and a class that Daft calls with one row at a
+        # time.
         daft = _daft(self.runner, self.address)
         rows = daft.from_pydict(
             {

@@ -54,15 +54,10 @@ def license_shares(card: dict[str, Any]) -> dict[str, float]:
 
 
 def _kind(license: str) -> str:
-<<<<<<< HEAD
-    """The least restrictive kind that permits an expression: "MIT OR GPL-3.0-only" is
-    permissive."""
-=======
     """The least restrictive kind that permits an expression.
 
     For example, "MIT OR GPL-3.0-only" is permissive, because it may be used under MIT.
     """
->>>>>>> words-corpus-b
     if license in _UNTOLD:
         return "unknown"
     allowed: frozenset[str] = frozenset()

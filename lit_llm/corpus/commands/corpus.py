@@ -33,13 +33,8 @@ _IN_A_FILE = {
 USAGE = """usage: lit_llm corpus COMMAND ...
 
   build    raw text -> cleaned, deduplicated, documented shards:
-<<<<<<< HEAD
-           lit_llm corpus build --input 'data/**/*.jsonl' --output corpus \\
-                [--config corpus/web] [--key value ...]
-=======
            lit_llm corpus build --input 'data/**/*.jsonl' --output corpus
                                 [--config corpus/web] [--key value ...]
->>>>>>> words-corpus-b
   report   write a corpus folder's datacard.html and README.md again
   explain  where a document came from, why it was dropped or where it is now
   remove   take documents out of a finished corpus

@@ -23,13 +23,8 @@ USAGE = """usage: lit_llm tokenizer COMMAND ...
   train    byte-level BPE on a sample of a corpus' mixture, or of files:
            lit_llm tokenizer train --corpus corpora/mine --vocab_size 32768 --output tokenizers/mine
   inspect  how well a tokenizer compresses text, by language, domain and source, beside others:
-<<<<<<< HEAD
-           lit_llm tokenizer inspect tokenizers/mine --corpus corpora/mine \\
-                --against gpt2/tokenizer.json
-=======
            lit_llm tokenizer inspect tokenizers/mine --corpus corpora/mine
                                      --against gpt2/tokenizer.json
->>>>>>> words-corpus-b
 
 lit_llm tokenizer COMMAND --help lists its keys."""
 _MEGABYTE = 1_000_000

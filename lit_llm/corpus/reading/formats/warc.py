@@ -35,8 +35,9 @@ def read_warc(part: Part, file: SourceFile) -> Iterator[Document]:
         if not raw.read(1):
             yield Document(file.id, file.source, file.path, "", "empty")
             return
-        # The outer loop starts again after each damage. `last` is the place of the last record read,
-        # `damaged` that of the record in work, `told` whether the current damage was reported.
+        # The outer loop starts again after each damage. `last` is the place of the last record
+        # read, `damaged` that of the record in work, `told` whether the current damage was
+        # reported.
         start: int | None = 0
         last, repeats, told = -1, 0, False
         while start is not None:
