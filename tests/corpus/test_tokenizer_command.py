@@ -414,7 +414,7 @@ def test_a_split_or_sample_without_text(
     assert main([*inspect, "--split", "validation"]) == 2
     assert "has no validation split; it has train" in capsys.readouterr().err
     assert main([*inspect, "--sample_mb", "0.000001"]) == 2
-    assert "--sample_mb: no document" in capsys.readouterr().err
+    assert "is too small to contain a document" in capsys.readouterr().err
 
 
 def test_as_a_command(
