@@ -138,6 +138,10 @@ data:
             ["fit", "--config", "run.yaml", "--trainer.callbacks", "[lit_llm.SpikeGard]"],
             "trainer.callbacks: lit_llm has no class SpikeGard: did you mean lit_llm.SpikeGuard?",
         ),
+        (
+            ["fit", "--config", "run.yaml", "--model.init_arg.decay", "3"],
+            "unknown key model.init_arg: did you mean model.init_args?",
+        ),
         (["fit", "--config", "model.yaml"], "data: no class named; give data.class_path"),
         (
             ["validate", "--config", "run.yaml", "--ckpt_path", "hf"],

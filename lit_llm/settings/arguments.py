@@ -178,11 +178,6 @@ def explain_mistake(message: str, known: Sequence[str] = ()) -> str:
     text = " ".join(message.replace("\n", " ").split())
     if (file := re.match(r"unrecognized arguments?: ([^-]\S*\.ya?ml)", text)) is not None:
         return f"{file[1]}: give it as --config {file[1]}"
-    if (
-        below := re.search(r"'((?:model|data)\.(?!init_args\b|class_path\b)\w*arg\w*)", text)
-    ) is not None:
-        section = below[1].partition(".")[0]
-        return f"unknown key {below[1]}: did you mean {section}.init_args?"
     if said := _explain_class(text) or _explain_value(text):
         return said
     # An optional section is typed as a Union. jsonargparse then reports the mistake of each member:
@@ -205,6 +200,13 @@ def explain_mistake(message: str, known: Sequence[str] = ()) -> str:
                     f"unknown key {full}: "
                     "the class that the configuration names has no such setting"
                 )
+            # A mistyped init_args makes every key below it unknown: name that word alone.
+            group, _, below = full.partition(".")
+            second = below.partition(".")[0]
+            classes = {key.rpartition(".init_args.")[0] for key in known}
+            inner = ["init_args"] if group in classes else []
+            if second != "init_args" and difflib.get_close_matches(second, inner, cutoff=0.8):
+                return f"unknown key {group}.{second}: did you mean {group}.init_args?"
             sections = {name.split(".")[0] for name in known}
             if full.split(".")[0] not in sections:
                 near = difflib.get_close_matches(full.split(".")[0], sections, n=1, cutoff=0.6)

@@ -12,6 +12,8 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_llm.errors import UserError, is_of_the_disk, more_room
+from lit_llm.io.atomic import part_of
+from lit_llm.models.parallel.sharded_checkpoint import put
 from lit_llm.training.strategy import is_sharded
 
 _MODEL_STEP = "trainer_state.json"  # the file name of transformers' Trainer
@@ -20,8 +22,8 @@ _MODEL_STEP = "trainer_state.json"  # the file name of transformers' Trainer
 def write_final(trainer: L.Trainer, module: L.LightningModule, run: Path) -> None:
     """Write ``run/final`` and ``run/adapter``. All processes must call this.
 
-    ``final`` needs a module with ``save_pretrained``, ``adapter`` one with ``save_adapter``. If an
-    error occurs, ``final`` stays as it was before.
+    ``final`` needs a module with ``save_pretrained``, ``adapter`` one with ``save_adapter``. An
+    earlier ``final`` is removed only after the new one has its name.
 
     Raises:
         UserError: the disk is full or not writable.
@@ -31,7 +33,7 @@ def write_final(trainer: L.Trainer, module: L.LightningModule, run: Path) -> Non
     if save_pretrained is None or not (trainer.is_global_zero or is_sharded(trainer)):
         return
     target = run / "final"
-    part = target.with_name("final.part")
+    part = part_of(target)
     if trainer.is_global_zero:
         shutil.rmtree(part, ignore_errors=True)
     save_adapter: Any = getattr(module, "save_adapter", None)
@@ -51,8 +53,7 @@ def write_final(trainer: L.Trainer, module: L.LightningModule, run: Path) -> Non
         ) from error
     if not trainer.is_global_zero:
         return
-    shutil.rmtree(target, ignore_errors=True)
-    part.rename(target)
+    put(part, target)
     rank_zero_info(f"wrote {target}: a Hugging Face directory, for transformers and vLLM")
 
 
