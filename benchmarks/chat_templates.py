@@ -219,7 +219,7 @@ def check(chat: ChatFormat, theirs: Any, messages: list[dict[str, Any]], tools: 
     context, whole = prompts[last.turn], last.context + last.answer
     if last.context != context or row.ids[: len(whole)] != whole:
         return "FAILED: the context of the last answer is not transformers' prompt"
-    if not all(row.spoken[len(context) : len(whole)]) or not all(last.learnt):
+    if not all(row.assistant_mask[len(context) : len(whole)]) or not all(last.learnt):
         return "FAILED: the last answer is not learnt"
     if not chat.tokenizer.is_control(last.answer[-1]):
         return "FAILED: no token that ends the last answer is learnt"

@@ -113,7 +113,7 @@ def shared(rank: int, args: argparse.Namespace, folder: str, name: str) -> None:
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
     )
     (kind, way), root = SHARED[name], f"{folder}/shared"
-    strategy: Any = FSDP2Strategy(checkpoint=kind)
+    strategy: Any = FSDP2Strategy(checkpoint="sharded" if kind == "parts" else "whole")
     pauses, parameters = fit(
         args, Timed(way == "background"), strategy=strategy, devices=2, default_root_dir=root
     )

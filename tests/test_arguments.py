@@ -32,7 +32,6 @@ def config(folder: Path, **values: object) -> list[str]:
 def test_command_line_wins_over_file_over_defaults(tmp_path: Path) -> None:
     file = config(tmp_path, ckpt="x", seed=5, rate=1, prompt=["one", "two"], tasks="t", json=True)
     got = vars(parser().parse_args(file))
-    del got["config"]
     expected = {
         "ckpt": Path("x"),
         "seed": 5,
@@ -42,6 +41,14 @@ def test_command_line_wins_over_file_over_defaults(tmp_path: Path) -> None:
         "json": True,
     }
     assert got == {**expected, "dtype": None}
+    # Of two files the later one wins; the order of files and options does not matter.
+    (tmp_path / "more.yaml").write_text("seed: 7")
+    for args in (
+        [*file, "--config", str(tmp_path / "more.yaml"), "--rate", "2"],
+        ["--rate", "2", *file, f"-c={tmp_path / 'more.yaml'}"],
+    ):
+        both = parser().parse_args(args)
+        assert (both.ckpt, both.seed, both.rate) == (Path("x"), 7, 2.0)
     # A value equal to the default still wins, and a list replaces the file's.
     got = vars(
         parser().parse_args(["y", "--seed", "3", "--prompt", "three", "--tasks", "u", "v", *file])
@@ -81,7 +88,7 @@ def test_printed_config_is_read_back(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--tasks", "t"], "required: ckpt"),
         (["x"], "required: --tasks"),
         (["x", "--tasks", "t", "--config", "absent.yaml"], "--config absent.yaml: cannot be read"),
-        (["x", "--tasks", "t", "--config"], "expected one argument"),
+        (["x", "--tasks", "t", "--config"], "--config: give a file"),
     ],
 )
 def test_mistakes_on_the_command_line(args: list[str], message: str) -> None:

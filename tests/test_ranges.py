@@ -28,7 +28,8 @@ def test_a_range_holds_finite_numbers_alone() -> None:
     [
         {"learning_rate": -1.0}, {"learning_rate": 0.0}, {"learning_rate": math.nan},
         {"learning_rate": math.inf}, {"learning_rate": 1e30}, {"grad_clip": -1.0},
-        {"weight_decay": -3.0}, {"final_lr": -1.0}, {"warmup": 2.0}, {"recompute": 2.0},
+        {"weight_decay": -3.0}, {"final_lr": -1.0}, {"warmup": 2.0},
+        {"activation_checkpointing": 2.0},
     ],
     ids=str,
 )  # fmt: skip

@@ -63,14 +63,14 @@ class EncodedRow(NamedTuple):
 
     Attributes:
         ids: token ids.
-        spoken: assistant mask: for each id, whether it is learnt.
+        assistant_mask: for each id, whether it is learnt.
         answers: number of answers that may be learnt.
         left_out: number of these answers that are not learnt, because their context in this row
             differs from the one that a server would send.
     """
 
     ids: list[int]
-    spoken: list[bool]
+    assistant_mask: list[bool]
     answers: int
     left_out: int
 
@@ -170,7 +170,7 @@ class ChatFormat:
     ) -> tuple[list[int], list[bool]]:
         """Token ids and assistant mask (True for learnt tokens); see `encode_row`."""
         row = self.encode_row(messages, arguments)
-        return row.ids, row.spoken
+        return row.ids, row.assistant_mask
 
     def encode_row(self, messages: list[Message], arguments: Arguments = _NONE) -> EncodedRow:
         """Encode the conversation in one row.
@@ -191,14 +191,14 @@ class ChatFormat:
             last = targets[-1].context + targets[-1].answer
             ids = ids if ids[: len(last)] == last else last
         # An earlier target is learnt only if the row begins with exactly its context and answer.
-        spoken = [False] * len(ids)
+        assistant_mask = [False] * len(ids)
         learnt = 0
         for target in targets:
             begin, end = len(target.context), len(target.context) + len(target.answer)
             if ids[:end] == target.context + target.answer:
-                spoken[begin:end] = target.learnt
+                assistant_mask[begin:end] = target.learnt
                 learnt += 1
-        return EncodedRow(ids, spoken, len(wanted), len(wanted) - learnt)
+        return EncodedRow(ids, assistant_mask, len(wanted), len(wanted) - learnt)
 
     def targets(self, messages: list[Message], arguments: Arguments = _NONE) -> list[Target]:
         """Every answer that may be learnt, with the context that a server would send for it.

@@ -26,7 +26,7 @@ from lit_llm.io.atomic import sync, workspace_beside
 Sources = str | list[str] | dict[str, int]
 GENERAL = "general"
 _GENERAL_FILE = Path(__file__).with_name("general.jsonl")
-_FORMAT = 4  # version of the cached files; raise it when their format or encoding changes
+_FORMAT = 5  # version of the cached files; raise it when their format or encoding changes
 
 
 @dataclass(frozen=True)
@@ -35,21 +35,21 @@ class Conversations:
 
     Attributes:
         ids: int32 (tokens,), all examples concatenated.
-        spoken: bool (tokens,), assistant mask: True for tokens that the assistant writes.
+        assistant_mask: bool (tokens,), True for tokens that the assistant writes.
         offsets: int64 (examples + 1,), start of each example, and the end.
     """
 
     ids: np.ndarray
-    spoken: np.ndarray
+    assistant_mask: np.ndarray
     offsets: np.ndarray
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """(ids, spoken) of one example."""
+        """(ids, assistant_mask) of one example."""
         part = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
-        return self.ids[part], self.spoken[part]
+        return self.ids[part], self.assistant_mask[part]
 
     @property
     def lengths(self) -> np.ndarray:
@@ -60,7 +60,10 @@ class Conversations:
     def supervised(self) -> np.ndarray:
         """Supervised labels per example, int64 (examples,): assistant tokens but a first token."""
         begins = self.offsets[:-1]
-        return np.add.reduceat(self.spoken, begins, dtype=np.int64) - self.spoken[begins]
+        return (
+            np.add.reduceat(self.assistant_mask, begins, dtype=np.int64)
+            - self.assistant_mask[begins]
+        )
 
 
 def read_rows(sources: Sources) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
@@ -135,8 +138,8 @@ def encoded_conversations(
 ) -> tuple[Path, bool]:
     """Encode the conversations of these sources, or find them in the cache.
 
-    The folder holds, for each split, ids.npy, spoken.npy and offsets.npy; manifest.jsonl with a
-    line per example; and datacard.json. An example is cut to seq_len + 1 tokens.
+    The folder holds, for each split, ids.npy, assistant_mask.npy and offsets.npy; manifest.jsonl
+    with a line per example; and datacard.json. An example is cut to seq_len + 1 tokens.
 
     A row's ``split`` decides its split (`split_of`). If ``validation`` is given, rows that belong
     to the other split are left out of each source and counted. Rows without a split go to
@@ -202,7 +205,7 @@ def load_conversations(folder: Path, split: str) -> Conversations:
     """Load one split of an encoded folder, memory-mapped."""
     parts = [
         np.load(folder / f"{split}.{name}.npy", mmap_mode="r")
-        for name in ("ids", "spoken", "offsets")
+        for name in ("ids", "assistant_mask", "offsets")
     ]
     return Conversations(*parts)
 
@@ -210,7 +213,7 @@ def load_conversations(folder: Path, split: str) -> Conversations:
 @dataclass
 class _Example:
     ids: np.ndarray
-    spoken: np.ndarray
+    assistant_mask: np.ndarray
     split: str | None  # None: decided by the hash of the question
     position: float  # hash of the question, scaled to [0, 1)
     truncated: bool
@@ -268,11 +271,11 @@ class _Encoded:
         messages = self._format.format_example(row)
         coded = self._chat.encode_row(messages, self._format.template_arguments(row))
         size = self._seq_len + 1
-        if not any(coded.spoken[1:]):
+        if not any(coded.assistant_mask[1:]):
             raise UserError("no supervised token: the assistant says nothing")
-        if not any(coded.spoken[1:size]):
+        if not any(coded.assistant_mask[1:size]):
             raise UserError(
-                f"the prompt alone takes {coded.spoken.index(True)} tokens and "
+                f"the prompt alone takes {coded.assistant_mask.index(True)} tokens and "
                 f"data.seq_len={self._seq_len}: nothing is left to learn"
             )
         question = next(text_of(message) for message in messages if message["role"] == "user")
@@ -280,7 +283,7 @@ class _Encoded:
         first = int.from_bytes(hashlib.sha256(question.encode()).digest()[:6], "big")
         return _Example(
             ids=np.array(coded.ids[:size], np.int32),
-            spoken=np.array(coded.spoken[:size]),
+            assistant_mask=np.array(coded.assistant_mask[:size]),
             split=split,
             position=first / 2**48,
             truncated=len(coded.ids) > size,
@@ -306,12 +309,12 @@ class _Encoded:
             for example in self._examples:
                 split = str(example.split)
                 content.update(example.ids.tobytes())
-                content.update(example.spoken.tobytes())
+                content.update(example.assistant_mask.tobytes())
                 content.update(split.encode())
                 counts[split].update(
                     examples=1,
                     tokens=len(example.ids),
-                    supervised_tokens=int(example.spoken[1:].sum()),
+                    supervised_tokens=int(example.assistant_mask[1:].sum()),
                     truncated=example.truncated,
                     answers=example.answers,
                     answers_left_out=example.left_out,
@@ -325,7 +328,10 @@ class _Encoded:
                     self._empty_split_message(split, validation if split == "validation" else train)
                 )
             np.save(folder / f"{split}.ids.npy", np.concatenate([e.ids for e in own]))
-            np.save(folder / f"{split}.spoken.npy", np.concatenate([e.spoken for e in own]))
+            np.save(
+                folder / f"{split}.assistant_mask.npy",
+                np.concatenate([e.assistant_mask for e in own]),
+            )
             offsets = np.cumsum([0, *(len(example.ids) for example in own)]).astype(np.int64)
             np.save(folder / f"{split}.offsets.npy", offsets)
         return {

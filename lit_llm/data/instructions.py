@@ -91,10 +91,10 @@ class PackedRows(Dataset):
         # Place the examples one after another. An example of n tokens gives n - 1 inputs with their
         # next tokens as labels.
         for number, example in enumerate(self.rows[index] if index < len(self.rows) else []):
-            tokens, spoken = self.conversations[example]
+            tokens, assistant_mask = self.conversations[example]
             here = slice(at, at + len(tokens) - 1)
             ids[here] = tokens[:-1]
-            labels[here] = np.where(spoken[1:], tokens[1:], IGNORE)
+            labels[here] = np.where(assistant_mask[1:], tokens[1:], IGNORE)
             documents[here] = number
             at = here.stop
         sample = {

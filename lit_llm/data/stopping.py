@@ -14,9 +14,9 @@ def learns_to_stop(chat: ChatFormat) -> bool:
     conversation: then its rows are refused with the template's own message.
     """
     try:
-        ids, spoken = chat.encode(
+        ids, assistant_mask = chat.encode(
             [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         )
     except UserError:
         return True
-    return any(speaks and i in chat.stop_ids for i, speaks in zip(ids, spoken, strict=True))
+    return any(speaks and i in chat.stop_ids for i, speaks in zip(ids, assistant_mask, strict=True))

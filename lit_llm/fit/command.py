@@ -38,9 +38,10 @@ from lit_llm.models.kernels.device import has_fast_bf16
 from lit_llm.plan.preflight import Preflight
 from lit_llm.report.callback import RunReport
 from lit_llm.settings.arguments import explain_mistake
-from lit_llm.settings.presets import OF_RUNS, all_presets, config_name, find_config
+from lit_llm.settings.config_files import naming_the_file, with_config_files
+from lit_llm.settings.presets import OF_RUNS, all_presets, config_name
 from lit_llm.settings.replaced_settings import settle_replaced
-from lit_llm.settings.shell import command_line, path_word
+from lit_llm.settings.shell import command_line
 from lit_llm.settings.yaml_file import guard_jsonargparse
 from lit_llm.training.callbacks.checkpoint import Checkpoint
 from lit_llm.training.callbacks.checkpoint_folder import checkpoints
@@ -356,13 +357,7 @@ def run_trainer(verb: str, args: list[str]) -> None:
     Raises:
         UserError: any mistake that the user can correct.
     """
-    args = list(args)
-    for i, arg in enumerate(args):
-        if arg in ("--config", "-c"):
-            file = find_config([*args, ""][i + 1], OF_RUNS)
-            args[i + 1 : i + 2] = [path_word(file)]
-        elif arg.startswith("--config="):
-            args[i] = f"--config={find_config(arg.split('=', 1)[1], OF_RUNS)}"
+    args = with_config_files(args, OF_RUNS)
     _check_values(args)
     args = settle_replaced(args, _defaults())
     args = _with_logger_folders(args)
@@ -400,7 +395,7 @@ def run_trainer(verb: str, args: list[str]) -> None:
     except Exception as error:
         if mistake := explain(error):
             if isinstance(mistake, UserError):
-                mistake = _without_a_config(args, mistake)
+                mistake = naming_the_file(_without_a_config(args, mistake), args)
             raise mistake from None
         raise
     finally:

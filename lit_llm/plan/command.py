@@ -13,6 +13,7 @@ from lit_llm.errors import UserError
 from lit_llm.io import numbers
 from lit_llm.io.metrics import NAME, parse_metrics
 from lit_llm.settings.arguments import Parser
+from lit_llm.settings.config_files import split_config
 
 if TYPE_CHECKING:
     from lit_llm.plan.solve import Plan
@@ -194,19 +195,14 @@ def measured_mfu(run: Path) -> float:
 
 def _with_training_config(args: list[str]) -> list[str]:
     """Replace a training config in ``args`` by planner options; given options take precedence."""
-    args = [
-        part
-        for arg in args
-        for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])
-    ]
-    if "--config" not in args or args.index("--config") + 1 == len(args):
+    files, rest = split_config(args)
+    if len(files) != 1 or not files[0]:
         return args
-    at = args.index("--config")
     from lit_llm.settings.presets import OF_RUNS, find_config
     from lit_llm.settings.yaml_file import read_yaml
 
-    content = read_yaml(find_config(args[at + 1], OF_RUNS))
-    if not {"model", "data"} & content.keys():
+    content = read_yaml(find_config(files[0], OF_RUNS))
+    if not any(isinstance(content.get(key), dict) for key in ("model", "data")):
         return args
     model, data = (_init_args(content.get(key)) for key in ("model", "data"))
     network = model.get("transformer") or model.get("init_from")
@@ -225,12 +221,11 @@ def _with_training_config(args: list[str]) -> list[str]:
         ),
         "--gpus": devices * trainer.get("num_nodes", 1) if isinstance(devices, int) else None,
     }  # fmt: skip
-    rest = args[:at] + args[at + 2 :]
     if said["--tokens"] is None and not {"--tokens", "--days", "--budget", "--gpu_hours"} & set(
         rest
     ):
         raise UserError(
-            f"--config {args[at + 1]}: its number of training tokens depends on its data; give "
+            f"--config {files[0]}: its number of training tokens depends on its data; give "
             f"--tokens N"
         )
     known = ["--lora"] if model.get("lora") and "--lora" not in rest else []

@@ -47,7 +47,7 @@ class Setup:
     """
     quantize: Quantization | None = None
     """Format of the frozen matrices in the blocks. Embedding, head and norms are not quantized."""
-    recompute: float = 0.0
+    checkpointed: float = 0.0
     """Share of the blocks with activation checkpointing.
 
     Such a block keeps its input only and is computed again in the backward pass.
@@ -106,8 +106,10 @@ def training_memory(shape: ModelShape, setup: Setup) -> Memory:
         casts = 2 * shape.matrices / tp if half and not setup.lora else 0.0
     one_block = block_activations(shape, size, setup.fused_norms) * tokens / tp
     inputs = size * shape.width * tokens / tp
-    activations = shape.layers * ((1 - setup.recompute) * one_block + setup.recompute * inputs)
-    activations += one_block if setup.recompute else 0  # the block being recomputed
+    activations = shape.layers * (
+        (1 - setup.checkpointed) * one_block + setup.checkpointed * inputs
+    )
+    activations += one_block if setup.checkpointed else 0  # the block being recomputed
     ends = _norm(shape, size, setup.fused_norms) * shape.width * tokens / tp
     return Memory(
         states=(weights + trained * moments) / shards,

@@ -56,10 +56,14 @@ def choose(
     degrees = [1, *between, *([copies] if copies > 1 else [])]
     if setup.quantize is not None:
         degrees = [1]
-    for recompute in (0.0, 1.0):
+    for share in (0.0, 1.0):
         for degree in degrees:
             tried = replace(
-                setup, micro_batch_size=1, fsdp=degree, tensor_parallel=tensor, recompute=recompute
+                setup,
+                micro_batch_size=1,
+                fsdp=degree,
+                tensor_parallel=tensor,
+                checkpointed=share,
             )
             if training_memory(shape, tried).peak > room:
                 continue
@@ -131,7 +135,7 @@ def _describe(shape: ModelShape, setup: Setup, gpus: int) -> tuple[str, str]:
     if setup.tensor_parallel > 1:
         name += f", tensor parallel {setup.tensor_parallel}"
         why += "; matrices are cut because the batch has fewer sequences than there are GPUs"
-    if setup.recompute:
+    if setup.checkpointed:
         name += ", activation checkpointing"
         why += "; activations do not fit and are computed again"
     return name, why

@@ -24,8 +24,8 @@ from lit_llm.plan.throughput import Job, fitted
 class Preflight(L.Callback):
     """Before training, prints the run's size, memory and time, or refuses a run that does not fit.
 
-    The UserError names a setting that would fit. A module's ``recompute`` of "auto" becomes the
-    smallest share that the device's memory requires.
+    The UserError names a setting that would fit. A module's ``activation_checkpointing`` of "auto"
+    becomes the smallest share that the device's memory requires.
 
     The module needs the ``fields`` of a `TransformerConfig`, and the data module must be one of
     lit_llm's. Otherwise the callback does nothing. Time is printed for accelerators in
@@ -61,18 +61,19 @@ class Preflight(L.Callback):
             lora=getattr(pl_module, "lora", None) is not None, fused_norms=device.type == "cuda",
             fsdp=data_parallel, tensor_parallel=tensor_parallel,
         )  # fmt: skip
-        recompute = pl_module.hparams.get("recompute", 0.0)
+        share = pl_module.hparams.get("activation_checkpointing", 0.0)
         # The module reads its hyperparameter when it builds the network, which happens later.
-        if recompute == "auto":
-            recompute = pl_module.hparams["recompute"] = least_recompute(shape, setup, room)
-        setup = replace(setup, recompute=recompute)
+        if share == "auto":
+            share = least_checkpointing(shape, setup, room)
+            pl_module.hparams["activation_checkpointing"] = share
+        setup = replace(setup, checkpointed=share)
         need = training_memory(shape, setup).peak
         if room is not None and need > room and not isinstance(trainer.strategy, FSDPStrategy):
             raise UserError(_refusal(shape, setup, need, room, device, data.global_batch_tokens))
         rank_zero_info(f"plan: {_summary(shape, setup, need, room, data, trainer)}")
 
 
-def least_recompute(shape: ModelShape, setup: Setup, room: float | None) -> float:
+def least_checkpointing(shape: ModelShape, setup: Setup, room: float | None) -> float:
     """Smallest share of recomputed blocks for which a step leaves a tenth of ``room`` free.
 
     Args:
@@ -84,7 +85,7 @@ def least_recompute(shape: ModelShape, setup: Setup, room: float | None) -> floa
         share = blocks / shape.layers
         if (
             room is None
-            or training_memory(shape, replace(setup, recompute=share)).peak <= USABLE * room
+            or training_memory(shape, replace(setup, checkpointed=share)).peak <= USABLE * room
         ):
             return share
     return 1.0
@@ -129,7 +130,7 @@ def _summary(
     if tokens:
         flops = shape.training_flops(tokens, setup.seq_len, setup.lora)
         parts.append(f"{tokens / 1e6:,.1f}M tokens, {flops:.2g} FLOPs")
-    again = f", {setup.recompute:.0%} of the blocks computed again" if setup.recompute else ""
+    again = f", {setup.checkpointed:.0%} of the blocks computed again" if setup.checkpointed else ""
     known = "" if room is None else f" of {room / 1e9:.0f} GB"
     parts.append(f"about {need / 1e9:.1f} GB{known} at the peak{again}")
     chip = accelerator_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None

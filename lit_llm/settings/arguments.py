@@ -1,6 +1,7 @@
-"""Command-line parser of the verbs, with --config FILE, --print_config and one-line errors.
+"""Command-line parser of the verbs with flat options, and one-line errors of all parsers.
 
-The Trainer's verbs use LightningCLI's parser instead; `explain_mistake` shortens its messages.
+The Trainer's verbs and ``corpus build`` have jsonargparse's parsers, whose messages
+`explain_mistake` shortens. ``--config`` is the same for all verbs, see `config_files`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lit_llm.errors import UserError
+from lit_llm.settings.config_files import OPTIONS, split_config
 
 _PARSER_OPTIONS = ("help", "config", "print_config")
 # Options below which the user chooses the key names.
@@ -47,7 +49,7 @@ def _with_underscores(arg: str) -> str:
 class Parser(argparse.ArgumentParser):
     """An ``argparse.ArgumentParser`` for one verb of the command line.
 
-    ``--config FILE`` reads arguments, also positional ones, from a YAML mapping. Arguments of the
+    ``--config FILE`` reads arguments, also positional ones, from YAML mappings. Arguments of the
     command line take precedence. ``--print_config`` prints the complete mapping and exits.
 
     Raises:
@@ -56,7 +58,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs: Any):
         super().__init__(allow_abbrev=False, **kwargs)
-        self.add_argument("--config", metavar="FILE", help="YAML file with these arguments")
+        self.add_argument(*OPTIONS, metavar="FILE", help="YAML file with these arguments")
         self.add_argument(
             "--print_config",
             action="store_true",
@@ -77,14 +79,16 @@ class Parser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: None = None
     ) -> argparse.Namespace:
         """Parse the arguments; missing ones come from the config file, then from the defaults."""
-        args = list(sys.argv[1:] if args is None else args)
+        files, args = split_config(sys.argv[1:] if args is None else args)
         end = args.index("--") if "--" in args else len(args)
         for option in (arg.partition("=")[0] for arg in args[:end]):
             # argparse would report missing arguments first and hide the unknown option.
             if re.fullmatch(r"--[\w-]+", option) and option not in self._option_string_actions:
                 self.error(f"unrecognized arguments: {option}")
         settings = [action for action in self._actions if action.dest not in _PARSER_OPTIONS]
-        in_file = self._read_config(args, settings)
+        in_file: dict[str, Any] = {}
+        for file in files:
+            in_file |= self._read_config(file, settings)
         for action in settings:
             if action.dest in in_file or "--print_config" in args:
                 action.required = False
@@ -101,10 +105,10 @@ class Parser(argparse.ArgumentParser):
         for action in settings:
             if given[action.dest] in (None, []):
                 given[action.dest] = in_file.get(action.dest, action.default)
+        del given["config"]
         if given.pop("print_config"):
             import yaml
 
-            del given["config"]
             plain = {
                 key: str(value) if isinstance(value, Path) else value
                 for key, value in given.items()
@@ -113,13 +117,10 @@ class Parser(argparse.ArgumentParser):
             raise SystemExit(0)
         return argparse.Namespace(**given)
 
-    def _read_config(self, args: list[str], settings: list[argparse.Action]) -> dict[str, Any]:
-        """Read and check the values of ``--config FILE``; empty without the option."""
-        finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        finder.add_argument("--config", nargs="?")
-        file = finder.parse_known_args(args)[0].config
-        if file is None:
-            return {}
+    def _read_config(self, file: str, settings: list[argparse.Action]) -> dict[str, Any]:
+        """Read and check the values of ``--config FILE``."""
+        if not file:
+            raise UserError("--config: give a file")
         from lit_llm.settings.yaml_file import read_yaml
 
         content = read_yaml(file, f"--config {file}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.errors import UserError
+from lit_llm.settings.config_files import split_config
 from lit_llm.settings.yaml_file import read_yaml
 
 OF_CORPUS = (
@@ -76,7 +77,7 @@ def settle_replaced(args: Sequence[str], defaults: Mapping[str, Any]) -> list[st
             if one in typed and other in typed:
                 raise UserError(_conflict(one, other))
     # Collect the settings of all config files that differ from their defaults; later files win.
-    files = _files(args)
+    files, _ = split_config(args)
     in_files: dict[str, tuple[str, Any]] = {}
     for file in files:
         for group in ("data", "model"):
@@ -130,16 +131,6 @@ def _given_on_command_line(args: Sequence[str]) -> set[str]:
         parts = option.removeprefix("--").rstrip("+").replace(".init_args", "").split(".")
         typed.add(".".join(parts[:2]))
     return typed
-
-
-def _files(args: Sequence[str]) -> list[str]:
-    files = []
-    for word, following in zip(args, [*args, ""][1:], strict=True):
-        if word in ("--config", "-c"):
-            files.append(following)
-        elif word.startswith("--config="):
-            files.append(word.removeprefix("--config="))
-    return files
 
 
 def _section(file: str, group: str) -> dict[str, Any]:

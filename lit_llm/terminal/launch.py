@@ -10,6 +10,7 @@ from pathlib import Path
 from lit_llm.errors import Preempted, UserError
 from lit_llm.io.streams import say
 from lit_llm.settings.arguments import Parser, with_underscores
+from lit_llm.settings.config_files import split_config
 from lit_llm.settings.presets import OF_RUNS, config_name, find_config
 from lit_llm.settings.ranges import Number, Range
 from lit_llm.settings.shell import command_line
@@ -91,10 +92,10 @@ def launch_main(args: list[str]) -> None:
             raise UserError(
                 f"{key}: the job file sets it; leave it out, and give --nodes and --gpus"
             )
-    config = _value(command, "--config") or _value(command, "-c")
-    name = config_name(config) if config else "run"
-    if config:
+    configs, _ = split_config(command)
+    for config in configs:
         find_config(config, OF_RUNS)  # checked now, not when the job starts
+    name = config_name(configs[0]) if configs else "run"
     if _value(command, "--trainer.default_root_dir") is None:
         command += ["--trainer.default_root_dir", f"runs/{name}"]
     file = Path(options.output or f"{name}.sbatch")

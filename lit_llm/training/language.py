@@ -63,7 +63,8 @@ from lit_llm.training.trainer_checks import check_reuse, refuse_early_callbacks
 RANGES: dict[str, Range] = {
     "learning_rate": positive(1e3), "weight_decay": Range(0, 1e3), "warmup": Range(0, 1),
     "decay": Range(0, 1), "final_lr": Range(0, 1), "grad_clip": Range(0, 1e9),
-    "recompute": Range(0, 1), "tokens": positive(1e18), "global_batch_tokens": Range(1, 1e12),
+    "activation_checkpointing": Range(0, 1), "recompute": Range(0, 1),
+    "tokens": positive(1e18), "global_batch_tokens": Range(1, 1e12),
 }  # fmt: skip
 """Ranges of the module's numbers."""
 
@@ -101,15 +102,16 @@ class LanguageModule(EvaluatedModule):
         grad_clip: largest norm of the whole gradient; None never clips.
         compile: whether to compile the blocks. "auto": if a compiler is found and the run is long
             enough to be worth it.
-        recompute: share of the blocks, from 0 to 1, that the backward pass computes again to save
-            memory. "auto": the share that `Preflight` finds necessary for the device's memory; 0
-            without `Preflight`.
+        activation_checkpointing: share of the blocks, from 0 to 1, that the backward pass computes
+            again to save memory. "auto": the share that `Preflight` finds necessary for the
+            device's memory; 0 without `Preflight`.
         attention: attention kernels for training, see `Backends`; "auto": the fastest on this
             machine.
         float8: whether to train large linear layers in 8-bit floating point, see
             `convert_to_float8`. Needs bf16-mixed, which evaluation uses.
         tokens, global_batch_tokens: horizon and batch size for the schedule, if the data module is
             not one of lit_llm, whose data modules provide both.
+        recompute: the former name of ``activation_checkpointing``, for one release.
 
     Raises:
         UserError: the configuration does not fit the data or the machine.
@@ -128,20 +130,24 @@ class LanguageModule(EvaluatedModule):
         final_lr: float = 0.0,
         grad_clip: float | None = 1.0,
         compile: bool | Literal["auto"] = "auto",
-        recompute: float | Literal["auto"] = "auto",
+        activation_checkpointing: float | Literal["auto"] = "auto",
         attention: Backend | Literal["auto"] = "auto",
         float8: bool = False,
         tokens: int | float | None = None,
         global_batch_tokens: int | None = None,
+        recompute: float | Literal["auto"] | None = None,
     ):
         super().__init__()
+        if recompute is not None:
+            rank_zero_warn("model.recompute is called model.activation_checkpointing now")
+            activation_checkpointing = recompute
         check_types("model", LanguageModule.__init__, locals())
         if init_from is None or not is_shape_of(transformer, init_from):
             check_replaced(LanguageModule.__init__, locals(), "model.")
         check_ranges(locals(), RANGES, "model.")
         # Horizon and batch size belong to the data: as hyperparameters of the module they would
         # conflict with those of a data module.
-        self.save_hyperparameters(ignore=["tokens", "global_batch_tokens"])
+        self.save_hyperparameters(ignore=["tokens", "global_batch_tokens", "recompute"])
         # Checkpoints are read with weights_only, so all settings must be plain values.
         self.hparams.update(plain_paths(dict(self.hparams)))
         self._horizon: dict[str, Any] = {
@@ -258,7 +264,7 @@ class LanguageModule(EvaluatedModule):
         if self._prepared is not None and is_divided(self.model):
             rank_zero_warn(
                 "the sharded model was prepared for evaluation: it trains as it is, without "
-                "model.compile and model.recompute; use another module to train"
+                "model.compile and model.activation_checkpointing; use another module to train"
             )
         else:
             prepare(self.model, self.hparams, trainer, self.device_mesh, self._horizon_steps)

@@ -33,7 +33,8 @@ def prepare(
 
     Args:
         model: the built network.
-        settings: ``float8``, ``compile``, ``recompute`` and ``attention`` of `LanguageModule`.
+        settings: ``float8``, ``compile``, ``activation_checkpointing`` and ``attention`` of
+            `LanguageModule`.
         trainer: the Trainer. If it is None or does not train, the model stays as it was built.
         mesh: see `parallelize`.
         horizon: returns the optimizer steps of the run. It is called only to decide whether
@@ -58,8 +59,8 @@ def prepare(
             "model.float8 without model.compile is slower than bfloat16: casts are not fused"
         )
     # For evaluation no block is wrapped, so that the model can later be prepared for training.
-    wanted = settings["recompute"] if training is not None else 0.0
-    recompute = 0.0 if wanted == "auto" else wanted
+    wanted = settings["activation_checkpointing"] if training is not None else 0.0
+    checkpointed = 0.0 if wanted == "auto" else wanted
     if training is not None and training.strategy.root_device.type == "cpu":
         _report_spinning_threads()
     backends = (
@@ -72,7 +73,7 @@ def prepare(
         float8=float8,
         backends=backends,
         compile=compile,
-        recompute=recompute,
+        activation_checkpointing=checkpointed,
         mesh=mesh,
         dtype=dtype,
     )

@@ -1,4 +1,4 @@
-"""CheckpointIO for checkpoints in parts, and the agreement of all processes to finish one."""
+"""CheckpointIO for sharded checkpoints, and the agreement of all processes to finish one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lit_llm.models.parallel.sharded_checkpoint import (
     Divided,
     commit,
     discard,
-    read_parts,
+    read_shards,
     write_share,
 )
 
@@ -24,9 +24,9 @@ T = TypeVar("T")
 
 
 class PartsIO(TorchCheckpointIO):
-    """Reads and writes Lightning's checkpoint files, and folders of parts.
+    """Reads and writes Lightning's checkpoint files, and folders of shards.
 
-    A `Divided` checkpoint is written as a folder of parts. A folder is read as whole tensors. All
+    A `Divided` checkpoint is written as a folder of shards. A folder is read as whole tensors. All
     processes of the default group must call ``save_checkpoint`` with their shares; they wait for
     each other.
     """
@@ -46,12 +46,12 @@ class PartsIO(TorchCheckpointIO):
     ) -> dict[str, Any]:
         """Read a checkpoint with whole tensors; those of a folder are on the CPU."""
         if Path(path).is_dir():
-            return read_parts(Path(path), weights_only)
+            return read_shards(Path(path), weights_only)
         return super().load_checkpoint(path, map_location, weights_only)
 
 
 def open_folders(strategy: Strategy) -> None:
-    """Let ``strategy`` also read and write checkpoints in parts.
+    """Let ``strategy`` also read and write sharded checkpoints.
 
     A `CheckpointIO` that the user chose stays.
     """
@@ -66,7 +66,7 @@ def finish(job: Callable[[], dict | None], target: Path, group: Any) -> None:
 
     Args:
         job: waits for this process's files, and returns the result of `write_share`; None if the
-            checkpoint is not in parts.
+            checkpoint is not sharded.
         target: path of the complete checkpoint.
         group: None for a single process.
 

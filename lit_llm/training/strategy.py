@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.optim import Optimizer
 
 from lit_llm.errors import UserError
@@ -18,7 +19,7 @@ from lit_llm.lightning_internals import mesh_sizes, set_data_parallel_size
 from lit_llm.models.kernels.cpu_threads import limit_threads
 from lit_llm.models.parallel.parallelize import gradient_sync
 from lit_llm.models.parallel.sharded import copy_part, divide, like_part, whole_state_dict
-from lit_llm.models.parallel.sharded_checkpoint import Stored, open_parts
+from lit_llm.models.parallel.sharded_checkpoint import Stored, open_shards
 from lit_llm.training.sharded_checkpoint_io import open_folders
 
 
@@ -40,10 +41,11 @@ class FSDP2Strategy(ModelParallelStrategy):
             of processes divided by ``tensor_parallel_size``.
         tensor_parallel_size: number of neighbouring processes that share each matrix; they must be
             on one node.
-        checkpoint: "parts": a folder to which each process writes its own shards (see
+        checkpoint: "sharded": a folder to which each process writes its own shards (see
             `lit_llm.models.parallel.sharded_checkpoint`), on a file system that all processes
             share. "whole": the file that a single process would write. The first process gathers
             it, which takes the memory of all weights and states on its CPU, while the others wait.
+            "parts": the former name of "sharded", for one release.
 
     Raises:
         UserError: the product of the sizes is not the number of processes.
@@ -53,15 +55,20 @@ class FSDP2Strategy(ModelParallelStrategy):
         self,
         data_parallel_size: int | Literal["auto"] = "auto",
         tensor_parallel_size: int = 1,
-        checkpoint: Literal["parts", "whole"] = "parts",
+        checkpoint: Literal["sharded", "whole", "parts"] = "sharded",
         **kwargs: Any,
     ) -> None:
-        if checkpoint not in ("parts", "whole"):
-            raise UserError(f"trainer.strategy: checkpoint={checkpoint} is neither parts nor whole")
+        if checkpoint == "parts":
+            rank_zero_warn("trainer.strategy: checkpoint=parts is called sharded now")
+            checkpoint = "sharded"
+        if checkpoint not in ("sharded", "whole"):
+            raise UserError(
+                f"trainer.strategy: checkpoint={checkpoint} is neither sharded nor whole"
+            )
         super().__init__(
             data_parallel_size, tensor_parallel_size, save_distributed_checkpoint=False, **kwargs
         )
-        self._in_parts = checkpoint == "parts"
+        self._sharded = checkpoint == "sharded"
 
     @property
     def lightning_restore_optimizer(self) -> bool:
@@ -101,14 +108,12 @@ class FSDP2Strategy(ModelParallelStrategy):
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The weights to save.
 
-        For checkpoints in parts these are DTensors. Otherwise the first process gets whole tensors,
+        For sharded checkpoints these are DTensors. Otherwise the first process gets whole tensors,
         and the other processes get nothing.
         """
         assert self.model is not None
         state = self.model.state_dict()
-        return (
-            state if self._in_parts else whole_state_dict(state.items(), keep=self.is_global_zero)
-        )
+        return state if self._sharded else whole_state_dict(state.items(), keep=self.is_global_zero)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The optimizer's state to save, as `lightning_module_state_dict` does for the weights.
@@ -119,7 +124,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         if isinstance(inner, LightningOptimizer):
             inner = inner.optimizer
         state = inner.state_dict()
-        if self._in_parts:
+        if self._sharded:
             return state
         keep = self.is_global_zero
         whole = {
@@ -133,11 +138,11 @@ class FSDP2Strategy(ModelParallelStrategy):
     ) -> None:
         """Pass the checkpoint to the `CheckpointIO`.
 
-        For checkpoints in parts every process passes its own share. Otherwise only the first
+        For sharded checkpoints every process passes its own share. Otherwise only the first
         process passes the whole checkpoint.
         """
-        share: Any = divide(checkpoint, self.is_global_zero) if self._in_parts else checkpoint
-        if self._in_parts or self.is_global_zero:
+        share: Any = divide(checkpoint, self.is_global_zero) if self._sharded else checkpoint
+        if self._sharded or self.is_global_zero:
             self.checkpoint_io.save_checkpoint(share, filepath, storage_options)
 
     def load_checkpoint(
@@ -149,7 +154,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         """
         path = Path(self.broadcast(checkpoint_path))
         if path.is_dir():
-            return open_parts(path, weights_only)
+            return open_shards(path, weights_only)
         return torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:

@@ -75,12 +75,12 @@ def test_the_mask_covers_what_the_assistant_says(
     tokenizer: Tokenizer, template: str, drawn: tuple
 ) -> None:
     chat, messages = ChatFormat(tokenizer, template), messages_of(drawn)
-    ids, spoken, number, left_out = chat.encode_row(messages)
-    assert len(ids) == len(spoken)
+    ids, assistant_mask, number, left_out = chat.encode_row(messages)
+    assert len(ids) == len(assistant_mask)
     answers = [m["content"].strip() if template is LLAMA_STYLE else m["content"]
                for m in messages if m["role"] == "assistant"]  # fmt: skip
     runs, run = [], []
-    for token, speaks in zip([*ids, 0], [*spoken, False], strict=True):
+    for token, speaks in zip([*ids, 0], [*assistant_mask, False], strict=True):
         if speaks:
             run.append(token)
         elif run:
@@ -122,9 +122,9 @@ def test_generation_marks_agree_with_transformers(tokenizer: Tokenizer) -> None:
     theirs_encoded = theirs.apply_chat_template(
         messages, chat_template=MARKED, return_assistant_tokens_mask=True, return_dict=True
     )
-    ids, spoken = ChatFormat(tokenizer, MARKED).encode(messages)
+    ids, assistant_mask = ChatFormat(tokenizer, MARKED).encode(messages)
     assert ids == theirs_encoded["input_ids"]
-    assert [int(s) for s in spoken] == theirs_encoded["assistant_masks"]
+    assert [int(s) for s in assistant_mask] == theirs_encoded["assistant_masks"]
 
 
 @settings(max_examples=30, deadline=None)
@@ -132,10 +132,10 @@ def test_generation_marks_agree_with_transformers(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize("template", TEMPLATES[:2])
 def test_a_prompt_is_how_training_begins(tokenizer: Tokenizer, template: str, drawn: tuple) -> None:
     chat, messages = ChatFormat(tokenizer, template), messages_of((drawn[0], drawn[1], None))
-    ids, spoken = chat.encode(messages)
+    ids, assistant_mask = chat.encode(messages)
     prompt = chat.prompt_ids(messages[:-1])
     assert ids[: len(prompt)] == prompt
-    assert spoken[len(prompt)] and not spoken[len(prompt) - 1]
+    assert assistant_mask[len(prompt)] and not assistant_mask[len(prompt) - 1]
 
 
 def test_what_ends_an_answer(tokenizer: Tokenizer) -> None:

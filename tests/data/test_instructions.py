@@ -145,9 +145,13 @@ def test_every_supervised_token_is_a_label_once(
     tokenizer = Tokenizer.from_pretrained(tokenizer_folder)
     expected = []
     for i, words in enumerate(sizes):
-        ids, spoken = data.chat.encode(chat(i, words)["messages"])
+        ids, assistant_mask = data.chat.encode(chat(i, words)["messages"])
         expected.append(
-            [t for t, s in zip(ids[1 : seq_len + 1], spoken[1 : seq_len + 1], strict=True) if s]
+            [
+                t
+                for t, s in zip(ids[1 : seq_len + 1], assistant_mask[1 : seq_len + 1], strict=True)
+                if s
+            ]
         )
     batches = list(data.train_dataloader())
     assert len(batches) == data.steps * accumulation
@@ -468,10 +472,10 @@ def test_answers_that_are_left_out_are_counted_and_told(
     assert sum(split["answers_left_out"] for split in splits) == 8
     assert "8 of 16 answers are not learnt" in caplog.text
     ids = np.load(data.datacard_file.parent / "train.ids.npy")
-    spoken = np.load(data.datacard_file.parent / "train.spoken.npy")
-    assert data.tokenizer.decode(ids[spoken]).count("<think>") == data.tokenizer.decode(ids).count(
-        "<think>"
-    )
+    assistant_mask = np.load(data.datacard_file.parent / "train.assistant_mask.npy")
+    assert data.tokenizer.decode(ids[assistant_mask]).count("<think>") == data.tokenizer.decode(
+        ids
+    ).count("<think>")
 
 
 def test_nulls_of_a_parquet_struct_column_are_no_fields(

@@ -49,9 +49,9 @@ def chat_of(template: str, kind: str = "byte-level") -> ChatFormat:
 
 def learnt(chat: ChatFormat, messages: list, **arguments: Any) -> list[str]:
     """The text of each run of learnt tokens."""
-    ids, spoken = chat.encode(messages, **arguments)
+    ids, assistant_mask = chat.encode(messages, **arguments)
     runs: list[list[int]] = [[]]
-    for token, speaks in zip(ids, spoken, strict=True):
+    for token, speaks in zip(ids, assistant_mask, strict=True):
         if speaks:
             runs[-1].append(token)
         elif runs[-1]:
@@ -83,9 +83,13 @@ def test_a_sentencepiece_like_tokenizer_gets_no_space_mark_per_piece(scheme: str
             prompt = chat.prompt_ids(TALK[:end])
             expected = theirs.apply_chat_template(TALK[:end], add_generation_prompt=True)
             assert prompt == expected["input_ids"]
-        ids, spoken = chat.encode(TALK)
+        ids, assistant_mask = chat.encode(TALK)
         assert ids == theirs.apply_chat_template(TALK)["input_ids"]
-        assert ids[: len(prompt)] == prompt and spoken[len(prompt)] and not spoken[len(prompt) - 1]
+        assert (
+            ids[: len(prompt)] == prompt
+            and assistant_mask[len(prompt)]
+            and not assistant_mask[len(prompt) - 1]
+        )
 
 
 def test_a_token_over_the_border_leaves_the_prompt_as_a_server_sends_it() -> None:
@@ -99,8 +103,8 @@ def test_a_token_over_the_border_leaves_the_prompt_as_a_server_sends_it() -> Non
             {"role": "assistant", "content": "the answer"},
         ]
         prompt = chat.prompt_ids(one[:1])
-        ids, spoken = chat.encode(one)
-        assert ids[: len(prompt)] == prompt and spoken == [
+        ids, assistant_mask = chat.encode(one)
+        assert ids[: len(prompt)] == prompt and assistant_mask == [
             i >= len(prompt) for i in range(len(ids))
         ]
         assert chat.tokenizer.decode(ids) == chat.render(one)

@@ -188,7 +188,7 @@ def test_compiled_blocks_are_whole_graphs(choice: Backends, documents: bool) -> 
 
 @pytest.mark.usefixtures("flex_on_cpu")
 def test_recomputed_blocks() -> None:
-    _assert_equal_gradients(*_two_models(FLEX, recompute=1.0), documents=True)
+    _assert_equal_gradients(*_two_models(FLEX, activation_checkpointing=1.0), documents=True)
 
 
 def _two_models(choice: Backends, **options: Any) -> tuple[Transformer, Transformer]:

@@ -17,7 +17,7 @@ from lit_llm.io.atomic import part_of
 from lit_llm.models.hub.adapters import save_adapter
 from lit_llm.models.hub.checkpoint import choose_device, load_model, open_model
 from lit_llm.models.lora import LoRAConfig, apply_lora
-from lit_llm.models.parallel.sharded_checkpoint import MARK, Divided, Part, commit, write_share
+from lit_llm.models.parallel.sharded_checkpoint import MARK, Divided, Shard, commit, write_share
 from lit_llm.models.transformer import Transformer
 from lit_llm.terminal.inspect import inspect_checkpoint
 
@@ -79,11 +79,11 @@ def test_a_checkpoint_in_parts_is_the_same_model(copy: Path) -> None:
     file = checkpoint_of(copy)
     expected, facts = load_model(file)[0], inspect_checkpoint(file)
     rest = torch.load(file, weights_only=True)
-    shares: list[dict[str, Part]] = [{}, {}]
+    shares: list[dict[str, Shard]] = [{}, {}]
     for name, tensor in rest["state_dict"].items():
         rows = 0
         for share, strip in zip(shares, tensor.chunk(2), strict=True):
-            share[name] = Part(strip, (rows, *[0] * (tensor.ndim - 1)), tuple(tensor.shape))
+            share[name] = Shard(strip, (rows, *[0] * (tensor.ndim - 1)), tuple(tensor.shape))
             rows += len(strip)
         rest["state_dict"][name] = MARK + name
     files = {}

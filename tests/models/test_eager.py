@@ -165,8 +165,8 @@ def test_a_compiled_model_learns_what_an_eager_one_does() -> None:
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
-@pytest.mark.parametrize("recompute", [0.0, 0.5, 1.0])
-def test_recomputed_blocks_are_compiled_too(recompute: float) -> None:
+@pytest.mark.parametrize("activation_checkpointing", [0.0, 0.5, 1.0])
+def test_recomputed_blocks_are_compiled_too(activation_checkpointing: float) -> None:
     """Two graphs: the blocks', recomputed or not, and the head's."""
     torch.manual_seed(0)
     model = Transformer(TransformerConfig(vocab_size=64, hidden_size=32, num_layers=4, num_heads=2))
@@ -176,7 +176,7 @@ def test_recomputed_blocks_are_compiled_too(recompute: float) -> None:
     expected = gradients(model, ids)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    parallelize(model, compile=True, recompute=recompute)
+    parallelize(model, compile=True, activation_checkpointing=activation_checkpointing)
     for got, plain in zip(gradients(model, ids), expected, strict=True):
         torch.testing.assert_close(got, plain, atol=1e-5, rtol=1e-4)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2

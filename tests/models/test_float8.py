@@ -198,7 +198,7 @@ def test_recomputed_blocks_are_the_same() -> None:
     plain = model()
     convert_to_float8(plain, smallest=16)
     again = copy.deepcopy(plain)
-    parallelize(again, recompute=1.0)
+    parallelize(again, activation_checkpointing=1.0)
     torch.testing.assert_close(loss_and_gradients(again), loss_and_gradients(plain), rtol=0, atol=0)
 
 

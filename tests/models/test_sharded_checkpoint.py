@@ -1,4 +1,4 @@
-"""The folder that a checkpoint in parts is: what was divided comes back, however it is asked for,
+"""The folder that a sharded checkpoint is: what was divided comes back, however it is asked for,
 or not at all."""
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from lit_llm.models.parallel import sharded_checkpoint as parts
 from lit_llm.models.parallel.sharded_checkpoint import (
     MARK,
     Divided,
-    Part,
+    Shard,
     commit,
-    damage_of_parts,
-    open_parts,
-    read_parts,
+    damage_of_shards,
+    open_shards,
+    read_shards,
     write_share,
 )
 
 
-def boxes(tensor: Tensor, rows: int, columns: int) -> list[Part]:
+def boxes(tensor: Tensor, rows: int, columns: int) -> list[Shard]:
     """``tensor`` cut into so many rows and columns, as chunks are: the last ones smaller, or not
     there."""
     found, top = [], 0
     for strip in tensor.chunk(rows, 0):
         left = 0
         for box in strip.chunk(columns, 1):
-            found.append(Part(box, (top, left), tuple(tensor.shape)))
+            found.append(Shard(box, (top, left), tuple(tensor.shape)))
             left += box.shape[1]
         top += strip.shape[0]
     return found
@@ -47,7 +47,7 @@ def save(
 ) -> None:
     """What so many rows and columns of processes would write."""
     files, folder = {}, part_of(target)
-    shares: list[dict[str, Part]] = [{} for _ in range(processes[0] * processes[1])]
+    shares: list[dict[str, Shard]] = [{} for _ in range(processes[0] * processes[1])]
     for name, tensor in tensors.items():
         for share, part in zip(shares, boxes(tensor, *processes), strict=False):
             share[name] = part
@@ -73,8 +73,8 @@ def test_any_box_of_it_comes_back(
     target = tmp_path_factory.mktemp("parts") / "x.ckpt"
     tensor = (torch.rand(shape) * 100).to(dtype)
     save(target, {"a": tensor}, processes)
-    assert damage_of_parts(target) is None
-    stored = open_parts(target)["state_dict"]["a"]
+    assert damage_of_shards(target) is None
+    stored = open_shards(target)["state_dict"]["a"]
     assert (stored.shape, stored.dtype, stored.numel(), stored.ndim) == (
         tensor.shape,
         dtype,
@@ -92,7 +92,7 @@ def test_the_rest_and_what_is_shared(tmp_path: Path) -> None:
     tied = torch.rand(3, 4)
     head = {"head": MARK + "tied", "said": "a tensor", "numbers": (1, {"step": torch.tensor(2.0)})}
     save(tmp_path / "x.ckpt", {"tied": tied}, more=head)
-    read = read_parts(tmp_path / "x.ckpt")
+    read = read_shards(tmp_path / "x.ckpt")
     assert torch.equal(read["state_dict"]["tied"], tied)
     assert read["more"]["head"] is read["state_dict"]["tied"]
     assert read["more"]["said"] == "a tensor" and read["more"]["numbers"] == (
@@ -125,20 +125,20 @@ def test_every_harm_is_seen_and_named(tmp_path: Path) -> None:
                         harm
                     ]
                 )
-            said = damage_of_parts(target)
+            said = damage_of_shards(target)
             # Of a flipped bit in the manifest, the file whose checksum it was is named.
             assert said is not None and (
                 file in said or (file, harm) == ("manifest.json", "flipped")
             ), (file, harm)
             if harm in ("empty", "missing"):
                 with pytest.raises(UserError, match=r"x\.ckpt: not a whole checkpoint"):
-                    open_parts(target)
+                    open_shards(target)
 
 
 def test_parts_that_do_not_make_up_the_whole_are_refused(tmp_path: Path) -> None:
     target = tmp_path / "x.ckpt"
     for forgotten, said in (
-        ({"part-00001.safetensors"}, "parts of a do not make up"),
+        ({"part-00001.safetensors"}, "shards of a do not make up"),
         (None, "no part of 'b'"),
     ):
         save(target, {"a": torch.rand(6, 6)}, also=MARK + ("a" if forgotten else "b"))
@@ -148,13 +148,13 @@ def test_parts_that_do_not_make_up_the_whole_are_refused(tmp_path: Path) -> None
         }
         (target / "manifest.json").write_text(json.dumps(manifest))
         with pytest.raises(UserError, match=said):
-            open_parts(target)
+            open_shards(target)
 
 
 def test_nothing_in_it_can_run_code(tmp_path: Path) -> None:
     save(tmp_path / "x.ckpt", {"a": torch.rand(2, 2)}, evil=_Evil())
     with pytest.raises(UserError, match="not a whole checkpoint"):
-        open_parts(tmp_path / "x.ckpt")
+        open_shards(tmp_path / "x.ckpt")
 
 
 class _Evil:
@@ -166,10 +166,12 @@ def test_a_checkpoint_takes_the_place_of_another(tmp_path: Path) -> None:
     target = tmp_path / "best.ckpt"
     for value in (1.0, 2.0):
         save(target, {"a": torch.full((2, 2), value)})
-        assert read_parts(target)["state_dict"]["a"][0, 0] == value
+        assert read_shards(target)["state_dict"]["a"][0, 0] == value
     file = tmp_path / "file.part"
     file.write_bytes(b"a file")
     parts.put(file, target)
     assert target.read_bytes() == b"a file"
     save(target, {"a": torch.rand(2, 2)})
-    assert damage_of_parts(target) is None and [f.name for f in tmp_path.iterdir()] == ["best.ckpt"]
+    assert damage_of_shards(target) is None and [f.name for f in tmp_path.iterdir()] == [
+        "best.ckpt"
+    ]

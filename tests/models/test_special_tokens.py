@@ -160,8 +160,11 @@ def test_messages_with_tools_take_the_template_for_them(trained: Tokenizer, tmp_
         end = ours.control_tokens["<|pad|>" if given else "<|im_end|>"]
         (target,) = chat.targets(answered, given)
         assert target.context == ids and target.answer == [*ours.encode("yes"), end]
-        row, spoken = chat.encode(answered, given)
-        assert row[: len(ids)] == ids and row[spoken.index(True) :][: len(target.answer)][-1] == end
+        row, assistant_mask = chat.encode(answered, given)
+        assert (
+            row[: len(ids)] == ids
+            and row[assistant_mask.index(True) :][: len(target.answer)][-1] == end
+        )
     assert {ours.control_tokens["<|pad|>"], ours.control_tokens["<|im_end|>"]} <= set(chat.stop_ids)
     assert ChatFormat(ours, plain).rendered_by != chat.rendered_by  # encoded data is not mixed up
     chosen = ChatFormat(ours, plain)  # a template that was asked for is used as it is

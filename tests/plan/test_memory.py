@@ -113,7 +113,7 @@ def test_zero_divides_what_it_says() -> None:
     # What is frozen is held as it is multiplied
     assert state_gb(Setup(lora=True)) == pytest.approx(15)
     assert state_gb(Setup(optimizer="adamw_8bit")) == pytest.approx(75)
-    whole, less = Setup(4, 4096), Setup(4, 4096, recompute=1.0)
+    whole, less = Setup(4, 4096), Setup(4, 4096, checkpointed=1.0)
     assert (
         training_memory(shape, less).activations < 0.2 * training_memory(shape, whole).activations
     )

@@ -62,25 +62,25 @@ def test_refused_with_the_nearest_that_fits(
 def test_blocks_are_computed_again_only_where_memory_asks_for_it() -> None:
     shape, setup = typical_shape(1e9), Setup(micro_batch_size=16, seq_len=4096)
     assert (
-        preflight.least_recompute(shape, setup, None)
-        == preflight.least_recompute(shape, setup, 1e12)
+        preflight.least_checkpointing(shape, setup, None)
+        == preflight.least_checkpointing(shape, setup, 1e12)
         == 0
     )
-    share = preflight.least_recompute(shape, setup, 40e9)
+    share = preflight.least_checkpointing(shape, setup, 40e9)
     assert 0 < share < 1
-    fewer = replace(setup, recompute=share - 1 / shape.layers)
+    fewer = replace(setup, checkpointed=share - 1 / shape.layers)
     assert (
-        training_memory(shape, replace(setup, recompute=share)).peak
+        training_memory(shape, replace(setup, checkpointed=share)).peak
         <= 36e9
         < training_memory(shape, fewer).peak
     )
-    assert preflight.least_recompute(shape, setup, 1e9) == 1
+    assert preflight.least_checkpointing(shape, setup, 1e9) == 1
 
 
 def test_a_run_takes_what_was_found(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "least_recompute", lambda *of: 0.5)
+    monkeypatch.setattr(preflight, "least_checkpointing", lambda *of: 0.5)
     modules = []
     monkeypatch.setattr(
         PretrainModule, "on_fit_start", lambda self: modules.append(self), raising=False

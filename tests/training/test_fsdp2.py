@@ -111,7 +111,7 @@ def test_four_sharded_processes_equal_one(train: Callable, one: Path) -> None:
 
 @pytest.mark.slow
 def test_two_tensor_parallel_processes_equal_one(train: Callable, one: Path) -> None:
-    check_same(train("cut", 2, 4, *TP, 2, "--model.recompute", 0.5), one)
+    check_same(train("cut", 2, 4, *TP, 2, "--model.activation_checkpointing", 0.5), one)
 
 
 @pytest.mark.slow
@@ -159,8 +159,8 @@ def test_sizes_that_do_not_fit_are_refused(
 
 
 def test_a_share_of_blocks_is_a_share() -> None:
-    with pytest.raises(UserError, match="recompute=2: must be from 0 to 1"):
-        PretrainModule(recompute=2)
+    with pytest.raises(UserError, match="activation_checkpointing=2: must be from 0 to 1"):
+        PretrainModule(activation_checkpointing=2)
 
 
 # ---- in two processes of one test

@@ -582,7 +582,7 @@ def test_validated_or_loaded_first_a_model_is_still_prepared_for_training(
     assert prepared == [False, True, False, True]
     # Prepared twice, no block is wrapped twice.
     monkeypatch.undo()
-    module = PretrainModule(TINY, **ADAMW, recompute=1.0)
+    module = PretrainModule(TINY, **ADAMW, activation_checkpointing=1.0)
     run = trainer(tmp_path / "again", limit_val_batches=1, enable_checkpointing=False)
     run.validate(module, data(corpus), verbose=False)
     run.fit(module, data(corpus, steps=2))

@@ -34,7 +34,7 @@ from lit_llm.models.generation.sampling import GREEDY
 from lit_llm.models.hub.adapters import load_adapter
 from lit_llm.models.hub.checkpoint import load_model
 from lit_llm.models.lora import apply_lora
-from lit_llm.models.parallel.sharded_checkpoint import open_parts
+from lit_llm.models.parallel.sharded_checkpoint import open_shards
 
 SHAPE = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "max_seq_len": 64}
 
@@ -258,7 +258,7 @@ def test_sharded_lora_equals_lora_of_one(tmp_path: Path, base: Path, rows: Path)
         assert first.keys() == second.keys()
         for key, value in first.items():
             torch.testing.assert_close(second[key], value, rtol=1e-4, atol=1e-4)
-    parts = open_parts(moving / "checkpoints" / "step-00000012.ckpt")
+    parts = open_shards(moving / "checkpoints" / "step-00000012.ckpt")
     assert parts["state_dict"] and all("lora" in name for name in parts["state_dict"])
     half = tmp_path / "half"
     assert together(2, half.with_name("out"), adapt, half, base, rows, 2, 4, "bf16-mixed") == 0
@@ -293,15 +293,15 @@ def test_recomputing_every_block_changes_nothing(
     tmp_path: Path, base: Path, rows: Path, lora: LoRAConfig | None
 ) -> None:
     runs = []
-    for recompute in (0.0, 1.0):
+    for activation_checkpointing in (0.0, 1.0):
         L.seed_everything(1, verbose=False)
         folder, module = (
-            tmp_path / str(recompute),
-            SFTModule(str(base), lora=lora, recompute=recompute),
+            tmp_path / str(activation_checkpointing),
+            SFTModule(str(base), lora=lora, activation_checkpointing=activation_checkpointing),
         )
         fit(folder, module, data(rows, tmp_path / "cache"), max_steps=4)
         again = [block for block in module.network.layers if "forward" in vars(block)]
-        assert len(again) == (2 if recompute else 0)
+        assert len(again) == (2 if activation_checkpointing else 0)
         runs.append(metrics(folder))
     assert runs[0] == runs[1]
 
@@ -312,8 +312,8 @@ def test_attention_is_the_users_to_choose(tmp_path: Path, base: Path, rows: Path
         UserError, match=r"model\.attention=flex needs a GPU with Triton; set it to auto"
     ):
         fit(tmp_path, SFTModule(str(base), attention="flex"), data(rows, tmp_path / "cache"))
-    with pytest.raises(UserError, match=r"model\.recompute=2: must be from 0 to 1"):
-        SFTModule(str(base), recompute=2)
+    with pytest.raises(UserError, match=r"model\.activation_checkpointing=2: must be from 0 to 1"):
+        SFTModule(str(base), activation_checkpointing=2)
 
 
 def test_a_lora_checkpoint_opens_without_trainer(tmp_path: Path, base: Path, rows: Path) -> None:

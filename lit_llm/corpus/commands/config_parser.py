@@ -12,8 +12,8 @@ from lit_llm.corpus.config import CorpusConfig
 from lit_llm.corpus.reading.sources import Source, as_sources
 from lit_llm.errors import UserError
 from lit_llm.settings.arguments import explain_mistake
-from lit_llm.settings.presets import OF_CORPORA, find_config
-from lit_llm.settings.shell import path_word
+from lit_llm.settings.config_files import OPTIONS, naming_the_file, with_config_files
+from lit_llm.settings.presets import OF_CORPORA
 from lit_llm.settings.yaml_file import guard_jsonargparse
 
 guard_jsonargparse()
@@ -36,7 +36,7 @@ def parse_build(args: list[str]) -> tuple[CorpusConfig, Path]:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--config", action=ActionConfigFile, help="YAML file, or a preset's name (corpus/web)"
+        *OPTIONS, action=ActionConfigFile, help="YAML file, or a preset's name (corpus/web)"
     )
     parser.add_argument(
         "--input",
@@ -58,10 +58,11 @@ def parse_build(args: list[str]) -> tuple[CorpusConfig, Path]:
     )
     parser.add_argument("--output", metavar="DIR", help="corpus folder to make")
     parser.add_class_arguments(CorpusConfig)
+    args = with_config_files(args, OF_CORPORA)
     try:
-        given = dict(vars(parser.instantiate(parser.parse_args(_with_presets(args)))))
-    except UserError:
-        raise
+        given = dict(vars(parser.instantiate(parser.parse_args(args))))
+    except UserError as mistake:
+        raise naming_the_file(mistake, args) from None
     # jsonargparse wraps the error that a block's constructor raised.
     except ValueError as error:
         raise UserError(explain_mistake(str(error), known_keys())) from None
@@ -88,19 +89,6 @@ def parse_build(args: list[str]) -> tuple[CorpusConfig, Path]:
             "--input: missing; name files, a folder or a glob, or give sources in --config"
         )
     return CorpusConfig(**given), Path(output)
-
-
-def _with_presets(args: list[str]) -> list[str]:
-    """Replace names of presets after ``--config`` by the paths of their files."""
-    found = list(args)
-    for at, arg in enumerate(args):
-        if arg == "--config":
-            file = find_config([*args, ""][at + 1], OF_CORPORA)
-            found[at + 1 : at + 2] = [path_word(file)]
-        elif arg.startswith("--config="):
-            file = find_config(arg.removeprefix("--config="), OF_CORPORA)
-            found[at] = f"--config={path_word(file)}"
-    return found
 
 
 def known_keys() -> list[str]:

@@ -22,7 +22,7 @@ from lit_llm.models.kernels.device import has_fast_bf16
 from lit_llm.models.kernels.packed import pack_linears
 from lit_llm.models.lora import LoRAConfig, apply_lora, is_lora, merge_lora
 from lit_llm.models.meta import meta_transformer
-from lit_llm.models.parallel.sharded_checkpoint import open_parts
+from lit_llm.models.parallel.sharded_checkpoint import open_shards
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 
@@ -89,7 +89,7 @@ def load_model(
 
     Args:
         path: a Hugging Face directory; a .gguf file; a run folder, whose ``final/`` is taken; or a
-            training checkpoint (.ckpt, a file or a folder of parts). See also `locate`.
+            training checkpoint (.ckpt, a file or a folder of shards). See also `locate`.
         adapter: a PEFT directory whose updates are folded into the weights. If it has a tokenizer,
             that one is taken.
         dtype: of the weights. None: the file's dtype (float32 for GGUF).
@@ -167,14 +167,14 @@ def model_folder(folder: Path) -> Path:
 def open_training_checkpoint(path: Path) -> dict[str, Any]:
     """Return the contents of a .ckpt with its tensors mapped.
 
-    Tensors that nobody reads, such as the optimizer's, cost nothing. In a checkpoint in parts the
+    Tensors that nobody reads, such as the optimizer's, cost nothing. In a sharded checkpoint the
     tensors are `Stored`.
 
     Raises:
         UserError: it is broken, or not written by this package.
     """
     if path.is_dir():
-        checkpoint = open_parts(path)
+        checkpoint = open_shards(path)
     elif path.stat().st_size == 0:
         raise UserError(f"{path}: is empty, not a training checkpoint")
     else:

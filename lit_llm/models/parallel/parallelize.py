@@ -47,7 +47,7 @@ def parallelize(
     float8: bool = False,
     backends: Backends | None = None,
     compile: bool = False,
-    recompute: float = 0.0,
+    activation_checkpointing: float = 0.0,
     mesh: DeviceMesh | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
@@ -62,9 +62,9 @@ def parallelize(
             compiled graph, so start-up costs one block. Compilation in place keeps parameter names.
             Graphs are for the training shapes; evaluation and sampling run eagerly
             (``torch.compiler.set_stance``) instead of compiling for each new shape.
-        recompute: share of the blocks, spread evenly, that keep only their input for the backward
-            pass and are computed again there (arXiv:1604.06174). Saves memory, costs up to a third
-            more time.
+        activation_checkpointing: share of the blocks, spread evenly, that keep only their input
+            for the backward pass and are computed again there (arXiv:1604.06174). Saves memory,
+            costs up to a third more time.
         mesh: device mesh with the dimensions "data_parallel" and "tensor_parallel". Matrices are
             cut along the second (arXiv:1909.08053), everything is sharded along the first (FSDP2,
             arXiv:2304.11277). A model on the meta device gets the weights that ``init_weights``
@@ -81,7 +81,7 @@ def parallelize(
         _cut(model, mesh[TENSOR])
     if backends is not None:
         use_backends(model, backends)
-    recomputed = _spread(list(model.layers), recompute)
+    recomputed = _spread(list(model.layers), activation_checkpointing)
     for block in model.layers:
         if block in recomputed:
             # The compiled graph is inside the checkpoint: the compiler makes no graph of a

@@ -12,7 +12,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torch.utils._pytree import MappingKey, tree_map_with_path
 
 from lit_llm.models.parallel.draws import Initializers
-from lit_llm.models.parallel.sharded_checkpoint import MARK, Divided, Part, Stored
+from lit_llm.models.parallel.sharded_checkpoint import MARK, Divided, Shard, Stored
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -106,11 +106,11 @@ def divide(checkpoint: dict[str, Any], keep_rest: bool) -> Divided:
     If several processes hold the same part, one of them has it in its share. A tensor that occurs
     twice is stored once, under its first name.
     """
-    parts: dict[str, Part] = {}
+    shards: dict[str, Shard] = {}
     names: dict[tuple, str] = {}
 
     def collect(path: tuple, leaf: Any) -> Any:
-        """Add a divided tensor to ``parts`` and return its marker; return other leaves."""
+        """Add a divided tensor to ``shards`` and return its marker; return other leaves."""
         if not isinstance(leaf, DTensor):
             return leaf if keep_rest else None
         name = ".".join(
@@ -131,11 +131,11 @@ def divide(checkpoint: dict[str, Any], keep_rest: bool) -> Divided:
                 if isinstance(there, Replicate)
             )
             if mine:
-                parts[name] = Part(part, tuple(offset), tuple(leaf.shape))
+                shards[name] = Shard(part, tuple(offset), tuple(leaf.shape))
         return MARK + name
 
     rest = tree_map_with_path(collect, checkpoint)
-    return Divided(parts, rest if keep_rest else None)
+    return Divided(shards, rest if keep_rest else None)
 
 
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:

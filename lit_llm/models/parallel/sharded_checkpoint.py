@@ -1,12 +1,12 @@
-"""Read and write a training checkpoint in parts: one folder to which every process writes its part.
+"""Read and write a sharded training checkpoint: a folder to which every process writes its shards.
 
 Any number of processes can read the folder.
 
-- ``part-00003.safetensors`` holds the part of process 3 of every divided tensor.
+- ``part-00003.safetensors`` holds the shards of process 3 of all divided tensors.
 - ``rest.pt`` is the checkpoint's dict, in which a marker string replaces each divided tensor.
 - ``manifest.json``, written last, has size and CRC-32 of all files.
 
-The offsets of the parts are stored as in torch's distributed checkpoints in safetensors, so
+The offsets of the shards are stored as in torch's distributed checkpoints in safetensors, so
 ``torch.distributed.checkpoint.HuggingFaceStorageReader`` reads the folder too.
 """
 
@@ -46,8 +46,8 @@ _DTYPES = {
 _CHUNK = 1 << 24
 
 
-class Part(NamedTuple):
-    """One process's part of a tensor of ``shape``: the box ``local`` that starts at ``offset``."""
+class Shard(NamedTuple):
+    """One process's shard of a tensor of ``shape``: the box ``local`` that starts at ``offset``."""
 
     local: Tensor
     offset: tuple[int, ...]
@@ -57,11 +57,11 @@ class Part(NamedTuple):
 class Divided(NamedTuple):
     """One process's share of a checkpoint.
 
-    ``parts`` holds the process's parts of tensors by name; ``rest`` is everything else, on the
+    ``shards`` holds the process's shards of tensors by name; ``rest`` is everything else, on the
     first process only.
     """
 
-    parts: dict[str, Part]
+    shards: dict[str, Shard]
     rest: Any
 
 
@@ -72,7 +72,7 @@ def write_share(share: Divided, folder: Path, rank: int) -> dict[str, dict[str, 
     """
     folder.mkdir(parents=True, exist_ok=True)
     name = f"part-{rank:05d}.safetensors"
-    files = {name: _write(folder / name, _safetensors(share.parts))}
+    files = {name: _write(folder / name, _safetensors(share.shards))}
     if share.rest is not None:
         buffer = io.BytesIO()
         torch.save(share.rest, buffer)
@@ -88,7 +88,7 @@ def commit(folder: Path, target: Path, files: dict[str, dict[str, int]]) -> None
 
 
 def put(part: Path, target: Path) -> None:
-    """Rename ``part``, a whole checkpoint (one file or in parts), to ``target``.
+    """Rename ``part``, a whole checkpoint (one file, or sharded), to ``target``.
 
     A previous checkpoint of that name is removed after the rename.
     """
@@ -118,7 +118,7 @@ def discard(checkpoint: Path) -> None:
         checkpoint.unlink(missing_ok=True)
 
 
-def damage_of_parts(folder: Path) -> str | None:
+def damage_of_shards(folder: Path) -> str | None:
     """Return what is wrong with the folder's bytes, or None.
 
     All files are read once and compared with the manifest.
@@ -136,11 +136,11 @@ def damage_of_parts(folder: Path) -> str | None:
         return next(filter(None, pool.map(lambda file: _difference(*file), expected)), None)
 
 
-def open_parts(folder: Path, weights_only: bool | None = True) -> dict[str, Any]:
-    """Return the checkpoint's dict with a `Stored` for each tensor in parts; no tensor is read yet.
+def open_shards(folder: Path, weights_only: bool | None = True) -> dict[str, Any]:
+    """Return the checkpoint's dict with a `Stored` for each divided tensor; no tensor is read yet.
 
     Raises:
-        UserError: a file is missing or broken, or the parts do not make up whole tensors.
+        UserError: a file is missing or broken, or the shards do not make up whole tensors.
     """
     try:
         names = json.loads((folder / MANIFEST).read_bytes())["files"]
@@ -171,9 +171,9 @@ def open_parts(folder: Path, weights_only: bool | None = True) -> dict[str, Any]
         raise UserError(f"{folder}: not a whole checkpoint: no part of {error} is there") from None
 
 
-def read_parts(folder: Path, weights_only: bool | None = True) -> dict[str, Any]:
+def read_shards(folder: Path, weights_only: bool | None = True) -> dict[str, Any]:
     """Return the checkpoint with whole tensors, as a single process would have saved it."""
-    opened = open_parts(folder, weights_only)
+    opened = open_shards(folder, weights_only)
     read: dict[int, Tensor] = {}  # a tied head stays one tensor
 
     def whole(leaf: Any) -> Any:
@@ -195,7 +195,7 @@ class _Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor on disk, in parts. Indexing reads exactly the indexed box.
+    """A tensor on disk, in shards. Indexing reads exactly the indexed box.
 
     The index is one slice per dimension, or ``...``.
 
@@ -245,7 +245,7 @@ class Stored:
 
 
 def _index(files: list[Path]) -> dict[str, Stored]:
-    """Return every tensor that ``files`` hold parts of, by name."""
+    """Return every tensor that ``files`` hold shards of, by name."""
     from safetensors import SafetensorError, safe_open
 
     dtypes = {name: dtype for dtype, name in _DTYPES.items()}
@@ -264,23 +264,24 @@ def _index(files: list[Path]) -> dict[str, Stored]:
             raise ValueError(f"{file.name}: {error}") from None
     for name, stored in found.items():
         if sum(math.prod(piece.shape) for piece in stored.pieces) != stored.numel():
-            raise ValueError(f"the parts of {name} do not make up the whole")
+            raise ValueError(f"the shards of {name} do not make up the whole")
     return found
 
 
-def _safetensors(parts: dict[str, Part]) -> Iterator[Any]:
+def _safetensors(shards: dict[str, Shard]) -> Iterator[Any]:
     """Yield the bytes of a safetensors file piece by piece.
 
     The checksum can then be computed while the file is written.
     """
     places = {
-        name: {"saved_offsets": part.offset, "shape": part.shape} for name, part in parts.items()
+        name: {"saved_offsets": shard.offset, "shape": shard.shape}
+        for name, shard in shards.items()
     }
     header: dict[str, Any] = {
         "__metadata__": {"format": "pt", "DCP_VERSION": "1.0", _OFFSETS: json.dumps(places)}
     }
     end = 0
-    for name, (local, *_) in parts.items():
+    for name, (local, *_) in shards.items():
         begin, end = end, end + local.numel() * local.element_size()
         header[name] = {
             "dtype": _DTYPES[local.dtype],
@@ -290,7 +291,7 @@ def _safetensors(parts: dict[str, Part]) -> Iterator[Any]:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
-    for local, *_ in parts.values():
+    for local, *_ in shards.values():
         yield local.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 

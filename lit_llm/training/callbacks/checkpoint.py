@@ -91,7 +91,7 @@ class Checkpoint(CheckpointAnswers):
         final: whether to write ``final/``.
         background: whether to write in a thread. Training then waits only for a copy in CPU memory.
             The copy takes the memory of weights and optimizer once more on the first process, or
-            for checkpoints in parts the memory of its own part on each process.
+            for sharded checkpoints the memory of its own part on each process.
         max_minutes: limit of training time in this call, from its first step on. Set it a little
             below the limit of the scheduler.
 
@@ -133,7 +133,7 @@ class Checkpoint(CheckpointAnswers):
         self._loggers: list[Any] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Resolve the folder, prepare the strategy for checkpoints in parts, and catch signals.
+        """Resolve the folder, prepare the strategy for sharded checkpoints, and catch signals.
 
         Raises:
             UserError: the strategy has its own checkpoint format.
@@ -317,7 +317,7 @@ class Checkpoint(CheckpointAnswers):
         target = self.folder / name
         with telling_of_the_disk(target), self._snapshots.instead_of_files(trainer.strategy):
             trainer.save_checkpoint(target, weights_only=False)
-        # The snapshot is on the first process, or for checkpoints in parts on all processes.
+        # The snapshot is on the first process, or for sharded checkpoints on all processes.
         taken, self._snapshots.taken = self._snapshots.taken, None
         if isinstance(taken, Divided):
             self._writer.start(partial(write_share, taken, part_of(target), trainer.global_rank))

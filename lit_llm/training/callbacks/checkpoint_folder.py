@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lit_llm.errors import UserError, is_of_the_disk, more_room
-from lit_llm.models.parallel.sharded_checkpoint import damage_of_parts, discard, put
+from lit_llm.models.parallel.sharded_checkpoint import damage_of_shards, discard, put
 
 _NAME = re.compile(r"step-\d+\.ckpt(\.part)?")
 
@@ -43,7 +43,7 @@ def damage(file: Path) -> str | None:
     flipped bit would become part of a weight. A folder has the checksums in its manifest.
     """
     if file.is_dir():
-        return damage_of_parts(file)
+        return damage_of_shards(file)
     try:
         with zipfile.ZipFile(file) as archive:
             broken = archive.testzip()

@@ -1,5 +1,5 @@
-"""Checkpoints in parts: each process writes what it holds, and any number of them goes on from
-there."""
+"""Sharded checkpoints: each process writes its shards, and any number of processes resumes from
+them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from lit_llm.models.parallel.sharded_checkpoint import (
     Divided,
     discard,
     put,
-    read_parts,
+    read_shards,
     write_share,
 )
 from lit_llm.training.callbacks import checkpoint as callback
@@ -55,7 +55,7 @@ class Saver(Checkpoint):
 
     def _write(self, trainer: L.Trainer, name: str) -> None:
         full = DTensor.full_tensor
-        if getattr(trainer.strategy, "_in_parts", False):
+        if getattr(trainer.strategy, "_sharded", False):
             DTensor.full_tensor = _nothing_whole  # type: ignore[method-assign, assignment]
         try:
             super()._write(trainer, name)
@@ -125,7 +125,7 @@ def step(folder: Path, number: int) -> Path:
 
 def same(path: Path, other: Path, exact: bool) -> None:
     """Weights and optimizer states of two checkpoints."""
-    a, b = read_parts(path), read_parts(other)
+    a, b = read_shards(path), read_shards(other)
     states = [{**c["state_dict"], **{(n, k): v for n, s in c["optimizer_states"][0]["state"].items()
                for k, v in s.items()}} for c in (a, b)]  # fmt: skip
     assert states[0].keys() == states[1].keys()
