@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,11 +16,13 @@ import numpy as np
 
 from lit_llm.corpus.reading.rows import JSON_ENDINGS, json_lines, parquet_rows
 from lit_llm.corpus.reading.sources import STDLIB, list_files
+from lit_llm.data.blocks import IGNORE
 from lit_llm.data.chat import ChatFormat
 from lit_llm.data.docstrings import docstring_rows
 from lit_llm.data.messages import text_of
 from lit_llm.data.shapes import split_of
 from lit_llm.data.template import Message
+from lit_llm.data.trees import TREE_ARRAYS, TokenPath, Tree, trees_of
 from lit_llm.errors import UserError
 from lit_llm.io.atomic import sync, workspace_beside
 
@@ -33,37 +36,43 @@ _FORMAT = 5  # version of the cached files; raise it when their format or encodi
 class Conversations:
     """Encoded examples of one split.
 
+    An example is a conversation whose answers are learnt from one `Tree`, or from several if one
+    would be too long.
+
     Attributes:
-        ids: int32 (tokens,), all examples concatenated.
-        assistant_mask: bool (tokens,), True for tokens that the assistant writes.
-        offsets: int64 (examples + 1,), start of each example, and the end.
+        input_ids, labels, until, position: arrays of all trees, concatenated; int32 (tokens,).
+        offsets: int64 (trees + 1,), start of each tree, and the end.
     """
 
-    ids: np.ndarray
-    assistant_mask: np.ndarray
+    input_ids: np.ndarray
+    labels: np.ndarray
+    until: np.ndarray
+    position: np.ndarray
     offsets: np.ndarray
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """(ids, assistant_mask) of one example."""
+    def __getitem__(self, index: int) -> Tree:
+        """One tree."""
         part = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
-        return self.ids[part], self.assistant_mask[part]
+        return Tree(self.input_ids[part], self.labels[part], self.until[part], self.position[part])
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each example, int64 (examples,)."""
+        """Tokens of each tree, int64 (trees,)."""
         return np.diff(self.offsets)
 
     @property
     def supervised(self) -> np.ndarray:
-        """Supervised labels per example, int64 (examples,): assistant tokens but a first token."""
-        begins = self.offsets[:-1]
-        return (
-            np.add.reduceat(self.assistant_mask, begins, dtype=np.int64)
-            - self.assistant_mask[begins]
-        )
+        """Learnt labels of each tree, int64 (trees,)."""
+        return np.add.reduceat(self.labels != IGNORE, self.offsets[:-1], dtype=np.int64)
+
+    @cached_property
+    def branches(self) -> bool:
+        """Whether any tree has branches. The tokens of a tree without them all see its end."""
+        ends = np.repeat(self.lengths, self.lengths)
+        return bool((self.until != ends).any())
 
 
 def read_rows(sources: Sources) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
@@ -135,11 +144,12 @@ def encoded_conversations(
     seq_len: int,
     bad_rows: Literal["raise", "skip"],
     rehearsal: float = 0.0,
+    share_prefixes: bool = True,
 ) -> tuple[Path, bool]:
     """Encode the conversations of these sources, or find them in the cache.
 
-    The folder holds, for each split, ids.npy, assistant_mask.npy and offsets.npy; manifest.jsonl
-    with a line per example; and datacard.json. An example is cut to seq_len + 1 tokens.
+    The folder holds, for each split, the arrays of `Conversations`; manifest.jsonl with a line per
+    example; and datacard.json. An answer with its context is cut to seq_len + 1 tokens.
 
     A row's ``split`` decides its split (`split_of`). If ``validation`` is given, rows that belong
     to the other split are left out of each source and counted. Rows without a split go to
@@ -156,6 +166,7 @@ def encoded_conversations(
         chat: encodes the conversations.
         seq_len: tokens per example.
         bad_rows: "raise" reports the first bad row, "skip" leaves out and counts bad rows.
+        share_prefixes: store what the answers of a conversation have in common once.
         rehearsal: share of the examples that are questions of "general", added to those of
             ``train``.
 
@@ -172,6 +183,8 @@ def encoded_conversations(
                 "seq_len": seq_len, "bad_rows": bad_rows}  # fmt: skip
     if rehearsal:  # added only if set, so that earlier cache keys stay valid
         settings["rehearsal"] = rehearsal
+    if not share_prefixes:
+        settings["share_prefixes"] = False
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for sources in (train, validation or []):
         for pattern in _repeats(sources):
@@ -185,7 +198,7 @@ def encoded_conversations(
     with workspace_beside(output, progress=False) as workspace:
         if (output / "datacard.json").is_file():
             return output, True
-        encoded = _Encoded(row_format, chat, seq_len, bad_rows)
+        encoded = _Encoded(row_format, chat, seq_len, bad_rows, share_prefixes)
         encoded.add(train, "train", whole=validation is None)
         if rehearsal:
             encoded.rehearse(rehearsal)
@@ -204,16 +217,15 @@ def encoded_conversations(
 def load_conversations(folder: Path, split: str) -> Conversations:
     """Load one split of an encoded folder, memory-mapped."""
     parts = [
-        np.load(folder / f"{split}.{name}.npy", mmap_mode="r")
-        for name in ("ids", "assistant_mask", "offsets")
+        np.load(folder / f"{split}.{name}.npy", mmap_mode="r") for name in (*TREE_ARRAYS, "offsets")
     ]
     return Conversations(*parts)
 
 
 @dataclass
 class _Example:
-    ids: np.ndarray
-    assistant_mask: np.ndarray
+    paths: list[TokenPath]
+    trees: list[Tree]
     split: str | None  # None: decided by the hash of the question
     position: float  # hash of the question, scaled to [0, 1)
     truncated: bool
@@ -225,9 +237,16 @@ class _Example:
 class _Encoded:
     """Encoded examples, and counts of the rows that were left out."""
 
-    def __init__(self, row_format: RowFormat, chat: ChatFormat, seq_len: int, bad_rows: str):
+    def __init__(
+        self,
+        row_format: RowFormat,
+        chat: ChatFormat,
+        seq_len: int,
+        bad_rows: str,
+        share_prefixes: bool,
+    ):
         self._format, self._chat, self._seq_len = row_format, chat, seq_len
-        self._bad_rows = bad_rows
+        self._bad_rows, self._share_prefixes = bad_rows, share_prefixes
         self._examples: list[_Example] = []
         self._dropped: Counter[str] = Counter()
         self._other_split: Counter[str] = Counter()
@@ -269,28 +288,41 @@ class _Encoded:
 
     def _encode(self, row: dict[str, Any], place: str, split: str | None) -> _Example:
         messages = self._format.format_example(row)
-        coded = self._chat.encode_row(messages, self._format.template_arguments(row))
+        arguments = self._format.template_arguments(row)
+        coded = self._chat.encode_conversation(messages, arguments)
         size = self._seq_len + 1
-        if not any(coded.assistant_mask[1:]):
+        if not any(path.learnt[1:].any() for path in coded.paths):
             raise UserError("no supervised token: the assistant says nothing")
-        if not any(coded.assistant_mask[1:size]):
+        # A path without a learnt token is not needed.
+        paths = [
+            TokenPath(path.ids[:size], path.learnt[:size])
+            for path in coded.paths
+            if path.learnt[1:size].any()
+        ]
+        if not paths:
+            prompt = min(int(path.learnt.argmax()) for path in coded.paths if path.learnt.any())
             raise UserError(
-                f"the prompt alone takes {coded.assistant_mask.index(True)} tokens and "
-                f"data.seq_len={self._seq_len}: nothing is left to learn"
+                f"the prompt alone takes {prompt} tokens and data.seq_len={self._seq_len}: "
+                "nothing is left to learn"
             )
         question = next(text_of(message) for message in messages if message["role"] == "user")
         sha = hashlib.sha256(json.dumps(messages, sort_keys=True, default=str).encode()).hexdigest()
         first = int.from_bytes(hashlib.sha256(question.encode()).digest()[:6], "big")
         return _Example(
-            ids=np.array(coded.ids[:size], np.int32),
-            assistant_mask=np.array(coded.assistant_mask[:size]),
+            paths=paths,
+            trees=self._trees(paths),
             split=split,
             position=first / 2**48,
-            truncated=len(coded.ids) > size,
+            truncated=any(len(path.ids) > size for path in coded.paths),
             answers=coded.answers,
             left_out=coded.left_out,
             line={"id": row.get("id", place), "sha256": sha, "question": question},
         )
+
+    def _trees(self, paths: list[TokenPath]) -> list[Tree]:
+        if self._share_prefixes:
+            return trees_of(paths, self._seq_len)
+        return [tree for path in paths for tree in trees_of([path], self._seq_len)]
 
     def choose_validation(self, fraction: float) -> None:
         """Assign a split to the examples that have none."""
@@ -308,18 +340,24 @@ class _Encoded:
         with (folder / "manifest.jsonl").open("w", encoding="utf-8") as manifest:
             for example in self._examples:
                 split = str(example.split)
-                content.update(example.ids.tobytes())
-                content.update(example.assistant_mask.tobytes())
+                for path in example.paths:
+                    content.update(path.ids.tobytes())
+                    content.update(path.learnt.tobytes())
                 content.update(split.encode())
+                tokens = sum(len(tree) + 1 for tree in example.trees)
                 counts[split].update(
                     examples=1,
-                    tokens=len(example.ids),
-                    supervised_tokens=int(example.assistant_mask[1:].sum()),
+                    trees=len(example.trees),
+                    tokens=tokens,
+                    tokens_apart=sum(len(path.ids) for path in example.paths),
+                    supervised_tokens=sum(
+                        int((tree.labels != IGNORE).sum()) for tree in example.trees
+                    ),
                     truncated=example.truncated,
                     answers=example.answers,
                     answers_left_out=example.left_out,
                 )
-                line = {**example.line, "split": split, "tokens": len(example.ids)}
+                line = {**example.line, "split": split, "tokens": tokens}
                 manifest.write(json.dumps(line, default=str) + "\n")
         for split in counts:
             own = [example for example in self._examples if example.split == split]
@@ -327,12 +365,11 @@ class _Encoded:
                 raise UserError(
                     self._empty_split_message(split, validation if split == "validation" else train)
                 )
-            np.save(folder / f"{split}.ids.npy", np.concatenate([e.ids for e in own]))
-            np.save(
-                folder / f"{split}.assistant_mask.npy",
-                np.concatenate([e.assistant_mask for e in own]),
-            )
-            offsets = np.cumsum([0, *(len(example.ids) for example in own)]).astype(np.int64)
+            trees = [tree for example in own for tree in example.trees]
+            for name in TREE_ARRAYS:
+                array = np.concatenate([getattr(tree, name) for tree in trees])
+                np.save(folder / f"{split}.{name}.npy", array)
+            offsets = np.cumsum([0, *map(len, trees)]).astype(np.int64)
             np.save(folder / f"{split}.offsets.npy", offsets)
         return {
             "kind": "instructions",
