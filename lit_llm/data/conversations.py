@@ -53,6 +53,9 @@ class Conversations:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    def __iter__(self) -> Iterator[Tree]:
+        return (self[index] for index in range(len(self)))
+
     def __getitem__(self, index: int) -> Tree:
         """One tree."""
         part = slice(int(self.offsets[index]), int(self.offsets[index + 1]))

@@ -281,6 +281,10 @@ class InstructionDataModule(TokenDataModule):
         """Data card of the examples: splits, tokens, and what was left out."""
         return self._find(quiet=True) / "datacard.json"
 
+    def examples(self, split: Literal["train", "validation"]) -> Conversations:
+        """The encoded examples of a split."""
+        return load_conversations(self._find(quiet=True), split)
+
     def prepare_data(self) -> None:
         """Encode the conversations if they are not in the cache."""
         self._find(quiet=False)
@@ -363,7 +367,7 @@ class InstructionDataModule(TokenDataModule):
                 "will not learn to stop. Give one that does as data.chat_template, with the token "
                 f"inside {{% generation %}} if it has such a block; tokens that end a text: {ends}"
             )
-        examples = load_conversations(self._find(quiet=True), "train")
+        examples = self.examples("train")
         self.order = PackedOrder(
             examples.lengths, self.seq_len, self.epochs, self.seed, self.packing
         )
@@ -447,7 +451,7 @@ class InstructionDataModule(TokenDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """The validation examples, packed, distributed over the ranks."""
-        examples = load_conversations(self._find(quiet=True), "validation")
+        examples = self.examples("validation")
         count = min(len(examples), self.max_validation_examples or len(examples))
         # Evenly spaced in the file, which may be sorted.
         chosen = np.unique(np.linspace(0, len(examples) - 1, count).astype(np.int64))
