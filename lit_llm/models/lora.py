@@ -121,7 +121,7 @@ class LoRALinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the sum of the layer's output and the update's output."""
-        base = F.linear(x, self.weight, self.bias)
+        base = self.base_product(x)
         if self.merged:
             return base
         dropped = F.dropout(x, self.dropout, self.training)
@@ -131,6 +131,17 @@ class LoRALinear(nn.Linear):
         update = F.linear(F.linear(dropped, self.lora_a), self.lora_b)
         return base + self.scale * update.to(base.dtype)
 
+    def base_product(self, x: Tensor) -> Tensor:
+        """Return the frozen layer's own output, bias included: (..., in) -> (..., out).
+
+        A layer that stores its weight in another form overrides this and `base_weight`.
+        """
+        return F.linear(x, self.weight, self.bias)
+
+    def base_weight(self) -> Tensor:
+        """Return the frozen weight as the updates were trained beside it: float32 (out, in)."""
+        return self.weight.detach().float()
+
     def update(self) -> Tensor:
         """Return the matrix that the layer adds to its weight: float32 (out, in)."""
         return self.scale * (self.lora_b.detach().float() @ self.lora_a.detach().float())
@@ -138,7 +149,7 @@ class LoRALinear(nn.Linear):
     def merged_weight(self) -> Tensor:
         """Return the weight with the update included, in the weight's dtype."""
         weight = self.weight.detach()
-        return weight if self.merged else (weight.float() + self.update()).to(weight.dtype)
+        return weight if self.merged else (self.base_weight() + self.update()).to(weight.dtype)
 
     def remove(self) -> None:
         """Turn back into a plain ``nn.Linear`` with the current weight."""
