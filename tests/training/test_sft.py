@@ -126,16 +126,22 @@ def test_accumulation_does_not_change_the_run(
 
 @pytest.mark.parametrize("packing", [True, False])
 @pytest.mark.parametrize(
-    "lora", [None, LoRAConfig(rank=4, dropout=0.1), dataclasses.replace(EVERYTHING, dropout=0.1)]
+    ("lora", "more"),
+    [
+        (None, {}),
+        (None, {"anchor": 0.1, "neftune": 5.0, "freeze": ["embed"]}),
+        (LoRAConfig(rank=4, dropout=0.1), {}),
+        (dataclasses.replace(EVERYTHING, dropout=0.1), {"loss": "dft", "neftune": 5.0}),
+    ],
 )
 def test_resume_is_bit_equal(
-    tmp_path: Path, base: Path, rows: Path, lora: LoRAConfig | None, packing: bool
+    tmp_path: Path, base: Path, rows: Path, lora: LoRAConfig | None, more: dict, packing: bool
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder, stops in ((whole, [-1]), (parts, [5, -1])):
         for number, stop in enumerate(stops):
             L.seed_everything(1, verbose=False)
-            module = SFTModule(str(base), lora=lora, learning_rate=1e-3)
+            module = SFTModule(str(base), lora=lora, learning_rate=1e-3, **more)
             source = data(rows, tmp_path / "cache", packing=packing, global_batch_tokens=2 * 64)
             last = max((folder / "checkpoints").glob("step-*.ckpt")) if number else None
             fit(folder, module, source, last, max_steps=stop)
@@ -261,11 +267,14 @@ def adapt(
     steps: int,
     lora: LoRAConfig,
     precision: str = "32-true",
+    anchor: float = 0.0,
 ) -> int:
     """Finetune as one of ``ranks`` processes, from the newest checkpoint if there is one."""
     last = max((folder / "checkpoints").glob("step-*.ckpt"), default=None)
     L.seed_everything(1, verbose=False)
-    module = SFTModule(str(base), lora=lora, learning_rate=3e-3, validate_first=False)
+    module = SFTModule(
+        str(base), lora=lora, learning_rate=3e-3, validate_first=False, anchor=anchor
+    )
     fit(
         folder, module, data(rows, folder.parent / "cache", num_workers=0), last, max_steps=steps,
         precision=precision, devices=ranks, callbacks=[SpikeGuard()],
@@ -309,6 +318,20 @@ def test_sharded_lora_equals_lora_of_one(
     assert losses[1] == pytest.approx(losses[0][:4], rel=2e-2)
 
 
+def test_a_sharded_anchor_equals_that_of_one(tmp_path: Path, base: Path, rows: Path) -> None:
+    """The base of sharded updates is run as in one process; a copy of all weights is refused."""
+    for ranks in (1, 2):
+        out, folder = tmp_path / "out", tmp_path / str(ranks)
+        lora = LoRAConfig(rank=4, dora=True)
+        at = (adapt, folder, base, rows, ranks, 4, lora, "32-true", 2.0)
+        assert together(ranks, out, *at) == 0, out.read_text()[-3000:]
+    losses = [[float(row["train_loss"]) for row in metrics(tmp_path / n)] for n in "12"]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    at = (adapt, tmp_path / "all", base, rows, 2, 4, None, "32-true", 2.0)
+    assert together(2, out, *at) != 0
+    assert "the frozen copy of all weights is not sharded; train with model.lora" in out.read_text()
+
+
 def test_what_does_not_fit_is_refused(tmp_path: Path, base: Path, rows: Path) -> None:
     lora = LoRAConfig(rank=4)
     fit(tmp_path, SFTModule(str(base), lora=lora), data(rows, tmp_path / "cache"), max_steps=4)
@@ -320,6 +343,9 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, base: Path, rows: Path) ->
     Tokenizer.from_pretrained(base).save_pretrained(other)
     with pytest.raises(UserError, match="its weights are not those"):
         fit(tmp_path, SFTModule(str(other), lora=lora), data(rows, tmp_path / "cache"), checkpoint)
+    with pytest.raises(UserError, match=r"model\.freeze was None .* is \['layers.0'\] now"):
+        frozen = SFTModule(str(base), lora=lora, freeze=["layers.0"])
+        fit(tmp_path, frozen, data(rows, tmp_path / "cache"), checkpoint)
     with pytest.raises(UserError, match=r"model\.lora was"):
         fit(tmp_path, SFTModule(str(base)), data(rows, tmp_path / "cache"), checkpoint)
     with pytest.raises(UserError, match="train them with adamw"):
