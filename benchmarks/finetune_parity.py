@@ -1,8 +1,8 @@
 """Finetuning with SFTModule against TRL's SFTTrainer and PEFT: the same numbers?
 
     make peers  # once: .venv-finetune, with the versions of requirements-finetune.txt
-    python benchmarks/finetune_parity.py  # six minutes on two cores
-    python benchmarks/finetune_parity.py --models tiny --steps 3  # half a minute
+    python benchmarks/finetune_parity.py  # fifteen minutes on two cores
+    python benchmarks/finetune_parity.py --dry-run  # the small model; nothing is written
 
 Two models (a random Llama with a small width; SmolLM2-135M from its package), in float32, all
 weights, LoRA, DoRA, and all weights under the DFT loss. Both programs get the same base, the same
@@ -220,7 +220,10 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--peer", type=Path, default=PEER, help="python that has TRL")
+    parser.add_argument("--dry-run", action="store_true")
     args = parser.parse_args()
+    if args.dry_run:
+        args.models, args.methods, args.steps = ["tiny"], ["full", "DoRA"], 2
     if not args.peer.exists():
         sys.exit(f"finetune_parity: no {args.peer}; `make peers` makes it")
     table: dict[str, dict[str, Any]] = {}
@@ -237,7 +240,8 @@ def main() -> None:
     for row in table.values():
         del row["versions"]
     result = {"steps": args.steps, "bound": BOUND, "peer_versions": versions, "rows": table}
-    write_result("finetune_parity", result)
+    if not args.dry_run:
+        print(f"wrote {write_result('finetune_parity', result)}")
     measures = ("loss", "gradient norm", "weights", "log-probabilities")
     over = [key for key, row in table.items() if max(row[m] for m in measures) > BOUND]
     print(f"within {BOUND:g}: {len(table) - len(over)} of {len(table)}")

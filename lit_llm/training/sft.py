@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lit_llm.errors import UserError
@@ -145,7 +145,7 @@ class SFTModule(PretrainModule):
         # loses nothing, because each product would round them anyway, and halves their memory.
         trainer = trainer_of(self)
         precision = "32-true" if trainer is None else str(trainer.precision)
-        dtype = compute_dtype(precision) if precision.endswith("mixed") else torch.float32
+        dtype = self._compute_dtype() if precision.endswith("mixed") else torch.float32
         if lora.train_modules and precision in ("bf16-true", "16-true"):
             raise UserError(
                 f"lora.train_modules: trainer.precision={precision} would hold them in half "
@@ -195,9 +195,7 @@ class SFTModule(PretrainModule):
                 "model.anchor: the frozen copy of all weights is not sharded; train with "
                 "model.lora, or with trainer.strategy=ddp"
             )
-        precision = str(self.trainer.precision)
-        dtype = compute_dtype(precision)
-        start = Transformer.from_pretrained(self.hparams["init_from"], dtype)
+        start = Transformer.from_pretrained(self.hparams["init_from"], self._compute_dtype())
         size = sum(p.numel() * p.element_size() for p in start.parameters()) / 2**30
         rank_zero_info(f"model.anchor: a frozen copy of the start takes {size:.2f} GiB more")
         self._reference = (start.requires_grad_(False).eval().to(self.device),)
@@ -237,10 +235,31 @@ class SFTModule(PretrainModule):
         """Training FLOPs per token, as in `PretrainModule`.
 
         With LoRA the gradients of the frozen weights are not computed, so a third of the matrices'
-        share is subtracted.
+        share is subtracted. ``anchor`` adds a forward pass.
         """
-        total = super().flops_per_token
-        return total if self.lora is None else total - 2 * flops.matrix_parameters(self.config)
+        matrices = 2 * flops.matrix_parameters(self.config)
+        passes = (1 if self.objective.anchor else 0) - (0 if self.lora is None else 1)
+        return super().flops_per_token + passes * matrices
+
+    @property
+    def bytes_beside_base(self) -> int:
+        """Bytes that a step of these settings needs beside those of a plain step, for `Preflight`.
+
+        They are weights, gradients and AdamW's states of embedding and head if LoRA trains them
+        whole, or the frozen copy of ``anchor``.
+        """
+        shape = self.config
+        table = shape.vocab_size * shape.hidden_size
+        if self.lora is not None:
+            tables = {"embed", "head"} & set(self.lora.train_modules)
+            return 16 * table * min(len(tables), 1 if shape.tie_embeddings else 2)
+        size = self._compute_dtype().itemsize
+        return size * flops.num_parameters(shape) if self.objective.anchor else 0
+
+    def _compute_dtype(self) -> torch.dtype:
+        """The dtype of the matrix products; float32 without a Trainer."""
+        trainer = trainer_of(self)
+        return torch.float32 if trainer is None else compute_dtype(str(trainer.precision))
 
     def on_train_start(self) -> None:
         """Validate the base before the first step, if ``validate_first`` is set."""
@@ -275,12 +294,8 @@ class SFTModule(PretrainModule):
                 f"model.lora was {saved and asdict(saved)} when the checkpoint was written and is "
                 f"{self.hparams['lora']} now"
             )
-        kept = settings_of(checkpoint).get("freeze")
-        if (kept or []) != (self.hparams["freeze"] or []):
-            raise UserError(
-                f"model.freeze was {kept} when the checkpoint was written and is "
-                f"{self.hparams['freeze']} now"
-            )
+        if (trainer := trainer_of(self)) is not None and trainer.state.fn == "fit":
+            self._compare(settings_of(checkpoint))
         if self.lora is None:
             return
         self.configure_model()
@@ -292,6 +307,21 @@ class SFTModule(PretrainModule):
         frozen = {k: v for k, v in self.state_dict().items() if not self._is_trained(k)}
         for key in WEIGHT_KEYS & checkpoint.keys():
             checkpoint[key] = {**frozen, **checkpoint[key]}
+
+    def _compare(self, saved: dict[str, Any]) -> None:
+        """Refuse to go on with other frozen weights, and tell of another schedule."""
+        now = self.hparams
+        if (saved.get("freeze") or []) != (now["freeze"] or []):
+            raise UserError(
+                f"model.freeze was {saved.get('freeze')} when the checkpoint was written and is "
+                f"{now['freeze']} now"
+            )
+        for name in ("schedule", "warmup"):
+            if saved.get(name, now[name]) != now[name]:
+                rank_zero_warn(
+                    f"model.{name} was {saved[name]} when the checkpoint was written and is "
+                    f"{now[name]} now: the learning rate is another one from here on"
+                )
 
     def _is_trained(self, name: str) -> bool:
         """Whether a name of the module's state dict belongs to what is trained beside the base."""

@@ -221,6 +221,24 @@ def test_the_default_learning_rate_is_told_with_its_reason(
     assert "model.learning_rate=0.5, schedule" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("settings", "weights"),
+    [
+        ({}, 0),
+        ({"anchor": 1.0}, 4),
+        ({"anchor": 1.0, "lora": LORA}, 0),
+        ({"lora": LoRAConfig(train_modules=("norms",))}, 0),
+        ({"lora": LoRAConfig(train_modules=("embed", "head"))}, 16 * 2 * 61 * 32),
+    ],
+)
+def test_the_planner_learns_what_is_beside_the_base(
+    base: Path, settings: dict[str, Any], weights: int
+) -> None:
+    module = SFTModule(str(base), **settings)
+    all_weights = sum(p.numel() for p in Transformer.from_pretrained(base).parameters())
+    assert module.bytes_beside_base == (4 * all_weights if weights == 4 else weights)
+
+
 def test_the_rate_of_b_over_a(base: Path) -> None:
     module = built(base, lora=LoRAConfig(rank=4, dora=True, lr_ratio=16.0))
     groups = parameter_groups(module.network, "adamw", 1e-3, 0.1)
