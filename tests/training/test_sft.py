@@ -419,8 +419,9 @@ def test_a_lora_checkpoint_can_be_talked_to(tmp_path: Path, base: Path, rows: Pa
 
 @pytest.mark.parametrize("preset", ["sft-lora", "sft-full", "dora"])
 def test_a_preset_trains(
-    tmp_path: Path, base: Path, rows: Path, preset: str, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, base: Path, rows: Path, preset: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     assert main([
         "fit", "--config", f"finetune/{preset}", "--model.init_from", str(base),
         "--data.sources", str(rows), "--data.cache_dir", str(tmp_path / "cache"),
@@ -428,9 +429,8 @@ def test_a_preset_trains(
         "--data.global_batch_tokens", "256", "--trainer.max_steps", "3",
         "--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(tmp_path / "run"),
     ]) == 0  # fmt: skip
-    said = "".join(capfd.readouterr())
     rate = "2e-05" if preset == "sft-full" else "0.0001"
-    assert f"finetuning: model.learning_rate={rate} (" in said
+    assert f"finetuning: model.learning_rate={rate} (" in caplog.text
     adapter = tmp_path / "run" / "adapter" / "adapter_config.json"
     kind = {"sft-lora": None, "dora": True}
     assert adapter.exists() == (preset in kind)
