@@ -8,9 +8,12 @@ Two models (a random Llama with a small width; SmolLM2-135M from its package), i
 weights, LoRA, DoRA, and, with the small model, all weights under the DFT loss. Both programs get
 the same base, the same first updates, and the same ids of ragged rows in the same order, in two
 micro-batches a step; a part of every row is learnt. Written down are, as relative differences, the
-largest over 20 steps of loss and gradient norm, that of the trained weights (in the norm of a
-tensor, the largest over tensors), of how far they moved (over all tensors, which is stricter), and
-of the log-probabilities of rows that were not learnt.
+largest over 20 steps of loss and gradient norm, that of the model's weights with the updates merged
+(in the norm of a matrix, the largest over matrices), and that of the log-probabilities of rows that
+were not learnt. These have a bound. Two stricter measures have none: "trained tensors", the largest
+over A, B and magnitudes, and "movement", how far all of them are apart over how far they moved.
+AdamW divides a gradient by its own size, so where a gradient is nearly zero its rounding decides
+the step. ``--control`` shows what the peer gives against itself, run once more with one thread.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -164,30 +167,68 @@ def compare(job: Job, curves: dict[str, list[float]], scores: dict[str, Tensor])
     theirs = json.loads((out / "run.json").read_text())
     assert len(curves["losses"]) == len(theirs["losses"]) == job.steps
     assert len(curves["norms"]) == len(theirs["norms"]) == job.steps
-    before = tensors(Path(job.adapter or job.base))
-    mine, peer = tensors(out / "ours"), load_file(out / "weights.safetensors")
-    peer = {name.replace(".default", ""): value for name, value in peer.items()}
-    weights, far, apart = 0.0, 0.0, 0.0
-    for name, value in mine.items():
-        other = peer.get(name, peer.get(f"{name}.weight"))
-        if other is None:  # a tied head, which is the embedding
-            continue
-        weights = max(weights, float((value - other).norm() / other.norm()))
-        apart += float((value - other).square().sum())
-        far += float((other - before[name]).square().sum())
+    mine, peer = tensors(out / "ours"), peer_tensors(out)
+    row = compare_weights(job, mine, peer)
+    if (out / "again").exists():
+        again = compare_weights(job, peer_tensors(out / "again"), peer)
+        row |= {f"{name}, peer against itself": value for name, value in again.items()}
     peer_scores = load_file(out / "scores.safetensors")
     return {
         "loss": max(map(difference, curves["losses"], theirs["losses"])),
         "gradient norm": max(map(difference, curves["norms"], theirs["norms"])),
-        "weights": weights,
-        "movement": (apart / far) ** 0.5,
         "log-probabilities": max(
             float((value - peer_scores[i]).norm() / peer_scores[i].norm())
             for i, value in scores.items()
         ),
+        **row,
         "first loss": theirs["losses"][0],
         "last loss": theirs["losses"][-1],
         "versions": theirs["versions"],
+    }
+
+
+def compare_weights(job: Job, mine: dict[str, Tensor], peer: dict[str, Tensor]) -> dict[str, float]:
+    """Relative differences of the model's weights, of what was trained, and of its movement."""
+    before = tensors(Path(job.adapter or job.base))
+    shared = [name for name in mine if name in peer]  # a tied head is the embedding
+    apart = sum(float((mine[name] - peer[name]).square().sum()) for name in shared)
+    far = sum(float((peer[name] - before[name]).square().sum()) for name in shared)
+    whole = [
+        values if job.adapter is None else merged(values, tensors(Path(job.base)))
+        for values in (mine, peer)
+    ]
+
+    def largest(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+        return max(float((a[name] - b[name]).norm() / b[name].norm()) for name in a if name in b)
+
+    return {
+        "weights": largest(*whole),
+        "trained tensors": largest(mine, peer),
+        "movement": (apart / far) ** 0.5,
+    }
+
+
+def merged(updates: dict[str, Tensor], base: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The adapted weights with PEFT's ``updates``, by the formulas of the two papers."""
+    weights = {}
+    for key, a in updates.items():
+        name, found, _ = key.partition(".lora_A.")
+        if not found:
+            continue
+        scale = METHODS["LoRA"]["lora"].alpha / len(a)
+        weight = base[f"{name.removeprefix('base_model.model.')}.weight"]
+        weight = weight + scale * updates[f"{name}.lora_B.weight"] @ a
+        if (magnitude := updates.get(f"{name}.lora_magnitude_vector")) is not None:
+            weight = weight * (magnitude / weight.norm(dim=1))[:, None]
+        weights[name] = weight
+    return weights
+
+
+def peer_tensors(folder: Path) -> dict[str, Tensor]:
+    """What the peer trained, by the names of PEFT's files."""
+    return {
+        name.replace(".default", "").replace("magnitude_vector.weight", "magnitude_vector"): value
+        for name, value in load_file(folder / "weights.safetensors").items()
     }
 
 
@@ -222,10 +263,12 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--peer", type=Path, default=PEER, help="python that has TRL")
+    parser.add_argument("--control", action="store_true", help="run the peer twice")
     parser.add_argument("--dry-run", action="store_true")
     args = parser.parse_args()
     if args.dry_run:
         args.models, args.methods, args.steps = ["tiny"], ["full", "DoRA"], 2
+        args.control = True
     if not args.peer.exists():
         sys.exit(f"finetune_parity: no {args.peer}; `make peers` makes it")
     table: dict[str, dict[str, Any]] = {}
@@ -267,14 +310,21 @@ def run(
     )  # fmt: skip
     job.scored = [row[::-1] for row in job.scored]  # read backwards, which was not learnt
     curves, scores = ours(job, lora)
-    (out / "job.json").write_text(json.dumps(asdict(job)))
-    worker = Path(__file__).parent / "contenders/finetune_trl.py"
-    command = [str(args.peer), str(worker), str(out / "job.json")]
+    run_peer(args.peer, job)
+    if args.control:
+        (out / "again").mkdir()
+        run_peer(args.peer, replace(job, out=str(out / "again"), threads=1))
+    return compare(job, curves, scores)
+
+
+def run_peer(python: Path, job: Job) -> None:
+    file, worker = Path(job.out) / "job.json", Path(__file__).parent / "contenders/finetune_trl.py"
+    file.write_text(json.dumps(asdict(job)))
+    command = [str(python), str(worker), str(file)]
     env = {**os.environ, "OMP_WAIT_POLICY": "passive"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     if done.returncode:
         sys.exit(done.stderr[-3000:])
-    return compare(job, curves, scores)
 
 
 def show(key: str, row: dict[str, Any]) -> None:
