@@ -13,7 +13,8 @@ largest over 20 steps of loss and gradient norm, that of the model's weights wit
 were not learnt. These have a bound. Two stricter measures have none: "trained tensors", the largest
 over A, B and magnitudes, and "movement", how far all of them are apart over how far they moved.
 AdamW divides a gradient by its own size, so where a gradient is nearly zero its rounding decides
-the step. ``--control`` shows what the peer gives against itself, run once more with one thread.
+the step. ``--control`` shows what the peer gives against itself: run once more with its eager
+attention, which is the same sum in another order.
 """
 
 from __future__ import annotations
@@ -70,6 +71,8 @@ class Job:
     """Folder of the first updates in PEFT's format."""
     loss: str = "nll"
     accumulation: int = 2
+    attention: str = "sdpa"
+    """The peer's."""
     threads: int = field(default_factory=torch.get_num_threads)
 
 
@@ -313,7 +316,7 @@ def run(
     run_peer(args.peer, job)
     if args.control:
         (out / "again").mkdir()
-        run_peer(args.peer, replace(job, out=str(out / "again"), threads=1))
+        run_peer(args.peer, replace(job, out=str(out / "again"), attention="eager"))
     return compare(job, curves, scores)
 
 

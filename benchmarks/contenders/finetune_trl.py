@@ -45,7 +45,9 @@ class Recorded(trl.SFTTrainer):
 
 def train(job: dict[str, Any]) -> None:
     torch.set_num_threads(job["threads"])
-    model = transformers.AutoModelForCausalLM.from_pretrained(job["base"], dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        job["base"], dtype=torch.float32, attn_implementation=job["attention"]
+    )
     model.config.use_cache = False
     if job["adapter"] is not None:
         model = peft.PeftModel.from_pretrained(model, job["adapter"], is_trainable=True)
