@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -30,12 +31,17 @@ from lit_llm import (
     TransformerConfig,
     UserError,
 )
+from lit_llm.cli import main
 from lit_llm.models.generation.sampling import GREEDY
 from lit_llm.models.hub.adapters import load_adapter
 from lit_llm.models.hub.checkpoint import load_model
 from lit_llm.models.lora import apply_lora
 from lit_llm.models.parallel.sharded_checkpoint import open_shards
 
+# All that can be trained beside a frozen base.
+EVERYTHING = LoRAConfig(
+    rank=4, dora=True, train_modules=("embed", "norms"), lr_ratio=4.0, rank_pattern={"v_proj": 2}
+)
 SHAPE = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "max_seq_len": 64}
 
 
@@ -96,7 +102,7 @@ def metrics(folder: Path) -> list[dict[str, str]]:
         ]
 
 
-@pytest.mark.parametrize("lora", [None, LoRAConfig(rank=4)])
+@pytest.mark.parametrize("lora", [None, LoRAConfig(rank=4), EVERYTHING])
 def test_accumulation_does_not_change_the_run(
     tmp_path: Path, base: Path, rows: Path, lora: LoRAConfig | None
 ) -> None:
@@ -120,15 +126,23 @@ def test_accumulation_does_not_change_the_run(
 
 
 @pytest.mark.parametrize("packing", [True, False])
-@pytest.mark.parametrize("lora", [None, LoRAConfig(rank=4, dropout=0.1)])
+@pytest.mark.parametrize(
+    ("lora", "more"),
+    [
+        (None, {}),
+        (None, {"anchor": 0.1, "neftune": 5.0, "freeze": ["embed"]}),
+        (LoRAConfig(rank=4, dropout=0.1), {}),
+        (dataclasses.replace(EVERYTHING, dropout=0.1), {"loss": "dft", "neftune": 5.0}),
+    ],
+)
 def test_resume_is_bit_equal(
-    tmp_path: Path, base: Path, rows: Path, lora: LoRAConfig | None, packing: bool
+    tmp_path: Path, base: Path, rows: Path, lora: LoRAConfig | None, more: dict, packing: bool
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder, stops in ((whole, [-1]), (parts, [5, -1])):
         for number, stop in enumerate(stops):
             L.seed_everything(1, verbose=False)
-            module = SFTModule(str(base), lora=lora, learning_rate=1e-3)
+            module = SFTModule(str(base), lora=lora, learning_rate=1e-3, **more)
             source = data(rows, tmp_path / "cache", packing=packing, global_batch_tokens=2 * 64)
             last = max((folder / "checkpoints").glob("step-*.ckpt")) if number else None
             fit(folder, module, source, last, max_steps=stop)
@@ -141,13 +155,16 @@ def test_resume_is_bit_equal(
     assert final[0] == final[1]
 
 
-def test_what_lies_on_disk_after_lora(tmp_path: Path, base: Path, rows: Path) -> None:
+@pytest.mark.parametrize("lora", [LoRAConfig(rank=4), EVERYTHING])
+def test_what_lies_on_disk_after_lora(
+    tmp_path: Path, base: Path, rows: Path, lora: LoRAConfig
+) -> None:
     questions = tmp_path / "questions.jsonl"
     questions.write_text(
         '{"prompt": "Is 1 right?", "expected": "."}\n{"prompt": "And 2?", "expected": '
         '"neverever"}\n'
     )
-    module = SFTModule(str(base), lora=LoRAConfig(rank=4), learning_rate=3e-3)
+    module = SFTModule(str(base), lora=lora, learning_rate=3e-3)
     fit(
         tmp_path,
         module,
@@ -155,7 +172,8 @@ def test_what_lies_on_disk_after_lora(tmp_path: Path, base: Path, rows: Path) ->
         callbacks=[RetentionCheck(str(questions), max_new_tokens=3)],
     )
     checkpoint = torch.load(max((tmp_path / "checkpoints").glob("step-*.ckpt")), weights_only=True)
-    assert checkpoint["state_dict"] and all("lora" in name for name in checkpoint["state_dict"])
+    trained = {n for n, p in module.named_parameters() if p.requires_grad}
+    assert checkpoint["state_dict"].keys() == trained
 
     ids = torch.randint(0, 512, (1, 16))
     merged = transformers.AutoModelForCausalLM.from_pretrained(
@@ -220,6 +238,27 @@ def test_what_is_frozen_is_held_as_it_is_multiplied(tmp_path: Path, base: Path, 
     assert metrics(tmp_path / "SFTModule")[-1]["step"] == "9"
 
 
+def test_everything_trains_beside_a_base_in_bfloat16(
+    tmp_path: Path, base: Path, rows: Path
+) -> None:
+    """Its masters are float32; samples and validations run; `final/` has the base's dtype."""
+    module = SFTModule(str(base), lora=EVERYTHING, learning_rate=3e-3)
+    fit(tmp_path, module, data(rows, tmp_path / "cache"), precision="bf16-mixed", max_steps=8)
+    kinds = {p.dtype for p in module.network.parameters() if p.requires_grad}
+    assert kinds == {torch.float32}
+    assert module.network.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+    losses = [float(row["val_loss"]) for row in metrics(tmp_path) if row["val_loss"]]
+    assert losses[-1] < losses[0]
+    merged = load_file(tmp_path / "final" / "model.safetensors")
+    assert {value.dtype for value in merged.values()} == {torch.bfloat16}
+    model, _ = load_model(tmp_path / "checkpoints" / "step-00000008.ckpt", dtype=torch.bfloat16)
+    for name, value in Transformer.from_pretrained(tmp_path / "final").state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+    with pytest.raises(UserError, match=r"lora.train_modules: .*set it to bf16-mixed"):
+        fit(tmp_path / "narrow", SFTModule(str(base), lora=EVERYTHING),
+            data(rows, tmp_path / "cache"), precision="bf16-true", max_steps=1)  # fmt: skip
+
+
 def adapt(
     rank: int,
     folder: Path,
@@ -227,27 +266,35 @@ def adapt(
     rows: Path,
     ranks: int,
     steps: int,
+    lora: LoRAConfig,
     precision: str = "32-true",
+    anchor: float = 0.0,
+    ddp: bool = False,
 ) -> int:
     """Finetune as one of ``ranks`` processes, from the newest checkpoint if there is one."""
     last = max((folder / "checkpoints").glob("step-*.ckpt"), default=None)
     L.seed_everything(1, verbose=False)
-    module = SFTModule(str(base), lora=LoRAConfig(rank=4), learning_rate=3e-3, validate_first=False)
+    module = SFTModule(
+        str(base), lora=lora, learning_rate=3e-3, validate_first=False, anchor=anchor
+    )
     fit(
         folder, module, data(rows, folder.parent / "cache", num_workers=0), last, max_steps=steps,
         precision=precision, devices=ranks, callbacks=[SpikeGuard()],
-        **({"strategy": FSDP2Strategy()} if ranks > 1 else {}),
+        **({"strategy": "ddp" if ddp else FSDP2Strategy()} if ranks > 1 else {}),
     )  # fmt: skip
     return 0
 
 
-def test_sharded_lora_equals_lora_of_one(tmp_path: Path, base: Path, rows: Path) -> None:
+@pytest.mark.parametrize("lora", [LoRAConfig(rank=4), EVERYTHING])
+def test_sharded_lora_equals_lora_of_one(
+    tmp_path: Path, base: Path, rows: Path, lora: LoRAConfig
+) -> None:
     """On two processes, then on one, then on two again."""
     one, moving = tmp_path / "one", tmp_path / "moving"
     for folder, calls in ((one, [(1, 12)]), (moving, [(2, 4), (1, 8), (2, 12)])):
         for ranks, steps in calls:
             out = folder.with_name("out")
-            assert together(ranks, out, adapt, folder, base, rows, ranks, steps) == 0, (
+            assert together(ranks, out, adapt, folder, base, rows, ranks, steps, lora) == 0, (
                 out.read_text()[-3000:]
             )
     for a, b in zip(metrics(one), metrics(moving), strict=True):
@@ -259,14 +306,33 @@ def test_sharded_lora_equals_lora_of_one(tmp_path: Path, base: Path, rows: Path)
         for key, value in first.items():
             torch.testing.assert_close(second[key], value, rtol=1e-4, atol=1e-4)
     parts = open_shards(moving / "checkpoints" / "step-00000012.ckpt")
-    assert parts["state_dict"] and all("lora" in name for name in parts["state_dict"])
+    kept = [n for n in parts["state_dict"] if "lora" not in n]
+    assert parts["state_dict"] and bool(kept) == bool(lora.train_modules)
+    assert all("embed" in name or "norm" in name for name in kept)
     half = tmp_path / "half"
-    assert together(2, half.with_name("out"), adapt, half, base, rows, 2, 4, "bf16-mixed") == 0
+    assert (
+        together(2, half.with_name("out"), adapt, half, base, rows, 2, 4, lora, "bf16-mixed") == 0
+    )
     assert {value.dtype for value in load_file(half / "final" / "model.safetensors").values()} == {
         torch.bfloat16
     }
     losses = [[float(row["train_loss"]) for row in metrics(folder)] for folder in (one, half)]
     assert losses[1] == pytest.approx(losses[0][:4], rel=2e-2)
+
+
+def test_a_sharded_anchor_equals_that_of_one(tmp_path: Path, base: Path, rows: Path) -> None:
+    """FSDP2 and DDP; a sharded run of all weights has no copy of the start, and is refused."""
+    out, losses = tmp_path / "out", []
+    for name, ranks in (("one", 1), ("fsdp", 2), ("ddp", 2)):
+        folder, lora = tmp_path / name, dataclasses.replace(EVERYTHING, train_modules=())
+        at = (adapt, folder, base, rows, ranks, 4, lora, "32-true", 2.0, name == "ddp")
+        assert together(ranks, out, *at) == 0, out.read_text()[-3000:]
+        losses.append([float(row["train_loss"]) for row in metrics(folder)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] == pytest.approx(losses[2], rel=1e-5)
+    at = (adapt, tmp_path / "all", base, rows, 2, 4, None, "32-true", 2.0, False)
+    assert together(2, out, *at) != 0
+    assert "the frozen copy of all weights is not sharded; train with model.lora" in out.read_text()
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path, base: Path, rows: Path) -> None:
@@ -280,6 +346,9 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, base: Path, rows: Path) ->
     Tokenizer.from_pretrained(base).save_pretrained(other)
     with pytest.raises(UserError, match="its weights are not those"):
         fit(tmp_path, SFTModule(str(other), lora=lora), data(rows, tmp_path / "cache"), checkpoint)
+    with pytest.raises(UserError, match=r"model\.freeze was None .* is \['layers.0'\] now"):
+        frozen = SFTModule(str(base), lora=lora, freeze=["layers.0"])
+        fit(tmp_path, frozen, data(rows, tmp_path / "cache"), checkpoint)
     with pytest.raises(UserError, match=r"model\.lora was"):
         fit(tmp_path, SFTModule(str(base)), data(rows, tmp_path / "cache"), checkpoint)
     with pytest.raises(UserError, match="train them with adamw"):
@@ -316,6 +385,17 @@ def test_attention_is_the_users_to_choose(tmp_path: Path, base: Path, rows: Path
         SFTModule(str(base), activation_checkpointing=2)
 
 
+def test_another_schedule_on_resume_is_told(tmp_path: Path, base: Path, rows: Path) -> None:
+    old = SFTModule(str(base), lora=LoRAConfig(rank=4), schedule="cosine", warmup=0.05)
+    fit(tmp_path, old, data(rows, tmp_path / "cache"), max_steps=4)
+    checkpoint = tmp_path / "checkpoints" / "step-00000004.ckpt"
+    with pytest.warns(UserWarning, match="model.schedule was cosine .* and is linear now"):
+        fit(
+            tmp_path, SFTModule(str(base), lora=LoRAConfig(rank=4)),
+            data(rows, tmp_path / "cache"), checkpoint, max_steps=5,
+        )  # fmt: skip
+
+
 def test_a_lora_checkpoint_opens_without_trainer(tmp_path: Path, base: Path, rows: Path) -> None:
     module = SFTModule(str(base), lora=LoRAConfig(rank=4), learning_rate=3e-3)
     fit(tmp_path, module, data(rows, tmp_path / "cache"), max_steps=4)
@@ -335,3 +415,25 @@ def test_a_lora_checkpoint_can_be_talked_to(tmp_path: Path, base: Path, rows: Pa
     with torch.no_grad():
         torch.testing.assert_close(model(ids), module.network.eval()(ids), atol=1e-4, rtol=1e-4)
     assert tokenizer.chat_template
+
+
+@pytest.mark.parametrize("preset", ["sft-lora", "sft-full", "dora"])
+def test_a_preset_trains(
+    tmp_path: Path, base: Path, rows: Path, preset: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    assert main([
+        "fit", "--config", f"finetune/{preset}", "--model.init_from", str(base),
+        "--data.sources", str(rows), "--data.cache_dir", str(tmp_path / "cache"),
+        "--data.seq_len", "64", "--data.micro_batch_size", "2", "--data.rehearsal", "0",
+        "--data.global_batch_tokens", "256", "--trainer.max_steps", "3",
+        "--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(tmp_path / "run"),
+    ]) == 0  # fmt: skip
+    rate = "2e-05" if preset == "sft-full" else "0.0001"
+    assert f"finetuning: model.learning_rate={rate} (" in caplog.text
+    adapter = tmp_path / "run" / "adapter" / "adapter_config.json"
+    kind = {"sft-lora": None, "dora": True}
+    assert adapter.exists() == (preset in kind)
+    if preset in kind:
+        assert json.loads(adapter.read_text()).get("use_dora") == kind[preset]
+    assert (tmp_path / "run" / "final" / "model.safetensors").exists()
