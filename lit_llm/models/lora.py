@@ -17,6 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_llm.errors import UserError
+from lit_llm.models.quantize import (
+    CODES,
+    QuantizedLinear,
+    packing_layer,
+    restore_weights,
+)
 from lit_llm.models.transformer import Transformer
 from lit_llm.settings.checks import check_types
 from lit_llm.settings.ranges import Range, check_ranges
@@ -85,7 +91,7 @@ class LoRALinear(nn.Linear):
         """
         weight = linear.weight
         rank = config.rank if rank is None else rank
-        linear.__class__ = cls
+        linear.__class__ = QuantizedLoRALinear if isinstance(linear, QuantizedLinear) else cls
         assert isinstance(linear, LoRALinear)
         linear.scale = config.scale(rank, config.alpha if alpha is None else alpha)
         linear.dropout = config.dropout
@@ -155,7 +161,19 @@ class LoRALinear(nn.Linear):
         """Turn back into a plain ``nn.Linear`` with the current weight."""
         del self.lora_a, self.lora_b
         self.__dict__.pop("merged", None)
-        self.__class__ = nn.Linear  # type: ignore[assignment]
+        self.__class__ = (  # type: ignore[assignment]
+            QuantizedLinear if isinstance(self, QuantizedLinear) else nn.Linear
+        )
+
+
+class QuantizedLoRALinear(LoRALinear, QuantizedLinear):
+    """A `LoRALinear` whose frozen weight is quantised."""
+
+    plain = LoRALinear
+
+    def base_product(self, x: Tensor) -> Tensor:
+        """Return the product with the unpacked weight, which is not kept for the backward pass."""
+        return QuantizedLinear.forward(self, x)
 
 
 def apply_lora(model: Transformer, config: LoRAConfig) -> None:
@@ -190,8 +208,10 @@ def merge_lora(model: Transformer) -> None:
 def merge_adapter(model: Transformer) -> None:
     """Fold the updates into the weights, in place, and keep them for `unmerge_adapter`.
 
-    The model then runs at the speed of the base model.
+    The model then runs at the speed of the base model. Quantised layers become layers that hold
+    the unpacked weight: the sum does not fit into 4 bits.
     """
+    restore_weights(model)
     for module in lora_layers(model):
         module.weight.data = module.merged_weight()
         module.merged = True
@@ -221,6 +241,11 @@ def merged_weights(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     The model itself does not change.
     """
     for name, value in model.state_dict().items():
+        if (packed := packing_layer(model, name)) is not None:
+            if name.endswith(f".{CODES}"):
+                whole = packed.merged_weight() if isinstance(packed, LoRALinear) else packed.weight
+                yield f"{name.removesuffix(CODES)}weight", whole
+            continue
         module = model.get_submodule(name.rpartition(".")[0])
         if isinstance(module, LoRALinear) and name.endswith(".weight"):
             yield name, module.merged_weight()
