@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from lit_llm.errors import UserError
 from lit_llm.lightning_internals import WEIGHT_KEYS, trainer_of, validate_now
 from lit_llm.models.accounting import flops
+from lit_llm.models.hub.adapter_base import AdapterBase
 from lit_llm.models.hub.adapters import save_adapter
 from lit_llm.models.hub.checkpoint import settings_of
+from lit_llm.models.hub.digest import digest
+from lit_llm.models.hub.quantized import load_quantized
+from lit_llm.models.kernels.quantized import Format
 from lit_llm.models.lora import LoRAConfig, apply_lora, is_lora, lora_from, merged_weights
 from lit_llm.models.parallel.sharded import whole_state_dict
 from lit_llm.models.transformer import Transformer
@@ -24,6 +28,7 @@ from lit_llm.training.callbacks.throughput import compute_dtype
 from lit_llm.training.language import DEFAULT_TRANSFORMER
 from lit_llm.training.optimizers import OptimizerName
 from lit_llm.training.pretrain import PretrainModule
+from lit_llm.training.quantized_base import refuse_quantized, said_of_layers
 from lit_llm.training.schedules import Schedule
 
 
@@ -41,9 +46,15 @@ class SFTModule(PretrainModule):
     - checkpoints hold the updates and a digest of the base;
     - ``final/`` holds the merged model, and ``adapter/`` beside it the updates in PEFT's format.
 
+    With ``quantize`` beside it the base's linear layers have 4 or 8 bits, see
+    `lit_llm.models.quantize`. ``final/`` holds the sum of the unpacked weights, beside which the
+    updates were trained, and the updates.
+
     Args:
         init_from: Hugging Face directory or GGUF file of the base; see `locate`.
         lora: the layers to adapt and their settings. None trains all weights.
+        quantize: form of the frozen base under ``lora``: "nf4" or "fp4" (4 bits), "int8"; None
+            leaves it as it is. For one device and for DDP.
         optimizer, schedule, warmup: as in `LanguageModule`, with other defaults.
         validate_first: validate once before the first step. This logs the base's own loss as
             step 0.
@@ -60,6 +71,7 @@ class SFTModule(PretrainModule):
         self,
         init_from: str,
         lora: LoRAConfig | None = None,
+        quantize: Format | None = None,
         optimizer: OptimizerName = "adamw",
         schedule: Schedule = "cosine",
         warmup: float = 0.05,
@@ -68,6 +80,10 @@ class SFTModule(PretrainModule):
     ):
         check_types("model", SFTModule.__init__, locals(), leave_out=["lora", "settings"])
         lora = lora_from(lora)  # a checkpoint holds plain values
+        if quantize is not None and lora is None:
+            raise UserError(
+                f"model.quantize={quantize}: quantised weights are frozen; it needs model.lora"
+            )
         if lora is not None and settings.get("float8"):
             raise UserError(
                 "model.float8: LoRA's layers have no products in 8 bits; set it to false"
@@ -82,12 +98,14 @@ class SFTModule(PretrainModule):
             **settings,
         )
         self.lora = lora
+        self._packed: str | None = None  # digest of the quantised base
         if self.lora is not None and optimizer == "muon_adamw":
             raise UserError(
                 "model.optimizer: Muon is not for LoRA's factors, which are not weights by "
                 "themselves; train them with adamw"
             )
         # A checkpoint with a dataclass could not be read with weights_only.
+        self.hparams["quantize"] = quantize
         self.hparams["lora"] = None if self.lora is None else asdict(self.lora)
 
     def build_model(self) -> nn.Module:
@@ -99,8 +117,15 @@ class SFTModule(PretrainModule):
         trainer = trainer_of(self)
         precision = "32-true" if trainer is None else str(trainer.precision)
         dtype = compute_dtype(precision) if precision.endswith("mixed") else torch.float32
-        model = Transformer.from_pretrained(self.hparams["init_from"], dtype)
-        self._base = digest(model.state_dict().items())
+        init_from, quantize = self.hparams["init_from"], self.hparams["quantize"]
+        if quantize is None:
+            model = Transformer.from_pretrained(init_from, dtype)
+            self._base = digest(model.state_dict().items())
+        else:
+            refuse_quantized(trainer, quantize)
+            model, self._base = load_quantized(init_from, quantize, dtype)
+            rank_zero_info(f"model.quantize={quantize}: {said_of_layers(model)}")
+            self._packed = digest(model.state_dict().items())
         apply_lora(model, self.lora)
         return model
 
@@ -137,6 +162,8 @@ class SFTModule(PretrainModule):
         for key in WEIGHT_KEYS & checkpoint.keys():
             checkpoint[key] = {k: v for k, v in checkpoint[key].items() if is_lora(k)}
         checkpoint["base_digest"] = self._base
+        if self._packed is not None:
+            checkpoint["quantized_digest"] = self._packed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check ``lora`` and the base; with LoRA, add the base's weights to ``checkpoint``.
@@ -151,6 +178,12 @@ class SFTModule(PretrainModule):
                 f"model.lora was {saved} when the checkpoint was written and is "
                 f"{self.hparams['lora']} now"
             )
+        form = settings_of(checkpoint).get("quantize")
+        if form != self.hparams["quantize"]:
+            raise UserError(
+                f"model.quantize was {form} when the checkpoint was written and is "
+                f"{self.hparams['quantize']} now"
+            )
         if self.lora is None:
             return
         self.configure_model()
@@ -158,6 +191,11 @@ class SFTModule(PretrainModule):
             raise UserError(
                 f"model.init_from={self.hparams['init_from']}: its weights are not those for which "
                 "the updates were trained"
+            )
+        if checkpoint.get("quantized_digest") != self._packed:
+            raise UserError(
+                f"model.quantize={form}: quantised here, the base has other values than the one "
+                "for which the updates were trained; take the same version of bitsandbytes"
             )
         frozen = {name: value for name, value in self.state_dict().items() if not is_lora(name)}
         for key in WEIGHT_KEYS & checkpoint.keys():
@@ -184,18 +222,7 @@ class SFTModule(PretrainModule):
             save_adapter(model, folder, base=str(self.hparams["init_from"]), state_dict=whole)
             # Template and stop tokens may differ from those of the base.
             self.save_tokenizer(folder)
-
-
-def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """Digest of weights: SHA-256 in hex over names, shapes and some values of each tensor.
-
-    The values are up to 4,096 evenly spaced ones, rounded to bfloat16, so that the digest does not
-    depend on the stored dtype. It distinguishes two trained models quickly. It does not detect a
-    change of single weights.
-    """
-    total = hashlib.sha256()
-    for name, tensor in tensors:
-        flat = tensor.detach().flatten()
-        some = flat[:: max(1, flat.numel() // 4096)].bfloat16().float().cpu().contiguous()
-        total.update(f"{name} {tuple(tensor.shape)} ".encode() + some.numpy().tobytes())
-    return total.hexdigest()
+            dtype = str(model.embed.weight.dtype).removeprefix("torch.")
+            AdapterBase(
+                str(self.hparams["init_from"]), self._base, dtype, self.hparams["quantize"]
+            ).write(Path(folder))

@@ -57,11 +57,15 @@ def pack(weight: Tensor, format: Format) -> Packed:
         absmax = weight.float().abs().amax(1).clamp(min=_TINY)  # a row of zeros stays zeros
         codes = torch.round(weight.float() * (127.0 / absmax[:, None])).to(torch.int8)
         return Packed(codes, codes.new_empty(0, dtype=torch.uint8), absmax.view(torch.int32))
-    codes, state = _functional().quantize_4bit(
-        weight.contiguous(), blocksize=_BLOCK, compress_statistics=True, quant_type=format
+    functional = _functional()
+    codes, state = functional.quantize_4bit(
+        weight.contiguous(), blocksize=_BLOCK, compress_statistics=False, quant_type=format
     )
-    scales = torch.cat([state.state2.absmax.float(), state.offset.float().view(1)])
-    return Packed(codes.view(-1), state.absmax, scales.view(torch.int32))
+    # bitsandbytes takes the mean in float32, whose last bit depends on the number of threads.
+    offset = state.absmax.double().mean().float()
+    absmax, nested = functional.quantize_blockwise(state.absmax - offset, blocksize=_NESTED_BLOCK)
+    scales = torch.cat([nested.absmax, offset.view(1)])
+    return Packed(codes.view(-1), absmax, scales.view(torch.int32))
 
 
 def unpack(packed: Packed, format: Format, out_features: int, dtype: torch.dtype) -> Tensor:
