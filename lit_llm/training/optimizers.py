@@ -22,6 +22,7 @@ from lit_llm.models.kernels.device import has_fast_bf16
 from lit_llm.models.mlp import Experts
 from lit_llm.models.norm import HeadNorm
 from lit_llm.models.parallel.sharded import empty_like, local
+from lit_llm.models.transformer import Transformer
 
 # Polar Express, 5 iterations, safety factor 2e-2, cushion 2 (arXiv:2505.16932, algorithm 1).
 _POLAR_EXPRESS = (
@@ -261,7 +262,8 @@ def parameter_groups(
 
     The first group has the matrices between embedding and head, and stacks of matrices (experts).
     Muon or AdamW with weight decay updates it. Embedding, head and vectors (norms, biases) are
-    three more groups, which AdamW updates without decay.
+    three more groups, which AdamW updates without decay. LoRA's B matrices are a group of their own
+    if their learning rate is another one (`LoRAConfig.lr_ratio`).
     """
     embedding = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     tables = {m.weight.shape for m in model.modules() if isinstance(m, nn.Embedding)}
@@ -272,8 +274,12 @@ def parameter_groups(
     stacks = {id(p) for m in model.modules() if isinstance(m, Experts) for p in m.parameters()}
     # The gains of a HeadNorm have two dimensions, but are not a matrix.
     gains = {id(m.weight) for m in model.modules() if isinstance(m, HeadNorm)}
+    lora = model.lora if isinstance(model, Transformer) else None
+    ratio = 1.0 if lora is None else lora.lr_ratio
+    b = {id(p) for name, p in model.named_parameters() if ratio != 1 and name.endswith("lora_b")}
     named: dict[str, list[nn.Parameter]] = {
         "matrices": [],
+        "lora_b": [],
         "embedding": [],
         "head": [],
         "vectors": [],
@@ -287,13 +293,15 @@ def parameter_groups(
             if id(p) in embedding
             else "head"
             if id(p) in head
+            else "lora_b"
+            if id(p) in b
             else "matrices"
             if matrix
             else "vectors"
         )
         named[kind].append(p)
     muon = optimizer == "muon_adamw"
-    rates = {}
+    rates = {"lora_b": lr * ratio}
     # The ratios of nanochat. The rates of embedding and head fall with the root of the width.
     if muon:
         scale = (768 / model_width(model)) ** 0.5
@@ -310,7 +318,7 @@ def parameter_groups(
                 "params": params,
                 "lr": rates.get(kind, lr),
                 "name": kind,
-                "weight_decay": weight_decay if kind == "matrices" else 0.0,
+                "weight_decay": weight_decay if kind in ("matrices", "lora_b") else 0.0,
             }
             groups.append(group)
             if muon and kind == "matrices":

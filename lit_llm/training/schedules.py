@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lit_llm.errors import UserError
 
-Schedule = Literal["wsd", "cosine", "constant"]
+Schedule = Literal["wsd", "cosine", "linear", "constant"]
 
 
 def lr_multiplier(
@@ -27,6 +27,7 @@ def lr_multiplier(
     - "wsd" (warmup-stable-decay, arXiv:2404.06395) is constant, and decays linearly over the last
       ``decay * steps`` steps;
     - "cosine" decays as half a cosine over all remaining steps (``decay`` is unused);
+    - "linear" decays linearly over all remaining steps (``decay`` is unused);
     - "constant" is constant.
 
     ``final`` is the multiplier at the end of the decay. Steps beyond the horizon keep it.
@@ -45,7 +46,8 @@ def lr_multiplier(
             f"warmup={warmup} and decay={decay} are fractions of the run and must fit into it"
         )
     warmup_steps = round(warmup * steps)
-    fall_steps = {"wsd": round(decay * steps), "cosine": steps - warmup_steps, "constant": 0}[kind]
+    falling = {"wsd": round(decay * steps), "constant": 0}
+    fall_steps = falling.get(kind, steps - warmup_steps)
 
     def multiplier(step: int) -> float:
         if step < warmup_steps:

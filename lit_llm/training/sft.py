@@ -20,7 +20,8 @@ from lit_llm.models.hub.checkpoint import settings_of
 from lit_llm.models.hub.digest import digest
 from lit_llm.models.hub.quantized import load_quantized
 from lit_llm.models.kernels.quantized import Format
-from lit_llm.models.lora import LoRAConfig, apply_lora, is_lora, lora_from, merged_weights
+from lit_llm.models.lora import apply_lora, is_trained, merged_weights
+from lit_llm.models.lora_config import LoRAConfig, lora_from
 from lit_llm.models.parallel.sharded import whole_state_dict
 from lit_llm.models.transformer import Transformer
 from lit_llm.settings.checks import check_types
@@ -117,6 +118,11 @@ class SFTModule(PretrainModule):
         trainer = trainer_of(self)
         precision = "32-true" if trainer is None else str(trainer.precision)
         dtype = compute_dtype(precision) if precision.endswith("mixed") else torch.float32
+        if self.lora.train_modules and precision in ("bf16-true", "16-true"):
+            raise UserError(
+                f"lora.train_modules: trainer.precision={precision} would hold them in half "
+                "precision; set it to bf16-mixed, which holds the base in bfloat16 too"
+            )
         init_from, quantize = self.hparams["init_from"], self.hparams["quantize"]
         if quantize is None:
             model = Transformer.from_pretrained(init_from, dtype)
@@ -160,7 +166,7 @@ class SFTModule(PretrainModule):
             return
         self.save_settings(checkpoint)
         for key in WEIGHT_KEYS & checkpoint.keys():
-            checkpoint[key] = {k: v for k, v in checkpoint[key].items() if is_lora(k)}
+            checkpoint[key] = {k: v for k, v in checkpoint[key].items() if self._is_trained(k)}
         checkpoint["base_digest"] = self._base
         if self._packed is not None:
             checkpoint["quantized_digest"] = self._packed
@@ -172,10 +178,10 @@ class SFTModule(PretrainModule):
             UserError: the checkpoint has another base, or other LoRA settings.
         """
         super().on_load_checkpoint(checkpoint)
-        saved = settings_of(checkpoint).get("lora")
-        if saved != self.hparams["lora"]:
+        saved = lora_from(settings_of(checkpoint).get("lora"))
+        if saved != self.lora:
             raise UserError(
-                f"model.lora was {saved} when the checkpoint was written and is "
+                f"model.lora was {saved and asdict(saved)} when the checkpoint was written and is "
                 f"{self.hparams['lora']} now"
             )
         form = settings_of(checkpoint).get("quantize")
@@ -197,9 +203,15 @@ class SFTModule(PretrainModule):
                 f"model.quantize={form}: quantised here, the base has other values than the one "
                 "for which the updates were trained; take the same version of bitsandbytes"
             )
-        frozen = {name: value for name, value in self.state_dict().items() if not is_lora(name)}
+        frozen = {k: v for k, v in self.state_dict().items() if not self._is_trained(k)}
         for key in WEIGHT_KEYS & checkpoint.keys():
             checkpoint[key] = {**frozen, **checkpoint[key]}
+
+    def _is_trained(self, name: str) -> bool:
+        """Whether a name of the module's state dict belongs to what is trained beside the base."""
+        model = self.network
+        assert isinstance(model, Transformer)
+        return is_trained(model, name.removeprefix("model."))
 
     def final_weights(self) -> Iterable[tuple[str, Tensor]]:
         """Names and weights for `save_pretrained`; LoRA updates are merged into the weights."""
@@ -216,13 +228,13 @@ class SFTModule(PretrainModule):
         assert isinstance(model, Transformer)
         if self.lora is None:
             return
-        updates = (item for item in model.state_dict().items() if is_lora(item[0]))
+        updates = (item for item in model.state_dict().items() if is_trained(model, item[0]))
         whole = whole_state_dict(updates, keep=self.global_rank == 0)
         if self.global_rank == 0:
             save_adapter(model, folder, base=str(self.hparams["init_from"]), state_dict=whole)
             # Template and stop tokens may differ from those of the base.
             self.save_tokenizer(folder)
-            dtype = str(model.embed.weight.dtype).removeprefix("torch.")
+            dtype = str(model.base_dtype).removeprefix("torch.")
             AdapterBase(
                 str(self.hparams["init_from"]), self._base, dtype, self.hparams["quantize"]
             ).write(Path(folder))

@@ -123,6 +123,18 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
                    {"target_modules": ["c_attn"], "bias": "all", "fan_in_fan_out": True}),
     "gaussian": ("llama", {}, {"target_modules": QV, "init_lora_weights": "gaussian"}),
     "orthogonal": ("llama", {}, {"target_modules": QV, "init_lora_weights": "orthogonal"}),
+    "dora": ("llama", {}, {"target_modules": ALL, "use_dora": True}),
+    "dora, patterns, rank-stabilized": ("qwen2", {}, {
+        "target_modules": ALL, "use_dora": True, "use_rslora": True, "rank_pattern": {"q_proj": 2},
+        "alpha_pattern": {"up_proj": 3}}),
+    "dora of fused layers": ("phi3", {}, {
+        "target_modules": ["qkv_proj", "gate_up_proj"], "use_dora": True}),
+    "dora of gpt2": ("gpt2", {}, {
+        "target_modules": ["c_attn", "c_fc"], "use_dora": True, "fan_in_fan_out": True}),
+    "dora of head and embedding": ("llama", {}, {
+        "target_modules": ["q_proj", "lm_head", "embed_tokens"], "use_dora": True}),
+    "dora of gpt2's embedding": ("gpt2", {}, {
+        "target_modules": ["wte", "c_attn"], "use_dora": True, "fan_in_fan_out": True}),
     "mica": ("llama", {}, {"target_modules": QV, "init_lora_weights": "mica"}),
 }  # fmt: skip
 
@@ -283,7 +295,6 @@ OTHER_KINDS = {
         "of_tomorrow",
     ],
     "alora_invocation_tokens": [[1, 2]],
-    "use_dora": [True],
     "use_qalora": [True],
     "layer_replication": [[[0, 2], [1, 3]]],
     "megatron_config": [{"tensor_model_parallel_size": 2}],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -36,6 +37,10 @@ from lit_llm.models.hub.checkpoint import load_model
 from lit_llm.models.lora import apply_lora
 from lit_llm.models.parallel.sharded_checkpoint import open_shards
 
+# All that can be trained beside a frozen base.
+EVERYTHING = LoRAConfig(
+    rank=4, dora=True, train_modules=("embed", "norms"), lr_ratio=4.0, rank_pattern={"v_proj": 2}
+)
 SHAPE = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "max_seq_len": 64}
 
 
@@ -96,7 +101,7 @@ def metrics(folder: Path) -> list[dict[str, str]]:
         ]
 
 
-@pytest.mark.parametrize("lora", [None, LoRAConfig(rank=4)])
+@pytest.mark.parametrize("lora", [None, LoRAConfig(rank=4), EVERYTHING])
 def test_accumulation_does_not_change_the_run(
     tmp_path: Path, base: Path, rows: Path, lora: LoRAConfig | None
 ) -> None:
@@ -120,7 +125,9 @@ def test_accumulation_does_not_change_the_run(
 
 
 @pytest.mark.parametrize("packing", [True, False])
-@pytest.mark.parametrize("lora", [None, LoRAConfig(rank=4, dropout=0.1)])
+@pytest.mark.parametrize(
+    "lora", [None, LoRAConfig(rank=4, dropout=0.1), dataclasses.replace(EVERYTHING, dropout=0.1)]
+)
 def test_resume_is_bit_equal(
     tmp_path: Path, base: Path, rows: Path, lora: LoRAConfig | None, packing: bool
 ) -> None:
@@ -141,13 +148,16 @@ def test_resume_is_bit_equal(
     assert final[0] == final[1]
 
 
-def test_what_lies_on_disk_after_lora(tmp_path: Path, base: Path, rows: Path) -> None:
+@pytest.mark.parametrize("lora", [LoRAConfig(rank=4), EVERYTHING])
+def test_what_lies_on_disk_after_lora(
+    tmp_path: Path, base: Path, rows: Path, lora: LoRAConfig
+) -> None:
     questions = tmp_path / "questions.jsonl"
     questions.write_text(
         '{"prompt": "Is 1 right?", "expected": "."}\n{"prompt": "And 2?", "expected": '
         '"neverever"}\n'
     )
-    module = SFTModule(str(base), lora=LoRAConfig(rank=4), learning_rate=3e-3)
+    module = SFTModule(str(base), lora=lora, learning_rate=3e-3)
     fit(
         tmp_path,
         module,
@@ -155,7 +165,8 @@ def test_what_lies_on_disk_after_lora(tmp_path: Path, base: Path, rows: Path) ->
         callbacks=[RetentionCheck(str(questions), max_new_tokens=3)],
     )
     checkpoint = torch.load(max((tmp_path / "checkpoints").glob("step-*.ckpt")), weights_only=True)
-    assert checkpoint["state_dict"] and all("lora" in name for name in checkpoint["state_dict"])
+    trained = {n for n, p in module.named_parameters() if p.requires_grad}
+    assert checkpoint["state_dict"].keys() == trained
 
     ids = torch.randint(0, 512, (1, 16))
     merged = transformers.AutoModelForCausalLM.from_pretrained(
@@ -220,6 +231,27 @@ def test_what_is_frozen_is_held_as_it_is_multiplied(tmp_path: Path, base: Path, 
     assert metrics(tmp_path / "SFTModule")[-1]["step"] == "9"
 
 
+def test_everything_trains_beside_a_base_in_bfloat16(
+    tmp_path: Path, base: Path, rows: Path
+) -> None:
+    """Its masters are float32; samples and validations run; `final/` has the base's dtype."""
+    module = SFTModule(str(base), lora=EVERYTHING, learning_rate=3e-3)
+    fit(tmp_path, module, data(rows, tmp_path / "cache"), precision="bf16-mixed", max_steps=8)
+    kinds = {p.dtype for p in module.network.parameters() if p.requires_grad}
+    assert kinds == {torch.float32}
+    assert module.network.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+    losses = [float(row["val_loss"]) for row in metrics(tmp_path) if row["val_loss"]]
+    assert losses[-1] < losses[0]
+    merged = load_file(tmp_path / "final" / "model.safetensors")
+    assert {value.dtype for value in merged.values()} == {torch.bfloat16}
+    model, _ = load_model(tmp_path / "checkpoints" / "step-00000008.ckpt", dtype=torch.bfloat16)
+    for name, value in Transformer.from_pretrained(tmp_path / "final").state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+    with pytest.raises(UserError, match=r"lora.train_modules: .*set it to bf16-mixed"):
+        fit(tmp_path / "narrow", SFTModule(str(base), lora=EVERYTHING),
+            data(rows, tmp_path / "cache"), precision="bf16-true", max_steps=1)  # fmt: skip
+
+
 def adapt(
     rank: int,
     folder: Path,
@@ -227,12 +259,13 @@ def adapt(
     rows: Path,
     ranks: int,
     steps: int,
+    lora: LoRAConfig,
     precision: str = "32-true",
 ) -> int:
     """Finetune as one of ``ranks`` processes, from the newest checkpoint if there is one."""
     last = max((folder / "checkpoints").glob("step-*.ckpt"), default=None)
     L.seed_everything(1, verbose=False)
-    module = SFTModule(str(base), lora=LoRAConfig(rank=4), learning_rate=3e-3, validate_first=False)
+    module = SFTModule(str(base), lora=lora, learning_rate=3e-3, validate_first=False)
     fit(
         folder, module, data(rows, folder.parent / "cache", num_workers=0), last, max_steps=steps,
         precision=precision, devices=ranks, callbacks=[SpikeGuard()],
@@ -241,13 +274,16 @@ def adapt(
     return 0
 
 
-def test_sharded_lora_equals_lora_of_one(tmp_path: Path, base: Path, rows: Path) -> None:
+@pytest.mark.parametrize("lora", [LoRAConfig(rank=4), EVERYTHING])
+def test_sharded_lora_equals_lora_of_one(
+    tmp_path: Path, base: Path, rows: Path, lora: LoRAConfig
+) -> None:
     """On two processes, then on one, then on two again."""
     one, moving = tmp_path / "one", tmp_path / "moving"
     for folder, calls in ((one, [(1, 12)]), (moving, [(2, 4), (1, 8), (2, 12)])):
         for ranks, steps in calls:
             out = folder.with_name("out")
-            assert together(ranks, out, adapt, folder, base, rows, ranks, steps) == 0, (
+            assert together(ranks, out, adapt, folder, base, rows, ranks, steps, lora) == 0, (
                 out.read_text()[-3000:]
             )
     for a, b in zip(metrics(one), metrics(moving), strict=True):
@@ -259,9 +295,13 @@ def test_sharded_lora_equals_lora_of_one(tmp_path: Path, base: Path, rows: Path)
         for key, value in first.items():
             torch.testing.assert_close(second[key], value, rtol=1e-4, atol=1e-4)
     parts = open_shards(moving / "checkpoints" / "step-00000012.ckpt")
-    assert parts["state_dict"] and all("lora" in name for name in parts["state_dict"])
+    kept = [n for n in parts["state_dict"] if "lora" not in n]
+    assert parts["state_dict"] and bool(kept) == bool(lora.train_modules)
+    assert all("embed" in name or "norm" in name for name in kept)
     half = tmp_path / "half"
-    assert together(2, half.with_name("out"), adapt, half, base, rows, 2, 4, "bf16-mixed") == 0
+    assert (
+        together(2, half.with_name("out"), adapt, half, base, rows, 2, 4, lora, "bf16-mixed") == 0
+    )
     assert {value.dtype for value in load_file(half / "final" / "model.safetensors").values()} == {
         torch.bfloat16
     }

@@ -14,12 +14,13 @@ from typing import Any
 
 from lit_llm.errors import UserError
 from lit_llm.models.hub.huggingface import read_json
+from lit_llm.models.lora_config import first_match
 
 _READ = {
     "peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout",
     "use_rslora", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
     "rank_pattern", "alpha_pattern", "modules_to_save", "ensure_weight_tying", "bias",
-    "init_lora_weights",
+    "init_lora_weights", "use_dora",
 }  # fmt: skip
 # Facts about the file, the layout of the base's weights, and settings of initialisations. The
 # tensors of a trained adapter mean the same for any value of these. `init_lora_weights` says
@@ -56,6 +57,7 @@ class AdapterConfig:
     alpha: float
     dropout: float
     rank_stabilized: bool
+    dora: bool
     targets: str | list[str] | None
     excluded: str | list[str] | None
     layers: list[int] | None
@@ -84,6 +86,7 @@ class AdapterConfig:
             alpha=fields.value("lora_alpha", "a number", _is_number, 8),
             dropout=fields.value("lora_dropout", "a number", _is_number, 0.0),
             rank_stabilized=bool(content.get("use_rslora")),
+            dora=bool(content.get("use_dora")),
             targets=fields.value("target_modules", "a string or list of strings", _is_names),
             excluded=fields.value("exclude_modules", "a string or list of strings", _is_names),
             layers=[layers] if isinstance(layers, int) else layers or None,
@@ -149,28 +152,17 @@ class AdapterConfig:
 
     def rank_of(self, module: str) -> int:
         """Return the rank of the module's update."""
-        return _matching(self.rank_patterns, module, self.rank)
+        return first_match(self.rank_patterns, module, self.rank)
 
     def alpha_of(self, module: str) -> float:
         """Return the alpha of the module's update."""
-        return _matching(self.alpha_patterns, module, self.alpha)
+        return first_match(self.alpha_patterns, module, self.alpha)
 
 
 def _named(module: str, names: str | list[str]) -> bool:
     if isinstance(names, str):
         return re.fullmatch(names, module) is not None
     return any(module == name or module.endswith(f".{name}") for name in names)
-
-
-def _matching(patterns: dict[str, Any], module: str, otherwise: Any) -> Any:
-    """Return the value of the first pattern that matches.
-
-    Follows ``get_pattern_key`` of peft/utils/other.py.
-    """
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return otherwise
 
 
 def _refuse_other_kinds(content: dict[str, Any], file: Path) -> None:
@@ -191,7 +183,7 @@ def _refuse_other_kinds(content: dict[str, Any], file: Path) -> None:
     for key, value in content.items():
         if key in _READ or key in _WITHOUT_EFFECT or not value:
             continue
-        raise UserError(f"{file}: {key}={_short(value)} is not supported; only plain LoRA is")
+        raise UserError(f"{file}: {key}={_short(value)} is not supported; only LoRA and DoRA are")
 
 
 def _short(value: Any) -> str:

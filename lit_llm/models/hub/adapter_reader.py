@@ -8,24 +8,40 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lit_llm.errors import UserError
+from lit_llm.models.dora import scale_rows
 from lit_llm.models.hub.adapter_config import AdapterConfig
 from lit_llm.models.hub.config_json import family_of
 from lit_llm.models.hub.tensor_layout import Layout, Slot
-from lit_llm.models.lora import TARGETS, LoRAConfig, is_lora
+from lit_llm.models.lora import is_lora
+from lit_llm.models.lora_config import TARGETS, WHOLE, LoRAConfig
 from lit_llm.models.quantize import unpacked_shapes
 from lit_llm.models.transformer import Transformer
 
 _PREFIX = "base_model.model."
 # PEFT's files leave out the adapter's name ("default"); a state dict saved directly contains it.
 _FACTOR = re.compile(
-    r"(.+)\.(?:lora_([AB])(?:\.default)?\.weight|lora_embedding_([AB])(?:\.default)?)"
+    r"(.+)\.(?:lora_([AB])(?:\.default)?\.weight|lora_embedding_([AB])(?:\.default)?"
+    r"|lora_(magnitude)_vector(?:\.default)?(?:\.weight)?)"
 )
 _EMBEDDINGS = ("embed.weight", "head.weight")
+
+
+class Update(NamedTuple):
+    """The update of one of lit_llm's layers; all tensors are float32."""
+
+    a: Tensor
+    """(rank, in)."""
+    b: Tensor
+    """(out, rank)."""
+    alpha: float
+    magnitude: Tensor | None = None
+    """DoRA's, (out,)."""
 
 
 @dataclass
@@ -35,7 +51,7 @@ class Adapter:
     Attributes:
         config: how the updates were trained; ``rank`` and ``alpha`` are those of layers that no
             pattern matches.
-        updates: lit_llm's layer name -> A (rank, in), B (out, rank), both float32, and alpha.
+        updates: lit_llm's layer name -> its update.
         weights: lit_llm's weight name -> value that replaces the base's. These are modules that
             were trained as a whole, and, for modules that are not linear layers of a block, the
             base's weight plus the update.
@@ -43,7 +59,7 @@ class Adapter:
     """
 
     config: LoRAConfig
-    updates: dict[str, tuple[Tensor, Tensor, float]] = field(default_factory=dict)
+    updates: dict[str, Update] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
     untied: bool = False
 
@@ -102,10 +118,12 @@ class _Reader:
         if inner == uncompiled:
             raise UserError(f"{self.folder}: tensor {name}: PEFT's begin with {_PREFIX}")
         if found := _FACTOR.fullmatch(inner):
-            module, linear, embedding = found.groups()
+            module, linear, embedding, magnitude = found.groups()
             # An embedding's A is (rank, vocabulary) and its B (width, rank): the product B A is
             # the update of the transposed weight.
-            self.factors.setdefault(module, {})[linear or f"embedding_{embedding}"] = tensor
+            self.factors.setdefault(module, {})[linear or magnitude or f"embedding_{embedding}"] = (
+                tensor
+            )
         else:
             self.whole[inner.replace(".base_layer.", ".")] = tensor
 
@@ -120,8 +138,10 @@ class _Reader:
                 dropout=config.dropout,
                 targets=self._our_targets(),
                 rank_stabilized=config.rank_stabilized,
+                dora=config.dora,
             )
         )
+        adapter.config.train_modules = self._trained_whole()
         adapter.untied = self.tied and not config.keep_tied and self._touches_embeddings()
         for name, tensor in self.whole.items():
             slot = self._slot(name)
@@ -211,6 +231,20 @@ class _Reader:
         }
         return tuple(target for target in TARGETS if target in ours)
 
+    def _trained_whole(self) -> tuple[str, ...]:
+        """Return `LoRAConfig.train_modules` if they are exactly what the adapter holds whole."""
+        if any(self._slot(f"{m}.weight").removesuffix(".weight") not in self.linear
+               for m in self.factors):  # fmt: skip
+            return ()  # an update of head or embedding is added to what is held whole
+        held = {ours for name in self.whole for ours in self.layout.slots[self._slot(name)].ours}
+        if self.tied and held & set(_EMBEDDINGS) and self.config.keep_tied:
+            held |= set(_EMBEDDINGS)
+        modules = tuple(m for m, names in WHOLE.items() if any(map(names.fullmatch, held)))
+        config = LoRAConfig(train_modules=modules)
+        tied = self.tied and self.config.keep_tied
+        wanted = {name for name in self.base if config.trains_whole(name, tied)}
+        return modules if wanted == held else ()
+
     def _read_update(self, adapter: Adapter, module: str) -> None:
         config, name = self.config, self._slot(f"{module}.weight")
         slot, factors = self.layout.slots[name], self.factors[module]
@@ -222,13 +256,35 @@ class _Reader:
         rank, alpha = config.rank_of(module), config.alpha_of(module)
         transposed = embedding or self.layout.transposed(name)  # the family's weight is (in, out)
         self._check_factors(module, name, a, b, rank, transposed)
-        a, b = a.float(), b.float()
+        a, b, magnitude = a.float(), b.float(), self._magnitude(module, len(b))
         if name.removesuffix(".weight") in self.linear:
-            for ours, part in zip(slot.ours, self.layout.split_rows(slot, b), strict=True):
-                adapter.updates[ours.removesuffix(".weight")] = a, part, alpha
+            parts = self.layout.split_rows(slot, b)
+            lengths = [None] * len(parts) if magnitude is None else (
+                self.layout.split_rows(slot, magnitude))  # fmt: skip
+            for ours, part, length in zip(slot.ours, parts, lengths, strict=True):
+                adapter.updates[ours.removesuffix(".weight")] = Update(a, part, alpha, length)
             return
         update = adapter.config.scale(rank, alpha) * (b @ a)
-        self._put(adapter, name, update.T if transposed else update, added=True)
+        if magnitude is None:
+            self._put(adapter, name, update.T if transposed else update, added=True)
+            return
+        weight = self.layout.join(name, self.base).float()
+        whole = scale_rows((weight.T if transposed else weight) + update, magnitude)
+        self._put(adapter, name, whole.T if transposed else whole)
+
+    def _magnitude(self, module: str, rows: int) -> Tensor | None:
+        """Return DoRA's magnitudes of a module, float32; None of an update without them."""
+        magnitude = self.factors[module].get("magnitude")
+        if (magnitude is None) == self.config.dora:
+            has = "no lora_magnitude_vector" if magnitude is None else "a lora_magnitude_vector"
+            said = f"adapter_config.json says use_dora={self.config.dora}"
+            raise UserError(f"{self.folder}: {module} has {has}, and {said}")
+        if magnitude is None:
+            return None
+        if magnitude.numel() != rows:
+            found = f"{module} has {magnitude.numel()} magnitudes"
+            raise self._another_base(found, f"(out {rows})")
+        return magnitude.float().flatten()
 
     def _check_factors(
         self, module: str, slot: str, a: Tensor, b: Tensor, rank: int, transposed: bool

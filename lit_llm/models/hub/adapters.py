@@ -22,7 +22,14 @@ from lit_llm.models.hub.adapter_reader import (
     layout_without_updates,
     read_adapter,
 )
-from lit_llm.models.lora import LoRAConfig, LoRALinear, lora_layers, unmerge_adapter
+from lit_llm.models.hub.tensor_layout import Layout
+from lit_llm.models.lora import (
+    LoRALinear,
+    is_trained,
+    lora_layers,
+    unmerge_adapter,
+)
+from lit_llm.models.lora_config import LoRAConfig
 from lit_llm.models.transformer import Transformer
 
 
@@ -33,6 +40,8 @@ def save_adapter(
     state_dict: dict[str, Tensor] | None = None,
 ) -> None:
     """Write the updates in PEFT's format: adapter_config.json and adapter_model.safetensors.
+
+    Modules that were trained as a whole are written beside them (PEFT's ``modules_to_save``).
 
     If the family stores several of lit_llm's layers as one, their updates become one update whose
     rank is the sum of their ranks. Its A holds their A matrices one above the other, its B holds
@@ -76,11 +85,47 @@ def save_adapter(
         tensors[f"base_model.model.{module}.lora_B.weight"] = layout.join_rows(
             slot, parts
         ).contiguous()
+        if config.dora:
+            tensors[f"base_model.model.{module}.lora_magnitude_vector"] = layout.join_rows(
+                slot, [_magnitude(*pair, state) for pair in zip(ours, names, strict=True)]
+            ).contiguous()
         rank = len(a)
         adapted[module] = rank, scale * (math.sqrt(rank) if config.rank_stabilized else rank)
+    saved, tied = _whole_tensors(model, layout, state), model.config.tie_embeddings
+    tensors |= {f"base_model.model.{name}": value for name, value in saved.items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(tensors, folder / "adapter_model.safetensors")
-    _write_config(folder, config, base, adapted, others)
+    extra: dict[str, Any] = {"use_dora": True} if config.dora else {}
+    if saved:
+        whole = [
+            name for name in saved if not (tied and layout.slots[name].ours == ["head.weight"])
+        ]
+        extra["modules_to_save"] = sorted({name.rpartition(".")[0] for name in whole})
+        if tied and len(whole) < len(saved):
+            extra["ensure_weight_tying"] = True
+    _write_config(folder, config, base, adapted, others, extra)
+
+
+def _whole_tensors(
+    model: Transformer, layout: Layout, state: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the family's tensors that were trained as a whole. A tied head is the embedding."""
+    saved = {}
+    for name, slot in layout.slots.items():
+        trained = [is_trained(model, ours) for ours in slot.ours]
+        if not any(trained):
+            continue
+        assert all(trained), f"{name} joins trained and frozen tensors"
+        saved[name] = layout.join(name, state).detach().clone().contiguous()
+    return saved
+
+
+def _magnitude(linear: nn.Linear, prefix: str, state: dict[str, Tensor]) -> Tensor:
+    """Return DoRA's magnitudes of one layer: those trained, or the lengths of a plain layer."""
+    trained = state.get(f"{prefix}lora_magnitude")
+    if trained is not None:
+        return trained
+    return torch.linalg.vector_norm(linear.weight.detach().float(), dim=1)
 
 
 def _joined(
@@ -117,8 +162,9 @@ def _write_config(
     base: str,
     adapted: dict[str, tuple[int, float]],
     others: list[str],
+    extra: dict[str, Any],
 ) -> None:
-    """Write adapter_config.json.
+    """Write adapter_config.json, with the fields ``extra`` as they are.
 
     A last name part stands for all modules that end in it, a full name for one module.
     """
@@ -140,7 +186,7 @@ def _write_config(
         "r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout,
         "target_modules": sorted(targets), "bias": "none", "fan_in_fan_out": False,
         "inference_mode": True, "use_rslora": config.rank_stabilized,
-        "rank_pattern": ranks, "alpha_pattern": alphas,
+        "rank_pattern": ranks, "alpha_pattern": alphas, **extra,
     }  # fmt: skip
     (folder / "adapter_config.json").write_text(
         json.dumps(content, indent=2) + "\n", encoding="utf-8"
@@ -164,13 +210,17 @@ def _put(model: Transformer, adapter: Adapter) -> None:
         model.untie()
     for name, value in adapter.weights.items():
         model.get_parameter(name).data.copy_(value)
-    for name, (a, b, alpha) in adapter.updates.items():
+    for name, update in adapter.updates.items():
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
-        layer = LoRALinear.adapt(linear, adapter.config, len(a), alpha)
-        layer.lora_a.data.copy_(a)
-        layer.lora_b.data.copy_(b)
-    model.lora, model.replaced = adapter.config, tuple(adapter.weights)
+        layer = LoRALinear.adapt(linear, adapter.config, len(update.a), update.alpha)
+        layer.lora_a.data.copy_(update.a)
+        layer.lora_b.data.copy_(update.b)
+        if layer.lora_magnitude is not None and update.magnitude is not None:
+            layer.lora_magnitude.data.copy_(update.magnitude)
+    model.lora, model.base_dtype = adapter.config, model.embed.weight.dtype
+    whole = {name for name in adapter.weights if is_trained(model, name)}
+    model.replaced = tuple(name for name in adapter.weights if name not in whole)
 
 
 class Adapters:
@@ -217,8 +267,7 @@ class Adapters:
             }
             _put(self.model, adapter)
             for layer in lora_layers(self.model):
-                layer.lora_a.requires_grad_(False)
-                layer.lora_b.requires_grad_(False)
+                layer.requires_grad_(False)
 
     def _restore(self) -> None:
         """Restore the base's weights, without updates."""

@@ -22,7 +22,8 @@ from lit_llm.models.hub.quantized import load_quantized
 from lit_llm.models.kernels.cpu_threads import limit_threads
 from lit_llm.models.kernels.device import has_fast_bf16
 from lit_llm.models.kernels.packed import pack_linears
-from lit_llm.models.lora import LoRAConfig, apply_lora, is_lora, merge_lora
+from lit_llm.models.lora import apply_lora, is_trained, merge_lora
+from lit_llm.models.lora_config import LoRAConfig
 from lit_llm.models.meta import meta_transformer
 from lit_llm.models.parallel.sharded_checkpoint import open_shards
 from lit_llm.models.tokenizer import Tokenizer
@@ -208,13 +209,16 @@ def _load_training_checkpoint(
     checkpoint = open_training_checkpoint(file)
     settings = settings_of(checkpoint)
     tokenizer = tokenizer_of_run(file)
+    adapted = settings.get("lora") is not None  # updates stay float32 until they are merged
     weights = {
         # A copy, because the file is only mapped.
-        name.removeprefix(_PREFIX): tensor[...].to(dtype or tensor.dtype, copy=True)
+        name.removeprefix(_PREFIX): tensor[...].to(
+            tensor.dtype if adapted or dtype is None else dtype, copy=True
+        )
         for name, tensor in checkpoint["state_dict"].items()
         if name.startswith(_PREFIX)
     }
-    if settings.get("lora") is not None:
+    if adapted:
         model, base = _base(settings, dtype)
         if checkpoint.get("base_digest", base) != base:
             raise UserError(
@@ -241,7 +245,7 @@ def _add_updates(
     """Fold the checkpoint's updates into the base, in place."""
     apply_lora(model, LoRAConfig(**settings["lora"]))
     unfit = model.load_state_dict(updates, strict=False)
-    if unfit.unexpected_keys or any(is_lora(name) for name in unfit.missing_keys):
+    if unfit.unexpected_keys or any(is_trained(model, n) for n in unfit.missing_keys):
         raise UserError(f"{file}: its updates do not fit {settings['init_from']}")
     merge_lora(model)
 

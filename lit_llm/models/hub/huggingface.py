@@ -295,7 +295,7 @@ def write_model(
     layout = Layout(
         config, {name: tensor.shape for name, tensor in state.items()}, family_of(config)
     )
-    hf = config_to_hf(config, dtype or next(model.parameters()).dtype)
+    hf = config_to_hf(config, dtype or state["embed.weight"].dtype)
     ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id,
            "pad_token_id": config.pad_token_id}  # fmt: skip
     fields = {key: value for key, value in ids.items() if value is not None}
