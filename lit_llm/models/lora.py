@@ -130,6 +130,14 @@ class LoRALinear(nn.Linear):
         """Return the product that is added to the weight: float32 (out, in)."""
         return self.scale * (self.lora_b.detach().float() @ self.lora_a.detach().float())
 
+    def change(self) -> Tensor:
+        """Return the difference that the update makes to the frozen weight: float32 (out, in)."""
+        update = self.update()
+        if self.lora_magnitude is None:
+            return update
+        base = self.base_weight()
+        return scale_rows(base + update, self.lora_magnitude.detach()) - base
+
     def merged_weight(self) -> Tensor:
         """Return the weight with the update included, in the weight's dtype."""
         weight = self.weight.detach()

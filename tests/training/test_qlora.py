@@ -139,11 +139,11 @@ def test_packed_differently_is_refused(
 
 
 def test_what_does_not_fit_is_refused(base: Path, rows: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="model.quantize=nf4: .* it needs model.lora"):
+    with pytest.raises(UserError, match=r"model.quantize=nf4: .* it needs model.lora"):
         SFTModule(str(base), quantize="nf4")
-    with pytest.raises(UserError, match="model.quantize must be"):
+    with pytest.raises(UserError, match=r"model.quantize must be"):
         SFTModule(str(base), lora=LoRAConfig(), quantize="nf5")
-    with pytest.raises(UserError, match="cannot be sharded or cut; set trainer.strategy to ddp"):
+    with pytest.raises(UserError, match=r"cannot be sharded or cut; set trainer.strategy to ddp"):
         fit(tmp_path, module(base), data(rows, tmp_path / "cache"), strategy=FSDP2Strategy())
 
 

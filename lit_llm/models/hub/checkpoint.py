@@ -124,11 +124,11 @@ def load_model(
     if adapter is not None:
         load_adapter(model, adapter)
         merge_lora(model)
-        tokenizer = _tokenizer_of_adapter(locate(adapter), tokenizer, model.config.vocab_size)
+        tokenizer = tokenizer_of_adapter(locate(adapter), tokenizer, model.config.vocab_size)
     return model.eval(), tokenizer
 
 
-def _tokenizer_of_adapter(folder: Path, base: Tokenizer, vocab_size: int) -> Tokenizer:
+def tokenizer_of_adapter(folder: Path, base: Tokenizer, vocab_size: int) -> Tokenizer:
     """Return the adapter's own tokenizer if it fits; it holds the chat template of the training.
 
     An adapter's folder usually has no generation_config.json. The base's fields are therefore kept
