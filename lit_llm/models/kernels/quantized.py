@@ -26,6 +26,11 @@ from lit_llm.models.kernels.eager import product
 Format = Literal["nf4", "fp4", "int8"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 _BLOCK, _NESTED_BLOCK = 64, 256
+_CHUNK = 2**18
+"""Weights that are packed at once, whole blocks.
+
+bitsandbytes needs 25 bytes a weight beside the result. In chunks these stay in the cache.
+"""
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -58,14 +63,19 @@ def pack(weight: Tensor, format: Format) -> Packed:
         codes = torch.round(weight.float() * (127.0 / absmax[:, None])).to(torch.int8)
         return Packed(codes, codes.new_empty(0, dtype=torch.uint8), absmax.view(torch.int32))
     functional = _functional()
-    codes, state = functional.quantize_4bit(
-        weight.contiguous(), blocksize=_BLOCK, compress_statistics=False, quant_type=format
-    )
+    codes, largest = [], []
+    for part in weight.reshape(-1).split(_CHUNK):
+        packed, state = functional.quantize_4bit(
+            part, blocksize=_BLOCK, compress_statistics=False, quant_type=format
+        )
+        codes.append(packed.view(-1))
+        largest.append(state.absmax)
+    wide = torch.cat(largest)
     # bitsandbytes takes the mean in float32, whose last bit depends on the number of threads.
-    offset = state.absmax.double().mean().float()
-    absmax, nested = functional.quantize_blockwise(state.absmax - offset, blocksize=_NESTED_BLOCK)
+    offset = wide.double().mean().float()
+    absmax, nested = functional.quantize_blockwise(wide - offset, blocksize=_NESTED_BLOCK)
     scales = torch.cat([nested.absmax, offset.view(1)])
-    return Packed(codes.view(-1), absmax, scales.view(torch.int32))
+    return Packed(torch.cat(codes), absmax, scales.view(torch.int32))
 
 
 def unpack(packed: Packed, format: Format, out_features: int, dtype: torch.dtype) -> Tensor:
