@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.kernels.limits import LARGE_LOGITS, chunk_bytes
 from lit_llm.models.kernels.loss import IGNORE, linear_cross_entropy
+from lit_llm.models.kernels.objective import Objective, linear_objective
 
 
 class LMHead(nn.Module):
@@ -27,12 +28,21 @@ class LMHead(nn.Module):
         config: gives the scale and the soft cap of the logits.
         projection: the layer from C to V. A layer that replaces it (LoRA, a packed layer) is used
             too.
+
+    Attributes:
+        objective: what `loss` sums instead of the cross-entropy; None is the cross-entropy.
+        reference: input and weight of the head that ``objective.anchor`` compares with, for the
+            positions of the next call of `loss`.
+        keeps_input: whether `loss` only sets ``reference`` to its own input and weight.
     """
 
     def __init__(self, config: TransformerConfig, projection: nn.Linear) -> None:
         super().__init__()
         self.scale, self.softcap = config.logit_scale, config.logit_softcap
         self.compiled = False
+        self.objective: Objective | None = None
+        self.reference: tuple[Tensor, Tensor] | None = None
+        self.keeps_input = False
         # Inside a tuple the layer is not registered as a submodule, so its weight has only one name
         # in the state dict.
         self._projection = (projection,)
@@ -78,7 +88,7 @@ class LMHead(nn.Module):
         return losses.new_zeros(labels.shape).masked_scatter(labelled, losses)
 
     def loss(self, x: Tensor, labels: Tensor, skip_ignored_labels: bool = False) -> Tensor:
-        """The sum of the losses, for training: a float32 scalar.
+        """The sum of the losses, or of ``objective``'s, for training: a float32 scalar.
 
         With a large vocabulary the logits are never all in memory at once, see
         `linear_cross_entropy`.
@@ -89,9 +99,16 @@ class LMHead(nn.Module):
         """
         if skip_ignored_labels:
             x, labels = x[labels != IGNORE], labels[labels != IGNORE]
+        projection = self._projection[0]
+        if self.keeps_input:
+            self.reference = x.flatten(0, -2).detach(), projection.weight.detach()
+            return x.new_zeros((), dtype=torch.float32)
+        if self.objective is not None:
+            flat = x.flatten(0, -2), projection.weight, labels.flatten()
+            reference, self.reference = self.reference, None
+            return linear_objective(*flat, self.objective, reference, self.scale, self.softcap)
         # Each new number of labelled positions would start a new compilation.
         compiled = self.compiled and not skip_ignored_labels
-        projection = self._projection[0]
         small = 4 * labels.numel() * projection.out_features <= LARGE_LOGITS
         # On a CPU the chunked products are faster.
         if compiled and small and x.device.type != "cpu":

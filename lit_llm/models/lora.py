@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -266,6 +267,19 @@ def unmerge_adapter(model: Transformer) -> None:
     for module in lora_layers(model):
         if module.merged:
             module.unmerge()
+
+
+@contextmanager
+def without_updates(model: nn.Module) -> Iterator[None]:
+    """Let the model compute as its base inside the context; modules trained whole stay trained."""
+    layers = [layer for layer in lora_layers(model) if not layer.merged]
+    for layer in layers:
+        layer.merged = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.merged = False
 
 
 def lora_layers(model: nn.Module) -> list[LoRALinear]:

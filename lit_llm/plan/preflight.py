@@ -62,15 +62,18 @@ class Preflight(L.Callback):
             quantize=pl_module.hparams.get("quantize"),
             fsdp=data_parallel, tensor_parallel=tensor_parallel,
         )  # fmt: skip
+        beside = float(getattr(pl_module, "bytes_beside_base", 0))
+        left = None if room is None else room - beside
         share = pl_module.hparams.get("activation_checkpointing", 0.0)
         # The module reads its hyperparameter when it builds the network, which happens later.
         if share == "auto":
-            share = least_checkpointing(shape, setup, room)
+            share = least_checkpointing(shape, setup, left)
             pl_module.hparams["activation_checkpointing"] = share
         setup = replace(setup, checkpointed=share)
-        need = training_memory(shape, setup).peak
+        need = training_memory(shape, setup).peak + beside
         if room is not None and need > room and not isinstance(trainer.strategy, FSDPStrategy):
-            raise UserError(_refusal(shape, setup, need, room, device, data.global_batch_tokens))
+            batch_tokens = data.global_batch_tokens
+            raise UserError(_refusal(shape, setup, need, room, beside, device, batch_tokens))
         rank_zero_info(f"plan: {_summary(shape, setup, need, room, data, trainer)}")
 
 
@@ -106,6 +109,7 @@ def _refusal(
     setup: Setup,
     need: float,
     room: float,
+    beside: float,
     device: torch.device,
     batch_tokens: int | None,
 ) -> str:
@@ -113,7 +117,7 @@ def _refusal(
     for size in range(setup.micro_batch_size - 1, 0, -1):
         fewer = replace(setup, micro_batch_size=size)
         divides = batch_tokens is None or batch_tokens % (size * setup.seq_len) == 0
-        if divides and training_memory(shape, fewer).peak <= room:
+        if divides and training_memory(shape, fewer).peak + beside <= room:
             return f"{said}: set data.micro_batch_size={size} (--plan off to try all the same)"
     return (
         f"{said}, and one sequence does not fit either: "

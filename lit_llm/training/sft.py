@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lit_llm.errors import UserError
 from lit_llm.lightning_internals import WEIGHT_KEYS, trainer_of, validate_now
 from lit_llm.models.accounting import flops
+from lit_llm.models.head import LMHead
 from lit_llm.models.hub.adapter_base import AdapterBase
 from lit_llm.models.hub.adapters import save_adapter
 from lit_llm.models.hub.checkpoint import settings_of
 from lit_llm.models.hub.digest import digest
 from lit_llm.models.hub.quantized import load_quantized
+from lit_llm.models.kernels.objective import Objective
 from lit_llm.models.kernels.quantized import Format
-from lit_llm.models.lora import apply_lora, is_trained, merged_weights
+from lit_llm.models.lora import apply_lora, is_trained, merged_weights, without_updates
 from lit_llm.models.lora_config import LoRAConfig, lora_from
 from lit_llm.models.parallel.sharded import whole_state_dict
 from lit_llm.models.transformer import Transformer
 from lit_llm.settings.checks import check_types
+from lit_llm.settings.ranges import Range, check_ranges
 from lit_llm.training.callbacks.throughput import compute_dtype
+from lit_llm.training.freezing import check_patterns, freeze
 from lit_llm.training.language import DEFAULT_TRANSFORMER
+from lit_llm.training.neftune import EmbeddingNoise
 from lit_llm.training.optimizers import OptimizerName
 from lit_llm.training.pretrain import PretrainModule
 from lit_llm.training.quantized_base import refuse_quantized, said_of_layers
 from lit_llm.training.schedules import Schedule
+
+RANGES: dict[str, Range] = {
+    "label_smoothing": Range(0, 1, below=True), "anchor": Range(0, 1e4), "neftune": Range(0, 1e4),
+}  # fmt: skip
+"""Ranges of the module's numbers."""
 
 
 class SFTModule(PretrainModule):
@@ -56,11 +67,20 @@ class SFTModule(PretrainModule):
         lora: the layers to adapt and their settings. None trains all weights.
         quantize: form of the frozen base under ``lora``: "nf4" or "fp4" (4 bits), "int8"; None
             leaves it as it is. For one device and for DDP.
+        loss: what is summed over the supervised tokens. "nll": the cross-entropy. "dft": each
+            token's nll times its probability, which counts as a constant (arXiv:2508.05629).
+        label_smoothing: share of a label's weight that the whole vocabulary has in common; for nll.
+        anchor: weight of KL(start || model) at every supervised token, which keeps the model near
+            the base (arXiv:2509.23753). With LoRA the start is the model without its updates. With
+            all weights it is a frozen copy.
+        neftune: bound of the noise on the embeddings in training, see `EmbeddingNoise`; 5 in the
+            paper. 0: no noise.
+        freeze: regular expressions; weights whose names begin with a match are not trained.
         optimizer, schedule, warmup: as in `LanguageModule`, with other defaults.
         validate_first: validate once before the first step. This logs the base's own loss as
             step 0.
-        settings: further arguments of `LanguageModule`. A learning_rate of None is 1e-4 for LoRA,
-            2e-5 otherwise.
+        settings: further arguments of `LanguageModule`. A learning_rate of None depends on method
+            and data, see `default_learning_rate`.
 
     Raises:
         UserError: there is no such base, or the settings do not fit the base.
@@ -73,13 +93,22 @@ class SFTModule(PretrainModule):
         init_from: str,
         lora: LoRAConfig | None = None,
         quantize: Format | None = None,
+        loss: Literal["nll", "dft"] = "nll",
+        label_smoothing: float = 0.0,
+        anchor: float = 0.0,
+        neftune: float = 0.0,
+        freeze: list[str] | None = None,
         optimizer: OptimizerName = "adamw",
-        schedule: Schedule = "cosine",
-        warmup: float = 0.05,
+        schedule: Schedule = "linear",
+        warmup: float = 0.03,
         validate_first: bool = True,
         **settings: Any,
     ):
         check_types("model", SFTModule.__init__, locals(), leave_out=["lora", "settings"])
+        check_ranges(locals(), RANGES, "model.")
+        check_patterns(freeze or ())
+        if loss == "dft" and label_smoothing:
+            raise UserError("model.label_smoothing is for model.loss=nll; set it to 0 for dft")
         lora = lora_from(lora)  # a checkpoint holds plain values
         if quantize is not None and lora is None:
             raise UserError(
@@ -100,6 +129,14 @@ class SFTModule(PretrainModule):
         )
         self.lora = lora
         self._packed: str | None = None  # digest of the quantised base
+        self.objective = Objective(loss, label_smoothing, anchor)
+        self._noise_on_embeddings: EmbeddingNoise | None = None
+        self._reference: tuple[Transformer, ...] = ()  # inside a tuple it is no submodule
+        if anchor and lora is not None and lora.train_modules:
+            raise UserError(
+                "model.anchor: what lora.train_modules trains has no copy of its start; leave one "
+                "of them out"
+            )
         if self.lora is not None and optimizer == "muon_adamw":
             raise UserError(
                 "model.optimizer: Muon is not for LoRA's factors, which are not weights by "
@@ -111,14 +148,22 @@ class SFTModule(PretrainModule):
 
     def build_model(self) -> nn.Module:
         """Build the base, with trainable LoRA updates if ``lora`` is given."""
-        if self.lora is None:
-            return super().build_model()
+        model = super().build_model() if self.lora is None else self._adapted_model(self.lora)
+        assert isinstance(model, Transformer)
+        freeze(model, self.hparams["freeze"] or ())
+        if self.objective != Objective():
+            model.lm_head.objective = self.objective
+        if self.hparams["neftune"]:
+            self._noise_on_embeddings = EmbeddingNoise(self.hparams["neftune"], model.embed)
+        return model
+
+    def _adapted_model(self, lora: LoRAConfig) -> Transformer:
         # In mixed precision the frozen weights are stored in the dtype of the matrix products. This
         # loses nothing, because each product would round them anyway, and halves their memory.
         trainer = trainer_of(self)
         precision = "32-true" if trainer is None else str(trainer.precision)
-        dtype = compute_dtype(precision) if precision.endswith("mixed") else torch.float32
-        if self.lora.train_modules and precision in ("bf16-true", "16-true"):
+        dtype = self._compute_dtype() if precision.endswith("mixed") else torch.float32
+        if lora.train_modules and precision in ("bf16-true", "16-true"):
             raise UserError(
                 f"lora.train_modules: trainer.precision={precision} would hold them in half "
                 "precision; set it to bf16-mixed, which holds the base in bfloat16 too"
@@ -132,22 +177,113 @@ class SFTModule(PretrainModule):
             model, self._base = load_quantized(init_from, quantize, dtype)
             rank_zero_info(f"model.quantize={quantize}: {said_of_layers(model)}")
             self._packed = digest(model.state_dict().items())
-        apply_lora(model, self.lora)
+        apply_lora(model, lora)
         return model
 
+    def compute_loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """The loss summed over the supervised tokens of the batch: a scalar."""
+        if self.objective.anchor:
+            with torch.no_grad(), self._at_the_start() as head:
+                super().compute_loss(batch)
+            own = self.network
+            assert isinstance(own, Transformer)
+            own.lm_head.reference = head.reference
+        if self._noise_on_embeddings is None:
+            return super().compute_loss(batch)
+        with self._noise_on_embeddings.on(batch):
+            return super().compute_loss(batch)
+
+    @contextmanager
+    def _at_the_start(self) -> Iterator[LMHead]:
+        """Let `compute_loss` run the model as it was before training; its head keeps its input."""
+        own = self.network
+        assert isinstance(own, Transformer)
+        with ExitStack() as stack:
+            if self.lora is not None:
+                stack.enter_context(without_updates(own))
+            model = self._reference[0] if self.lora is None else own
+            self._modules["model"], model.lm_head.keeps_input = model, True
+            try:
+                yield model.lm_head
+            finally:
+                self._modules["model"], model.lm_head.keeps_input = own, False
+
+    def on_fit_start(self) -> None:
+        """Tell the settings, and load the frozen copy that ``anchor`` needs with all weights."""
+        super().on_fit_start()
+        self._tell_defaults()
+        if not self.objective.anchor or self.lora is not None:
+            return
+        if self.device_mesh is not None:
+            raise UserError(
+                "model.anchor: the frozen copy of all weights is not sharded; train with "
+                "model.lora, or with trainer.strategy=ddp"
+            )
+        start = Transformer.from_pretrained(self.hparams["init_from"], self._compute_dtype())
+        size = sum(p.numel() * p.element_size() for p in start.parameters()) / 2**30
+        rank_zero_info(f"model.anchor: a frozen copy of the start takes {size:.2f} GiB more")
+        self._reference = (start.requires_grad_(False).eval().to(self.device),)
+
     def default_learning_rate(self) -> float:
-        """The learning rate if the setting is None."""
-        return 2e-5 if self.lora is None else 1e-4
+        """The learning rate if the setting is None.
+
+        It is 2e-5 for all weights and 2e-4 for LoRA; for LoRA 1e-4 if the run has fewer than 500
+        steps and the data no rehearsal.
+        """
+        return self._default_rate()[0]
+
+    def _default_rate(self) -> tuple[float, str]:
+        """The default learning rate and its reason."""
+        if self.lora is None:
+            return 2e-5, "all weights are trained; larger steps forget what the base knows"
+        steps = self._horizon_steps()
+        if steps < 500 and not getattr(self._datamodule, "rehearsal", 0.0):
+            return 1e-4, (
+                f"LoRA, {steps} steps without rehearsal; 2e-4 is for 500 and more, or with "
+                "data.rehearsal, as narrow data alone makes the model forget"
+            )
+        return 2e-4, "LoRA's updates start at 0 and take ten times the rate of all weights"
+
+    def _tell_defaults(self) -> None:
+        hp, why = self.hparams, ""
+        if hp["learning_rate"] is None:
+            why = f" ({self._default_rate()[1]})"
+        rank_zero_info(
+            f"finetuning: model.learning_rate={self._learning_rate():g}{why}, "
+            f"schedule={hp['schedule']} after warmup={hp['warmup']:g}, "
+            f"weight_decay={hp['weight_decay']:g}, grad_clip={hp['grad_clip']}"
+        )
 
     @property
     def flops_per_token(self) -> float:
         """Training FLOPs per token, as in `PretrainModule`.
 
         With LoRA the gradients of the frozen weights are not computed, so a third of the matrices'
-        share is subtracted.
+        share is subtracted. ``anchor`` adds a forward pass.
         """
-        total = super().flops_per_token
-        return total if self.lora is None else total - 2 * flops.matrix_parameters(self.config)
+        matrices = 2 * flops.matrix_parameters(self.config)
+        passes = (1 if self.objective.anchor else 0) - (0 if self.lora is None else 1)
+        return super().flops_per_token + passes * matrices
+
+    @property
+    def bytes_beside_base(self) -> int:
+        """Bytes that a step of these settings needs beside those of a plain step, for `Preflight`.
+
+        They are weights, gradients and AdamW's states of embedding and head if LoRA trains them
+        whole, or the frozen copy of ``anchor``.
+        """
+        shape = self.config
+        table = shape.vocab_size * shape.hidden_size
+        if self.lora is not None:
+            tables = {"embed", "head"} & set(self.lora.train_modules)
+            return 16 * table * min(len(tables), 1 if shape.tie_embeddings else 2)
+        size = self._compute_dtype().itemsize
+        return size * flops.num_parameters(shape) if self.objective.anchor else 0
+
+    def _compute_dtype(self) -> torch.dtype:
+        """The dtype of the matrix products; float32 without a Trainer."""
+        trainer = trainer_of(self)
+        return torch.float32 if trainer is None else compute_dtype(str(trainer.precision))
 
     def on_train_start(self) -> None:
         """Validate the base before the first step, if ``validate_first`` is set."""
@@ -190,6 +326,8 @@ class SFTModule(PretrainModule):
                 f"model.quantize was {form} when the checkpoint was written and is "
                 f"{self.hparams['quantize']} now"
             )
+        if (trainer := trainer_of(self)) is not None and trainer.state.fn == "fit":
+            self._compare(settings_of(checkpoint))
         if self.lora is None:
             return
         self.configure_model()
@@ -206,6 +344,21 @@ class SFTModule(PretrainModule):
         frozen = {k: v for k, v in self.state_dict().items() if not self._is_trained(k)}
         for key in WEIGHT_KEYS & checkpoint.keys():
             checkpoint[key] = {**frozen, **checkpoint[key]}
+
+    def _compare(self, saved: dict[str, Any]) -> None:
+        """Refuse to go on with other frozen weights, and tell of another schedule."""
+        now = self.hparams
+        if (saved.get("freeze") or []) != (now["freeze"] or []):
+            raise UserError(
+                f"model.freeze was {saved.get('freeze')} when the checkpoint was written and is "
+                f"{now['freeze']} now"
+            )
+        for name in ("schedule", "warmup"):
+            if saved.get(name, now[name]) != now[name]:
+                rank_zero_warn(
+                    f"model.{name} was {saved[name]} when the checkpoint was written and is "
+                    f"{now[name]} now: the learning rate is another one from here on"
+                )
 
     def _is_trained(self, name: str) -> bool:
         """Whether a name of the module's state dict belongs to what is trained beside the base."""

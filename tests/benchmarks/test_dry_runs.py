@@ -40,6 +40,14 @@ def test_dry_run(script: str, said: str) -> None:
     assert said in done.stdout and "wrote" not in done.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (BENCHMARKS.parent / ".venv-finetune/.installed").exists(), reason="no TRL; make peers"
+)
+def test_finetuning_gives_the_numbers_of_trl() -> None:
+    test_dry_run("finetune_parity.py", "within 0.0001: 2 of 2")
+
+
 @pytest.mark.parametrize(
     "suite",
     [

@@ -13,8 +13,8 @@ from lit_llm.training.schedules import lr_multiplier
 
 
 @given(
-    st.sampled_from(["wsd", "cosine", "linear", "constant"]), st.integers(1, 500), st.floats(0, 0.4),
-    st.floats(0, 0.6), st.floats(0, 1),
+    st.sampled_from(["wsd", "cosine", "linear", "constant"]), st.integers(1, 500),
+    st.floats(0, 0.4), st.floats(0, 0.6), st.floats(0, 1),
 )  # fmt: skip
 def test_rises_then_never_rises_again(
     kind, steps: int, warmup: float, decay: float, final: float

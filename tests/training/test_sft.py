@@ -31,6 +31,7 @@ from lit_llm import (
     TransformerConfig,
     UserError,
 )
+from lit_llm.cli import main
 from lit_llm.models.generation.sampling import GREEDY
 from lit_llm.models.hub.adapters import load_adapter
 from lit_llm.models.hub.checkpoint import load_model
@@ -126,16 +127,22 @@ def test_accumulation_does_not_change_the_run(
 
 @pytest.mark.parametrize("packing", [True, False])
 @pytest.mark.parametrize(
-    "lora", [None, LoRAConfig(rank=4, dropout=0.1), dataclasses.replace(EVERYTHING, dropout=0.1)]
+    ("lora", "more"),
+    [
+        (None, {}),
+        (None, {"anchor": 0.1, "neftune": 5.0, "freeze": ["embed"]}),
+        (LoRAConfig(rank=4, dropout=0.1), {}),
+        (dataclasses.replace(EVERYTHING, dropout=0.1), {"loss": "dft", "neftune": 5.0}),
+    ],
 )
 def test_resume_is_bit_equal(
-    tmp_path: Path, base: Path, rows: Path, lora: LoRAConfig | None, packing: bool
+    tmp_path: Path, base: Path, rows: Path, lora: LoRAConfig | None, more: dict, packing: bool
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder, stops in ((whole, [-1]), (parts, [5, -1])):
         for number, stop in enumerate(stops):
             L.seed_everything(1, verbose=False)
-            module = SFTModule(str(base), lora=lora, learning_rate=1e-3)
+            module = SFTModule(str(base), lora=lora, learning_rate=1e-3, **more)
             source = data(rows, tmp_path / "cache", packing=packing, global_batch_tokens=2 * 64)
             last = max((folder / "checkpoints").glob("step-*.ckpt")) if number else None
             fit(folder, module, source, last, max_steps=stop)
@@ -261,15 +268,19 @@ def adapt(
     steps: int,
     lora: LoRAConfig,
     precision: str = "32-true",
+    anchor: float = 0.0,
+    ddp: bool = False,
 ) -> int:
     """Finetune as one of ``ranks`` processes, from the newest checkpoint if there is one."""
     last = max((folder / "checkpoints").glob("step-*.ckpt"), default=None)
     L.seed_everything(1, verbose=False)
-    module = SFTModule(str(base), lora=lora, learning_rate=3e-3, validate_first=False)
+    module = SFTModule(
+        str(base), lora=lora, learning_rate=3e-3, validate_first=False, anchor=anchor
+    )
     fit(
         folder, module, data(rows, folder.parent / "cache", num_workers=0), last, max_steps=steps,
         precision=precision, devices=ranks, callbacks=[SpikeGuard()],
-        **({"strategy": FSDP2Strategy()} if ranks > 1 else {}),
+        **({"strategy": "ddp" if ddp else FSDP2Strategy()} if ranks > 1 else {}),
     )  # fmt: skip
     return 0
 
@@ -309,6 +320,21 @@ def test_sharded_lora_equals_lora_of_one(
     assert losses[1] == pytest.approx(losses[0][:4], rel=2e-2)
 
 
+def test_a_sharded_anchor_equals_that_of_one(tmp_path: Path, base: Path, rows: Path) -> None:
+    """FSDP2 and DDP; a sharded run of all weights has no copy of the start, and is refused."""
+    out, losses = tmp_path / "out", []
+    for name, ranks in (("one", 1), ("fsdp", 2), ("ddp", 2)):
+        folder, lora = tmp_path / name, dataclasses.replace(EVERYTHING, train_modules=())
+        at = (adapt, folder, base, rows, ranks, 4, lora, "32-true", 2.0, name == "ddp")
+        assert together(ranks, out, *at) == 0, out.read_text()[-3000:]
+        losses.append([float(row["train_loss"]) for row in metrics(folder)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] == pytest.approx(losses[2], rel=1e-5)
+    at = (adapt, tmp_path / "all", base, rows, 2, 4, None, "32-true", 2.0, False)
+    assert together(2, out, *at) != 0
+    assert "the frozen copy of all weights is not sharded; train with model.lora" in out.read_text()
+
+
 def test_what_does_not_fit_is_refused(tmp_path: Path, base: Path, rows: Path) -> None:
     lora = LoRAConfig(rank=4)
     fit(tmp_path, SFTModule(str(base), lora=lora), data(rows, tmp_path / "cache"), max_steps=4)
@@ -320,6 +346,9 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, base: Path, rows: Path) ->
     Tokenizer.from_pretrained(base).save_pretrained(other)
     with pytest.raises(UserError, match="its weights are not those"):
         fit(tmp_path, SFTModule(str(other), lora=lora), data(rows, tmp_path / "cache"), checkpoint)
+    with pytest.raises(UserError, match=r"model\.freeze was None .* is \['layers.0'\] now"):
+        frozen = SFTModule(str(base), lora=lora, freeze=["layers.0"])
+        fit(tmp_path, frozen, data(rows, tmp_path / "cache"), checkpoint)
     with pytest.raises(UserError, match=r"model\.lora was"):
         fit(tmp_path, SFTModule(str(base)), data(rows, tmp_path / "cache"), checkpoint)
     with pytest.raises(UserError, match="train them with adamw"):
@@ -356,6 +385,17 @@ def test_attention_is_the_users_to_choose(tmp_path: Path, base: Path, rows: Path
         SFTModule(str(base), activation_checkpointing=2)
 
 
+def test_another_schedule_on_resume_is_told(tmp_path: Path, base: Path, rows: Path) -> None:
+    old = SFTModule(str(base), lora=LoRAConfig(rank=4), schedule="cosine", warmup=0.05)
+    fit(tmp_path, old, data(rows, tmp_path / "cache"), max_steps=4)
+    checkpoint = tmp_path / "checkpoints" / "step-00000004.ckpt"
+    with pytest.warns(UserWarning, match="model.schedule was cosine .* and is linear now"):
+        fit(
+            tmp_path, SFTModule(str(base), lora=LoRAConfig(rank=4)),
+            data(rows, tmp_path / "cache"), checkpoint, max_steps=5,
+        )  # fmt: skip
+
+
 def test_a_lora_checkpoint_opens_without_trainer(tmp_path: Path, base: Path, rows: Path) -> None:
     module = SFTModule(str(base), lora=LoRAConfig(rank=4), learning_rate=3e-3)
     fit(tmp_path, module, data(rows, tmp_path / "cache"), max_steps=4)
@@ -375,3 +415,25 @@ def test_a_lora_checkpoint_can_be_talked_to(tmp_path: Path, base: Path, rows: Pa
     with torch.no_grad():
         torch.testing.assert_close(model(ids), module.network.eval()(ids), atol=1e-4, rtol=1e-4)
     assert tokenizer.chat_template
+
+
+@pytest.mark.parametrize("preset", ["sft-lora", "sft-full", "dora"])
+def test_a_preset_trains(
+    tmp_path: Path, base: Path, rows: Path, preset: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    assert main([
+        "fit", "--config", f"finetune/{preset}", "--model.init_from", str(base),
+        "--data.sources", str(rows), "--data.cache_dir", str(tmp_path / "cache"),
+        "--data.seq_len", "64", "--data.micro_batch_size", "2", "--data.rehearsal", "0",
+        "--data.global_batch_tokens", "256", "--trainer.max_steps", "3",
+        "--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(tmp_path / "run"),
+    ]) == 0  # fmt: skip
+    rate = "2e-05" if preset == "sft-full" else "0.0001"
+    assert f"finetuning: model.learning_rate={rate} (" in caplog.text
+    adapter = tmp_path / "run" / "adapter" / "adapter_config.json"
+    kind = {"sft-lora": None, "dora": True}
+    assert adapter.exists() == (preset in kind)
+    if preset in kind:
+        assert json.loads(adapter.read_text()).get("use_dora") == kind[preset]
+    assert (tmp_path / "run" / "final" / "model.safetensors").exists()

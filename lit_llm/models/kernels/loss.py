@@ -80,7 +80,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # Chunks of equal size, so that the compiler sees one shape (the last may be shorter).
         rows = max(1, -(-len(x_NC) // max(1, -(-len(x_NC) // largest))))
         loss_and_grad = _compiled() if compiled else _in_blocks
-        share = None if x_NC.dtype == torch.float32 else _share(labels_N)
+        share = None if x_NC.dtype == torch.float32 else power_of_two_share(labels_N)
         # For each chunk: logits, loss and the gradient of the logits; from this gradient the
         # chunk's rows of grad_x and its contribution to grad_weight.
         for start in range(0, len(x_NC), rows):
@@ -123,7 +123,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return *scaled, None, None, None, None
 
 
-def _share(labels_N: Tensor) -> Tensor:
+def power_of_two_share(labels_N: Tensor) -> Tensor:
     """Return the factor of half-precision gradients before they are rounded.
 
     The backward pass divides by it again. Training takes the mean over labelled positions. With
@@ -156,7 +156,7 @@ def _in_blocks(
     # log(sum(exp(x))): the largest softmax value is exp(largest) / sum(exp(x)).
     for logits, labels in zip(logits_NV.split(size), labels_N.split(size), strict=True):
         labelled, labels_N1 = labels[:, None] != IGNORE, labels[:, None].clamp(min=0)
-        x, slope = _capped(logits.float(), scale, softcap)
+        x, slope = capped(logits.float(), scale, softcap)
         largest, at_label = x.amax(-1, keepdim=True), x.gather(1, labels_N1)
         # One kernel instead of four (subtract, exp, sum, divide). It reads a row before it writes
         # it.
@@ -182,7 +182,7 @@ def _whole(
 ) -> tuple[Tensor, Tensor]:
     """Compute `_in_blocks` in a form for the compiler: no scatter, nothing in place."""
     labelled, labels_N1 = labels_N[:, None] != IGNORE, labels_N[:, None].clamp(min=0)
-    x, slope = _capped(logits_NV.float(), scale, softcap)
+    x, slope = capped(logits_NV.float(), scale, softcap)
     log_total = x.logsumexp(-1, keepdim=True)
     at_label = torch.arange(x.shape[1], device=x.device) == labels_N1
     grad = (x - log_total).exp() - at_label.float()
@@ -197,7 +197,7 @@ def _compiled() -> Any:
     return torch.compile(_whole, dynamic=False)
 
 
-def _capped(
+def capped(
     logits: Tensor, scale: float | None, softcap: float | None
 ) -> tuple[Tensor, Tensor | float | None]:
     """Return the scaled and soft-capped ``logits`` and their derivative; None where it is 1."""

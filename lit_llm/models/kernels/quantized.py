@@ -59,9 +59,9 @@ def pack(weight: Tensor, format: Format) -> Packed:
         UserError: 4 bits without bitsandbytes.
     """
     if format == "int8":
-        absmax = weight.float().abs().amax(1).clamp(min=_TINY)  # a row of zeros stays zeros
-        codes = torch.round(weight.float() * (127.0 / absmax[:, None])).to(torch.int8)
-        return Packed(codes, codes.new_empty(0, dtype=torch.uint8), absmax.view(torch.int32))
+        rows = weight.float().abs().amax(1).clamp(min=_TINY)  # a row of zeros stays zeros
+        levels = torch.round(weight.float() * (127.0 / rows[:, None])).to(torch.int8)
+        return Packed(levels, levels.new_empty(0, dtype=torch.uint8), rows.view(torch.int32))
     functional = _functional()
     codes, largest = [], []
     for part in weight.reshape(-1).split(_CHUNK):
