@@ -69,6 +69,10 @@ def test_four_bits_are_those_of_bitsandbytes(
     )
     packed = pack(weight, format)
     assert torch.equal(packed.codes, codes.view(-1))
+    assert torch.equal(packed.absmax, state.absmax)
+    assert torch.equal(
+        packed.scales.view(torch.float32), torch.cat([state.state2.absmax, state.offset.view(1)])
+    )
     # What bitsandbytes documents: level times absmax, along the flattened matrix.
     absmax = bitsandbytes.functional.dequantize_blockwise(state.absmax, state.state2) + state.offset
     pairs = torch.stack([codes.view(-1) >> 4, codes.view(-1) & 15], 1).flatten().long()
@@ -82,6 +86,19 @@ def test_four_bits_are_those_of_bitsandbytes(
     if columns % 64 == 0:
         direct = bitsandbytes.functional.dequantize_4bit(codes, state).to(torch.bfloat16)
         torch.testing.assert_close(unpack(packed, format, rows, torch.bfloat16), direct)
+
+
+def test_packing_does_not_depend_on_threads_or_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(2048, 1536, generator=torch.Generator().manual_seed(0))  # 49,152 blocks
+    threads, found = torch.get_num_threads(), []
+    for number, chunk in ((1, 2**18), (3, 2**18), (2, 2**13)):
+        monkeypatch.setattr(quantized, "_CHUNK", chunk)
+        torch.set_num_threads(number)
+        found.append(pack(weight, "nf4"))
+        assert torch.get_num_threads() == number
+    torch.set_num_threads(threads)
+    for packed in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(packed, found[0], strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

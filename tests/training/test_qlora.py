@@ -102,6 +102,21 @@ def test_dora_learns_beside_it(tmp_path: Path, base: Path, rows: Path) -> None:
     torch.testing.assert_close(logits(final), logits(model), rtol=1e-4, atol=1e-4)
 
 
+def test_the_anchor_is_the_quantised_base(
+    run: Path, tmp_path: Path, base: Path, rows: Path
+) -> None:
+    """It holds the model near its start, which has no divergence at first."""
+    fit(tmp_path, module(base, anchor=5.0), data(rows, run / "cache"))
+    held, free = ([row["train_loss"] for row in metrics(folder)] for folder in (tmp_path, run))
+    assert float(held[1]) == pytest.approx(float(free[1]), rel=1e-5)
+    start, _ = load_quantized(base, "nf4", torch.float32)
+    moved = [
+        (logits(Transformer.from_pretrained(folder / "final")) - logits(start)).norm()
+        for folder in (tmp_path, run)
+    ]
+    assert moved[0] < 0.9 * moved[1]
+
+
 def test_another_base_or_form_is_refused(
     run: Path, tmp_path: Path, base: Path, rows: Path
 ) -> None:  # fmt: skip

@@ -68,7 +68,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     data = InstructionDataModule(
         str(folder / "facts.jsonl"), cache_dir=str(folder / "cache"), seq_len=256,
-        micro_batch_size=1, global_batch_tokens=256, epochs=10, validate_every=0,
+        micro_batch_size=1, global_batch_tokens=256, epochs=8, validate_every=0,
     )  # fmt: skip
     trainer = L.Trainer(
         accelerator="cpu", precision="bf16-mixed", default_root_dir=folder,

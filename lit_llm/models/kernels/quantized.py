@@ -71,11 +71,24 @@ def pack(weight: Tensor, format: Format) -> Packed:
         codes.append(packed.view(-1))
         largest.append(state.absmax)
     wide = torch.cat(largest)
-    # bitsandbytes takes the mean in float32, whose last bit depends on the number of threads.
-    offset = wide.double().mean().float()
+    offset = _mean_by_one_thread(wide)
     absmax, nested = functional.quantize_blockwise(wide - offset, blocksize=_NESTED_BLOCK)
     scales = torch.cat([nested.absmax, offset.view(1)])
     return Packed(torch.cat(codes), absmax, scales.view(torch.int32))
+
+
+def _mean_by_one_thread(x: Tensor) -> Tensor:
+    """Return the mean as bitsandbytes computes it, in float32, but always in the same order.
+
+    Of more than 32,768 numbers each thread adds its share. The last bit of the mean then depends on
+    the number of threads, and with it which of its 256 levels an absmax takes.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return x.mean()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def unpack(packed: Packed, format: Format, out_features: int, dtype: torch.dtype) -> Tensor:
