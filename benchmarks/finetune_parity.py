@@ -4,13 +4,13 @@
     python benchmarks/finetune_parity.py  # fifteen minutes on two cores
     python benchmarks/finetune_parity.py --dry-run  # the small model; nothing is written
 
-Two models (a random Llama with a small width; SmolLM2-135M from its package), in float32, all
-weights, LoRA, DoRA, and all weights under the DFT loss. Both programs get the same base, the same
-first updates, and the same ids of ragged rows in the same order, in two micro-batches a step; a
-part of every row is learnt. (DFT with the small model alone.) Written down are, as relative differences, the largest over 20 steps of
-loss and gradient norm, that of the trained weights (in the norm of a tensor, the largest over
-tensors), of how far they moved (over all tensors, which is stricter), and of the log-probabilities
-of rows that were not learnt.
+Two models (a random Llama with a small width; SmolLM2-135M from its package), in float32: all
+weights, LoRA, DoRA, and, with the small model, all weights under the DFT loss. Both programs get
+the same base, the same first updates, and the same ids of ragged rows in the same order, in two
+micro-batches a step; a part of every row is learnt. Written down are, as relative differences, the
+largest over 20 steps of loss and gradient norm, that of the trained weights (in the norm of a
+tensor, the largest over tensors), of how far they moved (over all tensors, which is stricter), and
+of the log-probabilities of rows that were not learnt.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import lit_llm  # noqa: F401, I001  before torch, whose threads then do not wait by spinning
+import lit_llm  # noqa: F401  # isort: skip -- before torch, whose threads then do not spin
 import lightning as L
 import torch
 from record import write_result
