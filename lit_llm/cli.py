@@ -67,6 +67,10 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
         _function("lit_llm.terminal.convert", "export_main"),
         "checkpoint to Hugging Face or GGUF",
     ),
+    "merge": (
+        _function("lit_llm.terminal.merge", "merge_main"),
+        "adapters and their base to one Hugging Face directory",
+    ),
     "inspect": (
         _function("lit_llm.terminal.inspect", "inspect_main"),
         "what a checkpoint is, without loading it",

@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[list[str], str, Any, Any, str, str]] = {
     "generate": (["x"], "top_k", 3, 4, "top_kk", "top_k"),
     "import": (["x", "y"], "dtype", "float32", "bfloat16", "dtipe", "dtype"),
     "export": (["x", "y", "--format", "hf"], "dtype", "float32", "bfloat16", "dtipe", "dtype"),
+    "merge": (["x", "y"], "dtype", "float32", "bfloat16", "dtipe", "dtype"),
     "inspect": (["x"], "json", True, None, "jsn", "json"),
     "report": (["x"], "compare", "a", "b", "compre", "compare"),
 }  # fmt: skip

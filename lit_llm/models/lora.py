@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lit_llm.errors import UserError
 from lit_llm.models.dora import row_norms, scale_rows
 from lit_llm.models.lora_config import TARGETS, LoRAConfig, first_match
+from lit_llm.models.quantize import CODES, QuantizedLinear, packing_layer, restore_weights
 from lit_llm.models.transformer import Transformer
 
 
@@ -48,7 +49,7 @@ class LoRALinear(nn.Linear):
         """
         weight = linear.weight
         rank = config.rank if rank is None else rank
-        linear.__class__ = cls
+        linear.__class__ = QuantizedLoRALinear if isinstance(linear, QuantizedLinear) else cls
         assert isinstance(linear, LoRALinear)
         linear.scale = config.scale(rank, config.alpha if alpha is None else alpha)
         linear.dropout = config.dropout
@@ -130,6 +131,14 @@ class LoRALinear(nn.Linear):
         """Return the product that is added to the weight: float32 (out, in)."""
         return self.scale * (self.lora_b.detach().float() @ self.lora_a.detach().float())
 
+    def change(self) -> Tensor:
+        """Return the difference that the update makes to the frozen weight: float32 (out, in)."""
+        update = self.update()
+        if self.lora_magnitude is None:
+            return update
+        base = self.base_weight()
+        return scale_rows(base + update, self.lora_magnitude.detach()) - base
+
     def merged_weight(self) -> Tensor:
         """Return the weight with the update included, in the weight's dtype."""
         weight = self.weight.detach()
@@ -159,7 +168,18 @@ class LoRALinear(nn.Linear):
         del self.lora_a, self.lora_b, self.lora_magnitude
         for name in ("merged", "_merged_norms"):
             self.__dict__.pop(name, None)
-        self.__class__ = nn.Linear  # type: ignore[assignment]
+        quantized = isinstance(self, QuantizedLinear)
+        self.__class__ = QuantizedLinear if quantized else nn.Linear  # type: ignore[assignment]
+
+
+class QuantizedLoRALinear(LoRALinear, QuantizedLinear):
+    """A `LoRALinear` whose frozen weight is quantised."""
+
+    plain = LoRALinear
+
+    def base_product(self, x: Tensor) -> Tensor:
+        """Return the product with the unpacked weight, which is not kept for the backward pass."""
+        return QuantizedLinear.forward(self, x)
 
 
 def apply_lora(model: Transformer, config: LoRAConfig) -> None:
@@ -231,8 +251,10 @@ def merge_lora(model: Transformer) -> None:
 def merge_adapter(model: Transformer) -> None:
     """Fold the updates into the weights, in place, and keep them for `unmerge_adapter`.
 
-    The model then runs at the speed of the base model.
+    The model then runs at the speed of the base model. Quantised layers become layers that hold
+    the unpacked weight: the sum does not fit into 4 bits.
     """
+    restore_weights(model)
     for module in lora_layers(model):
         module.merge()
 
@@ -271,6 +293,11 @@ def merged_weights(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     The model itself does not change.
     """
     for name, value in model.state_dict().items():
+        if (packed := packing_layer(model, name)) is not None:
+            if name.endswith(f".{CODES}"):
+                merged = packed.merged_weight() if isinstance(packed, LoRALinear) else packed.weight
+                yield f"{name.removesuffix(CODES)}weight", merged
+            continue
         module = model.get_submodule(name.rpartition(".")[0])
         if isinstance(module, LoRALinear) and name.endswith(".weight"):
             yield name, module.merged_weight()

@@ -313,6 +313,7 @@ class Transformer(nn.Module):
         path: str | Path,
         dtype: torch.dtype | None = None,
         prepare: Callable[[Transformer], None] | None = None,
+        convert: Callable[[str, Tensor], dict[str, Tensor]] | None = None,
     ) -> Transformer:
         """Load a Hugging Face directory (config.json + safetensors) or a GGUF file.
 
@@ -321,13 +322,15 @@ class Transformer(nn.Module):
             dtype: of the weights. None: the file's dtype (float32 for GGUF).
             prepare: called with the model on the meta device before the weights are loaded. It may
                 change layers (LoRA).
+            convert: called with name and value of each weight as soon as it is read. What it
+                returns is loaded instead.
 
         Raises:
             UserError: for a missing or broken file, an unknown architecture or an unknown tensor
                 name.
         """
         found = locate(path)
-        return format_of(found).read_model(found, dtype, prepare)
+        return format_of(found).read_model(found, dtype, prepare, convert)
 
     def save_pretrained(
         self,

@@ -83,7 +83,9 @@ def _add_options(parser: Parser) -> None:
         "--lora", action="store_true", help="low-rank finetuning: the weights are frozen"
     )
     model.add_argument(
-        "--quantize", choices=["nf4", "int8"], help="with --lora: how the frozen weights are held"
+        "--quantize",
+        choices=["nf4", "fp4", "int8"],
+        help="with --lora: how the frozen weights are held",
     )
     data = parser.add_argument_group("data")
     data.add_argument("--tokens", type=number, metavar="N", help="trained on, repeats counted")

@@ -16,12 +16,13 @@ from lit_llm.plan.shape import ModelShape
 
 Optimizer = Literal["adamw", "muon_adamw", "adamw_8bit"]
 Precision = Literal["bf16", "fp32", "fp8"]
-Quantization = Literal["nf4", "int8"]
+Quantization = Literal["nf4", "fp4", "int8"]
 
-QUANTIZED_BYTES: dict[Quantization, float] = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
+_FOUR_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)
+QUANTIZED_BYTES: dict[Quantization, float] = {"nf4": _FOUR_BITS, "fp4": _FOUR_BITS, "int8": 1.0}
 """Bytes per quantized weight.
 
-nf4: 4 bits per weight. Each block of 64 weights has an 8-bit scale, and each 256 scales have a
+nf4, fp4: 4 bits per weight. Each block of 64 weights has an 8-bit scale, and each 256 scales have a
 float32 scale (double quantization, arXiv:2305.14314, section 3). int8: one byte; the float32 scale
 per output channel is not counted (arXiv:2208.07339).
 """

@@ -59,6 +59,7 @@ class Preflight(L.Callback):
             precision="bf16" if "16" in str(trainer.precision) else "fp32",
             optimizer=pl_module.hparams.get("optimizer", "adamw").removeprefix("paged_"),
             lora=getattr(pl_module, "lora", None) is not None, fused_norms=device.type == "cuda",
+            quantize=pl_module.hparams.get("quantize"),
             fsdp=data_parallel, tensor_parallel=tensor_parallel,
         )  # fmt: skip
         beside = float(getattr(pl_module, "bytes_beside_base", 0))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lit_llm.models.tokenizer import Tokenizer
     from lit_llm.models.transformer import Transformer
 
-_DTYPES = ["float32", "bfloat16", "float16"]
+DTYPES = ["float32", "bfloat16", "float16"]
 
 
 def import_main(args: list[str]) -> None:
@@ -43,13 +43,13 @@ def import_main(args: list[str]) -> None:
     parser.add_argument(
         "out", metavar="OUT", type=Path, help="directory to write; must not exist or be empty"
     )
-    parser.add_argument("--dtype", choices=_DTYPES, help="of the weights; default: the source's")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the weights; default: the source's")
     options = parser.parse_args(args)
-    out = _free_directory(options.out)
+    out = free_directory(options.out)
 
     from lit_llm.models.hub.checkpoint import load_model
 
-    _write_directory(*load_model(options.src, dtype=_torch_dtype(options.dtype)), out)
+    write_directory(*load_model(options.src, dtype=torch_dtype(options.dtype)), out)
 
 
 def export_main(args: list[str]) -> None:
@@ -74,7 +74,7 @@ def export_main(args: list[str]) -> None:
     )
     parser.add_argument("--format", choices=["hf", "gguf"], required=True, help="what to write")
     parser.add_argument(
-        "--dtype", choices=_DTYPES, help="hf: of the weights; default: the checkpoint's"
+        "--dtype", choices=DTYPES, help="hf: of the weights; default: the checkpoint's"
     )
     parser.add_argument(
         "--quantization",
@@ -91,13 +91,13 @@ def export_main(args: list[str]) -> None:
         raise UserError(
             "--dtype goes with --format hf; a GGUF file's weights have a --quantization"
         )
-    out = _free_directory(options.out) if options.format == "hf" else _free_file(options.out)
+    out = free_directory(options.out) if options.format == "hf" else _free_file(options.out)
 
     from lit_llm.models.hub.checkpoint import load_model
 
-    model, tokenizer = load_model(options.ckpt, options.adapter, _torch_dtype(options.dtype))
+    model, tokenizer = load_model(options.ckpt, options.adapter, torch_dtype(options.dtype))
     if options.format == "hf":
-        return _write_directory(model, tokenizer, out)
+        return write_directory(model, tokenizer, out)
     from lit_llm.models.hub.gguf.names import gguf_arch_of
     from lit_llm.models.hub.gguf.write import Quantization, write_gguf
 
@@ -122,13 +122,19 @@ def _add_turn_end(tokenizer: Tokenizer) -> None:
         return
 
 
-def _torch_dtype(name: str | None) -> torch.dtype | None:
+def torch_dtype(name: str | None) -> torch.dtype | None:
+    """Return torch's dtype of that name; None of None."""
     import torch
 
     return None if name is None else getattr(torch, name)
 
 
-def _free_directory(path: Path) -> Path:
+def free_directory(path: Path) -> Path:
+    """Return the whole path of a directory that is empty or does not exist.
+
+    Raises:
+        UserError: it is not empty.
+    """
     out = path.expanduser().absolute()  # "." has no name to append .part to
     check_no_link_to_nothing(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -148,7 +154,12 @@ def _free_file(path: Path) -> Path:
     return out
 
 
-def _write_directory(model: Transformer, tokenizer: Tokenizer, out: Path) -> None:
+def write_directory(model: Transformer, tokenizer: Tokenizer, out: Path) -> None:
+    """Write a Hugging Face directory under a temporary name, rename it to ``out``, and say so.
+
+    Raises:
+        UserError: it could not be written.
+    """
     from safetensors import SafetensorError
 
     from lit_llm.models.hub.config_json import family_of

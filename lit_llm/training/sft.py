@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -17,9 +16,13 @@ from lit_llm.errors import UserError
 from lit_llm.lightning_internals import WEIGHT_KEYS, trainer_of, validate_now
 from lit_llm.models.accounting import flops
 from lit_llm.models.head import LMHead
+from lit_llm.models.hub.adapter_base import AdapterBase
 from lit_llm.models.hub.adapters import save_adapter
 from lit_llm.models.hub.checkpoint import settings_of
+from lit_llm.models.hub.digest import digest
+from lit_llm.models.hub.quantized import load_quantized
 from lit_llm.models.kernels.objective import Objective
+from lit_llm.models.kernels.quantized import Format
 from lit_llm.models.lora import apply_lora, is_trained, merged_weights, without_updates
 from lit_llm.models.lora_config import LoRAConfig, lora_from
 from lit_llm.models.parallel.sharded import whole_state_dict
@@ -32,6 +35,7 @@ from lit_llm.training.language import DEFAULT_TRANSFORMER
 from lit_llm.training.neftune import EmbeddingNoise
 from lit_llm.training.optimizers import OptimizerName
 from lit_llm.training.pretrain import PretrainModule
+from lit_llm.training.quantized_base import refuse_quantized, said_of_layers
 from lit_llm.training.schedules import Schedule
 
 RANGES: dict[str, Range] = {
@@ -54,9 +58,15 @@ class SFTModule(PretrainModule):
     - checkpoints hold the updates and a digest of the base;
     - ``final/`` holds the merged model, and ``adapter/`` beside it the updates in PEFT's format.
 
+    With ``quantize`` beside it the base's linear layers have 4 or 8 bits, see
+    `lit_llm.models.quantize`. ``final/`` holds the sum of the unpacked weights, beside which the
+    updates were trained, and the updates.
+
     Args:
         init_from: Hugging Face directory or GGUF file of the base; see `locate`.
         lora: the layers to adapt and their settings. None trains all weights.
+        quantize: form of the frozen base under ``lora``: "nf4" or "fp4" (4 bits), "int8"; None
+            leaves it as it is. For one device and for DDP.
         loss: what is summed over the supervised tokens. "nll": the cross-entropy. "dft": each
             token's nll times its probability, which counts as a constant (arXiv:2508.05629).
         label_smoothing: share of a label's weight that the whole vocabulary has in common; for nll.
@@ -82,6 +92,7 @@ class SFTModule(PretrainModule):
         self,
         init_from: str,
         lora: LoRAConfig | None = None,
+        quantize: Format | None = None,
         loss: Literal["nll", "dft"] = "nll",
         label_smoothing: float = 0.0,
         anchor: float = 0.0,
@@ -99,6 +110,10 @@ class SFTModule(PretrainModule):
         if loss == "dft" and label_smoothing:
             raise UserError("model.label_smoothing is for model.loss=nll; set it to 0 for dft")
         lora = lora_from(lora)  # a checkpoint holds plain values
+        if quantize is not None and lora is None:
+            raise UserError(
+                f"model.quantize={quantize}: quantised weights are frozen; it needs model.lora"
+            )
         if lora is not None and settings.get("float8"):
             raise UserError(
                 "model.float8: LoRA's layers have no products in 8 bits; set it to false"
@@ -113,6 +128,7 @@ class SFTModule(PretrainModule):
             **settings,
         )
         self.lora = lora
+        self._packed: str | None = None  # digest of the quantised base
         self.objective = Objective(loss, label_smoothing, anchor)
         self._noise_on_embeddings: EmbeddingNoise | None = None
         self._reference: tuple[Transformer, ...] = ()  # inside a tuple it is no submodule
@@ -127,6 +143,7 @@ class SFTModule(PretrainModule):
                 "themselves; train them with adamw"
             )
         # A checkpoint with a dataclass could not be read with weights_only.
+        self.hparams["quantize"] = quantize
         self.hparams["lora"] = None if self.lora is None else asdict(self.lora)
 
     def build_model(self) -> nn.Module:
@@ -151,8 +168,15 @@ class SFTModule(PretrainModule):
                 f"lora.train_modules: trainer.precision={precision} would hold them in half "
                 "precision; set it to bf16-mixed, which holds the base in bfloat16 too"
             )
-        model = Transformer.from_pretrained(self.hparams["init_from"], dtype)
-        self._base = digest(model.state_dict().items())
+        init_from, quantize = self.hparams["init_from"], self.hparams["quantize"]
+        if quantize is None:
+            model = Transformer.from_pretrained(init_from, dtype)
+            self._base = digest(model.state_dict().items())
+        else:
+            refuse_quantized(trainer, quantize)
+            model, self._base = load_quantized(init_from, quantize, dtype)
+            rank_zero_info(f"model.quantize={quantize}: {said_of_layers(model)}")
+            self._packed = digest(model.state_dict().items())
         apply_lora(model, lora)
         return model
 
@@ -280,6 +304,8 @@ class SFTModule(PretrainModule):
         for key in WEIGHT_KEYS & checkpoint.keys():
             checkpoint[key] = {k: v for k, v in checkpoint[key].items() if self._is_trained(k)}
         checkpoint["base_digest"] = self._base
+        if self._packed is not None:
+            checkpoint["quantized_digest"] = self._packed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check ``lora`` and the base; with LoRA, add the base's weights to ``checkpoint``.
@@ -294,6 +320,12 @@ class SFTModule(PretrainModule):
                 f"model.lora was {saved and asdict(saved)} when the checkpoint was written and is "
                 f"{self.hparams['lora']} now"
             )
+        form = settings_of(checkpoint).get("quantize")
+        if form != self.hparams["quantize"]:
+            raise UserError(
+                f"model.quantize was {form} when the checkpoint was written and is "
+                f"{self.hparams['quantize']} now"
+            )
         if (trainer := trainer_of(self)) is not None and trainer.state.fn == "fit":
             self._compare(settings_of(checkpoint))
         if self.lora is None:
@@ -303,6 +335,11 @@ class SFTModule(PretrainModule):
             raise UserError(
                 f"model.init_from={self.hparams['init_from']}: its weights are not those for which "
                 "the updates were trained"
+            )
+        if checkpoint.get("quantized_digest") != self._packed:
+            raise UserError(
+                f"model.quantize={form}: quantised here, the base has other values than the one "
+                "for which the updates were trained; take the same version of bitsandbytes"
             )
         frozen = {k: v for k, v in self.state_dict().items() if not self._is_trained(k)}
         for key in WEIGHT_KEYS & checkpoint.keys():
@@ -350,18 +387,7 @@ class SFTModule(PretrainModule):
             save_adapter(model, folder, base=str(self.hparams["init_from"]), state_dict=whole)
             # Template and stop tokens may differ from those of the base.
             self.save_tokenizer(folder)
-
-
-def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """Digest of weights: SHA-256 in hex over names, shapes and some values of each tensor.
-
-    The values are up to 4,096 evenly spaced ones, rounded to bfloat16, so that the digest does not
-    depend on the stored dtype. It distinguishes two trained models quickly. It does not detect a
-    change of single weights.
-    """
-    total = hashlib.sha256()
-    for name, tensor in tensors:
-        flat = tensor.detach().flatten()
-        some = flat[:: max(1, flat.numel() // 4096)].bfloat16().float().cpu().contiguous()
-        total.update(f"{name} {tuple(tensor.shape)} ".encode() + some.numpy().tobytes())
-    return total.hexdigest()
+            dtype = str(model.base_dtype).removeprefix("torch.")
+            AdapterBase(
+                str(self.hparams["init_from"]), self._base, dtype, self.hparams["quantize"]
+            ).write(Path(folder))

@@ -417,7 +417,7 @@ def test_a_lora_checkpoint_can_be_talked_to(tmp_path: Path, base: Path, rows: Pa
     assert tokenizer.chat_template
 
 
-@pytest.mark.parametrize("preset", ["sft-lora", "sft-full", "dora"])
+@pytest.mark.parametrize("preset", ["sft-lora", "sft-full", "dora", "qlora"])
 def test_a_preset_trains(
     tmp_path: Path, base: Path, rows: Path, preset: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -432,7 +432,7 @@ def test_a_preset_trains(
     rate = "2e-05" if preset == "sft-full" else "0.0001"
     assert f"finetuning: model.learning_rate={rate} (" in caplog.text
     adapter = tmp_path / "run" / "adapter" / "adapter_config.json"
-    kind = {"sft-lora": None, "dora": True}
+    kind = {"sft-lora": None, "dora": True, "qlora": None}
     assert adapter.exists() == (preset in kind)
     if preset in kind:
         assert json.loads(adapter.read_text()).get("use_dora") == kind[preset]

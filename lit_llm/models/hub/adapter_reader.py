@@ -20,6 +20,7 @@ from lit_llm.models.hub.config_json import family_of
 from lit_llm.models.hub.tensor_layout import Layout, Slot
 from lit_llm.models.lora import is_lora
 from lit_llm.models.lora_config import TARGETS, WHOLE, LoRAConfig
+from lit_llm.models.quantize import unpacked_shapes
 from lit_llm.models.transformer import Transformer
 
 _PREFIX = "base_model.model."
@@ -78,9 +79,7 @@ def read_adapter(model: Transformer, folder: str | Path) -> Adapter:
 
 def layout_without_updates(model: Transformer) -> Layout:
     """Return the layout of the model in its family, with a separate matrix for the head."""
-    shapes = {
-        name: tensor.shape for name, tensor in model.state_dict().items() if not is_lora(name)
-    }
+    shapes = {name: shape for name, shape in unpacked_shapes(model).items() if not is_lora(name)}
     untied = dataclasses.replace(model.config, tie_embeddings=False)
     return Layout(untied, shapes, family_of(model.config))
 

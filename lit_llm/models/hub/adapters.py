@@ -210,17 +210,23 @@ def _put(model: Transformer, adapter: Adapter) -> None:
         model.untie()
     for name, value in adapter.weights.items():
         model.get_parameter(name).data.copy_(value)
-    for name, update in adapter.updates.items():
-        linear = model.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
-        layer = LoRALinear.adapt(linear, adapter.config, len(update.a), update.alpha)
-        layer.lora_a.data.copy_(update.a)
-        layer.lora_b.data.copy_(update.b)
-        if layer.lora_magnitude is not None and update.magnitude is not None:
-            layer.lora_magnitude.data.copy_(update.magnitude)
+    for name in adapter.updates:
+        adapt(model, adapter, name)
     model.lora, model.base_dtype = adapter.config, model.embed.weight.dtype
     whole = {name for name in adapter.weights if is_trained(model, name)}
     model.replaced = tuple(name for name in adapter.weights if name not in whole)
+
+
+def adapt(model: Transformer, adapter: Adapter, name: str) -> LoRALinear:
+    """Give the layer called ``name`` its update of ``adapter``, and return it."""
+    linear, update = model.get_submodule(name), adapter.updates[name]
+    assert isinstance(linear, nn.Linear)
+    layer = LoRALinear.adapt(linear, adapter.config, len(update.a), update.alpha)
+    layer.lora_a.data.copy_(update.a)
+    layer.lora_b.data.copy_(update.b)
+    if layer.lora_magnitude is not None and update.magnitude is not None:
+        layer.lora_magnitude.data.copy_(update.magnitude)
+    return layer
 
 
 class Adapters:

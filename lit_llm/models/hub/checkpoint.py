@@ -15,8 +15,10 @@ import torch
 from lit_llm.errors import UserError
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.hub.adapters import load_adapter
+from lit_llm.models.hub.digest import digest
 from lit_llm.models.hub.huggingface import read_model
 from lit_llm.models.hub.locate import locate
+from lit_llm.models.hub.quantized import load_quantized
 from lit_llm.models.kernels.cpu_threads import limit_threads
 from lit_llm.models.kernels.device import has_fast_bf16
 from lit_llm.models.kernels.packed import pack_linears
@@ -122,11 +124,11 @@ def load_model(
     if adapter is not None:
         load_adapter(model, adapter)
         merge_lora(model)
-        tokenizer = _tokenizer_of_adapter(locate(adapter), tokenizer, model.config.vocab_size)
+        tokenizer = tokenizer_of_adapter(locate(adapter), tokenizer, model.config.vocab_size)
     return model.eval(), tokenizer
 
 
-def _tokenizer_of_adapter(folder: Path, base: Tokenizer, vocab_size: int) -> Tokenizer:
+def tokenizer_of_adapter(folder: Path, base: Tokenizer, vocab_size: int) -> Tokenizer:
     """Return the adapter's own tokenizer if it fits; it holds the chat template of the training.
 
     An adapter's folder usually has no generation_config.json. The base's fields are therefore kept
@@ -217,27 +219,35 @@ def _load_training_checkpoint(
         if name.startswith(_PREFIX)
     }
     if adapted:
-        model = _adapted(file, settings["init_from"], settings["lora"], weights, dtype)
+        model, base = _base(settings, dtype)
+        if checkpoint.get("base_digest", base) != base:
+            raise UserError(
+                f"{file}: {settings['init_from']} holds other weights than the base for which the "
+                "updates were trained"
+            )
+        _add_updates(file, model, settings, weights)
     else:
         model = _build(file, settings["transformer"], weights)
     return model, tokenizer
 
 
-def _adapted(
-    file: Path,
-    base: str,
-    lora: dict[str, Any],
-    updates: dict[str, torch.Tensor],
-    dtype: torch.dtype | None,
-) -> Transformer:
-    """Load the base model of LoRA training and fold the checkpoint's updates into it."""
-    model = Transformer.from_pretrained(base, dtype)
-    apply_lora(model, LoRAConfig(**lora))
+def _base(settings: dict[str, Any], dtype: torch.dtype | None) -> tuple[Transformer, str]:
+    """Load the base of LoRA training as it was trained beside, and return its digest too."""
+    if settings.get("quantize") is not None:
+        return load_quantized(settings["init_from"], settings["quantize"], dtype or torch.float32)
+    model = Transformer.from_pretrained(settings["init_from"], dtype)
+    return model, digest(model.state_dict().items())
+
+
+def _add_updates(
+    file: Path, model: Transformer, settings: dict[str, Any], updates: dict[str, torch.Tensor]
+) -> None:
+    """Fold the checkpoint's updates into the base, in place."""
+    apply_lora(model, LoRAConfig(**settings["lora"]))
     unfit = model.load_state_dict(updates, strict=False)
     if unfit.unexpected_keys or any(is_trained(model, n) for n in unfit.missing_keys):
-        raise UserError(f"{file}: its updates do not fit {base}")
+        raise UserError(f"{file}: its updates do not fit {settings['init_from']}")
     merge_lora(model)
-    return model
 
 
 def _build(

@@ -39,6 +39,7 @@ class Format(Protocol):
         path: Path,
         dtype: torch.dtype | None = None,
         prepare: Callable[[Transformer], None] | None = None,
+        convert: Callable[[str, Tensor], dict[str, Tensor]] | None = None,
     ) -> Transformer:
         """Return the model; the arguments are those of `Transformer.from_pretrained`."""
 

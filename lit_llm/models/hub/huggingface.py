@@ -225,6 +225,7 @@ def read_model(
     folder: Path,
     dtype: torch.dtype | None = None,
     prepare: Callable[[Transformer], None] | None = None,
+    convert: Callable[[str, Tensor], dict[str, Tensor]] | None = None,
 ) -> Transformer:
     """See `Transformer.from_pretrained`."""
     if not folder.is_dir():
@@ -237,6 +238,7 @@ def read_model(
     if prepare is not None:
         prepare(model)
     loaded: dict[str, Tensor] = {}
+    stacks: dict[str, Tensor] = {}
     missing = set(layout.slots)
     unknown = []
     embedding, head = _embedding_and_head(config, family).slots
@@ -256,14 +258,17 @@ def read_model(
         tensor = tensor if dtype is None else tensor.to(dtype)
         for ours, member, part in layout.split(theirs, tensor):
             if member is None:
-                loaded[ours] = part
+                loaded |= {ours: part} if convert is None else convert(ours, part)
             else:
-                loaded.setdefault(ours, part.new_empty(layout.shapes[ours]))[member] = part
+                stacks.setdefault(ours, part.new_empty(layout.shapes[ours]))[member] = part
     if unknown or missing:
         raise UserError(
             f"{folder}: unknown tensors: {_some(unknown)}; tensors missing: "
             f"{_some(sorted(missing))}"
         )
+    for ours in list(stacks):
+        stack = stacks.pop(ours)
+        loaded |= {ours: stack} if convert is None else convert(ours, stack)
     model.assign_weights(loaded)
     model.generation_config = generation.read_generation_config(folder)
     return model

@@ -65,9 +65,10 @@ def read_model(
     path: Path,
     dtype: torch.dtype | None = None,
     prepare: Callable[[Transformer], None] | None = None,
+    convert: Callable[[str, Tensor], dict[str, Tensor]] | None = None,
 ) -> Transformer:
-    """Return the model of a GGUF file; arguments and errors as in `load_gguf`."""
-    return _model(open_gguf(path), dtype or torch.float32, prepare)
+    """Return the model of a GGUF file; arguments and errors as in `Format`."""
+    return _model(open_gguf(path), dtype or torch.float32, prepare, convert)
 
 
 def read_config(path: Path) -> TransformerConfig:
@@ -91,7 +92,10 @@ def config_of(file: GGUFFile) -> TransformerConfig:
 
 
 def _model(
-    file: GGUFFile, dtype: torch.dtype, prepare: Callable[[Transformer], None] | None
+    file: GGUFFile,
+    dtype: torch.dtype,
+    prepare: Callable[[Transformer], None] | None,
+    convert: Callable[[str, Tensor], dict[str, Tensor]] | None = None,
 ) -> Transformer:
     config = config_of(file)
     arch = ARCHITECTURES[file.metadata["general.architecture"]]
@@ -121,9 +125,9 @@ def _model(
         parts = file.read(name).split([shapes[ours][0] for ours in held])
         for ours, part in zip(held, parts, strict=True):
             value = convert_layout(ours, part, config, arch, back=False).to(dtype)
-            loaded[ours] = (
-                value.clone() if len(held) > 1 and value.data_ptr() == part.data_ptr() else value
-            )
+            if len(held) > 1 and value.data_ptr() == part.data_ptr():
+                value = value.clone()
+            loaded |= {ours: value} if convert is None else convert(ours, value)
     model.assign_weights(loaded)
     return model
 
