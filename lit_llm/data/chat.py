@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from lit_llm.data.answers import AnswerFinder, no_answer
+from lit_llm.data.hidden import without_hidden
 from lit_llm.data.messages import (
     COMMON_WORDS,
     CONTENT_KEYS,
@@ -221,6 +222,16 @@ class ChatFormat:
         with_tools = None if self._with_tools is None else self._with_tools.template
         return {"template": self.template, TOOL_USE: with_tools, "names": self.jinja.names}
 
+    def knows_reasoning(self, arguments: Arguments = _NONE) -> bool:
+        """Whether the template renders the field ``reasoning_content`` of an answer."""
+        return self._for(arguments)._knows_reasoning
+
+    @cached_property
+    def _knows_reasoning(self) -> bool:
+        thoughts = {key: PROBE for key in ("reasoning_content", "thinking")}
+        answer = {"role": "assistant", "content": "answer", **thoughts}
+        return self._probe.shows([{"role": "user", "content": "question"}, answer], _NONE)
+
     @cached_property
     def stop_ids(self) -> list[int]:
         """Tokens that end an answer, see the class."""
@@ -240,7 +251,7 @@ class ChatFormat:
             if name != "tools" and (name in RESERVED or not self.jinja.knows(name)):
                 raise UserError(f"the chat template does not take the argument {name!r}")
         check_characters(dict(arguments), "the template's arguments")
-        return Turns(self._fit(turns.messages), turns.learn)
+        return turns._replace(messages=self._fit(turns.messages))
 
     def _uses(self, key: str, messages: list[Message], place: int, arguments: Arguments) -> bool:
         """Whether the template uses this key of a message.
@@ -287,6 +298,7 @@ class ChatFormat:
             context = self.encoder.ids(text[:begin])
             ids, offsets = self.encoder.continued(context, text, begin)
             count = sum(start < end for start, _ in offsets)
+            spans = without_hidden(text, spans, turns.messages[turn], turns.hidden[turn])
             learnt = [any(a <= start < b for a, b in spans) for start, _ in offsets[:count]]
             found.append(Target(turn, context, ids[:count], learnt))
         return found
@@ -336,6 +348,6 @@ def _answers(turns: Turns) -> list[int]:
     """Indices of the messages that may be learnt."""
     return [
         turn
-        for turn, (message, learn) in enumerate(zip(*turns, strict=True))
+        for turn, (message, learn) in enumerate(zip(turns.messages, turns.learn, strict=True))
         if message["role"] == "assistant" and learn
     ]

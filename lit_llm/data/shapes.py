@@ -11,6 +11,7 @@ import json
 from typing import Any
 
 from lit_llm.data.messages import OTHER_LEARN_KEYS, REASONING
+from lit_llm.data.policy import Format
 from lit_llm.data.template import Message
 from lit_llm.errors import UserError
 
@@ -18,6 +19,11 @@ _PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer
           ("instruction", "output"), ("instruction", "response"), ("prompt", "answer"),
           ("question", "response"), ("query", "response"), ("query", "answer"),
           ("input", "output"))  # fmt: skip
+_PAIRS_OF = {
+    "prompt_completion": tuple(pair for pair in _PAIRS if pair[0] == "prompt"),
+    "question_answer": tuple(pair for pair in _PAIRS if pair[0] in ("question", "query", "input")),
+    "alpaca": tuple(pair for pair in _PAIRS if pair[0] == "instruction"),
+}
 _ASKED = ("prompt", "question", "query", "instruction", "input", "inputs", "context", "choices")
 _ANSWERED = ("completion", "response", "answer", "output")
 _SYSTEM = ("system", "system_prompt", "system_message")
@@ -30,14 +36,14 @@ _FROM = {"human": "user", "function_call": "assistant", "observation": "tool",
                          "assistant")}  # fmt: skip
 # Keys that exclude texts from learning if they have a value.
 _HIDING = ("train_detail", "train_details", "mask", "masked", "loss_mask")
-_SPLITS = {"train": "train", "training": "train",
+SPLITS = {"train": "train", "training": "train",
            "dev": "validation", "val": "validation", "valid": "validation",
            "validation": "validation", "eval": "validation", "evaluation": "validation",
            "test": "validation"}  # fmt: skip
 
 
-def to_messages(row: dict[str, Any]) -> list[Message]:
-    """Read the conversation in a row of a common format.
+def to_messages(row: dict[str, Any], format: Format = "auto") -> list[Message]:
+    """Read the conversation in a row of a common format, found by its keys or named by ``format``.
 
     - {"messages": [{"role", "content", ...}]}, with the message keys of transformers and OpenAI
     - {"conversations": [{"from": "human" | "gpt" | "system" | "function_call" | "observation",
@@ -54,11 +60,12 @@ def to_messages(row: dict[str, Any]) -> list[Message]:
 
     Raises:
         UserError: none of these formats; a key that holds a part of the conversation and is not
-            used; two formats in one row.
+            used; two formats in one row; a row of preferences.
     """
     row = {key: value for key, value in row.items() if value is not None}
-    _check_learnt(row)
-    messages, used = _find(row)
+    check_learnt(row)
+    _check_no_preference(row)
+    messages, used = _find(row, format)
     if (system := _system(row)) is not None:
         messages = _with_system(messages, system)
     if isinstance(messages, list):
@@ -68,7 +75,7 @@ def to_messages(row: dict[str, Any]) -> list[Message]:
     return messages
 
 
-def _check_learnt(row: dict[str, Any]) -> None:
+def check_learnt(row: dict[str, Any]) -> None:
     """Raise UserError for a key of the row that says, or may say, not to learn it."""
     for key in ("weight", "train", "label", "training", *OTHER_LEARN_KEYS):
         if key not in row:
@@ -87,6 +94,18 @@ def _check_learnt(row: dict[str, Any]) -> None:
                 f"the row has {key!r} {str(value)[:40]!r}, which may say not to learn it; "
                 "'weight' and 'train' are used in a message. Take the row out if it is not to be "
                 "learnt, else the column"
+            )
+
+
+def _check_no_preference(row: dict[str, Any]) -> None:
+    """Raise UserError for a row that compares answers: to learn all of them would be wrong."""
+    for keys in (("chosen", "rejected"), ("responses", "scores")):
+        if set(keys) <= set(row):
+            hint = "; data.columns={completion: chosen} learns the chosen answers of texts"
+            raise UserError(
+                f"a preference row ({' and '.join(map(repr, keys))}), which is for preference "
+                f"tuning; its keys are {', '.join(map(str, row))}"
+                f"{hint if 'chosen' in keys else ''}"
             )
 
 
@@ -133,32 +152,56 @@ def split_of(row: dict[str, Any]) -> str | None:
     split = row.get("split")
     if split is None or split == "":
         return None
-    known = _SPLITS.get(split.lower().partition("_")[0]) if isinstance(split, str) else None
+    known = SPLITS.get(split.lower().partition("_")[0]) if isinstance(split, str) else None
     if known is None:
         raise UserError(
-            f"the row has the split {str(split)[:40]!r}; known are {', '.join(_SPLITS)}. Rename "
+            f"the row has the split {str(split)[:40]!r}; known are {', '.join(SPLITS)}. Rename "
             "the column if it means something else"
         )
     return known
 
 
-def _find(row: dict[str, Any]) -> tuple[list[Message], set[str]]:
+def group_of(row: dict[str, Any]) -> str | None:
+    """The row's ``group``, as a text; rows of one group are never in both splits.
+
+    Raises:
+        UserError: the value is neither a text nor a number.
+    """
+    group = row.get("group")
+    if group is None or group == "":
+        return None
+    if not isinstance(group, str | int | float):
+        raise UserError(f"the row has the group {str(group)[:40]!r}; it is a text or a number")
+    return str(group)
+
+
+def _find(row: dict[str, Any], format: Format) -> tuple[list[Message], set[str]]:
     """Find the conversation; returns (messages, keys of the row that were used)."""
-    pair = next((pair for pair in _PAIRS if set(pair) <= set(row)), None)
+    pairs = _PAIRS if format == "auto" else _PAIRS_OF.get(format, ())
+    pair = next((pair for pair in pairs if set(pair) <= set(row)), None)
     whole = [
-        key for key in ("messages", "conversations") if row.get(key) or (key in row and not pair)
+        key
+        for key in ("messages", "conversations")
+        if format in ("auto", key) and (row.get(key) or (key in row and not pair))
     ]
     if len(whole) == 2:
-        raise UserError("the row has both 'messages' and 'conversations'")
+        raise UserError("the row has both 'messages' and 'conversations'; name one as data.format")
     if whole:
         turns = _json(whole[0], row[whole[0]])
         return turns if whole == ["messages"] else _sharegpt(turns), set(whole)
     if pair:
         return _pair(row, *pair)
     keys = ", ".join(map(str, row)) or "none"
+    if format != "auto":
+        wanted = " or ".join(" with ".join(map(repr, pair)) for pair in pairs) or repr(format)
+        raise UserError(
+            f"data.format={format}: the row has no {wanted}, its keys are {keys}; data.columns "
+            "renames keys"
+        )
     raise UserError(
         "no conversation in the row: 'messages' (or 'conversations', 'prompt' and 'completion', "
-        f"'question' and 'answer', 'instruction' and 'output') is looked for, its keys are {keys}"
+        f"'question' and 'answer', 'instruction' and 'output') is looked for, its keys are {keys}; "
+        "data.columns renames keys, data.format=text learns 'text' as it is"
     )
 
 
