@@ -241,14 +241,18 @@ class _Encoded:
 
         The numbers of repetitions of two questions differ by one at most.
         """
-        rows = list(read_source(GENERAL))
-        wanted = round(share / (1 - share) * len(self._examples))
-        often, rest = divmod(wanted, len(rows))
-        some = [rows[i * len(rows) // rest] for i in range(rest)]
-        for place, row in rows * often + some:
+        usable = []
+        for place, row in read_source(GENERAL):
             assert not isinstance(row, UserError)  # a file of the package has no bad rows
             example = self._encode(row, place, "train", GENERAL)
-            self._examples += [] if example is None else [example]
+            usable += [] if example is None else [example]
+        if not usable:
+            raise UserError(
+                f"data.rehearsal: no general question fits data.seq_len={self._seq_len}; raise it, "
+                "or set data.rehearsal=0"
+            )
+        wanted = round(share / (1 - share) * len(self._examples))
+        self._examples += repeated(usable, [False] * len(usable), wanted)
 
     def _encode(
         self, row: dict[str, Any], place: str, split: str | None, source: str
@@ -413,7 +417,8 @@ class _Encoded:
         if self._other_split:
             words.append(f"{self._other_split.total()} belong to the other split")
         words.append(
-            'give rows with at least two different questions, rows with "split", or data.validation'
+            "give rows with at least two different questions (near-duplicates and rows of one "
+            'group count as one), rows with "split", or data.validation'
         )
         return "; ".join(words)
 

@@ -80,6 +80,6 @@ def held_out(
     place = {unit: position for unit, (_, position) in leaders.items()}
     most = max(1.0, fraction * len(units))
     chosen = {unit for unit, at in place.items() if at < fraction and size[unit] <= most}
-    if not chosen and len(size) > 1:
+    if not chosen and size:
         chosen = {min(size, key=lambda unit: (size[unit] > most, place[unit], leaders[unit][0]))}
     return np.array([unit in chosen for unit in units], dtype=bool)
