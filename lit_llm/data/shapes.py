@@ -66,10 +66,10 @@ def to_messages(row: dict[str, Any], format: Format = "auto") -> list[Message]:
     check_learnt(row)
     _check_no_preference(row)
     messages, used = _find(row, format)
-    if (system := _system(row)) is not None:
-        messages = _with_system(messages, system)
+    if (system := system_of(row)) is not None:
+        messages = with_system(messages, system)
     if isinstance(messages, list):
-        _check_unused(
+        check_unused(
             {key: row[key] for key in row if row[key] and key not in used}, used, messages
         )
     return messages
@@ -119,11 +119,11 @@ def template_arguments(row: dict[str, Any]) -> dict[str, Any]:
         UserError: a value of another type.
     """
     found: dict[str, Any] = {}
-    if kwargs := _json("chat_template_kwargs", row.get("chat_template_kwargs")):
+    if kwargs := parsed("chat_template_kwargs", row.get("chat_template_kwargs")):
         if not isinstance(kwargs, dict):
             raise UserError("'chat_template_kwargs' must be an object")
         found |= {key: value for key, value in kwargs.items() if value is not None}
-    tools, functions = (_json(key, row.get(key)) for key in ("tools", "functions"))
+    tools, functions = (parsed(key, row.get(key)) for key in ("tools", "functions"))
     if tools and functions:
         raise UserError("the row has both 'tools' and 'functions'")
     given = tools or functions
@@ -131,7 +131,7 @@ def template_arguments(row: dict[str, Any]) -> dict[str, Any]:
         return found
     if not isinstance(given, list):
         raise UserError("'tools' must be a list of JSON schemas, or JSON text of one")
-    schemas = [_json("tools", tool) for tool in given]
+    schemas = [parsed("tools", tool) for tool in given]
     for number, schema in enumerate(schemas, 1):
         name = schema.get("function", schema).get("name") if isinstance(schema, dict) else None
         if not isinstance(name, str):
@@ -187,8 +187,8 @@ def _find(row: dict[str, Any], format: Format) -> tuple[list[Message], set[str]]
     if len(whole) == 2:
         raise UserError("the row has both 'messages' and 'conversations'; name one as data.format")
     if whole:
-        turns = _json(whole[0], row[whole[0]])
-        return turns if whole == ["messages"] else _sharegpt(turns), set(whole)
+        turns = parsed(whole[0], row[whole[0]])
+        return turns if whole == ["messages"] else sharegpt(turns), set(whole)
     if pair:
         return _pair(row, *pair)
     keys = ", ".join(map(str, row)) or "none"
@@ -214,7 +214,7 @@ def _pair(row: dict[str, Any], asked: str, answered: str) -> tuple[list[Message]
             raise UserError(f"'instruction' and {extra!r} must be texts")
         used.add(extra)
         question = "\n\n".join(part for part in (question, row[extra]) if part.strip())
-    before, after = _turns("user", question), _turns("assistant", answer)
+    before, after = turns_of("user", question), turns_of("assistant", answer)
     thoughts = next((key for key in REASONING if row.get(key)), None)
     if thoughts is not None and isinstance(answer, str):
         used.add(thoughts)
@@ -223,7 +223,7 @@ def _pair(row: dict[str, Any], asked: str, answered: str) -> tuple[list[Message]
         before = [
             _not_learnt(message) if _is_assistants(message) else message for message in before
         ]
-    return _history(row.get("history") or []) + before + after, used
+    return history_of(row.get("history") or []) + before + after, used
 
 
 def _not_learnt(message: Message) -> Message:
@@ -234,11 +234,13 @@ def _is_assistants(message: Any) -> bool:
     return isinstance(message, dict) and message.get("role") == "assistant"
 
 
-def _turns(role: str, content: Any) -> list[Message]:
+def turns_of(role: str, content: Any) -> list[Message]:
+    """A message of ``role`` with this text; a list of messages stays as it is."""
     return content if isinstance(content, list) else [{"role": role, "content": content}]
 
 
-def _history(history: Any) -> list[Message]:
+def history_of(history: Any) -> list[Message]:
+    """The messages of ``history``. Raise UserError for another form."""
     if not isinstance(history, list):
         raise UserError("'history' must be a list of [question, answer] or of messages")
     messages: list[Message] = []
@@ -246,13 +248,14 @@ def _history(history: Any) -> list[Message]:
         if isinstance(turn, dict):
             messages.append(turn)
         elif isinstance(turn, list | tuple) and len(turn) == 2:
-            messages += _turns("user", turn[0]) + _turns("assistant", turn[1])
+            messages += turns_of("user", turn[0]) + turns_of("assistant", turn[1])
         else:
             raise UserError("'history' must be a list of [question, answer] or of messages")
     return messages
 
 
-def _sharegpt(turns: Any) -> list[Message]:
+def sharegpt(turns: Any) -> list[Message]:
+    """The messages of a list of {from, value}; {role, content} stay. Raise UserError for others."""
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise UserError("'conversations' must be a list of {from, value}")
     if all({"role", "content"} <= set(turn) for turn in turns):
@@ -264,7 +267,7 @@ def _sharegpt(turns: Any) -> list[Message]:
         other = {key: value for key, value in turn.items() if key not in ("from", "value")}
         message = {"role": _FROM.get(turn["from"], turn["from"]), "content": turn["value"], **other}
         if turn["from"] == "function_call":
-            calls = _json("value", turn["value"])
+            calls = parsed("value", turn["value"])
             calls = calls if isinstance(calls, list) else [calls]
             message |= {
                 "content": None,
@@ -274,7 +277,8 @@ def _sharegpt(turns: Any) -> list[Message]:
     return messages
 
 
-def _system(row: dict[str, Any]) -> str | None:
+def system_of(row: dict[str, Any]) -> str | None:
+    """The row's system message, or None. Raise UserError for two that differ."""
     found = {key: row[key] for key in _SYSTEM if row.get(key, "") != ""}
     for key, text in found.items():
         if not isinstance(text, str):
@@ -284,7 +288,7 @@ def _system(row: dict[str, Any]) -> str | None:
     return next(iter(found.values()), None)
 
 
-def _with_system(messages: Any, system: str) -> list[Message]:
+def with_system(messages: Any, system: str) -> list[Message]:
     """Put the row's system text in front of the messages, unless it is there already."""
     if not isinstance(messages, list) or not messages or not isinstance(messages[0], dict):
         return messages  # a later check of the conversation reports what is wrong
@@ -295,7 +299,7 @@ def _with_system(messages: Any, system: str) -> list[Message]:
     return messages
 
 
-def _check_unused(unused: dict[str, Any], used: set[str], messages: list[Any]) -> None:
+def check_unused(unused: dict[str, Any], used: set[str], messages: list[Any]) -> None:
     """Raise UserError for a key that holds a part of the conversation which no message contains."""
     told = [message for message in messages if isinstance(message, dict)]
     keys = [*_ASKED, *_OTHER_PARTS]
@@ -317,11 +321,18 @@ def _is_contained(value: Any, messages: list[Message]) -> bool:
     return isinstance(value, str) and any(value in text for text in texts)
 
 
-def _json(key: str, value: Any) -> Any:
-    """Parse ``value`` as JSON if it is a text, else return it."""
+def parsed(key: str, value: Any, texts: bool = False) -> Any:
+    """Parse ``value`` as JSON if it is a text, else return it.
+
+    With ``texts``, a text that is not a list or object in JSON stays a text.
+    """
     if not isinstance(value, str):
+        return value
+    if texts and not value.lstrip().startswith("[{"):
         return value
     try:
         return json.loads(value) if value.strip() else None
     except ValueError:
+        if texts:
+            return value
         raise UserError(f"{key!r} is a text that is not JSON") from None

@@ -21,11 +21,6 @@ from lit_llm.data.instructions import to_messages
 PAIR = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 
 
-@pytest.fixture(scope="session")
-def tokenizer_folder(corpus: Path) -> Path:
-    return corpus / "tokenizer"
-
-
 def write(file: Path, rows: list) -> str:
     file.write_text(
         "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
