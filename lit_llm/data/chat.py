@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from lit_llm.data.answers import AnswerFinder, no_answer
-from lit_llm.data.hidden import without_hidden
+from lit_llm.data.hidden import hidden_spans
 from lit_llm.data.messages import (
     COMMON_WORDS,
     CONTENT_KEYS,
@@ -298,8 +298,12 @@ class ChatFormat:
             context = self.encoder.ids(text[:begin])
             ids, offsets = self.encoder.continued(context, text, begin)
             count = sum(start < end for start, _ in offsets)
-            spans = without_hidden(text, spans, turns.messages[turn], turns.hidden[turn])
-            learnt = [any(a <= start < b for a, b in spans) for start, _ in offsets[:count]]
+            hidden = hidden_spans(text, spans, turns.messages[turn], turns.hidden[turn])
+            learnt = [
+                any(a <= first < b for a, b in spans)
+                and not any(a < last and first < b for a, b in hidden)
+                for first, last in offsets[:count]
+            ]
             found.append(Target(turn, context, ids[:count], learnt))
         return found
 
@@ -323,6 +327,8 @@ class ChatFormat:
         """Raise UserError if the template drops a part of the answer in the last message."""
         last = messages[-1]
         thoughts = {key: PROBE for key in REASONING if key in last}
+        # Without the field, they are a block at the head of the content.
+        thoughts = thoughts or {"content": f"<think>\n{PROBE}\n</think>\n\nwords"}
         calls = [with_name(call, PROBE) for call in last.get("tool_calls", [])]
         parts = (
             ("content", split_thoughts(last)[1], {"content": PROBE}),

@@ -292,7 +292,8 @@ class _Encoded:
             truncated=fitted.cut,
             answers=fitted.row.answers,
             left_out=fitted.row.left_out,
-            line={"id": row.get("id", place), "sha256": sha, "question": question},
+            line={"id": row.get("id", place), "sha256": sha, "question": question}
+            | ({"tools": tools} if (tools := _tool_names(arguments)) else {}),
             source=source,
             group=group_of(row),
             prompt=prompt,
@@ -421,6 +422,10 @@ class _Encoded:
             'group count as one), rows with "split", or data.validation'
         )
         return "; ".join(words)
+
+
+def _tool_names(arguments: dict[str, Any]) -> list[str]:
+    return [tool.get("function", tool)["name"] for tool in arguments.get("tools", [])]
 
 
 def _prompt_of(messages: list[Message]) -> str:

@@ -14,11 +14,14 @@ _OPENS = re.compile(r"<think\w*>\s*\Z")
 _CLOSES = re.compile(r"\s*</think\w*>\s*")
 
 
-def without_hidden(text: str, spans: list[Span], message: Message, hidden: Hidden) -> list[Span]:
-    """The spans of an answer without what is not learnt.
+def hidden_spans(
+    text: str, spans: list[Span], message: Message, hidden: Hidden
+) -> list[Span]:
+    """Characters of an answer that are not learnt.
 
     Thoughts are left out together with their tags: the model that the data come from writes them,
-    and a half of a block would be a text of its own.
+    and a half of a block would be a text of its own. White space around a text part is left in,
+    because tokens often join it with the word of the next part.
 
     Args:
         text: the rendered conversation.
@@ -26,12 +29,15 @@ def without_hidden(text: str, spans: list[Span], message: Message, hidden: Hidde
         message: the answer.
         hidden: what of it is not learnt.
 
+    Returns:
+        Spans (first, end) of ``text``. No token with a character in them is learnt.
+
     Raises:
         UserError: the template renders the answer's text or thoughts with other words, so the parts
             cannot be found.
     """
     if not spans or not (hidden.parts or hidden.reasoning):
-        return spans
+        return []
     begin, end = spans[0][0], spans[-1][1]
     # Places of the characters that the message itself has: the marks inside control tokens are not.
     places = [at for at in range(begin, end) if text[at] != CUT]
@@ -54,11 +60,11 @@ def without_hidden(text: str, spans: list[Span], message: Message, hidden: Hidde
         if at < 0:
             _refuse("text", hidden)
         moved = at - content.index(words)
-        size = len(answer)
-        found += [(max(0, a + moved), min(size, max(0, b + moved))) for a, b in hidden.parts]
-    for a, b in found:
-        spans = _cut_out(spans, places[a], places[b])
-    return spans
+        for a, b in hidden.parts:
+            part = content[a:b]
+            a, b = a + len(part) - len(part.lstrip()), b - len(part) + len(part.rstrip())
+            found += [(max(0, a + moved), min(len(answer), b + moved))] if a < b else []
+    return [(places[a], places[b]) for a, b in found]
 
 
 def _refuse(what: str, hidden: Hidden) -> None:
@@ -67,8 +73,3 @@ def _refuse(what: str, hidden: Hidden) -> None:
         f"learnt ({'text parts' if hidden.parts else 'thoughts'}) cannot be found in it; mark the "
         "whole message instead"
     )
-
-
-def _cut_out(spans: list[Span], first: int, end: int) -> list[Span]:
-    pieces = [piece for a, b in spans for piece in ((a, min(b, first)), (max(a, end), b))]
-    return [(a, b) for a, b in pieces if a < b]

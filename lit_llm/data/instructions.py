@@ -47,7 +47,7 @@ FEW_STEPS = 50
 RANGES: dict[str, Range] = {
     "epochs": positive(1e6), "validation_fraction": Range(0, 1, above=True, below=True),
     "max_validation_examples": Range(1, 1e12), "min_steps": Range(0, 1e9),
-    "rehearsal": Range(0, 1, below=True),
+    "rehearsal": Range(0, 1, below=True), "source_caps": Range(1, 1e12),
 }  # fmt: skip
 """Ranges of the numbers that only this data module takes."""
 

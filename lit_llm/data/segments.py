@@ -97,8 +97,8 @@ def encode_segments(segments: Segments, chat: ChatFormat) -> EncodedRow:
     """Token ids and mask: the ids that the tokenizer puts before a text, the text, its end.
 
     The end is the end-of-text token, and learnt if the last piece is. Pieces that end with a token
-    that ends a text get no second one. The text is encoded as a whole, and a token is learnt if it
-    begins in a learnt piece. A control token that is spelled in ``segments`` is that token; in
+    that ends a text get no second one. The text is encoded as a whole. A token that reaches over
+    two pieces is learnt if only white space of it is not. A control token that is spelled in ``segments`` is that token; in
     "text" it stays text.
 
     Raises:
@@ -109,7 +109,10 @@ def encode_segments(segments: Segments, chat: ChatFormat) -> EncodedRow:
     learns = [learn for piece, learn in segments.pieces for _ in piece]
     if segments.written_out:
         ids, offsets = chat.encoder.encode(text)
-        mask = [bool(learns[start]) for start, _ in offsets]
+        mask = [
+            any(learns[a:b]) and all(learns[at] or text[at].isspace() for at in range(a, b))
+            for a, b in offsets
+        ]
     else:
         ids = tokenizer.encode(text)
         mask = [True] * len(ids)
