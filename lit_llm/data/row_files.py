@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lit_llm.corpus.reading.files import COMPRESSED, open_input
-from lit_llm.corpus.reading.rows import check_once, json_lines, parquet_rows
+from lit_llm.corpus.reading.files import COMPRESSED, SupportsRead, open_input
+from lit_llm.corpus.reading.rows import BOM, check_once, json_lines, parquet_rows
 from lit_llm.corpus.reading.sources import STDLIB, list_files
 from lit_llm.data.docstrings import docstring_rows
 from lit_llm.data.hub_dataset import HUB, hub_files
@@ -101,11 +100,7 @@ def csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any] |
     number = 0
     try:
         with open_input(str(path)) as stream:
-            # Bytes that are not UTF-8 become lone surrogates, so only their row is refused.
-            text = io.TextIOWrapper(
-                stream, "utf-8-sig", errors="surrogateescape", newline=""
-            )  # type: ignore[type-var]
-            rows = csv.reader(text, delimiter=delimiter, strict=True)
+            rows = csv.reader(_lines(stream), delimiter=delimiter, strict=True)
             names = next(rows, [])
             if not any(names):
                 raise UserError(f"{path}: no columns; the first line of a CSV file names them")
@@ -125,6 +120,23 @@ def csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any] |
                     yield number, _csv_row(names, values)
     except OSError as error:
         raise UserError(f"{path}: cannot be read after line {number} ({error})") from error
+
+
+def _lines(stream: SupportsRead) -> Iterator[str]:
+    """The lines of a stream; bytes that are not UTF-8 become lone surrogates.
+
+    So only the row that has them is refused.
+    """
+    rest = b""
+    first = True
+    while chunk := stream.read(2**20):
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            line = line.removeprefix(BOM) if first else line
+            first = False
+            yield (line + b"\n").decode("utf-8", "surrogateescape")
+    if rest:
+        yield (rest.removeprefix(BOM) if first else rest).decode("utf-8", "surrogateescape")
 
 
 def _csv_row(names: list[str], values: list[str]) -> dict[str, Any] | str:
