@@ -19,7 +19,7 @@ from lit_llm.data.learnt import check_answers, prepare
 from lit_llm.data.messages import text_of
 from lit_llm.data.mixing import contributions, repeated, spread
 from lit_llm.data.policy import RowPolicy
-from lit_llm.data.row_files import GENERAL, Sources, file_key, files_of, read_source, weights_of
+from lit_llm.data.row_files import GENERAL, Sources, file_key, files_of, read_rows, weights_of
 from lit_llm.data.segments import Segments, encode_segments
 from lit_llm.data.shapes import group_of, split_of
 from lit_llm.data.splits import held_out
@@ -88,7 +88,7 @@ def encoded_conversations(
     seq_len: int,
     bad_rows: Literal["raise", "skip"],
     rehearsal: float = 0.0,
-    policy: RowPolicy = RowPolicy(),
+    policy: RowPolicy,
 ) -> tuple[Path, bool]:
     """Encode the conversations of these sources, or find them in the cache.
 
@@ -211,7 +211,7 @@ class _Encoded:
         Rows of another split than ``split`` are left out, unless ``whole`` is set.
         """
         for pattern in weights_of(sources):
-            for place, row in read_source(pattern):
+            for place, row in read_rows(pattern):
                 try:
                     if isinstance(row, UserError):
                         raise row
@@ -242,7 +242,7 @@ class _Encoded:
         The numbers of repetitions of two questions differ by one at most.
         """
         usable = []
-        for place, row in read_source(GENERAL):
+        for place, row in read_rows(GENERAL):
             assert not isinstance(row, UserError)  # a file of the package has no bad rows
             example = self._encode(row, place, "train", GENERAL)
             usable += [] if example is None else [example]
@@ -261,6 +261,7 @@ class _Encoded:
         made = self._format.format_example(row)
         messages: list[Message] | None = None
         arguments: dict[str, Any] = {}
+        said: Any  # what is learnt, for the digest in the manifest
         if isinstance(made, Segments):
             coded, prompt = encode_segments(made, self._chat), made.prompt
             question, said = prompt, list(made.pieces)
@@ -348,7 +349,9 @@ class _Encoded:
         self._examples = [
             example
             for pattern, examples in own.items()
-            for example in repeated(examples, [e.split != "train" for e in examples], wanted[pattern])
+            for example in repeated(
+                examples, [e.split != "train" for e in examples], wanted[pattern]
+            )
         ]
 
     def facts(self) -> dict[str, Any]:

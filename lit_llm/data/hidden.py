@@ -14,9 +14,7 @@ _OPENS = re.compile(r"<think\w*>\s*\Z")
 _CLOSES = re.compile(r"\s*</think\w*>\s*")
 
 
-def hidden_spans(
-    text: str, spans: list[Span], message: Message, hidden: Hidden
-) -> list[Span]:
+def hidden_spans(text: str, spans: list[Span], message: Message, hidden: Hidden) -> list[Span]:
     """Characters of an answer that are not learnt.
 
     Thoughts are left out together with their tags: the model that the data come from writes them,

@@ -32,9 +32,7 @@ def hub_files(source: str) -> list[Path]:
     """
     found = _SOURCE.fullmatch(source)
     if found is None:
-        raise UserError(
-            f"data.sources: {source!r}: give hf://owner/name or hf://owner/name:split"
-        )
+        raise UserError(f"data.sources: {source!r}: give hf://owner/name or hf://owner/name:split")
     folder = _fetch(found[1], source)
     named: dict[str | None, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
@@ -50,9 +48,7 @@ def hub_files(source: str) -> list[Path]:
     if wanted not in named:
         there = ", ".join(splits) or "none that a file's name tells"
         what = f"no split {wanted!r}; its splits are {there}" if named else "no data file"
-        raise UserError(
-            f"data.sources: {source}: {what} (read are {', '.join(_ENDINGS)})"
-        )
+        raise UserError(f"data.sources: {source}: {what} (read are {', '.join(_ENDINGS)})")
     others = [split for split in splits if split != wanted]
     if others and found[2] is None:
         rank_zero_info(f"{source}: split {wanted} is read; there are also {', '.join(others)}")

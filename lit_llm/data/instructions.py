@@ -148,9 +148,9 @@ class InstructionDataModule(TokenDataModule):
         split_reasoning: "auto": a ``<think>`` block at the head of an answer becomes
             ``reasoning_content`` if the chat template knows that field. "off": it stays text.
         too_long: what becomes of a conversation with more tokens than a row. "turns": whole turns
-            are left off at its end, and it is dropped if its first answer does not fit. "drop" drops
-            it, "cut" cuts its text, so that the model sees an answer without its end, and "raise"
-            ends the run.
+            are left off at its end, and it is dropped if its first answer does not fit. "drop"
+            drops it, "cut" cuts its text, so that the model sees an answer without its end, and
+            "raise" ends the run.
         mixing: how often the examples of each source stand in an epoch. "concat": as often as its
             weight says (1.5: each once, and every other twice). "proportional": the weights part as
             many examples as there are. {temperature: t}: the same by weight * size ** (1 / t).

@@ -247,7 +247,9 @@ def _content(
                 '{"type": "text", "text": ...}'
             )
         learn = _learn(number, part := without_nulls(part) | {"role": role})
-        other = [key for key, value in part.items() if key not in ("type", "text", "role") and value]
+        other = [
+            key for key, value in part.items() if key not in ("type", "text", "role") and value
+        ]
         if other:
             raise UserError(
                 f"message {number}: part {place} of its content has the key {other[0]!r}, which "

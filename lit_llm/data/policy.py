@@ -46,12 +46,13 @@ class RowPolicy:
                 f"data.columns: {unknown[0]!r} is not a key of the formats; known are "
                 f"{', '.join(_OF_ROWS + _OF_MESSAGES)}"
             )
-        if isinstance(self.mixing, Mapping):
-            if set(self.mixing) != {"temperature"} or not 0.1 <= self.mixing["temperature"] <= 100:
-                raise UserError(
-                    f"data.mixing={dict(self.mixing)}: give {', '.join(get_args(Mixing))} or "
-                    "{temperature: t} with t from 0.1 to 100"
-                )
+        if isinstance(self.mixing, Mapping) and not (
+            set(self.mixing) == {"temperature"} and 0.1 <= self.mixing["temperature"] <= 100
+        ):
+            raise UserError(
+                f"data.mixing={dict(self.mixing)}: give {', '.join(get_args(Mixing))} or "
+                "{temperature: t} with t from 0.1 to 100"
+            )
         caps = self.source_caps
         for cap in caps.values() if isinstance(caps, Mapping) else [1 if caps is None else caps]:
             if cap < 1:

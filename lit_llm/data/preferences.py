@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lit_llm.data.messages import read_turns
-from lit_llm.data.shapes import check_unused, history_of, parsed, sharegpt, system_of, turns_of, with_system
+from lit_llm.data.shapes import (
+    check_unused,
+    history_of,
+    parsed,
+    sharegpt,
+    system_of,
+    turns_of,
+    with_system,
+)
 from lit_llm.data.template import Message
 from lit_llm.errors import UserError
 
@@ -73,9 +81,10 @@ def to_preferences(row: dict[str, Any], pairs: Pairs = "all") -> list[Preference
         return list(_ranked(row, pairs))
     if {"completion", "label"} <= keys:
         return [_judged(row)]
+    names = ", ".join(map(str, row)) or "none"
     raise UserError(
         "no preference in the row: 'chosen' and 'rejected' (or 'responses' and 'scores', "
-        f"'completion' and 'label') are looked for, its keys are {', '.join(map(str, row)) or 'none'}"
+        f"'completion' and 'label') are looked for, its keys are {names}"
     )
 
 
@@ -103,7 +112,9 @@ def _pair(row: dict[str, Any]) -> Preference:
     _check(prompt, {"chosen": chosen, "rejected": rejected})
     _check_rest(row, used | {"margin"}, [*prompt, *chosen, *rejected])
     margin = row.get("margin")
-    return Preference(prompt, chosen, rejected, None if margin is None else _number("margin", margin))
+    return Preference(
+        prompt, chosen, rejected, None if margin is None else _number("margin", margin)
+    )
 
 
 def _equal(two: tuple[Message, Message]) -> bool:
@@ -115,9 +126,7 @@ def _ranked(row: dict[str, Any], pairs: Pairs) -> Iterator[Preference]:
     if not isinstance(responses, list) or not isinstance(scores, list):
         raise UserError("'responses' and 'scores' must be lists")
     if len(responses) != len(scores):
-        raise UserError(
-            f"the row has {len(responses)} 'responses' and {len(scores)} 'scores'"
-        )
+        raise UserError(f"the row has {len(responses)} 'responses' and {len(scores)} 'scores'")
     asked = _prompt_key(row)
     if asked is None:
         raise UserError("the row has 'responses' and no 'prompt'")
@@ -129,7 +138,9 @@ def _ranked(row: dict[str, Any], pairs: Pairs) -> Iterator[Preference]:
         ((_number("scores", score), n) for n, score in enumerate(scores)),
         key=lambda one: (-one[0], one[1]),
     )
-    compared = [(ranks[0], ranks[-1])] if pairs == "best-worst" else itertools.combinations(ranks, 2)
+    compared = (
+        [(ranks[0], ranks[-1])] if pairs == "best-worst" else itertools.combinations(ranks, 2)
+    )
     found = [
         Preference(prompt, answers[better], answers[worse], high - low)
         for (high, better), (low, worse) in (compared if ranks else [])
@@ -183,12 +194,16 @@ def _messages(key: str, role: str, value: Any) -> list[Message]:
 
 
 def _check(prompt: list[Message], answers: dict[str, list[Message]]) -> None:
-    """Raise UserError unless every answer, behind the prompt, is an assistant's that says a thing."""
+    """Raise UserError unless every answer is the assistant's and says something."""
     if not prompt:
-        raise UserError("'chosen' and 'rejected' have no common beginning, and there is no 'prompt'")
+        raise UserError(
+            "'chosen' and 'rejected' have no common beginning, and there is no 'prompt'"
+        )
     for key, answer in answers.items():
         if not answer or not isinstance(answer[0], dict) or answer[0].get("role") != "assistant":
-            raise UserError(f"{key!r} must begin with a message of the assistant's after the prompt")
+            raise UserError(
+                f"{key!r} must begin with a message of the assistant's after the prompt"
+            )
         read_turns([*prompt, *answer])
         if not any(message.get("content") or message.get("tool_calls") for message in answer):
             raise UserError(f"{key!r} is empty")

@@ -53,7 +53,7 @@ def file_key(path: Path) -> list[Any]:
     return [path.name, stat.st_size, stat.st_mtime_ns, digest]
 
 
-def read_source(pattern: str) -> Iterator[Row]:
+def read_rows(pattern: str) -> Iterator[Row]:
     """Yield (place for error messages, row) for every row of a source.
 
     A UserError takes the place of a row that cannot be parsed.

@@ -98,8 +98,8 @@ def encode_segments(segments: Segments, chat: ChatFormat) -> EncodedRow:
 
     The end is the end-of-text token, and learnt if the last piece is. Pieces that end with a token
     that ends a text get no second one. The text is encoded as a whole. A token that reaches over
-    two pieces is learnt if only white space of it is not. A control token that is spelled in ``segments`` is that token; in
-    "text" it stays text.
+    two pieces is learnt if only white space of it is not. A control token that is spelled in
+    ``segments`` is that token; in "text" it stays text.
 
     Raises:
         UserError: the tokenizer has no token that ends a text.

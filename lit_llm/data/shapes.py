@@ -69,9 +69,7 @@ def to_messages(row: dict[str, Any], format: Format = "auto") -> list[Message]:
     if (system := system_of(row)) is not None:
         messages = with_system(messages, system)
     if isinstance(messages, list):
-        check_unused(
-            {key: row[key] for key in row if row[key] and key not in used}, used, messages
-        )
+        check_unused({key: row[key] for key in row if row[key] and key not in used}, used, messages)
     return messages
 
 

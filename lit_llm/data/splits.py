@@ -1,4 +1,4 @@
-"""Which examples are held out for validation: whole groups, or whole clusters of near-duplicates."""
+"""Which examples are held out for validation: whole groups, whole clusters of near-duplicates."""
 
 from __future__ import annotations
 

@@ -30,7 +30,10 @@ _FOLDERS = ("finetune", "pretrain")
 _OVERRIDE = re.compile(r"--(data|model)\.(?:init_args\.)?([\w.]+)")
 _EMPTY_THOUGHTS = re.compile(r"<(think\w*)>\s*</\1>")
 _GREEN, _DIM, _PLAIN = "\033[32m", "\033[2m", "\033[0m"
-_LINE, _TIMES = 20, 3  # an answer repeats itself if a line of 20 characters stands in it three times
+_LINE, _TIMES = (
+    20,
+    3,
+)  # an answer repeats itself if a line of 20 characters stands in it three times
 
 
 def is_config(name: str) -> bool:
@@ -67,7 +70,9 @@ def split_overrides(args: Sequence[str]) -> tuple[list[str], dict[str, dict[str,
     return rest, found
 
 
-def inspect_examples(config: str, count: int, overrides: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def inspect_examples(
+    config: str, count: int, overrides: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
     """What the run of a config learns, as plain values under the keys of ``--json``.
 
     Args:
@@ -178,7 +183,7 @@ def _warnings(
         answers[learnt.tobytes()] += 1
     total = len(seen)
     if not learns_to_stop(data.chat):
-        yield "the chat template ends no answer with a token that ends a text: nothing teaches to stop"
+        yield "the chat template ends no answer with a token that ends a text, so none is learnt"
     elif counts["endless"]:
         yield f"{counts['endless']:,} of {total:,} examples learn no token that ends an answer"
     if counts["bos"]:
@@ -198,8 +203,8 @@ def text_of_examples(facts: dict[str, Any], coloured: bool) -> str:
     lines = [
         facts["path"],
         f"  examples   {counts['train']:,} for training, {counts['validation']:,} for validation",
-        f"  tokens     {tokens['least']:,} to {tokens['most']:,}, median {tokens['median']:,}, 95% up "
-        f"to {tokens['p95']:,}; rows have {facts['seq_len']:,}",
+        f"  tokens     {tokens['least']:,} to {tokens['most']:,}, median {tokens['median']:,}, 95% "
+        f"up to {tokens['p95']:,}; rows have {facts['seq_len']:,}",
         f"  learnt     {facts['learnt_share']:.1%} of the tokens, "
         + ("green below" if coloured else "in [[double brackets]] below"),
         *(f"  left out   {line}" for line in facts["left_out"]),

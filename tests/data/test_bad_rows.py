@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from test_instructions import chat, module
 
-from lit_llm import UserError
 from lit_llm.cli import main
 from lit_llm.data.row_files import LONGEST_LINE
 
@@ -183,13 +182,3 @@ def test_no_example_is_left(
     assert "1 are longer than data.seq_len=256 allows" in told
     assert not list(tmp_path.rglob("datacard.json"))
     assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
-
-
-def test_an_element_of_an_array_that_is_no_row(tmp_path: Path, tokenizer_folder: Path) -> None:
-    file = tmp_path / "a.json"
-    file.write_text(json.dumps([chat(1), "q", chat(2), {"messages": [USER]}]))
-    with pytest.raises(UserError, match=r"a\.json:2: .*element 2 .* not a JSON object"):
-        module(tmp_path, tokenizer_folder, str(file))
-    data = module(tmp_path, tokenizer_folder, str(file), bad_rows="skip")
-    card = json.loads(data.datacard_file.read_text())
-    assert len(card["dropped"]) == 2 and sum(card["dropped"].values()) == 2

@@ -94,8 +94,9 @@ def test_thoughts_are_learnt_masked_or_dropped() -> None:
     assert ids == chat_of("qwen3_like").encode([USER, THOUGHTS])[0]
 
 
-@pytest.mark.parametrize("text", ["<think>\nthoughts\n</think>\n\nwords", "\n<think>thoughts"
-                                                                          "</think>words"])
+@pytest.mark.parametrize(
+    "text", ["<think>\nthoughts\n</think>\n\nwords", "\n<think>thoughts</think>words"]
+)
 def test_a_block_of_thoughts_becomes_the_field(text: str) -> None:
     message = {**ONE, "content": text}
     split = {**ONE, "content": "words", "reasoning_content": "thoughts"}
@@ -114,7 +115,8 @@ def test_a_block_of_thoughts_becomes_the_field(text: str) -> None:
 
 def test_parts_that_the_template_changes_are_refused() -> None:
     changing = (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | replace('a', 'e') }}<|im_end|>\n"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | replace('a', 'e') }}"
+        "<|im_end|>\n"
         "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     with pytest.raises(UserError, match="changes the text of an answer"):
@@ -139,8 +141,8 @@ turns = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12), st.booleans()
 def test_a_row_that_fits_ends_with_a_whole_answer(drawn: list, size: int, template: str) -> None:
     messages: list[dict[str, Any]] = []
     for asked, told, train in drawn:
-        messages += [{"role": "user", "content": "x " * asked},
-                     {"role": "assistant", "content": "y " * told + "z", "train": train}]  # fmt: skip
+        messages.append({"role": "user", "content": "x " * asked})
+        messages.append({"role": "assistant", "content": "y " * told + "z", "train": train})
     chosen = chat_of(template)
     row = chosen.encode_row(messages)
     end = chosen.tokenizer.control_tokens["<|im_end|>"]
@@ -181,7 +183,9 @@ def test_too_long_in_a_run(tmp_path: Path, tokenizer_folder: Path,
     assert sum(split["examples"] for split in found["splits"].values()) == 10
     found = card("drop")
     assert found["too_long"] == {"shortened": 0, "turns_left_off": 0, "dropped": 2, "cut": 0}
-    with pytest.raises(UserError, match=r"a\.jsonl:10: the example has \d+ tokens, data.seq_len=96"):
+    with pytest.raises(
+        UserError, match=r"a\.jsonl:10: the example has \d+ tokens, data.seq_len=96"
+    ):
         card("raise")
     with pytest.raises(UserError, match=r"a\.jsonl:11: the prompt alone takes"):
         card("cut")
@@ -271,7 +275,7 @@ def test_segments_and_text_need_no_template(tokenizer_folder: Path) -> None:
     assert text == "a b<|endoftext|>" and tokenizer.decode(ids) == "a"
     # Beside a column that may be the conversation, "text" is taken by its name alone.
     both = {"text": "x y", "dialog": [{"speaker": "user"}]}
-    with pytest.raises(UserError, match="no conversation in the row.*data.format=text learns"):
+    with pytest.raises(UserError, match=r"no conversation in the row.*data.format=text learns"):
         data.format_example(both)
     named = InstructionDataModule(tokenizer=str(tokenizer_folder), format="text")
     assert row_of(named, both).ids == row_of(data, {"text": "x y"}).ids
@@ -338,7 +342,9 @@ def test_templates_of_the_package(tmp_path: Path, name: str) -> None:
     bare = Tokenizer(TOKENIZERS["byte-level"](["<s>", "</s>"]), bos_token="<s>")
     with pytest.raises(UserError, match=f"data.chat_template={name}: the tokenizer lacks") as told:
         template_source(name, bare)
-    assert all(token in str(told.value) for token in tokens) and "data.add_tokens" in str(told.value)
+    assert all(token in str(told.value) for token in tokens) and "data.add_tokens" in str(
+        told.value
+    )
 
 
 def test_the_shipped_chatml_is_the_tokenizers(tokenizer_folder: Path) -> None:

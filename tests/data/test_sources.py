@@ -18,13 +18,13 @@ from test_instructions import PAIR, chat, lines_of, module, write
 from lit_llm import InstructionDataModule, UserError
 from lit_llm.data import hub_dataset
 from lit_llm.data.mixing import contributions, repeated, spread
-from lit_llm.data.row_files import read_source
+from lit_llm.data.row_files import read_rows
 
 HELD = {"prompt": "held out", "completion": "a", "split": "validation"}
 
 
 def rows_of(pattern: Path | str) -> list[Any]:
-    return [str(row) if isinstance(row, UserError) else row for _, row in read_source(str(pattern))]
+    return [str(row) if isinstance(row, UserError) else row for _, row in read_rows(str(pattern))]
 
 
 def test_csv_and_tsv(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_csv_and_tsv(tmp_path: Path) -> None:
         "2 values in a row, and the first line names 3 columns",
     ]
     # The place is the line that ends the row, which an editor finds.
-    assert [place for place, _ in read_source(str(file))] == [f"{file}:{n}" for n in (3, 4, 5)]
+    assert [place for place, _ in read_rows(str(file))] == [f"{file}:{n}" for n in (3, 4, 5)]
     (tmp_path / "a.tsv").write_bytes(b"prompt\tcompletion\nq\t\xff\nq\ta\n")
     assert rows_of(tmp_path / "a.tsv") == [
         "not UTF-8; mend the line or take it out", {"prompt": "q", "completion": "a"}

@@ -35,6 +35,7 @@ def join(
         while end < len(keys) and keys[end] == keys[begin]:
             end += 1
         for i in range(begin, end):
+            apart = False  # whether a later text is in another cluster than this one
             for j in range(i + 1, end):
                 a, b = root(parent, rows[i]), root(parent, rows[j])
                 if a == b:
@@ -44,4 +45,8 @@ def join(
                     same += sketch[rows[i], e] == sketch[rows[j], e]
                 if same >= least:
                     parent[max(a, b)] = min(a, b)
+                else:
+                    apart = True
+            if not apart:  # all pairs of the rest are in one cluster already
+                break
         begin = end

@@ -74,15 +74,16 @@ def json_lines(
         raise UserError(f"{path}: cannot be read after line {number} ({error})") from error
 
 
-def _array_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def _array_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with open_input(str(path)) as stream:
         number = 0
         try:
             for number, row in enumerate(array_elements(stream, sys.maxsize), start=1):
-                if isinstance(row, dict):
-                    yield number, row
-                else:
-                    yield number, f"element {number} of the array is not a JSON object"
+                if not isinstance(row, dict):
+                    raise UserError(f"{path}: element {number} of the array is not a JSON object")
+                yield number, row
+        except UserError:
+            raise
         except ValueError as error:
             raise UserError(f"{path}: element {number + 1} of the array: {error}") from None
 
