@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lit_llm.data.chat import ChatFormat
-from lit_llm.data.contamination import contaminated
+from lit_llm.data.contamination import contaminated, evaluation_items
 from lit_llm.data.learnt import check_answers, prepare
 from lit_llm.data.messages import text_of
 from lit_llm.data.mixing import contributions, repeated, spread
@@ -130,10 +130,10 @@ def encoded_conversations(
         settings["rehearsal"] = rehearsal
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     patterns = [*weights_of(train), *weights_of(validation or [])]
-    for path in [file for pattern in patterns for file in files_of(pattern)] + [
-        Path(file) for file in policy.decontaminate
-    ]:
+    for path in [file for pattern in patterns for file in files_of(pattern)]:
         digest.update(json.dumps(file_key(path)).encode())
+    items = evaluation_items(policy.decontaminate)
+    digest.update(json.dumps(items).encode())
     output = cache_dir / "instructions" / digest.hexdigest()[:16]
     if (output / "datacard.json").is_file():
         return output, True
@@ -144,7 +144,7 @@ def encoded_conversations(
         encoded = _Encoded(row_format, chat, seq_len, bad_rows, policy)
         encoded.add(train, "train", whole=validation is None)
         encoded.check_columns()
-        encoded.decontaminate()
+        encoded.decontaminate(items)
         encoded.choose_validation(validation_fraction)
         encoded.mix(train)
         if rehearsal:
@@ -300,13 +300,13 @@ class _Encoded:
             prompt=prompt,
         )
 
-    def decontaminate(self) -> None:
+    def decontaminate(self, items: Mapping[str, list[str]]) -> None:
         """Leave out training examples that share words with evaluation items, and count them."""
         tested = [example for example in self._examples if example.split != "validation"]
-        if not self._policy.decontaminate:
+        if not items:
             return
         words = [self._chat.tokenizer.decode(example.ids, True) for example in tested]
-        found = contaminated(words, self._policy.decontaminate)
+        found = contaminated(words, items)
         gone = {id(e): name for e, name in zip(tested, found, strict=True) if name is not None}
         self._contaminated.update(gone.values())
         self._examples = [example for example in self._examples if id(example) not in gone]

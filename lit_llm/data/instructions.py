@@ -19,7 +19,7 @@ from lit_llm.data.base import TokenDataModule
 from lit_llm.data.blocks import IGNORE
 from lit_llm.data.chat import ChatFormat
 from lit_llm.data.chat_templates import template_source
-from lit_llm.data.contamination import check_files
+from lit_llm.data.contamination import check_items
 from lit_llm.data.conversations import (
     Conversations,
     RowFormat,
@@ -156,8 +156,8 @@ class InstructionDataModule(TokenDataModule):
             many examples as there are. {temperature: t}: the same by weight * size ** (1 / t).
         source_caps: most training examples of each source, or of those in a mapping; the examples
             are evenly spaced.
-        decontaminate: JSONL files with evaluation items; training examples that share 13 words in a
-            row with an item are left out and counted.
+        decontaminate: evaluation tasks of lm-eval, and JSONL files with items; training examples
+            that share 13 words in a row with an item are left out and counted.
         tokenizer: a tokenizer.json, or a folder or GGUF file with one. None: the tokenizer of the
             module's ``init_from``.
         chat_template: a Jinja file, the name of one of the tokenizer's templates, or one of the
@@ -275,7 +275,7 @@ class InstructionDataModule(TokenDataModule):
         for pattern in caps if isinstance(caps, Mapping) else ():
             if pattern not in weights_of(self.sources):
                 raise UserError(f"data.source_caps: {pattern} is not one of data.sources")
-        check_files(self.policy.decontaminate)
+        check_items(self.policy.decontaminate)
 
     # Subclasses may override format_example and template_arguments.
 

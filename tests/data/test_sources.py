@@ -240,6 +240,29 @@ def test_evaluation_items_are_left_out(
     assert json.loads(again.datacard_file.read_text())["contaminated"] == {}
 
 
+def test_items_of_a_task_are_left_out(tmp_path: Path, tokenizer_folder: Path) -> None:
+    import lit_llm.evaluate.items as items
+
+    texts = items.task_texts("stdlib_choice")
+    sentence = next(text for text in texts if len(text.split()) > 14)
+    asked = {"prompt": f"Say: {sentence}", "completion": "a", "id": "asked"}
+    file = write(tmp_path / "a.jsonl", [*(chat(i) for i in range(9)), asked])
+    data = module(tmp_path, tokenizer_folder, file, decontaminate="stdlib_choice", seq_len=512)
+    card = json.loads(data.datacard_file.read_text())
+    assert card["contaminated"] == {"stdlib_choice": 1}
+    assert "asked" not in {line["id"] for line in lines_of(data)}
+    with pytest.raises(UserError, match="no task 'stdlib_choise'; did you mean stdlib_choice"):
+        module(tmp_path, tokenizer_folder, file, decontaminate="stdlib_choise")
+
+
+def test_tasks_are_known_where_evaluation_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lit_llm.data import contamination
+
+    monkeypatch.setattr(contamination, "_task_texts", [])
+    with pytest.raises(UserError, match=r"after import lit_llm\.evaluate\.items"):
+        InstructionDataModule(decontaminate=["stdlib_choice"])
+
+
 def test_every_policy_and_the_content_make_the_cache_anew(
     tmp_path: Path, tokenizer_folder: Path
 ) -> None:
