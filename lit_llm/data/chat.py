@@ -351,9 +351,12 @@ class ChatFormat:
 
 
 def _answers(turns: Turns) -> list[int]:
-    """Indices of the messages that may be learnt."""
+    """Indices of the messages that may be learnt.
+
+    An assistant's message that begins the conversation is context: no server is asked with nothing.
+    """
     return [
         turn
         for turn, (message, learn) in enumerate(zip(turns.messages, turns.learn, strict=True))
-        if message["role"] == "assistant" and learn
+        if turn and message["role"] == "assistant" and learn
     ]

@@ -73,7 +73,7 @@ def read_turns(messages: Any) -> Turns:
 
     System and developer messages come first. Tool messages follow an assistant's message that calls
     a tool. Anything else is the template's affair: consecutive turns of one role, an assistant's
-    turn first, the user's last.
+    turn first (it is context and not learnt), the user's last.
 
     Raises:
         UserError: ``messages`` is not such a conversation; names the message and the key.
