@@ -28,6 +28,7 @@ from lit_llm.data.too_long import fit
 from lit_llm.errors import UserError
 from lit_llm.io.atomic import sync, workspace_beside
 
+_LONGEST_QUESTION = 500  # characters of a text without turns that the manifest holds
 _FORMAT = 5  # version of the cached files; raise it when their format or encoding changes
 
 
@@ -264,7 +265,7 @@ class _Encoded:
         said: Any  # what is learnt, for the digest in the manifest
         if isinstance(made, Segments):
             coded, prompt = encode_segments(made, self._chat), made.prompt
-            question, said = prompt, list(made.pieces)
+            question, said = prompt[:_LONGEST_QUESTION], list(made.pieces)
         else:
             arguments = self._format.template_arguments(row)
             messages = prepare(made, self._policy, self._chat.knows_reasoning(arguments))

@@ -135,7 +135,7 @@ class InstructionDataModule(TokenDataModule):
             "hf://owner/name[:split]"; "stdlib": questions and answers made of the standard
             library's docstrings; "general": eighty simple questions of general knowledge. A mapping
             gives each a weight, see ``mixing``.
-        validation: the same for validation, where weights do not matter. None: rows whose ``split``
+        validation: the same for validation, without weights. None: rows whose ``split``
             says so, else a share of ``sources``.
         validation_fraction: this share: whole groups (a row's ``group``), and of rows without one
             whole clusters of near-duplicate prompts; at least one. Refused beside ``validation``.
@@ -267,10 +267,17 @@ class InstructionDataModule(TokenDataModule):
 
     def _check_sources(self) -> None:
         """Raise UserError for weights, caps and evaluation items that cannot be used."""
-        for key, sources in (("sources", self.sources), ("validation", self.validation or [])):
-            for pattern, weight in weights_of(sources).items():
-                if not 0 <= weight <= 1e6:
-                    raise UserError(f"data.{key}: the weight of {pattern} is {weight}; it is >= 0")
+        for pattern, weight in weights_of(self.sources).items():
+            if not 0 <= weight <= 1e6:
+                raise UserError(
+                    f"data.sources: the weight of {pattern} is {weight}; it is from 0 to 1,000,000"
+                )
+        for pattern, weight in weights_of(self.validation or []).items():
+            if weight != 1:
+                raise UserError(
+                    f"data.validation: the weight of {pattern} is {weight}; examples for "
+                    "validation stand once, and weights are for data.sources"
+                )
         caps = self.policy.source_caps
         for pattern in caps if isinstance(caps, Mapping) else ():
             if pattern not in weights_of(self.sources):

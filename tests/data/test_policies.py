@@ -162,8 +162,11 @@ def test_a_row_that_fits_ends_with_a_whole_answer(drawn: list, size: int, templa
         assert found.turns > 0 and len(ids) <= size and not found.cut
         last = max(at for at, learn in enumerate(mask) if learn)
         assert ids[last] == end
-        kept = chosen.targets(messages)[-1 - found.turns]
+        targets = chosen.targets(messages)
+        kept, later = targets[-1 - found.turns], targets[len(targets) - found.turns :]
         assert ids[: last + 1] == kept.context + kept.answer
+        # No more turns are left off than is needed.
+        assert all(len(one.context) + len(one.answer) > size for one in later)
 
 
 def test_too_long_in_a_run(tmp_path: Path, tokenizer_folder: Path,

@@ -197,6 +197,7 @@ def test_weights_caps_and_mixing_in_a_run(tmp_path: Path, tokenizer_folder: Path
     ("given", "said"),
     [
         ({"sources": {"a": -1}}, r"data\.sources: the weight of a is -1"),
+        ({"validation": {"a": 2}}, r"data\.validation: the weight of a is 2; .* stand once"),
         ({"mixing": {"temperature": 0}}, r"data\.mixing=.* from 0.1 to 100"),
         ({"mixing": {"temp": 1.0}}, r"data\.mixing="),
         ({"mixing": "equal"}, r"data\.mixing must be"),
