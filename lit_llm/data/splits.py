@@ -81,5 +81,7 @@ def held_out(
     most = max(1.0, fraction * len(units))
     chosen = {unit for unit, at in place.items() if at < fraction and size[unit] <= most}
     if not chosen and size:
-        chosen = {min(size, key=lambda unit: (size[unit] > most, place[unit], leaders[unit][0]))}
+        # A group may have the prompt of a cluster, so its name decides; no two clusters have one.
+        name = {unit: unit if unit.startswith("group ") else "" for unit in units}
+        chosen = {min(size, key=lambda u: (size[u] > most, place[u], leaders[u][0], name[u]))}
     return np.array([unit in chosen for unit in units], dtype=bool)

@@ -241,6 +241,21 @@ def test_evaluation_items_are_left_out(
     assert json.loads(again.datacard_file.read_text())["contaminated"] == {}
 
 
+def test_items_of_a_registered_task_are_left_out(
+    tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lit_llm.data import contamination
+
+    words = [f"word{n}" for n in range(15)]
+    monkeypatch.setattr(contamination, "_task_texts", [lambda name: [name, " ".join(words)]])
+    asked = {"prompt": " ".join(["so", *words[1:14], "?"]), "completion": "a", "id": "asked"}
+    file = write(tmp_path / "a.jsonl", [*(chat(i) for i in range(9)), asked])
+    data = module(tmp_path, tokenizer_folder, file, decontaminate="exam", seq_len=512)
+    assert json.loads(data.datacard_file.read_text())["contaminated"] == {"exam": 1}
+    assert "asked" not in {line["id"] for line in lines_of(data)}
+
+
+@pytest.mark.slow
 def test_items_of_a_task_are_left_out(tmp_path: Path, tokenizer_folder: Path) -> None:
     import lit_llm.evaluate.items as items
 
@@ -252,8 +267,6 @@ def test_items_of_a_task_are_left_out(tmp_path: Path, tokenizer_folder: Path) ->
     card = json.loads(data.datacard_file.read_text())
     assert card["contaminated"] == {"stdlib_choice": 1}
     assert "asked" not in {line["id"] for line in lines_of(data)}
-    with pytest.raises(UserError, match="no task 'stdlib_choise'; did you mean stdlib_choice"):
-        module(tmp_path, tokenizer_folder, file, decontaminate="stdlib_choise")
 
 
 def test_tasks_are_known_where_evaluation_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
