@@ -212,18 +212,22 @@ def check(chat: ChatFormat, theirs: Any, messages: list[dict[str, Any]], tools: 
         if ours != prompts[end]:
             return f"FAILED: other ids of the prompt before message {end + 1}"
     try:
-        row, targets = chat.encode_row(messages, arguments), chat.targets(messages, arguments)
+        coded = chat.encode_conversation(messages, arguments)
+        targets = chat.targets(messages, arguments)
     except UserError as error:
         return f"refused: {error}"
     last = targets[-1]
+    if any(target.context != prompts[target.turn] for target in targets):
+        return "FAILED: the context of an answer is not transformers' prompt"
+    ids, learnt_ids = (array.tolist() for array in coded.paths[0])
     context, whole = prompts[last.turn], last.context + last.answer
-    if last.context != context or row.ids[: len(whole)] != whole:
-        return "FAILED: the context of the last answer is not transformers' prompt"
-    if not all(row.assistant_mask[len(context) : len(whole)]) or not all(last.learnt):
+    if ids[: len(whole)] != whole:
+        return "FAILED: the first path does not begin with the last answer and its context"
+    if not all(learnt_ids[len(context) : len(whole)]) or not all(last.learnt):
         return "FAILED: the last answer is not learnt"
     if not chat.tokenizer.is_control(last.answer[-1]):
         return "FAILED: no token that ends the last answer is learnt"
-    learnt = f" {row.answers - row.left_out}/{row.answers}" if row.left_out else ""
+    learnt = f" {coded.answers - coded.left_out}/{coded.answers}" if coded.left_out else ""
     return f"ok{learnt}" if known else f"ok{learnt} alone"
 
 

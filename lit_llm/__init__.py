@@ -39,6 +39,7 @@ _EXPORTS = {
     "SpikeGuard": "lit_llm.training.callbacks.spike_guard",
     "FreezeGarbage": "lit_llm.training.callbacks.garbage",
     "RetentionCheck": "lit_llm.training.callbacks.retention",
+    "GenerationCheck": "lit_llm.evaluate.generation_check",
     "LMEvalCallback": "lit_llm.evaluate.callback",
     "FSDP2Strategy": "lit_llm.training.strategy",
     "CSVLogger": "lit_llm.training.loggers",

@@ -30,7 +30,8 @@ COMMANDS = ("plan", "evaluate", "chat", "generate", "import", "export", "inspect
 # Their constructors check, so Python and YAML get the same answer.
 CLASSES = ("PretrainModule", "SFTModule", "PretrainDataModule", "InstructionDataModule",
            "TransformerConfig", "LoRAConfig", "Sampling", "Checkpoint", "SpikeGuard",
-           "SampleCallback", "RunReport", "RetentionCheck", "LMEvalCallback")  # fmt: skip
+           "SampleCallback", "RunReport", "RetentionCheck", "GenerationCheck",
+           "LMEvalCallback")  # fmt: skip
 
 
 def numbers(cls: type) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from lit_llm.data.answers import AnswerFinder, no_answer
 from lit_llm.data.hidden import hidden_spans
 from lit_llm.data.messages import (
@@ -34,6 +36,7 @@ from lit_llm.data.messages import (
 from lit_llm.data.rendered import RenderedEncoder
 from lit_llm.data.template import RESERVED, ChatTemplate, Message, plain, unmarked
 from lit_llm.data.template_probe import PROBE, TemplateProbe, with_probe
+from lit_llm.data.trees import TokenPath
 from lit_llm.errors import UserError
 from lit_llm.models.tokenizer import Tokenizer
 
@@ -59,19 +62,18 @@ class Target:
     learnt: list[bool]
 
 
-class EncodedRow(NamedTuple):
-    """A conversation in one row.
+class EncodedConversation(NamedTuple):
+    """A conversation as the texts from which its answers are learnt.
 
     Attributes:
-        ids: token ids.
-        assistant_mask: for each id, whether it is learnt.
+        paths: the whole conversation, or its last answer with its context; then each earlier answer
+            whose context is not a beginning of this text, with its context.
         answers: number of answers that may be learnt.
-        left_out: number of these answers that are not learnt, because their context in this row
-            differs from the one that a server would send.
+        left_out: number of these answers that are not learnt, because the template renders them
+            without its generation prompt.
     """
 
-    ids: list[int]
-    assistant_mask: list[bool]
+    paths: list[TokenPath]
     answers: int
     left_out: int
 
@@ -169,16 +171,18 @@ class ChatFormat:
     def encode(
         self, messages: list[Message], arguments: Arguments = _NONE
     ) -> tuple[list[int], list[bool]]:
-        """Token ids and assistant mask (True for learnt tokens); see `encode_row`."""
-        row = self.encode_row(messages, arguments)
-        return row.ids, row.assistant_mask
+        """Token ids and assistant mask (True for learnt tokens) of the first path of `paths`."""
+        first = self.encode_conversation(messages, arguments).paths[0]
+        return first.ids.tolist(), first.learnt.tolist()
 
-    def encode_row(self, messages: list[Message], arguments: Arguments = _NONE) -> EncodedRow:
-        """Encode the conversation in one row.
+    def encode_conversation(
+        self, messages: list[Message], arguments: Arguments = _NONE
+    ) -> EncodedConversation:
+        """Encode the conversation so that every answer is learnt in the context of a server.
 
-        The row is the whole rendered conversation if the last target is a part of it. Otherwise the
-        row is the last target with its context. Earlier targets are learnt if the row begins with
-        their context and answer.
+        The first path is the whole rendered conversation if the last target is a part of it.
+        Otherwise it is the last target with its context. Earlier targets are learnt in this path if
+        it begins with their context and answer, else in a path of their own.
 
         Raises:
             UserError: see `targets`.
@@ -191,15 +195,20 @@ class ChatFormat:
         if targets:
             last = targets[-1].context + targets[-1].answer
             ids = ids if ids[: len(last)] == last else last
-        # An earlier target is learnt only if the row begins with exactly its context and answer.
         assistant_mask = [False] * len(ids)
-        learnt = 0
+        others = []
         for target in targets:
             begin, end = len(target.context), len(target.context) + len(target.answer)
-            if ids[:end] == target.context + target.answer:
+            own = target.context + target.answer
+            if ids[:end] == own:
                 assistant_mask[begin:end] = target.learnt
-                learnt += 1
-        return EncodedRow(ids, assistant_mask, len(wanted), len(wanted) - learnt)
+            else:
+                others.append((own, [False] * begin + target.learnt))
+        paths = [
+            TokenPath(np.array(some, np.int32), np.array(learnt, bool))
+            for some, learnt in [(ids, assistant_mask), *others]
+        ]
+        return EncodedConversation(paths, len(wanted), len(wanted) - len(targets))
 
     def targets(self, messages: list[Message], arguments: Arguments = _NONE) -> list[Target]:
         """Every answer that may be learnt, with the context that a server would send for it.

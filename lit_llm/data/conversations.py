@@ -8,11 +8,13 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from lit_llm.data.blocks import IGNORE
 from lit_llm.data.chat import ChatFormat
 from lit_llm.data.contamination import contaminated, evaluation_items
 from lit_llm.data.learnt import check_answers, prepare
@@ -25,6 +27,7 @@ from lit_llm.data.shapes import group_of, split_of
 from lit_llm.data.splits import held_out
 from lit_llm.data.template import Message
 from lit_llm.data.too_long import fit
+from lit_llm.data.trees import TREE_ARRAYS, TokenPath, Tree, trees_of
 from lit_llm.errors import UserError
 from lit_llm.io.atomic import sync, workspace_beside
 
@@ -36,37 +39,46 @@ _FORMAT = 5  # version of the cached files; raise it when their format or encodi
 class Conversations:
     """Encoded examples of one split.
 
+    An example is a conversation whose answers are learnt from one `Tree`, or from several if one
+    would be too long.
+
     Attributes:
-        ids: int32 (tokens,), all examples concatenated.
-        assistant_mask: bool (tokens,), True for tokens that the assistant writes.
-        offsets: int64 (examples + 1,), start of each example, and the end.
+        input_ids, labels, until, position: arrays of all trees, concatenated; int32 (tokens,).
+        offsets: int64 (trees + 1,), start of each tree, and the end.
     """
 
-    ids: np.ndarray
-    assistant_mask: np.ndarray
+    input_ids: np.ndarray
+    labels: np.ndarray
+    until: np.ndarray
+    position: np.ndarray
     offsets: np.ndarray
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """(ids, assistant_mask) of one example."""
+    def __iter__(self) -> Iterator[Tree]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> Tree:
+        """One tree."""
         part = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
-        return self.ids[part], self.assistant_mask[part]
+        return Tree(self.input_ids[part], self.labels[part], self.until[part], self.position[part])
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each example, int64 (examples,)."""
+        """Tokens of each tree, int64 (trees,)."""
         return np.diff(self.offsets)
 
     @property
     def supervised(self) -> np.ndarray:
-        """Supervised labels per example, int64 (examples,): assistant tokens but a first token."""
-        begins = self.offsets[:-1]
-        return (
-            np.add.reduceat(self.assistant_mask, begins, dtype=np.int64)
-            - self.assistant_mask[begins]
-        )
+        """Learnt labels of each tree, int64 (trees,)."""
+        return np.add.reduceat(self.labels != IGNORE, self.offsets[:-1], dtype=np.int64)
+
+    @cached_property
+    def branches(self) -> bool:
+        """Whether any tree has branches. The tokens of a tree without them all see its end."""
+        ends = np.repeat(self.lengths, self.lengths)
+        return bool((self.until != ends).any())
 
 
 @dataclass(frozen=True)
@@ -90,11 +102,12 @@ def encoded_conversations(
     bad_rows: Literal["raise", "skip"],
     rehearsal: float = 0.0,
     policy: RowPolicy,
+    share_prefixes: bool = True,
 ) -> tuple[Path, bool]:
     """Encode the conversations of these sources, or find them in the cache.
 
-    The folder holds, for each split, ids.npy, assistant_mask.npy and offsets.npy; manifest.jsonl
-    with a line per example; and datacard.json. An example has at most seq_len + 1 tokens
+    The folder holds, for each split, the arrays of `Conversations`; manifest.jsonl with a line per
+    example; and datacard.json. An answer with its context has at most seq_len + 1 tokens
     (``policy.too_long``).
 
     A row's ``split`` decides its split (`split_of`). If ``validation`` is given, rows that belong
@@ -112,6 +125,7 @@ def encoded_conversations(
         chat: encodes the conversations.
         seq_len: tokens per example.
         bad_rows: "raise" reports the first bad row, "skip" leaves out and counts bad rows.
+        share_prefixes: store what the answers of a conversation have in common once.
         rehearsal: share of the examples that are questions of "general", added to those of
             ``train``.
         policy: what is learnt of a row, and how sources are mixed.
@@ -129,6 +143,8 @@ def encoded_conversations(
                 "seq_len": seq_len, "bad_rows": bad_rows, "policy": policy.key()}  # fmt: skip
     if rehearsal:
         settings["rehearsal"] = rehearsal
+    if not share_prefixes:
+        settings["share_prefixes"] = False
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     patterns = [*weights_of(train), *weights_of(validation or [])]
     for path in [file for pattern in patterns for file in files_of(pattern)]:
@@ -142,7 +158,7 @@ def encoded_conversations(
     with workspace_beside(output, progress=False) as workspace:
         if (output / "datacard.json").is_file():
             return output, True
-        encoded = _Encoded(row_format, chat, seq_len, bad_rows, policy)
+        encoded = _Encoded(row_format, chat, seq_len, bad_rows, policy, share_prefixes)
         encoded.add(train, "train", whole=validation is None)
         encoded.check_columns()
         encoded.decontaminate(items)
@@ -164,16 +180,15 @@ def encoded_conversations(
 def load_conversations(folder: Path, split: str) -> Conversations:
     """Load one split of an encoded folder, memory-mapped."""
     parts = [
-        np.load(folder / f"{split}.{name}.npy", mmap_mode="r")
-        for name in ("ids", "assistant_mask", "offsets")
+        np.load(folder / f"{split}.{name}.npy", mmap_mode="r") for name in (*TREE_ARRAYS, "offsets")
     ]
     return Conversations(*parts)
 
 
 @dataclass
 class _Example:
-    ids: np.ndarray
-    assistant_mask: np.ndarray
+    paths: list[TokenPath]
+    trees: list[Tree]
     split: str | None  # None: decided by the hash of the question
     position: float  # hash of the question, scaled to [0, 1)
     truncated: bool
@@ -195,9 +210,11 @@ class _Encoded:
         seq_len: int,
         bad_rows: str,
         policy: RowPolicy,
+        share_prefixes: bool,
     ):
         self._format, self._chat, self._seq_len = row_format, chat, seq_len
         self._bad_rows, self._policy = bad_rows, policy
+        self._share_prefixes = share_prefixes
         self._examples: list[_Example] = []
         self._dropped: Counter[str] = Counter()
         self._other_split: Counter[str] = Counter()
@@ -269,11 +286,11 @@ class _Encoded:
         else:
             arguments = self._format.template_arguments(row)
             messages = prepare(made, self._policy, self._chat.knows_reasoning(arguments))
-            coded = self._chat.encode_row(messages, arguments)
+            coded = self._chat.encode_conversation(messages, arguments)
             check_answers(messages)
             asked = [text_of(message) for message in messages if message["role"] == "user"]
             question, prompt, said = (asked or [""])[0], _prompt_of(messages), messages
-        if not any(coded.assistant_mask[1:]):
+        if not any(path.learnt[1:].any() for path in coded.paths):
             raise UserError("no supervised token: the assistant says nothing")
         fitted = fit(
             coded, self._seq_len + 1, self._policy.too_long, self._chat, messages, arguments
@@ -287,8 +304,8 @@ class _Encoded:
         sha = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
         first = int.from_bytes(hashlib.sha256(question.encode()).digest()[:6], "big")
         return _Example(
-            ids=np.array(fitted.row.ids, np.int32),
-            assistant_mask=np.array(fitted.row.assistant_mask),
+            paths=fitted.row.paths,
+            trees=self._trees(fitted.row.paths),
             split=split,
             position=first / 2**48,
             truncated=fitted.cut,
@@ -306,11 +323,17 @@ class _Encoded:
         tested = [example for example in self._examples if example.split != "validation"]
         if not items:
             return
-        words = [self._chat.tokenizer.decode(example.ids, True) for example in tested]
+        decode = self._chat.tokenizer.decode
+        words = ["\n".join(decode(path.ids, True) for path in e.paths) for e in tested]
         found = contaminated(words, items)
         gone = {id(e): name for e, name in zip(tested, found, strict=True) if name is not None}
         self._contaminated.update(gone.values())
         self._examples = [example for example in self._examples if id(example) not in gone]
+
+    def _trees(self, paths: list[TokenPath]) -> list[Tree]:
+        if self._share_prefixes:
+            return trees_of(paths, self._seq_len)
+        return [tree for path in paths for tree in trees_of([path], self._seq_len)]
 
     def choose_validation(self, fraction: float) -> None:
         """Assign a split to the examples that have none."""
@@ -371,18 +394,25 @@ class _Encoded:
         with (folder / "manifest.jsonl").open("w", encoding="utf-8") as manifest:
             for example in self._examples:
                 split = str(example.split)
-                content.update(example.ids.tobytes())
-                content.update(example.assistant_mask.tobytes())
+                for path in example.paths:
+                    content.update(path.ids.tobytes())
+                    content.update(path.learnt.tobytes())
                 content.update(split.encode())
+                tokens = sum(len(tree) + 1 for tree in example.trees)
                 counts[split].update(
                     examples=1,
-                    tokens=len(example.ids),
-                    supervised_tokens=int(example.assistant_mask[1:].sum()),
+                    trees=len(example.trees),
+                    tokens=tokens,
+                    tokens_apart=sum(len(path.ids) for path in example.paths),
+                    supervised_tokens=sum(
+                        int((tree.labels != IGNORE).sum()) for tree in example.trees
+                    ),
                     truncated=example.truncated,
                     answers=example.answers,
                     answers_left_out=example.left_out,
                 )
-                line = {**example.line, "split": split, "tokens": len(example.ids)}
+                line = {**example.line, "split": split, "tokens": tokens}
+                line["trees"] = len(example.trees)
                 manifest.write(json.dumps(line, default=str) + "\n")
         for split in counts:
             own = [example for example in self._examples if example.split == split]
@@ -390,12 +420,11 @@ class _Encoded:
                 raise UserError(
                     self._empty_split_message(split, validation if split == "validation" else train)
                 )
-            np.save(folder / f"{split}.ids.npy", np.concatenate([e.ids for e in own]))
-            np.save(
-                folder / f"{split}.assistant_mask.npy",
-                np.concatenate([e.assistant_mask for e in own]),
-            )
-            offsets = np.cumsum([0, *(len(example.ids) for example in own)]).astype(np.int64)
+            trees = [tree for example in own for tree in example.trees]
+            for name in TREE_ARRAYS:
+                array = np.concatenate([getattr(tree, name) for tree in trees])
+                np.save(folder / f"{split}.{name}.npy", array)
+            offsets = np.cumsum([0, *map(len, trees)]).astype(np.int64)
             np.save(folder / f"{split}.offsets.npy", offsets)
         return {
             "kind": "instructions",

@@ -53,16 +53,17 @@ RANGES: dict[str, Range] = {
 
 
 class PackedRows(Dataset):
-    """Rows of packed examples.
+    """Rows of packed trees.
 
     A sample is {"input_ids", "labels", "document_ids", "sample_id"}, the first three int64
     (length,). Labels are the next tokens where the assistant writes, and -100 elsewhere.
-    document_ids number the row's examples from 0 and are -1 in the padding. With ``token_bytes``, a
-    sample also has "label_bytes".
+    document_ids number the row's trees from 0 and are -1 in the padding. If any tree of the data
+    set has branches, a sample also has "until" and "position", int64 (length,), see `Forest`. With
+    ``token_bytes``, a sample also has "label_bytes".
 
     Args:
-        conversations: the examples.
-        rows: example indices of each row; rows beyond the last one are empty.
+        conversations: the trees.
+        rows: tree indices of each row; rows beyond the last one are empty.
         length: tokens per row, including padding.
         pad_id: padding token.
         token_bytes: UTF-8 bytes of each token, int32 (vocab,).
@@ -93,15 +94,14 @@ class PackedRows(Dataset):
             np.full(self.length, IGNORE, np.int64),
             np.full(self.length, -1, np.int64),
         )
+        # A token of the padding is a tree of its own.
+        until, position = np.arange(1, self.length + 1), np.zeros(self.length, np.int64)
         at = 0
-        # Place the examples one after another. An example of n tokens gives n - 1 inputs with their
-        # next tokens as labels.
-        for number, example in enumerate(self.rows[index] if index < len(self.rows) else []):
-            tokens, assistant_mask = self.conversations[example]
-            here = slice(at, at + len(tokens) - 1)
-            ids[here] = tokens[:-1]
-            labels[here] = np.where(assistant_mask[1:], tokens[1:], IGNORE)
-            documents[here] = number
+        for number, place in enumerate(self.rows[index] if index < len(self.rows) else []):
+            tree = self.conversations[place]
+            here = slice(at, at + len(tree))
+            ids[here], labels[here], documents[here] = tree.input_ids, tree.labels, number
+            until[here], position[here] = tree.until + at, tree.position
             at = here.stop
         sample = {
             "input_ids": ids,
@@ -109,6 +109,8 @@ class PackedRows(Dataset):
             "document_ids": documents,
             "sample_id": np.array(index),
         }
+        if self.conversations.branches:
+            sample |= {"until": until, "position": position}
         if self.token_bytes is not None:
             sample["label_bytes"] = np.where(
                 labels == IGNORE, 0, self.token_bytes[np.maximum(labels, 0)]
@@ -175,6 +177,11 @@ class InstructionDataModule(TokenDataModule):
             to ``sources`` so that the model keeps its knowledge. Not added if ``sources`` names
             "general" itself.
         packing: put several examples into a row; they do not attend to each other.
+        share_prefixes: compute once what the answers of a conversation have in common. Where a chat
+            template renders earlier turns differently later on (many leave out their thoughts), an
+            answer's context is not a beginning of the conversation; the texts then form a `Tree`,
+            and batches have "until" and "position". False: each such answer is an example of its
+            own, for networks that do not read trees.
         bad_rows: "raise" stops at the first row that cannot be used; "skip" leaves such rows out
             and counts them.
         max_validation_examples: most examples for validation; None: all.
@@ -207,6 +214,7 @@ class InstructionDataModule(TokenDataModule):
         min_steps: int | None = None,
         rehearsal: float = 0.0,
         packing: bool = True,
+        share_prefixes: bool = True,
         bad_rows: Literal["raise", "skip"] = "raise",
         max_validation_examples: int | None = None,
         validate_every: int | None = None,
@@ -247,7 +255,7 @@ class InstructionDataModule(TokenDataModule):
         self.tokenizer_path, self.chat_template = tokenizer, chat_template
         self.epochs, self.packing, self.bad_rows = epochs, packing, bad_rows
         self.min_steps = min_steps
-        self.rehearsal = rehearsal
+        self.rehearsal, self.share_prefixes = rehearsal, share_prefixes
         self.max_validation_examples = max_validation_examples
         self.folder: Path | None = None
         self.policy = RowPolicy(
@@ -332,6 +340,10 @@ class InstructionDataModule(TokenDataModule):
         """Data card of the examples: splits, tokens, and what was left out."""
         return self._find(quiet=True) / "datacard.json"
 
+    def examples(self, split: Literal["train", "validation"]) -> Conversations:
+        """The encoded examples of a split."""
+        return load_conversations(self._find(quiet=True), split)
+
     def prepare_data(self) -> None:
         """Encode the conversations if they are not in the cache."""
         self._find(quiet=False)
@@ -353,6 +365,7 @@ class InstructionDataModule(TokenDataModule):
                 bad_rows=self.bad_rows,
                 rehearsal=rehearsal,
                 policy=self.policy,
+                share_prefixes=self.share_prefixes,
             )
             if not quiet:
                 self._report_examples(read_json(self.folder / "datacard.json"), reused)
@@ -387,10 +400,17 @@ class InstructionDataModule(TokenDataModule):
         )
         if left_out:
             rank_zero_info(
-                f"{left_out:,} of {answers:,} answers are not learnt: the chat template renders "
-                "an earlier turn in another way once the conversation goes on (many leave out its "
-                "thoughts), so in these rows its context would not be what a server sends. The "
-                "last answer of every conversation is learnt."
+                f"{left_out:,} of {answers:,} answers are not learnt: the chat template does not "
+                "render them after its own generation prompt, so their context would not be what "
+                "a server sends. The last answer of every conversation is learnt."
+            )
+        computed, apart = (
+            sum(split[key] for split in splits.values()) for key in ("tokens", "tokens_apart")
+        )
+        if apart > computed:
+            rank_zero_info(
+                f"sharing: {computed:,} tokens hold what {apart:,} would in separate examples, "
+                f"because answers of a conversation have their beginning in common"
             )
         for line in left_out_of(card):
             rank_zero_info(line)
@@ -409,9 +429,9 @@ class InstructionDataModule(TokenDataModule):
                 "will not learn to stop. Give one that does as data.chat_template, with the token "
                 f"inside {{% generation %}} if it has such a block; tokens that end a text: {ends}"
             )
-        examples = load_conversations(self._find(quiet=True), "train")
+        examples = self.examples("train")
         self.order = PackedOrder(
-            examples.lengths - 1, self.seq_len, self.epochs, self.seed, self.packing
+            examples.lengths, self.seq_len, self.epochs, self.seed, self.packing
         )
         rows = self.order.rows
         self.train_dataset = PackedRows(examples, rows, self.seq_len, self._pad_id)
@@ -493,11 +513,11 @@ class InstructionDataModule(TokenDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """The validation examples, packed, distributed over the ranks."""
-        examples = load_conversations(self._find(quiet=True), "validation")
+        examples = self.examples("validation")
         count = min(len(examples), self.max_validation_examples or len(examples))
         # Evenly spaced in the file, which may be sorted.
         chosen = np.unique(np.linspace(0, len(examples) - 1, count).astype(np.int64))
-        rows = pack(examples.lengths - 1, chosen, self.seq_len)
+        rows = pack(examples.lengths, chosen, self.seq_len)
         # In sharded models, each forward pass needs all ranks, so all ranks get the same number of
         # rows.
         rows += [[] for _ in range(-len(rows) % self.world_size)]

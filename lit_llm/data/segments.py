@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lit_llm.data.chat import ChatFormat, EncodedRow
+import numpy as np
+
+from lit_llm.data.chat import ChatFormat, EncodedConversation
 from lit_llm.data.messages import check_characters
 from lit_llm.data.policy import Format
 from lit_llm.data.shapes import check_learnt
+from lit_llm.data.trees import TokenPath
 from lit_llm.errors import UserError
 
 _BESIDE = ("system", "tools", "functions", "history", "messages", "conversations", "images",
@@ -93,7 +96,7 @@ def _piece(number: int, piece: Any) -> tuple[str, bool]:
     return piece["text"], bool(marks.pop()) if marks else True
 
 
-def encode_segments(segments: Segments, chat: ChatFormat) -> EncodedRow:
+def encode_segments(segments: Segments, chat: ChatFormat) -> EncodedConversation:
     """Token ids and mask: the ids that the tokenizer puts before a text, the text, its end.
 
     The end is the end-of-text token, and learnt if the last piece is. Pieces that end with a token
@@ -124,4 +127,5 @@ def encode_segments(segments: Segments, chat: ChatFormat) -> EncodedRow:
         if end is None:
             raise UserError("the tokenizer has no token that ends a text")
         ids, mask = [*ids, end], [*mask, bool(learns and learns[-1])]
-    return EncodedRow(list(ids), mask, 1, 0)
+    path = TokenPath(np.array(ids, np.int32), np.array(mask, bool))
+    return EncodedConversation([path], 1, 0)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from lit_llm.data.chat import ChatFormat, EncodedRow
+import numpy as np
+
+from lit_llm.data.chat import ChatFormat, EncodedConversation
 from lit_llm.data.policy import TooLong
 from lit_llm.data.template import Message
+from lit_llm.data.trees import TokenPath
 from lit_llm.errors import UserError
 
 
@@ -19,13 +22,13 @@ class Fitted(NamedTuple):
         cut: whether its text was cut.
     """
 
-    row: EncodedRow | None
+    row: EncodedConversation | None
     turns: int = 0
     cut: bool = False
 
 
 def fit(
-    row: EncodedRow,
+    row: EncodedConversation,
     size: int,
     too_long: TooLong,
     chat: ChatFormat,
@@ -47,33 +50,44 @@ def fit(
     Raises:
         UserError: "raise" and the example is too long; "cut" and nothing is left to learn.
     """
-    learnt = max((at for at, learn in enumerate(row.assistant_mask) if learn), default=0) + 1
-    if learnt <= size:  # what follows the last learnt token changes nothing
+    needed = max(_needed(path) for path in row.paths)
+    if needed <= size:  # what follows the last learnt token changes nothing
         return Fitted(_first(row, size))
     if too_long == "raise":
         raise UserError(
-            f"the example has {learnt} tokens, data.seq_len={size - 1} allows {size}; raise it, or "
+            f"the example has {needed} tokens, data.seq_len={size - 1} allows {size}; raise it, or "
             "let data.too_long be turns, drop or cut"
         )
     if too_long == "cut":
         shorter = _first(row, size)
-        if not any(shorter.assistant_mask[1:]):
+        if not shorter.paths:
+            prompt = min(int(path.learnt.argmax()) for path in row.paths if path.learnt.any())
             raise UserError(
-                f"the prompt alone takes {row.assistant_mask.index(True)} tokens and "
-                f"data.seq_len={size - 1}: nothing is left to learn"
+                f"the prompt alone takes {prompt} tokens and data.seq_len={size - 1}: nothing is "
+                "left to learn"
             )
         return Fitted(shorter, cut=True)
     if too_long == "turns" and messages is not None:
         targets = chat.targets(messages, arguments)
         fitting = [one for one in targets if len(one.context) + len(one.answer) <= size]
         if fitting:
-            # The row begins with the context and answer of its last target, so they are whole.
+            # The first path begins with the context and answer of its last target, so they are
+            # whole. An earlier answer in a path of its own may still be too long.
             last = fitting[-1].turn
-            shorter = _first(chat.encode_row(messages[: last + 1], arguments), size)
-            return Fitted(shorter, turns=sum(one.turn > last for one in targets))
+            shorter = chat.encode_conversation(messages[: last + 1], arguments)
+            whole = [path for path in shorter.paths if _needed(path) <= size]
+            return Fitted(
+                _first(shorter._replace(paths=whole), size), turns=len(targets) - len(fitting)
+            )
     return Fitted(None)
 
 
-def _first(row: EncodedRow, size: int) -> EncodedRow:
-    """The first ``size`` tokens of a row."""
-    return row._replace(ids=row.ids[:size], assistant_mask=row.assistant_mask[:size])
+def _needed(path: TokenPath) -> int:
+    """Number of tokens up to the last learnt one."""
+    return int(np.flatnonzero(path.learnt).max(initial=0)) + 1
+
+
+def _first(row: EncodedConversation, size: int) -> EncodedConversation:
+    """The first ``size`` tokens of each path; a path that then learns nothing is not needed."""
+    paths = [TokenPath(path.ids[:size], path.learnt[:size]) for path in row.paths]
+    return row._replace(paths=[path for path in paths if path.learnt[1:].any()])

@@ -15,9 +15,10 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.kernels.backends import flex, without_cudnn
-from lit_llm.models.kernels.blocked_attention import BlockedAttention, suits
+from lit_llm.models.kernels.blocked_attention import BlockedAttention, computable, suits
+from lit_llm.models.kernels.forest_attention import forest_attention
 from lit_llm.models.kernels.fused import project
-from lit_llm.models.masks import Mask
+from lit_llm.models.masks import ForestMask, Mask
 from lit_llm.models.norm import HeadNorm, build_norm
 from lit_llm.models.rope import apply_rope
 
@@ -129,6 +130,13 @@ class Attention(nn.Module):
         """Return the weighted values (B, H, T, D); `Mask` says which keys each query sees."""
         if isinstance(mask, BlockMask):
             return flex(q_BHTD, k_BKSD, v_BKSD, mask, self.scale, self.softcap)
+        if isinstance(mask, ForestMask):
+            if self.softcap is None and computable(q_BHTD, k_BKSD, v_BKSD):
+                scale = self.scale or self.head_dim**-0.5
+                return forest_attention(
+                    q_BHTD, k_BKSD, v_BKSD, mask.until, mask.position, mask.window or 0, scale
+                )
+            mask = mask.dense()
         if self.softcap is not None:
             return self._attend_softcapped(q_BHTD, k_BKSD, v_BKSD, mask)
         if self.by_blocks and mask is None and suits(q_BHTD, k_BKSD, v_BKSD):

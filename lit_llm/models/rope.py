@@ -56,17 +56,6 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest), dim=-1)
 
 
-def positions_in_documents(document_ids: Tensor) -> Tensor:
-    """Return the distance of each token from the first token of its document: int64 (B, T).
-
-    A document is a run of equal ids in a row.
-    """
-    index = torch.arange(document_ids.shape[1], device=document_ids.device)
-    begins = torch.ones_like(document_ids, dtype=torch.bool)
-    begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
-    return index - torch.where(begins, index, 0).cummax(-1).values
-
-
 def _linear(
     config: TransformerConfig, scaling: dict[str, Any], positions: Tensor
 ) -> tuple[Tensor, float]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lit_llm.models.attention import Attention, KVCache
 from lit_llm.models.config import TransformerConfig
+from lit_llm.models.forest import Forest
 from lit_llm.models.head import LMHead
 from lit_llm.models.hub.formats import format_of, write_model
 from lit_llm.models.hub.locate import locate
@@ -25,7 +26,7 @@ from lit_llm.models.masks import Mask, build_masks
 from lit_llm.models.mlp import MLP, Experts, MixtureOfExperts
 from lit_llm.models.norm import HeadNorm, RMSNorm, build_norm
 from lit_llm.models.parallel.draws import NoDraws
-from lit_llm.models.rope import positions_in_documents, rope_cache
+from lit_llm.models.rope import rope_cache
 
 if TYPE_CHECKING:
     from lit_llm.models.lora import LoRAConfig
@@ -196,18 +197,22 @@ class Transformer(nn.Module):
         *,
         padding_mask: Tensor | None = None,
         document_ids: Tensor | None = None,
+        forest: Forest | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """Return the input of the head: the last block's output after the final norm, (B, T, C).
 
         ``document_ids`` int64 (B, T) gives each token the document that it belongs to. A token then
         sees only its own document, and positions count from the document's start. Packed documents
-        thus give the same results as single documents.
+        thus give the same results as single documents. ``forest`` says the same for token trees; it
+        is used instead of ``document_ids`` if both are given.
         """
         T, device = input_ids.shape[1], input_ids.device
         past = 0 if cache is None else cache.length
-        if document_ids is not None:
-            positions = positions_in_documents(document_ids)[:, None]
+        if forest is None and document_ids is not None:
+            forest = Forest.of_documents(document_ids)
+        if forest is not None:
+            positions = forest.position[:, None]
         elif padding_mask is None:
             positions = torch.arange(past, past + T, device=device)
         else:
@@ -235,7 +240,9 @@ class Transformer(nn.Module):
         # Use FlexAttention in training only. Evaluation runs uncompiled, and there FlexAttention
         # would hold all scores in memory.
         backends = self.backends if self.training and cache is None else Backends()
-        masks = build_masks(self.config, backends, input_ids, past, padding_mask, document_ids)
+        masks = build_masks(
+            self.config, backends, input_ids, past, padding_mask, forest, self.by_blocks
+        )
         x_BTC = self.embed_norm(x_BTC)
         for i, block in enumerate(self.layers):
             x_BTC = block(
@@ -249,17 +256,27 @@ class Transformer(nn.Module):
         """Apply the head: (..., C) -> (..., V), see `LMHead.logits`."""
         return self.lm_head.logits(x_BTC)
 
+    @property
+    def by_blocks(self) -> bool:
+        """Whether attention on a CPU is computed by blocks of queries, see `Backends`."""
+        return bool(self.layers[0].attention.by_blocks)  # type: ignore[union-attr]
+
     def token_losses(
-        self, input_ids: Tensor, labels: Tensor, document_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        document_ids: Tensor | None = None,
+        forest: Forest | None = None,
     ) -> Tensor:
         """Cross-entropy of each position in nats: float32 (B, T).
 
-        The loss is 0 where ``labels`` (B, T) is -100. With ``document_ids`` the head computes
-        labelled positions only. In a conversation these are about half of all positions, and the
-        logits of a large vocabulary take most of the memory of such a step.
+        The loss is 0 where ``labels`` (B, T) is -100. With ``document_ids`` or ``forest`` (see
+        `hidden_states`) the head computes labelled positions only. In a conversation these are
+        about half of all positions, and the logits of a large vocabulary take most of the memory of
+        such a step.
         """
-        x_BTC = self.hidden_states(input_ids, document_ids=document_ids)
-        if document_ids is None:
+        x_BTC = self.hidden_states(input_ids, document_ids=document_ids, forest=forest)
+        if document_ids is None and forest is None:
             return self.lm_head(x_BTC, labels)
         return self.lm_head.labelled_losses(x_BTC, labels)
 
@@ -269,9 +286,10 @@ class Transformer(nn.Module):
         labels: Tensor,
         document_ids: Tensor | None = None,
         skip_ignored_labels: bool = False,
+        forest: Forest | None = None,
     ) -> Tensor:
         """The sum of `token_losses`, for training: a float32 scalar, see `LMHead.loss`."""
-        x_BTC = self.hidden_states(input_ids, document_ids=document_ids)
+        x_BTC = self.hidden_states(input_ids, document_ids=document_ids, forest=forest)
         return self.lm_head.loss(x_BTC, labels, skip_ignored_labels)
 
     def take_router_loss(self) -> Tensor | None:

@@ -11,9 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lit_llm.errors import UserError
-from lit_llm.settings.presets import find_config
 from lit_llm.settings.shell import path_word
-from lit_llm.settings.yaml_file import read_yaml
 
 OPTIONS = ("--config", "-c")
 
@@ -47,6 +45,8 @@ def with_config_files(args: Sequence[str], folders: tuple[str, ...]) -> list[str
     Raises:
         UserError: no such file or preset.
     """
+    from lit_llm.settings.presets import find_config  # imports a YAML reader: not for --help
+
     files, rest = split_config(args)
     found = [["--config", path_word(find_config(file, folders))] for file in files]
     return [word for words in found for word in words] + rest
@@ -63,6 +63,8 @@ def naming_the_file(mistake: UserError, args: Sequence[str]) -> UserError:
                      str(mistake))  # fmt: skip
     if found is None:
         return mistake
+    from lit_llm.settings.yaml_file import read_yaml
+
     last = (found["key"] or found["named"]).rpartition(".")[2]
     files, rest = split_config(args)
     options = [word.partition("=")[0].rstrip("+") for word in rest if word.startswith("--")]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
+from lit_llm.data.blocks import IGNORE
 from lit_llm.errors import UserError
 from lit_llm.settings.presets import all_presets, find_config
 from lit_llm.settings.yaml_file import read_yaml
@@ -25,6 +26,7 @@ from lit_llm.settings.yaml_file import read_yaml
 if TYPE_CHECKING:
     from lit_llm.data.conversations import Conversations
     from lit_llm.data.instructions import InstructionDataModule
+    from lit_llm.data.trees import Tree
 
 _FOLDERS = ("finetune", "pretrain")
 _OVERRIDE = re.compile(r"--(data|model)\.(?:init_args\.)?([\w.]+)")
@@ -92,7 +94,7 @@ def inspect_examples(
 
     examples = load_conversations(folder, "train")
     lines = [json.loads(line) for line in (folder / "manifest.jsonl").open(encoding="utf-8")]
-    lines = [line for line in lines if line["split"] == "train"]
+    lines = [line for line in lines if line["split"] == "train" for _ in range(line["trees"])]
     chosen = np.unique(np.linspace(0, len(examples) - 1, min(count, len(examples))).astype(int))
     lengths = examples.lengths
     return {
@@ -143,21 +145,41 @@ def _rendered(
     data: InstructionDataModule, examples: Conversations, lines: list[dict[str, Any]], index: int
 ) -> dict[str, Any]:
     """One example: its place, counts, tools, and its text in runs that are learnt or not."""
-    ids, mask = examples[index]
-    runs, end, before = [], 0, ""
-    for learn, run in groupby(mask.tolist()):
-        end += len(list(run))
-        # A token's text may depend on the one before (a space mark), so beginnings are decoded.
-        text = data.tokenizer.decode(ids[:end])
-        runs.append({"learnt": learn, "text": text[len(before) :]})
-        before = text
+    runs, count, learnt = [], 0, 0
+    for ids, mask, shared in _branches(examples[index]):
+        if shared:
+            runs.append({"learnt": False, "text": f"\n--- branch behind {shared:,} tokens\n"})
+        end, before = shared, data.tokenizer.decode(ids[:shared])
+        for learn, run in groupby(mask[shared:].tolist()):
+            end += len(list(run))
+            # A token's text may depend on the one before (a space mark): beginnings are decoded.
+            text = data.tokenizer.decode(ids[:end])
+            runs.append({"learnt": learn, "text": text[len(before) :]})
+            before = text
+        count, learnt = count + len(ids) - shared, learnt + int(mask[shared:].sum())
     return {
         "id": lines[index]["id"],
-        "tokens": len(ids),
-        "learnt": int(mask.sum()),
+        "tokens": count,
+        "learnt": learnt,
         "tools": lines[index].get("tools", []),
         "runs": runs,
     }
+
+
+def _branches(tree: Tree) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """(ids, learnt, tokens shared with the branch before) of each path to a leaf of a tree."""
+    before = np.zeros(0, np.int64)
+    places = np.arange(len(tree))
+    for leaf in np.flatnonzero(tree.until == places + 1):
+        path = places[: leaf + 1][tree.until[: leaf + 1] > leaf]
+        labels = tree.labels[path]
+        # The last token of a path is only a label.
+        last = labels[-1:][labels[-1:] != IGNORE]
+        ids = np.concatenate([tree.input_ids[path], last])
+        mask = np.concatenate([[False], labels != IGNORE])[: len(ids)]
+        shared = int((path[: len(before)] == before[: len(path)]).sum()) if len(before) else 0
+        yield ids, mask, shared
+        before = path
 
 
 def _warnings(
@@ -172,8 +194,9 @@ def _warnings(
         if line["sha256"] in seen:  # a repeated example
             continue
         seen.add(line["sha256"])
-        ids, mask = examples[index]
-        learnt = ids[mask]
+        branches = list(_branches(examples[index]))
+        ids = branches[0][0]
+        learnt = np.concatenate([ids[shared:][mask[shared:]] for ids, mask, shared in branches])
         text = data.tokenizer.decode(learnt)
         repeats = Counter(part for part in text.split("\n") if len(part.strip()) >= _LINE)
         counts["endless"] += not np.isin(learnt, stops).any()

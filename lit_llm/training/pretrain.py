@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_llm.data.blocks import IGNORE
+from lit_llm.errors import UserError
+from lit_llm.models.forest import Forest
 from lit_llm.models.transformer import Transformer
 from lit_llm.training.language import LanguageModule
 from lit_llm.training.metrics import LanguageModelMetrics
@@ -17,8 +19,9 @@ class PretrainModule(LanguageModule):
     A batch is a dict with "input_ids" and "labels", both int64 (batch, seq). Label i is the token
     after input i, or -100 for a position without supervision. "step_tokens" is optional: the number
     of supervised tokens in the whole optimizer step. "label_bytes" is optional in evaluation
-    batches, and adds bits per byte to the metrics. `PretrainDataModule` makes such batches; any
-    other source of such batches works too.
+    batches, and adds bits per byte to the metrics. "document_ids", or "until" and "position" of a
+    `Forest`, are optional too: see `Transformer.hidden_states`. `PretrainDataModule` makes such
+    batches; any other source of such batches works too.
 
     The gradient is that of (sum of losses) / (supervised tokens of the step over all processes),
     for any gradient accumulation and world size, see `LossScaling`.
@@ -42,6 +45,7 @@ class PretrainModule(LanguageModule):
             batch["labels"],
             batch.get("document_ids"),
             skip_ignored_labels=self.skip_ignored_labels,
+            forest=forest_of(batch),
         )
         # The router loss is per token: times the count it becomes a sum like ``loss``.
         router_loss = self.network.take_router_loss()
@@ -51,7 +55,12 @@ class PretrainModule(LanguageModule):
         """Cross-entropy of each position in nats, float32 (batch, seq); 0 for label -100."""
         if isinstance(self.network, Transformer):
             return self.network.token_losses(
-                batch["input_ids"], batch["labels"], batch.get("document_ids")
+                batch["input_ids"], batch["labels"], batch.get("document_ids"), forest_of(batch)
+            )
+        if "until" in batch:
+            raise UserError(
+                "data.share_prefixes: the batch holds token trees, which only lit_llm's "
+                "Transformer reads; set it to false"
             )
         logits, labels = self.network(batch["input_ids"]), batch["labels"]
         return F.cross_entropy(
@@ -62,3 +71,8 @@ class PretrainModule(LanguageModule):
         """Add the loss of each token and, if the batch has them, the bytes of each label."""
         supervised = batch["labels"] != IGNORE
         metrics.update(self.token_losses(batch), supervised, batch.get("label_bytes"))
+
+
+def forest_of(batch: dict[str, Tensor]) -> Forest | None:
+    """The token trees in the rows of a batch, if it has them."""
+    return Forest(batch["until"], batch["position"]) if "until" in batch else None

@@ -75,7 +75,8 @@ def test_the_mask_covers_what_the_assistant_says(
     tokenizer: Tokenizer, template: str, drawn: tuple
 ) -> None:
     chat, messages = ChatFormat(tokenizer, template), messages_of(drawn)
-    ids, assistant_mask, number, left_out = chat.encode_row(messages)
+    paths, number, left_out = chat.encode_conversation(messages)
+    ids, assistant_mask = chat.encode(messages)
     assert len(ids) == len(assistant_mask)
     answers = [m["content"].strip() if template is LLAMA_STYLE else m["content"]
                for m in messages if m["role"] == "assistant"]  # fmt: skip
@@ -86,9 +87,10 @@ def test_the_mask_covers_what_the_assistant_says(
         elif run:
             runs, run = [*runs, run], []
     # One run an answer: its words and the token that ends the turn, nothing else. An earlier answer
-    # may be left out, where a token of the whole text reaches over its beginning; the last may not.
+    # has a path of its own where a token of the whole text reaches over its beginning.
     said = [tokenizer.decode(run[:-1]) for run in runs]
-    assert said[-1] == answers[-1] and number == len(answers) == len(said) + left_out
+    assert said[-1] == answers[-1] and number == len(answers) == len(said) + len(paths) - 1
+    assert left_out == 0
     rest = iter(answers)
     assert all(text in rest for text in said)
     assert all(run[-1] == tokenizer.control_tokens["<|im_end|>"] for run in runs)

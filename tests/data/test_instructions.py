@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 import lit_llm
 from lit_llm import InstructionDataModule, Tokenizer, Transformer, TransformerConfig, UserError
 from lit_llm.data.blocks import IGNORE
+from lit_llm.data.conversations import Conversations, load_conversations
 from lit_llm.data.docstrings import docstring_rows, held_out, stdlib_modules
-from lit_llm.data.instructions import to_messages
+from lit_llm.data.instructions import PackedRows, to_messages
 
 PAIR = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 
@@ -303,7 +304,7 @@ def test_encoded_once_and_found_again(tmp_path: Path, tokenizer_folder: Path) ->
                   seq_len=64, validation_fraction=0.2)  # fmt: skip
     other.prepare_data()
     assert other.datacard_file != first
-    ids = np.load(other.datacard_file.parent / "train.ids.npy")
+    ids = np.load(other.datacard_file.parent / "train.input_ids.npy")
     assert "QUESTION" in other.tokenizer.decode(ids)
 
 
@@ -453,24 +454,50 @@ def test_few_rows(tmp_path: Path, tokenizer_folder: Path) -> None:
         module(tmp_path, tokenizer_folder, marked)
 
 
-def test_answers_that_are_left_out_are_counted_and_told(
+def test_answers_in_rewritten_conversations_form_trees(
     tmp_path: Path, tokenizer_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """The template renders the last answer otherwise than the same answer in the history."""
     template = tmp_path / "t.jinja"
     template.write_text(LAST)
     rows = [{"messages": [*chat(i)["messages"], *chat(i + 50)["messages"]]} for i in range(8)]
+    file = write(tmp_path / "a.jsonl", rows)
+
+    def made(**settings: object) -> tuple[InstructionDataModule, Conversations]:
+        data = module(tmp_path, tokenizer_folder, file, chat_template=str(template), **settings)
+        return data, load_conversations(data.datacard_file.parent, "train")
+
     with caplog.at_level("INFO"):
-        data = module(tmp_path, tokenizer_folder, write(tmp_path / "a.jsonl", rows), seq_len=256,
-                      chat_template=str(template))  # fmt: skip
-    splits = json.loads(data.datacard_file.read_text())["splits"].values()
-    assert sum(split["answers"] for split in splits) == 16
-    assert sum(split["answers_left_out"] for split in splits) == 8
-    assert "8 of 16 answers are not learnt" in caplog.text
-    ids = np.load(data.datacard_file.parent / "train.ids.npy")
-    assistant_mask = np.load(data.datacard_file.parent / "train.assistant_mask.npy")
-    assert data.tokenizer.decode(ids[assistant_mask]).count("<think>") == data.tokenizer.decode(
-        ids
-    ).count("<think>")
+        data, shared = made(seq_len=256)
+    card = json.loads(data.datacard_file.read_text())["splits"]["train"]
+    assert card["answers"] == 2 * card["examples"] == 2 * len(shared) and shared.branches
+    assert card["answers_left_out"] == 0
+    assert "tokens hold what" in caplog.text
+    apart = made(seq_len=256, share_prefixes=False)[1]
+    assert len(apart) == 2 * len(shared) and not apart.branches
+    assert card["tokens_apart"] == len(apart.input_ids) + len(apart)
+    assert len(shared.input_ids) < len(apart.input_ids)
+    # The same labels in the same contexts; the last answer begins with what the prompt opens.
+    for name in ("input_ids", "labels"):
+        of_shared, of_apart = (
+            np.sort(getattr(one, name)[one.labels != IGNORE]) for one in (shared, apart)
+        )
+        assert np.array_equal(of_shared, of_apart)
+    learnt = data.tokenizer.decode(shared.labels[shared.labels != IGNORE])
+    assert learnt.count("</think>") == 2 * card["examples"]
+    # A row that is too short for the whole tree makes two of it.
+    longest = int(apart.lengths.max())
+    _, cut = made(seq_len=longest)
+    assert len(cut) > len(shared) and cut.lengths.max() <= longest
+    assert (cut.labels != IGNORE).sum() == (shared.labels != IGNORE).sum()
+    rows_of = PackedRows(shared, [[0, 1], [2]], 256, pad_id=0)
+    sample = rows_of[0]
+    size = len(shared[0])
+    assert np.array_equal(sample["until"][:size], shared[0].until)
+    assert sample["until"][size] > size and sample["position"][size] == 0
+    padding = sample["document_ids"] < 0
+    assert np.array_equal(sample["until"][padding], np.arange(256)[padding] + 1)
+    assert "until" not in PackedRows(apart, [[0]], 256, pad_id=0)[0]
 
 
 def test_nulls_of_a_parquet_struct_column_are_no_fields(
@@ -504,7 +531,7 @@ def test_nulls_of_a_parquet_struct_column_are_no_fields(
         seq_len=256,
     )
     text = "".join(
-        data.tokenizer.decode(np.load(data.datacard_file.parent / f"{split}.ids.npy"))
+        data.tokenizer.decode(np.load(data.datacard_file.parent / f"{split}.input_ids.npy"))
         for split in ("train", "validation")
     )
     assert '"arguments": {"a": 1}' in text and '"arguments": {"b": {"c": "x"}}' in text

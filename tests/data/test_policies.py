@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import transformers
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from test_instructions import PAIR, chat, module, write
 from test_templates import chat_of, learnt
 
 from lit_llm import InstructionDataModule, UserError
-from lit_llm.data.chat import ChatFormat, EncodedRow
+from lit_llm.data.chat import ChatFormat
 from lit_llm.data.learnt import prepare
 from lit_llm.data.policy import RowPolicy
 from lit_llm.data.too_long import fit
@@ -145,28 +146,27 @@ def test_a_row_that_fits_ends_with_a_whole_answer(drawn: list, size: int, templa
         messages.append({"role": "user", "content": "x " * asked})
         messages.append({"role": "assistant", "content": "y " * told + "z", "train": train})
     chosen = chat_of(template)
-    row = chosen.encode_row(messages)
+    row = chosen.encode_conversation(messages)
     end = chosen.tokenizer.control_tokens["<|im_end|>"]
     found = fit(row, size, "turns", chosen, messages, {})
-    needed = max((at for at, learn in enumerate(row.assistant_mask) if learn), default=0) + 1
-    if needed <= size:
-        assert found.row == row._replace(ids=row.ids[:size],
-                                         assistant_mask=row.assistant_mask[:size])  # fmt: skip
-        assert found[1:] == (0, False)
+    targets = chosen.targets(messages)
+    fitting = [one for one in targets if len(one.context) + len(one.answer) <= size]
+    if len(fitting) == len(targets):
+        assert found.row is not None and found[1:] == (0, False)
     elif found.row is None:
-        # Not even the first answer that is learnt fits.
-        first = chosen.targets(messages)[0]
-        assert len(first.context) + len(first.answer) > size
-    else:
-        ids, mask = found.row.ids, found.row.assistant_mask
-        assert found.turns > 0 and len(ids) <= size and not found.cut
-        last = max(at for at, learn in enumerate(mask) if learn)
-        assert ids[last] == end
-        targets = chosen.targets(messages)
-        kept, later = targets[-1 - found.turns], targets[len(targets) - found.turns :]
-        assert ids[: last + 1] == kept.context + kept.answer
-        # No more turns are left off than is needed.
-        assert all(len(one.context) + len(one.answer) > size for one in later)
+        assert not fitting
+    assert (found.row is None) == (bool(targets) and not fitting)
+    if found.row is None or not targets:
+        return
+    # What is learnt is every answer that fits, whole; no more turns are left off than is needed.
+    assert found.turns == len(targets) - len(fitting) and not found.cut
+    learnt_ends = set()
+    for path in found.row.paths:
+        assert len(path.ids) <= size
+        last = int(np.flatnonzero(path.learnt).max())
+        assert path.ids[last] == end
+        learnt_ends.add(tuple(path.ids[: last + 1].tolist()))
+    assert tuple(fitting[-1].context + fitting[-1].answer) in learnt_ends
 
 
 def test_too_long_in_a_run(tmp_path: Path, tokenizer_folder: Path,
@@ -246,12 +246,13 @@ def test_a_named_format_decides_between_two(tmp_path: Path, tokenizer_folder: Pa
     assert all(line["question"].startswith("question") for line in lines)
 
 
-def row_of(data: InstructionDataModule, row: dict) -> EncodedRow:
+def row_of(data: InstructionDataModule, row: dict) -> tuple[list[int], list[bool]]:
     from lit_llm.data.segments import Segments, encode_segments
 
     made = data.format_example(row)
     assert isinstance(made, Segments)
-    return encode_segments(made, data.chat)
+    ((ids, learns),) = encode_segments(made, data.chat).paths
+    return ids.tolist(), learns.tolist()
 
 
 def test_segments_and_text_need_no_template(tokenizer_folder: Path) -> None:
@@ -261,7 +262,7 @@ def test_segments_and_text_need_no_template(tokenizer_folder: Path) -> None:
     stop = tokenizer.control_tokens["<|im_end|>"]
 
     def said(row: dict) -> tuple[str, list[int]]:
-        ids, mask, *_ = row_of(data, row)
+        ids, mask = row_of(data, row)
         assert ids[: len(start)] == start and not any(mask[: len(start)])
         learnt_ids = [token for token, on in zip(ids, mask, strict=True) if on]
         return tokenizer.decode(ids[len(start) :]), learnt_ids
@@ -282,7 +283,7 @@ def test_segments_and_text_need_no_template(tokenizer_folder: Path) -> None:
     with pytest.raises(UserError, match=r"no conversation in the row.*data.format=text learns"):
         data.format_example(both)
     named = InstructionDataModule(tokenizer=str(tokenizer_folder), format="text")
-    assert row_of(named, both).ids == row_of(data, {"text": "x y"}).ids
+    assert row_of(named, both) == row_of(data, {"text": "x y"})
 
 
 @pytest.mark.parametrize(
@@ -340,8 +341,8 @@ def test_templates_of_the_package(tmp_path: Path, name: str) -> None:
     messages = [{"role": "system", "content": "s"}, USER, {**ONE, "content": "a"}]
     assert chosen.render(messages) == text and learns_to_stop(chosen)
     prompt = chosen.prompt_ids(messages[:2])
-    row = chosen.encode_row(messages)
-    assert row.ids[: len(prompt)] == prompt and row.assistant_mask[len(prompt)]
+    ids, mask = chosen.encode(messages)
+    assert ids[: len(prompt)] == prompt and mask[len(prompt)]
     assert learnt(chosen, messages) == [f"a{tokens[-1] if tokens else '</s>'}"]
     bare = Tokenizer(TOKENIZERS["byte-level"](["<s>", "</s>"]), bos_token="<s>")
     with pytest.raises(UserError, match=f"data.chat_template={name}: the tokenizer lacks") as told:
@@ -354,7 +355,7 @@ def test_templates_of_the_package(tmp_path: Path, name: str) -> None:
 def test_the_shipped_chatml_is_the_tokenizers(tokenizer_folder: Path) -> None:
     data = InstructionDataModule(tokenizer=str(tokenizer_folder), chat_template="chatml")
     other = InstructionDataModule(tokenizer=str(tokenizer_folder))
-    assert data.chat.encode_row(TALK) == other.chat.encode_row(TALK)
+    assert data.chat.encode(TALK) == other.chat.encode(TALK)
     for name in ("llama3", "gemma"):
         with pytest.raises(UserError, match="lacks"):
             _ = InstructionDataModule(tokenizer=str(tokenizer_folder), chat_template=name).chat

@@ -19,6 +19,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 from lit_llm.errors import UserError
 from lit_llm.models.attention import Attention, KVCache
 from lit_llm.models.config import TransformerConfig
+from lit_llm.models.forest import Forest
 from lit_llm.models.head import LMHead
 from lit_llm.models.kernels import backends as backends_module
 from lit_llm.models.kernels.backends import Backends, choose_attention
@@ -113,7 +114,8 @@ def test_is_the_plain_sum(
         patch.setattr(flex_attention, "_validate_device", lambda *tensors: None)
         patch.setattr(backends_module, "_flex_attention", flex_attention.flex_attention)
         ids = torch.zeros(2, T, dtype=torch.long)
-        mask = build_masks(config, choice, ids, 0, padding, documents)[config.window(0)]
+        forest = None if documents is None else Forest.of_documents(documents)
+        mask = build_masks(config, choice, ids, 0, padding, forest)[config.window(0)]
         layer = Attention(config, 0)
         got = _with_gradients(lambda q, k, v: layer.attend(q, k, v, mask), inputs, cotangent)
     expected = _with_gradients(
@@ -144,9 +146,9 @@ def _with_gradients(function: Any, inputs: list[Tensor], cotangent: Tensor) -> l
 def test_block_mask_is_what_create_block_mask_makes(
     lengths: list[list[int]], T: int, window: int | None, masked: bool
 ) -> None:
-    documents = document_ids(lengths, T) if masked else None
-    mask = build_block_mask(torch.zeros(2, T, dtype=torch.long), window, documents)
-    dense = build_mask(T, T, window, None, CPU, documents)
+    forest = Forest.of_documents(document_ids(lengths, T)) if masked else None
+    mask = build_block_mask(torch.zeros(2, T, dtype=torch.long), window, forest)
+    dense = build_mask(T, T, window, None, CPU, forest)
     dense = torch.ones(T, T, dtype=torch.bool).tril() if dense is None else dense
     dense = dense.expand(2, 1, T, T)
     theirs = create_block_mask(lambda b, h, q, k: dense[b, 0, q, k], 2, 1, T, T, device="cpu")

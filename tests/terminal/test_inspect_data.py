@@ -81,7 +81,7 @@ def test_json_and_settings_that_follow(config: Path, capsys: pytest.CaptureFixtu
     assert facts["seq_len"] == 128 and len(facts["rendered"]) == 2
     first = facts["rendered"][0]
     text = "".join(run["text"] for run in first["runs"])
-    assert text.endswith("first answer<|im_end|>\n") and first["id"].endswith("rows.jsonl:1")
+    assert text.endswith("first answer<|im_end|>") and first["id"].endswith("rows.jsonl:1")
     assert [run["text"] for run in first["runs"] if run["learnt"]] == ["first answer<|im_end|>"]
 
 

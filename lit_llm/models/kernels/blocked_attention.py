@@ -28,17 +28,23 @@ _MOST_BLOCKS = 64
 def suits(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor) -> bool:
     """Whether `BlockedAttention` can replace causal SDPA here and is faster."""
     B, H, T, _ = q_BHTD.shape
-    if q_BHTD.device.type != "cpu" or not 0 < T <= _LONGEST or k_BKTD.shape[2] != T:
-        return False
-    if not q_BHTD.dtype == k_BKTD.dtype == v_BKTD.dtype:
-        return False
-    computed = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else q_BHTD.dtype
-    if q_BHTD.dtype != computed or computed not in (torch.float32, torch.bfloat16):
+    if T > _LONGEST or not computable(q_BHTD, k_BKTD, v_BKTD):
         return False
     return (
         not torch.compiler.is_compiling()
         or len(list(_blocks(B, H, T, q_BHTD.itemsize))) <= _MOST_BLOCKS
     )
+
+
+def computable(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor) -> bool:
+    """Whether kernels on a CPU take these tensors: T = S, one dtype, which autocast leaves."""
+    T = q_BHTD.shape[2]
+    if q_BHTD.device.type != "cpu" or T == 0 or k_BKTD.shape[2] != T:
+        return False
+    if not q_BHTD.dtype == k_BKTD.dtype == v_BKTD.dtype:
+        return False
+    computed = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else q_BHTD.dtype
+    return q_BHTD.dtype == computed and computed in (torch.float32, torch.bfloat16)
 
 
 class BlockedAttention(torch.autograd.Function):

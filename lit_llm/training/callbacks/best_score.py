@@ -1,4 +1,4 @@
-"""BestScore: finds the validation with the lowest value of a metric."""
+"""BestScore: finds the validation with the best value of a metric."""
 
 from __future__ import annotations
 
@@ -25,10 +25,13 @@ class BestScore:
             trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.global_step > 0
         )
 
-    def improved(self, trainer: L.Trainer, monitor: str | None, best: float | None) -> float | None:
-        """The last validation's value of ``monitor`` if it is below ``best``, else None.
+    def improved(
+        self, trainer: L.Trainer, monitor: str | None, best: float | None, mode: str = "min"
+    ) -> float | None:
+        """The last validation's value of ``monitor`` if it is better than ``best``, else None.
 
-        It clears ``pending``. All processes must call this.
+        Better is lower with the mode "min" and higher with "max". It clears ``pending``. All
+        processes must call this.
         """
         self.pending = False
         if monitor is None:
@@ -39,7 +42,10 @@ class BestScore:
         # All ranks use the first rank's value. Otherwise some ranks could save and wait for ranks
         # that do not.
         score = float(trainer.strategy.broadcast(float(trainer.callback_metrics[monitor])))
-        return score if math.isfinite(score) and (best is None or score < best) else None
+        if not math.isfinite(score):
+            return None
+        better = best is None or (score < best if mode == "min" else score > best)
+        return score if better else None
 
     def _warn_about_missing_metric(self, trainer: L.Trainer, monitor: str) -> None:
         if self._warned:

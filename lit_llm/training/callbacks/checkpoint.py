@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -85,7 +85,8 @@ class Checkpoint(CheckpointAnswers):
         every_steps: optimizer steps between checkpoints. None: twenty checkpoints in the run, but
             at least 50 steps apart.
         keep_last: number of newest checkpoints to keep.
-        monitor: metric whose lowest value makes a checkpoint the best. None: no best checkpoint.
+        monitor: metric whose best value makes a checkpoint the best. None: no best checkpoint.
+        mode: whether the lowest ("min") or the highest ("max") value is the best.
         dirpath: folder of the checkpoints. None: ``checkpoints`` under the Trainer's
             default_root_dir.
         final: whether to write ``final/``.
@@ -111,12 +112,15 @@ class Checkpoint(CheckpointAnswers):
         every_steps: int | None = None,
         keep_last: int = 2,
         monitor: str | None = "val_loss",
+        mode: Literal["min", "max"] = "min",
         dirpath: str | None = None,
         final: bool = True,
         background: bool = True,
         max_minutes: float | None = None,
     ):
-        super().__init__(dirpath, monitor)
+        if mode not in ("min", "max"):
+            raise UserError(f"checkpoint.mode={mode}: must be min or max")
+        super().__init__(dirpath, monitor, mode)
         check_ranges(locals(), RANGES, "checkpoint.")
         self.every_steps, self.keep_last, self.final, self.max_minutes = (
             every_steps, keep_last, final, max_minutes,
@@ -290,7 +294,7 @@ class Checkpoint(CheckpointAnswers):
 
     @property
     def best_score(self) -> float | None:
-        """The lowest value of ``monitor`` so far."""
+        """The best value of ``monitor`` so far."""
         return None if self.best_model_score is None else float(self.best_model_score)
 
     def _save_step(self, trainer: L.Trainer) -> None:
@@ -301,7 +305,7 @@ class Checkpoint(CheckpointAnswers):
         self._saved_step = trainer.global_step
 
     def _save_best(self, trainer: L.Trainer) -> None:
-        score = self._best.improved(trainer, self.monitor, self.best_score)
+        score = self._best.improved(trainer, self.monitor, self.best_score, self.mode)
         if score is not None:
             self._finish()
             self.saves_best(self.folder / "best.ckpt", score)

@@ -19,14 +19,14 @@ class CheckpointAnswers(FindsLastCheckpoint):
 
     ``best_model_path``, ``best_model_score``, ``last_model_path``, ``current_score``,
     ``best_k_models``, ``kth_value`` and the callback's state in a checkpoint are those of
-    ``ModelCheckpoint(monitor=..., mode="min", save_top_k=1)``. Before the first save they are ""
+    ``ModelCheckpoint(monitor=..., mode=..., save_top_k=1)``. Before the first save they are ""
     and None. Without a monitor the newest checkpoint is the best. ``fit(ckpt_path="last")`` finds
     the newest whole checkpoint of the folder. Loggers are notified of each checkpoint when it is on
     disk.
     """
 
-    def __init__(self, dirpath: str | None, monitor: str | None):
-        super().__init__(dirpath=dirpath, monitor=monitor, save_last=True)
+    def __init__(self, dirpath: str | None, monitor: str | None, mode: str = "min"):
+        super().__init__(dirpath=dirpath, monitor=monitor, mode=mode, save_last=True)
         self._given_dirpath = dirpath
 
     @property
@@ -51,7 +51,7 @@ class CheckpointAnswers(FindsLastCheckpoint):
             self.best_model_path = self.last_model_path
 
     def saves_best(self, file: Path, score: float) -> None:
-        """Set ``file`` as the best checkpoint, with the lowest ``score``."""
+        """Set ``file`` as the best checkpoint, with ``score``."""
         path, value = os.path.realpath(file), torch.tensor(score)
         self.best_model_path = self.kth_best_model_path = path
         self.best_model_score = self.kth_value = self.current_score = value

@@ -1,0 +1,58 @@
+"""Forest: rows of token trees in depth-first order, the row layout of finetuning.
+
+A row holds trees one after another. A tree is a prefix shared by several continuations, such as a
+prompt and its answers; the shared tokens are stored and computed once. Packed documents are trees
+without branches.
+
+Shapes: B batch, T positions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Forest(NamedTuple):
+    """Which tokens of a row see each other: query i sees key j if and only if j <= i < until[j].
+
+    In a layer with a window a query also sees only keys with position[i] - position[j] < window.
+    """
+
+    until: Tensor
+    """Row position where the subtree of each token's node ends: integers (B, T), above the token's
+    own position."""
+    position: Tensor
+    """Distance of each token from the root of its tree: integers (B, T)."""
+
+    @classmethod
+    def of_documents(cls, document_ids: Tensor) -> Forest:
+        """The forest of packed documents. A document is a run of equal ids (B, T) in a row."""
+        T = document_ids.shape[1]
+        index = torch.arange(T, device=document_ids.device)
+        begins = torch.ones_like(document_ids, dtype=torch.bool)
+        begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+        start = torch.where(begins, index, 0).cummax(-1).values
+        # The end of a document is the next begin after it, found from the right.
+        following = torch.where(begins, index, T).roll(-1, 1)
+        following[:, -1] = T
+        until = following.flip(1).cummin(1).values.flip(1)
+        return cls(until, index - start)
+
+    @classmethod
+    def of_rows(cls, input_ids: Tensor) -> Forest:
+        """The forest in which each row of ``input_ids`` (B, T) is one document."""
+        B, T = input_ids.shape
+        index = torch.arange(T, device=input_ids.device).expand(B, T)
+        return cls(torch.full_like(index, T), index)
+
+    def visible(self, window: int | None = None) -> Tensor:
+        """bool (B, 1, T, T): whether query i sees key j, at [:, :, i, j]."""
+        index = torch.arange(self.until.shape[1], device=self.until.device)
+        queries, keys = index[:, None], index[None]
+        seen = (keys <= queries) & (queries < self.until[:, None, :])
+        if window is not None:
+            seen = seen & (self.position[:, :, None] - self.position[:, None, :] < window)
+        return seen[:, None]
