@@ -25,8 +25,12 @@ def _trainer_verb(verb: str) -> Callable[[list[str]], None]:
     return run
 
 
-def _function(module: str, name: str) -> Callable[[list[str]], None]:
+def _function(module: str, name: str, *needed: str) -> Callable[[list[str]], None]:
+    """The function ``name`` of a module; the modules ``needed`` register what it uses."""
+
     def run(args: list[str]) -> None:
+        for other in needed:
+            import_module(other)
         getattr(import_module(module), name)(args)
 
     return run
@@ -72,8 +76,8 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
         "adapters and their base to one Hugging Face directory",
     ),
     "inspect": (
-        _function("lit_llm.terminal.inspect", "inspect_main"),
-        "what a checkpoint is, without loading it",
+        _function("lit_llm.terminal.inspect", "inspect_main", "lit_llm.evaluate.items"),
+        "what a checkpoint is, without loading it; what a finetuning config learns",
     ),
     "report": (_function("lit_llm.report.command", "main"), "write a run folder's report.html"),
 }

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lit_llm.data.answers import AnswerFinder, no_answer
+from lit_llm.data.hidden import hidden_spans
 from lit_llm.data.messages import (
     COMMON_WORDS,
     CONTENT_KEYS,
@@ -230,6 +231,16 @@ class ChatFormat:
         with_tools = None if self._with_tools is None else self._with_tools.template
         return {"template": self.template, TOOL_USE: with_tools, "names": self.jinja.names}
 
+    def knows_reasoning(self, arguments: Arguments = _NONE) -> bool:
+        """Whether the template renders the field ``reasoning_content`` of an answer."""
+        return self._for(arguments)._knows_reasoning
+
+    @cached_property
+    def _knows_reasoning(self) -> bool:
+        thoughts = {key: PROBE for key in ("reasoning_content", "thinking")}
+        answer = {"role": "assistant", "content": "answer", **thoughts}
+        return self._probe.shows([{"role": "user", "content": "question"}, answer], _NONE)
+
     @cached_property
     def stop_ids(self) -> list[int]:
         """Tokens that end an answer, see the class."""
@@ -249,7 +260,7 @@ class ChatFormat:
             if name != "tools" and (name in RESERVED or not self.jinja.knows(name)):
                 raise UserError(f"the chat template does not take the argument {name!r}")
         check_characters(dict(arguments), "the template's arguments")
-        return Turns(self._fit(turns.messages), turns.learn)
+        return turns._replace(messages=self._fit(turns.messages))
 
     def _uses(self, key: str, messages: list[Message], place: int, arguments: Arguments) -> bool:
         """Whether the template uses this key of a message.
@@ -296,7 +307,12 @@ class ChatFormat:
             context = self.encoder.ids(text[:begin])
             ids, offsets = self.encoder.continued(context, text, begin)
             count = sum(start < end for start, _ in offsets)
-            learnt = [any(a <= start < b for a, b in spans) for start, _ in offsets[:count]]
+            hidden = hidden_spans(text, spans, turns.messages[turn], turns.hidden[turn])
+            learnt = [
+                any(a <= first < b for a, b in spans)
+                and not any(a < last and first < b for a, b in hidden)
+                for first, last in offsets[:count]
+            ]
             found.append(Target(turn, context, ids[:count], learnt))
         return found
 
@@ -320,6 +336,8 @@ class ChatFormat:
         """Raise UserError if the template drops a part of the answer in the last message."""
         last = messages[-1]
         thoughts = {key: PROBE for key in REASONING if key in last}
+        # Without the field, they are a block at the head of the content.
+        thoughts = thoughts or {"content": f"<think>\n{PROBE}\n</think>\n\nwords"}
         calls = [with_name(call, PROBE) for call in last.get("tool_calls", [])]
         parts = (
             ("content", split_thoughts(last)[1], {"content": PROBE}),
@@ -342,9 +360,12 @@ class ChatFormat:
 
 
 def _answers(turns: Turns) -> list[int]:
-    """Indices of the messages that may be learnt."""
+    """Indices of the messages that may be learnt.
+
+    An assistant's message that begins the conversation is context: no server is asked with nothing.
+    """
     return [
         turn
-        for turn, (message, learn) in enumerate(zip(*turns, strict=True))
-        if message["role"] == "assistant" and learn
+        for turn, (message, learn) in enumerate(zip(turns.messages, turns.learn, strict=True))
+        if turn and message["role"] == "assistant" and learn
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -17,15 +18,20 @@ from lit_llm.corpus.reading.rows import json_rows
 from lit_llm.data.base import TokenDataModule
 from lit_llm.data.blocks import IGNORE
 from lit_llm.data.chat import ChatFormat
+from lit_llm.data.chat_templates import template_source
+from lit_llm.data.contamination import check_items
 from lit_llm.data.conversations import (
-    GENERAL,
     Conversations,
     RowFormat,
     encoded_conversations,
     load_conversations,
 )
+from lit_llm.data.left_out import left_out_of
 from lit_llm.data.order import RankSampler, stack_samples
 from lit_llm.data.packing import PackedOrder, pack
+from lit_llm.data.policy import Format, Mixing, Reasoning, RowPolicy, TooLong, TrainOn
+from lit_llm.data.row_files import GENERAL, weights_of
+from lit_llm.data.segments import Segments, segments_of
 from lit_llm.data.shapes import template_arguments, to_messages
 from lit_llm.data.stopping import learns_to_stop
 from lit_llm.data.template import Message
@@ -41,7 +47,7 @@ FEW_STEPS = 50
 RANGES: dict[str, Range] = {
     "epochs": positive(1e6), "validation_fraction": Range(0, 1, above=True, below=True),
     "max_validation_examples": Range(1, 1e12), "min_steps": Range(0, 1e9),
-    "rehearsal": Range(0, 1, below=True),
+    "rehearsal": Range(0, 1, below=True), "source_caps": Range(1, 1e12),
 }  # fmt: skip
 """Ranges of the numbers that only this data module takes."""
 
@@ -126,19 +132,39 @@ class InstructionDataModule(TokenDataModule):
     for further arguments of the chat template.
 
     Args:
-        sources: JSONL or parquet files or globs (see `to_messages` for the formats of rows);
-            "stdlib": questions and answers made of the standard library's docstrings; "general":
-            eighty simple questions of general knowledge. A mapping gives the number of repetitions
-            of each per epoch.
-        validation: the same for validation. None: rows whose ``split`` says so, else a share of
-            ``sources``.
-        validation_fraction: this share, chosen by a hash of the first question; at least one
-            question. Refused beside ``validation``.
+        sources: files or globs (.jsonl, .json, .csv, .tsv, .parquet; the texts also as .gz and
+            .zst) with rows in the formats of `to_messages` and `segments_of`;
+            "hf://owner/name[:split]"; "stdlib": questions and answers made of the standard
+            library's docstrings; "general": eighty simple questions of general knowledge. A mapping
+            gives each a weight, see ``mixing``.
+        validation: the same for validation, without weights. None: rows whose ``split``
+            says so, else a share of ``sources``.
+        validation_fraction: this share: whole groups (a row's ``group``), and of rows without one
+            whole clusters of near-duplicate prompts; at least one. Refused beside ``validation``.
+        format: shape of the rows. "auto" finds it by their keys.
+        columns: the rows' names of our keys: {messages: dialog, role: speaker, content: text}.
+        train_on: answers that are learnt: "all", the "last" of a conversation, or
+            "none-but-marked": those with ``train`` true or ``weight`` 1, as messages or text parts.
+        reasoning: thoughts of an answer are learnt ("learn"), seen but not learnt ("mask"), or
+            taken out ("drop").
+        split_reasoning: "auto": a ``<think>`` block at the head of an answer becomes
+            ``reasoning_content`` if the chat template knows that field. "off": it stays text.
+        too_long: what becomes of a conversation with more tokens than a row. "turns": whole turns
+            are left off at its end, and it is dropped if its first answer does not fit. "drop"
+            drops it, "cut" cuts its text, so that the model sees an answer without its end, and
+            "raise" ends the run.
+        mixing: how often the examples of each source stand in an epoch. "concat": as often as its
+            weight says (1.5: each once, and every other twice). "proportional": the weights part as
+            many examples as there are. {temperature: t}: the same by weight * size ** (1 / t).
+        source_caps: most training examples of each source, or of those in a mapping; the examples
+            are evenly spaced.
+        decontaminate: evaluation tasks of lm-eval, and JSONL files with items; training examples
+            that share 13 words in a row with an item are left out and counted.
         tokenizer: a tokenizer.json, or a folder or GGUF file with one. None: the tokenizer of the
             module's ``init_from``.
-        chat_template: a Jinja file, or the name of one of the tokenizer's templates. None: its
-            default template.
-        seq_len: tokens per row; longer examples are cut.
+        chat_template: a Jinja file, the name of one of the tokenizer's templates, or one of the
+            package's (chatml, llama3, gemma, plain). None: the tokenizer's default template.
+        seq_len: tokens per row; for longer examples see ``too_long``.
         micro_batch_size: rows per device and forward pass.
         global_batch_tokens: tokens in the rows of an optimizer step over all devices; accumulation
             is derived from it. None: one micro-batch per device, or fewer rows if a small set of
@@ -176,8 +202,8 @@ class InstructionDataModule(TokenDataModule):
 
     def __init__(
         self,
-        sources: str | list[str] | dict[str, int] = "stdlib",
-        validation: str | list[str] | dict[str, int] | None = None,
+        sources: str | list[str] | dict[str, float] = "stdlib",
+        validation: str | list[str] | dict[str, float] | None = None,
         validation_fraction: float = 0.05,
         tokenizer: str | None = None,
         chat_template: str | None = None,
@@ -197,6 +223,15 @@ class InstructionDataModule(TokenDataModule):
         seed: int = 0,
         prompts: str | None = None,
         cache_dir: str | None = None,
+        format: Format = "auto",
+        columns: dict[str, str] | None = None,
+        train_on: TrainOn = "all",
+        reasoning: Reasoning = "learn",
+        split_reasoning: Literal["auto", "off"] = "auto",
+        too_long: TooLong = "turns",
+        mixing: Mixing | dict[str, float] = "concat",
+        source_caps: int | dict[str, int] | None = None,
+        decontaminate: str | list[str] | None = None,
     ):
         check_types("data", InstructionDataModule.__init__, locals())
         check_replaced(InstructionDataModule.__init__, locals(), "data.")
@@ -223,12 +258,48 @@ class InstructionDataModule(TokenDataModule):
         self.rehearsal, self.share_prefixes = rehearsal, share_prefixes
         self.max_validation_examples = max_validation_examples
         self.folder: Path | None = None
+        self.policy = RowPolicy(
+            format=format,
+            columns=columns or {},
+            train_on=train_on,
+            reasoning=reasoning,
+            split_reasoning=split_reasoning,
+            too_long=too_long,
+            mixing=mixing,
+            source_caps=source_caps,
+            decontaminate=tuple(
+                [decontaminate] if isinstance(decontaminate, str) else decontaminate or ()
+            ),
+        )
+        self._check_sources()
+
+    def _check_sources(self) -> None:
+        """Raise UserError for weights, caps and evaluation items that cannot be used."""
+        for pattern, weight in weights_of(self.sources).items():
+            if not 0 <= weight <= 1e6:
+                raise UserError(
+                    f"data.sources: the weight of {pattern} is {weight}; it is from 0 to 1,000,000"
+                )
+        for pattern, weight in weights_of(self.validation or []).items():
+            if weight != 1:
+                raise UserError(
+                    f"data.validation: the weight of {pattern} is {weight}; examples for "
+                    "validation stand once, and weights are for data.sources"
+                )
+        caps = self.policy.source_caps
+        for pattern in caps if isinstance(caps, Mapping) else ():
+            if pattern not in weights_of(self.sources):
+                raise UserError(f"data.source_caps: {pattern} is not one of data.sources")
+        check_items(self.policy.decontaminate)
 
     # Subclasses may override format_example and template_arguments.
 
-    def format_example(self, row: dict[str, Any]) -> list[Message]:
-        """Read the conversation in a row. Raise UserError for a row without one."""
-        return to_messages(row)
+    def format_example(self, row: dict[str, Any]) -> list[Message] | Segments:
+        """Read the conversation, or the text without a template, in a row.
+
+        Raise UserError for a row without one.
+        """
+        return segments_of(row, self.policy.format) or to_messages(row, self.policy.format)
 
     def template_arguments(self, row: dict[str, Any]) -> dict[str, Any]:
         """Arguments of the chat template besides the messages.
@@ -253,23 +324,11 @@ class InstructionDataModule(TokenDataModule):
             )
         tokenizer = Tokenizer.from_pretrained(path)
         if self.chat_template is not None:
-            tokenizer.chat_template = self._read_template(tokenizer.named_templates)
+            tokenizer.chat_template = template_source(self.chat_template, tokenizer)
             # Otherwise transformers would use "tool_use" for messages with tools
             tokenizer.named_templates = {}
         tokenizer.add_stop_ids(ChatFormat(tokenizer).stop_ids)
         return tokenizer
-
-    def _read_template(self, named: dict[str, str]) -> str:
-        """Source of the file ``chat_template``, or of the tokenizer's template of that name."""
-        assert self.chat_template is not None
-        if self.chat_template in named:
-            return named[self.chat_template]
-        try:
-            return Path(self.chat_template).expanduser().read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"data.chat_template: {self.chat_template} is not readable ({error})"
-            ) from None
 
     @cached_property
     def chat(self) -> ChatFormat:
@@ -305,6 +364,7 @@ class InstructionDataModule(TokenDataModule):
                 seq_len=self.seq_len,
                 bad_rows=self.bad_rows,
                 rehearsal=rehearsal,
+                policy=self.policy,
                 share_prefixes=self.share_prefixes,
             )
             if not quiet:
@@ -328,7 +388,7 @@ class InstructionDataModule(TokenDataModule):
         return RowFormat(self.format_example, self.template_arguments, version)
 
     def _report_examples(self, card: dict[str, Any], reused: bool) -> None:
-        """Report the number of examples, and answers and rows that are not learnt."""
+        """Report the number of examples, and answers and rows that are not used."""
         splits = card["splits"]
         rank_zero_info(
             f"{'reusing' if reused else 'made'} examples: {self.folder} "
@@ -352,6 +412,8 @@ class InstructionDataModule(TokenDataModule):
                 f"sharing: {computed:,} tokens hold what {apart:,} would in separate examples, "
                 f"because answers of a conversation have their beginning in common"
             )
+        for line in left_out_of(card):
+            rank_zero_info(line)
         if others := card["rows_of_the_other_split"]:
             rank_zero_info(
                 f"{others:,} rows are not used: their 'split' is validation in data.sources, or "

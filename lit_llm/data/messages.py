@@ -32,22 +32,48 @@ CONTENT_KEYS = ("images", "image", "audio", "audios", "video", "videos", "docume
 # a text in one and shows it in another), so messages with these keys are refused.
 OTHER_LEARN_KEYS = ("train_detail", "train_details", "loss", "mask", "masked", "loss_mask",
                     "loss_weight", "learn", "trainable", "do_train")  # fmt: skip
+# A call that a model writes as text, as the models of Hermes, Llama 3.1 and ReAct do: a tag, a name
+# in JSON, or a line "Action: ...". A tool's message may follow such a text.
+_CALL_IN_TEXT = re.compile(
+    r"<\W*\w*(tool|function|python|invoke|code)\w*|\[TOOL_CALLS\]|\"name\"\s*:|Action:|```", re.I
+)
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _MARK = re.compile(f"[{CUT}{BEGIN}{END}]")
 
 
+class Hidden(NamedTuple):
+    """Parts of an answer that are not learnt.
+
+    Attributes:
+        parts: spans (first, end) of characters of the message's text: its text parts with ``train``
+            false or ``weight`` 0.
+        reasoning: whether the thoughts are not learnt (``train_reasoning`` false).
+    """
+
+    parts: list[tuple[int, int]]
+    reasoning: bool
+
+
 class Turns(NamedTuple):
-    """Messages for the template, and for each whether it may be learnt (``train``, ``weight``)."""
+    """Messages for the template, and what of each may be learnt.
+
+    Attributes:
+        messages: in the template's form.
+        learn: for each message, whether it may be learnt (``train``, ``weight``).
+        hidden: for each message, what of it is not learnt even then.
+    """
 
     messages: list[Message]
     learn: list[bool]
+    hidden: list[Hidden]
 
 
 def read_turns(messages: Any) -> Turns:
     """Check and convert a conversation.
 
-    System and developer messages come first. Then user and assistant alternate, beginning with the
-    user. Tool messages may follow an assistant's message, and an assistant's message follows them.
+    System and developer messages come first. Tool messages follow an assistant's message that calls
+    a tool. Anything else is the template's affair: consecutive turns of one role, an assistant's
+    turn first (it is context and not learnt), the user's last.
 
     Raises:
         UserError: ``messages`` is not such a conversation; names the message and the key.
@@ -55,8 +81,9 @@ def read_turns(messages: Any) -> Turns:
     if not isinstance(messages, list) or not messages:
         raise UserError("'messages' must be a list of {role, content} and not empty")
     read = [_read(number, message) for number, message in enumerate(messages, 1)]
-    _check_order([message for message, _ in read])
-    return Turns([message for message, _ in read], [learn for _, learn in read])
+    _check_order([message for message, _, _ in read])
+    messages, learn, hidden = zip(*read, strict=True)
+    return Turns(list(messages), list(learn), list(hidden))
 
 
 def without_nulls(message: Message) -> Message:
@@ -130,8 +157,8 @@ def check_characters(value: Any, where: str) -> None:
             check_characters(item, f"{where}[{number}]")
 
 
-def _read(number: int, message: Any) -> tuple[Message, bool]:
-    """Convert a message; returns (message for the template, whether it may be learnt)."""
+def _read(number: int, message: Any) -> tuple[Message, bool, Hidden]:
+    """Convert a message; returns (message for the template, whether it may be learnt, not what)."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise UserError(f"message {number} must be an object with 'role' and 'content'")
     role = "tool" if message["role"] in _TOOL_ROLES else message["role"]
@@ -143,6 +170,7 @@ def _read(number: int, message: Any) -> tuple[Message, bool]:
     if not clean.get("tool_calls", True):
         del clean["tool_calls"]  # an empty list means no call
     learn = _learn(number, clean)
+    shown = _flag(number, clean, "train_reasoning")
     check_characters(clean, f"message {number}")
     if "function_call" in clean:  # OpenAI's older API
         if "tool_calls" in clean:
@@ -150,8 +178,9 @@ def _read(number: int, message: Any) -> tuple[Message, bool]:
         clean["tool_calls"] = [{"type": "function", "function": clean.pop("function_call")}]
     if "tool_calls" in clean:
         clean["tool_calls"] = _tool_calls(number, clean)
+    parts: list[tuple[int, int]] = []
     if "content" in clean:
-        clean["content"] = _content(number, clean["content"])
+        clean["content"], parts = _content(number, role, clean["content"])
     elif "tool_calls" not in clean:
         raise UserError(f"message {number} must be an object with 'role' and 'content'")
     for key in REASONING:
@@ -159,7 +188,15 @@ def _read(number: int, message: Any) -> tuple[Message, bool]:
             del clean[key]  # a dataset column that is empty for other roles
         if key in clean and (role != "assistant" or not isinstance(clean[key], str)):
             raise UserError(f"message {number}: {key!r} must be a text of the assistant's")
-    return with_reasoning(clean), learn
+    return with_reasoning(clean), learn, Hidden(parts, reasoning=not shown)
+
+
+def _flag(number: int, message: Message, key: str) -> bool:
+    """Remove ``key``, which is true or false, from a message or a part; True without it."""
+    value = message.pop(key, True)
+    if value not in (0, 1):
+        raise UserError(f"message {number} has {key!r} {value!r}; it is true or false")
+    return bool(value)
 
 
 def _learn(number: int, message: Message) -> bool:
@@ -187,13 +224,18 @@ def _learn(number: int, message: Message) -> bool:
     return train and weight == 1
 
 
-def _content(number: int, content: Any) -> str | list[dict[str, Any]]:
+def _content(
+    number: int, role: str, content: Any
+) -> tuple[str | list[dict[str, Any]], list[tuple[int, int]]]:
+    """Check the content; returns (text or text parts, spans of the text that are not learnt)."""
     if isinstance(content, str):
-        return content
+        return content, []
     if not isinstance(content, list):
         raise UserError(f"message {number} has content of type {type(content).__name__}, not text")
-    parts = []
-    for place, part in enumerate(content, 1):
+    parts: list[dict[str, Any]] = []
+    hidden, at = [], 0
+    for place, given in enumerate(content, 1):
+        part = dict(given) if isinstance(given, dict) else given
         if isinstance(part, dict) and isinstance(part.get("type"), str) and part["type"] != "text":
             raise UserError(
                 f"message {number}: part {place} of its content has the type {part['type']!r}; "
@@ -204,14 +246,21 @@ def _content(number: int, content: Any) -> str | list[dict[str, Any]]:
                 f"message {number} has content of type list, and its part {place} is not "
                 '{"type": "text", "text": ...}'
             )
-        other = [key for key, value in part.items() if key not in ("type", "text") and value]
+        learn = _learn(number, part := without_nulls(part) | {"role": role})
+        other = [
+            key for key, value in part.items() if key not in ("type", "text", "role") and value
+        ]
         if other:
             raise UserError(
                 f"message {number}: part {place} of its content has the key {other[0]!r}, which "
                 f"is not used"
             )
+        end = at + len(part["text"])
+        if not learn and end > at:
+            hidden.append((at, end))
+        at = end
         parts.append({"type": "text", "text": part["text"]})
-    return parts
+    return parts, hidden
 
 
 def _tool_calls(number: int, message: Message) -> list[dict[str, Any]]:
@@ -251,23 +300,38 @@ def _check_arguments(where: str, arguments: Any) -> None:
 
 def _check_order(messages: list[Message]) -> None:
     """Raise UserError for the first message whose role is not allowed at its place."""
-    expected = ["user"]
+    speaker = 0  # number of the last message that is not a tool's
     for number, message in enumerate(messages, 1):
         role = message["role"]
         if role in ("system", "developer"):
             before = [earlier["role"] for earlier in messages[: number - 1]]
             if role in before or not set(before) <= {"system", "developer"}:
                 raise UserError(f"message {number} is a {role} message: it can only come first")
+        elif role == "tool":
+            _check_called(number, speaker, messages)
             continue
-        if role == "tool" and "tool" not in expected:
-            raise UserError(f"message {number} is a tool's: it can only follow the assistant's")
-        if role not in expected:
+        elif number > 1 and messages[number - 2].get("tool_calls"):
             raise UserError(
-                f"message {number} is the {role}'s where the {expected[0]}'s turn is: they must "
-                f"alternate"
+                f"message {number} is the {role}'s where the tool's answer to message "
+                f"{number - 1} is expected"
             )
-        if role == "assistant":
-            # After a tool call, the tool's answer must follow.
-            expected = ["tool"] if "tool_calls" in message else ["user", "tool"]
-        else:
-            expected = ["assistant"] if role == "user" else ["assistant", "tool"]
+        speaker = number
+
+
+def _check_called(number: int, speaker: int, messages: list[Message]) -> None:
+    """Raise UserError unless the last message before the tool's is an assistant's tool call."""
+    before = messages[speaker - 1] if speaker else {}
+    if before.get("role") != "assistant":
+        raise UserError(f"message {number} is a tool's: it can only follow the assistant's")
+    if "tool_calls" not in before and not _CALL_IN_TEXT.search(text_of(before)):
+        raise UserError(
+            f"message {number} is a tool's answer, but message {speaker} calls no tool; give its "
+            "'tool_calls', or take the tool's message out"
+        )
+    known = [call["id"] for call in before.get("tool_calls", []) if call.get("id")]
+    answered = messages[number - 1].get("tool_call_id")
+    if known and answered and answered not in known:
+        raise UserError(
+            f"message {number} answers the tool call {answered!r}, which message {speaker} does "
+            "not make"
+        )

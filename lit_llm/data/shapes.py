@@ -11,6 +11,7 @@ import json
 from typing import Any
 
 from lit_llm.data.messages import OTHER_LEARN_KEYS, REASONING
+from lit_llm.data.policy import Format
 from lit_llm.data.template import Message
 from lit_llm.errors import UserError
 
@@ -18,6 +19,11 @@ _PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer
           ("instruction", "output"), ("instruction", "response"), ("prompt", "answer"),
           ("question", "response"), ("query", "response"), ("query", "answer"),
           ("input", "output"))  # fmt: skip
+_PAIRS_OF = {
+    "prompt_completion": tuple(pair for pair in _PAIRS if pair[0] == "prompt"),
+    "question_answer": tuple(pair for pair in _PAIRS if pair[0] in ("question", "query", "input")),
+    "alpaca": tuple(pair for pair in _PAIRS if pair[0] == "instruction"),
+}
 _ASKED = ("prompt", "question", "query", "instruction", "input", "inputs", "context", "choices")
 _ANSWERED = ("completion", "response", "answer", "output")
 _SYSTEM = ("system", "system_prompt", "system_message")
@@ -30,14 +36,14 @@ _FROM = {"human": "user", "function_call": "assistant", "observation": "tool",
                          "assistant")}  # fmt: skip
 # Keys that exclude texts from learning if they have a value.
 _HIDING = ("train_detail", "train_details", "mask", "masked", "loss_mask")
-_SPLITS = {"train": "train", "training": "train",
+SPLITS = {"train": "train", "training": "train",
            "dev": "validation", "val": "validation", "valid": "validation",
            "validation": "validation", "eval": "validation", "evaluation": "validation",
            "test": "validation"}  # fmt: skip
 
 
-def to_messages(row: dict[str, Any]) -> list[Message]:
-    """Read the conversation in a row of a common format.
+def to_messages(row: dict[str, Any], format: Format = "auto") -> list[Message]:
+    """Read the conversation in a row of a common format, found by its keys or named by ``format``.
 
     - {"messages": [{"role", "content", ...}]}, with the message keys of transformers and OpenAI
     - {"conversations": [{"from": "human" | "gpt" | "system" | "function_call" | "observation",
@@ -54,21 +60,20 @@ def to_messages(row: dict[str, Any]) -> list[Message]:
 
     Raises:
         UserError: none of these formats; a key that holds a part of the conversation and is not
-            used; two formats in one row.
+            used; two formats in one row; a row of preferences.
     """
     row = {key: value for key, value in row.items() if value is not None}
-    _check_learnt(row)
-    messages, used = _find(row)
-    if (system := _system(row)) is not None:
-        messages = _with_system(messages, system)
+    check_learnt(row)
+    _check_no_preference(row)
+    messages, used = _find(row, format)
+    if (system := system_of(row)) is not None:
+        messages = with_system(messages, system)
     if isinstance(messages, list):
-        _check_unused(
-            {key: row[key] for key in row if row[key] and key not in used}, used, messages
-        )
+        check_unused({key: row[key] for key in row if row[key] and key not in used}, used, messages)
     return messages
 
 
-def _check_learnt(row: dict[str, Any]) -> None:
+def check_learnt(row: dict[str, Any]) -> None:
     """Raise UserError for a key of the row that says, or may say, not to learn it."""
     for key in ("weight", "train", "label", "training", *OTHER_LEARN_KEYS):
         if key not in row:
@@ -90,6 +95,18 @@ def _check_learnt(row: dict[str, Any]) -> None:
             )
 
 
+def _check_no_preference(row: dict[str, Any]) -> None:
+    """Raise UserError for a row that compares answers: to learn all of them would be wrong."""
+    for keys in (("chosen", "rejected"), ("responses", "scores")):
+        if set(keys) <= set(row):
+            hint = "; data.columns={completion: chosen} learns the chosen answers of texts"
+            raise UserError(
+                f"a preference row ({' and '.join(map(repr, keys))}), which is for preference "
+                f"tuning; its keys are {', '.join(map(str, row))}"
+                f"{hint if 'chosen' in keys else ''}"
+            )
+
+
 def template_arguments(row: dict[str, Any]) -> dict[str, Any]:
     """Arguments of the chat template besides the messages: ``tools`` and ``chat_template_kwargs``.
 
@@ -100,11 +117,11 @@ def template_arguments(row: dict[str, Any]) -> dict[str, Any]:
         UserError: a value of another type.
     """
     found: dict[str, Any] = {}
-    if kwargs := _json("chat_template_kwargs", row.get("chat_template_kwargs")):
+    if kwargs := parsed("chat_template_kwargs", row.get("chat_template_kwargs")):
         if not isinstance(kwargs, dict):
             raise UserError("'chat_template_kwargs' must be an object")
         found |= {key: value for key, value in kwargs.items() if value is not None}
-    tools, functions = (_json(key, row.get(key)) for key in ("tools", "functions"))
+    tools, functions = (parsed(key, row.get(key)) for key in ("tools", "functions"))
     if tools and functions:
         raise UserError("the row has both 'tools' and 'functions'")
     given = tools or functions
@@ -112,7 +129,7 @@ def template_arguments(row: dict[str, Any]) -> dict[str, Any]:
         return found
     if not isinstance(given, list):
         raise UserError("'tools' must be a list of JSON schemas, or JSON text of one")
-    schemas = [_json("tools", tool) for tool in given]
+    schemas = [parsed("tools", tool) for tool in given]
     for number, schema in enumerate(schemas, 1):
         name = schema.get("function", schema).get("name") if isinstance(schema, dict) else None
         if not isinstance(name, str):
@@ -133,32 +150,56 @@ def split_of(row: dict[str, Any]) -> str | None:
     split = row.get("split")
     if split is None or split == "":
         return None
-    known = _SPLITS.get(split.lower().partition("_")[0]) if isinstance(split, str) else None
+    known = SPLITS.get(split.lower().partition("_")[0]) if isinstance(split, str) else None
     if known is None:
         raise UserError(
-            f"the row has the split {str(split)[:40]!r}; known are {', '.join(_SPLITS)}. Rename "
+            f"the row has the split {str(split)[:40]!r}; known are {', '.join(SPLITS)}. Rename "
             "the column if it means something else"
         )
     return known
 
 
-def _find(row: dict[str, Any]) -> tuple[list[Message], set[str]]:
+def group_of(row: dict[str, Any]) -> str | None:
+    """The row's ``group``, as a text; rows of one group are never in both splits.
+
+    Raises:
+        UserError: the value is neither a text nor a number.
+    """
+    group = row.get("group")
+    if group is None or group == "":
+        return None
+    if not isinstance(group, str | int | float):
+        raise UserError(f"the row has the group {str(group)[:40]!r}; it is a text or a number")
+    return str(group)
+
+
+def _find(row: dict[str, Any], format: Format) -> tuple[list[Message], set[str]]:
     """Find the conversation; returns (messages, keys of the row that were used)."""
-    pair = next((pair for pair in _PAIRS if set(pair) <= set(row)), None)
+    pairs = _PAIRS if format == "auto" else _PAIRS_OF.get(format, ())
+    pair = next((pair for pair in pairs if set(pair) <= set(row)), None)
     whole = [
-        key for key in ("messages", "conversations") if row.get(key) or (key in row and not pair)
+        key
+        for key in ("messages", "conversations")
+        if format in ("auto", key) and (row.get(key) or (key in row and not pair))
     ]
     if len(whole) == 2:
-        raise UserError("the row has both 'messages' and 'conversations'")
+        raise UserError("the row has both 'messages' and 'conversations'; name one as data.format")
     if whole:
-        turns = _json(whole[0], row[whole[0]])
-        return turns if whole == ["messages"] else _sharegpt(turns), set(whole)
+        turns = parsed(whole[0], row[whole[0]])
+        return turns if whole == ["messages"] else sharegpt(turns), set(whole)
     if pair:
         return _pair(row, *pair)
     keys = ", ".join(map(str, row)) or "none"
+    if format != "auto":
+        wanted = " or ".join(" with ".join(map(repr, pair)) for pair in pairs) or repr(format)
+        raise UserError(
+            f"data.format={format}: the row has no {wanted}, its keys are {keys}; data.columns "
+            "renames keys"
+        )
     raise UserError(
         "no conversation in the row: 'messages' (or 'conversations', 'prompt' and 'completion', "
-        f"'question' and 'answer', 'instruction' and 'output') is looked for, its keys are {keys}"
+        f"'question' and 'answer', 'instruction' and 'output') is looked for, its keys are {keys}; "
+        "data.columns renames keys, data.format=text learns 'text' as it is"
     )
 
 
@@ -171,7 +212,7 @@ def _pair(row: dict[str, Any], asked: str, answered: str) -> tuple[list[Message]
             raise UserError(f"'instruction' and {extra!r} must be texts")
         used.add(extra)
         question = "\n\n".join(part for part in (question, row[extra]) if part.strip())
-    before, after = _turns("user", question), _turns("assistant", answer)
+    before, after = turns_of("user", question), turns_of("assistant", answer)
     thoughts = next((key for key in REASONING if row.get(key)), None)
     if thoughts is not None and isinstance(answer, str):
         used.add(thoughts)
@@ -180,7 +221,7 @@ def _pair(row: dict[str, Any], asked: str, answered: str) -> tuple[list[Message]
         before = [
             _not_learnt(message) if _is_assistants(message) else message for message in before
         ]
-    return _history(row.get("history") or []) + before + after, used
+    return history_of(row.get("history") or []) + before + after, used
 
 
 def _not_learnt(message: Message) -> Message:
@@ -191,11 +232,13 @@ def _is_assistants(message: Any) -> bool:
     return isinstance(message, dict) and message.get("role") == "assistant"
 
 
-def _turns(role: str, content: Any) -> list[Message]:
+def turns_of(role: str, content: Any) -> list[Message]:
+    """A message of ``role`` with this text; a list of messages stays as it is."""
     return content if isinstance(content, list) else [{"role": role, "content": content}]
 
 
-def _history(history: Any) -> list[Message]:
+def history_of(history: Any) -> list[Message]:
+    """The messages of ``history``. Raise UserError for another form."""
     if not isinstance(history, list):
         raise UserError("'history' must be a list of [question, answer] or of messages")
     messages: list[Message] = []
@@ -203,13 +246,14 @@ def _history(history: Any) -> list[Message]:
         if isinstance(turn, dict):
             messages.append(turn)
         elif isinstance(turn, list | tuple) and len(turn) == 2:
-            messages += _turns("user", turn[0]) + _turns("assistant", turn[1])
+            messages += turns_of("user", turn[0]) + turns_of("assistant", turn[1])
         else:
             raise UserError("'history' must be a list of [question, answer] or of messages")
     return messages
 
 
-def _sharegpt(turns: Any) -> list[Message]:
+def sharegpt(turns: Any) -> list[Message]:
+    """The messages of a list of {from, value}; {role, content} stay. Raise UserError for others."""
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise UserError("'conversations' must be a list of {from, value}")
     if all({"role", "content"} <= set(turn) for turn in turns):
@@ -221,7 +265,7 @@ def _sharegpt(turns: Any) -> list[Message]:
         other = {key: value for key, value in turn.items() if key not in ("from", "value")}
         message = {"role": _FROM.get(turn["from"], turn["from"]), "content": turn["value"], **other}
         if turn["from"] == "function_call":
-            calls = _json("value", turn["value"])
+            calls = parsed("value", turn["value"])
             calls = calls if isinstance(calls, list) else [calls]
             message |= {
                 "content": None,
@@ -231,7 +275,8 @@ def _sharegpt(turns: Any) -> list[Message]:
     return messages
 
 
-def _system(row: dict[str, Any]) -> str | None:
+def system_of(row: dict[str, Any]) -> str | None:
+    """The row's system message, or None. Raise UserError for two that differ."""
     found = {key: row[key] for key in _SYSTEM if row.get(key, "") != ""}
     for key, text in found.items():
         if not isinstance(text, str):
@@ -241,7 +286,7 @@ def _system(row: dict[str, Any]) -> str | None:
     return next(iter(found.values()), None)
 
 
-def _with_system(messages: Any, system: str) -> list[Message]:
+def with_system(messages: Any, system: str) -> list[Message]:
     """Put the row's system text in front of the messages, unless it is there already."""
     if not isinstance(messages, list) or not messages or not isinstance(messages[0], dict):
         return messages  # a later check of the conversation reports what is wrong
@@ -252,7 +297,7 @@ def _with_system(messages: Any, system: str) -> list[Message]:
     return messages
 
 
-def _check_unused(unused: dict[str, Any], used: set[str], messages: list[Any]) -> None:
+def check_unused(unused: dict[str, Any], used: set[str], messages: list[Any]) -> None:
     """Raise UserError for a key that holds a part of the conversation which no message contains."""
     told = [message for message in messages if isinstance(message, dict)]
     keys = [*_ASKED, *_OTHER_PARTS]
@@ -274,11 +319,18 @@ def _is_contained(value: Any, messages: list[Message]) -> bool:
     return isinstance(value, str) and any(value in text for text in texts)
 
 
-def _json(key: str, value: Any) -> Any:
-    """Parse ``value`` as JSON if it is a text, else return it."""
+def parsed(key: str, value: Any, texts: bool = False) -> Any:
+    """Parse ``value`` as JSON if it is a text, else return it.
+
+    With ``texts``, a text that is not a list or object in JSON stays a text.
+    """
     if not isinstance(value, str):
+        return value
+    if texts and not value.lstrip().startswith("[{"):
         return value
     try:
         return json.loads(value) if value.strip() else None
     except ValueError:
+        if texts:
+            return value
         raise UserError(f"{key!r} is a text that is not JSON") from None

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from lit_llm.data.chat_templates import TOKENS
+
 PATHS: dict[str, tuple[str, ...]] = {
     "data": (
         "corpus",
@@ -15,10 +17,13 @@ PATHS: dict[str, tuple[str, ...]] = {
         "chat_template",
         "prompts",
         "cache_dir",
+        "source_caps",
+        "decontaminate",
     ),
     "model": ("init_from",),
 }
 """Arguments of our modules that hold paths."""
+_NAMES_TOO = ("chat_template", "decontaminate")  # or names of templates and tasks
 _WORDS = ("stdlib", "general")  # names of data that lit_llm ships, which are not paths
 
 
@@ -49,8 +54,10 @@ def _absolute(name: str, value: Any) -> Any:
         if all(isinstance(item, int | float) for item in value.values()):
             return {_absolute(name, key): item for key, item in value.items()}
         return {key: _absolute(name, item) for key, item in value.items()}
-    if not isinstance(value, str) or (name == "chat_template" and not Path(value).is_file()):
-        return value  # a chat template may be the name of one of the tokenizer's templates
+    if not isinstance(value, str):
+        return value
+    if name in _NAMES_TOO and (value in TOKENS or not Path(value).expanduser().is_file()):
+        return value
     return _path(value)
 
 

@@ -1,10 +1,12 @@
 """``lit_llm inspect CKPT``: facts of a checkpoint, from its config and file headers.
 
-No weights are loaded.
+No weights are loaded. ``lit_llm inspect CONFIG`` renders examples of a finetuning run.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,13 @@ from lit_llm.io.metrics import read_metrics
 from lit_llm.io.numbers import in_binary_bytes
 from lit_llm.io.streams import json_text
 from lit_llm.settings.arguments import Parser
+from lit_llm.settings.ranges import Number, Range
+from lit_llm.terminal.inspect_data import (
+    inspect_examples,
+    is_config,
+    split_overrides,
+    text_of_examples,
+)
 
 if TYPE_CHECKING:
     from lit_llm.models.config import TransformerConfig
@@ -22,20 +31,40 @@ _BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 
 
 def inspect_main(args: list[str]) -> None:
-    """Parse ``args`` and print the facts of the checkpoint.
+    """Parse ``args`` and print the facts of the checkpoint, or examples of a finetuning config.
 
     Raises:
         UserError: a mistake in the arguments; a checkpoint that is missing, broken or of an unknown
-            kind.
+            kind; whatever ends the run of the config before training.
     """
     parser = Parser(
-        prog="lit_llm inspect", description="Say what a checkpoint is without loading its weights."
+        prog="lit_llm inspect",
+        description="Say what a checkpoint is without loading its weights, or what a finetuning "
+        "config learns. Settings of a config may follow: --data.seq_len 512.",
     )
     parser.add_argument(
-        "ckpt", metavar="CKPT", help="Hugging Face directory, .gguf file, run folder or .ckpt file"
+        "ckpt",
+        metavar="CKPT",
+        help="Hugging Face directory, .gguf file, run folder or .ckpt file; or a finetuning config",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--examples",
+        type=Number(int, Range(1, 10_000)),
+        default=None,
+        metavar="N",
+        help="number of examples of a config (5)",
+    )
+    args, overrides = split_overrides(args)
     options = parser.parse_args(args)
+    if is_config(options.ckpt):
+        count = 5 if options.examples is None else options.examples
+        facts = inspect_examples(options.ckpt, count, overrides)
+        coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        print(json_text(facts, indent=2) if options.json else text_of_examples(facts, coloured))
+        return
+    if options.examples is not None or any(overrides.values()):
+        raise UserError(f"{options.ckpt}: --examples and --data.KEY belong to a finetuning config")
     facts = inspect_checkpoint(options.ckpt)
     print(json_text(facts, indent=2) if options.json else _text(facts))
 

@@ -278,6 +278,7 @@ from test_dedup import FUZZ, MESSY, raw
 from lit_llm.corpus.block import documents
 from lit_llm.corpus.dedup.decontaminate import Decontaminate
 from lit_llm.corpus.dedup.duplicates import Dedup, DropDuplicates, near_duplicates
+from lit_llm.data.splits import clusters
 draw = random.Random(0)
 pieces = [draw.randbytes(draw.randrange(9)) for _ in range(3000)] + FUZZ
 pieces += [draw.choice(FUZZ) + draw.choice(FUZZ) for _ in range(300)]
@@ -285,6 +286,8 @@ pieces += [b"x" * 2_000_000, b"word " * 100_000, "\u023a".encode() * 1000]
 pieces.append("".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)])).encode())
 near_duplicates(raw(pieces))
 near_duplicates(raw([]))
+alike = [f"a b c d e {n}" for n in range(99)]
+clusters([piece.decode(errors="replace") for piece in pieces] + alike)
 for settings in (Dedup(), Dedup(None), Dedup(bands=2, rows=1, ngram=63)):
     drop = DropDuplicates(settings.decide([settings.sign(MESSY)], memory_limit=5000))
     drop(MESSY)

@@ -158,12 +158,16 @@ def test_what_ends_an_answer(tokenizer: Tokenizer) -> None:
         ([{"role": "human", "content": "x"}], "role 'human'; roles are system, user, assistant"),
         ([{"role": "user", "content": ["x"]}], "content of type list"),
         (
-            [{"role": "assistant", "content": "x"}],
-            "message 1 is the assistant's where the user's turn is",
+            [{"role": "user", "content": "x"}, {"role": "tool", "content": "y"}],
+            "message 2 is a tool's: it can only follow the assistant's",
         ),
         (
-            [{"role": "user", "content": "x"}, {"role": "user", "content": "y"}],
-            "message 2 is the user's",
+            [
+                {"role": "user", "content": "x"},
+                {"role": "assistant", "content": "y"},
+                {"role": "tool", "content": "z"},
+            ],
+            "message 3 is a tool's answer, but message 2 calls no tool",
         ),
         (
             [{"role": "user", "content": "x"}, {"role": "system", "content": "y"}],

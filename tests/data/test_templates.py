@@ -391,7 +391,8 @@ TOOL = {"type": "function", "function": {"name": "get_weather"}}
                                                                            ".* 'developer'"),
         ("{% for m in messages %}{% if m.role != 'tool' %}{{ m.content }}</s>{% endif %}{% endfor "
          "%}",
-         [*TALK[:2], {"role": "function", "content": "x"}, TALK[1]], {},
+         [TALK[0], {"role": "assistant", "content": "<tool_call>f</tool_call>"},
+          {"role": "function", "content": "x"}, TALK[1]], {},
          "leaves out message 3: .* 'tool'"),
         ("chatml", [{"role": "user", "content": "Hi \ud83d"}, TALK[1]], {},
          r"message 1.content holds .* \\ud83d"),

@@ -35,8 +35,12 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def json_lines(
+    path: Path, longest: int = sys.maxsize
+) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """`json_rows`, but a line without a row gives the reason in its place.
+
+    So does a line of more than ``longest`` bytes.
 
     Raises:
         UserError: the file is cut.
@@ -48,13 +52,20 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
         if array:
             yield from _array_rows(path)
             return
+        too_long = f"a line of more than {longest:,} bytes; split it or take it out"
         with open_input(str(path)) as stream:
-            for _, block in line_blocks(stream, 0, None, sys.maxsize):
-                assert block is not None  # no line is that long
+            for _, block in line_blocks(stream, 0, None, longest):
+                if block is None:  # the line is skipped to its end
+                    number += 1
+                    yield number, too_long
+                    continue
                 for line in block.removesuffix(b"\n").split(b"\n"):
                     number += 1
                     line = line.removeprefix(BOM) if number == 1 else line
                     if not line.strip():
+                        continue
+                    if len(line) > longest:
+                        yield number, too_long
                         continue
                     row = parse_row(line)
                     reason = f"{row}; mend the line or take it out" if isinstance(row, str) else row
