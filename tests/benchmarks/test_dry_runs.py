@@ -44,8 +44,12 @@ def test_dry_run(script: str, said: str) -> None:
 @pytest.mark.skipif(
     not (BENCHMARKS.parent / ".venv-finetune/.installed").exists(), reason="no TRL; make peers"
 )
-def test_finetuning_gives_the_numbers_of_trl() -> None:
-    test_dry_run("finetune_parity.py", "within 0.0001: 2 of 2")
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [("finetune_parity.py", "within 0.0001: 2 of 2"), ("finetune.py", "reasoning, six turns")],
+)
+def test_finetuning_beside_trl(script: str, said: str) -> None:
+    test_dry_run(script, said)
 
 
 @pytest.mark.parametrize(
