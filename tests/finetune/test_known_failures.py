@@ -37,7 +37,7 @@ from lit_llm import (
 from lit_llm.data.blocks import IGNORE
 from lit_llm.data.trees import Tree
 from lit_llm.models.hub.checkpoint import load_model
-from lit_llm.models.lora import apply_lora, merge_lora
+from lit_llm.models.lora import apply_lora, lora_layers, merge_lora
 
 Rows = list[dict[str, Any]]
 Data = Callable[..., InstructionDataModule]
@@ -341,6 +341,42 @@ def test_lora_learns_nothing_from_frozen_updates(tmp_path: Path, base: Path, dat
     assert losses[-1] < 0.9 * losses[0]
 
 
+def test_cut_answers_teach_never_to_stop(data: Data) -> None:
+    """What does not fit is left off in whole turns: every answer that is learnt has its end."""
+    rows = talks(6)
+    for row in rows:
+        row["messages"][3]["content"] = "and so on " * 40
+    module = data(rows)
+    for tree in module.examples("train"):
+        assert learnt(module, tree).endswith("<|im_end|>")
+
+
+def test_the_magnitudes_of_dora_stay_as_they_were(tmp_path: Path, base: Path, data: Data) -> None:
+    module = SFTModule(str(base), lora=LoRAConfig(rank=2, dora=True), learning_rate=1e-2)
+    fit(tmp_path / "run", module, data(talks(20)), max_steps=3)
+    start = Transformer.from_pretrained(base)
+    layers = [layer for layer in lora_layers(module.network)]
+    assert len(layers) == 14
+    for layer, before in zip(layers, linear_layers(start), strict=True):
+        norms = torch.linalg.vector_norm(before.weight, dim=1)
+        assert float((layer.lora_magnitude - norms).abs().max()) > 1e-3
+
+
+def test_the_update_is_rounded_away_in_four_bits(tmp_path: Path, base: Path, data: Data) -> None:
+    """final/ has the weights that were trained beside, plus the update, not four bits again."""
+    pytest.importorskip("bitsandbytes")
+    module = SFTModule(str(base), lora=LoRAConfig(rank=2), quantize="nf4", learning_rate=1e-2)
+    fit(tmp_path / "run", module, data(talks(20)), max_steps=3)
+    final = Transformer.from_pretrained(tmp_path / "run" / "final", torch.float32)
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(final(ids), module.network(ids), atol=1e-4, rtol=1e-4)
+
+
+def linear_layers(model: Transformer) -> list[torch.nn.Linear]:
+    return [m for m in model.layers.modules() if isinstance(m, torch.nn.Linear)]
+
+
 # Test -> (file, the line that guards it, what stands there instead).
 MUTATIONS: dict[str, tuple[str, str, str]] = {
     "test_all_labels_masked_and_yet_a_loss_of_zero": (
@@ -397,9 +433,19 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     "test_words_of_a_message_become_control_tokens": (
         "data/template.py", "match[0][:1] + CUT + match[0][1:]", "match[0]",
     ),
+    "test_cut_answers_teach_never_to_stop": (
+        "data/instructions.py", 'too_long: TooLong = "turns"', 'too_long: TooLong = "cut"',
+    ),
+    "test_the_magnitudes_of_dora_stay_as_they_were": (
+        "models/lora.py", "ratio = self.lora_magnitude / self._norms()",
+        "ratio = self.lora_magnitude.detach() / self._norms()",
+    ),
+    "test_the_update_is_rounded_away_in_four_bits": (
+        "models/lora.py", "whole = self.base_weight() + self.update()",
+        "whole = self.base_weight()",
+    ),
     "test_lora_learns_nothing_from_frozen_updates": (
-        "models/lora.py", "return base + self.scale * update.to(base.dtype)",
-        "return base + self.scale * update.to(base.dtype).detach()",
+        "models/lora.py", "return base + update", "return base + update.detach()",
     ),
 }  # fmt: skip
 
