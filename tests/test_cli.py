@@ -170,7 +170,7 @@ def test_a_fit_and_what_lies_in_its_folder(
         (["--data.seq_len", "10000000"], ["data.seq_len=10000000", "longer than"]),
         (["--model.transformer", "nano-6m"], ["nano-6m", "nano-5m"]),
         (["--model.init_from", "nowhere"], ["nowhere"]),
-        (["--model.schedule", "linear"], ["schedule", "wsd"]),
+        (["--model.schedule", "stepwise"], ["schedule", "wsd"]),
         (["--ckpt_path", "nothing.ckpt"], ["nothing.ckpt", "no such file"]),
         (["--ckpt_path", "last"], ["nothing to resume"]),
         (["--trainer.accelerator", "cuda"], ["trainer.accelerator", "cuda"]),
