@@ -31,7 +31,7 @@ from record import write_result
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
-from lit_llm.data.chat import ChatFormat
+from lit_llm.data.chat.chat_format import ChatFormat
 from lit_llm.errors import UserError
 from lit_llm.models.tokenizer import SPLIT_PATTERN, Tokenizer
 

@@ -30,7 +30,7 @@ _EXPORTS = {
     "SFTModule": "lit_llm.training.sft",
     "PretrainDataModule": "lit_llm.data.pretrain",
     "InstructionDataModule": "lit_llm.data.instructions",
-    "ChatFormat": "lit_llm.data.chat",
+    "ChatFormat": "lit_llm.data.chat.chat_format",
     "MuonAdamW": "lit_llm.training.optimizers",
     "Checkpoint": "lit_llm.training.callbacks.checkpoint",
     "SampleCallback": "lit_llm.training.callbacks.samples",

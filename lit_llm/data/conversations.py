@@ -15,18 +15,18 @@ from typing import Any, Literal
 import numpy as np
 
 from lit_llm.data.blocks import IGNORE
-from lit_llm.data.chat import ChatFormat
-from lit_llm.data.contamination import contaminated, evaluation_items
-from lit_llm.data.learnt import check_answers, prepare
-from lit_llm.data.messages import text_of
-from lit_llm.data.mixing import contributions, repeated, spread
-from lit_llm.data.policy import RowPolicy
-from lit_llm.data.row_files import GENERAL, Sources, file_key, files_of, read_rows, weights_of
-from lit_llm.data.segments import Segments, encode_segments
-from lit_llm.data.shapes import group_of, split_of
-from lit_llm.data.splits import held_out
-from lit_llm.data.template import Message
-from lit_llm.data.too_long import fit
+from lit_llm.data.chat.chat_format import ChatFormat
+from lit_llm.data.chat.learnt import check_answers, prepare
+from lit_llm.data.chat.messages import text_of
+from lit_llm.data.chat.template import Message
+from lit_llm.data.rows.contamination import contaminated, evaluation_items
+from lit_llm.data.rows.mixing import contributions, repeated, spread
+from lit_llm.data.rows.policy import RowPolicy
+from lit_llm.data.rows.row_files import GENERAL, Sources, file_key, files_of, read_rows, weights_of
+from lit_llm.data.rows.segments import Segments, encode_segments
+from lit_llm.data.rows.shapes import group_of, split_of
+from lit_llm.data.rows.splits import held_out
+from lit_llm.data.rows.too_long import fit
 from lit_llm.data.trees import TREE_ARRAYS, TokenPath, Tree, trees_of
 from lit_llm.errors import UserError
 from lit_llm.io.atomic import sync, workspace_beside

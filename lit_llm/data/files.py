@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lit_llm.data.messages import check_characters
+from lit_llm.data.chat.messages import check_characters
 from lit_llm.errors import UserError
 
 # Keys that would change the answer but are not sent to the model.

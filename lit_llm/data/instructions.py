@@ -17,24 +17,24 @@ from torch.utils.data import DataLoader, Dataset
 from lit_llm.corpus.reading.rows import json_rows
 from lit_llm.data.base import TokenDataModule
 from lit_llm.data.blocks import IGNORE
-from lit_llm.data.chat import ChatFormat
-from lit_llm.data.chat_templates import template_source
-from lit_llm.data.contamination import check_items
+from lit_llm.data.chat.chat_format import ChatFormat
+from lit_llm.data.chat.shipped_templates import template_source
+from lit_llm.data.chat.stopping import learns_to_stop
+from lit_llm.data.chat.template import Message
 from lit_llm.data.conversations import (
     Conversations,
     RowFormat,
     encoded_conversations,
     load_conversations,
 )
-from lit_llm.data.left_out import left_out_of
 from lit_llm.data.order import RankSampler, stack_samples
 from lit_llm.data.packing import PackedOrder, pack
-from lit_llm.data.policy import Format, Mixing, Reasoning, RowPolicy, TooLong, TrainOn
-from lit_llm.data.row_files import GENERAL, weights_of
-from lit_llm.data.segments import Segments, segments_of
-from lit_llm.data.shapes import template_arguments, to_messages
-from lit_llm.data.stopping import learns_to_stop
-from lit_llm.data.template import Message
+from lit_llm.data.rows.contamination import check_items
+from lit_llm.data.rows.left_out import left_out_of
+from lit_llm.data.rows.policy import Format, Mixing, Reasoning, RowPolicy, TooLong, TrainOn
+from lit_llm.data.rows.row_files import GENERAL, weights_of
+from lit_llm.data.rows.segments import Segments, segments_of
+from lit_llm.data.rows.shapes import template_arguments, to_messages
 from lit_llm.errors import UserError
 from lit_llm.models.hub.huggingface import read_json
 from lit_llm.models.tokenizer import Tokenizer

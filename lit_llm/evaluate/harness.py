@@ -26,7 +26,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from lit_llm.data.chat import ChatFormat
+from lit_llm.data.chat.chat_format import ChatFormat
 from lit_llm.errors import UserError
 from lit_llm.evaluate.decode import Decoding, decode
 from lit_llm.models.hub.generation_config import eos_ids

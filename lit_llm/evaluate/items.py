@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lit_llm.data.contamination import register_task_texts
+from lit_llm.data.rows.contamination import register_task_texts
 from lit_llm.errors import UserError
 
 

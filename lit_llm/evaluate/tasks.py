@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from lit_llm.data.docstrings import docstring_rows, held_out, stdlib_modules
+from lit_llm.data.rows.docstrings import docstring_rows, held_out, stdlib_modules
 from lit_llm.errors import UserError
 from lit_llm.io.atomic import build_folder
 from lit_llm.io.cache import default_cache_dir

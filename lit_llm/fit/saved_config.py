@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lit_llm.data.chat_templates import TOKENS
+from lit_llm.data.chat.shipped_templates import TOKENS
 
 PATHS: dict[str, tuple[str, ...]] = {
     "data": (

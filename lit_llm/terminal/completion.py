@@ -46,7 +46,7 @@ def generate_main(args: list[str]) -> None:
         "--json", action="store_true", help="a JSON object a prompt: prompt, text, tokens, finish"
     )
     options = parser.parse_args(args)
-    from lit_llm.data.messages import check_characters
+    from lit_llm.data.chat.messages import check_characters
 
     prompts = list(options.prompt)
     check_characters(prompts, "--prompt")
@@ -63,7 +63,7 @@ def generate_main(args: list[str]) -> None:
     sampling = read_sampling(options)
     model, tokenizer = open_model(options.ckpt, options.adapter, options.device)
     if options.chat:
-        from lit_llm.data.chat import ChatFormat
+        from lit_llm.data.chat.chat_format import ChatFormat
 
         chat = ChatFormat(tokenizer)
         encoded = [chat.prompt_ids([{"role": "user", "content": prompt}]) for prompt in prompts]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
-from lit_llm.data.chat import ChatFormat
-from lit_llm.data.template import Message
+from lit_llm.data.chat.chat_format import ChatFormat
+from lit_llm.data.chat.template import Message
 from lit_llm.errors import UserError
 from lit_llm.models.generation.generate import PromptCache, stream
 from lit_llm.models.generation.sampling import Sampling

@@ -114,7 +114,7 @@ def _add_turn_end(tokenizer: Tokenizer) -> None:
 
     Other programs then stop where our chat stops.
     """
-    from lit_llm.data.chat import ChatFormat
+    from lit_llm.data.chat.chat_format import ChatFormat
 
     try:
         tokenizer.add_stop_ids(ChatFormat(tokenizer).stop_ids)

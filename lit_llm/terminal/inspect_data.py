@@ -90,7 +90,7 @@ def inspect_examples(
     folder = data.datacard_file.parent
     card = json.loads(data.datacard_file.read_text(encoding="utf-8"))
     from lit_llm.data.conversations import load_conversations
-    from lit_llm.data.left_out import left_out_of
+    from lit_llm.data.rows.left_out import left_out_of
 
     examples = load_conversations(folder, "train")
     lines = [json.loads(line) for line in (folder / "manifest.jsonl").open(encoding="utf-8")]
@@ -185,7 +185,7 @@ def _branches(tree: Tree) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
 def _warnings(
     data: InstructionDataModule, examples: Conversations, lines: list[dict[str, Any]]
 ) -> Iterator[str]:
-    from lit_llm.data.stopping import learns_to_stop
+    from lit_llm.data.chat.stopping import learns_to_stop
 
     bos, stops = data.tokenizer.bos_id, np.array(data.stop_ids)
     counts, answers = Counter[str](), Counter[bytes]()

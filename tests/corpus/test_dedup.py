@@ -278,7 +278,7 @@ from test_dedup import FUZZ, MESSY, raw
 from lit_llm.corpus.block import documents
 from lit_llm.corpus.dedup.decontaminate import Decontaminate
 from lit_llm.corpus.dedup.duplicates import Dedup, DropDuplicates, near_duplicates
-from lit_llm.data.splits import clusters
+from lit_llm.data.rows.splits import clusters
 draw = random.Random(0)
 pieces = [draw.randbytes(draw.randrange(9)) for _ in range(3000)] + FUZZ
 pieces += [draw.choice(FUZZ) + draw.choice(FUZZ) for _ in range(300)]

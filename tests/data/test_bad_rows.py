@@ -10,7 +10,7 @@ import pytest
 from test_instructions import chat, module
 
 from lit_llm.cli import main
-from lit_llm.data.row_files import LONGEST_LINE
+from lit_llm.data.rows.row_files import LONGEST_LINE
 
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}

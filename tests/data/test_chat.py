@@ -10,7 +10,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_llm.data.chat import ChatFormat
+from lit_llm.data.chat.chat_format import ChatFormat
 from lit_llm.errors import UserError
 from lit_llm.models.tokenizer import CHATML_TEMPLATE, Tokenizer
 

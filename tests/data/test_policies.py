@@ -15,10 +15,10 @@ from test_instructions import PAIR, chat, module, write
 from test_templates import chat_of, learnt
 
 from lit_llm import InstructionDataModule, UserError
-from lit_llm.data.chat import ChatFormat
-from lit_llm.data.learnt import prepare
-from lit_llm.data.policy import RowPolicy
-from lit_llm.data.too_long import fit
+from lit_llm.data.chat.chat_format import ChatFormat
+from lit_llm.data.chat.learnt import prepare
+from lit_llm.data.rows.policy import RowPolicy
+from lit_llm.data.rows.too_long import fit
 from lit_llm.models.tokenizer import Tokenizer
 
 USER, ONE = {"role": "user", "content": "q"}, {"role": "assistant", "content": "one"}
@@ -247,7 +247,7 @@ def test_a_named_format_decides_between_two(tmp_path: Path, tokenizer_folder: Pa
 
 
 def row_of(data: InstructionDataModule, row: dict) -> tuple[list[int], list[bool]]:
-    from lit_llm.data.segments import Segments, encode_segments
+    from lit_llm.data.rows.segments import Segments, encode_segments
 
     made = data.format_example(row)
     assert isinstance(made, Segments)
@@ -330,8 +330,8 @@ SHIPPED = {
 def test_templates_of_the_package(tmp_path: Path, name: str) -> None:
     from chat_templates import TOKENIZERS
 
-    from lit_llm.data.chat_templates import template_source
-    from lit_llm.data.stopping import learns_to_stop
+    from lit_llm.data.chat.shipped_templates import template_source
+    from lit_llm.data.chat.stopping import learns_to_stop
 
     tokens, text = SHIPPED[name]
     backend = TOKENIZERS["byte-level"](["<s>", "</s>", *tokens])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lit_llm import InstructionDataModule, UserError
-from lit_llm.data.preferences import Judged, Preference, to_preferences
+from lit_llm.data.rows.preferences import Judged, Preference, to_preferences
 
 Q = {"role": "user", "content": "q"}
 GOOD, BAD = {"role": "assistant", "content": "good"}, {"role": "assistant", "content": "bad"}

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from test_instructions import PAIR, chat, lines_of, module, write
 
 from lit_llm import InstructionDataModule, UserError
-from lit_llm.data import hub_dataset
-from lit_llm.data.mixing import contributions, repeated, spread
-from lit_llm.data.row_files import read_rows
+from lit_llm.data.rows import hub_dataset
+from lit_llm.data.rows.mixing import contributions, repeated, spread
+from lit_llm.data.rows.row_files import read_rows
 
 HELD = {"prompt": "held out", "completion": "a", "split": "validation"}
 
@@ -244,7 +244,7 @@ def test_evaluation_items_are_left_out(
 def test_items_of_a_registered_task_are_left_out(
     tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lit_llm.data import contamination
+    from lit_llm.data.rows import contamination
 
     words = [f"word{n}" for n in range(15)]
     monkeypatch.setattr(contamination, "_task_texts", [lambda name: [name, " ".join(words)]])
@@ -270,7 +270,7 @@ def test_items_of_a_task_are_left_out(tmp_path: Path, tokenizer_folder: Path) ->
 
 
 def test_tasks_are_known_where_evaluation_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lit_llm.data import contamination
+    from lit_llm.data.rows import contamination
 
     monkeypatch.setattr(contamination, "_task_texts", [])
     with pytest.raises(UserError, match=r"after import lit_llm\.evaluate\.items"):

@@ -118,7 +118,7 @@ def test_what_a_row_must_not_say(row: dict[str, Any], said: str) -> None:
 
 
 def test_splits_by_their_usual_names() -> None:
-    from lit_llm.data.shapes import split_of
+    from lit_llm.data.rows.shapes import split_of
 
     named = {
         name: split_of({"split": name}) for name in ("train", "TRAIN", "training", "train_sft")
@@ -133,7 +133,7 @@ def test_splits_by_their_usual_names() -> None:
 
 
 def test_tools_as_list_text_and_in_the_older_form() -> None:
-    from lit_llm.data.shapes import template_arguments
+    from lit_llm.data.rows.shapes import template_arguments
 
     schema = {"name": "f", "parameters": {"type": "object", "properties": {}}}
     tool = {"type": "function", "function": schema}

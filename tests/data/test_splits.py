@@ -15,7 +15,7 @@ from test_instructions import lines_of, module, write
 from lit_llm import UserError
 from lit_llm.corpus.block import texts
 from lit_llm.corpus.kernels.minhash import sketches
-from lit_llm.data.splits import THRESHOLD, clusters, held_out
+from lit_llm.data.rows.splits import THRESHOLD, clusters, held_out
 
 WORDS = [f"word{i}" for i in range(400)]
 

@@ -14,7 +14,7 @@ from chat_templates import CONVERSATIONS, OWN, TOKENIZERS, byte_level, check_tem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_llm.data.chat import ChatFormat
+from lit_llm.data.chat.chat_format import ChatFormat
 from lit_llm.errors import UserError
 from lit_llm.models.tokenizer import Tokenizer
 
@@ -457,7 +457,7 @@ def test_what_was_encoded_before_changes_no_ids(texts: list[str], shared: list[s
 
 @cache
 def _stripping(kind: str) -> tuple[Any, Any]:
-    from lit_llm.data.rendered import RenderedEncoder
+    from lit_llm.data.chat.rendered import RenderedEncoder
 
     spec = json.loads(TOKENIZERS[kind](CONTROL).to_str())
     for number, token in enumerate(spec["added_tokens"]):

@@ -19,7 +19,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from lit_llm import Tokenizer, Transformer, UserError
-from lit_llm.data.chat import ChatFormat
+from lit_llm.data.chat.chat_format import ChatFormat
 from lit_llm.evaluate.harness import HarnessLM
 from lit_llm.evaluate.run import load_tasks, metric_rows, run_task
 from lit_llm.evaluate.tasks import LOCAL_TASKS

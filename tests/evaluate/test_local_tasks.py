@@ -10,7 +10,7 @@ import pytest
 
 import lit_llm.evaluate.tasks as tasks
 from lit_llm import UserError
-from lit_llm.data.docstrings import docstring_rows, held_out, stdlib_modules
+from lit_llm.data.rows.docstrings import docstring_rows, held_out, stdlib_modules
 from lit_llm.evaluate.tasks import LOCAL_TASKS, local_tasks
 
 

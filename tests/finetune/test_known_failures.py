@@ -394,7 +394,7 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
         "np.where(learnt[depth:-1], ids[depth + 1 :], IGNORE)",
     ),
     "test_the_end_of_the_turn_is_not_learnt": (
-        "data/chat.py", "assistant_mask[begin:end] = target.learnt",
+        "data/chat/chat_format.py", "assistant_mask[begin:end] = target.learnt",
         "assistant_mask[begin : end - 1] = target.learnt[:-1]",
     ),
     "test_the_padding_token_is_the_end_token_and_is_never_learnt": (
@@ -404,7 +404,7 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
         "labels[here] = np.where(tree.labels == self.pad_id, IGNORE, tree.labels)",
     ),
     "test_earlier_thoughts_are_lost_or_shown": (
-        "data/chat.py", "others.append((own, [False] * begin + target.learnt))", "pass",
+        "data/chat/chat_format.py", "others.append((own, [False] * begin + target.learnt))", "pass",
     ),
     "test_packed_examples_see_each_other": (
         "models/transformer.py", "forest = Forest.of_documents(document_ids)",
@@ -433,7 +433,7 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
         "step=lambda: 0",
     ),
     "test_words_of_a_message_become_control_tokens": (
-        "data/template.py", "match[0][:1] + CUT + match[0][1:]", "match[0]",
+        "data/chat/template.py", "match[0][:1] + CUT + match[0][1:]", "match[0]",
     ),
     "test_cut_answers_teach_never_to_stop": (
         "data/instructions.py", 'too_long: TooLong = "turns"', 'too_long: TooLong = "cut"',

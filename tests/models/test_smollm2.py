@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import transformers
 
 from lit_llm.cli import main
-from lit_llm.data.chat import ChatFormat
+from lit_llm.data.chat.chat_format import ChatFormat
 from lit_llm.models.generation.generate import generate
 from lit_llm.models.generation.sampling import GREEDY
 from lit_llm.models.tokenizer import Tokenizer

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import transformers
 
-from lit_llm.data.chat import ChatFormat
+from lit_llm.data.chat.chat_format import ChatFormat
 from lit_llm.errors import UserError
 from lit_llm.models.tokenizer import Tokenizer
 

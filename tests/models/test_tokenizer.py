@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from lit_llm.data.chat import ChatFormat
+from lit_llm.data.chat.chat_format import ChatFormat
 from lit_llm.errors import UserError
 from lit_llm.models import tokenizer as module
 from lit_llm.models.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer

@@ -15,7 +15,7 @@ import transformers
 
 from lit_llm import CSVLogger, InstructionDataModule, LoRAConfig, SFTModule, Tokenizer, Transformer
 from lit_llm.cli import main
-from lit_llm.data.chat import ChatFormat
+from lit_llm.data.chat.chat_format import ChatFormat
 from lit_llm.models.generation.generate import generate
 from lit_llm.models.generation.sampling import GREEDY
 from lit_llm.models.hub.adapters import load_adapter

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from lit_llm.data.policy import Mixing
+from lit_llm.data.rows.policy import Mixing
 from lit_llm.errors import UserError
 
 Item = TypeVar("Item")

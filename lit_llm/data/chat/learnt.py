@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from lit_llm.data.messages import REASONING, split_thoughts, text_of, thoughts_of
-from lit_llm.data.policy import RowPolicy
-from lit_llm.data.template import Message
+from lit_llm.data.chat.messages import REASONING, split_thoughts, text_of, thoughts_of
+from lit_llm.data.chat.template import Message
+from lit_llm.data.rows.policy import RowPolicy
 from lit_llm.errors import UserError
 
 _MARKS = ("train", "training", "weight")

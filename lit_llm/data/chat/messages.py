@@ -12,7 +12,7 @@ import json
 import re
 from typing import Any, NamedTuple
 
-from lit_llm.data.template import BEGIN, CUT, END, Message
+from lit_llm.data.chat.template import BEGIN, CUT, END, Message
 from lit_llm.errors import UserError
 
 ROLES = ("system", "user", "assistant", "developer", "tool")

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from lit_llm.data.messages import text_of
-from lit_llm.data.template import ChatTemplate, Message, unmarked
+from lit_llm.data.chat.messages import text_of
+from lit_llm.data.chat.template import ChatTemplate, Message, unmarked
 from lit_llm.errors import UserError
 
 PROBE = "qwertzprobe"  # a word that no template contains, changes or escapes

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lit_llm.data.answers import AnswerFinder, no_answer
-from lit_llm.data.hidden import hidden_spans
-from lit_llm.data.messages import (
+from lit_llm.data.chat.answers import AnswerFinder, no_answer
+from lit_llm.data.chat.hidden import hidden_spans
+from lit_llm.data.chat.messages import (
     COMMON_WORDS,
     CONTENT_KEYS,
     REASONING,
@@ -33,9 +33,9 @@ from lit_llm.data.messages import (
     with_reasoning,
     without_nulls,
 )
-from lit_llm.data.rendered import RenderedEncoder
-from lit_llm.data.template import RESERVED, ChatTemplate, Message, plain, unmarked
-from lit_llm.data.template_probe import PROBE, TemplateProbe, with_probe
+from lit_llm.data.chat.rendered import RenderedEncoder
+from lit_llm.data.chat.template import RESERVED, ChatTemplate, Message, plain, unmarked
+from lit_llm.data.chat.template_probe import PROBE, TemplateProbe, with_probe
 from lit_llm.data.trees import TokenPath
 from lit_llm.errors import UserError
 from lit_llm.models.tokenizer import Tokenizer

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lit_llm.data.chat import ChatFormat, EncodedConversation
-from lit_llm.data.policy import TooLong
-from lit_llm.data.template import Message
+from lit_llm.data.chat.chat_format import ChatFormat, EncodedConversation
+from lit_llm.data.chat.template import Message
+from lit_llm.data.rows.policy import TooLong
 from lit_llm.data.trees import TokenPath
 from lit_llm.errors import UserError
 

@@ -11,8 +11,8 @@ from typing import Any
 from lit_llm.corpus.reading.files import COMPRESSED, SupportsRead, open_input
 from lit_llm.corpus.reading.rows import BOM, check_once, json_lines, parquet_rows
 from lit_llm.corpus.reading.sources import STDLIB, list_files
-from lit_llm.data.docstrings import docstring_rows
-from lit_llm.data.hub_dataset import HUB, hub_files
+from lit_llm.data.rows.docstrings import docstring_rows
+from lit_llm.data.rows.hub_dataset import HUB, hub_files
 from lit_llm.errors import UserError
 
 Sources = str | list[str] | dict[str, float]

@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from lit_llm.data.messages import REASONING, thoughts_of
-from lit_llm.data.template import ChatTemplate, Message, unmarked
-from lit_llm.data.template_probe import PROBE, TemplateProbe
+from lit_llm.data.chat.messages import REASONING, thoughts_of
+from lit_llm.data.chat.template import ChatTemplate, Message, unmarked
+from lit_llm.data.chat.template_probe import PROBE, TemplateProbe
 from lit_llm.errors import UserError
 
 Span = tuple[int, int]

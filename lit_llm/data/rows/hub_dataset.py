@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lit_llm.data.shapes import SPLITS
+from lit_llm.data.rows.shapes import SPLITS
 from lit_llm.errors import UserError
 
 HUB = "hf://"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lit_llm.data.chat import ChatFormat
+from lit_llm.data.chat.chat_format import ChatFormat
 from lit_llm.errors import UserError
 
 

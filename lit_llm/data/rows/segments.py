@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from lit_llm.data.chat import ChatFormat, EncodedConversation
-from lit_llm.data.messages import check_characters
-from lit_llm.data.policy import Format
-from lit_llm.data.shapes import check_learnt
+from lit_llm.data.chat.chat_format import ChatFormat, EncodedConversation
+from lit_llm.data.chat.messages import check_characters
+from lit_llm.data.rows.policy import Format
+from lit_llm.data.rows.shapes import check_learnt
 from lit_llm.data.trees import TokenPath
 from lit_llm.errors import UserError
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lit_llm.data.messages import read_turns
-from lit_llm.data.shapes import (
+from lit_llm.data.chat.messages import read_turns
+from lit_llm.data.chat.template import Message
+from lit_llm.data.rows.shapes import (
     check_unused,
     history_of,
     parsed,
@@ -18,7 +19,6 @@ from lit_llm.data.shapes import (
     turns_of,
     with_system,
 )
-from lit_llm.data.template import Message
 from lit_llm.errors import UserError
 
 Pairs = Literal["all", "best-worst"]

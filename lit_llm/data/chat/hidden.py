@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from lit_llm.data.messages import Hidden, text_of, thoughts_of
-from lit_llm.data.template import CUT, Message
+from lit_llm.data.chat.messages import Hidden, text_of, thoughts_of
+from lit_llm.data.chat.template import CUT, Message
 from lit_llm.errors import UserError
 
 Span = tuple[int, int]

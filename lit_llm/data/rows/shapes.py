@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from lit_llm.data.messages import OTHER_LEARN_KEYS, REASONING
-from lit_llm.data.policy import Format
-from lit_llm.data.template import Message
+from lit_llm.data.chat.messages import OTHER_LEARN_KEYS, REASONING
+from lit_llm.data.chat.template import Message
+from lit_llm.data.rows.policy import Format
 from lit_llm.errors import UserError
 
 _PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"),

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from lit_llm.data.template import CUT
+from lit_llm.data.chat.template import CUT
 from lit_llm.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Chat templates: messages to text, token ids, and what of them is learnt."""

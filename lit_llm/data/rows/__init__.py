@@ -1,0 +1,1 @@
+"""Rows of conversations: their files, shapes, policies, splits and mixture."""
