@@ -27,7 +27,7 @@ _EXPORTS = {
     "Sampling": "lit_llm.models.generation.sampling",
     "LanguageModule": "lit_llm.training.language",
     "PretrainModule": "lit_llm.training.pretrain",
-    "SFTModule": "lit_llm.training.sft",
+    "SFTModule": "lit_llm.training.finetuning.sft",
     "PretrainDataModule": "lit_llm.data.pretrain",
     "InstructionDataModule": "lit_llm.data.instructions",
     "ChatFormat": "lit_llm.data.chat.chat_format",

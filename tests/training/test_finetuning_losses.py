@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from lit_llm import LoRAConfig, SFTModule, Transformer, TransformerConfig, UserError
 from lit_llm.models.lora import lora_layers
-from lit_llm.training.neftune import EmbeddingNoise
+from lit_llm.training.finetuning.neftune import EmbeddingNoise
 from lit_llm.training.optimizers import parameter_groups
 
 LORA = LoRAConfig(rank=4)

@@ -41,7 +41,7 @@ def contributions(
     if mixing == "concat":
         shares = {name: size * weights[name] for name, size in sizes.items()}
     else:
-        power = 0.0 if mixing == "proportional" else 1 / mixing["temperature"]  # type: ignore[index]
+        power = 1 / mixing["temperature"] if isinstance(mixing, Mapping) else 0.0
         raw = {name: weights[name] * size**power if size else 0.0 for name, size in sizes.items()}
         total = sum(raw.values())
         if not total:

@@ -30,12 +30,12 @@ from lit_llm.models.transformer import Transformer
 from lit_llm.settings.checks import check_types
 from lit_llm.settings.ranges import Range, check_ranges
 from lit_llm.training.callbacks.throughput import compute_dtype
-from lit_llm.training.freezing import check_patterns, freeze
+from lit_llm.training.finetuning.freezing import check_patterns, freeze
+from lit_llm.training.finetuning.neftune import EmbeddingNoise
+from lit_llm.training.finetuning.quantized_base import refuse_quantized, said_of_layers
 from lit_llm.training.language import DEFAULT_TRANSFORMER
-from lit_llm.training.neftune import EmbeddingNoise
 from lit_llm.training.optimizers import OptimizerName
 from lit_llm.training.pretrain import PretrainModule
-from lit_llm.training.quantized_base import refuse_quantized, said_of_layers
 from lit_llm.training.schedules import Schedule
 
 RANGES: dict[str, Range] = {

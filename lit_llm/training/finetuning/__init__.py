@@ -1,0 +1,1 @@
+"""Finetuning: SFTModule, and what its settings do to the model."""
