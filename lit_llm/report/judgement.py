@@ -61,8 +61,14 @@ def of_validation(steps: np.ndarray, loss: np.ndarray, training: np.ndarray) -> 
     if rise > _OVERFIT and _fell(training):
         return (
             f"It overfits: validation loss is {rise:.0%} above its best, at step "
-            f"{steps[best]:,.0f}, while training loss went on falling. "
+            f"{steps[best]:,.0f}, {steps[-1] - steps[best]:,.0f} steps before the end, while "
+            "training loss went on falling. "
             "Take checkpoints/best.ckpt, or train for fewer steps."
+        )
+    if best < len(loss) - 2 and _fell(training):
+        return (
+            f"Validation loss has stopped falling: it was lowest at step {steps[best]:,.0f}, "
+            f"{steps[-1] - steps[best]:,.0f} steps before the end."
         )
     since = int(np.searchsorted(steps, steps[0] + 0.75 * (steps[-1] - steps[0])))
     since = min(since, len(loss) - 2)

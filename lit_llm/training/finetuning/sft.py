@@ -8,7 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import lightning as L
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
@@ -40,6 +42,7 @@ from lit_llm.training.schedules import Schedule
 
 RANGES: dict[str, Range] = {
     "label_smoothing": Range(0, 1, below=True), "anchor": Range(0, 1e4), "neftune": Range(0, 1e4),
+    "patience": Range(1, 1e6),
 }  # fmt: skip
 """Ranges of the module's numbers."""
 
@@ -75,6 +78,9 @@ class SFTModule(PretrainModule):
             all weights it is a frozen copy.
         neftune: bound of the noise on the embeddings in training, see `EmbeddingNoise`; 5 in the
             paper. 0: no noise.
+        patience: validations in a row without a lower val_loss that end a run of more than one
+            pass over the data (``data.epochs``). None: the run is never ended. A Trainer with an
+            EarlyStopping of its own keeps that one.
         freeze: regular expressions; weights whose names begin with a match are not trained.
         optimizer, schedule, warmup: as in `LanguageModule`, with other defaults.
         validate_first: validate once before the first step. This logs the base's own loss as
@@ -98,6 +104,7 @@ class SFTModule(PretrainModule):
         anchor: float = 0.0,
         neftune: float = 0.0,
         freeze: list[str] | None = None,
+        patience: int | None = 2,
         optimizer: OptimizerName = "adamw",
         schedule: Schedule = "linear",
         warmup: float = 0.03,
@@ -145,6 +152,29 @@ class SFTModule(PretrainModule):
         # A checkpoint with a dataclass could not be read with weights_only.
         self.hparams["quantize"] = quantize
         self.hparams["lora"] = None if self.lora is None else asdict(self.lora)
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Stop a run of several passes when the validation loss no longer falls."""
+        patience, epochs = self.hparams["patience"], getattr(self._datamodule, "epochs", 1.0)
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        own = any(isinstance(callback, EarlyStopping) for callback in callbacks)
+        if patience is None or epochs <= 1 or own:
+            return []
+        return [
+            EarlyStopping("val_loss", patience=patience, check_on_train_epoch_end=False,
+                          check_finite=False)
+        ]  # fmt: skip
+
+    def on_train_end(self) -> None:
+        """Tell that the run was ended early."""
+        super().on_train_end()
+        stops = self.trainer.early_stopping_callback
+        if isinstance(stops, EarlyStopping) and stops.wait_count >= stops.patience:
+            rank_zero_info(
+                f"stopped at step {self.trainer.global_step}: {stops.monitor} was lowest "
+                f"({float(stops.best_score):.4f}) {stops.wait_count} validations ago; "
+                "checkpoints/best.ckpt has the weights of then (model.patience)"
+            )
 
     def build_model(self) -> nn.Module:
         """Build the base, with trainable LoRA updates if ``lora`` is given."""
