@@ -74,7 +74,7 @@ def data(base: Path, rows: Path, cache: Path, **settings: Any) -> InstructionDat
 def fit(rank: int, folder: Path, base: Path, rows: Path, micro: int, devices: int) -> int:
     L.seed_everything(1, verbose=False)
     # So small a learning rate leaves the weights, and with them the gradients, as they are.
-    module = SFTModule(str(base), learning_rate=1e-12, grad_clip=None)
+    module = SFTModule(str(base), learning_rate=1e-12, grad_clip=None, patience=None)
     trainer = L.Trainer(
         accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto",
         default_root_dir=folder, logger=CSVLogger(folder), log_every_n_steps=1,
