@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -86,6 +86,33 @@ def lit_llm_command(cache_dir: Path) -> Callable[..., subprocess.CompletedProces
         )  # fmt: skip
 
     return run
+
+
+@pytest.fixture(scope="session")
+def random_base(corpus: Path) -> Callable[..., Path]:
+    """Write the directory of a model with `corpus`'s chat tokenizer.
+
+    ``random_base(folder, std, hidden_size=...)`` draws every weight with this standard deviation;
+    with None they are those of a new model.
+    """
+    import torch
+
+    from lit_llm.models.config import TransformerConfig
+    from lit_llm.models.tokenizer import Tokenizer
+    from lit_llm.models.transformer import Transformer
+
+    def write(folder: Path, std: float | None, **shape: Any) -> Path:
+        torch.manual_seed(3)
+        tokenizer = Tokenizer.from_pretrained(corpus / "tokenizer")
+        model = Transformer(TransformerConfig(**shape, vocab_size=tokenizer.vocab_size))
+        if std is not None:
+            for parameter in model.parameters():
+                torch.nn.init.normal_(parameter, std=std)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return write
 
 
 @pytest.fixture(scope="session")

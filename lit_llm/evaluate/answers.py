@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lit_llm.errors import UserError
+from lit_llm.settings.checks import check_expression
 
 _WORDS = re.compile(
     # A letter of Chinese, Japanese or Thai is a word of its own: these scripts have no spaces.
@@ -100,10 +101,7 @@ def check_expected(row: dict[str, Any]) -> str:
     if key == "format" and value not in _FORMATS:
         raise UserError(f"'format' is one of {', '.join(_FORMATS)}; got {value!r}")
     if key == "pattern":
-        try:
-            re.compile(value)
-        except re.error as error:
-            raise UserError(f"'pattern' {value!r} is no regular expression: {error}") from None
+        check_expression(value, "'pattern'")
     return key
 
 

@@ -5,8 +5,7 @@ Importing this module lets ``data.decontaminate`` name tasks.
 
 from __future__ import annotations
 
-from typing import Any
-
+from lit_llm.corpus.dedup.decontaminate import strings_in
 from lit_llm.data.rows.contamination import register_task_texts
 from lit_llm.errors import UserError
 
@@ -25,17 +24,10 @@ def task_texts(name: str) -> list[str]:
             documents = list(task.eval_docs)
         except Exception as error:  # a task runs code and downloads data
             raise UserError(f"task {name} cannot be loaded: {one_line(error)}") from error
-        found += [text for document in documents for text in _strings(document)]
+        found += [text for document in documents for text in strings_in(document)]
     if not found:
         raise UserError(f"data.decontaminate: the items of task {name} hold no text")
     return found
-
-
-def _strings(value: Any) -> list[str]:
-    if isinstance(value, str):
-        return [value]
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [text for part in inner for text in _strings(part)]
 
 
 register_task_texts(task_texts)

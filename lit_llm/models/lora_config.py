@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 from lit_llm.errors import UserError
-from lit_llm.settings.checks import check_types
+from lit_llm.settings.checks import check_expression, check_types
 from lit_llm.settings.ranges import Range, check_ranges, positive
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -70,10 +70,10 @@ class LoRAConfig:
         _refuse_unknown("train_modules", self.train_modules, tuple(WHOLE))
         for name, number in (("rank_pattern", "rank"), ("alpha_pattern", "alpha")):
             for pattern, value in getattr(self, name).items():
-                _compiled(pattern, name)
+                check_expression(pattern, f"lora.{name}")
                 check_ranges({number: value}, RANGES, f"lora.{name}[{pattern!r}]: ")
         if isinstance(self.targets, str):
-            _compiled(self.targets, "targets")
+            check_expression(self.targets, "lora.targets")
 
     def scale(self, rank: int, alpha: float) -> float:
         """Return the factor of the product B A for an update of this rank."""
@@ -140,10 +140,3 @@ def _refuse_unknown(field: str, names: tuple[str, ...], known: tuple[str, ...]) 
             f"lora.{field}: unknown {', '.join(sorted(unknown))}; known are "
             f"{', '.join(known)}{mend}"
         )
-
-
-def _compiled(pattern: str, field: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"lora.{field}: {pattern!r} is no regular expression ({error})") from None

@@ -49,12 +49,10 @@ def build_masks(
     past: int,
     padding_mask: Tensor | None,
     forest: Forest | None,
-    by_blocks: bool = False,
 ) -> dict[int | None, Mask]:
     """Build the mask of each kind of layer, keyed by the layer's window.
 
-    The masks are for tokens (B, T) that follow ``past`` cached tokens. ``by_blocks`` allows
-    `forest_attention` on a CPU, for windows too.
+    The masks are for tokens (B, T) that follow ``past`` cached tokens.
     """
     T = input_ids.shape[1]
     plain = padding_mask is None and past == 0
@@ -64,7 +62,8 @@ def build_masks(
         masked = forest is not None or config.attention_softcap is not None or windowed
         if padding_mask is None and (backends.masked if masked else backends.causal) == "flex":
             return build_block_mask(input_ids, window, forest)
-        if by_blocks and plain and (forest is not None or windowed) and not input_ids.is_cuda:
+        by_blocks = backends.masked == "blocks" and input_ids.device.type == "cpu"
+        if by_blocks and plain and (forest is not None or windowed):
             return ForestMask(*(forest or Forest.of_rows(input_ids)), window)
         return build_mask(T, past + T, window, padding_mask, input_ids.device, forest)
 

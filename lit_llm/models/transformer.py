@@ -21,7 +21,7 @@ from lit_llm.models.forest import Forest
 from lit_llm.models.head import LMHead
 from lit_llm.models.hub.formats import format_of, write_model
 from lit_llm.models.hub.locate import locate
-from lit_llm.models.kernels.backends import Backends
+from lit_llm.models.kernels.backends import BLOCKS
 from lit_llm.models.masks import Mask, build_masks
 from lit_llm.models.mlp import MLP, Experts, MixtureOfExperts
 from lit_llm.models.norm import HeadNorm, RMSNorm, build_norm
@@ -100,7 +100,7 @@ class Transformer(nn.Module):
         # Dtype of the base's embedding, set with ``lora``: weights trained whole are float32.
         self.base_dtype: torch.dtype | None = None
         self.replaced: tuple[str, ...] = ()  # base weights that `load_adapter` has replaced
-        self.backends = Backends()  # set by `parallelize`
+        self.backends = BLOCKS  # set by `parallelize`
         with NoDraws():  # init_weights below draws the random numbers, once
             self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
             if config.learned_positions:
@@ -239,12 +239,9 @@ class Transformer(nn.Module):
         for kind in {self.config.positions(i) for i in range(self.config.num_layers)} - {"none"}:
             cos, sin = rope_cache(self.config, positions, local=kind == "local")
             ropes[kind] = cos.to(x_BTC.dtype), sin.to(x_BTC.dtype)
-        # Use FlexAttention in training only. Evaluation runs uncompiled, and there FlexAttention
-        # would hold all scores in memory.
-        backends = self.backends if self.training and cache is None else Backends()
-        masks = build_masks(
-            self.config, backends, input_ids, past, padding_mask, forest, self.by_blocks
-        )
+        training = self.training and cache is None
+        backends = self.backends if training else self.backends.for_evaluation()
+        masks = build_masks(self.config, backends, input_ids, past, padding_mask, forest)
         x_BTC = self.embed_norm(x_BTC)
         for i, block in enumerate(self.layers):
             x_BTC = block(
@@ -257,11 +254,6 @@ class Transformer(nn.Module):
     def logits(self, x_BTC: Tensor) -> Tensor:
         """Apply the head: (..., C) -> (..., V), see `LMHead.logits`."""
         return self.lm_head.logits(x_BTC)
-
-    @property
-    def by_blocks(self) -> bool:
-        """Whether attention on a CPU is computed by blocks of queries, see `Backends`."""
-        return bool(self.layers[0].attention.by_blocks)  # type: ignore[union-attr]
 
     def token_losses(
         self,

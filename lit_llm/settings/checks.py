@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import numbers
 import os
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -44,6 +45,22 @@ def check_types(
         if not _fits(values[name], hints[name]):
             wanted = str(parameter.annotation).replace("Literal[", "one of [")
             raise UserError(f"{prefix}.{name} must be {wanted}, got {values[name]!r}")
+
+
+def check_expression(text: str, where: str) -> None:
+    """Check that ``text`` is a regular expression.
+
+    Args:
+        text: the expression.
+        where: names the setting or the file in the message.
+
+    Raises:
+        UserError: it is not.
+    """
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise UserError(f"{where}: {text!r} is no regular expression ({error})") from None
 
 
 def plain_paths(value: Any) -> Any:

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from lit_llm.errors import UserError
 from lit_llm.models.kernels import cpu_threads
-from lit_llm.models.kernels.backends import Backends, choose_attention
+from lit_llm.models.kernels.backends import BLOCKS, Backends, choose_attention
 from lit_llm.models.kernels.device import can_compile, has_float8
 from lit_llm.models.parallel.parallelize import DATA, parallelize, shard
 from lit_llm.models.transformer import Transformer
@@ -63,11 +63,7 @@ def prepare(
     checkpointed = 0.0 if wanted == "auto" else wanted
     if training is not None and training.strategy.root_device.type == "cpu":
         _report_spinning_threads()
-    backends = (
-        Backends("blocks")
-        if training is None
-        else _choose_attention(settings["attention"], training)
-    )
+    backends = BLOCKS if training is None else _choose_attention(settings["attention"], training)
     parallelize(
         model,
         float8=float8,

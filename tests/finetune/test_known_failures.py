@@ -29,9 +29,7 @@ from lit_llm import (
     InstructionDataModule,
     LoRAConfig,
     SFTModule,
-    Tokenizer,
     Transformer,
-    TransformerConfig,
     UserError,
 )
 from lit_llm.data.blocks import IGNORE
@@ -63,24 +61,10 @@ def talks(number: int) -> Rows:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(corpus: Path) -> Tokenizer:
-    return Tokenizer.from_pretrained(corpus / "tokenizer")
-
-
-@pytest.fixture(scope="module")
-def base(corpus: Path, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(random_base: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model with tied embeddings and a chat tokenizer."""
-    torch.manual_seed(3)
     shape = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "max_seq_len": 128}
-    model = Transformer(
-        TransformerConfig(**shape, vocab_size=tokenizer.vocab_size, tie_embeddings=True)
-    )
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    folder = tmp_path_factory.mktemp("base")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return random_base(tmp_path_factory.mktemp("base"), 0.2, **shape, tie_embeddings=True)
 
 
 @pytest.fixture

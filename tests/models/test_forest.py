@@ -21,7 +21,7 @@ from lit_llm.data.trees import TokenPath, Tree, trees_of
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.forest import Forest
 from lit_llm.models.kernels import backends as backends_module
-from lit_llm.models.kernels.backends import Backends
+from lit_llm.models.kernels.backends import BLOCKS, Backends
 from lit_llm.models.kernels.forest_attention import forest_attention
 from lit_llm.models.masks import BLOCK, build_block_mask
 from lit_llm.models.parallel.parallelize import parallelize
@@ -107,7 +107,7 @@ def flex_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch._dynamo.reset()
 
 
-BACKENDS = {"blocks": Backends("blocks"), "sdpa": Backends(), "flex": Backends("flex", "flex")}
+BACKENDS = {"blocks": BLOCKS, "sdpa": Backends(), "flex": Backends("flex", "flex")}
 
 
 @pytest.mark.usefixtures("flex_on_cpu")

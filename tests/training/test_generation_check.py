@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +18,14 @@ from lit_llm import (
     GenerationCheck,
     InstructionDataModule,
     SFTModule,
-    Tokenizer,
-    Transformer,
-    TransformerConfig,
     UserError,
 )
 
 
 @pytest.fixture(scope="module")
-def base(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(3)
-    tokenizer = Tokenizer.from_pretrained(corpus / "tokenizer")
+def base(random_base: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape = {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "max_seq_len": 96}
-    folder = tmp_path_factory.mktemp("base")
-    Transformer(TransformerConfig(**shape, vocab_size=tokenizer.vocab_size)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return random_base(tmp_path_factory.mktemp("base"), None, **shape)
 
 
 @pytest.fixture(scope="module")

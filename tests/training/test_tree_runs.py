@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,6 @@ from lit_llm import (
     InstructionDataModule,
     PretrainModule,
     SFTModule,
-    Tokenizer,
-    Transformer,
-    TransformerConfig,
     UserError,
 )
 
@@ -33,16 +31,9 @@ TEMPLATE = (
 
 
 @pytest.fixture(scope="module")
-def base(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(3)
-    tokenizer = Tokenizer.from_pretrained(corpus / "tokenizer")
+def base(random_base: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "max_seq_len": 192}
-    model = Transformer(TransformerConfig(**shape, vocab_size=tokenizer.vocab_size))
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    folder = tmp_path_factory.mktemp("base")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    folder = random_base(tmp_path_factory.mktemp("base"), 0.2, **shape)
     (folder / "template.jinja").write_text(TEMPLATE)
     return folder
 

@@ -173,7 +173,7 @@ def evaluation_texts(
         for number, row in json_rows(path):
             if isinstance(row, bytes):
                 raise UserError(f"{path}:{number}: not UTF-8; convert the file")
-            strings += _strings(
+            strings += strings_in(
                 [value for key, value in row.items() if fields is None or key in fields]
             )
         if not strings:
@@ -183,9 +183,9 @@ def evaluation_texts(
     return found
 
 
-def _strings(value: Any) -> list[str]:
+def strings_in(value: Any) -> list[str]:
     """All strings in a JSON value, at any depth."""
     if isinstance(value, str):
         return [value]
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [text for part in inner for text in _strings(part)]
+    return [text for part in inner for text in strings_in(part)]

@@ -15,6 +15,7 @@ from typing import Any
 from lit_llm.errors import UserError
 from lit_llm.models.hub.huggingface import read_json
 from lit_llm.models.lora_config import first_match
+from lit_llm.settings.checks import check_expression
 
 _READ = {
     "peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout",
@@ -100,12 +101,7 @@ class AdapterConfig:
             raise UserError(f"{file}: layers_to_transform needs a list of target_modules")
         for name, patterns in config._patterns().items():
             for text in patterns:
-                try:
-                    re.compile(text)
-                except re.error as error:
-                    raise UserError(
-                        f"{file}: {name}: {text!r} is no regular expression ({error})"
-                    ) from None
+                check_expression(text, f"{file}: {name}")
         return config
 
     def _patterns(self) -> dict[str, list[str]]:

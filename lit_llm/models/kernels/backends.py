@@ -52,10 +52,11 @@ class Backends:
 
     causal: Backend = "sdpa"
     """For layers that see all previous tokens."""
-    masked: Literal["sdpa", "flex"] = "sdpa"
+    masked: Literal["sdpa", "flex", "blocks"] = "sdpa"
     """For layers with a window or a soft cap, and for all layers if rows hold several documents.
 
-    SDPA reads a mask of T x T per row there, and writes soft-capped scores to memory.
+    SDPA reads a mask of T x T per row there. "blocks" is `forest_attention` on a CPU, else "sdpa".
+    Both leave soft caps to plain operations, which write the scores to memory.
     """
 
     def __str__(self) -> str:
@@ -63,10 +64,24 @@ class Backends:
             return self.causal
         return f"{self.causal}; {self.masked} for windows, documents and soft caps"
 
+    def for_evaluation(self) -> Backends:
+        """These kernels without FlexAttention.
+
+        Evaluation runs uncompiled, and there FlexAttention would hold all scores in memory.
+        """
+        return Backends(
+            "sdpa" if self.causal == "flex" else self.causal,
+            "sdpa" if self.masked == "flex" else self.masked,
+        )
+
     @property
     def kernel_order(self) -> list[SDPBackend] | None:
         """Kernels that SDPA tries in turn on causal layers; None: torch's own order."""
         return _ORDERS.get(self.causal)
+
+
+BLOCKS = Backends("blocks", "blocks")
+"""The kernels of a CPU; elsewhere they are SDPA's."""
 
 
 def choose_attention(
@@ -88,7 +103,7 @@ def choose_attention(
     if wanted == "sdpa":
         return Backends()
     if _possible("blocks", device, dtype):
-        return Backends("blocks")
+        return BLOCKS
     masked: Literal["sdpa", "flex"] = "flex" if _possible("flex", device, dtype) else "sdpa"
     if wanted != "auto":
         return Backends(wanted, masked)

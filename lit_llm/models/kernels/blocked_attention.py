@@ -60,7 +60,7 @@ class BlockedAttention(torch.autograd.Function):
         ctx.save_for_backward(q_BHTD, k_BKTD, v_BKTD)
         ctx.scale = scale
         B, H, T, _ = q_BHTD.shape
-        y_BHTD = _heads_inside(q_BHTD)
+        y_BHTD = heads_inside(q_BHTD)
         for rows, start, end in _blocks(B, H, T, q_BHTD.itemsize):
             k, v = _flat(k_BKTD[rows, :, :end]), _flat(v_BKTD[rows, :, :end])
             q_block = q_BHTD[rows, :, start:end]
@@ -75,7 +75,7 @@ class BlockedAttention(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         q_BHTD, k_BKTD, v_BKTD = ctx.saved_tensors
         B, H, T, _ = q_BHTD.shape
-        grad_q = _heads_inside(q_BHTD)
+        grad_q = heads_inside(q_BHTD)
         # Several blocks of queries add to the gradients of the same keys and values, so these sums
         # are float32.
         grad_k, grad_v = (t.new_zeros(t.shape, dtype=torch.float32) for t in (k_BKTD, v_BKTD))
@@ -129,6 +129,7 @@ def _grouped(q: Tensor, k: Tensor) -> Tensor:
     return q.reshape(len(k), -1, q.shape[3])
 
 
-def _heads_inside(like: Tensor) -> Tensor:
+def heads_inside(like: Tensor) -> Tensor:
+    """Empty (B, H, T, D), laid out in memory as (B, T, H, D) for the output projection."""
     B, H, T, D = like.shape
     return like.new_empty(B, T, H, D).transpose(1, 2)

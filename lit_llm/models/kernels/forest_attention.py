@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_llm.models.kernels.blocked_attention import heads_inside
+
 _QUERIES = 128
 """Queries in a block."""
 
@@ -44,7 +46,7 @@ def forest_attention(
         window: number of positions that a query sees on its path; 0 for all.
         scale: factor of the scores.
     """
-    y_BHTD = _heads_inside(q_BHTD)
+    y_BHTD = heads_inside(q_BHTD)
     for row, start, end, keys, hidden in _blocks(until_BT, position_BT, window, q_BHTD.dtype):
         q = _grouped(q_BHTD[row, :, start:end], k_BKTD.shape[1])
         k, v = _read(k_BKTD[row], keys), _read(v_BKTD[row], keys)
@@ -58,7 +60,7 @@ def _(
     q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, until_BT: Tensor, position_BT: Tensor,
     window: int, scale: float,
 ) -> Tensor:  # fmt: skip
-    return _heads_inside(q_BHTD)
+    return heads_inside(q_BHTD)
 
 
 @torch.library.custom_op("lit_llm::forest_attention_backward", mutates_args=(), device_types="cpu")
@@ -67,7 +69,7 @@ def _forest_attention_backward(
     position_BT: Tensor, window: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k and v. The weights are computed again."""
-    grad_q = _heads_inside(q_BHTD)
+    grad_q = heads_inside(q_BHTD)
     # Several blocks of queries add to the gradients of the same keys and values, so these sums are
     # float32.
     grad_k, grad_v = (t.new_zeros(t.shape, dtype=torch.float32) for t in (k_BKTD, v_BKTD))
@@ -94,7 +96,7 @@ def _(
     empty = torch.empty_like
     contiguous = torch.contiguous_format
     return (
-        _heads_inside(q_BHTD),
+        heads_inside(q_BHTD),
         empty(k_BKTD, memory_format=contiguous),
         empty(v_BKTD, memory_format=contiguous),
     )
@@ -159,9 +161,3 @@ def _add(total_KTD: Tensor, keys: slice | Tensor, part_KnD: Tensor) -> None:
 def _grouped(q_HtD: Tensor, K: int) -> Tensor:
     """(H, t, D) -> (K, G * t, D): the query heads of a key head become consecutive rows."""
     return q_HtD.reshape(K, -1, q_HtD.shape[2])
-
-
-def _heads_inside(like: Tensor) -> Tensor:
-    """Empty (B, H, T, D), laid out in memory as (B, T, H, D) for the output projection."""
-    B, H, T, D = like.shape
-    return like.new_empty(B, T, H, D).transpose(1, 2)

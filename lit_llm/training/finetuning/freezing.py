@@ -10,21 +10,6 @@ from torch import nn
 from lit_llm.errors import UserError
 
 
-def check_patterns(patterns: Sequence[str]) -> None:
-    """Check that all patterns are regular expressions.
-
-    Raises:
-        UserError: names the first that is not.
-    """
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise UserError(
-                f"model.freeze: {pattern!r} is no regular expression ({error})"
-            ) from None
-
-
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
     """Freeze every trained weight whose name begins with a match of a pattern, in place.
 

@@ -29,10 +29,10 @@ from lit_llm.models.lora import apply_lora, is_trained, merged_weights, without_
 from lit_llm.models.lora_config import LoRAConfig, lora_from
 from lit_llm.models.parallel.sharded import whole_state_dict
 from lit_llm.models.transformer import Transformer
-from lit_llm.settings.checks import check_types
+from lit_llm.settings.checks import check_expression, check_types
 from lit_llm.settings.ranges import Range, check_ranges
 from lit_llm.training.callbacks.throughput import compute_dtype
-from lit_llm.training.finetuning.freezing import check_patterns, freeze
+from lit_llm.training.finetuning.freezing import freeze
 from lit_llm.training.finetuning.neftune import EmbeddingNoise
 from lit_llm.training.finetuning.quantized_base import refuse_quantized, said_of_layers
 from lit_llm.training.language import DEFAULT_TRANSFORMER
@@ -113,7 +113,8 @@ class SFTModule(PretrainModule):
     ):
         check_types("model", SFTModule.__init__, locals(), leave_out=["lora", "settings"])
         check_ranges(locals(), RANGES, "model.")
-        check_patterns(freeze or ())
+        for pattern in freeze or ():
+            check_expression(pattern, "model.freeze")
         if loss == "dft" and label_smoothing:
             raise UserError("model.label_smoothing is for model.loss=nll; set it to 0 for dft")
         lora = lora_from(lora)  # a checkpoint holds plain values
