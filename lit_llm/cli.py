@@ -170,6 +170,16 @@ def _run(argv: list[str]) -> int:
     except PeerLost as lost:
         print(f"lit_llm {verb}: {lost}", file=sys.stderr)
         return 1
+    except RuntimeError as error:
+        # torchmetrics, which lightning imports, imports a torchvision that is installed.
+        if "operator torchvision::" not in str(error):
+            raise
+        print(
+            f"lit_llm {verb}: the installed torchvision is built for another torch ({error}); "
+            "nothing here needs it: pip uninstall torchvision",
+            file=sys.stderr,
+        )
+        return 2
     return 0
 
 

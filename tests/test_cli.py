@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+from lit_llm import cli
 from lit_llm.cli import main
 from lit_llm.data.files import read_prompts
 from lit_llm.errors import UserError
@@ -55,6 +56,22 @@ def fit(config: Path | str, *args: str, capsys: pytest.CaptureFixture[str]) -> t
     capsys.readouterr()
     status = main(["fit", "--config", str(config), *args])
     return status, capsys.readouterr().err
+
+
+def test_a_torchvision_of_another_torch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """pip puts a CUDA torchvision beside a CPU torch, and every import of lightning then fails."""
+
+    def broken(args: list[str]) -> None:
+        raise RuntimeError(args[0])
+
+    monkeypatch.setitem(cli.VERBS, "report", (broken, ""))
+    assert main(["report", "operator torchvision::nms does not exist"]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and error.endswith("pip uninstall torchvision\n")
+    with pytest.raises(RuntimeError, match="another"):
+        main(["report", "another"])
 
 
 def check_mistake(status: int, error: str, *parts: str) -> None:
