@@ -346,7 +346,7 @@ def test_a_checkpoint_that_cannot_continue_this_run_is_refused(
     torch.save(content, "foreign.ckpt")
     check_mistake(
         *fit(config, "--ckpt_path", "foreign.ckpt", capsys=capsys),
-        "not a checkpoint of a PretrainModule",
+        "not a checkpoint of lit_llm.PretrainModule or SFTModule",
     )
 
 

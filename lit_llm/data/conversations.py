@@ -155,7 +155,7 @@ def encoded_conversations(
     if (output / "datacard.json").is_file():
         return output, True
     output.parent.mkdir(parents=True, exist_ok=True)
-    with workspace_beside(output, progress=False) as workspace:
+    with workspace_beside(output) as workspace:
         if (output / "datacard.json").is_file():
             return output, True
         encoded = _Encoded(row_format, chat, seq_len, bad_rows, policy, share_prefixes)
