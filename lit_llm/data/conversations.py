@@ -444,16 +444,18 @@ class _Encoded:
             words.append(f"{self._dropped.total()} are bad, {count} of them because: {reason}")
         if self._too_long["dropped"]:
             words.append(
-                f"{self._too_long['dropped']} are longer than data.seq_len={self._seq_len} allows"
+                f"{self._too_long['dropped']} are longer than data.seq_len={self._seq_len} allows; "
+                "raise it, or take data.too_long=cut"
             )
         if self._contaminated:
             words.append(f"{self._contaminated.total()} share words with evaluation items")
         if self._other_split:
             words.append(f"{self._other_split.total()} belong to the other split")
-        words.append(
-            "give rows with at least two different questions (near-duplicates and rows of one "
-            'group count as one), rows with "split", or data.validation'
-        )
+        if self._examples:
+            words.append(
+                "give rows with at least two different questions (near-duplicates and rows of one "
+                'group count as one), rows with "split", or data.validation'
+            )
         return "; ".join(words)
 
 

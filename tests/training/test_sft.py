@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import lightning as L
@@ -419,8 +420,9 @@ def test_a_lora_checkpoint_can_be_talked_to(tmp_path: Path, base: Path, rows: Pa
 
 @pytest.mark.parametrize("preset", ["sft-lora", "sft-full", "dora", "qlora"])
 def test_a_preset_trains(
-    tmp_path: Path, base: Path, rows: Path, preset: str, caplog: pytest.LogCaptureFixture
-) -> None:
+    tmp_path: Path, base: Path, rows: Path, preset: str, caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     caplog.set_level("INFO")
     assert main([
         "fit", "--config", f"finetune/{preset}", "--model.init_from", str(base),
@@ -434,6 +436,8 @@ def test_a_preset_trains(
     adapter = tmp_path / "run" / "adapter" / "adapter_config.json"
     kind = {"sft-lora": None, "dora": True, "qlora": None}
     assert adapter.exists() == (preset in kind)
+    shown = re.search(r"training ([\d,]+)( of [\d,]+)? parameters", capsys.readouterr().err)
+    assert shown is not None and bool(shown[2]) == (preset in kind)
     if preset in kind:
         assert json.loads(adapter.read_text()).get("use_dora") == kind[preset]
     assert (tmp_path / "run" / "final" / "model.safetensors").exists()

@@ -17,7 +17,10 @@ from lit_llm.errors import UserError
 
 ROLES = ("system", "user", "assistant", "developer", "tool")
 # Names of the tool role in OpenAI's older API, Llama 3.1 and ShareGPT.
-_TOOL_ROLES = ("function", "ipython", "observation")
+_OTHER_NAMES = {
+    "function": "tool", "ipython": "tool", "observation": "tool",
+    "human": "user", "ai": "assistant", "gpt": "assistant", "model": "assistant",
+}  # fmt: skip
 # Three names of the same field. transformers gives templates the first two.
 REASONING = ("reasoning_content", "thinking", "reasoning")
 # Members of `CONTENT_KEYS` that a template may also contain with a different meaning.
@@ -161,7 +164,7 @@ def _read(number: int, message: Any) -> tuple[Message, bool, Hidden]:
     """Convert a message; returns (message for the template, whether it may be learnt, not what)."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise UserError(f"message {number} must be an object with 'role' and 'content'")
-    role = "tool" if message["role"] in _TOOL_ROLES else message["role"]
+    role = _OTHER_NAMES.get(message["role"], message["role"])
     if role not in ROLES:
         raise UserError(
             f"message {number} has role {message['role']!r}; roles are {', '.join(ROLES)}"
@@ -182,7 +185,7 @@ def _read(number: int, message: Any) -> tuple[Message, bool, Hidden]:
     if "content" in clean:
         clean["content"], parts = _content(number, role, clean["content"])
     elif "tool_calls" not in clean:
-        raise UserError(f"message {number} must be an object with 'role' and 'content'")
+        raise UserError(f"message {number} has neither content nor tool_calls")
     for key in REASONING:
         if role != "assistant" and clean.get(key) == "":
             del clean[key]  # a dataset column that is empty for other roles
@@ -231,7 +234,10 @@ def _content(
     if isinstance(content, str):
         return content, []
     if not isinstance(content, list):
-        raise UserError(f"message {number} has content of type {type(content).__name__}, not text")
+        raise UserError(
+            f"message {number} has content of type {type(content).__name__}, not text; write it as "
+            "a text, in quotes"
+        )
     parts: list[dict[str, Any]] = []
     hidden, at = [], 0
     for place, given in enumerate(content, 1):

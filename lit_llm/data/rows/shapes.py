@@ -79,6 +79,8 @@ def check_learnt(row: dict[str, Any]) -> None:
         if key not in row:
             continue
         value = row[key]
+        if isinstance(value, list):
+            _check_is_a_row(row)
         if key == "label":  # 0 is a class label; false marks a bad answer in KTO data
             learnt = value is not False
         elif key == "loss":  # a number is a measured loss
@@ -189,6 +191,7 @@ def _find(row: dict[str, Any], format: Format) -> tuple[list[Message], set[str]]
         return turns if whole == ["messages"] else sharegpt(turns), set(whole)
     if pair:
         return _pair(row, *pair)
+    _check_is_a_row(row)
     keys = ", ".join(map(str, row)) or "none"
     if format != "auto":
         wanted = " or ".join(" with ".join(map(repr, pair)) for pair in pairs) or repr(format)
@@ -201,6 +204,24 @@ def _find(row: dict[str, Any], format: Format) -> tuple[list[Message], set[str]]
         f"'question' and 'answer', 'instruction' and 'output') is looked for, its keys are {keys}; "
         "data.columns renames keys, data.format=text learns 'text' as it is"
     )
+
+
+def _check_is_a_row(row: dict[str, Any]) -> None:
+    """Raise UserError for a file's outermost object, whose values are lists of rows."""
+    lists = [
+        key
+        for key, value in row.items()
+        if isinstance(value, list)
+        and value
+        and all(isinstance(item, dict) for item in value)
+        and not {"role", "from"} & set(value[0])  # a conversation
+    ]
+    if lists and len(lists) == len(row):
+        raise UserError(
+            f"an object with rows in {', '.join(map(repr, lists))}, not a row; write the rows as a "
+            'list or one a line, with "split": "train" or "validation" in each if you want to '
+            "choose the split"
+        )
 
 
 def _pair(row: dict[str, Any], asked: str, answered: str) -> tuple[list[Message], set[str]]:
