@@ -47,7 +47,7 @@ def with_tokens(
         # Not normalized: the token is looked for in the text as it is written.
         backend.add_tokens([AddedToken(token, special=special, normalized=False)])
         index = backend.token_to_id(token)
-        if token in before:
+        if index is None or token in before:
             continue
         if index in used:
             raise UserError(

@@ -256,7 +256,7 @@ def merge_lora(model: Transformer) -> None:
     The adapted layers become plain linear layers again.
     """
     merge_adapter(model)
-    for module in (*lora_layers(model), *row_layers(model)):
+    for module in trained_layers(model):
         module.remove()
     for _, weight in trained_whole(model):
         weight.data = weight.data.to(model.base_dtype)
@@ -270,7 +270,7 @@ def merge_adapter(model: Transformer) -> None:
     the unpacked weight: the sum does not fit into 4 bits.
     """
     restore_weights(model)
-    for module in (*lora_layers(model), *row_layers(model)):
+    for module in trained_layers(model):
         module.merge()
 
 
@@ -279,7 +279,7 @@ def unmerge_adapter(model: Transformer) -> None:
 
     The weights are the base model's, up to the rounding of their dtype.
     """
-    for module in (*lora_layers(model), *row_layers(model)):
+    for module in trained_layers(model):
         if module.merged:
             module.unmerge()
 
@@ -287,7 +287,7 @@ def unmerge_adapter(model: Transformer) -> None:
 @contextmanager
 def without_updates(model: nn.Module) -> Iterator[None]:
     """Let the model compute as its base inside the context; modules trained whole stay trained."""
-    layers = [layer for layer in (*lora_layers(model), *row_layers(model)) if not layer.merged]
+    layers = [layer for layer in trained_layers(model) if not layer.merged]
     for layer in layers:
         layer.merged = True
     try:
@@ -300,6 +300,11 @@ def without_updates(model: nn.Module) -> Iterator[None]:
 def lora_layers(model: nn.Module) -> list[LoRALinear]:
     """Return the layers of ``model`` that have updates."""
     return [module for module in model.modules() if isinstance(module, LoRALinear)]
+
+
+def trained_layers(model: nn.Module) -> list[LoRALinear | TokenRows]:
+    """Return the layers of ``model`` that have updates or train rows."""
+    return [*lora_layers(model), *row_layers(model)]
 
 
 def merged_weights(model: Transformer) -> Iterator[tuple[str, Tensor]]:

@@ -37,7 +37,7 @@ class TokenRows(nn.Module):
         merged: whether the weight is used as it is: it contains the rows, or they are left out.
     """
 
-    weight: nn.Parameter
+    weight: Any
     added_rows: nn.Parameter
     ids: tuple[int, ...]
     start: Tensor
@@ -122,7 +122,7 @@ def add_token_rows(model: Transformer, ids: Iterable[int]) -> None:
 
 
 @torch.no_grad()
-def _with_rows(weight: nn.Parameter, ids: list[int]) -> nn.Parameter:
+def _with_rows(weight: Tensor, ids: list[int]) -> nn.Parameter:
     mean = weight[: ids[0]].float().mean(0).to(weight.dtype)
     rows = weight.new_empty(max(len(weight), ids[-1] + 1), weight.shape[1])
     rows[: len(weight)] = weight

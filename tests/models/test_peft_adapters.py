@@ -136,11 +136,12 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "dora of gpt2's embedding": ("gpt2", {}, {
         "target_modules": ["wte", "c_attn"], "use_dora": True, "fan_in_fan_out": True}),
     "rows of the embedding": ("llama", {}, {
-        "target_modules": QV, "trainable_token_indices": [7, 3]}),
+        "target_modules": QV, "trainable_token_indices": [41, 5]}),
     "rows of embedding and head": ("llama", {}, {
-        "target_modules": QV, "trainable_token_indices": {"embed_tokens": [3, 60], "lm_head": [9]}}),
+        "target_modules": QV, "trainable_token_indices": {"embed_tokens": [5, 60],
+                                                            "lm_head": [9]}}),
     "rows of a tied model": ("qwen2", TIED, {
-        "target_modules": QV, "trainable_token_indices": [5, 4]}),
+        "target_modules": QV, "trainable_token_indices": [45, 4]}),
     "equal rows of a tied model": ("qwen2", TIED, {
         "target_modules": QV,
         "trainable_token_indices": {"embed_tokens": [5, 4], "lm_head": [5, 4]}}),
@@ -149,10 +150,10 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "rows of a tied head": ("qwen2", TIED, {
         "target_modules": QV, "trainable_token_indices": {"lm_head": [4, 8]}}),
     "rows beside a saved head": ("llama", {}, {
-        "target_modules": QV, "trainable_token_indices": {"embed_tokens": [3]},
+        "target_modules": QV, "trainable_token_indices": {"embed_tokens": [1]},
         "modules_to_save": ["lm_head"]}),
     "rows of gpt2": ("gpt2", {}, {
-        "target_modules": ["c_attn"], "trainable_token_indices": {"wte": [2, 60]},
+        "target_modules": ["c_attn"], "trainable_token_indices": {"wte": [15, 60]},
         "fan_in_fan_out": True}),
     "mica": ("llama", {}, {"target_modules": QV, "init_lora_weights": "mica"}),
 }  # fmt: skip

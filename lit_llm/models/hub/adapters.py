@@ -26,8 +26,8 @@ from lit_llm.models.hub.tensor_layout import Layout
 from lit_llm.models.lora import (
     LoRALinear,
     is_trained,
-    lora_layers,
     put_rows,
+    trained_layers,
     unmerge_adapter,
 )
 from lit_llm.models.lora_config import LoRAConfig
@@ -36,7 +36,6 @@ from lit_llm.models.token_rows import (
     TokenRows,
     add_token_rows,
     cut_vocabulary,
-    row_layers,
 )
 from lit_llm.models.transformer import Transformer
 
@@ -311,14 +310,14 @@ class Adapters:
                 ours: self.model.get_parameter(ours).detach().clone() for ours in adapter.weights
             }
             _put(self.model, adapter)
-            for layer in (*lora_layers(self.model), *row_layers(self.model)):
+            for layer in trained_layers(self.model):
                 layer.requires_grad_(False)
 
     def _restore(self) -> None:
         """Restore the base's weights, without updates."""
         model = self.model
         unmerge_adapter(model)
-        for layer in (*lora_layers(model), *row_layers(model)):
+        for layer in trained_layers(model):
             layer.remove()
         if model.config.vocab_size > self._vocab_size:
             cut_vocabulary(model, self._vocab_size)
