@@ -99,7 +99,8 @@ def check_extends(own: Tokenizer, base: Tokenizer, folder: Path) -> None:
         UserError: an id has another token; the message names it.
     """
     there = own.backend.get_vocab(with_added_tokens=True)
-    for token, index in base.backend.get_vocab(with_added_tokens=True).items():
+    wanted = base.backend.get_vocab(with_added_tokens=True)
+    for token, index in sorted(wanted.items(), key=lambda item: item[1]):
         if there.get(token) != index:
             raise UserError(
                 f"{folder}: it was trained with another tokenizer than the model's: id {index} is "

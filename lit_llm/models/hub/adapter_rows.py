@@ -66,10 +66,14 @@ class RowsReader:
             UserError: tensors and adapter_config.json do not fit each other or the model.
         """
         left, found = dict(tensors), {}
+        embedding = TABLES[0], self.tables[TABLES[0]]
         for table, module in self.tables.items():
             ids = self._ids(table, module)
             values = left.pop(name_in_adapter(module), None)
-            follows = self.tied and table == "head.weight" and values is None
+            # With more rows than its base has, PEFT saves those of a tied head as well.
+            tied_head = self.tied and table == "head.weight"
+            ids = ids if values is None or not tied_head else ids or self._ids(*embedding)
+            follows = tied_head and values is None
             if (ids is None) != (values is None) and not follows:
                 has = "has no rows" if values is None else "has rows"
                 raise UserError(
