@@ -130,7 +130,7 @@ class SFTModule(PretrainModule):
             raise UserError(
                 "model.float8: LoRA's layers have no products in 8 bits; set it to false"
             )
-        # A checkpoint with LoRA holds the tokens for which it has rows.
+        # A checkpoint names the tokens for which it has rows.
         self._added_tokens: dict[str, int] = settings.pop("added_tokens", {})
         super().__init__(
             # Lightning's load_from_checkpoint passes it: the base's fields, as in init_from.
@@ -343,20 +343,26 @@ class SFTModule(PretrainModule):
         if self.lora is None:
             super().on_save_checkpoint(checkpoint)
             return
-        tokens = {"added_tokens": dict(self.added_tokens)} if self.added_tokens else {}
-        self.save_settings(checkpoint, **tokens)
+        self.save_settings(checkpoint)
         for key in WEIGHT_KEYS & checkpoint.keys():
             checkpoint[key] = {k: v for k, v in checkpoint[key].items() if self._is_trained(k)}
         checkpoint["base_digest"] = self._base
         if self._packed is not None:
             checkpoint["quantized_digest"] = self._packed
 
+    def save_settings(self, checkpoint: dict[str, Any], **changed: Any) -> None:
+        """As in `LanguageModule`, with the added tokens if there are any."""
+        tokens = {"added_tokens": dict(self.added_tokens)} if self.added_tokens else {}
+        super().save_settings(checkpoint, **tokens, **changed)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check ``lora`` and the base; with LoRA, add the base's weights to ``checkpoint``.
 
         Raises:
-            UserError: the checkpoint has another base, or other LoRA settings.
+            UserError: the checkpoint has another base, other added tokens, or other LoRA settings.
         """
+        if "transformer" in settings_of(checkpoint):
+            check_same_tokens(settings_of(checkpoint).get("added_tokens", {}), self.added_tokens)
         super().on_load_checkpoint(checkpoint)
         saved = lora_from(settings_of(checkpoint).get("lora"))
         if saved != self.lora:
@@ -364,9 +370,6 @@ class SFTModule(PretrainModule):
                 f"model.lora was {saved and asdict(saved)} when the checkpoint was written and is "
                 f"{self.hparams['lora']} now"
             )
-        tokens = settings_of(checkpoint).get("added_tokens", {})
-        if self.lora is not None:
-            check_same_tokens(tokens, self.added_tokens)
         form = settings_of(checkpoint).get("quantize")
         if form != self.hparams["quantize"]:
             raise UserError(
