@@ -56,7 +56,7 @@ def write_base(folder: Path, tied: bool) -> Path:
     )  # fmt: skip
     model = Transformer(config)
     for table in (model.embed, model.head):
-        torch.nn.init.normal_(table.weight, std=0.3)
+        torch.nn.init.normal_(table.weight, std=0.2)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -78,10 +78,10 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     lora = LoRAConfig(rank=32) if "lora" in request.param else None
     L.seed_everything(1, verbose=False)
-    module = SFTModule(str(base), lora=lora, learning_rate=1e-2, patience=None)
+    module = SFTModule(str(base), lora=lora, learning_rate=4e-3, patience=None)
     rows = InstructionDataModule(
         str(folder / "rows.jsonl"), chat_template="chatml", seq_len=64, micro_batch_size=6,
-        packing=False, epochs=150.0, min_steps=0, validate_every=0, cache_dir=str(folder / "cache"),
+        packing=False, epochs=120.0, min_steps=0, validate_every=0, cache_dir=str(folder / "cache"),
     )  # fmt: skip
     trainer = L.Trainer(
         accelerator="cpu", default_root_dir=folder, logger=CSVLogger(folder),

@@ -230,6 +230,12 @@ def test_two_processes_train_the_same_rows_as_one(tmp_path: Path, base: Path, ro
     assert not any(name.endswith("embed.weight") for name in held)
 
 
+def test_a_corpus_has_the_tokens_of_its_own_tokenizer(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--config", "pretrain/quickstart", "--data.add_tokens", "['<x>']"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "unknown key data.add_tokens: tokens are added in finetuning" in line
+
+
 def test_mistakes(tmp_path: Path, base: Path, rows: Path) -> None:
     cache = tmp_path / "cache"
     with pytest.raises(UserError, match=r"lora.train_tokens=added: no token is added to the base"):
