@@ -172,8 +172,8 @@ def _checked(file: str, action: argparse.Action, value: Any) -> Any:
 
 
 _OF_FINETUNING = {
-    "data.add_tokens": "tokens are added in finetuning (InstructionDataModule); for a corpus give a "
-    "tokenizer that has them as data.tokenizer",
+    "data.add_tokens": "tokens are added in finetuning (InstructionDataModule); for a corpus give "
+    "a tokenizer that has them as data.tokenizer",
 }
 """Settings that are wanted in pretraining too -> why they are not there."""
 
