@@ -4,6 +4,7 @@ ends with the turn, in transformers and in llama.cpp."""
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,6 @@ import pytest
 import torch
 import transformers
 from safetensors import safe_open
-from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, pre_tokenizers, trainers
-from tokenizers import models as kinds
 
 from lit_llm import (
     Checkpoint,
@@ -22,9 +20,7 @@ from lit_llm import (
     InstructionDataModule,
     LoRAConfig,
     SFTModule,
-    Tokenizer,
     Transformer,
-    TransformerConfig,
 )
 from lit_llm.cli import main
 from lit_llm.models.hub.checkpoint import load_model
@@ -37,29 +33,15 @@ FACTS = {
 END = "<|im_end|>"
 
 
-def write_base(folder: Path, tied: bool) -> Path:
-    """A random model of SmolLM2's family; if its head is not tied, its embedding is padded."""
-    backend = Backend(kinds.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    text = f"What colour is the {' '.join([*FACTS, *FACTS.values()])}? user assistant It is."
-    backend.train_from_iterator([text] * 9, trainers.BpeTrainer(
-        vocab_size=320, special_tokens=["<|endoftext|>"], show_progress=False,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-    ))  # fmt: skip
-    tokenizer = Tokenizer(backend, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
-    torch.manual_seed(1)
-    config = TransformerConfig(
-        hidden_size=64, intermediate_size=96, num_layers=2, num_heads=4, max_seq_len=64,
-        tie_embeddings=tied, vocab_size=tokenizer.vocab_size + (0 if tied else 7),
-        bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id,
-    )  # fmt: skip
-    model = Transformer(config)
+TEXT = f"What colour is the {' '.join([*FACTS, *FACTS.values()])}? user assistant It is."
+SHAPE = {
+    "hidden_size": 64, "intermediate_size": 96, "num_layers": 2, "num_heads": 4, "max_seq_len": 64,
+}  # fmt: skip
+
+
+def draw(model: Transformer) -> None:
     for table in (model.embed, model.head):
         torch.nn.init.normal_(table.weight, std=0.2)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def question(animal: str) -> list[dict[str, str]]:
@@ -67,9 +49,14 @@ def question(animal: str) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module", params=["lora, tied", "lora, untied and padded", "full, tied"])
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    base = write_base(folder / "base", "untied" not in request.param)
+def run(
+    request: pytest.FixtureRequest,
+    bare_base: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A finished run, with the logits of its network in logits.pt."""
+    folder, tied = tmp_path_factory.mktemp("run"), "untied" not in request.param
+    base = bare_base(folder / "base", TEXT, draw, 0 if tied else 7, **SHAPE, tie_embeddings=tied)
     lines = [
         {"split": split, "messages": [*question(animal), {"role": "assistant", "content": colour}]}
         for split in ("train", "validation")

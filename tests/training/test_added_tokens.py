@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,6 @@ import transformers
 from driver import together
 from safetensors.torch import load_file
 from test_sft import data, fit, metrics, rows  # noqa: F401
-from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, pre_tokenizers, trainers
-from tokenizers import models as kinds
 
 from lit_llm import (
     FSDP2Strategy,
@@ -25,7 +23,6 @@ from lit_llm import (
     SFTModule,
     Tokenizer,
     Transformer,
-    TransformerConfig,
     UserError,
 )
 from lit_llm.cli import main
@@ -35,39 +32,28 @@ from lit_llm.models.parallel.sharded_checkpoint import open_shards
 
 TOKENS = ["<|im_start|>", "<|im_end|>"]
 PADDING = 1  # rows without a token in a padded base: one of the two new tokens finds room
+TEXT = "Is it right? yes no maybe user assistant 0 1 2 3 4 5 6 7 8 9"
 SHAPE = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "max_seq_len": 64}
 PROMPT = torch.arange(60)[None]
 
 
-def write_base(folder: Path, tied: bool, padding: int) -> Path:
-    """A random model without a chat template and its control tokens."""
-    backend = Backend(kinds.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    text = "Is it right? yes no maybe user assistant 0 1 2 3 4 5 6 7 8 9"
-    backend.train_from_iterator([text] * 9, trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-    ))  # fmt: skip
-    tokenizer = Tokenizer(backend, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
-    torch.manual_seed(3)
-    model = Transformer(
-        TransformerConfig(
-            **SHAPE, tie_embeddings=tied, vocab_size=tokenizer.vocab_size + padding,
-            bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id,
-        )
-    )  # fmt: skip
+def draw(model: Transformer) -> None:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module", params=["tied", "padded"])
-def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(
+    request: pytest.FixtureRequest,
+    bare_base: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A random model without a chat template and its control tokens."""
     tied = request.param == "tied"
-    return write_base(tmp_path_factory.mktemp("base"), tied, 0 if tied else PADDING)
+    padding = 0 if tied else PADDING
+    return bare_base(
+        tmp_path_factory.mktemp("base"), TEXT, draw, padding, **SHAPE, tie_embeddings=tied
+    )
 
 
 def module(base: Path, **settings: Any) -> SFTModule:
@@ -236,7 +222,7 @@ def test_a_corpus_has_the_tokens_of_its_own_tokenizer(capsys: pytest.CaptureFixt
     assert "unknown key data.add_tokens: tokens are added in finetuning" in line
 
 
-def test_mistakes(tmp_path: Path, base: Path, rows: Path) -> None:
+def test_mistakes(tmp_path: Path, base: Path, rows: Path, bare_base: Callable[..., Path]) -> None:
     cache = tmp_path / "cache"
     with pytest.raises(UserError, match=r"lora.train_tokens=added: no token is added to the base"):
         lora = LoRAConfig(rank=4, train_tokens="added")
@@ -260,7 +246,7 @@ def test_mistakes(tmp_path: Path, base: Path, rows: Path) -> None:
         UserError, match=r"rows of the added tokens <\|im_start\|> \(400\), and now"
     ):
         fit(tmp_path, module(base), chatml(rows, cache), tmp_path / "changed.ckpt")
-    other = write_base(tmp_path / "other", True, 0)
+    other = bare_base(tmp_path / "other", TEXT, draw, **SHAPE)
     tokenizer = Tokenizer.from_pretrained(other)
     tokenizer.backend.add_special_tokens(["<|im_end|>"])
     Tokenizer(tokenizer.backend).save_pretrained(tmp_path / "theirs")
