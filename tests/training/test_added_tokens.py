@@ -140,31 +140,39 @@ def test_template_tokens_and_stops_are_written(
 @pytest.mark.parametrize(
     "settings",
     [{}, {"lora": None, "learning_rate": 1e-3}, {"quantize": "nf4"},
-     {"anchor": 0.5, "neftune": 2.0},
-     {"lora": LoRAConfig(rank=2, train_modules=("embed",))}],
-    ids=["lora", "full", "nf4", "anchor", "whole"],
+     pytest.param({"anchor": 0.5, "neftune": 2.0}, marks=pytest.mark.slow),
+     pytest.param({"lora": LoRAConfig(rank=2, train_modules=("embed",))}, marks=pytest.mark.slow),
+     pytest.param({"precision": "bf16-mixed"}, marks=pytest.mark.slow)],
+    ids=["lora", "full", "nf4", "anchor", "whole", "bf16"],
 )  # fmt: skip
 def test_resume_is_bit_equal(
     tmp_path: Path, base: Path, rows: Path, settings: dict[str, Any]
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
+    precision = settings.get("precision", "32-true")
+    settings = {key: value for key, value in settings.items() if key != "precision"}
     for folder, stops in ((whole, [6]), (parts, [3, 6])):
         for number, stop in enumerate(stops):
             last = max((folder / "checkpoints").glob("step-*.ckpt")) if number else None
             source = chatml(rows, tmp_path / "cache", add_tokens=["[X]"])
-            fit(folder, module(base, **settings), source, last, max_steps=stop)
+            fit(
+                folder, module(base, **settings), source, last, max_steps=stop, precision=precision
+            )  # fmt: skip
     losses = [[row["train_loss"] for row in metrics(folder)] for folder in (whole, parts)]
     assert losses[0] == losses[1]
     one, other = (folder / "final" / "model.safetensors" for folder in (whole, parts))
     assert one.read_bytes() == other.read_bytes()
     final = Transformer.from_pretrained(whole / "final")
     assert final.config.vocab_size == Tokenizer.from_pretrained(base).vocab_size + 3
-    if settings.get("lora", True) is not None:
-        loaded, _ = load_model(max((whole / "checkpoints").glob("step-*.ckpt")).parents[1])
-        torch.testing.assert_close(logits(loaded), logits(final))
-        if "quantize" not in settings:
-            adapted, _ = load_model(base, whole / "adapter")
-            torch.testing.assert_close(logits(adapted), logits(final), rtol=1e-4, atol=1e-4)
+    # The command line's callback writes the tokenizer there.
+    Tokenizer.from_pretrained(whole / "final").save_pretrained(whole / "tokenizer")
+    dtype = final.embed.weight.dtype
+    assert dtype == (torch.bfloat16 if precision == "bf16-mixed" else torch.float32)
+    loaded, _ = load_model(max((whole / "checkpoints").glob("step-*.ckpt")), dtype=dtype)
+    torch.testing.assert_close(logits(loaded), logits(final))
+    if (whole / "adapter").is_dir() and "quantize" not in settings:
+        adapted, _ = load_model(base, whole / "adapter", dtype)
+        torch.testing.assert_close(logits(adapted), logits(final), rtol=1e-4, atol=1e-4)
 
 
 def test_rows_that_do_not_train_stay_the_mean(tmp_path: Path, base: Path, rows: Path) -> None:
