@@ -149,6 +149,11 @@ class TokenDataModule(L.LightningDataModule, ABC):
     def tokenizer(self) -> Tokenizer:
         """Tokenizer of the data."""
 
+    @property
+    def serving_tokenizer(self) -> Tokenizer:
+        """The tokenizer that is written beside the weights."""
+        return self.tokenizer
+
     prompt_end = ""
     """Separator between a prompt and its answer where both are shown."""
 

@@ -18,7 +18,11 @@ from lit_llm.corpus.reading.rows import json_rows
 from lit_llm.data.base import TokenDataModule
 from lit_llm.data.blocks import IGNORE
 from lit_llm.data.chat.chat_format import ChatFormat
-from lit_llm.data.chat.shipped_templates import template_source
+from lit_llm.data.chat.chat_tokenizer import (
+    ChatTokenizer,
+    chat_tokenizer,
+    with_turn_end_as_eos,
+)
 from lit_llm.data.chat.stopping import learns_to_stop
 from lit_llm.data.chat.template import Message
 from lit_llm.data.conversations import (
@@ -36,6 +40,7 @@ from lit_llm.data.rows.row_files import GENERAL, weights_of
 from lit_llm.data.rows.segments import Segments, segments_of
 from lit_llm.data.rows.shapes import template_arguments, to_messages
 from lit_llm.errors import UserError
+from lit_llm.models.added_tokens import check_tokens
 from lit_llm.models.hub.huggingface import read_json
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.settings.checks import check_types, plain_paths
@@ -164,6 +169,11 @@ class InstructionDataModule(TokenDataModule):
             module's ``init_from``.
         chat_template: a Jinja file, the name of one of the tokenizer's templates, or one of the
             package's (chatml, llama3, gemma, plain). None: the tokenizer's default template.
+            Control tokens that the package's templates need and the tokenizer lacks are added.
+        add_tokens: tokens to add to the tokenizer, and to the vocabulary of the module's
+            ``init_from``. Those in angle or square brackets become control tokens, which only chat
+            templates and ``segments`` write; any other is found in text. A token that the tokenizer
+            has is told and not added.
         seq_len: tokens per row; for longer examples see ``too_long``.
         micro_batch_size: rows per device and forward pass.
         global_batch_tokens: tokens in the rows of an optimizer step over all devices; accumulation
@@ -232,6 +242,7 @@ class InstructionDataModule(TokenDataModule):
         mixing: Mixing | dict[str, float] = "concat",
         source_caps: int | dict[str, int] | None = None,
         decontaminate: str | list[str] | None = None,
+        add_tokens: list[str] | None = None,
     ):
         check_types("data", InstructionDataModule.__init__, locals())
         check_replaced(InstructionDataModule.__init__, locals(), "data.")
@@ -253,6 +264,8 @@ class InstructionDataModule(TokenDataModule):
             validation_fraction,
         )
         self.tokenizer_path, self.chat_template = tokenizer, chat_template
+        self.add_tokens = list(add_tokens or ())
+        check_tokens(self.add_tokens)
         self.epochs, self.packing, self.bad_rows = epochs, packing, bad_rows
         self.min_steps = min_steps
         self.rehearsal, self.share_prefixes = rehearsal, share_prefixes
@@ -308,13 +321,33 @@ class InstructionDataModule(TokenDataModule):
         """
         return template_arguments(row)
 
-    @cached_property
+    @property
     def tokenizer(self) -> Tokenizer:
         """Tokenizer of the setting ``tokenizer``, or of the checkpoint that the module starts from.
 
-        It includes ``chat_template``, and its `stop_ids` include the token that ends a turn. The
-        run saves it beside the weights, so that a server renders and stops as in training.
+        It includes ``chat_template`` and ``add_tokens``, and its `stop_ids` include the token that
+        ends a turn. The run saves it beside the weights, so that a server renders and stops as in
+        training; see `serving_tokenizer`.
         """
+        return self._tokenizers.tokenizer
+
+    @property
+    def base_tokenizer(self) -> Tokenizer:
+        """The tokenizer before tokens were added to it."""
+        return self._tokenizers.base
+
+    @property
+    def added_tokens(self) -> dict[str, int]:
+        """Tokens that the base's tokenizer does not have, with their ids."""
+        return self._tokenizers.added
+
+    @property
+    def serving_tokenizer(self) -> Tokenizer:
+        """The tokenizer that is written beside the weights: its eos is the turn's end."""
+        return with_turn_end_as_eos(self.chat)
+
+    @cached_property
+    def _tokenizers(self) -> ChatTokenizer:
         path = self.tokenizer_path
         if path is None and self.trainer is not None:
             path = self.trainer.lightning_module.hparams.get("init_from")
@@ -322,13 +355,7 @@ class InstructionDataModule(TokenDataModule):
             raise UserError(
                 "data.tokenizer is needed: the model does not start from a directory that has one"
             )
-        tokenizer = Tokenizer.from_pretrained(path)
-        if self.chat_template is not None:
-            tokenizer.chat_template = template_source(self.chat_template, tokenizer)
-            # Otherwise transformers would use "tool_use" for messages with tools
-            tokenizer.named_templates = {}
-        tokenizer.add_stop_ids(ChatFormat(tokenizer).stop_ids)
-        return tokenizer
+        return chat_tokenizer(path, self.chat_template, self.add_tokens)
 
     @cached_property
     def chat(self) -> ChatFormat:
@@ -554,7 +581,10 @@ class InstructionDataModule(TokenDataModule):
         was ``must_stay``.
         """
         content = read_json(self.datacard_file)["content"]
+        # Checkpoints from before this setting have no such entry.
+        tokens = {"add_tokens": self.add_tokens} if self.add_tokens else {}
         return {
+            **tokens,
             "sources": content,
             "seq_len": self.seq_len,
             "seed": self.seed,

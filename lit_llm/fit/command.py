@@ -279,7 +279,7 @@ class _WriteSetup(Callback):
         )
         data = getattr(trainer, "datamodule", None)
         if isinstance(data, TokenDataModule):
-            data.tokenizer.save_pretrained(self.folder / "tokenizer")
+            data.serving_tokenizer.save_pretrained(self.folder / "tokenizer")
 
 
 def default_precision(accelerator: str) -> str:

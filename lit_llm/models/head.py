@@ -15,6 +15,7 @@ from lit_llm.models.config import TransformerConfig
 from lit_llm.models.kernels.limits import LARGE_LOGITS, chunk_bytes
 from lit_llm.models.kernels.loss import IGNORE, linear_cross_entropy
 from lit_llm.models.kernels.objective import Objective, linear_objective
+from lit_llm.models.token_rows import head_rows
 
 
 class LMHead(nn.Module):
@@ -103,15 +104,16 @@ class LMHead(nn.Module):
         if self.keeps_input:
             self.reference = x.flatten(0, -2).detach(), projection.weight.detach()
             return x.new_zeros((), dtype=torch.float32)
+        flat, rows = (x.flatten(0, -2), projection.weight, labels.flatten()), head_rows(projection)
         if self.objective is not None:
-            flat = x.flatten(0, -2), projection.weight, labels.flatten()
             reference, self.reference = self.reference, None
-            return linear_objective(*flat, self.objective, reference, self.scale, self.softcap)
+            return linear_objective(
+                *flat, self.objective, reference, self.scale, self.softcap, rows
+            )
         # Each new number of labelled positions would start a new compilation.
         compiled = self.compiled and not skip_ignored_labels
         small = 4 * labels.numel() * projection.out_features <= LARGE_LOGITS
         # On a CPU the chunked products are faster.
         if compiled and small and x.device.type != "cpu":
             return self(x, labels).sum()
-        flat = x.flatten(0, -2), projection.weight, labels.flatten()
-        return linear_cross_entropy(*flat, self.scale, self.softcap, compiled)
+        return linear_cross_entropy(*flat, self.scale, self.softcap, compiled, rows)

@@ -241,6 +241,11 @@ class ChatFormat:
         answer = {"role": "assistant", "content": "answer", **thoughts}
         return self._probe.shows([{"role": "user", "content": "question"}, answer], _NONE)
 
+    @property
+    def turn_end(self) -> str | None:
+        """The control token that ends an assistant's turn; None if the template writes none."""
+        return self._probe.turn_end
+
     @cached_property
     def stop_ids(self) -> list[int]:
         """Tokens that end an answer, see the class."""

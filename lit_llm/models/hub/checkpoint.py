@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from lit_llm.errors import UserError
+from lit_llm.models.added_tokens import check_extends
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.hub.adapters import load_adapter
 from lit_llm.models.hub.digest import digest
@@ -26,6 +27,7 @@ from lit_llm.models.lora import apply_lora, is_trained, merge_lora
 from lit_llm.models.lora_config import LoRAConfig
 from lit_llm.models.meta import meta_transformer
 from lit_llm.models.parallel.sharded_checkpoint import open_shards
+from lit_llm.models.token_rows import add_token_rows
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 
@@ -134,10 +136,14 @@ def tokenizer_of_adapter(folder: Path, base: Tokenizer, vocab_size: int) -> Toke
     An adapter's folder usually has no generation_config.json. The base's fields are therefore kept
     unless the adapter's replace them, and every token that ends the base's texts ends the adapter's
     texts too.
+
+    Raises:
+        UserError: it is not the base's tokenizer, with or without further tokens.
     """
     if not (folder / "tokenizer.json").is_file():
         return base
     own = Tokenizer.from_pretrained(folder)
+    check_extends(own, base, folder)
     if own.vocab_size > vocab_size:
         warnings.warn(
             f"{folder}: its tokenizer has {own.vocab_size} tokens and the model {vocab_size}; the "
@@ -243,7 +249,9 @@ def _add_updates(
     file: Path, model: Transformer, settings: dict[str, Any], updates: dict[str, torch.Tensor]
 ) -> None:
     """Fold the checkpoint's updates into the base, in place."""
-    apply_lora(model, LoRAConfig(**settings["lora"]))
+    ids = settings.get("added_tokens", {}).values()
+    add_token_rows(model, ids)
+    apply_lora(model, LoRAConfig(**settings["lora"]), ids)
     unfit = model.load_state_dict(updates, strict=False)
     if unfit.unexpected_keys or any(is_trained(model, n) for n in unfit.missing_keys):
         raise UserError(f"{file}: its updates do not fit {settings['init_from']}")

@@ -39,6 +39,7 @@ def linear_cross_entropy(
     scale: float | None = None,
     softcap: float | None = None,
     compiled: bool = False,
+    rows: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Sum of ``cross_entropy(softcap * tanh(scale * x @ weight.T / softcap), labels)``.
 
@@ -51,13 +52,17 @@ def linear_cross_entropy(
         weight_VC: the head's weight; multiplied in x's dtype, or in autocast's dtype.
         labels_N: int64; positions with -100 add nothing.
         compiled: compile the operations between the products into one or two passes over a chunk.
+        rows: rows (K, C) that replace those of the weight, and their places, int64 (K,). Their
+            gradient is computed without that of the weight, of which one copy is made.
 
     Returns:
         float32 scalar, in nats.
     """
     if torch.is_autocast_enabled(x_NC.device.type):
         x_NC = x_NC.to(torch.get_autocast_dtype(x_NC.device.type))
-    return _LinearCrossEntropy.apply(x_NC, weight_VC, labels_N, scale, softcap, compiled)
+    return _LinearCrossEntropy.apply(
+        x_NC, weight_VC, labels_N, scale, softcap, compiled, *(rows or (None, None))
+    )
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -70,9 +75,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         scale: float | None,
         softcap: float | None,
         compiled: bool,
+        rows_KC: Tensor | None,
+        index_K: Tensor | None,
     ) -> Tensor:
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         weight = weight_VC.to(x_NC.dtype)
+        grad_rows = None
+        if rows_KC is not None and index_K is not None:
+            weight = weight.index_copy(0, index_K, rows_KC.to(weight.dtype))
+            if ctx.needs_input_grad[6]:
+                grad_rows = torch.zeros_like(rows_KC, dtype=torch.float32)
         grad_x = torch.empty_like(x_NC) if needs_x else None
         grad_weight = torch.zeros_like(weight_VC, dtype=torch.float32) if needs_weight else None
         loss = torch.zeros((), dtype=torch.float32, device=x_NC.device)
@@ -100,9 +112,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     grad_weight.split(_SLAB), grad.split(_SLAB, dim=1), strict=True
                 ):
                     slab += of.T @ chunk
+            if grad_rows is not None and index_K is not None:
+                grad_rows += grad[:, index_K].T @ chunk
             del grad  # free this chunk's gradient before the next chunk's is created
-        ctx.save_for_backward(grad_x, grad_weight, share)
+        ctx.save_for_backward(grad_x, grad_weight, grad_rows, share)
         ctx.dtype, ctx.done = weight_VC.dtype, False
+        ctx.rows_dtype = None if rows_KC is None else rows_KC.dtype
         return loss
 
     @staticmethod
@@ -112,7 +127,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 "linear_cross_entropy scales its gradients in place: call backward once"
             )
         ctx.done = True
-        grad_x, grad_weight, share = ctx.saved_tensors
+        grad_x, grad_weight, grad_rows, share = ctx.saved_tensors
         # The factor has two dimensions, as the gradients have. On a GPU a tensor without dimensions
         # is rounded to their dtype before the multiplication.
         factor = (grad if share is None else grad / share).view(1, 1)
@@ -120,7 +135,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if grad_x is None else grad_x.mul_(factor),
             None if grad_weight is None else grad_weight.mul_(factor).to(ctx.dtype),
         )
-        return *scaled, None, None, None, None
+        of_rows = None if grad_rows is None else grad_rows.mul_(factor).to(ctx.rows_dtype)
+        return *scaled, None, None, None, None, of_rows, None
 
 
 def power_of_two_share(labels_N: Tensor) -> Tensor:
