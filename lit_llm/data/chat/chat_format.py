@@ -91,8 +91,9 @@ class ChatFormat:
             get_chat_template.
 
     Attributes:
-        stop_ids: tokens that end an answer: the tokenizer's, and the control token that the
-            template writes after an answer (of both templates if there is "tool_use").
+        stop_ids: tokens that end an answer: the tokenizer's, and the control tokens that the
+            template writes after an answer and after a tool call (of both templates if there is
+            "tool_use").
 
     Raises:
         UserError: there is no template, or it is not valid Jinja.
@@ -244,7 +245,8 @@ class ChatFormat:
     @cached_property
     def stop_ids(self) -> list[int]:
         """Tokens that end an answer, see the class."""
-        ends = [self._probe.turn_end, self._probe.next_turn(False), self._probe.next_turn(True)]
+        probe = self._probe
+        ends = [probe.turn_end, probe.call_end, probe.next_turn(False), probe.next_turn(True)]
         found = [self.tokenizer.control_tokens[end] for end in ends if end is not None]
         with_tools = [] if self._with_tools is None else self._with_tools.stop_ids
         return list(dict.fromkeys([*self.tokenizer.stop_ids, *found, *with_tools]))
@@ -314,7 +316,23 @@ class ChatFormat:
                 for first, last in offsets[:count]
             ]
             found.append(Target(turn, context, ids[:count], learnt))
+            self._check_end(found[-1])
         return found
+
+    def _check_end(self, target: Target) -> None:
+        """Raise UserError for an answer without an end where other answers have one.
+
+        DeepSeek-R1's template of the distilled models ends two tool calls, but not a single one.
+        With ``{% generation %}`` marks, the marks say what is learnt.
+        """
+        if self._probe.turn_end is None or self.jinja.marks_answers:
+            return
+        if target.answer[-1] not in self.stop_ids:
+            raise UserError(
+                f"the chat template writes {self._probe.turn_end} after other answers, but no "
+                f"token that ends the one in message {target.turn + 1}: the model would learn not "
+                "to stop there; write the token in the template"
+            )
 
     def _check_prompt(self, messages: list[Message], arguments: Arguments, text: str) -> None:
         """Raise UserError if the template drops the tools or a message of a role but assistant."""
