@@ -126,7 +126,7 @@ def test_parts_that_the_template_changes_are_refused() -> None:
     for part, said in (
         ({"train": "no"}, "'train' 'no'"),
         ({"loss": True}, "'loss', which is not used"),
-        ({"weight": 0.5}, "'weight' 0.5"),
+        ({"weight": -0.5}, "'weight' '-0.5'"),
     ):
         with pytest.raises(UserError, match=said):
             runs("chatml", [USER, of(("a", part))])
@@ -296,7 +296,7 @@ def test_segments_and_text_need_no_template(tokenizer_folder: Path) -> None:
         ({"segments": [{"text": "x", "train": 1, "label": 0}]}, "segment 1: 'train' is true or"),
         ({"segments": [{"text": "x", "mask": 1}]}, "segment 1 has the key 'mask'"),
         ({"segments": [{"text": "x"}], "tools": [{"name": "f"}]}, "'tools' beside 'segments'"),
-        ({"segments": [{"text": "x"}], "weight": 0.5}, "'weight' '0.5', which may say not to"),
+        ({"segments": [{"text": "x"}], "train": 0.5}, "'train' '0.5', which may say not to"),
         ({"text": 3}, "'text' must be a text, not int"),
         ({"text": "\ud83d"}, "lone surrogate"),
     ],

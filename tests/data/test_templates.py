@@ -418,7 +418,10 @@ TOOL = {"type": "function", "function": {"name": "get_weather"}}
           for mark in "\ufdd0\ufdd1\ufdd2"),
         ("chatml", [{"role": "user", "content": [{"type": "image", "url": "x"}]}, TALK[1]], {},
          "part 1 .* 'image'"),
-        ("chatml", [TALK[0], {**TALK[1], "weight": 0.5}], {}, "message 2 has 'weight' 0.5"),
+        ("chatml", [TALK[0], {**TALK[1], "weight": -1}], {}, "message 2 has 'weight' '-1'"),
+        ("chatml", [TALK[0], {**TALK[1], "weight": "1"}], {}, "message 2 has 'weight' '1'"),
+        ("chatml", [TALK[0], {**TALK[1], "weight": float("nan")}], {}, "'weight' 'nan'"),
+        ("chatml", [{**TALK[0], "weight": 2}, TALK[1]], {}, "1 of the user has 'weight' 2"),
         ("chatml", [TALK[0], {**TALK[1], "train": "no"}], {}, "message 2 has 'train' 'no'"),
         ("chatml", [TALK[0], {**TALK[1], "train": True, "training": False}], {}, "message 2 .* "
                                                                                  "that differ"),

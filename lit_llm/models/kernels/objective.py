@@ -60,6 +60,7 @@ def linear_objective(
     reference: tuple[Tensor, Tensor] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
+    weights_N: Tensor | None = None,
 ) -> Tensor:
     """Sum of ``objective``'s losses for the logits ``x @ weight.T``, scaled and soft-capped.
 
@@ -68,13 +69,16 @@ def linear_objective(
     Args:
         x_NC, weight_VC, labels_N: as in `linear_cross_entropy`.
         reference: input and weight of the reference's head, both without a gradient.
+        weights_N: float32; factor of each position's loss. None: 1.
 
     Returns:
         float32 scalar, in nats.
     """
     if torch.is_autocast_enabled(x_NC.device.type):
         x_NC = x_NC.to(torch.get_autocast_dtype(x_NC.device.type))
-    return _LinearObjective.apply(x_NC, weight_VC, labels_N, objective, reference, scale, softcap)
+    return _LinearObjective.apply(
+        x_NC, weight_VC, labels_N, objective, reference, scale, softcap, weights_N
+    )
 
 
 class _LinearObjective(torch.autograd.Function):
@@ -88,12 +92,13 @@ class _LinearObjective(torch.autograd.Function):
         reference: tuple[Tensor, Tensor] | None,
         scale: float | None,
         softcap: float | None,
+        weights_N: Tensor | None,
     ) -> Tensor:
         inputs = [i for i in range(2) if ctx.needs_input_grad[i]]
         grad_x = torch.empty_like(x_NC) if 0 in inputs else None
         grad_weight = torch.zeros_like(weight_VC, dtype=torch.float32) if 1 in inputs else None
         loss = torch.zeros((), dtype=torch.float32, device=x_NC.device)
-        share = None if x_NC.dtype == torch.float32 else power_of_two_share(labels_N)
+        share = None if x_NC.dtype == torch.float32 else power_of_two_share(labels_N, weights_N)
         rows = max(1, chunk_bytes(x_NC.device.type) // (4 * len(weight_VC)))
 
         def logits(x: Tensor, weight: Tensor) -> Tensor:
@@ -109,7 +114,8 @@ class _LinearObjective(torch.autograd.Function):
                 with torch.enable_grad():
                     for i in inputs:
                         leaves[i].requires_grad_()
-                    part = objective.losses(logits(*leaves), labels_N[here], theirs).sum()
+                    losses = objective.losses(logits(*leaves), labels_N[here], theirs)
+                    part = (losses if weights_N is None else losses * weights_N[here]).sum()
                     scaled = part if share is None else part * share
                 loss += part.detach()
                 if not inputs:
@@ -132,4 +138,4 @@ class _LinearObjective(torch.autograd.Function):
             None if grad_x is None else (grad_x * factor).to(grad_x.dtype),
             None if grad_weight is None else (grad_weight * factor).to(ctx.dtype),
         )
-        return *scaled, None, None, None, None, None
+        return *scaled, None, None, None, None, None, None
