@@ -40,9 +40,12 @@ def base(random_base: Callable[..., Path], tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module", params=["weights of 1", "other weights"])
 def rows(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thirty conversations of one to three answers with thoughts of different lengths."""
     weighted = request.param == "other weights"
-    file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    return conversations(tmp_path_factory.mktemp("rows") / "rows.jsonl", weighted)
+
+
+def conversations(file: Path, weighted: bool) -> Path:
+    """Thirty conversations of one to three answers with thoughts of different lengths."""
     with file.open("w") as out:
         for i in range(30):
             messages: list[dict[str, Any]] = []
