@@ -168,7 +168,7 @@ class InstructionDataModule(TokenDataModule):
         tokenizer: a tokenizer.json, or a folder or GGUF file with one. None: the tokenizer of the
             module's ``init_from``.
         chat_template: a Jinja file, the name of one of the tokenizer's templates, or one of the
-            package's (chatml, llama3, gemma, plain). None: the tokenizer's default template.
+            package's (chatml, hermes, llama3, gemma, plain). None: the tokenizer's default one.
         seq_len: tokens per row; for longer examples see ``too_long``.
         micro_batch_size: rows per device and forward pass.
         global_batch_tokens: tokens in the rows of an optimizer step over all devices; accumulation

@@ -251,7 +251,7 @@ def row_of(data: InstructionDataModule, row: dict) -> tuple[list[int], list[bool
 
     made = data.format_example(row)
     assert isinstance(made, Segments)
-    ((ids, learns),) = encode_segments(made, data.chat).paths
+    ((ids, learns, _),) = encode_segments(made, data.chat).paths
     return ids.tolist(), learns.tolist()
 
 
@@ -316,6 +316,9 @@ SHIPPED = {
     "chatml": (["<|im_start|>", "<|im_end|>"],
                "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nq<|im_end|>\n"
                "<|im_start|>assistant\na<|im_end|>\n"),
+    "hermes": (["<|im_start|>", "<|im_end|>"],
+               "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nq<|im_end|>\n"
+               "<|im_start|>assistant\na<|im_end|>\n"),
     "llama3": (["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
                "<s><|start_header_id|>system<|end_header_id|>\n\ns<|eot_id|>"
                "<|start_header_id|>user<|end_header_id|>\n\nq<|eot_id|>"
@@ -349,6 +352,27 @@ def test_templates_of_the_package(tmp_path: Path, name: str) -> None:
         template_source(name, bare)
     assert all(token in str(told.value) for token in tokens) and "data.add_tokens" in str(
         told.value
+    )
+
+
+def test_hermes_renders_every_conversation() -> None:
+    from chat_templates import check_template
+
+    from lit_llm.data.chat import shipped_templates
+
+    assert set(SHIPPED) == set(shipped_templates.TOKENS)
+    source = (Path(shipped_templates.__file__).parent / "templates/hermes.jinja").read_text()
+    assert set(check_template(source).values()) == {"ok"}
+    calls = [{"function": {"name": f, "arguments": {"x": 1}}} for f in "fg"]
+    messages = [USER, {"role": "assistant", "content": None, "tool_calls": calls},
+                {"role": "tool", "content": "1"}, {"role": "tool", "content": "2"}]  # fmt: skip
+    tools = [{"type": "function", "function": {"name": f, "description": "does"}} for f in "fg"]
+    said = ChatFormat(chat_of("chatml").tokenizer, source).render(messages, True, {"tools": tools})
+    assert said.endswith(
+        '<|im_start|>assistant\n<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "g", "arguments": {"x": 1}}\n</tool_call><|im_end|>\n'
+        "<|im_start|>user\n<tool_response>\n1\n</tool_response>\n<tool_response>\n2\n"
+        "</tool_response><|im_end|>\n<|im_start|>assistant\n"
     )
 
 
