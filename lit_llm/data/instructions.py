@@ -103,7 +103,8 @@ class PackedRows(Dataset):
             here = slice(at, at + len(tree))
             ids[here], labels[here], documents[here] = tree.input_ids, tree.labels, number
             until[here], position[here] = tree.until + at, tree.position
-            weights[here] = tree.all_weights
+            if self.conversations.weights is not None:
+                weights[here] = tree.weights
             at = here.stop
         sample = {
             "input_ids": ids,

@@ -73,18 +73,19 @@ def rows(**own: Any) -> list[dict[str, Any]]:
 def test_batches_and_step_tokens_carry_weights(tmp_path: Path, tokenizer_folder: Path) -> None:
     given = rows(weight=0.5)
     given[3]["weight"], given[4]["weight"], given[5]["weight"] = 4, 0, "0.25"
+    given += [{"text": "Nobody asks.", "weight": 3, "split": "train"}]
     made = data(tmp_path, tokenizer_folder, given)
     card = json.loads(made.datacard_file.read_text())
     assert card["rows_of_weight_0"] == 1
-    assert sum(split["weighted"] for split in card["splits"].values()) == 7
-    assert sum(split["examples"] for split in card["splits"].values()) == 7
+    assert sum(split["weighted"] for split in card["splits"].values()) == 8
+    assert sum(split["examples"] for split in card["splits"].values()) == 8
     weights: set[float] = set()
     for step, batch in enumerate(made.train_dataloader()):
         labels, own = batch["labels"], batch["label_weights"]
         assert own.shape == labels.shape and (own[labels == IGNORE] == 0).all()
         assert batch["step_tokens"] == made.supervised_tokens[step] == float(own.double().sum())
         weights |= set(own[labels != IGNORE].tolist())
-    assert {0.5} < weights <= {0.5, 2, 0.125}
+    assert {0.5, 3} < weights <= {0.5, 2, 0.125, 3}
     assert "label_weights" in next(iter(made.val_dataloader()))
 
 
@@ -108,9 +109,11 @@ def test_weights_of_0_and_1_take_no_room(tmp_path: Path, tokenizer_folder: Path)
     )
 
 
-@pytest.mark.parametrize("weight", [-1, "heavy", float("inf"), [1]])
+@pytest.mark.parametrize("weight", [-1, "heavy", float("inf"), [1], 1e-7])
 def test_what_is_no_weight(tmp_path: Path, tokenizer_folder: Path, weight: Any) -> None:
     given = rows()
     given[2]["weight"] = weight
-    with pytest.raises(UserError, match=r"rows.jsonl:3: the row has 'weight' .*a number from 0"):
+    with pytest.raises(
+        UserError, match=r"rows.jsonl:3: the row has 'weight' .*a number from 1e-06 to"
+    ):
         data(tmp_path, tokenizer_folder, given)

@@ -37,7 +37,8 @@ OTHER_LEARN_KEYS = ("train_detail", "train_details", "loss", "mask", "masked", "
 _CALL_IN_TEXT = re.compile(
     r"<\W*\w*(tool|function|python|invoke|code)\w*|\[TOOL_CALLS\]|\"name\"\s*:|Action:|```", re.I
 )
-LARGEST_WEIGHT = 1_000_000
+# Weights of row, answer and part are multiplied; the product must not leave float32.
+SMALLEST_WEIGHT, LARGEST_WEIGHT = 1e-6, 1e6
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _MARK = re.compile(f"[{CUT}{BEGIN}{END}]")
 
@@ -204,12 +205,13 @@ def read_weight(given: Any, where: str, hint: str = "") -> float:
     """A ``weight`` as a number.
 
     Raises:
-        UserError: it is no finite number from 0 to `LARGEST_WEIGHT`.
+        UserError: it is neither 0 nor a number from `SMALLEST_WEIGHT` to `LARGEST_WEIGHT`.
     """
-    if not isinstance(given, int | float) or not 0 <= given <= LARGEST_WEIGHT:
+    known = isinstance(given, int | float)
+    if not known or not (given == 0 or SMALLEST_WEIGHT <= given <= LARGEST_WEIGHT):
         raise UserError(
-            f"{where} has 'weight' {str(given)[:40]!r}; it is a number from 0 (not learnt) to "
-            f"{LARGEST_WEIGHT:,}{hint}"
+            f"{where} has 'weight' {str(given)[:40]!r}; it is 0 (not learnt) or a number from "
+            f"{SMALLEST_WEIGHT:g} to {LARGEST_WEIGHT:,.0f}{hint}"
         )
     return float(given)
 
