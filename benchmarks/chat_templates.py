@@ -1,9 +1,8 @@
 """Chat templates of other people's models: does ours send, and train on, what transformers sends?
 
-    pip install --no-deps --target /tmp/trl trl==1.16.0  # its folder of 41 templates is all that is
-    needed python benchmarks/chat_templates.py --templates /tmp/trl/trl/chat_templates  # a minute
-    python benchmarks/chat_templates.py --dry-run  # our own small templates of the same kinds, in
-    tests/data
+    pip install --no-deps --target trl trl==1.16.0  # its folder of 41 templates is all that is used
+    python benchmarks/chat_templates.py --templates trl/trl/chat_templates  # half a minute
+    python benchmarks/chat_templates.py --dry-run  # our own small ones, in tests/data/templates
 
 For every template and eleven conversations: the prompt before each answer has the text and the ids
 of transformers' ``apply_chat_template(..., add_generation_prompt=True)``; in training every answer
