@@ -63,8 +63,9 @@ class PackedRows(Dataset):
     A sample is {"input_ids", "labels", "document_ids", "sample_id"}, the first three int64
     (length,). Labels are the next tokens where the assistant writes, and -100 elsewhere.
     document_ids number the row's trees from 0 and are -1 in the padding. If any tree of the data
-    set has branches, a sample also has "until" and "position", int64 (length,), see `Forest`. With
-    ``token_bytes``, a sample also has "label_bytes".
+    set has branches, a sample also has "until" and "position", int64 (length,), see `Forest`. If
+    any label of the data set weighs other than 0 and 1, a sample also has "label_weights", float32
+    (length,). With ``token_bytes``, a sample also has "label_bytes".
 
     Args:
         conversations: the trees.
@@ -101,12 +102,14 @@ class PackedRows(Dataset):
         )
         # A token of the padding is a tree of its own.
         until, position = np.arange(1, self.length + 1), np.zeros(self.length, np.int64)
-        at = 0
+        weights, at = np.zeros(self.length, np.float32), 0
         for number, place in enumerate(self.rows[index] if index < len(self.rows) else []):
             tree = self.conversations[place]
             here = slice(at, at + len(tree))
             ids[here], labels[here], documents[here] = tree.input_ids, tree.labels, number
             until[here], position[here] = tree.until + at, tree.position
+            if self.conversations.weights is not None:
+                weights[here] = tree.weights
             at = here.stop
         sample = {
             "input_ids": ids,
@@ -116,6 +119,8 @@ class PackedRows(Dataset):
         }
         if self.conversations.branches:
             sample |= {"until": until, "position": position}
+        if self.conversations.weights is not None:
+            sample["label_weights"] = weights
         if self.token_bytes is not None:
             sample["label_bytes"] = np.where(
                 labels == IGNORE, 0, self.token_bytes[np.maximum(labels, 0)]
@@ -129,8 +134,9 @@ class InstructionDataModule(TokenDataModule):
     A training batch is {"input_ids", "labels", "document_ids": int64 (micro_batch_size, seq_len),
     "sample_id": int64 (micro_batch_size,), "step_tokens": int, "step_micro_batches": int}; see
     `PackedRows`. step_tokens is the number of supervised tokens of the whole optimizer step over
-    all ranks and micro-batches; step_micro_batches is the number of these micro-batches. A summed
-    loss divided by step_tokens gives each token the same weight, whatever the lengths of the
+    all ranks and micro-batches, or the sum of their weights (float) if the batch has
+    "label_weights"; step_micro_batches is the number of these micro-batches. A summed loss divided
+    by step_tokens gives each token the same weight, or its own, whatever the lengths of the
     examples. The order is a pure function of (seed, optimizer step).
 
     Override ``format_example`` in a subclass for rows of another format, and ``template_arguments``
@@ -168,7 +174,7 @@ class InstructionDataModule(TokenDataModule):
         tokenizer: a tokenizer.json, or a folder or GGUF file with one. None: the tokenizer of the
             module's ``init_from``.
         chat_template: a Jinja file, the name of one of the tokenizer's templates, or one of the
-            package's (chatml, llama3, gemma, plain). None: the tokenizer's default template.
+            package's (chatml, hermes, llama3, gemma, plain). None: the tokenizer's default one.
             Control tokens that the package's templates need and the tokenizer lacks are added.
         add_tokens: tokens to add to the tokenizer, and to the vocabulary of the module's
             ``init_from``. Those in angle or square brackets become control tokens, which only chat
@@ -439,6 +445,11 @@ class InstructionDataModule(TokenDataModule):
                 f"sharing: {computed:,} tokens hold what {apart:,} would in separate examples, "
                 f"because answers of a conversation have their beginning in common"
             )
+        if weighted := sum(split["weighted"] for split in splits.values()):
+            rank_zero_info(
+                f"{weighted:,} examples have labels with a weight other than 0 and 1: losses are "
+                "weighted means"
+            )
         for line in left_out_of(card):
             rank_zero_info(line)
         if others := card["rows_of_the_other_split"]:
@@ -465,10 +476,10 @@ class InstructionDataModule(TokenDataModule):
         self._make_steps(len(rows))
         self.steps = -(-len(rows) // self.rows_per_step)
         self._report_length(len(examples))
-        in_example = examples.supervised
+        in_example = examples.weight_sums
         # Rows of the last step may be empty.
-        in_row = np.zeros(self.steps * self.rows_per_step, np.int64)
-        in_row[: len(rows)] = [int(in_example[row].sum()) for row in rows]
+        in_row = np.zeros(self.steps * self.rows_per_step, in_example.dtype)
+        in_row[: len(rows)] = [in_example[row].sum() for row in rows]
         self.supervised_tokens = in_row.reshape(self.steps, self.rows_per_step).sum(1)
         self.configure_trainer(validations=5)
 
@@ -536,7 +547,7 @@ class InstructionDataModule(TokenDataModule):
                 key: value[:, :used] if value.ndim == 2 else value for key, value in batch.items()
             }
         step = int(batch["sample_id"][0]) // self.rows_per_step
-        return {**batch, **self.step_counts(int(self.supervised_tokens[step]))}
+        return {**batch, **self.step_counts(self.supervised_tokens[step].item())}
 
     def val_dataloader(self) -> DataLoader:
         """The validation examples, packed, distributed over the ranks."""

@@ -88,7 +88,13 @@ class LMHead(nn.Module):
         losses = self.forward(x[labelled], labels[labelled])
         return losses.new_zeros(labels.shape).masked_scatter(labelled, losses)
 
-    def loss(self, x: Tensor, labels: Tensor, skip_ignored_labels: bool = False) -> Tensor:
+    def loss(
+        self,
+        x: Tensor,
+        labels: Tensor,
+        skip_ignored_labels: bool = False,
+        label_weights: Tensor | None = None,
+    ) -> Tensor:
         """The sum of the losses, or of ``objective``'s, for training: a float32 scalar.
 
         With a large vocabulary the logits are never all in memory at once, see
@@ -97,9 +103,13 @@ class LMHead(nn.Module):
         Args:
             skip_ignored_labels: run the head on labelled positions only. The host then waits for
                 the device to learn their number.
+            label_weights: factor of each label's loss, float32 of the labels' shape. None: 1.
         """
+        weights = None if label_weights is None else label_weights.flatten()
         if skip_ignored_labels:
-            x, labels = x[labels != IGNORE], labels[labels != IGNORE]
+            labelled = labels != IGNORE
+            x, labels = x[labelled], labels[labelled]
+            weights = None if label_weights is None else label_weights[labelled]
         projection = self._projection[0]
         if self.keeps_input:
             self.reference = x.flatten(0, -2).detach(), projection.weight.detach()
@@ -108,12 +118,13 @@ class LMHead(nn.Module):
         if self.objective is not None:
             reference, self.reference = self.reference, None
             return linear_objective(
-                *flat, self.objective, reference, self.scale, self.softcap, rows
+                *flat, self.objective, reference, self.scale, self.softcap, rows, weights
             )
         # Each new number of labelled positions would start a new compilation.
         compiled = self.compiled and not skip_ignored_labels
         small = 4 * labels.numel() * projection.out_features <= LARGE_LOGITS
         # On a CPU the chunked products are faster.
         if compiled and small and x.device.type != "cpu":
-            return self(x, labels).sum()
-        return linear_cross_entropy(*flat, self.scale, self.softcap, compiled, rows)
+            losses = self(x, labels).flatten()
+            return (losses if weights is None else losses * weights).sum()
+        return linear_cross_entropy(*flat, self.scale, self.softcap, compiled, rows, weights)

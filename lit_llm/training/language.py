@@ -80,7 +80,8 @@ class LanguageModule(EvaluatedModule):
     batch. The gradient is that of (sum of losses) / (sum of ``count``) over the whole optimizer
     step, for any gradient accumulation and world size, see `LossScaling`.
 
-    A batch is a dict. "labels" are -100 for positions without supervision. "step_tokens" is
+    A batch is a dict. "labels" are -100 for positions without supervision. "label_weights" is
+    optional: factors of the labels' losses, float32 of the labels' shape. "step_tokens" is
     optional: the sum of ``count`` over the whole optimizer step.
 
     Other methods to override: ``build_model`` (another network), ``count`` (the number of items
@@ -199,8 +200,14 @@ class LanguageModule(EvaluatedModule):
         raise NotImplementedError(f"{type(self).__name__} has no compute_loss: the objective")
 
     def count(self, batch: dict[str, Tensor]) -> Tensor:
-        """Number of items that `compute_loss` sums over (int64 scalar): supervised tokens."""
-        return (batch["labels"] != IGNORE).sum()
+        """Number of items that `compute_loss` sums over: supervised tokens (int64 scalar).
+
+        With "label_weights" in the batch it is the sum of their weights (float32 scalar).
+        """
+        supervised = batch["labels"] != IGNORE
+        if "label_weights" in batch:
+            return batch["label_weights"].masked_fill(~supervised, 0).sum()
+        return supervised.sum()
 
     def evaluate(self, batch: dict[str, Tensor], metrics: LanguageModelMetrics) -> None:
         """Add the loss of a batch to ``metrics``. Override it to measure more."""

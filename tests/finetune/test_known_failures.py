@@ -398,16 +398,16 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
         "if False:",
     ),
     "test_the_header_of_the_answer_is_in_the_labels": (
-        "data/trees.py", "np.where(learnt[depth + 1 :], ids[depth + 1 :], IGNORE)",
-        "np.where(learnt[depth + 1 :] | True, ids[depth + 1 :], IGNORE)",
+        "data/trees.py", "np.where(weights > 0, ids[depth + 1 :], IGNORE)",
+        "np.where(weights > -1, ids[depth + 1 :], IGNORE)",
     ),
     "test_the_first_token_of_the_answer_is_not_in_the_labels": (
-        "data/trees.py", "np.where(learnt[depth + 1 :], ids[depth + 1 :], IGNORE)",
-        "np.where(learnt[depth:-1], ids[depth + 1 :], IGNORE)",
+        "data/trees.py", "weights = weights[depth + 1 :].copy()",
+        "weights = weights[depth:-1].copy()",
     ),
     "test_the_end_of_the_turn_is_not_learnt": (
-        "data/chat/chat_format.py", "assistant_mask[begin:end] = target.learnt",
-        "assistant_mask[begin : end - 1] = target.learnt[:-1]",
+        "data/chat/chat_format.py", "weights[begin:end] = target.weights",
+        "weights[begin : end - 1] = target.weights[:-1]",
     ),
     "test_the_padding_token_is_the_end_token_and_is_never_learnt": (
         "data/instructions.py",
@@ -416,7 +416,7 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
         "labels[here] = np.where(tree.labels == self.pad_id, IGNORE, tree.labels)",
     ),
     "test_earlier_thoughts_are_lost_or_shown": (
-        "data/chat/chat_format.py", "others.append((own, [False] * begin + target.learnt))", "pass",
+        "data/chat/chat_format.py", "others.append((own, [0.0] * begin + target.weights))", "pass",
     ),
     "test_packed_examples_see_each_other": (
         "models/transformer.py", "forest = Forest.of_documents(document_ids)",

@@ -1,4 +1,4 @@
-"""Chat templates that the package ships, for bases without one: chatml, llama3, gemma, plain."""
+"""Chat templates that the package ships, for bases without one, or without tools: see `TOKENS`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ _FOLDER = Path(__file__).with_name("templates")
 # and nothing would end a turn; see `missing_tokens`.
 TOKENS = {
     "chatml": ("<|im_start|>", "<|im_end|>"),
+    "hermes": ("<|im_start|>", "<|im_end|>"),  # chatml with tools and thoughts
     "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     "gemma": ("<start_of_turn>", "<end_of_turn>"),
     "plain": (),

@@ -8,9 +8,10 @@ as absent.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
-from lit_llm.data.chat.messages import OTHER_LEARN_KEYS, REASONING
+from lit_llm.data.chat.messages import OTHER_LEARN_KEYS, REASONING, read_weight
 from lit_llm.data.chat.template import Message
 from lit_llm.data.rows.policy import Format
 from lit_llm.errors import UserError
@@ -75,7 +76,7 @@ def to_messages(row: dict[str, Any], format: Format = "auto") -> list[Message]:
 
 def check_learnt(row: dict[str, Any]) -> None:
     """Raise UserError for a key of the row that says, or may say, not to learn it."""
-    for key in ("weight", "train", "label", "training", *OTHER_LEARN_KEYS):
+    for key in ("train", "label", "training", *OTHER_LEARN_KEYS):
         if key not in row:
             continue
         value = row[key]
@@ -92,8 +93,8 @@ def check_learnt(row: dict[str, Any]) -> None:
         if not learnt:
             raise UserError(
                 f"the row has {key!r} {str(value)[:40]!r}, which may say not to learn it; "
-                "'weight' and 'train' are used in a message. Take the row out if it is not to be "
-                "learnt, else the column"
+                "'train' is used in a message, and 'weight' in a row and in a message. Take the "
+                "row out if it is not to be learnt, else the column"
             )
 
 
@@ -159,6 +160,21 @@ def split_of(row: dict[str, Any]) -> str | None:
             "the column if it means something else"
         )
     return known
+
+
+def weight_of(row: dict[str, Any]) -> float:
+    """The row's ``weight`` in the loss, 1 without one; of a CSV file it is a text.
+
+    Raises:
+        UserError: the value is no weight.
+    """
+    given = row.get("weight")
+    if given is None or given == "":
+        return 1.0
+    if isinstance(given, str):
+        with suppress(ValueError):
+            given = float(given)
+    return read_weight(given, "the row", "; rename the column if it means something else")
 
 
 def group_of(row: dict[str, Any]) -> str | None:

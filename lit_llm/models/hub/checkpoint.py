@@ -15,6 +15,7 @@ import torch
 from lit_llm.errors import UserError
 from lit_llm.models.added_tokens import check_extends
 from lit_llm.models.config import TransformerConfig
+from lit_llm.models.hub.adapter_base import AdapterBase
 from lit_llm.models.hub.adapters import load_adapter
 from lit_llm.models.hub.digest import digest
 from lit_llm.models.hub.huggingface import read_model
@@ -62,11 +63,18 @@ def open_model(
         UserError: as `load_model`, and if the device is not available.
     """
     place = choose_device(device)
-    dtype = torch.bfloat16 if place.type == "cuda" and has_fast_bf16(place) else torch.float32
-    model, tokenizer = load_model(path, adapter, dtype)
+    model, tokenizer = load_for(path, place, adapter)
     model.to(place)
     pack_linears(model)
     return model, tokenizer
+
+
+def load_for(
+    path: str | Path, place: torch.device, adapter: str | Path | None = None
+) -> tuple[Transformer, Tokenizer]:
+    """`load_model` in the dtype for generation on ``place``; the model is still on the CPU."""
+    half = place.type == "cuda" and has_fast_bf16(place)
+    return load_model(path, adapter, torch.bfloat16 if half else torch.float32)
 
 
 def choose_device(name: str) -> torch.device:
@@ -101,7 +109,7 @@ def load_model(
 
     Raises:
         UserError: there is no such checkpoint, or it is broken, of an unknown kind or without a
-            tokenizer.
+            tokenizer; or the adapter was trained on another base.
     """
     limit_threads()
     found = locate(path)
@@ -124,10 +132,25 @@ def load_model(
             f"{tokenizer.vocab_size}: it is another model's"
         )
     if adapter is not None:
+        check_base(model, locate(adapter))
         load_adapter(model, adapter)
         merge_lora(model)
         tokenizer = tokenizer_of_adapter(locate(adapter), tokenizer, model.config.vocab_size)
     return model.eval(), tokenizer
+
+
+def check_base(model: Transformer, folder: Path) -> None:
+    """Compare the model with the base that an adapter's folder names, if it says which one.
+
+    Raises:
+        UserError: the adapter was trained on other weights.
+    """
+    base = AdapterBase.read(folder)
+    if base is not None and base.digest != digest(model.state_dict().items()):
+        raise UserError(
+            f"{folder}: was trained on another base than this model: {base.init_from}; give that "
+            "one"
+        )
 
 
 def tokenizer_of_adapter(folder: Path, base: Tokenizer, vocab_size: int) -> Tokenizer:

@@ -40,6 +40,7 @@ def linear_cross_entropy(
     softcap: float | None = None,
     compiled: bool = False,
     rows: tuple[Tensor, Tensor] | None = None,
+    weights_N: Tensor | None = None,
 ) -> Tensor:
     """Sum of ``cross_entropy(softcap * tanh(scale * x @ weight.T / softcap), labels)``.
 
@@ -54,6 +55,7 @@ def linear_cross_entropy(
         compiled: compile the operations between the products into one or two passes over a chunk.
         rows: rows (K, C) that replace those of the weight, and their places, int64 (K,). Their
             gradient is computed without that of the weight, of which one copy is made.
+        weights_N: float32; factor of each position's loss. None: 1.
 
     Returns:
         float32 scalar, in nats.
@@ -61,7 +63,7 @@ def linear_cross_entropy(
     if torch.is_autocast_enabled(x_NC.device.type):
         x_NC = x_NC.to(torch.get_autocast_dtype(x_NC.device.type))
     return _LinearCrossEntropy.apply(
-        x_NC, weight_VC, labels_N, scale, softcap, compiled, *(rows or (None, None))
+        x_NC, weight_VC, labels_N, scale, softcap, compiled, *(rows or (None, None)), weights_N
     )
 
 
@@ -77,6 +79,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         compiled: bool,
         rows_KC: Tensor | None,
         index_K: Tensor | None,
+        weights_N: Tensor | None,
     ) -> Tensor:
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         weight = weight_VC.to(x_NC.dtype)
@@ -92,7 +95,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # Chunks of equal size, so that the compiler sees one shape (the last may be shorter).
         rows = max(1, -(-len(x_NC) // max(1, -(-len(x_NC) // largest))))
         loss_and_grad = _compiled() if compiled else _in_blocks
-        share = None if x_NC.dtype == torch.float32 else power_of_two_share(labels_N)
+        share = None if x_NC.dtype == torch.float32 else power_of_two_share(labels_N, weights_N)
         # For each chunk: logits, loss and the gradient of the logits; from this gradient the
         # chunk's rows of grad_x and its contribution to grad_weight.
         for start in range(0, len(x_NC), rows):
@@ -101,7 +104,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             # is cheaper than in its V columns.
             unlabelled = (labels == IGNORE)[:, None]
             chunk = x_NC[start : start + rows].masked_fill(unlabelled, 0)
-            part, grad = loss_and_grad(product(chunk, weight), labels, scale, softcap, share)
+            factors = None if weights_N is None else weights_N[start : start + rows, None]
+            part, grad = loss_and_grad(
+                product(chunk, weight), labels, scale, softcap, share, factors
+            )
             loss += part
             if grad_x is not None:
                 grad_x[start : start + rows] = product(grad, weight.t()).masked_fill_(unlabelled, 0)
@@ -136,10 +142,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if grad_weight is None else grad_weight.mul_(factor).to(ctx.dtype),
         )
         of_rows = None if grad_rows is None else grad_rows.mul_(factor).to(ctx.rows_dtype)
-        return *scaled, None, None, None, None, of_rows, None
+        return *scaled, None, None, None, None, of_rows, None, None
 
 
-def power_of_two_share(labels_N: Tensor) -> Tensor:
+def power_of_two_share(labels_N: Tensor, weights_N: Tensor | None = None) -> Tensor:
     """Return the factor of half-precision gradients before they are rounded.
 
     The backward pass divides by it again. Training takes the mean over labelled positions. With
@@ -148,9 +154,11 @@ def power_of_two_share(labels_N: Tensor) -> Tensor:
     number again.
 
     Returns:
-        2^k / labelled positions, in (1/2, 1]: a float32 scalar.
+        2^k / labelled positions (or the sum of their weights), in (1/2, 1]: a float32 scalar.
     """
-    mantissa, _ = torch.frexp((labels_N != IGNORE).sum().float())  # in [1/2, 1); 0 of 0
+    labelled = labels_N != IGNORE
+    counted = labelled if weights_N is None else weights_N.masked_fill(~labelled, 0)
+    mantissa, _ = torch.frexp(counted.sum().float())  # in [1/2, 1); 0 of 0
     return 0.5 / torch.where(mantissa > 0, mantissa, 0.5)
 
 
@@ -160,17 +168,22 @@ def _in_blocks(
     scale: float | None,
     softcap: float | None,
     share: Tensor | None,
+    weights_N1: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the summed loss of ``logits_NV`` and its gradient times ``share``.
 
-    The gradient overwrites the logits. Where a label is -100 the gradient is undefined.
+    With ``weights_N1`` the loss and the gradient of each position are multiplied by its weight. The
+    gradient overwrites the logits. Where a label is -100 the gradient is undefined.
     """
     loss = torch.zeros((), dtype=torch.float32, device=logits_NV.device)
     cached = logits_NV.device.type == "cpu"
     size = max(1, _CACHED_BYTES // (4 * logits_NV.shape[1])) if cached else len(logits_NV)
     # The gradient of the cross-entropy by the logits is softmax(x) - one_hot(label). The loss needs
     # log(sum(exp(x))): the largest softmax value is exp(largest) / sum(exp(x)).
-    for logits, labels in zip(logits_NV.split(size), labels_N.split(size), strict=True):
+    for start in range(0, len(logits_NV), size):
+        here = slice(start, start + size)
+        logits, labels = logits_NV[here], labels_N[here]
+        weights = None if weights_N1 is None else weights_N1[here]
         labelled, labels_N1 = labels[:, None] != IGNORE, labels[:, None].clamp(min=0)
         x, slope = capped(logits.float(), scale, softcap)
         largest, at_label = x.amax(-1, keepdim=True), x.gather(1, labels_N1)
@@ -178,12 +191,15 @@ def _in_blocks(
         # it.
         grad = torch.softmax(x, -1, out=x) if cached and x is logits else x.softmax(-1)
         log_total = -grad.amax(-1, keepdim=True).log()
-        loss += (log_total + largest - at_label).masked_fill(~labelled, 0).sum()
+        losses = (log_total + largest - at_label).masked_fill(~labelled, 0)
+        loss += (losses if weights is None else losses * weights).sum()
         grad.scatter_add_(1, labels_N1, grad.new_full((1, 1), -1.0).expand_as(labels_N1))
         if slope is not None:
             grad *= slope
         if share is not None:
             grad *= share
+        if weights is not None:
+            grad *= weights
         if grad is not logits:
             logits.copy_(grad)
     return loss, logits_NV
@@ -195,6 +211,7 @@ def _whole(
     scale: float | None,
     softcap: float | None,
     share: Tensor | None,
+    weights_N1: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute `_in_blocks` in a form for the compiler: no scatter, nothing in place."""
     labelled, labels_N1 = labels_N[:, None] != IGNORE, labels_N[:, None].clamp(min=0)
@@ -202,9 +219,10 @@ def _whole(
     log_total = x.logsumexp(-1, keepdim=True)
     at_label = torch.arange(x.shape[1], device=x.device) == labels_N1
     grad = (x - log_total).exp() - at_label.float()
-    loss = (log_total - x.gather(1, labels_N1)).masked_fill(~labelled, 0).sum()
-    for factor in (slope, share):
+    losses = (log_total - x.gather(1, labels_N1)).masked_fill(~labelled, 0)
+    for factor in (slope, share, weights_N1):
         grad = grad if factor is None else grad * factor
+    loss = (losses if weights_N1 is None else losses * weights_N1).sum()
     return loss, grad.to(logits_NV.dtype)
 
 

@@ -61,6 +61,7 @@ def linear_objective(
     scale: float | None = None,
     softcap: float | None = None,
     rows: tuple[Tensor, Tensor] | None = None,
+    weights_N: Tensor | None = None,
 ) -> Tensor:
     """Sum of ``objective``'s losses for the logits ``x @ weight.T``, scaled and soft-capped.
 
@@ -70,6 +71,7 @@ def linear_objective(
         x_NC, weight_VC, labels_N: as in `linear_cross_entropy`.
         reference: input and weight of the reference's head, both without a gradient.
         rows: as in `linear_cross_entropy`; the reference has its own.
+        weights_N: float32; factor of each position's loss. None: 1.
 
     Returns:
         float32 scalar, in nats.
@@ -77,7 +79,15 @@ def linear_objective(
     if torch.is_autocast_enabled(x_NC.device.type):
         x_NC = x_NC.to(torch.get_autocast_dtype(x_NC.device.type))
     return _LinearObjective.apply(
-        x_NC, weight_VC, *(rows or (None, None)), labels_N, objective, reference, scale, softcap
+        x_NC,
+        weight_VC,
+        *(rows or (None, None)),
+        labels_N,
+        objective,
+        reference,
+        scale,
+        softcap,
+        weights_N,
     )
 
 
@@ -94,6 +104,7 @@ class _LinearObjective(torch.autograd.Function):
         reference: tuple[Tensor, Tensor] | None,
         scale: float | None,
         softcap: float | None,
+        weights_N: Tensor | None,
     ) -> Tensor:
         inputs = [i for i in range(3) if ctx.needs_input_grad[i]]
         grad_x = torch.empty_like(x_NC) if 0 in inputs else None
@@ -104,7 +115,7 @@ class _LinearObjective(torch.autograd.Function):
             if i in inputs and of is not None
         }
         loss = torch.zeros((), dtype=torch.float32, device=x_NC.device)
-        share = None if x_NC.dtype == torch.float32 else power_of_two_share(labels_N)
+        share = None if x_NC.dtype == torch.float32 else power_of_two_share(labels_N, weights_N)
         rows = max(1, chunk_bytes(x_NC.device.type) // (4 * len(weight_VC)))
 
         def logits(x: Tensor, weight: Tensor, some: Tensor | None = None) -> Tensor:
@@ -124,7 +135,8 @@ class _LinearObjective(torch.autograd.Function):
                 with torch.enable_grad():
                     for i in inputs:
                         leaves[i].requires_grad_()
-                    part = objective.losses(logits(*leaves), labels_N[here], theirs).sum()
+                    losses = objective.losses(logits(*leaves), labels_N[here], theirs)
+                    part = (losses if weights_N is None else losses * weights_N[here]).sum()
                     scaled = part if share is None else part * share
                 loss += part.detach()
                 if not inputs:
@@ -149,4 +161,4 @@ class _LinearObjective(torch.autograd.Function):
             for of, dtype in zip(grads, ctx.dtypes, strict=True)
         )
         of_x = None if grad_x is None else (grad_x * factor).to(grad_x.dtype)
-        return of_x, *scaled, None, None, None, None, None, None
+        return of_x, *scaled, None, None, None, None, None, None, None
