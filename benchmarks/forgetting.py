@@ -49,6 +49,7 @@ from lit_llm.evaluate.forgetting.rehearsal import SHARE
 from lit_llm.fit.command import default_precision
 
 EXAMPLES, HELD_OUT, PASSES, VALIDATIONS_A_PASS = 200, 50, 10, 2
+LEARNING_RATE = 5e-4  # of all runs; the default would differ with rehearsal
 LONGEST = 160  # characters of question and answer: short rows, many of them in the time
 ARMS = {"without rehearsal": 0.0, "with rehearsal": SHARE}
 
@@ -82,7 +83,7 @@ def run(base: Path, rows: Path, folder: Path, seed: int, share: float, tiny: boo
     tokens = json.loads(data.datacard_file.read_text())["splits"]["train"]["tokens"]
     a_pass = max(VALIDATIONS_A_PASS, round(tokens / data.global_batch_tokens))
     data.validate_every = a_pass // VALIDATIONS_A_PASS
-    module = SFTModule(str(base), LoRAConfig(), learning_rate=2e-4)
+    module = SFTModule(str(base), LoRAConfig(), learning_rate=LEARNING_RATE)
     trainer = L.Trainer(
         accelerator="cpu", devices=1, default_root_dir=folder, logger=CSVLogger(folder),
         log_every_n_steps=1, enable_progress_bar=False, enable_model_summary=False,
@@ -164,8 +165,9 @@ def main() -> None:
         for found in arms.values():
             for result in found:
                 del result["items"]
-        result = {"examples": EXAMPLES, "passes": PASSES, "seeds": seeds, "runs": arms,
-                  "all_seeds": pooled, "rehearsal_keeps": gain}  # fmt: skip
+        result = {"examples": EXAMPLES, "passes": PASSES, "learning_rate": LEARNING_RATE,
+                  "seeds": seeds, "runs": arms, "all_seeds": pooled,
+                  "rehearsal_keeps": gain}  # fmt: skip
         print(f"wrote {write_result('forgetting', result)}")
 
 

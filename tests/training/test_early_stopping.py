@@ -14,11 +14,13 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from driver import together
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 
 from lit_llm import (
     Checkpoint,
     CSVLogger,
+    FSDP2Strategy,
     InstructionDataModule,
     LoRAConfig,
     RunReport,
@@ -65,6 +67,7 @@ def fit(
         accelerator="cpu", default_root_dir=folder, logger=CSVLogger(folder), log_every_n_steps=1,
         enable_model_summary=False, enable_progress_bar=False, num_sanity_val_steps=0,
         callbacks=[checkpoint or Checkpoint(), RunReport(), *callbacks],
+        **{key: settings.pop(key) for key in ("devices", "strategy") if key in settings},
     )  # fmt: skip
     data = InstructionDataModule(
         str(rows), cache_dir=str(folder / "cache"), seq_len=64, micro_batch_size=10,
@@ -122,12 +125,15 @@ def test_a_resumed_run_counts_on(tmp_path: Path, base: Path, rows: Path) -> None
     assert state["wait_count"] == state["patience"] == 2
 
 
-class Falling(L.Callback):
-    """Sets a metric that is highest at step 16."""
+class Peak(L.Callback):
+    """Sets a metric that is highest at ``step``."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step:
-            value = torch.tensor(1 - abs(16.0 - trainer.global_step))
+            value = torch.tensor(1.0 - abs(self.step - trainer.global_step))
             trainer.callback_metrics["eval/task/acc"] = value
 
 
@@ -137,7 +143,7 @@ def test_another_metric_ends_the_run_too(
     """It is missing after the first validation, which then does not count."""
     by_metric = Checkpoint(monitor="eval/task/acc", mode="max")
     with caplog.at_level("INFO"):
-        measured = fit(tmp_path, base, rows, [Falling()], checkpoint=by_metric)
+        measured = fit(tmp_path, base, rows, [Peak(16)], checkpoint=by_metric)
     assert [step for step, _ in measured] == [0, 8, 16, 24, 32] and final_step(tmp_path) == 16
     assert "stopped at step 32: eval/task/acc was highest (1.0000)" in caplog.text
 
@@ -163,6 +169,28 @@ def test_final_is_of_the_best_step(
         model, _ = load_model(tmp_path / "checkpoints" / "best.ckpt", dtype=torch.float32)
         for name, value in Transformer.from_pretrained(tmp_path / "final").state_dict().items():
             torch.testing.assert_close(value, model.state_dict()[name])
+
+
+def ranks(rank: int, folder: Path, base: Path, rows: Path) -> int:
+    by_metric = Checkpoint(monitor="eval/task/acc", mode="max")
+    fit(
+        folder, base, rows, [Peak(8)], checkpoint=by_metric, epochs=12.0, devices=2,
+        strategy=FSDP2Strategy(),
+    )  # fmt: skip
+    return 0
+
+
+def test_final_of_the_best_step_of_a_sharded_model(tmp_path: Path, base: Path, rows: Path) -> None:
+    out = tmp_path / "out"
+    assert together(2, out, ranks, tmp_path / "run", base, rows) == 0, out.read_text()[-3000:]
+    assert final_step(tmp_path / "run") == 8
+    best, _ = load_model(tmp_path / "run" / "checkpoints" / "best.ckpt", dtype=torch.float32)
+    last, _ = load_model(
+        max((tmp_path / "run" / "checkpoints").glob("step-*.ckpt")), dtype=torch.float32
+    )
+    final = Transformer.from_pretrained(tmp_path / "run" / "final").state_dict()
+    assert all(torch.equal(value, final[name]) for name, value in best.state_dict().items())
+    assert not all(torch.equal(value, final[name]) for name, value in last.state_dict().items())
 
 
 def test_final_last_and_a_run_that_ended(tmp_path: Path, base: Path, rows: Path) -> None:
