@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_llm.errors import UserError
+from lit_llm.evaluate.chosen_by import drop_values, set_values
 from lit_llm.evaluate.run import load_tasks, metric_rows, one_line, run_task
 from lit_llm.io.jsonl import keep_until
 from lit_llm.models.tokenizer import Tokenizer
@@ -88,9 +88,7 @@ class LMEvalCallback(L.Callback):
         """Run the tasks if they are due."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        # Values of an earlier step would say that the weights of this one are no better.
-        for name in [name for name in trainer.callback_metrics if name.startswith("eval/")]:
-            del trainer.callback_metrics[name]
+        drop_values(trainer, "eval/")
         step, every = trainer.global_step, self.every_steps
         if every is not None and step // every <= self.last_step // every:
             return
@@ -115,10 +113,7 @@ class LMEvalCallback(L.Callback):
                         f"{one_line(error)}"
                     )
         values = {f"eval/{row['task']}/{row['metric']}": row["value"] for row in rows}
-        # All processes have the same values, and decide together whether to save.
-        trainer.callback_metrics.update(
-            {name: torch.tensor(value) for name, value in values.items()}
-        )
+        set_values(trainer, values)
         if not rows or not trainer.is_global_zero:
             return
         for logger in trainer.loggers:

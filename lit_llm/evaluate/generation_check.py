@@ -9,7 +9,6 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_llm.data.blocks import IGNORE
@@ -17,6 +16,7 @@ from lit_llm.data.instructions import InstructionDataModule
 from lit_llm.data.trees import Tree
 from lit_llm.errors import UserError
 from lit_llm.evaluate.answers import SCORES, repeats
+from lit_llm.evaluate.chosen_by import set_values
 from lit_llm.evaluate.questions import Question, evenly_spaced, read_questions
 from lit_llm.io.jsonl import keep_until
 from lit_llm.models.generation.generate import generate, room_for
@@ -104,9 +104,7 @@ class GenerationCheck(L.Callback):
             rows = self._ask(trainer, pl_module)
         # Every process gets the metrics: they decide together whether to save.
         metrics = trainer.strategy.broadcast(_metrics(rows) if rows else {})
-        trainer.callback_metrics.update(
-            {name: torch.tensor(value) for name, value in metrics.items()}
-        )
+        set_values(trainer, metrics)
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
         if trainer.is_global_zero:

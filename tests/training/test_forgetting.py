@@ -63,13 +63,14 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def fit(
     folder: Path, base: Path, rows: Path, check: ForgettingCheck, *, ckpt_path: Any = None,
-    saves: Checkpoint | None = None, lora: LoRAConfig | None = None, **trainer: Any,
+    saves: Checkpoint | None = None, lora: LoRAConfig | None = None,
+    more: tuple[L.Callback, ...] = (), **trainer: Any,
 ) -> SFTModule:  # fmt: skip
     L.seed_everything(1, verbose=False)
     run = L.Trainer(
         accelerator="cpu", default_root_dir=folder, logger=CSVLogger(folder), log_every_n_steps=1,
         enable_model_summary=False, enable_progress_bar=False, num_sanity_val_steps=0,
-        callbacks=[check, saves or Checkpoint(every_steps=5)], **trainer,
+        callbacks=[check, *more, saves or Checkpoint(every_steps=5)], **trainer,
     )  # fmt: skip
     data = InstructionDataModule(
         str(rows), cache_dir=str(folder / "cache"), seq_len=96, micro_batch_size=2, epochs=10.0,
@@ -201,6 +202,26 @@ def test_rarely_and_the_best_by_it(tmp_path: Path, base: Path, rows: Path, quest
     saves = Checkpoint(monitor="forgetting/kl", mode="min")
     fit(tmp_path / "b", base, rows, ForgettingCheck(questions=str(questions)), saves=saves)
     assert content(tmp_path / "b")["final_step"] == 5
+
+
+class Known(L.Callback):
+    """The validations after which other callbacks see values."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if "forgetting/kl" in trainer.callback_metrics:
+            self.steps.append(trainer.global_step)
+
+
+def test_values_are_known_where_they_were_measured(
+    tmp_path: Path, base: Path, rows: Path, questions: Path
+) -> None:
+    known = Known()
+    check = ForgettingCheck(questions=str(questions), max_new_tokens=2, every=2)
+    fit(tmp_path, base, rows, check, more=(known,), max_steps=20)
+    assert known.steps == [10, 20]
 
 
 @pytest.mark.parametrize("lora", [None, LoRAConfig(rank=8)])

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lit_llm.data.base import TokenDataModule
 from lit_llm.errors import UserError
 from lit_llm.evaluate.answers import SCORES
+from lit_llm.evaluate.chosen_by import drop_values, set_values
 from lit_llm.evaluate.forgetting.base import Base
 from lit_llm.evaluate.forgetting.divergence import divergence, likeliest
 from lit_llm.evaluate.forgetting.paired import paired_change
@@ -131,6 +131,7 @@ class ForgettingCheck(L.Callback):
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
         if not fitting or trainer.global_step == 0 or self._base is None:
             return
+        drop_values(trainer, "forgetting/")
         self._validations += 1
         if self.every and self._validations % self.every == 0:
             self._measure(trainer, pl_module, trainer.global_step)
@@ -224,7 +225,7 @@ class ForgettingCheck(L.Callback):
         values = {"forgetting/kl": row["kl"]} | {
             f"forgetting/{name}": change["change"] for name, change in row["changes"].items()
         }
-        trainer.callback_metrics.update({k: torch.tensor(v) for k, v in values.items()})
+        set_values(trainer, values)
         for logger in trainer.loggers:
             logger.log_metrics(values, step=row["step"])
 
