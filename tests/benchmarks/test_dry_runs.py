@@ -27,6 +27,7 @@ PEERS = ("transformers", "litgpt", "nanochat")
             "checkpoint_pause.py", "two processes, parts, background", marks=pytest.mark.slow
         ),
         ("dedup.py", "exact 1.000 and near"),
+        pytest.param("forgetting.py", "ended within", marks=pytest.mark.slow),
         pytest.param("end_to_end.py", "memory at 1 MB", marks=pytest.mark.slow),
     ],
 )

@@ -21,10 +21,10 @@ from safetensors.torch import load_file
 from lit_llm import (
     Checkpoint,
     CSVLogger,
+    ForgettingCheck,
     FSDP2Strategy,
     InstructionDataModule,
     LoRAConfig,
-    RetentionCheck,
     RunReport,
     SampleCallback,
     SFTModule,
@@ -164,15 +164,14 @@ def test_what_lies_on_disk_after_lora(
 ) -> None:
     questions = tmp_path / "questions.jsonl"
     questions.write_text(
-        '{"prompt": "Is 1 right?", "expected": "."}\n{"prompt": "And 2?", "expected": '
-        '"neverever"}\n'
+        '{"prompt": "Is 1 right?", "pattern": "."}\n{"prompt": "And 2?", "pattern": "neverever"}\n'
     )
     module = SFTModule(str(base), lora=lora, learning_rate=3e-3)
     fit(
         tmp_path,
         module,
         data(rows, tmp_path / "cache"),
-        callbacks=[RetentionCheck(str(questions), max_new_tokens=3)],
+        callbacks=[ForgettingCheck(questions=str(questions), max_new_tokens=3)],
     )
     checkpoint = torch.load(max((tmp_path / "checkpoints").glob("step-*.ckpt")), weights_only=True)
     trained = {n for n, p in module.named_parameters() if p.requires_grad}
@@ -198,11 +197,11 @@ def test_what_lies_on_disk_after_lora(
     assert sorted({row["step"] for row in samples})[0] == 0  # what the base answers
     # Else question and answer would run together
     assert all(row["prompt"].endswith("\n") for row in samples)
-    retention = json.loads((tmp_path / "retention.json").read_text())
-    known, unknown = retention["questions"]
-    assert retention["right_before"] == 1 and known["right_before"] and "after" in known
-    assert not unknown["right_before"] and "after" not in unknown
-    assert "retention" in (tmp_path / "report.html").read_text().lower()
+    known, unknown = json.loads((tmp_path / "forgetting.json").read_text())["questions"]
+    assert (known["score_before"], unknown["score_before"]) == (1, 0) and known["after"]
+    page = (tmp_path / "report.html").read_text()
+    assert '<section id="forgetting">' in page and "general questions 0.500 before" in page
+    assert "Validation loss was lowest" in page and "would add about" in page
 
 
 class FloatBase(SFTModule):

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
@@ -34,6 +33,7 @@ from lit_llm.settings.checks import check_expression, check_types
 from lit_llm.settings.ranges import Range, check_ranges
 from lit_llm.training.callbacks.throughput import compute_dtype
 from lit_llm.training.finetuning.added_tokens import check_same_tokens, check_train_tokens
+from lit_llm.training.finetuning.early_stopping import early_stopping, tell_of_stop
 from lit_llm.training.finetuning.freezing import freeze
 from lit_llm.training.finetuning.neftune import EmbeddingNoise
 from lit_llm.training.finetuning.quantized_base import refuse_quantized, said_of_layers
@@ -82,9 +82,9 @@ class SFTModule(PretrainModule):
             all weights it is a frozen copy.
         neftune: bound of the noise on the embeddings in training, see `EmbeddingNoise`; 5 in the
             paper. 0: no noise.
-        patience: validations in a row without a lower val_loss that end a run of more than one
-            pass over the data (``data.epochs``). None: the run is never ended. A Trainer with an
-            EarlyStopping of its own keeps that one.
+        patience: validations in a row without a better ``checkpoint.monitor`` (val_loss) that end
+            a run of more than one pass over the data (``data.epochs``). None: the run is never
+            ended. A Trainer with an EarlyStopping of its own keeps that one.
         freeze: regular expressions; weights whose names begin with a match are not trained.
         optimizer, schedule, warmup: as in `LanguageModule`, with other defaults.
         validate_first: validate once before the first step. This logs the base's own loss as
@@ -164,27 +164,14 @@ class SFTModule(PretrainModule):
         self.hparams["lora"] = None if self.lora is None else asdict(self.lora)
 
     def configure_callbacks(self) -> list[L.Callback]:
-        """Stop a run of several passes when the validation loss no longer falls."""
-        patience, epochs = self.hparams["patience"], getattr(self._datamodule, "epochs", 1.0)
-        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        own = any(isinstance(callback, EarlyStopping) for callback in callbacks)
-        if patience is None or epochs <= 1 or own:
-            return []
-        return [
-            EarlyStopping("val_loss", patience=patience, check_on_train_epoch_end=False,
-                          check_finite=False)
-        ]  # fmt: skip
+        """Stop a run of several passes when the monitored metric no longer becomes better."""
+        epochs = getattr(self._datamodule, "epochs", 1.0)
+        return [*early_stopping(self.trainer, self.hparams["patience"], epochs)]
 
     def on_train_end(self) -> None:
         """Tell that the run was ended early."""
         super().on_train_end()
-        stops = self.trainer.early_stopping_callback
-        if isinstance(stops, EarlyStopping) and stops.wait_count >= stops.patience:
-            rank_zero_info(
-                f"stopped at step {self.trainer.global_step}: {stops.monitor} was lowest "
-                f"({float(stops.best_score):.4f}) {stops.wait_count} validations ago; "
-                "checkpoints/best.ckpt has the weights of then (model.patience)"
-            )
+        tell_of_stop(self.trainer)
 
     def build_model(self) -> nn.Module:
         """Build the base, with trainable LoRA updates if ``lora`` is given."""
