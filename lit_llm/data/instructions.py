@@ -12,11 +12,10 @@ from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from lit_llm.corpus.reading.rows import json_rows
 from lit_llm.data.base import TokenDataModule
-from lit_llm.data.blocks import IGNORE
 from lit_llm.data.chat.chat_format import ChatFormat
 from lit_llm.data.chat.chat_tokenizer import (
     ChatTokenizer,
@@ -25,16 +24,13 @@ from lit_llm.data.chat.chat_tokenizer import (
 )
 from lit_llm.data.chat.stopping import learns_to_stop
 from lit_llm.data.chat.template import Message
-from lit_llm.data.conversations import (
-    Conversations,
-    RowFormat,
-    encoded_conversations,
-    load_conversations,
-)
+from lit_llm.data.conversations import Conversations, load_conversations
+from lit_llm.data.encoding import RowFormat, encoded_conversations
 from lit_llm.data.order import RankSampler, stack_samples
+from lit_llm.data.packed_rows import PackedRows
 from lit_llm.data.packing import PackedOrder, pack
 from lit_llm.data.rows.contamination import check_items
-from lit_llm.data.rows.left_out import left_out_of
+from lit_llm.data.rows.examples_told import examples_told
 from lit_llm.data.rows.policy import Format, Mixing, Reasoning, RowPolicy, TooLong, TrainOn
 from lit_llm.data.rows.row_files import GENERAL, weights_of
 from lit_llm.data.rows.segments import Segments, segments_of
@@ -55,77 +51,6 @@ RANGES: dict[str, Range] = {
     "rehearsal": Range(0, 1, below=True), "source_caps": Range(1, 1e12),
 }  # fmt: skip
 """Ranges of the numbers that only this data module takes."""
-
-
-class PackedRows(Dataset):
-    """Rows of packed trees.
-
-    A sample is {"input_ids", "labels", "document_ids", "sample_id"}, the first three int64
-    (length,). Labels are the next tokens where the assistant writes, and -100 elsewhere.
-    document_ids number the row's trees from 0 and are -1 in the padding. If any tree of the data
-    set has branches, a sample also has "until" and "position", int64 (length,), see `Forest`. If
-    any label of the data set weighs other than 0 and 1, a sample also has "label_weights", float32
-    (length,). With ``token_bytes``, a sample also has "label_bytes".
-
-    Args:
-        conversations: the trees.
-        rows: tree indices of each row; rows beyond the last one are empty.
-        length: tokens per row, including padding.
-        pad_id: padding token.
-        token_bytes: UTF-8 bytes of each token, int32 (vocab,).
-    """
-
-    def __init__(
-        self,
-        conversations: Conversations,
-        rows: list[list[int]],
-        length: int,
-        pad_id: int,
-        token_bytes: np.ndarray | None = None,
-    ):
-        self.conversations, self.rows, self.length, self.pad_id = (
-            conversations,
-            rows,
-            length,
-            pad_id,
-        )
-        self.token_bytes = token_bytes
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        ids = np.full(self.length, self.pad_id, np.int64)
-        labels, documents = (
-            np.full(self.length, IGNORE, np.int64),
-            np.full(self.length, -1, np.int64),
-        )
-        # A token of the padding is a tree of its own.
-        until, position = np.arange(1, self.length + 1), np.zeros(self.length, np.int64)
-        weights, at = np.zeros(self.length, np.float32), 0
-        for number, place in enumerate(self.rows[index] if index < len(self.rows) else []):
-            tree = self.conversations[place]
-            here = slice(at, at + len(tree))
-            ids[here], labels[here], documents[here] = tree.input_ids, tree.labels, number
-            until[here], position[here] = tree.until + at, tree.position
-            if self.conversations.weights is not None:
-                weights[here] = tree.weights
-            at = here.stop
-        sample = {
-            "input_ids": ids,
-            "labels": labels,
-            "document_ids": documents,
-            "sample_id": np.array(index),
-        }
-        if self.conversations.branches:
-            sample |= {"until": until, "position": position}
-        if self.conversations.weights is not None:
-            sample["label_weights"] = weights
-        if self.token_bytes is not None:
-            sample["label_bytes"] = np.where(
-                labels == IGNORE, 0, self.token_bytes[np.maximum(labels, 0)]
-            )
-        return sample
 
 
 class InstructionDataModule(TokenDataModule):
@@ -401,7 +326,9 @@ class InstructionDataModule(TokenDataModule):
                 share_prefixes=self.share_prefixes,
             )
             if not quiet:
-                self._report_examples(read_json(self.folder / "datacard.json"), reused)
+                card = read_json(self.folder / "datacard.json")
+                for line in examples_told(card, self.folder, reused):
+                    rank_zero_info(line)
         return self.folder
 
     def _row_format(self) -> RowFormat:
@@ -419,44 +346,6 @@ class InstructionDataModule(TokenDataModule):
         ]
         version = hashlib.sha256("".join(own).encode()).hexdigest()
         return RowFormat(self.format_example, self.template_arguments, version)
-
-    def _report_examples(self, card: dict[str, Any], reused: bool) -> None:
-        """Report the number of examples, and answers and rows that are not used."""
-        splits = card["splits"]
-        rank_zero_info(
-            f"{'reusing' if reused else 'made'} examples: {self.folder} "
-            f"({splits['train']['examples']:,} for training, "
-            f"{splits['validation']['examples']:,} for validation)"
-        )
-        answers, left_out = (
-            sum(split[key] for split in splits.values()) for key in ("answers", "answers_left_out")
-        )
-        if left_out:
-            rank_zero_info(
-                f"{left_out:,} of {answers:,} answers are not learnt: the chat template does not "
-                "render them after its own generation prompt, so their context would not be what "
-                "a server sends. The last answer of every conversation is learnt."
-            )
-        computed, apart = (
-            sum(split[key] for split in splits.values()) for key in ("tokens", "tokens_apart")
-        )
-        if apart > computed:
-            rank_zero_info(
-                f"sharing: {computed:,} tokens hold what {apart:,} would in separate examples, "
-                f"because answers of a conversation have their beginning in common"
-            )
-        if weighted := sum(split["weighted"] for split in splits.values()):
-            rank_zero_info(
-                f"{weighted:,} examples have labels with a weight other than 0 and 1: losses are "
-                "weighted means"
-            )
-        for line in left_out_of(card):
-            rank_zero_info(line)
-        if others := card["rows_of_the_other_split"]:
-            rank_zero_info(
-                f"{others:,} rows are not used: their 'split' is validation in data.sources, or "
-                "train in data.validation"
-            )
 
     def setup_training(self) -> None:
         """Pack the rows; set the number of steps and the supervised tokens of each step."""

@@ -198,7 +198,7 @@ def _base_of_run(run: Path) -> str:
 def _sample(tokenizer: Tokenizer) -> list[list[int]]:
     """Return the tokens of general questions and answers, as a chat if the tokenizer has one."""
     from lit_llm.data.chat.chat_format import ChatFormat
-    from lit_llm.data.conversations import GENERAL, read_rows
+    from lit_llm.data.rows.row_files import GENERAL, read_rows
 
     rows = [row["messages"] for _, row in read_rows(GENERAL) if isinstance(row, dict)]
     found = []

@@ -73,7 +73,7 @@ def test_no_such_field_is_told_and_text_can_be_had(tmp_path: Path) -> None:
 
 
 def test_rows_of_instructions(tmp_path: Path) -> None:
-    from lit_llm.data.conversations import read_rows
+    from lit_llm.data.rows.row_files import read_rows
 
     content = [{"instruction": "a", "output": "b"}, {"instruction": "c", "output": "d"}]
     for name in ("a.json", "b.jsonl"):  # the second is an array under the other name

@@ -16,8 +16,9 @@ import lit_llm
 from lit_llm import InstructionDataModule, Tokenizer, Transformer, TransformerConfig, UserError
 from lit_llm.data.blocks import IGNORE
 from lit_llm.data.conversations import Conversations, load_conversations
-from lit_llm.data.instructions import PackedRows, to_messages
+from lit_llm.data.packed_rows import PackedRows
 from lit_llm.data.rows.docstrings import docstring_rows, held_out, stdlib_modules
+from lit_llm.data.rows.shapes import to_messages
 
 PAIR = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 

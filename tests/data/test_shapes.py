@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lit_llm.data.instructions import to_messages
+from lit_llm.data.rows.shapes import to_messages
 from lit_llm.errors import UserError
 
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}

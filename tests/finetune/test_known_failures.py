@@ -394,7 +394,7 @@ def linear_layers(model: Transformer) -> list[torch.nn.Linear]:
 # Test -> (file, the line that guards it, what stands there instead).
 MUTATIONS: dict[str, tuple[str, str, str]] = {
     "test_all_labels_masked_and_yet_a_loss_of_zero": (
-        "data/conversations.py", "if not any(path.learnt[1:].any() for path in coded.paths):",
+        "data/encoding.py", "if not any(path.learnt[1:].any() for path in coded.paths):",
         "if False:",
     ),
     "test_the_header_of_the_answer_is_in_the_labels": (
@@ -410,7 +410,7 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
         "weights[begin : end - 1] = target.weights[:-1]",
     ),
     "test_the_padding_token_is_the_end_token_and_is_never_learnt": (
-        "data/instructions.py",
+        "data/packed_rows.py",
         "ids[here], labels[here], documents[here] = tree.input_ids, tree.labels, number",
         "ids[here], documents[here] = tree.input_ids, number; "
         "labels[here] = np.where(tree.labels == self.pad_id, IGNORE, tree.labels)",
@@ -427,7 +427,7 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
         'return loss_sum / (batch["labels"] != -100).sum()',
     ),
     "test_another_template_and_the_cache_of_before": (
-        "data/conversations.py",
+        "data/encoding.py",
         "digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())",
         "digest = hashlib.sha256()",
     ),

@@ -15,8 +15,8 @@ from torch import Tensor
 from lit_llm import PretrainModule, TransformerConfig
 from lit_llm.data.blocks import IGNORE
 from lit_llm.data.conversations import Conversations
-from lit_llm.data.instructions import PackedRows
 from lit_llm.data.order import stack_samples
+from lit_llm.data.packed_rows import PackedRows
 from lit_llm.data.trees import TREE_ARRAYS, TokenPath, Tree, trees_of
 from lit_llm.models.kernels.objective import Objective
 from lit_llm.training.metrics import new_metrics
