@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from lit_llm.errors import UserError
 from lit_llm.models import head
 from lit_llm.models.accounting.flops import num_parameters
-from lit_llm.models.config import PRESETS, TransformerConfig
+from lit_llm.models.config import TransformerConfig
 from lit_llm.models.hub import huggingface
 from lit_llm.models.hub.config_json import config_to_hf, family_of
 from lit_llm.models.hub.families import FAMILIES
 from lit_llm.models.kernels.loss import IGNORE
 from lit_llm.models.masks import build_mask
+from lit_llm.models.presets import PRESETS
 from lit_llm.models.transformer import Transformer
 
 
