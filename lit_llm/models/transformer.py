@@ -361,7 +361,11 @@ class Transformer(nn.Module):
         dtype: torch.dtype | None = None,
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
-        """Write a Hugging Face directory that transformers and vLLM can load.
+        """Write a Hugging Face directory.
+
+        transformers and vLLM load a model of a known family (docs/families.md). Any other model
+        brings its own modelling file, if `lit_llm.models.hub.remote_code` can express it:
+        transformers loads it with ``trust_remote_code=True``.
 
         Args:
             path: the directory; created if necessary.

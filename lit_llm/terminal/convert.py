@@ -162,7 +162,7 @@ def write_directory(model: Transformer, tokenizer: Tokenizer, out: Path) -> None
     """
     from safetensors import SafetensorError
 
-    from lit_llm.models.hub.config_json import family_of
+    from lit_llm.models.hub.config_json import family_of, readers_of
 
     try:
         with replacing(out) as part:  # this also replaces an empty directory
@@ -170,7 +170,7 @@ def write_directory(model: Transformer, tokenizer: Tokenizer, out: Path) -> None
             tokenizer.save_pretrained(part, model_max_length=model.config.max_seq_len)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{out}: could not be written ({error})") from None
-    family = family_of(model.config) or "lit_llm (no Hugging Face family has this shape)"
+    family = family_of(model.config) or f"for {readers_of(model.config)}"
     _say(out, model, tokenizer, family, str(model.embed.weight.dtype).removeprefix("torch."))
 
 

@@ -37,6 +37,6 @@ def build_eight_bit(name: str, groups: list[dict[str, Any]], lr: float) -> torch
     optimizer = getattr(bitsandbytes.optim, CLASSES[name])(groups, lr=lr, betas=(0.9, 0.95))
     manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
     for group in groups:
-        if group["name"] in ("embedding", "value_embedding"):
+        if group["name"] == "embedding":
             manager.override_config(group["params"], "optim_bits", 32)
     return optimizer

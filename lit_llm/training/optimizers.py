@@ -19,8 +19,6 @@ from torch.distributed.tensor.placement_types import _StridedShard
 from torch.optim.adamw import adamw
 
 from lit_llm.models.kernels.device import has_fast_bf16
-from lit_llm.models.lookups import ValueEmbeddings
-from lit_llm.models.mixing import Backout, EmbeddingMix, Smear
 from lit_llm.models.mlp import Experts
 from lit_llm.models.norm import HeadNorm
 from lit_llm.models.parallel.sharded import empty_like, local
@@ -257,52 +255,16 @@ def default_learning_rate(optimizer: OptimizerName, width: int) -> float:
     return 0.02 if optimizer == "muon_adamw" else 6e-4 * 768 / width
 
 
-_KINDS = (
-    "matrices", "lora_b", "embedding", "value_embedding", "head", "vectors", "mix_residual",
-    "mix_first", "mix_gate",
-)  # fmt: skip
-_RATES = {
-    "matrices": 1.0,
-    "embedding": 15.0,
-    "value_embedding": 7.5,
-    "head": 0.2,
-    "vectors": 0.5,
-    "mix_residual": 0.25,  # factors of the stream in `EmbeddingMix`
-    "mix_first": 25.0,  # factors of the first embedding there
-    "mix_gate": 10.0,  # gate and scale of `Smear`, scale of `Backout`
-}
-"""Learning rate of each kind of parameter beside Muon, as a multiple of the matrices' rate.
-
-The ratios are nanochat's (gpt.py, ``setup_optimizer``, and base_train.py, for matrices at 0.02);
-the head's is the best of our sweep.
-"""
-_FALLING = ("embedding", "value_embedding", "head")
-"""Kinds whose rate falls with the root of the model's width."""
-
-
-def _mixing_kinds(model: nn.Module) -> dict[int, str]:
-    """Kind of each parameter in the parts of `lit_llm.models.mixing` and `lookups`, by id."""
-    kinds: dict[int, str] = {}
-    for module in model.modules():
-        if isinstance(module, ValueEmbeddings):
-            kinds |= {id(p): "value_embedding" for p in module.parameters()}
-        elif isinstance(module, EmbeddingMix):
-            kinds |= {id(module.residual): "mix_residual", id(module.first): "mix_first"}
-        elif isinstance(module, (Smear, Backout)):
-            kinds |= {id(p): "mix_gate" for p in module.parameters()}
-    return kinds
-
-
 def parameter_groups(
     model: nn.Module, optimizer: OptimizerName, lr: float, weight_decay: float
 ) -> list[dict[str, Any]]:
     """Parameter groups of ``model``; ``lr`` is the learning rate of the first group.
 
     The first group has the matrices between embedding and head, and stacks of matrices (experts).
-    Muon or AdamW with weight decay updates it. Embedding, head and vectors (norms, biases) are
-    three more groups, which AdamW updates without decay. So are value embeddings and the numbers of
-    `lit_llm.models.mixing`, whose rates differ, see `_RATES`. LoRA's B matrices are a group of
-    their own if their learning rate is another one (`LoRAConfig.lr_ratio`).
+    Muon or AdamW with weight decay updates it. Embeddings (value embeddings too), head and vectors
+    (norms, biases, the numbers of `lit_llm.models.mixing`) are three more groups, which AdamW
+    updates without decay. LoRA's B matrices are a group of their own if their learning rate is
+    another one (`LoRAConfig.lr_ratio`).
     """
     embedding = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     tables = {m.weight.shape for m in model.modules() if isinstance(m, nn.Embedding)}
@@ -316,16 +278,19 @@ def parameter_groups(
     lora = model.lora if isinstance(model, Transformer) else None
     ratio = 1.0 if lora is None else lora.lr_ratio
     b = {id(p) for name, p in model.named_parameters() if ratio != 1 and name.endswith("lora_b")}
-    mixing = _mixing_kinds(model)
-    named: dict[str, list[nn.Parameter]] = {kind: [] for kind in _KINDS}
+    named: dict[str, list[nn.Parameter]] = {
+        "matrices": [],
+        "lora_b": [],
+        "embedding": [],
+        "head": [],
+        "vectors": [],
+    }
     for p in model.parameters():
         if not p.requires_grad:
             continue
         matrix = id(p) in stacks or (p.ndim == 2 and id(p) not in gains)
         kind = (
-            mixing[id(p)]
-            if id(p) in mixing
-            else "embedding"
+            "embedding"
             if id(p) in embedding
             else "head"
             if id(p) in head
@@ -338,10 +303,14 @@ def parameter_groups(
         named[kind].append(p)
     muon = optimizer == "muon_adamw"
     rates = {"lora_b": lr * ratio}
+    # The ratios of nanochat. The rates of embedding and head fall with the root of the width.
     if muon:
         scale = (768 / model_width(model)) ** 0.5
         rates = {
-            kind: lr * times * (scale if kind in _FALLING else 1) for kind, times in _RATES.items()
+            "matrices": lr,
+            "embedding": lr * 15 * scale,
+            "head": lr * 0.2 * scale,
+            "vectors": lr * 0.5,
         }
     groups = []
     for kind, params in named.items():
