@@ -38,7 +38,8 @@ def import_main(args: list[str]) -> None:
     parser.add_argument(
         "src",
         metavar="SRC",
-        help="a .gguf file or Hugging Face directory; a run or .ckpt will do too",
+        help="a .gguf file, nanochat's model_*.pt or a Hugging Face directory; a run or .ckpt will "
+        "do too",
     )
     parser.add_argument(
         "out", metavar="OUT", type=Path, help="directory to write; must not exist or be empty"
