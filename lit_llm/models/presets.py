@@ -16,6 +16,7 @@ _NANOCHAT: dict[str, Any] = {
     "embedding_norm": True,
     "logit_softcap": 15.0,
 }
+_LEARNS_FASTER: dict[str, Any] = {"smear_channels": 24, "embedding_mix": True}
 _LLAMA3: dict[str, Any] = {
     "vocab_size": 128256,
     "norm_eps": 1e-5,
@@ -42,6 +43,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "nanochat-d20": {
         **_NANOCHAT, "vocab_size": 65536, "hidden_size": 1280, "num_layers": 20, "num_heads": 10,
         "max_seq_len": 2048,
+    },
+    "fast-5m": {
+        **_NANOCHAT, **_LEARNS_FASTER, "vocab_size": 4096, "hidden_size": 256, "num_layers": 4,
+        "num_heads": 2, "max_seq_len": 512, "value_embeddings": [1, 3],
+    },
+    "fast-50m": {
+        **_NANOCHAT, **_LEARNS_FASTER, "vocab_size": 8192, "hidden_size": 512, "num_layers": 8,
+        "num_heads": 4, "max_seq_len": 2048, "value_embeddings": [1, 3, 5, 7],
     },
     "smollm2-135m": {
         "vocab_size": 49152, "hidden_size": 576, "num_layers": 30, "num_heads": 9,

@@ -24,7 +24,10 @@ class ModelShape:
     active_matrices: float
     """The part of ``matrices`` that one token uses."""
     active_params: float
-    """``params`` without the experts that a token does not use."""
+    """``params`` without the experts that a token does not use and without value embeddings.
+
+    Laws of scaling were fitted to models without such tables, whose rows cost no products.
+    """
     layers: int
     width: int
     query_width: float
@@ -99,6 +102,7 @@ def shape_of(config: TransformerConfig, seq_len: int) -> ModelShape:
     from lit_llm.models.accounting.flops import (
         attention_flops_per_token,
         idle_parameters,
+        lookup_parameters,
         matrix_parameters,
         num_parameters,
     )
@@ -117,7 +121,8 @@ def shape_of(config: TransformerConfig, seq_len: int) -> ModelShape:
         visited = config.experts_per_token * config.expert_size
         mlp_width = (dense * config.intermediate_size + with_experts * visited) / config.num_layers
     return ModelShape(
-        params=total, matrices=active + idle, active_matrices=active, active_params=total - idle,
+        params=total, matrices=active + idle, active_matrices=active,
+        active_params=total - idle - lookup_parameters(config),
         layers=config.num_layers, width=config.hidden_size,
         query_width=config.num_heads * config.head_dim,
         kv_width=config.num_kv_heads * config.head_dim, mlp_width=mlp_width, gated=config.gated_mlp,

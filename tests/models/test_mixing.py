@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 from lit_llm.errors import UserError
 from lit_llm.models.attention import KVCache
 from lit_llm.models.config import TransformerConfig
+from lit_llm.models.generation.generate import generate
+from lit_llm.models.generation.sampling import GREEDY
 from lit_llm.models.hub.quantized import load_quantized
+from lit_llm.models.kernels.packed import pack_linears
 from lit_llm.models.lora import apply_lora
 from lit_llm.models.lora_config import LoRAConfig
 from lit_llm.models.parallel.parallelize import parallelize
@@ -163,3 +166,11 @@ def test_adapters_and_packed_weights_leave_the_tables_alone(tmp_path: Path) -> N
 def test_mistakes(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         TransformerConfig(**{**SHAPE, **fields})
+
+
+def test_packed_for_decoding_it_answers_the_same() -> None:
+    prompts = [[1, 2, 3], [4, 5, 6, 7]]
+    expected = generate(randomized(), prompts, 20, GREEDY)
+    packed = randomized()
+    pack_linears(packed)
+    assert generate(packed, prompts, 20, GREEDY) == expected

@@ -18,6 +18,7 @@ from lit_llm.models.generation.sampling import GREEDY
 from lit_llm.models.hub.config_json import readers_of
 from lit_llm.models.hub.gguf.names import gguf_arch_of
 from lit_llm.models.hub.remote_code import not_computed
+from lit_llm.models.presets import PRESETS
 from lit_llm.models.transformer import Transformer
 
 SHAPE: dict[str, Any] = {
@@ -132,6 +133,12 @@ def test_what_the_file_does_not_compute_gets_no_file(
     assert not list(tmp_path.glob("*.py"))
     assert "auto_map" not in json.loads((tmp_path / "config.json").read_text())
     assert Transformer.from_pretrained(tmp_path).config == model.config
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name.startswith("fast-")])
+def test_fast_presets_leave_with_the_file(preset: str) -> None:
+    config = TransformerConfig.from_preset(preset)
+    assert not not_computed(config) and config.mixing_parts
 
 
 def test_who_reads_a_directory() -> None:

@@ -100,7 +100,7 @@ def test_parameters_are_as_published(preset: str, published: int) -> None:
     assert num_parameters(TransformerConfig.from_preset(preset)) == published
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [name for name in PRESETS if not name.startswith("fast-")])
 def test_every_preset_is_a_hugging_face_family(preset: str) -> None:
     config = TransformerConfig.from_preset(preset)
     hf = config_to_hf(config, torch.bfloat16)

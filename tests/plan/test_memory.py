@@ -163,3 +163,15 @@ def test_what_fits_nowhere() -> None:
     assert (
         fewest_gpus(typical_shape(1e9), find_accelerator("t4"), 2**22, Setup(seq_len=2**22)) is None
     )
+
+
+def test_value_embeddings_take_memory_and_no_products() -> None:
+    plain = shape_of(TransformerConfig.from_preset("fast-5m", value_embeddings=None), 512)
+    fast = shape_of(TransformerConfig.from_preset("fast-5m"), 512)
+    assert fast.params - plain.params == 2 * 4096 * 256
+    assert fast.active_params == plain.active_params
+    assert fast.training_flops(1.0, 512) == plain.training_flops(1.0, 512)
+    states = [
+        training_memory(shape, Setup(optimizer="muon_adamw")).states for shape in (plain, fast)
+    ]
+    assert states[1] - states[0] == 12 * 2 * 4096 * 256  # a weight and two moments
