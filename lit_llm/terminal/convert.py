@@ -171,7 +171,7 @@ def write_directory(model: Transformer, tokenizer: Tokenizer, out: Path) -> None
             tokenizer.save_pretrained(part, model_max_length=model.config.max_seq_len)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{out}: could not be written ({error})") from None
-    family = family_of(model.config) or f"for {readers_of(model.config)}"
+    family = family_of(model.config) or f"no known family (for {readers_of(model.config)})"
     _say(out, model, tokenizer, family, str(model.embed.weight.dtype).removeprefix("torch."))
 
 
