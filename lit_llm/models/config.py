@@ -174,19 +174,20 @@ class TransformerConfig:
     """Layers, counted from 0, whose values get a token's row of a table of their own added.
 
     Each table has vocab_size rows as wide as the layer's values. A row is looked up, not multiplied
-    (arXiv:2410.17897, section 3.4; https://github.com/karpathy/nanochat, gpt.py). None: none.
+    (https://github.com/KellerJordan/modded-nanogpt, after arXiv:2410.17897). None: none.
     """
     value_gate_channels: int | None = None
     """Channels of the layer's input from which a gate of each value head is computed.
 
-    The looked-up row is multiplied by 3 * sigmoid(weight @ channels) (nanochat). None: by 1.
+    The looked-up row is multiplied by 3 * sigmoid(weight @ channels), as in nanochat
+    (https://github.com/karpathy/nanochat, gpt.py). None: by 1.
     """
     smear_channels: int | None = None
     """Channels of the embedding from which a gate of the token before is computed.
 
     The embedding of the token before, times a learned number and sigmoid(weight @ channels), is
-    added to each embedding (https://github.com/KellerJordan/modded-nanogpt, nanochat). The first
-    token of a document has no token before. None: no such sum.
+    added to each embedding (modded-nanogpt, nanochat). The first token of a document has no token
+    before. None: no such sum.
     """
     embedding_mix: bool = False
     """Each block reads a * stream + b * first embedding; a and b are learned numbers of the layer.
