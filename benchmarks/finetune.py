@@ -8,8 +8,9 @@ Both programs train on the same conversations with the same labels, in float32 a
 activation checkpointing; TRL gets the token ids that our data module made. The cases:
 
 - "full", "LoRA": four rows a step, padded to the longest of them, on both sides;
-- "defaults, short": short conversations with each side's default packing (ours packs, TRL pads);
-- "packed": each side's own packing;
+- "defaults, short": questions and answers of Python's docstrings, whose lengths vary as those of
+  real examples do, with each side's defaults: ours packs rows of 1,024 tokens, TRL pads 8 examples;
+- "packed": the same, with each side's own packing into rows of 1,024 tokens;
 - "reasoning, six turns": a template that shows the thoughts of the last answer only. Ours trains on
   trees, TRL on one row for each answer.
 
@@ -32,6 +33,8 @@ from typing import Any
 
 from record import write_result
 
+from lit_llm.data.rows.docstrings import docstring_rows
+
 ROOT = Path(__file__).resolve().parents[1]
 CONTENDERS = Path(__file__).resolve().parent / "contenders"
 PEER = ROOT / ".venv-finetune/bin/python"
@@ -45,22 +48,29 @@ THINKING = (
 # Case -> what differs from DEFAULT. "words" is the number of words in a question and an answer.
 DEFAULT: dict[str, Any] = {
     "lora": False, "packing": False, "peer_packing": False, "micro": 4, "seq_len": 512,
-    "words": (20, 120), "turns": 1, "thinking": False, "goal": 1.4,
+    "words": (20, 120), "turns": 1, "thinking": False, "docstrings": False, "goal": 1.4,
 }  # fmt: skip
 CASES: dict[str, dict[str, Any]] = {
     "full": {},
     "LoRA": {"lora": True, "goal": 1.3},
-    "defaults, short": {"packing": True, "micro": 1, "words": (8, 40), "peer_micro": 8,
-                        "goal": 2.0},
-    "packed": {"packing": True, "peer_packing": True, "micro": 2, "words": (8, 40), "goal": 1.3},
+    "defaults, short": {"docstrings": True, "packing": True, "micro": 1, "seq_len": 1024,
+                        "peer_micro": 8, "goal": 2.0},
+    "packed": {"docstrings": True, "packing": True, "peer_packing": True, "micro": 1,
+               "seq_len": 1024, "goal": 1.3},
     "reasoning, six turns": {"turns": 6, "thinking": True, "micro": 1, "words": (12, 30),
                              "seq_len": 1024, "peer_micro": 6, "goal": 2.0},
 }  # fmt: skip
 
 
 def conversations(count: int, case: dict[str, Any]) -> list[dict[str, Any]]:
-    """Conversations of random words; their lengths vary by a factor of three."""
+    """Conversations of docstrings, or of random words with lengths that vary threefold."""
     draw = random.Random(0)
+    if case["docstrings"]:
+        rows = draw.sample(list(docstring_rows()), count)
+        return [
+            {"messages": row["messages"], "split": "train" if number else "validation"}
+            for number, row in enumerate(rows)
+        ]
 
     def text(words: int) -> str:
         return " ".join(draw.choices(SENTENCE.split(), k=draw.randint(words // 2, words * 3 // 2)))

@@ -128,9 +128,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     parser.add_argument("--peers-python", type=Path, default=HERE.parent / ".venv-peers/bin/python")
-    parser.add_argument(
-        "--result", default="quality_per_second", help="name of the JSON under results/"
-    )
+    parser.add_argument("--result", default="quality_per_second", help="name of the JSON")
     args = parser.parse_args()
 
     # Before the first run: a wrong path must not show after half an hour.

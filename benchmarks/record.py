@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -16,7 +17,11 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def write_result(name: str, result: dict[str, Any]) -> Path:
-    """Write ``results/<name>.json``: the result with machine, versions, command and commit."""
+    """Write ``results/<machine>/<name>.json``: the result with machine, versions, command, commit.
+
+    Ratios differ between processors, so a run on another machine does not replace the file of this
+    one.
+    """
     record = {
         "benchmark": name,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -25,15 +30,15 @@ def write_result(name: str, result: dict[str, Any]) -> Path:
             ["python", *(Path(arg).name if Path(arg).is_absolute() else arg for arg in sys.argv)]
         ),
         "commit": commit(RESULTS.parent.parent),
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "os": platform.platform()},
+        "machine": {"cpu": _cpu("model name"), "cores": os.cpu_count(), "os": platform.platform()},
         "versions": {
             "python": platform.python_version(),
             **{p: _version(p) for p in ("torch", "lightning", "litdata")},
         },
         **result,
     }
-    RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / f"{name}.json"
+    file = RESULTS / machine_name() / f"{name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(record, indent=1) + "\n")
     return file
 
@@ -65,12 +70,33 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu() -> str:
+def machine_name() -> str:
+    """A folder's name for this kind of machine: its first GPU, else its processor and cores.
+
+    "amx" marks processors with AMX's matrix products, which change the ratios more than anything
+    else does.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return _words(torch.cuda.get_device_name(0))
+    filler = re.compile(r"\(R\)|\(TM\)|processor|cpu|\d+-core|@.*", re.IGNORECASE)
+    kind = filler.sub(" ", _cpu("model name"))
+    amx = " amx" if "amx_tile" in _cpu("flags").split() else ""
+    return _words(f"{kind}{amx} {os.cpu_count()} cores")
+
+
+def _words(text: str) -> str:
+    return "-".join(re.findall(r"[a-z0-9.]+", text.lower()))
+
+
+def _cpu(field: str) -> str:
+    """A field of Linux's description of the first processor; elsewhere the processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
     return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith(field)),
         platform.machine(),
     )

@@ -312,10 +312,14 @@ class Transformer(nn.Module):
         document_ids: Tensor | None = None,
         skip_ignored_labels: bool = False,
         forest: Forest | None = None,
+        label_weights: Tensor | None = None,
     ) -> Tensor:
-        """The sum of `token_losses`, for training: a float32 scalar, see `LMHead.loss`."""
+        """The sum of `token_losses`, for training: a float32 scalar, see `LMHead.loss`.
+
+        With ``label_weights`` (float32 (B, T)) each loss is multiplied by its label's weight.
+        """
         x_BTC = self.hidden_states(input_ids, document_ids=document_ids, forest=forest)
-        return self.lm_head.loss(x_BTC, labels, skip_ignored_labels)
+        return self.lm_head.loss(x_BTC, labels, skip_ignored_labels, label_weights)
 
     def take_router_loss(self) -> Tensor | None:
         """Return the router loss to add to a token's loss, and clear it.

@@ -22,6 +22,7 @@ from lit_llm.models.kernels.device import has_fast_bf16
 from lit_llm.models.mlp import Experts
 from lit_llm.models.norm import HeadNorm
 from lit_llm.models.parallel.sharded import empty_like, local
+from lit_llm.models.token_rows import row_layers
 from lit_llm.models.transformer import Transformer
 
 # Polar Express, 5 iterations, safety factor 2e-2, cushion 2 (arXiv:2505.16932, algorithm 1).
@@ -267,6 +268,7 @@ def parameter_groups(
     another one (`LoRAConfig.lr_ratio`).
     """
     embedding = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    embedding |= {id(m.added_rows) for m in row_layers(model)}
     tables = {m.weight.shape for m in model.modules() if isinstance(m, nn.Embedding)}
     linear = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
     # The head has no fixed name. It is the last linear layer, if it has the shape of an embedding:

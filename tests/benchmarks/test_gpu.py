@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -124,6 +123,7 @@ def test_status_and_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     stand = Stand(lambda job: "ValueError: no" if job.contender == "litgpt" else NUMBERS)
     monkeypatch.setattr(gpu, "work", stand.work)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
     monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
     monkeypatch.setenv("OUT", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--suite", "peers", "--shape", "350M"])
@@ -131,6 +131,7 @@ def test_status_and_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
         gpu.main()
     assert ended.value.code == 1
     written = json.loads((tmp_path / "gpu_peers_350M.json").read_text())
+    assert (tmp_path / "results/nvidia-h200/gpu_peers_350M.json").exists()
     assert [row["contender"] for row in written["rows"]] == ["ours", "transformers", "litgpt"]
     assert "6 x matrix parameters" in written["formula"]
 
@@ -192,16 +193,6 @@ def test_the_published_optimizer_for_all_but_nanochats_shape() -> None:
     assert type(optimizer) is torch.optim.AdamW and all(
         group["fused"] for group in optimizer.param_groups
     )
-
-
-def test_commit_where_there_is_no_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert record.commit(tmp_path) == "unknown"
-
-    def none(*args: Any, **kwargs: Any) -> None:
-        raise FileNotFoundError("git")
-
-    monkeypatch.setattr(subprocess, "run", none)
-    assert record.commit(tmp_path) == "unknown"
 
 
 def llama(attention: str) -> Any:

@@ -22,6 +22,7 @@ from lit_llm.models.lora import apply_lora
 from lit_llm.models.lora_config import LoRAConfig
 from lit_llm.models.parallel.parallelize import parallelize
 from lit_llm.models.quantize import QuantizedLinear
+from lit_llm.models.token_rows import add_token_rows, cut_vocabulary
 from lit_llm.models.transformer import Transformer
 
 SHAPE: dict[str, Any] = {
@@ -174,3 +175,17 @@ def test_packed_for_decoding_it_answers_the_same() -> None:
     packed = randomized()
     pack_linears(packed)
     assert generate(packed, prompts, 20, GREEDY) == expected
+
+
+def test_added_tokens_have_rows_in_the_tables() -> None:
+    model = randomized()
+    before = model.value_embeds["2"].weight.detach().clone()
+    add_token_rows(model, [61, 62])
+    assert model(torch.tensor([[5, 62]])).shape == (1, 2, 63)
+    table = model.value_embeds["2"].weight
+    torch.testing.assert_close(table[62], before.mean(0))
+    assert torch.equal(table[:61], before)
+    cut_vocabulary(model, 61)
+    assert torch.equal(model.value_embeds["2"].weight, before)
+    again = Transformer(model.config)
+    again.load_state_dict(model.state_dict())
