@@ -30,5 +30,6 @@ def whole(num_layers: int, without: str | None = None) -> dict[str, Any]:
     return fields
 
 
-FAST = whole(2, without="back-out")
-"""What quality_per_second.py adds to the quickstart's two layers."""
+FAST = {**NONE, **parts_of(2)["value embeddings"], **parts_of(2)["smear"]}
+"""What quality_per_second.py adds to the quickstart's two layers: the parts that brought something
+at two sizes (docs/decisions.md, "What makes a model learn faster")."""
