@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -110,7 +110,8 @@ def add_token_rows(model: Transformer, ids: Iterable[int]) -> None:
 
     Rows that a padded embedding already has are used. Where it has too few, it becomes as large as
     the largest id needs. Each row begins as the mean, in float32, of the rows before the smallest
-    of ``ids``, which are those of the tokens that the model knows. A tied head stays tied.
+    of ``ids``, which are those of the tokens that the model knows. A tied head stays tied. Value
+    embeddings get rows in the same way; beside LoRA these stay as they are.
     """
     ids = sorted(ids)
     if not ids:
@@ -118,6 +119,8 @@ def add_token_rows(model: Transformer, ids: Iterable[int]) -> None:
     model.embed.weight = _with_rows(model.embed.weight, ids)
     tied = model.config.tie_embeddings
     model.head.weight = model.embed.weight if tied else _with_rows(model.head.weight, ids)
+    for table in model.value_embeds.values():
+        table.weight = _with_rows(cast(Tensor, table.weight), ids)
     _follow_weights(model)
 
 
@@ -132,11 +135,10 @@ def _with_rows(weight: Tensor, ids: list[int]) -> nn.Parameter:
 
 
 def cut_vocabulary(model: Transformer, size: int) -> None:
-    """Leave the first ``size`` rows of embedding and head, in place."""
-    for layer in (model.embed, model.head):
-        layer.weight = nn.Parameter(
-            layer.weight.detach()[:size].clone(), layer.weight.requires_grad
-        )
+    """Leave the first ``size`` rows of embedding, value embeddings and head, in place."""
+    for layer in (model.embed, *model.value_embeds.values(), model.head):
+        weight = cast(Tensor, layer.weight)
+        layer.weight = nn.Parameter(weight.detach()[:size].clone(), weight.requires_grad)
     if model.config.tie_embeddings:
         model.head.weight = model.embed.weight
     _follow_weights(model)
@@ -145,6 +147,8 @@ def cut_vocabulary(model: Transformer, size: int) -> None:
 def _follow_weights(model: Transformer) -> None:
     size = len(model.embed.weight)
     model.embed.num_embeddings = model.head.out_features = size
+    for table in model.value_embeds.values():
+        table.num_embeddings = size  # type: ignore[assignment]
     model.config = dataclasses.replace(model.config, vocab_size=size)
 
 

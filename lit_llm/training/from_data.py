@@ -6,6 +6,7 @@ from typing import Any
 
 from lit_llm.errors import UserError
 from lit_llm.models.config import TransformerConfig
+from lit_llm.models.hub.formats import FILE_FORMATS
 from lit_llm.models.hub.locate import locate
 from lit_llm.models.tokenizer import Tokenizer
 
@@ -76,7 +77,7 @@ def _check_same_tokenizer(tokenizer: Tokenizer, init_from: str) -> None:
     With other token ids the pretrained weights would be useless, and no other error would say so.
     """
     found = locate(init_from)
-    if found.suffix != ".gguf" and not (found / "tokenizer.json").exists():
+    if found.suffix not in FILE_FORMATS and not (found / "tokenizer.json").exists():
         return
     if Tokenizer.from_pretrained(init_from).fingerprint() != tokenizer.fingerprint():
         raise UserError(

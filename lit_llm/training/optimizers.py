@@ -262,9 +262,10 @@ def parameter_groups(
     """Parameter groups of ``model``; ``lr`` is the learning rate of the first group.
 
     The first group has the matrices between embedding and head, and stacks of matrices (experts).
-    Muon or AdamW with weight decay updates it. Embedding, head and vectors (norms, biases) are
-    three more groups, which AdamW updates without decay. LoRA's B matrices are a group of their own
-    if their learning rate is another one (`LoRAConfig.lr_ratio`).
+    Muon or AdamW with weight decay updates it. Embeddings (value embeddings too), head and vectors
+    (norms, biases, the numbers of `lit_llm.models.mixing`) are three more groups, which AdamW
+    updates without decay. LoRA's B matrices are a group of their own if their learning rate is
+    another one (`LoRAConfig.lr_ratio`).
     """
     embedding = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     embedding |= {id(m.added_rows) for m in row_layers(model)}

@@ -1,6 +1,7 @@
 """Load a model and its tokenizer from a path of any kind.
 
-The path is a Hugging Face directory, a GGUF file, a run folder or a training checkpoint.
+The path is a Hugging Face directory, a GGUF file, a run folder, a training checkpoint or a
+checkpoint of nanochat.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from lit_llm.models.config import TransformerConfig
 from lit_llm.models.hub.adapter_base import AdapterBase
 from lit_llm.models.hub.adapters import load_adapter
 from lit_llm.models.hub.digest import digest
+from lit_llm.models.hub.formats import FILE_FORMATS
 from lit_llm.models.hub.huggingface import read_model
 from lit_llm.models.hub.locate import locate
 from lit_llm.models.hub.quantized import load_quantized
@@ -32,7 +34,9 @@ from lit_llm.models.token_rows import add_token_rows
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 
-_KINDS = "a Hugging Face directory, a .gguf file, a run folder or a .ckpt file"
+_KINDS = (
+    "a Hugging Face directory, a .gguf file, a run folder, a .ckpt file or nanochat's model_*.pt"
+)
 _PREFIX = "model."  # attribute in which lit_llm's LightningModules keep the network
 SETTINGS = "lit_llm_settings"
 """Key of a module's settings in a checkpoint, used if its hyperparameters are not complete.
@@ -102,7 +106,8 @@ def load_model(
 
     Args:
         path: a Hugging Face directory; a .gguf file; a run folder, whose ``final/`` is taken; or a
-            training checkpoint (.ckpt, a file or a folder of shards). See also `locate`.
+            training checkpoint (.ckpt, a file or a folder of shards); or nanochat's model_*.pt.
+            See also `locate`.
         adapter: a PEFT directory whose updates are folded into the weights. If it has a tokenizer,
             that one is taken.
         dtype: of the weights. None: the file's dtype (float32 for GGUF).
@@ -124,6 +129,9 @@ def load_model(
         from lit_llm.models.hub.gguf.read import load_gguf  # its package is an extra
 
         model, tokenizer = load_gguf(found, dtype)
+    elif found.suffix in FILE_FORMATS:
+        model = Transformer.from_pretrained(found, dtype)
+        tokenizer = Tokenizer.from_pretrained(found)
     else:
         raise UserError(f"{path}: is not a checkpoint; give {_KINDS}")
     if tokenizer.vocab_size > model.config.vocab_size:

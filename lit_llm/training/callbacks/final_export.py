@@ -14,6 +14,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_llm.errors import UserError, is_of_the_disk, more_room
 from lit_llm.io.atomic import part_of
+from lit_llm.models.config import TransformerConfig
+from lit_llm.models.hub.config_json import readers_of
 from lit_llm.models.parallel.sharded_checkpoint import put
 from lit_llm.training.callbacks.final_card import write_card
 from lit_llm.training.callbacks.final_weights import Origin
@@ -63,7 +65,11 @@ def write_final(
     if not trainer.is_global_zero:
         return
     put(part, target)
-    rank_zero_info(f"wrote {target}: a Hugging Face directory, for transformers and vLLM")
+    config = getattr(module, "config", None)
+    whom = "transformers and vLLM"
+    if isinstance(config, TransformerConfig):
+        whom = readers_of(config)
+    rank_zero_info(f"wrote {target}: a Hugging Face directory, for {whom}")
 
 
 def use_averages(trainer: L.Trainer, module: L.LightningModule) -> None:
