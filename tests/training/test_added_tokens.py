@@ -26,6 +26,7 @@ from lit_llm import (
     UserError,
 )
 from lit_llm.cli import main
+from lit_llm.models.hub.adapter_choice import BASE, AdapterChoice
 from lit_llm.models.hub.adapters import load_adapter
 from lit_llm.models.hub.checkpoint import load_model
 from lit_llm.models.parallel.sharded_checkpoint import open_shards
@@ -140,10 +141,11 @@ def test_template_tokens_and_stops_are_written(
 @pytest.mark.parametrize(
     "settings",
     [{}, {"lora": None, "learning_rate": 1e-3}, {"quantize": "nf4"},
+     {"lora": None, "learning_rate": 1e-3, "anchor": 0.5},
      pytest.param({"anchor": 0.5, "neftune": 2.0}, marks=pytest.mark.slow),
      pytest.param({"lora": LoRAConfig(rank=2, train_modules=("embed",))}, marks=pytest.mark.slow),
      pytest.param({"precision": "bf16-mixed"}, marks=pytest.mark.slow)],
-    ids=["lora", "full", "nf4", "anchor", "whole", "bf16"],
+    ids=["lora", "full", "nf4", "full-anchor", "anchor", "whole", "bf16"],
 )  # fmt: skip
 def test_resume_is_bit_equal(
     tmp_path: Path, base: Path, rows: Path, settings: dict[str, Any]
@@ -196,6 +198,25 @@ def test_tokens_that_exist_are_told_and_not_added(
     known = Tokenizer.from_pretrained(tmp_path / "final").vocab_size
     assert again.added_tokens == {"<|new|>": known}
     assert "not added, the tokenizer has <|im_end|> already" in caplog.text
+
+
+def test_one_adapter_has_more_tokens_than_the_other(
+    tmp_path: Path, base: Path, rows: Path
+) -> None:
+    kinds: dict[str, dict[str, Any]] = {"chatml": {}, "plain": {"chat_template": "plain"},
+                                        "more": {"add_tokens": ["[X]"]}}  # fmt: skip
+    for name, settings in kinds.items():
+        lora = LoRAConfig(rank=3, dora=name == "more")
+        source = chatml(rows, tmp_path / "cache", **settings)
+        fit(tmp_path / name, module(base, lora=lora), source, max_steps=2)
+    folders = {name: tmp_path / name / "adapter" for name in kinds}
+    choice = AdapterChoice(base, folders, "cpu")
+    for name in ("plain", "chatml", BASE, "more", "plain", "chatml", BASE):
+        choice.use(name)
+        merged, tokenizer = load_model(base, folders.get(name))
+        torch.testing.assert_close(logits(choice.model), logits(merged), rtol=1e-4, atol=1e-4)
+        assert choice.tokenizer.backend.to_str() == tokenizer.backend.to_str()
+        assert choice.tokenizer.stop_ids == tokenizer.stop_ids
 
 
 def sharded(rank: int, folder: Path, base: Path, rows: Path, ranks: int, ddp: bool) -> int:
