@@ -200,9 +200,7 @@ def test_tokens_that_exist_are_told_and_not_added(
     assert "not added, the tokenizer has <|im_end|> already" in caplog.text
 
 
-def test_one_adapter_has_more_tokens_than_the_other(
-    tmp_path: Path, base: Path, rows: Path
-) -> None:
+def test_one_adapter_has_more_tokens_than_the_other(tmp_path: Path, base: Path, rows: Path) -> None:
     kinds: dict[str, dict[str, Any]] = {"chatml": {}, "plain": {"chat_template": "plain"},
                                         "more": {"add_tokens": ["[X]"]}}  # fmt: skip
     for name, settings in kinds.items():
