@@ -18,7 +18,7 @@ from lit_llm.models.hub.adapter_choice import BASE, AdapterChoice
 from lit_llm.models.hub.adapters import save_adapter
 from lit_llm.models.hub.checkpoint import load_model
 from lit_llm.models.hub.merge import Part, add_updates
-from lit_llm.models.lora import apply_lora, trained_whole
+from lit_llm.models.lora import apply_lora
 from lit_llm.models.token_rows import add_token_rows
 
 TOKENS = ["<a>", "<b>"]
@@ -59,13 +59,9 @@ def write(folder: Path, base: Path, name: str) -> Path:
     add_token_rows(model, added.values())
     apply_lora(model, LoRAConfig(rank=2, **settings), added.values())
     torch.manual_seed(list(KINDS).index(name))
-    whole = {id(weight) for _, weight in trained_whole(model)}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            change = 0.1 * torch.randn_like(parameter)
-            parameter.data += (
-                change if id(parameter) in whole or parameter.ndim == 1 else 3 * change
-            )
+            parameter.data += 0.1 * torch.randn_like(parameter)
     save_adapter(model, folder, base=str(base))
     tokenizer.save_pretrained(folder)
     if untied:  # as PEFT writes it without `ensure_weight_tying`

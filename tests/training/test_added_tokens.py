@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -215,6 +217,28 @@ def test_one_adapter_has_more_tokens_than_the_other(tmp_path: Path, base: Path, 
         torch.testing.assert_close(logits(choice.model), logits(merged), rtol=1e-4, atol=1e-4)
         assert choice.tokenizer.backend.to_str() == tokenizer.backend.to_str()
         assert choice.tokenizer.stop_ids == tokenizer.stop_ids
+
+
+def test_a_base_that_cannot_chat_beside_its_adapters(
+    tmp_path: Path, base: Path, rows: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    fit(tmp_path, module(base), chatml(rows, tmp_path / "cache"), max_steps=1)
+    adapter = str(tmp_path / "adapter")
+    named = [str(base), "--adapter", f"a={adapter}", "--max_new_tokens", "4"]
+    assert main(["generate", str(base), "--adapter", adapter, "--max_new_tokens", "4",
+                 "--chat", "--prompt", "Is it?"]) == 0  # fmt: skip
+    alone = capsys.readouterr().out
+    assert main(["generate", *named, "--chat", "--prompt", "Is it?"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == f"[a]\n{alone}" and "base: no answers, its tokenizer has no" in shown.err
+    # The adapter stays in use, with its own tokens.
+    lines = "Is it?\n/adapter base\n/reset\nIs it?\n/adapter\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    assert main(["chat", *named, "--temperature", "0"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == alone * 2 and "base: the tokenizer has no chat template" in shown.err
+    assert "adapters: base, a (in use)" in shown.err
 
 
 def sharded(rank: int, folder: Path, base: Path, rows: Path, ranks: int, ddp: bool) -> int:
