@@ -138,6 +138,9 @@ def test_template_tokens_and_stops_are_written(
         fields = json.loads((tmp_path / folder / "generation_config.json").read_text())
         eos = Tokenizer.from_pretrained(base).eos_id
         assert set(fields["eos_token_id"]) == {eos, known + 1}
+        # Some programs read no other file.
+        config = json.loads((tmp_path / folder / "config.json").read_text())
+        assert config["eos_token_id"] == [eos, known + 1]
 
 
 @pytest.mark.parametrize(
