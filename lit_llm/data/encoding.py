@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from lit_llm.data.blocks import IGNORE
 from lit_llm.data.chat.chat_format import ChatFormat
-from lit_llm.data.chat.learnt import check_answers, prepare
+from lit_llm.data.chat.learnt import check_answers, prepare, why_nothing
 from lit_llm.data.chat.messages import text_of
 from lit_llm.data.chat.template import Message
 from lit_llm.data.conversations import write_conversations
@@ -241,7 +241,7 @@ class _Encoded:
             question, prompt, said = (asked or [""])[0], _prompt_of(messages), messages
         coded = coded._replace(paths=[path.times(weight) for path in coded.paths])
         if not any(path.learnt[1:].any() for path in coded.paths):
-            raise UserError("no supervised token: the assistant says nothing")
+            raise UserError(f"no supervised token: {why_nothing(messages)}")
         size, policy = self._seq_len + 1, self._policy.too_long
         fitted = fit(coded, size, policy, self._chat, messages, arguments, weight)
         self._too_long.update(

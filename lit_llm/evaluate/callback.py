@@ -33,7 +33,7 @@ class LMEvalCallback(L.Callback):
     the work. If a task fails, one line reports it, and training continues.
 
     The values are also in the Trainer's ``callback_metrics``, so `Checkpoint` may choose the best
-    checkpoint by one of them: ``monitor="eval/stdlib_choice/acc", mode="max"``. After a validation
+    checkpoint by one of them: ``monitor="eval/stdlib_choice/acc"``. After a validation
     without an evaluation they are not there, and that validation neither is the best nor counts
     for early stopping.
 

@@ -37,7 +37,7 @@ class GenerationCheck(L.Callback):
     It logs, and sets in the Trainer's ``callback_metrics``:
 
     - ``generation/score``: mean score of one half of the questions. `Checkpoint` may choose the
-      best checkpoint by it: ``monitor="generation/score", mode="max"``;
+      best checkpoint by it: ``monitor="generation/score"``;
     - ``generation/other_score``: mean score of the other half, which nothing was chosen by;
     - ``generation/cut``: share of answers that reached ``max_new_tokens`` or the context's end;
     - ``generation/repeated``: share of answers that end in a loop, see `repeats`;

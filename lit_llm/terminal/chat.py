@@ -89,13 +89,22 @@ def _switch(conversation: Conversation, choice: AdapterChoice | None, name: str)
         if choice is None:
             raise UserError("nothing to switch between: start with --adapter NAME=DIR")
         if name:
-            choice.use(name)
-            conversation.take(choice.tokenizer)
+            _take(conversation, choice, name)
         _note(_listed(choice))
     except UserError as error:
         _note(str(error))
         return 1
     return 0
+
+
+def _take(conversation: Conversation, choice: AdapterChoice, name: str) -> None:
+    before = choice.used
+    choice.use(name)
+    try:
+        conversation.take(choice.tokenizer)
+    except UserError as error:  # it has no chat template
+        choice.use(before)
+        raise UserError(f"{name}: {error}") from None
 
 
 def _talk(conversation: Conversation, choice: AdapterChoice | None) -> int:

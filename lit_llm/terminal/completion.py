@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from contextlib import closing
 from pathlib import Path
@@ -69,11 +70,14 @@ def generate_main(args: list[str]) -> None:
     if not named:
         _continue(*open_model(options.ckpt, folded, options.device), prompts, sampling, options)
         return
-    from lit_llm.models.hub.adapter_choice import AdapterChoice
+    from lit_llm.models.hub.adapter_choice import BASE, AdapterChoice
 
     choice = AdapterChoice(options.ckpt, named, options.device)
     for name in choice.names:
         choice.use(name)
+        if options.chat and name == BASE and choice.tokenizer.chat_template is None:
+            print(f"{BASE}: no answers, its tokenizer has no chat template", file=sys.stderr)
+            continue
         _continue(choice.model, choice.tokenizer, prompts, sampling, options, name)
 
 

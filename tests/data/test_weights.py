@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from test_templates import TALK, chat_of
 
@@ -53,11 +56,18 @@ def test_a_token_of_two_parts_has_the_smaller_weight() -> None:
     assert heavy + rest == "weather<|im_end|>"
 
 
-def data(folder: Path, tokenizer: Path, rows: list[dict[str, Any]]) -> InstructionDataModule:
+def data(
+    folder: Path, tokenizer: Path, rows: list[dict[str, Any]] | Path,
+    columns: dict[str, str] | None = None,
+) -> InstructionDataModule:  # fmt: skip
     file = folder / "rows.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if isinstance(rows, Path):
+        file = rows
+    else:
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     made = InstructionDataModule(
         str(file), tokenizer=str(tokenizer), cache_dir=str(folder / "cache"), seq_len=64,
+        columns=columns,
         micro_batch_size=2, global_batch_tokens=128, validation_fraction=0.1, min_steps=0,
     )  # fmt: skip
     made.prepare_data()
@@ -107,6 +117,17 @@ def test_weights_of_0_and_1_take_no_room(tmp_path: Path, tokenizer_folder: Path)
     np.testing.assert_array_equal(
         weighted.examples("train").weight_sums, 2 * plain.examples("train").supervised
     )
+
+
+def test_decimals_of_parquet_and_another_name(tmp_path: Path, tokenizer_folder: Path) -> None:
+    """DuckDB writes the constant 0.5 as a decimal; only a float is a JSON number."""
+    values = [Decimal("0.5"), Decimal("2.0"), None] * 4
+    table = {"messages": [row["messages"] for row in rows()], "quality": values[:8]}
+    pq.write_table(pa.table(table), tmp_path / "rows.parquet")
+    made = data(tmp_path, tokenizer_folder, tmp_path / "rows.parquet", {"weight": "quality"})
+    batches = list(made.train_dataloader())
+    weights = {w for b in batches for w in b["label_weights"][b["labels"] != IGNORE].tolist()}
+    assert weights == {0.5, 1, 2}
 
 
 @pytest.mark.parametrize("weight", [-1, "heavy", float("inf"), [1], 1e-7])

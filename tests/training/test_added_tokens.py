@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from lit_llm import (
     UserError,
 )
 from lit_llm.cli import main
+from lit_llm.models.hub.adapter_choice import BASE, AdapterChoice
 from lit_llm.models.hub.adapters import load_adapter
 from lit_llm.models.hub.checkpoint import load_model
 from lit_llm.models.parallel.sharded_checkpoint import open_shards
@@ -135,15 +138,19 @@ def test_template_tokens_and_stops_are_written(
         fields = json.loads((tmp_path / folder / "generation_config.json").read_text())
         eos = Tokenizer.from_pretrained(base).eos_id
         assert set(fields["eos_token_id"]) == {eos, known + 1}
+        # Some programs read no other file.
+        config = json.loads((tmp_path / folder / "config.json").read_text())
+        assert config["eos_token_id"] == [eos, known + 1]
 
 
 @pytest.mark.parametrize(
     "settings",
     [{}, {"lora": None, "learning_rate": 1e-3}, {"quantize": "nf4"},
+     {"lora": None, "learning_rate": 1e-3, "anchor": 0.5},
      pytest.param({"anchor": 0.5, "neftune": 2.0}, marks=pytest.mark.slow),
      pytest.param({"lora": LoRAConfig(rank=2, train_modules=("embed",))}, marks=pytest.mark.slow),
      pytest.param({"precision": "bf16-mixed"}, marks=pytest.mark.slow)],
-    ids=["lora", "full", "nf4", "anchor", "whole", "bf16"],
+    ids=["lora", "full", "nf4", "full-anchor", "anchor", "whole", "bf16"],
 )  # fmt: skip
 def test_resume_is_bit_equal(
     tmp_path: Path, base: Path, rows: Path, settings: dict[str, Any]
@@ -196,6 +203,45 @@ def test_tokens_that_exist_are_told_and_not_added(
     known = Tokenizer.from_pretrained(tmp_path / "final").vocab_size
     assert again.added_tokens == {"<|new|>": known}
     assert "not added, the tokenizer has <|im_end|> already" in caplog.text
+
+
+def test_one_adapter_has_more_tokens_than_the_other(tmp_path: Path, base: Path, rows: Path) -> None:
+    kinds: dict[str, dict[str, Any]] = {"chatml": {}, "plain": {"chat_template": "plain"},
+                                        "more": {"add_tokens": ["[X]"]}}  # fmt: skip
+    for name, settings in kinds.items():
+        lora = LoRAConfig(rank=3, dora=name == "more")
+        source = chatml(rows, tmp_path / "cache", **settings)
+        fit(tmp_path / name, module(base, lora=lora), source, max_steps=2)
+    folders = {name: tmp_path / name / "adapter" for name in kinds}
+    choice = AdapterChoice(base, folders, "cpu")
+    for name in ("plain", "chatml", BASE, "more", "plain", "chatml", BASE):
+        choice.use(name)
+        merged, tokenizer = load_model(base, folders.get(name))
+        torch.testing.assert_close(logits(choice.model), logits(merged), rtol=1e-4, atol=1e-4)
+        assert choice.tokenizer.backend.to_str() == tokenizer.backend.to_str()
+        assert choice.tokenizer.stop_ids == tokenizer.stop_ids
+
+
+def test_a_base_that_cannot_chat_beside_its_adapters(
+    tmp_path: Path, base: Path, rows: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    fit(tmp_path, module(base), chatml(rows, tmp_path / "cache"), max_steps=1)
+    adapter = str(tmp_path / "adapter")
+    named = [str(base), "--adapter", f"a={adapter}", "--max_new_tokens", "4"]
+    assert main(["generate", str(base), "--adapter", adapter, "--max_new_tokens", "4",
+                 "--chat", "--prompt", "Is it?"]) == 0  # fmt: skip
+    alone = capsys.readouterr().out
+    assert main(["generate", *named, "--chat", "--prompt", "Is it?"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == f"[a]\n{alone}" and "base: no answers, its tokenizer has no" in shown.err
+    # The adapter stays in use, with its own tokens.
+    lines = "Is it?\n/adapter base\n/reset\nIs it?\n/adapter\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    assert main(["chat", *named, "--temperature", "0"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == alone * 2 and "base: the tokenizer has no chat template" in shown.err
+    assert "adapters: base, a (in use)" in shown.err
 
 
 def sharded(rank: int, folder: Path, base: Path, rows: Path, ranks: int, ddp: bool) -> int:

@@ -7,6 +7,7 @@ import csv
 import json
 import random
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,22 @@ def test_a_resumed_run_counts_on(tmp_path: Path, base: Path, rows: Path) -> None
     states = torch.load(newest, weights_only=True)["callbacks"]
     state = next(value for key, value in states.items() if "EarlyStopping" in key)
     assert state["wait_count"] == state["patience"] == 2
+
+
+def test_a_run_that_ended_and_is_resumed(
+    tmp_path: Path, base: Path, rows: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It trains no further, as after a kill while it wrote final/; with more patience it does."""
+    measured = fit(tmp_path, base, rows)
+    newest = max((tmp_path / "checkpoints").glob("step-*.ckpt"))
+    file = tmp_path / "final" / "model.safetensors"
+    written = file.read_bytes()
+    shutil.rmtree(tmp_path / "final")
+    with caplog.at_level("INFO"):
+        assert fit(tmp_path, base, rows, ckpt_path=newest) == measured
+    assert "the run had ended: the last 2 validations gave no better val_loss" in caplog.text
+    assert file.read_bytes() == written
+    assert len(fit(tmp_path, base, rows, ckpt_path=newest, patience=4)) == len(measured) + 2
 
 
 class Peak(L.Callback):

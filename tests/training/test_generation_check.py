@@ -47,7 +47,7 @@ def fit(folder: Path, base: Path, rows: Path, check: GenerationCheck, **kwargs: 
     trainer = L.Trainer(
         accelerator="cpu", default_root_dir=folder, logger=CSVLogger(folder), log_every_n_steps=1,
         enable_model_summary=False, enable_progress_bar=False, num_sanity_val_steps=0,
-        callbacks=[check, Checkpoint(every_steps=5, monitor="generation/score", mode="max")],
+        callbacks=[check, Checkpoint(every_steps=5, monitor="generation/score")],
         max_steps=kwargs.pop("max_steps", -1),
         **{key: kwargs.pop(key) for key in ("devices", "strategy") if key in kwargs},
     )  # fmt: skip
@@ -136,8 +136,23 @@ def test_bad_questions(tmp_path: Path, base: Path, rows: Path, line: str, said: 
 
 
 def test_what_it_needs() -> None:
-    with pytest.raises(UserError, match=r"checkpoint\.mode=best: must be min or max"):
+    with pytest.raises(UserError, match=r"checkpoint\.mode=best: must be auto, min or max"):
         Checkpoint(mode="best")  # type: ignore[arg-type]
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     with pytest.raises(UserError, match="needs a module with a Transformer"):
         GenerationCheck().on_train_start(trainer, L.LightningModule())
+
+
+@pytest.mark.parametrize(
+    ("mode", "names"),
+    [
+        ("min", ["val_loss", "val_bits_per_byte", "eval/wikitext/word_perplexity", "forgetting/kl",
+                 "generation/cut", "eval/asr/wer", "eval/truthfulqa/brier_score", None]),
+        ("max", ["eval/stdlib_choice/acc", "eval/gsm8k/exact_match", "generation/score",
+                 "forgetting/questions/score", "eval/answer/f1", "eval/glossary/acc_norm"]),
+    ],
+)  # fmt: skip
+def test_the_better_value_by_its_name(mode: str, names: list[str | None]) -> None:
+    for name in names:
+        assert Checkpoint(monitor=name).mode == mode, name
+        assert Checkpoint(monitor=name, mode="max").mode == "max"

@@ -52,6 +52,14 @@ def check_answers(messages: list[Message]) -> None:
             )
 
 
+def why_nothing(messages: list[Message] | None) -> str:
+    """Why no token of these messages is learnt; None: of a text without turns."""
+    answers = [m for m in messages or () if m.get("role") not in ("system", "developer", "user")]
+    if messages is None or any(m.get(key) in (0, False) for m in answers for key in _MARKS):
+        return "all of it is marked as not learnt (train, weight, data.train_on); take the row out"
+    return "the assistant says nothing"
+
+
 def _with_thoughts(message: Message, policy: RowPolicy, knows_reasoning: bool) -> Message:
     if message.get("role") != "assistant":
         return message

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from lit_llm.data.chat.template import BEGIN, CUT, END, Message
@@ -210,7 +211,7 @@ def read_weight(given: Any, where: str, hint: str = "") -> float:
     Raises:
         UserError: it is neither 0 nor a number from `SMALLEST_WEIGHT` to `LARGEST_WEIGHT`.
     """
-    known = isinstance(given, int | float)
+    known = isinstance(given, int | float | Decimal)  # DuckDB writes parquet's decimals
     if not known or not (given == 0 or SMALLEST_WEIGHT <= given <= LARGEST_WEIGHT):
         raise UserError(
             f"{where} has 'weight' {str(given)[:40]!r}; it is 0 (not learnt) or a number from "

@@ -41,7 +41,7 @@ class AdapterChoice:
         for name, folder in folders.items():
             check_base(self.model, locate(folder))
             self._adapters.add(name, folder)
-            size = self.model.config.vocab_size
+            size = self._adapters.vocab_size(name)
             self._tokenizers[name] = tokenizer_of_adapter(locate(folder), base, size)
         self.model.to(place)
         self.names = tuple(self._tokenizers)
@@ -50,7 +50,7 @@ class AdapterChoice:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of what is in use: an adapter may have its own chat template."""
+        """The tokenizer of what is in use: an adapter may have its own template and more tokens."""
         return self._tokenizers[self.used]
 
     def use(self, name: str) -> None:

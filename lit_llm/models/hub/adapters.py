@@ -292,6 +292,10 @@ class Adapters:
         finally:
             self.use(used)
 
+    def vocab_size(self, name: str) -> int:
+        """Return the rows of embedding and head that the model has with the adapter ``name``."""
+        return self._known[name].vocab_size or self._vocab_size
+
     def use(self, name: str | None) -> None:
         """Replace the updates in use by those of ``name``; None leaves the base model alone.
 

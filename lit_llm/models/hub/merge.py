@@ -103,7 +103,8 @@ def add_updates(model: Transformer, parts: Iterable[Part]) -> None:
         UserError: as `read_adapter`.
     """
     adapters = [(read_adapter(model, part.folder), part.weight) for part in parts]
-    if any(adapter.untied for adapter, _ in adapters):
+    unties = model.config.tie_embeddings and any(adapter.untied for adapter, _ in adapters)
+    if unties:
         model.untie()
     size = max(adapter.vocab_size or 0 for adapter, _ in adapters)
     add_token_rows(model, range(model.config.vocab_size, size))
@@ -115,21 +116,26 @@ def add_updates(model: Transformer, parts: Iterable[Part]) -> None:
                 total = total + weight * _change(model, adapter, name)
         assert isinstance(linear, nn.Linear)
         _add(linear.weight, total)
-    for name in dict.fromkeys(name for adapter, _ in adapters for name in adapter.weights):
+    replaced = [n for a, _ in adapters for n in (*a.weights, *(f"{row}.weight" for row in a.rows))]
+    for name in dict.fromkeys([*replaced, *(["head.weight"] if unties else [])]):
         base = model.get_parameter(name)
-        total = 0.0
-        for adapter, weight in adapters:
-            if name in adapter.weights:
-                total = total + weight * (adapter.weights[name].float() - base.float())
-        _add(base, total)
-    for name in dict.fromkeys(name for adapter, _ in adapters for name in adapter.rows):
-        base = model.get_parameter(f"{name}.weight")
         total = torch.zeros_like(base, dtype=torch.float32)
         for adapter, weight in adapters:
-            if name in adapter.rows:
-                ids, values = adapter.rows[name]
-                total[ids] += weight * (values - base[ids].float())
+            # An adapter that keeps the two tied changes the head as it changes the embedding.
+            follows = unties and name == "head.weight" and not adapter.untied
+            total += weight * _replacement(base, adapter, "embed.weight" if follows else name)
         _add(base, total)
+
+
+def _replacement(base: Tensor, adapter: Adapter, name: str) -> Tensor:
+    """Return the difference between what an adapter replaces of a weight and ``base``: float32."""
+    change = torch.zeros_like(base, dtype=torch.float32)
+    if (whole := adapter.weights.get(name)) is not None:
+        held = slice(len(whole))  # the base may have rows of tokens that this adapter lacks
+        change[held] = whole.float() - base[held].float()
+    if (rows := adapter.rows.get(name.removesuffix(".weight"))) is not None:
+        change[rows.ids] = rows.values - base[rows.ids].float()
+    return change
 
 
 def _change(model: Transformer, adapter: Adapter, name: str) -> Tensor:

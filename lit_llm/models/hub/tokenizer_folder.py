@@ -106,6 +106,17 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, model_max_length: int | 
     fields = generation.with_eos_ids({**tokenizer.generation_config, **there}, ids)
     if there or tokenizer.generation_config:
         generation.write_generation_config(folder, fields)
+        _add_to_config(folder / "config.json", generation.eos_ids(fields))
+
+
+def _add_to_config(file: Path, ids: list[int]) -> None:
+    """Add stop ids to the model's config.json, for programs that read only that file."""
+    config = generation.read_object(file)
+    listed = generation.eos_ids(config)
+    if listed and not set(ids) <= set(listed):
+        # The first one stays: readers of a single id take it.
+        config[generation.EOS] = list(dict.fromkeys([*listed, *ids]))
+        file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _one_line(error: Exception) -> str:

@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 import math
+import re
+from typing import Literal
 
 import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+# Of the name's last part, "acc" in "eval/<task>/acc".
+_LOWER_IS_BETTER = re.compile(
+    r"loss|nll|perplexity|ppl|bits_per_byte|bpb|^kl$|error|brier|^[wct]er$|^(cut|repeated|copied)$",
+    re.IGNORECASE,
+)
+
+
+def mode_of(monitor: str | None) -> Literal["min", "max"]:
+    """Whether the lowest or the highest value of a metric is the best, by the metric's name.
+
+    Losses, perplexities, divergences, error rates, and the shares of bad answers of
+    `GenerationCheck` are better if they are lower; any other metric if it is higher.
+    """
+    lower = monitor is None or _LOWER_IS_BETTER.search(monitor.rpartition("/")[2])
+    return "min" if lower else "max"
 
 
 class BestScore:

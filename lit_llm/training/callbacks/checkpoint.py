@@ -28,7 +28,7 @@ from lit_llm.lightning_internals import (
 from lit_llm.models.parallel.sharded_checkpoint import Divided, write_share
 from lit_llm.settings.ranges import Range, check_ranges, positive
 from lit_llm.training.callbacks.background import Snapshots, Writer, write
-from lit_llm.training.callbacks.best_score import BestScore
+from lit_llm.training.callbacks.best_score import BestScore, mode_of
 from lit_llm.training.callbacks.checkpoint_answers import CheckpointAnswers
 from lit_llm.training.callbacks.checkpoint_folder import (
     name_of,
@@ -88,7 +88,8 @@ class Checkpoint(CheckpointAnswers):
             at least 50 steps apart.
         keep_last: number of newest checkpoints to keep.
         monitor: metric whose best value makes a checkpoint the best. None: no best checkpoint.
-        mode: whether the lowest ("min") or the highest ("max") value is the best.
+        mode: whether the lowest ("min") or the highest ("max") value is the best; "auto" decides
+            by the metric's name, see `mode_of`. The attribute is "min" or "max".
         dirpath: folder of the checkpoints. None: ``checkpoints`` under the Trainer's
             default_root_dir.
         final: whether to write ``final/``, and of which weights: "last", those of the last step;
@@ -117,14 +118,15 @@ class Checkpoint(CheckpointAnswers):
         every_steps: int | None = None,
         keep_last: int = 2,
         monitor: str | None = "val_loss",
-        mode: Literal["min", "max"] = "min",
+        mode: Literal["auto", "min", "max"] = "auto",
         dirpath: str | None = None,
         final: Final = True,
         background: bool = True,
         max_minutes: float | None = None,
     ):
-        if mode not in ("min", "max"):
-            raise UserError(f"checkpoint.mode={mode}: must be min or max")
+        if mode not in ("auto", "min", "max"):
+            raise UserError(f"checkpoint.mode={mode}: must be auto, min or max")
+        mode = mode_of(monitor) if mode == "auto" else mode
         super().__init__(dirpath, monitor, mode)
         check_ranges(locals(), RANGES, "checkpoint.")
         self.every_steps, self.keep_last, self.final, self.max_minutes = (

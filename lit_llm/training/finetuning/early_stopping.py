@@ -11,6 +11,32 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lit_llm.training.callbacks.checkpoint import Checkpoint
 
 
+class EarlyStoppingOnce(EarlyStopping):
+    """An `EarlyStopping` whose run does not train on when it is resumed after its end.
+
+    Lightning's own only looks again after the next validation. A job that is killed while it
+    writes ``final/`` would thus end with other weights than one that is not. It also takes the
+    patience of the checkpoint instead of the one that is set now.
+    """
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Leave out the training if the run in the checkpoint had ended."""
+        state = checkpoint["callbacks"].get(self.state_key)
+        if trainer.state.fn != "fit" or state is None or state["wait_count"] < self.patience:
+            return
+        trainer.should_stop = True
+        rank_zero_info(
+            f"the run had ended: the last {state['wait_count']} validations gave no better "
+            f"{self.monitor}; a larger model.patience, or null, goes on"
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the count and the best value."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+
 def early_stopping(trainer: L.Trainer, patience: int | None, epochs: float) -> list[EarlyStopping]:
     """The callback that ends the run; none if the Trainer has one, or for a single pass.
 
@@ -29,8 +55,8 @@ def early_stopping(trainer: L.Trainer, patience: int | None, epochs: float) -> l
     )
     # Not strict: a metric may be measured less often than the validation loss.
     return [
-        EarlyStopping(monitor, mode=mode, patience=patience, check_on_train_epoch_end=False,
-                      check_finite=False, strict=False)
+        EarlyStoppingOnce(monitor, mode=mode, patience=patience, check_on_train_epoch_end=False,
+                          check_finite=False, strict=False)
     ]  # fmt: skip
 
 

@@ -250,6 +250,7 @@ class SFTModule(PretrainModule):
                 "model.lora, or with trainer.strategy=ddp"
             )
         start = Transformer.from_pretrained(self.hparams["init_from"], self._compute_dtype())
+        add_token_rows(start, self.added_tokens.values())
         size = sum(p.numel() * p.element_size() for p in start.parameters()) / 2**30
         rank_zero_info(f"model.anchor: a frozen copy of the start takes {size:.2f} GiB more")
         self._reference = (start.requires_grad_(False).eval().to(self.device),)
