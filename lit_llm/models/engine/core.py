@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from lit_llm.errors import UserError
+from lit_llm.models.engine.adapters import MixedAdapters
+from lit_llm.models.engine.experts import pack_experts
+from lit_llm.models.engine.grammar import Grammars
 from lit_llm.models.engine.memory import SlotMemory
 from lit_llm.models.engine.prefix import PrefixCache, digests, root
 from lit_llm.models.engine.random_numbers import uniform
@@ -34,6 +38,7 @@ from lit_llm.models.engine.sequence import Sequence as Running
 from lit_llm.models.engine.slots import CHUNK, Move, SlotTable, capacities
 from lit_llm.models.engine.views import AnswerView, PromptView, Row
 from lit_llm.models.kernels.packed import pack_linears
+from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Block, Transformer
 
 ROWS = 32
@@ -56,11 +61,14 @@ class Engine:
     """Many requests on one model. `step` computes; `lit_llm.models.engine.loop` calls it.
 
     Args:
-        model: in evaluation mode; on a CPU its linear layers are packed here, see `pack_linears`.
+        model: in evaluation mode. On a CPU its weights are packed here, see `pack_linears` and
+            `pack_experts`.
         kv_tokens: budget of positions in slots.
         prefix_tokens: budget of positions in the prefix cache.
         step_tokens: prompt tokens in a step. None: 256 on a CPU, else 2,048.
         max_running: requests that are computed at the same time.
+        adapters: name -> PEFT directory of a LoRA adapter of the model, see `MixedAdapters`.
+        tokenizer: the model's, for requests with a grammar. None: they are refused.
     """
 
     def __init__(
@@ -70,9 +78,16 @@ class Engine:
         prefix_tokens: int = 0,
         step_tokens: int | None = None,
         max_running: int = 256,
+        adapters: Mapping[str, str | Path] | None = None,
+        tokenizer: Tokenizer | None = None,
     ):
         self.model, self.max_seq_len = model.eval(), model.config.max_seq_len
+        self.adapters = MixedAdapters(model, adapters or {}, ROW_STEP)
+        self.grammars = None
+        if tokenizer is not None:
+            self.grammars = Grammars(tokenizer, model.config.vocab_size)
         pack_linears(model)
+        pack_experts(model, ROW_STEP)
         weight, block = model.embed.weight, model.layers[0]
         assert isinstance(block, Block) and model.config.head_dim is not None
         self.device, self.dtype = weight.device, weight.dtype
@@ -96,7 +111,8 @@ class Engine:
 
         Raises:
             UserError: for an empty prompt, ids outside the vocabulary, more tokens than the context
-                or the whole budget have, or more log-probabilities than `MOST_LOGPROBS`.
+                or the whole budget have, more log-probabilities than `MOST_LOGPROBS`, an unknown
+                adapter, or a grammar that cannot be enforced.
         """
         V, prompt = self.model.config.vocab_size, request.prompt
         if not prompt:
@@ -115,6 +131,13 @@ class Engine:
             raise UserError(
                 f"top_logprobs={request.top_logprobs}: must be from 0 to {MOST_LOGPROBS}"
             )
+        if request.adapter is not None and request.adapter not in self.adapters.names:
+            known = ", ".join(self.adapters.names) or "none"
+            raise UserError(f"no adapter named {request.adapter!r}; known are {known}")
+        if request.grammar is not None:
+            if self.grammars is None:
+                raise UserError("grammar: this engine has no tokenizer to follow a grammar with")
+            self.grammars.check(request.grammar, request.stop_ids)
         if not self.scheduler.can_ever_run(Running(0, request, lambda event: None)):
             raise UserError(
                 f"prompt of {len(prompt)} tokens + {request.max_new_tokens} new ones exceed the "
@@ -156,10 +179,13 @@ class Engine:
         for some in _blocks(plan.answers):
             with self._ends_on_error(some):
                 ready += self._answers(some)
-        for rows in _blocks(ready):
-            sequences = [sequence for sequence, _ in rows]
-            with self._ends_on_error(sequences):
-                self._choose(sequences, torch.stack([x_C for _, x_C in rows]))
+        rows = []
+        for sequence, x_C in ready:
+            with self._ends_on_error([sequence]):
+                rows.append((sequence, x_C, self._sampling(sequence)))
+        for block in _blocks(rows):
+            with self._ends_on_error([sequence for sequence, _, _ in block]):
+                self._choose(block)
 
     def _drop_cancelled(self) -> None:
         for sequence in [*self.scheduler.waiting, *self.scheduler.running]:
@@ -196,11 +222,13 @@ class Engine:
         end = min(begin + CHUNK, len(prompt))
         ids = [*prompt[begin:end], *[0] * (begin + CHUNK - end)]
         view = PromptView(self.memory, sequence.capacity, index, begin, self.max_seq_len - 1)
+        self.adapters.route([sequence.request.adapter], self.device)
         x_1TC = self.model.hidden_states(torch.tensor([ids], device=self.device), cache=view)
         sequence.computed = end
-        if begin // CHUNK < len(chain) and self.prefixes.keeps(chain[begin // CHUNK]):
+        place = begin // CHUNK
+        if place < len(chain) and self.prefixes.keeps(chain[place], place):
             kept = self.memory.read(sequence.capacity, index, begin, end)
-            self.prefixes.put(chain[begin // CHUNK], ids, *kept)
+            self.prefixes.put(chain[place], ids, *kept)
         if end < len(prompt):
             return None
         self.prefixes.touch(chain)
@@ -215,12 +243,12 @@ class Engine:
 
     def _answers(self, sequences: list[Running]) -> list[tuple[Running, Tensor]]:
         """Compute one token of each answer; return those whose next token is not known yet."""
-        rows = [
-            Row(s.capacity, self.table.index(s, s.capacity), s.computed) for s in sequences
-        ]
+        rows = [Row(s.capacity, self.table.index(s, s.capacity), s.computed) for s in sequences]
         ids = [[s.tokens[s.computed]] for s in sequences]
         ids += [[0]] * (-len(ids) % ROW_STEP)
         view = AnswerView(self.memory, rows, len(ids))
+        names = [s.request.adapter for s in sequences]
+        self.adapters.route([*names, *[None] * (len(ids) - len(names))], self.device)
         x_R1C = self.model.hidden_states(torch.tensor(ids, device=self.device), cache=view)
         ready = []
         for sequence, x_1C in zip(sequences, x_R1C, strict=False):
@@ -229,17 +257,22 @@ class Engine:
                 ready.append((sequence, x_1C[0]))
         return ready
 
-    def _choose(self, sequences: list[Running], x_RC: Tensor) -> None:
+    def _choose(self, block: list[tuple[Running, Tensor, SamplingRow]]) -> None:
         """Choose the next token of each sequence and tell it."""
+        x_RC = torch.stack([x_C for _, x_C, _ in block])
         padding = x_RC.new_zeros(-len(x_RC) % ROW_STEP, x_RC.shape[1])
-        logits_RV = self.model.logits(torch.cat((x_RC, padding)))[: len(sequences)].float()
-        tokens = choose(logits_RV, [self._sampling(sequence) for sequence in sequences])
-        for sequence, token in zip(sequences, tokens, strict=True):
-            self._append(sequence, token)
+        logits_RV = self.model.logits(torch.cat((x_RC, padding)))[: len(block)].float()
+        tokens = choose(logits_RV, [row for _, _, row in block])
+        for (sequence, _, _), token in zip(block, tokens, strict=True):
+            with self._ends_on_error([sequence]):
+                self._append(sequence, token)
 
     def _sampling(self, sequence: Running) -> SamplingRow:
         request = sequence.request
         settings = request.sampling
+        if request.grammar is not None and sequence.grammar is None:
+            assert self.grammars is not None
+            sequence.grammar = self.grammars.match(request.grammar, request.stop_ids)
         counted = settings.repetition_penalty != 1
         answered = counted or settings.presence_penalty or settings.frequency_penalty
         return SamplingRow(
@@ -248,6 +281,7 @@ class Engine:
             frozenset(request.prompt if counted else ()),
             Counter(sequence.tokens[sequence.prompt_length :] if answered else ()),
             request.top_logprobs,
+            None if sequence.grammar is None else sequence.grammar.mask(),
         )
 
     def _append(self, sequence: Running, token: GeneratedToken) -> None:
@@ -256,7 +290,12 @@ class Engine:
             return
         sequence.tokens.append(token.id)
         self._tell(sequence, token)
-        if sequence.finished is None and sequence.new_tokens == sequence.request.max_new_tokens:
+        if sequence.grammar is not None:
+            sequence.grammar.accept(token.id)
+            if sequence.grammar.complete:
+                self._finish(sequence, "stop")
+                return
+        if sequence.new_tokens == sequence.request.max_new_tokens:
             self._finish(sequence, "length")
 
     # Ends

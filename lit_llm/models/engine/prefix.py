@@ -64,14 +64,20 @@ class PrefixCache:
         """Tokens in the cache."""
         return len(self._entries) * CHUNK
 
-    def keeps(self, digest: bytes) -> bool:
-        """Whether a chunk that was just computed should be put in."""
-        return self._most > 0 and digest not in self._entries
+    def keeps(self, digest: bytes, place: int) -> bool:
+        """Whether the chunk at this place of a prompt, just computed, should be put in.
+
+        A chunk for which its own beginning would have to go should not.
+        """
+        return place < self._most and digest not in self._entries
 
     def get(self, digest: bytes, tokens: Sequence[int]) -> Entry | None:
         """Return a chunk, or None. The tokens must be equal too, not only their digest."""
         entry = self._entries.get(digest)
-        return None if entry is None or entry.tokens != tuple(tokens) else entry
+        if entry is None or entry.tokens != tuple(tokens):
+            return None
+        self._entries.move_to_end(digest)
+        return entry
 
     def touch(self, chain: Sequence[bytes]) -> None:
         """Mark the chunks of a prompt as used, its first chunk last.

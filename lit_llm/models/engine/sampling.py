@@ -17,7 +17,6 @@ from torch import Tensor
 from lit_llm.models.engine.requests import GeneratedToken, SamplingSettings
 from lit_llm.models.generation.sampling import GREEDY_BELOW
 
-
 MOST_LOGPROBS = 20
 """Largest number of alternatives that a token is reported with, as in OpenAI's API."""
 
@@ -114,7 +113,9 @@ def _penalize(logits_RV: Tensor, rows: Sequence[SamplingRow]) -> None:
         if (s.presence_penalty or s.frequency_penalty) and row.answer:
             answered = sorted(row.answer)
             counts = logits_V.new_tensor([row.answer[token] for token in answered])
-            logits_V[_index(logits_V, answered)] -= s.presence_penalty + s.frequency_penalty * counts
+            logits_V[_index(logits_V, answered)] -= (
+                s.presence_penalty + s.frequency_penalty * counts
+            )
         if s.logit_bias:
             biased = sorted(s.logit_bias)
             values = logits_V.new_tensor([s.logit_bias[token] for token in biased])

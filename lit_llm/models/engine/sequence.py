@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from lit_llm.models.engine.grammar import GrammarState
 from lit_llm.models.engine.requests import FinishReason, GenerationRequest, OnEvent
 from lit_llm.models.engine.slots import CHUNK, chunks_of
 
@@ -31,6 +32,8 @@ class Sequence:
     preempted_by: set[Sequence] = field(default_factory=set)
     digests: list[bytes] | None = None
     """Of the prompt's chunks; computed when they are first needed."""
+    grammar: GrammarState | None = None
+    """How far the answer has got in the request's grammar, from its first token on."""
     cancelled: bool = False
     """Set by any thread."""
     finished: FinishReason | None = None

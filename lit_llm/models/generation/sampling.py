@@ -13,7 +13,6 @@ from torch import Tensor
 
 from lit_llm.settings.ranges import SAMPLING, check_ranges
 
-
 GREEDY_BELOW = 1e-5
 """Below this temperature the most likely token is taken, as in vLLM.
 
