@@ -69,9 +69,9 @@ class MixedAdapters:
                 self._layers.setdefault(layer, {})[name] = _LayerUpdate(update, scale)
         for layer, updates in self._layers.items():
             linear = model.get_submodule(layer)
-            for update in updates.values():
-                update.to(model.embed.weight.device)
-                pack_linears(update)
+            for module in updates.values():
+                module.to(model.embed.weight.device)
+                pack_linears(module)
             linear.register_forward_hook(self._hook(updates))
 
     def route(self, adapters: Sequence[str | None], device: torch.device) -> None:

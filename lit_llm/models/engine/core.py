@@ -176,7 +176,7 @@ class Engine:
                 x_C = self._chunk(sequence)
                 if x_C is not None:
                     ready.append((sequence, x_C))
-        for some in _blocks(plan.answers):
+        for some in _blocks(sorted(plan.answers, key=self._place)):
             with self._ends_on_error(some):
                 ready += self._answers(some)
         rows = []
@@ -243,7 +243,9 @@ class Engine:
 
     def _answers(self, sequences: list[Running]) -> list[tuple[Running, Tensor]]:
         """Compute one token of each answer; return those whose next token is not known yet."""
-        rows = [Row(s.capacity, self.table.index(s, s.capacity), s.computed) for s in sequences]
+        # Slots may have moved since the blocks were made: a request that failed has freed one.
+        sequences.sort(key=self._place)
+        rows = [Row(*self._place(s), s.computed) for s in sequences]
         ids = [[s.tokens[s.computed]] for s in sequences]
         ids += [[0]] * (-len(ids) % ROW_STEP)
         view = AnswerView(self.memory, rows, len(ids))
@@ -324,7 +326,10 @@ class Engine:
             log.error("a caller's on_event raised", exc_info=error)
             sequence.cancelled = True
 
-    # What the scheduler does to the tensors
+    # Slots
+
+    def _place(self, sequence: Running) -> tuple[int, int]:
+        return sequence.capacity, self.table.index(sequence, sequence.capacity)
 
     def _taken(self, capacity: int) -> None:
         used = {each: self.table.count(each) for each in self.table.capacities}

@@ -22,7 +22,7 @@ class Plan:
     chunks: list[Sequence] = field(default_factory=list)
     """Sequences that compute a chunk of their prompts, one chunk for each time they are listed."""
     answers: list[Sequence] = field(default_factory=list)
-    """Sequences that compute one token, ordered by their slots."""
+    """Sequences that compute one token."""
 
 
 class Scheduler:
@@ -82,9 +82,7 @@ class Scheduler:
             answering = sequence.capacity and not sequence.waits_for_prompt
             if answering and self._has_room(sequence):
                 answers.append(sequence)
-        answers = [s for s in answers if s.capacity]
-        answers.sort(key=lambda s: (s.capacity, self.table.index(s, s.capacity)))
-        return Plan(self._chunks(), answers)
+        return Plan(self._chunks(), [s for s in answers if s.capacity])
 
     def _urgency(self, sequence: Sequence) -> tuple[int, int]:
         waited = self.step - sequence.served
