@@ -1,4 +1,4 @@
-"""The real SmolLM2-135M-Instruct: same bits in company, the answers of `generate`, and the check."""
+"""The real SmolLM2-135M-Instruct: same bits in company, `generate`'s answers, and the check."""
 
 from __future__ import annotations
 
