@@ -1,19 +1,25 @@
 """Chat templates of other people's models: does ours send, and train on, what transformers sends?
 
-    pip install --no-deps --target /tmp/trl trl==1.16.0  # its folder of 41 templates is all that is
-    needed python benchmarks/chat_templates.py --templates /tmp/trl/trl/chat_templates  # a minute
-    python benchmarks/chat_templates.py --dry-run  # our own small templates of the same kinds, in
-    tests/data
+    pip install --no-deps --target trl trl==1.16.0  # its folder of 41 templates is all that is used
+    python benchmarks/chat_templates.py --templates trl/trl/chat_templates  # half a minute
+    python benchmarks/chat_templates.py --dry-run  # our own small ones, in tests/data/templates
 
-For every template and nine conversations: the prompt before each answer has the text and the ids of
-transformers' ``apply_chat_template(..., add_generation_prompt=True)``; in training the last answer
-has this prompt as its context, its words and the token that ends the turn are learnt, and earlier
-answers are learnt or counted as left out. Where transformers' template refuses a conversation, ours
-must too. A conversation whose answer the template would leave out without a word (thoughts or tool
-calls that it does not know) must be refused by name.
+For every template and eleven conversations: the prompt before each answer has the text and the ids
+of transformers' ``apply_chat_template(..., add_generation_prompt=True)``; in training every answer
+has this prompt as its context, its words and the token that ends the turn are learnt, no path is
+without a learnt token, and answers that cannot be learnt are counted as left out. Where
+transformers' template refuses a conversation, ours must too. A conversation is refused by name if
+the template would leave out a part of it without a word (thoughts or tool calls that it does not
+know); a refusal counts as a failure unless that part is missing from transformers' text too.
+
+Thinking is turned off with the template's own switch. A template without one gets none, and
+conversations of text alone are checked of templates that take images too.
 
 Two tokenizers are used: a byte-level one, and a SentencePiece-like one that puts a space mark
 before a text. Both get the control tokens that the template spells.
+
+Beside it stands what TRL's ``assistant_only_loss`` has without its patched copy of a template: the
+mask of transformers' ``return_assistant_tokens_mask``, which needs ``{% generation %}`` marks.
 """
 
 from __future__ import annotations
@@ -26,6 +32,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import transformers
 from record import write_result
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
@@ -88,12 +95,15 @@ _WEATHER = [_user("Is it raining in Oslo?"), _assistant(None, tool_calls=[_call(
 CONVERSATIONS: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]] | None]] = {
     "one turn": (_ONE, None),
     "two turns": ([*_ONE, _user("And 3+3?"), _assistant("Six.\n\nIs that all?")], None),
+    "many turns": ([*_ONE, _user("And 3+3?"), _assistant("Six."), _user("And 4+4?"),
+                    _assistant("Eight."), _user("5+5?"), _assistant("Ten.")], None),
     "system": ([{"role": "system", "content": "Be brief."}, *_ONE, _user("Sure?"),
                 _assistant("Sure.")], None),
     "last turn the user's": ([*_ONE, _user("And 3+3?")], None),
     "reasoning": ([_user("2+2?"), _assistant("4", reasoning_content="Add two and "
                                                                     "two."), _user("3+3?"),
                    _assistant("6", reasoning_content="Add three and three.")], None),
+    "thinking off": ([*_ONE, _user("And 3+3?"), _assistant("Six.")], None),
     "tool call": (_WEATHER, _TOOLS),
     "parallel tool calls": ([_user("Oslo or Rome?"),
                              _assistant(None, tool_calls=[_call("Oslo", 1), _call("Rome", 2)]),
@@ -150,8 +160,17 @@ def sentencepiece_like(control: list[str]) -> Backend:
 TOKENIZERS = {"byte-level": byte_level, "sentencepiece-like": sentencepiece_like}
 
 
+def arguments_of(name: str, source: str) -> dict[str, Any]:
+    """The template's arguments for this conversation."""
+    tools = CONVERSATIONS[name][1]
+    arguments: dict[str, Any] = {} if tools is None else {"tools": tools}
+    if name == "thinking off" and "enable_thinking" in source:
+        arguments["enable_thinking"] = False
+    return arguments
+
+
 def their_prompt(
-    theirs: Any, messages: list[dict[str, Any]], tools: list | None, expected: str
+    theirs: Any, messages: list[dict[str, Any]], arguments: dict[str, Any], expected: str
 ) -> tuple[str, list[int]]:
     """(text, ids) of transformers' prompt.
 
@@ -167,7 +186,7 @@ def their_prompt(
                 call["function"]["arguments"] = json.dumps(call["function"]["arguments"])
             if as_parts and message["content"] is not None:
                 message["content"] = [{"type": "text", "text": message["content"]}]
-        how = {"tools": tools, "add_generation_prompt": True}
+        how = {**arguments, "add_generation_prompt": True}
         try:
             text = theirs.apply_chat_template(given, tokenize=False, **how)
         except Exception as error:  # templates raise what they like
@@ -186,11 +205,12 @@ class Refused(Exception):
     """transformers' template raises."""
 
 
-def check(chat: ChatFormat, theirs: Any, messages: list[dict[str, Any]], tools: list | None) -> str:
+def check(
+    chat: ChatFormat, theirs: Any, messages: list[dict[str, Any]], arguments: dict[str, Any]
+) -> str:
     """ "ok", "ok N/M" (answers learnt), "ok alone" (transformers refuses), "refused: why", "refused
     there: why" (by both), or "FAILED: why".
     """
-    arguments = {} if tools is None else {"tools": tools}
     prompts, known = {}, True
     ends = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     for end in [*ends, *([] if messages[-1]["role"] == "assistant" else [len(messages)])]:
@@ -198,15 +218,15 @@ def check(chat: ChatFormat, theirs: Any, messages: list[dict[str, Any]], tools: 
             ours: list[int] | None = chat.prompt_ids(messages[:end], arguments)
             text = chat.render(messages[:end], True, arguments)
         except UserError as error:
-            ours, text, refusal = None, "", str(error)
+            ours, text, refusal = None, "", error
         try:
-            their_text, prompts[end] = their_prompt(theirs, messages[:end], tools, text)
+            their_text, prompts[end] = their_prompt(theirs, messages[:end], arguments, text)
         except Refused as error:
             if ours is None:
                 return f"refused there: {error}"
             their_text, prompts[end], known = text, ours, False
         if ours is None:
-            return f"refused: {refusal}"
+            return _refusal(refusal, theirs, messages, arguments)
         if text != their_text:
             return f"FAILED: another text of the prompt before message {end + 1}"
         if ours != prompts[end]:
@@ -215,20 +235,68 @@ def check(chat: ChatFormat, theirs: Any, messages: list[dict[str, Any]], tools: 
         coded = chat.encode_conversation(messages, arguments)
         targets = chat.targets(messages, arguments)
     except UserError as error:
-        return f"refused: {error}"
-    last = targets[-1]
-    if any(target.context != prompts[target.turn] for target in targets):
-        return "FAILED: the context of an answer is not transformers' prompt"
-    ids, learnt_ids = (array.tolist() for array in coded.paths[0])
-    context, whole = prompts[last.turn], last.context + last.answer
-    if ids[: len(whole)] != whole:
-        return "FAILED: the first path does not begin with the last answer and its context"
-    if not all(learnt_ids[len(context) : len(whole)]) or not all(last.learnt):
-        return "FAILED: the last answer is not learnt"
-    if not chat.tokenizer.is_control(last.answer[-1]):
-        return "FAILED: no token that ends the last answer is learnt"
-    learnt = f" {coded.answers - coded.left_out}/{coded.answers}" if coded.left_out else ""
+        return _refusal(error, theirs, messages, arguments)
+    if len(targets) != coded.answers - coded.left_out:
+        return "FAILED: an answer is neither learnt nor counted as left out"
+    paths = [(path.ids.tolist(), path.learnt.tolist()) for path in coded.paths]
+    if not all(any(learnt) for _, learnt in paths):
+        return "FAILED: a path has no learnt token"
+    for target in targets:
+        number, begin = target.turn + 1, len(target.context)
+        whole = target.context + target.answer
+        if target.context != prompts[target.turn]:
+            return f"FAILED: the context of message {number} is not transformers' prompt"
+        if not any(
+            ids[: len(whole)] == whole and all(learnt[begin : len(whole)]) for ids, learnt in paths
+        ):
+            return f"FAILED: no path learns message {number} behind its context"
+        if target.answer[-1] not in chat.stop_ids:
+            return f"FAILED: no token that ends message {number} is learnt"
+    learnt = f" {len(targets)}/{coded.answers}" if coded.left_out else ""
     return f"ok{learnt}" if known else f"ok{learnt} alone"
+
+
+def _refusal(
+    error: UserError, theirs: Any, messages: list[dict[str, Any]], arguments: dict[str, Any]
+) -> str:
+    """ "refused: why" if transformers' text of some answer lacks a part, else "FAILED: why"."""
+    for end in range(1, len(messages) + 1):
+        last = messages[end - 1]
+        try:
+            prompt = their_prompt(theirs, messages[: end - 1], arguments, "")[0] if end > 1 else ""
+            text = their_prompt(theirs, messages[:end], arguments, "")[0]
+        except Refused:  # it refuses a part of the conversation, and so do we
+            return f"refused: {error}"
+        thoughts = last.get("reasoning_content", "")
+        closed = bool(thoughts) and prompt.rstrip().endswith("</think>")
+        calls = [call["function"]["name"] for call in last.get("tool_calls", [])]
+        schemas = [tool["function"]["description"] for tool in arguments.get("tools", [])]
+        words = [last["content"] or "", thoughts, *calls, *schemas]
+        if closed or not all(word in text for word in words):
+            return f"refused: {error}"
+    return f"FAILED: refused though transformers leaves nothing out: {error}"
+
+
+def masked_by_trl(theirs: Any) -> bool:
+    """Whether the template as it is gives a mask that is not empty.
+
+    TRL's SFTTrainer makes this call for ``assistant_only_loss``.
+    """
+    how = {"return_dict": True, "return_assistant_tokens_mask": True}
+    for messages in (_ONE, [{**m, "content": [{"type": "text", "text": m["content"]}]}
+                            for m in _ONE]):  # fmt: skip
+        try:
+            return any(theirs.apply_chat_template(messages, **how)["assistant_masks"])
+        except jinja2.TemplateError:  # the template takes content in the other form
+            continue
+    return False
+
+
+def their_tokenizer(backend: Backend, source: str) -> Any:
+    """transformers' tokenizer with this template."""
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", chat_template=source
+    )
 
 
 def check_template(source: str) -> dict[str, str]:
@@ -238,13 +306,11 @@ def check_template(source: str) -> dict[str, str]:
     said: dict[str, str] = {}
     for kind, make in TOKENIZERS.items():
         backend = make(control)
-        theirs = transformers.PreTrainedTokenizerFast(
-            tokenizer_object=backend, bos_token="<s>", eos_token="</s>", chat_template=source
-        )
+        theirs = their_tokenizer(backend, source)
         tokenizer = Tokenizer(backend, bos_token="<s>", eos_token="</s>", chat_template=source)
         chat = ChatFormat(tokenizer)
-        for name, (messages, tools) in CONVERSATIONS.items():
-            found = check(chat, theirs, messages, tools)
+        for name, (messages, _) in CONVERSATIONS.items():
+            found = check(chat, theirs, messages, arguments_of(name, source))
             if found.startswith("FAILED") or name not in said:
                 said[name] = f"{found} ({kind})" if found.startswith("FAILED") else found
     return said
@@ -261,9 +327,11 @@ def main() -> None:
     folder = OWN if args.dry_run else args.templates
     if folder is None:
         parser.error("give --templates DIR or --dry-run")
+    transformers.logging.set_verbosity_error()  # it warns of every template without marks
     # Variants that TRL made for its own training stand beside the originals.
     files = [file for file in sorted(folder.glob("*.jinja")) if "_training" not in file.stem]
-    result = {file.stem: check_template(file.read_text(encoding="utf-8")) for file in files}
+    sources = {file.stem: file.read_text(encoding="utf-8") for file in files}
+    result = {name: check_template(source) for name, source in sources.items()}
     print(f"{'template':24}", *(f"{name[:13]:14}" for name in CONVERSATIONS))
     for name, said in result.items():
         print(f"{name:24}", *(f"{text.partition(':')[0]:14}" for text in said.values()))
@@ -274,15 +342,33 @@ def main() -> None:
     failed = [
         name for name, said in result.items() if any(t.startswith("FAILED") for t in said.values())
     ]
+    images = [name for name, source in sources.items() if "image" in source]
+    backend = byte_level(["<s>", "</s>"])
+    trl = [name for name, source in sources.items()
+           if masked_by_trl(their_tokenizer(backend, source))]  # fmt: skip
+    copies = [name for name in sources if (folder / f"{name}_training.jinja").is_file()]
+    print(f"text alone is checked of {len(images)} templates for images: {', '.join(images)}")
     print(
         f"{len(files) - len(failed)} of {len(files)} templates pass; failed: "
         f"{', '.join(failed) or 'none'}"
+    )
+    print(
+        f"TRL masks {len(trl)} of {len(files)} without a patched copy ({', '.join(trl) or 'none'});"
+        f" it has patched copies of {len(copies)}"
     )
     if not args.dry_run:
         print(
             "wrote",
             write_result(
-                "chat_templates", {"templates": result, "passed": len(files) - len(failed)}
+                "chat_templates",
+                {
+                    "templates": result,
+                    "passed": len(files) - len(failed),
+                    "of": len(files),
+                    "for images, checked with text": images,
+                    "masked by TRL without a patched copy": trl,
+                    "patched copies in TRL": len(copies),
+                },
             ),
         )
     if failed:

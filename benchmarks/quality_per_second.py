@@ -6,13 +6,13 @@ by side.
 
 Every contender trains on the same tokens of the same corpus folder for the same time, with its own
 model shape, batch, optimizer and schedule (the peers 4,096 tokens a step in sequences of 512: with
-8,192 nanochat is worse, see docs/decisions.md; ours as in configs/pretrain/quickstart.yaml), and is
-scored by the same function (contenders/bpb.py: windows of 512) on the corpus's validation
-documents: bits per byte, lower is better. Compilation and evaluation are outside the time for all.
-Rounds are interleaved (ours, nanochat, litgpt, ours, ...), so that a machine that slows down slows
-all of them; a round's seed sets initial weights and the order of the data. What counts is the ratio
-within one run of this script: the absolute number moves with the files that a Python version
-happens to ship.
+8,192 nanochat is worse, see docs/decisions.md; ours as in configs/pretrain/quickstart.yaml, and
+"fast" the same with `FAST` of parts.py), and is scored by the same function (contenders/bpb.py:
+windows of 512) on the corpus's validation documents: bits per byte, lower is better. Compilation
+and evaluation are outside the time for all. Rounds are interleaved (ours, nanochat, litgpt, ours,
+...), so that a machine that slows down slows all of them; a round's seed sets initial weights and
+the order of the data. What counts is the ratio within one run of this script: the absolute number
+moves with the files that a Python version happens to ship.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from parts import FAST
 from record import commit, write_result
 
 HERE = Path(__file__).resolve().parent
-CONTENDERS = ("ours", "nanochat", "litgpt")
+CONTENDERS = ("ours", "fast", "nanochat", "litgpt")
 
 
 def prepare(corpus_folder: Path, out: Path) -> dict[str, object]:
@@ -65,17 +66,20 @@ def run_once(
     name: str, args: argparse.Namespace, prepared: Path, seed: int, scratch: Path
 ) -> dict[str, object]:
     """One contender, one seed, in a process of its own."""
-    python = sys.executable if name == "ours" else args.peers_python
+    ours = name in ("ours", "fast")
+    python = sys.executable if ours else args.peers_python
     out = scratch / f"{name}-{seed}.json"
     command = [
         python,
-        HERE / "contenders" / f"{name}_run.py",
+        HERE / "contenders" / ("ours_run.py" if ours else f"{name}_run.py"),
         "--prepared",
         prepared,
         "--seconds",
         args.seconds,
     ]
     command += ["--seed", seed, "--out", out]
+    if name == "fast":
+        command += ["--fields", json.dumps(FAST)]
     if name == "nanochat":
         command += ["--nanochat", args.nanochat.resolve(), "--dtype", args.nanochat_dtype]
         command += ["--lr-scale", args.nanochat_lr_scale, "--head-dim", args.nanochat_head_dim]

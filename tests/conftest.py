@@ -116,6 +116,48 @@ def random_base(corpus: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def bare_base() -> Callable[..., Path]:
+    """Write the directory of a base whose tokenizer has no chat template and no token for one.
+
+    ``bare_base(folder, text, draw, padding, hidden_size=...)``: the tokens are the bytes, the end
+    of text, and what is frequent in ``text``. ``draw(model)`` sets the weights. Embedding and head
+    have ``padding`` rows more than there are tokens.
+    """
+    import torch
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    from lit_llm.models.config import TransformerConfig
+    from lit_llm.models.tokenizer import Tokenizer
+    from lit_llm.models.transformer import Transformer
+
+    def write(
+        folder: Path, text: str, draw: Callable[[Transformer], Any], padding: int = 0, **shape: Any
+    ) -> Path:
+        backend = Backend(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        backend.train_from_iterator([text] * 9, trainers.BpeTrainer(
+            vocab_size=320, special_tokens=["<|endoftext|>"], show_progress=False,
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        ))  # fmt: skip
+        tokenizer = Tokenizer(backend, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
+        torch.manual_seed(3)
+        model = Transformer(
+            TransformerConfig(
+                **shape, vocab_size=tokenizer.vocab_size + padding,
+                bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id,
+            )
+        )  # fmt: skip
+        draw(model)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
 def scripted_model() -> Callable[..., Path]:
     """Write the directory of a model in which every token is always followed by the same one.
 

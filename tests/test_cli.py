@@ -346,7 +346,7 @@ def test_a_checkpoint_that_cannot_continue_this_run_is_refused(
     torch.save(content, "foreign.ckpt")
     check_mistake(
         *fit(config, "--ckpt_path", "foreign.ckpt", capsys=capsys),
-        "not a checkpoint of a PretrainModule",
+        "not a checkpoint of lit_llm.PretrainModule or SFTModule",
     )
 
 
@@ -444,6 +444,17 @@ def test_a_fit_ends_with_what_can_be_done_next(tmp_path: Path, chats: bool, firs
     assert following[0].startswith(first.format(tmp_path))
     assert any(line.startswith(f"lit_llm generate {tmp_path}/final") for line in following)
     assert any(line.startswith("lit_llm fit") for line in following) is not chats
+
+
+def test_a_fit_says_of_which_step_its_model_is(tmp_path: Path) -> None:
+    from lit_llm.fit.command import summary
+
+    (tmp_path / "final").mkdir()
+    state = tmp_path / "final" / "trainer_state.json"
+    for last, said in ((1900, ", of step 1,200; the last one is 1,900)"), (1200, "directory)")):
+        state.write_text(json.dumps({"global_step": 1200, "last_step": last}))
+        line = next(line for line in summary(tmp_path, {}).splitlines() if "model:" in line)
+        assert line.endswith(said)
 
 
 def test_commands_to_copy_are_quoted(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ COMMANDS = ("plan", "evaluate", "chat", "generate", "import", "export", "merge",
 # Their constructors check, so Python and YAML get the same answer.
 CLASSES = ("PretrainModule", "SFTModule", "PretrainDataModule", "InstructionDataModule",
            "TransformerConfig", "LoRAConfig", "Sampling", "Checkpoint", "SpikeGuard",
-           "SampleCallback", "RunReport", "RetentionCheck", "GenerationCheck",
+           "SampleCallback", "RunReport", "ForgettingCheck", "GenerationCheck",
            "LMEvalCallback")  # fmt: skip
 
 

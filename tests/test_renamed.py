@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from lit_llm import FSDP2Strategy, PretrainModule
+from lit_llm import ForgettingCheck, FSDP2Strategy, PretrainModule, RetentionCheck
 from lit_llm.cli import main
 
 
@@ -31,3 +31,9 @@ def test_checkpoints_in_parts() -> None:
         old: dict = vars(FSDP2Strategy(checkpoint="parts"))
     assert old["_sharded"] and vars(FSDP2Strategy())["_sharded"]
     assert not vars(FSDP2Strategy(checkpoint="whole"))["_sharded"]
+
+
+def test_retention_check() -> None:
+    with pytest.warns(UserWarning, match="RetentionCheck is called ForgettingCheck now"):
+        old = RetentionCheck(count=3, max_new_tokens=4)
+    assert isinstance(old, ForgettingCheck) and (old.count, old.max_new_tokens) == (3, 4)

@@ -58,6 +58,9 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--seconds", type=float, default=300.0, help="training time, compilation not counted"
     )
+    parser.add_argument(
+        "--tokens", type=float, help="train on this many tokens, however long that takes"
+    )
     parser.add_argument("--seed", type=int, default=0, help="initial weights and order of the data")
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--tokens-per-step", type=int, default=4096)
@@ -89,7 +92,8 @@ def batches(
 
 
 def run(contender: Contender, prepared: Prepared, args: argparse.Namespace) -> None:
-    """Train for args.seconds and write bits per byte, tokens, steps and the rest to args.out."""
+    """Train for args.seconds, or on args.tokens, and write bits per byte, tokens, steps and the
+    rest to args.out."""
     sequences = args.tokens_per_step // args.seq_len
     began = time.perf_counter()
     warm = batches(prepared.train, sequences, args.seq_len, args.seed)
@@ -108,8 +112,10 @@ def run(contender: Contender, prepared: Prepared, args: argparse.Namespace) -> N
     elapsed = 0.0
     # A step that would end after the time is not begun, so nobody trains for longer than the
     # others.
-    while elapsed + step_seconds <= args.seconds:
-        losses.append(contender.step(*next(stream), len(losses), elapsed / args.seconds))
+    steps = None if args.tokens is None else int(args.tokens // args.tokens_per_step)
+    while len(losses) < steps if steps else elapsed + step_seconds <= args.seconds:
+        progress = len(losses) / steps if steps else elapsed / args.seconds
+        losses.append(contender.step(*next(stream), len(losses), progress))
         elapsed = time.perf_counter() - began
         step_seconds = elapsed / len(losses)
         if len(losses) % 50 == 0:

@@ -8,7 +8,9 @@ shows what the Trainer adds to such a loop.
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
+from typing import Any
 
 import harness
 import torch
@@ -29,11 +31,11 @@ RESOLUTION = 10_000  # the schedule is a function of steps; here of ten-thousand
 class Ours:
     """A PretrainModule's parts without the Trainer."""
 
-    def __init__(self, vocab_size: int, seed: int):
+    def __init__(self, vocab_size: int, seed: int, changed: dict[str, Any]):
         preset = yaml.safe_load(PRESET.read_text())
         model_args = preset["model"]["init_args"]
         torch.manual_seed(seed)
-        fields = {"vocab_size": vocab_size, **model_args["transformer"]}
+        fields = {"vocab_size": vocab_size, **model_args["transformer"], **changed}
         self.model = Transformer(TransformerConfig.from_dict(fields))
         self.dtype = torch.bfloat16 if has_fast_bf16(torch.device("cpu")) else torch.float32
         lr = default_learning_rate("muon_adamw", self.model.config.hidden_size)
@@ -43,7 +45,12 @@ class Ours:
         self.initial = copy.deepcopy(self.model.state_dict())
         parallelize(self.model, compile=True)
         self.parameters = sum(p.numel() for p in self.model.parameters())
-        self.settings = {"precision": str(self.dtype), "preset": PRESET.stem, "learning_rate": lr}
+        self.settings = {
+            "precision": str(self.dtype),
+            "preset": PRESET.stem,
+            "fields": changed,
+            "learning_rate": lr,
+        }
 
     def step(self, inputs: Tensor, targets: Tensor, iteration: int, progress: float) -> float:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
@@ -72,9 +79,12 @@ def main() -> None:
     data = yaml.safe_load(PRESET.read_text())["data"]["init_args"]
     parser = harness.arguments(__doc__.splitlines()[0])
     parser.set_defaults(tokens_per_step=data["global_batch_tokens"], seq_len=data["seq_len"])
+    parser.add_argument(
+        "--fields", type=json.loads, default={}, help="JSON: fields to change in the transformer"
+    )
     args = parser.parse_args()
     prepared = harness.load(args.prepared)
-    harness.run(Ours(len(prepared.token_bytes), args.seed), prepared, args)
+    harness.run(Ours(len(prepared.token_bytes), args.seed, args.fields), prepared, args)
 
 
 if __name__ == "__main__":

@@ -149,6 +149,11 @@ class TokenDataModule(L.LightningDataModule, ABC):
     def tokenizer(self) -> Tokenizer:
         """Tokenizer of the data."""
 
+    @property
+    def serving_tokenizer(self) -> Tokenizer:
+        """The tokenizer that is written beside the weights."""
+        return self.tokenizer
+
     prompt_end = ""
     """Separator between a prompt and its answer where both are shown."""
 
@@ -238,11 +243,11 @@ class TokenDataModule(L.LightningDataModule, ABC):
                     f"step {step}: raise it or leave it out"
                 )
 
-    def step_counts(self, supervised: int | None) -> dict[str, int | None]:
+    def step_counts(self, supervised: float | None) -> dict[str, float | None]:
         """Token and micro-batch counts of an optimizer step, for its training batches.
 
         Args:
-            supervised: supervised tokens of the step over all ranks.
+            supervised: supervised tokens of the step over all ranks, or the sum of their weights.
         """
         return {
             "step_tokens": supervised,

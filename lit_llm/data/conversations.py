@@ -24,7 +24,7 @@ from lit_llm.data.rows.mixing import contributions, repeated, spread
 from lit_llm.data.rows.policy import RowPolicy
 from lit_llm.data.rows.row_files import GENERAL, Sources, file_key, files_of, read_rows, weights_of
 from lit_llm.data.rows.segments import Segments, encode_segments
-from lit_llm.data.rows.shapes import group_of, split_of
+from lit_llm.data.rows.shapes import group_of, split_of, weight_of
 from lit_llm.data.rows.splits import held_out
 from lit_llm.data.rows.too_long import fit
 from lit_llm.data.trees import TREE_ARRAYS, TokenPath, Tree, trees_of
@@ -32,7 +32,8 @@ from lit_llm.errors import UserError
 from lit_llm.io.atomic import sync, workspace_beside
 
 _LONGEST_QUESTION = 500  # characters of a text without turns that the manifest holds
-_FORMAT = 5  # version of the cached files; raise it when their format or encoding changes
+_WEIGHTS = "weights"  # array that is there only if some label weighs other than 0 and 1
+_FORMAT = 6  # version of the cached files; raise it when their format or encoding changes
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Conversations:
     Attributes:
         input_ids, labels, until, position: arrays of all trees, concatenated; int32 (tokens,).
         offsets: int64 (trees + 1,), start of each tree, and the end.
+        weights: weights of all labels, float32 (tokens,), see `Tree`; None: all learnt labels weigh
+            1.
     """
 
     input_ids: np.ndarray
@@ -52,6 +55,7 @@ class Conversations:
     until: np.ndarray
     position: np.ndarray
     offsets: np.ndarray
+    weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -62,7 +66,13 @@ class Conversations:
     def __getitem__(self, index: int) -> Tree:
         """One tree."""
         part = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
-        return Tree(self.input_ids[part], self.labels[part], self.until[part], self.position[part])
+        return Tree(
+            self.input_ids[part],
+            self.labels[part],
+            self.until[part],
+            self.position[part],
+            None if self.weights is None else self.weights[part],
+        )
 
     @property
     def lengths(self) -> np.ndarray:
@@ -73,6 +83,16 @@ class Conversations:
     def supervised(self) -> np.ndarray:
         """Learnt labels of each tree, int64 (trees,)."""
         return np.add.reduceat(self.labels != IGNORE, self.offsets[:-1], dtype=np.int64)
+
+    @property
+    def weight_sums(self) -> np.ndarray:
+        """What the losses of each tree are divided by: its labels' weights, float64 (trees,).
+
+        Without weights it is `supervised`, int64.
+        """
+        if self.weights is None:
+            return self.supervised
+        return np.add.reduceat(self.weights, self.offsets[:-1], dtype=np.float64)
 
     @cached_property
     def branches(self) -> bool:
@@ -155,7 +175,7 @@ def encoded_conversations(
     if (output / "datacard.json").is_file():
         return output, True
     output.parent.mkdir(parents=True, exist_ok=True)
-    with workspace_beside(output, progress=False) as workspace:
+    with workspace_beside(output) as workspace:
         if (output / "datacard.json").is_file():
             return output, True
         encoded = _Encoded(row_format, chat, seq_len, bad_rows, policy, share_prefixes)
@@ -179,10 +199,10 @@ def encoded_conversations(
 
 def load_conversations(folder: Path, split: str) -> Conversations:
     """Load one split of an encoded folder, memory-mapped."""
-    parts = [
-        np.load(folder / f"{split}.{name}.npy", mmap_mode="r") for name in (*TREE_ARRAYS, "offsets")
-    ]
-    return Conversations(*parts)
+    files = {name: folder / f"{split}.{name}.npy" for name in (*TREE_ARRAYS, "offsets", _WEIGHTS)}
+    if not files[_WEIGHTS].is_file():
+        del files[_WEIGHTS]
+    return Conversations(**{name: np.load(file, mmap_mode="r") for name, file in files.items()})
 
 
 @dataclass
@@ -220,6 +240,7 @@ class _Encoded:
         self._other_split: Counter[str] = Counter()
         self._too_long: Counter[str] = Counter()
         self._contaminated: Counter[str] = Counter()
+        self._weightless = 0
         self._columns: set[str] = set()  # names of `RowPolicy.columns` that some row has
         self._by_source: dict[str, dict[str, int]] = {}
 
@@ -276,6 +297,10 @@ class _Encoded:
         self, row: dict[str, Any], place: str, split: str | None, source: str
     ) -> _Example | None:
         """Encode a row; None if it is longer than a row and dropped."""
+        weight = weight_of(row)
+        if weight == 0:
+            self._weightless += 1
+            return None
         made = self._format.format_example(row)
         messages: list[Message] | None = None
         arguments: dict[str, Any] = {}
@@ -290,11 +315,11 @@ class _Encoded:
             check_answers(messages)
             asked = [text_of(message) for message in messages if message["role"] == "user"]
             question, prompt, said = (asked or [""])[0], _prompt_of(messages), messages
+        coded = coded._replace(paths=[path.times(weight) for path in coded.paths])
         if not any(path.learnt[1:].any() for path in coded.paths):
             raise UserError("no supervised token: the assistant says nothing")
-        fitted = fit(
-            coded, self._seq_len + 1, self._policy.too_long, self._chat, messages, arguments
-        )
+        size, policy = self._seq_len + 1, self._policy.too_long
+        fitted = fit(coded, size, policy, self._chat, messages, arguments, weight)
         self._too_long.update(
             cut=fitted.cut, shortened=fitted.turns > 0, turns_left_off=fitted.turns
         )
@@ -384,6 +409,7 @@ class _Encoded:
         return {
             "too_long": {key: self._too_long[key] for key in counted},
             "contaminated": dict(self._contaminated),
+            "rows_of_weight_0": self._weightless,
             "sources": self._by_source,
         }
 
@@ -397,6 +423,7 @@ class _Encoded:
                 for path in example.paths:
                     content.update(path.ids.tobytes())
                     content.update(path.learnt.tobytes())
+                    content.update(b"" if path.weights is None else path.weights.tobytes())
                 content.update(split.encode())
                 tokens = sum(len(tree) + 1 for tree in example.trees)
                 counts[split].update(
@@ -410,6 +437,7 @@ class _Encoded:
                     truncated=example.truncated,
                     answers=example.answers,
                     answers_left_out=example.left_out,
+                    weighted=any(tree.weights is not None for tree in example.trees),
                 )
                 line = {**example.line, "split": split, "tokens": tokens}
                 line["trees"] = len(example.trees)
@@ -424,6 +452,9 @@ class _Encoded:
             for name in TREE_ARRAYS:
                 array = np.concatenate([getattr(tree, name) for tree in trees])
                 np.save(folder / f"{split}.{name}.npy", array)
+            if any(tree.weights is not None for tree in trees):
+                array = np.concatenate([tree.all_weights for tree in trees])
+                np.save(folder / f"{split}.{_WEIGHTS}.npy", array)
             offsets = np.cumsum([0, *map(len, trees)]).astype(np.int64)
             np.save(folder / f"{split}.offsets.npy", offsets)
         return {
@@ -444,16 +475,20 @@ class _Encoded:
             words.append(f"{self._dropped.total()} are bad, {count} of them because: {reason}")
         if self._too_long["dropped"]:
             words.append(
-                f"{self._too_long['dropped']} are longer than data.seq_len={self._seq_len} allows"
+                f"{self._too_long['dropped']} are longer than data.seq_len={self._seq_len} allows; "
+                "raise it, or take data.too_long=cut"
             )
+        if self._weightless:
+            words.append(f"{self._weightless} have the weight 0")
         if self._contaminated:
             words.append(f"{self._contaminated.total()} share words with evaluation items")
         if self._other_split:
             words.append(f"{self._other_split.total()} belong to the other split")
-        words.append(
-            "give rows with at least two different questions (near-duplicates and rows of one "
-            'group count as one), rows with "split", or data.validation'
-        )
+        if self._examples:
+            words.append(
+                "give rows with at least two different questions (near-duplicates and rows of one "
+                'group count as one), rows with "split", or data.validation'
+            )
         return "; ".join(words)
 
 

@@ -18,7 +18,11 @@ from lit_llm.corpus.reading.rows import json_rows
 from lit_llm.data.base import TokenDataModule
 from lit_llm.data.blocks import IGNORE
 from lit_llm.data.chat.chat_format import ChatFormat
-from lit_llm.data.chat.shipped_templates import template_source
+from lit_llm.data.chat.chat_tokenizer import (
+    ChatTokenizer,
+    chat_tokenizer,
+    with_turn_end_as_eos,
+)
 from lit_llm.data.chat.stopping import learns_to_stop
 from lit_llm.data.chat.template import Message
 from lit_llm.data.conversations import (
@@ -36,6 +40,7 @@ from lit_llm.data.rows.row_files import GENERAL, weights_of
 from lit_llm.data.rows.segments import Segments, segments_of
 from lit_llm.data.rows.shapes import template_arguments, to_messages
 from lit_llm.errors import UserError
+from lit_llm.models.added_tokens import check_tokens
 from lit_llm.models.hub.huggingface import read_json
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.settings.checks import check_types, plain_paths
@@ -58,8 +63,9 @@ class PackedRows(Dataset):
     A sample is {"input_ids", "labels", "document_ids", "sample_id"}, the first three int64
     (length,). Labels are the next tokens where the assistant writes, and -100 elsewhere.
     document_ids number the row's trees from 0 and are -1 in the padding. If any tree of the data
-    set has branches, a sample also has "until" and "position", int64 (length,), see `Forest`. With
-    ``token_bytes``, a sample also has "label_bytes".
+    set has branches, a sample also has "until" and "position", int64 (length,), see `Forest`. If
+    any label of the data set weighs other than 0 and 1, a sample also has "label_weights", float32
+    (length,). With ``token_bytes``, a sample also has "label_bytes".
 
     Args:
         conversations: the trees.
@@ -96,12 +102,14 @@ class PackedRows(Dataset):
         )
         # A token of the padding is a tree of its own.
         until, position = np.arange(1, self.length + 1), np.zeros(self.length, np.int64)
-        at = 0
+        weights, at = np.zeros(self.length, np.float32), 0
         for number, place in enumerate(self.rows[index] if index < len(self.rows) else []):
             tree = self.conversations[place]
             here = slice(at, at + len(tree))
             ids[here], labels[here], documents[here] = tree.input_ids, tree.labels, number
             until[here], position[here] = tree.until + at, tree.position
+            if self.conversations.weights is not None:
+                weights[here] = tree.weights
             at = here.stop
         sample = {
             "input_ids": ids,
@@ -111,6 +119,8 @@ class PackedRows(Dataset):
         }
         if self.conversations.branches:
             sample |= {"until": until, "position": position}
+        if self.conversations.weights is not None:
+            sample["label_weights"] = weights
         if self.token_bytes is not None:
             sample["label_bytes"] = np.where(
                 labels == IGNORE, 0, self.token_bytes[np.maximum(labels, 0)]
@@ -124,8 +134,9 @@ class InstructionDataModule(TokenDataModule):
     A training batch is {"input_ids", "labels", "document_ids": int64 (micro_batch_size, seq_len),
     "sample_id": int64 (micro_batch_size,), "step_tokens": int, "step_micro_batches": int}; see
     `PackedRows`. step_tokens is the number of supervised tokens of the whole optimizer step over
-    all ranks and micro-batches; step_micro_batches is the number of these micro-batches. A summed
-    loss divided by step_tokens gives each token the same weight, whatever the lengths of the
+    all ranks and micro-batches, or the sum of their weights (float) if the batch has
+    "label_weights"; step_micro_batches is the number of these micro-batches. A summed loss divided
+    by step_tokens gives each token the same weight, or its own, whatever the lengths of the
     examples. The order is a pure function of (seed, optimizer step).
 
     Override ``format_example`` in a subclass for rows of another format, and ``template_arguments``
@@ -163,7 +174,12 @@ class InstructionDataModule(TokenDataModule):
         tokenizer: a tokenizer.json, or a folder or GGUF file with one. None: the tokenizer of the
             module's ``init_from``.
         chat_template: a Jinja file, the name of one of the tokenizer's templates, or one of the
-            package's (chatml, llama3, gemma, plain). None: the tokenizer's default template.
+            package's (chatml, hermes, llama3, gemma, plain). None: the tokenizer's default one.
+            Control tokens that the package's templates need and the tokenizer lacks are added.
+        add_tokens: tokens to add to the tokenizer, and to the vocabulary of the module's
+            ``init_from``. Those in angle or square brackets become control tokens, which only chat
+            templates and ``segments`` write; any other is found in text. A token that the tokenizer
+            has is told and not added.
         seq_len: tokens per row; for longer examples see ``too_long``.
         micro_batch_size: rows per device and forward pass.
         global_batch_tokens: tokens in the rows of an optimizer step over all devices; accumulation
@@ -232,6 +248,7 @@ class InstructionDataModule(TokenDataModule):
         mixing: Mixing | dict[str, float] = "concat",
         source_caps: int | dict[str, int] | None = None,
         decontaminate: str | list[str] | None = None,
+        add_tokens: list[str] | None = None,
     ):
         check_types("data", InstructionDataModule.__init__, locals())
         check_replaced(InstructionDataModule.__init__, locals(), "data.")
@@ -253,6 +270,8 @@ class InstructionDataModule(TokenDataModule):
             validation_fraction,
         )
         self.tokenizer_path, self.chat_template = tokenizer, chat_template
+        self.add_tokens = list(add_tokens or ())
+        check_tokens(self.add_tokens)
         self.epochs, self.packing, self.bad_rows = epochs, packing, bad_rows
         self.min_steps = min_steps
         self.rehearsal, self.share_prefixes = rehearsal, share_prefixes
@@ -308,13 +327,33 @@ class InstructionDataModule(TokenDataModule):
         """
         return template_arguments(row)
 
-    @cached_property
+    @property
     def tokenizer(self) -> Tokenizer:
         """Tokenizer of the setting ``tokenizer``, or of the checkpoint that the module starts from.
 
-        It includes ``chat_template``, and its `stop_ids` include the token that ends a turn. The
-        run saves it beside the weights, so that a server renders and stops as in training.
+        It includes ``chat_template`` and ``add_tokens``, and its `stop_ids` include the token that
+        ends a turn. The run saves it beside the weights, so that a server renders and stops as in
+        training; see `serving_tokenizer`.
         """
+        return self._tokenizers.tokenizer
+
+    @property
+    def base_tokenizer(self) -> Tokenizer:
+        """The tokenizer before tokens were added to it."""
+        return self._tokenizers.base
+
+    @property
+    def added_tokens(self) -> dict[str, int]:
+        """Tokens that the base's tokenizer does not have, with their ids."""
+        return self._tokenizers.added
+
+    @property
+    def serving_tokenizer(self) -> Tokenizer:
+        """The tokenizer that is written beside the weights: its eos is the turn's end."""
+        return with_turn_end_as_eos(self.chat)
+
+    @cached_property
+    def _tokenizers(self) -> ChatTokenizer:
         path = self.tokenizer_path
         if path is None and self.trainer is not None:
             path = self.trainer.lightning_module.hparams.get("init_from")
@@ -322,13 +361,7 @@ class InstructionDataModule(TokenDataModule):
             raise UserError(
                 "data.tokenizer is needed: the model does not start from a directory that has one"
             )
-        tokenizer = Tokenizer.from_pretrained(path)
-        if self.chat_template is not None:
-            tokenizer.chat_template = template_source(self.chat_template, tokenizer)
-            # Otherwise transformers would use "tool_use" for messages with tools
-            tokenizer.named_templates = {}
-        tokenizer.add_stop_ids(ChatFormat(tokenizer).stop_ids)
-        return tokenizer
+        return chat_tokenizer(path, self.chat_template, self.add_tokens)
 
     @cached_property
     def chat(self) -> ChatFormat:
@@ -412,6 +445,11 @@ class InstructionDataModule(TokenDataModule):
                 f"sharing: {computed:,} tokens hold what {apart:,} would in separate examples, "
                 f"because answers of a conversation have their beginning in common"
             )
+        if weighted := sum(split["weighted"] for split in splits.values()):
+            rank_zero_info(
+                f"{weighted:,} examples have labels with a weight other than 0 and 1: losses are "
+                "weighted means"
+            )
         for line in left_out_of(card):
             rank_zero_info(line)
         if others := card["rows_of_the_other_split"]:
@@ -438,10 +476,10 @@ class InstructionDataModule(TokenDataModule):
         self._make_steps(len(rows))
         self.steps = -(-len(rows) // self.rows_per_step)
         self._report_length(len(examples))
-        in_example = examples.supervised
+        in_example = examples.weight_sums
         # Rows of the last step may be empty.
-        in_row = np.zeros(self.steps * self.rows_per_step, np.int64)
-        in_row[: len(rows)] = [int(in_example[row].sum()) for row in rows]
+        in_row = np.zeros(self.steps * self.rows_per_step, in_example.dtype)
+        in_row[: len(rows)] = [in_example[row].sum() for row in rows]
         self.supervised_tokens = in_row.reshape(self.steps, self.rows_per_step).sum(1)
         self.configure_trainer(validations=5)
 
@@ -509,7 +547,7 @@ class InstructionDataModule(TokenDataModule):
                 key: value[:, :used] if value.ndim == 2 else value for key, value in batch.items()
             }
         step = int(batch["sample_id"][0]) // self.rows_per_step
-        return {**batch, **self.step_counts(int(self.supervised_tokens[step]))}
+        return {**batch, **self.step_counts(self.supervised_tokens[step].item())}
 
     def val_dataloader(self) -> DataLoader:
         """The validation examples, packed, distributed over the ranks."""
@@ -554,7 +592,10 @@ class InstructionDataModule(TokenDataModule):
         was ``must_stay``.
         """
         content = read_json(self.datacard_file)["content"]
+        # Checkpoints from before this setting have no such entry.
+        tokens = {"add_tokens": self.add_tokens} if self.add_tokens else {}
         return {
+            **tokens,
             "sources": content,
             "seq_len": self.seq_len,
             "seed": self.seed,

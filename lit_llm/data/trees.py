@@ -8,42 +8,81 @@ and a tree has exactly the labels of its texts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from lit_llm.data.blocks import IGNORE
 
 
 class TokenPath(NamedTuple):
-    """A text from the root of a tree: token ids, int32 (n,), and which are learnt, bool (n,)."""
+    """A text from the root of a tree.
+
+    Attributes:
+        ids: token ids, int32 (n,).
+        learnt: which tokens are learnt, bool (n,).
+        weights: weight of each learnt token in the loss, float32 (n,), 0 for the others. None: all
+            learnt tokens weigh 1.
+    """
 
     ids: np.ndarray
     learnt: np.ndarray
+    weights: np.ndarray | None = None
+
+    @classmethod
+    def weighted(cls, ids: Sequence[int] | np.ndarray, weights: ArrayLike) -> TokenPath:
+        """The text whose tokens with a weight above 0 are learnt."""
+        weights = np.asarray(weights, np.float32)
+        learnt = weights > 0
+        plain = bool((weights[learnt] == 1).all())
+        return cls(np.asarray(ids, np.int32), learnt, None if plain else weights)
+
+    @property
+    def all_weights(self) -> np.ndarray:
+        """Weight of each token, float32 (n,)."""
+        return self.learnt.astype(np.float32) if self.weights is None else self.weights
+
+    def times(self, factor: float) -> TokenPath:
+        """The text with its weights multiplied by ``factor``, which is above 0."""
+        return self if factor == 1 else TokenPath.weighted(self.ids, self.all_weights * factor)
+
+    def cut(self, size: int) -> TokenPath:
+        """The first ``size`` tokens."""
+        return TokenPath.weighted(self.ids[:size], self.all_weights[:size])
 
 
 @dataclass(frozen=True)
 class Tree:
-    """A token tree in depth-first order; all arrays are int32 (n,).
+    """A token tree in depth-first order; the arrays are int32 (n,), weights float32.
 
     Attributes:
         input_ids: tokens.
         labels: next token of each token on its path, -100 where it is not learnt.
         until: place in the tree where the subtree of the token's node ends.
         position: distance from the root.
+        weights: weight of each label in the loss, 0 where it is not learnt. None: all learnt labels
+            weigh 1.
     """
 
     input_ids: np.ndarray
     labels: np.ndarray
     until: np.ndarray
     position: np.ndarray
+    weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    @property
+    def all_weights(self) -> np.ndarray:
+        """Weight of each label, float32 (n,)."""
+        return (self.labels != IGNORE).astype(np.float32) if self.weights is None else self.weights
 
-TREE_ARRAYS = tuple(field.name for field in fields(Tree))
+
+TREE_ARRAYS = ("input_ids", "labels", "until", "position")
+"""The arrays of a tree that are always there."""
 
 
 def trees_of(paths: Sequence[TokenPath], capacity: int) -> list[Tree]:
@@ -51,24 +90,26 @@ def trees_of(paths: Sequence[TokenPath], capacity: int) -> list[Tree]:
 
     A text of n tokens takes n - 1: its last token is only a label. Texts that do not fit into the
     tree begin another one, which repeats what they have in common with the first. What is learnt in
-    one tree is not learnt again in another.
+    one tree is not learnt again in another. A token that several texts learn has the largest of
+    their weights.
 
     Args:
         paths: texts of at most capacity + 1 tokens, two or more tokens each.
         capacity: most tokens in a tree.
     """
     texts = sorted(paths, key=lambda path: path.ids.tolist())
-    builder = _Builder(max(len(ids) for ids, _ in texts))
-    before = texts[0][0][:0]
-    for ids, learnt in texts:
+    builder = _Builder(max(len(path.ids) for path in texts))
+    before = texts[0].ids[:0]
+    for path in texts:
+        ids, weights = path.ids, path.all_weights
         shared = _common(before, ids)
-        builder.label(ids, learnt, shared)
+        builder.label(ids, weights, shared)
         # Sorted texts share most with their predecessor, so depth-first order follows.
         if builder.size + len(ids) - max(shared, 1) > capacity:
             builder.begin_tree()
-            builder.add(ids, learnt, 0, known=shared)
+            builder.add(ids, weights, 0, known=shared)
         else:
-            builder.add(ids, learnt, max(shared - 1, 0), known=shared)
+            builder.add(ids, weights, max(shared - 1, 0), known=shared)
         before = ids
     return builder.trees()
 
@@ -90,6 +131,7 @@ class _Builder:
     def __init__(self, longest: int):
         self._ids: list[np.ndarray] = []
         self._labels = np.empty(0, np.int32)
+        self._weights = np.empty(0, np.float32)
         self._until = np.empty(0, np.int32)
         self._position: list[np.ndarray] = []
         self._begins = [0]
@@ -102,27 +144,31 @@ class _Builder:
         """Tokens of the current tree."""
         return len(self._labels) - self._begins[-1]
 
-    def label(self, ids: np.ndarray, learnt: np.ndarray, shared: int) -> None:
+    def label(self, ids: np.ndarray, weights: np.ndarray, shared: int) -> None:
         """Learn the tokens among the first ``shared`` ones that this text learns too."""
-        depths = np.flatnonzero(learnt[1:shared])
-        self._labels[self._labelled[depths]] = ids[depths + 1]
+        depths = np.flatnonzero(weights[1:shared])
+        places = self._labelled[depths]
+        self._labels[places] = ids[depths + 1]
+        self._weights[places] = np.maximum(self._weights[places], weights[depths + 1])
 
     def begin_tree(self) -> None:
         """Close the current tree."""
         self._close(0)
         self._begins.append(len(self._labels))
 
-    def add(self, ids: np.ndarray, learnt: np.ndarray, depth: int, known: int) -> None:
+    def add(self, ids: np.ndarray, weights: np.ndarray, depth: int, known: int) -> None:
         """Append the tokens from ``depth`` on; labels of the first ``known`` tokens are there."""
         self._close(depth)
         begin, count = len(self._labels), len(ids) - 1 - depth
         if count <= 0:
             return
-        labels = np.where(learnt[depth + 1 :], ids[depth + 1 :], IGNORE).astype(np.int32)
-        labels[: max(known - 1 - depth, 0)] = IGNORE
+        weights = weights[depth + 1 :].copy()
+        weights[: max(known - 1 - depth, 0)] = 0
+        labels = np.where(weights > 0, ids[depth + 1 :], IGNORE).astype(np.int32)
         self._ids.append(ids[depth:-1])
         self._position.append(np.arange(depth, depth + count, dtype=np.int32))
         self._labels = np.concatenate((self._labels, labels))
+        self._weights = np.concatenate((self._weights, weights))
         self._until = np.concatenate((self._until, np.zeros(count, np.int32)))
         places = np.arange(begin, begin + count)
         self._at[depth : depth + count] = places
@@ -138,14 +184,16 @@ class _Builder:
     def trees(self) -> list[Tree]:
         """All trees."""
         self._close(0)
-        arrays = (
-            np.concatenate(self._ids),
-            self._labels,
-            self._until,
-            np.concatenate(self._position),
-        )
+        ids, position = np.concatenate(self._ids), np.concatenate(self._position)
         ends = [*self._begins[1:], len(self._labels)]
+        plain = bool(np.isin(self._weights, (0, 1)).all())
         return [
-            Tree(*(array[begin:end] for array in arrays))
-            for begin, end in zip(self._begins, ends, strict=True)
+            Tree(
+                ids[here],
+                self._labels[here],
+                self._until[here],
+                position[here],
+                None if plain else self._weights[here],
+            )
+            for here in map(slice, self._begins, ends)
         ]

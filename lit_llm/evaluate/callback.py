@@ -11,6 +11,7 @@ import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_llm.errors import UserError
+from lit_llm.evaluate.chosen_by import drop_values, set_values
 from lit_llm.evaluate.run import load_tasks, metric_rows, one_line, run_task
 from lit_llm.io.jsonl import keep_until
 from lit_llm.models.tokenizer import Tokenizer
@@ -30,6 +31,11 @@ class LMEvalCallback(L.Callback):
     Logs ``eval/<task>/<metric>`` and appends lines {"step", "task", "metric", "value", "stderr"} to
     ``evaluations.jsonl``. Lines of steps that a resumed run repeats are replaced. All ranks share
     the work. If a task fails, one line reports it, and training continues.
+
+    The values are also in the Trainer's ``callback_metrics``, so `Checkpoint` may choose the best
+    checkpoint by one of them: ``monitor="eval/stdlib_choice/acc", mode="max"``. After a validation
+    without an evaluation they are not there, and that validation neither is the best nor counts
+    for early stopping.
 
     The module's ``network`` must be a `Transformer`, and the data module must have a ``tokenizer``.
 
@@ -82,6 +88,7 @@ class LMEvalCallback(L.Callback):
         """Run the tasks if they are due."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
+        drop_values(trainer, "eval/")
         step, every = trainer.global_step, self.every_steps
         if every is not None and step // every <= self.last_step // every:
             return
@@ -105,9 +112,10 @@ class LMEvalCallback(L.Callback):
                         f"LMEvalCallback: step {step}: {name} failed, training continues: "
                         f"{one_line(error)}"
                     )
+        values = {f"eval/{row['task']}/{row['metric']}": row["value"] for row in rows}
+        set_values(trainer, values)
         if not rows or not trainer.is_global_zero:
             return
-        values = {f"eval/{row['task']}/{row['metric']}": row["value"] for row in rows}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
         self.file.parent.mkdir(parents=True, exist_ok=True)

@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
 import numpy as np
-import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lit_llm.corpus.reading.rows import json_rows
 from lit_llm.data.blocks import IGNORE
 from lit_llm.data.instructions import InstructionDataModule
 from lit_llm.data.trees import Tree
 from lit_llm.errors import UserError
-from lit_llm.evaluate.answers import SCORES, check_expected, repeats
+from lit_llm.evaluate.answers import SCORES, repeats
+from lit_llm.evaluate.chosen_by import set_values
+from lit_llm.evaluate.questions import Question, evenly_spaced, read_questions
 from lit_llm.io.jsonl import keep_until
 from lit_llm.models.generation.generate import generate, room_for
 from lit_llm.models.generation.sampling import GREEDY
@@ -29,15 +29,6 @@ RANGES: dict[str, Range] = {
     "count": Range(2, 1e6), "max_new_tokens": Range(1, 1e9), "batch_size": Range(1, 1e5),
 }  # fmt: skip
 """Ranges of the numbers of `GenerationCheck`."""
-
-
-class Question(NamedTuple):
-    """A prompt as token ids, its text, and what is expected under a key of `SCORES`."""
-
-    ids: list[int]
-    text: str
-    key: str
-    expected: Any
 
 
 class GenerationCheck(L.Callback):
@@ -91,9 +82,12 @@ class GenerationCheck(L.Callback):
             raise UserError(
                 "GenerationCheck needs a module with a Transformer and InstructionDataModule"
             )
-        found = _read(self.questions, data) if self.questions else _held_out(data)
-        chosen = np.unique(np.linspace(0, len(found) - 1, min(self.count, len(found))).astype(int))
-        self._asked = [found[i] for i in chosen]
+        found = (
+            read_questions(Path(self.questions).expanduser(), data.chat.prompt_ids)
+            if self.questions
+            else _held_out(data)
+        )
+        self._asked = evenly_spaced(found, self.count)
         if len(self._asked) < 2:
             raise UserError("GenerationCheck: needs at least two questions, one for each half")
         self._learnt = _answers(data)
@@ -110,9 +104,7 @@ class GenerationCheck(L.Callback):
             rows = self._ask(trainer, pl_module)
         # Every process gets the metrics: they decide together whether to save.
         metrics = trainer.strategy.broadcast(_metrics(rows) if rows else {})
-        trainer.callback_metrics.update(
-            {name: torch.tensor(value) for name, value in metrics.items()}
-        )
+        set_values(trainer, metrics)
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
         if trainer.is_global_zero:
@@ -164,20 +156,6 @@ def _metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
         "generation/other_score": mean("score", halves[1]),
         **{f"generation/{key}": mean(key, rows) for key in ("cut", "repeated", "copied")},
     }
-
-
-def _read(file: str, data: InstructionDataModule) -> list[Question]:
-    questions = []
-    for number, row in json_rows(Path(file).expanduser()):
-        try:
-            key = check_expected(row)
-            messages = row.get("messages") or [{"role": "user", "content": row.get("prompt")}]
-            ids = data.chat.prompt_ids(messages)
-            text = row.get("prompt") or str(messages[-1].get("content"))
-            questions.append(Question(ids, text, key, row[key]))
-        except UserError as error:
-            raise UserError(f"{file}:{number}: {error}") from None
-    return questions
 
 
 def _held_out(data: InstructionDataModule) -> list[Question]:

@@ -14,8 +14,7 @@ for each other forever. And it sums documents in an order that depends on the ra
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,6 +28,7 @@ from tqdm import tqdm
 from lit_llm.data.chat.chat_format import ChatFormat
 from lit_llm.errors import UserError
 from lit_llm.evaluate.decode import Decoding, decode
+from lit_llm.evaluate.eval_mode import eval_mode
 from lit_llm.models.hub.generation_config import eos_ids
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
@@ -251,7 +251,7 @@ class HarnessLM(TemplateLM):
             for continuation in continuations:
                 places += range(end - len(continuation), end)
                 labels += continuation
-        with self._eval_mode():
+        with eval_mode(self.model):
             x_NC = self.model.hidden_states(ids.to(self.device)).flatten(0, 1)
             logits_NV = self.model.logits(x_NC[torch.tensor(places, device=self.device)]).float()
             labels_N = torch.tensor(labels, device=self.device)
@@ -298,7 +298,7 @@ class HarnessLM(TemplateLM):
         def answer(job: tuple[Decoding, list[tuple[int, list[int]]]]) -> list[str]:
             how, members = job
             seeds, prompts = [number for number, _ in members], [prompt for _, prompt in members]
-            with self._eval_mode():
+            with eval_mode(self.model):
                 return decode(self.model, self.tokenizer, prompts, how, seeds=seeds, stop_ids=ends)
 
         answers = [""] * len(requests)
@@ -353,21 +353,6 @@ class HarnessLM(TemplateLM):
             for part in parts:
                 done |= part
         return [done[number] for number in range(len(batches))]
-
-    @contextmanager
-    def _eval_mode(self) -> Iterator[None]:
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-        try:
-            # Eager mode, because each length would be compiled as a new shape.
-            with (
-                torch.no_grad(),
-                torch.compiler.set_stance("force_eager"),
-            ):
-                yield
-        finally:
-            for module, training in modes:
-                module.training = training
 
 
 def _render(chat: ChatFormat, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:

@@ -38,6 +38,7 @@ from lit_llm.lightning_internals import CLIHooks, set_rank
 from lit_llm.models.kernels.device import has_fast_bf16
 from lit_llm.plan.preflight import Preflight
 from lit_llm.report.callback import RunReport
+from lit_llm.report.forgetting import final_state
 from lit_llm.settings.arguments import explain_mistake
 from lit_llm.settings.config_files import naming_the_file, with_config_files
 from lit_llm.settings.presets import OF_RUNS, all_presets, config_name
@@ -279,7 +280,7 @@ class _WriteSetup(Callback):
         )
         data = getattr(trainer, "datamodule", None)
         if isinstance(data, TokenDataModule):
-            data.tokenizer.save_pretrained(self.folder / "tokenizer")
+            data.serving_tokenizer.save_pretrained(self.folder / "tokenizer")
 
 
 def default_precision(accelerator: str) -> str:
@@ -317,7 +318,10 @@ def summary(
     final, last = run / "final", checkpoints(run / "checkpoints")
     config = run / "config.yaml"
     if final.exists():
-        lines.append(f"model:   {final} (a Hugging Face directory)")
+        state = final_state(run)
+        step, end = state.get("global_step"), state.get("last_step")
+        of = "" if step == end else f", of step {step:,}; the last one is {end:,}"
+        lines.append(f"model:   {final} (a Hugging Face directory{of})")
         following = [["generate", final, *(["--chat"] if chats else []), "--prompt", prompt]]
         if chats:
             following.insert(0, ["chat", final])

@@ -71,7 +71,7 @@ def build_folder(target: Path, build: Callable[[Path], None]) -> bool:
     if target.is_dir():
         return False
     target.parent.mkdir(parents=True, exist_ok=True)
-    with workspace_beside(target, progress=False) as workspace:
+    with workspace_beside(target) as workspace:
         if target.is_dir():  # another process built it during the wait for the lock
             return False
         build(workspace)
@@ -81,26 +81,21 @@ def build_folder(target: Path, build: Callable[[Path], None]) -> bool:
 
 
 @contextmanager
-def workspace_beside(output: Path, progress: bool) -> Iterator[Path]:
+def workspace_beside(output: Path) -> Iterator[Path]:
     """Yield an empty hidden folder beside ``output``, which this process alone uses.
 
     The folder is removed afterwards unless the caller renamed it. Workspaces of other outputs whose
-    lock is free belong to dead processes and are removed too.
+    lock is free belong to dead processes and are removed too. While another process holds the lock
+    this one waits, and says so on stderr.
 
     Args:
         output: the folder that is being built.
-        progress: whether to report on stderr that another process holds the lock.
     """
     workspace = output.parent / f".{output.name}{_BUILDING}"
     lock_file = workspace.with_suffix(".lock")
     lock = acquire(lock_file, wait=False)
     if lock is None:
-        if progress:
-            print(
-                f"corpus: waiting for another process that builds {output}",
-                file=sys.stderr,
-                flush=True,
-            )
+        print(f"waiting for another process that builds {output}", file=sys.stderr, flush=True)
         lock = acquire(lock_file, wait=True)
     assert lock is not None
     try:

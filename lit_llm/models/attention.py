@@ -19,12 +19,15 @@ from lit_llm.models.kernels.blocked_attention import BlockedAttention, computabl
 from lit_llm.models.kernels.forest_attention import forest_attention
 from lit_llm.models.kernels.fused import project
 from lit_llm.models.masks import ForestMask, Mask, build_masks
+from lit_llm.models.mixing import HeadGate
 from lit_llm.models.norm import HeadNorm, build_norm
 from lit_llm.models.rope import apply_rope
 
 
 class KVCache:
     """Keys and values of one generation: two tensors (layers, B, K, capacity, D), allocated once.
+
+    A model with `Smear` also keeps the token ids, int64 (B, capacity).
 
     ``num_kv_heads``: K, if the process has only a part of the heads. None: all heads of the config.
     """
@@ -49,6 +52,9 @@ class KVCache:
         # Zeros instead of uninitialised memory: SDPA's output is NaN even if a NaN is masked.
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros_like(self.keys)
+        # Token ids of the filled positions, for `Smear`: it needs the token before a new one.
+        ids = (batch_size, capacity) if config.smear_channels is not None else (0, 0)
+        self.ids_BS = torch.zeros(ids, device=device, dtype=torch.long)
         self.capacity = capacity
         self.length = 0  # filled positions; the model advances it after its last layer
 
@@ -82,6 +88,19 @@ class KVCache:
         """Count T new positions, after the model's last layer."""
         self.length += T
 
+    def take(self, other: KVCache, length: int) -> None:
+        """Copy the first ``length`` positions of a cache of the same model and batch."""
+        self.keys[:, :, :, :length] = other.keys[:, :, :, :length]
+        self.values[:, :, :, :length] = other.values[:, :, :, :length]
+        self.ids_BS[:, :length] = other.ids_BS[:, :length]
+        self.length = length
+
+    def remember(self, ids_BT: Tensor) -> Tensor:
+        """Write the ids of T new positions; return them after the id before them, if any."""
+        end = self.length + ids_BT.shape[1]
+        self.ids_BS[:, self.length : end] = ids_BT
+        return self.ids_BS[:, max(self.length - 1, 0) : end]
+
     def update(self, layer: int, k_BKTD: Tensor, v_BKTD: Tensor) -> tuple[Tensor, Tensor]:
         """Write T new positions and return all keys and values so far: (B, K, length + T, D)."""
         end = self.length + k_BKTD.shape[2]
@@ -112,6 +131,10 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(
             self.num_heads * self.head_dim, config.hidden_size, bias=config.attention_output_bias
         )
+        channels = config.value_gate_channels
+        if layer not in (config.value_embeddings or []):
+            channels = None
+        self.value_gate = None if channels is None else HeadGate(channels, self.num_kv_heads)
         self.scale, self.softcap = config.attention_scale, config.attention_softcap
         # See `Backends`. `parallelize` sets both; by_blocks has an effect on a CPU only.
         self.kernel_order: list[SDPBackend] | None = None
@@ -133,15 +156,25 @@ class Attention(nn.Module):
         rope: tuple[Tensor, Tensor] | None,
         mask: Mask,
         cache: KVCache | None = None,
+        value_BTE: Tensor | None = None,
     ) -> Tensor:
-        """(B, T, hidden) -> (B, T, hidden)."""
+        """(B, T, hidden) -> (B, T, hidden).
+
+        ``value_BTE`` (B, T, K * D) is added to the values, times the layer's gate if it has one.
+        """
         B, T, _ = x_BTC.shape
         q_BTC, k_BTC, v_BTC = project(x_BTC, self.q_proj, self.k_proj, self.v_proj)
         if self.qk_norm == "projection":
             q_BTC, k_BTC = self.q_norm(q_BTC), self.k_norm(k_BTC)
         q_BHTD = q_BTC.view(B, T, self.num_heads, self.head_dim).transpose(1, 2)
         k_BKTD = k_BTC.view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)
-        v_BKTD = v_BTC.view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)
+        v_BTKD = v_BTC.view(B, T, self.num_kv_heads, self.head_dim)
+        if value_BTE is not None:
+            rows_BTKD = value_BTE.view_as(v_BTKD)
+            if self.value_gate is not None:
+                rows_BTKD = rows_BTKD * self.value_gate(x_BTC)[..., None]
+            v_BTKD = v_BTKD + rows_BTKD
+        v_BKTD = v_BTKD.transpose(1, 2)
         if self.qk_norm in ("before_rope", "per_head"):
             q_BHTD, k_BKTD = self.q_norm(q_BHTD), self.k_norm(k_BKTD)
         if rope is not None:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from lit_llm.errors import UserError
 from lit_llm.models.hub.formats import format_of
 from lit_llm.models.hub.locate import locate
+from lit_llm.models.presets import preset_fields
 from lit_llm.settings.ranges import Range, check_ranges, positive
 
 _WIDTH, _ID, _FACTOR = Range(1, 1e6), Range(-1, 1e9), Range(0, 1e6)
@@ -27,7 +28,8 @@ RANGES: dict[str, Range] = {
     "local_rope_theta": positive(1e15), "attention_scale": _FACTOR,
     "attention_softcap": positive(1e6), "sliding_window": Range(1, 1e9),
     "embedding_scale": _FACTOR, "residual_scale": _FACTOR, "logit_scale": _FACTOR,
-    "logit_softcap": positive(1e6), "bos_token_id": _ID, "eos_token_id": _ID, "pad_token_id": _ID,
+    "logit_softcap": positive(1e6), "value_gate_channels": _WIDTH, "smear_channels": _WIDTH,
+    "backout_layer": Range(0, 1e4), "bos_token_id": _ID, "eos_token_id": _ID, "pad_token_id": _ID,
 }  # fmt: skip
 """Allowed ranges of the numbers in `TransformerConfig`."""
 # RoPE scaling types, with transformers' names -> (required keys, optional keys).
@@ -168,6 +170,35 @@ class TransformerConfig:
     """Logits are multiplied by this number (Granite, Command-R)."""
     logit_softcap: float | None = None
     """Squash logits to (-c, c) with c * tanh(logits / c)."""
+    value_embeddings: list[int] | None = None
+    """Layers, counted from 0, whose values get a token's row of a table of their own added.
+
+    Each table has vocab_size rows as wide as the layer's values. A row is looked up, not multiplied
+    (https://github.com/KellerJordan/modded-nanogpt, after arXiv:2410.17897). None: none.
+    """
+    value_gate_channels: int | None = None
+    """Channels of the layer's input from which a gate of each value head is computed.
+
+    The looked-up row is multiplied by 3 * sigmoid(weight @ channels), as in nanochat
+    (https://github.com/karpathy/nanochat, gpt.py). None: by 1.
+    """
+    smear_channels: int | None = None
+    """Channels of the embedding from which a gate of the token before is computed.
+
+    The embedding of the token before, times a learned number and sigmoid(weight @ channels), is
+    added to each embedding (modded-nanogpt, nanochat). The first token of a document has no token
+    before. None: no such sum.
+    """
+    embedding_mix: bool = False
+    """Each block reads a * stream + b * first embedding; a and b are learned numbers of the layer.
+
+    The first embedding is the input of the first block (modded-nanogpt, nanochat).
+    """
+    backout_layer: int | None = None
+    """A learned share of this layer's output is subtracted before the last norm (nanochat).
+
+    Layers are counted from 0. None: nothing is subtracted.
+    """
     tie_embeddings: bool = False
     """Head and embedding share one matrix."""
     bos_token_id: int | None = None
@@ -219,7 +250,7 @@ class TransformerConfig:
             raise UserError("a block needs pre_norm or post_norm")
         if self.residual != "sequential" and (self.post_norm or not self.pre_norm):
             raise UserError(f"residual={self.residual} needs pre_norm without post_norm")
-        for name in ("sliding_layers", "dense_layers", "nope_layers"):
+        for name in ("sliding_layers", "dense_layers", "nope_layers", "value_embeddings"):
             for layer in getattr(self, name) or []:
                 if not 0 <= layer < self.num_layers:
                     raise UserError(
@@ -227,12 +258,31 @@ class TransformerConfig:
                         f"{self.num_layers - 1}"
                     )
         self._simplify()
+        self._check_mixing()
         self._check_scaling()
         if self.rotary_size < 2 or self.rotary_size % 2:
             raise UserError(
                 f"rotary_fraction={self.rotary_fraction} of head_dim={self.head_dim} must be an "
                 "even number"
             )
+
+    def _check_mixing(self) -> None:
+        for name in ("value_gate_channels", "smear_channels"):
+            channels = getattr(self, name)
+            if channels is not None and channels > self.hidden_size:
+                raise UserError(f"{name}={channels} is more than hidden_size={self.hidden_size}")
+        if self.backout_layer is not None and self.backout_layer >= self.num_layers:
+            raise UserError(
+                f"backout_layer names layer {self.backout_layer}; the model has layers 0 to "
+                f"{self.num_layers - 1}"
+            )
+        if self.smear_channels is not None and self.learned_positions:
+            raise UserError(
+                "smear_channels needs an embedding without positions: set learned_positions to "
+                "false"
+            )
+        if self.value_gate_channels is not None and self.value_embeddings is None:
+            raise UserError("value_gate_channels needs value_embeddings: name their layers")
 
     def _check_scaling(self) -> None:
         if self.rope_scaling is None:
@@ -265,6 +315,7 @@ class TransformerConfig:
         if self.norm == "rmsnorm":
             self.norm_bias = True
         self.nope_layers = sorted(set(self.nope_layers or [])) or None
+        self.value_embeddings = sorted(set(self.value_embeddings or [])) or None
         for name, neutral in (
             ("embedding_scale", 1.0),
             ("residual_scale", 1.0),
@@ -303,6 +354,19 @@ class TransformerConfig:
             return "none"
         return "global" if self.local_rope_theta is None or self.window(layer) is None else "local"
 
+    @property
+    def mixing_parts(self) -> list[str]:
+        """Names of the fields that look up or mix embeddings, as far as the model has these parts.
+
+        No family of transformers and no architecture of llama.cpp has them.
+        """
+        neutral = {field.name: field.default for field in dataclasses.fields(self)}
+        names = (
+            "value_embeddings", "value_gate_channels", "smear_channels", "embedding_mix",
+            "backout_layer",
+        )  # fmt: skip
+        return [name for name in names if getattr(self, name) != neutral[name]]
+
     def has_experts(self, layer: int) -> bool:
         """Whether layer ``layer`` is a mixture of experts."""
         return self.num_experts > 0 and layer not in (self.dense_layers or [])
@@ -317,7 +381,7 @@ class TransformerConfig:
         """
         values = dict(values)
         preset = values.pop("preset", None)
-        base = {} if preset is None else dict(_preset(preset))
+        base = {} if preset is None else dict(preset_fields(preset))
         known = {field.name for field in dataclasses.fields(cls)}
         for key, value in values.items():
             if key not in known:
@@ -380,95 +444,3 @@ def _checked(key: str, value: Any, annotation: str) -> Any:
         return int(value)  # a NumPy integer
     kind = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
     raise UserError(f"transformer.{key} must be {kind[wanted.__name__]}, got {value!r}")
-
-
-# Presets: name -> fields. Published shapes are taken from their config.json; the "nano" shapes are
-# lit_llm's, for small machines.
-_NANOCHAT: dict[str, Any] = {
-    "mlp": "relu2",
-    "qk_norm": "after_rope",
-    "norm_weight": False,
-    "embedding_norm": True,
-    "logit_softcap": 15.0,
-}
-_LLAMA3: dict[str, Any] = {
-    "vocab_size": 128256,
-    "norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "max_seq_len": 8192,
-}
-_QWEN3: dict[str, Any] = {
-    "vocab_size": 151936,
-    "qk_norm": "before_rope",
-    "rope_theta": 1e6,
-    "max_seq_len": 32768,
-    "head_dim": 128,
-    "num_kv_heads": 8,
-}
-PRESETS: dict[str, dict[str, Any]] = {
-    "nano-5m": {
-        **_NANOCHAT, "vocab_size": 4096, "hidden_size": 256, "num_layers": 4, "num_heads": 4,
-        "max_seq_len": 512,
-    },
-    "autoresearch-50m": {
-        **_NANOCHAT, "vocab_size": 8192, "hidden_size": 512, "num_layers": 8, "num_heads": 4,
-        "max_seq_len": 2048,
-    },
-    "nanochat-d20": {
-        **_NANOCHAT, "vocab_size": 65536, "hidden_size": 1280, "num_layers": 20, "num_heads": 10,
-        "max_seq_len": 2048,
-    },
-    "smollm2-135m": {
-        "vocab_size": 49152, "hidden_size": 576, "num_layers": 30, "num_heads": 9,
-        "num_kv_heads": 3, "intermediate_size": 1536, "norm_eps": 1e-5, "rope_theta": 100000.0,
-        "max_seq_len": 8192, "tie_embeddings": True,
-    },
-    "llama-3.2-1b": {
-        **_LLAMA3, "hidden_size": 2048, "num_layers": 16, "num_heads": 32, "num_kv_heads": 8,
-        "intermediate_size": 8192, "tie_embeddings": True,
-    },
-    "llama-3-8b": {
-        **_LLAMA3, "hidden_size": 4096, "num_layers": 32, "num_heads": 32, "num_kv_heads": 8,
-        "intermediate_size": 14336,
-    },
-    "qwen3-0.6b": {
-        **_QWEN3, "hidden_size": 1024, "num_layers": 28, "num_heads": 16, "intermediate_size": 3072,
-        "tie_embeddings": True,
-    },
-    "qwen3-1.7b": {
-        **_QWEN3, "hidden_size": 2048, "num_layers": 28, "num_heads": 16, "intermediate_size": 6144,
-        "tie_embeddings": True,
-    },
-    "mixtral-8x7b": {
-        "vocab_size": 32000, "hidden_size": 4096, "num_layers": 32, "num_heads": 32,
-        "num_kv_heads": 8, "intermediate_size": 14336, "norm_eps": 1e-5, "rope_theta": 1e6,
-        "max_seq_len": 32768, "num_experts": 8, "experts_per_token": 2, "router_aux_loss": 0.001,
-    },
-    "qwen3-30b-a3b": {
-        **_QWEN3, "hidden_size": 2048, "num_layers": 48, "num_heads": 32, "num_kv_heads": 4,
-        "intermediate_size": 6144, "num_experts": 128, "experts_per_token": 8, "expert_size": 768,
-        "router_aux_loss": 0.001,
-    },
-    "gemma-3-1b": {
-        "vocab_size": 262144, "hidden_size": 1152, "num_layers": 26, "num_heads": 4,
-        "num_kv_heads": 1, "head_dim": 256, "intermediate_size": 6912, "max_seq_len": 32768,
-        "mlp": "geglu", "norm_offset": True, "post_norm": True, "qk_norm": "before_rope",
-        "rope_theta": 1e6, "local_rope_theta": 1e4, "sliding_window": 512,
-        "sliding_layers": [i for i in range(26) if (i + 1) % 6], "embedding_scale": 1152**0.5,
-        "tie_embeddings": True,
-    },
-    "gpt2": {
-        "vocab_size": 50257, "hidden_size": 768, "num_layers": 12, "num_heads": 12,
-        "max_seq_len": 1024, "norm": "layernorm", "norm_eps": 1e-5, "mlp": "gelu",
-        "learned_positions": True, "attention_bias": True, "attention_output_bias": True,
-        "mlp_bias": True, "tie_embeddings": True,
-    },
-}  # fmt: skip
-
-
-def _preset(name: str) -> dict[str, Any]:
-    if name not in PRESETS:
-        near = difflib.get_close_matches(str(name), PRESETS, n=1, cutoff=0.4)
-        hint = f": did you mean {near[0]}?" if near else "."
-        raise UserError(f"no model preset named {name!r}{hint} Known: {', '.join(PRESETS)}")
-    return PRESETS[name]

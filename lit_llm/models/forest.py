@@ -48,6 +48,20 @@ class Forest(NamedTuple):
         index = torch.arange(T, device=input_ids.device).expand(B, T)
         return cls(torch.full_like(index, T), index)
 
+    def before(self) -> Tensor:
+        """Row position of the token before each token on its path from the root: int64 (B, T).
+
+        -1 for the first token of a tree. In depth-first order it is the last earlier token whose
+        distance from the root is smaller by 1.
+        """
+        T = self.position.shape[1]
+        # Sorted by distance, then by place, that token is the last one before the key of the token
+        # itself with its distance made smaller by 1.
+        key = self.position.long() * T + torch.arange(T, device=self.position.device)
+        known = key.sort(-1).values
+        found = torch.searchsorted(known, key - T) - 1
+        return torch.where(self.position > 0, known.gather(1, found.clamp(min=0)) % T, -1)
+
     def visible(self, window: int | None = None) -> Tensor:
         """bool (B, 1, T, T): whether query i sees key j, at [:, :, i, j]."""
         index = torch.arange(self.until.shape[1], device=self.until.device)

@@ -15,6 +15,7 @@ from lit_llm.models.config import TransformerConfig
 from lit_llm.models.kernels.limits import LARGE_LOGITS, chunk_bytes
 from lit_llm.models.kernels.loss import IGNORE, linear_cross_entropy
 from lit_llm.models.kernels.objective import Objective, linear_objective
+from lit_llm.models.token_rows import head_rows
 
 
 class LMHead(nn.Module):
@@ -87,7 +88,13 @@ class LMHead(nn.Module):
         losses = self.forward(x[labelled], labels[labelled])
         return losses.new_zeros(labels.shape).masked_scatter(labelled, losses)
 
-    def loss(self, x: Tensor, labels: Tensor, skip_ignored_labels: bool = False) -> Tensor:
+    def loss(
+        self,
+        x: Tensor,
+        labels: Tensor,
+        skip_ignored_labels: bool = False,
+        label_weights: Tensor | None = None,
+    ) -> Tensor:
         """The sum of the losses, or of ``objective``'s, for training: a float32 scalar.
 
         With a large vocabulary the logits are never all in memory at once, see
@@ -96,22 +103,28 @@ class LMHead(nn.Module):
         Args:
             skip_ignored_labels: run the head on labelled positions only. The host then waits for
                 the device to learn their number.
+            label_weights: factor of each label's loss, float32 of the labels' shape. None: 1.
         """
+        weights = None if label_weights is None else label_weights.flatten()
         if skip_ignored_labels:
-            x, labels = x[labels != IGNORE], labels[labels != IGNORE]
+            labelled = labels != IGNORE
+            x, labels = x[labelled], labels[labelled]
+            weights = None if label_weights is None else label_weights[labelled]
         projection = self._projection[0]
         if self.keeps_input:
             self.reference = x.flatten(0, -2).detach(), projection.weight.detach()
             return x.new_zeros((), dtype=torch.float32)
+        flat, rows = (x.flatten(0, -2), projection.weight, labels.flatten()), head_rows(projection)
         if self.objective is not None:
-            flat = x.flatten(0, -2), projection.weight, labels.flatten()
             reference, self.reference = self.reference, None
-            return linear_objective(*flat, self.objective, reference, self.scale, self.softcap)
+            return linear_objective(
+                *flat, self.objective, reference, self.scale, self.softcap, rows, weights
+            )
         # Each new number of labelled positions would start a new compilation.
         compiled = self.compiled and not skip_ignored_labels
         small = 4 * labels.numel() * projection.out_features <= LARGE_LOGITS
         # On a CPU the chunked products are faster.
         if compiled and small and x.device.type != "cpu":
-            return self(x, labels).sum()
-        flat = x.flatten(0, -2), projection.weight, labels.flatten()
-        return linear_cross_entropy(*flat, self.scale, self.softcap, compiled)
+            losses = self(x, labels).flatten()
+            return (losses if weights is None else losses * weights).sum()
+        return linear_cross_entropy(*flat, self.scale, self.softcap, compiled, rows, weights)

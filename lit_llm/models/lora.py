@@ -9,7 +9,7 @@ the base model. With DoRA the rows of the updated weight also have trained lengt
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,7 @@ from lit_llm.errors import UserError
 from lit_llm.models.dora import row_norms, scale_rows
 from lit_llm.models.lora_config import TARGETS, LoRAConfig, first_match
 from lit_llm.models.quantize import CODES, QuantizedLinear, packing_layer, restore_weights
+from lit_llm.models.token_rows import ROWS, TokenRows, row_layers, train_rows
 from lit_llm.models.transformer import Transformer
 
 
@@ -182,11 +183,12 @@ class QuantizedLoRALinear(LoRALinear, QuantizedLinear):
         return QuantizedLinear.forward(self, x)
 
 
-def apply_lora(model: Transformer, config: LoRAConfig) -> None:
+def apply_lora(model: Transformer, config: LoRAConfig, token_ids: Iterable[int] = ()) -> None:
     """Freeze ``model`` and add trainable updates to the target layers, in place.
 
     The modules of ``train_modules`` train whole. They become float32, because an optimizer loses
-    small steps in half precision.
+    small steps in half precision. Of embedding and head the rows ``token_ids`` train, see
+    `LoRAConfig.train_tokens`; a matrix that trains whole needs no such rows.
 
     Raises:
         UserError: the model has none of the target layers, or a pattern matches no layer.
@@ -218,6 +220,19 @@ def apply_lora(model: Transformer, config: LoRAConfig) -> None:
     for _, weight in trained_whole(model):
         weight.data = weight.data.float()
         weight.requires_grad_(True)
+    if token_ids := tuple(token_ids):
+        for name in ("embed", "head"):
+            if not config.trains_whole(f"{name}.weight", model.config.tie_embeddings):
+                put_rows(model, name, token_ids).requires_grad_(config.train_tokens != "none")
+
+
+def put_rows(model: Transformer, name: str, ids: Iterable[int]) -> nn.Parameter:
+    """Let "embed" or "head" have trained rows at ``ids``, in place; a tied head shares them."""
+    layer = train_rows(model.get_submodule(name), ids)
+    other = model.embed
+    if name == "head" and model.config.tie_embeddings and isinstance(other, TokenRows):
+        layer.added_rows = other.added_rows
+    return layer.added_rows
 
 
 def trained_whole(model: Transformer) -> Iterator[tuple[str, nn.Parameter]]:
@@ -241,7 +256,7 @@ def merge_lora(model: Transformer) -> None:
     The adapted layers become plain linear layers again.
     """
     merge_adapter(model)
-    for module in lora_layers(model):
+    for module in trained_layers(model):
         module.remove()
     for _, weight in trained_whole(model):
         weight.data = weight.data.to(model.base_dtype)
@@ -255,7 +270,7 @@ def merge_adapter(model: Transformer) -> None:
     the unpacked weight: the sum does not fit into 4 bits.
     """
     restore_weights(model)
-    for module in lora_layers(model):
+    for module in trained_layers(model):
         module.merge()
 
 
@@ -264,7 +279,7 @@ def unmerge_adapter(model: Transformer) -> None:
 
     The weights are the base model's, up to the rounding of their dtype.
     """
-    for module in lora_layers(model):
+    for module in trained_layers(model):
         if module.merged:
             module.unmerge()
 
@@ -272,7 +287,7 @@ def unmerge_adapter(model: Transformer) -> None:
 @contextmanager
 def without_updates(model: nn.Module) -> Iterator[None]:
     """Let the model compute as its base inside the context; modules trained whole stay trained."""
-    layers = [layer for layer in lora_layers(model) if not layer.merged]
+    layers = [layer for layer in trained_layers(model) if not layer.merged]
     for layer in layers:
         layer.merged = True
     try:
@@ -287,6 +302,11 @@ def lora_layers(model: nn.Module) -> list[LoRALinear]:
     return [module for module in model.modules() if isinstance(module, LoRALinear)]
 
 
+def trained_layers(model: nn.Module) -> list[LoRALinear | TokenRows]:
+    """Return the layers of ``model`` that have updates or train rows."""
+    return [*lora_layers(model), *row_layers(model)]
+
+
 def merged_weights(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     """Yield the entries of the state dict that ``merge_lora`` would give, one after the other.
 
@@ -299,7 +319,7 @@ def merged_weights(model: Transformer) -> Iterator[tuple[str, Tensor]]:
                 yield f"{name.removesuffix(CODES)}weight", merged
             continue
         module = model.get_submodule(name.rpartition(".")[0])
-        if isinstance(module, LoRALinear) and name.endswith(".weight"):
+        if isinstance(module, LoRALinear | TokenRows) and name.endswith(".weight"):
             yield name, module.merged_weight()
         elif not is_lora(name):
             whole = is_trained(model, name) and model.base_dtype is not None
@@ -307,5 +327,5 @@ def merged_weights(model: Transformer) -> Iterator[tuple[str, Tensor]]:
 
 
 def is_lora(name: str) -> bool:
-    """Whether a name in a state dict belongs to an update."""
-    return name.endswith(("lora_a", "lora_b", "lora_magnitude"))
+    """Whether a name in a state dict belongs to an update, or to rows of added tokens."""
+    return name.endswith(("lora_a", "lora_b", "lora_magnitude", ROWS))

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from lit_llm.errors import UserError
 from lit_llm.settings.checks import check_expression, check_types
@@ -56,6 +56,10 @@ class LoRAConfig:
     train_modules: tuple[str, ...] = ()
     """Modules that are trained as a whole, in float32: embed, head, norms. Where head and embedding
     are one matrix, either name trains it, and it stays one."""
+    train_tokens: Literal["added", "none"] | None = None
+    """Rows of embedding and head that train beside the updates, in float32 and without decay: those
+    of the added tokens (``data.add_tokens``), or none. None: added, if tokens are added. All rows
+    train with ``train_modules: [embed, head]``."""
     lr_ratio: float = 1.0
     """Learning rate of B over that of A (LoRA+, arXiv:2402.12354, which takes 16)."""
 
@@ -64,6 +68,10 @@ class LoRAConfig:
             self.targets = tuple(self.targets)
         if isinstance(self.train_modules, list):
             self.train_modules = tuple(self.train_modules)
+        if self.train_tokens == "all":
+            raise UserError(
+                "lora.train_tokens=all: set lora.train_modules to [embed, head] instead"
+            )
         check_types("lora", LoRAConfig, vars(self))
         check_ranges(vars(self), RANGES, "lora.")
         _refuse_unknown("targets", () if isinstance(self.targets, str) else self.targets, TARGETS)
@@ -74,6 +82,11 @@ class LoRAConfig:
                 check_ranges({number: value}, RANGES, f"lora.{name}[{pattern!r}]: ")
         if isinstance(self.targets, str):
             check_expression(self.targets, "lora.targets")
+        if self.train_tokens is not None and {"embed", "head"} <= set(self.train_modules):
+            raise UserError(
+                f"lora.train_tokens={self.train_tokens}: lora.train_modules trains all rows of "
+                "embedding and head; leave one of the two out"
+            )
 
     def scale(self, rank: int, alpha: float) -> float:
         """Return the factor of the product B A for an update of this rank."""

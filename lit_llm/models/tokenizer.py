@@ -359,7 +359,7 @@ class Tokenizer:
         spec = json.loads(self._raw.to_str())
         byte_level = '"ByteLevel"' in json.dumps([spec.get("pre_tokenizer"), spec.get("decoder")])
         added = {token["id"]: token for token in spec.get("added_tokens", [])}
-        alphabet = _byte_alphabet() if byte_level else {}
+        alphabet = byte_alphabet() if byte_level else {}
         found = [b""] * self.vocab_size
         for token, index in self._raw.get_vocab(with_added_tokens=True).items():
             if index in added:
@@ -441,7 +441,7 @@ def _with_short_words(text: str, words: Any) -> Iterator[str]:
     yield text[begin:]
 
 
-def _byte_alphabet() -> dict[str, bytes]:
+def byte_alphabet() -> dict[str, bytes]:
     """Map each character of a byte-level vocabulary to its byte (GPT-2's encoder.py).
 
     Printable Latin-1 characters represent themselves. The remaining characters, in order, represent

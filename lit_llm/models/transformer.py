@@ -22,7 +22,9 @@ from lit_llm.models.head import LMHead
 from lit_llm.models.hub.formats import format_of, write_model
 from lit_llm.models.hub.locate import locate
 from lit_llm.models.kernels.backends import BLOCKS
+from lit_llm.models.lookups import ValueEmbeddings
 from lit_llm.models.masks import Mask, build_masks
+from lit_llm.models.mixing import Backout, EmbeddingMix, HeadGate, Smear, embeddings_before
 from lit_llm.models.mlp import MLP, Experts, MixtureOfExperts
 from lit_llm.models.norm import HeadNorm, RMSNorm, build_norm
 from lit_llm.models.parallel.draws import NoDraws
@@ -43,6 +45,7 @@ class Block(nn.Module):
         def norm(there: bool) -> nn.Module | None:
             return build_norm(config, config.hidden_size) if there else None
 
+        self.mix = EmbeddingMix(layer, config.num_layers) if config.embedding_mix else None
         self.attention_norm = norm(config.pre_norm)
         self.attention = Attention(config, layer)
         self.attention_post_norm = norm(config.post_norm)
@@ -56,12 +59,21 @@ class Block(nn.Module):
         rope: tuple[Tensor, Tensor] | None,
         mask: Mask,
         cache: KVCache | None = None,
+        first_BTC: Tensor | None = None,
+        value_BTE: Tensor | None = None,
     ) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
+        """(B, T, C) -> (B, T, C).
+
+        Args:
+            first_BTC: the input of the first block, for `EmbeddingMix`.
+            value_BTE: rows of the layer's `ValueEmbeddings`, see `Attention.forward`.
+        """
+        if self.mix is not None:
+            assert first_BTC is not None
+            x_BTC = self.mix(x_BTC, first_BTC)
         normed_BTC = _apply(self.attention_norm, x_BTC)
-        attended_BTC = self._scaled(
-            _apply(self.attention_post_norm, self.attention(normed_BTC, rope, mask, cache))
-        )
+        attended_BTC = self.attention(normed_BTC, rope, mask, cache, value_BTE)
+        attended_BTC = self._scaled(_apply(self.attention_post_norm, attended_BTC))
         if self.residual == "sequential":
             x_BTC = x_BTC + attended_BTC
             return x_BTC + self._scaled(
@@ -108,7 +120,10 @@ class Transformer(nn.Module):
             self.embed_norm = (
                 build_norm(config, config.hidden_size) if config.embedding_norm else nn.Identity()
             )
+            self.smear = Smear(config.smear_channels) if config.smear_channels else None
+            self.value_embeds = ValueEmbeddings(config)
             self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
+            self.backout = Backout() if config.backout_layer is not None else None
             self.norm = build_norm(config, config.hidden_size)
             self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.lm_head = LMHead(config, self.head)
@@ -134,7 +149,9 @@ class Transformer(nn.Module):
         if not tied:
             nn.init.normal_(self.head.weight, std=0.001)
         for name, module in self.named_modules():
-            if isinstance(module, nn.Linear) and module is not self.head:
+            if isinstance(module, (Smear, EmbeddingMix, Backout, HeadGate, ValueEmbeddings)):
+                module.reset_parameters()
+            elif isinstance(module, nn.Linear) and module is not self.head:
                 bound = (3 / module.in_features) ** 0.5
                 if zero_outputs and name.endswith(("o_proj", "down_proj")):
                     nn.init.zeros_(module.weight)
@@ -210,6 +227,7 @@ class Transformer(nn.Module):
         is used instead of ``document_ids`` if both are given.
         """
         T, device = input_ids.shape[1], input_ids.device
+        past = 0 if cache is None else cache.length
         if forest is None and document_ids is not None:
             forest = Forest.of_documents(document_ids)
         if forest is not None:
@@ -217,9 +235,13 @@ class Transformer(nn.Module):
         elif padding_mask is None:
             positions = torch.arange(T, device=device) if cache is None else cache.positions(T)
         else:
-            past = 0 if cache is None else cache.length
             positions = (padding_mask.long().cumsum(-1) - 1).clamp(min=0)[:, None, past : past + T]
-        x_BTC = self.embed(input_ids)
+        embedded_ids = input_ids
+        if self.smear is not None and cache is not None:
+            # The first new token needs the embedding of the last cached one.
+            embedded_ids = cache.remember(input_ids)
+        again = embedded_ids.shape[1] - T
+        x_BTC = self.embed(embedded_ids)
         if self.config.learned_positions:
             x_BTC = x_BTC + self.position_embed(positions.view(-1, T))
         if self.config.embedding_scale is not None:
@@ -246,10 +268,19 @@ class Transformer(nn.Module):
         else:
             masks = cache.masks(self.config, backends, input_ids, padding_mask)
         x_BTC = self.embed_norm(x_BTC)
+        if self.smear is not None:
+            real = None if padding_mask is None else padding_mask[:, past - again : past + T]
+            x_BTC = self.smear(x_BTC, embeddings_before(x_BTC, forest, real))[:, again:]
+        first_BTC = x_BTC if self.config.embedding_mix else None
+        middle_BTC = x_BTC
         for i, block in enumerate(self.layers):
-            x_BTC = block(
-                x_BTC, ropes[self.config.positions(i)], masks[self.config.window(i)], cache
-            )
+            rope, mask = ropes[self.config.positions(i)], masks[self.config.window(i)]
+            value_BTE = self.value_embeds.look_up(i, input_ids, x_BTC.dtype)
+            x_BTC = block(x_BTC, rope, mask, cache, first_BTC, value_BTE)
+            if i == self.config.backout_layer:
+                middle_BTC = x_BTC
+        if self.backout is not None:
+            x_BTC = self.backout(x_BTC, middle_BTC)
         if cache is not None:
             cache.advance(T)
         return self.norm(x_BTC)
@@ -284,10 +315,14 @@ class Transformer(nn.Module):
         document_ids: Tensor | None = None,
         skip_ignored_labels: bool = False,
         forest: Forest | None = None,
+        label_weights: Tensor | None = None,
     ) -> Tensor:
-        """The sum of `token_losses`, for training: a float32 scalar, see `LMHead.loss`."""
+        """The sum of `token_losses`, for training: a float32 scalar, see `LMHead.loss`.
+
+        With ``label_weights`` (float32 (B, T)) each loss is multiplied by its label's weight.
+        """
         x_BTC = self.hidden_states(input_ids, document_ids=document_ids, forest=forest)
-        return self.lm_head.loss(x_BTC, labels, skip_ignored_labels)
+        return self.lm_head.loss(x_BTC, labels, skip_ignored_labels, label_weights)
 
     def take_router_loss(self) -> Tensor | None:
         """Return the router loss to add to a token's loss, and clear it.
@@ -333,7 +368,11 @@ class Transformer(nn.Module):
         dtype: torch.dtype | None = None,
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
-        """Write a Hugging Face directory that transformers and vLLM can load.
+        """Write a Hugging Face directory.
+
+        transformers and vLLM load a model of a known family (docs/families.md). Any other model
+        brings its own modelling file, if `lit_llm.models.hub.remote_code` can express it:
+        transformers loads it with ``trust_remote_code=True``.
 
         Args:
             path: the directory; created if necessary.

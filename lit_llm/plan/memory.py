@@ -112,6 +112,7 @@ def training_memory(shape: ModelShape, setup: Setup) -> Memory:
     )
     activations += one_block if setup.checkpointed else 0  # the block being recomputed
     ends = _norm(shape, size, setup.fused_norms) * shape.width * tokens / tp
+    ends += size * shape.mixing_width * tokens / tp
     return Memory(
         states=(weights + trained * moments) / shards,
         gradients=trained * 4 * shape.params / shards,

@@ -24,7 +24,10 @@ class ModelShape:
     active_matrices: float
     """The part of ``matrices`` that one token uses."""
     active_params: float
-    """``params`` without the experts that a token does not use."""
+    """``params`` without the experts that a token does not use and without value embeddings.
+
+    Laws of scaling were fitted to models without such tables, whose rows cost no products.
+    """
     layers: int
     width: int
     query_width: float
@@ -39,6 +42,12 @@ class ModelShape:
     norms: int = 2
     """Norms per block."""
     qk_norm: Literal["none", "with_gain", "without_gain"] = "none"
+    mixing_width: float = 0.0
+    """Channels that value embeddings and mixed embeddings keep per token for the backward pass.
+
+    These are gated rows of the tables, each block's input before `EmbeddingMix`, the first
+    embedding, and what `Smear` reads.
+    """
     attention_flops: float | None = None
     """Forward FLOPs per token at a given sequence length.
 
@@ -93,6 +102,7 @@ def shape_of(config: TransformerConfig, seq_len: int) -> ModelShape:
     from lit_llm.models.accounting.flops import (
         attention_flops_per_token,
         idle_parameters,
+        lookup_parameters,
         matrix_parameters,
         num_parameters,
     )
@@ -111,7 +121,8 @@ def shape_of(config: TransformerConfig, seq_len: int) -> ModelShape:
         visited = config.experts_per_token * config.expert_size
         mlp_width = (dense * config.intermediate_size + with_experts * visited) / config.num_layers
     return ModelShape(
-        params=total, matrices=active + idle, active_matrices=active, active_params=total - idle,
+        params=total, matrices=active + idle, active_matrices=active,
+        active_params=total - idle - lookup_parameters(config),
         layers=config.num_layers, width=config.hidden_size,
         query_width=config.num_heads * config.head_dim,
         kv_width=config.num_kv_heads * config.head_dim, mlp_width=mlp_width, gated=config.gated_mlp,
@@ -121,5 +132,14 @@ def shape_of(config: TransformerConfig, seq_len: int) -> ModelShape:
         norms=2 * config.pre_norm + 2 * config.post_norm,
         qk_norm="none" if config.qk_norm == "none"
         else "with_gain" if config.norm_weight else "without_gain",
+        mixing_width=_mixing_width(config),
         attention_flops=attention_flops_per_token(config, seq_len),
     )  # fmt: skip
+
+
+def _mixing_width(config: TransformerConfig) -> float:
+    assert config.num_kv_heads is not None and config.head_dim is not None
+    gated = len(config.value_embeddings or []) if config.value_gate_channels is not None else 0
+    streams = config.num_layers + 1 if config.embedding_mix else 0
+    streams += 2 if config.smear_channels is not None else 0
+    return gated * config.num_kv_heads * config.head_dim + streams * config.hidden_size

@@ -1,8 +1,7 @@
-"""Sections of a finetuning run's page: examples and their mask, evaluations, retention."""
+"""Sections of a finetuning run's page: examples and their mask, evaluations."""
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -61,24 +60,6 @@ def evaluations(folder: Path) -> list[dict[str, str]]:
             }
         )
     return rows
-
-
-def retention(folder: Path) -> dict[str, Any] | None:
-    """Read ``retention.json`` of a `RetentionCheck`: questions that the base model answered right.
-
-    Questions that the model now answers wrong come first. None without such a file.
-    """
-    try:
-        content = json.loads((folder / "retention.json").read_text(encoding="utf-8"))
-        known = [row for row in content["questions"] if row["right_before"]]
-        known.sort(key=lambda row: row.get("right_after") is not False)
-        return {
-            "right_before": content["right_before"],
-            "still_right": content["still_right"],
-            "questions": known,
-        }
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _json_lines(file: Path) -> list[dict[str, Any]]:

@@ -23,7 +23,8 @@ from lit_llm.report.facts import (
     split_table,
 )
 from lit_llm.report.figures import SMOOTHING, figure_sections, sources_table
-from lit_llm.report.finetuning import evaluations, example_table, retention
+from lit_llm.report.finetuning import evaluations, example_table
+from lit_llm.report.forgetting import forgetting
 from lit_llm.report.headline import headline, last_write, lead, status
 from lit_llm.report.judgement import judgements
 from lit_llm.report.marks import marks, told
@@ -89,7 +90,7 @@ def _contents(run: Run, other: Run | None) -> dict[str, Any]:
         "splits": [] if examples else split_table(run.datacard),
         "examples": examples,
         "evaluations": evaluations(run.folder),
-        "retention": retention(run.folder),
+        "forgetting": forgetting(run.folder),
         "corpus": corpus_facts(run.datacard),
         "corpus_settings": corpus_settings(run.datacard),
         "config": configuration(run.config),

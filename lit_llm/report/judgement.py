@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from lit_llm.io.numbers import number
+from lit_llm.report.forgetting import final_state, forgetting, of_final, of_gap
 from lit_llm.report.plots import smooth
 from lit_llm.report.reading import Run
 
@@ -23,9 +24,13 @@ def judgements(run: Run) -> list[str]:
     held_out = _measured(run, "step", "val_loss")
     parameters, tokens = run.number("parameters"), run.number("tokens")
     finetuned = run.datacard.get("kind") == "instructions"
+    measured = forgetting(run.folder)
     found = [
         of_training(loss),
-        of_validation(*held_out, loss),
+        of_validation(*held_out, loss, kept=final_state(run.folder).get("monitor") == "val_loss"),
+        of_gap(*held_out, steps, loss) if finetuned else None,
+        of_final(run),
+        *(measured["sentences"] if measured else []),
         of_steps(int(steps[-1])) if len(steps) else None,
         None if finetuned or not parameters or not tokens else of_tokens(tokens / parameters),
         of_examples(_validation_size(run.datacard), "examples" if finetuned else "documents"),
@@ -50,8 +55,13 @@ def of_training(loss: np.ndarray) -> str | None:
     )
 
 
-def of_validation(steps: np.ndarray, loss: np.ndarray, training: np.ndarray) -> str | None:
-    """Judge the validation loss (n,) at ``steps``: falling, flat, or rising against training."""
+def of_validation(
+    steps: np.ndarray, loss: np.ndarray, training: np.ndarray, kept: bool = False
+) -> str | None:
+    """Judge the validation loss (n,) at ``steps``: falling, flat, or rising against training.
+
+    ``kept`` says that ``final/`` holds the weights of the lowest loss.
+    """
     keep = np.isfinite(loss)
     steps, loss = steps[keep], loss[keep]
     if len(loss) < 3:
@@ -62,8 +72,8 @@ def of_validation(steps: np.ndarray, loss: np.ndarray, training: np.ndarray) -> 
         return (
             f"It overfits: validation loss is {rise:.0%} above its best, at step "
             f"{steps[best]:,.0f}, {steps[-1] - steps[best]:,.0f} steps before the end, while "
-            "training loss went on falling. "
-            "Take checkpoints/best.ckpt, or train for fewer steps."
+            "training loss went on falling."
+            + ("" if kept else " Take checkpoints/best.ckpt, or train for fewer steps.")
         )
     if best < len(loss) - 2 and _fell(training):
         return (

@@ -171,6 +171,13 @@ def _checked(file: str, action: argparse.Action, value: Any) -> Any:
     return converted if many else converted[0]
 
 
+_OF_FINETUNING = {
+    "data.add_tokens": "tokens are added in finetuning (InstructionDataModule); for a corpus give "
+    "a tokenizer that has them as data.tokenizer",
+}
+"""Settings that are wanted in pretraining too -> why they are not there."""
+
+
 def explain_mistake(message: str, known: Sequence[str] = ()) -> str:
     """Shorten a message of jsonargparse to one line.
 
@@ -196,6 +203,8 @@ def explain_mistake(message: str, known: Sequence[str] = ()) -> str:
         if found := re.search(pattern, text):
             key = found[1]
             full = f"{section}.{key}" if section and not key.startswith(section) else key
+            if full in _OF_FINETUNING:
+                return f"unknown key {full}: {_OF_FINETUNING[full]}"
             if full in known:
                 return (
                     f"unknown key {full}: "

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING
 from lit_llm.errors import UserError
 from lit_llm.io.streams import is_terminal
 from lit_llm.settings.arguments import Parser
-from lit_llm.terminal.options import add_options, read_sampling, shell_text
+from lit_llm.terminal.options import add_options, read_adapters, read_sampling, shell_text
 
 if TYPE_CHECKING:
+    from lit_llm.models.hub.adapter_choice import AdapterChoice
     from lit_llm.terminal.conversation import Conversation
 
 HELP = """\
-/reset  forget the conversation
-/exit   leave (so does Ctrl-D)
-/help   this list
+/reset         forget the conversation
+/adapter NAME  answer with this adapter from here on; base: with none; without NAME: list them
+/exit          leave (so does Ctrl-D)
+/help          this list
 Ctrl-C stops an answer; what is written of it stays in the conversation."""
 
 
@@ -45,7 +47,15 @@ def chat_main(args: list[str]) -> None:
     from lit_llm.terminal.conversation import Conversation
 
     sampling = read_sampling(options)
-    model, tokenizer = open_model(options.ckpt, options.adapter, options.device)
+    folded, named = read_adapters(options.adapter)
+    choice = None
+    if named:
+        from lit_llm.models.hub.adapter_choice import AdapterChoice
+
+        choice = AdapterChoice(options.ckpt, named, options.device)
+        model, tokenizer = choice.model, choice.tokenizer
+    else:
+        model, tokenizer = open_model(options.ckpt, folded, options.device)
     conversation = Conversation(
         model,
         tokenizer,
@@ -61,12 +71,34 @@ def chat_main(args: list[str]) -> None:
             f"{options.ckpt}: {weights / 1e6:,.1f}M parameters on {model.embed.weight.device}; "
             f"/help lists commands"
         )
-    failed = _talk(conversation)
+        if choice is not None:
+            _note(_listed(choice))
+    failed = _talk(conversation, choice)
     if failed and not sys.stdin.isatty():  # at a terminal the user has seen the error
         raise UserError(f"{failed} of the messages got no answer")
 
 
-def _talk(conversation: Conversation) -> int:
+def _listed(choice: AdapterChoice) -> str:
+    names = (f"{name} (in use)" if name == choice.used else name for name in choice.names)
+    return f"adapters: {', '.join(names)}"
+
+
+def _switch(conversation: Conversation, choice: AdapterChoice | None, name: str) -> int:
+    """Do ``/adapter NAME``; return 1 if it could not be done."""
+    try:
+        if choice is None:
+            raise UserError("nothing to switch between: start with --adapter NAME=DIR")
+        if name:
+            choice.use(name)
+            conversation.take(choice.tokenizer)
+        _note(_listed(choice))
+    except UserError as error:
+        _note(str(error))
+        return 1
+    return 0
+
+
+def _talk(conversation: Conversation, choice: AdapterChoice | None) -> int:
     """Answer the user's lines; return how many could not be answered."""
     told, failed = False, 0
     for line in _lines():
@@ -76,6 +108,8 @@ def _talk(conversation: Conversation) -> int:
             conversation.reset()
             told = False
             _note("the conversation is forgotten")
+        elif line == "/adapter" or line.startswith("/adapter "):
+            failed += _switch(conversation, choice, line.removeprefix("/adapter").strip())
         elif line == "/help":
             _note(HELP)
         elif line:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from lit_llm.errors import UserError, settings_called
 from lit_llm.io.streams import json_text
 from lit_llm.settings.arguments import Parser
-from lit_llm.terminal.options import add_options, read_sampling, shell_text
+from lit_llm.terminal.options import add_options, read_adapters, read_sampling, shell_text
 
 if TYPE_CHECKING:
+    from lit_llm.models.generation.sampling import Sampling
     from lit_llm.models.tokenizer import Tokenizer
     from lit_llm.models.transformer import Transformer
 
@@ -43,7 +45,9 @@ def generate_main(args: list[str]) -> None:
     )
     parser.add_argument("--chat", action="store_true", help="send each prompt as a user's message")
     parser.add_argument(
-        "--json", action="store_true", help="a JSON object a prompt: prompt, text, tokens, finish"
+        "--json",
+        action="store_true",
+        help="a JSON object a prompt: prompt, text, tokens, finish; adapter, if there are several",
     )
     options = parser.parse_args(args)
     from lit_llm.data.chat.messages import check_characters
@@ -61,7 +65,27 @@ def generate_main(args: list[str]) -> None:
     from lit_llm.models.hub.checkpoint import open_model
 
     sampling = read_sampling(options)
-    model, tokenizer = open_model(options.ckpt, options.adapter, options.device)
+    folded, named = read_adapters(options.adapter)
+    if not named:
+        _continue(*open_model(options.ckpt, folded, options.device), prompts, sampling, options)
+        return
+    from lit_llm.models.hub.adapter_choice import AdapterChoice
+
+    choice = AdapterChoice(options.ckpt, named, options.device)
+    for name in choice.names:
+        choice.use(name)
+        _continue(choice.model, choice.tokenizer, prompts, sampling, options, name)
+
+
+def _continue(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: list[str],
+    sampling: Sampling,
+    options: Namespace,
+    name: str | None = None,
+) -> None:
+    """Print the continuations of all prompts, with the ``name`` of the adapter if it has one."""
     if options.chat:
         from lit_llm.data.chat.chat_format import ChatFormat
 
@@ -81,6 +105,8 @@ def generate_main(args: list[str]) -> None:
                 f"{size}"
             )
     how = {"sampling": sampling, "seed": options.seed, "stop_ids": stop_ids}
+    if name is not None and not options.json:
+        print(f"[{name}]")
     if len(prompts) == 1 and not options.json:
         length = min(options.max_new_tokens, size - len(encoded[0]))
         print(end="" if options.chat else prompts[0], flush=True)
@@ -91,7 +117,8 @@ def generate_main(args: list[str]) -> None:
         rows = _answers(model, tokenizer, encoded[part], options.max_new_tokens, options.stop, how)
         for prompt, row in zip(prompts[part], rows, strict=True):
             if options.json:
-                print(json_text({"prompt": prompt, **row}), flush=True)
+                own = {} if name is None else {"adapter": name}
+                print(json_text({**own, "prompt": prompt, **row}), flush=True)
             else:
                 print(
                     f"> {prompt}\n{row['text']}\n" if options.chat else f"{prompt}{row['text']}\n",

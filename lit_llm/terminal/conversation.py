@@ -58,6 +58,17 @@ class Conversation:
         self._cache = PromptCache()
         self._answers = 0
 
+    def take(self, tokenizer: Tokenizer) -> None:
+        """Go on after the weights were changed, with the tokenizer that belongs to them.
+
+        The turns stay.
+
+        Raises:
+            UserError: the tokenizer has no chat template.
+        """
+        self.format, self.tokenizer = ChatFormat(tokenizer), tokenizer
+        self._cache = PromptCache()  # its keys and values are of the weights before
+
     def reset(self) -> None:
         """Forget all turns; the system message stays."""
         self.history, self.dropped = [], 0

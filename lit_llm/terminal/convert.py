@@ -38,7 +38,8 @@ def import_main(args: list[str]) -> None:
     parser.add_argument(
         "src",
         metavar="SRC",
-        help="a .gguf file or Hugging Face directory; a run or .ckpt will do too",
+        help="a .gguf file, nanochat's model_*.pt or a Hugging Face directory; a run or .ckpt will "
+        "do too",
     )
     parser.add_argument(
         "out", metavar="OUT", type=Path, help="directory to write; must not exist or be empty"
@@ -162,7 +163,7 @@ def write_directory(model: Transformer, tokenizer: Tokenizer, out: Path) -> None
     """
     from safetensors import SafetensorError
 
-    from lit_llm.models.hub.config_json import family_of
+    from lit_llm.models.hub.config_json import family_of, readers_of
 
     try:
         with replacing(out) as part:  # this also replaces an empty directory
@@ -170,7 +171,7 @@ def write_directory(model: Transformer, tokenizer: Tokenizer, out: Path) -> None
             tokenizer.save_pretrained(part, model_max_length=model.config.max_seq_len)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{out}: could not be written ({error})") from None
-    family = family_of(model.config) or "lit_llm (no Hugging Face family has this shape)"
+    family = family_of(model.config) or f"no known family (for {readers_of(model.config)})"
     _say(out, model, tokenizer, family, str(model.embed.weight.dtype).removeprefix("torch."))
 
 

@@ -146,17 +146,18 @@ def _rendered(
 ) -> dict[str, Any]:
     """One example: its place, counts, tools, and its text in runs that are learnt or not."""
     runs, count, learnt = [], 0, 0
-    for ids, mask, shared in _branches(examples[index]):
+    for ids, weights, shared in _branches(examples[index]):
         if shared:
             runs.append({"learnt": False, "text": f"\n--- branch behind {shared:,} tokens\n"})
         end, before = shared, data.tokenizer.decode(ids[:shared])
-        for learn, run in groupby(mask[shared:].tolist()):
+        for weight, run in groupby(weights[shared:].tolist()):
             end += len(list(run))
             # A token's text may depend on the one before (a space mark): beginnings are decoded.
             text = data.tokenizer.decode(ids[:end])
-            runs.append({"learnt": learn, "text": text[len(before) :]})
+            own = {} if weight in (0, 1) else {"weight": weight}
+            runs.append({"learnt": weight > 0, "text": text[len(before) :], **own})
             before = text
-        count, learnt = count + len(ids) - shared, learnt + int(mask[shared:].sum())
+        count, learnt = count + len(ids) - shared, learnt + int((weights[shared:] > 0).sum())
     return {
         "id": lines[index]["id"],
         "tokens": count,
@@ -167,7 +168,7 @@ def _rendered(
 
 
 def _branches(tree: Tree) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """(ids, learnt, tokens shared with the branch before) of each path to a leaf of a tree."""
+    """(ids, weights, tokens shared with the branch before) of each path to a leaf of a tree."""
     before = np.zeros(0, np.int64)
     places = np.arange(len(tree))
     for leaf in np.flatnonzero(tree.until == places + 1):
@@ -176,9 +177,9 @@ def _branches(tree: Tree) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
         # The last token of a path is only a label.
         last = labels[-1:][labels[-1:] != IGNORE]
         ids = np.concatenate([tree.input_ids[path], last])
-        mask = np.concatenate([[False], labels != IGNORE])[: len(ids)]
+        weights = np.concatenate([[0], tree.all_weights[path]])[: len(ids)]
         shared = int((path[: len(before)] == before[: len(path)]).sum()) if len(before) else 0
-        yield ids, mask, shared
+        yield ids, weights, shared
         before = path
 
 
@@ -196,7 +197,7 @@ def _warnings(
         seen.add(line["sha256"])
         branches = list(_branches(examples[index]))
         ids = branches[0][0]
-        learnt = np.concatenate([ids[shared:][mask[shared:]] for ids, mask, shared in branches])
+        learnt = np.concatenate([ids[at:][weights[at:] > 0] for ids, weights, at in branches])
         text = data.tokenizer.decode(learnt)
         repeats = Counter(part for part in text.split("\n") if len(part.strip()) >= _LINE)
         counts["endless"] += not np.isin(learnt, stops).any()
@@ -242,7 +243,7 @@ def text_of_examples(facts: dict[str, Any], coloured: bool) -> str:
 
 
 def _marked(run: dict[str, Any], coloured: bool) -> str:
-    text = run["text"]
+    text = run["text"] + (f" (weight {run['weight']:g})" if "weight" in run else "")
     if coloured:
         # Control characters of the data must not reach the terminal.
         text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", text)

@@ -105,8 +105,7 @@ def _source(text: str) -> tuple[Path, float]:
 
 def _merge_adapters(sources: list[tuple[Path, float]], options: Any, out: Path) -> None:
     from lit_llm.models.hub.adapters import Adapters
-    from lit_llm.models.hub.checkpoint import tokenizer_of_adapter
-    from lit_llm.models.hub.merge import Part, add_updates, base_of, load_base
+    from lit_llm.models.hub.merge import Part, add_updates, base_of, load_base, vocabulary_with
     from lit_llm.models.kernels.cpu_threads import limit_threads
     from lit_llm.models.quantize import restore_weights
     from lit_llm.models.tokenizer import Tokenizer
@@ -117,8 +116,8 @@ def _merge_adapters(sources: list[tuple[Path, float]], options: Any, out: Path) 
     base = base_of(parts, options.base, original=options.onto == "original")
     dtype = torch_dtype(options.dtype)
     model = load_base(base, dtype, original=False)
-    tokenizer = tokenizer_of_adapter(
-        parts[0].folder, Tokenizer.from_pretrained(base.init_from), model.config.vocab_size
+    tokenizer = _tokenizer_of(
+        parts, Tokenizer.from_pretrained(base.init_from), vocabulary_with(model, parts)
     )
     rows = _sample(tokenizer)
     as_trained = len(parts) == 1 and parts[0].weight == 1
@@ -139,6 +138,20 @@ def _merge_adapters(sources: list[tuple[Path, float]], options: Any, out: Path) 
         what = "the sum in float32"
     write_directory(model, tokenizer, out)
     _say_distance(what, before, _log_probabilities(model, rows))
+
+
+def _tokenizer_of(parts: list[Part], base: Tokenizer, vocab_size: int) -> Tokenizer:
+    """Return the tokenizer of the adapters, which must have the same tokens."""
+    from lit_llm.models.hub.checkpoint import tokenizer_of_adapter
+
+    first, *others = [tokenizer_of_adapter(part.folder, base, vocab_size) for part in parts]
+    for part, other in zip(parts[1:], others, strict=True):
+        if other.backend.get_vocab() != first.backend.get_vocab():
+            raise UserError(
+                f"{part.folder}: has other added tokens than {parts[0].folder} (data.add_tokens); "
+                "their rows cannot be added"
+            )
+    return first
 
 
 def _sum_in_float32(

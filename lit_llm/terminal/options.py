@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lit_llm.errors import UserError
 from lit_llm.settings.ranges import SAMPLING, Number, Range
 
 if TYPE_CHECKING:
@@ -22,7 +24,10 @@ def add_options(
     parser.add_argument(
         "ckpt", metavar="CKPT", help="Hugging Face directory, .gguf file, run folder or .ckpt file"
     )
-    parser.add_argument("--adapter", metavar="DIR", help="PEFT adapter to put on the model")
+    parser.add_argument(
+        "--adapter", metavar="[NAME=]DIR", action="append", default=[],
+        help="PEFT adapter to put on the model; several, or one with a name, can be switched",
+    )  # fmt: skip
     parser.add_argument(
         "--max_new_tokens", type=Number(int, RANGES["max_new_tokens"]), default=max_new_tokens,
         metavar="N",
@@ -74,6 +79,39 @@ def add_options(
         default="auto",
         help="cpu, cuda, cuda:1, ...; auto: CUDA if there is one, else CPU",
     )
+
+
+def read_adapters(given: list[str]) -> tuple[str | None, dict[str, str]]:
+    """The values of ``--adapter``: one to fold into the weights, or several to switch between.
+
+    A single directory without a name is folded in. Otherwise the result is a mapping from names to
+    directories. A directory without a name is called after its folder, and the adapter of a run
+    after the run's folder.
+
+    Raises:
+        UserError: a name occurs twice, or is the one of the model without an adapter.
+    """
+    from lit_llm.models.hub.adapter_choice import BASE
+
+    pairs = [_named(text) for text in given]
+    if len(pairs) == 1 and pairs[0][0] is None:
+        return pairs[0][1], {}
+    found: dict[str, str] = {}
+    for named, folder in pairs:
+        path = Path(folder).expanduser().resolve()
+        name = named or (path.parent.name if path.name == "adapter" else path.name)
+        if name in found or name == BASE:
+            why = "stands for no adapter" if name == BASE else f"is {found[name]} already"
+            raise UserError(f"--adapter {folder}: the name {name!r} {why}; write NAME={folder}")
+        found[name] = folder
+    return None, found
+
+
+def _named(text: str) -> tuple[str | None, str]:
+    name, equals, folder = text.partition("=")
+    if not equals or not name or "/" in name or Path(text).expanduser().exists():
+        return None, text
+    return name, folder
 
 
 def shell_text(word: str) -> str:

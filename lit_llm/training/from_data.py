@@ -6,6 +6,7 @@ from typing import Any
 
 from lit_llm.errors import UserError
 from lit_llm.models.config import TransformerConfig
+from lit_llm.models.hub.formats import FILE_FORMATS
 from lit_llm.models.hub.locate import locate
 from lit_llm.models.tokenizer import Tokenizer
 
@@ -19,7 +20,8 @@ def take_from_data(fields: dict[str, Any], data: Any, init_from: str | None) -> 
 
     Args:
         fields: fields of a `TransformerConfig`.
-        data: a data module. Its ``tokenizer`` and ``seq_len`` are used if it has them; None adds
+        data: a data module. Its ``tokenizer``, ``base_tokenizer`` (without the tokens that it adds
+            to the tokenizer of ``init_from``) and ``seq_len`` are used if it has them; None adds
             nothing.
         init_from: where the weights come from, or None.
 
@@ -29,7 +31,9 @@ def take_from_data(fields: dict[str, Any], data: Any, init_from: str | None) -> 
     tokenizer = getattr(data, "tokenizer", None)
     if tokenizer is not None:
         if init_from is not None:
-            _check_same_tokenizer(tokenizer, init_from)
+            _check_same_tokenizer(getattr(data, "base_tokenizer", tokenizer), init_from)
+            if getattr(data, "added_tokens", None):
+                fields["vocab_size"] = max(fields["vocab_size"], tokenizer.vocab_size)
         given = fields.get("vocab_size")
         if given is not None and given < tokenizer.vocab_size:
             raise UserError(
@@ -73,11 +77,12 @@ def _check_same_tokenizer(tokenizer: Tokenizer, init_from: str) -> None:
     With other token ids the pretrained weights would be useless, and no other error would say so.
     """
     found = locate(init_from)
-    if found.suffix != ".gguf" and not (found / "tokenizer.json").exists():
+    if found.suffix not in FILE_FORMATS and not (found / "tokenizer.json").exists():
         return
     if Tokenizer.from_pretrained(init_from).fingerprint() != tokenizer.fingerprint():
         raise UserError(
-            f"the data has another tokenizer than model.init_from: set data.tokenizer={init_from}"
+            f"the data has another tokenizer than model.init_from: set data.tokenizer={init_from}; "
+            "data.add_tokens adds tokens to it"
         )
 
 

@@ -28,6 +28,7 @@ from lit_llm.models.kernels.backends import Backend
 from lit_llm.models.kernels.device import exact_dtype
 from lit_llm.models.meta import meta_transformer
 from lit_llm.models.parallel.sharded import clip_gradients, is_divided, whole_state_dict
+from lit_llm.models.token_rows import add_token_rows
 from lit_llm.models.transformer import Transformer
 from lit_llm.settings.checks import check_types, plain_paths
 from lit_llm.settings.ranges import Range, check_ranges, positive
@@ -79,7 +80,8 @@ class LanguageModule(EvaluatedModule):
     batch. The gradient is that of (sum of losses) / (sum of ``count``) over the whole optimizer
     step, for any gradient accumulation and world size, see `LossScaling`.
 
-    A batch is a dict. "labels" are -100 for positions without supervision. "step_tokens" is
+    A batch is a dict. "labels" are -100 for positions without supervision. "label_weights" is
+    optional: factors of the labels' losses, float32 of the labels' shape. "step_tokens" is
     optional: the sum of ``count`` over the whole optimizer step.
 
     Other methods to override: ``build_model`` (another network), ``count`` (the number of items
@@ -182,7 +184,9 @@ class LanguageModule(EvaluatedModule):
         the same weights on all processes.
         """
         if self.hparams["init_from"] is not None:
-            return Transformer.from_pretrained(self.hparams["init_from"], dtype=torch.float32)
+            model = Transformer.from_pretrained(self.hparams["init_from"], dtype=torch.float32)
+            add_token_rows(model, self.added_tokens.values())
+            return model
         # No process holds a whole sharded network: `parallelize` fills the shards of a meta model.
         return (
             Transformer(self.config) if self.device_mesh is None else meta_transformer(self.config)
@@ -196,8 +200,14 @@ class LanguageModule(EvaluatedModule):
         raise NotImplementedError(f"{type(self).__name__} has no compute_loss: the objective")
 
     def count(self, batch: dict[str, Tensor]) -> Tensor:
-        """Number of items that `compute_loss` sums over (int64 scalar): supervised tokens."""
-        return (batch["labels"] != IGNORE).sum()
+        """Number of items that `compute_loss` sums over: supervised tokens (int64 scalar).
+
+        With "label_weights" in the batch it is the sum of their weights (float32 scalar).
+        """
+        supervised = batch["labels"] != IGNORE
+        if "label_weights" in batch:
+            return batch["label_weights"].masked_fill(~supervised, 0).sum()
+        return supervised.sum()
 
     def evaluate(self, batch: dict[str, Tensor], metrics: LanguageModelMetrics) -> None:
         """Add the loss of a batch to ``metrics``. Override it to measure more."""
@@ -219,6 +229,11 @@ class LanguageModule(EvaluatedModule):
     def config(self) -> TransformerConfig:
         """The network's configuration. `setup` adds the fields that the data decides."""
         return TransformerConfig.from_dict(self.fields)
+
+    @property
+    def added_tokens(self) -> dict[str, int]:
+        """Tokens that the data adds to those of ``init_from``, with their ids."""
+        return getattr(self._datamodule, "added_tokens", {})
 
     @property
     def flops_per_token(self) -> float:
@@ -499,6 +514,7 @@ class LanguageModule(EvaluatedModule):
 
     def save_tokenizer(self, folder: str | Path) -> None:
         """Write the data module's tokenizer, if it has one, to ``folder``."""
-        tokenizer = getattr(self._datamodule, "tokenizer", None)
+        data = self._datamodule
+        tokenizer = getattr(data, "serving_tokenizer", getattr(data, "tokenizer", None))
         if tokenizer is not None:
             tokenizer.save_pretrained(folder, model_max_length=self.config.max_seq_len)

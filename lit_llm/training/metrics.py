@@ -13,7 +13,7 @@ from lit_llm.models.kernels.device import exact_dtype
 
 
 class LanguageModelMetrics(Metric):
-    """Mean loss per token in nats, and bits per byte of text.
+    """Mean loss per token in nats, weighted where labels have weights, and bits per byte of text.
 
     Bits per byte is the loss of the text's tokens divided by the text's length in bytes, so it can
     be compared between tokenizers with different vocabularies. Special tokens stand for no bytes:
@@ -27,6 +27,7 @@ class LanguageModelMetrics(Metric):
     full_state_update = False
     nll: Tensor
     tokens: Tensor
+    weight: Tensor
     text_nll: Tensor
     text_bytes: Tensor
 
@@ -35,30 +36,46 @@ class LanguageModelMetrics(Metric):
         for name, kind in (
             ("nll", dtype),
             ("tokens", torch.int64),
+            ("weight", dtype),
             ("text_nll", dtype),
             ("text_bytes", torch.int64),
         ):
             self.add_state(name, torch.zeros((), dtype=kind), dist_reduce_fx="sum")
 
-    def update(self, nll: Tensor, supervised: Tensor, label_bytes: Tensor | None = None) -> None:
+    def update(
+        self,
+        nll: Tensor,
+        supervised: Tensor,
+        label_bytes: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> None:
         """Add tokens. All arguments have the same shape.
 
         Args:
             nll: loss of each token in nats.
             supervised: whether each token counts (bool).
             label_bytes: bytes of text that each label stands for.
+            weights: weight of each token in the mean loss (bits per byte has no weights). None: 1.
         """
         nll = nll.to(self.nll.dtype)
-        self.nll += nll.masked_fill(~supervised, 0).sum()
-        self.tokens += supervised.sum()
+        if weights is None:
+            self.nll += nll.masked_fill(~supervised, 0).sum()
+            self.tokens += supervised.sum()
+        else:
+            weights = weights.to(self.nll.dtype).masked_fill(~supervised, 0)
+            self.nll += (nll * weights).sum()
+            self.weight += weights.sum()
         if label_bytes is not None:
             self.text_nll += nll.masked_fill(~supervised | (label_bytes == 0), 0).sum()
             self.text_bytes += label_bytes.masked_fill(~supervised, 0).sum()
 
     def add_sum(self, loss: Tensor, count: Tensor) -> None:
-        """Add a loss summed over ``count`` items; both are scalars."""
+        """Add a loss summed over ``count`` items; both are scalars. Weights make count a float."""
         self.nll += loss.to(self.nll.dtype)
-        self.tokens += count
+        if count.is_floating_point():
+            self.weight += count.to(self.weight.dtype)
+        else:
+            self.tokens += count
         self._update_count += 1
 
     def add(self, other: LanguageModelMetrics) -> None:
@@ -69,7 +86,7 @@ class LanguageModelMetrics(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """{"loss": nats per token}, and "bits_per_byte" if label bytes were given."""
-        result = {"loss": self.nll / self.tokens}
+        result = {"loss": self.nll / (self.tokens + self.weight)}
         if self.text_bytes > 0:
             result["bits_per_byte"] = self.text_nll / math.log(2) / self.text_bytes
         return result

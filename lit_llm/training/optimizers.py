@@ -22,6 +22,7 @@ from lit_llm.models.kernels.device import has_fast_bf16
 from lit_llm.models.mlp import Experts
 from lit_llm.models.norm import HeadNorm
 from lit_llm.models.parallel.sharded import empty_like, local
+from lit_llm.models.token_rows import row_layers
 from lit_llm.models.transformer import Transformer
 
 # Polar Express, 5 iterations, safety factor 2e-2, cushion 2 (arXiv:2505.16932, algorithm 1).
@@ -261,11 +262,13 @@ def parameter_groups(
     """Parameter groups of ``model``; ``lr`` is the learning rate of the first group.
 
     The first group has the matrices between embedding and head, and stacks of matrices (experts).
-    Muon or AdamW with weight decay updates it. Embedding, head and vectors (norms, biases) are
-    three more groups, which AdamW updates without decay. LoRA's B matrices are a group of their own
-    if their learning rate is another one (`LoRAConfig.lr_ratio`).
+    Muon or AdamW with weight decay updates it. Embeddings (value embeddings too), head and vectors
+    (norms, biases, the numbers of `lit_llm.models.mixing`) are three more groups, which AdamW
+    updates without decay. LoRA's B matrices are a group of their own if their learning rate is
+    another one (`LoRAConfig.lr_ratio`).
     """
     embedding = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    embedding |= {id(m.added_rows) for m in row_layers(model)}
     tables = {m.weight.shape for m in model.modules() if isinstance(m, nn.Embedding)}
     linear = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
     # The head has no fixed name. It is the last linear layer, if it has the shape of an embedding:

@@ -36,16 +36,20 @@ class PretrainModule(LanguageModule):
     def compute_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """The loss summed over the supervised tokens of the batch: a scalar.
 
-        In a mixture of experts it includes the router loss. Override it for another objective.
+        With "label_weights" in the batch each token's loss is multiplied by its weight. In a
+        mixture of experts it includes the router loss. Override it for another objective.
         """
+        weights = batch.get("label_weights")
         if not isinstance(self.network, Transformer):
-            return self.token_losses(batch).sum()
+            losses = self.token_losses(batch)
+            return (losses if weights is None else losses * weights).sum()
         loss = self.network.loss(
             batch["input_ids"],
             batch["labels"],
             batch.get("document_ids"),
             skip_ignored_labels=self.skip_ignored_labels,
             forest=forest_of(batch),
+            label_weights=weights,
         )
         # The router loss is per token: times the count it becomes a sum like ``loss``.
         router_loss = self.network.take_router_loss()
@@ -70,7 +74,8 @@ class PretrainModule(LanguageModule):
     def evaluate(self, batch: dict[str, Tensor], metrics: LanguageModelMetrics) -> None:
         """Add the loss of each token and, if the batch has them, the bytes of each label."""
         supervised = batch["labels"] != IGNORE
-        metrics.update(self.token_losses(batch), supervised, batch.get("label_bytes"))
+        losses, weights = self.token_losses(batch), batch.get("label_weights")
+        metrics.update(losses, supervised, batch.get("label_bytes"), weights)
 
 
 def forest_of(batch: dict[str, Tensor]) -> Forest | None:

@@ -27,7 +27,7 @@ def check_checkpoint(checkpoint: dict[str, Any], optimizer: str | None) -> None:
     """
     settings = settings_of(checkpoint)
     if "transformer" not in settings:
-        raise UserError("--ckpt_path: not a checkpoint of a PretrainModule")
+        raise UserError("--ckpt_path: not a checkpoint of lit_llm.PretrainModule or SFTModule")
     if optimizer is None:
         return
     if (before := settings.get("optimizer")) != optimizer:

@@ -1,4 +1,4 @@
-"""Loss scaling that gives every supervised token of an optimizer step the same weight."""
+"""Loss scaling: the mean over the supervised tokens of an optimizer step, by their weights."""
 
 from __future__ import annotations
 
@@ -50,10 +50,11 @@ class LossMean(MeanMetric):
 class LossScaling:
     """Scales losses: the gradient of a step is that of (sum of losses) / (supervised tokens).
 
-    Both sums are over all micro-batches and processes of the optimizer step. If batches have
-    "step_tokens", the number of tokens is known in advance. Otherwise the tokens are counted with
-    each micro-batch, and the gradient is scaled when the step is complete. Callbacks and loggers
-    then see the mean loss of each micro-batch.
+    Labels with weights of their own count as many tokens as they weigh. Both sums are over all
+    micro-batches and processes of the optimizer step. If batches have "step_tokens", the number of
+    tokens is known in advance. Otherwise the tokens are counted with each micro-batch, and the
+    gradient is scaled when the step is complete. Callbacks and loggers then see the mean loss of
+    each micro-batch.
     """
 
     def __init__(self) -> None:
@@ -103,7 +104,7 @@ class LossScaling:
         if trainer.accumulate_grad_batches * processes > 1:
             self._counted = count if self._counted is None else self._counted + count
             self._weight = count * (trainer.accumulate_grad_batches / _DIVISOR)
-        return loss_sum / count.clamp(min=1)
+        return loss_sum / torch.where(count > 0, count, 1)
 
     def for_backward(self, loss: Tensor) -> Tensor:
         """Scale the ``loss`` of `by_count` or `by_step_tokens` for the backward pass.
@@ -123,4 +124,4 @@ class LossScaling:
         if isinstance(strategy, ParallelStrategy):
             tokens = strategy.reduce(tokens, reduce_op="mean")
         gradients = [local(p.grad) for p in parameters if p.grad is not None]
-        torch._foreach_mul_(gradients, _DIVISOR / tokens.clamp(min=1 / trainer.world_size))
+        torch._foreach_mul_(gradients, _DIVISOR / torch.where(tokens > 0, tokens, 1))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
+from pathlib import Path
 
+import ablation
 import harness
 import numpy as np
 import pytest
@@ -11,6 +15,9 @@ import torch
 from bpb import bits_per_byte
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from parts import NONE, parts_of
+
+from lit_llm.models.config import TransformerConfig
 
 VOCAB = 11
 TOKEN_BYTES = np.array([0, 1, 1, 1, 2, 2, 3, 4, 5, 6, 7], np.int32)  # 0 is the separator
@@ -79,3 +86,56 @@ def test_an_epoch_has_every_block_once_with_targets_one_ahead() -> None:
     assert orders[0] != orders[1]
     again = harness.batches(stream, 3, 5, seed=1)
     assert torch.equal(next(again)[0], epochs[0][0][0])
+
+
+def test_variants_are_each_part_alone_and_left_out() -> None:
+    made = ablation.variants(num_layers=4)
+    for name, part in parts_of(4).items():
+        alone = made[f"only {name}"]
+        assert {key: alone[key] for key in part} == part
+        assert alone == {**NONE, **part}
+        assert made[f"without {name}"] == {**made["all"], **{key: NONE[key] for key in part}}
+    assert len(made) == 2 + 2 * len(parts_of(4))
+    for fields in made.values():
+        TransformerConfig.from_dict({"preset": "nano-5m", **fields})
+
+
+def test_the_table_has_the_median_and_the_farthest_seed() -> None:
+    runs = [
+        {"variant": "all", "size": "small", "budget": "tokens", "bits_per_byte": score}
+        for score in (1.25, 1.2, 1.5)
+    ]
+    assert ablation.table(runs).splitlines()[1].split() == ["all", "1.2500", "+-", "0.2500"]
+
+
+class Counting:
+    """A contender that only counts."""
+
+    settings: dict[str, object] = {}
+    parameters = 0
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def step(
+        self, inputs: torch.Tensor, targets: torch.Tensor, step: int, progress: float
+    ) -> float:
+        self.seen.append(progress)
+        return 0.0
+
+    def reset(self) -> None:
+        self.seen.clear()
+
+    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        return bigram(tokens)
+
+
+def test_a_number_of_tokens_is_trained_on_whatever_the_time(tmp_path: Path) -> None:
+    stream = np.arange(1, 200, dtype=np.uint16) % (VOCAB - 1) + 1
+    counting, out = Counting(), tmp_path / "out.json"
+    args = argparse.Namespace(
+        tokens_per_step=8, seq_len=4, seed=0, tokens=35.0, seconds=0.0, out=out
+    )
+    harness.run(counting, harness.Prepared(stream, stream, TOKEN_BYTES), args)
+    assert counting.seen == [0, 0.25, 0.5, 0.75]
+    assert json.loads(out.read_text())["tokens"] == 32

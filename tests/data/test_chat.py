@@ -140,6 +140,13 @@ def test_a_prompt_is_how_training_begins(tokenizer: Tokenizer, template: str, dr
     assert assistant_mask[len(prompt)] and not assistant_mask[len(prompt) - 1]
 
 
+def test_other_names_of_roles(tokenizer: Tokenizer) -> None:
+    chat = ChatFormat(tokenizer)
+    others = [{"role": "human", "content": "q"}, {"role": "ai", "content": "a"}]
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    assert chat.encode(others) == chat.encode(messages)
+
+
 def test_what_ends_an_answer(tokenizer: Tokenizer) -> None:
     end, text_end = tokenizer.control_tokens["<|im_end|>"], tokenizer.eos_id
     assert ChatFormat(tokenizer).stop_ids == [text_end, end]
@@ -154,8 +161,11 @@ def test_what_ends_an_answer(tokenizer: Tokenizer) -> None:
         ([], "not empty"),
         ("hello", "must be a list"),
         ([{"content": "x"}], "message 1 must be an object with 'role'"),
-        ([{"role": "user"}], "message 1 must be an object with 'role' and 'content'"),
-        ([{"role": "human", "content": "x"}], "role 'human'; roles are system, user, assistant"),
+        ([{"role": "user"}], "message 1 has neither content nor tool_calls"),
+        (
+            [{"role": "narrator", "content": "x"}],
+            "role 'narrator'; roles are system, user, assistant",
+        ),
         ([{"role": "user", "content": ["x"]}], "content of type list"),
         (
             [{"role": "user", "content": "x"}, {"role": "tool", "content": "y"}],

@@ -333,7 +333,7 @@ def test_sources_can_be_repeated_and_rehearsal_is_never_validation(
     general = [line for line in lines if str(line["id"]).startswith("general")]
     assert len(general) == 3 * 80 and {line["split"] for line in general} == {"train"}
     assert len(lines) - len(general) == 40
-    questions = Path(lit_llm.__file__).parent / "training/callbacks/questions.jsonl"
+    questions = Path(lit_llm.__file__).parent / "evaluate/forgetting/questions.jsonl"
     asked = {json.loads(line)["prompt"] for line in questions.open()}
     # What is rehearsed is not what is checked
     assert not asked & {line["question"] for line in general}

@@ -126,7 +126,7 @@ def test_parts_that_the_template_changes_are_refused() -> None:
     for part, said in (
         ({"train": "no"}, "'train' 'no'"),
         ({"loss": True}, "'loss', which is not used"),
-        ({"weight": 0.5}, "'weight' 0.5"),
+        ({"weight": -0.5}, "'weight' '-0.5'"),
     ):
         with pytest.raises(UserError, match=said):
             runs("chatml", [USER, of(("a", part))])
@@ -251,7 +251,7 @@ def row_of(data: InstructionDataModule, row: dict) -> tuple[list[int], list[bool
 
     made = data.format_example(row)
     assert isinstance(made, Segments)
-    ((ids, learns),) = encode_segments(made, data.chat).paths
+    ((ids, learns, _),) = encode_segments(made, data.chat).paths
     return ids.tolist(), learns.tolist()
 
 
@@ -296,7 +296,7 @@ def test_segments_and_text_need_no_template(tokenizer_folder: Path) -> None:
         ({"segments": [{"text": "x", "train": 1, "label": 0}]}, "segment 1: 'train' is true or"),
         ({"segments": [{"text": "x", "mask": 1}]}, "segment 1 has the key 'mask'"),
         ({"segments": [{"text": "x"}], "tools": [{"name": "f"}]}, "'tools' beside 'segments'"),
-        ({"segments": [{"text": "x"}], "weight": 0.5}, "'weight' '0.5', which may say not to"),
+        ({"segments": [{"text": "x"}], "train": 0.5}, "'train' '0.5', which may say not to"),
         ({"text": 3}, "'text' must be a text, not int"),
         ({"text": "\ud83d"}, "lone surrogate"),
     ],
@@ -316,6 +316,9 @@ SHIPPED = {
     "chatml": (["<|im_start|>", "<|im_end|>"],
                "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nq<|im_end|>\n"
                "<|im_start|>assistant\na<|im_end|>\n"),
+    "hermes": (["<|im_start|>", "<|im_end|>"],
+               "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nq<|im_end|>\n"
+               "<|im_start|>assistant\na<|im_end|>\n"),
     "llama3": (["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
                "<s><|start_header_id|>system<|end_header_id|>\n\ns<|eot_id|>"
                "<|start_header_id|>user<|end_header_id|>\n\nq<|eot_id|>"
@@ -330,7 +333,7 @@ SHIPPED = {
 def test_templates_of_the_package(tmp_path: Path, name: str) -> None:
     from chat_templates import TOKENIZERS
 
-    from lit_llm.data.chat.shipped_templates import template_source
+    from lit_llm.data.chat.shipped_templates import missing_tokens, template_source
     from lit_llm.data.chat.stopping import learns_to_stop
 
     tokens, text = SHIPPED[name]
@@ -345,10 +348,30 @@ def test_templates_of_the_package(tmp_path: Path, name: str) -> None:
     assert ids[: len(prompt)] == prompt and mask[len(prompt)]
     assert learnt(chosen, messages) == [f"a{tokens[-1] if tokens else '</s>'}"]
     bare = Tokenizer(TOKENIZERS["byte-level"](["<s>", "</s>"]), bos_token="<s>")
-    with pytest.raises(UserError, match=f"data.chat_template={name}: the tokenizer lacks") as told:
-        template_source(name, bare)
-    assert all(token in str(told.value) for token in tokens) and "data.add_tokens" in str(
-        told.value
+    assert missing_tokens(name, bare) == tokens and missing_tokens(name, base) == []
+    if name == "plain":
+        with pytest.raises(UserError, match="plain: the tokenizer lacks an end-of-text token"):
+            template_source(name, bare)
+
+
+def test_hermes_renders_every_conversation() -> None:
+    from chat_templates import check_template
+
+    from lit_llm.data.chat import shipped_templates
+
+    assert set(SHIPPED) == set(shipped_templates.TOKENS)
+    source = (Path(shipped_templates.__file__).parent / "templates/hermes.jinja").read_text()
+    assert set(check_template(source).values()) == {"ok"}
+    calls = [{"function": {"name": f, "arguments": {"x": 1}}} for f in "fg"]
+    messages = [USER, {"role": "assistant", "content": None, "tool_calls": calls},
+                {"role": "tool", "content": "1"}, {"role": "tool", "content": "2"}]  # fmt: skip
+    tools = [{"type": "function", "function": {"name": f, "description": "does"}} for f in "fg"]
+    said = ChatFormat(chat_of("chatml").tokenizer, source).render(messages, True, {"tools": tools})
+    assert said.endswith(
+        '<|im_start|>assistant\n<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "g", "arguments": {"x": 1}}\n</tool_call><|im_end|>\n'
+        "<|im_start|>user\n<tool_response>\n1\n</tool_response>\n<tool_response>\n2\n"
+        "</tool_response><|im_end|>\n<|im_start|>assistant\n"
     )
 
 
@@ -356,9 +379,11 @@ def test_the_shipped_chatml_is_the_tokenizers(tokenizer_folder: Path) -> None:
     data = InstructionDataModule(tokenizer=str(tokenizer_folder), chat_template="chatml")
     other = InstructionDataModule(tokenizer=str(tokenizer_folder))
     assert data.chat.encode(TALK) == other.chat.encode(TALK)
+    assert data.added_tokens == {}
     for name in ("llama3", "gemma"):
-        with pytest.raises(UserError, match="lacks"):
-            _ = InstructionDataModule(tokenizer=str(tokenizer_folder), chat_template=name).chat
+        data = InstructionDataModule(tokenizer=str(tokenizer_folder), chat_template=name)
+        assert list(data.added_tokens) == SHIPPED[name][0] and data.base_tokenizer.vocab_size == 512
+        assert learnt(data.chat, [USER, {**ONE, "content": "a"}]) == [f"a{SHIPPED[name][0][-1]}"]
 
 
 @settings(max_examples=60, deadline=None)

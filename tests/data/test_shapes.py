@@ -92,7 +92,6 @@ def test_what_a_row_says(row: dict[str, Any], messages: list) -> None:
         ({"instruction": ["q"], "input": "i", "output": "a"}, "'instruction' and 'input' must be "
                                                               "texts"),
         ({"prompt": "q", "completion": "a", "label": False}, "not to learn it"),
-        ({"prompt": "q", "completion": "a", "weight": 0}, "not to learn it"),
         *(({"prompt": "q", "completion": "a", key: value}, f"{key!r} .* not to learn "
                                                            f"it") for key, value in (
             ("train", 0), ("train", "no"), ("training", False), ("learn", 0), ("trainable", False),

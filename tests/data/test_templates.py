@@ -25,15 +25,16 @@ TALK = CONVERSATIONS["two turns"][0]
 # What `check` says of CONVERSATIONS, in their order; "-" is a refusal, "=" one that transformers'
 # template makes too.
 EXPECTED = {
-    "chatml": "ok | ok | ok | ok | - | - | - | = | -",
-    "gemma_like": "ok | ok | = | ok | - | - | - | - | -",
-    "glm_like": "ok | ok | ok | ok | - | ok | ok | ok | -",
-    "llama2_like": "ok | ok | ok | ok | - | - | - | = | -",
-    "mistral_like": "ok | ok | ok | ok | - | ok | ok | ok | -",
-    "parts_like": "ok | ok | ok | ok | - | - | - | - | -",
-    "phi3_like": "ok | ok | ok | ok | - | - | - | = | -",
-    "qwen3_like": "ok | ok | ok | ok | ok | ok | ok | ok | ok",
-    "r1_like": "ok | ok | ok | ok | ok | - | - | ok alone | -",
+    "chatml": "ok | ok | ok | ok | ok | - | ok | - | - | = | -",
+    "gemma_like": "ok | ok | ok | = | ok | - | ok | - | - | - | -",
+    "glm_like": "ok | ok | ok | ok | ok | - | ok | ok | ok | ok | -",
+    "gptoss_like": "ok | ok | ok | ok | ok | - | ok | ok | ok | ok | -",
+    "llama2_like": "ok | ok | ok | ok | ok | - | ok | - | - | = | -",
+    "mistral_like": "ok | ok | ok | ok | ok | - | ok | ok | ok | ok | -",
+    "parts_like": "ok | ok | ok | ok | ok | - | ok | - | - | - | -",
+    "phi3_like": "ok | ok | ok | ok | ok | - | ok | - | - | = | -",
+    "qwen3_like": "ok | ok | ok | ok | ok | ok | ok | ok | ok | ok | ok",
+    "r1_like": "ok | ok | ok | ok | ok | ok | ok | - | - | ok alone | -",
 }
 
 
@@ -216,6 +217,22 @@ def test_spelled_control_tokens_survive_a_filter_that_escapes() -> None:
     ids = chat.prompt_ids([{"role": "user", "content": text}])
     assert chat.tokenizer.decode(ids) == json.dumps(text) + "</s>"
     assert sum(map(chat.tokenizer.is_control, ids)) == 1
+
+
+def test_a_token_that_ends_a_tool_call_ends_generation() -> None:
+    source = (OWN / "gptoss_like.jinja").read_text()
+    control = ["<s>", "</s>", "<|start|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>"]
+    chat = ChatFormat(Tokenizer(byte_level(control), bos_token="<s>", eos_token="</s>"), source)
+    names = [chat.tokenizer.decode([i]) for i in chat.stop_ids]
+    assert names == ["</s>", "<|return|>", "<|call|>"]  # <|end|> also stands between two calls
+    assert learnt(chat, CONVERSATIONS["tool call"][0][:2]) == [
+        ' to=get_weather<|message|>{"city": "Oslo"}<|call|>'
+    ]
+    # The last token of a call stands between two calls too, so nothing ends this turn.
+    endless = ChatFormat(chat.tokenizer, source.replace("<|call|>", "<|end|>"))
+    assert endless.stop_ids == chat.stop_ids[:2]
+    with pytest.raises(UserError, match="no token that ends the one in message 2"):
+        endless.encode(CONVERSATIONS["tool call"][0][:2])
 
 
 def test_null_fields_never_reach_the_template() -> None:
@@ -401,7 +418,10 @@ TOOL = {"type": "function", "function": {"name": "get_weather"}}
           for mark in "\ufdd0\ufdd1\ufdd2"),
         ("chatml", [{"role": "user", "content": [{"type": "image", "url": "x"}]}, TALK[1]], {},
          "part 1 .* 'image'"),
-        ("chatml", [TALK[0], {**TALK[1], "weight": 0.5}], {}, "message 2 has 'weight' 0.5"),
+        ("chatml", [TALK[0], {**TALK[1], "weight": -1}], {}, "message 2 has 'weight' '-1'"),
+        ("chatml", [TALK[0], {**TALK[1], "weight": "1"}], {}, "message 2 has 'weight' '1'"),
+        ("chatml", [TALK[0], {**TALK[1], "weight": float("nan")}], {}, "'weight' 'nan'"),
+        ("chatml", [{**TALK[0], "weight": 2}, TALK[1]], {}, "1 of the user has 'weight' 2"),
         ("chatml", [TALK[0], {**TALK[1], "train": "no"}], {}, "message 2 has 'train' 'no'"),
         ("chatml", [TALK[0], {**TALK[1], "train": True, "training": False}], {}, "message 2 .* "
                                                                                  "that differ"),

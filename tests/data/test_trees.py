@@ -13,14 +13,16 @@ from lit_llm.data.trees import TokenPath, Tree, trees_of
 
 # Few different tokens, so that texts share beginnings.
 TEXTS = st.lists(
-    st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=2, max_size=12),
+    st.lists(
+        st.tuples(st.integers(0, 2), st.sampled_from([0, 0, 1, 1, 0.5, 3])), min_size=2, max_size=12
+    ),
     min_size=1,
     max_size=8,
 )
 
 
-def path(ids: Sequence[int], learnt: Sequence[bool]) -> TokenPath:
-    return TokenPath(np.array(ids, np.int32), np.array(learnt, bool))
+def path(ids: Sequence[int], weights: Sequence[float]) -> TokenPath:
+    return TokenPath.weighted(ids, weights)
 
 
 def context(tree: Tree, place: int) -> tuple[int, ...]:
@@ -31,20 +33,24 @@ def context(tree: Tree, place: int) -> tuple[int, ...]:
 @settings(max_examples=300, deadline=None)
 @given(texts=TEXTS, spare=st.integers(0, 40))
 def test_every_learnt_token_has_its_context_once(
-    texts: list[list[tuple[int, bool]]], spare: int
+    texts: list[list[tuple[int, float]]], spare: int
 ) -> None:
     paths = [path(*zip(*text, strict=True)) for text in texts]
     capacity = max(len(text) for text in texts) - 1 + spare
     trees = trees_of(paths, capacity)
-    expected = {
-        (tuple(one.ids[:i].tolist()), int(one.ids[i]))
-        for one in paths for i in range(1, len(one.ids)) if one.learnt[i]
-    }  # fmt: skip
+    expected: dict[tuple, float] = {}
+    for one in paths:
+        for i in np.flatnonzero(one.learnt[1:]) + 1:
+            key = tuple(one.ids[:i].tolist()), int(one.ids[i])
+            expected[key] = max(expected.get(key, 0), float(one.all_weights[i]))
     found = [
-        (context(tree, place), int(tree.labels[place]))
+        ((context(tree, place), int(tree.labels[place])), float(tree.all_weights[place]))
         for tree in trees for place in range(len(tree)) if tree.labels[place] != IGNORE
     ]  # fmt: skip
-    assert sorted(found) == sorted(expected)  # a list: no label occurs twice
+    assert sorted(found) == sorted(expected.items())  # a list: no label occurs twice
+    for tree in trees:
+        assert (tree.all_weights[tree.labels == IGNORE] == 0).all()
+        assert tree.weights is not None or set(expected.values()) <= {1}
     for tree in trees:
         assert 0 < len(tree) <= capacity
         for place in range(len(tree)):

@@ -14,6 +14,7 @@ from lit_llm.models.engine.requests import Event, Finished, GenerationRequest, S
 from lit_llm.models.transformer import Transformer
 
 VOCAB = 97
+# fmt: off
 KINDS: dict[str, dict[str, Any]] = {
     "grouped heads": {},
     "all heads": {"num_kv_heads": 4},
@@ -24,8 +25,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "no positions": {"nope_layers": [1], "attention_bias": True},
     "normalised heads": {"qk_norm": "before_rope", "head_dim": 24},
     "per head": {"qk_norm": "per_head", "residual": "parallel", "rotary_fraction": 0.5},
+    "one token back": {"smear_channels": 12, "value_embeddings": [0, 1], "embedding_mix": True,
+                       "value_gate_channels": 8, "backout_layer": 0, "embedding_norm": True},
     "experts": {"num_experts": 4, "experts_per_token": 2, "expert_size": 24},
 }
+# fmt: on
 
 
 def tiny(dtype: torch.dtype = torch.float32, **fields: Any) -> Transformer:

@@ -76,6 +76,33 @@ def test_every_validation_is_logged_and_training_goes_on_the_same(
     assert logged[3]["eval/stdlib_choice/acc"] == ""
 
 
+class Known(L.Callback):
+    """Which values of tasks other callbacks see after each validation."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, dict[str, float]] = {}
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.seen[trainer.global_step] = {
+            name: float(v) for name, v in trainer.callback_metrics.items() if "eval/" in name
+        }
+
+
+def test_the_best_checkpoint_by_a_task(tmp_path: Path, corpus: Path) -> None:
+    """Values are known at the validations that measured them, and only there."""
+    known, name = Known(), "eval/stdlib_choice/acc_norm"
+    tasks = LMEvalCallback(["stdlib_choice"], every_steps=3, limit=20)
+    saves = Checkpoint(monitor=name, mode="max")
+    fit(tmp_path, corpus, [tasks, known, saves], steps=8)
+    written = {row["step"]: row["value"] for row in evaluations(tmp_path)
+               if row["metric"] == "acc_norm"}  # fmt: skip
+    assert {step: seen[name] for step, seen in known.seen.items() if seen} == pytest.approx(written)
+    assert list(written) == [4, 6] and not known.seen[2] and not known.seen[8]
+    best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["global_step"] == max(written, key=lambda step: written[step])
+    assert saves.best_score == pytest.approx(max(written.values()))
+
+
 def test_every_steps_and_resume(tmp_path: Path, corpus: Path) -> None:
     mine = LMEvalCallback(["stdlib_choice"], every_steps=3, limit=2)
     fit(tmp_path, corpus, [mine, Checkpoint(every_steps=5, keep_last=9)], steps=8)

@@ -36,6 +36,7 @@ from lit_llm.data.blocks import IGNORE
 from lit_llm.data.trees import Tree
 from lit_llm.models.hub.checkpoint import load_model
 from lit_llm.models.lora import apply_lora, lora_layers, merge_lora
+from lit_llm.models.token_rows import add_token_rows
 
 Rows = list[dict[str, Any]]
 Data = Callable[..., InstructionDataModule]
@@ -246,6 +247,33 @@ def test_the_exported_model_does_not_stop(tmp_path: Path, base: Path, data: Data
     assert theirs.chat_template == module.tokenizer.chat_template
 
 
+def test_the_eos_of_the_export_is_not_the_end_of_the_turn(tmp_path: Path, data: Data) -> None:
+    """Servers that know the tokenizer's eos alone would not end an answer."""
+    module = data(talks(6))
+    assert module.tokenizer.special_names["eos_token"] == "<|endoftext|>"
+    module.serving_tokenizer.save_pretrained(tmp_path / "written")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "written")
+    assert theirs.eos_token == "<|im_end|>"
+
+
+def test_new_tokens_begin_as_what_the_padding_held(base: Path) -> None:
+    """Rows of a padded embedding were never trained; they may be anything."""
+    model = Transformer.from_pretrained(base)
+    known = model.config.vocab_size - 2
+    add_token_rows(model, [known, known + 1])
+    mean = model.embed.weight[:known].mean(0)
+    torch.testing.assert_close(model.embed.weight[known:], mean.expand(2, -1))
+
+
+def test_new_tokens_never_change_with_lora(tmp_path: Path, base: Path, data: Data) -> None:
+    module = SFTModule(str(base), lora=LoRAConfig(rank=2), learning_rate=1e-2)
+    source = data([{"segments": [{"text": "<new> is", "train": True}], "split": split}
+                   for split in ("train", "validation")], add_tokens=["<new>"])  # fmt: skip
+    fit(tmp_path / "run", module, source, max_steps=2)
+    embed = Transformer.from_pretrained(tmp_path / "run" / "final").embed.weight
+    assert (embed[-1] - embed[:-1].mean(0)).abs().max() > 1e-3
+
+
 def test_keys_of_other_tools_are_filled_with_nulls(tmp_path: Path, base: Path) -> None:
     """A parquet column of structs has the keys of all rows; the template sees those of its row."""
     pyarrow = pytest.importorskip("pyarrow")
@@ -370,16 +398,16 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
         "if False:",
     ),
     "test_the_header_of_the_answer_is_in_the_labels": (
-        "data/trees.py", "np.where(learnt[depth + 1 :], ids[depth + 1 :], IGNORE)",
-        "np.where(learnt[depth + 1 :] | True, ids[depth + 1 :], IGNORE)",
+        "data/trees.py", "np.where(weights > 0, ids[depth + 1 :], IGNORE)",
+        "np.where(weights > -1, ids[depth + 1 :], IGNORE)",
     ),
     "test_the_first_token_of_the_answer_is_not_in_the_labels": (
-        "data/trees.py", "np.where(learnt[depth + 1 :], ids[depth + 1 :], IGNORE)",
-        "np.where(learnt[depth:-1], ids[depth + 1 :], IGNORE)",
+        "data/trees.py", "weights = weights[depth + 1 :].copy()",
+        "weights = weights[depth:-1].copy()",
     ),
     "test_the_end_of_the_turn_is_not_learnt": (
-        "data/chat/chat_format.py", "assistant_mask[begin:end] = target.learnt",
-        "assistant_mask[begin : end - 1] = target.learnt[:-1]",
+        "data/chat/chat_format.py", "weights[begin:end] = target.weights",
+        "weights[begin : end - 1] = target.weights[:-1]",
     ),
     "test_the_padding_token_is_the_end_token_and_is_never_learnt": (
         "data/instructions.py",
@@ -388,7 +416,7 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
         "labels[here] = np.where(tree.labels == self.pad_id, IGNORE, tree.labels)",
     ),
     "test_earlier_thoughts_are_lost_or_shown": (
-        "data/chat/chat_format.py", "others.append((own, [False] * begin + target.learnt))", "pass",
+        "data/chat/chat_format.py", "others.append((own, [0.0] * begin + target.weights))", "pass",
     ),
     "test_packed_examples_see_each_other": (
         "models/transformer.py", "forest = Forest.of_documents(document_ids)",
@@ -409,7 +437,19 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
         "    merge_adapter(model)\n    model.untie()\n    for",
     ),
     "test_the_exported_model_does_not_stop": (
-        "data/instructions.py", "tokenizer.add_stop_ids(ChatFormat(tokenizer).stop_ids)", "pass",
+        "models/hub/tokenizer_folder.py",
+        "fields = generation.with_eos_ids({**tokenizer.generation_config, **there}, ids)",
+        "fields = dict(there)",
+    ),
+    "test_the_eos_of_the_export_is_not_the_end_of_the_turn": (
+        "data/instructions.py", "return with_turn_end_as_eos(self.chat)", "return self.tokenizer",
+    ),
+    "test_new_tokens_begin_as_what_the_padding_held": (
+        "models/token_rows.py", "rows[ids] = mean", "pass",
+    ),
+    "test_new_tokens_never_change_with_lora": (
+        "models/lora.py", "put_rows(model, name, token_ids).requires_grad_(",
+        "put_rows(model, name, token_ids).requires_grad_(False and ",
     ),
     "test_a_resumed_run_starts_over": (
         "data/base.py",

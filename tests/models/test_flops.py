@@ -12,7 +12,8 @@ from lit_llm.models.accounting.flops import (
     matrix_parameters,
     peak_flops,
 )
-from lit_llm.models.config import PRESETS, TransformerConfig
+from lit_llm.models.config import TransformerConfig
+from lit_llm.models.presets import PRESETS
 from lit_llm.models.transformer import Transformer
 
 

@@ -39,6 +39,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "soft caps": {"attention_softcap": 5.0, "logit_softcap": 8.0},
     "learned positions": {"learned_positions": True, "nope_layers": [1]},
     "query norms": {"qk_norm": "before_rope"},
+    "embeddings mixed in": {
+        "embedding_norm": True,
+        "value_embeddings": [1],
+        "value_gate_channels": 4,
+        "smear_channels": 6,
+        "embedding_mix": True,
+        "backout_layer": 0,
+    },
     "experts": {"num_experts": 4, "experts_per_token": 2, "router_aux_loss": 0.0},
 }
 
@@ -176,6 +184,8 @@ def test_a_token_sees_its_path(forest: Forest) -> None:
     T = len(seen)
     assert torch.equal(seen.sum(1), forest.position[0] + 1)  # as many as its distance says
     ranks = torch.where(seen, forest.position[0], -1).sort(1).values
+    earlier = torch.where(seen.tril(-1), torch.arange(T), -1)
+    assert torch.equal(forest.before()[0], earlier.max(1).values)  # the nearest is the token before
     for i in range(T):  # and one of each distance
         assert ranks[i, T - 1 - int(forest.position[0, i]) :].tolist() == list(
             range(int(forest.position[0, i]) + 1)

@@ -134,13 +134,19 @@ def test_stream_equals_generate(model: Transformer, how: dict) -> None:
         assert list(stream(model, prompt, 15, **how)) == generate(model, [prompt], 15, **how)[0]
 
 
-@pytest.fixture(scope="module", params=[None, 5], ids=["full", "windowed"])
+MIXED = {
+    "embedding_norm": True, "value_embeddings": [1], "smear_channels": 8, "embedding_mix": True,
+    "backout_layer": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(
+    scope="module", params=[{}, {"sliding_window": 5}, MIXED], ids=["full", "windowed", "mixed"]
+)
 def any_model(request: pytest.FixtureRequest) -> Transformer:
     torch.manual_seed(1)
     model = Transformer(
-        TransformerConfig(
-            vocab_size=61, hidden_size=32, num_layers=2, num_heads=4, sliding_window=request.param
-        )
+        TransformerConfig(vocab_size=61, hidden_size=32, num_layers=2, num_heads=4, **request.param)
     )
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.3)

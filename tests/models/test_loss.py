@@ -16,10 +16,13 @@ from lit_llm.models.kernels.loss import IGNORE, linear_cross_entropy
 from lit_llm.models.transformer import Transformer
 
 
-def plain(x: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, scale, cap) -> torch.Tensor:
+def plain(
+    x: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, scale, cap, weights_N=None
+) -> torch.Tensor:
     logits = x @ weight.T * (scale or 1.0)
     logits = logits if cap is None else cap * torch.tanh(logits / cap)
-    return F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE)
+    losses = F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORE)
+    return (losses if weights_N is None else losses * weights_N).sum()
 
 
 @given(
@@ -29,15 +32,17 @@ def plain(x: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, scale, ca
     scale=st.one_of(st.none(), st.floats(0.1, 3.0)),
     cap=st.one_of(st.none(), st.floats(1.0, 30.0)),
     upstream=st.floats(-2.0, 2.0),
+    weighted=st.booleans(),
     seed=st.integers(0, 99),
 )
 @settings(max_examples=100, deadline=None)
-def test_it_is_torchs_cross_entropy(rows, vocab, chunk, scale, cap, upstream, seed) -> None:
+def test_it_is_torchs_cross_entropy(rows, vocab, chunk, scale, cap, upstream, weighted, seed):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, 8, generator=generator, dtype=torch.float64)
     weight = torch.randn(vocab, 8, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, vocab, (rows,), generator=generator)
     labels[torch.rand(rows, generator=generator) < 0.2] = IGNORE
+    weights = 3 * torch.rand(rows, generator=generator) if weighted else None
     results = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loss, "chunk_bytes", lambda device: chunk)
@@ -47,7 +52,7 @@ def test_it_is_torchs_cross_entropy(rows, vocab, chunk, scale, cap, upstream, se
         )  # its formula; the next test compiles it
         for function in (plain, linear_cross_entropy, partial(linear_cross_entropy, compiled=True)):
             inputs = [x.float().requires_grad_(), weight.float().requires_grad_()]
-            value = function(*inputs, labels, scale, cap)
+            value = function(*inputs, labels, scale, cap, weights_N=weights)
             (value * upstream).backward()
             results.append((value, *(t.grad for t in inputs)))
     for result in results[1:]:

@@ -16,9 +16,9 @@ from lit_llm.models.kernels.objective import Objective, linear_objective
 
 def plain(
     x: Tensor, weight: Tensor, labels: Tensor, objective: Objective, reference: tuple | None,
-    scale: float | None, softcap: float | None,
+    scale: float | None, softcap: float | None, weights: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """The sum, from all logits at once and torch's own functions."""
+    """The weighted sum, from all logits at once and torch's own functions."""
 
     def logits(x: Tensor, weight: Tensor) -> Tensor:
         y = x @ weight.T
@@ -32,11 +32,12 @@ def plain(
     if objective.kind == "dft":
         picked = own.softmax(-1).gather(1, labels[:, None].clamp(min=0))[:, 0]
         losses = losses * picked.detach()
-    total = losses[known].sum()
+    weights = torch.ones(len(labels)) if weights is None else weights
+    total = (losses * weights)[known].sum()
     if reference is not None:
         log_q = logits(*reference).log_softmax(-1)
         kl = F.kl_div(own.log_softmax(-1), log_q, log_target=True, reduction="none").sum(-1)
-        total = total + objective.anchor * kl[known].sum()
+        total = total + objective.anchor * (kl * weights)[known].sum()
     return total
 
 
@@ -49,11 +50,12 @@ def plain(
     scale=st.one_of(st.none(), st.floats(0.1, 3.0)),
     softcap=st.one_of(st.none(), st.floats(1.0, 30.0)),
     upstream=st.floats(-2.0, 2.0),
+    weighted=st.booleans(),
     seed=st.integers(0, 99),
 )
 @settings(max_examples=60, deadline=None)
 def test_it_is_plain_torch(
-    rows, vocab, chunk, kind, anchor, scale, softcap, upstream, seed
+    rows, vocab, chunk, kind, anchor, scale, softcap, upstream, weighted, seed
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     x, weight, x_ref, weight_ref = (
@@ -61,6 +63,7 @@ def test_it_is_plain_torch(
     )
     labels = torch.randint(0, vocab, (rows,), generator=generator)
     labels[torch.rand(rows, generator=generator) < 0.2] = IGNORE
+    weights = 3 * torch.rand(rows, generator=generator) if weighted else None
     objective = Objective(**kind, anchor=anchor)
     reference = (x_ref, weight_ref) if anchor else None
     results = []
@@ -68,7 +71,7 @@ def test_it_is_plain_torch(
         patch.setattr(module, "chunk_bytes", lambda device: chunk)
         for function in (plain, linear_objective):
             inputs = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
-            value = function(*inputs, labels, objective, reference, scale, softcap)
+            value = function(*inputs, labels, objective, reference, scale, softcap, weights)
             (value * upstream).backward()
             results.append((value, *(t.grad for t in inputs)))
     for got, expected in zip(*results, strict=True):

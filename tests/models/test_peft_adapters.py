@@ -54,7 +54,7 @@ def made(folder: Path, base: Path, **settings: Any) -> Path:
     adapted = peft.get_peft_model(model, config)
     torch.manual_seed(1)
     for name, parameter in adapted.named_parameters():
-        if parameter.requires_grad or "lora_" in name:
+        if parameter.requires_grad or "lora_" in name or "tokens_delta" in name:
             torch.nn.init.normal_(parameter, std=0.2)
     adapted.save_pretrained(folder / "adapter")
     return folder / "adapter"
@@ -135,6 +135,26 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         "target_modules": ["q_proj", "lm_head", "embed_tokens"], "use_dora": True}),
     "dora of gpt2's embedding": ("gpt2", {}, {
         "target_modules": ["wte", "c_attn"], "use_dora": True, "fan_in_fan_out": True}),
+    "rows of the embedding": ("llama", {}, {
+        "target_modules": QV, "trainable_token_indices": [41, 5]}),
+    "rows of embedding and head": ("llama", {}, {
+        "target_modules": QV, "trainable_token_indices": {"embed_tokens": [5, 60],
+                                                            "lm_head": [9]}}),
+    "rows of a tied model": ("qwen2", TIED, {
+        "target_modules": QV, "trainable_token_indices": [45, 4]}),
+    "equal rows of a tied model": ("qwen2", TIED, {
+        "target_modules": QV,
+        "trainable_token_indices": {"embed_tokens": [5, 4], "lm_head": [5, 4]}}),
+    "different rows of a tied model": ("qwen2", TIED, {
+        "target_modules": QV, "trainable_token_indices": {"embed_tokens": [5], "lm_head": [4]}}),
+    "rows of a tied head": ("qwen2", TIED, {
+        "target_modules": QV, "trainable_token_indices": {"lm_head": [4, 8]}}),
+    "rows beside a saved head": ("llama", {}, {
+        "target_modules": QV, "trainable_token_indices": {"embed_tokens": [1]},
+        "modules_to_save": ["lm_head"]}),
+    "rows of gpt2": ("gpt2", {}, {
+        "target_modules": ["c_attn"], "trainable_token_indices": {"wte": [15, 60]},
+        "fan_in_fan_out": True}),
     "mica": ("llama", {}, {"target_modules": QV, "init_lora_weights": "mica"}),
 }  # fmt: skip
 
@@ -298,7 +318,6 @@ OTHER_KINDS = {
     "use_qalora": [True],
     "layer_replication": [[[0, 2], [1, 3]]],
     "megatron_config": [{"tensor_model_parallel_size": 2}],
-    "trainable_token_indices": [[3], {"embed_tokens": [3]}],
     "lora_bias": [True],
     "target_parameters": [["experts.gate_up_proj"]],
     "use_bdlora": [{"nblocks": 2}],

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from lit_llm.errors import UserError
 from lit_llm.models import head
 from lit_llm.models.accounting.flops import num_parameters
-from lit_llm.models.config import PRESETS, TransformerConfig
+from lit_llm.models.config import TransformerConfig
 from lit_llm.models.hub import huggingface
 from lit_llm.models.hub.config_json import config_to_hf, family_of
 from lit_llm.models.hub.families import FAMILIES
 from lit_llm.models.kernels.loss import IGNORE
 from lit_llm.models.masks import build_mask
+from lit_llm.models.presets import PRESETS
 from lit_llm.models.transformer import Transformer
 
 
@@ -99,7 +100,7 @@ def test_parameters_are_as_published(preset: str, published: int) -> None:
     assert num_parameters(TransformerConfig.from_preset(preset)) == published
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [name for name in PRESETS if not name.startswith("fast-")])
 def test_every_preset_is_a_hugging_face_family(preset: str) -> None:
     config = TransformerConfig.from_preset(preset)
     hf = config_to_hf(config, torch.bfloat16)

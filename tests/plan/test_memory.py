@@ -11,16 +11,22 @@ from step_memory import simulated_peak
 
 from lit_llm.models.accounting.flops import flops_per_token
 from lit_llm.models.accounting.hardware import find_accelerator
-from lit_llm.models.config import PRESETS, TransformerConfig
+from lit_llm.models.config import TransformerConfig
+from lit_llm.models.presets import PRESETS
 from lit_llm.plan.memory import QUANTIZED_BYTES, Quantization, Setup, training_memory
 from lit_llm.plan.parallelism import choose, fewest_gpus
 from lit_llm.plan.shape import shape_of, typical_shape
 
+MIXED = {
+    "value_embeddings": [1, 3], "value_gate_channels": 12, "smear_channels": 24,
+    "embedding_mix": True, "backout_layer": 2,
+}  # fmt: skip
 # Few layers and small batches: the time goes with their operators. The others take up to a minute.
 QUICK = [
     ("gpt2", {"num_layers": 2}, 4, 1024, "adamw", True),
     ("gpt2", {"num_layers": 2}, 4, 1024, "adamw", False),
     ("nano-5m", {}, 8, 256, "muon_adamw", True),
+    ("nano-5m", MIXED, 8, 256, "muon_adamw", True),
 ]
 
 
@@ -30,7 +36,9 @@ QUICK = [
         *QUICK,
         *(pytest.param(step, marks=pytest.mark.slow) for step in STEPS if step not in QUICK),
     ],
-    ids=lambda step: f"{step[0]}-{step[2]}x{step[3]}-{step[4]}-{step[5]}",
+    ids=lambda step: (
+        f"{step[0]}{'-mixed' * (step[1] is MIXED)}-{step[2]}x{step[3]}-{step[4]}-{step[5]}"
+    ),
 )
 def test_peak_within_a_tenth(step: tuple) -> None:
     preset, fields, batch, seq_len, optimizer, autocast = step
@@ -155,3 +163,15 @@ def test_what_fits_nowhere() -> None:
     assert (
         fewest_gpus(typical_shape(1e9), find_accelerator("t4"), 2**22, Setup(seq_len=2**22)) is None
     )
+
+
+def test_value_embeddings_take_memory_and_no_products() -> None:
+    plain = shape_of(TransformerConfig.from_preset("fast-5m", value_embeddings=None), 512)
+    fast = shape_of(TransformerConfig.from_preset("fast-5m"), 512)
+    assert fast.params - plain.params == 2 * 4096 * 256
+    assert fast.active_params == plain.active_params
+    assert fast.training_flops(1.0, 512) == plain.training_flops(1.0, 512)
+    states = [
+        training_memory(shape, Setup(optimizer="muon_adamw")).states for shape in (plain, fast)
+    ]
+    assert states[1] - states[0] == 12 * 2 * 4096 * 256  # a weight and two moments

@@ -33,12 +33,16 @@ def _finetuned(folder: Path) -> Path:
     }
     (folder / "datacard.json").write_text(json.dumps(card), encoding="utf-8")
     questions = [
-        {"prompt": f"Question {i}?", "before": "yes", "after": "no " * 60, "right_before": True,
-         "right_after": i != 1}
+        {"prompt": f"Question {i}?", "before": "yes", "after": "no " * 60, "score_before": 1.0,
+         "score_after": float(i != 1)}
         for i in range(3)
     ]  # fmt: skip
-    retention = {"right_before": 3, "still_right": 2, "questions": questions}
-    (folder / "retention.json").write_text(json.dumps(retention), encoding="utf-8")
+    change = {"n": 3, "before": 1.0, "after": 0.67, "change": -0.33, "low": -0.9, "high": 0.3}
+    rehearsal = {"used": False, "share": 0.43, "tokens": 400, "own_tokens": 900}
+    measured = {"step": 60, "kl": 0.02, "kl_tokens": 30, "changes": {"questions/score": change}}
+    forgetting = {"steps": [measured], "items_step": 60, "questions": questions,
+                  "rehearsal": rehearsal}  # fmt: skip
+    (folder / "forgetting.json").write_text(json.dumps(forgetting), encoding="utf-8")
     points = [
         {
             "step": step,

@@ -17,7 +17,6 @@ from lit_llm.cli import main
 from lit_llm.errors import UserError
 from lit_llm.report.axis import seconds_in_training, x_axis
 from lit_llm.report.facts import corpus_facts, corpus_settings
-from lit_llm.report.finetuning import retention
 from lit_llm.report.html import CSV_CHARACTERS, write_report
 from lit_llm.report.judgement import (
     judgements,
@@ -290,13 +289,6 @@ def test_broken_answers_come_first(fake_run: FakeRun) -> None:
     (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     html = page(folder)
     assert html.index("so so so") < html.index("A good answer.") and "2 of 3 broken" in html
-    questions = [
-        {"prompt": f"q{i}", "before": "", "after": "", "right_before": True, "right_after": i != 2}
-        for i in range(4)
-    ]
-    content = {"right_before": 4, "still_right": 3, "questions": questions}
-    (folder / "retention.json").write_text(json.dumps(content))
-    assert [row["prompt"] for row in retention(folder)["questions"]] == ["q2", "q0", "q1", "q3"]
 
 
 def test_controls_in_names_are_shown_and_names_isolated(fake_run: FakeRun) -> None:

@@ -31,6 +31,7 @@ def config(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     loop = "this line stands here again\n" * 4
     rows = [
         talk("one", "first answer"),
+        talk("half", "heavy", weight=0.5),
         talk("two", "same answer"),
         talk("three", "same answer"),
         talk("four", "<think>\n\n</think>\n\nno thoughts"),
@@ -55,17 +56,18 @@ def config(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 def test_examples_with_what_is_learnt(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["inspect", str(config), "--examples", "8"]) == 0
+    assert main(["inspect", str(config), "--examples", "9"]) == 0
     told = capsys.readouterr().out
-    assert "8 for training, 1 for validation" in told
+    assert "9 for training, 1 for validation" in told
+    assert "[[heavy<|im_end|> (weight 0.5)]]" in told
     assert "<|im_start|>assistant\n[[first answer<|im_end|>]]\n" in told
     assert "tools: look_up" in told and '"name": "look_up"' in told
     assert "1 examples are longer than data.seq_len allows and were left out" in told
     for warning in (
-        "1 of 8 examples begin with two bos tokens",
-        "1 of 8 examples learn an empty block of thoughts",
-        "2 of 8 examples have an answer that another example has too",
-        "1 of 8 answers repeat a line 3 times or more",
+        "1 of 9 examples begin with two bos tokens",
+        "1 of 9 examples learn an empty block of thoughts",
+        "2 of 9 examples have an answer that another example has too",
+        "1 of 9 answers repeat a line 3 times or more",
     ):
         assert f"warning    {warning}" in told
     assert "no token that ends" not in told
@@ -74,7 +76,7 @@ def test_examples_with_what_is_learnt(config: Path, capsys: pytest.CaptureFixtur
 def test_json_and_settings_that_follow(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(config), "--json", "--examples", "2", "--data.seq_len", "128",
                  "--data.train_on=last", "--data.too_long", "cut"]) == 2  # fmt: skip
-    assert "rows.jsonl:7: the prompt alone takes" in capsys.readouterr().err
+    assert "rows.jsonl:8: the prompt alone takes" in capsys.readouterr().err
     assert main(["inspect", str(config), "--json", "--examples", "2",
                  "--data.seq-len", "128"]) == 0  # fmt: skip
     facts = json.loads(capsys.readouterr().out)

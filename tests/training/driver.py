@@ -55,6 +55,11 @@ def run(
     What the calls write goes to ``<folder>.out``, the samples they train on to ``<folder>.ids``.
     """
     args = arguments(folder, corpus, workers, accumulation, ranks, strategy, steps) + list(extra)
+    return call(folder, args, kill, ranks)
+
+
+def call(folder: Path, args: list[str], kill: list | None = None, ranks: int = 1) -> int:
+    """`run` with these arguments, of which ``folder`` is the run's folder."""
     log = folder.with_name(f"{folder.name}.ids")
     status = together(ranks, folder.with_name(f"{folder.name}.out"), _command, args, log, kill)
     known = (0, -signal.SIGKILL, 2, 130, Preempted.status)

@@ -66,11 +66,10 @@ def test_the_model_of_fewer_steps_is_not_left_as_the_result(tmp_path: Path, corp
     assert run(folder, corpus, "--trainer.max_steps", "12") == 0
     assert run(folder, corpus, "--ckpt_path", "last", kill=["final", 1]) == -signal.SIGKILL
     state = folder / "final" / "trainer_state.json"
-    assert json.loads(state.read_text()) == {"global_step": 12}
+    assert json.loads(state.read_text())["global_step"] == 12
     assert run(folder, corpus, "--ckpt_path", "last") == 0
-    assert weights(folder) == weights(whole) and json.loads(state.read_text()) == {
-        "global_step": STEPS
-    }
+    assert weights(folder) == weights(whole)
+    assert json.loads(state.read_text())["global_step"] == STEPS
     written = state.stat()
     assert run(folder, corpus, "--ckpt_path", "last") == 0  # nothing is left to do
     assert state.stat() == written

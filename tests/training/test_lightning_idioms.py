@@ -115,7 +115,7 @@ def test_steps_of_all_epochs_of_a_users_loader_are_counted(
 
 def test_a_metric_that_is_not_logged_makes_no_best(tmp_path: Path, corpus: Path) -> None:
     run = trainer(tmp_path, callbacks=[Checkpoint(monitor="val_los")], limit_val_batches=1)
-    with pytest.warns(UserWarning, match=r"monitor=val_los: no such metric.*val_loss"):
+    with pytest.warns(UserWarning, match=r"monitor=val_los: no such metric is known.*val_loss"):
         run.fit(PretrainModule(TINY, **ADAMW), data(corpus))
     assert run.checkpoint_callback.best_model_path == ""
 

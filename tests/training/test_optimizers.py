@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -98,10 +99,20 @@ def test_momentum_is_nesterov() -> None:
     torch.testing.assert_close(optimizer.state[p]["momentum"], 0.9 * 0.1 * first + 0.1 * second)
 
 
+MIXED = {
+    "embedding_norm": True, "norm_weight": False, "value_embeddings": [1],
+    "value_gate_channels": 12, "smear_channels": 24, "embedding_mix": True, "backout_layer": 0,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("optimizer", ["muon_adamw", "adamw"])
-def test_groups_hold_each_parameter_once_and_state_survives(optimizer: str) -> None:
+@pytest.mark.parametrize("fields", [{}, MIXED], ids=["plain", "mixed"])
+def test_groups_hold_each_parameter_once_and_state_survives(
+    optimizer: str, fields: dict[str, Any]
+) -> None:
     torch.manual_seed(0)
-    model = Transformer(TransformerConfig(vocab_size=50, hidden_size=32, num_layers=2, num_heads=2))
+    shape = {"vocab_size": 50, "hidden_size": 32, "num_layers": 2, "num_heads": 2}
+    model = Transformer(TransformerConfig(**shape, **fields))
     groups = parameter_groups(model, optimizer, 0.01, 0.1)  # type: ignore[arg-type]
     ids = [id(p) for group in groups for p in group["params"]]
     assert sorted(ids) == sorted(id(p) for p in model.parameters())
@@ -129,6 +140,19 @@ def test_groups_hold_each_parameter_once_and_state_survives(optimizer: str) -> N
     assert all(
         torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True)
     )
+
+
+def test_lookups_are_embeddings_and_mixing_factors_are_vectors() -> None:
+    with torch.device("meta"):
+        model = Transformer(TransformerConfig(hidden_size=192, num_layers=2, num_heads=6, **MIXED))
+    groups = {group["name"]: group for group in parameter_groups(model, "muon_adamw", 0.02, 0.0)}
+    rates = {"matrices": 0.02, "embedding": 0.6, "head": 0.008, "vectors": 0.01}
+    assert {name: group["lr"] for name, group in groups.items()} == pytest.approx(rates)
+    assert {p.shape for p in groups["embedding"]["params"]} == {(4096, 192)}
+    assert len(groups["embedding"]["params"]) == 2
+    # Smear's gate and scale, each layer's two factors, the scale of the back-out.
+    assert sorted(p.numel() for p in groups["vectors"]["params"]) == [1] * 6 + [24]
+    assert any(p.shape == (6, 12) for p in groups["matrices"]["params"])  # the value gate
 
 
 def test_tied_head_is_one_parameter_of_the_embedding_group() -> None:

@@ -215,6 +215,16 @@ def test_ten_kills_at_random(tmp_path: Path, three_sources: Path, topologies: li
             killed.with_name("killed.ids").unlink()
 
 
+def test_killed_run_with_value_embeddings_and_smear_continues_bit_equal(
+    tmp_path: Path, corpus: Path
+) -> None:
+    shape = {"preset": "fast-5m", "hidden_size": 32, "num_layers": 2, "value_embeddings": [0, 1],
+             "value_gate_channels": 12, "embedding_mix": True, "backout_layer": 0}  # fmt: skip
+    settings = ("--model.transformer", json.dumps(shape), "--data.mask_documents", "true")
+    moments = [["batch", 5], ["save", 2], ["batch", 9]]
+    check_kills(tmp_path, corpus, *settings, kills=moments, accumulation=2)
+
+
 def test_stopped_by_max_steps_goes_on_with_more(tmp_path: Path, corpus: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert run(whole, corpus, "--data.validate_every", "100") == 0

@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import peft
@@ -18,10 +21,10 @@ from safetensors.torch import load_file
 from lit_llm import (
     Checkpoint,
     CSVLogger,
+    ForgettingCheck,
     FSDP2Strategy,
     InstructionDataModule,
     LoRAConfig,
-    RetentionCheck,
     RunReport,
     SampleCallback,
     SFTModule,
@@ -161,15 +164,14 @@ def test_what_lies_on_disk_after_lora(
 ) -> None:
     questions = tmp_path / "questions.jsonl"
     questions.write_text(
-        '{"prompt": "Is 1 right?", "expected": "."}\n{"prompt": "And 2?", "expected": '
-        '"neverever"}\n'
+        '{"prompt": "Is 1 right?", "pattern": "."}\n{"prompt": "And 2?", "pattern": "neverever"}\n'
     )
     module = SFTModule(str(base), lora=lora, learning_rate=3e-3)
     fit(
         tmp_path,
         module,
         data(rows, tmp_path / "cache"),
-        callbacks=[RetentionCheck(str(questions), max_new_tokens=3)],
+        callbacks=[ForgettingCheck(questions=str(questions), max_new_tokens=3)],
     )
     checkpoint = torch.load(max((tmp_path / "checkpoints").glob("step-*.ckpt")), weights_only=True)
     trained = {n for n, p in module.named_parameters() if p.requires_grad}
@@ -195,11 +197,11 @@ def test_what_lies_on_disk_after_lora(
     assert sorted({row["step"] for row in samples})[0] == 0  # what the base answers
     # Else question and answer would run together
     assert all(row["prompt"].endswith("\n") for row in samples)
-    retention = json.loads((tmp_path / "retention.json").read_text())
-    known, unknown = retention["questions"]
-    assert retention["right_before"] == 1 and known["right_before"] and "after" in known
-    assert not unknown["right_before"] and "after" not in unknown
-    assert "retention" in (tmp_path / "report.html").read_text().lower()
+    known, unknown = json.loads((tmp_path / "forgetting.json").read_text())["questions"]
+    assert (known["score_before"], unknown["score_before"]) == (1, 0) and known["after"]
+    page = (tmp_path / "report.html").read_text()
+    assert '<section id="forgetting">' in page and "general questions 0.500 before" in page
+    assert "Validation loss was lowest" in page and "would add about" in page
 
 
 class FloatBase(SFTModule):
@@ -417,23 +419,55 @@ def test_a_lora_checkpoint_can_be_talked_to(tmp_path: Path, base: Path, rows: Pa
     assert tokenizer.chat_template
 
 
-@pytest.mark.parametrize("preset", ["sft-lora", "sft-full", "dora", "qlora"])
+def sums(file: Path, tools: bool) -> Path:
+    """Forty sums, added by a tool or with thoughts, a third of them asked twice."""
+    schema = {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}
+    with file.open("w") as out:
+        for i in range(40):
+            messages: list[dict[str, Any]] = []
+            for a, b in [(i, 3), (i, 4)][: 1 + (i % 3 == 0)]:
+                answer = {"role": "assistant", "content": str(a + b)}
+                messages.append({"role": "user", "content": f"{a} and {b}?"})
+                if tools:
+                    call = {"function": {"name": "add", "arguments": {"a": a, "b": b}}}
+                    messages.append({"role": "assistant", "tool_calls": [call]})
+                    messages.append({"role": "tool", "content": str(a + b)})
+                else:
+                    answer["reasoning_content"] = f"{b} more than {a}"
+                messages.append(answer)
+            row = {"messages": messages, **({"tools": [schema]} if tools else {})}
+            out.write(json.dumps(row) + "\n")
+    return file
+
+
+@pytest.mark.parametrize("preset", ["sft-lora", "sft-full", "dora", "qlora", "tools", "reasoning"])
 def test_a_preset_trains(
-    tmp_path: Path, base: Path, rows: Path, preset: str, caplog: pytest.LogCaptureFixture
-) -> None:
+    tmp_path: Path, base: Path, rows: Path, preset: str, caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     caplog.set_level("INFO")
+    length = "64"
+    if preset in ("tools", "reasoning"):
+        rows = sums(tmp_path / "sums.jsonl", tools=preset == "tools")
+        config = json.loads((base / "config.json").read_text()) | {"max_position_embeddings": 512}
+        base, length = shutil.copytree(base, tmp_path / "base"), "512"
+        (base / "config.json").write_text(json.dumps(config))
     assert main([
         "fit", "--config", f"finetune/{preset}", "--model.init_from", str(base),
         "--data.sources", str(rows), "--data.cache_dir", str(tmp_path / "cache"),
-        "--data.seq_len", "64", "--data.micro_batch_size", "2", "--data.rehearsal", "0",
-        "--data.global_batch_tokens", "256", "--trainer.max_steps", "3",
+        "--data.seq_len", length, "--data.micro_batch_size", "2", "--data.rehearsal", "0",
+        "--data.global_batch_tokens", str(4 * int(length)), "--trainer.max_steps", "3",
         "--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(tmp_path / "run"),
     ]) == 0  # fmt: skip
     rate = "2e-05" if preset == "sft-full" else "0.0001"
     assert f"finetuning: model.learning_rate={rate} (" in caplog.text
     adapter = tmp_path / "run" / "adapter" / "adapter_config.json"
-    kind = {"sft-lora": None, "dora": True, "qlora": None}
+    kind = {"sft-lora": None, "dora": True, "qlora": None, "tools": None, "reasoning": None}
     assert adapter.exists() == (preset in kind)
+    shown = re.search(r"training ([\d,]+)( of [\d,]+)? parameters", capsys.readouterr().err)
+    assert shown is not None and bool(shown[2]) == (preset in kind)
     if preset in kind:
         assert json.loads(adapter.read_text()).get("use_dora") == kind[preset]
+    if preset == "reasoning":
+        assert "sharing: " in caplog.text  # thoughts of earlier answers are left out
     assert (tmp_path / "run" / "final" / "model.safetensors").exists()

@@ -38,18 +38,25 @@ def base(random_base: Callable[..., Path], tmp_path_factory: pytest.TempPathFact
     return folder
 
 
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["weights of 1", "other weights"])
+def rows(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    weighted = request.param == "other weights"
+    return conversations(tmp_path_factory.mktemp("rows") / "rows.jsonl", weighted)
+
+
+def conversations(file: Path, weighted: bool) -> Path:
     """Thirty conversations of one to three answers with thoughts of different lengths."""
-    file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     with file.open("w") as out:
         for i in range(30):
             messages: list[dict[str, Any]] = []
             for turn in range(1 + i % 3):
                 answer = {"role": "assistant", "content": "yes " * (1 + i % 4),
                           "reasoning_content": "so " * (1 + (i + turn) % 5)}  # fmt: skip
+                if weighted:
+                    answer["weight"] = (0.1, 1, 3)[turn]
                 messages += [{"role": "user", "content": f"Is {i} {turn}?"}, answer]
-            out.write(json.dumps({"messages": messages}) + "\n")
+            row = {"messages": messages, **({"weight": 0.01 * (1 + i % 4)} if weighted else {})}
+            out.write(json.dumps(row) + "\n")
     return file
 
 

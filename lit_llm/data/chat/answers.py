@@ -122,14 +122,7 @@ class AnswerFinder:
 
         The rest is layout.
         """
-        # Control tokens at the end of the text, the last one first
-        closing: list[re.Match[str]] = []
-        at = len(text)
-        for match in reversed(list(self._template.control.finditer(text))):
-            if text[match.end() : at].strip():
-                break
-            closing.append(match)
-            at = match.start()
+        closing = self._template.closing_run(text)
         ends = [match for match in closing if match[0] == self._probe.turn_end]
         return next((match.end() for match in ends + closing), len(text))
 

@@ -14,10 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from lit_llm.data.chat.answers import AnswerFinder, no_answer
-from lit_llm.data.chat.hidden import hidden_spans
 from lit_llm.data.chat.messages import (
     COMMON_WORDS,
     CONTENT_KEYS,
@@ -33,6 +30,7 @@ from lit_llm.data.chat.messages import (
     with_reasoning,
     without_nulls,
 )
+from lit_llm.data.chat.part_weights import weighted_spans
 from lit_llm.data.chat.rendered import RenderedEncoder
 from lit_llm.data.chat.template import RESERVED, ChatTemplate, Message, plain, unmarked
 from lit_llm.data.chat.template_probe import PROBE, TemplateProbe, with_probe
@@ -53,13 +51,13 @@ class Target:
         turn: index of its message, from 0.
         context: ids of the prompt that a server would send for it.
         answer: ids of the answer after the context, including the token that ends the turn.
-        learnt: for each id of ``answer``, whether it is learnt.
+        weights: for each id of ``answer``, its weight in the loss; 0 is not learnt.
     """
 
     turn: int
     context: list[int]
     answer: list[int]
-    learnt: list[bool]
+    weights: list[float]
 
 
 class EncodedConversation(NamedTuple):
@@ -91,8 +89,9 @@ class ChatFormat:
             get_chat_template.
 
     Attributes:
-        stop_ids: tokens that end an answer: the tokenizer's, and the control token that the
-            template writes after an answer (of both templates if there is "tool_use").
+        stop_ids: tokens that end an answer: the tokenizer's, and the control tokens that the
+            template writes after an answer and after a tool call (of both templates if there is
+            "tool_use").
 
     Raises:
         UserError: there is no template, or it is not valid Jinja.
@@ -195,19 +194,16 @@ class ChatFormat:
         if targets:
             last = targets[-1].context + targets[-1].answer
             ids = ids if ids[: len(last)] == last else last
-        assistant_mask = [False] * len(ids)
+        weights = [0.0] * len(ids)
         others = []
         for target in targets:
             begin, end = len(target.context), len(target.context) + len(target.answer)
             own = target.context + target.answer
             if ids[:end] == own:
-                assistant_mask[begin:end] = target.learnt
+                weights[begin:end] = target.weights
             else:
-                others.append((own, [False] * begin + target.learnt))
-        paths = [
-            TokenPath(np.array(some, np.int32), np.array(learnt, bool))
-            for some, learnt in [(ids, assistant_mask), *others]
-        ]
+                others.append((own, [0.0] * begin + target.weights))
+        paths = [TokenPath.weighted(*path) for path in [(ids, weights), *others]]
         return EncodedConversation(paths, len(wanted), len(wanted) - len(targets))
 
     def targets(self, messages: list[Message], arguments: Arguments = _NONE) -> list[Target]:
@@ -241,10 +237,16 @@ class ChatFormat:
         answer = {"role": "assistant", "content": "answer", **thoughts}
         return self._probe.shows([{"role": "user", "content": "question"}, answer], _NONE)
 
+    @property
+    def turn_end(self) -> str | None:
+        """The control token that ends an assistant's turn; None if the template writes none."""
+        return self._probe.turn_end
+
     @cached_property
     def stop_ids(self) -> list[int]:
         """Tokens that end an answer, see the class."""
-        ends = [self._probe.turn_end, self._probe.next_turn(False), self._probe.next_turn(True)]
+        probe = self._probe
+        ends = [probe.turn_end, probe.call_end, probe.next_turn(False), probe.next_turn(True)]
         found = [self.tokenizer.control_tokens[end] for end in ends if end is not None]
         with_tools = [] if self._with_tools is None else self._with_tools.stop_ids
         return list(dict.fromkeys([*self.tokenizer.stop_ids, *found, *with_tools]))
@@ -307,14 +309,31 @@ class ChatFormat:
             context = self.encoder.ids(text[:begin])
             ids, offsets = self.encoder.continued(context, text, begin)
             count = sum(start < end for start, _ in offsets)
-            hidden = hidden_spans(text, spans, turns.messages[turn], turns.hidden[turn])
-            learnt = [
-                any(a <= first < b for a, b in spans)
-                and not any(a < last and first < b for a, b in hidden)
+            own = weighted_spans(text, spans, turns.messages[turn], turns.parts[turn])
+            weights = [
+                turns.weights[turn]
+                * min((weight for a, b, weight in own if a < last and first < b), default=1.0)
+                * any(a <= first < b for a, b in spans)
                 for first, last in offsets[:count]
             ]
-            found.append(Target(turn, context, ids[:count], learnt))
+            found.append(Target(turn, context, ids[:count], weights))
+            self._check_end(found[-1])
         return found
+
+    def _check_end(self, target: Target) -> None:
+        """Raise UserError for an answer without an end where other answers have one.
+
+        DeepSeek-R1's template of the distilled models ends two tool calls, but not a single one.
+        With ``{% generation %}`` marks, the marks say what is learnt.
+        """
+        if self._probe.turn_end is None or self.jinja.marks_answers:
+            return
+        if target.answer[-1] not in self.stop_ids:
+            raise UserError(
+                f"the chat template writes {self._probe.turn_end} after other answers, but no "
+                f"token that ends the one in message {target.turn + 1}: the model would learn not "
+                "to stop there; write the token in the template"
+            )
 
     def _check_prompt(self, messages: list[Message], arguments: Arguments, text: str) -> None:
         """Raise UserError if the template drops the tools or a message of a role but assistant."""
@@ -366,6 +385,6 @@ def _answers(turns: Turns) -> list[int]:
     """
     return [
         turn
-        for turn, (message, learn) in enumerate(zip(turns.messages, turns.learn, strict=True))
-        if turn and message["role"] == "assistant" and learn
+        for turn, (message, weight) in enumerate(zip(turns.messages, turns.weights, strict=True))
+        if turn and message["role"] == "assistant" and weight
     ]

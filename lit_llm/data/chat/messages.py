@@ -17,7 +17,10 @@ from lit_llm.errors import UserError
 
 ROLES = ("system", "user", "assistant", "developer", "tool")
 # Names of the tool role in OpenAI's older API, Llama 3.1 and ShareGPT.
-_TOOL_ROLES = ("function", "ipython", "observation")
+_OTHER_NAMES = {
+    "function": "tool", "ipython": "tool", "observation": "tool",
+    "human": "user", "ai": "assistant", "gpt": "assistant", "model": "assistant",
+}  # fmt: skip
 # Three names of the same field. transformers gives templates the first two.
 REASONING = ("reasoning_content", "thinking", "reasoning")
 # Members of `CONTENT_KEYS` that a template may also contain with a different meaning.
@@ -27,7 +30,7 @@ COMMON_WORDS = ("thought", "thoughts", "tool_call", "parts", "refusal", "text")
 CONTENT_KEYS = ("images", "image", "audio", "audios", "video", "videos", "documents", "citations",
                 "tool_plan", "tool_responses", "reasoning_details", "thinking_blocks",
                 *COMMON_WORDS)  # fmt: skip
-# Keys with which other programs say which parts of a message are learnt. `_learn` reads "train",
+# Keys with which other programs say which parts of a message are learnt. `_weight` reads "train",
 # "training" and "weight". The meaning of the keys below differs between programs ("mask" true hides
 # a text in one and shows it in another), so messages with these keys are refused.
 OTHER_LEARN_KEYS = ("train_detail", "train_details", "loss", "mask", "masked", "loss_mask",
@@ -37,20 +40,22 @@ OTHER_LEARN_KEYS = ("train_detail", "train_details", "loss", "mask", "masked", "
 _CALL_IN_TEXT = re.compile(
     r"<\W*\w*(tool|function|python|invoke|code)\w*|\[TOOL_CALLS\]|\"name\"\s*:|Action:|```", re.I
 )
+# Weights of row, answer and part are multiplied; the product must not leave float32.
+SMALLEST_WEIGHT, LARGEST_WEIGHT = 1e-6, 1e6
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _MARK = re.compile(f"[{CUT}{BEGIN}{END}]")
 
 
-class Hidden(NamedTuple):
-    """Parts of an answer that are not learnt.
+class PartWeights(NamedTuple):
+    """Parts of an answer that weigh other than the whole.
 
     Attributes:
-        parts: spans (first, end) of characters of the message's text: its text parts with ``train``
-            false or ``weight`` 0.
-        reasoning: whether the thoughts are not learnt (``train_reasoning`` false).
+        parts: spans (first, end, weight) of characters of the message's text, one for each text
+            part; none if all parts weigh 1. The weight is 0 with ``train`` false.
+        reasoning: whether the thoughts are learnt (``train_reasoning``).
     """
 
-    parts: list[tuple[int, int]]
+    parts: list[tuple[int, int, float]]
     reasoning: bool
 
 
@@ -59,13 +64,13 @@ class Turns(NamedTuple):
 
     Attributes:
         messages: in the template's form.
-        learn: for each message, whether it may be learnt (``train``, ``weight``).
-        hidden: for each message, what of it is not learnt even then.
+        weights: for each message, its weight in the loss; 0 is not learnt (``train``, ``weight``).
+        parts: for each message, the weights of its parts beside its own.
     """
 
     messages: list[Message]
-    learn: list[bool]
-    hidden: list[Hidden]
+    weights: list[float]
+    parts: list[PartWeights]
 
 
 def read_turns(messages: Any) -> Turns:
@@ -82,8 +87,8 @@ def read_turns(messages: Any) -> Turns:
         raise UserError("'messages' must be a list of {role, content} and not empty")
     read = [_read(number, message) for number, message in enumerate(messages, 1)]
     _check_order([message for message, _, _ in read])
-    messages, learn, hidden = zip(*read, strict=True)
-    return Turns(list(messages), list(learn), list(hidden))
+    messages, weights, parts = zip(*read, strict=True)
+    return Turns(list(messages), list(weights), list(parts))
 
 
 def without_nulls(message: Message) -> Message:
@@ -157,11 +162,11 @@ def check_characters(value: Any, where: str) -> None:
             check_characters(item, f"{where}[{number}]")
 
 
-def _read(number: int, message: Any) -> tuple[Message, bool, Hidden]:
-    """Convert a message; returns (message for the template, whether it may be learnt, not what)."""
+def _read(number: int, message: Any) -> tuple[Message, float, PartWeights]:
+    """Convert a message; returns (message for the template, its weight, the weights in it)."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise UserError(f"message {number} must be an object with 'role' and 'content'")
-    role = "tool" if message["role"] in _TOOL_ROLES else message["role"]
+    role = _OTHER_NAMES.get(message["role"], message["role"])
     if role not in ROLES:
         raise UserError(
             f"message {number} has role {message['role']!r}; roles are {', '.join(ROLES)}"
@@ -169,7 +174,7 @@ def _read(number: int, message: Any) -> tuple[Message, bool, Hidden]:
     clean = without_nulls(message) | {"role": role}
     if not clean.get("tool_calls", True):
         del clean["tool_calls"]  # an empty list means no call
-    learn = _learn(number, clean)
+    weight = _weight(number, clean)
     shown = _flag(number, clean, "train_reasoning")
     check_characters(clean, f"message {number}")
     if "function_call" in clean:  # OpenAI's older API
@@ -178,17 +183,17 @@ def _read(number: int, message: Any) -> tuple[Message, bool, Hidden]:
         clean["tool_calls"] = [{"type": "function", "function": clean.pop("function_call")}]
     if "tool_calls" in clean:
         clean["tool_calls"] = _tool_calls(number, clean)
-    parts: list[tuple[int, int]] = []
+    parts: list[tuple[int, int, float]] = []
     if "content" in clean:
         clean["content"], parts = _content(number, role, clean["content"])
     elif "tool_calls" not in clean:
-        raise UserError(f"message {number} must be an object with 'role' and 'content'")
+        raise UserError(f"message {number} has neither content nor tool_calls")
     for key in REASONING:
         if role != "assistant" and clean.get(key) == "":
             del clean[key]  # a dataset column that is empty for other roles
         if key in clean and (role != "assistant" or not isinstance(clean[key], str)):
             raise UserError(f"message {number}: {key!r} must be a text of the assistant's")
-    return with_reasoning(clean), learn, Hidden(parts, reasoning=not shown)
+    return with_reasoning(clean), weight, PartWeights(parts, reasoning=shown)
 
 
 def _flag(number: int, message: Message, key: str) -> bool:
@@ -199,13 +204,28 @@ def _flag(number: int, message: Message, key: str) -> bool:
     return bool(value)
 
 
-def _learn(number: int, message: Message) -> bool:
-    """Remove ``train``, ``training`` and ``weight`` from the message; whether it may be learnt."""
+def read_weight(given: Any, where: str, hint: str = "") -> float:
+    """A ``weight`` as a number.
+
+    Raises:
+        UserError: it is neither 0 nor a number from `SMALLEST_WEIGHT` to `LARGEST_WEIGHT`.
+    """
+    known = isinstance(given, int | float)
+    if not known or not (given == 0 or SMALLEST_WEIGHT <= given <= LARGEST_WEIGHT):
+        raise UserError(
+            f"{where} has 'weight' {str(given)[:40]!r}; it is 0 (not learnt) or a number from "
+            f"{SMALLEST_WEIGHT:g} to {LARGEST_WEIGHT:,.0f}{hint}"
+        )
+    return float(given)
+
+
+def _weight(number: int, message: Message) -> float:
+    """Remove ``train``, ``training`` and ``weight`` from the message; 0 if it is not learnt."""
     for key in OTHER_LEARN_KEYS:
         if key in message:
             raise UserError(
                 f"message {number} has {key!r}, which is not used; 'train' or 'training' (true or "
-                "false) and 'weight' (0 or 1) say whether an answer is learnt"
+                "false) and 'weight' (0 or more) say whether an answer is learnt"
             )
     given = {key: message.pop(key) for key in ("train", "training") if key in message}
     for key, value in given.items():
@@ -218,22 +238,29 @@ def _learn(number: int, message: Message) -> bool:
             )
     if len(set(given.values())) > 1:
         raise UserError(f"message {number} has 'train' and 'training' that differ")
-    train, weight = all(given.values()), message.pop("weight", 1)
-    if weight not in (0, 1):
-        raise UserError(f"message {number} has 'weight' {weight!r}; it is 0 (not learnt) or 1")
-    return train and weight == 1
+    weight = read_weight(message.pop("weight", 1), f"message {number}")
+    if weight not in (0, 1) and message["role"] != "assistant":
+        raise UserError(
+            f"message {number} of the {message['role']} has 'weight' {weight:g}; only answers are "
+            "learnt"
+        )
+    return weight if all(given.values()) else 0.0
 
 
 def _content(
     number: int, role: str, content: Any
-) -> tuple[str | list[dict[str, Any]], list[tuple[int, int]]]:
-    """Check the content; returns (text or text parts, spans of the text that are not learnt)."""
+) -> tuple[str | list[dict[str, Any]], list[tuple[int, int, float]]]:
+    """Check the content; returns (text or text parts, the `PartWeights.parts`)."""
     if isinstance(content, str):
         return content, []
     if not isinstance(content, list):
-        raise UserError(f"message {number} has content of type {type(content).__name__}, not text")
+        raise UserError(
+            f"message {number} has content of type {type(content).__name__}, not text; write it as "
+            "a text, in quotes"
+        )
     parts: list[dict[str, Any]] = []
-    hidden, at = [], 0
+    weights: list[tuple[int, int, float]] = []
+    at = 0
     for place, given in enumerate(content, 1):
         part = dict(given) if isinstance(given, dict) else given
         if isinstance(part, dict) and isinstance(part.get("type"), str) and part["type"] != "text":
@@ -246,7 +273,7 @@ def _content(
                 f"message {number} has content of type list, and its part {place} is not "
                 '{"type": "text", "text": ...}'
             )
-        learn = _learn(number, part := without_nulls(part) | {"role": role})
+        weight = _weight(number, part := without_nulls(part) | {"role": role})
         other = [
             key for key, value in part.items() if key not in ("type", "text", "role") and value
         ]
@@ -256,11 +283,10 @@ def _content(
                 f"is not used"
             )
         end = at + len(part["text"])
-        if not learn and end > at:
-            hidden.append((at, end))
+        weights.append((at, end, weight))
         at = end
         parts.append({"type": "text", "text": part["text"]})
-    return parts, hidden
+    return parts, weights if any(weight != 1 for _, _, weight in weights) else []
 
 
 def _tool_calls(number: int, message: Message) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Chat templates that the package ships, for bases without one: chatml, llama3, gemma, plain."""
+"""Chat templates that the package ships, for bases without one, or without tools: see `TOKENS`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,24 @@ from lit_llm.models.tokenizer import Tokenizer
 
 _FOLDER = Path(__file__).with_name("templates")
 # Control tokens that a template writes. Without them a model would see their characters as text,
-# and nothing would end a turn.
+# and nothing would end a turn; see `missing_tokens`.
 TOKENS = {
     "chatml": ("<|im_start|>", "<|im_end|>"),
+    "hermes": ("<|im_start|>", "<|im_end|>"),  # chatml with tools and thoughts
     "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     "gemma": ("<start_of_turn>", "<end_of_turn>"),
     "plain": (),
 }
+
+
+def missing_tokens(name: str | None, tokenizer: Tokenizer) -> list[str]:
+    """Control tokens of the package's template ``name`` that the tokenizer lacks.
+
+    The list is empty for other templates, whose control tokens are not known.
+    """
+    if name is None or name in tokenizer.named_templates:
+        return []
+    return [token for token in TOKENS.get(name, ()) if token not in tokenizer.control_tokens]
 
 
 def template_source(name: str, tokenizer: Tokenizer) -> str:
@@ -25,19 +36,15 @@ def template_source(name: str, tokenizer: Tokenizer) -> str:
     file of the name of a template is given as ``./chatml``.
 
     Raises:
-        UserError: the file is not readable, or the tokenizer lacks control tokens of the package's
-            template.
+        UserError: the file is not readable, or the tokenizer lacks the eos token that plain writes.
     """
     if name in tokenizer.named_templates:
         return tokenizer.named_templates[name]
     if name in TOKENS:
-        missing = [token for token in TOKENS[name] if token not in tokenizer.control_tokens]
         if name == "plain" and tokenizer.eos_id is None:
-            missing = ["an end-of-text token (eos_token)"]
-        if missing:
             raise UserError(
-                f"data.chat_template={name}: the tokenizer lacks {', '.join(missing)}; add them "
-                "with data.add_tokens, or take plain, which needs no token but eos_token"
+                "data.chat_template=plain: the tokenizer lacks an end-of-text token (eos_token); "
+                "take chatml, whose tokens are added"
             )
         return (_FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
     try:

@@ -113,6 +113,15 @@ class ChatTemplate:
             found.append(match)
         return found
 
+    def closing_run(self, text: str) -> list[re.Match[str]]:
+        """Control tokens at the end of ``text``, possibly with white space; the last one first."""
+        found: list[re.Match[str]] = []
+        for match in reversed(list(self.control.finditer(text))):
+            if text[match.end() : found[-1].start() if found else len(text)].strip():
+                break
+            found.append(match)
+        return found
+
     def defused(self, text: str) -> str:
         """``text`` as it appears in rendered text: with a mark in each control token."""
         return self._defused(text, self.control)

@@ -108,6 +108,22 @@ class TemplateProbe:
             found.append(match)
         return found[-1][0] if found else None
 
+    @cached_property
+    def call_end(self) -> str | None:
+        """The control token that ends a tool call, if the template does not write `turn_end`.
+
+        gpt-oss ends a call with ``<|call|>``, and Gemma 4 with the token that begins the tool's
+        answer. None if this token also stands between two calls: it does not end the turn.
+        """
+        alone = self._after_probe([_QUESTION, self._example_call])
+        ends = self._template.closing_run(alone or "")
+        if not ends or self.turn_end in [None, *(match[0] for match in ends)]:
+            return None
+        calls = self._example_call["tool_calls"] * 2
+        both = self.render([_QUESTION, {**self._example_call, "tool_calls": calls}]) or ""
+        between = both.rpartition(PROBE)[0].rpartition(PROBE)[2]
+        return None if ends[0][0] in between else ends[0][0]
+
     def next_turn(self, calls_tools: bool) -> str | None:
         """The control token that follows an assistant's turn if the template writes no `turn_end`.
 
@@ -119,10 +135,7 @@ class TemplateProbe:
     @cached_property
     def _next_turns(self) -> tuple[str | None, str | None]:
         answered: list[Message] = [_QUESTION, {"role": "assistant", "content": PROBE}]
-        called = [
-            _QUESTION,
-            self._calling(self._calls[0], _TEXT if self._calls[1] == "text" else _OBJECT),
-        ]
+        called = [_QUESTION, self._example_call]
         found = []
         for messages, following in ((answered, _QUESTION), (called, _TOOL)):
             alone, followed = self._after_probe(messages), self._after_probe([*messages, following])
@@ -238,6 +251,11 @@ class TemplateProbe:
                 )
                 return empty, form
         return {}, "any"
+
+    @cached_property
+    def _example_call(self) -> Message:
+        """An answer that calls a tool, in the template's form."""
+        return self._calling(self._calls[0], _TEXT if self._calls[1] == "text" else _OBJECT)
 
     @staticmethod
     def _calling(empty: Message, arguments: Any) -> Message:

@@ -17,6 +17,8 @@ def left_out_of(card: dict[str, Any]) -> list[str]:
     for key, words in what.items():
         if count := too_long.get(key):
             lines.append(f"{count:,} examples are longer than data.seq_len allows and were {words}")
+    if count := card.get("rows_of_weight_0"):
+        lines.append(f"{count:,} rows have the weight 0 and were left out")
     contaminated = card.get("contaminated", {})
     for name, count in contaminated.items():
         lines.append(

@@ -17,8 +17,8 @@ from lit_llm.errors import UserError
 _BESIDE = ("system", "tools", "functions", "history", "messages", "conversations", "images",
            "chat_template_kwargs", "prompt", "completion")  # fmt: skip
 # Columns beside "text" that say nothing of a conversation.
-_FACTS = ("text", "id", "source", "split", "group", "url", "license", "language", "domain", "title",
-          "score", "meta", "metadata", "timestamp", "date")  # fmt: skip
+_FACTS = ("text", "id", "source", "split", "group", "weight", "url", "license", "language",
+          "domain", "title", "score", "meta", "metadata", "timestamp", "date")  # fmt: skip
 
 
 @dataclass(frozen=True)

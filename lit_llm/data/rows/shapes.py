@@ -8,9 +8,10 @@ as absent.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
-from lit_llm.data.chat.messages import OTHER_LEARN_KEYS, REASONING
+from lit_llm.data.chat.messages import OTHER_LEARN_KEYS, REASONING, read_weight
 from lit_llm.data.chat.template import Message
 from lit_llm.data.rows.policy import Format
 from lit_llm.errors import UserError
@@ -75,10 +76,12 @@ def to_messages(row: dict[str, Any], format: Format = "auto") -> list[Message]:
 
 def check_learnt(row: dict[str, Any]) -> None:
     """Raise UserError for a key of the row that says, or may say, not to learn it."""
-    for key in ("weight", "train", "label", "training", *OTHER_LEARN_KEYS):
+    for key in ("train", "label", "training", *OTHER_LEARN_KEYS):
         if key not in row:
             continue
         value = row[key]
+        if isinstance(value, list):
+            _check_is_a_row(row)
         if key == "label":  # 0 is a class label; false marks a bad answer in KTO data
             learnt = value is not False
         elif key == "loss":  # a number is a measured loss
@@ -90,8 +93,8 @@ def check_learnt(row: dict[str, Any]) -> None:
         if not learnt:
             raise UserError(
                 f"the row has {key!r} {str(value)[:40]!r}, which may say not to learn it; "
-                "'weight' and 'train' are used in a message. Take the row out if it is not to be "
-                "learnt, else the column"
+                "'train' is used in a message, and 'weight' in a row and in a message. Take the "
+                "row out if it is not to be learnt, else the column"
             )
 
 
@@ -159,6 +162,21 @@ def split_of(row: dict[str, Any]) -> str | None:
     return known
 
 
+def weight_of(row: dict[str, Any]) -> float:
+    """The row's ``weight`` in the loss, 1 without one; of a CSV file it is a text.
+
+    Raises:
+        UserError: the value is no weight.
+    """
+    given = row.get("weight")
+    if given is None or given == "":
+        return 1.0
+    if isinstance(given, str):
+        with suppress(ValueError):
+            given = float(given)
+    return read_weight(given, "the row", "; rename the column if it means something else")
+
+
 def group_of(row: dict[str, Any]) -> str | None:
     """The row's ``group``, as a text; rows of one group are never in both splits.
 
@@ -189,6 +207,7 @@ def _find(row: dict[str, Any], format: Format) -> tuple[list[Message], set[str]]
         return turns if whole == ["messages"] else sharegpt(turns), set(whole)
     if pair:
         return _pair(row, *pair)
+    _check_is_a_row(row)
     keys = ", ".join(map(str, row)) or "none"
     if format != "auto":
         wanted = " or ".join(" with ".join(map(repr, pair)) for pair in pairs) or repr(format)
@@ -201,6 +220,24 @@ def _find(row: dict[str, Any], format: Format) -> tuple[list[Message], set[str]]
         f"'question' and 'answer', 'instruction' and 'output') is looked for, its keys are {keys}; "
         "data.columns renames keys, data.format=text learns 'text' as it is"
     )
+
+
+def _check_is_a_row(row: dict[str, Any]) -> None:
+    """Raise UserError for a file's outermost object, whose values are lists of rows."""
+    lists = [
+        key
+        for key, value in row.items()
+        if isinstance(value, list)
+        and value
+        and all(isinstance(item, dict) for item in value)
+        and not {"role", "from"} & set(value[0])  # a conversation
+    ]
+    if lists and len(lists) == len(row):
+        raise UserError(
+            f"an object with rows in {', '.join(map(repr, lists))}, not a row; write the rows as a "
+            'list or one a line, with "split": "train" or "validation" in each if you want to '
+            "choose the split"
+        )
 
 
 def _pair(row: dict[str, Any], asked: str, answered: str) -> tuple[list[Message], set[str]]:

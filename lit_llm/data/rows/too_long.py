@@ -34,6 +34,7 @@ def fit(
     chat: ChatFormat,
     messages: list[Message] | None,
     arguments: dict[str, Any],
+    weight: float = 1.0,
 ) -> Fitted:
     """Make an example fit into ``size`` tokens.
 
@@ -46,6 +47,7 @@ def fit(
         chat: encodes a shorter conversation.
         messages: the conversation; None if the example has no turns.
         arguments: further arguments of the template.
+        weight: weight of the row, which ``row`` has already.
 
     Raises:
         UserError: "raise" and the example is too long; "cut" and nothing is left to learn.
@@ -75,7 +77,7 @@ def fit(
             # whole. An earlier answer in a path of its own may still be too long.
             last = fitting[-1].turn
             shorter = chat.encode_conversation(messages[: last + 1], arguments)
-            whole = [path for path in shorter.paths if _needed(path) <= size]
+            whole = [path.times(weight) for path in shorter.paths if _needed(path) <= size]
             return Fitted(
                 _first(shorter._replace(paths=whole), size), turns=len(targets) - len(fitting)
             )
@@ -89,5 +91,5 @@ def _needed(path: TokenPath) -> int:
 
 def _first(row: EncodedConversation, size: int) -> EncodedConversation:
     """The first ``size`` tokens of each path; a path that then learns nothing is not needed."""
-    paths = [TokenPath(path.ids[:size], path.learnt[:size]) for path in row.paths]
+    paths = [path.cut(size) for path in row.paths]
     return row._replace(paths=[path for path in paths if path.learnt[1:].any()])

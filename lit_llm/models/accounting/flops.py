@@ -48,6 +48,11 @@ def idle_parameters(config: TransformerConfig) -> int:
     )
 
 
+def lookup_parameters(config: TransformerConfig) -> int:
+    """Number of weights in value embeddings, of which a token reads one row per table."""
+    return sum(p.numel() for p in meta_transformer(config).value_embeds.parameters())
+
+
 def attention_flops_per_token(config: TransformerConfig, seq_len: int) -> float:
     """Forward FLOPs of q.k and weights.v per token, averaged over a causal sequence of ``seq_len``.
 

@@ -221,7 +221,10 @@ class Engine:
                 sequence.cached_tokens += CHUNK
         end = min(begin + CHUNK, len(prompt))
         ids = [*prompt[begin:end], *[0] * (begin + CHUNK - end)]
-        view = PromptView(self.memory, sequence.capacity, index, begin, self.max_seq_len - 1)
+        before = prompt[begin - 1] if begin else None
+        view = PromptView(
+            self.memory, sequence.capacity, index, begin, self.max_seq_len - 1, before
+        )
         self.adapters.route([sequence.request.adapter], self.device)
         x_1TC = self.model.hidden_states(torch.tensor([ids], device=self.device), cache=view)
         sequence.computed = end
@@ -248,7 +251,8 @@ class Engine:
         rows = [Row(*self._place(s), s.computed) for s in sequences]
         ids = [[s.tokens[s.computed]] for s in sequences]
         ids += [[0]] * (-len(ids) % ROW_STEP)
-        view = AnswerView(self.memory, rows, len(ids))
+        before = [s.tokens[s.computed - 1] for s in sequences]
+        view = AnswerView(self.memory, rows, before, len(ids))
         names = [s.request.adapter for s in sequences]
         self.adapters.route([*names, *[None] * (len(ids) - len(names))], self.device)
         x_R1C = self.model.hidden_states(torch.tensor(ids, device=self.device), cache=view)

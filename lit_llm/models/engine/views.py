@@ -22,11 +22,33 @@ from lit_llm.models.masks import Mask
 
 
 class PromptView(KVCache):
-    """One slot, for a chunk of T tokens of a prompt; earlier chunks are in the slot."""
+    """One slot, for a chunk of T tokens of a prompt; earlier chunks are in the slot.
 
-    def __init__(self, memory: SlotMemory, capacity: int, index: int, length: int, last: int):
+    Args:
+        memory: the slots.
+        capacity, index: of the slot.
+        length: positions of earlier chunks.
+        last: the context's last position.
+        before: id of the token before the chunk; None: the chunk is the prompt's first.
+    """
+
+    def __init__(
+        self,
+        memory: SlotMemory,
+        capacity: int,
+        index: int,
+        length: int,
+        last: int,
+        before: int | None,
+    ):
         self._memory, self._place = memory, (capacity, index)
-        self.capacity, self.length, self._last = capacity, length, last
+        self.capacity, self.length, self._last, self._before = capacity, length, last, before
+
+    def remember(self, ids_BT: Tensor) -> Tensor:
+        """Return the ids of the chunk after the id before them, if any."""
+        if self._before is None:
+            return ids_BT
+        return torch.cat((ids_BT.new_tensor([[self._before]]), ids_BT), 1)
 
     def positions(self, T: int) -> Tensor:
         """Positions (T,). Those of the padding stay within the context."""
@@ -105,13 +127,17 @@ class AnswerView(KVCache):
     Args:
         memory: the slots.
         rows: of the answers, ascending.
+        before: id of the token before each row's new one.
         padded: B, at least the number of rows. What the model computes for the rows beyond is not
             kept.
     """
 
-    def __init__(self, memory: SlotMemory, rows: list[Row], padded: int):
+    length = 0  # the rows have lengths of their own, see `positions`
+
+    def __init__(self, memory: SlotMemory, rows: list[Row], before: list[int], padded: int):
         self._memory = memory
         device = memory.layer(rows[0].capacity, 0)[0].device
+        self._before_B1 = torch.tensor(before + [0] * (padded - len(rows)), device=device)[:, None]
         positions = [row.position for row in rows] + [0] * (padded - len(rows))
         self._positions = torch.tensor(positions, device=device)[:, None, None]
         assert rows == sorted(rows)
@@ -121,6 +147,10 @@ class AnswerView(KVCache):
             self._batches.append(_Batch(first, some, memory.num_kv_heads, device))
             first += len(some)
         self._biases: dict[int | None, list[Tensor]] = {}
+
+    def remember(self, ids_BT: Tensor) -> Tensor:
+        """Return the ids (B, 2) of the tokens before the new ones, and of these."""
+        return torch.cat((self._before_B1, ids_BT), 1)
 
     def positions(self, T: int) -> Tensor:
         """Positions (B, 1, 1)."""

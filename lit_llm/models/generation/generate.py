@@ -102,8 +102,7 @@ class PromptCache:
                 model, 1, max(capacity, min(2 * capacity, model.config.max_seq_len))
             )
             if old is not None:
-                self._cache.keys[:, :, :, :common] = old.keys[:, :, :, :common]
-                self._cache.values[:, :, :, :common] = old.values[:, :, :, :common]
+                self._cache.take(old, common)
         assert self._cache is not None
         self._cache.length = common
         self.ids = list(prompt)

@@ -44,7 +44,7 @@ class AdapterBase:
         file = folder / _FILE
         try:
             base = cls(**json.loads(file.read_text(encoding="utf-8")))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{file}: not readable ({error})") from None

@@ -21,7 +21,7 @@ _READ = {
     "peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout",
     "use_rslora", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
     "rank_pattern", "alpha_pattern", "modules_to_save", "ensure_weight_tying", "bias",
-    "init_lora_weights", "use_dora",
+    "init_lora_weights", "use_dora", "trainable_token_indices",
 }  # fmt: skip
 # Facts about the file, the layout of the base's weights, and settings of initialisations. The
 # tensors of a trained adapter mean the same for any value of these. `init_lora_weights` says
@@ -50,6 +50,8 @@ class AdapterConfig:
         layers_pattern: names of the list of layers; empty: any.
         rank_patterns, alpha_patterns: regular expression -> value.
         saved: ends of the names of modules that are trained as a whole.
+        token_ids: end of the name of an embedding or head -> its rows that are trained. The name is
+            "" if the file gives the rows alone, which are then those of the embedding.
         keep_tied: whether a tied head follows an adapted embedding.
     """
 
@@ -66,6 +68,7 @@ class AdapterConfig:
     rank_patterns: dict[str, int]
     alpha_patterns: dict[str, float]
     saved: list[str]
+    token_ids: dict[str, list[int]]
     keep_tied: bool
 
     @classmethod
@@ -81,6 +84,9 @@ class AdapterConfig:
         fields = _Fields(content, file)
         layers = fields.value("layers_to_transform", "a number or list of numbers", _is_layers)
         pattern = fields.value("layers_pattern", "a string or list of strings", _is_names)
+        rows = fields.value(
+            "trainable_token_indices", "token ids, or token ids by name", _is_token_ids, {}
+        )
         config = cls(
             base=str(content.get("base_model_name_or_path") or ""),
             rank=fields.value("r", "a number above 0", _is_rank, 8),
@@ -95,6 +101,7 @@ class AdapterConfig:
             rank_patterns=fields.value("rank_pattern", "ranks by name", _is_ranks, {}),
             alpha_patterns=fields.value("alpha_pattern", "numbers by name", _is_numbers, {}),
             saved=fields.value("modules_to_save", "a list of strings", _is_list_of_names, []),
+            token_ids={"": rows} if isinstance(rows, list) and rows else dict(rows),
             keep_tied=bool(content.get("ensure_weight_tying")),
         )
         if isinstance(config.targets, str) and layers is not None:
@@ -212,6 +219,16 @@ def _is_rank(value: Any) -> bool:
 
 def _is_list_of_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _is_token_ids(value: Any) -> bool:
+    lists = list(value.values()) if isinstance(value, dict) else [value]
+    return all(
+        isinstance(ids, list)
+        and all(type(i) is int and i >= 0 for i in ids)
+        and len(set(ids)) == len(ids)
+        for ids in lists
+    )
 
 
 def _is_names(value: Any) -> bool:

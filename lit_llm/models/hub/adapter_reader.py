@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lit_llm.errors import UserError
 from lit_llm.models.dora import scale_rows
 from lit_llm.models.hub.adapter_config import AdapterConfig
+from lit_llm.models.hub.adapter_rows import TABLES, Rows, RowsReader
 from lit_llm.models.hub.config_json import family_of
 from lit_llm.models.hub.tensor_layout import Layout, Slot
 from lit_llm.models.lora import is_lora
@@ -29,7 +30,7 @@ _FACTOR = re.compile(
     r"(.+)\.(?:lora_([AB])(?:\.default)?\.weight|lora_embedding_([AB])(?:\.default)?"
     r"|lora_(magnitude)_vector(?:\.default)?(?:\.weight)?)"
 )
-_EMBEDDINGS = ("embed.weight", "head.weight")
+_ROWS = re.compile(r"(.+)\.token_adapter\.trainable_tokens_delta(?:\.default)?")
 
 
 class Update(NamedTuple):
@@ -55,12 +56,16 @@ class Adapter:
         weights: lit_llm's weight name -> value that replaces the base's. These are modules that
             were trained as a whole, and, for modules that are not linear layers of a block, the
             base's weight plus the update.
+        rows: "embed" or "head" -> its trained rows; a tied head has those of the embedding.
+        vocab_size: rows of embedding and head, if the adapter has tokens that the base lacks.
         untied: whether head and embedding, tied in the base, become two matrices.
     """
 
     config: LoRAConfig
     updates: dict[str, Update] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
+    rows: dict[str, Rows] = field(default_factory=dict)
+    vocab_size: int | None = None
     untied: bool = False
 
 
@@ -109,6 +114,7 @@ class _Reader:
         self.linear = {module for module, _, _ in adaptable(model, self.layout)}
         self.factors: dict[str, dict[str, Tensor]] = {}  # family's module -> A and B
         self.whole: dict[str, Tensor] = {}  # family's full tensor name -> tensor
+        self.rows: dict[str, Tensor] = {}  # family's module -> its trained rows
         for name, tensor in _load(folder).items():
             self._sort(name, tensor)
 
@@ -117,7 +123,9 @@ class _Reader:
         inner = uncompiled.removeprefix(_PREFIX)
         if inner == uncompiled:
             raise UserError(f"{self.folder}: tensor {name}: PEFT's begin with {_PREFIX}")
-        if found := _FACTOR.fullmatch(inner):
+        if found := _ROWS.fullmatch(inner):
+            self.rows[found[1]] = tensor
+        elif found := _FACTOR.fullmatch(inner):
             module, linear, embedding, magnitude = found.groups()
             # An embedding's A is (rank, vocabulary) and its B (width, rank): the product B A is
             # the update of the transposed weight.
@@ -125,12 +133,17 @@ class _Reader:
                 tensor
             )
         else:
-            self.whole[inner.replace(".base_layer.", ".")] = tensor
+            plain = inner.replace(".token_adapter.", ".").replace(".base_layer.", ".")
+            self.whole[plain] = tensor
 
     def read(self) -> Adapter:
         config = self.config
         self._check_places()
         self._check_targets()
+        reader = RowsReader(self.folder, config, self.layout, self.base, self.tied)
+        rows = reader.read(self.rows, self._adapter_name)
+        reader.leave_out_base(self.whole, rows)
+        vocab_size = reader.grow(self.whole)
         adapter = Adapter(
             LoRAConfig(
                 rank=config.rank,
@@ -139,10 +152,13 @@ class _Reader:
                 targets=self._our_targets(),
                 rank_stabilized=config.rank_stabilized,
                 dora=config.dora,
-            )
+            ),
+            rows=rows,
+            vocab_size=vocab_size,
         )
         adapter.config.train_modules = self._trained_whole()
         adapter.untied = self.tied and not config.keep_tied and self._touches_embeddings()
+        adapter.untied |= self.tied and "head" in rows
         for name, tensor in self.whole.items():
             slot = self._slot(name)
             shape = self.layout.shape(slot)
@@ -162,7 +178,7 @@ class _Reader:
 
     def _check_places(self) -> None:
         """Check that every tensor belongs to a module of the model."""
-        names = [*(f"{module}.weight" for module in self.factors), *self.whole]
+        names = [*(f"{module}.weight" for module in (*self.factors, *self.rows)), *self.whole]
         if not names:
             raise UserError(f"{self.folder}: the adapter holds no tensors")
         if unknown := [name for name in names if self.layout.find(name) is None]:
@@ -214,7 +230,7 @@ class _Reader:
 
     def _embedding_modules(self) -> set[str]:
         return {name.removesuffix(".weight") for name, slot in self.layout.slots.items()
-                if slot.ours[0] in _EMBEDDINGS}  # fmt: skip
+                if slot.ours[0] in TABLES}  # fmt: skip
 
     def _touches_embeddings(self) -> bool:
         """Whether head or embedding has an update or its own copy; in PEFT the other one stays."""
@@ -237,8 +253,8 @@ class _Reader:
                for m in self.factors):  # fmt: skip
             return ()  # an update of head or embedding is added to what is held whole
         held = {ours for name in self.whole for ours in self.layout.slots[self._slot(name)].ours}
-        if self.tied and held & set(_EMBEDDINGS) and self.config.keep_tied:
-            held |= set(_EMBEDDINGS)
+        if self.tied and held & set(TABLES) and self.config.keep_tied:
+            held |= set(TABLES)
         modules = tuple(m for m, names in WHOLE.items() if any(map(names.fullmatch, held)))
         config = LoRAConfig(train_modules=modules)
         tied = self.tied and self.config.keep_tied

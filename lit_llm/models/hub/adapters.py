@@ -26,10 +26,17 @@ from lit_llm.models.hub.tensor_layout import Layout
 from lit_llm.models.lora import (
     LoRALinear,
     is_trained,
-    lora_layers,
+    put_rows,
+    trained_layers,
     unmerge_adapter,
 )
 from lit_llm.models.lora_config import LoRAConfig
+from lit_llm.models.token_rows import (
+    ROWS,
+    TokenRows,
+    add_token_rows,
+    cut_vocabulary,
+)
 from lit_llm.models.transformer import Transformer
 
 
@@ -41,7 +48,8 @@ def save_adapter(
 ) -> None:
     """Write the updates in PEFT's format: adapter_config.json and adapter_model.safetensors.
 
-    Modules that were trained as a whole are written beside them (PEFT's ``modules_to_save``).
+    Modules that were trained as a whole are written beside them (PEFT's ``modules_to_save``), and
+    so are the rows of added tokens (``trainable_token_indices``).
 
     If the family stores several of lit_llm's layers as one, their updates become one update whose
     rank is the sum of their ranks. Its A holds their A matrices one above the other, its B holds
@@ -93,6 +101,15 @@ def save_adapter(
         adapted[module] = rank, scale * (math.sqrt(rank) if config.rank_stabilized else rank)
     saved, tied = _whole_tensors(model, layout, state), model.config.tie_embeddings
     tensors |= {f"base_model.model.{name}": value for name, value in saved.items()}
+    rows = _rows(model, layout)
+    tensors |= {
+        f"base_model.model.{module}.token_adapter.trainable_tokens_delta": state[
+            f"{layout.slots[f'{module}.weight'].ours[0].removesuffix('weight')}{ROWS}"
+        ]
+        .detach()
+        .clone()
+        for module in rows
+    }
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(tensors, folder / "adapter_model.safetensors")
     extra: dict[str, Any] = {"use_dora": True} if config.dora else {}
@@ -103,6 +120,10 @@ def save_adapter(
         extra["modules_to_save"] = sorted({name.rpartition(".")[0] for name in whole})
         if tied and len(whole) < len(saved):
             extra["ensure_weight_tying"] = True
+    if rows:
+        extra["trainable_token_indices"] = {
+            module.rpartition(".")[2]: list(layer.ids) for module, layer in rows.items()
+        }
     _write_config(folder, config, base, adapted, others, extra)
 
 
@@ -118,6 +139,17 @@ def _whole_tensors(
         assert all(trained), f"{name} joins trained and frozen tensors"
         saved[name] = layout.join(name, state).detach().clone().contiguous()
     return saved
+
+
+def _rows(model: Transformer, layout: Layout) -> dict[str, TokenRows]:
+    """Return the layers that train rows, by the family's names. A tied head is left out."""
+    found = {}
+    for name, slot in layout.slots.items():
+        layer = model.get_submodule(slot.ours[0].rpartition(".")[0])
+        tied = model.config.tie_embeddings and layer is model.head
+        if isinstance(layer, TokenRows) and not tied:
+            found[name.removesuffix(".weight")] = layer
+    return found
 
 
 def _magnitude(linear: nn.Linear, prefix: str, state: dict[str, Tensor]) -> Tensor:
@@ -208,10 +240,16 @@ def load_adapter(model: Transformer, folder: str | Path) -> None:
 def _put(model: Transformer, adapter: Adapter) -> None:
     if adapter.untied:
         model.untie()
+    if adapter.vocab_size is not None:
+        add_token_rows(model, range(model.config.vocab_size, adapter.vocab_size))
     for name, value in adapter.weights.items():
         model.get_parameter(name).data.copy_(value)
     for name in adapter.updates:
         adapt(model, adapter, name)
+    for name, rows in adapter.rows.items():
+        put_rows(model, name, rows.ids).data.copy_(rows.values)
+        if name == "embed" and model.config.tie_embeddings:
+            put_rows(model, "head", rows.ids)
     model.lora, model.base_dtype = adapter.config, model.embed.weight.dtype
     whole = {name for name in adapter.weights if is_trained(model, name)}
     model.replaced = tuple(name for name in adapter.weights if name not in whole)
@@ -240,7 +278,7 @@ class Adapters:
         self._known: dict[str, Adapter] = {}
         self._used: str | None = None
         self._base: dict[str, Tensor] = {}  # base weights that the adapter in use has replaced
-        self._tied = model.config.tie_embeddings
+        self._tied, self._vocab_size = model.config.tie_embeddings, model.config.vocab_size
 
     def add(self, name: str, folder: str | Path) -> None:
         """Read a PEFT directory as ``name``.
@@ -272,15 +310,17 @@ class Adapters:
                 ours: self.model.get_parameter(ours).detach().clone() for ours in adapter.weights
             }
             _put(self.model, adapter)
-            for layer in lora_layers(self.model):
+            for layer in trained_layers(self.model):
                 layer.requires_grad_(False)
 
     def _restore(self) -> None:
         """Restore the base's weights, without updates."""
         model = self.model
         unmerge_adapter(model)
-        for layer in lora_layers(model):
+        for layer in trained_layers(model):
             layer.remove()
+        if model.config.vocab_size > self._vocab_size:
+            cut_vocabulary(model, self._vocab_size)
         for name, value in self._base.items():
             model.get_parameter(name).data.copy_(value)
         if self._tied and not model.config.tie_embeddings:

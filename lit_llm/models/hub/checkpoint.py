@@ -1,6 +1,7 @@
 """Load a model and its tokenizer from a path of any kind.
 
-The path is a Hugging Face directory, a GGUF file, a run folder or a training checkpoint.
+The path is a Hugging Face directory, a GGUF file, a run folder, a training checkpoint or a
+checkpoint of nanochat.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from typing import Any
 import torch
 
 from lit_llm.errors import UserError
+from lit_llm.models.added_tokens import check_extends
 from lit_llm.models.config import TransformerConfig
+from lit_llm.models.hub.adapter_base import AdapterBase
 from lit_llm.models.hub.adapters import load_adapter
 from lit_llm.models.hub.digest import digest
+from lit_llm.models.hub.formats import FILE_FORMATS
 from lit_llm.models.hub.huggingface import read_model
 from lit_llm.models.hub.locate import locate
 from lit_llm.models.hub.quantized import load_quantized
@@ -26,10 +30,13 @@ from lit_llm.models.lora import apply_lora, is_trained, merge_lora
 from lit_llm.models.lora_config import LoRAConfig
 from lit_llm.models.meta import meta_transformer
 from lit_llm.models.parallel.sharded_checkpoint import open_shards
+from lit_llm.models.token_rows import add_token_rows
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.models.transformer import Transformer
 
-_KINDS = "a Hugging Face directory, a .gguf file, a run folder or a .ckpt file"
+_KINDS = (
+    "a Hugging Face directory, a .gguf file, a run folder, a .ckpt file or nanochat's model_*.pt"
+)
 _PREFIX = "model."  # attribute in which lit_llm's LightningModules keep the network
 SETTINGS = "lit_llm_settings"
 """Key of a module's settings in a checkpoint, used if its hyperparameters are not complete.
@@ -60,11 +67,18 @@ def open_model(
         UserError: as `load_model`, and if the device is not available.
     """
     place = choose_device(device)
-    dtype = torch.bfloat16 if place.type == "cuda" and has_fast_bf16(place) else torch.float32
-    model, tokenizer = load_model(path, adapter, dtype)
+    model, tokenizer = load_for(path, place, adapter)
     model.to(place)
     pack_linears(model)
     return model, tokenizer
+
+
+def load_for(
+    path: str | Path, place: torch.device, adapter: str | Path | None = None
+) -> tuple[Transformer, Tokenizer]:
+    """`load_model` in the dtype for generation on ``place``; the model is still on the CPU."""
+    half = place.type == "cuda" and has_fast_bf16(place)
+    return load_model(path, adapter, torch.bfloat16 if half else torch.float32)
 
 
 def choose_device(name: str) -> torch.device:
@@ -92,14 +106,15 @@ def load_model(
 
     Args:
         path: a Hugging Face directory; a .gguf file; a run folder, whose ``final/`` is taken; or a
-            training checkpoint (.ckpt, a file or a folder of shards). See also `locate`.
+            training checkpoint (.ckpt, a file or a folder of shards); or nanochat's model_*.pt.
+            See also `locate`.
         adapter: a PEFT directory whose updates are folded into the weights. If it has a tokenizer,
             that one is taken.
         dtype: of the weights. None: the file's dtype (float32 for GGUF).
 
     Raises:
         UserError: there is no such checkpoint, or it is broken, of an unknown kind or without a
-            tokenizer.
+            tokenizer; or the adapter was trained on another base.
     """
     limit_threads()
     found = locate(path)
@@ -114,6 +129,9 @@ def load_model(
         from lit_llm.models.hub.gguf.read import load_gguf  # its package is an extra
 
         model, tokenizer = load_gguf(found, dtype)
+    elif found.suffix in FILE_FORMATS:
+        model = Transformer.from_pretrained(found, dtype)
+        tokenizer = Tokenizer.from_pretrained(found)
     else:
         raise UserError(f"{path}: is not a checkpoint; give {_KINDS}")
     if tokenizer.vocab_size > model.config.vocab_size:
@@ -122,10 +140,25 @@ def load_model(
             f"{tokenizer.vocab_size}: it is another model's"
         )
     if adapter is not None:
+        check_base(model, locate(adapter))
         load_adapter(model, adapter)
         merge_lora(model)
         tokenizer = tokenizer_of_adapter(locate(adapter), tokenizer, model.config.vocab_size)
     return model.eval(), tokenizer
+
+
+def check_base(model: Transformer, folder: Path) -> None:
+    """Compare the model with the base that an adapter's folder names, if it says which one.
+
+    Raises:
+        UserError: the adapter was trained on other weights.
+    """
+    base = AdapterBase.read(folder)
+    if base is not None and base.digest != digest(model.state_dict().items()):
+        raise UserError(
+            f"{folder}: was trained on another base than this model: {base.init_from}; give that "
+            "one"
+        )
 
 
 def tokenizer_of_adapter(folder: Path, base: Tokenizer, vocab_size: int) -> Tokenizer:
@@ -134,10 +167,14 @@ def tokenizer_of_adapter(folder: Path, base: Tokenizer, vocab_size: int) -> Toke
     An adapter's folder usually has no generation_config.json. The base's fields are therefore kept
     unless the adapter's replace them, and every token that ends the base's texts ends the adapter's
     texts too.
+
+    Raises:
+        UserError: it is not the base's tokenizer, with or without further tokens.
     """
     if not (folder / "tokenizer.json").is_file():
         return base
     own = Tokenizer.from_pretrained(folder)
+    check_extends(own, base, folder)
     if own.vocab_size > vocab_size:
         warnings.warn(
             f"{folder}: its tokenizer has {own.vocab_size} tokens and the model {vocab_size}; the "
@@ -243,7 +280,9 @@ def _add_updates(
     file: Path, model: Transformer, settings: dict[str, Any], updates: dict[str, torch.Tensor]
 ) -> None:
     """Fold the checkpoint's updates into the base, in place."""
-    apply_lora(model, LoRAConfig(**settings["lora"]))
+    ids = settings.get("added_tokens", {}).values()
+    add_token_rows(model, ids)
+    apply_lora(model, LoRAConfig(**settings["lora"]), ids)
     unfit = model.load_state_dict(updates, strict=False)
     if unfit.unexpected_keys or any(is_trained(model, n) for n in unfit.missing_keys):
         raise UserError(f"{file}: its updates do not fit {settings['init_from']}")

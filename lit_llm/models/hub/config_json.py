@@ -13,6 +13,7 @@ import torch
 from lit_llm.errors import UserError
 from lit_llm.models.config import RANGES, TransformerConfig
 from lit_llm.models.hub.families import ACTIVATIONS, COMMON_FIELDS, FAMILIES, Family
+from lit_llm.models.hub.remote_code import config_keys, not_computed
 
 
 def family_of(config: TransformerConfig) -> str | None:
@@ -23,6 +24,15 @@ def family_of(config: TransformerConfig) -> str | None:
     """
     names = list(FAMILIES) if config.family is None else [config.family, *FAMILIES]
     return next((name for name in names if name in FAMILIES and _expresses(name, config)), None)
+
+
+def readers_of(config: TransformerConfig) -> str:
+    """Name the programs that load a directory with a model of ``config``."""
+    if family_of(config) is not None:
+        return "transformers and vLLM"
+    if missing := not_computed(config):
+        return f"lit_llm alone (transformers has no such model; {', '.join(missing)})"
+    return "lit_llm, and transformers with trust_remote_code=True"
 
 
 def _expresses(name: str, config: TransformerConfig) -> bool:
@@ -170,7 +180,8 @@ def config_to_hf(config: TransformerConfig, dtype: torch.dtype) -> dict[str, Any
     # transformers 4 and vLLM read torch_dtype.
     dtypes = {"dtype": dtype_name, "torch_dtype": dtype_name}
     if name is None:
-        return {"model_type": "lit_llm", **dtypes, "transformer": config.to_dict()}
+        own = {} if not_computed(config) else config_keys(config)
+        return {"model_type": "lit_llm", **own, **dtypes, "transformer": config.to_dict()}
     return _config_as(name, config) | dtypes
 
 

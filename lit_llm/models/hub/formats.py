@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from lit_llm.models.tokenizer import Tokenizer
     from lit_llm.models.transformer import Transformer
 
-FILE_FORMATS = {".gguf": "lit_llm.models.hub.gguf.read"}
+FILE_FORMATS = {
+    ".gguf": "lit_llm.models.hub.gguf.read",
+    ".pt": "lit_llm.models.hub.nanochat.read",
+}
 """File suffix -> module that reads the model and the tokenizer in such a file."""
 
 _FOLDER = "lit_llm.models.hub.huggingface"

@@ -21,6 +21,7 @@ from lit_llm.errors import UserError
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.hub import generation_config as generation
 from lit_llm.models.hub.config_json import config_from_hf, config_to_hf, family_of
+from lit_llm.models.hub.remote_code import write_modeling_file
 from lit_llm.models.hub.tensor_layout import Layout
 from lit_llm.models.meta import meta_transformer
 from lit_llm.models.transformer import Transformer
@@ -304,6 +305,8 @@ def write_model(
     if len(ends) > 1 and eos in ends:  # for programs that read only config.json
         hf[generation.EOS] = [eos, *(i for i in ends if i != eos)]
     _write_json(folder / "config.json", hf)
+    if "auto_map" in hf:
+        write_modeling_file(folder)
     generation.write_generation_config(folder, fields)
 
     def saved(name: str) -> Tensor:

@@ -20,6 +20,7 @@ from lit_llm.models.hub.adapter_reader import Adapter, read_adapter
 from lit_llm.models.hub.adapters import adapt
 from lit_llm.models.hub.digest import digest
 from lit_llm.models.hub.quantized import load_quantized
+from lit_llm.models.token_rows import add_token_rows
 from lit_llm.models.transformer import Transformer
 
 
@@ -95,7 +96,8 @@ def load_base(base: AdapterBase, dtype: torch.dtype | None, original: bool) -> T
 def add_updates(model: Transformer, parts: Iterable[Part]) -> None:
     """Add the weighted sum of the adapters' updates to the weights of ``model``, in place.
 
-    Of modules that an adapter replaces as a whole, the difference to the base is added.
+    Of modules and rows that an adapter replaces as a whole, the difference to the base is added.
+    New tokens get rows.
 
     Raises:
         UserError: as `read_adapter`.
@@ -103,6 +105,8 @@ def add_updates(model: Transformer, parts: Iterable[Part]) -> None:
     adapters = [(read_adapter(model, part.folder), part.weight) for part in parts]
     if any(adapter.untied for adapter, _ in adapters):
         model.untie()
+    size = max(adapter.vocab_size or 0 for adapter, _ in adapters)
+    add_token_rows(model, range(model.config.vocab_size, size))
     for name in dict.fromkeys(name for adapter, _ in adapters for name in adapter.updates):
         linear = model.get_submodule(name)
         total: Tensor | float = 0.0
@@ -118,6 +122,14 @@ def add_updates(model: Transformer, parts: Iterable[Part]) -> None:
             if name in adapter.weights:
                 total = total + weight * (adapter.weights[name].float() - base.float())
         _add(base, total)
+    for name in dict.fromkeys(name for adapter, _ in adapters for name in adapter.rows):
+        base = model.get_parameter(f"{name}.weight")
+        total = torch.zeros_like(base, dtype=torch.float32)
+        for adapter, weight in adapters:
+            if name in adapter.rows:
+                ids, values = adapter.rows[name]
+                total[ids] += weight * (values - base[ids].float())
+        _add(base, total)
 
 
 def _change(model: Transformer, adapter: Adapter, name: str) -> Tensor:
@@ -131,13 +143,22 @@ def _add(weight: Tensor, change: Tensor | float) -> None:
     weight.data = (weight.data.float() + change).to(weight.dtype)
 
 
+def vocabulary_with(model: Transformer, parts: Iterable[Part]) -> int:
+    """Return the rows of embedding and head that ``model`` has after `add_updates`."""
+    sizes = [read_adapter(model, part.folder).vocab_size or 0 for part in parts]
+    return max(model.config.vocab_size, *sizes)
+
+
 @torch.no_grad()
 def move_towards(model: Transformer, base: Transformer, share: float) -> None:
     """Set the weights of ``model`` to ``base + share * (model - base)``, in place.
 
+    Of tokens that the base lacks, the line begins at the mean of its rows, as training did.
+
     Raises:
         UserError: the two have different tensors.
     """
+    add_token_rows(base, range(base.config.vocab_size, model.config.vocab_size))
     ours, theirs = model.state_dict(), base.state_dict()
     if {n: t.shape for n, t in ours.items()} != {n: t.shape for n, t in theirs.items()}:
         raise UserError(

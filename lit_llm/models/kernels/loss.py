@@ -39,6 +39,8 @@ def linear_cross_entropy(
     scale: float | None = None,
     softcap: float | None = None,
     compiled: bool = False,
+    rows: tuple[Tensor, Tensor] | None = None,
+    weights_N: Tensor | None = None,
 ) -> Tensor:
     """Sum of ``cross_entropy(softcap * tanh(scale * x @ weight.T / softcap), labels)``.
 
@@ -51,13 +53,18 @@ def linear_cross_entropy(
         weight_VC: the head's weight; multiplied in x's dtype, or in autocast's dtype.
         labels_N: int64; positions with -100 add nothing.
         compiled: compile the operations between the products into one or two passes over a chunk.
+        rows: rows (K, C) that replace those of the weight, and their places, int64 (K,). Their
+            gradient is computed without that of the weight, of which one copy is made.
+        weights_N: float32; factor of each position's loss. None: 1.
 
     Returns:
         float32 scalar, in nats.
     """
     if torch.is_autocast_enabled(x_NC.device.type):
         x_NC = x_NC.to(torch.get_autocast_dtype(x_NC.device.type))
-    return _LinearCrossEntropy.apply(x_NC, weight_VC, labels_N, scale, softcap, compiled)
+    return _LinearCrossEntropy.apply(
+        x_NC, weight_VC, labels_N, scale, softcap, compiled, *(rows or (None, None)), weights_N
+    )
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -70,9 +77,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         scale: float | None,
         softcap: float | None,
         compiled: bool,
+        rows_KC: Tensor | None,
+        index_K: Tensor | None,
+        weights_N: Tensor | None,
     ) -> Tensor:
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         weight = weight_VC.to(x_NC.dtype)
+        grad_rows = None
+        if rows_KC is not None and index_K is not None:
+            weight = weight.index_copy(0, index_K, rows_KC.to(weight.dtype))
+            if ctx.needs_input_grad[6]:
+                grad_rows = torch.zeros_like(rows_KC, dtype=torch.float32)
         grad_x = torch.empty_like(x_NC) if needs_x else None
         grad_weight = torch.zeros_like(weight_VC, dtype=torch.float32) if needs_weight else None
         loss = torch.zeros((), dtype=torch.float32, device=x_NC.device)
@@ -80,7 +95,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # Chunks of equal size, so that the compiler sees one shape (the last may be shorter).
         rows = max(1, -(-len(x_NC) // max(1, -(-len(x_NC) // largest))))
         loss_and_grad = _compiled() if compiled else _in_blocks
-        share = None if x_NC.dtype == torch.float32 else power_of_two_share(labels_N)
+        share = None if x_NC.dtype == torch.float32 else power_of_two_share(labels_N, weights_N)
         # For each chunk: logits, loss and the gradient of the logits; from this gradient the
         # chunk's rows of grad_x and its contribution to grad_weight.
         for start in range(0, len(x_NC), rows):
@@ -89,7 +104,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             # is cheaper than in its V columns.
             unlabelled = (labels == IGNORE)[:, None]
             chunk = x_NC[start : start + rows].masked_fill(unlabelled, 0)
-            part, grad = loss_and_grad(product(chunk, weight), labels, scale, softcap, share)
+            factors = None if weights_N is None else weights_N[start : start + rows, None]
+            part, grad = loss_and_grad(
+                product(chunk, weight), labels, scale, softcap, share, factors
+            )
             loss += part
             if grad_x is not None:
                 grad_x[start : start + rows] = product(grad, weight.t()).masked_fill_(unlabelled, 0)
@@ -100,9 +118,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     grad_weight.split(_SLAB), grad.split(_SLAB, dim=1), strict=True
                 ):
                     slab += of.T @ chunk
+            if grad_rows is not None and index_K is not None:
+                grad_rows += grad[:, index_K].T @ chunk
             del grad  # free this chunk's gradient before the next chunk's is created
-        ctx.save_for_backward(grad_x, grad_weight, share)
+        ctx.save_for_backward(grad_x, grad_weight, grad_rows, share)
         ctx.dtype, ctx.done = weight_VC.dtype, False
+        ctx.rows_dtype = None if rows_KC is None else rows_KC.dtype
         return loss
 
     @staticmethod
@@ -112,7 +133,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 "linear_cross_entropy scales its gradients in place: call backward once"
             )
         ctx.done = True
-        grad_x, grad_weight, share = ctx.saved_tensors
+        grad_x, grad_weight, grad_rows, share = ctx.saved_tensors
         # The factor has two dimensions, as the gradients have. On a GPU a tensor without dimensions
         # is rounded to their dtype before the multiplication.
         factor = (grad if share is None else grad / share).view(1, 1)
@@ -120,10 +141,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if grad_x is None else grad_x.mul_(factor),
             None if grad_weight is None else grad_weight.mul_(factor).to(ctx.dtype),
         )
-        return *scaled, None, None, None, None
+        of_rows = None if grad_rows is None else grad_rows.mul_(factor).to(ctx.rows_dtype)
+        return *scaled, None, None, None, None, of_rows, None, None
 
 
-def power_of_two_share(labels_N: Tensor) -> Tensor:
+def power_of_two_share(labels_N: Tensor, weights_N: Tensor | None = None) -> Tensor:
     """Return the factor of half-precision gradients before they are rounded.
 
     The backward pass divides by it again. Training takes the mean over labelled positions. With
@@ -132,9 +154,11 @@ def power_of_two_share(labels_N: Tensor) -> Tensor:
     number again.
 
     Returns:
-        2^k / labelled positions, in (1/2, 1]: a float32 scalar.
+        2^k / labelled positions (or the sum of their weights), in (1/2, 1]: a float32 scalar.
     """
-    mantissa, _ = torch.frexp((labels_N != IGNORE).sum().float())  # in [1/2, 1); 0 of 0
+    labelled = labels_N != IGNORE
+    counted = labelled if weights_N is None else weights_N.masked_fill(~labelled, 0)
+    mantissa, _ = torch.frexp(counted.sum().float())  # in [1/2, 1); 0 of 0
     return 0.5 / torch.where(mantissa > 0, mantissa, 0.5)
 
 
@@ -144,17 +168,22 @@ def _in_blocks(
     scale: float | None,
     softcap: float | None,
     share: Tensor | None,
+    weights_N1: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the summed loss of ``logits_NV`` and its gradient times ``share``.
 
-    The gradient overwrites the logits. Where a label is -100 the gradient is undefined.
+    With ``weights_N1`` the loss and the gradient of each position are multiplied by its weight. The
+    gradient overwrites the logits. Where a label is -100 the gradient is undefined.
     """
     loss = torch.zeros((), dtype=torch.float32, device=logits_NV.device)
     cached = logits_NV.device.type == "cpu"
     size = max(1, _CACHED_BYTES // (4 * logits_NV.shape[1])) if cached else len(logits_NV)
     # The gradient of the cross-entropy by the logits is softmax(x) - one_hot(label). The loss needs
     # log(sum(exp(x))): the largest softmax value is exp(largest) / sum(exp(x)).
-    for logits, labels in zip(logits_NV.split(size), labels_N.split(size), strict=True):
+    for start in range(0, len(logits_NV), size):
+        here = slice(start, start + size)
+        logits, labels = logits_NV[here], labels_N[here]
+        weights = None if weights_N1 is None else weights_N1[here]
         labelled, labels_N1 = labels[:, None] != IGNORE, labels[:, None].clamp(min=0)
         x, slope = capped(logits.float(), scale, softcap)
         largest, at_label = x.amax(-1, keepdim=True), x.gather(1, labels_N1)
@@ -162,12 +191,15 @@ def _in_blocks(
         # it.
         grad = torch.softmax(x, -1, out=x) if cached and x is logits else x.softmax(-1)
         log_total = -grad.amax(-1, keepdim=True).log()
-        loss += (log_total + largest - at_label).masked_fill(~labelled, 0).sum()
+        losses = (log_total + largest - at_label).masked_fill(~labelled, 0)
+        loss += (losses if weights is None else losses * weights).sum()
         grad.scatter_add_(1, labels_N1, grad.new_full((1, 1), -1.0).expand_as(labels_N1))
         if slope is not None:
             grad *= slope
         if share is not None:
             grad *= share
+        if weights is not None:
+            grad *= weights
         if grad is not logits:
             logits.copy_(grad)
     return loss, logits_NV
@@ -179,6 +211,7 @@ def _whole(
     scale: float | None,
     softcap: float | None,
     share: Tensor | None,
+    weights_N1: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute `_in_blocks` in a form for the compiler: no scatter, nothing in place."""
     labelled, labels_N1 = labels_N[:, None] != IGNORE, labels_N[:, None].clamp(min=0)
@@ -186,9 +219,10 @@ def _whole(
     log_total = x.logsumexp(-1, keepdim=True)
     at_label = torch.arange(x.shape[1], device=x.device) == labels_N1
     grad = (x - log_total).exp() - at_label.float()
-    loss = (log_total - x.gather(1, labels_N1)).masked_fill(~labelled, 0).sum()
-    for factor in (slope, share):
+    losses = (log_total - x.gather(1, labels_N1)).masked_fill(~labelled, 0)
+    for factor in (slope, share, weights_N1):
         grad = grad if factor is None else grad * factor
+    loss = (losses if weights_N1 is None else losses * weights_N1).sum()
     return loss, grad.to(logits_NV.dtype)
 
 

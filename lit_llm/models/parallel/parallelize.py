@@ -99,7 +99,7 @@ def parallelize(
     if compile:
         model.lm_head.compile(dynamic=False)
     if mesh is not None:
-        shard(model, list(model.layers), mesh[DATA], dtype)
+        shard(model, [*model.layers, *model.value_embeds.values()], mesh[DATA], dtype)
         for entry in ("loss", "token_losses"):  # training calls these instead of forward
             register_fsdp_forward_method(model, entry)
         if model.embed.weight.is_meta:
@@ -210,6 +210,7 @@ def _cut(model: Transformer, mesh: DeviceMesh) -> None:
             f"tensor_parallel_size={size}: layers in 8 bits cannot be cut yet; set it to 1"
         )
     into = {f"attention.{name}": ColwiseParallel() for name in ("q_proj", "k_proj", "v_proj")}
+    into |= {"attention.value_gate": ColwiseParallel()} if config.value_gate_channels else {}
     into |= {
         f"mlp.{name}": ColwiseParallel()
         for name in ("gate_proj", "up_proj")[not config.gated_mlp :]
@@ -220,6 +221,9 @@ def _cut(model: Transformer, mesh: DeviceMesh) -> None:
         block.attention.num_heads //= size  # the heads of this process
         block.attention.num_kv_heads //= size
         parallelize_module(block, mesh, {**into, **out}, src_data_rank=None)
+    # Each process looks up the channels of its own heads.
+    for table in model.value_embeds.values():
+        parallelize_module(table, mesh, ColwiseParallel(), src_data_rank=None)
 
 
 def _spread(blocks: list[nn.Module], share: float) -> list[nn.Module]:

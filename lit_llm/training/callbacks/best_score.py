@@ -53,6 +53,6 @@ class BestScore:
         self._warned = True
         logged = ", ".join(sorted(trainer.callback_metrics)) or "none"
         rank_zero_warn(
-            f"checkpoint.monitor={monitor}: no such metric was logged, so there is no "
-            f"best.ckpt; logged: {logged}"
+            f"checkpoint.monitor={monitor}: no such metric is known after the validation of step "
+            f"{trainer.global_step}, so it gives no best.ckpt; known: {logged}"
         )

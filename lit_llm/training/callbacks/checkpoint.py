@@ -40,6 +40,7 @@ from lit_llm.training.callbacks.checkpoint_folder import (
     tidy,
 )
 from lit_llm.training.callbacks.final_export import step_of_final, use_averages, write_final
+from lit_llm.training.callbacks.final_weights import Final, FinalWeights
 from lit_llm.training.callbacks.optimizer_steps import is_last_batch, planned_steps
 from lit_llm.training.callbacks.rank_agreement import Ranks
 from lit_llm.training.callbacks.signals import StopSignals, requeue
@@ -64,8 +65,9 @@ class Checkpoint(CheckpointAnswers):
     At the end of training the model is also written as a Hugging Face directory to ``final/``, if
     the module has ``save_pretrained``, and an adapter to ``adapter/``, if it has ``save_adapter``.
     The last checkpoint holds the weights from which training would continue; ``final/`` holds the
-    module's weights at the end. The two differ if a callback such as Lightning's EMAWeightAveraging
-    sets averaged weights at the end. With the Trainer's ``fast_dev_run`` nothing is written.
+    module's weights at the end. The two differ if ``final`` takes the best step's weights, which
+    the module then has after the fit, or if a callback such as Lightning's EMAWeightAveraging sets
+    averaged weights. With the Trainer's ``fast_dev_run`` nothing is written.
 
     For Lightning, its loggers and scripts the callback has the attributes of a `ModelCheckpoint`:
     ``best_model_path``, ``ckpt_path="last"``.
@@ -89,7 +91,9 @@ class Checkpoint(CheckpointAnswers):
         mode: whether the lowest ("min") or the highest ("max") value is the best.
         dirpath: folder of the checkpoints. None: ``checkpoints`` under the Trainer's
             default_root_dir.
-        final: whether to write ``final/``.
+        final: whether to write ``final/``, and of which weights: "last", those of the last step;
+            "best", those of ``best.ckpt``; True, "best" for a run of more than one pass over the
+            data that has a best checkpoint, else "last". See `FinalWeights`.
         background: whether to write in a thread. Training then waits only for a copy in CPU memory.
             The copy takes the memory of weights and optimizer once more on the first process, or
             for sharded checkpoints the memory of its own part on each process.
@@ -97,6 +101,7 @@ class Checkpoint(CheckpointAnswers):
             below the limit of the scheduler.
 
     Attributes:
+        final_weights: of which step the module's weights are, once training has ended.
         unchanged_since: a function that `SpikeGuard` sets. It returns the step that produced the
             current weights if later steps were skipped, else None. The newest checkpoint of an
             earlier step is then kept as well, so that training can go back to it.
@@ -114,7 +119,7 @@ class Checkpoint(CheckpointAnswers):
         monitor: str | None = "val_loss",
         mode: Literal["min", "max"] = "min",
         dirpath: str | None = None,
-        final: bool = True,
+        final: Final = True,
         background: bool = True,
         max_minutes: float | None = None,
     ):
@@ -126,6 +131,7 @@ class Checkpoint(CheckpointAnswers):
             every_steps, keep_last, final, max_minutes,
         )  # fmt: skip
         self.background = background
+        self.final_weights = FinalWeights(final, monitor, mode)
         self.unchanged_since: Callable[[], int | None] | None = None
         self._snapshots, self._writer = Snapshots(copies=background), Writer()
         self._target: Path | None = None  # the checkpoint being written, on all processes
@@ -159,7 +165,8 @@ class Checkpoint(CheckpointAnswers):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Resolve the interval, and clean up after an interrupted save."""
-        self._trained = True
+        self._trained, self.final_weights.origin = True, None
+        self.final_weights.takes_best(trainer)  # a mistake is reported before the first step
         self._ranks.join(trainer)
         self._first_step = trainer.global_step
         self._loggers = trainer.loggers
@@ -240,15 +247,23 @@ class Checkpoint(CheckpointAnswers):
         self._best.validated(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the last step, before callbacks replace the weights at the end of training."""
+        """Save the last step, before the weights are replaced at the end of training."""
         if ends_with_epoch(trainer):
             self._save_end(trainer)
+            # Now, so that what other callbacks measure in `on_train_end` is what `final/` holds.
+            self._set_final_weights(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last step, if training ended within an epoch, and export the model."""
         self._save_end(trainer)
-        self._finish()
+        self._set_final_weights(trainer)
         self._write_final(trainer, pl_module)
+
+    def _set_final_weights(self, trainer: L.Trainer) -> None:
+        """Load the weights that ``final/`` gets. All processes must call this."""
+        self._finish()
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.final_weights.load(trainer, Path(self.best_model_path), self.best_score)
 
     def _save_end(self, trainer: L.Trainer) -> None:
         if self._best.pending:
@@ -261,16 +276,18 @@ class Checkpoint(CheckpointAnswers):
 
         When it is resumed, the Trainer skips training, and `on_train_end` is not called.
         """
-        if self._trained or not trainer.global_step:
+        if self._trained or not trainer.global_step or not self.final:
             return
         use_averages(trainer, pl_module)
+        self._set_final_weights(trainer)
         # ``final/`` may hold the model of an earlier end of this run, at fewer steps.
-        if step_of_final(trainer, self.folder.parent) != trainer.global_step:
+        origin = self.final_weights.origin
+        if origin and step_of_final(trainer, self.folder.parent) != origin.global_step:
             self._write_final(trainer, pl_module)
 
     def _write_final(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.final and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            write_final(trainer, pl_module, self.folder.parent)
+            write_final(trainer, pl_module, self.folder.parent, self.final_weights.origin)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,24 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_llm.errors import UserError, is_of_the_disk, more_room
 from lit_llm.io.atomic import part_of
+from lit_llm.models.config import TransformerConfig
+from lit_llm.models.hub.config_json import readers_of
 from lit_llm.models.parallel.sharded_checkpoint import put
+from lit_llm.training.callbacks.final_card import write_card
+from lit_llm.training.callbacks.final_weights import Origin
 from lit_llm.training.strategy import is_sharded
 
 _MODEL_STEP = "trainer_state.json"  # the file name of transformers' Trainer
 
 
-def write_final(trainer: L.Trainer, module: L.LightningModule, run: Path) -> None:
+def write_final(
+    trainer: L.Trainer, module: L.LightningModule, run: Path, origin: Origin | None = None
+) -> None:
     """Write ``run/final`` and ``run/adapter``. All processes must call this.
 
     ``final`` needs a module with ``save_pretrained``, ``adapter`` one with ``save_adapter``. An
-    earlier ``final`` is removed only after the new one has its name.
+    earlier ``final`` is removed only after the new one has its name. Its ``trainer_state.json``
+    and its model card say of which step the weights are (``origin``; None: the Trainer's).
 
     Raises:
         UserError: the disk is full or not writable.
@@ -40,7 +48,10 @@ def write_final(trainer: L.Trainer, module: L.LightningModule, run: Path) -> Non
     try:
         save_pretrained(part)
         if trainer.is_global_zero:
-            (part / _MODEL_STEP).write_text(json.dumps({"global_step": trainer.global_step}) + "\n")
+            step = trainer.global_step
+            origin = origin or Origin(step, step)
+            (part / _MODEL_STEP).write_text(json.dumps(asdict(origin)) + "\n")
+            write_card(part, run.resolve().name, module, origin)
         if save_adapter is not None:
             save_adapter(run / "adapter")
     except Exception as error:
@@ -54,7 +65,11 @@ def write_final(trainer: L.Trainer, module: L.LightningModule, run: Path) -> Non
     if not trainer.is_global_zero:
         return
     put(part, target)
-    rank_zero_info(f"wrote {target}: a Hugging Face directory, for transformers and vLLM")
+    config = getattr(module, "config", None)
+    whom = "transformers and vLLM"
+    if isinstance(config, TransformerConfig):
+        whom = readers_of(config)
+    rank_zero_info(f"wrote {target}: a Hugging Face directory, for {whom}")
 
 
 def use_averages(trainer: L.Trainer, module: L.LightningModule) -> None:

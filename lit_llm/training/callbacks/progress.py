@@ -46,13 +46,15 @@ class ProgressBar(ProgressBarBase):
         self._reference_time = self._last_line_time = float("-inf")
         if not self._enabled:
             return
-        parameters = sum(p.numel() for p in pl_module.parameters())
+        sizes = [(p.numel(), p.requires_grad) for p in pl_module.parameters()]
+        parameters = sum(size for size, _ in sizes)
+        trained = sum(size for size, trains in sizes if trains)
+        share = "" if trained == parameters else f"{trained:,} of "
         tokens = (
             getattr(getattr(trainer, "datamodule", None), "global_batch_tokens", None) or 0
         ) * (self._total or 0)
-        said = (
-            f"training {parameters:,} parameters, step {self._first} to {self._total or 'the end'}"
-        )
+        end = self._total or "the end"
+        said = f"training {share}{parameters:,} parameters, step {self._first} to {end}"
         self._print(said + (f" ({tokens:,} tokens)" if tokens else "") + f", {trainer.precision}")
         if is_terminal(sys.stderr):
             self._bar = tqdm(

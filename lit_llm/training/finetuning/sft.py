@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
@@ -28,10 +27,13 @@ from lit_llm.models.kernels.quantized import Format
 from lit_llm.models.lora import apply_lora, is_trained, merged_weights, without_updates
 from lit_llm.models.lora_config import LoRAConfig, lora_from
 from lit_llm.models.parallel.sharded import whole_state_dict
+from lit_llm.models.token_rows import add_token_rows
 from lit_llm.models.transformer import Transformer
 from lit_llm.settings.checks import check_expression, check_types
 from lit_llm.settings.ranges import Range, check_ranges
 from lit_llm.training.callbacks.throughput import compute_dtype
+from lit_llm.training.finetuning.added_tokens import check_same_tokens, check_train_tokens
+from lit_llm.training.finetuning.early_stopping import early_stopping, tell_of_stop
 from lit_llm.training.finetuning.freezing import freeze
 from lit_llm.training.finetuning.neftune import EmbeddingNoise
 from lit_llm.training.finetuning.quantized_base import refuse_quantized, said_of_layers
@@ -59,7 +61,9 @@ class SFTModule(PretrainModule):
 
     - the base is frozen; in mixed precision it has the dtype of the matrix products;
     - checkpoints hold the updates and a digest of the base;
-    - ``final/`` holds the merged model, and ``adapter/`` beside it the updates in PEFT's format.
+    - ``final/`` holds the merged model, and ``adapter/`` beside it the updates in PEFT's format;
+    - of tokens that the data adds (``data.add_tokens``), the rows of embedding and head are
+      trained, see `LoRAConfig.train_tokens`.
 
     With ``quantize`` beside it the base's linear layers have 4 or 8 bits, see
     `lit_llm.models.quantize`. ``final/`` holds the sum of the unpacked weights, beside which the
@@ -78,9 +82,9 @@ class SFTModule(PretrainModule):
             all weights it is a frozen copy.
         neftune: bound of the noise on the embeddings in training, see `EmbeddingNoise`; 5 in the
             paper. 0: no noise.
-        patience: validations in a row without a lower val_loss that end a run of more than one
-            pass over the data (``data.epochs``). None: the run is never ended. A Trainer with an
-            EarlyStopping of its own keeps that one.
+        patience: validations in a row without a better ``checkpoint.monitor`` (val_loss) that end
+            a run of more than one pass over the data (``data.epochs``). None: the run is never
+            ended. A Trainer with an EarlyStopping of its own keeps that one.
         freeze: regular expressions; weights whose names begin with a match are not trained.
         optimizer, schedule, warmup: as in `LanguageModule`, with other defaults.
         validate_first: validate once before the first step. This logs the base's own loss as
@@ -126,6 +130,8 @@ class SFTModule(PretrainModule):
             raise UserError(
                 "model.float8: LoRA's layers have no products in 8 bits; set it to false"
             )
+        # A checkpoint names the tokens for which it has rows.
+        self._added_tokens: dict[str, int] = settings.pop("added_tokens", {})
         super().__init__(
             # Lightning's load_from_checkpoint passes it: the base's fields, as in init_from.
             transformer=settings.pop("transformer", DEFAULT_TRANSFORMER),
@@ -135,6 +141,9 @@ class SFTModule(PretrainModule):
             warmup=warmup,
             **settings,
         )
+        if self._added_tokens:
+            largest = max(self._added_tokens.values())
+            self.fields["vocab_size"] = max(self.fields["vocab_size"], largest + 1)
         self.lora = lora
         self._packed: str | None = None  # digest of the quantised base
         self.objective = Objective(loss, label_smoothing, anchor)
@@ -155,27 +164,14 @@ class SFTModule(PretrainModule):
         self.hparams["lora"] = None if self.lora is None else asdict(self.lora)
 
     def configure_callbacks(self) -> list[L.Callback]:
-        """Stop a run of several passes when the validation loss no longer falls."""
-        patience, epochs = self.hparams["patience"], getattr(self._datamodule, "epochs", 1.0)
-        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        own = any(isinstance(callback, EarlyStopping) for callback in callbacks)
-        if patience is None or epochs <= 1 or own:
-            return []
-        return [
-            EarlyStopping("val_loss", patience=patience, check_on_train_epoch_end=False,
-                          check_finite=False)
-        ]  # fmt: skip
+        """Stop a run of several passes when the monitored metric no longer becomes better."""
+        epochs = getattr(self._datamodule, "epochs", 1.0)
+        return [*early_stopping(self.trainer, self.hparams["patience"], epochs)]
 
     def on_train_end(self) -> None:
         """Tell that the run was ended early."""
         super().on_train_end()
-        stops = self.trainer.early_stopping_callback
-        if isinstance(stops, EarlyStopping) and stops.wait_count >= stops.patience:
-            rank_zero_info(
-                f"stopped at step {self.trainer.global_step}: {stops.monitor} was lowest "
-                f"({float(stops.best_score):.4f}) {stops.wait_count} validations ago; "
-                "checkpoints/best.ckpt has the weights of then (model.patience)"
-            )
+        tell_of_stop(self.trainer)
 
     def build_model(self) -> nn.Module:
         """Build the base, with trainable LoRA updates if ``lora`` is given."""
@@ -188,17 +184,19 @@ class SFTModule(PretrainModule):
             self._noise_on_embeddings = EmbeddingNoise(self.hparams["neftune"], model.embed)
         return model
 
+    @property
+    def added_tokens(self) -> dict[str, int]:
+        """Tokens that the data, or the checkpoint that was loaded, adds to those of the base."""
+        return super().added_tokens or self._added_tokens
+
     def _adapted_model(self, lora: LoRAConfig) -> Transformer:
         # In mixed precision the frozen weights are stored in the dtype of the matrix products. This
         # loses nothing, because each product would round them anyway, and halves their memory.
         trainer = trainer_of(self)
         precision = "32-true" if trainer is None else str(trainer.precision)
         dtype = self._compute_dtype() if precision.endswith("mixed") else torch.float32
-        if lora.train_modules and precision in ("bf16-true", "16-true"):
-            raise UserError(
-                f"lora.train_modules: trainer.precision={precision} would hold them in half "
-                "precision; set it to bf16-mixed, which holds the base in bfloat16 too"
-            )
+        ids = self.added_tokens.values()
+        check_train_tokens(lora, self.added_tokens, precision)
         init_from, quantize = self.hparams["init_from"], self.hparams["quantize"]
         if quantize is None:
             model = Transformer.from_pretrained(init_from, dtype)
@@ -208,7 +206,8 @@ class SFTModule(PretrainModule):
             model, self._base = load_quantized(init_from, quantize, dtype)
             rank_zero_info(f"model.quantize={quantize}: {said_of_layers(model)}")
             self._packed = digest(model.state_dict().items())
-        apply_lora(model, lora)
+        add_token_rows(model, ids)
+        apply_lora(model, lora, ids)
         return model
 
     def compute_loss(self, batch: dict[str, Tensor]) -> Tensor:
@@ -338,12 +337,19 @@ class SFTModule(PretrainModule):
         if self._packed is not None:
             checkpoint["quantized_digest"] = self._packed
 
+    def save_settings(self, checkpoint: dict[str, Any], **changed: Any) -> None:
+        """As in `LanguageModule`, with the added tokens if there are any."""
+        tokens = {"added_tokens": dict(self.added_tokens)} if self.added_tokens else {}
+        super().save_settings(checkpoint, **tokens, **changed)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check ``lora`` and the base; with LoRA, add the base's weights to ``checkpoint``.
 
         Raises:
-            UserError: the checkpoint has another base, or other LoRA settings.
+            UserError: the checkpoint has another base, other added tokens, or other LoRA settings.
         """
+        if "transformer" in settings_of(checkpoint):
+            check_same_tokens(settings_of(checkpoint).get("added_tokens", {}), self.added_tokens)
         super().on_load_checkpoint(checkpoint)
         saved = lora_from(settings_of(checkpoint).get("lora"))
         if saved != self.lora:

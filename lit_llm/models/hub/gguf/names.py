@@ -241,6 +241,11 @@ def gguf_arch_of(config: TransformerConfig) -> str:
     """
     from lit_llm.models.meta import meta_transformer
 
+    if config.mixing_parts:
+        raise UserError(
+            "no GGUF architecture expresses this model: llama.cpp has no "
+            f"{', '.join(config.mixing_parts)}; export it with --format hf"
+        )
     family = config.family or family_of(config)
     own = next((kind for kind, arch in ARCHITECTURES.items() if family in arch.families), None)
     names = list(meta_transformer(config).state_dict())

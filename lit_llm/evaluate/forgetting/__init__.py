@@ -1,0 +1,1 @@
+"""What finetuning takes from its base: scores paired by item, and the distance to the base."""
