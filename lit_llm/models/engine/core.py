@@ -157,9 +157,9 @@ class Engine:
         return bool(self.scheduler.waiting or self.scheduler.running)
 
     def end_all(self, reason: FinishReason, error: str | None = None) -> None:
-        """End every request."""
-        for sequence in [*self.scheduler.waiting, *self.scheduler.running]:
-            self._finish(sequence, reason, error=error)
+        """End every request, whatever state a failed step has left them in."""
+        for sequence in self.scheduler.clear():
+            self._tell_end(sequence, reason, error=error)
 
     # One step
 
@@ -271,6 +271,8 @@ class Engine:
         tokens = choose(logits_RV, [row for _, _, row in block])
         for (sequence, _, _), token in zip(block, tokens, strict=True):
             with self._ends_on_error([sequence]):
+                if token is None:
+                    raise RuntimeError("no token can be chosen")
                 self._append(sequence, token)
 
     def _sampling(self, sequence: Running) -> SamplingRow:
@@ -313,8 +315,17 @@ class Engine:
         stop_id: int | None = None,
         error: str | None = None,
     ) -> None:
-        sequence.finished = reason
         self.scheduler.drop(sequence)
+        self._tell_end(sequence, reason, stop_id, error)
+
+    def _tell_end(
+        self,
+        sequence: Running,
+        reason: FinishReason,
+        stop_id: int | None = None,
+        error: str | None = None,
+    ) -> None:
+        sequence.finished = reason
         self._tell(
             sequence,
             Finished(

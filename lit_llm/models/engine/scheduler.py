@@ -68,6 +68,13 @@ class Scheduler:
         else:
             self.waiting.remove(sequence)
 
+    def clear(self) -> list[Sequence]:
+        """Forget all sequences and their slots, and return the sequences."""
+        dropped = [*self.waiting, *self.running]
+        self.waiting, self.running = [], []
+        self.table.clear()
+        return dropped
+
     def can_ever_run(self, sequence: Sequence) -> bool:
         """Whether the whole budget is enough for this sequence alone."""
         return self._need(sequence) <= self.table.budget
