@@ -15,9 +15,12 @@ from lit_llm.errors import UserError
 from lit_llm.models.config import TransformerConfig
 from lit_llm.models.generation.generate import generate
 from lit_llm.models.generation.sampling import GREEDY
+from lit_llm.models.hub.adapters import load_adapter, save_adapter
 from lit_llm.models.hub.config_json import readers_of
 from lit_llm.models.hub.gguf.names import gguf_arch_of
 from lit_llm.models.hub.remote_code import not_computed
+from lit_llm.models.lora import apply_lora
+from lit_llm.models.lora_config import LoRAConfig
 from lit_llm.models.presets import PRESETS
 from lit_llm.models.transformer import Transformer
 
@@ -47,6 +50,7 @@ PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9]]
 # Loads each folder, and writes logits and answers beside the weights.
 CHILD = """
 import sys
+import peft
 import torch
 import transformers
 
@@ -68,8 +72,11 @@ for folder in sys.argv[1:]:
             "beams": model.generate(ids, **beams),
             "beams without a cache": model.generate(ids, use_cache=False, **beams),
         }
-    torch.save(found, folder + "/found.pt")
     model.save_pretrained(folder + "/again")
+    adapted = peft.PeftModel.from_pretrained(model, folder + "/adapter")
+    with torch.no_grad():
+        found["adapted"] = adapted(input_ids=ids).logits
+    torch.save(found, folder + "/found.pt")
 """
 
 
@@ -81,14 +88,25 @@ def randomized(fields: dict[str, Any]) -> Transformer:
     return model
 
 
+def adapted(fields: dict[str, Any]) -> Transformer:
+    model = randomized(fields)
+    apply_lora(model, LoRAConfig(rank=2))
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            torch.manual_seed(len(name))
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
 def test_transformers_computes_the_same_without_lit_llm(tmp_path: Path) -> None:
     models = {name: randomized(fields) for name, fields in MODELS.items()}
     ids = torch.randint(0, 61, (2, 17))
     folders = []
-    for name, model in models.items():
+    for (name, model), fields in zip(models.items(), MODELS.values(), strict=True):
         folder = tmp_path / name.replace(" ", "_")
         model.save_pretrained(folder)
         torch.save(ids, folder / "ids.pt")
+        save_adapter(adapted(fields), folder / "adapter", str(folder))
         folders.append(str(folder))
     # With None in sys.modules, an import of lit_llm fails, wherever it is installed.
     before = f"import sys\nsys.modules['lit_llm'] = None\nPROMPTS = {PROMPTS}\n"
@@ -99,7 +117,7 @@ def test_transformers_computes_the_same_without_lit_llm(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    for folder, model in zip(folders, models.values(), strict=True):
+    for folder, model, fields in zip(folders, models.values(), MODELS.values(), strict=True):
         found = torch.load(Path(folder) / "found.pt")
         with torch.no_grad():
             logits = model(ids)
@@ -109,6 +127,12 @@ def test_transformers_computes_the_same_without_lit_llm(tmp_path: Path) -> None:
         assert found["greedy"][:, 17:].tolist() == generate(model, ids.tolist(), 50, GREEDY)
         assert found["together"][:, 6:].tolist() == generate(model, PROMPTS, 12, GREEDY)
         assert torch.equal(found["beams"], found["beams without a cache"])
+        loaded = Transformer.from_pretrained(folder)
+        load_adapter(loaded, Path(folder) / "adapter")
+        for updated in (adapted(fields), loaded):
+            with torch.no_grad():
+                logits = updated.eval()(ids)
+            torch.testing.assert_close(found["adapted"], logits, atol=1e-5, rtol=1e-5)
         again = Transformer.from_pretrained(Path(folder) / "again")  # what transformers saved
         assert again.config == model.config
         assert torch.equal(again(ids), model(ids))

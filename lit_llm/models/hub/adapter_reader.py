@@ -106,8 +106,6 @@ class _Reader:
 
     def __init__(self, model: Transformer, folder: Path):
         self.folder, self.layout = folder, layout_without_updates(model)
-        if self.layout.family is None:
-            raise UserError(f"{folder}: PEFT knows no model of this shape")
         self.config = AdapterConfig.read(folder / "adapter_config.json")
         self.base = model.state_dict()
         self.tied = model.config.tie_embeddings

@@ -56,6 +56,9 @@ def save_adapter(
     their B matrices along the diagonal. Updates that share one A become one update of the same
     rank.
 
+    Names are those of the family; of a model of no family they are lit_llm's, which its modelling
+    file has too.
+
     Args:
         model: has been through ``apply_lora`` or ``load_adapter``.
         folder: created if necessary.
@@ -63,8 +66,7 @@ def save_adapter(
         state_dict: updates to write instead of the model's own, under the same names.
 
     Raises:
-        UserError: the model has no updates, also has replaced weights, or belongs to no Hugging
-            Face family.
+        UserError: the model has no updates, or also has replaced weights.
     """
     from lit_llm.models.hub.weight_file import save_tensors
 
@@ -77,8 +79,6 @@ def save_adapter(
             "are not written as an adapter: merge_lora(model) and save the model"
         )
     layout = layout_without_updates(model)
-    if layout.family is None:
-        raise UserError("PEFT knows no model of this shape: an adapter cannot be written")
     state = model.state_dict() if state_dict is None else state_dict
     tensors: dict[str, Tensor] = {}
     adapted: dict[str, tuple[int, float]] = {}  # family's module -> rank and alpha
