@@ -233,7 +233,7 @@ class Transformer(nn.Module):
         if forest is not None:
             positions = forest.position[:, None]
         elif padding_mask is None:
-            positions = torch.arange(past, past + T, device=device)
+            positions = torch.arange(T, device=device) if cache is None else cache.positions(T)
         else:
             positions = (padding_mask.long().cumsum(-1) - 1).clamp(min=0)[:, None, past : past + T]
         embedded_ids = input_ids
@@ -263,7 +263,10 @@ class Transformer(nn.Module):
             ropes[kind] = cos.to(x_BTC.dtype), sin.to(x_BTC.dtype)
         training = self.training and cache is None
         backends = self.backends if training else self.backends.for_evaluation()
-        masks = build_masks(self.config, backends, input_ids, past, padding_mask, forest)
+        if cache is None:
+            masks = build_masks(self.config, backends, input_ids, 0, padding_mask, forest)
+        else:
+            masks = cache.masks(self.config, backends, input_ids, padding_mask)
         x_BTC = self.embed_norm(x_BTC)
         if self.smear is not None:
             real = None if padding_mask is None else padding_mask[:, past - again : past + T]
@@ -279,7 +282,7 @@ class Transformer(nn.Module):
         if self.backout is not None:
             x_BTC = self.backout(x_BTC, middle_BTC)
         if cache is not None:
-            cache.length += T
+            cache.advance(T)
         return self.norm(x_BTC)
 
     def logits(self, x_BTC: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ PEERS = ("transformers", "litgpt", "nanochat")
     ("script", "said"),
     [
         ("decode.py", "transformers eager"),
+        ("engine.py", "3 sequences  transformers generate"),
         pytest.param("ablation.py", "without back-out", marks=pytest.mark.slow),
         ("chat_templates.py", "10 of 10 templates pass"),
         pytest.param("load.py", "peak memory ratio", marks=pytest.mark.slow),
