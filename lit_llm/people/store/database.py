@@ -12,7 +12,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
-from lit_llm.errors import UserError
+from lit_llm.errors import UserError, told_of_a_path
 from lit_llm.people.extra import serve_extra
 
 _BUSY_SECONDS = 30
@@ -40,7 +40,11 @@ class Store:
             self.engine = sa.create_engine(url, pool_pre_ping=url.get_backend_name() != "sqlite")
         self.is_sqlite = self.engine.dialect.name == "sqlite"
         if self.is_sqlite:
-            Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                said = told_of_a_path(error) or error.strerror
+                raise UserError(f"--store {url.database}: {said}") from None
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
             sa.event.listen(self.engine, "begin", _begin_sqlite)
         try:

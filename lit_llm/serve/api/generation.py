@@ -149,6 +149,7 @@ class Generation:
                 code="rate_limit_exceeded", retry_after=reached.retry_after,
             ) from None  # fmt: skip
         self._service.metrics.running.inc()
+        self._service.waiting.add(self._wake.set)
         try:
             for choice in range(job.n):
                 self._handles.append(self._submit(choice, limit))
@@ -279,10 +280,6 @@ class Generation:
             sum(reader.reasoning_tokens for reader in self._readers),
         )
 
-    def wake(self) -> None:
-        """Look at the service's state now; called when the engine has died."""
-        self._wake.set()
-
     async def settle(self) -> None:
         """Cancel what still runs, give back what was not used, and write the record, once.
 
@@ -297,6 +294,7 @@ class Generation:
         job, used, metrics = self._job, self.usage(), self._service.metrics
         reason = self._ended[0] if self.ended else "error" if self._error else "cancelled"
         metrics.running.dec()
+        self._service.waiting.discard(self._wake.set)
         metrics.answers.labels(job.model.name, reason).inc(job.n)
         metrics.prompt_tokens.labels(job.model.name).inc(used.prompt)
         metrics.cached_tokens.labels(job.model.name).inc(used.cached)
@@ -311,6 +309,7 @@ class Generation:
         for handle in self._handles:
             handle.cancel()
         self._service.metrics.running.dec()
+        self._service.waiting.discard(self._wake.set)
         await self._write("error", free=True)
 
     async def _write(self, reason: str, free: bool = False) -> None:

@@ -69,8 +69,9 @@ class Service:
         store_texts: whether prompts and answers are kept with the records.
         loopback: the server listens on this machine only; Host and Origin are checked.
         draining: the server ends; new requests are refused.
-        failed: the engine is dead; what happened.
+        failed: the engine is dead.
         metrics: counts of what happened.
+        waiting: wakes each request that waits for the engine.
     """
 
     models: dict[str, ServedModel]
@@ -84,6 +85,7 @@ class Service:
     metrics: Metrics = field(default_factory=Metrics)
 
     def __post_init__(self) -> None:
+        self.waiting: set[Callable[[], None]] = set()
         # Tokenizers and templates keep a state between calls, so one thread at a time uses them.
         self._encoder = ThreadPoolExecutor(1, "encode")
 
@@ -113,3 +115,9 @@ class Service:
         """Whether requests are taken and answered."""
         alive = all(model.engine.alive() for model in self.models.values())
         return alive and not self.draining and not self.failed
+
+    def fail(self) -> None:
+        """The engine is dead: tell everybody who waits for an answer."""
+        self.failed = True
+        for wake in list(self.waiting):
+            wake()
