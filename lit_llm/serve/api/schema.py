@@ -204,7 +204,8 @@ def _explained(error: ValidationError) -> ApiError:
     for part in first["loc"]:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif part.isidentifier():
+        elif part.isidentifier() and part not in ("str", "int") and not part[0].isupper():
+            # The others are names of types, of a field with several.
             path += f".{part}" if path else part
     if first["type"] == "missing":
         return refused(f"{path} is required", param=path, code="missing_required_parameter")
