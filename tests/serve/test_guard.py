@@ -18,7 +18,7 @@ from tests.serve.test_chat import error_of
 
 ROUTES = {
     ("GET", "/v1/models"), ("GET", "/v1/models/{name:path}"), ("POST", "/v1/chat/completions"),
-    ("POST", "/v1/completions"), ("POST", "/tokenize"),
+    ("POST", "/v1/completions"), ("POST", "/v1/responses"), ("POST", "/tokenize"),
     ("GET", "/health/live"), ("GET", "/health/ready"), ("GET", "/metrics"),
     ("GET", "/openapi.json"),
 }  # fmt: skip

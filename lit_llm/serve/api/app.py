@@ -7,7 +7,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 import lit_llm
-from lit_llm.serve.api import chat, completions, health, models
+from lit_llm.serve.api import chat, completions, health, models, responses
 from lit_llm.serve.api.errors import ApiError
 from lit_llm.serve.api.guard import Guard
 from lit_llm.serve.api.service import Service
@@ -24,7 +24,7 @@ def create_app(service: Service, root_path: str = "") -> FastAPI:
         title="lit_llm", version=lit_llm.__version__, root_path=root_path, docs_url=None, redoc_url=None,
     )  # fmt: skip
     app.state.service = service
-    for module in (chat, completions, models, health):
+    for module in (chat, completions, responses, models, health):
         app.include_router(module.router)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)

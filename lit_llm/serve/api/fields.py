@@ -101,6 +101,38 @@ COMPLETIONS: dict[str, Field] = {
 }
 """Fields of POST /v1/completions."""
 
+RESPONSES: dict[str, Field] = {
+    **{name: field for name, field in _HINTS.items() if name not in ("metadata", "verbosity")},
+    **{
+        name: _SAMPLING[name]
+        for name in ("model", "temperature", "top_p", "stream", "user")
+    },
+    "input": _honoured("a text, or messages, function calls, their outputs and thoughts"),
+    "instructions": _honoured("the first system message"),
+    "max_output_tokens": _honoured("longest answer; absent: the rest of the context"),
+    "metadata": _honoured("given back; `skipped_tools` names tools that are no functions"),
+    "reasoning": _honoured("`effort`, as `reasoning_effort` of the chat API"),
+    "text": _honoured("`format`: `text`, `json_object`, `json_schema`"),
+    "tools": _honoured("functions; other types are skipped and named in the answer's metadata"),
+    "tool_choice": _honoured("as in the chat API"),
+    "access_programs": _no_effect("of OpenAI's"),
+    "include": _no_effect("there is nothing more to include"),
+    "max_tool_calls": _no_effect("of OpenAI's own tools"),
+    "parallel_tool_calls": _no_effect("templates have one way; it is the model's choice"),
+    "stream_options": _no_effect("nothing is obfuscated"),
+    "truncation": _no_effect("a prompt beyond the context is refused"),
+    "background": _refused("answers are given while the client waits"),
+    "background_options": _refused("answers are given while the client waits"),
+    "context_management": _refused("the client decides what is in the context"),
+    "conversation": _refused("responses are not kept; send the conversation"),
+    "image": _refused("the models write text"),
+    "moderation": _refused("there is no moderation"),
+    "previous_response_id": _refused("responses are not kept; send the conversation"),
+    "prompt": _refused("there are no stored prompts"),
+    "top_logprobs": _refused("use the chat API"),
+}
+"""Fields of POST /v1/responses."""
+
 
 def check_fields(
     body: Mapping[str, Any], fields: Mapping[str, Field], unknown: Unknown
@@ -130,7 +162,10 @@ def check_fields(
                     code="unknown_parameter",
                 )
             ignored.append(name)
-        elif field.effect == "refused" and value is not False:
+        elif field.effect == "refused":
+            if value is False:
+                ignored.append(name)
+                continue
             raise refused(
                 f"{name!r} is not supported: {field.note}",
                 param=name,

@@ -169,6 +169,39 @@ class CompletionBody(SamplingBody):
     logprobs: int | None = Field(None, ge=0, le=5)
 
 
+class ReasoningOptions(_Strict):
+    """The field ``reasoning`` of the Responses API."""
+
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    summary: str | None = None
+    generate_summary: str | None = None
+
+
+class TextOptions(_Strict):
+    """The field ``text`` of the Responses API."""
+
+    format: dict[str, Any] | None = None
+    verbosity: str | None = None
+
+
+class ResponsesBody(_Strict):
+    """Honoured fields of POST /v1/responses; most are checked as those of `ChatBody`."""
+
+    model: str
+    input: str | list[Any]
+    instructions: str | None = None
+    max_output_tokens: _Count | None = None
+    metadata: dict[str, str] = Field({}, max_length=16)
+    reasoning: ReasoningOptions | None = None
+    text: TextOptions | None = None
+    tools: list[dict[str, Any]] = Field([], max_length=128)
+    tool_choice: str | dict[str, Any] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    stream: bool = False
+    user: str | None = None
+
+
 class TokenizeBody(_Strict):
     """Fields of POST /tokenize."""
 
