@@ -308,6 +308,9 @@ def test_mistakes_name_the_field(
 def test_fields_without_effect_are_named(server: Running) -> None:
     answer = server.chat(metadata={"a": "b"}, store=True, service_tier="auto", verbosity=None)
     assert answer.headers["x-ignored"] == "metadata, store, service_tier"
+    options = {"include_obfuscation": False}
+    answer = server.chat(stream=True, stream_options=options)
+    assert answer.headers["x-ignored"] == "stream_options.include_obfuscation"
     server.service.unknown = "ignore"
     assert server.chat(**{"frobnicat\u00e9": 1}).headers["x-ignored"] == "frobnicat\\xe9"
 

@@ -36,7 +36,7 @@ async def chat_completions(request: Request) -> Response:
     body = checked(ChatBody, fields)
     model = service.model(body.model, key)
     job, without_effect = await service.encode(lambda: chat_job(body, model))
-    ignored += without_effect
+    ignored += without_effect + body.without_effect
     generation = Generation(service, job, key)
     await generation.begin()
     if body.stream:

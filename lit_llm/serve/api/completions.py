@@ -33,6 +33,7 @@ async def completions(request: Request) -> Response:
     service, key = service_of(request), key_of(request)
     fields, ignored = check_fields(await read_body(request), COMPLETIONS, service.unknown)
     body = checked(CompletionBody, fields)
+    ignored += body.without_effect
     model = service.model(body.model, key)
     job = await service.encode(lambda: completion_job(body, model))
     generation = Generation(service, job, key)

@@ -62,6 +62,14 @@ class SamplingBody(_Strict):
         """Whether the stream ends with a chunk of the usage."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
+    @property
+    def without_effect(self) -> list[str]:
+        """Fields inside others that have no effect."""
+        options = self.stream_options
+        if options is None or options.include_obfuscation is None:
+            return []
+        return ["stream_options.include_obfuscation"]
+
     def sampling(self, vocab_size: int) -> SamplingSettings:
         """The settings for the engine.
 
