@@ -18,6 +18,7 @@ from lit_llm.serve.api.deltas import CallArguments, CallBegin, Content, Delta, M
 from lit_llm.serve.api.errors import refused
 from lit_llm.serve.api.event_stream import DONE, event
 from lit_llm.serve.api.fields import CHAT, check_fields
+from lit_llm.serve.api.forwarding import forward
 from lit_llm.serve.api.generation import Generation, Job
 from lit_llm.serve.api.grammars import call_grammar, format_grammar
 from lit_llm.serve.api.prompts import chat_prompt, writes_thoughts
@@ -34,9 +35,13 @@ async def chat_completions(request: Request) -> Response:
     service, key = service_of(request), key_of(request)
     fields, ignored = check_fields(await read_body(request), CHAT, service.unknown)
     body = checked(ChatBody, fields)
+    ignored += body.without_effect
+    if (backend := service.backends.get(body.model)) is not None:
+        service.check_allowed(backend.name, key)
+        return await forward(request, backend, body, fields, ignored)
     model = service.model(body.model, key)
     job, without_effect = await service.encode(lambda: chat_job(body, model))
-    ignored += without_effect + body.without_effect
+    ignored += without_effect
     generation = Generation(service, job, key)
     await generation.begin()
     if body.stream:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from lit_llm.people.limits import LimitReached
+
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -70,6 +72,16 @@ def refused(message: str, param: str | None = None, code: str | None = None) -> 
 def overloaded(message: str) -> ApiError:
     """The queue is full: status 429, to be tried again after a second."""
     return ApiError(429, message, code="queue_full", retry_after=1.0)
+
+
+def limit_reached(reached: LimitReached) -> ApiError:
+    """A limit of the key: status 429, to be tried again when the request fits."""
+    return ApiError(
+        429,
+        f"the limit of this key is reached: {reached}",
+        code="rate_limit_exceeded",
+        retry_after=reached.retry_after,
+    )
 
 
 def stopping() -> ApiError:

@@ -28,7 +28,7 @@ from lit_llm.people.limits import LimitReached, Reservation
 from lit_llm.people.store.records import NOBODY, RequestRecord
 from lit_llm.serve.api.answer_parser import AnswerParser
 from lit_llm.serve.api.deltas import Content
-from lit_llm.serve.api.errors import ApiError, broken, overloaded, refused, stopping
+from lit_llm.serve.api.errors import ApiError, broken, limit_reached, overloaded, refused, stopping
 from lit_llm.serve.api.reader import AnswerReader, Update
 from lit_llm.serve.api.service import ServedModel, Service
 
@@ -144,10 +144,7 @@ class Generation:
                 self._key, len(job.prompt) + job.n * limit
             )
         except LimitReached as reached:
-            raise ApiError(
-                429, f"the limit of this key is reached: {reached}",
-                code="rate_limit_exceeded", retry_after=reached.retry_after,
-            ) from None  # fmt: skip
+            raise limit_reached(reached) from None
         self._service.metrics.running.inc()
         self._service.waiting.add(self._wake.set)
         try:

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from lit_llm.serve.api.backend import Backend
 from lit_llm.serve.api.body import read_body
 from lit_llm.serve.api.context import key_of, service_of
 from lit_llm.serve.api.errors import refused
@@ -21,14 +22,20 @@ router = APIRouter()
 async def list_models(request: Request) -> Response:
     """The models that the key may use."""
     service, key = service_of(request), key_of(request)
-    found = [m for m in service.models.values() if key is None or key.allows(m.name)]
-    return JSONResponse({"object": "list", "data": [_model(model) for model in found]})
+    found = [_model(model) for model in service.models.values()]
+    found += [_backend(backend) for backend in service.backends.values()]
+    data = [model for model in found if key is None or key.allows(model["id"])]
+    return JSONResponse({"object": "list", "data": data})
 
 
 @router.get("/v1/models/{name:path}")
 async def one_model(request: Request, name: str) -> Response:
     """One model."""
-    return JSONResponse(_model(service_of(request).model(name, key_of(request))))
+    service, key = service_of(request), key_of(request)
+    if name in service.backends:
+        service.check_allowed(name, key)
+        return JSONResponse(_backend(service.backends[name]))
+    return JSONResponse(_model(service.model(name, key)))
 
 
 @router.post("/tokenize")
@@ -64,3 +71,8 @@ def _model(model: ServedModel) -> dict[str, Any]:
         "root": model.root,
         "parent": model.parent,
     }
+
+
+def _backend(backend: Backend) -> dict[str, Any]:
+    """A model of another server; its address is not told."""
+    return {"id": backend.name, "object": "model", "created": 0, "owned_by": "lit_llm"}

@@ -14,7 +14,8 @@ from lit_llm.models.engine.requests import GenerationEngine
 from lit_llm.models.tokenizer import Tokenizer
 from lit_llm.people.gate import Gate
 from lit_llm.people.keys import Key
-from lit_llm.serve.api.errors import ApiError
+from lit_llm.serve.api.backend import Backend
+from lit_llm.serve.api.errors import ApiError, refused
 from lit_llm.serve.api.fields import Unknown
 from lit_llm.serve.api.metrics import Metrics
 from lit_llm.serve.api.reader import Alternatives
@@ -64,6 +65,7 @@ class Service:
     Attributes:
         models: by name.
         gate: keys, limits and records.
+        backends: other servers, by the name of their model.
         unknown: what to do with unknown fields.
         prefix_scope: "key": prompts of one key are not found in the cache by another; "all".
         store_texts: whether prompts and answers are kept with the records.
@@ -76,6 +78,7 @@ class Service:
 
     models: dict[str, ServedModel]
     gate: Gate
+    backends: dict[str, Backend] = field(default_factory=dict)
     unknown: Unknown = "refuse"
     prefix_scope: str = "key"
     store_texts: bool = False
@@ -93,19 +96,39 @@ class Service:
         """The model of this name.
 
         Raises:
-            ApiError: 404 `model_not_found`; 403 if the key does not allow it.
+            ApiError: 404 `model_not_found`; 403 if the key does not allow it; 400 for a model of
+                another server, which answers chats alone.
         """
+        if name in self.backends:
+            raise refused(
+                f"{name!r} is answered by another server, for /v1/chat/completions alone",
+                param="model",
+                code="unsupported_model",
+            )
         if name not in self.models:
             raise ApiError(
                 404,
-                f"there is no model {name!r}; there are {', '.join(self.models)}",
+                f"there is no model {name!r}; there are {', '.join(self.names)}",
                 param="model",
                 code="model_not_found",
             )
-        if key is not None and not key.allows(name):
-            raise ApiError(403, f"this key may not use the model {name!r}", param="model",
-                           code="model_not_allowed")  # fmt: skip
+        self.check_allowed(name, key)
         return self.models[name]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all models, those of other servers too."""
+        return [*self.models, *self.backends]
+
+    def check_allowed(self, name: str, key: Key | None) -> None:
+        """Raise ApiError 403 if the key may not use a model."""
+        if key is not None and not key.allows(name):
+            raise ApiError(
+                403,
+                f"this key may not use the model {name!r}",
+                param="model",
+                code="model_not_allowed",
+            )
 
     async def encode(self, work: Callable[[], Result]) -> Result:
         """Run ``work``, which renders or encodes texts, in the thread for that."""
