@@ -185,9 +185,7 @@ def _key_parser(command: str, description: str) -> Parser:
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
     for name, said in _LIMITS.items():
-        parser.add_argument(
-            f"--{name}", type=Number(int, RANGES[name]), metavar="N", help=said
-        )
+        parser.add_argument(f"--{name}", type=Number(int, RANGES[name]), metavar="N", help=said)
 
 
 def _limits_of(options: argparse.Namespace) -> Limits:

@@ -6,6 +6,7 @@ import argparse
 import ipaddress
 import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from lit_llm.settings.arguments import Parser
 from lit_llm.settings.ranges import Number, Range
@@ -18,9 +19,17 @@ RANGES: dict[str, Range] = {
     "tokens_per_minute": Range(1, 1e12),
     "tokens_per_day": Range(1, 1e15),
     "requests_at_once": Range(1, 1e6),
+    "kv_gb": Range(0, 1e6, above=True),
+    "prefix_gb": Range(0, 1e6),
+    "step_tokens": Range(1, 1e7),
+    "max_waiting": Range(1, 1e6),
+    "max_waiting_tokens": Range(1, 1e12),
+    "step_timeout": Range(1, 86_400),
     "days": Range(0, 36_500, above=True),
 }
 """Ranges of the commands' numbers."""
+BACKEND_KEY = "LIT_LLM_BACKEND_KEY"
+"""Environment variable with the key for the servers of ``--backend``."""
 
 
 def default_store() -> Path:
@@ -51,6 +60,65 @@ def network(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def backend(text: str) -> str:
+    """Check a backend: a name and a URL.
+
+    Raises:
+        argparse.ArgumentTypeError: it is something else.
+    """
+    name, _, url = text.partition("=")
+    if not name or urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not NAME=URL, as in qwen=http://host:8000/v1"
+        )
+    return text
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the engine."""
+    parser.add_argument(
+        "--kv_gb",
+        type=Number(float, RANGES["kv_gb"]),
+        metavar="GB",
+        help="memory for keys and values (default: half of what is free)",
+    )
+    parser.add_argument(
+        "--prefix_gb",
+        type=Number(float, RANGES["prefix_gb"]),
+        metavar="GB",
+        help="of it for beginnings of prompts that may come again (default: a quarter)",
+    )
+    parser.add_argument(
+        "--step_tokens",
+        type=Number(int, RANGES["step_tokens"]),
+        metavar="N",
+        help="prompt tokens beside the running answers in a step (default: 256, on a GPU 2,048)",
+    )
+    for name, default, said in (
+        ("max_waiting", 256, "requests that wait; more are refused"),
+        ("max_waiting_tokens", 1_000_000, "tokens of the prompts that wait"),
+    ):
+        parser.add_argument(
+            f"--{name}",
+            type=Number(int, RANGES[name]),
+            default=default,
+            metavar="N",
+            help=f"{said} (default %(default)s)",
+        )
+    parser.add_argument(
+        "--step_timeout",
+        type=Number(float, RANGES["step_timeout"]),
+        default=60.0,
+        metavar="SECONDS",
+        help="after which the engine counts as dead (default %(default)s)",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="say whether answers depend on their company on this machine, and exit",
+    )
+
+
 def server_parser() -> Parser:
     """The parser of ``lit_llm serve CKPT``."""
     parser = Parser(
@@ -59,10 +127,24 @@ def server_parser() -> Parser:
         "and records.",
     )
     parser.add_argument(
-        "ckpt", metavar="CKPT", help="Hugging Face directory, .gguf file, run folder or .ckpt file"
+        "ckpt",
+        metavar="CKPT",
+        nargs="?",
+        help="Hugging Face directory, .gguf file, run folder or .ckpt file",
     )
     parser.add_argument("--name", metavar="NAME", help="of the model; default: its folder's")
+    parser.add_argument("--adapter", metavar="DIR", help="PEFT adapter to put on the model")
+    parser.add_argument(
+        "--backend",
+        type=backend,
+        action="append",
+        default=[],
+        metavar="NAME=URL",
+        help="a model of another OpenAI-compatible server, whose API is at the URL; may be "
+        f"repeated; its key is in ${BACKEND_KEY}",
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; default auto")
+    _add_engine(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default %(default)s)"
     )
@@ -74,9 +156,7 @@ def server_parser() -> Parser:
         help="default %(default)s; 0 takes a free one",
     )
     add_store(parser)
-    parser.add_argument(
-        "--no_keys", action="store_true", help="nobody needs a key, on any address"
-    )
+    parser.add_argument("--no_keys", action="store_true", help="nobody needs a key, on any address")
     parser.add_argument(
         "--unknown",
         choices=("refuse", "ignore"),

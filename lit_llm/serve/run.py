@@ -76,7 +76,7 @@ def run_service(service: Service, listening: Listening) -> int:
     server = _Server(config, service, listening)
     port = listener.getsockname()[1]
     host = f"[{listening.host}]" if ":" in listening.host else listening.host
-    say(f"serving {', '.join(service.models)} at http://{host}:{port}/v1")
+    say(f"serving {', '.join(service.names)} at http://{host}:{port}/v1")
     server.run(sockets=[listener])
     return ENGINE_FAILED if service.failed else 0
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import os
 
 from lit_llm.errors import UserError
 from lit_llm.people.gate import Gate
 from lit_llm.people.store.database import Store
-from lit_llm.serve.options import server_parser
+from lit_llm.serve.options import BACKEND_KEY, server_parser
 
 
 def run_server(args: list[str]) -> None:
@@ -16,22 +16,41 @@ def run_server(args: list[str]) -> None:
 
     Raises:
         UserError: a mistake in the options, or a checkpoint that does not load.
-        SystemExit: the engine has died; the status is `run.ENGINE_FAILED`.
+        SystemExit: the engine has died, with status `run.ENGINE_FAILED`; or ``--check``, with 0 if
+            no answer depends on its company, else 1.
     """
     options = server_parser().parse_args(args)
+    if options.ckpt is None and (options.check or not options.backend):
+        raise UserError("give a checkpoint" + ("" if options.check else ", or --backend NAME=URL"))
     # After the options: these imports take seconds.
-    from lit_llm.serve.api.service import Service
-    from lit_llm.serve.loading import load_served
+    from lit_llm.serve.api.backend import Backend
+    from lit_llm.serve.api.service import ServedModel, Service
     from lit_llm.serve.run import Listening, is_loopback, run_service
 
+    if options.check:
+        from lit_llm.serve.loading import check_engine
+
+        raise SystemExit(0 if check_engine(options) else 1)
     store = Store(options.store)
     gate = Gate(store, options.no_keys)
     local = is_loopback(options.host)
     _check_address(options, gate, local)
-    model = load_served(options.ckpt, options.name or Path(options.ckpt).name, options.device)
+    models: dict[str, ServedModel] = {}
+    if options.ckpt is not None:
+        from lit_llm.serve.loading import load_served
+
+        model = load_served(options)
+        models[model.name] = model
+    backends = {}
+    for given in options.backend:
+        name, _, url = given.partition("=")
+        if name in models or name in backends:
+            raise UserError(f"--backend {given}: there is another model of this name")
+        backends[name] = Backend(name, url.rstrip("/"), os.environ.get(BACKEND_KEY))
     service = Service(
-        {model.name: model},
+        models,
         gate,
+        backends=backends,
         unknown=options.unknown,
         prefix_scope=options.prefix_scope,
         store_texts=options.store_texts,

@@ -25,7 +25,13 @@ def postgres(folder: Path) -> Iterator[str]:
     def run(program: str, *args: str) -> None:
         command = [str(binaries[-1] / program), *args]
         if root:  # the server refuses to run as root
-            command = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *command]
+            command = [
+                "setpriv",
+                "--reuid=postgres",
+                "--regid=postgres",
+                "--clear-groups",
+                *command,
+            ]
         subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
 
     if root:

@@ -51,7 +51,7 @@ def test_whole_and_streamed(front: Running) -> None:
 
 def test_calls(front: Running) -> None:
     front.engine.script = lambda request: f"I look.{CALL}{CALL}"
-    (message, finish), = joined(front.stream(tools=[WEATHER]))
+    ((message, finish),) = joined(front.stream(tools=[WEATHER]))
     assert finish == "tool_calls" and len(message.calls) == 2 and message.content == "I look."
     choice = front.chat(tools=[WEATHER]).json()["choices"][0]
     assert choice["finish_reason"] == "tool_calls"
@@ -109,7 +109,9 @@ def answering(*answers: tuple[int, bytes]) -> Iterator[tuple[str, list[dict[str,
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             size = int(self.headers["content-length"])
-            asked.append({**json.loads(self.rfile.read(size)), "key": self.headers["authorization"]})
+            asked.append(
+                {**json.loads(self.rfile.read(size)), "key": self.headers["authorization"]}
+            )
             status, body = waiting.pop(0)
             self.send_response(status)
             self.end_headers()
@@ -142,7 +144,7 @@ def test_before_the_first_byte_a_request_is_repeated(server: Running) -> None:
         "prompt_tokens": 3, "completion_tokens": 1}})  # fmt: skip
     with answering((503, b""), (502, b""), (200, good)) as (url, asked):
         server.service.backends["other"] = Backend("other", url, key="theirs")
-        (message, finish), = joined(server.stream(model="other", store=True))
+        ((message, finish),) = joined(server.stream(model="other", store=True))
         assert (message.content, finish) == ("hi", "stop")
         assert [one["key"] for one in asked] == ["Bearer theirs"] * 3
         assert asked[0]["stream_options"] == {"include_usage": True} and "store" not in asked[0]
@@ -193,7 +195,7 @@ def test_a_mended_stream() -> None:
     ]  # fmt: skip
     found = [out for one in given for out in mended.push({**one, "usage": usage})]
     found += list(mended.finish())
-    (message, finish), = joined(
+    ((message, finish),) = joined(
         [{**chunk, "object": "chat.completion.chunk"} for chunk in found] + ["[DONE]"]
     )
     assert (message.content, finish) == ("xy", "tool_calls")

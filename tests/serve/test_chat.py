@@ -140,7 +140,7 @@ def test_stop_texts_across_tokens(server: Running) -> None:
     for streamed in (False, True):
         answer = server.chat(stop=["lo th"], stream=streamed)
         if streamed:
-            (message, finish), = joined([*map(_data, answer.text.strip().split("\n\n"))])
+            ((message, finish),) = joined([*map(_data, answer.text.strip().split("\n\n"))])
             content = message.content
         else:
             choice = answer.json()["choices"][0]
@@ -157,7 +157,7 @@ def _data(block: str) -> Any:
 def test_a_call(server: Running, streamed: bool) -> None:
     server.engine.script = lambda request: f"I look.\n{CALL}\n{CALL}"
     if streamed:
-        (message, finish), = joined(server.stream(tools=[WEATHER]))
+        ((message, finish),) = joined(server.stream(tools=[WEATHER]))
         assert message.content == "I look."
         calls = message.calls
     else:
@@ -215,7 +215,9 @@ def test_a_schema_becomes_a_grammar(server: Running) -> None:
     assert refusal["code"] == "unsupported_schema" and "#/items/uniqueItems" in refusal["message"]
     error_of(server.chat(response_format={"type": "json_schema"}))
     large = form({"enum": ["a" * 1000] * 300})
-    assert "256" in error_of(server.chat(response_format=large))["message"].replace("262,144", "256")
+    assert "256" in error_of(server.chat(response_format=large))["message"].replace(
+        "262,144", "256"
+    )
 
 
 def test_thoughts_are_split_off_and_counted(server: Running) -> None:
@@ -225,7 +227,7 @@ def test_thoughts_are_split_off_and_counted(server: Running) -> None:
     assert (message["reasoning_content"], message["content"]) == ("well now", "yes")
     counted = body["usage"]["completion_tokens_details"]["reasoning_tokens"]
     assert 0 < counted < body["usage"]["completion_tokens"]
-    (streamed, _), = joined(server.stream())
+    ((streamed, _),) = joined(server.stream())
     assert (streamed.reasoning, streamed.content) == ("well now", "yes")
 
 

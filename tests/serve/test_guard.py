@@ -124,12 +124,15 @@ def test_there_is_no_cors(server: Running) -> None:
 
 
 def test_request_ids(server: Running) -> None:
-    assert server.http.get("/nothing", headers={"x-request-id": "mine-1"}).headers[
-        "x-request-id"
-    ] == "mine-1"
-    assert server.http.get("/nothing", headers={"x-request-id": "a b"}).headers[
-        "x-request-id"
-    ].startswith("req-")
+    assert (
+        server.http.get("/nothing", headers={"x-request-id": "mine-1"}).headers["x-request-id"]
+        == "mine-1"
+    )
+    assert (
+        server.http.get("/nothing", headers={"x-request-id": "a b"})
+        .headers["x-request-id"]
+        .startswith("req-")
+    )
 
 
 def limited(server: Running, **limits: int) -> None:
@@ -185,7 +188,9 @@ def test_ten_clients_at_once_stay_under_the_limit(server: Running, streamed: boo
             "POST",
             "/v1/chat/completions",
             json={
-                "model": "tiny", "max_tokens": 30, "stream": streamed,
+                "model": "tiny",
+                "max_tokens": 30,
+                "stream": streamed,
                 "messages": [{"role": "user", "content": "hello"}],
             },
         ) as answer:

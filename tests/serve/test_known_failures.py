@@ -73,9 +73,18 @@ def test_a_stream_that_ends_without_a_word(server: Running) -> None:
 
 
 def test_two_finish_reasons(server: Running) -> None:
-    chunks = server.stream(stop=["o"], n=2)
-    finishes = [c["finish_reason"] for chunk in chunks[:-1] for c in chunk["choices"]]
-    assert [finish for finish in finishes if finish] == ["stop", "stop"]
+    """One at the stop text, and another one when the engine has cancelled the answer."""
+    server.engine.pause.clear()
+    server.engine.free = 3
+    found: list[Any] = []
+    asking = threading.Thread(target=lambda: found.append(server.stream(stop=["o"], n=2)))
+    # The second answer waits for its third token until the engine has ended the first one.
+    server.engine.script = lambda request: "hello" if request.choice == 0 else "a b c d e"
+    asking.start()
+    wait_until(lambda: server.engine.running and server.engine.running[0].over.is_set())
+    server.engine.pause.set()
+    asking.join(10)
+    assert [finish for _, finish in joined(found[0])] == ["stop", "stop"]
 
 
 def test_usage_in_every_chunk(server: Running) -> None:
@@ -97,13 +106,13 @@ def test_a_call_without_an_index(server: Running) -> None:
 def test_stop_where_there_was_a_call(server: Running) -> None:
     server.engine.script = lambda request: CALL
     assert server.chat(tools=[WEATHER]).json()["choices"][0]["finish_reason"] == "tool_calls"
-    (_, finish), = joined(server.stream(tools=[WEATHER]))
+    ((_, finish),) = joined(server.stream(tools=[WEATHER]))
     assert finish == "tool_calls"
 
 
 def test_a_call_without_arguments_is_no_json(server: Running) -> None:
     server.engine.script = lambda request: '<tool_call>{"name": "weather"}</tool_call>'
-    (message, _), = joined(server.stream(tools=[WEATHER]))
+    ((message, _),) = joined(server.stream(tools=[WEATHER]))
     assert json.loads(message.calls[0]["arguments"]) == {}
 
 
@@ -147,7 +156,7 @@ def test_half_an_emoji(server: Running) -> None:
 
 
 def test_the_stop_text_is_shown(server: Running) -> None:
-    (message, finish), = joined(server.stream(stop=["o there"]))
+    ((message, finish),) = joined(server.stream(stop=["o there"]))
     assert (message.content, finish) == ("hell", "stop")
 
 

@@ -40,7 +40,9 @@ def prompt(
     return tokenizer.decode(chat_prompt(chat, messages, arguments).ids)
 
 
-@pytest.mark.parametrize("template", [CHATML_TEMPLATE, DEAF, STRICT], ids=["chatml", "deaf", "strict"])
+@pytest.mark.parametrize(
+    "template", [CHATML_TEMPLATE, DEAF, STRICT], ids=["chatml", "deaf", "strict"]
+)
 @pytest.mark.parametrize(
     "messages",
     [
@@ -61,7 +63,7 @@ def test_no_text_is_lost(
     tokenizer: Tokenizer, template: str, messages: list[dict[str, Any]]
 ) -> None:
     text = prompt(tokenizer, template, messages)
-    for word in "one two three four five".split():
+    for word in ("one", "two", "three", "four", "five"):
         assert text.count(word) == str(messages).count(word), text
     assert text.endswith("<|im_start|>assistant\n")
 

@@ -53,9 +53,7 @@ def test_a_whole_response(server: Running) -> None:
 
 def test_events_come_in_their_order(server: Running, client: Any) -> None:
     server.engine.script = lambda request: f"<think>well</think>I look.{CALL}"
-    found = list(
-        client.responses.create(model="tiny", input="hi", tools=[WEATHER], stream=True)
-    )
+    found = list(client.responses.create(model="tiny", input="hi", tools=[WEATHER], stream=True))
     kinds = [one.type for one in found]
     assert [one.sequence_number for one in found] == list(range(len(found)))
     assert list(dict.fromkeys(kinds)) == [

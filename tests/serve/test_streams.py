@@ -63,7 +63,7 @@ def test_an_answer_that_ends_inside_a_character(server: Running) -> None:
     server.engine.script = lambda request: "a🙂"
     tokens = len(server.engine.tokenizer.encode("a🙂"))
     chunks = server.stream(max_tokens=tokens - 1)
-    (message, finish), = joined(chunks)
+    ((message, finish),) = joined(chunks)
     assert (message.content, finish) == ("a\ufffd", "length")
 
 
@@ -71,7 +71,7 @@ def test_line_ends_of_unicode_do_not_end_an_event(server: Running) -> None:
     server.engine.script = lambda request: "a\u2028b\x85c\u2029d\r\n\ne"
     answer = server.chat(stream=True)
     assert len(answer.text.splitlines()) == answer.text.count("\n")
-    (message, _), = joined(events(answer.text))
+    ((message, _),) = joined(events(answer.text))
     assert message.content == "a\u2028b\x85c\u2029d\r\n\ne"
 
 

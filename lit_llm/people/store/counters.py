@@ -82,4 +82,3 @@ class StoreCounters:
             int(settled or 0) + sum(row.tokens for row in running),
             len(running),
         )
-

@@ -39,9 +39,7 @@ async def whole(
     return JSONResponse(answer, headers=headers)
 
 
-async def _headers(
-    request: Request, generation: Generation, ignored: list[str]
-) -> dict[str, str]:
+async def _headers(request: Request, generation: Generation, ignored: list[str]) -> dict[str, str]:
     try:
         return ignored_header(ignored) | await limit_headers(request)
     except BaseException:

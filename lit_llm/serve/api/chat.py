@@ -11,8 +11,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from lit_llm.serve.api.answer_parser import AnswerParser, syntax_of
-from lit_llm.serve.api.body import read_body
 from lit_llm.serve.api.answering import streamed, whole
+from lit_llm.serve.api.body import read_body
 from lit_llm.serve.api.context import key_of, service_of
 from lit_llm.serve.api.deltas import CallArguments, CallBegin, Content, Delta, Message, Reasoning
 from lit_llm.serve.api.errors import refused
@@ -106,9 +106,7 @@ def _check_together(body: ChatBody) -> None:
     """Refuse fields that contradict one another."""
     both = (body.max_tokens, body.max_completion_tokens)
     if None not in both and both[0] != both[1]:
-        raise refused(
-            "max_tokens and max_completion_tokens differ; give one", param="max_tokens"
-        )
+        raise refused("max_tokens and max_completion_tokens differ; give one", param="max_tokens")
     if body.top_logprobs is not None and not body.logprobs:
         raise refused("top_logprobs needs logprobs=true", param="top_logprobs")
     if "tools" in body.chat_template_kwargs:
@@ -154,9 +152,7 @@ async def _whole(generation: Generation, job: Job, body: ChatBody) -> dict[str, 
     }
 
 
-async def _events(
-    generation: Generation, job: Job, body: ChatBody
-) -> AsyncGenerator[bytes, None]:
+async def _events(generation: Generation, job: Job, body: ChatBody) -> AsyncGenerator[bytes, None]:
     """The answer as chunks: the role, the deltas, the end of each choice, the usage, [DONE]."""
     head = _head(job, "chat.completion.chunk")
     usage = {"usage": None} if body.include_usage else {}

@@ -103,10 +103,7 @@ COMPLETIONS: dict[str, Field] = {
 
 RESPONSES: dict[str, Field] = {
     **{name: field for name, field in _HINTS.items() if name not in ("metadata", "verbosity")},
-    **{
-        name: _SAMPLING[name]
-        for name in ("model", "temperature", "top_p", "stream", "user")
-    },
+    **{name: _SAMPLING[name] for name in ("model", "temperature", "top_p", "stream", "user")},
     "input": _honoured("a text, or messages, function calls, their outputs and thoughts"),
     "instructions": _honoured("the first system message"),
     "max_output_tokens": _honoured("longest answer; absent: the rest of the context"),

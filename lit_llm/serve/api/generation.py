@@ -152,8 +152,9 @@ class Generation:
                 self._handles.append(self._submit(choice, limit))
         except QueueFull as full:
             await self._fail("queue full")
-            raise overloaded(f"the server is full: {full}" if str(full) else "the server is full") \
-                from None
+            raise overloaded(
+                f"the server is full: {full}" if str(full) else "the server is full"
+            ) from None
         except UserError as error:
             await self._fail("refused")
             raise refused(str(error)) from None

@@ -68,9 +68,7 @@ def call_grammar(tools: Sequence[Tool], choice: str | NamedTool | None) -> str |
                 "additionalProperties": False,
             }
         )
-    definitions = {
-        f"tool{at}": tool.function.parameters or _ANY_OBJECT for at, tool in allowed
-    }
+    definitions = {f"tool{at}": tool.function.parameters or _ANY_OBJECT for at, tool in allowed}
     schema = {"anyOf": calls} if len(calls) > 1 else calls[0]
     return _compiled({**schema, "$defs": definitions}, "tool_choice")
 
@@ -97,9 +95,7 @@ def _compiled(schema: dict[str, Any], where: str) -> str:
 
     text = json.dumps(schema)
     if len(text) > LARGEST_SCHEMA:
-        raise refused(
-            f"{where}: the schema is larger than {LARGEST_SCHEMA:,} bytes", param=where
-        )
+        raise refused(f"{where}: the schema is larger than {LARGEST_SCHEMA:,} bytes", param=where)
     grammar = LLMatcher.grammar_from_json_schema(text)
     if error := " ".join(LLMatcher.validate_grammar(grammar).split()):
         keys = re.findall(r'"([^"]+)"', error) if error.startswith("Unimplemented") else []

@@ -157,8 +157,11 @@ def _alternating(messages: list[Message]) -> list[Message]:
     found: list[Message] = []
     for message in messages:
         plain = message.keys() <= {"role", "content"} and message["role"] in ("user", "assistant")
-        if plain and found and found[-1].keys() <= {"role", "content"} and (
-            found[-1]["role"] == message["role"]
+        if (
+            plain
+            and found
+            and found[-1].keys() <= {"role", "content"}
+            and (found[-1]["role"] == message["role"])
         ):
             found[-1] = _joined(message["role"], [found[-1], message])
         else:
@@ -166,9 +169,7 @@ def _alternating(messages: list[Message]) -> list[Message]:
     return found
 
 
-def _check_answers(
-    chat: ChatFormat, messages: list[Message], arguments: Mapping[str, Any]
-) -> None:
+def _check_answers(chat: ChatFormat, messages: list[Message], arguments: Mapping[str, Any]) -> None:
     """Raise UserError if the template drops an answer; `ChatFormat` checks the other roles."""
     text = chat.render(messages, True, arguments)
     for place, message in enumerate(messages):

@@ -38,9 +38,7 @@ def messages_of(given: Any, instructions: str | None) -> list[dict[str, Any]]:
             _add_call(found, item, where)
         elif kind == "function_call_output":
             content = _text(item.get("output"), f"{where}.output")
-            found.append(
-                {"role": "tool", "tool_call_id": item.get("call_id"), "content": content}
-            )
+            found.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": content})
         elif kind == "reasoning":
             thoughts = _text(item.get("content") or [], f"{where}.content")
             continue

@@ -57,7 +57,7 @@ class ResponseItems:
         else:
             part = item["content"][0]
             kind = part["type"]
-            extra = {"logprobs": []} if kind == "output_text" else {}
+            extra: dict[str, Any] = {"logprobs": []} if kind == "output_text" else {}
             found = [
                 self._event(f"response.{kind}.done", content_index=0, text=part["text"], **extra),
                 self._event("response.content_part.done", content_index=0, part=dict(part)),
@@ -86,9 +86,7 @@ class ResponseItems:
         self._item = {"type": kind, "status": "in_progress", **fields, "content": []}
         found.append(self._item_event("response.output_item.added"))
         self._item["content"].append(part)
-        found.append(
-            self._event("response.content_part.added", content_index=0, part=dict(part))
-        )
+        found.append(self._event("response.content_part.added", content_index=0, part=dict(part)))
         return found
 
     def _open_call(self, call_id: str, name: str) -> list[Event]:

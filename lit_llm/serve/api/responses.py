@@ -36,9 +36,7 @@ async def responses(request: Request) -> Response:
     model = service.model(body.model, key)
     chat_body = _chat_body(body, tools)
     job, without_effect = await service.encode(lambda: chat_job(chat_body, model))
-    job = dataclasses.replace(
-        job, id=f"resp_{secrets.token_hex(12)}", route="/v1/responses"
-    )
+    job = dataclasses.replace(job, id=f"resp_{secrets.token_hex(12)}", route="/v1/responses")
     ignored += without_effect + (["tools"] if skipped else []) + _parts_without_effect(body)
     generation = Generation(service, job, key)
     await generation.begin()
@@ -177,9 +175,7 @@ async def _whole(generation: Generation, shown: dict[str, Any]) -> dict[str, Any
     return _ended(shown, items, generation, finish)
 
 
-async def _events(
-    generation: Generation, shown: dict[str, Any]
-) -> AsyncGenerator[bytes, None]:
+async def _events(generation: Generation, shown: dict[str, Any]) -> AsyncGenerator[bytes, None]:
     """The events in OpenAI's order, numbered from 0."""
     items, finish, number = ResponseItems(), "stop", 0
 

@@ -36,6 +36,8 @@ class ServedModel:
         root: path of the checkpoint.
         adapter: name of the engine's adapter; None for the base.
         parent: id of the base, for an adapter.
+        context: tokens of a prompt and its answer together, where the engine's memory allows fewer
+            than its model.
         created: when it was loaded, in seconds since 1970.
     """
 
@@ -47,6 +49,7 @@ class ServedModel:
     root: str = ""
     adapter: str | None = None
     parent: str | None = None
+    context: int | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
@@ -55,7 +58,7 @@ class ServedModel:
     @property
     def max_seq_len(self) -> int:
         """Tokens of a prompt and its answer together."""
-        return self.engine.max_seq_len
+        return min(self.engine.max_seq_len, self.context or self.engine.max_seq_len)
 
 
 @dataclass

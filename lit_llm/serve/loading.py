@@ -1,0 +1,68 @@
+"""Loads a checkpoint and starts its engine."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from lit_llm.data.chat.chat_format import ChatFormat
+from lit_llm.errors import settings_called
+from lit_llm.io.streams import say
+from lit_llm.models.engine.budget import token_budgets
+from lit_llm.models.engine.check import check
+from lit_llm.models.engine.core import Engine
+from lit_llm.models.engine.loop import EngineLoop
+from lit_llm.models.engine.slots import capacities
+from lit_llm.models.hub.checkpoint import choose_device, load_model
+from lit_llm.models.hub.digest import digest
+from lit_llm.models.kernels.device import has_fast_bf16
+from lit_llm.models.tokenizer import Tokenizer
+from lit_llm.models.transformer import Transformer
+from lit_llm.serve.api.service import ServedModel
+
+_SETTINGS = {"kv_gb": "--kv_gb", "prefix_gb": "--prefix_gb"}
+
+
+def load_served(options: argparse.Namespace) -> ServedModel:
+    """The model of ``options.ckpt``, with a running engine.
+
+    Raises:
+        UserError: the checkpoint does not load, or its keys and values do not fit into memory.
+    """
+    model, tokenizer = _open(options)
+    weights = digest(model.named_parameters())
+    with settings_called(_SETTINGS):
+        kv_tokens, prefix_tokens = token_budgets(model, options.kv_gb, options.prefix_gb)
+    engine = Engine(model, kv_tokens, prefix_tokens, options.step_tokens)
+    loop = EngineLoop(engine, options.max_waiting, options.max_waiting_tokens, options.step_timeout)
+    return ServedModel(
+        options.name or Path(options.ckpt).absolute().name,
+        loop,
+        tokenizer,
+        ChatFormat(tokenizer) if tokenizer.chat_template is not None else None,
+        digest=weights,
+        root=options.ckpt,
+        # A request of the whole context must fit into the memory for keys and values.
+        context=max(size for size in capacities(engine.max_seq_len) if size <= kv_tokens),
+    )
+
+
+def check_engine(options: argparse.Namespace) -> bool:
+    """Say whether answers depend on their company on this machine; return whether they do not.
+
+    Raises:
+        UserError: the checkpoint does not load.
+    """
+    found = check(_open(options)[0])
+    for line in found.lines():
+        say(line)
+    return found.holds
+
+
+def _open(options: argparse.Namespace) -> tuple[Transformer, Tokenizer]:
+    device = choose_device(options.device)
+    dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
+    model, tokenizer = load_model(options.ckpt, options.adapter, dtype)
+    return model.to(device), tokenizer
