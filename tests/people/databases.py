@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +15,15 @@ import pytest
 
 
 @contextmanager
-def postgres(folder: Path) -> Iterator[str]:
-    """The URL of a new PostgreSQL server, which listens on a socket in ``folder`` alone."""
+def postgres() -> Iterator[str]:
+    """The URL of a new PostgreSQL server, which listens on a socket of its folder alone."""
     binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     if importlib.util.find_spec("psycopg") is None or not binaries:
         pytest.skip("PostgreSQL or psycopg is not installed")
-    data, root = folder / "data", os.getuid() == 0
-    folder.mkdir(exist_ok=True)
+    root = os.getuid() == 0
+    # Not below pytest's own folder, which every other run of pytest closes to other users.
+    folder = Path(tempfile.mkdtemp(prefix="lit_llm_pg"))
+    data = folder / "data"
 
     def run(program: str, *args: str) -> None:
         command = [str(binaries[-1] / program), *args]
@@ -35,10 +38,6 @@ def postgres(folder: Path) -> Iterator[str]:
         subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
 
     if root:
-        for parent in (folder, *folder.parents):
-            if parent == Path("/tmp") or parent == Path("/"):
-                break
-            parent.chmod(parent.stat().st_mode | 0o011)
         shutil.chown(folder, "postgres")
     run("initdb", "-D", str(data), "-A", "trust", "-U", "lit", "--no-sync")
     options = f"-k {folder} -c listen_addresses=''"
@@ -47,3 +46,4 @@ def postgres(folder: Path) -> Iterator[str]:
         yield f"postgresql://lit@/postgres?host={folder}"
     finally:
         run("pg_ctl", "-D", str(data), "-w", "-m", "immediate", "stop")
+        shutil.rmtree(folder)

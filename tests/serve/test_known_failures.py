@@ -120,7 +120,7 @@ def test_null_content_beside_a_call(server: Running) -> None:
     call = {"id": "a", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
     messages = [
         {"role": "user", "content": "a"},
-        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "assistant", "content": None, "refusal": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "a", "content": "rain"},
     ]
     assert server.chat(messages=messages).status_code == 200

@@ -20,9 +20,9 @@ def create_app(service: Service, root_path: str = "") -> FastAPI:
         service: models, gate and settings.
         root_path: path under which a proxy serves the application.
     """
-    app = FastAPI(
-        title="lit_llm", version=lit_llm.__version__, root_path=root_path, docs_url=None, redoc_url=None,
-    )  # fmt: skip
+    # The pages of the documentation would load scripts from other hosts.
+    pages: dict[str, None] = {"docs_url": None, "redoc_url": None}
+    app = FastAPI(title="lit_llm", version=lit_llm.__version__, root_path=root_path, **pages)
     app.state.service = service
     for module in (chat, completions, responses, models, health):
         app.include_router(module.router)
