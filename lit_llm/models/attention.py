@@ -14,11 +14,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask
 
 from lit_llm.models.config import TransformerConfig
-from lit_llm.models.kernels.backends import flex, without_cudnn
+from lit_llm.models.kernels.backends import Backends, flex, without_cudnn
 from lit_llm.models.kernels.blocked_attention import BlockedAttention, computable, suits
 from lit_llm.models.kernels.forest_attention import forest_attention
 from lit_llm.models.kernels.fused import project
-from lit_llm.models.masks import ForestMask, Mask
+from lit_llm.models.masks import ForestMask, Mask, build_masks
 from lit_llm.models.norm import HeadNorm, build_norm
 from lit_llm.models.rope import apply_rope
 
@@ -52,12 +52,43 @@ class KVCache:
         self.capacity = capacity
         self.length = 0  # filled positions; the model advances it after its last layer
 
+    def positions(self, T: int) -> Tensor:
+        """Positions of the T new tokens: integers (T,), or (B, 1, T) if the rows differ."""
+        return torch.arange(self.length, self.length + T, device=self.keys[0].device)
+
+    def masks(
+        self,
+        config: TransformerConfig,
+        backends: Backends,
+        input_ids: Tensor,
+        padding_mask: Tensor | None,
+    ) -> dict[int | None, Mask]:
+        """Masks of the new tokens (B, T), keyed by the layer's window; `attend` gets them back."""
+        return build_masks(config, backends, input_ids, self.length, padding_mask, None)
+
+    def attend(
+        self, attention: Attention, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, mask: Mask
+    ) -> Tensor:
+        """Write T new keys and values, and return the weighted values of the queries."""
+        k_BKSD, v_BKSD = self.update(attention.layer, k_BKTD, v_BKTD)
+        window = attention.window
+        if q_BHTD.shape[2] == 1 and window is not None:
+            # Keys outside the window are dropped, so that a single query needs no mask.
+            k_BKSD, v_BKSD = k_BKSD[:, :, -window:], v_BKSD[:, :, -window:]
+            mask = mask[..., -window:] if isinstance(mask, Tensor) else mask
+        return attention.attend(q_BHTD, k_BKSD, v_BKSD, mask)
+
+    def advance(self, T: int) -> None:
+        """Count T new positions, after the model's last layer."""
+        self.length += T
+
     def update(self, layer: int, k_BKTD: Tensor, v_BKTD: Tensor) -> tuple[Tensor, Tensor]:
         """Write T new positions and return all keys and values so far: (B, K, length + T, D)."""
         end = self.length + k_BKTD.shape[2]
-        self.keys[layer, :, :, self.length : end] = k_BKTD
-        self.values[layer, :, :, self.length : end] = v_BKTD
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        keys_BKSD, values_BKSD = self.keys[layer], self.values[layer]
+        keys_BKSD[:, :, self.length : end] = k_BKTD
+        values_BKSD[:, :, self.length : end] = v_BKTD
+        return keys_BKSD[:, :, :end], values_BKSD[:, :, :end]
 
 
 class Attention(nn.Module):
@@ -117,13 +148,10 @@ class Attention(nn.Module):
             q_BHTD, k_BKTD = apply_rope(q_BHTD, *rope), apply_rope(k_BKTD, *rope)
         if self.qk_norm == "after_rope":
             q_BHTD, k_BKTD = self.q_norm(q_BHTD), self.k_norm(k_BKTD)
-        if cache is not None:
-            k_BKTD, v_BKTD = cache.update(self.layer, k_BKTD, v_BKTD)
-            if T == 1 and self.window is not None:
-                # Keys outside the window are dropped, so that a single query needs no mask.
-                k_BKTD, v_BKTD = k_BKTD[:, :, -self.window :], v_BKTD[:, :, -self.window :]
-                mask = mask[..., -self.window :] if isinstance(mask, Tensor) else mask
-        y_BHTD = self.attend(q_BHTD, k_BKTD, v_BKTD, mask)
+        if cache is None:
+            y_BHTD = self.attend(q_BHTD, k_BKTD, v_BKTD, mask)
+        else:
+            y_BHTD = cache.attend(self, q_BHTD, k_BKTD, v_BKTD, mask)
         return self.o_proj(y_BHTD.transpose(1, 2).reshape(B, T, -1))
 
     def attend(self, q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: Mask) -> Tensor:

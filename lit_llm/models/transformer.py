@@ -210,14 +210,14 @@ class Transformer(nn.Module):
         is used instead of ``document_ids`` if both are given.
         """
         T, device = input_ids.shape[1], input_ids.device
-        past = 0 if cache is None else cache.length
         if forest is None and document_ids is not None:
             forest = Forest.of_documents(document_ids)
         if forest is not None:
             positions = forest.position[:, None]
         elif padding_mask is None:
-            positions = torch.arange(past, past + T, device=device)
+            positions = torch.arange(T, device=device) if cache is None else cache.positions(T)
         else:
+            past = 0 if cache is None else cache.length
             positions = (padding_mask.long().cumsum(-1) - 1).clamp(min=0)[:, None, past : past + T]
         x_BTC = self.embed(input_ids)
         if self.config.learned_positions:
@@ -241,14 +241,17 @@ class Transformer(nn.Module):
             ropes[kind] = cos.to(x_BTC.dtype), sin.to(x_BTC.dtype)
         training = self.training and cache is None
         backends = self.backends if training else self.backends.for_evaluation()
-        masks = build_masks(self.config, backends, input_ids, past, padding_mask, forest)
+        if cache is None:
+            masks = build_masks(self.config, backends, input_ids, 0, padding_mask, forest)
+        else:
+            masks = cache.masks(self.config, backends, input_ids, padding_mask)
         x_BTC = self.embed_norm(x_BTC)
         for i, block in enumerate(self.layers):
             x_BTC = block(
                 x_BTC, ropes[self.config.positions(i)], masks[self.config.window(i)], cache
             )
         if cache is not None:
-            cache.length += T
+            cache.advance(T)
         return self.norm(x_BTC)
 
     def logits(self, x_BTC: Tensor) -> Tensor:

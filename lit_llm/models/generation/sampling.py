@@ -13,6 +13,12 @@ from torch import Tensor
 
 from lit_llm.settings.ranges import SAMPLING, check_ranges
 
+GREEDY_BELOW = 1e-5
+"""Below this temperature the most likely token is taken, as in vLLM.
+
+Logits divided by a smaller temperature could overflow.
+"""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -45,11 +51,8 @@ class Sampling:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the most likely token is always taken.
-
-        Logits divided by a smaller temperature could overflow.
-        """
-        return self.temperature < 1e-5  # as in vLLM
+        """Whether the most likely token is always taken."""
+        return self.temperature < GREEDY_BELOW
 
 
 GREEDY = Sampling(temperature=0.0)

@@ -31,18 +31,18 @@ def pack_linears(model: nn.Module) -> None:
     them: on other devices, in dtypes other than float32 and bfloat16, and in bfloat16 if the CPU
     has no instructions for it.
     """
-    if not torch.backends.mkldnn.is_available():
-        return
-    types = {torch.float32}
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        types.add(torch.bfloat16)
     for module in model.modules():
         # Subclasses compute something else, so they and their weights stay as they are.
-        if (
-            type(module) is nn.Linear
-            and module.weight.device.type == "cpu"
-            and module.weight.dtype in types
-        ):
+        if type(module) is nn.Linear and packs(module.weight):
             packed = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach())
             module.weight = nn.Parameter(packed, requires_grad=False)
             module.__class__ = PackedLinear
+
+
+def packs(weight: Tensor) -> bool:
+    """Whether oneDNN has a kernel for a packed matrix of this device and dtype."""
+    if not torch.backends.mkldnn.is_available() or weight.device.type != "cpu":
+        return False
+    if weight.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return weight.dtype == torch.float32

@@ -1,0 +1,346 @@
+"""The engine's steps, without a thread: the same requests give the same steps.
+
+A step computes chunks of prompts one by one, then one token of every running answer in batches of
+at most `ROWS` rows, then the logits and the next tokens of both.
+
+Shapes: R rows, T positions of a chunk, C hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from lit_llm.errors import UserError
+from lit_llm.models.engine.adapters import MixedAdapters
+from lit_llm.models.engine.experts import pack_experts
+from lit_llm.models.engine.grammar import Grammars
+from lit_llm.models.engine.memory import SlotMemory
+from lit_llm.models.engine.prefix import PrefixCache, digests, root
+from lit_llm.models.engine.random_numbers import uniform
+from lit_llm.models.engine.requests import (
+    Finished,
+    FinishReason,
+    GeneratedToken,
+    GenerationRequest,
+    OnEvent,
+)
+from lit_llm.models.engine.sampling import MOST_LOGPROBS, SamplingRow, choose
+from lit_llm.models.engine.scheduler import Scheduler
+from lit_llm.models.engine.sequence import Sequence as Running
+from lit_llm.models.engine.slots import CHUNK, Move, SlotTable, capacities
+from lit_llm.models.engine.views import AnswerView, PromptView, Row
+from lit_llm.models.kernels.packed import pack_linears
+from lit_llm.models.tokenizer import Tokenizer
+from lit_llm.models.transformer import Block, Transformer
+
+ROWS = 32
+"""Most rows in one product of a decoding step.
+
+oneDNN has another kernel for more rows, whose sums have other bits
+(docs/decisions.md, "The same bits in any company").
+"""
+ROW_STEP = 8
+"""Rows are padded to a multiple of this number.
+
+A single row has a kernel of its own, with other bits. Elementwise kernels compute the last elements
+of a tensor one by one, with other functions than the rest; a multiple of 8 rows has no such rest.
+"""
+log = logging.getLogger(__name__)
+Item = TypeVar("Item")
+
+
+class Engine:
+    """Many requests on one model. `step` computes; `lit_llm.models.engine.loop` calls it.
+
+    Args:
+        model: in evaluation mode. On a CPU its weights are packed here, see `pack_linears` and
+            `pack_experts`.
+        kv_tokens: budget of positions in slots.
+        prefix_tokens: budget of positions in the prefix cache.
+        step_tokens: prompt tokens in a step. None: 256 on a CPU, else 2,048.
+        max_running: requests that are computed at the same time.
+        adapters: name -> PEFT directory of a LoRA adapter of the model, see `MixedAdapters`.
+        tokenizer: the model's, for requests with a grammar. None: they are refused.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        kv_tokens: int,
+        prefix_tokens: int = 0,
+        step_tokens: int | None = None,
+        max_running: int = 256,
+        adapters: Mapping[str, str | Path] | None = None,
+        tokenizer: Tokenizer | None = None,
+    ):
+        self.model, self.max_seq_len = model.eval(), model.config.max_seq_len
+        self.adapters = MixedAdapters(model, adapters or {}, ROW_STEP)
+        self.grammars = None
+        if tokenizer is not None:
+            self.grammars = Grammars(tokenizer, model.config.vocab_size)
+        pack_linears(model)
+        pack_experts(model, ROW_STEP)
+        weight, block = model.embed.weight, model.layers[0]
+        assert isinstance(block, Block) and model.config.head_dim is not None
+        self.device, self.dtype = weight.device, weight.dtype
+        if step_tokens is None:
+            step_tokens = 256 if self.device.type == "cpu" else 2048
+        self.table: SlotTable[Running] = SlotTable(capacities(self.max_seq_len), kv_tokens)
+        self.memory = SlotMemory(
+            model.config.num_layers, block.attention.num_kv_heads, model.config.head_dim,
+            kv_tokens, self.device, self.dtype,
+        )  # fmt: skip
+        self.scheduler = Scheduler(
+            self.table, step_tokens, max_running, self._moved, self._grown, self._taken
+        )
+        self.prefixes = PrefixCache(prefix_tokens)
+        self._arrived = 0
+
+    # Requests
+
+    def check(self, request: GenerationRequest) -> None:
+        """Refuse a request that can never run.
+
+        Raises:
+            UserError: for an empty prompt, ids outside the vocabulary, more tokens than the context
+                or the whole budget have, more log-probabilities than `MOST_LOGPROBS`, an unknown
+                adapter, or a grammar that cannot be enforced.
+        """
+        V, prompt = self.model.config.vocab_size, request.prompt
+        if not prompt:
+            raise UserError("a prompt needs at least one token")
+        if request.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens={request.max_new_tokens}: must be >= 1")
+        if len(prompt) + request.max_new_tokens > self.max_seq_len:
+            raise UserError(
+                f"prompt of {len(prompt)} tokens + {request.max_new_tokens} new ones exceed "
+                f"max_seq_len={self.max_seq_len}"
+            )
+        for name, ids in (("prompt", prompt), ("logit_bias", request.sampling.logit_bias)):
+            if ids and not (min(ids) >= 0 and max(ids) < V):
+                raise UserError(f"{name}: token ids must be from 0 to {V - 1}")
+        if (request.top_logprobs or 0) not in range(MOST_LOGPROBS + 1):
+            raise UserError(
+                f"top_logprobs={request.top_logprobs}: must be from 0 to {MOST_LOGPROBS}"
+            )
+        if request.adapter is not None and request.adapter not in self.adapters.names:
+            known = ", ".join(self.adapters.names) or "none"
+            raise UserError(f"no adapter named {request.adapter!r}; known are {known}")
+        if request.grammar is not None:
+            if self.grammars is None:
+                raise UserError("grammar: this engine has no tokenizer to follow a grammar with")
+            self.grammars.check(request.grammar, request.stop_ids)
+        if not self.scheduler.can_ever_run(Running(0, request, lambda event: None)):
+            raise UserError(
+                f"prompt of {len(prompt)} tokens + {request.max_new_tokens} new ones exceed the "
+                f"memory for {self.table.budget:,} tokens"
+            )
+
+    def add(self, request: GenerationRequest, on_event: OnEvent) -> Running:
+        """Take a request that `check` accepts. Its events come in later steps."""
+        sequence = Running(self._arrived, request, on_event)
+        self._arrived += 1
+        self.scheduler.add(sequence)
+        return sequence
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is waiting or running."""
+        return bool(self.scheduler.waiting or self.scheduler.running)
+
+    def end_all(self, reason: FinishReason, error: str | None = None) -> None:
+        """End every request."""
+        for sequence in [*self.scheduler.waiting, *self.scheduler.running]:
+            self._finish(sequence, reason, error=error)
+
+    # One step
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Compute some tokens of some requests, and call their ``on_event``."""
+        self._drop_cancelled()
+        plan = self.scheduler.plan()
+        ready: list[tuple[Running, Tensor]] = []  # with the input of the head, (C,)
+        for sequence in plan.chunks:
+            if sequence.finished or not sequence.waits_for_prompt:
+                continue  # it failed in this step, or the prefix cache had the chunk
+            with self._ends_on_error([sequence]):
+                x_C = self._chunk(sequence)
+                if x_C is not None:
+                    ready.append((sequence, x_C))
+        for some in _blocks(plan.answers):
+            with self._ends_on_error(some):
+                ready += self._answers(some)
+        rows = []
+        for sequence, x_C in ready:
+            with self._ends_on_error([sequence]):
+                rows.append((sequence, x_C, self._sampling(sequence)))
+        for block in _blocks(rows):
+            with self._ends_on_error([sequence for sequence, _, _ in block]):
+                self._choose(block)
+
+    def _drop_cancelled(self) -> None:
+        for sequence in [*self.scheduler.waiting, *self.scheduler.running]:
+            if sequence.cancelled:
+                self._finish(sequence, "cancelled")
+
+    @contextmanager
+    def _ends_on_error(self, sequences: list[Running]) -> Iterator[None]:
+        """An error ends the requests that it happened to; all others go on."""
+        try:
+            yield
+        except Exception as error:
+            log.error("a step of the engine failed", exc_info=error)
+            for sequence in sequences:
+                if sequence.finished is None:
+                    self._finish(sequence, "error", error=f"{type(error).__name__} in the engine")
+
+    def _chunk(self, sequence: Running) -> Tensor | None:
+        """Compute a chunk of a prompt; return the last token's (C,) if the answer begins with it.
+
+        Chunks that the prefix cache has are copied before.
+        """
+        prompt = sequence.request.prompt
+        chain = self._digests(sequence)
+        index = self.table.index(sequence, sequence.capacity)
+        while (begin := sequence.computed) // CHUNK < len(chain):
+            entry = self.prefixes.get(chain[begin // CHUNK], prompt[begin : begin + CHUNK])
+            if entry is None:
+                break
+            self.memory.write(sequence.capacity, index, begin, entry.keys, entry.values)
+            sequence.computed += CHUNK
+            if not sequence.new_tokens:  # else it was preempted, and this is its own work
+                sequence.cached_tokens += CHUNK
+        end = min(begin + CHUNK, len(prompt))
+        ids = [*prompt[begin:end], *[0] * (begin + CHUNK - end)]
+        view = PromptView(self.memory, sequence.capacity, index, begin, self.max_seq_len - 1)
+        self.adapters.route([sequence.request.adapter], self.device)
+        x_1TC = self.model.hidden_states(torch.tensor([ids], device=self.device), cache=view)
+        sequence.computed = end
+        place = begin // CHUNK
+        if place < len(chain) and self.prefixes.keeps(chain[place], place):
+            kept = self.memory.read(sequence.capacity, index, begin, end)
+            self.prefixes.put(chain[place], ids, *kept)
+        if end < len(prompt):
+            return None
+        self.prefixes.touch(chain)
+        return None if sequence.new_tokens else x_1TC[0, end - begin - 1]
+
+    def _digests(self, sequence: Running) -> list[bytes]:
+        if sequence.digests is None:
+            request = sequence.request
+            begin = root(request.adapter, str(self.dtype), request.scope)
+            sequence.digests = list(digests(begin, request.prompt))
+        return sequence.digests
+
+    def _answers(self, sequences: list[Running]) -> list[tuple[Running, Tensor]]:
+        """Compute one token of each answer; return those whose next token is not known yet."""
+        rows = [Row(s.capacity, self.table.index(s, s.capacity), s.computed) for s in sequences]
+        ids = [[s.tokens[s.computed]] for s in sequences]
+        ids += [[0]] * (-len(ids) % ROW_STEP)
+        view = AnswerView(self.memory, rows, len(ids))
+        names = [s.request.adapter for s in sequences]
+        self.adapters.route([*names, *[None] * (len(ids) - len(names))], self.device)
+        x_R1C = self.model.hidden_states(torch.tensor(ids, device=self.device), cache=view)
+        ready = []
+        for sequence, x_1C in zip(sequences, x_R1C, strict=False):
+            sequence.computed += 1
+            if not sequence.remaining:  # else it was preempted, and repeats what it has answered
+                ready.append((sequence, x_1C[0]))
+        return ready
+
+    def _choose(self, block: list[tuple[Running, Tensor, SamplingRow]]) -> None:
+        """Choose the next token of each sequence and tell it."""
+        x_RC = torch.stack([x_C for _, x_C, _ in block])
+        padding = x_RC.new_zeros(-len(x_RC) % ROW_STEP, x_RC.shape[1])
+        logits_RV = self.model.logits(torch.cat((x_RC, padding)))[: len(block)].float()
+        tokens = choose(logits_RV, [row for _, _, row in block])
+        for (sequence, _, _), token in zip(block, tokens, strict=True):
+            with self._ends_on_error([sequence]):
+                self._append(sequence, token)
+
+    def _sampling(self, sequence: Running) -> SamplingRow:
+        request = sequence.request
+        settings = request.sampling
+        if request.grammar is not None and sequence.grammar is None:
+            assert self.grammars is not None
+            sequence.grammar = self.grammars.match(request.grammar, request.stop_ids)
+        counted = settings.repetition_penalty != 1
+        answered = counted or settings.presence_penalty or settings.frequency_penalty
+        return SamplingRow(
+            settings,
+            uniform(request.seed, request.choice, sequence.new_tokens),
+            frozenset(request.prompt if counted else ()),
+            Counter(sequence.tokens[sequence.prompt_length :] if answered else ()),
+            request.top_logprobs,
+            None if sequence.grammar is None else sequence.grammar.mask(),
+        )
+
+    def _append(self, sequence: Running, token: GeneratedToken) -> None:
+        if token.id in sequence.request.stop_ids:
+            self._finish(sequence, "stop", stop_id=token.id)
+            return
+        sequence.tokens.append(token.id)
+        self._tell(sequence, token)
+        if sequence.grammar is not None:
+            sequence.grammar.accept(token.id)
+            if sequence.grammar.complete:
+                self._finish(sequence, "stop")
+                return
+        if sequence.new_tokens == sequence.request.max_new_tokens:
+            self._finish(sequence, "length")
+
+    # Ends
+
+    def _finish(
+        self,
+        sequence: Running,
+        reason: FinishReason,
+        stop_id: int | None = None,
+        error: str | None = None,
+    ) -> None:
+        sequence.finished = reason
+        self.scheduler.drop(sequence)
+        self._tell(
+            sequence,
+            Finished(
+                reason, sequence.prompt_length, sequence.cached_tokens, sequence.new_tokens,
+                stop_id, error,
+            ),
+        )  # fmt: skip
+
+    def _tell(self, sequence: Running, event: GeneratedToken | Finished) -> None:
+        try:
+            sequence.on_event(event)
+        except Exception as error:
+            log.error("a caller's on_event raised", exc_info=error)
+            sequence.cancelled = True
+
+    # What the scheduler does to the tensors
+
+    def _taken(self, capacity: int) -> None:
+        used = {each: self.table.count(each) for each in self.table.capacities}
+        self.memory.ensure(capacity, used)
+
+    def _moved(self, move: Move) -> None:
+        self.memory.close_gap(move)
+
+    def _grown(self, sequence: Running, old: int) -> None:
+        new = sequence.capacity
+        source, target = self.table.index(sequence, old), self.table.index(sequence, new)
+        self.memory.grow(old, source, new, target, sequence.computed)
+
+
+def _blocks(items: Sequence[Item]) -> Iterator[list[Item]]:
+    """Cut into blocks of at most `ROWS`, of about the same size."""
+    count = -(-len(items) // ROWS)
+    for i in range(count):
+        yield list(items[i * len(items) // count : (i + 1) * len(items) // count])

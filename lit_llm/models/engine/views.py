@@ -1,0 +1,155 @@
+"""What the model sees of the slots in one forward pass: a chunk of a prompt, or a row an answer.
+
+Both play the part of `KVCache`.
+
+Shapes: B rows, N slots, H query heads, K key/value heads, G = H / K query heads of one key head,
+T new positions, S positions of a slot, D head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lit_llm.models.attention import Attention, KVCache
+from lit_llm.models.config import TransformerConfig
+from lit_llm.models.engine.memory import SlotMemory
+from lit_llm.models.kernels.backends import Backends
+from lit_llm.models.masks import Mask
+
+
+class PromptView(KVCache):
+    """One slot, for a chunk of T tokens of a prompt; earlier chunks are in the slot."""
+
+    def __init__(self, memory: SlotMemory, capacity: int, index: int, length: int, last: int):
+        self._memory, self._place = memory, (capacity, index)
+        self.capacity, self.length, self._last = capacity, length, last
+
+    def positions(self, T: int) -> Tensor:
+        """Positions (T,). Those of the padding stay within the context."""
+        device = self._memory.layer(self.capacity, 0)[0].device
+        return torch.arange(self.length, self.length + T, device=device).clamp(max=self._last)
+
+    def update(self, layer: int, k_BKTD: Tensor, v_BKTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Write T new positions and return all keys and values so far: (1, K, length + T, D)."""
+        capacity, index = self._place
+        begin, end = self.length, self.length + k_BKTD.shape[2]
+        keys_KSD, values_KSD = (t[index] for t in self._memory.layer(capacity, layer))
+        keys_KSD[:, begin:end], values_KSD[:, begin:end] = k_BKTD[0], v_BKTD[0]
+        return keys_KSD[None, :, :end], values_KSD[None, :, :end]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Where one answer's next token goes."""
+
+    capacity: int
+    index: int
+    position: int
+
+
+class _Batch:
+    """The rows of one class of slots: slots begin .. end - 1, with a query each or none."""
+
+    def __init__(self, capacity: int, numbers: list[int], rows: list[Row], device: torch.device):
+        indices = [row.index for row in rows]
+        self.capacity, self.begin, self.end = capacity, min(indices), max(indices) + 1
+        count = self.end - self.begin
+        # A slot between them whose prompt is not complete yet gets some query, and its result is
+        # not read.
+        query, position = [numbers[0]] * count, [0] * count
+        for number, row in zip(numbers, rows, strict=True):
+            query[row.index - self.begin] = number
+            position[row.index - self.begin] = row.position
+        self.rows = torch.tensor(numbers, device=device)
+        self.slots = torch.tensor(indices, device=device)
+        self.local = self.slots - self.begin
+        self.positions = torch.tensor([row.position for row in rows], device=device)
+        self.query = torch.tensor(query, device=device)
+        self.last_N = torch.tensor(position, device=device)
+
+    def bias(self, window: int | None) -> Tensor:
+        """float32 (N, 1, 1, S): 0 where a slot's query sees a key, else -inf."""
+        keys = torch.arange(self.capacity, device=self.last_N.device)
+        last_N1 = self.last_N[:, None]
+        seen_NS = keys <= last_N1
+        if window is not None:
+            seen_NS &= keys > last_N1 - window
+        bias_NS = torch.zeros(seen_NS.shape, device=keys.device).masked_fill_(~seen_NS, -torch.inf)
+        return bias_NS[:, None, None]
+
+
+class AnswerView(KVCache):
+    """One new token for each of several answers, whose slots and lengths differ.
+
+    Attention is two batched products over each class of slots, with the query heads of a key head
+    as rows and a softmax in float32 between them. All positions of a slot are multiplied, also
+    those that are empty: the shape then depends on the sequence's own length only.
+
+    Args:
+        memory: the slots.
+        rows: of the answers.
+        padded: B, at least the number of rows. What the model computes for the rows beyond is not
+            kept.
+    """
+
+    def __init__(self, memory: SlotMemory, rows: list[Row], padded: int):
+        self._memory, self._padded = memory, padded
+        device = memory.layer(rows[0].capacity, 0)[0].device
+        positions = [row.position for row in rows] + [0] * (padded - len(rows))
+        self._positions = torch.tensor(positions, device=device)[:, None, None]
+        self._batches = []
+        for capacity in sorted({row.capacity for row in rows}):
+            numbers = [i for i, row in enumerate(rows) if row.capacity == capacity]
+            some = [rows[i] for i in numbers]
+            self._batches.append(_Batch(capacity, numbers, some, device))
+        self._biases: dict[int | None, list[Tensor]] = {}
+
+    def positions(self, T: int) -> Tensor:
+        """Positions (B, 1, 1)."""
+        assert T == 1
+        return self._positions
+
+    def masks(
+        self,
+        config: TransformerConfig,
+        backends: Backends,
+        input_ids: Tensor,
+        padding_mask: Tensor | None,
+    ) -> dict[int | None, Mask]:
+        """No masks: `attend` knows the lengths. They are prepared for each kind of layer here."""
+        windows = {config.window(layer) for layer in range(config.num_layers)}
+        self._biases = {w: [batch.bias(w) for batch in self._batches] for w in windows}
+        return dict.fromkeys(windows)
+
+    def attend(
+        self, attention: Attention, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, mask: Mask
+    ) -> Tensor:
+        """Write the new keys and values, and return the weighted values (B, H, 1, D)."""
+        B, H, _, D = q_BHTD.shape
+        K = k_BKTD.shape[1]
+        q_BKGD = q_BHTD.reshape(B, K, H // K, D)
+        scale = attention.scale or D**-0.5
+        y_BKGD = torch.zeros_like(q_BKGD)
+        for batch, bias in zip(self._batches, self._biases[attention.window], strict=True):
+            keys_NKSD, values_NKSD = self._memory.layer(batch.capacity, attention.layer)
+            keys_NKSD[batch.slots, :, batch.positions] = k_BKTD[batch.rows, :, 0]
+            values_NKSD[batch.slots, :, batch.positions] = v_BKTD[batch.rows, :, 0]
+            used = slice(batch.begin, batch.end)
+            keys, values = keys_NKSD[used].flatten(0, 1), values_NKSD[used].flatten(0, 1)
+            scores = torch.bmm(q_BKGD[batch.query].flatten(0, 1), keys.transpose(1, 2))
+            scores_NKGS = scores.unflatten(0, (-1, K))
+            if attention.softcap is None:
+                scores_NKGS = torch.add(bias, scores_NKGS, alpha=scale)
+            else:
+                cap = attention.softcap
+                scores_NKGS = bias + cap * torch.tanh(scores_NKGS.float() * (scale / cap))
+            weights = scores_NKGS.softmax(-1).to(values.dtype).flatten(0, 1)
+            y_NKGD = torch.bmm(weights, values).unflatten(0, (-1, K))
+            y_BKGD[batch.rows] = y_NKGD[batch.local]
+        return y_BKGD.reshape(B, H, 1, D)
+
+    def advance(self, T: int) -> None:
+        """Nothing: the sequences know their lengths."""
