@@ -133,7 +133,13 @@ def server_parser() -> Parser:
         help="Hugging Face directory, .gguf file, run folder or .ckpt file",
     )
     parser.add_argument("--name", metavar="NAME", help="of the model; default: its folder's")
-    parser.add_argument("--adapter", metavar="DIR", help="PEFT adapter to put on the model")
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="[NAME=]DIR",
+        help="LoRA adapter to serve beside the model, as a model of its own; may be repeated",
+    )
     parser.add_argument(
         "--backend",
         type=backend,

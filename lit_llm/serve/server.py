@@ -39,8 +39,7 @@ def run_server(args: list[str]) -> None:
     if options.ckpt is not None:
         from lit_llm.serve.loading import load_served
 
-        model = load_served(options)
-        models[model.name] = model
+        models = load_served(options)
     backends = {}
     for given in options.backend:
         name, _, url = given.partition("=")

@@ -12,6 +12,8 @@ from lit_llm.serve.api.schema import NamedTool, ResponseFormat, Tool
 
 LARGEST_SCHEMA = 256 * 2**10
 """Bytes of a schema as JSON."""
+# A small model that may write white space anywhere can go on with it up to its limit.
+_OPTIONS = {"whitespace_flexible": False, "lenient": False}
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
 
@@ -96,7 +98,7 @@ def _compiled(schema: dict[str, Any], where: str) -> str:
     text = json.dumps(schema)
     if len(text) > LARGEST_SCHEMA:
         raise refused(f"{where}: the schema is larger than {LARGEST_SCHEMA:,} bytes", param=where)
-    grammar = LLMatcher.grammar_from_json_schema(text)
+    grammar = LLMatcher.grammar_from_json_schema(text, overrides=_OPTIONS)
     if error := " ".join(LLMatcher.validate_grammar(grammar).split()):
         keys = re.findall(r'"([^"]+)"', error) if error.startswith("Unimplemented") else []
         place = next((pointer for key in keys for pointer in _pointers(schema, key)), "#")
