@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lit_llm.models.engine import sampling
 from lit_llm.models.engine.random_numbers import uniform
 from lit_llm.models.engine.requests import SamplingSettings
 from lit_llm.models.engine.sampling import SamplingRow, choose
@@ -68,6 +69,34 @@ def test_rows_are_drawn_by_their_definition(
                 for e in (-1e-5, 1e-5)
             ]
             assert token in nudged
+
+
+def test_few_and_many_candidates_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flat rows need all tokens, steep ones a few; either way the whole row decides."""
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.tensor([0.1, 5.0]).repeat(50)[:, None]
+    logits = scale * torch.randn(100, 700, generator=generator)
+    for how in (
+        SamplingSettings(top_p=0.9),
+        SamplingSettings(top_k=3),
+        SamplingSettings(top_k=300, top_p=0.5),
+        SamplingSettings(min_p=0.2),
+    ):
+        rows = [SamplingRow(how, uniform(1, 0, i)) for i in range(100)]
+        whole = [token.id for token in choose(logits.clone(), rows)]
+        with monkeypatch.context() as patch:
+            patch.setattr(sampling, "CANDIDATES", 16)
+            assert [token.id for token in choose(logits.clone(), rows)] == whole
+
+
+def test_a_row_does_not_depend_on_the_others() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(30, 700, generator=generator)
+    how = [SamplingSettings(), SamplingSettings(top_p=0.8), SamplingSettings(temperature=0.0)]
+    rows = [SamplingRow(how[i % 3], uniform(1, 0, i), top_logprobs=i % 4) for i in range(30)]
+    together = choose(logits.clone(), rows)
+    for i, token in enumerate(together):
+        assert choose(logits[i : i + 1].clone(), rows[i : i + 1]) == [token]
 
 
 def test_frequencies() -> None:

@@ -142,5 +142,5 @@ def _linear(rows: Tensor, weight: Tensor) -> Tensor:
 
 
 def _attention(queries: Tensor, keys: Tensor) -> Tensor:
-    weights = torch.bmm(queries, keys.transpose(1, 2)).float().softmax(-1).to(keys.dtype)
-    return torch.bmm(weights, keys)
+    scores = torch.bmm(keys, queries.transpose(1, 2)).transpose(1, 2)
+    return torch.bmm(scores.float().softmax(-1).to(keys.dtype), keys)

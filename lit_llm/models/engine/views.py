@@ -139,8 +139,9 @@ class AnswerView(KVCache):
             values_NKSD[batch.slots, :, batch.positions] = v_BKTD[batch.rows, :, 0]
             used = slice(batch.begin, batch.end)
             keys, values = keys_NKSD[used].flatten(0, 1), values_NKSD[used].flatten(0, 1)
-            scores = torch.bmm(q_BKGD[batch.query].flatten(0, 1), keys.transpose(1, 2))
-            scores_NKGS = scores.unflatten(0, (-1, K))
+            # Keys times queries is up to twice as fast as queries times keys.
+            scores = torch.bmm(keys, q_BKGD[batch.query].flatten(0, 1).transpose(1, 2))
+            scores_NKGS = scores.transpose(1, 2).contiguous().unflatten(0, (-1, K))
             if attention.softcap is None:
                 scores_NKGS = torch.add(bias, scores_NKGS, alpha=scale)
             else:
