@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import os
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -46,18 +45,6 @@ def add_store(parser: argparse.ArgumentParser) -> None:
         metavar="FILE|URL",
         help="keys and records: a SQLite file or postgresql://user@host/name (default %(default)s)",
     )
-
-
-def network(text: str) -> str:
-    """Read an address or a network in CIDR form.
-
-    Raises:
-        argparse.ArgumentTypeError: it is neither.
-    """
-    try:
-        return str(ipaddress.ip_network(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def backend(text: str) -> str:
@@ -193,11 +180,10 @@ def server_parser() -> Parser:
     )
     parser.add_argument("--root_path", default="", help="path under which a proxy serves this")
     parser.add_argument(
-        "--trusted_proxy",
-        type=network,
+        "--allow_host",
         action="append",
         default=[],
-        metavar="CIDR",
-        help="proxies whose X-Forwarded-* headers count; may be repeated",
+        metavar="NAME",
+        help="name under which a proxy on this machine serves this; may be repeated",
     )
     return parser

@@ -8,7 +8,6 @@ import ipaddress
 import logging
 import socket
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from types import FrameType
 
@@ -39,7 +38,6 @@ class Listening:
         host, port: address; port 0 takes a free one.
         grace: seconds that running answers have after SIGTERM.
         root_path: path under which a proxy serves us.
-        trusted_proxies: networks whose ``X-Forwarded-*`` headers count.
         retention_days: age at which records are deleted; None: never.
     """
 
@@ -47,7 +45,6 @@ class Listening:
     port: int
     grace: float
     root_path: str
-    trusted_proxies: Sequence[str]
     retention_days: float | None
 
 
@@ -64,14 +61,14 @@ def run_service(service: Service, listening: Listening) -> int:
             f"--host {listening.host} --port {listening.port}: {error.strerror}"
         ) from None
     config = uvicorn.Config(
-        create_app(service, listening.root_path),
+        create_app(service),
+        root_path=listening.root_path,
         log_level="warning",
         access_log=False,  # paths and addresses of people; the records say who asked for what
         timeout_graceful_shutdown=_TELL,
         lifespan="off",
         server_header=False,
-        proxy_headers=bool(listening.trusted_proxies),
-        forwarded_allow_ips=list(listening.trusted_proxies),
+        proxy_headers=False,  # anybody can write X-Forwarded-*, and nothing here needs it
     )
     server = _Server(config, service, listening)
     port = listener.getsockname()[1]

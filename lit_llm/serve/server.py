@@ -54,13 +54,13 @@ def run_server(args: list[str]) -> None:
         prefix_scope=options.prefix_scope,
         store_texts=options.store_texts,
         loopback=local,
+        hosts=options.allow_host,
     )
     listening = Listening(
         options.host,
         options.port,
         options.grace,
         options.root_path,
-        options.trusted_proxy,
         options.retention_days,
     )
     status = run_service(service, listening)

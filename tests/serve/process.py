@@ -37,7 +37,7 @@ def main() -> int:
     threading.Thread(target=read_orders, daemon=True).start()
     model = ServedModel("tiny", engine, tokenizer, ChatFormat(tokenizer, CHATML_TEMPLATE))
     service = Service({"tiny": model}, Gate(Store(store)))
-    return run_service(service, Listening("127.0.0.1", 0, float(grace), "", [], 30))
+    return run_service(service, Listening("127.0.0.1", 0, float(grace), "", 30))
 
 
 if __name__ == "__main__":

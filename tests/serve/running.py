@@ -48,11 +48,15 @@ def events(text: str) -> list[Any]:
 
 
 @contextmanager
-def serving(service: Service, engine: ScriptedEngine) -> Iterator[Running]:
+def serving(service: Service, engine: ScriptedEngine, root_path: str = "") -> Iterator[Running]:
     """Run a service until the block ends."""
     server = uvicorn.Server(
         uvicorn.Config(
-            create_app(service), log_level="warning", timeout_graceful_shutdown=1, lifespan="off"
+            create_app(service),
+            root_path=root_path,
+            log_level="warning",
+            timeout_graceful_shutdown=1,
+            lifespan="off",
         )
     )
     listening = socket.create_server(("127.0.0.1", 0))

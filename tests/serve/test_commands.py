@@ -90,7 +90,10 @@ def test_usage_and_erase(place: str, capsys: pytest.CaptureFixture[str]) -> None
         ("absent --host 0.0.0.0", "there is no key: make one with lit_llm serve keys create"),
         ("absent --host 0.0.0.0 --no_keys", "absent: no such file or folder"),
         ("absent --port 70000", "--port: 70,000 must be from 0 to 65,535"),
-        ("absent --trusted_proxy here", "--trusted_proxy: 'here' does not appear to be an IPv4"),
+        ("", "give a checkpoint, or --backend NAME=URL"),
+        ("--check", "give a checkpoint"),
+        ("--backend here", "--backend: 'here' is not NAME=URL"),
+        ("--backend a=http://b/v1 --backend a=http://c/v1", "there is another model of this name"),
     ],
 )
 def test_mistakes(

@@ -13,7 +13,7 @@ from starlette.routing import Route
 from lit_llm.people.limits import Limits
 from lit_llm.serve.api.app import create_app
 from lit_llm.serve.api.guard import ADMIN, OPEN
-from tests.serve.running import Running, events
+from tests.serve.running import Running, events, serving
 from tests.serve.test_chat import error_of
 
 ROUTES = {
@@ -112,6 +112,9 @@ def test_pages_of_others_reach_no_local_model(
         assert answer.status_code == 200
     else:
         assert error_of(answer, 403)["code"] == code
+    if code == "wrong_host":
+        server.service.hosts = [headers["Host"]]
+        assert server.http.get("/v1/models", headers=headers).status_code == 200
     server.service.loopback = False
     assert server.http.get("/v1/models", headers=headers).status_code == 200
 
@@ -247,6 +250,17 @@ def test_no_secret_and_no_text_in_logs_metrics_and_errors(
     everything = "".join([*texts, failed.text, caplog.text])
     assert planted not in everything and secret not in everything
     assert "lit_llm_prompt_tokens_total" in texts[3]
+
+
+def test_under_a_path_of_a_proxy(server: Running) -> None:
+    """The proxy takes the path off; the description has it."""
+    with serving(server.service, server.engine, "/llm") as under:
+        assert under.http.get("/openapi.json").json()["servers"] == [{"url": "/llm"}]
+        assert under.chat().status_code == 200
+        server.gate.keys.create("team")
+        error_of(under.http.get("/v1/models"), 401)
+        error_of(under.http.get("/metrics"), 401)
+        assert under.http.get("/health/live").status_code == 200
 
 
 def test_health(server: Running) -> None:

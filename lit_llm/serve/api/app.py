@@ -8,24 +8,25 @@ from starlette.exceptions import HTTPException
 
 import lit_llm
 from lit_llm.serve.api import chat, completions, health, models, responses
+from lit_llm.serve.api.description import described
 from lit_llm.serve.api.errors import ApiError
 from lit_llm.serve.api.guard import Guard
 from lit_llm.serve.api.service import Service
 
 
-def create_app(service: Service, root_path: str = "") -> FastAPI:
+def create_app(service: Service) -> FastAPI:
     """The routes over a service.
 
     Args:
         service: models, gate and settings.
-        root_path: path under which a proxy serves the application.
     """
     # The pages of the documentation would load scripts from other hosts.
     pages: dict[str, None] = {"docs_url": None, "redoc_url": None}
-    app = FastAPI(title="lit_llm", version=lit_llm.__version__, root_path=root_path, **pages)
+    app = FastAPI(title="lit_llm", version=lit_llm.__version__, **pages)
     app.state.service = service
     for module in (chat, completions, responses, models, health):
         app.include_router(module.router)
+    app.openapi = lambda: described(app)  # type: ignore[method-assign]
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_middleware(Guard, service=service)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any, NoReturn
 
@@ -13,6 +14,8 @@ from lit_llm.serve.api.errors import ApiError, refused
 
 LARGEST_BODY = 4 * 2**20
 """Bytes of a request's body."""
+SLOWEST = 60.0
+"""Seconds that a body may take to arrive."""
 DEEPEST = 64
 """Lists and objects of a body inside one another."""
 
@@ -23,9 +26,22 @@ async def read_body(request: Request) -> dict[str, Any]:
     OpenAI's API gives null to a field that may be absent the meaning of its absence.
 
     Raises:
-        ApiError: 413 for a body beyond `LARGEST_BODY`; 400 for anything but a JSON object of texts
-            in Unicode.
+        ApiError: 413 for a body beyond `LARGEST_BODY`; 408 for one beyond `SLOWEST`; 400 for
+            anything but a JSON object of texts in Unicode.
     """
+    try:
+        async with asyncio.timeout(SLOWEST):
+            body = parse_json(await _read(request))
+    except TimeoutError:
+        raise ApiError(
+            408, f"the body took more than {SLOWEST:g} seconds", code="timeout"
+        ) from None
+    if not isinstance(body, dict):
+        raise refused("the body must be a JSON object", code="invalid_json")
+    return {key: value for key, value in body.items() if value is not None}
+
+
+async def _read(request: Request) -> bytes:
     length = request.headers.get("content-length", "0")
     pieces, size = [], 0
     if length.isdigit() and int(length) > LARGEST_BODY:
@@ -35,10 +51,7 @@ async def read_body(request: Request) -> dict[str, Any]:
         if size > LARGEST_BODY:
             raise _too_large()
         pieces.append(piece)
-    body = parse_json(b"".join(pieces))
-    if not isinstance(body, dict):
-        raise refused("the body must be a JSON object", code="invalid_json")
-    return {key: value for key, value in body.items() if value is not None}
+    return b"".join(pieces)
 
 
 def parse_json(text: bytes) -> Any:

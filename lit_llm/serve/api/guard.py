@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import re
 import secrets
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -75,8 +76,8 @@ class Guard:
 
     async def _check(self, scope: Scope, headers: Headers) -> None:
         if self._service.loopback:
-            check_local(headers)
-        path = scope["path"]
+            check_local(headers, self._service.hosts)
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
         if path in OPEN:
             return
         if self._service.draining and not path.startswith("/health"):
@@ -90,19 +91,24 @@ class Guard:
         scope.setdefault("state", {})["key"] = key
 
 
-def check_local(headers: Headers) -> None:
+def check_local(headers: Headers, hosts: Sequence[str] = ()) -> None:
     """Refuse what a web page in the user's browser sends to a server on its machine.
 
     A page of another host has another Origin. A page whose own name an attacker points at this
     machine (DNS rebinding) has that name as the Host.
 
+    Args:
+        headers: of the request.
+        hosts: names of this machine beside localhost.
+
     Raises:
         ApiError: 403.
     """
     host = headers.get("host", "")
-    if not _is_local(urlsplit(f"//{host}").hostname):
+    name = urlsplit(f"//{host}").hostname
+    if not _is_local(name) and name not in hosts:
         raise ApiError(
-            403, "the Host header names another machine; use localhost or 127.0.0.1",
+            403, "the Host header names another machine; use localhost, or --allow_host",
             code="wrong_host",
         )  # fmt: skip
     origin = headers.get("origin")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -73,6 +73,7 @@ class Service:
         prefix_scope: "key": prompts of one key are not found in the cache by another; "all".
         store_texts: whether prompts and answers are kept with the records.
         loopback: the server listens on this machine only; Host and Origin are checked.
+        hosts: further names of this machine for that check.
         draining: the server ends; new requests are refused.
         failed: the engine is dead.
         metrics: counts of what happened.
@@ -86,6 +87,7 @@ class Service:
     prefix_scope: str = "key"
     store_texts: bool = False
     loopback: bool = True
+    hosts: Sequence[str] = ()
     draining: bool = False
     failed: bool = False
     metrics: Metrics = field(default_factory=Metrics)
