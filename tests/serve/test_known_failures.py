@@ -78,8 +78,8 @@ def test_two_finish_reasons(server: Running) -> None:
     server.engine.free = 3
     found: list[Any] = []
     asking = threading.Thread(target=lambda: found.append(server.stream(stop=["o"], n=2)))
-    # The second answer waits for its third token until the engine has ended the first one.
-    server.engine.script = lambda request: "hello" if request.choice == 0 else "a b c d e"
+    # The first answer is cancelled after its stop text; the second one waits until that is done.
+    server.engine.script = lambda request: "a b c d e" if request.choice else "hello there"
     asking.start()
     wait_until(lambda: server.engine.running and server.engine.running[0].over.is_set())
     server.engine.pause.set()
