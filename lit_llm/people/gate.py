@@ -33,7 +33,7 @@ class Gate:
     """
 
     def __init__(self, store: Store, no_keys: bool = False):
-        self.keys, self.records = Keys(store), Records(store)
+        self._store, self.keys, self.records = store, Keys(store), Records(store)
         self._counters: Counters = (
             MemoryCounters(self.records.used_today) if store.is_sqlite else StoreCounters(store)
         )
@@ -68,6 +68,22 @@ class Gate:
             await self._first_use(key)
             return self._counters.reserve(key.id, key.limits, tokens)
         return await self._write(lambda: self._counters.reserve(key.id, key.limits, tokens))
+
+    async def release(self, reservation: Reservation | None) -> None:
+        """Give a reservation back whose request was never begun; it leaves no record.
+
+        A flood of refused requests must not wait for the disk.
+        """
+        if reservation is None:
+            return
+        if self._in_memory:
+            self._counters.settle(reservation, 0, None)
+        else:
+            await self._write(lambda: self._release(reservation))
+
+    def _release(self, reservation: Reservation) -> None:
+        with self._store.write() as connection:
+            self._counters.settle(reservation, 0, connection)
 
     async def finish(self, record: RequestRecord, reservation: Reservation | None) -> None:
         """Write a request that has ended, and settle what it has reserved.

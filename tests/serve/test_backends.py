@@ -151,7 +151,7 @@ def test_before_the_first_byte_a_request_is_repeated(server: Running) -> None:
     with answering((503, b""), (503, b""), (503, b"")) as (url, asked):
         server.service.backends["other"] = Backend("other", url)
         assert error_of(server.chat(model="other"), 503)["code"] == "backend_unavailable"
-    assert used(server) == 4
+    assert used(server) == 4 and len(server.gate.records.usage()) == 1
 
 
 @pytest.mark.parametrize(

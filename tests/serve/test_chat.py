@@ -197,7 +197,7 @@ def test_a_demanded_call_is_made_by_a_grammar(server: Running, choice: Any) -> N
     assert found["message"]["tool_calls"][0]["function"] == {"name": "weather", "arguments": "{}"}
     assert found["finish_reason"] == "tool_calls"
     grammar = server.engine.running[0].request.grammar
-    assert grammar is not None and '"const": "weather"' in grammar
+    assert grammar is not None and '"const":"weather"' in grammar
     absent = {"type": "function", "function": {"name": "absent"}}
     assert error_of(server.chat(tools=[WEATHER], tool_choice=absent))["param"] == "tool_choice"
 
@@ -210,7 +210,7 @@ def test_a_schema_becomes_a_grammar(server: Running) -> None:
     server.chat(response_format={"type": "json_object"})
     server.chat(response_format={"type": "text"})
     grammars = [running.request.grammar or "" for running in server.engine.running]
-    assert '"const": 7' in grammars[0] and '"type": "object"' in grammars[1] and not grammars[2]
+    assert '"const":7' in grammars[0] and '"type":"object"' in grammars[1] and not grammars[2]
     refusal = error_of(server.chat(response_format=form({"items": {"uniqueItems": True}})))
     assert refusal["code"] == "unsupported_schema" and "#/items/uniqueItems" in refusal["message"]
     error_of(server.chat(response_format={"type": "json_schema"}))
@@ -371,6 +371,7 @@ def test_a_full_queue(server: Running) -> None:
     assert error_of(answer, 429)["code"] == "queue_full"
     assert answer.headers["retry-after"] == "1" and answer.headers["retry-after-ms"] == "1000"
     assert server.engine.running[0].over.wait(5)
+    assert not server.gate.records.usage()  # it has cost nothing
     assert server.chat().status_code == 200
 
 

@@ -170,6 +170,15 @@ def test_a_request_that_can_never_pass_is_no_429(server: Running) -> None:
     assert server.engine.running[0].request.max_new_tokens < 100
 
 
+def test_a_full_queue_gives_the_reservation_back(server: Running) -> None:
+    limited(server, tokens_per_minute=60)
+    server.engine.room = 0
+    for _ in range(3):
+        assert error_of(server.chat(max_tokens=30), 429)["code"] == "queue_full"
+    server.engine.room = 1
+    assert server.chat(max_tokens=30).status_code == 200
+
+
 def test_choices_count_each(server: Running) -> None:
     limited(server, tokens_per_minute=100)
     assert error_of(server.chat(max_tokens=20, n=5))["code"] == "request_beyond_limit"

@@ -77,8 +77,8 @@ class Forwarded:
         try:
             self._response = await self._backend.open(self._fields)
         except BaseException:
-            self._reason, self._most = "error", 0
-            await self.settle()
+            self._settled = True
+            await self._service.gate.release(self._reservation)
             raise
 
     @property

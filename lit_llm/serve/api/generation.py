@@ -151,15 +151,15 @@ class Generation:
             for choice in range(job.n):
                 self._handles.append(self._submit(choice, limit))
         except QueueFull as full:
-            await self._fail("queue full")
+            await self._undo()
             raise overloaded(
                 f"the server is full: {full}" if str(full) else "the server is full"
             ) from None
         except UserError as error:
-            await self._fail("refused")
+            await self._undo()
             raise refused(str(error)) from None
         except BaseException:
-            await self._fail("failed at submission")
+            await self._undo()
             raise
 
     def _within_key(self, limit: int) -> int:
@@ -300,17 +300,16 @@ class Generation:
         metrics.duration.observe(time.time() - self._started)
         await self._write(reason)
 
-    async def _fail(self, error: str) -> None:
-        """Undo a begun submission: it costs nothing."""
-        self._error = error
+    async def _undo(self) -> None:
+        """Take a begun submission back: it costs nothing."""
         self._settled = True
         for handle in self._handles:
             handle.cancel()
         self._service.metrics.running.dec()
         self._service.waiting.discard(self._wake.set)
-        await self._write("error", free=True)
+        await self._service.gate.release(self._reservation)
 
-    async def _write(self, reason: str, free: bool = False) -> None:
+    async def _write(self, reason: str) -> None:
         job, used = self._job, self.usage()
         texts = self._service.store_texts
         record = RequestRecord(
@@ -324,7 +323,7 @@ class Generation:
             started=self._started,
             first_token=self._first_token,
             ended=time.time(),
-            prompt_tokens=0 if free else used.prompt,
+            prompt_tokens=used.prompt,
             cached_tokens=used.cached,
             completion_tokens=used.completion,
             reason=reason,

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -59,7 +60,7 @@ class Guard:
         try:
             await self._check(scope, headers)
             await self._app(scope, receive, send_with_id)
-        except ClientGone:
+        except (ClientGone, ClientDisconnect):
             log.info("%s: the client has left", request_id)
         except ApiError as error:
             await _answer(error)(scope, receive, send_with_id)
