@@ -19,6 +19,7 @@ PEERS = ("transformers", "litgpt", "nanochat")
     ("script", "said"),
     [
         ("decode.py", "transformers eager"),
+        ("engine.py", "3 sequences  transformers generate"),
         ("chat_templates.py", "9 of 9 templates pass"),
         pytest.param("load.py", "peak memory ratio", marks=pytest.mark.slow),
         ("cpu_step.py", "floor"),

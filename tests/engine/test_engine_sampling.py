@@ -58,7 +58,7 @@ def test_rows_are_drawn_by_their_definition(
     rows = [
         SamplingRow(how, number, frozenset({1, 2, 3}), Counter([3, 3, 5])) for how, number in asked
     ]
-    chosen = [token.id for token in choose(logits.clone(), rows)]
+    chosen = [token.id if token else None for token in choose(logits.clone(), rows)]
     for token, row_logits, row in zip(chosen, logits, rows, strict=True):
         if token != expected_token(row_logits, row):
             # The two sums differ in rounding, so only a number at a border may differ.
@@ -83,10 +83,10 @@ def test_few_and_many_candidates_give_the_same(monkeypatch: pytest.MonkeyPatch) 
         SamplingSettings(min_p=0.2),
     ):
         rows = [SamplingRow(how, uniform(1, 0, i)) for i in range(100)]
-        whole = [token.id for token in choose(logits.clone(), rows)]
+        whole = [token.id if token else None for token in choose(logits.clone(), rows)]
         with monkeypatch.context() as patch:
             patch.setattr(sampling, "CANDIDATES", 16)
-            assert [token.id for token in choose(logits.clone(), rows)] == whole
+            assert [token.id if token else None for token in choose(logits.clone(), rows)] == whole
 
 
 def test_a_row_does_not_depend_on_the_others() -> None:
@@ -102,7 +102,7 @@ def test_a_row_does_not_depend_on_the_others() -> None:
 def test_frequencies() -> None:
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0]).repeat(4000, 1)
     rows = [SamplingRow(SamplingSettings(), uniform(7, 0, i)) for i in range(4000)]
-    counts = Counter(token.id for token in choose(logits.clone(), rows))
+    counts = Counter(token.id for token in choose(logits.clone(), rows) if token)
     shares = torch.tensor([counts[i] / 4000 for i in range(4)])
     assert (shares - logits[0].softmax(0)).abs().max() < 0.03
 
@@ -112,6 +112,7 @@ def test_logprobs_are_of_the_unmodified_distribution() -> None:
     how = SamplingSettings(temperature=0.0, logit_bias={9: 100.0})
     rows = [SamplingRow(how, 0.5, top_logprobs=3), SamplingRow(how, 0.5, top_logprobs=0)]
     first, second = choose(logits.clone(), rows)
+    assert first is not None and second is not None
     expected = logits.log_softmax(-1)
     assert first.id == second.id == 9
     assert first.logprob == pytest.approx(float(expected[0, 9]))
@@ -130,7 +131,7 @@ def test_a_mask_leaves_only_its_tokens() -> None:
             SamplingRow(SamplingSettings(temperature=temperature), u, mask=mask) for u in (0.1, 0.9)
         ]
         rows.append(SamplingRow(SamplingSettings(temperature=temperature), 0.3))
-        got = [token.id for token in choose(logits.clone(), rows)]
+        got = [token.id if token else None for token in choose(logits.clone(), rows)]
         assert got == ([31, 31, 0] if temperature == 0 else [31, 32, 0])
 
 
@@ -148,3 +149,13 @@ def test_random_numbers_are_uniform() -> None:
     numbers = torch.tensor([uniform(1, 0, i) for i in range(20_000)], dtype=torch.float64)
     shares = torch.histc(numbers, 20, 0, 1) / len(numbers)
     assert (shares - 0.05).abs().max() < 0.01
+
+
+def test_a_row_without_a_token_spoils_no_other() -> None:
+    logits = torch.zeros(3, V)
+    logits[1, 4] = torch.nan
+    nothing = torch.zeros(2, dtype=torch.int32)
+    for how in (SamplingSettings(temperature=0.0), SamplingSettings(top_p=0.5)):
+        rows = [SamplingRow(how, 0.0, mask=nothing), SamplingRow(how, 0.0), SamplingRow(how, 0.0)]
+        assert choose(logits.clone(), rows)[:2] == [None, None]
+        assert choose(logits.clone(), rows)[2] is not None

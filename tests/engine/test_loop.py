@@ -5,6 +5,7 @@ No test waits for a time: events and semaphores say when something has happened.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from queue import Queue
@@ -206,8 +207,18 @@ def test_an_error_outside_of_requests_ends_all_and_the_loop_goes_on(
     first, second = Listener(), Listener()
     loop.submit(request(), first)
     assert first.wait() == [Finished("error", 5, 0, 0, error="MemoryError in the engine")]
+    assert not engine.table.owners()
     loop.submit(request(), second)
     assert len(second.wait()) == 5
+
+
+def test_an_answer_that_cannot_go_on_ends_alone(loop: EngineLoop) -> None:
+    bad, good = Listener(), Listener()
+    excluded = SamplingSettings(logit_bias=dict.fromkeys(range(97), -math.inf))
+    loop.submit(GenerationRequest([1], 4, excluded), bad)
+    loop.submit(request(), good)
+    assert bad.wait() == [Finished("error", 1, 0, 0, error="RuntimeError in the engine")]
+    assert answer(good.wait()) == alone(tiny(), [request()])[0]
 
 
 def test_a_listener_that_raises_ends_its_own_request(engine: Engine, loop: EngineLoop) -> None:

@@ -25,9 +25,8 @@ class _LayerUpdate(nn.Module):
     def __init__(self, update: Update, scale: float):
         super().__init__()
         rank, size = update.a.shape
-        self.a = nn.Linear(size, rank, bias=False, device=update.a.device, dtype=torch.float32)
-        self.b = nn.Linear(rank, len(update.b), bias=False, device=update.b.device)
-        self.b.float()
+        self.a = nn.Linear(size, rank, bias=False, dtype=torch.float32)
+        self.b = nn.Linear(rank, len(update.b), bias=False, dtype=torch.float32)
         with torch.no_grad():
             self.a.weight.copy_(update.a)
             self.b.weight.copy_(scale * update.b.float())
@@ -69,9 +68,9 @@ class MixedAdapters:
                 self._layers.setdefault(layer, {})[name] = _LayerUpdate(update, scale)
         for layer, updates in self._layers.items():
             linear = model.get_submodule(layer)
-            for update in updates.values():
-                update.to(model.embed.weight.device)
-                pack_linears(update)
+            for module in updates.values():
+                module.to(model.embed.weight.device)
+                pack_linears(module)
             linear.register_forward_hook(self._hook(updates))
 
     def route(self, adapters: Sequence[str | None], device: torch.device) -> None:

@@ -157,9 +157,9 @@ class Engine:
         return bool(self.scheduler.waiting or self.scheduler.running)
 
     def end_all(self, reason: FinishReason, error: str | None = None) -> None:
-        """End every request."""
-        for sequence in [*self.scheduler.waiting, *self.scheduler.running]:
-            self._finish(sequence, reason, error=error)
+        """End every request, whatever state a failed step has left them in."""
+        for sequence in self.scheduler.clear():
+            self._tell_end(sequence, reason, error=error)
 
     # One step
 
@@ -176,7 +176,7 @@ class Engine:
                 x_C = self._chunk(sequence)
                 if x_C is not None:
                     ready.append((sequence, x_C))
-        for some in _blocks(plan.answers):
+        for some in _blocks(sorted(plan.answers, key=self._place)):
             with self._ends_on_error(some):
                 ready += self._answers(some)
         rows = []
@@ -243,7 +243,9 @@ class Engine:
 
     def _answers(self, sequences: list[Running]) -> list[tuple[Running, Tensor]]:
         """Compute one token of each answer; return those whose next token is not known yet."""
-        rows = [Row(s.capacity, self.table.index(s, s.capacity), s.computed) for s in sequences]
+        # Slots may have moved since the blocks were made: a request that failed has freed one.
+        sequences.sort(key=self._place)
+        rows = [Row(*self._place(s), s.computed) for s in sequences]
         ids = [[s.tokens[s.computed]] for s in sequences]
         ids += [[0]] * (-len(ids) % ROW_STEP)
         view = AnswerView(self.memory, rows, len(ids))
@@ -265,6 +267,8 @@ class Engine:
         tokens = choose(logits_RV, [row for _, _, row in block])
         for (sequence, _, _), token in zip(block, tokens, strict=True):
             with self._ends_on_error([sequence]):
+                if token is None:
+                    raise RuntimeError("no token can be chosen")
                 self._append(sequence, token)
 
     def _sampling(self, sequence: Running) -> SamplingRow:
@@ -307,8 +311,17 @@ class Engine:
         stop_id: int | None = None,
         error: str | None = None,
     ) -> None:
-        sequence.finished = reason
         self.scheduler.drop(sequence)
+        self._tell_end(sequence, reason, stop_id, error)
+
+    def _tell_end(
+        self,
+        sequence: Running,
+        reason: FinishReason,
+        stop_id: int | None = None,
+        error: str | None = None,
+    ) -> None:
+        sequence.finished = reason
         self._tell(
             sequence,
             Finished(
@@ -324,7 +337,10 @@ class Engine:
             log.error("a caller's on_event raised", exc_info=error)
             sequence.cancelled = True
 
-    # What the scheduler does to the tensors
+    # Slots
+
+    def _place(self, sequence: Running) -> tuple[int, int]:
+        return sequence.capacity, self.table.index(sequence, sequence.capacity)
 
     def _taken(self, capacity: int) -> None:
         used = {each: self.table.count(each) for each in self.table.capacities}

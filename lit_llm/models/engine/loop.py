@@ -9,13 +9,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from lit_llm.models.engine.core import Engine
-from lit_llm.models.engine.requests import (
-    Finished,
-    FinishReason,
-    GenerationRequest,
-    OnEvent,
-    QueueFull,
-)
+from lit_llm.models.engine.requests import GenerationRequest, OnEvent, QueueFull
 from lit_llm.models.engine.sequence import Sequence
 
 log = logging.getLogger(__name__)
@@ -149,10 +143,10 @@ class EngineLoop:
         """Tell everyone who still waits for an answer that there will be none."""
         with self._wake:
             planned, self._closing = self._closing, True
-            left, self._submitted = list(self._submitted), deque()
-        error = None if planned else "the engine has stopped"
-        reason: FinishReason = "cancelled" if planned else "error"
-        for submitted in left:
-            event = Finished(reason, len(submitted.request.prompt), 0, 0, error=error)
-            submitted.on_event(event)
-        self._engine.end_all(reason, error=error)
+            while self._submitted:
+                submitted = self._submitted.popleft()
+                self._engine.add(submitted.request, submitted.on_event)
+        if planned:
+            self._engine.end_all("cancelled")
+        else:
+            self._engine.end_all("error", error="the engine has stopped")

@@ -29,7 +29,7 @@ class SlotMemory:
         device: torch.device,
         dtype: torch.dtype,
     ):
-        self.num_layers, self.budget = num_layers, budget
+        self.num_layers, self.num_kv_heads, self.budget = num_layers, num_kv_heads, budget
         self._shape, self._options = (num_kv_heads, head_dim), {"device": device, "dtype": dtype}
         self._keys: dict[int, list[Tensor]] = {}
         self._values: dict[int, list[Tensor]] = {}

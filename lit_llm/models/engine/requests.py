@@ -67,8 +67,11 @@ class Finished:
     cached_tokens: int
     """Tokens of the prompt that the prefix cache held."""
     new_tokens: int
+    """Number of `GeneratedToken` events; a stop token is none of them."""
     stop_id: int | None = None
+    """The token of ``stop_ids`` that ended the answer."""
     error: str | None = None
+    """What happened, without any text of the request."""
 
 
 Event = GeneratedToken | Finished

@@ -55,14 +55,17 @@ class SamplingRow:
         return s.top_k > 0 or s.top_p < 1 or s.min_p > 0
 
 
-def choose(logits_RV: Tensor, rows: Sequence[SamplingRow]) -> list[GeneratedToken]:
+def choose(logits_RV: Tensor, rows: Sequence[SamplingRow]) -> list[GeneratedToken | None]:
     """Return the next token of each row of ``logits_RV``, float32 (R, V), which may be changed.
 
     The settings apply in the order of `SamplingSettings`, a grammar's mask before the temperature.
+    None stands for a row in which no token can be chosen: all are excluded, or a logit is NaN.
     """
     logprobs = _logprobs(logits_RV, rows)
     _penalize(logits_RV, rows)
     _mask(logits_RV, rows)
+    possible_R = logits_RV.amax(-1).isfinite()
+    logits_RV[~possible_R] = 0.0
     chosen = [0] * len(rows)
     for greedy in (True, False):
         some = [i for i, row in enumerate(rows) if row.is_greedy == greedy]
@@ -71,10 +74,11 @@ def choose(logits_RV: Tensor, rows: Sequence[SamplingRow]) -> list[GeneratedToke
             best = _best(values_RV) if greedy else _draw(values_RV, [rows[i] for i in some])
             for i, token in zip(some, best, strict=True):
                 chosen[i] = token
-    return [
-        GeneratedToken(token) if report is None else report(token)
-        for token, report in zip(chosen, logprobs, strict=True)
-    ]
+    found: list[GeneratedToken | None] = []
+    for token, report, possible in zip(chosen, logprobs, possible_R.tolist(), strict=True):
+        reported = GeneratedToken(token) if report is None else report(token)
+        found.append(reported if possible else None)
+    return found
 
 
 Report = Callable[[int], GeneratedToken]
@@ -216,13 +220,12 @@ def _filter_best(
     top_p_R1 = torch.tensor([[s.top_p] for s in settings], device=device)
     min_p_R1 = torch.tensor([[s.min_p] for s in settings], device=device)
     gone_RN = torch.arange(count, device=device) >= top_k_R1
-    # Probabilities among the tokens that top-k keeps.
-    total_R1 = torch.where(
+    # Probabilities among the tokens that top-k keeps. Both kernels compute each row by itself.
+    probabilities_RN = torch.where(
         top_k_R1 <= count,
-        best_RN.masked_fill(gone_RN, -torch.inf).logsumexp(-1, keepdim=True),
-        logits_RV.logsumexp(-1, keepdim=True),
+        best_RN.masked_fill(gone_RN, -torch.inf).softmax(-1),
+        logits_RV.softmax(-1).gather(1, ids_RN),
     )
-    probabilities_RN = (best_RN - total_R1).exp()
     # A token goes if the tokens before it already reach p. The first one always stays.
     before_RN = probabilities_RN.cumsum(-1) - probabilities_RN
     beyond_RN = (before_RN >= top_p_R1) & (top_p_R1 < 1)

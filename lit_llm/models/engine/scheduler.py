@@ -22,7 +22,7 @@ class Plan:
     chunks: list[Sequence] = field(default_factory=list)
     """Sequences that compute a chunk of their prompts, one chunk for each time they are listed."""
     answers: list[Sequence] = field(default_factory=list)
-    """Sequences that compute one token, ordered by their slots."""
+    """Sequences that compute one token."""
 
 
 class Scheduler:
@@ -68,6 +68,13 @@ class Scheduler:
         else:
             self.waiting.remove(sequence)
 
+    def clear(self) -> list[Sequence]:
+        """Forget all sequences and their slots, and return the sequences."""
+        dropped = [*self.waiting, *self.running]
+        self.waiting, self.running = [], []
+        self.table.clear()
+        return dropped
+
     def can_ever_run(self, sequence: Sequence) -> bool:
         """Whether the whole budget is enough for this sequence alone."""
         return self._need(sequence) <= self.table.budget
@@ -82,9 +89,7 @@ class Scheduler:
             answering = sequence.capacity and not sequence.waits_for_prompt
             if answering and self._has_room(sequence):
                 answers.append(sequence)
-        answers = [s for s in answers if s.capacity]
-        answers.sort(key=lambda s: (s.capacity, self.table.index(s, s.capacity)))
-        return Plan(self._chunks(), answers)
+        return Plan(self._chunks(), [s for s in answers if s.capacity])
 
     def _urgency(self, sequence: Sequence) -> tuple[int, int]:
         waited = self.step - sequence.served

@@ -73,3 +73,5 @@ class Sequence:
     def restart(self) -> None:
         """Forget what was computed, not what was answered."""
         self.computed = self.capacity = 0
+        if not self.new_tokens:
+            self.cached_tokens = 0  # they are counted anew

@@ -116,6 +116,11 @@ class SlotTable(Generic[Owner]):
         self._places[last][capacity] = index
         return Move(capacity, len(owners), index)
 
+    def clear(self) -> None:
+        """Free all slots."""
+        self._owners = {capacity: [] for capacity in self.capacities}
+        self._places, self._reserved = {}, {}
+
     def index(self, owner: Owner, capacity: int) -> int:
         """Place of the owner's slot among those of its class."""
         return self._places[owner][capacity]

@@ -8,6 +8,7 @@ T new positions, S positions of a slot, D head width.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +42,7 @@ class PromptView(KVCache):
         return keys_KSD[None, :, :end], values_KSD[None, :, :end]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Row:
     """Where one answer's next token goes."""
 
@@ -51,24 +52,37 @@ class Row:
 
 
 class _Batch:
-    """The rows of one class of slots: slots begin .. end - 1, with a query each or none."""
+    """The rows first .. first + len(rows) - 1 of a step, all of one class of slots.
 
-    def __init__(self, capacity: int, numbers: list[int], rows: list[Row], device: torch.device):
-        indices = [row.index for row in rows]
-        self.capacity, self.begin, self.end = capacity, min(indices), max(indices) + 1
-        count = self.end - self.begin
-        # A slot between them whose prompt is not complete yet gets some query, and its result is
-        # not read.
-        query, position = [numbers[0]] * count, [0] * count
-        for number, row in zip(numbers, rows, strict=True):
-            query[row.index - self.begin] = number
-            position[row.index - self.begin] = row.position
-        self.rows = torch.tensor(numbers, device=device)
-        self.slots = torch.tensor(indices, device=device)
-        self.local = self.slots - self.begin
-        self.positions = torch.tensor([row.position for row in rows], device=device)
-        self.query = torch.tensor(query, device=device)
-        self.last_N = torch.tensor(position, device=device)
+    They use the slots begin .. end - 1. A slot between them may have no row: its prompt is not
+    complete yet.
+    """
+
+    def __init__(self, first: int, rows: list[Row], num_kv_heads: int, device: torch.device):
+        self.capacity, self.begin, self.end = rows[0].capacity, rows[0].index, rows[-1].index + 1
+        self.rows = slice(first, first + len(rows))
+        local = [row.index - self.begin for row in rows]
+        last = [0] * (self.end - self.begin)
+        for place, row in zip(local, rows, strict=True):
+            last[place] = row.position
+        self.last_N = torch.tensor(last, device=device)
+        # Slots of the rows; None if every slot has one.
+        self.local = torch.tensor(local, device=device) if len(last) > len(rows) else None
+        heads = torch.arange(num_kv_heads, device=device)
+        slots, positions = (
+            torch.tensor([[value] for value in values], device=device)
+            for values in ([r.index for r in rows], [r.position for r in rows])
+        )
+        # Places of the new keys among all positions of all heads of all slots.
+        self.places = ((slots * num_kv_heads + heads) * self.capacity + positions).flatten()
+
+    def spread(self, q_RKGD: Tensor) -> Tensor:
+        """Give each slot its row's query: (R, ...) -> (N, ...). Slots without a row get zeros."""
+        if self.local is None:
+            return q_RKGD
+        q_NKGD = q_RKGD.new_zeros(len(self.last_N), *q_RKGD.shape[1:])
+        q_NKGD[self.local] = q_RKGD
+        return q_NKGD
 
     def bias(self, window: int | None) -> Tensor:
         """float32 (N, 1, 1, S): 0 where a slot's query sees a key, else -inf."""
@@ -90,21 +104,22 @@ class AnswerView(KVCache):
 
     Args:
         memory: the slots.
-        rows: of the answers.
+        rows: of the answers, ascending.
         padded: B, at least the number of rows. What the model computes for the rows beyond is not
             kept.
     """
 
     def __init__(self, memory: SlotMemory, rows: list[Row], padded: int):
-        self._memory, self._padded = memory, padded
+        self._memory = memory
         device = memory.layer(rows[0].capacity, 0)[0].device
         positions = [row.position for row in rows] + [0] * (padded - len(rows))
         self._positions = torch.tensor(positions, device=device)[:, None, None]
-        self._batches = []
-        for capacity in sorted({row.capacity for row in rows}):
-            numbers = [i for i, row in enumerate(rows) if row.capacity == capacity]
-            some = [rows[i] for i in numbers]
-            self._batches.append(_Batch(capacity, numbers, some, device))
+        assert rows == sorted(rows)
+        self._batches, first = [], 0
+        for _, group in itertools.groupby(rows, lambda row: row.capacity):
+            some = list(group)
+            self._batches.append(_Batch(first, some, memory.num_kv_heads, device))
+            first += len(some)
         self._biases: dict[int | None, list[Tensor]] = {}
 
     def positions(self, T: int) -> Tensor:
@@ -135,12 +150,15 @@ class AnswerView(KVCache):
         y_BKGD = torch.zeros_like(q_BKGD)
         for batch, bias in zip(self._batches, self._biases[attention.window], strict=True):
             keys_NKSD, values_NKSD = self._memory.layer(batch.capacity, attention.layer)
-            keys_NKSD[batch.slots, :, batch.positions] = k_BKTD[batch.rows, :, 0]
-            values_NKSD[batch.slots, :, batch.positions] = v_BKTD[batch.rows, :, 0]
+            for all_NKSD, new_BKTD in ((keys_NKSD, k_BKTD), (values_NKSD, v_BKTD)):
+                all_NKSD.view(-1, D).index_copy_(
+                    0, batch.places, new_BKTD[batch.rows].reshape(-1, D)
+                )
             used = slice(batch.begin, batch.end)
             keys, values = keys_NKSD[used].flatten(0, 1), values_NKSD[used].flatten(0, 1)
+            q_NKGD = batch.spread(q_BKGD[batch.rows])
             # Keys times queries is up to twice as fast as queries times keys.
-            scores = torch.bmm(keys, q_BKGD[batch.query].flatten(0, 1).transpose(1, 2))
+            scores = torch.bmm(keys, q_NKGD.flatten(0, 1).transpose(1, 2))
             scores_NKGS = scores.transpose(1, 2).contiguous().unflatten(0, (-1, K))
             if attention.softcap is None:
                 scores_NKGS = torch.add(bias, scores_NKGS, alpha=scale)
@@ -149,7 +167,7 @@ class AnswerView(KVCache):
                 scores_NKGS = bias + cap * torch.tanh(scores_NKGS.float() * (scale / cap))
             weights = scores_NKGS.softmax(-1).to(values.dtype).flatten(0, 1)
             y_NKGD = torch.bmm(weights, values).unflatten(0, (-1, K))
-            y_BKGD[batch.rows] = y_NKGD[batch.local]
+            y_BKGD[batch.rows] = y_NKGD if batch.local is None else y_NKGD[batch.local]
         return y_BKGD.reshape(B, H, 1, D)
 
     def advance(self, T: int) -> None:
