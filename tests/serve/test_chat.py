@@ -367,11 +367,13 @@ def test_an_engine_that_fails_says_nothing_of_itself(server: Running) -> None:
 
 def test_a_full_queue(server: Running) -> None:
     server.engine.room = 1
+    server.engine.pause.clear()
     answer = server.chat(n=2)  # the second one does not fit, so the first one is undone
     assert error_of(answer, 429)["code"] == "queue_full"
     assert answer.headers["retry-after"] == "1" and answer.headers["retry-after-ms"] == "1000"
     assert server.engine.running[0].over.wait(5)
     assert not server.gate.records.usage()  # it has cost nothing
+    server.engine.pause.set()
     assert server.chat().status_code == 200
 
 

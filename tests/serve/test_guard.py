@@ -154,6 +154,10 @@ def test_tokens_a_minute(server: Running) -> None:
     first = server.chat(max_tokens=20)
     spent = first.json()["usage"]["total_tokens"]
     assert first.headers["x-ratelimit-limit-tokens"] == "100"
+    # While the answer is written, its reservation counts.
+    left = 100 - first.json()["usage"]["prompt_tokens"] - 20
+    assert first.headers["x-ratelimit-remaining-tokens"] == str(left)
+    assert 0 < float(first.headers["x-ratelimit-reset-tokens"].removesuffix("s")) <= 60
     answers = [first]
     while answers[-1].status_code == 200:
         answers.append(server.chat(max_tokens=20))

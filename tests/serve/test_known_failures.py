@@ -350,7 +350,7 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     "test_an_event_in_two_lines": (
         f"{API}/event_stream.py", 'text.replace("\\u2028", "\\\\u2028")', "text"),
     "test_a_page_in_the_browser_uses_the_model": (
-        f"{API}/guard.py", "check_local(headers)\n", "pass\n"),
+        f"{API}/guard.py", "check_local(headers, self._service.hosts)\n", "pass\n"),
 }  # fmt: skip
 
 

@@ -21,8 +21,7 @@ def create_app(service: Service) -> FastAPI:
         service: models, gate and settings.
     """
     # The pages of the documentation would load scripts from other hosts.
-    pages: dict[str, None] = {"docs_url": None, "redoc_url": None}
-    app = FastAPI(title="lit_llm", version=lit_llm.__version__, **pages)
+    app = FastAPI(title="lit_llm", version=lit_llm.__version__, docs_url=None, redoc_url=None)
     app.state.service = service
     for module in (chat, completions, responses, models, health):
         app.include_router(module.router)

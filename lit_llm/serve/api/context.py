@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar, cast
 
@@ -75,9 +76,9 @@ async def limit_headers(request: Request) -> dict[str, str]:
 
 
 def _reset(standing: Standing) -> float:
-    """Seconds from the oldest to the newest request's end of its minute."""
+    """Seconds until the minute of the newest request ends, if no other one is admitted."""
     window = standing.window
-    return window[-1][0] - window[0][0] + WINDOW if window else 0.0
+    return max(0.0, window[-1][0] + WINDOW - time.time()) if window else 0.0
 
 
 def ignored_header(ignored: list[str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from lit_llm.serve.api.schema import NamedTool, ResponseFormat, Tool
 LARGEST_SCHEMA = 256 * 2**10
 """Bytes of a schema as JSON."""
 # A small model that may write white space anywhere can go on with it up to its limit.
-_OPTIONS = {"whitespace_flexible": False, "lenient": False}
+_OPTIONS: Any = {"whitespace_flexible": False, "lenient": False}
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
 
