@@ -19,9 +19,9 @@ from lit_llm.serve.api.errors import ApiError
 from lit_llm.serve.api.mended_stream import MendedStream
 from lit_llm.serve.api.service import Service
 from tests.serve.running import Running, events, serving
-from tests.serve.test_chat import CALL, WEATHER, error_of, joined
+from tests.serve.test_api_streams import wait_until
+from tests.serve.test_chat_api import CALL, WEATHER, error_of, joined
 from tests.serve.test_guard import limited, used
-from tests.serve.test_streams import wait_until
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.serve.running import Running, events
-from tests.serve.test_chat import error_of
+from tests.serve.test_chat_api import error_of
 
 
 def complete(server: Running, **body: Any) -> Any:

@@ -23,7 +23,7 @@ from lit_llm.serve.api.fields import CHAT, COMPLETIONS, RESPONSES
 from lit_llm.serve.api.service import ServedModel, Service
 from tests.serve.running import Running
 from tests.serve.scripted import ScriptedEngine
-from tests.serve.test_chat import error_of
+from tests.serve.test_chat_api import error_of
 
 
 @pytest.fixture(scope="module")

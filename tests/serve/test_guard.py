@@ -14,7 +14,7 @@ from lit_llm.people.limits import Limits
 from lit_llm.serve.api.app import create_app
 from lit_llm.serve.api.guard import ADMIN, OPEN
 from tests.serve.running import Running, events, serving
-from tests.serve.test_chat import error_of
+from tests.serve.test_chat_api import error_of
 
 ROUTES = {
     ("GET", "/v1/models"), ("GET", "/v1/models/{name:path}"), ("POST", "/v1/chat/completions"),

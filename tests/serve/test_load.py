@@ -22,7 +22,7 @@ from lit_llm.serve.api.service import ServedModel, Service
 from tests.people.databases import postgres
 from tests.serve.running import Running, serving
 from tests.serve.scripted import ScriptedEngine
-from tests.serve.test_streams import wait_until
+from tests.serve.test_api_streams import wait_until
 
 pytestmark = pytest.mark.slow
 Client = Callable[[httpx.AsyncClient, int], Awaitable[Any]]

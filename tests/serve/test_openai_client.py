@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from tests.serve.running import Running
-from tests.serve.test_chat import CALL, WEATHER
+from tests.serve.test_chat_api import CALL, WEATHER
 
 openai = pytest.importorskip("openai")
 from openai.types import Completion  # noqa: E402

@@ -16,7 +16,7 @@ import pytest
 from lit_llm.people.store.database import Store
 from lit_llm.people.store.records import Records
 from tests.serve.running import events
-from tests.serve.test_chat import error_of
+from tests.serve.test_chat_api import error_of
 
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
 

@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from tests.serve.running import Running
-from tests.serve.test_chat import CALL, error_of
+from tests.serve.test_chat_api import CALL, error_of
 from tests.serve.test_openai_client import Person, strict
 
 openai = pytest.importorskip("openai")

@@ -32,7 +32,7 @@ from lit_llm.serve.api.service import Service
 from lit_llm.serve.loading import load_served
 from lit_llm.serve.options import server_parser
 from tests.serve.running import Running, serving
-from tests.serve.test_chat import error_of, joined
+from tests.serve.test_chat_api import error_of, joined
 
 CONTEXT = 512
 

@@ -18,9 +18,9 @@ import httpx
 import pytest
 
 from tests.serve.running import Running, events
-from tests.serve.test_chat import CALL, WEATHER, error_of, joined
+from tests.serve.test_api_streams import wait_until
+from tests.serve.test_chat_api import CALL, WEATHER, error_of, joined
 from tests.serve.test_guard import bearer, limited, used
-from tests.serve.test_streams import wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -375,9 +375,9 @@ def test_without_its_guard_the_test_fails(name: str, tmp_path: Path) -> None:
     file.write_text(file.read_text(encoding="utf-8").replace(guard, without), encoding="utf-8")
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
-         f"tests/serve/test_known_failures.py::{name}"],
+         f"tests/serve/test_serve_failures.py::{name}"],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True,
         text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 1, run.stdout + run.stderr
-    assert f"FAILED tests/serve/test_known_failures.py::{name}" in run.stdout
+    assert f"FAILED tests/serve/test_serve_failures.py::{name}" in run.stdout

@@ -20,7 +20,7 @@ from lit_llm.serve.api.deltas import Content, Message
 from lit_llm.serve.api.event_stream import MOST_UNREAD, EventStream, event
 from lit_llm.serve.api.reader import AnswerReader
 from tests.serve.running import Running, events
-from tests.serve.test_chat import error_of, joined
+from tests.serve.test_chat_api import error_of, joined
 from tests.serve.test_guard import used
 
 
