@@ -63,6 +63,10 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     ),
     "chat": (_function("lit_llm.terminal.chat", "chat_main"), "talk to a model in the terminal"),
     "generate": (_function("lit_llm.terminal.completion", "generate_main"), "continue prompts"),
+    "serve": (
+        _function("lit_llm.serve.command", "serve_main"),
+        "answer OpenAI's API; keys, limits and records",
+    ),
     "import": (
         _function("lit_llm.terminal.convert", "import_main"),
         "GGUF file to Hugging Face directory",

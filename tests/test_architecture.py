@@ -24,6 +24,8 @@ ARROWS = {
     "evaluate": {"training", "data", "corpus", "models", INSIDE},
     "terminal": {"data", "corpus", "models"},
     "plan": {"models"},
+    "people": set(),
+    "serve": {"people", "data", "models"},
 }
 
 

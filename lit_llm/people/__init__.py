@@ -1,0 +1,1 @@
+"""What serving and annotation share: keys, limits and the store."""

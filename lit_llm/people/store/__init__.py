@@ -1,0 +1,1 @@
+"""The database of keys, usage, requests and acts of administrators."""
