@@ -16,7 +16,7 @@ from lit_llm.models.kernels.objective import Objective, linear_objective
 
 def plain(
     x: Tensor, weight: Tensor, labels: Tensor, objective: Objective, reference: tuple | None,
-    scale: float | None, softcap: float | None, weights: Tensor | None = None,
+    scale: float | None, softcap: float | None, weights_N: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """The weighted sum, from all logits at once and torch's own functions."""
 
@@ -32,12 +32,12 @@ def plain(
     if objective.kind == "dft":
         picked = own.softmax(-1).gather(1, labels[:, None].clamp(min=0))[:, 0]
         losses = losses * picked.detach()
-    weights = torch.ones(len(labels)) if weights is None else weights
-    total = (losses * weights)[known].sum()
+    weights_N = torch.ones(len(labels)) if weights_N is None else weights_N
+    total = (losses * weights_N)[known].sum()
     if reference is not None:
         log_q = logits(*reference).log_softmax(-1)
         kl = F.kl_div(own.log_softmax(-1), log_q, log_target=True, reduction="none").sum(-1)
-        total = total + objective.anchor * (kl * weights)[known].sum()
+        total = total + objective.anchor * (kl * weights_N)[known].sum()
     return total
 
 
@@ -71,7 +71,9 @@ def test_it_is_plain_torch(
         patch.setattr(module, "chunk_bytes", lambda device: chunk)
         for function in (plain, linear_objective):
             inputs = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
-            value = function(*inputs, labels, objective, reference, scale, softcap, weights)
+            value = function(
+                *inputs, labels, objective, reference, scale, softcap, weights_N=weights
+            )
             (value * upstream).backward()
             results.append((value, *(t.grad for t in inputs)))
     for got, expected in zip(*results, strict=True):
