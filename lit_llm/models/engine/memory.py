@@ -74,7 +74,9 @@ class SlotMemory:
             layers = tensors.setdefault(capacity, [])
             for layer in range(self.num_layers):
                 # Zeros: a key that no query sees has the weight 0, and 0 times NaN is NaN.
-                new_NKSD = torch.zeros(slots, K, capacity, D, **self._options)  # type: ignore[call-overload]
+                new_NKSD = torch.zeros(  # type: ignore[call-overload]
+                    slots, K, capacity, D, **self._options
+                )
                 if there:
                     new_NKSD[:kept] = layers[layer][:kept]
                     layers[layer] = new_NKSD
