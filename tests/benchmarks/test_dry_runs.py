@@ -23,12 +23,12 @@ PEERS = ("transformers", "litgpt", "nanochat")
         pytest.param("ablation.py", "without back-out", marks=pytest.mark.slow),
         ("chat_templates.py", "10 of 10 templates pass"),
         pytest.param("load.py", "peak memory ratio", marks=pytest.mark.slow),
-        ("cpu_step.py", "floor"),
-        ("busy.py", "1 busy, ours, libgomp's waiting"),
+        pytest.param("cpu_step.py", "floor", marks=pytest.mark.slow),
+        pytest.param("busy.py", "1 busy, ours, libgomp's waiting", marks=pytest.mark.slow),
         pytest.param(
             "checkpoint_pause.py", "two processes, parts, background", marks=pytest.mark.slow
         ),
-        ("dedup.py", "exact 1.000 and near"),
+        pytest.param("dedup.py", "exact 1.000 and near", marks=pytest.mark.slow),
         pytest.param("forgetting.py", "ended within", marks=pytest.mark.slow),
         pytest.param("end_to_end.py", "memory at 1 MB", marks=pytest.mark.slow),
     ],

@@ -161,7 +161,7 @@ def test_what_ends_an_answer(tokenizer: Tokenizer) -> None:
         ([], "not empty"),
         ("hello", "must be a list"),
         ([{"content": "x"}], "message 1 must be an object with 'role'"),
-        ([{"role": "user"}], "message 1 has neither content nor tool_calls"),
+        ([{"role": "user"}], "message 1 has no 'content'"),
         (
             [{"role": "narrator", "content": "x"}],
             "role 'narrator'; roles are system, user, assistant",

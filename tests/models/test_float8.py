@@ -262,6 +262,7 @@ def test_what_is_refused() -> None:
         SFTModule("somewhere", lora=LoRAConfig(rank=2), float8=True)
 
 
+@pytest.mark.slow
 def test_it_learns_what_bfloat16_learns() -> None:
     """40 steps of AdamW on text that counts: every loss is within 1% of bfloat16's, down to a tenth
     of the first."""

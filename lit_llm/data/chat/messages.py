@@ -188,7 +188,8 @@ def _read(number: int, message: Any) -> tuple[Message, float, PartWeights]:
     if "content" in clean:
         clean["content"], parts = _content(number, role, clean["content"])
     elif "tool_calls" not in clean:
-        raise UserError(f"message {number} has neither content nor tool_calls")
+        missing = "neither content nor tool_calls" if role == "assistant" else "no 'content'"
+        raise UserError(f"message {number} has {missing}")
     for key in REASONING:
         if role != "assistant" and clean.get(key) == "":
             del clean[key]  # a dataset column that is empty for other roles
