@@ -166,6 +166,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="of a run; the first is left out")
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
     parser.add_argument("--peer", type=Path, default=PEER, help="python that has TRL")
+    parser.add_argument("--result", default="finetune", help="name of the JSON")
     parser.add_argument("--dry-run", action="store_true")
     args = parser.parse_args()
     if not args.peer.exists():
@@ -185,7 +186,7 @@ def main() -> None:
         del row["versions"]
     if not args.dry_run:
         result = {"rounds": args.rounds, "steps": args.steps, "peer_versions": versions}
-        print(f"wrote {write_result('finetune', {**result, 'cases': rows})}")
+        print(f"wrote {write_result(args.result, {**result, 'cases': rows})}")
 
 
 if __name__ == "__main__":
