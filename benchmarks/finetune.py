@@ -108,7 +108,8 @@ def run(python: str | Path, side: str, job: dict[str, Any], folder: Path) -> dic
 def measure(name: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     case = {**DEFAULT, **CASES[name]}
     rows = folder / "rows.jsonl"
-    count = 1 + args.steps * 8 * (4 if case["packing"] else 1)
+    # Many, so that best-fit packing fills the rows as it does in a real run.
+    count = 1 + args.steps * 8 * (20 if case["packing"] else 1)
     rows.write_text("".join(json.dumps(row) + "\n" for row in conversations(count, case)))
     (folder / "thinking.jinja").write_text(THINKING)
     job = {**case, "base": str(args.base), "rows": str(rows), "steps": args.steps,
